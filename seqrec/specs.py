@@ -1,0 +1,61 @@
+"""Objects as plain `class_path` / `init_args` dictionaries and back.
+
+A checkpoint must load with `weights_only=True`, so a model's hyperparameters may hold no objects. Every part
+that a model takes as an argument (encoder, loss, negatives, optimiser, protocol) therefore keeps each
+constructor argument as an attribute of the same name, as scikit-learn's estimators do. `to_spec` reads them
+back, in the form that a YAML config has.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+from seqrec.errors import InputError
+
+Spec = dict[str, Any]
+
+
+def to_spec(value: Any) -> Any:
+    """Plain form of `value`: `{"class_path": ..., "init_args": {...}}` for an object, itself for plain data.
+
+    Raises:
+        TypeError: an object that does not keep one of its constructor arguments as an attribute.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [to_spec(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_spec(item) for key, item in value.items()}
+    cls = type(value)
+    init_args: Spec = {}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or not hasattr(value, name):
+            raise TypeError(
+                f"{cls.__qualname__} must keep its constructor argument {name!r} as an attribute of that name, "
+                "so that checkpoints can rebuild it"
+            )
+        init_args[name] = to_spec(getattr(value, name))
+    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
+
+
+def from_spec(value: Any) -> Any:
+    """Inverse of `to_spec`; objects pass through unchanged.
+
+    Raises:
+        InputError: the class cannot be imported or refuses its arguments.
+    """
+    if isinstance(value, list):
+        return [from_spec(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "class_path" not in value:
+        return {key: from_spec(item) for key, item in value.items()}
+    module_name, _, class_name = str(value["class_path"]).rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+        return cls(**{key: from_spec(item) for key, item in value.get("init_args", {}).items()})
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise InputError(f"cannot build {value['class_path']}: {error}") from error
