@@ -1,0 +1,41 @@
+"""GRU4Rec."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from seqrec.encoders.base import ENCODERS, SequenceEncoder
+from seqrec.layers import make_norm
+from seqrec.types import History
+
+
+@ENCODERS.register("GRU4Rec")
+class GRU4Rec(SequenceEncoder):
+    """Gated recurrent units over the history (Session-based Recommendations with Recurrent Neural Networks,
+    Hidasi et al. 2016).
+
+    The paper trains on session-parallel mini-batches with ranking losses; here the encoder alone is theirs, and
+    data, objective and evaluation are those of all encoders. The norm of the output is ours.
+
+    Args:
+        d_model: Width D of inputs, hidden state and outputs.
+        num_layers: Stacked GRU layers.
+        dropout: Share of each layer's outputs set to 0 in training.
+        layer_norm: Whether the output is normalised.
+    """
+
+    def __init__(
+        self, d_model: int = 64, *, num_layers: int = 1, dropout: float = 0.2, layer_norm: bool = True
+    ) -> None:
+        super().__init__(d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm)
+        # One module a layer, so that dropout lies between layers without torch's warning for a single one.
+        self.layers = nn.ModuleList(nn.GRU(d_model, d_model, batch_first=True) for _ in range(num_layers))
+        self.dropout_layer = nn.Dropout(dropout)
+        self.norm = make_norm(d_model, layer_norm)
+
+    def forward(self, x: Tensor, history: History) -> Tensor:
+        """See `SequenceEncoder.forward`."""
+        for layer in self.layers:
+            x = self.dropout_layer(layer(x)[0])
+        out: Tensor = self.norm(x)
+        return out

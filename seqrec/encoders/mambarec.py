@@ -1,0 +1,47 @@
+"""MambaRec."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from seqrec.encoders.base import ENCODERS
+from seqrec.encoders.blocks import BlockEncoder
+from seqrec.layers import MambaMixer
+
+
+@ENCODERS.register("MambaRec")
+class MambaRec(BlockEncoder):
+    """One Mamba block in place of each whole Transformer block: no attention and no feed-forward layer.
+
+    The mixer is Mamba's (Gu & Dao 2023); see `seqrec.layers.MambaMixer`.
+
+    Args:
+        d_model: Width D.
+        num_layers: Blocks.
+        d_state: States of each inner channel.
+        d_conv: Events that the convolution sees.
+        expand: Inner width divided by D.
+        dropout: Share of each block's outputs set to 0 in training.
+        layer_norm: False leaves every norm out.
+    """
+
+    def __init__(
+        self,
+        d_model: int = 64,
+        *,
+        num_layers: int = 2,
+        d_state: int = 32,
+        d_conv: int = 4,
+        expand: int = 2,
+        dropout: float = 0.2,
+        layer_norm: bool = True,
+    ) -> None:
+        def branches() -> list[nn.Module]:
+            return [MambaMixer(d_model, d_state=d_state, d_conv=d_conv, expand=expand)]
+
+        super().__init__(
+            d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm, branches=branches
+        )
+        self.d_state = d_state
+        self.d_conv = d_conv
+        self.expand = expand

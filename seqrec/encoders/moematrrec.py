@@ -1,0 +1,83 @@
+"""MoEMaTrRec."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from seqrec.encoders.base import ENCODERS
+from seqrec.encoders.blocks import BlockEncoder
+from seqrec.layers import CausalSelfAttention, FeedForward, MambaMixer, TokenGate
+
+
+class AttentionMambaMixture(nn.Module):
+    """Attention and Mamba side by side, summed with weights from a gate at each position.
+
+    Args:
+        attention: Maps (B, L, D) to (B, L, D), causal.
+        mamba: Likewise.
+        d_model: D.
+    """
+
+    def __init__(self, attention: CausalSelfAttention, mamba: MambaMixer, d_model: int) -> None:
+        super().__init__()
+        self.attention = attention
+        self.mamba = mamba
+        self.gate = TokenGate(d_model, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, L, D) to (B, L, D)."""
+        attention_weight, mamba_weight = self.gate(x).split(1, dim=-1)
+        out: Tensor = attention_weight * self.attention(x) + mamba_weight * self.mamba(x)
+        return out
+
+
+@ENCODERS.register("MoEMaTrRec")
+class MoEMaTrRec(BlockEncoder):
+    """Transformer block in which a gating network mixes attention and Mamba.
+
+    Differs from the published code on purpose. There, attention has no causal mask and the gate pools over the
+    whole sequence, so in training each state sees the events that it must predict, and the gate's weights of a
+    past position change with every new event. Here attention is causal, and the gate weighs the two experts at
+    each position from that position's input alone.
+
+    Args:
+        d_model: Width D.
+        num_layers: Blocks.
+        num_heads: Attention heads, a divisor of D.
+        d_state: States of each inner channel of Mamba.
+        d_conv: Events that Mamba's convolution sees.
+        expand: Inner width of Mamba divided by D.
+        d_feedforward: Hidden width of the feed-forward layer; None is D.
+        dropout: Share of attention weights, hidden units and branch outputs set to 0 in training.
+        layer_norm: False leaves every norm out.
+    """
+
+    def __init__(
+        self,
+        d_model: int = 64,
+        *,
+        num_layers: int = 2,
+        num_heads: int = 1,
+        d_state: int = 32,
+        d_conv: int = 4,
+        expand: int = 2,
+        d_feedforward: int | None = None,
+        dropout: float = 0.2,
+        layer_norm: bool = True,
+    ) -> None:
+        def branches() -> list[nn.Module]:
+            attention = CausalSelfAttention(d_model, num_heads=num_heads, dropout=dropout)
+            mamba = MambaMixer(d_model, d_state=d_state, d_conv=d_conv, expand=expand)
+            return [
+                AttentionMambaMixture(attention, mamba, d_model),
+                FeedForward(d_model, d_hidden=d_feedforward, dropout=dropout),
+            ]
+
+        super().__init__(
+            d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm, branches=branches
+        )
+        self.num_heads = num_heads
+        self.d_state = d_state
+        self.d_conv = d_conv
+        self.expand = expand
+        self.d_feedforward = d_feedforward

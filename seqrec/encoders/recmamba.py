@@ -1,0 +1,52 @@
+"""RecMamba."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from seqrec.encoders.base import ENCODERS
+from seqrec.encoders.blocks import BlockEncoder
+from seqrec.layers import FeedForward, MambaMixer
+
+
+@ENCODERS.register("RecMamba")
+class RecMamba(BlockEncoder):
+    """Transformer block in which Mamba replaces the attention and the feed-forward layer stays (Uncovering
+    Selective State Space Model's Capabilities in Lifelong Sequential Recommendation, Yang et al. 2024).
+
+    Args:
+        d_model: Width D.
+        num_layers: Blocks.
+        d_state: States of each inner channel.
+        d_conv: Events that the convolution sees.
+        expand: Inner width divided by D.
+        d_feedforward: Hidden width of the feed-forward layer; None is D.
+        dropout: Share of hidden units and branch outputs set to 0 in training.
+        layer_norm: False leaves every norm out.
+    """
+
+    def __init__(
+        self,
+        d_model: int = 64,
+        *,
+        num_layers: int = 2,
+        d_state: int = 32,
+        d_conv: int = 4,
+        expand: int = 2,
+        d_feedforward: int | None = None,
+        dropout: float = 0.2,
+        layer_norm: bool = True,
+    ) -> None:
+        def branches() -> list[nn.Module]:
+            return [
+                MambaMixer(d_model, d_state=d_state, d_conv=d_conv, expand=expand),
+                FeedForward(d_model, d_hidden=d_feedforward, dropout=dropout),
+            ]
+
+        super().__init__(
+            d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm, branches=branches
+        )
+        self.d_state = d_state
+        self.d_conv = d_conv
+        self.expand = expand
+        self.d_feedforward = d_feedforward

@@ -1,0 +1,49 @@
+"""SASRec."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from seqrec.encoders.base import ENCODERS
+from seqrec.encoders.blocks import BlockEncoder
+from seqrec.layers import CausalSelfAttention, FeedForward
+
+
+@ENCODERS.register("SASRec")
+class SASRec(BlockEncoder):
+    """Transformer of causal self-attention and feed-forward (Self-Attentive Sequential Recommendation, Kang &
+    McAuley 2018, section 3).
+
+    Differs from the paper's code in the norm, which here stands before the whole branch and not before the
+    queries alone.
+
+    Args:
+        d_model: Width D.
+        num_layers: Transformer blocks.
+        num_heads: Attention heads, a divisor of D.
+        d_feedforward: Hidden width of the feed-forward layer; None is D, as in the paper.
+        dropout: Share of attention weights, hidden units and branch outputs set to 0 in training.
+        layer_norm: False leaves every norm out.
+    """
+
+    def __init__(
+        self,
+        d_model: int = 64,
+        *,
+        num_layers: int = 2,
+        num_heads: int = 1,
+        d_feedforward: int | None = None,
+        dropout: float = 0.2,
+        layer_norm: bool = True,
+    ) -> None:
+        def branches() -> list[nn.Module]:
+            return [
+                CausalSelfAttention(d_model, num_heads=num_heads, dropout=dropout),
+                FeedForward(d_model, d_hidden=d_feedforward, dropout=dropout),
+            ]
+
+        super().__init__(
+            d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm, branches=branches
+        )
+        self.num_heads = num_heads
+        self.d_feedforward = d_feedforward

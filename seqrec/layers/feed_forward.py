@@ -1,0 +1,29 @@
+"""Position-wise feed-forward layer."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class FeedForward(nn.Module):
+    """`W2 dropout(relu(W1 x))` at each position (SASRec, Kang & McAuley 2018, equation 6).
+
+    Args:
+        d_model: Width D of input and output.
+        d_hidden: Width between; None is D, as in SASRec.
+        dropout: Share of hidden units set to 0 in training.
+    """
+
+    def __init__(self, d_model: int, *, d_hidden: int | None = None, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(d_model, d_hidden or d_model),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(d_hidden or d_model, d_model),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, L, D) to (B, L, D)."""
+        out: Tensor = self.layers(x)
+        return out
