@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
-from seqrec.encoders.base import ENCODERS
-from seqrec.encoders.blocks import BlockEncoder
-from seqrec.layers import MambaMixer
+from seqrec.encoders.base import ENCODERS, SequenceEncoder
+from seqrec.layers import MambaMixer, ResidualStack
+from seqrec.types import History
 
 
 @ENCODERS.register("MambaRec")
-class MambaRec(BlockEncoder):
+class MambaRec(SequenceEncoder):
     """One Mamba block in place of each whole Transformer block: no attention and no feed-forward layer.
 
     The mixer is Mamba's (Gu & Dao 2023); see `seqrec.layers.MambaMixer`.
@@ -36,12 +36,18 @@ class MambaRec(BlockEncoder):
         dropout: float = 0.2,
         layer_norm: bool = True,
     ) -> None:
-        def branches() -> list[nn.Module]:
-            return [MambaMixer(d_model, d_state=d_state, d_conv=d_conv, expand=expand)]
-
-        super().__init__(
-            d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm, branches=branches
-        )
+        super().__init__(d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm)
         self.d_state = d_state
         self.d_conv = d_conv
         self.expand = expand
+
+        def branches() -> list[nn.Module]:
+            return [MambaMixer(d_model, d_state=d_state, d_conv=d_conv, expand=expand)]
+
+        blocks = [branches() for _ in range(num_layers)]
+        self.stack = ResidualStack(blocks, d_model, dropout=dropout, layer_norm=layer_norm)
+
+    def forward(self, x: Tensor, history: History) -> Tensor:
+        """See `SequenceEncoder.forward`."""
+        out: Tensor = self.stack(x)
+        return out

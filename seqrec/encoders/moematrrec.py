@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from seqrec.encoders.base import ENCODERS
-from seqrec.encoders.blocks import BlockEncoder
-from seqrec.layers import CausalSelfAttention, FeedForward, MambaMixer, TokenGate
+from seqrec.encoders.base import ENCODERS, SequenceEncoder
+from seqrec.layers import CausalSelfAttention, FeedForward, MambaMixer, ResidualStack, TokenGate
+from seqrec.types import History
 
 
 class AttentionMambaMixture(nn.Module):
@@ -32,7 +32,7 @@ class AttentionMambaMixture(nn.Module):
 
 
 @ENCODERS.register("MoEMaTrRec")
-class MoEMaTrRec(BlockEncoder):
+class MoEMaTrRec(SequenceEncoder):
     """Transformer block in which a gating network mixes attention and Mamba.
 
     Differs from the published code on purpose. There, attention has no causal mask and the gate pools over the
@@ -65,6 +65,13 @@ class MoEMaTrRec(BlockEncoder):
         dropout: float = 0.2,
         layer_norm: bool = True,
     ) -> None:
+        super().__init__(d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm)
+        self.num_heads = num_heads
+        self.d_state = d_state
+        self.d_conv = d_conv
+        self.expand = expand
+        self.d_feedforward = d_feedforward
+
         def branches() -> list[nn.Module]:
             attention = CausalSelfAttention(d_model, num_heads=num_heads, dropout=dropout)
             mamba = MambaMixer(d_model, d_state=d_state, d_conv=d_conv, expand=expand)
@@ -73,11 +80,10 @@ class MoEMaTrRec(BlockEncoder):
                 FeedForward(d_model, d_hidden=d_feedforward, dropout=dropout),
             ]
 
-        super().__init__(
-            d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm, branches=branches
-        )
-        self.num_heads = num_heads
-        self.d_state = d_state
-        self.d_conv = d_conv
-        self.expand = expand
-        self.d_feedforward = d_feedforward
+        blocks = [branches() for _ in range(num_layers)]
+        self.stack = ResidualStack(blocks, d_model, dropout=dropout, layer_norm=layer_norm)
+
+    def forward(self, x: Tensor, history: History) -> Tensor:
+        """See `SequenceEncoder.forward`."""
+        out: Tensor = self.stack(x)
+        return out

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
-from seqrec.encoders.base import ENCODERS
-from seqrec.encoders.blocks import BlockEncoder
-from seqrec.layers import FeedForward, MambaMixer
+from seqrec.encoders.base import ENCODERS, SequenceEncoder
+from seqrec.layers import FeedForward, MambaMixer, ResidualStack
+from seqrec.types import History
 
 
 @ENCODERS.register("RecMamba")
-class RecMamba(BlockEncoder):
+class RecMamba(SequenceEncoder):
     """Transformer block in which Mamba replaces the attention and the feed-forward layer stays (Uncovering
     Selective State Space Model's Capabilities in Lifelong Sequential Recommendation, Yang et al. 2024).
 
@@ -37,16 +37,22 @@ class RecMamba(BlockEncoder):
         dropout: float = 0.2,
         layer_norm: bool = True,
     ) -> None:
+        super().__init__(d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm)
+        self.d_state = d_state
+        self.d_conv = d_conv
+        self.expand = expand
+        self.d_feedforward = d_feedforward
+
         def branches() -> list[nn.Module]:
             return [
                 MambaMixer(d_model, d_state=d_state, d_conv=d_conv, expand=expand),
                 FeedForward(d_model, d_hidden=d_feedforward, dropout=dropout),
             ]
 
-        super().__init__(
-            d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm, branches=branches
-        )
-        self.d_state = d_state
-        self.d_conv = d_conv
-        self.expand = expand
-        self.d_feedforward = d_feedforward
+        blocks = [branches() for _ in range(num_layers)]
+        self.stack = ResidualStack(blocks, d_model, dropout=dropout, layer_norm=layer_norm)
+
+    def forward(self, x: Tensor, history: History) -> Tensor:
+        """See `SequenceEncoder.forward`."""
+        out: Tensor = self.stack(x)
+        return out

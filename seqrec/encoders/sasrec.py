@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
-from seqrec.encoders.base import ENCODERS
-from seqrec.encoders.blocks import BlockEncoder
-from seqrec.layers import CausalSelfAttention, FeedForward
+from seqrec.encoders.base import ENCODERS, SequenceEncoder
+from seqrec.layers import CausalSelfAttention, FeedForward, ResidualStack
+from seqrec.types import History
 
 
 @ENCODERS.register("SASRec")
-class SASRec(BlockEncoder):
+class SASRec(SequenceEncoder):
     """Transformer of causal self-attention and feed-forward (Self-Attentive Sequential Recommendation, Kang &
     McAuley 2018, section 3).
 
@@ -36,14 +36,20 @@ class SASRec(BlockEncoder):
         dropout: float = 0.2,
         layer_norm: bool = True,
     ) -> None:
+        super().__init__(d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm)
+        self.num_heads = num_heads
+        self.d_feedforward = d_feedforward
+
         def branches() -> list[nn.Module]:
             return [
                 CausalSelfAttention(d_model, num_heads=num_heads, dropout=dropout),
                 FeedForward(d_model, d_hidden=d_feedforward, dropout=dropout),
             ]
 
-        super().__init__(
-            d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm, branches=branches
-        )
-        self.num_heads = num_heads
-        self.d_feedforward = d_feedforward
+        blocks = [branches() for _ in range(num_layers)]
+        self.stack = ResidualStack(blocks, d_model, dropout=dropout, layer_norm=layer_norm)
+
+    def forward(self, x: Tensor, history: History) -> Tensor:
+        """See `SequenceEncoder.forward`."""
+        out: Tensor = self.stack(x)
+        return out

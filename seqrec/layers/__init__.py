@@ -5,14 +5,14 @@ from seqrec.layers.feed_forward import FeedForward
 from seqrec.layers.gate import TokenGate
 from seqrec.layers.mamba import MambaMixer
 from seqrec.layers.positions import LearnedPositions
-from seqrec.layers.residual import Residual, make_norm
+from seqrec.layers.residual import ResidualStack, make_norm
 
 __all__ = [
     "CausalSelfAttention",
     "FeedForward",
     "LearnedPositions",
     "MambaMixer",
-    "Residual",
+    "ResidualStack",
     "TokenGate",
     "make_norm",
 ]

@@ -1,0 +1,167 @@
+"""The command line: `seqrec prepare | fit | validate | test | predict`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+
+from seqrec.cli_errors import explain
+from seqrec.data.datamodule import SequenceDataModule
+from seqrec.errors import InputError
+from seqrec.inference import RecommendationWriter
+from seqrec.models import Popularity, Recommender, evaluate
+from seqrec.protocols import FullRanking, Protocol
+from seqrec.report import metrics_table, write_metrics
+
+
+class Trainer(pl.Trainer):
+    """Lightning's trainer, so that `prepare` is a subcommand with the same configs as the others."""
+
+    def prepare(self, model: Recommender, datamodule: SequenceDataModule) -> None:
+        """Prepare the event store from the raw log, and train nothing."""
+
+
+class ArgumentParser(LightningArgumentParser):
+    """Parser that refuses in one line, with what is allowed."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the reason and exit with status 2."""
+        sys.stderr.write(f"error: {explain(message)}\n")
+        raise SystemExit(2)
+
+
+class SeqrecCLI(LightningCLI):
+    """Lightning's command line with what a run of a recommender needs around it."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the protocol, checkpoints, early stopping and the links from data to model."""
+        parser.add_subclass_arguments(Protocol, "protocol", required=False)
+        parser.set_defaults({"protocol": {"class_path": "seqrec.protocols.FullRanking"}})
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(RecommendationWriter, "recommendations")
+        parser.set_defaults(
+            {
+                "checkpoint.filename": "best",
+                "checkpoint.monitor": "val_NDCG@10",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.enable_version_counter": False,
+                "early_stopping.monitor": "val_NDCG@10",
+                "early_stopping.mode": "max",
+                "early_stopping.patience": 5,
+            }
+        )
+        parser.link_arguments("data.num_items", "model.init_args.num_items", apply_on="instantiate")
+        parser.link_arguments("data.num_users", "model.init_args.num_users", apply_on="instantiate")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Trainer methods that are commands, with the arguments that the command line gives them itself."""
+        return {"prepare": {"model", "datamodule"}, **LightningCLI.subcommands()}
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the config alone: a checkpoint holds the model's arguments, and Lightning checks the weights."""
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer; for `prepare` the data alone."""
+        super().instantiate_classes()
+        self.model.protocol = self._get(self.config_init, "protocol") or FullRanking()
+
+    def prepare(self, model: Recommender, datamodule: SequenceDataModule) -> None:
+        """Prepare the store and say what is in it."""
+        print(datamodule.store.summary())
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint, beside popularity."""
+        if self.trainer.fast_dev_run or self.trainer.interrupted:
+            return
+        if isinstance(self.model, Popularity):
+            self.test(self.model, self.datamodule)
+        else:
+            self.test(self.model, self.datamodule, ckpt_path="best")
+
+    def validate(self, model: Recommender, datamodule: SequenceDataModule, **kwargs: Any) -> None:
+        """Metrics on the validation targets."""
+        self._judge("validate", model, datamodule, kwargs)
+
+    def test(self, model: Recommender, datamodule: SequenceDataModule, **kwargs: Any) -> None:
+        """Metrics on the test targets."""
+        self._judge("test", model, datamodule, kwargs)
+
+    def _judge(
+        self, stage: str, model: Recommender, datamodule: SequenceDataModule, kwargs: dict[str, Any]
+    ) -> None:
+        (values,) = getattr(self.trainer, stage)(model, datamodule=datamodule, **kwargs | {"verbose": False})
+        prefix = {"validate": "val_", "test": "test_"}[stage]
+        rows = {type(model).__name__: {name.removeprefix(prefix): value for name, value in values.items()}}
+        if not isinstance(model, Popularity):
+            baseline = Popularity.from_counts(datamodule.train_item_counts())
+            baseline.protocol = model.protocol
+            loader = datamodule.val_dataloader() if stage == "validate" else datamodule.test_dataloader()
+            rows["Popularity"] = evaluate(baseline, loader)
+        self._show(stage, rows, model.protocol, datamodule)
+
+    @rank_zero_only
+    def _show(
+        self, stage: str, rows: dict[str, dict[str, float]], protocol: Protocol, datamodule: SequenceDataModule
+    ) -> None:
+        print(f"\n{stage} of {datamodule.num_users:,} users, protocol {protocol.id}")
+        print(metrics_table(rows))
+        folder = self.trainer.log_dir
+        if folder is not None:
+            write_metrics(Path(folder) / f"{stage}_metrics.json", rows, protocol.id)
+            found = [name for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt") if (Path(folder) / name).exists()]
+            print(f"run folder: {folder} ({', '.join([*found, 'config.yaml', f'{stage}_metrics.json'])})")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of the `seqrec` command.
+
+    Args:
+        args: Words behind `seqrec`; None is the command line's.
+    """
+    words = with_config_of_checkpoint(list(sys.argv[1:] if args is None else args))
+    sys.argv = [sys.argv[0], *words]
+    # The loader reads memory-mapped arrays; more worker processes do not make it faster.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    try:
+        SeqrecCLI(
+            Recommender,
+            SequenceDataModule,
+            trainer_class=Trainer,
+            trainer_defaults={
+                "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}},
+                "num_sanity_val_steps": 0,
+            },
+            seed_everything_default=0,
+            parser_class=ArgumentParser,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+        )
+    except InputError as error:
+        if os.environ.get("SEQREC_TRACEBACK"):
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+
+
+def with_config_of_checkpoint(words: list[str]) -> list[str]:
+    """Put the config beside a checkpoint first, where a command names a checkpoint and no config."""
+    if any(word == "-c" or word.split("=")[0] == "--config" for word in words):
+        return words
+    for number, word in enumerate(words):
+        path = word.partition("=")[2] or (words[number + 1] if number + 1 < len(words) else "")
+        config = Path(path).parent.parent / "config.yaml"
+        if word.split("=")[0] == "--ckpt_path" and config.is_file():
+            return [words[0], "--config", str(config), *words[1:]]
+    return words

@@ -1,0 +1,94 @@
+"""Recommendations for histories in the log's own ids."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from seqrec.data.vocabulary import Vocabulary
+from seqrec.errors import InputError
+from seqrec.models import Recommender
+from seqrec.types import History, SeenItems, SequenceBatch
+
+
+@torch.no_grad()
+def recommend(
+    model: Recommender,
+    histories: Sequence[Sequence[Any]],
+    vocabulary: Vocabulary,
+    *,
+    top_k: int = 10,
+    max_length: int | None = None,
+    filter_seen: bool = True,
+    batch_size: int = 128,
+) -> list[list[Any]]:
+    """Best next items for users given by their histories; they need not have been in training.
+
+    Args:
+        model: A trained recommender.
+        histories: For each user the log's own item ids, oldest first.
+        vocabulary: `EventStore.item_vocabulary` of the store that the model was trained on.
+        top_k: Items a user.
+        max_length: Newest events that the model sees; None is what the model was trained with.
+        filter_seen: Whether items of the history are left out.
+        batch_size: Users encoded at a time.
+
+    Returns:
+        For each user at most `top_k` of the log's own item ids, best first.
+
+    Raises:
+        InputError: a history without any known item, or a vocabulary of another catalogue.
+
+    Warns:
+        UserWarning: items that the vocabulary does not know were dropped; says how many.
+    """
+    num_items = model.scorer().num_items
+    if len(vocabulary) != num_items:
+        raise InputError(f"vocabulary has {len(vocabulary)} items, but the model was trained on {num_items}")
+    known = _known_items(histories, vocabulary)
+    limit = max_length or int(model.hparams.get("max_length", 0)) or max(map(len, known), default=1)
+    # Users of like length go together; the results go back to the order that was given.
+    order = sorted(range(len(known)), key=lambda user: min(len(known[user]), limit))
+    results: list[list[Any]] = [[] for _ in known]
+    was_training = model.training
+    model.eval()
+    for begin in range(0, len(order), batch_size):
+        users = order[begin : begin + batch_size]
+        batch = _collate([known[user] for user in users], limit).to(model.device)
+        exclude = batch.seen if filter_seen else None
+        best = model.scorer().top_k(model.last_states(batch), top_k, batch.user_ids, exclude=exclude)
+        for user, item_ids in zip(users, best.item_ids.cpu().numpy(), strict=True):
+            results[user] = list(vocabulary.external_ids(item_ids[item_ids > 0]))
+    model.train(was_training)
+    return results
+
+
+def _known_items(histories: Sequence[Sequence[Any]], vocabulary: Vocabulary) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+    """Internal ids of each history's known items."""
+    known, dropped, total = [], 0, 0
+    for user, history in enumerate(histories):
+        item_ids = vocabulary.lookup(history)
+        known.append(item_ids[item_ids > 0])
+        dropped += len(item_ids) - len(known[-1])
+        total += len(item_ids)
+        if not len(known[-1]):
+            raise InputError(
+                f"history {user} has no item that the vocabulary knows ({len(item_ids)} unknown); leave it out, "
+                "or train on a log that has its items"
+            )
+    if dropped:
+        warnings.warn(f"dropped {dropped} of {total} events whose item the vocabulary does not know", stacklevel=3)
+    return known
+
+
+def _collate(histories: list[np.ndarray[Any, np.dtype[np.int64]]], limit: int) -> SequenceBatch:
+    newest = [torch.from_numpy(history[-limit:]) for history in histories]
+    lengths = torch.tensor([len(history) for history in newest])
+    item_ids = torch.nn.utils.rnn.pad_sequence(newest, batch_first=True)
+    rows = torch.repeat_interleave(torch.tensor([len(history) for history in histories]))
+    seen = SeenItems.from_events(rows, torch.from_numpy(np.concatenate(histories)), len(histories))
+    return SequenceBatch(History(item_ids, lengths), None, torch.zeros(len(histories), dtype=torch.int64), seen)

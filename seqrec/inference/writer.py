@@ -1,0 +1,87 @@
+"""Writes recommendations as Parquet while they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from seqrec.data.store import EventStore
+from seqrec.errors import InputError
+from seqrec.models import Recommender
+from seqrec.types import Recommendations
+
+
+class RecommendationWriter(BasePredictionWriter):
+    """`seqrec predict`'s output: one Parquet part a batch, with the log's own ids.
+
+    Columns: `user_id`, `item_id`, `rank` (1 is best), `score`.
+
+    Args:
+        directory: Folder of the parts; None is `recommendations` in the run's folder.
+        top_k: Items a user.
+        filter_seen: Whether items of the user's history are left out.
+    """
+
+    def __init__(self, directory: str | None = None, *, top_k: int = 10, filter_seen: bool = True) -> None:
+        super().__init__(write_interval="batch")
+        if top_k < 1:
+            raise InputError(f"top_k={top_k} must be at least 1")
+        self.directory = directory
+        self.top_k = top_k
+        self.filter_seen = filter_seen
+
+    def folder(self, trainer: pl.Trainer) -> Path:
+        """Where the parts go.
+
+        Raises:
+            InputError: no folder was given and the trainer has no logger.
+        """
+        root = self.directory or (trainer.log_dir and str(Path(trainer.log_dir) / "recommendations"))
+        if root is None:
+            raise InputError("say where recommendations go: --recommendations.directory PATH")
+        return Path(root)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Hand the settings to the model and make the folder.
+
+        Raises:
+            InputError: the folder holds parts of an earlier run.
+        """
+        if isinstance(pl_module, Recommender):
+            pl_module.top_k, pl_module.filter_seen = self.top_k, self.filter_seen
+        folder = self.folder(trainer)
+        if trainer.is_global_zero and any(folder.glob("part-*.parquet")):
+            raise InputError(f"{folder} holds recommendations already; choose another --recommendations.directory")
+        trainer.strategy.barrier()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write_on_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        prediction: Recommendations,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write one batch as one part."""
+        import polars
+
+        store: EventStore = trainer.datamodule.store  # type: ignore[attr-defined]
+        best = prediction.to("cpu")
+        kept = best.item_ids > 0
+        rows, columns = kept.nonzero(as_tuple=True)
+        frame = polars.DataFrame(
+            {
+                "user_id": store.user_vocabulary.external_ids(best.user_ids[rows].numpy()),
+                "item_id": store.item_vocabulary.external_ids(best.item_ids[kept].numpy()),
+                "rank": (columns + 1).numpy(),
+                "score": best.scores[kept].float().numpy(),
+            }
+        )
+        frame.write_parquet(self.folder(trainer) / f"part-{trainer.global_rank}-{batch_idx:06d}.parquet")

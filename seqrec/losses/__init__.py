@@ -1,0 +1,6 @@
+"""Training objectives."""
+
+from seqrec.losses.base import LOSSES, Loss
+from seqrec.losses.bce import BCE
+
+__all__ = ["BCE", "LOSSES", "Loss"]

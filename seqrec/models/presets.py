@@ -1,0 +1,298 @@
+"""The encoders as whole models with plain arguments: `MambaRec(num_items=3416, d_model=64)`.
+
+They take more than ten arguments, all plain: a preset's point is that nothing has to be built before it.
+"""
+
+from __future__ import annotations
+
+from seqrec import encoders
+from seqrec.losses import Loss
+from seqrec.models.sequential import SequentialRecommender
+from seqrec.optim import OptimizerFactory
+
+
+class GRU4Rec(SequentialRecommender):
+    """GRU4Rec: gated recurrent units (Hidasi et al. 2016); see `seqrec.encoders.GRU4Rec`.
+
+    Args:
+        num_items: Items of the catalogue.
+        d_model: Width D of item vectors and states.
+        num_layers: Stacked GRU layers.
+        dropout: Share of embedded values and of each branch's outputs set to 0 in training.
+        layer_norm: False leaves every layer norm out.
+        max_length: Longest history in events that positions are learned for.
+        positions: Whether events get learned positions, counted back from the newest.
+        user_embedding: Whether a vector of the user is added to each event.
+        num_users: Users of the log; needed with `user_embedding`.
+        loss: Objective; None is `BCE` with one uniform negative.
+        optimizer: None is `Adam` with step size 1e-3.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        d_model: int = 64,
+        num_layers: int = 1,
+        dropout: float = 0.2,
+        layer_norm: bool = True,
+        max_length: int = 200,
+        positions: bool = True,
+        user_embedding: bool = False,
+        num_users: int = 0,
+        loss: Loss | None = None,
+        optimizer: OptimizerFactory | None = None,
+    ) -> None:
+        super().__init__(
+            num_items,
+            encoder=encoders.GRU4Rec(
+                d_model,
+                num_layers=num_layers,
+                dropout=dropout,
+                layer_norm=layer_norm,
+            ),
+            max_length=max_length,
+            positions=positions,
+            user_embedding=user_embedding,
+            num_users=num_users,
+            loss=loss,
+            optimizer=optimizer,
+        )
+
+
+class SASRec(SequentialRecommender):
+    """SASRec: causal self-attention (Kang & McAuley 2018); see `seqrec.encoders.SASRec`.
+
+    Args:
+        num_items: Items of the catalogue.
+        d_model: Width D of item vectors and states.
+        num_layers: Blocks.
+        num_heads: Attention heads, a divisor of `d_model`.
+        d_feedforward: Hidden width of the feed-forward layer; None is `d_model`.
+        dropout: Share of embedded values and of each branch's outputs set to 0 in training.
+        layer_norm: False leaves every layer norm out.
+        max_length: Longest history in events that positions are learned for.
+        positions: Whether events get learned positions, counted back from the newest.
+        user_embedding: Whether a vector of the user is added to each event.
+        num_users: Users of the log; needed with `user_embedding`.
+        loss: Objective; None is `BCE` with one uniform negative.
+        optimizer: None is `Adam` with step size 1e-3.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        d_model: int = 64,
+        num_layers: int = 2,
+        num_heads: int = 1,
+        d_feedforward: int | None = None,
+        dropout: float = 0.2,
+        layer_norm: bool = True,
+        max_length: int = 200,
+        positions: bool = True,
+        user_embedding: bool = False,
+        num_users: int = 0,
+        loss: Loss | None = None,
+        optimizer: OptimizerFactory | None = None,
+    ) -> None:
+        super().__init__(
+            num_items,
+            encoder=encoders.SASRec(
+                d_model,
+                num_layers=num_layers,
+                num_heads=num_heads,
+                d_feedforward=d_feedforward,
+                dropout=dropout,
+                layer_norm=layer_norm,
+            ),
+            max_length=max_length,
+            positions=positions,
+            user_embedding=user_embedding,
+            num_users=num_users,
+            loss=loss,
+            optimizer=optimizer,
+        )
+
+
+class RecMamba(SequentialRecommender):
+    """RecMamba: Mamba in place of attention (Yang et al. 2024); see `seqrec.encoders.RecMamba`.
+
+    Args:
+        num_items: Items of the catalogue.
+        d_model: Width D of item vectors and states.
+        num_layers: Blocks.
+        d_state: States of each inner channel of Mamba.
+        d_conv: Events that Mamba's convolution sees.
+        expand: Inner width of Mamba divided by `d_model`.
+        d_feedforward: Hidden width of the feed-forward layer; None is `d_model`.
+        dropout: Share of embedded values and of each branch's outputs set to 0 in training.
+        layer_norm: False leaves every layer norm out.
+        max_length: Longest history in events that positions are learned for.
+        positions: Whether events get learned positions, counted back from the newest.
+        user_embedding: Whether a vector of the user is added to each event.
+        num_users: Users of the log; needed with `user_embedding`.
+        loss: Objective; None is `BCE` with one uniform negative.
+        optimizer: None is `Adam` with step size 1e-3.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        d_model: int = 64,
+        num_layers: int = 2,
+        d_state: int = 32,
+        d_conv: int = 4,
+        expand: int = 2,
+        d_feedforward: int | None = None,
+        dropout: float = 0.2,
+        layer_norm: bool = True,
+        max_length: int = 200,
+        positions: bool = True,
+        user_embedding: bool = False,
+        num_users: int = 0,
+        loss: Loss | None = None,
+        optimizer: OptimizerFactory | None = None,
+    ) -> None:
+        super().__init__(
+            num_items,
+            encoder=encoders.RecMamba(
+                d_model,
+                num_layers=num_layers,
+                d_state=d_state,
+                d_conv=d_conv,
+                expand=expand,
+                d_feedforward=d_feedforward,
+                dropout=dropout,
+                layer_norm=layer_norm,
+            ),
+            max_length=max_length,
+            positions=positions,
+            user_embedding=user_embedding,
+            num_users=num_users,
+            loss=loss,
+            optimizer=optimizer,
+        )
+
+
+class MambaRec(SequentialRecommender):
+    """MambaRec: Mamba in place of the whole block; see `seqrec.encoders.MambaRec`.
+
+    Args:
+        num_items: Items of the catalogue.
+        d_model: Width D of item vectors and states.
+        num_layers: Blocks.
+        d_state: States of each inner channel of Mamba.
+        d_conv: Events that Mamba's convolution sees.
+        expand: Inner width of Mamba divided by `d_model`.
+        dropout: Share of embedded values and of each branch's outputs set to 0 in training.
+        layer_norm: False leaves every layer norm out.
+        max_length: Longest history in events that positions are learned for.
+        positions: Whether events get learned positions, counted back from the newest.
+        user_embedding: Whether a vector of the user is added to each event.
+        num_users: Users of the log; needed with `user_embedding`.
+        loss: Objective; None is `BCE` with one uniform negative.
+        optimizer: None is `Adam` with step size 1e-3.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        d_model: int = 64,
+        num_layers: int = 2,
+        d_state: int = 32,
+        d_conv: int = 4,
+        expand: int = 2,
+        dropout: float = 0.2,
+        layer_norm: bool = True,
+        max_length: int = 200,
+        positions: bool = True,
+        user_embedding: bool = False,
+        num_users: int = 0,
+        loss: Loss | None = None,
+        optimizer: OptimizerFactory | None = None,
+    ) -> None:
+        super().__init__(
+            num_items,
+            encoder=encoders.MambaRec(
+                d_model,
+                num_layers=num_layers,
+                d_state=d_state,
+                d_conv=d_conv,
+                expand=expand,
+                dropout=dropout,
+                layer_norm=layer_norm,
+            ),
+            max_length=max_length,
+            positions=positions,
+            user_embedding=user_embedding,
+            num_users=num_users,
+            loss=loss,
+            optimizer=optimizer,
+        )
+
+
+class MoEMaTrRec(SequentialRecommender):
+    """MoEMaTrRec: attention and Mamba mixed by a gate; see `seqrec.encoders.MoEMaTrRec`.
+
+    Args:
+        num_items: Items of the catalogue.
+        d_model: Width D of item vectors and states.
+        num_layers: Blocks.
+        num_heads: Attention heads, a divisor of `d_model`.
+        d_state: States of each inner channel of Mamba.
+        d_conv: Events that Mamba's convolution sees.
+        expand: Inner width of Mamba divided by `d_model`.
+        d_feedforward: Hidden width of the feed-forward layer; None is `d_model`.
+        dropout: Share of embedded values and of each branch's outputs set to 0 in training.
+        layer_norm: False leaves every layer norm out.
+        max_length: Longest history in events that positions are learned for.
+        positions: Whether events get learned positions, counted back from the newest.
+        user_embedding: Whether a vector of the user is added to each event.
+        num_users: Users of the log; needed with `user_embedding`.
+        loss: Objective; None is `BCE` with one uniform negative.
+        optimizer: None is `Adam` with step size 1e-3.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        d_model: int = 64,
+        num_layers: int = 2,
+        num_heads: int = 1,
+        d_state: int = 32,
+        d_conv: int = 4,
+        expand: int = 2,
+        d_feedforward: int | None = None,
+        dropout: float = 0.2,
+        layer_norm: bool = True,
+        max_length: int = 200,
+        positions: bool = True,
+        user_embedding: bool = False,
+        num_users: int = 0,
+        loss: Loss | None = None,
+        optimizer: OptimizerFactory | None = None,
+    ) -> None:
+        super().__init__(
+            num_items,
+            encoder=encoders.MoEMaTrRec(
+                d_model,
+                num_layers=num_layers,
+                num_heads=num_heads,
+                d_state=d_state,
+                d_conv=d_conv,
+                expand=expand,
+                d_feedforward=d_feedforward,
+                dropout=dropout,
+                layer_norm=layer_norm,
+            ),
+            max_length=max_length,
+            positions=positions,
+            user_embedding=user_embedding,
+            num_users=num_users,
+            loss=loss,
+            optimizer=optimizer,
+        )

@@ -1,0 +1,128 @@
+"""A sequence encoder between a tied item table and an objective."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from seqrec.embeddings import ItemEmbedding
+from seqrec.encoders import SequenceEncoder
+from seqrec.errors import InputError
+from seqrec.layers import LearnedPositions
+from seqrec.losses import BCE, Loss
+from seqrec.models.base import Recommender
+from seqrec.optim import Adam, OptimizerFactory
+from seqrec.scoring import Scorer
+from seqrec.specs import from_spec, to_spec
+from seqrec.types import History, SequenceBatch
+
+
+class SequentialRecommender(Recommender):
+    """P(next item | history, user): embeds events, encodes them, scores items by dot products.
+
+    `x = dropout(sqrt(D) * item + position + user)`, states = encoder(x), score = state . item, as in SASRec
+    (Kang & McAuley 2018). The presets `GRU4Rec`, `SASRec`, .. are this class with one encoder and plain arguments;
+    `SequentialRecommender.load_from_checkpoint` reads their checkpoints too.
+
+    Args:
+        num_items: Items of the catalogue; ids are 1..num_items.
+        encoder: The sequence encoder; a `class_path` / `init_args` dict builds one.
+        max_length: Longest history, in events, that positions are learned for.
+        positions: Whether events get learned positions, counted back from the newest.
+        embedding_dropout: Share of embedded values set to 0 in training; None is the encoder's dropout.
+        user_embedding: Whether a vector of the user is added to each event. Unknown users get none.
+        num_users: Users of the log; needed with `user_embedding`.
+        loss: Objective; None is `BCE` with one uniform negative.
+        optimizer: None is `Adam` with step size 1e-3.
+
+    Raises:
+        InputError: `user_embedding` without `num_users`, or values out of range.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        encoder: SequenceEncoder,
+        max_length: int = 200,
+        positions: bool = True,
+        embedding_dropout: float | None = None,
+        user_embedding: bool = False,
+        num_users: int = 0,
+        loss: Loss | None = None,
+        optimizer: OptimizerFactory | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder: SequenceEncoder = from_spec(encoder)
+        self.loss: Loss = from_spec(loss) or BCE()
+        self.optimizer: OptimizerFactory = from_spec(optimizer) or Adam()
+        d_model = self.encoder.d_model
+        self.items = ItemEmbedding(num_items, d_model)
+        if max_length < 1:
+            raise InputError(f"max_length={max_length} must be at least 1")
+        self.positions = LearnedPositions(max_length, d_model) if positions else None
+        if user_embedding and num_users < 1:
+            raise InputError("user_embedding needs num_users: the number of users in the training log")
+        self.users = ItemEmbedding(num_users, d_model) if user_embedding else None
+        self.dropout = nn.Dropout(self.encoder.dropout if embedding_dropout is None else embedding_dropout)
+        encoder_spec = to_spec(self.encoder)
+        # Plain values only, so that checkpoints load with weights_only=True. The encoder's own arguments stand
+        # there twice: in its spec for this class, and flat for the presets. Lightning passes on those that fit.
+        self.save_hyperparameters(
+            {
+                **encoder_spec["init_args"],
+                "num_items": num_items,
+                "encoder": encoder_spec,
+                "max_length": max_length,
+                "positions": positions,
+                "embedding_dropout": embedding_dropout,
+                "user_embedding": user_embedding,
+                "num_users": num_users,
+                "loss": to_spec(self.loss),
+                "optimizer": to_spec(self.optimizer),
+            }
+        )
+
+    def forward(self, history: History, user_ids: Tensor | None = None) -> Tensor:
+        """States of all events.
+
+        Args:
+            history: (B, L) events.
+            user_ids: (B,) int64, 0 for unknown; None is unknown for all.
+
+        Returns:
+            (B, L, D); states at padding mean nothing.
+
+        Raises:
+            InputError: with positions, a history longer than `max_length`.
+        """
+        x: Tensor = self.items(history.item_ids) * self.encoder.d_model**0.5
+        if self.positions is not None:
+            x = x + self.positions(history)
+        if self.users is not None and user_ids is not None:
+            x = x + self.users(user_ids).unsqueeze(1)
+        states: Tensor = self.encoder(self.dropout(x), history)
+        return states
+
+    def last_states(self, batch: SequenceBatch) -> Tensor:
+        """See `Recommender.last_states`."""
+        states = self(batch.history, batch.user_ids)
+        last: Tensor = states[torch.arange(len(batch), device=states.device), batch.history.lengths - 1]
+        return last
+
+    def scorer(self) -> Scorer:
+        """See `Recommender.scorer`."""
+        return Scorer(self.items.weight)
+
+    def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        loss: Tensor = self.loss(self(batch.history, batch.user_ids), batch, self.scorer())
+        self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch))
+        return loss
+
+    def configure_optimizers(self) -> Optimizer:
+        """Optimiser of all parameters."""
+        return self.optimizer.build(self)

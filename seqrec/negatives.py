@@ -1,0 +1,87 @@
+"""Items that a user has not met, drawn on the device without loops. Shapes: M draws' rows, N draws a row."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from seqrec.errors import InputError
+from seqrec.types import SeenItems
+
+
+def draw_unseen(uniforms: Tensor, rows: Tensor, seen: SeenItems, num_items: int) -> Tensor:
+    """Map uniform numbers to items uniform over what each row's user has not seen: exact, no rejection.
+
+    The r-th unseen item (from 0) is item r + 1 + j, where j seen items s_0 < s_1 < .. have s_j - 1 - j <= r: one
+    binary search in a sorted array of all rows.
+
+    Args:
+        uniforms: (M, N) float64 in [0, 1).
+        rows: (M,) row of `seen` for each row of draws.
+        seen: Items to avoid.
+        num_items: Items 1..num_items.
+
+    Returns:
+        (M, N) int64 item ids; with replacement.
+
+    Raises:
+        InputError: a user has seen every item.
+    """
+    free = num_items - seen.counts
+    if free.device.type == "cpu" and bool((free <= 0).any()):
+        raise InputError(
+            f"a user has seen all {num_items} items, so no unseen item can be drawn; "
+            "leave such users out, or allow seen items (exclude_seen: false)"
+        )
+    rank = (uniforms * free[rows].unsqueeze(1)).long()
+    within = torch.arange(len(seen.item_ids), device=rows.device) - seen.offsets[seen.rows]
+    keys = seen.rows * (num_items + 1) + seen.item_ids - 1 - within
+    queries = rows.unsqueeze(1) * (num_items + 1) + rank
+    passed = torch.searchsorted(keys, queries, right=True) - seen.offsets[rows].unsqueeze(1)
+    return rank + passed + 1
+
+
+class NegativeSampler(ABC):
+    """Draws items that stand for what the user did not choose."""
+
+    @abstractmethod
+    def sample(self, rows: Tensor, seen: SeenItems, num_items: int) -> Tensor:
+        """Negatives for each position.
+
+        Args:
+            rows: (M,) row of `seen` for each position.
+            seen: Items that each user has met in training.
+            num_items: Items 1..num_items.
+
+        Returns:
+            (M, N) int64 item ids.
+        """
+
+
+class UniformNegatives(NegativeSampler):
+    """Uniform over the catalogue, with replacement.
+
+    Args:
+        num_negatives: Draws N a position.
+        exclude_seen: Whether items of the user's training history are never drawn.
+
+    Raises:
+        InputError: no draws.
+    """
+
+    def __init__(self, num_negatives: int = 1, *, exclude_seen: bool = True) -> None:
+        if num_negatives < 1:
+            raise InputError(f"num_negatives={num_negatives} must be at least 1")
+        self.num_negatives = num_negatives
+        self.exclude_seen = exclude_seen
+
+    def sample(self, rows: Tensor, seen: SeenItems, num_items: int) -> Tensor:
+        """See `NegativeSampler.sample`."""
+        shape = (len(rows), self.num_negatives)
+        if not self.exclude_seen:
+            return torch.randint(1, num_items + 1, shape, device=rows.device)
+        # float64: the 24 bits of a float32 are too few for catalogues above 16 M items.
+        uniforms = torch.rand(shape, dtype=torch.float64, device=rows.device)
+        return draw_unseen(uniforms, rows, seen, num_items)

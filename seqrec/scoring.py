@@ -1,0 +1,153 @@
+"""Scores of items for states, ranks of targets and best items, in chunks over the catalogue.
+
+Shapes: B users, M positions, C candidates, D width, V = num_items + 1, K top-k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from seqrec.errors import InputError
+from seqrec.types import Recommendations, SeenItems, TargetRanks
+
+# Scores held at a time when the whole catalogue is scored: 2^25 floats are 128 MiB.
+SCORE_BUDGET = 1 << 25
+
+
+class Scorer:
+    """Dot products of states with item vectors.
+
+    Args:
+        item_vectors: (V, D); row 0 is padding and is never a candidate.
+        score_budget: Scores held at a time, B x catalogue chunk.
+    """
+
+    def __init__(self, item_vectors: Tensor, *, score_budget: int = SCORE_BUDGET) -> None:
+        self.item_vectors = item_vectors
+        self.score_budget = score_budget
+
+    @property
+    def num_items(self) -> int:
+        """Items that can be scored; ids are 1..num_items."""
+        return len(self.item_vectors) - 1
+
+    def score(self, states: Tensor, item_ids: Tensor) -> Tensor:
+        """Scores (M, C) of items (M, C) for states (M, D); differentiable."""
+        return (torch.nn.functional.embedding(item_ids, self.item_vectors) * states.unsqueeze(1)).sum(-1)
+
+    @torch.no_grad()
+    def target_ranks(self, states: Tensor, targets: Tensor, seen: SeenItems | None = None) -> TargetRanks:
+        """Rank each target among the whole catalogue.
+
+        **Tie rule.** Candidates with exactly the target's score are counted apart (`TargetRanks.tied`), and
+        metrics take the mean over all orders of the tied. Constant scores therefore give what chance
+        gives, and never look good. A score that is not a number counts as better than the target's, and a
+        target whose score is not a number has every candidate above it.
+
+        Args:
+            states: (B, D).
+            targets: (B,) item ids.
+            seen: Items that are no candidates for each user; a target stays one even if it is seen. None keeps all.
+
+        Returns:
+            Counts (B,); the target itself is not counted.
+        """
+        # Two passes: the targets' scores, then the counts. A catalogue of one chunk is scored once for both.
+        once = list(self._chunks(states)) if self._chunk_size(len(states)) >= self.num_items else None
+        target_scores = _pick_scores(once or self._chunks(states), targets)
+        better = torch.zeros_like(targets)
+        tied = torch.zeros_like(targets)
+        if seen is not None:
+            seen_rows = seen.rows
+            hidden = seen.item_ids != targets[seen_rows]
+            seen_rows, seen_ids = seen_rows[hidden], seen.item_ids[hidden]
+        for first, scores in once or self._chunks(states):
+            above = ~(scores <= target_scores.unsqueeze(1))
+            equal = scores == target_scores.unsqueeze(1)
+            inside, own = _own_column(targets, first, scores.shape[1])
+            above.scatter_(1, own, above.gather(1, own) & ~inside.unsqueeze(1))
+            equal.scatter_(1, own, equal.gather(1, own) & ~inside.unsqueeze(1))
+            if seen is not None:
+                here = (seen_ids >= first) & (seen_ids < first + scores.shape[1])
+                above[seen_rows[here], seen_ids[here] - first] = False
+                equal[seen_rows[here], seen_ids[here] - first] = False
+            better += above.sum(1)
+            tied += equal.sum(1)
+        return TargetRanks(better, tied)
+
+    @torch.no_grad()
+    def candidate_ranks(self, states: Tensor, targets: Tensor, candidates: Tensor) -> TargetRanks:
+        """Rank each target among given candidates, with the tie rule of `target_ranks`.
+
+        Args:
+            states: (B, D).
+            targets: (B,) item ids.
+            candidates: (B, C) item ids, none of them the row's target.
+
+        Returns:
+            Counts (B,).
+        """
+        scores = self.score(states, torch.cat([targets.unsqueeze(1), candidates], dim=1))
+        target_scores, others = scores[:, :1], scores[:, 1:]
+        return TargetRanks((~(others <= target_scores)).sum(1), (others == target_scores).sum(1))
+
+    @torch.no_grad()
+    def top_k(
+        self, states: Tensor, k: int, user_ids: Tensor, *, exclude: SeenItems | None = None
+    ) -> Recommendations:
+        """The K best items of the whole catalogue for each user.
+
+        Args:
+            states: (B, D).
+            k: Items a user, 1..num_items.
+            user_ids: (B,) passed through to the result.
+            exclude: Items that may not be recommended to each user.
+
+        Returns:
+            Best first; among equal scores the order is torch's.
+
+        Raises:
+            InputError: `k` is out of range.
+        """
+        if not 1 <= k <= self.num_items:
+            raise InputError(f"top_k={k} must be between 1 and num_items={self.num_items}")
+        best_scores = states.new_full((len(states), 0), -torch.inf)
+        best_ids = torch.zeros((len(states), 0), dtype=torch.int64, device=states.device)
+        for first, scores in self._chunks(states):
+            if exclude is not None:
+                here = (exclude.item_ids >= first) & (exclude.item_ids < first + scores.shape[1])
+                scores[exclude.rows[here], exclude.item_ids[here] - first] = -torch.inf
+            values, columns = scores.topk(min(k, scores.shape[1]), dim=1)
+            best_scores, order = torch.cat([best_scores, values], 1).sort(dim=1, descending=True, stable=True)
+            best_ids = torch.cat([best_ids, columns + first], 1).gather(1, order)
+            best_scores, best_ids = best_scores[:, :k], best_ids[:, :k]
+        return Recommendations(best_ids.masked_fill(best_scores == -torch.inf, 0), best_scores, user_ids)
+
+    def _chunk_size(self, num_states: int) -> int:
+        return max(1, self.score_budget // max(num_states, 1))
+
+    def _chunks(self, states: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """First item id and scores (B, chunk) of one part of the catalogue after another."""
+        size = self._chunk_size(len(states))
+        for first in range(1, self.num_items + 1, size):
+            yield first, states @ self.item_vectors[first : first + size].to(states.dtype).T
+
+
+def _own_column(targets: Tensor, first: int, width: int) -> tuple[Tensor, Tensor]:
+    """Whether each target lies in a chunk (B,), and its column there (B, 1), 0 where it does not."""
+    inside = (targets >= first) & (targets < first + width)
+    return inside, torch.where(inside, targets - first, 0).unsqueeze(1)
+
+
+def _pick_scores(chunks: Iterable[tuple[int, Tensor]], targets: Tensor) -> Tensor:
+    """(B,) targets' scores, bit for bit as the chunks hold them: a dot product taken alone may round otherwise."""
+    found: Tensor | None = None
+    for first, scores in chunks:
+        inside, own = _own_column(targets, first, scores.shape[1])
+        picked = scores.gather(1, own).squeeze(1)
+        found = picked if found is None else torch.where(inside, picked, found)
+    assert found is not None, "a catalogue has at least one item"
+    return found
