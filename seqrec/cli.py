@@ -14,9 +14,8 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
-from seqrec.cli_errors import explain
+from seqrec.cli_errors import explain, our_error
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.errors import InputError
 from seqrec.inference import RecommendationWriter
 from seqrec.models import Popularity, Recommender, evaluate
 from seqrec.protocols import FullRanking, Protocol
@@ -35,7 +34,7 @@ class ArgumentParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the reason and exit with status 2."""
-        sys.stderr.write(f"error: {explain(message)}\n")
+        sys.stderr.write(f"error: {explain(message, self, ex)}\n")
         raise SystemExit(2)
 
 
@@ -83,7 +82,7 @@ class SeqrecCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the best checkpoint, beside popularity."""
-        if self.trainer.fast_dev_run or self.trainer.interrupted:
+        if getattr(self.trainer, "fast_dev_run", False) or self.trainer.interrupted:
             return
         if isinstance(self.model, Popularity):
             self.test(self.model, self.datamodule)
@@ -113,14 +112,22 @@ class SeqrecCLI(LightningCLI):
 
     @rank_zero_only
     def _show(
-        self, stage: str, rows: dict[str, dict[str, float]], protocol: Protocol, datamodule: SequenceDataModule
+        self,
+        stage: str,
+        rows: dict[str, dict[str, float]],
+        protocol: Protocol,
+        datamodule: SequenceDataModule,
     ) -> None:
         print(f"\n{stage} of {datamodule.num_users:,} users, protocol {protocol.id}")
         print(metrics_table(rows))
         folder = self.trainer.log_dir
         if folder is not None:
             write_metrics(Path(folder) / f"{stage}_metrics.json", rows, protocol.id)
-            found = [name for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt") if (Path(folder) / name).exists()]
+            found = [
+                name
+                for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
+                if (Path(folder) / name).exists()
+            ]
             print(f"run folder: {folder} ({', '.join([*found, 'config.yaml', f'{stage}_metrics.json'])})")
 
 
@@ -140,7 +147,10 @@ def main(args: Sequence[str] | None = None) -> None:
             SequenceDataModule,
             trainer_class=Trainer,
             trainer_defaults={
-                "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}},
+                "logger": {
+                    "class_path": "lightning.pytorch.loggers.CSVLogger",
+                    "init_args": {"save_dir": "runs", "name": ""},
+                },
                 "num_sanity_val_steps": 0,
             },
             seed_everything_default=0,
@@ -148,10 +158,12 @@ def main(args: Sequence[str] | None = None) -> None:
             subclass_mode_model=True,
             auto_configure_optimizers=False,
         )
-    except InputError as error:
-        if os.environ.get("SEQREC_TRACEBACK"):
+    except Exception as error:
+        # jsonargparse wraps what a constructor raises; what is not ours at heart is a bug and keeps its traceback.
+        cause = our_error(error)
+        if cause is None or os.environ.get("SEQREC_TRACEBACK"):
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {cause}\n")
         raise SystemExit(2) from None
 
 

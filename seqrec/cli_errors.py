@@ -1,8 +1,119 @@
-"""Refusals of the argument parser, said in one line."""
+"""Refusals of the argument parser in one line: what was refused, what is allowed, what was probably meant."""
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import re
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from typing import Any
 
-def explain(message: str) -> str:
-    """One line from the parser's message."""
-    return message
+from seqrec.data.sources import Source
+from seqrec.data.splits import Split
+from seqrec.data.windows import TrainWindows
+from seqrec.encoders import SequenceEncoder
+from seqrec.errors import InputError
+from seqrec.losses import Loss
+from seqrec.models import Recommender
+from seqrec.negatives import NegativeSampler
+from seqrec.optim import OptimizerFactory
+from seqrec.protocols import Protocol
+
+# Last word of a config key -> the class whose subclasses it takes.
+KINDS: dict[str, type] = {
+    "encoder": SequenceEncoder,
+    "loss": Loss,
+    "model": Recommender,
+    "negatives": NegativeSampler,
+    "optimizer": OptimizerFactory,
+    "protocol": Protocol,
+    "source": Source,
+    "split": Split,
+    "train_windows": TrainWindows,
+}
+
+
+def explain(message: str, parser: ArgumentParser, error: BaseException | None) -> str:
+    """One line from the parser's message.
+
+    Args:
+        message: What the parser says, several lines at times.
+        parser: The parser that says it.
+        error: What was raised, whose traceback knows the parser of the part that was refused.
+    """
+    ours = our_error(error)
+    if ours is not None:
+        return str(ours)
+    option = re.search(
+        r"accept option '([^']+)'|Option '([^']+)' is not accepted|unrecognized arguments: (\S+)", message
+    )
+    if option:
+        name = next(group for group in option.groups() if group).lstrip("-").partition("=")[0]
+        # Lightning's class parsers call the argument by its name alone, subcommand parsers by its whole path.
+        return _unknown_argument(name, _argument_names(_refusing_parser(error) or parser))
+    key = re.search(r'Parser key "([^"]+)"', message)
+    name = re.search(r"Expected a dot import path string: (\S+)", message)
+    if key and name:
+        return _unknown_class(key[1], name[1])
+    lines = [line.strip(" -") for line in message.splitlines()]
+    return " ".join(line for line in lines if line and "<class 'NoneType'>" not in line)
+
+
+def our_error(error: BaseException | None) -> InputError | None:
+    """The `InputError` that lies behind an exception, if one does."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def concrete_subclasses(base: type[Any]) -> Iterator[type[Any]]:
+    """Classes below `base` that can be built."""
+    for cls in base.__subclasses__():
+        if not inspect.isabstract(cls):
+            yield cls
+        yield from concrete_subclasses(cls)
+
+
+def _unknown_class(key: str, name: str) -> str:
+    base = KINDS.get(key.rpartition(".")[2])
+    known = sorted({cls.__name__ for cls in concrete_subclasses(base)}) if base else []
+    allowed = f"; known: {', '.join(known)}" if known else ""
+    hint = f"; did you mean {near[0]}?" if (near := _nearest(name, known)) else ""
+    return f"{key}: unknown class {name!r}{allowed}, or the import path of your own{hint}"
+
+
+def _unknown_argument(name: str, allowed: list[str]) -> str:
+    parent = name.rpartition(".")[0]
+    near = _nearest(name, allowed)
+    siblings = sorted(x for x in allowed if x.rpartition(".")[0] == parent)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return (
+        f"unknown argument {name!r}{hint} Allowed here: {', '.join(siblings)}"
+        if siblings
+        else f"unknown argument {name!r}{hint}"
+    )
+
+
+def _nearest(name: str, known: list[str]) -> list[str]:
+    by_lower = {word.lower(): word for word in known}
+    return [by_lower[word] for word in difflib.get_close_matches(name.lower(), list(by_lower), n=1)]
+
+
+def _argument_names(parser: ArgumentParser) -> list[str]:
+    return [action.dest for action in parser._actions if action.option_strings and "help" not in action.dest]
+
+
+def _refusing_parser(error: BaseException | None) -> ArgumentParser | None:
+    """The parser in whose check the error was raised: that of one class, inside the command's own."""
+    found = None
+    while error is not None:
+        if hasattr(error, "subcommand_parser"):
+            return error.subcommand_parser  # type: ignore[no-any-return]
+        step = error.__traceback__
+        while step is not None:
+            owner = step.tb_frame.f_locals.get("self")
+            found = owner if isinstance(owner, ArgumentParser) else found
+            step = step.tb_next
+        error = error.__cause__ or error.__context__
+    return found

@@ -68,7 +68,7 @@ class BatchSampler(DistributedSampler[Int64]):
             return -(-len(self.lengths) // (self.batch_size * self.world_size))
         return sum(1 for _ in self._batches())
 
-    def __iter__(self) -> Iterator[Int64]:  # type: ignore[override]  # one batch an item
+    def __iter__(self) -> Iterator[Int64]:
         return self._batches()
 
     def _batches(self) -> Iterator[Int64]:

@@ -21,7 +21,6 @@ from seqrec.data.windows import NewestWindow, TrainWindows, newest_windows
 from seqrec.errors import InputError
 from seqrec.types import SequenceBatch
 
-
 # Events counted at a time, so that counting a billion events takes little memory.
 COUNT_EVENTS = 1 << 24
 
@@ -64,7 +63,11 @@ class SequenceDataModule(pl.LightningDataModule):
         overwrite: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in (("max_length", max_length), ("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+        for name, value in (
+            ("max_length", max_length),
+            ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+        ):
             if value < 1:
                 raise InputError(f"{name}={value} must be at least 1")
         self.source = source
@@ -84,7 +87,9 @@ class SequenceDataModule(pl.LightningDataModule):
     def store(self) -> EventStore:
         """The prepared events; prepares them when they are not there yet."""
         if self.overwrite:
-            return prepare(self.source, self.filters, self.store_directory, progress=print_progress, overwrite=True)
+            return prepare(
+                self.source, self.filters, self.store_directory, progress=print_progress, overwrite=True
+            )
         return ensure_store(self.source, self.filters, self.store_directory, progress=print_progress)
 
     @property
@@ -116,7 +121,9 @@ class SequenceDataModule(pl.LightningDataModule):
         stops = self.split.history_stops(self.store, "train")
         windows = self.train_windows.index(self._offsets, stops - 1, self.max_length)
         if not len(windows):
-            raise InputError(f"{self.store_directory}: no user has two training events, there is nothing to learn")
+            raise InputError(
+                f"{self.store_directory}: no user has two training events, there is nothing to learn"
+            )
         return self._loader(WindowDataset(self.store, windows, stops), self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[SequenceBatch]:
@@ -169,4 +176,3 @@ class SequenceDataModule(pl.LightningDataModule):
 def print_progress(line: str) -> None:
     """Show one line of preparation's progress."""
     print(line, flush=True)
-

@@ -11,4 +11,5 @@ Int64 = NDArray[np.int64]
 def ranges(starts: Int64, counts: Int64) -> Int64:
     """`starts[i], starts[i] + 1, ..., starts[i] + counts[i] - 1` for each i, one behind the other."""
     before = np.cumsum(counts) - counts
-    return np.arange(counts.sum()) + np.repeat(starts - before, counts)
+    numbers: Int64 = np.arange(counts.sum()) + np.repeat(starts - before, counts)
+    return numbers

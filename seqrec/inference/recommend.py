@@ -67,7 +67,9 @@ def recommend(
     return results
 
 
-def _known_items(histories: Sequence[Sequence[Any]], vocabulary: Vocabulary) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+def _known_items(
+    histories: Sequence[Sequence[Any]], vocabulary: Vocabulary
+) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
     """Internal ids of each history's known items."""
     known, dropped, total = [], 0, 0
     for user, history in enumerate(histories):
@@ -81,7 +83,9 @@ def _known_items(histories: Sequence[Sequence[Any]], vocabulary: Vocabulary) -> 
                 "or train on a log that has its items"
             )
     if dropped:
-        warnings.warn(f"dropped {dropped} of {total} events whose item the vocabulary does not know", stacklevel=3)
+        warnings.warn(
+            f"dropped {dropped} of {total} events whose item the vocabulary does not know", stacklevel=3
+        )
     return known
 
 
@@ -91,4 +95,6 @@ def _collate(histories: list[np.ndarray[Any, np.dtype[np.int64]]], limit: int) -
     item_ids = torch.nn.utils.rnn.pad_sequence(newest, batch_first=True)
     rows = torch.repeat_interleave(torch.tensor([len(history) for history in histories]))
     seen = SeenItems.from_events(rows, torch.from_numpy(np.concatenate(histories)), len(histories))
-    return SequenceBatch(History(item_ids, lengths), None, torch.zeros(len(histories), dtype=torch.int64), seen)
+    return SequenceBatch(
+        History(item_ids, lengths), None, torch.zeros(len(histories), dtype=torch.int64), seen
+    )

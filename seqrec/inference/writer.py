@@ -55,7 +55,9 @@ class RecommendationWriter(BasePredictionWriter):
             pl_module.top_k, pl_module.filter_seen = self.top_k, self.filter_seen
         folder = self.folder(trainer)
         if trainer.is_global_zero and any(folder.glob("part-*.parquet")):
-            raise InputError(f"{folder} holds recommendations already; choose another --recommendations.directory")
+            raise InputError(
+                f"{folder} holds recommendations already; choose another --recommendations.directory"
+            )
         trainer.strategy.barrier()
         folder.mkdir(parents=True, exist_ok=True)
 

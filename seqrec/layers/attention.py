@@ -27,7 +27,9 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         if num_heads < 1 or d_model % num_heads:
             divisors = [n for n in range(1, d_model + 1) if d_model % n == 0]
-            raise InputError(f"num_heads={num_heads} must divide d_model={d_model}; try one of {divisors[:6]}")
+            raise InputError(
+                f"num_heads={num_heads} must divide d_model={d_model}; try one of {divisors[:6]}"
+            )
         self.num_heads = num_heads
         self.dropout = dropout
         self.in_projection = nn.Linear(d_model, 3 * d_model)

@@ -77,7 +77,9 @@ class Recommender(pl.LightningModule, ABC):
         # compute() adds up over ranks, so every rank logs the same number.
         values: dict[str, Any] = self._metrics(stage).compute()
         for name, value in values.items():
-            self.log(f"{stage}_{name}", value.float(), prog_bar=name in ("HR@10", "NDCG@10"), rank_zero_only=False)
+            self.log(
+                f"{stage}_{name}", value.float(), prog_bar=name in ("HR@10", "NDCG@10"), rank_zero_only=False
+            )
         self._metrics(stage).reset()
 
 

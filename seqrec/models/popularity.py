@@ -53,8 +53,10 @@ class Popularity(Recommender):
             InputError: the trainer has no data module that can count.
         """
         data = getattr(self.trainer, "datamodule", None)
-        if not hasattr(data, "train_item_counts"):
-            raise InputError("Popularity is fitted from a SequenceDataModule; or use Popularity.from_counts(counts)")
+        if data is None or not hasattr(data, "train_item_counts"):
+            raise InputError(
+                "Popularity is fitted from a SequenceDataModule; or use Popularity.from_counts(counts)"
+            )
         self.item_counts.copy_(torch.from_numpy(data.train_item_counts()))
 
     def on_train_batch_start(self, batch: SequenceBatch, batch_idx: int) -> int:

@@ -66,11 +66,15 @@ class AdamW(OptimizerFactory):
     def build(self, model: nn.Module) -> Optimizer:
         """See `OptimizerFactory.build`."""
         tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-        decayed, kept = [], []
+        decayed: list[nn.Parameter] = []
+        kept: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
             is_matrix = parameter.ndim >= 2 and id(parameter) not in tables and not name.endswith("A_log")
             (decayed if is_matrix else kept).append(parameter)
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+        groups = [
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": kept, "weight_decay": 0.0},
+        ]
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)

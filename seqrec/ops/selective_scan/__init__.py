@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
 
 import torch
@@ -9,13 +11,64 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqrec.errors import InputError
+from seqrec.ops.selective_scan import compiled
 from seqrec.ops.selective_scan.chunked import scan_chunked
 from seqrec.ops.selective_scan.reference import scan_reference
 
-Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+# u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state to y and the last state, in one dtype.
+Scan = Callable[
+    [
+        Tensor,
+        Tensor,
+        Tensor,
+        Tensor,
+        Tensor,
+        Tensor | None,
+        Tensor | None,
+        Tensor | None,
+        bool,
+        Tensor | None,
+    ],
+    tuple[Tensor, Tensor],
+]
+# Step sizes instead of delta, and the initial state instead of None.
+Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
-BACKENDS: dict[str, Scan] = {"chunked": scan_chunked, "reference": scan_reference}
-DEFAULT_BACKEND = "chunked"
+
+def _around(recurrence: Recurrence) -> Scan:
+    """The whole problem from its recurrence: bias and softplus before it, skip and gate behind it, in torch."""
+
+    @functools.wraps(recurrence)
+    def scan(
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+        initial_state: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        step = delta if delta_bias is None else delta + delta_bias
+        if delta_softplus:
+            step = F.softplus(step)
+        start = u.new_zeros(u.shape[0], *A.shape) if initial_state is None else initial_state
+        y, last = recurrence(u, step, A, B, C, start)
+        if D is not None:
+            y = torch.addcmul(y, u, D)
+        return (y if z is None else y * F.silu(z)), last
+
+    return scan
+
+
+BACKENDS: dict[str, Scan] = {
+    "chunked": _around(scan_chunked),
+    "cpp": compiled.scan_compiled,
+    "reference": _around(scan_reference),
+}
+BACKEND_VARIABLE = "SEQREC_SCAN_BACKEND"
 
 
 def selective_scan(
@@ -31,7 +84,7 @@ def selective_scan(
     initial_state: Tensor | None = None,
     return_last_state: bool = False,
     *,
-    backend: str = DEFAULT_BACKEND,
+    backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Mamba's input-dependent linear recurrence (Gu & Dao 2023, equation 2 with the discretisation of section 2).
 
@@ -52,34 +105,57 @@ def selective_scan(
         delta_softplus: Whether step sizes go through softplus.
         initial_state: (B, D, N) state before the first event; None is zero.
         return_last_state: Whether to return the state behind the last event too; its gradient counts.
-        backend: "chunked" (plain torch, any device) or "reference" (sequential, for tests).
+        backend: "cpp" (compiled, float32 on CPU, no second derivative), "chunked" (plain torch, any device and
+            dtype, no second derivative), "reference" (sequential, for tests), or "auto": the environment variable
+            SEQREC_SCAN_BACKEND if set, else "cpp" for float32 on CPU where it was built, else "chunked".
+            float16 and bfloat16 count as float32, which the recurrence runs in.
 
     Returns:
         y (B, L, D) in u's dtype; with `return_last_state` also h_L (B, D, N) in the recurrence's dtype.
 
     Raises:
-        InputError: an unknown backend, or a shape that does not fit.
+        InputError: an unknown backend, one that is unavailable or cannot serve u's device and dtype, or a shape,
+            device or kind of number that does not fit.
     """
-    if backend not in BACKENDS:
-        raise InputError(f"backend={backend!r} is unknown; known: {', '.join(sorted(BACKENDS))}")
     _check_shapes(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state)
     dtype = torch.promote_types(u.dtype, torch.float32)
+    scan = BACKENDS[choose_backend(backend, u.device.type, dtype)]
     with torch.autocast(u.device.type, enabled=False):
-        step = delta.to(dtype) if delta_bias is None else delta.to(dtype) + delta_bias.to(dtype)
-        if delta_softplus:
-            step = F.softplus(step)
-        state_shape = (u.shape[0], *A.shape)
-        start = u.new_zeros(state_shape, dtype=dtype) if initial_state is None else initial_state.to(dtype)
-        y, last = BACKENDS[backend](u.to(dtype), step, A.to(dtype), B.to(dtype), C.to(dtype), start)
-        if D is not None:
-            y = torch.addcmul(y, u.to(dtype), D.to(dtype))
-        if z is not None:
-            y = y * F.silu(z.to(dtype))
+        delta, A, B, C = delta.to(dtype), A.to(dtype), B.to(dtype), C.to(dtype)
+        D, z, delta_bias, initial_state = (
+            None if x is None else x.to(dtype) for x in (D, z, delta_bias, initial_state)
+        )
+        y, last = scan(u.to(dtype), delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
     y = y.to(u.dtype)
     return (y, last) if return_last_state else y
 
 
-def _check_shapes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, **optional: Tensor | None) -> None:
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def choose_backend(backend: str, device: str, dtype: torch.dtype) -> str:
+    """Name of the backend that serves `backend` on a device type and the recurrence's dtype.
+
+    Raises:
+        InputError: an unknown backend, or one that is unavailable or cannot serve these.
+    """
+    name, source = backend, f"backend={backend!r}"
+    if backend == "auto" and os.environ.get(BACKEND_VARIABLE):
+        name = os.environ[BACKEND_VARIABLE]
+        source = f"{BACKEND_VARIABLE}={name!r}"
+    if name != "auto" and name not in BACKENDS:
+        raise InputError(f"{source} is unknown; known: {', '.join(['auto', *sorted(BACKENDS)])}")
+    compiled_fits = device == "cpu" and dtype == torch.float32
+    if name == "auto":
+        return "cpp" if compiled_fits and compiled.load_error() is None else "chunked"
+    if name == "cpp" and not compiled_fits:
+        raise InputError(f"{source} runs float32 on cpu, got {dtype} on {device}; use 'chunked' or 'auto'")
+    if name == "cpp" and (reason := compiled.load_error()) is not None:
+        raise InputError(f"{source} is unavailable: {reason}; or use 'chunked' or 'auto'")
+    return name
+
+
+def _check_shapes(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, **optional: Tensor | None
+) -> None:
     if u.dim() != 3:
         raise InputError(f"u must be (B, L, D), got {tuple(u.shape)}")
     if A.dim() != 2 or A.shape[0] != u.shape[2]:
@@ -98,3 +174,8 @@ def _check_shapes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, **o
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             raise InputError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
+    for name, tensor in {"u": u, "A": A, **{name: tensor for name, (tensor, _) in expected.items()}}.items():
+        if tensor is not None and (tensor.device != u.device or not tensor.is_floating_point()):
+            raise InputError(
+                f"{name} must be real numbers on {u.device} as u, got {tensor.dtype} on {tensor.device}"
+            )

@@ -61,7 +61,7 @@ class ChunkedScan(torch.autograd.Function):
         return y.transpose(0, 1), state.clone() if state is initial_state else state
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor, ...]:
         """Gradients of all six inputs, chunk by chunk from the end."""
         u, delta, A, B, C, *starts = ctx.saved_tensors

@@ -1,0 +1,190 @@
+"""Generated logs with a known answer: skewed, repetitive, in sessions, and with a signal some events back."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
+from seqrec.data.sources.base import SOURCES, Source
+from seqrec.errors import InputError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+MIN_EVENTS = 5
+REPEAT_WINDOW = 10
+_LENGTH_SIGMA = 0.6
+_MAX_LENGTH_RATIO = 20
+_EVENTS_IN_BLOCK = 2_000_000
+_START = 1_600_000_000
+_YEAR = 365 * 86_400
+
+Int64Array = NDArray[np.int64]
+
+
+@SOURCES.register("synthetic")
+class Synthetic(Source):
+    """A generated log in which remembering the event `lag` places back predicts the next one.
+
+    Users are 0..num_users - 1, items 0..num_items - 1, times seconds. A user's history is drawn so:
+
+    - its length is log-normal with sigma 0.6 and mean `mean_events`, rounded, cut to 5..20 * mean_events;
+    - event t is, with probability `signal` and where t >= lag, `successor[item of event t - lag]`;
+    - with probability `repeat` and where t >= 1, the item of one of the last 10 events, each as likely;
+    - otherwise a fresh draw, where the k-th most popular item has probability proportional to
+      k ** -popularity_exponent;
+    - the event opens a new session with probability 1 / session_events, after 6 hours plus an exponential
+      time with a mean of one day; within a session the gap is 1 second plus an exponential time with a mean
+      of 3 minutes. Users start at a uniform time within one year.
+
+    `successor` is one random permutation of the items and so is the order of popularity; both, like all else,
+    follow from `seed`. The best possible first guess is `successor[item of event t - lag]`: it is right with
+    probability `signal` plus what chance adds, whatever else is known. A model that sees fewer than `lag`
+    events cannot make it, nor can popularity.
+
+    Args:
+        num_users: Number of users.
+        num_items: Size of the catalogue; a small log need not meet all of it.
+        mean_events: Mean number of events a user.
+        lag: How many events back the signal lies; 1 is the newest event of the history.
+        signal: Probability that an event follows the signal.
+        repeat: Probability that an event repeats a recent item; signal + repeat <= 1.
+        popularity_exponent: Skew of the fresh draws; 0 makes all items alike, 1 is Zipf's law.
+        session_events: Mean number of events a session.
+        seed: Seed of everything; the same arguments make the same log.
+
+    Raises:
+        InputError: an argument is out of range.
+    """
+
+    name = "synthetic"
+
+    def __init__(
+        self,
+        num_users: int = 1000,
+        num_items: int = 2000,
+        mean_events: float = 200,
+        lag: int = 4,
+        signal: float = 0.5,
+        repeat: float = 0.2,
+        popularity_exponent: float = 1.0,
+        session_events: float = 20,
+        seed: int = 0,
+    ) -> None:
+        at_least = {
+            "num_users": (num_users, 1),
+            "num_items": (num_items, 2),
+            "mean_events": (mean_events, MIN_EVENTS),
+            "lag": (lag, 1),
+            "signal": (signal, 0),
+            "repeat": (repeat, 0),
+            "popularity_exponent": (popularity_exponent, 0),
+            "session_events": (session_events, 1),
+            "seed": (seed, 0),
+        }
+        for argument, (value, least) in at_least.items():
+            # A NaN is refused too.
+            if not value >= least:
+                raise InputError(f"{argument}={value} must be at least {least}")
+        if signal + repeat > 1:
+            raise InputError(
+                f"signal={signal} and repeat={repeat} are probabilities; their sum must be at most 1"
+            )
+        self.num_users = num_users
+        self.num_items = num_items
+        self.mean_events = mean_events
+        self.lag = lag
+        self.signal = signal
+        self.repeat = repeat
+        self.popularity_exponent = popularity_exponent
+        self.session_events = session_events
+        self.seed = seed
+
+    def files(self) -> list[Path]:
+        """Return no files."""
+        return []
+
+    @cached_property
+    def successor(self) -> Int64Array:
+        """The known answer (num_items,): item i, seen `lag` events ago, is followed by `successor[i]`."""
+        return np.random.default_rng([self.seed, 0]).permutation(self.num_items)
+
+    @cached_property
+    def popularity(self) -> NDArray[np.float64]:
+        """Probability of each item in a fresh draw, (num_items,)."""
+        weights = np.arange(1, self.num_items + 1, dtype=np.float64) ** -self.popularity_exponent
+        shuffled = np.random.default_rng([self.seed, 1]).permutation(weights)
+        return np.asarray(shuffled / shuffled.sum())
+
+    def scan(self) -> pl.LazyFrame:
+        """Return the interaction frame, user after user."""
+        import polars as pl
+
+        lengths = self._lengths()
+        users_in_block = max(1, int(_EVENTS_IN_BLOCK / self.mean_events))
+        # Counted from 4, so that no block shares its seed with the draws above.
+        starts = range(0, self.num_users, users_in_block)
+        frames = []
+        for block, first in enumerate(starts, start=4):
+            rng = np.random.default_rng([self.seed, block])
+            block_lengths = lengths[first : first + users_in_block]
+            users = np.arange(first, first + len(block_lengths))
+            columns = {
+                USER_ID: np.repeat(users, block_lengths),
+                ITEM_ID: self._items(rng, block_lengths),
+                TIMESTAMP: self._timestamps(rng, block_lengths),
+            }
+            frames.append(pl.DataFrame(columns).lazy())
+        return pl.concat(frames)
+
+    def _lengths(self) -> Int64Array:
+        rng = np.random.default_rng([self.seed, 2])
+        mu = np.log(self.mean_events) - _LENGTH_SIGMA**2 / 2
+        lengths = np.rint(rng.lognormal(mu, _LENGTH_SIGMA, self.num_users))
+        return lengths.clip(MIN_EVENTS, _MAX_LENGTH_RATIO * self.mean_events).astype(np.int64)
+
+    def _items(self, rng: np.random.Generator, lengths: Int64Array) -> Int64Array:
+        # Every event either is fresh or has a parent, an earlier event whose item it repeats or follows. So
+        # its item is that of the fresh event at the head of its chain, moved on by as many steps of
+        # `successor` as the chain has signals. Chains are walked for all events at once, by doubling.
+        total = int(lengths.sum())
+        position = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        kind = rng.random(total)
+        follows = (kind < self.signal) & (position >= self.lag)
+        repeats = (kind >= self.signal) & (kind < self.signal + self.repeat) & (position >= 1)
+        back = 1 + (rng.random(total) * np.minimum(position, REPEAT_WINDOW)).astype(np.int64)
+        parent = np.arange(total) - np.where(follows, self.lag, np.where(repeats, back, 0))
+        steps = follows.astype(np.int64)
+        while True:
+            grandparent = parent[parent]
+            if np.array_equal(grandparent, parent):
+                break
+            steps += steps[parent]
+            parent = grandparent
+        cumulative = np.cumsum(self.popularity)
+        fresh = np.searchsorted(cumulative, rng.random(total) * cumulative[-1], side="right")
+        return self._advance(np.minimum(fresh, self.num_items - 1)[parent], steps)
+
+    def _advance(self, items: Int64Array, steps: Int64Array) -> Int64Array:
+        # `successor` applied `steps` times, by the binary digits of `steps`.
+        power = self.successor
+        while steps.any():
+            items = np.where(steps & 1, power[items], items)
+            steps = steps >> 1
+            power = power[power]
+        return items
+
+    def _timestamps(self, rng: np.random.Generator, lengths: Int64Array) -> Int64Array:
+        total = int(lengths.sum())
+        opens = rng.random(total) < 1 / self.session_events
+        gaps = np.where(opens, 6 * 3600 + rng.exponential(86_400, total), 1 + rng.exponential(180, total))
+        elapsed = np.cumsum(gaps.astype(np.int64))
+        firsts = np.cumsum(lengths) - lengths
+        start = _START + rng.integers(0, _YEAR, len(lengths))
+        timestamps: Int64Array = elapsed + np.repeat(start - elapsed[firsts], lengths)
+        return timestamps

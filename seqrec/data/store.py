@@ -1,0 +1,199 @@
+"""The event store: a prepared log on disk, immutable, versioned, memory-mapped. U users, E events."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqrec.data.vocabulary import Vocabulary
+from seqrec.errors import MissingInputError, StoreError
+
+FORMAT = "seqrec-event-store"
+VERSION = 1
+MANIFEST = "manifest.json"
+REMEDY = "prepare it again: seqrec prepare --data.overwrite true"
+
+
+class MissingStoreError(StoreError, MissingInputError):
+    """There is no event store in a folder."""
+
+
+class EventStore:
+    """A prepared log: every user's events in order, as flat arrays; `prepare` makes one, `open` gets it.
+
+    User row r, whose internal user id is r + 1, owns events `offsets[r]` up to but without `offsets[r + 1]`,
+    oldest first. Item ids are 1..num_items; 0, padding, never stands in a store. Pickling keeps only the
+    path, so a copy in another process maps the same files.
+
+    Args:
+        directory: Folder of a store whose files are whole; `open` checks that, the constructor does not.
+        manifest: Content of its `manifest.json`.
+
+    Attributes:
+        directory: The folder.
+        manifest: Format, version, counts, source, filters, order rule, sizes of the source files, and size
+            and SHA-256 of each file of the store.
+        num_users: Number of users, U.
+        num_items: Number of distinct items.
+        num_events: Number of events, E.
+        item_ids: (E,) internal item ids in the smallest unsigned integer type that holds `num_items`.
+        timestamps: (E,) int64 in the log's unit, or None where the log has no times.
+        offsets: (U + 1,) int64.
+        item_vocabulary: The log's item ids.
+        user_vocabulary: The log's user ids.
+    """
+
+    def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        counts = manifest["counts"]
+        self.num_users: int = counts["users"]
+        self.num_items: int = counts["items"]
+        self.num_events: int = counts["events"]
+        self.item_ids: NDArray[np.unsignedinteger[Any]] = _map(directory / "item_ids.npy")
+        self.offsets: NDArray[np.int64] = _map(directory / "offsets.npy")
+        has_times = "timestamps.npy" in manifest["files"]
+        self.timestamps: NDArray[np.int64] | None = _map(directory / "timestamps.npy") if has_times else None
+        self.item_vocabulary = Vocabulary.open(directory, "item_vocabulary")
+        self.user_vocabulary = Vocabulary.open(directory, "user_vocabulary")
+
+    @classmethod
+    def open(cls, directory: Path | str) -> EventStore:
+        """Open a store in milliseconds: the manifest and the size of each file are checked, contents are not.
+
+        Raises:
+            MissingStoreError: there is no store in `directory`.
+            StoreError: it is of another version, or a file is missing or of another size.
+        """
+        directory = Path(directory)
+        manifest = read_manifest(directory)
+        for name, expected in manifest["files"].items():
+            file = directory / name
+            if not file.is_file():
+                raise StoreError(f"{file} is missing from the event store; {REMEDY}")
+            found = file.stat().st_size
+            if found != expected["bytes"]:
+                raise StoreError(f"{file} has {found} bytes, expected {expected['bytes']}; {REMEDY}")
+        try:
+            return cls(directory, manifest)
+        except (ValueError, KeyError, OSError) as error:
+            raise StoreError(f"{directory} is damaged ({error}); {REMEDY}") from error
+
+    def __reduce__(self) -> tuple[Callable[[Path], EventStore], tuple[Path]]:
+        return EventStore.open, (self.directory.absolute(),)
+
+    def verify(self) -> None:
+        """Hash every file anew; takes as long as reading them.
+
+        Raises:
+            StoreError: a file's content is not what was written; the message names it.
+        """
+        for name, expected in self.manifest["files"].items():
+            if _sha256(self.directory / name) != expected["sha256"]:
+                raise StoreError(f"{self.directory / name} is damaged: its SHA-256 differs; {REMEDY}")
+
+    def summary(self) -> str:
+        """Return a few lines for people: counts, history lengths, time span, place."""
+        lengths = np.diff(self.offsets)
+        median, p95 = np.percentile(lengths, [50, 95])
+        lines = [
+            f"{self.num_events:,} events of {self.num_users:,} users on {self.num_items:,} items",
+            f"events a user: mean {lengths.mean():.0f}, median {median:.0f}, p95 {p95:.0f}, "
+            f"max {lengths.max()}",
+            "ordered by timestamp" if self.timestamps is not None else "no timestamps: log order",
+            f"event store: {self.directory}",
+        ]
+        return "\n".join(lines)
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Return the manifest of the store in `directory`.
+
+    Raises:
+        MissingStoreError: there is none.
+        StoreError: it cannot be read, or is of another version.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise MissingStoreError(f"no event store at {directory} ({MANIFEST} is missing); run seqrec prepare")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        is_store = manifest["format"] == FORMAT
+        version = manifest["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} is not the manifest of an event store; {REMEDY}") from error
+    if not is_store:
+        raise StoreError(f"{path}: format is {manifest['format']!r}, expected {FORMAT!r}; {REMEDY}")
+    if version != VERSION:
+        raise StoreError(f"{directory} is an event store of version {version}, expected {VERSION}; {REMEDY}")
+    missing = {"counts", "files"} - manifest.keys()
+    if missing:
+        raise StoreError(f"{path} lacks {', '.join(sorted(missing))}; {REMEDY}")
+    assert isinstance(manifest, dict)
+    return manifest
+
+
+def write_store(
+    directory: Path,
+    item_ids: NDArray[np.integer[Any]],
+    offsets: NDArray[np.int64],
+    timestamps: NDArray[np.int64] | None,
+    user_ids_external: NDArray[np.int64] | Sequence[str],
+    item_ids_external: NDArray[np.int64] | Sequence[str],
+    manifest_extra: Mapping[str, Any],
+) -> None:
+    """Write an event store into an existing folder; the manifest comes last, so an interrupted one has none.
+
+    Args:
+        directory: An empty folder.
+        item_ids: (E,) internal item ids, user after user, oldest first; E >= 1.
+        offsets: (U + 1,) where each user's events start; the last one is E.
+        timestamps: (E,) or None.
+        user_ids_external: (U,) the log's user ids, ascending; row r of `offsets` is the r-th.
+        item_ids_external: (num_items,) the log's item ids, ascending; internal item id i is the i-th.
+        manifest_extra: `source`, `filters`, `source_files` and `order` of the manifest.
+
+    Raises:
+        ValueError: the arrays contradict each other.
+    """
+    users, items = Vocabulary(user_ids_external), Vocabulary(item_ids_external)
+    if len(item_ids) == 0 or len(offsets) != len(users) + 1 or offsets[-1] != len(item_ids):
+        raise ValueError(f"{len(item_ids)} events, {len(users)} users, {len(offsets)} offsets: no store")
+    if item_ids.min() < 1 or item_ids.max() > len(items):
+        raise ValueError(f"item ids must lie in 1..{len(items)}, got {item_ids.min()}..{item_ids.max()}")
+    arrays = {"item_ids": item_ids.astype(np.min_scalar_type(len(items))), "offsets": offsets}
+    if timestamps is not None:
+        arrays["timestamps"] = timestamps
+    files = []
+    for name, array in arrays.items():
+        files.append(directory / f"{name}.npy")
+        np.save(files[-1], array, allow_pickle=False)
+    files += users.save(directory, "user_vocabulary") + items.save(directory, "item_vocabulary")
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "counts": {"users": len(users), "items": len(items), "events": len(item_ids)},
+        **manifest_extra,
+        "files": {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files},
+    }
+    text = json.dumps(manifest, indent=2, ensure_ascii=False)
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _map(file: Path) -> NDArray[Any]:
+    mapped: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    return mapped
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,155 @@
+"""External ids <-> internal ids, memory-mapped. Internal ids are 1..n in ascending order of external id."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Int64Array = NDArray[np.int64]
+
+
+class Vocabulary:
+    """The log's ids of one kind, users or items: internal id i stands for the i-th smallest external id.
+
+    Internal id 0 is padding and stands for nothing. Strings are ordered by their UTF-8 bytes, which is also
+    the order of Python strings, and kept as one run of bytes, so that millions of them open at once.
+
+    Args:
+        external_ids: Distinct ids in ascending order: an int64 array, or a sequence of strings.
+
+    Raises:
+        ValueError: the ids are not ascending and distinct.
+    """
+
+    def __init__(self, external_ids: Int64Array | Sequence[str]) -> None:
+        if isinstance(external_ids, np.ndarray) and external_ids.dtype.kind in "iu":
+            integers = external_ids.astype(np.int64, copy=False)
+            self._set(integers, None)
+            ascending = bool(np.all(integers[1:] > integers[:-1]))
+        else:
+            encoded = [str(external_id).encode() for external_id in external_ids]
+            offsets = np.zeros(len(encoded) + 1, np.int64)
+            np.cumsum([len(text) for text in encoded], out=offsets[1:])
+            self._set(np.frombuffer(b"".join(encoded), np.uint8), offsets)
+            ascending = all(low < high for low, high in pairwise(encoded))
+        if not ascending:
+            raise ValueError("external_ids must be distinct and in ascending order")
+
+    def _set(self, values: NDArray[np.generic], offsets: Int64Array | None) -> None:
+        # Of integers, `values` are the ids; of strings, their bytes, and string k ends before offsets[k + 1].
+        self._values = values
+        self._offsets = offsets
+
+    @property
+    def is_integer(self) -> bool:
+        """True where external ids are integers, False where they are strings."""
+        return self._offsets is None
+
+    def __len__(self) -> int:
+        return len(self._values) if self._offsets is None else len(self._offsets) - 1
+
+    def external_ids(self, internal_ids: ArrayLike) -> Int64Array | list[str]:
+        """Return the log's ids of `internal_ids`.
+
+        Args:
+            internal_ids: (N,) integers in 1..len(self).
+
+        Returns:
+            An int64 array (N,), or a list of strings where the log's ids are strings.
+
+        Raises:
+            ValueError: an id is 0, which is padding, or beyond the last one.
+        """
+        rows = np.atleast_1d(np.asarray(internal_ids)).astype(np.int64) - 1
+        outside = (rows < 0) | (rows >= len(self))
+        if outside.any():
+            bad = int(rows[outside][0]) + 1
+            reason = " (0 is padding)" if bad == 0 else ""
+            raise ValueError(f"internal id {bad} must lie in 1..{len(self)}{reason}")
+        if self._offsets is None:
+            return np.asarray(self._values)[rows].astype(np.int64, copy=False)
+        return [self._bytes(int(row)).decode() for row in rows]
+
+    def lookup(self, external_ids: Sequence[int] | Sequence[str] | NDArray[np.generic]) -> Int64Array:
+        """Return internal ids (N,) int64 of the log's ids; 0 where the id is unknown.
+
+        An integer and its decimal string are the same id, so that ids read from text find their integers.
+
+        Raises:
+            TypeError: an id is neither an integer nor a string.
+        """
+        if isinstance(external_ids, np.ndarray) and external_ids.dtype.kind == "i" and self._offsets is None:
+            return self._lookup_integers(external_ids.astype(np.int64, copy=False))
+        for external_id in external_ids:
+            if isinstance(external_id, (bool, np.bool_)) or not isinstance(
+                external_id, (int, str, np.integer)
+            ):
+                raise TypeError(f"external id {external_id!r} must be an integer or a string")
+        if self._offsets is None:
+            numbers = [_as_int64(external_id) for external_id in external_ids]
+            keys = np.array([number or 0 for number in numbers], np.int64)
+            known = np.array([number is not None for number in numbers], bool)
+            return np.where(known, self._lookup_integers(keys), 0)
+        return np.array([self._lookup_string(str(external_id)) for external_id in external_ids], np.int64)
+
+    def _lookup_integers(self, keys: Int64Array) -> Int64Array:
+        if len(self) == 0:
+            return np.zeros(len(keys), np.int64)
+        values = np.asarray(self._values)
+        rows = np.searchsorted(values, keys)
+        found = values[np.minimum(rows, len(self) - 1)] == keys
+        return np.where(found, rows + 1, 0).astype(np.int64)
+
+    def _lookup_string(self, text: str) -> int:
+        key = text.encode()
+        row = bisect_left(range(len(self)), key, key=self._bytes)
+        return row + 1 if row < len(self) and self._bytes(row) == key else 0
+
+    def _bytes(self, row: int) -> bytes:
+        assert self._offsets is not None
+        return self._values[self._offsets[row] : self._offsets[row + 1]].tobytes()
+
+    def save(self, directory: Path, stem: str) -> list[Path]:
+        """Write the ids as `<stem>.npy`, or strings as `<stem>.bytes.npy` and `<stem>.offsets.npy`.
+
+        Returns:
+            The files written.
+        """
+        if self._offsets is None:
+            arrays = {f"{stem}.npy": self._values}
+        else:
+            arrays = {f"{stem}.bytes.npy": self._values, f"{stem}.offsets.npy": self._offsets}
+        for name, array in arrays.items():
+            np.save(directory / name, array, allow_pickle=False)
+        return [directory / name for name in arrays]
+
+    @classmethod
+    def open(cls, directory: Path, stem: str) -> Vocabulary:
+        """Vocabulary that `save` wrote, memory-mapped.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        vocabulary = cls.__new__(cls)
+        if (directory / f"{stem}.npy").exists():
+            vocabulary._set(np.load(directory / f"{stem}.npy", mmap_mode="r"), None)
+        else:
+            values = np.load(directory / f"{stem}.bytes.npy", mmap_mode="r")
+            vocabulary._set(values, np.load(directory / f"{stem}.offsets.npy", mmap_mode="r"))
+        return vocabulary
+
+
+def _as_int64(external_id: object) -> int | None:
+    # The integer that an id stands for; None for text that is no decimal form of an int64, as "007".
+    try:
+        number = int(external_id)  # type: ignore[call-overload]
+    except ValueError:
+        return None
+    if isinstance(external_id, str) and str(number) != external_id:
+        return None
+    return number if -(2**63) <= number < 2**63 else None

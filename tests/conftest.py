@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def real_data() -> Callable[[str], Path]:
+    """Path of a real log by its place in the data folder, such as "ml-1m/ml-1m.zip"; skips without it."""
+
+    def find(name: str) -> Path:
+        folder = Path(os.environ.get("SEQREC_DATA", REPOSITORY.parent / "shared" / "data"))
+        if not (folder / name).exists():
+            pytest.skip(f"{name} is not in {folder}; set SEQREC_DATA to the folder that holds it")
+        return folder / name
+
+    return find

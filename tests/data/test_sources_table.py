@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import gzip
+from datetime import date, datetime, timezone
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from seqrec.data.sources import Table
+from seqrec.errors import InputError, MissingInputError
+
+EVENTS = {"user_id": [2, 1, 2], "item_id": ["b", "a", "a"], "timestamp": [30, 10, 20]}
+
+
+def csv(path: Path, text: str) -> str:
+    data = text.encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return str(path)
+
+
+def parquet(path: Path, **columns: object) -> str:
+    pl.DataFrame({**EVENTS, **columns}).write_parquet(path)
+    return str(path)
+
+
+def times(path: str, **arguments: object) -> list[int]:
+    frame = Table(path, **arguments).scan().collect()
+    assert frame.schema["timestamp"] == pl.Int64
+    return frame["timestamp"].to_list()
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "arguments"),
+    [
+        ("log.csv", ",", {}),
+        ("log.CSV.gz", ",", {}),
+        ("log.tsv", "\t", {}),
+        ("log.dat", "|", {"separator": "|"}),
+        ("log.csv", ";", {"separator": ";"}),
+    ],
+)
+def test_text_tables_read_as_they_are(tmp_path: Path, name: str, separator: str, arguments):
+    lines = ["user_id,item_id,timestamp", "2,b,30", "1,a,10", "2,a,20"]
+    path = csv(tmp_path / name, "\n".join(lines).replace(",", separator))
+    frame = Table(path, **arguments).scan().collect()
+    assert frame.to_dict(as_series=False) == EVENTS
+    assert frame.dtypes == [pl.Int64, pl.String, pl.Int64]
+
+
+def test_parquet_reads_as_it_is(tmp_path: Path):
+    assert Table(parquet(tmp_path / "log.parquet")).scan().collect().to_dict(as_series=False) == EVENTS
+
+
+def test_parquet_ids_of_any_integer_like_type_are_integers(tmp_path: Path):
+    path = parquet(
+        tmp_path / "log.parquet",
+        user_id=pl.Series([2.0, 1.0, 2.0]),
+        item_id=pl.Series(["5", "6", "5"], dtype=pl.Categorical),
+    )
+    frame = Table(path).scan().collect()
+    assert frame.dtypes == [pl.Int64, pl.Int64, pl.Int64]
+    assert frame["user_id"].to_list() == [2, 1, 2]
+
+
+def test_columns_have_the_names_given(tmp_path: Path):
+    path = csv(tmp_path / "log.csv", "when,video,uid,user_id\n5,7,8,9\n")
+    frame = Table(path, user="uid", item="video", timestamp="when").scan().collect()
+    assert frame.rows(named=True) == [{"user_id": 8, "item_id": 7, "timestamp": 5}]
+
+
+def test_without_times_there_is_no_timestamp(tmp_path: Path):
+    path = csv(tmp_path / "log.csv", "user_id,item_id\n1,2\n")
+    assert Table(path, timestamp=None).scan().collect().columns == ["user_id", "item_id"]
+
+
+def test_features_are_typed_and_chosen(tmp_path: Path):
+    text = "user_id,item_id,timestamp,rating,like,genre\n1,2,3,4.5,True,x\n1,2,4,,false,\n"
+    path = csv(tmp_path / "log.csv", text)
+    frame = Table(path).scan().collect()
+    assert frame.columns[3:] == ["rating", "like", "genre"]
+    assert frame.rows()[0][3:] == (4.5, True, "x")
+    assert frame.rows()[1][3:] == (None, False, None)
+    assert Table(path, features=["like"]).scan().collect().columns[3:] == ["like"]
+
+
+class TestFiles:
+    def test_folder_and_glob_are_read_in_the_order_of_names(self, tmp_path: Path):
+        for name, item in (("b.csv", 2), ("a.csv.gz", 1), ("c.tsv", 3)):
+            separator = "\t" if "tsv" in name else ","
+            csv(tmp_path / name, f"user_id,item_id,timestamp\n1,{item},5\n".replace(",", separator))
+        (tmp_path / "README.md").write_text("no log")
+        assert [file.name for file in Table(str(tmp_path)).files()] == ["a.csv.gz", "b.csv", "c.tsv"]
+        assert Table(str(tmp_path)).scan().collect()["item_id"].to_list() == [1, 2, 3]
+        assert Table(str(tmp_path / "*.csv*")).scan().collect()["item_id"].to_list() == [1, 2]
+
+    def test_ids_are_text_everywhere_if_they_are_in_one_file(self, tmp_path: Path):
+        csv(tmp_path / "a.csv", "user_id,item_id,timestamp\n1,7,5\n")
+        csv(tmp_path / "b.csv", "user_id,item_id,timestamp\n2,x,6\n")
+        frame = Table(str(tmp_path)).scan().collect()
+        assert frame["item_id"].to_list() == ["7", "x"]
+        assert frame["user_id"].to_list() == [1, 2]
+
+    def test_a_fraction_in_one_file_makes_all_times_millionths(self, tmp_path: Path):
+        csv(tmp_path / "a.csv", "user_id,item_id,timestamp\n1,7,5\n")
+        csv(tmp_path / "b.csv", "user_id,item_id,timestamp\n1,7,6.5\n")
+        assert times(str(tmp_path)) == [5_000_000, 6_500_000]
+
+    def test_dates_and_numbers_do_not_mix(self, tmp_path: Path):
+        csv(tmp_path / "a.csv", "user_id,item_id,timestamp\n1,7,5\n")
+        csv(tmp_path / "b.csv", "user_id,item_id,timestamp\n1,7,2020-01-01\n")
+        with pytest.raises(
+            InputError, match="timestamp='timestamp': .* dates in some files, numbers in others"
+        ):
+            Table(str(tmp_path)).scan()
+
+    def test_what_is_not_there_is_refused(self, tmp_path: Path):
+        with pytest.raises(MissingInputError, match=r"no such file or folder, and no file matches it"):
+            Table(str(tmp_path / "part-*.csv")).scan()
+        with pytest.raises(MissingInputError, match=r"no \.csv, \.tsv, \.parquet file in this folder"):
+            Table(str(tmp_path)).scan()
+
+
+class TestTimes:
+    @pytest.mark.parametrize(
+        ("texts", "expected"),
+        [
+            (["1649581149287", "5"], [1649581149287, 5]),
+            (["1649581149287000123", "-5"], [1649581149287000123, -5]),
+            (["1.0", "2"], [1, 2]),
+            (["1", "2.5"], [1_000_000, 2_500_000]),
+            (["1e3", "7"], [1000, 7]),
+            (["2022-04-10 08:59:09", "1970-01-01 00:00:00"], [1649581149, 0]),
+            (["2022-04-10T08:59:09", "2022-04-10T08:59:09.25"], [1649581149000000, 1649581149250000]),
+            (["2009-05-04T23:08:57Z", "2009-05-04T23:08:57+02:00"], [1241478537, 1241471337]),
+            (["2022-04-10", "1970-01-02"], [1649548800, 86400]),
+        ],
+    )
+    def test_text_in_every_form(self, tmp_path: Path, texts: list[str], expected: list[int]):
+        rows = "".join(f"1,2,{text}\n" for text in texts)
+        assert times(csv(tmp_path / "log.csv", "user_id,item_id,timestamp\n" + rows)) == expected
+
+    @pytest.mark.parametrize(
+        ("values", "expected"),
+        [
+            ([3.0, 2.0, 1.0], [3, 2, 1]),
+            ([3.0, 2.5, 1.0], [3_000_000, 2_500_000, 1_000_000]),
+            ([date(1970, 1, 2)] * 3, [86400] * 3),
+            ([datetime(2022, 4, 10, 8, 59, 9)] * 3, [1649581149] * 3),
+            ([datetime(1970, 1, 1, 0, 0, 1, 500, tzinfo=timezone.utc)] * 3, [1_000_500] * 3),
+            (["1970-01-01 00:00:07"] * 3, [7] * 3),
+        ],
+    )
+    def test_parquet_columns_of_every_type(self, tmp_path: Path, values: list[object], expected: list[int]):
+        assert times(parquet(tmp_path / "log.parquet", timestamp=values)) == expected
+
+    def test_what_is_no_time_is_refused(self, tmp_path: Path):
+        with pytest.raises(InputError, match="timestamp='timestamp' starts with 'noon'; expected integers"):
+            Table(csv(tmp_path / "log.csv", "user_id,item_id,timestamp\n1,2,noon\n")).scan()
+        with pytest.raises(InputError, match="timestamp='timestamp' is Boolean; expected integers"):
+            Table(parquet(tmp_path / "log.parquet", timestamp=[True] * 3)).scan()
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            ("1,2,3\n\n1,,4\n", r"line 4: item='item_id' expected an id, got nothing$"),
+            ('1,2,3\n"",5,4\n', r"line 3: user='user_id' expected an id, got nothing$"),
+            ("1,2,3\n1,2,x\n", r"line 3: timestamp='timestamp' expected a number, got 'x'$"),
+            ("1,2,3\n1,2\n", r"line 3: timestamp='timestamp' expected a number, got nothing$"),
+            ('"1\n1",2,3\n1,2,x\n', r"line 4: timestamp='timestamp' expected a number, got 'x'$"),
+            ("1,2,2020-01-01\n1,2,today\n", r"line 3: .* expected a time like 2020-01-01, got 'today'$"),
+            ("1,2,\n", r"line 2: timestamp='timestamp' expected a number, got nothing$"),
+            ("1,2,3\n1,2,3,4\n", r"line 3: expected 3 fields, got 4$"),
+            ("1,2,3\n1,2,3.5\n1,2,x\n", r"line 4: timestamp='timestamp' expected a number, got 'x'$"),
+            ("1,2,nan\n", r"line 2: timestamp='timestamp' expected a number, got 'nan'$"),
+        ],
+    )
+    @pytest.mark.parametrize("name", ["log.csv", "log.csv.gz"])
+    def test_a_bad_row_is_named(self, tmp_path: Path, rows: str, message: str, name: str):
+        path = csv(tmp_path / name, "user_id,item_id,timestamp\n" + rows)
+        with pytest.raises(InputError, match=rf"{name} {message}"):
+            Table(path).scan()
+
+    def test_a_bad_row_of_parquet_is_named(self, tmp_path: Path):
+        path = parquet(tmp_path / "log.parquet", user_id=[1, None, 2])
+        with pytest.raises(
+            InputError, match=r"log\.parquet row 2: user='user_id' expected an id, got nothing"
+        ):
+            Table(path).scan()
+        path = parquet(tmp_path / "log.parquet", user_id=[1.0, 2.0, 2.5])
+        with pytest.raises(
+            InputError, match=r"log\.parquet row 3: user='user_id' expected an id, got '2\.5'"
+        ):
+            Table(path).scan()
+
+    def test_blank_lines_are_no_events(self, tmp_path: Path):
+        assert times(csv(tmp_path / "log.csv", "user_id,item_id,timestamp\n1,2,3\n\n1,2,4\n\n\n")) == [3, 4]
+
+    def test_ids_of_a_useless_type_are_refused(self, tmp_path: Path):
+        path = parquet(tmp_path / "log.parquet", user_id=[True, False, True])
+        with pytest.raises(InputError, match="user='user_id' is Boolean; ids must be integers or text"):
+            Table(path).scan()
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"item": "itemid"}, r"no column 'itemid' \(item='itemid'\); it has user_id, item_id, time; did you"
+                                 r" mean 'item_id'\?"),
+            ({}, r"no column 'timestamp' \(timestamp='timestamp'\); .* did you mean 'time'\?"),
+            ({"timestamp": None, "features": ["zzz"]}, r"no column 'zzz' \(features has 'zzz'\); it has [^;]*$"),
+            ({"separator": ";"}, r"no column 'user_id' .* is separator=';' right\?"),
+        ],
+    )  # fmt: skip
+    def test_a_missing_column_is_named_with_those_that_are_there(self, tmp_path: Path, arguments, message):
+        path = csv(tmp_path / "log.csv", "user_id,item_id,time\n1,2,3\n")
+        with pytest.raises(InputError, match=rf"log\.csv has {message}"):
+            Table(path, **arguments).scan()
+
+    @pytest.mark.parametrize("text", ["", "user_id,item_id,timestamp\n", "user_id,item_id,timestamp\n\n"])
+    def test_an_empty_file_is_refused(self, tmp_path: Path, text: str):
+        with pytest.raises(InputError, match=r"log\.csv is empty; expected at least one event"):
+            Table(csv(tmp_path / "log.csv", text)).scan()
+
+    def test_an_empty_parquet_file_is_refused(self, tmp_path: Path):
+        pl.DataFrame(EVENTS).head(0).write_parquet(tmp_path / "log.parquet")
+        with pytest.raises(InputError, match=r"log\.parquet is empty"):
+            Table(str(tmp_path / "log.parquet")).scan()
+
+    def test_unreadable_files_are_named(self, tmp_path: Path):
+        with pytest.raises(InputError, match=r"log\.parquet cannot be read as Parquet"):
+            Table(csv(tmp_path / "log.parquet", "user_id,item_id\n" * 3)).scan()
+        path = Path(csv(tmp_path / "log.csv.gz", "user_id,item_id,timestamp\n" + "1,2,3\n" * 9999))
+        path.write_bytes(path.read_bytes()[:-20])
+        with pytest.raises(InputError, match=r"log\.csv\.gz cannot be read as text: unexpected end of file"):
+            Table(str(path)).scan()
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"user": "a", "item": "a"}, "user='a', item='a' and timestamp='timestamp' must be different"),
+            ({"features": ["timestamp"]}, r"features=\['timestamp'\]: 'timestamp' is there already"),
+            ({"separator": "::"}, "separator='::' must be one ASCII character"),
+        ],
+    )
+    def test_arguments_that_contradict_each_other_are_refused(self, arguments, message):
+        with pytest.raises(InputError, match=message):
+            Table("log.csv", **arguments)
+
+    def test_a_suffix_that_tells_no_separator_is_refused(self, tmp_path: Path):
+        with pytest.raises(InputError, match=r"log\.dat: .* cannot be told from the name; give separator"):
+            Table(csv(tmp_path / "log.dat", "user_id,item_id,timestamp\n1,2,3\n")).scan()

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seqrec.data.store import EventStore, write_store
+from seqrec.errors import MissingInputError, StoreError
+
+ITEM_IDS = np.array([1, 3, 2, 2, 1])
+OFFSETS = np.array([0, 3, 5])
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    write_store(tmp_path, ITEM_IDS, OFFSETS, np.arange(5), np.array([10, 20]), ["a", "b", "c"], {})
+    return tmp_path
+
+
+def edit_manifest(directory: Path, **changes: object) -> None:
+    path = directory / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_store_opens_as_it_was_written(directory: Path):
+    store = EventStore.open(str(directory))
+    assert (store.num_users, store.num_items, store.num_events) == (2, 3, 5)
+    assert store.item_ids.tolist() == ITEM_IDS.tolist()
+    assert store.item_ids.dtype == np.uint8
+    assert store.offsets.tolist() == OFFSETS.tolist()
+    assert store.timestamps is not None
+    assert store.timestamps.tolist() == list(range(5))
+    assert store.item_vocabulary.external_ids(store.item_ids[:3]) == ["a", "c", "b"]
+    assert store.user_vocabulary.lookup([20, 10]).tolist() == [2, 1]
+    store.verify()
+
+
+def test_arrays_are_mapped_and_cannot_be_written(directory: Path):
+    store = EventStore.open(directory)
+    assert isinstance(store.item_ids, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        store.item_ids[0] = 2
+
+
+def test_a_log_without_times_has_none(tmp_path: Path):
+    write_store(tmp_path, ITEM_IDS, OFFSETS, None, np.array([10, 20]), np.arange(3), {})
+    assert EventStore.open(tmp_path).timestamps is None
+
+
+def test_item_ids_take_the_smallest_type_that_holds_the_catalogue(tmp_path: Path):
+    for num_items, dtype in ((255, np.uint8), (256, np.uint16), (65_536, np.uint32)):
+        folder = tmp_path / str(num_items)
+        folder.mkdir()
+        item_ids = np.array([1, num_items])
+        write_store(folder, item_ids, np.array([0, 2]), None, np.array([1]), np.arange(num_items), {})
+        opened = EventStore.open(folder)
+        assert opened.item_ids.dtype == dtype
+        assert opened.item_ids.tolist() == [1, num_items]
+
+
+def test_pickling_keeps_only_the_place(directory: Path, monkeypatch, tmp_path_factory):
+    monkeypatch.chdir(directory.parent)
+    pickled = pickle.dumps(EventStore.open(directory.name))
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert len(pickled) < 500
+    assert pickle.loads(pickled).item_ids.tolist() == ITEM_IDS.tolist()
+
+
+def test_opening_needs_no_polars(directory: Path):
+    code = (
+        "import sys; sys.modules['polars'] = None\n"
+        "from seqrec.data.store import EventStore\n"
+        f"print(EventStore.open({str(directory)!r}).num_events)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "5"
+
+
+def test_summary_says_counts_and_place(directory: Path):
+    summary = EventStore.open(directory).summary()
+    assert "5 events of 2 users on 3 items" in summary
+    assert "mean 2, median 2, p95 3, max 3" in summary
+    assert str(directory) in summary
+
+
+@pytest.mark.parametrize("kind", [StoreError, MissingInputError, FileNotFoundError])
+def test_a_folder_without_a_store_is_refused(tmp_path: Path, kind):
+    with pytest.raises(kind, match=r"no event store at .*nowhere .*run seqrec prepare"):
+        EventStore.open(tmp_path / "nowhere")
+
+
+def test_another_version_is_refused(directory: Path):
+    edit_manifest(directory, version=99)
+    with pytest.raises(StoreError, match=r"version 99, expected 1; prepare it again"):
+        EventStore.open(directory)
+
+
+def test_another_format_is_refused(directory: Path):
+    edit_manifest(directory, format="parquet")
+    with pytest.raises(StoreError, match="format is 'parquet', expected 'seqrec-event-store'"):
+        EventStore.open(directory)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_a_broken_manifest_is_refused(directory: Path, text: str):
+    (directory / "manifest.json").write_text(text)
+    with pytest.raises(StoreError, match=r"manifest\.json is not the manifest of an event store"):
+        EventStore.open(directory)
+
+
+def test_a_manifest_without_counts_is_refused(directory: Path):
+    manifest = json.loads((directory / "manifest.json").read_text())
+    del manifest["counts"]
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match="lacks counts"):
+        EventStore.open(directory)
+
+
+def test_a_truncated_file_is_named_with_its_sizes(directory: Path):
+    path = directory / "item_ids.npy"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(StoreError, match=r"item_ids\.npy has 131 bytes, expected 133; prepare it again"):
+        EventStore.open(directory)
+
+
+def test_a_missing_file_is_named(directory: Path):
+    (directory / "offsets.npy").unlink()
+    with pytest.raises(StoreError, match=r"offsets\.npy is missing from the event store"):
+        EventStore.open(directory)
+
+
+def test_a_file_with_a_broken_header_is_refused(directory: Path):
+    path = directory / "offsets.npy"
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(StoreError, match="is damaged .* prepare it again"):
+        EventStore.open(directory)
+
+
+def test_verify_names_a_file_with_other_bytes(directory: Path):
+    path = directory / "item_ids.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x02")
+    store = EventStore.open(directory)
+    with pytest.raises(StoreError, match=r"item_ids\.npy is damaged: its SHA-256 differs"):
+        store.verify()
+
+
+def test_writing_refuses_arrays_that_contradict_each_other(tmp_path: Path):
+    with pytest.raises(ValueError, match="5 events, 1 users, 3 offsets"):
+        write_store(tmp_path, ITEM_IDS, OFFSETS, None, np.array([1]), np.arange(3), {})
+    with pytest.raises(ValueError, match=r"item ids must lie in 1\.\.2, got 1\.\.3"):
+        write_store(tmp_path, ITEM_IDS, OFFSETS, None, np.array([1, 2]), np.arange(2), {})
