@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
+from seqrec.cli_config import refuse_model_max_length, with_config_of_checkpoint
 from seqrec.cli_errors import explain, our_error
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.inference import RecommendationWriter
@@ -41,6 +43,10 @@ class ArgumentParser(LightningArgumentParser):
 class SeqrecCLI(LightningCLI):
     """Lightning's command line with what a run of a recommender needs around it."""
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Parser without abbreviations, which would let misspelt arguments pass."""
+        return super().init_parser(**{"allow_abbrev": False} | kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the protocol, checkpoints, early stopping and the links from data to model."""
         parser.add_subclass_arguments(Protocol, "protocol", required=False)
@@ -60,6 +66,7 @@ class SeqrecCLI(LightningCLI):
                 "early_stopping.patience": 5,
             }
         )
+        parser.link_arguments("data.max_length", "model.init_args.max_length")
         parser.link_arguments("data.num_items", "model.init_args.num_items", apply_on="instantiate")
         parser.link_arguments("data.num_users", "model.init_args.num_users", apply_on="instantiate")
 
@@ -108,27 +115,19 @@ class SeqrecCLI(LightningCLI):
             baseline.protocol = model.protocol
             loader = datamodule.val_dataloader() if stage == "validate" else datamodule.test_dataloader()
             rows["Popularity"] = evaluate(baseline, loader)
-        self._show(stage, rows, model.protocol, datamodule)
+        folder = self.trainer.log_dir  # asks all ranks, so not on the first alone
+        self._show(stage, rows, f"{datamodule.num_users:,} users, protocol {model.protocol.id}", folder)
+        if folder is not None and self.trainer.is_global_zero:
+            write_metrics(Path(folder) / f"{stage}_metrics.json", rows, model.protocol.id)
 
     @rank_zero_only
-    def _show(
-        self,
-        stage: str,
-        rows: dict[str, dict[str, float]],
-        protocol: Protocol,
-        datamodule: SequenceDataModule,
-    ) -> None:
-        print(f"\n{stage} of {datamodule.num_users:,} users, protocol {protocol.id}")
+    def _show(self, stage: str, rows: dict[str, dict[str, float]], terms: str, folder: str | None) -> None:
+        print(f"\n{stage} of {terms}")
         print(metrics_table(rows))
-        folder = self.trainer.log_dir
         if folder is not None:
-            write_metrics(Path(folder) / f"{stage}_metrics.json", rows, protocol.id)
-            found = [
-                name
-                for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
-                if (Path(folder) / name).exists()
-            ]
-            print(f"run folder: {folder} ({', '.join([*found, 'config.yaml', f'{stage}_metrics.json'])})")
+            names = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml")
+            found = [name for name in names if (Path(folder) / name).exists()]
+            print(f"run folder: {folder} ({', '.join([*found, f'{stage}_metrics.json'])})")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -137,11 +136,12 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Words behind `seqrec`; None is the command line's.
     """
-    words = with_config_of_checkpoint(list(sys.argv[1:] if args is None else args))
-    sys.argv = [sys.argv[0], *words]
-    # The loader reads memory-mapped arrays; more worker processes do not make it faster.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    _silence_third_parties()
     try:
+        words = with_config_of_checkpoint(list(sys.argv[1:] if args is None else args))
+        refuse_model_max_length(words)
+        # Lightning starts the processes of other ranks with the words of this one.
+        sys.argv = [sys.argv[0], *words]
         SeqrecCLI(
             Recommender,
             SequenceDataModule,
@@ -167,13 +167,12 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
-def with_config_of_checkpoint(words: list[str]) -> list[str]:
-    """Put the config beside a checkpoint first, where a command names a checkpoint and no config."""
-    if any(word == "-c" or word.split("=")[0] == "--config" for word in words):
-        return words
-    for number, word in enumerate(words):
-        path = word.partition("=")[2] or (words[number + 1] if number + 1 < len(words) else "")
-        config = Path(path).parent.parent / "config.yaml"
-        if word.split("=")[0] == "--ckpt_path" and config.is_file():
-            return [words[0], "--config", str(config), *words[1:]]
-    return words
+def _silence_third_parties() -> None:
+    """Hide what a user of the command line can do nothing about."""
+    # The loader reads memory-mapped arrays; more worker processes do not make it faster.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage()
+    )

@@ -53,7 +53,7 @@ class LeaveOneOut(Split):
         counts = np.diff(offsets)
         short = np.flatnonzero(counts < self.min_events)
         if len(short):
-            user = store.user_vocabulary.external_ids(short[:1] + 1)[0]
+            (user,) = np.asarray(store.user_vocabulary.external_ids(short[:1] + 1)).tolist()
             raise InputError(
                 f"{store.directory}: {len(short)} user(s) have fewer than {self.min_events} events, the first is "
                 f"user {user!r} with {counts[short[0]]}; leave-one-out needs one event each to train, validate "

@@ -21,7 +21,7 @@ class SequenceEncoder(nn.Module, ABC):
     Args:
         d_model: Width D of inputs and states.
         num_layers: Blocks.
-        dropout: Share of each block's outputs set to 0 in training, 0 <= dropout < 1.
+        dropout: Share of inputs, and of what else the encoder says, set to 0 in training, 0 <= dropout < 1.
         layer_norm: False leaves every layer norm out (ablation).
 
     Raises:

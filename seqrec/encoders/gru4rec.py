@@ -20,7 +20,7 @@ class GRU4Rec(SequenceEncoder):
     Args:
         d_model: Width D of inputs, hidden state and outputs.
         num_layers: Stacked GRU layers.
-        dropout: Share of each layer's outputs set to 0 in training.
+        dropout: Share of inputs and of each layer's outputs set to 0 in training.
         layer_norm: Whether the output is normalised.
     """
 
@@ -35,6 +35,7 @@ class GRU4Rec(SequenceEncoder):
 
     def forward(self, x: Tensor, history: History) -> Tensor:
         """See `SequenceEncoder.forward`."""
+        x = self.dropout_layer(x)
         for layer in self.layers:
             x = self.dropout_layer(layer(x)[0])
         out: Tensor = self.norm(x)

@@ -21,7 +21,7 @@ class MambaRec(SequenceEncoder):
         d_state: States of each inner channel.
         d_conv: Events that the convolution sees.
         expand: Inner width divided by D.
-        dropout: Share of each block's outputs set to 0 in training.
+        dropout: Share of inputs set to 0 in training.
         layer_norm: False leaves every norm out.
     """
 

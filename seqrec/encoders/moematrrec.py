@@ -48,7 +48,7 @@ class MoEMaTrRec(SequenceEncoder):
         d_conv: Events that Mamba's convolution sees.
         expand: Inner width of Mamba divided by D.
         d_feedforward: Hidden width of the feed-forward layer; None is D.
-        dropout: Share of attention weights, hidden units and branch outputs set to 0 in training.
+        dropout: Share of inputs, attention weights, hidden units and feed-forward outputs set to 0 in training.
         layer_norm: False leaves every norm out.
     """
 

@@ -21,7 +21,7 @@ class RecMamba(SequenceEncoder):
         d_conv: Events that the convolution sees.
         expand: Inner width divided by D.
         d_feedforward: Hidden width of the feed-forward layer; None is D.
-        dropout: Share of hidden units and branch outputs set to 0 in training.
+        dropout: Share of inputs, hidden units and feed-forward outputs set to 0 in training.
         layer_norm: False leaves every norm out.
     """
 

@@ -22,7 +22,7 @@ class SASRec(SequenceEncoder):
         num_layers: Transformer blocks.
         num_heads: Attention heads, a divisor of D.
         d_feedforward: Hidden width of the feed-forward layer; None is D, as in the paper.
-        dropout: Share of attention weights, hidden units and branch outputs set to 0 in training.
+        dropout: Share of inputs, attention weights, hidden units and feed-forward outputs set to 0 in training.
         layer_norm: False leaves every norm out.
     """
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from seqrec.models import Recommender
 from seqrec.types import History, SeenItems, SequenceBatch
 
 
-@torch.no_grad()
 def recommend(
     model: Recommender,
     histories: Sequence[Sequence[Any]],
@@ -41,7 +41,7 @@ def recommend(
         For each user at most `top_k` of the log's own item ids, best first.
 
     Raises:
-        InputError: a history without any known item, or a vocabulary of another catalogue.
+        InputError: a history without any known item, a vocabulary of another catalogue, or a number out of range.
 
     Warns:
         UserWarning: items that the vocabulary does not know were dropped; says how many.
@@ -49,22 +49,34 @@ def recommend(
     num_items = model.scorer().num_items
     if len(vocabulary) != num_items:
         raise InputError(f"vocabulary has {len(vocabulary)} items, but the model was trained on {num_items}")
+    if batch_size < 1 or (max_length is not None and max_length < 1):
+        raise InputError(f"batch_size={batch_size} and max_length={max_length} must be at least 1")
     known = _known_items(histories, vocabulary)
     limit = max_length or int(model.hparams.get("max_length", 0)) or max(map(len, known), default=1)
-    # Users of like length go together; the results go back to the order that was given.
+    # Users of like length go together; results keep the order that was given.
     order = sorted(range(len(known)), key=lambda user: min(len(known[user]), limit))
     results: list[list[Any]] = [[] for _ in known]
+    with _evaluating(model):
+        for begin in range(0, len(order), batch_size):
+            users = order[begin : begin + batch_size]
+            batch = _collate([known[user] for user in users], limit).to(model.device)
+            states, exclude = model.last_states(batch), batch.seen if filter_seen else None
+            best = model.scorer().top_k(states, top_k, batch.user_ids, exclude=exclude)
+            for user, item_ids in zip(users, best.item_ids.cpu().numpy(), strict=True):
+                results[user] = list(vocabulary.external_ids(item_ids[item_ids > 0]))
+    return results
+
+
+@contextmanager
+def _evaluating(model: Recommender) -> Iterator[None]:
+    """Dropout and gradients off; the model's mode comes back also after an error."""
     was_training = model.training
     model.eval()
-    for begin in range(0, len(order), batch_size):
-        users = order[begin : begin + batch_size]
-        batch = _collate([known[user] for user in users], limit).to(model.device)
-        exclude = batch.seen if filter_seen else None
-        best = model.scorer().top_k(model.last_states(batch), top_k, batch.user_ids, exclude=exclude)
-        for user, item_ids in zip(users, best.item_ids.cpu().numpy(), strict=True):
-            results[user] = list(vocabulary.external_ids(item_ids[item_ids > 0]))
-    model.train(was_training)
-    return results
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def _known_items(

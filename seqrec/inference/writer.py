@@ -33,33 +33,26 @@ class RecommendationWriter(BasePredictionWriter):
         self.directory = directory
         self.top_k = top_k
         self.filter_seen = filter_seen
-
-    def folder(self, trainer: pl.Trainer) -> Path:
-        """Where the parts go.
-
-        Raises:
-            InputError: no folder was given and the trainer has no logger.
-        """
-        root = self.directory or (trainer.log_dir and str(Path(trainer.log_dir) / "recommendations"))
-        if root is None:
-            raise InputError("say where recommendations go: --recommendations.directory PATH")
-        return Path(root)
+        self._folder = Path()
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hand the settings to the model and make the folder.
 
         Raises:
-            InputError: the folder holds parts of an earlier run.
+            InputError: the folder holds parts of an earlier run, or none was given and the trainer has no logger.
         """
         if isinstance(pl_module, Recommender):
             pl_module.top_k, pl_module.filter_seen = self.top_k, self.filter_seen
-        folder = self.folder(trainer)
-        if trainer.is_global_zero and any(folder.glob("part-*.parquet")):
+        root = trainer.log_dir if self.directory is None else None  # asks all ranks, so once and here
+        if self.directory is None and root is None:
+            raise InputError("say where recommendations go: --recommendations.directory PATH")
+        self._folder = Path(self.directory or f"{root}/recommendations")
+        if any(self._folder.glob("part-*.parquet")):
             raise InputError(
-                f"{folder} holds recommendations already; choose another --recommendations.directory"
+                f"{self._folder} holds recommendations already; choose another --recommendations.directory"
             )
         trainer.strategy.barrier()
-        folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
 
     def write_on_batch_end(
         self,
@@ -86,4 +79,4 @@ class RecommendationWriter(BasePredictionWriter):
                 "score": best.scores[kept].float().numpy(),
             }
         )
-        frame.write_parquet(self.folder(trainer) / f"part-{trainer.global_rank}-{batch_idx:06d}.parquet")
+        frame.write_parquet(self._folder / f"part-{trainer.global_rank}-{batch_idx:06d}.parquet")

@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 
 class FeedForward(nn.Module):
-    """`W2 dropout(relu(W1 x))` at each position (SASRec, Kang & McAuley 2018, equation 6).
+    """`dropout(W2 dropout(relu(W1 x)))` at each position (SASRec, Kang & McAuley 2018, equation 6).
 
     Args:
         d_model: Width D of input and output.
         d_hidden: Width between; None is D, as in SASRec.
-        dropout: Share of hidden units set to 0 in training.
+        dropout: Share of hidden units, and of outputs, set to 0 in training.
     """
 
     def __init__(self, d_model: int, *, d_hidden: int | None = None, dropout: float = 0.0) -> None:
@@ -21,6 +21,7 @@ class FeedForward(nn.Module):
             nn.ReLU(),
             nn.Dropout(dropout),
             nn.Linear(d_hidden or d_model, d_model),
+            nn.Dropout(dropout),
         )
 
     def forward(self, x: Tensor) -> Tensor:

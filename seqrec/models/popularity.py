@@ -16,18 +16,17 @@ from seqrec.types import SequenceBatch
 class Popularity(Recommender):
     """Ranks items by how often they occur in the training part of the log; the same list for every user.
 
-    Fitting reads the counts from the data module, so an epoch takes no step.
+    Fitting reads the counts from the data module and ends after one epoch without a step.
 
     Args:
         num_items: Items of the catalogue.
-        num_users: Not used; there so that every model takes the same links.
     """
 
     item_counts: Tensor
 
-    def __init__(self, num_items: int, *, num_users: int = 0) -> None:
+    def __init__(self, num_items: int) -> None:
         super().__init__()
-        self.save_hyperparameters({"num_items": num_items, "num_users": num_users})
+        self.save_hyperparameters({"num_items": num_items})
         # float64 counts 2^53 events exactly.
         self.register_buffer("item_counts", torch.zeros(num_items + 1, dtype=torch.float64))
 
@@ -59,12 +58,12 @@ class Popularity(Recommender):
             )
         self.item_counts.copy_(torch.from_numpy(data.train_item_counts()))
 
-    def on_train_batch_start(self, batch: SequenceBatch, batch_idx: int) -> int:
-        """Skip the epoch: there is nothing to step."""
-        return -1
-
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> None:
-        """Nothing to step."""
+        """Nothing to step: the counts are there since the start."""
+
+    def on_train_epoch_end(self) -> None:
+        """Stop: a second epoch would change nothing."""
+        self.trainer.should_stop = True
 
     def configure_optimizers(self) -> None:
         """Nothing to optimise."""

@@ -18,7 +18,7 @@ class GRU4Rec(SequentialRecommender):
         num_items: Items of the catalogue.
         d_model: Width D of item vectors and states.
         num_layers: Stacked GRU layers.
-        dropout: Share of embedded values and of each branch's outputs set to 0 in training.
+        dropout: Share of embedded values, and of what else the encoder says, set to 0 in training.
         layer_norm: False leaves every layer norm out.
         max_length: Longest history in events that positions are learned for.
         positions: Whether events get learned positions, counted back from the newest.
@@ -69,7 +69,7 @@ class SASRec(SequentialRecommender):
         num_layers: Blocks.
         num_heads: Attention heads, a divisor of `d_model`.
         d_feedforward: Hidden width of the feed-forward layer; None is `d_model`.
-        dropout: Share of embedded values and of each branch's outputs set to 0 in training.
+        dropout: Share of embedded values, and of what else the encoder says, set to 0 in training.
         layer_norm: False leaves every layer norm out.
         max_length: Longest history in events that positions are learned for.
         positions: Whether events get learned positions, counted back from the newest.
@@ -126,7 +126,7 @@ class RecMamba(SequentialRecommender):
         d_conv: Events that Mamba's convolution sees.
         expand: Inner width of Mamba divided by `d_model`.
         d_feedforward: Hidden width of the feed-forward layer; None is `d_model`.
-        dropout: Share of embedded values and of each branch's outputs set to 0 in training.
+        dropout: Share of embedded values, and of what else the encoder says, set to 0 in training.
         layer_norm: False leaves every layer norm out.
         max_length: Longest history in events that positions are learned for.
         positions: Whether events get learned positions, counted back from the newest.
@@ -186,7 +186,7 @@ class MambaRec(SequentialRecommender):
         d_state: States of each inner channel of Mamba.
         d_conv: Events that Mamba's convolution sees.
         expand: Inner width of Mamba divided by `d_model`.
-        dropout: Share of embedded values and of each branch's outputs set to 0 in training.
+        dropout: Share of embedded values, and of what else the encoder says, set to 0 in training.
         layer_norm: False leaves every layer norm out.
         max_length: Longest history in events that positions are learned for.
         positions: Whether events get learned positions, counted back from the newest.
@@ -246,7 +246,7 @@ class MoEMaTrRec(SequentialRecommender):
         d_conv: Events that Mamba's convolution sees.
         expand: Inner width of Mamba divided by `d_model`.
         d_feedforward: Hidden width of the feed-forward layer; None is `d_model`.
-        dropout: Share of embedded values and of each branch's outputs set to 0 in training.
+        dropout: Share of embedded values, and of what else the encoder says, set to 0 in training.
         layer_norm: False leaves every layer norm out.
         max_length: Longest history in events that positions are learned for.
         positions: Whether events get learned positions, counted back from the newest.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from seqrec.embeddings import ItemEmbedding
@@ -21,7 +21,7 @@ from seqrec.types import History, SequenceBatch
 class SequentialRecommender(Recommender):
     """P(next item | history, user): embeds events, encodes them, scores items by dot products.
 
-    `x = dropout(sqrt(D) * item + position + user)`, states = encoder(x), score = state . item, as in SASRec
+    `x = sqrt(D) * item + position + user`, states = encoder(x), score = state . item, as in SASRec
     (Kang & McAuley 2018). The presets `GRU4Rec`, `SASRec`, .. are this class with one encoder and plain arguments;
     `SequentialRecommender.load_from_checkpoint` reads their checkpoints too.
 
@@ -30,7 +30,6 @@ class SequentialRecommender(Recommender):
         encoder: The sequence encoder; a `class_path` / `init_args` dict builds one.
         max_length: Longest history, in events, that positions are learned for.
         positions: Whether events get learned positions, counted back from the newest.
-        embedding_dropout: Share of embedded values set to 0 in training; None is the encoder's dropout.
         user_embedding: Whether a vector of the user is added to each event. Unknown users get none.
         num_users: Users of the log; needed with `user_embedding`.
         loss: Objective; None is `BCE` with one uniform negative.
@@ -47,7 +46,6 @@ class SequentialRecommender(Recommender):
         encoder: SequenceEncoder,
         max_length: int = 200,
         positions: bool = True,
-        embedding_dropout: float | None = None,
         user_embedding: bool = False,
         num_users: int = 0,
         loss: Loss | None = None,
@@ -65,7 +63,6 @@ class SequentialRecommender(Recommender):
         if user_embedding and num_users < 1:
             raise InputError("user_embedding needs num_users: the number of users in the training log")
         self.users = ItemEmbedding(num_users, d_model) if user_embedding else None
-        self.dropout = nn.Dropout(self.encoder.dropout if embedding_dropout is None else embedding_dropout)
         encoder_spec = to_spec(self.encoder)
         # Plain values only, so that checkpoints load with weights_only=True. The encoder's own arguments stand
         # there twice: in its spec for this class, and flat for the presets. Lightning passes on those that fit.
@@ -76,7 +73,6 @@ class SequentialRecommender(Recommender):
                 "encoder": encoder_spec,
                 "max_length": max_length,
                 "positions": positions,
-                "embedding_dropout": embedding_dropout,
                 "user_embedding": user_embedding,
                 "num_users": num_users,
                 "loss": to_spec(self.loss),
@@ -102,7 +98,7 @@ class SequentialRecommender(Recommender):
             x = x + self.positions(history)
         if self.users is not None and user_ids is not None:
             x = x + self.users(user_ids).unsqueeze(1)
-        states: Tensor = self.encoder(self.dropout(x), history)
+        states: Tensor = self.encoder(x, history)
         return states
 
     def last_states(self, batch: SequenceBatch) -> Tensor:

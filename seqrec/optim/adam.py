@@ -9,6 +9,9 @@ from torch.optim import Optimizer
 from seqrec.errors import InputError
 from seqrec.optim.base import OptimizerFactory
 
+# Ends of the names of parameters that have two dimensions and are not matrices that multiply an input.
+UNDECAYED = ("A_log", "positions.weight")
+
 
 def _check(lr: float, betas: tuple[float, float]) -> None:
     if lr <= 0:
@@ -42,7 +45,8 @@ class Adam(OptimizerFactory):
 class AdamW(OptimizerFactory):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019), dense.
 
-    Matrices decay; vectors (biases, norms), embedding tables and the state matrices A of Mamba do not.
+    Matrices decay; vectors (biases, norms), tables of items, users and positions, and the state matrices A of
+    Mamba do not.
 
     Args:
         lr: Step size.
@@ -71,7 +75,7 @@ class AdamW(OptimizerFactory):
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            is_matrix = parameter.ndim >= 2 and id(parameter) not in tables and not name.endswith("A_log")
+            is_matrix = parameter.ndim >= 2 and id(parameter) not in tables and not name.endswith(UNDECAYED)
             (decayed if is_matrix else kept).append(parameter)
         groups = [
             {"params": decayed, "weight_decay": self.weight_decay},

@@ -110,7 +110,7 @@ class TestFiles:
         csv(tmp_path / "a.csv", "user_id,item_id,timestamp\n1,7,5\n")
         csv(tmp_path / "b.csv", "user_id,item_id,timestamp\n1,7,2020-01-01\n")
         with pytest.raises(
-            InputError, match="timestamp='timestamp': .* dates in some files, numbers in others"
+            InputError, match=r"timestamp='timestamp': .* dates in some files, numbers in others"
         ):
             Table(str(tmp_path)).scan()
 
@@ -251,3 +251,31 @@ class TestBadInput:
     def test_a_suffix_that_tells_no_separator_is_refused(self, tmp_path: Path):
         with pytest.raises(InputError, match=r"log\.dat: .* cannot be told from the name; give separator"):
             Table(csv(tmp_path / "log.dat", "user_id,item_id,timestamp\n1,2,3\n")).scan()
+
+
+LFM_HEADER = ["user", "artist", "album", "track", "timestamp"]
+LFM_COLUMNS = {"user": "user", "item": "track", "separator": "\t", "header": LFM_HEADER}
+
+
+def test_header_names_the_columns_of_a_file_without_a_line_of_names(tmp_path: Path):
+    path = csv(tmp_path / "LFM-1b_LEs.txt", "31435872\t2\t4\t4\t1385212958\n31435872\t2\t4\t5\t1385212642\n")
+    frame = Table(path, **LFM_COLUMNS).scan().collect()
+    assert frame["item_id"].to_list() == [4, 5]
+    assert frame["artist"].to_list() == [2.0, 2.0]
+
+
+def test_header_of_another_width_is_refused(tmp_path: Path):
+    path = csv(tmp_path / "les.txt", "1\t2\t3\n")
+    with pytest.raises(InputError, match=r"les\.txt has 3 columns, but header names 5"):
+        Table(path, **LFM_COLUMNS).scan()
+
+
+def test_bad_row_of_a_file_without_a_line_of_names_is_named_by_its_line(tmp_path: Path):
+    path = csv(tmp_path / "les.txt", "1\t2\t3\t4\t5\n1\t2\t3\t\t6\n")
+    with pytest.raises(InputError, match=r"les\.txt line 2: item='track' expected an id, got nothing"):
+        Table(path, **LFM_COLUMNS).scan()
+
+
+def test_header_with_a_repeated_name_is_refused():
+    with pytest.raises(InputError, match="names a column twice"):
+        Table("x.csv", header=["user_id", "user_id"])

@@ -137,7 +137,7 @@ def test_a_missing_file_is_named(directory: Path):
 def test_a_file_with_a_broken_header_is_refused(directory: Path):
     path = directory / "offsets.npy"
     path.write_bytes(b"x" * path.stat().st_size)
-    with pytest.raises(StoreError, match="is damaged .* prepare it again"):
+    with pytest.raises(StoreError, match=r"is damaged .* prepare it again"):
         EventStore.open(directory)
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Table(Source):
     r"""CSV, TSV or Parquet files with a column of users, one of items and perhaps one of times.
 
-    CSV and TSV files have a header line and may be compressed (`.gz`, `.zst`). Several files are read one
-    after the other in the order of their names.
+    CSV and TSV files may be compressed (`.gz`, `.zst`) and start with a line of column names, unless `header`
+    gives these. Several files are read one after the other in the order of their names.
 
     Timestamps: integers are kept as they are, in the log's unit. Dates and times become seconds since 1970
     UTC (a time without a zone is taken as UTC), and numbers with a decimal point become whole numbers; where
@@ -37,6 +37,8 @@ class Table(Source):
         separator: What stands between fields; None takes a comma for `.csv` and a tab for `.tsv`.
         features: Further columns that the event filter may name, beside `user_id`, `item_id` and `timestamp`,
             which stand for the columns above whatever their names. None takes all others.
+        header: Names of all columns, in order, of CSV and TSV files that do not start with a line of names
+            (LFM-1b). None: they do.
     """
 
     name = "table"
@@ -49,6 +51,7 @@ class Table(Source):
         timestamp: str | None = "timestamp",
         separator: str | None = None,
         features: list[str] | None = None,
+        header: list[str] | None = None,
     ) -> None:
         if len({user, item, timestamp}) < 3:
             raise InputError(f"{user=}, {item=} and {timestamp=} must be different columns")
@@ -58,6 +61,8 @@ class Table(Source):
                 f"features={features}: {repeated[0]!r} is there already; "
                 "an event filter calls user, item and time user_id, item_id and timestamp"
             )
+        if header is not None and len(set(header)) < len(header):
+            raise InputError(f"header={header} names a column twice")
         if separator is not None and len(separator.encode()) != 1:
             raise InputError(f"separator={separator!r} must be one ASCII character")
         self.path = path
@@ -66,6 +71,7 @@ class Table(Source):
         self.timestamp = timestamp
         self.separator = separator
         self.features = features
+        self.header = header
 
     def files(self) -> list[Path]:
         """Return the files in the order they are read.
@@ -99,7 +105,7 @@ class Table(Source):
         import polars as pl
 
         columns = Columns(self.user, self.item, self.timestamp, self.features)
-        files = [TableFile(file, columns, self.separator) for file in self.files()]
+        files = [TableFile(file, columns, self.separator, self.header) for file in self.files()]
         if len({file.time.is_date for file in files if file.time is not None}) > 1:
             raise InputError(
                 f"timestamp={self.timestamp!r}: {self.path} has dates in some files, numbers in others"

@@ -50,6 +50,7 @@ class TableFile:
         path: The file.
         columns: What its columns are called.
         separator: What stands between fields; None tells it from the suffix.
+        header: Names of the columns where the first line does not hold them.
 
     Attributes:
         frame: The raw columns, without blank lines.
@@ -65,6 +66,7 @@ class TableFile:
     path: Path
     columns: Columns
     separator: str | None = None
+    header: list[str] | None = None
     frame: pl.LazyFrame = field(init=False)
     ids: dict[str, pl.Expr] = field(init=False)
     integer_ids: dict[str, bool] = field(init=False)
@@ -119,7 +121,20 @@ class TableFile:
 
         if self.is_parquet:
             return pl.scan_parquet(self.path, glob=False)
-        return pl.scan_csv(self.path, separator=self._separator(), infer_schema=False, glob=False)
+        return self._scan_csv(infer_schema=False)
+
+    def _scan_csv(self, **options: Any) -> pl.LazyFrame:
+        import polars as pl
+
+        frame = pl.scan_csv(
+            self.path, separator=self._separator(), has_header=self.header is None, glob=False, **options
+        )
+        if self.header is None:
+            return frame
+        present = frame.collect_schema().names()
+        if len(present) != len(self.header):
+            raise InputError(f"{self.path} has {len(present)} columns, but header names {len(self.header)}")
+        return frame.rename(dict(zip(present, self.header, strict=True)))
 
     def _separator(self) -> str:
         separator = self.separator or SEPARATORS.get(suffix(self.path))
@@ -200,9 +215,7 @@ class TableFile:
             names = [name for name in self.frame.collect_schema() if name not in taken]
         if self.is_parquet:
             return [pl.col(name) for name in names]
-        guessed = pl.scan_csv(
-            self.path, separator=self._separator(), infer_schema_length=_GUESSED_FROM, glob=False
-        ).collect_schema()
+        guessed = self._scan_csv(infer_schema_length=_GUESSED_FROM).collect_schema()
         features = []
         for name in names:
             column = pl.col(name)
@@ -239,10 +252,11 @@ class TableFile:
 
     def _line_of_row(self, number: int) -> int:
         # Quoted fields may span lines, so that rows and lines differ.
-        for row, (line, _) in enumerate(self._records(), start=-1):
+        names = 1 if self.header is None else 0
+        for row, (line, _) in enumerate(self._records(), start=-names):
             if row == number:
                 return line
-        return number + 2
+        return number + 1 + names
 
     @contextmanager
     def _naming_long_rows(self) -> Iterator[None]:

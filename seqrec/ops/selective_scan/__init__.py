@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Callable
 
@@ -36,7 +37,7 @@ Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Te
 
 
 def _around(recurrence: Recurrence) -> Scan:
-    """The whole problem from its recurrence: bias and softplus before it, skip and gate behind it, in torch."""
+    """The whole problem from its recurrence: bias and softplus before, skip and gate behind it, in torch."""
 
     @functools.wraps(recurrence)
     def scan(
@@ -70,6 +71,8 @@ BACKENDS: dict[str, Scan] = {
 }
 BACKEND_VARIABLE = "SEQREC_SCAN_BACKEND"
 
+_LOG = logging.getLogger(__name__)
+
 
 def selective_scan(
     u: Tensor,
@@ -86,12 +89,13 @@ def selective_scan(
     *,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Mamba's input-dependent linear recurrence (Gu & Dao 2023, equation 2 with the discretisation of section 2).
+    """Mamba's input-dependent linear recurrence (Gu & Dao 2023, equation 2, discretised as in section 2).
 
     With step = delta + delta_bias, through softplus if asked:
     `h_t = exp(step_t A) h_{t-1} + step_t B_t u_t`, `y_t = (C_t h_t + D u_t) * silu(z_t)`.
-    Causal: y_t depends on events up to t, so right padding never reaches a valid position; the *last state* does
-    include padding, unless its step size is 0. The recurrence runs in float32 at least, also under autocast.
+    Causal: y_t depends on events up to t, so right padding never reaches a valid position; the *last state*
+    does include padding, unless its step size is 0. The recurrence runs in float32 at least, also under
+    autocast.
 
     Args:
         u: (B, L, D) inputs.
@@ -105,17 +109,17 @@ def selective_scan(
         delta_softplus: Whether step sizes go through softplus.
         initial_state: (B, D, N) state before the first event; None is zero.
         return_last_state: Whether to return the state behind the last event too; its gradient counts.
-        backend: "cpp" (compiled, float32 on CPU, no second derivative), "chunked" (plain torch, any device and
-            dtype, no second derivative), "reference" (sequential, for tests), or "auto": the environment variable
-            SEQREC_SCAN_BACKEND if set, else "cpp" for float32 on CPU where it was built, else "chunked".
-            float16 and bfloat16 count as float32, which the recurrence runs in.
+        backend: "cpp" (compiled, float32 on CPU), "chunked" (plain torch, any device and dtype), "reference"
+            (sequential, for tests; the only one with second derivatives), or "auto": the environment variable
+            SEQREC_SCAN_BACKEND if set, else "cpp" for float32 on CPU where it was built, else "chunked",
+            which is logged once. float16 and bfloat16 count as float32, in which the recurrence runs.
 
     Returns:
         y (B, L, D) in u's dtype; with `return_last_state` also h_L (B, D, N) in the recurrence's dtype.
 
     Raises:
-        InputError: an unknown backend, one that is unavailable or cannot serve u's device and dtype, or a shape,
-            device or kind of number that does not fit.
+        InputError: an unknown backend, one that is unavailable or cannot serve u's device and dtype, or a
+            shape, device or kind of number that does not fit.
     """
     _check_shapes(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state)
     dtype = torch.promote_types(u.dtype, torch.float32)
@@ -145,12 +149,21 @@ def choose_backend(backend: str, device: str, dtype: torch.dtype) -> str:
         raise InputError(f"{source} is unknown; known: {', '.join(['auto', *sorted(BACKENDS)])}")
     compiled_fits = device == "cpu" and dtype == torch.float32
     if name == "auto":
-        return "cpp" if compiled_fits and compiled.load_error() is None else "chunked"
+        reason = compiled.load_error() if compiled_fits else None
+        if reason is not None:
+            _notice(reason)
+        return "cpp" if compiled_fits and reason is None else "chunked"
     if name == "cpp" and not compiled_fits:
         raise InputError(f"{source} runs float32 on cpu, got {dtype} on {device}; use 'chunked' or 'auto'")
     if name == "cpp" and (reason := compiled.load_error()) is not None:
         raise InputError(f"{source} is unavailable: {reason}; or use 'chunked' or 'auto'")
     return name
+
+
+@functools.cache
+def _notice(reason: str) -> None:
+    """Say once a process that a slower backend serves."""
+    _LOG.warning("The compiled selective scan is unavailable, the slower 'chunked' serves: %s", reason)
 
 
 def _check_shapes(

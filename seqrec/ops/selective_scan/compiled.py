@@ -1,4 +1,4 @@
-"""The compiled CPU scan: finds the library built from `cpp/selective_scan.cpp`, calls it, registers it with torch.
+"""The compiled CPU scan: finds the library built from `cpp/selective_scan.cpp`, calls it, tells torch of it.
 
 The library has a plain C interface and is loaded through ctypes, so one build serves every version of torch.
 Shapes: B batch, L events, D channels, N states a channel.
@@ -23,7 +23,7 @@ from seqrec.errors import InputError
 INTERVAL = 32
 # The kept states round D up to this, so that their shape does not depend on the vector width.
 PADDING = 16
-# Libraries from the widest vectors to the narrowest: name, floats in a vector, what torch calls the CPU's capability.
+# Libraries from the widest vectors to the narrowest: name, floats in a vector, what torch must call the CPU.
 VARIANTS = (
     ("_scan_avx512", 16, ("AVX512",)),
     ("_scan_avx2", 8, ("AVX512", "AVX2")),
@@ -181,7 +181,7 @@ def _backward(
     delta_softplus: bool,
     kept: Tensor,
 ) -> list[Tensor]:
-    """Gradients of u, delta, A, B, C, D, z, delta_bias and the initial state; empty where the input was None."""
+    """Gradients of u, delta, A, B, C, D, z, delta_bias and initial state; empty where the input was None."""
     inputs = _contiguous(
         u=u,
         delta=delta,
@@ -197,7 +197,7 @@ def _backward(
     )
     batch, length, channels = u.shape
     states = A.shape[1]
-    # Twice as many tasks as threads, where the rows alone are fewer. More groups mean more memory for dB and dC.
+    # Twice as many tasks as threads where the rows alone are fewer. Each group has its own dB and dC.
     groups = max(1, min(-(-channels // PADDING), -(-2 * torch.get_num_threads() // max(batch, 1))))
     du, ddelta, dz = _new_backward((u, delta, z))
     dA = u.new_empty(batch, channels, states)

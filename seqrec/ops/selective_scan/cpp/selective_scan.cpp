@@ -1,24 +1,25 @@
 // Selective scan on CPU, forward and hand-written backward, float32, behind a plain C ABI.
 //
-// Shapes: B batch, L events, D channels, N states a channel, S events between two kept states; all arrays are
-// contiguous, the last letter fastest. One source, several builds: SCAN_LANES is the number of floats in a vector
-// register. Lanes run over channels, threads over batch rows and blocks of LANES channels, and each thread walks
+// Letters as in problem.h. One source, several builds: SCAN_LANES is the number of floats in a vector register.
+// Lanes run over channels, threads over batch rows and blocks of LANES channels, and each thread walks
 // along the events. Nothing of size (B, L, D, N) is kept: forward writes the state before every S-th event,
 // backward rebuilds the states of S events from it. Sums are made in an order that does not depend on timing.
 
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
-#include <cstdint>
 #include <cstring>
+#include <exception>
 #include <new>
-#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #ifndef SCAN_LANES
 #define SCAN_LANES 4
 #endif
+
+#include "problem.h"
 
 // A build whose instructions this architecture lacks becomes a library without functions.
 #if SCAN_LANES == 4 || defined(__x86_64__)
@@ -41,141 +42,11 @@ SCAN_EXPAND(GCC target(SCAN_TARGET))
 #endif
 #endif
 
-extern "C" {
-// Null pointers: an optional argument that was not given, or a result that nobody wants.
-struct ScanProblem {
-  int64_t batch, length, channels, states;
-  int64_t interval;  // S
-  int64_t groups;    // parts that the channel blocks of a row are split into in backward; dB, dC have one slice each
-  int64_t threads, softplus;
-  const float *u, *delta, *z;         // (B, L, D)
-  const float *A;                     // (D, N)
-  const float *B, *C;                 // (B, L, N)
-  const float *D, *delta_bias;        // (D,)
-  const float *initial_state;         // (B, D, N)
-  float *y;                           // (B, L, D)
-  float *last_state;                  // (B, D, N)
-  float *kept_states;                 // (B, ceil(L / S), N, D rounded up to 16)
-  const float *dy, *dlast_state;      // as y, last_state
-  float *du, *ddelta, *dz;            // (B, L, D)
-  float *dA, *dD, *ddelta_bias;       // (B, D, N), (B, D), (B, D): one slice a row, to be summed
-  float *dB, *dC;                     // (groups, B, L, N), zero at entry, to be summed
-  float *dinitial_state;              // (B, D, N)
-};
-}
-
 namespace {
 
-constexpr int LANES = SCAN_LANES;
 constexpr int64_t PADDING = 16;  // kept_states rounds D up to this, whatever LANES is
-typedef float Vec __attribute__((vector_size(4 * LANES)));
-typedef int32_t Bits __attribute__((vector_size(4 * LANES)));
 
-inline Vec all(float x) { return Vec{} + x; }
-
-inline Vec load(const float* from) {
-  Vec v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-
-inline void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
-
-// The first `count` lanes; the others are zero.
-inline Vec load(const float* from, int count) {
-  if (count == LANES) return load(from);
-  Vec v{};
-  for (int i = 0; i < count; ++i) v[i] = from[i];
-  return v;
-}
-
-inline void store(float* to, Vec v, int count) {
-  if (count == LANES) return store(to, v);
-  for (int i = 0; i < count; ++i) to[i] = v[i];
-}
-
-inline Vec load_or_zero(const float* from, int64_t offset, int count) {
-  return from ? load(from + offset, count) : Vec{};
-}
-
-// (count, N) in memory, one row a channel, to N vectors with one lane a channel, and back.
-inline void load_rows(Vec* to, const float* from, int64_t N, int count) {
-  for (int64_t n = 0; n < N; ++n) {
-    to[n] = Vec{};
-    for (int i = 0; from && i < count; ++i) to[n][i] = from[i * N + n];
-  }
-}
-
-inline void store_rows(float* to, const Vec* from, int64_t N, int count) {
-  for (int64_t n = 0; to && n < N; ++n)
-    for (int i = 0; i < count; ++i) to[i * N + n] = from[n][i];
-}
-
-// The order of the operands lets a NaN through.
-inline Vec clamp(Vec x, float low, float high) {
-  x = all(low) > x ? all(low) : x;
-  return all(high) < x ? all(high) : x;
-}
-
-// 1.5 * 2^23 + 127: adding it rounds to an integer k, and leaves the exponent of 2^k in the low bits.
-constexpr float ROUND = 12582912.f + 127.f;
-
-inline Vec power_of_two(Vec k_plus_round) {
-  Bits bits;
-  std::memcpy(&bits, &k_plus_round, sizeof bits);
-  bits <<= 23;
-  Vec scale;
-  std::memcpy(&scale, &bits, sizeof scale);
-  return scale;
-}
-
-// 2^x to about 1 ulp, exactly 1 at 0; 0 below 2^-126.5, infinity above 2^127.5.
-inline Vec exp2(Vec x) {
-  x = clamp(x, -127.f, 128.f);
-  const Vec k = x + all(ROUND), r = x - (k - all(ROUND));
-  Vec p = r * all(1.545316336e-04f) + all(1.339086331e-03f);
-  p = p * r + all(9.618083015e-03f);
-  p = p * r + all(5.550356954e-02f);
-  p = p * r + all(2.402265072e-01f);
-  p = p * r + all(6.931471825e-01f);
-  p = p * r + all(1.f);
-  return p * power_of_two(k);
-}
-
-// e^x likewise. ln 2 is split in two (Cody and Waite), which keeps large |x| accurate.
-inline Vec exp(Vec x) {
-  x = clamp(x, -88.02f, 88.72f);
-  const Vec k = x * all(1.44269504f) + all(ROUND), whole = k - all(ROUND);
-  const Vec r = x - whole * all(0.693359375f) + whole * all(2.12194440e-4f);
-  Vec p = r * all(1.9875691500e-4f) + all(1.3981999507e-3f);
-  p = p * r + all(8.3334519073e-3f);
-  p = p * r + all(4.1665795894e-2f);
-  p = p * r + all(1.6666665459e-1f);
-  p = p * r + all(5.0000001201e-1f);
-  p = p * r * r + r + all(1.f);
-  return p * power_of_two(k);
-}
-
-// log(1 + y) for y in [0, 1]: the logarithm of the rounded w = 1 + y (coefficients of Cephes' logf), corrected for
-// the rounding by y / (w - 1).
-inline Vec log1p(Vec y) {
-  const Vec w = all(1.f) + y, rounded = w - all(1.f);
-  const auto big = w > all(1.41421356f);
-  const Vec x = (big ? w * all(0.5f) : w) - all(1.f), e = big ? all(1.f) : Vec{}, x2 = x * x;
-  Vec p = x * all(7.0376836292e-2f) + all(-1.1514610310e-1f);
-  p = p * x + all(1.1676998740e-1f);
-  p = p * x + all(-1.2420140846e-1f);
-  p = p * x + all(1.4249322787e-1f);
-  p = p * x + all(-1.6668057665e-1f);
-  p = p * x + all(2.0000714765e-1f);
-  p = p * x + all(-2.4999993993e-1f);
-  p = p * x + all(3.3333331174e-1f);
-  const Vec log_w = x + (x * x2 * p + e * all(-2.12194440e-4f) - all(0.5f) * x2) + e * all(0.693359375f);
-  const auto tiny = rounded == Vec{};
-  return tiny ? y : log_w * (y / (tiny ? all(1.f) : rounded));
-}
-
-inline Vec sigmoid(Vec x) { return all(1.f) / (all(1.f) + exp(-x)); }
+#include "lanes.h"
 
 struct Step {
   Vec size, slope;  // the step size and its derivative with respect to delta
@@ -187,26 +58,6 @@ inline Step step_of(Vec delta, int64_t softplus) {
   const Vec inverse = all(1.f) / (all(1.f) + y);
   const Vec positive = delta < Vec{} ? Vec{} : delta;
   return {positive + log1p(y), delta > Vec{} ? inverse : y * inverse};
-}
-
-template <int HALF, int... LANE>
-inline Vec fold(Vec a, Vec b, std::integer_sequence<int, LANE...>) {
-#ifdef __clang__
-  const Vec own = __builtin_shufflevector(a, b, (LANE & HALF ? LANES + LANE : LANE)...);
-  const Vec other = __builtin_shufflevector(a, b, (LANE & HALF ? LANES + (LANE ^ HALF) : LANE ^ HALF)...);
-#else
-  const Vec own = __builtin_shuffle(a, b, Bits{(LANE & HALF ? LANES + LANE : LANE)...});
-  const Vec other = __builtin_shuffle(a, b, Bits{(LANE & HALF ? LANES + (LANE ^ HALF) : LANE ^ HALF)...});
-#endif
-  return own + other;
-}
-
-// Lane i of the result is the sum over the lanes of v[i]; v is overwritten.
-template <int HALF = LANES / 2>
-inline Vec sums_of(Vec* v) {
-  for (int i = 0; i < HALF; ++i) v[i] = fold<HALF>(v[i], v[i + HALF], std::make_integer_sequence<int, LANES>{});
-  if constexpr (HALF > 1) return sums_of<HALF / 2>(v);
-  return v[0];
 }
 
 // to[n] += the sum over lanes of products[n]; products is overwritten and padded to whole blocks of LANES.
@@ -397,9 +248,10 @@ namespace {
 constexpr int64_t UPDATES_PER_THREAD = 1 << 18;
 
 // Run task(p, i, scratch) for every i < tasks. Threads are started here instead of kept: a pool (OpenMP's too) does
-// not survive the fork of a data loader's worker, and one that waits by spinning would slow torch's own. Which thread takes which
-// task does not matter to the result. Returns 0, or 1 where memory is short.
-int run(const ScanProblem& p, int64_t tasks, int64_t scratch_vectors, void (*task)(const ScanProblem&, int64_t, Vec*)) {
+// not survive the fork of a data loader's worker, and one that waits by spinning would slow torch's own. Which thread
+// takes which task does not matter to the result. Returns 0, or 1 where memory is short.
+int run(const ScanProblem& p, int64_t tasks, int64_t scratch_vectors,
+        void (*task)(const ScanProblem&, int64_t, Vec*)) {
   const int64_t updates = p.batch * p.length * p.channels * std::max<int64_t>(p.states, 1);
   const int64_t threads = std::max<int64_t>(1, std::min({p.threads, tasks, updates / UPDATES_PER_THREAD}));
   const std::size_t bytes = static_cast<std::size_t>(scratch_vectors) * sizeof(Vec);
@@ -443,20 +295,4 @@ SCAN_EXPORT int scan_backward(const ScanProblem* p) {
 
 #endif  // an architecture with these lanes
 
-// The build treats this file as a Python extension module, which puts the library beside the package's Python files.
-// It is loaded through ctypes; where Python's headers are at hand it can be imported too, as an empty module.
-#if defined(SCAN_MODULE) && defined(__has_include)
-#if __has_include(<Python.h>)
-#define Py_LIMITED_API 0x030A0000
-#include <Python.h>
-#define SCAN_JOIN(a, b) a##b
-#define SCAN_INIT(name) SCAN_JOIN(PyInit_, name)
-#define SCAN_TEXT(name) #name
-#define SCAN_NAME(name) SCAN_TEXT(name)
-PyMODINIT_FUNC SCAN_INIT(SCAN_MODULE)() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, SCAN_NAME(SCAN_MODULE), nullptr, -1, nullptr, nullptr,
-                               nullptr, nullptr, nullptr};
-  return PyModule_Create(&module);
-}
-#endif
-#endif
+#include "module.h"

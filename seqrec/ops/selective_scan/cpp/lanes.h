@@ -1,0 +1,132 @@
+// Arithmetic on vectors of SCAN_LANES floats. Include it once, where the target's instructions are switched on.
+// Compilers of the GCC family only: the vectors are theirs (`vector_size`), so that one source serves all widths.
+
+constexpr int LANES = SCAN_LANES;
+typedef float Vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t Bits __attribute__((vector_size(4 * LANES)));
+
+inline Vec all(float x) { return Vec{} + x; }
+
+inline Vec load(const float* from) {
+  Vec v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+inline void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
+
+// The first `count` lanes; the others are zero.
+inline Vec load(const float* from, int count) {
+  if (count == LANES) return load(from);
+  Vec v{};
+  for (int i = 0; i < count; ++i) v[i] = from[i];
+  return v;
+}
+
+inline void store(float* to, Vec v, int count) {
+  if (count == LANES) return store(to, v);
+  for (int i = 0; i < count; ++i) to[i] = v[i];
+}
+
+inline Vec load_or_zero(const float* from, int64_t offset, int count) {
+  return from ? load(from + offset, count) : Vec{};
+}
+
+// (count, N) in memory, one row a channel, to N vectors with one lane a channel, and back.
+inline void load_rows(Vec* to, const float* from, int64_t N, int count) {
+  for (int64_t n = 0; n < N; ++n) {
+    to[n] = Vec{};
+    for (int i = 0; from && i < count; ++i) to[n][i] = from[i * N + n];
+  }
+}
+
+inline void store_rows(float* to, const Vec* from, int64_t N, int count) {
+  for (int64_t n = 0; to && n < N; ++n)
+    for (int i = 0; i < count; ++i) to[i * N + n] = from[n][i];
+}
+
+// The order of the operands lets a NaN through.
+inline Vec clamp(Vec x, float low, float high) {
+  x = all(low) > x ? all(low) : x;
+  return all(high) < x ? all(high) : x;
+}
+
+// 1.5 * 2^23 + 127: adding it rounds to an integer k, and leaves the exponent of 2^k in the low bits.
+constexpr float ROUND = 12582912.f + 127.f;
+
+inline Vec power_of_two(Vec k_plus_round) {
+  Bits bits;
+  std::memcpy(&bits, &k_plus_round, sizeof bits);
+  bits <<= 23;
+  Vec scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  return scale;
+}
+
+// 2^x to about 1 ulp, exactly 1 at 0; 0 below 2^-126.5, infinity above 2^127.5.
+inline Vec exp2(Vec x) {
+  x = clamp(x, -127.f, 128.f);
+  const Vec k = x + all(ROUND), r = x - (k - all(ROUND));
+  Vec p = r * all(1.545316336e-04f) + all(1.339086331e-03f);
+  p = p * r + all(9.618083015e-03f);
+  p = p * r + all(5.550356954e-02f);
+  p = p * r + all(2.402265072e-01f);
+  p = p * r + all(6.931471825e-01f);
+  p = p * r + all(1.f);
+  return p * power_of_two(k);
+}
+
+// e^x likewise. ln 2 is split in two (Cody and Waite), which keeps large |x| accurate.
+inline Vec exp(Vec x) {
+  x = clamp(x, -88.02f, 88.72f);
+  const Vec k = x * all(1.44269504f) + all(ROUND), whole = k - all(ROUND);
+  const Vec r = x - whole * all(0.693359375f) + whole * all(2.12194440e-4f);
+  Vec p = r * all(1.9875691500e-4f) + all(1.3981999507e-3f);
+  p = p * r + all(8.3334519073e-3f);
+  p = p * r + all(4.1665795894e-2f);
+  p = p * r + all(1.6666665459e-1f);
+  p = p * r + all(5.0000001201e-1f);
+  p = p * r * r + r + all(1.f);
+  return p * power_of_two(k);
+}
+
+// log(1 + y) for y in [0, 1]: the logarithm of the rounded w = 1 + y (coefficients of Cephes' logf), corrected for
+// the rounding by y / (w - 1).
+inline Vec log1p(Vec y) {
+  const Vec w = all(1.f) + y, rounded = w - all(1.f);
+  const auto big = w > all(1.41421356f);
+  const Vec x = (big ? w * all(0.5f) : w) - all(1.f), e = big ? all(1.f) : Vec{}, x2 = x * x;
+  Vec p = x * all(7.0376836292e-2f) + all(-1.1514610310e-1f);
+  p = p * x + all(1.1676998740e-1f);
+  p = p * x + all(-1.2420140846e-1f);
+  p = p * x + all(1.4249322787e-1f);
+  p = p * x + all(-1.6668057665e-1f);
+  p = p * x + all(2.0000714765e-1f);
+  p = p * x + all(-2.4999993993e-1f);
+  p = p * x + all(3.3333331174e-1f);
+  const Vec log_w = x + (x * x2 * p + e * all(-2.12194440e-4f) - all(0.5f) * x2) + e * all(0.693359375f);
+  const auto tiny = rounded == Vec{};
+  return tiny ? y : log_w * (y / (tiny ? all(1.f) : rounded));
+}
+
+inline Vec sigmoid(Vec x) { return all(1.f) / (all(1.f) + exp(-x)); }
+
+template <int HALF, int... LANE>
+inline Vec fold(Vec a, Vec b, std::integer_sequence<int, LANE...>) {
+#ifdef __clang__
+  const Vec own = __builtin_shufflevector(a, b, (LANE & HALF ? LANES + LANE : LANE)...);
+  const Vec other = __builtin_shufflevector(a, b, (LANE & HALF ? LANES + (LANE ^ HALF) : LANE ^ HALF)...);
+#else
+  const Vec own = __builtin_shuffle(a, b, Bits{(LANE & HALF ? LANES + LANE : LANE)...});
+  const Vec other = __builtin_shuffle(a, b, Bits{(LANE & HALF ? LANES + (LANE ^ HALF) : LANE ^ HALF)...});
+#endif
+  return own + other;
+}
+
+// Lane i of the result is the sum over the lanes of v[i]; v is overwritten.
+template <int HALF = LANES / 2>
+inline Vec sums_of(Vec* v) {
+  for (int i = 0; i < HALF; ++i) v[i] = fold<HALF>(v[i], v[i + HALF], std::make_integer_sequence<int, LANES>{});
+  if constexpr (HALF > 1) return sums_of<HALF / 2>(v);
+  return v[0];
+}

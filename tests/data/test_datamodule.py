@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import gzip
+import multiprocessing
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import polars
+import pytest
+import torch
+from torch import Tensor
+
+from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.sources import Sequences, Source, Synthetic
+from seqrec.data.windows import StridedWindows
+from seqrec.errors import InputError, StoreError
+from seqrec.types import SequenceBatch
+
+HISTORIES = [[1, 2, 3, 4, 5, 6], [2, 2, 1], [6, 5, 4, 2, 1], [3, 3, 3, 3]]
+
+
+class Histories(Source):
+    """A log held in memory; each reading of it adds a line to `diary`, where one is given."""
+
+    def __init__(self, histories: list[list[int]] = HISTORIES, diary: str | None = None) -> None:
+        self.histories = histories
+        self.diary = diary
+
+    def files(self) -> list[Path]:
+        return []
+
+    def scan(self) -> polars.LazyFrame:
+        if self.diary is not None:
+            with Path(self.diary).open("a") as stream:
+                stream.write("read\n")
+        events = [(user, item) for user, history in enumerate(self.histories) for item in history]
+        return polars.LazyFrame(events, schema=["user_id", "item_id"], orient="row")
+
+
+def module(directory: Path, source: Source | None = None, **settings: Any) -> SequenceDataModule:
+    return SequenceDataModule(source or Histories(), store=str(directory / "store"), **settings)
+
+
+def naive_train_counts(data: SequenceDataModule) -> list[int]:
+    counts: Counter[int] = Counter()
+    for first, end in zip(data.store.offsets[:-1], data.store.offsets[1:], strict=True):
+        counts.update(data.store.item_ids[first : end - 2].tolist())
+    return [counts[item] for item in range(data.num_items + 1)]
+
+
+def test_train_item_counts_leave_the_held_out_events_out(tmp_path: Path):
+    # In training: 1 2 3 4, 2, 6 5 4 and 3 3.
+    assert module(tmp_path).train_item_counts().tolist() == [0, 1, 2, 3, 2, 1, 1]
+
+
+@pytest.mark.parametrize("events_at_a_time", [7, 10**6])
+def test_train_item_counts_equal_a_loop_over_users(tmp_path: Path, monkeypatch, events_at_a_time: int):
+    monkeypatch.setattr("seqrec.data.datamodule.COUNT_EVENTS", events_at_a_time)
+    data = module(tmp_path, Synthetic(num_users=20, num_items=300, mean_events=12))
+    assert data.train_item_counts().tolist() == naive_train_counts(data)
+
+
+def test_asking_for_the_catalogue_prepares_the_store_once(tmp_path: Path, capsys):
+    source = Histories(diary=str(tmp_path / "diary"))
+    data = module(tmp_path, source)
+    assert not data.store_directory.exists()
+    assert (data.num_items, data.num_users) == (6, 4)
+    data.prepare_data()
+    assert module(tmp_path, source).num_items == 6
+    assert (tmp_path / "diary").read_text() == "read\n"
+    assert "reading" in capsys.readouterr().out
+
+
+def test_overwriting_reads_the_log_again(tmp_path: Path):
+    source = Histories(diary=str(tmp_path / "diary"))
+    module(tmp_path, source).prepare_data()
+    module(tmp_path, source, overwrite=True).prepare_data()
+    assert (tmp_path / "diary").read_text() == "read\nread\n"
+
+
+def test_the_default_store_is_named_after_source_and_settings():
+    synthetic = Synthetic()
+    name = SequenceDataModule(synthetic).store_directory
+    assert name.parent == Path("stores")
+    assert name.name.startswith("synthetic-")
+    assert SequenceDataModule(Synthetic(seed=1)).store_directory != name
+    assert SequenceDataModule(Synthetic()).store_directory == name
+
+
+def ask_in_a_process(directory: Path, start: Any, queue: Any) -> None:
+    data = module(directory, Histories(diary=str(directory / "diary")))
+    start.wait(timeout=90)
+    queue.put(data.num_items)
+
+
+def test_of_two_processes_that_start_at_once_one_prepares(tmp_path: Path):
+    context = multiprocessing.get_context("spawn")
+    start, queue = context.Barrier(2), context.Queue()
+    other = context.Process(target=ask_in_a_process, args=(tmp_path, start, queue), daemon=True)
+    other.start()
+    ask_in_a_process(tmp_path, start, queue)
+    assert [queue.get(timeout=90) for _ in range(2)] == [6, 6]
+    other.join(timeout=60)
+    assert (tmp_path / "diary").read_text() == "read\n"
+
+
+def test_a_store_made_with_other_settings_is_refused(tmp_path: Path):
+    module(tmp_path, Synthetic(num_users=20, mean_events=8)).prepare_data()
+    other = module(tmp_path, Synthetic(num_users=20, mean_events=8, seed=5))
+    with pytest.raises(StoreError, match=r"store was prepared with source\.seed=0, now it is 5"):
+        _ = other.num_items
+
+
+@pytest.mark.parametrize("name", ["max_length", "batch_size", "eval_batch_size"])
+def test_a_size_below_one_is_refused(tmp_path: Path, name: str):
+    with pytest.raises(InputError, match=f"{name}=0 must be at least 1"):
+        module(tmp_path, **{name: 0})
+
+
+def test_a_log_without_anything_to_learn_is_refused(tmp_path: Path):
+    data = module(tmp_path, Histories([[1, 2, 3], [3, 2, 1]]))
+    with pytest.raises(InputError, match="no user has two training events, there is nothing to learn"):
+        data.train_dataloader()
+    assert len(data.val_dataloader()) == 1
+
+
+def test_a_user_with_two_events_is_refused_at_the_loader(tmp_path: Path):
+    data = module(tmp_path, Histories([[1, 2, 3], [3, 2]]))
+    with pytest.raises(InputError, match="the first is user 1 with 2; leave-one-out needs"):
+        data.train_dataloader()
+
+
+def users_and_targets(loader: Any) -> dict[int, int]:
+    return {
+        user: target
+        for batch in loader
+        for user, target in zip(batch.user_ids.tolist(), batch.last_targets.tolist(), strict=True)
+    }
+
+
+def test_loaders_serve_each_user_with_the_stages_target(tmp_path: Path):
+    data = module(tmp_path, max_length=2, eval_batch_size=3)
+    assert users_and_targets(data.val_dataloader()) == {1: 5, 2: 2, 3: 2, 4: 3}
+    assert users_and_targets(data.test_dataloader()) == {1: 6, 2: 1, 3: 1, 4: 3}
+    predicted = list(data.predict_dataloader())
+    assert sorted(user for batch in predicted for user in batch.user_ids.tolist()) == [1, 2, 3, 4]
+    assert all(batch.targets is None for batch in predicted)
+    # User 2 has a single training event, so nothing to learn from.
+    assert sorted(users_and_targets(data.train_dataloader())) == [1, 3, 4]
+
+
+def test_train_windows_policy_is_used(tmp_path: Path):
+    data = module(tmp_path, max_length=2, train_windows=StridedWindows())
+    users = Counter(user for batch in data.train_dataloader() for user in batch.user_ids.tolist())
+    assert users == {1: 2, 3: 1, 4: 1}
+
+
+def test_moving_a_batch_keeps_its_type_and_what_it_lacks(tmp_path: Path):
+    data = module(tmp_path)
+    batch = next(iter(data.val_dataloader()))
+    moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert type(moved) is SequenceBatch
+    tensors = (moved.history.item_ids, moved.history.lengths, moved.targets, moved.user_ids)
+    assert {x.device.type for x in (*tensors, moved.seen.item_ids, moved.seen.offsets)} == {"meta"}
+    assert moved.history.timestamps is None
+
+
+def test_pinning_a_batch_keeps_its_type_and_pins_every_tensor(tmp_path: Path, monkeypatch):
+    batch = next(iter(module(tmp_path).val_dataloader()))
+    pinned: list[int] = []
+
+    # Without a GPU there is no page-locked memory, so the call itself is recorded.
+    def pin_memory(tensor: Tensor) -> Tensor:
+        pinned.append(id(tensor))
+        return tensor
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin_memory)
+    assert type(batch.pin_memory()) is SequenceBatch
+    tensors = (batch.history.item_ids, batch.history.lengths, batch.targets, batch.user_ids)
+    assert sorted(pinned) == sorted(map(id, (*tensors, batch.seen.item_ids, batch.seen.offsets)))
+
+
+class Recorder(pl.LightningModule):
+    """Notes the users of each batch of each epoch, and trains on nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.epochs: list[list[list[int]]] = []
+
+    def on_train_epoch_start(self) -> None:
+        self.epochs.append([])
+
+    def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
+        self.epochs[-1].append(batch.user_ids.tolist())
+        return self.weight * 1.0
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+# Lightning 2.6's own use of torch, which newer torch deprecates.
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+def test_a_trainer_gets_a_new_order_of_the_same_windows_each_epoch(tmp_path: Path):
+    data = module(tmp_path, Synthetic(num_users=40, mean_events=10), batch_size=4)
+    model = Recorder()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    data.trainer = trainer
+    trainer.fit(model, data.train_dataloader())
+    assert len(model.epochs) == 3
+    for epoch in model.epochs:
+        assert sorted(user for batch in epoch for user in batch) == list(range(1, 41))
+    assert model.epochs[0] != model.epochs[1] != model.epochs[2]
+
+
+def test_first_users_last_two_items_of_a_real_log_are_held_out(
+    real_data: Callable[[str], Path], tmp_path: Path
+):
+    path = real_data("ml-1m/ml-1m.sasrec.txt.gz")
+    with gzip.open(path, "rt") as stream:
+        pairs = [line.split() for line in stream]
+    user = pairs[0][0]
+    items = [item for owner, item in pairs if owner == user]
+    data = module(tmp_path, Sequences(str(path)))
+    (user_id,) = data.store.user_vocabulary.lookup([user]).tolist()
+    (validated, tested) = data.store.item_vocabulary.lookup(items[-2:]).tolist()
+    assert (data.num_users, data.num_items) == (len({p[0] for p in pairs}), len({p[1] for p in pairs}))
+    assert users_and_targets(data.val_dataloader())[user_id] == validated
+    assert users_and_targets(data.test_dataloader())[user_id] == tested
+    assert np.asarray(data.train_item_counts()).sum() == len(pairs) - 2 * data.num_users

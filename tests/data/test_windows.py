@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seqrec.data.windows import NewestWindow, StridedWindows, TrainWindows, WindowIndex, newest_windows
+from seqrec.errors import InputError
+
+# Events of each user: their stores lie one behind the other.
+COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=6)
+
+
+def user_bounds(counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    stops = np.cumsum(counts).astype(np.int64)
+    return stops - counts, stops
+
+
+def strided_slowly(
+    offsets: np.ndarray, stops: np.ndarray, max_length: int, stride: int
+) -> list[tuple[int, int, int]]:
+    windows = []
+    for row, (first, end) in enumerate(zip(offsets.tolist(), stops.tolist(), strict=True)):
+        while end > first:
+            windows.append((row, max(first, end - max_length), end))
+            if end - max_length <= first:
+                break
+            end -= stride
+    return windows
+
+
+def as_tuples(index: WindowIndex) -> list[tuple[int, int, int]]:
+    return list(zip(index.user_rows.tolist(), index.starts.tolist(), index.stops.tolist(), strict=True))
+
+
+@given(COUNTS, st.integers(1, 12))
+def test_newest_window_holds_each_users_last_events(counts: list[int], max_length: int):
+    offsets, stops = user_bounds(counts)
+    expected = [
+        (row, max(first, stop - max_length), stop)
+        for row, (first, stop) in enumerate(zip(offsets.tolist(), stops.tolist(), strict=True))
+        if stop > first
+    ]
+    assert as_tuples(newest_windows(offsets, stops, max_length)) == expected
+    index = NewestWindow().index(offsets, stops, max_length)
+    assert as_tuples(index) == expected
+    assert len(index) == len(expected)
+    assert index.lengths.tolist() == [stop - start for _, start, stop in expected]
+
+
+@given(COUNTS, st.integers(1, 12), st.data())
+def test_strided_windows_equal_a_loop_over_users(counts: list[int], max_length: int, data: st.DataObject):
+    stride = data.draw(st.none() | st.integers(1, max_length))
+    offsets, stops = user_bounds(counts)
+    index = StridedWindows(stride).index(offsets, stops, max_length)
+    assert as_tuples(index) == strided_slowly(offsets, stops, max_length, stride or max_length)
+    assert {index.user_rows.dtype, index.starts.dtype, index.stops.dtype} == {np.dtype(np.int64)}
+
+
+def targets_of(windows: TrainWindows, counts: list[int], max_length: int) -> Counter[int]:
+    """How often each event is a target; the last event of each user is left out of the windows."""
+    offsets, ends = user_bounds(counts)
+    index = windows.index(offsets, ends - 1, max_length)
+    return Counter(
+        event + 1
+        for start, stop in zip(index.starts, index.stops, strict=True)
+        for event in range(start, stop)
+    )
+
+
+def events_that_have_a_past(counts: list[int]) -> set[int]:
+    offsets, ends = user_bounds(counts)
+    return {
+        event
+        for first, end in zip(offsets.tolist(), ends.tolist(), strict=True)
+        for event in range(first + 1, end)
+    }
+
+
+@given(COUNTS, st.integers(1, 12))
+def test_windows_that_do_not_overlap_make_each_event_a_target_once(counts: list[int], max_length: int):
+    times = targets_of(StridedWindows(), counts, max_length)
+    assert times == dict.fromkeys(events_that_have_a_past(counts), 1)
+
+
+@given(COUNTS, st.integers(1, 12), st.data())
+def test_a_smaller_stride_still_makes_each_event_a_target(
+    counts: list[int], max_length: int, data: st.DataObject
+):
+    stride = data.draw(st.integers(1, max_length))
+    times = targets_of(StridedWindows(stride), counts, max_length)
+    assert times.keys() == events_that_have_a_past(counts)
+    assert max(times.values(), default=0) <= -(-max_length // stride)
+
+
+def test_overlapping_windows_by_hand():
+    index = StridedWindows(2).index(np.array([0, 7]), np.array([7, 9]), 4)
+    assert as_tuples(index) == [(0, 3, 7), (0, 1, 5), (0, 0, 3), (1, 7, 9)]
+
+
+def test_users_without_events_to_show_have_no_window():
+    # One event: as a target it has no past, and the window would end before it starts.
+    offsets, stops = np.array([0, 1]), np.array([-1, 1])
+    for windows in (NewestWindow(), StridedWindows()):
+        assert len(windows.index(offsets, stops, 3)) == 0
+
+
+def test_a_stride_that_would_skip_events_is_refused():
+    with pytest.raises(InputError, match="stride=5 exceeds max_length=4: events between would be lost"):
+        StridedWindows(5).index(np.array([0]), np.array([9]), 4)
+
+
+@pytest.mark.parametrize("stride", [0, -1])
+def test_a_stride_below_one_is_refused(stride: int):
+    with pytest.raises(InputError, match=f"stride={stride} must be at least 1, or null for max_length"):
+        StridedWindows(stride)

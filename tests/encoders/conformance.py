@@ -1,0 +1,76 @@
+"""The encoder contract as functions, so that tests can also show that they catch an encoder that breaks it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from seqrec.encoders import ENCODERS, SequenceEncoder
+from seqrec.types import History
+
+B, L, D = 3, 9, 16
+
+
+def build(name: str, *, dropout: float = 0.0, layer_norm: bool = True) -> SequenceEncoder:
+    torch.manual_seed(0)
+    return ENCODERS[name](D, num_layers=2, dropout=dropout, layer_norm=layer_norm)
+
+
+def events(lengths: list[int], seed: int = 1) -> tuple[Tensor, History]:
+    """Random embedded events and their history, padded on the right to the longest."""
+    generator = torch.Generator().manual_seed(seed)
+    longest, rows = max(lengths), len(lengths)
+    item_ids = torch.randint(1, 50, (rows, longest), generator=generator)
+    timestamps = torch.randint(0, 1000, (rows, longest), generator=generator).cumsum(1)
+    counts = torch.tensor(lengths)
+    valid = torch.arange(longest) < counts.unsqueeze(1)
+    x = torch.randn(rows, longest, D, generator=generator)
+    return x, History(item_ids * valid, counts, timestamps * valid)
+
+
+def changed_in_turn(x: Tensor, history: History) -> tuple[Tensor, History]:
+    """One history as L rows; in row t event t is replaced: its vector, item and time."""
+    length = x.shape[1]
+    here = torch.eye(length, dtype=torch.bool)
+    other = torch.randn(length, length, x.shape[2], generator=torch.Generator().manual_seed(2))
+    item_ids = torch.where(here, history.item_ids + 1, history.item_ids)
+    timestamps = torch.where(here, history.timestamps + 1, history.timestamps)
+    changed = History(item_ids, history.lengths.expand(length), timestamps)
+    return torch.where(here.unsqueeze(-1), other, x), changed
+
+
+def cut(x: Tensor, history: History, rows: slice, length: int) -> tuple[Tensor, History]:
+    """The oldest `length` events of some rows."""
+    item_ids, timestamps = history.item_ids[rows, :length], history.timestamps[rows, :length]
+    return x[rows, :length], History(item_ids, history.lengths[rows].clamp_max(length), timestamps)
+
+
+@torch.no_grad()
+def check_causality(encoder: SequenceEncoder) -> None:
+    """Change each event in turn: only its state and newer ones may move, and all of them must."""
+    x, history = events([L])
+    moved = (encoder(*changed_in_turn(x, history)) - encoder(x, history)).abs().amax(-1)
+    for t in range(L):
+        for s in range(t):
+            assert moved[t, s] <= 1e-6, f"the state of event {s} sees the future event {t}"
+    for t in range(L):
+        for s in range(t, L):
+            assert moved[t, s] > 0, f"the state of event {s} does not depend on event {t}"
+
+
+@torch.no_grad()
+def check_padding(encoder: SequenceEncoder) -> None:
+    """Each row alone and unpadded has the states that it has in a batch, whatever stands behind its end."""
+    lengths = [L, 1, 4]
+    x, history = events(lengths)
+    filling = 100 * torch.randn(len(lengths), 7, D, generator=torch.Generator().manual_seed(3))
+    nothing = torch.zeros(len(lengths), 7, dtype=torch.int64)
+    item_ids = torch.cat([history.item_ids, nothing], 1)
+    timestamps = torch.cat([history.timestamps, nothing], 1)
+    padded = encoder(torch.cat([x, filling], 1), History(item_ids, history.lengths, timestamps))
+    assert padded.isfinite().all(), "the states at padding are not finite"
+    for states in (encoder(x, history), padded):
+        for row, length in enumerate(lengths):
+            alone = encoder(*cut(x, history, slice(row, row + 1), length))[0]
+            difference = (states[row, :length] - alone).abs().max()
+            assert difference < 1e-5, f"padding changes the states of row {row}"

@@ -1,0 +1,235 @@
+"""What every registered encoder must do. A new encoder is tested here without a line being added."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conformance import B, D, L, build, check_causality, check_padding, cut, events
+from torch import Tensor
+
+import seqrec.encoders
+import seqrec.models
+from seqrec.encoders import ENCODERS
+from seqrec.errors import InputError
+from seqrec.ops.selective_scan import BACKEND_VARIABLE, BACKENDS, compiled
+from seqrec.specs import from_spec, to_spec
+from seqrec.types import History
+
+REPOSITORY = Path(__file__).parents[2]
+
+every_encoder = pytest.mark.parametrize("name", list(ENCODERS))
+with_and_without_norm = pytest.mark.parametrize("layer_norm", [True, False], ids=["norm", "no-norm"])
+
+
+@every_encoder
+@with_and_without_norm
+def test_states_have_the_shape_and_type_of_the_events(name: str, layer_norm: bool):
+    x, history = events([L] * B)
+    states = build(name, layer_norm=layer_norm)(x, history)
+    assert states.shape == x.shape
+    assert states.dtype == x.dtype
+    assert states.device == x.device
+
+
+@every_encoder
+@with_and_without_norm
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_states_ignore_future_events(name: str, layer_norm: bool, training: bool):
+    check_causality(build(name, layer_norm=layer_norm).train(training))
+
+
+@every_encoder
+@with_and_without_norm
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_padding_does_not_change_states_of_events(name: str, layer_norm: bool, training: bool):
+    check_padding(build(name, layer_norm=layer_norm).train(training))
+
+
+@every_encoder
+def test_future_inputs_get_no_gradient(name: str):
+    x, history = events([L] * B)
+    x.requires_grad_()
+    build(name)(x, history)[:, 3].square().sum().backward()
+    assert x.grad[:, 4:].count_nonzero() == 0
+    assert (x.grad[:, :4].abs().amax(-1) > 0).all()
+
+
+@every_encoder
+@torch.no_grad()
+def test_rows_do_not_see_each_other(name: str):
+    encoder = build(name).eval()
+    x, history = events([L] * B)
+    before = encoder(x, history)
+    x[0] += 1
+    after = encoder(x, history)
+    assert torch.equal(after[1:], before[1:])
+    assert not torch.equal(after[0], before[0])
+    order = torch.tensor([2, 0, 1])
+    shuffled = History(history.item_ids[order], history.lengths[order], history.timestamps[order])
+    torch.testing.assert_close(encoder(x[order], shuffled), after[order])
+
+
+@every_encoder
+@with_and_without_norm
+def test_every_parameter_gets_a_finite_gradient_other_than_zero(name: str, layer_norm: bool):
+    encoder = build(name, layer_norm=layer_norm, dropout=0.1).train()
+    x, history = events([L] * B)
+    (encoder(x, history) * torch.randn(B, L, D)).sum().backward()
+    for parameter_name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+        assert parameter.grad.count_nonzero() > 0, parameter_name
+
+
+@every_encoder
+def test_states_repeat_in_evaluation_but_not_with_dropout(name: str):
+    encoder = build(name, dropout=0.5)
+    x, history = events([L] * B)
+    assert torch.equal(encoder.eval()(x, history), encoder(x, history))
+    assert not torch.equal(encoder.train()(x, history), encoder(x, history))
+
+
+@every_encoder
+@torch.no_grad()
+def test_odd_and_long_histories_agree_with_their_beginnings(name: str):
+    encoder = build(name).eval()
+    x, history = events([1000])
+    whole = encoder(x, history)
+    assert whole.isfinite().all()
+    for length in (1, 63, 257):
+        part = encoder(*cut(x, history, slice(None), length))
+        torch.testing.assert_close(part, whole[:, :length], rtol=1e-4, atol=1e-5)
+
+
+@every_encoder
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_fast_scans_equal_the_reference(name: str, backend: str, monkeypatch: pytest.MonkeyPatch):
+    if backend == "cpp" and (reason := compiled.load_error()):
+        pytest.skip(reason)
+    encoder = build(name)
+    x, history = events([70, 3])
+
+    def outcome(scan: str) -> list[Tensor]:
+        monkeypatch.setenv(BACKEND_VARIABLE, scan)
+        states = encoder(x, history)
+        return [states, *torch.autograd.grad(states[:, ::7].square().sum(), list(encoder.parameters()))]
+
+    for value, expected in zip(outcome(backend), outcome("reference"), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-4)
+
+
+@every_encoder
+@torch.no_grad()
+def test_state_dict_carries_every_weight(name: str):
+    encoder, other = build(name).eval(), build(name).eval()
+    for parameter in encoder.parameters():
+        parameter.add_(0.01 * torch.randn_like(parameter))
+    x, history = events([L] * B)
+    assert not torch.equal(other(x, history), encoder(x, history))
+    other.load_state_dict(encoder.state_dict())
+    assert torch.equal(other(x, history), encoder(x, history))
+
+
+@every_encoder
+@with_and_without_norm
+def test_bfloat16_autocast_stays_near_float32(name: str, layer_norm: bool):
+    encoder = build(name, layer_norm=layer_norm)
+    x, history = events([L] * B)
+    expected = encoder(x, history)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        states = encoder(x, history)
+        states.float().square().mean().backward()
+    # bfloat16 keeps 8 bits: 0.4 % a rounding, and a few dozen of them in two blocks.
+    error = (states.float() - expected).norm() / expected.norm()
+    assert error < 0.03
+    assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())
+
+
+def other_value(value: object) -> object:
+    """A plain value that differs from an argument's default and is as valid; 1 head becomes 2."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    return value / 2 if isinstance(value, float) else value
+
+
+@every_encoder
+@torch.no_grad()
+def test_spec_rebuilds_the_same_architecture(name: str):
+    defaults = inspect.signature(ENCODERS[name]).parameters
+    arguments = {key: other_value(parameter.default) for key, parameter in defaults.items()} | {"d_model": D}
+    encoder = ENCODERS[name](**arguments).eval()
+    spec = json.loads(json.dumps(to_spec(encoder)))
+    assert spec["init_args"] == arguments
+    rebuilt = from_spec(spec).eval()
+    assert type(rebuilt) is ENCODERS[name]
+    assert str(rebuilt) == str(encoder)
+    rebuilt.load_state_dict(encoder.state_dict())
+    x, history = events([L] * B)
+    assert torch.equal(rebuilt(x, history), encoder(x, history))
+
+
+@every_encoder
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"d_model": 0}, "d_model=0 must be at least 1"),
+        ({"num_layers": 0}, "num_layers=0 must be at least 1"),
+        ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
+        ({"dropout": -0.1}, "dropout=-0.1 must be at least 0 and below 1"),
+    ],
+    ids=["d_model", "num_layers", "dropout-1", "dropout-negative"],
+)
+def test_values_out_of_range_are_refused(name: str, arguments: dict, message: str):
+    with pytest.raises(InputError, match=re.escape(message)):
+        ENCODERS[name](**({"d_model": D} | arguments))
+
+
+@every_encoder
+def test_misspelt_arguments_are_refused(name: str):
+    with pytest.raises(TypeError, match="num_layer"):
+        ENCODERS[name](D, num_layer=2)
+
+
+@every_encoder
+def test_class_registry_and_preset_share_one_name(name: str):
+    assert ENCODERS[name].__name__ == name
+    assert getattr(seqrec.encoders, name) is ENCODERS[name]
+    preset = getattr(seqrec.models, name)
+    assert issubclass(preset, seqrec.models.SequentialRecommender)
+
+
+@every_encoder
+def test_a_config_names_the_preset(name: str):
+    config = REPOSITORY / "configs" / "model" / f"{name}.yaml"
+    assert config.is_file(), f"add configs/model/{name}.yaml with `model: {{class_path: {name}}}`"
+    content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    class_path = content.get("model", content)["class_path"]
+    assert class_path in (name, f"seqrec.models.{name}", f"seqrec.models.presets.{name}")
+
+
+@every_encoder
+def test_a_preset_takes_its_encoders_arguments_with_the_same_defaults(name: str):
+    preset = inspect.signature(getattr(seqrec.models, name)).parameters
+    for argument, parameter in inspect.signature(ENCODERS[name]).parameters.items():
+        assert argument in preset, f"seqrec.models.{name} does not take {argument}"
+        assert preset[argument].default == parameter.default, argument
+    model = getattr(seqrec.models, name)(5)
+    assert to_spec(model.encoder) == to_spec(ENCODERS[name]())
+
+
+@every_encoder
+def test_a_preset_passes_every_argument_on(name: str):
+    parameters = inspect.signature(ENCODERS[name]).parameters
+    arguments = {key: other_value(parameter.default) for key, parameter in parameters.items()} | {
+        "d_model": D
+    }
+    model = getattr(seqrec.models, name)(5, **arguments)
+    assert to_spec(model.encoder)["init_args"] == arguments

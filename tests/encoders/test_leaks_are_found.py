@@ -1,0 +1,98 @@
+"""The conformance checks fail when an encoder's guard against the future or against padding is taken away."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conformance import build, check_causality, check_padding
+from torch import Tensor
+
+from seqrec.layers import TokenGate
+from seqrec.layers import mamba as mamba_module
+
+MAMBAS = ("MambaRec", "MoEMaTrRec", "RecMamba")
+sees_the_future = pytest.raises(AssertionError, match="sees the future event")
+
+
+@pytest.mark.parametrize("name", ["SASRec", "MoEMaTrRec"])
+def test_attention_without_the_causal_rule_is_found(name: str, monkeypatch: pytest.MonkeyPatch):
+    attend = F.scaled_dot_product_attention
+
+    def bidirectional(*args: Tensor, is_causal: bool, **kwargs: float) -> Tensor:
+        return attend(*args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", bidirectional)
+    with sees_the_future:
+        check_causality(build(name))
+    with pytest.raises(AssertionError, match="padding changes the states"):
+        check_padding(build(name))
+
+
+def test_a_gate_that_pools_over_the_sequence_is_found(monkeypatch: pytest.MonkeyPatch):
+    def pooled(self: TokenGate, x: Tensor) -> Tensor:
+        return self.projection(x.mean(1, keepdim=True)).softmax(-1).expand(-1, x.shape[1], -1)
+
+    monkeypatch.setattr(TokenGate, "forward", pooled)
+    with sees_the_future:
+        check_causality(build("MoEMaTrRec"))
+
+
+@pytest.mark.parametrize("name", MAMBAS)
+def test_a_convolution_centred_on_the_event_is_found(name: str, monkeypatch: pytest.MonkeyPatch):
+    convolve = mamba_module.causal_conv1d
+
+    def centred(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return convolve(F.pad(x, (0, 0, 0, 1)), weight, bias)[:, 1:]
+
+    monkeypatch.setattr(mamba_module, "causal_conv1d", centred)
+    with sees_the_future:
+        check_causality(build(name))
+
+
+@pytest.mark.parametrize("name", MAMBAS)
+def test_a_scan_from_newest_to_oldest_is_found(name: str, monkeypatch: pytest.MonkeyPatch):
+    scan = mamba_module.selective_scan
+
+    def backwards(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *args: Tensor, **rest) -> Tensor:
+        rest["z"] = rest["z"].flip(1)
+        return scan(u.flip(1), delta.flip(1), A, B.flip(1), C.flip(1), *args, **rest).flip(1)
+
+    monkeypatch.setattr(mamba_module, "selective_scan", backwards)
+    with sees_the_future:
+        check_causality(build(name))
+
+
+def test_a_faint_leak_from_the_next_event_is_found(monkeypatch: pytest.MonkeyPatch):
+    encoder = build("GRU4Rec")
+    forward = encoder.forward
+    monkeypatch.setattr(encoder, "forward", lambda x, history: forward(x + 1e-3 * x.roll(-1, 1), history))
+    with sees_the_future:
+        check_causality(encoder)
+
+
+def test_an_encoder_without_memory_is_found(monkeypatch: pytest.MonkeyPatch):
+    encoder = build("GRU4Rec")
+    monkeypatch.setattr(encoder, "forward", lambda x, history: x)
+    with pytest.raises(AssertionError, match="state of event 1 does not depend on event 0"):
+        check_causality(encoder)
+
+
+def test_states_that_depend_on_what_stands_in_the_padding_are_found(monkeypatch: pytest.MonkeyPatch):
+    encoder = build("GRU4Rec")
+    forward = encoder.forward
+    monkeypatch.setattr(encoder, "forward", lambda x, history: forward(x, history) + x.mean(1, keepdim=True))
+    with pytest.raises(AssertionError, match="padding changes the states"):
+        check_padding(encoder)
+
+
+def test_states_that_are_not_numbers_at_padding_are_found(monkeypatch: pytest.MonkeyPatch):
+    encoder = build("GRU4Rec")
+    forward = encoder.forward
+
+    def poisoned(x: Tensor, history) -> Tensor:
+        return forward(x, history).masked_fill(~history.valid.unsqueeze(-1), torch.nan)
+
+    monkeypatch.setattr(encoder, "forward", poisoned)
+    with pytest.raises(AssertionError, match="not finite"):
+        check_padding(encoder)

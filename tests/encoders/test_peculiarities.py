@@ -1,0 +1,76 @@
+"""What is peculiar to one encoder."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from seqrec.encoders import ENCODERS, GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, SASRec
+from seqrec.errors import InputError
+from seqrec.layers import CausalSelfAttention, FeedForward, MambaMixer
+from seqrec.types import History
+
+X = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
+HISTORY = History(torch.ones(2, 6, dtype=torch.int64), torch.tensor([6, 6]))
+
+
+def count(encoder: nn.Module, kind: type[nn.Module]) -> int:
+    return sum(isinstance(module, kind) for module in encoder.modules())
+
+
+@pytest.mark.parametrize(
+    ("encoder", "attentions", "mambas", "feed_forwards"),
+    [(SASRec, 3, 0, 3), (RecMamba, 0, 3, 3), (MambaRec, 0, 3, 0), (MoEMaTrRec, 3, 3, 3), (GRU4Rec, 0, 0, 0)],
+)
+def test_blocks_are_made_of_the_papers_parts(encoder: type, attentions: int, mambas: int, feed_forwards: int):
+    model = encoder(8, num_layers=3)
+    assert count(model, CausalSelfAttention) == attentions
+    assert count(model, MambaMixer) == mambas
+    assert count(model, FeedForward) == feed_forwards
+
+
+@pytest.mark.parametrize("name", list(ENCODERS))
+def test_layer_norm_can_be_left_out(name: str):
+    assert count(ENCODERS[name](8), nn.LayerNorm) > 0
+    assert count(ENCODERS[name](8, layer_norm=False), nn.LayerNorm) == 0
+
+
+@pytest.mark.parametrize("encoder", [SASRec, RecMamba, MoEMaTrRec])
+def test_width_of_the_feed_forward_layer_is_d_model_unless_given(encoder: type):
+    def widths(model: nn.Module) -> set[int]:
+        return {m.layers[0].out_features for m in model.modules() if isinstance(m, FeedForward)}
+
+    assert widths(encoder(8)) == {8}
+    assert widths(encoder(8, d_feedforward=20)) == {20}
+
+
+@pytest.mark.parametrize("encoder", [SASRec, MoEMaTrRec])
+def test_heads_must_divide_the_width(encoder: type):
+    with pytest.raises(InputError, match=r"num_heads=3 must divide d_model=8; try one of \[1, 2, 4, 8\]"):
+        encoder(8, num_heads=3)
+
+
+def test_gru4rec_equals_torchs_stacked_gru():
+    encoder = GRU4Rec(8, num_layers=2, layer_norm=False).eval()
+    stacked = nn.GRU(8, 8, num_layers=2, batch_first=True)
+    for number, layer in enumerate(encoder.layers):
+        for name, weight in layer.state_dict().items():
+            stacked.state_dict()[name.replace("l0", f"l{number}")].copy_(weight)
+    torch.testing.assert_close(encoder(X, HISTORY), stacked(X)[0])
+
+
+def test_moematrrec_with_a_closed_gate_is_one_of_its_experts():
+    for open_expert, part in ((0, "attention"), (1, "mamba")):
+        mixture = next(iter(MoEMaTrRec(8, num_layers=1).stack.blocks[0])).layer
+        with torch.no_grad():
+            mixture.gate.projection.weight.zero_()
+            mixture.gate.projection.bias.fill_(-100.0)[open_expert] = 100.0
+        torch.testing.assert_close(mixture.eval()(X), getattr(mixture, part)(X))
+
+
+def test_moematrrec_gate_weighs_each_event_by_itself():
+    mixture = next(iter(MoEMaTrRec(8, num_layers=1).stack.blocks[0])).layer
+    weights = mixture.gate(X)
+    torch.testing.assert_close(mixture.gate(X[:, 2:3]), weights[:, 2:3])
+    assert weights.shape == (2, 6, 2)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+
+from seqrec.errors import InputError
+from seqrec.models import Popularity, evaluate
+from seqrec.protocols import FullRanking
+from seqrec.types import SequenceBatch
+
+COUNTS = np.array([0, 3, 9, 1, 7, 5])
+without_steps = pytest.mark.filterwarnings(
+    "ignore:`LightningModule.configure_optimizers` returned `None`", "ignore:`training_step` returned `None`"
+)
+MakeBatch = Callable[..., SequenceBatch]
+
+
+def test_items_are_ranked_by_their_counts(make_batch: MakeBatch):
+    model = Popularity.from_counts(COUNTS)
+    model.top_k = 5
+    model.filter_seen = False
+    best = model.predict_step(make_batch([[1], [2, 3]], [4, 5]), 0)
+    assert best.item_ids.tolist() == [[2, 4, 5, 1, 3]] * 2
+    assert best.scores.tolist() == [[9, 7, 5, 3, 1]] * 2
+
+
+def test_seen_items_are_left_out(make_batch: MakeBatch):
+    model = Popularity.from_counts(COUNTS)
+    model.top_k = 3
+    assert model.predict_step(make_batch([[1], [2, 4]], [4, 5]), 0).item_ids.tolist() == [
+        [2, 4, 5],
+        [5, 1, 3],
+    ]
+
+
+def test_padding_is_never_recommended(make_batch: MakeBatch):
+    model = Popularity.from_counts(np.array([100, 1, 2]))
+    model.top_k = 2
+    model.filter_seen = False
+    assert model.predict_step(make_batch([[1]], [2]), 0).item_ids.tolist() == [[2, 1]]
+
+
+def test_metrics_follow_from_the_counts_by_hand(make_batch: MakeBatch):
+    model = Popularity.from_counts(np.arange(30))
+    model.protocol = FullRanking(filter_seen=False)
+    # Item 29 is first, 23 is seventh, 5 is out of the first twenty.
+    metrics = evaluate(model, [make_batch([[1], [1], [1]], [29, 23, 5])])
+    assert metrics["HR@5"] == pytest.approx(1 / 3)
+    assert metrics["HR@10"] == metrics["HR@20"] == pytest.approx(2 / 3)
+    assert metrics["NDCG@5"] == pytest.approx(1 / 3)
+    assert metrics["NDCG@10"] == pytest.approx((1 + 1 / 3) / 3)
+
+
+def test_large_counts_one_apart_are_not_tied(make_batch: MakeBatch):
+    model = Popularity.from_counts(np.array([0, 2**40, 2**40 + 1]))
+    ranks = model.scorer().target_ranks(torch.ones(1, 1, dtype=torch.float64), torch.tensor([1]))
+    assert (ranks.better.item(), ranks.tied.item()) == (1, 0)
+
+
+class CountedLog(pl.LightningDataModule):
+    def __init__(self, batches: Sequence[SequenceBatch]) -> None:
+        super().__init__()
+        self.batches = batches
+
+    def train_dataloader(self) -> Sequence[SequenceBatch]:
+        return self.batches
+
+    def val_dataloader(self) -> Sequence[SequenceBatch]:
+        return self.batches
+
+    def train_item_counts(self) -> np.ndarray:
+        return np.arange(13) ** 2
+
+
+@without_steps
+def test_fitting_takes_the_counts_of_the_data_module(
+    batches: Sequence[SequenceBatch], make_trainer: Callable
+):
+    model, trainer = Popularity(12), make_trainer(max_epochs=5)
+    trainer.fit(model, datamodule=CountedLog(batches))
+    assert model.item_counts.tolist() == [k**2 for k in range(13)]
+    assert trainer.current_epoch == 1
+    assert trainer.callback_metrics["val_HR@5"] == evaluate(model, batches)["HR@5"]
+
+
+@without_steps
+def test_fitting_without_a_data_module_is_refused(batches: Sequence[SequenceBatch], make_trainer: Callable):
+    with pytest.raises(InputError, match=r"fitted from a SequenceDataModule; or use Popularity.from_counts"):
+        make_trainer(max_epochs=1).fit(Popularity(12), batches, batches)

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from seqrec import encoders
+from seqrec.errors import InputError
+from seqrec.layers import LearnedPositions
+from seqrec.models import SASRec, SequentialRecommender
+from seqrec.optim import Adam
+from seqrec.types import SequenceBatch
+
+MakeBatch = Callable[..., SequenceBatch]
+
+
+def model(**arguments: object) -> SASRec:
+    torch.manual_seed(0)
+    return SASRec(12, d_model=8, **({"max_length": 6, "dropout": 0.0} | arguments)).eval()
+
+
+def test_states_are_the_encoders_of_scaled_items_and_positions(make_batch: MakeBatch):
+    sasrec, history = model(), make_batch([[1, 2, 3], [4]], [5, 6]).history
+    x = sasrec.items.weight[history.item_ids] * 8**0.5 + sasrec.positions(history)
+    torch.testing.assert_close(sasrec(history), sasrec.encoder(x, history))
+
+
+def test_last_states_are_those_of_the_newest_events(make_batch: MakeBatch):
+    sasrec, batch = model(), make_batch([[1, 2, 3], [4], [5, 6]], [7, 8, 9])
+    states = sasrec(batch.history)
+    expected = torch.stack([states[0, 2], states[1, 0], states[2, 1]])
+    assert torch.equal(sasrec.last_states(batch), expected)
+
+
+def test_scores_use_the_table_that_embeds_the_history():
+    sasrec = model()
+    assert sasrec.scorer().item_vectors is sasrec.items.weight
+
+
+@pytest.mark.parametrize("positions", [True, False])
+def test_a_recommendation_does_not_depend_on_padding(positions: bool, make_batch: MakeBatch):
+    sasrec = model(positions=positions)
+    alone = sasrec.last_states(make_batch([[4, 2]], [5]))
+    beside_a_longer_one = sasrec.last_states(make_batch([[4, 2], [1, 2, 3, 4, 5]], [5, 6]))
+    torch.testing.assert_close(beside_a_longer_one[:1], alone)
+
+
+def test_shared_newest_events_get_the_same_positions(make_batch: MakeBatch):
+    positions = LearnedPositions(6, 8)
+    vectors = positions(make_batch([[1, 2, 3, 4, 5], [3, 4, 5]], [6, 6]).history)
+    assert torch.equal(vectors[0, 2:], vectors[1, :3])
+    assert torch.equal(vectors[1, 2], positions.weight[0])
+
+
+def test_a_history_longer_than_max_length_is_refused(make_batch: MakeBatch):
+    batch = make_batch([[1, 2, 3, 4, 5, 6, 7]], [8])
+    with pytest.raises(InputError, match=r"a history of 7 events exceeds max_length=6.*cut it to the newest"):
+        model()(batch.history)
+    assert model(positions=False)(batch.history).shape == (1, 7, 8)
+
+
+def test_a_user_vector_tells_users_with_one_history_apart(make_batch: MakeBatch):
+    sasrec = model(user_embedding=True, num_users=3)
+    states = sasrec.last_states(make_batch([[1, 2], [1, 2]], [3, 3], [1, 2]))
+    assert not torch.equal(states[0], states[1])
+    assert torch.equal(sasrec.users.weight[0], torch.zeros(8))
+
+
+def test_an_unknown_user_is_a_model_without_user(make_batch: MakeBatch):
+    sasrec = model(user_embedding=True, num_users=3)
+    batch = make_batch([[1, 2]], [3], [0])
+    assert torch.equal(sasrec(batch.history, batch.user_ids), sasrec(batch.history, None))
+
+
+def test_user_embedding_needs_the_number_of_users():
+    with pytest.raises(InputError, match="user_embedding needs num_users"):
+        model(user_embedding=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"max_length": 0}, "max_length=0 must be at least 1"), ({"num_heads": 3}, "num_heads=3 must divide")],
+)
+def test_values_out_of_range_are_refused(arguments: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        model(**arguments)
+
+
+def test_a_catalogue_without_items_is_refused():
+    with pytest.raises(InputError, match="num_items=0 must be at least 1"):
+        SASRec(0)
+
+
+def test_an_encoder_may_be_given_as_a_spec():
+    spec = {"class_path": "seqrec.encoders.GRU4Rec", "init_args": {"d_model": 4}}
+    assert isinstance(SequentialRecommender(5, encoder=spec).encoder, encoders.GRU4Rec)
+
+
+def test_training_learns_a_tiny_log_by_heart(batches: Sequence[SequenceBatch], make_trainer: Callable):
+    pl.seed_everything(0, verbose=False)
+    sasrec = model(optimizer=Adam(0.02), num_layers=1).train()
+
+    def loss() -> float:
+        with torch.no_grad():
+            return sum(float(sasrec.loss(sasrec(b.history), b, sasrec.scorer())) for b in batches)
+
+    before = loss()
+    trainer = make_trainer(max_epochs=40)
+    trainer.fit(sasrec, batches, batches)
+    assert loss() < before / 2
+    assert trainer.callback_metrics["val_HR@5"] == 1
+
+
+def test_padding_vector_stays_zero_in_training(batches: Sequence[SequenceBatch], make_trainer: Callable):
+    sasrec = model(optimizer=Adam(0.1)).train()
+    make_trainer(max_steps=2).fit(sasrec, batches, batches)
+    assert torch.equal(sasrec.items.weight[0], torch.zeros(8))
+
+
+def test_predictions_leave_out_seen_items_unless_told(make_batch: MakeBatch):
+    sasrec, batch = model(), make_batch([[1, 2, 3], [4]], [5, 6])
+    sasrec.top_k = 12
+    best = sasrec.predict_step(batch, 0)
+    assert sorted(best.item_ids[0].tolist()) == [0, 0, 0, *range(4, 13)]
+    assert best.user_ids.tolist() == [1, 2]
+    sasrec.filter_seen = False
+    assert sorted(sasrec.predict_step(batch, 0).item_ids[0].tolist()) == list(range(1, 13))

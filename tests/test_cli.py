@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+
+from seqrec.cli import main
+from seqrec.models import MambaRec
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
+)
+
+REPOSITORY = Path(__file__).parents[1]
+SMALL = {
+    "data": {
+        "source": {
+            "class_path": "Synthetic",
+            "init_args": {"num_users": 30, "num_items": 40, "mean_events": 12},
+        },
+        "max_length": 10,
+        "batch_size": 8,
+    },
+    "model": {"class_path": "MambaRec", "init_args": {"d_model": 8, "num_layers": 1, "d_state": 4}},
+    "trainer": {
+        "max_epochs": 2,
+        "accelerator": "cpu",
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    },
+}
+FIT = ("fit", "--config", "small.yaml")
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["seqrec"])
+    Path("small.yaml").write_text(yaml.safe_dump(SMALL))
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What the command says when it refuses, which must be one line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Seed set to")]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_fit_prepares_trains_tests_and_says_where_things_are(capsys: pytest.CaptureFixture[str]):
+    main(FIT)
+    output = capsys.readouterr().out
+    assert "test of 30 users, protocol full-seenout-tiemean-loo" in output
+    assert re.search(r"^model +HR@5 +HR@10 +HR@20 +NDCG@5 +NDCG@10 +NDCG@20$", output, re.MULTILINE)
+    assert re.search(r"^MambaRec( +[01]\.\d{4}){6}$", output, re.MULTILINE)
+    assert re.search(r"^Popularity( +[01]\.\d{4}){6}$", output, re.MULTILINE)
+    folder = Path(re.search(r"run folder: (\S+)", output)[1])
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "metrics.csv"):
+        assert (folder / name).is_file()
+    result = json.loads((folder / "test_metrics.json").read_text())
+    assert result["protocol"] == "full-seenout-tiemean-loo"
+    assert set(result["models"]) == {"MambaRec", "Popularity"}
+    MambaRec.load_from_checkpoint(folder / "checkpoints" / "best.ckpt")
+
+
+def test_test_of_the_best_checkpoint_repeats_what_fit_said(capsys: pytest.CaptureFixture[str]):
+    main(FIT)
+    said = re.findall(r"^MambaRec.*$", capsys.readouterr().out, re.MULTILINE)
+    main(("test", "--ckpt_path", "runs/version_0/checkpoints/best.ckpt"))
+    assert re.findall(r"^MambaRec.*$", capsys.readouterr().out, re.MULTILINE) == said
+    main(("validate", "--ckpt_path=runs/version_0/checkpoints/best.ckpt"))
+    assert "validate of 30 users" in capsys.readouterr().out
+
+
+def test_predict_writes_parquet_with_the_logs_own_ids():
+    main(FIT)
+    ckpt = "runs/version_0/checkpoints/best.ckpt"
+    main(
+        ("predict", "--ckpt_path", ckpt, "--recommendations.directory", "out", "--recommendations.top_k", "3")
+    )
+    frame = pl.read_parquet("out/*.parquet")
+    assert frame.columns == ["user_id", "item_id", "rank", "score"]
+    assert sorted(frame["user_id"].unique().to_list()) == list(range(30))
+    assert frame.group_by("user_id").len()["len"].unique().to_list() == [3]
+    assert frame["item_id"].is_between(0, 39).all()
+
+
+def test_predict_does_not_overwrite_recommendations(capsys: pytest.CaptureFixture[str]):
+    main(FIT)
+    words = (
+        "predict",
+        "--ckpt_path",
+        "runs/version_0/checkpoints/best.ckpt",
+        "--recommendations.directory",
+        "out",
+    )
+    main(words)
+    assert "out holds recommendations already" in refusal(capsys, *words)
+
+
+def test_prepare_makes_the_store_and_trains_nothing(capsys: pytest.CaptureFixture[str]):
+    main(("prepare", "--config", "small.yaml", "--data.store", "here"))
+    assert "30 users" in capsys.readouterr().out
+    assert Path("here/manifest.json").is_file()
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("model", ["GRU4Rec", "Popularity"])
+def test_model_is_swapped_by_name(capsys: pytest.CaptureFixture[str], model: str):
+    words = [*FIT, "--model", model]
+    main(words)
+    assert re.search(rf"^{model} ", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_an_encoder_of_ones_own_is_taken_by_its_import_path(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    Path("mine.py").write_text(
+        "from seqrec.encoders import SequenceEncoder\n"
+        "class Mean(SequenceEncoder):\n"
+        "    def __init__(self, d_model: int = 8):\n"
+        "        super().__init__(d_model, num_layers=1, dropout=0.0, layer_norm=False)\n"
+        "    def forward(self, x, history):\n"
+        "        return x.cumsum(1)\n"
+    )
+    monkeypatch.syspath_prepend(".")
+    config = SMALL | {
+        "model": {
+            "class_path": "SequentialRecommender",
+            "init_args": {"encoder": {"class_path": "mine.Mean"}},
+        }
+    }
+    Path("mine.yaml").write_text(yaml.safe_dump(config))
+    main(("fit", "--config", "mine.yaml"))
+    assert "SequentialRecommender" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model", "SASrec"), r"model: unknown class 'SASrec'; known: GRU4Rec, .*; did you mean SASRec\?"),
+        (
+            ("--model.d_modell", "3"),
+            r"unknown argument 'd_modell'; did you mean d_model\? Allowed here: d_conv, d_model",
+        ),
+        (("--data.max_lenth", "3"), r"unknown argument 'data.max_lenth'; did you mean data.max_length\?"),
+        (
+            ("--trainer.max_epoch", "3"),
+            r"unknown argument 'trainer.max_epoch'; did you mean trainer.max_epochs\?",
+        ),
+        (("--data.source.lagg", "3"), r"unknown argument 'lagg'; did you mean lag\?"),
+        (("--protocol", "Full"), r"protocol: unknown class 'Full'; known: FullRanking, SampledRanking"),
+        (
+            ("--model", "SequentialRecommender", "--model.encoder", "Foo"),
+            r"encoder: unknown class 'Foo'; known: GRU4Rec",
+        ),
+        (("--model", "SASRec", "--model.num_heads", "3"), r"num_heads=3 must divide d_model=8; try one of"),
+        (("--model.d_model", "x"), r"d_model.*Expected a <class 'int'>. Got value: x"),
+        (("--model.max_length", "3"), r"--model.max_length is not accepted: .* set data.max_length"),
+        (("--data.batch_size", "0"), r"batch_size=0 must be at least 1"),
+        (("--data.source", "Sequences", "--data.source.path", "no.txt"), r"no\.txt"),
+        (("--config", "no.yaml"), r"no\.yaml"),
+    ],
+)
+def test_what_is_refused_is_named_with_what_is_allowed(capsys: pytest.CaptureFixture[str], words, said: str):
+    assert re.search(said, refusal(capsys, *FIT, *words))
+
+
+def test_model_length_in_a_config_is_refused(capsys: pytest.CaptureFixture[str]):
+    Path("long.yaml").write_text("model: {class_path: SASRec, init_args: {max_length: 3}}")
+    assert "long.yaml: model.init_args.max_length is not accepted" in refusal(
+        capsys, *FIT, "--config", "long.yaml"
+    )
+
+
+def test_user_with_two_events_is_refused_by_name(capsys: pytest.CaptureFixture[str]):
+    Path("log.txt").write_text("7 1\n7 2\n7 3\n7 1\n9 1\n9 2\n")
+    message = refusal(capsys, *FIT, "--data.source", "Sequences", "--data.source.path", "log.txt")
+    assert "user 9 with 2" in message
+    assert "--data.filters.min_user_events 3" in message
+
+
+def test_store_of_another_version_and_a_truncated_one_are_refused(capsys: pytest.CaptureFixture[str]):
+    main(("prepare", "--config", "small.yaml", "--data.store", "here"))
+    manifest = Path("here/manifest.json")
+    whole = manifest.read_text()
+    manifest.write_text(whole.replace('"version": 1', '"version": 99'))
+    assert "version 99" in refusal(capsys, *FIT, "--data.store", "here")
+    manifest.write_text(whole)
+    with Path("here/item_ids.npy").open("r+b") as stream:
+        stream.truncate(130)
+    assert re.search(
+        r"item_ids\.npy has 130 bytes, expected \d+", refusal(capsys, *FIT, "--data.store", "here")
+    )
+
+
+def test_traceback_of_a_bug_is_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("seqrec.cli.SeqrecCLI.after_fit", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(FIT)
+
+
+def test_two_ranks_prepare_once_and_test_like_one(tmp_path: Path):
+    command = [sys.executable, "-m", "seqrec", *FIT, "--trainer.logger.save_dir", "out"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    ranks = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+    run = subprocess.run([*command, *ranks], env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("writing") == 2  # "writing ..." and "writing: n events": one process
+    assert len(list(Path("stores").glob("*/manifest.json"))) == 1
+    two = json.loads(Path("out/version_0/test_metrics.json").read_text())
+    ckpt = ("--ckpt_path", "out/version_0/checkpoints/best.ckpt")
+    main(("test", "--config", "small.yaml", *ckpt, "--trainer.logger.save_dir", "alone"))
+    one = json.loads(Path("alone/version_0/test_metrics.json").read_text())
+    assert two["models"]["MambaRec"] == pytest.approx(one["models"]["MambaRec"], abs=1e-6)
+    assert two["models"]["Popularity"] == pytest.approx(one["models"]["Popularity"], abs=1e-6)

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import copy
+from dataclasses import FrozenInstanceError
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seqrec.types import History, SeenItems, SequenceBatch
+
+
+def batch(targets: torch.Tensor | None) -> SequenceBatch:
+    history = History(torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([3, 1]))
+    seen = SeenItems(torch.tensor([1, 2, 3, 4]), torch.tensor([0, 3, 4]))
+    return SequenceBatch(history, targets, torch.tensor([1, 2]), seen)
+
+
+def test_valid_is_true_at_events_and_false_at_padding():
+    assert batch(None).history.valid.tolist() == [[True, True, True], [True, False, False]]
+
+
+def test_last_targets_stand_behind_the_newest_event_of_each_row():
+    assert batch(torch.tensor([[2, 3, 9], [8, 0, 0]])).last_targets.tolist() == [9, 8]
+
+
+def test_length_of_a_batch_is_its_number_of_rows():
+    assert len(batch(None)) == 2
+
+
+def test_moving_reaches_every_tensor_and_keeps_none():
+    moved = batch(torch.ones(2, 3, dtype=torch.int64)).to("meta")
+    assert moved.targets.device.type == "meta"
+    assert moved.history.item_ids.device.type == "meta"
+    assert moved.seen.offsets.device.type == "meta"
+    assert moved.user_ids.device.type == "meta"
+    assert moved.history.timestamps is None
+    assert batch(None).to("cpu").targets is None
+
+
+def test_records_are_frozen():
+    with pytest.raises(FrozenInstanceError, match="item_ids"):
+        batch(None).history.item_ids = torch.zeros(1)
+
+
+pairs = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), max_size=40)
+
+
+def sets(seen: SeenItems) -> list[list[int]]:
+    bounds = seen.offsets.tolist()
+    return [seen.item_ids[a:b].tolist() for a, b in pairwise(bounds)]
+
+
+def from_pairs(events: list[tuple[int, int]], num_rows: int = 5) -> SeenItems:
+    rows, item_ids = torch.tensor(events, dtype=torch.int64).reshape(-1, 2).T
+    return SeenItems.from_events(rows, item_ids, num_rows)
+
+
+@settings(deadline=None)
+@given(pairs)
+def test_seen_items_are_the_distinct_items_of_each_row_in_order(events: list[tuple[int, int]]):
+    seen = from_pairs(events)
+    expected = [sorted({item for row, item in events if row == r and item > 0}) for r in range(5)]
+    assert sets(seen) == expected
+    assert seen.counts.tolist() == [len(items) for items in expected]
+    assert seen.rows.tolist() == [r for r, items in enumerate(expected) for _ in items]
+
+
+@settings(deadline=None)
+@given(pairs, st.lists(st.integers(1, 20), min_size=5, max_size=5))
+def test_with_items_adds_one_item_to_each_row(events: list[tuple[int, int]], more: list[int]):
+    seen = from_pairs(events)
+    before = copy.deepcopy(sets(seen))
+    expected = [sorted({*items, item}) for items, item in zip(before, more, strict=True)]
+    assert sets(seen.with_items(torch.tensor(more))) == expected
+    assert sets(seen) == before
