@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def contents(batch: SequenceBatch) -> dict[str, list[Any]]:
         "timestamps": [] if history.timestamps is None else history.timestamps.tolist(),
         "targets": [] if batch.targets is None else batch.targets.tolist(),
         "user_ids": batch.user_ids.tolist(),
-        "seen": [seen.item_ids[a:b].tolist() for a, b in zip(bounds[:-1], bounds[1:], strict=True)],
+        "seen": [seen.item_ids[a:b].tolist() for a, b in itertools.pairwise(bounds)],
     }
 
 

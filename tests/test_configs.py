@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import random
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from seqrec.cli import main
+from seqrec.encoders import ENCODERS
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
+)
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+TWO_STEPS = (
+    *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),
+    *("--trainer.limit_test_batches", "1", "--trainer.accelerator", "cpu"),
+    *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
+)
+
+
+def write_raw_log(source: str, folder: Path) -> Path | None:
+    """A log of 40 users and 60 items in the format that a config's source reads; None where it reads no file."""
+    rng = random.Random(0)
+    events = [(user, rng.randint(1, 60), 1_000_000 + t) for user in range(1, 41) for t in range(20)]
+    if source == "quickstart":
+        return None
+    if source == "ml_1m":
+        path = folder / "ml-1m.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("ml-1m/ratings.dat", "".join(f"{u}::{i}::4::{t}\n" for u, i, t in events))
+        return path
+    path = folder / {"kuairand_5k": "log_standard_1.csv", "lfm1b_1k": "LFM-1b_LEs.txt"}.get(source, "log.txt")
+    lines = {
+        "ml_1m_original": [f"{u} {i}" for u, i, _ in events],
+        "kuairand_5k": ["user_id,video_id,time_ms,is_click", *(f"{u},{i},{t},1" for u, i, t in events)],
+        "lfm1b_1k": [f"{u}\t1\t2\t{i}\t{t}" for u, i, t in events],
+    }[source]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["seqrec"])
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_config_runs_two_steps(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    log = write_raw_log(config.stem, tmp_path)
+    main(["fit", "--config", str(config), *(["--data.source.path", str(log)] if log else []), *TWO_STEPS])
+    assert "run folder: runs/" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", list(ENCODERS))
+def test_encoder_config_swaps_the_model_of_another_config(name: str, capsys: pytest.CaptureFixture[str]):
+    words = [
+        "--config",
+        str(CONFIGS / "quickstart.yaml"),
+        "--config",
+        str(CONFIGS / "model" / f"{name}.yaml"),
+    ]
+    main(["fit", *words, "--data.source.num_users", "40", "--data.source.mean_events", "20", *TWO_STEPS])
+    assert f"\n{name} " in capsys.readouterr().out
+
+
+def test_no_config_says_a_thing_that_the_defaults_say():
+    # The fragments of `model/` swap the class and keep what else was chosen.
+    for path in (CONFIGS / "model").glob("*.yaml"):
+        assert yaml.safe_load(path.read_text()) == {"model": {"class_path": path.stem}}
