@@ -27,8 +27,17 @@ from seqrec.report import metrics_table, write_metrics
 class Trainer(pl.Trainer):
     """Lightning's trainer, so that `prepare` is a subcommand with the same configs as the others."""
 
-    def prepare(self, model: Recommender, datamodule: SequenceDataModule) -> None:
-        """Prepare the event store from the raw log, and train nothing."""
+    @staticmethod
+    def prepare(datamodule: SequenceDataModule, overwrite: bool = False) -> None:
+        """Prepare the event store from the raw log, and train nothing.
+
+        Args:
+            datamodule: Says what to prepare, and where.
+            overwrite: Whether to prepare again where a store is there.
+        """
+        if overwrite:
+            datamodule.prepare_again()
+        print(datamodule.store.summary())
 
 
 class ArgumentParser(LightningArgumentParser):
@@ -73,19 +82,27 @@ class SeqrecCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Trainer methods that are commands, with the arguments that the command line gives them itself."""
-        return {"prepare": {"model", "datamodule"}, **LightningCLI.subcommands()}
+        return {"prepare": {"datamodule"}, **LightningCLI.subcommands()}
 
     def _parse_ckpt_path(self) -> None:
         """Leave the config alone: a checkpoint holds the model's arguments, and Lightning checks the weights."""
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; for `prepare` the data alone."""
+        if self.subcommand == "prepare":
+            parser = ArgumentParser()
+            parser.add_lightning_class_args(SequenceDataModule, "data")
+            config = parser.parse_object({"data": self._get(self.config, "data")})
+            self.datamodule = parser.instantiate_classes(config).data
+            return
         super().instantiate_classes()
         self.model.protocol = self._get(self.config_init, "protocol") or FullRanking()
 
-    def prepare(self, model: Recommender, datamodule: SequenceDataModule) -> None:
-        """Prepare the store and say what is in it."""
-        print(datamodule.store.summary())
+    def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand == "prepare":
+            Trainer.prepare(self.datamodule, overwrite=self._get(self.config, "overwrite"))
+        else:
+            super()._run_subcommand(subcommand)
 
     def after_fit(self) -> None:
         """Test the best checkpoint, beside popularity."""

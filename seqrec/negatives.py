@@ -27,14 +27,17 @@ def draw_unseen(uniforms: Tensor, rows: Tensor, seen: SeenItems, num_items: int)
         (M, N) int64 item ids; with replacement.
 
     Raises:
-        InputError: a user has seen every item.
+        InputError: a user has seen every item; on a device that runs ahead of Python, its own assertion error.
     """
     free = num_items - seen.counts
-    if free.device.type == "cpu" and bool((free <= 0).any()):
-        raise InputError(
-            f"a user has seen all {num_items} items, so no unseen item can be drawn; "
-            "leave such users out, or allow seen items (exclude_seen: false)"
-        )
+    reason = (
+        f"a user has seen all {num_items} items, so no unseen item can be drawn; "
+        "leave such users out, or allow seen items (exclude_seen: false)"
+    )
+    if free.device.type != "cpu":
+        torch._assert_async((free > 0).all(), reason)  # no wait for the device
+    elif bool((free <= 0).any()):
+        raise InputError(reason)
     rank = (uniforms * free[rows].unsqueeze(1)).long()
     within = torch.arange(len(seen.item_ids), device=rows.device) - seen.offsets[seen.rows]
     keys = seen.rows * (num_items + 1) + seen.item_ids - 1 - within

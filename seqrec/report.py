@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,15 +12,21 @@ def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     """One line a model, one column a metric, four decimals."""
     columns = sorted(next(iter(rows.values())), key=_by_metric_and_cutoff)
     width = max(len("model"), *(len(name) for name in rows))
-    lines = ["  ".join([f"{'model':<{width}}", *(f"{column:>8}" for column in columns)])]
+    widths = {column: max(8, len(column)) for column in columns}
+    lines = ["  ".join([f"{'model':<{width}}", *(f"{column:>{widths[column]}}" for column in columns)])]
     for name, values in rows.items():
-        lines.append("  ".join([f"{name:<{width}}", *(f"{values[column]:>8.4f}" for column in columns)]))
+        cells = (f"{values[column]:>{widths[column]}.4f}" for column in columns)
+        lines.append("  ".join([f"{name:<{width}}", *cells]))
     return "\n".join(lines)
 
 
 def write_metrics(path: Path, rows: Mapping[str, Mapping[str, float]], protocol_id: str) -> None:
-    """Write metrics with the protocol that they belong to, as JSON."""
-    content = {"protocol": protocol_id, "models": {name: dict(values) for name, values in rows.items()}}
+    """Write metrics with the protocol that they belong to, as JSON; what is not a number becomes null."""
+    models = {
+        name: {metric: None if math.isnan(value) else value for metric, value in values.items()}
+        for name, values in rows.items()
+    }
+    content = {"protocol": protocol_id, "models": models}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

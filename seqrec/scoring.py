@@ -15,6 +15,8 @@ from seqrec.types import Recommendations, SeenItems, TargetRanks
 
 # Scores held at a time when the whole catalogue is scored: 2^25 floats are 128 MiB.
 SCORE_BUDGET = 1 << 25
+# Pairs of state and item that are compared again at a time, where rounding decides.
+RECOUNT_PAIRS = 1 << 16
 
 
 class Scorer:
@@ -47,6 +49,10 @@ class Scorer:
         gives, and never look good. A score that is not a number counts as better than the target's, and a
         target whose score is not a number has every candidate above it.
 
+        A matrix product rounds its last columns otherwise than the others, so scores that differ by rounding
+        alone are compared again, by products in float64 rounded to the table's precision. Runs in the
+        table's precision, also under autocast.
+
         Args:
             states: (B, D).
             targets: (B,) item ids.
@@ -55,27 +61,21 @@ class Scorer:
         Returns:
             Counts (B,); the target itself is not counted.
         """
-        # Two passes: the targets' scores, then the counts. A catalogue of one chunk is scored once for both.
-        once = list(self._chunks(states)) if self._chunk_size(len(states)) >= self.num_items else None
-        target_scores = _pick_scores(once or self._chunks(states), targets)
-        better = torch.zeros_like(targets)
-        tied = torch.zeros_like(targets)
-        if seen is not None:
-            seen_rows = seen.rows
-            hidden = seen.item_ids != targets[seen_rows]
-            seen_rows, seen_ids = seen_rows[hidden], seen.item_ids[hidden]
-        for first, scores in once or self._chunks(states):
-            above = ~(scores <= target_scores.unsqueeze(1))
-            equal = scores == target_scores.unsqueeze(1)
-            inside, own = _own_column(targets, first, scores.shape[1])
-            above.scatter_(1, own, above.gather(1, own) & ~inside.unsqueeze(1))
-            equal.scatter_(1, own, equal.gather(1, own) & ~inside.unsqueeze(1))
-            if seen is not None:
-                here = (seen_ids >= first) & (seen_ids < first + scores.shape[1])
-                above[seen_rows[here], seen_ids[here] - first] = False
-                equal[seen_rows[here], seen_ids[here] - first] = False
-            better += above.sum(1)
-            tied += equal.sum(1)
+        with torch.autocast(states.device.type, enabled=False):
+            states = states.to(self.item_vectors.dtype)
+            # Two passes: the targets' scores, then the counts. A catalogue of one chunk is scored once for both.
+            once = list(self._chunks(states)) if self._chunk_size(len(states)) >= self.num_items else None
+            target_scores = _pick_scores(once or self._chunks(states), targets).unsqueeze(1)
+            better, tied = torch.zeros_like(targets), torch.zeros_like(targets)
+            hidden = _pairs_to_hide(targets, seen)
+            for first, scores in once or self._chunks(states):
+                candidate = _visible(hidden, first, scores)
+                rounding = self._rounding(states, first, scores.shape[1]).unsqueeze(1)
+                gap = scores - target_scores
+                near = (gap.abs() <= rounding) & (gap != 0) & candidate
+                better += (~(scores <= target_scores) & ~near & candidate).sum(1)
+                tied += ((scores == target_scores) & candidate).sum(1)
+                self._recount(states, targets, first, near, better, tied)
         return TargetRanks(better, tied)
 
     @torch.no_grad()
@@ -107,7 +107,7 @@ class Scorer:
             exclude: Items that may not be recommended to each user.
 
         Returns:
-            Best first; among equal scores the order is torch's.
+            Best first; among equal scores the order is torch's. An item whose score is not a number is left out.
 
         Raises:
             InputError: `k` is out of range.
@@ -117,6 +117,7 @@ class Scorer:
         best_scores = states.new_full((len(states), 0), -torch.inf)
         best_ids = torch.zeros((len(states), 0), dtype=torch.int64, device=states.device)
         for first, scores in self._chunks(states):
+            scores.masked_fill_(scores.isnan(), -torch.inf)  # topk would put them first
             if exclude is not None:
                 here = (exclude.item_ids >= first) & (exclude.item_ids < first + scores.shape[1])
                 scores[exclude.rows[here], exclude.item_ids[here] - first] = -torch.inf
@@ -135,18 +136,52 @@ class Scorer:
         for first in range(1, self.num_items + 1, size):
             yield first, states @ self.item_vectors[first : first + size].to(states.dtype).T
 
+    def _rounding(self, states: Tensor, first: int, width: int) -> Tensor:
+        """(B,) bound on what the order of summation can change in the scores of a chunk."""
+        longest = self.item_vectors[first : first + width].norm(dim=1).max()
+        bound: Tensor = 64 * torch.finfo(states.dtype).eps * states.norm(dim=1) * longest
+        return bound
 
-def _own_column(targets: Tensor, first: int, width: int) -> tuple[Tensor, Tensor]:
-    """Whether each target lies in a chunk (B,), and its column there (B, 1), 0 where it does not."""
-    inside = (targets >= first) & (targets < first + width)
-    return inside, torch.where(inside, targets - first, 0).unsqueeze(1)
+    def _recount(
+        self, states: Tensor, targets: Tensor, first: int, near: Tensor, better: Tensor, tied: Tensor
+    ) -> None:
+        """Add to the counts (B,), in place, the candidates marked in `near` (B, chunk), one product at a time."""
+        rows, columns = near.nonzero(as_tuple=True)
+        for part in range(0, len(rows), RECOUNT_PAIRS):
+            users, items = rows[part : part + RECOUNT_PAIRS], columns[part : part + RECOUNT_PAIRS] + first
+            gap = self._precise(states[users], items) - self._precise(states[users], targets[users])
+            better.index_add_(0, users, (gap > 0).to(better.dtype))
+            tied.index_add_(0, users, (gap == 0).to(tied.dtype))
+
+    def _precise(self, states: Tensor, item_ids: Tensor) -> Tensor:
+        """(M,) scores of one item for each state (M, D), in float64 rounded to the states' precision."""
+        scores: Tensor = (states.double() * self.item_vectors[item_ids].double()).sum(1)
+        return scores.to(states.dtype)
+
+
+def _pairs_to_hide(targets: Tensor, seen: SeenItems | None) -> tuple[Tensor, Tensor]:
+    """Rows and item ids that are no candidates: each row's target itself, and what it has seen."""
+    rows = torch.arange(len(targets), device=targets.device)
+    if seen is None:
+        return rows, targets
+    return torch.cat([rows, seen.rows]), torch.cat([targets, seen.item_ids])
+
+
+def _visible(hidden: tuple[Tensor, Tensor], first: int, scores: Tensor) -> Tensor:
+    """(B, chunk) True where an item is a candidate."""
+    rows, item_ids = hidden
+    here = (item_ids >= first) & (item_ids < first + scores.shape[1])
+    candidate = torch.ones_like(scores, dtype=torch.bool)
+    candidate[rows[here], item_ids[here] - first] = False
+    return candidate
 
 
 def _pick_scores(chunks: Iterable[tuple[int, Tensor]], targets: Tensor) -> Tensor:
-    """(B,) targets' scores, bit for bit as the chunks hold them: a dot product taken alone may round otherwise."""
+    """(B,) targets' scores, as the chunks hold them."""
     found: Tensor | None = None
     for first, scores in chunks:
-        inside, own = _own_column(targets, first, scores.shape[1])
+        inside = (targets >= first) & (targets < first + scores.shape[1])
+        own = torch.where(inside, targets - first, 0).unsqueeze(1)
         picked = scores.gather(1, own).squeeze(1)
         found = picked if found is None else torch.where(inside, picked, found)
     assert found is not None, "a catalogue has at least one item"

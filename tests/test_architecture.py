@@ -116,7 +116,7 @@ def root(name: str) -> str:
 
 
 def size_violations(package: Path) -> list[str]:
-    """Files and functions that are too long, docstrings and signatures counted."""
+    """Files that are too long, and functions whose signature and code are; a docstring may take what it needs."""
     found = []
     for path, tree in parsed(package):
         lines = len((package / path).read_text(encoding="utf-8").splitlines())
@@ -126,6 +126,9 @@ def size_violations(package: Path) -> list[str]:
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 assert node.end_lineno is not None
                 length = node.end_lineno - node.lineno + 1
+                if ast.get_docstring(node) is not None:
+                    assert node.body[0].end_lineno is not None
+                    length -= node.body[0].end_lineno - node.body[0].lineno + 1
                 if length >= MAX_FUNCTION_LINES:
                     found.append(
                         f"{path}:{node.lineno} {node.name} has {length} lines, "

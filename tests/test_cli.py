@@ -116,6 +116,14 @@ def test_prepare_makes_the_store_and_trains_nothing(capsys: pytest.CaptureFixtur
     assert not Path("runs").exists()
 
 
+def test_prepare_overwrites_only_when_told(capsys: pytest.CaptureFixture[str]):
+    words = ("prepare", "--config", "small.yaml", "--data.store", "here", "--data.source.seed", "1")
+    main(("prepare", "--config", "small.yaml", "--data.store", "here"))
+    assert "here was prepared with source.seed=0, now it is 1" in refusal(capsys, *words)
+    main((*words, "--overwrite", "true"))
+    main(words)
+
+
 @pytest.mark.parametrize("model", ["GRU4Rec", "Popularity"])
 def test_model_is_swapped_by_name(capsys: pytest.CaptureFixture[str], model: str):
     words = [*FIT, "--model", model]

@@ -22,7 +22,7 @@ def grid(points: int) -> Tensor:
     return ((torch.arange(points, dtype=torch.float64) + 0.5) / points).unsqueeze(0)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.data(), st.integers(2, 12))
 def test_each_unseen_item_owns_an_equal_part_of_the_unit_interval(data: st.DataObject, num_items: int):
     item_sets = st.sets(st.integers(1, num_items), max_size=num_items - 1)

@@ -14,7 +14,8 @@ from seqrec.scoring import Scorer
 from seqrec.types import SeenItems, TargetRanks
 
 SEEDS = st.integers(0, 10_000)
-BUDGETS = st.sampled_from([1, 7, 30, 10**6])
+# One chunk of the catalogue is at least 16 items.
+BUDGETS = st.sampled_from([1, 80, 160, 10**6])
 
 
 def small_integers(generator: torch.Generator, *shape: int) -> Tensor:
@@ -52,7 +53,7 @@ def as_lists(ranks: TargetRanks) -> tuple[list[int], list[int]]:
 
 class TestTargetRanks:
     @settings(deadline=None)
-    @given(SEEDS, st.integers(1, 5), st.integers(1, 20), BUDGETS, st.booleans(), st.booleans())
+    @given(SEEDS, st.integers(1, 5), st.integers(1, 70), BUDGETS, st.booleans(), st.booleans())
     def test_ranks_equal_a_loop_over_candidates(
         self, seed: int, rows: int, num_items: int, budget: int, with_nan: bool, filtered: bool
     ):
@@ -89,7 +90,7 @@ class TestTargetRanks:
         assert as_lists(ranks) == ([0, 0, 0], [99, 99, 99])
 
     @pytest.mark.parametrize("budget", [3 * 40, 10**6])
-    @pytest.mark.parametrize("num_items", [100, 1003])
+    @pytest.mark.parametrize("num_items", [100, 1003, 2047])
     def test_items_with_the_same_vector_are_tied_whatever_their_place(self, num_items: int, budget: int):
         generator = torch.Generator().manual_seed(0)
         states = torch.randn(3, 50, generator=generator)
@@ -136,7 +137,7 @@ class TestCandidateRanks:
 
 class TestTopK:
     @settings(deadline=None)
-    @given(SEEDS, st.integers(1, 5), st.integers(1, 20), BUDGETS, st.booleans(), st.data())
+    @given(SEEDS, st.integers(1, 5), st.integers(1, 70), BUDGETS, st.booleans(), st.data())
     def test_best_items_equal_a_sorted_list(
         self, seed: int, rows: int, num_items: int, budget: int, excluding: bool, data: st.DataObject
     ):
@@ -195,7 +196,7 @@ class LargestResult(TorchDispatchMode):
 
 
 def test_scores_of_all_users_for_the_whole_catalogue_are_never_held():
-    rows, num_items, budget = 64, 1000, 640
+    rows, num_items, budget = 64, 1000, 64 * 20
     states, vectors = torch.randn(rows, 2), torch.randn(num_items + 1, 2)
     seen = seen_items([{row + 1, row + 2} for row in range(rows)])
     scorer = Scorer(vectors, score_budget=budget)

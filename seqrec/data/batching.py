@@ -22,8 +22,8 @@ class BatchSampler(DistributedSampler[Int64]):
 
     Every epoch is a permutation fixed by (seed, epoch). With `bucket`, runs of 16 shuffled batches are sorted
     by length and cut, and the batches shuffled again, so that padding is small. All ranks get the same number
-    of batches; where the last global batch has fewer windows than ranks and `shuffle` is on, windows from the
-    epoch's start fill it up. Without `shuffle` (evaluation) no window is repeated, and ranks may differ by one batch.
+    of batches; where the last global batch has fewer windows than ranks and `shuffle` is on, other windows fill
+    it up. Without `shuffle` (evaluation) no window is repeated, and ranks may differ by one batch.
 
     It is a `DistributedSampler` only so that Lightning calls `set_epoch` and does not shard it a second time.
 
@@ -75,7 +75,8 @@ class BatchSampler(DistributedSampler[Int64]):
         total = self.batch_size * self.world_size
         for batch in self._global_batches(total):
             if self.shuffle and len(batch) < self.world_size:
-                batch = np.resize(np.concatenate([batch, np.arange(len(self.lengths))]), self.world_size)
+                others = np.setdiff1d(np.arange(len(self.lengths)), batch)
+                batch = np.resize(np.concatenate([batch, others]), self.world_size)
             mine = batch[self.rank :: self.world_size]
             if len(mine):
                 yield mine

@@ -43,7 +43,6 @@ class SequenceDataModule(pl.LightningDataModule):
         bucket_by_length: Whether training batches hold rows of like length (less padding).
         num_workers: Loader processes; 0 reads in the main process, which the memory-mapped store makes cheap.
         seed: Seed of the training order.
-        overwrite: Prepare again even where a store is there.
     """
 
     def __init__(
@@ -60,7 +59,6 @@ class SequenceDataModule(pl.LightningDataModule):
         bucket_by_length: bool = True,
         num_workers: int = 0,
         seed: int = 0,
-        overwrite: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -80,16 +78,11 @@ class SequenceDataModule(pl.LightningDataModule):
         self.bucket_by_length = bucket_by_length
         self.num_workers = num_workers
         self.seed = seed
-        self.overwrite = overwrite
         self.store_directory = Path(store or f"stores/{source.name}-{fingerprint(source, filters)}")
 
     @cached_property
     def store(self) -> EventStore:
         """The prepared events; prepares them when they are not there yet."""
-        if self.overwrite:
-            return prepare(
-                self.source, self.filters, self.store_directory, progress=print_progress, overwrite=True
-            )
         return ensure_store(self.source, self.filters, self.store_directory, progress=print_progress)
 
     @property
@@ -111,6 +104,11 @@ class SequenceDataModule(pl.LightningDataModule):
             counts += np.bincount(part, minlength=len(counts))
         held_out = self.store.item_ids[ranges(stops, self._ends - stops)]
         return counts - np.bincount(held_out, minlength=len(counts))
+
+    def prepare_again(self) -> None:
+        """Prepare the store even where one is there; for one process alone."""
+        self.__dict__.pop("store", None)
+        prepare(self.source, self.filters, self.store_directory, progress=print_progress, overwrite=True)
 
     def prepare_data(self) -> None:
         """Prepare the store on one process of each host."""

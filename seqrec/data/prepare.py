@@ -33,7 +33,7 @@ ORDER = {
     True: "a user's events by timestamp, ties in log order; users and items numbered by external id",
     False: "a user's events in log order; users and items numbered by external id",
 }
-_REMEDY = "choose another --data.store, or run seqrec prepare --data.overwrite true"
+_REMEDY = "choose another --data.store, or run seqrec prepare --overwrite true"
 
 
 def fingerprint(source: Source, filters: Filters) -> str:

@@ -17,7 +17,7 @@ from seqrec.errors import MissingInputError, StoreError
 FORMAT = "seqrec-event-store"
 VERSION = 1
 MANIFEST = "manifest.json"
-REMEDY = "prepare it again: seqrec prepare --data.overwrite true"
+REMEDY = "prepare it again: seqrec prepare --overwrite true"
 
 
 class MissingStoreError(StoreError, MissingInputError):

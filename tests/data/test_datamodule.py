@@ -78,7 +78,7 @@ def test_asking_for_the_catalogue_prepares_the_store_once(tmp_path: Path, capsys
 def test_overwriting_reads_the_log_again(tmp_path: Path):
     source = Histories(diary=str(tmp_path / "diary"))
     module(tmp_path, source).prepare_data()
-    module(tmp_path, source, overwrite=True).prepare_data()
+    module(tmp_path, source).prepare_again()
     assert (tmp_path / "diary").read_text() == "read\nread\n"
 
 

@@ -216,7 +216,7 @@ class TestStoreOnDisk:
 
     def test_overwriting_replaces_and_a_failure_keeps_the_old_store(self, tmp_path: Path, monkeypatch):
         prepare(small(), Filters(), tmp_path / "store")
-        with pytest.raises(StoreError, match=r"holds an event store already; .* --data\.overwrite true"):
+        with pytest.raises(StoreError, match=r"holds an event store already; .* --overwrite true"):
             prepare(small(), Filters(), tmp_path / "store")
         store = prepare(small(), Filters(min_history=2), tmp_path / "store", overwrite=True)
         assert store.num_users == 2
@@ -257,7 +257,7 @@ class TestEnsureStore:
             (
                 Synthetic(num_users=8),
                 Filters(),
-                r"with source\.num_users=9, now it is 8; .* --data\.overwrite",
+                r"with source\.num_users=9, now it is 8; .* --overwrite",
             ),
             (Sequences("x"), Filters(), r"with source='synthetic', now it is 'sequences'"),
         ],
