@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+# Tiny tensors are slower on many threads, much so on a busy machine. Read when torch loads, here and in the
+# processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPOSITORY = Path(__file__).parents[1]
 
 

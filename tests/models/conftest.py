@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -24,15 +24,6 @@ def batch_of(
     seen = SeenItems.from_events(rows, torch.cat([torch.tensor(h) for h in histories]), len(histories))
     users = torch.tensor(user_ids) if user_ids else torch.arange(1, len(histories) + 1)
     return SequenceBatch(History(padded, torch.tensor(lengths)), following, users, seen)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny tensors are slower on many threads, much so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
