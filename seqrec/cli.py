@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
+from seqrec import __version__
 from seqrec.cli_config import refuse_model_max_length, with_config_of_checkpoint
 from seqrec.cli_errors import explain, our_error
 from seqrec.data.datamodule import SequenceDataModule
@@ -126,14 +128,18 @@ class SeqrecCLI(LightningCLI):
     ) -> None:
         (values,) = getattr(self.trainer, stage)(model, datamodule=datamodule, **kwargs | {"verbose": False})
         prefix = {"validate": "val_", "test": "test_"}[stage]
-        rows = {type(model).__name__: {name.removeprefix(prefix): value for name, value in values.items()}}
+        rows = {model.title: {name.removeprefix(prefix): value for name, value in values.items()}}
+        # Fewer than all where the trainer limits them; the baseline then meets the same ones.
+        (batches,) = self.trainer.num_val_batches if stage == "validate" else self.trainer.num_test_batches
+        users = min(datamodule.num_users, int(batches) * datamodule.eval_batch_size * self.trainer.world_size)
         if not isinstance(model, Popularity):
             baseline = Popularity.from_counts(datamodule.train_item_counts())
             baseline.protocol = model.protocol
+            baseline.to(self.trainer.strategy.root_device)  # where ranks can add up their metrics
             loader = datamodule.val_dataloader() if stage == "validate" else datamodule.test_dataloader()
-            rows["Popularity"] = evaluate(baseline, loader)
+            rows[baseline.title] = evaluate(baseline, itertools.islice(loader, int(batches)))
         folder = self.trainer.log_dir  # asks all ranks, so not on the first alone
-        self._show(stage, rows, f"{datamodule.num_users:,} users, protocol {model.protocol.id}", folder)
+        self._show(stage, rows, f"{users:,} users, protocol {model.protocol.id}", folder)
         if folder is not None and self.trainer.is_global_zero:
             write_metrics(Path(folder) / f"{stage}_metrics.json", rows, model.protocol.id)
 
@@ -172,6 +178,10 @@ def main(args: Sequence[str] | None = None) -> None:
             },
             seed_everything_default=0,
             parser_class=ArgumentParser,
+            parser_kwargs={
+                "description": "Train, compare and serve sequential recommenders on long histories.",
+                "version": __version__,
+            },
             subclass_mode_model=True,
             auto_configure_optimizers=False,
         )

@@ -109,6 +109,19 @@ def test_predict_does_not_overwrite_recommendations(capsys: pytest.CaptureFixtur
     assert "out holds recommendations already" in refusal(capsys, *words)
 
 
+def test_limited_evaluation_says_how_many_users_it_judged(capsys: pytest.CaptureFixture[str]):
+    main((*FIT, "--data.eval_batch_size", "8", "--trainer.limit_test_batches", "2"))
+    assert "test of 16 users" in capsys.readouterr().out
+
+
+def test_user_embedding_and_all_windows_train():
+    main((*FIT, "--model.user_embedding", "true", "--data.train_windows", "StridedWindows"))
+    config = yaml.safe_load(Path("runs/version_0/config.yaml").read_text())
+    assert config["data"]["train_windows"]["class_path"] == "seqrec.data.windows.StridedWindows"
+    model = MambaRec.load_from_checkpoint("runs/version_0/checkpoints/best.ckpt")
+    assert model.users.num_items == 30
+
+
 def test_prepare_makes_the_store_and_trains_nothing(capsys: pytest.CaptureFixture[str]):
     main(("prepare", "--config", "small.yaml", "--data.store", "here"))
     assert "30 users" in capsys.readouterr().out
@@ -151,7 +164,7 @@ def test_an_encoder_of_ones_own_is_taken_by_its_import_path(
     }
     Path("mine.yaml").write_text(yaml.safe_dump(config))
     main(("fit", "--config", "mine.yaml"))
-    assert "SequentialRecommender" in capsys.readouterr().out
+    assert re.search(r"^Mean ", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

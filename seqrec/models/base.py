@@ -35,6 +35,11 @@ class Recommender(pl.LightningModule, ABC):
         self.filter_seen = True
         self.metrics = nn.ModuleDict({stage: ranking_metrics() for stage in ("val", "test")})
 
+    @property
+    def title(self) -> str:
+        """What tables call the model."""
+        return type(self).__name__
+
     @abstractmethod
     def last_states(self, batch: SequenceBatch) -> Tensor:
         """(B, D) states behind each row's newest event."""

@@ -80,6 +80,11 @@ class SequentialRecommender(Recommender):
             }
         )
 
+    @property
+    def title(self) -> str:
+        """The encoder's name, which presets share."""
+        return type(self.encoder).__name__
+
     def forward(self, history: History, user_ids: Tensor | None = None) -> Tensor:
         """States of all events.
 
