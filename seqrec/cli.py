@@ -200,6 +200,8 @@ def _silence_third_parties() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")
+    # Popularity has nothing to optimise.
+    warnings.filterwarnings("ignore", message=".*returned `None`.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()
     )

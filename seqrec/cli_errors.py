@@ -63,7 +63,7 @@ def explain(message: str, parser: ArgumentParser, error: BaseException | None) -
 def our_error(error: BaseException | None) -> InputError | None:
     """The `InputError` that lies behind an exception, if one does."""
     while error is not None and not isinstance(error, InputError):
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return error
 
 
@@ -87,12 +87,8 @@ def _unknown_argument(name: str, allowed: list[str]) -> str:
     parent = name.rpartition(".")[0]
     near = _nearest(name, allowed)
     siblings = sorted(x for x in allowed if x.rpartition(".")[0] == parent)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return (
-        f"unknown argument {name!r}{hint} Allowed here: {', '.join(siblings)}"
-        if siblings
-        else f"unknown argument {name!r}{hint}"
-    )
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"unknown argument {name!r}; {hint}allowed here: {', '.join(siblings) or 'none'}"
 
 
 def _nearest(name: str, known: list[str]) -> list[str]:
