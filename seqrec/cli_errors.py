@@ -20,17 +20,17 @@ from seqrec.negatives import NegativeSampler
 from seqrec.optim import OptimizerFactory
 from seqrec.protocols import Protocol
 
-# Last word of a config key -> the class whose subclasses it takes.
+# Config key -> the class whose subclasses it takes.
 KINDS: dict[str, type] = {
-    "encoder": SequenceEncoder,
-    "loss": Loss,
+    "data.source": Source,
+    "data.split": Split,
+    "data.train_windows": TrainWindows,
     "model": Recommender,
-    "negatives": NegativeSampler,
-    "optimizer": OptimizerFactory,
+    "model.encoder": SequenceEncoder,
+    "model.loss": Loss,
+    "model.loss.negatives": NegativeSampler,
+    "model.optimizer": OptimizerFactory,
     "protocol": Protocol,
-    "source": Source,
-    "split": Split,
-    "train_windows": TrainWindows,
 }
 
 
@@ -56,6 +56,9 @@ def explain(message: str, parser: ArgumentParser, error: BaseException | None) -
     name = re.search(r"Expected a dot import path string: (\S+)", message)
     if key and name:
         return _unknown_class(key[1], name[1])
+    missing = re.fullmatch(r"the following arguments are required: (\w+)", message)
+    if missing:
+        return _missing_argument(missing[1])
     lines = [line.strip(" -") for line in message.splitlines()]
     return " ".join(line for line in lines if line and "<class 'NoneType'>" not in line)
 
@@ -76,11 +79,22 @@ def concrete_subclasses(base: type[Any]) -> Iterator[type[Any]]:
 
 
 def _unknown_class(key: str, name: str) -> str:
-    base = KINDS.get(key.rpartition(".")[2])
+    base = next((kind for full, kind in KINDS.items() if full.split(".")[-1] == key.split(".")[-1]), None)
     known = sorted({cls.__name__ for cls in concrete_subclasses(base)}) if base else []
     allowed = f"; known: {', '.join(known)}" if known else ""
     hint = f"; did you mean {near[0]}?" if (near := _nearest(name, known)) else ""
     return f"{key}: unknown class {name!r}{allowed}, or the import path of your own{hint}"
+
+
+def _missing_argument(name: str) -> str:
+    """The parser of a class names its argument alone; say whose it may be."""
+    places = [
+        f"--{key}.{name} ({cls.__name__})"
+        for key, base in KINDS.items()
+        for cls in concrete_subclasses(base)
+        if (parameter := inspect.signature(cls).parameters.get(name)) and parameter.default is parameter.empty
+    ]
+    return f"the argument {name!r} is required: {' or '.join(places) or 'give it'}"
 
 
 def _unknown_argument(name: str, allowed: list[str]) -> str:

@@ -191,6 +191,10 @@ def test_an_encoder_of_ones_own_is_taken_by_its_import_path(
         (("--model.max_length", "3"), r"--model.max_length is not accepted: .* set data.max_length"),
         (("--data.batch_size", "0"), r"batch_size=0 must be at least 1"),
         (("--data.source", "Sequences", "--data.source.path", "no.txt"), r"no\.txt"),
+        (
+            ("--data.source", "Sequences"),
+            r"'path' is required: --data.source.path \(Sequences\) or .*\(Table\)",
+        ),
         (("--config", "no.yaml"), r"no\.yaml"),
     ],
 )
