@@ -12,9 +12,10 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 
 # Lowest first. Imports go to lower rows or stay inside a room. Every room may raise our errors, so these lie below
-# all; the benchmark measures what its neighbours do, and the commands tie everything together.
+# all, as the package's version does; the benchmark measures what its neighbours do, and the commands
+# tie everything together.
 ROWS = (
-    {"errors"},
+    {"errors", "__version__"},
     {"types", "registry", "specs"},
     {"data", "ops", "metrics"},
     {"layers", "embeddings", "scoring", "negatives", "optim"},
