@@ -12,7 +12,9 @@ import pytest
 import yaml
 
 from seqrec.cli import main
-from seqrec.models import MambaRec
+from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.sources import Synthetic
+from seqrec.models import MambaRec, SequentialRecommender, evaluate
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
@@ -71,7 +73,15 @@ def test_fit_prepares_trains_tests_and_says_where_things_are(capsys: pytest.Capt
     result = json.loads((folder / "test_metrics.json").read_text())
     assert result["protocol"] == "full-seenout-tiemean-loo"
     assert set(result["models"]) == {"MambaRec", "Popularity"}
-    MambaRec.load_from_checkpoint(folder / "checkpoints" / "best.ckpt")
+
+
+def test_model_of_the_command_line_loads_by_the_defaults_and_scores_the_same():
+    main(FIT)
+    said = json.loads(Path("runs/version_0/test_metrics.json").read_text())["models"]["MambaRec"]
+    data = SequenceDataModule(Synthetic(**SMALL["data"]["source"]["init_args"]), max_length=10)
+    for preset in (MambaRec, SequentialRecommender):
+        model = preset.load_from_checkpoint("runs/version_0/checkpoints/best.ckpt")
+        assert evaluate(model, data.test_dataloader()) == pytest.approx(said, abs=1e-6)
 
 
 def test_test_of_the_best_checkpoint_repeats_what_fit_said(capsys: pytest.CaptureFixture[str]):
