@@ -50,8 +50,7 @@ class Scorer:
         target whose score is not a number has every candidate above it.
 
         A matrix product rounds its last columns otherwise than the others, so scores that differ by rounding
-        alone are compared again, by products in float64 rounded to the table's precision. Runs in the
-        table's precision, also under autocast.
+        alone are compared again, by products in float64 rounded to the table's precision.
 
         Args:
             states: (B, D).
@@ -61,21 +60,20 @@ class Scorer:
         Returns:
             Counts (B,); the target itself is not counted.
         """
-        with torch.autocast(states.device.type, enabled=False):
-            states = states.to(self.item_vectors.dtype)
-            # Two passes: the targets' scores, then the counts. A catalogue of one chunk is scored once for both.
-            once = list(self._chunks(states)) if self._chunk_size(len(states)) >= self.num_items else None
-            target_scores = _pick_scores(once or self._chunks(states), targets).unsqueeze(1)
-            better, tied = torch.zeros_like(targets), torch.zeros_like(targets)
-            hidden = _pairs_to_hide(targets, seen)
-            for first, scores in once or self._chunks(states):
-                candidate = _visible(hidden, first, scores)
-                rounding = self._rounding(states, first, scores.shape[1]).unsqueeze(1)
-                gap = scores - target_scores
-                near = (gap.abs() <= rounding) & (gap != 0) & candidate
-                better += (~(scores <= target_scores) & ~near & candidate).sum(1)
-                tied += ((scores == target_scores) & candidate).sum(1)
-                self._recount(states, targets, first, near, better, tied)
+        states = states.to(self.item_vectors.dtype)
+        # Two passes: the targets' scores, then the counts. A catalogue of one chunk is scored once for both.
+        once = list(self._chunks(states)) if self._chunk_size(len(states)) >= self.num_items else None
+        target_scores = _pick_scores(once or self._chunks(states), targets).unsqueeze(1)
+        better, tied = torch.zeros_like(targets), torch.zeros_like(targets)
+        hidden = _pairs_to_hide(seen, targets)
+        for first, scores in once or self._chunks(states):
+            candidate = _visible(hidden, first, scores)
+            rounding = self._rounding(states, first, scores.shape[1]).unsqueeze(1)
+            gap = scores - target_scores
+            near = (gap.abs() <= rounding) & (gap != 0) & candidate
+            better += (~(scores <= target_scores) & ~near & candidate).sum(1)
+            tied += ((scores == target_scores) & candidate).sum(1)
+            self._recount(states, targets, first, near, better, tied)
         return TargetRanks(better, tied)
 
     @torch.no_grad()
@@ -114,13 +112,13 @@ class Scorer:
         """
         if not 1 <= k <= self.num_items:
             raise InputError(f"top_k={k} must be between 1 and num_items={self.num_items}")
+        states = states.to(self.item_vectors.dtype)
+        hidden = _pairs_to_hide(exclude)
         best_scores = states.new_full((len(states), 0), -torch.inf)
         best_ids = torch.zeros((len(states), 0), dtype=torch.int64, device=states.device)
         for first, scores in self._chunks(states):
             scores.masked_fill_(scores.isnan(), -torch.inf)  # topk would put them first
-            if exclude is not None:
-                here = (exclude.item_ids >= first) & (exclude.item_ids < first + scores.shape[1])
-                scores[exclude.rows[here], exclude.item_ids[here] - first] = -torch.inf
+            scores.masked_fill_(~_visible(hidden, first, scores), -torch.inf)
             values, columns = scores.topk(min(k, scores.shape[1]), dim=1)
             best_scores, order = torch.cat([best_scores, values], 1).sort(dim=1, descending=True, stable=True)
             best_ids = torch.cat([best_ids, columns + first], 1).gather(1, order)
@@ -131,10 +129,16 @@ class Scorer:
         return max(1, self.score_budget // max(num_states, 1))
 
     def _chunks(self, states: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """First item id and scores (B, chunk) of one part of the catalogue after another."""
+        """First item id and scores (B, chunk) of one part of the catalogue after another.
+
+        States have the table's precision, and so have the scores, also under autocast: what bfloat16 rounds
+        to the same score would be tied.
+        """
         size = self._chunk_size(len(states))
         for first in range(1, self.num_items + 1, size):
-            yield first, states @ self.item_vectors[first : first + size].to(states.dtype).T
+            with torch.autocast(states.device.type, enabled=False):
+                scores = states @ self.item_vectors[first : first + size].T
+            yield first, scores
 
     def _rounding(self, states: Tensor, first: int, width: int) -> Tensor:
         """(B,) bound on what the order of summation can change in the scores of a chunk."""
@@ -159,20 +163,20 @@ class Scorer:
         return scores.to(states.dtype)
 
 
-def _pairs_to_hide(targets: Tensor, seen: SeenItems | None) -> tuple[Tensor, Tensor]:
-    """Rows and item ids that are no candidates: each row's target itself, and what it has seen."""
-    rows = torch.arange(len(targets), device=targets.device)
-    if seen is None:
-        return rows, targets
-    return torch.cat([rows, seen.rows]), torch.cat([targets, seen.item_ids])
+def _pairs_to_hide(seen: SeenItems | None, targets: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
+    """Rows and item ids that are no candidates: what each row has seen, and its target itself."""
+    pairs = [] if seen is None else [(seen.rows, seen.item_ids)]
+    return (
+        pairs if targets is None else [*pairs, (torch.arange(len(targets), device=targets.device), targets)]
+    )
 
 
-def _visible(hidden: tuple[Tensor, Tensor], first: int, scores: Tensor) -> Tensor:
+def _visible(hidden: list[tuple[Tensor, Tensor]], first: int, scores: Tensor) -> Tensor:
     """(B, chunk) True where an item is a candidate."""
-    rows, item_ids = hidden
-    here = (item_ids >= first) & (item_ids < first + scores.shape[1])
     candidate = torch.ones_like(scores, dtype=torch.bool)
-    candidate[rows[here], item_ids[here] - first] = False
+    for rows, item_ids in hidden:
+        here = (item_ids >= first) & (item_ids < first + scores.shape[1])
+        candidate[rows[here], item_ids[here] - first] = False
     return candidate
 
 

@@ -217,3 +217,17 @@ def test_scores_are_dot_products(seed: int):
         for column in range(2):
             expected = states[row] @ vectors[item_ids[row, column]]
             assert scores[row, column].item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_neither_ranks_nor_recommendations(dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(4, 8, generator=generator).to(dtype)
+    scorer = Scorer(torch.randn(400, 8, generator=generator))
+    targets, users = torch.tensor([1, 50, 200, 399]), torch.arange(4)
+    ranks, best = scorer.target_ranks(states, targets), scorer.top_k(states, 20, users)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ranks_under, best_under = scorer.target_ranks(states, targets), scorer.top_k(states, 20, users)
+    assert as_lists(ranks_under) == as_lists(ranks)
+    assert best_under.item_ids.tolist() == best.item_ids.tolist()
+    assert best_under.scores.dtype == torch.float32
