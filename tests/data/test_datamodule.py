@@ -33,7 +33,7 @@ class Histories(Source):
     def files(self) -> list[Path]:
         return []
 
-    def scan(self) -> polars.LazyFrame:
+    def scan(self, progress: object = None) -> polars.LazyFrame:
         if self.diary is not None:
             with Path(self.diary).open("a") as stream:
                 stream.write("read\n")

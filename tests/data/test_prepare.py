@@ -30,7 +30,7 @@ class Frame(Source):
     def files(self) -> list[Path]:
         return []
 
-    def scan(self) -> pl.LazyFrame:
+    def scan(self, progress: object = None) -> pl.LazyFrame:
         return pl.LazyFrame(self.columns)
 
 
@@ -166,7 +166,7 @@ def test_a_source_that_yields_no_interaction_frame_is_refused(tmp_path: Path):
 
 
 class Eventless(Synthetic):
-    def scan(self) -> pl.LazyFrame:
+    def scan(self, progress: object = None) -> pl.LazyFrame:
         return super().scan().head(0)
 
 

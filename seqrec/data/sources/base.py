@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from seqrec.data.progress import Progress
 from seqrec.registry import Registry
 
 if TYPE_CHECKING:
     import polars as pl
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """Rows of a file that are no events, which a scan left out.
+
+    Attributes:
+        file: The file.
+        count: How many rows.
+        rows: Rows of the file, malformed ones included, blank lines not.
+        places: The first few of them: "line 7: expected an id, got nothing".
+    """
+
+    file: str
+    count: int
+    rows: int
+    places: tuple[str, ...]
 
 
 class Source(ABC):
@@ -21,17 +40,27 @@ class Source(ABC):
 
     Attributes:
         name: The registered name, as in `SOURCES[name]`; the import path where a class has none.
+        malformed: What the last scan left out, by file; empty where nothing was.
+        num_rows: Rows of the frame that the last scan returned; None where it did not count them.
     """
 
     name: ClassVar[str] = ""
+    malformed: tuple[Malformed, ...] = ()
+    num_rows: int | None = None
 
     @abstractmethod
-    def scan(self) -> pl.LazyFrame:
+    def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
         """Return the interaction frame (see `seqrec.data.schema`); every row of it has been checked.
+
+        The frame is collected in batches by polars' streaming engine, so it must not hold the log in memory.
+
+        Args:
+            progress: Told what a first pass over the log, where there is one, does; None tells nobody.
 
         Raises:
             MissingInputError: an input file is not there.
-            InputError: a file or row cannot be read; the message names the file and the line or row.
+            InputError: a file or row cannot be read, or more rows are malformed than are allowed; the message
+                names the file and the line or row.
         """
 
     @abstractmethod

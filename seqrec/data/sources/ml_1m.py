@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.sources.base import SOURCES, Source
 from seqrec.data.sources.lines import scan_lines
@@ -65,7 +66,7 @@ class ML1M(Source):
             raise MissingInputError(f"path={self.path!r}: no such file; leave path out to download {URL}")
         return [path]
 
-    def scan(self) -> pl.LazyFrame:
+    def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
         """Return the interaction frame with `timestamp` and the feature `rating`.
 
         Raises:

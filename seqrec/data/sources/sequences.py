@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, USER_ID
 from seqrec.data.sources.base import SOURCES, Source
 from seqrec.data.sources.lines import existing_file, scan_lines
@@ -36,7 +37,7 @@ class Sequences(Source):
         """
         return [existing_file(self.path, "path")]
 
-    def scan(self) -> pl.LazyFrame:
+    def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
         """Return the interaction frame, without timestamps.
 
         Raises:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.sources.base import SOURCES, Source
 from seqrec.errors import InputError
@@ -121,7 +122,7 @@ class Synthetic(Source):
         shuffled = np.random.default_rng([self.seed, 1]).permutation(weights)
         return np.asarray(shuffled / shuffled.sum())
 
-    def scan(self) -> pl.LazyFrame:
+    def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
         """Return the interaction frame, user after user."""
         import polars as pl
 

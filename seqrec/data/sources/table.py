@@ -6,6 +6,7 @@ import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.sources.base import SOURCES, Source
 from seqrec.data.sources.table_file import SUFFIXES, Columns, TableFile, suffix
@@ -94,7 +95,7 @@ class Table(Source):
             raise MissingInputError(f"path={self.path!r}: no such file or folder, and no file matches it")
         return found
 
-    def scan(self) -> pl.LazyFrame:
+    def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
         """Return the interaction frame; each file is read once to check it, and again when it is collected.
 
         Raises:
