@@ -7,7 +7,7 @@ A polars LazyFrame, one event a row:
 | `user_id` | Int64 or String, never null | the log's own id of the user |
 | `item_id` | Int64 or String, never null | the log's own id of the item |
 | `timestamp` | Int64, never null | time in the log's unit; the column is absent where the log has no times |
-| any other | any | features, which only the event filter sees; the store drops them |
+| any other | any | features: the event filter sees them, and the store keeps those of `Filters.event_features` |
 
 Row order is log order: it orders a user's events where there are no timestamps, and where timestamps tie.
 """

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gzip
-import urllib.error
 import zipfile
 from pathlib import Path
 
@@ -13,7 +12,14 @@ from seqrec.data.sources import ML1M, SOURCES, Sequences, Source, Synthetic
 from seqrec.errors import InputError, MissingInputError
 
 RATINGS = "1::1193::5::978300760\n1::661::3::978302109\n2::1193::4::978298413\n"
-ARGUMENTS = {"ml-1m": {}, "sequences": {"path": "x"}, "table": {"path": "x"}, "synthetic": {}}
+ARGUMENTS = {
+    "kuairand": {"version": "1K"},
+    "lfm-1b": {"path": "x"},
+    "ml-1m": {},
+    "sequences": {"path": "x"},
+    "synthetic": {},
+    "table": {"path": "x"},
+}
 
 
 def write(path: Path, text: str) -> str:
@@ -74,8 +80,21 @@ class TestSequences:
     )
     def test_a_line_of_another_form_is_named(self, tmp_path: Path, line: str, got: str):
         path = write(tmp_path / "log.txt", f"1 2\n\n{line}\n3 4\n5\n")
-        with pytest.raises(InputError, match=rf"log\.txt line 3: expected user item, got {got}$"):
+        with pytest.raises(
+            InputError, match=rf"log\.txt: 2 of 4 .* line 3: expected user item, got {got}; line 5"
+        ):
             Sequences(path).scan()
+
+    def test_lines_of_another_form_are_left_out_where_that_is_allowed(self, tmp_path: Path):
+        source = Sequences(write(tmp_path / "log.txt", "1 2\nx y z\n\n1 3\n"), max_bad_share=0.34)
+        assert source.scan().collect().rows() == [(1, 2), (1, 3)]
+        assert source.num_rows == 2
+        assert [(left.count, left.rows, left.places) for left in source.malformed] == [
+            (1, 3, ("line 2: expected user item, got 'x y z'",))
+        ]
+
+    def test_a_byte_order_mark_is_no_part_of_the_first_user(self, tmp_path: Path):
+        assert Sequences(write(tmp_path / "log.txt", "\ufeff1 2\n")).scan().collect().rows() == [(1, 2)]
 
     @pytest.mark.parametrize("text", ["", "\n", " \n\n"])
     def test_an_empty_file_is_refused(self, tmp_path: Path, text: str):
@@ -125,7 +144,7 @@ class TestML1M:
     @pytest.mark.parametrize("line", ["1::x", "1::2::3", "1::2::x::4", "1::2::3::4::5", "1,2,3,4"])
     def test_a_line_of_another_form_is_named(self, tmp_path: Path, line: str):
         path = zipped(tmp_path / "a.zip", **{"ml-1m__ratings_dat": RATINGS + line + "\n"})
-        expected = rf"ratings\.dat line 4: expected user::item::rating::timestamp, got '{line}'$"
+        expected = rf"ratings\.dat: .* line 4: expected user::item::rating::timestamp, got '{line}'; max"
         with pytest.raises(InputError, match=expected):
             ML1M(path).scan()
 
@@ -151,25 +170,20 @@ class TestML1M:
         with pytest.raises(MissingInputError, match=r"no ratings\.dat and no ml-1m\.zip in this folder"):
             ML1M(str(tmp_path)).scan()
 
-    def test_a_download_arrives_whole_and_says_how_far_it_is(self, tmp_path: Path, monkeypatch, capsys):
-        served = Path(zipped(tmp_path / "served.zip", **{"ml-1m__ratings_dat": RATINGS}))
-        monkeypatch.setattr("seqrec.data.sources.ml_1m.URL", served.as_uri())
-        source = ML1M(download_dir=str(tmp_path / "downloads"))
-        assert source.files() == []
-        assert len(source.scan().collect()) == 3
-        assert [file.name for file in (tmp_path / "downloads").iterdir()] == ["ml-1m.zip"]
-        assert "downloaded 100 %" in capsys.readouterr().err
+    def test_lines_of_another_form_are_left_out_where_that_is_allowed(self, tmp_path: Path):
+        source = ML1M(write(tmp_path / "ratings.dat", RATINGS + "1::x\n\n"), max_bad_share=0.25)
+        assert len(source.scan().collect()) == source.num_rows == 3
+        assert source.malformed[0].places == ("line 4: expected user::item::rating::timestamp, got '1::x'",)
 
-    def test_without_a_network_it_says_where_to_get_the_file(self, tmp_path: Path, monkeypatch):
-        def refuse(*_: object, **__: object) -> None:
-            raise urllib.error.URLError("no network")
-
-        monkeypatch.setattr("urllib.request.urlopen", refuse)
-        with pytest.raises(
-            MissingInputError, match=r"no network.*fetch https://.* and give its place as path"
-        ):
-            ML1M(download_dir=str(tmp_path)).scan()
-        assert list(tmp_path.iterdir()) == []
+    def test_an_encrypted_zip_is_refused(self, tmp_path: Path):
+        path = Path(zipped(tmp_path / "a.zip", **{"ml-1m__ratings_dat": RATINGS}))
+        content = bytearray(path.read_bytes())
+        # The flag of encryption, in the local and in the central header.
+        content[6] |= 1
+        content[content.rindex(b"PK\x01\x02") + 8] |= 1
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"a\.zip is no readable zip file .*password"):
+            ML1M(str(path)).scan()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,6 +61,44 @@ def test_blocks_are_joined_in_user_order(monkeypatch):
     frame = Synthetic(num_users=50, num_items=20).scan().collect()
     assert frame["user_id"].is_sorted()
     assert frame["user_id"].unique().sort().to_list() == list(range(50))
+
+
+def test_reading_a_part_gives_that_part_of_the_log(monkeypatch):
+    monkeypatch.setattr("seqrec.data.sources.synthetic._EVENTS_IN_BLOCK", 600)
+    source = Synthetic(num_users=50, num_items=20)
+    whole = source.scan().collect()
+    assert source.num_rows == len(whole)
+    liked = pl.col("item_id") < 5
+    assert source.scan().filter(liked).collect().equals(whole.filter(liked))
+    assert source.scan().select("timestamp").collect().equals(whole.select("timestamp"))
+    assert source.scan().head(1000).collect().equals(whole.head(1000))
+    batches = (
+        source.scan().filter(liked).select("user_id").collect_batches(chunk_size=500, engine="streaming")
+    )
+    assert pl.concat(batches).equals(whole.filter(liked).select("user_id"))
+
+
+def test_a_block_is_made_when_it_is_collected(monkeypatch):
+    made: list[int] = []
+    timestamps = Synthetic._timestamps
+
+    def counted(self: Synthetic, rng: np.random.Generator, lengths: np.ndarray) -> np.ndarray:
+        made.append(len(lengths))
+        return timestamps(self, rng, lengths)
+
+    monkeypatch.setattr("seqrec.data.sources.synthetic._EVENTS_IN_BLOCK", 600)
+    monkeypatch.setattr(Synthetic, "_timestamps", counted)
+    frame = Synthetic(num_users=5000, num_items=20).scan()
+    assert made == []
+    assert len(frame.head(10).collect()) == 10
+    assert len(made) < 100
+
+
+def test_values_stay_those_of_published_figures(monkeypatch):
+    # Sums of users, items and times, as the first version of this source made them in one frame.
+    monkeypatch.setattr("seqrec.data.sources.synthetic._EVENTS_IN_BLOCK", 600)
+    frame = Synthetic(num_users=50, num_items=20, mean_events=30, seed=7).scan().collect()
+    assert (len(frame), *frame.sum().row(0)) == (1613, 42_314, 15_728, 2_606_911_610_632)
 
 
 def test_the_event_that_many_places_back_predicts_and_its_neighbours_do_not():

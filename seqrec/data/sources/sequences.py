@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, USER_ID
 from seqrec.data.sources.base import SOURCES, Source
-from seqrec.data.sources.lines import existing_file, scan_lines
+from seqrec.data.sources.lines import LineForm, check_lines, existing_file
+from seqrec.data.sources.malformed import check_max_bad_share
 
 if TYPE_CHECKING:
     import polars as pl
+
+_FORM = LineForm(r"^(\S+)\s+(\S+)$", (USER_ID, ITEM_ID), "user item")
 
 
 @SOURCES.register("sequences")
@@ -21,13 +24,15 @@ class Sequences(Source):
     There are no timestamps: the order of the lines is the order of the events.
 
     Args:
-        path: The file, plain or `.gz`.
+        path: The file, plain, `.gz` or `.zst`.
+        max_bad_share: Largest share of lines of another form, 0..1, that are left out; more of them are an error.
     """
 
     name = "sequences"
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, max_bad_share: float = 0.0) -> None:
         self.path = path
+        self.max_bad_share = check_max_bad_share(max_bad_share)
 
     def files(self) -> list[Path]:
         """Return the one file.
@@ -42,7 +47,9 @@ class Sequences(Source):
 
         Raises:
             MissingInputError: the file is not there.
-            InputError: it is empty, unreadable, or a line is not `user item`.
+            InputError: it is empty, unreadable, or more lines are not `user item` than `max_bad_share` allows.
         """
         (file,) = self.files()
-        return scan_lines(file, r"^(\S+)\s+(\S+)$", (USER_ID, ITEM_ID), str(file), "user item")
+        log = check_lines(file, _FORM, str(file), self.max_bad_share, progress)
+        self.num_rows, self.malformed = log.num_rows, log.malformed
+        return log.frame

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,25 +124,43 @@ class Synthetic(Source):
         return np.asarray(shuffled / shuffled.sum())
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
-        """Return the interaction frame, user after user."""
+        """Return the interaction frame, user after user; blocks of users are generated as they are collected."""
         import polars as pl
+        from polars.io.plugins import register_io_source
 
         lengths = self._lengths()
+        self.num_rows = int(lengths.sum())
+
+        def generate(
+            columns: list[str] | None, condition: pl.Expr | None, num_rows: int | None, _: int | None
+        ) -> Iterator[pl.DataFrame]:
+            for block in self._blocks(lengths):
+                chosen = block if condition is None else block.filter(condition)
+                chosen = (chosen if columns is None else chosen.select(columns)).slice(0, num_rows)
+                yield chosen
+                if num_rows is not None:
+                    num_rows -= len(chosen)
+                    if num_rows == 0:
+                        return
+
+        return register_io_source(generate, schema=dict.fromkeys((USER_ID, ITEM_ID, TIMESTAMP), pl.Int64))
+
+    def _blocks(self, lengths: Int64Array) -> Iterator[pl.DataFrame]:
+        import polars as pl
+
         users_in_block = max(1, int(_EVENTS_IN_BLOCK / self.mean_events))
         # Counted from 4, so that no block shares its seed with the draws above.
-        starts = range(0, self.num_users, users_in_block)
-        frames = []
-        for block, first in enumerate(starts, start=4):
+        for block, first in enumerate(range(0, self.num_users, users_in_block), start=4):
             rng = np.random.default_rng([self.seed, block])
             block_lengths = lengths[first : first + users_in_block]
             users = np.arange(first, first + len(block_lengths))
-            columns = {
-                USER_ID: np.repeat(users, block_lengths),
-                ITEM_ID: self._items(rng, block_lengths),
-                TIMESTAMP: self._timestamps(rng, block_lengths),
-            }
-            frames.append(pl.DataFrame(columns).lazy())
-        return pl.concat(frames)
+            yield pl.DataFrame(
+                {
+                    USER_ID: np.repeat(users, block_lengths),
+                    ITEM_ID: self._items(rng, block_lengths),
+                    TIMESTAMP: self._timestamps(rng, block_lengths),
+                }
+            )
 
     def _lengths(self) -> Int64Array:
         rng = np.random.default_rng([self.seed, 2])

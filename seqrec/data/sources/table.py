@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.sources.base import SOURCES, Source
-from seqrec.data.sources.table_file import SUFFIXES, Columns, TableFile, suffix
+from seqrec.data.sources.malformed import check_max_bad_share
+from seqrec.data.sources.table_file import SUFFIXES, Columns, Form, TableFile, matching, suffix
+from seqrec.data.sources.table_log import check_tables
 from seqrec.errors import InputError, MissingInputError
 
 if TYPE_CHECKING:
@@ -27,8 +28,12 @@ class Table(Source):
     UTC (a time without a zone is taken as UTC), and numbers with a decimal point become whole numbers; where
     any time of the log has a fraction, all of them are given in millionths (microseconds) instead.
 
-    Feature columns keep their Parquet type; in CSV and TSV files those whose first 10,000 values are numbers
-    are numbers (Float64), those of true and false are Boolean, and the others are text.
+    A row is malformed where it has no user or item, no time that fits into int64, or more fields than there are
+    columns. A separator at the end of a row does no harm, and a row with nothing in any field is a blank line.
+
+    Feature columns keep their Parquet type. In CSV and TSV files those whose first 10,000 values are integers are
+    Int64, those of other numbers Float64, those of true and false Boolean, and the others are text; a later value
+    of another kind is an error where an event filter needs the column.
 
     Args:
         path: A file, a glob such as `log/part-*.csv.gz`, or a folder.
@@ -40,6 +45,9 @@ class Table(Source):
             which stand for the columns above whatever their names. None takes all others.
         header: Names of all columns, in order, of CSV and TSV files that do not start with a line of names
             (LFM-1b). None: they do.
+        quote: What encloses fields of CSV and TSV files that hold a separator, a line break or, doubled, itself.
+            None: nothing does, and quotes are characters like others.
+        max_bad_share: Largest share of malformed rows, 0..1, that are left out; more of them are an error.
     """
 
     name = "table"
@@ -53,6 +61,8 @@ class Table(Source):
         separator: str | None = None,
         features: list[str] | None = None,
         header: list[str] | None = None,
+        quote: str | None = '"',
+        max_bad_share: float = 0.0,
     ) -> None:
         if len({user, item, timestamp}) < 3:
             raise InputError(f"{user=}, {item=} and {timestamp=} must be different columns")
@@ -64,8 +74,13 @@ class Table(Source):
             )
         if header is not None and len(set(header)) < len(header):
             raise InputError(f"header={header} names a column twice")
-        if separator is not None and len(separator.encode()) != 1:
-            raise InputError(f"separator={separator!r} must be one ASCII character")
+        for argument, character in (("separator", separator), ("quote", quote)):
+            if character is not None and (
+                not character.isascii() or len(character) != 1 or character in "\r\n"
+            ):
+                raise InputError(f"{argument}={character!r} must be one ASCII character, and no line break")
+        if separator is not None and separator == quote:
+            raise InputError(f"{separator=} and {quote=} must be different characters")
         self.path = path
         self.user = user
         self.item = item
@@ -73,6 +88,8 @@ class Table(Source):
         self.separator = separator
         self.features = features
         self.header = header
+        self.quote = quote
+        self.max_bad_share = check_max_bad_share(max_bad_share)
 
     def files(self) -> list[Path]:
         """Return the files in the order they are read.
@@ -88,33 +105,22 @@ class Table(Source):
             if not found:
                 raise MissingInputError(f"path={self.path!r}: no {', '.join(SUFFIXES)} file in this folder")
             return found
-        found = [
-            Path(match) for match in sorted(glob.glob(self.path, recursive=True)) if Path(match).is_file()
-        ]
+        found = matching(self.path)
         if not found:
             raise MissingInputError(f"path={self.path!r}: no such file or folder, and no file matches it")
         return found
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
-        """Return the interaction frame; each file is read once to check it, and again when it is collected.
+        """Return the interaction frame; each file is read once or twice to check it, and when it is collected.
 
         Raises:
             MissingInputError: nothing matches `path`.
-            InputError: a file is unreadable or empty, a column is missing, or a value is bad; the message
-                names file, column and line (row for Parquet).
+            InputError: a file is unreadable or empty, a column is missing, or more rows are malformed than
+                `max_bad_share` allows; the message names file, column and line (row for Parquet).
         """
-        import polars as pl
-
         columns = Columns(self.user, self.item, self.timestamp, self.features)
-        files = [TableFile(file, columns, self.separator, self.header) for file in self.files()]
-        if len({file.time.is_date for file in files if file.time is not None}) > 1:
-            raise InputError(
-                f"timestamp={self.timestamp!r}: {self.path} has dates in some files, numbers in others"
-            )
-        id_types = {
-            name: pl.Int64 if all(file.integer_ids[name] for file in files) else pl.String
-            for name in (USER_ID, ITEM_ID)
-        }
-        fractions = any(file.fractions for file in files)
-        frames = [file.interactions(id_types, fractions=fractions) for file in files]
-        return frames[0] if len(frames) == 1 else pl.concat(frames, how="diagonal_relaxed")
+        form = Form(self.separator, self.quote, self.header)
+        files = [TableFile(file, columns, form) for file in self.files()]
+        log = check_tables(files, self.max_bad_share, progress)
+        self.num_rows, self.malformed = log.num_rows, log.malformed
+        return log.frame

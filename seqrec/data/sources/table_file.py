@@ -1,10 +1,9 @@
-"""One file of a table log: opened, its ids and times checked in full, its bad row found and named."""
+"""One file of a table log: opened, its columns found, and how its ids and times are read."""
 
 from __future__ import annotations
 
-import csv
 import difflib
-import gzip
+import glob
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
-from seqrec.data.sources.lines import is_integer, reading, shorten
-from seqrec.data.sources.times import TimeColumn, ways_to_read
+from seqrec.data.sources.csv_rows import CsvRows
+from seqrec.data.sources.features import as_guessed
+from seqrec.data.sources.lines import reading, shorten
+from seqrec.data.sources.times import TimeColumn, time_column
 from seqrec.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*SEPARATORS, ".parquet")
-# Rows that the types of a CSV file's feature columns are told from.
-_GUESSED_FROM = 10_000
+# Values that the form of a time column is told from.
+_TIMES_IN_SAMPLE = 1000
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Columns:
     user: str
     item: str
     timestamp: str | None
-    features: list[str] | None
+    features: list[str] | None = None
 
     def required(self) -> dict[str, str]:
         """Return the columns that must be there, by how the argument reads in a message."""
@@ -42,125 +43,150 @@ class Columns:
         return named | {f"features has {feature!r}": feature for feature in self.features or []}
 
 
+@dataclass(frozen=True)
+class Form:
+    """How the text of CSV and TSV files is laid out; each attribute is an argument of `Table`."""
+
+    separator: str | None = None
+    quote: str | None = '"'
+    header: list[str] | None = None
+
+
 @dataclass
 class TableFile:
-    """A checked file; the constructor reads it once and refuses bad rows.
+    """A file of a table, of which the constructor looks at the first rows alone.
 
     Args:
         path: The file.
         columns: What its columns are called.
-        separator: What stands between fields; None tells it from the suffix.
-        header: Names of the columns where the first line does not hold them.
+        form: How its text is laid out.
 
     Attributes:
-        frame: The raw columns, without blank lines.
-        ids: Columns `user_id` and `item_id` of the interaction frame: Int64, or String.
-        integer_ids: By the same names, whether every id is an integer.
-        time: How to read the time column; None where the log has none.
-        fractions: Some time is not whole.
+        csv: Its rows as text; None for Parquet.
+        frame: Its raw columns, with blank lines and malformed rows.
+        names: Their names, in order.
+        ids: Columns `user_id` and `item_id` of the interaction frame, Int64 or String, null where there is none.
+        time: How to read the time column, at first in the strictest way; None where the log has none.
 
     Raises:
-        InputError: the file is unreadable or empty, a column is missing or of a useless type, a value is bad.
+        InputError: the file is unreadable, a column is missing or of a useless type.
     """
 
     path: Path
     columns: Columns
-    separator: str | None = None
-    header: list[str] | None = None
+    form: Form = field(default_factory=Form)
+    csv: CsvRows | None = field(init=False, default=None)
     frame: pl.LazyFrame = field(init=False)
+    names: list[str] = field(init=False)
     ids: dict[str, pl.Expr] = field(init=False)
-    integer_ids: dict[str, bool] = field(init=False)
-    time: TimeColumn | None = field(init=False, default=None)
-    fractions: bool = field(init=False, default=False)
+    time: TimeColumn | None = field(init=False)
 
     def __post_init__(self) -> None:
         import polars as pl
 
-        with reading(self.path, "Parquet" if self.is_parquet else "text"), self._naming_long_rows():
-            self.frame = self._open()
-            schema = self.frame.collect_schema()
-            self._check_columns(list(schema))
+        with reading(self.path, self._kind):
+            if self._kind == "Parquet":
+                self.frame = pl.scan_parquet(self.path, glob=False)
+                self.names = self.frame.collect_schema().names()
+            else:
+                self.csv = CsvRows(self.path, self._separator(), self.form.quote, self.form.header)
+                self.frame, self.names = self.csv.frame, self.csv.names
+        with self.reading():
+            self._schema = self.frame.collect_schema()
+            self._check_columns()
             self.ids = {
-                USER_ID: self._id_column("user", self.columns.user, schema),
-                ITEM_ID: self._id_column("item", self.columns.item, schema),
+                USER_ID: self._id_column("user", self.columns.user),
+                ITEM_ID: self._id_column("item", self.columns.item),
             }
-            ways = self._ways_to_read_time(schema)
-            survey = self._survey(ways)
-            if not self.is_parquet and survey["bad"]:
-                # A blank line is empty in every column, and no event.
-                self.frame = self.frame.filter(~pl.all_horizontal(pl.all().is_null()))
-                survey = self._survey(ways)
-        if not survey["events"]:
-            raise InputError(f"{self.path} is empty; expected at least one event")
-        self.integer_ids = {name: bool(survey[f"{name} integer"]) for name in self.ids}
-        if ways:
-            best = min(range(len(ways)), key=lambda k: int(survey[f"time {k} bad"]))
-            self.time, self.fractions = ways[best], bool(survey[f"time {best} fractions"])
-        if survey["bad"]:
-            self._refuse_first_bad_row()
+            self.time = self._time_column()
 
-    @property
-    def is_parquet(self) -> bool:
-        """Whether the file is Parquet; otherwise it is lines of text."""
-        return suffix(self.path) == ".parquet"
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Context in which a failure to read the file becomes a one-line error.
 
-    def interactions(self, id_types: dict[str, Any], *, fractions: bool) -> pl.LazyFrame:
-        """Return the file's interaction frame.
+        Raises:
+            InputError: polars or the operating system could not read it.
+        """
+        with reading(self.path, self._kind):
+            if self.csv is None:
+                yield
+            else:
+                with self.csv.naming_stray_quotes():
+                    yield
+
+    def loosen_time(self) -> None:
+        """Read the time column in the next looser way, where there is one."""
+        if self.time is not None and self.time.looser is not None:
+            self.time = self.time.looser
+
+    def timestamps(self, *, in_millionths: bool) -> pl.Expr | None:
+        """Return the column `timestamp` of the interaction frame, null where there is no time; None without times.
+
+        Args:
+            in_millionths: The log's times are given in millionths, which fewer times fit into.
+        """
+        if self.time is None:
+            return None
+        return self.time.millionths if in_millionths else self.time.whole
+
+    def is_unfit(self, *, in_millionths: bool) -> pl.Expr:
+        """Return whether a row of `frame` is no event: malformed, or a blank line.
+
+        Args:
+            in_millionths: As for `timestamps`.
+        """
+        import polars as pl
+
+        times = self.timestamps(in_millionths=in_millionths)
+        wanted = [*self.ids.values(), *([] if times is None else [times])]
+        unfit = pl.any_horizontal(*(column.is_null() for column in wanted))
+        return unfit if self.csv is None else unfit | self.csv.is_long
+
+    def interactions(self, id_types: dict[str, Any], *, in_millionths: bool, all_fit: bool) -> pl.LazyFrame:
+        """Return the file's interaction frame, without malformed rows and blank lines.
 
         Args:
             id_types: Type of `user_id` and of `item_id` in the whole log.
-            fractions: Some time of the whole log is not whole.
+            in_millionths: As for `timestamps`.
+            all_fit: No row is unfit, so that none need be looked for.
         """
         selected = [column.cast(id_types[name]).alias(name) for name, column in self.ids.items()]
-        if self.time is not None:
-            selected.append(self.time.value(fractions=fractions).alias(TIMESTAMP))
-        return self.frame.select(*selected, *self._features())
+        times = self.timestamps(in_millionths=in_millionths)
+        if times is not None:
+            selected.append(times.alias(TIMESTAMP))
+        frame = self.frame if all_fit else self.frame.filter(~self.is_unfit(in_millionths=in_millionths))
+        with self.reading():
+            return frame.select(*selected, *self._features())
 
-    def _open(self) -> pl.LazyFrame:
-        import polars as pl
-
-        if self.is_parquet:
-            return pl.scan_parquet(self.path, glob=False)
-        return self._scan_csv(infer_schema=False)
-
-    def _scan_csv(self, **options: Any) -> pl.LazyFrame:
-        import polars as pl
-
-        frame = pl.scan_csv(
-            self.path, separator=self._separator(), has_header=self.header is None, glob=False, **options
-        )
-        if self.header is None:
-            return frame
-        present = frame.collect_schema().names()
-        if len(present) != len(self.header):
-            raise InputError(f"{self.path} has {len(present)} columns, but header names {len(self.header)}")
-        return frame.rename(dict(zip(present, self.header, strict=True)))
+    @property
+    def _kind(self) -> str:
+        return "Parquet" if suffix(self.path) == ".parquet" else "text"
 
     def _separator(self) -> str:
-        separator = self.separator or SEPARATORS.get(suffix(self.path))
+        separator = self.form.separator or SEPARATORS.get(suffix(self.path))
         if separator is None:
             raise InputError(
                 f"{self.path}: what its fields are separated by cannot be told from the name; give separator"
             )
         return separator
 
-    def _check_columns(self, present: list[str]) -> None:
+    def _check_columns(self) -> None:
         for argument, column in self.columns.required().items():
-            if column in present:
+            if column in self.names:
                 continue
-            near = difflib.get_close_matches(column, present, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(column, self.names, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            if len(present) == 1 and not self.is_parquet:
+            if len(self.names) == 1 and self.csv is not None:
                 hint = f"; is separator={self._separator()!r} right?"
             raise InputError(
-                f"{self.path} has no column {column!r} ({argument}); it has {', '.join(present)}{hint}"
+                f"{self.path} has no column {column!r} ({argument}); it has {', '.join(self.names)}{hint}"
             )
 
-    def _id_column(self, argument: str, column: str, schema: pl.Schema) -> pl.Expr:
+    def _id_column(self, argument: str, column: str) -> pl.Expr:
         # Int64 or String, null where there is no id.
         import polars as pl
 
-        values, dtype = pl.col(column), schema[column]
+        values, dtype = pl.col(column), self._schema[column]
         if dtype.is_integer():
             return values.cast(pl.Int64, strict=False)
         if dtype.is_float():
@@ -170,123 +196,35 @@ class TableFile:
             return pl.when(text.str.len_bytes() > 0).then(text)
         raise InputError(f"{self.path}: {argument}={column!r} is {dtype}; ids must be integers or text")
 
-    def _ways_to_read_time(self, schema: pl.Schema) -> list[TimeColumn]:
+    def _time_column(self) -> TimeColumn | None:
         import polars as pl
 
         name = self.columns.timestamp
         if name is None:
-            return []
-        column = pl.col(name)
-        first = self.frame.select(column.drop_nulls().first()).collect().item()
-        ways = ways_to_read(column, schema[name], first)
-        if not ways and first is not None:
-            got = f"starts with {first!r}" if isinstance(first, str) else f"is {schema[name]}"
+            return None
+        column, dtype = pl.col(name), self._schema[name]
+        known = self.frame.select(column).filter(column.is_not_null() & (column.cast(pl.String) != ""))
+        sample = pl.Series(dtype=dtype)
+        if dtype == pl.String:
+            sample = known.head(_TIMES_IN_SAMPLE).collect(engine="streaming").to_series()
+            # Without any value each row is reported as missing its time.
+            sample = sample if len(sample) else pl.Series(["0"])
+        if (time := time_column(column, dtype, sample)) is None:
+            got = f"starts with {shorten(sample[0])!r}" if dtype == pl.String else f"is {dtype}"
             raise InputError(
                 f"{self.path}: timestamp={name!r} {got}; "
                 "expected integers, numbers or times such as 2022-04-10 08:59:09"
             )
-        # A column without any value: reading it as integers reports its first row as missing.
-        return ways or ways_to_read(column, pl.Int64(), None)
-
-    def _survey(self, ways: list[TimeColumn]) -> dict[str, Any]:
-        # One pass over the file: counts of events and of bad values.
-        import polars as pl
-
-        counts = [pl.len().alias("events")]
-        for name, ids in self.ids.items():
-            is_text = self.frame.select(ids).collect_schema().dtypes()[0] == pl.String
-            counts.append(ids.is_null().sum().alias(f"{name} bad"))
-            counts.append((is_integer(ids) if is_text else pl.lit(True)).alias(f"{name} integer"))
-        for k, way in enumerate(ways):
-            counts.append(way.parsed.is_null().sum().alias(f"time {k} bad"))
-            counts.append(way.has_fractions().fill_null(False).alias(f"time {k} fractions"))
-        survey: dict[str, Any] = self.frame.select(counts).collect().row(0, named=True)
-        bad_times = min((survey[f"time {k} bad"] for k in range(len(ways))), default=0)
-        survey["bad"] = survey[f"{USER_ID} bad"] + survey[f"{ITEM_ID} bad"] + bad_times
-        return survey
+        return time
 
     def _features(self) -> list[pl.Expr]:
         import polars as pl
 
-        ids_and_time = {self.columns.user, self.columns.item, self.columns.timestamp}
         names = self.columns.features
         if names is None:
-            taken = {*ids_and_time, USER_ID, ITEM_ID, TIMESTAMP}
-            names = [name for name in self.frame.collect_schema() if name not in taken]
-        if self.is_parquet:
-            return [pl.col(name) for name in names]
-        guessed = self._scan_csv(infer_schema_length=_GUESSED_FROM).collect_schema()
-        features = []
-        for name in names:
-            column = pl.col(name)
-            if guessed[name].is_numeric():
-                column = column.cast(pl.Float64)
-            elif guessed[name] == pl.Boolean:
-                column = column.str.to_lowercase() == "true"
-            features.append(column)
-        return features
-
-    def _refuse_first_bad_row(self) -> None:
-        import polars as pl
-
-        checks = {
-            "user": (self.columns.user, self.ids[USER_ID], "an id"),
-            "item": (self.columns.item, self.ids[ITEM_ID], "an id"),
-        }
-        if self.time is not None and self.columns.timestamp is not None:
-            checks["timestamp"] = (self.columns.timestamp, self.time.parsed, self.time.expects)
-        is_bad = {argument: parsed.is_null() for argument, (_, parsed, _) in checks.items()}
-        raw = self._open().with_row_index("row number")
-        if not self.is_parquet:
-            raw = raw.filter(~pl.all_horizontal(pl.all().exclude("row number").is_null()))
-        first = raw.filter(pl.any_horizontal(*is_bad.values())).head(1)
-        row = first.collect().row(0, named=True)
-        bad = first.select(pl.col("row number"), *(bad.alias(name) for name, bad in is_bad.items())).collect()
-        argument = next(name for name in checks if bad[name].item())
-        column, _, expects = checks[argument]
-        value = row[column]
-        got = "nothing" if value is None or value == "" else repr(shorten(str(value)))
-        number = row["row number"]
-        place = f"row {number + 1}" if self.is_parquet else f"line {self._line_of_row(number)}"
-        raise InputError(f"{self.path} {place}: {argument}={column!r} expected {expects}, got {got}")
-
-    def _line_of_row(self, number: int) -> int:
-        # Quoted fields may span lines, so that rows and lines differ.
-        names = 1 if self.header is None else 0
-        for row, (line, _) in enumerate(self._records(), start=-names):
-            if row == number:
-                return line
-        return number + 1 + names
-
-    @contextmanager
-    def _naming_long_rows(self) -> Iterator[None]:
-        # polars refuses a row with more fields than the header has, but does not say which.
-        import polars as pl
-
-        try:
-            yield
-        except pl.exceptions.ComputeError as error:
-            if self.is_parquet or "found more fields" not in str(error):
-                raise
-            width = 0
-            for line, fields in self._records():
-                width = width or len(fields)
-                if len(fields) > width:
-                    got = f"expected {width} fields, got {len(fields)}"
-                    raise InputError(f"{self.path} line {line}: {got}") from error
-            raise
-
-    def _records(self) -> Iterator[tuple[int, list[str]]]:
-        # Each record of a CSV file with the number of its first line, slowly; only for messages.
-        if self.path.suffix == ".zst":
-            return
-        opener = gzip.open if self.path.suffix == ".gz" else open
-        with opener(self.path, "rt", encoding="utf-8", errors="replace", newline="") as stream:
-            reader = csv.reader(stream, delimiter=self._separator())
-            start = 1
-            for fields in reader:
-                yield start, fields
-                start = reader.line_num + 1
+            taken = {*self.columns.required().values(), USER_ID, ITEM_ID, TIMESTAMP}
+            names = [name for name in self.names if name not in taken]
+        return [pl.col(name) for name in names] if self.csv is None else as_guessed(self.frame, names)
 
 
 def suffix(path: Path) -> str:
@@ -295,3 +233,8 @@ def suffix(path: Path) -> str:
     for compressed in (".gz", ".zst"):
         name = name.removesuffix(compressed)
     return Path(name).suffix
+
+
+def matching(pattern: str) -> list[Path]:
+    """Return the files that match a glob, in the order of their names."""
+    return [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]

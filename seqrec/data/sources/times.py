@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import polars as pl
 
 MICROSECONDS = 1_000_000
-# Tried in turn on a column's first value; "%.f" also takes no fraction.
+# Furthest time from 0 whose millionths fit into int64, whatever its fraction.
+FURTHEST_IN_MILLIONTHS = (2**63 - 1) // MICROSECONDS - 1
+# A time nearer than this to a whole number is whole: its millionths are.
+_HALF_A_MILLIONTH = 0.5 / MICROSECONDS
+# Tried in turn on a column's first values; "%.f" also takes no fraction.
 DATE_TIME_FORMATS = (
     "%Y-%m-%d %H:%M:%S%.f",
     "%Y-%m-%dT%H:%M:%S%.f",
@@ -22,67 +26,98 @@ DATE_TIME_FORMATS = (
 
 @dataclass(frozen=True)
 class TimeColumn:
-    """A way to read a time column.
+    """How a time column is read.
 
     Attributes:
-        is_integer: Values are integers and kept as they are.
         is_date: Values are dates; without it they are numbers in the log's own unit.
         expects: What a value must look like, for messages.
-        parsed: int64 expression, null where the value is no time: integers as they are, other numbers in
-            millionths, dates in microseconds since 1970 UTC.
+        whole: int64 expression: numbers rounded to whole ones, dates in seconds since 1970 UTC; null where the
+            value is no time or does not fit.
+        millionths: int64 expression: millionths of the same; null likewise, so it is for more values.
+        is_fraction: Boolean expression: the time is not whole, so that a log with it is kept in millionths.
+        looser: Another way, which reads all that this one does and more, but takes longer; None where there is none.
     """
 
-    is_integer: bool
     is_date: bool
     expects: str
-    parsed: pl.Expr
-
-    def value(self, *, fractions: bool) -> pl.Expr:
-        """Return the int64 timestamp.
-
-        Args:
-            fractions: Some time of the log is not whole, so that all of them are given in millionths.
-        """
-        if self.is_integer:
-            return self.parsed * MICROSECONDS if fractions else self.parsed
-        return self.parsed if fractions else self.parsed // MICROSECONDS
-
-    def has_fractions(self) -> pl.Expr:
-        """Return whether any time of the column is not whole."""
-        import polars as pl
-
-        if self.is_integer:
-            return pl.lit(False)
-        return (self.parsed % MICROSECONDS != 0).any()
+    whole: pl.Expr
+    millionths: pl.Expr
+    is_fraction: pl.Expr
+    looser: TimeColumn | None = None
 
 
-def ways_to_read(column: pl.Expr, dtype: pl.DataType, first: object) -> list[TimeColumn]:
-    """Return the ways in which a time column may be read, strictest first; none where it holds no times.
+def time_column(column: pl.Expr, dtype: pl.DataType, sample: pl.Series) -> TimeColumn | None:
+    """Return how a time column is read, in the strictest way; None where it holds no times.
 
     Args:
         column: The column.
         dtype: Its type.
-        first: Its first value that is not null, which tells the form of dates written as text.
+        sample: Its first values that are not null, which tell the form of times written as text: the form that
+            most of them have.
     """
     import polars as pl
 
-    as_integer = TimeColumn(True, False, "a number", column.cast(pl.Int64, strict=False))
     if dtype.is_integer():
-        return [as_integer]
-    number = column.cast(pl.Float64, strict=False)
-    millionths = (number * MICROSECONDS).round().cast(pl.Int64, strict=False)
-    as_number = TimeColumn(False, False, "a number", millionths)
+        return _integers(column.cast(pl.Int64, strict=False))
     if dtype.is_float():
-        return [as_number]
+        return _numbers(column.cast(pl.Float64))
     if dtype.is_temporal() and dtype != pl.Time and not isinstance(dtype, pl.Duration):
-        return [TimeColumn(False, True, "a time", column.cast(pl.Datetime("us")).dt.timestamp("us"))]
-    if dtype != pl.String or not isinstance(first, str):
-        return []
-    sample = pl.Series([first])
-    if sample.cast(pl.Float64, strict=False).is_not_null().all():
-        return [as_integer, as_number]
+        return _dates(column.cast(pl.Datetime("us"), strict=False), "a time")
+    if dtype != pl.String:
+        return None
+
+    def readable(values: pl.Series) -> int:
+        return len(values) - values.null_count()
+
+    best: tuple[str, object] | None = None
+    most = readable(sample.cast(pl.Float64, strict=False))
     for form in DATE_TIME_FORMATS:
-        if sample.str.to_datetime(form, strict=False, time_unit="us").is_not_null().all():
-            times = column.str.to_datetime(form, strict=False, time_unit="us").dt.timestamp("us")
-            return [TimeColumn(False, True, f"a time like {first}", times)]
-    return []
+        times = sample.str.to_datetime(form, strict=False, time_unit="us")
+        if (found := readable(times)) > most:
+            best, most = (form, sample.filter(times.is_not_null()).first()), found
+    if most == 0:
+        return None
+    if best is None:
+        integer = column.cast(pl.Int64, strict=False)
+        return replace(_integers(integer), looser=_numbers(column.cast(pl.Float64, strict=False), integer))
+    form, example = best
+    return _dates(column.str.to_datetime(form, strict=False, time_unit="us"), f"a time like {example}")
+
+
+def _integers(integer: pl.Expr) -> TimeColumn:
+    import polars as pl
+
+    return TimeColumn(False, "a number", integer, _scaled(integer), pl.lit(False))
+
+
+def _numbers(number: pl.Expr, integer: pl.Expr | None = None) -> TimeColumn:
+    # Integers, where the text has them, are kept to the last digit, which a float would not.
+    import polars as pl
+
+    nearest = number.round()
+    is_fraction = number.is_finite() & ((number - nearest).abs() >= _HALF_A_MILLIONTH)
+    rest = ((number - nearest) * MICROSECONDS).round().cast(pl.Int64, strict=False)
+    # -2^63 itself is also what integers just below it become as floats.
+    whole: pl.Expr = pl.when(nearest > -(2.0**63)).then(nearest.cast(pl.Int64, strict=False))
+    if integer is not None:
+        whole = pl.coalesce(integer, whole)
+        is_fraction = is_fraction & integer.is_null()
+    millionths = _scaled(whole) + pl.when(is_fraction).then(rest).otherwise(0)
+    # A fraction that no millionths can hold is no time in either unit.
+    whole = pl.when(~is_fraction | millionths.is_not_null()).then(whole)
+    return TimeColumn(False, "a number", whole, millionths, is_fraction)
+
+
+def _dates(moment: pl.Expr, expects: str) -> TimeColumn:
+    microseconds = moment.dt.timestamp("us")
+    return TimeColumn(
+        True, expects, microseconds // MICROSECONDS, microseconds, microseconds % MICROSECONDS != 0
+    )
+
+
+def _scaled(whole: pl.Expr) -> pl.Expr:
+    # Past the bounds the product would wrap around.
+    import polars as pl
+
+    fits = whole.is_between(-FURTHEST_IN_MILLIONTHS, FURTHEST_IN_MILLIONTHS)
+    return pl.when(fits).then(whole * MICROSECONDS)

@@ -1,0 +1,174 @@
+"""KuaiRand: what users of a short-video app were shown, and what they did with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seqrec.data.progress import Progress
+from seqrec.data.sources.archive import extract
+from seqrec.data.sources.base import SOURCES, Source
+from seqrec.data.sources.download import download
+from seqrec.data.sources.malformed import check_max_bad_share
+from seqrec.data.sources.table_file import SEPARATORS, Columns, Form, TableFile, matching, suffix
+from seqrec.data.sources.table_log import check_tables
+from seqrec.errors import InputError, MissingInputError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+URL = "https://zenodo.org/records/10439422/files/{archive}"
+MD5 = {
+    "27K": "3e3c799a24e2d23a4d2c757fbf9adf59",
+    "1K": "6b0b9c8222d67fcd4c676218edca3f1f",
+    "Pure": "0820331067a3784d9691136f772b35a7",
+}
+_STANDARD_DATES = ("4_08_to_4_21", "4_22_to_5_08")
+_COLUMNS = Columns("user_id", "video_id", "time_ms")
+
+
+@SOURCES.register("kuairand")
+class KuaiRand(Source):
+    """KuaiRand, a log of videos shown: user, video, time in milliseconds since 1970, and what the user did.
+
+    The flags `is_click`, `is_like`, `is_follow`, `is_comment`, `is_forward`, `is_hate` and `long_view` (0 or 1),
+    `is_rand`, `tab` and the times played and stayed (milliseconds) are there for the event filter, as in
+    `is_click = 1`. All videos that were shown are events without one. 27K has 322 M of them, from 27,285 users;
+    1K 11.7 M from 1,000; Pure 1.4 M from 27,285 users over a small pool of videos.
+
+    Paper: KuaiRand: An Unbiased Sequential Recommendation Dataset with Randomly Exposed Videos, 2022.
+
+    Args:
+        path: The archive `KuaiRand-27K.tar.gz` as it is downloaded, which is extracted beside it once; the folder
+            that it holds, or the `data` folder in that; or one log file or a glob of some, read in the order of
+            their names. None takes the archive from `download_dir`, and downloads it where it is not there yet.
+        version: "27K", "1K" or "Pure"; of no matter where `path` names log files.
+        random: Also the videos that were shown at random, which lie in a file of their own; not to be set where
+            `path` names log files.
+        download_dir: Folder that a download goes to.
+        max_bad_share: Largest share of malformed rows, 0..1, that are left out; more of them are an error.
+
+    Raises:
+        InputError: `version` or `max_bad_share` is none.
+    """
+
+    name = "kuairand"
+
+    def __init__(
+        self,
+        path: str | None = None,
+        version: str = "27K",
+        random: bool = False,
+        download_dir: str = "downloads",
+        max_bad_share: float = 0.0,
+    ) -> None:
+        if version not in MD5:
+            raise InputError(f"version={version!r} must be one of {', '.join(MD5)}")
+        self.path = path
+        self.version = version
+        self.random = random
+        self.download_dir = download_dir
+        self.max_bad_share = check_max_bad_share(max_bad_share)
+
+    def describe(self) -> dict[str, Any]:
+        """Return name and arguments but `download_dir`: where a download lies does not change the log."""
+        described = super().describe()
+        del described["arguments"]["download_dir"]
+        return described
+
+    def files(self) -> list[Path]:
+        """Return the log files in the order they are read, or the archive at `path`; none before the download.
+
+        Raises:
+            MissingInputError: there is nothing at `path`, or not all log files of the version.
+            InputError: `random` is set, and `path` names log files.
+        """
+        if self.path is None:
+            parts = [self._download_folder / name for name in self._parts()]
+            return parts if all(part.is_file() for part in parts) else []
+        path = Path(self.path)
+        if path.is_dir():
+            return self._parts_in(path)
+        named = [path] if path.is_file() else matching(self.path)
+        if not named:
+            raise MissingInputError(f"path={self.path!r}: no such file or folder; {self._advice()}")
+        if self.random and not _is_archive(named[0]):
+            raise InputError(
+                f"random={self.random}: path={self.path!r} names log files, which are all that is read; "
+                "leave random out, or name the folder or archive"
+            )
+        return named
+
+    def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
+        """Return the interaction frame with the log's other columns as features.
+
+        Raises:
+            MissingInputError: a file is not there, or the download failed.
+            InputError: the archive or a file is unreadable, files have different columns, or more rows are
+                malformed than `max_bad_share` allows.
+        """
+        files = []
+        for file in self._extracted(progress):
+            separator = SEPARATORS.get(suffix(file), ",")
+            files.append(TableFile(file, _COLUMNS, Form(separator)))
+            if set(files[-1].names) != set(files[0].names):
+                differing = set(files[-1].names) ^ set(files[0].names)
+                raise InputError(
+                    f"{file} has not the columns of {files[0].path}: only one of them has "
+                    f"{', '.join(sorted(differing))}; both must be files of KuaiRand as they are published"
+                )
+        log = check_tables(files, self.max_bad_share, progress)
+        self.num_rows, self.malformed = log.num_rows, log.malformed
+        return log.frame
+
+    def _extracted(self, progress: Progress | None) -> list[Path]:
+        # The log files, got out of the archive where they must be.
+        files = self.files()
+        if files and not _is_archive(files[0]):
+            return files
+        archive = files[0] if files else Path(self.download_dir) / self._archive
+        if not files:
+            download(URL.format(archive=self._archive), archive, MD5[self.version], progress)
+        # All parts at once: reading the archive takes long.
+        extract(archive, self._parts(everything=True), self._folder_beside(archive), progress)
+        return [self._folder_beside(archive) / name for name in self._parts()]
+
+    @property
+    def _archive(self) -> str:
+        return f"KuaiRand-{self.version}.tar.gz"
+
+    @property
+    def _download_folder(self) -> Path:
+        return self._folder_beside(Path(self.download_dir) / self._archive)
+
+    def _folder_beside(self, archive: Path) -> Path:
+        return archive.parent / f"KuaiRand-{self.version}" / "data"
+
+    def _parts(self, *, everything: bool = False) -> list[str]:
+        # Names of the log files, as they lie in the archive.
+        ending = self.version.lower()
+        numbers = ("_part1", "_part2") if self.version == "27K" else ("",)
+        names = [
+            f"log_standard_{dates}_{ending}{number}.csv" for dates in _STANDARD_DATES for number in numbers
+        ]
+        shown_at_random = [f"log_random_4_22_to_5_08_{ending}.csv"]
+        return names + (shown_at_random if self.random or everything else [])
+
+    def _parts_in(self, folder: Path) -> list[Path]:
+        candidates = (folder, folder / "data", folder / f"KuaiRand-{self.version}" / "data")
+        # The one that holds most of them, so that a missing one is named.
+        found = max(candidates, key=lambda place: sum((place / name).is_file() for name in self._parts()))
+        missing = [name for name in self._parts() if not (found / name).is_file()]
+        if missing:
+            raise MissingInputError(
+                f"path={self.path!r}: no {', '.join(missing)} in {found}; give the version that is there, or name "
+                "the files to read by a glob"
+            )
+        return [found / name for name in self._parts()]
+
+    def _advice(self) -> str:
+        return f"leave path out to download {URL.format(archive=self._archive)}"
+
+
+def _is_archive(file: Path) -> bool:
+    return file.name.endswith((".tar.gz", ".tgz"))
