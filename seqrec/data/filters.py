@@ -1,12 +1,9 @@
-"""Which events, users and items of a log are kept."""
+"""Which events, users and items of a log are kept, and what is kept of an event."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Literal, get_args
 
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.errors import InputError
@@ -14,28 +11,40 @@ from seqrec.errors import InputError
 if TYPE_CHECKING:
     import polars as pl
 
+Duplicates = Literal["keep", "drop", "refuse"]
+# Features become files of their names, on any system.
+_NOT_IN_FILE_NAMES = set('/\\:*?"<>|') | {chr(code) for code in range(32)}
+
 
 @dataclass(frozen=True)
 class Filters:
-    """What to keep of a log, applied in the order: event filter, k-core, minimum history.
+    """What to keep of a log, applied in the order: event filter, duplicates, k-core, minimum history.
 
     Args:
         min_user_events: Fewest events a user may have. Users and items with fewer are dropped in turn until
             none is left to drop (k-core).
         min_item_events: Fewest events an item may have, likewise.
         event_filter: SQL condition that an event must meet, over the log's columns: "is_click = 1 AND rating
-            >= 4". Where it is neither true nor false (a null), the event is dropped. None keeps all.
+            >= 4". Where it is neither true nor false (a null), the event is dropped. None keeps all. A
+            condition on the log as a whole, such as "rating > AVG(rating)", may hold the columns in memory.
         min_history: Fewest events a user may have after the k-core; users with fewer are dropped once, and
             items that thereby fall under min_item_events stay.
+        event_features: Numeric columns kept with each event: integers, floats (a null becomes NaN), booleans.
+        duplicates: What becomes of an event whose user, item and timestamp are those of an earlier one in
+            the log: "keep" it, "drop" it, or "refuse" the log. They are counted in any case. Logs without
+            timestamps have none, as a repeated item is a repeated event there.
 
     Raises:
-        InputError: a number is out of range, or the event filter is blank.
+        InputError: a number is out of range, the event filter is blank, an event feature is named twice, is
+            no file name or one of the three columns that are kept anyway, or `duplicates` is another word.
     """
 
     min_user_events: int = 1
     min_item_events: int = 1
     event_filter: str | None = None
     min_history: int = 0
+    event_features: tuple[str, ...] = ()
+    duplicates: Duplicates = "keep"
 
     def __post_init__(self) -> None:
         for name, least in {"min_user_events": 1, "min_item_events": 1, "min_history": 0}.items():
@@ -43,76 +52,56 @@ class Filters:
                 raise InputError(f"filters.{name}={getattr(self, name)} must be at least {least}")
         if self.event_filter is not None and not self.event_filter.strip():
             raise InputError("filters.event_filter is blank; leave it out (null) to keep all events")
+        if isinstance(self.event_features, str):
+            raise InputError(
+                f"filters.event_features={self.event_features!r} must be a list of names, "
+                f"as in [{self.event_features}]"
+            )
+        # Lists come from Python and JSON; a tuple keeps the filters hashable.
+        object.__setattr__(self, "event_features", tuple(self.event_features))
+        self._check_event_features()
+        if self.duplicates not in get_args(Duplicates):
+            raise InputError(
+                f"filters.duplicates={self.duplicates!r} must be one of {', '.join(get_args(Duplicates))}"
+            )
+
+    def _check_event_features(self) -> None:
+        names = self.event_features
+        for place, name in enumerate(names):
+            if name in (USER_ID, ITEM_ID, TIMESTAMP):
+                raise InputError(f"filters.event_features: {name!r} is kept anyway; leave it out")
+            if name in names[:place]:
+                raise InputError(f"filters.event_features names {name!r} twice")
+            if not name or _NOT_IN_FILE_NAMES & set(name):
+                raise InputError(
+                    f"filters.event_features: {name!r} is no name of a file, which it must become; "
+                    "rename the log's column"
+                )
+
+    @property
+    def keeps_every_event(self) -> bool:
+        """Whether nothing is dropped of the events that meet the event filter."""
+        is_core = self.min_user_events <= 1 and self.min_item_events <= 1 and self.min_history <= 1
+        return is_core and self.duplicates != "drop"
 
 
-def filter_events(frame: pl.LazyFrame, event_filter: str | None) -> pl.DataFrame:
-    """Return the ids and times of the events that meet a condition, in log order.
+def event_condition(frame: pl.LazyFrame, event_filter: str) -> pl.Expr:
+    """Return the expression of an SQL condition.
 
     Args:
         frame: Interaction frame.
-        event_filter: SQL condition over its columns; None keeps all.
+        event_filter: SQL condition over its columns.
 
     Raises:
-        InputError: the condition is no SQL, names an unknown column, is not true or false for each event on
-            its own, or no event meets it.
+        InputError: the condition is no SQL, names an unknown column, or is not true or false.
     """
-    import polars as pl
-
-    if event_filter is not None:
-        frame = frame.filter(_condition(frame, event_filter))
-    present = frame.collect_schema()
-    columns = [name for name in (USER_ID, ITEM_ID, TIMESTAMP) if name in present]
-    try:
-        events = frame.select(columns).collect()
-    except pl.exceptions.PolarsError as error:
-        if event_filter is None:
-            raise
-        raise InputError(_refusal(event_filter, error)) from error
-    if len(events) == 0:
-        reason = (
-            f"filters.event_filter={event_filter!r} keeps no event"
-            if event_filter
-            else "the log has no events"
-        )
-        raise InputError(reason)
-    return events
-
-
-def k_core(
-    user_codes: NDArray[np.int64], item_codes: NDArray[np.int64], filters: Filters
-) -> NDArray[np.int64]:
-    """Return the rows (N,) ascending that k-core and minimum history keep.
-
-    Args:
-        user_codes: (E,) users as numbers from 0.
-        item_codes: (E,) items as numbers from 0.
-        filters: The thresholds.
-    """
-    rows = np.arange(len(user_codes))
-    while True:
-        before = len(rows)
-        rows = _frequent(rows, user_codes, filters.min_user_events)
-        rows = _frequent(rows, item_codes, filters.min_item_events)
-        if len(rows) == before:
-            return _frequent(rows, user_codes, filters.min_history)
-
-
-def _frequent(rows: NDArray[np.int64], codes: NDArray[np.int64], least: int) -> NDArray[np.int64]:
-    # The rows whose code stands in at least `least` of the rows.
-    if least <= 1 or len(rows) == 0:
-        return rows
-    enough = np.bincount(codes[rows]) >= least
-    return rows[enough[codes[rows]]]
-
-
-def _condition(frame: pl.LazyFrame, event_filter: str) -> pl.Expr:
     import polars as pl
 
     try:
         condition = pl.sql_expr(event_filter)
         kind = frame.select(condition.alias("condition")).collect_schema()["condition"]
     except pl.exceptions.PolarsError as error:
-        raise InputError(_refusal(event_filter, error, frame.collect_schema().names())) from error
+        raise filter_refused(event_filter, error, frame.collect_schema().names()) from error
     if kind != pl.Boolean:
         raise InputError(
             f"filters.event_filter={event_filter!r} gives {kind}; it must be true or false, as in rating >= 4"
@@ -120,7 +109,14 @@ def _condition(frame: pl.LazyFrame, event_filter: str) -> pl.Expr:
     return condition
 
 
-def _refusal(event_filter: str, error: Exception, columns: list[str] | None = None) -> str:
+def filter_refused(event_filter: str, error: Exception, columns: list[str] | None = None) -> InputError:
+    """Return the error to raise for a condition that polars does not take.
+
+    Args:
+        event_filter: The condition.
+        error: What polars said.
+        columns: Columns that there are, where that may help.
+    """
     reason = str(error).strip().split("\n")[0].split("; valid columns")[0]
     known = f"; columns: {', '.join(columns)}" if columns else ""
-    return f"filters.event_filter={event_filter!r}: {reason}{known}"
+    return InputError(f"filters.event_filter={event_filter!r}: {reason}{known}")

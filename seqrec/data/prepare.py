@@ -1,38 +1,29 @@
-"""From a raw log to an event store: filter, number, order, write; done once."""
+"""From a raw log to an event store: filter, number, order, write; done once, in bounded memory."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from filelock import FileLock
-from numpy.typing import NDArray
 
-from seqrec.data.filters import Filters, filter_events, k_core
-from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID, check_interactions
+from seqrec.data.filters import Filters
+from seqrec.data.preparation.disk import Workspace, disk_full, is_full
+from seqrec.data.preparation.memory import MemoryLimit
+from seqrec.data.preparation.stages import write_store_of
+from seqrec.data.progress import Progress, Show
 from seqrec.data.sources.base import Source
-from seqrec.data.sources.lines import reading
-from seqrec.data.store import MANIFEST, VERSION, EventStore, read_manifest, write_store
+from seqrec.data.store import MANIFEST, VERSION, EventStore, read_manifest, synchronise
 from seqrec.errors import InputError, MissingInputError, StoreError
-
-if TYPE_CHECKING:
-    import polars as pl
 
 __all__ = ["Filters", "ensure_store", "fingerprint", "prepare"]
 
-Progress = Callable[[str], None]
-ORDER = {
-    True: "a user's events by timestamp, ties in log order; users and items numbered by external id",
-    False: "a user's events in log order; users and items numbered by external id",
-}
 _REMEDY = "choose another --data.store, or run seqrec prepare --overwrite true"
 
 
@@ -47,37 +38,55 @@ def prepare(
     filters: Filters,
     directory: Path | str,
     *,
-    progress: Progress | None = None,
+    memory_limit: int | str | None = None,
+    progress: Show | None = None,
     overwrite: bool = False,
 ) -> EventStore:
     """Read a log and write its event store.
 
     A user's events are ordered by timestamp, ties by log order; by log order where the log has no times.
     Users and items get internal ids 1.. in ascending order of external id. The same log and filters give
-    the same bytes. The store appears at `directory` whole or not at all: it is written beside it, under
-    `<directory>.partial`, and renamed.
+    the same bytes, whatever the memory limit. The store appears at `directory` whole or not at all: it is written
+    beside it, under `<directory>.partial`, and renamed.
+
+    Memory does not grow with the events: the log is read in batches, and ordered some users at a time, on disk.
+    Beside the libraries and the reader's buffers it must hold tables of the distinct ids (5 bytes for each value
+    of their range where they are integers of a small range, 36 for each id where they are other integers, four
+    times their own size where they are text, 10 for each user and item where a filter counts them) and the events
+    of any one user, at up to 100 bytes each. The disk must hold about as much as the log does as text.
 
     Args:
         source: The raw log.
         filters: What to keep.
         directory: Where the store goes; its parents are made.
-        progress: Called with a line for each stage: what was done, rows, seconds.
+        memory_limit: Most that the process may hold in memory, all included: bytes, or text such as "3GiB" or
+            "1500MB", 1 GiB or more. None takes half of the machine's memory, or of its control group's limit
+            where that is smaller.
+        progress: Called with a line for each stage, at its begin, now and then (rows, rows a second, time left)
+            and at its end, and with notes on what was left out.
         overwrite: Replace a store that is there.
 
     Returns:
         The store, opened.
 
     Raises:
-        InputError: the log cannot be read, or nothing of it is left.
-        StoreError: something is at `directory` already, and `overwrite` is False or it is no store.
+        InputError: the log cannot be read or changes meanwhile, nothing of it is left, or the memory limit is too
+            small for it.
+        StoreError: something is at `directory` already, and `overwrite` is False or it is no store; or the disk is
+            full.
     """
-    directory = Path(directory)
+    directory, limit = Path(directory), MemoryLimit(memory_limit)
     with _locked(directory):
-        return _prepare(source, filters, directory, progress or _silent, overwrite)
+        return _prepare(source, filters, directory, limit, Progress(progress), overwrite)
 
 
 def ensure_store(
-    source: Source, filters: Filters, directory: Path | str, *, progress: Progress | None = None
+    source: Source,
+    filters: Filters,
+    directory: Path | str,
+    *,
+    memory_limit: int | str | None = None,
+    progress: Show | None = None,
 ) -> EventStore:
     """Return the store at `directory`, made now if there is none.
 
@@ -87,10 +96,11 @@ def ensure_store(
         source: The raw log; its files need not be there where the store is.
         filters: What to keep.
         directory: Where the store is or goes.
+        memory_limit: As for `prepare`.
         progress: As for `prepare`.
 
     Raises:
-        InputError: the log cannot be read, or nothing of it is left.
+        InputError: `prepare` raises it.
         StoreError: the store there is damaged or of another version, was made from other settings, or from a
             file that has changed in size since.
     """
@@ -98,7 +108,8 @@ def ensure_store(
     if not (directory / MANIFEST).is_file():
         with _locked(directory):
             if not (directory / MANIFEST).is_file():
-                return _prepare(source, filters, directory, progress or _silent, False)
+                limit = MemoryLimit(memory_limit)
+                return _prepare(source, filters, directory, limit, Progress(progress), False)
     manifest = read_manifest(directory)
     if not {"source", "filters", "source_files"} <= manifest.keys():
         raise StoreError(f"{directory} does not say what log it was prepared from; {_REMEDY}")
@@ -108,7 +119,7 @@ def ensure_store(
 
 
 def _prepare(
-    source: Source, filters: Filters, directory: Path, progress: Progress, overwrite: bool
+    source: Source, filters: Filters, directory: Path, limit: MemoryLimit, progress: Progress, overwrite: bool
 ) -> EventStore:
     occupied = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
     if occupied and not (directory / MANIFEST).is_file():
@@ -119,90 +130,30 @@ def _prepare(
     replaced = directory.with_name(directory.name + ".replaced")
     for leftover in (partial, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir()
+    workspace = Workspace(partial / "spool")
+    workspace.folder.mkdir(parents=True)
+    full: OSError | None = None
     try:
-        _write(source, filters, partial, progress)
+        settings = _settings(source, filters)
+        write_store_of(source, filters, partial, workspace, limit, progress, settings)
+        workspace.folder.rmdir()
         if directory.exists():
             directory.rename(replaced)
         partial.rename(directory)
+        synchronise(directory.parent)
+    except OSError as error:
+        if isinstance(error, InputError) or not is_full(error):
+            raise
+        full = error
     finally:
         if replaced.exists() and not directory.exists():
             replaced.rename(directory)
         for leftover in (partial, replaced):
             shutil.rmtree(leftover, ignore_errors=True)
+    if full is not None:
+        # Told only now that what was half-written is gone, so that the free space is what a new try would have.
+        raise disk_full(directory.parent, workspace.needed, full) from full
     return EventStore.open(directory)
-
-
-def _write(source: Source, filters: Filters, directory: Path, progress: Progress) -> None:
-    stage = _Stages(progress)
-    origin = source.name or type(source).__name__
-    stage.begin(f"reading {', '.join(map(str, source.files())) or origin}")
-    with reading(f"source {origin}", "an interaction log"):
-        frame = source.scan()
-        check_interactions(frame, origin)
-        events = filter_events(frame, filters.event_filter)
-    stage.end(len(events))
-    users, user_codes = _encode(events[USER_ID])
-    items, item_codes = _encode(events[ITEM_ID])
-    stage.begin("filtering")
-    keep = k_core(user_codes, item_codes, filters)
-    stage.end(len(keep))
-    if len(keep) == 0:
-        raise InputError(
-            f"no event of {len(events):,} is left after the filters {_spoken(filters)}; loosen them"
-        )
-    times = events[TIMESTAMP].to_numpy()[keep] if TIMESTAMP in events.columns else None
-    stage.begin("ordering")
-    user_rows, user_kept = _compact(user_codes[keep], len(users))
-    item_rows, item_kept = _compact(item_codes[keep], len(items))
-    order = _order(user_rows, times)
-    counts = np.bincount(user_rows, minlength=len(user_kept))
-    stage.end(len(order))
-    stage.begin("writing")
-    write_store(
-        directory,
-        item_rows[order] + 1,
-        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        None if times is None else times[order],
-        _external(users, user_kept),
-        _external(items, item_kept),
-        {
-            **_settings(source, filters),
-            "order": ORDER[times is not None],
-            "source_files": _sizes(source.files()),
-        },
-    )
-    stage.end(len(order))
-
-
-def _encode(ids: pl.Series) -> tuple[pl.Series, NDArray[np.int64]]:
-    # Distinct ids in ascending order, and where among them each row's id stands.
-    import polars as pl
-
-    distinct = ids.unique().sort()
-    # Ranking text sorts it, which is many times slower than hashing it.
-    ranks = ids.cast(pl.Enum(distinct)).to_physical() if ids.dtype == pl.String else ids.rank("dense") - 1
-    return distinct, ranks.to_numpy().astype(np.int64)
-
-
-def _compact(codes: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    # Codes renumbered to 0.. without gaps, and the old codes in their new order.
-    kept = np.flatnonzero(np.bincount(codes, minlength=size))
-    renumbered = np.zeros(size, np.int64)
-    renumbered[kept] = np.arange(len(kept))
-    return renumbered[codes], kept
-
-
-def _order(user_rows: NDArray[np.int64], times: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    # Both sorts are stable, so ties keep log order.
-    if times is None:
-        return np.argsort(user_rows, kind="stable")
-    return np.lexsort((times, user_rows))
-
-
-def _external(distinct: pl.Series, kept: NDArray[np.int64]) -> NDArray[np.int64] | list[str]:
-    ids = distinct.gather(kept)
-    return ids.to_numpy() if ids.dtype.is_integer() else ids.to_list()
 
 
 def _settings(source: Source, filters: Filters) -> dict[str, Any]:
@@ -248,10 +199,6 @@ def _check_source_files(directory: Path, manifest: dict[str, Any], source: Sourc
             raise StoreError(f"{name} has {size} bytes; it {was} when {directory} was prepared; {_REMEDY}")
 
 
-def _spoken(filters: Filters) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in asdict(filters).items())
-
-
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     # Of several processes that want to write this store, one is inside at a time.
@@ -263,24 +210,3 @@ def _locked(directory: Path) -> Iterator[None]:
         if isinstance(error, InputError):
             raise
         raise StoreError(f"the event store {directory} cannot be written: {error}") from error
-
-
-def _silent(_: str) -> None:
-    pass
-
-
-class _Stages:
-    # Says what is being done and, when it is done, how many events came out and how long it took.
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._name = ""
-        self._began = 0.0
-
-    def begin(self, name: str) -> None:
-        self._name, self._began = name, time.perf_counter()
-        self._progress(f"{name} ...")
-
-    def end(self, events: int) -> None:
-        seconds = time.perf_counter() - self._began
-        self._progress(f"{self._name}: {events:,} events, {seconds:.1f} s")

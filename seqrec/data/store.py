@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import MissingInputError, StoreError
 
 FORMAT = "seqrec-event-store"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 REMEDY = "prepare it again: seqrec prepare --overwrite true"
 
@@ -37,13 +39,14 @@ class EventStore:
 
     Attributes:
         directory: The folder.
-        manifest: Format, version, counts, source, filters, order rule, sizes of the source files, and size
-            and SHA-256 of each file of the store.
+        manifest: Format, version, counts, names of the features, source, filters, order rule, sizes of the
+            source files, rows that were left out as malformed, and size and SHA-256 of each file of the store.
         num_users: Number of users, U.
         num_items: Number of distinct items.
         num_events: Number of events, E.
         item_ids: (E,) internal item ids in the smallest unsigned integer type that holds `num_items`.
         timestamps: (E,) int64 in the log's unit, or None where the log has no times.
+        features: Event features by name, (E,) each, aligned with `item_ids`.
         offsets: (U + 1,) int64.
         item_vocabulary: The log's item ids.
         user_vocabulary: The log's user ids.
@@ -60,6 +63,9 @@ class EventStore:
         self.offsets: NDArray[np.int64] = _map(directory / "offsets.npy")
         has_times = "timestamps.npy" in manifest["files"]
         self.timestamps: NDArray[np.int64] | None = _map(directory / "timestamps.npy") if has_times else None
+        self.features: dict[str, NDArray[Any]] = {
+            name: _map(directory / f"feature_{name}.npy") for name in manifest.get("features", [])
+        }
         self.item_vocabulary = Vocabulary.open(directory, "item_vocabulary")
         self.user_vocabulary = Vocabulary.open(directory, "user_vocabulary")
 
@@ -148,7 +154,7 @@ def write_store(
     item_ids_external: NDArray[np.int64] | Sequence[str],
     manifest_extra: Mapping[str, Any],
 ) -> None:
-    """Write an event store into an existing folder; the manifest comes last, so an interrupted one has none.
+    """Write an event store of arrays in memory into an existing folder.
 
     Args:
         directory: An empty folder.
@@ -170,20 +176,90 @@ def write_store(
     arrays = {"item_ids": item_ids.astype(np.min_scalar_type(len(items))), "offsets": offsets}
     if timestamps is not None:
         arrays["timestamps"] = timestamps
-    files = []
-    for name, array in arrays.items():
-        files.append(directory / f"{name}.npy")
-        np.save(files[-1], array, allow_pickle=False)
-    files += users.save(directory, "user_vocabulary") + items.save(directory, "item_vocabulary")
+    arrays |= users.arrays("user_vocabulary") | items.arrays("item_vocabulary")
+    files = [ArrayFile(directory, name, array.dtype, len(array)) for name, array in arrays.items()]
+    for file, array in zip(files, arrays.values(), strict=True):
+        file.append(array)
+    counts = {"users": len(users), "items": len(items), "events": len(item_ids)}
+    write_manifest(directory, files, counts, manifest_extra)
+
+
+class ArrayFile:
+    """An `.npy` file of a store, written piece after piece and hashed on the way.
+
+    The file is open only while a piece is written, so that whatever interrupts preparation leaves none open.
+
+    Args:
+        directory: The store's folder.
+        name: The file's name without `.npy`.
+        dtype: Type of the array.
+        length: Length of the array.
+    """
+
+    def __init__(self, directory: Path, name: str, dtype: DTypeLike, length: int) -> None:
+        self.path = directory / f"{name}.npy"
+        self.dtype = np.dtype(dtype)
+        self._missing = length
+        self._digest = hashlib.sha256()
+        header = io.BytesIO()
+        description = np.lib.format.dtype_to_descr(self.dtype)
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": description, "fortran_order": False, "shape": (length,)}
+        )
+        self.path.touch(exist_ok=False)
+        self._write(header.getbuffer())
+
+    def append(self, values: NDArray[Any]) -> None:
+        """Write values (N,) after those that are there."""
+        self._missing -= len(values)
+        self._write(np.ascontiguousarray(values, self.dtype).data.cast("B") if len(values) else b"")
+
+    def finish(self) -> dict[str, Any]:
+        """Return size in bytes and SHA-256 of the file, once it is safe on disk."""
+        assert self._missing == 0, f"{self.path}: {self._missing} values are missing"
+        synchronise(self.path)
+        return {"bytes": self.path.stat().st_size, "sha256": self._digest.hexdigest()}
+
+    def _write(self, piece: bytes | memoryview) -> None:
+        self._digest.update(piece)
+        with self.path.open("ab") as stream:
+            stream.write(piece)
+
+
+def write_manifest(
+    directory: Path, files: Sequence[ArrayFile], counts: Mapping[str, int | None], extra: Mapping[str, Any]
+) -> None:
+    """Make a store of files that are written; before, nothing takes them for one.
+
+    Args:
+        directory: The store's folder.
+        files: All of its arrays.
+        counts: `users`, `items`, `events`, and what else was counted.
+        extra: What else the manifest says.
+    """
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "counts": {"users": len(users), "items": len(items), "events": len(item_ids)},
-        **manifest_extra,
-        "files": {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files},
+        "counts": dict(counts),
+        **extra,
+        "files": {file.path.name: file.finish() for file in files},
     }
     text = json.dumps(manifest, indent=2, ensure_ascii=False)
     (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    synchronise(directory / MANIFEST)
+    synchronise(directory)
+
+
+def synchronise(path: Path) -> None:
+    """Return when a file's content, or what files a folder has, outlives a loss of power."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
+        # Windows opens no folders, and writes its changes by itself.
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _map(file: Path) -> NDArray[Any]:

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -114,23 +115,18 @@ class Vocabulary:
         assert self._offsets is not None
         return self._values[self._offsets[row] : self._offsets[row + 1]].tobytes()
 
-    def save(self, directory: Path, stem: str) -> list[Path]:
-        """Write the ids as `<stem>.npy`, or strings as `<stem>.bytes.npy` and `<stem>.offsets.npy`.
+    def arrays(self, stem: str) -> dict[str, NDArray[Any]]:
+        """Return what `open` reads, by file name without `.npy`.
 
-        Returns:
-            The files written.
+        Integers are the array `<stem>`; strings are their bytes, `<stem>.bytes`, and `<stem>.offsets`.
         """
         if self._offsets is None:
-            arrays = {f"{stem}.npy": self._values}
-        else:
-            arrays = {f"{stem}.bytes.npy": self._values, f"{stem}.offsets.npy": self._offsets}
-        for name, array in arrays.items():
-            np.save(directory / name, array, allow_pickle=False)
-        return [directory / name for name in arrays]
+            return {stem: self._values}
+        return {f"{stem}.bytes": self._values, f"{stem}.offsets": self._offsets}
 
     @classmethod
     def open(cls, directory: Path, stem: str) -> Vocabulary:
-        """Vocabulary that `save` wrote, memory-mapped.
+        """Vocabulary whose `arrays` are in `.npy` files, memory-mapped.
 
         Raises:
             FileNotFoundError: there is none.

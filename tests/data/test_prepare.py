@@ -2,99 +2,18 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from slow_preparation import Frame, contents, histories, small
 
 from seqrec.data.prepare import Filters, ensure_store, fingerprint, prepare
-from seqrec.data.sources import ML1M, Sequences, Source, Synthetic, Table
+from seqrec.data.sources import ML1M, Sequences, Synthetic, Table
+from seqrec.data.sources.base import Malformed
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError, StoreError
-
-
-class Frame(Source):
-    """A log held in memory."""
-
-    def __init__(self, label: str = "frame", **columns: Any) -> None:
-        self.label = label
-        self.columns = columns
-
-    def describe(self) -> dict[str, Any]:
-        return {"name": self.label, "arguments": {}}
-
-    def files(self) -> list[Path]:
-        return []
-
-    def scan(self, progress: object = None) -> pl.LazyFrame:
-        return pl.LazyFrame(self.columns)
-
-
-def small(**changes: Any) -> Frame:
-    columns = {"user_id": [2, 1, 2, 1, 3], "item_id": ["b", "a", "a", "b", "c"], "timestamp": [5, 2, 5, 1, 9]}
-    return Frame(**{**columns, **changes})
-
-
-def histories(store: EventStore) -> dict[Any, list[Any]]:
-    """Each user's items, by external ids."""
-    items = list(store.item_vocabulary.external_ids(store.item_ids))
-    users = store.user_vocabulary.external_ids(range(1, store.num_users + 1))
-    starts, stops = store.offsets[:-1], store.offsets[1:]
-    return {user: items[start:stop] for user, start, stop in zip(users, starts, stops, strict=True)}
-
-
-def expected_histories(events: list[tuple], filters: Filters) -> dict[Any, list[Any]]:
-    """The same, slowly. An event is (user, item) or (user, item, time)."""
-    while True:
-        users, items = Counter(e[0] for e in events), Counter(e[1] for e in events)
-        kept = [
-            e
-            for e in events
-            if users[e[0]] >= filters.min_user_events and items[e[1]] >= filters.min_item_events
-        ]
-        if len(kept) == len(events):
-            break
-        events = kept
-    result: dict[Any, list[Any]] = {}
-    for user in sorted({e[0] for e in events}):
-        history = sorted((e for e in events if e[0] == user), key=lambda e: e[2:])
-        if len(history) >= filters.min_history:
-            result[user] = [e[1] for e in history]
-    return result
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    events=st.lists(
-        st.tuples(st.integers(-3, 3), st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=40
-    ),
-    filters=st.builds(Filters, st.integers(1, 4), st.integers(1, 4), min_history=st.integers(0, 4)),
-    has_times=st.booleans(),
-    text_ids=st.booleans(),
-)
-def test_histories_are_those_of_the_slow_way(tmp_path_factory, events, filters, has_times, text_ids):
-    if text_ids:
-        events = [(f"u{user}", f"ü{item}", time) for user, item, time in events]
-    if not has_times:
-        events = [event[:2] for event in events]
-    names = ("user_id", "item_id", "timestamp")
-    source = Frame(**dict(zip(names, map(list, zip(*events, strict=True)), strict=False)))
-    directory = tmp_path_factory.mktemp("property") / "store"
-    expected = expected_histories(events, filters)
-    if not expected:
-        with pytest.raises(InputError, match=r"no event of \d+ is left after the filters"):
-            prepare(source, filters, directory)
-        return
-    store = prepare(source, filters, directory)
-    assert histories(store) == expected
-    assert store.num_events == sum(map(len, expected.values()))
-    used = {item for history in expected.values() for item in history}
-    assert list(store.item_vocabulary.external_ids(range(1, store.num_items + 1))) == sorted(used)
-    assert (store.timestamps is not None) == has_times
 
 
 def test_order_is_by_time_and_ties_keep_log_order(tmp_path: Path):
@@ -110,6 +29,13 @@ def test_minimum_history_drops_users_once(tmp_path: Path):
     source = Frame(user_id=[1, 1, 2, 2, 3], item_id=["a", "a", "b", "a", "b"])
     store = prepare(source, Filters(min_item_events=2, min_history=2), tmp_path / "store")
     assert histories(store) == {1: ["a", "a"], 2: ["b", "a"]}
+
+
+def test_items_of_users_without_minimum_history_alone_are_no_items(tmp_path: Path):
+    source = Frame(user_id=[1, 1, 2, 3, 3], item_id=["c", "d", "a", "d", "e"])
+    store = prepare(source, Filters(min_history=2), tmp_path / "store")
+    assert histories(store) == {1: ["c", "d"], 3: ["d", "e"]}
+    assert (store.num_items, store.item_vocabulary.lookup(["a", "c", "d", "e"]).tolist()) == (3, [0, 1, 2, 3])
 
 
 def test_event_filter_sees_the_logs_columns(tmp_path: Path):
@@ -151,6 +77,12 @@ def test_a_feature_that_changes_its_type_late_is_refused_by_the_filter_that_need
         ({"min_item_events": 0}, r"filters\.min_item_events=0 must be at least 1"),
         ({"min_history": -1}, r"filters\.min_history=-1 must be at least 0"),
         ({"event_filter": " "}, r"filters\.event_filter is blank"),
+        ({"duplicates": "remove"}, r"filters\.duplicates='remove' must be one of keep, drop, refuse"),
+        ({"event_features": "is_click"}, r"event_features='is_click' must be a list .* \[is_click\]"),
+        ({"event_features": ("a", "a")}, r"event_features names 'a' twice"),
+        ({"event_features": ("timestamp",)}, r"event_features: 'timestamp' is kept anyway"),
+        ({"event_features": ("a/b",)}, r"event_features: 'a/b' is no name of a file, .* rename"),
+        ({"event_features": ("",)}, r"event_features: '' is no name of a file"),
     ],
 )
 def test_filters_out_of_range_are_refused(arguments, message):
@@ -158,16 +90,132 @@ def test_filters_out_of_range_are_refused(arguments, message):
         Filters(**arguments)
 
 
+def test_event_features_are_kept_beside_the_items(tmp_path: Path):
+    columns = {
+        "is_click": [True, False, True, False, True],
+        "watched": pl.Series([50, 20, 51, 10, 90], dtype=pl.Int16),
+        "share": pl.Series([0.5, None, 0.25, 1.0, 2.0], dtype=pl.Float32),
+        "kind": ["x", "y", "x", "x", "y"],
+    }
+    filters = Filters(min_history=2, event_features=["share", "is_click", "watched"])
+    store = prepare(small(**columns), filters, tmp_path / "store")
+    assert histories(store) == {1: ["b", "a"], 2: ["b", "a"]}
+    assert {name: str(values.dtype) for name, values in store.features.items()} == {
+        "share": "float32",
+        "is_click": "bool",
+        "watched": "int16",
+    }
+    assert store.features["watched"].tolist() == [10, 20, 50, 51]
+    assert store.features["is_click"].tolist() == [False, False, True, True]
+    assert str(store.features["share"].tolist()) == "[1.0, nan, 0.5, 0.25]"
+    assert store.manifest["features"] == ["share", "is_click", "watched"]
+    assert ensure_store(small(**columns), filters, tmp_path / "store").num_events == 4
+    with pytest.raises(StoreError, match=r"filters\.event_features=\['share', .*, now it is \[\]"):
+        ensure_store(small(**columns), Filters(min_history=2), tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rank", r"event_features: no column 'rank'; columns: user_id, item_id, timestamp, kind, flag, day"),
+        ("kind", r"event_features: 'kind' is String; it must be integers of at most 64 bits, floats or bool"),
+        ("day", r"event_features: 'day' is Date; it must be integers"),
+        ("flag", r"event_features: 'flag' \(Int64\) has an event without .*: flag IS NOT NULL"),
+    ],
+)
+def test_an_event_feature_that_cannot_be_kept_is_refused(tmp_path: Path, name: str, message: str):
+    source = small(kind=list("xyxxy"), flag=[1, 0, None, 1, 0], day=pl.Series([0] * 5, dtype=pl.Date))
+    with pytest.raises(InputError, match=message):
+        prepare(source, Filters(event_features=(name,)), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_missing_feature_of_an_event_that_is_filtered_out_does_not_matter(tmp_path: Path):
+    filters = Filters(event_filter="flag IS NOT NULL", event_features=("flag",))
+    store = prepare(small(flag=[1, 0, None, 1, 0]), filters, tmp_path / "store")
+    assert store.features["flag"].tolist() == [1, 0, 1, 0]
+    assert (store.manifest["counts"]["rows_read"], store.manifest["counts"]["events_after_filter"]) == (5, 4)
+
+
+class TestDuplicates:
+    # User 1 repeats (a, 5) twice, with another event of that time between; (a, 6) is no duplicate.
+    COLUMNS: ClassVar = {
+        "user_id": [1, 1, 1, 1, 1, 2],
+        "item_id": ["a", "b", "a", "a", "a", "a"],
+        "timestamp": [5, 5, 5, 6, 5, 5],
+        "place": [0, 1, 2, 3, 4, 5],
+    }
+
+    def prepared(self, directory: Path, lines: list[str], **filters: Any) -> EventStore:
+        filters = {"event_features": ("place",), **filters}
+        return prepare(Frame(**self.COLUMNS), Filters(**filters), directory, progress=lines.append)
+
+    def test_are_kept_and_told(self, tmp_path: Path):
+        lines: list[str] = []
+        store = self.prepared(tmp_path / "store", lines)
+        assert histories(store) == {1: ["a", "b", "a", "a", "a"], 2: ["a"]}
+        assert store.manifest["counts"]["duplicates"] == 2
+        assert "2 events repeat user, item and timestamp of an earlier one: kept" in lines
+
+    def test_are_dropped_but_for_the_first_in_log_order(self, tmp_path: Path):
+        lines: list[str] = []
+        store = self.prepared(tmp_path / "store", lines, duplicates="drop")
+        assert store.features["place"].tolist() == [0, 1, 3, 5]
+        assert store.manifest["counts"] == {
+            "users": 2,
+            "items": 2,
+            "events": 4,
+            "rows_read": 6,
+            "events_after_filter": 6,
+            "duplicates": 2,
+        }
+        assert "2 events repeat user, item and timestamp of an earlier one: dropped" in lines
+
+    def test_that_are_dropped_do_not_count_for_the_core(self, tmp_path: Path):
+        store = self.prepared(tmp_path / "store", [], duplicates="drop", min_user_events=3)
+        assert histories(store) == {1: ["a", "b", "a"]}
+        with pytest.raises(InputError, match=r"no event of 6 is left .*min_user_events=4"):
+            self.prepared(tmp_path / "other", [], duplicates="drop", min_user_events=4)
+
+    def test_are_refused_with_the_first_one(self, tmp_path: Path):
+        first = "2 events .* first user_id=1, item_id='a', timestamp=5; clean the log, or choose drop or keep"
+        with pytest.raises(InputError, match=rf"filters\.duplicates='refuse': {first}"):
+            self.prepared(tmp_path / "store", [], duplicates="refuse")
+        assert not (tmp_path / "store").exists()
+        source = small()
+        assert prepare(source, Filters(duplicates="refuse"), tmp_path / "other").num_events == 5
+
+    def test_of_the_first_user_are_named_where_others_have_some(self, tmp_path: Path, monkeypatch):
+        monkeypatch.setattr("seqrec.data.preparation.partitions.PARTITION_EVENTS", 2)
+        source = Frame(user_id=[9, 9, 4, 4], item_id=[1, 1, 2, 2], timestamp=[3, 3, 8, 8])
+        with pytest.raises(InputError, match=r"2 events .* first user_id=4, item_id=2, timestamp=8"):
+            prepare(source, Filters(duplicates="refuse"), tmp_path / "store")
+
+    @pytest.mark.parametrize("duplicates", ["drop", "refuse"])
+    def test_need_timestamps_to_be_told(self, tmp_path: Path, duplicates):
+        source = Sequences(str(tmp_path / "log.txt"))
+        (tmp_path / "log.txt").write_text("1 2\n1 2\n")
+        with pytest.raises(InputError, match=f"duplicates='{duplicates}' needs timestamps, .*; use keep"):
+            prepare(source, Filters(duplicates=duplicates), tmp_path / "store")
+        assert prepare(source, Filters(), tmp_path / "store").manifest["counts"]["duplicates"] is None
+
+
 def test_a_source_that_yields_no_interaction_frame_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="yields no column 'item_id'"):
         prepare(Frame(user_id=[1]), Filters(), tmp_path / "store")
     with pytest.raises(InputError, match="the log has no events"):
         prepare(Eventless(), Filters(), tmp_path / "store")
+    for name in ("user_id", "item_id", "timestamp"):
+        columns = {name: pl.Series([1, 2, None, 4, 5])}
+        with pytest.raises(InputError, match=f"source Frame yields a null in {name}; every event must"):
+            prepare(small(**columns), Filters(), tmp_path / "store")
 
 
 class Eventless(Synthetic):
     def scan(self, progress: object = None) -> pl.LazyFrame:
-        return super().scan().head(0)
+        frame = super().scan().head(0)
+        self.num_rows = 0
+        return frame
 
 
 class TestStoreOnDisk:
@@ -175,35 +223,54 @@ class TestStoreOnDisk:
         source = Synthetic(num_users=30, num_items=40)
         for name in "ab":
             prepare(source, Filters(2, 2), tmp_path / name).verify()
-        first = {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()}
-        second = {file.name: file.read_bytes() for file in (tmp_path / "b").iterdir()}
-        assert first == second
+        assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
     def test_manifest_says_where_the_store_comes_from(self, tmp_path: Path):
         (tmp_path / "log.txt").write_text("1 2\n1 3\n")
         manifest = prepare(Sequences(str(tmp_path / "log.txt")), Filters(), tmp_path / "store").manifest
         log = (tmp_path / "log.txt").as_posix()
-        assert manifest["counts"] == {"users": 1, "items": 2, "events": 2}
-        assert manifest["source"] == {"name": "sequences", "arguments": {"path": log}}
+        assert manifest["counts"] == {
+            "users": 1,
+            "items": 2,
+            "events": 2,
+            "rows_read": 2,
+            "events_after_filter": 2,
+            "duplicates": None,
+        }
+        assert manifest["source"]["name"] == "sequences"
+        assert manifest["source"]["arguments"]["path"] == log
         assert manifest["source_files"] == [{"name": log, "bytes": 8}]
         assert manifest["filters"]["min_user_events"] == 1
 
-    def test_progress_tells_stages_rows_and_seconds(self, tmp_path: Path):
-        lines: list[str] = []
-        prepare(small(), Filters(), tmp_path / "store", progress=lines.append)
-        assert [line.split(":")[0] for line in lines[1::2]] == [
-            "reading Frame",
-            "filtering",
-            "ordering",
-            "writing",
+    def test_rows_left_out_as_malformed_are_told_and_kept_in_the_manifest(self, tmp_path: Path):
+        source, lines = small(), []
+        source.malformed = (Malformed("log.csv", 2, 7, ("line 3: no id", "line 5: no time")),)
+        manifest = prepare(source, Filters(), tmp_path / "store", progress=lines.append).manifest
+        assert manifest["malformed"] == [
+            {"file": "log.csv", "count": 2, "rows": 7, "places": ["line 3: no id", "line 5: no time"]}
         ]
-        assert all(": 5 events, 0." in line for line in lines[1::2])
+        assert "log.csv: left out 2 malformed of 7 rows: line 3: no id; line 5: no time" in lines
+
+    def test_progress_tells_stages_and_rows(self, tmp_path: Path):
+        lines: list[str] = []
+        prepare(small(), Filters(), tmp_path / "all", progress=lines.append)
+        reading = ["reading Frame", "listing users", "listing items", "counting the users' events"]
+        stages = [line.split(":")[0] for line in lines if ": 5 rows, 0." in line]
+        assert stages == [*reading, "bringing users together", "ordering and writing"]
+        assert [line.removesuffix(" ...") for line in lines if line.endswith(" ...")] == [
+            *stages,
+            "making the store last on disk",
+        ]
+        lines.clear()
+        prepare(small(), Filters(2), tmp_path / "core", progress=lines.append)
+        stages = [line.split(":")[0] for line in lines if line.endswith("rows/s")]
+        assert stages[-4:] == ["ordering", "k-core, pass 1", "k-core, pass 2", "writing"]
 
     def test_a_failed_preparation_leaves_no_store(self, tmp_path: Path, monkeypatch):
         def fail(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("seqrec.data.prepare.write_store", fail)
+        monkeypatch.setattr("seqrec.data.preparation.stages.write_manifest", fail)
         with pytest.raises(KeyboardInterrupt):
             prepare(small(), Filters(), tmp_path / "store")
         assert [file.name for file in tmp_path.iterdir() if file.is_dir()] == []
@@ -220,7 +287,7 @@ class TestStoreOnDisk:
             prepare(small(), Filters(), tmp_path / "store")
         store = prepare(small(), Filters(min_history=2), tmp_path / "store", overwrite=True)
         assert store.num_users == 2
-        monkeypatch.setattr("seqrec.data.prepare.write_store", lambda *_: 1 / 0)
+        monkeypatch.setattr("seqrec.data.preparation.stages.write_manifest", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(small(), Filters(), tmp_path / "store", overwrite=True)
         assert EventStore.open(tmp_path / "store").num_users == 2

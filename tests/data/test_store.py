@@ -96,7 +96,7 @@ def test_a_folder_without_a_store_is_refused(tmp_path: Path, kind):
 
 def test_another_version_is_refused(directory: Path):
     edit_manifest(directory, version=99)
-    with pytest.raises(StoreError, match=r"version 99, expected 1; prepare it again"):
+    with pytest.raises(StoreError, match=r"version 99, expected 2; prepare it again"):
         EventStore.open(directory)
 
 

@@ -1,0 +1,227 @@
+"""From external ids to internal ids, 1.. in ascending order of external id. C events a chunk, N distinct ids.
+
+Memory: where the integers span R values, with R small enough, 5 R bytes; else up to 36 N bytes for integers, and
+for text about four times the distinct ids themselves. It does not grow with the events.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqrec.data.preparation.memory import MemoryLimit
+from seqrec.data.preparation.spool import IntegerColumn, TextColumn, differences
+from seqrec.data.progress import Stage
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Ids: TypeAlias = NDArray[np.unsignedinteger[Any]]
+# Above so many values of range an id, or a million of them, sorting is cheaper than a table.
+_SPARSE = 8
+_SMALL_RANGE = 1 << 20
+_BLOCK = 1 << 20
+# Distinct ids wait to be merged until they are a quarter of those merged already, or so many.
+_PENDING = 1 << 20
+
+
+class Numbering(ABC):
+    """The distinct external ids of a column.
+
+    Attributes:
+        size: How many there are, N.
+        dtype: Smallest unsigned type of internal ids 1..N.
+    """
+
+    size: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Smallest unsigned type of internal ids."""
+        return np.min_scalar_type(self.size)
+
+    @abstractmethod
+    def ids(self, chunk: int) -> Ids:
+        """Return internal ids (C,) of chunk number `chunk` of the column."""
+
+    @abstractmethod
+    def external_id(self, internal_id: int) -> int | str:
+        """Return the external id that an internal id stands for."""
+
+    @abstractmethod
+    def blocks(self, kept: NDArray[np.bool_]) -> Iterator[NDArray[np.int64] | pl.Series]:
+        """Yield external ids in ascending order, a bounded number at a time.
+
+        Args:
+            kept: (N,) which of them.
+        """
+
+
+class IntegerTable(Numbering):
+    """Integers whose range is small: a table of all values in the range.
+
+    Args:
+        column: The column, of `chunks` chunks.
+        chunks: How many.
+        stage: Told rows.
+    """
+
+    def __init__(self, column: IntegerColumn, chunks: int, stage: Stage) -> None:
+        self._column = column
+        seen = np.zeros(column.high - column.low + 1, np.bool_)
+        for chunk in range(chunks):
+            values = column.read(chunk)
+            seen[self._places(values)] = True
+            stage.advance(len(values))
+        self._seen = seen
+        self.size = int(np.count_nonzero(seen))
+        self._ranks = np.cumsum(seen, dtype=self.dtype)
+
+    def ids(self, chunk: int) -> Ids:  # noqa: D102
+        return self._ranks[self._places(self._column.read(chunk))]
+
+    def external_id(self, internal_id: int) -> int:  # noqa: D102
+        return self._column.low + int(np.searchsorted(self._ranks, internal_id))
+
+    def blocks(self, kept: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:  # noqa: D102
+        done = 0
+        for start in range(0, len(self._seen), _BLOCK):
+            places = np.flatnonzero(self._seen[start : start + _BLOCK])
+            chosen = places[kept[done : done + len(places)]]
+            done += len(places)
+            yield chosen.astype(np.int64) + (self._column.low + start)
+
+    def _places(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        return differences(values, self._column.low).view(np.int64)
+
+
+class SortedIntegers(Numbering):
+    """Integers whose range is wide: their distinct values in ascending order.
+
+    Args:
+        column: The column, of `chunks` chunks.
+        chunks: How many.
+        limit: Memory.
+        what: Whose ids these are, in the plural, for messages.
+        stage: Told rows.
+
+    Raises:
+        InputError: the distinct values do not fit the limit.
+    """
+
+    def __init__(
+        self, column: IntegerColumn, chunks: int, limit: MemoryLimit, what: str, stage: Stage
+    ) -> None:
+        self._column = column
+        distinct = np.empty(0, np.int64)
+        pending: list[NDArray[np.int64]] = []
+        waiting = 0
+        for chunk in range(chunks):
+            values = column.read(chunk)
+            stage.advance(len(values))
+            pending.append(np.unique(values))
+            waiting += len(pending[-1])
+            if waiting > max(_PENDING, len(distinct) // 4) or chunk == chunks - 1:
+                # The pieces are there; beside them come all of them in one, half as much to sort it, the result.
+                limit.require(20 * (len(distinct) + waiting), f"the distinct ids of {what}")
+                distinct = _merged([distinct, *pending])
+                pending, waiting = [], 0
+        self._distinct = distinct
+        self.size = len(distinct)
+
+    def ids(self, chunk: int) -> Ids:  # noqa: D102
+        # Looking up ascending values runs through memory once.
+        values, places = np.unique(self._column.read(chunk), return_inverse=True)
+        return (np.searchsorted(self._distinct, values) + 1).astype(self.dtype)[places]
+
+    def external_id(self, internal_id: int) -> int:  # noqa: D102
+        return int(self._distinct[internal_id - 1])
+
+    def blocks(self, kept: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:  # noqa: D102
+        for start in range(0, self.size, _BLOCK):
+            yield self._distinct[start : start + _BLOCK][kept[start : start + _BLOCK]]
+
+
+class SortedTexts(Numbering):
+    """Text: its distinct values in ascending order.
+
+    Args:
+        column: The column, of `chunks` chunks.
+        chunks: How many.
+        limit: Memory.
+        what: Whose ids these are, in the plural, for messages.
+        stage: Told rows.
+
+    Raises:
+        InputError: the distinct values do not fit the limit.
+    """
+
+    def __init__(self, column: TextColumn, chunks: int, limit: MemoryLimit, what: str, stage: Stage) -> None:
+        import polars as pl
+
+        self._column = column
+        merged = pl.Series("text", [], pl.String)
+        pending: list[pl.Series] = []
+        waiting = 0
+        for chunk in range(chunks):
+            pending.append(column.distinct(chunk))
+            waiting += len(pending[-1])
+            stage.advance(column.length(chunk))
+            if waiting > max(_PENDING, len(merged) // 4) or chunk == chunks - 1:
+                size = sum(int(part.estimated_size()) for part in (merged, *pending))
+                limit.require(3 * size, f"the distinct ids of {what}")
+                merged = pl.concat([merged, *pending], rechunk=True).sort()
+                merged = merged.filter(merged.ne_missing(merged.shift(1)))
+                pending, waiting = [], 0
+        self._distinct = merged.rechunk()
+        self.size = len(merged)
+
+    def ids(self, chunk: int) -> Ids:  # noqa: D102
+        ranks = self._distinct.search_sorted(self._column.distinct(chunk)).to_numpy() + 1
+        return ranks.astype(self.dtype)[self._column.read(chunk)]
+
+    def external_id(self, internal_id: int) -> str:  # noqa: D102
+        return str(self._distinct[internal_id - 1])
+
+    def blocks(self, kept: NDArray[np.bool_]) -> Iterator[pl.Series]:  # noqa: D102
+        import polars as pl
+
+        for start in range(0, self.size, _BLOCK):
+            yield self._distinct[start : start + _BLOCK].filter(pl.Series(kept[start : start + _BLOCK]))
+
+
+def number_ids(
+    column: IntegerColumn | TextColumn, lengths: list[int], limit: MemoryLimit, what: str, stage: Stage
+) -> Numbering:
+    """Return the numbering of a column, by the way that is fastest within the limit.
+
+    Args:
+        column: The external ids.
+        lengths: Events of each chunk.
+        limit: Memory.
+        what: Whose ids these are, in the plural, for messages.
+        stage: Told rows.
+
+    Raises:
+        InputError: the distinct ids do not fit the limit.
+    """
+    if isinstance(column, TextColumn):
+        return SortedTexts(column, len(lengths), limit, what, stage)
+    span = column.high - column.low + 1
+    # Half of the room is left to the stages that come after.
+    if span <= max(_SMALL_RANGE, _SPARSE * sum(lengths)) and 5 * span < limit.room() // 2:
+        return IntegerTable(column, len(lengths), stage)
+    return SortedIntegers(column, len(lengths), limit, what, stage)
+
+
+def _merged(runs: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    # The stable sort of numpy merges runs that are in order.
+    values = np.concatenate(runs)
+    values.sort(kind="stable")
+    is_first = np.ones(len(values), np.bool_)
+    np.not_equal(values[1:], values[:-1], out=is_first[1:])
+    return values[is_first]

@@ -1,0 +1,183 @@
+"""Events of neighbouring users brought together: the spool, split by ranges of users that fit memory.
+
+C events a chunk, U users, P partitions.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqrec.data.preparation.numbering import Ids, Numbering
+from seqrec.data.preparation.spool import RawColumn, Spool
+from seqrec.data.progress import Stage
+
+# Events that are sorted at a time, if no user has more: small, as memory is the slower the more of it is in use.
+PARTITION_EVENTS = 1 << 21
+# Users a partition, so that their places in it take two bytes, which are sorted by counting.
+PARTITION_USERS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Events:
+    """Some events with all that is kept of them. N events.
+
+    Attributes:
+        item_ids: (N,) internal item ids.
+        timestamps: (N,) int64, or None where the log has none.
+        features: (N,) each, by name.
+    """
+
+    item_ids: Ids
+    timestamps: NDArray[np.int64] | None
+    features: dict[str, NDArray[Any]]
+
+    def take(self, places: NDArray[Any]) -> Events:
+        """Return the events at `places`, integers or booleans (N,)."""
+        times = self.timestamps
+        return Events(
+            self.item_ids[places],
+            None if times is None else times[places],
+            {name: values[places] for name, values in self.features.items()},
+        )
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Return the columns by the names of their files, `.npy` left out."""
+        times = {} if self.timestamps is None else {"timestamps": self.timestamps}
+        features = {f"feature_{name}": values for name, values in self.features.items()}
+        return {"item_ids": self.item_ids, **times, **features}
+
+    @classmethod
+    def of_columns(cls, columns: dict[str, NDArray[Any]]) -> Events:
+        """Return the events whose `columns` are these."""
+        features = {
+            name.removeprefix("feature_"): values
+            for name, values in columns.items()
+            if name.startswith("feature_")
+        }
+        return cls(columns["item_ids"], columns.get("timestamps"), features)
+
+
+def column_types(spool: Spool, items: Numbering) -> dict[str, np.dtype[Any]]:
+    """Return the type of each column that is kept, by the names of `Events.columns`."""
+    types = {"item_ids": items.dtype}
+    if spool.timestamps is not None:
+        types["timestamps"] = np.dtype(np.int64)
+    return types | {f"feature_{name}": feature.dtype for name, feature in spool.features.items()}
+
+
+class Partitions:
+    """Files with the events of neighbouring users together, each user's in log order.
+
+    Args:
+        folder: Where the files go.
+        lengths: (U,) events of each user, at least 1.
+        types: Of `column_types`.
+    """
+
+    def __init__(self, folder: Path, lengths: NDArray[np.int64], types: dict[str, np.dtype[Any]]) -> None:
+        self._ends = np.cumsum(lengths)
+        self._bounds = _bounds(self._ends)
+        self._rows = RawColumn(folder / "partition_user_rows", np.uint16)
+        self._columns = {name: RawColumn(folder / f"partition_{name}", types[name]) for name in types}
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    def fill(self, spool: Spool, user_rows: RawColumn, items: Numbering, stage: Stage) -> None:
+        """Write the events of the spool.
+
+        Args:
+            spool: The log.
+            user_rows: User row of each event, in log order.
+            items: Numbering of the items.
+            stage: Told rows.
+        """
+        count = len(self)
+        partition_of = np.repeat(np.arange(count, dtype=np.min_scalar_type(count)), np.diff(self._bounds))
+        firsts = self._bounds[:-1].astype(user_rows.dtype)
+        filled = np.array([self.range(place)[0] for place in range(count)], np.int64)
+        with ExitStack() as opened:
+            files = [
+                (column, opened.enter_context(column.file.open("r+b")))
+                for column in (self._rows, *self._columns.values())
+            ]
+            start = 0
+            for chunk, length in enumerate(spool.lengths):
+                rows = user_rows.read(start, start + length)
+                partition = partition_of[rows]
+                order = np.argsort(partition, kind="stable")
+                local = (rows - firsts[partition]).astype(np.uint16)
+                events = _chunk(spool, chunk, start, items.ids(chunk))
+                counts = np.bincount(partition, minlength=count)
+                for (column, file), values in zip(files, (local, *events.columns().values()), strict=True):
+                    _scatter(file, column.dtype, values[order], counts, filled)
+                filled += counts
+                start += length
+                stage.advance(length)
+
+    def range(self, place: int) -> tuple[int, int]:
+        """Return the range of events of partition number `place`, all events being ordered by user."""
+        first, stop = self.users(place)
+        return (int(self._ends[first - 1]) if first else 0), int(self._ends[stop - 1])
+
+    def users(self, place: int) -> tuple[int, int]:
+        """Return the range of user rows of partition number `place`."""
+        return int(self._bounds[place]), int(self._bounds[place + 1])
+
+    def read(self, place: int) -> tuple[NDArray[np.uint16], Events]:
+        """Return partition number `place`: user rows (N,) less its first one, and events; both in log order."""
+        start, stop = self.range(place)
+        columns = {name: column.read(start, stop) for name, column in self._columns.items()}
+        return self._rows.read(start, stop), Events.of_columns(columns)
+
+    def largest(self) -> tuple[int, int]:
+        """Return the number of events of the largest partition, and its first user row."""
+        sizes = [stop - start for start, stop in map(self.range, range(len(self)))]
+        place = int(np.argmax(sizes))
+        return sizes[place], self.users(place)[0]
+
+    def delete(self) -> None:
+        """Remove the files."""
+        for column in (self._rows, *self._columns.values()):
+            column.delete()
+
+
+def _bounds(ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    # First user row of each partition, and U. A user who is larger than a partition has one of his own.
+    bounds = [0]
+    while bounds[-1] < len(ends):
+        first = bounds[-1]
+        begun = int(ends[first - 1]) if first else 0
+        stop = int(np.searchsorted(ends, begun + PARTITION_EVENTS, side="right"))
+        bounds.append(min(max(stop, first + 1), first + PARTITION_USERS))
+    return np.array(bounds, np.int64)
+
+
+def _chunk(spool: Spool, chunk: int, start: int, item_ids: Ids) -> Events:
+    stop = start + spool.lengths[chunk]
+    times = None if spool.timestamps is None else spool.timestamps.read(chunk)
+    return Events(
+        item_ids, times, {name: column.read(start, stop) for name, column in spool.features.items()}
+    )
+
+
+def _scatter(
+    file: BinaryIO,
+    dtype: np.dtype[Any],
+    values: NDArray[Any],
+    counts: NDArray[np.int64],
+    filled: NDArray[np.int64],
+) -> None:
+    # `values` in order of partitions, `counts` of each, to where each is `filled`.
+    begun = 0
+    for partition in np.flatnonzero(counts):
+        stop = begun + int(counts[partition])
+        file.seek(int(filled[partition]) * dtype.itemsize)
+        file.write(np.ascontiguousarray(values[begun:stop], dtype).data)
+        begun = stop

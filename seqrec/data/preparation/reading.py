@@ -1,0 +1,222 @@
+"""The first stage: a source's log, batch after batch, to the spool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqrec.data.filters import Filters, event_condition, filter_refused
+from seqrec.data.preparation.disk import EVENT_BYTES, Workspace
+from seqrec.data.preparation.memory import MemoryLimit, reading_bytes
+from seqrec.data.preparation.spool import IntegerColumn, RawColumn, Spool, TextColumn
+from seqrec.data.progress import Progress
+from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID, check_interactions
+from seqrec.data.sources.base import Source
+from seqrec.data.sources.lines import reading
+from seqrec.errors import InputError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+# Rows of a batch: large enough that the work on one is all numpy's, small enough for a processor's cache.
+CHUNK_EVENTS = 1 << 20
+# The condition's column among the log's, whose names come from a file and thus hold no line break.
+_KEPT = "kept\nby the event filter"
+
+
+def read_log(
+    source: Source, filters: Filters, workspace: Workspace, limit: MemoryLimit, progress: Progress
+) -> tuple[Spool, list[dict[str, Any]]]:
+    """Spool the events that meet the event filter.
+
+    Args:
+        source: The raw log.
+        filters: Of these the event filter, the event features, and whether duplicates are asked for.
+        workspace: Where the spool goes; gets a first estimate of what is needed.
+        limit: Memory.
+        progress: Told rows.
+
+    Returns:
+        The spool, and name and size in bytes of each of the source's files.
+
+    Raises:
+        InputError: the log cannot be read, changes while it is read, lacks what the filters need, or has no
+            event.
+    """
+    limit.require(reading_bytes(), "the buffers of polars (fewer with a smaller POLARS_MAX_THREADS)")
+    origin = f"source {source.name or type(source).__name__}"
+    before = _state(source.files())
+    with reading(origin, "an interaction log"):
+        frame = source.scan(progress)
+        check_interactions(frame, source.name or type(source).__name__)
+        schema = frame.collect_schema()
+    # A source that is downloaded has no files before.
+    before = before or _state(source.files())
+    _check_filters(filters, schema)
+    for left_out in source.malformed:
+        progress.note(
+            f"{left_out.file}: left out {left_out.count:,} malformed of {left_out.rows:,} rows: "
+            + "; ".join(left_out.places)
+        )
+    of_files = sum(state.bytes for state in before.values())
+    workspace.needed = of_files if source.num_rows is None else EVENT_BYTES * source.num_rows
+    spool = _new_spool(workspace.folder, schema, filters)
+    first, *others = [*before, source.name or type(source).__name__]
+    name = f"reading {first}" + (f" and {len(others) - 1} more" if len(others) > 1 else "")
+    try:
+        with progress.stage(name, source.num_rows) as stage:
+            for batch in _batches(frame, schema, filters, origin):
+                stage.advance(len(batch))
+                _append(spool, batch, filters, origin)
+    except InputError:
+        # Whatever polars found wrong with it then, that is the cause.
+        _refuse_change(before, source)
+        raise
+    _refuse_change(before, source)
+    _check_rows(spool, source, filters, origin)
+    return spool, [{"name": file, "bytes": state.bytes} for file, state in before.items()]
+
+
+@dataclass(frozen=True)
+class _FileState:
+    # What differs where a file was written to, or another was put in its place.
+    bytes: int
+    modified: int
+    number: int
+
+
+def _state(files: list[Path]) -> dict[str, _FileState]:
+    found = {}
+    for file in files:
+        stat = file.stat()
+        found[file.as_posix()] = _FileState(stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    return found
+
+
+def _refuse_change(before: dict[str, _FileState], source: Source) -> None:
+    try:
+        after = _state(source.files())
+    except FileNotFoundError:
+        after = {}
+    for file in sorted(before.keys() | after.keys()):
+        if before.get(file) != after.get(file):
+            was = "was removed" if file not in after else "was added" if file not in before else "has changed"
+            raise InputError(f"{file} {was} while it was read; prepare again when the log is complete")
+
+
+def _check_filters(filters: Filters, schema: pl.Schema) -> None:
+    if filters.duplicates != "keep" and TIMESTAMP not in schema:
+        raise InputError(
+            f"filters.duplicates={filters.duplicates!r} needs timestamps, which this log has none of; use keep"
+        )
+    for name in filters.event_features:
+        if name not in schema:
+            raise InputError(f"filters.event_features: no column {name!r}; columns: {', '.join(schema)}")
+        if _numpy_type(schema[name]) is None:
+            raise InputError(
+                f"filters.event_features: {name!r} is {schema[name]}; "
+                "it must be integers of at most 64 bits, floats or booleans"
+            )
+
+
+def _numpy_type(dtype: pl.DataType) -> np.dtype[Any] | None:
+    import polars as pl
+
+    kinds: dict[Any, Any] = {pl.Boolean: np.bool_, pl.Float32: np.float32, pl.Float64: np.float64}
+    kinds |= {pl.Int8: np.int8, pl.Int16: np.int16, pl.Int32: np.int32, pl.Int64: np.int64}
+    kinds |= {pl.UInt8: np.uint8, pl.UInt16: np.uint16, pl.UInt32: np.uint32, pl.UInt64: np.uint64}
+    return np.dtype(kinds[dtype]) if dtype in kinds else None
+
+
+def _new_spool(folder: Path, schema: pl.Schema, filters: Filters) -> Spool:
+    import polars as pl
+
+    users, items = (
+        (TextColumn if schema[name] == pl.String else IntegerColumn)(folder / name)
+        for name in (USER_ID, ITEM_ID)
+    )
+    times = IntegerColumn(folder / TIMESTAMP) if TIMESTAMP in schema else None
+    features = {}
+    for place, name in enumerate(filters.event_features):
+        dtype = _numpy_type(schema[name])
+        assert dtype is not None
+        features[name] = RawColumn(folder / f"feature_{place}", dtype)
+    return Spool(users, items, times, features)
+
+
+def _batches(frame: pl.LazyFrame, schema: pl.Schema, filters: Filters, origin: str) -> Iterator[pl.DataFrame]:
+    # All rows of the log, with a column that says whether they meet the event filter, so that they are counted.
+    import polars as pl
+
+    columns: list[Any] = [name for name in (USER_ID, ITEM_ID, TIMESTAMP) if name in schema]
+    columns += filters.event_features
+    if filters.event_filter is not None:
+        columns.append(event_condition(frame, filters.event_filter).alias(_KEPT))
+    with reading(origin, "an interaction log"):
+        try:
+            batches = frame.select(columns).collect_batches(
+                chunk_size=CHUNK_EVENTS, maintain_order=True, engine="streaming"
+            )
+            batch = next(batches, None)
+        except pl.exceptions.PolarsError as error:
+            raise _refused(error, filters) from error
+    while batch is not None:
+        # Outside of `reading`: an error in writing the spool is none in reading the log.
+        yield batch
+        with reading(origin, "an interaction log"):
+            try:
+                batch = next(batches, None)
+            except pl.exceptions.PolarsError as error:
+                raise _refused(error, filters) from error
+
+
+def _refused(error: Exception, filters: Filters) -> Exception:
+    return error if filters.event_filter is None else filter_refused(filters.event_filter, error)
+
+
+def _append(spool: Spool, batch: pl.DataFrame, filters: Filters, origin: str) -> None:
+    spool.rows += len(batch)
+    if filters.event_filter is not None:
+        batch = batch.filter(batch[_KEPT])
+    if len(batch) == 0:
+        return
+    for name, column in ((USER_ID, spool.users), (ITEM_ID, spool.items), (TIMESTAMP, spool.timestamps)):
+        if column is None:
+            continue
+        values = batch[name]
+        if values.null_count():
+            raise InputError(f"{origin} yields a null in {name}; every event must have one")
+        if isinstance(column, TextColumn):
+            column.append(values)
+        else:
+            column.append(values.to_numpy())
+    for name, feature in spool.features.items():
+        feature.append(_feature(batch[name], name))
+    spool.lengths.append(len(batch))
+
+
+def _feature(values: pl.Series, name: str) -> NDArray[Any]:
+    if values.null_count() and not values.dtype.is_float():
+        raise InputError(
+            f"filters.event_features: {name!r} ({values.dtype}) has an event without a value; "
+            f"keep events that have one, as in event_filter: {name} IS NOT NULL"
+        )
+    return values.to_numpy()
+
+
+def _check_rows(spool: Spool, source: Source, filters: Filters, origin: str) -> None:
+    if source.num_rows is not None and source.num_rows != spool.rows:
+        raise InputError(
+            f"{origin}: {source.num_rows:,} rows were counted first, {spool.rows:,} were read then; "
+            "prepare again when the log is complete"
+        )
+    if spool.num_events == 0:
+        asked = filters.event_filter
+        raise InputError(
+            "the log has no events" if asked is None else f"filters.event_filter={asked!r} keeps no event"
+        )
