@@ -1,14 +1,20 @@
-"""The objects that rooms hand each other. Shapes: B batch, L events, S seen items of the whole batch, K top-k."""
+"""The objects that rooms hand each other. Shapes: B batch, L events, S items of all rows together, K top-k."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 Batch = TypeVar("Batch", bound="TensorRecord")
+
+# Row and item as one sortable number: more than any catalogue, and 2^23 rows still fit 63 bits. A constant, where
+# the largest item would do, because asking a GPU for that makes Python wait.
+ROW_STRIDE = 1 << 40
 
 
 class TensorRecord:
@@ -24,9 +30,9 @@ class TensorRecord:
 
     def _map(self: Batch, method: str, *args: object, **kwargs: object) -> Batch:
         moved = {}
-        for field in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
-            value = getattr(self, field.name)
-            moved[field.name] = value if value is None else getattr(value, method)(*args, **kwargs)
+        for each in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+            value = getattr(self, each.name)
+            moved[each.name] = value if value is None else getattr(value, method)(*args, **kwargs)
         return type(self)(**moved)
 
 
@@ -52,11 +58,11 @@ class History(TensorRecord):
 
 
 @dataclass(frozen=True)
-class SeenItems(TensorRecord):
-    """Sets of items, one a row, as one ragged array: what each user of a batch has met already.
+class RaggedItems(TensorRecord):
+    """Items of each row, rows of different length, as one flat array; repeats are allowed.
 
     Attributes:
-        item_ids: (S,) int64, real items, ascending and distinct within a row.
+        item_ids: (S,) int32 or int64, real items.
         offsets: (B + 1,) int64; row b is `item_ids[offsets[b]:offsets[b + 1]]`.
     """
 
@@ -65,7 +71,7 @@ class SeenItems(TensorRecord):
 
     @property
     def counts(self) -> Tensor:
-        """(B,) number of distinct items a row."""
+        """(B,) number of entries a row."""
         return self.offsets[1:] - self.offsets[:-1]
 
     @property
@@ -75,14 +81,27 @@ class SeenItems(TensorRecord):
         return torch.repeat_interleave(index, self.counts, output_size=len(self.item_ids))
 
     @staticmethod
+    def from_rows(rows: Sequence[Tensor]) -> RaggedItems:
+        """Rows of item ids, at least one row, one behind the other."""
+        return RaggedItems(torch.cat(list(rows)), torch.tensor([0, *map(len, rows)]).cumsum(0))
+
+
+@dataclass(frozen=True)
+class SeenItems(RaggedItems):
+    """Sets of items, one a row: what each user of a batch has met already.
+
+    Attributes:
+        item_ids: (S,) int64, real items, ascending and distinct within a row.
+        offsets: (B + 1,) int64, as in `RaggedItems`.
+    """
+
+    @staticmethod
     def from_events(rows: Tensor, item_ids: Tensor, num_rows: int) -> SeenItems:
         """Distinct items a row from (row, item) pairs in any order; padding (item 0) is left out."""
-        real = item_ids > 0
-        rows, item_ids = rows[real], item_ids[real]
-        base = int(item_ids.max()) + 1 if len(item_ids) else 1
-        keys = torch.unique(rows * base + item_ids)
-        offsets = torch.searchsorted(keys, torch.arange(num_rows + 1, device=keys.device) * base)
-        return SeenItems(keys % base, offsets)
+        keys = torch.unique(rows * ROW_STRIDE + item_ids)
+        keys = keys[keys % ROW_STRIDE > 0]
+        offsets = torch.searchsorted(keys, torch.arange(num_rows + 1, device=keys.device) * ROW_STRIDE)
+        return SeenItems(keys % ROW_STRIDE, offsets)
 
     def with_items(self, item_ids: Tensor) -> SeenItems:
         """Copy with `item_ids` (B,) added, one to each row."""
@@ -101,13 +120,24 @@ class SequenceBatch(TensorRecord):
         targets: (B, L) int64, the event that follows each event, 0 at padding; None when there is none to
             judge by (prediction). In evaluation only the last one of a row is judged: `last_targets`.
         user_ids: (B,) int64, 1..num_users; 0 is a user that training does not know.
-        seen: Items that the user met before the split's target (training: in its whole training history).
+        seen_events: Items of all events that the user had before the split's target, also of those before the
+            window (training: of its whole training history), oldest first; `seen` is the set of them.
+        weight: () float32, what the mean over this batch's targets counts in an average over steps and ranks.
+            Where batches differ in targets it is their number by the epoch's mean of it, so that all
+            targets of an epoch count the same; otherwise 1.
     """
 
     history: History
     targets: Tensor | None
     user_ids: Tensor
-    seen: SeenItems
+    seen_events: RaggedItems
+    weight: Tensor = field(default_factory=lambda: torch.ones(()))
+
+    @cached_property
+    def seen(self) -> SeenItems:
+        """Distinct items of `seen_events`, sorted when first asked for, on the device where the batch is then."""
+        events = self.seen_events
+        return SeenItems.from_events(events.rows, events.item_ids, len(self))
 
     @property
     def last_targets(self) -> Tensor:

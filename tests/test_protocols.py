@@ -9,7 +9,7 @@ from torch import Tensor
 from seqrec.errors import InputError
 from seqrec.protocols import FullRanking, Protocol, SampledRanking, hashed_uniforms
 from seqrec.scoring import Scorer
-from seqrec.types import History, SeenItems, SequenceBatch, TargetRanks
+from seqrec.types import History, RaggedItems, SequenceBatch, TargetRanks
 
 NUM_ITEMS = 40
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -32,13 +32,12 @@ def users_batch(user_ids: list[int], num_items: int = NUM_ITEMS) -> SequenceBatc
         generator = torch.Generator().manual_seed(user)
         histories.append(torch.randint(1, num_items + 1, (6,), generator=generator).tolist())
     events = torch.tensor(histories)
-    rows = torch.arange(len(user_ids)).repeat_interleave(5)
     lengths = torch.full((len(user_ids),), 5)
     return SequenceBatch(
         History(events[:, :5], lengths),
         events[:, 1:],
         torch.tensor(user_ids),
-        SeenItems.from_events(rows, events[:, :5].flatten(), len(user_ids)),
+        RaggedItems.from_rows(list(events[:, :5])),
     )
 
 
@@ -112,7 +111,7 @@ class TestFullRanking:
             History(torch.tensor([[1, 2]]), torch.tensor([2])),
             torch.tensor([[2, 3]]),
             torch.tensor([1]),
-            SeenItems.from_events(torch.zeros(2, dtype=torch.int64), torch.tensor([1, 2]), 1),
+            RaggedItems.from_rows([torch.tensor([1, 2])]),
         )
         filtered = FullRanking().ranks(torch.ones(1, 1), batch, Scorer(vectors))
         kept = FullRanking(filter_seen=False).ranks(torch.ones(1, 1), batch, Scorer(vectors))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from dataclasses import FrozenInstanceError
 from itertools import pairwise
 
@@ -9,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqrec.types import History, SeenItems, SequenceBatch
+from seqrec.types import History, RaggedItems, SeenItems, SequenceBatch
 
 
 def batch(targets: torch.Tensor | None) -> SequenceBatch:
     history = History(torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([3, 1]))
-    seen = SeenItems(torch.tensor([1, 2, 3, 4]), torch.tensor([0, 3, 4]))
-    return SequenceBatch(history, targets, torch.tensor([1, 2]), seen)
+    seen_events = RaggedItems(torch.tensor([3, 1, 2, 3, 4], dtype=torch.int32), torch.tensor([0, 4, 5]))
+    return SequenceBatch(history, targets, torch.tensor([1, 2]), seen_events)
 
 
 def test_valid_is_true_at_events_and_false_at_padding():
@@ -34,7 +35,8 @@ def test_moving_reaches_every_tensor_and_keeps_none():
     moved = batch(torch.ones(2, 3, dtype=torch.int64)).to("meta")
     assert moved.targets.device.type == "meta"
     assert moved.history.item_ids.device.type == "meta"
-    assert moved.seen.offsets.device.type == "meta"
+    assert moved.seen_events.offsets.device.type == "meta"
+    assert moved.weight.device.type == "meta"
     assert moved.user_ids.device.type == "meta"
     assert moved.history.timestamps is None
     assert batch(None).to("cpu").targets is None
@@ -43,6 +45,46 @@ def test_moving_reaches_every_tensor_and_keeps_none():
 def test_records_are_frozen():
     with pytest.raises(FrozenInstanceError, match="item_ids"):
         batch(None).history.item_ids = torch.zeros(1)
+
+
+def test_seen_are_the_distinct_items_of_the_seen_events():
+    seen = batch(None).seen
+    assert (seen.item_ids.tolist(), seen.offsets.tolist()) == ([1, 2, 3, 4], [0, 3, 4])
+    assert seen.item_ids.dtype == torch.int64
+
+
+def test_seen_is_made_once_and_anew_where_the_batch_is_moved():
+    here = batch(None)
+    assert here.seen is here.seen
+    moved = here.to("cpu")
+    assert moved.seen is not here.seen
+    assert torch.equal(moved.seen.item_ids, here.seen.item_ids)
+
+
+def test_a_row_that_has_seen_nothing_stays_empty():
+    history = History(torch.tensor([[1], [2]]), torch.tensor([1, 1]))
+    nothing = RaggedItems.from_rows([torch.tensor([], dtype=torch.int64), torch.tensor([5, 5])])
+    seen = SequenceBatch(history, None, torch.tensor([1, 2]), nothing).seen
+    assert (seen.item_ids.tolist(), seen.offsets.tolist()) == ([5], [0, 0, 1])
+
+
+def test_a_batch_survives_pickling():
+    before = batch(None)
+    after = pickle.loads(pickle.dumps(before))
+    assert type(after) is SequenceBatch
+    assert after.seen.item_ids.tolist() == before.seen.item_ids.tolist()
+
+
+def test_a_batch_weighs_one_unless_told_otherwise():
+    weight = batch(None).weight
+    assert (weight.shape, weight.dtype, weight.item()) == ((), torch.float32, 1.0)
+
+
+def test_ragged_rows_lie_behind_each_other():
+    rows = [[4, 4], [], [1]]
+    ragged = RaggedItems.from_rows([torch.tensor(row, dtype=torch.int64) for row in rows])
+    assert (ragged.item_ids.tolist(), ragged.offsets.tolist()) == ([4, 4, 1], [0, 2, 2, 3])
+    assert (ragged.counts.tolist(), ragged.rows.tolist()) == ([2, 0, 1], [0, 0, 2])
 
 
 pairs = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), max_size=40)
@@ -76,3 +118,10 @@ def test_with_items_adds_one_item_to_each_row(events: list[tuple[int, int]], mor
     expected = [sorted({*items, item}) for items, item in zip(before, more, strict=True)]
     assert sets(seen.with_items(torch.tensor(more))) == expected
     assert sets(seen) == before
+
+
+def test_items_of_the_largest_catalogues_keep_their_rows():
+    largest = 2**40 - 1
+    rows, items = torch.tensor([0, 0, 2, 9]), torch.tensor([largest, 1, largest, 2])
+    seen = SeenItems.from_events(rows, items, 10)
+    assert sets(seen) == [[1, largest], [], [largest], *[[]] * 6, [2]]

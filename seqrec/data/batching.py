@@ -1,95 +1,228 @@
-"""Which windows go into which batch: shuffled, rows of like length together, divided between ranks."""
+"""Which windows go into which batch: shuffled, rows of like length together, divided between ranks.
+
+A step is what all ranks do at once: one batch each. W windows, S steps.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler
 
+from seqrec.data.windows import WindowIndex
 from seqrec.errors import InputError
 
 Int64 = NDArray[np.int64]
 
-# A shuffled run of this many batches is sorted by length before it is cut: long enough that a batch's rows are
-# alike, short enough that batches stay random.
-POOL_BATCHES = 16
+# Lengths count as alike when they agree in this many leading bits, so they differ by 1/32 at most. Fewer bits make
+# batches more random and their padding larger.
+LIKE_BITS = 6
 
 
-class BatchSampler(DistributedSampler[Int64]):
-    """Yields the window numbers of one batch at a time, for one rank.
+@dataclass(frozen=True)
+class BatchPlan:
+    """The windows of one batch, which a sampler sends to the processes that read them.
 
-    Every epoch is a permutation fixed by (seed, epoch). With `bucket`, runs of 16 shuffled batches are sorted
-    by length and cut, and the batches shuffled again, so that padding is small. All ranks get the same number
-    of batches; where the last global batch has fewer windows than ranks and `shuffle` is on, other windows fill
-    it up. Without `shuffle` (evaluation) no window is repeated, and ranks may differ by one batch.
+    Attributes:
+        windows: The batch's rows.
+        weight: See `SequenceBatch.weight`.
+    """
+
+    windows: WindowIndex
+    weight: float
+
+
+@dataclass(frozen=True)
+class _EpochPlan:
+    """Steps of an epoch, for all ranks.
+
+    Attributes:
+        windows: All windows, those of a step behind each other.
+        bounds: (S + 1,) where each step starts in `windows`; the last one is W.
+        sequence: (S,) the order of the steps.
+        first_ranks: (S,) the rank that each step's first window goes to; the others follow in turn.
+    """
+
+    windows: WindowIndex
+    bounds: Int64
+    sequence: Int64
+    first_ranks: Int64
+
+
+class BatchSampler(DistributedSampler[BatchPlan]):
+    """Yields one rank's batches, every window of an epoch once over all ranks.
+
+    An epoch is fixed by (seed, epoch, windows, world size). Windows are ordered longest first, cut into steps, and
+    each step's windows dealt out to the ranks in turn, so that ranks take equally many steps and have like many
+    events in each. With `shuffle`, windows of almost the same length are in random order before the cut, another
+    rank begins the deal of each step, and the steps are shuffled. Without `bucket` all windows are in random order.
+
+    Where the last step of the cut has fewer windows than there are ranks, they join the step before: so a batch may
+    have one row more than `batch_size` or `max_tokens` allow.
 
     It is a `DistributedSampler` only so that Lightning calls `set_epoch` and does not shard it a second time.
 
     Args:
-        lengths: (W,) events of each window.
-        batch_size: Windows a batch and rank.
+        windows: Makes an epoch's windows from the epoch's random numbers.
+        batch_size: Windows a batch and rank; None with `max_tokens`.
+        max_tokens: Events a batch and rank, padding included: rows times the longest row. At least the longest
+            window. None with `batch_size`.
         shuffle: New order each epoch; otherwise longest first, so that lack of memory shows at once.
         bucket: Whether rows of like length go together. Without `shuffle` they always do.
-        seed: Seed of the order.
+        seed: Seed of windows and order.
         rank: This process, 0..world_size - 1.
         world_size: Processes that share the windows.
+
+    Raises:
+        InputError: a value out of range, both or none of `batch_size` and `max_tokens`, `max_tokens` without
+            `bucket`, or fewer windows than processes.
     """
 
     def __init__(
         self,
-        lengths: Int64,
+        windows: Callable[[np.random.Generator], WindowIndex],
         *,
-        batch_size: int,
+        batch_size: int | None = None,
+        max_tokens: int | None = None,
         shuffle: bool,
         bucket: bool = True,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if batch_size < 1:
+        if (batch_size is None) == (max_tokens is None):
+            raise InputError(
+                f"batch_size={batch_size} and max_tokens={max_tokens}: give exactly one, and null for the other"
+            )
+        if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1")
-        self.lengths = lengths
+        if max_tokens is not None and shuffle and not bucket:
+            raise InputError(
+                f"max_tokens={max_tokens} needs rows of like length together: bucket by length, or set batch_size"
+            )
+        self.windows = windows
         self.batch_size = batch_size
+        self.max_tokens = max_tokens
         self.shuffle = shuffle
-        self.bucket = bucket
+        self.bucket = bucket or not shuffle
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self._skipped = 0
+        # The same for each epoch; made here, so that windows that cannot be batched show at once.
+        self._steps = len(self._plan(epoch=0).sequence)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration yields."""
         self.epoch = epoch
 
+    def skip(self, batches: int) -> None:
+        """Let the next iteration, and only that one, start behind the first `batches` batches of its epoch.
+
+        `len` stays that of the whole epoch.
+
+        Raises:
+            InputError: an epoch has fewer batches, or the number is negative.
+        """
+        if not 0 <= batches <= len(self):
+            raise InputError(f"cannot skip {batches} batches of an epoch that has {len(self)}")
+        self._skipped = batches
+
+    def num_windows(self, steps: int) -> int:
+        """Windows of all ranks in the first `steps` steps of the epoch."""
+        plan = self._plan(self.epoch)
+        return int(np.diff(plan.bounds)[plan.sequence[:steps]].sum())
+
     def __len__(self) -> int:
-        if self.shuffle:
-            return -(-len(self.lengths) // (self.batch_size * self.world_size))
-        return sum(1 for _ in self._batches())
+        return self._steps
 
-    def __iter__(self) -> Iterator[Int64]:
-        return self._batches()
+    def __iter__(self) -> Iterator[BatchPlan]:
+        # As a generator this runs when the first batch is asked for: torch makes iterators that it never asks.
+        skipped, self._skipped = self._skipped, 0
+        plan = self._plan(self.epoch)
+        if len(plan.sequence) != len(self):
+            raise InputError(
+                f"windows of epoch {self.epoch} make {len(plan.sequence)} batches, those of epoch 0 made {len(self)}; "
+                "their number and lengths must not depend on the epoch"
+            )
+        yield from self._batches(plan, skipped)
 
-    def _batches(self) -> Iterator[Int64]:
-        total = self.batch_size * self.world_size
-        for batch in self._global_batches(total):
-            if self.shuffle and len(batch) < self.world_size:
-                others = np.setdiff1d(np.arange(len(self.lengths)), batch)
-                batch = np.resize(np.concatenate([batch, others]), self.world_size)
-            mine = batch[self.rank :: self.world_size]
-            if len(mine):
-                yield mine
+    def _batches(self, plan: _EpochPlan, skipped: int) -> Iterator[BatchPlan]:
+        tokens_a_batch = plan.windows.lengths.sum() / (len(self) * self.world_size)
+        for step in plan.sequence[skipped:]:
+            begin, end = plan.bounds[step : step + 2]
+            begin += (self.rank - plan.first_ranks[step]) % self.world_size
+            mine = plan.windows[begin : end : self.world_size]
+            yield BatchPlan(mine, float(mine.lengths.sum() / tokens_a_batch) if self.bucket else 1.0)
 
-    def _global_batches(self, total: int) -> list[Int64]:
-        count = len(self.lengths)
+    def _plan(self, epoch: int) -> _EpochPlan:
+        rng = np.random.default_rng((self.seed, epoch))
+        windows = self.windows(rng)
+        if len(windows) < self.world_size:
+            raise InputError(
+                f"{len(windows)} windows cannot be divided between {self.world_size} processes, as each needs one "
+                "a step; use fewer processes"
+            )
+        windows = windows[self._order(windows.lengths, rng)]
+        starts = cut(self._step_sizes(windows.lengths), self.world_size)
+        steps = np.arange(len(starts))
+        return _EpochPlan(
+            windows,
+            bounds=np.append(starts, len(windows)),
+            sequence=rng.permutation(steps) if self.shuffle else steps,
+            first_ranks=rng.integers(self.world_size, size=len(steps)) if self.shuffle else steps,
+        )
+
+    def _order(self, lengths: Int64, rng: np.random.Generator) -> Int64:
+        """(W,) window numbers in the order in which they are cut."""
         if not self.shuffle:
-            order = np.argsort(-self.lengths, kind="stable")
-            return np.split(order, np.arange(total, count, total)) if count else []
-        rng = np.random.default_rng((self.seed, self.epoch))
-        order = rng.permutation(count)
-        if self.bucket:
-            pool = np.arange(count) // (total * POOL_BATCHES)
-            order = order[np.lexsort((self.lengths[order], pool))]
-        batches = np.split(order, np.arange(total, count, total)) if count else []
-        return [batches[i] for i in rng.permutation(len(batches))] if self.bucket else batches
+            return np.argsort(-lengths, kind="stable")
+        order = rng.permutation(len(lengths))
+        return order[np.argsort(-like_lengths(lengths[order]), kind="stable")] if self.bucket else order
+
+    def _step_sizes(self, lengths: Int64) -> Int64:
+        """(W,) windows of the step that would start at each window; windows are in cutting order."""
+        if self.max_tokens is None:
+            assert self.batch_size is not None
+            return np.full(len(lengths), self.batch_size * self.world_size)
+        longest = int(lengths.max())
+        if self.max_tokens < longest:
+            raise InputError(
+                f"max_tokens={self.max_tokens} cannot hold the longest window, {longest} events; raise it, or "
+                "lower max_length"
+            )
+        # Rounded lengths, so that the number of steps does not hang on how like lengths are shuffled.
+        return self.world_size * (self.max_tokens // np.minimum(like_lengths(lengths), longest))
+
+
+def like_lengths(lengths: Int64) -> Int64:
+    """Lengths rounded up to 6 leading bits: less than 1/32 more, and the same for lengths that are almost alike."""
+    # Integers alone: ranks on different machines must agree, which their logarithms might not.
+    bits = np.frexp(lengths.astype(np.float64))[1]
+    shift = np.maximum(bits - LIKE_BITS, 0)
+    rounded: Int64 = -(-lengths >> shift) << shift
+    return rounded
+
+
+def cut(sizes: Int64, least: int) -> Int64:
+    """Where steps start in a row of W windows.
+
+    Args:
+        sizes: (W,) windows of the step that would start there.
+        least: Windows that the last step must have, or it joins the step before.
+
+    Returns:
+        (S,) ascending, the first one is 0.
+    """
+    changes = np.flatnonzero(np.diff(sizes)) + 1
+    runs, begin = [], 0
+    # Sizes are constant over long runs, so this loops over lengths, not over windows.
+    for end, size in zip([*changes.tolist(), len(sizes)], sizes[[0, *changes]].tolist(), strict=True):
+        runs.append(np.arange(begin, end, size))
+        begin += len(runs[-1]) * size
+    starts = np.concatenate(runs)
+    return starts[:-1] if len(starts) > 1 and len(sizes) - starts[-1] < least else starts

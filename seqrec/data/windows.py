@@ -38,6 +38,10 @@ class WindowIndex:
     def __len__(self) -> int:
         return len(self.user_rows)
 
+    def __getitem__(self, numbers: Int64 | slice) -> WindowIndex:
+        """Only the windows of these numbers, in their order."""
+        return WindowIndex(self.user_rows[numbers], self.starts[numbers], self.stops[numbers])
+
 
 def newest_windows(offsets: Int64, stops: Int64, max_length: int) -> WindowIndex:
     """One window a user: its last `max_length` events before `stops`; users with none are left out."""
@@ -47,23 +51,27 @@ def newest_windows(offsets: Int64, stops: Int64, max_length: int) -> WindowIndex
 
 
 class TrainWindows(ABC):
-    """Policy that cuts training histories into windows."""
+    """Policy that cuts training histories into windows, anew each epoch."""
 
     @abstractmethod
-    def index(self, offsets: Int64, stops: Int64, max_length: int) -> WindowIndex:
+    def index(self, offsets: Int64, stops: Int64, max_length: int, rng: np.random.Generator) -> WindowIndex:
         """Windows of at most `max_length` events.
+
+        Which windows may depend on `rng`; how many there are, and their lengths up to order, may not, or epochs
+        would differ in their number of batches.
 
         Args:
             offsets: (num_users,) first event of each user.
             stops: (num_users,) end of each user's windows (its last target).
             max_length: Events a window, at most.
+            rng: Random numbers of the epoch.
         """
 
 
 class NewestWindow(TrainWindows):
     """The last `max_length` events of each user, as SASRec trains; older events are never seen."""
 
-    def index(self, offsets: Int64, stops: Int64, max_length: int) -> WindowIndex:
+    def index(self, offsets: Int64, stops: Int64, max_length: int, rng: np.random.Generator) -> WindowIndex:
         """One window a user."""
         return newest_windows(offsets, stops, max_length)
 
@@ -81,7 +89,7 @@ class StridedWindows(TrainWindows):
             raise InputError(f"stride={stride} must be at least 1, or null for max_length")
         self.stride = stride
 
-    def index(self, offsets: Int64, stops: Int64, max_length: int) -> WindowIndex:
+    def index(self, offsets: Int64, stops: Int64, max_length: int, rng: np.random.Generator) -> WindowIndex:
         """Windows of all users, each user's newest first."""
         stride = self.stride or max_length
         if stride > max_length:
@@ -93,3 +101,18 @@ class StridedWindows(TrainWindows):
         nth = ranges(np.zeros_like(windows), windows)
         ends = stops[rows] - nth * stride
         return WindowIndex(rows, np.maximum(offsets[rows], ends - max_length), ends)
+
+
+class RandomCrop(TrainWindows):
+    """One run of `max_length` events of each user, drawn anew each epoch, every place as likely as any other.
+
+    Users with fewer events show all of them. Over many epochs a long history is seen as a whole, at the cost of one
+    window a user and epoch; the oldest and newest events fall into fewer places, so they are shown less often.
+    """
+
+    def index(self, offsets: Int64, stops: Int64, max_length: int, rng: np.random.Generator) -> WindowIndex:
+        """One window a user; users with no events are left out."""
+        rows = np.flatnonzero(stops > offsets)
+        places = np.maximum(stops[rows] - offsets[rows] - max_length, 0) + 1
+        starts = offsets[rows] + rng.integers(places)
+        return WindowIndex(rows, starts, np.minimum(starts + max_length, stops[rows]))

@@ -13,7 +13,7 @@ import torch
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError
 from seqrec.models import Recommender
-from seqrec.types import History, SeenItems, SequenceBatch
+from seqrec.types import History, RaggedItems, SequenceBatch
 
 
 def recommend(
@@ -102,11 +102,13 @@ def _known_items(
 
 
 def _collate(histories: list[np.ndarray[Any, np.dtype[np.int64]]], limit: int) -> SequenceBatch:
-    newest = [torch.from_numpy(history[-limit:]) for history in histories]
-    lengths = torch.tensor([len(history) for history in newest])
+    rows = [torch.from_numpy(history) for history in histories]
+    newest = [row[-limit:] for row in rows]
+    lengths = torch.tensor([len(row) for row in newest])
     item_ids = torch.nn.utils.rnn.pad_sequence(newest, batch_first=True)
-    rows = torch.repeat_interleave(torch.tensor([len(history) for history in histories]))
-    seen = SeenItems.from_events(rows, torch.from_numpy(np.concatenate(histories)), len(histories))
     return SequenceBatch(
-        History(item_ids, lengths), None, torch.zeros(len(histories), dtype=torch.int64), seen
+        History(item_ids, lengths),
+        None,
+        torch.zeros(len(rows), dtype=torch.int64),
+        RaggedItems.from_rows(rows),
     )

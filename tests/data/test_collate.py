@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from seqrec.data.batching import BatchSampler
+from seqrec.data.batching import BatchPlan, BatchSampler
 from seqrec.data.collate import WindowDataset
 from seqrec.data.splits import LeaveOneOut
 from seqrec.data.store import EventStore, write_store
-from seqrec.data.windows import NewestWindow, StridedWindows, WindowIndex, newest_windows
-from seqrec.types import SequenceBatch
+from seqrec.data.windows import NewestWindow, RandomCrop, StridedWindows, TrainWindows, WindowIndex
+from seqrec.types import RaggedItems, SequenceBatch
 
 NUM_ITEMS = 30
 
@@ -35,33 +38,39 @@ def random_histories(num_users: int, seed: int = 0) -> list[list[int]]:
     return [rng.integers(1, NUM_ITEMS + 1, rng.integers(3, 25)).tolist() for _ in range(num_users)]
 
 
-def stage_dataset(store: EventStore, stage: str, max_length: int, stride: int | None = None) -> WindowDataset:
+def stage_windows(
+    store: EventStore, stage: str, max_length: int, policy: TrainWindows | None = None
+) -> Callable[[np.random.Generator], WindowIndex]:
     stops = LeaveOneOut().history_stops(store, stage)
-    offsets = np.asarray(store.offsets)[:-1]
-    if stage == "train":
-        policy = NewestWindow() if stride is None else StridedWindows(stride)
-        windows = policy.index(offsets, stops - 1, max_length)
-    else:
-        windows = newest_windows(offsets, stops, max_length)
-    return WindowDataset(store, windows, stops, with_targets=stage != "predict")
+    # A training window's last target is a training event too.
+    last = stops - 1 if stage == "train" else stops
+    return partial((policy or NewestWindow()).index, np.asarray(store.offsets)[:-1], last, max_length)
 
 
-def collate_slowly(
-    store: EventStore, windows: WindowIndex, numbers: list[int], stage: str
-) -> dict[str, list[Any]]:
+def stage_dataset(store: EventStore, stage: str) -> WindowDataset:
+    return WindowDataset(store, LeaveOneOut().history_stops(store, stage), with_targets=stage != "predict")
+
+
+def stage_batch(store: EventStore, stage: str, max_length: int, numbers: list[int]) -> SequenceBatch:
+    """The batch of some of the stage's newest windows."""
+    windows = stage_windows(store, stage, max_length)(np.random.default_rng())
+    return stage_dataset(store, stage)[BatchPlan(windows[np.array(numbers)], 1.0)]
+
+
+def collate_slowly(store: EventStore, windows: WindowIndex, stage: str) -> dict[str, list[Any]]:
     """What a batch says of each window, one user after another."""
     held_out = {"train": 2, "validate": 2, "test": 1, "predict": 0}[stage]
-    names = ("item_ids", "lengths", "timestamps", "targets", "user_ids", "seen")
+    names = ("item_ids", "lengths", "timestamps", "targets", "user_ids", "seen_events", "seen")
     expected: dict[str, list[Any]] = {name: [] for name in names}
-    longest = max(int(windows.stops[n] - windows.starts[n]) for n in numbers)
-    for number in numbers:
-        row, start, stop = (int(x[number]) for x in (windows.user_rows, windows.starts, windows.stops))
+    longest = int((windows.stops - windows.starts).max())
+    for row, start, stop in zip(windows.user_rows, windows.starts, windows.stops, strict=True):
         padding = [0] * (longest - (stop - start))
         first, end = int(store.offsets[row]), int(store.offsets[row + 1])
         expected["item_ids"].append(store.item_ids[start:stop].tolist() + padding)
-        expected["lengths"].append(stop - start)
-        expected["user_ids"].append(row + 1)
-        expected["seen"].append(sorted(set(store.item_ids[first : end - held_out].tolist())))
+        expected["lengths"].append(int(stop - start))
+        expected["user_ids"].append(int(row) + 1)
+        expected["seen_events"].append(store.item_ids[first : end - held_out].tolist())
+        expected["seen"].append(sorted(set(expected["seen_events"][-1])))
         if store.timestamps is not None:
             expected["timestamps"].append(store.timestamps[start:stop].tolist() + padding)
         if stage != "predict":
@@ -71,15 +80,19 @@ def collate_slowly(
 
 def contents(batch: SequenceBatch) -> dict[str, list[Any]]:
     """A batch as lists; what it lacks is empty."""
-    history, seen = batch.history, batch.seen
-    bounds = seen.offsets.tolist()
+    history = batch.history
+
+    def rows(ragged: RaggedItems) -> list[list[int]]:
+        return [ragged.item_ids[a:b].tolist() for a, b in itertools.pairwise(ragged.offsets.tolist())]
+
     return {
         "item_ids": history.item_ids.tolist(),
         "lengths": history.lengths.tolist(),
         "timestamps": [] if history.timestamps is None else history.timestamps.tolist(),
         "targets": [] if batch.targets is None else batch.targets.tolist(),
         "user_ids": batch.user_ids.tolist(),
-        "seen": [seen.item_ids[a:b].tolist() for a, b in itertools.pairwise(bounds)],
+        "seen_events": rows(batch.seen_events),
+        "seen": rows(batch.seen),
     }
 
 
@@ -98,21 +111,62 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, EventStore]:
     stage=st.sampled_from(["train", "validate", "test", "predict"]),
     times=st.booleans(),
     max_length=st.integers(1, 30),
+    long_rows=st.sampled_from([0, 15, 1000]),
     data=st.data(),
 )
 def test_batches_equal_a_loop_over_users(
-    stores: dict[bool, EventStore], stage: str, times: bool, max_length: int, data: st.DataObject
+    stores: dict[bool, EventStore],
+    stage: str,
+    times: bool,
+    max_length: int,
+    long_rows: int,
+    data: st.DataObject,
 ):
-    stride = data.draw(st.none() | st.integers(1, max_length))
-    dataset = stage_dataset(stores[times], stage, max_length, stride)
-    numbers = data.draw(st.lists(st.integers(0, len(dataset) - 1), min_size=1, max_size=9))
-    batch = dataset[np.array(numbers)]
-    assert contents(batch) == collate_slowly(stores[times], dataset.windows, numbers, stage)
+    policy = data.draw(st.sampled_from([NewestWindow(), StridedWindows(), StridedWindows(1), RandomCrop()]))
+    windows = stage_windows(stores[times], stage, max_length, policy)(np.random.default_rng(0))
+    numbers = data.draw(st.lists(st.integers(0, len(windows) - 1), min_size=1, max_size=9))
+    windows = windows[np.array(numbers)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("seqrec.data.collate.LONG_ROWS", long_rows)
+        batch = stage_dataset(stores[times], stage)[BatchPlan(windows, 0.7)]
+    assert contents(batch) == collate_slowly(stores[times], windows, stage)
     assert len(batch) == len(numbers)
     tensors = (batch.history.item_ids, batch.history.lengths, batch.user_ids, batch.seen.item_ids)
     assert {tensor.dtype for tensor in tensors} == {torch.int64}
+    assert torch.equal(batch.weight, torch.tensor(0.7))
     assert (batch.targets is None) == (stage == "predict")
     assert (batch.history.timestamps is None) == (not times)
+
+
+@pytest.mark.parametrize(("num_items", "dtype"), [(2**31 - 1, torch.int32), (2**31, torch.int64)])
+def test_seen_events_are_in_the_smallest_type_that_holds_the_catalogue(
+    two_users: EventStore, num_items: int, dtype: torch.dtype
+):
+    two_users.num_items = num_items
+    batch = stage_batch(two_users, "test", 4, [0, 1])
+    assert batch.seen_events.item_ids.dtype == dtype
+    assert batch.seen.item_ids.dtype == torch.int64
+
+
+@pytest.mark.parametrize("size", [{"batch_size": 5}, {"max_tokens": 30}], ids=str)
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_an_epoch_of_strided_windows_has_each_event_as_target_once(
+    stores: dict[bool, EventStore], size: dict[str, int], world_size: int
+):
+    store = stores[True]
+    dataset, windows = stage_dataset(store, "train"), stage_windows(store, "train", 7, StridedWindows())
+    targets: Counter[int] = Counter()
+    for rank in range(world_size):
+        sampler = BatchSampler(windows, shuffle=True, rank=rank, world_size=world_size, **size)
+        for batch in DataLoader(dataset, batch_size=None, sampler=sampler):
+            assert batch.history.timestamps is not None
+            assert batch.targets is not None
+            # Times tell events apart: they are 10 * event + 7.
+            events = (batch.history.timestamps[batch.history.valid] - 7) // 10 + 1
+            assert batch.targets[batch.history.valid].tolist() == store.item_ids[events.numpy()].tolist()
+            targets.update(events.tolist())
+    bounds = itertools.pairwise(store.offsets.tolist())
+    assert targets == Counter(event for first, end in bounds for event in range(first + 1, end - 2))
 
 
 @pytest.fixture
@@ -121,7 +175,7 @@ def two_users(tmp_path: Path) -> EventStore:
 
 
 def test_training_by_hand(two_users: EventStore):
-    batch = stage_dataset(two_users, "train", 2)[np.array([0])]
+    batch = stage_batch(two_users, "train", 2, [0])
     # Events 5 and 6 are held out; 4 is a target only, and the second user has nothing to learn from.
     assert batch.history.item_ids.tolist() == [[2, 3]]
     assert batch.targets is not None
@@ -137,7 +191,7 @@ def test_training_by_hand(two_users: EventStore):
     ],
 )
 def test_evaluation_by_hand(two_users: EventStore, stage: str, items, targets, last, seen):
-    batch = stage_dataset(two_users, stage, 3)[np.array([0, 1])]
+    batch = stage_batch(two_users, stage, 3, [0, 1])
     assert batch.history.item_ids.tolist() == items
     assert batch.targets is not None
     assert batch.targets.tolist() == targets
@@ -147,29 +201,38 @@ def test_evaluation_by_hand(two_users: EventStore, stage: str, items, targets, l
 
 
 def test_prediction_shows_the_whole_history_and_no_target(two_users: EventStore):
-    batch = stage_dataset(two_users, "predict", 10)[np.array([1, 0])]
+    batch = stage_batch(two_users, "predict", 10, [1, 0])
     assert batch.history.item_ids.tolist() == [[7, 8, 9, 0, 0, 0], [1, 2, 3, 4, 5, 6]]
     assert batch.targets is None
     assert batch.seen.item_ids.tolist() == [7, 8, 9, 1, 2, 3, 4, 5, 6]
 
 
 def test_loader_processes_give_the_batches_of_the_main_process(stores: dict[bool, EventStore]):
-    dataset = stage_dataset(stores[True], "validate", 6)
+    dataset, windows = (
+        stage_dataset(stores[True], "train"),
+        stage_windows(stores[True], "train", 6, RandomCrop()),
+    )
 
     def batches(num_workers: int) -> list[dict[str, list[Any]]]:
-        sampler = BatchSampler(dataset.windows.lengths, batch_size=5, shuffle=False)
+        sampler = BatchSampler(windows, batch_size=5, shuffle=True)
         loader = DataLoader(
             dataset,
             batch_size=None,
             sampler=sampler,
             num_workers=num_workers,
+            # Workers that live on must see the windows of the new epoch.
+            persistent_workers=num_workers > 0,
             # The strictest way to start a process: all that it gets is pickled.
             multiprocessing_context="spawn" if num_workers else None,
         )
-        loaded = list(loader)
+        loaded = []
+        for epoch in (0, 1):
+            sampler.set_epoch(epoch)
+            loaded += list(loader)
         assert all(isinstance(batch, SequenceBatch) for batch in loaded)
-        return [contents(batch) for batch in loaded]
+        return [contents(batch) | {"weight": [batch.weight.item()]} for batch in loaded]
 
     in_main = batches(0)
-    assert len(in_main) == 3
+    assert len(in_main) == 6
+    assert in_main[:3] != in_main[3:]
     assert batches(2) == in_main

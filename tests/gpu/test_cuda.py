@@ -12,7 +12,7 @@ from seqrec import models
 from seqrec.encoders import ENCODERS
 from seqrec.ops import selective_scan
 from seqrec.protocols import FullRanking, SampledRanking
-from seqrec.types import History, SeenItems, SequenceBatch
+from seqrec.types import History, RaggedItems, SequenceBatch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -30,8 +30,8 @@ def make_batch(rows: int = 8, length: int = 64) -> SequenceBatch:
     item_ids *= torch.arange(length) < lengths.unsqueeze(1)
     targets = item_ids.roll(-1, 1) * (torch.arange(length) < lengths.unsqueeze(1) - 1)
     targets.scatter_(1, (lengths - 1).unsqueeze(1), 7)
-    seen = SeenItems.from_events(torch.arange(rows).repeat_interleave(length), item_ids.flatten(), rows)
-    return SequenceBatch(History(item_ids, lengths), targets, torch.arange(1, rows + 1), seen)
+    seen_events = RaggedItems.from_rows([row[row > 0] for row in item_ids])
+    return SequenceBatch(History(item_ids, lengths), targets, torch.arange(1, rows + 1), seen_events)
 
 
 def test_chunked_scan_on_the_device_equals_the_reference_on_cpu():

@@ -11,7 +11,7 @@ from torch import Tensor
 from seqrec.losses import BCE, LOSSES
 from seqrec.negatives import NegativeSampler
 from seqrec.scoring import Scorer
-from seqrec.types import History, SeenItems, SequenceBatch
+from seqrec.types import History, RaggedItems, SeenItems, SequenceBatch
 
 NUM_ITEMS, WIDTH = 12, 4
 
@@ -33,12 +33,11 @@ def random_batch(lengths: list[int], extra_padding: int = 0) -> SequenceBatch:
     for row, length in enumerate(lengths):
         events[row, : length + 1] = torch.randint(1, 7, (length + 1,), generator=generator)
     valid = torch.arange(events.shape[1] - 1) < torch.tensor(lengths).unsqueeze(1)
-    rows, columns = events.nonzero(as_tuple=True)
     return SequenceBatch(
         History(events[:, :-1] * valid, torch.tensor(lengths)),
         events[:, 1:] * valid,
         torch.arange(len(lengths)) + 1,
-        SeenItems.from_events(rows, events[rows, columns], len(lengths)),
+        RaggedItems.from_rows([row[row > 0] for row in events]),
     )
 
 

@@ -7,23 +7,22 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from seqrec.types import History, SeenItems, SequenceBatch
+from seqrec.types import History, RaggedItems, SequenceBatch
 
 
 def batch_of(
     histories: list[list[int]], targets: list[int], user_ids: list[int] | None = None
 ) -> SequenceBatch:
-    """A batch as the data room makes it: targets are the next events, seen is the history."""
+    """A batch as the data room makes it: targets are the next events, the history is what was seen."""
     lengths = [len(history) for history in histories]
     padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(h) for h in histories], batch_first=True)
     following = torch.nn.utils.rnn.pad_sequence(
         [torch.tensor([*h[1:], target]) for h, target in zip(histories, targets, strict=True)],
         batch_first=True,
     )
-    rows = torch.arange(len(histories)).repeat_interleave(torch.tensor(lengths))
-    seen = SeenItems.from_events(rows, torch.cat([torch.tensor(h) for h in histories]), len(histories))
+    seen_events = RaggedItems.from_rows([torch.tensor(h) for h in histories])
     users = torch.tensor(user_ids) if user_ids else torch.arange(1, len(histories) + 1)
-    return SequenceBatch(History(padded, torch.tensor(lengths)), following, users, seen)
+    return SequenceBatch(History(padded, torch.tensor(lengths)), following, users, seen_events)
 
 
 @pytest.fixture
