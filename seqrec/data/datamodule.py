@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -17,19 +19,37 @@ from seqrec.data.ragged import ranges
 from seqrec.data.sources import Source
 from seqrec.data.splits import LeaveOneOut, Split
 from seqrec.data.store import EventStore
-from seqrec.data.windows import NewestWindow, TrainWindows, newest_windows
+from seqrec.data.windows import NewestWindow, TrainWindows, WindowIndex
 from seqrec.errors import InputError
+from seqrec.specs import to_spec
 from seqrec.types import SequenceBatch
 
 # Events counted at a time, so that counting a billion events takes little memory.
 COUNT_EVENTS = 1 << 24
 
 
+class ResumableLoader(DataLoader[SequenceBatch]):
+    """A loader that can start in the middle of an epoch, which Lightning tells by these two methods.
+
+    Where it starts is the data module's state: the loader itself fetches ahead of what has been trained on.
+    """
+
+    sampler: BatchSampler
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing; see `SequenceDataModule.state_dict`."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing; see `SequenceDataModule.load_state_dict`."""
+
+
 class SequenceDataModule(pl.LightningDataModule):
     """Per-user windows of a log, for training, evaluation and prediction.
 
     The store is prepared from the source when it is first needed and opened ever after; of several processes
-    one prepares and the others wait.
+    one prepares and the others wait. Its state, part of each checkpoint, is the place in the training order, so that
+    a run that is resumed sees the batches that it would have seen.
 
     Args:
         source: Where the log comes from.
@@ -39,10 +59,13 @@ class SequenceDataModule(pl.LightningDataModule):
         train_windows: How training histories are cut; the default is the newest window of each user.
         max_length: Events a window, at most.
         batch_size: Windows a batch and rank, in training.
+        max_tokens: Events a batch and rank, in training, padding included, instead of `batch_size`.
         eval_batch_size: Windows a batch and rank, in evaluation and prediction.
-        bucket_by_length: Whether training batches hold rows of like length (less padding).
+        bucket_by_length: Whether training batches hold rows of like length (less padding). Each batch then counts
+            by its events, so that short histories weigh no more than otherwise.
         num_workers: Loader processes; 0 reads in the main process, which the memory-mapped store makes cheap.
         seed: Seed of the training order.
+        memory_limit: Most memory that preparation may take, such as "8GiB"; None is half of the machine's.
     """
 
     def __init__(
@@ -55,15 +78,18 @@ class SequenceDataModule(pl.LightningDataModule):
         train_windows: TrainWindows | None = None,
         max_length: int = 200,
         batch_size: int = 16,
+        max_tokens: int | None = None,
         eval_batch_size: int = 128,
         bucket_by_length: bool = True,
         num_workers: int = 0,
         seed: int = 0,
+        memory_limit: str | None = None,
     ) -> None:
         super().__init__()
         for name, value in (
             ("max_length", max_length),
             ("batch_size", batch_size),
+            ("max_tokens", 1 if max_tokens is None else max_tokens),
             ("eval_batch_size", eval_batch_size),
         ):
             if value < 1:
@@ -74,16 +100,26 @@ class SequenceDataModule(pl.LightningDataModule):
         self.train_windows = train_windows or NewestWindow()
         self.max_length = max_length
         self.batch_size = batch_size
+        self.max_tokens = max_tokens
         self.eval_batch_size = eval_batch_size
         self.bucket_by_length = bucket_by_length
         self.num_workers = num_workers
         self.seed = seed
+        self.memory_limit = memory_limit
+        self._resume_from: dict[str, Any] | None = None
+        self._train_sampler: BatchSampler | None = None
         self.store_directory = Path(store or f"stores/{source.name}-{fingerprint(source, filters)}")
 
     @cached_property
     def store(self) -> EventStore:
         """The prepared events; prepares them when they are not there yet."""
-        return ensure_store(self.source, self.filters, self.store_directory, progress=print_progress)
+        return ensure_store(
+            self.source,
+            self.filters,
+            self.store_directory,
+            memory_limit=self.memory_limit,
+            progress=print_progress,
+        )
 
     @property
     def num_items(self) -> int:
@@ -108,31 +144,83 @@ class SequenceDataModule(pl.LightningDataModule):
     def prepare_again(self) -> None:
         """Prepare the store even where one is there; for one process alone."""
         self.__dict__.pop("store", None)
-        prepare(self.source, self.filters, self.store_directory, progress=print_progress, overwrite=True)
+        prepare(
+            self.source,
+            self.filters,
+            self.store_directory,
+            memory_limit=self.memory_limit,
+            progress=print_progress,
+            overwrite=True,
+        )
 
     def prepare_data(self) -> None:
         """Prepare the store on one process of each host."""
         self.store  # noqa: B018  # opens or prepares
 
-    def train_dataloader(self) -> DataLoader[SequenceBatch]:
+    def train_dataloader(self) -> ResumableLoader:
         """Shuffled windows of the training part; every window has at least one target."""
         stops = self.split.history_stops(self.store, "train")
-        windows = self.train_windows.index(self._offsets, stops - 1, self.max_length)
-        if not len(windows):
+        if not (stops - 1 > self._offsets).any():
             raise InputError(
                 f"{self.store_directory}: no user has two training events, there is nothing to learn"
             )
-        return self._loader(WindowDataset(self.store, windows, stops), self.batch_size, shuffle=True)
+        windows = partial(self.train_windows.index, self._offsets, stops - 1, self.max_length)
+        loader = self._loader(WindowDataset(self.store, stops), windows, self.batch_size, shuffle=True)
+        self._train_sampler = loader.sampler
+        self._go_on(loader.sampler)
+        return loader
 
-    def val_dataloader(self) -> DataLoader[SequenceBatch]:
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch and batch that training comes to next, and what the order depends on."""
+        assert self.trainer is not None
+        epoch = 0 if self._train_sampler is None else self._train_sampler.epoch
+        batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if batch >= self.trainer.num_training_batches:
+            epoch, batch = epoch + 1, 0
+        return {"epoch": epoch, "batch": batch, "order": self._order()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next training loader start at a checkpoint's place; evaluation does not ask for it."""
+        self._resume_from = state_dict
+
+    def _go_on(self, sampler: BatchSampler) -> None:
+        state, self._resume_from = self._resume_from, None
+        if state is None:
+            return
+        order = self._order()
+        changed = [name for name, value in order.items() if state["order"].get(name) != value]
+        if state["batch"] and changed:
+            was, now = state["order"].get(changed[0]), order[changed[0]]
+            raise InputError(
+                f"the checkpoint lies in the middle of an epoch that was ordered with {changed[0]}={was}; now it is "
+                f"{now}, so that users would be seen twice or not at all: resume with {was}, or from an epoch's end"
+            )
+        sampler.set_epoch(state["epoch"])
+        sampler.skip(state["batch"])
+
+    def _order(self) -> dict[str, Any]:
+        """All that the order of an epoch depends on, in plain values."""
+        return {
+            "events": self.store.num_events,
+            "split": to_spec(self.split),
+            "train_windows": to_spec(self.train_windows),
+            "max_length": self.max_length,
+            "batch_size": self.batch_size,
+            "max_tokens": self.max_tokens,
+            "bucket_by_length": self.bucket_by_length,
+            "seed": self.seed,
+            "world_size": self.trainer.world_size if self.trainer else 1,
+        }
+
+    def val_dataloader(self) -> ResumableLoader:
         """Each user once, with its validation target."""
         return self._eval_loader("validate")
 
-    def test_dataloader(self) -> DataLoader[SequenceBatch]:
+    def test_dataloader(self) -> ResumableLoader:
         """Each user once, with its test target."""
         return self._eval_loader("test")
 
-    def predict_dataloader(self) -> DataLoader[SequenceBatch]:
+    def predict_dataloader(self) -> ResumableLoader:
         """Each user once, with the whole log as history and no target."""
         return self._eval_loader("predict")
 
@@ -144,16 +232,24 @@ class SequenceDataModule(pl.LightningDataModule):
     def _ends(self) -> NDArray[np.int64]:
         return np.asarray(self.store.offsets)[1:]
 
-    def _eval_loader(self, stage: str) -> DataLoader[SequenceBatch]:
+    def _eval_loader(self, stage: str) -> ResumableLoader:
         stops = self.split.history_stops(self.store, stage)
-        windows = newest_windows(self._offsets, stops, self.max_length)
-        dataset = WindowDataset(self.store, windows, stops, with_targets=stage != "predict")
-        return self._loader(dataset, self.eval_batch_size, shuffle=False)
+        windows = partial(NewestWindow().index, self._offsets, stops, self.max_length)
+        dataset = WindowDataset(self.store, stops, with_targets=stage != "predict")
+        return self._loader(dataset, windows, self.eval_batch_size, shuffle=False)
 
-    def _loader(self, dataset: WindowDataset, batch_size: int, *, shuffle: bool) -> DataLoader[SequenceBatch]:
+    def _loader(
+        self,
+        dataset: WindowDataset,
+        windows: Callable[[np.random.Generator], WindowIndex],
+        batch_size: int,
+        *,
+        shuffle: bool,
+    ) -> ResumableLoader:
         sampler = BatchSampler(
-            dataset.windows.lengths,
-            batch_size=batch_size,
+            windows,
+            batch_size=None if shuffle and self.max_tokens else batch_size,
+            max_tokens=self.max_tokens if shuffle else None,
             shuffle=shuffle,
             bucket=self.bucket_by_length,
             seed=self.seed,
@@ -161,7 +257,7 @@ class SequenceDataModule(pl.LightningDataModule):
             world_size=self.trainer.world_size if self.trainer else 1,
         )
         # The sampler yields whole batches, so the loader itself must not batch.
-        return DataLoader(
+        return ResumableLoader(
             dataset,
             batch_size=None,
             sampler=sampler,

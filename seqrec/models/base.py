@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from seqrec.callbacks import StepSeeds
 from seqrec.metrics import NDCG, HitRate
 from seqrec.protocols import FullRanking, Protocol
 from seqrec.scoring import Scorer
@@ -48,6 +49,12 @@ class Recommender(pl.LightningModule, ABC):
     def scorer(self) -> Scorer:
         """Scores of items for states, with the present weights."""
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Randomness of a training step that a resumed run repeats."""
+        # Asked again by each of the trainer's commands.
+        present: list[pl.Callback] = getattr(self._trainer, "callbacks", [])
+        return [] if any(isinstance(callback, StepSeeds) for callback in present) else [StepSeeds()]
+
     def target_metrics(self, batch: SequenceBatch, metrics: MetricCollection) -> None:
         """Rank the batch's last targets by the protocol and add them to `metrics`."""
         metrics.update(self.protocol.ranks(self.last_states(batch), batch, self.scorer()))
@@ -82,9 +89,9 @@ class Recommender(pl.LightningModule, ABC):
         # compute() adds up over ranks, so every rank logs the same number.
         values: dict[str, Any] = self._metrics(stage).compute()
         for name, value in values.items():
-            self.log(
-                f"{stage}_{name}", value.float(), prog_bar=name in ("HR@10", "NDCG@10"), rank_zero_only=False
-            )
+            shown = name in ("HR@10", "NDCG@10")
+            # Equal on all ranks already, which Lightning does not know.
+            self.log(f"{stage}_{name}", value.float(), prog_bar=shown, sync_dist=True)
         self._metrics(stage).reset()
 
 

@@ -117,10 +117,12 @@ class SequentialRecommender(Recommender):
         return Scorer(self.items.weight)
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
+        """Loss of one batch, times its weight, so that all targets of an epoch count the same."""
         loss: Tensor = self.loss(self(batch.history, batch.user_ids), batch, self.scorer())
-        self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch))
-        return loss
+        weighted = loss * batch.weight
+        self.log("train_loss_step", loss, prog_bar=True, batch_size=1)
+        self.log("train_loss_epoch", weighted, prog_bar=True, on_step=False, on_epoch=True, batch_size=1)
+        return weighted
 
     def configure_optimizers(self) -> Optimizer:
         """Optimiser of all parameters."""

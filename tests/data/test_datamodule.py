@@ -165,7 +165,7 @@ def test_moving_a_batch_keeps_its_type_and_what_it_lacks(tmp_path: Path):
     moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
     assert type(moved) is SequenceBatch
     tensors = (moved.history.item_ids, moved.history.lengths, moved.targets, moved.user_ids)
-    assert {x.device.type for x in (*tensors, moved.seen.item_ids, moved.seen.offsets)} == {"meta"}
+    assert {x.device.type for x in (*tensors, moved.seen_events.item_ids, moved.weight)} == {"meta"}
     assert moved.history.timestamps is None
 
 
@@ -181,7 +181,8 @@ def test_pinning_a_batch_keeps_its_type_and_pins_every_tensor(tmp_path: Path, mo
     monkeypatch.setattr(Tensor, "pin_memory", pin_memory)
     assert type(batch.pin_memory()) is SequenceBatch
     tensors = (batch.history.item_ids, batch.history.lengths, batch.targets, batch.user_ids)
-    assert sorted(pinned) == sorted(map(id, (*tensors, batch.seen.item_ids, batch.seen.offsets)))
+    tensors += (batch.seen_events.item_ids, batch.seen_events.offsets, batch.weight)
+    assert sorted(pinned) == sorted(map(id, tensors))
 
 
 class Recorder(pl.LightningModule):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import lightning.pytorch as pl
@@ -127,3 +128,17 @@ def test_predictions_leave_out_seen_items_unless_told(make_batch: MakeBatch):
     assert best.user_ids.tolist() == [1, 2]
     sasrec.filter_seen = False
     assert sorted(sasrec.predict_step(batch, 0).item_ids[0].tolist()) == list(range(1, 13))
+
+
+def test_the_loss_counts_by_the_batchs_weight(make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch):
+    recommender = model()
+    monkeypatch.setattr(recommender, "log", lambda *_, **__: None)
+    batch = make_batch([[1, 2, 3], [4]], [4, 5])
+    losses = []
+    for weight in (1.0, 0.5):
+        torch.manual_seed(0)  # the same negatives
+        losses.append(
+            recommender.training_step(dataclasses.replace(batch, weight=torch.tensor(weight)), 0).item()
+        )
+    assert losses[0] > 0
+    assert losses[1] == pytest.approx(losses[0] / 2)

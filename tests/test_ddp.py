@@ -1,0 +1,84 @@
+"""Several ranks train on all windows and judge all users, as one does."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RUN = """
+import json, sys
+import lightning.pytorch as pl
+from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.sources import Synthetic
+from seqrec.models import MambaRec
+
+ranks, options = int(sys.argv[1]), json.loads(sys.argv[2])
+
+
+class Record(pl.Callback):
+    def __init__(self):
+        self.seen = {"train": [], "test": [], "tokens": []}
+
+    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
+        self.seen["train"].append(batch.user_ids.tolist())
+        self.seen["tokens"].append(int(batch.history.lengths.sum()))
+
+    def on_test_batch_end(self, trainer, model, outputs, batch, batch_idx):
+        self.seen["test"].append(batch.user_ids.tolist())
+
+
+pl.seed_everything(0, verbose=False)
+data = SequenceDataModule(
+    Synthetic(num_users=103, num_items=60, mean_events=30), store="store", max_length=40, **options
+)
+record = Record()
+trainer = pl.Trainer(
+    accelerator="cpu", devices=ranks, strategy="ddp", max_epochs=1, logger=False, callbacks=[record],
+    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+)
+model = MambaRec(data.num_items, d_model=8, num_layers=1, d_state=4, max_length=40)
+# Before training, where all numbers of ranks have the same weights.
+(metrics,) = trainer.test(model, data, verbose=False)
+trainer.fit(model, data)
+with open(f"{ranks}-{trainer.global_rank}.json", "w") as file:
+    json.dump({**record.seen, "metrics": metrics}, file)
+"""
+BATCHES = [{"batch_size": 8, "eval_batch_size": 10}, {"max_tokens": 320, "eval_batch_size": 7}]
+
+
+def run(folder: Path, ranks: int, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each rank saw."""
+    (folder / "run.py").write_text(RUN)
+    done = subprocess.run(
+        [sys.executable, "run.py", str(ranks), json.dumps(options)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"{ranks}-{rank}.json").read_text()) for rank in range(ranks)]
+
+
+@pytest.mark.parametrize("options", BATCHES, ids=str)
+def test_ranks_share_the_work_of_one(tmp_path: Path, options: dict[str, Any]):
+    (alone,) = run(tmp_path, 1, options)
+    assert sorted(itertools.chain(*alone["test"])) == list(range(1, 104))
+    for ranks in (2, 3):
+        seen = run(tmp_path, ranks, options)
+        for stage in ("train", "test"):
+            # Equal step counts; each user once.
+            assert len({len(rank[stage]) for rank in seen}) == 1
+            users = [user for rank in seen for batch in rank[stage] for user in batch]
+            assert sorted(users) == sorted(itertools.chain(*alone[stage]))
+        tokens = [sum(rank["tokens"]) for rank in seen]
+        assert max(tokens) < 1.1 * min(tokens)
+        for rank in seen:
+            assert rank["metrics"] == pytest.approx(alone["metrics"], abs=1e-6)

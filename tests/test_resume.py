@@ -1,0 +1,177 @@
+"""A run that is killed anywhere, and resumed, ends as the run that was never killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from seqrec.callbacks import BestCheckpoint, EarlyStopping, ResumePoints
+from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.sources import Synthetic
+from seqrec.data.windows import RandomCrop
+from seqrec.errors import InputError
+from seqrec.models import SASRec
+
+EPOCHS = 3
+# What Lightning says of a folder that a resumed run goes on with, and of a loader without workers.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),
+]
+
+
+class KilledError(Exception):
+    """Stands for a process that ends without warning."""
+
+
+class KillAt(pl.Callback):
+    """Raises in a hook of one epoch and batch."""
+
+    def __init__(self, hook: str, epoch: int | None = None, batch: int = 0) -> None:
+        def kill(trainer: pl.Trainer, model: pl.LightningModule, *args: Any) -> None:
+            if epoch in (None, trainer.current_epoch) and (len(args) < 2 or args[-1] == batch):
+                raise KilledError
+
+        setattr(self, hook, kill)
+
+
+class Diary(pl.Callback):
+    """What training saw, by epoch and batch, and what validation gave."""
+
+    def __init__(self) -> None:
+        self.batches: dict[tuple[int, int], list[int]] = {}
+        self.validations: dict[int, list[float]] = {}
+
+    def on_train_batch_start(self, trainer: pl.Trainer, model: Any, batch: Any, batch_idx: int) -> None:
+        # Fetched, which is not yet trained on, as far as the checkpoint is concerned.
+        self.batches[trainer.current_epoch, batch_idx] = batch.history.item_ids.flatten().tolist()
+
+    def on_validation_end(self, trainer: pl.Trainer, model: Any) -> None:
+        self.validations[trainer.global_step] = [float(trainer.callback_metrics["val_NDCG@10"])]
+
+
+def run(
+    folder: Path,
+    diary: Diary,
+    *,
+    kill: KillAt | None = None,
+    trainer: dict[str, Any] | None = None,
+    every_n_steps: int = 1,
+    patience: int = 2,
+    **data: Any,
+) -> dict[str, Any]:
+    """One process's part of a run: from the last resume point, if there is one, to the end or the kill."""
+    last = folder / "last.ckpt"
+    # A seed of its own must not matter to a run that is resumed: the run's is in the checkpoint.
+    pl.seed_everything(99 if last.exists() else 0, verbose=False)
+    module = SequenceDataModule(
+        Synthetic(num_users=60, num_items=40, mean_events=20),
+        store=str(folder.parent / "store"),
+        **{"max_length": 16, "batch_size": 8, "eval_batch_size": 32} | data,
+    )
+    model = SASRec(module.num_items, d_model=8, num_heads=1, num_layers=1, max_length=16, dropout=0.3)
+    best = BestCheckpoint(
+        dirpath=folder, filename="best", monitor="val_NDCG@10", mode="max", enable_version_counter=False
+    )
+    callbacks = [
+        diary,
+        EarlyStopping(monitor="val_NDCG@10", mode="max", patience=patience),
+        best,
+        ResumePoints(every_n_steps=every_n_steps, every_minutes=None, dirpath=str(folder)),
+    ]
+    fitter = pl.Trainer(
+        callbacks=callbacks + ([kill] if kill else []),
+        logger=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **{"max_epochs": EPOCHS} | (trainer or {}),
+    )
+    fitter.fit(model, module, ckpt_path=str(last) if last.exists() else None)
+    assert best.best_model_score is not None
+    return {
+        **model.state_dict(),
+        "steps": fitter.global_step,
+        "epoch": fitter.current_epoch,
+        "best": best.best_model_score,
+    }
+
+
+def assert_same_run(folder: Path, kills: list[KillAt], **options: Any) -> None:
+    """Run once in peace, once with kills, and compare all that can be seen."""
+    whole, pieces = Diary(), Diary()
+    expected = run(folder / "whole", whole, **options)
+    for kill in kills:
+        with pytest.raises(KilledError):
+            run(folder / "pieces", pieces, kill=kill, **options)
+    found = run(folder / "pieces", pieces, **options)
+    assert pieces.batches == whole.batches
+    assert pieces.validations == whole.validations
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(torch.as_tensor(found[name]), torch.as_tensor(value)), name
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        [KillAt("on_train_batch_start", 0, 0)],
+        [KillAt("on_train_batch_start", 0, 3)],
+        [KillAt("on_train_batch_end", 1, 2), KillAt("on_train_batch_start", 1, 5)],
+        [KillAt("on_train_batch_start", 1, 7)],
+        [KillAt("on_train_batch_end", 1, 7)],
+        [KillAt("on_validation_start", 1), KillAt("on_validation_start", 2)],
+        [KillAt("on_validation_end", 0), KillAt("on_validation_end", 2)],
+        [KillAt("on_train_epoch_end", 1), KillAt("on_train_epoch_start", 2)],
+        [KillAt("on_train_end")],
+    ],
+    ids=lambda kills: ",".join(next(name for name in vars(kill) if name.startswith("on_")) for kill in kills),
+)
+def test_killed_and_resumed_is_as_never_killed(tmp_path: Path, kills: list[KillAt]):
+    assert_same_run(tmp_path, kills)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_workers": 2},
+        {"train_windows": RandomCrop(), "max_tokens": 100},
+        {"trainer": {"accumulate_grad_batches": 3}},
+        {"trainer": {"val_check_interval": 3}},
+        {"trainer": {"limit_train_batches": 5}},
+        {"trainer": {"check_val_every_n_epoch": 2}},
+        {"every_n_steps": 3},
+        {"bucket_by_length": False},
+    ],
+    ids=str,
+)
+def test_resuming_is_exact_however_the_run_is_set_up(tmp_path: Path, options: dict[str, Any]):
+    kills = [KillAt("on_train_batch_start", 0, 4), KillAt("on_train_batch_end", 1, 3)]
+    assert_same_run(
+        tmp_path, [*kills, KillAt("on_validation_end", 1)][: 2 if "trainer" in options else 3], **options
+    )
+
+
+def test_a_run_that_had_stopped_early_trains_no_further(tmp_path: Path):
+    assert_same_run(tmp_path, [KillAt("on_train_end")], patience=1, trainer={"max_epochs": 100})
+
+
+def test_an_order_that_has_changed_is_refused_in_the_middle_of_an_epoch_alone(tmp_path: Path):
+    with pytest.raises(KilledError):
+        run(tmp_path / "run", Diary(), kill=KillAt("on_train_batch_start", 0, 3))
+    with pytest.raises(
+        InputError, match=r"middle of an epoch .* batch_size=8; now it is 4, .* resume with 8"
+    ):
+        run(tmp_path / "run", Diary(), batch_size=4)
+    with pytest.raises(KilledError):
+        run(tmp_path / "run", Diary(), kill=KillAt("on_train_epoch_start", 1))
+    diary = Diary()
+    run(tmp_path / "run", diary, batch_size=4)
+    assert {epoch for epoch, _ in diary.batches} == {1, 2}
+    assert max(batch for _, batch in diary.batches) == 60 / 4 - 1
