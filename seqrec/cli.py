@@ -1,4 +1,4 @@
-"""The command line: `seqrec prepare | fit | validate | test | predict`."""
+"""The command line: `seqrec prepare | fit | validate | test | predict | inspect | benchmark`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 from seqrec import __version__
+from seqrec.callbacks import BestCheckpoint, EarlyStopping, ResumePoints
+from seqrec.cli_commands import COMMANDS, run_command
 from seqrec.cli_config import refuse_model_max_length, with_config_of_checkpoint
 from seqrec.cli_errors import explain, our_error
 from seqrec.data.datamodule import SequenceDataModule
@@ -62,15 +63,15 @@ class SeqrecCLI(LightningCLI):
         """Add the protocol, checkpoints, early stopping and the links from data to model."""
         parser.add_subclass_arguments(Protocol, "protocol", required=False)
         parser.set_defaults({"protocol": {"class_path": "seqrec.protocols.FullRanking"}})
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(ResumePoints, "resume_points")
         parser.add_lightning_class_args(RecommendationWriter, "recommendations")
         parser.set_defaults(
             {
                 "checkpoint.filename": "best",
                 "checkpoint.monitor": "val_NDCG@10",
                 "checkpoint.mode": "max",
-                "checkpoint.save_last": True,
                 "checkpoint.enable_version_counter": False,
                 "early_stopping.monitor": "val_NDCG@10",
                 "early_stopping.mode": "max",
@@ -99,6 +100,14 @@ class SeqrecCLI(LightningCLI):
             return
         super().instantiate_classes()
         self.model.protocol = self._get(self.config_init, "protocol") or FullRanking()
+        if self.subcommand == "fit" and self._get(self.config, "ckpt_path"):
+            self._keep_checkpoints_together(Path(self._get(self.config, "ckpt_path")))
+
+    def _keep_checkpoints_together(self, resumed_from: Path) -> None:
+        """A resumed run has a folder of its own, but goes on with the checkpoints of the run it resumes."""
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, (BestCheckpoint, ResumePoints)) and callback.dirpath is None:
+                callback.dirpath = str(resumed_from.parent)
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand == "prepare":
@@ -113,7 +122,8 @@ class SeqrecCLI(LightningCLI):
         if isinstance(self.model, Popularity):
             self.test(self.model, self.datamodule)
         else:
-            self.test(self.model, self.datamodule, ckpt_path="best")
+            best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
+            self.test(self.model, self.datamodule, ckpt_path=best.best_model_path)
 
     def validate(self, model: Recommender, datamodule: SequenceDataModule, **kwargs: Any) -> None:
         """Metrics on the validation targets."""
@@ -129,14 +139,14 @@ class SeqrecCLI(LightningCLI):
         (values,) = getattr(self.trainer, stage)(model, datamodule=datamodule, **kwargs | {"verbose": False})
         prefix = {"validate": "val_", "test": "test_"}[stage]
         rows = {model.title: {name.removeprefix(prefix): value for name, value in values.items()}}
+        loader = datamodule.val_dataloader() if stage == "validate" else datamodule.test_dataloader()
         # Fewer than all where the trainer limits them; the baseline then meets the same ones.
         (batches,) = self.trainer.num_val_batches if stage == "validate" else self.trainer.num_test_batches
-        users = min(datamodule.num_users, int(batches) * datamodule.eval_batch_size * self.trainer.world_size)
+        users = loader.sampler.num_windows(int(batches))
         if not isinstance(model, Popularity):
             baseline = Popularity.from_counts(datamodule.train_item_counts())
             baseline.protocol = model.protocol
             baseline.to(self.trainer.strategy.root_device)  # where ranks can add up their metrics
-            loader = datamodule.val_dataloader() if stage == "validate" else datamodule.test_dataloader()
             rows[baseline.title] = evaluate(baseline, itertools.islice(loader, int(batches)))
         folder = self.trainer.log_dir  # asks all ranks, so not on the first alone
         self._show(stage, rows, f"{users:,} users, protocol {model.protocol.id}", folder)
@@ -161,7 +171,11 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     _silence_third_parties()
     try:
-        words = with_config_of_checkpoint(list(sys.argv[1:] if args is None else args))
+        words = list(sys.argv[1:] if args is None else args)
+        if words and words[0] in COMMANDS:
+            run_command(words)
+            return
+        words = with_config_of_checkpoint(words)
         refuse_model_max_length(words)
         # Lightning starts the processes of other ranks with the words of this one.
         sys.argv = [sys.argv[0], *words]
@@ -179,7 +193,10 @@ def main(args: Sequence[str] | None = None) -> None:
             seed_everything_default=0,
             parser_class=ArgumentParser,
             parser_kwargs={
-                "description": "Train, compare and serve sequential recommenders on long histories.",
+                "description": (
+                    "Train, compare and serve sequential recommenders on long histories. "
+                    "Two more commands need no model: seqrec inspect STORE, seqrec benchmark data."
+                ),
                 "version": __version__,
             },
             subclass_mode_model=True,

@@ -19,10 +19,11 @@ ROWS = (
     {"types", "registry", "specs"},
     {"data", "ops", "metrics"},
     {"layers", "embeddings", "scoring", "negatives", "optim"},
-    {"encoders", "losses", "protocols"},
+    {"encoders", "losses", "protocols", "callbacks"},
     {"models"},
     {"inference", "report", "cli_config", "cli_errors"},
     {"benchmark"},
+    {"cli_commands"},
     {"cli"},
     {"__main__"},
 )

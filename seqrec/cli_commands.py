@@ -1,0 +1,62 @@
+"""Commands that need no model: `seqrec inspect` and `seqrec benchmark`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import jsonargparse
+
+from seqrec import __version__
+from seqrec.benchmark.data import benchmark_data
+from seqrec.cli_errors import explain
+from seqrec.data.inspect import describe
+from seqrec.data.inspect_text import report_text
+from seqrec.data.store import EventStore
+
+
+class ArgumentParser(jsonargparse.ArgumentParser):
+    """Parser that refuses in one line, with what is allowed."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the reason and exit with status 2."""
+        sys.stderr.write(f"error: {explain(message, self, ex)}\n")
+        raise SystemExit(2)
+
+
+def inspect(store: str, *, verify: bool = True, json: bool = False) -> None:
+    """Show what an event store holds, and check that it is intact.
+
+    Args:
+        store: Folder of the store.
+        verify: Whether every file is hashed, which takes as long as reading them.
+        json: Whether to print JSON for programs.
+
+    Raises:
+        StoreError: there is no store in the folder.
+    """
+    report = describe(EventStore.open(store), verify=verify)
+    print(report.as_json() if json else report_text(report))
+    if report.damage is not None:
+        raise SystemExit(1)
+
+
+COMMANDS: dict[str, Any] = {"inspect": inspect, "benchmark": {"data": benchmark_data}}
+
+
+def run_command(words: Sequence[str]) -> None:
+    """Run one of `COMMANDS`.
+
+    Args:
+        words: The command and its arguments.
+    """
+    command, *arguments = words
+    jsonargparse.auto_cli(
+        COMMANDS[command],
+        args=arguments,
+        prog=f"seqrec {command}",
+        parser_class=ArgumentParser,
+        version=__version__,
+        allow_abbrev=False,
+    )
