@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -88,6 +87,8 @@ def run_measured(
     """
     if not (_PROC / "self/status").exists():
         raise InputError(f"memory is read from {_PROC}/<process>/status, which only Linux has; measure there")
+    import resource  # Windows, where nothing can be measured, has none.
+
     with tempfile.TemporaryDirectory(prefix="seqrec-measured-") as folder, tempfile.TemporaryFile() as errors:
         reply = Path(folder, "reply.json")
         child = subprocess.Popen(

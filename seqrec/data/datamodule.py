@@ -106,6 +106,8 @@ class SequenceDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.memory_limit = memory_limit
+        # Now, since a policy that cannot be described should not show when the first checkpoint is written.
+        self._policies = {"split": to_spec(self.split), "train_windows": to_spec(self.train_windows)}
         self._resume_from: dict[str, Any] | None = None
         self._train_sampler: BatchSampler | None = None
         self.store_directory = Path(store or f"stores/{source.name}-{fingerprint(source, filters)}")
@@ -202,8 +204,7 @@ class SequenceDataModule(pl.LightningDataModule):
         """All that the order of an epoch depends on, in plain values."""
         return {
             "events": self.store.num_events,
-            "split": to_spec(self.split),
-            "train_windows": to_spec(self.train_windows),
+            **self._policies,
             "max_length": self.max_length,
             "batch_size": self.batch_size,
             "max_tokens": self.max_tokens,

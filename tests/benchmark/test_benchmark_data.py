@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,18 @@ def test_a_small_log_is_measured_from_end_to_end(tmp_path: Path, capsys: pytest.
     assert store.num_events == 100_000
     left = {path.name for path in (tmp_path / "folder").iterdir() if path.suffix != ".lock"}
     assert left == {"kuairand-100000-seed0", "kuairand-100000-seed0.store"}
+
+
+@pytest.mark.slow
+def test_a_hundred_million_events_are_prepared_within_an_enforced_limit(tmp_path: Path):
+    figures = measure_data(
+        tmp_path, PROFILES["kuairand"], 100_000_000, memory_limit=3 << 30, compare_bytes=True
+    )
+    shutil.rmtree(tmp_path)
+    assert figures.log_bytes > 1.5e9
+    assert figures.same_bytes
+    for loader in figures.loaders:
+        assert loader.padding < 0.05
 
 
 def test_the_process_that_prepares_gets_the_limit_twice(tmp_path: Path, instead: dict):

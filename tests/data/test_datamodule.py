@@ -16,7 +16,7 @@ from torch import Tensor
 
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Sequences, Source, Synthetic
-from seqrec.data.windows import StridedWindows
+from seqrec.data.windows import NewestWindow, StridedWindows
 from seqrec.errors import InputError, StoreError
 from seqrec.types import SequenceBatch
 
@@ -115,10 +115,30 @@ def test_a_store_made_with_other_settings_is_refused(tmp_path: Path):
         _ = other.num_items
 
 
-@pytest.mark.parametrize("name", ["max_length", "batch_size", "eval_batch_size"])
+@pytest.mark.parametrize("name", ["max_length", "max_tokens", "batch_size", "eval_batch_size"])
 def test_a_size_below_one_is_refused(tmp_path: Path, name: str):
     with pytest.raises(InputError, match=f"{name}=0 must be at least 1"):
         module(tmp_path, **{name: 0})
+
+
+def test_a_token_budget_takes_the_place_of_the_batch_size(tmp_path: Path):
+    data = module(tmp_path, batch_size=1, max_tokens=8)
+    lengths = [batch.history.lengths.tolist() for batch in data.train_dataloader()]
+    # Of 3, 2 and 1 events: two rows as long as the longest fit, and the rest of the cut goes alone.
+    assert sorted(map(sorted, lengths)) == [[1], [2, 3]]
+    with pytest.raises(InputError, match="max_tokens=2 cannot hold the longest window"):
+        module(tmp_path, max_tokens=2).train_dataloader()
+
+
+def test_a_policy_that_checkpoints_cannot_describe_is_refused_at_once(tmp_path: Path):
+    class Secretive(NewestWindow):
+        def __init__(self, share: float) -> None:
+            self._share = share
+
+    with pytest.raises(
+        TypeError, match="Secretive must keep its constructor argument 'share' as an attribute"
+    ):
+        module(tmp_path, train_windows=Secretive(0.5))
 
 
 def test_a_log_without_anything_to_learn_is_refused(tmp_path: Path):
