@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from seqrec.benchmark.data_figures import DataFigures, LoaderFigures, StageFigures
-from seqrec.benchmark.data_stages import prepare_store, show_line, sort_with_polars, time_loader
+from seqrec.benchmark.data_stages import prepare_store, sort_with_polars, time_loader
 from seqrec.benchmark.generated_log import PROFILES, Profile, ensure_log, log_bytes, log_folder, parse_events
 from seqrec.benchmark.measured_child import (
     LIMITED_BY,
@@ -24,7 +24,7 @@ from seqrec.benchmark.measured_child import (
     run_measured,
 )
 from seqrec.data.preparation.memory import MemoryLimit, spoken_bytes
-from seqrec.data.progress import Progress
+from seqrec.data.progress import Progress, print_line
 from seqrec.errors import InputError
 
 # Above so many events a second preparation, without the limit, is left out unless it is asked for.
@@ -83,7 +83,7 @@ def benchmark_data(
             max_length=max_length,
             batch_size=batch_size,
             compare_bytes=number <= COMPARED_EVENTS if compare_bytes is None else compare_bytes,
-            progress=Progress(show_line),
+            progress=Progress(print_line),
         )
     print(f"\n{figures.as_text()}")
     if json_file is not None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from seqrec.benchmark.measured_child import anonymous_bytes
 from seqrec.data.filters import Filters
 from seqrec.data.prepare import prepare
+from seqrec.data.progress import print_line
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.sources.table import Table
 
@@ -59,15 +60,10 @@ def prepare_store(log: str, store: str, *, memory_limit: int | None) -> dict[str
         The manifest's counts and, by name, the SHA-256 of each of the store's files.
     """
     prepared = prepare(
-        Table(log), Filters(), store, memory_limit=memory_limit, progress=show_line, overwrite=True
+        Table(log), Filters(), store, memory_limit=memory_limit, progress=print_line, overwrite=True
     )
     hashes = {name: file["sha256"] for name, file in prepared.manifest["files"].items()}
     return {"counts": prepared.manifest["counts"], "sha256": hashes}
-
-
-def show_line(line: str) -> None:
-    """Print a line of progress at once, also where nobody sits at a terminal."""
-    print(line, flush=True)
 
 
 def time_loader(

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from seqrec.data.batching import BatchSampler
 from seqrec.data.collate import WindowDataset
 from seqrec.data.prepare import Filters, ensure_store, fingerprint, prepare
+from seqrec.data.progress import print_line
 from seqrec.data.ragged import ranges
 from seqrec.data.sources import Source
 from seqrec.data.splits import LeaveOneOut, Split
@@ -120,7 +121,7 @@ class SequenceDataModule(pl.LightningDataModule):
             self.filters,
             self.store_directory,
             memory_limit=self.memory_limit,
-            progress=print_progress,
+            progress=print_line,
         )
 
     @property
@@ -151,7 +152,7 @@ class SequenceDataModule(pl.LightningDataModule):
             self.filters,
             self.store_directory,
             memory_limit=self.memory_limit,
-            progress=print_progress,
+            progress=print_line,
             overwrite=True,
         )
 
@@ -266,8 +267,3 @@ class SequenceDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
-
-
-def print_progress(line: str) -> None:
-    """Show one line of preparation's progress."""
-    print(line, flush=True)

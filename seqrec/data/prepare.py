@@ -164,10 +164,6 @@ def _settings(source: Source, filters: Filters) -> dict[str, Any]:
     return settings
 
 
-def _sizes(files: list[Path]) -> list[dict[str, Any]]:
-    return [{"name": file.as_posix(), "bytes": file.stat().st_size} for file in files]
-
-
 def _check_settings(directory: Path, manifest: dict[str, Any], settings: dict[str, Any]) -> None:
     stored, wanted = _flatten(manifest), _flatten(settings)
     for name in sorted(stored.keys() | wanted.keys()):
@@ -189,7 +185,7 @@ def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
 def _check_source_files(directory: Path, manifest: dict[str, Any], source: Source) -> None:
     # Files that are gone are no fault: a store outlives its log.
     try:
-        found = {entry["name"]: entry["bytes"] for entry in _sizes(source.files())}
+        found = {file.as_posix(): file.stat().st_size for file in source.files()}
     except MissingInputError:
         return
     stored = {entry["name"]: entry["bytes"] for entry in manifest["source_files"]}

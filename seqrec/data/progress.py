@@ -74,6 +74,11 @@ class Progress:
         self._show(text)
 
 
+def print_line(line: str) -> None:
+    """Show one line of progress at once, also where nobody sits at a terminal."""
+    print(line, flush=True)
+
+
 def _rate(rows: int, seconds: float) -> int:
     return round(rows / max(seconds, 1e-3))
 

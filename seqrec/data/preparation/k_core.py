@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +51,8 @@ def k_core(
         folder: For copies of the events that are left.
         progress: Told passes.
     """
-    users, items = np.ones(num_users, np.bool_), np.ones(num_items + 1, np.bool_)
-    items[0] = False
+    everything = Core.of_all(num_users, num_items, spooled.num_events)
+    users, items = everything.users, everything.items
     events = _Shrinking(spooled, folder)
     number = 0
     while True:
@@ -88,15 +88,19 @@ def core_blocks(spooled: BlockSpool, core: Core, stage: Stage) -> Iterator[Block
     new_ids = np.cumsum(core.items, dtype=np.min_scalar_type(np.count_nonzero(core.items)))
     first = 0
     for block in spooled.blocks():
-        rows = block.user_rows()
-        kept = core.users[rows] & core.items[block.events.item_ids]
-        stays = core.users[block.first : block.first + len(block.lengths)]
-        lengths = np.bincount(rows[kept] - block.first, minlength=len(stays))[stays]
-        events = block.events.take(kept)
-        events = type(events)(new_ids[events.item_ids], events.timestamps, events.features)
-        yield Block(first, lengths, events)
+        kept = _kept(block, core.users, core.items)
+        lengths = kept.lengths[core.users[block.first : block.first + len(block.lengths)]]
+        yield Block(first, lengths, replace(kept.events, item_ids=new_ids[kept.events.item_ids]))
         first += len(lengths)
-        stage.advance(len(rows))
+        stage.advance(len(block.events.item_ids))
+
+
+def _kept(block: Block, users: NDArray[np.bool_], items: NDArray[np.bool_]) -> Block:
+    # The events of a block whose user and item both stay; the same users, some of them with no event.
+    rows = block.user_rows()
+    kept = users[rows] & items[block.events.item_ids]
+    lengths = np.bincount(rows[kept] - block.first, minlength=len(block.lengths))
+    return Block(block.first, lengths, block.events.take(kept))
 
 
 class _Shrinking:
@@ -109,23 +113,20 @@ class _Shrinking:
         self.num_events = spooled.num_events
         self._alive = self.num_events
 
-    def read(
-        self, users: NDArray[np.bool_], items: NDArray[np.bool_]
-    ) -> Iterator[tuple[Block, NDArray[np.bool_]]]:
-        # Blocks, and which of their events are of `users` and `items`.
+    def read(self, users: NDArray[np.bool_], items: NDArray[np.bool_], stage: Stage) -> Iterator[Block]:
+        # Blocks of the events of `users` and `items` alone.
         copy = None
         if 2 * self._alive < self.num_events:
             self._copies += 1
             copy = BlockSpool(self._folder, f"core_{self._copies}")
         alive = 0
         for block in self._current.blocks(items_only=True):
-            rows = block.user_rows()
-            kept = users[rows] & items[block.events.item_ids]
-            alive += int(np.count_nonzero(kept))
+            kept = _kept(block, users, items)
+            alive += len(kept.events.item_ids)
             if copy is not None:
-                lengths = np.bincount(rows[kept] - block.first, minlength=len(block.lengths))
-                copy.append(Block(block.first, lengths, block.events.take(kept)))
-            yield block, kept
+                copy.append(kept)
+            yield kept
+            stage.advance(len(block.events.item_ids))
         if copy is not None:
             self.delete()
             self._current, self.num_events = copy, alive
@@ -141,10 +142,7 @@ def _count(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     # Events of each user and item, of those whose user and item both stay.
     user_counts, item_counts = np.zeros(len(users), np.int64), np.zeros(len(items), np.int64)
-    for block, kept in events.read(users, items):
-        local = block.user_rows()[kept] - block.first
-        span = slice(block.first, block.first + len(block.lengths))
-        user_counts[span] += np.bincount(local, minlength=len(block.lengths))
-        np.add.at(item_counts, block.events.item_ids[kept], 1)
-        stage.advance(len(kept))
+    for block in events.read(users, items, stage):
+        user_counts[block.first : block.first + len(block.lengths)] += block.lengths
+        np.add.at(item_counts, block.events.item_ids, 1)
     return user_counts, item_counts

@@ -7,8 +7,8 @@ for text about four times the distinct ids themselves. It does not grow with the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 Ids: TypeAlias = NDArray[np.unsignedinteger[Any]]
+Run = TypeVar("Run", bound=Sized)
 # Above so many values of range an id, or a million of them, sorting is cheaper than a table.
 _SPARSE = 8
 _SMALL_RANGE = 1 << 20
@@ -117,21 +118,20 @@ class SortedIntegers(Numbering):
         self, column: IntegerColumn, chunks: int, limit: MemoryLimit, what: str, stage: Stage
     ) -> None:
         self._column = column
-        distinct = np.empty(0, np.int64)
-        pending: list[NDArray[np.int64]] = []
-        waiting = 0
-        for chunk in range(chunks):
-            values = column.read(chunk)
-            stage.advance(len(values))
-            pending.append(np.unique(values))
-            waiting += len(pending[-1])
-            if waiting > max(_PENDING, len(distinct) // 4) or chunk == chunks - 1:
-                # The pieces are there; beside them come all of them in one, half as much to sort it, the result.
-                limit.require(20 * (len(distinct) + waiting), f"the distinct ids of {what}")
-                distinct = _merged([distinct, *pending])
-                pending, waiting = [], 0
-        self._distinct = distinct
-        self.size = len(distinct)
+
+        def runs() -> Iterator[NDArray[np.int64]]:
+            for chunk in range(chunks):
+                values = column.read(chunk)
+                stage.advance(len(values))
+                yield np.unique(values)
+
+        def merge(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+            # The pieces are there; beside them come all of them in one, half as much to sort it, the result.
+            limit.require(20 * sum(map(len, parts)), f"the distinct ids of {what}")
+            return _merged(parts)
+
+        self._distinct = _merged_in_turn(np.empty(0, np.int64), runs(), merge)
+        self.size = len(self._distinct)
 
     def ids(self, chunk: int) -> Ids:  # noqa: D102
         # Looking up ascending values runs through memory once.
@@ -164,21 +164,20 @@ class SortedTexts(Numbering):
         import polars as pl
 
         self._column = column
-        merged = pl.Series("text", [], pl.String)
-        pending: list[pl.Series] = []
-        waiting = 0
-        for chunk in range(chunks):
-            pending.append(column.distinct(chunk))
-            waiting += len(pending[-1])
-            stage.advance(column.length(chunk))
-            if waiting > max(_PENDING, len(merged) // 4) or chunk == chunks - 1:
-                size = sum(int(part.estimated_size()) for part in (merged, *pending))
-                limit.require(3 * size, f"the distinct ids of {what}")
-                merged = pl.concat([merged, *pending], rechunk=True).sort()
-                merged = merged.filter(merged.ne_missing(merged.shift(1)))
-                pending, waiting = [], 0
-        self._distinct = merged.rechunk()
-        self.size = len(merged)
+
+        def runs() -> Iterator[pl.Series]:
+            for chunk in range(chunks):
+                stage.advance(column.length(chunk))
+                yield column.distinct(chunk)
+
+        def merge(parts: list[pl.Series]) -> pl.Series:
+            size = sum(int(part.estimated_size()) for part in parts)
+            limit.require(3 * size, f"the distinct ids of {what}")
+            merged = pl.concat(parts, rechunk=True).sort()
+            return merged.filter(merged.ne_missing(merged.shift(1)))
+
+        self._distinct = _merged_in_turn(pl.Series("text", [], pl.String), runs(), merge).rechunk()
+        self.size = len(self._distinct)
 
     def ids(self, chunk: int) -> Ids:  # noqa: D102
         ranks = self._distinct.search_sorted(self._column.distinct(chunk)).to_numpy() + 1
@@ -216,6 +215,20 @@ def number_ids(
     if span <= max(_SMALL_RANGE, _SPARSE * sum(lengths)) and 5 * span < limit.room() // 2:
         return IntegerTable(column, len(lengths), stage)
     return SortedIntegers(column, len(lengths), limit, what, stage)
+
+
+def _merged_in_turn(merged: Run, runs: Iterable[Run], merge: Callable[[list[Run]], Run]) -> Run:
+    # The distinct values of all runs, of which no more wait at a time than a quarter of those merged already, or
+    # `_PENDING`.
+    pending: list[Run] = []
+    waiting = 0
+    for run in runs:
+        pending.append(run)
+        waiting += len(run)
+        if waiting > max(_PENDING, len(merged) // 4):
+            merged = merge([merged, *pending])
+            pending, waiting = [], 0
+    return merge([merged, *pending]) if pending else merged
 
 
 def _merged(runs: list[NDArray[np.int64]]) -> NDArray[np.int64]:

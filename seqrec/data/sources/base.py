@@ -32,6 +32,21 @@ class Malformed:
     places: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class CheckedLog:
+    """A log that has been read once to check it.
+
+    Attributes:
+        frame: Its events; for a source's `scan` the interaction frame, or what that is made of.
+        num_rows: Rows of the frame.
+        malformed: What was left out of it, by file.
+    """
+
+    frame: pl.LazyFrame
+    num_rows: int
+    malformed: tuple[Malformed, ...]
+
+
 class Source(ABC):
     """A raw log: where it is and how it is read. A new one is a subclass, registered under its name.
 
@@ -40,11 +55,13 @@ class Source(ABC):
 
     Attributes:
         name: The registered name, as in `SOURCES[name]`; the import path where a class has none.
+        incidental: Arguments that do not change the log, such as where a download goes.
         malformed: What the last scan left out, by file; empty where nothing was.
         num_rows: Rows of the frame that the last scan returned; None where it did not count them.
     """
 
     name: ClassVar[str] = ""
+    incidental: ClassVar[frozenset[str]] = frozenset()
     malformed: tuple[Malformed, ...] = ()
     num_rows: int | None = None
 
@@ -71,9 +88,14 @@ class Source(ABC):
             MissingInputError: there is nothing at the given path.
         """
 
+    def _take(self, log: CheckedLog) -> pl.LazyFrame:
+        """Remember what checking found, and return the frame."""
+        self.num_rows, self.malformed = log.num_rows, log.malformed
+        return log.frame
+
     def describe(self) -> dict[str, Any]:
-        """Return name and arguments as plain values: equal descriptions mean the same log."""
-        arguments = list(inspect.signature(type(self)).parameters)
+        """Return name and arguments, but incidental ones, as plain values: equal descriptions mean the same log."""
+        arguments = [name for name in inspect.signature(type(self)).parameters if name not in self.incidental]
         return {
             "name": self.name or f"{type(self).__module__}.{type(self).__qualname__}",
             "arguments": {argument: getattr(self, argument) for argument in arguments},

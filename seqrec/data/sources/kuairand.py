@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from seqrec.data.progress import Progress
 from seqrec.data.sources.archive import extract
@@ -53,6 +53,7 @@ class KuaiRand(Source):
     """
 
     name = "kuairand"
+    incidental = frozenset({"download_dir"})
 
     def __init__(
         self,
@@ -69,12 +70,6 @@ class KuaiRand(Source):
         self.random = random
         self.download_dir = download_dir
         self.max_bad_share = check_max_bad_share(max_bad_share)
-
-    def describe(self) -> dict[str, Any]:
-        """Return name and arguments but `download_dir`: where a download lies does not change the log."""
-        described = super().describe()
-        del described["arguments"]["download_dir"]
-        return described
 
     def files(self) -> list[Path]:
         """Return the log files in the order they are read, or the archive at `path`; none before the download.
@@ -117,9 +112,7 @@ class KuaiRand(Source):
                     f"{file} has not the columns of {files[0].path}: only one of them has "
                     f"{', '.join(sorted(differing))}; both must be files of KuaiRand as they are published"
                 )
-        log = check_tables(files, self.max_bad_share, progress)
-        self.num_rows, self.malformed = log.num_rows, log.malformed
-        return log.frame
+        return self._take(check_tables(files, self.max_bad_share, progress))
 
     def _extracted(self, progress: Progress | None) -> list[Path]:
         # The log files, got out of the archive where they must be.

@@ -72,6 +72,4 @@ class LFM1b(Source):
         """
         (file,) = self.files()
         columns = Columns("user_id", f"{self.item}_id", "timestamp")
-        log = check_tables([TableFile(file, columns, _FORM)], self.max_bad_share, progress)
-        self.num_rows, self.malformed = log.num_rows, log.malformed
-        return log.frame
+        return self._take(check_tables([TableFile(file, columns, _FORM)], self.max_bad_share, progress))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, USER_ID
-from seqrec.data.sources.base import Malformed
+from seqrec.data.sources.base import CheckedLog, Malformed
 from seqrec.data.sources.malformed import leave_out
 from seqrec.data.sources.row_count import estimate_lines
 from seqrec.data.sources.tally import PLACES, tally
@@ -70,24 +70,9 @@ class LineForm:
     shown: str
 
 
-@dataclass(frozen=True)
-class LineLog:
-    """A log of lines that has been checked.
-
-    Attributes:
-        frame: The columns as text, but for `user_id` and `item_id`, which are Int64 where all are integers.
-        num_rows: Its rows.
-        malformed: The lines left out of it.
-    """
-
-    frame: pl.LazyFrame
-    num_rows: int
-    malformed: tuple[Malformed, ...]
-
-
 def check_lines(
     text: Path | bytes, form: LineForm, origin: str, max_bad_share: float, progress: Progress | None
-) -> LineLog:
+) -> CheckedLog:
     """Read a log of lines to check it; blank lines count as lines but are no events.
 
     Args:
@@ -96,6 +81,9 @@ def check_lines(
         origin: The file's name for messages.
         max_bad_share: Largest share of malformed lines that are left out.
         progress: Told of the pass over the file.
+
+    Returns:
+        The columns as text, but for `user_id` and `item_id`, which are Int64 where all are integers.
 
     Raises:
         InputError: nothing in the file, a file that is no text, or too many lines of another form.
@@ -130,7 +118,7 @@ def check_lines(
         lines = lines.filter(~unparsable)
     integers = [name for name in (USER_ID, ITEM_ID) if not found.counts[name]]
     frame = lines.select(**groups).with_columns(pl.col(integers).cast(pl.Int64))
-    return LineLog(frame, rows - malformed.count, left_out)
+    return CheckedLog(frame, rows - malformed.count, left_out)
 
 
 def is_integer(text: pl.Expr) -> pl.Expr:

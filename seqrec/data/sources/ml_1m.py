@@ -6,7 +6,7 @@ import lzma
 import zipfile
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
@@ -47,6 +47,7 @@ class ML1M(Source):
     """
 
     name = "ml-1m"
+    incidental = frozenset({"download_dir"})
 
     def __init__(
         self, path: str | None = None, download_dir: str = "downloads", max_bad_share: float = 0.0
@@ -54,10 +55,6 @@ class ML1M(Source):
         self.path = path
         self.download_dir = download_dir
         self.max_bad_share = check_max_bad_share(max_bad_share)
-
-    def describe(self) -> dict[str, Any]:
-        """Return name and arguments but `download_dir`: where a download lies does not change the log."""
-        return {"name": self.name, "arguments": {"path": self.path, "max_bad_share": self.max_bad_share}}
 
     def files(self) -> list[Path]:
         """Return the zip or `ratings.dat`; none before the download.
@@ -94,9 +91,8 @@ class ML1M(Source):
         if file.suffix == ".zip":
             text, member = _ratings_in(file)
             origin = f"{file}/{member}"
-        log = check_lines(text, _FORM, origin, self.max_bad_share, progress)
-        self.num_rows, self.malformed = log.num_rows, log.malformed
-        return log.frame.with_columns(pl.col("rating").cast(pl.Float64), pl.col(TIMESTAMP).cast(pl.Int64))
+        frame = self._take(check_lines(text, _FORM, origin, self.max_bad_share, progress))
+        return frame.with_columns(pl.col("rating").cast(pl.Float64), pl.col(TIMESTAMP).cast(pl.Int64))
 
     def _file(self, progress: Progress | None) -> Path:
         for file in self.files():

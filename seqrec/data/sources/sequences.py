@@ -50,6 +50,4 @@ class Sequences(Source):
             InputError: it is empty, unreadable, or more lines are not `user item` than `max_bad_share` allows.
         """
         (file,) = self.files()
-        log = check_lines(file, _FORM, str(file), self.max_bad_share, progress)
-        self.num_rows, self.malformed = log.num_rows, log.malformed
-        return log.frame
+        return self._take(check_lines(file, _FORM, str(file), self.max_bad_share, progress))

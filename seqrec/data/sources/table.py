@@ -121,6 +121,4 @@ class Table(Source):
         columns = Columns(self.user, self.item, self.timestamp, self.features)
         form = Form(self.separator, self.quote, self.header)
         files = [TableFile(file, columns, form) for file in self.files()]
-        log = check_tables(files, self.max_bad_share, progress)
-        self.num_rows, self.malformed = log.num_rows, log.malformed
-        return log.frame
+        return self._take(check_tables(files, self.max_bad_share, progress))

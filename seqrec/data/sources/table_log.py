@@ -3,43 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, USER_ID
-from seqrec.data.sources.base import Malformed
+from seqrec.data.sources.base import CheckedLog
 from seqrec.data.sources.malformed import leave_out
 from seqrec.data.sources.table_file import TableFile
 from seqrec.data.sources.table_survey import survey
 from seqrec.errors import InputError
 
-if TYPE_CHECKING:
-    import polars as pl
 
-
-@dataclass(frozen=True)
-class TableLog:
-    """A log that has been checked.
-
-    Attributes:
-        frame: The interaction frame, files one after the other.
-        num_rows: Its rows.
-        malformed: The rows left out of it, by file.
-    """
-
-    frame: pl.LazyFrame
-    num_rows: int
-    malformed: tuple[Malformed, ...]
-
-
-def check_tables(files: Sequence[TableFile], max_bad_share: float, progress: Progress | None) -> TableLog:
+def check_tables(files: Sequence[TableFile], max_bad_share: float, progress: Progress | None) -> CheckedLog:
     """Read all files of a log to check them.
 
     Args:
         files: The files in the order of the log, of which one at least.
         max_bad_share: Largest share of malformed rows, of all files' rows, that are left out.
         progress: Told of each pass over a file.
+
+    Returns:
+        The interaction frame, files one after the other.
 
     Raises:
         InputError: a file is unreadable or empty, too many rows are malformed, or one file has dates and
@@ -68,4 +51,4 @@ def check_tables(files: Sequence[TableFile], max_bad_share: float, progress: Pro
         for file, found in zip(files, surveys, strict=True)
     ]
     frame = frames[0] if len(frames) == 1 else pl.concat(frames, how="diagonal_relaxed")
-    return TableLog(frame, rows - sum(left.count for left in malformed), malformed)
+    return CheckedLog(frame, rows - sum(left.count for left in malformed), malformed)
