@@ -17,7 +17,7 @@ import seqrec.encoders
 import seqrec.models
 from seqrec.encoders import ENCODERS
 from seqrec.errors import InputError
-from seqrec.ops.selective_scan import BACKEND_VARIABLE, BACKENDS, compiled
+from seqrec.ops.selective_scan import SCAN_BACKENDS
 from seqrec.specs import from_spec, to_spec
 from seqrec.types import History
 
@@ -108,15 +108,15 @@ def test_odd_and_long_histories_agree_with_their_beginnings(name: str):
 
 
 @every_encoder
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", SCAN_BACKENDS.names)
 def test_fast_scans_equal_the_reference(name: str, backend: str, monkeypatch: pytest.MonkeyPatch):
-    if backend == "cpp" and (reason := compiled.load_error()):
+    if reason := SCAN_BACKENDS[backend].against("cpu", torch.float32):
         pytest.skip(reason)
     encoder = build(name)
     x, history = events([70, 3])
 
     def outcome(scan: str) -> list[Tensor]:
-        monkeypatch.setenv(BACKEND_VARIABLE, scan)
+        monkeypatch.setenv(SCAN_BACKENDS.variable, scan)
         states = encoder(x, history)
         return [states, *torch.autograd.grad(states[:, ::7].square().sum(), list(encoder.parameters()))]
 

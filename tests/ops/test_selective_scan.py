@@ -1,29 +1,21 @@
 """Every backend against `reference` in float64, and what each promises beside that."""
 
-import os
+import itertools
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scan_problems import LARGER, OPTIONAL, assert_close, make_inputs, require, run, without
 
 from seqrec.errors import InputError
 from seqrec.ops import selective_scan
-from seqrec.ops.selective_scan import BACKEND_VARIABLE, BACKENDS, choose_backend, compiled
+from seqrec.ops.selective_scan import SCAN_BACKENDS, compiled, selective_scan_step
 
-OPTIONAL = ("D", "z", "delta_bias", "initial_state")
-LARGER = {"B": 2, "L": 45, "D": 19, "N": 5}
-
-
-def require(backend):
-    reason = compiled.load_error() if backend == "cpp" else None
-    if reason and os.environ.get("CI") == "true":
-        pytest.fail(f"CI builds the compiled scan, but: {reason}")
-    if reason:
-        pytest.skip(reason)
+every_backend = pytest.mark.parametrize("name", SCAN_BACKENDS.names)
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+@pytest.fixture(params=SCAN_BACKENDS.names)
 def backend(request):
     require(request.param)
     return request.param
@@ -32,50 +24,6 @@ def backend(request):
 @pytest.fixture
 def cpp():
     require("cpp")
-
-
-def make_inputs(B=2, L=7, D=3, N=4, dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    inputs = {
-        "u": normal(B, L, D),
-        "delta": normal(B, L, D) - 1,
-        "A": -torch.exp(normal(D, N)),
-        "B": normal(B, L, N),
-        "C": normal(B, L, N),
-        "D": normal(D),
-        "z": normal(B, L, D),
-        "delta_bias": normal(D),
-        "initial_state": normal(B, D, N),
-    }
-    return {name: value.to(dtype).requires_grad_() for name, value in inputs.items()}
-
-
-def run(inputs, backend, dtype=torch.float32, delta_softplus=True):
-    """Outputs and, by fixed weights on both of them, the gradients of all inputs."""
-    inputs = {name: value.detach().to(dtype).requires_grad_() for name, value in inputs.items()}
-    y, last = selective_scan(**inputs, delta_softplus=delta_softplus, return_last_state=True, backend=backend)
-    weights = [
-        torch.linspace(-1, 2, x.numel(), dtype=torch.float64).cos().view(x.shape).to(dtype) for x in (y, last)
-    ]
-    # The last state of no events is constant where there is no initial state.
-    reached = [(x, weight) for x, weight in zip((y, last), weights, strict=True) if x.requires_grad]
-    if reached:
-        torch.autograd.backward(*zip(*reached, strict=True))
-    gradients = {name: torch.zeros_like(x) if x.grad is None else x.grad for name, x in inputs.items()}
-    return {"y": y.detach(), "last": last.detach(), **gradients}
-
-
-def assert_close(actual, expected, tolerance=1e-5):
-    """Largest error of each tensor at most `tolerance` of its largest value."""
-    for name, value in expected.items():
-        assert actual[name].shape == value.shape, name
-        if value.numel():
-            scale = value.abs().max().clamp_min(1e-6)
-            assert (actual[name].double() - value).abs().max() <= tolerance * scale, name
 
 
 @given(
@@ -87,11 +35,10 @@ def assert_close(actual, expected, tolerance=1e-5):
     seed=st.integers(0, 999),
 )
 @settings(max_examples=25, deadline=None)
-@pytest.mark.parametrize("name", sorted(BACKENDS))
+@every_backend
 def test_values_and_gradients_equal_the_float64_reference(name, sizes, given_names, delta_softplus, seed):
-    require(name)
-    inputs = make_inputs(**sizes, seed=seed)
-    inputs = {key: value for key, value in inputs.items() if key not in OPTIONAL or key in given_names}
+    require(name, given_names)
+    inputs = without(make_inputs(**sizes, seed=seed, flags=True), *set(OPTIONAL) - given_names)
     if not delta_softplus:
         # Step sizes that let the state grow would compare how errors grow, not the backends.
         inputs["delta"] = inputs["delta"].detach().abs()
@@ -155,6 +102,107 @@ def test_step_size_zero_leaves_the_state_as_it_is(backend):
     del inputs["delta_bias"]
     _, last = selective_scan(**inputs, return_last_state=True, backend=backend)
     assert torch.equal(last, inputs["initial_state"])
+
+
+@pytest.fixture
+def flagged(backend):
+    require(backend, ("valid", "start"))
+    return backend
+
+
+def test_padding_anywhere_is_as_if_it_were_not_there(flagged):
+    inputs = make_inputs(**{**LARGER, "B": 1})
+    valid = torch.rand(1, LARGER["L"], generator=torch.Generator().manual_seed(0)) < 0.5
+    events = ("u", "delta", "B", "C", "z")
+    kept = {name: x[:, valid[0]] if name in events else x for name, x in inputs.items()}
+    given = {"delta_softplus": True, "return_last_state": True, "backend": flagged}
+    y, last = selective_scan(**inputs, valid=valid, **given)
+    y_kept, last_kept = selective_scan(**kept, **given)
+    torch.testing.assert_close(y[:, valid[0]], y_kept)
+    torch.testing.assert_close(last, last_kept)
+    assert not y[:, ~valid[0]].any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_nothing_depends_on_what_stands_in_the_padding(flagged, value):
+    inputs = make_inputs(**LARGER, flags=True)
+    clean = run(inputs, flagged)
+    for name in ("u", "delta", "B", "C", "z"):
+        dirty = inputs[name].detach().masked_fill(~inputs["valid"].unsqueeze(-1), value)
+        result = run(inputs | {name: dirty}, flagged)
+        assert all(torch.equal(result[key], clean[key]) for key in clean), name
+    assert not clean["u"][~inputs["valid"]].any()
+
+
+def test_packed_histories_equal_each_alone(flagged):
+    inputs = make_inputs(**{**LARGER, "B": 1})
+    given = {"delta_softplus": True, "return_last_state": True, "backend": flagged}
+    begins = [0, 1, 13, 40, LARGER["L"]]
+    start = torch.zeros(1, LARGER["L"], dtype=torch.bool)
+    start[0, begins[1:-1]] = True
+    y, last = selective_scan(**inputs, start=start, **given)
+    for begin, end in itertools.pairwise(begins):
+        part = {name: inputs[name][:, begin:end] for name in ("u", "delta", "B", "C", "z")}
+        state = inputs["initial_state"] if begin == 0 else None
+        alone, last_alone = selective_scan(**{**inputs, **part, "initial_state": state}, **given)
+        torch.testing.assert_close(y[:, begin:end], alone)
+    torch.testing.assert_close(last, last_alone)
+
+
+def test_a_nan_stays_in_its_packed_history(flagged):
+    inputs = make_inputs(**LARGER)
+    start = torch.zeros(2, LARGER["L"], dtype=torch.bool)
+    start[:, [10, 20]] = True
+    clean = run(inputs | {"start": start}, flagged)
+    for name in ("u", "delta", "B"):
+        dirty = inputs[name].detach().clone()
+        dirty[0, 15] = float("nan")
+        result = run(inputs | {"start": start, name: dirty}, flagged)
+        assert result["y"][0, 15].isnan().all(), name
+        for key in ("y", "u", "delta", "B", "C", "z"):
+            for part in (slice(0, 10), slice(20, None)):
+                assert torch.equal(result[key][:, part], clean[key][:, part]), (name, key)
+        assert torch.equal(result["last"], clean["last"])
+
+
+def test_start_at_the_first_event_drops_the_initial_state(flagged):
+    inputs = make_inputs(**LARGER)
+    start = torch.zeros(2, LARGER["L"], dtype=torch.bool)
+    start[:, 0] = True
+    result = run(inputs | {"start": start}, flagged)
+    without_state = run(without(inputs, "initial_state"), flagged)
+    assert torch.equal(result["y"], without_state["y"])
+    assert not result["initial_state"].any()
+
+
+@pytest.mark.parametrize("optional", [OPTIONAL[:3], ()])
+def test_steps_equal_the_scan(optional):
+    inputs = without(
+        make_inputs(**LARGER, dtype=torch.float64), *set(OPTIONAL) - {*optional, "initial_state"}
+    )
+    expected, last = selective_scan(
+        **inputs, delta_softplus=bool(optional), return_last_state=True, backend="reference"
+    )
+    state, outputs = inputs.pop("initial_state"), []
+    for t in range(LARGER["L"]):
+        event = {name: x[:, t] if name in ("u", "delta", "B", "C", "z") else x for name, x in inputs.items()}
+        y, state = selective_scan_step(**event, state=state, delta_softplus=bool(optional))
+        outputs.append(y)
+    torch.testing.assert_close(torch.stack(outputs, 1), expected)
+    torch.testing.assert_close(state, last)
+
+
+@pytest.mark.parametrize("name", ["delta", "A", "B", "C", "state", "D", "z", "delta_bias"])
+def test_a_wrong_shape_of_a_step_names_the_argument(name):
+    inputs = make_inputs()
+    event = {key: x[:, 0] if key in ("u", "delta", "B", "C", "z") else x for key, x in inputs.items()}
+    event["state"] = event.pop("initial_state")
+    assert selective_scan_step(**event)[0].shape == (2, 3)
+    wrong = torch.zeros(4, 4) if name == "A" else torch.zeros(*event[name].shape, 1)
+    with pytest.raises(InputError, match=rf"^{name} must be \("):
+        selective_scan_step(**event | {name: wrong})
+    with pytest.raises(InputError, match=r"^u must be \(B, D\)"):
+        selective_scan_step(**event | {"u": inputs["u"]})
 
 
 @pytest.mark.parametrize("sizes", [{"L": 0}, {"B": 0}, {"L": 1}, {"D": 1, "N": 1}, {"N": 0}])
@@ -268,53 +316,36 @@ def test_wrong_dimensions_of_u_and_kinds_of_number():
     inputs = make_inputs()
     with pytest.raises(InputError, match=r"u must be \(B, L, D\)"):
         selective_scan(**{**inputs, "u": torch.zeros(2, 3)})
-    with pytest.raises(InputError, match=r"C must be real numbers on cpu as u, got torch\.int64"):
+    with pytest.raises(InputError, match=r"C must be real numbers on cpu, got torch\.int64"):
         selective_scan(**{**inputs, "C": torch.zeros(2, 7, 4, dtype=torch.int64)})
 
 
-def test_unknown_backend_lists_the_known_ones(monkeypatch):
-    with pytest.raises(InputError, match=r"backend='fast' is unknown; known: auto, chunked, cpp, reference"):
-        selective_scan(**make_inputs(), backend="fast")
-    monkeypatch.setenv(BACKEND_VARIABLE, "fast")
-    with pytest.raises(InputError, match=r"SEQREC_SCAN_BACKEND='fast' is unknown; known: auto"):
-        selective_scan(**make_inputs())
-
-
-def test_auto_is_compiled_where_it_can_be(cpp, monkeypatch):
-    monkeypatch.delenv(BACKEND_VARIABLE, raising=False)
-    assert choose_backend("auto", "cpu", torch.float32) == "cpp"
-    assert choose_backend("auto", "cpu", torch.float64) == "chunked"
-    assert choose_backend("auto", "cuda", torch.float32) == "chunked"
-
-
-def test_the_environment_decides_auto_and_nothing_else(monkeypatch):
-    monkeypatch.setenv(BACKEND_VARIABLE, "reference")
-    assert choose_backend("auto", "cpu", torch.float32) == "reference"
-    assert choose_backend("chunked", "cpu", torch.float32) == "chunked"
-
-
-@pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.float32), ("cpu", torch.float64)])
-def test_compiled_refuses_other_devices_and_dtypes(device, dtype):
-    with pytest.raises(InputError, match=f"backend='cpp' runs float32 on cpu, got {dtype} on {device}"):
-        choose_backend("cpp", device, dtype)
+@pytest.mark.parametrize("name", ["valid", "start"])
+def test_flags_of_events_are_truth_values_of_each_event(name):
+    inputs = make_inputs()
+    with pytest.raises(InputError, match=rf"^{name} must be \(2, 7\), got \(2, 6\)"):
+        selective_scan(**inputs, **{name: torch.ones(2, 6, dtype=torch.bool)})
+    with pytest.raises(InputError, match=rf"^{name} must be bool on cpu, got torch\.float32"):
+        selective_scan(**inputs, **{name: torch.ones(2, 7)})
 
 
 def test_absent_library_is_said_when_asked_for_and_replaced_with_a_notice_when_not(
     monkeypatch, tmp_path, caplog
 ):
-    monkeypatch.delenv(BACKEND_VARIABLE, raising=False)
+    monkeypatch.delenv(SCAN_BACKENDS.variable, raising=False)
     monkeypatch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
     compiled.load.cache_clear()
     try:
         for _ in range(2):
-            assert choose_backend("auto", "cpu", torch.float32) == "chunked"
+            assert SCAN_BACKENDS.choose("auto", "cpu", torch.float32).name == "chunked"
         assert [record.message for record in caplog.records] == [
-            f"The compiled selective scan is unavailable, the slower 'chunked' serves: {compiled.load_error()}"
+            "selective scan: backend 'cpp' is missing, the slower 'chunked' serves: " + compiled.load_error()
         ]
         assert compiled.variant() is None
-        with pytest.raises(
-            InputError, match=r"unavailable: no compiled library in .* install a C\+\+17 compiler"
-        ):
+        message = (
+            r"backend='cpp' is unavailable: no compiled library in .* install a C\+\+17 compiler .* or use"
+        )
+        with pytest.raises(InputError, match=message):
             selective_scan(**make_inputs(), backend="cpp")
         broken = tmp_path / f"_scan_baseline{compiled.importlib.machinery.EXTENSION_SUFFIXES[0]}"
         broken.write_bytes(b"not a library")

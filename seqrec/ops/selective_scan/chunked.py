@@ -16,19 +16,20 @@ from torch.autograd.function import once_differentiable
 CHUNK_EVENTS = 32
 
 
-def _recur(decay: Tensor, state: Tensor, start: Tensor) -> None:
-    """In place over axis 0: state[t] += decay[t] * state[t - 1], with state[-1] = start."""
-    previous = start
-    for decay_t, state_t in zip(decay.unbind(0), state.unbind(0), strict=True):
-        state_t.addcmul_(decay_t, previous)
-        previous = state_t
+def _recur(decay: Tensor, state: Tensor, before: Tensor, start: Tensor | None) -> None:
+    """In place over axis 0: state[t] += decay[t] * state[t - 1], with state[-1] = before, or 0 at a start."""
+    for t, (decay_t, state_t) in enumerate(zip(decay.unbind(0), state.unbind(0), strict=True)):
+        # A product with a decay of 0 would let NaN through.
+        state_t.addcmul_(decay_t, before if start is None else before.masked_fill(start[t], 0))
+        before = state_t
 
 
-def _recur_back(decay: Tensor, grads: Tensor) -> None:
-    """In place from the end: grads[t] += decay[t + 1] * grads[t + 1]."""
+def _recur_back(decay: Tensor, grads: Tensor, start: Tensor | None) -> None:
+    """In place from the end: grads[t] += decay[t + 1] * grads[t + 1], or 0 in front of a start."""
     decays, steps = decay.unbind(0), grads.unbind(0)
     for t in range(len(steps) - 2, -1, -1):
-        steps[t].addcmul_(decays[t + 1], steps[t + 1])
+        later = steps[t + 1]
+        steps[t].addcmul_(decays[t + 1], later if start is None else later.masked_fill(start[t + 1], 0))
 
 
 class ChunkedScan(torch.autograd.Function):
@@ -36,72 +37,94 @@ class ChunkedScan(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor
+        ctx: Any,
+        u: Tensor,
+        step: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        initial_state: Tensor,
+        start: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return y (B, L, D) and the last state (B, D, N)."""
         # Time first, so that one step of the recurrence is one contiguous block.
-        u_t, delta_t, B_t, C_t = (x.transpose(0, 1) for x in (u, delta, B, C))
+        u_t, step_t, B_t, C_t = (x.transpose(0, 1) for x in (u, step, B, C))
         length, batch, channels = u_t.shape
         y = u.new_empty(length, batch, channels)
         size = min(CHUNK_EVENTS, max(length, 1))
         decay_buffer = u.new_empty(size, batch, channels, A.shape[1])
         state_buffer = torch.empty_like(decay_buffer)
-        state, starts = initial_state, []
+        state, kept = initial_state, []
         for begin in range(0, length, size):
             part = slice(begin, min(begin + size, length))
-            steps = part.stop - begin
-            decay, states = decay_buffer[:steps], state_buffer[:steps]
-            starts.append(state)
-            torch.mul(delta_t[part].unsqueeze(-1), A, out=decay).exp_()
-            torch.mul((delta_t[part] * u_t[part]).unsqueeze(-1), B_t[part].unsqueeze(2), out=states)
-            _recur(decay, states, state)
+            decay, states = (buffer[: part.stop - begin] for buffer in (decay_buffer, state_buffer))
+            kept.append(state)
+            torch.mul(step_t[part].unsqueeze(-1), A, out=decay).exp_()
+            torch.mul((step_t[part] * u_t[part]).unsqueeze(-1), B_t[part].unsqueeze(2), out=states)
+            _recur(decay, states, state, _starts(start, part))
             y[part] = (states @ C_t[part].unsqueeze(-1)).squeeze(-1)
             state = states[-1].clone()
-        ctx.save_for_backward(u, delta, A, B, C, *starts)
+        ctx.save_for_backward(u, step, A, B, C, start, *kept)
         return y.transpose(0, 1), state.clone() if state is initial_state else state
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of all six inputs, chunk by chunk from the end."""
-        u, delta, A, B, C, *starts = ctx.saved_tensors
-        u_t, delta_t, B_t, C_t, dy_t = (x.transpose(0, 1) for x in (u, delta, B, C, dy))
+    def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of all six real inputs, chunk by chunk from the end."""
+        u, step, A, B, C, start, *kept = ctx.saved_tensors
+        u_t, step_t, B_t, C_t, dy_t = (x.transpose(0, 1) for x in (u, step, B, C, dy))
         length, batch, channels = u_t.shape
-        du, ddelta = u.new_empty(length, batch, channels), u.new_empty(length, batch, channels)
+        du, dstep = u.new_empty(length, batch, channels), u.new_empty(length, batch, channels)
         dB, dC = u.new_empty(length, batch, A.shape[1]), u.new_empty(length, batch, A.shape[1])
         dA = torch.zeros_like(A)
         size = min(CHUNK_EVENTS, max(length, 1))
         buffers = [u.new_empty(size, batch, channels, A.shape[1]) for _ in range(3)]
         carry = dlast.clone()  # gradient that reaches the state at the chunk's end
-        for begin, start in reversed(list(zip(range(0, length, size), starts, strict=True))):
+        for begin, state in reversed(list(zip(range(0, length, size), kept, strict=True))):
             part = slice(begin, min(begin + size, length))
             decay, states, grads = (buffer[: part.stop - begin] for buffer in buffers)
-            step, dy_part = delta_t[part], dy_t[part].contiguous()
-            step_u = step * u_t[part]
-            torch.mul(step.unsqueeze(-1), A, out=decay).exp_()
+            starts = _starts(start, part)
+            steps, dy_part = step_t[part], dy_t[part].contiguous()
+            step_u = steps * u_t[part]
+            torch.mul(steps.unsqueeze(-1), A, out=decay).exp_()
             torch.mul(step_u.unsqueeze(-1), B_t[part].unsqueeze(2), out=states)
-            _recur(decay, states, start)
+            _recur(decay, states, state, starts)
             # grads[t] = dL/dh_t: what y_t sends back, plus decay[t + 1] * grads[t + 1].
             torch.mul(dy_part.unsqueeze(-1), C_t[part].unsqueeze(2), out=grads)
             grads[-1].add_(carry)
-            _recur_back(decay, grads)
+            _recur_back(decay, grads, starts)
             carry = grads[0] * decay[0]
             dC[part] = (dy_part.unsqueeze(2) @ states).squeeze(2)
             dB[part] = (step_u.unsqueeze(2) @ grads).squeeze(2)
             dstep_u = (grads @ B_t[part].unsqueeze(-1)).squeeze(-1)
-            # decay becomes dL/d(delta_t A) = grads[t] * decay[t] * h_{t-1}.
-            decay[0].mul_(start)
+            # decay becomes dL/d(step_t A) = grads[t] * decay[t] * h_{t-1}.
+            decay[0].mul_(state)
             decay[1:].mul_(states[:-1])
             decay.mul_(grads)
-            dA += torch.einsum("sbdn,sbd->dn", decay, step)
-            ddelta[part] = decay.mul_(A).sum(-1).addcmul_(dstep_u, u_t[part])
-            du[part] = dstep_u * step
-        return du.transpose(0, 1), ddelta.transpose(0, 1), dA, dB.transpose(0, 1), dC.transpose(0, 1), carry
+            if starts is not None:
+                carry.masked_fill_(starts[0], 0)
+                decay.masked_fill_(starts, 0)
+            dA += torch.einsum("sbdn,sbd->dn", decay, steps)
+            dstep[part] = decay.mul_(A).sum(-1).addcmul_(dstep_u, u_t[part])
+            du[part] = dstep_u * steps
+        du, dstep, dB, dC = (x.transpose(0, 1) for x in (du, dstep, dB, dC))
+        return du, dstep, dA, dB, dC, carry, None
+
+
+def _starts(start: Tensor | None, part: slice) -> Tensor | None:
+    # (B, L) to what lies beside a chunk's states, (S, B, 1, 1).
+    return None if start is None else start[:, part].t()[:, :, None, None]
 
 
 def scan_chunked(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor
+    u: Tensor,
+    step: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial_state: Tensor,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Same as `scan_reference`; memory grows with L / 32 states instead of L."""
-    y, last = ChunkedScan.apply(u, delta, A, B, C, initial_state)  # type: ignore[no-untyped-call]
+    y, last = ChunkedScan.apply(u, step, A, B, C, initial_state, start)  # type: ignore[no-untyped-call]
     return y, last

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from seqrec.errors import InputError
+from seqrec.ops.selective_scan.problem import ScanProblem
 
 # Events between two states that forward keeps; backward rebuilds those in between.
 INTERVAL = 32
@@ -261,24 +262,13 @@ _forward.register_autograd(_differentiate, setup_context=_setup_context)
 _backward.register_autograd(_refuse)
 
 
-def scan_compiled(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def scan_compiled(problem: ScanProblem) -> tuple[Tensor, Tensor]:
     """Same as `selective_scan` in float32 on CPU, with bias, softplus, skip and gate in the same pass.
 
     Returns:
         y (B, L, D) and the last state (B, D, N).
     """
-    given = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, _, _ = problem
+    keep = problem.wants_gradient
     y, last, _ = _forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, keep)
     return y, last

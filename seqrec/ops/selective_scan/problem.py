@@ -1,0 +1,127 @@
+"""The arguments of a selective scan as one object, and what they must be. Letters as in `selective_scan`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seqrec.errors import InputError
+
+
+class ScanProblem(NamedTuple):
+    """What a backend computes; see `selective_scan` for each argument.
+
+    Real numbers share one dtype. A backend does not check again.
+    """
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None = None
+    z: Tensor | None = None
+    delta_bias: Tensor | None = None
+    delta_softplus: bool = False
+    initial_state: Tensor | None = None
+    valid: Tensor | None = None
+    start: Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> ScanProblem:
+        """The same with real numbers in another dtype."""
+        cast = (x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in self)
+        return ScanProblem(*cast)  # type: ignore[arg-type]  # field by field of the same kind
+
+    @property
+    def wants_gradient(self) -> bool:
+        """Whether any gradient will be asked for."""
+        tensors = (x for x in self if isinstance(x, Tensor))
+        return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+# y (B, L, D) and the last state (B, D, N).
+Scan = Callable[[ScanProblem], tuple[Tensor, Tensor]]
+# u, step sizes, A, B, C, initial state, start: what is left once `around` has done the rest.
+Recurrence = Callable[
+    [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "Tensor | None"], tuple[Tensor, Tensor]
+]
+
+
+def check_problem(problem: ScanProblem) -> None:
+    """Raise InputError, with the argument's name, for a shape, a device or a kind of number that does not fit."""
+    u, A = problem.u, problem.A
+    if u.dim() != 3:
+        raise InputError(f"u must be (B, L, D), got {tuple(u.shape)}")
+    if A.dim() != 2 or A.shape[0] != u.shape[2]:
+        raise InputError(f"A must be (D, N) with D = {u.shape[2]} from u, got {tuple(A.shape)}")
+    batch, length, channels = u.shape
+    states = A.shape[1]
+    shapes = {
+        "u": (batch, length, channels),
+        "delta": (batch, length, channels),
+        "A": (channels, states),
+        "B": (batch, length, states),
+        "C": (batch, length, states),
+        "D": (channels,),
+        "z": (batch, length, channels),
+        "delta_bias": (channels,),
+        "initial_state": (batch, channels, states),
+        "valid": (batch, length),
+        "start": (batch, length),
+    }
+    check_shapes(problem._asdict(), shapes, u.device)
+
+
+def check_shapes(
+    given: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]], device: torch.device
+) -> None:
+    """Raise InputError for an argument that has another shape, device or kind of number.
+
+    Args:
+        given: Argument -> tensor; None passes.
+        shapes: Argument -> shape. `valid` and `start` are bool, all others real numbers.
+        device: Where all of them must be.
+    """
+    for name, shape in shapes.items():
+        tensor = given[name]
+        if not isinstance(tensor, Tensor):
+            continue
+        if tuple(tensor.shape) != shape:
+            raise InputError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
+        is_flag = name in ("valid", "start")
+        fits = tensor.dtype == torch.bool if is_flag else tensor.is_floating_point()
+        if tensor.device != device or not fits:
+            kind = "bool" if is_flag else "real numbers"
+            raise InputError(f"{name} must be {kind} on {device}, got {tensor.dtype} on {tensor.device}")
+
+
+def step_sizes(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -> Tensor:
+    """`delta + delta_bias`, through softplus if asked; delta may have any leading axes."""
+    step = delta if delta_bias is None else delta + delta_bias
+    return F.softplus(step) if delta_softplus else step
+
+
+def around(recurrence: Recurrence) -> Scan:
+    """A whole backend from its recurrence: bias, softplus and `valid` before, skip and gate behind it, in torch."""
+
+    def scan(problem: ScanProblem) -> tuple[Tensor, Tensor]:
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, valid, start = problem
+        padding = None if valid is None else ~valid.unsqueeze(-1)
+        if padding is not None:
+            # All of them, so that no gradient meets what stands in the padding, whatever that is.
+            u, delta, B, C = (x.masked_fill(padding, 0) for x in (u, delta, B, C))
+            z = None if z is None else z.masked_fill(padding, 0)
+        step = step_sizes(delta, delta_bias, delta_softplus)
+        if padding is not None:
+            step = step.masked_fill(padding, 0)
+        state = u.new_zeros(u.shape[0], *A.shape) if initial_state is None else initial_state
+        y, last = recurrence(u, step, A, B, C, state, start)
+        if D is not None:
+            y = torch.addcmul(y, u, D)
+        return (y if z is None else y * F.silu(z)), last
+
+    return scan
