@@ -268,7 +268,7 @@ def scan_compiled(problem: ScanProblem) -> tuple[Tensor, Tensor]:
     Returns:
         y (B, L, D) and the last state (B, D, N).
     """
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, _, _ = problem
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, *_ = problem
     keep = problem.wants_gradient
     y, last, _ = _forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, keep)
     return y, last

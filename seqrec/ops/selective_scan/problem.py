@@ -30,6 +30,7 @@ class ScanProblem(NamedTuple):
     initial_state: Tensor | None = None
     valid: Tensor | None = None
     start: Tensor | None = None
+    return_last_state: bool = True  # where False, nobody reads the last state that a backend returns
 
     def to(self, dtype: torch.dtype) -> ScanProblem:
         """The same with real numbers in another dtype."""
@@ -109,7 +110,7 @@ def around(recurrence: Recurrence) -> Scan:
     """A whole backend from its recurrence: bias, softplus and `valid` before, skip and gate behind it, in torch."""
 
     def scan(problem: ScanProblem) -> tuple[Tensor, Tensor]:
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, valid, start = problem
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, valid, start, _ = problem
         padding = None if valid is None else ~valid.unsqueeze(-1)
         if padding is not None:
             # All of them, so that no gradient meets what stands in the padding, whatever that is.
