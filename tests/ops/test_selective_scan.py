@@ -6,16 +6,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scan_problems import LARGER, OPTIONAL, assert_close, make_inputs, require, run, without
+from scan_problems import LARGER, ON_CPU, OPTIONAL, assert_close, make_inputs, require, run, without
 
 from seqrec.errors import InputError
 from seqrec.ops import selective_scan
 from seqrec.ops.selective_scan import SCAN_BACKENDS, compiled, selective_scan_step
 
-every_backend = pytest.mark.parametrize("name", SCAN_BACKENDS.names)
+every_backend = pytest.mark.parametrize("name", ON_CPU)
 
 
-@pytest.fixture(params=SCAN_BACKENDS.names)
+@pytest.fixture(params=ON_CPU)
 def backend(request):
     require(request.param)
     return request.param

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from seqrec.ops.selective_scan.mamba_ssm_scan import MAX_STATES, TOO_MANY_STATES
 from seqrec.ops.selective_scan.problem import ScanProblem, check_problem
 from seqrec.ops.selective_scan.registered import SCAN_BACKENDS
 from seqrec.ops.selective_scan.step import selective_scan_step
@@ -40,6 +41,8 @@ def selective_scan(
     Backends, from the one that "auto" likes best; all give the same values and gradients:
 
     - "cpp": compiled, float32 on CPU, vector instructions and threads.
+    - "mamba_ssm": the CUDA kernels of that package, float32, up to 256 states a channel, no `start`, and not under
+      `torch.use_deterministic_algorithms`. An extra that users install.
     - "chunked": plain torch, any device, float32 and float64.
     - "reference": sequential, for tests; the only one with second derivatives. Never "auto".
 
@@ -72,10 +75,13 @@ def selective_scan(
         InputError: an unknown backend, one that is missing or cannot compute what is asked for, or a shape,
             device or kind of number that does not fit.
     """
-    problem = ScanProblem(*(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, valid, start))
+    real = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
+    problem = ScanProblem(*real, valid, start, return_last_state)
     check_problem(problem)
     dtype = torch.promote_types(u.dtype, torch.float32)
     given = tuple(name for name in ("initial_state", "valid", "start") if getattr(problem, name) is not None)
+    if A.shape[1] > MAX_STATES:
+        given = (*given, TOO_MANY_STATES)
     scan = SCAN_BACKENDS[_chosen(backend, u.device.type, dtype, given)].function
     with torch.autocast(u.device.type, enabled=False):
         y, last = scan(problem.to(dtype))

@@ -32,10 +32,13 @@ class ScanProblem(NamedTuple):
     start: Tensor | None = None
     return_last_state: bool = True  # where False, nobody reads the last state that a backend returns
 
-    def to(self, dtype: torch.dtype) -> ScanProblem:
-        """The same with real numbers in another dtype."""
-        cast = (x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in self)
-        return ScanProblem(*cast)  # type: ignore[arg-type]  # field by field of the same kind
+    def to(self, target: torch.dtype | torch.device) -> ScanProblem:
+        """The same with real numbers in another dtype, or all tensors on another device."""
+        moves = isinstance(target, torch.device)
+        moved = (
+            x.to(target) if isinstance(x, Tensor) and (moves or x.is_floating_point()) else x for x in self
+        )
+        return ScanProblem(*moved)  # type: ignore[arg-type]  # field by field of the same kind
 
     @property
     def wants_gradient(self) -> bool:

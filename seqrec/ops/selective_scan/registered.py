@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from seqrec.ops.backends import Backend, Backends
-from seqrec.ops.selective_scan import compiled
+from seqrec.ops.selective_scan import compiled, mamba_ssm_scan
 from seqrec.ops.selective_scan.chunked import scan_chunked
 from seqrec.ops.selective_scan.problem import Scan, around
 from seqrec.ops.selective_scan.reference import scan_reference
@@ -23,6 +23,15 @@ SCAN_BACKENDS: Backends[Scan] = Backends(
             serves=lambda device, dtype: device == "cpu" and dtype == torch.float32,
             missing=lambda: compiled.load_error(),
             lacks=frozenset({"valid", "start"}),
+        ),
+        Backend(
+            "mamba_ssm",
+            mamba_ssm_scan.scan_mamba_ssm,
+            "float32 on cuda",
+            serves=lambda device, dtype: device == "cuda" and dtype == torch.float32,
+            missing=mamba_ssm_scan.missing,
+            lacks=frozenset({"start", mamba_ssm_scan.TOO_MANY_STATES}),
+            extra=True,
         ),
         Backend("chunked", around(scan_chunked), "anywhere", serves=lambda device, dtype: dtype in REAL),
         Backend("reference", around(scan_reference), "anywhere", serves=lambda device, dtype: dtype in REAL),
