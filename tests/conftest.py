@@ -10,6 +10,12 @@ import pytest
 # processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import torch
+
+# Without a GPU, Triton's kernels are tested in its interpreter. Read when triton loads.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -28,3 +34,27 @@ def real_data() -> Callable[[str], Path]:
         return folder / name
 
     return find
+
+
+@pytest.fixture(scope="session")
+def interpreter_patches_its_language_once():
+    """Halve the time of Triton's interpreter, which patches its language anew at each call that a kernel makes."""
+    from seqrec.ops.selective_scan import triton_scan
+
+    if not triton_scan.interprets() or triton_scan.missing():
+        yield
+        return
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang
+
+    def patch_once(function):
+        languages = [x for x in function.__globals__.values() if x is tl or x is tl.core]
+        if any(tl.core.is_builtin(language.load) for language in languages):
+            return patch(function)
+        return interpreter._LangPatchScope()
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(interpreter, "_patch_lang", patch_once)
+        yield

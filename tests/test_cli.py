@@ -214,6 +214,7 @@ def test_an_encoder_of_ones_own_is_taken_by_its_import_path(
             r"unknown argument 'trainer.max_epoch'; did you mean trainer.max_epochs\?",
         ),
         (("--data.source.lagg", "3"), r"unknown argument 'lagg'; did you mean lag\?"),
+        (("--model", "MambaRec", "--model.mixer", "foo"), r"mixer.*'mamba', 'mamba2'.*Got value: foo"),
         (("--protocol", "Full"), r"protocol: unknown class 'Full'; known: FullRanking, SampledRanking"),
         (
             ("--model", "SequentialRecommender", "--model.encoder", "Foo"),

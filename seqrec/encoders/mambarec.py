@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from seqrec.encoders.base import ENCODERS, SequenceEncoder
-from seqrec.layers import MambaMixer, ResidualStack
+from seqrec.layers import ResidualStack, make_mixer
 from seqrec.types import History
 
 
@@ -13,11 +15,13 @@ from seqrec.types import History
 class MambaRec(SequenceEncoder):
     """One Mamba block in place of each whole Transformer block: no attention and no feed-forward layer.
 
-    The mixer is Mamba's (Gu & Dao 2023); see `seqrec.layers.MambaMixer`.
+    The mixer is Mamba's (Gu & Dao 2023) or Mamba-2's (Dao & Gu 2024); see `seqrec.layers.MambaMixer` and
+    `seqrec.layers.Mamba2Mixer`.
 
     Args:
         d_model: Width D.
         num_layers: Blocks.
+        mixer: "mamba" or "mamba2".
         d_state: States of each inner channel.
         d_conv: Events that the convolution sees.
         expand: Inner width divided by D.
@@ -30,6 +34,7 @@ class MambaRec(SequenceEncoder):
         d_model: int = 64,
         *,
         num_layers: int = 2,
+        mixer: Literal["mamba", "mamba2"] = "mamba",
         d_state: int = 32,
         d_conv: int = 4,
         expand: int = 2,
@@ -37,12 +42,13 @@ class MambaRec(SequenceEncoder):
         layer_norm: bool = True,
     ) -> None:
         super().__init__(d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm)
+        self.mixer = mixer
         self.d_state = d_state
         self.d_conv = d_conv
         self.expand = expand
 
         def branches() -> list[nn.Module]:
-            return [MambaMixer(d_model, d_state=d_state, d_conv=d_conv, expand=expand)]
+            return [make_mixer(mixer, d_model, d_state=d_state, d_conv=d_conv, expand=expand)]
 
         blocks = [branches() for _ in range(num_layers)]
         self.stack = ResidualStack(blocks, d_model, dropout=dropout, layer_norm=layer_norm)

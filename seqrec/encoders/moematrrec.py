@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from seqrec.encoders.base import ENCODERS, SequenceEncoder
-from seqrec.layers import CausalSelfAttention, FeedForward, MambaMixer, ResidualStack, TokenGate
+from seqrec.layers import CausalSelfAttention, FeedForward, ResidualStack, TokenGate, make_mixer
 from seqrec.types import History
 
 
@@ -18,7 +20,7 @@ class AttentionMambaMixture(nn.Module):
         d_model: D.
     """
 
-    def __init__(self, attention: CausalSelfAttention, mamba: MambaMixer, d_model: int) -> None:
+    def __init__(self, attention: CausalSelfAttention, mamba: nn.Module, d_model: int) -> None:
         super().__init__()
         self.attention = attention
         self.mamba = mamba
@@ -44,6 +46,7 @@ class MoEMaTrRec(SequenceEncoder):
         d_model: Width D.
         num_layers: Blocks.
         num_heads: Attention heads, a divisor of D.
+        mixer: "mamba" or "mamba2".
         d_state: States of each inner channel of Mamba.
         d_conv: Events that Mamba's convolution sees.
         expand: Inner width of Mamba divided by D.
@@ -58,6 +61,7 @@ class MoEMaTrRec(SequenceEncoder):
         *,
         num_layers: int = 2,
         num_heads: int = 1,
+        mixer: Literal["mamba", "mamba2"] = "mamba",
         d_state: int = 32,
         d_conv: int = 4,
         expand: int = 2,
@@ -67,6 +71,7 @@ class MoEMaTrRec(SequenceEncoder):
     ) -> None:
         super().__init__(d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm)
         self.num_heads = num_heads
+        self.mixer = mixer
         self.d_state = d_state
         self.d_conv = d_conv
         self.expand = expand
@@ -74,7 +79,7 @@ class MoEMaTrRec(SequenceEncoder):
 
         def branches() -> list[nn.Module]:
             attention = CausalSelfAttention(d_model, num_heads=num_heads, dropout=dropout)
-            mamba = MambaMixer(d_model, d_state=d_state, d_conv=d_conv, expand=expand)
+            mamba = make_mixer(mixer, d_model, d_state=d_state, d_conv=d_conv, expand=expand)
             return [
                 AttentionMambaMixture(attention, mamba, d_model),
                 FeedForward(d_model, d_hidden=d_feedforward, dropout=dropout),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from seqrec.encoders.base import ENCODERS, SequenceEncoder
-from seqrec.layers import FeedForward, MambaMixer, ResidualStack
+from seqrec.layers import FeedForward, ResidualStack, make_mixer
 from seqrec.types import History
 
 
@@ -17,6 +19,7 @@ class RecMamba(SequenceEncoder):
     Args:
         d_model: Width D.
         num_layers: Blocks.
+        mixer: "mamba" or "mamba2".
         d_state: States of each inner channel.
         d_conv: Events that the convolution sees.
         expand: Inner width divided by D.
@@ -30,6 +33,7 @@ class RecMamba(SequenceEncoder):
         d_model: int = 64,
         *,
         num_layers: int = 2,
+        mixer: Literal["mamba", "mamba2"] = "mamba",
         d_state: int = 32,
         d_conv: int = 4,
         expand: int = 2,
@@ -38,6 +42,7 @@ class RecMamba(SequenceEncoder):
         layer_norm: bool = True,
     ) -> None:
         super().__init__(d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm)
+        self.mixer = mixer
         self.d_state = d_state
         self.d_conv = d_conv
         self.expand = expand
@@ -45,7 +50,7 @@ class RecMamba(SequenceEncoder):
 
         def branches() -> list[nn.Module]:
             return [
-                MambaMixer(d_model, d_state=d_state, d_conv=d_conv, expand=expand),
+                make_mixer(mixer, d_model, d_state=d_state, d_conv=d_conv, expand=expand),
                 FeedForward(d_model, d_hidden=d_feedforward, dropout=dropout),
             ]
 

@@ -4,15 +4,20 @@ from seqrec.layers.attention import CausalSelfAttention
 from seqrec.layers.feed_forward import FeedForward
 from seqrec.layers.gate import TokenGate
 from seqrec.layers.mamba import MambaMixer
+from seqrec.layers.mamba2 import Mamba2Mixer
+from seqrec.layers.mixers import MIXERS, make_mixer
 from seqrec.layers.positions import LearnedPositions
 from seqrec.layers.residual import ResidualStack, make_norm
 
 __all__ = [
+    "MIXERS",
     "CausalSelfAttention",
     "FeedForward",
     "LearnedPositions",
+    "Mamba2Mixer",
     "MambaMixer",
     "ResidualStack",
     "TokenGate",
+    "make_mixer",
     "make_norm",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.ops import causal_conv1d, selective_scan
@@ -41,7 +40,7 @@ class MambaMixer(nn.Module):
         self.scan_projection = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
         self.dt_projection = nn.Linear(self.dt_rank, self.d_inner, bias=False)
         nn.init.uniform_(self.dt_projection.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-        self.dt_bias = nn.Parameter(_initial_dt_bias(self.d_inner))
+        self.dt_bias = nn.Parameter(initial_dt_bias(self.d_inner))
         states = torch.arange(1, d_state + 1, dtype=torch.float32)
         self.A_log = nn.Parameter(states.log().repeat(self.d_inner, 1))
         self.D = nn.Parameter(torch.ones(self.d_inner))
@@ -50,7 +49,7 @@ class MambaMixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t."""
         path, gate = self.in_projection(x).chunk(2, dim=-1)
-        path = F.silu(causal_conv1d(path, self.conv_weight, self.conv_bias))
+        path = causal_conv1d(path, self.conv_weight, self.conv_bias, silu=True)
         dt, B, C = self.scan_projection(path).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         mixed = selective_scan(
             path,
@@ -67,7 +66,7 @@ class MambaMixer(nn.Module):
         return out
 
 
-def _initial_dt_bias(channels: int) -> Tensor:
+def initial_dt_bias(channels: int) -> Tensor:
     """(channels,) values whose softplus is log-uniform in [DT_MIN, DT_MAX]."""
     log_low, log_high = math.log(DT_MIN), math.log(DT_MAX)
     dt = torch.exp(torch.rand(channels) * (log_high - log_low) + log_low).clamp_min(DT_FLOOR)

@@ -34,6 +34,7 @@ class Backend(Generic[Function]):
         missing: Why it cannot run on this machine now, with the fix; None where it can.
         lacks: Names of the op's optional arguments that it cannot honour.
         extra: Whether it is an addition that most machines lack, so that nobody need hear of its absence.
+        only_by_name: Device types where "auto" never takes it, though it computes there, because it is for tests.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Backend(Generic[Function]):
     missing: Callable[[], str | None] = _present
     lacks: frozenset[str] = frozenset()
     extra: bool = False
+    only_by_name: frozenset[str] = frozenset()
 
     def against(self, device: str, dtype: torch.dtype, given: Iterable[str] = ()) -> str | None:
         """Why it cannot compute on a device type, in a dtype, with these optional arguments; None if it can."""
@@ -113,6 +115,8 @@ class Backends(Generic[Function]):
         """What "auto" is without the environment variable, and the better ones that are missing here."""
         passed_over: list[Backend[Function]] = []
         for backend in self._backends.values():
+            if device in backend.only_by_name:
+                continue
             if backend.against(device, dtype, given) is None:
                 return backend, passed_over
             if not backend.extra and backend.serves(device, dtype) and not backend.lacks.intersection(given):

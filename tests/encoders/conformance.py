@@ -2,18 +2,71 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
 from seqrec.encoders import ENCODERS, SequenceEncoder
+from seqrec.layers import MIXERS
+from seqrec.ops.backends import Backends
+from seqrec.ops.selective_scan import SCAN_BACKENDS
+from seqrec.ops.ssd import SSD_BACKENDS
 from seqrec.types import History
 
 B, L, D = 3, 9, 16
 
 
-def build(name: str, *, dropout: float = 0.0, layer_norm: bool = True) -> SequenceEncoder:
-    torch.manual_seed(0)
-    return ENCODERS[name](D, num_layers=2, dropout=dropout, layer_norm=layer_norm)
+# The scan inside each mixer. One that is not here is tested with the backend that it takes by itself.
+SCANS: dict[str, Backends] = {"mamba": SCAN_BACKENDS, "mamba2": SSD_BACKENDS}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One of the ways in which an encoder may compute.
+
+    Attributes:
+        name: Of the encoder.
+        mixer: None where the encoder takes none.
+        scan: Backend of the mixer's scan; None is "auto".
+    """
+
+    name: str
+    mixer: str | None = None
+    scan: str | None = None
+
+    def __str__(self) -> str:
+        default = self.mixer == default_mixer(self.name)
+        return "-".join(part for part in (self.name, None if default else self.mixer, self.scan) if part)
+
+    @property
+    def backends(self) -> Backends | None:
+        """Those of the mixer's scan; None where there is none or it is not known."""
+        return None if self.mixer is None else SCANS.get(self.mixer)
+
+    def build(self, *, dropout: float = 0.0, layer_norm: bool = True) -> SequenceEncoder:
+        torch.manual_seed(0)
+        mixer = {} if self.mixer is None else {"mixer": self.mixer}
+        return ENCODERS[self.name](D, num_layers=2, dropout=dropout, layer_norm=layer_norm, **mixer)
+
+
+def default_mixer(name: str) -> str | None:
+    """The mixer that an encoder has unless told otherwise; None where it takes none."""
+    parameter = inspect.signature(ENCODERS[name]).parameters.get("mixer")
+    return None if parameter is None else parameter.default
+
+
+# Each encoder by itself and, where it takes a mixer, with every one of them.
+ARCHITECTURES = [
+    Case(name, mixer) for name in ENCODERS for mixer in (MIXERS if default_mixer(name) else [None])
+]
+# The same, with each backend of the mixer's scan too.
+CASES = [
+    replace(case, scan=scan)
+    for case in ARCHITECTURES
+    for scan in (None, *(case.backends.names if case.backends else ()))
+]
 
 
 def events(lengths: list[int], seed: int = 1) -> tuple[Tensor, History]:

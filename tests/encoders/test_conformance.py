@@ -5,65 +5,76 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import typing
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conformance import B, D, L, build, check_causality, check_padding, cut, events
+from conformance import ARCHITECTURES, CASES, B, Case, D, L, check_causality, check_padding, cut, events
 from torch import Tensor
 
 import seqrec.encoders
 import seqrec.models
 from seqrec.encoders import ENCODERS
 from seqrec.errors import InputError
-from seqrec.ops.selective_scan import SCAN_BACKENDS
+from seqrec.layers import MIXERS
 from seqrec.specs import from_spec, to_spec
 from seqrec.types import History
 
 REPOSITORY = Path(__file__).parents[2]
 
 every_encoder = pytest.mark.parametrize("name", list(ENCODERS))
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
 with_and_without_norm = pytest.mark.parametrize("layer_norm", [True, False], ids=["norm", "no-norm"])
 
 
-@every_encoder
+@pytest.fixture(params=CASES, ids=str)
+def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Case:
+    """Each encoder in each of its ways of computing that this machine has."""
+    case: Case = request.param
+    if case.scan is not None:
+        assert case.backends is not None
+        if reason := case.backends[case.scan].against("cpu", torch.float32):
+            pytest.skip(f"{case.scan} {reason}")
+        monkeypatch.setenv(case.backends.variable, case.scan)
+        if case.scan == "triton":
+            request.getfixturevalue("interpreter_patches_its_language_once")
+    return case
+
+
 @with_and_without_norm
-def test_states_have_the_shape_and_type_of_the_events(name: str, layer_norm: bool):
+def test_states_have_the_shape_and_type_of_the_events(case: Case, layer_norm: bool):
     x, history = events([L] * B)
-    states = build(name, layer_norm=layer_norm)(x, history)
+    states = case.build(layer_norm=layer_norm)(x, history)
     assert states.shape == x.shape
     assert states.dtype == x.dtype
     assert states.device == x.device
 
 
-@every_encoder
 @with_and_without_norm
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_states_ignore_future_events(name: str, layer_norm: bool, training: bool):
-    check_causality(build(name, layer_norm=layer_norm).train(training))
+def test_states_ignore_future_events(case: Case, layer_norm: bool, training: bool):
+    check_causality(case.build(layer_norm=layer_norm).train(training))
 
 
-@every_encoder
 @with_and_without_norm
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_padding_does_not_change_states_of_events(name: str, layer_norm: bool, training: bool):
-    check_padding(build(name, layer_norm=layer_norm).train(training))
+def test_padding_does_not_change_states_of_events(case: Case, layer_norm: bool, training: bool):
+    check_padding(case.build(layer_norm=layer_norm).train(training))
 
 
-@every_encoder
-def test_future_inputs_get_no_gradient(name: str):
+def test_future_inputs_get_no_gradient(case: Case):
     x, history = events([L] * B)
     x.requires_grad_()
-    build(name)(x, history)[:, 3].square().sum().backward()
+    case.build()(x, history)[:, 3].square().sum().backward()
     assert x.grad[:, 4:].count_nonzero() == 0
     assert (x.grad[:, :4].abs().amax(-1) > 0).all()
 
 
-@every_encoder
 @torch.no_grad()
-def test_rows_do_not_see_each_other(name: str):
-    encoder = build(name).eval()
+def test_rows_do_not_see_each_other(case: Case):
+    encoder = case.build().eval()
     x, history = events([L] * B)
     before = encoder(x, history)
     x[0] += 1
@@ -75,10 +86,9 @@ def test_rows_do_not_see_each_other(name: str):
     torch.testing.assert_close(encoder(x[order], shuffled), after[order])
 
 
-@every_encoder
 @with_and_without_norm
-def test_every_parameter_gets_a_finite_gradient_other_than_zero(name: str, layer_norm: bool):
-    encoder = build(name, layer_norm=layer_norm, dropout=0.1).train()
+def test_every_parameter_gets_a_finite_gradient_other_than_zero(case: Case, layer_norm: bool):
+    encoder = case.build(layer_norm=layer_norm, dropout=0.1).train()
     x, history = events([L] * B)
     (encoder(x, history) * torch.randn(B, L, D)).sum().backward()
     for parameter_name, parameter in encoder.named_parameters():
@@ -87,18 +97,16 @@ def test_every_parameter_gets_a_finite_gradient_other_than_zero(name: str, layer
         assert parameter.grad.count_nonzero() > 0, parameter_name
 
 
-@every_encoder
-def test_states_repeat_in_evaluation_but_not_with_dropout(name: str):
-    encoder = build(name, dropout=0.5)
+def test_states_repeat_in_evaluation_but_not_with_dropout(case: Case):
+    encoder = case.build(dropout=0.5)
     x, history = events([L] * B)
     assert torch.equal(encoder.eval()(x, history), encoder(x, history))
     assert not torch.equal(encoder.train()(x, history), encoder(x, history))
 
 
-@every_encoder
 @torch.no_grad()
-def test_odd_and_long_histories_agree_with_their_beginnings(name: str):
-    encoder = build(name).eval()
+def test_odd_and_long_histories_agree_with_their_beginnings(case: Case):
+    encoder = case.build().eval()
     x, history = events([1000])
     whole = encoder(x, history)
     assert whole.isfinite().all()
@@ -107,27 +115,24 @@ def test_odd_and_long_histories_agree_with_their_beginnings(name: str):
         torch.testing.assert_close(part, whole[:, :length], rtol=1e-4, atol=1e-5)
 
 
-@every_encoder
-@pytest.mark.parametrize("backend", SCAN_BACKENDS.names)
-def test_fast_scans_equal_the_reference(name: str, backend: str, monkeypatch: pytest.MonkeyPatch):
-    if reason := SCAN_BACKENDS[backend].against("cpu", torch.float32):
-        pytest.skip(reason)
-    encoder = build(name)
+def test_fast_scans_equal_the_reference(case: Case, monkeypatch: pytest.MonkeyPatch):
+    encoder = case.build()
     x, history = events([70, 3])
 
-    def outcome(scan: str) -> list[Tensor]:
-        monkeypatch.setenv(SCAN_BACKENDS.variable, scan)
+    def outcome() -> list[Tensor]:
         states = encoder(x, history)
         return [states, *torch.autograd.grad(states[:, ::7].square().sum(), list(encoder.parameters()))]
 
-    for value, expected in zip(outcome(backend), outcome("reference"), strict=True):
+    found = outcome()
+    if case.backends is not None:
+        monkeypatch.setenv(case.backends.variable, "reference")
+    for value, expected in zip(found, outcome(), strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-4)
 
 
-@every_encoder
 @torch.no_grad()
-def test_state_dict_carries_every_weight(name: str):
-    encoder, other = build(name).eval(), build(name).eval()
+def test_state_dict_carries_every_weight(case: Case):
+    encoder, other = case.build().eval(), case.build().eval()
     for parameter in encoder.parameters():
         parameter.add_(0.01 * torch.randn_like(parameter))
     x, history = events([L] * B)
@@ -136,10 +141,9 @@ def test_state_dict_carries_every_weight(name: str):
     assert torch.equal(other(x, history), encoder(x, history))
 
 
-@every_encoder
 @with_and_without_norm
-def test_bfloat16_autocast_stays_near_float32(name: str, layer_norm: bool):
-    encoder = build(name, layer_norm=layer_norm)
+def test_bfloat16_autocast_stays_near_float32(case: Case, layer_norm: bool):
+    encoder = case.build(layer_norm=layer_norm)
     x, history = events([L] * B)
     expected = encoder(x, history)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -151,20 +155,28 @@ def test_bfloat16_autocast_stays_near_float32(name: str, layer_norm: bool):
     assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())
 
 
-def other_value(value: object) -> object:
-    """A plain value that differs from an argument's default and is as valid; 1 head becomes 2."""
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int):
-        return value + 1
-    return value / 2 if isinstance(value, float) else value
+def other_arguments(name: str) -> dict[str, object]:
+    """All arguments of an encoder, with plain values that differ from the defaults and are as valid."""
+    kinds = typing.get_type_hints(ENCODERS[name].__init__)
+    others: dict[str, object] = {}
+    for argument, parameter in inspect.signature(ENCODERS[name]).parameters.items():
+        value = parameter.default
+        if typing.get_origin(kinds[argument]) is typing.Literal:
+            others[argument] = next(kind for kind in typing.get_args(kinds[argument]) if kind != value)
+        elif isinstance(value, bool):
+            others[argument] = not value
+        elif isinstance(value, int):
+            others[argument] = value + 1  # 1 head becomes 2
+        else:
+            others[argument] = value / 2 if isinstance(value, float) else value
+    return others | {"d_model": D}
 
 
-@every_encoder
+@every_architecture
 @torch.no_grad()
-def test_spec_rebuilds_the_same_architecture(name: str):
-    defaults = inspect.signature(ENCODERS[name]).parameters
-    arguments = {key: other_value(parameter.default) for key, parameter in defaults.items()} | {"d_model": D}
+def test_spec_rebuilds_the_same_architecture(architecture: Case):
+    name, mixer = architecture.name, {"mixer": architecture.mixer} if architecture.mixer else {}
+    arguments = other_arguments(name) | mixer
     encoder = ENCODERS[name](**arguments).eval()
     spec = json.loads(json.dumps(to_spec(encoder)))
     assert spec["init_args"] == arguments
@@ -227,9 +239,14 @@ def test_a_preset_takes_its_encoders_arguments_with_the_same_defaults(name: str)
 
 @every_encoder
 def test_a_preset_passes_every_argument_on(name: str):
-    parameters = inspect.signature(ENCODERS[name]).parameters
-    arguments = {key: other_value(parameter.default) for key, parameter in parameters.items()} | {
-        "d_model": D
-    }
+    arguments = other_arguments(name)
     model = getattr(seqrec.models, name)(5, **arguments)
     assert to_spec(model.encoder)["init_args"] == arguments
+
+
+@every_encoder
+def test_the_choice_between_mixers_is_between_those_that_there_are(name: str):
+    if (kind := typing.get_type_hints(ENCODERS[name].__init__).get("mixer")) is not None:
+        assert sorted(typing.get_args(kind)) == list(MIXERS)
+        with pytest.raises(InputError, match=f"unknown mixer 'foo'; known: {', '.join(MIXERS)}"):
+            ENCODERS[name](D, mixer="foo")

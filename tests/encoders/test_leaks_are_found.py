@@ -5,13 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conformance import build, check_causality, check_padding
+from conformance import ARCHITECTURES, Case, check_causality, check_padding
 from torch import Tensor
 
 from seqrec.layers import TokenGate
 from seqrec.layers import mamba as mamba_module
+from seqrec.layers import mamba2 as mamba2_module
 
-MAMBAS = ("MambaRec", "MoEMaTrRec", "RecMamba")
+every_mamba = pytest.mark.parametrize("case", [case for case in ARCHITECTURES if case.mixer], ids=str)
+# Where each mixer finds its convolution and its scan.
+MODULES = {"mamba": mamba_module, "mamba2": mamba2_module}
+SCANS = {"mamba": "selective_scan", "mamba2": "ssd_scan"}
 sees_the_future = pytest.raises(AssertionError, match="sees the future event")
 
 
@@ -24,9 +28,9 @@ def test_attention_without_the_causal_rule_is_found(name: str, monkeypatch: pyte
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", bidirectional)
     with sees_the_future:
-        check_causality(build(name))
+        check_causality(Case(name).build())
     with pytest.raises(AssertionError, match="padding changes the states"):
-        check_padding(build(name))
+        check_padding(Case(name).build())
 
 
 def test_a_gate_that_pools_over_the_sequence_is_found(monkeypatch: pytest.MonkeyPatch):
@@ -35,36 +39,38 @@ def test_a_gate_that_pools_over_the_sequence_is_found(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(TokenGate, "forward", pooled)
     with sees_the_future:
-        check_causality(build("MoEMaTrRec"))
+        check_causality(Case("MoEMaTrRec").build())
 
 
-@pytest.mark.parametrize("name", MAMBAS)
-def test_a_convolution_centred_on_the_event_is_found(name: str, monkeypatch: pytest.MonkeyPatch):
-    convolve = mamba_module.causal_conv1d
+@every_mamba
+def test_a_convolution_centred_on_the_event_is_found(case: Case, monkeypatch: pytest.MonkeyPatch):
+    module = MODULES[case.mixer]
+    convolve = module.causal_conv1d
 
-    def centred(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return convolve(F.pad(x, (0, 0, 0, 1)), weight, bias)[:, 1:]
+    def centred(x: Tensor, *arguments: Tensor, **rest: bool) -> Tensor:
+        return convolve(F.pad(x, (0, 0, 0, 1)), *arguments, **rest)[:, 1:]
 
-    monkeypatch.setattr(mamba_module, "causal_conv1d", centred)
+    monkeypatch.setattr(module, "causal_conv1d", centred)
     with sees_the_future:
-        check_causality(build(name))
+        check_causality(case.build())
 
 
-@pytest.mark.parametrize("name", MAMBAS)
-def test_a_scan_from_newest_to_oldest_is_found(name: str, monkeypatch: pytest.MonkeyPatch):
-    scan = mamba_module.selective_scan
+@every_mamba
+def test_a_scan_from_newest_to_oldest_is_found(case: Case, monkeypatch: pytest.MonkeyPatch):
+    module, name = MODULES[case.mixer], SCANS[case.mixer]
+    scan = getattr(module, name)
 
-    def backwards(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *args: Tensor, **rest) -> Tensor:
+    def backwards(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *args: Tensor, **rest) -> Tensor:
         rest["z"] = rest["z"].flip(1)
-        return scan(u.flip(1), delta.flip(1), A, B.flip(1), C.flip(1), *args, **rest).flip(1)
+        return scan(x.flip(1), delta.flip(1), A, B.flip(1), C.flip(1), *args, **rest).flip(1)
 
-    monkeypatch.setattr(mamba_module, "selective_scan", backwards)
+    monkeypatch.setattr(module, name, backwards)
     with sees_the_future:
-        check_causality(build(name))
+        check_causality(case.build())
 
 
 def test_a_faint_leak_from_the_next_event_is_found(monkeypatch: pytest.MonkeyPatch):
-    encoder = build("GRU4Rec")
+    encoder = Case("GRU4Rec").build()
     forward = encoder.forward
     monkeypatch.setattr(encoder, "forward", lambda x, history: forward(x + 1e-3 * x.roll(-1, 1), history))
     with sees_the_future:
@@ -72,14 +78,14 @@ def test_a_faint_leak_from_the_next_event_is_found(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_encoder_without_memory_is_found(monkeypatch: pytest.MonkeyPatch):
-    encoder = build("GRU4Rec")
+    encoder = Case("GRU4Rec").build()
     monkeypatch.setattr(encoder, "forward", lambda x, history: x)
     with pytest.raises(AssertionError, match="state of event 1 does not depend on event 0"):
         check_causality(encoder)
 
 
 def test_states_that_depend_on_what_stands_in_the_padding_are_found(monkeypatch: pytest.MonkeyPatch):
-    encoder = build("GRU4Rec")
+    encoder = Case("GRU4Rec").build()
     forward = encoder.forward
     monkeypatch.setattr(encoder, "forward", lambda x, history: forward(x, history) + x.mean(1, keepdim=True))
     with pytest.raises(AssertionError, match="padding changes the states"):
@@ -87,7 +93,7 @@ def test_states_that_depend_on_what_stands_in_the_padding_are_found(monkeypatch:
 
 
 def test_states_that_are_not_numbers_at_padding_are_found(monkeypatch: pytest.MonkeyPatch):
-    encoder = build("GRU4Rec")
+    encoder = Case("GRU4Rec").build()
     forward = encoder.forward
 
     def poisoned(x: Tensor, history) -> Tensor:

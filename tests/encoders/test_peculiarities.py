@@ -8,7 +8,8 @@ from torch import nn
 
 from seqrec.encoders import ENCODERS, GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, SASRec
 from seqrec.errors import InputError
-from seqrec.layers import CausalSelfAttention, FeedForward, MambaMixer
+from seqrec.layers import MIXERS, CausalSelfAttention, FeedForward, MambaMixer
+from seqrec.specs import from_spec, to_spec
 from seqrec.types import History
 
 X = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
@@ -28,6 +29,13 @@ def test_blocks_are_made_of_the_papers_parts(encoder: type, attentions: int, mam
     assert count(model, CausalSelfAttention) == attentions
     assert count(model, MambaMixer) == mambas
     assert count(model, FeedForward) == feed_forwards
+
+
+@pytest.mark.parametrize("encoder", [RecMamba, MambaRec, MoEMaTrRec])
+@pytest.mark.parametrize("mixer", list(MIXERS))
+def test_the_chosen_mixer_stands_in_every_block(encoder: type, mixer: str):
+    model = encoder(8, num_layers=3, mixer=mixer, d_state=5, d_conv=2, expand=3)
+    assert {name: count(model, MIXERS[name]) for name in MIXERS} == dict.fromkeys(MIXERS, 0) | {mixer: 3}
 
 
 @pytest.mark.parametrize("name", list(ENCODERS))
@@ -74,3 +82,12 @@ def test_moematrrec_gate_weighs_each_event_by_itself():
     weights = mixture.gate(X)
     torch.testing.assert_close(mixture.gate(X[:, 2:3]), weights[:, 2:3])
     assert weights.shape == (2, 6, 2)
+
+
+@pytest.mark.parametrize("encoder", [RecMamba, MambaRec, MoEMaTrRec])
+def test_a_spec_from_before_there_were_mixers_is_that_of_mamba(encoder: type):
+    spec = to_spec(encoder(8, num_layers=1))
+    assert spec["init_args"].pop("mixer") == "mamba"
+    rebuilt = from_spec(spec)
+    assert count(rebuilt, MambaMixer) == 1
+    assert rebuilt.mixer == "mamba"

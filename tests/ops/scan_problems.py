@@ -13,7 +13,7 @@ LARGER = {"B": 2, "L": 45, "D": 19, "N": 5}
 # Backends that compute on a CPU somewhere; those for GPUs alone have tests of their own.
 ON_CPU = [name for name in SCAN_BACKENDS.names if SCAN_BACKENDS[name].serves("cpu", torch.float32)]
 # What CI installs: there, a backend that is missing fails its tests instead of skipping them.
-IN_CI = ("cpp",)
+IN_CI = ("cpp", "triton")
 
 
 def require(name, given=()):

@@ -35,6 +35,20 @@ def test_auto_is_the_first_that_can(device, given, expected):
     assert make_backends().choose("auto", device, torch.float64, given).name == expected
 
 
+def test_auto_passes_by_what_is_only_for_its_name_on_a_device():
+    backends = Backends(
+        "sum",
+        "SEQREC_TEST_BACKEND",
+        [
+            Backend("traced", sum, "anywhere", lambda device, dtype: True, only_by_name=frozenset({"cpu"})),
+            Backend("plain", sum, "anywhere", lambda device, dtype: True),
+        ],
+    )
+    assert backends.choose("auto", "cpu", torch.float32).name == "plain"
+    assert backends.choose("auto", "cuda", torch.float32).name == "traced"
+    assert backends.choose("traced", "cpu", torch.float32).name == "traced"
+
+
 def test_a_missing_kernel_is_said_once_and_a_missing_extra_never(caplog):
     backends = make_backends()
     for _ in range(2):

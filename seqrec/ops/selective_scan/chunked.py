@@ -70,45 +70,61 @@ class ChunkedScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of all six real inputs, chunk by chunk from the end."""
-        u, step, A, B, C, start, *kept = ctx.saved_tensors
-        u_t, step_t, B_t, C_t, dy_t = (x.transpose(0, 1) for x in (u, step, B, C, dy))
-        length, batch, channels = u_t.shape
-        du, dstep = u.new_empty(length, batch, channels), u.new_empty(length, batch, channels)
-        dB, dC = u.new_empty(length, batch, A.shape[1]), u.new_empty(length, batch, A.shape[1])
-        dA = torch.zeros_like(A)
-        size = min(CHUNK_EVENTS, max(length, 1))
-        buffers = [u.new_empty(size, batch, channels, A.shape[1]) for _ in range(3)]
-        carry = dlast.clone()  # gradient that reaches the state at the chunk's end
-        for begin, state in reversed(list(zip(range(0, length, size), kept, strict=True))):
-            part = slice(begin, min(begin + size, length))
-            decay, states, grads = (buffer[: part.stop - begin] for buffer in buffers)
-            starts = _starts(start, part)
-            steps, dy_part = step_t[part], dy_t[part].contiguous()
-            step_u = steps * u_t[part]
-            torch.mul(steps.unsqueeze(-1), A, out=decay).exp_()
-            torch.mul(step_u.unsqueeze(-1), B_t[part].unsqueeze(2), out=states)
-            _recur(decay, states, state, starts)
-            # grads[t] = dL/dh_t: what y_t sends back, plus decay[t + 1] * grads[t + 1].
-            torch.mul(dy_part.unsqueeze(-1), C_t[part].unsqueeze(2), out=grads)
-            grads[-1].add_(carry)
-            _recur_back(decay, grads, starts)
-            carry = grads[0] * decay[0]
-            dC[part] = (dy_part.unsqueeze(2) @ states).squeeze(2)
-            dB[part] = (step_u.unsqueeze(2) @ grads).squeeze(2)
-            dstep_u = (grads @ B_t[part].unsqueeze(-1)).squeeze(-1)
-            # decay becomes dL/d(step_t A) = grads[t] * decay[t] * h_{t-1}.
-            decay[0].mul_(state)
-            decay[1:].mul_(states[:-1])
-            decay.mul_(grads)
-            if starts is not None:
-                carry.masked_fill_(starts[0], 0)
-                decay.masked_fill_(starts, 0)
-            dA += torch.einsum("sbdn,sbd->dn", decay, steps)
-            dstep[part] = decay.mul_(A).sum(-1).addcmul_(dstep_u, u_t[part])
-            du[part] = dstep_u * steps
-        du, dstep, dB, dC = (x.transpose(0, 1) for x in (du, dstep, dB, dC))
-        return du, dstep, dA, dB, dC, carry, None
+        """Gradients of all six real inputs."""
+        # Autocast lowers matrix products, and may be on where backward is called.
+        with torch.autocast(dy.device.type, enabled=False):
+            return *_gradients(dy, dlast, *ctx.saved_tensors), None
+
+
+def _gradients(
+    dy: Tensor,
+    dlast: Tensor,
+    u: Tensor,
+    step: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    start: Tensor | None,
+    *kept: Tensor,
+) -> tuple[Tensor, ...]:
+    """Gradients of u, step, A, B, C and the initial state, chunk by chunk from the end."""
+    u_t, step_t, B_t, C_t, dy_t = (x.transpose(0, 1) for x in (u, step, B, C, dy))
+    length, batch, channels = u_t.shape
+    du, dstep = u.new_empty(length, batch, channels), u.new_empty(length, batch, channels)
+    dB, dC = u.new_empty(length, batch, A.shape[1]), u.new_empty(length, batch, A.shape[1])
+    dA = torch.zeros_like(A)
+    size = min(CHUNK_EVENTS, max(length, 1))
+    buffers = [u.new_empty(size, batch, channels, A.shape[1]) for _ in range(3)]
+    carry = dlast.clone()  # gradient that reaches the state at the chunk's end
+    for begin, state in reversed(list(zip(range(0, length, size), kept, strict=True))):
+        part = slice(begin, min(begin + size, length))
+        decay, states, grads = (buffer[: part.stop - begin] for buffer in buffers)
+        starts = _starts(start, part)
+        steps, dy_part = step_t[part], dy_t[part].contiguous()
+        step_u = steps * u_t[part]
+        torch.mul(steps.unsqueeze(-1), A, out=decay).exp_()
+        torch.mul(step_u.unsqueeze(-1), B_t[part].unsqueeze(2), out=states)
+        _recur(decay, states, state, starts)
+        # grads[t] = dL/dh_t: what y_t sends back, plus decay[t + 1] * grads[t + 1].
+        torch.mul(dy_part.unsqueeze(-1), C_t[part].unsqueeze(2), out=grads)
+        grads[-1].add_(carry)
+        _recur_back(decay, grads, starts)
+        carry = grads[0] * decay[0]
+        dC[part] = (dy_part.unsqueeze(2) @ states).squeeze(2)
+        dB[part] = (step_u.unsqueeze(2) @ grads).squeeze(2)
+        dstep_u = (grads @ B_t[part].unsqueeze(-1)).squeeze(-1)
+        # decay becomes dL/d(step_t A) = grads[t] * decay[t] * h_{t-1}.
+        decay[0].mul_(state)
+        decay[1:].mul_(states[:-1])
+        decay.mul_(grads)
+        if starts is not None:
+            carry.masked_fill_(starts[0], 0)
+            decay.masked_fill_(starts, 0)
+        dA += torch.einsum("sbdn,sbd->dn", decay, steps)
+        dstep[part] = decay.mul_(A).sum(-1).addcmul_(dstep_u, u_t[part])
+        du[part] = dstep_u * steps
+    du, dstep, dB, dC = (x.transpose(0, 1) for x in (du, dstep, dB, dC))
+    return du, dstep, dA, dB, dC, carry
 
 
 def _starts(start: Tensor | None, part: slice) -> Tensor | None:

@@ -37,5 +37,5 @@ def scan_reference(
             state = state.masked_fill(start[:, t, None, None], 0)
         decay = torch.exp(step_t.unsqueeze(-1) * A)
         state = decay * state + (step_t * u_t).unsqueeze(-1) * B_t.unsqueeze(1)
-        outputs.append((state @ C_t.unsqueeze(-1)).squeeze(-1))
+        outputs.append((state * C_t.unsqueeze(1)).sum(-1))
     return (torch.stack(outputs, 1) if outputs else torch.zeros_like(u)), state

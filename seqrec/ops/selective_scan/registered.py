@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from seqrec.ops import compiled_library
 from seqrec.ops.backends import Backend, Backends
-from seqrec.ops.selective_scan import compiled, mamba_ssm_scan
+from seqrec.ops.selective_scan import compiled, mamba_ssm_scan, triton_scan
 from seqrec.ops.selective_scan.chunked import scan_chunked
 from seqrec.ops.selective_scan.problem import Scan, around
 from seqrec.ops.selective_scan.reference import scan_reference
@@ -21,8 +22,7 @@ SCAN_BACKENDS: Backends[Scan] = Backends(
             compiled.scan_compiled,
             "float32 on cpu",
             serves=lambda device, dtype: device == "cpu" and dtype == torch.float32,
-            missing=lambda: compiled.load_error(),
-            lacks=frozenset({"valid", "start"}),
+            missing=compiled_library.load_error,
         ),
         Backend(
             "mamba_ssm",
@@ -32,6 +32,14 @@ SCAN_BACKENDS: Backends[Scan] = Backends(
             missing=mamba_ssm_scan.missing,
             lacks=frozenset({"start", mamba_ssm_scan.TOO_MANY_STATES}),
             extra=True,
+        ),
+        Backend(
+            "triton",
+            triton_scan.scan_triton,
+            "float32 on cuda, or on cpu alone where TRITON_INTERPRET=1",
+            serves=triton_scan.serves,
+            missing=triton_scan.missing,
+            only_by_name=frozenset({"cpu"}),
         ),
         Backend("chunked", around(scan_chunked), "anywhere", serves=lambda device, dtype: dtype in REAL),
         Backend("reference", around(scan_reference), "anywhere", serves=lambda device, dtype: dtype in REAL),

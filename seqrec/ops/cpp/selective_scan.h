@@ -1,52 +1,11 @@
-// Selective scan on CPU, forward and hand-written backward, float32, behind a plain C ABI.
+// Selective scan. Letters as in problems.h; part of kernels.cpp.
 //
-// Letters as in problem.h. One source, several builds: SCAN_LANES is the number of floats in a vector register.
-// Lanes run over channels, threads over batch rows and blocks of LANES channels, and each thread walks
-// along the events. Nothing of size (B, L, D, N) is kept: forward writes the state before every S-th event,
-// backward rebuilds the states of S events from it. Sums are made in an order that does not depend on timing.
-
-#include <algorithm>
-#include <atomic>
-#include <cstddef>
-#include <cstring>
-#include <exception>
-#include <new>
-#include <thread>
-#include <utility>
-#include <vector>
-
-#ifndef SCAN_LANES
-#define SCAN_LANES 4
-#endif
-
-#include "problem.h"
-
-// A build whose instructions this architecture lacks becomes a library without functions.
-#if SCAN_LANES == 4 || defined(__x86_64__)
-
-// The target is set here, not by compiler flags, so that one build description serves every architecture. Standard
-// headers come first: their functions must stay runnable anywhere.
-#if SCAN_LANES == 16
-#define SCAN_TARGET "avx512f,avx512dq,avx512vl,avx512bw,avx2,fma"
-#elif SCAN_LANES == 8
-#define SCAN_TARGET "avx2,fma"
-#endif
-#define SCAN_PRAGMA(text) _Pragma(#text)
-#define SCAN_EXPAND(text) SCAN_PRAGMA(text)
-#ifdef SCAN_TARGET
-#ifdef __clang__
-SCAN_EXPAND(clang attribute push(__attribute__((target(SCAN_TARGET))), apply_to = function))
-#else
-#pragma GCC push_options
-SCAN_EXPAND(GCC target(SCAN_TARGET))
-#endif
-#endif
-
-namespace {
+// Threads run over batch rows and blocks of LANES channels, and each walks along the events. Nothing of size
+// (B, L, D, N) is kept: forward writes the state before every S-th event, backward rebuilds the states of S events
+// from it. At padding nothing is read and the state passes; at a start the state becomes zero by assignment, since a
+// product with 0 would let NaN through.
 
 constexpr int64_t PADDING = 16;  // kept_states rounds D up to this, whatever LANES is
-
-#include "lanes.h"
 
 struct Step {
   Vec size, slope;  // the step size and its derivative with respect to delta
@@ -91,28 +50,15 @@ inline Vec advance(Vec* next, const Vec* h, Vec* decay, const Vec* A2, Vec step,
   return y;
 }
 
-// Where a block of channels of one batch row lies.
-struct Block {
-  int64_t row, channel;
-  int lanes;
-};
-
-inline Block block_at(const ScanProblem& p, int64_t row, int64_t block) {
-  const int64_t channel = block * LANES;
-  return {row, channel, static_cast<int>(std::min<int64_t>(LANES, p.channels - channel))};
-}
-
-inline int64_t blocks_of(const ScanProblem& p) { return (p.channels + LANES - 1) / LANES; }
-
 inline float* kept_at(const ScanProblem& p, const Block& k, int64_t chunk, int64_t n) {
   const int64_t chunks = (p.length + p.interval - 1) / p.interval;
   const int64_t width = (p.channels + PADDING - 1) / PADDING * PADDING;
   return p.kept_states + ((k.row * chunks + chunk) * p.states + n) * width + k.channel;
 }
 
-int64_t forward_scratch(const ScanProblem& p) { return 2 * p.states; }
+int64_t scan_forward_scratch(const ScanProblem& p) { return 2 * p.states; }
 
-void forward_task(const ScanProblem& p, int64_t task, Vec* scratch) {
+void scan_forward_task(const ScanProblem& p, int64_t task, Vec* scratch) {
   const Block k = block_at(p, task / blocks_of(p), task % blocks_of(p));
   const int64_t N = p.states, state_offset = (k.row * p.channels + k.channel) * N;
   Vec *h = scratch, *A2 = h + N;
@@ -124,6 +70,11 @@ void forward_task(const ScanProblem& p, int64_t task, Vec* scratch) {
     if (p.kept_states && t % p.interval == 0)
       for (int64_t n = 0; n < N; ++n) store(kept_at(p, k, t / p.interval, n), h[n]);
     const int64_t event = k.row * p.length + t, at = event * p.channels + k.channel;
+    if (is_start(p, event)) clear(h, N);
+    if (is_padding(p, event)) {
+      store(p.y + at, Vec{}, k.lanes);
+      continue;
+    }
     const Vec step = step_of(load(p.delta + at, k.lanes) + bias, p.softplus).size, u = load(p.u + at, k.lanes);
     Vec y = advance<false>(h, h, nullptr, A2, step, step * u, p.B + event * N, p.C + event * N, N);
     if (p.D) y += D * u;
@@ -139,33 +90,42 @@ void forward_task(const ScanProblem& p, int64_t task, Vec* scratch) {
 // Working memory of one backward thread, in vectors: S events of one block.
 struct Rebuilt {
   Vec *h, *decay, *step, *slope, *u, *dy, *A, *A2, *dh, *dA, *dB, *dC;
+  Vec* zeros;  // the state before a start
 };
 
-int64_t backward_scratch(const ScanProblem& p) {
-  return (2 * p.interval + 1) * p.states + 4 * p.interval + 6 * p.states + 2 * LANES;
+int64_t scan_backward_scratch(const ScanProblem& p) {
+  return (2 * p.interval + 1) * p.states + 4 * p.interval + 7 * p.states + 2 * LANES;
 }
 
 Rebuilt rebuilt_in(const ScanProblem& p, Vec* scratch) {
   const int64_t N = p.states, S = p.interval, padded = N + LANES;
-  const int64_t sizes[] = {(S + 1) * N, S * N, S, S, S, S, N, N, N, N, padded, padded};
-  Vec* parts[12];
-  for (int i = 0; i < 12; ++i) {
+  const int64_t sizes[] = {(S + 1) * N, S * N, S, S, S, S, N, N, N, N, padded, padded, N};
+  Vec* parts[13];
+  for (int i = 0; i < 13; ++i) {
     parts[i] = scratch;
     scratch += sizes[i];
   }
   return {parts[0], parts[1], parts[2], parts[3], parts[4],  parts[5],
-          parts[6], parts[7], parts[8], parts[9], parts[10], parts[11]};
+          parts[6], parts[7], parts[8], parts[9], parts[10], parts[11], parts[12]};
 }
 
-// Rebuild the states of `count` events from the kept one, and send dy back through the gate.
+// Rebuild the states of `count` events from the kept one, and send dy back through the gate. HAS_FLAGS, here and below:
+// whether `valid` or `start` is given. Without, this is all inlined as one loop, which saves a sixth of the time.
+template <bool HAS_FLAGS>
 void rebuild(const ScanProblem& p, const Block& k, int64_t chunk, int64_t count, Vec bias, Vec D, const Rebuilt& r) {
   const int64_t N = p.states;
   for (int64_t n = 0; n < N; ++n) r.h[n] = load(kept_at(p, k, chunk, n));
   for (int64_t t = 0; t < count; ++t) {
     const int64_t event = k.row * p.length + chunk * p.interval + t, at = event * p.channels + k.channel;
+    const Vec* before = HAS_FLAGS && is_start(p, event) ? r.zeros : r.h + t * N;
+    if (HAS_FLAGS && is_padding(p, event)) {
+      copy(r.h + (t + 1) * N, before, N);
+      if (p.z) store(p.dz + at, Vec{}, k.lanes);
+      continue;
+    }
     const Step step = step_of(load(p.delta + at, k.lanes) + bias, p.softplus);
     const Vec u = load(p.u + at, k.lanes);
-    Vec y = advance<true>(r.h + (t + 1) * N, r.h + t * N, r.decay + t * N, r.A2, step.size, step.size * u,
+    Vec y = advance<true>(r.h + (t + 1) * N, before, r.decay + t * N, r.A2, step.size, step.size * u,
                           p.B + event * N, p.C + event * N, N);
     r.step[t] = step.size;
     r.slope[t] = step.slope;
@@ -180,24 +140,32 @@ void rebuild(const ScanProblem& p, const Block& k, int64_t chunk, int64_t count,
   }
 }
 
-void backward_block(const ScanProblem& p, const Block& k, float* dB, float* dC, const Rebuilt& r) {
+template <bool HAS_FLAGS>
+void scan_backward_block(const ScanProblem& p, const Block& k, float* dB, float* dC, const Rebuilt& r) {
   const int64_t N = p.states, S = p.interval, state_offset = (k.row * p.channels + k.channel) * N;
   load_rows(r.A, p.A + k.channel * N, N, k.lanes);
   load_rows(r.dh, p.dlast_state ? p.dlast_state + state_offset : nullptr, N, k.lanes);
   for (int64_t n = 0; n < N; ++n) {
     r.A2[n] = r.A[n] * all(LOG2_E);
-    r.dA[n] = Vec{};
+    r.dA[n] = r.zeros[n] = Vec{};
   }
   const Vec bias = load_or_zero(p.delta_bias, k.channel, k.lanes), D = load_or_zero(p.D, k.channel, k.lanes);
   Vec dD{}, dbias{};
   for (int64_t chunk = (p.length + S - 1) / S - 1; chunk >= 0; --chunk) {
     const int64_t count = std::min(S, p.length - chunk * S);
-    rebuild(p, k, chunk, count, bias, D, r);
+    rebuild<HAS_FLAGS>(p, k, chunk, count, bias, D, r);
     for (int64_t t = count - 1; t >= 0; --t) {
       const int64_t event = k.row * p.length + chunk * S + t, at = event * p.channels + k.channel;
+      if (HAS_FLAGS && is_padding(p, event)) {
+        store(p.du + at, Vec{}, k.lanes);
+        store(p.ddelta + at, Vec{}, k.lanes);
+        if (is_start(p, event)) clear(r.dh, N);
+        continue;
+      }
       const float *B = p.B + event * N, *C = p.C + event * N;
       const Vec dy = r.dy[t], step = r.step[t], u = r.u[t], step_u = step * u;
-      const Vec *before = r.h + t * N, *after = before + N, *decay = r.decay + t * N;
+      const Vec *after = r.h + (t + 1) * N, *decay = r.decay + t * N;
+      const Vec* before = HAS_FLAGS && is_start(p, event) ? r.zeros : r.h + t * N;
       Vec dstep_u{}, dstep{};
       for (int64_t n = 0; n < N; ++n) {
         const Vec dh = r.dh[n] + dy * all(C[n]);
@@ -216,6 +184,7 @@ void backward_block(const ScanProblem& p, const Block& k, float* dB, float* dC, 
       store(p.ddelta + at, ddelta, k.lanes);
       dbias += ddelta;
       dD += dy * u;
+      if (HAS_FLAGS && is_start(p, event)) clear(r.dh, N);
     }
   }
   store_rows(p.dA + state_offset, r.dA, N, k.lanes);
@@ -224,75 +193,11 @@ void backward_block(const ScanProblem& p, const Block& k, float* dB, float* dC, 
   if (p.ddelta_bias) store(p.ddelta_bias + k.row * p.channels + k.channel, dbias, k.lanes);
 }
 
-void backward_task(const ScanProblem& p, int64_t task, Vec* scratch) {
+template <bool HAS_FLAGS>
+void scan_backward_task(const ScanProblem& p, int64_t task, Vec* scratch) {
   const int64_t row = task / p.groups, group = task % p.groups, blocks = blocks_of(p);
   const int64_t slice = group * p.batch * p.length * p.states;
   const Rebuilt r = rebuilt_in(p, scratch);
   for (int64_t block = group * blocks / p.groups; block < (group + 1) * blocks / p.groups; ++block)
-    backward_block(p, block_at(p, row, block), p.dB + slice, p.dC + slice, r);
+    scan_backward_block<HAS_FLAGS>(p, block_at(p, row, block), p.dB + slice, p.dC + slice, r);
 }
-
-}  // namespace
-
-#ifdef SCAN_TARGET
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif
-
-namespace {
-
-// A thread must have at least this many state updates to do: about 50 us, twice what starting it costs.
-constexpr int64_t UPDATES_PER_THREAD = 1 << 18;
-
-// Run task(p, i, scratch) for every i < tasks. Threads are started here instead of kept: a pool (OpenMP's too) does
-// not survive the fork of a data loader's worker, and one that waits by spinning would slow torch's own. Which thread
-// takes which task does not matter to the result. Returns 0, or 1 where memory is short.
-int run(const ScanProblem& p, int64_t tasks, int64_t scratch_vectors,
-        void (*task)(const ScanProblem&, int64_t, Vec*)) {
-  const int64_t updates = p.batch * p.length * p.channels * std::max<int64_t>(p.states, 1);
-  const int64_t threads = std::max<int64_t>(1, std::min({p.threads, tasks, updates / UPDATES_PER_THREAD}));
-  const std::size_t bytes = static_cast<std::size_t>(scratch_vectors) * sizeof(Vec);
-  const std::align_val_t alignment{64};
-  char* scratch = static_cast<char*>(::operator new(bytes * threads, alignment, std::nothrow));
-  if (!scratch) return 1;
-  std::atomic<int64_t> next{0};
-  const auto work = [&](int64_t thread) {
-    for (int64_t i; (i = next++) < tasks;) task(p, i, reinterpret_cast<Vec*>(scratch + bytes * thread));
-  };
-  std::vector<std::thread> others;
-  try {
-    for (int64_t thread = 1; thread < threads; ++thread) others.emplace_back(work, thread);
-  } catch (const std::exception&) {
-    // The system gives no more threads: those that there are do all of the work.
-  }
-  work(0);
-  for (std::thread& other : others) other.join();
-  ::operator delete(scratch, alignment);
-  return 0;
-}
-
-}  // namespace
-
-#define SCAN_EXPORT __attribute__((visibility("default")))
-
-extern "C" {
-
-SCAN_EXPORT int64_t scan_lanes() { return LANES; }
-
-SCAN_EXPORT int64_t scan_problem_bytes() { return sizeof(ScanProblem); }
-
-SCAN_EXPORT int scan_forward(const ScanProblem* p) {
-  return run(*p, p->batch * blocks_of(*p), forward_scratch(*p), forward_task);
-}
-
-SCAN_EXPORT int scan_backward(const ScanProblem* p) {
-  return run(*p, p->batch * p->groups, backward_scratch(*p), backward_task);
-}
-}
-
-#endif  // an architecture with these lanes
-
-#include "module.h"

@@ -1,7 +1,7 @@
-// Arithmetic on vectors of SCAN_LANES floats. Include it once, where the target's instructions are switched on.
+// Arithmetic on vectors of KERNEL_LANES floats. Include it once, where the target's instructions are switched on.
 // Compilers of the GCC family only: the vectors are theirs (`vector_size`), so that one source serves all widths.
 
-constexpr int LANES = SCAN_LANES;
+constexpr int LANES = KERNEL_LANES;
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t Bits __attribute__((vector_size(4 * LANES)));
 
@@ -30,6 +30,14 @@ inline void store(float* to, Vec v, int count) {
 
 inline Vec load_or_zero(const float* from, int64_t offset, int count) {
   return from ? load(from + offset, count) : Vec{};
+}
+
+inline void clear(Vec* v, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) v[i] = Vec{};
+}
+
+inline void copy(Vec* to, const Vec* from, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i];
 }
 
 // (count, N) in memory, one row a channel, to N vectors with one lane a channel, and back.

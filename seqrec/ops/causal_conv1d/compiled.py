@@ -1,0 +1,147 @@
+"""The compiled CPU convolution, as an op that torch knows. Shapes: B batch, L events, D channels, W taps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqrec.ops.causal_conv1d.problem import ConvProblem
+from seqrec.ops.compiled_library import call, contiguous, empty_like
+
+# Events that one thread takes at a time. It does not depend on the number of threads, nor do the sums.
+PIECE = 256
+
+
+def _inputs(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    valid: Tensor | None,
+    start: Tensor | None,
+) -> tuple[dict[str, int], dict[str, Tensor | None]]:
+    """Numbers and tensors that forward and backward share. Hold the tensors while the library runs."""
+    batch, length, channels = x.shape
+    # What a layer convolves is often part of a wider tensor; only channels must lie side by side.
+    x = x if x.stride(2) == 1 else x.contiguous()
+    numbers = {"batch": batch, "length": length, "channels": channels, "taps": weight.shape[1]}
+    numbers |= {"row_stride": x.stride(0), "event_stride": x.stride(1), "piece": PIECE}
+    tensors = contiguous(weight=weight.t(), bias=bias, initial_state=initial_state, valid=valid, start=start)
+    return numbers, {"x": x, **tensors}
+
+
+def _new_forward(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return out, x.new_empty(x.shape[0], weight.shape[1] - 1, x.shape[2])
+
+
+@torch.library.custom_op("seqrec::causal_conv1d_fwd", mutates_args=(), device_types="cpu")
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+    initial_state: Tensor | None,
+    valid: Tensor | None,
+    start: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Outputs and the last state."""
+    numbers, tensors = _inputs(x, weight, bias, initial_state, valid, start)
+    out, last = _new_forward(x, weight)
+    call("conv_forward", {**numbers, "silu": silu}, {**tensors, "out": out, "last_state": last})
+    return out, last
+
+
+@_forward.register_fake
+def _forward_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+    initial_state: Tensor | None,
+    valid: Tensor | None,
+    start: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return _new_forward(x, weight)
+
+
+@torch.library.custom_op("seqrec::causal_conv1d_bwd", mutates_args=(), device_types="cpu")
+def _backward(
+    dout: Tensor | None,
+    dlast: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+    initial_state: Tensor | None,
+    valid: Tensor | None,
+    start: Tensor | None,
+) -> list[Tensor]:
+    """Gradients of x, weight, bias and initial state; empty where the input was None."""
+    numbers, tensors = _inputs(x, weight, bias, initial_state, valid, start)
+    tensors |= contiguous(dout=dout, dlast_state=dlast)
+    batch, length, channels = x.shape
+    slices = batch * max(1, -(-length // PIECE))
+    dx, dinitial = empty_like(x, initial_state)
+    dweight, dbias = x.new_empty(slices, weight.shape[1], channels), x.new_empty(slices, channels)
+    results = {"dx": dx, "dweight": dweight, "dbias": dbias}
+    results |= {} if initial_state is None else {"dinitial_state": dinitial}
+    call("conv_backward", {**numbers, "silu": silu}, {**tensors, **results})
+    return [
+        dx,
+        dweight.sum(0).t().contiguous(),
+        torch.empty(0) if bias is None else dbias.sum(0),
+        dinitial,
+    ]
+
+
+@_backward.register_fake
+def _backward_fake(
+    dout: Tensor | None,
+    dlast: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+    initial_state: Tensor | None,
+    valid: Tensor | None,
+    start: Tensor | None,
+) -> list[Tensor]:
+    return empty_like(x, weight, bias, initial_state)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, bias, silu, initial_state, valid, start = inputs
+    ctx.save_for_backward(x, weight, bias, initial_state, valid, start)
+    ctx.silu = silu
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, dout: Tensor | None, dlast: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, weight, bias, initial_state, valid, start = ctx.saved_tensors
+    gradients = _backward(dout, dlast, x, weight, bias, ctx.silu, initial_state, valid, start)
+    dx, dweight, dbias, dinitial = gradients
+    dbias = None if bias is None else dbias
+    return dx, dweight, dbias, None, None if initial_state is None else dinitial, None, None
+
+
+def _refuse(ctx: Any, *gradients: Tensor) -> None:
+    raise NotImplementedError(
+        "the compiled convolution has no second derivative; use backend='reference' for it"
+    )
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
+_backward.register_autograd(_refuse)
+
+
+def conv_compiled(problem: ConvProblem) -> tuple[Tensor, Tensor]:
+    """Same as `causal_conv1d` in float32 on CPU, with all of it in one pass.
+
+    Returns:
+        Outputs (B, L, D) and the last state (B, W - 1, D).
+    """
+    out, last = _forward(*problem)
+    return out, last

@@ -1,0 +1,137 @@
+"""The causal convolution by the CUDA kernels of the package causal-conv1d, which users install themselves.
+
+Of the package only `causal_conv1d_fn` is called, by keyword, and only in the layout with channels side by side, since
+that alone takes the numbers of histories (`seq_idx`). Its own states are not used, since most versions refuse them
+together with `seq_idx`: an initial state is W - 1 events in front, and the last state is read from the inputs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seqrec.ops.causal_conv1d.problem import ConvProblem, around
+from seqrec.ops.causal_conv1d.shifted import convolve_shifted
+
+TAPS = (2, 3, 4)
+OTHER_TAPS = "weight of other than 2 to 4 taps"
+# The kernel takes channels, and strides between events, in multiples of this.
+GROUP = 8
+# Its forward reads `seq_idx` up to a chunk of events past the end.
+READ_PAST_END = 256
+
+
+def conv_package(problem: ConvProblem) -> tuple[Tensor, Tensor]:
+    """Same as `causal_conv1d` in float32 on CUDA, for 2 to 4 taps.
+
+    The package's backward adds up dweight and dbias in no fixed order, so that they differ in their last bits
+    from run to run; where `torch.use_deterministic_algorithms` is on, the backend counts as missing.
+    """
+    if not problem.x.numel():
+        return around(convolve_shifted)(problem)  # Nothing to compute, which the kernel cannot launch for.
+    return around(_convolve)(problem)
+
+
+def missing() -> str | None:
+    """Why the package cannot be used on this machine now, with the fix; None where it can."""
+    function, reason = _load()
+    if function is None:
+        return reason
+    if not torch.cuda.is_available():
+        return "its kernels need a CUDA device, and torch sees none"
+    if torch.are_deterministic_algorithms_enabled():
+        return "its backward is not deterministic, which torch.use_deterministic_algorithms(True) asks for"
+    return _check(torch.device("cuda", torch.cuda.current_device()))
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+    initial_state: Tensor | None,
+    starts: Tensor | None,
+) -> Tensor:
+    function, reason = _load()
+    assert function is not None, reason
+    channels, front = x.shape[2], 0
+    if initial_state is not None:
+        x, front = torch.cat([initial_state, x], 1), initial_state.shape[1]
+        starts = None if starts is None else F.pad(starts, (front, 0))
+    if extra := -channels % GROUP:
+        x, weight = F.pad(x, (0, extra)), F.pad(weight, (0, 0, 0, extra))
+        bias = None if bias is None else F.pad(bias, (0, extra))
+    out: Tensor = function(
+        x=_channels_first(x),
+        weight=weight.contiguous(),
+        bias=None if bias is None else bias.contiguous(),
+        seq_idx=None if starts is None else _readable_past_end(starts.to(torch.int32)),
+        activation="silu" if silu else None,
+    )
+    if out.requires_grad:
+        # The kernel refuses a gradient that is part of a wider tensor.
+        out.register_hook(lambda dout: _channels_first(dout.transpose(1, 2)))  # type: ignore[no-untyped-call]
+    return out.transpose(1, 2)[:, front:, :channels]
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    """(B, L, D) as (B, D, L), its channels side by side, and rows and events at distances the kernel takes."""
+    rows, events, neighbours = x.stride()
+    fits = neighbours == 1 and events > 0 and all(n % GROUP == 0 for n in (rows, events, x.storage_offset()))
+    return (x if fits else x.clone(memory_format=torch.contiguous_format)).transpose(1, 2)
+
+
+def _readable_past_end(numbers: Tensor) -> Tensor:
+    """The same (B, L), contiguous, with more memory behind it."""
+    return F.pad(numbers.flatten(), (0, READ_PAST_END))[: numbers.numel()].view(numbers.shape)
+
+
+@functools.cache
+def _load() -> tuple[Callable[..., Any] | None, str]:
+    """The package's function, or None and the reason."""
+    try:
+        from causal_conv1d import causal_conv1d_fn
+    except ModuleNotFoundError as error:
+        if error.name == "causal_conv1d":
+            return None, 'causal-conv1d is not installed; see the README on "seqrec[cuda]"'
+        return None, f"causal-conv1d cannot be imported: {error}; see the README on which versions fit"
+    except Exception as error:  # A build for another torch fails in ways of its own.
+        return None, f"causal-conv1d cannot be imported: {error}; see the README on which versions fit"
+    if causal_conv1d_fn is None:
+        return None, "causal-conv1d was built without its kernels; see the README on which versions fit"
+    return causal_conv1d_fn, ""
+
+
+@functools.cache
+def _check(device: torch.device) -> str | None:
+    """What is wrong with the kernels on a CUDA device; a package that imports may still not run there."""
+    try:
+        found = _outcome(conv_package, device)
+    except Exception as error:
+        return f"its kernels do not run on this device: {error}"
+    expected = _outcome(around(convolve_shifted), torch.device("cpu"))
+    for actual, value in zip(found, expected, strict=True):
+        if not torch.allclose(actual.cpu(), value, rtol=1e-3, atol=1e-4):
+            return "its kernels compute something else than plain torch on this device"
+    return None
+
+
+def _outcome(
+    convolution: Callable[[ConvProblem], tuple[Tensor, Tensor]], device: torch.device
+) -> list[Tensor]:
+    """Outputs, last state and gradients of a small problem with all that the op has."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 9, 5), (5, 4), (5,), (2, 3, 5))
+    x, weight, bias, state = (
+        torch.rand(shape, generator=generator).to(device).requires_grad_() for shape in shapes
+    )
+    flags = torch.rand(2, 2, 9, generator=generator).to(device)
+    problem = ConvProblem(x, weight, bias, True, state, flags[0] < 0.8, flags[1] < 0.2)
+    out, last = convolution(problem)
+    gradients = torch.autograd.grad(out.square().sum() + last.square().sum(), (x, weight, bias, state))
+    return [out.detach(), last.detach(), *gradients]

@@ -1,0 +1,144 @@
+"""The library of compiled CPU kernels, built from `cpp/kernels.cpp`: finds it, opens it, calls it.
+
+It has a plain C interface and is loaded through ctypes, so that one build serves every version of torch. There is one
+build a vector width; the widest that the CPU has is loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.machinery
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from seqrec.errors import InputError
+
+FOLDER = Path(__file__).parent
+# Libraries from the widest vectors to the narrowest: name, floats in a vector, what torch must call the CPU.
+VARIANTS = (
+    ("_kernels_avx512", 16, ("AVX512",)),
+    ("_kernels_avx2", 8, ("AVX512", "AVX2")),
+    ("_kernels_baseline", 4, None),
+)
+
+
+def _fields(numbers: str, pointers: str) -> list[tuple[str, type]]:
+    return [
+        *((name, ctypes.c_int64) for name in numbers.split()),
+        *((name, ctypes.c_void_p) for name in pointers.split()),
+    ]
+
+
+class ScanLayout(ctypes.Structure):
+    """`ScanProblem` of `cpp/problems.h`, field by field."""
+
+    _fields_ = _fields(
+        "batch length channels states interval groups threads softplus",
+        "valid start u delta z A B C D delta_bias initial_state y last_state kept_states"
+        " dy dlast_state du ddelta dz dA dD ddelta_bias dB dC dinitial_state",
+    )
+
+
+class ConvLayout(ctypes.Structure):
+    """`ConvProblem` of `cpp/problems.h`, field by field."""
+
+    _fields_ = _fields(
+        "batch length channels taps row_stride event_stride piece threads silu",
+        "valid start x weight bias initial_state out last_state"
+        " dout dlast_state dx dweight dbias dinitial_state",
+    )
+
+
+# Function of the library -> its one argument.
+LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
+    "scan_forward": ScanLayout,
+    "scan_backward": ScanLayout,
+    "conv_forward": ConvLayout,
+    "conv_backward": ConvLayout,
+}
+
+
+def _open(path: Path, lanes: int) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    measures = (library.kernel_lanes, library.scan_problem_bytes, library.conv_problem_bytes)
+    for measure in measures:
+        measure.restype = ctypes.c_int64
+    expected = [lanes, ctypes.sizeof(ScanLayout), ctypes.sizeof(ConvLayout)]
+    if [measure() for measure in measures] != expected:
+        raise OSError(f"{path} was built from another version of its source; install seqrec again")
+    return library
+
+
+@functools.cache
+def load() -> tuple[ctypes.CDLL | None, str]:
+    """The library and its variant's name, or None and the reason."""
+    capability, reasons = torch.backends.cpu.get_cpu_capability(), []
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    for name, lanes, needs in VARIANTS:
+        if needs is not None and not (is_x86 and capability in needs):
+            continue
+        paths = [FOLDER / (name + suffix) for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+        path = next((path for path in paths if path.exists()), None)
+        if path is None:
+            continue
+        try:
+            return _open(path, lanes), name
+        except (OSError, AttributeError) as error:
+            reasons.append(f"{path.name}: {error}")
+    missing = (
+        f"no compiled library in {FOLDER}: seqrec was installed where it could not be built. Install a C++17 compiler "
+        "(gcc or clang) and seqrec again with pip's --force-reinstall; with -v pip shows what the compiler says"
+    )
+    return None, "; ".join(reasons) or missing
+
+
+def load_error() -> str | None:
+    """Why the compiled kernels are unavailable, with the fix; None where they are available."""
+    library, text = load()
+    return text if library is None else None
+
+
+def variant() -> str | None:
+    """Name of the library in use, such as "_kernels_avx512"; None where there is none."""
+    library, text = load()
+    return None if library is None else text
+
+
+def call(function: str, numbers: Mapping[str, int], tensors: Mapping[str, Tensor | None]) -> None:
+    """Run one of the library's functions on torch's number of threads.
+
+    Args:
+        function: Name in `LAYOUTS`.
+        numbers: Field -> number.
+        tensors: Field -> tensor of float32, or bool, on CPU, laid out as `cpp/problems.h` says; the caller holds it.
+            None is a null pointer.
+
+    Raises:
+        InputError: there is no library.
+        MemoryError: no room for the working space.
+    """
+    library, reason = load()
+    if library is None:
+        raise InputError(f"the compiled {function} is unavailable: {reason}")
+    pointers = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
+    problem = LAYOUTS[function](threads=torch.get_num_threads(), **numbers, **pointers)
+    if getattr(library, function)(ctypes.byref(problem)):
+        raise MemoryError(f"the compiled {function} found no memory for its working space")
+
+
+def contiguous(**tensors: Tensor | None) -> dict[str, Tensor | None]:
+    """The same, each contiguous. Hold the result while its pointers are in use."""
+    return {name: None if tensor is None else tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def empty_like(*tensors: Tensor | None) -> list[Tensor]:
+    """Contiguous room for the gradients of these; an empty tensor for None, since an op cannot return None."""
+    return [
+        torch.empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+        for x in tensors
+    ]

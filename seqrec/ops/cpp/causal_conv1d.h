@@ -1,0 +1,167 @@
+// Causal depthwise convolution. Letters as in problems.h; part of kernels.cpp.
+//
+// Threads run over pieces of E events. In each block of LANES channels a piece walks along its events with the window,
+// the W - 1 valid inputs before the present one, in registers. In backward a piece owns the gradients of its own
+// inputs, and walks on until the last of them has left the window, so that no two threads write to one place. The first
+// piece also owns the initial state: W - 1 inputs before the first event. A start empties the window by assignment,
+// since a product with 0 would let NaN through.
+
+inline int64_t pieces_of(const ConvProblem& p) { return std::max<int64_t>(1, (p.length + p.piece - 1) / p.piece); }
+
+int64_t conv_scratch(const ConvProblem& p) { return 6 * p.taps; }
+
+// Working memory of one block, W of each; the window is in the first W - 1, oldest first.
+struct Window {
+  Vec *before, *x, *weight, *dx, *dweight;
+  float** owner;  // where dx goes once it is complete; null where another piece has it
+};
+
+inline Window window_in(Vec* memory, float** owner, int64_t W) {
+  return {memory, memory + W, memory + 2 * W, memory + 3 * W, memory + 4 * W, owner};
+}
+
+inline const float* input_at(const ConvProblem& p, const Block& k, int64_t t) {
+  return p.x + k.row * p.row_stride + t * p.event_stride + k.channel;
+}
+
+inline int64_t state_offset(const ConvProblem& p, const Block& k, int64_t w) {
+  return (k.row * (p.taps - 1) + w) * p.channels + k.channel;
+}
+
+// The window before event `begin`: the nearest valid inputs, not past a start, and the initial state before them.
+void look_back(const ConvProblem& p, const Block& k, int64_t begin, Vec* window) {
+  int64_t w = p.taps - 1;
+  bool is_open = true;
+  for (int64_t t = begin - 1; t >= 0 && w > 0 && is_open; --t) {
+    const int64_t event = k.row * p.length + t;
+    if (!is_padding(p, event)) window[--w] = load(input_at(p, k, t), k.lanes);
+    is_open = !is_start(p, event);
+  }
+  for (int64_t newest = p.taps - 1; w > 0;)
+    window[--w] = is_open ? load_or_zero(p.initial_state, state_offset(p, k, --newest), k.lanes) : Vec{};
+}
+
+inline void begin_walk(const ConvProblem& p, const Block& k, int64_t begin, int64_t W, const Window& r) {
+  look_back(p, k, begin, r.before);
+  copy(r.x, r.before, W - 1);
+  for (int64_t w = 0; w < W; ++w) r.weight[w] = load(p.weight + w * p.channels + k.channel, k.lanes);
+}
+
+inline Vec convolved(const Window& r, Vec now, Vec bias, int64_t W) {
+  Vec sum = bias + now * r.weight[W - 1];
+  for (int64_t w = 0; w < W - 1; ++w) sum += r.x[w] * r.weight[w];
+  return sum;
+}
+
+// TAPS is W, or 0 where W is known at run time only.
+template <int TAPS>
+void conv_forward_block(const ConvProblem& p, const Block& k, int64_t begin, int64_t end, Vec* scratch) {
+  const int64_t W = TAPS ? TAPS : p.taps;
+  Vec own[TAPS ? 5 * TAPS : 1];
+  const Window r = window_in(TAPS ? own : scratch, nullptr, W);
+  begin_walk(p, k, begin, W, r);
+  const Vec bias = load_or_zero(p.bias, k.channel, k.lanes);
+  for (int64_t t = begin; t < end; ++t) {
+    const int64_t event = k.row * p.length + t, at = event * p.channels + k.channel;
+    if (is_start(p, event)) clear(r.x, W - 1);
+    if (is_padding(p, event)) {
+      store(p.out + at, Vec{}, k.lanes);
+      continue;
+    }
+    const Vec now = load(input_at(p, k, t), k.lanes), sum = convolved(r, now, bias, W);
+    store(p.out + at, p.silu ? sum / (all(1.f) + exp(-sum)) : sum, k.lanes);
+    for (int64_t w = 0; w + 2 < W; ++w) r.x[w] = r.x[w + 1];
+    if (W > 1) r.x[W - 2] = now;
+  }
+  if (end == p.length)
+    for (int64_t w = 0; w < W - 1; ++w) store(p.last_state + state_offset(p, k, w), r.x[w], k.lanes);
+}
+
+// Hand the gradients of the window over to where they go, and go on without.
+inline void release(const Window& r, int64_t W, int lanes) {
+  for (int64_t w = 0; w < W - 1; ++w) {
+    if (r.owner[w]) store(r.owner[w], r.dx[w], lanes);
+    r.owner[w] = nullptr;
+  }
+}
+
+template <int TAPS>
+void conv_backward_block(const ConvProblem& p, const Block& k, int64_t begin, int64_t end, Vec* scratch) {
+  const int64_t W = TAPS ? TAPS : p.taps;
+  Vec own[TAPS ? 5 * TAPS : 1];
+  float* own_owner[TAPS ? TAPS : 1];
+  const Window r = window_in(TAPS ? own : scratch, TAPS ? own_owner : reinterpret_cast<float**>(scratch + 5 * W), W);
+  begin_walk(p, k, begin, W, r);
+  clear(r.dx, W);
+  clear(r.dweight, W);
+  const bool has_state = begin == 0 && p.dinitial_state;
+  for (int64_t w = 0; w < W - 1; ++w) r.owner[w] = has_state ? p.dinitial_state + state_offset(p, k, w) : nullptr;
+  const Vec bias = load_or_zero(p.bias, k.channel, k.lanes);
+  Vec dbias{};
+  // Behind the piece, W - 1 valid events see its inputs.
+  for (int64_t t = begin, left = W - 1; t < p.length && (t < end || left > 0); ++t) {
+    const int64_t event = k.row * p.length + t, at = event * p.channels + k.channel;
+    const bool is_own = t < end;
+    if (is_start(p, event)) {
+      release(r, W, k.lanes);
+      if (!is_own) break;
+      clear(r.x, W - 1);
+    }
+    if (is_padding(p, event)) {
+      if (is_own) store(p.dx + at, Vec{}, k.lanes);
+      continue;
+    }
+    const Vec now = load(input_at(p, k, t), k.lanes);
+    Vec dout = load_or_zero(p.dout, at, k.lanes);
+    if (p.silu) {
+      const Vec sum = convolved(r, now, bias, W), open = sigmoid(sum);
+      dout *= open * (all(1.f) + sum * (all(1.f) - open));
+    }
+    if (is_own) {
+      for (int64_t w = 0; w < W - 1; ++w) r.dweight[w] += dout * r.x[w];
+      r.dweight[W - 1] += dout * now;
+      dbias += dout;
+    } else {
+      --left;
+    }
+    for (int64_t w = 0; w < W - 1; ++w) r.dx[w] += dout * r.weight[w];
+    r.dx[W - 1] = dout * r.weight[W - 1];
+    r.owner[W - 1] = is_own ? p.dx + at : nullptr;
+    if (r.owner[0]) store(r.owner[0], r.dx[0], k.lanes);
+    for (int64_t w = 0; w + 1 < W; ++w) {
+      r.x[w] = w + 2 < W ? r.x[w + 1] : now;
+      r.dx[w] = r.dx[w + 1];
+      r.owner[w] = r.owner[w + 1];
+    }
+  }
+  if (p.dlast_state)
+    for (int64_t w = 0; w < W - 1; ++w) r.dx[w] += load(p.dlast_state + state_offset(p, k, w), k.lanes);
+  release(r, W, k.lanes);
+  const int64_t slice = k.row * pieces_of(p) + begin / p.piece;
+  for (int64_t w = 0; w < W; ++w) store(p.dweight + (slice * W + w) * p.channels + k.channel, r.dweight[w], k.lanes);
+  store(p.dbias + slice * p.channels + k.channel, dbias, k.lanes);
+}
+
+// All blocks of one piece, so that what they share of the cache's lines is still there.
+template <void (*BLOCK)(const ConvProblem&, const Block&, int64_t, int64_t, Vec*)>
+void walk_piece(const ConvProblem& p, int64_t task, Vec* scratch) {
+  const int64_t row = task / pieces_of(p), begin = task % pieces_of(p) * p.piece;
+  const int64_t end = std::min(begin + p.piece, p.length);
+  for (int64_t block = 0; block < blocks_of(p); ++block) BLOCK(p, block_at(p, row, block), begin, end, scratch);
+}
+
+void conv_forward_task(const ConvProblem& p, int64_t task, Vec* scratch) {
+  const auto walk = p.taps == 4   ? walk_piece<conv_forward_block<4>>
+                    : p.taps == 3 ? walk_piece<conv_forward_block<3>>
+                    : p.taps == 2 ? walk_piece<conv_forward_block<2>>
+                                  : walk_piece<conv_forward_block<0>>;
+  walk(p, task, scratch);
+}
+
+void conv_backward_task(const ConvProblem& p, int64_t task, Vec* scratch) {
+  const auto walk = p.taps == 4   ? walk_piece<conv_backward_block<4>>
+                    : p.taps == 3 ? walk_piece<conv_backward_block<3>>
+                    : p.taps == 2 ? walk_piece<conv_backward_block<2>>
+                                  : walk_piece<conv_backward_block<0>>;
+  walk(p, task, scratch);
+}

@@ -1,0 +1,158 @@
+// The selective scan and the causal convolution on CPU, forward and hand-written backward, float32, behind a plain C
+// ABI. One source, several builds: KERNEL_LANES is the number of floats in a vector register. Lanes run over channels.
+// Sums are made in an order that does not depend on timing.
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#ifndef KERNEL_LANES
+#define KERNEL_LANES 4
+#endif
+
+#include "problems.h"
+
+// A build whose instructions this architecture lacks becomes a library without functions.
+#if KERNEL_LANES == 4 || defined(__x86_64__)
+
+// The target is set here, not by compiler flags, so that one build description serves every architecture. Standard
+// headers come first: their functions must stay runnable anywhere.
+#if KERNEL_LANES == 16
+#define KERNEL_TARGET "avx512f,avx512dq,avx512vl,avx512bw,avx2,fma"
+#elif KERNEL_LANES == 8
+#define KERNEL_TARGET "avx2,fma"
+#endif
+#define KERNEL_PRAGMA(text) _Pragma(#text)
+#define KERNEL_EXPAND(text) KERNEL_PRAGMA(text)
+#ifdef KERNEL_TARGET
+#ifdef __clang__
+KERNEL_EXPAND(clang attribute push(__attribute__((target(KERNEL_TARGET))), apply_to = function))
+#else
+#pragma GCC push_options
+KERNEL_EXPAND(GCC target(KERNEL_TARGET))
+#endif
+#endif
+
+namespace {
+
+#include "lanes.h"
+
+// A block of LANES channels of one batch row; the last block of a row may have fewer lanes.
+struct Block {
+  int64_t row, channel;
+  int lanes;
+};
+
+template <typename Problem>
+inline int64_t blocks_of(const Problem& p) {
+  return (p.channels + LANES - 1) / LANES;
+}
+
+template <typename Problem>
+inline Block block_at(const Problem& p, int64_t row, int64_t block) {
+  const int64_t channel = block * LANES;
+  return {row, channel, static_cast<int>(std::min<int64_t>(LANES, p.channels - channel))};
+}
+
+template <typename Problem>
+inline bool is_padding(const Problem& p, int64_t event) {
+  return p.valid && !p.valid[event];
+}
+
+template <typename Problem>
+inline bool is_start(const Problem& p, int64_t event) {
+  return p.start && p.start[event];
+}
+
+#include "selective_scan.h"
+#include "causal_conv1d.h"
+
+}  // namespace
+
+#ifdef KERNEL_TARGET
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+namespace {
+
+// A thread must have at least this many units of work to do: about 50 us, twice what starting it costs. A unit is one
+// update of a state.
+constexpr int64_t WORK_PER_THREAD = 1 << 18;
+
+// Run task(p, i, scratch) for every i < tasks. Threads are started here instead of kept: a pool (OpenMP's too) does
+// not survive the fork of a data loader's worker, and one that waits by spinning would slow torch's own. Which thread
+// takes which task does not matter to the result. Returns 0, or 1 where memory is short.
+template <typename Problem>
+int run(const Problem& p, int64_t tasks, int64_t work, int64_t scratch_vectors,
+        void (*task)(const Problem&, int64_t, Vec*)) {
+  const int64_t threads = std::max<int64_t>(1, std::min({p.threads, tasks, work / WORK_PER_THREAD}));
+  const std::size_t bytes = static_cast<std::size_t>(scratch_vectors) * sizeof(Vec);
+  const std::align_val_t alignment{64};
+  char* scratch = static_cast<char*>(::operator new(bytes * threads, alignment, std::nothrow));
+  if (!scratch) return 1;
+  std::atomic<int64_t> next{0};
+  const auto take = [&](int64_t thread) {
+    for (int64_t i; (i = next++) < tasks;) task(p, i, reinterpret_cast<Vec*>(scratch + bytes * thread));
+  };
+  std::vector<std::thread> others;
+  try {
+    for (int64_t thread = 1; thread < threads; ++thread) others.emplace_back(take, thread);
+  } catch (const std::exception&) {
+    // The system gives no more threads: those that there are do all of the work.
+  }
+  take(0);
+  for (std::thread& other : others) other.join();
+  ::operator delete(scratch, alignment);
+  return 0;
+}
+
+int64_t scan_work(const ScanProblem& p) {
+  return p.batch * p.length * p.channels * std::max<int64_t>(p.states, 1);
+}
+
+// An element of the convolution costs about as much as two updates of a state.
+int64_t conv_work(const ConvProblem& p) { return 2 * p.batch * p.length * p.channels; }
+
+}  // namespace
+
+#define KERNEL_EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+
+KERNEL_EXPORT int64_t kernel_lanes() { return LANES; }
+
+KERNEL_EXPORT int64_t scan_problem_bytes() { return sizeof(ScanProblem); }
+
+KERNEL_EXPORT int64_t conv_problem_bytes() { return sizeof(ConvProblem); }
+
+KERNEL_EXPORT int scan_forward(const ScanProblem* p) {
+  return run(*p, p->batch * blocks_of(*p), scan_work(*p), scan_forward_scratch(*p), scan_forward_task);
+}
+
+KERNEL_EXPORT int scan_backward(const ScanProblem* p) {
+  const auto task = p->valid || p->start ? scan_backward_task<true> : scan_backward_task<false>;
+  return run(*p, p->batch * p->groups, scan_work(*p), scan_backward_scratch(*p), task);
+}
+
+KERNEL_EXPORT int conv_forward(const ConvProblem* p) {
+  return run(*p, p->batch * pieces_of(*p), conv_work(*p), conv_scratch(*p), conv_forward_task);
+}
+
+KERNEL_EXPORT int conv_backward(const ConvProblem* p) {
+  return run(*p, p->batch * pieces_of(*p), 2 * conv_work(*p), conv_scratch(*p), conv_backward_task);
+}
+}
+
+#endif  // an architecture with these lanes
+
+#include "module.h"

@@ -1,0 +1,50 @@
+// The arguments of the library's functions. `ScanLayout` in `../selective_scan/compiled.py` and `ConvLayout` in
+// `../causal_conv1d/compiled.py` repeat them, field by field.
+// B batch, L events, D channels; contiguous, last letter fastest, but for what is said.
+// Null pointers: an optional argument that was not given, or a result that nobody wants.
+
+#include <cstdint>
+
+extern "C" {
+
+// N states a channel, S events between two kept states.
+struct ScanProblem {
+  int64_t batch, length, channels, states;
+  int64_t interval;  // S
+  int64_t groups;    // parts that the channel blocks of a row are split into in backward; dB, dC have one slice each
+  int64_t threads, softplus;
+  const uint8_t *valid, *start;       // (B, L), 0 or 1; all valid, no starts
+  const float *u, *delta, *z;         // (B, L, D)
+  const float *A;                     // (D, N)
+  const float *B, *C;                 // (B, L, N)
+  const float *D, *delta_bias;        // (D,)
+  const float *initial_state;         // (B, D, N)
+  float *y;                           // (B, L, D)
+  float *last_state;                  // (B, D, N)
+  float *kept_states;                 // (B, ceil(L / S), N, D rounded up to 16)
+  const float *dy, *dlast_state;      // as y, last_state
+  float *du, *ddelta, *dz;            // (B, L, D)
+  float *dA, *dD, *ddelta_bias;       // (B, D, N), (B, D), (B, D): one slice a row, to be summed
+  float *dB, *dC;                     // (groups, B, L, N), zero at entry, to be summed
+  float *dinitial_state;              // (B, D, N)
+};
+
+// W taps, E events of a piece, the part of a row that one thread takes at a time.
+struct ConvProblem {
+  int64_t batch, length, channels, taps;
+  int64_t row_stride, event_stride;  // of x, in floats
+  int64_t piece;                     // E
+  int64_t threads, silu;
+  const uint8_t *valid, *start;  // (B, L), 0 or 1; all valid, no starts
+  const float *x;                // (B, L, D), strided
+  const float *weight;           // (W, D), oldest tap first
+  const float *bias;             // (D,)
+  const float *initial_state;    // (B, W - 1, D), oldest first; zeros
+  float *out;                    // (B, L, D)
+  float *last_state;             // as initial_state
+  const float *dout, *dlast_state;
+  float *dx;                // (B, L, D)
+  float *dweight, *dbias;   // (B, ceil(L / E), W, D), (B, ceil(L / E), D): one slice a piece, to be summed
+  float *dinitial_state;    // (B, W - 1, D)
+};
+}

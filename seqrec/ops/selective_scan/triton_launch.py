@@ -1,0 +1,223 @@
+"""How the Triton scan is cut between programs, and its kernels' launches.
+
+Few rows and channels leave most of a GPU idle, so events are cut into runs: (1) each run's end from a zero state,
+(2) from those, one run after another, the state before each, (3) each run again from its true state. Backward is
+the same against time. Shapes: B batch, L events, D channels, N states a channel, K chunks, R runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqrec.ops.selective_scan.problem import ScanProblem
+from seqrec.ops.selective_scan.triton_gradients import gradients, run_begins
+from seqrec.ops.selective_scan.triton_kernels import carry, outputs, run_ends
+
+# Events between two states that forward keeps; backward rebuilds those in between.
+CHUNK = 32
+# Of those, events between two states that backward writes down; the ones in between stay in registers.
+GROUP = 2
+# States of a program, 32 a lane: with fewer, lanes would repeat each other's work on an event; with more, they would
+# run out of registers.
+TILE = 1024
+# Channels of a program at most: from here on, one more shares nothing more.
+WIDEST = 128
+# Programs, each a warp, that run at the same time on one multiprocessor. Their registers are what limits them.
+FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 16, 8
+# AMD's compiler has no such option.
+FORWARD_REGISTERS = {} if torch.version.hip else {"maxnreg": 128}
+CARRY_BLOCK = 128
+LOG2E = 1.4426950408889634
+
+
+class Room(NamedTuple):
+    """What a device computes at a time.
+
+    Attributes:
+        tile: States of a program.
+        programs: Programs that run at the same time.
+    """
+
+    tile: int
+    programs: int
+
+
+def room(device: torch.device, programs: int) -> Room:
+    """Room on a device with so many programs a multiprocessor. The interpreter likes few and large ones."""
+    if device.type == "cpu":
+        return Room(1 << 16, 1)
+    return Room(TILE, programs * torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+class Cut(NamedTuple):
+    """How a problem is cut between programs.
+
+    Attributes:
+        block_d: Channels of a program, a power of two.
+        block_n: States of a channel, rounded up to a power of two.
+        blocks: Blocks of channels.
+        chunks: Chunks of a row's events.
+        run_chunks: Chunks of a run.
+        runs: Runs of a row's events.
+    """
+
+    block_d: int
+    block_n: int
+    blocks: int
+    chunks: int
+    run_chunks: int
+    runs: int
+
+
+def cut(u: Tensor, A: Tensor, room: Room) -> Cut:
+    """Cut a problem into about as many programs as run at the same time.
+
+    Runs cost each event a second pass, so there is only one where rows and blocks alone fill half of the room.
+
+    Args:
+        u: (B, L, D), not empty.
+        A: (D, N).
+        room: Of the device.
+    """
+    batch, length, channels = u.shape
+    block_n = _power_of_two(A.shape[1])
+    block_d = min(_power_of_two(channels), WIDEST, max(room.tile // block_n, 1))
+    blocks, chunks = -(-channels // block_d), -(-length // CHUNK)
+    run_chunks = -(-chunks // max(room.programs // (batch * blocks), 1))
+    return Cut(block_d, block_n, blocks, chunks, run_chunks, -(-chunks // run_chunks))
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << max(size - 1, 0).bit_length()
+
+
+def forward(problem: ScanProblem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y (B, L, D), the last state (B, D, N) and, if `keep`, that before each chunk (B, K, N, D), else (0,)."""
+    u, delta, A, B, C, D, z, bias, softplus, initial_state, valid, start, _ = _prepared(problem)
+    (batch, length, channels), states = u.shape, A.shape[1]
+    if u.numel() == 0:
+        last = u.new_zeros(batch, channels, states) if initial_state is None else initial_state.clone()
+        return torch.empty_like(u), last, u.new_empty(kept_shape(u, A) if keep else (0,))
+    way = cut(u, A, room(u.device, FORWARD_PROGRAMS))
+    scaled = (A * LOG2E).t().contiguous()
+    begins = _states_first(initial_state, u, states)
+    blocks = {"BLOCK_D": way.block_d, "BLOCK_N": way.block_n, "num_warps": 1, **FORWARD_REGISTERS}
+    with _launching_on(u):
+        if way.runs > 1:
+            part = _Runs(u, states, way.runs, start)
+            run_ends[(batch * way.runs * way.blocks,)](
+                *(u, delta, scaled, B, bias, valid, start, part.ends, part.sums, part.cuts),
+                *(length, channels, states, way.runs, way.run_chunks * CHUNK),
+                SOFTPLUS=softplus,
+                **blocks,
+            )
+            begins = part.carried(scaled, begins, against_time=False)
+        y, last = torch.empty_like(u), u.new_empty(batch, states, channels)
+        kept = u.new_empty(kept_shape(u, A) if keep else (0,))
+        outputs[(batch * way.runs * way.blocks,)](
+            *(u, delta, scaled, B, C, D, z, bias, valid, start, begins, y, last, kept if keep else None),
+            *(length, channels, states, way.runs, way.run_chunks, way.chunks),
+            SOFTPLUS=softplus,
+            CHUNK=CHUNK,
+            **blocks,
+        )
+    return y, last.transpose(1, 2).contiguous(), kept
+
+
+def backward(problem: ScanProblem, kept: Tensor, dy: Tensor | None, dlast: Tensor | None) -> list[Tensor]:
+    """Gradients of u, delta, A, B, C, D, z, delta_bias and initial state; empty where the input was None."""
+    u, delta, A, B, C, D, z, bias, softplus, _, valid, start, _ = _prepared(problem)
+    (batch, length, channels), states = u.shape, A.shape[1]
+    if u.numel() == 0:
+        nothing = [u.new_zeros(0 if x is None else x.shape) for x in (u, delta, A, B, C, D, z, bias)]
+        return [*nothing, u.new_zeros(batch, channels, states) if dlast is None else dlast.clone()]
+    way = cut(u, A, room(u.device, BACKWARD_PROGRAMS))
+    scaled = (A * LOG2E).t().contiguous()
+    dy = torch.zeros_like(u) if dy is None else dy.contiguous()
+    blocks = {"BLOCK_D": way.block_d, "BLOCK_N": way.block_n, "num_warps": 1}
+    programs = batch * way.runs * way.blocks
+    behind = _states_first(dlast, u, states)
+    dfirst = torch.empty_like(behind)
+    with _launching_on(u):
+        if way.runs > 1:
+            part = _Runs(u, states, way.runs, start)
+            run_begins[(programs,)](
+                *(delta, scaled, C, z, dy, bias, valid, start, part.ends, part.sums, part.cuts),
+                *(length, channels, states, way.runs, way.run_chunks * CHUNK),
+                SOFTPLUS=softplus,
+                **blocks,
+            )
+            behind = part.carried(scaled, behind, against_time=True)
+        scratch = u.new_empty(programs, CHUNK // GROUP, way.block_n, way.block_d)
+        du, ddelta, dz = torch.empty_like(u), torch.empty_like(u), u.new_empty(0 if z is None else z.shape)
+        # Of each run, and of each block: sums in a fixed order, where atomic additions would come in any.
+        dA, dD, dbias = (
+            u.new_empty(batch * way.runs, *shape) for shape in ((states, channels), *[(channels,)] * 2)
+        )
+        dB, dC = (u.new_empty(way.blocks, batch, length, states) for _ in range(2))
+        gradients[(programs,)](
+            *(u, delta, scaled, B, C, D, z, bias, valid, start, kept, dy, behind, scratch),
+            *(du, ddelta, dA, dB, dC, dD, dz, dbias, dfirst),
+            *(length, channels, states, batch, way.runs, way.run_chunks, way.chunks),
+            SOFTPLUS=softplus,
+            CHUNK=CHUNK,
+            GROUP=GROUP,
+            **blocks,
+        )
+    dA, dD, dbias = dA.sum(0).t().contiguous(), dD.sum(0), dbias.sum(0)
+    dB, dC = (x[0] if way.blocks == 1 else x.sum(0) for x in (dB, dC))
+    dD, dbias = (u.new_empty(0) if x is None else dx for x, dx in ((D, dD), (bias, dbias)))
+    return [du, ddelta, dA, dB, dC, dD, dz, dbias, dfirst.transpose(1, 2).contiguous()]
+
+
+def kept_shape(u: Tensor, A: Tensor) -> tuple[int, int, int, int]:
+    """Shape of the kept states (B, K, N, D)."""
+    return u.shape[0], -(-u.shape[1] // CHUNK), A.shape[1], A.shape[0]
+
+
+def _prepared(problem: ScanProblem) -> ScanProblem:
+    """The problem as kernels read it: contiguous, flags as bytes."""
+    ready = (x.contiguous() if isinstance(x, Tensor) else x for x in problem)
+    ready = (x.view(torch.uint8) if isinstance(x, Tensor) and x.dtype == torch.bool else x for x in ready)
+    return ScanProblem(*ready)  # type: ignore[arg-type]  # field by field of the same kind
+
+
+def _states_first(x: Tensor | None, u: Tensor, states: int) -> Tensor:
+    # (B, D, N) as (B, N, D), so that neighbouring lanes read neighbouring channels; None is zeros.
+    if x is None:
+        return u.new_zeros(u.shape[0], states, u.shape[2])
+    return x.transpose(1, 2).contiguous()
+
+
+@contextlib.contextmanager
+def _launching_on(x: Tensor) -> Iterator[None]:
+    # Kernels start on the current device. As on a GPU, numbers may overflow in the interpreter, which is NumPy.
+    with torch.cuda.device(x.device if x.is_cuda else -1), np.errstate(all="ignore"):
+        yield
+
+
+class _Runs:
+    """What is known of each run by itself: ends (B, R, N, D), sums of step sizes (B, R, D), cuts (B, R) or None."""
+
+    def __init__(self, u: Tensor, states: int, runs: int, start: Tensor | None) -> None:
+        batch, _, channels = u.shape
+        self.ends = u.new_empty(batch, runs, states, channels)
+        self.sums = u.new_empty(batch, runs, channels)
+        self.cuts = None if start is None else start.new_empty(batch, runs)
+
+    def carried(self, scaled: Tensor, state: Tensor, against_time: bool) -> Tensor:
+        """(B, R, N, D) states before each run; `state` (B, N, D) is the one before all of them."""
+        batch, runs, states, channels = self.ends.shape
+        begins = torch.empty_like(self.ends)
+        carry[(batch * -(-states * channels // CARRY_BLOCK),)](
+            *(self.ends, self.sums, self.cuts, scaled, state, begins, channels, states, runs),
+            REVERSE=against_time,
+            BLOCK=CARRY_BLOCK,
+        )
+        return begins

@@ -1,0 +1,183 @@
+"""The Triton scan: whether it runs here, and what torch must know of it. Kernels are imported at first use.
+
+Shapes: B batch, L events, D channels, N states a channel.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import re
+import shutil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqrec.ops.selective_scan.problem import ScanProblem
+
+# The first whose compiler takes what the kernels are written in.
+OLDEST = (3, 4)
+DEVICES = ("cuda", "cpu")
+
+
+def interprets() -> bool:
+    """Whether Triton is told to interpret kernels on the CPU instead of compiling them, as tests do."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+def serves(device: str, dtype: torch.dtype) -> bool:
+    """Whether it computes on a device type in a dtype."""
+    return dtype == torch.float32 and device == ("cpu" if interprets() else "cuda")
+
+
+@functools.cache
+def missing() -> str | None:
+    """Why the Triton scan is unavailable, with the fix; None where it is available."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; torch for CUDA on Linux brings it, else `pip install triton`"
+    if not interprets():
+        if torch.cuda.is_available() and torch.cuda.get_device_capability() < (7, 0):
+            return "triton needs a GPU of compute capability 7.0 or more"
+        if "CC" not in os.environ and not shutil.which("gcc") and not shutil.which("clang"):
+            return "triton needs a C compiler to start its kernels; install gcc or clang, or set CC"
+    try:
+        version = importlib.import_module("triton").__version__
+        if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
+            return f"triton {version} is too old; torch 2.8 or later brings one that serves"
+        _launch()
+    except Exception as error:  # A triton that does not fit this torch or this machine fails in many ways.
+        return f"triton does not load ({type(error).__name__}: {error}); install the one your torch was made with"
+    return None
+
+
+def _launch() -> Any:
+    from seqrec.ops.selective_scan import triton_launch
+
+    return triton_launch
+
+
+@torch.library.custom_op("seqrec::selective_scan_triton_fwd", mutates_args=(), device_types=DEVICES)
+def _forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    valid: Tensor | None,
+    start: Tensor | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the last state, and where `keep` the states that backward starts from."""
+    problem = ScanProblem(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, valid, start)
+    y, last, kept = _launch().forward(problem, keep)
+    return y, last, kept
+
+
+@_forward.register_fake
+def _forward_fake(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    valid: Tensor | None,
+    start: Tensor | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    kept = u.new_empty(_launch().kept_shape(u, A) if keep else (0,))
+    return _like(u), u.new_empty(u.shape[0], *A.shape), kept
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("seqrec::selective_scan_triton_bwd", mutates_args=(), device_types=DEVICES)
+def _backward(
+    dy: Tensor | None,
+    dlast: Tensor | None,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    valid: Tensor | None,
+    start: Tensor | None,
+    kept: Tensor,
+) -> list[Tensor]:
+    """Gradients of u, delta, A, B, C, D, z, delta_bias and initial state; empty where the input was None."""
+    problem = ScanProblem(u, delta, A, B, C, D, z, delta_bias, delta_softplus, None, valid, start)
+    gradients: list[Tensor] = _launch().backward(problem, kept, dy, dlast)
+    return gradients
+
+
+@_backward.register_fake
+def _backward_fake(
+    dy: Tensor | None,
+    dlast: Tensor | None,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    valid: Tensor | None,
+    start: Tensor | None,
+    kept: Tensor,
+) -> list[Tensor]:
+    gradients = [u.new_empty(0) if x is None else _like(x) for x in (u, delta, A, B, C, D, z, delta_bias)]
+    return [*gradients, u.new_empty(u.shape[0], *A.shape)]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, valid, start, _ = inputs
+    ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, valid, start, output[2])
+    ctx.delta_softplus, ctx.has_initial_state = delta_softplus, initial_state is not None
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(
+    ctx: Any, dy: Tensor | None, dlast: Tensor | None, dkept: None
+) -> tuple[Tensor | None, ...]:
+    *real, valid, start, kept = ctx.saved_tensors
+    *gradients, dinitial = _backward(dy, dlast, *real, ctx.delta_softplus, valid, start, kept)
+    gradients = [None if x is None else gradient for x, gradient in zip(real, gradients, strict=True)]
+    return *gradients, None, dinitial if ctx.has_initial_state else None, None, None, None
+
+
+def _refuse(ctx: Any, *gradients: Tensor) -> None:
+    raise NotImplementedError("the triton scan has no second derivative; use backend='reference' for it")
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
+_backward.register_autograd(_refuse)
+
+
+def scan_triton(problem: ScanProblem) -> tuple[Tensor, Tensor]:
+    """Same as `selective_scan` in float32 on a GPU, with everything in the same pass.
+
+    Returns:
+        y (B, L, D) and the last state (B, D, N).
+    """
+    y, last, _ = _forward(*problem[:12], problem.wants_gradient)
+    return y, last

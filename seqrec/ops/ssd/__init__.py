@@ -1,0 +1,95 @@
+"""State-space-dual scan of Mamba-2. Shapes: B batch, L events, H heads, P head width, G groups, N states."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from seqrec.ops.ssd.mamba_ssm_scan import PLAIN_STEPS
+from seqrec.ops.ssd.problem import SsdProblem, check_problem
+from seqrec.ops.ssd.registered import SSD_BACKENDS
+from seqrec.ops.ssd.step import ssd_step
+
+__all__ = ["SSD_BACKENDS", "ssd_scan", "ssd_step"]
+
+
+def ssd_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    return_last_state: bool = False,
+    *,
+    valid: Tensor | None = None,
+    start: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Mamba-2's recurrence with one decay a head (Transformers are SSMs: Generalized Models and Efficient
+    Algorithms Through Structured State Space Duality, Dao & Gu 2024, sections 5 and 6).
+
+    With step = delta + delta_bias, through softplus if asked, and the state h a (P, N) matrix of each head:
+    `h_t = exp(step_t A) h_{t-1} + step_t x_t B_t^T`, `y_t = (h_t C_t + D x_t) * silu(z_t)`.
+    `selective_scan` with A the same for all states and channels of a head; that is what lets whole chunks be
+    computed by matrix products. Causal, padding and precision as there: right padding never reaches a valid
+    position, `valid` keeps it out of the last state, and the recurrence runs in float32 at least, also under autocast.
+
+    Backends, from the one that "auto" likes best; all give the same values and gradients:
+
+    - "mamba_ssm": the Triton kernels of that package, float32 on CUDA, for states that fade (A negative, steps through
+      softplus), no `start`. An extra that users install. Its matrix products are TF32, so it counts as missing
+      unless `torch.set_float32_matmul_precision` allows that, or the environment variable TRITON_F32_DEFAULT=ieee
+      makes them exact; and under `torch.use_deterministic_algorithms`. Behind a step so large that the state fades
+      at once, the decays of the same chunk lose digits.
+    - "chunked": plain torch, any device, float32 and float64; matrix products inside chunks.
+    - "reference": sequential, for tests; the only one with second derivatives. Never "auto".
+
+    float16 and bfloat16 count as float32, in which the recurrence runs.
+
+    Args:
+        x: (B, L, H, P) inputs.
+        delta: (B, L, H) step sizes before bias and softplus.
+        A: (H,), negative for a state that fades.
+        B: (B, L, G, N) input weights of each group; G divides H, and H / G heads in a row share a group.
+        C: (B, L, G, N) output weights likewise.
+        D: (H,) skip weights or None.
+        z: (B, L, H, P) gate or None.
+        delta_bias: (H,) or None.
+        delta_softplus: Whether step sizes go through softplus.
+        initial_state: (B, H, P, N) state before the first event; None is zero.
+        return_last_state: Whether to return the state behind the last event too; its gradient counts.
+        valid: (B, L) bool, True at events, False at padding, wherever that stands: the state passes through it
+            unchanged, y is 0 there, and what the inputs hold there is of no effect. None is True everywhere.
+        start: (B, L) bool, True where a new history begins, so that the state before it counts as zero (packed
+            rows), at padding too. None is False everywhere.
+        backend: A name above, or "auto": the environment variable SEQREC_SSD_BACKEND if set, else the first
+            that can compute this.
+
+    Returns:
+        y (B, L, H, P) in x's dtype; with `return_last_state` also h_L (B, H, P, N) in the recurrence's dtype.
+
+    Raises:
+        InputError: an unknown backend, one that is missing or cannot compute what is asked for, or a shape,
+            device or kind of number that does not fit.
+    """
+    problem = SsdProblem(*(x, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, valid, start))
+    check_problem(problem)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    given = tuple(name for name in ("initial_state", "valid", "start") if getattr(problem, name) is not None)
+    if not delta_softplus:
+        given = (*given, PLAIN_STEPS)
+    scan = SSD_BACKENDS[_chosen(backend, x.device.type, dtype, given)].function
+    with torch.autocast(x.device.type, enabled=False):
+        y, last = scan(problem.to(dtype))
+    y = y.to(x.dtype)
+    return (y, last) if return_last_state else y
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _chosen(backend: str, device: str, dtype: torch.dtype, given: tuple[str, ...]) -> str:
+    return SSD_BACKENDS.choose(backend, device, dtype, given).name

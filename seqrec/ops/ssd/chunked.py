@@ -1,0 +1,237 @@
+"""State-space-dual scan by matrix products in plain torch, recomputed in backward.
+
+Within a chunk of S events the recurrence is a product with a triangular matrix,
+`y_i = sum_{j <= i} (C_i . B_j) W_ij step_j x_j`, where W_ij is the product of the decays of events j + 1 .. i
+(Dao & Gu 2024, section 6); states pass from chunk to chunk one after another. Forward keeps the state at each chunk's
+start, and backward rebuilds the rest from it. A few chunks at a time are computed at once, so that the (S, S)
+matrices of all chunks are never held together. Only products of decays (at most 1) occur, never quotients or
+differences of their logarithms: nothing overflows, and a start is a decay of exactly 0.
+
+B batch, L events, k chunks at once, S events of a chunk, H = G * r heads in G groups, P head width, N states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from seqrec.ops.ssd.not_finite import carried, finite, finite_, in_history, is_spoilt
+
+CHUNK_EVENTS = 64
+# Numbers in the (S, S) matrices of the chunks that are computed at once: on CPU what its caches hold, elsewhere
+# enough to keep a GPU busy.
+CPU_NUMBERS, OTHER_NUMBERS = 2**18, 2**24
+
+
+class _Part(NamedTuple):
+    """A few chunks of equal length. What was not finite is 0 here."""
+
+    step: Tensor  # (B, k, G, r, S, 1)
+    B: Tensor  # (B, k, G, 1, S, N)
+    C: Tensor  # (B, k, G, 1, S, N)
+    driven: Tensor  # (B, k, G, r, S, P), step * x
+    before: Tensor  # (B, k, G, r, S, 1), product of the decays of events 1 .. i
+    within: Tensor  # (B, k, G, r, S, S), [j, i] product of the decays of events j + 1 .. i; 0 where i < j
+    mixed: Tensor  # (B, k, G, r, S, S), [j, i] what event j weighs in event i's output
+
+    @property
+    def behind(self) -> Tensor:
+        """(B, k, G, r, S, 1) product of the decays of events j + 1 .. S."""
+        return self.within[..., -1:]
+
+    @property
+    def through(self) -> Tensor:
+        """(B, k, G, r, 1, 1) product of all decays of a chunk."""
+        return self.before[..., -1:, :]
+
+
+class ChunkedSsd(torch.autograd.Function):
+    """Autograd form of `ssd_reference`; same arguments and results. A second derivative raises."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        step: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        initial_state: Tensor,
+        start: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return y (B, L, H, P) and the last state (B, H, P, N)."""
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        state = torch.unflatten(finite(initial_state), 1, (B.shape[2], -1))
+        states = []
+        for events, count in _parts(x):
+            part = _part(x, step, A, B, C, start, events, count)
+            added, through = (part.driven * part.behind).mT @ part.B, part.through
+            for chunk in range(count):
+                states.append(state)
+                state = torch.addcmul(added[:, chunk], through[:, chunk], state)
+            carried_in = part.C @ torch.stack(states[-count:], 1).mT
+            out = (part.mixed.mT @ part.driven).addcmul_(part.before, carried_in)
+            y[:, events] = _joined(out)
+        spoilt = _spoilt(x, step, B, initial_state, start)
+        lost = carried(spoilt, start)
+        last = state.flatten(1, 2).masked_fill(lost[:, -1, :, None, None], torch.nan)
+        y.masked_fill_((lost | _of_heads(is_spoilt(C), x)).unsqueeze(-1), torch.nan)
+        ctx.save_for_backward(x, step, A, B, C, start, spoilt, torch.stack(states, 1))
+        return y, last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of all six real inputs, from the last chunks to the first."""
+        x, step, A, B, C, start, spoilt, states = ctx.saved_tensors
+        wholes = [torch.empty_like(value) for value in (x, step, B, C)]
+        dA = torch.zeros_like(A)
+        dstate = torch.unflatten(finite(dlast), 1, (B.shape[2], -1))  # of the state at a chunk's end
+        with torch.autocast(x.device.type, enabled=False):
+            end = states.shape[1]
+            for events, count in reversed(list(_parts(x))):
+                part = _part(x, step, A, B, C, start, events, count)
+                dout = _finite_part(dy, events, count, B.shape[2])
+                received, through = (dout * part.before).mT @ part.C, part.through
+                dstates = []
+                for chunk in reversed(range(count)):
+                    dstates.append(dstate)
+                    dstate = torch.addcmul(received[:, chunk], through[:, chunk], dstate)
+                ddriven, dlog, dB, dC = _gradients(
+                    part, dout, states[:, end - count : end], torch.stack(dstates[::-1], 1)
+                )
+                end -= count
+                dA += (dlog * part.step).sum((0, 1, 4)).flatten()
+                x_part = _cut(x, events, count, B.shape[2])
+                dstep = (ddriven * x_part).sum(-1, keepdim=True) + dlog * A.view(B.shape[2], -1, 1, 1)
+                for whole, piece in zip(wholes, (ddriven * part.step, dstep, dB, dC), strict=True):
+                    whole[:, events] = _joined(piece).view_as(whole[:, events])
+        # Gradients go back to the start of a history and on from there, and with them what is not finite.
+        lost = spoilt | _of_heads(is_spoilt(C), x) | is_spoilt(dy)
+        lost[:, -1] |= is_spoilt(dlast.flatten(2))
+        lost = in_history(lost, start)
+        in_group = torch.unflatten(lost, 2, (B.shape[2], -1)).any(3)
+        for whole, where in zip(wholes, (lost, lost, in_group, in_group), strict=True):
+            whole.masked_fill_(where.view(*where.shape, *[1] * (whole.dim() - 3)), torch.nan)
+        dA.masked_fill_(lost.flatten(0, 1).any(0), torch.nan)
+        at_first = lost[:, 0] if start is None else lost[:, 0] & ~start[:, :1]
+        dstate = dstate.flatten(1, 2).masked_fill(at_first[..., None, None], torch.nan)
+        dx, dstep, dB, dC = wholes
+        return dx, dstep, dA, dB, dC, dstate, None
+
+
+def _parts(x: Tensor) -> Iterator[tuple[slice, int]]:
+    """Events and number of chunks of each part; the last chunk, where it is shorter, is a part of its own."""
+    batch, length, heads, _ = x.shape
+    numbers = CPU_NUMBERS if x.device.type == "cpu" else OTHER_NUMBERS
+    whole, rest = divmod(length, CHUNK_EVENTS)
+    at_once = max(1, numbers // (batch * heads * CHUNK_EVENTS**2))
+    for first in range(0, whole, at_once):
+        last = min(first + at_once, whole)
+        yield slice(first * CHUNK_EVENTS, last * CHUNK_EVENTS), last - first
+    if rest:
+        yield slice(length - rest, length), 1
+
+
+def _cut(value: Tensor, events: slice, count: int, groups: int) -> Tensor:
+    """(B, L, H, X) to (B, k, G, r, S, X), a view."""
+    chunks = torch.unflatten(value[:, events], 1, (count, -1))
+    return torch.unflatten(chunks, 3, (groups, -1)).movedim(2, 4)
+
+
+def _finite_part(value: Tensor, events: slice, count: int, groups: int) -> Tensor:
+    """`_cut` as a tensor of its own, with 0 for what is not finite."""
+    return finite_(_cut(value, events, count, groups).clone(memory_format=torch.contiguous_format))
+
+
+def _joined(part: Tensor) -> Tensor:
+    """(B, k, G, r, S, X) to (B, k * S, H, X)."""
+    return part.movedim(4, 2).flatten(3, 4).flatten(1, 2)
+
+
+def _part(
+    x: Tensor,
+    step: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    start: Tensor | None,
+    events: slice,
+    count: int,
+) -> _Part:
+    groups = B.shape[2]
+    step, B, C = (_finite_part(value, events, count, groups) for value in (step.unsqueeze(-1), B, C))
+    decay = torch.exp(step * A.view(groups, -1, 1, 1))
+    if start is not None:
+        decay = decay.masked_fill(torch.unflatten(start[:, events], 1, (count, 1, 1, -1)).unsqueeze(-1), 0)
+    later = torch.ones(decay.shape[-2], decay.shape[-2], dtype=torch.bool, device=x.device).triu(1)
+    within = torch.where(later, decay.mT, 1).cumprod(-1).triu_()
+    x = _cut(x, events, count, groups)
+    driven = finite_(torch.mul(x, step, out=x.new_empty(x.shape)))
+    return _Part(step, B, C, driven, decay.cumprod(-2), within, within * (B @ C.mT))
+
+
+def _gradients(
+    part: _Part, dout: Tensor, first: Tensor, dlast: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of a part.
+
+    Args:
+        part: Its inputs.
+        dout: (B, k, G, r, S, P) gradient of outputs.
+        first: (B, k, G, r, P, N) states before each chunk.
+        dlast: (B, k, G, r, P, N) gradients of the states at each chunk's end.
+
+    Returns:
+        Those of `driven`, of the logarithms of the decays (B, k, G, r, S, 1), of B and of C.
+    """
+    dmixed = part.driven @ dout.mT
+    dscores = (dmixed * part.within).sum(3, keepdim=True)
+    # What events, as sources, send to the last state, and, as sinks, have from the first one.
+    sent = part.behind * (part.B @ dlast.mT)
+    sent_by_B = (part.behind * (part.driven @ dlast)).sum(3, keepdim=True)
+    had = part.before * (dout @ first)
+    dB = dscores @ part.C + sent_by_B
+    dC = dscores.mT @ part.B + had.sum(3, keepdim=True)
+    # The decay of event k counts in all that goes from before it to it or behind it.
+    pairs = (dmixed.mul_(part.mixed)).cumsum(-2)[..., :-1, :].triu_(1).sum(-1)
+    arriving = (had * part.C).sum(-1).flip(-1).cumsum(-1).flip(-1)
+    leaving = (sent * part.driven).sum(-1).cumsum(-1)[..., :-1]
+    passing = (part.through * first * dlast).sum((-2, -1)).unsqueeze(-1)
+    dlog = arriving + passing + F.pad(pairs + leaving, (1, 0))
+    return part.mixed @ dout + sent, dlog.unsqueeze(-1), dB, dC
+
+
+def _spoilt(x: Tensor, step: Tensor, B: Tensor, initial_state: Tensor, start: Tensor | None) -> Tensor:
+    """(B, L, H) bool, whether an event puts into the state, or finds there at first, what is not finite."""
+    # The largest product, so that one that overflows counts too.
+    spoilt = is_spoilt((x.abs().amax(-1) * step).unsqueeze(-1)) | _of_heads(is_spoilt(B), x)
+    at_first = is_spoilt(initial_state.flatten(2))
+    spoilt[:, 0] |= at_first if start is None else at_first & ~start[:, :1]
+    return spoilt
+
+
+def _of_heads(of_groups: Tensor, x: Tensor) -> Tensor:
+    """(B, L, G) to (B, L, H)."""
+    return of_groups.repeat_interleave(x.shape[2] // of_groups.shape[2], 2)
+
+
+def ssd_chunked(
+    x: Tensor,
+    step: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial_state: Tensor,
+    start: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Same as `ssd_reference`; memory grows with L / 64 states instead of L."""
+    if not x.numel():
+        return torch.zeros_like(x), initial_state
+    y, last = ChunkedSsd.apply(x, step, A, B, C, initial_state, start)  # type: ignore[no-untyped-call]
+    return y, last

@@ -1,0 +1,106 @@
+"""The state-space-dual scan by the Triton kernels of the package mamba-ssm, which users install themselves.
+
+Of the package only `mamba_chunk_scan_combined` is called, by keyword. Bias, softplus, skip, gate and padding are done
+in torch around it: its own softplus loses the digits of small steps, and it has no padding.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqrec.ops.ssd.problem import SsdProblem, around
+from seqrec.ops.ssd.reference import ssd_reference
+
+# Its kernels take a decay above 1 for 1, and softplus is what keeps steps from being negative.
+PLAIN_STEPS = "step sizes without softplus"
+# The kernels subtract float32 sums of logarithms within a chunk: the shorter the chunk, the smaller what is lost.
+CHUNK_EVENTS = 64
+
+
+def ssd_mamba_ssm(
+    x: Tensor,
+    step: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial_state: Tensor,
+    start: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Same as `ssd_reference` in float32 on CUDA without starts, where no state grows.
+
+    The package's `seq_idx` is no `start`: it multiplies what lies before by 0, so that a NaN there gets through.
+    """
+    assert start is None
+    if not x.numel() or not B.numel():
+        return ssd_reference(x, step, A, B, C, initial_state)  # Nothing to launch a kernel for.
+    function, reason = _load()
+    assert function is not None, reason
+    y, last = function(
+        x=x.contiguous(),
+        dt=step.contiguous(),
+        A=A.contiguous(),
+        B=B.contiguous(),
+        C=C.contiguous(),
+        chunk_size=CHUNK_EVENTS,
+        initial_states=initial_state.contiguous(),
+        return_final_states=True,
+    )
+    return y, last
+
+
+def missing() -> str | None:
+    """Why the package cannot be used on this machine now, with the fix; None where it can."""
+    function, reason = _load()
+    if function is None:
+        return reason
+    if not torch.cuda.is_available():
+        return "its kernels need a CUDA device, and torch sees none"
+    if torch.are_deterministic_algorithms_enabled():
+        return "its backward is not deterministic, which torch.use_deterministic_algorithms(True) asks for"
+    if torch.get_float32_matmul_precision() == "highest" and os.environ.get("TRITON_F32_DEFAULT") != "ieee":
+        return (
+            "its products of float32 are TF32, less exact than torch's own are now; to allow that, call "
+            "torch.set_float32_matmul_precision('high')"
+        )
+    return _check(torch.cuda.current_device())
+
+
+@functools.cache
+def _load() -> tuple[Callable[..., Any] | None, str]:
+    """The package's function, or None and the reason."""
+    try:
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+    except ModuleNotFoundError as error:
+        if error.name == "mamba_ssm":
+            return None, 'mamba-ssm is not installed; see the README on "seqrec[cuda]"'
+        return None, f"mamba-ssm cannot be imported: {error}; see the README on which versions fit"
+    except Exception as error:  # A build for another torch or Triton fails in ways of its own.
+        return None, f"mamba-ssm cannot be imported: {error}; see the README on which versions fit"
+    return mamba_chunk_scan_combined, ""
+
+
+@functools.cache
+def _check(device: int) -> str | None:
+    """What is wrong with the kernels on a CUDA device; a package that imports may still not run there."""
+    generator = torch.Generator().manual_seed(0)
+    # More than one chunk, so that states pass from one to the next.
+    x, z = (torch.rand(2, CHUNK_EVENTS + 6, 4, 3, generator=generator) for _ in range(2))
+    B, C = (torch.rand(2, CHUNK_EVENTS + 6, 2, 5, generator=generator) for _ in range(2))
+    step, A = torch.rand(2, CHUNK_EVENTS + 6, 4, generator=generator), -torch.rand(4, generator=generator)
+    state = torch.rand(2, 4, 3, 5, generator=generator)
+    problem = SsdProblem(x, step, A, B, C, z=z, initial_state=state)
+    try:
+        found = around(ssd_mamba_ssm)(problem.to(torch.device("cuda", device)))
+    except Exception as error:
+        return f"its kernels do not run on this device: {error}"
+    for actual, expected in zip(found, around(ssd_reference)(problem), strict=True):
+        # TF32 keeps 10 bits, an error of 0.05 % a product.
+        if not torch.allclose(actual.cpu(), expected, rtol=1e-2, atol=1e-2):
+            return "its kernels compute something else than the reference on this device"
+    return None
