@@ -1,4 +1,4 @@
-"""The command line: `seqrec prepare | fit | validate | test | predict | inspect | benchmark`."""
+"""The command line: `seqrec prepare | fit | validate | test | predict | inspect | doctor | benchmark`."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def main(args: Sequence[str] | None = None) -> None:
             parser_kwargs={
                 "description": (
                     "Train, compare and serve sequential recommenders on long histories. "
-                    "Two more commands need no model: seqrec inspect STORE, seqrec benchmark data."
+                    "Three more commands need no model: seqrec inspect, seqrec doctor, seqrec benchmark data|scan."
                 ),
                 "version": __version__,
             },

@@ -1,4 +1,4 @@
-"""Commands that need no model: `seqrec inspect` and `seqrec benchmark`."""
+"""Commands that need no model: `seqrec inspect`, `seqrec doctor` and `seqrec benchmark`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import jsonargparse
 
 from seqrec import __version__
 from seqrec.benchmark.data import benchmark_data
+from seqrec.benchmark.scan import benchmark_scan
 from seqrec.cli_errors import explain
 from seqrec.data.inspect import describe
 from seqrec.data.inspect_text import report_text
 from seqrec.data.store import EventStore
+from seqrec.doctor import examine
 
 
 class ArgumentParser(jsonargparse.ArgumentParser):
@@ -42,7 +44,23 @@ def inspect(store: str, *, verify: bool = True, json: bool = False) -> None:
         raise SystemExit(1)
 
 
-COMMANDS: dict[str, Any] = {"inspect": inspect, "benchmark": {"data": benchmark_data}}
+def doctor(*, json: bool = False) -> None:
+    """Show which backends of the fast paths this machine has, which are used, and why not the others.
+
+    Args:
+        json: Whether to print JSON for programs.
+    """
+    report = examine()
+    print(report.as_json() if json else report.as_text())
+    if not report.healthy:
+        raise SystemExit(1)
+
+
+COMMANDS: dict[str, Any] = {
+    "inspect": inspect,
+    "doctor": doctor,
+    "benchmark": {"data": benchmark_data, "scan": benchmark_scan},
+}
 
 
 def run_command(words: Sequence[str]) -> None:

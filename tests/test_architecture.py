@@ -21,7 +21,7 @@ ROWS = (
     {"layers", "embeddings", "scoring", "negatives", "optim"},
     {"encoders", "losses", "protocols", "callbacks"},
     {"models"},
-    {"inference", "report", "cli_config", "cli_errors"},
+    {"inference", "report", "doctor", "cli_config", "cli_errors"},
     {"benchmark"},
     {"cli_commands"},
     {"cli"},

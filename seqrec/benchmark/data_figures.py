@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from seqrec.benchmark.table import aligned
 from seqrec.data.preparation.memory import spoken_bytes
 
 
@@ -103,7 +103,7 @@ class DataFigures:
         passes += [self._stage_row(stage, self.yardstick) for stage in (*self.plain, *self.prepared)]
         loading = [["loader", "events/s", "padding", "GB/s", "of a bare copy", "memory", "batches"]]
         loading += [_loader_row(figures) for figures in self.loaders]
-        return "\n".join([title, "", *_aligned(passes), "", *self._notes(), "", *_aligned(loading)])
+        return "\n".join([title, "", *aligned(passes), "", *self._notes(), "", *aligned(loading)])
 
     def _notes(self) -> list[str]:
         notes = [f"{stage.name}: {stage.failure}" for stage in (*self.plain, *self.prepared) if stage.failure]
@@ -137,13 +137,3 @@ def _loader_row(figures: LoaderFigures) -> list[str]:
         spoken_bytes(figures.memory),
         f"{figures.batches:,}",
     ]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    # Names on the left, figures on the right of their columns.
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *cells in rows:
-        figures = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
-        lines.append("  ".join([name.ljust(widths[0]), *figures]).rstrip())
-    return lines

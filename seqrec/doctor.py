@@ -1,0 +1,131 @@
+"""`seqrec doctor`: what of the fast paths is there on this machine, what is used, and why not the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from seqrec import __version__
+from seqrec.errors import InputError
+from seqrec.ops import compiled_library
+from seqrec.ops.backends import Backends
+from seqrec.ops.causal_conv1d import CONV_BACKENDS
+from seqrec.ops.selective_scan import SCAN_BACKENDS
+from seqrec.ops.ssd import SSD_BACKENDS
+
+OPS: tuple[Backends[Any], ...] = (SCAN_BACKENDS, SSD_BACKENDS, CONV_BACKENDS)
+PACKAGES = ("torch", "lightning", "polars", "numpy", "triton", "mamba-ssm", "causal-conv1d")
+
+
+@dataclass(frozen=True)
+class OpReport:
+    """The backends of one op on one kind of device, float32.
+
+    Attributes:
+        op: The op.
+        device: Device type.
+        used: The backend that "auto" takes; None where the environment variable asks for what cannot be.
+        because: Why that one, or what is wrong with the variable.
+        others: Each other backend -> why it is not used.
+    """
+
+    op: str
+    device: str
+    used: str | None
+    because: str
+    others: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the machine has.
+
+    Attributes:
+        seqrec: Version.
+        python: Version.
+        system: System and processor.
+        packages: Package -> version, or "not installed".
+        cpu: Threads and vector instructions that torch uses.
+        compiled: The library of compiled CPU kernels in use, or why there is none.
+        cuda: Names of the CUDA devices.
+        ops: By op, then by device type: cpu, and cuda too where there is none, since its backends say what they lack.
+    """
+
+    seqrec: str
+    python: str
+    system: str
+    packages: dict[str, str]
+    cpu: str
+    compiled: str
+    cuda: list[str]
+    ops: list[OpReport]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every op has a backend to use on every device that is there."""
+        return all(op.used is not None for op in self.ops if op.device == "cpu" or self.cuda)
+
+    def as_json(self) -> str:
+        """Return the report; the attributes are the keys."""
+        return json.dumps(asdict(self), indent=2)
+
+    def as_text(self) -> str:
+        """Return the report for people."""
+        lines = [
+            f"seqrec {self.seqrec}, Python {self.python}, {self.system}",
+            ", ".join(f"{name} {number}" for name, number in self.packages.items()),
+            f"cpu: {self.cpu}",
+            f"compiled kernels: {self.compiled}",
+            f"cuda: {', '.join(self.cuda) or 'no device'}",
+        ]
+        for report in self.ops:
+            absent = ", of which there is none" if report.device == "cuda" and not self.cuda else ""
+            used = f"{report.used or 'NOTHING'} ({report.because})"
+            lines += ["", f"{report.op} on {report.device}{absent}: {used}"]
+            width = max(map(len, report.others), default=0)
+            lines += [f"  {name.ljust(width)}  {reason}" for name, reason in report.others.items()]
+        return "\n".join(lines)
+
+
+def examine() -> Report:
+    """Look at the machine. Kernels of packages that are installed are tried once on the device."""
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return Report(
+        seqrec=__version__,
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        packages={name: _version(name) for name in PACKAGES},
+        cpu=f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        compiled=compiled_library.variant() or f"none; {compiled_library.load_error()}",
+        cuda=devices,
+        ops=[_examine_op(backends, device) for backends in OPS for device in ("cpu", "cuda")],
+    )
+
+
+def _examine_op(backends: Backends[Any], device: str) -> OpReport:
+    dtype = torch.float32
+    automatic = backends.auto(device, dtype)[0].name
+    used: str | None = automatic
+    because = f"{backends.variable} chooses another"
+    if asked := os.environ.get(backends.variable):
+        try:
+            used = backends.choose("auto", device, dtype).name
+            because = f"{backends.variable}={asked}; without it {automatic}"
+        except InputError as error:
+            used, because = None, str(error)
+    reasons = {name: backends[name].against(device, dtype) for name in backends.names if name != used}
+    others = {name: reason or "runs here too" for name, reason in reasons.items()}
+    return OpReport(backends.op, device, used, because, others)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
