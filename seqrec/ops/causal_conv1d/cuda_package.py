@@ -17,6 +17,7 @@ from torch import Tensor
 
 from seqrec.ops.causal_conv1d.problem import ConvProblem, around
 from seqrec.ops.causal_conv1d.shifted import convolve_shifted
+from seqrec.ops.cuda_packages import device_lacks, load_function
 
 TAPS = (2, 3, 4)
 OTHER_TAPS = "weight of other than 2 to 4 taps"
@@ -42,10 +43,8 @@ def missing() -> str | None:
     function, reason = _load()
     if function is None:
         return reason
-    if not torch.cuda.is_available():
-        return "its kernels need a CUDA device, and torch sees none"
-    if torch.are_deterministic_algorithms_enabled():
-        return "its backward is not deterministic, which torch.use_deterministic_algorithms(True) asks for"
+    if lacking := device_lacks():
+        return lacking
     return _check(torch.device("cuda", torch.cuda.current_device()))
 
 
@@ -94,17 +93,7 @@ def _readable_past_end(numbers: Tensor) -> Tensor:
 @functools.cache
 def _load() -> tuple[Callable[..., Any] | None, str]:
     """The package's function, or None and the reason."""
-    try:
-        from causal_conv1d import causal_conv1d_fn
-    except ModuleNotFoundError as error:
-        if error.name == "causal_conv1d":
-            return None, 'causal-conv1d is not installed; see the README on "seqrec[cuda]"'
-        return None, f"causal-conv1d cannot be imported: {error}; see the README on which versions fit"
-    except Exception as error:  # A build for another torch fails in ways of its own.
-        return None, f"causal-conv1d cannot be imported: {error}; see the README on which versions fit"
-    if causal_conv1d_fn is None:
-        return None, "causal-conv1d was built without its kernels; see the README on which versions fit"
-    return causal_conv1d_fn, ""
+    return load_function("causal_conv1d", "causal_conv1d_fn")
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqrec.ops.cuda_packages import device_lacks, load_function
 from seqrec.ops.selective_scan.chunked import scan_chunked
 from seqrec.ops.selective_scan.problem import ScanProblem, around
 from seqrec.ops.selective_scan.reference import scan_reference
@@ -48,10 +49,8 @@ def missing() -> str | None:
     function, reason = _load()
     if function is None:
         return reason
-    if not torch.cuda.is_available():
-        return "its kernels need a CUDA device, and torch sees none"
-    if torch.are_deterministic_algorithms_enabled():
-        return "its backward is not deterministic, which torch.use_deterministic_algorithms(True) asks for"
+    if lacking := device_lacks():
+        return lacking
     return _check(torch.cuda.current_device())
 
 
@@ -97,15 +96,7 @@ def _call(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, **further: 
 @functools.cache
 def _load() -> tuple[Callable[..., Any] | None, str]:
     """The package's function, or None and the reason."""
-    try:
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-    except ModuleNotFoundError as error:
-        if error.name == "mamba_ssm":
-            return None, 'mamba-ssm is not installed; see the README on "seqrec[cuda]"'
-        return None, f"mamba-ssm cannot be imported: {error}; see the README on which versions fit"
-    except Exception as error:  # A build for another torch fails in ways of its own.
-        return None, f"mamba-ssm cannot be imported: {error}; see the README on which versions fit"
-    return selective_scan_fn, ""
+    return load_function("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqrec.ops.cuda_packages import device_lacks, load_function
 from seqrec.ops.ssd.problem import SsdProblem, around
 from seqrec.ops.ssd.reference import ssd_reference
 
@@ -59,10 +60,8 @@ def missing() -> str | None:
     function, reason = _load()
     if function is None:
         return reason
-    if not torch.cuda.is_available():
-        return "its kernels need a CUDA device, and torch sees none"
-    if torch.are_deterministic_algorithms_enabled():
-        return "its backward is not deterministic, which torch.use_deterministic_algorithms(True) asks for"
+    if lacking := device_lacks():
+        return lacking
     if torch.get_float32_matmul_precision() == "highest" and os.environ.get("TRITON_F32_DEFAULT") != "ieee":
         return (
             "its products of float32 are TF32, less exact than torch's own are now; to allow that, call "
@@ -74,15 +73,7 @@ def missing() -> str | None:
 @functools.cache
 def _load() -> tuple[Callable[..., Any] | None, str]:
     """The package's function, or None and the reason."""
-    try:
-        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-    except ModuleNotFoundError as error:
-        if error.name == "mamba_ssm":
-            return None, 'mamba-ssm is not installed; see the README on "seqrec[cuda]"'
-        return None, f"mamba-ssm cannot be imported: {error}; see the README on which versions fit"
-    except Exception as error:  # A build for another torch or Triton fails in ways of its own.
-        return None, f"mamba-ssm cannot be imported: {error}; see the README on which versions fit"
-    return mamba_chunk_scan_combined, ""
+    return load_function("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined")
 
 
 @functools.cache
