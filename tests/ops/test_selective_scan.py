@@ -316,3 +316,10 @@ def test_flags_of_events_are_truth_values_of_each_event(name):
         selective_scan(**inputs, **{name: torch.ones(2, 6, dtype=torch.bool)})
     with pytest.raises(InputError, match=rf"^{name} must be bool on cpu, got torch\.float32"):
         selective_scan(**inputs, **{name: torch.ones(2, 7)})
+
+
+def test_a_second_derivative_of_the_chunked_scan_is_refused_and_does_not_vanish():
+    inputs = make_inputs()
+    y = selective_scan(**inputs, backend="chunked")
+    with pytest.raises(NotImplementedError, match="second derivative; use backend='reference'"):
+        torch.autograd.grad(y.sum(), inputs["u"], create_graph=True)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 CHUNK_EVENTS = 32
 
@@ -68,9 +67,13 @@ class ChunkedScan(torch.autograd.Function):
         return y.transpose(0, 1), state.clone() if state is initial_state else state
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of all six real inputs."""
+        # torch's once_differentiable lets a derivative of the gradient vanish where dy is constant.
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "the chunked scan has no second derivative; use backend='reference' for it"
+            )
         # Autocast lowers matrix products, and may be on where backward is called.
         with torch.autocast(dy.device.type, enabled=False):
             return *_gradients(dy, dlast, *ctx.saved_tensors), None

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from seqrec.ops.ssd.not_finite import carried, finite, finite_, in_history, is_spoilt
 
@@ -85,9 +84,13 @@ class ChunkedSsd(torch.autograd.Function):
         return y, last
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of all six real inputs, from the last chunks to the first."""
+        # torch's once_differentiable lets a derivative of the gradient vanish where dy is constant.
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "the chunked scan has no second derivative; use backend='reference' for it"
+            )
         x, step, A, B, C, start, spoilt, states = ctx.saved_tensors
         wholes = [torch.empty_like(value) for value in (x, step, B, C)]
         dA = torch.zeros_like(A)
