@@ -29,6 +29,7 @@ KINDS: dict[str, type] = {
     "model.encoder": SequenceEncoder,
     "model.loss": Loss,
     "model.loss.negatives": NegativeSampler,
+    "model.loss.extra": NegativeSampler,
     "model.optimizer": OptimizerFactory,
     "protocol": Protocol,
 }

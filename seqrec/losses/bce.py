@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqrec.losses.base import LOSSES, Loss
+from seqrec.losses.base import LOSSES, Loss, select_events
+from seqrec.losses.sampled import draw_negatives, negative_scores, target_scores
 from seqrec.negatives import NegativeSampler, UniformNegatives
 from seqrec.scoring import Scorer
 from seqrec.types import SequenceBatch
@@ -15,11 +16,14 @@ from seqrec.types import SequenceBatch
 class BCE(Loss):
     """`-log sigmoid(s_target) - mean over negatives of log(1 - sigmoid(s_negative))`, mean over targets.
 
-    With one negative it is SASRec's objective (Kang & McAuley 2018, equation 7).
+    With one negative it is SASRec's objective (Self-Attentive Sequential Recommendation, Kang & McAuley 2018,
+    equation 7). The mean over negatives is that over all draws of the batch that count; without any it is 0.
 
     Args:
         negatives: Draws the negatives; None is one uniform item outside the user's training history.
     """
+
+    negatives: NegativeSampler
 
     def __init__(self, negatives: NegativeSampler | None = None) -> None:
         super().__init__()
@@ -27,9 +31,8 @@ class BCE(Loss):
 
     def forward(self, states: Tensor, batch: SequenceBatch, scorer: Scorer) -> Tensor:
         """See `Loss.forward`."""
-        assert batch.targets is not None
-        rows, positions = batch.history.valid.nonzero(as_tuple=True)
-        valid_states, targets = states[rows, positions], batch.targets[rows, positions]
-        positive = scorer.score(valid_states, targets.unsqueeze(1))
-        negative = scorer.score(valid_states, self.negatives.sample(rows, batch.seen, scorer.num_items))
-        return F.softplus(-positive).mean() + F.softplus(negative).mean()
+        events = select_events(states, batch)
+        negatives = draw_negatives(self.negatives, events, batch, scorer)
+        counted = negatives.counted(events.rows, events.targets)
+        costs = F.softplus(negative_scores(events, negatives, scorer)) * counted
+        return F.softplus(-target_scores(events, scorer)).mean() + costs.sum() / counted.sum().clamp(min=1)

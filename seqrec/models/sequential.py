@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from seqrec.data.datamodule import SequenceDataModule
 from seqrec.embeddings import ItemEmbedding
 from seqrec.encoders import SequenceEncoder
 from seqrec.errors import InputError
@@ -115,6 +116,12 @@ class SequentialRecommender(Recommender):
     def scorer(self) -> Scorer:
         """See `Recommender.scorer`."""
         return Scorer(self.items.weight)
+
+    def on_fit_start(self) -> None:
+        """Give the objective the training's item counts, where it needs them and the data module has them."""
+        data = getattr(self.trainer, "datamodule", None)
+        if self.loss.needs_item_counts and isinstance(data, SequenceDataModule):
+            self.loss.use_item_counts(torch.from_numpy(data.train_item_counts()))
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
         """Loss of one batch, times its weight, so that all targets of an epoch count the same."""

@@ -4,108 +4,49 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loss_problems import (
+    NUM_ITEMS,
+    WIDTH,
+    FixedNegatives,
+    assert_equal_with_gradients,
+    fixed_draws,
+    mean_over_events,
+    random_batch,
+    random_item_vectors,
+    random_states,
+)
 from torch import Tensor
 
-from seqrec.losses import BCE, LOSSES
-from seqrec.negatives import NegativeSampler
+from seqrec.losses import BCE
+from seqrec.losses.base import select_events
+from seqrec.losses.sampled import negative_scores
+from seqrec.negatives import UniformNegatives
 from seqrec.scoring import Scorer
-from seqrec.types import History, RaggedItems, SeenItems, SequenceBatch
-
-NUM_ITEMS, WIDTH = 12, 4
 
 
-class FixedNegatives(NegativeSampler):
-    """The n-th negative of the m-th event is always the same item."""
-
-    def __init__(self, num_negatives: int) -> None:
-        self.num_negatives = num_negatives
-
-    def sample(self, rows: Tensor, seen: SeenItems, num_items: int) -> Tensor:
-        numbers = torch.arange(len(rows) * self.num_negatives).view(len(rows), -1)
-        return numbers * 5 % num_items + 1
-
-
-def random_batch(lengths: list[int], extra_padding: int = 0) -> SequenceBatch:
-    generator = torch.Generator().manual_seed(0)
-    events = torch.zeros((len(lengths), max(lengths) + 1 + extra_padding), dtype=torch.int64)
-    for row, length in enumerate(lengths):
-        events[row, : length + 1] = torch.randint(1, 7, (length + 1,), generator=generator)
-    valid = torch.arange(events.shape[1] - 1) < torch.tensor(lengths).unsqueeze(1)
-    return SequenceBatch(
-        History(events[:, :-1] * valid, torch.tensor(lengths)),
-        events[:, 1:] * valid,
-        torch.arange(len(lengths)) + 1,
-        RaggedItems.from_rows([row[row > 0] for row in events]),
-    )
-
-
-def random_states(batch: SequenceBatch, seed: int = 0) -> Tensor:
-    """States that are the same at the events, however much padding there is, and large at padding."""
-    generator = torch.Generator().manual_seed(seed)
-    states = torch.full((*batch.history.item_ids.shape, WIDTH), 1e3, dtype=torch.float64)
-    valid = batch.history.valid
-    states[valid] = torch.randn((int(valid.sum()), WIDTH), generator=generator, dtype=torch.float64)
-    return states
-
-
-def random_item_vectors() -> Tensor:
-    return torch.randn(
-        (NUM_ITEMS + 1, WIDTH), generator=torch.Generator().manual_seed(1), dtype=torch.float64
-    )
-
-
-def loss_slowly(states: Tensor, batch: SequenceBatch, item_vectors: Tensor, num_negatives: int) -> Tensor:
-    """Sum over events, one by one, as the formula is written."""
-    assert batch.targets is not None
-    total, events = torch.zeros((), dtype=torch.float64), 0
-    for row, length in enumerate(batch.history.lengths.tolist()):
-        for position in range(length):
-            state = states[row, position]
-            total = total - torch.log(torch.sigmoid(state @ item_vectors[batch.targets[row, position]]))
-            for n in range(num_negatives):
-                item = (events * num_negatives + n) * 5 % NUM_ITEMS + 1
-                score = state @ item_vectors[item]
-                total = total - torch.log(1 - torch.sigmoid(score)) / num_negatives
-            events += 1
-    return total / events
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(1, 3))
-def test_loss_and_gradients_equal_a_loop_over_events(lengths: list[int], num_negatives: int):
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(1, 3), st.booleans(), st.booleans())
+def test_loss_and_gradients_equal_a_loop_over_events(
+    lengths: list[int], num_negatives: int, exclude_seen: bool, shared: bool
+):
     batch = random_batch(lengths)
-    states, vectors = random_states(batch).requires_grad_(), random_item_vectors().requires_grad_()
-    loss = BCE(FixedNegatives(num_negatives))(states, batch, Scorer(vectors))
-    expected = loss_slowly(states, batch, vectors, num_negatives)
-    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
-    found_gradients = torch.autograd.grad(loss, (states, vectors))
-    expected_gradients = torch.autograd.grad(expected, (states, vectors))
-    torch.testing.assert_close(found_gradients, expected_gradients, rtol=1e-12, atol=1e-12)
+    loss = BCE(FixedNegatives(num_negatives, exclude_seen=exclude_seen, shared=shared))
+    draws = fixed_draws(loss, batch, NUM_ITEMS)
 
+    def slowly(states: Tensor, vectors: Tensor) -> Tensor:
+        counted: list[Tensor] = []
 
-def test_gradients_equal_finite_differences():
-    batch = random_batch([3, 1])
-    states, vectors = random_states(batch), random_item_vectors()
-    states[~batch.history.valid] = 0
-    loss = BCE(FixedNegatives(2))
-    assert torch.autograd.gradcheck(
-        lambda s, v: loss(s, batch, Scorer(v)), (states.requires_grad_(), vectors.requires_grad_())
-    )
+        def positive(state: Tensor, target: int, items: list[int], _: list[float]) -> Tensor:
+            counted.extend(-torch.log(1 - torch.sigmoid(state @ vectors[item])) for item in items)
+            return -torch.log(torch.sigmoid(state @ vectors[target]))
 
+        mean = mean_over_events(states, batch, NUM_ITEMS, draws, positive)
+        return mean + torch.stack(counted).mean() if counted else mean
 
-def test_padding_changes_neither_loss_nor_gradients():
-    results = []
-    for extra_padding in (0, 5):
-        batch = random_batch([4, 2, 1], extra_padding)
-        states, vectors = random_states(batch).requires_grad_(), random_item_vectors().requires_grad_()
-        loss = BCE(FixedNegatives(1))(states, batch, Scorer(vectors))
-        by_states, by_vectors = torch.autograd.grad(loss, (states, vectors))
-        assert by_states[~batch.history.valid].eq(0).all()
-        assert by_vectors[0].eq(0).all()
-        results.append((loss, by_states[batch.history.valid], by_vectors))
-    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+    assert_equal_with_gradients(loss, random_states(batch), batch, random_item_vectors(), slowly)
 
 
 def test_scores_of_zero_cost_two_bits():
@@ -136,5 +77,20 @@ def test_default_negative_is_outside_the_users_history():
         assert BCE()(states, batch, Scorer(vectors)).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_loss_is_registered_under_its_name():
-    assert LOSSES["BCE"] is BCE
+def test_without_a_negative_that_counts_the_target_alone_costs():
+    batch = random_batch([2, 1], num_items=1)
+    vectors = random_item_vectors(1)
+    loss = BCE(UniformNegatives(3, exclude_seen=False))(random_states(batch), batch, Scorer(vectors))
+    scores = random_states(batch)[batch.history.valid] @ vectors[1]
+    torch.testing.assert_close(loss, F.softplus(-scores).mean())
+
+
+def test_scores_of_shared_negatives_leave_autocast_as_float32():
+    batch = random_batch([4, 2])
+    loss = BCE(FixedNegatives(3, shared=True))
+    events = select_events(random_states(batch).float(), batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = negative_scores(
+            events, fixed_draws(loss, batch, NUM_ITEMS), Scorer(random_item_vectors().float())
+        )
+    assert scores.dtype == torch.float32

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-
 import torch
 from torch import Tensor
 
@@ -44,47 +42,3 @@ def draw_unseen(uniforms: Tensor, rows: Tensor, seen: SeenItems, num_items: int)
     queries = rows.unsqueeze(1) * (num_items + 1) + rank
     passed = torch.searchsorted(keys, queries, right=True) - seen.offsets[rows].unsqueeze(1)
     return rank + passed + 1
-
-
-class NegativeSampler(ABC):
-    """Draws items that stand for what the user did not choose."""
-
-    @abstractmethod
-    def sample(self, rows: Tensor, seen: SeenItems, num_items: int) -> Tensor:
-        """Negatives for each position.
-
-        Args:
-            rows: (M,) row of `seen` for each position.
-            seen: Items that each user has met in training.
-            num_items: Items 1..num_items.
-
-        Returns:
-            (M, N) int64 item ids.
-        """
-
-
-class UniformNegatives(NegativeSampler):
-    """Uniform over the catalogue, with replacement.
-
-    Args:
-        num_negatives: Draws N a position.
-        exclude_seen: Whether items of the user's training history are never drawn.
-
-    Raises:
-        InputError: no draws.
-    """
-
-    def __init__(self, num_negatives: int = 1, *, exclude_seen: bool = True) -> None:
-        if num_negatives < 1:
-            raise InputError(f"num_negatives={num_negatives} must be at least 1")
-        self.num_negatives = num_negatives
-        self.exclude_seen = exclude_seen
-
-    def sample(self, rows: Tensor, seen: SeenItems, num_items: int) -> Tensor:
-        """See `NegativeSampler.sample`."""
-        shape = (len(rows), self.num_negatives)
-        if not self.exclude_seen:
-            return torch.randint(1, num_items + 1, shape, device=rows.device)
-        # float64: the 24 bits of a float32 are too few for catalogues above 16 M items.
-        uniforms = torch.rand(shape, dtype=torch.float64, device=rows.device)
-        return draw_unseen(uniforms, rows, seen, num_items)

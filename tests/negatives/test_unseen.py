@@ -4,22 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from sampler_problems import grid, seen_items
 
 from seqrec.errors import InputError
-from seqrec.negatives import UniformNegatives, draw_unseen
-from seqrec.types import SeenItems
-
-
-def seen_items(sets: list[set[int]]) -> SeenItems:
-    rows = torch.tensor([row for row, items in enumerate(sets) for _ in items], dtype=torch.int64)
-    items = torch.tensor([item for items in sets for item in items], dtype=torch.int64)
-    return SeenItems.from_events(rows, items, len(sets))
-
-
-def grid(points: int) -> Tensor:
-    """Numbers (1, points) in the middle of equal parts of [0, 1)."""
-    return ((torch.arange(points, dtype=torch.float64) + 0.5) / points).unsqueeze(0)
+from seqrec.negatives import draw_unseen
 
 
 @settings(deadline=None, max_examples=40)
@@ -66,8 +54,6 @@ def test_a_user_who_has_seen_everything_is_refused():
     seen = seen_items([{1}, {1, 2, 3}])
     with pytest.raises(InputError, match=r"a user has seen all 3 items.*leave such users out.*exclude_seen"):
         draw_unseen(grid(2), torch.tensor([0]), seen, 3)
-    with pytest.raises(InputError, match="a user has seen all 3 items"):
-        UniformNegatives().sample(torch.tensor([0, 1]), seen, 3)
 
 
 def test_neighbouring_items_of_a_catalogue_above_float32s_integers_are_told_apart():
@@ -77,42 +63,3 @@ def test_neighbouring_items_of_a_catalogue_above_float32s_integers_are_told_apar
     uniforms = (torch.arange(free - 4, free, dtype=torch.float64) + 0.5).unsqueeze(0) / free
     drawn = draw_unseen(uniforms, torch.tensor([0]), seen, num_items)
     assert (drawn - num_items).tolist() == [[-5, -4, -3, -1]]
-
-
-def test_uniform_negatives_reach_all_of_a_large_catalogue():
-    num_items = 2**26
-    torch.manual_seed(0)
-    seen = seen_items([{5}])
-    drawn = UniformNegatives(1000).sample(torch.zeros(100, dtype=torch.int64), seen, num_items).double()
-    assert drawn.min() >= 1
-    assert drawn.max() <= num_items
-    # Five standard errors of a uniform mean, and of the share of odd numbers among the large.
-    assert abs(drawn.mean() / num_items - 0.5) < 5 * (1 / 12 / drawn.numel()) ** 0.5
-    odd = drawn[drawn > 2**25].remainder(2).mean()
-    assert abs(odd - 0.5) < 5 * 0.5 / (drawn.numel() / 2) ** 0.5
-
-
-def test_uniform_negatives_avoid_what_the_rows_user_has_seen():
-    torch.manual_seed(0)
-    seen = seen_items([{1, 2}, {4, 5}, set()])
-    rows = torch.tensor([2, 1, 0, 1])
-    drawn = UniformNegatives(2000).sample(rows, seen, 5)
-    assert drawn.shape == (4, 2000)
-    assert drawn.dtype == torch.int64
-    expected = [{1, 2, 3, 4, 5}, {1, 2, 3}, {3, 4, 5}, {1, 2, 3}]
-    assert [set(row) for row in drawn.tolist()] == expected
-    for row, unseen in zip(drawn, expected, strict=True):
-        shares = row.bincount(minlength=6)[sorted(unseen)] / 2000
-        assert (shares - 1 / len(unseen)).abs().max() < 0.06
-
-
-def test_uniform_negatives_may_draw_seen_items_where_allowed():
-    torch.manual_seed(0)
-    drawn = UniformNegatives(500, exclude_seen=False).sample(torch.tensor([0]), seen_items([{1, 2, 3}]), 3)
-    assert drawn.shape == (1, 500)
-    assert set(drawn[0].tolist()) == {1, 2, 3}
-
-
-def test_no_draws_are_refused():
-    with pytest.raises(InputError, match="num_negatives=0 must be at least 1"):
-        UniformNegatives(0)

@@ -1,0 +1,148 @@
+"""What samplers hand to objectives, and their contract.
+
+Shapes: M positions, N draws, B users of the batch, V = num_items + 1.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seqrec.errors import InputError
+from seqrec.types import ROW_STRIDE, SeenItems, TensorRecord
+
+
+@dataclass(frozen=True)
+class Negatives(TensorRecord):
+    """Drawn items with the probability of drawing them, with replacement.
+
+    A draw that equals its position's target is no negative either; objectives leave it out themselves (`counted`).
+
+    Attributes:
+        item_ids: (M, N) int64, draws of each position; or (N,), draws that all positions share.
+        log_probabilities: float64 of the same shape: log of the probability that one draw of this position is this
+            item and counts. Where seen items are never drawn it is that among the unseen ones; where they are drawn
+            and marked in `excluded`, it is that among all items. Either way the sum of `f(item) / probability` over
+            the draws that count, divided by N, has the mean `sum of f over the items that can count`.
+        excluded: bool, True at draws that do not count because the user has seen the item: (M, N), or (B, N) where
+            positions share their draws, one row a user. None excludes none.
+    """
+
+    item_ids: Tensor
+    log_probabilities: Tensor
+    excluded: Tensor | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether all positions share the draws."""
+        return self.item_ids.dim() == 1
+
+    def counted(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """(M, N) bool, True at draws that count: neither excluded nor the position's own target.
+
+        Args:
+            rows: (M,) user row of each position.
+            targets: (M,) item ids.
+        """
+        counted = self.item_ids != targets.unsqueeze(1)
+        if self.excluded is None:
+            return counted
+        return counted & ~(self.excluded[rows] if self.shared else self.excluded)
+
+
+class NegativeSampler(ABC):
+    """Draws items that stand for what the user did not choose. Constructor arguments are kept as attributes.
+
+    Attributes:
+        exclude_seen: Whether items of the user's training history never count as negatives. In training they hold
+            the targets.
+        shared: Whether all positions of a batch share their draws.
+        needs_item_counts: Whether `use_item_counts` must be called before the first draw.
+    """
+
+    exclude_seen: bool
+    shared: bool
+    needs_item_counts: bool = False
+
+    def use_item_counts(self, counts: Tensor) -> None:  # noqa: B027  # most samplers need none
+        """Take how often each item occurs in training; the model does so when fitting starts.
+
+        Args:
+            counts: (V,) int64; item 0 has none.
+
+        Raises:
+            InputError: counts that are negative or all zero, or a count of item 0.
+        """
+
+    @abstractmethod
+    def num_draws(self, num_positions: int) -> int:
+        """Draws N for a batch of `num_positions` positions M."""
+
+    @abstractmethod
+    def sample(self, rows: Tensor, targets: Tensor, seen: SeenItems | None, num_items: int) -> Negatives:
+        """Negatives for the batch's positions.
+
+        Args:
+            rows: (M,) user row of each position.
+            targets: (M,) item ids.
+            seen: Items that each user has met in training; read only with `exclude_seen`.
+            num_items: Items 1..num_items.
+
+        Raises:
+            InputError: nothing can be drawn, or item counts are missing.
+        """
+
+    @abstractmethod
+    def log_probabilities(
+        self, item_ids: Tensor, rows: Tensor, seen: SeenItems | None, num_items: int
+    ) -> Tensor:
+        """What `Negatives.log_probabilities` holds for these items, whoever drew them; they must count.
+
+        Args:
+            item_ids: (M, N), or (N,) with `shared`.
+            rows: (M,) user row of each position.
+            seen: As in `sample`.
+            num_items: As in `sample`.
+
+        Returns:
+            float64 of the shape of `item_ids`; -inf where this sampler never draws the item.
+        """
+
+
+def is_seen(item_ids: Tensor, rows: Tensor, seen: SeenItems | None) -> Tensor:
+    """True where the row's user has seen the item: one binary search for each.
+
+    Args:
+        item_ids: (M, N).
+        rows: (M,) row of `seen` for each row of items.
+        seen: Items of each user.
+
+    Returns:
+        (M, N) bool.
+    """
+    assert seen is not None, "exclude_seen needs what users have seen"
+    keys = seen.rows * ROW_STRIDE + seen.item_ids
+    if len(keys) == 0:
+        return torch.zeros_like(item_ids, dtype=torch.bool)
+    queries = rows.unsqueeze(1) * ROW_STRIDE + item_ids
+    places = torch.searchsorted(keys, queries).clamp_(max=len(keys) - 1)
+    return keys[places] == queries
+
+
+def seen_draws(item_ids: Tensor, rows: Tensor, seen: SeenItems | None) -> Tensor:
+    """`Negatives.excluded` of draws among which seen items may be."""
+    if item_ids.dim() == 2:
+        return is_seen(item_ids, rows, seen)
+    assert seen is not None, "exclude_seen needs what users have seen"
+    users = torch.arange(len(seen.offsets) - 1, device=item_ids.device)
+    return is_seen(item_ids.expand(len(users), -1), users, seen)
+
+
+def check_num_negatives(num_negatives: int) -> int:
+    """The number of draws, refused below 1."""
+    if num_negatives < 1:
+        raise InputError(f"num_negatives={num_negatives} must be at least 1")
+    return num_negatives
