@@ -42,7 +42,10 @@ def test_inspect_fails_on_a_damaged_store(store: Path, capsys: pytest.CaptureFix
     [
         (("inspect", "nowhere"), "error: no event store at nowhere"),
         (("inspect", "a", "--verfy", "true"), "error: unknown argument 'verfy'; did you mean verify?"),
-        (("benchmark", "dat"), "error: argument subcommand: invalid choice: 'dat' (choose from 'data', 'scan')"),
+        (
+            ("benchmark", "dat"),
+            "error: argument subcommand: invalid choice: 'dat' (choose from 'data', 'scan')",
+        ),
         (("benchmark", "data", "--events", "many"), "error: events='many'"),
     ],
     ids=str,
