@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from seqrec.errors import InputError
-from seqrec.ops.selective_scan.problem import check_shapes
+from seqrec.ops.problems import check_shapes, moved
 
 
 class ConvProblem(NamedTuple):
@@ -28,8 +28,7 @@ class ConvProblem(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> ConvProblem:
         """The same with real numbers in another dtype."""
-        cast = (x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in self)
-        return ConvProblem(*cast)  # type: ignore[arg-type]  # field by field of the same kind
+        return ConvProblem(*moved(self, dtype))
 
 
 # Outputs (B, L, D) and the last state (B, W - 1, D).

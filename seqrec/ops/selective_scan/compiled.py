@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from seqrec.ops.compiled_library import call, contiguous, empty_like
+from seqrec.ops.selective_scan.differentiation import register_derivative
 from seqrec.ops.selective_scan.problem import ScanProblem
 
 # Events between two states that forward keeps; backward rebuilds those in between.
@@ -143,33 +142,7 @@ def _backward_fake(
     return [*gradients, u.new_empty(u.shape[0], *A.shape)]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, valid, start, _ = inputs
-    ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, valid, start, output[2])
-    ctx.delta_softplus, ctx.has_initial_state = delta_softplus, initial_state is not None
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(
-    ctx: Any, dy: Tensor | None, dlast: Tensor | None, dkept: None
-) -> tuple[Tensor | None, ...]:
-    u, delta, A, B, C, D, z, delta_bias, valid, start, kept = ctx.saved_tensors
-    given = (u, delta, A, B, C, D, z, delta_bias, ctx.delta_softplus, valid, start, kept)
-    gradients = _backward(dy, dlast, *given)
-    du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = gradients
-    return (
-        *(du, ddelta, dA, dB, dC, None if D is None else dD, None if z is None else dz),
-        *(None if delta_bias is None else dbias, None),
-        *(dinitial if ctx.has_initial_state else None, None, None, None),
-    )
-
-
-def _refuse(ctx: Any, *gradients: Tensor) -> None:
-    raise NotImplementedError("the compiled scan has no second derivative; use backend='reference' for it")
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
-_backward.register_autograd(_refuse)
+register_derivative(_forward, _backward, "compiled")
 
 
 def scan_compiled(problem: ScanProblem) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqrec.errors import InputError
+from seqrec.ops.problems import check_shapes, moved
 
 
 class ScanProblem(NamedTuple):
@@ -34,11 +35,7 @@ class ScanProblem(NamedTuple):
 
     def to(self, target: torch.dtype | torch.device) -> ScanProblem:
         """The same with real numbers in another dtype, or all tensors on another device."""
-        moves = isinstance(target, torch.device)
-        moved = (
-            x.to(target) if isinstance(x, Tensor) and (moves or x.is_floating_point()) else x for x in self
-        )
-        return ScanProblem(*moved)  # type: ignore[arg-type]  # field by field of the same kind
+        return ScanProblem(*moved(self, target))
 
     @property
     def wants_gradient(self) -> bool:
@@ -78,29 +75,6 @@ def check_problem(problem: ScanProblem) -> None:
         "start": (batch, length),
     }
     check_shapes(problem._asdict(), shapes, u.device)
-
-
-def check_shapes(
-    given: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]], device: torch.device
-) -> None:
-    """Raise InputError for an argument that has another shape, device or kind of number.
-
-    Args:
-        given: Argument -> tensor; None passes.
-        shapes: Argument -> shape. `valid` and `start` are bool, all others real numbers.
-        device: Where all of them must be.
-    """
-    for name, shape in shapes.items():
-        tensor = given[name]
-        if not isinstance(tensor, Tensor):
-            continue
-        if tuple(tensor.shape) != shape:
-            raise InputError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
-        is_flag = name in ("valid", "start")
-        fits = tensor.dtype == torch.bool if is_flag else tensor.is_floating_point()
-        if tensor.device != device or not fits:
-            kind = "bool" if is_flag else "real numbers"
-            raise InputError(f"{name} must be {kind} on {device}, got {tensor.dtype} on {tensor.device}")
 
 
 def step_sizes(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -> Tensor:

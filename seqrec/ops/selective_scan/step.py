@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqrec.errors import InputError
-from seqrec.ops.selective_scan.problem import check_shapes, step_sizes
+from seqrec.ops.problems import check_shapes
+from seqrec.ops.selective_scan.problem import step_sizes
 
 
 def selective_scan_step(

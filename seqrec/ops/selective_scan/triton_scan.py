@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqrec.ops.selective_scan.differentiation import register_derivative
 from seqrec.ops.selective_scan.problem import ScanProblem
 
 # The first whose compiler takes what the kernels are written in.
@@ -149,28 +150,7 @@ def _backward_fake(
     return [*gradients, u.new_empty(u.shape[0], *A.shape)]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, valid, start, _ = inputs
-    ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, valid, start, output[2])
-    ctx.delta_softplus, ctx.has_initial_state = delta_softplus, initial_state is not None
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(
-    ctx: Any, dy: Tensor | None, dlast: Tensor | None, dkept: None
-) -> tuple[Tensor | None, ...]:
-    *real, valid, start, kept = ctx.saved_tensors
-    *gradients, dinitial = _backward(dy, dlast, *real, ctx.delta_softplus, valid, start, kept)
-    gradients = [None if x is None else gradient for x, gradient in zip(real, gradients, strict=True)]
-    return *gradients, None, dinitial if ctx.has_initial_state else None, None, None, None
-
-
-def _refuse(ctx: Any, *gradients: Tensor) -> None:
-    raise NotImplementedError("the triton scan has no second derivative; use backend='reference' for it")
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
-_backward.register_autograd(_refuse)
+register_derivative(_forward, _backward, "triton")
 
 
 def scan_triton(problem: ScanProblem) -> tuple[Tensor, Tensor]:

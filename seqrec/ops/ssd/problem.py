@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqrec.errors import InputError
-from seqrec.ops.selective_scan.problem import check_shapes, step_sizes
+from seqrec.ops.problems import check_shapes, moved
+from seqrec.ops.selective_scan.problem import step_sizes
 
 
 class SsdProblem(NamedTuple):
@@ -32,15 +33,9 @@ class SsdProblem(NamedTuple):
     valid: Tensor | None = None
     start: Tensor | None = None
 
-    def to(self, kind: torch.dtype | torch.device) -> SsdProblem:
-        """The same with real numbers in another dtype, or with everything on another device."""
-        moved = (
-            value.to(kind)
-            if isinstance(value, Tensor) and (isinstance(kind, torch.device) or value.is_floating_point())
-            else value
-            for value in self
-        )
-        return SsdProblem(*moved)  # type: ignore[arg-type]  # field by field of the same kind
+    def to(self, target: torch.dtype | torch.device) -> SsdProblem:
+        """The same with real numbers in another dtype, or all tensors on another device."""
+        return SsdProblem(*moved(self, target))
 
 
 # y (B, L, H, P) and the last state (B, H, P, N).
