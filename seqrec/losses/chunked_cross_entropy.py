@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from seqrec.losses.base import at_least_float32
-from seqrec.losses.pair_scores import refuse_second_derivative
+from seqrec.ops.second_derivative import refuse_second_derivative
 
 # Scores held at a time unless told. Tiles of 4 MiB stay in a CPU's cache, and large ones keep a GPU busy.
 CPU_CHUNK, DEVICE_CHUNK = 1 << 20, 1 << 25
 # Fewer events than this make products with all candidates slower than making the scores twice.
 LEAST_EVENTS = 32
+NO_SECOND_DERIVATIVE = (
+    "chunked softmax losses have no second derivative: call backward or grad without create_graph=True"
+)
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class _OnePass(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative("chunked softmax losses")
+        refuse_second_derivative(NO_SECOND_DERIVATIVE)
         to_states, to_vectors, losses = ctx.saved_tensors
         each = gradient / len(losses)
         return (
@@ -194,7 +197,7 @@ class _TwoPasses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative("chunked softmax losses")
+        refuse_second_derivative(NO_SECOND_DERIVATIVE)
         states, vectors, target_scores, losses = ctx.saved_tensors
         candidates, dtype = ctx.candidates, ctx.dtype
         each = gradient / len(losses)

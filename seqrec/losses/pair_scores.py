@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqrec.ops.second_derivative import refuse_second_derivative
+
 # Numbers held at a time, m x N x D: 4 MiB stay in a CPU's cache, and large blocks keep a GPU busy.
 CPU_BLOCK, DEVICE_BLOCK = 1 << 20, 1 << 25
 
@@ -45,7 +47,9 @@ class _PairScores(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative("scores of sampled negatives")
+        refuse_second_derivative(
+            "scores of sampled negatives have no second derivative: call backward or grad without create_graph=True"
+        )
         states, vectors, item_ids = ctx.saved_tensors
         dtype = gradient.dtype
         to_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
@@ -69,11 +73,3 @@ def _gathered(vectors: Tensor, item_ids: Tensor) -> Iterator[tuple[slice, Tensor
         events = slice(begin, begin + size)
         part = item_ids[events]
         yield events, vectors.index_select(0, part.flatten()).view(*part.shape, -1)
-
-
-def refuse_second_derivative(what: str) -> None:
-    """Raise in a backward pass that is to be differentiated, whose own gradients would be constants."""
-    if torch.is_grad_enabled():
-        raise NotImplementedError(
-            f"{what} have no second derivative: call backward or grad without create_graph=True"
-        )

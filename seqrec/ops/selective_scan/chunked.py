@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqrec.ops.second_derivative import refuse_second_derivative
+
 CHUNK_EVENTS = 32
 
 
@@ -69,11 +71,7 @@ class ChunkedScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of all six real inputs."""
-        # torch's once_differentiable lets a derivative of the gradient vanish where dy is constant.
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                "the chunked scan has no second derivative; use backend='reference' for it"
-            )
+        refuse_second_derivative("the chunked scan has no second derivative; use backend='reference' for it")
         # Autocast lowers matrix products, and may be on where backward is called.
         with torch.autocast(dy.device.type, enabled=False):
             return *_gradients(dy, dlast, *ctx.saved_tensors), None

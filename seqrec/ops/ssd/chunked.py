@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seqrec.ops.second_derivative import refuse_second_derivative
 from seqrec.ops.ssd.not_finite import carried, finite, finite_, in_history, is_spoilt
 
 CHUNK_EVENTS = 64
@@ -86,11 +87,7 @@ class ChunkedSsd(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of all six real inputs, from the last chunks to the first."""
-        # torch's once_differentiable lets a derivative of the gradient vanish where dy is constant.
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                "the chunked scan has no second derivative; use backend='reference' for it"
-            )
+        refuse_second_derivative("the chunked scan has no second derivative; use backend='reference' for it")
         x, step, A, B, C, start, spoilt, states = ctx.saved_tensors
         wholes = [torch.empty_like(value) for value in (x, step, B, C)]
         dA = torch.zeros_like(A)
