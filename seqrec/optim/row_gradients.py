@@ -1,0 +1,43 @@
+"""Row-sparse gradients with each row once. N rows of a gradient, U distinct ones, V rows of the table, D width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sum_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct rows of a sparse gradient, and for each the sum of what the gradient has for it.
+
+    On CPU the sums are made by `torch.unique` and `index_add_`, which takes half the time of torch's own `coalesce`.
+    Elsewhere `index_add_` would add in an order that changes from run to run, so `coalesce` is taken.
+
+    Args:
+        gradient: (V, D) sparse COO tensor of N rows, in any order and possibly repeated.
+
+    Returns:
+        Row numbers (U,) in ascending order and sums (U, D), float32 where the gradient has less. Both are the
+        gradient's own memory where nothing had to be summed or converted.
+    """
+    row_ids, values = gradient._indices()[0], gradient._values()
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    if gradient.is_coalesced():
+        return row_ids, values
+    if gradient.device.type == "cpu":
+        distinct, places = torch.unique(row_ids, return_inverse=True)
+        return distinct, values.new_zeros(len(distinct), values.shape[1]).index_add_(0, places, values)
+    summed = gradient.to(values.dtype).coalesce()
+    return summed.indices()[0], summed.values()
+
+
+def row_gradient(row_ids: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
+    """Sparse COO tensor of a table's shape (V, D) with the rows `values` (U, D).
+
+    Args:
+        row_ids: (U,) numbers of the rows, ascending, each once.
+        values: The rows.
+        shape: Shape of the table.
+    """
+    return torch.sparse_coo_tensor(
+        row_ids.unsqueeze(0), values, shape, check_invariants=False, is_coalesced=True
+    )

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from seqrec.optim.row_gradients import row_gradient, sum_rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_repeated_rows_are_summed_in_order_of_their_numbers(sparse_gradient: Callable, dtype: torch.dtype):
+    values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [-1.0, 0.5]], dtype=dtype)
+    row_ids, sums = sum_rows(sparse_gradient([7, 2, 7, 5], values, 9))
+    assert row_ids.tolist() == [2, 5, 7]
+    assert sums.tolist() == [[3.0, 4.0], [-1.0, 0.5], [6.0, 8.0]]
+    assert sums.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def test_sums_of_bfloat16_are_made_in_float32(sparse_gradient: Callable):
+    # Each 1 is below half of the last place of 512 in bfloat16.
+    values = torch.tensor([[512.0], [1.0], [1.0], [1.0]], dtype=torch.bfloat16)
+    assert sum_rows(sparse_gradient([1, 1, 1, 1], values, 3))[1].tolist() == [[515.0]]
+
+
+def test_a_gradient_whose_rows_are_distinct_is_passed_on_without_copying():
+    values = torch.randn(3, 2)
+    gradient = row_gradient(torch.tensor([1, 4, 6]), values, torch.Size([8, 2]))
+    assert gradient.is_coalesced()
+    row_ids, sums = sum_rows(gradient)
+    assert row_ids.tolist() == [1, 4, 6]
+    assert sums.data_ptr() == values.data_ptr()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_on_a_gpu_are_those_on_cpu(dtype: torch.dtype):
+    torch.manual_seed(0)
+    row_ids, values = torch.randint(1, 50, (1, 400)), torch.randn(400, 6).to(dtype)
+    gradient = torch.sparse_coo_tensor(row_ids, values, (60, 6), check_invariants=True)
+    for found, expected in zip(sum_rows(gradient.cuda()), sum_rows(gradient), strict=True):
+        torch.testing.assert_close(found.cpu(), expected)
