@@ -195,7 +195,8 @@ def main(args: Sequence[str] | None = None) -> None:
             parser_kwargs={
                 "description": (
                     "Train, compare and serve sequential recommenders on long histories. "
-                    "Three more commands need no model: seqrec inspect, seqrec doctor, seqrec benchmark data|scan."
+                    "Three more commands need no model: seqrec inspect, seqrec doctor, "
+                    "seqrec benchmark data|scan|catalogue."
                 ),
                 "version": __version__,
             },

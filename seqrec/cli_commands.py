@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import jsonargparse
 
 from seqrec import __version__
+from seqrec.benchmark.catalogue import benchmark_catalogue
 from seqrec.benchmark.data import benchmark_data
 from seqrec.benchmark.scan import benchmark_scan
 from seqrec.cli_errors import explain
@@ -59,7 +60,7 @@ def doctor(*, json: bool = False) -> None:
 COMMANDS: dict[str, Any] = {
     "inspect": inspect,
     "doctor": doctor,
-    "benchmark": {"data": benchmark_data, "scan": benchmark_scan},
+    "benchmark": {"data": benchmark_data, "scan": benchmark_scan, "catalogue": benchmark_catalogue},
 }
 
 

@@ -17,7 +17,7 @@ from seqrec.errors import InputError
 from seqrec.losses import Loss
 from seqrec.models import Recommender
 from seqrec.negatives import NegativeSampler
-from seqrec.optim import OptimizerFactory
+from seqrec.optim import OptimizerFactory, Schedule, TableOptimizer
 from seqrec.protocols import Protocol
 
 # Config key -> the class whose subclasses it takes.
@@ -31,6 +31,8 @@ KINDS: dict[str, type] = {
     "model.loss.negatives": NegativeSampler,
     "model.loss.extra": NegativeSampler,
     "model.optimizer": OptimizerFactory,
+    "model.optimizer.table": TableOptimizer,
+    "model.optimizer.schedule": Schedule,
     "protocol": Protocol,
 }
 

@@ -14,3 +14,7 @@ class MissingInputError(InputError, FileNotFoundError):
 
 class StoreError(InputError):
     """An event store that is damaged, of another version, or made with other settings."""
+
+
+class DivergenceError(InputError):
+    """Training that gives numbers which are not finite."""

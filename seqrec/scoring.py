@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from seqrec.errors import InputError
+from seqrec.sharding import ShardedEmbedding
 from seqrec.types import Recommendations, SeenItems, TargetRanks
 
 # Scores held at a time when the whole catalogue is scored: 2^25 floats are 128 MiB.
@@ -23,22 +25,75 @@ class Scorer:
     """Dot products of states with item vectors.
 
     Args:
-        item_vectors: (V, D); row 0 is padding and is never a candidate.
+        table: (V, D); row 0 is padding and is never a candidate. Or an embedding whose rows lie spread over ranks.
+        sparse: Whether gradients of the table are torch's sparse tensors over the rows that were read.
+        unit_columns: The first so many columns of each row are scaled to length 1 before they are compared, for
+            scores that are cosines; None scales none.
         score_budget: Scores held at a time, B x catalogue chunk.
     """
 
-    def __init__(self, item_vectors: Tensor, *, score_budget: int = SCORE_BUDGET) -> None:
-        self.item_vectors = item_vectors
+    def __init__(
+        self,
+        table: Tensor | ShardedEmbedding,
+        *,
+        sparse: bool = False,
+        unit_columns: int | None = None,
+        score_budget: int = SCORE_BUDGET,
+    ) -> None:
+        self._table = table
+        self._sparse = sparse
+        self._unit_columns = unit_columns
         self.score_budget = score_budget
 
     @property
     def num_items(self) -> int:
         """Items that can be scored; ids are 1..num_items."""
-        return len(self.item_vectors) - 1
+        table = self._table
+        return (table.num_embeddings if isinstance(table, ShardedEmbedding) else len(table)) - 1
+
+    @property
+    def item_vectors(self) -> Tensor:
+        """(V, D) vectors of all items, for objectives that score all of them.
+
+        Raises:
+            InputError: in training, a table with row-sparse gradients, which would get a dense one. Always, a table
+                whose rows lie spread over ranks.
+        """
+        if isinstance(self._table, ShardedEmbedding):
+            raise InputError(
+                "this reads all item vectors, but their rows are spread over ranks: read those it needs with "
+                "Scorer.vectors or Scorer.gather, or set item_table.sharded: false"
+            )
+        if self._sparse and self._table.requires_grad and torch.is_grad_enabled():
+            raise InputError(
+                "this objective reads all item vectors, but the item table has row-sparse gradients: "
+                "read the items it needs with Scorer.vectors or Scorer.gather, or set item_table.sparse: false"
+            )
+        return self._scaled(self._table)
+
+    def vectors(self, item_ids: Tensor) -> Tensor:
+        """Vectors (..., D) of items (...); differentiable."""
+        if isinstance(self._table, ShardedEmbedding):
+            return self._scaled(self._table(item_ids))
+        padding = 0 if self._sparse else None
+        rows = F.embedding(item_ids, self._table, padding_idx=padding, sparse=self._sparse)
+        return self._scaled(rows.to(self._dtype))
+
+    def gather(self, item_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors (U, D) among which those of `item_ids` are, and their places (shape of `item_ids`) there.
+
+        Of a dense table that is the table itself. Of a sparse one each distinct item is read once, so that its
+        gradient has as many rows, whatever the number of scores.
+        """
+        if isinstance(self._table, Tensor) and not self._sparse and self._unit_columns is None:
+            return self._table, item_ids
+        distinct, places = torch.unique(item_ids, return_inverse=True)
+        return self.vectors(distinct), places
 
     def score(self, states: Tensor, item_ids: Tensor) -> Tensor:
         """Scores (M, C) of items (M, C) for states (M, D); differentiable."""
-        return (torch.nn.functional.embedding(item_ids, self.item_vectors) * states.unsqueeze(1)).sum(-1)
+        vectors, places = self.gather(item_ids)
+        return (F.embedding(places, vectors) * states.unsqueeze(1)).sum(-1)
 
     @torch.no_grad()
     def target_ranks(self, states: Tensor, targets: Tensor, seen: SeenItems | None = None) -> TargetRanks:
@@ -60,7 +115,7 @@ class Scorer:
         Returns:
             Counts (B,); the target itself is not counted.
         """
-        states = states.to(self.item_vectors.dtype)
+        states = states.to(self._dtype)
         # Two passes: the targets' scores, then the counts. A catalogue of one chunk is scored once for both.
         once = list(self._chunks(states)) if self._chunk_size(len(states)) >= self.num_items else None
         target_scores = _pick_scores(once or self._chunks(states), targets).unsqueeze(1)
@@ -112,7 +167,7 @@ class Scorer:
         """
         if not 1 <= k <= self.num_items:
             raise InputError(f"top_k={k} must be between 1 and num_items={self.num_items}")
-        states = states.to(self.item_vectors.dtype)
+        states = states.to(self._dtype)
         hidden = _pairs_to_hide(exclude)
         best_scores = states.new_full((len(states), 0), -torch.inf)
         best_ids = torch.zeros((len(states), 0), dtype=torch.int64, device=states.device)
@@ -137,12 +192,32 @@ class Scorer:
         size = self._chunk_size(len(states))
         for first in range(1, self.num_items + 1, size):
             with torch.autocast(states.device.type, enabled=False):
-                scores = states @ self.item_vectors[first : first + size].T
+                scores = states @ self._part(first, size).T
             yield first, scores
+
+    def _part(self, first: int, size: int) -> Tensor:
+        """(size, D) vectors of the items from `first` on, fewer at the catalogue's end."""
+        if isinstance(self._table, ShardedEmbedding):
+            rows = self._table.host_copy.part(first, size)
+        else:
+            rows = self._table[first : first + size]
+        return self._scaled(rows.to(self._dtype))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Type of scores: the table's, float32 at least."""
+        weight = self._table.weight if isinstance(self._table, ShardedEmbedding) else self._table
+        return torch.promote_types(weight.dtype, torch.float32)
+
+    def _scaled(self, vectors: Tensor) -> Tensor:
+        columns = self._unit_columns
+        if columns is None:
+            return vectors
+        return torch.cat([F.normalize(vectors[..., :columns], dim=-1), vectors[..., columns:]], dim=-1)
 
     def _rounding(self, states: Tensor, first: int, width: int) -> Tensor:
         """(B,) bound on what the order of summation can change in the scores of a chunk."""
-        longest = self.item_vectors[first : first + width].norm(dim=1).max()
+        longest = self._part(first, width).norm(dim=1).max()
         bound: Tensor = 64 * torch.finfo(states.dtype).eps * states.norm(dim=1) * longest
         return bound
 
@@ -159,7 +234,10 @@ class Scorer:
 
     def _precise(self, states: Tensor, item_ids: Tensor) -> Tensor:
         """(M,) scores of one item for each state (M, D), in float64 rounded to the states' precision."""
-        scores: Tensor = (states.double() * self.item_vectors[item_ids].double()).sum(1)
+        table = self._table
+        rows = table.host_copy.rows(item_ids) if isinstance(table, ShardedEmbedding) else table[item_ids]
+        vectors = self._scaled(rows.double())
+        scores: Tensor = (states.double() * vectors).sum(1)
         return scores.to(states.dtype)
 
 

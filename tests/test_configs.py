@@ -69,6 +69,13 @@ def test_encoder_config_swaps_the_model_of_another_config(name: str, capsys: pyt
     assert f"\n{name} " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("path", sorted((CONFIGS / "optimizer").glob("*.yaml")), ids=lambda path: path.stem)
+def test_optimizer_config_adds_to_another_config(path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["--config", str(CONFIGS / "quickstart.yaml"), "--config", str(path)]
+    main(["fit", *words, "--data.source.num_users", "40", "--data.source.mean_events", "20", *TWO_STEPS])
+    assert "run folder: runs/" in capsys.readouterr().out
+
+
 def test_no_config_says_a_thing_that_the_defaults_say():
     # The fragments of `model/` swap the class and keep what else was chosen.
     for path in (CONFIGS / "model").glob("*.yaml"):

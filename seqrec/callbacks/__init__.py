@@ -2,7 +2,8 @@
 
 from seqrec.callbacks.best_checkpoint import BestCheckpoint
 from seqrec.callbacks.early_stopping import EarlyStopping
+from seqrec.callbacks.finite_loss import FiniteLoss
 from seqrec.callbacks.resume_points import ResumePoints
 from seqrec.callbacks.step_seeds import StepSeeds
 
-__all__ = ["BestCheckpoint", "EarlyStopping", "ResumePoints", "StepSeeds"]
+__all__ = ["BestCheckpoint", "EarlyStopping", "FiniteLoss", "ResumePoints", "StepSeeds"]

@@ -10,7 +10,9 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-from seqrec.errors import InputError
+from seqrec.callbacks.finite import all_finite
+from seqrec.distributed import ranks_where
+from seqrec.errors import DivergenceError, InputError
 
 FILE_NAME = "last.ckpt"
 # Several ranks compare clocks only every so many steps, since each comparison makes them wait for each other.
@@ -48,6 +50,11 @@ class ResumePoints(Checkpoint):
         self.dirpath = dirpath
         self._saved_at = 0.0
         self._saved_step = -1
+
+    @property
+    def path(self) -> Path | None:
+        """Where the file is or will be; None before the run has a folder."""
+        return None if self.dirpath is None else Path(self.dirpath) / FILE_NAME
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Settle where the file goes."""
@@ -95,8 +102,17 @@ class ResumePoints(Checkpoint):
     def _save(self, trainer: pl.Trainer) -> None:
         if getattr(trainer, "fast_dev_run", False):
             return
-        assert self.dirpath is not None
-        file = Path(self.dirpath) / FILE_NAME
+        file = self.path
+        assert file is not None
+        # A file that is there has finite weights, since a run that went on from others would end at once.
+        # Ranks hold different rows of sharded tables, so they must agree to stop.
+        module = trainer.lightning_module
+        if ranks_where(not all_finite(module), module.device):
+            kept = f"{file} is from before" if file.is_file() else "there is no checkpoint yet"
+            raise DivergenceError(
+                f"weights are not finite after step {trainer.global_step} though losses were, so this point is not "
+                f"saved; {kept}. Lower the step size, or set --trainer.gradient_clip_val 1.0"
+            )
         partial = file.with_name(FILE_NAME + ".partial")
         trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:

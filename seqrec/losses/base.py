@@ -29,6 +29,11 @@ class Loss(nn.Module, ABC):
         return self.negatives is None or self.negatives.exclude_seen
 
     @property
+    def reads_all_items(self) -> bool:
+        """Whether each step scores the whole catalogue, so that all item vectors have gradients."""
+        return False
+
+    @property
     def needs_item_counts(self) -> bool:
         """Whether `use_item_counts` must be called before the first step."""
         return self.negatives is not None and self.negatives.needs_item_counts

@@ -38,6 +38,11 @@ class FullSoftmax(Loss):
         """False."""
         return False
 
+    @property
+    def reads_all_items(self) -> bool:
+        """True."""
+        return True
+
     def forward(self, states: Tensor, batch: SequenceBatch, scorer: Scorer) -> Tensor:
         """See `Loss.forward`."""
         events = select_events(states, batch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from seqrec.losses.base import Events, at_least_float32
@@ -31,7 +30,8 @@ def negative_scores(events: Events, negatives: Negatives, scorer: Scorer) -> Ten
     if not negatives.shared and negatives.item_ids.shape[1] == 1:
         return at_least_float32(scorer.score(events.states, negatives.item_ids))
     if not negatives.shared:
-        return at_least_float32(pair_scores(events.states, scorer.item_vectors, negatives.item_ids))
-    vectors = F.embedding(negatives.item_ids, scorer.item_vectors)
+        vectors, places = scorer.gather(negatives.item_ids)
+        return at_least_float32(pair_scores(events.states, vectors, places))
+    vectors = scorer.vectors(negatives.item_ids)
     dtype = torch.promote_types(events.states.dtype, vectors.dtype)
     return at_least_float32(events.states.to(dtype) @ vectors.to(dtype).T)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from seqrec.losses.base import LOSSES, Events, Loss, select_events
@@ -78,7 +77,7 @@ def _distinct(events: Events, negatives: Negatives, scorer: Scorer, *, log_q: bo
         excluded.index_copy_(1, places, negatives.excluded)
     own = torch.searchsorted(item_ids, events.targets).clamp_(max=len(item_ids) - 1)
     return Candidates(
-        F.embedding(item_ids, scorer.item_vectors),
+        scorer.vectors(item_ids),
         own=torch.where(item_ids[own] == events.targets, own, -1),
         log_weights=log_weights.to(events.states.dtype),
         excluded=excluded,

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from seqrec.callbacks import StepSeeds
+from seqrec.callbacks import FiniteLoss, StepSeeds
 from seqrec.metrics import NDCG, HitRate
 from seqrec.protocols import FullRanking, Protocol
 from seqrec.scoring import Scorer
@@ -50,10 +50,10 @@ class Recommender(pl.LightningModule, ABC):
         """Scores of items for states, with the present weights."""
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Randomness of a training step that a resumed run repeats."""
+        """Randomness of a training step that a resumed run repeats, and an end to runs that diverge."""
         # Asked again by each of the trainer's commands.
-        present: list[pl.Callback] = getattr(self._trainer, "callbacks", [])
-        return [] if any(isinstance(callback, StepSeeds) for callback in present) else [StepSeeds()]
+        present = {type(callback) for callback in getattr(self._trainer, "callbacks", [])}
+        return [callback() for callback in (StepSeeds, FiniteLoss) if callback not in present]
 
     def target_metrics(self, batch: SequenceBatch, metrics: MetricCollection) -> None:
         """Rank the batch's last targets by the protocol and add them to `metrics`."""

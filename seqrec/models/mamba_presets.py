@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from seqrec import encoders
+from seqrec.embeddings import ItemTable
 from seqrec.losses import Loss
 from seqrec.models.sequential import SequentialRecommender
 from seqrec.optim import OptimizerFactory
@@ -28,6 +29,7 @@ class RecMamba(SequentialRecommender):
         positions: Whether events get learned positions, counted back from the newest.
         user_embedding: Whether a vector of the user is added to each event.
         num_users: Users of the log; needed with `user_embedding`.
+        item_table: How items are stored and compared with states; None is `ItemTable()`.
         loss: Objective; None is `BCE` with one uniform negative.
         optimizer: None is `Adam` with step size 1e-3.
     """
@@ -49,6 +51,7 @@ class RecMamba(SequentialRecommender):
         positions: bool = True,
         user_embedding: bool = False,
         num_users: int = 0,
+        item_table: ItemTable | None = None,
         loss: Loss | None = None,
         optimizer: OptimizerFactory | None = None,
     ) -> None:
@@ -69,6 +72,7 @@ class RecMamba(SequentialRecommender):
             positions=positions,
             user_embedding=user_embedding,
             num_users=num_users,
+            item_table=item_table,
             loss=loss,
             optimizer=optimizer,
         )
@@ -91,6 +95,7 @@ class MambaRec(SequentialRecommender):
         positions: Whether events get learned positions, counted back from the newest.
         user_embedding: Whether a vector of the user is added to each event.
         num_users: Users of the log; needed with `user_embedding`.
+        item_table: How items are stored and compared with states; None is `ItemTable()`.
         loss: Objective; None is `BCE` with one uniform negative.
         optimizer: None is `Adam` with step size 1e-3.
     """
@@ -111,6 +116,7 @@ class MambaRec(SequentialRecommender):
         positions: bool = True,
         user_embedding: bool = False,
         num_users: int = 0,
+        item_table: ItemTable | None = None,
         loss: Loss | None = None,
         optimizer: OptimizerFactory | None = None,
     ) -> None:
@@ -130,6 +136,7 @@ class MambaRec(SequentialRecommender):
             positions=positions,
             user_embedding=user_embedding,
             num_users=num_users,
+            item_table=item_table,
             loss=loss,
             optimizer=optimizer,
         )
@@ -154,6 +161,7 @@ class MoEMaTrRec(SequentialRecommender):
         positions: Whether events get learned positions, counted back from the newest.
         user_embedding: Whether a vector of the user is added to each event.
         num_users: Users of the log; needed with `user_embedding`.
+        item_table: How items are stored and compared with states; None is `ItemTable()`.
         loss: Objective; None is `BCE` with one uniform negative.
         optimizer: None is `Adam` with step size 1e-3.
     """
@@ -176,6 +184,7 @@ class MoEMaTrRec(SequentialRecommender):
         positions: bool = True,
         user_embedding: bool = False,
         num_users: int = 0,
+        item_table: ItemTable | None = None,
         loss: Loss | None = None,
         optimizer: OptimizerFactory | None = None,
     ) -> None:
@@ -197,6 +206,7 @@ class MoEMaTrRec(SequentialRecommender):
             positions=positions,
             user_embedding=user_embedding,
             num_users=num_users,
+            item_table=item_table,
             loss=loss,
             optimizer=optimizer,
         )

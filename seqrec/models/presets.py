@@ -6,6 +6,7 @@ They take more than ten arguments, all plain: a preset's point is that nothing h
 from __future__ import annotations
 
 from seqrec import encoders
+from seqrec.embeddings import ItemTable
 from seqrec.losses import Loss
 from seqrec.models.mamba_presets import MambaRec, MoEMaTrRec, RecMamba
 from seqrec.models.sequential import SequentialRecommender
@@ -27,6 +28,7 @@ class GRU4Rec(SequentialRecommender):
         positions: Whether events get learned positions, counted back from the newest.
         user_embedding: Whether a vector of the user is added to each event.
         num_users: Users of the log; needed with `user_embedding`.
+        item_table: How items are stored and compared with states; None is `ItemTable()`.
         loss: Objective; None is `BCE` with one uniform negative.
         optimizer: None is `Adam` with step size 1e-3.
     """
@@ -43,6 +45,7 @@ class GRU4Rec(SequentialRecommender):
         positions: bool = True,
         user_embedding: bool = False,
         num_users: int = 0,
+        item_table: ItemTable | None = None,
         loss: Loss | None = None,
         optimizer: OptimizerFactory | None = None,
     ) -> None:
@@ -58,6 +61,7 @@ class GRU4Rec(SequentialRecommender):
             positions=positions,
             user_embedding=user_embedding,
             num_users=num_users,
+            item_table=item_table,
             loss=loss,
             optimizer=optimizer,
         )
@@ -78,6 +82,7 @@ class SASRec(SequentialRecommender):
         positions: Whether events get learned positions, counted back from the newest.
         user_embedding: Whether a vector of the user is added to each event.
         num_users: Users of the log; needed with `user_embedding`.
+        item_table: How items are stored and compared with states; None is `ItemTable()`.
         loss: Objective; None is `BCE` with one uniform negative.
         optimizer: None is `Adam` with step size 1e-3.
     """
@@ -96,6 +101,7 @@ class SASRec(SequentialRecommender):
         positions: bool = True,
         user_embedding: bool = False,
         num_users: int = 0,
+        item_table: ItemTable | None = None,
         loss: Loss | None = None,
         optimizer: OptimizerFactory | None = None,
     ) -> None:
@@ -113,6 +119,7 @@ class SASRec(SequentialRecommender):
             positions=positions,
             user_embedding=user_embedding,
             num_users=num_users,
+            item_table=item_table,
             loss=loss,
             optimizer=optimizer,
         )

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 
 from seqrec.callbacks import ResumePoints, resume_points
@@ -25,6 +26,7 @@ class Run:
     ):
         self.now, self.saved, self.num_training_batches = 0.0, [], batches
         self.global_step, self.world_size, self.is_global_zero = 0, world_size, True
+        self.lightning_module = pl.LightningModule()
         self.strategy = SimpleNamespace(broadcast=self.broadcast)
         self.fit_loop = SimpleNamespace(
             _should_accumulate=lambda: False,

@@ -1,0 +1,71 @@
+"""A run whose numbers stop being numbers ends before they reach the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from seqrec.callbacks.best_checkpoint import BestCheckpoint
+from seqrec.callbacks.resume_points import ResumePoints
+from seqrec.data.datamodule import SequenceDataModule
+from seqrec.distributed import ranks_where
+from seqrec.errors import DivergenceError
+from seqrec.types import SequenceBatch
+
+
+class FiniteLoss(pl.Callback):
+    """Stops the run where a batch's loss is not finite, before the backward pass; weights are as they were.
+
+    The message names the step, the batch's users by the log's own ids, and the checkpoint to go on from. All ranks
+    agree to stop. Python waits for the device once a step to see the loss.
+
+    Raises:
+        DivergenceError: a loss that is NaN or infinite.
+    """
+
+    def __init__(self) -> None:
+        self._batch: Any = None
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember whose batch it is."""
+        self._batch = batch
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """Look at the loss."""
+        finite = bool(torch.isfinite(loss.detach()))
+        ranks = ranks_where(not finite, pl_module.device)
+        if not ranks:
+            return
+        place = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
+        whose = self._users(trainer)
+        if finite:
+            whose = f"It is the batch of rank {ranks[0]}, whose message names the users."
+        raise DivergenceError(
+            f"the loss is {'not finite' if finite else float(loss)} at {place}; the update was not made. {whose} "
+            f"{_where_to_go_on(trainer)} A smaller step size or --trainer.gradient_clip_val 1.0 often helps; a NaN "
+            "in the first steps points to the data or to precision"
+        )
+
+    def _users(self, trainer: pl.Trainer) -> str:
+        if not isinstance(self._batch, SequenceBatch):
+            return ""
+        ids = self._batch.user_ids.cpu().numpy()
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, SequenceDataModule):
+            names = [str(name) for name in data.store.user_vocabulary.external_ids(ids)]
+        else:
+            names = [str(number) for number in ids.tolist()]
+        return f"Users of the batch: {', '.join(names)}."
+
+
+def _where_to_go_on(trainer: pl.Trainer) -> str:
+    newest = [c.path for c in trainer.checkpoint_callbacks if isinstance(c, ResumePoints)]
+    best = [Path(c.best_model_path) for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
+    found = [str(path) for path in [*newest, *best] if path is not None and path.is_file()]
+    return f"Last good checkpoint: {found[0]}." if found else "There is no checkpoint yet."

@@ -1,0 +1,64 @@
+"""Clipping of gradients some of which lie spread over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from seqrec.errors import InputError
+
+
+@torch.no_grad()
+def clip_norm(parameters: Iterable[Tensor], spread: Collection[Tensor], max_norm: float) -> Tensor:
+    """Scale gradients in place so that the L2 norm of all of them, on all ranks, is at most `max_norm`.
+
+    Each rank's shard counts once, and what all ranks have counts once. All ranks must call.
+
+    Args:
+        parameters: Whose gradients are clipped, averaged over ranks before; sparse ones have each row once.
+        spread: Those among them of which each rank has rows of its own.
+        max_norm: Largest norm.
+
+    Returns:
+        The norm before clipping, a scalar, equal on all ranks.
+
+    Raises:
+        InputError: `max_norm` is not positive.
+    """
+    if not max_norm > 0:
+        raise InputError(f"max_norm={max_norm} must be above 0")
+    own = {id(parameter) for parameter in spread}
+    shared_values: list[Tensor] = []
+    own_values: list[Tensor] = []
+    for parameter in parameters:
+        if parameter.grad is not None:
+            (own_values if id(parameter) in own else shared_values).append(_values(parameter.grad))
+    assert own_values, "a rank without touched rows has an empty gradient"
+    squares = _sum_of_squares(own_values)
+    dist.all_reduce(squares)
+    if shared_values:
+        squares = squares + _sum_of_squares(shared_values)
+    norm = squares.sqrt()
+    # The factor of torch.nn.utils.clip_grad_norm_, with its guard against a norm of 0.
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for values in (*shared_values, *own_values):
+        values.mul_(factor)
+    return norm
+
+
+def _values(gradient: Tensor) -> Tensor:
+    if not gradient.is_sparse:
+        return gradient
+    assert gradient.is_coalesced(), "a row that occurs twice would count as two"
+    return gradient._values()
+
+
+def _sum_of_squares(gradients: list[Tensor]) -> Tensor:
+    norms = [
+        torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
+        for gradient in gradients
+    ]
+    return torch.stack(norms).square().sum()

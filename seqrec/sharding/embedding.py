@@ -1,0 +1,279 @@
+"""A table whose rows lie spread over ranks.
+
+V rows, N ranks, D width, U distinct rows of a lookup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seqrec.errors import InputError
+from seqrec.sharding.exchange import Route, gathered
+from seqrec.sharding.host_copy import HostCopy
+from seqrec.sharding.layout import RowShards
+
+# Rows whose initial values are drawn together, whoever owns them.
+INITIAL_ROWS = 1 << 16
+
+
+class ShardedEmbedding(nn.Embedding):
+    """An embedding of which each rank of a distributed job holds V / N rows, with their gradients and optimiser state.
+
+    It has no rows until `make_rows`, so that the whole never exists where it does not fit.
+
+    **A training step.** A lookup asks the owners of its distinct rows for them: three all-to-alls, of counts, of
+    numbers (8 bytes a row) and of rows (D numbers of the table's type). Gradients stay on the rank that asked until
+    `share_gradient`, which sums them by row over all lookups and accumulated batches and sends each to its owner by
+    three more (8 + 4 D bytes a row). A rank holds `V / N x D` weights and state, the rows of its batch, and the rows
+    that the others ask of it. Nothing is sent in the backward pass, so that nothing can meet the reductions of DDP in
+    another order on another rank: all lie in program order, and the job's own process group serves. All ranks must
+    make the same lookups in the same order.
+
+    **Evaluation** reads amounts of rows that differ from rank to rank, which exchanges cannot. `open_whole` writes
+    the table, once a host, to a file that its ranks map: V x D numbers are sent and written, and for each batch of
+    users the part of them that is scored goes from there to the device.
+
+    **Checkpoints.** `state_dict` is called by all ranks and has the whole table on rank 0, on the CPU, sent in pieces
+    of 64 MiB; other ranks have a tensor without data. It is the state of an unsharded embedding. `load_state_dict`
+    takes the rank's rows out of the whole, which each rank reads.
+
+    **The engine** is torch.distributed's `all_to_all_single` over gloo or NCCL. DTensor has the same layout, but no
+    sparse gradients, and looks up with all ids on all ranks and an all-reduce of (B, L, D). torchrec has fused
+    kernels for this and pipelines the exchanges with computation, which this does not; but each release of
+    its fbgemm is built for one minor version of torch, and this package runs on all of them from 2.6 on.
+
+    Args:
+        num_rows: V; row 0 is padding, zero, and never trained.
+        width: D.
+        std: Standard deviation at initialisation.
+        zeros_from: First column that starts at 0; None for none.
+        dtype: Storage.
+
+    Attributes:
+        shards: Who has which rows.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        width: int,
+        *,
+        std: float,
+        zeros_from: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(num_rows, width, padding_idx=0, sparse=True, device="meta", dtype=dtype)
+        self.shards = RowShards(num_rows)
+        self._std = std
+        self._zeros_from = width if zeros_from is None else zeros_from
+        self._seed = int(torch.randint(2**63 - 1, (), device="cpu"))
+        # Rows that lookups got since gradients were shared: their numbers and gradients.
+        self._gradients: list[tuple[Tensor, Tensor]] = []
+        self._host_copy: HostCopy | None = None
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether other ranks hold rows of the table."""
+        return self.shards.num_ranks > 1
+
+    def make_rows(self, num_ranks: int = 1, rank: int = 0, device: torch.device | None = None) -> None:
+        """Make the rank's rows, or cut them out of a whole table; nothing where they are there.
+
+        A row's initial value depends on the seed of rank 0 and on its number alone, not on the number of ranks.
+
+        Args:
+            num_ranks: N; with more than one all ranks of the job must call.
+            rank: This rank.
+            device: Where new rows are made; None is torch's default.
+
+        Raises:
+            InputError: the table is spread over another number of ranks.
+        """
+        shards = RowShards(self.num_embeddings, num_ranks, rank)
+        self._host_copy = None
+        if self.weight.is_meta:
+            self.shards = shards
+            if self.is_spread:
+                seeds = [self._seed]
+                dist.broadcast_object_list(seeds)
+                self._seed = seeds[0]
+            self._set_rows(self._initial_rows(device or torch.get_default_device()))
+        elif self.is_spread and shards != self.shards:
+            raise InputError(
+                f"the item table is spread over {self.shards.num_ranks} ranks and cannot be used with {num_ranks}: "
+                "save a checkpoint and load it"
+            )
+        elif shards != self.shards:
+            self.shards = shards
+            self._set_rows(self.weight.detach()[shards.local].clone())
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        """Rows (..., D) of numbers (...), in float32 at least where they are spread.
+
+        With gradients on, ranks exchange rows, and all must call; otherwise rows come from the host's copy.
+
+        Raises:
+            InputError: there are no rows yet, or none of other ranks outside of training and `open_whole`.
+        """
+        self.check_rows()
+        if not self.is_spread:
+            return super().forward(item_ids)
+        if not torch.is_grad_enabled():
+            found = self.host_copy.rows(item_ids)
+            return found.to(torch.promote_types(found.dtype, torch.float32))
+        distinct, places = torch.unique(item_ids, return_inverse=True)
+        return F.embedding(places, self._fetched(distinct))
+
+    def check_rows(self) -> None:
+        """Refuse a table that has no rows yet.
+
+        Raises:
+            InputError: `make_rows` was not called.
+        """
+        if self.weight.is_meta:
+            raise InputError(
+                "this model's item table is sharded, and its rows are made within the job: call "
+                "model.configure_model(), as trainers and load_from_checkpoint do"
+            )
+
+    @torch.no_grad()
+    def share_gradient(self) -> None:
+        """Give each rank the mean over ranks of its rows' gradients, as `weight.grad`; all ranks must call.
+
+        A row that a rank did not read counts as 0 there, as in DDP. A rank none of whose rows was read gets an
+        empty gradient, so that steps count alike everywhere.
+        """
+        if not self.is_spread:
+            return
+        width = self.weight.shape[1]
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        row_ids = [torch.zeros(0, dtype=torch.int64, device=self.weight.device)]
+        gradients = [torch.zeros(0, width, dtype=dtype, device=self.weight.device)]
+        for numbers, gradient in self._gradients:
+            row_ids.append(numbers)
+            gradients.append(gradient)
+        self._gradients = []
+        asked, summed = _sum_rows(torch.cat(row_ids), torch.cat(gradients), self.shards.num_rows)
+        asked, summed = asked[asked > 0], summed[asked > 0]  # padding is not trained
+        route = Route(asked, self.shards)
+        own = route.to_owners(asked) - self.shards.local.start
+        own, summed = _sum_rows(own, route.to_owners(summed), len(self.weight))
+        self.weight.grad = torch.sparse_coo_tensor(
+            own.unsqueeze(0),
+            (summed / self.shards.num_ranks).to(self.weight.dtype),
+            self.weight.shape,
+            check_invariants=False,
+            is_coalesced=True,
+        )
+
+    @property
+    def host_copy(self) -> HostCopy:
+        """The whole table, between `open_whole` and `close_whole`.
+
+        Raises:
+            InputError: outside.
+        """
+        if self._host_copy is None:
+            raise InputError(
+                "the item table is spread over ranks; without gradients it is read within trainer.validate, test "
+                "and predict alone: load a checkpoint in one process, or use those"
+            )
+        return self._host_copy
+
+    def open_whole(self) -> None:
+        """Make the whole of a spread table readable without exchanges, as it is now; all ranks must call."""
+        if self.is_spread:
+            self._host_copy = HostCopy(self.weight.detach(), self.shards)
+
+    def close_whole(self) -> None:
+        """Let go of what `open_whole` made."""
+        self._host_copy = None
+
+    def _fetched(self, row_ids: Tensor) -> Tensor:
+        """Rows (U, D) of ascending numbers (U,) from their owners; their gradient waits for `share_gradient`."""
+        route = Route(row_ids, self.shards)
+        asked = route.to_owners(row_ids) - self.shards.local.start
+        rows = route.from_owners(self.weight.detach()[asked])
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        if self.weight.requires_grad:
+
+            def keep(leaf: Tensor) -> None:
+                assert leaf.grad is not None
+                self._gradients.append((row_ids, leaf.grad))
+                leaf.grad = None
+
+            rows.requires_grad_().register_post_accumulate_grad_hook(keep)  # type: ignore[no-untyped-call]
+        return rows
+
+    def _initial_rows(self, device: torch.device) -> Tensor:
+        """(V_local, D) normal numbers, zero at padding and from `zeros_from` on."""
+        mine = self.shards.local
+        rows = self.weight.new_empty((self.shards.num_local, self.embedding_dim), device=device)
+        for first in range(mine.start // INITIAL_ROWS * INITIAL_ROWS, mine.stop, INITIAL_ROWS):
+            seed = np.random.SeedSequence((self._seed, first)).generate_state(1, np.uint64)[0]
+            generator = torch.Generator("cpu").manual_seed(int(seed))
+            block = torch.empty(
+                min(INITIAL_ROWS, self.num_embeddings - first), self.embedding_dim, device="cpu"
+            )
+            block.normal_(std=self._std, generator=generator)
+            block[:, self._zeros_from :] = 0
+            if first == 0:
+                block[0] = 0
+            begin, end = max(first, mine.start), min(first + len(block), mine.stop)
+            rows[begin - mine.start : end - mine.start] = block[begin - first : end - first].to(rows.device)
+        return rows
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ShardedEmbedding:
+        try:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        except NotImplementedError:
+            # A table without rows has nothing to move; `make_rows` is told where they go.
+            if not self.weight.is_meta:
+                raise
+        return self
+
+    def _set_rows(self, rows: Tensor) -> None:
+        self.weight = nn.Parameter(rows, requires_grad=self.weight.requires_grad)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        self.check_rows()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.is_spread:
+            destination[f"{prefix}weight"] = gathered(self.weight.detach(), self.shards)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        if self.weight.is_meta:
+            self._set_rows(self.weight.new_empty(self.weight.shape, device=torch.get_default_device()))
+        name = f"{prefix}weight"
+        whole = state_dict.get(name)
+        if self.is_spread and whole is not None:
+            errors: list[str] = arguments[-1]
+            if whole.is_meta:
+                errors.append(
+                    f"{name} has no data, since rank 0 alone has a spread table's: load a checkpoint"
+                )
+                return
+            if whole.shape != (self.num_embeddings, self.embedding_dim):
+                errors.append(
+                    f"size mismatch for {name}: {tuple(whole.shape)} in the checkpoint, "
+                    f"{(self.num_embeddings, self.embedding_dim)} in the model"
+                )
+                return
+            state_dict = {**state_dict, name: whole[self.shards.local]}
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+def _sum_rows(row_ids: Tensor, values: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Ascending distinct numbers among `row_ids` (U,), and sums of their `values` (U, D), added in one order."""
+    spread = torch.sparse_coo_tensor(
+        row_ids.unsqueeze(0), values, (num_rows, values.shape[1]), check_invariants=False
+    )
+    summed = spread.coalesce()
+    return summed.indices()[0], summed.values()

@@ -1,0 +1,101 @@
+"""Optimiser state of spread tables in checkpoints, which hold whole tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from seqrec.errors import InputError
+from seqrec.sharding.embedding import ShardedEmbedding
+from seqrec.sharding.exchange import gathered
+
+# Entry of a checkpoint: for each optimiser the tables' names with their numbers in its state.
+PLACES = "table_places"
+
+
+def save_whole_state(
+    checkpoint: dict[str, Any], optimizers: Sequence[Optimizer], tables: Mapping[str, nn.Embedding]
+) -> None:
+    """Put the whole optimiser state of tables into a checkpoint, in place; all ranks must call.
+
+    State of a row, such as the moments (V_local, D) of Adam, becomes that of all rows on rank 0's CPU, and a
+    tensor without data on the other ranks. Numbers, such as a table's steps, are equal on all ranks and stay.
+
+    Args:
+        checkpoint: With `optimizer_states` where optimisers are saved.
+        optimizers: In the same order.
+        tables: Row-sparse tables by the names of their weights, spread or not.
+
+    Raises:
+        InputError: an optimiser that keeps something else of a spread table than numbers and one entry a row.
+    """
+    states = checkpoint.get("optimizer_states", [])
+    if not states or not tables:
+        return
+    checkpoint[PLACES] = [_places(optimizer, tables) for optimizer in optimizers]
+    for saved, places in zip(states, checkpoint[PLACES], strict=True):
+        for name, place in places.items():
+            table, state = tables[name], saved["state"].get(place, {})
+            if isinstance(table, ShardedEmbedding) and table.is_spread and state:
+                saved["state"] = {**saved["state"], place: _whole(table, name, state)}
+
+
+def keep_own_state(checkpoint: dict[str, Any], tables: Mapping[str, nn.Embedding]) -> None:
+    """Leave in a checkpoint this rank's part of the optimiser state of spread tables, in place.
+
+    Args:
+        checkpoint: Loaded from what `save_whole_state` made, on any number of ranks.
+        tables: As there.
+
+    Raises:
+        InputError: the checkpoint has optimiser state and does not say whose.
+    """
+    spread = {
+        name: table
+        for name, table in tables.items()
+        if isinstance(table, ShardedEmbedding) and table.is_spread
+    }
+    states = checkpoint.get("optimizer_states", [])
+    if not states or not spread:
+        return
+    if PLACES not in checkpoint:
+        raise InputError(
+            "this checkpoint was saved from a model without row-sparse tables, whose optimiser state cannot be spread "
+            "over ranks: train on without item_table.sharded, or start anew from its weights"
+        )
+    for saved, places in zip(states, checkpoint[PLACES], strict=True):
+        for name, table in spread.items():
+            state = saved["state"].get(places.get(name))
+            if state is not None:
+                # Copies, so that the whole can be freed.
+                own = {
+                    key: value[table.shards.local].clone() if _has_rows(value) else value
+                    for key, value in state.items()
+                }
+                saved["state"] = {**saved["state"], places[name]: own}
+
+
+def _places(optimizer: Optimizer, tables: Mapping[str, nn.Embedding]) -> dict[str, int]:
+    """Numbers that `Optimizer.state_dict` gives the tables' weights: parameters are counted over the groups."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
+    return {name: numbers[id(table.weight)] for name, table in tables.items() if id(table.weight) in numbers}
+
+
+def _whole(table: ShardedEmbedding, name: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    whole = dict(state)
+    for key in sorted(key for key, value in state.items() if _has_rows(value)):
+        if len(state[key]) != table.shards.num_local:
+            raise InputError(
+                f"the optimiser's {key!r} of {name} has the shape {tuple(state[key].shape)}, which is not one entry a "
+                f"row: take LazyAdam or RowwiseAdagrad for a table that is spread over ranks"
+            )
+        whole[key] = gathered(state[key], table.shards)
+    return whole
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
