@@ -1,4 +1,4 @@
-"""The command line: `seqrec prepare | fit | validate | test | predict | inspect | doctor | benchmark`."""
+"""The command line: `seqrec prepare | fit | validate | test | predict | inspect | doctor | compare | benchmark`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,13 +18,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from seqrec import __version__
 from seqrec.callbacks import BestCheckpoint, EarlyStopping, ResumePoints
 from seqrec.cli_commands import COMMANDS, run_command
-from seqrec.cli_config import refuse_model_max_length, with_config_of_checkpoint
+from seqrec.cli_config import refuse_model_max_length, with_config_of_checkpoint, with_protocol_presets
 from seqrec.cli_errors import explain, our_error
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.inference import RecommendationWriter
 from seqrec.models import Popularity, Recommender, evaluate
 from seqrec.protocols import FullRanking, Protocol
 from seqrec.report import metrics_table, write_metrics
+from seqrec.results import ResultsWriter
+from seqrec.results.file import FILE_NAME as RESULTS_FILE
 
 
 class Trainer(pl.Trainer):
@@ -67,6 +69,7 @@ class SeqrecCLI(LightningCLI):
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(ResumePoints, "resume_points")
         parser.add_lightning_class_args(RecommendationWriter, "recommendations")
+        parser.add_lightning_class_args(ResultsWriter, "results")
         parser.set_defaults(
             {
                 "checkpoint.filename": "best",
@@ -144,14 +147,22 @@ class SeqrecCLI(LightningCLI):
         (batches,) = self.trainer.num_val_batches if stage == "validate" else self.trainer.num_test_batches
         users = loader.sampler.num_windows(int(batches))
         if not isinstance(model, Popularity):
-            baseline = Popularity.from_counts(datamodule.train_item_counts())
+            counts = datamodule.train_item_counts()
+            baseline = Popularity.from_counts(counts)
             baseline.protocol = model.protocol
             baseline.to(self.trainer.strategy.root_device)  # where ranks can add up their metrics
-            rows[baseline.title] = evaluate(baseline, itertools.islice(loader, int(batches)))
+            rows[baseline.title] = evaluate(
+                baseline,
+                itertools.islice(loader, int(batches)),
+                item_counts=counts,
+                several_targets=datamodule.split.several_targets,
+            )
+        left_out = datamodule.split.left_out(datamodule.store, stage)
         folder = self.trainer.log_dir  # asks all ranks, so not on the first alone
-        self._show(stage, rows, f"{users:,} users, protocol {model.protocol.id}", folder)
+        self._show(stage, rows, f"{users:,} users{_reasons(left_out)}, protocol {model.protocol.id}", folder)
         if folder is not None and self.trainer.is_global_zero:
-            write_metrics(Path(folder) / f"{stage}_metrics.json", rows, model.protocol.id)
+            file = Path(folder) / f"{stage}_metrics.json"
+            write_metrics(file, rows, model.protocol.describe(), users=users, left_out=left_out)
 
     @rank_zero_only
     def _show(self, stage: str, rows: dict[str, dict[str, float]], terms: str, folder: str | None) -> None:
@@ -160,7 +171,16 @@ class SeqrecCLI(LightningCLI):
         if folder is not None:
             names = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml")
             found = [name for name in names if (Path(folder) / name).exists()]
-            print(f"run folder: {folder} ({', '.join([*found, f'{stage}_metrics.json'])})")
+            found.append(f"{stage}_metrics.json")
+            if stage == "test" and (Path(folder) / RESULTS_FILE).exists():
+                found.append(RESULTS_FILE)
+            print(f"run folder: {folder} ({', '.join(found)})")
+
+
+def _reasons(left_out: Mapping[str, int]) -> str:
+    """How many users are not judged and why, in brackets; nothing where all are."""
+    reasons = [f"{users:,} with {reason}" for reason, users in left_out.items() if users]
+    return f" (not judged: {', '.join(reasons)})" if reasons else ""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -175,7 +195,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if words and words[0] in COMMANDS:
             run_command(words)
             return
-        words = with_config_of_checkpoint(words)
+        words = with_protocol_presets(with_config_of_checkpoint(words))
         refuse_model_max_length(words)
         # Lightning starts the processes of other ranks with the words of this one.
         sys.argv = [sys.argv[0], *words]
@@ -195,8 +215,8 @@ def main(args: Sequence[str] | None = None) -> None:
             parser_kwargs={
                 "description": (
                     "Train, compare and serve sequential recommenders on long histories. "
-                    "Three more commands need no model: seqrec inspect, seqrec doctor, "
-                    "seqrec benchmark data|scan|catalogue."
+                    "Four more commands need no model: seqrec inspect, doctor, compare and benchmark "
+                    "data|scan|catalogue."
                 ),
                 "version": __version__,
             },

@@ -1,4 +1,4 @@
-"""Commands that need no model: `seqrec inspect`, `seqrec doctor` and `seqrec benchmark`."""
+"""Commands that need no model: `seqrec inspect`, `seqrec doctor`, `seqrec compare` and `seqrec benchmark`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from seqrec.data.inspect import describe
 from seqrec.data.inspect_text import report_text
 from seqrec.data.store import EventStore
 from seqrec.doctor import examine
+from seqrec.results import compare_results, comparison_text, read_results
+from seqrec.results.comparison import METRICS
 
 
 class ArgumentParser(jsonargparse.ArgumentParser):
@@ -57,9 +59,48 @@ def doctor(*, json: bool = False) -> None:
         raise SystemExit(1)
 
 
+def compare(
+    runs: list[str],
+    *,
+    metrics: str = ",".join(METRICS),
+    slices: bool = False,
+    across_protocols: bool = False,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Compare tested runs with the first of them, user by user, with confidence intervals.
+
+    Args:
+        runs: Run folders or results files, one or more; the others are compared with the first.
+        metrics: HR@K, MRR@K, NDCG@K, Recall@K or Precision@K, with commas between.
+        slices: Whether to show slices by history length, popularity, repetition and time.
+        across_protocols: Whether runs of different protocols may be compared.
+        resamples: Resamples of users for intervals, and draws of the sign-flip test.
+        confidence: Share of the resamples that intervals hold.
+        seed: Seed of both.
+        json: Whether to print JSON for programs.
+
+    Raises:
+        InputError: a run has no results, or the runs did not judge the same targets by the same protocol.
+    """
+    comparison = compare_results(
+        [read_results(run) for run in runs],
+        metrics=[name.strip() for name in metrics.split(",") if name.strip()],
+        slices=slices,
+        across_protocols=across_protocols,
+        resamples=resamples,
+        confidence=confidence,
+        seed=seed,
+    )
+    print(comparison.as_json() if json else comparison_text(comparison))
+
+
 COMMANDS: dict[str, Any] = {
     "inspect": inspect,
     "doctor": doctor,
+    "compare": compare,
     "benchmark": {"data": benchmark_data, "scan": benchmark_scan, "catalogue": benchmark_catalogue},
 }
 
@@ -71,6 +112,9 @@ def run_command(words: Sequence[str]) -> None:
         words: The command and its arguments.
     """
     command, *arguments = words
+    if command == "compare":
+        _run_compare(arguments)
+        return
     jsonargparse.auto_cli(
         COMMANDS[command],
         args=arguments,
@@ -79,3 +123,13 @@ def run_command(words: Sequence[str]) -> None:
         version=__version__,
         allow_abbrev=False,
     )
+
+
+def _run_compare(arguments: Sequence[str]) -> None:
+    # `auto_cli` takes a list as one word; runs stand one behind the other.
+    parser = ArgumentParser(prog="seqrec compare", version=__version__, allow_abbrev=False)
+    parser.add_argument(
+        "runs", nargs="+", type=str, help="run folders or results files; the first is the baseline"
+    )
+    parser.add_function_arguments(compare, skip={"runs"})
+    compare(**parser.parse_args(arguments).as_dict())

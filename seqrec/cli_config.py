@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
 from seqrec.errors import InputError
+from seqrec.protocols import PRESETS, Protocol
+from seqrec.specs import to_spec
 
 
 def with_config_of_checkpoint(words: list[str]) -> list[str]:
@@ -51,6 +54,31 @@ def refuse_model_max_length(words: list[str]) -> None:
         raise InputError(
             f"{places[0]} is not accepted: a model's max_length is the data's; set data.max_length"
         )
+
+
+def with_protocol_presets(words: list[str]) -> list[str]:
+    """Put the arguments of a preset in the place of its name, as in `--protocol sasrec-100`.
+
+    Args:
+        words: Words behind `seqrec`.
+
+    Returns:
+        The words, with the protocol as one JSON object; arguments behind it may still change parts of it.
+    """
+    replaced = list(words)
+    for number, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option != "--protocol":
+            continue
+        if equals and value in PRESETS:
+            replaced[number] = f"--protocol={_preset_words(value)}"
+        elif not equals and number + 1 < len(words) and words[number + 1] in PRESETS:
+            replaced[number + 1] = _preset_words(words[number + 1])
+    return replaced
+
+
+def _preset_words(name: str) -> str:
+    return json.dumps(to_spec(Protocol.preset(name)))
 
 
 def _values(words: list[str], *options: str) -> Iterator[str]:

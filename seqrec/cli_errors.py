@@ -18,7 +18,7 @@ from seqrec.losses import Loss
 from seqrec.models import Recommender
 from seqrec.negatives import NegativeSampler
 from seqrec.optim import OptimizerFactory, Schedule, TableOptimizer
-from seqrec.protocols import Protocol
+from seqrec.protocols import PRESETS, Candidates, Protocol
 
 # Config key -> the class whose subclasses it takes.
 KINDS: dict[str, type] = {
@@ -34,6 +34,8 @@ KINDS: dict[str, type] = {
     "model.optimizer.table": TableOptimizer,
     "model.optimizer.schedule": Schedule,
     "protocol": Protocol,
+    "protocol.candidates": Candidates,
+    "protocol.split": Split,
 }
 
 
@@ -84,6 +86,8 @@ def concrete_subclasses(base: type[Any]) -> Iterator[type[Any]]:
 def _unknown_class(key: str, name: str) -> str:
     base = next((kind for full, kind in KINDS.items() if full.split(".")[-1] == key.split(".")[-1]), None)
     known = sorted({cls.__name__ for cls in concrete_subclasses(base)}) if base else []
+    if base is Protocol:
+        known += sorted(PRESETS)
     allowed = f"; known: {', '.join(known)}" if known else ""
     hint = f"; did you mean {near[0]}?" if (near := _nearest(name, known)) else ""
     return f"{key}: unknown class {name!r}{allowed}, or the import path of your own{hint}"

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
@@ -20,13 +21,34 @@ def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def write_metrics(path: Path, rows: Mapping[str, Mapping[str, float]], protocol_id: str) -> None:
-    """Write metrics with the protocol that they belong to, as JSON; what is not a number becomes null."""
+def write_metrics(
+    path: Path,
+    rows: Mapping[str, Mapping[str, float]],
+    protocol: Mapping[str, Any],
+    *,
+    users: int,
+    left_out: Mapping[str, int],
+) -> None:
+    """Write metrics with the protocol that they belong to, as JSON; what is not a number becomes null.
+
+    Args:
+        path: The file.
+        rows: Metrics by model.
+        protocol: What `Protocol.describe` says.
+        users: Users that were judged.
+        left_out: Users that the split does not judge, by the reason.
+    """
     models = {
         name: {metric: None if math.isnan(value) else value for metric, value in values.items()}
         for name, values in rows.items()
     }
-    content = {"protocol": protocol_id, "models": models}
+    content = {
+        "protocol": protocol["id"],
+        "settings": dict(protocol),
+        "users": users,
+        "left_out": dict(left_out),
+        "models": models,
+    }
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,11 +1,12 @@
-"""Scores of items for states, ranks of targets and best items, in chunks over the catalogue.
+"""Scores of items for states and best items, in chunks over the catalogue.
 
 Shapes: B users, M positions, C candidates, D width, V = num_items + 1, K top-k.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +14,10 @@ from torch import Tensor
 
 from seqrec.errors import InputError
 from seqrec.sharding import ShardedEmbedding
-from seqrec.types import Recommendations, SeenItems, TargetRanks
+from seqrec.types import Recommendations, SeenItems
 
 # Scores held at a time when the whole catalogue is scored: 2^25 floats are 128 MiB.
 SCORE_BUDGET = 1 << 25
-# Pairs of state and item that are compared again at a time, where rounding decides.
-RECOUNT_PAIRS = 1 << 16
 
 
 class Scorer:
@@ -95,57 +94,66 @@ class Scorer:
         vectors, places = self.gather(item_ids)
         return (F.embedding(places, vectors) * states.unsqueeze(1)).sum(-1)
 
+    def score_chunk(self, states: Tensor, first: int, size: int) -> Tensor:
+        """Scores (B, size) of the items `first`, .., `first + size - 1` for states (B, D).
+
+        All that ranks and lists need of a scorer beside `score`: a subclass with another score than a dot product
+        overrides both, and `rounding`. States have the precision of `cast`, and so have the scores, also under
+        autocast: what bfloat16 rounds to the same score would be tied.
+        """
+        states = self.cast(states)
+        with torch.autocast(states.device.type, enabled=False):
+            return states @ self._part(first, size).T
+
+    def cast(self, states: Tensor) -> Tensor:
+        """States in the precision of scores: the table's, at least float32."""
+        return states.to(self._dtype)
+
     @torch.no_grad()
-    def target_ranks(self, states: Tensor, targets: Tensor, seen: SeenItems | None = None) -> TargetRanks:
-        """Rank each target among the whole catalogue.
+    def rounding(self, states: Tensor) -> Tensor | None:
+        """Bound on how far `score` and `score_chunk` lie from `precise_scores`.
 
-        **Tie rule.** Candidates with exactly the target's score are counted apart (`TargetRanks.tied`), and
-        metrics take the mean over all orders of the tied. Constant scores therefore give what chance
-        gives, and never look good. A score that is not a number counts as better than the target's, and a
-        target whose score is not a number has every candidate above it.
-
-        A matrix product rounds its last columns otherwise than the others, so scores that differ by rounding
-        alone are compared again, by products in float64 rounded to the table's precision.
+        A sum of D products in any order errs by less than D units in the last place of `|state| |item|` (Higham
+        2002, Accuracy and Stability of Numerical Algorithms, section 3.1), and by two more of each factor's where
+        these are rounded first, as TF32 does.
 
         Args:
             states: (B, D).
-            targets: (B,) item ids.
-            seen: Items that are no candidates for each user; a target stays one even if it is seen. None keeps all.
 
         Returns:
-            Counts (B,); the target itself is not counted.
+            (B,), 0 where a state is not finite; None where equal scores are equal numbers, as with one product a
+            score. A subclass with another score than a dot product overrides this, and `precise_scores` unless it
+            says None.
         """
-        states = states.to(self._dtype)
-        # Two passes: the targets' scores, then the counts. A catalogue of one chunk is scored once for both.
-        once = list(self._chunks(states)) if self._chunk_size(len(states)) >= self.num_items else None
-        target_scores = _pick_scores(once or self._chunks(states), targets).unsqueeze(1)
-        better, tied = torch.zeros_like(targets), torch.zeros_like(targets)
-        hidden = _pairs_to_hide(seen, targets)
-        for first, scores in once or self._chunks(states):
-            candidate = _visible(hidden, first, scores)
-            rounding = self._rounding(states, first, scores.shape[1]).unsqueeze(1)
-            gap = scores - target_scores
-            near = (gap.abs() <= rounding) & (gap != 0) & candidate
-            better += (~(scores <= target_scores) & ~near & candidate).sum(1)
-            tied += ((scores == target_scores) & candidate).sum(1)
-            self._recount(states, targets, first, near, better, tied)
-        return TargetRanks(better, tied)
+        width = self._part(1, 1).shape[1]
+        if width == 1 and self._unit_columns is None:
+            return None
+        states = self.cast(states)
+        relative = (width + 2) * torch.finfo(states.dtype).eps + _factor_rounding(states.dtype)
+        if self._unit_columns is not None:
+            relative *= 2  # a length is a sum of as many products
+        bound: Tensor = torch.linalg.vector_norm(states.double(), dim=1) * self._longest * relative
+        return bound.nan_to_num(nan=0.0, posinf=0.0).to(states.dtype)
 
     @torch.no_grad()
-    def candidate_ranks(self, states: Tensor, targets: Tensor, candidates: Tensor) -> TargetRanks:
-        """Rank each target among given candidates, with the tie rule of `target_ranks`.
+    def precise_scores(self, states: Tensor, item_ids: Tensor) -> Tensor:
+        """(M,) scores of one item for each state (M, D): sums in float64 rounded to the precision of scores."""
+        table = self._table
+        rows = table.host_copy.rows(item_ids) if isinstance(table, ShardedEmbedding) else table[item_ids]
+        scores: Tensor = (states.double() * self._scaled(rows.double())).sum(1)
+        return scores.to(self._dtype)
 
-        Args:
-            states: (B, D).
-            targets: (B,) item ids.
-            candidates: (B, C) item ids, none of them the row's target.
-
-        Returns:
-            Counts (B,).
-        """
-        scores = self.score(states, torch.cat([targets.unsqueeze(1), candidates], dim=1))
-        target_scores, others = scores[:, :1], scores[:, 1:]
-        return TargetRanks((~(others <= target_scores)).sum(1), (others == target_scores).sum(1))
+    @cached_property
+    def _longest(self) -> Tensor:
+        """() float64, length of the longest finite item vector."""
+        size = max(1, self.score_budget // self._part(1, 1).shape[1])
+        lengths = [
+            torch.linalg.vector_norm(self._part(first, size).detach(), dim=1)
+            .nan_to_num(nan=0.0, posinf=0.0)
+            .max()
+            for first in range(1, self.num_items + 1, size)
+        ]
+        return torch.stack(lengths).max().double()
 
     @torch.no_grad()
     def top_k(
@@ -167,13 +175,13 @@ class Scorer:
         """
         if not 1 <= k <= self.num_items:
             raise InputError(f"top_k={k} must be between 1 and num_items={self.num_items}")
-        states = states.to(self._dtype)
-        hidden = _pairs_to_hide(exclude)
+        states = self.cast(states)
         best_scores = states.new_full((len(states), 0), -torch.inf)
         best_ids = torch.zeros((len(states), 0), dtype=torch.int64, device=states.device)
         for first, scores in self._chunks(states):
             scores.masked_fill_(scores.isnan(), -torch.inf)  # topk would put them first
-            scores.masked_fill_(~_visible(hidden, first, scores), -torch.inf)
+            if exclude is not None:
+                _hide(scores, exclude, first)
             values, columns = scores.topk(min(k, scores.shape[1]), dim=1)
             best_scores, order = torch.cat([best_scores, values], 1).sort(dim=1, descending=True, stable=True)
             best_ids = torch.cat([best_ids, columns + first], 1).gather(1, order)
@@ -184,16 +192,10 @@ class Scorer:
         return max(1, self.score_budget // max(num_states, 1))
 
     def _chunks(self, states: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """First item id and scores (B, chunk) of one part of the catalogue after another.
-
-        States have the table's precision, and so have the scores, also under autocast: what bfloat16 rounds
-        to the same score would be tied.
-        """
+        """First item id and scores (B, chunk) of one part of the catalogue after another."""
         size = self._chunk_size(len(states))
         for first in range(1, self.num_items + 1, size):
-            with torch.autocast(states.device.type, enabled=False):
-                scores = states @ self._part(first, size).T
-            yield first, scores
+            yield first, self.score_chunk(states, first, min(size, self.num_items + 1 - first))
 
     def _part(self, first: int, size: int) -> Tensor:
         """(size, D) vectors of the items from `first` on, fewer at the catalogue's end."""
@@ -215,56 +217,21 @@ class Scorer:
             return vectors
         return torch.cat([F.normalize(vectors[..., :columns], dim=-1), vectors[..., columns:]], dim=-1)
 
-    def _rounding(self, states: Tensor, first: int, width: int) -> Tensor:
-        """(B,) bound on what the order of summation can change in the scores of a chunk."""
-        longest = self._part(first, width).norm(dim=1).max()
-        bound: Tensor = 64 * torch.finfo(states.dtype).eps * states.norm(dim=1) * longest
-        return bound
 
-    def _recount(
-        self, states: Tensor, targets: Tensor, first: int, near: Tensor, better: Tensor, tied: Tensor
-    ) -> None:
-        """Add to the counts (B,), in place, the candidates marked in `near` (B, chunk), one product at a time."""
-        rows, columns = near.nonzero(as_tuple=True)
-        for part in range(0, len(rows), RECOUNT_PAIRS):
-            users, items = rows[part : part + RECOUNT_PAIRS], columns[part : part + RECOUNT_PAIRS] + first
-            gap = self._precise(states[users], items) - self._precise(states[users], targets[users])
-            better.index_add_(0, users, (gap > 0).to(better.dtype))
-            tied.index_add_(0, users, (gap == 0).to(tied.dtype))
-
-    def _precise(self, states: Tensor, item_ids: Tensor) -> Tensor:
-        """(M,) scores of one item for each state (M, D), in float64 rounded to the states' precision."""
-        table = self._table
-        rows = table.host_copy.rows(item_ids) if isinstance(table, ShardedEmbedding) else table[item_ids]
-        vectors = self._scaled(rows.double())
-        scores: Tensor = (states.double() * vectors).sum(1)
-        return scores.to(states.dtype)
+def _hide(scores: Tensor, exclude: SeenItems, first: int) -> None:
+    """Set the scores (B, chunk) of what each row excludes to minus infinity, in place."""
+    here = (exclude.item_ids >= first) & (exclude.item_ids < first + scores.shape[1])
+    scores[exclude.rows[here], exclude.item_ids[here] - first] = -torch.inf
 
 
-def _pairs_to_hide(seen: SeenItems | None, targets: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
-    """Rows and item ids that are no candidates: what each row has seen, and its target itself."""
-    pairs = [] if seen is None else [(seen.rows, seen.item_ids)]
-    return (
-        pairs if targets is None else [*pairs, (torch.arange(len(targets), device=targets.device), targets)]
-    )
-
-
-def _visible(hidden: list[tuple[Tensor, Tensor]], first: int, scores: Tensor) -> Tensor:
-    """(B, chunk) True where an item is a candidate."""
-    candidate = torch.ones_like(scores, dtype=torch.bool)
-    for rows, item_ids in hidden:
-        here = (item_ids >= first) & (item_ids < first + scores.shape[1])
-        candidate[rows[here], item_ids[here] - first] = False
-    return candidate
-
-
-def _pick_scores(chunks: Iterable[tuple[int, Tensor]], targets: Tensor) -> Tensor:
-    """(B,) targets' scores, as the chunks hold them."""
-    found: Tensor | None = None
-    for first, scores in chunks:
-        inside = (targets >= first) & (targets < first + scores.shape[1])
-        own = torch.where(inside, targets - first, 0).unsqueeze(1)
-        picked = scores.gather(1, own).squeeze(1)
-        found = picked if found is None else torch.where(inside, picked, found)
-    assert found is not None, "a catalogue has at least one item"
-    return found
+def _factor_rounding(dtype: torch.dtype) -> float:
+    """Relative change of a product where a matrix product rounds its factors first, as it may if torch is told so."""
+    if dtype != torch.float32:
+        return 0.0
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        # Set by torch's newer switches, one a backend, which this question refuses: the coarsest holds for each.
+        precision = "medium"
+    # Half a unit of TF32's 10 bits or bfloat16's 7, of two factors, and as much again to be safe.
+    return {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}[precision]

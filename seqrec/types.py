@@ -87,6 +87,19 @@ class RaggedItems(TensorRecord):
 
 
 @dataclass(frozen=True)
+class HeldOutItems(RaggedItems):
+    """What each user is judged by: the items of its held-out events, an item once.
+
+    Attributes:
+        item_ids: (S,) int64, real items, distinct within a row, in the order of their first held-out event.
+        offsets: (B + 1,) int64, as in `RaggedItems`; every row has an item.
+        timestamps: (S,) int64 of the first held-out event of each, in the log's unit; None where the log has none.
+    """
+
+    timestamps: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class SeenItems(RaggedItems):
     """Sets of items, one a row: what each user of a batch has met already.
 
@@ -118,13 +131,15 @@ class SequenceBatch(TensorRecord):
     Attributes:
         history: The windows' events.
         targets: (B, L) int64, the event that follows each event, 0 at padding; None when there is none to
-            judge by (prediction). In evaluation only the last one of a row is judged: `last_targets`.
+            judge by (prediction).
         user_ids: (B,) int64, 1..num_users; 0 is a user that training does not know.
         seen_events: Items of all events that the user had before the split's target, also of those before the
             window (training: of its whole training history), oldest first; `seen` is the set of them.
         weight: () float32, what the mean over this batch's targets counts in an average over steps and ranks.
             Where batches differ in targets it is their number by the epoch's mean of it, so that all
             targets of an epoch count the same; otherwise 1.
+        held_out: What users are judged by in evaluation; None judges each row by its last target, the event behind
+            its newest event.
     """
 
     history: History
@@ -132,6 +147,7 @@ class SequenceBatch(TensorRecord):
     user_ids: Tensor
     seen_events: RaggedItems
     weight: Tensor = field(default_factory=lambda: torch.ones(()))
+    held_out: HeldOutItems | None = None
 
     @cached_property
     def seen(self) -> SeenItems:
@@ -160,6 +176,35 @@ class TargetRanks(TensorRecord):
 
     better: Tensor
     tied: Tensor
+
+
+@dataclass(frozen=True)
+class JudgedTargets(TensorRecord):
+    """The held-out items of a batch's users with their ranks. B users, T targets of all of them.
+
+    Attributes:
+        user_ids: (B,) int64.
+        history_lengths: (B,) int64, events that the user had before its first target, also those before the window.
+        rows: (T,) int64, row of each target, ascending; every user has at least one target.
+        item_ids: (T,) int64, the targets.
+        ranks: (T,) where each target stands; ties are as the protocol's tie rule leaves them. Other targets of the
+            same user are candidates like all others.
+        repeated: (T,) bool, whether the target is among the items of the user's history.
+        timestamps: (T,) int64 in the log's unit, or None where the log has none.
+    """
+
+    user_ids: Tensor
+    history_lengths: Tensor
+    rows: Tensor
+    item_ids: Tensor
+    ranks: TargetRanks
+    repeated: Tensor
+    timestamps: Tensor | None = None
+
+    @property
+    def counts(self) -> Tensor:
+        """(B,) number of targets a user."""
+        return torch.bincount(self.rows, minlength=len(self.user_ids))
 
 
 @dataclass(frozen=True)

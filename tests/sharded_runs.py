@@ -29,6 +29,7 @@ from seqrec.models import SASRec
 from seqrec.models.sharded_job import sharded_tables
 from seqrec.negatives import Negatives, NegativeSampler
 from seqrec.optim import Adam, LazyAdam, RowwiseAdagrad
+from seqrec.ranks import Targets, catalogue_ranks
 from seqrec.scoring import Scorer
 from seqrec.sharding import ShardedEmbedding, exchange
 from seqrec.types import History, RaggedItems, SequenceBatch
@@ -286,7 +287,7 @@ def scores_of(table: ShardedEmbedding, rank: int) -> dict[str, Any]:
     answers = []
     for source in (table, whole[0]):
         scorer = Scorer(source, sparse=True, unit_columns=2, score_budget=2 * len(states))
-        ranks = scorer.target_ranks(states, targets)
+        ranks = catalogue_ranks(scorer, states, Targets(torch.arange(len(targets)), targets))
         best = scorer.top_k(states, 1, targets)
         answers.append(
             [ranks.better, ranks.tied, best.item_ids, best.scores, scorer.score(states, targets.unsqueeze(1))]

@@ -16,6 +16,7 @@ from seqrec.cli import main
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.models import MambaRec, SequentialRecommender, evaluate
+from seqrec.protocols import Protocol
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
@@ -114,6 +115,50 @@ def test_test_of_the_best_checkpoint_repeats_what_fit_said(capsys: pytest.Captur
     assert re.findall(r"^MambaRec.*$", capsys.readouterr().out, re.MULTILINE) == said
     main(("validate", "--ckpt_path=runs/version_0/checkpoints/best.ckpt"))
     assert "validate of 30 users" in capsys.readouterr().out
+
+
+def test_one_checkpoint_is_tested_by_the_protocols_of_others(capsys: pytest.CaptureFixture[str]):
+    main((*FIT, "--data.source.num_items", "200"))
+    capsys.readouterr()
+    words = ("test", "--ckpt_path", "runs/version_0/checkpoints/best.ckpt")
+    for number, (name, expected) in enumerate(
+        (
+            ("sasrec-100", "uniform100-seenout-tiemean-loo-seed0"),
+            ("gsasrec", "full-seenout-tiemean-loo"),
+        ),
+        start=1,
+    ):
+        main((*words, "--protocol", name))
+        output = capsys.readouterr().out
+        assert f"test of 30 users, protocol {expected}" in output
+        assert re.search(r"^MambaRec( +[01]\.\d{4}){6}$", output, re.MULTILINE)
+        result = json.loads(Path(f"runs/version_{number}/test_metrics.json").read_text())
+        assert result["settings"] == Protocol.preset(name).describe() | {"order": result["settings"]["order"]}
+        assert result["settings"]["order"].startswith("a user's events by timestamp")
+        assert result["users"] == 30
+    # What stands behind a preset changes a part of it.
+    main((*words, "--protocol=gsasrec", "--protocol.ties", "optimistic"))
+    assert "protocol full-seenout-tieoptimistic-loo" in capsys.readouterr().out
+
+
+def test_a_preset_of_another_split_than_the_datas_is_refused(capsys: pytest.CaptureFixture[str]):
+    words = ("--data.split", "LastN", "--data.split.n", "2", "--protocol", "sasrec-100")
+    message = refusal(capsys, *FIT, "--data.filters.min_user_events", "5", *words)
+    assert "by the split loo, but the data is divided by last2: set --data.split LeaveOneOut" in message
+
+
+def test_a_split_at_a_time_says_who_was_not_judged(capsys: pytest.CaptureFixture[str]):
+    words = ("--data.split", "GlobalTime", "--data.source.num_users", "300", "--data.val_users", "5")
+    popular = ("--protocol.candidates", "PopularityCandidates", "--protocol.candidates.count", "10")
+    main((*FIT, *words, "--protocol", "Protocol", *popular))
+    output = capsys.readouterr().out
+    said = re.search(
+        r"test of (\d+) users \(not judged: (\d+) with no event in its time(, .*)?\), protocol (\S+)", output
+    )
+    assert said[4] == "popularity10-distinct-seenout-tiemean-time0.9-val0.8-warm1-seed0"
+    left_out = json.loads(Path("runs/version_0/test_metrics.json").read_text())["left_out"]
+    assert int(said[1]) + sum(left_out.values()) == 300
+    assert "Recall@10" in output
 
 
 def test_predict_writes_parquet_with_the_logs_own_ids():
@@ -215,7 +260,10 @@ def test_an_encoder_of_ones_own_is_taken_by_its_import_path(
         ),
         (("--data.source.lagg", "3"), r"unknown argument 'lagg'; did you mean lag\?"),
         (("--model", "MambaRec", "--model.mixer", "foo"), r"mixer.*'mamba', 'mamba2'.*Got value: foo"),
-        (("--protocol", "Full"), r"protocol: unknown class 'Full'; known: FullRanking, SampledRanking"),
+        (
+            ("--protocol", "Full"),
+            r"protocol: unknown class 'Full'; known: FullRanking, SampledRanking, gsasrec, .*rectools",
+        ),
         (
             ("--model", "SequentialRecommender", "--model.encoder", "Foo"),
             r"encoder: unknown class 'Foo'; known: GRU4Rec",

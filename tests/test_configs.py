@@ -5,11 +5,13 @@ import sys
 import zipfile
 from pathlib import Path
 
+import jsonargparse
 import pytest
 import yaml
 
 from seqrec.cli import main
 from seqrec.encoders import ENCODERS
+from seqrec.protocols import PRESETS, Protocol
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
@@ -74,6 +76,15 @@ def test_optimizer_config_adds_to_another_config(path: Path, capsys: pytest.Capt
     words = ["--config", str(CONFIGS / "quickstart.yaml"), "--config", str(path)]
     main(["fit", *words, "--data.source.num_users", "40", "--data.source.mean_events", "20", *TWO_STEPS])
     assert "run folder: runs/" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_each_protocol_of_others_has_its_config(name: str):
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Protocol, "protocol")
+    config = parser.parse_path(str(CONFIGS / "protocol" / f"{name}.yaml"))
+    assert parser.instantiate(config).protocol == Protocol.preset(name)
+    assert {path.stem for path in (CONFIGS / "protocol").iterdir()} == set(PRESETS)
 
 
 def test_no_config_says_a_thing_that_the_defaults_say():

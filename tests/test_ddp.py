@@ -16,14 +16,16 @@ import json, sys
 import lightning.pytorch as pl
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
+from seqrec.data.splits import LastN
 from seqrec.models import MambaRec
+from seqrec.protocols import PopularityCandidates, Protocol
 
-ranks, options = int(sys.argv[1]), json.loads(sys.argv[2])
+ranks, options, held_out = int(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
 
 
 class Record(pl.Callback):
     def __init__(self):
-        self.seen = {"train": [], "test": [], "tokens": []}
+        self.seen = {"train": [], "test": [], "tokens": [], "judged": []}
 
     def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
         self.seen["train"].append(batch.user_ids.tolist())
@@ -31,11 +33,16 @@ class Record(pl.Callback):
 
     def on_test_batch_end(self, trainer, model, outputs, batch, batch_idx):
         self.seen["test"].append(batch.user_ids.tolist())
+        self.seen["judged"] += zip(
+            outputs.user_ids[outputs.rows].tolist(), outputs.item_ids.tolist(),
+            outputs.ranks.better.tolist(), outputs.ranks.tied.tolist(),
+        )
 
 
 pl.seed_everything(0, verbose=False)
 data = SequenceDataModule(
-    Synthetic(num_users=103, num_items=60, mean_events=30), store="store", max_length=40, **options
+    Synthetic(num_users=103, num_items=60, mean_events=30), store="store", max_length=40,
+    split=LastN(held_out) if held_out > 1 else None, **options
 )
 record = Record()
 trainer = pl.Trainer(
@@ -43,20 +50,22 @@ trainer = pl.Trainer(
     enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
 )
 model = MambaRec(data.num_items, d_model=8, num_layers=1, d_state=4, max_length=40)
+if held_out > 1:
+    model.protocol = Protocol(candidates=PopularityCandidates(20), ties="pessimistic")
 # Before training, where all numbers of ranks have the same weights.
 (metrics,) = trainer.test(model, data, verbose=False)
 trainer.fit(model, data)
 with open(f"{ranks}-{trainer.global_rank}.json", "w") as file:
     json.dump({**record.seen, "metrics": metrics}, file)
 """
-BATCHES = [{"batch_size": 8, "eval_batch_size": 10}, {"max_tokens": 320, "eval_batch_size": 7}]
+RUNS = [({"batch_size": 8, "eval_batch_size": 10}, 1), ({"max_tokens": 320, "eval_batch_size": 7}, 2)]
 
 
-def run(folder: Path, ranks: int, options: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each rank saw."""
+def run(folder: Path, ranks: int, options: dict[str, Any], held_out: int) -> list[dict[str, Any]]:
+    """What each rank saw, where the `held_out` newest events of each user are judged."""
     (folder / "run.py").write_text(RUN)
     done = subprocess.run(
-        [sys.executable, "run.py", str(ranks), json.dumps(options)],
+        [sys.executable, "run.py", str(ranks), json.dumps(options), str(held_out)],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -67,12 +76,14 @@ def run(folder: Path, ranks: int, options: dict[str, Any]) -> list[dict[str, Any
     return [json.loads((folder / f"{ranks}-{rank}.json").read_text()) for rank in range(ranks)]
 
 
-@pytest.mark.parametrize("options", BATCHES, ids=str)
-def test_ranks_share_the_work_of_one(tmp_path: Path, options: dict[str, Any]):
-    (alone,) = run(tmp_path, 1, options)
+@pytest.mark.parametrize(("options", "held_out"), RUNS, ids=str)
+def test_ranks_share_the_work_of_one(tmp_path: Path, options: dict[str, Any], held_out: int):
+    (alone,) = run(tmp_path, 1, options, held_out)
+    assert 103 * held_out >= len(alone["judged"]) > 103 * (held_out - 1)
+    assert ("test_Recall@10" in alone["metrics"]) == (held_out > 1)
     assert sorted(itertools.chain(*alone["test"])) == list(range(1, 104))
     for ranks in (2, 3):
-        seen = run(tmp_path, ranks, options)
+        seen = run(tmp_path, ranks, options, held_out)
         for stage in ("train", "test"):
             # Equal step counts; each user once.
             assert len({len(rank[stage]) for rank in seen}) == 1
@@ -81,4 +92,7 @@ def test_ranks_share_the_work_of_one(tmp_path: Path, options: dict[str, Any]):
         tokens = [sum(rank["tokens"]) for rank in seen]
         assert max(tokens) < 1.1 * min(tokens)
         for rank in seen:
-            assert rank["metrics"] == pytest.approx(alone["metrics"], abs=1e-6)
+            # Sums of integers, so the same to the last digit.
+            assert rank["metrics"] == alone["metrics"]
+        judged = [target for rank in seen for target in rank["judged"]]
+        assert sorted(judged) == sorted(alone["judged"])

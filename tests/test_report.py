@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from seqrec.protocols import FullRanking
 from seqrec.report import metrics_table, write_metrics
 
 ROWS = {"Popularity": {"HR@10": 0.25, "NDCG@10": 1.0}, "SASRec": {"HR@10": 0.756789, "NDCG@10": 0.5}}
@@ -27,9 +28,14 @@ def test_columns_are_matched_by_name_not_by_place():
     assert metrics_table(rows).split("\n")[2].split() == ["B", "0.3000", "0.4000"]
 
 
-def test_the_file_holds_the_protocol_and_the_exact_numbers(tmp_path: Path):
-    write_metrics(tmp_path / "metrics.json", ROWS, "full-seenout-tiemean-loo")
+def test_the_file_holds_the_protocol_the_users_and_the_exact_numbers(tmp_path: Path):
+    protocol = FullRanking().describe()
+    left_out = {"no event in its time": 2}
+    write_metrics(tmp_path / "metrics.json", ROWS, protocol, users=7, left_out=left_out)
     assert json.loads((tmp_path / "metrics.json").read_text()) == {
         "protocol": "full-seenout-tiemean-loo",
+        "settings": protocol,
+        "users": 7,
+        "left_out": left_out,
         "models": ROWS,
     }

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqrec.errors import InputError
 from seqrec.scoring import Scorer
-from seqrec.types import SeenItems, TargetRanks
+from seqrec.types import SeenItems
 
 SEEDS = st.integers(0, 10_000)
 # One chunk of the catalogue is at least 16 items.
@@ -32,107 +32,6 @@ def seen_items(sets: list[set[int]]) -> SeenItems:
 def random_sets(generator: torch.Generator, rows: int, num_items: int, share: float) -> list[set[int]]:
     chosen = torch.rand((rows, num_items), generator=generator) < share
     return [{item + 1 for item in row.nonzero().flatten().tolist()} for row in chosen]
-
-
-def ranks_slowly(
-    states: Tensor, item_vectors: Tensor, targets: Tensor, candidates: list[list[int]]
-) -> tuple[list[int], list[int]]:
-    """Better and tied candidates of each target, one comparison at a time."""
-    better, tied = [], []
-    for state, target, items in zip(states, targets.tolist(), candidates, strict=True):
-        scores = {item: float(item_vectors[item] @ state) for item in [*items, target]}
-        better.append(sum(not scores[item] <= scores[target] for item in items))
-        tied.append(sum(scores[item] == scores[target] for item in items))
-    return better, tied
-
-
-def as_lists(ranks: TargetRanks) -> tuple[list[int], list[int]]:
-    assert ranks.better.dtype == ranks.tied.dtype == torch.int64
-    return ranks.better.tolist(), ranks.tied.tolist()
-
-
-class TestTargetRanks:
-    @settings(deadline=None)
-    @given(SEEDS, st.integers(1, 5), st.integers(1, 70), BUDGETS, st.booleans(), st.booleans())
-    def test_ranks_equal_a_loop_over_candidates(
-        self, seed: int, rows: int, num_items: int, budget: int, with_nan: bool, filtered: bool
-    ):
-        generator = torch.Generator().manual_seed(seed)
-        states = small_integers(generator, rows, 3)
-        vectors = small_integers(generator, num_items + 1, 3)
-        if with_nan:
-            vectors[1 + seed % num_items] = math.nan
-        targets = torch.randint(1, num_items + 1, (rows,), generator=generator)
-        # Some of the targets are among the seen.
-        sets = random_sets(generator, rows, num_items, 0.4)
-        candidates = [
-            [i for i in range(1, num_items + 1) if i != target and not (filtered and i in items)]
-            for items, target in zip(sets, targets.tolist(), strict=True)
-        ]
-        seen = seen_items(sets) if filtered else None
-        ranks = Scorer(vectors, score_budget=budget).target_ranks(states, targets, seen)
-        assert as_lists(ranks) == ranks_slowly(states, vectors, targets, candidates)
-
-    def test_a_target_that_was_seen_stays_a_candidate(self):
-        vectors = torch.tensor([[0.0], [3.0], [2.0], [1.0]])
-        ranks = Scorer(vectors).target_ranks(torch.ones(1, 1), torch.tensor([2]), seen_items([{1, 2}]))
-        assert as_lists(ranks) == ([0], [0])
-
-    def test_padding_is_no_candidate(self):
-        vectors = torch.tensor([[9.0], [1.0], [0.0]])
-        ranks = Scorer(vectors).target_ranks(torch.ones(1, 1), torch.tensor([1]))
-        assert as_lists(ranks) == ([0], [0])
-
-    def test_constant_scores_are_all_tied(self):
-        ranks = Scorer(torch.zeros(101, 8), score_budget=50).target_ranks(
-            torch.randn(3, 8), torch.tensor([1, 50, 100])
-        )
-        assert as_lists(ranks) == ([0, 0, 0], [99, 99, 99])
-
-    @pytest.mark.parametrize("budget", [3 * 40, 10**6])
-    @pytest.mark.parametrize("num_items", [100, 1003, 2047])
-    def test_items_with_the_same_vector_are_tied_whatever_their_place(self, num_items: int, budget: int):
-        generator = torch.Generator().manual_seed(0)
-        states = torch.randn(3, 50, generator=generator)
-        vectors = torch.randn(1, 50, generator=generator).expand(num_items + 1, -1).contiguous()
-        ranks = Scorer(vectors, score_budget=budget).target_ranks(states, torch.tensor([1, 50, num_items]))
-        assert as_lists(ranks) == ([0, 0, 0], [num_items - 1] * 3)
-
-    def test_not_a_number_never_makes_a_target_look_good(self):
-        vectors = torch.tensor([[0.0], [math.nan], [2.0], [1.0]])
-        ranks = Scorer(vectors).target_ranks(torch.ones(2, 1), torch.tensor([1, 2]))
-        assert as_lists(ranks) == ([2, 1], [0, 0])
-
-    def test_chunks_change_nothing_for_real_valued_scores(self):
-        generator = torch.Generator().manual_seed(0)
-        states, vectors = torch.randn(9, 16, generator=generator), torch.randn(301, 16, generator=generator)
-        targets = torch.randint(1, 301, (9,), generator=generator)
-        whole = Scorer(vectors).target_ranks(states, targets)
-        chunked = Scorer(vectors, score_budget=9 * 37).target_ranks(states, targets)
-        assert as_lists(chunked) == as_lists(whole)
-
-
-class TestCandidateRanks:
-    @settings(deadline=None)
-    @given(SEEDS, st.integers(1, 5), st.integers(1, 9), st.booleans())
-    def test_ranks_equal_a_loop_over_candidates(self, seed: int, rows: int, count: int, with_nan: bool):
-        generator = torch.Generator().manual_seed(seed)
-        states, vectors = small_integers(generator, rows, 3), small_integers(generator, 11, 3)
-        if with_nan:
-            vectors[1 + seed % 10] = math.nan
-        targets = torch.randint(1, 6, (rows,), generator=generator)
-        # A candidate drawn twice counts twice.
-        candidates = torch.randint(6, 11, (rows, count), generator=generator)
-        ranks = Scorer(vectors).candidate_ranks(states, targets, candidates)
-        assert as_lists(ranks) == ranks_slowly(states, vectors, targets, candidates.tolist())
-
-    def test_items_with_the_same_vector_are_tied(self):
-        generator = torch.Generator().manual_seed(0)
-        vectors = torch.randn(1, 50, generator=generator).expand(200, -1).contiguous()
-        states = torch.randn(3, 50, generator=generator)
-        candidates = torch.randint(2, 200, (3, 101), generator=generator)
-        ranks = Scorer(vectors).candidate_ranks(states, torch.ones(3, dtype=torch.int64), candidates)
-        assert as_lists(ranks) == ([0, 0, 0], [101, 101, 101])
 
 
 class TestTopK:
@@ -201,7 +100,6 @@ def test_scores_of_all_users_for_the_whole_catalogue_are_never_held():
     seen = seen_items([{row + 1, row + 2} for row in range(rows)])
     scorer = Scorer(vectors, score_budget=budget)
     with LargestResult() as largest:
-        scorer.target_ranks(states, torch.arange(rows) + 1, seen)
         scorer.top_k(states, 5, torch.arange(rows), exclude=seen)
     assert 0 < largest.elements <= budget + rows * 5
 
@@ -220,14 +118,57 @@ def test_scores_are_dot_products(seed: int):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_autocast_changes_neither_ranks_nor_recommendations(dtype: torch.dtype):
+def test_autocast_does_not_change_recommendations(dtype: torch.dtype):
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(4, 8, generator=generator).to(dtype)
-    scorer = Scorer(torch.randn(400, 8, generator=generator))
-    targets, users = torch.tensor([1, 50, 200, 399]), torch.arange(4)
-    ranks, best = scorer.target_ranks(states, targets), scorer.top_k(states, 20, users)
+    scorer, users = Scorer(torch.randn(400, 8, generator=generator)), torch.arange(4)
+    best = scorer.top_k(states, 20, users)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ranks_under, best_under = scorer.target_ranks(states, targets), scorer.top_k(states, 20, users)
-    assert as_lists(ranks_under) == as_lists(ranks)
+        best_under = scorer.top_k(states, 20, users)
     assert best_under.item_ids.tolist() == best.item_ids.tolist()
     assert best_under.scores.dtype == torch.float32
+
+
+class TestRounding:
+    @pytest.mark.parametrize("width", [2, 64, 300])
+    def test_no_score_lies_further_from_the_precise_one_than_the_bound(self, width: int):
+        generator = torch.Generator().manual_seed(width)
+        # Terms of very different size cancel out, so that the order of summation shows.
+        vectors = torch.randn(500, width, generator=generator) * 10.0 ** torch.arange(width).remainder(7)
+        states = torch.randn(40, width, generator=generator)
+        scorer = Scorer(vectors)
+        bound = scorer.rounding(states)
+        assert bound.shape == (40,)
+        rows, items = torch.meshgrid(torch.arange(40), torch.arange(1, 500), indexing="ij")
+        precise = scorer.precise_scores(states[rows.flatten()], items.flatten()).view(40, 499)
+        for scores in (scorer.score_chunk(states, 1, 499), scorer.score(states, items)):
+            assert ((scores - precise).abs() <= bound.unsqueeze(1)).all()
+        assert (scores != precise).any()
+
+    def test_scores_of_one_product_are_exact(self):
+        assert Scorer(torch.randn(5, 1)).rounding(torch.randn(2, 1)) is None
+
+    def test_what_is_not_finite_leaves_the_bound_of_others_alone(self):
+        vectors, states = torch.randn(9, 4), torch.randn(3, 4)
+        expected = Scorer(vectors).rounding(states)
+        states[1, 0] = math.inf
+        found = Scorer(torch.cat([vectors, vectors.new_full((1, 4), math.nan)])).rounding(states)
+        assert found[[0, 2]].equal(expected[[0, 2]])
+        assert found[1] == 0
+
+    def test_coarser_products_have_a_larger_bound(self):
+        states, scorer = torch.randn(3, 4), Scorer(torch.randn(9, 4))
+        exact = scorer.rounding(states)
+        before = torch.get_float32_matmul_precision()
+        try:
+            torch.set_float32_matmul_precision("high")
+            # Ten bits remain of each of two factors.
+            assert (scorer.rounding(states) > exact + 2.0**-10 * states.norm(dim=1)).all()
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_scores_of_half_precision_tables_have_single_precision(self, dtype: torch.dtype):
+        vectors, states = torch.randn(9, 4).to(dtype), torch.randn(3, 4).to(dtype)
+        scores = Scorer(vectors).score_chunk(states, 1, 8)
+        assert scores.equal(states.float() @ vectors[1:].float().T)

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from seqrec.data.batching import BatchPlan
+from seqrec.data.ragged import ranges
 from seqrec.data.store import EventStore
-from seqrec.types import History, RaggedItems, SequenceBatch
+from seqrec.types import HeldOutItems, History, RaggedItems, SequenceBatch
 
 Int64 = NDArray[np.int64]
 
@@ -27,12 +28,21 @@ class WindowDataset(Dataset[SequenceBatch]):
     Args:
         store: The events.
         history_stops: (num_users,) end of what counts as seen by a user, from `Split.history_stops`.
+        target_stops: (num_users,) end of what a user is judged by, from `Split.target_stops`; None judges by nothing.
         with_targets: False when no event stands behind the windows (prediction).
     """
 
-    def __init__(self, store: EventStore, history_stops: Int64, *, with_targets: bool = True) -> None:
+    def __init__(
+        self,
+        store: EventStore,
+        history_stops: Int64,
+        *,
+        target_stops: Int64 | None = None,
+        with_targets: bool = True,
+    ) -> None:
         self.store = store
         self.history_stops = history_stops
+        self.target_stops = target_stops
         self.with_targets = with_targets
 
     def __getitem__(self, plan: BatchPlan) -> SequenceBatch:
@@ -46,9 +56,9 @@ class WindowDataset(Dataset[SequenceBatch]):
         )
         targets = padded_rows(item_ids, starts + 1, lengths) if self.with_targets else None
         seen_events, user_ids = self._seen_events(windows.user_rows), torch.from_numpy(windows.user_rows + 1)
-        return SequenceBatch(
-            history, targets, user_ids, seen_events, torch.tensor(plan.weight, dtype=torch.float32)
-        )
+        weight = torch.tensor(plan.weight, dtype=torch.float32)
+        held_out = None if self.target_stops is None else self._held_out(windows.user_rows, self.target_stops)
+        return SequenceBatch(history, targets, user_ids, seen_events, weight, held_out)
 
     def _seen_events(self, user_rows: Int64) -> RaggedItems:
         starts, stops = np.asarray(self.store.offsets)[user_rows], self.history_stops[user_rows]
@@ -60,6 +70,23 @@ class WindowDataset(Dataset[SequenceBatch]):
         rows = [column[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
         np.concatenate(rows, out=item_ids, casting="unsafe")
         return RaggedItems(torch.from_numpy(item_ids), torch.from_numpy(offsets))
+
+    def _held_out(self, user_rows: Int64, target_stops: Int64) -> HeldOutItems:
+        starts = self.history_stops[user_rows]
+        counts = target_stops[user_rows] - starts
+        places = ranges(starts, counts)
+        item_ids = np.asarray(self.store.item_ids)[places].astype(np.int64)
+        if counts.max() > 1:
+            rows = np.repeat(np.arange(len(counts)), counts)
+            # The first event of each item; numbers of pairs are places in a batch, so they fit.
+            _, first = np.unique(rows * (self.store.num_items + 1) + item_ids, return_index=True)
+            first.sort()
+            places, item_ids = places[first], item_ids[first]
+            counts = np.bincount(rows[first], minlength=len(counts))
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        times = self.store.timestamps
+        timestamps = None if times is None else torch.from_numpy(np.asarray(times)[places].astype(np.int64))
+        return HeldOutItems(torch.from_numpy(item_ids), torch.from_numpy(offsets), timestamps)
 
 
 def padded_rows(column: NDArray[np.integer[Any]], starts: Int64, lengths: Int64) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -20,7 +21,7 @@ from seqrec.data.ragged import ranges
 from seqrec.data.sources import Source
 from seqrec.data.splits import LeaveOneOut, Split
 from seqrec.data.store import EventStore
-from seqrec.data.windows import NewestWindow, TrainWindows, WindowIndex
+from seqrec.data.windows import NewestWindow, TrainWindows, WindowIndex, judged_windows, newest_windows
 from seqrec.errors import InputError
 from seqrec.specs import to_spec
 from seqrec.types import SequenceBatch
@@ -62,6 +63,8 @@ class SequenceDataModule(pl.LightningDataModule):
         batch_size: Windows a batch and rank, in training.
         max_tokens: Events a batch and rank, in training, padding included, instead of `batch_size`.
         eval_batch_size: Windows a batch and rank, in evaluation and prediction.
+        val_users: Users that validation judges while fitting, at most: a fixed sample, the same in each epoch and for
+            any number of ranks. None judges all; the commands `validate` and `test` always do.
         bucket_by_length: Whether training batches hold rows of like length (less padding). Each batch then counts
             by its events, so that short histories weigh no more than otherwise.
         num_workers: Loader processes; 0 reads in the main process, which the memory-mapped store makes cheap.
@@ -81,6 +84,7 @@ class SequenceDataModule(pl.LightningDataModule):
         batch_size: int = 16,
         max_tokens: int | None = None,
         eval_batch_size: int = 128,
+        val_users: int | None = None,
         bucket_by_length: bool = True,
         num_workers: int = 0,
         seed: int = 0,
@@ -92,6 +96,7 @@ class SequenceDataModule(pl.LightningDataModule):
             ("batch_size", batch_size),
             ("max_tokens", 1 if max_tokens is None else max_tokens),
             ("eval_batch_size", eval_batch_size),
+            ("val_users", 1 if val_users is None else val_users),
         ):
             if value < 1:
                 raise InputError(f"{name}={value} must be at least 1")
@@ -103,6 +108,7 @@ class SequenceDataModule(pl.LightningDataModule):
         self.batch_size = batch_size
         self.max_tokens = max_tokens
         self.eval_batch_size = eval_batch_size
+        self.val_users = val_users
         self.bucket_by_length = bucket_by_length
         self.num_workers = num_workers
         self.seed = seed
@@ -214,12 +220,17 @@ class SequenceDataModule(pl.LightningDataModule):
             "world_size": self.trainer.world_size if self.trainer else 1,
         }
 
+    @property
+    def event_order(self) -> str:
+        """How the store orders a user's events, those of equal time too."""
+        return str(self.store.manifest.get("order", "unknown"))
+
     def val_dataloader(self) -> ResumableLoader:
-        """Each user once, with its validation target."""
+        """Each user that is judged once, with its validation targets; while fitting `val_users` of them."""
         return self._eval_loader("validate")
 
     def test_dataloader(self) -> ResumableLoader:
-        """Each user once, with its test target."""
+        """Each user that is judged once, with its test targets."""
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> ResumableLoader:
@@ -236,9 +247,25 @@ class SequenceDataModule(pl.LightningDataModule):
 
     def _eval_loader(self, stage: str) -> ResumableLoader:
         stops = self.split.history_stops(self.store, stage)
-        windows = partial(NewestWindow().index, self._offsets, stops, self.max_length)
-        dataset = WindowDataset(self.store, stops, with_targets=stage != "predict")
-        return self._loader(dataset, windows, self.eval_batch_size, shuffle=False)
+        if stage == "predict":
+            newest = newest_windows(self._offsets, stops, self.max_length)
+            return self._loader(
+                WindowDataset(self.store, stops, with_targets=False),
+                lambda _: newest,
+                self.eval_batch_size,
+                shuffle=False,
+            )
+        ends = self.split.target_stops(self.store, stage)
+        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        most = self.val_users if fitting and stage == "validate" else None
+        judged = judged_windows(self._offsets, stops, ends, self.max_length, most=most, seed=self.seed)
+        if not len(judged):
+            raise InputError(
+                f"{self.store_directory}: the split {self.split.id} leaves no user to {stage}: "
+                f"{self.split.left_out(self.store, stage)}; hold out more, or ask for a shorter warm-up"
+            )
+        dataset = WindowDataset(self.store, stops, target_stops=ends)
+        return self._loader(dataset, lambda _: judged, self.eval_batch_size, shuffle=False)
 
     def _loader(
         self,

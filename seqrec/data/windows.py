@@ -50,6 +50,32 @@ def newest_windows(offsets: Int64, stops: Int64, max_length: int) -> WindowIndex
     return WindowIndex(rows, starts[rows], stops[rows])
 
 
+def judged_windows(
+    offsets: Int64,
+    stops: Int64,
+    target_stops: Int64,
+    max_length: int,
+    *,
+    most: int | None = None,
+    seed: int = 0,
+) -> WindowIndex:
+    """The newest windows of users who have history and targets, or of a fixed sample of them.
+
+    Args:
+        offsets: (num_users,) first event of each user.
+        stops: (num_users,) end of each user's history.
+        target_stops: (num_users,) end of the events behind it that the user is judged by.
+        max_length: Events a window, at most.
+        most: Users, at most; None is all.
+        seed: Seed of the sample, which depends on nothing else but who can be judged.
+    """
+    windows = newest_windows(offsets, stops, max_length)
+    windows = windows[np.flatnonzero((target_stops > stops)[windows.user_rows])]
+    if most is None or most >= len(windows):
+        return windows
+    return windows[np.sort(np.random.default_rng(seed).permutation(len(windows))[:most])]
+
+
 class TrainWindows(ABC):
     """Policy that cuts training histories into windows, anew each epoch."""
 

@@ -1,16 +1,20 @@
-"""Writes recommendations as Parquet while they are made."""
+"""Writes recommendations as Parquet while they are made, and what they are like."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
+from seqrec.metrics import list_metrics
 from seqrec.models import Recommender
 from seqrec.types import Recommendations
 
@@ -18,7 +22,8 @@ from seqrec.types import Recommendations
 class RecommendationWriter(BasePredictionWriter):
     """`seqrec predict`'s output: one Parquet part a batch, with the log's own ids.
 
-    Columns: `user_id`, `item_id`, `rank` (1 is best), `score`.
+    Columns: `user_id`, `item_id`, `rank` (1 is best), `score`. Beside the folder, in `<folder>_metrics.json`, stand
+    the recommendations' catalogue coverage, popularity and novelty; see `seqrec.metrics.list_metrics`.
 
     Args:
         directory: Folder of the parts; None is `recommendations` in the run's folder.
@@ -53,6 +58,8 @@ class RecommendationWriter(BasePredictionWriter):
             )
         trainer.strategy.barrier()
         self._folder.mkdir(parents=True, exist_ok=True)
+        counts = torch.from_numpy(trainer.datamodule.train_item_counts())  # type: ignore[attr-defined]
+        self._metrics = list_metrics(counts, cutoffs=(self.top_k,)).to(pl_module.device)
 
     def write_on_batch_end(
         self,
@@ -67,6 +74,7 @@ class RecommendationWriter(BasePredictionWriter):
         """Write one batch as one part."""
         import polars
 
+        self._metrics.update(prediction)
         store: EventStore = trainer.datamodule.store  # type: ignore[attr-defined]
         best = prediction.to("cpu")
         kept = best.item_ids > 0
@@ -80,3 +88,12 @@ class RecommendationWriter(BasePredictionWriter):
             }
         )
         frame.write_parquet(self._folder / f"part-{trainer.global_rank}-{batch_idx:06d}.parquet")
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the metrics of all ranks' lists."""
+        # compute() adds up over ranks, so all of them ask.
+        values = {name: float(value) for name, value in self._metrics.compute().items()}
+        if trainer.is_global_zero:
+            plain = {name: None if math.isnan(value) else value for name, value in values.items()}
+            path = self._folder.with_name(f"{self._folder.name}_metrics.json")
+            path.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,38 @@
-"""Ranking metrics."""
+"""Metrics of rankings by their targets, and of recommended lists without."""
 
-from seqrec.metrics.functional import hit_rate, ndcg
-from seqrec.metrics.ranking import NDCG, HitRate, RankMetric
+from seqrec.metrics.functional import NORMALISERS, hit_rate, mrr, ndcg, precision, recall
+from seqrec.metrics.lists import Coverage, ListMetric, MeanPopularity, Novelty, list_metrics
+from seqrec.metrics.ranking import (
+    CUTOFFS,
+    MRR,
+    NDCG,
+    HitRate,
+    Precision,
+    RankMetric,
+    Recall,
+    metric_named,
+    ranking_metrics,
+)
 
-__all__ = ["NDCG", "HitRate", "RankMetric", "hit_rate", "ndcg"]
+__all__ = [
+    "CUTOFFS",
+    "MRR",
+    "NDCG",
+    "NORMALISERS",
+    "Coverage",
+    "HitRate",
+    "ListMetric",
+    "MeanPopularity",
+    "Novelty",
+    "Precision",
+    "RankMetric",
+    "Recall",
+    "hit_rate",
+    "list_metrics",
+    "metric_named",
+    "mrr",
+    "ndcg",
+    "precision",
+    "ranking_metrics",
+    "recall",
+]

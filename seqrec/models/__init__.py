@@ -1,17 +1,21 @@
 """Whole models: encoders with plain arguments, the general recommender, baselines."""
 
 from seqrec.models.base import Recommender
+from seqrec.models.baselines import Baseline, ItemKNN, Markov, Popularity, RecentPopularity
 from seqrec.models.evaluate import evaluate
-from seqrec.models.popularity import Popularity
 from seqrec.models.presets import GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, SASRec
 from seqrec.models.sequential import SequentialRecommender
 
 __all__ = [
+    "Baseline",
     "GRU4Rec",
+    "ItemKNN",
     "MambaRec",
+    "Markov",
     "MoEMaTrRec",
     "Popularity",
     "RecMamba",
+    "RecentPopularity",
     "Recommender",
     "SASRec",
     "SequentialRecommender",

@@ -6,25 +6,27 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from seqrec.callbacks import FiniteLoss, StepSeeds
-from seqrec.metrics import NDCG, HitRate
-from seqrec.protocols import FullRanking, Protocol
+from seqrec.data.datamodule import SequenceDataModule
+from seqrec.metrics import ranking_metrics
+from seqrec.protocols import FullRanking, Protocol, TrainingCounts
 from seqrec.scoring import Scorer
-from seqrec.types import Recommendations, SequenceBatch
-
-CUTOFFS = (5, 10, 20)
+from seqrec.types import JudgedTargets, Recommendations, SequenceBatch
 
 
 class Recommender(pl.LightningModule, ABC):
     """A model that scores items for users by dot products of states and item vectors.
 
-    It logs `val_HR@K`, `val_NDCG@K`, `test_HR@K` and `test_NDCG@K` for K = 5, 10, 20.
+    It logs `val_HR@K`, `val_NDCG@K`, `test_HR@K` and `test_NDCG@K` for K = 5, 10, 20, and recall and precision
+    where the split holds out several items a user.
 
     Attributes:
-        protocol: How targets are ranked; full ranking without seen items unless set.
+        protocol: How targets are ranked; full ranking without seen items unless set. A trainer's command on a
+            `SequenceDataModule` replaces it by the same one with the data's split and order of events.
         top_k: Items a user that `predict_step` returns.
         filter_seen: Whether `predict_step` leaves out items of the user's history.
     """
@@ -35,6 +37,7 @@ class Recommender(pl.LightningModule, ABC):
         self.top_k = 10
         self.filter_seen = True
         self.metrics = nn.ModuleDict({stage: ranking_metrics() for stage in ("val", "test")})
+        self._judging: tuple[Scorer, TrainingCounts | None] | None = None
 
     @property
     def title(self) -> str:
@@ -55,17 +58,26 @@ class Recommender(pl.LightningModule, ABC):
         present = {type(callback) for callback in getattr(self._trainer, "callbacks", [])}
         return [callback() for callback in (StepSeeds, FiniteLoss) if callback not in present]
 
-    def target_metrics(self, batch: SequenceBatch, metrics: MetricCollection) -> None:
-        """Rank the batch's last targets by the protocol and add them to `metrics`."""
-        metrics.update(self.protocol.ranks(self.last_states(batch), batch, self.scorer()))
+    # Lightning hands what a step returns to callbacks as it is, but its types know tensors and mappings alone.
+    def validation_step(  # type: ignore[override]
+        self, batch: SequenceBatch, batch_idx: int
+    ) -> JudgedTargets:
+        """Add a batch to the validation metrics; returns its ranks."""
+        return self._judge("val", batch)
 
-    def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
-        """Add a batch to the validation metrics."""
-        self.target_metrics(batch, self._metrics("val"))
+    def test_step(  # type: ignore[override]
+        self, batch: SequenceBatch, batch_idx: int
+    ) -> JudgedTargets:
+        """Add a batch to the test metrics; returns its ranks."""
+        return self._judge("test", batch)
 
-    def test_step(self, batch: SequenceBatch, batch_idx: int) -> None:
-        """Add a batch to the test metrics."""
-        self.target_metrics(batch, self._metrics("test"))
+    def on_validation_epoch_start(self) -> None:
+        """Take split, order and counts from the data, and the scorer of the present weights."""
+        self._start_judging("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Take split, order and counts from the data, and the scorer of the present weights."""
+        self._start_judging("test")
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics of all users."""
@@ -80,6 +92,25 @@ class Recommender(pl.LightningModule, ABC):
         exclude = batch.seen if self.filter_seen else None
         return self.scorer().top_k(self.last_states(batch), self.top_k, batch.user_ids, exclude=exclude)
 
+    def _start_judging(self, stage: str) -> None:
+        data, counts, several = getattr(self.trainer, "datamodule", None), None, False
+        if isinstance(data, SequenceDataModule):
+            self.protocol = self.protocol.on(data.split, data.event_order)
+            several = data.split.several_targets
+            if self.protocol.candidates.needs_item_counts:
+                counts = TrainingCounts(torch.from_numpy(data.train_item_counts())).to(self.device)
+        self.metrics[stage] = ranking_metrics(self.protocol.normaliser, several_targets=several).to(
+            self.device
+        )
+        # Once an epoch: nothing that scores changes in between.
+        self._judging = (self.scorer(), counts)
+
+    def _judge(self, stage: str, batch: SequenceBatch) -> JudgedTargets:
+        scorer, counts = self._judging or (self.scorer(), None)
+        judged = self.protocol.judge(self.last_states(batch), batch, scorer, counts)
+        self._metrics(stage).update(judged)
+        return judged
+
     def _metrics(self, stage: str) -> MetricCollection:
         metrics = self.metrics[stage]
         assert isinstance(metrics, MetricCollection)
@@ -90,13 +121,7 @@ class Recommender(pl.LightningModule, ABC):
         values: dict[str, Any] = self._metrics(stage).compute()
         for name, value in values.items():
             shown = name in ("HR@10", "NDCG@10")
-            # Equal on all ranks already, which Lightning does not know.
-            self.log(f"{stage}_{name}", value.float(), prog_bar=shown, sync_dist=True)
+            # Equal on all ranks already, which Lightning does not know; a mean of three could round.
+            self.log(f"{stage}_{name}", value.float(), prog_bar=shown, sync_dist=True, reduce_fx="max")
         self._metrics(stage).reset()
-
-
-def ranking_metrics() -> MetricCollection:
-    """HR@K and NDCG@K for K = 5, 10, 20."""
-    metrics = {f"HR@{k}": HitRate(k) for k in CUTOFFS} | {f"NDCG@{k}": NDCG(k) for k in CUTOFFS}
-    # Groups would be formed by equal values after the first batch, and HR@5 = HR@10 there can be chance.
-    return MetricCollection(metrics, compute_groups=False)  # type: ignore[arg-type]  # invariant dict
+        self._judging = None

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from seqrec.data.batching import BatchPlan, BatchSampler
 from seqrec.data.collate import WindowDataset
-from seqrec.data.splits import LeaveOneOut
+from seqrec.data.splits import LastN, LeaveOneOut
 from seqrec.data.store import EventStore, write_store
 from seqrec.data.windows import NewestWindow, RandomCrop, StridedWindows, TrainWindows, WindowIndex
 from seqrec.types import RaggedItems, SequenceBatch
@@ -236,3 +236,33 @@ def test_loader_processes_give_the_batches_of_the_main_process(stores: dict[bool
     assert len(in_main) == 6
     assert in_main[:3] != in_main[3:]
     assert batches(2) == in_main
+
+
+@pytest.mark.parametrize("times", [True, False])
+@pytest.mark.parametrize(("stage", "n"), [("validate", 1), ("test", 1), ("validate", 2), ("test", 4)])
+def test_held_out_items_equal_a_loop_over_users(tmp_path: Path, times: bool, stage: str, n: int):
+    # Few items, so that some are held out twice.
+    histories = [[1 + event * event * user % 5 for event in range(9 + user)] for user in range(1, 7)]
+    store, split = write_histories(tmp_path, histories, times=times), LastN(n)
+    stops = split.history_stops(store, stage)
+    windows = NewestWindow().index(np.asarray(store.offsets)[:-1], stops, 5, np.random.default_rng())[::-1]
+    dataset = WindowDataset(store, stops, target_stops=split.target_stops(store, stage))
+    held_out = dataset[BatchPlan(windows, 1.0)].held_out
+    expected, expected_times = [], []
+    for row in windows.user_rows:
+        first = {}
+        for place in range(stops[row], stops[row] + n):
+            first.setdefault(int(store.item_ids[place]), place)
+        expected.append(list(first))
+        expected_times += [] if store.timestamps is None else store.timestamps[list(first.values())].tolist()
+    bounds = itertools.pairwise(held_out.offsets.tolist())
+    assert [held_out.item_ids[a:b].tolist() for a, b in bounds] == expected
+    assert held_out.item_ids.dtype == held_out.offsets.dtype == torch.int64
+    assert (held_out.timestamps.tolist() if times else []) == expected_times
+    assert times or held_out.timestamps is None
+    assert n < 4 or any(len(items) < n for items in expected)
+
+
+def test_nothing_is_held_out_in_training_and_prediction(stores: dict[bool, EventStore]):
+    for stage in ("train", "predict"):
+        assert stage_batch(stores[True], stage, 5, [0, 1]).held_out is None

@@ -5,6 +5,7 @@ import multiprocessing
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,10 +13,12 @@ import numpy as np
 import polars
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Sequences, Source, Synthetic
+from seqrec.data.splits import GlobalTime, LastN
 from seqrec.data.windows import NewestWindow, StridedWindows
 from seqrec.errors import InputError, StoreError
 from seqrec.types import SequenceBatch
@@ -115,7 +118,7 @@ def test_a_store_made_with_other_settings_is_refused(tmp_path: Path):
         _ = other.num_items
 
 
-@pytest.mark.parametrize("name", ["max_length", "max_tokens", "batch_size", "eval_batch_size"])
+@pytest.mark.parametrize("name", ["max_length", "max_tokens", "batch_size", "eval_batch_size", "val_users"])
 def test_a_size_below_one_is_refused(tmp_path: Path, name: str):
     with pytest.raises(InputError, match=f"{name}=0 must be at least 1"):
         module(tmp_path, **{name: 0})
@@ -173,6 +176,74 @@ def test_loaders_serve_each_user_with_the_stages_target(tmp_path: Path):
     assert sorted(users_and_targets(data.train_dataloader())) == [1, 3, 4]
 
 
+def held_out(loader: Any) -> dict[int, list[int]]:
+    found = {}
+    for batch in loader:
+        bounds = batch.held_out.offsets.tolist()
+        for row, user in enumerate(batch.user_ids.tolist()):
+            found[user] = batch.held_out.item_ids[bounds[row] : bounds[row + 1]].tolist()
+    return found
+
+
+def test_a_user_is_judged_by_all_that_the_split_holds_out(tmp_path: Path):
+    data = module(tmp_path, Histories([[1, 2, 3, 4, 5, 6], [6, 5, 4, 2, 2]]), split=LastN(2), max_length=3)
+    assert held_out(data.val_dataloader()) == {1: [3, 4], 2: [5, 4]}
+    assert held_out(data.test_dataloader()) == {1: [5, 6], 2: [2]}
+    assert data.train_item_counts().tolist() == [0, 1, 1, 0, 0, 0, 1]
+
+
+class Timed(Histories):
+    """Each history's n-th event has time n."""
+
+    def scan(self, progress: object = None) -> polars.LazyFrame:
+        events = [
+            (user, item, time)
+            for user, history in enumerate(self.histories)
+            for time, item in enumerate(history)
+        ]
+        return polars.LazyFrame(events, schema=["user_id", "item_id", "timestamp"], orient="row")
+
+
+def test_global_time_trains_on_nothing_from_the_validation_point_on(tmp_path: Path):
+    histories = [[1, 2, 3, 4, 5, 6], [6, 5, 4, 3], [1, 2], [3]]
+    data = module(tmp_path, Timed(histories), split=GlobalTime(4, 2), max_length=5)
+    assert held_out(data.val_dataloader()) == {1: [3, 4], 2: [4, 3]}
+    assert held_out(data.test_dataloader()) == {1: [5, 6]}
+    assert data.train_item_counts().tolist() == [0, 2, 2, 1, 0, 1, 1]
+    targets = [batch.targets[batch.history.valid].tolist() for batch in data.train_dataloader()]
+    assert sorted(item for items in targets for item in items) == [2, 2, 5]
+
+
+def test_a_split_that_leaves_nobody_to_judge_is_refused(tmp_path: Path):
+    data = module(tmp_path, Timed([[1, 2, 3], [3, 2, 1]]), split=GlobalTime(2, 1, warm_up=9))
+    with pytest.raises(InputError, match=r"leaves no user to test: .*fewer than 9 event\(s\) before': 2"):
+        data.test_dataloader()
+
+
+def test_validation_judges_a_fixed_sample_of_users_while_fitting_and_all_otherwise(tmp_path: Path):
+    def users(stage: TrainerFn | None, *, seed: int = 0, rank: int = 0, world_size: int = 1) -> list[int]:
+        data = module(
+            tmp_path, Synthetic(num_users=50, mean_events=8), val_users=12, eval_batch_size=5, seed=seed
+        )
+        if stage is not None:
+            data.trainer = SimpleNamespace(
+                state=SimpleNamespace(fn=stage),
+                global_rank=rank,
+                world_size=world_size,
+                strategy=SimpleNamespace(root_device=torch.device("cpu")),
+            )
+        return sorted(user for batch in data.val_dataloader() for user in batch.user_ids.tolist())
+
+    sample = users(TrainerFn.FITTING)
+    assert len(sample) == 12
+    assert users(TrainerFn.FITTING) == sample
+    shared = [users(TrainerFn.FITTING, rank=rank, world_size=3) for rank in range(3)]
+    assert sorted(user for part in shared for user in part) == sample
+    assert users(TrainerFn.FITTING, seed=1) != sample
+    for stage in (TrainerFn.VALIDATING, None):
+        assert users(stage) == list(range(1, 51))
+
+
 def test_train_windows_policy_is_used(tmp_path: Path):
     data = module(tmp_path, max_length=2, train_windows=StridedWindows())
     users = Counter(user for batch in data.train_dataloader() for user in batch.user_ids.tolist())
@@ -202,6 +273,7 @@ def test_pinning_a_batch_keeps_its_type_and_pins_every_tensor(tmp_path: Path, mo
     assert type(batch.pin_memory()) is SequenceBatch
     tensors = (batch.history.item_ids, batch.history.lengths, batch.targets, batch.user_ids)
     tensors += (batch.seen_events.item_ids, batch.seen_events.offsets, batch.weight)
+    tensors += (batch.held_out.item_ids, batch.held_out.offsets)
     assert sorted(pinned) == sorted(map(id, tensors))
 
 

@@ -65,10 +65,10 @@ def test_ranks_on_the_device_equal_those_on_cpu(protocol):
     model = models.GRU4Rec(NUM_ITEMS, d_model=8).double().eval()
     batch = make_batch()
     states = torch.randn(len(batch), 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    expected = protocol.ranks(states, batch, model.scorer())
-    found = protocol.ranks(states.cuda(), batch.to("cuda"), model.cuda().scorer())
-    assert found.to("cpu").better.tolist() == expected.better.tolist()
-    assert found.to("cpu").tied.tolist() == expected.tied.tolist()
+    expected = protocol.judge(states, batch, model.scorer()).ranks
+    found = protocol.judge(states.cuda(), batch.to("cuda"), model.cuda().scorer()).ranks.to("cpu")
+    assert found.better.tolist() == expected.better.tolist()
+    assert found.tied.tolist() == expected.tied.tolist()
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

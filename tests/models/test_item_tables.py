@@ -15,6 +15,7 @@ from seqrec.errors import InputError
 from seqrec.losses import BCE, GBCE, FullSoftmax, InBatchSoftmax, Loss, SampledSoftmax
 from seqrec.models import GRU4Rec, Recommender, SASRec, SequentialRecommender
 from seqrec.negatives import UniformNegatives
+from seqrec.ranks import Targets, catalogue_ranks
 from seqrec.scoring import Scorer
 from seqrec.types import SequenceBatch
 
@@ -94,7 +95,7 @@ def test_training_and_ranking_see_the_same_scores(variant: str, batch: SequenceB
     states = made.last_states(batch)
     every_item = torch.arange(1, NUM_ITEMS + 1).expand(len(batch), -1)
     scores = made.scorer().score(states, every_item)
-    ranks = made.scorer().target_ranks(states, batch.last_targets)
+    ranks = catalogue_ranks(made.scorer(), states, Targets(torch.arange(len(batch)), batch.last_targets))
     own = scores.gather(1, batch.last_targets.unsqueeze(1) - 1)
     assert ranks.better.tolist() == (scores > own).sum(1).tolist()
     best = made.scorer().top_k(states, NUM_ITEMS, batch.user_ids)
@@ -174,7 +175,8 @@ def test_bfloat16_tables_are_computed_with_in_float32(sparse: bool, batch: Seque
     found = scorer.score(states, torch.arange(1, NUM_ITEMS + 1).expand(3, -1))
     torch.testing.assert_close(found, expected)
     better = (expected > expected.gather(1, batch.last_targets.unsqueeze(1) - 1)).sum(1)
-    assert torch.equal(scorer.target_ranks(states, batch.last_targets).better, better)
+    ranks = catalogue_ranks(scorer, states, Targets(torch.arange(len(batch)), batch.last_targets))
+    assert torch.equal(ranks.better, better)
     out.sum().backward()
     assert table.weight.grad.is_sparse == sparse
 

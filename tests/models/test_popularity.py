@@ -1,21 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
-import torch
 
-from seqrec.errors import InputError
 from seqrec.models import Popularity, evaluate
 from seqrec.protocols import FullRanking
 from seqrec.types import SequenceBatch
 
 COUNTS = np.array([0, 3, 9, 1, 7, 5])
-without_steps = pytest.mark.filterwarnings(
-    "ignore:`LightningModule.configure_optimizers` returned `None`", "ignore:`training_step` returned `None`"
-)
 MakeBatch = Callable[..., SequenceBatch]
 
 
@@ -57,37 +51,6 @@ def test_metrics_follow_from_the_counts_by_hand(make_batch: MakeBatch):
 
 def test_large_counts_one_apart_are_not_tied(make_batch: MakeBatch):
     model = Popularity.from_counts(np.array([0, 2**40, 2**40 + 1]))
-    ranks = model.scorer().target_ranks(torch.ones(1, 1, dtype=torch.float64), torch.tensor([1]))
+    batch = make_batch([[2]], [1])
+    ranks = FullRanking(filter_seen=False).judge(model.last_states(batch), batch, model.scorer()).ranks
     assert (ranks.better.item(), ranks.tied.item()) == (1, 0)
-
-
-class CountedLog(pl.LightningDataModule):
-    def __init__(self, batches: Sequence[SequenceBatch]) -> None:
-        super().__init__()
-        self.batches = batches
-
-    def train_dataloader(self) -> Sequence[SequenceBatch]:
-        return self.batches
-
-    def val_dataloader(self) -> Sequence[SequenceBatch]:
-        return self.batches
-
-    def train_item_counts(self) -> np.ndarray:
-        return np.arange(13) ** 2
-
-
-@without_steps
-def test_fitting_takes_the_counts_of_the_data_module(
-    batches: Sequence[SequenceBatch], make_trainer: Callable
-):
-    model, trainer = Popularity(12), make_trainer(max_epochs=5)
-    trainer.fit(model, datamodule=CountedLog(batches))
-    assert model.item_counts.tolist() == [k**2 for k in range(13)]
-    assert trainer.current_epoch == 1
-    assert trainer.callback_metrics["val_HR@5"] == evaluate(model, batches)["HR@5"]
-
-
-@without_steps
-def test_fitting_without_a_data_module_is_refused(batches: Sequence[SequenceBatch], make_trainer: Callable):
-    with pytest.raises(InputError, match=r"fitted from a SequenceDataModule; or use Popularity.from_counts"):
-        make_trainer(max_epochs=1).fit(Popularity(12), batches, batches)

@@ -7,16 +7,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seqrec.errors import InputError
-from seqrec.models.base import Recommender
+from seqrec.models.baselines.base import Baseline, check_catalogue
+from seqrec.models.baselines.training_events import TrainingEvents
 from seqrec.scoring import Scorer
 from seqrec.types import SequenceBatch
 
 
-class Popularity(Recommender):
+class Popularity(Baseline):
     """Ranks items by how often they occur in the training part of the log; the same list for every user.
-
-    Fitting reads the counts from the data module and ends after one epoch without a step.
 
     Args:
         num_items: Items of the catalogue.
@@ -37,6 +35,11 @@ class Popularity(Recommender):
         model.item_counts.copy_(torch.from_numpy(item_counts))
         return model
 
+    def count(self, events: TrainingEvents) -> None:
+        """See `Baseline.count`."""
+        check_catalogue(self.title, len(self.item_counts) - 1, events)
+        self.item_counts.copy_(torch.from_numpy(events.item_counts()))
+
     def last_states(self, batch: SequenceBatch) -> Tensor:
         """(B, 1) ones: the count is the score."""
         return self.item_counts.new_ones(len(batch), 1)
@@ -44,26 +47,3 @@ class Popularity(Recommender):
     def scorer(self) -> Scorer:
         """See `Recommender.scorer`."""
         return Scorer(self.item_counts.unsqueeze(1))
-
-    def on_fit_start(self) -> None:
-        """Count the training part.
-
-        Raises:
-            InputError: the trainer has no data module that can count.
-        """
-        data = getattr(self.trainer, "datamodule", None)
-        if data is None or not hasattr(data, "train_item_counts"):
-            raise InputError(
-                "Popularity is fitted from a SequenceDataModule; or use Popularity.from_counts(counts)"
-            )
-        self.item_counts.copy_(torch.from_numpy(data.train_item_counts()))
-
-    def training_step(self, batch: SequenceBatch, batch_idx: int) -> None:
-        """Nothing to step: the counts are there since the start."""
-
-    def on_train_epoch_end(self) -> None:
-        """Stop: a second epoch would change nothing."""
-        self.trainer.should_stop = True
-
-    def configure_optimizers(self) -> None:
-        """Nothing to optimise."""

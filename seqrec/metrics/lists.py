@@ -1,0 +1,125 @@
+"""Metrics of what is recommended, without targets: how much of the catalogue, how popular, how novel. V = items + 1."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+
+from seqrec.errors import InputError
+from seqrec.types import Recommendations
+
+
+class ListMetric(Metric, ABC):
+    """A function of how often each item stands among the first k of all users' lists; exact under distribution.
+
+    The state is one count an item, (V,) int64, summed over ranks; that of item 0, places without an item, is never
+    read. Every recommended item counts the same, so lists that end before k weigh less.
+
+    Args:
+        item_counts: (V,) how often each item occurs in training, as `SequenceDataModule.train_item_counts` gives
+            them; item 0 is padding.
+        k: Length of the lists that are judged, at least 1.
+
+    Raises:
+        InputError: `k` below 1, or a catalogue without items.
+    """
+
+    full_state_update = False
+    recommended: Tensor
+    item_counts: Tensor
+
+    def __init__(self, item_counts: Tensor, k: int) -> None:
+        super().__init__()
+        if k < 1:
+            raise InputError(f"k={k} must be at least 1")
+        if len(item_counts) < 2:
+            raise InputError(
+                f"item_counts has {len(item_counts)} entries, expected one for padding and one an item"
+            )
+        self.k = k
+        self.register_buffer("item_counts", torch.as_tensor(item_counts), persistent=False)
+        self.add_state("recommended", torch.zeros(len(item_counts), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, recommendations: Recommendations) -> None:
+        """Add a batch of users.
+
+        Raises:
+            InputError: lists shorter than `k`, or an item beyond the catalogue.
+        """
+        width = recommendations.item_ids.shape[1]
+        if width < self.k:
+            raise InputError(
+                f"lists of {width} items cannot be judged at k={self.k}; recommend {self.k} or more"
+            )
+        counts = torch.bincount(
+            recommendations.item_ids[:, : self.k].flatten(), minlength=len(self.recommended)
+        )
+        if len(counts) > len(self.recommended):
+            raise InputError(
+                f"item {len(counts) - 1} was recommended, but item_counts ends at {len(self.recommended) - 1}"
+            )
+        self.recommended += counts
+
+    @abstractmethod
+    def compute(self) -> Tensor:
+        """() float64."""
+
+    def _mean(self, values: Tensor) -> Tensor:
+        """Mean of the items' values (V,) over all that was recommended; NaN before the first."""
+        times = self.recommended[1:].double()
+        return (times * values[1:].double()).sum() / times.sum()
+
+
+class Coverage(ListMetric):
+    """Coverage@k: share of the catalogue that is among the first k of at least one user."""
+
+    def compute(self) -> Tensor:
+        """See the class."""
+        return (self.recommended[1:] > 0).double().mean()
+
+
+class MeanPopularity(ListMetric):
+    """Popularity@k: mean number of training events of the recommended items."""
+
+    def compute(self) -> Tensor:
+        """See the class."""
+        return self._mean(self.item_counts)
+
+
+class Novelty(ListMetric):
+    """Novelty@k: mean self-information `-log2 p(item)` of the recommended items, in bits.
+
+    Zhou et al. 2010, Solving the apparent diversity-accuracy dilemma of recommender systems, with p(item) the
+    item's share of training events, as in Vargas & Castells 2011, Rank and relevance in novelty and diversity
+    metrics for recommender systems. An item without training events, which would be infinitely novel, counts
+    as one with a single event.
+    """
+
+    def compute(self) -> Tensor:
+        """See the class."""
+        counts = self.item_counts.double()
+        return self._mean(torch.log2(counts.sum().clamp_min(1) / counts.clamp_min(1)))
+
+
+def list_metrics(item_counts: Tensor, cutoffs: Sequence[int] = (10,)) -> MetricCollection:
+    """Coverage@K, Popularity@K and Novelty@K, which share one vector of counts a cutoff.
+
+    Args:
+        item_counts: (V,) how often each item occurs in training.
+        cutoffs: Lengths K of the lists that are judged.
+
+    Raises:
+        InputError: a cutoff below 1.
+    """
+    classes: dict[str, Callable[[Tensor, int], ListMetric]] = {
+        "Coverage": Coverage,
+        "Popularity": MeanPopularity,
+        "Novelty": Novelty,
+    }
+    metrics = {f"{title}@{k}": cls(item_counts, k) for k in cutoffs for title, cls in classes.items()}
+    groups = [[f"{title}@{k}" for title in classes] for k in cutoffs]
+    return MetricCollection(metrics, compute_groups=groups)  # type: ignore[arg-type]  # invariant dict

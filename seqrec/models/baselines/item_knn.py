@@ -1,0 +1,107 @@
+"""Neighbourhoods of items by co-occurrence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seqrec.errors import InputError
+from seqrec.models.baselines.base import Baseline, check_catalogue
+from seqrec.models.baselines.neighbors import NeighborScorer, fill_best, newest_first
+from seqrec.models.baselines.pair_counts import pair_counts, user_counts
+from seqrec.models.baselines.training_events import TrainingEvents
+from seqrec.types import SequenceBatch
+
+
+class ItemKNN(Baseline):
+    """Ranks items by their similarity to the items of the history, newer ones weighing more.
+
+    Cosine similarity of items as sets of users (Sarwar et al. 2001, Item-Based Collaborative Filtering
+    Recommendation Algorithms, section 3.1.1, on implicit feedback), with the `num_neighbors` most similar items kept of
+    each (their model size, section 3.3):
+
+        similarity(i, j) = users(i, j) / sqrt((users(i) + shrinkage) * (users(j) + shrinkage))
+
+    `users(i, j)` counts the users in whose training part i and j stand at most `window` events apart, each user
+    once: with a window as long as the longest history it is their cosine, with a short one it is that of sessions, the
+    strong baseline of Jannach & Ludewig 2017 (When Recurrent Neural Networks Meet the Neighborhood for
+    Session-Based Recommendation). The window also bounds the work: 2 `window` pairs an event, whatever the history's
+    length. `score(j) = sum of 0.5^(a / half_life) * similarity(i_a, j)` over the events of the history, a events before
+    the newest; a repeated item counts each time. There is no back-off: items near nothing tie at 0.
+
+    Args:
+        num_items: Items of the catalogue V - 1.
+        num_neighbors: Neighbours K kept of each item; the table takes 8 V K bytes.
+        window: Most events between two items that count as together, at least 1.
+        shrinkage: Users added to each item's number, which lowers what rests on few (Hidasi et al. 2016,
+            Session-based Recommendations with Recurrent Neural Networks, section 4). 0 is the plain cosine.
+        half_life: Events after which one of the history weighs half; None weighs all the same, as in 2001.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    neighbors: Tensor
+    similarities: Tensor
+
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        num_neighbors: int = 200,
+        window: int = 10,
+        shrinkage: float = 20.0,
+        half_life: float | None = 2.0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("num_neighbors", num_neighbors), ("window", window)):
+            if value < 1:
+                raise InputError(f"{name}={value} must be at least 1")
+        if not 0 <= shrinkage < float("inf"):
+            raise InputError(f"shrinkage={shrinkage} must be a number of at least 0; 0 is the plain cosine")
+        if half_life is not None and not half_life > 0:
+            raise InputError(f"half_life={half_life} must be above 0, or null to weigh all events the same")
+        self.num_neighbors = num_neighbors
+        self.window = window
+        self.shrinkage = shrinkage
+        self.half_life = half_life
+        names = ("num_neighbors", "window", "shrinkage", "half_life")
+        self.save_hyperparameters({"num_items": num_items, **{name: getattr(self, name) for name in names}})
+        table = num_items + 1, num_neighbors
+        self.register_buffer("neighbors", torch.zeros(table, dtype=torch.int32))
+        self.register_buffer("similarities", torch.zeros(table, dtype=torch.float32))
+
+    def count(self, events: TrainingEvents) -> None:
+        """See `Baseline.count`."""
+        check_catalogue(self.title, len(self.neighbors) - 1, events)
+        neighbors = np.zeros(self.neighbors.shape, dtype=np.int32)
+        similarities = np.zeros(self.neighbors.shape, dtype=np.float32)
+        fill_best(neighbors, similarities, self._similarities(events))
+        self.neighbors.copy_(torch.from_numpy(neighbors))
+        self.similarities.copy_(torch.from_numpy(similarities))
+
+    def _similarities(
+        self, events: TrainingEvents
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]]:
+        """Similar pairs of items, each item's with all others together, as `fill_best` takes them."""
+        norms = np.sqrt(user_counts(events) + self.shrinkage)
+        after = np.arange(1, self.window + 1)
+        for pairs in pair_counts(events, np.concatenate([-after, after]), once_a_user=True):
+            others = pairs.anchors != pairs.others
+            i, j, users = pairs.anchors[others], pairs.others[others], pairs.counts[others]
+            similarities = users / (norms[i] * norms[j])
+            yield i, j, similarities, similarities
+
+    def last_states(self, batch: SequenceBatch) -> Tensor:
+        """(B, L) the window's items, newest first."""
+        return newest_first(batch.history)
+
+    def scorer(self) -> NeighborScorer:
+        """See `Recommender.scorer`."""
+        decay = 1.0 if self.half_life is None else 0.5 ** (1 / self.half_life)
+        bias = self.similarities.new_zeros(len(self.similarities))
+        return NeighborScorer(self.neighbors, self.similarities, bias, decay=decay)

@@ -1,0 +1,113 @@
+"""Scores from a table of each item's nearest items. B users, H events, K neighbours, V = num_items + 1, M positions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seqrec.scoring import SCORE_BUDGET, Scorer
+from seqrec.types import History
+
+# Neighbours looked up at a time.
+LOOKUPS = 1 << 20
+
+
+class NeighborScorer(Scorer):
+    """Adds up what a history's items say about their neighbours.
+
+    A state is a history as item ids, newest first: `score(u, j) = bias_j + sum_a decay^a weight(item_a, j)`, over the
+    ages a = 0, 1, .. in events, where `weight` is 0 for items that are no neighbours.
+
+    Args:
+        neighbor_ids: (V, K) integers, neighbours of each item; 0 is none. Row 0 is all 0.
+        neighbor_weights: (V, K).
+        item_bias: (V,) floating; scores have its dtype.
+        decay: What an event weighs beside the one after it, above 0 and at most 1.
+        score_budget: Scores held at a time.
+    """
+
+    def __init__(
+        self,
+        neighbor_ids: Tensor,
+        neighbor_weights: Tensor,
+        item_bias: Tensor,
+        *,
+        decay: float = 1.0,
+        score_budget: int = SCORE_BUDGET,
+    ) -> None:
+        super().__init__(item_bias.unsqueeze(1), score_budget=score_budget)
+        self.neighbor_ids = neighbor_ids
+        self.neighbor_weights = neighbor_weights
+        self.decay = decay
+
+    def score(self, states: Tensor, item_ids: Tensor) -> Tensor:
+        """Scores (M, C) of items (M, C) for states (M, H), as `score_chunk` has them; those of item 0 mean nothing."""
+        rows = max(1, self.score_budget // self.num_items)
+        scores = []
+        for begin in range(0, len(states), rows):
+            columns = (item_ids[begin : begin + rows] - 1).clamp_min(0)
+            scores.append(
+                self.score_chunk(states[begin : begin + rows], 1, self.num_items).gather(1, columns)
+            )
+        return torch.cat(scores)
+
+    def cast(self, states: Tensor) -> Tensor:
+        """States as float64, which holds every item id."""
+        return states.double()
+
+    def rounding(self, states: Tensor) -> None:
+        """None: scores of equal parts are summed in one order, so they are equal numbers."""
+
+    def score_chunk(self, states: Tensor, first: int, size: int) -> Tensor:
+        """See `Scorer.score_chunk`; states (B, H) hold integers of any dtype."""
+        history = states.long()
+        scores = self.item_vectors[first : first + size, 0].repeat(len(states), 1)
+        columns = max(1, LOOKUPS // (len(states) * self.neighbor_ids.shape[1]))
+        for begin in range(0, history.shape[1], columns):
+            items = history[:, begin : begin + columns]
+            ages = torch.arange(begin, begin + items.shape[1], device=items.device)
+            decays = (self.decay ** ages.to(scores.dtype)).unsqueeze(1)
+            weights = (self.neighbor_weights[items].to(scores.dtype) * decays).flatten(1)
+            places = self.neighbor_ids[items].flatten(1).long() - first
+            outside = (places < 0) | (places >= size)
+            # What lies outside adds nothing to the chunk's first item.
+            scores.scatter_add_(1, places.masked_fill_(outside, 0), weights.masked_fill_(outside, 0))
+        return scores
+
+
+def newest_first(history: History) -> Tensor:
+    """(B, L) item ids of a history from the newest event back, 0 behind the oldest."""
+    ages = torch.arange(history.item_ids.shape[1], device=history.item_ids.device)
+    places = history.lengths.unsqueeze(1) - 1 - ages
+    return history.item_ids.gather(1, places.clamp_min(0)).masked_fill(places < 0, 0)
+
+
+def fill_best(
+    neighbor_ids: NDArray[np.int32],
+    neighbor_weights: NDArray[np.generic],
+    found: Iterable[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.generic], NDArray[np.float64]]],
+) -> None:
+    """Write the K best neighbours of each item into a table of zeros, in place, best first.
+
+    Args:
+        neighbor_ids: (V, K).
+        neighbor_weights: (V, K).
+        found: Columns anchor, neighbour, weight and the value that orders an anchor's neighbours; anchors ascend and
+            lie whole in one part, with neighbours ascending. Of equal values the smaller item id goes first.
+    """
+    k = neighbor_ids.shape[1]
+    for anchors, others, weights, values in found:
+        bounds = [*np.flatnonzero(np.diff(anchors, prepend=-1)).tolist(), len(anchors)]
+        for begin, end in itertools.pairwise(bounds):
+            own = values[begin:end]
+            # Most items of a long list need not be sorted.
+            kept = np.arange(len(own)) if len(own) <= k else np.flatnonzero(own >= np.partition(own, -k)[-k])
+            best = begin + kept[np.argsort(-own[kept], kind="stable")[:k]]
+            anchor = anchors[begin]
+            neighbor_ids[anchor, : len(best)] = others[best]
+            neighbor_weights[anchor, : len(best)] = weights[best]

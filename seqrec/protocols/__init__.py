@@ -1,0 +1,19 @@
+"""Protocols: by what users are judged, against which candidates, with which ties and which normaliser."""
+
+from seqrec.protocols.candidates import Candidates, TrainingCounts, WholeCatalogue
+from seqrec.protocols.presets import PRESETS
+from seqrec.protocols.protocol import FullRanking, Protocol, SampledRanking
+from seqrec.protocols.sampled_candidates import PopularityCandidates, SampledCandidates, UniformCandidates
+
+__all__ = [
+    "PRESETS",
+    "Candidates",
+    "FullRanking",
+    "PopularityCandidates",
+    "Protocol",
+    "SampledCandidates",
+    "SampledRanking",
+    "TrainingCounts",
+    "UniformCandidates",
+    "WholeCatalogue",
+]

@@ -1,0 +1,25 @@
+"""Per-user results of tests: written while testing, sliced, and compared with intervals."""
+
+from seqrec.results.comparison import Comparison, Difference, Estimate, compare_results
+from seqrec.results.comparison_text import comparison_text
+from seqrec.results.file import Header, Results, read_results
+from seqrec.results.intervals import bootstrap_means, percentile_intervals, sign_flip_p_values
+from seqrec.results.slices import Slice, slices_of
+from seqrec.results.writer import ResultsWriter
+
+__all__ = [
+    "Comparison",
+    "Difference",
+    "Estimate",
+    "Header",
+    "Results",
+    "ResultsWriter",
+    "Slice",
+    "bootstrap_means",
+    "compare_results",
+    "comparison_text",
+    "percentile_intervals",
+    "read_results",
+    "sign_flip_p_values",
+    "slices_of",
+]
