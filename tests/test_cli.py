@@ -172,6 +172,10 @@ def test_predict_writes_parquet_with_the_logs_own_ids():
     assert sorted(frame["user_id"].unique().to_list()) == list(range(30))
     assert frame.group_by("user_id").len()["len"].unique().to_list() == [3]
     assert frame["item_id"].is_between(0, 39).all()
+    stated = json.loads(Path("out_metrics.json").read_text())
+    num_items = len(torch.load(ckpt, weights_only=True)["state_dict"]["items.table.weight"]) - 1
+    assert stated["Coverage@3"] == pytest.approx(frame["item_id"].n_unique() / num_items)
+    assert stated["Novelty@3"] > 0
 
 
 def test_predict_does_not_overwrite_recommendations(capsys: pytest.CaptureFixture[str]):

@@ -240,10 +240,11 @@ class TestDrawByWeight:
         expected = draw_unseen(uniforms, torch.arange(rows), avoid, num_items)
         assert draw_by_weight(uniforms, avoid, weights).equal(expected)
 
-    def test_the_largest_number_below_one_is_the_last_slot(self):
-        weights = torch.tensor([0, 2**53, 1])
-        found = draw_by_weight(torch.tensor([[1 - 2**-53]]).double(), avoided([[]]), weights)
-        assert found.tolist() in ([[1]], [[2]])
+    @pytest.mark.parametrize("total", [3, 2**53 - 1, 2**53 + 3, 2**54 + 6])
+    def test_the_largest_number_below_one_is_the_last_item(self, total: int):
+        weights = torch.tensor([0, total - total // 2, total // 2])
+        nearly_one = torch.tensor([[1 - 2**-53]], dtype=torch.float64)
+        assert draw_by_weight(nearly_one, avoided([[]]), weights).tolist() == [[2]]
 
 
 @settings(deadline=None)

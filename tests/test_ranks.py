@@ -200,6 +200,13 @@ def test_scores_of_all_users_for_the_whole_catalogue_are_never_held(targets_each
     assert 0 < largest.elements <= max(budget, 2 * (num_items + 1))
 
 
+def test_a_matrix_product_on_cpu_goes_by_parts_that_stay_in_its_cache():
+    states, scorer = torch.randn(64, 2), Scorer(torch.randn(50_001, 2))
+    with LargestResult() as largest:
+        catalogue_ranks(scorer, states, Targets(torch.arange(64), torch.arange(64) + 1))
+    assert largest.elements <= ranks_module.CPU_BLOCK_SCORES
+
+
 def test_a_users_scores_are_computed_once_for_all_its_targets():
     problem, computed = random_problem(0, 4, 50, 8), []
 

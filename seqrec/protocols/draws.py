@@ -56,9 +56,7 @@ def draw_by_weight(uniforms: Tensor, avoid: SeenItems, weights: Tensor) -> Tenso
             "a user has seen all items that could be drawn as candidates; leave such users out, or keep seen items "
             "(filter_seen: false)"
         )
-    free = free.unsqueeze(1)
-    # Rounding could reach the end where there are more than 2^52 slots.
-    place = (uniforms * free).long().minimum(free - 1)
+    place = (uniforms * free.unsqueeze(1)).long()
     rows = avoid.rows
     before = (ends - weights)[avoid.item_ids] - (taken[:-1] - base[rows])
     users = torch.arange(len(uniforms), device=uniforms.device).unsqueeze(1)
