@@ -22,7 +22,7 @@ from seqrec.cli_config import refuse_model_max_length, with_config_of_checkpoint
 from seqrec.cli_errors import explain, our_error
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.inference import RecommendationWriter
-from seqrec.models import Popularity, Recommender, evaluate
+from seqrec.models import Baseline, Popularity, Recommender, evaluate
 from seqrec.protocols import FullRanking, Protocol
 from seqrec.report import metrics_table, write_metrics
 from seqrec.results import ResultsWriter
@@ -122,7 +122,7 @@ class SeqrecCLI(LightningCLI):
         """Test the best checkpoint, beside popularity."""
         if getattr(self.trainer, "fast_dev_run", False) or self.trainer.interrupted:
             return
-        if isinstance(self.model, Popularity):
+        if isinstance(self.model, Baseline):
             self.test(self.model, self.datamodule)
         else:
             best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
@@ -238,7 +238,7 @@ def _silence_third_parties() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")
-    # Popularity has nothing to optimise.
+    # Baselines have nothing to optimise.
     warnings.filterwarnings("ignore", message=".*returned `None`.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()

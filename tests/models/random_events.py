@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import torch
 from hypothesis import strategies as st
 
 from seqrec.models.baselines.training_events import TrainingEvents
+from seqrec.types import History, RaggedItems, SequenceBatch
 
 NUM_ITEMS = 7
 
@@ -52,3 +54,11 @@ def naive_pairs(
         ]
         counts.update(set(pairs) if once_a_user else pairs)
     return counts
+
+
+def batch_of(histories: list[list[int]]) -> SequenceBatch:
+    """A batch to score; only the histories are read."""
+    lengths = torch.tensor([len(history) for history in histories])
+    item_ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(h) for h in histories], batch_first=True)
+    seen = RaggedItems.from_rows([torch.tensor(history) for history in histories])
+    return SequenceBatch(History(item_ids, lengths), None, torch.arange(1, len(histories) + 1), seen)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -11,17 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_events import NUM_ITEMS, logs, naive_pairs, training_events, training_histories
+from random_events import NUM_ITEMS, batch_of, logs, naive_pairs, training_events, training_histories
 
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.errors import InputError
 from seqrec.models import Baseline, ItemKNN, Markov, Popularity, RecentPopularity, evaluate
-from seqrec.models.baselines.neighbors import newest_first
 from seqrec.models.baselines.training_events import TrainingEvents
 from seqrec.protocols import FullRanking
-from seqrec.ranks import Targets, candidate_ranks
-from seqrec.types import HeldOutItems, History, RaggedItems, SequenceBatch
 
 BASELINES = {model.__name__: model for model in (ItemKNN, Markov, Popularity, RecentPopularity)}
 every_baseline = pytest.mark.parametrize("name", sorted(BASELINES))
@@ -32,14 +28,6 @@ without_steps = pytest.mark.filterwarnings(
     "ignore:.*logging interval",
 )
 user_histories = st.lists(st.lists(st.integers(1, NUM_ITEMS), min_size=1, max_size=9), min_size=1, max_size=4)
-
-
-def batch_of(histories: list[list[int]]) -> SequenceBatch:
-    """A batch to score; only the histories are read."""
-    lengths = torch.tensor([len(history) for history in histories])
-    item_ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(h) for h in histories], batch_first=True)
-    seen = RaggedItems.from_rows([torch.tensor(history) for history in histories])
-    return SequenceBatch(History(item_ids, lengths), None, torch.arange(1, len(histories) + 1), seen)
 
 
 def scores_of(model: Baseline, histories: list[list[int]]) -> torch.Tensor:
@@ -176,59 +164,6 @@ def test_events_as_old_as_the_oldest_counted_one_are_counted(times, share, piece
     oldest = sorted(times, reverse=True)[int(np.ceil(share * len(times))) - 1]
     expected = Counter(item for item, time in zip(users[0][0], times, strict=True) if time >= oldest)
     assert model.item_counts.tolist() == [expected[item] for item in range(NUM_ITEMS + 1)]
-
-
-@pytest.mark.parametrize("budget", [1, 3, 1000])
-@pytest.mark.parametrize("lookups", [1, 40])
-def test_scores_do_not_depend_on_chunks(budget: int, lookups: int, monkeypatch: pytest.MonkeyPatch):
-    users = [(np.random.default_rng(seed).integers(1, NUM_ITEMS + 1, 9).tolist(), 0) for seed in range(5)]
-    model = ItemKNN(NUM_ITEMS, window=2)
-    model.count(training_events(users))
-    states, scorer = model.last_states(batch_of([[1, 2, 3], [4], [7, 7]])), model.scorer()
-    whole = scorer.score_chunk(states, 1, NUM_ITEMS)
-    monkeypatch.setattr("seqrec.models.baselines.neighbors.LOOKUPS", lookups)
-    scorer.score_budget = budget
-    parts = [scorer.score_chunk(states, first, 1) for first in range(1, NUM_ITEMS + 1)]
-    assert torch.equal(torch.cat(parts, 1), whole)
-    item_ids = torch.tensor([[7, 1], [2, 2], [5, 6]])
-    assert torch.equal(scorer.score(states, item_ids), whole.gather(1, item_ids - 1))
-    assert scorer.top_k(states, 1, states[:, 0]).scores[:, 0].tolist() == whole.max(1).values.tolist()
-
-
-def test_item_ids_above_two_to_the_24_keep_their_last_digit():
-    model = ItemKNN(5)
-    assert model.scorer().cast(torch.tensor([[2**24 + 1]])).long().tolist() == [[2**24 + 1]]
-
-
-@every_baseline
-def test_sampled_candidates_meet_the_scores_of_the_whole_catalogue(name: str):
-    users = [(np.random.default_rng(seed).integers(1, NUM_ITEMS + 1, 9).tolist(), 0) for seed in range(5)]
-    model = BASELINES[name](NUM_ITEMS)
-    model.count(training_events(users, timestamps=list(range(45))))
-    batch = batch_of([[1, 2, 3], [4], [6, 6]])
-    targets = HeldOutItems(torch.tensor([5, 6, 7, 1]), torch.tensor([0, 2, 3, 4]))
-    batch = dataclasses.replace(batch, held_out=targets)
-    states, scorer = model.last_states(batch), model.scorer()
-    whole = FullRanking(filter_seen=False).judge(states, batch, scorer).ranks
-    for budget in (3, NUM_ITEMS):
-        scorer.score_budget = budget
-        parts = FullRanking(filter_seen=False).judge(states, batch, scorer).ranks
-        assert torch.equal(whole.better, parts.better)
-        assert torch.equal(whole.tied, parts.tied)
-    # The first user has two targets, so that the others have a place without an item.
-    candidates = torch.tensor([[1, 2, 3], [4, 1, 2], [2, 3, 4]])
-    drawn = candidate_ranks(scorer, states, Targets(targets.rows, targets.item_ids), candidates)
-    scores = scorer.score_chunk(states, 1, NUM_ITEMS)
-    for number, (row, item) in enumerate(zip(targets.rows.tolist(), targets.item_ids.tolist(), strict=True)):
-        own = [other for other in targets.item_ids[targets.rows == row].tolist() if other != item]
-        others = scores[row, torch.tensor([*candidates[row].tolist(), *own]) - 1]
-        assert drawn.better[number] == (others > scores[row, item - 1]).sum()
-        assert drawn.tied[number] == (others == scores[row, item - 1]).sum()
-
-
-def test_histories_are_turned_over():
-    history = History(torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([3, 1]))
-    assert newest_first(history).tolist() == [[3, 2, 1], [4, 0, 0]]
 
 
 @pytest.fixture
