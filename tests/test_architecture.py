@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[1]
 ROWS = (
     {"errors", "__version__"},
     {"types", "registry", "specs"},
-    {"data", "ops", "metrics", "distributed"},
+    {"data", "ops", "metrics", "distributed", "streaming"},
     {"sharding"},
     {"layers", "embeddings", "scoring", "negatives", "optim"},
     {"encoders", "losses", "ranks", "callbacks"},

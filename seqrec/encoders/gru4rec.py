@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from seqrec.encoders.base import ENCODERS, SequenceEncoder
-from seqrec.layers import make_norm
+from seqrec.layers import Tensors, make_norm
 from seqrec.types import History
 
 
@@ -40,3 +41,25 @@ class GRU4Rec(SequenceEncoder):
             x = self.dropout_layer(layer(x)[0])
         out: Tensor = self.norm(x)
         return out
+
+    def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
+        """See `SequenceEncoder.zero_state`: each layer's hidden state, D numbers a row."""
+        return {
+            f"{number}.hidden": like.new_zeros(batch_size, self.d_model) for number in range(self.num_layers)
+        }
+
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+        """See `SequenceEncoder.advance`."""
+        after = {}
+        for number, layer in enumerate(self.layers):
+            name = f"{number}.hidden"
+            hidden = state[name]
+            x, last = layer(x, hidden.to(x.dtype).unsqueeze(0))
+            after[name] = (last[0] if valid is None else _newest(hidden, x, valid)).to(hidden.dtype)
+        return self.norm(x), after
+
+
+def _newest(hidden: Tensor, x: Tensor, valid: Tensor) -> Tensor:
+    """(B, D) hidden states behind each row's newest event: of x (B, L, D), or `hidden` where there is none."""
+    states = torch.cat([hidden.to(x.dtype).unsqueeze(1), x], 1)
+    return states[torch.arange(len(x), device=x.device), valid.sum(1)]

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from seqrec.encoders.base import ENCODERS, SequenceEncoder
-from seqrec.layers import ResidualStack, make_mixer
+from seqrec.layers import ResidualStack, Tensors, make_mixer
 from seqrec.types import History
 
 
@@ -57,3 +57,11 @@ class MambaRec(SequenceEncoder):
         """See `SequenceEncoder.forward`."""
         out: Tensor = self.stack(x)
         return out
+
+    def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
+        """See `SequenceEncoder.zero_state`."""
+        return self.stack.zero_state(batch_size, max_length, like)
+
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+        """See `SequenceEncoder.advance`."""
+        return self.stack.advance(x, valid, state)

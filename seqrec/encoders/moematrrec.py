@@ -7,7 +7,18 @@ from typing import Literal
 from torch import Tensor, nn
 
 from seqrec.encoders.base import ENCODERS, SequenceEncoder
-from seqrec.layers import CausalSelfAttention, FeedForward, ResidualStack, TokenGate, make_mixer
+from seqrec.layers import (
+    CausalSelfAttention,
+    FeedForward,
+    ResidualStack,
+    Streamed,
+    Tensors,
+    TokenGate,
+    joined,
+    make_mixer,
+    separated,
+    streamed,
+)
 from seqrec.types import History
 
 
@@ -32,6 +43,23 @@ class AttentionMambaMixture(nn.Module):
         out: Tensor = attention_weight * self.attention(x) + mamba_weight * self.mamba(x)
         return out
 
+    def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
+        """Those of both: see `seqrec.layers.Streamed`."""
+        return joined(
+            {name: layer.zero_state(batch_size, max_length, like) for name, layer in self._experts().items()}
+        )
+
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+        """See `seqrec.layers.Streamed`."""
+        parts, outs = separated(state), {}
+        for name, layer in self._experts().items():
+            outs[name], parts[name] = layer.advance(x, valid, parts[name])
+        attention_weight, mamba_weight = self.gate(x).split(1, dim=-1)
+        return attention_weight * outs["attention"] + mamba_weight * outs["mamba"], joined(parts)
+
+    def _experts(self) -> dict[str, Streamed]:
+        return {"attention": self.attention, "mamba": streamed(self.mamba)}
+
 
 @ENCODERS.register("MoEMaTrRec")
 class MoEMaTrRec(SequenceEncoder):
@@ -53,6 +81,8 @@ class MoEMaTrRec(SequenceEncoder):
         d_feedforward: Hidden width of the feed-forward layer; None is D.
         dropout: Share of inputs, attention weights, hidden units and feed-forward outputs set to 0 in training.
         layer_norm: False leaves every norm out.
+        rotary: Whether attention turns queries and keys by their positions (RoFormer, Su et al. 2021), which needs
+            heads of even width. Unlike the model's learned positions, these can be streamed.
     """
 
     def __init__(
@@ -68,9 +98,11 @@ class MoEMaTrRec(SequenceEncoder):
         d_feedforward: int | None = None,
         dropout: float = 0.2,
         layer_norm: bool = True,
+        rotary: bool = False,
     ) -> None:
         super().__init__(d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm)
         self.num_heads = num_heads
+        self.rotary = rotary
         self.mixer = mixer
         self.d_state = d_state
         self.d_conv = d_conv
@@ -78,7 +110,7 @@ class MoEMaTrRec(SequenceEncoder):
         self.d_feedforward = d_feedforward
 
         def branches() -> list[nn.Module]:
-            attention = CausalSelfAttention(d_model, num_heads=num_heads, dropout=dropout)
+            attention = CausalSelfAttention(d_model, num_heads=num_heads, dropout=dropout, rotary=rotary)
             mamba = make_mixer(mixer, d_model, d_state=d_state, d_conv=d_conv, expand=expand)
             return [
                 AttentionMambaMixture(attention, mamba, d_model),
@@ -92,3 +124,11 @@ class MoEMaTrRec(SequenceEncoder):
         """See `SequenceEncoder.forward`."""
         out: Tensor = self.stack(x)
         return out
+
+    def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
+        """See `SequenceEncoder.zero_state`."""
+        return self.stack.zero_state(batch_size, max_length, like)
+
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+        """See `SequenceEncoder.advance`."""
+        return self.stack.advance(x, valid, state)

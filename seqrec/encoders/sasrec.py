@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from seqrec.encoders.base import ENCODERS, SequenceEncoder
-from seqrec.layers import CausalSelfAttention, FeedForward, ResidualStack
+from seqrec.layers import CausalSelfAttention, FeedForward, ResidualStack, Tensors
 from seqrec.types import History
 
 
@@ -24,6 +24,8 @@ class SASRec(SequenceEncoder):
         d_feedforward: Hidden width of the feed-forward layer; None is D, as in the paper.
         dropout: Share of inputs, attention weights, hidden units and feed-forward outputs set to 0 in training.
         layer_norm: False leaves every norm out.
+        rotary: Whether attention turns queries and keys by their positions (RoFormer, Su et al. 2021), which needs
+            heads of even width. Unlike the model's learned positions, these can be streamed.
     """
 
     def __init__(
@@ -35,14 +37,16 @@ class SASRec(SequenceEncoder):
         d_feedforward: int | None = None,
         dropout: float = 0.2,
         layer_norm: bool = True,
+        rotary: bool = False,
     ) -> None:
         super().__init__(d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm)
         self.num_heads = num_heads
+        self.rotary = rotary
         self.d_feedforward = d_feedforward
 
         def branches() -> list[nn.Module]:
             return [
-                CausalSelfAttention(d_model, num_heads=num_heads, dropout=dropout),
+                CausalSelfAttention(d_model, num_heads=num_heads, dropout=dropout, rotary=rotary),
                 FeedForward(d_model, d_hidden=d_feedforward, dropout=dropout),
             ]
 
@@ -53,3 +57,11 @@ class SASRec(SequenceEncoder):
         """See `SequenceEncoder.forward`."""
         out: Tensor = self.stack(x)
         return out
+
+    def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
+        """See `SequenceEncoder.zero_state`."""
+        return self.stack.zero_state(batch_size, max_length, like)
+
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+        """See `SequenceEncoder.advance`."""
+        return self.stack.advance(x, valid, state)

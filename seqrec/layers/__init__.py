@@ -8,6 +8,8 @@ from seqrec.layers.mamba2 import Mamba2Mixer
 from seqrec.layers.mixers import MIXERS, make_mixer
 from seqrec.layers.positions import LearnedPositions
 from seqrec.layers.residual import ResidualStack, make_norm
+from seqrec.layers.rotary import rotary_turns, rotate
+from seqrec.layers.streamed import Streamed, Tensors, joined, separated, streamed
 
 __all__ = [
     "MIXERS",
@@ -17,7 +19,14 @@ __all__ = [
     "Mamba2Mixer",
     "MambaMixer",
     "ResidualStack",
+    "Streamed",
+    "Tensors",
     "TokenGate",
+    "joined",
     "make_mixer",
     "make_norm",
+    "rotary_turns",
+    "rotate",
+    "separated",
+    "streamed",
 ]

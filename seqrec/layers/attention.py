@@ -1,11 +1,17 @@
-"""Causal self-attention without a mask tensor. Shapes: B batch, L events, D width, H heads."""
+"""Causal self-attention. Shapes: B batch, L events, D width, H heads, W newest events that a stream sees."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.errors import InputError
+from seqrec.layers.rotary import rotary_turns, rotate
+from seqrec.layers.streamed import Tensors
+
+# New events of a stream that attend together: bounds the mask to this times W + this.
+CHUNK_EVENTS = 256
 
 
 class CausalSelfAttention(nn.Module):
@@ -14,33 +20,122 @@ class CausalSelfAttention(nn.Module):
     Histories are padded on the right, so the causal rule alone keeps padding away from every event, and
     torch's fused kernels run without an L x L mask. States at padded positions are finite and meaningless.
 
+    As a stream it keeps keys and values of the newest W events, 2 W D numbers a row, and how many events there were.
+    Each event sees the W - 1 events before it, so that up to W events its outputs are those of `forward`.
+
     Args:
         d_model: Width D.
         num_heads: H, a divisor of D.
         dropout: Share of attention weights set to 0 in training.
+        rotary: Whether queries and keys are turned by their positions; see `seqrec.layers.rotate`. Scores then depend
+            on distances between events, and keys that a stream keeps stay valid.
 
     Raises:
-        InputError: `num_heads` does not divide `d_model`.
+        InputError: `num_heads` does not divide `d_model`, or `rotary` with heads of odd width.
     """
 
-    def __init__(self, d_model: int, *, num_heads: int, dropout: float = 0.0) -> None:
+    turns: Tensor | None
+
+    def __init__(self, d_model: int, *, num_heads: int, dropout: float = 0.0, rotary: bool = False) -> None:
         super().__init__()
         if num_heads < 1 or d_model % num_heads:
             divisors = [n for n in range(1, d_model + 1) if d_model % n == 0]
             raise InputError(
                 f"num_heads={num_heads} must divide d_model={d_model}; try one of {divisors[:6]}"
             )
+        head_width = d_model // num_heads
+        if rotary and head_width % 2:
+            raise InputError(
+                f"rotary=True needs heads of even width, got d_model={d_model} / num_heads={num_heads} = "
+                f"{head_width}; try d_model={num_heads * (head_width + 1)}"
+            )
         self.num_heads = num_heads
         self.dropout = dropout
         self.in_projection = nn.Linear(d_model, 3 * d_model)
         self.out_projection = nn.Linear(d_model, d_model)
+        self.register_buffer("turns", rotary_turns(head_width) if rotary else None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to (B, L, D)."""
+        query, key, value = self._heads(x, torch.arange(x.shape[1], device=x.device))
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        return self._merged(mixed)
+
+    def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
+        """See `Streamed.zero_state`."""
+        width = self.in_projection.in_features // self.num_heads
+        shape = (batch_size, self.num_heads, max_length, width)
+        return {
+            "keys": like.new_zeros(shape),
+            "values": like.new_zeros(shape),
+            "num_events": like.new_zeros(batch_size, dtype=torch.int64),
+        }
+
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+        """See `Streamed.advance`."""
+        length, window = x.shape[1], state["keys"].shape[2]
+        positions = state["num_events"].unsqueeze(1) + torch.arange(length, device=x.device)
+        query, key, value = self._heads(x, positions.unsqueeze(1))
+        # Slots that are empty in every row are left out. Asking a GPU for that makes Python wait, so a single
+        # event, whose cost is to be the same always, looks at all of them.
+        seen = window if length == 1 else int(state["num_events"].max())
+        mixed = []
+        for begin in range(0, length, CHUNK_EVENTS):
+            part = slice(begin, begin + CHUNK_EVENTS)
+            out, state = _attend(
+                query[:, :, part],
+                key[:, :, part],
+                value[:, :, part],
+                None if valid is None else valid[:, part],
+                state,
+                empty=max(0, window - seen - begin),
+            )
+            mixed.append(out)
+        return self._merged(torch.cat(mixed, 2)), state
+
+    def _heads(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, H, L, D / H) of events at `positions`, which broadcast to (B, H, L)."""
         batch, length, width = x.shape
         heads = self.in_projection(x).view(batch, length, 3, self.num_heads, width // self.num_heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4)
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-        out: Tensor = self.out_projection(mixed.transpose(1, 2).reshape(batch, length, width))
+        if self.turns is not None:
+            query, key = (rotate(y, positions, self.turns) for y in (query, key))
+        return query, key, value
+
+    def _merged(self, mixed: Tensor) -> Tensor:
+        """Outputs (B, L, D) of heads (B, H, L, D / H)."""
+        out: Tensor = self.out_projection(mixed.transpose(1, 2).flatten(2))
         return out
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, state: Tensors, empty: int
+) -> tuple[Tensor, Tensors]:
+    """What a few new events see, and the state behind them.
+
+    The window lies oldest first and ends at the newest event, and the new events follow: slot i is W - i events older
+    than the first new one. The first `empty` slots are known to hold nothing.
+    """
+    (window, length), num_events = (state["keys"].shape[2], query.shape[2]), state["num_events"]
+    keys = torch.cat([state["keys"], key.to(state["keys"].dtype)], 2)
+    values = torch.cat([state["values"], value.to(state["values"].dtype)], 2)
+    slot = torch.arange(empty, window + length, device=query.device)
+    event = torch.arange(length, device=query.device).unsqueeze(1)
+    holds = slot >= window - num_events[:, None, None]
+    # torch's polarity: True is seen.
+    seen = holds & (slot > event) & (slot <= event + window)
+    out = F.scaled_dot_product_attention(
+        query, keys[:, :, empty:], values[:, :, empty:], attn_mask=seen.unsqueeze(1)
+    )
+    count = num_events.new_full((), length) if valid is None else valid.sum(1)
+    kept = {"keys": _newest(keys, window, valid), "values": _newest(values, window, valid)}
+    return out, {**kept, "num_events": num_events + count}
+
+
+def _newest(x: Tensor, window: int, valid: Tensor | None) -> Tensor:
+    """The last W slots of x (B, H, W + L, P) that end at a row's newest event."""
+    if valid is None:
+        return x[:, :, x.shape[2] - window :]
+    index = valid.sum(1, keepdim=True) + torch.arange(window, device=x.device)
+    return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from seqrec.layers.streamed import Tensors
+
 
 class FeedForward(nn.Module):
     """`dropout(W2 dropout(relu(W1 x)))` at each position (SASRec, Kang & McAuley 2018, equation 6).
@@ -28,3 +30,11 @@ class FeedForward(nn.Module):
         """Map (B, L, D) to (B, L, D)."""
         out: Tensor = self.layers(x)
         return out
+
+    def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
+        """Nothing: see `Streamed.zero_state`."""
+        return {}
+
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+        """See `Streamed.advance`."""
+        return self(x), {}

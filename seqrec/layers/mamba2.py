@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from seqrec.errors import InputError
-from seqrec.layers.mamba import initial_dt_bias
+from seqrec.layers.mamba import convolve_further, initial_dt_bias
+from seqrec.layers.streamed import Tensors
 from seqrec.ops import causal_conv1d, ssd_scan
+from seqrec.ops.ssd import ssd_step
 
 HEAD_DIM = 64
 # A starts uniform in this range, with a minus in front, as in the paper's code.
@@ -25,6 +27,9 @@ class Mamba2Mixer(nn.Module):
     SiLU over x, B and C; scan in which all channels of a head share their decay and all heads share B and C; RMS norm
     of `y * silu(z)`; out-projection. The bias of the step sizes starts so that softplus gives a log-uniform value in
     [0.001, 0.1].
+
+    As a stream it keeps the convolution's last `d_conv - 1` inputs and the scan's state, (E + 2 N) (d_conv - 1) + E N
+    numbers a row, the scan's in float32 at least. Neither that nor the cost of an event grows with the events before.
 
     Args:
         d_model: Width D.
@@ -63,23 +68,62 @@ class Mamba2Mixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t."""
-        widths = [self.d_inner, self.d_inner + 2 * self.d_state, len(self.D)]
-        gate, path, delta = torch.split(self.in_projection(x), widths, dim=-1)
+        gate, path, delta = self._projected(x)
         path = causal_conv1d(path, self.conv_weight, self.conv_bias, silu=True)
-        path, B, C = torch.split(path, [self.d_inner, self.d_state, self.d_state], dim=-1)
-        path, gate = (torch.unflatten(value, -1, (-1, self.head_dim)) for value in (path, gate))
         mixed = ssd_scan(
-            path,
-            delta,
-            -torch.exp(self.A_log.float()),
-            B.unsqueeze(2),
-            C.unsqueeze(2),
-            self.D,
-            z=gate,
-            delta_bias=self.dt_bias,
-            delta_softplus=True,
+            *self._operands(path, delta), self.D, z=gate, delta_bias=self.dt_bias, delta_softplus=True
         )
         assert isinstance(mixed, Tensor)
+        return self._normed(mixed)
+
+    def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
+        """See `Streamed.zero_state`; of `max_length` it does not depend."""
+        convolved, taps = self.conv_weight.shape
+        return {
+            "inputs": like.new_zeros(batch_size, taps - 1, convolved),
+            "scan": like.new_zeros(
+                *(batch_size, len(self.D), self.head_dim, self.d_state),
+                dtype=torch.promote_types(like.dtype, torch.float32),
+            ),
+        }
+
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+        """See `Streamed.advance`."""
+        gate, path, delta = self._projected(x)
+        path, inputs = convolve_further(path, self.conv_weight, self.conv_bias, valid, state["inputs"])
+        if x.shape[1] == 1 and valid is None:
+            operands = self._operands(path[:, 0], delta[:, 0])
+            mixed, scan = ssd_step(
+                *operands, state["scan"], self.D, gate[:, 0], self.dt_bias, delta_softplus=True
+            )
+            mixed = mixed.unsqueeze(1)
+        else:
+            mixed, scan = ssd_scan(
+                *self._operands(path, delta),
+                self.D,
+                z=gate,
+                delta_bias=self.dt_bias,
+                delta_softplus=True,
+                initial_state=state["scan"],
+                return_last_state=True,
+                valid=valid,
+            )
+        return self._normed(mixed), {"inputs": inputs, "scan": scan}
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gate (B, L, H, P), what is convolved (B, L, E + 2 N), and step sizes (B, L, H)."""
+        widths = [self.d_inner, self.d_inner + 2 * self.d_state, len(self.D)]
+        gate, path, delta = torch.split(self.in_projection(x), widths, dim=-1)
+        return torch.unflatten(gate, -1, (-1, self.head_dim)), path, delta
+
+    def _operands(self, path: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The scan's x, delta, A, B and C for what was convolved (..., E + 2 N) and step sizes (..., H)."""
+        path, B, C = torch.split(path, [self.d_inner, self.d_state, self.d_state], dim=-1)
+        path = torch.unflatten(path, -1, (-1, self.head_dim))
+        return path, delta, -torch.exp(self.A_log.float()), B.unsqueeze(-2), C.unsqueeze(-2)
+
+    def _normed(self, mixed: Tensor) -> Tensor:
+        """Outputs (B, L, D) of the gated scan (B, L, H, P)."""
         # Under autocast the scan's output may be narrower than the weight, which the norm warns of.
         out: Tensor = self.out_projection(self.norm(mixed.flatten(2).to(self.norm.weight.dtype)))
         return out

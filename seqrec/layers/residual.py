@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 from torch import Tensor, nn
+
+from seqrec.layers.streamed import Tensors, joined, separated, streamed
 
 
 def make_norm(d_model: int, layer_norm: bool) -> nn.Module:
@@ -30,6 +33,15 @@ class Residual(nn.Module):
         """Map (B, L, D) to (B, L, D)."""
         out: Tensor = x + self.layer(self.norm(x))
         return out
+
+    def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
+        """The layer's: see `Streamed.zero_state`."""
+        return streamed(self.layer).zero_state(batch_size, max_length, like)
+
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+        """See `Streamed.advance`."""
+        out, state = streamed(self.layer).advance(self.norm(x), valid, state)
+        return x + out, state
 
 
 class ResidualStack(nn.Module):
@@ -63,3 +75,19 @@ class ResidualStack(nn.Module):
             x = block(x)
         out: Tensor = self.norm(x)
         return out
+
+    def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
+        """Those of the branches, which are numbered through all blocks: see `Streamed.zero_state`."""
+        parts = {name: branch.zero_state(batch_size, max_length, like) for name, branch in self._branches()}
+        return joined(parts)
+
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+        """See `Streamed.advance`."""
+        parts = separated(state)
+        for name, branch in self._branches():
+            x, parts[name] = branch.advance(x, valid, parts.get(name, {}))
+        return self.norm(x), joined(parts)
+
+    def _branches(self) -> Iterator[tuple[str, Residual]]:
+        branches = (branch for block in self.blocks for branch in cast("nn.Sequential", block))
+        return ((str(number), cast("Residual", branch)) for number, branch in enumerate(branches))

@@ -157,6 +157,8 @@ class MoEMaTrRec(SequentialRecommender):
         d_feedforward: Hidden width of the feed-forward layer; None is `d_model`.
         dropout: Share of embedded values, and of what else the encoder says, set to 0 in training.
         layer_norm: False leaves every layer norm out.
+        rotary: Whether attention turns queries and keys by their positions, which can be streamed; see
+            `seqrec.encoders.MoEMaTrRec`.
         max_length: Longest history in events that positions are learned for.
         positions: Whether events get learned positions, counted back from the newest.
         user_embedding: Whether a vector of the user is added to each event.
@@ -180,6 +182,7 @@ class MoEMaTrRec(SequentialRecommender):
         d_feedforward: int | None = None,
         dropout: float = 0.2,
         layer_norm: bool = True,
+        rotary: bool = False,
         max_length: int = 200,
         positions: bool = True,
         user_embedding: bool = False,
@@ -201,6 +204,7 @@ class MoEMaTrRec(SequentialRecommender):
                 d_feedforward=d_feedforward,
                 dropout=dropout,
                 layer_norm=layer_norm,
+                rotary=rotary,
             ),
             max_length=max_length,
             positions=positions,

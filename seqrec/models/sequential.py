@@ -19,8 +19,8 @@ from seqrec.encoders import SequenceEncoder
 from seqrec.errors import InputError
 from seqrec.layers import LearnedPositions
 from seqrec.losses import BCE, Loss
-from seqrec.models.base import Recommender
 from seqrec.models.sharded_job import WholeTables, check_job
+from seqrec.models.streamed import StreamedRecommender
 from seqrec.optim import Adam, OptimizerFactory, in_words
 from seqrec.optim.clipping import clip_gradients
 from seqrec.scoring import Scorer
@@ -29,7 +29,7 @@ from seqrec.specs import from_spec, to_spec
 from seqrec.types import History, SequenceBatch
 
 
-class SequentialRecommender(Recommender):
+class SequentialRecommender(StreamedRecommender):
     """P(next item | history, user): embeds events, encodes them, scores items by dot products.
 
     `x = sqrt(D) * item + position + user`, states = encoder(x), score = state . item, as in SASRec

@@ -175,8 +175,8 @@ def other_arguments(name: str) -> dict[str, object]:
 @every_architecture
 @torch.no_grad()
 def test_spec_rebuilds_the_same_architecture(architecture: Case):
-    name, mixer = architecture.name, {"mixer": architecture.mixer} if architecture.mixer else {}
-    arguments = other_arguments(name) | mixer
+    name = architecture.name
+    arguments = other_arguments(name) | architecture.choices
     encoder = ENCODERS[name](**arguments).eval()
     spec = json.loads(json.dumps(to_spec(encoder)))
     assert spec["init_args"] == arguments

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from seqrec.errors import InputError
-from seqrec.layers import CausalSelfAttention
+from seqrec.layers import CausalSelfAttention, rotary_turns, rotate
 
 
 def naive_attention(layer: CausalSelfAttention, x: torch.Tensor) -> torch.Tensor:
@@ -48,3 +48,36 @@ def test_heads_that_do_not_divide_the_width_are_refused(num_heads: int):
         InputError, match=rf"num_heads={num_heads} must divide d_model=12; try one of \[1, 2, 3"
     ):
         CausalSelfAttention(12, num_heads=num_heads)
+
+
+@pytest.mark.parametrize("num_heads", [1, 2, 4])
+def test_rotary_attention_equals_a_loop_over_turned_queries_and_keys(num_heads: int):
+    layer = CausalSelfAttention(8, num_heads=num_heads, rotary=True)
+    x = torch.randn(3, 7, 8)
+    size = 8 // num_heads
+    query, key, value = (y.unflatten(-1, (num_heads, size)) for y in layer.in_projection(x).chunk(3, dim=-1))
+    turned = torch.arange(7).unsqueeze(1).expand(7, num_heads)
+    query, key = (rotate(y, turned, rotary_turns(size)) for y in (query, key))
+    scores = torch.einsum("bqhc,bkhc->bhqk", query, key) / size**0.5
+    weights = scores.masked_fill(torch.ones(7, 7).triu(1).bool(), -torch.inf).softmax(-1)
+    expected = layer.out_projection(torch.einsum("bhqk,bkhc->bqhc", weights, value).flatten(2))
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_rotary_attention_tells_orders_apart_where_plain_attention_does_not():
+    x = torch.randn(1, 5, 8)
+    swapped = x[:, [1, 0, 2, 3, 4]]
+    for rotary in (False, True):
+        layer = CausalSelfAttention(8, num_heads=2, rotary=rotary)
+        assert torch.allclose(layer(x)[:, -1], layer(swapped)[:, -1], atol=1e-6) != rotary
+
+
+def test_rotary_attention_adds_no_weights():
+    plain, rotary = (CausalSelfAttention(8, num_heads=2, rotary=rotary) for rotary in (False, True))
+    assert plain.state_dict().keys() == rotary.state_dict().keys()
+
+
+def test_rotary_attention_needs_heads_of_even_width():
+    message = r"even width, got d_model=12 / num_heads=4 = 3; try d_model=16"
+    with pytest.raises(InputError, match=message):
+        CausalSelfAttention(12, num_heads=4, rotary=True)

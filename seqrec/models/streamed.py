@@ -1,0 +1,114 @@
+"""Models that take events as they come, without encoding the history again. B users, L further events, D width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from seqrec.embeddings import ItemEmbedding
+from seqrec.encoders import SequenceEncoder
+from seqrec.errors import InputError
+from seqrec.layers import LearnedPositions
+from seqrec.models.base import Recommender
+from seqrec.streaming import State
+from seqrec.types import History
+
+
+class StreamedRecommender(Recommender):
+    """A recommender around an encoder, whose states are kept from one event to the next.
+
+    Attributes:
+        encoder: The sequence encoder.
+        items: Vectors of items.
+        positions: Learned positions, with which events cannot be streamed; None without.
+        users: Vectors of users; None without.
+    """
+
+    encoder: SequenceEncoder
+    items: ItemEmbedding
+    positions: LearnedPositions | None
+    users: ItemEmbedding | None
+
+    def init_state(
+        self,
+        batch_size: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        """The state before users' first events; `step` and `extend` go on from there, in evaluation mode.
+
+        Up to `max_length` events the states that follow are those of `forward`. What encoders make of more is said in
+        `SequenceEncoder`.
+
+        Args:
+            batch_size: Users.
+            device: None is where the weights are.
+            dtype: Of embedded events; None is that of the weights.
+
+        Raises:
+            InputError: a model with learned positions, or what `SequenceEncoder.init_state` refuses.
+        """
+        self._refuse_learned_positions()
+        max_length = int(self.hparams["max_length"])
+        return self.encoder.init_state(batch_size, max_length=max_length, device=device, dtype=dtype)
+
+    def step(self, item_ids: Tensor, state: State, user_ids: Tensor | None = None) -> tuple[Tensor, State]:
+        """States behind one further event of each user, at a cost that does not depend on those before.
+
+        Args:
+            item_ids: (B,) int64, items of the catalogue.
+            state: Behind the events before; not written to.
+            user_ids: (B,) int64, 0 for unknown, the same at each call; None is unknown for all.
+
+        Returns:
+            (B, D) states, and the state behind the event.
+
+        Raises:
+            InputError: an item that is not in the catalogue, or what `SequenceEncoder.step` refuses.
+        """
+        if item_ids.dim() != 1:
+            raise InputError(f"item_ids must be (B,), got {tuple(item_ids.shape)}; use `extend` for several")
+        return self.encoder.step(self._further_events(item_ids, user_ids), state)
+
+    def extend(self, history: History, state: State, user_ids: Tensor | None = None) -> tuple[Tensor, State]:
+        """States of any number of further events of each user.
+
+        Args:
+            history: (B, L) the new events alone; here a length may be 0, which leaves that user's state as it is.
+            state: Behind the events before; not written to.
+            user_ids: (B,) int64, 0 for unknown, the same at each call; None is unknown for all.
+
+        Returns:
+            (B, L, D) states, meaningless at padding, and the state behind each user's newest event.
+
+        Raises:
+            InputError: an item that is not in the catalogue, or what `SequenceEncoder.extend` refuses.
+        """
+        # What stands at padding is never seen, but an id behind the catalogue could not be embedded.
+        item_ids = torch.where(history.valid, history.item_ids, 1)
+        return self.encoder.extend(self._further_events(item_ids, user_ids), history.lengths, state)
+
+    def _further_events(self, item_ids: Tensor, user_ids: Tensor | None) -> Tensor:
+        """Embedded events (B, D) or (B, L, D) of a stream."""
+        self._refuse_learned_positions()
+        num_items = self.items.num_items
+        if item_ids.numel() and not 1 <= int(item_ids.min()) <= int(item_ids.max()) <= num_items:
+            raise InputError(
+                f"item_ids hold {int(item_ids.min())}..{int(item_ids.max())}, but the catalogue has items "
+                f"1..{num_items}; leave unknown items out"
+            )
+        with torch.no_grad():
+            x: Tensor = self.items(item_ids) * self.encoder.d_model**0.5
+            if self.users is not None and user_ids is not None:
+                users: Tensor = self.users(user_ids)
+                x = x + (users if x.dim() == 2 else users.unsqueeze(1))
+        return x
+
+    def _refuse_learned_positions(self) -> None:
+        if self.positions is not None:
+            raise InputError(
+                "positions=True cannot be streamed: learned positions count back from the newest event, so that each "
+                "new event changes the vectors of all others; train with positions: false, and for SASRec and "
+                "MoEMaTrRec with rotary: true, which counts distances between events instead"
+            )

@@ -1,0 +1,258 @@
+"""What an encoder remembers of its users' events, so that one more event need not read the older ones again.
+
+An encoder makes a state of zeros (`SequenceEncoder.init_state`) and hands on a new one with each call of `step` or
+`extend`. Shapes: B rows, one a user.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import sys
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqrec import __version__
+from seqrec.errors import InputError
+from seqrec.specs import to_spec
+
+MAGIC = b"seqrecS1"
+LENGTHS = struct.Struct("<I")
+# Rows, and the checksum of the tensors' bytes.
+COUNTS = struct.Struct("<QI")
+
+
+@dataclass(frozen=True)
+class State:
+    """An encoder's memory of the events of B users, as plain tensors. Nothing writes to one.
+
+    Attributes:
+        tensors: Name -> (B, ...). Rows do not depend on each other.
+        encoder: Name and digest of the encoder's arguments; see `encoder_digest`.
+    """
+
+    tensors: dict[str, Tensor]
+    encoder: str
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that one user's row takes, the same whatever the user's number of events."""
+        return sum(_row_size(x) for x in self.tensors.values())
+
+    def to(self, device: torch.device | str) -> State:
+        """Copy on another device. Numbers keep their types, which differ within a state."""
+        return replace(self, tensors={name: x.to(device) for name, x in self.tensors.items()})
+
+    def gather(self, rows: Tensor | Sequence[int]) -> State:
+        """The users at `rows`, in that order; repeats are allowed.
+
+        Raises:
+            InputError: a row that the state does not have.
+        """
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        if index.dim() != 1 or (len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self)):
+            raise InputError(
+                f"rows={index.tolist()} must be a list of numbers from 0 to {len(self) - 1}: the state has "
+                f"{len(self)} rows"
+            )
+        tensors = {name: x.index_select(0, index.to(x.device)) for name, x in self.tensors.items()}
+        return replace(self, tensors=tensors)
+
+    @staticmethod
+    def stack(states: Sequence[State]) -> State:
+        """The users of all states, one behind the other; the inverse of `gather` row by row.
+
+        Raises:
+            InputError: no states, or states of different encoders, window lengths, types or devices.
+        """
+        if not states:
+            raise InputError("states is empty; give at least one")
+        first = _layout(states[0])
+        for number, state in enumerate(states):
+            if state.encoder != states[0].encoder or _layout(state) != first:
+                raise InputError(
+                    f"states[{number}] is of {state.encoder} with {_layout(state)}, but states[0] is of "
+                    f"{states[0].encoder} with {first}; stack states of one model, on one device"
+                )
+        tensors = {name: torch.cat([s.tensors[name] for s in states]) for name in states[0].tensors}
+        return replace(states[0], tensors=tensors)
+
+
+def encoder_digest(encoder: nn.Module) -> str:
+    """Name of an encoder with a digest of its arguments, not of its weights.
+
+    Raises:
+        TypeError: an encoder that does not keep its constructor arguments as attributes.
+    """
+    spec = json.dumps(to_spec(encoder), sort_keys=True)
+    return f"{type(encoder).__name__}-{hashlib.sha256(spec.encode()).hexdigest()[:16]}"
+
+
+class StateFormat:
+    """How states of one model are written as bytes, and read back by no other model.
+
+    The bytes begin with a header: the library's version, the encoder's arguments and weights (as digests), and names,
+    types and shapes of the tensors. A retrained model has other weights: what the old one remembers means nothing to
+    it, so its states are refused and have to be made again from the events. The digest of the weights is taken once,
+    here; make a new format when weights change.
+
+    Args:
+        encoder: The encoder whose states these are.
+        like: Any state of it, such as `model.init_state(1)`.
+
+    Raises:
+        InputError: `like` is of another encoder.
+    """
+
+    def __init__(self, encoder: nn.Module, like: State) -> None:
+        if like.encoder != encoder_digest(encoder):
+            raise InputError(
+                f"like is a state of {like.encoder}, but the encoder is {encoder_digest(encoder)}; take "
+                "`model.init_state(1)` of the same model"
+            )
+        self.encoder = like.encoder
+        self._like = like
+        self._header = {
+            "version": __version__,
+            "encoder": like.encoder,
+            "weights": _weights_digest(encoder),
+            "byte_order": sys.byteorder,
+            "tensors": {name: _entry(x) for name, x in like.tensors.items()},
+        }
+        # Compact and in one order, so that equal headers are equal bytes.
+        self._header_bytes = json.dumps(self._header, separators=(",", ":")).encode()
+
+    def to_bytes(self, state: State) -> bytes:
+        """The state as bytes: a header of some hundred bytes, and `row_bytes` a row.
+
+        Raises:
+            InputError: a state of another encoder, or with another window.
+        """
+        tensors = {name: _entry(x) for name, x in state.tensors.items()}
+        self._check({**self._header, "encoder": state.encoder, "tensors": tensors})
+        payload = b"".join(_bytes_of(x) for x in state.tensors.values())
+        head = [MAGIC, LENGTHS.pack(len(self._header_bytes)), self._header_bytes]
+        return b"".join([*head, COUNTS.pack(len(state), zlib.crc32(payload)), payload])
+
+    def from_bytes(self, data: bytes, device: torch.device | str | None = None) -> State:
+        """Inverse of `to_bytes`, bit for bit.
+
+        Args:
+            data: What `to_bytes` returned.
+            device: Where the tensors go; None is where those of `like` are.
+
+        Raises:
+            InputError: bytes that are no state, are cut short or damaged, or are a state of another model, another
+                version of the library or another window.
+        """
+        header, begin = self._read_header(data)
+        if header is not None:
+            self._check(header)
+        if len(data) < begin + COUNTS.size:
+            raise _damaged(f"it ends after {len(data)} bytes, within its header")
+        rows, checksum = COUNTS.unpack_from(data, begin)
+        begin += COUNTS.size
+        expected = rows * self._like.row_bytes
+        if len(data) - begin != expected:
+            raise _damaged(
+                f"{len(data) - begin} bytes follow the header, but {rows} rows of {self._like.row_bytes} bytes are "
+                f"{expected}"
+            )
+        # A copy that torch may own: bytes cannot be written to, and tensors can.
+        payload = bytearray(memoryview(data)[begin:])
+        if zlib.crc32(payload) != checksum:
+            raise _damaged("its checksum does not fit what it holds")
+        return State(self._tensors(payload, rows, device), self.encoder)
+
+    def _read_header(self, data: bytes) -> tuple[dict[str, Any] | None, int]:
+        """The header where it differs from ours, and where it ends."""
+        begin = len(MAGIC) + LENGTHS.size
+        if data[: len(MAGIC)] != MAGIC[: len(data)]:
+            raise _damaged(f"it does not begin with {MAGIC!r}")
+        if len(data) < begin:
+            raise _damaged(f"it ends after {len(data)} bytes, within its header")
+        (size,) = LENGTHS.unpack_from(data, len(MAGIC))
+        end = begin + size
+        found = data[begin:end]
+        if found == self._header_bytes:
+            return None, end
+        if len(found) < size:
+            raise _damaged(f"it ends after {len(data)} bytes, within its header")
+        try:
+            header = json.loads(found)
+        except (ValueError, RecursionError) as error:
+            raise _damaged(f"its header cannot be read: {error}") from error
+        if not isinstance(header, dict) or header.keys() != self._header.keys():
+            raise _damaged("its header lacks fields, or has unknown ones")
+        return header, end
+
+    def _check(self, header: dict[str, Any]) -> None:
+        """Refuse a header that is not ours, and name the first thing that differs."""
+        for field, what in (
+            ("version", "library version"),
+            ("encoder", "encoder"),
+            ("weights", "encoder weights"),
+            ("byte_order", "byte order"),
+            ("tensors", "tensors"),
+        ):
+            found, ours = header[field], self._header[field]
+            if found != ours:
+                if isinstance(found, dict) and isinstance(ours, dict):
+                    found, ours = (
+                        {k: v for k, v in x.items() if (k, v) not in y.items()}
+                        for x, y in ((found, ours), (ours, found))
+                    )
+                raise InputError(
+                    f"the state was made with {what} {found}, but the model has {ours}; make it again from the "
+                    "user's events"
+                )
+
+    def _tensors(self, payload: bytearray, rows: int, device: torch.device | str | None) -> dict[str, Tensor]:
+        flat = torch.frombuffer(payload, dtype=torch.uint8) if payload else torch.empty(0, dtype=torch.uint8)
+        tensors, begin = {}, 0
+        for name, like in self._like.tensors.items():
+            end = begin + rows * _row_size(like)
+            # A copy of each, for alignment and because any one would otherwise keep the bytes of all.
+            x = flat[begin:end].clone().view(like.dtype).view(rows, *like.shape[1:])
+            tensors[name] = x.to(device or like.device)
+            begin = end
+        return tensors
+
+
+def _damaged(reason: str) -> InputError:
+    return InputError(f"data is no whole state: {reason}; make it again from the user's events")
+
+
+def _row_size(x: Tensor) -> int:
+    return x.shape[1:].numel() * x.element_size()
+
+
+def _entry(x: Tensor) -> list[Any]:
+    """Type and shape of a row, as the header has them."""
+    return [str(x.dtype).removeprefix("torch."), list(x.shape[1:])]
+
+
+def _layout(state: State) -> dict[str, Any]:
+    return {name: [*_entry(x), str(x.device)] for name, x in state.tensors.items()}
+
+
+def _bytes_of(x: Tensor) -> bytes:
+    # As numbers of one byte, because numpy has no bfloat16.
+    return x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _weights_digest(encoder: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, weight in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)} ".encode())
+        digest.update(_bytes_of(weight))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,159 @@
+"""What every registered encoder must do as a stream. A new encoder is tested here without a line being added."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conformance import ARCHITECTURES, Case, D, check_streaming, events, random_cuts, streamed_states
+
+from seqrec.encoders import ENCODERS
+from seqrec.errors import InputError
+from seqrec.streaming import State, StateFormat
+
+every_architecture = pytest.mark.parametrize("case", ARCHITECTURES, ids=str)
+MAX_LENGTH = 12
+
+
+def after(case: Case, lengths: list[int], dtype: torch.dtype = torch.float32) -> State:
+    """The state behind some events."""
+    encoder = case.build().eval().to(dtype)
+    x, history = events(lengths)
+    start = encoder.init_state(len(lengths), max_length=MAX_LENGTH)
+    return encoder.extend(x.to(dtype), history.lengths, start)[1]
+
+
+def assert_equal(state: State, expected: State) -> None:
+    assert state.encoder == expected.encoder
+    assert list(state.tensors) == list(expected.tensors)
+    for name, x in state.tensors.items():
+        assert x.dtype == expected.tensors[name].dtype, name
+        assert torch.equal(x, expected.tensors[name]), name
+
+
+@every_architecture
+@pytest.mark.parametrize("layer_norm", [True, False], ids=["norm", "no-norm"])
+@pytest.mark.parametrize("lengths", [[1], [2, 1], [37, 1, 20]], ids=str)
+def test_a_stream_is_the_full_pass_however_it_is_cut(case: Case, layer_norm: bool, lengths: list[int]):
+    check_streaming(case.build(layer_norm=layer_norm, dropout=0.5).eval(), lengths, longest_piece=7)
+
+
+@every_architecture
+def test_a_long_stream_is_the_full_pass_however_it_is_cut(case: Case):
+    check_streaming(case.build().eval(), [3000, 1, 1777], longest_piece=900, one_by_one=50)
+
+
+@pytest.mark.slow
+@every_architecture
+def test_a_long_stream_is_the_full_pass_one_by_one(case: Case):
+    check_streaming(case.build().eval(), [3000], longest_piece=900)
+
+
+@every_architecture
+@torch.no_grad()
+def test_double_precision_leaves_rounding_alone_between_stream_and_full_pass(case: Case):
+    encoder = case.build().eval().double()
+    x, history = events([40, 7])
+    x = x.double()
+    start = encoder.init_state(2, max_length=40)
+    states, _ = streamed_states(encoder, x, random_cuts(history.lengths, 6, seed=5), start)
+    expected = encoder(x, history).where(history.valid.unsqueeze(-1), 0)
+    torch.testing.assert_close(states, expected, rtol=0, atol=1e-12)
+
+
+@every_architecture
+def test_users_can_be_gathered_and_stacked_between_events(case: Case):
+    encoder = case.build().eval()
+    x, history = events([9, 3, 5])
+    start = encoder.init_state(3, max_length=MAX_LENGTH)
+    _, together = encoder.extend(x, history.lengths, start)
+    alone = [
+        encoder.extend(x[row : row + 1, :length], None, encoder.init_state(1, max_length=MAX_LENGTH))[1]
+        for row, length in enumerate(history.lengths.tolist())
+    ]
+    event = torch.randn(2, D, generator=torch.Generator().manual_seed(6))
+    states, later = encoder.step(event, together.gather([2, 0]))
+    stacked_states, stacked_later = encoder.step(event, State.stack([alone[2], alone[0]]))
+    torch.testing.assert_close(stacked_states, states, rtol=0, atol=1e-5)
+    for name, tensor in stacked_later.tensors.items():
+        torch.testing.assert_close(tensor, later.tensors[name], rtol=0, atol=1e-5)
+
+
+@every_architecture
+def test_a_row_without_new_events_keeps_its_state(case: Case):
+    encoder, before = case.build().eval(), after(case, [5, 3])
+    _, later = encoder.extend(torch.randn(2, 4, D), torch.tensor([4, 0]), before)
+    assert_equal(later.gather([1]), before.gather([1]))
+    assert any(not torch.equal(x[0], before.tensors[name][0]) for name, x in later.tensors.items())
+    for width, lengths in ((4, torch.tensor([0, 0])), (0, torch.tensor([0, 0])), (0, None)):
+        states, unchanged = encoder.extend(torch.randn(2, width, D), lengths, before)
+        assert states.shape == (2, width, D)
+        assert_equal(unchanged, before)
+
+
+@every_architecture
+def test_a_state_is_not_written_to(case: Case):
+    encoder, state = case.build().eval(), after(case, [5, 3])
+    copy = State({name: x.clone() for name, x in state.tensors.items()}, state.encoder)
+    encoder.step(torch.randn(2, D), state)
+    encoder.extend(torch.randn(2, 20, D), torch.tensor([20, 1]), state)
+    assert_equal(state, copy)
+
+
+@every_architecture
+def test_a_state_does_not_grow_and_needs_no_gradient(case: Case):
+    encoder = case.build().eval()
+    start = encoder.init_state(2, max_length=MAX_LENGTH)
+    _, state = encoder.extend(torch.randn(2, 50, D).requires_grad_(), torch.tensor([50, 20]), start)
+    states, state = encoder.step(torch.randn(2, D).requires_grad_(), state)
+    assert not states.requires_grad
+    for name, x in state.tensors.items():
+        assert (x.shape, x.dtype) == (start.tensors[name].shape, start.tensors[name].dtype)
+        assert not x.requires_grad
+    assert state.row_bytes == start.row_bytes == sum(x[0].nbytes for x in state.tensors.values())
+
+
+@every_architecture
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_bytes_bring_back_every_bit(case: Case, dtype: torch.dtype):
+    state = after(case, [5, 3, 1], dtype)
+    encoder = case.build().eval().to(dtype)
+    form = StateFormat(encoder, encoder.init_state(1, max_length=MAX_LENGTH))
+    assert_equal(form.from_bytes(form.to_bytes(state)), state)
+
+
+@every_architecture
+def test_types_of_a_state_survive_bfloat16_autocast(case: Case):
+    encoder = case.build().eval()
+    x, history = events([9, 3])
+    start = encoder.init_state(2, max_length=MAX_LENGTH)
+    expected, _ = encoder.extend(x, history.lengths, start)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        states, state = encoder.extend(x[:, :8], history.lengths.clamp_max(8), start)
+        last, state = encoder.step(x[:, 8], state)
+    for name, tensor in state.tensors.items():
+        assert tensor.dtype == start.tensors[name].dtype
+    # As in the full pass: bfloat16 keeps 8 bits.
+    for found, exact in ((states[0], expected[0, :8]), (last[0], expected[0, 8])):
+        assert (found - exact).norm() / exact.norm() < 0.03
+
+
+@every_architecture
+def test_training_mode_is_refused(case: Case):
+    encoder = case.build()
+    state = encoder.init_state(1, max_length=MAX_LENGTH)
+    with pytest.raises(InputError, match=r"no dropout and no gradients; call `.eval\(\)`"):
+        encoder.step(torch.randn(1, D), state)
+    with pytest.raises(InputError, match=r"no dropout and no gradients; call `.eval\(\)`"):
+        encoder.extend(torch.randn(1, 2, D), None, state)
+
+
+@every_architecture
+def test_states_of_other_encoders_are_refused(case: Case):
+    encoder = case.build().eval()
+    others = [other.build() for other in ARCHITECTURES if str(other) != str(case)]
+    for other in [*others, ENCODERS[case.name](D, num_layers=3, **case.choices)]:
+        state = other.init_state(1, max_length=MAX_LENGTH)
+        with pytest.raises(
+            InputError, match=f"state is of {type(other).__name__}-.*; start with `init_state`"
+        ):
+            encoder.step(torch.randn(1, D), state)
