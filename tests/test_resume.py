@@ -149,7 +149,7 @@ def test_killed_and_resumed_is_as_never_killed(tmp_path: Path, kills: list[KillA
         {"every_n_steps": 3},
         {"bucket_by_length": False},
     ],
-    ids=str,
+    ids=lambda options: ",".join(options),
 )
 def test_resuming_is_exact_however_the_run_is_set_up(tmp_path: Path, options: dict[str, Any]):
     kills = [KillAt("on_train_batch_start", 0, 4), KillAt("on_train_batch_end", 1, 3)]
