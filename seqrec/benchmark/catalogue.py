@@ -71,6 +71,8 @@ def benchmark_catalogue(
                 figures.append(CatalogueFigures(num_items, objective, optimizer, None, None, reason))
                 continue
             figures.append(_measure(arguments))
+            seconds = figures[-1].seconds
+            progress.note("    did not run" if seconds is None else f"    {seconds * 1e3:,.0f} ms a step")
     print(f"\n{as_text(settings, figures)}")
     if json_file is not None:
         Path(json_file).write_text(as_json(settings, figures) + "\n", encoding="utf-8")
