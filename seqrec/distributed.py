@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from seqrec.ops.row_gradients import row_gradient, sum_rows
+
 
 def num_ranks() -> int:
     """Processes of the job; 1 outside of one."""
@@ -54,9 +56,10 @@ def average_row_gradient(weight: nn.Parameter) -> None:
     all_ids = _gathered(_padded(row_ids, longest))
     all_rows = _gathered(_padded(rows, longest))
     sent = torch.arange(longest, device=rows.device) < counts.unsqueeze(1)
-    weight.grad = torch.sparse_coo_tensor(
-        all_ids[sent].unsqueeze(0), all_rows[sent] / ranks, weight.shape, check_invariants=False
-    ).coalesce()
+    row_ids, rows = sum_rows(
+        row_gradient(all_ids[sent], all_rows[sent] / ranks, weight.shape, each_once=False)
+    )
+    weight.grad = row_gradient(row_ids, rows.to(weight.dtype), weight.shape)
 
 
 def _rows_of(weight: nn.Parameter) -> tuple[Tensor, Tensor]:
@@ -64,8 +67,8 @@ def _rows_of(weight: nn.Parameter) -> tuple[Tensor, Tensor]:
     if weight.grad is None:
         nothing = torch.zeros(0, dtype=torch.int64, device=weight.device)
         return nothing, weight.new_zeros((0, *weight.shape[1:]))
-    gradient = weight.grad.coalesce()
-    return gradient.indices()[0], gradient.values()
+    row_ids, rows = sum_rows(weight.grad)
+    return row_ids, rows.to(weight.dtype)
 
 
 def _padded(values: Tensor, length: int) -> Tensor:

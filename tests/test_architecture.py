@@ -17,7 +17,8 @@ REPOSITORY = Path(__file__).parents[1]
 ROWS = (
     {"errors", "__version__"},
     {"types", "registry", "specs"},
-    {"data", "ops", "metrics", "distributed", "streaming"},
+    {"data", "ops", "metrics", "streaming"},
+    {"distributed"},
     {"sharding"},
     {"layers", "embeddings", "scoring", "negatives", "optim"},
     {"encoders", "losses", "ranks", "callbacks"},

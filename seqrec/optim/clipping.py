@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
 from seqrec.errors import InputError
-from seqrec.optim.row_gradients import row_gradient, sum_rows
+from seqrec.ops.row_gradients import row_gradient, sum_rows
 
 
 @torch.no_grad()

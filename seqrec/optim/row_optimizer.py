@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from seqrec.errors import InputError
-from seqrec.optim.row_gradients import sum_rows
+from seqrec.ops.row_gradients import sum_rows
 from seqrec.optim.stochastic_rounding import round_stochastically, step_generator
 
 TABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float64)

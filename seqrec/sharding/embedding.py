@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.errors import InputError
+from seqrec.ops.row_gradients import row_gradient, sum_rows
 from seqrec.sharding.exchange import Route, gathered
 from seqrec.sharding.host_copy import HostCopy
 from seqrec.sharding.layout import RowShards
@@ -160,18 +161,16 @@ class ShardedEmbedding(nn.Embedding):
             row_ids.append(numbers)
             gradients.append(gradient)
         self._gradients = []
-        asked, summed = _sum_rows(torch.cat(row_ids), torch.cat(gradients), self.shards.num_rows)
+        whole = torch.Size((self.shards.num_rows, width))
+        asked, summed = sum_rows(
+            row_gradient(torch.cat(row_ids), torch.cat(gradients), whole, each_once=False)
+        )
         asked, summed = asked[asked > 0], summed[asked > 0]  # padding is not trained
         route = Route(asked, self.shards)
         own = route.to_owners(asked) - self.shards.local.start
-        own, summed = _sum_rows(own, route.to_owners(summed), len(self.weight))
-        self.weight.grad = torch.sparse_coo_tensor(
-            own.unsqueeze(0),
-            (summed / self.shards.num_ranks).to(self.weight.dtype),
-            self.weight.shape,
-            check_invariants=False,
-            is_coalesced=True,
-        )
+        own, summed = sum_rows(row_gradient(own, route.to_owners(summed), self.weight.shape, each_once=False))
+        mean = (summed / self.shards.num_ranks).to(self.weight.dtype)
+        self.weight.grad = row_gradient(own, mean, self.weight.shape)
 
     @property
     def host_copy(self) -> HostCopy:
@@ -268,12 +267,3 @@ class ShardedEmbedding(nn.Embedding):
                 return
             state_dict = {**state_dict, name: whole[self.shards.local]}
         super()._load_from_state_dict(state_dict, prefix, *arguments)
-
-
-def _sum_rows(row_ids: Tensor, values: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Ascending distinct numbers among `row_ids` (U,), and sums of their `values` (U, D), added in one order."""
-    spread = torch.sparse_coo_tensor(
-        row_ids.unsqueeze(0), values, (num_rows, values.shape[1]), check_invariants=False
-    )
-    summed = spread.coalesce()
-    return summed.indices()[0], summed.values()

@@ -39,13 +39,3 @@ def item_batches() -> Callable[[int], list[Tensor]]:
         return [torch.randint(0, 12, (3, 4), generator=generator) for _ in range(count)]
 
     return draw
-
-
-@pytest.fixture
-def sparse_gradient() -> Callable[..., Tensor]:
-    def make(row_ids: list[int], values: Tensor, rows: int) -> Tensor:
-        return torch.sparse_coo_tensor(
-            torch.tensor([row_ids]), values, (rows, values.shape[1]), check_invariants=True
-        )
-
-    return make

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from seqrec.errors import InputError
+from seqrec.ops.row_gradients import row_gradient
 from seqrec.optim import clip_gradients
-from seqrec.optim.row_gradients import row_gradient
 
 
 def with_gradients(sparse: Tensor) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from seqrec.errors import InputError
+from seqrec.ops.row_gradients import row_gradient
 from seqrec.optim import RowAdagrad, RowAdam, RowOptimizer
-from seqrec.optim.row_gradients import row_gradient
 
 Make = Callable[..., RowOptimizer]
 

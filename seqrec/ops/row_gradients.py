@@ -1,4 +1,4 @@
-"""Row-sparse gradients with each row once. N rows of a gradient, U distinct ones, V rows of the table, D width."""
+"""Gradients of tables as rows, each once. N rows of a gradient, U distinct ones, V rows of the table, D width."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ def sum_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
     return summed.indices()[0], summed.values()
 
 
-def row_gradient(row_ids: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
-    """Sparse COO tensor of a table's shape (V, D) with the rows `values` (U, D).
+def row_gradient(row_ids: Tensor, values: Tensor, shape: torch.Size, *, each_once: bool = True) -> Tensor:
+    """Sparse COO tensor of a table's shape (V, D) with the rows `values` (N, D).
 
     Args:
-        row_ids: (U,) numbers of the rows, ascending, each once.
+        row_ids: (N,) numbers of the rows.
         values: The rows.
         shape: Shape of the table.
+        each_once: Whether the numbers are ascending, each once; otherwise any order and repeats will do.
     """
     return torch.sparse_coo_tensor(
-        row_ids.unsqueeze(0), values, shape, check_invariants=False, is_coalesced=True
+        row_ids.unsqueeze(0), values, shape, check_invariants=False, is_coalesced=each_once
     )

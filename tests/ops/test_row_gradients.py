@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from seqrec.optim.row_gradients import row_gradient, sum_rows
+from seqrec.ops.row_gradients import row_gradient, sum_rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
