@@ -104,6 +104,13 @@ class EventStore:
             if _sha256(self.directory / name) != expected["sha256"]:
                 raise StoreError(f"{self.directory / name} is damaged: its SHA-256 differs; {REMEDY}")
 
+    @property
+    def items_digest(self) -> str:
+        """Which item ids the catalogue has, in which order; equal for equal item vocabularies."""
+        files = sorted(name for name in self.manifest["files"] if name.startswith("item_vocabulary."))
+        parts = " ".join(f"{name}={self.manifest['files'][name]['sha256']}" for name in files)
+        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
     def summary(self) -> str:
         """Return a few lines for people: counts, history lengths, time span, place."""
         lengths = np.diff(self.offsets)

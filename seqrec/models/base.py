@@ -10,12 +10,17 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from seqrec import __version__
 from seqrec.callbacks import FiniteLoss, StepSeeds
 from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.vocabulary import Vocabulary
 from seqrec.metrics import ranking_metrics
 from seqrec.protocols import FullRanking, Protocol, TrainingCounts
 from seqrec.scoring import Scorer
 from seqrec.types import JudgedTargets, Recommendations, SequenceBatch
+
+# Where a checkpoint says what it is, beside what Lightning writes.
+CHECKPOINT_KEY = "seqrec"
 
 
 class Recommender(pl.LightningModule, ABC):
@@ -29,6 +34,9 @@ class Recommender(pl.LightningModule, ABC):
             `SequenceDataModule` replaces it by the same one with the data's split and order of events.
         top_k: Items a user that `predict_step` returns.
         filter_seen: Whether `predict_step` leaves out items of the user's history.
+        item_vocabulary: The log's item ids; a trainer's commands on a `SequenceDataModule` set it, and
+            `seqrec.inference.load_recommender` does. None before.
+        user_vocabulary: The log's user ids, likewise.
     """
 
     def __init__(self) -> None:
@@ -36,6 +44,8 @@ class Recommender(pl.LightningModule, ABC):
         self.protocol: Protocol = FullRanking()
         self.top_k = 10
         self.filter_seen = True
+        self.item_vocabulary: Vocabulary | None = None
+        self.user_vocabulary: Vocabulary | None = None
         self.metrics = nn.ModuleDict({stage: ranking_metrics() for stage in ("val", "test")})
         self._judging: tuple[Scorer, TrainingCounts | None] | None = None
 
@@ -57,6 +67,22 @@ class Recommender(pl.LightningModule, ABC):
         # Asked again by each of the trainer's commands.
         present = {type(callback) for callback in getattr(self._trainer, "callbacks", [])}
         return [callback() for callback in (StepSeeds, FiniteLoss) if callback not in present]
+
+    def setup(self, stage: str) -> None:
+        """Take over the log's ids from the data."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, SequenceDataModule):
+            self.item_vocabulary = data.store.item_vocabulary
+            self.user_vocabulary = data.store.user_vocabulary
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the checkpoint say which class it is of, and whose item ids it means; see `load_recommender`."""
+        cls = type(self)
+        record = {"version": __version__, "class_path": f"{cls.__module__}.{cls.__qualname__}"}
+        data = getattr(self._trainer, "datamodule", None)
+        if isinstance(data, SequenceDataModule):
+            record |= {"store": str(data.store_directory.absolute()), "items": data.store.items_digest}
+        checkpoint[CHECKPOINT_KEY] = record
 
     # Lightning hands what a step returns to callbacks as it is, but its types know tensors and mappings alone.
     def validation_step(  # type: ignore[override]

@@ -176,7 +176,8 @@ class SequentialRecommender(StreamedRecommender):
             table.make_rows(ranks, rank, device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the whole optimiser state of sharded tables into the checkpoint."""
+        """What every recommender's checkpoint says, with the whole optimiser state of sharded tables."""
+        super().on_save_checkpoint(checkpoint)
         save_whole_state(checkpoint, self.trainer.optimizers, self._sparse_embeddings())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
