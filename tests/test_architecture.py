@@ -22,7 +22,7 @@ ROWS = (
     {"sharding"},
     {"layers", "embeddings", "scoring", "negatives", "optim"},
     {"encoders", "losses", "ranks", "callbacks"},
-    {"protocols"},
+    {"protocols", "testing"},
     {"models"},
     {"inference", "results", "report", "doctor", "cli_config", "cli_errors"},
     {"benchmark"},

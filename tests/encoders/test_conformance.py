@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conformance import ARCHITECTURES, CASES, B, Case, D, L, check_causality, check_padding, cut, events
+from conformance import ARCHITECTURES, CASES, B, Case, D, L, events
 from torch import Tensor
 
 import seqrec.encoders
@@ -20,6 +20,7 @@ from seqrec.encoders import ENCODERS
 from seqrec.errors import InputError
 from seqrec.layers import MIXERS
 from seqrec.specs import from_spec, to_spec
+from seqrec.testing.encoder_contract import check_causality, check_padding, cut
 from seqrec.types import History
 
 REPOSITORY = Path(__file__).parents[2]

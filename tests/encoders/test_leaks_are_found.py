@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conformance import ARCHITECTURES, Case, check_causality, check_padding
+from conformance import ARCHITECTURES, Case
 from torch import Tensor
 
 from seqrec.layers import TokenGate
 from seqrec.layers import mamba as mamba_module
 from seqrec.layers import mamba2 as mamba2_module
+from seqrec.testing.encoder_contract import check_causality, check_padding
 
 every_mamba = pytest.mark.parametrize("case", [case for case in ARCHITECTURES if case.mixer], ids=str)
 # Where each mixer finds its convolution and its scan.

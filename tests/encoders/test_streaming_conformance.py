@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conformance import ARCHITECTURES, Case, D, check_streaming, events, random_cuts, streamed_states
+from conformance import ARCHITECTURES, Case, D, events
 
 from seqrec.encoders import ENCODERS
 from seqrec.errors import InputError
 from seqrec.streaming import State, StateFormat
+from seqrec.testing.encoder_contract import check_streaming, random_cuts, streamed_states
 
 every_architecture = pytest.mark.parametrize("case", ARCHITECTURES, ids=str)
 MAX_LENGTH = 12

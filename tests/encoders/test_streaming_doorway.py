@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from conformance import ARCHITECTURES, Case, D, check_streaming, events
+from conformance import ARCHITECTURES, Case, D, events
 from torch import Tensor, nn
 
 from seqrec.encoders import GRU4Rec, MambaRec, SASRec, SequenceEncoder
@@ -15,6 +15,7 @@ from seqrec.errors import InputError
 from seqrec.layers import MIXERS, CausalSelfAttention, MambaMixer
 from seqrec.layers import mamba as mamba_module
 from seqrec.streaming import StateFormat
+from seqrec.testing.encoder_contract import check_streaming
 from seqrec.types import History
 
 ATTENTION = [case for case in ARCHITECTURES if case.name in ("SASRec", "MoEMaTrRec")]

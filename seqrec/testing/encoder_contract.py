@@ -1,0 +1,199 @@
+"""What every sequence encoder must do, as checks that anybody can run over an encoder of their own.
+
+B rows, L events, D width. A check raises an AssertionError that says what it saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from seqrec.encoders import SequenceEncoder
+from seqrec.streaming import State
+from seqrec.types import History
+
+# Events of the histories that are changed one event at a time.
+LENGTH = 9
+
+
+def check_encoder(encoder: SequenceEncoder) -> None:
+    """Run all checks of this file that the encoder's kind allows: streams only where it defines `zero_state`.
+
+    Args:
+        encoder: In any mode, which is kept; its weights are not changed.
+
+    Raises:
+        AssertionError: the encoder breaks the contract of `SequenceEncoder`; says which part, and where.
+    """
+    was_training = encoder.training
+    try:
+        encoder.eval()
+        check_shapes(encoder)
+        check_rows(encoder)
+        check_causality(encoder)
+        check_padding(encoder)
+        check_gradients(encoder)
+        if type(encoder).zero_state is not SequenceEncoder.zero_state:
+            check_streaming(encoder, [37, 1, 20], longest_piece=7)
+    finally:
+        encoder.train(was_training)
+
+
+@torch.no_grad()
+def check_shapes(encoder: SequenceEncoder) -> None:
+    """States have the shape, type and device of the events, are finite, and repeat in evaluation mode."""
+    x, history = random_events([LENGTH, 1, 4], encoder.d_model)
+    states = encoder(x, history)
+    for name in ("shape", "dtype", "device"):
+        found, expected = getattr(states, name), getattr(x, name)
+        assert found == expected, f"{name} of the states is {found}, that of the events {expected}"
+    assert states.isfinite().all(), "states are not finite"
+    assert torch.equal(encoder(x, history), states), "states differ when they are computed again"
+
+
+@torch.no_grad()
+def check_rows(encoder: SequenceEncoder) -> None:
+    """Change one row of a batch: the states of the others stay."""
+    x, history = random_events([LENGTH, LENGTH], encoder.d_model)
+    before = encoder(x, history)[1]
+    x[0] += 1
+    difference = (encoder(x, history)[1] - before).abs().max()
+    assert difference < 1e-6, f"a row's states change by {difference} with another row of the batch"
+
+
+def check_gradients(encoder: SequenceEncoder) -> None:
+    """Every parameter gets a finite gradient that is not zero throughout."""
+    x, history = random_events([LENGTH] * 3, encoder.d_model)
+    weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
+    names, parameters = zip(*encoder.named_parameters(), strict=True)
+    gradients = torch.autograd.grad((encoder(x, history) * weights).sum(), parameters, allow_unused=True)
+    for name, gradient in zip(names, gradients, strict=True):
+        assert gradient is not None, f"{name} gets no gradient"
+        assert gradient.isfinite().all(), f"the gradient of {name} is not finite"
+        assert gradient.count_nonzero() > 0, f"the gradient of {name} is zero"
+
+
+def random_events(lengths: list[int], d_model: int, *, seed: int = 1) -> tuple[Tensor, History]:
+    """Random embedded events (B, L, D) and their history, padded on the right to the longest.
+
+    Args:
+        lengths: Events of each row.
+        d_model: Width D.
+        seed: Of the numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    longest, rows = max(lengths), len(lengths)
+    item_ids = torch.randint(1, 50, (rows, longest), generator=generator)
+    timestamps = torch.randint(0, 1000, (rows, longest), generator=generator).cumsum(1)
+    counts = torch.tensor(lengths)
+    valid = torch.arange(longest) < counts.unsqueeze(1)
+    x = torch.randn(rows, longest, d_model, generator=generator)
+    return x, History(item_ids * valid, counts, timestamps * valid)
+
+
+def changed_in_turn(x: Tensor, history: History) -> tuple[Tensor, History]:
+    """One history as L rows; in row t event t is replaced: its vector, item and time."""
+    length = x.shape[1]
+    assert history.timestamps is not None
+    here = torch.eye(length, dtype=torch.bool)
+    other = torch.randn(length, length, x.shape[2], generator=torch.Generator().manual_seed(2))
+    item_ids = torch.where(here, history.item_ids + 1, history.item_ids)
+    timestamps = torch.where(here, history.timestamps + 1, history.timestamps)
+    changed = History(item_ids, history.lengths.expand(length), timestamps)
+    return torch.where(here.unsqueeze(-1), other, x), changed
+
+
+def cut(x: Tensor, history: History, rows: slice, length: int) -> tuple[Tensor, History]:
+    """The oldest `length` events of some rows."""
+    assert history.timestamps is not None
+    item_ids, timestamps = history.item_ids[rows, :length], history.timestamps[rows, :length]
+    return x[rows, :length], History(item_ids, history.lengths[rows].clamp_max(length), timestamps)
+
+
+@torch.no_grad()
+def check_causality(encoder: SequenceEncoder) -> None:
+    """Change each event in turn: only its state and newer ones may move, and all of them must."""
+    x, history = random_events([LENGTH], encoder.d_model)
+    moved = (encoder(*changed_in_turn(x, history)) - encoder(x, history)).abs().amax(-1)
+    for t in range(LENGTH):
+        for s in range(t):
+            assert moved[t, s] <= 1e-6, f"the state of event {s} sees the future event {t}"
+    for t in range(LENGTH):
+        for s in range(t, LENGTH):
+            assert moved[t, s] > 0, f"the state of event {s} does not depend on event {t}"
+
+
+@torch.no_grad()
+def check_padding(encoder: SequenceEncoder) -> None:
+    """Each row alone and unpadded has the states that it has in a batch, whatever stands behind its end."""
+    lengths = [LENGTH, 1, 4]
+    x, history = random_events(lengths, encoder.d_model)
+    filling = 100 * torch.randn(len(lengths), 7, encoder.d_model, generator=torch.Generator().manual_seed(3))
+    nothing = torch.zeros(len(lengths), 7, dtype=torch.int64)
+    assert history.timestamps is not None
+    item_ids = torch.cat([history.item_ids, nothing], 1)
+    timestamps = torch.cat([history.timestamps, nothing], 1)
+    padded = encoder(torch.cat([x, filling], 1), History(item_ids, history.lengths, timestamps))
+    assert padded.isfinite().all(), "the states at padding are not finite"
+    for states in (encoder(x, history), padded):
+        for row, length in enumerate(lengths):
+            alone = encoder(*cut(x, history, slice(row, row + 1), length))[0]
+            difference = (states[row, :length] - alone).abs().max()
+            assert difference < 1e-5, f"padding changes the states of row {row}"
+
+
+def random_cuts(lengths: Tensor, longest: int, seed: int) -> Iterator[Tensor]:
+    """Numbers of events (B,) that each row takes at a time, 0..longest, until all rows are at their ends."""
+    generator, left = torch.Generator().manual_seed(seed), lengths.clone()
+    while left.any():
+        taken = torch.randint(0, longest + 1, left.shape, generator=generator).minimum(left)
+        left -= taken
+        yield taken
+
+
+def streamed_states(
+    encoder: SequenceEncoder, x: Tensor, cuts: Iterable[Tensor], state: State
+) -> tuple[Tensor, State]:
+    """States (B, L, D), 0 at padding, of events that come in pieces, each padded with what must not matter."""
+    out, done = torch.zeros_like(x), torch.zeros(len(x), dtype=torch.int64)
+    for taken in cuts:
+        piece = torch.full((len(x), int(taken.max()), x.shape[2]), 100.0, dtype=x.dtype)
+        for row, (begin, count) in enumerate(zip(done.tolist(), taken.tolist(), strict=True)):
+            piece[row, :count] = x[row, begin : begin + count]
+        states, state = encoder.extend(piece, taken, state)
+        for row, (begin, count) in enumerate(zip(done.tolist(), taken.tolist(), strict=True)):
+            out[row, begin : begin + count] = states[row, :count]
+        done += taken
+    return out, state
+
+
+@torch.no_grad()
+def check_streaming(
+    encoder: SequenceEncoder, lengths: list[int], longest_piece: int, one_by_one: int | None = None
+) -> None:
+    """Events one by one, all at once and in random pieces have the states of the full pass, to 1e-5.
+
+    Args:
+        encoder: In evaluation mode.
+        lengths: Events of each row, the longest first.
+        longest_piece: Events that a random piece has at most.
+        one_by_one: Newest events of the first row that come one by one; None is all.
+    """
+    x, history = random_events(lengths, encoder.d_model)
+    valid = history.valid.unsqueeze(-1)
+    expected = encoder(x, history).where(valid, 0)
+    start = encoder.init_state(len(lengths), max_length=max(lengths))
+    once, _ = encoder.extend(x, history.lengths, start)
+    error = (once.where(valid, 0) - expected).abs().max()
+    assert error <= 1e-5, f"all events at once: the states differ by {error}"
+    cuts = random_cuts(history.lengths, longest_piece, seed=4)
+    error = (streamed_states(encoder, x, cuts, start)[0] - expected).abs().max()
+    assert error <= 1e-5, f"random pieces: the states differ by {error}"
+    begin = 0 if one_by_one is None else lengths[0] - one_by_one
+    _, state = encoder.extend(x[:1, :begin], None, start.gather([0]))
+    for t in range(begin, lengths[0]):
+        states, state = encoder.step(x[:1, t], state)
+        error = (states - expected[:1, t]).abs().max()
+        assert error <= 1e-5, f"one by one: the state of event {t} differs by {error}"
