@@ -18,7 +18,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from seqrec import __version__
 from seqrec.callbacks import BestCheckpoint, EarlyStopping, ResumePoints
 from seqrec.cli_commands import COMMANDS, run_command
-from seqrec.cli_config import refuse_model_max_length, with_config_of_checkpoint, with_protocol_presets
+from seqrec.cli_config import (
+    refuse_model_max_length,
+    refuse_slurm_without_srun,
+    with_config_of_checkpoint,
+    with_protocol_presets,
+)
 from seqrec.cli_errors import explain, our_error
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.inference import RecommendationWriter
@@ -101,6 +106,7 @@ class SeqrecCLI(LightningCLI):
             config = parser.parse_object({"data": self._get(self.config, "data")})
             self.datamodule = parser.instantiate_classes(config).data
             return
+        refuse_slurm_without_srun(self._get(self.config, "trainer.plugins"))
         super().instantiate_classes()
         self.model.protocol = self._get(self.config_init, "protocol") or FullRanking()
         if self.subcommand == "fit" and self._get(self.config, "ckpt_path"):

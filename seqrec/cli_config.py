@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,22 @@ def refuse_model_max_length(words: list[str]) -> None:
     if places:
         raise InputError(
             f"{places[0]} is not accepted: a model's max_length is the data's; set data.max_length"
+        )
+
+
+def refuse_slurm_without_srun(plugins: object) -> None:
+    """Refuse a trainer for tasks of SLURM in a process that is none.
+
+    Args:
+        plugins: `trainer.plugins` of the parsed config.
+
+    Raises:
+        InputError: SLURM's environment is among them, and `srun` did not start this process.
+    """
+    if "SLURMEnvironment" in str(plugins) and "SLURM_NTASKS" not in os.environ:
+        raise InputError(
+            "trainer.plugins has SLURMEnvironment, but SLURM_NTASKS is not set: start the command with srun in an "
+            "sbatch script, or take configs/trainer/ddp.yaml"
         )
 
 

@@ -78,6 +78,44 @@ def test_optimizer_config_adds_to_another_config(path: Path, capsys: pytest.Capt
     assert "run folder: runs/" in capsys.readouterr().out
 
 
+def test_trainer_config_adds_to_another_config(capsys: pytest.CaptureFixture[str]):
+    words = ["--config", str(CONFIGS / "quickstart.yaml"), "--config", str(CONFIGS / "trainer/gpu.yaml")]
+    main(["fit", *words, "--data.source.num_users", "40", "--data.source.mean_events", "20", *TWO_STEPS])
+    assert "run folder: runs/" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "trainer").glob("*.yaml")), ids=lambda path: path.stem)
+def test_trainer_config_keeps_what_else_was_chosen(path: Path, capsys: pytest.CaptureFixture[str]):
+    # What ranks then do is in test_cluster.py.
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(CONFIGS / "ml_1m.yaml"), "--config", str(path), "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    wanted = yaml.safe_load(path.read_text())
+    assert list(wanted) == ["trainer"]
+    chosen = yaml.safe_load((CONFIGS / "ml_1m.yaml").read_text())["trainer"]
+    for name, value in {**chosen, **wanted["trainer"]}.items():
+        if name not in ("logger", "plugins"):
+            assert printed["trainer"][name] == value
+    assert printed["model"]["class_path"].endswith("MambaRec")
+
+
+def test_slurm_config_without_srun_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "fit",
+                "--config",
+                str(CONFIGS / "quickstart.yaml"),
+                "--config",
+                str(CONFIGS / "trainer/slurm.yaml"),
+            ]
+        )
+    assert "start the command with srun in an sbatch script" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_each_protocol_of_others_has_its_config(name: str):
     parser = jsonargparse.ArgumentParser(exit_on_error=False)

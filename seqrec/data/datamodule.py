@@ -49,9 +49,9 @@ class ResumableLoader(DataLoader[SequenceBatch]):
 class SequenceDataModule(pl.LightningDataModule):
     """Per-user windows of a log, for training, evaluation and prediction.
 
-    The store is prepared from the source when it is first needed and opened ever after; of several processes
-    one prepares and the others wait. Its state, part of each checkpoint, is the place in the training order, so that
-    a run that is resumed sees the batches that it would have seen.
+    The store is prepared from the source when it is first needed and opened ever after; of a host's processes one
+    prepares and the others wait. Hosts share a store that all see, or prepare one each on their own disks. Its state,
+    part of each checkpoint, is the place in the training order, so that a resumed run sees the batches that were next.
 
     Args:
         source: Where the log comes from.

@@ -15,6 +15,7 @@ from seqrec.callbacks import FiniteLoss, StepSeeds
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.metrics import ranking_metrics
+from seqrec.models.trainer_checks import check_trainer
 from seqrec.protocols import FullRanking, Protocol, TrainingCounts
 from seqrec.scoring import Scorer
 from seqrec.types import JudgedTargets, Recommendations, SequenceBatch
@@ -69,7 +70,8 @@ class Recommender(pl.LightningModule, ABC):
         return [callback() for callback in (StepSeeds, FiniteLoss) if callback not in present]
 
     def setup(self, stage: str) -> None:
-        """Take over the log's ids from the data."""
+        """Refuse a trainer that does not go with recommenders (`check_trainer`); take the log's ids from the data."""
+        check_trainer(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, SequenceDataModule):
             self.item_vocabulary = data.store.item_vocabulary
