@@ -18,3 +18,32 @@ class StoreError(InputError):
 
 class DivergenceError(InputError):
     """Training that gives numbers which are not finite."""
+
+
+class BatchEntryError(InputError):
+    """One entry of a batch of events or requests is bad; nothing of the batch has been done.
+
+    Args:
+        message: The reason, which names the entry.
+        index: Its place in the batch, from 0.
+    """
+
+    def __init__(self, message: str, index: int = 0) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class UnknownUserError(BatchEntryError):
+    """A user of whom no event is known."""
+
+
+class UnknownItemError(BatchEntryError):
+    """An item that is not in the model's catalogue."""
+
+
+class LateEventError(BatchEntryError):
+    """An event with an earlier time than the user's newest."""
+
+
+class SessionStoreError(StoreError):
+    """A store of sessions that is damaged, in use, out of reach, or of another model."""

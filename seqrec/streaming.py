@@ -124,7 +124,7 @@ class StateFormat:
         self._header = {
             "version": __version__,
             "encoder": like.encoder,
-            "weights": _weights_digest(encoder),
+            "weights": weights_digest(encoder),
             "byte_order": sys.byteorder,
             "tensors": {name: _entry(x) for name, x in like.tensors.items()},
         }
@@ -173,6 +173,20 @@ class StateFormat:
             raise _damaged("its checksum does not fit what it holds")
         return State(self._tensors(payload, rows, device), self.encoder)
 
+    @property
+    def header(self) -> bytes:
+        """What `to_bytes` puts before the tensors, for those who keep it once for many states."""
+        return self._header_bytes
+
+    def check_header(self, header: bytes) -> None:
+        """Compare a header that was kept with this model's.
+
+        Raises:
+            InputError: it is damaged, or is of another model, another version of the library or another window.
+        """
+        if header != self._header_bytes:
+            self._check(self._parsed(header))
+
     def _read_header(self, data: bytes) -> tuple[dict[str, Any] | None, int]:
         """The header where it differs from ours, and where it ends."""
         begin = len(MAGIC) + LENGTHS.size
@@ -187,13 +201,16 @@ class StateFormat:
             return None, end
         if len(found) < size:
             raise _damaged(f"it ends after {len(data)} bytes, within its header")
+        return self._parsed(found), end
+
+    def _parsed(self, found: bytes) -> dict[str, Any]:
         try:
             header = json.loads(found)
         except (ValueError, RecursionError) as error:
             raise _damaged(f"its header cannot be read: {error}") from error
         if not isinstance(header, dict) or header.keys() != self._header.keys():
             raise _damaged("its header lacks fields, or has unknown ones")
-        return header, end
+        return header
 
     def _check(self, header: dict[str, Any]) -> None:
         """Refuse a header that is not ours, and name the first thing that differs."""
@@ -245,14 +262,20 @@ def _layout(state: State) -> dict[str, Any]:
     return {name: [*_entry(x), str(x.device)] for name, x in state.tensors.items()}
 
 
+def as_bytes(x: Tensor) -> Tensor:
+    """(N,) uint8 bytes of a tensor, on the CPU, which is what numpy has for every type, also bfloat16."""
+    return x.detach().cpu().contiguous().view(-1).view(torch.uint8)
+
+
 def _bytes_of(x: Tensor) -> bytes:
-    # As numbers of one byte, because numpy has no bfloat16.
-    return x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    return as_bytes(x).numpy().tobytes()
 
 
-def _weights_digest(encoder: nn.Module) -> str:
+def weights_digest(module: nn.Module) -> str:
+    """Which weights a module has; reads all of them."""
     digest = hashlib.sha256()
-    for name, weight in sorted(encoder.state_dict().items()):
+    for name, weight in sorted(module.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)} ".encode())
-        digest.update(_bytes_of(weight))
+        # Not through `_bytes_of`, which would copy a table of gigabytes.
+        digest.update(as_bytes(weight).numpy().data)
     return digest.hexdigest()[:16]

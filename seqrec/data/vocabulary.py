@@ -76,7 +76,7 @@ class Vocabulary:
             return np.asarray(self._values)[rows].astype(np.int64, copy=False)
         return [self._bytes(int(row)).decode() for row in rows]
 
-    def lookup(self, external_ids: Sequence[int] | Sequence[str] | NDArray[np.generic]) -> Int64Array:
+    def lookup(self, external_ids: Sequence[int | str] | NDArray[np.generic]) -> Int64Array:
         """Return internal ids (N,) int64 of the log's ids; 0 where the id is unknown.
 
         An integer and its decimal string are the same id, so that ids read from text find their integers.

@@ -1,0 +1,84 @@
+"""Sessions in a Redis server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from seqrec.errors import InputError, SessionStoreError
+
+
+class RedisStore:
+    """Keeps sessions in a Redis server, as one hash; see `StateStore`. Needs `pip install seqrec[redis]`.
+
+    How much outlives a crash of the server is up to its settings: with `appendonly yes` and `appendfsync always` all
+    that was acknowledged does. Several processes may read and write, but each user's events must come through one
+    of them: a session is read, changed and written back, without a lock in between.
+
+    Args:
+        url: Such as `redis://localhost:6379/0`.
+        prefix: Begins the names of the two keys that are used, so that models can share a server.
+        timeout_seconds: How long to wait for the server.
+
+    Raises:
+        InputError: the package redis is not installed, or `url` is none.
+        SessionStoreError: the server cannot be reached.
+    """
+
+    def __init__(self, url: str, *, prefix: str = "seqrec", timeout_seconds: float = 5.0) -> None:
+        try:
+            import redis
+        except ImportError as error:
+            raise InputError("RedisStore needs the package redis: pip install 'seqrec[redis]'") from error
+        self._error = redis.RedisError
+        self._description, self._sessions = f"{prefix}:description", f"{prefix}:sessions"
+        try:
+            self._server = redis.Redis.from_url(
+                url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds
+            )
+        except ValueError as error:
+            raise InputError(f"url={url!r} is no address of a Redis server: {error}") from error
+        with self._errors():
+            self._server.ping()
+
+    def claim(self, description: bytes) -> bytes:
+        """See `StateStore.claim`."""
+        with self._errors():
+            pipeline = self._server.pipeline()
+            pipeline.setnx(self._description, description)
+            pipeline.get(self._description)
+            found: bytes = pipeline.execute()[1]
+        return found
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """See `StateStore.get_many`."""
+        if not keys:
+            return []
+        with self._errors():
+            return list(self._server.hmget(self._sessions, list(keys)))  # type: ignore[arg-type]
+
+    def put_many(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        """See `StateStore.put_many`; one command, which Redis carries out whole."""
+        if rows:
+            with self._errors():
+                self._server.hset(self._sessions, mapping=dict(rows))
+
+    def delete(self, key: bytes) -> bool:
+        """See `StateStore.delete`."""
+        with self._errors():
+            return bool(self._server.hdel(self._sessions, key))
+
+    def __len__(self) -> int:
+        with self._errors():
+            return int(self._server.hlen(self._sessions))
+
+    def close(self) -> None:
+        """See `StateStore.close`."""
+        self._server.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except self._error as error:
+            raise SessionStoreError(f"the Redis server cannot be used: {error}") from error

@@ -1,0 +1,158 @@
+"""Sessions in an SQLite file."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from seqrec.errors import MissingInputError, SessionStoreError
+
+# Stand in the file's header and say what it is: "seqS", and the version of the tables.
+APPLICATION_ID, VERSION = 0x73657153, 1
+TABLES = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE sessions (user BLOB PRIMARY KEY, session BLOB NOT NULL);
+"""
+REMEDY = "move it away, and sessions begin anew"
+PUT = "INSERT INTO sessions VALUES (?, ?) ON CONFLICT (user) DO UPDATE SET session = excluded.session"
+
+
+class SQLiteStore:
+    """Keeps sessions in one file, which outlives the process; see `StateStore`.
+
+    A call of `put_many` is one transaction that is on disk when it returns (write-ahead log, `synchronous=FULL`): what
+    was acknowledged outlives `kill -9` and a loss of power. Beside the file lies its log, `<path>-wal`, which belongs
+    to it. One process at a time has the file: two that go on from the same session would each undo what the other
+    wrote.
+
+    Args:
+        path: The file, in a folder that exists; made where there is none.
+        busy_seconds: How long to wait for another process to let go of the file.
+
+    Raises:
+        MissingInputError: the folder does not exist.
+        SessionStoreError: the file is no store of sessions, is of another version, is damaged, or another process
+            has it.
+    """
+
+    def __init__(self, path: str | Path, *, busy_seconds: float = 5.0) -> None:
+        self.path = Path(path)
+        if not self.path.absolute().parent.is_dir():
+            raise MissingInputError(f"path={self.path} lies in a folder that does not exist; make it first")
+        self._lock = threading.Lock()
+        with self._errors():
+            # Threads take turns by our lock.
+            self._connection = sqlite3.connect(
+                self.path, timeout=busy_seconds, isolation_level=None, check_same_thread=False
+            )
+        try:
+            with self._errors():
+                self._open()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def claim(self, description: bytes) -> bytes:
+        """See `StateStore.claim`."""
+        with self._transaction() as connection:
+            connection.execute("INSERT OR IGNORE INTO meta VALUES ('description', ?)", (description,))
+            (found,) = connection.execute("SELECT value FROM meta WHERE name = 'description'").fetchone()
+        return bytes(found)
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """See `StateStore.get_many`."""
+        with self._lock, self._errors():
+            select = self._connection.execute
+            rows = [select("SELECT session FROM sessions WHERE user = ?", (key,)).fetchone() for key in keys]
+        return [None if row is None else row[0] for row in rows]
+
+    def put_many(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        """See `StateStore.put_many`."""
+        with self._transaction() as connection:
+            connection.executemany(PUT, rows)
+
+    def delete(self, key: bytes) -> bool:
+        """See `StateStore.delete`."""
+        with self._transaction() as connection:
+            return connection.execute("DELETE FROM sessions WHERE user = ?", (key,)).rowcount > 0
+
+    def verify(self) -> None:
+        """Read the whole file and check that it is intact, but for the sessions' content, which is checked when read.
+
+        Raises:
+            SessionStoreError: it is not.
+        """
+        with self._lock, self._errors():
+            (found,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            raise SessionStoreError(f"{self.path} is damaged: {found}; {REMEDY}")
+
+    def __len__(self) -> int:
+        with self._lock, self._errors():
+            count: int = self._connection.execute("SELECT count(*) FROM sessions").fetchone()[0]
+        return count
+
+    def close(self) -> None:
+        """See `StateStore.close`."""
+        with self._lock:
+            self._connection.close()
+
+    def _open(self) -> None:
+        execute = self._connection.execute
+        # Exclusive is set before the log is opened, so that no memory is shared with other processes.
+        execute("PRAGMA locking_mode = EXCLUSIVE")
+        execute("BEGIN EXCLUSIVE")
+        (application,), (version,) = (
+            execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
+        )
+        is_new = not execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if is_new and application == 0:
+            for statement in (*TABLES.strip().splitlines(), f"PRAGMA application_id = {APPLICATION_ID}"):
+                execute(statement)
+            execute(f"PRAGMA user_version = {VERSION}")
+        elif application != APPLICATION_ID:
+            raise SessionStoreError(f"{self.path} is an SQLite file of something else; give another path")
+        elif version != VERSION:
+            raise SessionStoreError(
+                f"{self.path} is a store of sessions of version {version}, expected {VERSION}; {REMEDY}"
+            )
+        execute("COMMIT")
+        (mode,) = execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise SessionStoreError(
+                f"{self.path} cannot have a write-ahead log here; give a path on a local disk"
+            )
+        execute("PRAGMA synchronous = FULL")
+        # Where plain fsync leaves data in the disk's cache, as macOS does.
+        execute("PRAGMA fullfsync = ON")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._errors():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            text = str(error)
+            if "locked" in text or "busy" in text:
+                reason = "another process has it, and one at a time may; close it there, or give another path"
+            elif "not a database" in text:
+                reason = "it is no store of sessions; give another path"
+            elif "malformed" in text:
+                reason = f"it is damaged ({text}); {REMEDY}"
+            else:
+                reason = f"{text}; see that the disk has space and the path can be written"
+            raise SessionStoreError(f"{self.path} cannot be used: {reason}") from error
