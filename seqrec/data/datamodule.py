@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,9 +16,9 @@ from torch.utils.data import DataLoader
 
 from seqrec.data.batching import BatchSampler
 from seqrec.data.collate import WindowDataset
+from seqrec.data.item_counts import training_item_counts
 from seqrec.data.prepare import Filters, ensure_store, fingerprint, prepare
 from seqrec.data.progress import print_line
-from seqrec.data.ragged import ranges
 from seqrec.data.sources import Source
 from seqrec.data.splits import LeaveOneOut, Split
 from seqrec.data.store import EventStore
@@ -25,9 +26,6 @@ from seqrec.data.windows import NewestWindow, TrainWindows, WindowIndex, judged_
 from seqrec.errors import InputError
 from seqrec.specs import to_spec
 from seqrec.types import SequenceBatch
-
-# Events counted at a time, so that counting a billion events takes little memory.
-COUNT_EVENTS = 1 << 24
 
 
 class ResumableLoader(DataLoader[SequenceBatch]):
@@ -70,6 +68,9 @@ class SequenceDataModule(pl.LightningDataModule):
         num_workers: Loader processes; 0 reads in the main process, which the memory-mapped store makes cheap.
         seed: Seed of the training order.
         memory_limit: Most memory that preparation may take, such as "8GiB"; None is half of the machine's.
+
+    Attributes:
+        prepare_seconds: What preparing or opening the store took this process so far.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class SequenceDataModule(pl.LightningDataModule):
         self.memory_limit = memory_limit
         # Now, since a policy that cannot be described should not show when the first checkpoint is written.
         self._policies = {"split": to_spec(self.split), "train_windows": to_spec(self.train_windows)}
+        self.prepare_seconds = 0.0
         self._resume_from: dict[str, Any] | None = None
         self._train_sampler: BatchSampler | None = None
         self.store_directory = Path(store or f"stores/{source.name}-{fingerprint(source, filters)}")
@@ -122,13 +124,16 @@ class SequenceDataModule(pl.LightningDataModule):
     @cached_property
     def store(self) -> EventStore:
         """The prepared events; prepares them when they are not there yet."""
-        return ensure_store(
+        started = perf_counter()
+        store = ensure_store(
             self.source,
             self.filters,
             self.store_directory,
             memory_limit=self.memory_limit,
             progress=print_line,
         )
+        self.prepare_seconds += perf_counter() - started
+        return store
 
     @property
     def num_items(self) -> int:
@@ -142,13 +147,7 @@ class SequenceDataModule(pl.LightningDataModule):
 
     def train_item_counts(self) -> NDArray[np.int64]:
         """(num_items + 1,) how often each item occurs in the training part; item 0 never does."""
-        stops = self.split.history_stops(self.store, "train")
-        counts = np.zeros(self.num_items + 1, dtype=np.int64)
-        for begin in range(0, self.store.num_events, COUNT_EVENTS):
-            part = self.store.item_ids[begin : begin + COUNT_EVENTS]
-            counts += np.bincount(part, minlength=len(counts))
-        held_out = self.store.item_ids[ranges(stops, self._ends - stops)]
-        return counts - np.bincount(held_out, minlength=len(counts))
+        return training_item_counts(self.store, self.split)
 
     def prepare_again(self) -> None:
         """Prepare the store even where one is there; for one process alone."""
