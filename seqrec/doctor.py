@@ -6,7 +6,6 @@ import json
 import os
 import platform
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from seqrec.ops.backends import Backends
 from seqrec.ops.causal_conv1d import CONV_BACKENDS
 from seqrec.ops.selective_scan import SCAN_BACKENDS
 from seqrec.ops.ssd import SSD_BACKENDS
+from seqrec.runs.provenance import package_version
 
 OPS: tuple[Backends[Any], ...] = (SCAN_BACKENDS, SSD_BACKENDS, CONV_BACKENDS)
 PACKAGES = ("torch", "lightning", "polars", "numpy", "triton", "mamba-ssm", "causal-conv1d")
@@ -100,7 +100,7 @@ def examine() -> Report:
         seqrec=__version__,
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
-        packages={name: _version(name) for name in PACKAGES},
+        packages={name: package_version(name) for name in PACKAGES},
         cpu=f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         compiled=compiled_library.variant() or f"none; {compiled_library.load_error()}",
         cuda=devices,
@@ -122,10 +122,3 @@ def _examine_op(backends: Backends[Any], device: str) -> OpReport:
     reasons = {name: backends[name].against(device, dtype) for name in backends.names if name != used}
     others = {name: reason or "runs here too" for name, reason in reasons.items()}
     return OpReport(backends.op, device, used, because, others)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -18,7 +18,7 @@ ROWS = (
     {"errors", "__version__"},
     {"types", "registry", "specs"},
     {"data", "ops", "metrics", "streaming"},
-    {"distributed"},
+    {"distributed", "runs"},
     {"sharding"},
     {"layers", "embeddings", "scoring", "negatives", "optim"},
     {"encoders", "losses", "ranks", "callbacks"},

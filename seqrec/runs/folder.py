@@ -1,0 +1,86 @@
+"""The folder of a run and the metrics in it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class RunFolder(CSVLogger):
+    """Metrics as `metrics.csv` and for TensorBoard, in one folder `<save_dir>/<name>/version_<n>`.
+
+    The folder is made when its number is chosen, so that runs which start at once get folders of their own.
+
+    Args:
+        save_dir: Folder of all runs.
+        name: Folder within it for runs of one kind; empty for none.
+        version: Number of the run, or the name of its folder; None is the next free number.
+        tensorboard: Whether TensorBoard's files are written too.
+    """
+
+    def __init__(
+        self,
+        save_dir: str = "runs",
+        *,
+        name: str = "",
+        version: int | str | None = None,
+        tensorboard: bool = True,
+    ) -> None:
+        super().__init__(save_dir, name=name, version=version)
+        self.tensorboard = tensorboard
+        self._boards = 0
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Add a row to both files; TensorBoard has `_` for signs such as `@`.
+
+        Args:
+            metrics: Values by name.
+            step: Optimiser steps so far.
+        """
+        super().log_metrics(metrics, step)
+        if self.tensorboard:
+            self._board.log_metrics(metrics, step)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what waits in memory."""
+        super().save()
+        if self.tensorboard and "_board" in self.__dict__:
+            self._board.experiment.flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what waits in memory, and close TensorBoard's file; a later metric opens another."""
+        super().finalize(status)
+        if "_board" in self.__dict__:
+            self._board.experiment.close()
+            del self._board
+
+    @cached_property
+    def _board(self) -> TensorBoardLogger:
+        # Files are named by the second alone and would overwrite each other.
+        self._boards += 1
+        suffix = f".{self._boards}"
+        return TensorBoardLogger(
+            self.save_dir,
+            name=self.name,
+            version=self.version,
+            default_hp_metric=False,
+            filename_suffix=suffix,
+        )
+
+    def _get_next_version(self) -> int:
+        version: int = super()._get_next_version()
+        # Other ranks are told the first one's folder.
+        while rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            try:
+                (Path(self.root_dir) / f"version_{version}").mkdir(parents=True)
+                break
+            except FileExistsError:
+                version += 1
+        return version

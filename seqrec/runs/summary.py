@@ -1,0 +1,126 @@
+"""What became of a run, as one file for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from seqrec.errors import InputError, MissingInputError
+
+FILE_NAME = "summary.json"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """`summary.json` of a run's folder, key by key.
+
+    It is written when training starts, at each epoch's end and when the run ends, however it does. Counts and seconds
+    are those of the whole run, resumed or not; what was done between a checkpoint and a kill, and done again after it,
+    counts once. Of several ranks events and tokens are added up, memory is the largest rank's, and seconds are the
+    first rank's, measured with the device synchronised. Numbers that are not finite are null.
+
+    Attributes:
+        status: "running", "finished", "interrupted" by Ctrl+C or SIGTERM, or "failed". A run that was killed stays
+            "running".
+        error: Kind and message of what ended the run; None where nothing did.
+        model: The model's title, such as "MambaRec".
+        epochs: Epochs trained to their end.
+        steps: Optimiser steps.
+        events: Events of the windows trained on, without padding.
+        tokens: The same with padding.
+        seconds: By phase: `prepare` (opening or preparing the store), `train` (reading batches included), `validate`
+            (while fitting, or by that command), `test`, `checkpoint` (writing them). None is part of another.
+        events_per_second: `events` by the seconds of `train`; None without training.
+        tokens_per_second: Likewise.
+        peak_memory: Bytes. `host`: most resident memory of the process since it started; `device`: most memory of
+            tensors on the GPU, and `device_reserved`: most that torch kept there, since the command (fit, test, ..)
+            started; None without a GPU. The largest of all commands.
+        parameters: Numbers that are learned or counted: `total`, `item_table` (with a separate output table and
+            biases), `encoder`, and `other` (positions, users). A sharded table counts with all rows.
+        best: `metric`, `value`, `epoch` (from 0) and `step` of the best validation by the monitored metric, and
+            `checkpoint`, its file; None before one.
+        validation: Metrics of the newest validation, by name without `val_`.
+        test: Metrics of the test, by name without `test_`; None before one.
+        protocol: Id of the protocol that the metrics belong to.
+        seeds: `run`: seed of weights, dropout and negatives; `data`: seed of the training order.
+        versions: Of python and of the packages that numbers depend on.
+        hardware: `cpu`, `cores`, `threads`, `gpus`; see `seqrec.runs.provenance.hardware`.
+        job: `ranks`, `nodes`, `device` (cpu, cuda), `strategy`, `precision`, `accumulate_grad_batches`.
+        git: `commit` and `dirty` of the working directory's checkout; None without one.
+        command: What was typed.
+        resume: What goes on with this run; None before there is a checkpoint to go on from.
+        resumed_from: Checkpoint that this run went on from; None at its first start.
+        started: When this process's part of the run started, ISO 8601, UTC.
+        updated: When this file was written, likewise.
+    """
+
+    status: str
+    error: str | None
+    model: str
+    epochs: int
+    steps: int
+    events: int
+    tokens: int
+    seconds: dict[str, float]
+    events_per_second: float | None
+    tokens_per_second: float | None
+    peak_memory: dict[str, int | None]
+    parameters: dict[str, int]
+    best: dict[str, Any] | None
+    validation: dict[str, float] | None
+    test: dict[str, float] | None
+    protocol: str | None
+    seeds: dict[str, int | None]
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    job: dict[str, Any]
+    git: dict[str, Any] | None
+    command: str
+    resume: str | None
+    resumed_from: str | None
+    started: str
+    updated: str
+
+    def write(self, folder: Path | str) -> None:
+        """Put the file into a folder, in one move, so that a file that is there is whole."""
+        file = Path(folder) / FILE_NAME
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(FILE_NAME + ".partial")
+        content = json.dumps(_finite(asdict(self)), indent=2, allow_nan=False)
+        partial.write_text(content + "\n", encoding="utf-8")
+        os.replace(partial, file)
+
+
+def read_summary(folder: Path | str) -> Summary:
+    """The summary in a run's folder.
+
+    Raises:
+        MissingInputError: there is none.
+        InputError: the file is not one of this version.
+    """
+    file = Path(folder) / FILE_NAME
+    if not file.is_file():
+        raise MissingInputError(
+            f"{folder} has no {FILE_NAME}: it is no run's folder, or of a run by another logger"
+        )
+    names = [field.name for field in fields(Summary)]
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return Summary(**{name: content[name] for name in names})
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{file} is damaged or of another version: {type(error).__name__}: {error}"
+        ) from None
+
+
+def _finite(value: Any) -> Any:
+    """Nested values with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
