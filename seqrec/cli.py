@@ -16,7 +16,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 from seqrec import __version__
-from seqrec.callbacks import BestCheckpoint, EarlyStopping, ResumePoints
+from seqrec.callbacks import (
+    BestCheckpoint,
+    EarlyStopping,
+    GradientNorm,
+    ResumePoints,
+    RunMonitor,
+    RunSummary,
+)
 from seqrec.cli_commands import COMMANDS, run_command
 from seqrec.cli_config import (
     refuse_model_max_length,
@@ -32,6 +39,7 @@ from seqrec.protocols import FullRanking, Protocol
 from seqrec.report import metrics_table, write_metrics
 from seqrec.results import ResultsWriter
 from seqrec.results.file import FILE_NAME as RESULTS_FILE
+from seqrec.runs.summary import FILE_NAME as SUMMARY_FILE
 
 
 class Trainer(pl.Trainer):
@@ -177,7 +185,7 @@ class SeqrecCLI(LightningCLI):
         if folder is not None:
             names = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml")
             found = [name for name in names if (Path(folder) / name).exists()]
-            found.append(f"{stage}_metrics.json")
+            found += [f"{stage}_metrics.json", SUMMARY_FILE]
             if stage == "test" and (Path(folder) / RESULTS_FILE).exists():
                 found.append(RESULTS_FILE)
             print(f"run folder: {folder} ({', '.join(found)})")
@@ -210,10 +218,8 @@ def main(args: Sequence[str] | None = None) -> None:
             SequenceDataModule,
             trainer_class=Trainer,
             trainer_defaults={
-                "logger": {
-                    "class_path": "lightning.pytorch.loggers.CSVLogger",
-                    "init_args": {"save_dir": "runs", "name": ""},
-                },
+                "logger": {"class_path": "seqrec.runs.RunFolder"},
+                "callbacks": [RunMonitor(), GradientNorm(), RunSummary()],
                 "num_sanity_val_steps": 0,
             },
             seed_everything_default=0,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -15,8 +16,10 @@ import yaml
 from seqrec.cli import main
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
+from seqrec.data.store import EventStore
 from seqrec.models import MambaRec, SequentialRecommender, evaluate
 from seqrec.protocols import Protocol
+from seqrec.runs import read_summary
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
@@ -70,11 +73,23 @@ def test_fit_prepares_trains_tests_and_says_where_things_are(capsys: pytest.Capt
     assert re.search(r"^MambaRec( +[01]\.\d{4}){6}$", output, re.MULTILINE)
     assert re.search(r"^Popularity( +[01]\.\d{4}){6}$", output, re.MULTILINE)
     folder = Path(re.search(r"run folder: (\S+)", output)[1])
-    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "metrics.csv"):
+    for name in (
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "config.yaml",
+        "metrics.csv",
+        "summary.json",
+    ):
         assert (folder / name).is_file()
+    assert list(folder.glob("events.out.tfevents.*"))
     result = json.loads((folder / "test_metrics.json").read_text())
     assert result["protocol"] == "full-seenout-tiemean-loo"
     assert set(result["models"]) == {"MambaRec", "Popularity"}
+    summary = read_summary(folder)
+    assert summary.test == pytest.approx(result["models"]["MambaRec"])
+    assert summary.resume.startswith(
+        f"seqrec fit --config {folder}/config.yaml --ckpt_path {folder}/checkpoints/"
+    )
 
 
 def test_model_of_the_command_line_loads_by_the_defaults_and_scores_the_same():
@@ -336,3 +351,10 @@ def test_two_ranks_prepare_once_and_test_like_one(tmp_path: Path):
     one = json.loads(Path("alone/version_0/test_metrics.json").read_text())
     assert two["models"]["MambaRec"] == pytest.approx(one["models"]["MambaRec"], abs=1e-6)
     assert two["models"]["Popularity"] == pytest.approx(one["models"]["Popularity"], abs=1e-6)
+    summary = read_summary("out/version_0")
+    store = EventStore.open(next(Path("stores").iterdir()))
+    # Each user's training windows: all events but the last of those before the two that are held out.
+    windows = (np.diff(store.offsets) - 3).clip(max=10).clip(min=0)
+    assert (summary.epochs, summary.events, summary.job["ranks"]) == (2, 2 * int(windows.sum()), 2)
+    assert summary.tokens >= summary.events
+    assert {"train", "validate", "test", "checkpoint"} <= set(summary.seconds)

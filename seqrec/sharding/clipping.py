@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -37,16 +37,32 @@ def clip_norm(parameters: Iterable[Tensor], spread: Collection[Tensor], max_norm
         if parameter.grad is not None:
             (own_values if id(parameter) in own else shared_values).append(_values(parameter.grad))
     assert own_values, "a rank without touched rows has an empty gradient"
-    squares = _sum_of_squares(own_values)
-    dist.all_reduce(squares)
-    if shared_values:
-        squares = squares + _sum_of_squares(shared_values)
-    norm = squares.sqrt()
+    norm = total_norm(shared_values, own_values)
     # The factor of torch.nn.utils.clip_grad_norm_, with its guard against a norm of 0.
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for values in (*shared_values, *own_values):
         values.mul_(factor)
     return norm
+
+
+@torch.no_grad()
+def total_norm(shared: Sequence[Tensor], own: Sequence[Tensor]) -> Tensor:
+    """L2 norm of gradients that all ranks have and of those that each rank has a part of.
+
+    Args:
+        shared: Dense values, equal on all ranks; each counts once.
+        own: Dense values of this rank's part; all ranks must call where one has such.
+
+    Returns:
+        A scalar, equal on all ranks; 0 for no gradient.
+    """
+    squares = torch.zeros(())
+    if own:
+        squares = _sum_of_squares(own)
+        dist.all_reduce(squares)
+    if shared:
+        squares = squares.to(shared[0].device) + _sum_of_squares(shared)
+    return squares.sqrt()
 
 
 def _values(gradient: Tensor) -> Tensor:
@@ -56,7 +72,7 @@ def _values(gradient: Tensor) -> Tensor:
     return gradient._values()
 
 
-def _sum_of_squares(gradients: list[Tensor]) -> Tensor:
+def _sum_of_squares(gradients: Sequence[Tensor]) -> Tensor:
     norms = [
         torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
         for gradient in gradients

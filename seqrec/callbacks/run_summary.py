@@ -1,0 +1,215 @@
+"""Keeps `summary.json` in a run's folder up to date."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from seqrec.callbacks.parameter_counts import parameter_counts
+from seqrec.callbacks.resume_points import ResumePoints
+from seqrec.callbacks.run_monitor import RunMonitor
+from seqrec.callbacks.step_seeds import StepSeeds
+from seqrec.errors import InputError
+from seqrec.runs import Summary
+from seqrec.runs.provenance import git_state, hardware, versions
+
+
+class RunSummary(pl.Callback):
+    """Writes `summary.json`: when a command starts, at each epoch's end, and when the run ends, however it does.
+
+    `seqrec.runs.Summary` says what stands in it. It needs a `RunMonitor` among the trainer's callbacks. Without a
+    folder, as in a `fast_dev_run`, nothing is written.
+    """
+
+    def __init__(self) -> None:
+        self._folder: str | None = None
+        self._fitting = False
+        self._started = ""
+        self._made_with: dict[str, Any] = {}
+        self._epochs = 0
+        self._steps = 0
+        self._resumed_from: str | None = None
+        self._best: dict[str, Any] | None = None
+        self._metrics: dict[str, dict[str, float]] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Settle where the file goes, and look at machine and versions.
+
+        Raises:
+            InputError: the trainer has no `RunMonitor`.
+        """
+        _monitor(trainer)
+        self._folder = trainer.log_dir  # asks all ranks
+        self._fitting = trainer.state.fn == TrainerFn.FITTING
+        if not self._started:
+            self._started = _now()
+            self._made_with = {"versions": versions(), "hardware": hardware(), "git": git_state()}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember what this run goes on from."""
+        self._resumed_from = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say that the run has started."""
+        self._epochs, self._steps = trainer.current_epoch, trainer.global_step
+        self._write(trainer, pl_module, "running")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count steps."""
+        self._steps = trainer.global_step
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the metrics, and whether they are the best."""
+        if trainer.sanity_checking:
+            return
+        values = _numbers(trainer.callback_metrics)
+        self._keep("val_", values)
+        found = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+        if not self._fitting or not found or found[0].monitor not in values:
+            return
+        metric, sign = str(found[0].monitor), -1 if found[0].mode == "min" else 1
+        value = values[metric]
+        if self._best is None or sign * value > sign * self._best["value"]:
+            self._best = {
+                "metric": metric,
+                "value": value,
+                "epoch": trainer.current_epoch,
+                "step": trainer.global_step,
+            }
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say how far the run has come."""
+        self._epochs = trainer.current_epoch + 1
+        _monitor(trainer).gather(trainer)
+        self._write(trainer, pl_module, "running")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the metrics."""
+        self._keep("test_", _numbers(trainer.callback_metrics))
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Say that the command has finished."""
+        _monitor(trainer).gather(trainer)
+        self._write(trainer, pl_module, "finished")
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Say what ended the run."""
+        by_signal = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
+        error = f"{type(exception).__name__}: {exception}".removesuffix(": ")
+        self._write(trainer, pl_module, "interrupted" if by_signal else "failed", error)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best validation so far."""
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the best of the run that is resumed; other commands only read weights."""
+        if self._fitting:
+            self._best = state_dict["best"]
+
+    def _keep(self, prefix: str, values: Mapping[str, float]) -> None:
+        self._metrics[prefix] = {
+            name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)
+        }
+
+    def _write(
+        self, trainer: pl.Trainer, module: pl.LightningModule, status: str, error: str | None = None
+    ) -> None:
+        if self._folder is None or not trainer.is_global_zero:
+            return
+        monitor = _monitor(trainer)
+        seconds = monitor.clock.seconds
+        trained = seconds.get("train", 0.0)
+        Summary(
+            status=status,
+            error=error,
+            model=str(getattr(module, "title", type(module).__name__)),
+            epochs=self._epochs,
+            steps=self._steps,
+            events=monitor.events,
+            tokens=monitor.tokens,
+            seconds={name: round(value, 6) for name, value in seconds.items()},
+            events_per_second=monitor.events / trained if trained else None,
+            tokens_per_second=monitor.tokens / trained if trained else None,
+            peak_memory=monitor.peak_memory,
+            parameters=parameter_counts(module),
+            best=self._best_with_file(trainer),
+            validation=self._metrics.get("val_"),
+            test=self._metrics.get("test_"),
+            protocol=getattr(getattr(module, "protocol", None), "id", None),
+            seeds=_seeds(trainer),
+            job=_job(trainer),
+            command=shlex.join(sys.argv),
+            resume=self._resume_command(trainer),
+            resumed_from=self._resumed_from,
+            started=self._started,
+            updated=_now(),
+            **self._made_with,
+        ).write(self._folder)
+
+    def _best_with_file(self, trainer: pl.Trainer) -> dict[str, Any] | None:
+        files = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        return None if self._best is None else {**self._best, "checkpoint": next(filter(None, files), None)}
+
+    def _resume_command(self, trainer: pl.Trainer) -> str | None:
+        points = [c.path for c in trainer.checkpoint_callbacks if isinstance(c, ResumePoints)]
+        newest = next((path for path in points if path is not None and path.is_file()), None)
+        assert self._folder is not None
+        config = Path(self._folder) / "config.yaml"
+        if newest is None or not config.is_file():
+            return None
+        return shlex.join(["seqrec", "fit", "--config", str(config), "--ckpt_path", str(newest)])
+
+
+def _monitor(trainer: pl.Trainer) -> RunMonitor:
+    found = [callback for callback in _callbacks(trainer) if isinstance(callback, RunMonitor)]
+    if not found:
+        raise InputError("RunSummary needs a RunMonitor: Trainer(callbacks=[RunMonitor(), RunSummary()])")
+    return found[0]
+
+
+def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
+    return trainer.callbacks  # type: ignore[attr-defined,no-any-return]  # set by its callback connector
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _seeds(trainer: pl.Trainer) -> dict[str, int | None]:
+    steps = [callback.seed for callback in _callbacks(trainer) if isinstance(callback, StepSeeds)]
+    told = os.environ.get("PL_GLOBAL_SEED")
+    run = next(iter(steps), None)
+    return {
+        "run": int(told) if run is None and told is not None else run,
+        "data": getattr(getattr(trainer, "datamodule", None), "seed", None),
+    }
+
+
+def _job(trainer: pl.Trainer) -> dict[str, Any]:
+    return {
+        "ranks": trainer.world_size,
+        "nodes": trainer.num_nodes,
+        "device": trainer.strategy.root_device.type,
+        "strategy": type(trainer.strategy).__name__,
+        "precision": str(trainer.precision),
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+    }
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
