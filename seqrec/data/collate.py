@@ -47,6 +47,7 @@ class WindowDataset(Dataset[SequenceBatch]):
 
     def __getitem__(self, plan: BatchPlan) -> SequenceBatch:
         """Collate the windows of a batch, right-padded to the longest of them."""
+        self.store.check_in_use()
         windows, item_ids, timestamps = plan.windows, self.store.item_ids, self.store.timestamps
         starts, lengths = windows.starts, windows.lengths
         history = History(

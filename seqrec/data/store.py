@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from seqrec.data.files_in_use import FilesInUse
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import MissingInputError, StoreError
 
@@ -66,6 +67,8 @@ class EventStore:
         self.features: dict[str, NDArray[Any]] = {
             name: _map(directory / f"feature_{name}.npy") for name in manifest.get("features", [])
         }
+        columns = ("item_ids.npy", "offsets.npy", *(["timestamps.npy"] if has_times else []))
+        self._in_use = FilesInUse(directory / name for name in columns)
         self.item_vocabulary = Vocabulary.open(directory, "item_vocabulary")
         self.user_vocabulary = Vocabulary.open(directory, "user_vocabulary")
 
@@ -93,6 +96,14 @@ class EventStore:
 
     def __reduce__(self) -> tuple[Callable[[Path], EventStore], tuple[Path]]:
         return EventStore.open, (self.directory.absolute(),)
+
+    def check_in_use(self) -> None:
+        """See that no file of the events was cut since it was opened; takes microseconds.
+
+        Raises:
+            StoreError: one was; reading on would end the process.
+        """
+        self._in_use.check(REMEDY)
 
     def verify(self) -> None:
         """Hash every file anew; takes as long as reading them.

@@ -47,6 +47,26 @@ def test_arrays_are_mapped_and_cannot_be_written(directory: Path):
         store.item_ids[0] = 2
 
 
+def test_a_file_that_is_cut_while_it_is_in_use_is_named(directory: Path):
+    store = EventStore.open(directory)
+    file = directory / "item_ids.npy"
+    whole = file.read_bytes()
+    with file.open("r+b") as stream:
+        stream.truncate(3)
+    with pytest.raises(StoreError, match=rf"{file} was cut to 3 of {len(whole)} bytes .* prepare it again"):
+        store.check_in_use()
+
+
+def test_a_file_that_is_replaced_or_deleted_while_it_is_in_use_is_still_there(directory: Path):
+    store = EventStore.open(directory)
+    (directory / "new").write_bytes(b"")
+    (directory / "new").replace(directory / "item_ids.npy")
+    (directory / "offsets.npy").unlink()
+    store.check_in_use()
+    assert store.item_ids.tolist() == ITEM_IDS.tolist()
+    assert store.offsets.tolist() == OFFSETS.tolist()
+
+
 def test_a_log_without_times_has_none(tmp_path: Path):
     write_store(tmp_path, ITEM_IDS, OFFSETS, None, np.array([10, 20]), np.arange(3), {})
     assert EventStore.open(tmp_path).timestamps is None
