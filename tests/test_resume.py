@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,16 @@ class Diary(pl.Callback):
     def __init__(self) -> None:
         self.batches: dict[tuple[int, int], list[int]] = {}
         self.validations: dict[int, list[float]] = {}
+        self.trained: dict[int, list[int]] = defaultdict(list)
 
     def on_train_batch_start(self, trainer: pl.Trainer, model: Any, batch: Any, batch_idx: int) -> None:
         # Fetched, which is not yet trained on, as far as the checkpoint is concerned.
         self.batches[trainer.current_epoch, batch_idx] = batch.history.item_ids.flatten().tolist()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, model: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.trained[trainer.current_epoch] += batch.user_ids.tolist()
 
     def on_validation_end(self, trainer: pl.Trainer, model: Any) -> None:
         self.validations[trainer.global_step] = [float(trainer.callback_metrics["val_NDCG@10"])]
@@ -146,6 +153,7 @@ def test_killed_and_resumed_is_as_never_killed(tmp_path: Path, kills: list[KillA
         {"trainer": {"val_check_interval": 3}},
         {"trainer": {"limit_train_batches": 5}},
         {"trainer": {"check_val_every_n_epoch": 2}},
+        {"trainer": {"max_steps": 20}},
         {"every_n_steps": 3},
         {"bucket_by_length": False},
     ],
@@ -158,6 +166,15 @@ def test_resuming_is_exact_however_the_run_is_set_up(tmp_path: Path, options: di
     )
 
 
+@pytest.mark.parametrize("max_epochs", [-1, 3])
+def test_a_run_of_so_many_steps_goes_on_from_the_end_of_an_epoch(tmp_path: Path, max_epochs: int):
+    assert_same_run(
+        tmp_path,
+        [KillAt("on_train_epoch_start", 1)],
+        trainer={"max_epochs": max_epochs, "max_steps": 16},
+    )
+
+
 def test_a_run_that_had_stopped_early_trains_no_further(tmp_path: Path):
     assert_same_run(tmp_path, [KillAt("on_train_end")], patience=1, trainer={"max_epochs": 100})
 
@@ -165,13 +182,33 @@ def test_a_run_that_had_stopped_early_trains_no_further(tmp_path: Path):
 def test_an_order_that_has_changed_is_refused_in_the_middle_of_an_epoch_alone(tmp_path: Path):
     with pytest.raises(KilledError):
         run(tmp_path / "run", Diary(), kill=KillAt("on_train_batch_start", 0, 3))
-    with pytest.raises(
-        InputError, match=r"middle of an epoch .* batch_size=8; now it is 4, .* resume with 8"
-    ):
-        run(tmp_path / "run", Diary(), batch_size=4)
+    with pytest.raises(InputError, match=r"middle of an epoch .* seed=0; now it is 4, .* resume with 0"):
+        run(tmp_path / "run", Diary(), seed=4)
     with pytest.raises(KilledError):
         run(tmp_path / "run", Diary(), kill=KillAt("on_train_epoch_start", 1))
     diary = Diary()
-    run(tmp_path / "run", diary, batch_size=4)
+    run(tmp_path / "run", diary, batch_size=4, seed=4)
     assert {epoch for epoch, _ in diary.batches} == {1, 2}
     assert max(batch for _, batch in diary.batches) == 60 / 4 - 1
+
+
+@pytest.mark.parametrize("max_steps", [False, True])
+def test_an_epoch_that_goes_on_in_batches_of_another_size_shows_each_window_once(
+    tmp_path: Path, max_steps: bool
+):
+    """As it is on another number of ranks, since both change how an epoch is cut into steps."""
+    # Lightning counts the epochs of runs that end by steps in another way.
+    trainer = {"max_epochs": -1, "max_steps": 20} if max_steps else {}
+    diary = Diary()
+    for kill, data in [
+        (KillAt("on_train_batch_start", 0, 3), {"batch_size": 8}),
+        (KillAt("on_train_batch_start", 0, 11), {"batch_size": 4}),
+        (KillAt("on_train_batch_start", 0, 3), {"batch_size": 15}),
+        (KillAt("on_train_epoch_start", 1), {"max_tokens": 100}),
+        (KillAt("on_train_batch_start", 1, 1), {"batch_size": 16}),
+    ]:
+        with pytest.raises(KilledError):
+            run(tmp_path / "run", diary, kill=kill, trainer=trainer, **data)
+    run(tmp_path / "run", diary, trainer=trainer | ({"max_steps": 26} if max_steps else {}), batch_size=8)
+    for epoch in (0, 1, 2):
+        assert sorted(diary.trained[epoch]) == list(range(1, 61)), epoch

@@ -5,13 +5,14 @@ A step is what all ranks do at once: one batch each. W windows, S steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler
 
+from seqrec.data.ragged import ranges
 from seqrec.data.windows import WindowIndex
 from seqrec.errors import InputError
 
@@ -36,6 +37,23 @@ class BatchPlan:
 
 
 @dataclass(frozen=True)
+class Leg:
+    """The part of an epoch that was trained on in one way, before the run was resumed in another.
+
+    Attributes:
+        steps: Steps that were taken.
+        world_size: Processes that shared the windows.
+        batch_size: As of `BatchSampler`.
+        max_tokens: As of `BatchSampler`.
+    """
+
+    steps: int
+    world_size: int
+    batch_size: int | None
+    max_tokens: int | None
+
+
+@dataclass(frozen=True)
 class _EpochPlan:
     """Steps of an epoch, for all ranks.
 
@@ -50,6 +68,12 @@ class _EpochPlan:
     bounds: Int64
     sequence: Int64
     first_ranks: Int64
+
+    def behind(self, steps: int) -> WindowIndex:
+        """The windows of all steps but the first ones, in the order in which windows were cut."""
+        begins, ends = self.bounds[:-1], self.bounds[1:]
+        left = np.sort(self.sequence[steps:])
+        return self.windows[ranges(begins[left], (ends - begins)[left])]
 
 
 class BatchSampler(DistributedSampler[BatchPlan]):
@@ -113,6 +137,7 @@ class BatchSampler(DistributedSampler[BatchPlan]):
         self.world_size = world_size
         self.epoch = 0
         self._skipped = 0
+        self._legs: tuple[Leg, ...] = ()
         # The same for each epoch; made here, so that windows that cannot be batched show at once.
         self._steps = len(self._plan(epoch=0).sequence)
 
@@ -128,9 +153,29 @@ class BatchSampler(DistributedSampler[BatchPlan]):
         Raises:
             InputError: an epoch has fewer batches, or the number is negative.
         """
-        if not 0 <= batches <= len(self):
-            raise InputError(f"cannot skip {batches} batches of an epoch that has {len(self)}")
-        self._skipped = batches
+        self.go_on((), batches)
+
+    def go_on(self, legs: Sequence[Leg], steps: int) -> int:
+        """Let the next iteration, and only that one, yield what other jobs left of its epoch.
+
+        The windows that the jobs did not train on are ordered, cut and dealt out anew, to this job's ranks, so that
+        each window is still trained on once in the epoch.
+
+        Args:
+            legs: What was trained in other ways than this sampler's, in that order.
+            steps: Steps that were taken after that in this sampler's way.
+
+        Returns:
+            The batches to count as done, so that those which follow make up `len`.
+
+        Raises:
+            InputError: the epoch has fewer steps, a number is negative, or there are fewer windows left than ranks.
+        """
+        plan = self._plan(self.epoch, legs)
+        if not 0 <= steps <= len(plan.sequence):
+            raise InputError(f"cannot skip {steps} batches of an epoch that has {len(plan.sequence)}")
+        self._legs, self._skipped = tuple(legs), steps
+        return len(self) - len(plan.sequence) + steps
 
     def num_windows(self, steps: int) -> int:
         """Windows of all ranks in the first `steps` steps of the epoch."""
@@ -142,9 +187,10 @@ class BatchSampler(DistributedSampler[BatchPlan]):
 
     def __iter__(self) -> Iterator[BatchPlan]:
         # As a generator this runs when the first batch is asked for: torch makes iterators that it never asks.
+        legs, self._legs = self._legs, ()
         skipped, self._skipped = self._skipped, 0
-        plan = self._plan(self.epoch)
-        if len(plan.sequence) != len(self):
+        plan = self._plan(self.epoch, legs)
+        if not legs and len(plan.sequence) != len(self):
             raise InputError(
                 f"windows of epoch {self.epoch} make {len(plan.sequence)} batches, those of epoch 0 made {len(self)}; "
                 "their number and lengths must not depend on the epoch"
@@ -152,29 +198,37 @@ class BatchSampler(DistributedSampler[BatchPlan]):
         yield from self._batches(plan, skipped)
 
     def _batches(self, plan: _EpochPlan, skipped: int) -> Iterator[BatchPlan]:
-        tokens_a_batch = plan.windows.lengths.sum() / (len(self) * self.world_size)
+        tokens_a_batch = plan.windows.lengths.sum() / (len(plan.sequence) * self.world_size)
         for step in plan.sequence[skipped:]:
             begin, end = plan.bounds[step : step + 2]
             begin += (self.rank - plan.first_ranks[step]) % self.world_size
             mine = plan.windows[begin : end : self.world_size]
             yield BatchPlan(mine, float(mine.lengths.sum() / tokens_a_batch) if self.bucket else 1.0)
 
-    def _plan(self, epoch: int) -> _EpochPlan:
+    def _plan(self, epoch: int, legs: Sequence[Leg] = ()) -> _EpochPlan:
+        """What is left of an epoch behind legs, in this sampler's way."""
         rng = np.random.default_rng((self.seed, epoch))
         windows = self.windows(rng)
-        if len(windows) < self.world_size:
+        for number, leg in enumerate(legs, start=1):
+            windows = self._cut(windows, leg, rng).behind(leg.steps)
+            rng = np.random.default_rng((self.seed, epoch, number))
+        return self._cut(windows, Leg(0, self.world_size, self.batch_size, self.max_tokens), rng)
+
+    def _cut(self, windows: WindowIndex, leg: Leg, rng: np.random.Generator) -> _EpochPlan:
+        """All steps of windows, in a leg's way."""
+        if len(windows) < leg.world_size:
             raise InputError(
-                f"{len(windows)} windows cannot be divided between {self.world_size} processes, as each needs one "
+                f"{len(windows)} windows cannot be divided between {leg.world_size} processes, as each needs one "
                 "a step; use fewer processes"
             )
         windows = windows[self._order(windows.lengths, rng)]
-        starts = cut(self._step_sizes(windows.lengths), self.world_size)
+        starts = cut(step_sizes(windows.lengths, leg), leg.world_size)
         steps = np.arange(len(starts))
         return _EpochPlan(
             windows,
             bounds=np.append(starts, len(windows)),
             sequence=rng.permutation(steps) if self.shuffle else steps,
-            first_ranks=rng.integers(self.world_size, size=len(steps)) if self.shuffle else steps,
+            first_ranks=rng.integers(leg.world_size, size=len(steps)) if self.shuffle else steps,
         )
 
     def _order(self, lengths: Int64, rng: np.random.Generator) -> Int64:
@@ -184,19 +238,20 @@ class BatchSampler(DistributedSampler[BatchPlan]):
         order = rng.permutation(len(lengths))
         return order[np.argsort(-like_lengths(lengths[order]), kind="stable")] if self.bucket else order
 
-    def _step_sizes(self, lengths: Int64) -> Int64:
-        """(W,) windows of the step that would start at each window; windows are in cutting order."""
-        if self.max_tokens is None:
-            assert self.batch_size is not None
-            return np.full(len(lengths), self.batch_size * self.world_size)
-        longest = int(lengths.max())
-        if self.max_tokens < longest:
-            raise InputError(
-                f"max_tokens={self.max_tokens} cannot hold the longest window, {longest} events; raise it, or "
-                "lower max_length"
-            )
-        # Rounded lengths, so that the number of steps does not hang on how like lengths are shuffled.
-        return self.world_size * (self.max_tokens // np.minimum(like_lengths(lengths), longest))
+
+def step_sizes(lengths: Int64, leg: Leg) -> Int64:
+    """(W,) windows of the step that would start at each window; windows are in cutting order."""
+    if leg.max_tokens is None:
+        assert leg.batch_size is not None
+        return np.full(len(lengths), leg.batch_size * leg.world_size)
+    longest = int(lengths.max())
+    if leg.max_tokens < longest:
+        raise InputError(
+            f"max_tokens={leg.max_tokens} cannot hold the longest window, {longest} events; raise it, or lower "
+            "max_length"
+        )
+    # Rounded lengths, so that the number of steps does not hang on how like lengths are shuffled.
+    return leg.world_size * (leg.max_tokens // np.minimum(like_lengths(lengths), longest))
 
 
 def like_lengths(lengths: Int64) -> Int64:

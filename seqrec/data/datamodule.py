@@ -19,10 +19,12 @@ from seqrec.data.collate import WindowDataset
 from seqrec.data.item_counts import training_item_counts
 from seqrec.data.prepare import Filters, ensure_store, fingerprint, prepare
 from seqrec.data.progress import print_line
+from seqrec.data.resuming import TrainingPlace, count_as_done
 from seqrec.data.sources import Source
 from seqrec.data.splits import LeaveOneOut, Split
 from seqrec.data.store import EventStore
 from seqrec.data.windows import NewestWindow, TrainWindows, WindowIndex, judged_windows, newest_windows
+from seqrec.data.workers import outlive_signals
 from seqrec.errors import InputError
 from seqrec.specs import to_spec
 from seqrec.types import SequenceBatch
@@ -119,6 +121,7 @@ class SequenceDataModule(pl.LightningDataModule):
         self.prepare_seconds = 0.0
         self._resume_from: dict[str, Any] | None = None
         self._train_sampler: BatchSampler | None = None
+        self._place = TrainingPlace()
         self.store_directory = Path(store or f"stores/{source.name}-{fingerprint(source, filters)}")
 
     @cached_property
@@ -185,7 +188,7 @@ class SequenceDataModule(pl.LightningDataModule):
         batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if batch >= self.trainer.num_training_batches:
             epoch, batch = epoch + 1, 0
-        return {"epoch": epoch, "batch": batch, "order": self._order()}
+        return self._place.state(epoch, batch, self._order())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the next training loader start at a checkpoint's place; evaluation does not ask for it."""
@@ -195,16 +198,14 @@ class SequenceDataModule(pl.LightningDataModule):
         state, self._resume_from = self._resume_from, None
         if state is None:
             return
-        order = self._order()
-        changed = [name for name, value in order.items() if state["order"].get(name) != value]
-        if state["batch"] and changed:
-            was, now = state["order"].get(changed[0]), order[changed[0]]
-            raise InputError(
-                f"the checkpoint lies in the middle of an epoch that was ordered with {changed[0]}={was}; now it is "
-                f"{now}, so that users would be seen twice or not at all: resume with {was}, or from an epoch's end"
-            )
-        sampler.set_epoch(state["epoch"])
-        sampler.skip(state["batch"])
+        done = self._place.go_on(sampler, state, self._order())
+        assert self.trainer is not None
+        loop, limit = self.trainer.fit_loop, self.trainer.limit_train_batches
+        if state["batch"]:
+            count_as_done(loop.epoch_loop.batch_progress.current, done, limit=limit)
+        else:
+            # A new epoch; where `max_steps` is set, Lightning would end the old one once more.
+            loop._restarting = loop.epoch_loop.restarting = False
 
     def _order(self) -> dict[str, Any]:
         """All that the order of an epoch depends on, in plain values."""
@@ -290,6 +291,7 @@ class SequenceDataModule(pl.LightningDataModule):
             batch_size=None,
             sampler=sampler,
             num_workers=self.num_workers,
+            worker_init_fn=outlive_signals,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lightning.pytorch.trainer.states import RunningStage
 from torch.utils.data import DataLoader, DistributedSampler
 
-from seqrec.data.batching import BatchPlan, BatchSampler, cut, like_lengths
+from seqrec.data.batching import BatchPlan, BatchSampler, Leg, cut, like_lengths
 from seqrec.data.windows import RandomCrop, WindowIndex
 from seqrec.errors import InputError
 
@@ -147,6 +147,47 @@ def test_a_skipped_iteration_is_the_rest_of_the_epoch(
     whole = ranks_batches(**arguments, epoch=epoch)
     skip = data.draw(st.integers(0, len(whole[0])))
     assert ranks_batches(**arguments, epoch=epoch, skip=skip) == [rank[skip:] for rank in whole]
+
+
+@given(samplers(), st.integers(0, 3), st.data())
+def test_jobs_of_any_size_that_follow_each_other_yield_each_window_once(
+    arguments: dict[str, Any], epoch: int, data: st.DataObject
+):
+    """Each job takes some steps of what those before left, on another number of ranks and in other batches."""
+    way = {name: arguments.pop(name, None) for name in ("world_size", "batch_size", "max_tokens")}
+    way["world_size"] = way["world_size"] or 1
+    whole = sorted(plan_rows(ranks_plans(**arguments, **way, epoch=epoch)))
+    legs: list[Leg] = []
+    seen: list[int] = []
+    for _ in range(data.draw(st.integers(1, 3))):
+        rest = len(whole) - len(seen)
+        way = {**way, "world_size": data.draw(st.integers(1, min(4, rest)))}
+        if way["batch_size"] is not None:
+            way["batch_size"] = data.draw(st.integers(1, 8))
+        ranks = [BatchSampler(rank=rank, **arguments, **way) for rank in range(way["world_size"])]
+        for sampler in ranks:
+            sampler.set_epoch(epoch)
+            done = sampler.go_on(legs, 0)
+            assert 0 <= done <= len(sampler)
+        plans = [list(sampler) for sampler in ranks]
+        assert {len(plan) for plan in plans} == {len(ranks[0]) - done}
+        assert sorted(seen + plan_rows(plans)) == whole
+        taken = data.draw(st.integers(0, len(plans[0]) - 1))
+        # Resumed in the same way it goes on where it was.
+        ranks[0].go_on(legs, taken)
+        assert rows_of([list(ranks[0])]) == rows_of([plans[0][taken:]])
+        seen += plan_rows([plan[:taken] for plan in plans])
+        legs.append(Leg(taken, **way))
+
+
+def plan_rows(plans: list[list[BatchPlan]]) -> list[int]:
+    """User rows of all ranks' batches."""
+    return [row for rank in plans for plan in rank for row in plan.windows.user_rows.tolist()]
+
+
+def rows_of(plans: list[list[BatchPlan]]) -> list[list[int]]:
+    """User rows of each batch."""
+    return [plan.windows.user_rows.tolist() for rank in plans for plan in rank]
 
 
 def test_only_one_iteration_is_skipped():
