@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,7 @@ from typing import Any, NoReturn
 import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from seqrec import __version__
 from seqrec.callbacks import (
@@ -28,10 +31,11 @@ from seqrec.cli_commands import COMMANDS, run_command
 from seqrec.cli_config import (
     refuse_model_max_length,
     refuse_slurm_without_srun,
+    with_checkpoint_file,
     with_config_of_checkpoint,
     with_protocol_presets,
 )
-from seqrec.cli_errors import explain, our_error
+from seqrec.cli_errors import explain, in_one_line
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.inference import RecommendationWriter
 from seqrec.models import Baseline, Popularity, Recommender, evaluate
@@ -204,12 +208,15 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Words behind `seqrec`; None is the command line's.
     """
     _silence_third_parties()
+    # A process that the system ends, as where a disk fails under a memory-mapped file, says where it was.
+    if not faulthandler.is_enabled() and sys.__stderr__ is not None:
+        faulthandler.enable(sys.__stderr__)
     try:
         words = list(sys.argv[1:] if args is None else args)
         if words and words[0] in COMMANDS:
             run_command(words)
             return
-        words = with_protocol_presets(with_config_of_checkpoint(words))
+        words = with_protocol_presets(with_config_of_checkpoint(with_checkpoint_file(words)))
         refuse_model_max_length(words)
         # Lightning starts the processes of other ranks with the words of this one.
         sys.argv = [sys.argv[0], *words]
@@ -237,11 +244,20 @@ def main(args: Sequence[str] | None = None) -> None:
         )
     except Exception as error:
         # jsonargparse wraps what a constructor raises; what is not ours at heart is a bug and keeps its traceback.
-        cause = our_error(error)
-        if cause is None or os.environ.get("SEQREC_TRACEBACK"):
+        reason = in_one_line(error)
+        if reason is None or os.environ.get("SEQREC_TRACEBACK"):
             raise
-        sys.stderr.write(f"error: {cause}\n")
+        sys.stderr.write(f"error: {reason}\n")
         raise SystemExit(2) from None
+    except SystemExit as end:
+        raise SystemExit(_status(end)) from None
+
+
+def _status(end: SystemExit) -> Any:
+    """Exit status, where Lightning ends with 1 after Ctrl-C, and with 0 after a SIGTERM outside of training."""
+    if isinstance(end.__context__, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    return 128 + signal.SIGTERM if isinstance(end, SIGTERMException) else end.code
 
 
 def _silence_third_parties() -> None:

@@ -4,14 +4,83 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
-from seqrec.errors import InputError
+from seqrec.callbacks.checkpoint_files import NEWEST, newest_point
+from seqrec.callbacks.folder_lock import folder_of_slurm_job
+from seqrec.errors import InputError, MissingInputError
 from seqrec.protocols import PRESETS, Protocol
 from seqrec.specs import to_spec
+
+# Where runs are looked for that are named by "last" or by a SLURM job.
+RUNS = Path("runs")
+
+
+def with_checkpoint_file(words: list[str]) -> list[str]:
+    """Put a checkpoint's file in the place of what names it: `last`, a run's folder, or a folder of runs.
+
+    `last` is the newest resume point below `runs`, as a folder of runs is the newest in it. Of a run's folder `fit`
+    takes the newest resume point, and the other commands take the best checkpoint if there is one. Where SLURM starts
+    a `fit` again that names no checkpoint, it goes on with what the job left below `runs`.
+
+    Args:
+        words: Words behind `seqrec`.
+
+    Raises:
+        MissingInputError: there is no checkpoint.
+    """
+    words = _with_slurm_job(words)
+    replaced = list(words)
+    for number, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option != "--ckpt_path":
+            continue
+        if equals:
+            replaced[number] = f"--ckpt_path={_file_of(value, words[0])}"
+        elif number + 1 < len(words):
+            replaced[number + 1] = _file_of(words[number + 1], words[0])
+    return replaced
+
+
+def _file_of(name: str, command: str) -> str:
+    folder = RUNS if name == "last" and not Path(name).exists() else Path(name)
+    if not folder.is_dir():
+        if name == "last":
+            raise MissingInputError(
+                f"--ckpt_path last: there is no folder {RUNS} here, so no run to go on with"
+            )
+        return name
+    if command != "fit" and name != "last":
+        for best in (folder / "best.ckpt", folder / "checkpoints" / "best.ckpt"):
+            if best.is_file():
+                return str(best)
+    try:
+        return str(newest_point(folder))
+    except MissingInputError:
+        found = max(folder.rglob(NEWEST), key=lambda file: file.stat().st_mtime, default=None)
+        if found is None:
+            raise
+        return str(found)
+
+
+def _with_slurm_job(words: list[str]) -> list[str]:
+    job, restarts = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    if not words or words[0] != "fit" or job is None or restarts == "0":
+        return words
+    if any(True for _ in _values(words, "--ckpt_path")):
+        return words
+    folder = folder_of_slurm_job(RUNS, job)
+    if folder is None or not (folder / NEWEST).is_file():
+        sys.stderr.write(
+            f"SLURM started job {job} again, which left no resume point below {RUNS}: a new run\n"
+        )
+        return words
+    sys.stderr.write(f"SLURM started job {job} again: it goes on from {folder / NEWEST}\n")
+    return [*words, "--ckpt_path", str(folder / NEWEST)]
 
 
 def with_config_of_checkpoint(words: list[str]) -> list[str]:

@@ -39,6 +39,10 @@ KINDS: dict[str, type] = {
 }
 
 
+# What torch.distributed says where the process at the other end of a connection is gone.
+LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+
+
 def explain(message: str, parser: ArgumentParser, error: BaseException | None) -> str:
     """One line from the parser's message.
 
@@ -73,6 +77,25 @@ def our_error(error: BaseException | None) -> InputError | None:
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__
     return error
+
+
+def in_one_line(error: BaseException | None) -> str | None:
+    """What a user should read of an exception, without its traceback; None where it is a bug of ours."""
+    ours = our_error(error)
+    if ours is not None:
+        # A loader process hands on its whole traceback as the message.
+        return str(ours).rpartition(f"{type(ours).__name__}: ")[2].strip()
+    text = str(error)
+    worker = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is (killed by .*\w)|exited)", text)
+    if worker:
+        how = f"was {worker[2]}" if worker[2] else "ended unexpectedly"
+        return (
+            f"the loader process {worker[1]} {how}, most often for want of memory: lower --data.num_workers (0 reads "
+            "in the main process) or --data.batch_size, or give the job more memory"
+        )
+    if any(words in text for words in LOST_RANK):
+        return f"another rank of this job has ended, and its own message says why ({text.splitlines()[0]})"
+    return None
 
 
 def concrete_subclasses(base: type[Any]) -> Iterator[type[Any]]:

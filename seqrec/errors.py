@@ -47,3 +47,15 @@ class LateEventError(BatchEntryError):
 
 class SessionStoreError(StoreError):
     """A store of sessions that is damaged, in use, out of reach, or of another model."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint that cannot be written, or is not whole."""
+
+
+class LockedError(InputError):
+    """A folder that another job is working in."""
+
+
+class StoppedError(SystemExit):
+    """A run that was told to stop, and did; `code` is the exit status, 128 and the signal's number, as in shells."""

@@ -352,7 +352,7 @@ def test_two_ranks_prepare_once_and_test_like_one(tmp_path: Path):
     assert two["models"]["MambaRec"] == pytest.approx(one["models"]["MambaRec"], abs=1e-6)
     assert two["models"]["Popularity"] == pytest.approx(one["models"]["Popularity"], abs=1e-6)
     summary = read_summary("out/version_0")
-    store = EventStore.open(next(Path("stores").iterdir()))
+    store = EventStore.open(next(Path("stores").glob("*/manifest.json")).parent)
     # Each user's training windows: all events but the last of those before the two that are held out.
     windows = (np.diff(store.offsets) - 3).clip(max=10).clip(min=0)
     assert (summary.epochs, summary.events, summary.job["ranks"]) == (2, 2 * int(windows.sum()), 2)

@@ -1,6 +1,7 @@
 """Lightning callbacks that make a run repeatable and resumable, and measure it."""
 
 from seqrec.callbacks.best_checkpoint import BestCheckpoint
+from seqrec.callbacks.checkpoint_files import CheckpointFiles
 from seqrec.callbacks.early_stopping import EarlyStopping
 from seqrec.callbacks.finite_loss import FiniteLoss
 from seqrec.callbacks.gradient_norm import GradientNorm
@@ -11,6 +12,7 @@ from seqrec.callbacks.step_seeds import StepSeeds
 
 __all__ = [
     "BestCheckpoint",
+    "CheckpointFiles",
     "EarlyStopping",
     "FiniteLoss",
     "GradientNorm",

@@ -19,7 +19,7 @@ from seqrec.callbacks.parameter_counts import parameter_counts
 from seqrec.callbacks.resume_points import ResumePoints
 from seqrec.callbacks.run_monitor import RunMonitor
 from seqrec.callbacks.step_seeds import StepSeeds
-from seqrec.errors import InputError
+from seqrec.errors import InputError, StoppedError
 from seqrec.runs import Summary
 from seqrec.runs.provenance import git_state, hardware, versions
 
@@ -108,7 +108,7 @@ class RunSummary(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Say what ended the run."""
-        by_signal = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
+        by_signal = isinstance(exception, (KeyboardInterrupt, SIGTERMException, StoppedError))
         error = f"{type(exception).__name__}: {exception}".removesuffix(": ")
         self._write(trainer, pl_module, "interrupted" if by_signal else "failed", error)
 

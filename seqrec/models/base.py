@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from seqrec import __version__
-from seqrec.callbacks import FiniteLoss, StepSeeds
+from seqrec.callbacks import CheckpointFiles, FiniteLoss, StepSeeds
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.metrics import ranking_metrics
@@ -64,10 +64,12 @@ class Recommender(pl.LightningModule, ABC):
         """Scores of items for states, with the present weights."""
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Randomness of a training step that a resumed run repeats, and an end to runs that diverge."""
+        """Whole checkpoint files, randomness that a resumed run repeats, and an end to runs that diverge."""
         # Asked again by each of the trainer's commands.
         present = {type(callback) for callback in getattr(self._trainer, "callbacks", [])}
-        return [callback() for callback in (StepSeeds, FiniteLoss) if callback not in present]
+        return [
+            callback() for callback in (CheckpointFiles, StepSeeds, FiniteLoss) if callback not in present
+        ]
 
     def setup(self, stage: str) -> None:
         """Refuse a trainer that does not go with recommenders (`check_trainer`); take the log's ids from the data."""

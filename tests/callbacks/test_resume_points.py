@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 
-from seqrec.callbacks import ResumePoints, resume_points
+from seqrec.callbacks import ResumePoints, checkpoint_files, resume_points
 from seqrec.errors import InputError
 
 
@@ -27,6 +28,7 @@ class Run:
         self.now, self.saved, self.num_training_batches = 0.0, [], batches
         self.global_step, self.world_size, self.is_global_zero = 0, world_size, True
         self.lightning_module = pl.LightningModule()
+        self._accelerator_connector = SimpleNamespace(cluster_environment=None)
         self.strategy = SimpleNamespace(broadcast=self.broadcast)
         self.fit_loop = SimpleNamespace(
             _should_accumulate=lambda: False,
@@ -42,6 +44,8 @@ class Run:
         return value
 
     def save_checkpoint(self, file: Path, weights_only: bool) -> None:
+        # As files are written: what was there before keeps its other name.
+        file.unlink(missing_ok=True)
         file.write_text(str(self.global_step))
         self.saved.append(self.global_step)
 
@@ -52,6 +56,7 @@ class Run:
             self.now += seconds
             self.global_step += 1
             points.on_train_batch_end(self, None, None, None, step)  # type: ignore[arg-type]
+        points.on_train_end(self, None)  # type: ignore[arg-type]
 
 
 def test_points_lie_so_many_minutes_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -59,7 +64,31 @@ def test_points_lie_so_many_minutes_apart(tmp_path: Path, monkeypatch: pytest.Mo
     run.train(ResumePoints(every_minutes=1), steps=100, seconds=7)
     assert run.saved == [9, 18, 27, 36, 45, 54, 63, 72, 81, 90, 99]
     assert (tmp_path / "last.ckpt").read_text() == "99"
-    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["last-1.ckpt", "last.ckpt"]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_the_newest_points_are_kept_each_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
+):
+    run = Run(tmp_path, monkeypatch)
+    run.train(ResumePoints(every_n_steps=1, every_minutes=None, keep=keep), steps=6, seconds=1)
+    points = checkpoint_files.resume_points(tmp_path)
+    assert [point.read_text() for point in points] == [str(6 - number) for number in range(keep)]
+    assert sorted(tmp_path.iterdir()) == sorted(points)
+
+
+def test_points_of_a_disk_without_links_are_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(checkpoint_files.os, "link", refuse)
+    test_the_newest_points_are_kept_each_as_it_was(tmp_path, monkeypatch, keep=3)
+
+
+def test_no_point_at_all_is_refused():
+    with pytest.raises(InputError, match=r"keep=0 must be at least 1: the newest point"):
+        ResumePoints(keep=0)
 
 
 def test_ranks_seldom_wait_for_each_other_to_compare_clocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

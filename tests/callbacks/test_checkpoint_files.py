@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
+from torch.utils.data import DataLoader
+
+from seqrec.callbacks import CheckpointFiles
+from seqrec.callbacks.checkpoint_files import (
+    NEEDED_TO_FIT,
+    WholeFiles,
+    newest_point,
+    read_checkpoint,
+    write_checkpoint,
+)
+from seqrec.errors import CheckpointError, MissingInputError
+
+CONTENT = {
+    "state_dict": {"weight": torch.arange(10_000.0)},
+    **dict.fromkeys(sorted(NEEDED_TO_FIT - {"state_dict"}), 0),
+}
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flip(content: bytes) -> bytes:
+    """One wrong bit among the weights."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def zeros(content: bytes) -> bytes:
+    """What a file system may leave of a file that was not brought to disk."""
+    return cut(content) + bytes(len(content) - len(cut(content)))
+
+
+def test_what_is_written_is_read(tmp_path: Path):
+    write_checkpoint(CONTENT, tmp_path / "new" / "run.ckpt")
+    found = read_checkpoint(tmp_path / "new" / "run.ckpt", needed=NEEDED_TO_FIT)
+    assert torch.equal(found["state_dict"]["weight"], CONTENT["state_dict"]["weight"])
+    assert os.listdir(tmp_path / "new") == ["run.ckpt"]
+
+
+@pytest.mark.parametrize("damage", [cut, flip, zeros, lambda _: b"", lambda _: b"text"])
+def test_a_damaged_file_is_recognised(tmp_path: Path, damage: Callable[[bytes], bytes]):
+    file = tmp_path / "run.ckpt"
+    write_checkpoint(CONTENT, file)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(CheckpointError, match=rf"{file} is damaged"):
+        read_checkpoint(file)
+
+
+def test_a_file_that_lacks_what_is_needed_is_refused(tmp_path: Path):
+    write_checkpoint({"state_dict": {}}, tmp_path / "run.ckpt")
+    assert read_checkpoint(tmp_path / "run.ckpt") == {"state_dict": {}}
+    with pytest.raises(
+        CheckpointError, match=r"run\.ckpt lacks callbacks, loops, .*no checkpoint to go on from"
+    ):
+        read_checkpoint(tmp_path / "run.ckpt", needed=NEEDED_TO_FIT)
+    with pytest.raises(MissingInputError, match=r"there is no checkpoint .*other\.ckpt"):
+        read_checkpoint(tmp_path / "other.ckpt")
+
+
+class RunsCode:
+    """What a file can hold that was not made by us."""
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, ("was-run",)
+
+
+def test_no_code_in_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": RunsCode()}, "run.ckpt")
+    message = r"run\.ckpt holds more than tensors and plain values, .*mkdir"
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(Path("run.ckpt"))
+    # By every command of a trainer.
+    model, loader = BoringModel(), DataLoader(RandomDataset(32, 4))
+    for command in ("fit", "validate", "test", "predict"):
+        trainer = pl.Trainer(
+            callbacks=[CheckpointFiles()],
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            max_epochs=1,
+        )
+        with pytest.raises(CheckpointError, match=message):
+            getattr(trainer, command)(model, loader, ckpt_path="run.ckpt", weights_only=False)
+    assert not Path("was-run").exists()
+
+
+def test_a_full_disk_leaves_the_file_that_was_there(tmp_path: Path):
+    file = tmp_path / "run.ckpt"
+    with pytest.raises(CheckpointError, match="there is none from before"):
+        full_disk(file)
+    assert os.listdir(tmp_path) == []
+    write_checkpoint(CONTENT, file)
+    before = file.read_bytes()
+    with pytest.raises(
+        CheckpointError,
+        match=rf"cannot write the checkpoint {file}: No space left on device after \d+ bytes, "
+        r"[\d,]+ bytes are free; .* is from before, and whole\. Make room",
+    ):
+        full_disk(file)
+    assert file.read_bytes() == before
+    assert os.listdir(tmp_path) == ["run.ckpt"]
+
+
+def full_disk(file: Path) -> None:
+    """Write where the system itself says that no space is left."""
+    file.with_name(file.name + ".partial").symlink_to("/dev/full")
+    write_checkpoint(CONTENT, file)
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(CONTENT, tmp_path / "run.ckpt")
+    assert os.listdir(tmp_path) == []
+
+
+def points(folder: Path) -> list[Path]:
+    """Resume points of steps 3, 2 and 1, newest first."""
+    files = [folder / name for name in ("last.ckpt", "last-1.ckpt", "last-2.ckpt")]
+    for number, file in enumerate(files):
+        write_checkpoint({**CONTENT, "global_step": 3 - number}, file)
+    return files
+
+
+def test_a_damaged_newest_point_gives_way_to_the_one_before(tmp_path: Path):
+    newest, before, oldest = points(tmp_path)
+    files = WholeFiles(lambda: True)
+    assert files.load_checkpoint(newest)["global_step"] == 3
+    newest.write_bytes(flip(newest.read_bytes()))
+    with pytest.warns(UserWarning, match=rf"{newest} is damaged: .* goes on from the point before, {before}"):
+        assert files.load_checkpoint(newest)["global_step"] == 2
+    before.write_bytes(cut(before.read_bytes()))
+    with pytest.warns(UserWarning, match=rf"{newest} is damaged: .* goes on from the point before, {oldest}"):
+        assert files.load_checkpoint(tmp_path)["global_step"] == 1
+    oldest.unlink()
+    with pytest.raises(CheckpointError, match=rf"{newest} is damaged"):
+        files.load_checkpoint(newest)
+
+
+def test_evaluation_of_a_damaged_file_takes_no_other(tmp_path: Path):
+    newest, *_ = points(tmp_path)
+    newest.write_bytes(cut(newest.read_bytes()))
+    with pytest.raises(CheckpointError, match=rf"{newest} is damaged"):
+        WholeFiles(lambda: False).load_checkpoint(newest)
+
+
+def test_a_folder_means_its_newest_point(tmp_path: Path):
+    (tmp_path / "checkpoints").mkdir()
+    newest, before, _ = points(tmp_path / "checkpoints")
+    assert newest_point(tmp_path) == newest_point(tmp_path / "checkpoints") == newest
+    newest.unlink()
+    assert newest_point(tmp_path) == before
+    with pytest.raises(MissingInputError, match=r"has no last\.ckpt, nor checkpoints/last\.ckpt"):
+        newest_point(tmp_path.parent / "nowhere")

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from seqrec.callbacks import folder_lock
+from seqrec.callbacks.folder_lock import FolderLock, folder_of_slurm_job
+from seqrec.errors import LockedError
+
+HOLD = "import sys; from pathlib import Path; from seqrec.callbacks.folder_lock import FolderLock\n"
+HOLD += "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); input()"
+
+
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_lock, "PATIENCE_SECONDS", 0.2)
+
+
+def test_a_folder_is_one_jobs_until_that_is_killed(tmp_path: Path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == "held\n"
+        with pytest.raises(
+            LockedError,
+            match=rf"{tmp_path} belongs to another job .*process {job.pid} on .* since .*folder of its own",
+        ):
+            FolderLock(tmp_path)
+        job.kill()
+        job.wait()
+        FolderLock(tmp_path).release()
+
+
+def test_a_folder_that_was_left_is_free(tmp_path: Path):
+    FolderLock(tmp_path / "new").release()
+    FolderLock(tmp_path / "new").release()
+
+
+def test_a_job_of_slurm_finds_its_folder_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for number, job in enumerate(["7", "8", "7", "9"]):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        folder = tmp_path / str(number) / "checkpoints"
+        FolderLock(folder).release()
+        os.utime(folder / ".job.json", (number, number))
+    assert folder_of_slurm_job(tmp_path, "7") == tmp_path / "2" / "checkpoints"
+    assert folder_of_slurm_job(tmp_path, "6") is None
