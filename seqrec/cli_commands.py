@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect as inspect_module
+import json as json_module
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -11,6 +13,7 @@ import jsonargparse
 from seqrec import __version__
 from seqrec.benchmark.catalogue import benchmark_catalogue
 from seqrec.benchmark.data import benchmark_data
+from seqrec.benchmark.paper import benchmark_paper
 from seqrec.benchmark.scan import benchmark_scan
 from seqrec.cli_errors import explain
 from seqrec.data.inspect import describe
@@ -101,7 +104,12 @@ COMMANDS: dict[str, Any] = {
     "inspect": inspect,
     "doctor": doctor,
     "compare": compare,
-    "benchmark": {"data": benchmark_data, "scan": benchmark_scan, "catalogue": benchmark_catalogue},
+    "benchmark": {
+        "data": benchmark_data,
+        "scan": benchmark_scan,
+        "catalogue": benchmark_catalogue,
+        "paper": benchmark_paper,
+    },
 }
 
 
@@ -117,12 +125,50 @@ def run_command(words: Sequence[str]) -> None:
         return
     jsonargparse.auto_cli(
         COMMANDS[command],
-        args=arguments,
+        args=with_lists(COMMANDS[command], arguments),
         prog=f"seqrec {command}",
         parser_class=ArgumentParser,
         version=__version__,
         allow_abbrev=False,
+        as_positional=command != "benchmark",
     )
+
+
+def with_lists(command: Any, words: Sequence[str]) -> list[str]:
+    """Let lists stand without brackets, as in `--lengths 250 500 1000`, which the parser would not understand.
+
+    Args:
+        command: A function, or functions by the names of subcommands.
+        words: The arguments, behind the name of a subcommand if there is one.
+
+    Returns:
+        The words, with each list of a function's `Sequence` argument as one JSON word.
+    """
+    if isinstance(command, dict):
+        if not words or words[0] not in command:
+            return list(words)
+        return [words[0], *with_lists(command[words[0]], words[1:])]
+    kinds = {
+        f"--{name}": int if "int" in parameter.annotation else str
+        for name, parameter in inspect_module.signature(command).parameters.items()
+        if parameter.annotation.startswith("Sequence[")
+    }
+    found: list[str] = []
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        found.append(word)
+        if word not in kinds:
+            continue
+        values: list[Any] = []
+        while waiting and not waiting[0].startswith("--"):
+            values.append(waiting.pop(0))
+        if len(values) == 1 and values[0].startswith("["):
+            found += values
+            continue
+        number = kinds[word] is int and all(value.isdecimal() for value in values)
+        found.append(json_module.dumps([int(value) for value in values] if number else values))
+    return found
 
 
 def _run_compare(arguments: Sequence[str]) -> None:

@@ -44,7 +44,7 @@ def test_inspect_fails_on_a_damaged_store(store: Path, capsys: pytest.CaptureFix
         (("inspect", "a", "--verfy", "true"), "error: unknown argument 'verfy'; did you mean verify?"),
         (
             ("benchmark", "dat"),
-            "error: argument subcommand: invalid choice: 'dat' (choose from 'data', 'scan', 'catalogue')",
+            "error: argument subcommand: invalid choice: 'dat' (choose from 'data', 'scan', 'catalogue', 'paper')",
         ),
         (("benchmark", "data", "--events", "many"), "error: events='many'"),
     ],

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 import pytest
@@ -12,6 +15,7 @@ import yaml
 from seqrec.cli import main
 from seqrec.encoders import ENCODERS
 from seqrec.protocols import PRESETS, Protocol
+from seqrec.specs import from_spec
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
@@ -129,3 +133,47 @@ def test_no_config_says_a_thing_that_the_defaults_say():
     # The fragments of `model/` swap the class and keep what else was chosen.
     for path in (CONFIGS / "model").glob("*.yaml"):
         assert yaml.safe_load(path.read_text()) == {"model": {"class_path": path.stem}}
+
+
+def fragments(kind: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / kind).glob("*.yaml"))
+
+
+def whole_configs() -> Iterator[list[str]]:
+    """Fragments that make whole configs, each of a study's at least once."""
+    studies, lengths = itertools.cycle(fragments("study")), itertools.cycle(fragments("length"))
+    logs, ablations = fragments("data"), fragments("ablation")
+    for log, ablation in itertools.zip_longest(logs, ablations, fillvalue=logs[0]):
+        # Albums and artists say what they change of tracks.
+        base = ["data/lfm1b_track"] if log in ("lfm1b_album", "lfm1b_artist") else []
+        further = [f"study/{next(studies)}", "model/MambaRec", f"length/{next(lengths)}"]
+        yield [*base, f"data/{log}", *further, f"ablation/{ablation}"]
+
+
+def holds(whole: Any, part: Any) -> bool:
+    """Whether a parsed config has all that a fragment says; classes go by their last name."""
+    if isinstance(part, dict):
+        return all(name in whole and holds(whole[name], value) for name, value in part.items())
+    return whole == part or str(whole).endswith(f".{part}")
+
+
+@pytest.mark.parametrize("names", list(whole_configs()), ids="+".join)
+def test_fragments_of_a_study_compose(names: list[str], capsys: pytest.CaptureFixture[str]):
+    files = [CONFIGS / f"{name}.yaml" for name in names]
+    with pytest.raises(SystemExit):
+        main(["fit", *(word for file in files for word in ("--config", str(file))), "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    # What a later fragment changes is no longer what an earlier one says.
+    for file in files[1:] if files[1].parent.name == "data" else files:
+        fragment = yaml.safe_load(file.read_text())
+        if file.parent.name == "study":
+            fragment["model"]["init_args"].pop("dropout")
+        assert holds(config, fragment), file
+    model = from_spec({**config["model"], "init_args": {**config["model"]["init_args"], "num_items": 20}})
+    assert model.title == "MambaRec"
+
+
+def test_no_fragment_of_a_study_repeats_another():
+    kinds = ("data", "length", "ablation", "study")
+    said = [yaml.safe_load(path.read_text()) for kind in kinds for path in (CONFIGS / kind).glob("*.yaml")]
+    assert all(one != other for one, other in itertools.combinations(said, 2))

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from seqrec.benchmark.grid import Budget, Cell, Settings
+from seqrec.benchmark.grid.cells import plan
+from seqrec.benchmark.grid.outcome import read_grid
+from seqrec.benchmark.grid.runner import make_slots
+from seqrec.benchmark.paper import benchmark_paper
+from seqrec.cli import main
+from seqrec.errors import InputError, MissingInputError
+from seqrec.results import read_results
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TIMEOUT = 300
+GRID = (
+    *("--data", "synthetic", "--lengths", "20", "--seeds", "1", "--budget", "epochs=2", "--folder", "grid"),
+    *("--encoders", "GRU4Rec", "MambaRec", "--configs", str(CONFIGS), "--device", "cpu", "--set"),
+    *("data.source.num_users=30", "data.source.mean_events=20", "data.source.num_items=30"),
+    *("model.d_model=8", "data.max_tokens=100", "trainer.limit_train_batches=2", "--baselines"),
+)
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    with (folder / "log.txt").open("ab") as log:
+        command = [sys.executable, "-m", "seqrec", "benchmark", "paper", *words]
+        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+
+
+def wait_for(file: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not file.exists():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
+
+
+def alive(place: Path) -> list[str]:
+    """Processes whose command names a folder."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = file.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if str(place) in words:
+            found.append(words)
+    return found
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A grid that was killed while its last cell ran, and started again; with the log of both."""
+    folder = tmp_path_factory.mktemp("killed")
+    first = start(folder, *GRID)
+    cells = folder / "grid" / "cells" / "synthetic" / "20"
+    wait_for(cells / "MambaRec" / "seed_0" / "log.txt", first, folder / "log.txt")
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    finished = {path: path.stat().st_mtime_ns for path in cells.rglob("result.json")}
+    assert {path.parts[-3] for path in finished} == {"GRU4Rec"}
+    assert start(folder, *GRID).wait(TIMEOUT) == 0, (folder / "log.txt").read_text()
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    return folder
+
+
+def test_a_grid_that_is_killed_goes_on_without_running_finished_cells_again(killed: Path):
+    log = (killed / "log.txt").read_text()
+    assert "2 cells, 0 of them finished before" in log
+    assert "2 cells, 1 of them finished before" in log
+    assert "[1/1] synthetic 20 MambaRec seed 0: NDCG@10 " in log
+    results, curves = read_grid(killed / "grid")
+    assert results.select("model").unique().height == 2
+    assert results.filter(metric="NDCG@10").height == 2
+    assert curves.filter(model="MambaRec", metric="NDCG@10")["epoch"].to_list() == [1, 2]
+
+
+def test_a_cell_ends_with_the_grid_that_is_killed(killed: Path):
+    assert alive(killed / "grid") == []
+    assert not alive(Path("grid/cells/synthetic/20/MambaRec/seed_0/cell.yaml"))
+
+
+def test_results_say_what_training_took_and_equal_the_ranks_of_the_run(killed: Path):
+    results, _ = read_grid(killed / "grid")
+    rows = results.filter(metric="NDCG@10").sort("model")
+    for row in rows.iter_rows(named=True):
+        assert (row["epochs"], row["steps"], row["users"], row["budget"]) == (2, 4, 30, "epochs=2")
+        assert row["train_seconds"] > 0
+        assert row["events_per_second"] == pytest.approx(row["events"] / row["train_seconds"], rel=1e-3)
+        assert row["protocol"] == "full-seenin-tiemean-loo"
+        assert row["table_parameters"] == 31 * 8
+        assert row["other_parameters"] == 20 * 8
+        assert row["peak_memory"] > 1e8
+        assert "torch" in row["versions"]
+        assert row["made_by"].startswith(
+            "seqrec benchmark paper --data synthetic --lengths 20 --encoders GRU4Rec"
+        )
+        ranks = read_results(killed / "grid" / row["place"] / "run")
+        assert row["value"] == pytest.approx(ranks.metrics(["NDCG@10"]).mean(), abs=1e-6)
+    assert not list((killed / "grid").rglob("*.ckpt"))
+
+
+def settings(**changed: object) -> Settings:
+    return Settings(**{"configs": CONFIGS, "study": "small", "budget": Budget("epochs", 1)} | changed)  # type: ignore[arg-type]
+
+
+CELL = Cell("ml_1m", 50, "SASRec", "", 0)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"study": "published"},
+        {"budget": Budget("epochs", 2)},
+        {"budget": Budget("seconds", 1)},
+        {"path": "elsewhere/log.zip"},
+        {"overrides": ("--model.d_model=8",)},
+    ],
+    ids=str,
+)
+def test_a_cell_of_other_settings_is_another(changed: dict[str, object]):
+    assert settings(**changed).digest(CELL) != settings().digest(CELL)
+
+
+def test_a_cell_stays_the_same_where_its_log_lies_elsewhere():
+    assert settings(path="a/log.zip").digest(CELL) == settings(path="/b/log.zip").digest(CELL)
+
+
+def test_ablations_of_what_an_encoder_does_not_have_are_left_out():
+    cells = plan(
+        settings(),
+        data=["ml_1m"],
+        lengths=[50],
+        encoders=["GRU4Rec", "MambaRec"],
+        baselines=["Popularity"],
+        ablations=["d_state_8", "no_positions"],
+        seeds=2,
+    )
+    assert [cell.row for cell in cells] == [
+        "Popularity",
+        *2 * ("GRU4Rec", "GRU4Rec no_positions", "MambaRec", "MambaRec d_state_8", "MambaRec no_positions"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"data": ["nothing"]}, r"data='nothing': there is no .*nothing.yaml; known: assist2017"),
+        ({"encoders": ["SASrec"]}, r"model='SASrec': there is no .*; known: GRU4Rec"),
+        ({"ablations": ["no_hope"]}, r"ablation='no_hope': there is no .*; known: blocks_1"),
+        ({"study": "large"}, r"study='large': there is no .*; known: published, small"),
+        ({"configs": "nowhere"}, r"data='ml_1m': there is no .*\(no fragments in nowhere/data\)"),
+        ({"lengths": [1]}, r"lengths=\[1\]: 1 must be at least 2"),
+        ({"lengths": []}, "lengths is empty; give at least one"),
+        ({"lengths": [5, 5]}, r"lengths=\[5, 5\] names one twice"),
+        ({"seeds": 0}, "seeds=0 must be at least 1"),
+        ({"jobs": 0}, "jobs=0 must be at least 1"),
+        ({"device": "tpu"}, "device='tpu' must be auto, cpu or cuda"),
+        ({"budget": "epochs"}, "budget='epochs' must be one of epochs=N, seconds=N, convergence=N"),
+        ({"budget": "years=3"}, "budget='years=3' must be one of"),
+        ({"budget": "epochs=0"}, "budget='epochs=0' must be one of"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_cannot_be_run_is_refused_before_anything_runs(
+    changed: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    arguments = {"data": ["ml_1m"], "lengths": [50], "configs": str(CONFIGS)} | changed
+    with pytest.raises(InputError, match=message):
+        benchmark_paper(**arguments)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_a_grid_is_refused(tmp_path: Path):
+    with pytest.raises(
+        MissingInputError, match=r"no results.parquet in .*; give a folder of seqrec benchmark paper"
+    ):
+        read_grid(tmp_path)
+
+
+@pytest.mark.slow  # pytest -m slow tests/benchmark/test_benchmark_paper.py: four processes
+def test_a_grid_whose_cells_fail_says_so_and_keeps_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    words = [*GRID, "Popularity", "--set", "model.num_heads=3", *GRID[GRID.index("--set") + 1 : -1]]
+    words[words.index("GRU4Rec")] = "SASRec"
+    words.remove("MambaRec")
+    with pytest.raises(SystemExit):
+        main(["benchmark", "paper", *words])
+    said = capsys.readouterr()
+    assert "FAILED, error: num_heads=3 must divide d_model=8" in said.out
+    assert "1 of 2 cells failed, see synthetic 20 SASRec seed 0: grid/cells" in said.err
+    assert "the same command tries them again" in said.err
+    assert read_grid(tmp_path / "grid")[0]["model"].unique().to_list() == ["Popularity"]
+
+
+def test_each_visible_gpu_is_a_slot(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    slots = make_slots(1, "auto")
+    assert [slot.environment for slot in slots] == [
+        {"CUDA_VISIBLE_DEVICES": "3"},
+        {"CUDA_VISIBLE_DEVICES": "5"},
+    ]
+    assert {slot.accelerator for slot in slots} == {"gpu"}
+    assert [slot.accelerator for slot in make_slots(2, "cpu")] == ["cpu", "cpu"]
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(InputError, match="device='cuda', but no GPU is visible here; take cpu"):
+        make_slots(1, "cuda")
