@@ -1,7 +1,7 @@
 """Users followed event by event: what a model remembers of them, kept in a store."""
 
 from seqrec.inference.sessions.entries import Event, HistoryOf, Id, Request, Scored, UserHistory
-from seqrec.inference.sessions.histories import log_histories
+from seqrec.inference.sessions.histories import log_histories, warm
 from seqrec.inference.sessions.memories import Memory, ReencodedMemory, StreamedMemory
 from seqrec.inference.sessions.recommender import SessionRecommender
 from seqrec.inference.sessions.stores import MemoryStore, RedisStore, SQLiteStore, StateStore
@@ -22,4 +22,5 @@ __all__ = [
     "StreamedMemory",
     "UserHistory",
     "log_histories",
+    "warm",
 ]

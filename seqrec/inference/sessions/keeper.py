@@ -15,7 +15,7 @@ from torch import Tensor
 
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import SessionStoreError
-from seqrec.inference.sessions.entries import HistoryOf, Id
+from seqrec.inference.sessions.entries import HistoryOf, Id, UserHistory
 from seqrec.inference.sessions.memories import Memory
 from seqrec.inference.sessions.session import Session
 from seqrec.inference.sessions.stores import StateStore
@@ -83,14 +83,32 @@ class SessionKeeper:
         if self.history_of is None or all(session is not None for session in found):
             return found
         with self.lock:
-            # Once more, as another thread may have been here, and each user once.
-            missing = {
-                key: user
-                for key, user, session in zip(keys, users, self.stored(keys, users), strict=True)
-                if session is None
-            }
-            self._begin(missing)
+            self.begin(keys, users, self.history_of)
             return self.stored(keys, users)
+
+    def begin(self, keys: Sequence[bytes], users: Sequence[Id], history_of: HistoryOf) -> int:
+        """Make sessions of users who have none, from their histories; returns of how many.
+
+        Args:
+            keys: Under which the store keeps the sessions; repeats are allowed.
+            users: The same users.
+            history_of: Asked for those who have none.
+        """
+        new_keys, new_users, item_ids, times = [], [], [], []
+        with self.lock:
+            rows = self.store.get_many(keys)
+            missing = {key: user for key, user, row in zip(keys, users, rows, strict=True) if row is None}
+            for key, user in missing.items():
+                history = history_of(user)
+                known = None if history is None else self._known_items(user, history)
+                if history is not None and known is not None:
+                    new_keys.append(key)
+                    new_users.append(user)
+                    item_ids.append(known)
+                    times.append(history.newest_time)
+            if new_keys:
+                self.extend(new_keys, new_users, [None] * len(new_keys), item_ids, times)
+        return len(new_keys)
 
     def extend(
         self,
@@ -128,30 +146,18 @@ class SessionKeeper:
             return torch.zeros(len(users), dtype=torch.int64)
         return torch.from_numpy(self.users.lookup(users))
 
-    def _begin(self, missing: dict[bytes, Id]) -> None:
-        """Sessions of those users of whom `history_of` knows events."""
-        assert self.history_of is not None
-        keys, users, item_ids, times = [], [], [], []
-        for key, user in missing.items():
-            history = self.history_of(user)
-            if history is None:
-                continue
-            found = self.items.lookup(history.items)
-            known = found[found > 0]
-            if len(known) < len(found):
-                _LOG.warning(
-                    "left out %d of %d events in the history of user=%r, whose items the model was not trained on",
-                    len(found) - len(known),
-                    len(found),
-                    user,
-                )
-            if len(known):
-                keys.append(key)
-                users.append(user)
-                item_ids.append(known)
-                times.append(history.newest_time)
-        if keys:
-            self.extend(keys, users, [None] * len(keys), item_ids, times)
+    def _known_items(self, user: Id, history: UserHistory) -> NDArray[np.int64] | None:
+        """Internal ids of a history's items; None where there is none."""
+        found = self.items.lookup(history.items)
+        known = found[found > 0]
+        if len(known) < len(found):
+            _LOG.warning(
+                "left out %d of %d events in the history of user=%r, whose items the model was not trained on",
+                len(found) - len(known),
+                len(found),
+                user,
+            )
+        return known if len(known) else None
 
     def _claim(self) -> None:
         """Make a new store this model's; refuse one of another."""

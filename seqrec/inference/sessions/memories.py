@@ -100,15 +100,18 @@ class StreamedMemory:
         model = self._model
         tables = {"items": model.items, "users": model.users}
         digests = {name: weights_digest(table) for name, table in tables.items() if table is not None}
-        return {"keeps": "states", "state": json.loads(self._format.header), **digests}
+        return {"memory": "states", "state": json.loads(self._format.header), **digests}
 
     def check(self, description: dict[str, Any]) -> None:
         """See `Memory.check`."""
-        _check(description, self.describe(), but="state")
-        try:
-            self._format.check_header(json.dumps(description["state"], separators=(",", ":")).encode())
-        except InputError as error:
-            raise SessionStoreError(f"the store is of another model: {error}") from error
+        if description.get("memory") == "states":
+            try:
+                self._format.check_header(
+                    json.dumps(description.get("state"), separators=(",", ":")).encode()
+                )
+            except InputError as error:
+                raise SessionStoreError(f"the store is of another model: {error}") from error
+        _check(description, self.describe())
 
     def extend(
         self, memories: Sequence[bytes | None], item_ids: Sequence[Int64Array], user_ids: Tensor
@@ -178,7 +181,7 @@ class ReencodedMemory:
 
     def describe(self) -> dict[str, Any]:
         """See `Memory.describe`: item ids mean the same to every model of the catalogue."""
-        return {"keeps": "events", "max_length": self.max_length}
+        return {"memory": "events", "max_length": self.max_length}
 
     def check(self, description: dict[str, Any]) -> None:
         """See `Memory.check`."""
@@ -243,10 +246,10 @@ def length_groups(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def _check(found: dict[str, Any], ours: dict[str, Any], but: str | None = None) -> None:
+def _check(found: dict[str, Any], ours: dict[str, Any]) -> None:
     """Refuse a description whose keys or values differ, and name the first of them."""
     for name in (*ours, *found):
-        if name != but and found.get(name) != ours.get(name):
+        if found.get(name) != ours.get(name):
             raise SessionStoreError(
                 f"the store is of another model: its {name} is {found.get(name)!r}, the model's {ours.get(name)!r}; "
                 "give each model a store of its own, and observe the events again"

@@ -170,6 +170,23 @@ class SessionRecommender:
                 results[place] = best
         return results
 
+    def begin(self, users: Sequence[Id], history_of: HistoryOf) -> int:
+        """Make sessions of users who have none, all at once; others are left alone.
+
+        Args:
+            users: The users.
+            history_of: Asked for the history of those without a session.
+
+        Returns:
+            Of how many users there is a session now and was none before.
+
+        Raises:
+            BatchEntryError: a user of another kind.
+            SessionStoreError: the store cannot be used.
+        """
+        keys = [user_key(user, i, f"users[{i}]: ") for i, user in enumerate(users)]
+        return self._keeper.begin(keys, users, history_of)
+
     def forget(self, user: Id) -> bool:
         """Delete all that is kept of a user, who then is unknown; `history_of`, if it knows the user, is asked again.
 

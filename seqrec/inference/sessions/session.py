@@ -45,10 +45,11 @@ class Session:
             memory: The memory behind them.
             max_seen: Items that are kept as seen, those met last; None is all.
         """
-        # Numbers of first places from the end, so that each item counts where it was met last.
-        new = item_ids[::-1].astype(np.int32)
-        new = new[np.sort(np.unique(new, return_index=True)[1])][::-1]
-        seen = np.concatenate([self.seen[~np.isin(self.seen, new)], new])
+        # From the end, so that each item counts where it was met last.
+        new = np.array([*dict.fromkeys(reversed(item_ids.tolist()))][::-1], np.int32)
+        # One event is the common case, and this its shorter way.
+        again = self.seen == new[0] if len(new) == 1 else np.isin(self.seen, new)
+        seen = np.concatenate([self.seen[~again], new])
         if max_seen is not None:
             seen = seen[len(seen) - min(max_seen, len(seen)) :]
         return Session(memory, self.num_events + len(item_ids), newest_time, seen)

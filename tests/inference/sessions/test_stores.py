@@ -1,0 +1,233 @@
+"""State stores: one contract, and what is peculiar to each."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sqlite3
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from seqrec.errors import InputError, MissingInputError, SessionStoreError
+from seqrec.inference.sessions import MemoryStore, RedisStore, SQLiteStore, StateStore
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis server of its own."""
+    if (server := shutil.which("redis-server")) is None:
+        pytest.skip("redis-server is not on PATH")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    folder = tmp_path_factory.mktemp("redis")
+    process = subprocess.Popen([server, *options], cwd=folder, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                RedisStore(f"redis://127.0.0.1:{port}").close()
+                break
+            except SessionStoreError:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        yield f"redis://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StateStore]:
+    made: StateStore
+    if request.param == "memory":
+        made = MemoryStore()
+    elif request.param == "sqlite":
+        made = SQLiteStore(tmp_path / "sessions.db")
+    else:
+        made = RedisStore(request.getfixturevalue("redis_url"), prefix=str(tmp_path))
+    yield made
+    made.close()
+    made.close()
+
+
+def test_a_store_keeps_bytes_by_key(store: StateStore):
+    assert isinstance(store, StateStore)
+    keys = [b"a", b"", b"\x00\xff", "ünï".encode(), b"k" * 5000]
+    assert store.get_many(keys) == [None] * 5
+    assert store.get_many([]) == []
+    assert len(store) == 0
+    store.put_many([])
+    store.put_many([(key, key * 3 + b"\x00") for key in keys])
+    store.put_many([(b"a", b"new"), (b"big", bytes(3_000_000))])
+    assert len(store) == 6
+    assert store.get_many([b"none", b"a", *keys, b"a"]) == [
+        None,
+        b"new",
+        b"new",
+        *(key * 3 + b"\x00" for key in keys[1:]),
+        b"new",
+    ]
+    assert store.get_many([b"big"]) == [bytes(3_000_000)]
+    assert store.delete(b"a")
+    assert not store.delete(b"a")
+    assert store.get_many([b"a", b""]) == [None, b"\x00"]
+    assert len(store) == 5
+
+
+def test_the_first_description_stays(store: StateStore):
+    assert store.claim(b"first\x00") == b"first\x00"
+    assert store.claim(b"second") == b"first\x00"
+
+
+def test_threads_share_a_store(store: StateStore):
+    errors = []
+
+    def work(number: int) -> None:
+        try:
+            for t in range(20):
+                store.put_many([(b"%d" % number, b"%d" % t), (b"%d-%d" % (number, t), b"x")])
+                assert store.get_many([b"%d" % number]) == [b"%d" % t]
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert len(store) == 4 * 21
+
+
+def test_a_file_has_what_it_had_when_it_is_opened_again(tmp_path: Path):
+    first = SQLiteStore(tmp_path / "s.db")
+    first.claim(b"whose")
+    first.put_many([(b"a", b"1"), (b"b", b"2")])
+    first.close()
+    second = SQLiteStore(str(tmp_path / "s.db"))
+    assert second.claim(b"other") == b"whose"
+    assert second.get_many([b"a", b"b"]) == [b"1", b"2"]
+    second.verify()
+    second.close()
+    with pytest.raises(SessionStoreError, match=r"s\.db cannot be used: Cannot operate on a closed database"):
+        second.get_many([b"a"])
+
+
+def test_what_is_acknowledged_is_in_the_file_though_nothing_was_closed(tmp_path: Path):
+    store = SQLiteStore(tmp_path / "s.db")
+    store.put_many([(b"a", b"1")])
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in tmp_path.glob("s.db*"):
+        shutil.copy(file, copy)
+    settings = store._connection
+    assert settings.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert settings.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    store.close()
+    with closing(SQLiteStore(copy / "s.db")) as copied:
+        assert copied.get_many([b"a"]) == [b"1"]
+
+
+def test_a_file_in_use_is_refused_and_free_when_closed(tmp_path: Path):
+    first = SQLiteStore(tmp_path / "s.db")
+    first.put_many([(b"a", b"1")])
+    with pytest.raises(
+        SessionStoreError, match=r"s\.db cannot be used: another process has it, and one at a time"
+    ):
+        SQLiteStore(tmp_path / "s.db", busy_seconds=0.05)
+    threading.Timer(0.2, first.close).start()
+    with closing(SQLiteStore(tmp_path / "s.db", busy_seconds=20)) as second:
+        assert second.get_many([b"a"]) == [b"1"]
+
+
+def other_database(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE songs (name TEXT)")
+    connection.close()
+
+
+def later_version(path: Path) -> None:
+    SQLiteStore(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 9")
+    connection.close()
+
+
+def cut(path: Path) -> None:
+    store = SQLiteStore(path)
+    store.put_many([(b"%d" % n, bytes(2000)) for n in range(50)])
+    store.close()
+    path.write_bytes(path.read_bytes()[:9000])
+
+
+def opened_and_read(path: Path) -> None:
+    with closing(SQLiteStore(path)) as store:
+        store.get_many([b"%d" % n for n in range(50)])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_text("user,item\n" * 1000), "it is no store of sessions; give another path"),
+        (other_database, "is an SQLite file of something else; give another path"),
+        (later_version, "is a store of sessions of version 9, expected 1; move it away"),
+        (cut, r"it is damaged \(.*malformed\); move it away"),
+        (lambda path: path.mkdir(), "cannot be used: unable to open database file"),
+    ],
+)
+def test_what_is_no_store_is_refused_and_left_alone(tmp_path: Path, make: Callable, message: str):
+    path = tmp_path / "s.db"
+    make(path)
+    before = path.read_bytes() if path.is_file() else None
+    with pytest.raises(SessionStoreError, match=message):
+        opened_and_read(path)
+    assert before is None or path.read_bytes() == before
+
+
+def test_damage_inside_a_file_is_found(tmp_path: Path):
+    path = tmp_path / "s.db"
+    store = SQLiteStore(path)
+    store.put_many([(b"%d" % n, b"%d" % n * 400) for n in range(50)])
+    store.close()
+    data = bytearray(path.read_bytes())
+    place = data.index(b"4040") // 4096 * 4096
+    data[place : place + 100] = bytes(100)
+    path.write_bytes(data)
+    with closing(SQLiteStore(path)) as store, pytest.raises(SessionStoreError, match=r"s\.db .*damaged"):
+        store.verify()
+
+
+def test_a_missing_folder_is_named(tmp_path: Path):
+    with pytest.raises(
+        MissingInputError, match=r"nowhere/s\.db lies in a folder that does not exist; make it"
+    ):
+        SQLiteStore(tmp_path / "nowhere" / "s.db")
+
+
+def test_a_full_disk_changes_nothing(tmp_path: Path):
+    with closing(SQLiteStore(tmp_path / "s.db")) as store:
+        store.put_many([(b"a", b"old")])
+        pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
+        store._connection.execute(f"PRAGMA max_page_count = {pages + 20}")
+        with pytest.raises(SessionStoreError, match="is full; see that the disk has space"):
+            store.put_many([(b"a", b"new"), (b"b", bytes(1 << 20))])
+        assert store.get_many([b"a", b"b"]) == [b"old", None]
+        store.put_many([(b"b", b"small")])
+        assert store.get_many([b"b"]) == [b"small"]
+
+
+def test_a_server_that_is_away_is_named():
+    with pytest.raises(
+        SessionStoreError, match=r"the Redis server cannot be used: Error .* connecting to 127"
+    ):
+        RedisStore("redis://127.0.0.1:1", timeout_seconds=0.5)
+    with pytest.raises(InputError, match="url='localhost' is no address of a Redis server"):
+        RedisStore("localhost")
