@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from seqrec.ops.causal_conv1d.cuda_package import OTHER_TAPS, TAPS
-from seqrec.ops.causal_conv1d.problem import ConvProblem, check_problem
+from seqrec.ops.causal_conv1d.exported import conv_exported
+from seqrec.ops.causal_conv1d.problem import Convolution, ConvProblem, check_problem
 from seqrec.ops.causal_conv1d.registered import CONV_BACKENDS
+from seqrec.ops.exported import is_exporting, without_autocast
 
 __all__ = ["CONV_BACKENDS", "causal_conv1d"]
 
@@ -70,7 +72,8 @@ def causal_conv1d(
     - "reference": one event after another, for tests. Never "auto".
 
     "shifted" and "reference" have second derivatives. float16 and bfloat16 count as float32, in which the sums
-    run. Where "auto" takes a slower backend because a better one is missing, the log says so once.
+    run. Where "auto" takes a slower backend because a better one is missing, the log says so once. While
+    `torch.export` traces, "auto" is plain torch whatever the variable says.
 
     Args:
         x: (B, L, D) inputs.
@@ -100,8 +103,11 @@ def causal_conv1d(
     given = tuple(name for name in ("initial_state", "valid", "start") if getattr(problem, name) is not None)
     if weight.shape[1] not in TAPS:
         given = (*given, OTHER_TAPS)
-    convolve = CONV_BACKENDS[_chosen(backend, x.device.type, dtype, given)].function
-    with torch.autocast(x.device.type, enabled=False):
+    if backend == "auto" and is_exporting():
+        convolve: Convolution = conv_exported
+    else:
+        convolve = CONV_BACKENDS[_chosen(backend, x.device.type, dtype, given)].function
+    with without_autocast(x.device.type):
         out, last = convolve(problem.to(dtype))
     out = out.to(x.dtype)
     return (out, last.to(x.dtype)) if return_last_state else out

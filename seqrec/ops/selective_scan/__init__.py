@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from seqrec.ops.exported import is_exporting, without_autocast
+from seqrec.ops.selective_scan.exported import scan_exported
 from seqrec.ops.selective_scan.mamba_ssm_scan import MAX_STATES, TOO_MANY_STATES
 from seqrec.ops.selective_scan.problem import ScanProblem, check_problem
 from seqrec.ops.selective_scan.registered import SCAN_BACKENDS
@@ -49,7 +51,8 @@ def selective_scan(
     - "reference": sequential, for tests; the only one with second derivatives. Never "auto".
 
     float16 and bfloat16 count as float32, in which the recurrence runs. Where "auto" takes a slower backend
-    because a better one is missing, the log says so once; `seqrec doctor` shows what is there.
+    because a better one is missing, the log says so once; `seqrec doctor` shows what is there. While `torch.export`
+    traces, "auto" is plain torch whatever the variable says.
 
     Args:
         u: (B, L, D) inputs.
@@ -84,8 +87,11 @@ def selective_scan(
     given = tuple(name for name in ("initial_state", "valid", "start") if getattr(problem, name) is not None)
     if A.shape[1] > MAX_STATES:
         given = (*given, TOO_MANY_STATES)
-    scan = SCAN_BACKENDS[_chosen(backend, u.device.type, dtype, given)].function
-    with torch.autocast(u.device.type, enabled=False):
+    if backend == "auto" and is_exporting():
+        scan = scan_exported
+    else:
+        scan = SCAN_BACKENDS[_chosen(backend, u.device.type, dtype, given)].function
+    with without_autocast(u.device.type):
         y, last = scan(problem.to(dtype))
     y = y.to(u.dtype)
     return (y, last) if return_last_state else y

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqrec.errors import InputError
+from seqrec.ops.exported import without_autocast
 from seqrec.ops.problems import check_shapes
 from seqrec.ops.selective_scan.problem import step_sizes
 
@@ -61,7 +62,7 @@ def selective_scan_step(
     given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "state": state}
     check_shapes({**given, "D": D, "z": z, "delta_bias": delta_bias}, shapes, u.device)
     dtype = torch.promote_types(u.dtype, torch.float32)
-    with torch.autocast(u.device.type, enabled=False):
+    with without_autocast(u.device.type):
         wide = u.to(dtype)
         bias = None if delta_bias is None else delta_bias.to(dtype)
         step = step_sizes(delta.to(dtype), bias, delta_softplus)

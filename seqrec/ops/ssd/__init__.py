@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from seqrec.ops.exported import is_exporting, without_autocast
+from seqrec.ops.ssd.exported import ssd_exported
 from seqrec.ops.ssd.mamba_ssm_scan import PLAIN_STEPS
 from seqrec.ops.ssd.problem import SsdProblem, check_problem
 from seqrec.ops.ssd.registered import SSD_BACKENDS
@@ -49,7 +51,8 @@ def ssd_scan(
     - "chunked": plain torch, any device, float32 and float64; matrix products inside chunks.
     - "reference": sequential, for tests; the only one with second derivatives. Never "auto".
 
-    float16 and bfloat16 count as float32, in which the recurrence runs.
+    float16 and bfloat16 count as float32, in which the recurrence runs. While `torch.export` traces, "auto" is plain
+    torch whatever the variable says.
 
     Args:
         x: (B, L, H, P) inputs.
@@ -83,8 +86,11 @@ def ssd_scan(
     given = tuple(name for name in ("initial_state", "valid", "start") if getattr(problem, name) is not None)
     if not delta_softplus:
         given = (*given, PLAIN_STEPS)
-    scan = SSD_BACKENDS[_chosen(backend, x.device.type, dtype, given)].function
-    with torch.autocast(x.device.type, enabled=False):
+    if backend == "auto" and is_exporting():
+        scan = ssd_exported
+    else:
+        scan = SSD_BACKENDS[_chosen(backend, x.device.type, dtype, given)].function
+    with without_autocast(x.device.type):
         y, last = scan(problem.to(dtype))
     y = y.to(x.dtype)
     return (y, last) if return_last_state else y

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqrec.errors import InputError
+from seqrec.ops.exported import without_autocast
 from seqrec.ops.problems import check_shapes
 from seqrec.ops.selective_scan.problem import step_sizes
 from seqrec.ops.ssd.problem import check_groups
@@ -57,7 +58,7 @@ def ssd_step(
     shapes |= {"delta_bias": (heads,)}
     check_shapes({**given, "D": D, "z": z, "delta_bias": delta_bias}, shapes, x.device)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         wide = x.to(dtype)
         bias = None if delta_bias is None else delta_bias.to(dtype)
         step = step_sizes(delta.to(dtype), bias, delta_softplus)

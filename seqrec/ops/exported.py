@@ -1,0 +1,48 @@
+"""What ops are while `torch.export` traces a model: plain torch of any number of events. B batch, L events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def is_exporting() -> bool:
+    """Whether `torch.export` traces this call.
+
+    What it records must run where seqrec is not, so that registered kernels are out, and for any number of events, so
+    that loops over events are.
+    """
+    # torch 2.6 cannot say.
+    asked: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)
+    return asked()
+
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """Autocast off for what must not lose precision; nothing while exporting, where it would be recorded as a node."""
+    return nullcontext() if is_exporting() else torch.autocast(device, enabled=False)
+
+
+def scan_events(
+    combine: Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, Tensor]],
+    initial: Tensor,
+    events: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """`state, out_t = combine(state, events_t)` for one event after another, as one operator, which ONNX calls Scan.
+
+    Only for tracing: run eagerly it is slower than a loop.
+
+    Args:
+        combine: Maps a state and one event of each of `events` to the next state and an output of other memory.
+        initial: State before the first event.
+        events: Tensors (B, L, ...).
+
+    Returns:
+        Outputs (B, L, ...) and the last state.
+    """
+    from torch._higher_order_ops import scan
+
+    last, outputs = scan(combine, initial, tuple(x.transpose(0, 1) for x in events))
+    return outputs.transpose(0, 1), last
