@@ -1,4 +1,4 @@
-"""Commands that need no model: `seqrec inspect`, `seqrec doctor`, `seqrec compare` and `seqrec benchmark`."""
+"""Commands without a trainer: `seqrec inspect`, `doctor`, `compare`, `export` and `benchmark`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect as inspect_module
 import json as json_module
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import jsonargparse
 
@@ -20,6 +20,8 @@ from seqrec.data.inspect import describe
 from seqrec.data.inspect_text import report_text
 from seqrec.data.store import EventStore
 from seqrec.doctor import examine
+from seqrec.inference import export_model, load_recommender
+from seqrec.inference.export.manifest import FILE_NAME as MANIFEST
 from seqrec.results import compare_results, comparison_text, read_results
 from seqrec.results.comparison import METRICS
 
@@ -100,10 +102,46 @@ def compare(
     print(comparison.as_json() if json else comparison_text(comparison))
 
 
+def export(
+    ckpt: str,
+    output: str,
+    *,
+    format: Literal["onnx", "torch"] = "onnx",
+    separate_table: bool | None = None,
+    top_k: int = 0,
+    store: str | None = None,
+) -> None:
+    """Write a checkpoint's model as programs that onnxruntime or plain torch run, each checked against the model.
+
+    Args:
+        ckpt: Checkpoint that `seqrec fit` wrote.
+        output: Folder that is made; `manifest.json` there says what the programs take and return.
+        format: "onnx", or "torch" for .pt2 files of torch.export.
+        separate_table: Whether item and user vectors stay outside the programs, in .npy files that are mapped into
+            memory; null: where a table has more than 64 MiB.
+        top_k: Best items that the programs find themselves; 0 leaves that to the consumer.
+        store: Folder of the event store that the model was trained on; null is where it was then.
+
+    Raises:
+        InputError: a model that cannot be exported, a missing package, or an argument that does not fit.
+    """
+    model = load_recommender(ckpt, store=store)
+    said = export_model(model, output, format=format, separate_table=separate_table, top_k=top_k)
+    for name, program in said["programs"].items():
+        if "omitted" in program:
+            print(f"no {name}: {program['omitted']}")
+        else:
+            print(
+                f"{output}/{program['file']}: differs from the model by {program['largest_difference']:.0e} at most"
+            )
+    print(f"{output}/{MANIFEST} says what they take and return")
+
+
 COMMANDS: dict[str, Any] = {
     "inspect": inspect,
     "doctor": doctor,
     "compare": compare,
+    "export": export,
     "benchmark": {
         "data": benchmark_data,
         "scan": benchmark_scan,
@@ -130,7 +168,7 @@ def run_command(words: Sequence[str]) -> None:
         parser_class=ArgumentParser,
         version=__version__,
         allow_abbrev=False,
-        as_positional=command != "benchmark",
+        as_positional=command == "inspect",
     )
 
 

@@ -1,7 +1,8 @@
 """From a trained model to items for users."""
 
+from seqrec.inference.export import export_model
 from seqrec.inference.loading import load_recommender
 from seqrec.inference.recommend import recommend
 from seqrec.inference.writer import RecommendationWriter
 
-__all__ = ["RecommendationWriter", "load_recommender", "recommend"]
+__all__ = ["RecommendationWriter", "export_model", "load_recommender", "recommend"]

@@ -1,0 +1,152 @@
+"""What stands in an export's folder, for those who serve it without seqrec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from seqrec import __version__
+from seqrec.inference.export.programs import NEXT_STATE, STATE, Program
+from seqrec.inference.export.tables import Table
+from seqrec.models import SequentialRecommender
+from seqrec.specs import to_spec
+
+FILE_NAME = "manifest.json"
+MEANINGS = {
+    "item_ids": "full: the history, oldest first, 0 behind its end; step: the new event; items are 1..num_items",
+    "lengths": "events of each history, 1 or more",
+    "user_ids": "1..num_users; 0 is an unknown user",
+    "states": "what the vectors of items are multiplied with for scores",
+    "best_items": "the items with the highest scores, best first; items of the history are among them",
+    "best_scores": "their scores",
+}
+
+
+def manifest(
+    model: SequentialRecommender,
+    form: str,
+    programs: Mapping[str, tuple[Program, str, float]],
+    omitted: Mapping[str, str],
+    tables: Mapping[str, Table],
+    *,
+    files: Sequence[str],
+    top_k: int,
+) -> dict[str, Any]:
+    """Everything that a consumer must know, as plain values.
+
+    Args:
+        model: What was exported.
+        form: "onnx" or "torch".
+        programs: Name -> program, its file, and how far it is from the model.
+        omitted: Name -> why the program is not there.
+        tables: The model's tables.
+        files: Names of the tables' and the vocabulary's files.
+        top_k: Items that the programs rank themselves; 0 leaves that to the consumer.
+    """
+    scored_by, full = tables.get("candidates", tables["items"]), programs["full"][0]
+    return {
+        "seqrec": __version__,
+        "torch": torch.__version__,
+        "format": form,
+        "model": model.title,
+        "encoder": to_spec(model.encoder),
+        "num_items": model.items.num_items,
+        "max_length": int(model.hparams["max_length"]),
+        "padding_id": 0,
+        "programs": {
+            **{name: _program(model, tables, *entry, top_k) for name, entry in programs.items()},
+            **{name: {"omitted": reason} for name, reason in omitted.items()},
+        },
+        "tables": {
+            table.name: {
+                "file": table.file if table.file in files else None,
+                "shape": [table.num_rows, table.width],
+                "dtype": "float32",
+            }
+            for table in tables.values()
+        },
+        "vocabulary": [name for name in files if name.startswith("item_vocabulary")],
+        "scores": "best_scores" if top_k else f"states @ {scored_by.name}[1:].T; column k is item k + 1",
+        "example": None
+        if top_k
+        else _example(form, scored_by, full, [name for name in full.inputs if name in tables]),
+    }
+
+
+def _program(
+    model: SequentialRecommender,
+    tables: Mapping[str, Table],
+    program: Program,
+    file: str,
+    difference: float,
+    top_k: int,
+) -> dict[str, Any]:
+    inputs = []
+    for name, x in program.inputs.items():
+        entry = {"name": name, "dtype": str(x.dtype).removeprefix("torch."), "shape": program.shape(name)}
+        if name in tables:
+            if file.endswith(".onnx"):
+                continue  # which refers to the table's file itself
+            entry |= {"file": tables[name].file, "shape": [tables[name].num_rows, tables[name].width]}
+        if name in MEANINGS:
+            entry["meaning"] = MEANINGS[name]
+        elif name.startswith(STATE):
+            entry["meaning"] = f"zeros before the first event, then {NEXT_STATE + name.removeprefix(STATE)}"
+        inputs.append(entry)
+    result: dict[str, Any] = {
+        "file": file,
+        "inputs": inputs,
+        "outputs": _outputs(model, program, tables, top_k),
+    }
+    result["longest_history"] = program.longest
+    if any("window" in program.shape(name) for name in program.inputs):
+        result["window"] = int(model.hparams["max_length"])
+    result["largest_difference"] = difference
+    return result
+
+
+def _outputs(
+    model: SequentialRecommender, program: Program, tables: Mapping[str, Table], top_k: int
+) -> list[dict[str, Any]]:
+    width = tables.get("candidates", tables["items"]).width
+    known: dict[str, tuple[str, list[int | str]]] = {
+        "states": ("float32", ["batch", width]),
+        "best_items": ("int64", ["batch", top_k]),
+        "best_scores": ("float32", ["batch", top_k]),
+    }
+    for name, x in program.inputs.items():
+        if name.startswith(STATE):
+            dtype = str(x.dtype).removeprefix("torch.")
+            known[NEXT_STATE + name.removeprefix(STATE)] = (dtype, program.shape(name))
+    entries = []
+    for name in program.outputs:
+        dtype, shape = known[name]
+        meaning = {"meaning": MEANINGS[name]} if name in MEANINGS else {}
+        entries.append({"name": name, "dtype": dtype, "shape": shape, **meaning})
+    return entries
+
+
+def _example(form: str, scored_by: Table, full: Program, outer: list[str]) -> list[str]:
+    """Lines of Python that rank items."""
+    users = ", 'user_ids': numpy.array([0])" if "user_ids" in full.inputs else ""
+    lines = [
+        "import numpy",
+        f"vectors = numpy.load('{scored_by.file}', mmap_mode='r')",
+        f"inputs = {{'item_ids': numpy.array([[1]]), 'lengths': numpy.array([1]){users}}}",
+    ]
+    if form == "onnx":
+        lines += [
+            "import onnxruntime",
+            "(states,) = onnxruntime.InferenceSession('full.onnx').run(['states'], inputs)",
+        ]
+    else:
+        lines += [
+            "import torch",
+            "program = torch.export.load('full.pt2')",
+            *(f"inputs['{name}'] = numpy.load('{name}.npy', mmap_mode='c')" for name in outer),
+            f"given = (torch.from_numpy(inputs[name]) for name in {list(full.inputs)})",
+            "states = program.module()(*given)[0].detach().numpy()",
+        ]
+    return [*lines, "best = 1 + (states @ vectors[1:].T).argsort(axis=1)[:, ::-1][:, :10]"]

@@ -1,0 +1,183 @@
+"""A recommender as files that are served without seqrec."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from seqrec.errors import InputError
+from seqrec.inference.export.checks import check_full_pass, check_one_step
+from seqrec.inference.export.formats import Format, check_packages, load, write
+from seqrec.inference.export.manifest import FILE_NAME, manifest
+from seqrec.inference.export.programs import full_pass, one_step
+from seqrec.inference.export.tables import Table, model_tables
+from seqrec.models import Recommender, SequentialRecommender
+
+# Tables above that get files of their own unless told otherwise.
+SEPARATE_BYTES = 64 << 20
+# What ONNX files may hold, which are single protobuf messages, less room for the rest.
+MOST_INSIDE_BYTES = (2 << 30) - (64 << 20)
+
+
+def export_model(
+    model: Recommender,
+    directory: str | Path,
+    *,
+    format: Format = "onnx",
+    separate_table: bool | None = None,
+    top_k: int = 0,
+) -> dict[str, Any]:
+    """Write a recommender as programs that onnxruntime or plain torch run, each checked against the model.
+
+    Two programs of any batch size are written; `manifest.json` says their inputs, outputs, types and shapes:
+
+    - `full`: a history of any length to the state behind its newest event, whose dot products with item vectors are
+      scores. Mamba's and GRU's recurrences run event by event in it (ONNX's Scan).
+    - `step`: one further event and what is remembered to the state behind it and what is remembered then, in constant
+      time. Nothing in it depends on `max_length`; attention takes its window from the size of the state that it is
+      given. Left out, with the reason in the manifest, where a model cannot be streamed, as with learned positions.
+
+    Beside them stand the vectors of all items in float32, which numpy maps into memory (row 0 is padding), unless the
+    programs rank items themselves, and the item vocabulary where the model knows it, as in an event store.
+
+    Args:
+        model: A recommender around a sequence encoder, on the CPU, with float32 weights.
+        directory: Folder that is made. It is there when all that is in it was checked, and not before.
+        format: "onnx", or "torch" for `torch.export`'s `.pt2`.
+        separate_table: Whether item and user vectors stay outside the programs: ONNX files refer to the `.npy`, which
+            onnxruntime maps into memory, and a `.pt2` takes it as an input. None: where a table has more than 64 MiB.
+        top_k: Best items that the programs find themselves, as `best_items` and `best_scores`, items of the history
+            among them; 0 leaves that to the consumer. Needs the tables inside.
+
+    Returns:
+        What the manifest says.
+
+    Raises:
+        InputError: a model that cannot be exported, a missing package, or an argument that does not fit.
+        ExportError: a program that does not say what the model says; no file is left.
+    """
+    check_packages(format)
+    sequential = _checked(model)
+    target = Path(directory)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} is there already; give a folder that is not, or an empty one")
+    tables = model_tables(sequential)
+    inside = _inside(tables, separate_table, top_k, format)
+    if not 0 <= top_k <= sequential.items.num_items:
+        raise InputError(f"top_k={top_k} must be between 0 and num_items={sequential.items.num_items}")
+    with _folder(target) as folder, _evaluating(sequential), torch.no_grad():
+        written = {}
+        scored_by = tables.get("candidates", tables["items"])
+        for table in tables.values():
+            if table.name not in inside or (table is scored_by and not top_k):
+                written[table.name] = (table, table.write(folder))
+        files = [table.file for table, _ in written.values()] + _write_vocabulary(model, folder)
+        arguments = (sequential, tables, {name: tables[name].whole() for name in inside}, top_k)
+        programs, omitted = {}, {}
+        full = full_pass(*arguments)
+        file = write(full, folder, format, written)
+        difference = check_full_pass(sequential, load(full, file, tables), full.longest)
+        programs["full"] = (full, file.name, difference)
+        reason = _why_not_streamed(sequential)
+        if reason is None:
+            step = one_step(*arguments)
+            file = write(step, folder, format, written)
+            programs["step"] = (step, file.name, check_one_step(sequential, load(step, file, tables)))
+        else:
+            omitted["step"] = reason
+        said = manifest(sequential, format, programs, omitted, tables, files=files, top_k=top_k)
+        (folder / FILE_NAME).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    return said
+
+
+def _checked(model: Recommender) -> SequentialRecommender:
+    """The model, if it is one that can be exported."""
+    if not isinstance(model, SequentialRecommender):
+        raise InputError(
+            f"{model.title} has no encoder to export; give a SequentialRecommender, such as MambaRec or SASRec"
+        )
+    for name, weight in model.encoder.named_parameters():
+        if weight.device.type != "cpu" or weight.dtype != torch.float32:
+            raise InputError(
+                f"encoder.{name} is {weight.dtype} on {weight.device}, but exports are of float32 on the CPU: call "
+                "model.float().cpu() before"
+            )
+    if any(table is not None and table.spread is not None for table in (model.items, model.output_items)):
+        raise InputError(
+            "the item table is spread over ranks; load the checkpoint in one process and export that"
+        )
+    return model
+
+
+def _inside(tables: Mapping[str, Table], separate_table: bool | None, top_k: int, form: str) -> list[str]:
+    """Names of the tables that are parts of the programs."""
+    needed = [table for table in tables.values() if top_k or table.name != "candidates"]
+    separate = {
+        table.name
+        for table in needed
+        if (table.num_bytes > SEPARATE_BYTES if separate_table is None else separate_table)
+    }
+    sizes = {table.name: f"{table.num_bytes / (1 << 20):,.0f} MiB" for table in needed}
+    if top_k and separate - {"users"}:
+        raise InputError(
+            f"top_k={top_k} needs the item table inside the programs, but it is separate ({sizes['items']}): leave "
+            "top_k out and rank by items.npy, or set separate_table to false"
+        )
+    inside = [table for table in needed if table.name not in separate]
+    if form == "onnx" and sum(table.num_bytes for table in inside) > MOST_INSIDE_BYTES:
+        raise InputError(
+            f"separate_table=False would put {', '.join(f'{size} of {x}' for x, size in sizes.items())} into one ONNX "
+            "file, which holds 2 GiB at most; leave it out"
+        )
+    return [table.name for table in inside]
+
+
+def _why_not_streamed(model: SequentialRecommender) -> str | None:
+    try:
+        model.init_state(1)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _write_vocabulary(model: Recommender, folder: Path) -> list[str]:
+    if model.item_vocabulary is None:
+        return []
+    arrays = model.item_vocabulary.arrays("item_vocabulary")
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    return [f"{name}.npy" for name in arrays]
+
+
+@contextmanager
+def _evaluating(model: Recommender) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def _folder(target: Path) -> Iterator[Path]:
+    """A folder beside the target that takes its name when all went well, and is gone otherwise."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        if target.exists():
+            target.rmdir()
+        folder.rename(target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

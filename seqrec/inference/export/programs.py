@@ -1,0 +1,171 @@
+"""What is exported: the full pass and the one-step update of a recommender as functions of plain tensors.
+
+Shapes: B batch, L events, D width, V rows of a table, W newest events that attention sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seqrec.inference.export.recurrence import traceable
+from seqrec.inference.export.tables import Table
+from seqrec.layers import Tensors
+from seqrec.models import SequentialRecommender
+from seqrec.types import History
+
+# Sizes of the example that is traced; all others may be fed later. 0 and 1 would be taken for constants, and equal
+# sizes for one axis.
+BATCH, LENGTH, WINDOW, ROWS = 2, 3, 5, 7
+# What is remembered has these before its names, as an input and as an output.
+STATE, NEXT_STATE = "state.", "next_state."
+
+Axes = dict[str, dict[int, str]]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A function of named tensors.
+
+    Attributes:
+        name: "full" or "step".
+        module: Takes the inputs in order and returns a tuple of the outputs.
+        inputs: Example of each input.
+        axes: Input -> axis -> name, for axes whose size is free.
+        outputs: Names.
+        longest: Most events a row that it takes; None is any number.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: Tensors
+    axes: Axes
+    outputs: list[str]
+    longest: int | None = None
+
+    def shape(self, name: str) -> list[int | str]:
+        """Shape of an input, with the names of free axes."""
+        return [self.axes[name].get(axis, size) for axis, size in enumerate(self.inputs[name].shape)]
+
+
+class _Pass(nn.Module):
+    """What both programs share: events are embedded and states made comparable as in `SequentialRecommender`.
+
+    Args:
+        model: In evaluation mode; its weights are shared.
+        inside: Tables that are part of the program; the others are inputs.
+        names: Of the inputs, in order.
+        top_k: Best items that the program returns; 0 is none.
+    """
+
+    def __init__(
+        self, model: SequentialRecommender, inside: Mapping[str, Tensor], names: list[str], top_k: int
+    ) -> None:
+        super().__init__()
+        self.encoder = traceable(model.encoder)
+        self.positions = model.positions
+        self.inside = list(inside)
+        for name, table in inside.items():
+            self.register_buffer(name, table)
+        self.names, self.top_k, self.comparable = names, top_k, model.comparable
+
+    def given(self, tensors: tuple[Tensor, ...]) -> Tensors:
+        """All inputs and tables by name."""
+        return dict(zip(self.names, tensors, strict=True)) | {x: self.get_buffer(x) for x in self.inside}
+
+    def embedded(self, given: Tensors) -> Tensor:
+        """Events (B, L, D) of items (B, L), without positions."""
+        width = self.encoder.d_model
+        x: Tensor = F.embedding(given["item_ids"], given["items"])[..., :width] * width**0.5
+        if "user_ids" in given:
+            x = x + F.embedding(given["user_ids"], given["users"]).unsqueeze(1)
+        return x
+
+    def results(self, states: Tensor, given: Tensors) -> tuple[Tensor, ...]:
+        """What is returned for states (B, D): those that scores are products with, and the best items if asked."""
+        states = self.comparable(states)
+        if not self.top_k:
+            return (states,)
+        candidates = given.get("candidates", given["items"])
+        scores, columns = F.linear(states, candidates[1:]).topk(self.top_k, dim=1)
+        return states, columns + 1, scores
+
+
+class _FullPass(_Pass):
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        given = self.given(tensors)
+        history, x = History(given["item_ids"], given["lengths"]), self.embedded(given)
+        if self.positions is not None:
+            x = x + self.positions(history)
+        states: Tensor = self.encoder(x, history)
+        last = states[torch.arange(x.shape[0], device=x.device), history.lengths - 1]
+        return self.results(last, given)
+
+
+class _OneStep(_Pass):
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        given = self.given(tensors)
+        state = {name.removeprefix(STATE): x for name, x in given.items() if name.startswith(STATE)}
+        x = self.embedded(given | {"item_ids": given["item_ids"].unsqueeze(1)})
+        states, after = self.encoder.advance(x, None, state)
+        return (*self.results(states.squeeze(1), given), *(after[name] for name in state))
+
+
+def full_pass(
+    model: SequentialRecommender, tables: Mapping[str, Table], inside: Mapping[str, Tensor], top_k: int
+) -> Program:
+    """Histories to the state behind each one's newest event."""
+    inputs, axes = _outer_inputs(tables, inside)
+    longest = None if model.positions is None else model.positions.max_length
+    length = LENGTH if longest is None else min(LENGTH, longest)
+    inputs["item_ids"] = torch.ones(BATCH, length, dtype=torch.int64)
+    # A single position is a constant.
+    axes["item_ids"] = {0: "batch", 1: "length"} if length > 1 else {0: "batch"}
+    inputs["lengths"], axes["lengths"] = torch.full((BATCH,), length), {0: "batch"}
+    _add_users(inputs, axes, model)
+    module = _FullPass(model, inside, list(inputs), top_k)
+    return Program("full", module, inputs, axes, _outputs(top_k), longest)
+
+
+def one_step(
+    model: SequentialRecommender, tables: Mapping[str, Table], inside: Mapping[str, Tensor], top_k: int
+) -> Program:
+    """One further event of each user, and what is remembered, to the state behind it and what is remembered then.
+
+    The window of attention is the size of the state that is fed; nothing in the program says it.
+
+    Raises:
+        InputError: an encoder that cannot be streamed.
+    """
+    inputs, axes = _outer_inputs(tables, inside)
+    inputs["item_ids"], axes["item_ids"] = torch.ones(BATCH, dtype=torch.int64), {0: "batch"}
+    _add_users(inputs, axes, model)
+    like = model.items.weight.new_empty(0, dtype=torch.float32)
+    state = model.encoder.zero_state(BATCH, WINDOW, like)
+    other = model.encoder.zero_state(BATCH, WINDOW + 1, like)
+    for name, x in state.items():
+        inputs[STATE + name] = x
+        windows = [axis for axis, size in enumerate(x.shape) if size != other[name].shape[axis]]
+        axes[STATE + name] = {0: "batch"} | dict.fromkeys(windows, "window")
+    module = _OneStep(model, inside, list(inputs), top_k)
+    return Program("step", module, inputs, axes, [*_outputs(top_k), *(NEXT_STATE + name for name in state)])
+
+
+def _outer_inputs(tables: Mapping[str, Table], inside: Mapping[str, Tensor]) -> tuple[Tensors, Axes]:
+    # Candidates that are outside are the consumer's to multiply with.
+    outer = [table for name, table in tables.items() if name not in inside and name != "candidates"]
+    inputs = {table.name: torch.zeros(ROWS, table.width) for table in outer}
+    return inputs, {table.name: {0: f"num_{table.name}"} for table in outer}
+
+
+def _add_users(inputs: Tensors, axes: Axes, model: SequentialRecommender) -> None:
+    if model.users is not None:
+        inputs["user_ids"], axes["user_ids"] = torch.ones(BATCH, dtype=torch.int64), {0: "batch"}
+
+
+def _outputs(top_k: int) -> list[str]:
+    return ["states", "best_items", "best_scores"] if top_k else ["states"]

@@ -1,0 +1,177 @@
+"""The folder that an export leaves, and what is refused."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from exported_models import MAX_LENGTH, NUM_ITEMS, build, read_manifest, small
+
+from seqrec import __version__
+from seqrec.cli import main
+from seqrec.data.vocabulary import Vocabulary
+from seqrec.errors import InputError
+from seqrec.inference import export_model
+from seqrec.inference.export import ExportError, checks
+from seqrec.inference.export import model as export
+from seqrec.models import Popularity
+
+
+def test_learned_positions_leave_out_the_step_and_the_manifest_says_why(tmp_path: Path):
+    said = export_model(small(positions=True), tmp_path / "out", format="torch")
+    assert said == read_manifest(tmp_path / "out")
+    assert list(said["programs"]["step"]) == ["omitted"]
+    assert "learned positions count back" in said["programs"]["step"]["omitted"]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"full.pt2", "items.npy", "manifest.json"}
+    assert said["programs"]["full"]["longest_history"] == MAX_LENGTH
+
+
+def test_the_manifest_says_what_a_consumer_must_know(served: Callable):
+    _, program = served("SASRec")
+    said = program.manifest
+    assert (said["seqrec"], said["format"], said["model"]) == (__version__, "onnx", "SASRec")
+    assert (said["padding_id"], said["num_items"], said["max_length"]) == (0, NUM_ITEMS, MAX_LENGTH)
+    assert said["encoder"]["init_args"]["rotary"]
+    full, step = said["programs"]["full"], said["programs"]["step"]
+    assert [(x["name"], x["dtype"], x["shape"]) for x in full["inputs"]] == [
+        ("item_ids", "int64", ["batch", "length"]),
+        ("lengths", "int64", ["batch"]),
+    ]
+    assert [(x["name"], x["dtype"], x["shape"]) for x in step["outputs"]] == [
+        ("states", "float32", ["batch", 8]),
+        ("next_state.0.keys", "float32", ["batch", 2, "window", 4]),
+        ("next_state.0.values", "float32", ["batch", 2, "window", 4]),
+        ("next_state.0.num_events", "int64", ["batch"]),
+    ]
+    assert full["longest_history"] is None
+    assert step["window"] == MAX_LENGTH
+    assert 0 <= full["largest_difference"] <= 1e-4
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_the_manifests_example_ranks_items(
+    form: str, served: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = served("GRU4Rec")[1].folder
+    if form == "torch":
+        folder = tmp_path / "out"
+        export_model(small(positions=True), folder, format="torch", separate_table=True)
+    names: dict = {}
+    monkeypatch.chdir(folder)
+    exec("\n".join(read_manifest(folder)["example"]), names)
+    (best,) = names["best"].tolist()
+    assert len(set(best)) == 10
+    assert set(best) <= set(range(1, NUM_ITEMS + 1))
+
+
+def test_nothing_in_the_files_says_where_they_were_made(served: Callable):
+    folder = served("MambaRec")[1].folder
+    for file in folder.glob("*.onnx"):
+        assert b".py" not in file.read_bytes()
+
+
+@pytest.mark.parametrize("names", [np.arange(NUM_ITEMS) * 7, [f"song-{i:02}" for i in range(NUM_ITEMS)]])
+def test_the_item_vocabulary_stands_beside_the_programs(names: object, tmp_path: Path):
+    model = small(positions=True)
+    model.item_vocabulary = Vocabulary(names)
+    said = export_model(model, tmp_path / "out", format="torch")
+    opened = Vocabulary.open(tmp_path / "out", "item_vocabulary")
+    assert list(opened.external_ids([1, NUM_ITEMS])) == [names[0], names[-1]]
+    assert all((tmp_path / "out" / file).exists() for file in said["vocabulary"])
+
+
+def test_a_table_is_separate_from_a_size_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(export, "SEPARATE_BYTES", 4 * (NUM_ITEMS + 1) * 8 - 1)
+    said = export_model(small(positions=True), tmp_path / "out", format="torch")
+    assert said["programs"]["full"]["inputs"][0]["name"] == "items"
+    monkeypatch.setattr(export, "SEPARATE_BYTES", 4 * (NUM_ITEMS + 1) * 8)
+    said = export_model(small(positions=True), tmp_path / "inside", format="torch")
+    assert said["programs"]["full"]["inputs"][0]["name"] == "item_ids"
+
+
+@pytest.mark.parametrize("wrong", ["states", "next_state.sum"])
+def test_a_program_that_differs_leaves_no_file(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    load = export.load
+
+    def load_wrong(*arguments: object) -> Callable:
+        run = load(*arguments)
+        return lambda given: {name: x + 0.01 if name == wrong else x for name, x in run(given).items()}
+
+    monkeypatch.setattr(export, "load", load_wrong)
+    with pytest.raises(ExportError, match=rf"^{wrong} of .* differs from the model's by 0.0\d+ of its size"):
+        export_model(small(), tmp_path / "out", format="torch")
+    assert list(tmp_path.iterdir()) == []
+
+
+@torch.no_grad()
+def test_a_program_that_gives_no_numbers_is_an_error():
+    model = small()
+    run = lambda given: {"states": torch.full((len(given["item_ids"]), 8), torch.nan)}  # noqa: E731
+    with pytest.raises(ExportError, match="differs from the model's by nan"):
+        checks.check_full_pass(model, run, None)
+
+
+def test_the_models_mode_comes_back(tmp_path: Path):
+    model = build("GRU4Rec", positions=True).train()
+    export_model(model, tmp_path / "out", format="torch")
+    assert model.training
+    assert isinstance(model.encoder.layers[0], torch.nn.GRU)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"format": "tflite"}, "format='tflite' must be one of onnx, torch"),
+        ({"top_k": -1}, "top_k=-1 must be between 0 and num_items=30"),
+        ({"top_k": 31}, "top_k=31 must be between 0 and num_items=30"),
+        ({"top_k": 3, "separate_table": True}, r"top_k=3 needs the item table inside .* leave top_k out"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(arguments: dict, message: str, tmp_path: Path):
+    with pytest.raises(InputError, match=message):
+        export_model(small(), tmp_path / "out", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_something_is_refused(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="is there already; give a folder that is not, or an empty one"):
+        export_model(small(), tmp_path, format="torch")
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    export_model(small(positions=True), tmp_path / "out", format="torch")
+    assert (tmp_path / "out" / "full.pt2").exists()
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
+def test_a_missing_package_is_named_with_the_fix(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=rf'{package}.*pip install "seqrec\[onnx\]"'):
+        export_model(small(), tmp_path / "out")
+
+
+def test_models_that_cannot_be_exported_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(InputError, match="Popularity has no encoder to export"):
+        export_model(Popularity.from_counts(np.array([0, 1, 2])), tmp_path / "out")
+    with pytest.raises(InputError, match=r"is torch.float64 on cpu, .* call model.float\(\).cpu\(\)"):
+        export_model(small().double(), tmp_path / "out")
+    monkeypatch.setattr(export, "MOST_INSIDE_BYTES", 100)
+    with pytest.raises(
+        InputError, match=r"separate_table=False would put .* holds 2 GiB at most; leave it out"
+    ):
+        export_model(small(), tmp_path / "out", separate_table=False)
+
+
+def test_the_command_refuses_in_one_line(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        main(("export", "--ckpt", "nowhere.ckpt", "--output", "out"))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ckpt=nowhere.ckpt does not exist")
