@@ -86,6 +86,9 @@ def in_one_line(error: BaseException | None) -> str | None:
         # A loader process hands on its whole traceback as the message.
         return str(ours).rpartition(f"{type(ours).__name__}: ")[2].strip()
     text = str(error)
+    package = re.search(r"given class_path '[\w.]*?(\w+)':\s+Requirement '([\w-]+)[^']*' not met", text)
+    if package:
+        return f"{package[1]} needs a package that is not installed: pip install {package[2]}"
     worker = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is (killed by .*\w)|exited)", text)
     if worker:
         how = f"was {worker[2]}" if worker[2] else "ended unexpectedly"

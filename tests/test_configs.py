@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import jsonargparse
 import pytest
 import yaml
+from lightning_utilities.core.imports import RequirementCache
 
 from seqrec.cli import main
 from seqrec.encoders import ENCODERS
@@ -118,6 +120,48 @@ def test_slurm_config_without_srun_is_refused(
             ]
         )
     assert "start the command with srun in an sbatch script" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "files"), [("csv", {"metrics.csv"}), ("tensorboard", {"events.out.tfevents"})], ids=str
+)
+def test_logger_config_keeps_the_run_in_its_folder(name: str, files: set[str]):
+    words = ["--config", str(CONFIGS / "quickstart.yaml"), "--config", str(CONFIGS / f"logger/{name}.yaml")]
+    small = ("--data.source.num_users", "40", "--data.source.mean_events", "20")
+    main(["fit", *words, *small, *TWO_STEPS, "--trainer.logger.version", "0"])
+    folder = Path("runs/quickstart/version_0")
+    found = {re.sub(r"\.\d+\..*", "", path.name) for path in folder.iterdir()}
+    assert found & {"metrics.csv", "events.out.tfevents"} == files
+    assert found >= {"config.yaml", "checkpoints", "summary.json", "test_metrics.json"}
+
+
+@pytest.mark.parametrize(
+    ("name", "logger", "package"), [("wandb", "WandbLogger", "wandb"), ("mlflow", "MLFlowLogger", "mlflow")]
+)
+def test_services_stand_beside_the_runs_folder_and_say_what_to_install(
+    name: str,
+    logger: str,
+    package: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    absent = RequirementCache("a-package-that-nobody-has")
+    absent.requirement, absent.available, absent.message = (
+        package,
+        False,
+        f"Requirement '{package}>=1' not met.",
+    )
+    monkeypatch.setattr(f"lightning.pytorch.loggers.{name}._{name.upper()}_AVAILABLE", absent)
+    words = ["--config", str(CONFIGS / "quickstart.yaml"), "--config", str(CONFIGS / f"logger/{name}.yaml")]
+    with pytest.raises(SystemExit):
+        main(["fit", *words, "--print_config"])
+    loggers = yaml.safe_load(capsys.readouterr().out)["trainer"]["logger"]
+    assert [each["class_path"].split(".")[-1] for each in loggers] == ["RunFolder", logger]
+    assert loggers[0]["init_args"]["name"] == "quickstart"
+    with pytest.raises(SystemExit):
+        main(["fit", *words, "--data.source.num_users", "40", *TWO_STEPS])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"error: {logger} needs a package that is not installed: pip install {package}"
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
