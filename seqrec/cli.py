@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -33,9 +32,11 @@ from seqrec.cli_config import (
     refuse_slurm_without_srun,
     with_checkpoint_file,
     with_config_of_checkpoint,
+    with_named_target,
     with_protocol_presets,
 )
 from seqrec.cli_errors import explain, in_one_line
+from seqrec.cli_trainer import Trainer
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.inference import RecommendationWriter
 from seqrec.models import Baseline, Popularity, Recommender, evaluate
@@ -44,22 +45,6 @@ from seqrec.report import metrics_table, write_metrics
 from seqrec.results import ResultsWriter
 from seqrec.results.file import FILE_NAME as RESULTS_FILE
 from seqrec.runs.summary import FILE_NAME as SUMMARY_FILE
-
-
-class Trainer(pl.Trainer):
-    """Lightning's trainer, so that `prepare` is a subcommand with the same configs as the others."""
-
-    @staticmethod
-    def prepare(datamodule: SequenceDataModule, overwrite: bool = False) -> None:
-        """Prepare the event store from the raw log, and train nothing.
-
-        Args:
-            datamodule: Says what to prepare, and where.
-            overwrite: Whether to prepare again where a store is there.
-        """
-        if overwrite:
-            datamodule.prepare_again()
-        print(datamodule.store.summary())
 
 
 class ArgumentParser(LightningArgumentParser):
@@ -105,7 +90,8 @@ class SeqrecCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Trainer methods that are commands, with the arguments that the command line gives them itself."""
-        return {"prepare": {"datamodule"}, **LightningCLI.subcommands()}
+        mine = {"prepare": {"datamodule"}, "tune": {"model", "datamodule"}}
+        return {**mine, **LightningCLI.subcommands()}
 
     def _parse_ckpt_path(self) -> None:
         """Leave the config alone: a checkpoint holds the model's arguments, and Lightning checks the weights."""
@@ -216,7 +202,8 @@ def main(args: Sequence[str] | None = None) -> None:
         if words and words[0] in COMMANDS:
             run_command(words)
             return
-        words = with_protocol_presets(with_config_of_checkpoint(with_checkpoint_file(words)))
+        words = with_config_of_checkpoint(with_checkpoint_file(with_named_target(words)))
+        words = with_protocol_presets(words)
         refuse_model_max_length(words)
         # Lightning starts the processes of other ranks with the words of this one.
         sys.argv = [sys.argv[0], *words]

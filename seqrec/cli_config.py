@@ -163,6 +163,17 @@ def with_protocol_presets(words: list[str]) -> list[str]:
     return replaced
 
 
+def with_named_target(words: list[str]) -> list[str]:
+    """Name what `tune` searches, as in `tune --what lr` for `tune lr`: Lightning's commands take options alone.
+
+    Args:
+        words: Words behind `seqrec`.
+    """
+    if words[:1] != ["tune"] or len(words) < 2 or words[1].startswith("-"):
+        return words
+    return ["tune", "--what", *words[1:]]
+
+
 def _preset_words(name: str) -> str:
     return json.dumps(to_spec(Protocol.preset(name)))
 

@@ -24,9 +24,9 @@ ROWS = (
     {"encoders", "losses", "ranks", "callbacks"},
     {"protocols", "testing"},
     {"models"},
-    {"inference", "results", "report", "doctor", "cli_config", "cli_errors"},
+    {"inference", "results", "report", "doctor", "tuning", "cli_config", "cli_errors"},
     {"benchmark"},
-    {"cli_commands"},
+    {"cli_commands", "cli_trainer"},
     {"cli"},
     {"__main__"},
 )

@@ -358,3 +358,15 @@ def test_two_ranks_prepare_once_and_test_like_one(tmp_path: Path):
     assert (summary.epochs, summary.events, summary.job["ranks"]) == (2, 2 * int(windows.sum()), 2)
     assert summary.tokens >= summary.events
     assert {"train", "validate", "test", "checkpoint"} <= set(summary.seconds)
+
+
+def test_tune_suggests_a_step_size_and_a_batch_size_and_keeps_nothing(capsys: pytest.CaptureFixture[str]):
+    words = ("--config", "small.yaml", "--data.source.num_users", "100", "--model.optimizer", "Adam")
+    main(("tune", "lr", *words, "--steps", "60"))
+    suggested = re.search(r"^suggested: --model.optimizer.lr (\S+)$", capsys.readouterr().out, re.MULTILINE)
+    assert 1e-4 < float(suggested[1]) < 1
+    main(("tune", "batch_size", *words, "--max_batch_size", "2"))
+    assert "largest that was tried and fits: --data.batch_size 2" in capsys.readouterr().out
+    assert not Path("runs").exists()
+    message = refusal(capsys, "tune", "batchsize", *words)
+    assert re.search(r"'lr', 'batch_size'.*Got value: batchsize", message)

@@ -73,6 +73,7 @@ class SequenceDataModule(pl.LightningDataModule):
 
     Attributes:
         prepare_seconds: What preparing or opening the store took this process so far.
+        longest_first: Whether training windows come longest first instead of shuffled, to see what memory they take.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class SequenceDataModule(pl.LightningDataModule):
         self.memory_limit = memory_limit
         # Now, since a policy that cannot be described should not show when the first checkpoint is written.
         self._policies = {"split": to_spec(self.split), "train_windows": to_spec(self.train_windows)}
-        self.prepare_seconds = 0.0
+        self.prepare_seconds, self.longest_first = 0.0, False
         self._resume_from: dict[str, Any] | None = None
         self._train_sampler: BatchSampler | None = None
         self._place = TrainingPlace()
@@ -176,7 +177,8 @@ class SequenceDataModule(pl.LightningDataModule):
                 f"{self.store_directory}: no user has two training events, there is nothing to learn"
             )
         windows = partial(self.train_windows.index, self._offsets, stops - 1, self.max_length)
-        loader = self._loader(WindowDataset(self.store, stops), windows, self.batch_size, shuffle=True)
+        dataset, shuffle = WindowDataset(self.store, stops), not self.longest_first
+        loader = self._loader(dataset, windows, self.batch_size, shuffle=shuffle)
         self._train_sampler = loader.sampler
         self._go_on(loader.sampler)
         return loader

@@ -104,6 +104,20 @@ class SequentialRecommender(StreamedRecommender):
         """The encoder's name, which presets share."""
         return type(self.encoder).__name__
 
+    @property
+    def lr(self) -> float:
+        """Step size of the optimiser's dense part; setting it, as Lightning's `Tuner` does, changes `optimizer`.
+
+        Raises:
+            AttributeError: the optimiser's settings have no `lr`.
+        """
+        return self.optimizer.lr  # type: ignore[attr-defined,no-any-return]  # those of one's own may have none
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self.optimizer.lr = value  # type: ignore[attr-defined]
+        self.hparams["optimizer"] = to_spec(self.optimizer)
+
     def forward(self, history: History, user_ids: Tensor | None = None) -> Tensor:
         """States of all events.
 

@@ -1,0 +1,55 @@
+"""The trainer of the command line, whose methods are commands."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import lightning.pytorch as pl
+
+from seqrec.data.datamodule import SequenceDataModule
+from seqrec.models import SequentialRecommender
+from seqrec.tuning import find_batch_size, find_lr
+
+
+class Trainer(pl.Trainer):
+    """Lightning's trainer, so that `prepare` is a subcommand with the same configs as the others."""
+
+    @staticmethod
+    def prepare(datamodule: SequenceDataModule, overwrite: bool = False) -> None:
+        """Prepare the event store from the raw log, and train nothing.
+
+        Args:
+            datamodule: Says what to prepare, and where.
+            overwrite: Whether to prepare again where a store is there.
+        """
+        if overwrite:
+            datamodule.prepare_again()
+        print(datamodule.store.summary())
+
+    def tune(
+        self,
+        what: Literal["lr", "batch_size"],
+        model: SequentialRecommender,
+        datamodule: SequenceDataModule,
+        min_lr: float = 1e-5,
+        max_lr: float = 1.0,
+        steps: int = 150,
+        max_batch_size: int = 8192,
+    ) -> None:
+        """Search a step size, or the largest batch that fits into memory, and print it; nothing is kept.
+
+        Args:
+            what: lr or batch_size.
+            model: What is trained.
+            datamodule: What it is trained on.
+            min_lr: The first step size that is tried.
+            max_lr: The last one.
+            steps: Batches that step sizes are tried on.
+            max_batch_size: Largest batch that is tried.
+        """
+        if what == "lr":
+            found = find_lr(self, model, datamodule, min_lr=min_lr, max_lr=max_lr, steps=steps)
+            print(f"suggested: --model.optimizer.lr {found.suggestion:.2g}")
+        else:
+            size = find_batch_size(self, model, datamodule, max_batch_size=max_batch_size)
+            print(f"largest that was tried and fits: --data.batch_size {size}")
