@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from seqrec.errors import InputError
-from seqrec.layers import Tensors
+from seqrec.layers import Tensors, newest_events
 from seqrec.registry import Registry
 from seqrec.streaming import State, encoder_digest
 from seqrec.types import History
@@ -66,6 +66,20 @@ class SequenceEncoder(nn.Module, ABC):
         Returns:
             (B, L, D) states.
         """
+
+    def newest(self, x: Tensor, history: History) -> Tensor:
+        """`forward` at each row's newest event alone, which is all that recommending asks for.
+
+        An encoder overrides it where that saves work.
+
+        Args:
+            x: (B, L, D) embedded events.
+            history: As for `forward`.
+
+        Returns:
+            (B, D) states, those of `forward` but for rounding.
+        """
+        return newest_events(self(x, history), history.lengths)
 
     def init_state(
         self,

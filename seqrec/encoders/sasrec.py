@@ -58,6 +58,10 @@ class SASRec(SequenceEncoder):
         out: Tensor = self.stack(x)
         return out
 
+    def newest(self, x: Tensor, history: History) -> Tensor:
+        """See `SequenceEncoder.newest`; the last block is computed for the newest events alone."""
+        return self.stack.newest(x, history.lengths)
+
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """See `SequenceEncoder.zero_state`."""
         return self.stack.zero_state(batch_size, max_length, like)

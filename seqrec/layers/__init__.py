@@ -7,7 +7,7 @@ from seqrec.layers.mamba import MambaMixer
 from seqrec.layers.mamba2 import Mamba2Mixer
 from seqrec.layers.mixers import MIXERS, make_mixer
 from seqrec.layers.positions import LearnedPositions
-from seqrec.layers.residual import ResidualStack, make_norm
+from seqrec.layers.residual import ResidualStack, make_norm, newest_events
 from seqrec.layers.rotary import rotary_turns, rotate
 from seqrec.layers.streamed import Streamed, Tensors, joined, separated, streamed
 
@@ -25,6 +25,7 @@ __all__ = [
     "joined",
     "make_mixer",
     "make_norm",
+    "newest_events",
     "rotary_turns",
     "rotate",
     "separated",

@@ -62,6 +62,24 @@ class CausalSelfAttention(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
         return self._merged(mixed)
 
+    def newest(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, 1, D) `forward` at each row's newest event: one query a row instead of L.
+
+        Args:
+            x: (B, L, D), padded on the right.
+            lengths: (B,) events a row, at least 1.
+        """
+        positions = torch.arange(x.shape[1], device=x.device)
+        query, key, value = self._heads(x, positions)
+        newest = (lengths - 1)[:, None, None, None].expand(-1, self.num_heads, 1, query.shape[-1])
+        # No causal rule keeps padding away here. torch's polarity: True is seen.
+        seen = (positions < lengths.unsqueeze(1))[:, None, None, :]
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(
+            query.gather(2, newest), key, value, attn_mask=seen, dropout_p=dropout
+        )
+        return self._merged(mixed)
+
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """See `Streamed.zero_state`."""
         width = self.in_projection.in_features // self.num_heads

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from seqrec.layers.streamed import Tensors, joined, separated, streamed
@@ -13,6 +14,12 @@ from seqrec.layers.streamed import Tensors, joined, separated, streamed
 def make_norm(d_model: int, layer_norm: bool) -> nn.Module:
     """LayerNorm over (..., D), or nothing for the ablation without it."""
     return nn.LayerNorm(d_model) if layer_norm else nn.Identity()
+
+
+def newest_events(x: Tensor, lengths: Tensor) -> Tensor:
+    """(B, D) what x (B, L, D) holds at each row's newest event; `lengths` (B,) are at least 1."""
+    newest: Tensor = x[torch.arange(len(x), device=x.device), lengths - 1]
+    return newest
 
 
 class Residual(nn.Module):
@@ -32,6 +39,11 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to (B, L, D)."""
         out: Tensor = x + self.layer(self.norm(x))
+        return out
+
+    def newest(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, 1, D) `forward` at each row's newest event, of layers that have a `newest`."""
+        out: Tensor = newest_events(x, lengths).unsqueeze(1) + self.layer.newest(self.norm(x), lengths)  # type: ignore[operator]
         return out
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
@@ -75,6 +87,26 @@ class ResidualStack(nn.Module):
             x = block(x)
         out: Tensor = self.norm(x)
         return out
+
+    def newest(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, D) `forward` at each row's newest event.
+
+        The last block's first branch must have a `newest`, and its other branches must not mix events.
+
+        Args:
+            x: (B, L, D), padded on the right.
+            lengths: (B,) events a row, at least 1.
+        """
+        x = self.dropout(x)
+        *before, last = self.blocks
+        for block in before:
+            x = block(x)
+        mixer, *others = cast("nn.Sequential", last)
+        out = cast("Residual", mixer).newest(x, lengths)
+        for branch in others:
+            out = branch(out)
+        normed: Tensor = self.norm(out.squeeze(1))
+        return normed
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Those of the branches, which are numbered through all blocks: see `Streamed.zero_state`."""

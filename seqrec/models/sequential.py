@@ -131,19 +131,22 @@ class SequentialRecommender(StreamedRecommender):
         Raises:
             InputError: with positions, a history longer than `max_length`.
         """
+        states: Tensor = self.encoder(self._embedded(history, user_ids), history)
+        return states
+
+    def last_states(self, batch: SequenceBatch) -> Tensor:
+        """See `Recommender.last_states`."""
+        x = self._embedded(batch.history, batch.user_ids)
+        return self.comparable(self.encoder.newest(x, batch.history))
+
+    def _embedded(self, history: History, user_ids: Tensor | None) -> Tensor:
+        """(B, L, D) what the encoder gets of each event."""
         x: Tensor = self.items(history.item_ids) * self.encoder.d_model**0.5
         if self.positions is not None:
             x = x + self.positions(history)
         if self.users is not None and user_ids is not None:
             x = x + self.users(user_ids).unsqueeze(1)
-        states: Tensor = self.encoder(x, history)
-        return states
-
-    def last_states(self, batch: SequenceBatch) -> Tensor:
-        """See `Recommender.last_states`."""
-        states = self(batch.history, batch.user_ids)
-        last: Tensor = states[torch.arange(len(batch), device=states.device), batch.history.lengths - 1]
-        return self.comparable(last)
+        return x
 
     def comparable(self, states: Tensor) -> Tensor:
         """States (..., D) in the form whose dot products with the scorer's item vectors are scores.

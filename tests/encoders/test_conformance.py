@@ -54,6 +54,15 @@ def test_states_have_the_shape_and_type_of_the_events(case: Case, layer_norm: bo
 
 
 @with_and_without_norm
+def test_the_newest_events_have_the_states_of_the_whole_pass(case: Case, layer_norm: bool):
+    encoder = case.build(layer_norm=layer_norm).eval()
+    lengths = [L, 1, L // 2, L - 1]
+    x, history = events(lengths)
+    whole = encoder(x, history)[torch.arange(len(lengths)), torch.tensor(lengths) - 1]
+    torch.testing.assert_close(encoder.newest(x, history), whole, rtol=1e-5, atol=1e-5)
+
+
+@with_and_without_norm
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_states_ignore_future_events(case: Case, layer_norm: bool, training: bool):
     check_causality(case.build(layer_norm=layer_norm).train(training))
