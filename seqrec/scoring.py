@@ -157,7 +157,13 @@ class Scorer:
 
     @torch.no_grad()
     def top_k(
-        self, states: Tensor, k: int, user_ids: Tensor, *, exclude: SeenItems | None = None
+        self,
+        states: Tensor,
+        k: int,
+        user_ids: Tensor,
+        *,
+        exclude: SeenItems | None = None,
+        blocked: Tensor | None = None,
     ) -> Recommendations:
         """The K best items of the whole catalogue for each user.
 
@@ -166,6 +172,7 @@ class Scorer:
             k: Items a user, 1..num_items.
             user_ids: (B,) passed through to the result.
             exclude: Items that may not be recommended to each user.
+            blocked: (N,) int64, ascending: items that may not be recommended to anybody.
 
         Returns:
             Best first; among equal scores the order is torch's. An item whose score is not a number is left out.
@@ -173,19 +180,23 @@ class Scorer:
         Raises:
             InputError: `k` is out of range.
         """
-        if not 1 <= k <= self.num_items:
-            raise InputError(f"top_k={k} must be between 1 and num_items={self.num_items}")
+        check_top_k(k, self.num_items)
         states = self.cast(states)
         best_scores = states.new_full((len(states), 0), -torch.inf)
         best_ids = torch.zeros((len(states), 0), dtype=torch.int64, device=states.device)
+        hidden = None if exclude is None else (exclude.rows, exclude.item_ids)
         for first, scores in self._chunks(states):
-            scores.masked_fill_(scores.isnan(), -torch.inf)  # topk would put them first
-            if exclude is not None:
-                _hide(scores, exclude, first)
-            values, columns = scores.topk(min(k, scores.shape[1]), dim=1)
-            best_scores, order = torch.cat([best_scores, values], 1).sort(dim=1, descending=True, stable=True)
-            best_ids = torch.cat([best_ids, columns + first], 1).gather(1, order)
-            best_scores, best_ids = best_scores[:, :k], best_ids[:, :k]
+            if hidden is not None:
+                _hide(scores, *hidden, first)
+            if blocked is not None:
+                here = (blocked >= first) & (blocked < first + scores.shape[1])
+                scores.index_fill_(1, blocked[here] - first, -torch.inf)
+            values, columns = _best(scores, min(k, scores.shape[1]))
+            best_ids = torch.cat([best_ids, columns + first], 1)
+            best_scores = torch.cat([best_scores, values], 1)
+            if best_scores.shape[1] > values.shape[1]:
+                best_scores, order = best_scores.sort(dim=1, descending=True, stable=True)
+                best_scores, best_ids = best_scores[:, :k], best_ids.gather(1, order[:, :k])
         return Recommendations(best_ids.masked_fill(best_scores == -torch.inf, 0), best_scores, user_ids)
 
     def _chunk_size(self, num_states: int) -> int:
@@ -218,10 +229,29 @@ class Scorer:
         return torch.cat([F.normalize(vectors[..., :columns], dim=-1), vectors[..., columns:]], dim=-1)
 
 
-def _hide(scores: Tensor, exclude: SeenItems, first: int) -> None:
-    """Set the scores (B, chunk) of what each row excludes to minus infinity, in place."""
-    here = (exclude.item_ids >= first) & (exclude.item_ids < first + scores.shape[1])
-    scores[exclude.rows[here], exclude.item_ids[here] - first] = -torch.inf
+def check_top_k(k: int, num_items: int) -> None:
+    """Refuse a number of items a user that the catalogue does not have.
+
+    Raises:
+        InputError: `k` is not in 1..num_items.
+    """
+    if not 1 <= k <= num_items:
+        raise InputError(f"top_k={k} must be between 1 and num_items={num_items}")
+
+
+def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The K largest scores of each row (B, chunk) and their columns; what is not a number counts as -inf."""
+    values, columns = scores.topk(k, dim=1)
+    # topk puts these first, so that a row that has any shows it there.
+    if values[:, 0].isnan().any():
+        return scores.masked_fill_(scores.isnan(), -torch.inf).topk(k, dim=1)
+    return values, columns
+
+
+def _hide(scores: Tensor, rows: Tensor, item_ids: Tensor, first: int) -> None:
+    """Set the scores (B, chunk) of (row, item) pairs to minus infinity, in place."""
+    here = (item_ids >= first) & (item_ids < first + scores.shape[1])
+    scores[rows[here], item_ids[here] - first] = -torch.inf
 
 
 def _factor_rounding(dtype: torch.dtype) -> float:

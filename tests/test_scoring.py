@@ -70,6 +70,24 @@ class TestTopK:
         assert best.item_ids.tolist() == [[4, 3, 1], [4, 2, 0]]
         assert best.scores.tolist() == [[3.0, 2.0, 1.0], [-3.0, -4.0, -math.inf]]
 
+    @pytest.mark.parametrize("budget", [1, 12, 1000])
+    def test_blocking_items_excludes_them_for_everybody(self, budget: int):
+        states, vectors = torch.randn(3, 4), torch.randn(11, 4)
+        scorer, seen = Scorer(vectors, score_budget=budget), [{1, 3}, {5}, set()]
+        blocked = scorer.top_k(
+            states, 9, torch.arange(3), exclude=seen_items(seen), blocked=torch.tensor([2, 3, 10])
+        )
+        excluded = scorer.top_k(
+            states, 9, torch.arange(3), exclude=seen_items([s | {2, 3, 10} for s in seen])
+        )
+        assert blocked.item_ids.equal(excluded.item_ids)
+        assert blocked.scores.equal(excluded.scores)
+
+    def test_what_is_no_number_is_left_out(self):
+        vectors = torch.tensor([[0.0], [1.0], [math.nan], [3.0]])
+        best = Scorer(vectors).top_k(torch.tensor([[1.0], [math.nan]]), 3, torch.arange(2))
+        assert best.item_ids.tolist() == [[3, 1, 0], [0, 0, 0]]
+
     def test_excluding_items_leaves_the_item_vectors_alone(self):
         vectors = torch.eye(4)
         Scorer(vectors).top_k(torch.eye(4), 1, torch.arange(4), exclude=seen_items([{1}, {2}, {3}, {1}]))
