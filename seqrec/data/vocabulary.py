@@ -6,12 +6,17 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+if TYPE_CHECKING:
+    import polars
+
 Int64Array = NDArray[np.int64]
+# Ids translated at a time.
+TRANSLATED = 1 << 20
 
 
 class Vocabulary:
@@ -76,6 +81,27 @@ class Vocabulary:
             return np.asarray(self._values)[rows].astype(np.int64, copy=False)
         return [self._bytes(int(row)).decode() for row in rows]
 
+    def external_series(self, internal_ids: NDArray[np.integer[Any]]) -> polars.Series:
+        """The log's ids of `internal_ids` (N,) as a column, Int64 or String; strings are made once for each id.
+
+        Raises:
+            ValueError: as `external_ids` does.
+        """
+        import polars
+
+        if self._offsets is None:
+            return polars.Series(self.external_ids(internal_ids), dtype=polars.Int64)
+        distinct, places = np.unique(internal_ids, return_inverse=True)
+        return polars.Series(self.external_ids(distinct), dtype=polars.String).gather(places)
+
+    def translation(self, other: Vocabulary) -> Int64Array:
+        """(len(other) + 1,) this vocabulary's internal id of each internal id of another; 0 where it is unknown."""
+        ids = np.zeros(len(other) + 1, np.int64)
+        for first in range(1, len(ids), TRANSLATED):
+            some = np.arange(first, min(first + TRANSLATED, len(ids)))
+            ids[some] = self.lookup(other.external_ids(some))
+        return ids
+
     def lookup(self, external_ids: Sequence[int | str] | NDArray[np.generic]) -> Int64Array:
         """Return internal ids (N,) int64 of the log's ids; 0 where the id is unknown.
 
@@ -96,7 +122,7 @@ class Vocabulary:
             keys = np.array([number or 0 for number in numbers], np.int64)
             known = np.array([number is not None for number in numbers], bool)
             return np.where(known, self._lookup_integers(keys), 0)
-        return np.array([self._lookup_string(str(external_id)) for external_id in external_ids], np.int64)
+        return self._lookup_strings([str(external_id).encode() for external_id in external_ids])
 
     def _lookup_integers(self, keys: Int64Array) -> Int64Array:
         if len(self) == 0:
@@ -106,10 +132,22 @@ class Vocabulary:
         found = values[np.minimum(rows, len(self) - 1)] == keys
         return np.where(found, rows + 1, 0).astype(np.int64)
 
-    def _lookup_string(self, text: str) -> int:
-        key = text.encode()
-        row = bisect_left(range(len(self)), key, key=self._bytes)
-        return row + 1 if row < len(self) and self._bytes(row) == key else 0
+    def _lookup_strings(self, keys: list[bytes]) -> Int64Array:
+        # Where the keys are in order, as another vocabulary's are, each search starts where the last one ended.
+        found, start, last = np.zeros(len(keys), np.int64), 0, b""
+        for place, key in enumerate(keys):
+            start = self._place(key, start if key >= last else 0)
+            last = key
+            if start < len(self) and self._bytes(start) == key:
+                found[place] = start + 1
+        return found
+
+    def _place(self, key: bytes, start: int) -> int:
+        """First row from `start` on whose id is not below `key`: near it in few steps, anywhere in a logarithm."""
+        step, end = 1, start
+        while end < len(self) and self._bytes(end) < key:
+            start, end, step = end + 1, end + step, 2 * step
+        return bisect_left(range(len(self)), key, start, min(end, len(self)), key=self._bytes)
 
     def _bytes(self, row: int) -> bytes:
         assert self._offsets is not None

@@ -3,8 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqrec.data.vocabulary import Vocabulary
@@ -73,3 +74,39 @@ def test_lookup_refuses_what_is_neither_integer_nor_text(bad):
 def test_ids_must_ascend(ids):
     with pytest.raises(ValueError, match="distinct and in ascending order"):
         Vocabulary(ids)
+
+
+STRINGS = ["", "10", "7", "a", "ab", "b", "\u00e9", "\U0001f600"]
+
+
+@settings(deadline=None)
+@given(
+    st.sets(
+        st.sampled_from(STRINGS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=3), min_size=1
+    ),
+    st.sets(
+        st.sampled_from(STRINGS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=3), min_size=1
+    ),
+)
+def test_a_translation_is_a_lookup_of_every_id_of_the_other(mine: set[str], others: set[str]):
+    mine_sorted, others_sorted = (sorted(ids, key=str.encode) for ids in (mine, others))
+    expected = [0] + [mine_sorted.index(text) + 1 if text in mine else 0 for text in others_sorted]
+    found = Vocabulary(mine_sorted).translation(Vocabulary(others_sorted))
+    assert found.tolist() == expected
+    unordered = others_sorted[::-1] + others_sorted
+    assert Vocabulary(mine_sorted).lookup(unordered).tolist() == expected[:0:-1] + expected[1:]
+
+
+def test_integers_and_their_decimals_are_translated():
+    numbers, texts = Vocabulary(np.array([7, 10, 20])), Vocabulary(["007", "10", "7", "x"])
+    assert numbers.translation(texts).tolist() == [0, 0, 2, 1, 0]
+    assert texts.translation(numbers).tolist() == [0, 3, 2, 0]
+
+
+def test_ids_come_back_as_a_column():
+    ids = np.array([3, 1, 1, 2])
+    numbers, texts = Vocabulary(np.array([7, 10, 20])), Vocabulary(["a", "b", "c"])
+    assert numbers.external_series(ids).to_list() == [20, 7, 7, 10]
+    assert texts.external_series(ids).to_list() == ["c", "a", "a", "b"]
+    empty = np.zeros(0, np.int64)
+    assert (numbers.external_series(empty).dtype, texts.external_series(empty).dtype) == (pl.Int64, pl.String)
