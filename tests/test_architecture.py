@@ -21,7 +21,7 @@ ROWS = (
     {"distributed", "runs"},
     {"sharding"},
     {"layers", "embeddings", "scoring", "negatives", "optim"},
-    {"encoders", "losses", "ranks", "callbacks"},
+    {"encoders", "losses", "ranks", "callbacks", "search"},
     {"protocols", "testing"},
     {"models"},
     {"inference", "results", "report", "doctor", "tuning", "cli_config", "cli_errors"},

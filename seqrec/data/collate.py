@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 
 from seqrec.data.batching import BatchPlan
 from seqrec.data.ragged import ranges
-from seqrec.data.store import EventStore
 from seqrec.types import HeldOutItems, History, RaggedItems, SequenceBatch
 
 Int64 = NDArray[np.int64]
@@ -22,8 +21,31 @@ Int64 = NDArray[np.int64]
 LONG_ROWS = 256
 
 
+class Events(Protocol):
+    """What windows are cut from: an `EventStore`, or an `EventBlock` in memory."""
+
+    @property
+    def item_ids(self) -> NDArray[np.integer[Any]]:
+        """(E,) internal ids."""
+
+    @property
+    def timestamps(self) -> Int64 | None:
+        """(E,) or None where there are none."""
+
+    @property
+    def offsets(self) -> Int64:
+        """(U + 1,) where each user's events start."""
+
+    @property
+    def num_items(self) -> int:
+        """Items of the catalogue."""
+
+    def check_in_use(self) -> None:
+        """Raise an error where the events can no longer be read; see `EventStore.check_in_use`."""
+
+
 class WindowDataset(Dataset[SequenceBatch]):
-    """Batches of windows by their plans; picklable, reads the memory-mapped store.
+    """Batches of windows by their plans; picklable where the events are, reads the memory-mapped store.
 
     Args:
         store: The events.
@@ -34,7 +56,7 @@ class WindowDataset(Dataset[SequenceBatch]):
 
     def __init__(
         self,
-        store: EventStore,
+        store: Events,
         history_stops: Int64,
         *,
         target_stops: Int64 | None = None,

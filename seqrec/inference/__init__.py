@@ -2,7 +2,6 @@
 
 from seqrec.inference.export import export_model
 from seqrec.inference.loading import load_recommender
-from seqrec.inference.recommend import recommend
 from seqrec.inference.writer import RecommendationWriter
 
-__all__ = ["RecommendationWriter", "export_model", "load_recommender", "recommend"]
+__all__ = ["RecommendationWriter", "export_model", "load_recommender"]

@@ -14,8 +14,11 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
+from seqrec.inference.block_list import read_block_list
 from seqrec.metrics import list_metrics
 from seqrec.models import Recommender
+from seqrec.models.histories import blocked_items
+from seqrec.models.recommending import Terms, item_ids_of, recommendation_frame
 from seqrec.types import Recommendations
 
 
@@ -29,15 +32,24 @@ class RecommendationWriter(BasePredictionWriter):
         directory: Folder of the parts; None is `recommendations` in the run's folder.
         top_k: Items a user.
         filter_seen: Whether items of the user's history are left out.
+        block: File of the log's item ids that nobody gets: a line each, or the column item_id of a Parquet file.
     """
 
-    def __init__(self, directory: str | None = None, *, top_k: int = 10, filter_seen: bool = True) -> None:
+    def __init__(
+        self,
+        directory: str | None = None,
+        *,
+        top_k: int = 10,
+        filter_seen: bool = True,
+        block: str | None = None,
+    ) -> None:
         super().__init__(write_interval="batch")
         if top_k < 1:
             raise InputError(f"top_k={top_k} must be at least 1")
         self.directory = directory
         self.top_k = top_k
         self.filter_seen = filter_seen
+        self.block = block
         self._folder = Path()
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -47,7 +59,10 @@ class RecommendationWriter(BasePredictionWriter):
             InputError: the folder holds parts of an earlier run, or none was given and the trainer has no logger.
         """
         if isinstance(pl_module, Recommender):
-            pl_module.top_k, pl_module.filter_seen = self.top_k, self.filter_seen
+            blocked = None
+            if self.block is not None:
+                blocked = blocked_items(item_ids_of(pl_module), read_block_list(self.block))
+            pl_module.terms = Terms(self.top_k, self.filter_seen, blocked)
         root = trainer.log_dir if self.directory is None else None  # asks all ranks, so once and here
         if self.directory is None and root is None:
             raise InputError("say where recommendations go: --recommendations.directory PATH")
@@ -72,21 +87,10 @@ class RecommendationWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Write one batch as one part."""
-        import polars
-
         self._metrics.update(prediction)
         store: EventStore = trainer.datamodule.store  # type: ignore[attr-defined]
-        best = prediction.to("cpu")
-        kept = best.item_ids > 0
-        rows, columns = kept.nonzero(as_tuple=True)
-        frame = polars.DataFrame(
-            {
-                "user_id": store.user_vocabulary.external_ids(best.user_ids[rows].numpy()),
-                "item_id": store.item_vocabulary.external_ids(best.item_ids[kept].numpy()),
-                "rank": (columns + 1).numpy(),
-                "score": best.scores[kept].float().numpy(),
-            }
-        )
+        users = store.user_vocabulary.external_series(prediction.user_ids.cpu().numpy())
+        frame = recommendation_frame(prediction.to("cpu"), users, store.item_vocabulary)
         frame.write_parquet(self._folder / f"part-{trainer.global_rank}-{batch_idx:06d}.parquet")
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import lightning.pytorch as pl
 import torch
@@ -15,10 +16,16 @@ from seqrec.callbacks import CheckpointFiles, FiniteLoss, StepSeeds
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.metrics import ranking_metrics
+from seqrec.models.histories import recommend
+from seqrec.models.recommending import Terms, best_items
 from seqrec.models.trainer_checks import check_trainer
 from seqrec.protocols import FullRanking, Protocol, TrainingCounts
 from seqrec.scoring import Scorer
-from seqrec.types import JudgedTargets, Recommendations, SequenceBatch
+from seqrec.search import ExactSearch, ItemSearch
+from seqrec.types import History, JudgedTargets, Recommendations, SequenceBatch
+
+if TYPE_CHECKING:
+    import polars
 
 # Where a checkpoint says what it is, beside what Lightning writes.
 CHECKPOINT_KEY = "seqrec"
@@ -33,8 +40,8 @@ class Recommender(pl.LightningModule, ABC):
     Attributes:
         protocol: How targets are ranked; full ranking without seen items unless set. A trainer's command on a
             `SequenceDataModule` replaces it by the same one with the data's split and order of events.
-        top_k: Items a user that `predict_step` returns.
-        filter_seen: Whether `predict_step` leaves out items of the user's history.
+        terms: What `predict_step` returns for each user.
+        search: How the best items are found; the whole catalogue is scored unless set.
         item_vocabulary: The log's item ids; a trainer's commands on a `SequenceDataModule` set it, and
             `seqrec.inference.load_recommender` does. None before.
         user_vocabulary: The log's user ids, likewise.
@@ -43,8 +50,8 @@ class Recommender(pl.LightningModule, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.protocol: Protocol = FullRanking()
-        self.top_k = 10
-        self.filter_seen = True
+        self.terms = Terms()
+        self.search: ItemSearch = ExactSearch()
         self.item_vocabulary: Vocabulary | None = None
         self.user_vocabulary: Vocabulary | None = None
         self.metrics = nn.ModuleDict({stage: ranking_metrics() for stage in ("val", "test")})
@@ -118,9 +125,85 @@ class Recommender(pl.LightningModule, ABC):
         self._log_metrics("test")
 
     def predict_step(self, batch: SequenceBatch, batch_idx: int) -> Recommendations:
-        """Best `top_k` items for each user of the batch."""
-        exclude = batch.seen if self.filter_seen else None
-        return self.scorer().top_k(self.last_states(batch), self.top_k, batch.user_ids, exclude=exclude)
+        """Best items for each user of the batch, by `terms`."""
+        return best_items(self, self.scorer(), batch, self.terms)
+
+    @overload
+    def recommend(
+        self,
+        histories: Sequence[Sequence[Any]],
+        top_k: int = ...,
+        *,
+        filter_seen: bool = ...,
+        block: Collection[Any] | None = ...,
+        max_length: int | None = ...,
+        batch_size: int = ...,
+    ) -> list[list[Any]]: ...
+    @overload
+    def recommend(
+        self,
+        histories: polars.DataFrame,
+        top_k: int = ...,
+        *,
+        filter_seen: bool = ...,
+        block: Collection[Any] | None = ...,
+        max_length: int | None = ...,
+        batch_size: int = ...,
+    ) -> polars.DataFrame: ...
+    @overload
+    def recommend(
+        self,
+        histories: History,
+        top_k: int = ...,
+        *,
+        filter_seen: bool = ...,
+        block: Collection[Any] | None = ...,
+        max_length: int | None = ...,
+        batch_size: int = ...,
+    ) -> Recommendations: ...
+    def recommend(
+        self,
+        histories: Sequence[Sequence[Any]] | polars.DataFrame | History,
+        top_k: int = 10,
+        *,
+        filter_seen: bool = True,
+        block: Collection[Any] | None = None,
+        max_length: int | None = None,
+        batch_size: int = 128,
+    ) -> Any:
+        """Best next items for users given by their histories, who need not have been in training.
+
+        Args:
+            histories: One of: for each user a list of the log's own item ids, oldest first; a frame with the columns
+                user_id and item_id, and with timestamp unless each user's rows are in time order; a `History` of
+                internal ids.
+            top_k: Items a user.
+            filter_seen: Whether items of the user's history are left out.
+            block: The log's ids of items that nobody gets.
+            max_length: Newest events that the model sees; None is what the model was trained with.
+            batch_size: Users encoded at a time.
+
+        Returns:
+            For lists, the log's own item ids for each user, best first. For a frame, a frame with the columns
+            user_id, item_id, rank (1 is best) and score, users in the order in which they first stand there. For a
+            `History`, internal ids and scores on the CPU. Fewer than `top_k` where no more are allowed.
+
+        Raises:
+            InputError: a user without any known item, a number out of range, a frame without these columns, or a model
+                that does not know the log's ids.
+
+        Warns:
+            UserWarning: items that the model does not know were dropped; says how many.
+        """
+        return recommend(
+            self,
+            histories,
+            top_k=top_k,
+            filter_seen=filter_seen,
+            block=block,
+            max_length=max_length,
+            batch_size=batch_size,
+        )
 
     def _start_judging(self, stage: str) -> None:
         data, counts, several = getattr(self.trainer, "datamodule", None), None, False

@@ -1,0 +1,68 @@
+"""Events of some users in memory, laid out as a store's. U users, E events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from seqrec.data.batching import BatchSampler
+from seqrec.data.collate import WindowDataset
+from seqrec.data.windows import newest_windows
+from seqrec.types import SequenceBatch
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EventBlock:
+    """Histories of users who need not be in any store, oldest event first.
+
+    Attributes:
+        item_ids: (E,) internal item ids, user after user.
+        offsets: (U + 1,) int64; user u has the events `offsets[u]` up to but without `offsets[u + 1]`, possibly none.
+        user_ids: (U,) int64, what the model is told of each user; 0 is one that training did not know.
+        num_items: Items of the catalogue.
+        timestamps: (E,) int64, or None where there are none.
+    """
+
+    item_ids: NDArray[np.integer[Any]]
+    offsets: Int64
+    user_ids: Int64
+    num_items: int
+    timestamps: Int64 | None = None
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    def check_in_use(self) -> None:
+        """Nothing to check: memory stays."""
+
+    def batches(
+        self, max_length: int, *, batch_size: int | None = None, max_tokens: int | None = None
+    ) -> Iterator[tuple[Int64, SequenceBatch]]:
+        """Users of like length together, each one's newest events, the longest first; users without any are left out.
+
+        Args:
+            max_length: Events of a user, at most.
+            batch_size: Users a batch; None with `max_tokens`.
+            max_tokens: Events a batch, padding included; at least one user is in a batch.
+
+        Yields:
+            (B,) places of the batch's users in this block, and the batch.
+        """
+        stops = self.offsets[1:]
+        windows = newest_windows(self.offsets[:-1], stops, max_length)
+        if not len(windows):
+            return
+        if max_tokens is not None:
+            max_tokens = max(max_tokens, int(windows.lengths.max()))
+        dataset = WindowDataset(self, stops, with_targets=False)
+        plans = BatchSampler(lambda _: windows, batch_size=batch_size, max_tokens=max_tokens, shuffle=False)
+        for plan in plans:
+            rows = plan.windows.user_rows
+            yield rows, replace(dataset[plan], user_ids=torch.from_numpy(self.user_ids[rows]))
