@@ -13,6 +13,7 @@ import jsonargparse
 from seqrec import __version__
 from seqrec.benchmark.catalogue import benchmark_catalogue
 from seqrec.benchmark.data import benchmark_data
+from seqrec.benchmark.inference import benchmark_inference
 from seqrec.benchmark.paper import benchmark_paper
 from seqrec.benchmark.scan import benchmark_scan
 from seqrec.cli_errors import explain
@@ -146,6 +147,7 @@ COMMANDS: dict[str, Any] = {
         "data": benchmark_data,
         "scan": benchmark_scan,
         "catalogue": benchmark_catalogue,
+        "inference": benchmark_inference,
         "paper": benchmark_paper,
     },
 }

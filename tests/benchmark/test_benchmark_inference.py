@@ -1,0 +1,103 @@
+"""The benchmark of inference from end to end on small sizes, and how its figures read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from seqrec.benchmark import inference
+from seqrec.benchmark.inference import benchmark_inference
+from seqrec.benchmark.inference_figures import EventRow, InferenceFigures, SessionRow
+from seqrec.benchmark.inference_stages import time_events, time_sessions
+from seqrec.benchmark.measured_child import run_measured
+from seqrec.encoders import ENCODERS
+from seqrec.errors import InputError
+
+SMALL = {"num_items": 30, "d_model": 8, "rounds": 2, "seed": 0, "device": "cpu"}
+
+
+def in_this_process(function: Callable, arguments: dict, **options: object) -> SimpleNamespace:
+    """`run_measured` without the seconds that a process takes to start."""
+    return SimpleNamespace(value=json.loads(json.dumps(function(**json.loads(json.dumps(arguments))))))
+
+
+def test_small_sizes_are_measured_from_end_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(inference, "run_measured", in_this_process)
+    written = tmp_path / "figures.json"
+    benchmark_inference(
+        ["GRU4Rec"], lengths=[9, 4], batch_sizes=[1, 3], session_encoder="GRU4Rec", num_items=30, d_model=8,
+        rounds=2, folder=str(tmp_path), json_file=str(written),
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    assert re.search(r"width 8, 30 items, cpu, \d+ threads", out)
+    assert re.search(r"GRU4Rec +4 +[\d,]+ +1\.00 +", out)
+    figures = json.loads(written.read_text())
+    assert [row["length"] for row in figures["events"]] == [4, 9]
+    cells = [(row["store"], row["batch_size"]) for row in figures["sessions"]]
+    assert cells == [("MemoryStore", 1), ("MemoryStore", 3), ("SQLiteStore", 1), ("SQLiteStore", 3)]
+    assert list(tmp_path.iterdir()) == [written]
+
+
+@pytest.mark.parametrize("encoder", list(ENCODERS))
+def test_every_encoder_steps_and_encodes_again(encoder: str):
+    found = time_events(encoder=encoder, lengths=[3, 7], **SMALL)
+    assert found["state_bytes"] > 0
+    for name in ("step_seconds", "again_seconds"):
+        assert [len(each) for each in found[name]] == [2, 2]
+        assert all(0 < seconds < 10 for each in found[name] for seconds in each)
+
+
+def test_sessions_are_timed_in_each_store():
+    found = time_sessions(encoder="GRU4Rec", batch_sizes=[2], folder=None, **SMALL)
+    assert [cell["store"] for cell in found] == ["MemoryStore", "SQLiteStore"]
+    assert all(0 < cell[name] < 10 for cell in found for name in ("step", "observe", "recommend"))
+
+
+def test_ratios_are_to_the_shortest_history_and_to_encoding_again():
+    figures = InferenceFigures(
+        {"d_model": 64, "num_items": 10_000, "rounds": 15, "session_encoder": "MambaRec"},
+        {"device": "cpu", "threads": 2, "torch": "2"},
+        [EventRow("MambaRec", 200, 5e-4, 2e-3, 36_000), EventRow("MambaRec", 5000, 5.5e-4, 5.5e-2, 36_000)],
+        [SessionRow("MemoryStore", 32, 0.01, 0.02, 0.004)],
+    )
+    lines = [line.split() for line in figures.as_text().splitlines()]
+    assert ["MambaRec", "200", "500", "1.00", "2,000", "4.0", "x", "35", "KiB"] in lines
+    assert ["MambaRec", "5,000", "550", "1.10", "55,000", "100.0", "x", "35", "KiB"] in lines
+    assert ["MemoryStore", "32", "1,600", "0.50", "8,000", "20.00", "+", "4.00"] in lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"encoders": ["BERT4Rec"]}, "unknown encoder 'BERT4Rec'; known: GRU4Rec"),
+        ({"session_encoder": "Mamba"}, "unknown encoder 'Mamba'"),
+        ({"lengths": []}, r"lengths=\[\] must be numbers of at least 1"),
+        ({"lengths": [5, 0]}, r"lengths=\[5, 0\] must be"),
+        ({"batch_sizes": [0]}, r"batch_sizes=\[0\] must all be at least 1"),
+        ({"rounds": 0}, "rounds=0 must be at least 1"),
+        ({"d_model": 0}, "d_model=0 must be at least 1"),
+        ({"num_items": 0}, "num_items=0 must be at least 1"),
+        ({"device": "tpu"}, "device='tpu' must be cpu or cuda"),
+        ({"folder": "/no/such/folder"}, "folder='/no/such/folder' does not exist; make it first"),
+        ({"json_file": "/no/such/folder/f.json"}, "lies in a folder that does not exist"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        benchmark_inference(**arguments)
+
+
+@pytest.mark.slow
+def test_a_step_of_mamba_costs_the_same_behind_any_number_of_events():
+    arguments = {**SMALL, "num_items": 10_000, "d_model": 64, "rounds": 15, "lengths": [200, 1000, 5000]}
+    found = run_measured(time_events, {**arguments, "encoder": "MambaRec"}).value
+    short, _, long = map(min, found["step_seconds"])
+    assert long < 1.2 * short
+    assert min(found["again_seconds"][2]) > 50 * long
