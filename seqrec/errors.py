@@ -49,6 +49,10 @@ class SessionStoreError(StoreError):
     """A store of sessions that is damaged, in use, out of reach, or of another model."""
 
 
+class DamagedSessionError(BatchEntryError, SessionStoreError):
+    """A session that cannot be read; those of other users can."""
+
+
 class CheckpointError(InputError):
     """A checkpoint that cannot be written, or is not whole."""
 

@@ -69,12 +69,13 @@ class SessionKeeper:
             users: The same users, for errors.
 
         Raises:
-            SessionStoreError: a session is damaged, or the store cannot be read.
+            DamagedSessionError: a session is damaged; its `index` is the user's place.
+            SessionStoreError: the store cannot be read.
         """
         rows = self.store.get_many(keys)
         return [
-            None if row is None else Session.from_bytes(row, user)
-            for row, user in zip(rows, users, strict=True)
+            None if row is None else Session.from_bytes(row, user, index)
+            for index, (row, user) in enumerate(zip(rows, users, strict=True))
         ]
 
     def sessions(self, keys: Sequence[bytes], users: Sequence[Id]) -> list[Session | None]:

@@ -10,7 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqrec.errors import BatchEntryError, InputError, LateEventError, UnknownUserError
+from seqrec.data.vocabulary import Vocabulary
+from seqrec.errors import (
+    BatchEntryError,
+    DamagedSessionError,
+    InputError,
+    LateEventError,
+    UnknownUserError,
+)
 from seqrec.inference.sessions.entries import (
     Event,
     HistoryOf,
@@ -26,7 +33,7 @@ from seqrec.inference.sessions.memories import Memory, memory_of
 from seqrec.inference.sessions.session import Session
 from seqrec.inference.sessions.stores import MemoryStore, StateStore
 from seqrec.models import Recommender, SequentialRecommender
-from seqrec.types import RaggedItems, SeenItems
+from seqrec.types import RaggedItems, Recommendations, SeenItems
 
 _LOG = logging.getLogger(__name__)
 
@@ -111,7 +118,8 @@ class SessionRecommender:
             UnknownItemError: an item that is not in the catalogue.
             LateEventError: an event with an earlier time than the user's newest.
             BatchEntryError: a user, item or time of another kind.
-            SessionStoreError: the store cannot be used, or a session in it is damaged.
+            DamagedSessionError: a user's session cannot be read.
+            SessionStoreError: the store cannot be used.
         """
         if not events:
             return
@@ -123,7 +131,11 @@ class SessionRecommender:
             places.setdefault(key, []).append(index)
         users = [events[own[0]].user for own in places.values()]
         with self._keeper.lock:
-            sessions = self._keeper.sessions(list(places), users)
+            try:
+                sessions = self._keeper.sessions(list(places), users)
+            except DamagedSessionError as error:
+                error.index = list(places.values())[error.index][0]  # of the user's first event
+                raise
             times = [
                 newest_time(events, own, None if session is None else session.newest_time)
                 for own, session in zip(places.values(), sessions, strict=True)
@@ -147,7 +159,8 @@ class SessionRecommender:
         Raises:
             UnknownUserError: a user of whom no event is known.
             BatchEntryError: a `k` that is no number from 1 to the catalogue's size, or a user of another kind.
-            SessionStoreError: the store cannot be used, or a session in it is damaged.
+            DamagedSessionError: a user's session cannot be read.
+            SessionStoreError: the store cannot be used.
         """
         if not requests:
             return []
@@ -249,13 +262,23 @@ class SessionRecommender:
         best = self._scorer.top_k(
             states, most, user_ids, exclude=SeenItems(exclude.item_ids, exclude.offsets).to(states.device)
         )
-        results = []
-        for item_ids, scores, request in zip(best.item_ids.cpu(), best.scores.cpu(), requests, strict=True):
-            kept = item_ids[: request.k][item_ids[: request.k] > 0].numpy()
-            names = self._keeper.items.external_ids(kept)
-            names = names.tolist() if isinstance(names, np.ndarray) else names
-            results.append([Scored(*pair) for pair in zip(names, scores.tolist(), strict=False)])
-        return results
+        return scored_lists(best, [request.k for request in requests], self._keeper.items)
+
+
+def scored_lists(best: Recommendations, ks: Sequence[int], items: Vocabulary) -> list[list[Scored]]:
+    """Recommendations in the log's own ids.
+
+    Args:
+        best: At least as many a user as are wanted.
+        ks: How many each user wants at most.
+        items: The log's item ids.
+    """
+    results = []
+    for item_ids, scores, k in zip(best.item_ids.cpu(), best.scores.cpu(), ks, strict=True):
+        names = items.external_ids(item_ids[:k][item_ids[:k] > 0].numpy())
+        names = names.tolist() if isinstance(names, np.ndarray) else names
+        results.append([Scored(*pair) for pair in zip(names, scores[: len(names)].tolist(), strict=True)])
+    return results
 
 
 def newest_time(events: Sequence[Event], places: Sequence[int], newest: int | None) -> int | None:

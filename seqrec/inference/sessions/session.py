@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.errors import SessionStoreError
+from seqrec.errors import DamagedSessionError
 
 # Checksum of all that follows it.
 CHECKSUM = struct.Struct("<I")
@@ -63,21 +63,23 @@ class Session:
         return CHECKSUM.pack(zlib.crc32(content)) + content
 
     @staticmethod
-    def from_bytes(data: bytes, user: Any) -> Session:
+    def from_bytes(data: bytes, user: Any, index: int = 0) -> Session:
         """Inverse of `to_bytes`.
 
         Args:
             data: What `to_bytes` returned.
             user: Whose it is, for the error.
+            index: Place of the user in a batch, for the error.
 
         Raises:
-            SessionStoreError: other bytes.
+            DamagedSessionError: other bytes.
         """
         content = memoryview(data)[CHECKSUM.size :]
         if len(content) < HEAD.size or CHECKSUM.unpack_from(data)[0] != zlib.crc32(content):
-            raise SessionStoreError(
+            raise DamagedSessionError(
                 f"the session of user={user!r} is damaged: its checksum does not fit what it holds; forget the user, "
-                "and observe the events again"
+                "and observe the events again",
+                index,
             )
         num_events, time, has_time, size = HEAD.unpack_from(content)
         begin = HEAD.size + size
