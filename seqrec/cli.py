@@ -221,7 +221,7 @@ def main(args: Sequence[str] | None = None) -> None:
             parser_kwargs={
                 "description": (
                     "Train, compare and serve sequential recommenders on long histories. "
-                    "Four more commands need no model: seqrec inspect, doctor, compare and benchmark "
+                    "More commands, each with its own --help: seqrec serve, compare, inspect, doctor and benchmark "
                     "data|scan|catalogue."
                 ),
                 "version": __version__,

@@ -1,4 +1,4 @@
-"""Commands without a trainer: `seqrec inspect`, `doctor`, `compare`, `export` and `benchmark`."""
+"""Commands without a trainer: `seqrec inspect`, `doctor`, `compare`, `export`, `serve` and `benchmark`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import inspect as inspect_module
 import json as json_module
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, Literal, NoReturn
 
 import jsonargparse
@@ -25,6 +26,9 @@ from seqrec.inference import export_model, load_recommender
 from seqrec.inference.export.manifest import FILE_NAME as MANIFEST
 from seqrec.results import compare_results, comparison_text, read_results
 from seqrec.results.comparison import METRICS
+from seqrec.serving import Limits
+from seqrec.serving.command import serve
+from seqrec.specs import from_spec
 
 
 class ArgumentParser(jsonargparse.ArgumentParser):
@@ -143,6 +147,7 @@ COMMANDS: dict[str, Any] = {
     "doctor": doctor,
     "compare": compare,
     "export": export,
+    "serve": serve,
     "benchmark": {
         "data": benchmark_data,
         "scan": benchmark_scan,
@@ -162,6 +167,9 @@ def run_command(words: Sequence[str]) -> None:
     command, *arguments = words
     if command == "compare":
         _run_compare(arguments)
+        return
+    if command == "serve":
+        _run_serve(arguments)
         return
     jsonargparse.auto_cli(
         COMMANDS[command],
@@ -219,3 +227,17 @@ def _run_compare(arguments: Sequence[str]) -> None:
     )
     parser.add_function_arguments(compare, skip={"runs"})
     compare(**parser.parse_args(arguments).as_dict())
+
+
+def _run_serve(arguments: Sequence[str]) -> None:
+    # `auto_cli` takes the checkpoint without its name, and limits as `--limits.max_k`.
+    parser = ArgumentParser(prog="seqrec serve", version=__version__, allow_abbrev=False)
+    parser.description = (
+        "Serve recommendations and take in events over HTTP, until the process is told to stop."
+    )
+    parser.add_function_arguments(serve, skip={"limits"}, as_group=False)
+    parser.add_class_arguments(Limits, None, as_group=False)
+    values = parser.parse_args(arguments).as_dict()
+    limits = Limits(**{each.name: values.pop(each.name) for each in fields(Limits)})
+    # Not by the parser, which hides why none of several classes could be built.
+    serve(**values | {"sessions": from_spec(values["sessions"])}, limits=limits)

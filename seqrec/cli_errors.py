@@ -14,6 +14,7 @@ from seqrec.data.splits import Split
 from seqrec.data.windows import TrainWindows
 from seqrec.encoders import SequenceEncoder
 from seqrec.errors import InputError
+from seqrec.inference.sessions import MemoryStore, RedisStore, SQLiteStore
 from seqrec.losses import Loss
 from seqrec.models import Recommender
 from seqrec.negatives import NegativeSampler
@@ -37,6 +38,8 @@ KINDS: dict[str, type] = {
     "protocol.candidates": Candidates,
     "protocol.split": Split,
 }
+# Config key -> the classes that it takes, which share no base.
+CHOICES: dict[str, tuple[type, ...]] = {"sessions": (MemoryStore, SQLiteStore, RedisStore)}
 
 
 # What torch.distributed says where the process at the other end of a connection is gone.
@@ -111,7 +114,8 @@ def concrete_subclasses(base: type[Any]) -> Iterator[type[Any]]:
 
 def _unknown_class(key: str, name: str) -> str:
     base = next((kind for full, kind in KINDS.items() if full.split(".")[-1] == key.split(".")[-1]), None)
-    known = sorted({cls.__name__ for cls in concrete_subclasses(base)}) if base else []
+    classes = concrete_subclasses(base) if base else CHOICES.get(key, ())
+    known = sorted({cls.__name__ for cls in classes})
     if base is Protocol:
         known += sorted(PRESETS)
     allowed = f"; known: {', '.join(known)}" if known else ""
@@ -123,11 +127,14 @@ def _missing_argument(name: str) -> str:
     """The parser of a class names its argument alone; say whose it may be."""
     places = [
         f"--{key}.{name} ({cls.__name__})"
-        for key, base in KINDS.items()
-        for cls in concrete_subclasses(base)
+        for key, classes in (
+            *((key, concrete_subclasses(base)) for key, base in KINDS.items()),
+            *CHOICES.items(),
+        )
+        for cls in classes
         if (parameter := inspect.signature(cls).parameters.get(name)) and parameter.default is parameter.empty
     ]
-    return f"the argument {name!r} is required: {' or '.join(places) or 'give it'}"
+    return f"the argument {name!r} is required: {' or '.join(places) or f'give --{name}'}"
 
 
 def _unknown_argument(name: str, allowed: list[str]) -> str:

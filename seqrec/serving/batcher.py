@@ -1,0 +1,101 @@
+"""Work of concurrent requests, gathered into batches that run one at a time in a thread of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+# Places in a batch, and what came of the work there: a value, or the exception that is its answer.
+Outcomes = Sequence[tuple[int, Any]]
+
+
+class Batcher:
+    """Gathers work while the batch before is done, so that batches grow with the load and one alone is not late.
+
+    Args:
+        run: Does a batch of work in order of arrival, and yields outcomes as they are there, each place once.
+        max_batch: Most pieces of work a batch.
+        wait_seconds: Longest time that work waits for more. It goes ahead sooner when a turn of the event loop, in
+            which every request that has come in is read, brings no more.
+    """
+
+    def __init__(
+        self, run: Callable[[Sequence[Any]], Iterable[Outcomes]], *, max_batch: int, wait_seconds: float
+    ) -> None:
+        self.run = run
+        self.max_batch = max_batch
+        self.wait_seconds = wait_seconds
+        self._waiting: deque[tuple[Any, asyncio.Future[Any]]] = deque()
+        self._arrived = asyncio.Event()
+        self._closing = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="seqrec-model")
+        self._worker: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to work, on the running event loop."""
+        self._worker = asyncio.get_running_loop().create_task(self._work())
+
+    async def submit(self, work: Any) -> Any:
+        """What came of a piece of work.
+
+        Raises:
+            Exception: what `run` gave as its outcome, or raised.
+        """
+        assert self._worker is not None
+        assert not self._closing
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((work, future))
+        self._arrived.set()
+        return await future
+
+    async def close(self) -> None:
+        """End when all that was submitted is done."""
+        self._closing = True
+        self._arrived.set()
+        if self._worker is not None:
+            await self._worker
+        self._thread.shutdown()
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not (self._closing and not self._waiting):
+            await self._arrived.wait()
+            await self._gather()
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_batch))]
+            if not self._waiting and not self._closing:
+                self._arrived.clear()
+            if batch:
+                await loop.run_in_executor(self._thread, self._run, loop, batch)
+
+    async def _gather(self) -> None:
+        deadline, before = time.monotonic() + self.wait_seconds, 0
+        while before < len(self._waiting) < self.max_batch and time.monotonic() < deadline:
+            before = len(self._waiting)
+            # One turn to read what has come, one for the tasks that this starts.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+    def _run(self, loop: asyncio.AbstractEventLoop, batch: Sequence[tuple[Any, asyncio.Future[Any]]]) -> None:
+        """One batch, in the thread."""
+        left = dict(enumerate(future for _, future in batch))
+        try:
+            for outcomes in self.run([work for work, _ in batch]):
+                loop.call_soon_threadsafe(
+                    _answer, [(left.pop(place), outcome) for place, outcome in outcomes]
+                )
+        except Exception as error:
+            loop.call_soon_threadsafe(_answer, [(future, error) for future in left.values()])
+
+
+def _answer(outcomes: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
+    for future, outcome in outcomes:
+        if future.done():  # whoever asked was cancelled
+            continue
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)

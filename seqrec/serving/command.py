@@ -1,0 +1,104 @@
+"""`seqrec serve`: recommendations over HTTP from a checkpoint."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+
+import torch
+
+from seqrec.data.store import EventStore
+from seqrec.errors import InputError
+from seqrec.inference import load_recommender
+from seqrec.inference.sessions import (
+    MemoryStore,
+    RedisStore,
+    SessionRecommender,
+    SQLiteStore,
+    log_histories,
+)
+from seqrec.serving.limits import Limits
+
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+
+
+def serve(
+    ckpt: str,
+    *,
+    store: str | None = None,
+    sessions: MemoryStore | SQLiteStore | RedisStore | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token_file: str | None = None,
+    allow_no_token: bool = False,
+    threads: int = 1,
+    access_log: bool = False,
+    log: str | None = None,
+    limits: Limits | None = None,
+) -> None:
+    """Serve recommendations and take in events over HTTP, until the process is told to stop.
+
+    POST /observe and /recommend, DELETE /users/USER, GET /health, /metrics and /openapi.json.
+
+    Args:
+        ckpt: A checkpoint that `seqrec fit` wrote.
+        store: Folder of the event store that the model was trained on; None is where it was then.
+        sessions: Where users' sessions are kept: MemoryStore, SQLiteStore or RedisStore; None is in memory, where
+            they end with the process.
+        host: Address to listen at; others than those of this machine alone need a token.
+        port: Port to listen at; 0 takes a free one, and says which.
+        token_file: File of the token that clients must send as `Authorization: Bearer TOKEN`. None is the environment
+            variable SEQREC_TOKEN, and where that is not set clients need none.
+        allow_no_token: Whether others may come in without a token.
+        threads: Threads of a model call; small batches are fastest with one, catalogues of millions with more.
+        access_log: Whether each request is logged.
+        log: Folder of an event store whose users' histories begin their sessions; None begins all without events.
+        limits: What requests may ask for.
+
+    Raises:
+        InputError: an argument is out of range, or packages are not installed.
+        MissingInputError: there is no such checkpoint, or no event store where it was.
+        SessionStoreError: the sessions are of another model, or cannot be used.
+    """
+    check_packages()
+    from seqrec.serving.app import create_app
+    from seqrec.serving.server import bind, check_host, read_token, run_server, url_of
+
+    if threads < 1:
+        raise InputError(f"threads={threads} must be at least 1")
+    token = read_token(token_file)
+    check_host(host, token, allow_no_token=allow_no_token)
+    limits = limits or Limits()
+    torch.set_num_threads(threads)
+    # Before the model is loaded, so that a port that is taken is known at once.
+    with bind(host, port) as listener:
+        model = load_recommender(ckpt, store=store)
+        history_of = None if log is None else log_histories(EventStore.open(log))
+        kept = MemoryStore() if sessions is None else sessions
+        with SessionRecommender(model, kept, history_of=history_of) as recommender:
+            app = create_app(recommender, limits=limits, token=token)
+            cost = "streaming" if recommender.streams else "re-encoding histories"
+            ends = ", which end with this process" if isinstance(kept, MemoryStore) else ""
+            line = f"serving {model.title} at {url_of(listener)} ({cost}, sessions in {type(kept).__name__}{ends})"
+
+            def ready() -> None:
+                # Modules and weights stay: looking through them for garbage would take many milliseconds.
+                gc.collect()
+                gc.freeze()
+                print(line, flush=True)
+
+            run_server(app, listener, limits=limits, ready=ready, access_log=access_log)
+
+
+def check_packages() -> None:
+    """Refuse to go on without the packages of a server.
+
+    Raises:
+        InputError: one is not installed.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"seqrec serve needs {', '.join(name.replace('_', '-') for name in missing)}, which is not installed: "
+            "pip install 'seqrec[serve]'"
+        )

@@ -1,0 +1,126 @@
+"""What stands before the application: overload, token, kind and size of the body; and the count of answers."""
+
+from __future__ import annotations
+
+import hmac
+import time
+
+import anyio
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from seqrec.serving.answers import RefusedError
+from seqrec.serving.limits import Limits
+from seqrec.serving.metrics import Metrics
+
+ROUTES = ("/observe", "/recommend", "/health", "/metrics", "/openapi.json", "/docs")
+USER_ROUTE = "/users/{user}"
+# A client that sends somewhat too much can still read why it is refused; one that sends more is cut off.
+READ_ON = 4
+CLOSE = {"Connection": "close"}
+
+
+class Guard:
+    """ASGI middleware that hands on requests with their whole body, and answers others itself.
+
+    Args:
+        app: The application.
+        limits: What requests may ask for.
+        metrics: What answers are counted in.
+        token: What clients must send as `Authorization: Bearer <token>`; None asks for nothing.
+    """
+
+    def __init__(self, app: ASGIApp, *, limits: Limits, metrics: Metrics, token: str | None = None) -> None:
+        self.app = app
+        self.limits = limits
+        self.metrics = metrics
+        self._token = None if token is None else token.encode()
+        self.in_work = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begin = time.perf_counter()
+        status = 500  # what clients get when the application fails
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        self.in_work += 1
+        self.metrics.in_work.inc()
+        try:
+            await self.app(scope, await self._let_in(scope, receive), watched)
+        except RefusedError as error:
+            await error.response()(scope, receive, watched)
+        finally:
+            self.in_work -= 1
+            self.metrics.in_work.dec()
+            self.metrics.answered(_route(scope["path"]), status, time.perf_counter() - begin)
+
+    async def _let_in(self, scope: Scope, receive: Receive) -> Receive:
+        """Hands out the request's body, which was read.
+
+        Raises:
+            RefusedError: the request is not let in.
+        """
+        if self.in_work > self.limits.max_requests:
+            reason = f"{self.limits.max_requests} requests are in work already; try again in a second"
+            raise RefusedError(503, reason, {"Retry-After": "1"} | CLOSE)
+        headers = dict(scope["headers"])
+        self._check_token(headers.get(b"authorization", b""))
+        if scope["method"] != "POST":
+            return receive
+        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if kind != b"application/json":
+            # This also keeps out web pages, which cannot send JSON to another origin without its consent.
+            raise RefusedError(415, "the body must be JSON; send Content-Type: application/json", CLOSE)
+        body = await self._body(headers.get(b"content-length", b""), receive)
+        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return messages.pop() if messages else await receive()
+
+        return replay
+
+    def _check_token(self, authorization: bytes) -> None:
+        if self._token is None:
+            return
+        scheme, _, sent = authorization.partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(sent.strip(), self._token):
+            reason = "the token is missing or wrong; send Authorization: Bearer <token>"
+            raise RefusedError(401, reason, {"WWW-Authenticate": "Bearer"} | CLOSE)
+
+    async def _body(self, declared: bytes, receive: Receive) -> bytes:
+        largest = self.limits.max_body_bytes
+        too_large = RefusedError(
+            413, f"the body is larger than {largest:,} bytes; send several requests", CLOSE
+        )
+        if declared.isdigit() and int(declared[:20]) > READ_ON * largest:
+            raise too_large
+        body, size = bytearray(), 0
+        with anyio.move_on_after(self.limits.body_seconds):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise RefusedError(400, "the client left before the body's end")
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size <= largest:
+                    body += chunk
+                elif size > READ_ON * largest:
+                    raise too_large
+                if not message.get("more_body", False):
+                    if size > largest:
+                        raise too_large
+                    return bytes(body)
+        raise RefusedError(408, f"the body took longer than {self.limits.body_seconds:g} s to arrive", CLOSE)
+
+
+def _route(path: str) -> str:
+    if path in ROUTES:
+        return path
+    return USER_ROUTE if path.startswith("/users/") else "other"

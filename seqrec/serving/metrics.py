@@ -1,0 +1,68 @@
+"""What a server counts, for Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+LATENCY_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """Counts of one server; each has its own, so that several can live in a process.
+
+    Attributes:
+        events: Events that were observed and are kept.
+        in_work: Requests that were let in and are not answered yet.
+        users: Users with a session; whoever prints sets it.
+    """
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "seqrec_requests", "Requests answered.", ("route", "status"), registry=self._registry
+        )
+        self._seconds = Histogram(
+            "seqrec_request_seconds",
+            "Time from a request's head to the end of its answer.",
+            ("route",),
+            buckets=LATENCY_SECONDS,
+            registry=self._registry,
+        )
+        self._batches = Histogram(
+            "seqrec_batch_size",
+            "Requests that the model worked on together.",
+            ("work",),
+            buckets=BATCH_SIZES,
+            registry=self._registry,
+        )
+        self.events = Counter("seqrec_observed_events", "Events observed and kept.", registry=self._registry)
+        self.in_work = Gauge("seqrec_requests_in_work", "Requests not answered yet.", registry=self._registry)
+        self.users = Gauge("seqrec_users", "Users with a session.", registry=self._registry)
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count an answer.
+
+        Args:
+            route: One of few, since each is kept.
+            status: HTTP status.
+            seconds: Since the request came in.
+        """
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def batch(self, work: str, size: int) -> None:
+        """Count a batch.
+
+        Args:
+            work: What was done, one of few.
+            size: Requests.
+        """
+        self._batches.labels(work).observe(size)
+
+    def text(self) -> bytes:
+        """All counts in Prometheus' format."""
+        return generate_latest(self._registry)

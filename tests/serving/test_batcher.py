@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from seqrec.serving.batcher import Batcher, Outcomes
+
+
+class Recorded:
+    """Work that keeps its batches, and waits until it may go on."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Any]] = []
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def __call__(self, works: Sequence[Any]) -> Iterator[Outcomes]:
+        assert self.go_on.wait(10)
+        self.batches.append(list(works))
+        assert threading.current_thread() is not threading.main_thread()
+        for place, work in enumerate(works):
+            if work == "bug":
+                raise ZeroDivisionError
+            yield [(place, ValueError("bad") if work == "bad" else work)]
+
+
+async def outcomes(batcher: Batcher, works: Sequence[Any]) -> list[Any]:
+    return await asyncio.gather(*(batcher.submit(work) for work in works), return_exceptions=True)
+
+
+def run(work: Recorded, scenario, **settings: Any) -> Any:
+    async def main() -> Any:
+        batcher = Batcher(work, **{"max_batch": 4, "wait_seconds": 0.05} | settings)
+        batcher.start()
+        try:
+            return await asyncio.wait_for(scenario(batcher), 20)
+        finally:
+            await asyncio.wait_for(batcher.close(), 20)
+
+    return asyncio.run(main())
+
+
+def test_concurrent_work_goes_together_in_order_of_arrival():
+    work = Recorded()
+    assert run(work, lambda batcher: outcomes(batcher, range(10))) == list(range(10))
+    assert work.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_what_comes_while_a_batch_is_done_is_the_next_batch():
+    work = Recorded()
+
+    async def scenario(batcher: Batcher) -> None:
+        work.go_on.clear()
+        first = asyncio.create_task(batcher.submit("first"))
+        await asyncio.sleep(0.05)
+        others = [asyncio.create_task(batcher.submit(each)) for each in "abc"]
+        await asyncio.sleep(0.05)
+        assert not first.done()
+        work.go_on.set()
+        await asyncio.gather(first, *others)
+
+    run(work, scenario)
+    assert work.batches == [["first"], ["a", "b", "c"]]
+
+
+def test_bad_work_fails_alone_and_a_bug_fails_what_is_not_answered_yet():
+    work = Recorded()
+    found = run(work, lambda batcher: outcomes(batcher, ["a", "bad", "bug", "b"]))
+    assert found[0] == "a"
+    assert [type(each) for each in found[1:]] == [ValueError, ZeroDivisionError, ZeroDivisionError]
+
+
+def test_it_goes_on_after_a_bug():
+    async def scenario(batcher: Batcher) -> Any:
+        with pytest.raises(ZeroDivisionError):
+            await batcher.submit("bug")
+        return await batcher.submit("fine")
+
+    assert run(Recorded(), scenario) == "fine"
+
+
+def test_closing_waits_for_what_was_submitted():
+    work = Recorded()
+
+    async def scenario(batcher: Batcher) -> list[Any]:
+        work.go_on.clear()
+        tasks = [asyncio.create_task(batcher.submit(each)) for each in range(6)]
+        await asyncio.sleep(0.05)
+        closing = asyncio.create_task(batcher.close())
+        await asyncio.sleep(0.05)
+        assert not closing.done()
+        work.go_on.set()
+        await closing
+        return [task.result() for task in tasks]
+
+    assert run(work, scenario) == list(range(6))
+
+
+def test_work_whose_client_went_away_does_not_disturb_the_others():
+    work = Recorded()
+
+    async def scenario(batcher: Batcher) -> Any:
+        work.go_on.clear()
+        gone = asyncio.create_task(batcher.submit("gone"))
+        stays = asyncio.create_task(batcher.submit("stays"))
+        await asyncio.sleep(0.05)
+        gone.cancel()
+        work.go_on.set()
+        return await stays
+
+    assert run(work, scenario) == "stays"
+
+
+def test_the_event_loop_runs_while_a_batch_is_done():
+    work = Recorded()
+
+    async def scenario(batcher: Batcher) -> int:
+        work.go_on.clear()
+        task = asyncio.create_task(batcher.submit("long"))
+        turns = 0
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+            turns += 1
+        assert not task.done()
+        work.go_on.set()
+        await task
+        return turns
+
+    assert run(work, scenario) == 20

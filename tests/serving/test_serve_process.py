@@ -1,0 +1,166 @@
+"""`seqrec serve` as a process: killed while clients send, stopped while requests are in work."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from served_models import items_of
+
+from seqrec.data.store import EventStore
+from seqrec.inference import load_recommender
+from seqrec.inference.sessions import SessionRecommender
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+TOKEN = "a-token-of-some-length"
+AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
+TIMEOUT = 120
+USERS = 8
+
+
+@contextmanager
+def server(checkpoint: Path, folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command with a durable store, and the address that it says; killed at the end if it still runs."""
+    words = [
+        "--ckpt",
+        str(checkpoint),
+        "--port",
+        "0",
+        "--sessions",
+        "SQLiteStore",
+        "--sessions.path",
+        "users.sqlite",
+    ]
+    with (folder / "errors.txt").open("a") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "seqrec", "serve", *words],
+            cwd=folder,
+            env={**os.environ, "SEQREC_TOKEN": TOKEN},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.fullmatch(
+            r"serving MambaRec at (http://127\.0\.0\.1:\d+) \(streaming, sessions in SQLiteStore\)\n", line
+        )
+        assert found, (line, (folder / "errors.txt").read_text())
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def observe_until_it_dies(url: str, user: str, items: list[int]) -> int:
+    """Send a user's events one by one; returns how many were acknowledged."""
+    with httpx.Client(base_url=url, headers=AUTHORIZED, timeout=TIMEOUT) as client:
+        for acknowledged, item in enumerate(items):
+            try:
+                response = client.post("/observe", json={"user": user, "item": item})
+            except httpx.TransportError:
+                return acknowledged
+            assert response.status_code == 200
+    return len(items)
+
+
+def half_a_request(url: str, body: bytes) -> socket.socket:
+    """A connection on which all of a request but the last byte was sent."""
+    address = urlsplit(url)
+    connection = socket.create_connection((address.hostname, address.port), timeout=TIMEOUT)
+    head = f"POST /observe HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+    connection.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body[:-1])
+    return connection
+
+
+def test_what_was_acknowledged_survives_kill_9_and_what_is_in_work_a_stop(checkpoint: Path, tmp_path: Path):
+    log = EventStore.open(checkpoint.parent / "store")
+    known = [int(item) for item in log.item_vocabulary.external_ids(range(1, len(log.item_vocabulary) + 1))]
+    plans = {
+        f"u{user}": [known[(5 * user + 3 * step) % len(known)] for step in range(2000)]
+        for user in range(USERS)
+    }
+    with server(checkpoint, tmp_path) as (process, url), ThreadPoolExecutor(USERS) as pool:
+        counts = {user: pool.submit(observe_until_it_dies, url, user, items) for user, items in plans.items()}
+        time.sleep(1.0)
+        process.send_signal(signal.SIGKILL)
+        acknowledged = {user: count.result() for user, count in counts.items()}
+    assert all(0 < count < 2000 for count in acknowledged.values()), acknowledged
+    with server(checkpoint, tmp_path) as (process, url):
+        with httpx.Client(base_url=url, headers=AUTHORIZED, timeout=TIMEOUT) as client:
+            found = {
+                user: items_of(client.post("/recommend", json={"user": user, "filter_seen": False}))
+                for user in plans
+            }
+        check_replay(checkpoint, plans, acknowledged, found)
+        check_stop(process, url, known[0])
+    assert not (tmp_path / "errors.txt").read_text()
+
+
+def check_replay(checkpoint: Path, plans: dict, acknowledged: dict, found: dict) -> None:
+    """The sessions are those behind all acknowledged events, and at most one more that was under way."""
+    replay = SessionRecommender(load_recommender(checkpoint))
+    for user, items in plans.items():
+        for item in items[: acknowledged[user]]:
+            replay.observe(user, item)
+        lists = []
+        for item in (None, items[acknowledged[user]]):
+            if item is not None:
+                replay.observe(user, item)
+            lists.append([scored.item for scored in replay.recommend(user, 10, filter_seen=False)])
+        assert found[user] in lists
+
+
+def check_stop(process: subprocess.Popen[str], url: str, item: int) -> None:
+    """A request in work is answered, new ones are not taken, and the process ends well."""
+    with half_a_request(url, f'{{"user": 1, "item": {item}}}'.encode()) as connection:
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + TIMEOUT
+        while is_open(url):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert process.poll() is None
+        connection.sendall(b"}")
+        answer = b""
+        while chunk := connection.recv(4096):
+            answer += chunk
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert answer.endswith(b'{"observed": 1}')
+    assert process.wait(TIMEOUT) == 0
+
+
+def is_open(url: str) -> bool:
+    address = urlsplit(url)
+    try:
+        socket.create_connection((address.hostname, address.port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_at_once(checkpoint: Path, tmp_path: Path):
+    # pytest -m slow tests/serving
+    for first, second in ((signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT)):
+        with server(checkpoint, tmp_path) as (process, url), half_a_request(url, b"{}"):
+            time.sleep(0.3)
+            process.send_signal(first)
+            time.sleep(0.5)
+            assert process.poll() is None
+            process.send_signal(second)
+            assert process.wait(5) == -second
