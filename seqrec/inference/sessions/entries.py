@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import BatchEntryError, UnknownItemError
+from seqrec.types import Recommendations
 
 # A user or an item as the log has it. An integer and its decimal string are the same id, as in `Vocabulary`.
 Id = int | str
@@ -120,6 +121,22 @@ def check_time(event: Event, index: int) -> None:
             "unit, or None",
             index,
         )
+
+
+def scored_lists(best: Recommendations, ks: Sequence[int], items: Vocabulary) -> list[list[Scored]]:
+    """Recommendations in the log's own ids.
+
+    Args:
+        best: At least as many a user as are wanted.
+        ks: How many each user wants at most.
+        items: The log's item ids.
+    """
+    results = []
+    for item_ids, scores, k in zip(best.item_ids.cpu(), best.scores.cpu(), ks, strict=True):
+        names = items.external_ids(item_ids[:k][item_ids[:k] > 0].numpy())
+        names = names.tolist() if isinstance(names, np.ndarray) else names
+        results.append([Scored(*pair) for pair in zip(names, scores[: len(names)].tolist(), strict=True)])
+    return results
 
 
 def _text(kind: str, value: object, index: int, place: str) -> str:

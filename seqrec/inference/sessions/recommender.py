@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import (
     BatchEntryError,
     DamagedSessionError,
@@ -26,6 +25,7 @@ from seqrec.inference.sessions.entries import (
     Scored,
     check_time,
     known_items,
+    scored_lists,
     user_key,
 )
 from seqrec.inference.sessions.keeper import SessionKeeper
@@ -33,7 +33,7 @@ from seqrec.inference.sessions.memories import Memory, memory_of
 from seqrec.inference.sessions.session import Session
 from seqrec.inference.sessions.stores import MemoryStore, StateStore
 from seqrec.models import Recommender, SequentialRecommender
-from seqrec.types import RaggedItems, Recommendations, SeenItems
+from seqrec.types import RaggedItems, SeenItems
 
 _LOG = logging.getLogger(__name__)
 
@@ -263,22 +263,6 @@ class SessionRecommender:
             states, most, user_ids, exclude=SeenItems(exclude.item_ids, exclude.offsets).to(states.device)
         )
         return scored_lists(best, [request.k for request in requests], self._keeper.items)
-
-
-def scored_lists(best: Recommendations, ks: Sequence[int], items: Vocabulary) -> list[list[Scored]]:
-    """Recommendations in the log's own ids.
-
-    Args:
-        best: At least as many a user as are wanted.
-        ks: How many each user wants at most.
-        items: The log's item ids.
-    """
-    results = []
-    for item_ids, scores, k in zip(best.item_ids.cpu(), best.scores.cpu(), ks, strict=True):
-        names = items.external_ids(item_ids[:k][item_ids[:k] > 0].numpy())
-        names = names.tolist() if isinstance(names, np.ndarray) else names
-        results.append([Scored(*pair) for pair in zip(names, scores[: len(names)].tolist(), strict=True)])
-    return results
 
 
 def newest_time(events: Sequence[Event], places: Sequence[int], newest: int | None) -> int | None:
