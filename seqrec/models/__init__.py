@@ -3,11 +3,13 @@
 from seqrec.models.base import Recommender
 from seqrec.models.baselines import Baseline, ItemKNN, Markov, Popularity, RecentPopularity
 from seqrec.models.evaluate import evaluate
+from seqrec.models.explain import Explanation
 from seqrec.models.presets import GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, SASRec
 from seqrec.models.sequential import SequentialRecommender
 
 __all__ = [
     "Baseline",
+    "Explanation",
     "GRU4Rec",
     "ItemKNN",
     "MambaRec",

@@ -141,12 +141,7 @@ class SequentialRecommender(StreamedRecommender):
 
     def _embedded(self, history: History, user_ids: Tensor | None) -> Tensor:
         """(B, L, D) what the encoder gets of each event."""
-        x: Tensor = self.items(history.item_ids) * self.encoder.d_model**0.5
-        if self.positions is not None:
-            x = x + self.positions(history)
-        if self.users is not None and user_ids is not None:
-            x = x + self.users(user_ids).unsqueeze(1)
-        return x
+        return self.placed(self.items(history.item_ids) * self.encoder.d_model**0.5, history, user_ids)
 
     def comparable(self, states: Tensor) -> Tensor:
         """States (..., D) in the form whose dot products with the scorer's item vectors are scores.

@@ -1,6 +1,10 @@
-"""Models that take events as they come, without encoding the history again. B users, L further events, D width."""
+"""Models around an encoder: events as they come, and what each contributes. B users, L events, D width."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +14,7 @@ from seqrec.encoders import SequenceEncoder
 from seqrec.errors import InputError
 from seqrec.layers import LearnedPositions
 from seqrec.models.base import Recommender
+from seqrec.models.explain import Explanation, Method, explain
 from seqrec.streaming import State
 from seqrec.types import History
 
@@ -28,6 +33,10 @@ class StreamedRecommender(Recommender):
     items: ItemEmbedding
     positions: LearnedPositions | None
     users: ItemEmbedding | None
+
+    @abstractmethod
+    def comparable(self, states: Tensor) -> Tensor:
+        """States (..., D) in the form whose dot products with the scorer's item vectors are scores."""
 
     def init_state(
         self,
@@ -88,6 +97,61 @@ class StreamedRecommender(Recommender):
         # What stands at padding is never seen, but an id behind the catalogue could not be embedded.
         item_ids = torch.where(history.valid, history.item_ids, 1)
         return self.encoder.extend(self._further_events(item_ids, user_ids), history.lengths, state)
+
+    def explain(
+        self,
+        history: Sequence[Any] | History,
+        item: Any,
+        *,
+        method: Method = "leave_one_out",
+        stream: bool = False,
+        user: Any = None,
+        batch_size: int = 64,
+    ) -> Explanation:
+        """What each event of a history contributes to the score of an item.
+
+        - "leave_one_out": by how much the score drops when the history is without the event; newer events then move
+          up by one place. Exact, at the price of encoding L histories. Contributions do not add up to anything: of two
+          events that say the same, neither may matter alone. Of a single event it is the score less the baseline.
+        - "gradient_x_input": the score's gradient by the event's item vector, times that vector; one pass forward and
+          back. Contributions add up to the score less the baseline only where the score is linear in the events;
+          otherwise they tell how it changes when events are scaled by a little. Layer norms hide scale, so that they
+          may be far smaller than the score.
+
+        Args:
+            history: The log's own item ids, oldest first, unknown ones dropped with a warning. Or a `History` of one
+                row, and then all ids are internal ones.
+            item: The item whose score is explained.
+            method: As above.
+            stream: Whether the score is that of a stream over all events (`init_state`, then `step`), instead of that
+                of the newest `max_length` in one pass.
+            user: The user, for models with user embeddings; None and unknown users have none.
+            batch_size: Histories that are encoded at a time.
+
+        Raises:
+            InputError: an item that is not in the catalogue, a history without a known one, a log's id where the model
+                knows no vocabulary, a method that there is not, or a stream of a model that cannot be streamed.
+        """
+        return explain(self, history, item, method=method, stream=stream, user=user, batch_size=batch_size)
+
+    def placed(self, x: Tensor, history: History, user_ids: Tensor | None) -> Tensor:
+        """What the encoder gets of a history's scaled item vectors (B, L, D): these with positions and users."""
+        if self.positions is not None:
+            x = x + self.positions(history)
+        if self.users is not None and user_ids is not None:
+            x = x + self.users(user_ids).unsqueeze(1)
+        return x
+
+    def streamed(self, x: Tensor, user_ids: Tensor | None) -> Tensor:
+        """States (B, L, D) of a stream of scaled item vectors (B, L, D) from its start, with gradients.
+
+        Raises:
+            InputError: as for `init_state`.
+        """
+        state = self.init_state(len(x))
+        if self.users is not None and user_ids is not None:
+            x = x + self.users(user_ids).unsqueeze(1)
+        return self.encoder.advance(x, None, state.tensors)[0]
 
     def _further_events(self, item_ids: Tensor, user_ids: Tensor | None) -> Tensor:
         """Embedded events (B, D) or (B, L, D) of a stream."""

@@ -1,0 +1,212 @@
+"""What each event of a history contributes to the score of an item. L events, D width."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqrec.data.vocabulary import Vocabulary
+from seqrec.errors import InputError
+from seqrec.types import History
+
+if TYPE_CHECKING:
+    from seqrec.models.streamed import StreamedRecommender
+
+Method = Literal["leave_one_out", "gradient_x_input"]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What each event contributes to an item's score.
+
+    Attributes:
+        item: The item, as it was given.
+        item_ids: Items of the L events that the score draws on, oldest first, as they were given.
+        contributions: (L,) on the CPU, one for each event; above 0 where it raises the score.
+        score: Of the item behind all these events.
+        baseline: Score behind as many events whose item vectors are zeros, which is what the score owes to positions
+            and to the user. There is none of no event at all: no encoder has a state before the first.
+        method: How contributions were found; see `StreamedRecommender.explain`.
+    """
+
+    item: Any
+    item_ids: list[Any]
+    contributions: Tensor
+    score: float
+    baseline: float
+    method: Method
+
+
+# Scores (B,) of the item for embedded items (B, L, D) of the events at a (B, L) index.
+_Score = Callable[[Tensor, Tensor], Tensor]
+
+
+def explain(
+    model: StreamedRecommender,
+    history: Sequence[Any] | History,
+    item: Any,
+    *,
+    method: Method = "leave_one_out",
+    stream: bool = False,
+    user: Any = None,
+    batch_size: int = 64,
+) -> Explanation:
+    """See `StreamedRecommender.explain`."""
+    methods = {"leave_one_out": _leave_one_out, "gradient_x_input": _gradient_x_input}
+    if method not in methods:
+        raise InputError(f"method={method!r} must be one of {', '.join(methods)}")
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} must be at least 1")
+    vocabulary = None if isinstance(history, History) else _needed(model.item_vocabulary, "history")
+    events, timestamps = _events(model, history, vocabulary)
+    item_id = _item(model, item, vocabulary)
+    user_id = _user(model, user, internal=vocabulary is None)
+    if not stream:
+        events = events[-int(model.hparams["max_length"]) :]
+        timestamps = None if timestamps is None else timestamps[-len(events) :]
+    with _evaluating(model), torch.no_grad():
+        vectors = model.items(events) * model.encoder.d_model**0.5
+        target = model.scorer().vectors(torch.tensor(item_id, device=model.device))
+        score = _scores(model, events, timestamps, target, user_id, stream)
+        every = torch.arange(len(events), device=model.device).unsqueeze(0)
+        whole = float(score(vectors.unsqueeze(0), every))
+        baseline = float(score(torch.zeros_like(vectors).unsqueeze(0), every))
+        contributions = methods[method](score, vectors, whole, baseline, batch_size)
+    item_ids = events.cpu() if vocabulary is None else vocabulary.external_ids(events.cpu().numpy())
+    return Explanation(
+        item,
+        item_ids if isinstance(item_ids, list) else item_ids.tolist(),
+        contributions.cpu(),
+        whole,
+        baseline,
+        method,
+    )
+
+
+def _scores(
+    model: StreamedRecommender,
+    events: Tensor,
+    timestamps: Tensor | None,
+    target: Tensor,
+    user_id: int,
+    stream: bool,
+) -> _Score:
+    """The score as a function of embedded items."""
+
+    def score(vectors: Tensor, index: Tensor) -> Tensor:
+        batch, length = index.shape
+        lengths = torch.full((batch,), length, device=index.device)
+        history = History(events[index], lengths, None if timestamps is None else timestamps[index])
+        user_ids = torch.full((batch,), user_id, device=index.device)
+        if stream:
+            states = model.streamed(vectors, user_ids)[:, -1]
+        else:
+            states = model.encoder.newest(model.placed(vectors, history, user_ids), history)
+        return (model.comparable(states).to(target.dtype) * target).sum(-1)
+
+    return score
+
+
+def _leave_one_out(score: _Score, vectors: Tensor, whole: float, baseline: float, batch_size: int) -> Tensor:
+    length = len(vectors)
+    if length == 1:
+        return torch.tensor([whole - baseline])
+    rest = torch.arange(length - 1, device=vectors.device)
+    without = []
+    for left_out in torch.split(torch.arange(length, device=vectors.device), batch_size):
+        index = rest + (rest >= left_out.unsqueeze(1))
+        without.append(score(vectors[index], index))
+    return whole - torch.cat(without)
+
+
+def _gradient_x_input(
+    score: _Score, vectors: Tensor, whole: float, baseline: float, batch_size: int
+) -> Tensor:
+    every = torch.arange(len(vectors), device=vectors.device).unsqueeze(0)
+    # cuDNN has no backward of recurrences in evaluation mode.
+    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+        leaf = vectors.unsqueeze(0).requires_grad_()
+        (gradient,) = torch.autograd.grad(score(leaf, every).sum(), leaf)
+    return (gradient[0] * vectors).sum(-1)
+
+
+def _needed(vocabulary: Vocabulary | None, argument: str) -> Vocabulary:
+    if vocabulary is None:
+        raise InputError(
+            f"{argument} holds the log's ids, which this model does not know: load it with "
+            "seqrec.inference.load_recommender, or give internal ids as a History of one row"
+        )
+    return vocabulary
+
+
+def _events(
+    model: StreamedRecommender, history: Sequence[Any] | History, vocabulary: Vocabulary | None
+) -> tuple[Tensor, Tensor | None]:
+    """Internal ids (L,) and times of the events that are known."""
+    if isinstance(history, History):
+        if len(history.item_ids) != 1:
+            raise InputError(
+                f"history has {len(history.item_ids)} rows; give one, such as row 0 of each tensor"
+            )
+        length = int(history.lengths[0])
+        times = None if history.timestamps is None else history.timestamps[0, :length].to(model.device)
+        events, num_items = history.item_ids[0, :length].to(model.device), model.items.num_items
+        if not length or not 1 <= int(events.min()) <= int(events.max()) <= num_items:
+            raise InputError(
+                f"history must hold one event or more, of items 1..{num_items}, got {events.tolist()[:10]}"
+            )
+        return events, times
+    assert vocabulary is not None
+    found = vocabulary.lookup(history)
+    known = found[found > 0]
+    if not len(known):
+        raise InputError(
+            f"history has no item that the vocabulary knows ({len(found)} unknown); give one event or more"
+        )
+    if len(known) < len(found):
+        warnings.warn(
+            f"dropped {len(found) - len(known)} of {len(found)} events whose item the vocabulary does not know",
+            stacklevel=4,
+        )
+    return torch.from_numpy(np.ascontiguousarray(known)).to(model.device), None
+
+
+def _item(model: StreamedRecommender, item: Any, vocabulary: Vocabulary | None) -> int:
+    if vocabulary is not None:
+        item_id = int(vocabulary.lookup([item])[0])
+        if not item_id:
+            raise InputError(f"item={item!r} is none of the log's {len(vocabulary)} items")
+        return item_id
+    if not isinstance(item, (int, np.integer)) or not 1 <= item <= model.items.num_items:
+        raise InputError(
+            f"item={item!r} must be an internal id, 1..{model.items.num_items}, as the history's are"
+        )
+    return int(item)
+
+
+def _user(model: StreamedRecommender, user: Any, *, internal: bool) -> int:
+    """Internal id, 0 for unknown."""
+    if user is None or model.users is None:
+        return 0
+    if not internal:
+        return int(_needed(model.user_vocabulary, "user").lookup([user])[0])
+    if not isinstance(user, (int, np.integer)) or not 0 <= user <= model.users.num_items:
+        raise InputError(f"user={user!r} must be an internal id, 0..{model.users.num_items}")
+    return int(user)
+
+
+@contextmanager
+def _evaluating(model: StreamedRecommender) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
