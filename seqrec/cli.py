@@ -21,6 +21,7 @@ from seqrec import __version__
 from seqrec.callbacks import (
     BestCheckpoint,
     EarlyStopping,
+    Execution,
     GradientNorm,
     ResumePoints,
     RunMonitor,
@@ -70,6 +71,7 @@ class SeqrecCLI(LightningCLI):
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(ResumePoints, "resume_points")
+        parser.add_lightning_class_args(Execution, "execution")
         parser.add_lightning_class_args(RecommendationWriter, "recommendations")
         parser.add_lightning_class_args(ResultsWriter, "results")
         parser.set_defaults(

@@ -1,6 +1,6 @@
 """Small runs of all encoders, one after the other, as each process of a job makes them.
 
-`python cluster_runs.py OUT RANKS HOSTS` in the folder that is the host's own disk; OUT is shared by all hosts.
+`python cluster_runs.py OUT RANKS HOSTS [compiled]` in the folder that is the host's own disk; OUT is shared by all hosts.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import torch
 
 from seqrec import models
+from seqrec.callbacks import Execution
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.encoders import ENCODERS
@@ -21,13 +22,21 @@ from seqrec.losses import FullSoftmax
 from seqrec.optim import Adam, WarmupCosine
 
 BATCH_SIZE, STEPS = 16, 20
-PLAIN: dict[str, Any] = {"accumulate": 1, "schedule": False, "clip": None}
+PLAIN: dict[str, Any] = {"accumulate": 1, "schedule": False, "clip": None, "execution": {}}
 RUNS: dict[str, dict[str, Any]] = {name: {**PLAIN, "encoder": name} for name in ENCODERS}
 RUNS["accumulated, scheduled, clipped"] = {
+    **PLAIN,
     "encoder": "MambaRec",
     "accumulate": 2,
     "schedule": True,
     "clip": 0.05,
+}
+RUNS["recomputed"] = {**PLAIN, "encoder": "MoEMaTrRec", "execution": {"activation_checkpointing": True}}
+# A minute of compilers.
+COMPILED = {
+    **PLAIN,
+    "encoder": "MambaRec",
+    "execution": {"compile": True, "activation_checkpointing": True},
 }
 
 
@@ -60,6 +69,7 @@ def run(options: dict[str, Any], ranks: int, hosts: int) -> dict[str, Any]:
         max_epochs=steps // (STEPS // 2),
         accumulate_grad_batches=options["accumulate"],
         gradient_clip_val=options["clip"],
+        callbacks=[Execution(**options["execution"])],
         limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,
@@ -72,10 +82,12 @@ def run(options: dict[str, Any], ranks: int, hosts: int) -> dict[str, Any]:
     return {"weights": model.state_dict(), "metrics": metrics, "rank": trainer.global_rank}
 
 
-def main(out: str, ranks: int, hosts: int) -> None:
-    results = {name: run(options, ranks, hosts) for name, options in RUNS.items()}
-    torch.save(results, Path(out) / f"{results['SASRec']['rank']}.pt")
+def main(out: str, ranks: int, hosts: int, *, compiled: bool = False) -> None:
+    runs = {"compiled": COMPILED} if compiled else RUNS
+    results = {name: run(options, ranks, hosts) for name, options in runs.items()}
+    (rank,) = {result["rank"] for result in results.values()}
+    torch.save(results, Path(out) / f"{rank}.pt")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), compiled="compiled" in sys.argv)

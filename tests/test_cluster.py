@@ -184,6 +184,17 @@ def test_two_ranks_train_as_one_process_does_on_the_joined_batches(
     assert len({(store / "manifest.json").read_text() for store in stores}) == 1
 
 
+@pytest.mark.slow
+def test_two_ranks_with_a_compiled_encoder_train_as_one_plain_process_does(
+    alone: dict[str, Any], tmp_path: Path
+):
+    by_torchrun([str(JOB), str(tmp_path), "2", "1", "compiled"], tmp_path)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")["compiled"]["weights"]
+        for key, weight in alone["MambaRec"]["weights"].items():
+            torch.testing.assert_close(found[key], weight, rtol=1e-5, atol=1e-5, msg=key)
+
+
 def counted(key: str, weight: torch.Tensor) -> torch.Tensor:
     """A weight without what no output depends on: the bias of attention's keys moves all scores of a query alike.
 

@@ -3,6 +3,7 @@
 from seqrec.callbacks.best_checkpoint import BestCheckpoint
 from seqrec.callbacks.checkpoint_files import CheckpointFiles
 from seqrec.callbacks.early_stopping import EarlyStopping
+from seqrec.callbacks.execution import Execution
 from seqrec.callbacks.finite_loss import FiniteLoss
 from seqrec.callbacks.gradient_norm import GradientNorm
 from seqrec.callbacks.resume_points import ResumePoints
@@ -14,6 +15,7 @@ __all__ = [
     "BestCheckpoint",
     "CheckpointFiles",
     "EarlyStopping",
+    "Execution",
     "FiniteLoss",
     "GradientNorm",
     "ResumePoints",

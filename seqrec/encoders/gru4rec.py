@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from seqrec.encoders.base import ENCODERS, SequenceEncoder
-from seqrec.layers import Tensors, make_norm
+from seqrec.layers import Tensors, make_norm, run_block
 from seqrec.types import History
 
 
@@ -33,12 +35,13 @@ class GRU4Rec(SequenceEncoder):
         self.layers = nn.ModuleList(nn.GRU(d_model, d_model, batch_first=True) for _ in range(num_layers))
         self.dropout_layer = nn.Dropout(dropout)
         self.norm = make_norm(d_model, layer_norm)
+        self.recompute = False
 
     def forward(self, x: Tensor, history: History) -> Tensor:
         """See `SequenceEncoder.forward`."""
         x = self.dropout_layer(x)
         for layer in self.layers:
-            x = self.dropout_layer(layer(x)[0])
+            x = self.dropout_layer(run_block(partial(_hidden_states, layer), x, recompute=self.recompute))
         out: Tensor = self.norm(x)
         return out
 
@@ -57,6 +60,12 @@ class GRU4Rec(SequenceEncoder):
             x, last = layer(x, hidden.to(x.dtype).unsqueeze(0))
             after[name] = (last[0] if valid is None else _newest(hidden, x, valid)).to(hidden.dtype)
         return self.norm(x), after
+
+
+def _hidden_states(layer: nn.Module, x: Tensor) -> Tensor:
+    """(B, L, D) of a GRU layer."""
+    states: Tensor = layer(x)[0]
+    return states
 
 
 def _newest(hidden: Tensor, x: Tensor, valid: Tensor) -> Tensor:

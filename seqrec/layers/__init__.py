@@ -7,6 +7,7 @@ from seqrec.layers.mamba import MambaMixer
 from seqrec.layers.mamba2 import Mamba2Mixer
 from seqrec.layers.mixers import MIXERS, make_mixer
 from seqrec.layers.positions import LearnedPositions
+from seqrec.layers.recomputed import recompute_blocks, run_block
 from seqrec.layers.residual import ResidualStack, make_norm, newest_events
 from seqrec.layers.rotary import rotary_turns, rotate
 from seqrec.layers.streamed import Streamed, Tensors, joined, separated, streamed
@@ -26,8 +27,10 @@ __all__ = [
     "make_mixer",
     "make_norm",
     "newest_events",
+    "recompute_blocks",
     "rotary_turns",
     "rotate",
+    "run_block",
     "separated",
     "streamed",
 ]

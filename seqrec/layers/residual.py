@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from seqrec.layers.recomputed import run_block
 from seqrec.layers.streamed import Tensors, joined, separated, streamed
 
 
@@ -67,6 +68,9 @@ class ResidualStack(nn.Module):
         d_model: D.
         dropout: Share of the input set to 0 in training.
         layer_norm: False leaves every norm out.
+
+    Attributes:
+        recompute: Whether the backward pass computes each block's insides again; see `recompute_blocks`.
     """
 
     def __init__(
@@ -79,12 +83,13 @@ class ResidualStack(nn.Module):
             for branches in blocks
         )
         self.norm = make_norm(d_model, layer_norm)
+        self.recompute = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to (B, L, D)."""
         x = self.dropout(x)
         for block in self.blocks:
-            x = block(x)
+            x = run_block(block, x, recompute=self.recompute)
         out: Tensor = self.norm(x)
         return out
 
