@@ -17,6 +17,7 @@ from seqrec.benchmark.data import benchmark_data
 from seqrec.benchmark.inference import benchmark_inference
 from seqrec.benchmark.paper import benchmark_paper
 from seqrec.benchmark.scan import benchmark_scan
+from seqrec.benchmark.training import benchmark_training
 from seqrec.cli_errors import explain
 from seqrec.data.inspect import describe
 from seqrec.data.inspect_text import report_text
@@ -153,6 +154,7 @@ COMMANDS: dict[str, Any] = {
         "scan": benchmark_scan,
         "catalogue": benchmark_catalogue,
         "inference": benchmark_inference,
+        "training": benchmark_training,
         "paper": benchmark_paper,
     },
 }

@@ -1,6 +1,6 @@
 """Small runs of all encoders, one after the other, as each process of a job makes them.
 
-`python cluster_runs.py OUT RANKS HOSTS [compiled]` in the folder that is the host's own disk; OUT is shared by all hosts.
+`python cluster_runs.py OUT RANKS HOSTS [compiled]` in the folder that is the host's own disk; all hosts see OUT.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def time_steps(
     began = time.perf_counter()
     model = _model(num_items, objective, optimizer, encoder, d_model, length).to(device)
     updates = model.optimizer.build(model)
-    batch = _batch(num_items, batch_size, length).to(device)
+    batch = full_batch(num_items, batch_size, length).to(device)
     build_seconds = time.perf_counter() - began
     seconds = []
     for _ in range(steps + 2):
@@ -123,7 +123,8 @@ def _optimizer(name: str) -> OptimizerFactory:
     return Adam(table=RowwiseAdagrad()) if name == "rowwise_adagrad" else Adam()
 
 
-def _batch(num_items: int, batch_size: int, length: int) -> SequenceBatch:
+def full_batch(num_items: int, batch_size: int, length: int) -> SequenceBatch:
+    """A batch of full histories whose items are uniform over the catalogue."""
     import torch
 
     from seqrec.types import History, RaggedItems, SequenceBatch

@@ -17,9 +17,9 @@ class Execution(pl.Callback):
     plainly. Both may be on, with any of the trainer's precisions and with DDP.
 
     Args:
-        compile: Whether `torch.compile` turns the encoder into kernels, which needs a C++ compiler on CPU and Triton on
-            a GPU. The first steps of training and of evaluation take a minute or so; what is made then serves any
-            number of rows and events, but for a single row or event. Dropout is drawn in another way than without.
+        compile: Whether `torch.compile` turns the encoder's training pass into kernels, which needs a C++ compiler on
+            CPU and Triton on a GPU. The first step takes a minute or so; what is made then serves any number of rows
+            and events, but for a single row or event. Dropout is drawn in another way than without.
         activation_checkpointing: Whether training keeps only what enters each block, and computes the block a second
             time in the backward pass: memory grows with one block instead of all, for about a third more time.
             Dropout, values and gradients are the same.

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from seqrec.benchmark import training
+from seqrec.benchmark.measured_child import Measurement, MemoryLimitError
+from seqrec.benchmark.training import benchmark_training
+from seqrec.benchmark.training_stages import train_steps
+from seqrec.errors import InputError
+
+SMALL = {"batch_size": 2, "d_model": 4, "num_layers": 1, "num_items": 300, "steps": 2}
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+
+@pytest.mark.parametrize("encoder", ["MambaRec", "SASRec"])
+def test_variants_have_the_losses_of_float32(encoder: str):
+    arguments = {**SMALL, "encoder": encoder, "length": 40, "seed": 0, "device": "cpu"}
+    losses = {
+        variant: train_steps(variant=variant, **arguments)["losses"]
+        for variant in ("fp32", "recomputed", "bf16")
+    }
+    assert len(losses["fp32"]) == 4
+    assert losses["recomputed"] == losses["fp32"]
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=2e-2)
+
+
+def test_a_table_is_printed_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def run(function, arguments, **options):
+        if arguments["variant"] == "bf16":
+            raise MemoryLimitError("not enough memory")
+        seconds = {"fp32": 0.2, "recomputed": 0.3}[arguments["variant"]]
+        value = {
+            "step_seconds": [1.0, seconds],
+            "first_seconds": 9.0,
+            "losses": [1.5, 1.25],
+            "device_bytes": None,
+        }
+        held = {"fp32": 400, "recomputed": 300}[arguments["variant"]] << 20
+        return Measurement(5.0, held, 0, 200 << 20, value)
+
+    monkeypatch.setattr(training, "run_measured", run)
+    written = tmp_path / "figures.json"
+    benchmark_training(
+        (40,), encoders=("GRU4Rec",), variants=("fp32", "recomputed", "bf16"), json_file=str(written), **SMALL
+    )
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if "recomputed" in line and "1.50" in line)
+    assert row.split() == [
+        "GRU4Rec",
+        "40",
+        "recomputed",
+        "300",
+        "1.50",
+        "100",
+        "MiB",
+        "0.50",
+        "1.25000",
+        "9.0",
+        "s",
+    ]
+    assert "not enough memory" in out
+    assert [each["variant"] for each in json.loads(written.read_text())["figures"]] == [
+        "fp32",
+        "recomputed",
+        "bf16",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lengths": ()}, "lengths="),
+        ({"encoders": ("BERT",)}, "encoders="),
+        ({"variants": ("fp8",)}, "variants="),
+        ({"steps": 0}, "steps=0"),
+        ({"device": "tpu"}, "device='tpu'"),
+        ({"variants": ("fp16",)}, "fp16 needs device=cuda"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, object], message: str):
+    with pytest.raises(InputError, match=message):
+        benchmark_training(**arguments)
