@@ -1,0 +1,39 @@
+"""Loader processes among the signals of their run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+
+import pytest
+
+from seqrec.data.workers import outlive_signals
+
+
+def load(connection) -> None:
+    outlive_signals(0)
+    connection.send("ready")
+    while True:
+        connection.send(connection.recv())
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system does not say who sent a signal")
+def test_a_loader_lives_on_until_its_run_ends_it():
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=load, args=(theirs,), daemon=True)
+    process.start()
+    assert ours.recv() == "ready"
+    # Another process sends to all, as a cluster does.
+    names = "SIGTERM", "SIGINT", "SIGUSR1", "SIGTERM"
+    script = f"import os, signal\nfor name in {names}: os.kill({process.pid}, getattr(signal, name))"
+    assert os.spawnl(os.P_WAIT, sys.executable, sys.executable, "-c", script) == 0
+    ours.send("alive")
+    assert ours.poll(30)
+    assert ours.recv() == "alive"
+    # As multiprocessing does when the run ends, once, and then waits.
+    process.terminate()
+    process.join(30)
+    assert process.exitcode == 0
