@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError
+from seqrec.models.recommending import evaluating, item_ids_of
 from seqrec.types import History
 
 if TYPE_CHECKING:
@@ -64,14 +65,14 @@ def explain(
         raise InputError(f"method={method!r} must be one of {', '.join(methods)}")
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size} must be at least 1")
-    vocabulary = None if isinstance(history, History) else _needed(model.item_vocabulary, "history")
+    vocabulary = None if isinstance(history, History) else item_ids_of(model)
     events, timestamps = _events(model, history, vocabulary)
     item_id = _item(model, item, vocabulary)
     user_id = _user(model, user, internal=vocabulary is None)
     if not stream:
         events = events[-int(model.hparams["max_length"]) :]
         timestamps = None if timestamps is None else timestamps[-len(events) :]
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model):
         vectors = model.items(events) * model.encoder.d_model**0.5
         target = model.scorer().vectors(torch.tensor(item_id, device=model.device))
         score = _scores(model, events, timestamps, target, user_id, stream)
@@ -137,13 +138,12 @@ def _gradient_x_input(
     return (gradient[0] * vectors).sum(-1)
 
 
-def _needed(vocabulary: Vocabulary | None, argument: str) -> Vocabulary:
-    if vocabulary is None:
-        raise InputError(
-            f"{argument} holds the log's ids, which this model does not know: load it with "
-            "seqrec.inference.load_recommender, or give internal ids as a History of one row"
-        )
-    return vocabulary
+def _looked_up(vocabulary: Vocabulary, argument: str, external_ids: Sequence[Any]) -> NDArray[np.int64]:
+    """Internal ids, 0 where the log has no such id."""
+    try:
+        return vocabulary.lookup(external_ids)
+    except TypeError as error:
+        raise InputError(f"{argument}: {error}") from error
 
 
 def _events(
@@ -163,16 +163,18 @@ def _events(
                 f"history must hold one event or more, of items 1..{num_items}, got {events.tolist()[:10]}"
             )
         return events, times
+    if isinstance(history, (str, bytes)):
+        raise InputError(f"history={history!r} must be a list of item ids, as in [{history!r}]")
     assert vocabulary is not None
-    found = vocabulary.lookup(history)
+    found = _looked_up(vocabulary, "history", history)
     known = found[found > 0]
     if not len(known):
         raise InputError(
-            f"history has no item that the vocabulary knows ({len(found)} unknown); give one event or more"
+            f"history has no item that the model knows ({len(found)} unknown); give one event or more"
         )
     if len(known) < len(found):
         warnings.warn(
-            f"dropped {len(found) - len(known)} of {len(found)} events whose item the vocabulary does not know",
+            f"dropped {len(found) - len(known)} of {len(found)} events whose item the model does not know",
             stacklevel=4,
         )
     return torch.from_numpy(np.ascontiguousarray(known)).to(model.device), None
@@ -180,7 +182,7 @@ def _events(
 
 def _item(model: StreamedRecommender, item: Any, vocabulary: Vocabulary | None) -> int:
     if vocabulary is not None:
-        item_id = int(vocabulary.lookup([item])[0])
+        item_id = int(_looked_up(vocabulary, "item", [item])[0])
         if not item_id:
             raise InputError(f"item={item!r} is none of the log's {len(vocabulary)} items")
         return item_id
@@ -196,17 +198,12 @@ def _user(model: StreamedRecommender, user: Any, *, internal: bool) -> int:
     if user is None or model.users is None:
         return 0
     if not internal:
-        return int(_needed(model.user_vocabulary, "user").lookup([user])[0])
+        if model.user_vocabulary is None:
+            raise InputError(
+                f"user={user!r} is one of the log's ids, which the model does not know: load it with "
+                "seqrec.inference.load_recommender, or set model.user_vocabulary = store.user_vocabulary"
+            )
+        return int(_looked_up(model.user_vocabulary, "user", [user])[0])
     if not isinstance(user, (int, np.integer)) or not 0 <= user <= model.users.num_items:
         raise InputError(f"user={user!r} must be an internal id, 0..{model.users.num_items}")
     return int(user)
-
-
-@contextmanager
-def _evaluating(model: StreamedRecommender) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

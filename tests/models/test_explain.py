@@ -162,7 +162,7 @@ def test_the_logs_own_ids_are_taken_and_given_back(method: str):
     assert inner.item_ids == [4, 9]
     torch.testing.assert_close(found.contributions, inner.contributions)
     with pytest.warns(
-        UserWarning, match="dropped 1 of 3 events whose item the vocabulary does not know"
+        UserWarning, match="dropped 1 of 3 events whose item the model does not know"
     ) as caught:
         again = recommender.explain(["song-04", "noise", "song-09"], "song-05", user=20, method=method)
     assert caught[0].filename == __file__
@@ -192,7 +192,7 @@ def test_dropout_is_off_and_the_mode_and_gradients_come_back(method: str):
             History(torch.ones(2, 1, dtype=torch.int64), torch.ones(2, dtype=torch.int64)),
             *(1, {}, "history has 2 rows; give one"),
         ),
-        ([4, 9], 1, {}, "history holds the log's ids, which this model does not know: load it with"),
+        ([4, 9], 1, {}, "the model does not know the log's item ids: load it with"),
         (history(4), 1, {"method": "shap"}, "method='shap' must be one of leave_one_out, gradient_x_input"),
         (history(4), 1, {"batch_size": 0}, "batch_size=0 must be at least 1"),
         (history(4), 1, {"stream": True}, "positions=True cannot be streamed"),
@@ -206,13 +206,21 @@ def test_what_does_not_fit_is_refused(given: object, item: object, arguments: di
 def test_ids_that_the_log_does_not_know_are_refused():
     recommender = model(user_embedding=True, num_users=3)
     recommender.item_vocabulary = Vocabulary(np.arange(1, NUM_ITEMS + 1) * 10)
+    with pytest.raises(InputError, match=r"history='10' must be a list of item ids, as in \['10'\]"):
+        recommender.explain("10", 10)
+    with pytest.raises(InputError, match=r"history: external id 1.5 must be an integer or a string"):
+        recommender.explain([10, 1.5], 10)
+    with pytest.raises(InputError, match=r"item: external id None must be an integer or a string"):
+        recommender.explain([10, 20], None)
     with pytest.raises(InputError, match="item=5 is none of the log's 12 items"):
         recommender.explain([10, 20], 5)
-    with pytest.raises(InputError, match=r"no item that the vocabulary knows \(2 unknown\)"):
+    with pytest.raises(InputError, match=r"no item that the model knows \(2 unknown\)"):
         recommender.explain([1, 2], 10)
-    with pytest.raises(InputError, match=r"no item that the vocabulary knows \(0 unknown\)"):
+    with pytest.raises(InputError, match=r"no item that the model knows \(0 unknown\)"):
         recommender.explain([], 10)
-    with pytest.raises(InputError, match="user holds the log's ids, which this model does not know"):
+    with pytest.raises(
+        InputError, match="user=1 is one of the log's ids, which the model does not know: load it with"
+    ):
         recommender.explain([10, 20], 10, user=1)
     with pytest.raises(InputError, match=r"user=9 must be an internal id, 0..3"):
         recommender.explain(history(1), 10, user=9)

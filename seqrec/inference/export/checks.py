@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from seqrec.inference.export.formats import Run
+from seqrec.inference.export.formats import ExportError, Run
 from seqrec.inference.export.programs import NEXT_STATE, STATE
 from seqrec.layers import Tensors
 from seqrec.models import SequentialRecommender
@@ -19,10 +19,6 @@ TOLERANCE = 1e-4
 FULL_SHAPES = ((1, 1), (4, 1), (1, 2), (3, 17), (5, 130))
 STEP_BATCHES = (1, 4)
 STEPS = 12
-
-
-class ExportError(RuntimeError):
-    """A written program that does not say what the model says."""
 
 
 def check_full_pass(model: SequentialRecommender, run: Run, longest: int | None) -> float:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from seqrec.errors import InputError
@@ -20,6 +21,10 @@ Format = Literal["onnx", "torch"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
 # All inputs of a program -> all outputs.
 Run = Callable[[Tensors], Tensors]
+
+
+class ExportError(RuntimeError):
+    """A model that cannot be traced, or a written program that does not say what the model says."""
 
 
 def check_packages(form: str) -> None:
@@ -50,15 +55,23 @@ def write(program: Program, directory: Path, form: str, tables: Mapping[str, tup
         directory: Where the file goes, beside those of `tables`.
         form: "onnx" or "torch".
         tables: Name -> table in a file of its own, and the byte where its rows begin there.
+
+    Raises:
+        ExportError: what torch records of the encoder holds for some numbers of users or events alone.
     """
     path = directory / (program.name + SUFFIXES[form])
     with _without_exporters_noise(), torch.no_grad():
-        exported = torch.export.export(
-            program.module,
-            tuple(program.inputs.values()),
-            dynamic_shapes={"tensors": _dimensions(program)},
-            strict=False,
-        )
+        try:
+            exported = torch.export.export(
+                program.module,
+                tuple(program.inputs.values()),
+                dynamic_shapes={"tensors": _dimensions(program)},
+                strict=False,
+            )
+        except Exception as error:
+            raise ExportError(
+                f"the {program.name} program cannot be traced for any number of users and events: {error}"
+            ) from error
         if form == "onnx":
             _write_onnx(program, exported, path, tables)
         else:
@@ -71,7 +84,9 @@ def load(program: Program, path: Path, tables: Mapping[str, Table]) -> Run:
     if path.suffix == SUFFIXES["onnx"]:
         return _onnx_runtime(program, path)
     module = torch.export.load(path).module()
-    outer = {name: tables[name].whole() for name in program.inputs if name in tables}
+    files = {name: path.with_name(tables[name].file) for name in program.inputs if name in tables}
+    # Mapped as a consumer would; "c" lets torch believe that it may write.
+    outer = {name: torch.from_numpy(np.load(file, mmap_mode="c")) for name, file in files.items()}
 
     def run(inputs: Tensors) -> Tensors:
         with torch.no_grad():

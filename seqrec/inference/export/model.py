@@ -20,6 +20,7 @@ from seqrec.inference.export.manifest import FILE_NAME, manifest
 from seqrec.inference.export.programs import full_pass, one_step
 from seqrec.inference.export.tables import Table, model_tables
 from seqrec.models import Recommender, SequentialRecommender
+from seqrec.models.recommending import evaluating
 
 # Tables above that get files of their own unless told otherwise.
 SEPARATE_BYTES = 64 << 20
@@ -62,7 +63,8 @@ def export_model(
 
     Raises:
         InputError: a model that cannot be exported, a missing package, or an argument that does not fit.
-        ExportError: a program that does not say what the model says; no file is left.
+        ExportError: an encoder that torch cannot trace, or a program that does not say what the model says; no file
+            is left.
     """
     check_packages(format)
     sequential = _checked(model)
@@ -73,7 +75,7 @@ def export_model(
     inside = _inside(tables, separate_table, top_k, format)
     if not 0 <= top_k <= sequential.items.num_items:
         raise InputError(f"top_k={top_k} must be between 0 and num_items={sequential.items.num_items}")
-    with _folder(target) as folder, _evaluating(sequential), torch.no_grad():
+    with _folder(target) as folder, evaluating(sequential):
         written = {}
         scored_by = tables.get("candidates", tables["items"])
         for table in tables.values():
@@ -155,16 +157,6 @@ def _write_vocabulary(model: Recommender, folder: Path) -> list[str]:
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     return [f"{name}.npy" for name in arrays]
-
-
-@contextmanager
-def _evaluating(model: Recommender) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 @contextmanager

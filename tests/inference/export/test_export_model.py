@@ -6,19 +6,35 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from exported_models import MAX_LENGTH, NUM_ITEMS, build, read_manifest, small
+from exported_models import (
+    MAX_LENGTH,
+    NUM_ITEMS,
+    Served,
+    SumEncoder,
+    build,
+    last_states,
+    random_history,
+    read_manifest,
+    small,
+)
 
 from seqrec import __version__
 from seqrec.cli import main
+from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.sources import Synthetic
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError
 from seqrec.inference import export_model
 from seqrec.inference.export import ExportError, checks
 from seqrec.inference.export import model as export
-from seqrec.models import Popularity
+from seqrec.models import GRU4Rec, Popularity
+from seqrec.types import History
+
+QUIET = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
 def test_learned_positions_leave_out_the_step_and_the_manifest_says_why(tmp_path: Path):
@@ -107,6 +123,19 @@ def test_a_program_that_differs_leaves_no_file(wrong: str, tmp_path: Path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+class LoopEncoder(SumEncoder):
+    def forward(self, x: torch.Tensor, history: History) -> torch.Tensor:
+        return torch.stack([x[:, : t + 1].sum(1) for t in range(x.shape[1])], 1) * self.weight
+
+
+def test_an_encoder_that_loops_over_events_cannot_be_traced(tmp_path: Path):
+    with pytest.raises(
+        ExportError, match="the full program cannot be traced for any number of users and events"
+    ):
+        export_model(small(encoder=LoopEncoder()), tmp_path / "out", format="torch")
+    assert list(tmp_path.iterdir()) == []
+
+
 @torch.no_grad()
 def test_a_program_that_gives_no_numbers_is_an_error():
     model = small()
@@ -168,6 +197,33 @@ def test_models_that_cannot_be_exported_are_refused(tmp_path: Path, monkeypatch:
         InputError, match=r"separate_table=False would put .* holds 2 GiB at most; leave it out"
     ):
         export_model(small(), tmp_path / "out", separate_table=False)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_command_exports_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = SequenceDataModule(
+        Synthetic(num_users=20, num_items=NUM_ITEMS, mean_events=10),
+        store=str(tmp_path / "store"),
+        max_length=8,
+    )
+    model = GRU4Rec(data.num_items, d_model=8, max_length=8)
+    trainer = pl.Trainer(max_steps=1, limit_val_batches=0, accelerator="cpu", logger=False, **QUIET)
+    trainer.fit(model, data)
+    trainer.save_checkpoint(tmp_path / "best.ckpt")
+    out = str(tmp_path / "out")
+    main(("export", "--ckpt", str(tmp_path / "best.ckpt"), "--output", out, "--format", "torch"))
+    said = capsys.readouterr().out
+    assert f"{out}/full.pt2: differs from the model by" in said
+    assert "no step: positions=True cannot be streamed" in said
+    assert len(Vocabulary.open(tmp_path / "out", "item_vocabulary")) == data.num_items
+    history = random_history(2, 8)
+    given = {
+        "item_ids": history.item_ids.clamp(max=data.num_items).numpy(),
+        "lengths": history.lengths.numpy(),
+    }
+    states = Served(tmp_path / "out").run("full", **given)["states"]
+    history = History(torch.from_numpy(given["item_ids"]), history.lengths)
+    np.testing.assert_allclose(states, last_states(model.eval(), history, [0, 0]), rtol=0, atol=1e-5)
 
 
 def test_the_command_refuses_in_one_line(capsys: pytest.CaptureFixture[str]):
