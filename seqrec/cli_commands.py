@@ -16,6 +16,7 @@ from seqrec.benchmark.catalogue import benchmark_catalogue
 from seqrec.benchmark.data import benchmark_data
 from seqrec.benchmark.inference import benchmark_inference
 from seqrec.benchmark.paper import benchmark_paper
+from seqrec.benchmark.paper_report import report
 from seqrec.benchmark.scan import benchmark_scan
 from seqrec.benchmark.training import benchmark_training
 from seqrec.cli_errors import explain
@@ -149,6 +150,7 @@ COMMANDS: dict[str, Any] = {
     "compare": compare,
     "export": export,
     "serve": serve,
+    "report": report,
     "benchmark": {
         "data": benchmark_data,
         "scan": benchmark_scan,
@@ -180,7 +182,7 @@ def run_command(words: Sequence[str]) -> None:
         parser_class=ArgumentParser,
         version=__version__,
         allow_abbrev=False,
-        as_positional=command == "inspect",
+        as_positional=command in ("inspect", "report"),
     )
 
 

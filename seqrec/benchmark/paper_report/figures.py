@@ -1,0 +1,193 @@
+"""Figures of a grid. Colours are Okabe & Ito's, which colour-blind people tell apart; marks and dashes do in print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from seqrec.benchmark.grid.cells import ENCODERS
+from seqrec.benchmark.paper_report.costs import MIB
+from seqrec.benchmark.paper_report.quality import judge
+from seqrec.benchmark.paper_report.rows import METRICS, Log
+from seqrec.errors import MissingInputError
+
+if TYPE_CHECKING:
+    import polars
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKS = "osD^vPX"
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
+_BASELINE = {"color": "#777777", "linewidth": 1.2}
+# The same pictures from the same numbers: no dates, and no random names within SVG.
+_SETTINGS: dict[Any, Any] = {
+    "svg.hashsalt": "seqrec",
+    "svg.fonttype": "none",
+    "figure.dpi": 150,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+}
+
+
+@contextmanager
+def look() -> Iterator[None]:
+    """Figures that are made and saved inside look alike.
+
+    Raises:
+        MissingInputError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingInputError(
+            'figures need matplotlib; install it: pip install "seqrec[report]"'
+        ) from error
+    with matplotlib.rc_context(_SETTINGS):
+        yield
+
+
+def quality_figure(log: Log) -> Figure:
+    """HR@10 and NDCG@10 against history length, with intervals."""
+    figure, axes = _panels(len(METRICS))
+    for metric, (name, axis) in enumerate(zip(METRICS, axes, strict=True)):
+        judged = {length: judge(log.at(length)) for length in log.lengths}
+        for place, (model, trained) in enumerate(_models(log)):
+            points = []
+            for length, quality in judged.items():
+                for number, row in enumerate(quality.rows):
+                    if row.model == model:
+                        mean, (low, high) = quality.means[number, metric], quality.intervals[number, metric]
+                        points.append((length, mean, mean - low, high - mean))
+            x, y, below, above = np.array(points).T
+            # Side by side, so that intervals do not lie on each other.
+            x = x * 1.025 ** (place - (len(_models(log)) - 1) / 2)
+            axis.errorbar(
+                x, y, yerr=[below, above], capsize=2, elinewidth=0.8, label=model, **_style(model, trained)
+            )
+        axis.set_ylabel(name)
+        axis.set_ylim(bottom=0)
+        _length_axis(axis, log)
+    _finish(figure, axes, f"{log.data}: quality by history length (bars: 95% over users)")
+    return figure
+
+
+def cost_figure(log: Log) -> Figure:
+    """Time of training and of the test, and peak memory, against history length."""
+    figure, axes = _panels(3)
+    titles = ("training, s an epoch", "test, s", "peak memory, MiB")
+    for axis, title in zip(axes, titles, strict=True):
+        for model, trained in _models(log):
+            rows = [row for row in log.rows if row.model == model and not row.ablation]
+            if not trained:
+                continue
+            values = {
+                titles[0]: [row.mean("train_seconds") / max(row.mean("epochs"), 1) for row in rows],
+                titles[1]: [row.mean("test_seconds") for row in rows],
+                titles[2]: [row.mean("peak_memory") / MIB for row in rows],
+            }[title]
+            axis.plot([row.length for row in rows], values, label=model, **_style(model, trained))
+        axis.set_ylabel(title)
+        axis.set_ylim(bottom=0)
+        _length_axis(axis, log)
+    _finish(figure, axes, f"{log.data}: costs by history length")
+    return figure
+
+
+def curve_figure(log: Log, curves: polars.DataFrame) -> Figure:
+    """Validation NDCG@10 after each epoch, mean over seeds, one panel a length."""
+    figure, axes = _panels(len(log.lengths), share_y=True)
+    own = curves.filter(data=log.data, ablation="", metric="NDCG@10")
+    for axis, length in zip(axes, log.lengths, strict=True):
+        for model, trained in _models(log):
+            points = (
+                own.filter(length=length, model=model).group_by("epoch").agg(_mean("value")).sort("epoch")
+            )
+            if trained:
+                axis.plot(points["epoch"], points["value"], label=model, **_style(model, trained))
+        axis.set_title(f"histories of up to {length:,} events", fontsize=9)
+        axis.set_xlabel("epoch")
+        axis.locator_params(axis="x", integer=True)
+    # Once all panels have their lines, since they share the axis.
+    axes[0].set_ylim(bottom=0)
+    axes[0].set_ylabel("validation NDCG@10")
+    _finish(figure, axes, f"{log.data}: learning curves (mean over seeds)")
+    return figure
+
+
+def ablation_figure(log: Log, length: int) -> Figure:
+    """NDCG@10 of models with something changed, with intervals, at one length."""
+    rows = log.at(length, ablated=True)
+    quality, metric = judge(rows), METRICS.index("NDCG@10")
+    figure, (axis,) = _panels(1, height=0.8 + 0.24 * len(rows), width=6.5)
+    places = np.arange(len(rows))[::-1]
+    for place, row, mean, ends in zip(
+        places, rows, quality.means[:, metric], quality.intervals[:, metric], strict=True
+    ):
+        style = {**_style(row.model, True), "linestyle": "none"}
+        error = np.abs(ends - mean).reshape(2, 1)
+        axis.errorbar([mean], [place], xerr=error, capsize=2, elinewidth=0.8, **style)
+        axis.annotate(
+            f"{mean:.4f}", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8
+        )
+    axis.set_yticks(places, [row.name for row in rows])
+    axis.set_xlabel("NDCG@10 (bars: 95% over users)")
+    axis.set_title(f"{log.data}, histories of up to {length:,} events: ablations", fontsize=10)
+    return figure
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Write `name`.png and `name`.svg."""
+    figure.savefig(folder / f"{name}.png", bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
+
+
+def _panels(
+    number: int, *, share_y: bool = False, height: float = 3.2, width: float | None = None
+) -> tuple[Figure, Sequence[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width or 0.8 + 3.3 * number, height), layout="constrained")
+    axes = figure.subplots(1, number, sharey=share_y, squeeze=False)[0]
+    return figure, list(axes)
+
+
+def _finish(figure: Figure, axes: Sequence[Axes], title: str) -> None:
+    figure.suptitle(title, fontsize=10)
+    handles, labels = axes[0].get_legend_handles_labels()
+    # Below the panels, where it hides no line.
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
+
+
+def _length_axis(axis: Axes, log: Log) -> None:
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(log.lengths, [f"{length:,}" for length in log.lengths])
+    axis.minorticks_off()
+    axis.margins(x=0.12)
+    axis.set_xlabel("history length, events at most")
+
+
+def _models(log: Log) -> list[tuple[str, bool]]:
+    return list({(row.model, row.is_trained): None for row in log.rows})
+
+
+def _style(model: str, trained: bool) -> dict[str, Any]:
+    if not trained:
+        return {**_BASELINE, "marker": ".", "linestyle": (0, (1, 2))}
+    # An encoder looks the same in all figures.
+    place = ENCODERS.index(model) if model in ENCODERS else len(ENCODERS) + sum(map(ord, model)) % 2
+    return {"color": _COLOURS[place], "marker": _MARKS[place], "linestyle": _DASHES[place], "markersize": 5}
+
+
+def _mean(column: str) -> polars.Expr:
+    import polars
+
+    return polars.col(column).mean()

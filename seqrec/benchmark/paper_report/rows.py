@@ -1,0 +1,151 @@
+"""The rows of a report: cells that differ in their seed alone, with the metrics of each user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqrec.benchmark.grid.budget import Budget
+from seqrec.benchmark.grid.cells import ENCODERS
+from seqrec.benchmark.grid.outcome import RUN_FOLDER
+from seqrec.errors import InputError
+from seqrec.results import read_results
+
+if TYPE_CHECKING:
+    import polars
+
+METRICS = ("HR@10", "NDCG@10")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model at one length.
+
+    Attributes:
+        length: Events of a history, at most.
+        model: Name of the encoder or baseline.
+        ablation: What was changed; empty for nothing.
+        runs: What is known of each run, seed after seed: the columns of the grid's results.
+        users: (S, U, M) float64, `METRICS` of each user in each run.
+    """
+
+    length: int
+    model: str
+    ablation: str
+    runs: tuple[dict[str, Any], ...]
+    users: NDArray[np.float64]
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return self.model + (f", {self.ablation}" if self.ablation else "")
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is no baseline."""
+        return any(run["steps"] for run in self.runs)
+
+    @property
+    def means(self) -> NDArray[np.float64]:
+        """(U, M) each user's metrics, mean over the runs."""
+        means: NDArray[np.float64] = self.users.mean(0)
+        return means
+
+    def mean(self, column: str) -> float:
+        """Of what the runs took."""
+        return float(np.mean([run[column] or 0 for run in self.runs]))
+
+    def span(self, column: str) -> str:
+        """Of a count: one number where all runs have it, else the least and the most."""
+        values = [run[column] for run in self.runs]
+        low, high = min(values), max(values)
+        return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+@dataclass(frozen=True)
+class Log:
+    """All rows of one log.
+
+    Attributes:
+        data: Its name.
+        rows: Length after length, baselines first, then the encoders in their usual order, each with its ablations.
+    """
+
+    data: str
+    rows: tuple[Row, ...]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Ascending."""
+        return sorted({row.length for row in self.rows})
+
+    def at(self, length: int, *, ablated: bool = False) -> list[Row]:
+        """Rows of one length: with ablations, those of the models that have some, or without them."""
+        found = [row for row in self.rows if row.length == length]
+        if not ablated:
+            return [row for row in found if not row.ablation]
+        models = {row.model for row in found if row.ablation}
+        return [row for row in found if row.model in models]
+
+    def terms(self, rows: Sequence[Row] | None = None) -> list[str]:
+        """What holds for rows, all of them unless told: protocol, budget, versions, hardware, command."""
+        runs = [run for row in rows or self.rows for run in row.runs]
+        budgets = sorted({run["budget"] for run in runs})
+        said = (
+            Budget.parse(budgets[0]).in_words if len(budgets) == 1 else f"rows differ: {', '.join(budgets)}"
+        )
+        protocols = {f"`{run['protocol']}`, {run['users']:,} users": None for run in runs}
+        return [
+            f"Protocol {'; '.join(protocols)}; the epoch that is best in validation is tested",
+            f"Budget: {said}",
+            *(f"Made by `{command}`" for command in {run["made_by"]: None for run in runs}),
+            f"On {'; '.join({run['hardware']: None for run in runs})}",
+            *(f"With {versions}" for versions in {run["versions"]: None for run in runs}),
+        ]
+
+
+def read_logs(folder: Path, results: polars.DataFrame) -> list[Log]:
+    """The rows of each log of a grid.
+
+    Args:
+        folder: Of the grid.
+        results: Its results.
+
+    Raises:
+        InputError: cells of one log judged other users, or by other protocols.
+    """
+    cells = results.unique(subset="place").sort("place")
+    logs = []
+    for data in cells["data"].unique().sort():
+        runs = cells.filter(data=data).to_dicts()
+        rows = sorted(_rows(folder, runs), key=lambda row: (row.length, *_order(row)))
+        logs.append(Log(data, tuple(rows)))
+    return logs
+
+
+def _rows(folder: Path, runs: list[dict[str, Any]]) -> Iterator[Row]:
+    first = read_results(folder / runs[0]["place"] / RUN_FOLDER)
+    targets = first.frame.select("user_id", "item_id")
+    found: dict[tuple[int, str, str], list[tuple[dict[str, Any], NDArray[np.float64]]]] = {}
+    for run in sorted(runs, key=lambda run: run["seed"]):
+        ranks = read_results(folder / run["place"] / RUN_FOLDER)
+        same = ranks.frame.select("user_id", "item_id").equals(targets)
+        if not same or ranks.header.protocol != first.header.protocol:
+            raise InputError(
+                f"{runs[0]['place']} and {run['place']} did not judge the same users and items by one protocol, so "
+                "that they cannot stand in one table; run the grid again into an empty folder"
+            )
+        key = (run["length"], run["model"], run["ablation"])
+        found.setdefault(key, []).append((run, ranks.metrics(METRICS)))
+    for key, pairs in found.items():
+        yield Row(*key, tuple(run for run, _ in pairs), np.stack([users for _, users in pairs]))
+
+
+def _order(row: Row) -> tuple[int, str, str]:
+    place = ENCODERS.index(row.model) if row.model in ENCODERS else len(ENCODERS) if row.is_trained else -1
+    return place, row.model, row.ablation

@@ -1,0 +1,73 @@
+"""`seqrec report`: a grid's results as files to read, to print and to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seqrec.benchmark.grid.outcome import read_grid
+from seqrec.benchmark.paper_report.costs import cost_table
+from seqrec.benchmark.paper_report.figures import (
+    ablation_figure,
+    cost_figure,
+    curve_figure,
+    look,
+    quality_figure,
+    save,
+)
+from seqrec.benchmark.paper_report.quality import ablation_table, quality_table
+from seqrec.benchmark.paper_report.rows import Log, read_logs
+from seqrec.benchmark.paper_report.tables import Table
+
+if TYPE_CHECKING:
+    import polars
+    from matplotlib.figure import Figure
+
+REPORT_FILE = "report.md"
+
+
+def report(folder: str, *, output: str | None = None) -> None:
+    """Make tables and figures of a grid: Markdown, LaTeX, PNG and SVG.
+
+    Tables say quality by history length with intervals and a paired test of the best row, costs, and ablations;
+    figures show the same and learning curves. The same results give the same files.
+
+    Args:
+        folder: A folder of `seqrec benchmark paper`.
+        output: Where the files go; None is `report` in that folder.
+
+    Raises:
+        InputError: the folder holds no results, or such that cannot stand in one table; matplotlib is not installed.
+    """
+    results, curves = read_grid(Path(folder))
+    target = Path(output or Path(folder) / "report")
+    target.mkdir(parents=True, exist_ok=True)
+    parts: list[str] = []
+    for log in read_logs(Path(folder), results):
+        parts.append(f"## {log.data}\n")
+        for table in _tables(log):
+            (target / f"{table.name}.tex").write_text(table.as_latex(), encoding="utf-8")
+            parts.append(table.as_markdown())
+        with look():
+            for name, figure in _figures(log, curves):
+                save(figure, target, name)
+                parts.append(f"![{name}]({name}.png)\n")
+    (target / REPORT_FILE).write_text("\n".join(parts), encoding="utf-8")
+    print(f"{target / REPORT_FILE}, with tables as .tex and figures as .png and .svg beside it")
+
+
+def _tables(log: Log) -> list[Table]:
+    return [
+        table for table in (quality_table(log), cost_table(log), ablation_table(log)) if table is not None
+    ]
+
+
+def _figures(log: Log, curves: polars.DataFrame) -> Iterator[tuple[str, Figure]]:
+    yield f"quality_{log.data}", quality_figure(log)
+    if any(row.is_trained for row in log.rows):
+        yield f"costs_{log.data}", cost_figure(log)
+        yield f"curves_{log.data}", curve_figure(log, curves)
+    for length in log.lengths:
+        if log.at(length, ablated=True):
+            yield f"ablations_{log.data}_{length}", ablation_figure(log, length)

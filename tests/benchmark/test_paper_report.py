@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars
+import pytest
+
+from seqrec.benchmark.grid.outcome import gather
+from seqrec.benchmark.paper_report import report
+from seqrec.benchmark.paper_report.tables import Entry, Table
+from seqrec.cli import main
+from seqrec.errors import InputError, MissingInputError
+from seqrec.results import read_results
+from seqrec.results.file import Header
+from seqrec.results.intervals import sign_flip_p_values
+
+USERS = 60
+
+
+def add_cell(
+    root: Path,
+    length: int,
+    model: str,
+    ablation: str = "",
+    seed: int = 0,
+    *,
+    hits: float = 0.5,
+    users: int = USERS,
+) -> None:
+    """A finished cell whose model ranks about so many of the targets among the ten best."""
+    rng = np.random.default_rng(sum(map(ord, f"{length}{model}{ablation}{seed}")))
+    place = root / "cells" / "log_a" / str(length) / f"{model}+{ablation}".rstrip("+") / f"seed_{seed}"
+    (place / "run").mkdir(parents=True)
+    better = np.where(rng.random(users) < hits, rng.integers(0, 10, users), 40)
+    header = Header(model, "full-seenout-tiemean-loo", {}, "achievable", 100, 10, 2)
+    zeros = np.zeros(users, dtype=np.int64)
+    columns = {"better": better, "tied": zeros, "history_length": zeros + 9, "item_train_events": zeros}
+    polars.DataFrame(
+        {
+            "user_id": np.arange(users),
+            "item_id": np.arange(users),
+            **columns,
+            "repeated": zeros > 0,
+            "timestamp": zeros,
+        }
+    ).write_parquet(place / "run" / "test_results.parquet", metadata=header.as_metadata())
+    trained = 0 if model == "Popularity" else 1
+    names = ("table_parameters", "encoder_parameters", "other_parameters", "events")
+    seconds = ("train_seconds", "validation_seconds", "test_seconds", "events_per_second")
+    content = {
+        "data": "log_a",
+        "length": length,
+        "model": model,
+        "ablation": ablation,
+        "seed": seed,
+        "digest": "d",
+        "budget": "epochs=4",
+        "made_by": "seqrec benchmark paper --data log_a",
+        "command": "",
+        "users": users,
+        "protocol": header.protocol,
+        "hardware": "a CPU, 1 of 2 cores",
+        "versions": "seqrec 0, torch 9",
+        "epochs": 4 * trained,
+        "steps": 80 * trained,
+        "peak_memory": 200 << 20,
+        "commit": None,
+        **dict.fromkeys(names, 1000),
+        **dict.fromkeys(seconds, float(10 * (seed + 1) * trained)),
+        "metrics": {"NDCG@10": 0.1},
+        "curve": [{"epoch": e, "step": 20 * e, "metric": "NDCG@10", "value": e / 10} for e in (1, 2, 3, 4)],
+    }
+    (place / "result.json").write_text(json.dumps(content))
+
+
+def make_grid(tmp_path: Path) -> Path:
+    for length in (20, 40):
+        add_cell(tmp_path, length, "Popularity", hits=0.1)
+        for seed in (0, 1):
+            add_cell(tmp_path, length, "SASRec", seed=seed, hits=0.4)
+            add_cell(tmp_path, length, "MambaRec", seed=seed, hits=0.9)
+    add_cell(tmp_path, 40, "MambaRec", "no_positions", hits=0.5)
+    gather(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    return make_grid(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A grid with its report, which takes seconds to draw and is only read."""
+    folder = make_grid(tmp_path_factory.mktemp("grid"))
+    report(str(folder))
+    return folder
+
+
+def ndcg(root: Path, length: int, model: str, seeds: int = 2) -> np.ndarray:
+    """(U,) NDCG@10 of each user, straight from the ranks, mean over seeds."""
+    better = [
+        read_results(root / f"cells/log_a/{length}/{model}/seed_{seed}/run").frame["better"].to_numpy()
+        for seed in range(seeds)
+    ]
+    return np.where(np.array(better) < 10, 1 / np.log2(np.array(better) + 2.0), 0).mean(0)
+
+
+def table_rows(text: str, title: str) -> list[list[str]]:
+    """Rows of a table of Markdown below its title."""
+    lines = text[text.index(f"### {title}") :].splitlines()[2:]
+    table = [line for line in lines[: lines.index("")] if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+
+
+def test_figures_of_the_quality_table_are_those_of_the_ranks(reported: Path):
+    text = (reported / "report" / "report.md").read_text()
+    rows = table_rows(text, "log_a: quality by history length")
+    assert [row[:2] for row in rows[:3]] == [["20", "Popularity"], ["20", "SASRec"], ["20", "MambaRec"]]
+    for row in rows:
+        expected = ndcg(reported, int(row[0]), row[1], 1 if row[1] == "Popularity" else 2)
+        assert float(row[5].strip("*†")) == pytest.approx(expected.mean(), abs=5.1e-5)
+        low, high = map(float, row[6].split(" to "))
+        # A normal interval and the bootstrap's agree on so many users to a tenth or two of their width.
+        half = 1.96 * expected.std(ddof=1) / USERS**0.5
+        assert abs(low - (expected.mean() - half)) < 0.4 * half
+        assert abs(high - (expected.mean() + half)) < 0.4 * half
+        best = row[1] == "MambaRec"
+        assert row[5].startswith("**") == best
+        assert row[5].endswith("†**") == best
+        assert row[8:] == (["1", "", ""] if row[1] == "Popularity" else ["2", "4", "80"])
+    first, both = ndcg(reported, 20, "SASRec", 1).mean(), ndcg(reported, 20, "SASRec").mean()
+    seeds = [first, 2 * both - first]
+    assert float(rows[1][7]) == pytest.approx(np.std(seeds, ddof=1), abs=5.1e-5)
+
+
+def test_the_best_is_tested_against_the_second_user_by_user(reported: Path):
+    text = (reported / "report" / "report.md").read_text()
+    difference = (ndcg(reported, 20, "MambaRec") - ndcg(reported, 20, "SASRec"))[:, None]
+    p_value = sign_flip_p_values(difference, resamples=2000, seed=0)[0]
+    assert f"NDCG@10 at 20: MambaRec over SASRec, p = {p_value:.4f}" in text
+
+
+def test_rows_that_differ_by_chance_are_not_marked(tmp_path: Path):
+    for model in ("SASRec", "MambaRec"):
+        add_cell(tmp_path, 20, model, hits=0.5)
+    gather(tmp_path)
+    report(str(tmp_path))
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "**" in text
+    assert "†**" not in text
+
+
+def test_costs_and_ablations_stand_in_tables_of_their_own(reported: Path):
+    text = (reported / "report" / "report.md").read_text()
+    costs = table_rows(text, "log_a: costs by history length")
+    assert [row[1] for row in costs] == ["SASRec", "MambaRec"] * 2
+    # Seeds took 10 and 20 seconds, and 4 epochs each.
+    assert costs[0][2:] == ["1,000", "1,000", "1,000", "200", "15.0", "3.8", "15.0", "15.00", "15", "4", "80"]
+    same, changed = table_rows(text, "log_a: ablations")
+    assert (same[1], changed[1]) == ("MambaRec", "MambaRec, no_positions")
+    assert float(changed[4]) == pytest.approx(float(changed[2]) - float(same[2]), abs=1.1e-4)
+
+
+def test_every_table_says_how_it_was_made(reported: Path):
+    text = (reported / "report" / "report.md").read_text()
+    for said in (
+        "Protocol `full-seenout-tiemean-loo`, 60 users",
+        "Budget: equal epochs, 4 for each row",
+        "Made by `seqrec benchmark paper --data log_a`",
+        "On a CPU, 1 of 2 cores",
+        "With seqrec 0, torch 9",
+    ):
+        assert text.count(f"- {said}") == 3
+    for name in ("quality", "costs", "ablations"):
+        latex = (reported / "report" / f"{name}_log_a.tex").read_text()
+        assert r"Made by seqrec benchmark paper -{}-data log\_a" in latex
+        assert latex.count("{tabular}") == 2
+
+
+def test_rows_of_different_budgets_are_called_so(grid: Path):
+    file = grid / "cells/log_a/20/SASRec/seed_0/result.json"
+    file.write_text(file.read_text().replace("epochs=4", "seconds=9"))
+    gather(grid)
+    report(str(grid))
+    assert "Budget: rows differ: epochs=4, seconds=9" in (grid / "report" / "report.md").read_text()
+
+
+def test_the_same_results_give_the_same_files(
+    reported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    main(["report", str(reported), "--output", str(tmp_path)])
+    assert "report.md, with tables as .tex and figures" in capsys.readouterr().out
+    files = {path.name: path.read_bytes() for path in (reported / "report").iterdir()}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+    assert {Path(name).suffix for name in files} == {".md", ".tex", ".png", ".svg"}
+    assert len(files) == 1 + 3 + 2 * 4
+
+
+def test_figures_hold_every_model_and_unit(reported: Path):
+    for name, words in {
+        "quality": ("HR@10", "NDCG@10", "history length, events at most", "Popularity", "SASRec", "MambaRec"),
+        "costs": ("training, s an epoch", "test, s", "peak memory, MiB", "SASRec"),
+        "curves": ("validation NDCG@10", "epoch", "MambaRec"),
+    }.items():
+        drawn = (reported / "report" / f"{name}_log_a.svg").read_text()
+        for word in words:
+            assert f">{word}<" in drawn
+
+
+def test_cells_that_judged_others_are_refused(grid: Path):
+    add_cell(grid, 40, "GRU4Rec", users=USERS - 1)
+    gather(grid)
+    with pytest.raises(InputError, match="did not judge the same users and items by one protocol"):
+        report(str(grid))
+
+
+def test_a_report_of_nothing_is_refused(tmp_path: Path):
+    with pytest.raises(MissingInputError, match="give a folder of seqrec benchmark paper"):
+        report(str(tmp_path))
+
+
+def test_signs_that_latex_reads_are_escaped():
+    table = Table(
+        "t", "50% of a_b & c", ("a", "b"), 1, ((Entry("x_1"), Entry("9†", bold=True)),), ("`--lr 1`",)
+    )
+    latex = table.as_latex()
+    assert r"50\% of a\_b \& c. -{}-lr 1." in latex
+    assert r"x\_1 & \textbf{9$^\dagger$} \\" in latex
+    assert "| x_1 | **9†** |" in table.as_markdown()
