@@ -224,7 +224,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 "description": (
                     "Train, compare and serve sequential recommenders on long histories. "
                     "More commands, each with its own --help: seqrec serve, compare, inspect, doctor and benchmark "
-                    "data|scan|catalogue|training|inference|paper."
+                    "data|scan|catalogue|training|inference|serve|paper."
                 ),
                 "version": __version__,
             },

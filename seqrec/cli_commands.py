@@ -18,6 +18,7 @@ from seqrec.benchmark.inference import benchmark_inference
 from seqrec.benchmark.paper import benchmark_paper
 from seqrec.benchmark.paper_report import report
 from seqrec.benchmark.scan import benchmark_scan
+from seqrec.benchmark.serve import benchmark_serve
 from seqrec.benchmark.training import benchmark_training
 from seqrec.cli_errors import explain
 from seqrec.data.inspect import describe
@@ -155,6 +156,7 @@ COMMANDS: dict[str, Any] = {
         "data": benchmark_data,
         "scan": benchmark_scan,
         "catalogue": benchmark_catalogue,
+        "serve": benchmark_serve,
         "inference": benchmark_inference,
         "training": benchmark_training,
         "paper": benchmark_paper,
