@@ -1,4 +1,4 @@
-"""The command line: `seqrec prepare | fit | validate | test | predict | inspect | doctor | compare | benchmark`."""
+"""The command line: `seqrec prepare | tune | fit | validate | test | predict`, and `cli_commands.COMMANDS`."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ from seqrec.report import metrics_table, write_metrics
 from seqrec.results import ResultsWriter
 from seqrec.results.file import FILE_NAME as RESULTS_FILE
 from seqrec.runs.summary import FILE_NAME as SUMMARY_FILE
+from seqrec.sweep import TrialReporter
 
 
 class ArgumentParser(LightningArgumentParser):
@@ -126,7 +127,9 @@ class SeqrecCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the best checkpoint, beside popularity."""
-        if getattr(self.trainer, "fast_dev_run", False) or self.trainer.interrupted:
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        pruned = any(isinstance(callback, TrialReporter) and callback.pruned for callback in callbacks)
+        if getattr(self.trainer, "fast_dev_run", False) or self.trainer.interrupted or pruned:
             return
         if isinstance(self.model, Baseline):
             self.test(self.model, self.datamodule)
@@ -202,7 +205,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         words = list(sys.argv[1:] if args is None else args)
         if words and words[0] in COMMANDS:
-            run_command(words)
+            run_command(words, main)
             return
         words = with_config_of_checkpoint(with_checkpoint_file(with_named_target(words)))
         words = with_protocol_presets(words)
@@ -223,8 +226,7 @@ def main(args: Sequence[str] | None = None) -> None:
             parser_kwargs={
                 "description": (
                     "Train, compare and serve sequential recommenders on long histories. "
-                    "More commands, each with its own --help: seqrec serve, compare, inspect, doctor and benchmark "
-                    "data|scan|catalogue|training|inference|serve|paper."
+                    f"More commands, each with a --help of its own: {', '.join(COMMANDS)}."
                 ),
                 "version": __version__,
             },

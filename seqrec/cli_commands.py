@@ -1,11 +1,11 @@
-"""Commands without a trainer: `seqrec inspect`, `doctor`, `compare`, `export`, `serve` and `benchmark`."""
+"""Commands without a trainer: `seqrec inspect`, `doctor`, `compare`, `export`, `serve`, `sweep` and `benchmark`."""
 
 from __future__ import annotations
 
 import inspect as inspect_module
 import json as json_module
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, Literal, NoReturn
 
@@ -32,6 +32,7 @@ from seqrec.results.comparison import METRICS
 from seqrec.serving import Limits
 from seqrec.serving.command import serve
 from seqrec.specs import from_spec
+from seqrec.sweep import SweepSettings, run_sweep
 
 
 class ArgumentParser(jsonargparse.ArgumentParser):
@@ -152,6 +153,7 @@ COMMANDS: dict[str, Any] = {
     "export": export,
     "serve": serve,
     "report": report,
+    "sweep": run_sweep,
     "benchmark": {
         "data": benchmark_data,
         "scan": benchmark_scan,
@@ -164,13 +166,17 @@ COMMANDS: dict[str, Any] = {
 }
 
 
-def run_command(words: Sequence[str]) -> None:
+def run_command(words: Sequence[str], main: Callable[[Sequence[str]], None]) -> None:
     """Run one of `COMMANDS`.
 
     Args:
         words: The command and its arguments.
+        main: Runs the words of any command, for commands that start runs.
     """
     command, *arguments = words
+    if command == "sweep":
+        _run_sweep(arguments, main)
+        return
     if command == "compare":
         _run_compare(arguments)
         return
@@ -247,3 +253,17 @@ def _run_serve(arguments: Sequence[str]) -> None:
     limits = Limits(**{each.name: values.pop(each.name) for each in fields(Limits)})
     # Not by the parser, which hides why none of several classes could be built.
     serve(**values | {"sessions": from_spec(values["sessions"])}, limits=limits)
+
+
+def _run_sweep(arguments: Sequence[str], main: Callable[[Sequence[str]], None]) -> None:
+    parser = ArgumentParser(
+        prog="seqrec sweep",
+        description="Runs of one config with other parameters, chosen by Optuna; started again it goes on.",
+        version=__version__,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML with the arguments")
+    parser.add_class_arguments(SweepSettings)
+    given = parser.parse_args(arguments).as_dict()
+    given.pop("config")
+    print(run_sweep(SweepSettings(**given), main))

@@ -49,7 +49,8 @@ class Trainer(pl.Trainer):
         """
         if what == "lr":
             found = find_lr(self, model, datamodule, min_lr=min_lr, max_lr=max_lr, steps=steps)
-            print(f"suggested: --model.optimizer.lr {found.suggestion:.2g}")
+            name = type(model.optimizer).__name__
+            print(f"suggested: --model.optimizer {name} --model.optimizer.lr {found.suggestion:.2g}")
         else:
             size = find_batch_size(self, model, datamodule, max_batch_size=max_batch_size)
             print(f"largest that was tried and fits: --data.batch_size {size}")

@@ -24,7 +24,7 @@ ROWS = (
     {"encoders", "losses", "ranks", "callbacks", "search"},
     {"protocols", "testing"},
     {"models"},
-    {"inference", "results", "report", "doctor", "tuning", "cli_config"},
+    {"inference", "results", "report", "doctor", "tuning", "sweep", "cli_config"},
     {"serving", "cli_errors"},
     {"benchmark"},
     {"cli_commands", "cli_trainer"},

@@ -361,9 +361,10 @@ def test_two_ranks_prepare_once_and_test_like_one(tmp_path: Path):
 
 
 def test_tune_suggests_a_step_size_and_a_batch_size_and_keeps_nothing(capsys: pytest.CaptureFixture[str]):
-    words = ("--config", "small.yaml", "--data.source.num_users", "100", "--model.optimizer", "Adam")
+    words = ("--config", "small.yaml", "--data.source.num_users", "100")
     main(("tune", "lr", *words, "--steps", "60"))
-    suggested = re.search(r"^suggested: --model.optimizer.lr (\S+)$", capsys.readouterr().out, re.MULTILINE)
+    said = r"^suggested: --model.optimizer Adam --model.optimizer.lr (\S+)$"
+    suggested = re.search(said, capsys.readouterr().out, re.MULTILINE)
     assert 1e-4 < float(suggested[1]) < 1
     main(("tune", "batch_size", *words, "--max_batch_size", "2"))
     assert "largest that was tried and fits: --data.batch_size 2" in capsys.readouterr().out

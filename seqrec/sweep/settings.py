@@ -1,0 +1,180 @@
+"""What a sweep tries, checked before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from seqrec.errors import InputError, MissingInputError
+from seqrec.sweep.package import optuna
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+
+FILE_NAME = "sweep.yaml"
+# Type of a parameter -> keys that it must have, and keys that it may have.
+KEYS = {
+    "float": ({"low", "high"}, {"log", "step"}),
+    "int": ({"low", "high"}, {"log", "step"}),
+    "categorical": ({"choices"}, set[str]()),
+}
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """The settings of a sweep.
+
+    Attributes:
+        folder: Where the study, the trials' runs and the best config go.
+        configs: Configs of each trial's `fit`, the later ones over the earlier ones.
+        parameters: Dotted key of the command line, such as `model.optimizer.lr`, -> `type: float` or `int` with `low`
+            and `high` (both included), and `log: true` or `step`; or `type: categorical` with `choices`.
+        fixed: Dotted key -> value, the same in all trials.
+        metric: What validation logs and trials are compared by.
+        direction: maximize or minimize.
+        trials: Trials that are to end by themselves, pruned and failed ones included.
+        pruner: `class_path`, a class of `optuna.pruners`, and its `init_args`; None lets all trials end.
+        sampler: Likewise of `optuna.samplers`.
+        seed: Seed of the sampler.
+    """
+
+    folder: str
+    configs: list[str]
+    parameters: dict[str, dict[str, Any]]
+    fixed: dict[str, Any] = field(default_factory=dict)
+    metric: str = "val_NDCG@10"
+    direction: Literal["maximize", "minimize"] = "maximize"
+    trials: int = 20
+    pruner: dict[str, Any] | None = None
+    sampler: dict[str, Any] = field(default_factory=lambda: {"class_path": "TPESampler"})
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuse settings that no trial could run with.
+
+        Raises:
+            InputError: names the key.
+        """
+        if not self.parameters:
+            raise InputError(
+                "parameters is empty: name at least one, as in model.optimizer.lr: {type: float, ..}"
+            )
+        if self.trials < 1:
+            raise InputError(f"trials={self.trials} must be at least 1")
+        if both := sorted(set(self.parameters) & set(self.fixed)):
+            raise InputError(f"{both[0]} is in parameters and in fixed: leave one out")
+        for config in self.configs:
+            if not Path(config).is_file():
+                raise MissingInputError(f"configs: no file {config}, from the working directory {Path.cwd()}")
+        self.distributions()
+        self.make_pruner()
+        self.make_sampler(0)
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Optuna's distributions by key, in an order that does not depend on the YAML's."""
+        return {
+            key: _distribution(f"parameters.{key}", value) for key, value in sorted(self.parameters.items())
+        }
+
+    def make_pruner(self) -> BasePruner:
+        """Optuna's pruner."""
+        spec = {"class_path": "NopPruner"} if self.pruner is None else self.pruner
+        pruner: BasePruner = _build("pruner", optuna().pruners, "Pruner", spec)
+        return pruner
+
+    def make_sampler(self, number: int) -> BaseSampler:
+        """Optuna's sampler of the n-th choice, seeded by n: a sweep that was killed chooses as one that was not."""
+        sampler: BaseSampler = _build(
+            "sampler", optuna().samplers, "Sampler", self.sampler, seed=self.seed + number
+        )
+        return sampler
+
+    def write(self) -> None:
+        """Keep the settings in the folder, or compare with those that are there.
+
+        Raises:
+            InputError: the folder holds another sweep.
+        """
+        file = Path(self.folder) / FILE_NAME
+        mine = asdict(self)
+        if file.is_file():
+            theirs = yaml.safe_load(file.read_text(encoding="utf-8"))
+            for key, value in mine.items():
+                if key not in ("trials", "folder") and theirs.get(key) != value:
+                    raise InputError(
+                        f"{self.folder} holds a sweep with {key}={theirs.get(key)!r}, now it is {value!r}: "
+                        "choose another folder"
+                    )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump(mine, sort_keys=False), encoding="utf-8")
+
+    @staticmethod
+    def read(folder: Path | str) -> SweepSettings:
+        """Settings that `write` kept."""
+        return SweepSettings(**yaml.safe_load((Path(folder) / FILE_NAME).read_text(encoding="utf-8")))
+
+
+def _distribution(key: str, given: Any) -> BaseDistribution:
+    if not isinstance(given, Mapping) or given.get("type") not in KEYS:
+        raise InputError(f"{key} must have a type, one of {', '.join(KEYS)}; got {given!r}")
+    kind = given["type"]
+    needed, allowed = KEYS[kind]
+    named = set(given) - {"type"}
+    if wrong := sorted(named - needed - allowed):
+        raise InputError(f"{key}.{wrong[0]} is not known; {kind} takes {', '.join(sorted(needed | allowed))}")
+    if missing := sorted(needed - named):
+        raise InputError(f"{key}.{missing[0]} is missing")
+    kinds = optuna().distributions
+    found: BaseDistribution
+    if kind == "categorical":
+        choices = given["choices"]
+        if not isinstance(choices, list) or not choices or any(isinstance(x, (list, dict)) for x in choices):
+            raise InputError(f"{key}.choices={choices!r} must be a list of plain values")
+        found = kinds.CategoricalDistribution(choices)
+        return found
+    number = float if kind == "float" else int
+    values = {name: _number(f"{key}.{name}", given[name], number) for name in named - {"log"}}
+    if "log" in given:
+        values["log"] = given["log"]
+    if values["low"] >= values["high"]:
+        raise InputError(f"{key}.low={values['low']} must be below high={values['high']}")
+    try:
+        found = (kinds.FloatDistribution if kind == "float" else kinds.IntDistribution)(**values)
+    except ValueError as error:
+        raise InputError(f"{key}: {error}") from None
+    return found
+
+
+def _number(key: str, given: Any, kind: type) -> Any:
+    try:
+        # YAML takes 1e-4 for text.
+        value = float(given)
+    except (TypeError, ValueError):
+        value = math.nan
+    if isinstance(given, bool) or not math.isfinite(value) or (kind is int and value != int(value)):
+        raise InputError(f"{key}={given!r} must be {'a number' if kind is float else 'an integer'}")
+    return kind(value)
+
+
+def _build(key: str, module: Any, suffix: str, spec: Any, **arguments: Any) -> Any:
+    """An object of one of Optuna's classes by its name."""
+    known = [name for name in dir(module) if name.endswith(suffix) and not name.startswith("Base")]
+    name = spec.get("class_path") if isinstance(spec, Mapping) else None
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"{key}.class_path={name!r} is not known; known: {', '.join(known)}{hint}")
+    if wrong := sorted(set(spec) - {"class_path", "init_args"}):
+        raise InputError(f"{key}.{wrong[0]} is not known; it takes class_path and init_args")
+    try:
+        return getattr(module, name)(**(spec.get("init_args") or {}), **arguments)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{key}.init_args: {error}") from None
