@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -87,13 +88,24 @@ def assert_compiled_is_plain(name: str, arguments: dict[str, Any], *, recompute:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "recompute"), [("SASRec", False), ("MambaRec", True)])
-def test_one_graph_without_breaks_serves_batches_of_all_shapes(
-    name: str, recompute: bool, traced_alone: None
+OTHERS = itertools.product(("MambaRec", "MoEMaTrRec"), ({"mixer": "mamba2"}, {}), (False, True))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "recompute"),
+    [
+        ("SASRec", {}, False),
+        ("MambaRec", {}, True),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS),
+    ],
+)
+def test_graphs_without_breaks_serve_batches_of_all_shapes(
+    name: str, arguments: dict[str, Any], recompute: bool, traced_alone: None
 ):
-    assert_compiled_is_plain(name, {}, recompute=recompute)
+    assert_compiled_is_plain(name, arguments, recompute=recompute)
     assert not counters["graph_break"]
-    assert counters["stats"]["unique_graphs"] == 1
+    # Histories that fit into one stretch of a scan, which keeps a state for each, may have a graph of their own.
+    assert counters["stats"]["unique_graphs"] <= 2
 
 
 @pytest.mark.slow

@@ -4,9 +4,11 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ssd_problems import LARGER, OF_EVENTS, OPTIONAL, assert_close, make_inputs, require, run, without
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from seqrec.errors import InputError
 from seqrec.ops import selective_scan
@@ -486,7 +488,7 @@ def test_the_argument_comes_before_the_environment_and_that_before_auto(
 ):
     monkeypatch.setenv(SSD_BACKENDS.variable, variable)
     y = ssd_scan(**without(make_inputs(), "D", "z"), backend=argument)
-    assert ("Chunked" in y.grad_fn.name()) == (chosen == "chunked")
+    assert ("ssd_chunked" in y.grad_fn.name()) == (chosen == "chunked")
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones(monkeypatch):
@@ -495,14 +497,33 @@ def test_an_unknown_backend_is_refused_with_the_known_ones(monkeypatch):
         ssd_scan(**make_inputs())
 
 
-# Dynamo itself makes an instance of the autograd function, which torch then warns of.
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-def test_torch_compile_traces_through_the_chunked_scan():
+def test_torch_compile_traces_through_the_chunked_scan_once_for_all_lengths():
     def loss(**inputs):
         return ssd_scan(**inputs, delta_softplus=True, backend="chunked").square().sum()
 
-    compiled_inputs, inputs = make_inputs(L=70), make_inputs(L=70)
-    torch.compile(loss, backend="aot_eager", fullgraph=True)(**compiled_inputs).backward()
-    loss(**inputs).backward()
-    for name in inputs:
-        torch.testing.assert_close(compiled_inputs[name].grad, inputs[name].grad)
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(loss, backend=graphs, fullgraph=True, dynamic=True)
+    for length in (70, 200, 130):
+        compiled_inputs, inputs = make_inputs(L=length), make_inputs(L=length)
+        compiled(**compiled_inputs).backward()
+        loss(**inputs).backward()
+        for name in inputs:
+            torch.testing.assert_close(compiled_inputs[name].grad, inputs[name].grad)
+    assert graphs.frame_count == 1
+
+
+@pytest.mark.parametrize("flags", [False, True])
+def test_registration_of_the_chunked_scan_passes_opcheck(flags):
+    inputs = make_inputs(L=70)
+    start = torch.arange(70) % 30 == 4
+    inputs["delta"] = F.softplus(inputs["delta"]).detach().requires_grad_()
+    real = [inputs[name] for name in ("x", "delta", "A", "B", "C", "initial_state")]
+    given = (*real, start.expand(len(inputs["x"]), -1) if flags else None)
+    torch.library.opcheck(torch.ops.seqrec.ssd_chunked_fwd, given)
+    y, last, spoilt, states = torch.ops.seqrec.ssd_chunked_fwd(
+        *(None if v is None else v.detach() for v in given)
+    )
+    detached_real = [value.detach() for value in real[:5]]
+    torch.library.opcheck(
+        torch.ops.seqrec.ssd_chunked_bwd, (y, last, *detached_real, given[-1], spoilt, states)
+    )

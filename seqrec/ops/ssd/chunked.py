@@ -50,79 +50,131 @@ class _Part(NamedTuple):
         return self.before[..., -1:, :]
 
 
-class ChunkedSsd(torch.autograd.Function):
-    """Autograd form of `ssd_reference`; same arguments and results. A second derivative raises."""
+# Ops that torch knows, so that torch.compile does not write out their loops over chunks anew for each length.
+@torch.library.custom_op("seqrec::ssd_chunked_fwd", mutates_args=())
+def _forward(
+    x: Tensor,
+    step: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial_state: Tensor,
+    start: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return y (B, L, H, P), the last state (B, H, P, N), `_spoilt`, and the state before each chunk."""
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    state = torch.unflatten(finite(initial_state), 1, (B.shape[2], -1))
+    states = []
+    for events, count in _parts(x):
+        part = _part(x, step, A, B, C, start, events, count)
+        added, through = (part.driven * part.behind).mT @ part.B, part.through
+        for chunk in range(count):
+            states.append(state)
+            state = torch.addcmul(added[:, chunk], through[:, chunk], state)
+        carried_in = part.C @ torch.stack(states[-count:], 1).mT
+        out = (part.mixed.mT @ part.driven).addcmul_(part.before, carried_in)
+        y[:, events] = _joined(out)
+    spoilt = _spoilt(x, step, B, initial_state, start)
+    lost = carried(spoilt, start)
+    last = state.flatten(1, 2).masked_fill(lost[:, -1, :, None, None], torch.nan)
+    y.masked_fill_((lost | _of_heads(is_spoilt(C), x)).unsqueeze(-1), torch.nan)
+    return y, last, spoilt, torch.stack(states, 1)
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        step: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        initial_state: Tensor,
-        start: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return y (B, L, H, P) and the last state (B, H, P, N)."""
-        y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        state = torch.unflatten(finite(initial_state), 1, (B.shape[2], -1))
-        states = []
-        for events, count in _parts(x):
+
+@_forward.register_fake
+def _forward_fake(
+    x: Tensor,
+    step: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial_state: Tensor,
+    start: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (batch, length, heads, width), (groups, num_states) = x.shape, B.shape[2:]
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    last, chunks = x.new_empty(batch, heads, width, num_states), -(-length // CHUNK_EVENTS)
+    kept = x.new_empty(batch, chunks, groups, heads // groups, width, num_states)
+    return y, last, x.new_empty(batch, length, heads, dtype=torch.bool), kept
+
+
+@torch.library.custom_op("seqrec::ssd_chunked_bwd", mutates_args=())
+def _backward(
+    dy: Tensor,
+    dlast: Tensor,
+    x: Tensor,
+    step: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    start: Tensor | None,
+    spoilt: Tensor,
+    states: Tensor,
+) -> list[Tensor]:
+    """Gradients of all six real inputs, from the last chunks to the first."""
+    wholes = [torch.empty_like(value) for value in (x, step, B, C)]
+    dA = torch.zeros_like(A)
+    dstate = torch.unflatten(finite(dlast), 1, (B.shape[2], -1))  # of the state at a chunk's end
+    with torch.autocast(x.device.type, enabled=False):
+        end = states.shape[1]
+        for events, count in reversed(list(_parts(x))):
             part = _part(x, step, A, B, C, start, events, count)
-            added, through = (part.driven * part.behind).mT @ part.B, part.through
-            for chunk in range(count):
-                states.append(state)
-                state = torch.addcmul(added[:, chunk], through[:, chunk], state)
-            carried_in = part.C @ torch.stack(states[-count:], 1).mT
-            out = (part.mixed.mT @ part.driven).addcmul_(part.before, carried_in)
-            y[:, events] = _joined(out)
-        spoilt = _spoilt(x, step, B, initial_state, start)
-        lost = carried(spoilt, start)
-        last = state.flatten(1, 2).masked_fill(lost[:, -1, :, None, None], torch.nan)
-        y.masked_fill_((lost | _of_heads(is_spoilt(C), x)).unsqueeze(-1), torch.nan)
-        ctx.save_for_backward(x, step, A, B, C, start, spoilt, torch.stack(states, 1))
-        return y, last
+            dout = _finite_part(dy, events, count, B.shape[2])
+            received, through = (dout * part.before).mT @ part.C, part.through
+            dstates = []
+            for chunk in reversed(range(count)):
+                dstates.append(dstate)
+                dstate = torch.addcmul(received[:, chunk], through[:, chunk], dstate)
+            ddriven, dlog, dB, dC = _gradients(
+                part, dout, states[:, end - count : end], torch.stack(dstates[::-1], 1)
+            )
+            end -= count
+            dA += (dlog * part.step).sum((0, 1, 4)).flatten()
+            x_part = _cut(x, events, count, B.shape[2])
+            dstep = (ddriven * x_part).sum(-1, keepdim=True) + dlog * A.view(B.shape[2], -1, 1, 1)
+            for whole, piece in zip(wholes, (ddriven * part.step, dstep, dB, dC), strict=True):
+                whole[:, events] = _joined(piece).view_as(whole[:, events])
+    # Gradients go back to the start of a history and on from there, and with them what is not finite.
+    lost = spoilt | _of_heads(is_spoilt(C), x) | is_spoilt(dy)
+    lost[:, -1] |= is_spoilt(dlast.flatten(2))
+    lost = in_history(lost, start)
+    in_group = torch.unflatten(lost, 2, (B.shape[2], -1)).any(3)
+    for whole, where in zip(wholes, (lost, lost, in_group, in_group), strict=True):
+        whole.masked_fill_(where.view(*where.shape, *[1] * (whole.dim() - 3)), torch.nan)
+    dA.masked_fill_(lost.flatten(0, 1).any(0), torch.nan)
+    at_first = lost[:, 0] if start is None else lost[:, 0] & ~start[:, :1]
+    dstate = dstate.flatten(1, 2).masked_fill(at_first[..., None, None], torch.nan)
+    dx, dstep, dB, dC = wholes
+    return [dx, dstep, dA, dB, dC, dstate]
 
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of all six real inputs, from the last chunks to the first."""
-        refuse_second_derivative("the chunked scan has no second derivative; use backend='reference' for it")
-        x, step, A, B, C, start, spoilt, states = ctx.saved_tensors
-        wholes = [torch.empty_like(value) for value in (x, step, B, C)]
-        dA = torch.zeros_like(A)
-        dstate = torch.unflatten(finite(dlast), 1, (B.shape[2], -1))  # of the state at a chunk's end
-        with torch.autocast(x.device.type, enabled=False):
-            end = states.shape[1]
-            for events, count in reversed(list(_parts(x))):
-                part = _part(x, step, A, B, C, start, events, count)
-                dout = _finite_part(dy, events, count, B.shape[2])
-                received, through = (dout * part.before).mT @ part.C, part.through
-                dstates = []
-                for chunk in reversed(range(count)):
-                    dstates.append(dstate)
-                    dstate = torch.addcmul(received[:, chunk], through[:, chunk], dstate)
-                ddriven, dlog, dB, dC = _gradients(
-                    part, dout, states[:, end - count : end], torch.stack(dstates[::-1], 1)
-                )
-                end -= count
-                dA += (dlog * part.step).sum((0, 1, 4)).flatten()
-                x_part = _cut(x, events, count, B.shape[2])
-                dstep = (ddriven * x_part).sum(-1, keepdim=True) + dlog * A.view(B.shape[2], -1, 1, 1)
-                for whole, piece in zip(wholes, (ddriven * part.step, dstep, dB, dC), strict=True):
-                    whole[:, events] = _joined(piece).view_as(whole[:, events])
-        # Gradients go back to the start of a history and on from there, and with them what is not finite.
-        lost = spoilt | _of_heads(is_spoilt(C), x) | is_spoilt(dy)
-        lost[:, -1] |= is_spoilt(dlast.flatten(2))
-        lost = in_history(lost, start)
-        in_group = torch.unflatten(lost, 2, (B.shape[2], -1)).any(3)
-        for whole, where in zip(wholes, (lost, lost, in_group, in_group), strict=True):
-            whole.masked_fill_(where.view(*where.shape, *[1] * (whole.dim() - 3)), torch.nan)
-        dA.masked_fill_(lost.flatten(0, 1).any(0), torch.nan)
-        at_first = lost[:, 0] if start is None else lost[:, 0] & ~start[:, :1]
-        dstate = dstate.flatten(1, 2).masked_fill(at_first[..., None, None], torch.nan)
-        dx, dstep, dB, dC = wholes
-        return dx, dstep, dA, dB, dC, dstate, None
+
+@_backward.register_fake
+def _backward_fake(
+    dy: Tensor,
+    dlast: Tensor,
+    x: Tensor,
+    step: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    start: Tensor | None,
+    spoilt: Tensor,
+    states: Tensor,
+) -> list[Tensor]:
+    return [torch.empty_like(value) for value in (x, step, A, B, C, dlast)]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *real, _, start = inputs
+    ctx.save_for_backward(*real, start, *output[2:])
+
+
+def _differentiate(ctx: Any, dy: Tensor, dlast: Tensor, *kept: Any) -> tuple[Tensor | None, ...]:
+    refuse_second_derivative("the chunked scan has no second derivative; use backend='reference' for it")
+    return (*_backward(dy, dlast, *ctx.saved_tensors), None)
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
 
 
 def _parts(x: Tensor) -> Iterator[tuple[slice, int]]:
@@ -233,5 +285,5 @@ def ssd_chunked(
     """Same as `ssd_reference`; memory grows with L / 64 states instead of L."""
     if not x.numel():
         return torch.zeros_like(x), initial_state
-    y, last = ChunkedSsd.apply(x, step, A, B, C, initial_state, start)  # type: ignore[no-untyped-call]
+    y, last, _, _ = _forward(x, step, A, B, C, initial_state, start)
     return y, last
