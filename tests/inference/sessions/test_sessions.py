@@ -23,6 +23,7 @@ from seqrec.inference.sessions import (
     SQLiteStore,
     StreamedMemory,
     UserHistory,
+    memories,
 )
 from seqrec.models import Markov, Popularity, Recommender
 from seqrec.models.baselines.item_knn import ItemKNN
@@ -290,3 +291,48 @@ def test_a_model_without_the_logs_ids_is_refused(build: Build):
         InputError, match="model does not know the log's item ids; take it from load_recommender"
     ):
         SessionRecommender(model)
+
+
+def test_a_model_that_streams_never_encodes_again_and_takes_a_batch_in_one_call(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+):
+    model = build()
+    sessions, calls = SessionRecommender(model), []
+
+    def counted(name: str) -> Callable:
+        original = getattr(model, name)
+
+        def call(*args: object) -> object:
+            calls.append(name)
+            return original(*args)
+
+        return call
+
+    for name in ("forward", "step", "extend"):
+        monkeypatch.setattr(model, name, counted(name))
+    sessions.observe_many([Event(user, 10) for user in range(50)])
+    assert calls == ["step"]
+    sessions.observe_many(interleaved(HISTORIES))
+    assert calls == ["step", "extend"]
+    sessions.recommend_many([Request(user) for user in (*range(50), *HISTORIES)])
+    assert calls == ["step", "extend"]
+
+
+def test_long_and_short_histories_are_not_padded_to_each_other(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memories, "MAX_EVENTS", 20)
+    assert memories.length_groups([1, 15, 1, 4, 1, 30]) == [[0, 2, 4, 3], [1], [5]]
+    assert memories.length_groups([]) == []
+    assert memories.length_groups([10, 10, 10]) == [[0, 1], [2]]
+
+
+def test_users_of_any_length_are_observed_in_groups(
+    build: Build, full_pass: FullPass, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(memories, "MAX_EVENTS", 6)
+    for positions in (False, True):
+        model = build(positions=positions)
+        sessions = SessionRecommender(model)
+        sessions.observe_many(interleaved(HISTORIES))
+        found = sessions.recommend_many([Request(user, 5) for user in HISTORIES])
+        for best, items in zip(found, HISTORIES.values(), strict=True):
+            same(best, full_pass(model, items))
