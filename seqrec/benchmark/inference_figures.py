@@ -17,7 +17,7 @@ class EventRow:
     Attributes:
         encoder: Name of the encoder.
         length: Events before it.
-        step_seconds: A step from the state; the fastest round's.
+        step_seconds: A step from the state; the fastest.
         again_seconds: Encoding the history with the event; the fastest.
         state_bytes: Bytes of a user's state.
     """

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from seqrec.data.collate import padded_rows
 from seqrec.errors import InputError, SessionStoreError
 from seqrec.inference.sessions.rows import StateRows
 from seqrec.models import Recommender, SequentialRecommender
@@ -230,10 +231,9 @@ def why_not_streamed(model: Recommender) -> str | None:
 
 def padded(rows: Sequence[Int64Array]) -> History:
     """Rows of item ids, at least one event each, as a history on the CPU."""
-    item_ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
-    for row, events in zip(item_ids, rows, strict=True):
-        row[: len(events)] = events
-    return History(torch.from_numpy(item_ids), torch.tensor([len(row) for row in rows]))
+    lengths = np.array([len(row) for row in rows])
+    item_ids = padded_rows(np.concatenate(rows), np.cumsum(lengths) - lengths, lengths)
+    return History(item_ids, torch.from_numpy(lengths))
 
 
 def length_groups(lengths: Sequence[int]) -> list[list[int]]:
