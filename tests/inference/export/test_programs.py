@@ -10,6 +10,7 @@ import pytest
 import torch
 from exported_models import ENCODERS, MAX_LENGTH, NUM_ITEMS, Served, build, last_states, random_history, small
 
+from seqrec import __version__
 from seqrec.embeddings import ItemTable
 from seqrec.inference import export_model
 from seqrec.inference.export.formats import write
@@ -111,6 +112,34 @@ def test_the_step_of_attention_takes_its_window_from_its_state(served: Export):
     for event in range(9):
         expected, state = model.step(item_ids[:, event], state)
     np.testing.assert_allclose(outputs["states"], expected.numpy(), rtol=0, atol=1e-5)
+
+
+def test_the_manifest_says_what_a_consumer_must_know(served: Export):
+    _, program = served("SASRec")
+    said = program.manifest
+    assert (said["seqrec"], said["format"], said["model"]) == (__version__, "onnx", "SASRec")
+    assert (said["padding_id"], said["num_items"], said["max_length"]) == (0, NUM_ITEMS, MAX_LENGTH)
+    assert said["encoder"]["init_args"]["rotary"]
+    full, step = said["programs"]["full"], said["programs"]["step"]
+    assert [(x["name"], x["dtype"], x["shape"]) for x in full["inputs"]] == [
+        ("item_ids", "int64", ["batch", "length"]),
+        ("lengths", "int64", ["batch"]),
+    ]
+    assert [(x["name"], x["dtype"], x["shape"]) for x in step["outputs"]] == [
+        ("states", "float32", ["batch", 8]),
+        ("next_state.0.keys", "float32", ["batch", 2, "window", 4]),
+        ("next_state.0.values", "float32", ["batch", 2, "window", 4]),
+        ("next_state.0.num_events", "int64", ["batch"]),
+    ]
+    assert full["longest_history"] is None
+    assert step["window"] == MAX_LENGTH
+    assert 0 <= full["largest_difference"] <= 1e-4
+
+
+def test_nothing_in_the_files_says_where_they_were_made(served: Export):
+    folder = served("MambaRec")[1].folder
+    for file in folder.glob("*.onnx"):
+        assert b".py" not in file.read_bytes()
 
 
 @pytest.mark.parametrize("form", ["onnx", "torch"])
