@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -137,18 +138,28 @@ def test_a_resumed_run_goes_on_counting(
         assert found.seconds["train"] > 0
 
 
-def test_an_interrupted_run_says_so_and_how_to_go_on(tmp_path: Path):
-    trainer, model, data = parts(tmp_path, Diary((1, 1), KeyboardInterrupt()))
+class Signal(pl.Callback):
+    """Sends this process a signal in a batch."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
+
+    def on_train_batch_start(self, trainer: pl.Trainer, model: Any, batch: Any, batch_idx: int) -> None:
+        if (trainer.current_epoch, batch_idx) == (1, 1):
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_says_so_and_how_to_go_on(tmp_path: Path, number: signal.Signals):
+    trainer, model, data = parts(tmp_path, Diary())
+    trainer.callbacks.insert(0, Signal(number))
     folder = Path(trainer.log_dir)
     (folder / "config.yaml").touch()
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(SystemExit):
-            trainer.fit(model, data)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(SystemExit):
+        trainer.fit(model, data)
     summary = read_summary(folder)
-    assert (summary.status, summary.error) == ("interrupted", "KeyboardInterrupt")
+    assert summary.status == "interrupted"
+    assert (summary.epochs, summary.steps) == (1, STEPS + 2)
     last = tmp_path / "checkpoints" / "last.ckpt"
     assert summary.resume == f"seqrec fit --config {folder / 'config.yaml'} --ckpt_path {last}"
     assert summary.best["epoch"] == 0
