@@ -219,6 +219,7 @@ data:
 model:
   class_path: MambaRec
   init_args: {{d_model: 8, num_layers: 1, dropout: 0.0, loss: {{class_path: FullSoftmax}}}}
+execution: {{activation_checkpointing: true}}
 trainer:
   max_epochs: 2
   logger: {{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {folder}, name: null}}}}
