@@ -20,6 +20,7 @@ from seqrec.models import Recommender
 from seqrec.negatives import NegativeSampler
 from seqrec.optim import OptimizerFactory, Schedule, TableOptimizer
 from seqrec.protocols import PRESETS, Candidates, Protocol
+from seqrec.search import ItemSearch
 
 # Config key -> the class whose subclasses it takes.
 KINDS: dict[str, type] = {
@@ -37,6 +38,7 @@ KINDS: dict[str, type] = {
     "protocol": Protocol,
     "protocol.candidates": Candidates,
     "protocol.split": Split,
+    "search": ItemSearch,
 }
 # Config key -> the classes that it takes, which share no base.
 CHOICES: dict[str, tuple[type, ...]] = {"sessions": (MemoryStore, SQLiteStore, RedisStore)}

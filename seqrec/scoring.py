@@ -78,6 +78,14 @@ class Scorer:
         rows = F.embedding(item_ids, self._table, padding_idx=padding, sparse=self._sparse)
         return self._scaled(rows.to(self._dtype))
 
+    def part(self, first: int, size: int) -> Tensor:
+        """(size, D) vectors of the items from `first` on, fewer at the catalogue's end, in the precision of scores."""
+        if isinstance(self._table, ShardedEmbedding):
+            rows = self._table.host_copy.part(first, size)
+        else:
+            rows = self._table[first : first + size]
+        return self._scaled(rows.to(self._dtype))
+
     def gather(self, item_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (U, D) among which those of `item_ids` are, and their places (shape of `item_ids`) there.
 
@@ -103,7 +111,7 @@ class Scorer:
         """
         states = self.cast(states)
         with torch.autocast(states.device.type, enabled=False):
-            return states @ self._part(first, size).T
+            return states @ self.part(first, size).T
 
     def cast(self, states: Tensor) -> Tensor:
         """States in the precision of scores: the table's, at least float32."""
@@ -125,7 +133,7 @@ class Scorer:
             score. A subclass with another score than a dot product overrides this, and `precise_scores` unless it
             says None.
         """
-        width = self._part(1, 1).shape[1]
+        width = self.part(1, 1).shape[1]
         if width == 1 and self._unit_columns is None:
             return None
         states = self.cast(states)
@@ -146,9 +154,9 @@ class Scorer:
     @cached_property
     def _longest(self) -> Tensor:
         """() float64, length of the longest finite item vector."""
-        size = max(1, self.score_budget // self._part(1, 1).shape[1])
+        size = max(1, self.score_budget // self.part(1, 1).shape[1])
         lengths = [
-            torch.linalg.vector_norm(self._part(first, size).detach(), dim=1)
+            torch.linalg.vector_norm(self.part(first, size).detach(), dim=1)
             .nan_to_num(nan=0.0, posinf=0.0)
             .max()
             for first in range(1, self.num_items + 1, size)
@@ -207,14 +215,6 @@ class Scorer:
         size = self._chunk_size(len(states))
         for first in range(1, self.num_items + 1, size):
             yield first, self.score_chunk(states, first, min(size, self.num_items + 1 - first))
-
-    def _part(self, first: int, size: int) -> Tensor:
-        """(size, D) vectors of the items from `first` on, fewer at the catalogue's end."""
-        if isinstance(self._table, ShardedEmbedding):
-            rows = self._table.host_copy.part(first, size)
-        else:
-            rows = self._table[first : first + size]
-        return self._scaled(rows.to(self._dtype))
 
     @property
     def _dtype(self) -> torch.dtype:

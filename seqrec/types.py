@@ -116,6 +116,13 @@ class SeenItems(RaggedItems):
         offsets = torch.searchsorted(keys, torch.arange(num_rows + 1, device=keys.device) * ROW_STRIDE)
         return SeenItems(keys % ROW_STRIDE, offsets)
 
+    def of_rows(self, rows: Tensor) -> SeenItems:
+        """The sets of some rows (N,), in their order."""
+        begins, ends = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist()
+        sets = [self.item_ids[begin:end] for begin, end in zip(begins, ends, strict=True)]
+        flat = RaggedItems.from_rows(sets)
+        return SeenItems(flat.item_ids, flat.offsets.to(self.offsets.device))
+
     def with_items(self, item_ids: Tensor) -> SeenItems:
         """Copy with `item_ids` (B,) added, one to each row."""
         rows = torch.arange(len(item_ids), device=item_ids.device)

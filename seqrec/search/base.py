@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 from torch import Tensor
 
@@ -45,8 +44,8 @@ class ItemSearch(ABC):
             InputError: `k` is out of range.
         """
 
-    def report(self) -> dict[str, Any]:
-        """What a summary says of the search so far, as plain values."""
+    def counts(self) -> dict[str, int]:
+        """What a summary adds up of the search so far, by name."""
         return {}
 
 

@@ -1,0 +1,267 @@
+"""Approximate search by FAISS. B users, C candidates, D width, V = num_items + 1, K top-k."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seqrec.errors import InputError
+from seqrec.scoring import Scorer, check_top_k
+from seqrec.search.base import ItemSearch
+from seqrec.types import ROW_STRIDE, Recommendations, SeenItems
+
+Kind = Literal["ivf_pq", "ivf_flat", "hnsw"]
+
+# Item vectors added to the index at a time, and candidates' vectors read at a time, in floats: 2^25 are 128 MiB.
+FLOATS = 1 << 25
+# Vectors a list that its centre is learned from; FAISS takes no more than 256.
+TRAINED_ON = 256
+
+
+class FaissSearch(ItemSearch):
+    """Looks for candidates in an index of the item vectors, and scores those exactly.
+
+    Johnson et al. 2019, Billion-scale Similarity Search with GPUs; hnsw: Malkov & Yashunin 2018.
+
+    It pays off from some millions of items on. The largest inner products, which scores are, are the shortest distances
+    once each vector has a further column that makes all of them equally long (Bachrach et al. 2014, Speeding Up the
+    Xbox Recommender System), which the index needs where biases or popular items are long. Each user gets `overfetch`
+    times K candidates, and as many more as it has seen items, up to 1,000; a user for whom fewer than K of them are
+    allowed is searched exactly, and counted.
+
+    Args:
+        kind: `ivf_pq`: lists around centres, vectors as short codes, about D / 4 bytes an item. `ivf_flat`: the
+            vectors themselves, 4 D bytes. `hnsw`: a graph of them, 4 D + 8 `neighbours` bytes.
+        lists: Lists of the ivf kinds; None is four times the square root of the number of items.
+        probes: Lists that a user's search looks into; None is a 64th of them, 8 at least. More find more.
+        neighbours: Edges of a vertex of hnsw.
+        overfetch: Candidates for each item wanted.
+        index_file: Where the index is kept: read if it is of the same vectors and settings, otherwise written. None
+            builds it in memory.
+
+    Raises:
+        InputError: a number below 1, another kind, or no package faiss.
+    """
+
+    def __init__(
+        self,
+        kind: Kind = "ivf_pq",
+        *,
+        lists: int | None = None,
+        probes: int | None = None,
+        neighbours: int = 32,
+        overfetch: int = 4,
+        index_file: str | None = None,
+    ) -> None:
+        if kind not in get_args(Kind):
+            raise InputError(f"kind={kind!r} must be one of {', '.join(get_args(Kind))}")
+        for name, value in {
+            "lists": lists,
+            "probes": probes,
+            "neighbours": neighbours,
+            "overfetch": overfetch,
+        }.items():
+            if value is not None and value < 1:
+                raise InputError(f"{name}={value} must be at least 1")
+        _faiss()  # rather now than after minutes
+        self.kind = kind
+        self.lists = lists
+        self.probes = probes
+        self.neighbours = neighbours
+        self.overfetch = overfetch
+        self.index_file = index_file
+        self._index: Any = None
+        self._exact_rows = 0
+
+    @torch.no_grad()
+    def prepare(self, scorer: Scorer) -> None:
+        """Build the index of a scorer's item vectors, or read it.
+
+        Raises:
+            InputError: a scorer of other scores than inner products.
+        """
+        if type(scorer) is not Scorer:
+            raise InputError(
+                f"FaissSearch finds inner products of vectors, but {type(scorer).__name__} scores otherwise; take "
+                "ExactSearch"
+            )
+        digest = self._digest(scorer)
+        path = None if self.index_file is None else Path(self.index_file)
+        self._index = None if path is None else _read(path, digest)
+        if self._index is None:
+            self._index = self._build(scorer)
+            if path is not None:
+                _write(self._index, path, digest)
+
+    def counts(self) -> dict[str, int]:
+        """Users that were searched exactly, as `exact_rows`."""
+        return {"exact_rows": self._exact_rows}
+
+    @torch.no_grad()
+    def top_k(
+        self,
+        scorer: Scorer,
+        states: Tensor,
+        k: int,
+        user_ids: Tensor,
+        *,
+        exclude: SeenItems | None = None,
+        blocked: Tensor | None = None,
+    ) -> Recommendations:
+        """See `ItemSearch.top_k`; needs `prepare`."""
+        check_top_k(k, scorer.num_items)
+        if self._index is None:
+            raise InputError("FaissSearch has no index yet; call prepare(model.scorer()) first")
+        states = scorer.cast(states)
+        seen = 0 if exclude is None else int(exclude.counts.max())
+        wanted = min(scorer.num_items, self.overfetch * k + min(seen, 1000))
+        candidates = self._candidates(states, wanted, blocked)
+        scores = _scores(scorer, states, candidates)
+        forbidden = (candidates == 0) | scores.isnan()
+        if exclude is not None:
+            forbidden |= _among(candidates, exclude)
+        if blocked is not None:
+            forbidden |= torch.isin(candidates, blocked)
+        values, columns = scores.masked_fill_(forbidden, -torch.inf).topk(min(k, wanted), dim=1)
+        item_ids = candidates.gather(1, columns).masked_fill_(values == -torch.inf, 0)
+        short = (item_ids == 0).any(1) if wanted >= k else torch.ones(len(states), dtype=torch.bool)
+        if short.any():
+            item_ids, values = self._search_exactly(
+                scorer, states, k, item_ids, values, short, exclude, blocked
+            )
+        return Recommendations(item_ids, values, user_ids)
+
+    def _search_exactly(
+        self,
+        scorer: Scorer,
+        states: Tensor,
+        k: int,
+        item_ids: Tensor,
+        values: Tensor,
+        short: Tensor,
+        exclude: SeenItems | None,
+        blocked: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        rows = short.nonzero().flatten()
+        own = None if exclude is None else exclude.of_rows(rows)
+        exact = scorer.top_k(states[rows], k, rows, exclude=own, blocked=blocked)
+        self._exact_rows += len(rows)
+        return item_ids.index_copy(0, rows, exact.item_ids), values.index_copy(0, rows, exact.scores)
+
+    def _candidates(self, states: Tensor, wanted: int, blocked: Tensor | None) -> Tensor:
+        """(B, C) item ids, 0 where the index gives fewer."""
+        faiss = _faiss()
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        settings: dict[str, Any] = {}
+        if blocked is not None:
+            # The index numbers items from 0.
+            names = blocked.cpu().numpy() - 1
+            settings["sel"] = faiss.IDSelectorNot(faiss.IDSelectorBatch(names))
+        if self.kind == "hnsw":
+            parameters = faiss.SearchParametersHNSW(efSearch=2 * wanted, **settings)
+        else:
+            probes = self.probes or max(8, math.ceil(self._index.nlist / 64))
+            parameters = faiss.SearchParametersIVF(nprobe=min(probes, self._index.nlist), **settings)
+        queries = _padded(states.float().cpu().numpy(), self._index.d)
+        _, found = self._index.search(queries, wanted, params=parameters)
+        return torch.from_numpy(found + 1).to(states.device)
+
+    def _build(self, scorer: Scorer) -> Any:
+        faiss, num_items = _faiss(), scorer.num_items
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        width = scorer.part(1, 1).shape[1]
+        step = max(1, FLOATS // width)
+        firsts = range(1, num_items + 1, step)
+        longest = max(float(scorer.part(first, step).square().sum(1).max()) for first in firsts)
+        width += 1
+        if self.kind == "hnsw":
+            index = faiss.IndexHNSWFlat(width, self.neighbours)
+        else:
+            lists = min(self.lists or round(4 * math.sqrt(num_items)), max(1, num_items // 39))
+            codes = math.ceil(width / 4)
+            # Codes are of 4 columns each, and 8 bits need 256 vectors to learn from.
+            pq = f"PQ{codes}" if num_items >= 256 else f"PQ{codes}x4"
+            width, coding = (4 * codes, pq) if self.kind == "ivf_pq" else (width, "Flat")
+            index = faiss.index_factory(width, f"IVF{lists},{coding}")
+            size = min(num_items, max(TRAINED_ON * lists, 1 << 16))
+            some = torch.linspace(1, num_items, size, dtype=torch.float64).round().long()
+            index.train(_equally_long(scorer.vectors(some), longest, width))
+        for first in firsts:
+            index.add(_equally_long(scorer.part(first, step), longest, width))
+        return index
+
+    def _digest(self, scorer: Scorer) -> str:
+        digest = hashlib.sha256(f"{self.kind} {self.lists} {self.neighbours}".encode())
+        if self.index_file is not None:
+            step = max(1, FLOATS // scorer.part(1, 1).shape[1])
+            for first in range(1, scorer.num_items + 1, step):
+                vectors = scorer.part(first, min(step, scorer.num_items + 1 - first))
+                digest.update(vectors.float().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _faiss() -> Any:
+    try:
+        return importlib.import_module("faiss")
+    except ImportError as error:
+        raise InputError(
+            f"FaissSearch needs the package faiss ({error}): pip install 'seqrec[faiss]', or take ExactSearch"
+        ) from error
+
+
+def _equally_long(vectors: Tensor, longest: float, width: int) -> NDArray[np.float32]:
+    """(N, width) vectors with a column that makes their squared length `longest`."""
+    missing = (longest - vectors.double().square().sum(1, keepdim=True)).clamp_min(0).sqrt()
+    return _padded(torch.cat([vectors.float(), missing.float()], 1).cpu().numpy(), width)
+
+
+def _padded(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    """(N, width) vectors with columns of zeros behind, which no product notices."""
+    if vectors.shape[1] == width:
+        return np.ascontiguousarray(vectors)
+    return np.pad(vectors, ((0, 0), (0, width - vectors.shape[1])))
+
+
+@torch.no_grad()
+def _scores(scorer: Scorer, states: Tensor, candidates: Tensor) -> Tensor:
+    """(B, C) exact scores, some rows at a time; those of item 0 mean nothing."""
+    rows = max(1, FLOATS // (candidates.shape[1] * states.shape[1]))
+    begins = range(0, len(states), rows)
+    return torch.cat([scorer.score(states[b : b + rows], candidates[b : b + rows]) for b in begins])
+
+
+def _among(candidates: Tensor, exclude: SeenItems) -> Tensor:
+    """(B, C) whether a row excludes the candidate."""
+    keys = exclude.rows * ROW_STRIDE + exclude.item_ids
+    wanted = torch.arange(len(candidates), device=keys.device).unsqueeze(1) * ROW_STRIDE + candidates
+    return torch.isin(wanted, keys)
+
+
+def _read(path: Path, digest: str) -> Any:
+    """The index that was kept, None where there is none of these vectors."""
+    description = path.with_name(path.name + ".json")
+    try:
+        if json.loads(description.read_text(encoding="utf-8"))["digest"] != digest:
+            return None
+        return _faiss().read_index(str(path))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        return None
+
+
+def _write(index: Any, path: Path, digest: str) -> None:
+    description = path.with_name(path.name + ".json")
+    description.unlink(missing_ok=True)
+    aside = path.with_name(path.name + ".partial")
+    _faiss().write_index(index, str(aside))
+    aside.replace(path)
+    # Last, so that an index is never taken for that of other vectors.
+    description.write_text(json.dumps({"digest": digest}) + "\n", encoding="utf-8")
