@@ -1,4 +1,4 @@
-"""Commands without a trainer: `seqrec inspect`, `doctor`, `compare`, `export`, `serve`, `sweep` and `benchmark`."""
+"""Commands without a trainer: inspect, doctor, compare, recommend, export, serve, sweep and benchmark."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from seqrec.data.inspect_text import report_text
 from seqrec.data.store import EventStore
 from seqrec.doctor import examine
 from seqrec.inference import export_model, load_recommender
+from seqrec.inference.bulk.command import recommend
 from seqrec.inference.export.manifest import FILE_NAME as MANIFEST
 from seqrec.results import compare_results, comparison_text, read_results
 from seqrec.results.comparison import METRICS
@@ -150,6 +151,7 @@ COMMANDS: dict[str, Any] = {
     "inspect": inspect,
     "doctor": doctor,
     "compare": compare,
+    "recommend": recommend,
     "export": export,
     "serve": serve,
     "report": report,
@@ -177,6 +179,8 @@ def run_command(words: Sequence[str], main: Callable[[Sequence[str]], None]) -> 
     if command == "sweep":
         _run_sweep(arguments, main)
         return
+    if command == "recommend":
+        arguments = [_with_underscores(word) for word in arguments]
     if command == "compare":
         _run_compare(arguments)
         return
@@ -229,6 +233,12 @@ def with_lists(command: Any, words: Sequence[str]) -> list[str]:
         number = kinds[word] is int and all(value.isdecimal() for value in values)
         found.append(json_module.dumps([int(value) for value in values] if number else values))
     return found
+
+
+def _with_underscores(word: str) -> str:
+    """`--top_k=5` for `--top-k=5`."""
+    option, equals, value = word.partition("=")
+    return option[:2] + option[2:].replace("-", "_") + equals + value if word.startswith("--") else word
 
 
 def _run_compare(arguments: Sequence[str]) -> None:

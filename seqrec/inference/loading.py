@@ -45,6 +45,20 @@ def load_recommender(
     return model
 
 
+def trained_store(ckpt: str | Path, store: str | Path | None = None) -> EventStore:
+    """The event store that a checkpoint's model was trained on.
+
+    Args:
+        ckpt: The checkpoint.
+        store: Where the store is now; None is where it was then.
+
+    Raises:
+        MissingInputError: there is no such file, or no store where it was.
+        InputError: no checkpoint of a recommender, or a store with other items.
+    """
+    return _store(_record(Path(ckpt)), Path(ckpt), store)
+
+
 def _record(path: Path) -> dict[str, Any]:
     """What the checkpoint says it is."""
     if not path.is_file():

@@ -1,0 +1,189 @@
+"""`seqrec recommend`."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seqrec.data.filters import Filters
+from seqrec.data.prepare import ensure_store
+from seqrec.data.progress import print_line
+from seqrec.data.sources import Table
+from seqrec.data.store import MANIFEST, EventStore
+from seqrec.errors import InputError
+from seqrec.inference.block_list import read_block_list
+from seqrec.inference.bulk.job import BulkJob, describe, recommend_in_bulk
+from seqrec.inference.bulk.output import BulkOutput
+from seqrec.inference.bulk.users import BulkUsers, store_digest
+from seqrec.inference.loading import load_recommender, trained_store
+from seqrec.models.histories import blocked_items
+from seqrec.models.recommending import Terms, item_ids_of
+from seqrec.scoring import check_top_k
+from seqrec.search import ExactSearch, ItemSearch
+
+
+def recommend(
+    *,
+    ckpt: str,
+    output: str,
+    input: str | None = None,
+    store: str | None = None,
+    top_k: int = 10,
+    filter_seen: bool = True,
+    block: str | None = None,
+    search: ItemSearch | None = None,
+    user: str = "user_id",
+    item: str = "item_id",
+    timestamp: str | None = "timestamp",
+    max_length: int | None = None,
+    max_tokens: int = 1 << 14,
+    part_users: int = 1 << 14,
+    shard: str | None = None,
+    device: str = "auto",
+    memory_limit: str | None = None,
+) -> None:
+    """Recommend items to many users, as Parquet, in a job that may be killed and goes on when started again.
+
+    The same command goes on where the job stopped. The ranks of torchrun share the parts.
+
+    Args:
+        ckpt: Checkpoint of the model.
+        output: Folder of Parquet files with the columns user_id, item_id, rank (1 is best) and score; beside it
+            <output>_summary.json says that all are there, and <output>_left_out.parquet lists users who get nothing,
+            as the model knows none of their items.
+        input: Histories of the users: a CSV, TSV or Parquet table, a glob or folder of such, one event a row, of any
+            size; or the folder of an event store. None is all users of the log that the model was trained on.
+        store: Folder of the event store that the model was trained on; None is where it was then.
+        top_k: Items a user.
+        filter_seen: Whether items of the user's history are left out.
+        block: File of the log's item ids that nobody gets: a line each, or the column item_id of a Parquet file.
+        search: How the best items are found; None scores the whole catalogue.
+        user: Name of the table's column of users.
+        item: Name of the table's column of items.
+        timestamp: Name of the table's column of times; null for a table without, whose rows are in time order.
+        max_length: Newest events that the model sees; None is what it was trained with.
+        max_tokens: Events encoded at a time, padding included; fewer take less memory.
+        part_users: Users of a file, at most.
+        shard: This process's share of the files, as 0/4 .. 3/4 for four processes on one folder; None is that of
+            torchrun, or all.
+        device: cpu, cuda, or auto: cuda where there is one.
+        memory_limit: Most memory that reading a table may take, such as 8GiB; None is half of the machine's.
+
+    Raises:
+        InputError: an argument is out of range or a file is not there, or the output holds another job's.
+    """
+    if max_tokens < 1:
+        raise InputError(f"max_tokens={max_tokens} must be at least 1")
+    rank, ranks = share(shard)
+    model = load_recommender(ckpt, store=store, device=_device(device))
+    model.search = search or ExactSearch()
+    check_top_k(top_k, model.scorer().num_items)
+    blocked = None if block is None else blocked_items(item_ids_of(model), read_block_list(block))
+    job = BulkJob(Terms(top_k, filter_seen, blocked), max_length, max_tokens, (rank, ranks))
+    users = _Users(ckpt, store, input, (user, item, timestamp), memory_limit)
+    described = {**describe(model, job), "part_users": part_users, "users": users.describe()}
+    files = BulkOutput(Path(output), described)
+    summary = files.summary
+    if summary is None:
+        events = users.events(files.work / "users")
+        own = input is None
+        summary = recommend_in_bulk(
+            model, BulkUsers(events, model, own=own, part_users=part_users), files, job
+        )
+    else:
+        print_line(f"{output} was complete already")
+    if summary is None:
+        print_line(f"share {rank}/{ranks} is done; {output} lacks parts of other shares")
+    else:
+        print_line(_summary_text(files, summary))
+
+
+@dataclass(frozen=True)
+class _Users:
+    """Whose histories are meant, by the command's arguments."""
+
+    ckpt: str
+    store: str | None
+    input: str | None
+    columns: tuple[str, str, str | None]
+    memory_limit: str | None
+
+    def describe(self) -> Any:
+        """What tells these users from others, as plain values."""
+        if self._table is None:
+            return store_digest(self._prepared)
+        files = [(file.as_posix(), file.stat()) for file in self._table.files()]
+        return {
+            **self._table.describe()["arguments"],
+            "files": [[name, found.st_size, found.st_mtime_ns] for name, found in files],
+        }
+
+    def events(self, folder: Path) -> EventStore:
+        """Their events; a table is made a store in `folder`."""
+        if self._table is None:
+            return self._prepared
+        return ensure_store(
+            self._table, Filters(), folder, memory_limit=self.memory_limit, progress=print_line
+        )
+
+    @cached_property
+    def _table(self) -> Table | None:
+        if self.input is None or (Path(self.input) / MANIFEST).is_file():
+            return None
+        return Table(self.input, *self.columns)
+
+    @cached_property
+    def _prepared(self) -> EventStore:
+        return trained_store(self.ckpt, self.store) if self.input is None else EventStore.open(self.input)
+
+
+def _summary_text(files: BulkOutput, summary: dict[str, Any]) -> str:
+    served = summary["users"] - summary["users_left_out"]
+    lines = [
+        f"{files.folder}: {summary['rows']:,} recommendations to {served:,} users, {summary['parts']:,} files"
+    ]
+    if summary["unknown_events"]:
+        lines.append(
+            f"dropped {summary['unknown_events']:,} of {summary['unknown_events'] + summary['events']:,} events, of "
+            f"{summary['unknown_items']:,} items that the model does not know"
+        )
+    if summary["users_left_out"]:
+        lines.append(
+            f"{summary['users_left_out']:,} users have no item that the model knows: {files.left_out_file}"
+        )
+    if "exact_rows" in summary:
+        lines.append(f"{summary['exact_rows']:,} users searched exactly, as too few items were found")
+    return "\n".join(lines)
+
+
+def share(shard: str | None) -> tuple[int, int]:
+    """Which share of the parts this process makes, and of how many.
+
+    Args:
+        shard: As `1/4`; None is the rank of torchrun, or all.
+
+    Raises:
+        InputError: no such share.
+    """
+    if shard is None:
+        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not found or int(found[1]) >= int(found[2]):
+        raise InputError(f"shard={shard!r} must be a share such as 0/4, 1/4, 2/4 or 3/4")
+    return int(found[1]), int(found[2])
+
+
+def _device(device: str) -> str:
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device={device!r} must be auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device='cuda', but torch finds no GPU here; take cpu or auto")
+    if device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"

@@ -1,0 +1,106 @@
+"""Users of an event store in parts, in the ids of a model that may have been trained on another log. U users."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqrec.data.event_block import EventBlock
+from seqrec.data.ragged import ranges
+from seqrec.data.store import EventStore
+from seqrec.errors import InputError
+from seqrec.models import Recommender
+from seqrec.models.recommending import item_ids_of
+
+if TYPE_CHECKING:
+    import polars
+
+Int64 = NDArray[np.int64]
+
+# Events of a part, at most, but for one user with more: with times 2^23 take some 200 MiB while they are sorted out.
+PART_EVENTS = 1 << 23
+
+
+class BulkUsers:
+    """All users of a store, each with its whole history.
+
+    Args:
+        store: Their events.
+        model: Whose item and user ids are meant.
+        own: Whether it is the store that the model was trained on, so that ids are the same.
+        part_users: Users of a part, at most; a part is what a job writes at a time.
+
+    Attributes:
+        bounds: (parts + 1,) user row at which each part starts; the last one is U.
+        unknown_items: Items of the store that the model does not know.
+
+    Raises:
+        InputError: `part_users` below 1.
+    """
+
+    def __init__(self, store: EventStore, model: Recommender, *, own: bool, part_users: int) -> None:
+        if part_users < 1:
+            raise InputError(f"part_users={part_users} must be at least 1")
+        self.store = store
+        self._item_map: Int64 | None = None
+        self._user_map: Int64 | None = None
+        self._num_items = len(item_ids_of(model))
+        if not own:
+            self._item_map = item_ids_of(model).translation(store.item_vocabulary)
+            self._user_map = np.zeros(store.num_users + 1, np.int64)
+            # Others do not look at users.
+            if model.hparams.get("user_embedding") and model.user_vocabulary is not None:
+                self._user_map = model.user_vocabulary.translation(store.user_vocabulary)
+        self.unknown_items = 0 if self._item_map is None else int((self._item_map[1:] == 0).sum())
+        self.bounds = _bounds(np.asarray(store.offsets), part_users)
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def rows(self, part: int) -> Int64:
+        """User rows of a part."""
+        return np.arange(self.bounds[part], self.bounds[part + 1])
+
+    def block(self, rows: Int64) -> tuple[EventBlock, int]:
+        """Known events of the users in rows (U,) of the store, and how many unknown ones were dropped."""
+        offsets = np.asarray(self.store.offsets)
+        starts, counts = offsets[rows], offsets[rows + 1] - offsets[rows]
+        places = ranges(starts, counts)
+        item_ids: NDArray[np.integer[Any]] = np.asarray(self.store.item_ids)[places]
+        times = None if self.store.timestamps is None else np.asarray(self.store.timestamps)[places]
+        user_ids, events = rows + 1, len(places)
+        if self._item_map is not None and self._user_map is not None:
+            item_ids, user_ids = self._item_map[item_ids], self._user_map[user_ids]
+            known = item_ids > 0
+            counts = np.bincount(np.repeat(np.arange(len(rows)), counts)[known], minlength=len(rows))
+            item_ids, times = item_ids[known], None if times is None else times[known]
+        block_offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        block = EventBlock(item_ids, block_offsets, user_ids, self._num_items, times)
+        return block, events - len(item_ids)
+
+    def names(self, rows: Int64) -> polars.Series:
+        """The log's ids of users."""
+        return self.store.user_vocabulary.external_series(rows + 1)
+
+    def sample(self, size: int) -> EventBlock:
+        """Known events of so many users, at most, evenly spread over the store."""
+        rows = np.unique(np.linspace(0, self.store.num_users - 1, size).astype(np.int64))
+        return self.block(rows)[0]
+
+
+def store_digest(store: EventStore) -> str:
+    """Which events a store holds; equal for stores with the same content."""
+    text = json.dumps(store.manifest["files"], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _bounds(offsets: Int64, part_users: int) -> list[int]:
+    bounds, num_users = [0], len(offsets) - 1
+    while (first := bounds[-1]) < num_users:
+        by_events = int(np.searchsorted(offsets, offsets[first] + PART_EVENTS, side="right")) - 1
+        bounds.append(min(num_users, first + part_users, max(by_events, first + 1)))
+    return bounds
