@@ -11,8 +11,8 @@ def outlive_signals(worker: int) -> None:
     """Let a loader process live on where a terminal or a cluster sends its run's signals to all processes.
 
     The run finishes its step, which it could not do without its loader, and then ends the loader by a SIGTERM of its
-    own. Loaders also end by themselves when the run is gone. Where a process cannot see who sent a signal (macOS, Windows),
-    SIGTERM ends it as ever.
+    own. Loaders also end by themselves when the run is gone. Where a process cannot see who sent a signal (macOS,
+    Windows), SIGTERM ends it as ever.
 
     Args:
         worker: Number of the process; a loader's `worker_init_fn` gets it.
