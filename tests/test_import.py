@@ -28,3 +28,7 @@ def test_importing_models_and_data_loads_no_table_library():
 
 def test_errors_registry_and_specs_load_without_torch():
     assert loaded_by("import seqrec.errors, seqrec.registry, seqrec.specs", "torch") == []
+
+
+def test_the_command_line_loads_no_server_before_it_serves():
+    assert loaded_by("import seqrec.cli_commands", "fastapi", "uvicorn", "prometheus_client", "redis") == []

@@ -31,7 +31,7 @@ USERS = 8
 
 
 @contextmanager
-def server(checkpoint: Path, folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def server(checkpoint: Path, folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command with a durable store, and the address that it says; killed at the end if it still runs."""
     words = [
         "--ckpt",
@@ -45,7 +45,7 @@ def server(checkpoint: Path, folder: Path) -> Iterator[tuple[subprocess.Popen[st
     ]
     with (folder / "errors.txt").open("a") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "seqrec", "serve", *words],
+            [sys.executable, "-m", "seqrec", "serve", *words, *more],
             cwd=folder,
             env={**os.environ, "SEQREC_TOKEN": TOKEN},
             stdout=subprocess.PIPE,
@@ -100,8 +100,12 @@ def test_what_was_acknowledged_survives_kill_9_and_what_is_in_work_a_stop(checkp
         process.send_signal(signal.SIGKILL)
         acknowledged = {user: count.result() for user, count in counts.items()}
     assert all(0 < count < 2000 for count in acknowledged.values()), acknowledged
-    with server(checkpoint, tmp_path) as (process, url):
+    with server(checkpoint, tmp_path, "--log", str(checkpoint.parent / "store")) as (process, url):
         with httpx.Client(base_url=url, headers=AUTHORIZED, timeout=TIMEOUT) as client:
+            # A user of the log goes on from there.
+            (user,) = log.user_vocabulary.external_ids([1])
+            response = client.post("/recommend", json={"user": int(user), "k": len(known)})
+            assert set(items_of(response)) == set(known) - history_of(log, 1)
             found = {
                 user: items_of(client.post("/recommend", json={"user": user, "filter_seen": False}))
                 for user in plans
@@ -109,6 +113,11 @@ def test_what_was_acknowledged_survives_kill_9_and_what_is_in_work_a_stop(checkp
         check_replay(checkpoint, plans, acknowledged, found)
         check_stop(process, url, known[0])
     assert not (tmp_path / "errors.txt").read_text()
+
+
+def history_of(log: EventStore, user_id: int) -> set[int]:
+    own = log.item_ids[log.offsets[user_id - 1] : log.offsets[user_id]]
+    return {int(item) for item in log.item_vocabulary.external_ids(own)}
 
 
 def check_replay(checkpoint: Path, plans: dict, acknowledged: dict, found: dict) -> None:
