@@ -15,6 +15,7 @@ from seqrec import __version__
 from seqrec.benchmark.catalogue import benchmark_catalogue
 from seqrec.benchmark.data import benchmark_data
 from seqrec.benchmark.inference import benchmark_inference
+from seqrec.benchmark.memory import benchmark_memory
 from seqrec.benchmark.paper import benchmark_paper
 from seqrec.benchmark.paper_report import report
 from seqrec.benchmark.scan import benchmark_scan
@@ -164,6 +165,7 @@ COMMANDS: dict[str, Any] = {
         "inference": benchmark_inference,
         "training": benchmark_training,
         "paper": benchmark_paper,
+        "memory": benchmark_memory,
     },
 }
 

@@ -101,7 +101,7 @@ class Settings:
 
     def words(self, cell: Cell) -> list[str]:
         """Words of a cell's command behind its configs; a baseline has nothing of a model's that could be set."""
-        baseline = issubclass(getattr(models, cell.model, object), models.Baseline)
+        baseline = is_baseline(cell.model)
         overrides = [word for word in self.overrides if not (baseline and word.startswith("--model."))]
         return [*overrides, *(["--data.source.path", self.path] if self.path is not None else [])]
 
@@ -180,6 +180,11 @@ def plan(
     for cell in counted + cells:
         settings.fragments(cell)
     return [cell for cell in counted + cells if settings.applies(cell)]
+
+
+def is_baseline(model: str) -> bool:
+    """Whether a model of this name counts, and is not trained."""
+    return issubclass(getattr(models, model, object), models.Baseline)
 
 
 @cache

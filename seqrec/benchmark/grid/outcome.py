@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seqrec.benchmark.grid.cells import Cell
+from seqrec.benchmark.grid.cells import Cell, is_baseline
 from seqrec.errors import MissingInputError
 from seqrec.results.file import FILE_NAME as RANKS_FILE
 from seqrec.runs import Summary
@@ -51,7 +51,7 @@ def write_result(folder: Path, cell: Cell, **terms: Any) -> dict[str, Any]:
         **terms,
         "protocol": judged["protocol"],
         "users": judged["users"],
-        **_costs(summary),
+        **_costs(summary, trained=not is_baseline(cell.model)),
         # The run's own model stands first, the popularity baseline behind it.
         "metrics": next(iter(judged["models"].values())),
         "curve": list(_curve(run / "metrics.csv")),
@@ -100,16 +100,17 @@ def read_grid(folder: Path) -> tuple[polars.DataFrame, polars.DataFrame]:
     return polars.read_parquet(file), polars.read_parquet(folder / CURVES_FILE)
 
 
-def _costs(summary: Summary) -> dict[str, Any]:
+def _costs(summary: Summary, *, trained: bool) -> dict[str, Any]:
     """What a run took, as columns of a table."""
     machine, peak = summary.hardware, summary.peak_memory
     on_cpu = f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores"
     return {
-        "epochs": summary.epochs,
-        "steps": summary.steps,
-        "events": summary.events,
-        "events_per_second": summary.events_per_second,
-        "train_seconds": summary.seconds.get("train", 0.0),
+        # Lightning counts the batches of a baseline as steps, though nothing is optimised.
+        "epochs": summary.epochs if trained else 0,
+        "steps": summary.steps if trained else 0,
+        "events": summary.events if trained else 0,
+        "events_per_second": summary.events_per_second if trained else None,
+        "train_seconds": summary.seconds.get("train", 0.0) if trained else 0.0,
         "validation_seconds": summary.seconds.get("validate", 0.0),
         "test_seconds": summary.seconds.get("test", 0.0),
         # On a GPU its tensors; on a CPU all that the process holds, interpreter and libraries included.

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqrec.benchmark.grid.budget import Budget
-from seqrec.benchmark.grid.cells import ENCODERS
+from seqrec.benchmark.grid.cells import ENCODERS, is_baseline
 from seqrec.benchmark.grid.outcome import RUN_FOLDER
 from seqrec.errors import InputError
 from seqrec.results import read_results
@@ -48,7 +48,7 @@ class Row:
     @property
     def is_trained(self) -> bool:
         """Whether it is no baseline."""
-        return any(run["steps"] for run in self.runs)
+        return not is_baseline(self.model)
 
     @property
     def means(self) -> NDArray[np.float64]:
