@@ -94,16 +94,28 @@ def in_one_line(error: BaseException | None) -> str | None:
     package = re.search(r"given class_path '[\w.]*?(\w+)':\s+Requirement '([\w-]+)[^']*' not met", text)
     if package:
         return f"{package[1]} needs a package that is not installed: pip install {package[2]}"
-    worker = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is (killed by .*\w)|exited)", text)
-    if worker:
-        how = f"was {worker[2]}" if worker[2] else "ended unexpectedly"
+    if _raised_in(error, "torch/utils/data/dataloader.py") and isinstance(
+        error, (RuntimeError, OSError, EOFError)
+    ):
+        process = re.search(r"pid(?:\(s\))? ([\d, ]+)", text)
         return (
-            f"the loader process {worker[1]} {how}, most often for want of memory: lower --data.num_workers (0 reads "
-            "in the main process) or --data.batch_size, or give the job more memory"
+            f"a loader process{f' ({process[1]})' if process else ''} ended unexpectedly, most often killed for want "
+            "of memory: lower --data.num_workers (0 reads in the main process) or --data.batch_size, or give the job "
+            "more memory"
         )
     if any(words in text for words in LOST_RANK):
         return f"another rank of this job has ended, and its own message says why ({text.splitlines()[0]})"
     return None
+
+
+def _raised_in(error: BaseException | None, file: str) -> bool:
+    """Whether an exception came through a file."""
+    step = None if error is None else error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code.co_filename.replace("\\", "/").endswith(file):
+            return True
+        step = step.tb_next
+    return False
 
 
 def concrete_subclasses(base: type[Any]) -> Iterator[type[Any]]:

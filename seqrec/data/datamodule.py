@@ -12,11 +12,11 @@ import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 
 from seqrec.data.batching import BatchSampler
 from seqrec.data.collate import WindowDataset
 from seqrec.data.item_counts import training_item_counts
+from seqrec.data.loader import ResumableLoader, outlive_signals
 from seqrec.data.prepare import Filters, ensure_store, fingerprint, prepare
 from seqrec.data.progress import print_line
 from seqrec.data.resuming import TrainingPlace, count_as_done
@@ -24,26 +24,8 @@ from seqrec.data.sources import Source
 from seqrec.data.splits import LeaveOneOut, Split
 from seqrec.data.store import EventStore
 from seqrec.data.windows import NewestWindow, TrainWindows, WindowIndex, judged_windows, newest_windows
-from seqrec.data.workers import outlive_signals
 from seqrec.errors import InputError
 from seqrec.specs import to_spec
-from seqrec.types import SequenceBatch
-
-
-class ResumableLoader(DataLoader[SequenceBatch]):
-    """A loader that can start in the middle of an epoch, which Lightning tells by these two methods.
-
-    Where it starts is the data module's state: the loader itself fetches ahead of what has been trained on.
-    """
-
-    sampler: BatchSampler
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing; see `SequenceDataModule.state_dict`."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing; see `SequenceDataModule.load_state_dict`."""
 
 
 class SequenceDataModule(pl.LightningDataModule):
