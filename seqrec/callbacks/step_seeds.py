@@ -16,6 +16,16 @@ class StepSeeds(pl.Callback):
     repeats what the run that was never stopped draws there, on one rank or many. The run's seed is torch's initial
     seed, which `seed_everything` sets, and is kept in checkpoints.
 
+    With the same seed, two runs on the CPU end with identical weights, whatever `num_workers`: a loader process draws
+    nothing, since windows and their order come from the sampler's own generator, and samplers of negatives draw from
+    torch's generator of their device, which is seeded here. On a GPU the draws are the same, but sums are not to the
+    last bit, because threads add in changing order: gradients of embedding tables and of gathered rows (`index_add_`,
+    `scatter_add_`, `index_put_` with repeated rows), `cumsum`, and the backward passes of mamba-ssm's and causal-conv1d's
+    kernels and of flash and memory-efficient attention. This package's Triton scan adds in a fixed order.
+    `trainer.deterministic: true` (or `warn`) makes torch's own operations repeatable, slower, or names those that
+    cannot be; it does not know kernels of other packages. Another number of ranks, another batch size or another GPU
+    round otherwise.
+
     Attributes:
         seed: The run's seed; None until training starts.
     """
