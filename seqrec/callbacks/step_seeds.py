@@ -20,8 +20,8 @@ class StepSeeds(pl.Callback):
     nothing, since windows and their order come from the sampler's own generator, and samplers of negatives draw from
     torch's generator of their device, which is seeded here. On a GPU the draws are the same, but sums are not to the
     last bit, because threads add in changing order: gradients of embedding tables and of gathered rows (`index_add_`,
-    `scatter_add_`, `index_put_` with repeated rows), `cumsum`, and the backward passes of mamba-ssm's and causal-conv1d's
-    kernels and of flash and memory-efficient attention. This package's Triton scan adds in a fixed order.
+    `scatter_add_`, `index_put_` with repeated rows), `cumsum`, and the backward passes of mamba-ssm and causal-conv1d
+    and of flash and memory-efficient attention. This package's Triton scan adds in a fixed order.
     `trainer.deterministic: true` (or `warn`) makes torch's own operations repeatable, slower, or names those that
     cannot be; it does not know kernels of other packages. Another number of ranks, another batch size or another GPU
     round otherwise.
