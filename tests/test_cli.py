@@ -193,6 +193,29 @@ def test_predict_writes_parquet_with_the_logs_own_ids():
     assert stated["Novelty@3"] > 0
 
 
+def test_predict_leaves_out_blocked_items():
+    main(FIT)
+    Path("block.txt").write_text("0\n7\n")
+    ckpt = ("--ckpt_path", "runs/version_0/checkpoints/best.ckpt")
+    settings = ("--recommendations.filter_seen", "false", "--recommendations.top_k", "39")
+    main(("predict", *ckpt, "--recommendations.directory", "all", *settings))
+    main(
+        (
+            "predict",
+            *ckpt,
+            "--recommendations.directory",
+            "some",
+            *settings,
+            "--recommendations.block",
+            "block.txt",
+        )
+    )
+    everything, some = pl.read_parquet("all/*.parquet"), pl.read_parquet("some/*.parquet")
+    allowed = everything.filter(~pl.col("item_id").is_in([0, 7]))
+    assert len(allowed) < len(everything)
+    assert some.drop("rank").equals(allowed.drop("rank"))
+
+
 def test_predict_does_not_overwrite_recommendations(capsys: pytest.CaptureFixture[str]):
     main(FIT)
     words = (
