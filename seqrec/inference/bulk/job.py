@@ -77,9 +77,10 @@ def recommend_in_bulk(
     total, left = (sum(len(users.rows(part)) for part in some) for some in (parts, missing))
     if left < total:
         show(f"{total - left:,} of {total:,} users are done already")
-    more: dict[str, Any] = {"unknown_items": users.unknown_items}
     if missing:
-        more |= _prepare_search(model, users, job, show)
+        searched = _prepare_search(model, users, job, show)
+        if rank == 0:
+            files.note({"unknown_items": users.unknown_items, **searched})
     bar = tqdm(total=total, initial=total - left, unit=" users", disable=rank != 0, smoothing=0.05)
     with bar, ThreadPoolExecutor(1) as pool:
         writing: Future[None] | None = None
@@ -91,7 +92,7 @@ def recommend_in_bulk(
             writing = pool.submit(_write, files, part, users, made, item_ids_of(model))
         if writing is not None:
             writing.result()
-    return files.finish(len(users), more)
+    return files.finish(len(users))
 
 
 def recall(model: Recommender, block: EventBlock, job: BulkJob) -> float:

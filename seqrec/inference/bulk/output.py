@@ -91,12 +91,17 @@ class BulkOutput:
         # From here on the part is done, so the files above come first.
         written.replace(self._part(part))
 
-    def finish(self, num_parts: int, more: dict[str, Any]) -> dict[str, Any] | None:
+    def note(self, more: dict[str, Any]) -> None:
+        """Keep what the summary says beside the counts, whichever process writes that; call it before `write`."""
+        written = self._aside("notes.json")
+        written.write_text(json.dumps(more), encoding="utf-8")
+        written.replace(self.work / "notes.json")
+
+    def finish(self, num_parts: int) -> dict[str, Any] | None:
         """Write the summary if all parts are there.
 
         Args:
             num_parts: Parts of the job.
-            more: What the summary says beside the counts.
 
         Returns:
             The summary; None where other processes have parts to write.
@@ -115,7 +120,7 @@ class BulkOutput:
                 aside = self._aside("left_out.parquet")
                 polars.scan_parquet(left_out).sink_parquet(aside)
                 aside.replace(self.left_out_file)
-            summary = {**counts, "parts": num_parts, **more, "job": self.job}
+            summary = {**counts, "parts": num_parts, **_read(self.work / "notes.json"), "job": self.job}
             aside = self._aside("summary.json")
             aside.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
             synchronise(self.folder)

@@ -19,6 +19,7 @@ from seqrec.errors import InputError, MissingInputError
 from seqrec.inference import load_recommender
 from seqrec.inference.bulk import BulkUsers
 from seqrec.inference.bulk.command import recommend
+from seqrec.search import FaissSearch
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +121,13 @@ def test_shares_make_one_whole(
     recommend(output="shared", **arguments)
     assert_frame_equal(read("shared"), read("whole"))
     assert summary_of("shared") == summary_of("whole")
+
+
+def test_the_summary_says_the_recall_whichever_share_is_last(ckpt: Path):
+    for shard in ("0/2", "1/2"):
+        search = FaissSearch("hnsw")
+        recommend(ckpt=str(ckpt), output="recs", top_k=5, part_users=7, shard=shard, search=search)
+    assert summary_of("recs")["recall"] > 0.9
 
 
 def test_a_whole_job_is_left_alone(ckpt: Path, capsys: pytest.CaptureFixture[str]):
