@@ -131,9 +131,9 @@ class FaissSearch(ItemSearch):
             forbidden |= _among(candidates, exclude)
         if blocked is not None:
             forbidden |= torch.isin(candidates, blocked)
-        values, columns = scores.masked_fill_(forbidden, -torch.inf).topk(min(k, wanted), dim=1)
+        values, columns = scores.masked_fill_(forbidden, -torch.inf).topk(k, dim=1)
         item_ids = candidates.gather(1, columns).masked_fill_(values == -torch.inf, 0)
-        short = (item_ids == 0).any(1) if wanted >= k else torch.ones(len(states), dtype=torch.bool)
+        short = (item_ids == 0).any(1)
         if short.any():
             item_ids, values = self._search_exactly(
                 scorer, states, k, item_ids, values, short, exclude, blocked

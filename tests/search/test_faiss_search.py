@@ -64,11 +64,12 @@ def test_most_of_the_best_items_are_found_with_their_exact_scores(kind: str):
 @every_kind
 def test_biases_and_cosines_are_part_of_the_scores(kind: str):
     table, states = clustered(3000)
-    biases = torch.randn(len(table), 1) * 3
+    biases = 3 * torch.randn(len(table), 1, generator=torch.Generator().manual_seed(1))
     scorer = Scorer(torch.cat([table, biases], 1), unit_columns=16)
     states = torch.cat([torch.nn.functional.normalize(states, dim=1) / 0.1, torch.ones(30, 1)], 1)
     exact = scorer.top_k(states, 10, USERS)
-    assert overlap(prepared(scorer, kind).top_k(scorer, states, 10, USERS).item_ids, exact.item_ids) > 0.85
+    found = prepared(scorer, kind, probes=24).top_k(scorer, states, 10, USERS)
+    assert overlap(found.item_ids, exact.item_ids) > 0.9
 
 
 @every_kind
