@@ -32,8 +32,8 @@ def benchmark_memory(
     minutes: float = 10.0,
     d_model: int = 64,
     num_layers: int = 1,
-    lr: float = 0.002,
-    batch_size: int = 16,
+    lr: float = 0.003,
+    batch_size: int = 8,
     seed: int = 0,
     device: str = "cpu",
     json_file: str | None = None,
@@ -42,8 +42,9 @@ def benchmark_memory(
 
     Every event from the `lag`-th on is the known successor of the one `lag` places back, the events before are drawn
     evenly from 150 items, so that what lies between says nothing and popularity is chance. Attention has rotary
-    positions, the other encoders have nothing but the order of events. Each cell trains in a process of its own until
-    validation HR@10 is above .95 or its time is over; the test is of other targets.
+    positions, the other encoders have nothing but the order of events; items as input and as output have vectors of
+    their own. Each cell trains in a process of its own until validation HR@10 is above .95 or its time is over; the
+    test is of other targets.
 
     Args:
         lags: How many events back the signal lies; histories are windows of twice as many.

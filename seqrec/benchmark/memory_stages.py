@@ -118,6 +118,7 @@ def signal_log(folder: str, lag: int, users: int, batch_size: int, seed: int) ->
 
 def _recommender(name: str, data: SequenceDataModule, settings: dict[str, Any]) -> Recommender:
     from seqrec import models
+    from seqrec.embeddings import ItemTable
     from seqrec.losses import FullSoftmax
     from seqrec.optim import Adam
     from seqrec.protocols import FullRanking
@@ -136,6 +137,8 @@ def _recommender(name: str, data: SequenceDataModule, settings: dict[str, Any]) 
             dropout=0.0,
             loss=FullSoftmax(),
             optimizer=Adam(settings["lr"]),
+            # An item and its successor then have nothing in common that would have to be unlearned.
+            item_table=ItemTable(separate_output=True),
             **({"rotary": True} if name in ROTARY else {}),
         )
     # With so few items all have been seen.
