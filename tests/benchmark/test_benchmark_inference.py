@@ -100,4 +100,3 @@ def test_a_step_of_mamba_costs_the_same_behind_any_number_of_events():
     found = run_measured(time_events, {**arguments, "encoder": "MambaRec"}).value
     short, _, long = map(min, found["step_seconds"])
     assert long < 1.2 * short
-    assert min(found["again_seconds"][2]) > 50 * long
