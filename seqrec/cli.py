@@ -233,6 +233,10 @@ def main(args: Sequence[str] | None = None) -> None:
             subclass_mode_model=True,
             auto_configure_optimizers=False,
         )
+    except BrokenPipeError:
+        # Whoever read our output has gone, as in `seqrec doctor | head`; what is left to write goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except Exception as error:
         # jsonargparse wraps what a constructor raises; what is not ours at heart is a bug and keeps its traceback.
         reason = in_one_line(error)

@@ -103,7 +103,8 @@ def in_one_line(error: BaseException | None) -> str | None:
             "of memory: lower --data.num_workers (0 reads in the main process) or --data.batch_size, or give the job "
             "more memory"
         )
-    if any(words in text for words in LOST_RANK):
+    # Broken pipes and downloads are errors of the system, and have nothing to do with ranks.
+    if isinstance(error, RuntimeError) and any(words in text for words in LOST_RANK):
         return f"another rank of this job has ended, and its own message says why ({text.splitlines()[0]})"
     return None
 

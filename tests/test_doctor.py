@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -69,3 +72,14 @@ def test_programs_get_json(capsys: pytest.CaptureFixture[str]):
     main(["doctor", "--json", "true"])
     report = json.loads(capsys.readouterr().out)
     assert {op["op"] for op in report["ops"]} == {backends.op for backends in OPS}
+
+
+def test_output_that_nobody_reads_ends_the_command_without_a_word():
+    with subprocess.Popen(
+        [sys.executable, "-m", "seqrec", "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as command:
+        assert command.stdout is not None
+        command.stdout.close()
+        assert command.wait(120) == 128 + signal.SIGPIPE
+        assert command.stderr is not None
+        assert command.stderr.read() == b""
