@@ -109,11 +109,12 @@ class SequenceEncoder(nn.Module, ABC):
             raise InputError(f"dtype={dtype} must be one of real numbers, such as torch.float32")
         return State(self.zero_state(batch_size, max_length, like), self._digest)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """States of one further event of each row.
 
-        Its cost does not depend on the number of events before.
+        Its cost does not depend on the number of events before. What it returns are torch's inference tensors, which
+        autograd does not take: `clone` those that shall meet parameters in training.
 
         Args:
             x: (B, D) embedded events.

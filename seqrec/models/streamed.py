@@ -157,12 +157,14 @@ class StreamedRecommender(Recommender):
         """Embedded events (B, D) or (B, L, D) of a stream."""
         self._refuse_learned_positions()
         num_items = self.items.num_items
-        if item_ids.numel() and not 1 <= int(item_ids.min()) <= int(item_ids.max()) <= num_items:
-            raise InputError(
-                f"item_ids hold {int(item_ids.min())}..{int(item_ids.max())}, but the catalogue has items "
-                f"1..{num_items}; leave unknown items out"
-            )
-        with torch.no_grad():
+        if item_ids.numel():
+            least, most = (int(item) for item in item_ids.aminmax())
+            if not 1 <= least <= most <= num_items:
+                raise InputError(
+                    f"item_ids hold {least}..{most}, but the catalogue has items 1..{num_items}; leave unknown items "
+                    "out"
+                )
+        with torch.inference_mode():
             x: Tensor = self.items(item_ids) * self.encoder.d_model**0.5
             if self.users is not None and user_ids is not None:
                 users: Tensor = self.users(user_ids)
