@@ -3,9 +3,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import lightning.pytorch as pl
 import pytest
 import torch
+from trained_models import one_step
 
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
@@ -22,18 +22,7 @@ def trained(
 ) -> tuple[Recommender, SequenceDataModule, Path]:
     """A model after one step, its data, and its checkpoint."""
     source = Synthetic(num_users=20, num_items=num_items, mean_events=10)
-    data = SequenceDataModule(source, store=str(folder / "store"), max_length=8)
-    model = build(data.num_items)
-    trainer = pl.Trainer(
-        max_steps=1,
-        limit_val_batches=0,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(model, data)
+    model, data, trainer = one_step(lambda data: build(data.num_items), source, folder)
     trainer.save_checkpoint(folder / "model.ckpt")
     return model, data, folder / "model.ckpt"
 
