@@ -123,7 +123,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def read_checkpoint(
-    path: Path, *, needed: Collection[str] = NEEDED, map_location: Any = "cpu"
+    path: Path, *, needed: Collection[str] = NEEDED, map_location: Any = "cpu", mapped: bool = False
 ) -> dict[str, Any]:
     """Content of a checkpoint that is whole.
 
@@ -131,6 +131,7 @@ def read_checkpoint(
         path: The file.
         needed: Entries that it must have.
         map_location: As in `torch.load`.
+        mapped: Whether tensors stay in the file until they are looked at.
 
     Raises:
         MissingInputError: there is no such file.
@@ -146,7 +147,7 @@ def read_checkpoint(
     if damaged is not None:
         raise CheckpointError(f"{path} is damaged: the checksum of its part {damaged} is wrong")
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
+        content = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         what = re.search(r"GLOBAL (\S+)", str(error))
         raise CheckpointError(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import pickle
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 
+from seqrec.callbacks.checkpoint_files import read_checkpoint
 from seqrec.callbacks.finite import all_finite
 from seqrec.data.store import EventStore, MissingStoreError
-from seqrec.errors import InputError, MissingInputError, StoreError
+from seqrec.errors import InputError, StoreError
 from seqrec.models import Recommender
 from seqrec.models.base import CHECKPOINT_KEY
 
@@ -32,6 +31,7 @@ def load_recommender(
 
     Raises:
         MissingInputError: there is no such file, or no store where it was.
+        CheckpointError: the file is damaged, or no checkpoint.
         InputError: no checkpoint of a recommender, weights that are not finite, or a store with other items.
     """
     path = Path(ckpt)
@@ -54,6 +54,7 @@ def trained_store(ckpt: str | Path, store: str | Path | None = None) -> EventSto
 
     Raises:
         MissingInputError: there is no such file, or no store where it was.
+        CheckpointError: the file is damaged, or no checkpoint.
         InputError: no checkpoint of a recommender, or a store with other items.
     """
     return _store(_record(Path(ckpt)), Path(ckpt), store)
@@ -61,17 +62,8 @@ def trained_store(ckpt: str | Path, store: str | Path | None = None) -> EventSto
 
 def _record(path: Path) -> dict[str, Any]:
     """What the checkpoint says it is."""
-    if not path.is_file():
-        raise MissingInputError(
-            f"ckpt={path} does not exist; give a checkpoint such as runs/../checkpoints/best.ckpt"
-        )
-    try:
-        # Mapped, so that a table of gigabytes is read once, by the loading that follows.
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, BadZipFile, OSError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"ckpt={path} cannot be read as a checkpoint: {reason}") from error
-    record = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
+    # Mapped, so that a table of gigabytes is not held twice when the model is loaded.
+    record = read_checkpoint(path, needed=("state_dict",), mapped=True).get(CHECKPOINT_KEY)
     if not isinstance(record, dict) or "class_path" not in record:
         raise InputError(
             f"ckpt={path} does not say which recommender it is of; give a checkpoint that seqrec fit wrote"

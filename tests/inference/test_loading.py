@@ -9,7 +9,7 @@ from trained_models import one_step
 
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
-from seqrec.errors import InputError, MissingInputError, StoreError
+from seqrec.errors import CheckpointError, InputError, MissingInputError, StoreError
 from seqrec.inference import load_recommender
 from seqrec.models import MambaRec, Popularity, Recommender
 from seqrec.models.base import CHECKPOINT_KEY
@@ -98,14 +98,17 @@ def test_weights_that_are_not_finite_are_refused(folder: Path, tmp_path: Path):
 
 
 def test_what_is_no_checkpoint_is_refused(folder: Path, tmp_path: Path):
-    with pytest.raises(MissingInputError, match=r"nowhere\.ckpt does not exist"):
+    with pytest.raises(MissingInputError, match=r"there is no checkpoint .*nowhere\.ckpt"):
         load_recommender(tmp_path / "nowhere.ckpt")
     whole = (folder / "model.ckpt").read_bytes()
     for content in (b"", b"no checkpoint", whole[: len(whole) // 2]):
         (tmp_path / "bad.ckpt").write_bytes(content)
-        with pytest.raises(InputError, match=r"bad\.ckpt cannot be read as a checkpoint"):
+        with pytest.raises(CheckpointError, match=r"bad\.ckpt is damaged or no checkpoint"):
             load_recommender(tmp_path / "bad.ckpt")
     torch.save({"weights": torch.ones(2)}, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match="lacks state_dict"):
+        load_recommender(tmp_path / "other.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(InputError, match="does not say which recommender it is of"):
         load_recommender(tmp_path / "other.ckpt")
     for class_path, message in (

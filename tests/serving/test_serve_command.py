@@ -39,7 +39,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     ("words", "message"),
     [
         ((), "the argument 'ckpt' is required: give --ckpt"),
-        (("--ckpt", "gone.ckpt", "--port", "0"), "ckpt=gone.ckpt does not exist"),
+        (("--ckpt", "gone.ckpt", "--port", "0"), "there is no checkpoint gone.ckpt"),
         (
             ("--ckpt", "c", "--port", "70000"),
             "port=70000 must lie between 0, which takes a free one, and 65535",
