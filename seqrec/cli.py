@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from seqrec import __version__
@@ -135,7 +135,9 @@ class SeqrecCLI(LightningCLI):
             self.test(self.model, self.datamodule)
         else:
             best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
-            self.test(self.model, self.datamodule, ckpt_path=best.best_model_path)
+            if not best.best_model_path:
+                rank_zero_info("the run ended before its first validation: its last weights are tested")
+            self.test(self.model, self.datamodule, ckpt_path=best.best_model_path or None)
 
     def validate(self, model: Recommender, datamodule: SequenceDataModule, **kwargs: Any) -> None:
         """Metrics on the validation targets."""

@@ -123,6 +123,16 @@ def test_a_run_is_resumed_by_its_last_checkpoint_alone(capsys: pytest.CaptureFix
         assert torch.equal(resumed["state_dict"][name], value)
 
 
+def test_a_run_of_fewer_steps_than_an_epoch_tests_its_last_weights(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    main((*FIT, "--trainer.max_steps", "2"))
+    output = capsys.readouterr().out
+    assert "the run ended before its first validation: its last weights are tested" in caplog.text
+    assert "test of 30 users" in output
+    assert [file.name for file in Path("runs/version_0/checkpoints").glob("*.ckpt")] == ["last.ckpt"]
+
+
 def test_test_of_the_best_checkpoint_repeats_what_fit_said(capsys: pytest.CaptureFixture[str]):
     main(FIT)
     said = re.findall(r"^MambaRec.*$", capsys.readouterr().out, re.MULTILINE)

@@ -16,3 +16,9 @@ class EarlyStopping(callbacks.EarlyStopping):
         """Stop at once where the checkpoint's run had lost patience."""
         if self.wait_count >= self.patience:
             trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at the metric, unless the run ends by its number of steps before it was ever validated."""
+        ends = 0 < trainer.max_steps <= trainer.global_step
+        if not (ends and self.monitor not in trainer.callback_metrics):
+            super().on_train_epoch_end(trainer, pl_module)
