@@ -34,6 +34,24 @@ def load_recommender(
         CheckpointError: the file is damaged, or no checkpoint.
         InputError: no checkpoint of a recommender, weights that are not finite, or a store with other items.
     """
+    return load_with_store(ckpt, store=store, device=device)[0]
+
+
+def load_with_store(
+    ckpt: str | Path, *, store: str | Path | None = None, device: torch.device | str = "cpu"
+) -> tuple[Recommender, EventStore]:
+    """The model of a checkpoint as `load_recommender` gives it, and the event store that it was trained on.
+
+    Args:
+        ckpt: As of `load_recommender`.
+        store: As of `load_recommender`.
+        device: Where the model goes.
+
+    Raises:
+        MissingInputError: there is no such file, or no store where it was.
+        CheckpointError: the file is damaged, or no checkpoint.
+        InputError: no checkpoint of a recommender, weights that are not finite, or a store with other items.
+    """
     path = Path(ckpt)
     record = _record(path)
     cls = _class_of(record, path)
@@ -42,22 +60,7 @@ def load_recommender(
         raise InputError(f"{path} holds weights that are not finite; take a checkpoint from before")
     trained_on = _store(record, path, store)
     model.item_vocabulary, model.user_vocabulary = trained_on.item_vocabulary, trained_on.user_vocabulary
-    return model
-
-
-def trained_store(ckpt: str | Path, store: str | Path | None = None) -> EventStore:
-    """The event store that a checkpoint's model was trained on.
-
-    Args:
-        ckpt: The checkpoint.
-        store: Where the store is now; None is where it was then.
-
-    Raises:
-        MissingInputError: there is no such file, or no store where it was.
-        CheckpointError: the file is damaged, or no checkpoint.
-        InputError: no checkpoint of a recommender, or a store with other items.
-    """
-    return _store(_record(Path(ckpt)), Path(ckpt), store)
+    return model, trained_on
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from seqrec.inference.block_list import read_block_list
 from seqrec.inference.bulk.job import BulkJob, describe, recommend_in_bulk
 from seqrec.inference.bulk.output import BulkOutput
 from seqrec.inference.bulk.users import BulkUsers, store_digest
-from seqrec.inference.loading import load_recommender, trained_store
+from seqrec.inference.loading import load_with_store
 from seqrec.models.histories import blocked_items
 from seqrec.models.recommending import Terms, item_ids_of
 from seqrec.scoring import check_top_k
@@ -81,12 +81,12 @@ def recommend(
     if max_tokens < 1:
         raise InputError(f"max_tokens={max_tokens} must be at least 1")
     rank, ranks = share(shard)
-    model = load_recommender(ckpt, store=store, device=_device(device))
+    model, trained_on = load_with_store(ckpt, store=store, device=_device(device))
     model.search = search or ExactSearch()
     check_top_k(top_k, model.scorer().num_items)
     blocked = None if block is None else blocked_items(item_ids_of(model), read_block_list(block))
     job = BulkJob(Terms(top_k, filter_seen, blocked), max_length, max_tokens, (rank, ranks))
-    users = _Users(ckpt, store, input, (user, item, timestamp), memory_limit)
+    users = _Users(trained_on, input, (user, item, timestamp), memory_limit)
     described = {**describe(model, job), "part_users": part_users, "users": users.describe()}
     files = BulkOutput(Path(output), described)
     summary = files.summary
@@ -108,8 +108,7 @@ def recommend(
 class _Users:
     """Whose histories are meant, by the command's arguments."""
 
-    ckpt: str
-    store: str | None
+    trained_on: EventStore
     input: str | None
     columns: tuple[str, str, str | None]
     memory_limit: str | None
@@ -140,7 +139,7 @@ class _Users:
 
     @cached_property
     def _prepared(self) -> EventStore:
-        return trained_store(self.ckpt, self.store) if self.input is None else EventStore.open(self.input)
+        return self.trained_on if self.input is None else EventStore.open(self.input)
 
 
 def _summary_text(files: BulkOutput, summary: dict[str, Any]) -> str:

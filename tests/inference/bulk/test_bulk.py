@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,16 @@ def test_a_prepared_store_may_be_the_input(ckpt: Path):
     recommend(ckpt=str(ckpt), output="own", top_k=5)
     recommend(ckpt=str(ckpt), output="same", input=str(ckpt.parent / "store"), top_k=5)
     assert_frame_equal(read("own"), read("same"))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_checksums_of_the_checkpoint_are_checked_once(ckpt: Path, own: bool, monkeypatch: pytest.MonkeyPatch):
+    checked, check = [], zipfile.ZipFile.testzip
+    monkeypatch.setattr(
+        zipfile.ZipFile, "testzip", lambda file: (checked.append(file.filename), check(file))[1]
+    )
+    recommend(ckpt=str(ckpt), output="recs", input=None if own else str(ckpt.parent / "store"), top_k=5)
+    assert checked == [str(ckpt)]
 
 
 def test_users_are_known_where_the_model_looks_at_them(ckpt: Path):
