@@ -24,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+NAMES = {"kuairand_5k": "log_standard_1.csv", "lfm1b_1k": "LFM-1b_LEs.txt", "own_log": "log.csv"}
 TWO_STEPS = (
     *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),
     *("--trainer.limit_test_batches", "1", "--trainer.accelerator", "cpu"),
@@ -42,11 +43,12 @@ def write_raw_log(source: str, folder: Path) -> Path | None:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("ml-1m/ratings.dat", "".join(f"{u}::{i}::4::{t}\n" for u, i, t in events))
         return path
-    path = folder / {"kuairand_5k": "log_standard_1.csv", "lfm1b_1k": "LFM-1b_LEs.txt"}.get(source, "log.txt")
+    path = folder / NAMES.get(source, "log.txt")
     lines = {
         "ml_1m_original": [f"{u} {i}" for u, i, _ in events],
         "kuairand_5k": ["user_id,video_id,time_ms,is_click", *(f"{u},{i},{t},1" for u, i, t in events)],
         "lfm1b_1k": [f"{u}\t1\t2\t{i}\t{t}" for u, i, t in events],
+        "own_log": ["user_id,item_id,timestamp", *(f"u{u},i{i},{t}" for u, i, t in events)],
     }[source]
     path.write_text("\n".join(lines) + "\n")
     return path

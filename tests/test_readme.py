@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def block(name: str) -> str:
@@ -32,6 +33,26 @@ def test_constraints_pin_every_dependency():
     assert names <= pinned
 
 
-def test_files_named_in_the_readme_exist():
-    for name in re.findall(r"(?:configs|notebooks)/[\w/]+\.(?:yaml|ipynb)", README):
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_files_named_in_a_page_exist(page: Path):
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"(?:configs|notebooks|docs)/[\w/.]+\.(?:yaml|ipynb|md|png|svg)", text):
         assert (ROOT / name).is_file(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_links_of_a_page_lead_somewhere(page: Path):
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        name, _, heading = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), target
+        if heading:
+            headings = re.findall(r"(?m)^#+ (.+)$", linked.read_text(encoding="utf-8"))
+            assert heading in {re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in headings}, (
+                target
+            )
+
+
+def test_every_page_is_linked_from_the_readme():
+    for page in PAGES[1:]:
+        assert f"](docs/{page.name})" in README, page.name
