@@ -13,15 +13,15 @@ MICROSECONDS = 1_000_000
 FURTHEST_IN_MILLIONTHS = (2**63 - 1) // MICROSECONDS - 1
 # A time nearer than this to a whole number is whole: its millionths are.
 _HALF_A_MILLIONTH = 0.5 / MICROSECONDS
-# Tried in turn on a column's first values; "%.f" also takes no fraction.
+# Tried in turn on a column's first values; "%.f" also takes no fraction. No text has two of these forms.
 DATE_TIME_FORMATS = (
     "%Y-%m-%d %H:%M:%S%.f",
     "%Y-%m-%dT%H:%M:%S%.f",
-    "%Y-%m-%dT%H:%M:%S%.f%#z",
-    "%Y-%m-%d %H:%M:%S%.f%#z",
     "%Y-%m-%d %H:%M",
+    "%Y-%m-%dT%H:%M",
     "%Y-%m-%d",
 )
+ZONED_FORMATS = tuple(f"{form}%#z" for form in DATE_TIME_FORMATS if "%H" in form)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def time_column(column: pl.Expr, dtype: pl.DataType, sample: pl.Series) -> TimeC
         column: The column.
         dtype: Its type.
         sample: Its first values that are not null, which tell the form of times written as text: the form that
-            most of them have.
+            most of them have. The looser way takes the others too, but none with a zone among times without.
     """
     import polars as pl
 
@@ -71,7 +71,7 @@ def time_column(column: pl.Expr, dtype: pl.DataType, sample: pl.Series) -> TimeC
 
     best: tuple[str, object] | None = None
     most = readable(sample.cast(pl.Float64, strict=False))
-    for form in DATE_TIME_FORMATS:
+    for form in (*DATE_TIME_FORMATS, *ZONED_FORMATS):
         times = sample.str.to_datetime(form, strict=False, time_unit="us")
         if (found := readable(times)) > most:
             best, most = (form, sample.filter(times.is_not_null()).first()), found
@@ -81,7 +81,10 @@ def time_column(column: pl.Expr, dtype: pl.DataType, sample: pl.Series) -> TimeC
         integer = column.cast(pl.Int64, strict=False)
         return replace(_integers(integer), looser=_numbers(column.cast(pl.Float64, strict=False), integer))
     form, example = best
-    return _dates(column.str.to_datetime(form, strict=False, time_unit="us"), f"a time like {example}")
+    expects = f"a time like {example}"
+    alike = ZONED_FORMATS if form in ZONED_FORMATS else DATE_TIME_FORMATS
+    read = {each: column.str.to_datetime(each, strict=False, time_unit="us") for each in alike}
+    return replace(_dates(read[form], expects), looser=_dates(pl.coalesce(read.values()), expects))
 
 
 def _integers(integer: pl.Expr) -> TimeColumn:
