@@ -56,3 +56,19 @@ def test_links_of_a_page_lead_somewhere(page: Path):
 def test_every_page_is_linked_from_the_readme():
     for page in PAGES[1:]:
         assert f"](docs/{page.name})" in README, page.name
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_python_of_the_readme_recommends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    items = ("tent", "stove", "lamp", "mat", "pot", "kettle", "pan", "knife", "board", "scale")
+    events = [(f"ann-{user}", items[(user + time) % 10], time) for user in range(10) for time in range(6)]
+    lines = ["shopper,article,time", *(f"{user},{item},{time}" for user, item, time in events)]
+    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    *statements, shown = code.strip().splitlines()
+    names: dict[str, object] = {}
+    exec("\n".join([*statements, f"result = {shown}"]), names)
+    ((*recommended,),) = names["result"]
+    assert len(set(recommended)) == 5
+    assert set(recommended) < set(items) - {"tent", "stove"}
