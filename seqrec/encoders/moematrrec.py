@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import partial
+from typing import Literal, cast
 
 from torch import Tensor, nn
 
 from seqrec.encoders.base import ENCODERS, SequenceEncoder
+from seqrec.errors import InputError
 from seqrec.layers import (
     CausalSelfAttention,
     FeedForward,
@@ -23,7 +25,7 @@ from seqrec.types import History
 
 
 class AttentionMambaMixture(nn.Module):
-    """Attention and Mamba side by side, summed with weights from a gate at each position.
+    """Attention and Mamba side by side, summed with weights from a gate.
 
     Args:
         attention: Maps (B, L, D) to (B, L, D), causal.
@@ -37,10 +39,19 @@ class AttentionMambaMixture(nn.Module):
         self.mamba = mamba
         self.gate = TokenGate(d_model, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, L, D) to (B, L, D)."""
-        attention_weight, mamba_weight = self.gate(x).split(1, dim=-1)
-        out: Tensor = attention_weight * self.attention(x) + mamba_weight * self.mamba(x)
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Map (B, L, D) to (B, L, D).
+
+        Args:
+            x: (B, L, D).
+            valid: (B, L) bool, True at events: attention then sees newer events too, and the gate gives each row one
+                pair of weights, from the mean of x over the row's events. None is causal, with weights at each
+                position.
+        """
+        gated = x if valid is None else _mean_of_events(x, valid)
+        attention_weight, mamba_weight = self.gate(gated).split(1, dim=-1)
+        attended = self.attention(x) if valid is None else self.attention.both_ways(x, valid)
+        out: Tensor = attention_weight * attended + mamba_weight * self.mamba(x)
         return out
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
@@ -70,6 +81,10 @@ class MoEMaTrRec(SequenceEncoder):
     past position change with every new event. Here attention is causal, and the gate weighs the two experts at
     each position from that position's input alone.
 
+    `causal=False` is the published mixture, there to understand the published numbers and for nothing else: it breaks
+    the contract of encoders. Training states see the very events that they must predict; only the state at the newest
+    event, by which recommendations are made, has nothing newer to see. It cannot be streamed. Weights are the same.
+
     Args:
         d_model: Width D.
         num_layers: Blocks.
@@ -83,6 +98,7 @@ class MoEMaTrRec(SequenceEncoder):
         layer_norm: False leaves every norm out.
         rotary: Whether attention turns queries and keys by their positions (RoFormer, Su et al. 2021), which needs
             heads of even width. Unlike the model's learned positions, these can be streamed.
+        causal: False as published: attention sees newer events too, and the gate pools over all events of the history.
     """
 
     def __init__(
@@ -99,10 +115,12 @@ class MoEMaTrRec(SequenceEncoder):
         dropout: float = 0.2,
         layer_norm: bool = True,
         rotary: bool = False,
+        causal: bool = True,
     ) -> None:
         super().__init__(d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm)
         self.num_heads = num_heads
         self.rotary = rotary
+        self.causal = causal
         self.mixer = mixer
         self.d_state = d_state
         self.d_conv = d_conv
@@ -122,13 +140,46 @@ class MoEMaTrRec(SequenceEncoder):
 
     def forward(self, x: Tensor, history: History) -> Tensor:
         """See `SequenceEncoder.forward`."""
-        out: Tensor = self.stack(x)
-        return out
+        if self.causal:
+            out: Tensor = self.stack(x)
+            return out
+        valid = history.valid
+        return self.stack.through(x, [partial(_unmasked, block, valid=valid) for block in self.stack.blocks])
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
-        """See `SequenceEncoder.zero_state`."""
+        """See `SequenceEncoder.zero_state`.
+
+        Raises:
+            InputError: `causal` is False.
+        """
+        self._refuse_newer_events()
         return self.stack.zero_state(batch_size, max_length, like)
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
-        """See `SequenceEncoder.advance`."""
+        """See `SequenceEncoder.advance`.
+
+        Raises:
+            InputError: `causal` is False.
+        """
+        self._refuse_newer_events()
         return self.stack.advance(x, valid, state)
+
+    def _refuse_newer_events(self) -> None:
+        if not self.causal:
+            raise InputError(
+                "causal=False sees newer events and cannot be streamed: each new event changes the states of all "
+                "others; train with causal: true"
+            )
+
+
+def _unmasked(block: nn.Module, x: Tensor, *, valid: Tensor) -> Tensor:
+    """A block whose mixture is not causal."""
+    mixture, feed_forward = cast("nn.Sequential", block)
+    out: Tensor = feed_forward(mixture(x, valid))
+    return out
+
+
+def _mean_of_events(x: Tensor, valid: Tensor) -> Tensor:
+    """(B, 1, D) mean of x (B, L, D) where `valid` (B, L) is True."""
+    events = x.masked_fill(~valid.unsqueeze(-1), 0).sum(1, keepdim=True)
+    return events / valid.sum(1)[:, None, None]

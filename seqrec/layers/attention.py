@@ -80,6 +80,20 @@ class CausalSelfAttention(nn.Module):
         )
         return self._merged(mixed)
 
+    def both_ways(self, x: Tensor, valid: Tensor) -> Tensor:
+        """(B, L, D) `forward` in which each event attends to all events of its row, newer ones too: not causal.
+
+        Args:
+            x: (B, L, D), padded on the right.
+            valid: (B, L) bool, True at events, of which each row has one at least; padding is not seen.
+        """
+        query, key, value = self._heads(x, torch.arange(x.shape[1], device=x.device))
+        dropout = self.dropout if self.training else 0.0
+        # torch's polarity: True is seen.
+        seen = valid[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout)
+        return self._merged(mixed)
+
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """See `Streamed.zero_state`."""
         width = self.in_projection.in_features // self.num_heads

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -37,9 +37,9 @@ class Residual(nn.Module):
         self.norm = make_norm(d_model, layer_norm)
         self.layer = layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, L, D) to (B, L, D)."""
-        out: Tensor = x + self.layer(self.norm(x))
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        """Map (B, L, D) to (B, L, D); `others` are what the layer takes beside it."""
+        out: Tensor = x + self.layer(self.norm(x), *others)
         return out
 
     def newest(self, x: Tensor, lengths: Tensor) -> Tensor:
@@ -87,8 +87,17 @@ class ResidualStack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to (B, L, D)."""
+        return self.through(x, self.blocks)
+
+    def through(self, x: Tensor, blocks: Iterable[Callable[[Tensor], Tensor]]) -> Tensor:
+        """`forward` with the blocks called in another way.
+
+        Args:
+            x: (B, L, D).
+            blocks: For each block what maps (B, L, D) to (B, L, D).
+        """
         x = self.dropout(x)
-        for block in self.blocks:
+        for block in blocks:
             x = run_block(block, x, recompute=self.recompute)
         out: Tensor = self.norm(x)
         return out

@@ -159,6 +159,7 @@ class MoEMaTrRec(SequentialRecommender):
         layer_norm: False leaves every layer norm out.
         rotary: Whether attention turns queries and keys by their positions, which can be streamed; see
             `seqrec.encoders.MoEMaTrRec`.
+        causal: False as published: the mixture sees newer events; see `seqrec.encoders.MoEMaTrRec`.
         max_length: Longest history in events that positions are learned for.
         positions: Whether events get learned positions, counted back from the newest.
         user_embedding: Whether a vector of the user is added to each event.
@@ -183,6 +184,7 @@ class MoEMaTrRec(SequentialRecommender):
         dropout: float = 0.2,
         layer_norm: bool = True,
         rotary: bool = False,
+        causal: bool = True,
         max_length: int = 200,
         positions: bool = True,
         user_embedding: bool = False,
@@ -205,6 +207,7 @@ class MoEMaTrRec(SequentialRecommender):
                 dropout=dropout,
                 layer_norm=layer_norm,
                 rotary=rotary,
+                causal=causal,
             ),
             max_length=max_length,
             positions=positions,

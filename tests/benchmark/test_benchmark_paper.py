@@ -138,15 +138,14 @@ def test_ablations_of_what_an_encoder_does_not_have_are_left_out():
         settings(),
         data=["ml_1m"],
         lengths=[50],
-        encoders=["GRU4Rec", "MambaRec"],
+        encoders=["GRU4Rec", "MambaRec", "MoEMaTrRec"],
         baselines=["Popularity"],
-        ablations=["d_state_8", "no_positions"],
+        ablations=["d_state_8", "as_published_mixture"],
         seeds=2,
     )
-    assert [cell.row for cell in cells] == [
-        "Popularity",
-        *2 * ("GRU4Rec", "GRU4Rec no_positions", "MambaRec", "MambaRec d_state_8", "MambaRec no_positions"),
-    ]
+    rows = ["GRU4Rec", "MambaRec", "MambaRec d_state_8"]
+    rows += ["MoEMaTrRec", "MoEMaTrRec d_state_8", "MoEMaTrRec as_published_mixture"]
+    assert [cell.row for cell in cells] == ["Popularity", *2 * rows]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +153,10 @@ def test_ablations_of_what_an_encoder_does_not_have_are_left_out():
     [
         ({"data": ["nothing"]}, r"data='nothing': there is no .*nothing.yaml; known: assist2017"),
         ({"encoders": ["SASrec"]}, r"model='SASrec': there is no .*; known: GRU4Rec"),
-        ({"ablations": ["no_hope"]}, r"ablation='no_hope': there is no .*; known: blocks_1"),
+        (
+            {"ablations": ["no_hope"]},
+            r"ablation='no_hope': there is no .*; known: as_published_mixture, blocks_1",
+        ),
         ({"study": "large"}, r"study='large': there is no .*; known: published, small"),
         ({"configs": "nowhere"}, r"data='ml_1m': there is no .*\(no fragments in nowhere/data\)"),
         ({"lengths": [1]}, r"lengths=\[1\]: 1 must be at least 2"),

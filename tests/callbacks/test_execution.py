@@ -97,6 +97,7 @@ OTHERS = itertools.product(("MambaRec", "MoEMaTrRec"), ({"mixer": "mamba2"}, {})
         ("SASRec", {}, False),
         ("MambaRec", {}, True),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS),
+        pytest.param("MoEMaTrRec", {"causal": False}, True, marks=pytest.mark.slow),
     ],
 )
 def test_graphs_without_breaks_serve_batches_of_all_shapes(

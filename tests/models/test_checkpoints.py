@@ -49,6 +49,14 @@ def test_a_preset_loads_with_equal_scores(name: str, batches: Sequence[SequenceB
     assert torch.equal(scores(general, batches), scores(model, batches))
 
 
+def test_a_mixture_as_published_stays_one(batches: Sequence[SequenceBatch], saved: Save):
+    model = preset("MoEMaTrRec", causal=False)
+    path = saved(model, batches)
+    for loaded in (type(model).load_from_checkpoint(path), SequentialRecommender.load_from_checkpoint(path)):
+        assert loaded.encoder.causal is False
+        assert torch.equal(scores(loaded, batches), scores(model, batches))
+
+
 def test_a_model_around_an_encoder_object_loads(batches: Sequence[SequenceBatch], saved: Save):
     encoder = encoders.MoEMaTrRec(8, num_heads=2, d_state=3, d_feedforward=5, dropout=0.1)
     model = SequentialRecommender(NUM_ITEMS, encoder=encoder, max_length=9)

@@ -45,6 +45,13 @@ def test_learned_positions_leave_out_the_step_and_the_manifest_says_why(tmp_path
     assert said["programs"]["full"]["longest_history"] == MAX_LENGTH
 
 
+@pytest.mark.slow  # pytest -m slow tests/inference/export/test_export_model.py: traces attention and Mamba
+def test_a_mixture_as_published_leaves_out_the_step(tmp_path: Path):
+    said = export_model(build("MoEMaTrRec", causal=False), tmp_path / "out", format="torch")
+    assert list(said["programs"]["step"]) == ["omitted"]
+    assert "causal=False sees newer events" in said["programs"]["step"]["omitted"]
+
+
 @pytest.mark.parametrize("form", ["onnx", "torch"])
 def test_the_manifests_example_ranks_items(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = tmp_path / "out"

@@ -73,15 +73,27 @@ def test_sessions_say_what_the_full_pass_says(
             same(best, full_pass(model, HISTORIES[request.user], request.k, filter_seen=request.filter_seen))
 
 
-@pytest.mark.parametrize("name", ["SASRec", "MambaRec"])
-def test_models_with_positions_encode_the_newest_events_again_and_say_so(
-    name: str, build: Build, full_pass: FullPass, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("name", "arguments", "reason"),
+    [
+        ("SASRec", {"positions": True}, "positions=True cannot be streamed"),
+        ("MambaRec", {"positions": True}, "positions=True cannot be streamed"),
+        ("MoEMaTrRec", {"causal": False}, "causal=False sees newer events and cannot be streamed"),
+    ],
+)
+def test_models_that_cannot_be_streamed_encode_the_newest_events_again_and_say_so(
+    name: str,
+    arguments: dict[str, bool],
+    reason: str,
+    build: Build,
+    full_pass: FullPass,
+    caplog: pytest.LogCaptureFixture,
 ):
-    model = build(name, positions=True)
+    model = build(name, **arguments)
     with caplog.at_level(logging.INFO, logger="seqrec"):
         sessions = SessionRecommender(model)
     assert not sessions.streams
-    assert "re-encoding up to 12 events: positions=True cannot be streamed" in caplog.text
+    assert f"re-encoding up to 12 events: {reason}" in caplog.text
     long = {"eve": [10 * (1 + t % 29) for t in range(40)]}
     sessions.observe_many(interleaved({**HISTORIES, **long}))
     for user, items in HISTORIES.items():
