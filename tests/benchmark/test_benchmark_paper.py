@@ -1,19 +1,25 @@
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
+from polars.testing import assert_frame_equal
 
-from seqrec.benchmark.grid import Budget, Cell, Settings
+from seqrec.benchmark.grid import Budget, Cell, Settings, runner
 from seqrec.benchmark.grid.cells import plan
 from seqrec.benchmark.grid.outcome import read_grid
 from seqrec.benchmark.grid.runner import make_slots
 from seqrec.benchmark.paper import benchmark_paper
+from seqrec.benchmark.paper_report import report, write
 from seqrec.cli import main
 from seqrec.errors import InputError, MissingInputError
 from seqrec.results import read_results
@@ -42,32 +48,83 @@ def wait_for(file: Path, process: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(0.01)
 
 
-def alive(place: Path) -> list[str]:
-    """Processes whose command names a folder."""
+def processes_in(folder: Path) -> list[int]:
+    """Processes whose working directory is a folder; on Linux alone."""
     found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = file.read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if str(place) in words:
-            found.append(words)
+    for process in Path("/proc").glob("[0-9]*"):
+        # Processes may end, or be somebody else's.
+        with suppress(OSError):
+            if (process / "cwd").readlink() == folder.resolve():
+                found.append(int(process.name))
     return found
 
 
+def kill_while_a_cell_runs(grid: subprocess.Popen[bytes], folder: Path) -> None:
+    """Kill a grid, whose cell must end with it: this one is held, so that it does not end by itself."""
+    cells = [pid for pid in processes_in(folder) if pid != grid.pid]
+    assert cells or sys.platform != "linux"
+    try:
+        for pid in cells:
+            os.kill(pid, signal.SIGSTOP)
+        grid.kill()
+        grid.wait()
+        deadline = time.monotonic() + 30
+        while left := processes_in(folder):
+            assert time.monotonic() < deadline, f"{left} outlived their grid"
+            time.sleep(0.01)
+    finally:
+        for pid in cells:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def here() -> Callable[[Path], str]:
+    """Runs the grid below a folder, its cells too, in this process, which need not start anew; returns what it said."""
+
+    def run(words: Sequence[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        with log.open("w") as output, redirect_stdout(output), redirect_stderr(output):
+            main(list(words[1:]))
+        return subprocess.Popen(["true"])
+
+    def run_grid(folder: Path) -> str:
+        said = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), redirect_stdout(said):
+            patch.chdir(folder)
+            patch.setattr(sys, "argv", ["seqrec"])
+            patch.setattr(runner, "_start", run)
+            warnings.simplefilter("ignore")
+            main(["benchmark", "paper", *GRID])
+        return said.getvalue()
+
+    return run_grid
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory, here: Callable[[Path], str]) -> Path:
     """A grid that was killed while its last cell ran, and started again; with the log of both."""
     folder = tmp_path_factory.mktemp("killed")
     first = start(folder, *GRID)
     cells = folder / "grid" / "cells" / "synthetic" / "20"
-    wait_for(cells / "MambaRec" / "seed_0" / "log.txt", first, folder / "log.txt")
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
-    finished = {path: path.stat().st_mtime_ns for path in cells.rglob("result.json")}
-    assert {path.parts[-3] for path in finished} == {"GRU4Rec"}
-    assert start(folder, *GRID).wait(TIMEOUT) == 0, (folder / "log.txt").read_text()
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    last = cells / "MambaRec" / "seed_0"
+    wait_for(last / "run" / "config.yaml", first, folder / "log.txt")
+    kill_while_a_cell_runs(first, folder)
+    assert not (last / "result.json").exists()
+    finished = {path: path.stat() for path in (cells / "GRU4Rec").rglob("*")}
+    assert {path.name for path in finished} >= {"result.json", "test_results.parquet", "log.txt"}
+    said = here(folder)
+    (folder / "log.txt").write_text((folder / "log.txt").read_text() + said)
+    for path, before in finished.items():
+        after = path.stat()
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns), path
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, here: Callable[[Path], str]) -> Path:
+    """The same grid, left alone."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert "2 cells, 0 of them finished before" in here(folder)
     return folder
 
 
@@ -82,9 +139,31 @@ def test_a_grid_that_is_killed_goes_on_without_running_finished_cells_again(kill
     assert curves.filter(model="MambaRec", metric="NDCG@10")["epoch"].to_list() == [1, 2]
 
 
-def test_a_cell_ends_with_the_grid_that_is_killed(killed: Path):
-    assert alive(killed / "grid") == []
-    assert not alive(Path("grid/cells/synthetic/20/MambaRec/seed_0/cell.yaml"))
+def test_a_grid_that_was_killed_ends_with_the_report_of_one_that_was_not(
+    killed: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # They show the numbers of the tables, and take seconds to draw.
+    monkeypatch.setattr(write, "_figures", lambda *_: ())
+    resumed, whole = killed / "grid", uninterrupted / "grid"
+    for folder in (resumed, whole):
+        report(str(folder))
+    assert files_of(resumed) == files_of(whole)
+    for name in ("curves.parquet", "report/quality_synthetic.tex"):
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
+    # Measured times and memory alone may differ, which stand in the table of costs.
+    seconds = ("train_seconds", "validation_seconds", "test_seconds")
+    measured = [*seconds, "events_per_second", "peak_memory"]
+    assert_frame_equal(
+        *(read_grid(folder)[0].drop(measured) for folder in (resumed, whole)), check_exact=True
+    )
+    costs = "### synthetic: costs by history length"
+    texts = [(folder / "report" / "report.md").read_text().split(costs) for folder in (resumed, whole)]
+    assert len(texts[0]) == 2
+    assert texts[0][0] == texts[1][0]
+
+
+def files_of(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*")}
 
 
 def test_results_say_what_training_took_and_equal_the_ranks_of_the_run(killed: Path):
