@@ -228,3 +228,14 @@ def test_no_fragment_of_a_study_repeats_another():
     kinds = ("data", "length", "ablation", "study")
     said = [yaml.safe_load(path.read_text()) for kind in kinds for path in (CONFIGS / kind).glob("*.yaml")]
     assert all(one != other for one, other in itertools.combinations(said, 2))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "log"), [("kuairand_5k", "kuairand"), ("lfm1b_1k", "lfm1b_track"), ("ml_1m", "ml_1m")]
+)
+def test_a_recipe_and_a_study_say_the_same_of_a_log(recipe: str, log: str):
+    # A recipe stands alone, and YAML files cannot include each other.
+    whole = yaml.safe_load((CONFIGS / f"{recipe}.yaml").read_text())
+    fragment = yaml.safe_load((CONFIGS / "data" / f"{log}.yaml").read_text())
+    assert holds(whole, fragment)
+    assert {name: whole["data"][name] for name in ("source", "filters")} == fragment["data"]
