@@ -18,7 +18,10 @@ _NOT_IN_FILE_NAMES = set('/\\:*?"<>|') | {chr(code) for code in range(32)}
 
 @dataclass(frozen=True)
 class Filters:
-    """What to keep of a log, applied in the order: event filter, duplicates, k-core, minimum history.
+    """What to keep of a log, applied in the order: event filter, duplicates, oldest events, k-core, minimum history.
+
+    The arguments `as_published_..` bring back flaws of the study that seqrec replaces, so that its numbers can be
+    understood. Nothing else should be prepared with them.
 
     Args:
         min_user_events: Fewest events a user may have. Users and items with fewer are dropped in turn until
@@ -33,6 +36,11 @@ class Filters:
         duplicates: What becomes of an event whose user, item and timestamp are those of an earlier one in
             the log: "keep" it, "drop" it, or "refuse" the log. They are counted in any case. Logs without
             timestamps have none, as a repeated item is a repeated event there.
+        as_published_oldest_events: Keep so many of each user's oldest events and drop the newer ones, so that users are
+            judged by events of long ago. None keeps all.
+        as_published_raw_ids: Leave item ids as they are: the catalogue is every integer from 1 to the largest item id
+            of the events that meet the event filter. Items that never occur, or not after the k-core, then have
+            vectors and are drawn as negatives, in training and in evaluation, where any model ranks them low.
 
     Raises:
         InputError: a number is out of range, the event filter is blank, an event feature is named twice, is
@@ -45,11 +53,18 @@ class Filters:
     min_history: int = 0
     event_features: tuple[str, ...] = ()
     duplicates: Duplicates = "keep"
+    as_published_oldest_events: int | None = None
+    as_published_raw_ids: bool = False
 
     def __post_init__(self) -> None:
         for name, least in {"min_user_events": 1, "min_item_events": 1, "min_history": 0}.items():
             if getattr(self, name) < least:
                 raise InputError(f"filters.{name}={getattr(self, name)} must be at least {least}")
+        oldest = self.as_published_oldest_events
+        if oldest is not None and oldest < 1:
+            raise InputError(
+                f"filters.as_published_oldest_events={oldest} must be at least 1; leave it out (null) to keep all"
+            )
         if self.event_filter is not None and not self.event_filter.strip():
             raise InputError("filters.event_filter is blank; leave it out (null) to keep all events")
         if isinstance(self.event_features, str):
@@ -82,7 +97,7 @@ class Filters:
     def keeps_every_event(self) -> bool:
         """Whether nothing is dropped of the events that meet the event filter."""
         is_core = self.min_user_events <= 1 and self.min_item_events <= 1 and self.min_history <= 1
-        return is_core and self.duplicates != "drop"
+        return is_core and self.duplicates != "drop" and self.as_published_oldest_events is None
 
 
 def event_condition(frame: pl.LazyFrame, event_filter: str) -> pl.Expr:

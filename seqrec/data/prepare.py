@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from seqrec.errors import InputError, MissingInputError, StoreError
 
 __all__ = ["Filters", "ensure_store", "fingerprint", "prepare"]
 
+# Manifests name these only where they are set, so that stores from before there were any stay what they are.
+_SILENT = {each.name: each.default for each in fields(Filters) if each.name.startswith("as_published_")}
 _REMEDY = "choose another --data.store, or run seqrec prepare --overwrite true"
 
 
@@ -158,9 +160,8 @@ def _prepare(
 
 def _settings(source: Source, filters: Filters) -> dict[str, Any]:
     # Through JSON, as the manifest goes, so that both compare equal.
-    settings: dict[str, Any] = json.loads(
-        json.dumps({"source": source.describe(), "filters": asdict(filters)})
-    )
+    told = {name: value for name, value in asdict(filters).items() if _SILENT.get(name, ...) != value}
+    settings: dict[str, Any] = json.loads(json.dumps({"source": source.describe(), "filters": told}))
     return settings
 
 
@@ -176,7 +177,7 @@ def _check_settings(directory: Path, manifest: dict[str, Any], settings: dict[st
 
 
 def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
-    source, filters = settings["source"], settings["filters"]
+    source, filters = settings["source"], {**_SILENT, **settings["filters"]}
     flat = {"source": source["name"]}
     flat |= {f"source.{name}": value for name, value in source["arguments"].items()}
     return flat | {f"filters.{name}": value for name, value in filters.items()}

@@ -43,7 +43,8 @@ class EventStore:
         manifest: Format, version, counts, names of the features, source, filters, order rule, sizes of the
             source files, rows that were left out as malformed, and size and SHA-256 of each file of the store.
         num_users: Number of users, U.
-        num_items: Number of distinct items.
+        num_items: Number of distinct items; with `Filters.as_published_raw_ids` the largest item id, though not all
+            of these items occur.
         num_events: Number of events, E.
         item_ids: (E,) internal item ids in the smallest unsigned integer type that holds `num_items`.
         timestamps: (E,) int64 in the log's unit, or None where the log has no times.
@@ -133,6 +134,10 @@ class EventStore:
             "ordered by timestamp" if self.timestamps is not None else "no timestamps: log order",
             f"event store: {self.directory}",
         ]
+        if "items_that_occur" in (counts := self.manifest["counts"]):
+            absent = self.num_items - counts["items_that_occur"]
+            share = f"{absent / self.num_items:.0%}"
+            lines.insert(1, f"as published: {absent:,} of {self.num_items:,} items ({share}) never occur")
         return "\n".join(lines)
 
 

@@ -62,6 +62,9 @@ def slow_histories(events: list[Event], filters: Filters) -> dict[Any, list[Even
     """Each kept user's kept events, in order."""
     if filters.duplicates == "drop":
         events = [event for k, event in enumerate(events) if event[:3] not in {e[:3] for e in events[:k]}]
+    oldest = filters.as_published_oldest_events
+    kept_first = [event for user in {e.user for e in events} for event in in_order(events, user)[:oldest]]
+    events = [event for event in events if event in kept_first]
     while True:
         users, items = Counter(e.user for e in events), Counter(e.item for e in events)
         kept = [
@@ -74,10 +77,15 @@ def slow_histories(events: list[Event], filters: Filters) -> dict[Any, list[Even
         events = kept
     result: dict[Any, list[Event]] = {}
     for user in sorted({e.user for e in events}):
-        history = sorted((e for e in events if e.user == user), key=lambda e: e.time or 0)
+        history = in_order(events, user)
         if len(history) >= filters.min_history:
             result[user] = history
     return result
+
+
+def in_order(events: list[Event], user: int | str) -> list[Event]:
+    """The events of a user, oldest first."""
+    return sorted((e for e in events if e.user == user), key=lambda e: e.time or 0)
 
 
 def slow_duplicates(events: list[Event]) -> int:

@@ -22,18 +22,21 @@ class Core:
         users: (U,) by user row.
         items: (N + 1,) by internal item id; padding, 0, never stays.
         num_events: Events that stay.
+        catalogue: (N + 1,) likewise: items that the store numbers. `items`, or all with
+            `Filters.as_published_raw_ids`.
     """
 
     users: NDArray[np.bool_]
     items: NDArray[np.bool_]
     num_events: int
+    catalogue: NDArray[np.bool_]
 
     @classmethod
     def of_all(cls, num_users: int, num_items: int, num_events: int) -> Core:
         """Return a core that keeps everything."""
         items = np.ones(num_items + 1, np.bool_)
         items[0] = False
-        return cls(np.ones(num_users, np.bool_), items, num_events)
+        return cls(np.ones(num_users, np.bool_), items, num_events, catalogue=items)
 
 
 def k_core(
@@ -53,6 +56,7 @@ def k_core(
     """
     everything = Core.of_all(num_users, num_items, spooled.num_events)
     users, items = everything.users, everything.items
+    catalogue = items.copy() if filters.as_published_raw_ids else items
     events = _Shrinking(spooled, folder)
     number = 0
     while True:
@@ -74,18 +78,18 @@ def k_core(
         items &= item_counts > 0
         before = int(user_counts.sum())
     events.delete()
-    return Core(users, items, before)
+    return Core(users, items, before, catalogue)
 
 
 def core_blocks(spooled: BlockSpool, core: Core, stage: Stage) -> Iterator[Block]:
-    """Yield the blocks with what the core keeps alone, users and items numbered anew without gaps.
+    """Yield the blocks with what the core keeps alone, users and its catalogue numbered anew without gaps.
 
     Args:
         spooled: The events.
         core: What stays.
         stage: Told rows.
     """
-    new_ids = np.cumsum(core.items, dtype=np.min_scalar_type(np.count_nonzero(core.items)))
+    new_ids = np.cumsum(core.catalogue, dtype=np.min_scalar_type(np.count_nonzero(core.catalogue)))
     first = 0
     for block in spooled.blocks():
         kept = _kept(block, core.users, core.items)

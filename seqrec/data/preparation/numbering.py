@@ -1,7 +1,7 @@
 """From external ids to internal ids, 1.. in ascending order of external id. C events a chunk, N distinct ids.
 
 Memory: where the integers span R values, with R small enough, 5 R bytes; else up to 36 N bytes for integers, and
-for text about four times the distinct ids themselves. It does not grow with the events.
+for text about four times the distinct ids themselves; 12 bytes for each raw id. It does not grow with the events.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from seqrec.data.preparation.memory import MemoryLimit
 from seqrec.data.preparation.spool import IntegerColumn, TextColumn, differences
 from seqrec.data.progress import Stage
+from seqrec.errors import InputError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -26,6 +27,8 @@ Run = TypeVar("Run", bound=Sized)
 _SPARSE = 8
 _SMALL_RANGE = 1 << 20
 _BLOCK = 1 << 20
+# Of each raw id, when events are counted: the count, whether it stays, and whether it is in the catalogue.
+_BYTES_OF_RAW = 12
 # Distinct ids wait to be merged until they are a quarter of those merged already, or so many.
 _PENDING = 1 << 20
 
@@ -98,6 +101,41 @@ class IntegerTable(Numbering):
 
     def _places(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
         return differences(values, self._column.low).view(np.int64)
+
+
+class RawIntegers(Numbering):
+    """All integers from 1 to the largest of the column, whether or not they occur; internal ids are external ids.
+
+    Args:
+        column: The column.
+        limit: Memory.
+
+    Raises:
+        InputError: the column is of text, has an integer below 1, or its largest one is too large for the limit.
+    """
+
+    def __init__(self, column: IntegerColumn | TextColumn, limit: MemoryLimit) -> None:
+        if isinstance(column, TextColumn) or column.low < 1:
+            found = "text" if isinstance(column, TextColumn) else f"integers from {column.low} on"
+            raise InputError(
+                f"filters.as_published_raw_ids=True needs item ids that are integers from 1 on, but the log's are "
+                f"{found}; leave it out"
+            )
+        limit.require(
+            _BYTES_OF_RAW * column.high, f"the items 1..{column.high:,} of filters.as_published_raw_ids"
+        )
+        self._column = column
+        self.size = column.high
+
+    def ids(self, chunk: int) -> Ids:  # noqa: D102
+        return self._column.read(chunk).astype(self.dtype)
+
+    def external_id(self, internal_id: int) -> int:  # noqa: D102
+        return internal_id
+
+    def blocks(self, kept: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:  # noqa: D102
+        for start in range(0, self.size, _BLOCK):
+            yield np.flatnonzero(kept[start : start + _BLOCK]) + (start + 1)
 
 
 class SortedIntegers(Numbering):

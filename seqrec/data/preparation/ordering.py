@@ -38,6 +38,12 @@ class Block:
         """Return the user row of each event, (N,)."""
         return np.repeat(np.arange(self.first, self.first + len(self.lengths)), self.lengths)
 
+    def oldest(self, count: int) -> Block:
+        """Return the same users with their oldest `count` events."""
+        begins = np.cumsum(self.lengths) - self.lengths
+        places = np.arange(self.lengths.sum()) - np.repeat(begins, self.lengths)
+        return Block(self.first, np.minimum(self.lengths, count), self.events.take(places < count))
+
 
 @dataclass
 class DuplicateCount:

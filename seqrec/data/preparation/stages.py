@@ -12,7 +12,7 @@ from seqrec.data.filters import Filters
 from seqrec.data.preparation.disk import Workspace
 from seqrec.data.preparation.k_core import Core, core_blocks, k_core
 from seqrec.data.preparation.memory import MemoryLimit
-from seqrec.data.preparation.numbering import Numbering, number_ids
+from seqrec.data.preparation.numbering import Numbering, RawIntegers, number_ids
 from seqrec.data.preparation.ordering import (
     BlockSpool,
     DuplicateCount,
@@ -87,19 +87,22 @@ def write_store_of(
     spool, source_files = read_log(source, filters, workspace, limit, progress)
     log = _partition(spool, work)
     duplicates = DuplicateCount()
-    write = _write_all if filters.keeps_every_event else _write_core
+    # Of raw ids only counting tells which occur.
+    write = _write_all if filters.keeps_every_event and not filters.as_published_raw_ids else _write_core
     core, files = write(log, duplicates, work)
     files += write_vocabulary(directory, "user_vocabulary", log.users, core.users)
-    files += write_vocabulary(directory, "item_vocabulary", log.items, core.items[1:])
+    files += write_vocabulary(directory, "item_vocabulary", log.items, core.catalogue[1:])
     has_times = "timestamps" in log.types
     counts = {
         "users": int(np.count_nonzero(core.users)),
-        "items": int(np.count_nonzero(core.items)),
+        "items": int(np.count_nonzero(core.catalogue)),
         "events": core.num_events,
         "rows_read": spool.rows,
         "events_after_filter": log.num_events,
         "duplicates": duplicates.count if has_times else None,
     }
+    if filters.as_published_raw_ids:
+        counts["items_that_occur"] = int(np.count_nonzero(core.items))
     progress.note("making the store last on disk ...")
     extra = {
         "features": list(filters.event_features),
@@ -115,8 +118,11 @@ def _partition(spool: Spool, work: _Work) -> _Numbered:
     num_events = spool.num_events
     with work.progress.stage("listing users", num_events) as stage:
         users = number_ids(spool.users, spool.lengths, work.limit, "users", stage)
-    with work.progress.stage("listing items", num_events) as stage:
-        items = number_ids(spool.items, spool.lengths, work.limit, "items", stage)
+    if work.filters.as_published_raw_ids:
+        items: Numbering = RawIntegers(spool.items, work.limit)
+    else:
+        with work.progress.stage("listing items", num_events) as stage:
+            items = number_ids(spool.items, spool.lengths, work.limit, "items", stage)
     rows = RawColumn(work.workspace.folder / "user_rows", users.dtype)
     lengths = np.zeros(users.size, np.int64)
     with work.progress.stage("counting the users' events", num_events) as stage:
@@ -168,12 +174,16 @@ def _write_all(log: _Numbered, duplicates: DuplicateCount, work: _Work) -> tuple
 
 def _write_core(log: _Numbered, duplicates: DuplicateCount, work: _Work) -> tuple[Core, list[ArrayFile]]:
     # How many events stay, which a file of the store says first, is known only when all are ordered and counted.
-    ordered = BlockSpool(work.workspace.folder, "ordered")
+    ordered, oldest = BlockSpool(work.workspace.folder, "ordered"), work.filters.as_published_oldest_events
     with work.progress.stage("ordering", log.num_events) as stage:
         for block in ordered_blocks(log.partitions, work.filters.duplicates, duplicates, stage):
-            ordered.append(block)
+            ordered.append(block if oldest is None else block.oldest(oldest))
     log.partitions.delete()
     _tell_duplicates(log, duplicates, work)
+    if oldest is not None:
+        repeated = duplicates.count if work.filters.duplicates == "drop" else 0
+        newer = log.num_events - repeated - ordered.num_events
+        work.progress.note(f"as published: {newer:,} events newer than a user's oldest {oldest:,} dropped")
     work.limit.require(_COUNT_BYTES * (log.users.size + log.items.size), "counts of users and items")
     core = k_core(ordered, log.users.size, log.items.size, work.filters, work.workspace.folder, work.progress)
     if core.num_events == 0:

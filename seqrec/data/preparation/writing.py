@@ -24,9 +24,9 @@ def write_columns(
         directory: The store's folder.
         blocks: All events that stay.
         core: Which these are.
-        types: Of `column_types`; that of item ids is chosen anew, by the items that stay.
+        types: Of `column_types`; that of item ids is chosen anew, by the catalogue.
     """
-    types = {**types, "item_ids": np.min_scalar_type(np.count_nonzero(core.items))}
+    types = {**types, "item_ids": np.min_scalar_type(np.count_nonzero(core.catalogue))}
     columns = {name: ArrayFile(directory, name, dtype, core.num_events) for name, dtype in types.items()}
     num_users = int(np.count_nonzero(core.users))
     offsets = ArrayFile(directory, "offsets", np.int64, num_users + 1)
