@@ -11,13 +11,16 @@ from seqrec.benchmark.grid.cells import ENCODERS, plan
 from seqrec.benchmark.grid.runner import make_slots
 from seqrec.data.progress import Progress, print_line
 
+# Models that count, unless told others.
+BASELINES = ("Popularity",)
+
 
 def benchmark_paper(
     data: Sequence[str],
     lengths: Sequence[int],
     *,
     encoders: Sequence[str] = ENCODERS,
-    baselines: Sequence[str] = ("Popularity",),
+    baselines: Sequence[str] = BASELINES,
     ablations: Sequence[str] = (),
     seeds: int = 3,
     budget: str = "epochs=8",
@@ -70,7 +73,8 @@ def benchmark_paper(
         seeds=seeds,
     )
     slots = make_slots(jobs, device)
-    rows = {"data": data, "lengths": lengths, "encoders": encoders, "ablations": ablations, "seeds": [seeds]}
+    models = {"encoders": encoders, "baselines": baselines, "ablations": ablations}
+    rows = {"data": data, "lengths": lengths, **models, "seeds": [seeds]}
     run_grid(
         Path(folder),
         cells,
@@ -92,11 +96,11 @@ def _command(settings: Settings, rows: Mapping[str, Sequence[object]]) -> str:
         "set": [words.removeprefix("--") for words in settings.overrides],
         "path": [] if settings.path is None else [Path(settings.path).name],
     }
-    if tuple(rows["encoders"]) == ENCODERS:
-        del arguments["encoders"]
+    # What is taken where nothing is said; that there are no baselines must be said.
+    usual = {"encoders": ENCODERS, "baselines": BASELINES}
     words = (
         " ".join([f"--{name}", *(shlex.quote(str(value)) for value in values)])
         for name, values in arguments.items()
-        if values
+        if tuple(values) != usual.get(name, ())
     )
     return " ".join(["seqrec benchmark paper", *words])

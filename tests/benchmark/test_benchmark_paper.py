@@ -143,7 +143,7 @@ def test_a_grid_that_was_killed_ends_with_the_report_of_one_that_was_not(
     killed: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ):
     # They show the numbers of the tables, and take seconds to draw.
-    monkeypatch.setattr(write, "_figures", lambda *_: ())
+    monkeypatch.setattr(write, "save", lambda *_: None)
     resumed, whole = killed / "grid", uninterrupted / "grid"
     for folder in (resumed, whole):
         report(str(folder))
@@ -179,7 +179,8 @@ def test_results_say_what_training_took_and_equal_the_ranks_of_the_run(killed: P
         assert row["peak_memory"] > 1e8
         assert "torch" in row["versions"]
         assert row["made_by"].startswith(
-            "seqrec benchmark paper --data synthetic --lengths 20 --encoders GRU4Rec"
+            "seqrec benchmark paper --data synthetic --lengths 20 --encoders GRU4Rec MambaRec --baselines --seeds 1 "
+            "--budget epochs=2 --study small --set data.source.num_users=30"
         )
         ranks = read_results(killed / "grid" / row["place"] / "run")
         assert row["value"] == pytest.approx(ranks.metrics(["NDCG@10"]).mean(), abs=1e-6)
@@ -210,6 +211,11 @@ def test_a_cell_of_other_settings_is_another(changed: dict[str, object]):
 
 def test_a_cell_stays_the_same_where_its_log_lies_elsewhere():
     assert settings(path="a/log.zip").digest(CELL) == settings(path="/b/log.zip").digest(CELL)
+
+
+def test_a_baseline_among_the_encoders_runs_once():
+    lists = {"lengths": [50], "encoders": ["Popularity"], "baselines": ["Popularity"], "ablations": []}
+    assert [cell.row for cell in plan(settings(), data=["ml_1m"], seeds=1, **lists)] == ["Popularity"]  # type: ignore[arg-type]
 
 
 def test_ablations_of_what_an_encoder_does_not_have_are_left_out():

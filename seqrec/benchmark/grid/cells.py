@@ -177,9 +177,11 @@ def plan(
     trained = itertools.product(range(seeds), data, lengths, encoders, ("", *ablations))
     cells = [Cell(log, length, model, ablation, seed) for seed, log, length, model, ablation in trained]
     counted = [Cell(log, length, model, "", 0) for log in data for length in lengths for model in baselines]
-    for cell in counted + cells:
+    # A baseline may stand among the encoders too.
+    planned = list(dict.fromkeys(counted + cells))
+    for cell in planned:
         settings.fragments(cell)
-    return [cell for cell in counted + cells if settings.applies(cell)]
+    return [cell for cell in planned if settings.applies(cell)]
 
 
 def is_baseline(model: str) -> bool:
