@@ -7,8 +7,12 @@ import numpy as np
 import polars
 import pytest
 
-from seqrec.benchmark.grid.outcome import gather
-from seqrec.benchmark.paper_report import report
+from seqrec import models
+from seqrec.benchmark.grid.cells import is_baseline
+from seqrec.benchmark.grid.outcome import gather, read_grid
+from seqrec.benchmark.paper_report import report, write
+from seqrec.benchmark.paper_report.figures import quality_figure
+from seqrec.benchmark.paper_report.rows import read_logs
 from seqrec.benchmark.paper_report.tables import Entry, Table
 from seqrec.cli import main
 from seqrec.errors import InputError, MissingInputError
@@ -46,7 +50,7 @@ def add_cell(
             "timestamp": zeros,
         }
     ).write_parquet(place / "run" / "test_results.parquet", metadata=header.as_metadata())
-    trained = 0 if model == "Popularity" else 1
+    trained = 0 if is_baseline(model) else 1
     names = ("table_parameters", "encoder_parameters", "other_parameters", "events")
     seconds = ("train_seconds", "validation_seconds", "test_seconds", "events_per_second")
     content = {
@@ -99,6 +103,12 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made, but not drawn into files, which takes seconds."""
+    monkeypatch.setattr(write, "save", lambda *_: None)
+
+
 def ndcg(root: Path, length: int, model: str, seeds: int = 2) -> np.ndarray:
     """(U,) NDCG@10 of each user, straight from the ranks, mean over seeds."""
     better = [
@@ -143,7 +153,7 @@ def test_the_best_is_tested_against_the_second_user_by_user(reported: Path):
     assert f"NDCG@10 at 20: MambaRec over SASRec, p = {p_value:.4f}" in text
 
 
-def test_rows_that_differ_by_chance_are_not_marked(tmp_path: Path):
+def test_rows_that_differ_by_chance_are_not_marked(tmp_path: Path, undrawn: None):
     for model in ("SASRec", "MambaRec"):
         add_cell(tmp_path, 20, model, hits=0.5)
     gather(tmp_path)
@@ -180,7 +190,7 @@ def test_every_table_says_how_it_was_made(reported: Path):
         assert latex.count("{tabular}") == 2
 
 
-def test_rows_of_different_budgets_are_called_so(grid: Path):
+def test_rows_of_different_budgets_are_called_so(grid: Path, undrawn: None):
     file = grid / "cells/log_a/20/SASRec/seed_0/result.json"
     file.write_text(file.read_text().replace("epochs=4", "seconds=9"))
     gather(grid)
@@ -220,13 +230,85 @@ def test_cells_that_judged_others_are_refused(grid: Path):
 def test_a_report_of_nothing_is_refused(tmp_path: Path):
     with pytest.raises(MissingInputError, match="give a folder of seqrec benchmark paper"):
         report(str(tmp_path))
+    gather(tmp_path)
+    with pytest.raises(MissingInputError, match=r"no cell of .* is finished; run the command again"):
+        report(str(tmp_path))
+
+
+def test_models_that_are_missing_at_a_length_are_named(tmp_path: Path, undrawn: None):
+    add_cell(tmp_path, 20, "SASRec")
+    add_cell(tmp_path, 4000, "SASRec")
+    add_cell(tmp_path, 20, "GRU4Rec")
+    gather(tmp_path)
+    report(str(tmp_path))
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "- Not run, or failed: GRU4Rec at 4,000\n" in text
+    assert (
+        text.count("at 20: SASRec over GRU4Rec, p = ") + text.count("at 20: GRU4Rec over SASRec, p = ") == 2
+    )
+    assert "at 4,000: " not in text
+
+
+def test_one_row_is_tested_against_nothing(tmp_path: Path, undrawn: None):
+    add_cell(tmp_path, 20, "SASRec")
+    gather(tmp_path)
+    report(str(tmp_path))
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "Best against second" not in text
+    assert "Not run" not in text
+
+
+@pytest.mark.parametrize("whole", [("SASRec", 20), ("MambaRec", 40), None], ids=str)
+def test_ablations_of_models_that_failed_are_reported(
+    tmp_path: Path, whole: tuple[str, int] | None, undrawn: None
+):
+    add_cell(tmp_path, 20, "MambaRec", "no_positions")
+    if whole is not None:
+        add_cell(tmp_path, whole[1], whole[0])
+    gather(tmp_path)
+    report(str(tmp_path))
+    text = (tmp_path / "report" / "report.md").read_text()
+    (row,) = table_rows(text, "log_a: ablations")
+    assert row[:2] == ["20", "MambaRec, no_positions"]
+    assert row[4:6] == ["", ""]
+    assert ("quality by history length" in text) == (whole is not None)
+
+
+def test_a_run_without_validation_is_reported(tmp_path: Path, undrawn: None):
+    add_cell(tmp_path, 20, "SASRec")
+    file = tmp_path / "cells/log_a/20/SASRec/seed_0/result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"curve": []}))
+    gather(tmp_path)
+    report(str(tmp_path))
+    assert "![curves_log_a]" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_baselines_are_told_apart(tmp_path: Path):
+    classes = [getattr(models, name) for name in models.__all__ if name[0].isupper()]
+    names = [
+        each.__name__ for each in classes if issubclass(each, models.Baseline) and each is not models.Baseline
+    ]
+    for name in names:
+        add_cell(tmp_path, 20, name)
+    gather(tmp_path)
+    (log,) = read_logs(tmp_path, read_grid(tmp_path)[0])
+    axis = quality_figure(log).axes[0]
+    marks = {bars.get_label(): bars.lines[0].get_marker() for bars in axis.containers}
+    assert set(marks) == set(names)
+    assert len(set(marks.values())) == len(names)
 
 
 def test_signs_that_latex_reads_are_escaped():
     table = Table(
-        "t", "50% of a_b & c", ("a", "b"), 1, ((Entry("x_1"), Entry("9†", bold=True)),), ("`--lr 1`",)
+        *("t", "50% of a_b & c", ("a", "b"), 1, ((Entry("x_1"), Entry("9†", bold=True)),)),
+        ("`---lr 1`", r"`{a: '$x^2'} \ <|>`"),
     )
     latex = table.as_latex()
-    assert r"50\% of a\_b \& c. -{}-lr 1." in latex
+    assert r"50\% of a\_b \& c. -{}-{}-lr 1." in latex
+    quote = r"\textquotesingle{}"
+    assert (
+        rf" \{{a: {quote}\$x\textasciicircum{{}}2{quote}\}} \textbackslash{{}} "
+        r"\textless{}\textbar{}\textgreater{}.}"
+    ) in latex
     assert r"x\_1 & \textbf{9$^\dagger$} \\" in latex
     assert "| x_1 | **9†** |" in table.as_markdown()

@@ -24,6 +24,18 @@ RUN_FOLDER = "run"
 # Gathered from all cells: one row a cell and metric, and one a cell, epoch and metric.
 RESULTS_FILE = "results.parquet"
 CURVES_FILE = "curves.parquet"
+# Runs that end within their first epoch may leave no curve.
+CURVE_COLUMNS = {
+    "data": str,
+    "length": int,
+    "model": str,
+    "ablation": str,
+    "seed": int,
+    "epoch": int,
+    "step": int,
+    "metric": str,
+    "value": float,
+}
 
 
 def is_finished(folder: Path, digest: str) -> bool:
@@ -80,9 +92,11 @@ def gather(folder: Path) -> None:
         rows += [{**content, "metric": name, "value": value} for name, value in metrics.items()]
         names = [*Cell.__dataclass_fields__]
         points += [{**{name: content[name] for name in names}, **point} for point in curve]
-    for name, records in ((RESULTS_FILE, rows), (CURVES_FILE, points)):
+    results = polars.DataFrame(rows, infer_schema_length=None)
+    curves = polars.DataFrame(points, schema=CURVE_COLUMNS)
+    for name, frame in ((RESULTS_FILE, results), (CURVES_FILE, curves)):
         partial = folder / f"{name}.partial"
-        polars.DataFrame(records, infer_schema_length=None).write_parquet(partial)
+        frame.write_parquet(partial)
         os.replace(partial, folder / name)
 
 
@@ -90,14 +104,19 @@ def read_grid(folder: Path) -> tuple[polars.DataFrame, polars.DataFrame]:
     """Results and curves of a grid.
 
     Raises:
-        MissingInputError: the folder holds none.
+        MissingInputError: the folder holds none, or no cell of it is finished.
     """
     import polars
 
     file = folder / RESULTS_FILE
     if not file.is_file():
         raise MissingInputError(f"no {RESULTS_FILE} in {folder}; give a folder of seqrec benchmark paper")
-    return polars.read_parquet(file), polars.read_parquet(folder / CURVES_FILE)
+    results = polars.read_parquet(file)
+    if results.is_empty():
+        raise MissingInputError(
+            f"no cell of {folder} is finished; run the command again that made it, and see the log.txt of its cells"
+        )
+    return results, polars.read_parquet(folder / CURVES_FILE)
 
 
 def _costs(summary: Summary, *, trained: bool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ MIB = 1 << 20
 
 def cost_table(log: Log) -> Table | None:
     """All lengths of a log's models that are trained; None where there are none."""
-    shown = [row for length in log.lengths for row in log.at(length) if row.is_trained]
+    shown = [row for row in log.unchanged if row.is_trained]
     if not shown:
         return None
     return Table(

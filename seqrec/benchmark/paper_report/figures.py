@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKS = "osD^vPX"
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
-_BASELINE = {"color": "#777777", "linewidth": 1.2}
+# Baselines are grey, one mark each.
+_BASELINES = ("Popularity", "RecentPopularity", "Markov", "ItemKNN")
+_BASELINE_MARKS = ".x+1"
 # The same pictures from the same numbers: no dates, and no random names within SVG.
 _SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "seqrec",
@@ -58,15 +60,16 @@ def look() -> Iterator[None]:
 def quality_figure(log: Log) -> Figure:
     """HR@10 and NDCG@10 against history length, with intervals."""
     figure, axes = _panels(len(METRICS))
+    judged = {length: judge(log.at(length)) for length in log.lengths}
     for metric, (name, axis) in enumerate(zip(METRICS, axes, strict=True)):
-        judged = {length: judge(log.at(length)) for length in log.lengths}
         for place, (model, trained) in enumerate(_models(log)):
             points = []
             for length, quality in judged.items():
                 for number, row in enumerate(quality.rows):
                     if row.model == model:
                         mean, (low, high) = quality.means[number, metric], quality.intervals[number, metric]
-                        points.append((length, mean, mean - low, high - mean))
+                        # Where all users have the same value, the ends are it but for rounding.
+                        points.append((length, mean, max(0, mean - low), max(0, high - mean)))
             x, y, below, above = np.array(points).T
             # Side by side, so that intervals do not lie on each other.
             x = x * 1.025 ** (place - (len(_models(log)) - 1) / 2)
@@ -86,7 +89,7 @@ def cost_figure(log: Log) -> Figure:
     titles = ("training, s an epoch", "test, s", "peak memory, MiB")
     for axis, title in zip(axes, titles, strict=True):
         for model, trained in _models(log):
-            rows = [row for row in log.rows if row.model == model and not row.ablation]
+            rows = [row for row in log.unchanged if row.model == model]
             if not trained:
                 continue
             values = {
@@ -103,7 +106,7 @@ def cost_figure(log: Log) -> Figure:
 
 
 def curve_figure(log: Log, curves: polars.DataFrame) -> Figure:
-    """Validation NDCG@10 after each epoch, mean over seeds, one panel a length."""
+    """Validation NDCG@10 after each epoch, mean over the seeds that reached it, one panel a length."""
     figure, axes = _panels(len(log.lengths), share_y=True)
     own = curves.filter(data=log.data, ablation="", metric="NDCG@10")
     for axis, length in zip(axes, log.lengths, strict=True):
@@ -119,7 +122,7 @@ def curve_figure(log: Log, curves: polars.DataFrame) -> Figure:
     # Once all panels have their lines, since they share the axis.
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("validation NDCG@10")
-    _finish(figure, axes, f"{log.data}: learning curves (mean over seeds)")
+    _finish(figure, axes, f"{log.data}: learning curves (mean over the seeds that reached an epoch)")
     return figure
 
 
@@ -176,12 +179,13 @@ def _length_axis(axis: Axes, log: Log) -> None:
 
 
 def _models(log: Log) -> list[tuple[str, bool]]:
-    return list({(row.model, row.is_trained): None for row in log.rows})
+    return list({(row.model, row.is_trained): None for row in log.unchanged})
 
 
 def _style(model: str, trained: bool) -> dict[str, Any]:
     if not trained:
-        return {**_BASELINE, "marker": ".", "linestyle": (0, (1, 2))}
+        mark = _BASELINE_MARKS[_BASELINES.index(model)]
+        return {"color": "#777777", "linewidth": 1.2, "marker": mark, "linestyle": (0, (1, 2))}
     # An encoder looks the same in all figures.
     place = ENCODERS.index(model) if model in ENCODERS else len(ENCODERS) + sum(map(ord, model)) % 2
     return {"color": _COLOURS[place], "marker": _MARKS[place], "linestyle": _DASHES[place], "markersize": 5}

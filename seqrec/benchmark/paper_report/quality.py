@@ -60,8 +60,10 @@ def judge(rows: Sequence[Row]) -> Quality:
     )
 
 
-def quality_table(log: Log) -> Table:
-    """All lengths and models of a log."""
+def quality_table(log: Log) -> Table | None:
+    """All lengths and models of a log; None where only ablations have results."""
+    if not log.unchanged:
+        return None
     rows: list[tuple[Entry, ...]] = []
     tested: list[str] = []
     for length in log.lengths:
@@ -91,7 +93,12 @@ def quality_table(log: Log) -> Table:
         ("length", "model", *heads, "seeds", "epochs", "steps"),
         2,
         tuple(rows),
-        (*_signs(), f"Best against second: {'; '.join(tested)}", *log.terms()),
+        (
+            *_signs(),
+            *([f"Best against second: {'; '.join(tested)}"] if tested else []),
+            *log.missing(),
+            *log.terms(log.unchanged),
+        ),
     )
 
 
@@ -100,10 +107,8 @@ def ablation_table(log: Log) -> Table | None:
     rows: list[tuple[Entry, ...]] = []
     shown: list[Row] = []
     metric = METRICS.index("NDCG@10")
-    for length in log.lengths:
+    for length in log.ablated_lengths:
         changed = log.at(length, ablated=True)
-        if not changed:
-            continue
         quality = judge(changed)
         shown += changed
         names = {(row.model, row.ablation): number for number, row in enumerate(changed)}
@@ -160,7 +165,7 @@ def _deviation(value: float) -> str:
 def _signs() -> tuple[str, ...]:
     return (
         f"Means over seeds and users; intervals of {RESAMPLES:,} bootstrap resamples of the users; ± is the standard "
-        "deviation between seeds, which the intervals do not hold",
+        "deviation between seeds, which neither the intervals nor the test hold",
         f"Bold: best of its length; † where it beats the second in a paired sign-flip test, p < {SIGNIFICANT:g}, not "
         "adjusted for the number of comparisons",
     )

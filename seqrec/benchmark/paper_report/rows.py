@@ -80,17 +80,34 @@ class Log:
     rows: tuple[Row, ...]
 
     @property
+    def unchanged(self) -> list[Row]:
+        """Rows without ablations."""
+        return [row for row in self.rows if not row.ablation]
+
+    @property
     def lengths(self) -> list[int]:
-        """Ascending."""
-        return sorted({row.length for row in self.rows})
+        """Of rows without ablations, ascending."""
+        return sorted({row.length for row in self.unchanged})
+
+    @property
+    def ablated_lengths(self) -> list[int]:
+        """Of rows with ablations, ascending."""
+        return sorted({row.length for row in self.rows if row.ablation})
 
     def at(self, length: int, *, ablated: bool = False) -> list[Row]:
         """Rows of one length: with ablations, those of the models that have some, or without them."""
-        found = [row for row in self.rows if row.length == length]
         if not ablated:
-            return [row for row in found if not row.ablation]
+            return [row for row in self.unchanged if row.length == length]
+        found = [row for row in self.rows if row.length == length]
         models = {row.model for row in found if row.ablation}
         return [row for row in found if row.model in models]
+
+    def missing(self) -> list[str]:
+        """What a table by length should say of models that stand at some lengths alone; empty for nothing."""
+        there = {(row.model, row.length) for row in self.unchanged}
+        models = dict.fromkeys(row.model for row in self.unchanged)
+        absent = [f"{model} at {n:,}" for n in self.lengths for model in models if (model, n) not in there]
+        return [f"Not run, or failed: {', '.join(absent)}"] if absent else []
 
     def terms(self, rows: Sequence[Row] | None = None) -> list[str]:
         """What holds for rows, all of them unless told: protocol, budget, versions, hardware, command."""

@@ -6,6 +6,15 @@ import re
 from dataclasses import dataclass
 
 _LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "'": r"\textquotesingle{}",
     "%": r"\%",
     "&": r"\&",
     "_": r"\_",
@@ -58,7 +67,7 @@ class Table:
         return "\n".join([f"### {self.title}", "", table, "", *(f"- {note}" for note in self.notes), ""])
 
     def as_latex(self) -> str:
-        """A `table` of the package `booktabs`, with the notes in its caption."""
+        """A `table` of the package `booktabs`, with the notes in its caption; LaTeX of 2020 or newer."""
         form = "l" * self.words + "r" * (len(self.columns) - self.words)
         heads = " & ".join(map(_escaped, self.columns))
         lines = []
@@ -72,7 +81,7 @@ class Table:
             [
                 r"\begin{table}",
                 r"\centering",
-                rf"\caption{{{caption}}}",
+                rf"\caption[{_escaped(self.title)}]{{{caption}}}",
                 rf"\label{{tab:{self.name}}}",
                 rf"\begin{{tabular}}{{{form}}}",
                 r"\toprule",
@@ -88,5 +97,7 @@ class Table:
 
 
 def _escaped(text: str) -> str:
-    plain = text.replace("`", "").replace("--", "-{}-")
-    return re.sub("|".join(map(re.escape, _LATEX)), lambda found: _LATEX[found[0]], plain)
+    plain = text.replace("`", "")
+    escaped = re.sub("|".join(map(re.escape, _LATEX)), lambda found: _LATEX[found[0]], plain)
+    # Two hyphens would become a dash.
+    return re.sub("-(?=-)", "-{}", escaped)

@@ -64,10 +64,10 @@ def _tables(log: Log) -> list[Table]:
 
 
 def _figures(log: Log, curves: polars.DataFrame) -> Iterator[tuple[str, Figure]]:
-    yield f"quality_{log.data}", quality_figure(log)
-    if any(row.is_trained for row in log.rows):
+    if log.unchanged:
+        yield f"quality_{log.data}", quality_figure(log)
+    if any(row.is_trained for row in log.unchanged):
         yield f"costs_{log.data}", cost_figure(log)
         yield f"curves_{log.data}", curve_figure(log, curves)
-    for length in log.lengths:
-        if log.at(length, ablated=True):
-            yield f"ablations_{log.data}_{length}", ablation_figure(log, length)
+    for length in log.ablated_lengths:
+        yield f"ablations_{log.data}_{length}", ablation_figure(log, length)
