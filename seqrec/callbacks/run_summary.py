@@ -91,7 +91,8 @@ class RunSummary(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say how far the run has come."""
-        self._epochs = trainer.current_epoch + 1
+        # A run that ends by steps or by time may leave an epoch in its middle.
+        self._epochs = trainer.current_epoch + trainer.is_last_batch
         _monitor(trainer).gather(trainer)
         self._write(trainer, pl_module, "running")
 

@@ -107,6 +107,22 @@ def test_a_run_tells_what_it_did(whole: tuple[Path, Diary, Any]):
     assert tested.protocol == "full-seenout-tiemean-loo"
 
 
+@pytest.mark.parametrize(
+    ("limits", "epochs", "steps"),
+    [
+        ({"max_steps": STEPS + 2}, 1, STEPS + 2),
+        ({"max_steps": 2}, 0, 2),
+        ({"limit_train_batches": 2}, EPOCHS, 2 * EPOCHS),
+    ],
+    ids=str,
+)
+def test_epochs_that_are_cut_do_not_count(tmp_path: Path, limits: dict[str, int], epochs: int, steps: int):
+    trainer, model, data = parts(tmp_path, Diary(), **limits)
+    trainer.fit(model, data)
+    summary = read_summary(Path(trainer.log_dir))
+    assert (summary.epochs, summary.steps) == (epochs, steps)
+
+
 def test_speed_is_logged_every_few_steps(whole: tuple[Path, Diary, Any]):
     with (whole[0] / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["events/s"]]
