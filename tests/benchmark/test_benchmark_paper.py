@@ -152,7 +152,7 @@ def test_a_grid_that_was_killed_ends_with_the_report_of_one_that_was_not(
         assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
     # Measured times and memory alone may differ, which stand in the table of costs.
     seconds = ("train_seconds", "validation_seconds", "test_seconds")
-    measured = [*seconds, "events_per_second", "peak_memory"]
+    measured = [*seconds, "epoch_seconds", "events_per_second", "peak_memory"]
     assert_frame_equal(
         *(read_grid(folder)[0].drop(measured) for folder in (resumed, whole)), check_exact=True
     )

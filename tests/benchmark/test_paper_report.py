@@ -274,6 +274,23 @@ def test_ablations_of_models_that_failed_are_reported(
     assert ("quality by history length" in text) == (whole is not None)
 
 
+def test_seconds_of_an_epoch_leave_out_one_that_the_budget_cut(tmp_path: Path, undrawn: None):
+    # Steps at each validation, of which the last is of the cut epoch.
+    for length, epochs, ends in ((20, 1, [20, 30]), (40, 0, [10])):
+        add_cell(tmp_path, length, "SASRec")
+        file = tmp_path / f"cells/log_a/{length}/SASRec/seed_0/result.json"
+        content = json.loads(file.read_text()) | {"epochs": epochs, "steps": ends[-1], "train_seconds": 30.0}
+        content["curve"] = [
+            {"epoch": epoch, "step": step, "metric": "NDCG@10", "value": 0.1}
+            for epoch, step in enumerate(ends, start=1)
+        ]
+        file.write_text(json.dumps(content))
+    gather(tmp_path)
+    report(str(tmp_path))
+    rows = table_rows((tmp_path / "report" / "report.md").read_text(), "log_a: costs by history length")
+    assert [row[6:8] for row in rows] == [["30.0", "20.0"], ["30.0", ""]]
+
+
 def test_a_run_without_validation_is_reported(tmp_path: Path, undrawn: None):
     add_cell(tmp_path, 20, "SASRec")
     file = tmp_path / "cells/log_a/20/SASRec/seed_0/result.json"

@@ -103,6 +103,9 @@ def gather(folder: Path) -> None:
 def read_grid(folder: Path) -> tuple[polars.DataFrame, polars.DataFrame]:
     """Results and curves of a grid.
 
+    Returns:
+        Both as they were gathered; results also have `epoch_seconds`, of training an epoch, null where none was whole.
+
     Raises:
         MissingInputError: the folder holds none, or no cell of it is finished.
     """
@@ -116,7 +119,16 @@ def read_grid(folder: Path) -> tuple[polars.DataFrame, polars.DataFrame]:
         raise MissingInputError(
             f"no cell of {folder} is finished; run the command again that made it, and see the log.txt of its cells"
         )
-    return results, polars.read_parquet(folder / CURVES_FILE)
+    curves = polars.read_parquet(folder / CURVES_FILE)
+    names = [*Cell.__dataclass_fields__]
+    ends = curves.group_by(*names, "epoch").agg(whole_steps=polars.col("step").max())
+    results = results.join(
+        ends, left_on=[*names, "epochs"], right_on=[*names, "epoch"], how="left", maintain_order="left"
+    )
+    # Without the share of steps in an epoch that the budget cut.
+    share = polars.col("whole_steps") / polars.col("steps")
+    seconds = polars.col("train_seconds") * share / polars.col("epochs")
+    return results.with_columns(epoch_seconds=seconds).drop("whole_steps"), curves
 
 
 def _costs(summary: Summary, *, trained: bool) -> dict[str, Any]:

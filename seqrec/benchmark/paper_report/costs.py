@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isnan
+
 from seqrec.benchmark.paper_report.rows import Log, Row
 from seqrec.benchmark.paper_report.tables import Entry, Table
 
@@ -36,21 +38,21 @@ def cost_table(log: Log) -> Table | None:
             "Means over seeds. Parameters of the item table, the encoder, and what else there is, such as positions",
             "Peak memory: on a GPU that of tensors, on a CPU all that the process holds, libraries included",
             "Seconds with the device synchronised: of training, reading included, validation and checkpoints not; of "
-            "all validations; of the test. Events/s are those trained on by the seconds of training",
+            "all validations; of the test. Events/s are those trained on by the seconds of training. Of an epoch: of "
+            "whole ones",
             *log.terms(shown),
         ),
     )
 
 
 def _cells(row: Row) -> list[str]:
-    seconds, epochs = row.mean("train_seconds"), row.mean("epochs")
     return [
         f"{row.length:,}",
         row.name,
         *(f"{row.runs[0][f'{part}_parameters']:,}" for part in ("table", "encoder", "other")),
         f"{row.mean('peak_memory') / MIB:,.0f}",
-        f"{seconds:,.1f}",
-        f"{seconds / max(epochs, 1):,.1f}",
+        f"{row.mean('train_seconds'):,.1f}",
+        "" if isnan(row.epoch_seconds) else f"{row.epoch_seconds:,.1f}",
         f"{row.mean('validation_seconds'):,.1f}",
         f"{row.mean('test_seconds'):,.2f}",
         f"{row.mean('events_per_second'):,.0f}",

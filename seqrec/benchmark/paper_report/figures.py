@@ -93,7 +93,7 @@ def cost_figure(log: Log) -> Figure:
             if not trained:
                 continue
             values = {
-                titles[0]: [row.mean("train_seconds") / max(row.mean("epochs"), 1) for row in rows],
+                titles[0]: [row.epoch_seconds for row in rows],
                 titles[1]: [row.mean("test_seconds") for row in rows],
                 titles[2]: [row.mean("peak_memory") / MIB for row in rows],
             }[title]

@@ -60,6 +60,12 @@ class Row:
         """Of what the runs took."""
         return float(np.mean([run[column] or 0 for run in self.runs]))
 
+    @property
+    def epoch_seconds(self) -> float:
+        """Of training an epoch, mean over the runs; NaN where none had a whole one."""
+        known = [run["epoch_seconds"] for run in self.runs if run["epoch_seconds"] is not None]
+        return float(np.mean(known)) if known else float("nan")
+
     def span(self, column: str) -> str:
         """Of a count: one number where all runs have it, else the least and the most."""
         values = [run[column] for run in self.runs]
