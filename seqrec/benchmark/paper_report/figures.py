@@ -100,6 +100,7 @@ def cost_figure(log: Log) -> Figure:
             axis.plot([row.length for row in rows], values, label=model, **_style(model, trained))
         axis.set_ylabel(title)
         axis.set_ylim(bottom=0)
+        axis.yaxis.set_major_formatter("{x:,g}")
         _length_axis(axis, log)
     _finish(figure, axes, f"{log.data}: costs by history length")
     return figure
