@@ -28,7 +28,7 @@ def benchmark_memory(
     lags: Sequence[int] = (10, 100, 1000),
     *,
     encoders: Sequence[str] = ("Popularity", *ENCODERS),
-    users: int = 1500,
+    events: int = 2_400_000,
     minutes: float = 10.0,
     d_model: int = 64,
     num_layers: int = 1,
@@ -49,7 +49,7 @@ def benchmark_memory(
     Args:
         lags: How many events back the signal lies; histories are windows of twice as many.
         encoders: Names of presets and baselines.
-        users: Users of each generated log.
+        events: Events of each generated log: as many at any lag, so that nothing is found or missed for lack of data.
         minutes: Most time of a cell's training.
         d_model: Width.
         num_layers: Blocks.
@@ -62,11 +62,11 @@ def benchmark_memory(
     Raises:
         InputError: an argument is out of range.
     """
-    _check(lags, encoders, {"users": users, "minutes": minutes, "lr": lr, "num_layers": num_layers}, device)
+    _check(lags, encoders, {"events": events, "minutes": minutes, "lr": lr, "num_layers": num_layers}, device)
     if json_file is not None and not Path(json_file).absolute().parent.is_dir():
         raise InputError(f"json_file={json_file!r} lies in a folder that does not exist; make it first")
     settings = {"d_model": d_model, "num_layers": num_layers, "lr": lr, "batch_size": batch_size}
-    shared = {"users": users, "seconds": 60 * minutes, "seed": seed, "device": device, "settings": settings}
+    shared = {"events": events, "seconds": 60 * minutes, "seed": seed, "device": device, "settings": settings}
     progress = Progress(print_line)
     cells: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="seqrec-memory-") as folder:
@@ -100,7 +100,7 @@ def _table(cells: list[dict[str, Any]], shared: dict[str, Any]) -> str:
     title = (
         f"signal so many events back, {NUM_ITEMS} items, histories of up to twice as many events; width "
         f"{settings['d_model']}, blocks {settings['num_layers']}, Adam {settings['lr']:g}, batches of "
-        f"{settings['batch_size']}, {shared['users']:,} users before short ones are left out, at most "
+        f"{settings['batch_size']}, {shared['events']:,} events before short histories are left out, at most "
         f"{shared['seconds'] / 60:g} min of training on {shared['device']}; found: test HR@10 > {FOUND:g}"
     )
     rows = [

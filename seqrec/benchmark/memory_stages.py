@@ -23,7 +23,7 @@ def find_signal(
     folder: str,
     lag: int,
     model: str,
-    users: int,
+    events: int,
     seconds: float,
     seed: int,
     device: str,
@@ -35,7 +35,7 @@ def find_signal(
         folder: Where event stores are.
         lag: How many events back the signal lies.
         model: Name of an encoder's preset, or of a baseline.
-        users: Users of the generated log; those whose history hardly exceeds the lag are left out.
+        events: Events of the generated log, before users whose history hardly exceeds the lag are left out.
         seconds: Most time of training, validation included.
         seed: Of weights and order; the log's is 0.
         device: cpu or cuda.
@@ -52,7 +52,7 @@ def find_signal(
     from seqrec.models import Baseline
 
     pl.seed_everything(seed, verbose=False)
-    data = signal_log(folder, lag, users, settings["batch_size"], seed)
+    data = signal_log(folder, lag, events, settings["batch_size"], seed)
     recommender = _recommender(model, data, settings)
     monitor = RunMonitor()
     trainer = pl.Trainer(
@@ -82,7 +82,7 @@ def find_signal(
     }
 
 
-def signal_log(folder: str, lag: int, users: int, batch_size: int, seed: int) -> SequenceDataModule:
+def signal_log(folder: str, lag: int, events: int, batch_size: int, seed: int) -> SequenceDataModule:
     """A log in which every event follows from the one `lag` places back, and from nothing else.
 
     Histories are 1.1 times as long at least, so that every test can be answered, and 1.6 times in the mean; windows
@@ -93,10 +93,11 @@ def signal_log(folder: str, lag: int, users: int, batch_size: int, seed: int) ->
     from seqrec.data.sources import Synthetic
     from seqrec.data.windows import StridedWindows
 
+    mean_events = max(1.6 * lag, 8)
     source = Synthetic(
-        num_users=users,
+        num_users=max(1, round(events / mean_events)),
         num_items=NUM_ITEMS,
-        mean_events=max(1.6 * lag, 8),
+        mean_events=mean_events,
         lag=lag,
         signal=1.0,
         repeat=0.0,

@@ -18,7 +18,7 @@ SETTINGS = {"d_model": 32, "num_layers": 1, "lr": 0.005, "batch_size": 32}
 
 
 def find(folder: Path, lag: int, model: str, seconds: float = 60) -> dict[str, Any]:
-    return find_signal(str(folder), lag, model, 1500, seconds, 0, "cpu", SETTINGS)
+    return find_signal(str(folder), lag, model, 12_000, seconds, 0, "cpu", SETTINGS)
 
 
 def test_an_encoder_finds_a_near_signal_that_popularity_does_not_know(tmp_path: Path):
@@ -38,7 +38,7 @@ def test_training_ends_when_its_time_is_over(tmp_path: Path):
 
 
 def test_every_target_follows_from_the_event_so_many_places_back(tmp_path: Path):
-    data = signal_log(str(tmp_path), 7, 200, 16, seed=0)
+    data = signal_log(str(tmp_path), 7, 2240, 16, seed=0)
     vocabulary = data.store.item_vocabulary
     for batch in data.test_dataloader():
         lengths = batch.history.lengths
@@ -46,6 +46,13 @@ def test_every_target_follows_from_the_event_so_many_places_back(tmp_path: Path)
         known = batch.history.item_ids.gather(1, (lengths - 7).unsqueeze(1)).squeeze(1)
         externals = [vocabulary.external_ids(item_ids.numpy()) for item_ids in (known, batch.last_targets)]
         assert np.array_equal(data.source.successor[externals[0]], externals[1])  # type: ignore[attr-defined]
+
+
+def test_logs_of_all_lags_have_as_many_events(tmp_path: Path):
+    sizes = [signal_log(str(tmp_path), lag, 40_000, 16, seed=0).store.num_events for lag in (5, 50, 500)]
+    # Of histories about the lag, the short ones are left out.
+    assert max(sizes) < 1.5 * min(sizes)
+    assert min(sizes) > 20_000
 
 
 def test_the_table_says_what_was_found_at_which_cost(
