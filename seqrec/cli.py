@@ -205,36 +205,9 @@ def main(args: Sequence[str] | None = None) -> None:
     if not faulthandler.is_enabled() and sys.__stderr__ is not None:
         faulthandler.enable(sys.__stderr__)
     try:
-        words = list(sys.argv[1:] if args is None else args)
-        if words and words[0] in COMMANDS:
-            run_command(words, main)
-            return
-        words = with_config_of_checkpoint(with_checkpoint_file(with_named_target(words)))
-        words = with_protocol_presets(words)
-        refuse_model_max_length(words)
-        # Lightning starts the processes of other ranks with the words of this one.
-        sys.argv = [sys.argv[0], *words]
-        SeqrecCLI(
-            Recommender,
-            SequenceDataModule,
-            trainer_class=Trainer,
-            trainer_defaults={
-                "logger": {"class_path": "seqrec.runs.RunFolder"},
-                "callbacks": [RunMonitor(), GradientNorm(), RunSummary()],
-                "num_sanity_val_steps": 0,
-            },
-            seed_everything_default=0,
-            parser_class=ArgumentParser,
-            parser_kwargs={
-                "description": (
-                    "Train, compare and serve sequential recommenders on long histories. "
-                    f"More commands, each with a --help of its own: {', '.join(COMMANDS)}."
-                ),
-                "version": __version__,
-            },
-            subclass_mode_model=True,
-            auto_configure_optimizers=False,
-        )
+        _run(list(sys.argv[1:] if args is None else args))
+        # Short output shows here that nobody reads it, and not when Python ends.
+        sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output has gone, as in `seqrec doctor | head`; what is left to write goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -248,6 +221,39 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
     except SystemExit as end:
         raise SystemExit(_status(end)) from None
+
+
+def _run(words: list[str]) -> None:
+    """Run the command that words name."""
+    if words and words[0] in COMMANDS:
+        run_command(words, main)
+        return
+    words = with_config_of_checkpoint(with_checkpoint_file(with_named_target(words)))
+    words = with_protocol_presets(words)
+    refuse_model_max_length(words)
+    # Lightning starts the processes of other ranks with the words of this one.
+    sys.argv = [sys.argv[0], *words]
+    SeqrecCLI(
+        Recommender,
+        SequenceDataModule,
+        trainer_class=Trainer,
+        trainer_defaults={
+            "logger": {"class_path": "seqrec.runs.RunFolder"},
+            "callbacks": [RunMonitor(), GradientNorm(), RunSummary()],
+            "num_sanity_val_steps": 0,
+        },
+        seed_everything_default=0,
+        parser_class=ArgumentParser,
+        parser_kwargs={
+            "description": (
+                "Train, compare and serve sequential recommenders on long histories. "
+                f"More commands, each with a --help of its own: {', '.join(COMMANDS)}."
+            ),
+            "version": __version__,
+        },
+        subclass_mode_model=True,
+        auto_configure_optimizers=False,
+    )
 
 
 def _status(end: SystemExit) -> Any:

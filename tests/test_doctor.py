@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -74,9 +75,13 @@ def test_programs_get_json(capsys: pytest.CaptureFixture[str]):
     assert {op["op"] for op in report["ops"]} == {backends.op for backends in OPS}
 
 
-def test_output_that_nobody_reads_ends_the_command_without_a_word():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_reads_ends_the_command_without_a_word(unbuffered: str):
     with subprocess.Popen(
-        [sys.executable, "-m", "seqrec", "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "seqrec", "doctor"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
     ) as command:
         assert command.stdout is not None
         command.stdout.close()
