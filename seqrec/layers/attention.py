@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,10 +59,7 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to (B, L, D)."""
-        query, key, value = self._heads(x, torch.arange(x.shape[1], device=x.device))
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-        return self._merged(mixed)
+        return self._attend(*self._heads(x, torch.arange(x.shape[1], device=x.device)), None)
 
     def newest(self, x: Tensor, lengths: Tensor) -> Tensor:
         """(B, 1, D) `forward` at each row's newest event: one query a row instead of L.
@@ -72,13 +71,7 @@ class CausalSelfAttention(nn.Module):
         positions = torch.arange(x.shape[1], device=x.device)
         query, key, value = self._heads(x, positions)
         newest = (lengths - 1)[:, None, None, None].expand(-1, self.num_heads, 1, query.shape[-1])
-        # No causal rule keeps padding away here. torch's polarity: True is seen.
-        seen = (positions < lengths.unsqueeze(1))[:, None, None, :]
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(
-            query.gather(2, newest), key, value, attn_mask=seen, dropout_p=dropout
-        )
-        return self._merged(mixed)
+        return self._attend(query.gather(2, newest), key, value, positions < lengths.unsqueeze(1))
 
     def both_ways(self, x: Tensor, valid: Tensor) -> Tensor:
         """(B, L, D) `forward` in which each event attends to all events of its row, newer ones too: not causal.
@@ -87,12 +80,7 @@ class CausalSelfAttention(nn.Module):
             x: (B, L, D), padded on the right.
             valid: (B, L) bool, True at events, of which each row has one at least; padding is not seen.
         """
-        query, key, value = self._heads(x, torch.arange(x.shape[1], device=x.device))
-        dropout = self.dropout if self.training else 0.0
-        # torch's polarity: True is seen.
-        seen = valid[:, None, None, :]
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout)
-        return self._merged(mixed)
+        return self._attend(*self._heads(x, torch.arange(x.shape[1], device=x.device)), valid)
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """See `Streamed.zero_state`."""
@@ -115,7 +103,7 @@ class CausalSelfAttention(nn.Module):
         mixed = []
         for begin in range(0, length, CHUNK_EVENTS):
             part = slice(begin, begin + CHUNK_EVENTS)
-            out, state = _attend(
+            out, state = _attend_further(
                 query[:, :, part],
                 key[:, :, part],
                 value[:, :, part],
@@ -135,13 +123,22 @@ class CausalSelfAttention(nn.Module):
             query, key = (rotate(y, positions, self.turns) for y in (query, key))
         return query, key, value
 
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
+        """Outputs (B, Q, D) of queries (B, H, Q, D / H) that see the events of `valid` (B, L); None is causal."""
+        # Without the causal rule padding must be kept away. torch's polarity: True is seen.
+        rule: dict[str, Any] = (
+            {"is_causal": True} if valid is None else {"attn_mask": valid[:, None, None, :]}
+        )
+        dropout = self.dropout if self.training else 0.0
+        return self._merged(F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, **rule))
+
     def _merged(self, mixed: Tensor) -> Tensor:
         """Outputs (B, L, D) of heads (B, H, L, D / H)."""
         out: Tensor = self.out_projection(mixed.transpose(1, 2).flatten(2))
         return out
 
 
-def _attend(
+def _attend_further(
     query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, state: Tensors, empty: int
 ) -> tuple[Tensor, Tensors]:
     """What a few new events see, and the state behind them.
