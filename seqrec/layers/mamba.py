@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from seqrec.layers.streamed import Tensors
 from seqrec.ops import causal_conv1d, selective_scan
-from seqrec.ops.selective_scan import unchecked_scan_step
+from seqrec.ops.selective_scan import selective_scan_step
 
 # Step sizes at initialisation are log-uniform in this range (Gu & Dao 2023, section 3.6).
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
@@ -75,8 +75,14 @@ class MambaMixer(nn.Module):
         path, gate = self.in_projection(x).chunk(2, dim=-1)
         path, inputs = convolve_further(path, self.conv_weight, self.conv_bias, valid, state["inputs"])
         if x.shape[1] == 1 and valid is None:
-            mixed, scan = unchecked_scan_step(
-                *self._operands(path[:, 0]), state["scan"], self.D, gate[:, 0], self.dt_bias, True
+            mixed, scan = selective_scan_step(
+                *self._operands(path[:, 0]),
+                state["scan"],
+                self.D,
+                gate[:, 0],
+                self.dt_bias,
+                delta_softplus=True,
+                check=False,
             )
             mixed = mixed.unsqueeze(1)
         else:

@@ -10,9 +10,9 @@ from seqrec.ops.selective_scan.exported import scan_exported
 from seqrec.ops.selective_scan.mamba_ssm_scan import MAX_STATES, TOO_MANY_STATES
 from seqrec.ops.selective_scan.problem import ScanProblem, check_problem
 from seqrec.ops.selective_scan.registered import SCAN_BACKENDS
-from seqrec.ops.selective_scan.step import selective_scan_step, unchecked_scan_step
+from seqrec.ops.selective_scan.step import selective_scan_step
 
-__all__ = ["SCAN_BACKENDS", "selective_scan", "selective_scan_step", "unchecked_scan_step"]
+__all__ = ["SCAN_BACKENDS", "selective_scan", "selective_scan_step"]
 
 
 def selective_scan(

@@ -23,6 +23,8 @@ def selective_scan_step(
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
+    *,
+    check: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """`selective_scan` of one event: what serving does when a user acts.
 
@@ -39,6 +41,7 @@ def selective_scan_step(
         z: (B, D) gate or None.
         delta_bias: (D,) or None.
         delta_softplus: Whether the step size goes through softplus.
+        check: False is for layers that make the operands themselves; checks would take a tenth of a step.
 
     Returns:
         y (B, D) in u's dtype, and the state behind this event (B, D, N), in float32 at least.
@@ -46,37 +49,9 @@ def selective_scan_step(
     Raises:
         InputError: a shape, device or kind of number that does not fit.
     """
-    if u.dim() != 2:
-        raise InputError(f"u must be (B, D), got {tuple(u.shape)}")
-    if A.dim() != 2 or A.shape[0] != u.shape[1]:
-        raise InputError(f"A must be (D, N) with D = {u.shape[1]} from u, got {tuple(A.shape)}")
-    (batch, channels), states = u.shape, A.shape[1]
-    shapes: dict[str, tuple[int, ...]] = {"u": (batch, channels), "delta": (batch, channels)}
-    shapes |= {
-        "A": (channels, states),
-        "B": (batch, states),
-        "C": (batch, states),
-        "state": (batch, channels, states),
-    }
-    shapes |= {"D": (channels,), "z": (batch, channels), "delta_bias": (channels,)}
-    given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "state": state}
-    check_shapes({**given, "D": D, "z": z, "delta_bias": delta_bias}, shapes, u.device)
-    return unchecked_scan_step(u, delta, A, B, C, state, D, z, delta_bias, delta_softplus)
-
-
-def unchecked_scan_step(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    state: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> tuple[Tensor, Tensor]:
-    """`selective_scan_step` for layers that make the operands themselves; its checks would take a tenth of a step."""
+    if check:
+        given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "state": state}
+        _check(u, A, {**given, "D": D, "z": z, "delta_bias": delta_bias})
     dtype = torch.promote_types(u.dtype, torch.float32)
     with without_autocast(u.device.type):
         wide = u.to(dtype)
@@ -91,3 +66,21 @@ def unchecked_scan_step(
         if z is not None:
             y = y * F.silu(z.to(dtype))
     return y.to(u.dtype), state
+
+
+def _check(u: Tensor, A: Tensor, operands: dict[str, Tensor | None]) -> None:
+    """Refuse operands whose shapes do not follow from u and A."""
+    if u.dim() != 2:
+        raise InputError(f"u must be (B, D), got {tuple(u.shape)}")
+    if A.dim() != 2 or A.shape[0] != u.shape[1]:
+        raise InputError(f"A must be (D, N) with D = {u.shape[1]} from u, got {tuple(A.shape)}")
+    (batch, channels), states = u.shape, A.shape[1]
+    shapes: dict[str, tuple[int, ...]] = {"u": (batch, channels), "delta": (batch, channels)}
+    shapes |= {
+        "A": (channels, states),
+        "B": (batch, states),
+        "C": (batch, states),
+        "state": (batch, channels, states),
+    }
+    shapes |= {"D": (channels,), "z": (batch, channels), "delta_bias": (channels,)}
+    check_shapes(operands, shapes, u.device)
