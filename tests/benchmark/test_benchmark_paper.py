@@ -225,18 +225,22 @@ def test_ablations_of_what_an_encoder_does_not_have_are_left_out():
         lengths=[50],
         encoders=["GRU4Rec", "MambaRec", "MoEMaTrRec"],
         baselines=["Popularity"],
-        ablations=["d_state_8", "as_published_mixture"],
+        ablations=["d_state_8", "no_positions", "as_published_mixture"],
         seeds=2,
     )
-    rows = ["GRU4Rec", "MambaRec", "MambaRec d_state_8"]
-    rows += ["MoEMaTrRec", "MoEMaTrRec d_state_8", "MoEMaTrRec as_published_mixture"]
+    rows = ["GRU4Rec", "GRU4Rec no_positions", "MambaRec", "MambaRec d_state_8", "MambaRec no_positions"]
+    rows += [f"MoEMaTrRec{name}" for name in ("", " d_state_8", " no_positions", " as_published_mixture")]
     assert [cell.row for cell in cells] == ["Popularity", *2 * rows]
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"data": ["nothing"]}, r"data='nothing': there is no .*nothing.yaml; known: .*assist2017"),
+        (
+            {"data": ["nothing"]},
+            r"data='nothing': there is no .*nothing.yaml; known: as_published_oldest_250, as_published_raw_ids, "
+            "assist2017",
+        ),
         ({"encoders": ["SASrec"]}, r"model='SASrec': there is no .*; known: GRU4Rec"),
         (
             {"ablations": ["no_hope"]},

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from seqrec.benchmark.grid.cells import Cell, is_baseline
 from seqrec.errors import MissingInputError
@@ -24,18 +24,9 @@ RUN_FOLDER = "run"
 # Gathered from all cells: one row a cell and metric, and one a cell, epoch and metric.
 RESULTS_FILE = "results.parquet"
 CURVES_FILE = "curves.parquet"
-# Runs that end within their first epoch may leave no curve.
-CURVE_COLUMNS = {
-    "data": str,
-    "length": int,
-    "model": str,
-    "ablation": str,
-    "seed": int,
-    "epoch": int,
-    "step": int,
-    "metric": str,
-    "value": float,
-}
+CELL_COLUMNS = get_type_hints(Cell)
+# Said, since runs that end within their first epoch may leave no curve to tell them.
+CURVE_COLUMNS = {**CELL_COLUMNS, "epoch": int, "step": int, "metric": str, "value": float}
 
 
 def is_finished(folder: Path, digest: str) -> bool:
@@ -90,8 +81,7 @@ def gather(folder: Path) -> None:
         metrics, curve = content.pop("metrics"), content.pop("curve")
         content |= {"place": file.parent.relative_to(folder).as_posix()}
         rows += [{**content, "metric": name, "value": value} for name, value in metrics.items()]
-        names = [*Cell.__dataclass_fields__]
-        points += [{**{name: content[name] for name in names}, **point} for point in curve]
+        points += [{**{name: content[name] for name in CELL_COLUMNS}, **point} for point in curve]
     results = polars.DataFrame(rows, infer_schema_length=None)
     curves = polars.DataFrame(points, schema=CURVE_COLUMNS)
     for name, frame in ((RESULTS_FILE, results), (CURVES_FILE, curves)):
@@ -120,11 +110,8 @@ def read_grid(folder: Path) -> tuple[polars.DataFrame, polars.DataFrame]:
             f"no cell of {folder} is finished; run the command again that made it, and see the log.txt of its cells"
         )
     curves = polars.read_parquet(folder / CURVES_FILE)
-    names = [*Cell.__dataclass_fields__]
-    ends = curves.group_by(*names, "epoch").agg(whole_steps=polars.col("step").max())
-    results = results.join(
-        ends, left_on=[*names, "epochs"], right_on=[*names, "epoch"], how="left", maintain_order="left"
-    )
+    ends = curves.group_by(*CELL_COLUMNS, epochs="epoch").agg(whole_steps=polars.col("step").max())
+    results = results.join(ends, on=[*CELL_COLUMNS, "epochs"], how="left", maintain_order="left")
     # Without the share of steps in an epoch that the budget cut.
     share = polars.col("whole_steps") / polars.col("steps")
     seconds = polars.col("train_seconds") * share / polars.col("epochs")

@@ -115,9 +115,9 @@ class Log:
         absent = [f"{model} at {n:,}" for n in self.lengths for model in models if (model, n) not in there]
         return [f"Not run, or failed: {', '.join(absent)}"] if absent else []
 
-    def terms(self, rows: Sequence[Row] | None = None) -> list[str]:
-        """What holds for rows, all of them unless told: protocol, budget, versions, hardware, command."""
-        runs = [run for row in rows or self.rows for run in row.runs]
+    def terms(self, rows: Sequence[Row]) -> list[str]:
+        """What holds for rows: protocol, budget, versions, hardware, command."""
+        runs = [run for row in rows for run in row.runs]
         budgets = sorted({run["budget"] for run in runs})
         said = (
             Budget.parse(budgets[0]).in_words if len(budgets) == 1 else f"rows differ: {', '.join(budgets)}"
