@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "notebooks/pages").glob("*.md"))]
 
 
 def block(name: str) -> str:
@@ -36,7 +36,7 @@ def test_constraints_pin_every_dependency():
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 def test_files_named_in_a_page_exist(page: Path):
     text = page.read_text(encoding="utf-8")
-    for name in re.findall(r"(?:configs|notebooks|docs)/[\w/.]+\.(?:yaml|ipynb|md|png|svg)", text):
+    for name in re.findall(r"(?:configs|notebooks)/[\w/.]+\.(?:yaml|ipynb|md|png|svg)", text):
         assert (ROOT / name).is_file(), name
 
 
@@ -55,7 +55,7 @@ def test_links_of_a_page_lead_somewhere(page: Path):
 
 def test_every_page_is_linked_from_the_readme():
     for page in PAGES[1:]:
-        assert f"](docs/{page.name})" in README, page.name
+        assert f"](notebooks/pages/{page.name})" in README, page.name
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
