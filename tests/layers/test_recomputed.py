@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import profile
 
 from seqrec import encoders
-from seqrec.benchmark.peak_memory import peak_bytes
 from seqrec.encoders import ENCODERS, SequenceEncoder
 from seqrec.errors import InputError
 from seqrec.layers import recompute_blocks, run_block
@@ -63,10 +64,22 @@ def test_a_block_runs_again_only_where_gradients_are_wanted():
     assert len(calls) == 4
 
 
+def tensor_bytes(call: Callable[[], object]) -> int:
+    """The most that tensors held at once; resident memory is as well what the allocator happens to keep."""
+    with profile(profile_memory=True) as profiled:
+        call()
+    held = peak = 0
+    for event in profiled.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
 @pytest.mark.parametrize(
     ("name", "length"), [("MambaRec", 10_000), pytest.param("SASRec", 2000, marks=pytest.mark.slow)]
 )
-def test_a_step_of_eight_blocks_takes_little_more_than_half_the_memory(name: str, length: int):
+def test_a_step_of_eight_blocks_holds_less_than_half_the_tensors(name: str, length: int):
     encoder = getattr(encoders, name)(16, num_layers=8, dropout=0.1)
     x = torch.randn(1, length, 16, requires_grad=True)
     history = History(torch.ones(1, length, dtype=torch.int64), torch.tensor([length]))
@@ -79,8 +92,8 @@ def test_a_step_of_eight_blocks_takes_little_more_than_half_the_memory(name: str
     for recompute in (False, True):
         recompute_blocks(encoder, recompute)
         step()
-        peaks.append(peak_bytes(step, torch.device("cpu")))
-    assert peaks[1] < 0.6 * peaks[0]
+        peaks.append(tensor_bytes(step))
+    assert 0 < peaks[1] < 0.45 * peaks[0]
 
 
 def test_an_encoder_without_such_blocks_is_refused_with_what_to_do():
