@@ -15,9 +15,9 @@ def is_exporting() -> bool:
     What it records must run where seqrec is not, so that registered kernels are out, and for any number of events, so
     that loops over events are.
     """
-    # torch 2.6 cannot say.
-    asked: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)
-    return asked()
+    # Not `torch.compiler.is_exporting()`, which torch.compile takes for True before torch 2.13 (pytorch#176347).
+    # torch 2.6 has neither.
+    return bool(getattr(torch.compiler, "_is_exporting_flag", False))
 
 
 def without_autocast(device: str) -> AbstractContextManager[object]:

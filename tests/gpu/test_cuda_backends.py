@@ -17,7 +17,7 @@ from seqrec.ops.ssd import SSD_BACKENDS
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
 ]
 GENERATOR = torch.Generator()
 FLAGS = ("valid", "start")

@@ -9,6 +9,7 @@ import ssd_problems
 import torch
 
 from seqrec.ops import causal_conv1d, selective_scan, ssd_scan
+from seqrec.ops.exported import is_exporting
 
 OPS = {
     "scan": (selective_scan, scan_problems.make_inputs, {"delta_softplus": True}),
@@ -42,3 +43,8 @@ def test_an_exported_op_is_plain_torch_and_the_reference_at_any_length(name):
         expected = op(**inputs, **settings, return_last_state=True, backend="reference")
         for got, x in zip(program.module()(inputs), expected, strict=True):
             torch.testing.assert_close(got, x, rtol=1e-5, atol=1e-5)
+
+
+def test_compiling_is_not_exporting():
+    compiled = torch.compile(lambda x: x + is_exporting(), backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(1)).item() == 0

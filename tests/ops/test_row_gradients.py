@@ -34,6 +34,7 @@ def test_a_gradient_whose_rows_are_distinct_is_passed_on_without_copying():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sums_on_a_gpu_are_those_on_cpu(dtype: torch.dtype):
     torch.manual_seed(0)
