@@ -39,9 +39,10 @@ def real_data() -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def interpreter_patches_its_language_once():
     """Halve the time of Triton's interpreter, which patches its language anew at each call that a kernel makes."""
+    from seqrec.ops import triton_support
     from seqrec.ops.selective_scan import triton_scan
 
-    if not triton_scan.interprets() or triton_scan.missing():
+    if not triton_support.interprets() or triton_scan.missing():
         yield
         return
     import triton.language as tl

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from seqrec.ops import selective_scan
-from seqrec.ops.selective_scan import SCAN_BACKENDS, triton_scan
+from seqrec.ops import selective_scan, triton_support
+from seqrec.ops.selective_scan import SCAN_BACKENDS
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.skipif(triton_scan.interprets(), reason="TRITON_INTERPRET is set"),
+    pytest.mark.skipif(triton_support.interprets(), reason="TRITON_INTERPRET is set"),
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
 ]
 ALWAYS = {"delta_softplus": True, "return_last_state": True}

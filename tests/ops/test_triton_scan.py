@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from scan_problems import assert_close, make_inputs, require, run, without
 
 from seqrec.errors import InputError
-from seqrec.ops import selective_scan
+from seqrec.ops import selective_scan, triton_support
 from seqrec.ops.selective_scan import SCAN_BACKENDS, triton_scan
 
 EVENTS = ("u", "delta", "B", "C", "z")
@@ -128,12 +128,12 @@ def test_auto_takes_it_on_a_gpu_and_never_interprets(launch, monkeypatch):
 
 
 def _without_triton(monkeypatch):
-    monkeypatch.setattr(triton_scan.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(triton_support.importlib.util, "find_spec", lambda name: None)
 
 
 def _with_an_old_triton(monkeypatch):
     monkeypatch.setattr(
-        triton_scan.importlib, "import_module", lambda name: SimpleNamespace(__version__="3.2.0")
+        triton_support.importlib, "import_module", lambda name: SimpleNamespace(__version__="3.2.0")
     )
 
 
@@ -147,7 +147,7 @@ def _with_a_broken_triton(monkeypatch):
 def _without_compiler(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(triton_scan.shutil, "which", lambda name: None)
+    monkeypatch.setattr(triton_support.shutil, "which", lambda name: None)
 
 
 def _with_an_old_gpu(monkeypatch):
@@ -168,13 +168,13 @@ def _with_an_old_gpu(monkeypatch):
 )
 def test_what_is_missing_is_said_with_its_fix(launch, monkeypatch, lack, reason):
     lack(monkeypatch)
-    triton_scan.missing.cache_clear()
+    triton_support.missing.cache_clear()
     try:
-        device = "cpu" if triton_scan.interprets() else "cuda"
+        device = "cpu" if triton_support.interprets() else "cuda"
         with pytest.raises(InputError, match=rf"^backend='triton' is unavailable: {reason}.*; or use 'auto'"):
             SCAN_BACKENDS.choose("triton", device, torch.float32)
     finally:
-        triton_scan.missing.cache_clear()
+        triton_support.missing.cache_clear()
 
 
 def test_second_derivative_is_refused(launch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from seqrec.ops import compiled_library
+from seqrec.ops import compiled_library, triton_support
 from seqrec.ops.backends import Backend, Backends
 from seqrec.ops.selective_scan import compiled, mamba_ssm_scan, triton_scan
 from seqrec.ops.selective_scan.chunked import scan_chunked
@@ -37,7 +37,7 @@ SCAN_BACKENDS: Backends[Scan] = Backends(
             "triton",
             triton_scan.scan_triton,
             "float32 on cuda, or on cpu alone where TRITON_INTERPRET=1",
-            serves=triton_scan.serves,
+            serves=triton_support.serves,
             missing=triton_scan.missing,
             only_by_name=frozenset({"cpu"}),
         ),

@@ -7,17 +7,15 @@ the same against time. Shapes: B batch, L events, D channels, N states a channel
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from seqrec.ops.selective_scan.problem import ScanProblem
 from seqrec.ops.selective_scan.triton_gradients import gradients, run_begins
 from seqrec.ops.selective_scan.triton_kernels import carry, outputs, run_ends
+from seqrec.ops.triton_support import launching_on
 
 # Events between two states that forward keeps; backward rebuilds those in between.
 CHUNK = 32
@@ -108,7 +106,7 @@ def forward(problem: ScanProblem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     scaled = (A * LOG2E).t().contiguous()
     begins = _states_first(initial_state, u, states)
     blocks = {"BLOCK_D": way.block_d, "BLOCK_N": way.block_n, "num_warps": 1, **FORWARD_REGISTERS}
-    with _launching_on(u):
+    with launching_on(u):
         if way.runs > 1:
             part = _Runs(u, states, way.runs, start)
             run_ends[(batch * way.runs * way.blocks,)](
@@ -144,7 +142,7 @@ def backward(problem: ScanProblem, kept: Tensor, dy: Tensor | None, dlast: Tenso
     programs = batch * way.runs * way.blocks
     behind = _states_first(dlast, u, states)
     dfirst = torch.empty_like(behind)
-    with _launching_on(u):
+    with launching_on(u):
         if way.runs > 1:
             part = _Runs(u, states, way.runs, start)
             run_begins[(programs,)](
@@ -193,13 +191,6 @@ def _states_first(x: Tensor | None, u: Tensor, states: int) -> Tensor:
     if x is None:
         return u.new_zeros(u.shape[0], states, u.shape[2])
     return x.transpose(1, 2).contiguous()
-
-
-@contextlib.contextmanager
-def _launching_on(x: Tensor) -> Iterator[None]:
-    # Kernels start on the current device. As on a GPU, numbers may overflow in the interpreter, which is NumPy.
-    with torch.cuda.device(x.device if x.is_cuda else -1), np.errstate(all="ignore"):
-        yield
 
 
 class _Runs:

@@ -1,57 +1,24 @@
-"""The Triton scan: whether it runs here, and what torch must know of it. Kernels are imported at first use.
+"""The Triton scan: what torch must know of it. Its kernels are imported at first use.
 
 Shapes: B batch, L events, D channels, N states a channel.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
-import os
-import re
-import shutil
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from seqrec.ops import triton_support
 from seqrec.ops.selective_scan.differentiation import register_derivative
 from seqrec.ops.selective_scan.problem import ScanProblem
-
-# The first whose compiler takes what the kernels are written in.
-OLDEST = (3, 4)
-DEVICES = ("cuda", "cpu")
+from seqrec.ops.triton_support import DEVICES
 
 
-def interprets() -> bool:
-    """Whether Triton is told to interpret kernels on the CPU instead of compiling them, as tests do."""
-    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
-
-
-def serves(device: str, dtype: torch.dtype) -> bool:
-    """Whether it computes on a device type in a dtype."""
-    return dtype == torch.float32 and device == ("cpu" if interprets() else "cuda")
-
-
-@functools.cache
 def missing() -> str | None:
     """Why the Triton scan is unavailable, with the fix; None where it is available."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed; torch for CUDA on Linux brings it, else `pip install triton`"
-    if not interprets():
-        if torch.cuda.is_available() and torch.cuda.get_device_capability() < (7, 0):
-            return "triton needs a GPU of compute capability 7.0 or more"
-        if "CC" not in os.environ and not shutil.which("gcc") and not shutil.which("clang"):
-            return "triton needs a C compiler to start its kernels; install gcc or clang, or set CC"
-    try:
-        version = importlib.import_module("triton").__version__
-        if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
-            return f"triton {version} is too old; torch 2.8 or later brings one that serves"
-        _launch()
-    except Exception as error:  # A triton that does not fit this torch or this machine fails in many ways.
-        return f"triton does not load ({type(error).__name__}: {error}); install the one your torch was made with"
-    return None
+    return triton_support.missing(_launch)
 
 
 def _launch() -> Any:

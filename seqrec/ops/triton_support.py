@@ -1,0 +1,64 @@
+"""What the ops' Triton kernels share: whether they run here, and on which device they start. Needs no triton."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# The first whose compiler takes what the kernels are written in.
+OLDEST = (3, 4)
+DEVICES = ("cuda", "cpu")
+
+
+def interprets() -> bool:
+    """Whether Triton is told to interpret kernels on the CPU instead of compiling them, as tests do."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+def serves(device: str, dtype: torch.dtype) -> bool:
+    """Whether kernels compute on a device type in a dtype."""
+    return dtype == torch.float32 and device == ("cpu" if interprets() else "cuda")
+
+
+@functools.cache
+def missing(load: Callable[[], object]) -> str | None:
+    """Why kernels are unavailable, with the fix; None where they are available.
+
+    Args:
+        load: Imports them.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; torch for CUDA on Linux brings it, else `pip install triton`"
+    if not interprets():
+        if torch.cuda.is_available() and torch.cuda.get_device_capability() < (7, 0):
+            return "triton needs a GPU of compute capability 7.0 or more"
+        if "CC" not in os.environ and not shutil.which("gcc") and not shutil.which("clang"):
+            return "triton needs a C compiler to start its kernels; install gcc or clang, or set CC"
+    try:
+        version = importlib.import_module("triton").__version__
+        if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
+            return f"triton {version} is too old; torch 2.8 or later brings one that serves"
+        load()
+    except Exception as error:  # A triton that does not fit this torch or this machine fails in many ways.
+        return f"triton does not load ({type(error).__name__}: {error}); install the one your torch was made with"
+    return None
+
+
+@contextlib.contextmanager
+def launching_on(x: Tensor) -> Iterator[None]:
+    """Start kernels on a tensor's device instead of the current one.
+
+    As on a GPU, numbers may overflow in the interpreter, which is NumPy.
+    """
+    with torch.cuda.device(x.device if x.is_cuda else -1), np.errstate(all="ignore"):
+        yield
