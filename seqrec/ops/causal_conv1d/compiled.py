@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from seqrec.ops.causal_conv1d.problem import ConvProblem
 from seqrec.ops.compiled_library import call, contiguous, empty_like
+from seqrec.ops.eager import differentiable
 
 # Events that one thread takes at a time. It does not depend on the number of threads, nor do the sums.
 PIECE = 256
@@ -37,7 +39,6 @@ def _new_forward(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return out, x.new_empty(x.shape[0], weight.shape[1] - 1, x.shape[2])
 
 
-@torch.library.custom_op("seqrec::causal_conv1d_fwd", mutates_args=(), device_types="cpu")
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -54,7 +55,6 @@ def _forward(
     return out, last
 
 
-@_forward.register_fake
 def _forward_fake(
     x: Tensor,
     weight: Tensor,
@@ -67,7 +67,6 @@ def _forward_fake(
     return _new_forward(x, weight)
 
 
-@torch.library.custom_op("seqrec::causal_conv1d_bwd", mutates_args=(), device_types="cpu")
 def _backward(
     dout: Tensor | None,
     dlast: Tensor | None,
@@ -97,7 +96,6 @@ def _backward(
     ]
 
 
-@_backward.register_fake
 def _backward_fake(
     dout: Tensor | None,
     dlast: Tensor | None,
@@ -119,22 +117,33 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, dout: Tensor | None, dlast: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate(
+    ctx: Any, backward: Callable[..., list[Tensor]], dout: Tensor | None, dlast: Tensor | None
+) -> tuple[Tensor | None, ...]:
     x, weight, bias, initial_state, valid, start = ctx.saved_tensors
-    gradients = _backward(dout, dlast, x, weight, bias, ctx.silu, initial_state, valid, start)
+    gradients = backward(dout, dlast, x, weight, bias, ctx.silu, initial_state, valid, start)
     dx, dweight, dbias, dinitial = gradients
-    dbias = None if bias is None else dbias
-    return dx, dweight, dbias, None, None if initial_state is None else dinitial, None, None
+    of_state = None if initial_state is None else dinitial
+    return dx, dweight, None if bias is None else dbias, None, of_state, None, None
 
 
-def _refuse(ctx: Any, *gradients: Tensor) -> None:
-    raise NotImplementedError(
-        "the compiled convolution has no second derivative; use backend='reference' for it"
-    )
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
-_backward.register_autograd(_refuse)
+_forward_op = torch.library.custom_op(
+    "seqrec::causal_conv1d_fwd", _forward, mutates_args=(), device_types="cpu"
+)
+_backward_op = torch.library.custom_op(
+    "seqrec::causal_conv1d_bwd", _backward, mutates_args=(), device_types="cpu"
+)
+_forward_op.register_fake(_forward_fake)
+_backward_op.register_fake(_backward_fake)
+_convolve = differentiable(
+    _forward_op,
+    _forward,
+    _backward_op,
+    _backward,
+    setup_context=_setup_context,
+    differentiate=_differentiate,
+    refusal="the compiled convolution has no second derivative; use backend='reference' for it",
+)
 
 
 def conv_compiled(problem: ConvProblem) -> tuple[Tensor, Tensor]:
@@ -143,5 +152,5 @@ def conv_compiled(problem: ConvProblem) -> tuple[Tensor, Tensor]:
     Returns:
         Outputs (B, L, D) and the last state (B, W - 1, D).
     """
-    out, last = _forward(*problem)
+    out, last = _convolve(*problem)
     return out, last

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from seqrec.ops.compiled_library import call, contiguous, empty_like
-from seqrec.ops.selective_scan.differentiation import register_derivative
+from seqrec.ops.selective_scan.differentiation import differentiable_scan
 from seqrec.ops.selective_scan.problem import ScanProblem
 
 # Events between two states that forward keeps; backward rebuilds those in between.
@@ -38,7 +38,6 @@ def _new_forward(u: Tensor, A: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tens
     )
 
 
-@torch.library.custom_op("seqrec::selective_scan_fwd", mutates_args=(), device_types="cpu")
 def _forward(
     u: Tensor,
     delta: Tensor,
@@ -63,7 +62,6 @@ def _forward(
     return y, last, kept
 
 
-@_forward.register_fake
 def _forward_fake(
     u: Tensor,
     delta: Tensor,
@@ -82,7 +80,6 @@ def _forward_fake(
     return _new_forward(u, A, keep)
 
 
-@torch.library.custom_op("seqrec::selective_scan_bwd", mutates_args=(), device_types="cpu")
 def _backward(
     dy: Tensor | None,
     dlast: Tensor | None,
@@ -121,7 +118,6 @@ def _backward(
     return [du, ddelta, dA.sum(0), *total, dD, dz, dbias, dinitial]
 
 
-@_backward.register_fake
 def _backward_fake(
     dy: Tensor | None,
     dlast: Tensor | None,
@@ -142,7 +138,15 @@ def _backward_fake(
     return [*gradients, u.new_empty(u.shape[0], *A.shape)]
 
 
-register_derivative(_forward, _backward, "compiled")
+_forward_op = torch.library.custom_op(
+    "seqrec::selective_scan_fwd", _forward, mutates_args=(), device_types="cpu"
+)
+_backward_op = torch.library.custom_op(
+    "seqrec::selective_scan_bwd", _backward, mutates_args=(), device_types="cpu"
+)
+_forward_op.register_fake(_forward_fake)
+_backward_op.register_fake(_backward_fake)
+_scan = differentiable_scan(_forward_op, _forward, _backward_op, _backward, "compiled")
 
 
 def scan_compiled(problem: ScanProblem) -> tuple[Tensor, Tensor]:
@@ -151,5 +155,5 @@ def scan_compiled(problem: ScanProblem) -> tuple[Tensor, Tensor]:
     Returns:
         y (B, L, D) and the last state (B, D, N).
     """
-    y, last, _ = _forward(*problem[:-1], problem.wants_gradient)
+    y, last, _ = _scan(*problem[:-1], problem.wants_gradient)
     return y, last

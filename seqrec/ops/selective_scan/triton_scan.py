@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seqrec.ops import triton_support
-from seqrec.ops.selective_scan.differentiation import register_derivative
+from seqrec.ops.selective_scan.differentiation import differentiable_scan
 from seqrec.ops.selective_scan.problem import ScanProblem
 from seqrec.ops.triton_support import DEVICES
 
@@ -27,7 +27,6 @@ def _launch() -> Any:
     return triton_launch
 
 
-@torch.library.custom_op("seqrec::selective_scan_triton_fwd", mutates_args=(), device_types=DEVICES)
 def _forward(
     u: Tensor,
     delta: Tensor,
@@ -49,7 +48,6 @@ def _forward(
     return y, last, kept
 
 
-@_forward.register_fake
 def _forward_fake(
     u: Tensor,
     delta: Tensor,
@@ -73,7 +71,6 @@ def _like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("seqrec::selective_scan_triton_bwd", mutates_args=(), device_types=DEVICES)
 def _backward(
     dy: Tensor | None,
     dlast: Tensor | None,
@@ -96,7 +93,6 @@ def _backward(
     return gradients
 
 
-@_backward.register_fake
 def _backward_fake(
     dy: Tensor | None,
     dlast: Tensor | None,
@@ -117,7 +113,15 @@ def _backward_fake(
     return [*gradients, u.new_empty(u.shape[0], *A.shape)]
 
 
-register_derivative(_forward, _backward, "triton")
+_forward_op = torch.library.custom_op(
+    "seqrec::selective_scan_triton_fwd", _forward, mutates_args=(), device_types=DEVICES
+)
+_backward_op = torch.library.custom_op(
+    "seqrec::selective_scan_triton_bwd", _backward, mutates_args=(), device_types=DEVICES
+)
+_forward_op.register_fake(_forward_fake)
+_backward_op.register_fake(_backward_fake)
+_scan = differentiable_scan(_forward_op, _forward, _backward_op, _backward, "triton")
 
 
 def scan_triton(problem: ScanProblem) -> tuple[Tensor, Tensor]:
@@ -126,5 +130,5 @@ def scan_triton(problem: ScanProblem) -> tuple[Tensor, Tensor]:
     Returns:
         y (B, L, D) and the last state (B, D, N).
     """
-    y, last, _ = _forward(*problem[:12], problem.wants_gradient)
+    y, last, _ = _scan(*problem[:12], problem.wants_gradient)
     return y, last
