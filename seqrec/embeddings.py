@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from seqrec.distributed import average_row_gradient, equal_on_all_ranks
 from seqrec.errors import InputError
+from seqrec.ops.row_gradients import sums_at_lookup
 from seqrec.sharding import ShardedEmbedding
 
 # From here on a table's gradients are row-sparse unless settings say otherwise. Below, a fused dense step over all
@@ -190,8 +191,8 @@ class ItemEmbedding(nn.Module):
     def forward(self, item_ids: Tensor) -> Tensor:
         """Vectors (..., D) of item ids (...), in float32 where the table has less.
 
-        A sparse table is read once for each distinct item, and its gradient has one row for each. Of a spread table
-        ranks send each other rows, so that all must call.
+        On CPU a sparse table is read once for each distinct item, and its gradient has one row for each. Of a spread
+        table ranks send each other rows, so that all must call.
 
         Raises:
             InputError: a sharded table without rows yet.
@@ -200,13 +201,12 @@ class ItemEmbedding(nn.Module):
         if self.spread is not None:
             vectors: Tensor = self.spread(item_ids)[..., : self.d_model]
             return vectors
-        places = item_ids
-        rows: Tensor = self.table.weight
-        if self.sparse and torch.is_grad_enabled():
+        if self.sparse and torch.is_grad_enabled() and sums_at_lookup(item_ids.device):
             distinct, places = torch.unique(item_ids, return_inverse=True)
-            rows = self.table(distinct)
-        # The padding's row is zero and its gradient dropped in either lookup.
-        out = F.embedding(places, rows, padding_idx=0 if rows is self.table.weight else None)
+            out = F.embedding(places, self.table(distinct))
+        else:
+            # The padding's row is zero and its gradient dropped in either lookup.
+            out = self.table(item_ids)
         return out[..., : self.d_model].to(torch.promote_types(out.dtype, torch.float32))
 
     def _check_rows(self) -> None:

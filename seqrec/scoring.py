@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqrec.errors import InputError
+from seqrec.ops.row_gradients import sums_at_lookup
 from seqrec.sharding import ShardedEmbedding
 from seqrec.types import Recommendations, SeenItems
 
@@ -99,8 +100,12 @@ class Scorer:
 
     def score(self, states: Tensor, item_ids: Tensor) -> Tensor:
         """Scores (M, C) of items (M, C) for states (M, D); differentiable."""
-        vectors, places = self.gather(item_ids)
-        return (F.embedding(places, vectors) * states.unsqueeze(1)).sum(-1)
+        if self._sparse and isinstance(self._table, Tensor) and not sums_at_lookup(item_ids.device):
+            vectors = self.vectors(item_ids)
+        else:
+            distinct, places = self.gather(item_ids)
+            vectors = F.embedding(places, distinct)
+        return (vectors * states.unsqueeze(1)).sum(-1)
 
     def score_chunk(self, states: Tensor, first: int, size: int) -> Tensor:
         """Scores (B, size) of the items `first`, .., `first + size - 1` for states (B, D).

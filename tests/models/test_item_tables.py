@@ -66,8 +66,13 @@ def batch(make_batch: MakeBatch) -> SequenceBatch:
 
 
 @every_variant
+@pytest.mark.parametrize("early", [True, False], ids=["summed at lookup", "summed later"])
 @pytest.mark.parametrize("name", list(SAMPLED))
-def test_a_sparse_table_gets_the_dense_ones_gradients(name: str, variant: str, batch: SequenceBatch):
+def test_a_sparse_table_gets_the_dense_ones_gradients(
+    name: str, variant: str, early: bool, batch: SequenceBatch, monkeypatch: pytest.MonkeyPatch
+):
+    for module in ("seqrec.embeddings", "seqrec.scoring"):
+        monkeypatch.setattr(f"{module}.sums_at_lookup", lambda device: early)
     dense_loss, dense = gradients(model(SAMPLED[name](), **VARIANTS[variant]), batch)
     sparse_loss, sparse = gradients(model(SAMPLED[name](), sparse=True, **VARIANTS[variant]), batch)
     torch.testing.assert_close(sparse_loss, dense_loss)
