@@ -4,13 +4,14 @@ import itertools
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from seqrec.callbacks import StepSeeds
 
 
-def trainer(epoch: int, rank: int) -> Any:
-    strategy = SimpleNamespace(broadcast=lambda value: value)
+def trainer(epoch: int, rank: int, device: str = "cpu") -> Any:
+    strategy = SimpleNamespace(broadcast=lambda value: value, root_device=torch.device(device))
     return SimpleNamespace(current_epoch=epoch, global_rank=rank, strategy=strategy)
 
 
@@ -41,3 +42,17 @@ def test_a_resumed_run_keeps_the_seed_of_its_checkpoint():
     torch.manual_seed(6)
     resumed.on_train_start(trainer(0, 0), None)  # type: ignore[arg-type]
     assert drawn(resumed, 1, 2, 0) == drawn(seeds, 1, 2, 0)
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_a_step_draws_what_manual_seed_would_make_it_draw(device: str, monkeypatch: pytest.MonkeyPatch):
+    """Accelerators other than CUDA are left to torch, which knows them all."""
+    seeds, asked, seed_all = StepSeeds(), [], torch.manual_seed
+    seeds.load_state_dict({"seed": 5})
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: asked.append(seed) or seed_all(seed))
+    seeds.on_train_batch_start(trainer(1, 0, device), None, None, 2)  # type: ignore[arg-type]
+    assert len(asked) == (device == "mps")
+    seed, drawn = torch.initial_seed(), torch.rand(3)
+    seed_all(seed)
+    assert seed > 2**32
+    assert torch.equal(torch.rand(3), drawn)
