@@ -30,6 +30,11 @@ def ranks_where(flag: bool, device: torch.device) -> list[int]:
     return flags.flatten().nonzero().flatten().tolist()
 
 
+def of_all_ranks(values: Tensor) -> Tensor:
+    """(ranks, ...) the same-shaped values of all ranks, which all must call; (1, ...) outside of a job."""
+    return values.unsqueeze(0) if num_ranks() == 1 else _gathered(values)
+
+
 @torch.no_grad()
 def equal_on_all_ranks(weight: Tensor) -> None:
     """Take rank 0's weights, which DDP does for the parameters that it knows; all ranks must call."""

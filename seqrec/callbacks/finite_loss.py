@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,19 @@ import torch
 from torch import Tensor
 
 from seqrec.callbacks.best_checkpoint import BestCheckpoint
+from seqrec.callbacks.host_value import HostValue
 from seqrec.callbacks.resume_points import ResumePoints
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.distributed import ranks_where
+from seqrec.distributed import of_all_ranks
 from seqrec.errors import DivergenceError
 from seqrec.types import SequenceBatch
 
 
 class FiniteLoss(pl.Callback):
-    """Stops the run where a batch's loss is not finite, before the backward pass; weights are as they were.
+    """Stops the run where a batch's loss is not finite, behind its backward pass; weights are as they were.
 
     The message names the step, the batch's users by the log's own ids, and the checkpoint to go on from. All ranks
-    agree to stop. Python waits for the device once a step to see the loss.
+    agree to stop. Python looks at the loss when it has launched the backward pass, so that no GPU waits for it.
 
     Raises:
         DivergenceError: a loss that is NaN or infinite.
@@ -29,6 +31,7 @@ class FiniteLoss(pl.Callback):
 
     def __init__(self) -> None:
         self._batch: Any = None
+        self._losses: HostValue | None = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -37,17 +40,28 @@ class FiniteLoss(pl.Callback):
         self._batch = batch
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Look at the loss."""
-        finite = bool(torch.isfinite(loss.detach()))
-        ranks = ranks_where(not finite, pl_module.device)
+        """Ask for the losses of all ranks."""
+        self._losses = HostValue(of_all_ranks(loss.detach().reshape(1)))
+        # In its mode to find where NaN comes from, torch would raise in the backward pass.
+        if torch.is_anomaly_enabled():
+            self.on_after_backward(trainer, pl_module)
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at them."""
+        if self._losses is None:
+            return
+        losses, self._losses = self._losses.read().flatten().tolist(), None
+        ranks = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
         if not ranks:
             return
+        own = losses[trainer.global_rank]
+        finite = math.isfinite(own)
         place = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
         whose = self._users(trainer)
         if finite:
             whose = f"It is the batch of rank {ranks[0]}, whose message names the users."
         raise DivergenceError(
-            f"the loss is {'not finite' if finite else float(loss)} at {place}; the update was not made. {whose} "
+            f"the loss is {'not finite' if finite else own} at {place}; the update was not made. {whose} "
             f"{_where_to_go_on(trainer)} A smaller step size or --trainer.gradient_clip_val 1.0 often helps; a NaN "
             "in the first steps points to the data or to precision"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -51,7 +52,7 @@ class WeightsBefore(pl.Callback):
 
 
 def fit(
-    folder: Path, loss: Loss, **points: object
+    folder: Path, loss: Loss, *, settings: dict[str, Any] | None = None, **points: object
 ) -> tuple[GRU4Rec, WeightsBefore, SequenceDataModule, pl.Trainer]:
     log = Synthetic(num_users=32, num_items=40, mean_events=12)
     data = SequenceDataModule(log, store=str(folder / "store"), max_length=8, batch_size=8)
@@ -67,6 +68,7 @@ def fit(
         enable_model_summary=False,
         callbacks=[before, ResumePoints(**points)],
         limit_val_batches=0,
+        **(settings or {}),
     )
     return model, before, data, trainer
 
@@ -92,6 +94,38 @@ def test_without_a_checkpoint_the_message_says_so(tmp_path: Path):
     model, _, data, trainer = fit(tmp_path, BreaksAt(0))
     with pytest.raises(DivergenceError, match=r"epoch 0, step 0.*There is no checkpoint yet"):
         trainer.fit(model, data)
+
+
+@pytest.mark.parametrize(
+    ("settings", "updates"), [({"accumulate_grad_batches": 2}, 3), ({"detect_anomaly": True}, 6)]
+)
+def test_the_run_stops_at_that_batch_also_where(tmp_path: Path, settings: dict[str, Any], updates: int):
+    """The update is of several batches, or torch itself looks for NaN in the backward pass."""
+    loss = BreaksAt(6)
+    model, before, data, trainer = fit(tmp_path, loss, settings=settings)
+    with pytest.raises(DivergenceError, match=f"the loss is nan at epoch 1, step {updates};"):
+        trainer.fit(model, data)
+    assert loss.calls == 7
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before.weights[name]), name
+
+
+def test_a_rank_whose_loss_is_finite_names_the_rank_that_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As where rank 1 of two has a NaN at the third step, seen from rank 0."""
+    model, before, data, trainer = fit(tmp_path, BCE())
+
+    def of_two_ranks(loss: Tensor) -> Tensor:
+        return torch.stack([loss, loss * (float("nan") if trainer.global_step == 2 else 1)])
+
+    monkeypatch.setattr("seqrec.callbacks.finite_loss.of_all_ranks", of_two_ranks)
+    with pytest.raises(
+        DivergenceError, match=r"the loss is not finite at epoch 0, step 2;.*batch of rank 1,"
+    ):
+        trainer.fit(model, data)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before.weights[name]), name
 
 
 class Poison(pl.Callback):
