@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from seqrec.callbacks.host_value import HostValue
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.embeddings import ItemEmbedding, ItemTable
 from seqrec.encoders import SequenceEncoder
@@ -20,6 +21,7 @@ from seqrec.errors import InputError
 from seqrec.layers import LearnedPositions
 from seqrec.losses import BCE, Loss
 from seqrec.models.sharded_job import WholeTables, check_job
+from seqrec.models.step_log import log_step
 from seqrec.models.streamed import StreamedRecommender
 from seqrec.optim import Adam, OptimizerFactory, in_words
 from seqrec.optim.clipping import clip_gradients
@@ -77,6 +79,7 @@ class SequentialRecommender(StreamedRecommender):
         if user_embedding and num_users < 1:
             raise InputError("user_embedding needs num_users: the number of users in the training log")
         self.users = self._make_table(num_users) if user_embedding else None
+        self._losses: HostValue | None = None
         # DDP would send all rows of these.
         self._ddp_params_and_buffers_to_ignore = [
             f"{name}.table.weight" for name, table in self._tables() if table.sparse
@@ -211,12 +214,16 @@ class SequentialRecommender(StreamedRecommender):
         states = self.comparable(self(batch.history, batch.user_ids))
         loss: Tensor = self.loss(states, batch, self.scorer())
         weighted = loss * batch.weight
-        self.log("train_loss_step", loss, prog_bar=True, batch_size=1)
-        self.log("train_loss_epoch", weighted, prog_bar=True, on_step=False, on_epoch=True, batch_size=1)
+        self._losses = HostValue(torch.stack([loss.detach(), weighted.detach()]))
         return weighted
 
     def on_after_backward(self) -> None:
-        """Average row-sparse gradients over ranks, which DDP does for the others, when the next update is due."""
+        """Log the step's loss; average row-sparse gradients over ranks, as DDP does others, when an update is due."""
+        # Not before, and from the CPU: a progress bar's number makes Python wait for all that the GPU has to do.
+        if self._losses is not None:
+            (loss, weighted), self._losses = self._losses.read(), None
+            log_step(self, "train_loss_step", loss, on_step=True)
+            log_step(self, "train_loss_epoch", weighted, on_step=False)
         if not self.trainer.fit_loop._should_accumulate():
             for table in self._sparse_tables():
                 table.share_gradient()
