@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -39,3 +40,23 @@ def device_lacks() -> str | None:
     if torch.are_deterministic_algorithms_enabled():
         return "its backward is not deterministic, which torch.use_deterministic_algorithms(True) asks for"
     return None
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Where kernels are tried out at their first use: gradients can be had, and nothing of the caller is in the way.
+
+    Modes would change what the trial computes, and what it saves for its gradients is none of the tensors that
+    checkpointing counts of a block.
+    """
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cuda", enabled=False),
+        torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is),
+    ):
+        yield
+
+
+def _as_it_is(x: torch.Tensor) -> torch.Tensor:
+    return x

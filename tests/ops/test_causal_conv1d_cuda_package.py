@@ -200,3 +200,11 @@ def test_the_kernels_are_tried_on_the_device(package, fault, message):
         package.causal_conv1d_fn = fault
     reason = cuda_package._check.__wrapped__(torch.device("cpu"))
     assert reason is None if message is None else message in reason
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_the_trial_has_gradients_in_any_mode_and_saves_nothing_of_the_callers(package, mode):
+    saved = []
+    with mode(), torch.autograd.graph.saved_tensors_hooks(saved.append, lambda x: x):
+        assert cuda_package._check.__wrapped__(torch.device("cpu")) is None
+    assert not saved

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from seqrec.ops.causal_conv1d.problem import ConvProblem, around
 from seqrec.ops.causal_conv1d.shifted import convolve_shifted
-from seqrec.ops.cuda_packages import device_lacks, load_function
+from seqrec.ops.cuda_packages import alone, device_lacks, load_function
 
 TAPS = (2, 3, 4)
 OTHER_TAPS = "weight of other than 2 to 4 taps"
@@ -97,6 +97,7 @@ def _load() -> tuple[Callable[..., Any] | None, str]:
 
 
 @functools.cache
+@alone()
 def _check(device: torch.device) -> str | None:
     """What is wrong with the kernels on a CUDA device; a package that imports may still not run there."""
     try:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqrec.ops.cuda_packages import device_lacks, load_function
+from seqrec.ops.cuda_packages import alone, device_lacks, load_function
 from seqrec.ops.selective_scan.chunked import scan_chunked
 from seqrec.ops.selective_scan.problem import ScanProblem, around
 from seqrec.ops.selective_scan.reference import scan_reference
@@ -100,6 +100,7 @@ def _load() -> tuple[Callable[..., Any] | None, str]:
 
 
 @functools.cache
+@alone()
 def _check(device: int) -> str | None:
     """What is wrong with the kernels on a CUDA device; a package that imports may still not run there."""
     generator = torch.Generator().manual_seed(0)

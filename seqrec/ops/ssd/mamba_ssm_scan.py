@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqrec.ops.cuda_packages import device_lacks, load_function
+from seqrec.ops.cuda_packages import alone, device_lacks, load_function
 from seqrec.ops.ssd.problem import SsdProblem, around
 from seqrec.ops.ssd.reference import ssd_reference
 
@@ -77,6 +77,7 @@ def _load() -> tuple[Callable[..., Any] | None, str]:
 
 
 @functools.cache
+@alone()
 def _check(device: int) -> str | None:
     """What is wrong with the kernels on a CUDA device; a package that imports may still not run there."""
     generator = torch.Generator().manual_seed(0)
