@@ -43,10 +43,10 @@ def selective_scan(
     Backends, from the one that "auto" likes best; all give the same values and gradients:
 
     - "cpp": compiled, float32 on CPU, vector instructions and threads.
-    - "mamba_ssm": the CUDA kernels of that package, float32, up to 256 states a channel, no `start`, and not under
-      `torch.use_deterministic_algorithms`. An extra that users install.
     - "triton": kernels for GPUs, float32, any number of states, the same bits each time. Needs triton, which torch
       for CUDA on Linux brings. With TRITON_INTERPRET=1 it runs on CPU instead, for tests; never "auto" there.
+    - "mamba_ssm": the CUDA kernels of that package, float32, up to 256 states a channel, no `start`, and not under
+      `torch.use_deterministic_algorithms`. An extra that users install.
     - "chunked": plain torch, any device, float32 and float64.
     - "reference": sequential, for tests; the only one with second derivatives. Never "auto".
 
