@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from seqrec.errors import InputError
 from seqrec.ops.row_gradients import row_gradient
 from seqrec.optim import RowAdagrad, RowAdam, RowOptimizer
+from seqrec.optim.row_adam import _decay_by_adding, _decay_by_writing
 
 Make = Callable[..., RowOptimizer]
 
@@ -72,6 +73,21 @@ def test_row_adam_is_torchs_sparse_adam_at_each_step(betas: tuple[float, float])
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
         for name, expected in optimizers[1].state[theirs].items():
             torch.testing.assert_close(optimizers[0].state[ours][name], expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.98])
+def test_moments_are_the_same_whether_rows_are_added_to_or_written(beta: float):
+    generator = torch.Generator().manual_seed(3)
+    averages, values = torch.randn(9, 4, generator=generator), torch.randn(3, 4, generator=generator)
+    row_ids, found = torch.tensor([1, 4, 8]), []
+    for decay in (_decay_by_adding, _decay_by_writing):
+        kept = averages.clone()
+        rows = decay(kept, row_ids, values, beta)
+        assert torch.equal(kept[[0, 2, 3, 5, 6, 7]], averages[[0, 2, 3, 5, 6, 7]])
+        torch.testing.assert_close(kept[row_ids], rows)
+        found.append(rows)
+    torch.testing.assert_close(found[0], beta * averages[row_ids] + (1 - beta) * values)
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_row_adam_counts_steps_without_rows_as_torch_does():
