@@ -10,6 +10,9 @@ import torch
 
 from seqrec.callbacks import StepSeeds
 from seqrec.callbacks.host_value import HostValue
+from seqrec.models import GRU4Rec
+from seqrec.optim import RowAdam
+from seqrec.types import History, RaggedItems, SequenceBatch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,3 +42,33 @@ def test_a_value_is_read_as_it_was_without_waiting_for_what_was_launched_behind_
     assert read_early.read().tolist() == [0, 2, 4]
     assert not done.query()
     torch.cuda.synchronize()
+
+
+def test_a_batch_in_page_locked_memory_moves_while_the_gpu_is_busy():
+    item_ids, lengths = torch.arange(1, 7).view(2, 3), torch.tensor([3, 3])
+    batch = SequenceBatch(
+        History(item_ids, lengths), item_ids + 1, torch.tensor([1, 2]), RaggedItems.from_rows(list(item_ids))
+    )
+    model = GRU4Rec(9, d_model=4, num_layers=1)
+    pinned, done = batch.pin_memory(), torch.cuda.Event()
+    torch.cuda._sleep(2_000_000_000)
+    done.record()
+    moved = model.transfer_batch_to_device(pinned, torch.device("cuda", 0), 0)
+    assert not done.query()
+    assert torch.equal(moved.history.item_ids.cpu(), item_ids)
+    assert torch.equal(moved.seen_events.item_ids.cpu(), batch.seen_events.item_ids)
+
+
+def test_row_adam_on_the_gpu_is_that_of_the_cpu():
+    tables = []
+    for device in ("cpu", "cuda"):
+        generator = torch.Generator().manual_seed(0)
+        table = torch.nn.Parameter(torch.randn(50, 8, generator=generator).to(device))
+        optimizer = RowAdam([table], lr=0.05, betas=(0.9, 0.98))
+        for _ in range(5):
+            row_ids = torch.randint(1, 50, (1, 40), generator=generator)
+            rows = torch.randn(40, 8, generator=generator)
+            table.grad = torch.sparse_coo_tensor(row_ids, rows, table.shape).to(device)
+            optimizer.step()
+        tables.append(table.detach().cpu())
+    torch.testing.assert_close(tables[1], tables[0], rtol=1e-5, atol=1e-5)
