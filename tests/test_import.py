@@ -20,10 +20,10 @@ def test_importing_seqrec_loads_nothing_heavy():
     assert loaded_by("import seqrec", "torch", "numpy", "polars", "lightning", "torchmetrics") == []
 
 
-def test_importing_models_and_data_loads_no_table_library():
-    assert (
-        loaded_by("import seqrec.models, seqrec.inference, seqrec.data.datamodule", "polars", "pandas") == []
-    )
+def test_importing_models_and_data_loads_no_table_library_and_no_kernels():
+    modules = "seqrec.models, seqrec.inference, seqrec.data.datamodule"
+    kernels = [f"seqrec.ops.{op}.triton_kernels" for op in ("selective_scan", "causal_conv1d")]
+    assert loaded_by(f"import {modules}", "polars", "pandas", *kernels) == []
 
 
 def test_errors_registry_and_specs_load_without_torch():

@@ -58,7 +58,7 @@ def test_a_hand_worked_example_with_padding_and_starts():
     assert last.flatten().tolist() == [7, 8]
 
 
-@given(
+odd_problems = given(
     sizes=st.fixed_dictionaries(
         {"B": st.integers(0, 4), "L": st.integers(0, 70), "D": st.integers(1, 37), "W": st.integers(1, 7)}
     ),
@@ -66,9 +66,22 @@ def test_a_hand_worked_example_with_padding_and_starts():
     silu=st.booleans(),
     seed=st.integers(0, 999),
 )
+
+
+@odd_problems
 @settings(max_examples=40, deadline=None)
-@pytest.mark.parametrize("name", [name for name in ON_CPU if name != "reference"])
+@pytest.mark.parametrize("name", [name for name in ON_CPU if name not in ("reference", "triton")])
 def test_values_and_gradients_equal_the_float64_reference(name, sizes, given_names, silu, seed):
+    check_values_and_gradients(name, sizes, given_names, silu, seed)
+
+
+@odd_problems
+@settings(max_examples=8, deadline=None)  # Each takes part of a second in the interpreter.
+def test_tritons_values_and_gradients_equal_the_float64_reference(sizes, given_names, silu, seed):
+    check_values_and_gradients("triton", sizes, given_names, silu, seed)
+
+
+def check_values_and_gradients(name, sizes, given_names, silu, seed):
     require(name, given_names)
     inputs = without(make_inputs(**sizes, seed=seed, flags=True), *set(OPTIONAL) - given_names)
     expected = run(inputs, "reference", torch.float64, silu)

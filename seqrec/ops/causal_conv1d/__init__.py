@@ -66,6 +66,8 @@ def causal_conv1d(
     Backends, from the one that "auto" likes best; all give the same values and gradients:
 
     - "cpp": compiled, float32 on CPU, vector instructions and threads.
+    - "triton": kernels for GPUs, float32, any number of taps, the same bits each time. Needs triton, which torch for
+      CUDA on Linux brings. With TRITON_INTERPRET=1 it runs on CPU instead, for tests; never "auto" there.
     - "causal_conv1d": the CUDA kernels of that package, float32, 2 to 4 taps, and not under
       `torch.use_deterministic_algorithms`. An extra that users install.
     - "shifted": plain torch, any device, float32 and float64.

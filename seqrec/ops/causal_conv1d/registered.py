@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from seqrec.ops import compiled_library
+from seqrec.ops import compiled_library, triton_support
 from seqrec.ops.backends import Backend, Backends
-from seqrec.ops.causal_conv1d import cuda_package
+from seqrec.ops.causal_conv1d import cuda_package, triton_conv
 from seqrec.ops.causal_conv1d.compiled import conv_compiled
 from seqrec.ops.causal_conv1d.problem import Convolution, around
 from seqrec.ops.causal_conv1d.reference import conv_reference
@@ -24,6 +24,14 @@ CONV_BACKENDS: Backends[Convolution] = Backends(
             "float32 on cpu",
             serves=lambda device, dtype: device == "cpu" and dtype == torch.float32,
             missing=compiled_library.load_error,
+        ),
+        Backend(
+            "triton",
+            triton_conv.conv_triton,
+            "float32 on cuda, or on cpu alone where TRITON_INTERPRET=1",
+            serves=triton_support.serves,
+            missing=triton_conv.missing,
+            only_by_name=frozenset({"cpu"}),
         ),
         Backend(
             "causal_conv1d",
