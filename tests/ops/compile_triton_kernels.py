@@ -32,7 +32,8 @@ def compile_for_gpu(kernel, absent, warps=1, **blocks):
 for name in ("run_ends", "run_begins", "carry", "outputs", "gradients"):
     compile_for_gpu(getattr(scan, name), (), BLOCK_D=32, BLOCK_N=32)
     # Integers that are 1 are constants to Triton.
-    absent = ("D", "z", "bias", *FLAGS, *(["kept"] if name == "outputs" else []))
+    absent = ("D", "z", "bias", "begins", "behind", *FLAGS, *(["kept"] if name == "outputs" else []))
+    absent = ("state", *FLAGS) if name == "carry" else absent
     compile_for_gpu(getattr(scan, name), absent, BLOCK_D=1, BLOCK_N=1, channels=1, states=1)
     print(name)
 for name in ("conv_outputs", "conv_gradients"):

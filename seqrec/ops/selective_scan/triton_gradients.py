@@ -9,7 +9,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from seqrec.ops.selective_scan.triton_kernels import locate, of_channels, read_event, sigmoid, step_size
+from seqrec.ops.selective_scan.triton_kernels import (
+    LOG2E,
+    locate,
+    of_channels,
+    of_states,
+    read_event,
+    read_states,
+    sigmoid,
+    step_size,
+    store_states,
+)
 
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -22,7 +32,7 @@ def run_begins(
 ):  # fmt: skip
     """`run_ends` against time: the gradient of the state before each run, were that of the state behind it zero."""
     row, run, block, at, tile, has_tile = locate(runs, channels, states, BLOCK_D, BLOCK_N)
-    a, shift = tl.load(A + tile, mask=has_tile, other=0.0), of_channels(bias, at)
+    a, shift = of_states(A, at) * LOG2E, of_channels(bias, at)
     source = (None, delta, None, C, z, dy, valid, start)
     grad, total = tl.zeros([BLOCK_N, BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32)
     begin, cut = run * run_events, tl.full([], False, tl.int1)
@@ -128,11 +138,11 @@ def gradients(
     then, against time, those between two of them, in registers. dA, dD and dbias are a run's, dB and dC a block's.
     """
     row, run, block, at, tile, has_tile = locate(runs, channels, states, BLOCK_D, BLOCK_N)
-    weights = (tl.load(A + tile, mask=has_tile, other=0.0), of_channels(bias, at), of_channels(D, at))
+    weights = (of_states(A, at) * LOG2E, of_channels(bias, at), of_channels(D, at))
     inputs, source = (u, delta, B, None, None, None, valid, start), (u, delta, B, C, z, dy, valid, start)
     results = (du, ddelta, dB, dC, dz)
     place = row * runs + run
-    grad = tl.load(behind + place * states * channels + tile, mask=has_tile, other=0.0)
+    grad = read_states(behind, place, tile, has_tile, at)
     da, of_d = tl.zeros([BLOCK_N, BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32)
     grads = (grad, da, of_d, of_d)
     own = tl.arange(0, BLOCK_N)[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
@@ -159,8 +169,8 @@ def gradients(
             grads = _undo_group(
                 grads, state, weights, source, results, row, first, length, to_block, at, SOFTPLUS, GROUP
             )
-    tl.store(dA + place * states * channels + tile, grads[1], mask=has_tile)
+    store_states(dA + place * states * channels, grads[1], at)
     tl.store(dD + place * channels + at[0], grads[2], mask=at[2])
     tl.store(dbias + place * channels + at[0], grads[3], mask=at[2])
     if run == 0:
-        tl.store(dfirst + row * states * channels + tile, grads[0], mask=has_tile)
+        store_states(dfirst + row * states * channels, grads[0], at)

@@ -2,8 +2,9 @@
 
 A program is one warp: it walks one run of events of one row for a block of channels, whose states [N, D] are in
 registers. Letters as in `selective_scan`, but N and D are a block's: powers of two, of which `states` and
-`channels` may fill less. A is (N, D) and holds A log2(e), so that a decay is one exp2. Other tensors of states are
-(.., N, D); flags are uint8; None is what was not given.
+`channels` may fill less. In registers A holds A log2(e), so that a decay is one exp2. Tensors of states that stay
+between kernels are (.., N, D), so that neighbouring lanes read neighbouring channels; what callers see is (.., D, N).
+Flags are uint8; None is what was not given.
 """
 
 # What is annotated is constant at compile time, the others are pointers and integers. Triton is a subset of Python:
@@ -57,6 +58,21 @@ def locate(runs, channels, states, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr)
 
 
 @triton.jit
+def of_states(tensor, at):
+    """A number of each state of each channel of a (D, N) tensor, as (N, D)."""
+    d, n, has_d, has_n, channels, states = at
+    place = d[None, :] * states + n[:, None]
+    return tl.load(tensor + place, mask=has_n[:, None] & has_d[None, :], other=0.0)
+
+
+@triton.jit
+def store_states(tensor, values, at):
+    """Store (N, D) numbers into a (D, N) tensor."""
+    d, n, has_d, has_n, channels, states = at
+    tl.store(tensor + d[None, :] * states + n[:, None], values, mask=has_n[:, None] & has_d[None, :])
+
+
+@triton.jit
 def of_channels(tensor, at):
     """A number of each channel, 0 where not given."""
     return 0.0 if tensor is None else tl.load(tensor + at[0], mask=at[2], other=0.0)
@@ -84,6 +100,16 @@ def read_event(source, event, inside, at):
     return u_t, delta_t, b_t, c_t, z_t, dy_t, here, restart
 
 
+@triton.jit
+def read_states(tensor, number, tile, has_tile, at):
+    """The numbered states of a (.., N, D) tensor, zeros where not given."""
+    if tensor is None:
+        found = tl.zeros(tile.shape, tl.float32)
+    else:
+        found = tl.load(tensor + number * at[5] * at[4] + tile, mask=has_tile, other=0.0)
+    return found
+
+
 @triton.jit(do_not_specialize=["length", "runs", "run_events"])
 def run_ends(
     u, delta, A, B, bias, valid, start, ends, sums, cuts,
@@ -92,7 +118,7 @@ def run_ends(
 ):  # fmt: skip
     """State at each run's end from zero (B, R, N, D), sum of its step sizes, and whether a history starts in it."""
     row, run, block, at, tile, has_tile = locate(runs, channels, states, BLOCK_D, BLOCK_N)
-    a, shift = tl.load(A + tile, mask=has_tile, other=0.0), of_channels(bias, at)
+    a, shift = of_states(A, at) * LOG2E, of_channels(bias, at)
     source = (u, delta, B, None, None, None, valid, start)
     state, total = tl.zeros([BLOCK_N, BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32)
     begin, cut = run * run_events, tl.full([], False, tl.int1)
@@ -128,8 +154,12 @@ def carry(
     row = (tl.program_id(0) // blocks).to(tl.int64)
     place = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     here = place < size
-    a = tl.load(A + place, mask=here, other=0.0)
-    now = tl.load(state + row * size + place, mask=here, other=0.0)
+    a = tl.load(A + place % channels * states + place // channels, mask=here, other=0.0) * LOG2E
+    now = (
+        tl.zeros([BLOCK], tl.float32)
+        if state is None
+        else tl.load(state + row * size + place, mask=here, other=0.0)
+    )
     for i in range(runs):
         run = row * runs + (runs - 1 - i if REVERSE else i)
         tl.store(begins + run * size + place, now, mask=here)
@@ -150,9 +180,9 @@ def outputs(
 ):  # fmt: skip
     """Outputs y and the last state from each run's first state; keeps the state before each chunk (B, K, N, D)."""
     row, run, block, at, tile, has_tile = locate(runs, channels, states, BLOCK_D, BLOCK_N)
-    a, shift, skip = tl.load(A + tile, mask=has_tile, other=0.0), of_channels(bias, at), of_channels(D, at)
+    a, shift, skip = of_states(A, at) * LOG2E, of_channels(bias, at), of_channels(D, at)
     source = (u, delta, B, C, z, None, valid, start)
-    state = tl.load(begins + (row * runs + run) * states * channels + tile, mask=has_tile, other=0.0)
+    state = read_states(begins, row * runs + run, tile, has_tile, at)
     begin = run * run_chunks * CHUNK
     end = tl.minimum(begin + run_chunks * CHUNK, length)
     event = row * length + begin
@@ -174,4 +204,4 @@ def outputs(
                 y_t *= z_t * sigmoid(z_t)
             tl.store(y + of_d, tl.where(here, y_t, 0.0), mask=at[2])
     if run == runs - 1:
-        tl.store(last + row * states * channels + tile, state, mask=has_tile)
+        store_states(last + row * states * channels, state, at)

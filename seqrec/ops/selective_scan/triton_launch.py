@@ -31,7 +31,6 @@ FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 16, 8
 # AMD's compiler has no such option.
 FORWARD_REGISTERS = {} if torch.version.hip else {"maxnreg": 128}
 CARRY_BLOCK = 128
-LOG2E = 1.4426950408889634
 
 
 class Room(NamedTuple):
@@ -103,29 +102,28 @@ def forward(problem: ScanProblem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
         last = u.new_zeros(batch, channels, states) if initial_state is None else initial_state.clone()
         return torch.empty_like(u), last, u.new_empty(kept_shape(u, A) if keep else (0,))
     way = cut(u, A, room(u.device, FORWARD_PROGRAMS))
-    scaled = (A * LOG2E).t().contiguous()
-    begins = _states_first(initial_state, u, states)
+    begins = _states_first(initial_state)
     blocks = {"BLOCK_D": way.block_d, "BLOCK_N": way.block_n, "num_warps": 1, **FORWARD_REGISTERS}
     with launching_on(u):
         if way.runs > 1:
             part = _Runs(u, states, way.runs, start)
             run_ends[(batch * way.runs * way.blocks,)](
-                *(u, delta, scaled, B, bias, valid, start, part.ends, part.sums, part.cuts),
+                *(u, delta, A, B, bias, valid, start, part.ends, part.sums, part.cuts),
                 *(length, channels, states, way.runs, way.run_chunks * CHUNK),
                 SOFTPLUS=softplus,
                 **blocks,
             )
-            begins = part.carried(scaled, begins, against_time=False)
-        y, last = torch.empty_like(u), u.new_empty(batch, states, channels)
+            begins = part.carried(A, begins, against_time=False)
+        y, last = torch.empty_like(u), u.new_empty(batch, channels, states)
         kept = u.new_empty(kept_shape(u, A) if keep else (0,))
         outputs[(batch * way.runs * way.blocks,)](
-            *(u, delta, scaled, B, C, D, z, bias, valid, start, begins, y, last, kept if keep else None),
+            *(u, delta, A, B, C, D, z, bias, valid, start, begins, y, last, kept if keep else None),
             *(length, channels, states, way.runs, way.run_chunks, way.chunks),
             SOFTPLUS=softplus,
             CHUNK=CHUNK,
             **blocks,
         )
-    return y, last.transpose(1, 2).contiguous(), kept
+    return y, last, kept
 
 
 def backward(problem: ScanProblem, kept: Tensor, dy: Tensor | None, dlast: Tensor | None) -> list[Tensor]:
@@ -136,31 +134,29 @@ def backward(problem: ScanProblem, kept: Tensor, dy: Tensor | None, dlast: Tenso
         nothing = [u.new_zeros(0 if x is None else x.shape) for x in (u, delta, A, B, C, D, z, bias)]
         return [*nothing, u.new_zeros(batch, channels, states) if dlast is None else dlast.clone()]
     way = cut(u, A, room(u.device, BACKWARD_PROGRAMS))
-    scaled = (A * LOG2E).t().contiguous()
     dy = torch.zeros_like(u) if dy is None else dy.contiguous()
     blocks = {"BLOCK_D": way.block_d, "BLOCK_N": way.block_n, "num_warps": 1}
     programs = batch * way.runs * way.blocks
-    behind = _states_first(dlast, u, states)
-    dfirst = torch.empty_like(behind)
+    behind, dfirst = _states_first(dlast), u.new_empty(batch, channels, states)
     with launching_on(u):
         if way.runs > 1:
             part = _Runs(u, states, way.runs, start)
             run_begins[(programs,)](
-                *(delta, scaled, C, z, dy, bias, valid, start, part.ends, part.sums, part.cuts),
+                *(delta, A, C, z, dy, bias, valid, start, part.ends, part.sums, part.cuts),
                 *(length, channels, states, way.runs, way.run_chunks * CHUNK),
                 SOFTPLUS=softplus,
                 **blocks,
             )
-            behind = part.carried(scaled, behind, against_time=True)
+            behind = part.carried(A, behind, against_time=True)
         scratch = u.new_empty(programs, CHUNK // GROUP, way.block_n, way.block_d)
         du, ddelta, dz = torch.empty_like(u), torch.empty_like(u), u.new_empty(0 if z is None else z.shape)
         # Of each run, and of each block: sums in a fixed order, where atomic additions would come in any.
         dA, dD, dbias = (
-            u.new_empty(batch * way.runs, *shape) for shape in ((states, channels), *[(channels,)] * 2)
+            u.new_empty(batch * way.runs, *shape) for shape in ((channels, states), *[(channels,)] * 2)
         )
         dB, dC = (u.new_empty(way.blocks, batch, length, states) for _ in range(2))
         gradients[(programs,)](
-            *(u, delta, scaled, B, C, D, z, bias, valid, start, kept, dy, behind, scratch),
+            *(u, delta, A, B, C, D, z, bias, valid, start, kept, dy, behind, scratch),
             *(du, ddelta, dA, dB, dC, dD, dz, dbias, dfirst),
             *(length, channels, states, batch, way.runs, way.run_chunks, way.chunks),
             SOFTPLUS=softplus,
@@ -168,10 +164,10 @@ def backward(problem: ScanProblem, kept: Tensor, dy: Tensor | None, dlast: Tenso
             GROUP=GROUP,
             **blocks,
         )
-    dA, dD, dbias = dA.sum(0).t().contiguous(), dD.sum(0), dbias.sum(0)
+    dA, dD, dbias = dA.sum(0), dD.sum(0), dbias.sum(0)
     dB, dC = (x[0] if way.blocks == 1 else x.sum(0) for x in (dB, dC))
     dD, dbias = (u.new_empty(0) if x is None else dx for x, dx in ((D, dD), (bias, dbias)))
-    return [du, ddelta, dA, dB, dC, dD, dz, dbias, dfirst.transpose(1, 2).contiguous()]
+    return [du, ddelta, dA, dB, dC, dD, dz, dbias, dfirst]
 
 
 def kept_shape(u: Tensor, A: Tensor) -> tuple[int, int, int, int]:
@@ -186,11 +182,9 @@ def _prepared(problem: ScanProblem) -> ScanProblem:
     return ScanProblem(*ready)  # type: ignore[arg-type]  # field by field of the same kind
 
 
-def _states_first(x: Tensor | None, u: Tensor, states: int) -> Tensor:
-    # (B, D, N) as (B, N, D), so that neighbouring lanes read neighbouring channels; None is zeros.
-    if x is None:
-        return u.new_zeros(u.shape[0], states, u.shape[2])
-    return x.transpose(1, 2).contiguous()
+def _states_first(x: Tensor | None) -> Tensor | None:
+    # (B, D, N) as (B, N, D).
+    return None if x is None else x.transpose(1, 2).contiguous()
 
 
 class _Runs:
@@ -202,12 +196,12 @@ class _Runs:
         self.sums = u.new_empty(batch, runs, channels)
         self.cuts = None if start is None else start.new_empty(batch, runs)
 
-    def carried(self, scaled: Tensor, state: Tensor, against_time: bool) -> Tensor:
-        """(B, R, N, D) states before each run; `state` (B, N, D) is the one before all of them."""
+    def carried(self, A: Tensor, state: Tensor | None, against_time: bool) -> Tensor:
+        """(B, R, N, D) states before each run; `state` (B, N, D) is the one before all of them, None zero."""
         batch, runs, states, channels = self.ends.shape
         begins = torch.empty_like(self.ends)
         carry[(batch * -(-states * channels // CARRY_BLOCK),)](
-            *(self.ends, self.sums, self.cuts, scaled, state, begins, channels, states, runs),
+            *(self.ends, self.sums, self.cuts, A, state, begins, channels, states, runs),
             REVERSE=against_time,
             BLOCK=CARRY_BLOCK,
         )
