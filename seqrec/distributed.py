@@ -27,7 +27,7 @@ def ranks_where(flag: bool, device: torch.device) -> list[int]:
     if num_ranks() == 1:
         return [0] if flag else []
     flags = _gathered(torch.tensor([flag], dtype=torch.uint8, device=device))
-    return flags.flatten().nonzero().flatten().tolist()
+    return [rank for rank, flag in enumerate(flags.flatten().tolist()) if flag]
 
 
 def of_all_ranks(values: Tensor) -> Tensor:
