@@ -216,3 +216,13 @@ def test_a_nan_stays_in_its_packed_history_and_row(backend):
         assert torch.equal(result[key][1], clean[key][1])
     assert torch.equal(result["last"], clean["last"])
     assert torch.equal(result["initial_state"], clean["initial_state"])
+
+
+def test_a_nan_in_a_state_that_no_event_sees_reaches_nothing(backend):
+    inputs = make_inputs()
+    start = torch.zeros(2, 9, dtype=torch.bool)
+    start[:, 0] = True
+    clean = run(inputs | {"start": start}, backend)
+    state = torch.full_like(inputs["initial_state"], NAN)
+    result = run(inputs | {"start": start, "initial_state": state}, backend)
+    assert all(torch.equal(result[name], clean[name]) for name in clean)

@@ -186,7 +186,9 @@ def conv_gradients(
         if j == 0:
             tl.store(parts + channels * TAPS + d, tl.sum(dsum, 0), mask=has_d)
             for w in tl.static_range(TAPS):
-                part = tl.sum(dsum * in_sight(source, events[w], own[1], events[w][0]), 0)
+                part = dsum * in_sight(source, events[w], own[1], events[w][0])
+                # The state may be NaN where no event sees it.
+                part = tl.sum(tl.where((k >= 0)[:, None], part, 0.0), 0)
                 tl.store(parts + d * TAPS + w, part, mask=has_d)
     if dlast is not None:
         grad += _of_last(dlast, source, own, k, d, has_d, TAPS)
