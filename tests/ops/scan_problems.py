@@ -70,10 +70,10 @@ def run(inputs, backend, dtype=torch.float32, delta_softplus=True):
     return {"y": y.detach(), "last": last.detach(), **gradients}
 
 
-def assert_close(actual, expected, tolerance=1e-5):
-    """Largest error of each tensor at most `tolerance` of its largest value."""
+def assert_close(actual, expected, tolerance=1e-5, least=1e-6):
+    """Largest error of each tensor at most `tolerance` of its largest value, and of `least` where that is less."""
     for name, value in expected.items():
         assert actual[name].shape == value.shape, name
         if value.numel():
-            scale = value.abs().max().clamp_min(1e-6)
+            scale = value.abs().max().clamp_min(least)
             assert (actual[name].double() - value).abs().max() <= tolerance * scale, name

@@ -85,8 +85,9 @@ def check_values_and_gradients(name, sizes, given_names, silu, seed):
     require(name, given_names)
     inputs = without(make_inputs(**sizes, seed=seed, flags=True), *set(OPTIONAL) - given_names)
     expected = run(inputs, "reference", torch.float64, silu)
-    assert_close(run(inputs, name, silu=silu), expected)
-    assert_close(run(inputs, "shifted", torch.float64, silu), expected, tolerance=1e-12)
+    # Terms are near 1, but the few sums of a small problem may cancel to much less.
+    assert_close(run(inputs, name, silu=silu), expected, least=1)
+    assert_close(run(inputs, "shifted", torch.float64, silu), expected, tolerance=1e-12, least=1)
 
 
 @pytest.mark.parametrize("seed", range(6))
