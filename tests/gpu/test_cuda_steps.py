@@ -17,6 +17,7 @@ from seqrec.types import History, RaggedItems, SequenceBatch
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:Sparse invariant checks"),
 ]
 
 
