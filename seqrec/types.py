@@ -21,7 +21,12 @@ class TensorRecord:
     """Base of frozen dataclasses of tensors: moves and pins as one object, which is what Lightning calls."""
 
     def to(self: Batch, *args: object, **kwargs: object) -> Batch:
-        """Copy with every tensor moved or cast by `Tensor.to`; None fields stay None."""
+        """Copy with every tensor moved or cast by `Tensor.to`; None fields stay None.
+
+        To a GPU, Python does not wait for it, as Lightning does not with plain tensors.
+        """
+        if args and isinstance(args[0], str | torch.device) and torch.device(args[0]).type == "cuda":
+            kwargs = {"non_blocking": True, **kwargs}
         return self._map("to", *args, **kwargs)
 
     def pin_memory(self: Batch) -> Batch:

@@ -42,6 +42,23 @@ def test_moving_reaches_every_tensor_and_keeps_none():
     assert batch(None).to("cpu").targets is None
 
 
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (("cuda",), {"non_blocking": True}),
+        ((torch.device("cuda", 1),), {"non_blocking": True}),
+        (("cpu",), {}),
+        ((torch.float64,), {}),
+    ],
+    ids=str,
+)
+def test_nobody_waits_for_a_record_that_moves_to_a_gpu(arguments, asked, monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    monkeypatch.setattr(RaggedItems, "_map", lambda self, *args, **kwargs: calls.append((args, kwargs)))
+    RaggedItems.from_rows([torch.tensor([1])]).to(*arguments)
+    assert calls == [(("to", *arguments), asked)]
+
+
 def test_records_are_frozen():
     with pytest.raises(FrozenInstanceError, match="item_ids"):
         batch(None).history.item_ids = torch.zeros(1)

@@ -86,12 +86,6 @@ class Recommender(pl.LightningModule, ABC):
             self.item_vocabulary = data.store.item_vocabulary
             self.user_vocabulary = data.store.user_vocabulary
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch; to a GPU without waiting for it, which Lightning does with plain tensors alone."""
-        if isinstance(batch, SequenceBatch) and device.type == "cuda":
-            return batch.to(device, non_blocking=True)
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the checkpoint say which class it is of, and whose item ids it means; see `load_recommender`."""
         cls = type(self)

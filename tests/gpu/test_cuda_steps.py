@@ -10,7 +10,6 @@ import torch
 
 from seqrec.callbacks import StepSeeds
 from seqrec.callbacks.host_value import HostValue
-from seqrec.models import GRU4Rec
 from seqrec.optim import RowAdam
 from seqrec.types import History, RaggedItems, SequenceBatch
 
@@ -50,13 +49,12 @@ def test_a_batch_in_page_locked_memory_moves_while_the_gpu_is_busy():
     batch = SequenceBatch(
         History(item_ids, lengths), item_ids + 1, torch.tensor([1, 2]), RaggedItems.from_rows(list(item_ids))
     )
-    model = GRU4Rec(9, d_model=4, num_layers=1)
     pinned, done = batch.pin_memory(), torch.cuda.Event()
     # Memory that is there already need not be asked for, which waits.
     batch.to("cuda")
     torch.cuda._sleep(2_000_000_000)
     done.record()
-    moved = model.transfer_batch_to_device(pinned, torch.device("cuda", 0), 0)
+    moved = pinned.to(torch.device("cuda", 0))
     assert not done.query()
     assert torch.equal(moved.history.item_ids.cpu(), item_ids)
     assert torch.equal(moved.seen_events.item_ids.cpu(), batch.seen_events.item_ids)

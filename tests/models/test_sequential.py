@@ -41,18 +41,6 @@ def test_scores_use_the_table_that_embeds_the_history():
     assert sasrec.scorer().item_vectors is sasrec.items.weight
 
 
-def test_a_batch_moves_to_a_gpu_without_waiting(make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch):
-    batch, asked = make_batch([[1, 2, 3]], [5]), []
-    monkeypatch.setattr(SequenceBatch, "to", lambda *args, **kwargs: asked.append((args, kwargs)) or args[0])
-    for device in (torch.device("cuda", 0), torch.device("mps"), torch.device("cpu")):
-        assert model().transfer_batch_to_device(batch, device, 0) is batch
-    assert asked == [
-        ((batch, torch.device("cuda", 0)), {"non_blocking": True}),
-        ((batch, torch.device("mps")), {}),
-        ((batch, torch.device("cpu")), {}),
-    ]
-
-
 @pytest.mark.parametrize("positions", [True, False])
 def test_a_recommendation_does_not_depend_on_padding(positions: bool, make_batch: MakeBatch):
     sasrec = model(positions=positions)
