@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from seqrec.ops.causal_conv1d.differentiation import differentiable_convolution
 from seqrec.ops.causal_conv1d.problem import ConvProblem
 from seqrec.ops.compiled_library import call, contiguous, empty_like
-from seqrec.ops.eager import differentiable
 
 # Events that one thread takes at a time. It does not depend on the number of threads, nor do the sums.
 PIECE = 256
@@ -110,23 +107,6 @@ def _backward_fake(
     return empty_like(x, weight, bias, initial_state)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, bias, silu, initial_state, valid, start = inputs
-    ctx.save_for_backward(x, weight, bias, initial_state, valid, start)
-    ctx.silu = silu
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(
-    ctx: Any, backward: Callable[..., list[Tensor]], dout: Tensor | None, dlast: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    x, weight, bias, initial_state, valid, start = ctx.saved_tensors
-    gradients = backward(dout, dlast, x, weight, bias, ctx.silu, initial_state, valid, start)
-    dx, dweight, dbias, dinitial = gradients
-    of_state = None if initial_state is None else dinitial
-    return dx, dweight, None if bias is None else dbias, None, of_state, None, None
-
-
 _forward_op = torch.library.custom_op(
     "seqrec::causal_conv1d_fwd", _forward, mutates_args=(), device_types="cpu"
 )
@@ -135,15 +115,7 @@ _backward_op = torch.library.custom_op(
 )
 _forward_op.register_fake(_forward_fake)
 _backward_op.register_fake(_backward_fake)
-_convolve = differentiable(
-    _forward_op,
-    _forward,
-    _backward_op,
-    _backward,
-    setup_context=_setup_context,
-    differentiate=_differentiate,
-    refusal="the compiled convolution has no second derivative; use backend='reference' for it",
-)
+_convolve = differentiable_convolution(_forward_op, _forward, _backward_op, _backward, "compiled")
 
 
 def conv_compiled(problem: ConvProblem) -> tuple[Tensor, Tensor]:

@@ -5,15 +5,14 @@ Shapes: B batch, L events, D channels, W taps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from seqrec.ops import triton_support
+from seqrec.ops.causal_conv1d.differentiation import differentiable_convolution
 from seqrec.ops.causal_conv1d.problem import ConvProblem
-from seqrec.ops.eager import differentiable
 from seqrec.ops.triton_support import DEVICES
 
 
@@ -87,27 +86,6 @@ def _backward_fake(
     return dx, dweights, dinitial
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, bias, silu, initial_state, valid, start = inputs
-    ctx.save_for_backward(x, weight, bias, initial_state, valid, start)
-    ctx.silu = silu
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(
-    ctx: Any,
-    backward: Callable[..., tuple[Tensor, Tensor, Tensor]],
-    dout: Tensor | None,
-    dlast: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    x, weight, bias, initial_state, valid, start = ctx.saved_tensors
-    dx, dweights, dinitial = backward(dout, dlast, x, weight, bias, ctx.silu, initial_state, valid, start)
-    # Parts of one, which an op may not return.
-    dweight, dbias = dweights[: weight.numel()].view(weight.shape), dweights[weight.numel() :]
-    of_state = None if initial_state is None else dinitial
-    return dx, dweight, None if bias is None else dbias, None, of_state, None, None
-
-
 _forward_op = torch.library.custom_op(
     "seqrec::causal_conv1d_triton_fwd", _forward, mutates_args=(), device_types=DEVICES
 )
@@ -116,15 +94,7 @@ _backward_op = torch.library.custom_op(
 )
 _forward_op.register_fake(_forward_fake)
 _backward_op.register_fake(_backward_fake)
-_convolve = differentiable(
-    _forward_op,
-    _forward,
-    _backward_op,
-    _backward,
-    setup_context=_setup_context,
-    differentiate=_differentiate,
-    refusal="the triton convolution has no second derivative; use backend='reference' for it",
-)
+_convolve = differentiable_convolution(_forward_op, _forward, _backward_op, _backward, "triton")
 
 
 def conv_triton(problem: ConvProblem) -> tuple[Tensor, Tensor]:
