@@ -21,7 +21,7 @@ class StepSeeds(pl.Callback):
     torch's generator of their device, which is seeded here. On a GPU the draws are the same, but sums are not to the
     last bit, because threads add in changing order: gradients of embedding tables and of gathered rows (`index_add_`,
     `scatter_add_`, `index_put_` with repeated rows), `cumsum`, and the backward passes of mamba-ssm and causal-conv1d
-    and of flash and memory-efficient attention. This package's Triton scan adds in a fixed order.
+    and of flash and memory-efficient attention. This package's Triton kernels add in a fixed order.
     `trainer.deterministic: true` (or `warn`) makes torch's own operations repeatable, slower, or names those that
     cannot be; it does not know kernels of other packages. Another number of ranks, another batch size or another GPU
     round otherwise.
