@@ -39,6 +39,8 @@ from seqrec.cli_config import (
 from seqrec.cli_errors import explain, in_one_line
 from seqrec.cli_trainer import Trainer
 from seqrec.data.datamodule import SequenceDataModule
+from seqrec.distributed import leave_job
+from seqrec.errors import StoppedError
 from seqrec.inference import RecommendationWriter
 from seqrec.models import Baseline, Popularity, Recommender, evaluate
 from seqrec.protocols import FullRanking, Protocol
@@ -208,6 +210,7 @@ def main(args: Sequence[str] | None = None) -> None:
         _run(list(sys.argv[1:] if args is None else args))
         # Short output shows here that nobody reads it, and not when Python ends.
         sys.stdout.flush()
+        leave_job()
     except BrokenPipeError:
         # Whoever read our output has gone, as in `seqrec doctor | head`; what is left to write goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -220,6 +223,9 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.stderr.write(f"error: {reason}\n")
         raise SystemExit(2) from None
     except SystemExit as end:
+        if isinstance(end, StoppedError):
+            # Ranks stop together, behind a step.
+            leave_job()
         raise SystemExit(_status(end)) from None
 
 

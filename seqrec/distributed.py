@@ -17,6 +17,16 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def leave_job() -> None:
+    """End this process's part in a job, if it has one, when no rank waits for it any more.
+
+    The threads of a gloo group that is still there when Python ends abort the process at times (pytorch#190489), so
+    that work that is done would count as failed. Lightning ends groups of NCCL alone.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def ranks_where(flag: bool, device: torch.device) -> list[int]:
     """Ranks that call with True; all ranks must call.
 

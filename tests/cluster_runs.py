@@ -17,6 +17,7 @@ from seqrec import models
 from seqrec.callbacks import Execution
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
+from seqrec.distributed import leave_job
 from seqrec.encoders import ENCODERS
 from seqrec.losses import FullSoftmax
 from seqrec.optim import Adam, WarmupCosine
@@ -87,6 +88,7 @@ def main(out: str, ranks: int, hosts: int, *, compiled: bool = False) -> None:
     results = {name: run(options, ranks, hosts) for name, options in runs.items()}
     (rank,) = {result["rank"] for result in results.values()}
     torch.save(results, Path(out) / f"{rank}.pt")
+    leave_job()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from seqrec.cli import main
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.data.store import EventStore
+from seqrec.errors import StoppedError
 from seqrec.models import MambaRec, SequentialRecommender, evaluate
 from seqrec.protocols import Protocol
 from seqrec.runs import read_summary
@@ -368,6 +370,24 @@ def test_traceback_of_a_bug_is_kept(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("seqrec.cli.SeqrecCLI.after_fit", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(FIT)
+
+
+@pytest.mark.parametrize("end", [None, StoppedError(143)], ids=["finished", "stopped"])
+def test_a_command_that_ends_well_leaves_its_job(
+    end: StoppedError | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def run(words: list[str]) -> None:
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1
+        )
+        if end is not None:
+            raise end
+
+    monkeypatch.setattr("seqrec.cli._run", run)
+    with nullcontext() if end is None else pytest.raises(SystemExit) as stopped:
+        main(())
+    assert end is None or stopped.value.code == 143
+    assert not torch.distributed.is_initialized()
 
 
 def test_two_ranks_prepare_once_and_test_like_one(tmp_path: Path):

@@ -17,6 +17,7 @@ import lightning.pytorch as pl
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.data.splits import LastN
+from seqrec.distributed import leave_job
 from seqrec.models import MambaRec
 from seqrec.protocols import PopularityCandidates, Protocol
 
@@ -57,6 +58,7 @@ if held_out > 1:
 trainer.fit(model, data)
 with open(f"{ranks}-{trainer.global_rank}.json", "w") as file:
     json.dump({**record.seen, "metrics": metrics}, file)
+leave_job()
 """
 RUNS = [({"batch_size": 8, "eval_batch_size": 10}, 1), ({"max_tokens": 320, "eval_batch_size": 7}, 2)]
 

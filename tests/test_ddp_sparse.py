@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from seqrec.distributed import leave_job
 from seqrec.embeddings import ItemTable
 from seqrec.losses import SampledSoftmax
 from seqrec.models import SASRec
@@ -103,6 +104,7 @@ def fit(options):
 dist.all_gather = counted_gather
 results = {name: fit(options) for name, options in runs.items()}
 torch.save(results, f"{ranks}-{os.environ.get('LOCAL_RANK', 0)}.pt")
+leave_job()
 """
 DEFAULTS = {
     "num_items": 100,
