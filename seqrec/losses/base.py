@@ -81,8 +81,9 @@ def select_events(states: Tensor, batch: SequenceBatch) -> Events:
     places = batch.history.valid.flatten().nonzero().squeeze(1)
     # The gradient of one index is added to places that are distinct; that of two would be sorted first on a GPU.
     found = states.flatten(0, 1).index_select(0, places)
-    rows = torch.div(places, states.shape[1], rounding_mode="floor")
-    return Events(rows, at_least_float32(found), batch.targets.flatten().index_select(0, places))
+    return Events(
+        places // states.shape[1], at_least_float32(found), batch.targets.flatten().index_select(0, places)
+    )
 
 
 def at_least_float32(values: Tensor) -> Tensor:
