@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from seqrec.errors import InputError
+from seqrec.ops.backends import Backend, Function
 
 FOLDER = Path(__file__).parent
 # Libraries from the widest vectors to the narrowest: name, floats in a vector, what torch must call the CPU.
@@ -103,6 +104,17 @@ def load_error() -> str | None:
     return text if library is None else None
 
 
+def compiled_backend(function: Function) -> Backend[Function]:
+    """An op's backend "cpp", whose function calls the library."""
+    return Backend(
+        "cpp",
+        function,
+        "float32 on cpu",
+        serves=lambda device, dtype: device == "cpu" and dtype == torch.float32,
+        missing=load_error,
+    )
+
+
 def variant() -> str | None:
     """Name of the library in use, such as "_kernels_avx512"; None where there is none."""
     library, text = load()
@@ -134,11 +146,3 @@ def call(function: str, numbers: Mapping[str, int], tensors: Mapping[str, Tensor
 def contiguous(**tensors: Tensor | None) -> dict[str, Tensor | None]:
     """The same, each contiguous. Hold the result while its pointers are in use."""
     return {name: None if tensor is None else tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def empty_like(*tensors: Tensor | None) -> list[Tensor]:
-    """Contiguous room for the gradients of these; an empty tensor for None, since an op cannot return None."""
-    return [
-        torch.empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
-        for x in tensors
-    ]

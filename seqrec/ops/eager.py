@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,34 +14,43 @@ Differentiate = Callable[..., tuple[Any, ...]]
 
 
 def differentiable(
-    forward_op: Any,
+    name: str,
     forward: Callable[..., Any],
-    backward_op: Any,
     backward: Callable[..., Any],
     *,
+    device_types: str | Sequence[str],
+    new_outputs: Callable[..., Any],
+    new_gradients: Callable[..., Any],
     setup_context: SetupContext,
     differentiate: Differentiate,
     refusal: str,
 ) -> Callable[..., Any]:
-    """A function that torch can differentiate once, and compile, from two custom ops.
+    """A function that torch can differentiate once, and compile.
 
-    What compiles calls the ops, which it need not look into. Otherwise the functions behind them are called by an
-    `autograd.Function`: around each call of a custom op torch runs Python for as long as several kernels take to
-    start, which at short histories is more than the work itself.
+    What compiles calls two custom ops, `seqrec::NAME_fwd` and `seqrec::NAME_bwd`, which it need not look into.
+    Otherwise the functions behind them are called by an `autograd.Function`: around each call of a custom op torch
+    runs Python for as long as several kernels take to start, which at short histories is more than the work itself.
 
     Args:
-        forward_op: Custom op; its derivative is registered here.
-        forward: The function that it calls.
-        backward_op: Custom op that `differentiate` is handed; it has no derivative.
-        backward: The function that it calls.
+        name: Of the ops.
+        forward: What the first computes; its annotations are the op's signature, and so are those of `backward`.
+        backward: What the second computes, which `differentiate` is handed; it has no derivative.
+        device_types: Where they compute.
+        new_outputs: Called as `forward`: tensors of the shapes, dtypes and layout that it returns.
+        new_gradients: Likewise for `backward`.
         setup_context: As `torch.library.register_autograd` wants it.
-        differentiate: Called with the context, `backward_op` or `backward`, and the gradients of the outputs, None
-            where an output had none.
+        differentiate: Called with the context, the op of `backward` or `backward` itself, and the gradients of the
+            outputs, None where an output had none.
         refusal: What a second derivative is refused with.
 
     Returns:
-        A function of the op's positional inputs.
+        A function of the positional inputs of `forward`.
     """
+    where: dict[str, Any] = {"mutates_args": (), "device_types": device_types}
+    forward_op = torch.library.custom_op(f"seqrec::{name}_fwd", forward, **where)
+    backward_op = torch.library.custom_op(f"seqrec::{name}_bwd", backward, **where)
+    forward_op.register_fake(new_outputs)
+    backward_op.register_fake(new_gradients)
 
     def differentiate_op(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         return differentiate(ctx, backward_op, *gradients)

@@ -40,3 +40,11 @@ def check_shapes(
         if tensor.device != device or not fits:
             kind = "bool" if is_flag else "real numbers"
             raise InputError(f"{name} must be {kind} on {device}, got {tensor.dtype} on {tensor.device}")
+
+
+def empty_like(first: Tensor, *others: Tensor | None) -> list[Tensor]:
+    """Contiguous room for the gradients of these; an empty tensor for None, since an op cannot return None."""
+    return [
+        first.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+        for x in (first, *others)
+    ]

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seqrec.ops.backends import Backend, Function
+
 # The first whose compiler takes what the kernels are written in.
 OLDEST = (3, 4)
 DEVICES = ("cuda", "cpu")
@@ -52,6 +54,18 @@ def missing(load: Callable[[], object]) -> str | None:
     except Exception as error:  # A triton that does not fit this torch or this machine fails in many ways.
         return f"triton does not load ({type(error).__name__}: {error}); install the one your torch was made with"
     return None
+
+
+def triton_backend(function: Function, load: Callable[[], object]) -> Backend[Function]:
+    """An op's backend "triton", whose function starts the kernels that `load` imports."""
+    return Backend(
+        "triton",
+        function,
+        "float32 on cuda, or on cpu alone where TRITON_INTERPRET=1",
+        serves=serves,
+        missing=functools.partial(missing, load),
+        only_by_name=frozenset({"cpu"}),
+    )
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from scan_problems import assert_close, make_inputs, require, run, without
 
 from seqrec.errors import InputError
 from seqrec.ops import selective_scan, triton_support
-from seqrec.ops.selective_scan import SCAN_BACKENDS, triton_scan
+from seqrec.ops.selective_scan import SCAN_BACKENDS
 
 EVENTS = ("u", "delta", "B", "C", "z")
 
@@ -138,10 +138,11 @@ def _with_an_old_triton(monkeypatch):
 
 
 def _with_a_broken_triton(monkeypatch):
-    def fail():
-        raise OSError("libcuda")
+    monkeypatch.setattr(triton_support.importlib, "import_module", _fail)
 
-    monkeypatch.setattr(triton_scan, "_launch", fail)
+
+def _fail(*arguments):
+    raise OSError("libcuda")
 
 
 def _without_compiler(monkeypatch):
@@ -175,6 +176,11 @@ def test_what_is_missing_is_said_with_its_fix(launch, monkeypatch, lack, reason)
             SCAN_BACKENDS.choose("triton", device, torch.float32)
     finally:
         triton_support.missing.cache_clear()
+
+
+def test_kernels_that_do_not_load_are_missing_with_the_fix(launch):
+    reason = triton_support.missing(_fail)
+    assert reason.startswith("triton does not load (OSError: libcuda); install the one")
 
 
 def test_second_derivative_is_refused(launch):

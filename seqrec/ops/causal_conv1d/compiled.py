@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqrec.ops.causal_conv1d.differentiation import differentiable_convolution
+from seqrec.ops.causal_conv1d.differentiation import differentiable_convolution, new_outputs
 from seqrec.ops.causal_conv1d.problem import ConvProblem
-from seqrec.ops.compiled_library import call, contiguous, empty_like
+from seqrec.ops.compiled_library import call, contiguous
+from seqrec.ops.problems import empty_like
 
 # Events that one thread takes at a time. It does not depend on the number of threads, nor do the sums.
 PIECE = 256
@@ -31,11 +32,6 @@ def _inputs(
     return numbers, {"x": x, **tensors}
 
 
-def _new_forward(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return out, x.new_empty(x.shape[0], weight.shape[1] - 1, x.shape[2])
-
-
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -47,21 +43,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """Outputs and the last state."""
     numbers, tensors = _inputs(x, weight, bias, initial_state, valid, start)
-    out, last = _new_forward(x, weight)
+    out, last = new_outputs(x, weight)
     call("conv_forward", {**numbers, "silu": silu}, {**tensors, "out": out, "last_state": last})
     return out, last
-
-
-def _forward_fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    silu: bool,
-    initial_state: Tensor | None,
-    valid: Tensor | None,
-    start: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    return _new_forward(x, weight)
 
 
 def _backward(
@@ -93,29 +77,9 @@ def _backward(
     ]
 
 
-def _backward_fake(
-    dout: Tensor | None,
-    dlast: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    silu: bool,
-    initial_state: Tensor | None,
-    valid: Tensor | None,
-    start: Tensor | None,
-) -> list[Tensor]:
-    return empty_like(x, weight, bias, initial_state)
-
-
-_forward_op = torch.library.custom_op(
-    "seqrec::causal_conv1d_fwd", _forward, mutates_args=(), device_types="cpu"
+_convolve = differentiable_convolution(
+    "causal_conv1d", _forward, _backward, empty_like, device_types="cpu", what="compiled"
 )
-_backward_op = torch.library.custom_op(
-    "seqrec::causal_conv1d_bwd", _backward, mutates_args=(), device_types="cpu"
-)
-_forward_op.register_fake(_forward_fake)
-_backward_op.register_fake(_backward_fake)
-_convolve = differentiable_convolution(_forward_op, _forward, _backward_op, _backward, "compiled")
 
 
 def conv_compiled(problem: ConvProblem) -> tuple[Tensor, Tensor]:

@@ -1,41 +1,63 @@
-"""The derivative of the convolution's custom ops, which share one signature. Letters as in `causal_conv1d`."""
+"""What the convolution's custom ops share, their derivative before all. Letters as in `causal_conv1d`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from seqrec.ops.eager import differentiable
 
 
 def differentiable_convolution(
-    forward_op: Any,
+    name: str,
     forward: Callable[..., tuple[Tensor, Tensor]],
-    backward_op: Any,
     backward: Callable[..., Sequence[Tensor]],
+    new_gradients: Callable[..., Sequence[Tensor]],
+    *,
+    device_types: str | Sequence[str],
     what: str,
 ) -> Callable[..., tuple[Tensor, Tensor]]:
-    """A convolution from two custom ops and the functions behind them; see `differentiable`.
+    """A convolution that torch can differentiate and compile; see `differentiable`.
 
     Args:
-        forward_op: Op of the fields of a `ConvProblem`; returns the outputs and the last state.
-        forward: Its function.
-        backward_op: Op of the gradients of these two and the fields; returns gradients of x, weight, bias and initial
-            state, empty where the field was None. Those of weight and bias may be one (D * W + D,) tensor.
-        backward: Its function.
+        name: Of its ops.
+        forward: Maps the fields of a `ConvProblem` to the outputs and the last state.
+        backward: Maps the gradients of these two and the fields to gradients of x, weight, bias and initial state,
+            empty where the field was None. Those of weight and bias may be one (D * W + D,) tensor.
+        new_gradients: Maps x, weight, bias and initial state to room for what `backward` returns.
+        device_types: Where it computes.
         what: Name for the refusal of a second derivative.
     """
+
+    def new_forward(x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        return new_outputs(x, weight)
+
+    def new_backward(
+        dout: Tensor | None, dlast: Tensor | None, x: Tensor, weight: Tensor, *others: Any
+    ) -> Sequence[Tensor]:
+        bias, _, initial_state, *_ = others
+        return new_gradients(x, weight, bias, initial_state)
+
     return differentiable(
-        forward_op,
+        name,
         forward,
-        backward_op,
         backward,
+        device_types=device_types,
+        new_outputs=new_forward,
+        new_gradients=new_backward,
         setup_context=_setup_context,
         differentiate=_differentiate,
         refusal=f"the {what} convolution has no second derivative; use backend='reference' for it",
     )
+
+
+def new_outputs(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for the outputs and the last state."""
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return out, x.new_empty(x.shape[0], weight.shape[1] - 1, x.shape[2])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

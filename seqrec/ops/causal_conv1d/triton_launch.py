@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqrec.ops.causal_conv1d.differentiation import new_outputs
 from seqrec.ops.causal_conv1d.problem import ConvProblem
 from seqrec.ops.causal_conv1d.triton_kernels import conv_gradients, conv_outputs
 from seqrec.ops.triton_support import launching_on
@@ -22,7 +23,7 @@ def forward(problem: ConvProblem) -> tuple[Tensor, Tensor]:
     """Outputs (B, L, D) and the last state (B, W - 1, D)."""
     x, weight, _, silu, state, _, _ = problem
     (batch, length, channels), taps = x.shape, weight.shape[1]
-    out, last = new_forward(x, weight)
+    out, last = new_outputs(x, weight)
     if x.numel() == 0:
         return out, last.zero_() if state is None else last.copy_(state)
     blocks = -(-length // BLOCK_L)
@@ -44,7 +45,7 @@ def backward(
     """Gradients of x, of weight and bias as one (D * W + D,), and of the initial state, empty where that was None."""
     x, weight, _, silu, state, _, _ = problem
     (batch, length, channels), taps = x.shape, weight.shape[1]
-    dx, dweights, dstate = new_backward(x, weight, state)
+    dx, dweights, dstate = new_gradients(x, weight, state)
     if x.numel() == 0:
         return dx, dweights.zero_(), dstate.zero_() if state is None or dlast is None else dstate.copy_(dlast)
     # The initial state's gradient comes as that of further events in front.
@@ -64,13 +65,7 @@ def backward(
     return dx, parts.sum(0), dstate
 
 
-def new_forward(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for what `forward` returns."""
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return out, x.new_empty(x.shape[0], weight.shape[1] - 1, x.shape[2])
-
-
-def new_backward(x: Tensor, weight: Tensor, initial_state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def new_gradients(x: Tensor, weight: Tensor, initial_state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Room for what `backward` returns."""
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     dstate = x.new_empty(0 if initial_state is None else initial_state.shape)

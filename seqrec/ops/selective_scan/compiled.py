@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqrec.ops.compiled_library import call, contiguous, empty_like
-from seqrec.ops.selective_scan.differentiation import differentiable_scan
+from seqrec.ops.compiled_library import call, contiguous
+from seqrec.ops.problems import empty_like
+from seqrec.ops.selective_scan.differentiation import differentiable_scan, new_outputs
 from seqrec.ops.selective_scan.problem import ScanProblem
 
 # Events between two states that forward keeps; backward rebuilds those in between.
@@ -26,16 +27,9 @@ def _sizes(u: Tensor, A: Tensor) -> dict[str, int]:
     }
 
 
-def _new_forward(u: Tensor, A: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _kept_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     batch, length, channels = u.shape
-    states = A.shape[1]
-    chunks, width = -(-length // INTERVAL), -(-channels // PADDING) * PADDING
-    kept = u.new_empty((batch, chunks, states, width) if keep else (0,))
-    return (
-        torch.empty_like(u, memory_format=torch.contiguous_format),
-        u.new_empty(batch, channels, states),
-        kept,
-    )
+    return batch, -(-length // INTERVAL), A.shape[1], -(-channels // PADDING) * PADDING
 
 
 def _forward(
@@ -56,28 +50,10 @@ def _forward(
     """y, the last state, and where `keep` the states that backward starts from."""
     inputs = contiguous(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
     inputs |= contiguous(initial_state=initial_state, valid=valid, start=start)
-    y, last, kept = _new_forward(u, A, keep)
+    y, last, kept = new_outputs(u, A, _kept_shape(u, A) if keep else None)
     results = {"y": y, "last_state": last, "kept_states": kept if keep else None}
     call("scan_forward", {**_sizes(u, A), "softplus": delta_softplus, "groups": 1}, {**inputs, **results})
     return y, last, kept
-
-
-def _forward_fake(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-    valid: Tensor | None,
-    start: Tensor | None,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _new_forward(u, A, keep)
 
 
 def _backward(
@@ -118,35 +94,9 @@ def _backward(
     return [du, ddelta, dA.sum(0), *total, dD, dz, dbias, dinitial]
 
 
-def _backward_fake(
-    dy: Tensor | None,
-    dlast: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    valid: Tensor | None,
-    start: Tensor | None,
-    kept: Tensor,
-) -> list[Tensor]:
-    gradients = empty_like(u, delta, A, B, C, D, z, delta_bias)
-    return [*gradients, u.new_empty(u.shape[0], *A.shape)]
-
-
-_forward_op = torch.library.custom_op(
-    "seqrec::selective_scan_fwd", _forward, mutates_args=(), device_types="cpu"
+_scan = differentiable_scan(
+    "selective_scan", _forward, _backward, _kept_shape, device_types="cpu", what="compiled"
 )
-_backward_op = torch.library.custom_op(
-    "seqrec::selective_scan_bwd", _backward, mutates_args=(), device_types="cpu"
-)
-_forward_op.register_fake(_forward_fake)
-_backward_op.register_fake(_backward_fake)
-_scan = differentiable_scan(_forward_op, _forward, _backward_op, _backward, "compiled")
 
 
 def scan_compiled(problem: ScanProblem) -> tuple[Tensor, Tensor]:

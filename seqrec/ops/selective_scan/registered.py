@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from seqrec.ops import compiled_library, triton_support
 from seqrec.ops.backends import Backend, Backends
+from seqrec.ops.compiled_library import compiled_backend
 from seqrec.ops.selective_scan import compiled, mamba_ssm_scan, triton_scan
 from seqrec.ops.selective_scan.chunked import scan_chunked
 from seqrec.ops.selective_scan.problem import Scan, around
 from seqrec.ops.selective_scan.reference import scan_reference
+from seqrec.ops.triton_support import triton_backend
 
 REAL = (torch.float32, torch.float64)
 
@@ -17,21 +18,8 @@ SCAN_BACKENDS: Backends[Scan] = Backends(
     "selective scan",
     "SEQREC_SCAN_BACKEND",
     [
-        Backend(
-            "cpp",
-            compiled.scan_compiled,
-            "float32 on cpu",
-            serves=lambda device, dtype: device == "cpu" and dtype == torch.float32,
-            missing=compiled_library.load_error,
-        ),
-        Backend(
-            "triton",
-            triton_scan.scan_triton,
-            "float32 on cuda, or on cpu alone where TRITON_INTERPRET=1",
-            serves=triton_support.serves,
-            missing=triton_scan.missing,
-            only_by_name=frozenset({"cpu"}),
-        ),
+        compiled_backend(compiled.scan_compiled),
+        triton_backend(triton_scan.scan_triton, triton_scan.launch),
         Backend(
             "mamba_ssm",
             mamba_ssm_scan.scan_mamba_ssm,

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from seqrec.ops.selective_scan.differentiation import new_outputs
 from seqrec.ops.selective_scan.problem import ScanProblem
 from seqrec.ops.selective_scan.triton_gradients import gradients, run_begins
 from seqrec.ops.selective_scan.triton_kernels import carry, outputs, run_ends
@@ -114,8 +115,7 @@ def forward(problem: ScanProblem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
                 **blocks,
             )
             begins = part.carried(A, begins, against_time=False)
-        y, last = torch.empty_like(u), u.new_empty(batch, channels, states)
-        kept = u.new_empty(kept_shape(u, A) if keep else (0,))
+        y, last, kept = new_outputs(u, A, kept_shape(u, A) if keep else None)
         outputs[(batch * way.runs * way.blocks,)](
             *(u, delta, A, B, C, D, z, bias, valid, start, begins, y, last, kept if keep else None),
             *(length, channels, states, way.runs, way.run_chunks, way.chunks),
