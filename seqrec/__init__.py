@@ -1,3 +1,213 @@
-"""Train, compare and serve sequential recommenders on long histories."""
+"""Train, compare and serve sequential recommenders on long histories.
 
-__version__ = "0.1.0"
+`__all__` is the public API. Each name is loaded when it is first used, so that `import seqrec` costs nothing.
+
+Example:
+    >>> import seqrec
+    >>> seqrec.MambaRec(num_items=100, d_model=16, max_length=50).title
+    'MambaRec'
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from seqrec import aliases
+
+# For editors and type checkers; `_MODULES` says the same at run time, and a test compares the two.
+if TYPE_CHECKING:
+    from seqrec.callbacks import BestCheckpoint, EarlyStopping, ResumePoints
+    from seqrec.data.datamodule import SequenceDataModule
+    from seqrec.data.prepare import Filters, prepare
+    from seqrec.data.sources import ML1M, KuaiRand, LFM1b, Sequences, Source, Synthetic, Table
+    from seqrec.data.splits import GlobalTime, LastN, LeaveOneOut, Split
+    from seqrec.data.store import EventStore
+    from seqrec.data.windows import NewestWindow, RandomCrop, StridedWindows, TrainWindows
+    from seqrec.embeddings import ItemTable
+    from seqrec.encoders import SequenceEncoder
+    from seqrec.errors import InputError
+    from seqrec.inference import load
+    from seqrec.inference.export import export
+    from seqrec.inference.sessions import Event, MemoryStore, RedisStore, SessionRecommender, SQLiteStore
+    from seqrec.losses import BCE, GBCE, FullSoftmax, InBatchSoftmax, Loss, SampledSoftmax
+    from seqrec.models import (
+        Baseline,
+        Explanation,
+        GRU4Rec,
+        ItemKNN,
+        MambaRec,
+        Markov,
+        MoEMaTrRec,
+        Popularity,
+        RecentPopularity,
+        RecMamba,
+        Recommender,
+        SASRec,
+        SequentialRecommender,
+        TrainingEvents,
+        evaluate,
+    )
+    from seqrec.negatives import (
+        InBatchNegatives,
+        MixedNegatives,
+        NegativeSampler,
+        PopularityNegatives,
+        UniformNegatives,
+    )
+    from seqrec.optim import (
+        Adam,
+        AdamW,
+        InverseSquareRoot,
+        LazyAdam,
+        LinearWarmup,
+        RowwiseAdagrad,
+        WarmupCosine,
+    )
+    from seqrec.protocols import (
+        FullRanking,
+        PopularityCandidates,
+        Protocol,
+        SampledRanking,
+        UniformCandidates,
+        WholeCatalogue,
+    )
+    from seqrec.results import Comparison, compare, read_results
+    from seqrec.runs import RunFolder
+    from seqrec.search import ExactSearch, FaissSearch
+    from seqrec.testing import check_encoder
+    from seqrec.types import History, Recommendations, SequenceBatch
+
+__version__ = "0.2.0"
+
+# Module -> the public names that it offers.
+_MODULES = {
+    "seqrec.data.datamodule": "SequenceDataModule",
+    "seqrec.data.prepare": "Filters prepare",
+    "seqrec.data.sources": "KuaiRand LFM1b ML1M Sequences Source Synthetic Table",
+    "seqrec.data.splits": "GlobalTime LastN LeaveOneOut Split",
+    "seqrec.data.store": "EventStore",
+    "seqrec.data.windows": "NewestWindow RandomCrop StridedWindows TrainWindows",
+    "seqrec.embeddings": "ItemTable",
+    "seqrec.encoders": "SequenceEncoder",
+    "seqrec.testing": "check_encoder",
+    "seqrec.errors": "InputError",
+    "seqrec.inference": "load",
+    "seqrec.inference.export": "export",
+    "seqrec.inference.sessions": "Event MemoryStore RedisStore SQLiteStore SessionRecommender",
+    "seqrec.losses": "BCE GBCE FullSoftmax InBatchSoftmax Loss SampledSoftmax",
+    "seqrec.models": (
+        "Baseline Explanation GRU4Rec ItemKNN MambaRec Markov MoEMaTrRec Popularity RecMamba "
+        "RecentPopularity Recommender SASRec SequentialRecommender TrainingEvents evaluate"
+    ),
+    "seqrec.negatives": "InBatchNegatives MixedNegatives NegativeSampler PopularityNegatives UniformNegatives",
+    "seqrec.optim": "Adam AdamW InverseSquareRoot LazyAdam LinearWarmup RowwiseAdagrad WarmupCosine",
+    "seqrec.protocols": "FullRanking PopularityCandidates Protocol SampledRanking UniformCandidates WholeCatalogue",
+    "seqrec.results": "Comparison compare read_results",
+    "seqrec.callbacks": "BestCheckpoint EarlyStopping ResumePoints",
+    "seqrec.runs": "RunFolder",
+    "seqrec.search": "ExactSearch FaissSearch",
+    "seqrec.types": "History Recommendations SequenceBatch",
+}
+_PLACES = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+__all__ = [
+    "Adam",
+    "AdamW",
+    "BCE",
+    "Baseline",
+    "BestCheckpoint",
+    "Comparison",
+    "EarlyStopping",
+    "Event",
+    "EventStore",
+    "ExactSearch",
+    "Explanation",
+    "FaissSearch",
+    "Filters",
+    "FullRanking",
+    "FullSoftmax",
+    "GBCE",
+    "GRU4Rec",
+    "GlobalTime",
+    "History",
+    "InBatchNegatives",
+    "InBatchSoftmax",
+    "InputError",
+    "InverseSquareRoot",
+    "ItemKNN",
+    "ItemTable",
+    "KuaiRand",
+    "LFM1b",
+    "LastN",
+    "LazyAdam",
+    "LeaveOneOut",
+    "LinearWarmup",
+    "Loss",
+    "ML1M",
+    "MambaRec",
+    "Markov",
+    "MemoryStore",
+    "MixedNegatives",
+    "MoEMaTrRec",
+    "NegativeSampler",
+    "NewestWindow",
+    "Popularity",
+    "PopularityCandidates",
+    "PopularityNegatives",
+    "Protocol",
+    "RandomCrop",
+    "RecMamba",
+    "RecentPopularity",
+    "Recommendations",
+    "Recommender",
+    "RedisStore",
+    "ResumePoints",
+    "RowwiseAdagrad",
+    "RunFolder",
+    "SASRec",
+    "SQLiteStore",
+    "SampledRanking",
+    "SampledSoftmax",
+    "SequenceBatch",
+    "SequenceDataModule",
+    "SequenceEncoder",
+    "Sequences",
+    "SequentialRecommender",
+    "SessionRecommender",
+    "Source",
+    "Split",
+    "StridedWindows",
+    "Synthetic",
+    "Table",
+    "TrainWindows",
+    "TrainingEvents",
+    "UniformCandidates",
+    "UniformNegatives",
+    "WarmupCosine",
+    "WholeCatalogue",
+    "check_encoder",
+    "compare",
+    "evaluate",
+    "export",
+    "load",
+    "prepare",
+    "read_results",
+]
+
+aliases.install()
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used (PEP 562)."""
+    if name not in _PLACES:
+        near = difflib.get_close_matches(name, __all__, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; `seqrec.__all__` lists the public names"
+        raise AttributeError(f"module 'seqrec' has no attribute {name!r}{hint}")
+    value = globals()[name] = getattr(importlib.import_module(_PLACES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -26,10 +26,12 @@ from seqrec.data.inspect import describe
 from seqrec.data.inspect_text import report_text
 from seqrec.data.store import EventStore
 from seqrec.doctor import examine
-from seqrec.inference import export_model, load_recommender
+from seqrec.inference import load
 from seqrec.inference.bulk.command import recommend
+from seqrec.inference.export import export as export_programs
 from seqrec.inference.export.manifest import FILE_NAME as MANIFEST
-from seqrec.results import compare_results, comparison_text, read_results
+from seqrec.results import compare as compare_runs
+from seqrec.results import comparison_text, read_results
 from seqrec.results.comparison import METRICS
 from seqrec.serving import Limits
 from seqrec.serving.command import serve
@@ -101,7 +103,7 @@ def compare(
     Raises:
         InputError: a run has no results, or the runs did not judge the same targets by the same protocol.
     """
-    comparison = compare_results(
+    comparison = compare_runs(
         [read_results(run) for run in runs],
         metrics=[name.strip() for name in metrics.split(",") if name.strip()],
         slices=slices,
@@ -136,8 +138,8 @@ def export(
     Raises:
         InputError: a model that cannot be exported, a missing package, or an argument that does not fit.
     """
-    model = load_recommender(ckpt, store=store)
-    said = export_model(model, output, format=format, separate_table=separate_table, top_k=top_k)
+    model = load(ckpt, store=store)
+    said = export_programs(model, output, format=format, separate_table=separate_table, top_k=top_k)
     for name, program in said["programs"].items():
         if "omitted" in program:
             print(f"no {name}: {program['omitted']}")

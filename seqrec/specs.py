@@ -8,11 +8,11 @@ back, in the form that a YAML config has.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from typing import Any
 
 from seqrec.errors import InputError
+from seqrec.registry import class_named, public_path
 
 Spec = dict[str, Any]
 
@@ -38,7 +38,7 @@ def to_spec(value: Any) -> Any:
                 "so that checkpoints can rebuild it"
             )
         init_args[name] = to_spec(getattr(value, name))
-    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
+    return {"class_path": public_path(cls), "init_args": init_args}
 
 
 def from_spec(value: Any) -> Any:
@@ -53,9 +53,26 @@ def from_spec(value: Any) -> Any:
         return value
     if "class_path" not in value:
         return {key: from_spec(item) for key, item in value.items()}
-    module_name, _, class_name = str(value["class_path"]).rpartition(".")
     try:
-        cls = getattr(importlib.import_module(module_name), class_name)
+        cls = class_named(str(value["class_path"]))
         return cls(**{key: from_spec(item) for key, item in value.get("init_args", {}).items()})
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise InputError(f"cannot build {value['class_path']}: {error}") from error
+
+
+def with_public_paths(value: Any) -> Any:
+    """Return plain data with each `class_path` as `to_spec` writes it now, so that old and new specs compare equal.
+
+    A class that cannot be imported keeps the path that it has.
+    """
+    if isinstance(value, list):
+        return [with_public_paths(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    plain = {key: with_public_paths(item) for key, item in value.items()}
+    if isinstance(plain.get("class_path"), str):
+        try:
+            plain["class_path"] = public_path(class_named(plain["class_path"]))
+        except (ImportError, AttributeError, ValueError):
+            return plain
+    return plain

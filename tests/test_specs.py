@@ -29,7 +29,7 @@ def test_plain_values_are_their_own_spec(value: object):
 
 def test_an_object_becomes_class_path_and_init_args():
     assert to_spec(UniformNegatives(3, exclude_seen=False)) == {
-        "class_path": "seqrec.negatives.uniform.UniformNegatives",
+        "class_path": "seqrec.UniformNegatives",
         "init_args": {"num_negatives": 3, "exclude_seen": False, "shared": False},
     }
 

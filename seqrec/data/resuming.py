@@ -7,6 +7,7 @@ from typing import Any
 
 from seqrec.data.batching import BatchSampler, Leg
 from seqrec.errors import InputError
+from seqrec.specs import with_public_paths
 
 # What may differ from job to job of one run: an epoch's windows are dealt out anew.
 WAY = ("world_size", "batch_size", "max_tokens")
@@ -51,7 +52,7 @@ class TrainingPlace:
             InputError: in the middle of an epoch, one whose windows or their order would be others now.
         """
         legs, steps = tuple(Leg(*leg) for leg in state.get("legs", [])), state["batch"]
-        was = state["order"]
+        was = with_public_paths(state["order"])
         if steps or legs:
             changed = [name for name in order if name not in WAY and was.get(name) != order[name]]
             if changed:

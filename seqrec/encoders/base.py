@@ -198,4 +198,4 @@ class SequenceEncoder(nn.Module, ABC):
             )
 
 
-ENCODERS: Registry[SequenceEncoder] = Registry("encoder")
+ENCODERS: Registry[SequenceEncoder] = Registry("encoder", SequenceEncoder)  # type: ignore[type-abstract]

@@ -7,12 +7,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from seqrec.encoders.base import ENCODERS, SequenceEncoder
+from seqrec.encoders.base import SequenceEncoder
 from seqrec.layers import Tensors, make_norm, run_block
 from seqrec.types import History
 
 
-@ENCODERS.register("GRU4Rec")
 class GRU4Rec(SequenceEncoder):
     """Gated recurrent units over the history (Session-based Recommendations with Recurrent Neural Networks,
     Hidasi et al. 2016).

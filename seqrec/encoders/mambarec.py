@@ -6,12 +6,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from seqrec.encoders.base import ENCODERS, SequenceEncoder
+from seqrec.encoders.base import SequenceEncoder
 from seqrec.layers import ResidualStack, Tensors, make_mixer
 from seqrec.types import History
 
 
-@ENCODERS.register("MambaRec")
 class MambaRec(SequenceEncoder):
     """One Mamba block in place of each whole Transformer block: no attention and no feed-forward layer.
 

@@ -7,7 +7,7 @@ from typing import Literal, cast
 
 from torch import Tensor, nn
 
-from seqrec.encoders.base import ENCODERS, SequenceEncoder
+from seqrec.encoders.base import SequenceEncoder
 from seqrec.errors import InputError
 from seqrec.layers import (
     CausalSelfAttention,
@@ -72,7 +72,6 @@ class AttentionMambaMixture(nn.Module):
         return {"attention": self.attention, "mamba": streamed(self.mamba)}
 
 
-@ENCODERS.register("MoEMaTrRec")
 class MoEMaTrRec(SequenceEncoder):
     """Transformer block in which a gating network mixes attention and Mamba.
 

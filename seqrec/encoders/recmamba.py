@@ -6,12 +6,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from seqrec.encoders.base import ENCODERS, SequenceEncoder
+from seqrec.encoders.base import SequenceEncoder
 from seqrec.layers import FeedForward, ResidualStack, Tensors, make_mixer
 from seqrec.types import History
 
 
-@ENCODERS.register("RecMamba")
 class RecMamba(SequenceEncoder):
     """Transformer block in which Mamba replaces the attention and the feed-forward layer stays (Uncovering
     Selective State Space Model's Capabilities in Lifelong Sequential Recommendation, Yang et al. 2024).

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from seqrec.encoders.base import ENCODERS, SequenceEncoder
+from seqrec.encoders.base import SequenceEncoder
 from seqrec.layers import CausalSelfAttention, FeedForward, ResidualStack, Tensors
 from seqrec.types import History
 
 
-@ENCODERS.register("SASRec")
 class SASRec(SequenceEncoder):
     """Transformer of causal self-attention and feed-forward (Self-Attentive Sequential Recommendation, Kang &
     McAuley 2018, section 3).

@@ -1,7 +1,9 @@
 """From a trained model to items for users."""
 
-from seqrec.inference.export import export_model
-from seqrec.inference.loading import load_recommender
+from seqrec.aliases import old_names
+from seqrec.inference.loading import load
 from seqrec.inference.writer import RecommendationWriter
 
-__all__ = ["RecommendationWriter", "export_model", "load_recommender"]
+__all__ = ["RecommendationWriter", "load"]
+
+__getattr__ = old_names(__name__)

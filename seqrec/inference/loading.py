@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from seqrec.data.store import EventStore, MissingStoreError
 from seqrec.errors import InputError, StoreError
 from seqrec.models import Recommender
 from seqrec.models.base import CHECKPOINT_KEY
+from seqrec.registry import class_named
 
 
-def load_recommender(
+def load(
     ckpt: str | Path, *, store: str | Path | None = None, device: torch.device | str = "cpu"
 ) -> Recommender:
     """The model of a checkpoint in evaluation mode, which knows the log's item and user ids.
@@ -40,11 +40,11 @@ def load_recommender(
 def load_with_store(
     ckpt: str | Path, *, store: str | Path | None = None, device: torch.device | str = "cpu"
 ) -> tuple[Recommender, EventStore]:
-    """The model of a checkpoint as `load_recommender` gives it, and the event store that it was trained on.
+    """The model of a checkpoint as `load` gives it, and the event store that it was trained on.
 
     Args:
-        ckpt: As of `load_recommender`.
-        store: As of `load_recommender`.
+        ckpt: As of `load`.
+        store: As of `load`.
         device: Where the model goes.
 
     Raises:
@@ -75,9 +75,8 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _class_of(record: dict[str, Any], path: Path) -> type[Recommender]:
-    module_name, _, class_name = str(record["class_path"]).rpartition(".")
     try:
-        cls = getattr(importlib.import_module(module_name), class_name)
+        cls = class_named(str(record["class_path"]))
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
             f"ckpt={path} is of {record['class_path']}, which cannot be imported here: {error}"

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from torch import nn
 
+from seqrec.errors import InputError
 from seqrec.layers.mamba import MambaMixer
 from seqrec.layers.mamba2 import Mamba2Mixer
-from seqrec.registry import Registry
+from seqrec.registry import did_you_mean
 
-MIXERS: Registry[nn.Module] = Registry("mixer")
-MIXERS.register("mamba")(MambaMixer)
-MIXERS.register("mamba2")(Mamba2Mixer)
+MIXERS: dict[str, type[MambaMixer] | type[Mamba2Mixer]] = {"mamba": MambaMixer, "mamba2": Mamba2Mixer}
 
 
 def make_mixer(name: str, d_model: int, *, d_state: int, d_conv: int, expand: int) -> nn.Module:
     """A mixer that maps (B, L, D) to (B, L, D), causal.
 
     Args:
-        name: As registered in `MIXERS`.
+        name: A name in `MIXERS`.
         d_model: Width D.
         d_state: States of each inner channel.
         d_conv: Events that the mixer's convolution sees.
@@ -26,4 +25,6 @@ def make_mixer(name: str, d_model: int, *, d_state: int, d_conv: int, expand: in
     Raises:
         InputError: an unknown name; the message lists the known ones.
     """
+    if name not in MIXERS:
+        raise InputError(f"unknown mixer {name!r}; known: {', '.join(MIXERS)}{did_you_mean(name, MIXERS)}")
     return MIXERS[name](d_model, d_state=d_state, d_conv=d_conv, expand=expand)

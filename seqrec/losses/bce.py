@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqrec.losses.base import LOSSES, Loss, select_events
+from seqrec.losses.base import Loss, select_events
 from seqrec.losses.sampled import draw_negatives, negative_scores, target_scores
 from seqrec.negatives import NegativeSampler, UniformNegatives
 from seqrec.scoring import Scorer
 from seqrec.types import SequenceBatch
 
 
-@LOSSES.register("BCE")
 class BCE(Loss):
     """`-log sigmoid(s_target) - mean over negatives of log(1 - sigmoid(s_negative))`, mean over targets.
 

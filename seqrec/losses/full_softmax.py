@@ -5,14 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from seqrec.errors import InputError
-from seqrec.losses.base import LOSSES, Loss, select_events
+from seqrec.losses.base import Loss, select_events
 from seqrec.losses.chunked_cross_entropy import Candidates, chunked_cross_entropy
 from seqrec.losses.sampled import target_scores
 from seqrec.scoring import Scorer
 from seqrec.types import SequenceBatch
 
 
-@LOSSES.register("FullSoftmax")
 class FullSoftmax(Loss):
     """`-log softmax(scores of items 1..num_items)[target]`, mean over targets; scores (B, L, V) are never held.
 

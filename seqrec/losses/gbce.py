@@ -6,14 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqrec.errors import InputError
-from seqrec.losses.base import LOSSES, Loss, select_events
+from seqrec.losses.base import Loss, select_events
 from seqrec.losses.sampled import draw_negatives, negative_scores, target_scores
 from seqrec.negatives import NegativeSampler, UniformNegatives
 from seqrec.scoring import Scorer
 from seqrec.types import SequenceBatch
 
 
-@LOSSES.register("GBCE")
 class GBCE(Loss):
     """`-(log sigmoid(s_target)^beta + sum over negatives of log(1 - sigmoid(s_negative))) / (N + 1)`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from seqrec.losses.base import LOSSES, Loss, select_events
+from seqrec.losses.base import Loss, select_events
 from seqrec.losses.sampled import draw_negatives
 from seqrec.losses.sampled_softmax import sampled_cross_entropy
 from seqrec.negatives import InBatchNegatives, MixedNegatives, NegativeSampler
@@ -12,7 +12,6 @@ from seqrec.scoring import Scorer
 from seqrec.types import SequenceBatch
 
 
-@LOSSES.register("InBatchSoftmax")
 class InBatchSoftmax(Loss):
     """`SampledSoftmax` whose negatives are the targets of the batch's other events.
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from seqrec.losses.base import LOSSES, Events, Loss, select_events
+from seqrec.losses.base import Events, Loss, select_events
 from seqrec.losses.chunked_cross_entropy import Candidates, chunked_cross_entropy
 from seqrec.losses.sampled import draw_negatives, negative_scores, target_scores
 from seqrec.negatives import Negatives, NegativeSampler, UniformNegatives
@@ -15,7 +15,6 @@ from seqrec.scoring import Scorer
 from seqrec.types import SequenceBatch
 
 
-@LOSSES.register("SampledSoftmax")
 class SampledSoftmax(Loss):
     """`-log(exp(s_target) / (exp(s_target) + sum over negatives of exp(s_negative - log(N q))))`, mean over targets.
 

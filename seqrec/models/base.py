@@ -20,6 +20,7 @@ from seqrec.models.histories import recommend
 from seqrec.models.recommending import Terms, best_items
 from seqrec.models.trainer_checks import check_trainer
 from seqrec.protocols import FullRanking, Protocol, TrainingCounts
+from seqrec.registry import public_path
 from seqrec.scoring import Scorer
 from seqrec.search import ExactSearch, ItemSearch
 from seqrec.types import History, JudgedTargets, Recommendations, SequenceBatch
@@ -43,7 +44,7 @@ class Recommender(pl.LightningModule, ABC):
         terms: What `predict_step` returns for each user.
         search: How the best items are found; the whole catalogue is scored unless set.
         item_vocabulary: The log's item ids; a trainer's commands on a `SequenceDataModule` set it, and
-            `seqrec.inference.load_recommender` does. None before.
+            `seqrec.inference.load` does. None before.
         user_vocabulary: The log's user ids, likewise.
     """
 
@@ -87,9 +88,8 @@ class Recommender(pl.LightningModule, ABC):
             self.user_vocabulary = data.store.user_vocabulary
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the checkpoint say which class it is of, and whose item ids it means; see `load_recommender`."""
-        cls = type(self)
-        record = {"version": __version__, "class_path": f"{cls.__module__}.{cls.__qualname__}"}
+        """Let the checkpoint say which class it is of, and whose item ids it means; see `load`."""
+        record = {"version": __version__, "class_path": public_path(type(self))}
         data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, SequenceDataModule):
             record |= {"store": str(data.store_directory.absolute()), "items": data.store.items_digest}

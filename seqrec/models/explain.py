@@ -201,7 +201,7 @@ def _user(model: StreamedRecommender, user: Any, *, internal: bool) -> int:
         if model.user_vocabulary is None:
             raise InputError(
                 f"user={user!r} is one of the log's ids, which the model does not know: load it with "
-                "seqrec.inference.load_recommender, or set model.user_vocabulary = store.user_vocabulary"
+                "seqrec.inference.load, or set model.user_vocabulary = store.user_vocabulary"
             )
         return int(_looked_up(model.user_vocabulary, "user", [user])[0])
     if not isinstance(user, (int, np.integer)) or not 0 <= user <= model.users.num_items:

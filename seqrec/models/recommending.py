@@ -136,7 +136,7 @@ def item_ids_of(model: Recommender) -> Vocabulary:
     vocabulary, num_items = model.item_vocabulary, model.scorer().num_items
     if vocabulary is None:
         raise InputError(
-            "the model does not know the log's item ids: load it with seqrec.inference.load_recommender, or set "
+            "the model does not know the log's item ids: load it with seqrec.inference.load, or set "
             "model.item_vocabulary = store.item_vocabulary"
         )
     if len(vocabulary) != num_items:

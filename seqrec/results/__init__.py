@@ -1,6 +1,7 @@
 """Per-user results of tests: written while testing, sliced, and compared with intervals."""
 
-from seqrec.results.comparison import Comparison, Difference, Estimate, compare_results
+from seqrec.aliases import old_names
+from seqrec.results.comparison import Comparison, Difference, Estimate, compare
 from seqrec.results.comparison_text import comparison_text
 from seqrec.results.file import Header, Results, read_results
 from seqrec.results.intervals import bootstrap_means, percentile_intervals, sign_flip_p_values
@@ -16,10 +17,12 @@ __all__ = [
     "ResultsWriter",
     "Slice",
     "bootstrap_means",
-    "compare_results",
+    "compare",
     "comparison_text",
     "percentile_intervals",
     "read_results",
     "sign_flip_p_values",
     "slices_of",
 ]
+
+__getattr__ = old_names(__name__)

@@ -83,7 +83,7 @@ class Comparison:
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
 
 
-def compare_results(
+def compare(
     runs: Sequence[Results],
     *,
     metrics: Sequence[str] = METRICS,

@@ -9,7 +9,7 @@ import torch
 
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
-from seqrec.inference import load_recommender
+from seqrec.inference import load
 from seqrec.inference.sessions import (
     MemoryStore,
     RedisStore,
@@ -72,7 +72,7 @@ def serve(
     torch.set_num_threads(threads)
     # Before the model is loaded, so that a port that is taken is known at once.
     with bind(host, port) as listener:
-        model = load_recommender(ckpt, store=store)
+        model = load(ckpt, store=store)
         history_of = None if log is None else log_histories(EventStore.open(log))
         kept = MemoryStore() if sessions is None else sessions
         with SessionRecommender(model, kept, history_of=history_of) as recommender:

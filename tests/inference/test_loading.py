@@ -10,7 +10,7 @@ from trained_models import one_step
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.errors import CheckpointError, InputError, MissingInputError, StoreError
-from seqrec.inference import load_recommender
+from seqrec.inference import load
 from seqrec.models import MambaRec, Popularity, Recommender
 from seqrec.models.base import CHECKPOINT_KEY
 
@@ -52,7 +52,7 @@ def test_a_checkpoint_loads_as_the_class_that_was_trained_with_the_logs_ids(
     build: Callable[[int], Recommender], tmp_path: Path
 ):
     model, data, path = trained(build, tmp_path)
-    loaded = load_recommender(path)
+    loaded = load(path)
     assert type(loaded) is type(model)
     assert not loaded.training
     weights = model.state_dict()
@@ -73,20 +73,20 @@ def test_a_store_that_was_moved_is_named(folder: Path, tmp_path: Path):
     with pytest.raises(
         MissingInputError, match=r"no event store at gone/away, .* say where it is now: store="
     ):
-        load_recommender(path)
-    assert load_recommender(path, store=folder / "store").item_vocabulary is not None
+        load(path)
+    assert load(path, store=folder / "store").item_vocabulary is not None
 
 
 def test_a_store_with_other_items_is_refused(folder: Path, tmp_path: Path):
     trained(mambarec, tmp_path, num_items=40)
     with pytest.raises(StoreError, match="has other items than the log that"):
-        load_recommender(folder / "model.ckpt", store=tmp_path / "store")
+        load(folder / "model.ckpt", store=tmp_path / "store")
 
 
 def test_a_checkpoint_without_a_store_asks_for_one(folder: Path, tmp_path: Path):
     path = with_record(folder, tmp_path / "bare.ckpt", store=None, items=None)
     with pytest.raises(InputError, match="was trained without an event store"):
-        load_recommender(path)
+        load(path)
 
 
 def test_weights_that_are_not_finite_are_refused(folder: Path, tmp_path: Path):
@@ -94,27 +94,27 @@ def test_weights_that_are_not_finite_are_refused(folder: Path, tmp_path: Path):
     checkpoint["state_dict"]["items.table.weight"][3, 1] = torch.nan
     torch.save(checkpoint, tmp_path / "nan.ckpt")
     with pytest.raises(InputError, match="holds weights that are not finite"):
-        load_recommender(tmp_path / "nan.ckpt")
+        load(tmp_path / "nan.ckpt")
 
 
 def test_what_is_no_checkpoint_is_refused(folder: Path, tmp_path: Path):
     with pytest.raises(MissingInputError, match=r"there is no checkpoint .*nowhere\.ckpt"):
-        load_recommender(tmp_path / "nowhere.ckpt")
+        load(tmp_path / "nowhere.ckpt")
     whole = (folder / "model.ckpt").read_bytes()
     for content in (b"", b"no checkpoint", whole[: len(whole) // 2]):
         (tmp_path / "bad.ckpt").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"bad\.ckpt is damaged or no checkpoint"):
-            load_recommender(tmp_path / "bad.ckpt")
+            load(tmp_path / "bad.ckpt")
     torch.save({"weights": torch.ones(2)}, tmp_path / "other.ckpt")
     with pytest.raises(CheckpointError, match="lacks state_dict"):
-        load_recommender(tmp_path / "other.ckpt")
+        load(tmp_path / "other.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(InputError, match="does not say which recommender it is of"):
-        load_recommender(tmp_path / "other.ckpt")
+        load(tmp_path / "other.ckpt")
     for class_path, message in (
         ("nowhere.Model", "nowhere.Model, which cannot be imported here"),
         ("seqrec.models.Missing", "which cannot be imported here"),
         ("pathlib.Path", r"pathlib\.Path, which is no recommender"),
     ):
         with pytest.raises(InputError, match=message):
-            load_recommender(with_record(folder, tmp_path / "class.ckpt", class_path=class_path))
+            load(with_record(folder, tmp_path / "class.ckpt", class_path=class_path))

@@ -123,7 +123,7 @@ def test_a_vocabulary_of_another_catalogue_is_refused(model: SASRec):
 
 def test_a_model_without_the_logs_ids_says_where_to_get_them(model: SASRec):
     model.item_vocabulary = None
-    with pytest.raises(InputError, match=r"load it with seqrec\.inference\.load_recommender"):
+    with pytest.raises(InputError, match=r"load it with seqrec\.inference\.load"):
         model.recommend(HISTORIES)
 
 

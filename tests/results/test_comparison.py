@@ -10,7 +10,7 @@ from results_problems import PROTOCOL, frame, write
 
 from seqrec.cli import main
 from seqrec.errors import InputError
-from seqrec.results import Comparison, compare_results, comparison_text, read_results
+from seqrec.results import Comparison, compare, comparison_text, read_results
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compared(*paths: str, **options: object) -> Comparison:
-    return compare_results([read_results(path) for path in paths], **options)
+    return compare([read_results(path) for path in paths], **options)
 
 
 def test_means_differences_and_intervals_are_those_of_the_users():

@@ -12,7 +12,7 @@ import torch
 
 from seqrec.cli import main
 from seqrec.errors import InputError
-from seqrec.inference import load_recommender
+from seqrec.inference import load
 from seqrec.inference.sessions import SessionRecommender, SQLiteStore
 from seqrec.serving import Limits
 from seqrec.serving.server import bind, check_host, read_token, url_of
@@ -91,7 +91,7 @@ def test_weights_that_are_not_finite_are_refused(
 def test_sessions_of_another_model_are_refused(
     capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path
 ):
-    model = load_recommender(checkpoint)
+    model = load(checkpoint)
     torch.nn.init.normal_(next(model.encoder.parameters()).detach())
     SessionRecommender(model, SQLiteStore(tmp_path / "users.sqlite")).close()
     path = str(tmp_path / "users.sqlite")

@@ -20,7 +20,7 @@ import pytest
 from served_models import items_of
 
 from seqrec.data.store import EventStore
-from seqrec.inference import load_recommender
+from seqrec.inference import load
 from seqrec.inference.sessions import SessionRecommender
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -122,7 +122,7 @@ def history_of(log: EventStore, user_id: int) -> set[int]:
 
 def check_replay(checkpoint: Path, plans: dict, acknowledged: dict, found: dict) -> None:
     """The sessions are those behind all acknowledged events, and at most one more that was under way."""
-    replay = SessionRecommender(load_recommender(checkpoint))
+    replay = SessionRecommender(load(checkpoint))
     for user, items in plans.items():
         for item in items[: acknowledged[user]]:
             replay.observe(user, item)

@@ -102,4 +102,4 @@ class Source(ABC):
         }
 
 
-SOURCES: Registry[Source] = Registry("source")
+SOURCES: Registry[Source] = Registry("source", Source)  # type: ignore[type-abstract]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from seqrec.data.progress import Progress
 from seqrec.data.sources.archive import extract
-from seqrec.data.sources.base import SOURCES, Source
+from seqrec.data.sources.base import Source
 from seqrec.data.sources.download import download
 from seqrec.data.sources.malformed import check_max_bad_share
 from seqrec.data.sources.table_file import SEPARATORS, Columns, Form, TableFile, matching, suffix
@@ -27,7 +27,6 @@ _STANDARD_DATES = ("4_08_to_4_21", "4_22_to_5_08")
 _COLUMNS = Columns("user_id", "video_id", "time_ms")
 
 
-@SOURCES.register("kuairand")
 class KuaiRand(Source):
     """KuaiRand, a log of videos shown: user, video, time in milliseconds since 1970, and what the user did.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seqrec.data.progress import Progress
-from seqrec.data.sources.base import SOURCES, Source
+from seqrec.data.sources.base import Source
 from seqrec.data.sources.lines import existing_file
 from seqrec.data.sources.malformed import check_max_bad_share
 from seqrec.data.sources.table_file import Columns, Form, TableFile
@@ -21,7 +21,6 @@ _EVENTS = "LFM-1b_LEs.txt"
 _FORM = Form("\t", quote=None, header=["user_id", "artist_id", "album_id", "track_id", "timestamp"])
 
 
-@SOURCES.register("lfm-1b")
 class LFM1b(Source):
     """LFM-1b: 1.09 B listening events of 120,322 users and 31.6 M tracks, with times in seconds since 1970.
 

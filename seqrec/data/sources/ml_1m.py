@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
-from seqrec.data.sources.base import SOURCES, Source
+from seqrec.data.sources.base import Source
 from seqrec.data.sources.download import download
 from seqrec.data.sources.lines import LineForm, check_lines
 from seqrec.data.sources.malformed import check_max_bad_share
@@ -32,7 +32,6 @@ _FORM = LineForm(
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
 
 
-@SOURCES.register("ml-1m")
 class ML1M(Source):
     """MovieLens 1M: 1,000,209 ratings of 3,706 films by 6,040 users, with times in seconds since 1970.
 

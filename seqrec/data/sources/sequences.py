@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, USER_ID
-from seqrec.data.sources.base import SOURCES, Source
+from seqrec.data.sources.base import Source
 from seqrec.data.sources.lines import LineForm, check_lines, existing_file
 from seqrec.data.sources.malformed import check_max_bad_share
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 _FORM = LineForm(r"^(\S+)\s+(\S+)$", (USER_ID, ITEM_ID), "user item")
 
 
-@SOURCES.register("sequences")
 class Sequences(Source):
     """A text file with one `user item` pair a line, apart by white space, each user's events in time order.
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
-from seqrec.data.sources.base import SOURCES, Source
+from seqrec.data.sources.base import Source
 from seqrec.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ _YEAR = 365 * 86_400
 Int64Array = NDArray[np.int64]
 
 
-@SOURCES.register("synthetic")
 class Synthetic(Source):
     """A generated log in which remembering the event `lag` places back predicts the next one.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
-from seqrec.data.sources.base import SOURCES, Source
+from seqrec.data.sources.base import Source
 from seqrec.data.sources.malformed import check_max_bad_share
 from seqrec.data.sources.table_file import SUFFIXES, Columns, Form, TableFile, matching, suffix
 from seqrec.data.sources.table_log import check_tables
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-@SOURCES.register("table")
 class Table(Source):
     r"""CSV, TSV or Parquet files with a column of users, one of items and perhaps one of times.
 

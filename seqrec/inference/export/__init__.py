@@ -1,6 +1,9 @@
 """Recommenders as files that onnxruntime and plain torch run."""
 
+from seqrec.aliases import old_names
 from seqrec.inference.export.formats import ExportError
-from seqrec.inference.export.model import export_model
+from seqrec.inference.export.model import export
 
-__all__ = ["ExportError", "export_model"]
+__all__ = ["ExportError", "export"]
+
+__getattr__ = old_names(__name__)

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from seqrec.errors import InputError
+from seqrec.inference.export import formats
 from seqrec.inference.export.checks import check_full_pass, check_one_step
-from seqrec.inference.export.formats import Format, check_packages, load, write
+from seqrec.inference.export.formats import Format, check_packages, write
 from seqrec.inference.export.manifest import FILE_NAME, manifest
 from seqrec.inference.export.programs import full_pass, one_step
 from seqrec.inference.export.tables import Table, model_tables
@@ -28,7 +29,7 @@ SEPARATE_BYTES = 64 << 20
 MOST_INSIDE_BYTES = (2 << 30) - (64 << 20)
 
 
-def export_model(
+def export(
     model: Recommender,
     directory: str | Path,
     *,
@@ -86,13 +87,13 @@ def export_model(
         programs, omitted = {}, {}
         full = full_pass(*arguments)
         file = write(full, folder, format, written)
-        difference = check_full_pass(sequential, load(full, file, tables), full.longest)
+        difference = check_full_pass(sequential, formats.load(full, file, tables), full.longest)
         programs["full"] = (full, file.name, difference)
         reason = _why_not_streamed(sequential)
         if reason is None:
             step = one_step(*arguments)
             file = write(step, folder, format, written)
-            programs["step"] = (step, file.name, check_one_step(sequential, load(step, file, tables)))
+            programs["step"] = (step, file.name, check_one_step(sequential, formats.load(step, file, tables)))
         else:
             omitted["step"] = reason
         said = manifest(sequential, format, programs, omitted, tables, files=files, top_k=top_k)

@@ -53,7 +53,7 @@ class SessionRecommender:
     says which. `observe` has returned: the store has the event.
 
     Args:
-        model: A recommender that knows the log's ids, from `load_recommender`. It is put into evaluation mode, and
+        model: A recommender that knows the log's ids, from `load`. It is put into evaluation mode, and
             its weights must not change from now on.
         store: Where sessions are kept; None is a `MemoryStore`.
         memory: What the model goes on from; None streams where the model can, and says so if it must re-encode.
@@ -76,7 +76,7 @@ class SessionRecommender:
         history_of: HistoryOf | None = None,
     ) -> None:
         if model.item_vocabulary is None:
-            raise InputError("model does not know the log's item ids; take it from load_recommender")
+            raise InputError("model does not know the log's item ids; take it from load")
         if max_seen is not None and max_seen < 0:
             raise InputError(f"max_seen={max_seen} must be at least 0, or None for all items")
         self.model = model.eval()

@@ -17,7 +17,7 @@ import seqrec.inference.bulk.users as users_module
 from seqrec.cli import main
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError, MissingInputError
-from seqrec.inference import load_recommender
+from seqrec.inference import load
 from seqrec.inference.bulk import BulkUsers
 from seqrec.inference.bulk.command import recommend
 from seqrec.search import FaissSearch
@@ -32,7 +32,7 @@ def test_all_users_of_the_log_get_what_the_model_recommends(ckpt: Path):
     recommend(ckpt=str(ckpt), output="recs.parquet", top_k=5, part_users=16, max_tokens=64)
     found = read("recs.parquet")
     assert found.columns == COLUMNS
-    assert_frame_equal(found, load_recommender(ckpt).recommend(log_of(ckpt), 5))
+    assert_frame_equal(found, load(ckpt).recommend(log_of(ckpt), 5))
     assert sorted(path.name for path in Path("recs.parquet").iterdir()) == [
         f"part-{part:06d}.parquet" for part in range(4)
     ]
@@ -62,7 +62,7 @@ def test_a_table_of_other_users_is_read_with_what_the_model_knows_of_it(
     columns = {"user": "u", "item": "song", "timestamp": "at"}
     recommend(ckpt=str(ckpt), output="recs.parquet", input=f"new.{suffix}", top_k=5, part_users=16, **columns)
     with pytest.warns(UserWarning, match="dropped"):
-        expected = load_recommender(ckpt).recommend(new.sort("user_id", maintain_order=True), 5)
+        expected = load(ckpt).recommend(new.sort("user_id", maintain_order=True), 5)
     assert_frame_equal(read("recs.parquet"), expected)
     assert polars.read_parquet("recs_left_out.parquet")["user_id"].to_list() == [7000, 7001]
     said, cold = summary_of("recs"), int((table["song"] >= 9000).sum())
@@ -90,7 +90,7 @@ def test_checksums_of_the_checkpoint_are_checked_once(ckpt: Path, own: bool, mon
 
 
 def test_users_are_known_where_the_model_looks_at_them(ckpt: Path):
-    model, store = load_recommender(ckpt), EventStore.open(ckpt.parent / "store")
+    model, store = load(ckpt), EventStore.open(ckpt.parent / "store")
     other = BulkUsers(store, model, own=False, part_users=100)
     assert other.block(other.rows(0))[0].user_ids.tolist() == list(range(1, 61))
     model.user_vocabulary = None
@@ -99,7 +99,7 @@ def test_users_are_known_where_the_model_looks_at_them(ckpt: Path):
 
 
 def test_parts_hold_so_many_users_and_events(ckpt: Path, monkeypatch: pytest.MonkeyPatch):
-    model, store = load_recommender(ckpt), EventStore.open(ckpt.parent / "store")
+    model, store = load(ckpt), EventStore.open(ckpt.parent / "store")
     monkeypatch.setattr(users_module, "PART_EVENTS", 40)
     bounds = BulkUsers(store, model, own=True, part_users=7).bounds
     assert bounds[0] == 0
@@ -112,7 +112,7 @@ def test_parts_hold_so_many_users_and_events(ckpt: Path, monkeypatch: pytest.Mon
 def test_seen_and_blocked_items_are_left_out_as_told(ckpt: Path):
     Path("block.txt").write_text("3\n11\n")
     recommend(ckpt=str(ckpt), output="all", top_k=40, filter_seen=False, block="block.txt")
-    expected = load_recommender(ckpt).recommend(log_of(ckpt), 40, filter_seen=False, block=[3, 11])
+    expected = load(ckpt).recommend(log_of(ckpt), 40, filter_seen=False, block=[3, 11])
     assert_frame_equal(read("all"), expected)
     assert not {3, 11} & set(expected["item_id"])
 

@@ -27,9 +27,8 @@ from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError
-from seqrec.inference import export_model
-from seqrec.inference.export import ExportError, checks
-from seqrec.inference.export import model as export
+from seqrec.inference.export import ExportError, checks, export, formats
+from seqrec.inference.export import model as export_model
 from seqrec.models import GRU4Rec, Popularity
 from seqrec.types import History
 
@@ -37,7 +36,7 @@ QUIET = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_mo
 
 
 def test_learned_positions_leave_out_the_step_and_the_manifest_says_why(tmp_path: Path):
-    said = export_model(small(positions=True), tmp_path / "out", format="torch")
+    said = export(small(positions=True), tmp_path / "out", format="torch")
     assert said == read_manifest(tmp_path / "out")
     assert list(said["programs"]["step"]) == ["omitted"]
     assert "learned positions count back" in said["programs"]["step"]["omitted"]
@@ -47,7 +46,7 @@ def test_learned_positions_leave_out_the_step_and_the_manifest_says_why(tmp_path
 
 @pytest.mark.slow  # pytest -m slow tests/inference/export/test_export_model.py: traces attention and Mamba
 def test_a_mixture_as_published_leaves_out_the_step(tmp_path: Path):
-    said = export_model(build("MoEMaTrRec", causal=False), tmp_path / "out", format="torch")
+    said = export(build("MoEMaTrRec", causal=False), tmp_path / "out", format="torch")
     assert list(said["programs"]["step"]) == ["omitted"]
     assert "causal=False sees newer events" in said["programs"]["step"]["omitted"]
 
@@ -55,7 +54,7 @@ def test_a_mixture_as_published_leaves_out_the_step(tmp_path: Path):
 @pytest.mark.parametrize("form", ["onnx", "torch"])
 def test_the_manifests_example_ranks_items(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = tmp_path / "out"
-    export_model(small(positions=True), folder, format=form, separate_table=form == "torch")
+    export(small(positions=True), folder, format=form, separate_table=form == "torch")
     names: dict = {}
     monkeypatch.chdir(folder)
     exec("\n".join(read_manifest(folder)["example"]), names)
@@ -68,32 +67,32 @@ def test_the_manifests_example_ranks_items(form: str, tmp_path: Path, monkeypatc
 def test_the_item_vocabulary_stands_beside_the_programs(names: object, tmp_path: Path):
     model = small(positions=True)
     model.item_vocabulary = Vocabulary(names)
-    said = export_model(model, tmp_path / "out", format="torch")
+    said = export(model, tmp_path / "out", format="torch")
     opened = Vocabulary.open(tmp_path / "out", "item_vocabulary")
     assert list(opened.external_ids([1, NUM_ITEMS])) == [names[0], names[-1]]
     assert all((tmp_path / "out" / file).exists() for file in said["vocabulary"])
 
 
 def test_a_table_is_separate_from_a_size_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(export, "SEPARATE_BYTES", 4 * (NUM_ITEMS + 1) * 8 - 1)
-    said = export_model(small(positions=True), tmp_path / "out", format="torch")
+    monkeypatch.setattr(export_model, "SEPARATE_BYTES", 4 * (NUM_ITEMS + 1) * 8 - 1)
+    said = export(small(positions=True), tmp_path / "out", format="torch")
     assert said["programs"]["full"]["inputs"][0]["name"] == "items"
-    monkeypatch.setattr(export, "SEPARATE_BYTES", 4 * (NUM_ITEMS + 1) * 8)
-    said = export_model(small(positions=True), tmp_path / "inside", format="torch")
+    monkeypatch.setattr(export_model, "SEPARATE_BYTES", 4 * (NUM_ITEMS + 1) * 8)
+    said = export(small(positions=True), tmp_path / "inside", format="torch")
     assert said["programs"]["full"]["inputs"][0]["name"] == "item_ids"
 
 
 @pytest.mark.parametrize("wrong", ["states", "next_state.sum"])
 def test_a_program_that_differs_leaves_no_file(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    load = export.load
+    load = formats.load
 
     def load_wrong(*arguments: object) -> Callable:
         run = load(*arguments)
         return lambda given: {name: x + 0.01 if name == wrong else x for name, x in run(given).items()}
 
-    monkeypatch.setattr(export, "load", load_wrong)
+    monkeypatch.setattr(formats, "load", load_wrong)
     with pytest.raises(ExportError, match=rf"^{wrong} of .* differs from the model's by 0.0\d+ of its size"):
-        export_model(small(), tmp_path / "out", format="torch")
+        export(small(), tmp_path / "out", format="torch")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -106,7 +105,7 @@ def test_an_encoder_that_loops_over_events_cannot_be_traced(tmp_path: Path):
     with pytest.raises(
         ExportError, match="the full program cannot be traced for any number of users and events"
     ):
-        export_model(small(encoder=LoopEncoder()), tmp_path / "out", format="torch")
+        export(small(encoder=LoopEncoder()), tmp_path / "out", format="torch")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -120,7 +119,7 @@ def test_a_program_that_gives_no_numbers_is_an_error():
 
 def test_the_models_mode_comes_back(tmp_path: Path):
     model = build("GRU4Rec", positions=True).train()
-    export_model(model, tmp_path / "out", format="torch")
+    export(model, tmp_path / "out", format="torch")
     assert model.training
     assert isinstance(model.encoder.layers[0], torch.nn.GRU)
 
@@ -136,19 +135,19 @@ def test_the_models_mode_comes_back(tmp_path: Path):
 )
 def test_arguments_that_do_not_fit_are_refused(arguments: dict, message: str, tmp_path: Path):
     with pytest.raises(InputError, match=message):
-        export_model(small(), tmp_path / "out", **arguments)
+        export(small(), tmp_path / "out", **arguments)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="is there already; give a folder that is not, or an empty one"):
-        export_model(small(), tmp_path, format="torch")
+        export(small(), tmp_path, format="torch")
 
 
 def test_an_empty_folder_is_filled(tmp_path: Path):
     (tmp_path / "out").mkdir()
-    export_model(small(positions=True), tmp_path / "out", format="torch")
+    export(small(positions=True), tmp_path / "out", format="torch")
     assert (tmp_path / "out" / "full.pt2").exists()
 
 
@@ -158,19 +157,19 @@ def test_a_missing_package_is_named_with_the_fix(
 ):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=rf'{package}.*pip install "seqrec\[onnx\]"'):
-        export_model(small(), tmp_path / "out")
+        export(small(), tmp_path / "out")
 
 
 def test_models_that_cannot_be_exported_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(InputError, match="Popularity has no encoder to export"):
-        export_model(Popularity.from_counts(np.array([0, 1, 2])), tmp_path / "out")
+        export(Popularity.from_counts(np.array([0, 1, 2])), tmp_path / "out")
     with pytest.raises(InputError, match=r"is torch.float64 on cpu, .* call model.float\(\).cpu\(\)"):
-        export_model(small().double(), tmp_path / "out")
-    monkeypatch.setattr(export, "MOST_INSIDE_BYTES", 100)
+        export(small().double(), tmp_path / "out")
+    monkeypatch.setattr(export_model, "MOST_INSIDE_BYTES", 100)
     with pytest.raises(
         InputError, match=r"separate_table=False would put .* holds 2 GiB at most; leave it out"
     ):
-        export_model(small(), tmp_path / "out", separate_table=False)
+        export(small(), tmp_path / "out", separate_table=False)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

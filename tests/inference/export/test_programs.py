@@ -12,7 +12,7 @@ from exported_models import ENCODERS, MAX_LENGTH, NUM_ITEMS, Served, build, last
 
 from seqrec import __version__
 from seqrec.embeddings import ItemTable
-from seqrec.inference import export_model
+from seqrec.inference.export import export
 from seqrec.inference.export.formats import write
 from seqrec.inference.export.programs import one_step
 from seqrec.inference.export.tables import model_tables
@@ -70,7 +70,7 @@ def test_events_that_follow_a_history_one_by_one_lead_where_the_full_pass_leads(
 
 def test_torchs_programs_are_the_model_when_they_are_read_again(tmp_path: Path):
     model = build("SASRec")
-    export_model(model, tmp_path / "out", format="torch")
+    export(model, tmp_path / "out", format="torch")
     program = Served(tmp_path / "out")
     check_steps(model, program, events=70, tolerance=1e-5)
     for batch, length in ((1, 1), (3, 63), (1, 333)):
@@ -84,7 +84,7 @@ def test_torchs_programs_are_the_model_when_they_are_read_again(tmp_path: Path):
 @pytest.mark.parametrize("name", ["GRU4Rec", "MambaRec", "MambaRec-mamba2", "MoEMaTrRec"])
 def test_torchs_programs_of_recurrences_are_the_model(name: str, tmp_path: Path):
     model = build(name)
-    export_model(model, tmp_path / "out", format="torch")
+    export(model, tmp_path / "out", format="torch")
     check_steps(model, Served(tmp_path / "out"), events=70, tolerance=1e-5)
 
 
@@ -147,7 +147,7 @@ def test_separate_tables_of_users_items_and_candidates_are_read_from_their_files
     table = ItemTable(separate_output=True, bias=True, temperature=0.5, dtype="bfloat16")
     model = small(positions=True, user_embedding=True, num_users=4, item_table=table)
     folder = tmp_path / "out"
-    said = export_model(model, folder, format=form, separate_table=True)
+    said = export(model, folder, format=form, separate_table=True)
     program, history = Served(folder), random_history(3, 33)
     given = {"item_ids": history.item_ids.numpy(), "lengths": history.lengths.numpy()}
     outputs = program.run("full", user_ids=np.array([0, 2, 4]), **given)
@@ -168,7 +168,7 @@ def test_separate_tables_of_users_items_and_candidates_are_read_from_their_files
 
 def test_programs_find_the_best_items_where_they_are_asked_to(tmp_path: Path):
     model = small(item_table=ItemTable(temperature=0.1, bias=True))
-    said = export_model(model, tmp_path / "out", top_k=4)
+    said = export(model, tmp_path / "out", top_k=4)
     assert said["tables"]["items"]["file"] is None
     history = random_history(3, 20)
     outputs = Served(tmp_path / "out").run(
@@ -183,5 +183,5 @@ def test_programs_find_the_best_items_where_they_are_asked_to(tmp_path: Path):
 @pytest.mark.parametrize("max_length", [1, 2])
 def test_very_short_histories_are_exported(max_length: int, tmp_path: Path):
     model = build("SASRec", positions=True, max_length=max_length)
-    said = export_model(model, tmp_path / "out", format="torch")
+    said = export(model, tmp_path / "out", format="torch")
     assert said["programs"]["full"]["longest_history"] == max_length

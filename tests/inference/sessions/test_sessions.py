@@ -299,9 +299,7 @@ def test_a_model_without_the_logs_ids_is_refused(build: Build):
     with pytest.raises(InputError, match="model has 30 items, but its item_vocabulary 3"):
         SessionRecommender(model)
     model.item_vocabulary = None
-    with pytest.raises(
-        InputError, match="model does not know the log's item ids; take it from load_recommender"
-    ):
+    with pytest.raises(InputError, match="model does not know the log's item ids; take it from load"):
         SessionRecommender(model)
 
 

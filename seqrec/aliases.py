@@ -1,0 +1,109 @@
+"""Old import paths and names, so that code, configs and checkpoints written for an earlier version keep working.
+
+This is the only place that knows them. `MODULES` lists modules that have moved, `NAMES` lists names that have changed.
+Nothing here imports the rest of the package.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+# Old module -> the module or package that has its names now. Submodules of an old module follow it.
+MODULES: dict[str, str] = {}
+# Present module -> a name that it had -> the present path.
+NAMES: dict[str, dict[str, str]] = {
+    "seqrec.inference": {
+        "export_model": "seqrec.inference.export.export",
+        "load_recommender": "seqrec.inference.load",
+    },
+    "seqrec.inference.export": {"export_model": "seqrec.inference.export.export"},
+    "seqrec.results": {"compare_results": "seqrec.results.compare"},
+}
+
+
+def present_module(old: str) -> str | None:
+    """Return the module that has the names of a module that has moved.
+
+    A file that has since been merged into another one is found in its package, which exports every public name.
+
+    Args:
+        old: Dotted name of a module, such as `seqrec.losses.full_softmax`.
+
+    Returns:
+        The module's present name, or None if the table does not list the old one.
+
+    Example:
+        >>> present_module("seqrec.losses.full_softmax")
+        'seqrec.training.losses.full_softmax'
+    """
+    prefix = old
+    while prefix and prefix not in MODULES:
+        prefix = prefix.rpartition(".")[0]
+    if not prefix:
+        return None
+    found = MODULES[prefix] + old[len(prefix) :]
+    while found != MODULES[prefix] and not _exists(found):
+        found = found.rpartition(".")[0]
+    return found
+
+
+def old_names(module: str) -> Callable[[str], Any]:
+    """Return a module's `__getattr__`, which finds names that have changed.
+
+    Args:
+        module: The module's `__name__`.
+    """
+
+    def __getattr__(name: str) -> Any:  # noqa: N807  # the module's hook of that name
+        if name not in NAMES.get(module, {}):
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        return pkgutil.resolve_name(NAMES[module][name])
+
+    return __getattr__
+
+
+def install() -> None:
+    """Make old import paths importable: add one finder, which is asked only for modules that nobody else finds."""
+    if not any(isinstance(finder, _OldPaths) for finder in sys.meta_path):
+        sys.meta_path.append(_OldPaths())
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+class _OldPaths(MetaPathFinder):
+    """Finds modules under the names that they had before they moved."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not fullname.startswith("seqrec.") or (present := present_module(fullname)) is None:
+            return None
+        return ModuleSpec(fullname, _OldPathLoader(present), is_package=True)
+
+
+class _OldPathLoader(Loader):
+    """Loads a module that looks each name up in the module that has it now."""
+
+    def __init__(self, present: str) -> None:
+        self.present = present
+
+    def exec_module(self, module: ModuleType) -> None:
+        present = importlib.import_module(self.present)
+
+        def __getattr__(name: str) -> Any:  # noqa: N807  # the module's hook of that name
+            return getattr(present, name)
+
+        module.__dict__.update(__getattr__=__getattr__, __doc__=present.__doc__)
