@@ -19,13 +19,14 @@ from seqrec import aliases
 # For editors and type checkers; `_MODULES` says the same at run time, and a test compares the two.
 if TYPE_CHECKING:
     from seqrec.callbacks import BestCheckpoint, EarlyStopping, ResumePoints
+    from seqrec.catalogue.search import ExactSearch, FaissSearch
+    from seqrec.catalogue.table import ItemTable
     from seqrec.data.datamodule import SequenceDataModule
     from seqrec.data.prepare import Filters, prepare
     from seqrec.data.sources import ML1M, KuaiRand, LFM1b, Sequences, Source, Synthetic, Table
     from seqrec.data.splits import GlobalTime, LastN, LeaveOneOut, Split
     from seqrec.data.store import EventStore
     from seqrec.data.windows import NewestWindow, RandomCrop, StridedWindows, TrainWindows
-    from seqrec.embeddings import ItemTable
     from seqrec.encoders import SequenceEncoder
     from seqrec.errors import InputError
     from seqrec.inference import load
@@ -75,7 +76,6 @@ if TYPE_CHECKING:
     )
     from seqrec.results import Comparison, compare, read_results
     from seqrec.runs import RunFolder
-    from seqrec.search import ExactSearch, FaissSearch
     from seqrec.testing import check_encoder
     from seqrec.types import History, Recommendations, SequenceBatch
 
@@ -89,7 +89,7 @@ _MODULES = {
     "seqrec.data.splits": "GlobalTime LastN LeaveOneOut Split",
     "seqrec.data.store": "EventStore",
     "seqrec.data.windows": "NewestWindow RandomCrop StridedWindows TrainWindows",
-    "seqrec.embeddings": "ItemTable",
+    "seqrec.catalogue.table": "ItemTable",
     "seqrec.encoders": "SequenceEncoder",
     "seqrec.testing": "check_encoder",
     "seqrec.errors": "InputError",
@@ -107,7 +107,7 @@ _MODULES = {
     "seqrec.results": "Comparison compare read_results",
     "seqrec.callbacks": "BestCheckpoint EarlyStopping ResumePoints",
     "seqrec.runs": "RunFolder",
-    "seqrec.search": "ExactSearch FaissSearch",
+    "seqrec.catalogue.search": "ExactSearch FaissSearch",
     "seqrec.types": "History Recommendations SequenceBatch",
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names.split()}

@@ -27,6 +27,7 @@ from seqrec.callbacks import (
     RunMonitor,
     RunSummary,
 )
+from seqrec.catalogue.distributed import leave_job
 from seqrec.cli_commands import COMMANDS, run_command
 from seqrec.cli_config import (
     refuse_model_max_length,
@@ -39,7 +40,6 @@ from seqrec.cli_config import (
 from seqrec.cli_errors import explain, in_one_line
 from seqrec.cli_trainer import Trainer
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.distributed import leave_job
 from seqrec.errors import StoppedError
 from seqrec.inference import RecommendationWriter
 from seqrec.models import Baseline, Popularity, Recommender, evaluate

@@ -9,6 +9,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterator
 from typing import Any
 
+from seqrec.catalogue.search import ItemSearch
 from seqrec.data.sources import Source
 from seqrec.data.splits import Split
 from seqrec.data.windows import TrainWindows
@@ -20,7 +21,6 @@ from seqrec.models import Recommender
 from seqrec.negatives import NegativeSampler
 from seqrec.optim import OptimizerFactory, Schedule, TableOptimizer
 from seqrec.protocols import PRESETS, Candidates, Protocol
-from seqrec.search import ItemSearch
 
 # Config key -> the class whose subclasses it takes.
 KINDS: dict[str, type] = {

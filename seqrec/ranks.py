@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seqrec.scoring import Scorer
+from seqrec.catalogue.scorer import Scorer
 from seqrec.types import RaggedItems, TargetRanks, TensorRecord
 
 # Scores of a block of a matrix product on CPU: what stays in the cache of a core is compared several times faster.

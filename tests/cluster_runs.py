@@ -15,9 +15,9 @@ import torch
 
 from seqrec import models
 from seqrec.callbacks import Execution
+from seqrec.catalogue.distributed import leave_job
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
-from seqrec.distributed import leave_job
 from seqrec.encoders import ENCODERS
 from seqrec.losses import FullSoftmax
 from seqrec.optim import Adam, WarmupCosine

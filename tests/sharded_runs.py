@@ -22,7 +22,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from seqrec.embeddings import ItemTable
+from seqrec.catalogue.scorer import Scorer
+from seqrec.catalogue.sharding import ShardedEmbedding, exchange
+from seqrec.catalogue.table import ItemTable
 from seqrec.errors import InputError
 from seqrec.losses import SampledSoftmax
 from seqrec.models import SASRec
@@ -30,8 +32,6 @@ from seqrec.models.sharded_job import sharded_tables
 from seqrec.negatives import Negatives, NegativeSampler
 from seqrec.optim import Adam, LazyAdam, RowwiseAdagrad
 from seqrec.ranks import Targets, catalogue_ranks
-from seqrec.scoring import Scorer
-from seqrec.sharding import ShardedEmbedding, exchange
 from seqrec.types import History, RaggedItems, SequenceBatch
 
 ROWS, LENGTH, STEPS = 6, 5, 10  # steps an epoch; runs have two epochs

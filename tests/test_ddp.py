@@ -17,7 +17,7 @@ import lightning.pytorch as pl
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.data.splits import LastN
-from seqrec.distributed import leave_job
+from seqrec.catalogue.distributed import leave_job
 from seqrec.models import MambaRec
 from seqrec.protocols import PopularityCandidates, Protocol
 

@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from seqrec.distributed import leave_job
-from seqrec.embeddings import ItemTable
+from seqrec.catalogue.distributed import leave_job
+from seqrec.catalogue.table import ItemTable
 from seqrec.losses import SampledSoftmax
 from seqrec.models import SASRec
 from seqrec.negatives import Negatives, NegativeSampler

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rank_problems import Problem, random_problem, ranks_by_numpy
 
+from seqrec.catalogue.scorer import Scorer
 from seqrec.data.splits import GlobalTime, LastN, LeaveOneOut
 from seqrec.errors import InputError
 from seqrec.metrics import hit_rate, ndcg
@@ -29,7 +30,6 @@ from seqrec.protocols import (
 )
 from seqrec.protocols.draws import draw_by_weight, first_distinct, hashed_uniforms
 from seqrec.ranks import Targets
-from seqrec.scoring import Scorer
 from seqrec.specs import from_spec, to_spec
 from seqrec.types import History, RaggedItems, SeenItems, SequenceBatch
 

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqrec import ranks as ranks_module
 from seqrec.benchmark.peak_memory import peak_bytes
+from seqrec.catalogue.scorer import Scorer
 from seqrec.ranks import Targets, candidate_ranks, catalogue_ranks
-from seqrec.scoring import Scorer
 from seqrec.types import RaggedItems
 
 SEEDS = st.integers(0, 10_000)

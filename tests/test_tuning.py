@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from seqrec.callbacks import RunMonitor, RunSummary
+from seqrec.catalogue.table import ItemTable
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
-from seqrec.embeddings import ItemTable
 from seqrec.errors import InputError
 from seqrec.models import SASRec
 from seqrec.optim import Adam, LazyAdam, OptimizerFactory

@@ -86,7 +86,7 @@ def _model(
     import torch
 
     from seqrec import models
-    from seqrec.embeddings import ItemTable
+    from seqrec.catalogue.table import ItemTable
 
     model: SequentialRecommender = getattr(models, encoder)(
         num_items,

@@ -119,7 +119,7 @@ def signal_log(folder: str, lag: int, events: int, batch_size: int, seed: int) -
 
 def _recommender(name: str, data: SequenceDataModule, settings: dict[str, Any]) -> Recommender:
     from seqrec import models
-    from seqrec.embeddings import ItemTable
+    from seqrec.catalogue.table import ItemTable
     from seqrec.losses import FullSoftmax
     from seqrec.optim import Adam
     from seqrec.protocols import FullRanking

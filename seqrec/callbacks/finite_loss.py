@@ -13,8 +13,8 @@ from torch import Tensor
 from seqrec.callbacks.best_checkpoint import BestCheckpoint
 from seqrec.callbacks.host_value import HostValue
 from seqrec.callbacks.resume_points import ResumePoints
+from seqrec.catalogue.distributed import of_all_ranks
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.distributed import of_all_ranks
 from seqrec.errors import DivergenceError
 from seqrec.types import SequenceBatch
 

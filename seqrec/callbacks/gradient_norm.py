@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from seqrec.callbacks.run_monitor import is_logged
+from seqrec.catalogue.sharding import ShardedEmbedding, total_norm
 from seqrec.ops.row_gradients import sum_rows
-from seqrec.sharding import ShardedEmbedding, total_norm
 
 
 class GradientNorm(pl.Callback):

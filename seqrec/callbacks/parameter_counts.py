@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from seqrec.embeddings import ItemEmbedding
+from seqrec.catalogue.table import ItemEmbedding
 
 # The children of a recommender that hold item vectors.
 ITEM_TABLES = ("items", "output_items")

@@ -18,7 +18,7 @@ from seqrec.callbacks.checkpoint_files import NEWEST, keep_point
 from seqrec.callbacks.finite import all_finite
 from seqrec.callbacks.folder_lock import FolderLock
 from seqrec.callbacks.stop_signals import StopSignals, requeue, requeue_signal
-from seqrec.distributed import ranks_where
+from seqrec.catalogue.distributed import ranks_where
 from seqrec.errors import DivergenceError, InputError, LockedError, StoppedError
 
 # Several ranks compare clocks only every so many steps, since each comparison makes them wait for each other.

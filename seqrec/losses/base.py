@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from seqrec.catalogue.scorer import Scorer
 from seqrec.negatives import NegativeSampler
 from seqrec.registry import Registry
-from seqrec.scoring import Scorer
 from seqrec.types import SequenceBatch
 
 

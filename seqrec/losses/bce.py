@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from seqrec.catalogue.scorer import Scorer
 from seqrec.losses.base import Loss, select_events
 from seqrec.losses.sampled import draw_negatives, negative_scores, target_scores
 from seqrec.negatives import NegativeSampler, UniformNegatives
-from seqrec.scoring import Scorer
 from seqrec.types import SequenceBatch
 
 

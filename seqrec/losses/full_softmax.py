@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from seqrec.catalogue.scorer import Scorer
 from seqrec.errors import InputError
 from seqrec.losses.base import Loss, select_events
 from seqrec.losses.chunked_cross_entropy import Candidates, chunked_cross_entropy
 from seqrec.losses.sampled import target_scores
-from seqrec.scoring import Scorer
 from seqrec.types import SequenceBatch
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from seqrec.catalogue.scorer import Scorer
 from seqrec.losses.base import Loss, select_events
 from seqrec.losses.sampled import draw_negatives
 from seqrec.losses.sampled_softmax import sampled_cross_entropy
 from seqrec.negatives import InBatchNegatives, MixedNegatives, NegativeSampler
-from seqrec.scoring import Scorer
 from seqrec.types import SequenceBatch
 
 

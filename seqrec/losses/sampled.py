@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from seqrec.catalogue.scorer import Scorer
 from seqrec.losses.base import Events, at_least_float32
 from seqrec.losses.pair_scores import pair_scores
 from seqrec.negatives import Negatives, NegativeSampler
-from seqrec.scoring import Scorer
 from seqrec.types import SequenceBatch
 
 

@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from seqrec.catalogue.scorer import Scorer
 from seqrec.losses.base import Events, Loss, select_events
 from seqrec.losses.chunked_cross_entropy import Candidates, chunked_cross_entropy
 from seqrec.losses.sampled import draw_negatives, negative_scores, target_scores
 from seqrec.negatives import Negatives, NegativeSampler, UniformNegatives
-from seqrec.scoring import Scorer
 from seqrec.types import SequenceBatch
 
 

@@ -13,6 +13,8 @@ from torchmetrics import MetricCollection
 
 from seqrec import __version__
 from seqrec.callbacks import CheckpointFiles, FiniteLoss, StepSeeds
+from seqrec.catalogue.scorer import Scorer
+from seqrec.catalogue.search import ExactSearch, ItemSearch
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.metrics import ranking_metrics
@@ -21,8 +23,6 @@ from seqrec.models.recommending import Terms, best_items
 from seqrec.models.trainer_checks import check_trainer
 from seqrec.protocols import FullRanking, Protocol, TrainingCounts
 from seqrec.registry import public_path
-from seqrec.scoring import Scorer
-from seqrec.search import ExactSearch, ItemSearch
 from seqrec.types import History, JudgedTargets, Recommendations, SequenceBatch
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from seqrec import encoders
-from seqrec.embeddings import ItemTable
+from seqrec.catalogue.table import ItemTable
 from seqrec.losses import Loss
 from seqrec.models.sequential import SequentialRecommender
 from seqrec.optim import OptimizerFactory

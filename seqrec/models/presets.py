@@ -6,7 +6,7 @@ They take more than ten arguments, all plain: a preset's point is that nothing h
 from __future__ import annotations
 
 from seqrec import encoders
-from seqrec.embeddings import ItemTable
+from seqrec.catalogue.table import ItemTable
 from seqrec.losses import Loss
 from seqrec.models.mamba_presets import MambaRec, MoEMaTrRec, RecMamba
 from seqrec.models.sequential import SequentialRecommender

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from seqrec.catalogue.scorer import Scorer, check_top_k
 from seqrec.data.event_block import EventBlock
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError
-from seqrec.scoring import Scorer, check_top_k
 from seqrec.types import History, Recommendations, SequenceBatch
 
 if TYPE_CHECKING:

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from seqrec.callbacks.host_value import HostValue
+from seqrec.catalogue.scorer import Scorer
+from seqrec.catalogue.sharding import clip_norm, keep_own_state, save_whole_state
+from seqrec.catalogue.table import ItemEmbedding, ItemTable
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.embeddings import ItemEmbedding, ItemTable
 from seqrec.encoders import SequenceEncoder
 from seqrec.errors import InputError
 from seqrec.layers import LearnedPositions
@@ -25,8 +27,6 @@ from seqrec.models.step_log import log_step
 from seqrec.models.streamed import StreamedRecommender
 from seqrec.optim import Adam, OptimizerFactory, in_words
 from seqrec.optim.clipping import clip_gradients
-from seqrec.scoring import Scorer
-from seqrec.sharding import clip_norm, keep_own_state, save_whole_state
 from seqrec.specs import from_spec, to_spec
 from seqrec.types import History, SequenceBatch
 

@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
 
+from seqrec.catalogue.sharding import ShardedEmbedding
 from seqrec.errors import InputError
-from seqrec.sharding import ShardedEmbedding
 
 
 class WholeTables(pl.Callback):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqrec.embeddings import ItemEmbedding
+from seqrec.catalogue.table import ItemEmbedding
 from seqrec.encoders import SequenceEncoder
 from seqrec.errors import InputError
 from seqrec.layers import LearnedPositions

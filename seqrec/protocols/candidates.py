@@ -8,9 +8,9 @@ from functools import cached_property
 
 from torch import Tensor
 
+from seqrec.catalogue.scorer import Scorer
 from seqrec.errors import InputError
 from seqrec.ranks import Targets, catalogue_ranks
-from seqrec.scoring import Scorer
 from seqrec.types import SequenceBatch, TargetRanks, TensorRecord
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from seqrec.catalogue.scorer import Scorer
 from seqrec.data.splits import LeaveOneOut, Split
 from seqrec.errors import InputError
 from seqrec.metrics import NORMALISERS
@@ -14,7 +15,6 @@ from seqrec.protocols.candidates import Candidates, TrainingCounts, WholeCatalog
 from seqrec.protocols.presets import PRESETS
 from seqrec.protocols.sampled_candidates import UniformCandidates
 from seqrec.ranks import Targets
-from seqrec.scoring import Scorer
 from seqrec.specs import to_spec
 from seqrec.types import (
     ROW_STRIDE,

@@ -7,12 +7,12 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from seqrec.catalogue.scorer import Scorer
 from seqrec.errors import InputError
 from seqrec.negatives import draw_unseen
 from seqrec.protocols.candidates import Candidates, TrainingCounts
 from seqrec.protocols.draws import draw_by_weight, first_distinct, hashed_uniforms
 from seqrec.ranks import Targets, candidate_ranks
-from seqrec.scoring import Scorer
 from seqrec.types import SeenItems, SequenceBatch, TargetRanks
 
 

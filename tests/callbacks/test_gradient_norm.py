@@ -8,12 +8,12 @@ import torch
 
 from seqrec.callbacks import GradientNorm
 from seqrec.callbacks.gradient_norm import gradient_norms
+from seqrec.catalogue.sharding import total_norm
+from seqrec.catalogue.table import ItemTable
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
-from seqrec.embeddings import ItemTable
 from seqrec.models import GRU4Rec
 from seqrec.runs import RunFolder
-from seqrec.sharding import total_norm
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 

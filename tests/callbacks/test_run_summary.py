@@ -17,9 +17,9 @@ import torch
 
 from seqrec.callbacks import BestCheckpoint, ResumePoints, RunMonitor, RunSummary
 from seqrec.callbacks.parameter_counts import parameter_counts
+from seqrec.catalogue.table import ItemTable
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
-from seqrec.embeddings import ItemTable
 from seqrec.errors import InputError, MissingInputError
 from seqrec.models import SASRec
 from seqrec.runs import RunFolder, read_summary

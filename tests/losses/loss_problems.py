@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from seqrec.catalogue.scorer import Scorer
 from seqrec.losses import Loss
 from seqrec.negatives import Negatives, NegativeSampler
-from seqrec.scoring import Scorer
 from seqrec.types import History, RaggedItems, SeenItems, SequenceBatch
 
 NUM_ITEMS, WIDTH = 12, 4

@@ -20,11 +20,11 @@ from loss_problems import (
 )
 from torch import Tensor
 
+from seqrec.catalogue.scorer import Scorer
 from seqrec.losses import BCE
 from seqrec.losses.base import select_events
 from seqrec.losses.sampled import negative_scores
 from seqrec.negatives import UniformNegatives
-from seqrec.scoring import Scorer
 
 
 @settings(deadline=None, max_examples=40)

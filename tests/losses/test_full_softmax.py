@@ -13,9 +13,9 @@ from loss_problems import (
 )
 from torch import Tensor
 
+from seqrec.catalogue.scorer import Scorer
 from seqrec.errors import InputError
 from seqrec.losses import FullSoftmax
-from seqrec.scoring import Scorer
 from seqrec.types import SequenceBatch
 
 

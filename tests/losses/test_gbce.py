@@ -16,10 +16,10 @@ from loss_problems import (
 )
 from torch import Tensor
 
+from seqrec.catalogue.scorer import Scorer
 from seqrec.errors import InputError
 from seqrec.losses import BCE, GBCE
 from seqrec.negatives import UniformNegatives
-from seqrec.scoring import Scorer
 
 
 @settings(deadline=None, max_examples=40)

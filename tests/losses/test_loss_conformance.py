@@ -11,9 +11,9 @@ from loss_problems import NUM_ITEMS, random_batch, random_item_vectors, random_s
 from torch import Tensor
 
 import seqrec.losses
+from seqrec.catalogue.scorer import Scorer
 from seqrec.losses import GBCE, LOSSES, Loss, SampledSoftmax
 from seqrec.negatives import PopularityNegatives, UniformNegatives
-from seqrec.scoring import Scorer
 from seqrec.specs import from_spec, to_spec
 from seqrec.types import SequenceBatch
 

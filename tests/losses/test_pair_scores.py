@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seqrec.catalogue.scorer import Scorer
 from seqrec.losses import pair_scores as module
 from seqrec.losses.pair_scores import pair_scores
-from seqrec.scoring import Scorer
 
 
 @settings(deadline=None, max_examples=50)

@@ -19,10 +19,10 @@ from loss_problems import (
 )
 from torch import Tensor
 
+from seqrec.catalogue.scorer import Scorer
 from seqrec.errors import InputError
 from seqrec.losses import FullSoftmax, InBatchSoftmax, Loss, SampledSoftmax
 from seqrec.negatives import Negatives, NegativeSampler, PopularityNegatives, UniformNegatives
-from seqrec.scoring import Scorer
 from seqrec.types import SeenItems, SequenceBatch
 
 

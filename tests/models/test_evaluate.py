@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from seqrec.catalogue.scorer import Scorer
 from seqrec.errors import InputError
 from seqrec.models import GRU4Rec, evaluate
 from seqrec.protocols import (
@@ -18,7 +19,6 @@ from seqrec.protocols import (
     UniformCandidates,
     WholeCatalogue,
 )
-from seqrec.scoring import Scorer
 from seqrec.types import JudgedTargets, SequenceBatch
 
 PROTOCOLS = [

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import seqrec.models
+from seqrec.catalogue.table import ItemTable
 from seqrec.data.vocabulary import Vocabulary
-from seqrec.embeddings import ItemTable
 from seqrec.encoders import ENCODERS, SequenceEncoder
 from seqrec.errors import InputError
 from seqrec.layers import Tensors

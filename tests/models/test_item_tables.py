@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqrec.embeddings import SPARSE_FROM_ROWS, ItemEmbedding, ItemTable
+from seqrec.catalogue.scorer import Scorer
+from seqrec.catalogue.table import SPARSE_FROM_ROWS, ItemEmbedding, ItemTable
 from seqrec.errors import InputError
 from seqrec.losses import BCE, GBCE, FullSoftmax, InBatchSoftmax, Loss, SampledSoftmax
 from seqrec.models import GRU4Rec, Recommender, SASRec, SequentialRecommender
 from seqrec.negatives import UniformNegatives
 from seqrec.ranks import Targets, catalogue_ranks
-from seqrec.scoring import Scorer
 from seqrec.types import SequenceBatch
 
 MakeBatch = Callable[..., SequenceBatch]
@@ -71,7 +71,7 @@ def batch(make_batch: MakeBatch) -> SequenceBatch:
 def test_a_sparse_table_gets_the_dense_ones_gradients(
     name: str, variant: str, early: bool, batch: SequenceBatch, monkeypatch: pytest.MonkeyPatch
 ):
-    for module in ("seqrec.embeddings", "seqrec.scoring"):
+    for module in ("seqrec.catalogue.table", "seqrec.catalogue.scorer"):
         monkeypatch.setattr(f"{module}.sums_at_lookup", lambda device: early)
     dense_loss, dense = gradients(model(SAMPLED[name](), **VARIANTS[variant]), batch)
     sparse_loss, sparse = gradients(model(SAMPLED[name](), sparse=True, **VARIANTS[variant]), batch)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
-from seqrec.embeddings import ItemTable
+from seqrec.catalogue.table import ItemTable
 from seqrec.losses import SampledSoftmax
 from seqrec.models import SASRec
 from seqrec.negatives import UniformNegatives

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from seqrec.catalogue.scorer import check_top_k
+from seqrec.catalogue.search import ExactSearch, ItemSearch
 from seqrec.data.filters import Filters
 from seqrec.data.prepare import ensure_store
 from seqrec.data.progress import print_line
@@ -24,8 +26,6 @@ from seqrec.inference.bulk.users import BulkUsers, store_digest
 from seqrec.inference.loading import load_with_store
 from seqrec.models.histories import blocked_items
 from seqrec.models.recommending import Terms, item_ids_of
-from seqrec.scoring import check_top_k
-from seqrec.search import ExactSearch, ItemSearch
 
 
 def recommend(

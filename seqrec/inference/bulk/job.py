@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from seqrec.catalogue.search import ExactSearch
 from seqrec.data.event_block import EventBlock
 from seqrec.data.progress import Show, print_line
 from seqrec.data.vocabulary import Vocabulary
@@ -21,7 +22,6 @@ from seqrec.inference.bulk.output import BulkOutput
 from seqrec.inference.bulk.users import BulkUsers
 from seqrec.models import Recommender
 from seqrec.models.recommending import Terms, item_ids_of, recommend_block, recommendation_frame
-from seqrec.search import ExactSearch
 from seqrec.specs import to_spec
 from seqrec.types import ROW_STRIDE, Recommendations
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seqrec.scoring import SCORE_BUDGET, Scorer
+from seqrec.catalogue.scorer import SCORE_BUDGET, Scorer
 from seqrec.types import History
 
 # Neighbours looked up at a time.

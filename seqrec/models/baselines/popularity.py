@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from seqrec.catalogue.scorer import Scorer
 from seqrec.models.baselines.base import Baseline, check_catalogue
 from seqrec.models.baselines.training_events import TrainingEvents
-from seqrec.scoring import Scorer
 from seqrec.types import SequenceBatch
 
 

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from seqrec.catalogue.scorer import Scorer
 from seqrec.errors import InputError
 from seqrec.models.baselines.base import Baseline, check_catalogue
 from seqrec.models.baselines.training_events import TrainingEvents
-from seqrec.scoring import Scorer
 from seqrec.types import SequenceBatch
 
 # Bins of one pass over the timestamps; 2^16 of them find any int64 in four passes.

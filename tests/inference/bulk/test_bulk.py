@@ -14,13 +14,13 @@ from bulk_jobs import COLUMNS, log_of, read, summary_of
 from polars.testing import assert_frame_equal
 
 import seqrec.inference.bulk.users as users_module
+from seqrec.catalogue.search import FaissSearch
 from seqrec.cli import main
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError, MissingInputError
 from seqrec.inference import load
 from seqrec.inference.bulk import BulkUsers
 from seqrec.inference.bulk.command import recommend
-from seqrec.search import FaissSearch
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import torch
 from exported_models import ENCODERS, MAX_LENGTH, NUM_ITEMS, Served, build, last_states, random_history, small
 
 from seqrec import __version__
-from seqrec.embeddings import ItemTable
+from seqrec.catalogue.table import ItemTable
 from seqrec.inference.export import export
 from seqrec.inference.export.formats import write
 from seqrec.inference.export.programs import one_step

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from seqrec.sharding.layout import RowShards
+from seqrec.catalogue.sharding.layout import RowShards
 
 # What a rank sends at a time where the whole table is asked for.
 PIECE_BYTES = 1 << 26

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from seqrec.catalogue.scorer import Scorer
+from seqrec.catalogue.search import ExactSearch, FaissSearch, ItemSearch
 from seqrec.errors import InputError
-from seqrec.scoring import Scorer
-from seqrec.search import ExactSearch, FaissSearch, ItemSearch
 from seqrec.types import SeenItems
 
 KINDS = ("ivf_pq", "ivf_flat", "hnsw")

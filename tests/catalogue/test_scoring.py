@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from seqrec.catalogue.scorer import Scorer
 from seqrec.errors import InputError
-from seqrec.scoring import Scorer
 from seqrec.types import SeenItems
 
 SEEDS = st.integers(0, 10_000)

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from seqrec.distributed import ranks_where
+from seqrec.catalogue.distributed import ranks_where
+from seqrec.catalogue.sharding.exchange import pieces
+from seqrec.catalogue.sharding.layout import RowShards
 from seqrec.errors import InputError
-from seqrec.sharding.exchange import pieces
-from seqrec.sharding.layout import RowShards
 
 
 class HostCopy:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from seqrec.scoring import Scorer
+from seqrec.catalogue.scorer import Scorer
 from seqrec.types import Recommendations, SeenItems
 
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seqrec.distributed import average_row_gradient, equal_on_all_ranks
+from seqrec.catalogue.distributed import average_row_gradient, equal_on_all_ranks
+from seqrec.catalogue.sharding import ShardedEmbedding
 from seqrec.errors import InputError
 from seqrec.ops.row_gradients import sums_at_lookup
-from seqrec.sharding import ShardedEmbedding
 
 # From here on a table's gradients are row-sparse unless settings say otherwise. Below, a fused dense step over all
 # rows costs less than finding the rows that a batch touched.

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from seqrec.catalogue.scorer import Scorer, check_top_k
+from seqrec.catalogue.search.base import ItemSearch
 from seqrec.errors import InputError
-from seqrec.scoring import Scorer, check_top_k
-from seqrec.search.base import ItemSearch
 from seqrec.types import ROW_STRIDE, Recommendations, SeenItems
 
 Kind = Literal["ivf_pq", "ivf_flat", "hnsw"]

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seqrec.catalogue.sharding import ShardedEmbedding
 from seqrec.errors import InputError
 from seqrec.ops.row_gradients import sums_at_lookup
-from seqrec.sharding import ShardedEmbedding
 from seqrec.types import Recommendations, SeenItems
 
 # Scores held at a time when the whole catalogue is scored: 2^25 floats are 128 MiB.

@@ -14,11 +14,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seqrec.catalogue.sharding.exchange import Route, gathered
+from seqrec.catalogue.sharding.host_copy import HostCopy
+from seqrec.catalogue.sharding.layout import RowShards
 from seqrec.errors import InputError
 from seqrec.ops.row_gradients import row_gradient, sum_rows
-from seqrec.sharding.exchange import Route, gathered
-from seqrec.sharding.host_copy import HostCopy
-from seqrec.sharding.layout import RowShards
 
 # Rows whose initial values are drawn together, whoever owns them.
 INITIAL_ROWS = 1 << 16

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from seqrec.catalogue.sharding.embedding import ShardedEmbedding
+from seqrec.catalogue.sharding.exchange import gathered
 from seqrec.errors import InputError
-from seqrec.sharding.embedding import ShardedEmbedding
-from seqrec.sharding.exchange import gathered
 
 # Entry of a checkpoint: for each optimiser the tables' names with their numbers in its state.
 PLACES = "table_places"

@@ -1,8 +1,0 @@
-"""Tables whose rows lie spread over the ranks of a job, one contiguous shard each."""
-
-from seqrec.sharding.clipping import clip_norm, total_norm
-from seqrec.sharding.embedding import ShardedEmbedding
-from seqrec.sharding.layout import RowShards
-from seqrec.sharding.optimizer_state import keep_own_state, save_whole_state
-
-__all__ = ["RowShards", "ShardedEmbedding", "clip_norm", "keep_own_state", "save_whole_state", "total_norm"]
