@@ -187,7 +187,11 @@ def write(package: Path, path: str, text: str) -> None:
         ("layers/a.py", "import seqrec.models.base", "layers/a.py:1 imports seqrec.models.base: "),
         ("layers/a.py", "from seqrec import models", "layers/a.py:1 imports seqrec.models: "),
         ("data/a.py", "def f():\n    from seqrec.ops import g", "data/a.py:2 imports seqrec.ops.g: "),
-        ("ops/a.py", "if TYPE_CHECKING:\n    import seqrec.layers", "ops/a.py:2 imports seqrec.layers: "),
+        (
+            "ops/a.py",
+            "if TYPE_CHECKING:\n    import seqrec.encoders.layers",
+            "ops/a.py:2 imports seqrec.encoders.layers: ",
+        ),
         ("types.py", "from seqrec.cli import main", "types.py:1 imports seqrec.cli.main: "),
         ("models/a.py", "from seqrec.nowhere import f", "models/a.py:1 imports seqrec.nowhere.f: "),
         ("models/a.py", "from .base import f", "models/a.py:1 imports .base.f, which is relative"),

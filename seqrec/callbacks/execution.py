@@ -6,8 +6,8 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
+from seqrec.encoders.layers import recompute_blocks
 from seqrec.errors import InputError
-from seqrec.layers import recompute_blocks
 
 
 class Execution(pl.Callback):

@@ -8,10 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from seqrec.encoders.layers import Tensors, newest_events
+from seqrec.encoders.state import State, encoder_digest
 from seqrec.errors import InputError
-from seqrec.layers import Tensors, newest_events
 from seqrec.registry import Registry
-from seqrec.streaming import State, encoder_digest
 from seqrec.types import History
 
 
@@ -170,14 +170,14 @@ class SequenceEncoder(nn.Module, ABC):
         return states, State(tensors, state.encoder)
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
-        """What a new row remembers, as in `seqrec.layers.Streamed`; the doorway is `init_state`."""
+        """What a new row remembers, as in `seqrec.encoders.layers.Streamed`; the doorway is `init_state`."""
         raise InputError(
             f"{type(self).__name__} cannot be streamed; give it `zero_state` and `advance` as in "
-            "seqrec.layers.Streamed"
+            "seqrec.encoders.layers.Streamed"
         )
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
-        """States of further events, as in `seqrec.layers.Streamed`; the doorways are `step` and `extend`."""
+        """States of further events, as in `seqrec.encoders.layers.Streamed`; the doorways are `step` and `extend`."""
         raise InputError(f"{type(self).__name__} cannot be streamed; give it `advance`")
 
     @cached_property

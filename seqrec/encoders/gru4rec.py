@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seqrec.encoders.base import SequenceEncoder
-from seqrec.layers import Tensors, make_norm, run_block
+from seqrec.encoders.layers import Tensors, make_norm, run_block
 from seqrec.types import History
 
 

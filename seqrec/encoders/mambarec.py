@@ -7,15 +7,15 @@ from typing import Literal
 from torch import Tensor, nn
 
 from seqrec.encoders.base import SequenceEncoder
-from seqrec.layers import ResidualStack, Tensors, make_mixer
+from seqrec.encoders.layers import ResidualStack, Tensors, make_mixer
 from seqrec.types import History
 
 
 class MambaRec(SequenceEncoder):
     """One Mamba block in place of each whole Transformer block: no attention and no feed-forward layer.
 
-    The mixer is Mamba's (Gu & Dao 2023) or Mamba-2's (Dao & Gu 2024); see `seqrec.layers.MambaMixer` and
-    `seqrec.layers.Mamba2Mixer`.
+    The mixer is Mamba's (Gu & Dao 2023) or Mamba-2's (Dao & Gu 2024); see `seqrec.encoders.layers.MambaMixer` and
+    `seqrec.encoders.layers.Mamba2Mixer`.
 
     Args:
         d_model: Width D.

@@ -8,8 +8,7 @@ from typing import Literal, cast
 from torch import Tensor, nn
 
 from seqrec.encoders.base import SequenceEncoder
-from seqrec.errors import InputError
-from seqrec.layers import (
+from seqrec.encoders.layers import (
     CausalSelfAttention,
     FeedForward,
     ResidualStack,
@@ -21,6 +20,7 @@ from seqrec.layers import (
     separated,
     streamed,
 )
+from seqrec.errors import InputError
 from seqrec.types import History
 
 
@@ -55,13 +55,13 @@ class AttentionMambaMixture(nn.Module):
         return out
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
-        """Those of both: see `seqrec.layers.Streamed`."""
+        """Those of both: see `seqrec.encoders.layers.Streamed`."""
         return joined(
             {name: layer.zero_state(batch_size, max_length, like) for name, layer in self._experts().items()}
         )
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
-        """See `seqrec.layers.Streamed`."""
+        """See `seqrec.encoders.layers.Streamed`."""
         parts, outs = separated(state), {}
         for name, layer in self._experts().items():
             outs[name], parts[name] = layer.advance(x, valid, parts[name])

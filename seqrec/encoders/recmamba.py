@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from seqrec.encoders.base import SequenceEncoder
-from seqrec.layers import FeedForward, ResidualStack, Tensors, make_mixer
+from seqrec.encoders.layers import FeedForward, ResidualStack, Tensors, make_mixer
 from seqrec.types import History
 
 

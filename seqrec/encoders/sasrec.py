@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from seqrec.encoders.base import SequenceEncoder
-from seqrec.layers import CausalSelfAttention, FeedForward, ResidualStack, Tensors
+from seqrec.encoders.layers import CausalSelfAttention, FeedForward, ResidualStack, Tensors
 from seqrec.types import History
 
 

@@ -19,8 +19,8 @@ from seqrec.catalogue.sharding import clip_norm, keep_own_state, save_whole_stat
 from seqrec.catalogue.table import ItemEmbedding, ItemTable
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.encoders import SequenceEncoder
+from seqrec.encoders.layers import LearnedPositions
 from seqrec.errors import InputError
-from seqrec.layers import LearnedPositions
 from seqrec.losses import BCE, Loss
 from seqrec.models.sharded_job import WholeTables, check_job
 from seqrec.models.step_log import log_step

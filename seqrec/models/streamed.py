@@ -11,11 +11,11 @@ from torch import Tensor
 
 from seqrec.catalogue.table import ItemEmbedding
 from seqrec.encoders import SequenceEncoder
+from seqrec.encoders.layers import LearnedPositions
+from seqrec.encoders.state import State
 from seqrec.errors import InputError
-from seqrec.layers import LearnedPositions
 from seqrec.models.base import Recommender
 from seqrec.models.explain import Explanation, Method, explain
-from seqrec.streaming import State
 from seqrec.types import History
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from seqrec.encoders import ENCODERS, SequenceEncoder
-from seqrec.layers import MIXERS
+from seqrec.encoders.contract import LENGTH, random_events
+from seqrec.encoders.layers import MIXERS
 from seqrec.ops.backends import Backends
 from seqrec.ops.selective_scan import SCAN_BACKENDS
 from seqrec.ops.ssd import SSD_BACKENDS
-from seqrec.testing.encoder_contract import LENGTH, random_events
 from seqrec.types import History
 
 B, L, D = 3, LENGTH, 16

@@ -17,10 +17,10 @@ from torch import Tensor
 import seqrec.encoders
 import seqrec.models
 from seqrec.encoders import ENCODERS
+from seqrec.encoders.contract import check_causality, check_padding, cut
+from seqrec.encoders.layers import MIXERS
 from seqrec.errors import InputError
-from seqrec.layers import MIXERS
 from seqrec.specs import from_spec, to_spec
-from seqrec.testing.encoder_contract import check_causality, check_padding, cut
 from seqrec.types import History
 
 REPOSITORY = Path(__file__).parents[2]

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from conformance import ARCHITECTURES, Case
 from torch import Tensor
 
-from seqrec.layers import TokenGate
-from seqrec.layers import mamba as mamba_module
-from seqrec.layers import mamba2 as mamba2_module
-from seqrec.testing.encoder_contract import check_causality, check_padding
+from seqrec.encoders.contract import check_causality, check_padding
+from seqrec.encoders.layers import TokenGate
+from seqrec.encoders.layers import mamba as mamba_module
+from seqrec.encoders.layers import mamba2 as mamba2_module
 
 every_mamba = pytest.mark.parametrize("case", [case for case in ARCHITECTURES if case.mixer], ids=str)
 # Where each mixer finds its convolution and its scan.

@@ -9,11 +9,11 @@ from conformance import B, D, L, events
 from torch import Tensor
 
 from seqrec.encoders import MoEMaTrRec
+from seqrec.encoders.contract import changed_in_turn, check_padding, check_rows
+from seqrec.encoders.layers import CausalSelfAttention
 from seqrec.encoders.moematrrec import AttentionMambaMixture
 from seqrec.errors import InputError
-from seqrec.layers import CausalSelfAttention
 from seqrec.testing import check_encoder
-from seqrec.testing.encoder_contract import changed_in_turn, check_padding, check_rows
 
 both = pytest.mark.parametrize("causal", [True, False], ids=["causal", "as-published"])
 mixers_and_rotary = pytest.mark.parametrize(

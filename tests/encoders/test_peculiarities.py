@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from seqrec.encoders import ENCODERS, GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, SASRec
+from seqrec.encoders.layers import MIXERS, CausalSelfAttention, FeedForward, MambaMixer
 from seqrec.errors import InputError
-from seqrec.layers import MIXERS, CausalSelfAttention, FeedForward, MambaMixer
 from seqrec.specs import from_spec, to_spec
 from seqrec.types import History
 

@@ -7,9 +7,9 @@ import torch
 from conformance import ARCHITECTURES, Case, D, events
 
 from seqrec.encoders import ENCODERS
+from seqrec.encoders.contract import check_streaming, random_cuts, streamed_states
+from seqrec.encoders.state import State, StateFormat
 from seqrec.errors import InputError
-from seqrec.streaming import State, StateFormat
-from seqrec.testing.encoder_contract import check_streaming, random_cuts, streamed_states
 
 every_architecture = pytest.mark.parametrize("case", ARCHITECTURES, ids=str)
 MAX_LENGTH = 12

@@ -11,11 +11,11 @@ from conformance import ARCHITECTURES, Case, D, events
 from torch import Tensor, nn
 
 from seqrec.encoders import GRU4Rec, MambaRec, SASRec, SequenceEncoder
+from seqrec.encoders.contract import check_streaming
+from seqrec.encoders.layers import MIXERS, CausalSelfAttention, MambaMixer
+from seqrec.encoders.layers import mamba as mamba_module
+from seqrec.encoders.state import StateFormat
 from seqrec.errors import InputError
-from seqrec.layers import MIXERS, CausalSelfAttention, MambaMixer
-from seqrec.layers import mamba as mamba_module
-from seqrec.streaming import StateFormat
-from seqrec.testing.encoder_contract import check_streaming
 from seqrec.types import History
 
 ATTENTION = [case for case in ARCHITECTURES if case.name in ("SASRec", "MoEMaTrRec")]
@@ -38,7 +38,7 @@ def one_by_one(encoder: SequenceEncoder, x: Tensor, max_length: int) -> Tensor:
 def test_beyond_max_length_attention_is_that_of_a_sliding_window(
     case: Case, chunk: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("seqrec.layers.attention.CHUNK_EVENTS", chunk)
+    monkeypatch.setattr("seqrec.encoders.layers.attention.CHUNK_EVENTS", chunk)
     encoder, (x, history) = case.build().eval(), events([23, 17])
     index = torch.arange(23)
     age = index.unsqueeze(1) - index

@@ -12,8 +12,8 @@ import seqrec.models
 from seqrec.catalogue.table import ItemTable
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.encoders import ENCODERS, SequenceEncoder
+from seqrec.encoders.layers import Tensors
 from seqrec.errors import InputError
-from seqrec.layers import Tensors
 from seqrec.models import SequentialRecommender
 from seqrec.types import History
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from seqrec import encoders
+from seqrec.encoders.layers import LearnedPositions
 from seqrec.errors import InputError
-from seqrec.layers import LearnedPositions
 from seqrec.models import SASRec, SequentialRecommender
 from seqrec.models.recommending import Terms
 from seqrec.optim import Adam

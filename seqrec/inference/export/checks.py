@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from seqrec.encoders.layers import Tensors
 from seqrec.inference.export.formats import ExportError, Run
 from seqrec.inference.export.programs import NEXT_STATE, STATE
-from seqrec.layers import Tensors
 from seqrec.models import SequentialRecommender
 from seqrec.types import History, RaggedItems, SequenceBatch
 

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from seqrec.encoders.layers import Tensors
 from seqrec.errors import InputError
 from seqrec.inference.export.programs import Program
 from seqrec.inference.export.tables import Table
-from seqrec.layers import Tensors
 
 Format = Literal["onnx", "torch"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seqrec.encoders.layers import Tensors
 from seqrec.inference.export.recurrence import traceable
 from seqrec.inference.export.tables import Table
-from seqrec.layers import Tensors
 from seqrec.models import SequentialRecommender
 from seqrec.types import History
 

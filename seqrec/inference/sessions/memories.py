@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqrec.data.collate import padded_rows
+from seqrec.encoders.state import State, StateFormat, weights_digest
 from seqrec.errors import InputError, SessionStoreError
 from seqrec.inference.sessions.rows import StateRows
 from seqrec.models import Recommender, SequentialRecommender
-from seqrec.streaming import State, StateFormat, weights_digest
 from seqrec.types import History, RaggedItems, SequenceBatch
 
 Int64Array = NDArray[np.int64]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from seqrec.streaming import State, as_bytes
+from seqrec.encoders.state import State, as_bytes
 
 
 class StateRows:

@@ -11,7 +11,7 @@ import torch
 
 import seqrec.models
 from seqrec.encoders import SequenceEncoder
-from seqrec.layers import Tensors
+from seqrec.encoders.layers import Tensors
 from seqrec.models import SequentialRecommender
 from seqrec.types import History, RaggedItems, SequenceBatch
 

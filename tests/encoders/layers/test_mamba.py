@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from seqrec.layers import MambaMixer
+from seqrec.encoders.layers import MambaMixer
 
 
 def naive_mixer(mixer: MambaMixer, x: torch.Tensor) -> torch.Tensor:

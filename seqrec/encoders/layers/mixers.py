@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from seqrec.encoders.layers.mamba import MambaMixer
+from seqrec.encoders.layers.mamba2 import Mamba2Mixer
 from seqrec.errors import InputError
-from seqrec.layers.mamba import MambaMixer
-from seqrec.layers.mamba2 import Mamba2Mixer
 from seqrec.registry import did_you_mean
 
 MIXERS: dict[str, type[MambaMixer] | type[Mamba2Mixer]] = {"mamba": MambaMixer, "mamba2": Mamba2Mixer}

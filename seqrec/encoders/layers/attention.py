@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seqrec.encoders.layers.rotary import rotary_turns, rotate
+from seqrec.encoders.layers.streamed import Tensors
 from seqrec.errors import InputError
-from seqrec.layers.rotary import rotary_turns, rotate
-from seqrec.layers.streamed import Tensors
 
 # New events of a stream that attend together: bounds the mask to this times W + this.
 CHUNK_EVENTS = 256
@@ -29,7 +29,7 @@ class CausalSelfAttention(nn.Module):
         d_model: Width D.
         num_heads: H, a divisor of D.
         dropout: Share of attention weights set to 0 in training.
-        rotary: Whether queries and keys are turned by their positions; see `seqrec.layers.rotate`. Scores then depend
+        rotary: Whether queries and keys are turned by their positions; see `seqrec.encoders.layers.rotate`. Scores then depend
             on distances between events, and keys that a stream keeps stay valid.
 
     Raises:

@@ -8,8 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from seqrec.layers.recomputed import run_block
-from seqrec.layers.streamed import Tensors, joined, separated, streamed
+from seqrec.encoders.layers.recomputed import run_block
+from seqrec.encoders.layers.streamed import Tensors, joined, separated, streamed
 
 
 def make_norm(d_model: int, layer_norm: bool) -> nn.Module:

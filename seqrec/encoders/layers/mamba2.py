@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from seqrec.encoders.layers.mamba import convolve_further, initial_dt_bias
+from seqrec.encoders.layers.streamed import Tensors
 from seqrec.errors import InputError
-from seqrec.layers.mamba import convolve_further, initial_dt_bias
-from seqrec.layers.streamed import Tensors
 from seqrec.ops import causal_conv1d, ssd_scan
 from seqrec.ops.ssd import ssd_step
 

@@ -10,8 +10,8 @@ from torch.profiler import profile
 
 from seqrec import encoders
 from seqrec.encoders import ENCODERS, SequenceEncoder
+from seqrec.encoders.layers import recompute_blocks, run_block
 from seqrec.errors import InputError
-from seqrec.layers import recompute_blocks, run_block
 from seqrec.types import History
 
 

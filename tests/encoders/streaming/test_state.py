@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from seqrec import streaming
+from seqrec.encoders import state as streaming
+from seqrec.encoders.state import State, StateFormat, encoder_digest
 from seqrec.errors import InputError
-from seqrec.streaming import State, StateFormat, encoder_digest
 
 
 class Encoder(nn.Module):

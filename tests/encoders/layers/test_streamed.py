@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from seqrec.encoders.layers import FeedForward, ResidualStack, joined, separated, streamed
 from seqrec.errors import InputError
-from seqrec.layers import FeedForward, ResidualStack, joined, separated, streamed
 
 
 def test_parts_come_back_with_their_own_names():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seqrec.encoders import SequenceEncoder
-from seqrec.streaming import State
+from seqrec.encoders.state import State
 from seqrec.types import History
 
 # Events of the histories that are changed one event at a time.

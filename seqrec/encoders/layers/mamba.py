@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seqrec.layers.streamed import Tensors
+from seqrec.encoders.layers.streamed import Tensors
 from seqrec.ops import causal_conv1d, selective_scan
 from seqrec.ops.selective_scan import selective_scan_step
 

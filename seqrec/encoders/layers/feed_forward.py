@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from seqrec.layers.streamed import Tensors
+from seqrec.encoders.layers.streamed import Tensors
 
 
 class FeedForward(nn.Module):

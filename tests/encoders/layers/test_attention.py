@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from seqrec.encoders.layers import CausalSelfAttention, rotary_turns, rotate
 from seqrec.errors import InputError
-from seqrec.layers import CausalSelfAttention, rotary_turns, rotate
 
 
 def naive_attention(layer: CausalSelfAttention, x: torch.Tensor) -> torch.Tensor:

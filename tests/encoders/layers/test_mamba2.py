@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from seqrec.encoders.layers import MIXERS, Mamba2Mixer, MambaMixer, make_mixer
 from seqrec.errors import InputError
-from seqrec.layers import MIXERS, Mamba2Mixer, MambaMixer, make_mixer
 
 
 def naive_mixer(mixer: Mamba2Mixer, x: torch.Tensor) -> torch.Tensor:

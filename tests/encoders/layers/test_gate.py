@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from seqrec.layers import TokenGate
+from seqrec.encoders.layers import TokenGate
 
 
 def test_weights_are_positive_and_sum_to_one():

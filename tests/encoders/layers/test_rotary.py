@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from seqrec.layers import rotary_turns, rotate
+from seqrec.encoders.layers import rotary_turns, rotate
 
 
 def textbook(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

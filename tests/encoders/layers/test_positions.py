@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from seqrec.encoders.layers import LearnedPositions
 from seqrec.errors import InputError
-from seqrec.layers import LearnedPositions
 from seqrec.types import History
 
 

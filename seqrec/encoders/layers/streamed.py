@@ -50,7 +50,7 @@ def streamed(layer: nn.Module) -> Streamed:
     if not (hasattr(layer, "zero_state") and hasattr(layer, "advance")):
         raise InputError(
             f"{type(layer).__name__} has no streaming state; give it `zero_state` and `advance` as in "
-            "seqrec.layers.Streamed"
+            "seqrec.encoders.layers.Streamed"
         )
     return cast("Streamed", layer)
 

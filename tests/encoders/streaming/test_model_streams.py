@@ -9,9 +9,9 @@ import torch
 
 import seqrec.models
 from seqrec.encoders import ENCODERS
+from seqrec.encoders.state import StateFormat
 from seqrec.errors import InputError
 from seqrec.models import SequentialRecommender
-from seqrec.streaming import StateFormat
 from seqrec.types import History
 
 NUM_ITEMS, MAX_LENGTH = 20, 8

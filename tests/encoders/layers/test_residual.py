@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from seqrec.layers import ResidualStack
-from seqrec.layers.residual import Residual
+from seqrec.encoders.layers import ResidualStack
+from seqrec.encoders.layers.residual import Residual
 
 
 @pytest.mark.parametrize("layer_norm", [True, False])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from seqrec.layers import FeedForward
+from seqrec.encoders.layers import FeedForward
 
 
 def test_feed_forward_equals_its_equation():
