@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from seqrec.data.store import EventStore
     from seqrec.data.windows import NewestWindow, RandomCrop, StridedWindows, TrainWindows
     from seqrec.encoders import SequenceEncoder
+    from seqrec.encoders.contract import check_encoder
     from seqrec.errors import InputError
     from seqrec.inference import load
     from seqrec.inference.export import export
@@ -76,7 +77,6 @@ if TYPE_CHECKING:
     )
     from seqrec.results import Comparison, compare, read_results
     from seqrec.runs import RunFolder
-    from seqrec.testing import check_encoder
     from seqrec.types import History, Recommendations, SequenceBatch
 
 __version__ = "0.2.0"
@@ -91,7 +91,7 @@ _MODULES = {
     "seqrec.data.windows": "NewestWindow RandomCrop StridedWindows TrainWindows",
     "seqrec.catalogue.table": "ItemTable",
     "seqrec.encoders": "SequenceEncoder",
-    "seqrec.testing": "check_encoder",
+    "seqrec.encoders.contract": "check_encoder",
     "seqrec.errors": "InputError",
     "seqrec.inference": "load",
     "seqrec.inference.export": "export",

@@ -10,7 +10,7 @@ from conformance import ARCHITECTURES, Case
 from torch import Tensor, nn
 
 from seqrec.encoders import SequenceEncoder
-from seqrec.testing import check_encoder
+from seqrec.encoders.contract import check_encoder
 from seqrec.types import History
 
 

@@ -9,11 +9,10 @@ from conformance import B, D, L, events
 from torch import Tensor
 
 from seqrec.encoders import MoEMaTrRec
-from seqrec.encoders.contract import changed_in_turn, check_padding, check_rows
+from seqrec.encoders.contract import changed_in_turn, check_encoder, check_padding, check_rows
 from seqrec.encoders.layers import CausalSelfAttention
 from seqrec.encoders.moematrrec import AttentionMambaMixture
 from seqrec.errors import InputError
-from seqrec.testing import check_encoder
 
 both = pytest.mark.parametrize("causal", [True, False], ids=["causal", "as-published"])
 mixers_and_rotary = pytest.mark.parametrize(

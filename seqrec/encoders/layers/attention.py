@@ -29,8 +29,8 @@ class CausalSelfAttention(nn.Module):
         d_model: Width D.
         num_heads: H, a divisor of D.
         dropout: Share of attention weights set to 0 in training.
-        rotary: Whether queries and keys are turned by their positions; see `seqrec.encoders.layers.rotate`. Scores then depend
-            on distances between events, and keys that a stream keeps stay valid.
+        rotary: Whether queries and keys are turned by their positions; see `seqrec.encoders.layers.rotate`.
+            Scores then depend on distances between events, and keys that a stream keeps stay valid.
 
     Raises:
         InputError: `num_heads` does not divide `d_model`, or `rotary` with heads of odd width.

@@ -33,8 +33,8 @@ def recompute_blocks(module: nn.Module, recompute: bool) -> None:
     parts: list[Any] = [part for part in module.modules() if hasattr(part, "recompute")]
     if recompute and not parts:
         raise InputError(
-            f"{type(module).__name__} has no blocks that can be recomputed: build it of seqrec.encoders.layers.ResidualStack, "
-            "or give it an attribute recompute and call its blocks by seqrec.encoders.layers.run_block"
+            f"{type(module).__name__} has no blocks that can be recomputed: build it of "
+            "seqrec.encoders.layers.ResidualStack, or give it an attribute recompute and call its blocks by seqrec.encoders.layers.run_block"
         )
     for part in parts:
         part.recompute = recompute
