@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from seqrec.inference import load
     from seqrec.inference.export import export
     from seqrec.inference.sessions import Event, MemoryStore, RedisStore, SessionRecommender, SQLiteStore
-    from seqrec.losses import BCE, GBCE, FullSoftmax, InBatchSoftmax, Loss, SampledSoftmax
     from seqrec.models import (
         Baseline,
         Explanation,
@@ -51,22 +50,6 @@ if TYPE_CHECKING:
         TrainingEvents,
         evaluate,
     )
-    from seqrec.negatives import (
-        InBatchNegatives,
-        MixedNegatives,
-        NegativeSampler,
-        PopularityNegatives,
-        UniformNegatives,
-    )
-    from seqrec.optim import (
-        Adam,
-        AdamW,
-        InverseSquareRoot,
-        LazyAdam,
-        LinearWarmup,
-        RowwiseAdagrad,
-        WarmupCosine,
-    )
     from seqrec.protocols import (
         FullRanking,
         PopularityCandidates,
@@ -77,6 +60,23 @@ if TYPE_CHECKING:
     )
     from seqrec.results import Comparison, compare, read_results
     from seqrec.runs import RunFolder
+    from seqrec.training.losses import BCE, GBCE, FullSoftmax, InBatchSoftmax, Loss, SampledSoftmax
+    from seqrec.training.negatives import (
+        InBatchNegatives,
+        MixedNegatives,
+        NegativeSampler,
+        PopularityNegatives,
+        UniformNegatives,
+    )
+    from seqrec.training.optim import (
+        Adam,
+        AdamW,
+        InverseSquareRoot,
+        LazyAdam,
+        LinearWarmup,
+        RowwiseAdagrad,
+        WarmupCosine,
+    )
     from seqrec.types import History, Recommendations, SequenceBatch
 
 __version__ = "0.2.0"
@@ -96,13 +96,13 @@ _MODULES = {
     "seqrec.inference": "load",
     "seqrec.inference.export": "export",
     "seqrec.inference.sessions": "Event MemoryStore RedisStore SQLiteStore SessionRecommender",
-    "seqrec.losses": "BCE GBCE FullSoftmax InBatchSoftmax Loss SampledSoftmax",
+    "seqrec.training.losses": "BCE GBCE FullSoftmax InBatchSoftmax Loss SampledSoftmax",
     "seqrec.models": (
         "Baseline Explanation GRU4Rec ItemKNN MambaRec Markov MoEMaTrRec Popularity RecMamba "
         "RecentPopularity Recommender SASRec SequentialRecommender TrainingEvents evaluate"
     ),
-    "seqrec.negatives": "InBatchNegatives MixedNegatives NegativeSampler PopularityNegatives UniformNegatives",
-    "seqrec.optim": "Adam AdamW InverseSquareRoot LazyAdam LinearWarmup RowwiseAdagrad WarmupCosine",
+    "seqrec.training.negatives": "InBatchNegatives MixedNegatives NegativeSampler PopularityNegatives UniformNegatives",
+    "seqrec.training.optim": "Adam AdamW InverseSquareRoot LazyAdam LinearWarmup RowwiseAdagrad WarmupCosine",
     "seqrec.protocols": "FullRanking PopularityCandidates Protocol SampledRanking UniformCandidates WholeCatalogue",
     "seqrec.results": "Comparison compare read_results",
     "seqrec.callbacks": "BestCheckpoint EarlyStopping ResumePoints",

@@ -16,11 +16,11 @@ from seqrec.data.windows import TrainWindows
 from seqrec.encoders import SequenceEncoder
 from seqrec.errors import InputError
 from seqrec.inference.sessions import MemoryStore, RedisStore, SQLiteStore
-from seqrec.losses import Loss
 from seqrec.models import Recommender
-from seqrec.negatives import NegativeSampler
-from seqrec.optim import OptimizerFactory, Schedule, TableOptimizer
 from seqrec.protocols import PRESETS, Candidates, Protocol
+from seqrec.training.losses import Loss
+from seqrec.training.negatives import NegativeSampler
+from seqrec.training.optim import OptimizerFactory, Schedule, TableOptimizer
 
 # Config key -> the class whose subclasses it takes.
 KINDS: dict[str, type] = {

@@ -19,8 +19,8 @@ from seqrec.catalogue.distributed import leave_job
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.encoders import ENCODERS
-from seqrec.losses import FullSoftmax
-from seqrec.optim import Adam, WarmupCosine
+from seqrec.training.losses import FullSoftmax
+from seqrec.training.optim import Adam, WarmupCosine
 
 BATCH_SIZE, STEPS = 16, 20
 PLAIN: dict[str, Any] = {"accumulate": 1, "schedule": False, "clip": None, "execution": {}}

@@ -26,12 +26,12 @@ from seqrec.catalogue.scorer import Scorer
 from seqrec.catalogue.sharding import ShardedEmbedding, exchange
 from seqrec.catalogue.table import ItemTable
 from seqrec.errors import InputError
-from seqrec.losses import SampledSoftmax
 from seqrec.models import SASRec
 from seqrec.models.sharded_job import sharded_tables
-from seqrec.negatives import Negatives, NegativeSampler
-from seqrec.optim import Adam, LazyAdam, RowwiseAdagrad
 from seqrec.ranks import Targets, catalogue_ranks
+from seqrec.training.losses import SampledSoftmax
+from seqrec.training.negatives import Negatives, NegativeSampler
+from seqrec.training.optim import Adam, LazyAdam, RowwiseAdagrad
 from seqrec.types import History, RaggedItems, SequenceBatch
 
 ROWS, LENGTH, STEPS = 6, 5, 10  # steps an epoch; runs have two epochs

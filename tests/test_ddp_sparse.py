@@ -19,10 +19,10 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from seqrec.catalogue.distributed import leave_job
 from seqrec.catalogue.table import ItemTable
-from seqrec.losses import SampledSoftmax
+from seqrec.training.losses import SampledSoftmax
 from seqrec.models import SASRec
-from seqrec.negatives import Negatives, NegativeSampler
-from seqrec.optim import Adam, LazyAdam, RowwiseAdagrad
+from seqrec.training.negatives import Negatives, NegativeSampler
+from seqrec.training.optim import Adam, LazyAdam, RowwiseAdagrad
 from seqrec.types import History, RaggedItems, SequenceBatch
 
 ranks, runs = int(sys.argv[1]), json.loads(sys.argv[2])

@@ -16,9 +16,9 @@ from seqrec.callbacks.checkpoint_files import read_checkpoint
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.data.windows import RandomCrop
-from seqrec.losses import SampledSoftmax
 from seqrec.models import MambaRec
-from seqrec.negatives import PopularityNegatives
+from seqrec.training.losses import SampledSoftmax
+from seqrec.training.negatives import PopularityNegatives
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 

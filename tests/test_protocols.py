@@ -15,7 +15,6 @@ from seqrec.catalogue.scorer import Scorer
 from seqrec.data.splits import GlobalTime, LastN, LeaveOneOut
 from seqrec.errors import InputError
 from seqrec.metrics import hit_rate, ndcg
-from seqrec.negatives import draw_unseen
 from seqrec.protocols import (
     PRESETS,
     Candidates,
@@ -31,6 +30,7 @@ from seqrec.protocols import (
 from seqrec.protocols.draws import draw_by_weight, first_distinct, hashed_uniforms
 from seqrec.ranks import Targets
 from seqrec.specs import from_spec, to_spec
+from seqrec.training.negatives import draw_unseen
 from seqrec.types import History, RaggedItems, SeenItems, SequenceBatch
 
 NUM_ITEMS = 40

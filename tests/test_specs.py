@@ -5,10 +5,10 @@ import json
 import pytest
 
 from seqrec.errors import InputError
-from seqrec.losses import BCE
-from seqrec.negatives import UniformNegatives
-from seqrec.optim import AdamW
 from seqrec.specs import from_spec, to_spec
+from seqrec.training.losses import BCE
+from seqrec.training.negatives import UniformNegatives
+from seqrec.training.optim import AdamW
 
 
 class Forgetful:
@@ -59,7 +59,7 @@ def test_objects_pass_through_from_spec_unchanged():
 
 
 def test_class_path_alone_builds_with_defaults():
-    assert from_spec({"class_path": "seqrec.optim.AdamW"}).lr == AdamW().lr
+    assert from_spec({"class_path": "seqrec.training.optim.AdamW"}).lr == AdamW().lr
 
 
 def test_an_object_that_forgets_an_argument_is_refused():
@@ -82,13 +82,16 @@ def test_an_object_with_open_arguments_is_refused():
             r"cannot build nowhere.at_all.Loss: No module named 'nowhere'",
         ),
         (
-            {"class_path": "seqrec.losses.Missing"},
-            r"cannot build seqrec.losses.Missing: .* no attribute 'Missing'",
+            {"class_path": "seqrec.training.losses.Missing"},
+            r"cannot build seqrec.training.losses.Missing: .* no attribute 'Missing'",
         ),
         ({"class_path": "SASRec"}, r"cannot build SASRec: "),
-        ({"class_path": "seqrec.optim.Adam", "init_args": {"rate": 1}}, r"cannot build .*Adam: .*'rate'"),
         (
-            {"class_path": "seqrec.optim.Adam", "init_args": {"lr": -1}},
+            {"class_path": "seqrec.training.optim.Adam", "init_args": {"rate": 1}},
+            r"cannot build .*Adam: .*'rate'",
+        ),
+        (
+            {"class_path": "seqrec.training.optim.Adam", "init_args": {"lr": -1}},
             r"cannot build .*Adam: lr=-1 must be above 0",
         ),
     ],

@@ -17,8 +17,8 @@ from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.errors import InputError
 from seqrec.models import SASRec
-from seqrec.optim import Adam, LazyAdam, OptimizerFactory
 from seqrec.runs import RunFolder
+from seqrec.training.optim import Adam, LazyAdam, OptimizerFactory
 from seqrec.tuning import find_batch_size, find_lr, suggest_lr
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

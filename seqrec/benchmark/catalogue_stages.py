@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from seqrec.losses import Loss
     from seqrec.models import SequentialRecommender
-    from seqrec.optim import OptimizerFactory
+    from seqrec.training.losses import Loss
+    from seqrec.training.optim import OptimizerFactory
     from seqrec.types import SequenceBatch
 
 # Draws of each event where events do not share them; more of them are shared.
@@ -104,8 +104,8 @@ def _model(
 
 
 def _loss(objective: str) -> Loss:
-    from seqrec import losses
-    from seqrec.negatives import UniformNegatives
+    from seqrec.training import losses
+    from seqrec.training.negatives import UniformNegatives
 
     if objective in ("BCE", "GBCE"):
         made: Loss = getattr(losses, objective)(
@@ -118,7 +118,7 @@ def _loss(objective: str) -> Loss:
 
 
 def _optimizer(name: str) -> OptimizerFactory:
-    from seqrec.optim import Adam, RowwiseAdagrad
+    from seqrec.training.optim import Adam, RowwiseAdagrad
 
     return Adam(table=RowwiseAdagrad()) if name == "rowwise_adagrad" else Adam()
 

@@ -120,9 +120,9 @@ def signal_log(folder: str, lag: int, events: int, batch_size: int, seed: int) -
 def _recommender(name: str, data: SequenceDataModule, settings: dict[str, Any]) -> Recommender:
     from seqrec import models
     from seqrec.catalogue.table import ItemTable
-    from seqrec.losses import FullSoftmax
-    from seqrec.optim import Adam
     from seqrec.protocols import FullRanking
+    from seqrec.training.losses import FullSoftmax
+    from seqrec.training.optim import Adam
 
     cls = getattr(models, name)
     if issubclass(cls, models.Baseline):

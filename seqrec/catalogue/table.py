@@ -86,7 +86,7 @@ class ItemEmbedding(nn.Module):
     """One vector an item; row 0 is padding, zero, and never trained.
 
     With `sparse`, gradients are torch's sparse tensors over the rows that were read, which optimisers of
-    `seqrec.optim` and `torch.optim.SparseAdam` take; nothing of the table's size is made in a step.
+    `seqrec.training.optim` and `torch.optim.SparseAdam` take; nothing of the table's size is made in a step.
 
     Args:
         num_items: Items 1..num_items.

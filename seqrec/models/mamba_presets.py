@@ -6,9 +6,9 @@ from typing import Literal
 
 from seqrec import encoders
 from seqrec.catalogue.table import ItemTable
-from seqrec.losses import Loss
 from seqrec.models.sequential import SequentialRecommender
-from seqrec.optim import OptimizerFactory
+from seqrec.training.losses import Loss
+from seqrec.training.optim import OptimizerFactory
 
 
 class RecMamba(SequentialRecommender):

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from seqrec import encoders
 from seqrec.catalogue.table import ItemTable
-from seqrec.losses import Loss
 from seqrec.models.mamba_presets import MambaRec, MoEMaTrRec, RecMamba
 from seqrec.models.sequential import SequentialRecommender
-from seqrec.optim import OptimizerFactory
+from seqrec.training.losses import Loss
+from seqrec.training.optim import OptimizerFactory
 
 __all__ = ["GRU4Rec", "MambaRec", "MoEMaTrRec", "RecMamba", "SASRec"]
 

@@ -21,13 +21,13 @@ from seqrec.data.datamodule import SequenceDataModule
 from seqrec.encoders import SequenceEncoder
 from seqrec.encoders.layers import LearnedPositions
 from seqrec.errors import InputError
-from seqrec.losses import BCE, Loss
 from seqrec.models.sharded_job import WholeTables, check_job
 from seqrec.models.step_log import log_step
 from seqrec.models.streamed import StreamedRecommender
-from seqrec.optim import Adam, OptimizerFactory, in_words
-from seqrec.optim.clipping import clip_gradients
 from seqrec.specs import from_spec, to_spec
+from seqrec.training.losses import BCE, Loss
+from seqrec.training.optim import Adam, OptimizerFactory, in_words
+from seqrec.training.optim.clipping import clip_gradients
 from seqrec.types import History, SequenceBatch
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer
 from seqrec.errors import InputError
-from seqrec.negatives import draw_unseen
 from seqrec.protocols.candidates import Candidates, TrainingCounts
 from seqrec.protocols.draws import draw_by_weight, first_distinct, hashed_uniforms
 from seqrec.ranks import Targets, candidate_ranks
+from seqrec.training.negatives import draw_unseen
 from seqrec.types import SeenItems, SequenceBatch, TargetRanks
 
 

@@ -17,9 +17,9 @@ from seqrec import models
 from seqrec.callbacks import Execution
 from seqrec.encoders import ENCODERS, SequenceEncoder
 from seqrec.errors import InputError
-from seqrec.losses import FullSoftmax
 from seqrec.models import Popularity, SequentialRecommender
-from seqrec.optim import Adam
+from seqrec.training.losses import FullSoftmax
+from seqrec.training.optim import Adam
 from seqrec.types import History, RaggedItems, SequenceBatch
 
 NUM_ITEMS = 50

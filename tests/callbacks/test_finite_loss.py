@@ -15,8 +15,8 @@ from seqrec.catalogue.scorer import Scorer
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.errors import DivergenceError
-from seqrec.losses import BCE, Loss
 from seqrec.models import GRU4Rec
+from seqrec.training.losses import BCE, Loss
 from seqrec.types import SequenceBatch
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

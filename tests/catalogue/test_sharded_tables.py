@@ -21,9 +21,9 @@ from seqrec.catalogue.scorer import Scorer
 from seqrec.catalogue.sharding import RowShards, ShardedEmbedding, keep_own_state
 from seqrec.catalogue.table import ItemEmbedding, ItemTable
 from seqrec.errors import InputError
-from seqrec.losses import FullSoftmax
 from seqrec.models import SASRec
 from seqrec.models.sharded_job import check_job
+from seqrec.training.losses import FullSoftmax
 from seqrec.types import History
 
 TABLES = ("items.table.weight", "output_items.table.weight", "users.table.weight")

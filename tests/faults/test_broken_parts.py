@@ -113,7 +113,7 @@ def test_a_second_job_in_a_folder_is_refused_and_the_first_goes_on(start: Callab
 def test_a_loss_that_is_no_number_ends_the_run(start: Callable[..., Job], tmp_path: Path):
     """Status 2; step, users and the last good checkpoint are named, and that is whole and finite."""
     breaks = (
-        "from seqrec.losses import BCE; inner, calls = BCE.forward, []\n"
+        "from seqrec.training.losses import BCE; inner, calls = BCE.forward, []\n"
         "def forward(self, *args):\n"
         "    calls.append(1)\n"
         "    return inner(self, *args) * (float('nan') if len(calls) == 8 else 1)\n"

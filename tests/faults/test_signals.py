@@ -54,7 +54,7 @@ def test_sigint_twice_ends_at_once_and_leaves_the_newest_point_whole(
 ):
     """In a step of a minute the first Ctrl-C is noted, the second ends the run with 130; the point before is whole."""
     slow = (
-        "import time; from seqrec.losses import BCE; inner, calls = BCE.forward, []\n"
+        "import time; from seqrec.training.losses import BCE; inner, calls = BCE.forward, []\n"
         "def forward(self, *args):\n"
         "    calls.append(1)\n"
         "    if len(calls) > 7: print('slow step', flush=True); time.sleep(60)\n"

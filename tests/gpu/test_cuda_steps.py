@@ -10,7 +10,7 @@ import torch
 
 from seqrec.callbacks import StepSeeds
 from seqrec.callbacks.host_value import HostValue
-from seqrec.optim import RowAdam
+from seqrec.training.optim import RowAdam
 from seqrec.types import History, RaggedItems, SequenceBatch
 
 pytestmark = [

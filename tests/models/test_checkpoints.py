@@ -12,11 +12,11 @@ import torch
 import seqrec.models
 from seqrec import encoders
 from seqrec.encoders import ENCODERS
-from seqrec.losses import BCE
 from seqrec.models import Popularity, Recommender, SequentialRecommender
-from seqrec.negatives import UniformNegatives
-from seqrec.optim import AdamW
 from seqrec.specs import to_spec
+from seqrec.training.losses import BCE
+from seqrec.training.negatives import UniformNegatives
+from seqrec.training.optim import AdamW
 from seqrec.types import SequenceBatch
 
 Save = Callable[[Recommender, Sequence[SequenceBatch]], Path]

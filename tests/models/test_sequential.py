@@ -12,7 +12,7 @@ from seqrec.encoders.layers import LearnedPositions
 from seqrec.errors import InputError
 from seqrec.models import SASRec, SequentialRecommender
 from seqrec.models.recommending import Terms
-from seqrec.optim import Adam
+from seqrec.training.optim import Adam
 from seqrec.types import SequenceBatch
 
 MakeBatch = Callable[..., SequenceBatch]

@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 
 from seqrec.catalogue.table import ItemTable
-from seqrec.losses import SampledSoftmax
 from seqrec.models import SASRec
-from seqrec.negatives import UniformNegatives
-from seqrec.optim import Adam, LazyAdam, LinearWarmup, RowwiseAdagrad
+from seqrec.training.losses import SampledSoftmax
+from seqrec.training.negatives import UniformNegatives
+from seqrec.training.optim import Adam, LazyAdam, LinearWarmup, RowwiseAdagrad
 from seqrec.types import SequenceBatch
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

@@ -1,0 +1,51 @@
+"""Cross-entropy over the whole catalogue."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from seqrec.catalogue.scorer import Scorer
+from seqrec.errors import InputError
+from seqrec.training.losses.base import Loss, select_events
+from seqrec.training.losses.chunked_cross_entropy import Candidates, chunked_cross_entropy
+from seqrec.training.losses.sampled import target_scores
+from seqrec.types import SequenceBatch
+
+
+class FullSoftmax(Loss):
+    """`-log softmax(scores of items 1..num_items)[target]`, mean over targets; scores (B, L, V) are never held.
+
+    With SASRec it is what Klenitskiy & Vasilev 2023 (Turning Dross Into Gold Loss: Is BERT4Rec really better than
+    SASRec?) train. Value and gradients are those of plain cross-entropy; `chunked_cross_entropy` says how.
+
+    Args:
+        chunk: Most scores held at a time, at 4 bytes each; None is 2^20 on CPU, where 4 MiB stay in the cache, and
+            2^25 elsewhere.
+
+    Raises:
+        InputError: `chunk` below 1.
+    """
+
+    def __init__(self, *, chunk: int | None = None) -> None:
+        super().__init__()
+        if chunk is not None and chunk < 1:
+            raise InputError(f"chunk={chunk} must be at least 1, or None for the device's default")
+        self.chunk = chunk
+
+    @property
+    def needs_seen(self) -> bool:
+        """False."""
+        return False
+
+    @property
+    def reads_all_items(self) -> bool:
+        """True."""
+        return True
+
+    def forward(self, states: Tensor, batch: SequenceBatch, scorer: Scorer) -> Tensor:
+        """See `Loss.forward`."""
+        events = select_events(states, batch)
+        candidates = Candidates(scorer.item_vectors, own=events.targets, first=1)
+        return chunked_cross_entropy(
+            events.states, target_scores(events, scorer), candidates, chunk=self.chunk
+        )

@@ -1,0 +1,111 @@
+"""Negatives by how often items occur in training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from seqrec.errors import InputError
+from seqrec.training.negatives.alias import AliasTable, alias_table
+from seqrec.training.negatives.base import Negatives, NegativeSampler, check_num_negatives, seen_draws
+from seqrec.types import SeenItems
+
+
+class PopularityNegatives(NegativeSampler):
+    """Items proportional to count^alpha in training, with replacement, by an alias table in float64.
+
+    Items that training does not hold are never drawn. With `exclude_seen`, draws that the user has seen do not count,
+    and are not drawn again: a user who has seen nearly everything has few negatives or none, and sampling always ends.
+
+    Args:
+        num_negatives: Draws N a position, or a batch with `shared`.
+        alpha: Power of the counts: 1 is popularity, 0 is uniform over the items of training, 0.75 is word2vec's
+            (Mikolov et al. 2013).
+        exclude_seen: Whether items of the user's training history never count as negatives.
+        shared: Whether all positions of a batch share their draws, which makes scoring them one matrix product.
+
+    Raises:
+        InputError: no draws, or an `alpha` below 0.
+    """
+
+    needs_item_counts = True
+
+    def __init__(
+        self,
+        num_negatives: int = 1,
+        *,
+        alpha: float = 0.75,
+        exclude_seen: bool = True,
+        shared: bool = False,
+    ) -> None:
+        self.num_negatives = check_num_negatives(num_negatives)
+        if not 0 <= alpha < float("inf"):
+            raise InputError(f"alpha={alpha} must be at least 0 and finite")
+        self.alpha = alpha
+        self.exclude_seen = exclude_seen
+        self.shared = shared
+        # Not buffers of a module: DistributedDataParallel would send them at every step.
+        self._table: AliasTable | None = None
+        self._log_probabilities: Tensor | None = None
+
+    def use_item_counts(self, counts: Tensor) -> None:
+        """See `NegativeSampler.use_item_counts`."""
+        check_item_counts(counts)
+        # Relative to the largest, so that no power overflows; 0^0 is 0 here.
+        weights = (counts.double() / counts.max()).pow(self.alpha).masked_fill_(counts == 0, 0)
+        self._table = alias_table(weights)
+        self._log_probabilities = weights.div_(weights.sum()).log_()
+
+    def num_draws(self, num_positions: int) -> int:
+        """See `NegativeSampler.num_draws`."""
+        return self.num_negatives
+
+    def sample(self, rows: Tensor, targets: Tensor, seen: SeenItems | None, num_items: int) -> Negatives:
+        """See `NegativeSampler.sample`."""
+        shape = (self.num_negatives,) if self.shared else (len(rows), self.num_negatives)
+        item_ids = self._on(rows.device, num_items)[0].draw(shape)
+        excluded = seen_draws(item_ids, rows, seen) if self.exclude_seen else None
+        return Negatives(item_ids, self.log_probabilities(item_ids, rows, seen, num_items), excluded)
+
+    def log_probabilities(
+        self, item_ids: Tensor, rows: Tensor, seen: SeenItems | None, num_items: int
+    ) -> Tensor:
+        """See `NegativeSampler.log_probabilities`."""
+        return self._on(rows.device, num_items)[1][item_ids]
+
+    def _on(self, device: torch.device, num_items: int) -> tuple[AliasTable, Tensor]:
+        """The tables, moved for good to where positions are."""
+        if self._table is None or self._log_probabilities is None:
+            raise InputError(missing_item_counts(self))
+        check_catalogue(self, len(self._log_probabilities), num_items)
+        if self._log_probabilities.device != device:
+            self._table, self._log_probabilities = self._table.to(device), self._log_probabilities.to(device)
+        return self._table, self._log_probabilities
+
+
+def check_item_counts(counts: Tensor) -> None:
+    """Refuse counts that are no counts of a training log."""
+    fix = "give (num_items + 1,) counts of items in training, as SequenceDataModule.train_item_counts does"
+    if counts.dim() != 1 or counts.is_floating_point() or len(counts) < 2:
+        raise InputError(f"item counts of shape {tuple(counts.shape)} and type {counts.dtype}; {fix}")
+    if int(counts.min()) < 0 or int(counts[0]) != 0:
+        raise InputError(f"item counts must be at least 0, and 0 for item 0, which is padding; {fix}")
+    if int(counts.max()) == 0:
+        raise InputError(f"all {len(counts) - 1} item counts are 0, so no item can be drawn; {fix}")
+
+
+def check_catalogue(sampler: NegativeSampler, size: int, num_items: int) -> None:
+    """Refuse counts of another catalogue than the one that is scored."""
+    if size != num_items + 1:
+        raise InputError(
+            f"{type(sampler).__name__} has counts of {size - 1} items, but the model has {num_items}; "
+            "call use_item_counts with the counts of this catalogue"
+        )
+
+
+def missing_item_counts(sampler: NegativeSampler) -> str:
+    """Message for a draw before `use_item_counts`."""
+    return (
+        f"{type(sampler).__name__} needs how often items occur in training: fit with a SequenceDataModule, or call "
+        "use_item_counts(torch.from_numpy(data.train_item_counts())) before the first step"
+    )
