@@ -18,7 +18,6 @@ from seqrec import aliases
 
 # For editors and type checkers; `_MODULES` says the same at run time, and a test compares the two.
 if TYPE_CHECKING:
-    from seqrec.callbacks import BestCheckpoint, EarlyStopping, ResumePoints
     from seqrec.catalogue.search import ExactSearch, FaissSearch
     from seqrec.catalogue.table import ItemTable
     from seqrec.data.datamodule import SequenceDataModule
@@ -60,6 +59,7 @@ if TYPE_CHECKING:
     )
     from seqrec.results import Comparison, compare, read_results
     from seqrec.runs import RunFolder
+    from seqrec.runs.callbacks import BestCheckpoint, EarlyStopping, ResumePoints
     from seqrec.training.losses import BCE, GBCE, FullSoftmax, InBatchSoftmax, Loss, SampledSoftmax
     from seqrec.training.negatives import (
         InBatchNegatives,
@@ -105,7 +105,7 @@ _MODULES = {
     "seqrec.training.optim": "Adam AdamW InverseSquareRoot LazyAdam LinearWarmup RowwiseAdagrad WarmupCosine",
     "seqrec.protocols": "FullRanking PopularityCandidates Protocol SampledRanking UniformCandidates WholeCatalogue",
     "seqrec.results": "Comparison compare read_results",
-    "seqrec.callbacks": "BestCheckpoint EarlyStopping ResumePoints",
+    "seqrec.runs.callbacks": "BestCheckpoint EarlyStopping ResumePoints",
     "seqrec.runs": "RunFolder",
     "seqrec.catalogue.search": "ExactSearch FaissSearch",
     "seqrec.types": "History Recommendations SequenceBatch",

@@ -18,15 +18,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from seqrec import __version__
-from seqrec.callbacks import (
-    BestCheckpoint,
-    EarlyStopping,
-    Execution,
-    GradientNorm,
-    ResumePoints,
-    RunMonitor,
-    RunSummary,
-)
 from seqrec.catalogue.distributed import leave_job
 from seqrec.cli_commands import COMMANDS, run_command
 from seqrec.cli_config import (
@@ -47,6 +38,15 @@ from seqrec.protocols import FullRanking, Protocol
 from seqrec.report import metrics_table, write_metrics
 from seqrec.results import ResultsWriter
 from seqrec.results.file import FILE_NAME as RESULTS_FILE
+from seqrec.runs.callbacks import (
+    BestCheckpoint,
+    EarlyStopping,
+    Execution,
+    GradientNorm,
+    ResumePoints,
+    RunMonitor,
+    RunSummary,
+)
 from seqrec.runs.summary import FILE_NAME as SUMMARY_FILE
 from seqrec.sweep import TrialReporter
 

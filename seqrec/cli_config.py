@@ -10,10 +10,10 @@ from pathlib import Path
 
 import yaml
 
-from seqrec.callbacks.checkpoint_files import NEWEST, newest_point
-from seqrec.callbacks.folder_lock import folder_of_slurm_job
 from seqrec.errors import InputError, MissingInputError
 from seqrec.protocols import PRESETS, Protocol
+from seqrec.runs.checkpoints import NEWEST, newest_point
+from seqrec.runs.lock import folder_of_slurm_job
 from seqrec.specs import to_spec
 
 # Where runs are looked for that are named by "last" or by a SLURM job.

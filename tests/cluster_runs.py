@@ -14,11 +14,11 @@ import lightning.pytorch as pl
 import torch
 
 from seqrec import models
-from seqrec.callbacks import Execution
 from seqrec.catalogue.distributed import leave_job
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.encoders import ENCODERS
+from seqrec.runs.callbacks import Execution
 from seqrec.training.losses import FullSoftmax
 from seqrec.training.optim import Adam, WarmupCosine
 

@@ -27,8 +27,8 @@ from seqrec.catalogue.sharding import ShardedEmbedding, exchange
 from seqrec.catalogue.table import ItemTable
 from seqrec.errors import InputError
 from seqrec.models import SASRec
-from seqrec.models.sharded_job import sharded_tables
 from seqrec.ranks import Targets, catalogue_ranks
+from seqrec.runs.callbacks.gather_tables import sharded_tables
 from seqrec.training.losses import SampledSoftmax
 from seqrec.training.negatives import Negatives, NegativeSampler
 from seqrec.training.optim import Adam, LazyAdam, RowwiseAdagrad

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from seqrec.callbacks import ResumePoints
-from seqrec.callbacks.checkpoint_files import read_checkpoint
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.data.windows import RandomCrop
 from seqrec.models import MambaRec
+from seqrec.runs.callbacks import ResumePoints
+from seqrec.runs.checkpoints import read_checkpoint
 from seqrec.training.losses import SampledSoftmax
 from seqrec.training.negatives import PopularityNegatives
 

@@ -10,12 +10,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from seqrec.callbacks import BestCheckpoint, EarlyStopping, ResumePoints
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.data.windows import RandomCrop
 from seqrec.errors import InputError
 from seqrec.models import SASRec
+from seqrec.runs.callbacks import BestCheckpoint, EarlyStopping, ResumePoints
 
 EPOCHS = 3
 # What Lightning says of a folder that a resumed run goes on with, and of a loader without workers.

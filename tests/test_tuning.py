@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from seqrec.callbacks import RunMonitor, RunSummary
 from seqrec.catalogue.table import ItemTable
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.errors import InputError
 from seqrec.models import SASRec
 from seqrec.runs import RunFolder
+from seqrec.runs.callbacks import RunMonitor, RunSummary
 from seqrec.training.optim import Adam, LazyAdam, OptimizerFactory
 from seqrec.tuning import find_batch_size, find_lr, suggest_lr
 

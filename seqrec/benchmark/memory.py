@@ -21,7 +21,7 @@ from seqrec.errors import InputError
 FOUND = 0.9
 # Baselines that need no times, which the events of this log have but for show.
 BASELINES = ("Popularity", "Markov", "ItemKNN")
-IMPORTS = ["torch", "seqrec.models", "seqrec.callbacks"]
+IMPORTS = ["torch", "seqrec.models", "seqrec.runs.callbacks"]
 
 
 def benchmark_memory(

@@ -47,9 +47,9 @@ def find_signal(
     """
     import lightning.pytorch as pl
 
-    from seqrec.callbacks import RunMonitor
-    from seqrec.callbacks.parameter_counts import parameter_counts
     from seqrec.models import Baseline
+    from seqrec.runs.callbacks import RunMonitor
+    from seqrec.runs.parameter_counts import parameter_counts
 
     pl.seed_everything(seed, verbose=False)
     data = signal_log(folder, lag, events, settings["batch_size"], seed)

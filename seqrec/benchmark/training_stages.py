@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-# How a step is computed: the trainer's precision, and the switches of `seqrec.callbacks.Execution`.
+# How a step is computed: the trainer's precision, and the switches of `seqrec.runs.callbacks.Execution`.
 VARIANTS: dict[str, tuple[str, dict[str, bool]]] = {
     "fp32": ("32-true", {}),
     "bf16": ("bf16-mixed", {}),
@@ -58,7 +58,7 @@ def train_steps(
 
     from seqrec import models
     from seqrec.benchmark.catalogue_stages import full_batch
-    from seqrec.callbacks import Execution
+    from seqrec.runs.callbacks import Execution
 
     torch.manual_seed(seed)
     model = getattr(models, encoder)(

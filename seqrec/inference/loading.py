@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from seqrec.callbacks.checkpoint_files import read_checkpoint
-from seqrec.callbacks.finite import all_finite
 from seqrec.data.store import EventStore, MissingStoreError
 from seqrec.errors import InputError, StoreError
 from seqrec.models import Recommender
 from seqrec.models.base import CHECKPOINT_KEY
 from seqrec.registry import class_named
+from seqrec.runs.checkpoints import read_checkpoint
+from seqrec.runs.finite import all_finite
 
 
 def load(

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from seqrec import __version__
-from seqrec.callbacks import CheckpointFiles, FiniteLoss, StepSeeds
 from seqrec.catalogue.scorer import Scorer
 from seqrec.catalogue.search import ExactSearch, ItemSearch
 from seqrec.data.datamodule import SequenceDataModule
@@ -20,9 +19,10 @@ from seqrec.data.vocabulary import Vocabulary
 from seqrec.metrics import ranking_metrics
 from seqrec.models.histories import recommend
 from seqrec.models.recommending import Terms, best_items
-from seqrec.models.trainer_checks import check_trainer
 from seqrec.protocols import FullRanking, Protocol, TrainingCounts
 from seqrec.registry import public_path
+from seqrec.runs.callbacks import CheckpointFiles, FiniteLoss, StepSeeds
+from seqrec.runs.trainer_checks import check_trainer
 from seqrec.types import History, JudgedTargets, Recommendations, SequenceBatch
 
 if TYPE_CHECKING:

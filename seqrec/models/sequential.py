@@ -13,7 +13,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from seqrec.callbacks.host_value import HostValue
 from seqrec.catalogue.scorer import Scorer
 from seqrec.catalogue.sharding import clip_norm, keep_own_state, save_whole_state
 from seqrec.catalogue.table import ItemEmbedding, ItemTable
@@ -21,9 +20,10 @@ from seqrec.data.datamodule import SequenceDataModule
 from seqrec.encoders import SequenceEncoder
 from seqrec.encoders.layers import LearnedPositions
 from seqrec.errors import InputError
-from seqrec.models.sharded_job import WholeTables, check_job
-from seqrec.models.step_log import log_step
 from seqrec.models.streamed import StreamedRecommender
+from seqrec.runs.callbacks.gather_tables import WholeTables, check_job
+from seqrec.runs.callbacks.host_value import HostValue
+from seqrec.runs.step_log import log_step
 from seqrec.specs import from_spec, to_spec
 from seqrec.training.losses import BCE, Loss
 from seqrec.training.optim import Adam, OptimizerFactory, in_words

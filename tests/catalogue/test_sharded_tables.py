@@ -22,7 +22,7 @@ from seqrec.catalogue.sharding import RowShards, ShardedEmbedding, keep_own_stat
 from seqrec.catalogue.table import ItemEmbedding, ItemTable
 from seqrec.errors import InputError
 from seqrec.models import SASRec
-from seqrec.models.sharded_job import check_job
+from seqrec.runs.callbacks.gather_tables import check_job
 from seqrec.training.losses import FullSoftmax
 from seqrec.types import History
 
@@ -285,6 +285,6 @@ def test_a_refusal_reaches_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     trainer = pl.Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path
     )
-    monkeypatch.setattr("seqrec.models.sharded_job.SingleDeviceStrategy", DDPStrategy)
+    monkeypatch.setattr("seqrec.runs.callbacks.gather_tables.SingleDeviceStrategy", DDPStrategy)
     with pytest.raises(InputError, match="not with SingleDeviceStrategy"):
         trainer.validate(model, DataLoader(Shares(9, 1), batch_size=None))

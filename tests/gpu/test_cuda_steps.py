@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from seqrec.callbacks import StepSeeds
-from seqrec.callbacks.host_value import HostValue
+from seqrec.runs.callbacks import StepSeeds
+from seqrec.runs.callbacks.host_value import HostValue
 from seqrec.training.optim import RowAdam
 from seqrec.types import History, RaggedItems, SequenceBatch
 

@@ -8,9 +8,9 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from seqrec.callbacks.run_monitor import is_logged
 from seqrec.catalogue.sharding import ShardedEmbedding, total_norm
 from seqrec.ops.row_gradients import sum_rows
+from seqrec.runs.callbacks.run_monitor import is_logged
 
 
 class GradientNorm(pl.Callback):

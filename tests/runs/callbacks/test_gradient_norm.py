@@ -6,14 +6,14 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from seqrec.callbacks import GradientNorm
-from seqrec.callbacks.gradient_norm import gradient_norms
 from seqrec.catalogue.sharding import total_norm
 from seqrec.catalogue.table import ItemTable
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.models import GRU4Rec
 from seqrec.runs import RunFolder
+from seqrec.runs.callbacks import GradientNorm
+from seqrec.runs.callbacks.gradient_norm import gradient_norms
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 

@@ -10,15 +10,15 @@ import torch
 from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 from torch.utils.data import DataLoader
 
-from seqrec.callbacks import CheckpointFiles
-from seqrec.callbacks.checkpoint_files import (
+from seqrec.errors import CheckpointError, MissingInputError
+from seqrec.runs.callbacks import CheckpointFiles
+from seqrec.runs.checkpoints import (
     NEEDED_TO_FIT,
     WholeFiles,
     newest_point,
     read_checkpoint,
     write_checkpoint,
 )
-from seqrec.errors import CheckpointError, MissingInputError
 
 CONTENT = {
     "state_dict": {"weight": torch.arange(10_000.0)},

@@ -15,14 +15,14 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from seqrec.callbacks import BestCheckpoint, ResumePoints, RunMonitor, RunSummary
-from seqrec.callbacks.parameter_counts import parameter_counts
 from seqrec.catalogue.table import ItemTable
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.errors import InputError, MissingInputError
 from seqrec.models import SASRec
 from seqrec.runs import RunFolder, read_summary
+from seqrec.runs.callbacks import BestCheckpoint, ResumePoints, RunMonitor, RunSummary
+from seqrec.runs.parameter_counts import parameter_counts
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 EPOCHS, STEPS = 2, 5

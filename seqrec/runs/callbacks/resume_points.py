@@ -14,12 +14,12 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from seqrec.callbacks.checkpoint_files import NEWEST, keep_point
-from seqrec.callbacks.finite import all_finite
-from seqrec.callbacks.folder_lock import FolderLock
-from seqrec.callbacks.stop_signals import StopSignals, requeue, requeue_signal
 from seqrec.catalogue.distributed import ranks_where
 from seqrec.errors import DivergenceError, InputError, LockedError, StoppedError
+from seqrec.runs.checkpoints import NEWEST, keep_point
+from seqrec.runs.finite import all_finite
+from seqrec.runs.lock import FolderLock
+from seqrec.runs.signals import StopSignals, requeue, requeue_signal
 
 # Several ranks compare clocks only every so many steps, since each comparison makes them wait for each other.
 STEPS_BETWEEN_CLOCKS = 20

@@ -10,8 +10,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from seqrec.callbacks.phase_clock import PhaseClock
 from seqrec.data.datamodule import SequenceDataModule
+from seqrec.runs.clock import PhaseClock
 from seqrec.types import SequenceBatch
 
 GIB = 1 << 30

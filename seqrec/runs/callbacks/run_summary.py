@@ -15,12 +15,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from seqrec.callbacks.parameter_counts import parameter_counts
-from seqrec.callbacks.resume_points import ResumePoints
-from seqrec.callbacks.run_monitor import RunMonitor
-from seqrec.callbacks.step_seeds import StepSeeds
 from seqrec.errors import InputError, StoppedError
 from seqrec.runs import Summary
+from seqrec.runs.callbacks.resume_points import ResumePoints
+from seqrec.runs.callbacks.run_monitor import RunMonitor
+from seqrec.runs.callbacks.step_seeds import StepSeeds
+from seqrec.runs.parameter_counts import parameter_counts
 from seqrec.runs.provenance import git_state, hardware, versions
 
 

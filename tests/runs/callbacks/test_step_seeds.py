@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from seqrec.callbacks import StepSeeds
+from seqrec.runs.callbacks import StepSeeds
 
 
 def trainer(epoch: int, rank: int, device: str = "cpu") -> Any:

@@ -12,7 +12,7 @@ from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.errors import InputError, StoreError
 from seqrec.models import GRU4Rec, Popularity
-from seqrec.models.trainer_checks import check_trainer
+from seqrec.runs.trainer_checks import check_trainer
 
 
 class TwoRanks(DDPStrategy):

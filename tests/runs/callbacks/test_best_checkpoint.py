@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seqrec.callbacks import BestCheckpoint
+from seqrec.runs.callbacks import BestCheckpoint
 
 
 def state_of(folder: Path) -> dict:

@@ -10,12 +10,12 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from seqrec.callbacks.best_checkpoint import BestCheckpoint
-from seqrec.callbacks.host_value import HostValue
-from seqrec.callbacks.resume_points import ResumePoints
 from seqrec.catalogue.distributed import of_all_ranks
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.errors import DivergenceError
+from seqrec.runs.callbacks.best_checkpoint import BestCheckpoint
+from seqrec.runs.callbacks.host_value import HostValue
+from seqrec.runs.callbacks.resume_points import ResumePoints
 from seqrec.types import SequenceBatch
 
 

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from seqrec.callbacks import phase_clock
-from seqrec.callbacks.phase_clock import PhaseClock
+from seqrec.runs import clock as phase_clock
+from seqrec.runs.clock import PhaseClock
 
 
 class Time:

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqrec.callbacks import ResumePoints
 from seqrec.catalogue.scorer import Scorer
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.errors import DivergenceError
 from seqrec.models import GRU4Rec
+from seqrec.runs.callbacks import ResumePoints
 from seqrec.training.losses import BCE, Loss
 from seqrec.types import SequenceBatch
 
@@ -119,7 +119,7 @@ def test_a_rank_whose_loss_is_finite_names_the_rank_that_stops_the_run(
     def of_two_ranks(loss: Tensor) -> Tensor:
         return torch.stack([loss, loss * (float("nan") if trainer.global_step == 2 else 1)])
 
-    monkeypatch.setattr("seqrec.callbacks.finite_loss.of_all_ranks", of_two_ranks)
+    monkeypatch.setattr("seqrec.runs.callbacks.finite_loss.of_all_ranks", of_two_ranks)
     with pytest.raises(
         DivergenceError, match=r"the loss is not finite at epoch 0, step 2;.*batch of rank 1,"
     ):

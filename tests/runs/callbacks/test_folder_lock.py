@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from seqrec.callbacks import folder_lock
-from seqrec.callbacks.folder_lock import FolderLock, folder_of_slurm_job
 from seqrec.errors import LockedError
+from seqrec.runs import lock as folder_lock
+from seqrec.runs.lock import FolderLock, folder_of_slurm_job
 
-HOLD = "import sys; from pathlib import Path; from seqrec.callbacks.folder_lock import FolderLock\n"
+HOLD = "import sys; from pathlib import Path; from seqrec.runs.lock import FolderLock\n"
 HOLD += "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); input()"
 
 

@@ -14,10 +14,10 @@ from torch._dynamo.utils import counters
 from torch.utils.data import DataLoader
 
 from seqrec import models
-from seqrec.callbacks import Execution
 from seqrec.encoders import ENCODERS, SequenceEncoder
 from seqrec.errors import InputError
 from seqrec.models import Popularity, SequentialRecommender
+from seqrec.runs.callbacks import Execution
 from seqrec.training.losses import FullSoftmax
 from seqrec.training.optim import Adam
 from seqrec.types import History, RaggedItems, SequenceBatch

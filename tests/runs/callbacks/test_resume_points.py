@@ -8,8 +8,8 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 
-from seqrec.callbacks import ResumePoints, checkpoint_files, resume_points
 from seqrec.errors import InputError
+from seqrec.runs.callbacks import ResumePoints, checkpoint_files, resume_points
 
 
 @pytest.mark.parametrize("arguments", [{"every_n_steps": 0}, {"every_minutes": -1.0}], ids=str)
