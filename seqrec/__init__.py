@@ -29,6 +29,15 @@ if TYPE_CHECKING:
     from seqrec.encoders import SequenceEncoder
     from seqrec.encoders.contract import check_encoder
     from seqrec.errors import InputError
+    from seqrec.evaluation.protocols import (
+        FullRanking,
+        PopularityCandidates,
+        Protocol,
+        SampledRanking,
+        UniformCandidates,
+        WholeCatalogue,
+    )
+    from seqrec.evaluation.results import Comparison, compare, read_results
     from seqrec.inference import load
     from seqrec.inference.export import export
     from seqrec.inference.sessions import Event, MemoryStore, RedisStore, SessionRecommender, SQLiteStore
@@ -49,15 +58,6 @@ if TYPE_CHECKING:
         TrainingEvents,
         evaluate,
     )
-    from seqrec.protocols import (
-        FullRanking,
-        PopularityCandidates,
-        Protocol,
-        SampledRanking,
-        UniformCandidates,
-        WholeCatalogue,
-    )
-    from seqrec.results import Comparison, compare, read_results
     from seqrec.runs import RunFolder
     from seqrec.runs.callbacks import BestCheckpoint, EarlyStopping, ResumePoints
     from seqrec.training.losses import BCE, GBCE, FullSoftmax, InBatchSoftmax, Loss, SampledSoftmax
@@ -103,8 +103,8 @@ _MODULES = {
     ),
     "seqrec.training.negatives": "InBatchNegatives MixedNegatives NegativeSampler PopularityNegatives UniformNegatives",
     "seqrec.training.optim": "Adam AdamW InverseSquareRoot LazyAdam LinearWarmup RowwiseAdagrad WarmupCosine",
-    "seqrec.protocols": "FullRanking PopularityCandidates Protocol SampledRanking UniformCandidates WholeCatalogue",
-    "seqrec.results": "Comparison compare read_results",
+    "seqrec.evaluation.protocols": "FullRanking PopularityCandidates Protocol SampledRanking UniformCandidates WholeCatalogue",
+    "seqrec.evaluation.results": "Comparison compare read_results",
     "seqrec.runs.callbacks": "BestCheckpoint EarlyStopping ResumePoints",
     "seqrec.runs": "RunFolder",
     "seqrec.catalogue.search": "ExactSearch FaissSearch",

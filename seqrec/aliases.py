@@ -25,7 +25,7 @@ NAMES: dict[str, dict[str, str]] = {
         "load_recommender": "seqrec.inference.load",
     },
     "seqrec.inference.export": {"export_model": "seqrec.inference.export.export"},
-    "seqrec.results": {"compare_results": "seqrec.results.compare"},
+    "seqrec.evaluation.results": {"compare_results": "seqrec.evaluation.results.compare"},
 }
 
 

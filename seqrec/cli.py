@@ -32,12 +32,12 @@ from seqrec.cli_errors import explain, in_one_line
 from seqrec.cli_trainer import Trainer
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.errors import StoppedError
+from seqrec.evaluation.protocols import FullRanking, Protocol
+from seqrec.evaluation.report import metrics_table, write_metrics
+from seqrec.evaluation.results import ResultsWriter
+from seqrec.evaluation.results.file import FILE_NAME as RESULTS_FILE
 from seqrec.inference import RecommendationWriter
 from seqrec.models import Baseline, Popularity, Recommender, evaluate
-from seqrec.protocols import FullRanking, Protocol
-from seqrec.report import metrics_table, write_metrics
-from seqrec.results import ResultsWriter
-from seqrec.results.file import FILE_NAME as RESULTS_FILE
 from seqrec.runs.callbacks import (
     BestCheckpoint,
     EarlyStopping,
@@ -70,7 +70,7 @@ class SeqrecCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the protocol, checkpoints, early stopping and the links from data to model."""
         parser.add_subclass_arguments(Protocol, "protocol", required=False)
-        parser.set_defaults({"protocol": {"class_path": "seqrec.protocols.FullRanking"}})
+        parser.set_defaults({"protocol": {"class_path": "seqrec.evaluation.protocols.FullRanking"}})
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(ResumePoints, "resume_points")

@@ -26,13 +26,13 @@ from seqrec.data.inspect import describe
 from seqrec.data.inspect_text import report_text
 from seqrec.data.store import EventStore
 from seqrec.doctor import examine
+from seqrec.evaluation.results import compare as compare_runs
+from seqrec.evaluation.results import comparison_text, read_results
+from seqrec.evaluation.results.comparison import METRICS
 from seqrec.inference import load
 from seqrec.inference.bulk.command import recommend
 from seqrec.inference.export import export as export_programs
 from seqrec.inference.export.manifest import FILE_NAME as MANIFEST
-from seqrec.results import compare as compare_runs
-from seqrec.results import comparison_text, read_results
-from seqrec.results.comparison import METRICS
 from seqrec.serving import Limits
 from seqrec.serving.command import serve
 from seqrec.specs import from_spec

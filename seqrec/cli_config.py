@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from seqrec.errors import InputError, MissingInputError
-from seqrec.protocols import PRESETS, Protocol
+from seqrec.evaluation.protocols import PRESETS, Protocol
 from seqrec.runs.checkpoints import NEWEST, newest_point
 from seqrec.runs.lock import folder_of_slurm_job
 from seqrec.specs import to_spec

@@ -15,9 +15,9 @@ from seqrec.data.splits import Split
 from seqrec.data.windows import TrainWindows
 from seqrec.encoders import SequenceEncoder
 from seqrec.errors import InputError
+from seqrec.evaluation.protocols import PRESETS, Candidates, Protocol
 from seqrec.inference.sessions import MemoryStore, RedisStore, SQLiteStore
 from seqrec.models import Recommender
-from seqrec.protocols import PRESETS, Candidates, Protocol
 from seqrec.training.losses import Loss
 from seqrec.training.negatives import NegativeSampler
 from seqrec.training.optim import OptimizerFactory, Schedule, TableOptimizer

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqrec.ranks import Targets
+from seqrec.evaluation.target_ranks import Targets
 from seqrec.types import HeldOutItems, History, RaggedItems, SequenceBatch, TargetRanks
 
 

@@ -26,8 +26,8 @@ from seqrec.catalogue.scorer import Scorer
 from seqrec.catalogue.sharding import ShardedEmbedding, exchange
 from seqrec.catalogue.table import ItemTable
 from seqrec.errors import InputError
+from seqrec.evaluation.target_ranks import Targets, catalogue_ranks
 from seqrec.models import SASRec
-from seqrec.ranks import Targets, catalogue_ranks
 from seqrec.runs.callbacks.gather_tables import sharded_tables
 from seqrec.training.losses import SampledSoftmax
 from seqrec.training.negatives import Negatives, NegativeSampler

@@ -19,8 +19,8 @@ from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.data.store import EventStore
 from seqrec.errors import StoppedError
+from seqrec.evaluation.protocols import Protocol
 from seqrec.models import MambaRec, SequentialRecommender, evaluate
-from seqrec.protocols import Protocol
 from seqrec.runs import read_summary
 
 pytestmark = pytest.mark.filterwarnings(

@@ -16,7 +16,7 @@ from lightning_utilities.core.imports import RequirementCache
 
 from seqrec.cli import main
 from seqrec.encoders import ENCODERS
-from seqrec.protocols import PRESETS, Protocol
+from seqrec.evaluation.protocols import PRESETS, Protocol
 from seqrec.specs import from_spec
 
 pytestmark = pytest.mark.filterwarnings(

@@ -19,7 +19,7 @@ from seqrec.data.sources import Synthetic
 from seqrec.data.splits import LastN
 from seqrec.catalogue.distributed import leave_job
 from seqrec.models import MambaRec
-from seqrec.protocols import PopularityCandidates, Protocol
+from seqrec.evaluation.protocols import PopularityCandidates, Protocol
 
 ranks, options, held_out = int(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
 

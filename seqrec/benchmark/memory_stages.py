@@ -120,7 +120,7 @@ def signal_log(folder: str, lag: int, events: int, batch_size: int, seed: int) -
 def _recommender(name: str, data: SequenceDataModule, settings: dict[str, Any]) -> Recommender:
     from seqrec import models
     from seqrec.catalogue.table import ItemTable
-    from seqrec.protocols import FullRanking
+    from seqrec.evaluation.protocols import FullRanking
     from seqrec.training.losses import FullSoftmax
     from seqrec.training.optim import Adam
 

@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
+from seqrec.evaluation.metrics import list_metrics
 from seqrec.inference.block_list import read_block_list
-from seqrec.metrics import list_metrics
 from seqrec.models import Recommender
 from seqrec.models.histories import blocked_items
 from seqrec.models.recommending import Terms, item_ids_of, recommendation_frame
@@ -26,7 +26,7 @@ class RecommendationWriter(BasePredictionWriter):
     """`seqrec predict`'s output: one Parquet part a batch, with the log's own ids.
 
     Columns: `user_id`, `item_id`, `rank` (1 is best), `score`. Beside the folder, in `<folder>_metrics.json`, stand
-    the recommendations' catalogue coverage, popularity and novelty; see `seqrec.metrics.list_metrics`.
+    the recommendations' catalogue coverage, popularity and novelty; see `seqrec.evaluation.metrics.list_metrics`.
 
     Args:
         directory: Folder of the parts; None is `recommendations` in the run's folder.

@@ -16,10 +16,10 @@ from seqrec.catalogue.scorer import Scorer
 from seqrec.catalogue.search import ExactSearch, ItemSearch
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.vocabulary import Vocabulary
-from seqrec.metrics import ranking_metrics
+from seqrec.evaluation.metrics import ranking_metrics
+from seqrec.evaluation.protocols import FullRanking, Protocol, TrainingCounts
 from seqrec.models.histories import recommend
 from seqrec.models.recommending import Terms, best_items
-from seqrec.protocols import FullRanking, Protocol, TrainingCounts
 from seqrec.registry import public_path
 from seqrec.runs.callbacks import CheckpointFiles, FiniteLoss, StepSeeds
 from seqrec.runs.trainer_checks import check_trainer

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seqrec.metrics import ranking_metrics
+from seqrec.evaluation.metrics import ranking_metrics
+from seqrec.evaluation.protocols import TrainingCounts
 from seqrec.models.base import Recommender
-from seqrec.protocols import TrainingCounts
 from seqrec.types import SequenceBatch
 
 

@@ -22,7 +22,7 @@ from seqrec.benchmark.paper import benchmark_paper
 from seqrec.benchmark.paper_report import report, write
 from seqrec.cli import main
 from seqrec.errors import InputError, MissingInputError
-from seqrec.results import read_results
+from seqrec.evaluation.results import read_results
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TIMEOUT = 300

@@ -16,9 +16,9 @@ from seqrec.benchmark.paper_report.rows import read_logs
 from seqrec.benchmark.paper_report.tables import Entry, Table
 from seqrec.cli import main
 from seqrec.errors import InputError, MissingInputError
-from seqrec.results import read_results
-from seqrec.results.file import Header
-from seqrec.results.intervals import sign_flip_p_values
+from seqrec.evaluation.results import read_results
+from seqrec.evaluation.results.file import Header
+from seqrec.evaluation.results.intervals import sign_flip_p_values
 
 USERS = 60
 

@@ -10,8 +10,8 @@ import torch
 
 from seqrec import models
 from seqrec.encoders import ENCODERS
+from seqrec.evaluation.protocols import FullRanking, SampledRanking
 from seqrec.ops import selective_scan
-from seqrec.protocols import FullRanking, SampledRanking
 from seqrec.types import History, RaggedItems, SequenceBatch
 
 pytestmark = [

@@ -15,10 +15,10 @@ from random_events import NUM_ITEMS, batch_of, logs, naive_pairs, training_event
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.errors import InputError
+from seqrec.evaluation.protocols import FullRanking
 from seqrec.models import Baseline, ItemKNN, Markov, Popularity, RecentPopularity, evaluate
 from seqrec.models.baselines.training_events import TrainingEvents
 from seqrec.models.recommending import Terms
-from seqrec.protocols import FullRanking
 
 BASELINES = {model.__name__: model for model in (ItemKNN, Markov, Popularity, RecentPopularity)}
 every_baseline = pytest.mark.parametrize("name", sorted(BASELINES))

@@ -10,8 +10,7 @@ import torch
 
 from seqrec.catalogue.scorer import Scorer
 from seqrec.errors import InputError
-from seqrec.models import GRU4Rec, evaluate
-from seqrec.protocols import (
+from seqrec.evaluation.protocols import (
     FullRanking,
     PopularityCandidates,
     Protocol,
@@ -19,6 +18,7 @@ from seqrec.protocols import (
     UniformCandidates,
     WholeCatalogue,
 )
+from seqrec.models import GRU4Rec, evaluate
 from seqrec.types import JudgedTargets, SequenceBatch
 
 PROTOCOLS = [

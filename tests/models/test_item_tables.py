@@ -13,8 +13,8 @@ from torch import Tensor
 from seqrec.catalogue.scorer import Scorer
 from seqrec.catalogue.table import SPARSE_FROM_ROWS, ItemEmbedding, ItemTable
 from seqrec.errors import InputError
+from seqrec.evaluation.target_ranks import Targets, catalogue_ranks
 from seqrec.models import GRU4Rec, Recommender, SASRec, SequentialRecommender
-from seqrec.ranks import Targets, catalogue_ranks
 from seqrec.training.losses import BCE, GBCE, FullSoftmax, InBatchSoftmax, Loss, SampledSoftmax
 from seqrec.training.negatives import UniformNegatives
 from seqrec.types import SequenceBatch

@@ -7,10 +7,10 @@ import pytest
 import torch
 from random_events import NUM_ITEMS, batch_of, training_events
 
+from seqrec.evaluation.protocols import FullRanking
+from seqrec.evaluation.target_ranks import Targets, candidate_ranks
 from seqrec.models import ItemKNN, Markov, Popularity, RecentPopularity
 from seqrec.models.baselines.neighbors import newest_first
-from seqrec.protocols import FullRanking
-from seqrec.ranks import Targets, candidate_ranks
 from seqrec.types import HeldOutItems, History
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from seqrec.evaluation.protocols import FullRanking
 from seqrec.models import Popularity, evaluate
 from seqrec.models.recommending import Terms
-from seqrec.protocols import FullRanking
 from seqrec.types import SequenceBatch
 
 COUNTS = np.array([0, 3, 9, 1, 7, 5])

@@ -40,9 +40,9 @@ from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.prepare import Filters
 from seqrec.data.sources import ML1M, Source, Synthetic
 from seqrec.data.splits import LastN, LeaveOneOut, Split
-from seqrec.metrics import metric_named
+from seqrec.evaluation.metrics import metric_named
+from seqrec.evaluation.protocols import Protocol, TrainingCounts
 from seqrec.models import SASRec
-from seqrec.protocols import Protocol, TrainingCounts
 
 CUTOFFS = (1, 5, 10)
 METRICS = ("HR", "MRR", "NDCG", "Precision", "Recall")

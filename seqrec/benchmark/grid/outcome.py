@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from seqrec.benchmark.grid.cells import Cell, is_baseline
 from seqrec.errors import MissingInputError
-from seqrec.results.file import FILE_NAME as RANKS_FILE
+from seqrec.evaluation.results.file import FILE_NAME as RANKS_FILE
 from seqrec.runs import Summary
 from seqrec.runs.summary import read_summary
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from seqrec.benchmark.paper_report.rows import METRICS, Log, Row
 from seqrec.benchmark.paper_report.tables import Entry, Table
-from seqrec.results.intervals import bootstrap_means, percentile_intervals, sign_flip_p_values
+from seqrec.evaluation.results.intervals import bootstrap_means, percentile_intervals, sign_flip_p_values
 
 CONFIDENCE = 0.95
 SIGNIFICANT = 0.05

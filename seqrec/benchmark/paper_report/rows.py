@@ -14,7 +14,7 @@ from seqrec.benchmark.grid.budget import Budget
 from seqrec.benchmark.grid.cells import ENCODERS, is_baseline
 from seqrec.benchmark.grid.outcome import RUN_FOLDER
 from seqrec.errors import InputError
-from seqrec.results import read_results
+from seqrec.evaluation.results import read_results
 
 if TYPE_CHECKING:
     import polars

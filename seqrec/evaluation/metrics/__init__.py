@@ -1,0 +1,38 @@
+"""Metrics of rankings by their targets, and of recommended lists without."""
+
+from seqrec.evaluation.metrics.functional import NORMALISERS, hit_rate, mrr, ndcg, precision, recall
+from seqrec.evaluation.metrics.lists import Coverage, ListMetric, MeanPopularity, Novelty, list_metrics
+from seqrec.evaluation.metrics.ranking import (
+    CUTOFFS,
+    MRR,
+    NDCG,
+    HitRate,
+    Precision,
+    RankMetric,
+    Recall,
+    metric_named,
+    ranking_metrics,
+)
+
+__all__ = [
+    "CUTOFFS",
+    "MRR",
+    "NDCG",
+    "NORMALISERS",
+    "Coverage",
+    "HitRate",
+    "ListMetric",
+    "MeanPopularity",
+    "Novelty",
+    "Precision",
+    "RankMetric",
+    "Recall",
+    "hit_rate",
+    "list_metrics",
+    "metric_named",
+    "mrr",
+    "ndcg",
+    "precision",
+    "ranking_metrics",
+    "recall",
+]

@@ -1,0 +1,152 @@
+"""Ranking metrics as torchmetrics classes that keep three integers, whatever the number of users."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+
+from seqrec.errors import InputError
+from seqrec.evaluation.metrics.fixed_point import from_fixed_point, to_fixed_point
+from seqrec.evaluation.metrics.functional import check_normaliser, hit_rate, mrr, ndcg, precision, recall
+from seqrec.types import JudgedTargets
+
+CUTOFFS = (5, 10, 20)
+
+
+class RankMetric(Metric, ABC):
+    """Mean over users of a function of their targets' ranks, to the last digit whatever batches and ranks.
+
+    The sum is kept in fixed point: sums of floats depend on their order, and so on batch size and number of ranks.
+
+    Args:
+        k: Length of the list that is judged, at least 1.
+
+    Raises:
+        InputError: `k` below 1.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        if k < 1:
+            raise InputError(f"k={k} must be at least 1")
+        self.k = k
+        self.add_state("total", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    @abstractmethod
+    def per_user(self, judged: JudgedTargets) -> Tensor:
+        """(B,) float64, the metric of each user."""
+
+    def update(self, judged: JudgedTargets) -> None:
+        """Add a batch of users."""
+        self.total += to_fixed_point(self.per_user(judged)).sum(0)
+        self.count += len(judged.user_ids)
+
+    def compute(self) -> Tensor:
+        """Mean over all users so far, float64; NaN before the first."""
+        return from_fixed_point(self.total) / self.count
+
+
+class HitRate(RankMetric):
+    """HR@k: share of users with a target among the first k."""
+
+    def per_user(self, judged: JudgedTargets) -> Tensor:
+        """See `seqrec.evaluation.metrics.hit_rate`."""
+        return hit_rate(judged, self.k)
+
+
+class MRR(RankMetric):
+    """MRR@k: mean of 1 / rank of each user's first target, 0 behind the k-th place."""
+
+    def per_user(self, judged: JudgedTargets) -> Tensor:
+        """See `seqrec.evaluation.metrics.mrr`."""
+        return mrr(judged, self.k)
+
+
+class NDCG(RankMetric):
+    """NDCG@k: gains of the targets on the list by those of a best list.
+
+    Args:
+        k: Length of the list that is judged, at least 1.
+        normaliser: What gains are divided by: "achievable", "cutoff" or "none"; see `seqrec.evaluation.metrics.ndcg`.
+
+    Raises:
+        InputError: `k` below 1, or an unknown normaliser.
+    """
+
+    def __init__(self, k: int, normaliser: str = "achievable") -> None:
+        super().__init__(k)
+        check_normaliser(normaliser)
+        self.normaliser = normaliser
+
+    def per_user(self, judged: JudgedTargets) -> Tensor:
+        """See `seqrec.evaluation.metrics.ndcg`."""
+        return ndcg(judged, self.k, self.normaliser)
+
+
+class Recall(RankMetric):
+    """Recall@k: share of a user's targets among the first k; HR@k where users have one target."""
+
+    def per_user(self, judged: JudgedTargets) -> Tensor:
+        """See `seqrec.evaluation.metrics.recall`."""
+        return recall(judged, self.k)
+
+
+class Precision(RankMetric):
+    """Precision@k: share of the first k that are targets; HR@k / k where users have one target."""
+
+    def per_user(self, judged: JudgedTargets) -> Tensor:
+        """See `seqrec.evaluation.metrics.precision`."""
+        return precision(judged, self.k)
+
+
+def ranking_metrics(normaliser: str = "achievable", *, several_targets: bool = False) -> MetricCollection:
+    """HR@K and NDCG@K for K = 5, 10, 20, and where it says more than they do, Recall@K and Precision@K.
+
+    Args:
+        normaliser: Of NDCG; see `seqrec.evaluation.metrics.ndcg`.
+        several_targets: Whether users may have more than one target.
+
+    Raises:
+        InputError: an unknown normaliser.
+    """
+    metrics: dict[str, RankMetric] = {}
+    for k in CUTOFFS:
+        metrics |= {f"HR@{k}": HitRate(k), f"NDCG@{k}": NDCG(k, normaliser)}
+        if several_targets:
+            metrics |= {f"Recall@{k}": Recall(k), f"Precision@{k}": Precision(k)}
+    # Groups would be formed by equal values after the first batch, and HR@5 = HR@10 there can be chance.
+    return MetricCollection(metrics, compute_groups=False)  # type: ignore[arg-type]  # invariant dict
+
+
+def metric_named(name: str, normaliser: str = "achievable") -> RankMetric:
+    """The metric that tables call `name`: HR, MRR, NDCG, Recall or Precision, `@` and the length of the list.
+
+    Args:
+        name: Such as "NDCG@10".
+        normaliser: Of NDCG; see `seqrec.evaluation.metrics.ndcg`.
+
+    Raises:
+        InputError: another name, or a length below 1.
+    """
+    title, _, k = name.partition("@")
+    if title == "NDCG" and k.isdecimal():
+        return NDCG(int(k), normaliser)
+    others: dict[str, type[RankMetric]] = {
+        "HR": HitRate,
+        "MRR": MRR,
+        "Recall": Recall,
+        "Precision": Precision,
+    }
+    if title not in others or not k.isdecimal():
+        known = ", ".join(f"{known}@K" for known in sorted([*others, "NDCG"]))
+        raise InputError(f"unknown metric {name!r}; known: {known} with K such as 10")
+    return others[title](int(k))

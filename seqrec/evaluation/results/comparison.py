@@ -1,0 +1,219 @@
+"""Comparison of runs that judged the same targets: means, intervals, paired differences."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqrec.errors import InputError
+from seqrec.evaluation.results.file import Results
+from seqrec.evaluation.results.intervals import bootstrap_means, percentile_intervals, sign_flip_p_values
+from seqrec.evaluation.results.slices import Slice, slices_of
+
+METRICS = ("HR@10", "NDCG@10", "MRR@10")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better a run is than the first one, over the same users.
+
+    Attributes:
+        mean: Its mean minus that of the first run.
+        interval: Bootstrap interval of the mean.
+        p_value: Two-sided, of the sign-flip test; not adjusted for the number of comparisons.
+    """
+
+    mean: float
+    interval: tuple[float, float]
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric of one run over one slice.
+
+    Attributes:
+        slice: Name of the slice; "all" for all targets.
+        users: Users with a target in the slice.
+        targets: Targets in the slice.
+        metric: Such as "HR@10".
+        run: Name of the run.
+        mean: Over the users.
+        interval: Bootstrap interval of the mean.
+        difference: To the first run; None for the first run itself.
+    """
+
+    slice: str
+    users: int
+    targets: int
+    metric: str
+    run: str
+    mean: float
+    interval: tuple[float, float]
+    difference: Difference | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Metrics of runs over the same targets.
+
+    Attributes:
+        models: Name of each run's model, by the run's name.
+        protocols: Protocol id of each run, by the run's name.
+        confidence: Share of the resamples that intervals hold.
+        resamples: Resamples of users behind intervals and p-values.
+        estimates: Slice after slice, metric after metric, run after run.
+    """
+
+    models: dict[str, str]
+    protocols: dict[str, str]
+    confidence: float
+    resamples: int
+    estimates: tuple[Estimate, ...]
+
+    def as_json(self) -> str:
+        """All of it, for programs."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+
+
+def compare(
+    runs: Sequence[Results],
+    *,
+    metrics: Sequence[str] = METRICS,
+    slices: bool = False,
+    across_protocols: bool = False,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """Compare runs with the first of them, user by user.
+
+    Args:
+        runs: Results of one or more runs.
+        metrics: Such as "HR@10"; see `seqrec.evaluation.metrics.metric_named`.
+        slices: Whether slices of the targets are compared too; see `slices_of`.
+        across_protocols: Whether runs of different protocols may be compared. Their targets must be the same still.
+        resamples: Resamples of users for intervals, and draws of the sign-flip test.
+        confidence: Share of the resamples that intervals hold.
+        seed: Seed of both.
+
+    Raises:
+        InputError: the runs' protocols, catalogues, users or targets differ, two have one name, or a number is out of
+            range.
+    """
+    if resamples < 1:
+        raise InputError(f"resamples={resamples} must be at least 1")
+    if seed < 0:
+        raise InputError(f"seed={seed} must be at least 0")
+    if not metrics:
+        raise InputError("metrics is empty; name at least one, such as HR@10")
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        raise InputError(f"a run is compared with itself: {', '.join(names)}; give different ones")
+    for run in runs[1:]:
+        _refuse_other_terms(runs[0], run, across_protocols)
+        _refuse_other_targets(runs[0], run)
+    parts = [Slice("all", np.ones(len(runs[0].frame), dtype=bool)), *(slices_of(runs[0]) if slices else [])]
+    estimates: list[Estimate] = []
+    for part in parts:
+        estimates += _estimates(
+            [run.only(part.kept) for run in runs], part.name, metrics, resamples, confidence, seed
+        )
+    models = {run.name: run.header.model for run in runs}
+    protocols = {run.name: run.header.protocol for run in runs}
+    return Comparison(models, protocols, confidence, resamples, tuple(estimates))
+
+
+def _estimates(
+    runs: Sequence[Results], name: str, metrics: Sequence[str], resamples: int, confidence: float, seed: int
+) -> list[Estimate]:
+    values = [run.metrics(metrics) for run in runs]
+    # All runs side by side, so that they meet the same resamples.
+    resampled = bootstrap_means(np.hstack(values), resamples=resamples, seed=seed)
+    drawn = np.split(resampled, len(runs), axis=1)
+    intervals = [percentile_intervals(means, confidence) for means in drawn]
+    changes: list[list[Difference | None]] = [[None] * len(metrics)]
+    for own, means in zip(values[1:], drawn[1:], strict=True):
+        difference = own - values[0]
+        p_values = sign_flip_p_values(difference, resamples=resamples, seed=seed)
+        ends = percentile_intervals(means - drawn[0], confidence)
+        changes.append(
+            [
+                Difference(float(mean), _pair(end), float(p_value))
+                for mean, end, p_value in zip(difference.mean(0), ends, p_values, strict=True)
+            ]
+        )
+    return [
+        Estimate(
+            slice=name,
+            users=runs[0].num_users,
+            targets=len(runs[0].frame),
+            metric=metric,
+            run=run.name,
+            mean=math.fsum(values[place][:, column]) / len(values[place]),
+            interval=_pair(intervals[place][column]),
+            difference=changes[place][column],
+        )
+        for column, metric in enumerate(metrics)
+        for place, run in enumerate(runs)
+    ]
+
+
+def _pair(ends: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = ends.tolist()
+    return low, high
+
+
+def _refuse_other_terms(first: Results, other: Results, across_protocols: bool) -> None:
+    one, two = first.header, other.header
+    if one.num_items != two.num_items:
+        raise InputError(
+            f"{first.name} and {other.name} have catalogues of {one.num_items:,} and {two.num_items:,} items; "
+            "test both on one event store"
+        )
+    if across_protocols:
+        return
+    if one.protocol != two.protocol:
+        said = f"{one.protocol} and {two.protocol}"
+    else:
+        changed = [
+            key for key in {**one.settings, **two.settings} if _differ(one.settings, two.settings, key)
+        ]
+        if not changed:
+            return
+        said = f"both named {one.protocol}, with different {', '.join(changed)}"
+    raise InputError(
+        f"{first.name} and {other.name} were judged by different protocols, {said}; test them by one, or compare "
+        "all the same: --across_protocols true"
+    )
+
+
+def _differ(one: dict[str, Any], two: dict[str, Any], key: str) -> bool:
+    return key not in one or key not in two or one[key] != two[key]
+
+
+def _refuse_other_targets(first: Results, other: Results) -> None:
+    import polars
+
+    keys = ["user_id", "item_id"]
+    if first.frame.select(keys).schema != other.frame.select(keys).schema:
+        raise InputError(f"{first.name} and {other.name} are of different logs: their ids differ in type")
+    if first.frame.select(keys).equals(other.frame.select(keys)):
+        return
+    frames = [run.frame.group_by(keys).len() for run in (first, other)]
+    users = [frame.select("user_id").unique() for frame in frames]
+    alone = [users[a].join(users[1 - a], on="user_id", how="anti").height for a in (0, 1)]
+    changed = polars.concat([frames[a].join(frames[1 - a], on=[*keys, "len"], how="anti") for a in (0, 1)])
+    both = changed.join(users[0], on="user_id", how="semi").join(users[1], on="user_id", how="semi")
+    raise InputError(
+        f"{first.name} and {other.name} did not judge the same: {alone[0]:,} users are only in the first, {alone[1]:,} "
+        f"only in the second, and {both['user_id'].n_unique():,} that are in both have other targets; test both on "
+        "one event store with one split, without limits on the batches"
+    )

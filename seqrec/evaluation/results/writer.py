@@ -1,0 +1,179 @@
+"""Writes where each held-out item was ranked, while a model is tested."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import numpy as np
+from numpy.typing import NDArray
+
+from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.store import EventStore
+from seqrec.errors import InputError
+from seqrec.evaluation.results.file import FILE_NAME, Header
+from seqrec.evaluation.results.slices import popularity_bounds
+from seqrec.models import Recommender
+from seqrec.types import JudgedTargets
+
+if TYPE_CHECKING:
+    import polars
+
+# Targets that a rank holds before it writes them: 2^18 take some 20 MiB.
+HELD_TARGETS = 1 << 18
+
+
+class ResultsWriter(pl.Callback):
+    """A results file of each test: one row a held-out item, in Parquet, with the log's own ids.
+
+    Columns are those of `seqrec.evaluation.results.Results`; the protocol's id and settings stand in the file's metadata. Each
+    rank writes parts into a folder beside the file, which all ranks must share; the first rank joins them when all
+    are done, so a file that is there is whole.
+
+    Args:
+        path: The file; None is `test_results.parquet` in the run's folder, beside `test_metrics.json`, and like it
+            not written by a `fast_dev_run`, which has no folder.
+        write: Whether the file is written.
+    """
+
+    def __init__(self, path: str | None = None, *, write: bool = True) -> None:
+        self.path = path
+        self.write = write
+        self._file: Path | None = None
+        self._item_counts: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._waiting: list[JudgedTargets] = []
+        self._parts = 0
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count the training events of the items and make the folder of parts.
+
+        Raises:
+            InputError: the trainer has no data module that knows the log's ids.
+        """
+        self._file, self._waiting, self._parts = None, [], 0
+        if not self.write:
+            return
+        root = trainer.log_dir if self.path is None else None  # asks all ranks, so once and here
+        if self.path is None and root is None:
+            return
+        self._item_counts = _data(trainer).train_item_counts()
+        self._file = Path(self.path or f"{root}/{FILE_NAME}")
+        if trainer.is_global_zero:
+            # Parts of a test that was killed.
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.mkdir(parents=True)
+        trainer.strategy.barrier()
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take a batch's targets.
+
+        Raises:
+            TypeError: the model's test step returns something else.
+        """
+        if self._file is None:
+            return
+        if not isinstance(outputs, JudgedTargets):
+            raise TypeError(
+                f"{type(pl_module).__name__}.test_step returned {type(outputs).__name__}, expected JudgedTargets"
+            )
+        self._waiting.append(outputs.to("cpu"))
+        if sum(len(judged.rows) for judged in self._waiting) >= HELD_TARGETS:
+            self._write_part(trainer)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Join the parts of all ranks."""
+        import polars
+
+        if self._file is None:
+            return
+        assert isinstance(pl_module, Recommender)
+        if self._waiting:
+            self._write_part(trainer)
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            joined = self._folder / "joined"
+            parts = polars.scan_parquet(sorted(self._folder.glob("part-*.parquet")))
+            parts.sink_parquet(joined, metadata=self._header(pl_module).as_metadata())
+            joined.replace(self._file)
+            shutil.rmtree(self._folder)
+        trainer.strategy.barrier()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave no parts of a test that failed."""
+        if self._file is not None and trainer.testing:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _folder(self) -> Path:
+        assert self._file is not None
+        return self._file.with_name(self._file.name + ".parts")
+
+    def _header(self, model: Recommender) -> Header:
+        head_from, torso_from = popularity_bounds(self._item_counts)
+        return Header(
+            model=model.title,
+            protocol=model.protocol.id,
+            settings=model.protocol.describe(),
+            normaliser=model.protocol.normaliser,
+            num_items=len(self._item_counts) - 1,
+            head_from=head_from,
+            torso_from=torso_from,
+        )
+
+    def _write_part(self, trainer: pl.Trainer) -> None:
+        import polars
+
+        store = _data(trainer).store
+        frame = polars.concat([results_frame(judged, store, self._item_counts) for judged in self._waiting])
+        frame.write_parquet(self._folder / f"part-{trainer.global_rank:05d}-{self._parts:06d}.parquet")
+        self._waiting, self._parts = [], self._parts + 1
+
+
+def results_frame(
+    judged: JudgedTargets, store: EventStore, item_counts: NDArray[np.int64]
+) -> polars.DataFrame:
+    """One row a target, with the columns of `seqrec.evaluation.results.Results`.
+
+    Args:
+        judged: Targets of a batch, on the CPU.
+        store: Knows the log's ids.
+        item_counts: (V,) how often each item occurs in training.
+    """
+    import polars
+
+    rows, item_ids = judged.rows, judged.item_ids.numpy()
+    times = [None] * len(rows) if judged.timestamps is None else judged.timestamps.numpy()
+    return polars.DataFrame(
+        {
+            "user_id": store.user_vocabulary.external_ids(judged.user_ids[rows].numpy()),
+            "item_id": store.item_vocabulary.external_ids(item_ids),
+            "better": judged.ranks.better.numpy(),
+            "tied": judged.ranks.tied.numpy(),
+            "history_length": judged.history_lengths[rows].numpy(),
+            "item_train_events": item_counts[item_ids],
+            "repeated": judged.repeated.numpy(),
+            "timestamp": polars.Series(times, dtype=polars.Int64),
+        }
+    )
+
+
+def _data(trainer: pl.Trainer) -> SequenceDataModule:
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, SequenceDataModule):
+        raise InputError(
+            "ResultsWriter needs a SequenceDataModule, which knows the log's ids; test with one, "
+            "or leave the callback out"
+        )
+    return data
