@@ -36,6 +36,7 @@ from seqrec.evaluation.protocols import FullRanking, Protocol
 from seqrec.evaluation.report import metrics_table, write_metrics
 from seqrec.evaluation.results import ResultsWriter
 from seqrec.evaluation.results.file import FILE_NAME as RESULTS_FILE
+from seqrec.experiments.sweep import TrialReporter
 from seqrec.inference import RecommendationWriter
 from seqrec.models import Baseline, Popularity, Recommender, evaluate
 from seqrec.runs.callbacks import (
@@ -48,7 +49,6 @@ from seqrec.runs.callbacks import (
     RunSummary,
 )
 from seqrec.runs.summary import FILE_NAME as SUMMARY_FILE
-from seqrec.sweep import TrialReporter
 
 
 class ArgumentParser(LightningArgumentParser):

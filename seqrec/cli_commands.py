@@ -16,8 +16,6 @@ from seqrec.benchmark.catalogue import benchmark_catalogue
 from seqrec.benchmark.data import benchmark_data
 from seqrec.benchmark.inference import benchmark_inference
 from seqrec.benchmark.memory import benchmark_memory
-from seqrec.benchmark.paper import benchmark_paper
-from seqrec.benchmark.paper_report import report
 from seqrec.benchmark.scan import benchmark_scan
 from seqrec.benchmark.serve import benchmark_serve
 from seqrec.benchmark.training import benchmark_training
@@ -29,6 +27,9 @@ from seqrec.doctor import examine
 from seqrec.evaluation.results import compare as compare_runs
 from seqrec.evaluation.results import comparison_text, read_results
 from seqrec.evaluation.results.comparison import METRICS
+from seqrec.experiments.paper import benchmark_paper
+from seqrec.experiments.report import report
+from seqrec.experiments.sweep import SweepSettings, run_sweep
 from seqrec.inference import load
 from seqrec.inference.bulk.command import recommend
 from seqrec.inference.export import export as export_programs
@@ -36,7 +37,6 @@ from seqrec.inference.export.manifest import FILE_NAME as MANIFEST
 from seqrec.serving import Limits
 from seqrec.serving.command import serve
 from seqrec.specs import from_spec
-from seqrec.sweep import SweepSettings, run_sweep
 
 
 class ArgumentParser(jsonargparse.ArgumentParser):

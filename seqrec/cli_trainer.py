@@ -7,8 +7,8 @@ from typing import Literal
 import lightning.pytorch as pl
 
 from seqrec.data.datamodule import SequenceDataModule
+from seqrec.experiments.tuning import find_batch_size, find_lr
 from seqrec.models import SequentialRecommender
-from seqrec.tuning import find_batch_size, find_lr
 
 
 class Trainer(pl.Trainer):

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seqrec.benchmark.grid.cells import ENCODERS
 from seqrec.benchmark.measured_child import MemoryLimitError, run_measured
 from seqrec.benchmark.memory_stages import NUM_ITEMS, ROTARY, find_signal
 from seqrec.benchmark.table import aligned
 from seqrec.data.preparation.memory import spoken_bytes
 from seqrec.data.progress import Progress, print_line
 from seqrec.errors import InputError
+from seqrec.experiments.grid.cells import ENCODERS
 
 # A signal counts as found above this HR@10 of the test.
 FOUND = 0.9

@@ -12,11 +12,18 @@ import torch
 from filelock import FileLock, Timeout
 
 from seqrec.errors import InputError
+from seqrec.experiments.sweep.package import optuna
+from seqrec.experiments.sweep.results import (
+    BEST_NAME,
+    rows_of,
+    table_text,
+    trial_folder,
+    write_best_config,
+    write_table,
+)
+from seqrec.experiments.sweep.settings import SweepSettings
+from seqrec.experiments.sweep.study import PRUNED, REASON, ask, ended, open_study, repeat_killed
 from seqrec.runs.summary import read_summary
-from seqrec.sweep.package import optuna
-from seqrec.sweep.results import BEST_NAME, rows_of, table_text, trial_folder, write_best_config, write_table
-from seqrec.sweep.settings import SweepSettings
-from seqrec.sweep.study import PRUNED, REASON, ask, ended, open_study, repeat_killed
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -76,7 +83,7 @@ def trial_words(settings: SweepSettings, number: int, parameters: dict[str, Any]
         },
     }
     reporter = {
-        "class_path": "seqrec.sweep.TrialReporter",
+        "class_path": "seqrec.experiments.sweep.TrialReporter",
         "init_args": {"folder": settings.folder, "trial": number},
     }
     mode = settings.direction[:3]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.benchmark.paper_report.rows import METRICS, Log, Row
-from seqrec.benchmark.paper_report.tables import Entry, Table
 from seqrec.evaluation.results.intervals import bootstrap_means, percentile_intervals, sign_flip_p_values
+from seqrec.experiments.report.rows import METRICS, Log, Row
+from seqrec.experiments.report.tables import Entry, Table
 
 CONFIDENCE = 0.95
 SIGNIFICANT = 0.05

@@ -18,10 +18,10 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
-from seqrec.benchmark.grid.cells import Cell, Settings
-from seqrec.benchmark.grid.outcome import RUN_FOLDER, gather, is_finished, write_result
 from seqrec.data.progress import Progress
 from seqrec.errors import InputError
+from seqrec.experiments.grid.cells import Cell, Settings
+from seqrec.experiments.grid.outcome import RUN_FOLDER, gather, is_finished, write_result
 
 LOG_FILE = "log.txt"
 CONFIG_FILE = "cell.yaml"

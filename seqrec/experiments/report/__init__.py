@@ -1,5 +1,5 @@
 """Tables and figures of a grid: Markdown, LaTeX, PNG and SVG."""
 
-from seqrec.benchmark.paper_report.write import report
+from seqrec.experiments.report.write import report
 
 __all__ = ["report"]

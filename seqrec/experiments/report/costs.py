@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from math import isnan
 
-from seqrec.benchmark.paper_report.rows import Log, Row
-from seqrec.benchmark.paper_report.tables import Entry, Table
+from seqrec.experiments.report.rows import Log, Row
+from seqrec.experiments.report.tables import Entry, Table
 
 MIB = 1 << 20
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seqrec.sweep.package import optuna
-from seqrec.sweep.settings import SweepSettings
+from seqrec.experiments.sweep.package import optuna
+from seqrec.experiments.sweep.settings import SweepSettings
 
 if TYPE_CHECKING:
     from optuna.study import Study

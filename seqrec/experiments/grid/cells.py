@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from seqrec import __version__, models
-from seqrec.benchmark.grid.budget import Budget
 from seqrec.errors import InputError, MissingInputError
+from seqrec.experiments.grid.budget import Budget
 
 ENCODERS = ("GRU4Rec", "SASRec", "RecMamba", "MambaRec", "MoEMaTrRec")
 # Joins fragments of a log, and an encoder with what is ablated.

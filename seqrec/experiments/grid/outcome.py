@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from seqrec.benchmark.grid.cells import Cell, is_baseline
 from seqrec.errors import MissingInputError
 from seqrec.evaluation.results.file import FILE_NAME as RANKS_FILE
+from seqrec.experiments.grid.cells import Cell, is_baseline
 from seqrec.runs import Summary
 from seqrec.runs.summary import read_summary
 

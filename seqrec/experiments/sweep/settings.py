@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from seqrec.errors import InputError, MissingInputError
-from seqrec.sweep.package import optuna
+from seqrec.experiments.sweep.package import optuna
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import lightning.pytorch as pl
 
 from seqrec.errors import InputError
-from seqrec.sweep.package import optuna
-from seqrec.sweep.settings import SweepSettings
-from seqrec.sweep.study import PRUNED, open_study
+from seqrec.experiments.sweep.package import optuna
+from seqrec.experiments.sweep.settings import SweepSettings
+from seqrec.experiments.sweep.study import PRUNED, open_study
 
 if TYPE_CHECKING:
     from optuna.study import Study

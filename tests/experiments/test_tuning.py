@@ -15,11 +15,11 @@ from seqrec.catalogue.table import ItemTable
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.errors import InputError
+from seqrec.experiments.tuning import find_batch_size, find_lr, suggest_lr
 from seqrec.models import SASRec
 from seqrec.runs import RunFolder
 from seqrec.runs.callbacks import RunMonitor, RunSummary
 from seqrec.training.optim import Adam, LazyAdam, OptimizerFactory
-from seqrec.tuning import find_batch_size, find_lr, suggest_lr
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 

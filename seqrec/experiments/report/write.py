@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seqrec.benchmark.grid.outcome import read_grid
-from seqrec.benchmark.paper_report.costs import cost_table
-from seqrec.benchmark.paper_report.figures import (
+from seqrec.experiments.grid.outcome import read_grid
+from seqrec.experiments.report.costs import cost_table
+from seqrec.experiments.report.figures import (
     ablation_figure,
     cost_figure,
     curve_figure,
@@ -16,9 +16,9 @@ from seqrec.benchmark.paper_report.figures import (
     quality_figure,
     save,
 )
-from seqrec.benchmark.paper_report.quality import ablation_table, quality_table
-from seqrec.benchmark.paper_report.rows import Log, read_logs
-from seqrec.benchmark.paper_report.tables import Table
+from seqrec.experiments.report.quality import ablation_table, quality_table
+from seqrec.experiments.report.rows import Log, read_logs
+from seqrec.experiments.report.tables import Table
 
 if TYPE_CHECKING:
     import polars

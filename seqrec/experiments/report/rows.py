@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.benchmark.grid.budget import Budget
-from seqrec.benchmark.grid.cells import ENCODERS, is_baseline
-from seqrec.benchmark.grid.outcome import RUN_FOLDER
 from seqrec.errors import InputError
 from seqrec.evaluation.results import read_results
+from seqrec.experiments.grid.budget import Budget
+from seqrec.experiments.grid.cells import ENCODERS, is_baseline
+from seqrec.experiments.grid.outcome import RUN_FOLDER
 
 if TYPE_CHECKING:
     import polars

@@ -16,11 +16,14 @@ from sweep_runs import SWEEP
 
 from seqrec.cli import main
 from seqrec.errors import InputError
-from seqrec.sweep import SweepSettings, run_sweep
-from seqrec.sweep.study import open_study
+from seqrec.experiments.sweep import SweepSettings, run_sweep
+from seqrec.experiments.sweep.study import open_study
 
-REPOSITORY = Path(__file__).parents[2]
-CONFIG = {"trainer": {"callbacks": [{"class_path": "seqrec.sweep.TrialReporter"}], "logger": None}, "data": 1}
+REPOSITORY = Path(__file__).parents[3]
+CONFIG = {
+    "trainer": {"callbacks": [{"class_path": "seqrec.experiments.sweep.TrialReporter"}], "logger": None},
+    "data": 1,
+}
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from seqrec.errors import InputError
+from seqrec.experiments.sweep.package import optuna
+from seqrec.experiments.sweep.settings import SweepSettings
+from seqrec.experiments.sweep.study import REASON, REPEATS
 from seqrec.runs.summary import read_summary
-from seqrec.sweep.package import optuna
-from seqrec.sweep.settings import SweepSettings
-from seqrec.sweep.study import REASON, REPEATS
 
 if TYPE_CHECKING:
     from optuna.study import Study

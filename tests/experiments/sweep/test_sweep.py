@@ -16,9 +16,9 @@ import yaml
 from sweep_runs import SMALL, SWEEP, write
 
 from seqrec.cli import main
+from seqrec.experiments.sweep import SweepSettings
+from seqrec.experiments.sweep.study import ask, open_study
 from seqrec.runs import read_summary
-from seqrec.sweep import SweepSettings
-from seqrec.sweep.study import ask, open_study
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"

@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 from polars.testing import assert_frame_equal
 
-from seqrec.benchmark.grid import Budget, Cell, Settings, runner
-from seqrec.benchmark.grid.cells import plan
-from seqrec.benchmark.grid.outcome import read_grid
-from seqrec.benchmark.grid.runner import make_slots
-from seqrec.benchmark.paper import benchmark_paper
-from seqrec.benchmark.paper_report import report, write
 from seqrec.cli import main
 from seqrec.errors import InputError, MissingInputError
 from seqrec.evaluation.results import read_results
+from seqrec.experiments.grid import Budget, Cell, Settings, runner
+from seqrec.experiments.grid.cells import plan
+from seqrec.experiments.grid.outcome import read_grid
+from seqrec.experiments.grid.runner import make_slots
+from seqrec.experiments.paper import benchmark_paper
+from seqrec.experiments.report import report, write
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TIMEOUT = 300
@@ -277,7 +277,7 @@ def test_a_folder_without_a_grid_is_refused(tmp_path: Path):
         read_grid(tmp_path)
 
 
-@pytest.mark.slow  # pytest -m slow tests/benchmark/test_benchmark_paper.py: four processes
+@pytest.mark.slow  # pytest -m slow tests/experiments/test_paper.py: four processes
 def test_a_grid_whose_cells_fail_says_so_and_keeps_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

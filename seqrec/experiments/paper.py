@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from seqrec.benchmark.grid import Budget, Settings, run_grid
-from seqrec.benchmark.grid.cells import ENCODERS, plan
-from seqrec.benchmark.grid.runner import make_slots
 from seqrec.data.progress import Progress, print_line
+from seqrec.experiments.grid import Budget, Settings, run_grid
+from seqrec.experiments.grid.cells import ENCODERS, plan
+from seqrec.experiments.grid.runner import make_slots
 
 # Models that count, unless told others.
 BASELINES = ("Popularity",)

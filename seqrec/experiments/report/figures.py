@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from seqrec.benchmark.grid.cells import ENCODERS
-from seqrec.benchmark.paper_report.costs import MIB
-from seqrec.benchmark.paper_report.quality import judge
-from seqrec.benchmark.paper_report.rows import METRICS, Log
 from seqrec.errors import MissingInputError
+from seqrec.experiments.grid.cells import ENCODERS
+from seqrec.experiments.report.costs import MIB
+from seqrec.experiments.report.quality import judge
+from seqrec.experiments.report.rows import METRICS, Log
 
 if TYPE_CHECKING:
     import polars

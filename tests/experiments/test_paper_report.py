@@ -8,17 +8,17 @@ import polars
 import pytest
 
 from seqrec import models
-from seqrec.benchmark.grid.cells import is_baseline
-from seqrec.benchmark.grid.outcome import gather, read_grid
-from seqrec.benchmark.paper_report import report, write
-from seqrec.benchmark.paper_report.figures import quality_figure
-from seqrec.benchmark.paper_report.rows import read_logs
-from seqrec.benchmark.paper_report.tables import Entry, Table
 from seqrec.cli import main
 from seqrec.errors import InputError, MissingInputError
 from seqrec.evaluation.results import read_results
 from seqrec.evaluation.results.file import Header
 from seqrec.evaluation.results.intervals import sign_flip_p_values
+from seqrec.experiments.grid.cells import is_baseline
+from seqrec.experiments.grid.outcome import gather, read_grid
+from seqrec.experiments.report import report, write
+from seqrec.experiments.report.figures import quality_figure
+from seqrec.experiments.report.rows import read_logs
+from seqrec.experiments.report.tables import Entry, Table
 
 USERS = 60
 
