@@ -16,11 +16,7 @@ from typing import Any, NoReturn
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-
-from seqrec import __version__
-from seqrec.catalogue.distributed import leave_job
-from seqrec.cli_commands import COMMANDS, run_command
-from seqrec.cli_config import (
+from seqrec.cli.main.arguments import (
     refuse_model_max_length,
     refuse_slurm_without_srun,
     with_checkpoint_file,
@@ -28,8 +24,12 @@ from seqrec.cli_config import (
     with_named_target,
     with_protocol_presets,
 )
-from seqrec.cli_errors import explain, in_one_line
-from seqrec.cli_trainer import Trainer
+from seqrec.cli.main.commands import COMMANDS, run_command
+from seqrec.cli.main.errors import explain, in_one_line
+from seqrec.cli.main.trainer import Trainer
+
+from seqrec import __version__
+from seqrec.catalogue.distributed import leave_job
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.errors import StoppedError
 from seqrec.evaluation.protocols import FullRanking, Protocol

@@ -10,6 +10,8 @@ from dataclasses import fields
 from typing import Any, Literal, NoReturn
 
 import jsonargparse
+from seqrec.cli.main.doctor import examine
+from seqrec.cli.main.errors import explain
 
 from seqrec import __version__
 from seqrec.benchmark.catalogue import benchmark_catalogue
@@ -19,11 +21,9 @@ from seqrec.benchmark.memory import benchmark_memory
 from seqrec.benchmark.scan import benchmark_scan
 from seqrec.benchmark.serve import benchmark_serve
 from seqrec.benchmark.training import benchmark_training
-from seqrec.cli_errors import explain
 from seqrec.data.inspect import describe
 from seqrec.data.inspect_text import report_text
 from seqrec.data.store import EventStore
-from seqrec.doctor import examine
 from seqrec.evaluation.results import compare as compare_runs
 from seqrec.evaluation.results import comparison_text, read_results
 from seqrec.evaluation.results.comparison import METRICS
