@@ -83,31 +83,36 @@ __version__ = "0.2.0"
 
 # Module -> the public names that it offers.
 _MODULES = {
+    "seqrec.catalogue.search": "ExactSearch FaissSearch",
+    "seqrec.catalogue.table": "ItemTable",
     "seqrec.data.datamodule": "SequenceDataModule",
     "seqrec.data.prepare": "Filters prepare",
     "seqrec.data.sources": "KuaiRand LFM1b ML1M Sequences Source Synthetic Table",
     "seqrec.data.splits": "GlobalTime LastN LeaveOneOut Split",
     "seqrec.data.store": "EventStore",
     "seqrec.data.windows": "NewestWindow RandomCrop StridedWindows TrainWindows",
-    "seqrec.catalogue.table": "ItemTable",
     "seqrec.encoders": "SequenceEncoder",
     "seqrec.encoders.contract": "check_encoder",
     "seqrec.errors": "InputError",
+    "seqrec.evaluation.protocols": (
+        "FullRanking PopularityCandidates Protocol SampledRanking UniformCandidates WholeCatalogue"
+    ),
+    "seqrec.evaluation.results": "Comparison compare read_results",
     "seqrec.inference": "load",
     "seqrec.inference.export": "export",
     "seqrec.inference.sessions": "Event MemoryStore RedisStore SQLiteStore SessionRecommender",
-    "seqrec.training.losses": "BCE GBCE FullSoftmax InBatchSoftmax Loss SampledSoftmax",
     "seqrec.models": (
-        "Baseline Explanation GRU4Rec ItemKNN MambaRec Markov MoEMaTrRec Popularity RecMamba "
-        "RecentPopularity Recommender SASRec SequentialRecommender TrainingEvents evaluate"
+        "Baseline Explanation GRU4Rec ItemKNN MambaRec Markov MoEMaTrRec Popularity "
+        "RecMamba RecentPopularity Recommender SASRec SequentialRecommender "
+        "TrainingEvents evaluate"
     ),
-    "seqrec.training.negatives": "InBatchNegatives MixedNegatives NegativeSampler PopularityNegatives UniformNegatives",
-    "seqrec.training.optim": "Adam AdamW InverseSquareRoot LazyAdam LinearWarmup RowwiseAdagrad WarmupCosine",
-    "seqrec.evaluation.protocols": "FullRanking PopularityCandidates Protocol SampledRanking UniformCandidates WholeCatalogue",
-    "seqrec.evaluation.results": "Comparison compare read_results",
-    "seqrec.runs.callbacks": "BestCheckpoint EarlyStopping ResumePoints",
     "seqrec.runs": "RunFolder",
-    "seqrec.catalogue.search": "ExactSearch FaissSearch",
+    "seqrec.runs.callbacks": "BestCheckpoint EarlyStopping ResumePoints",
+    "seqrec.training.losses": "BCE GBCE FullSoftmax InBatchSoftmax Loss SampledSoftmax",
+    "seqrec.training.negatives": (
+        "InBatchNegatives MixedNegatives NegativeSampler PopularityNegatives UniformNegatives"
+    ),
+    "seqrec.training.optim": "Adam AdamW InverseSquareRoot LazyAdam LinearWarmup RowwiseAdagrad WarmupCosine",
     "seqrec.types": "History Recommendations SequenceBatch",
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names.split()}

@@ -1,6 +1,6 @@
 """`python -m seqrec` is the `seqrec` command."""
 
-from seqrec.cli.main import main
+from seqrec.cli import main
 
 if __name__ == "__main__":
     main()

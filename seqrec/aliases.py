@@ -17,7 +17,34 @@ from types import ModuleType
 from typing import Any
 
 # Old module -> the module or package that has its names now. Submodules of an old module follow it.
-MODULES: dict[str, str] = {}
+MODULES: dict[str, str] = {
+    "seqrec.benchmark.grid": "seqrec.experiments.grid",
+    "seqrec.benchmark.paper": "seqrec.experiments.paper",
+    "seqrec.benchmark.paper_report": "seqrec.experiments.report",
+    "seqrec.callbacks": "seqrec.runs.callbacks",
+    "seqrec.data.batching": "seqrec.data.sampler",
+    "seqrec.data.filters": "seqrec.data.prepare",
+    "seqrec.distributed": "seqrec.catalogue.distributed",
+    "seqrec.doctor": "seqrec.cli.doctor",
+    "seqrec.embeddings": "seqrec.catalogue.table",
+    "seqrec.layers": "seqrec.encoders.layers",
+    "seqrec.losses": "seqrec.training.losses",
+    "seqrec.metrics": "seqrec.evaluation.metrics",
+    "seqrec.models.mamba_presets": "seqrec.models.presets",
+    "seqrec.negatives": "seqrec.training.negatives",
+    "seqrec.optim": "seqrec.training.optim",
+    "seqrec.protocols": "seqrec.evaluation.protocols",
+    "seqrec.ranks": "seqrec.evaluation.target_ranks",
+    "seqrec.report": "seqrec.evaluation.report",
+    "seqrec.results": "seqrec.evaluation.results",
+    "seqrec.scoring": "seqrec.catalogue.scorer",
+    "seqrec.search": "seqrec.catalogue.search",
+    "seqrec.sharding": "seqrec.catalogue.sharding",
+    "seqrec.streaming": "seqrec.encoders.state",
+    "seqrec.sweep": "seqrec.experiments.sweep",
+    "seqrec.testing": "seqrec.encoders.contract",
+    "seqrec.tuning": "seqrec.experiments.tuning",
+}
 # Present module -> a name that it had -> the present path.
 NAMES: dict[str, dict[str, str]] = {
     "seqrec.inference": {

@@ -192,7 +192,7 @@ def write(package: Path, path: str, text: str) -> None:
             "if TYPE_CHECKING:\n    import seqrec.encoders.layers",
             "ops/a.py:2 imports seqrec.encoders.layers: ",
         ),
-        ("types.py", "from seqrec.cli.main import main", "types.py:1 imports seqrec.cli.main.main: "),
+        ("types.py", "from seqrec.cli import main", "types.py:1 imports seqrec.cli.main.main: "),
         ("models/a.py", "from seqrec.nowhere import f", "models/a.py:1 imports seqrec.nowhere.f: "),
         ("models/a.py", "from .base import f", "models/a.py:1 imports .base.f, which is relative"),
         ("models/a.py", "from . import base", "models/a.py:1 imports ..base, which is relative"),

@@ -18,7 +18,7 @@ import cluster_runs
 import pytest
 import torch
 
-from seqrec.cli.main import main
+from seqrec.cli import main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 JOB = Path(cluster_runs.__file__)

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from lightning_utilities.core.imports import RequirementCache
 
-from seqrec.cli.main import main
+from seqrec.cli import main
 from seqrec.encoders import ENCODERS
 from seqrec.evaluation.protocols import PRESETS, Protocol
 from seqrec.specs import from_spec

@@ -31,6 +31,4 @@ def test_errors_registry_and_specs_load_without_torch():
 
 
 def test_the_command_line_loads_no_server_before_it_serves():
-    assert (
-        loaded_by("import seqrec.cli.main.commands", "fastapi", "uvicorn", "prometheus_client", "redis") == []
-    )
+    assert loaded_by("import seqrec.cli.commands", "fastapi", "uvicorn", "prometheus_client", "redis") == []

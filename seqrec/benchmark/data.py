@@ -23,7 +23,7 @@ from seqrec.benchmark.measured_child import (
     machine_bytes,
     run_measured,
 )
-from seqrec.data.preparation.memory import MemoryLimit, spoken_bytes
+from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
 from seqrec.data.progress import Progress, print_line
 from seqrec.errors import InputError
 

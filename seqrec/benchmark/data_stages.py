@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqrec.benchmark.measured_child import anonymous_bytes
-from seqrec.data.filters import Filters
 from seqrec.data.prepare import prepare
+from seqrec.data.prepare.filters import Filters
 from seqrec.data.progress import print_line
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.sources.table import Table

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from seqrec.benchmark.table import aligned
-from seqrec.data.preparation.memory import spoken_bytes
+from seqrec.data.prepare.memory import spoken_bytes
 
 
 @dataclass(frozen=True)

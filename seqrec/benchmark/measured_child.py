@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, Any
 
-from seqrec.data.preparation.memory import spoken_bytes
+from seqrec.data.prepare.memory import spoken_bytes
 from seqrec.data.progress import Show
 from seqrec.errors import InputError
 

@@ -12,7 +12,7 @@ from typing import Any
 from seqrec.benchmark.measured_child import MemoryLimitError, run_measured
 from seqrec.benchmark.memory_stages import NUM_ITEMS, ROTARY, find_signal
 from seqrec.benchmark.table import aligned
-from seqrec.data.preparation.memory import spoken_bytes
+from seqrec.data.prepare.memory import spoken_bytes
 from seqrec.data.progress import Progress, print_line
 from seqrec.errors import InputError
 from seqrec.experiments.grid.cells import ENCODERS

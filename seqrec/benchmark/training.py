@@ -10,7 +10,7 @@ from typing import Any
 from seqrec.benchmark.measured_child import MemoryLimitError, run_measured
 from seqrec.benchmark.table import aligned
 from seqrec.benchmark.training_stages import VARIANTS, train_steps
-from seqrec.data.preparation.memory import spoken_bytes
+from seqrec.data.prepare.memory import spoken_bytes
 from seqrec.data.progress import Progress, print_line
 from seqrec.encoders import ENCODERS
 from seqrec.errors import InputError

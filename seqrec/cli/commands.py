@@ -10,8 +10,6 @@ from dataclasses import fields
 from typing import Any, Literal, NoReturn
 
 import jsonargparse
-from seqrec.cli.main.doctor import examine
-from seqrec.cli.main.errors import explain
 
 from seqrec import __version__
 from seqrec.benchmark.catalogue import benchmark_catalogue
@@ -21,6 +19,8 @@ from seqrec.benchmark.memory import benchmark_memory
 from seqrec.benchmark.scan import benchmark_scan
 from seqrec.benchmark.serve import benchmark_serve
 from seqrec.benchmark.training import benchmark_training
+from seqrec.cli.doctor import examine
+from seqrec.cli.errors import explain
 from seqrec.data.inspect import describe
 from seqrec.data.inspect_text import report_text
 from seqrec.data.store import EventStore

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from seqrec.data.batching import BatchPlan
 from seqrec.data.ragged import ranges
+from seqrec.data.sampler import BatchPlan
 from seqrec.types import HeldOutItems, History, RaggedItems, SequenceBatch
 
 Int64 = NDArray[np.int64]

@@ -13,13 +13,13 @@ import numpy as np
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 
-from seqrec.data.batching import BatchSampler
 from seqrec.data.collate import WindowDataset
 from seqrec.data.item_counts import training_item_counts
 from seqrec.data.loader import ResumableLoader, outlive_signals
+from seqrec.data.position import TrainingPlace, count_as_done
 from seqrec.data.prepare import Filters, ensure_store, fingerprint, prepare
 from seqrec.data.progress import print_line
-from seqrec.data.resuming import TrainingPlace, count_as_done
+from seqrec.data.sampler import BatchSampler
 from seqrec.data.sources import Source
 from seqrec.data.splits import LeaveOneOut, Split
 from seqrec.data.store import EventStore

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seqrec.data.batching import BatchSampler
 from seqrec.data.collate import WindowDataset
+from seqrec.data.sampler import BatchSampler
 from seqrec.data.windows import newest_windows
 from seqrec.types import SequenceBatch
 

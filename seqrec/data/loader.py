@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from seqrec.data.batching import BatchSampler
+from seqrec.data.sampler import BatchSampler
 from seqrec.types import SequenceBatch
 
 

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from seqrec.cli.main.arguments import with_checkpoint_file
 
+from seqrec.cli.arguments import with_checkpoint_file
 from seqrec.errors import MissingInputError
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from seqrec.cli.main import main
+from seqrec.cli import main
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.data.store import EventStore
@@ -367,7 +367,7 @@ def test_store_of_another_version_and_a_truncated_one_are_refused(capsys: pytest
 
 
 def test_traceback_of_a_bug_is_kept(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("seqrec.cli.main.SeqrecCLI.after_fit", lambda self: 1 / 0)
+    monkeypatch.setattr("seqrec.cli.lightning_cli.SeqrecCLI.after_fit", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(FIT)
 
@@ -383,7 +383,7 @@ def test_a_command_that_ends_well_leaves_its_job(
         if end is not None:
             raise end
 
-    monkeypatch.setattr("seqrec.cli.main._run", run)
+    monkeypatch.setattr("seqrec.cli.lightning_cli._run", run)
     with nullcontext() if end is None else pytest.raises(SystemExit) as stopped:
         main(())
     assert end is None or stopped.value.code == 143

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from seqrec.cli.main.commands import COMMANDS
 
-from seqrec.cli.main import main
+from seqrec.cli import main
+from seqrec.cli.commands import COMMANDS
 from seqrec.data.prepare import Filters, prepare
 from seqrec.data.sources import Synthetic
 

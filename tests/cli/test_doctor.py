@@ -11,9 +11,9 @@ import sys
 
 import pytest
 import torch
-from seqrec.cli.main.doctor import OPS, examine
 
-from seqrec.cli.main import main
+from seqrec.cli import main
+from seqrec.cli.doctor import OPS, examine
 from seqrec.ops.selective_scan import SCAN_BACKENDS
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from seqrec.data.filters import Filters
+from seqrec.data.prepare.filters import Filters
 from seqrec.data.sources import Source
 from seqrec.data.store import EventStore
 

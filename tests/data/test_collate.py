@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from seqrec.data.batching import BatchPlan, BatchSampler
 from seqrec.data.collate import WindowDataset
+from seqrec.data.sampler import BatchPlan, BatchSampler
 from seqrec.data.splits import LastN, LeaveOneOut
 from seqrec.data.store import EventStore, write_store
 from seqrec.data.windows import NewestWindow, RandomCrop, StridedWindows, TrainWindows, WindowIndex

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from seqrec.data.batching import BatchSampler
 from seqrec.data.collate import WindowDataset
+from seqrec.data.sampler import BatchSampler
 from seqrec.data.store import EventStore, write_store
 from seqrec.data.windows import StridedWindows
 

@@ -186,7 +186,7 @@ class TestDuplicates:
         assert prepare(source, Filters(duplicates="refuse"), tmp_path / "other").num_events == 5
 
     def test_of_the_first_user_are_named_where_others_have_some(self, tmp_path: Path, monkeypatch):
-        monkeypatch.setattr("seqrec.data.preparation.partitions.PARTITION_EVENTS", 2)
+        monkeypatch.setattr("seqrec.data.prepare.partitions.PARTITION_EVENTS", 2)
         source = Frame(user_id=[9, 9, 4, 4], item_id=[1, 1, 2, 2], timestamp=[3, 3, 8, 8])
         with pytest.raises(InputError, match=r"2 events .* first user_id=4, item_id=2, timestamp=8"):
             prepare(source, Filters(duplicates="refuse"), tmp_path / "store")
@@ -270,7 +270,7 @@ class TestStoreOnDisk:
         def fail(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("seqrec.data.preparation.stages.write_manifest", fail)
+        monkeypatch.setattr("seqrec.data.prepare.stages.write_manifest", fail)
         with pytest.raises(KeyboardInterrupt):
             prepare(small(), Filters(), tmp_path / "store")
         assert [file.name for file in tmp_path.iterdir() if file.is_dir()] == []
@@ -287,7 +287,7 @@ class TestStoreOnDisk:
             prepare(small(), Filters(), tmp_path / "store")
         store = prepare(small(), Filters(min_history=2), tmp_path / "store", overwrite=True)
         assert store.num_users == 2
-        monkeypatch.setattr("seqrec.data.preparation.stages.write_manifest", lambda *_: 1 / 0)
+        monkeypatch.setattr("seqrec.data.prepare.stages.write_manifest", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(small(), Filters(), tmp_path / "store", overwrite=True)
         assert EventStore.open(tmp_path / "store").num_users == 2

@@ -47,7 +47,7 @@ def test_stores_are_those_of_the_slow_way(tmp_path_factory, events, thresholds, 
     folder = tmp_path_factory.mktemp("property")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("reading.CHUNK_EVENTS", "partitions.PARTITION_EVENTS", "numbering._BLOCK"):
-            patch.setattr(f"seqrec.data.preparation.{name}", 4)
+            patch.setattr(f"seqrec.data.prepare.{name}", 4)
         if not expected:
             with pytest.raises(InputError, match=r"no event of \d+ is left after the filters min_user"):
                 prepare(frame_of(log), filters, folder / "tiny")

@@ -16,10 +16,9 @@ import polars as pl
 import pytest
 from slow_preparation import Frame, contents, small
 
-from seqrec.data.filters import Filters
-from seqrec.data.preparation import memory
-from seqrec.data.preparation.memory import MemoryLimit, machine_memory, parse_bytes, spoken_bytes
-from seqrec.data.prepare import ensure_store, prepare
+from seqrec.data.prepare import ensure_store, memory, prepare
+from seqrec.data.prepare.filters import Filters
+from seqrec.data.prepare.memory import MemoryLimit, machine_memory, parse_bytes, spoken_bytes
 from seqrec.data.sources import Table
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError, MissingInputError, StoreError
@@ -136,7 +135,7 @@ class TestDisk:
         source = write_log(tmp_path / "log.csv", 50_000)
         asked: list[int] = []
         monkeypatch.setattr(
-            "seqrec.data.preparation.disk.Workspace.require", lambda work, _: asked.append(work.needed)
+            "seqrec.data.prepare.disk.Workspace.require", lambda work, _: asked.append(work.needed)
         )
 
         for filters in (Filters(), Filters(5, 5)):
@@ -264,13 +263,13 @@ class TestMemoryLimit:
             prepare(small(), Filters(), tmp_path / "store", memory_limit="1GiB")
 
     def test_names_the_user_whose_history_does_not_fit(self, tmp_path: Path, monkeypatch):
-        monkeypatch.setattr("seqrec.data.preparation.stages.ordering_bytes", lambda _: 2 << 30)
+        monkeypatch.setattr("seqrec.data.prepare.stages.ordering_bytes", lambda _: 2 << 30)
         message = r"too little: 2 events that must be ordered at a time \(of user_id=7\) take 4\.0 GiB beside"
         with pytest.raises(InputError, match=message):
             prepare(Frame(user_id=[7, 7], item_id=[1, 2]), Filters(), tmp_path / "store", memory_limit="4GiB")
 
     def test_without_room_to_count_users_and_items_is_refused(self, tmp_path: Path, monkeypatch):
-        monkeypatch.setattr("seqrec.data.preparation.stages._COUNT_BYTES", 1 << 30)
+        monkeypatch.setattr("seqrec.data.prepare.stages._COUNT_BYTES", 1 << 30)
         message = r"memory_limit=4\.0 GiB is too little: counts of users and items take 6\.0 GiB beside"
         with pytest.raises(InputError, match=message):
             prepare(small(), Filters(2), tmp_path / "store", memory_limit="4GiB")

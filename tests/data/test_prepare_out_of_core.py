@@ -19,12 +19,12 @@ from slow_preparation import (
     stored_histories,
 )
 
-from seqrec.data.filters import Filters
-from seqrec.data.preparation.memory import MemoryLimit
-from seqrec.data.preparation.numbering import IntegerTable, SortedIntegers, SortedTexts, number_ids
-from seqrec.data.preparation.partitions import Partitions
-from seqrec.data.preparation.spool import IntegerColumn, TextColumn
 from seqrec.data.prepare import prepare
+from seqrec.data.prepare.filters import Filters
+from seqrec.data.prepare.memory import MemoryLimit
+from seqrec.data.prepare.numbering import IntegerTable, SortedIntegers, SortedTexts, number_ids
+from seqrec.data.prepare.partitions import Partitions
+from seqrec.data.prepare.spool import IntegerColumn, TextColumn
 from seqrec.data.progress import Progress
 from seqrec.errors import InputError
 
@@ -60,7 +60,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in TINY.items():
-        monkeypatch.setattr(f"seqrec.data.preparation.{name}", value)
+        monkeypatch.setattr(f"seqrec.data.prepare.{name}", value)
 
 
 @st.composite
@@ -120,7 +120,7 @@ def test_a_small_log_takes_many_chunks_and_partitions(tmp_path: Path, monkeypatc
             seen.append((spool.lengths, users, self.largest()))
             super().fill(spool, *rest)
 
-    monkeypatch.setattr("seqrec.data.preparation.stages.Partitions", Watched)
+    monkeypatch.setattr("seqrec.data.prepare.stages.Partitions", Watched)
     users = [0, 1, 1, 1, 2, 3, 3, 3, 3, 3, 3, 4, 5, 6]
     prepare(Frame(user_id=users, item_id=users), Filters(), tmp_path / "store")
     # At most 3 events a chunk, 4 events and 2 users a partition; user 3, with 6 events, is larger than that.
@@ -192,7 +192,7 @@ def test_ids_that_do_not_fit_the_memory_limit_are_refused(tmp_path: Path, monkey
     def resident() -> int:
         return held
 
-    monkeypatch.setattr("seqrec.data.preparation.memory.resident_bytes", resident)
+    monkeypatch.setattr("seqrec.data.prepare.memory.resident_bytes", resident)
     limit = MemoryLimit("1GiB")
     integers, texts = IntegerColumn(tmp_path / "integers"), TextColumn(tmp_path / "texts")
     integers.append(np.array([0, HIGHEST]))

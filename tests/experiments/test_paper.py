@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from polars.testing import assert_frame_equal
 
-from seqrec.cli.main import main
+from seqrec.cli import main
 from seqrec.errors import InputError, MissingInputError
 from seqrec.evaluation.results import read_results
 from seqrec.experiments.grid import Budget, Cell, Settings, runner

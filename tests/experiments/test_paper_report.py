@@ -8,7 +8,7 @@ import polars
 import pytest
 
 from seqrec import models
-from seqrec.cli.main import main
+from seqrec.cli import main
 from seqrec.errors import InputError, MissingInputError
 from seqrec.evaluation.results import read_results
 from seqrec.evaluation.results.file import Header

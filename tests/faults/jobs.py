@@ -55,7 +55,7 @@ def command(folder: Path, words: tuple[str, ...], log: Path, environment: dict[s
     sys.argv = ["seqrec", *words]
     warnings.simplefilter("ignore")
     exec(code, {})
-    from seqrec.cli.main import main
+    from seqrec.cli import main
 
     main(words)
 
@@ -76,7 +76,7 @@ class Job:
         self.folder = folder
         self.log = folder / f"{time.monotonic_ns()}.log"
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["seqrec.cli.main"])
+        context.set_forkserver_preload(["seqrec.cli"])
         named = any(word.startswith("--ckpt_path") for word in words)
         arguments = ("fit", *(() if named else ("--config", "config.yaml")), *words)
         self.process: BaseProcess = context.Process(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seqrec.cli.main import main
+from seqrec.cli import main
 from seqrec.errors import InputError
 from seqrec.inference import load
 from seqrec.inference.sessions import SessionRecommender, SQLiteStore

@@ -34,7 +34,8 @@ def recompute_blocks(module: nn.Module, recompute: bool) -> None:
     if recompute and not parts:
         raise InputError(
             f"{type(module).__name__} has no blocks that can be recomputed: build it of "
-            "seqrec.encoders.layers.ResidualStack, or give it an attribute recompute and call its blocks by seqrec.encoders.layers.run_block"
+            "seqrec.encoders.layers.ResidualStack, or give it an attribute recompute and call its blocks by "
+            "seqrec.encoders.layers.run_block"
         )
     for part in parts:
         part.recompute = recompute

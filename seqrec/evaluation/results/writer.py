@@ -28,9 +28,9 @@ HELD_TARGETS = 1 << 18
 class ResultsWriter(pl.Callback):
     """A results file of each test: one row a held-out item, in Parquet, with the log's own ids.
 
-    Columns are those of `seqrec.evaluation.results.Results`; the protocol's id and settings stand in the file's metadata. Each
-    rank writes parts into a folder beside the file, which all ranks must share; the first rank joins them when all
-    are done, so a file that is there is whole.
+    Columns are those of `seqrec.evaluation.results.Results`; the protocol's id and settings are in the file's
+    metadata. Each rank writes parts into a folder beside the file, which all ranks must share; the first rank joins
+    them when all are done, so a file that is there is whole.
 
     Args:
         path: The file; None is `test_results.parquet` in the run's folder, beside `test_metrics.json`, and like it

@@ -13,8 +13,8 @@ import torch
 
 from seqrec.catalogue.scorer import check_top_k
 from seqrec.catalogue.search import ExactSearch, ItemSearch
-from seqrec.data.filters import Filters
 from seqrec.data.prepare import ensure_store
+from seqrec.data.prepare.filters import Filters
 from seqrec.data.progress import print_line
 from seqrec.data.sources import Table
 from seqrec.data.store import MANIFEST, EventStore

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from results_problems import PROTOCOL, frame, write
 
-from seqrec.cli.main import main
+from seqrec.cli import main
 from seqrec.errors import InputError
 from seqrec.evaluation.results import Comparison, compare, comparison_text, read_results
 

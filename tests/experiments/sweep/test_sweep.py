@@ -15,7 +15,7 @@ import pytest
 import yaml
 from sweep_runs import SMALL, SWEEP, write
 
-from seqrec.cli.main import main
+from seqrec.cli import main
 from seqrec.experiments.sweep import SweepSettings
 from seqrec.experiments.sweep.study import ask, open_study
 from seqrec.runs import read_summary

@@ -14,7 +14,7 @@ from filelock import FileLock
 from optuna.trial import TrialState
 from sweep_runs import SWEEP
 
-from seqrec.cli.main import main
+from seqrec.cli import main
 from seqrec.errors import InputError
 from seqrec.experiments.sweep import SweepSettings, run_sweep
 from seqrec.experiments.sweep.study import open_study

@@ -15,7 +15,7 @@ from polars.testing import assert_frame_equal
 
 import seqrec.inference.bulk.users as users_module
 from seqrec.catalogue.search import FaissSearch
-from seqrec.cli.main import main
+from seqrec.cli import main
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError, MissingInputError
 from seqrec.inference import load

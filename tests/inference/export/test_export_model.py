@@ -22,7 +22,7 @@ from exported_models import (
     small,
 )
 
-from seqrec.cli.main import main
+from seqrec.cli import main
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.data.vocabulary import Vocabulary

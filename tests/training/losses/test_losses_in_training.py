@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from seqrec.cli.main import main
+from seqrec.cli import main
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.errors import InputError

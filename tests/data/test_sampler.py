@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lightning.pytorch.trainer.states import RunningStage
 from torch.utils.data import DataLoader, DistributedSampler
 
-from seqrec.data.batching import BatchPlan, BatchSampler, Leg, cut, like_lengths
+from seqrec.data.sampler import BatchPlan, BatchSampler, Leg, cut, like_lengths
 from seqrec.data.windows import RandomCrop, WindowIndex
 from seqrec.errors import InputError
 

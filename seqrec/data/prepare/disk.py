@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from seqrec.data.preparation.memory import spoken_bytes
+from seqrec.data.prepare.memory import spoken_bytes
 from seqrec.errors import StoreError
 
 # Names in `errno` differ between systems: Windows has no quota.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import astuple
 from typing import Any
 
-from seqrec.data.batching import BatchSampler, Leg
+from seqrec.data.sampler import BatchSampler, Leg
 from seqrec.errors import InputError
 from seqrec.specs import with_public_paths
 

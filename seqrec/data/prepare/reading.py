@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.data.filters import Filters, event_condition, filter_refused
-from seqrec.data.preparation.disk import EVENT_BYTES, Workspace
-from seqrec.data.preparation.memory import MemoryLimit, reading_bytes
-from seqrec.data.preparation.spool import IntegerColumn, RawColumn, Spool, TextColumn
+from seqrec.data.prepare.disk import EVENT_BYTES, Workspace
+from seqrec.data.prepare.filters import Filters, event_condition, filter_refused
+from seqrec.data.prepare.memory import MemoryLimit, reading_bytes
+from seqrec.data.prepare.spool import IntegerColumn, RawColumn, Spool, TextColumn
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID, check_interactions
 from seqrec.data.sources.base import Source

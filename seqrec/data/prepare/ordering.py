@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.data.filters import Duplicates
-from seqrec.data.preparation.partitions import Events, Partitions
-from seqrec.data.preparation.spool import RawColumn
+from seqrec.data.prepare.filters import Duplicates
+from seqrec.data.prepare.partitions import Events, Partitions
+from seqrec.data.prepare.spool import RawColumn
 from seqrec.data.progress import Stage
 from seqrec.errors import InputError
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.data.filters import Filters
-from seqrec.data.preparation.ordering import Block, BlockSpool
+from seqrec.data.prepare.filters import Filters
+from seqrec.data.prepare.ordering import Block, BlockSpool
 from seqrec.data.progress import Progress, Stage
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.data.preparation.k_core import Core
-from seqrec.data.preparation.numbering import Numbering, SortedTexts
-from seqrec.data.preparation.ordering import Block
+from seqrec.data.prepare.k_core import Core
+from seqrec.data.prepare.numbering import Numbering, SortedTexts
+from seqrec.data.prepare.ordering import Block
 from seqrec.data.store import ArrayFile
 
 

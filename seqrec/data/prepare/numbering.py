@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.data.preparation.memory import MemoryLimit
-from seqrec.data.preparation.spool import IntegerColumn, TextColumn, differences
+from seqrec.data.prepare.memory import MemoryLimit
+from seqrec.data.prepare.spool import IntegerColumn, TextColumn, differences
 from seqrec.data.progress import Stage
 from seqrec.errors import InputError
 

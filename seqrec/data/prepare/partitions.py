@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.data.preparation.numbering import Ids, Numbering
-from seqrec.data.preparation.spool import RawColumn, Spool
+from seqrec.data.prepare.numbering import Ids, Numbering
+from seqrec.data.prepare.spool import RawColumn, Spool
 from seqrec.data.progress import Stage
 
 # Events that are sorted at a time, if no user has more: small, as memory is the slower the more of it is in use.

@@ -13,10 +13,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from seqrec.data.filters import Filters
-from seqrec.data.preparation.disk import Workspace, disk_full, is_full
-from seqrec.data.preparation.memory import MemoryLimit
-from seqrec.data.preparation.stages import write_store_of
+from seqrec.data.prepare.disk import Workspace, disk_full, is_full
+from seqrec.data.prepare.filters import Filters
+from seqrec.data.prepare.memory import MemoryLimit
+from seqrec.data.prepare.stages import write_store_of
 from seqrec.data.progress import Progress, Show
 from seqrec.data.sources.base import Source
 from seqrec.data.store import MANIFEST, VERSION, EventStore, read_manifest, synchronise

@@ -8,22 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from seqrec.data.filters import Filters
-from seqrec.data.preparation.disk import Workspace
-from seqrec.data.preparation.k_core import Core, core_blocks, k_core
-from seqrec.data.preparation.memory import MemoryLimit
-from seqrec.data.preparation.numbering import Numbering, RawIntegers, number_ids
-from seqrec.data.preparation.ordering import (
+from seqrec.data.prepare.disk import Workspace
+from seqrec.data.prepare.filters import Filters
+from seqrec.data.prepare.k_core import Core, core_blocks, k_core
+from seqrec.data.prepare.memory import MemoryLimit
+from seqrec.data.prepare.numbering import Numbering, RawIntegers, number_ids
+from seqrec.data.prepare.ordering import (
     BlockSpool,
     DuplicateCount,
     ordered_blocks,
     ordering_bytes,
     refuse_duplicates,
 )
-from seqrec.data.preparation.partitions import Partitions, column_types
-from seqrec.data.preparation.reading import read_log
-from seqrec.data.preparation.spool import RawColumn, Spool
-from seqrec.data.preparation.writing import write_columns, write_vocabulary
+from seqrec.data.prepare.partitions import Partitions, column_types
+from seqrec.data.prepare.reading import read_log
+from seqrec.data.prepare.spool import RawColumn, Spool
+from seqrec.data.prepare.writing import write_columns, write_vocabulary
 from seqrec.data.progress import Progress
 from seqrec.data.sources.base import Source
 from seqrec.data.store import ArrayFile, write_manifest

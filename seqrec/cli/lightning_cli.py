@@ -16,7 +16,10 @@ from typing import Any, NoReturn
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from seqrec.cli.main.arguments import (
+
+from seqrec import __version__
+from seqrec.catalogue.distributed import leave_job
+from seqrec.cli.arguments import (
     refuse_model_max_length,
     refuse_slurm_without_srun,
     with_checkpoint_file,
@@ -24,12 +27,9 @@ from seqrec.cli.main.arguments import (
     with_named_target,
     with_protocol_presets,
 )
-from seqrec.cli.main.commands import COMMANDS, run_command
-from seqrec.cli.main.errors import explain, in_one_line
-from seqrec.cli.main.trainer import Trainer
-
-from seqrec import __version__
-from seqrec.catalogue.distributed import leave_job
+from seqrec.cli.commands import COMMANDS, run_command
+from seqrec.cli.errors import explain, in_one_line
+from seqrec.cli.trainer import Trainer
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.errors import StoppedError
 from seqrec.evaluation.protocols import FullRanking, Protocol

@@ -1,0 +1,6 @@
+"""From a raw log to an event store, out of core: read to a spool, number ids, partition, order, filter, write."""
+
+from seqrec.data.prepare.filters import Filters
+from seqrec.data.prepare.prepare import ensure_store, fingerprint, prepare
+
+__all__ = ["Filters", "ensure_store", "fingerprint", "prepare"]

@@ -1,0 +1,1 @@
+"""Evaluation: protocols, target ranks, metrics, and results user by user."""

@@ -1,0 +1,1 @@
+"""Training: losses, negative samplers and optimisers."""
