@@ -62,13 +62,13 @@ def present_module(old: str) -> str | None:
     A file that has since been merged into another one is found in its package, which exports every public name.
 
     Args:
-        old: Dotted name of a module, such as `seqrec.training.losses.full_softmax`.
+        old: Dotted name of a module, such as `seqrec.losses.full_softmax`.
 
     Returns:
         The module's present name, or None if the table does not list the old one.
 
     Example:
-        >>> present_module("seqrec.training.losses.full_softmax")
+        >>> present_module("seqrec.losses.full_softmax")
         'seqrec.training.losses.full_softmax'
     """
     prefix = old

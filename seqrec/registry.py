@@ -114,7 +114,7 @@ def class_named(path: str) -> type[Any]:
     """Return the class that a file calls `path`, also if it was written when the class had another path.
 
     Args:
-        path: Dotted path, such as `seqrec.FullSoftmax`, `mypackage.MyEncoder`, or `seqrec.training.losses.bce.BCE` as
+        path: Dotted path, such as `seqrec.FullSoftmax`, `mypackage.MyEncoder`, or `seqrec.losses.bce.BCE` as
             checkpoints of version 0.1 have it.
 
     Raises:
@@ -123,7 +123,7 @@ def class_named(path: str) -> type[Any]:
         ValueError: `path` is no dotted path.
 
     Example:
-        >>> class_named("seqrec.training.losses.bce.BCE")
+        >>> class_named("seqrec.losses.bce.BCE")
         <class 'seqrec.training.losses.bce.BCE'>
     """
     module, _, name = path.rpartition(".")

@@ -70,7 +70,7 @@ class SeqrecCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the protocol, checkpoints, early stopping and the links from data to model."""
         parser.add_subclass_arguments(Protocol, "protocol", required=False)
-        parser.set_defaults({"protocol": {"class_path": "seqrec.evaluation.protocols.FullRanking"}})
+        parser.set_defaults({"protocol": {"class_path": "seqrec.FullRanking"}})
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(ResumePoints, "resume_points")
@@ -244,7 +244,7 @@ def _run(words: list[str]) -> None:
         SequenceDataModule,
         trainer_class=Trainer,
         trainer_defaults={
-            "logger": {"class_path": "seqrec.runs.RunFolder"},
+            "logger": {"class_path": "seqrec.RunFolder"},
             "callbacks": [RunMonitor(), GradientNorm(), RunSummary()],
             "num_sanity_val_steps": 0,
         },

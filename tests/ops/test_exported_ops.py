@@ -9,7 +9,7 @@ import ssd_problems
 import torch
 
 from seqrec.ops import causal_conv1d, selective_scan, ssd_scan
-from seqrec.ops.exported import is_exporting
+from seqrec.ops.export import is_exporting
 
 OPS = {
     "scan": (selective_scan, scan_problems.make_inputs, {"delta_softplus": True}),

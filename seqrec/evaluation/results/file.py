@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FILE_NAME = "test_results.parquet"
 VERSION = 1
 # Key of the header in the Parquet file's own metadata, so that the two cannot be parted.
-METADATA_KEY = "seqrec.evaluation.results"
+METADATA_KEY = "seqrec.results"
 # Users whose metrics are computed at a time; several targets take some 100 bytes a user and place of the list.
 USERS_AT_A_TIME = 1 << 15
 

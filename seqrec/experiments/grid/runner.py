@@ -174,7 +174,7 @@ class _Grid:
         config["trainer"] |= {
             "accelerator": slot.accelerator,
             "devices": 1,
-            "logger": {"class_path": "seqrec.runs.RunFolder", "init_args": run},
+            "logger": {"class_path": "seqrec.RunFolder", "init_args": run},
         }
         file = place / CONFIG_FILE
         file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")

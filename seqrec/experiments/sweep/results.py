@@ -45,7 +45,7 @@ def write_best_config(study: Study, settings: SweepSettings) -> FrozenTrial:
     others = [each for each in trainer["callbacks"] if not each["class_path"].endswith(f".{REPORTER}")]
     trainer["callbacks"] = others or None
     name = Path(settings.folder).name
-    trainer["logger"] = {"class_path": "seqrec.runs.RunFolder", "init_args": {"name": f"{name}_best"}}
+    trainer["logger"] = {"class_path": "seqrec.RunFolder", "init_args": {"name": f"{name}_best"}}
     where = f"trial {best.number} of the sweep in {settings.folder}"
     text = f"# {where}: {settings.metric} {best.value:.6f}\n" + yaml.safe_dump(config, sort_keys=False)
     (Path(settings.folder) / BEST_NAME).write_text(text, encoding="utf-8")

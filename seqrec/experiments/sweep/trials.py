@@ -75,7 +75,7 @@ def run_sweep(settings: SweepSettings, fit: Callable[[Sequence[str]], object]) -
 def trial_words(settings: SweepSettings, number: int, parameters: dict[str, Any]) -> list[str]:
     """The command of a trial, without `seqrec`."""
     run = {
-        "class_path": "seqrec.runs.RunFolder",
+        "class_path": "seqrec.RunFolder",
         "init_args": {
             "save_dir": settings.folder,
             "name": "",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seqrec.ops.exported import scan_events
+from seqrec.ops.export import scan_events
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -7,11 +7,11 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from seqrec.ops.causal_conv1d.backends import CONV_BACKENDS
 from seqrec.ops.causal_conv1d.cuda_package import OTHER_TAPS, TAPS
-from seqrec.ops.causal_conv1d.exported import conv_exported
+from seqrec.ops.causal_conv1d.export import conv_exported
 from seqrec.ops.causal_conv1d.problem import Convolution, ConvProblem, check_problem
-from seqrec.ops.causal_conv1d.registered import CONV_BACKENDS
-from seqrec.ops.exported import is_exporting, without_autocast
+from seqrec.ops.export import is_exporting, without_autocast
 
 __all__ = ["CONV_BACKENDS", "causal_conv1d"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqrec.ops.causal_conv1d.differentiation import differentiable_convolution, new_outputs
+from seqrec.ops.causal_conv1d.autograd import differentiable_convolution, new_outputs
 from seqrec.ops.causal_conv1d.problem import ConvProblem
 from seqrec.ops.compiled_library import call, contiguous
 from seqrec.ops.problems import empty_like

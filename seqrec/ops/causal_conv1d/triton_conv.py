@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from seqrec.ops.causal_conv1d.differentiation import differentiable_convolution
+from seqrec.ops.causal_conv1d.autograd import differentiable_convolution
 from seqrec.ops.causal_conv1d.problem import ConvProblem
 from seqrec.ops.triton_support import DEVICES
 

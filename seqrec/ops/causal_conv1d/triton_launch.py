@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqrec.ops.causal_conv1d.differentiation import new_outputs
+from seqrec.ops.causal_conv1d.autograd import new_outputs
 from seqrec.ops.causal_conv1d.problem import ConvProblem
 from seqrec.ops.causal_conv1d.triton_kernels import conv_gradients, conv_outputs
 from seqrec.ops.triton_support import launching_on

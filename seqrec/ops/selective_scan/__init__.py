@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqrec.ops.exported import is_exporting, without_autocast
-from seqrec.ops.selective_scan.exported import scan_exported
+from seqrec.ops.export import is_exporting, without_autocast
+from seqrec.ops.selective_scan.backends import SCAN_BACKENDS
+from seqrec.ops.selective_scan.export import scan_exported
 from seqrec.ops.selective_scan.mamba_ssm_scan import MAX_STATES, TOO_MANY_STATES
 from seqrec.ops.selective_scan.problem import ScanProblem, check_problem
-from seqrec.ops.selective_scan.registered import SCAN_BACKENDS
 from seqrec.ops.selective_scan.step import selective_scan_step
 
 __all__ = ["SCAN_BACKENDS", "selective_scan", "selective_scan_step"]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from seqrec.ops.compiled_library import call, contiguous
 from seqrec.ops.problems import empty_like
-from seqrec.ops.selective_scan.differentiation import differentiable_scan, new_outputs
+from seqrec.ops.selective_scan.autograd import differentiable_scan, new_outputs
 from seqrec.ops.selective_scan.problem import ScanProblem
 
 # Events between two states that forward keeps; backward rebuilds those in between.

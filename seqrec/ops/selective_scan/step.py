@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqrec.errors import InputError
-from seqrec.ops.exported import without_autocast
+from seqrec.ops.export import without_autocast
 from seqrec.ops.problems import check_shapes
 from seqrec.ops.selective_scan.problem import step_sizes
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from seqrec.ops.selective_scan.differentiation import new_outputs
+from seqrec.ops.selective_scan.autograd import new_outputs
 from seqrec.ops.selective_scan.problem import ScanProblem
 from seqrec.ops.selective_scan.triton_gradients import gradients, run_begins
 from seqrec.ops.selective_scan.triton_kernels import carry, outputs, run_ends

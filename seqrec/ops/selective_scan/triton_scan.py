@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from seqrec.ops.selective_scan.differentiation import differentiable_scan
+from seqrec.ops.selective_scan.autograd import differentiable_scan
 from seqrec.ops.selective_scan.problem import ScanProblem
 from seqrec.ops.triton_support import DEVICES
 

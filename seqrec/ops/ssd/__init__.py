@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqrec.ops.exported import is_exporting, without_autocast
-from seqrec.ops.ssd.exported import ssd_exported
+from seqrec.ops.export import is_exporting, without_autocast
+from seqrec.ops.ssd.backends import SSD_BACKENDS
+from seqrec.ops.ssd.export import ssd_exported
 from seqrec.ops.ssd.mamba_ssm_scan import PLAIN_STEPS
 from seqrec.ops.ssd.problem import SsdProblem, check_problem
-from seqrec.ops.ssd.registered import SSD_BACKENDS
 from seqrec.ops.ssd.step import ssd_step
 
 __all__ = ["SSD_BACKENDS", "ssd_scan", "ssd_step"]

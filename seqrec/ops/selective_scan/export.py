@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqrec.ops.exported import scan_events
+from seqrec.ops.export import scan_events
 from seqrec.ops.selective_scan.problem import around
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqrec.ops.eager import differentiable
+from seqrec.ops.custom_op import differentiable
 from seqrec.ops.problems import empty_like
 
 
