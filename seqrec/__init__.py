@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from seqrec.evaluation.results import Comparison, compare, read_results
     from seqrec.inference import load
     from seqrec.inference.export import export
-    from seqrec.inference.sessions import Event, MemoryStore, RedisStore, SessionRecommender, SQLiteStore
+    from seqrec.inference.sessions import Event, InMemoryStore, RedisStore, SessionRecommender, SQLiteStore
     from seqrec.models import (
         Baseline,
         Explanation,
@@ -100,7 +100,7 @@ _MODULES = {
     "seqrec.evaluation.results": "Comparison compare read_results",
     "seqrec.inference": "load",
     "seqrec.inference.export": "export",
-    "seqrec.inference.sessions": "Event MemoryStore RedisStore SQLiteStore SessionRecommender",
+    "seqrec.inference.sessions": "Event InMemoryStore RedisStore SQLiteStore SessionRecommender",
     "seqrec.models": (
         "Baseline Explanation GRU4Rec ItemKNN MambaRec Markov MoEMaTrRec Popularity "
         "RecMamba RecentPopularity Recommender SASRec SequentialRecommender "
@@ -139,6 +139,7 @@ __all__ = [
     "History",
     "InBatchNegatives",
     "InBatchSoftmax",
+    "InMemoryStore",
     "InputError",
     "InverseSquareRoot",
     "ItemKNN",
@@ -153,7 +154,6 @@ __all__ = [
     "ML1M",
     "MambaRec",
     "Markov",
-    "MemoryStore",
     "MixedNegatives",
     "MoEMaTrRec",
     "NegativeSampler",

@@ -47,12 +47,29 @@ MODULES: dict[str, str] = {
 }
 # Present module -> a name that it had -> the present path.
 NAMES: dict[str, dict[str, str]] = {
+    "seqrec.encoders.layers": {"streamed": "seqrec.encoders.layers.as_streaming"},
+    "seqrec.evaluation.results": {"compare_results": "seqrec.evaluation.results.compare"},
     "seqrec.inference": {
         "export_model": "seqrec.inference.export.export",
         "load_recommender": "seqrec.inference.load",
     },
     "seqrec.inference.export": {"export_model": "seqrec.inference.export.export"},
-    "seqrec.evaluation.results": {"compare_results": "seqrec.evaluation.results.compare"},
+    "seqrec.inference.sessions": {
+        "Memory": "seqrec.inference.sessions.UserState",
+        "MemoryStore": "seqrec.inference.sessions.InMemoryStore",
+        "ReencodedMemory": "seqrec.inference.sessions.ReencodedState",
+        "StreamedMemory": "seqrec.inference.sessions.StreamedState",
+    },
+    "seqrec.inference.sessions.stores": {"MemoryStore": "seqrec.inference.sessions.InMemoryStore"},
+    "seqrec.runs.callbacks": {
+        "CheckpointFiles": "seqrec.runs.callbacks.UseAtomicCheckpoints",
+        "Execution": "seqrec.runs.callbacks.EncoderCompile",
+    },
+    "seqrec.training.optim": {
+        "RowAdagrad": "seqrec.training.optim.RowwiseAdagradOptimizer",
+        "RowAdam": "seqrec.training.optim.LazyAdamOptimizer",
+        "in_words": "seqrec.training.optim.describe_optimizer",
+    },
 }
 
 

@@ -18,7 +18,7 @@ from seqrec.catalogue.distributed import leave_job
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.encoders import ENCODERS
-from seqrec.runs.callbacks import Execution
+from seqrec.runs.callbacks import EncoderCompile
 from seqrec.training.losses import FullSoftmax
 from seqrec.training.optim import Adam, WarmupCosine
 
@@ -70,7 +70,7 @@ def run(options: dict[str, Any], ranks: int, hosts: int) -> dict[str, Any]:
         max_epochs=steps // (STEPS // 2),
         accumulate_grad_batches=options["accumulate"],
         gradient_clip_val=options["clip"],
-        callbacks=[Execution(**options["execution"])],
+        callbacks=[EncoderCompile(**options["execution"])],
         limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from seqrec.benchmark.catalogue_figures import CatalogueFigures, as_json, as_text
 from seqrec.benchmark.catalogue_stages import OBJECTIVES, OPTIMIZERS, time_steps
+from seqrec.benchmark.catalogue_tables import CatalogueFigures, as_json, as_text
 from seqrec.benchmark.measured_child import MemoryLimitError, run_measured
 from seqrec.data.progress import Progress, print_line
 from seqrec.errors import InputError

@@ -65,7 +65,7 @@ def time_steps(
     seconds = []
     for _ in range(steps + 2):
         began = time.perf_counter()
-        states: Tensor = model.comparable(model(batch.history, batch.user_ids))
+        states: Tensor = model.to_scoring_space(model(batch.history, batch.user_ids))
         model.loss(states, batch, model.scorer()).backward()
         updates.step()
         updates.zero_grad()

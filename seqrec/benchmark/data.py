@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from seqrec.benchmark.data_figures import DataFigures, LoaderFigures, StageFigures
 from seqrec.benchmark.data_stages import prepare_store, sort_with_polars, time_loader
+from seqrec.benchmark.data_tables import DataFigures, LoaderFigures, StageFigures
 from seqrec.benchmark.generated_log import PROFILES, Profile, ensure_log, log_bytes, log_folder, parse_events
 from seqrec.benchmark.measured_child import (
     LIMITED_BY,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from seqrec.benchmark.inference_figures import EventRow, InferenceFigures, SessionRow
 from seqrec.benchmark.inference_stages import time_events, time_sessions
+from seqrec.benchmark.inference_tables import EventRow, InferenceFigures, SessionRow
 from seqrec.benchmark.measured_child import run_measured
 from seqrec.data.progress import Progress, print_line
 from seqrec.encoders import ENCODERS

@@ -158,10 +158,10 @@ def _model(
 
 
 def _sessions(model: SequentialRecommender, folder: Path) -> dict[str, SessionRecommender]:
-    from seqrec.inference.sessions import MemoryStore, SessionRecommender, SQLiteStore
+    from seqrec.inference.sessions import InMemoryStore, SessionRecommender, SQLiteStore
 
     stores: dict[str, StateStore] = {
-        "MemoryStore": MemoryStore(),
+        "InMemoryStore": InMemoryStore(),
         "SQLiteStore": SQLiteStore(folder / "sessions.db"),
     }
     return {name: SessionRecommender(model, store) for name, store in stores.items()}

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from seqrec.benchmark.measured_child import MemoryLimitError, machine_bytes, run_measured
-from seqrec.benchmark.scan_figures import YARDSTICK, BlockRow, Figures, ScanFigures, ScanRow
 from seqrec.benchmark.scan_stages import PSCAN, time_blocks, time_copy, time_scans
+from seqrec.benchmark.scan_tables import YARDSTICK, BlockRow, Figures, ScanFigures, ScanRow
 from seqrec.data.progress import Progress, print_line
 from seqrec.errors import InputError
 from seqrec.ops.selective_scan import SCAN_BACKENDS
@@ -141,7 +141,7 @@ def _backends(device: str) -> tuple[list[str], dict[str, str]]:
     left_out = {
         name: reason
         for name in SCAN_BACKENDS.names
-        if (reason := SCAN_BACKENDS[name].against(device, torch.float32)) is not None
+        if (reason := SCAN_BACKENDS[name].why_unusable(device, torch.float32)) is not None
     }
     there = [name for name in SCAN_BACKENDS.names if name not in left_out and name != YARDSTICK]
     if importlib.util.find_spec("mambapy") is None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from seqrec.benchmark.serve_figures import RouteRow, as_json, as_text, rows_of
 from seqrec.benchmark.serve_stages import measure_clients, running_server
+from seqrec.benchmark.serve_tables import RouteRow, as_json, as_text, rows_of
 from seqrec.data.progress import Progress, print_line
 from seqrec.errors import InputError
 from seqrec.serving import Limits

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-# How a step is computed: the trainer's precision, and the switches of `seqrec.runs.callbacks.Execution`.
+# How a step is computed: the trainer's precision, and the switches of `seqrec.runs.callbacks.EncoderCompile`.
 VARIANTS: dict[str, tuple[str, dict[str, bool]]] = {
     "fp32": ("32-true", {}),
     "bf16": ("bf16-mixed", {}),
@@ -58,7 +58,7 @@ def train_steps(
 
     from seqrec import models
     from seqrec.benchmark.catalogue_stages import full_batch
-    from seqrec.runs.callbacks import Execution
+    from seqrec.runs.callbacks import EncoderCompile
 
     torch.manual_seed(seed)
     model = getattr(models, encoder)(
@@ -71,7 +71,7 @@ def train_steps(
         accelerator="gpu" if device == "cuda" else "cpu",
         devices=1,
         precision=precision,  # type: ignore[arg-type]  # text that Lightning lists
-        callbacks=[Execution(**switches), clock],
+        callbacks=[EncoderCompile(**switches), clock],
         max_steps=steps + 2,
         logger=False,
         enable_checkpointing=False,

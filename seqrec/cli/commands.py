@@ -15,7 +15,7 @@ from seqrec import __version__
 from seqrec.benchmark.catalogue import benchmark_catalogue
 from seqrec.benchmark.data import benchmark_data
 from seqrec.benchmark.inference import benchmark_inference
-from seqrec.benchmark.memory import benchmark_memory
+from seqrec.benchmark.recall import benchmark_recall
 from seqrec.benchmark.scan import benchmark_scan
 from seqrec.benchmark.serve import benchmark_serve
 from seqrec.benchmark.training import benchmark_training
@@ -167,7 +167,7 @@ COMMANDS: dict[str, Any] = {
         "inference": benchmark_inference,
         "training": benchmark_training,
         "paper": benchmark_paper,
-        "memory": benchmark_memory,
+        "recall": benchmark_recall,
     },
 }
 

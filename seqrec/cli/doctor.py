@@ -119,6 +119,6 @@ def _examine_op(backends: Backends[Any], device: str) -> OpReport:
             because = f"{backends.variable}={asked}; without it {automatic}"
         except InputError as error:
             used, because = None, str(error)
-    reasons = {name: backends[name].against(device, dtype) for name in backends.names if name != used}
+    reasons = {name: backends[name].why_unusable(device, dtype) for name in backends.names if name != used}
     others = {name: reason or "runs here too" for name, reason in reasons.items()}
     return OpReport(backends.op, device, used, because, others)

@@ -16,7 +16,7 @@ from seqrec.data.windows import TrainWindows
 from seqrec.encoders import SequenceEncoder
 from seqrec.errors import InputError
 from seqrec.evaluation.protocols import PRESETS, Candidates, Protocol
-from seqrec.inference.sessions import MemoryStore, RedisStore, SQLiteStore
+from seqrec.inference.sessions import InMemoryStore, RedisStore, SQLiteStore
 from seqrec.models import Recommender
 from seqrec.training.losses import Loss
 from seqrec.training.negatives import NegativeSampler
@@ -41,7 +41,7 @@ KINDS: dict[str, type] = {
     "search": ItemSearch,
 }
 # Config key -> the classes that it takes, which share no base.
-CHOICES: dict[str, tuple[type, ...]] = {"sessions": (MemoryStore, SQLiteStore, RedisStore)}
+CHOICES: dict[str, tuple[type, ...]] = {"sessions": (InMemoryStore, SQLiteStore, RedisStore)}
 
 
 # What torch.distributed says where the process at the other end of a connection is gone.

@@ -42,7 +42,7 @@ from seqrec.models import Baseline, Popularity, Recommender, evaluate
 from seqrec.runs.callbacks import (
     BestCheckpoint,
     EarlyStopping,
-    Execution,
+    EncoderCompile,
     GradientNorm,
     ResumePoints,
     RunMonitor,
@@ -74,7 +74,7 @@ class SeqrecCLI(LightningCLI):
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(ResumePoints, "resume_points")
-        parser.add_lightning_class_args(Execution, "execution")
+        parser.add_lightning_class_args(EncoderCompile, "execution")
         parser.add_lightning_class_args(RecommendationWriter, "recommendations")
         parser.add_lightning_class_args(ResultsWriter, "results")
         parser.set_defaults(

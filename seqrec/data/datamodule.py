@@ -182,7 +182,7 @@ class SequenceDataModule(pl.LightningDataModule):
         state, self._resume_from = self._resume_from, None
         if state is None:
             return
-        done = self._place.go_on(sampler, state, self._order())
+        done = self._place.resume(sampler, state, self._order())
         assert self.trainer is not None
         loop, limit = self.trainer.fit_loop, self.trainer.limit_train_batches
         if state["batch"]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import astuple
 from typing import Any
 
-from seqrec.data.sampler import BatchSampler, Leg
+from seqrec.data.sampler import BatchSampler, TrainedSegment
 from seqrec.errors import InputError
 from seqrec.specs import with_public_paths
 
 # What may differ from job to job of one run: an epoch's windows are dealt out anew.
-WAY = ("world_size", "batch_size", "max_tokens")
+RESIZABLE = ("world_size", "batch_size", "max_tokens")
 
 
 class TrainingPlace:
@@ -18,7 +18,7 @@ class TrainingPlace:
 
     def __init__(self) -> None:
         self._epoch = 0
-        self._legs: tuple[Leg, ...] = ()
+        self._legs: tuple[TrainedSegment, ...] = ()
         self._counted = 0
 
     def state(self, epoch: int, batches: int, order: dict[str, Any]) -> dict[str, Any]:
@@ -37,7 +37,7 @@ class TrainingPlace:
             "order": order,
         }
 
-    def go_on(self, sampler: BatchSampler, state: dict[str, Any], order: dict[str, Any]) -> int:
+    def resume(self, sampler: BatchSampler, state: dict[str, Any], order: dict[str, Any]) -> int:
         """Let the sampler yield what a checkpoint's run left of its epoch.
 
         Args:
@@ -51,10 +51,10 @@ class TrainingPlace:
         Raises:
             InputError: in the middle of an epoch, one whose windows or their order would be others now.
         """
-        legs, steps = tuple(Leg(*leg) for leg in state.get("legs", [])), state["batch"]
+        legs, steps = tuple(TrainedSegment(*leg) for leg in state.get("legs", [])), state["batch"]
         was = with_public_paths(state["order"])
         if steps or legs:
-            changed = [name for name in order if name not in WAY and was.get(name) != order[name]]
+            changed = [name for name in order if name not in RESIZABLE and was.get(name) != order[name]]
             if changed:
                 before, now = was.get(changed[0]), order[changed[0]]
                 raise InputError(
@@ -62,10 +62,10 @@ class TrainingPlace:
                     f"it is {now}, so that users would be seen twice or not at all: resume with {before}, or from an "
                     "epoch's end"
                 )
-            if steps and any(was[name] != order[name] for name in WAY):
-                legs, steps = (*legs, Leg(steps, *(was[name] for name in WAY))), 0
+            if steps and any(was[name] != order[name] for name in RESIZABLE):
+                legs, steps = (*legs, TrainedSegment(steps, *(was[name] for name in RESIZABLE))), 0
         sampler.set_epoch(state["epoch"])
-        done = sampler.go_on(legs, steps)
+        done = sampler.resume(legs, steps)
         self._epoch, self._legs, self._counted = state["epoch"], legs, done - steps
         return done
 

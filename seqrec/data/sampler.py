@@ -37,7 +37,7 @@ class BatchPlan:
 
 
 @dataclass(frozen=True)
-class Leg:
+class TrainedSegment:
     """The part of an epoch that was trained on in one way, before the run was resumed in another.
 
     Attributes:
@@ -137,7 +137,7 @@ class BatchSampler(DistributedSampler[BatchPlan]):
         self.world_size = world_size
         self.epoch = 0
         self._skipped = 0
-        self._legs: tuple[Leg, ...] = ()
+        self._legs: tuple[TrainedSegment, ...] = ()
         # The same for each epoch; made here, so that windows that cannot be batched show at once.
         self._steps = len(self._plan(epoch=0).sequence)
 
@@ -153,9 +153,9 @@ class BatchSampler(DistributedSampler[BatchPlan]):
         Raises:
             InputError: an epoch has fewer batches, or the number is negative.
         """
-        self.go_on((), batches)
+        self.resume((), batches)
 
-    def go_on(self, legs: Sequence[Leg], steps: int) -> int:
+    def resume(self, legs: Sequence[TrainedSegment], steps: int) -> int:
         """Let the next iteration, and only that one, yield what other jobs left of its epoch.
 
         The windows that the jobs did not train on are ordered, cut and dealt out anew, to this job's ranks, so that
@@ -205,16 +205,16 @@ class BatchSampler(DistributedSampler[BatchPlan]):
             mine = plan.windows[begin : end : self.world_size]
             yield BatchPlan(mine, float(mine.lengths.sum() / tokens_a_batch) if self.bucket else 1.0)
 
-    def _plan(self, epoch: int, legs: Sequence[Leg] = ()) -> _EpochPlan:
+    def _plan(self, epoch: int, legs: Sequence[TrainedSegment] = ()) -> _EpochPlan:
         """What is left of an epoch behind legs, in this sampler's way."""
         rng = np.random.default_rng((self.seed, epoch))
         windows = self.windows(rng)
         for number, leg in enumerate(legs, start=1):
             windows = self._cut(windows, leg, rng).behind(leg.steps)
             rng = np.random.default_rng((self.seed, epoch, number))
-        return self._cut(windows, Leg(0, self.world_size, self.batch_size, self.max_tokens), rng)
+        return self._cut(windows, TrainedSegment(0, self.world_size, self.batch_size, self.max_tokens), rng)
 
-    def _cut(self, windows: WindowIndex, leg: Leg, rng: np.random.Generator) -> _EpochPlan:
+    def _cut(self, windows: WindowIndex, leg: TrainedSegment, rng: np.random.Generator) -> _EpochPlan:
         """All steps of windows, in a leg's way."""
         if len(windows) < leg.world_size:
             raise InputError(
@@ -239,7 +239,7 @@ class BatchSampler(DistributedSampler[BatchPlan]):
         return order[np.argsort(-like_lengths(lengths[order]), kind="stable")] if self.bucket else order
 
 
-def step_sizes(lengths: Int64, leg: Leg) -> Int64:
+def step_sizes(lengths: Int64, leg: TrainedSegment) -> Int64:
     """(W,) windows of the step that would start at each window; windows are in cutting order."""
     if leg.max_tokens is None:
         assert leg.batch_size is not None

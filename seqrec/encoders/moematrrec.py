@@ -15,10 +15,10 @@ from seqrec.encoders.layers import (
     Streamed,
     Tensors,
     TokenGate,
+    as_streaming,
     joined,
     make_mixer,
     separated,
-    streamed,
 )
 from seqrec.errors import InputError
 from seqrec.types import History
@@ -69,7 +69,7 @@ class AttentionMambaMixture(nn.Module):
         return attention_weight * outs["attention"] + mamba_weight * outs["mamba"], joined(parts)
 
     def _experts(self) -> dict[str, Streamed]:
-        return {"attention": self.attention, "mamba": streamed(self.mamba)}
+        return {"attention": self.attention, "mamba": as_streaming(self.mamba)}
 
 
 class MoEMaTrRec(SequenceEncoder):

@@ -18,7 +18,7 @@ from seqrec.evaluation.metrics import list_metrics
 from seqrec.inference.block_list import read_block_list
 from seqrec.models import Recommender
 from seqrec.models.histories import blocked_items
-from seqrec.models.recommending import Terms, item_ids_of, recommendation_frame
+from seqrec.models.recommending import RecommendOptions, item_ids_of, recommendation_frame
 from seqrec.types import Recommendations
 
 
@@ -62,7 +62,7 @@ class RecommendationWriter(BasePredictionWriter):
             blocked = None
             if self.block is not None:
                 blocked = blocked_items(item_ids_of(pl_module), read_block_list(self.block))
-            pl_module.terms = Terms(self.top_k, self.filter_seen, blocked)
+            pl_module.terms = RecommendOptions(self.top_k, self.filter_seen, blocked)
         root = trainer.log_dir if self.directory is None else None  # asks all ranks, so once and here
         if self.directory is None and root is None:
             raise InputError("say where recommendations go: --recommendations.directory PATH")

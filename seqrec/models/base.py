@@ -19,9 +19,9 @@ from seqrec.data.vocabulary import Vocabulary
 from seqrec.evaluation.metrics import ranking_metrics
 from seqrec.evaluation.protocols import FullRanking, Protocol, TrainingCounts
 from seqrec.models.histories import recommend
-from seqrec.models.recommending import Terms, best_items
+from seqrec.models.recommending import RecommendOptions, best_items
 from seqrec.registry import public_path
-from seqrec.runs.callbacks import CheckpointFiles, FiniteLoss, StepSeeds
+from seqrec.runs.callbacks import FiniteLoss, StepSeeds, UseAtomicCheckpoints
 from seqrec.runs.trainer_checks import check_trainer
 from seqrec.types import History, JudgedTargets, Recommendations, SequenceBatch
 
@@ -51,7 +51,7 @@ class Recommender(pl.LightningModule, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.protocol: Protocol = FullRanking()
-        self.terms = Terms()
+        self.terms = RecommendOptions()
         self.search: ItemSearch = ExactSearch()
         self.item_vocabulary: Vocabulary | None = None
         self.user_vocabulary: Vocabulary | None = None
@@ -76,7 +76,9 @@ class Recommender(pl.LightningModule, ABC):
         # Asked again by each of the trainer's commands.
         present = {type(callback) for callback in getattr(self._trainer, "callbacks", [])}
         return [
-            callback() for callback in (CheckpointFiles, StepSeeds, FiniteLoss) if callback not in present
+            callback()
+            for callback in (UseAtomicCheckpoints, StepSeeds, FiniteLoss)
+            if callback not in present
         ]
 
     def setup(self, stage: str) -> None:

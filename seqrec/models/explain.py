@@ -107,10 +107,10 @@ def _scores(
         history = History(events[index], lengths, None if timestamps is None else timestamps[index])
         user_ids = torch.full((batch,), user_id, device=index.device)
         if stream:
-            states = model.streamed(vectors, user_ids)[:, -1]
+            states = model.as_streaming(vectors, user_ids)[:, -1]
         else:
-            states = model.encoder.newest(model.placed(vectors, history, user_ids), history)
-        return (model.comparable(states).to(target.dtype) * target).sum(-1)
+            states = model.encoder.newest(model.add_positions(vectors, history, user_ids), history)
+        return (model.to_scoring_space(states).to(target.dtype) * target).sum(-1)
 
     return score
 

@@ -16,7 +16,7 @@ from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError
 from seqrec.models.recommending import (
-    Terms,
+    RecommendOptions,
     block_of_history,
     item_ids_of,
     recommend_block,
@@ -47,7 +47,7 @@ def recommend(
 ) -> Any:
     """See `Recommender.recommend`."""
     blocked = None if block is None else blocked_items(item_ids_of(model), block)
-    terms = Terms(top_k, filter_seen, blocked)
+    terms = RecommendOptions(top_k, filter_seen, blocked)
 
     def best(events: EventBlock) -> Recommendations:
         return recommend_block(model, events, terms, max_length=max_length, batch_size=batch_size)

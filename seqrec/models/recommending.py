@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Terms:
+class RecommendOptions:
     """What is recommended to each user.
 
     Attributes:
@@ -37,7 +37,9 @@ class Terms:
     blocked: Tensor | None = None
 
 
-def best_items(model: Recommender, scorer: Scorer, batch: SequenceBatch, terms: Terms) -> Recommendations:
+def best_items(
+    model: Recommender, scorer: Scorer, batch: SequenceBatch, terms: RecommendOptions
+) -> Recommendations:
     """The best items for the users of a batch on the model's device, by the model's search."""
     states, exclude = model.last_states(batch), batch.seen if terms.filter_seen else None
     blocked = None if terms.blocked is None else terms.blocked.to(states.device)
@@ -47,7 +49,7 @@ def best_items(model: Recommender, scorer: Scorer, batch: SequenceBatch, terms: 
 def recommend_block(
     model: Recommender,
     block: EventBlock,
-    terms: Terms,
+    terms: RecommendOptions,
     *,
     max_length: int | None = None,
     batch_size: int | None = None,

@@ -21,12 +21,12 @@ from seqrec.encoders import SequenceEncoder
 from seqrec.encoders.layers import LearnedPositions
 from seqrec.errors import InputError
 from seqrec.models.streamed import StreamedRecommender
-from seqrec.runs.callbacks.gather_tables import WholeTables, check_job
-from seqrec.runs.callbacks.host_value import HostValue
+from seqrec.runs.callbacks.gather_tables import GatherTables, check_job
+from seqrec.runs.pending_copy import PendingCopy
 from seqrec.runs.step_log import log_step
 from seqrec.specs import from_spec, to_spec
 from seqrec.training.losses import BCE, Loss
-from seqrec.training.optim import Adam, OptimizerFactory, in_words
+from seqrec.training.optim import Adam, OptimizerFactory, describe_optimizer
 from seqrec.training.optim.clipping import clip_gradients
 from seqrec.types import History, SequenceBatch
 
@@ -79,7 +79,7 @@ class SequentialRecommender(StreamedRecommender):
         if user_embedding and num_users < 1:
             raise InputError("user_embedding needs num_users: the number of users in the training log")
         self.users = self._make_table(num_users) if user_embedding else None
-        self._losses: HostValue | None = None
+        self._losses: PendingCopy | None = None
         # DDP would send all rows of these.
         self._ddp_params_and_buffers_to_ignore = [
             f"{name}.table.weight" for name, table in self._tables() if table.sparse
@@ -140,13 +140,13 @@ class SequentialRecommender(StreamedRecommender):
     def last_states(self, batch: SequenceBatch) -> Tensor:
         """See `Recommender.last_states`."""
         x = self._embedded(batch.history, batch.user_ids)
-        return self.comparable(self.encoder.newest(x, batch.history))
+        return self.to_scoring_space(self.encoder.newest(x, batch.history))
 
     def _embedded(self, history: History, user_ids: Tensor | None) -> Tensor:
         """(B, L, D) what the encoder gets of each event."""
-        return self.placed(self.items(history.item_ids) * self.encoder.d_model**0.5, history, user_ids)
+        return self.add_positions(self.items(history.item_ids) * self.encoder.d_model**0.5, history, user_ids)
 
-    def comparable(self, states: Tensor) -> Tensor:
+    def to_scoring_space(self, states: Tensor) -> Tensor:
         """States (..., D) in the form whose dot products with the scorer's item vectors are scores.
 
         Scaled to length 1 / temperature where scores are cosines, with a further 1 where items have biases.
@@ -167,8 +167,8 @@ class SequentialRecommender(StreamedRecommender):
     def configure_callbacks(self) -> list[pl.Callback]:
         """Those of all recommenders, and evaluation with sharded tables."""
         # Asked again by each of the trainer's commands.
-        present = any(isinstance(c, WholeTables) for c in getattr(self._trainer, "callbacks", []))
-        added: list[pl.Callback] = [WholeTables()] if self.item_table.sharded and not present else []
+        present = any(isinstance(c, GatherTables) for c in getattr(self._trainer, "callbacks", []))
+        added: list[pl.Callback] = [GatherTables()] if self.item_table.sharded and not present else []
         return [*super().configure_callbacks(), *added]
 
     def configure_model(self) -> None:
@@ -211,10 +211,10 @@ class SequentialRecommender(StreamedRecommender):
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
         """Loss of one batch, times its weight, so that all targets of an epoch count the same."""
-        states = self.comparable(self(batch.history, batch.user_ids))
+        states = self.to_scoring_space(self(batch.history, batch.user_ids))
         loss: Tensor = self.loss(states, batch, self.scorer())
         weighted = loss * batch.weight
-        self._losses = HostValue(torch.stack([loss.detach(), weighted.detach()]))
+        self._losses = PendingCopy(torch.stack([loss.detach(), weighted.detach()]))
         return weighted
 
     def on_after_backward(self) -> None:
@@ -248,7 +248,7 @@ class SequentialRecommender(StreamedRecommender):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimiser of all parameters, and its schedule, which moves with each update."""
         optimizer = self.optimizer.build(self)
-        rank_zero_info(f"optimizer: {in_words(optimizer)}")
+        rank_zero_info(f"optimizer: {describe_optimizer(optimizer)}")
         if self.optimizer.schedule is None:
             return optimizer
         scheduler = self.optimizer.schedule.build(optimizer, self.trainer.estimated_stepping_batches)

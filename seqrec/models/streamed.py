@@ -35,7 +35,7 @@ class StreamedRecommender(Recommender):
     users: ItemEmbedding | None
 
     @abstractmethod
-    def comparable(self, states: Tensor) -> Tensor:
+    def to_scoring_space(self, states: Tensor) -> Tensor:
         """States (..., D) in the form whose dot products with the scorer's item vectors are scores."""
 
     def init_state(
@@ -134,7 +134,7 @@ class StreamedRecommender(Recommender):
         """
         return explain(self, history, item, method=method, stream=stream, user=user, batch_size=batch_size)
 
-    def placed(self, x: Tensor, history: History, user_ids: Tensor | None) -> Tensor:
+    def add_positions(self, x: Tensor, history: History, user_ids: Tensor | None) -> Tensor:
         """What the encoder gets of a history's scaled item vectors (B, L, D): these with positions and users."""
         if self.positions is not None:
             x = x + self.positions(history)
@@ -142,7 +142,7 @@ class StreamedRecommender(Recommender):
             x = x + self.users(user_ids).unsqueeze(1)
         return x
 
-    def streamed(self, x: Tensor, user_ids: Tensor | None) -> Tensor:
+    def as_streaming(self, x: Tensor, user_ids: Tensor | None) -> Tensor:
         """States (B, L, D) of a stream of scaled item vectors (B, L, D) from its start, with gradients.
 
         Raises:

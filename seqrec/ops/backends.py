@@ -18,6 +18,11 @@ Function = TypeVar("Function")
 _LOG = logging.getLogger(__name__)
 
 
+def supports_real_numbers(device: str, dtype: torch.dtype) -> bool:
+    """Return True for float32 and float64, on any device."""
+    return dtype in (torch.float32, torch.float64)
+
+
 def _present() -> str | None:
     return None
 
@@ -30,27 +35,27 @@ class Backend(Generic[Function]):
         name: What users call it.
         function: Computes the op; all backends of an op share one signature and one meaning.
         runs: Devices and dtypes in words, such as "float32 on cpu".
-        serves: Whether it computes on a device type in a dtype.
+        supports: Whether it computes on a device type in a dtype.
         missing: Why it cannot run on this machine now, with the fix; None where it can.
-        lacks: Names of the op's optional arguments that it cannot honour.
+        unsupported_args: Names of the op's optional arguments that it cannot honour.
         extra: Whether it is an addition that most machines lack, so that nobody need hear of its absence.
-        only_by_name: Device types where "auto" never takes it, though it computes there, because it is for tests.
+        never_auto: Device types where "auto" never takes it, though it computes there, because it is for tests.
     """
 
     name: str
     function: Function
     runs: str
-    serves: Callable[[str, torch.dtype], bool]
+    supports: Callable[[str, torch.dtype], bool]
     missing: Callable[[], str | None] = _present
-    lacks: frozenset[str] = frozenset()
+    unsupported_args: frozenset[str] = frozenset()
     extra: bool = False
-    only_by_name: frozenset[str] = frozenset()
+    never_auto: frozenset[str] = frozenset()
 
-    def against(self, device: str, dtype: torch.dtype, given: Iterable[str] = ()) -> str | None:
+    def why_unusable(self, device: str, dtype: torch.dtype, given: Iterable[str] = ()) -> str | None:
         """Why it cannot compute on a device type, in a dtype, with these optional arguments; None if it can."""
-        if not self.serves(device, dtype):
+        if not self.supports(device, dtype):
             return f"runs {self.runs}, got {dtype} on {device}"
-        if lacking := sorted(self.lacks.intersection(given)):
+        if lacking := sorted(self.unsupported_args.intersection(given)):
             return f"has no {', '.join(lacking)}"
         reason = self.missing()
         return None if reason is None else f"is unavailable: {reason}"
@@ -100,7 +105,7 @@ class Backends(Generic[Function]):
         if name != "auto" and name not in self._backends:
             raise InputError(f"{source} is unknown; known: {', '.join(['auto', *sorted(self.names)])}")
         if name != "auto":
-            reason = self._backends[name].against(device, dtype, given)
+            reason = self._backends[name].why_unusable(device, dtype, given)
             if reason is not None:
                 raise InputError(f"{source} {reason}; or use 'auto' or {self._anywhere()!r}")
             return self._backends[name]
@@ -115,11 +120,15 @@ class Backends(Generic[Function]):
         """What "auto" is without the environment variable, and the better ones that are missing here."""
         passed_over: list[Backend[Function]] = []
         for backend in self._backends.values():
-            if device in backend.only_by_name:
+            if device in backend.never_auto:
                 continue
-            if backend.against(device, dtype, given) is None:
+            if backend.why_unusable(device, dtype, given) is None:
                 return backend, passed_over
-            if not backend.extra and backend.serves(device, dtype) and not backend.lacks.intersection(given):
+            if (
+                not backend.extra
+                and backend.supports(device, dtype)
+                and not backend.unsupported_args.intersection(given)
+            ):
                 passed_over.append(backend)
         raise AssertionError(f"no backend of {self.op} serves everywhere")
 

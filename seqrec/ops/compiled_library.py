@@ -110,7 +110,7 @@ def compiled_backend(function: Function) -> Backend[Function]:
         "cpp",
         function,
         "float32 on cpu",
-        serves=lambda device, dtype: device == "cpu" and dtype == torch.float32,
+        supports=lambda device, dtype: device == "cpu" and dtype == torch.float32,
         missing=load_error,
     )
 

@@ -27,7 +27,7 @@ def interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
-def serves(device: str, dtype: torch.dtype) -> bool:
+def supports(device: str, dtype: torch.dtype) -> bool:
     """Whether kernels compute on a device type in a dtype."""
     return dtype == torch.float32 and device == ("cpu" if interprets() else "cuda")
 
@@ -62,9 +62,9 @@ def triton_backend(function: Function, load: Callable[[], object]) -> Backend[Fu
         "triton",
         function,
         "float32 on cuda, or on cpu alone where TRITON_INTERPRET=1",
-        serves=serves,
+        supports=supports,
         missing=functools.partial(missing, load),
-        only_by_name=frozenset({"cpu"}),
+        never_auto=frozenset({"cpu"}),
     )
 
 

@@ -28,7 +28,7 @@ NEEDED_TO_FIT = frozenset({"state_dict", "loops", "optimizer_states", "lr_schedu
 NEEDED = frozenset({"state_dict"})
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """How a trainer's strategy writes and reads checkpoint files.
 
     A file is written beside its place, brought to disk and then moved there, so that whatever ends the process leaves
@@ -76,14 +76,14 @@ class WholeFiles(TorchCheckpointIO):
             raise
 
 
-class CheckpointFiles(pl.Callback):
-    """Lets a trainer write and read its checkpoints as `WholeFiles`, where nobody chose another way."""
+class UseAtomicCheckpoints(pl.Callback):
+    """Lets a trainer write and read its checkpoints as `AtomicCheckpointIO`, where nobody chose another way."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the place of Lightning's default."""
         # Strategies that write folders, or files of their own, never ask for it.
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = WholeFiles(lambda: trainer.state.fn == TrainerFn.FITTING)
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO(lambda: trainer.state.fn == TrainerFn.FITTING)
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:

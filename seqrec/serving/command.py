@@ -11,7 +11,7 @@ from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 from seqrec.inference import load
 from seqrec.inference.sessions import (
-    MemoryStore,
+    InMemoryStore,
     RedisStore,
     SessionRecommender,
     SQLiteStore,
@@ -26,7 +26,7 @@ def serve(
     ckpt: str,
     *,
     store: str | None = None,
-    sessions: MemoryStore | SQLiteStore | RedisStore | None = None,
+    sessions: InMemoryStore | SQLiteStore | RedisStore | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     token_file: str | None = None,
@@ -43,7 +43,7 @@ def serve(
     Args:
         ckpt: A checkpoint that `seqrec fit` wrote.
         store: Folder of the event store that the model was trained on; None is where it was then.
-        sessions: Where users' sessions are kept: MemoryStore, SQLiteStore or RedisStore; None is in memory, where
+        sessions: Where users' sessions are kept: InMemoryStore, SQLiteStore or RedisStore; None is in memory, where
             they end with the process.
         host: Address to listen at; others than those of this machine alone need a token.
         port: Port to listen at; 0 takes a free one, and says which.
@@ -74,11 +74,11 @@ def serve(
     with bind(host, port) as listener:
         model = load(ckpt, store=store)
         history_of = None if log is None else log_histories(EventStore.open(log))
-        kept = MemoryStore() if sessions is None else sessions
+        kept = InMemoryStore() if sessions is None else sessions
         with SessionRecommender(model, kept, history_of=history_of) as recommender:
             app = create_app(recommender, limits=limits, token=token)
             cost = "streaming" if recommender.streams else "re-encoding histories"
-            ends = ", which end with this process" if isinstance(kept, MemoryStore) else ""
+            ends = ", which end with this process" if isinstance(kept, InMemoryStore) else ""
             line = f"serving {model.title} at {url_of(listener)} ({cost}, sessions in {type(kept).__name__}{ends})"
 
             def ready() -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from seqrec.errors import UnknownItemError
 from seqrec.inference.sessions import Id, Scored
 from seqrec.inference.sessions.entries import scored_lists
-from seqrec.inference.sessions.memories import length_groups, padded
+from seqrec.inference.sessions.user_state import length_groups, padded
 from seqrec.models import Recommender
 from seqrec.serving.batcher import Outcomes
 from seqrec.serving.metrics import Metrics

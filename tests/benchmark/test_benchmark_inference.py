@@ -12,8 +12,8 @@ import pytest
 
 from seqrec.benchmark import inference
 from seqrec.benchmark.inference import benchmark_inference
-from seqrec.benchmark.inference_figures import EventRow, InferenceFigures, SessionRow
 from seqrec.benchmark.inference_stages import time_events, time_sessions
+from seqrec.benchmark.inference_tables import EventRow, InferenceFigures, SessionRow
 from seqrec.benchmark.measured_child import run_measured
 from seqrec.encoders import ENCODERS
 from seqrec.errors import InputError
@@ -41,7 +41,7 @@ def test_small_sizes_are_measured_from_end_to_end(
     figures = json.loads(written.read_text())
     assert [row["length"] for row in figures["events"]] == [4, 9]
     cells = [(row["store"], row["batch_size"]) for row in figures["sessions"]]
-    assert cells == [("MemoryStore", 1), ("MemoryStore", 3), ("SQLiteStore", 1), ("SQLiteStore", 3)]
+    assert cells == [("InMemoryStore", 1), ("InMemoryStore", 3), ("SQLiteStore", 1), ("SQLiteStore", 3)]
     assert list(tmp_path.iterdir()) == [written]
 
 
@@ -56,7 +56,7 @@ def test_every_encoder_steps_and_encodes_again(encoder: str):
 
 def test_sessions_are_timed_in_each_store():
     found = time_sessions(encoder="GRU4Rec", batch_sizes=[2], folder=None, **SMALL)
-    assert [cell["store"] for cell in found] == ["MemoryStore", "SQLiteStore"]
+    assert [cell["store"] for cell in found] == ["InMemoryStore", "SQLiteStore"]
     assert all(0 < cell[name] < 10 for cell in found for name in ("step", "observe", "recommend"))
 
 
@@ -65,12 +65,12 @@ def test_ratios_are_to_the_shortest_history_and_to_encoding_again():
         {"d_model": 64, "num_items": 10_000, "rounds": 15, "session_encoder": "MambaRec"},
         {"device": "cpu", "threads": 2, "torch": "2"},
         [EventRow("MambaRec", 200, 5e-4, 2e-3, 36_000), EventRow("MambaRec", 5000, 5.5e-4, 5.5e-2, 36_000)],
-        [SessionRow("MemoryStore", 32, 0.01, 0.02, 0.004)],
+        [SessionRow("InMemoryStore", 32, 0.01, 0.02, 0.004)],
     )
     lines = [line.split() for line in figures.as_text().splitlines()]
     assert ["MambaRec", "200", "500", "1.00", "2,000", "4.0", "x", "35", "KiB"] in lines
     assert ["MambaRec", "5,000", "550", "1.10", "55,000", "100.0", "x", "35", "KiB"] in lines
-    assert ["MemoryStore", "32", "1,600", "0.50", "8,000", "20.00", "+", "4.00"] in lines
+    assert ["InMemoryStore", "32", "1,600", "0.50", "8,000", "20.00", "+", "4.00"] in lines
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from fastapi import FastAPI
 from seqrec.benchmark import serve
 from seqrec.benchmark.serve import benchmark_serve
 from seqrec.benchmark.serve_child import bare_app, recommender
-from seqrec.benchmark.serve_figures import as_text, rows_of
 from seqrec.benchmark.serve_stages import Answers, measure_clients
+from seqrec.benchmark.serve_tables import as_text, rows_of
 from seqrec.errors import InputError
 from seqrec.serving.app import create_app
 from seqrec.serving.server import Server, bind, url_of

@@ -151,7 +151,7 @@ class TestRounding:
     @pytest.mark.parametrize("width", [2, 64, 300])
     def test_no_score_lies_further_from_the_precise_one_than_the_bound(self, width: int):
         generator = torch.Generator().manual_seed(width)
-        # Terms of very different size cancel out, so that the order of summation shows.
+        # RecommendOptions of very different size cancel out, so that the order of summation shows.
         vectors = torch.randn(500, width, generator=generator) * 10.0 ** torch.arange(width).remainder(7)
         states = torch.randn(40, width, generator=generator)
         scorer = Scorer(vectors)

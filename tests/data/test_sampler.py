@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lightning.pytorch.trainer.states import RunningStage
 from torch.utils.data import DataLoader, DistributedSampler
 
-from seqrec.data.sampler import BatchPlan, BatchSampler, Leg, cut, like_lengths
+from seqrec.data.sampler import BatchPlan, BatchSampler, TrainedSegment, cut, like_lengths
 from seqrec.data.windows import RandomCrop, WindowIndex
 from seqrec.errors import InputError
 
@@ -157,7 +157,7 @@ def test_jobs_of_any_size_that_follow_each_other_yield_each_window_once(
     way = {name: arguments.pop(name, None) for name in ("world_size", "batch_size", "max_tokens")}
     way["world_size"] = way["world_size"] or 1
     whole = sorted(plan_rows(ranks_plans(**arguments, **way, epoch=epoch)))
-    legs: list[Leg] = []
+    legs: list[TrainedSegment] = []
     seen: list[int] = []
     for _ in range(data.draw(st.integers(1, 3))):
         rest = len(whole) - len(seen)
@@ -167,17 +167,17 @@ def test_jobs_of_any_size_that_follow_each_other_yield_each_window_once(
         ranks = [BatchSampler(rank=rank, **arguments, **way) for rank in range(way["world_size"])]
         for sampler in ranks:
             sampler.set_epoch(epoch)
-            done = sampler.go_on(legs, 0)
+            done = sampler.resume(legs, 0)
             assert 0 <= done <= len(sampler)
         plans = [list(sampler) for sampler in ranks]
         assert {len(plan) for plan in plans} == {len(ranks[0]) - done}
         assert sorted(seen + plan_rows(plans)) == whole
         taken = data.draw(st.integers(0, len(plans[0]) - 1))
         # Resumed in the same way it goes on where it was.
-        ranks[0].go_on(legs, taken)
+        ranks[0].resume(legs, taken)
         assert rows_of([list(ranks[0])]) == rows_of([plans[0][taken:]])
         seen += plan_rows([plan[:taken] for plan in plans])
-        legs.append(Leg(taken, **way))
+        legs.append(TrainedSegment(taken, **way))
 
 
 def plan_rows(plans: list[list[BatchPlan]]) -> list[int]:

@@ -36,7 +36,7 @@ def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cas
     case: Case = request.param
     if case.scan is not None:
         assert case.backends is not None
-        if reason := case.backends[case.scan].against("cpu", torch.float32):
+        if reason := case.backends[case.scan].why_unusable("cpu", torch.float32):
             pytest.skip(f"{case.scan} {reason}")
         monkeypatch.setenv(case.backends.variable, case.scan)
         if case.scan == "triton":

@@ -95,12 +95,12 @@ def test_values_and_gradients_equal_the_float64_reference(
     op: str, backend: str, size: int, given: tuple[str, ...]
 ):
     function, backends, make, sizes = OPS[op]
-    reason = backends[backend].against("cuda", torch.float32, given)
-    if reason and all(backends[backend].against("cuda", torch.float32, g) for g in ((), given)):
+    reason = backends[backend].why_unusable("cuda", torch.float32, given)
+    if reason and all(backends[backend].why_unusable("cuda", torch.float32, g) for g in ((), given)):
         pytest.skip(reason)
     if reason:  # It has no starts, but may have the rest.
         given = ("initial_state", "valid")
-        if reason := backends[backend].against("cuda", torch.float32, given):
+        if reason := backends[backend].why_unusable("cuda", torch.float32, given):
             pytest.skip(reason)
     if backend == "reference" and size == 2:
         pytest.skip("the reference is slow at this length")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from seqrec.runs.callbacks import StepSeeds
-from seqrec.runs.callbacks.host_value import HostValue
-from seqrec.training.optim import RowAdam
+from seqrec.runs.pending_copy import PendingCopy
+from seqrec.training.optim import LazyAdamOptimizer
 from seqrec.types import History, RaggedItems, SequenceBatch
 
 pytestmark = [
@@ -35,7 +35,7 @@ def test_a_step_draws_on_the_gpu_what_manual_seed_would_make_it_draw():
 
 def test_a_value_is_read_as_it_was_without_waiting_for_what_was_launched_behind_it():
     value = torch.arange(3.0, device="cuda", requires_grad=True)
-    read_early = HostValue(value * 2)
+    read_early = PendingCopy(value * 2)
     done = torch.cuda.Event()
     torch.cuda._sleep(2_000_000_000)
     done.record()
@@ -65,7 +65,7 @@ def test_row_adam_on_the_gpu_is_that_of_the_cpu():
     for device in ("cpu", "cuda"):
         generator = torch.Generator().manual_seed(0)
         table = torch.nn.Parameter(torch.randn(50, 8, generator=generator).to(device))
-        optimizer = RowAdam([table], lr=0.05, betas=(0.9, 0.98))
+        optimizer = LazyAdamOptimizer([table], lr=0.05, betas=(0.9, 0.98))
         for _ in range(5):
             row_ids = torch.randint(1, 50, (1, 40), generator=generator)
             rows = torch.randn(40, 8, generator=generator)

@@ -134,7 +134,7 @@ def test_more_than_two_to_the_31_elements_are_found():
 
 @pytest.mark.skipif("mamba_ssm" not in SCAN_BACKENDS.names, reason="no such backend")
 def test_it_equals_the_kernels_of_mamba_ssm():
-    if reason := SCAN_BACKENDS["mamba_ssm"].against("cuda", torch.float32, ("initial_state", "valid")):
+    if reason := SCAN_BACKENDS["mamba_ssm"].why_unusable("cuda", torch.float32, ("initial_state", "valid")):
         pytest.skip(f"mamba_ssm {reason}")
     inputs = make_inputs(4, 5000, 128, 32)
     ours, theirs = (run(inputs, name, "cuda") for name in ("triton", "mamba_ssm"))

@@ -67,7 +67,7 @@ def naive_score(recommender: SequentialRecommender, item_ids: list[int], item: i
         states, _ = recommender.extend(events, recommender.init_state(1))
     else:
         states = recommender(events)
-    return float(recommender.comparable(states[0, -1]) @ recommender.scorer().item_vectors[item])
+    return float(recommender.to_scoring_space(states[0, -1]) @ recommender.scorer().item_vectors[item])
 
 
 @both_methods
@@ -118,10 +118,10 @@ def test_gradient_times_input_is_the_scores_slope_when_an_event_grows(
                 x = vectors.clone()
                 x[0, t] *= 1 + change
                 if stream:
-                    states = recommender.streamed(x, None)
+                    states = recommender.as_streaming(x, None)
                 else:
                     states = recommender.encoder(
-                        recommender.placed(x, history(*given), None), history(*given)
+                        recommender.add_positions(x, history(*given), None), history(*given)
                     )
                 scores.append(float(states[0, -1] @ recommender.items.weight[5]))
             slopes.append((scores[0] - scores[1]) / (2 * step))
@@ -142,7 +142,7 @@ def test_a_single_event_contributes_all_that_is_not_the_baseline(name: str):
 def test_the_baseline_is_what_positions_and_the_user_say_without_items():
     recommender = model("SASRec", user_embedding=True, num_users=3)
     found = recommender.explain(history(4, 9, 1), 5, user=2)
-    x = recommender.placed(torch.zeros(1, 3, 8), history(4, 9, 1), torch.tensor([2]))
+    x = recommender.add_positions(torch.zeros(1, 3, 8), history(4, 9, 1), torch.tensor([2]))
     states = recommender.encoder(x, history(4, 9, 1))
     assert found.baseline == pytest.approx(float(states[0, -1] @ recommender.items.weight[5]), abs=1e-6)
     assert found.score != recommender.explain(history(4, 9, 1), 5, user=1).score

@@ -54,7 +54,7 @@ def model(loss: Loss | None = None, *, width: int = 8, **table: object) -> Seque
 def gradients(made: SequentialRecommender, batch: SequenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
     torch.manual_seed(1)
     made.loss.use_item_counts(torch.arange(NUM_ITEMS + 1))
-    states = made.comparable(made(batch.history, batch.user_ids))
+    states = made.to_scoring_space(made(batch.history, batch.user_ids))
     loss = made.loss(states, batch, made.scorer())
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
@@ -123,7 +123,7 @@ def test_cosines_and_biases_are_what_they_are_called(batch: SequenceBatch):
 def test_full_softmax_trains_cosines_with_biases(batch: SequenceBatch):
     made = model(FullSoftmax(), temperature=0.5, bias=True, width=4)
     loss, found = gradients(made, batch)
-    states = made.comparable(made(batch.history))[batch.history.valid]
+    states = made.to_scoring_space(made(batch.history))[batch.history.valid]
     scores = made.scorer().score(states, torch.arange(1, NUM_ITEMS + 1).expand(len(states), -1))
     expected = F.cross_entropy(scores, batch.targets[batch.history.valid] - 1)
     torch.testing.assert_close(loss, expected.detach())

@@ -81,7 +81,7 @@ def test_the_run_says_how_the_table_is_trained(
     )
     assert "optimizer: fused Adam\n" in caplog.text
     assert "items: 31 rows x 8, float64, row-sparse gradients" in caplog.text
-    assert "optimizer: fused Adam, RowAdagrad of tables" in caplog.text
+    assert "optimizer: fused Adam, RowwiseAdagradOptimizer of tables" in caplog.text
 
 
 def test_rows_that_no_batch_touched_keep_their_bits(

@@ -12,12 +12,12 @@ from seqrec.ops.causal_conv1d import CONV_BACKENDS
 OPTIONAL = ("bias", "initial_state", "valid", "start")
 LARGER = {"B": 2, "L": 45, "D": 19, "W": 4}
 # Backends that compute on a CPU; the one for GPUs alone has tests of its own.
-ON_CPU = [name for name in CONV_BACKENDS.names if CONV_BACKENDS[name].serves("cpu", torch.float32)]
+ON_CPU = [name for name in CONV_BACKENDS.names if CONV_BACKENDS[name].supports("cpu", torch.float32)]
 
 
 def require(name, given=()):
     """Skip where a backend cannot run float32 on this machine's CPU with these optional arguments; fail in CI."""
-    if reason := CONV_BACKENDS[name].against("cpu", torch.float32, given):
+    if reason := CONV_BACKENDS[name].why_unusable("cpu", torch.float32, given):
         refuse = pytest.fail if name in IN_CI and os.environ.get("CI") == "true" else pytest.skip
         refuse(f"{name} {reason}")
 

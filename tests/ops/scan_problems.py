@@ -11,14 +11,14 @@ from seqrec.ops.selective_scan import SCAN_BACKENDS
 OPTIONAL = ("D", "z", "delta_bias", "initial_state", "valid", "start")
 LARGER = {"B": 2, "L": 45, "D": 19, "N": 5}
 # Backends that compute on a CPU somewhere; those for GPUs alone have tests of their own.
-ON_CPU = [name for name in SCAN_BACKENDS.names if SCAN_BACKENDS[name].serves("cpu", torch.float32)]
+ON_CPU = [name for name in SCAN_BACKENDS.names if SCAN_BACKENDS[name].supports("cpu", torch.float32)]
 # What CI installs: there, a backend that is missing fails its tests instead of skipping them.
 IN_CI = ("cpp", "triton")
 
 
 def require(name, given=()):
     """Skip where a backend cannot run float32 on this machine's CPU with these optional arguments."""
-    reason = SCAN_BACKENDS[name].against("cpu", torch.float32, given)
+    reason = SCAN_BACKENDS[name].why_unusable("cpu", torch.float32, given)
     if reason and name in IN_CI and os.environ.get("CI") == "true":
         pytest.fail(f"CI has the backend {name!r}, but it {reason}")
     if reason:

@@ -13,7 +13,7 @@ OF_EVENTS = ("x", "delta", "B", "C", "z")
 
 def require(name, given=()):
     """Skip where a backend cannot run float32 on this machine's CPU with these optional arguments."""
-    if reason := SSD_BACKENDS[name].against("cpu", torch.float32, given):
+    if reason := SSD_BACKENDS[name].why_unusable("cpu", torch.float32, given):
         pytest.skip(f"{name} {reason}")
 
 

@@ -16,7 +16,13 @@ def make_backends():
             Backend(
                 "kernel", sum, "float32", lambda device, dtype: dtype == torch.float32, lambda: "not built"
             ),
-            Backend("fast", sum, "cpu", lambda device, dtype: device == "cpu", lacks=frozenset({"start"})),
+            Backend(
+                "fast",
+                sum,
+                "cpu",
+                lambda device, dtype: device == "cpu",
+                unsupported_args=frozenset({"start"}),
+            ),
             Backend("plain", sum, "anywhere", lambda device, dtype: True),
         ],
     )
@@ -40,7 +46,7 @@ def test_auto_passes_by_what_is_only_for_its_name_on_a_device():
         "sum",
         "SEQREC_TEST_BACKEND",
         [
-            Backend("traced", sum, "anywhere", lambda device, dtype: True, only_by_name=frozenset({"cpu"})),
+            Backend("traced", sum, "anywhere", lambda device, dtype: True, never_auto=frozenset({"cpu"})),
             Backend("plain", sum, "anywhere", lambda device, dtype: True),
         ],
     )

@@ -85,7 +85,7 @@ def check_values_and_gradients(name, sizes, given_names, silu, seed):
     require(name, given_names)
     inputs = without(make_inputs(**sizes, seed=seed, flags=True), *set(OPTIONAL) - given_names)
     expected = run(inputs, "reference", torch.float64, silu)
-    # Terms are near 1, but the few sums of a small problem may cancel to much less.
+    # RecommendOptions are near 1, but the few sums of a small problem may cancel to much less.
     assert_close(run(inputs, name, silu=silu), expected, least=1)
     assert_close(run(inputs, "shifted", torch.float64, silu), expected, tolerance=1e-12, least=1)
 

@@ -96,7 +96,7 @@ def package(monkeypatch):
 def on_cpu(package, monkeypatch):
     """The backend as on a GPU, but on the stand-in."""
     backend = dataclasses.replace(
-        CONV_BACKENDS["causal_conv1d"], serves=lambda device, dtype: True, missing=lambda: None
+        CONV_BACKENDS["causal_conv1d"], supports=lambda device, dtype: True, missing=lambda: None
     )
     monkeypatch.setitem(CONV_BACKENDS._backends, "causal_conv1d", backend)
 

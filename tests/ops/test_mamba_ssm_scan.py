@@ -79,7 +79,9 @@ def package(monkeypatch):
 def on_cpu(package, monkeypatch):
     """The backend as on a GPU, but on the stand-in."""
     backend = dataclasses.replace(
-        SCAN_BACKENDS["mamba_ssm"], serves=lambda device, dtype: dtype == torch.float32, missing=lambda: None
+        SCAN_BACKENDS["mamba_ssm"],
+        supports=lambda device, dtype: dtype == torch.float32,
+        missing=lambda: None,
     )
     monkeypatch.setitem(SCAN_BACKENDS._backends, "mamba_ssm", backend)
 

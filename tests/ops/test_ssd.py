@@ -101,7 +101,7 @@ def test_the_scan_is_a_selective_scan_whose_channels_share_their_decay(backend):
 
 @every_backend
 def test_gradcheck_in_float64(name, monkeypatch):
-    if reason := SSD_BACKENDS[name].against("cpu", torch.float64):
+    if reason := SSD_BACKENDS[name].why_unusable("cpu", torch.float64):
         pytest.skip(reason)
     monkeypatch.setattr(chunked, "CHUNK_EVENTS", 8)
     inputs = make_inputs(B=2, L=19, H=2, P=2, N=2, dtype=torch.float64)

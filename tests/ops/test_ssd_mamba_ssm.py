@@ -9,7 +9,7 @@ from ssd_problems import assert_close, make_inputs, without
 
 from seqrec.errors import InputError
 from seqrec.ops.ssd import SSD_BACKENDS, mamba_ssm_scan, ssd_scan
-from seqrec.ops.ssd.problem import SsdProblem, around
+from seqrec.ops.ssd.problem import SsdProblem, with_gate_and_padding
 from seqrec.ops.ssd.reference import ssd_reference
 
 MODULE = "mamba_ssm.ops.triton.ssd_combined"
@@ -65,7 +65,7 @@ def device(monkeypatch):
 
 def outcome(recurrence, inputs):
     real = {k: v.detach().requires_grad_() if v.is_floating_point() else v for k, v in inputs.items()}
-    y, last = around(recurrence)(SsdProblem(**real, delta_softplus=True))
+    y, last = with_gate_and_padding(recurrence)(SsdProblem(**real, delta_softplus=True))
     (y.square().sum() + last.square().sum()).backward()
     gradients = {k: v.grad for k, v in real.items() if v.requires_grad and v.grad is not None}
     return {"y": y.detach(), "last": last.detach(), **gradients}
@@ -88,9 +88,9 @@ def test_kernels_are_not_launched_for_nothing(package, sizes):
 
 def test_what_the_kernels_cannot_honour_is_refused(package, device):
     backend = SSD_BACKENDS["mamba_ssm"]
-    assert backend.against("cuda", torch.float32, ("valid", "initial_state")) is None
-    assert backend.against("cuda", torch.float32, ("start",)) == "has no start"
-    assert backend.against("cuda", torch.float64) == "runs float32 on cuda, got torch.float64 on cuda"
+    assert backend.why_unusable("cuda", torch.float32, ("valid", "initial_state")) is None
+    assert backend.why_unusable("cuda", torch.float32, ("start",)) == "has no start"
+    assert backend.why_unusable("cuda", torch.float64) == "runs float32 on cuda, got torch.float64 on cuda"
     with pytest.raises(
         InputError, match=r"backend='mamba_ssm' runs float32 on cuda, got torch.float32 on cpu"
     ):
@@ -103,7 +103,7 @@ def test_negative_steps_are_not_given_to_kernels_that_would_drop_them(package, d
     monkeypatch.setattr(SSD_BACKENDS, "choose", lambda *a: asked.append(a[3]) or choose(*a))
     for softplus in (True, False):
         ssd_scan(**make_inputs(), delta_softplus=softplus)
-    assert [SSD_BACKENDS["mamba_ssm"].against("cuda", torch.float32, given) for given in asked] == [
+    assert [SSD_BACKENDS["mamba_ssm"].why_unusable("cuda", torch.float32, given) for given in asked] == [
         None,
         "has no step sizes without softplus",
     ]

@@ -86,7 +86,7 @@ def test_auto_takes_it_on_a_gpu_and_never_interprets(launch, monkeypatch):
     backend = CONV_BACKENDS["triton"]
     assert CONV_BACKENDS.choose("triton", "cpu", torch.float32) is backend
     assert CONV_BACKENDS.auto("cpu", torch.float32)[0] is not backend
-    assert not backend.serves("cuda", torch.float32)
+    assert not backend.supports("cuda", torch.float32)
     monkeypatch.delenv("TRITON_INTERPRET")
     assert CONV_BACKENDS.auto("cuda", torch.float32)[0] is backend
     with pytest.raises(

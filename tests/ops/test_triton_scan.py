@@ -117,10 +117,10 @@ def test_auto_takes_it_on_a_gpu_and_never_interprets(launch, monkeypatch):
     backend = SCAN_BACKENDS["triton"]
     assert SCAN_BACKENDS.choose("triton", "cpu", torch.float32) is backend
     assert all(found is not backend for found in (SCAN_BACKENDS.auto("cpu", torch.float32)[0],))
-    assert not backend.serves("cuda", torch.float32)
+    assert not backend.supports("cuda", torch.float32)
     monkeypatch.delenv("TRITON_INTERPRET")
-    assert backend.serves("cuda", torch.float32)
-    assert not backend.serves("cuda", torch.float64)
+    assert backend.supports("cuda", torch.float32)
+    assert not backend.supports("cuda", torch.float64)
     with pytest.raises(
         InputError, match=r"^backend='triton' runs float32 on cuda.*TRITON_INTERPRET=1, got .* on cpu"
     ):

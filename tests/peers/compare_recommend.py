@@ -32,7 +32,7 @@ from seqrec.data.sources import ML1M, Source, Synthetic
 from seqrec.data.store import EventStore
 from seqrec.inference.bulk import BulkJob, BulkOutput, BulkUsers, describe, recommend_in_bulk
 from seqrec.models import SASRec
-from seqrec.models.recommending import Terms
+from seqrec.models.recommending import RecommendOptions
 
 SETTINGS = {"d_model": 64, "max_length": 200, "num_layers": 2, "num_heads": 2}
 
@@ -70,7 +70,7 @@ def ours(store: EventStore, folder: Path, top_k: int) -> dict[str, float]:
 
     def in_bulk() -> None:
         users = BulkUsers(store, model, own=True, part_users=1 << 14)
-        job = BulkJob(Terms(top_k))
+        job = BulkJob(RecommendOptions(top_k))
         files = BulkOutput(folder / f"recs-{time.monotonic_ns()}", describe(model, job))
         assert recommend_in_bulk(model, users, files, job, show=lambda _: None)["rows"] > 0  # type: ignore[index]
 

@@ -19,7 +19,7 @@ class LogsByLightning(GRU4Rec):
     """Logs each step's losses by Lightning alone, in the step."""
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
-        loss = self.loss(self.comparable(self(batch.history)), batch, self.scorer())
+        loss = self.loss(self.to_scoring_space(self(batch.history)), batch, self.scorer())
         weighted = loss * batch.weight
         self.log("train_loss_step", loss, prog_bar=True, batch_size=1)
         self.log("train_loss_epoch", weighted, prog_bar=True, on_step=False, on_epoch=True, batch_size=1)

@@ -16,7 +16,7 @@ from served_models import ITEMS, NUM_ITEMS, best_of, error_of, items_of, model, 
 
 from seqrec import __version__
 from seqrec.errors import SessionStoreError
-from seqrec.inference.sessions import Event, MemoryStore, SessionRecommender, SQLiteStore
+from seqrec.inference.sessions import Event, InMemoryStore, SessionRecommender, SQLiteStore
 from seqrec.models import Popularity
 from seqrec.serving import Limits
 from seqrec.serving.app import create_app
@@ -26,12 +26,12 @@ JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
-def store() -> MemoryStore:
-    return MemoryStore()
+def store() -> InMemoryStore:
+    return InMemoryStore()
 
 
 @pytest.fixture(scope="module")
-def client(store: MemoryStore) -> Iterator[httpx.Client]:
+def client(store: InMemoryStore) -> Iterator[httpx.Client]:
     recommender = SessionRecommender(model(), store)
     with serving(create_app(recommender, limits=LIMITS)) as url, httpx.Client(base_url=url) as client:
         yield client
@@ -224,7 +224,7 @@ def test_an_event_before_the_newest_is_a_conflict(client: httpx.Client):
 
 
 def test_a_damaged_session_is_a_conflict_until_the_user_is_forgotten(
-    client: httpx.Client, store: MemoryStore
+    client: httpx.Client, store: InMemoryStore
 ):
     observe(client, ("damaged", 30))
     (row,) = store.get_many([b"damaged"])
@@ -263,7 +263,7 @@ def test_clients_at_once_are_answered_as_one_after_the_other(
             assert found[user][step] == best_of(reference, f"u{user}", 5)
 
 
-class UnreachableStore(MemoryStore):
+class UnreachableStore(InMemoryStore):
     """Fails as a store does that cannot be reached, or in a way that nobody foresaw."""
 
     error: Exception | None = None

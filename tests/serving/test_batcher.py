@@ -15,11 +15,11 @@ class Recorded:
 
     def __init__(self) -> None:
         self.batches: list[list[Any]] = []
-        self.go_on = threading.Event()
-        self.go_on.set()
+        self.resume = threading.Event()
+        self.resume.set()
 
     def __call__(self, works: Sequence[Any]) -> Iterator[Outcomes]:
-        assert self.go_on.wait(10)
+        assert self.resume.wait(10)
         self.batches.append(list(works))
         assert threading.current_thread() is not threading.main_thread()
         for place, work in enumerate(works):
@@ -54,13 +54,13 @@ def test_what_comes_while_a_batch_is_done_is_the_next_batch():
     work = Recorded()
 
     async def scenario(batcher: Batcher) -> None:
-        work.go_on.clear()
+        work.resume.clear()
         first = asyncio.create_task(batcher.submit("first"))
         await asyncio.sleep(0.05)
         others = [asyncio.create_task(batcher.submit(each)) for each in "abc"]
         await asyncio.sleep(0.05)
         assert not first.done()
-        work.go_on.set()
+        work.resume.set()
         await asyncio.gather(first, *others)
 
     run(work, scenario)
@@ -87,13 +87,13 @@ def test_closing_waits_for_what_was_submitted():
     work = Recorded()
 
     async def scenario(batcher: Batcher) -> list[Any]:
-        work.go_on.clear()
+        work.resume.clear()
         tasks = [asyncio.create_task(batcher.submit(each)) for each in range(6)]
         await asyncio.sleep(0.05)
         closing = asyncio.create_task(batcher.close())
         await asyncio.sleep(0.05)
         assert not closing.done()
-        work.go_on.set()
+        work.resume.set()
         await closing
         return [task.result() for task in tasks]
 
@@ -104,12 +104,12 @@ def test_work_whose_client_went_away_does_not_disturb_the_others():
     work = Recorded()
 
     async def scenario(batcher: Batcher) -> Any:
-        work.go_on.clear()
+        work.resume.clear()
         gone = asyncio.create_task(batcher.submit("gone"))
         stays = asyncio.create_task(batcher.submit("stays"))
         await asyncio.sleep(0.05)
         gone.cancel()
-        work.go_on.set()
+        work.resume.set()
         return await stays
 
     assert run(work, scenario) == "stays"
@@ -119,14 +119,14 @@ def test_the_event_loop_runs_while_a_batch_is_done():
     work = Recorded()
 
     async def scenario(batcher: Batcher) -> int:
-        work.go_on.clear()
+        work.resume.clear()
         task = asyncio.create_task(batcher.submit("long"))
         turns = 0
         for _ in range(20):
             await asyncio.sleep(0.001)
             turns += 1
         assert not task.done()
-        work.go_on.set()
+        work.resume.set()
         await task
         return turns
 

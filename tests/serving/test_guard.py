@@ -14,7 +14,7 @@ import httpx
 import pytest
 from served_models import error_of, items_of, model, serving
 
-from seqrec.inference.sessions import MemoryStore, SessionRecommender
+from seqrec.inference.sessions import InMemoryStore, SessionRecommender
 from seqrec.serving import Limits
 from seqrec.serving.app import create_app
 
@@ -138,15 +138,15 @@ def test_a_token_is_asked_for_at_every_route_and_is_in_the_schema():
         assert schema["paths"]["/observe"]["post"]["security"] == [{"HTTPBearer": []}]
 
 
-class HeldStore(MemoryStore):
+class HeldStore(InMemoryStore):
     """Answers when it is told to."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.go_on = threading.Event()
+        self.resume = threading.Event()
 
     def get_many(self, keys):
-        assert self.go_on.wait(20)
+        assert self.resume.wait(20)
         return super().get_many(keys)
 
 
@@ -160,6 +160,6 @@ def test_more_requests_than_allowed_are_told_to_come_again():
             assert time.monotonic() < deadline
         assert error_of(response, 503) == "4 requests are in work already; try again in a second"
         assert response.headers["retry-after"] == "1"
-        store.go_on.set()
+        store.resume.set()
         assert [each.result().status_code for each in held] == [200] * 4
         assert httpx.post(f"{url}/observe", json=EVENT).status_code == 200

@@ -55,7 +55,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (("--ckpt", "c", "--max_events", "0"), "max_events=0 must be at least 1"),
         (
             ("--ckpt", "c", "--sessions", "SqliteStore"),
-            "known: MemoryStore, RedisStore, SQLiteStore, .*did you mean SQL",
+            "known: InMemoryStore, RedisStore, SQLiteStore, .*did you mean SQL",
         ),
         (
             ("--ckpt", "c", "--sessions", "SQLiteStore"),

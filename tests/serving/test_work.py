@@ -7,7 +7,7 @@ import torch
 from served_models import ITEMS, NUM_ITEMS, best_of, model
 
 from seqrec.errors import BatchEntryError, InputError, LateEventError, SessionStoreError, UnknownItemError
-from seqrec.inference.sessions import Event, MemoryStore, Request, SessionRecommender
+from seqrec.inference.sessions import Event, InMemoryStore, Request, SessionRecommender
 from seqrec.serving.history_work import HistoryWork, RecommendToHistory
 from seqrec.serving.metrics import Metrics
 from seqrec.serving.work import Count, Forget, Observe, Recommend, SessionWork, done_together
@@ -95,7 +95,7 @@ def test_an_event_that_came_late_fails_alone(work: SessionWork, recommender: Ses
 
 
 def test_a_damaged_session_fails_alone():
-    store = MemoryStore()
+    store = InMemoryStore()
     recommender = SessionRecommender(model(), store)
     work = SessionWork(recommender, Metrics())
     outcomes(work, [Observe([Event(user, 10)]) for user in ("a", "b", "c")])
@@ -158,7 +158,7 @@ def test_users_are_counted_again_after_a_hundred_times_what_counting_takes(monke
     now = [100.0]
     monkeypatch.setattr("seqrec.serving.work.time.monotonic", lambda: now[0])
 
-    class SlowToCount(MemoryStore):
+    class SlowToCount(InMemoryStore):
         def __len__(self) -> int:
             now[0] += 0.5
             return super().__len__()

@@ -1,5 +1,6 @@
 """Parts that two encoders or more share."""
 
+from seqrec.aliases import old_names
 from seqrec.encoders.layers.attention import CausalSelfAttention
 from seqrec.encoders.layers.feed_forward import FeedForward
 from seqrec.encoders.layers.gate import TokenGate
@@ -10,7 +11,7 @@ from seqrec.encoders.layers.positions import LearnedPositions
 from seqrec.encoders.layers.recomputed import recompute_blocks, run_block
 from seqrec.encoders.layers.residual import ResidualStack, make_norm, newest_events
 from seqrec.encoders.layers.rotary import rotary_turns, rotate
-from seqrec.encoders.layers.streamed import Streamed, Tensors, joined, separated, streamed
+from seqrec.encoders.layers.streamed import Streamed, Tensors, as_streaming, joined, separated
 
 __all__ = [
     "MIXERS",
@@ -32,5 +33,7 @@ __all__ = [
     "rotate",
     "run_block",
     "separated",
-    "streamed",
+    "as_streaming",
 ]
+
+__getattr__ = old_names(__name__)

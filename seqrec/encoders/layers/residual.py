@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from seqrec.encoders.layers.recomputed import run_block
-from seqrec.encoders.layers.streamed import Tensors, joined, separated, streamed
+from seqrec.encoders.layers.streamed import Tensors, as_streaming, joined, separated
 
 
 def make_norm(d_model: int, layer_norm: bool) -> nn.Module:
@@ -49,11 +49,11 @@ class Residual(nn.Module):
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """The layer's: see `Streamed.zero_state`."""
-        return streamed(self.layer).zero_state(batch_size, max_length, like)
+        return as_streaming(self.layer).zero_state(batch_size, max_length, like)
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
         """See `Streamed.advance`."""
-        out, state = streamed(self.layer).advance(self.norm(x), valid, state)
+        out, state = as_streaming(self.layer).advance(self.norm(x), valid, state)
         return x + out, state
 
 

@@ -41,7 +41,7 @@ class Streamed(Protocol):
         """
 
 
-def streamed(layer: nn.Module) -> Streamed:
+def as_streaming(layer: nn.Module) -> Streamed:
     """The layer itself, if it can go on from a state.
 
     Raises:

@@ -46,7 +46,7 @@ class Budget:
         return f"{self.kind}={self.amount}"
 
     @property
-    def in_words(self) -> str:
+    def describe_optimizer(self) -> str:
         """What a table says of it."""
         return {
             "epochs": f"equal epochs, {self.amount} for each row",

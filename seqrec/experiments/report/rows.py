@@ -120,7 +120,9 @@ class Log:
         runs = [run for row in rows for run in row.runs]
         budgets = sorted({run["budget"] for run in runs})
         said = (
-            Budget.parse(budgets[0]).in_words if len(budgets) == 1 else f"rows differ: {', '.join(budgets)}"
+            Budget.parse(budgets[0]).describe_optimizer
+            if len(budgets) == 1
+            else f"rows differ: {', '.join(budgets)}"
         )
         protocols = {f"`{run['protocol']}`, {run['users']:,} users": None for run in runs}
         return [

@@ -48,7 +48,7 @@ class Table:
         columns: Heads.
         words: How many of the columns, from the left, hold words; the others hold figures.
         rows: As many entries each as there are columns.
-        notes: Terms that hold for all rows, and what signs mean.
+        notes: RecommendOptions that hold for all rows, and what signs mean.
     """
 
     name: str

@@ -25,7 +25,7 @@ from seqrec.inference.bulk.output import BulkOutput
 from seqrec.inference.bulk.users import BulkUsers, store_digest
 from seqrec.inference.loading import load_with_store
 from seqrec.models.histories import blocked_items
-from seqrec.models.recommending import Terms, item_ids_of
+from seqrec.models.recommending import RecommendOptions, item_ids_of
 
 
 def recommend(
@@ -85,7 +85,7 @@ def recommend(
     model.search = search or ExactSearch()
     check_top_k(top_k, model.scorer().num_items)
     blocked = None if block is None else blocked_items(item_ids_of(model), read_block_list(block))
-    job = BulkJob(Terms(top_k, filter_seen, blocked), max_length, max_tokens, (rank, ranks))
+    job = BulkJob(RecommendOptions(top_k, filter_seen, blocked), max_length, max_tokens, (rank, ranks))
     users = _Users(trained_on, input, (user, item, timestamp), memory_limit)
     described = {**describe(model, job), "part_users": part_users, "users": users.describe()}
     files = BulkOutput(Path(output), described)

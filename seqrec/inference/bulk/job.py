@@ -21,7 +21,7 @@ from seqrec.data.vocabulary import Vocabulary
 from seqrec.inference.bulk.output import BulkOutput
 from seqrec.inference.bulk.users import BulkUsers
 from seqrec.models import Recommender
-from seqrec.models.recommending import Terms, item_ids_of, recommend_block, recommendation_frame
+from seqrec.models.recommending import RecommendOptions, item_ids_of, recommend_block, recommendation_frame
 from seqrec.specs import to_spec
 from seqrec.types import ROW_STRIDE, Recommendations
 
@@ -42,7 +42,7 @@ class BulkJob:
         shard: Which share of the parts this process makes: (0, 1) is all, (1, 4) the second of four.
     """
 
-    terms: Terms
+    terms: RecommendOptions
     max_length: int | None = None
     max_tokens: int = 1 << 14
     shard: tuple[int, int] = (0, 1)

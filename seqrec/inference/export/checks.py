@@ -66,7 +66,7 @@ def check_one_step(model: SequentialRecommender, run: Run) -> float:
             states, state = model.step(item_ids, state, user_ids)
             outputs = run({"item_ids": item_ids, "user_ids": user_ids, **remembered})
             expected = {NEXT_STATE + name: x for name, x in state.tensors.items()}
-            expected["states"] = model.comparable(states)
+            expected["states"] = model.to_scoring_space(states)
             where = f"step {event + 1} of {batch} users"
             worst = max(worst, _compare(model, outputs, expected, where))
             remembered = {STATE + name: outputs[NEXT_STATE + name] for name in state.tensors}

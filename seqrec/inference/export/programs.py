@@ -87,7 +87,7 @@ class _Pass(nn.Module):
 
     def results(self, states: Tensor, given: Tensors) -> tuple[Tensor, ...]:
         """What is returned for states (B, D): those that scores are products with, and the best items if asked."""
-        states = self.comparable(states)
+        states = self.to_scoring_space(states)
         if not self.top_k:
             return (states,)
         candidates = given.get("candidates", given["items"])

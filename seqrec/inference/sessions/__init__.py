@@ -1,26 +1,29 @@
 """Users followed event by event: what a model remembers of them, kept in a store."""
 
+from seqrec.aliases import old_names
 from seqrec.inference.sessions.entries import Event, HistoryOf, Id, Request, Scored, UserHistory
 from seqrec.inference.sessions.histories import log_histories, warm
-from seqrec.inference.sessions.memories import Memory, ReencodedMemory, StreamedMemory
 from seqrec.inference.sessions.recommender import SessionRecommender
-from seqrec.inference.sessions.stores import MemoryStore, RedisStore, SQLiteStore, StateStore
+from seqrec.inference.sessions.stores import InMemoryStore, RedisStore, SQLiteStore, StateStore
+from seqrec.inference.sessions.user_state import ReencodedState, StreamedState, UserState
 
 __all__ = [
     "Event",
     "HistoryOf",
     "Id",
-    "Memory",
-    "MemoryStore",
+    "UserState",
+    "InMemoryStore",
     "RedisStore",
-    "ReencodedMemory",
+    "ReencodedState",
     "Request",
     "Scored",
     "SessionRecommender",
     "SQLiteStore",
     "StateStore",
-    "StreamedMemory",
+    "StreamedState",
     "UserHistory",
     "log_histories",
     "warm",
 ]
+
+__getattr__ = old_names(__name__)

@@ -16,9 +16,9 @@ from torch import Tensor
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import SessionStoreError
 from seqrec.inference.sessions.entries import HistoryOf, Id, UserHistory
-from seqrec.inference.sessions.memories import Memory
 from seqrec.inference.sessions.session import Session
 from seqrec.inference.sessions.stores import StateStore
+from seqrec.inference.sessions.user_state import UserState
 
 _LOG = logging.getLogger(__name__)
 FORMAT = 1
@@ -46,7 +46,7 @@ class SessionKeeper:
         self,
         store: StateStore,
         *,
-        memory: Memory,
+        memory: UserState,
         items: Vocabulary,
         users: Vocabulary | None,
         max_seen: int | None,

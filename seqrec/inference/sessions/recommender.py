@@ -29,9 +29,9 @@ from seqrec.inference.sessions.entries import (
     user_key,
 )
 from seqrec.inference.sessions.keeper import SessionKeeper
-from seqrec.inference.sessions.memories import Memory, memory_of
 from seqrec.inference.sessions.session import Session
-from seqrec.inference.sessions.stores import MemoryStore, StateStore
+from seqrec.inference.sessions.stores import InMemoryStore, StateStore
+from seqrec.inference.sessions.user_state import UserState, user_state_of
 from seqrec.models import Recommender, SequentialRecommender
 from seqrec.types import RaggedItems, SeenItems
 
@@ -41,8 +41,8 @@ _LOG = logging.getLogger(__name__)
 class SessionRecommender:
     """Takes users' events as they come, and recommends items at any time. May be called from several threads.
 
-    What is kept of a user: what the model goes on from (see `Memory`), the number of events, the newest time, and the
-    items met so far, at 4 bytes each. With a model that streams, `observe` and `recommend` then cost the same whatever
+    What is kept of a user: what the model goes on from (see `UserState`), the number of events, the newest time, and
+    the items met so far, at 4 bytes each. With a model that streams, `observe` and `recommend` then cost the same whatever
     the number of events, but for copying and hiding the items met.
 
     **Order.** A user's events count in the order in which they arrive. An event with an earlier time than the user's
@@ -55,7 +55,7 @@ class SessionRecommender:
     Args:
         model: A recommender that knows the log's ids, from `load`. It is put into evaluation mode, and
             its weights must not change from now on.
-        store: Where sessions are kept; None is a `MemoryStore`.
+        store: Where sessions are kept; None is a `InMemoryStore`.
         memory: What the model goes on from; None streams where the model can, and says so if it must re-encode.
         max_seen: Items met that are kept for `filter_seen`, those met last; None is all.
         history_of: Asked for users who have no session when they are first observed or want items, such as
@@ -71,7 +71,7 @@ class SessionRecommender:
         model: Recommender,
         store: StateStore | None = None,
         *,
-        memory: Memory | None = None,
+        memory: UserState | None = None,
         max_seen: int | None = None,
         history_of: HistoryOf | None = None,
     ) -> None:
@@ -88,16 +88,16 @@ class SessionRecommender:
                 "it with the store that it was trained on"
             )
         has_users = isinstance(model, SequentialRecommender) and model.users is not None
-        self._memory = memory_of(model) if memory is None else memory
+        self._memory = user_state_of(model) if memory is None else memory
         self._keeper = SessionKeeper(
-            MemoryStore() if store is None else store,
+            InMemoryStore() if store is None else store,
             memory=self._memory,
             items=model.item_vocabulary,
             users=model.user_vocabulary if has_users else None,
             max_seen=max_seen,
             history_of=history_of,
         )
-        _LOG.info("sessions of %s: %s", model.title, self._memory.statement)
+        _LOG.info("sessions of %s: %s", model.title, self._memory.description)
 
     @property
     def streams(self) -> bool:

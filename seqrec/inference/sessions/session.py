@@ -23,7 +23,7 @@ class Session:
     """What is known of a user.
 
     Attributes:
-        memory: What the model goes on from, as bytes; see `Memory`.
+        memory: What the model goes on from, as bytes; see `UserState`.
         num_events: Events so far.
         newest_time: The latest time of an event; None where no event had one.
         seen: (N,) int32 distinct internal item ids, those met last at the end.

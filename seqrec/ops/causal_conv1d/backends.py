@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from seqrec.ops.backends import Backend, Backends
+from seqrec.ops.backends import Backend, Backends, supports_real_numbers
 from seqrec.ops.causal_conv1d import cuda_package, triton_conv
 from seqrec.ops.causal_conv1d.compiled import conv_compiled
-from seqrec.ops.causal_conv1d.problem import Convolution, around
+from seqrec.ops.causal_conv1d.problem import Convolution, with_gate_and_padding
 from seqrec.ops.causal_conv1d.reference import conv_reference
 from seqrec.ops.causal_conv1d.shifted import convolve_shifted
 from seqrec.ops.compiled_library import compiled_backend
 from seqrec.ops.triton_support import triton_backend
-
-REAL = (torch.float32, torch.float64)
 
 CONV_BACKENDS: Backends[Convolution] = Backends(
     "causal convolution",
@@ -25,12 +23,17 @@ CONV_BACKENDS: Backends[Convolution] = Backends(
             "causal_conv1d",
             cuda_package.conv_package,
             "float32 on cuda",
-            serves=lambda device, dtype: device == "cuda" and dtype == torch.float32,
+            supports=lambda device, dtype: device == "cuda" and dtype == torch.float32,
             missing=cuda_package.missing,
-            lacks=frozenset({cuda_package.OTHER_TAPS}),
+            unsupported_args=frozenset({cuda_package.OTHER_TAPS}),
             extra=True,
         ),
-        Backend("shifted", around(convolve_shifted), "anywhere", serves=lambda device, dtype: dtype in REAL),
-        Backend("reference", conv_reference, "anywhere", serves=lambda device, dtype: dtype in REAL),
+        Backend(
+            "shifted",
+            with_gate_and_padding(convolve_shifted),
+            "anywhere",
+            supports=supports_real_numbers,
+        ),
+        Backend("reference", conv_reference, "anywhere", supports=supports_real_numbers),
     ],
 )

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqrec.ops.causal_conv1d.problem import ConvProblem, around
+from seqrec.ops.causal_conv1d.problem import ConvProblem, with_gate_and_padding
 from seqrec.ops.causal_conv1d.shifted import convolve_shifted
 from seqrec.ops.cuda_packages import alone, device_lacks, load_function
 
@@ -34,8 +34,10 @@ def conv_package(problem: ConvProblem) -> tuple[Tensor, Tensor]:
     from run to run; where `torch.use_deterministic_algorithms` is on, the backend counts as missing.
     """
     if not problem.x.numel():
-        return around(convolve_shifted)(problem)  # Nothing to compute, which the kernel cannot launch for.
-    return around(_convolve)(problem)
+        return with_gate_and_padding(convolve_shifted)(
+            problem
+        )  # Nothing to compute, which the kernel cannot launch for.
+    return with_gate_and_padding(_convolve)(problem)
 
 
 def missing() -> str | None:
@@ -104,7 +106,7 @@ def _check(device: torch.device) -> str | None:
         found = _outcome(conv_package, device)
     except Exception as error:
         return f"its kernels do not run on this device: {error}"
-    expected = _outcome(around(convolve_shifted), torch.device("cpu"))
+    expected = _outcome(with_gate_and_padding(convolve_shifted), torch.device("cpu"))
     for actual, value in zip(found, expected, strict=True):
         if not torch.allclose(actual.cpu(), value, rtol=1e-3, atol=1e-4):
             return "its kernels compute something else than plain torch on this device"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqrec.ops.causal_conv1d.problem import ConvProblem, around
+from seqrec.ops.causal_conv1d.problem import ConvProblem, with_gate_and_padding
 from seqrec.ops.causal_conv1d.shifted import convolve_shifted
 
-_with_padding = around(convolve_shifted)
+_with_padding = with_gate_and_padding(convolve_shifted)
 
 
 def conv_exported(problem: ConvProblem) -> tuple[Tensor, Tensor]:

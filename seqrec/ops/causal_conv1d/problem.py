@@ -33,8 +33,8 @@ class ConvProblem(NamedTuple):
 
 # Outputs (B, L, D) and the last state (B, W - 1, D).
 Convolution = Callable[[ConvProblem], tuple[Tensor, Tensor]]
-# x, weight, bias, silu, initial state, and the (B, L) number of starts up to each event: what is left once `around` has
-# done the rest. An input counts for the events that have as many starts; the initial state has none.
+# x, weight, bias, silu, initial state, and the (B, L) number of starts up to each event: what is left once
+# `with_gate_and_padding` has done the rest. An input counts for the events that have as many starts; the initial state has none.
 Convolve = Callable[[Tensor, Tensor, "Tensor | None", bool, "Tensor | None", "Tensor | None"], Tensor]
 
 
@@ -60,7 +60,7 @@ def check_problem(problem: ConvProblem) -> None:
     check_shapes(problem._asdict(), shapes, x.device)
 
 
-def around(convolve: Convolve) -> Convolution:
+def with_gate_and_padding(convolve: Convolve) -> Convolution:
     """A whole backend from a convolution that knows no padding and returns no state, in torch.
 
     Valid events are moved together, in order, convolved, and moved back.

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from seqrec.ops.backends import Backend, Backends
+from seqrec.ops.backends import Backend, Backends, supports_real_numbers
 from seqrec.ops.compiled_library import compiled_backend
 from seqrec.ops.selective_scan import compiled, mamba_ssm_scan, triton_scan
 from seqrec.ops.selective_scan.chunked import scan_chunked
-from seqrec.ops.selective_scan.problem import Scan, around
+from seqrec.ops.selective_scan.problem import Scan, with_gate_and_padding
 from seqrec.ops.selective_scan.reference import scan_reference
 from seqrec.ops.triton_support import triton_backend
-
-REAL = (torch.float32, torch.float64)
 
 SCAN_BACKENDS: Backends[Scan] = Backends(
     "selective scan",
@@ -24,12 +22,22 @@ SCAN_BACKENDS: Backends[Scan] = Backends(
             "mamba_ssm",
             mamba_ssm_scan.scan_mamba_ssm,
             "float32 on cuda",
-            serves=lambda device, dtype: device == "cuda" and dtype == torch.float32,
+            supports=lambda device, dtype: device == "cuda" and dtype == torch.float32,
             missing=mamba_ssm_scan.missing,
-            lacks=frozenset({"start", mamba_ssm_scan.TOO_MANY_STATES}),
+            unsupported_args=frozenset({"start", mamba_ssm_scan.TOO_MANY_STATES}),
             extra=True,
         ),
-        Backend("chunked", around(scan_chunked), "anywhere", serves=lambda device, dtype: dtype in REAL),
-        Backend("reference", around(scan_reference), "anywhere", serves=lambda device, dtype: dtype in REAL),
+        Backend(
+            "chunked",
+            with_gate_and_padding(scan_chunked),
+            "anywhere",
+            supports=supports_real_numbers,
+        ),
+        Backend(
+            "reference",
+            with_gate_and_padding(scan_reference),
+            "anywhere",
+            supports=supports_real_numbers,
+        ),
     ],
 )

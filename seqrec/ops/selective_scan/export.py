@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from seqrec.ops.export import scan_events
-from seqrec.ops.selective_scan.problem import around
+from seqrec.ops.selective_scan.problem import with_gate_and_padding
 
 
 def _recurrence(
@@ -25,4 +25,4 @@ def _recurrence(
     return scan_events(event, initial_state, (u, step, B, C) if start is None else (u, step, B, C, start))
 
 
-scan_exported = around(_recurrence)
+scan_exported = with_gate_and_padding(_recurrence)

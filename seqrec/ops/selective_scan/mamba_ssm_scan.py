@@ -20,7 +20,7 @@ from torch import Tensor
 
 from seqrec.ops.cuda_packages import alone, device_lacks, load_function
 from seqrec.ops.selective_scan.chunked import scan_chunked
-from seqrec.ops.selective_scan.problem import ScanProblem, around
+from seqrec.ops.selective_scan.problem import ScanProblem, with_gate_and_padding
 from seqrec.ops.selective_scan.reference import scan_reference
 
 MAX_STATES = 256
@@ -37,9 +37,11 @@ def scan_mamba_ssm(problem: ScanProblem) -> tuple[Tensor, Tensor]:
     """
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, valid, _, read_last = problem
     if not u.numel() or not A.numel():
-        return around(scan_chunked)(problem)  # Nothing to compute, which the kernel cannot launch for.
+        return with_gate_and_padding(scan_chunked)(
+            problem
+        )  # Nothing to compute, which the kernel cannot launch for.
     if valid is not None or initial_state is not None or (read_last and problem.wants_gradient):
-        return around(_recurrence)(problem)
+        return with_gate_and_padding(_recurrence)(problem)
     y, last = _call(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus)
     return y, last
 
@@ -112,7 +114,7 @@ def _check(device: int) -> str | None:
         found = scan_mamba_ssm(problem.to(torch.device("cuda", device)))
     except Exception as error:
         return f"its kernels do not run on this device: {error}"
-    for actual, expected in zip(found, around(scan_reference)(problem), strict=True):
+    for actual, expected in zip(found, with_gate_and_padding(scan_reference)(problem), strict=True):
         if not torch.allclose(actual.cpu(), expected, rtol=1e-4, atol=1e-5):
             return "its kernels compute something else than the reference on this device"
     return None

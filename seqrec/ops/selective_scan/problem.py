@@ -46,7 +46,7 @@ class ScanProblem(NamedTuple):
 
 # y (B, L, D) and the last state (B, D, N).
 Scan = Callable[[ScanProblem], tuple[Tensor, Tensor]]
-# u, step sizes, A, B, C, initial state, start: what is left once `around` has done the rest.
+# u, step sizes, A, B, C, initial state, start: what is left once `with_gate_and_padding` has done the rest.
 Recurrence = Callable[
     [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "Tensor | None"], tuple[Tensor, Tensor]
 ]
@@ -83,7 +83,7 @@ def step_sizes(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -
     return F.softplus(step) if delta_softplus else step
 
 
-def around(recurrence: Recurrence) -> Scan:
+def with_gate_and_padding(recurrence: Recurrence) -> Scan:
     """A whole backend from its recurrence: bias, softplus and `valid` before, skip and gate behind it, in torch."""
 
     def scan(problem: ScanProblem) -> tuple[Tensor, Tensor]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from seqrec.ops.backends import Backend, Backends
+from seqrec.ops.backends import Backend, Backends, supports_real_numbers
 from seqrec.ops.ssd import mamba_ssm_scan
 from seqrec.ops.ssd.chunked import ssd_chunked
-from seqrec.ops.ssd.problem import Ssd, around
+from seqrec.ops.ssd.problem import Ssd, with_gate_and_padding
 from seqrec.ops.ssd.reference import ssd_reference
-
-REAL = (torch.float32, torch.float64)
 
 SSD_BACKENDS: Backends[Ssd] = Backends(
     "ssd scan",
@@ -18,14 +16,24 @@ SSD_BACKENDS: Backends[Ssd] = Backends(
     [
         Backend(
             "mamba_ssm",
-            around(mamba_ssm_scan.ssd_mamba_ssm),
+            with_gate_and_padding(mamba_ssm_scan.ssd_mamba_ssm),
             "float32 on cuda",
-            serves=lambda device, dtype: device == "cuda" and dtype == torch.float32,
+            supports=lambda device, dtype: device == "cuda" and dtype == torch.float32,
             missing=mamba_ssm_scan.missing,
-            lacks=frozenset({"start", mamba_ssm_scan.PLAIN_STEPS}),
+            unsupported_args=frozenset({"start", mamba_ssm_scan.PLAIN_STEPS}),
             extra=True,
         ),
-        Backend("chunked", around(ssd_chunked), "anywhere", serves=lambda device, dtype: dtype in REAL),
-        Backend("reference", around(ssd_reference), "anywhere", serves=lambda device, dtype: dtype in REAL),
+        Backend(
+            "chunked",
+            with_gate_and_padding(ssd_chunked),
+            "anywhere",
+            supports=supports_real_numbers,
+        ),
+        Backend(
+            "reference",
+            with_gate_and_padding(ssd_reference),
+            "anywhere",
+            supports=supports_real_numbers,
+        ),
     ],
 )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from seqrec.ops.export import scan_events
-from seqrec.ops.ssd.problem import around
+from seqrec.ops.ssd.problem import with_gate_and_padding
 
 
 def _recurrence(
@@ -27,4 +27,4 @@ def _recurrence(
     return scan_events(event, initial_state, (x, step, B, C) if start is None else (x, step, B, C, start))
 
 
-ssd_exported = around(_recurrence)
+ssd_exported = with_gate_and_padding(_recurrence)

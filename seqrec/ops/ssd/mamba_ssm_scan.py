@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from seqrec.ops.cuda_packages import alone, device_lacks, load_function
-from seqrec.ops.ssd.problem import SsdProblem, around
+from seqrec.ops.ssd.problem import SsdProblem, with_gate_and_padding
 from seqrec.ops.ssd.reference import ssd_reference
 
 # Its kernels take a decay above 1 for 1, and softplus is what keeps steps from being negative.
@@ -88,10 +88,10 @@ def _check(device: int) -> str | None:
     state = torch.rand(2, 4, 3, 5, generator=generator)
     problem = SsdProblem(x, step, A, B, C, z=z, initial_state=state)
     try:
-        found = around(ssd_mamba_ssm)(problem.to(torch.device("cuda", device)))
+        found = with_gate_and_padding(ssd_mamba_ssm)(problem.to(torch.device("cuda", device)))
     except Exception as error:
         return f"its kernels do not run on this device: {error}"
-    for actual, expected in zip(found, around(ssd_reference)(problem), strict=True):
+    for actual, expected in zip(found, with_gate_and_padding(ssd_reference)(problem), strict=True):
         # TF32 keeps 10 bits, an error of 0.05 % a product.
         if not torch.allclose(actual.cpu(), expected, rtol=1e-2, atol=1e-2):
             return "its kernels compute something else than the reference on this device"

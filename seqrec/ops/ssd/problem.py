@@ -40,7 +40,7 @@ class SsdProblem(NamedTuple):
 
 # y (B, L, H, P) and the last state (B, H, P, N).
 Ssd = Callable[[SsdProblem], tuple[Tensor, Tensor]]
-# x, step sizes, A, B, C, initial state, start: what is left once `around` has done the rest.
+# x, step sizes, A, B, C, initial state, start: what is left once `with_gate_and_padding` has done the rest.
 Recurrence = Callable[
     [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "Tensor | None"], tuple[Tensor, Tensor]
 ]
@@ -84,7 +84,7 @@ def check_groups(B: Tensor, heads: int, leading: int) -> tuple[int, int]:
     return groups, states
 
 
-def around(recurrence: Recurrence) -> Ssd:
+def with_gate_and_padding(recurrence: Recurrence) -> Ssd:
     """A whole backend from its recurrence: bias, softplus and `valid` before, skip and gate behind it, in torch."""
 
     def scan(problem: SsdProblem) -> tuple[Tensor, Tensor]:

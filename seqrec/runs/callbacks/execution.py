@@ -10,7 +10,7 @@ from seqrec.encoders.layers import recompute_blocks
 from seqrec.errors import InputError
 
 
-class Execution(pl.Callback):
+class EncoderCompile(pl.Callback):
     """Computes the encoder in another way, which changes time and memory, and numbers by rounding alone.
 
     It is no part of the model: checkpoints are the same with it and without, and one that is loaded elsewhere computes

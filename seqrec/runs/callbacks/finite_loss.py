@@ -14,8 +14,8 @@ from seqrec.catalogue.distributed import of_all_ranks
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.errors import DivergenceError
 from seqrec.runs.callbacks.best_checkpoint import BestCheckpoint
-from seqrec.runs.callbacks.host_value import HostValue
 from seqrec.runs.callbacks.resume_points import ResumePoints
+from seqrec.runs.pending_copy import PendingCopy
 from seqrec.types import SequenceBatch
 
 
@@ -31,7 +31,7 @@ class FiniteLoss(pl.Callback):
 
     def __init__(self) -> None:
         self._batch: Any = None
-        self._losses: HostValue | None = None
+        self._losses: PendingCopy | None = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -41,7 +41,7 @@ class FiniteLoss(pl.Callback):
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Ask for the losses of all ranks."""
-        self._losses = HostValue(of_all_ranks(loss.detach().reshape(1)))
+        self._losses = PendingCopy(of_all_ranks(loss.detach().reshape(1)))
         # In its mode to find where NaN comes from, torch would raise in the backward pass.
         if torch.is_anomaly_enabled():
             self.on_after_backward(trainer, pl_module)

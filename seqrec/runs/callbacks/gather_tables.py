@@ -11,7 +11,7 @@ from seqrec.catalogue.sharding import ShardedEmbedding
 from seqrec.errors import InputError
 
 
-class WholeTables(pl.Callback):
+class GatherTables(pl.Callback):
     """Makes the whole of each table that is spread over ranks readable while a model is judged or predicts.
 
     Each validation, test or prediction sends the tables once; see `ShardedEmbedding.open_whole`.

@@ -97,8 +97,8 @@ class CombinedOptimizer(Optimizer):
             part.state = self.state
 
 
-def in_words(optimizer: Optimizer) -> str:
-    """Names of an optimiser's parts, with what one should know of them: `fused Adam, RowAdagrad of tables`."""
+def describe_optimizer(optimizer: Optimizer) -> str:
+    """Names of an optimiser's parts, such as `fused Adam, LazyAdamOptimizer of tables`."""
     parts = optimizer.parts if isinstance(optimizer, CombinedOptimizer) else [optimizer]
     names = []
     for part in parts:

@@ -11,7 +11,7 @@ from torch import Tensor
 from seqrec.training.optim.row_optimizer import RowOptimizer
 
 
-class RowAdagrad(RowOptimizer):
+class RowwiseAdagradOptimizer(RowOptimizer):
     """Row-wise Adagrad: a row's step size falls with the squared gradients that the row has had.
 
     For row r with gradient g: `sum[r] += mean_d g[d]^2`, then `w[r] -= lr * g / (sqrt(sum[r]) + eps)`. This is

@@ -11,7 +11,7 @@ from torch import Tensor
 from seqrec.training.optim.row_optimizer import RowOptimizer
 
 
-class RowAdam(RowOptimizer):
+class LazyAdamOptimizer(RowOptimizer):
     """Lazy Adam, with the semantics of `torch.optim.SparseAdam`.
 
     It is Adam (Kingma & Ba 2015, algorithm 1) for rows that have a gradient. The moments of the others do not decay,

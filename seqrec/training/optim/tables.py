@@ -9,12 +9,12 @@ from torch import nn
 from seqrec.errors import InputError
 from seqrec.training.optim.base import TableOptimizer
 from seqrec.training.optim.checks import check_betas, check_eps, check_lr
-from seqrec.training.optim.row_adagrad import RowAdagrad
-from seqrec.training.optim.row_adam import RowAdam
+from seqrec.training.optim.row_adagrad import RowwiseAdagradOptimizer
+from seqrec.training.optim.row_adam import LazyAdamOptimizer
 
 
 class LazyAdam(TableOptimizer):
-    """Adam that moves only the rows of the batch; `RowAdam` says how it differs from dense Adam.
+    """Adam that moves only the rows of the batch; `LazyAdamOptimizer` says how it differs from dense Adam.
 
     Args:
         lr: Step size; None is the dense part's.
@@ -44,9 +44,11 @@ class LazyAdam(TableOptimizer):
         self.eps = eps
         self.stochastic_rounding = stochastic_rounding
 
-    def build(self, tables: Sequence[nn.Parameter], *, lr: float, betas: tuple[float, float]) -> RowAdam:
+    def build(
+        self, tables: Sequence[nn.Parameter], *, lr: float, betas: tuple[float, float]
+    ) -> LazyAdamOptimizer:
         """See `TableOptimizer.build`."""
-        return RowAdam(
+        return LazyAdamOptimizer(
             tables,
             lr=lr if self.lr is None else self.lr,
             betas=betas if self.betas is None else self.betas,
@@ -56,7 +58,7 @@ class LazyAdam(TableOptimizer):
 
 
 class RowwiseAdagrad(TableOptimizer):
-    """Adagrad with 4 bytes of state a row; `RowAdagrad` has the formula.
+    """Adagrad with 4 bytes of state a row; `RowwiseAdagradOptimizer` has the formula.
 
     Args:
         lr: Step size, which is not the dense part's. A row's first update has this root mean square, its n-th about
@@ -87,9 +89,11 @@ class RowwiseAdagrad(TableOptimizer):
         self.initial_accumulator = initial_accumulator
         self.stochastic_rounding = stochastic_rounding
 
-    def build(self, tables: Sequence[nn.Parameter], *, lr: float, betas: tuple[float, float]) -> RowAdagrad:
+    def build(
+        self, tables: Sequence[nn.Parameter], *, lr: float, betas: tuple[float, float]
+    ) -> RowwiseAdagradOptimizer:
         """See `TableOptimizer.build`; takes nothing from the dense part."""
-        return RowAdagrad(
+        return RowwiseAdagradOptimizer(
             tables,
             lr=self.lr,
             eps=self.eps,

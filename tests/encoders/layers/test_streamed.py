@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from seqrec.encoders.layers import FeedForward, ResidualStack, joined, separated, streamed
+from seqrec.encoders.layers import FeedForward, ResidualStack, as_streaming, joined, separated
 from seqrec.errors import InputError
 
 
@@ -21,7 +21,7 @@ def test_a_layer_that_cannot_go_on_is_refused_and_not_run_event_by_event():
     with pytest.raises(InputError, match="Linear has no streaming state; give it `zero_state` and `advance`"):
         stack.zero_state(1, 5, torch.zeros(0))
     with pytest.raises(InputError, match="Linear has no streaming state"):
-        streamed(nn.Linear(4, 4))
+        as_streaming(nn.Linear(4, 4))
 
 
 def test_layers_that_mix_no_events_remember_nothing():

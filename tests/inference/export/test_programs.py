@@ -34,7 +34,7 @@ def check_steps(model: SequentialRecommender, served: Served, events: int, toler
     for event in range(events):
         expected, state = model.step(item_ids[:, event], state)
         outputs = served.run("step", item_ids=item_ids[:, event].numpy(), **remembered)
-        error = np.abs(outputs["states"] - model.comparable(expected).numpy()).max()
+        error = np.abs(outputs["states"] - model.to_scoring_space(expected).numpy()).max()
         assert error <= tolerance, f"event {event}: {error}"
         remembered = {name: outputs[f"next_{name}"] for name in remembered}
     for name, x in state.tensors.items():

@@ -21,8 +21,8 @@ from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import SessionStoreError
 from seqrec.inference.sessions import (
     Event,
-    MemoryStore,
-    ReencodedMemory,
+    InMemoryStore,
+    ReencodedState,
     SessionRecommender,
     SQLiteStore,
 )
@@ -112,7 +112,7 @@ def change(model: Recommender, name: str) -> Recommender:
 
 
 def test_a_store_of_another_model_is_refused(build: Build):
-    store = MemoryStore()
+    store = InMemoryStore()
     SessionRecommender(build(), store).observe("ada", 10)
     SessionRecommender(build(), store)
     encoder_weight = next(name for name, x in build().encoder.named_parameters() if x.dim() == 2)
@@ -124,14 +124,14 @@ def test_a_store_of_another_model_is_refused(build: Build):
         (change(build(), "items.table.weight"), None, "its items is '"),
         (build("GRU4Rec"), None, r"made with encoder MambaRec-\w+, but the model has GRU4Rec"),
         (renamed, None, "of another catalogue or version: it has"),
-        (other, ReencodedMemory(other), "its memory is 'states', the model's 'events'"),
+        (other, ReencodedState(other), "its memory is 'states', the model's 'events'"),
     ):
         with pytest.raises(SessionStoreError, match=message):
             SessionRecommender(model, store, memory=memory)
 
 
 def test_events_that_are_kept_serve_a_retrained_model(build: Build):
-    store = MemoryStore()
+    store = InMemoryStore()
     SessionRecommender(build(positions=True), store).observe("ada", 10)
     retrained = build(positions=True, seed=1)
     again = SessionRecommender(retrained)
@@ -145,23 +145,23 @@ def test_events_that_are_kept_serve_a_retrained_model(build: Build):
 
 @pytest.mark.parametrize("description", [b"", b"\xff", b"[]", b"null", b"{}", b'{"format": 1}'])
 def test_a_description_of_other_things_is_refused(build: Build, description: bytes):
-    store = MemoryStore()
+    store = InMemoryStore()
     store.claim(description or b" ")
     with pytest.raises(SessionStoreError, match="the store's description cannot be read; begin with a new"):
         SessionRecommender(build(), store)
 
 
 def test_a_description_without_its_state_is_refused(build: Build):
-    store = MemoryStore()
+    store = InMemoryStore()
     SessionRecommender(build(), store)
-    broken = MemoryStore()
+    broken = InMemoryStore()
     broken.claim(store.claim(b"").replace(b'"state":', b'"stale":'))
     with pytest.raises(SessionStoreError, match="the store is of another model"):
         SessionRecommender(build(), broken)
 
 
 def test_every_damage_to_a_session_is_found_and_the_user_can_begin_anew(build: Build):
-    store = MemoryStore()
+    store = InMemoryStore()
     sessions = SessionRecommender(build("GRU4Rec"), store)
     sessions.observe("ada", 10, 5)
     sessions.observe("bob", 20)
@@ -202,7 +202,7 @@ ids = st.one_of(
     item=st.integers(0, 4),
 )
 def test_any_id_of_a_user_goes_in_and_out(kept: SQLiteStore, users: list, times: list, item: int):
-    for store in (MemoryStore(), kept):
+    for store in (InMemoryStore(), kept):
         sessions = SessionRecommender(small_model(), store)
         for user in users:
             sessions.forget(user)

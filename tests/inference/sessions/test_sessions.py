@@ -16,12 +16,12 @@ from seqrec.encoders import ENCODERS
 from seqrec.errors import BatchEntryError, InputError, LateEventError, UnknownItemError, UnknownUserError
 from seqrec.inference.sessions import (
     Event,
-    ReencodedMemory,
+    ReencodedState,
     Request,
     Scored,
     SessionRecommender,
     SQLiteStore,
-    StreamedMemory,
+    StreamedState,
     UserHistory,
     memories,
 )
@@ -109,7 +109,7 @@ def test_models_that_cannot_be_streamed_encode_the_newest_events_again_and_say_s
 
 def test_a_model_that_streams_can_be_told_to_encode_again(build: Build, full_pass: FullPass):
     model = build()
-    sessions = SessionRecommender(model, memory=ReencodedMemory(model, max_length=3))
+    sessions = SessionRecommender(model, memory=ReencodedState(model, max_length=3))
     assert not sessions.streams
     sessions.observe_many(interleaved(HISTORIES))
     same(
@@ -117,13 +117,13 @@ def test_a_model_that_streams_can_be_told_to_encode_again(build: Build, full_pas
         full_pass(model, HISTORIES[7][-3:], 30, filter_seen=False),
     )
     with pytest.raises(InputError, match="max_length=0 must be at least 1"):
-        ReencodedMemory(model, max_length=0)
+        ReencodedState(model, max_length=0)
     with pytest.raises(
         InputError, match="max_length=13 must be at most 12, for which the model has positions"
     ):
-        ReencodedMemory(build(positions=True), max_length=13)
+        ReencodedState(build(positions=True), max_length=13)
     with pytest.raises(InputError, match=r"MambaRec cannot be streamed: positions=True cannot be streamed"):
-        StreamedMemory(build(positions=True))
+        StreamedState(build(positions=True))
 
 
 @pytest.mark.parametrize("baseline", [Popularity, Markov, ItemKNN])
@@ -259,7 +259,7 @@ def test_histories_from_elsewhere_become_sessions_once(
 def test_each_user_has_the_vector_that_training_gave(build: Build, full_pass: FullPass):
     model = build(user_embedding=True, num_users=3)
     model.user_vocabulary = Vocabulary(["ada", "bob", "eve"])
-    for memory in (StreamedMemory(model), ReencodedMemory(model)):
+    for memory in (StreamedState(model), ReencodedState(model)):
         sessions = SessionRecommender(model, memory=memory)
         sessions.observe_many(interleaved(HISTORIES))
         for user, user_id in (("ada", 1), ("bob", 2), (7, 0)):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from seqrec.errors import InputError, MissingInputError, SessionStoreError
-from seqrec.inference.sessions import MemoryStore, RedisStore, SQLiteStore, StateStore
+from seqrec.inference.sessions import InMemoryStore, RedisStore, SQLiteStore, StateStore
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StateStore]:
     made: StateStore
     if request.param == "memory":
-        made = MemoryStore()
+        made = InMemoryStore()
     elif request.param == "sqlite":
         made = SQLiteStore(tmp_path / "sessions.db")
     else:

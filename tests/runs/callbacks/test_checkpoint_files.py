@@ -11,10 +11,10 @@ from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 from torch.utils.data import DataLoader
 
 from seqrec.errors import CheckpointError, MissingInputError
-from seqrec.runs.callbacks import CheckpointFiles
+from seqrec.runs.callbacks import UseAtomicCheckpoints
 from seqrec.runs.checkpoints import (
     NEEDED_TO_FIT,
-    WholeFiles,
+    AtomicCheckpointIO,
     newest_point,
     read_checkpoint,
     write_checkpoint,
@@ -85,7 +85,7 @@ def test_no_code_in_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     model, loader = BoringModel(), DataLoader(RandomDataset(32, 4))
     for command in ("fit", "validate", "test", "predict"):
         trainer = pl.Trainer(
-            callbacks=[CheckpointFiles()],
+            callbacks=[UseAtomicCheckpoints()],
             accelerator="cpu",
             logger=False,
             enable_checkpointing=False,
@@ -140,7 +140,7 @@ def points(folder: Path) -> list[Path]:
 
 def test_a_damaged_newest_point_gives_way_to_the_one_before(tmp_path: Path):
     newest, before, oldest = points(tmp_path)
-    files = WholeFiles(lambda: True)
+    files = AtomicCheckpointIO(lambda: True)
     assert files.load_checkpoint(newest)["global_step"] == 3
     newest.write_bytes(flip(newest.read_bytes()))
     with pytest.warns(UserWarning, match=rf"{newest} is damaged: .* goes on from the point before, {before}"):
@@ -157,7 +157,7 @@ def test_evaluation_of_a_damaged_file_takes_no_other(tmp_path: Path):
     newest, *_ = points(tmp_path)
     newest.write_bytes(cut(newest.read_bytes()))
     with pytest.raises(CheckpointError, match=rf"{newest} is damaged"):
-        WholeFiles(lambda: False).load_checkpoint(newest)
+        AtomicCheckpointIO(lambda: False).load_checkpoint(newest)
 
 
 def test_a_folder_means_its_newest_point(tmp_path: Path):

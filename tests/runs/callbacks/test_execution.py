@@ -17,7 +17,7 @@ from seqrec import models
 from seqrec.encoders import ENCODERS, SequenceEncoder
 from seqrec.errors import InputError
 from seqrec.models import Popularity, SequentialRecommender
-from seqrec.runs.callbacks import Execution
+from seqrec.runs.callbacks import EncoderCompile
 from seqrec.training.losses import FullSoftmax
 from seqrec.training.optim import Adam
 from seqrec.types import History, RaggedItems, SequenceBatch
@@ -64,7 +64,7 @@ class Gradients(pl.Callback):
         self.found += [p.grad.clone() for p in pl_module.parameters() if p.grad is not None]
 
 
-def fit(model: SequentialRecommender, execution: Execution, **options: Any) -> list[torch.Tensor]:
+def fit(model: SequentialRecommender, execution: EncoderCompile, **options: Any) -> list[torch.Tensor]:
     """Losses and gradients of the steps."""
     gradients = Gradients()
     trainer = pl.Trainer(
@@ -81,8 +81,8 @@ def assert_compiled_is_plain(name: str, arguments: dict[str, Any], *, recompute:
         NUM_ITEMS, d_model=8, num_layers=1, dropout=0.0, loss=FullSoftmax(), optimizer=Adam(1e-3), **arguments
     )
     compiled = copy.deepcopy(plain)
-    expected = fit(plain, Execution())
-    found = fit(compiled, Execution(compile=True, activation_checkpointing=recompute))
+    expected = fit(plain, EncoderCompile())
+    found = fit(compiled, EncoderCompile(compile=True, activation_checkpointing=recompute))
     assert list(compiled.state_dict()) == list(plain.state_dict())
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
@@ -123,7 +123,7 @@ def test_compiled_kernels_give_the_same_losses_and_gradients(
 def test_execution_is_no_part_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "compile", lambda call, **options: call)
     model = models.MambaRec(NUM_ITEMS, d_model=8, num_layers=1, loss=FullSoftmax())
-    execution = Execution(compile=True, activation_checkpointing=True)
+    execution = EncoderCompile(compile=True, activation_checkpointing=True)
     fit(model, execution)
     assert model.encoder.stack.recompute
     assert model.encoder._compiled_call_impl is not None
@@ -148,6 +148,6 @@ class Bare(SequenceEncoder):
 
 def test_an_encoder_or_a_model_that_cannot_is_refused():
     with pytest.raises(InputError, match="Bare has no blocks that can be recomputed"):
-        fit(SequentialRecommender(NUM_ITEMS, encoder=Bare()), Execution(activation_checkpointing=True))
+        fit(SequentialRecommender(NUM_ITEMS, encoder=Bare()), EncoderCompile(activation_checkpointing=True))
     with pytest.raises(InputError, match=r"Popularity has no encoder.*execution.compile"):
-        Execution(compile=True).setup(pl.Trainer(logger=False), Popularity(NUM_ITEMS), "fit")
+        EncoderCompile(compile=True).setup(pl.Trainer(logger=False), Popularity(NUM_ITEMS), "fit")

@@ -18,13 +18,13 @@ from seqrec.training.optim import (
     AdamW,
     CombinedOptimizer,
     LazyAdam,
+    LazyAdamOptimizer,
     OptimizerFactory,
-    RowAdagrad,
-    RowAdam,
     RowwiseAdagrad,
+    RowwiseAdagradOptimizer,
     TableOptimizer,
     clip_gradients,
-    in_words,
+    describe_optimizer,
     sparse_tables,
 )
 
@@ -51,7 +51,7 @@ def test_each_parameter_is_in_one_group_that_is_its_parts_own(kind: type[Adam], 
     assert isinstance(optimizer, CombinedOptimizer)
     dense, rows = optimizer.parts
     assert type(dense) is getattr(torch.optim, kind.__name__)
-    assert type(rows) is RowAdam
+    assert type(rows) is LazyAdamOptimizer
     groups = [group for part in optimizer.parts for group in part.param_groups]
     assert all(a is b for a, b in zip(optimizer.param_groups, groups, strict=True))
     assert {(group["lr"], tuple(group["betas"])) for group in groups} == {(0.03, (0.7, 0.8))}
@@ -69,7 +69,7 @@ def test_table_settings_reach_the_table_alone(make_mixed: Callable):
     assert rows == expected
     adagrad = RowwiseAdagrad(0.3, eps=1e-4, initial_accumulator=0.2, stochastic_rounding=False)
     optimizer = Adam(0.1, table=adagrad).build(make_mixed())
-    assert type(optimizer.parts[1]) is RowAdagrad
+    assert type(optimizer.parts[1]) is RowwiseAdagradOptimizer
     (rows,) = optimizer.parts[1].param_groups
     del rows["params"]
     expected = {"lr": 0.3, "eps": 1e-4, "initial_accumulator": 0.2, "stochastic_rounding": False, "seed": 0}
@@ -182,7 +182,7 @@ def test_a_model_without_sparse_tables_has_torchs_optimizer(kind: type[Adam]):
 
 @both
 def test_a_model_of_sparse_tables_alone_has_the_row_optimizer(kind: type[Adam]):
-    assert type(kind().build(nn.Embedding(4, 2, sparse=True))) is RowAdam
+    assert type(kind().build(nn.Embedding(4, 2, sparse=True))) is LazyAdamOptimizer
 
 
 @both
@@ -315,5 +315,8 @@ def test_values_of_tables_out_of_range_are_refused(make: Callable[[], TableOptim
 
 
 def test_an_optimiser_says_what_it_is(make_mixed: Callable):
-    assert in_words(Adam(table=RowwiseAdagrad()).build(make_mixed())) == "fused Adam, RowAdagrad of tables"
-    assert in_words(AdamW(fused=False).build(nn.Linear(2, 2))) == "AdamW"
+    assert (
+        describe_optimizer(Adam(table=RowwiseAdagrad()).build(make_mixed()))
+        == "fused Adam, RowwiseAdagradOptimizer of tables"
+    )
+    assert describe_optimizer(AdamW(fused=False).build(nn.Linear(2, 2))) == "AdamW"

@@ -12,18 +12,18 @@ from torch.utils._pytree import tree_leaves
 
 from seqrec.errors import InputError
 from seqrec.ops.row_gradients import row_gradient
-from seqrec.training.optim import RowAdagrad, RowAdam, RowOptimizer
+from seqrec.training.optim import LazyAdamOptimizer, RowOptimizer, RowwiseAdagradOptimizer
 from seqrec.training.optim.row_adam import _decay_by_adding, _decay_by_writing
 
 Make = Callable[..., RowOptimizer]
 
 
-def row_adam(tables: list[Tensor], **arguments: object) -> RowAdam:
-    return RowAdam(tables, **{"lr": 0.05, "betas": (0.9, 0.98), **arguments})
+def row_adam(tables: list[Tensor], **arguments: object) -> LazyAdamOptimizer:
+    return LazyAdamOptimizer(tables, **{"lr": 0.05, "betas": (0.9, 0.98), **arguments})
 
 
-def row_adagrad(tables: list[Tensor], **arguments: object) -> RowAdagrad:
-    return RowAdagrad(tables, **{"lr": 0.05, **arguments})
+def row_adagrad(tables: list[Tensor], **arguments: object) -> RowwiseAdagradOptimizer:
+    return RowwiseAdagradOptimizer(tables, **{"lr": 0.05, **arguments})
 
 
 every_rule = pytest.mark.parametrize("make", [row_adam, row_adagrad])
@@ -62,7 +62,7 @@ def saved_and_loaded(state_dict: dict) -> dict:
 def test_row_adam_is_torchs_sparse_adam_at_each_step(betas: tuple[float, float]):
     ours, theirs = table_of(), table_of()
     optimizers = (
-        RowAdam([ours], lr=0.03, betas=betas, eps=1e-3),
+        LazyAdamOptimizer([ours], lr=0.03, betas=betas, eps=1e-3),
         torch.optim.SparseAdam([theirs], lr=0.03, betas=betas, eps=1e-3),
     )
     for step, gradient in enumerate(gradients(12)):
@@ -104,7 +104,7 @@ def test_row_adagrad_is_its_formula_row_by_row(start: float):
     table = table_of(dtype=torch.float64)
     weights, sums = table.detach().clone(), [start] * 20
     sequence = gradients(8)
-    run(RowAdagrad([table], lr=0.2, eps=1e-3, initial_accumulator=start), sequence)
+    run(RowwiseAdagradOptimizer([table], lr=0.2, eps=1e-3, initial_accumulator=start), sequence)
     for gradient in sequence:
         dense = gradient.to_dense().double()
         for row in {int(row) for row in gradient._indices()[0]}:

@@ -81,7 +81,7 @@ def test_step_sizes_go_on_where_they_were(schedule: Schedule, make_mixed: Callab
         optimizer = Adam(0.1, table=RowwiseAdagrad(0.7)).build(make_mixed())
         return optimizer, schedule.build(optimizer, 9)
 
-    def go_on(optimizer, scheduler, updates):
+    def resume(optimizer, scheduler, updates):
         taken = []
         for _ in range(updates):
             optimizer.step()
@@ -90,11 +90,11 @@ def test_step_sizes_go_on_where_they_were(schedule: Schedule, make_mixed: Callab
         return taken
 
     first, second = make(), make()
-    go_on(*first, 4)
+    resume(*first, 4)
     for loaded, saved in zip(second, first, strict=True):
         loaded.load_state_dict(copy.deepcopy(saved.state_dict()))
     assert [group["lr"] for group in second[0].param_groups] == [g["lr"] for g in first[0].param_groups]
-    assert go_on(*second, 5) == go_on(*first, 5)
+    assert resume(*second, 5) == resume(*first, 5)
 
 
 @every_schedule

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-class MemoryStore:
+class InMemoryStore:
     """Keeps sessions in a dictionary, which ends with the process; see `StateStore`."""
 
     def __init__(self) -> None:

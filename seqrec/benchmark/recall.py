@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seqrec.benchmark.measured_child import MemoryLimitError, run_measured
-from seqrec.benchmark.memory_stages import NUM_ITEMS, ROTARY, find_signal
+from seqrec.benchmark.recall_stages import NUM_ITEMS, ROTARY, find_signal
 from seqrec.benchmark.table import aligned
 from seqrec.data.prepare.memory import spoken_bytes
 from seqrec.data.progress import Progress, print_line
@@ -24,7 +24,7 @@ BASELINES = ("Popularity", "Markov", "ItemKNN")
 IMPORTS = ["torch", "seqrec.models", "seqrec.runs.callbacks"]
 
 
-def benchmark_memory(
+def benchmark_recall(
     lags: Sequence[int] = (10, 100, 1000),
     *,
     encoders: Sequence[str] = ("Popularity", *ENCODERS),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class HostValue:
+class PendingCopy:
     """A small tensor on its way to the CPU.
 
     Reading a tensor of a GPU makes Python wait for all that was launched before, with nothing launched meanwhile. This

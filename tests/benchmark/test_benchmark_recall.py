@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from seqrec.benchmark import memory
-from seqrec.benchmark.memory import FOUND, benchmark_memory
-from seqrec.benchmark.memory_stages import find_signal, signal_log
+from seqrec.benchmark.recall import FOUND, benchmark_recall
+from seqrec.benchmark.recall_stages import find_signal, signal_log
 from seqrec.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -67,7 +67,7 @@ def test_the_table_says_what_was_found_at_which_cost(
 
     monkeypatch.setattr(memory, "_measure", measure)
     file = tmp_path / "figures.json"
-    benchmark_memory([10, 1000], encoders=["Popularity", "SASRec", "GRU4Rec"], json_file=str(file))
+    benchmark_recall([10, 1000], encoders=["Popularity", "SASRec", "GRU4Rec"], json_file=str(file))
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [
         "SASRec",
@@ -106,4 +106,4 @@ def test_the_table_says_what_was_found_at_which_cost(
 )
 def test_arguments_out_of_range_are_refused(changed: dict[str, Any], message: str):
     with pytest.raises(InputError, match=message):
-        benchmark_memory(**changed)
+        benchmark_recall(**changed)

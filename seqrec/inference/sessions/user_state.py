@@ -29,7 +29,7 @@ MAX_EVENTS = 1 << 16
 LAST = "last_state"
 
 
-class Memory(Protocol):
+class UserState(Protocol):
     """How a model remembers users between events.
 
     Attributes:
@@ -68,8 +68,8 @@ class Memory(Protocol):
         """(B, D) states as the model's scorer takes them."""
 
 
-class StreamedMemory:
-    """The encoder's state, and what it said behind the newest event; see `Memory`.
+class StreamedState:
+    """The encoder's state, and what it said behind the newest event; see `UserState`.
 
     Args:
         model: A recommender in evaluation mode.
@@ -97,14 +97,14 @@ class StreamedMemory:
         )
 
     def describe(self) -> dict[str, Any]:
-        """See `Memory.describe`."""
+        """See `UserState.describe`."""
         model = self._model
         tables = {"items": model.items, "users": model.users}
         digests = {name: weights_digest(table) for name, table in tables.items() if table is not None}
         return {"memory": "states", "state": json.loads(self._format.header), **digests}
 
     def check(self, description: dict[str, Any]) -> None:
-        """See `Memory.check`."""
+        """See `UserState.check`."""
         if description.get("memory") == "states":
             try:
                 self._format.check_header(
@@ -117,7 +117,7 @@ class StreamedMemory:
     def extend(
         self, memories: Sequence[bytes | None], item_ids: Sequence[Int64Array], user_ids: Tensor
     ) -> list[bytes]:
-        """See `Memory.extend`: one step or extension, unless that would be more than `MAX_EVENTS` with padding."""
+        """See `UserState.extend`: one step or extension, unless that would be more than `MAX_EVENTS` with padding."""
         new = [b""] * len(memories)
         for places in length_groups([len(row) for row in item_ids]):
             begun = [memories[place] or self._start for place in places]
@@ -142,17 +142,17 @@ class StreamedMemory:
         return self._rows.to_rows(State({**state.tensors, LAST: last}, state.encoder))
 
     def batches(self, memories: Sequence[bytes]) -> list[list[int]]:
-        """See `Memory.batches`: all together."""
+        """See `UserState.batches`: all together."""
         return [list(range(len(memories)))]
 
     @torch.no_grad()
     def states(self, memories: Sequence[bytes], user_ids: Tensor) -> Tensor:
-        """See `Memory.states`; nothing is encoded."""
-        return self._model.comparable(self._rows.from_rows(memories, self._model.device).tensors[LAST])
+        """See `UserState.states`; nothing is encoded."""
+        return self._model.to_scoring_space(self._rows.from_rows(memories, self._model.device).tensors[LAST])
 
 
-class ReencodedMemory:
-    """The newest events, which are encoded again whenever a user wants items; see `Memory`.
+class ReencodedState:
+    """The newest events, which are encoded again whenever a user wants items; see `UserState`.
 
     For models that cannot be streamed, and for those that shall say just what they say of the newest `max_length`
     events in training and evaluation.
@@ -178,20 +178,20 @@ class ReencodedMemory:
         self._model = model
         self.max_length = length
         reason = why_not_streamed(model)
-        self.statement = f"re-encoding up to {length} events: {reason or 'asked for'}"
+        self.description = f"re-encoding up to {length} events: {reason or 'asked for'}"
 
     def describe(self) -> dict[str, Any]:
-        """See `Memory.describe`: item ids mean the same to every model of the catalogue."""
+        """See `UserState.describe`: item ids mean the same to every model of the catalogue."""
         return {"memory": "events", "max_length": self.max_length}
 
     def check(self, description: dict[str, Any]) -> None:
-        """See `Memory.check`."""
+        """See `UserState.check`."""
         _check(description, self.describe())
 
     def extend(
         self, memories: Sequence[bytes | None], item_ids: Sequence[Int64Array], user_ids: Tensor
     ) -> list[bytes]:
-        """See `Memory.extend`; nothing is encoded."""
+        """See `UserState.extend`; nothing is encoded."""
         size = 4 * self.max_length
         return [
             ((memory or b"") + new[-self.max_length :].astype("<i4").tobytes())[-size:]
@@ -199,21 +199,21 @@ class ReencodedMemory:
         ]
 
     def batches(self, memories: Sequence[bytes]) -> list[list[int]]:
-        """See `Memory.batches`: users of like length together, at most `MAX_EVENTS` with padding."""
+        """See `UserState.batches`: users of like length together, at most `MAX_EVENTS` with padding."""
         return length_groups([len(memory) // 4 for memory in memories])
 
     @torch.no_grad()
     def states(self, memories: Sequence[bytes], user_ids: Tensor) -> Tensor:
-        """See `Memory.states`."""
+        """See `UserState.states`."""
         rows = [np.frombuffer(memory, "<i4").astype(np.int64) for memory in memories]
         history = padded(rows)
         seen = RaggedItems.from_rows([torch.from_numpy(row) for row in rows])
         return self._model.last_states(SequenceBatch(history, None, user_ids, seen).to(self._model.device))
 
 
-def memory_of(model: Recommender) -> Memory:
+def user_state_of(model: Recommender) -> UserState:
     """The cheapest memory that a model can have."""
-    return ReencodedMemory(model) if why_not_streamed(model) else StreamedMemory(model)
+    return ReencodedState(model) if why_not_streamed(model) else StreamedState(model)
 
 
 def why_not_streamed(model: Recommender) -> str | None:

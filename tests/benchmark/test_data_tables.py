@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from seqrec.benchmark.data_figures import DataFigures, LoaderFigures, StageFigures
+from seqrec.benchmark.data_tables import DataFigures, LoaderFigures, StageFigures
 
 MIB = 1 << 20
 FIGURES = DataFigures(
