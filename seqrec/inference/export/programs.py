@@ -53,7 +53,7 @@ class Program:
 
 
 class _Pass(nn.Module):
-    """What both programs share: events are embedded and states made comparable as in `SequentialRecommender`.
+    """What both programs share: events are embedded and states made to_scoring_space as in `SequentialRecommender`.
 
     Args:
         model: In evaluation mode; its weights are shared.
@@ -71,7 +71,7 @@ class _Pass(nn.Module):
         self.inside = list(inside)
         for name, table in inside.items():
             self.register_buffer(name, table)
-        self.names, self.top_k, self.comparable = names, top_k, model.comparable
+        self.names, self.top_k, self.to_scoring_space = names, top_k, model.to_scoring_space
 
     def given(self, tensors: tuple[Tensor, ...]) -> Tensors:
         """All inputs and tables by name."""

@@ -129,14 +129,14 @@ class SessionKeeper:
             newest_times: The latest time of all events of each.
         """
         before = [session or Session(b"") for session in sessions]
-        memories = self.memory.extend(
+        states = self.memory.extend(
             [session.memory or None for session in before], item_ids, self.user_ids(users)
         )
         self.store.put_many(
             [
                 (key, session.observed(new, time, memory, self.max_seen).to_bytes())
                 for key, session, new, time, memory in zip(
-                    keys, before, item_ids, newest_times, memories, strict=True
+                    keys, before, item_ids, newest_times, states, strict=True
                 )
             ]
         )

@@ -42,8 +42,8 @@ class SessionRecommender:
     """Takes users' events as they come, and recommends items at any time. May be called from several threads.
 
     What is kept of a user: what the model goes on from (see `UserState`), the number of events, the newest time, and
-    the items met so far, at 4 bytes each. With a model that streams, `observe` and `recommend` then cost the same whatever
-    the number of events, but for copying and hiding the items met.
+    the items met so far, at 4 bytes each. With a model that streams, `observe` and `recommend` then cost the same
+    whatever the number of events, but for copying and hiding the items met.
 
     **Order.** A user's events count in the order in which they arrive. An event with an earlier time than the user's
     newest is refused: a state cannot take it in where it belongs, and an event that is sent twice, or long after, would

@@ -34,14 +34,14 @@ class UserState(Protocol):
 
     Attributes:
         streams: Whether an event costs the same whatever the number of events before.
-        statement: What it does, in words.
+        description: What it does, in words.
     """
 
     streams: bool
-    statement: str
+    description: str
 
     def describe(self) -> dict[str, Any]:
-        """What memories depend on, as plain values: equal for models that may go on from each other's."""
+        """What states_before depend on, as plain values: equal for models that may go on from each other's."""
 
     def check(self, description: dict[str, Any]) -> None:
         """Compare a store's description with this model's.
@@ -51,20 +51,20 @@ class UserState(Protocol):
         """
 
     def extend(
-        self, memories: Sequence[bytes | None], item_ids: Sequence[Int64Array], user_ids: Tensor
+        self, states_before: Sequence[bytes | None], item_ids: Sequence[Int64Array], user_ids: Tensor
     ) -> list[bytes]:
         """Memories behind further events, at least one of each user.
 
         Args:
-            memories: One a user; None for a user without events so far.
+            states_before: One a user; None for a user without events so far.
             item_ids: The further events of each, oldest first.
             user_ids: (B,) int64 internal ids, 0 for unknown.
         """
 
-    def batches(self, memories: Sequence[bytes]) -> list[list[int]]:
+    def batches(self, states_before: Sequence[bytes]) -> list[list[int]]:
         """Places of users whose states are made together."""
 
-    def states(self, memories: Sequence[bytes], user_ids: Tensor) -> Tensor:
+    def states(self, states_before: Sequence[bytes], user_ids: Tensor) -> Tensor:
         """(B, D) states as the model's scorer takes them."""
 
 
@@ -79,7 +79,7 @@ class StreamedState:
     """
 
     streams = True
-    statement = "streaming: each event goes on from the user's state"
+    description = "streaming: each event goes on from the user's state"
 
     def __init__(self, model: Recommender) -> None:
         reason = why_not_streamed(model)
@@ -115,23 +115,23 @@ class StreamedState:
         _check(description, self.describe())
 
     def extend(
-        self, memories: Sequence[bytes | None], item_ids: Sequence[Int64Array], user_ids: Tensor
+        self, states_before: Sequence[bytes | None], item_ids: Sequence[Int64Array], user_ids: Tensor
     ) -> list[bytes]:
         """See `UserState.extend`: one step or extension, unless that would be more than `MAX_EVENTS` with padding."""
-        new = [b""] * len(memories)
+        new = [b""] * len(states_before)
         for places in length_groups([len(row) for row in item_ids]):
-            begun = [memories[place] or self._start for place in places]
+            begun = [states_before[place] or self._start for place in places]
             rows = self._extended(begun, [item_ids[place] for place in places], user_ids[places])
             for place, row in zip(places, rows, strict=True):
                 new[place] = row
         return new
 
     def _extended(
-        self, memories: Sequence[bytes], item_ids: Sequence[Int64Array], user_ids: Tensor
+        self, states_before: Sequence[bytes], item_ids: Sequence[Int64Array], user_ids: Tensor
     ) -> list[bytes]:
         model, device = self._model, self._model.device
         users = user_ids.to(device)
-        kept = self._rows.from_rows(memories, device)
+        kept = self._rows.from_rows(states_before, device)
         state = State({name: x for name, x in kept.tensors.items() if name != LAST}, kept.encoder)
         history = padded(item_ids).to(device)
         if history.item_ids.shape[1] == 1:
@@ -141,14 +141,16 @@ class StreamedState:
             last = states[torch.arange(len(users), device=device), history.lengths - 1]
         return self._rows.to_rows(State({**state.tensors, LAST: last}, state.encoder))
 
-    def batches(self, memories: Sequence[bytes]) -> list[list[int]]:
+    def batches(self, states_before: Sequence[bytes]) -> list[list[int]]:
         """See `UserState.batches`: all together."""
-        return [list(range(len(memories)))]
+        return [list(range(len(states_before)))]
 
     @torch.no_grad()
-    def states(self, memories: Sequence[bytes], user_ids: Tensor) -> Tensor:
+    def states(self, states_before: Sequence[bytes], user_ids: Tensor) -> Tensor:
         """See `UserState.states`; nothing is encoded."""
-        return self._model.to_scoring_space(self._rows.from_rows(memories, self._model.device).tensors[LAST])
+        return self._model.to_scoring_space(
+            self._rows.from_rows(states_before, self._model.device).tensors[LAST]
+        )
 
 
 class ReencodedState:
@@ -189,23 +191,23 @@ class ReencodedState:
         _check(description, self.describe())
 
     def extend(
-        self, memories: Sequence[bytes | None], item_ids: Sequence[Int64Array], user_ids: Tensor
+        self, states_before: Sequence[bytes | None], item_ids: Sequence[Int64Array], user_ids: Tensor
     ) -> list[bytes]:
         """See `UserState.extend`; nothing is encoded."""
         size = 4 * self.max_length
         return [
             ((memory or b"") + new[-self.max_length :].astype("<i4").tobytes())[-size:]
-            for memory, new in zip(memories, item_ids, strict=True)
+            for memory, new in zip(states_before, item_ids, strict=True)
         ]
 
-    def batches(self, memories: Sequence[bytes]) -> list[list[int]]:
+    def batches(self, states_before: Sequence[bytes]) -> list[list[int]]:
         """See `UserState.batches`: users of like length together, at most `MAX_EVENTS` with padding."""
-        return length_groups([len(memory) // 4 for memory in memories])
+        return length_groups([len(memory) // 4 for memory in states_before])
 
     @torch.no_grad()
-    def states(self, memories: Sequence[bytes], user_ids: Tensor) -> Tensor:
+    def states(self, states_before: Sequence[bytes], user_ids: Tensor) -> Tensor:
         """See `UserState.states`."""
-        rows = [np.frombuffer(memory, "<i4").astype(np.int64) for memory in memories]
+        rows = [np.frombuffer(memory, "<i4").astype(np.int64) for memory in states_before]
         history = padded(rows)
         seen = RaggedItems.from_rows([torch.from_numpy(row) for row in rows])
         return self._model.last_states(SequenceBatch(history, None, user_ids, seen).to(self._model.device))

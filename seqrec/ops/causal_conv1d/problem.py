@@ -34,7 +34,8 @@ class ConvProblem(NamedTuple):
 # Outputs (B, L, D) and the last state (B, W - 1, D).
 Convolution = Callable[[ConvProblem], tuple[Tensor, Tensor]]
 # x, weight, bias, silu, initial state, and the (B, L) number of starts up to each event: what is left once
-# `with_gate_and_padding` has done the rest. An input counts for the events that have as many starts; the initial state has none.
+# `with_gate_and_padding` has done the rest. An input counts for the events that have as many starts; the initial
+# state has none.
 Convolve = Callable[[Tensor, Tensor, "Tensor | None", bool, "Tensor | None", "Tensor | None"], Tensor]
 
 

@@ -23,7 +23,7 @@ from seqrec.inference.sessions import (
     SQLiteStore,
     StreamedState,
     UserHistory,
-    memories,
+    user_state,
 )
 from seqrec.models import Markov, Popularity, Recommender
 from seqrec.models.baselines.item_knn import ItemKNN
@@ -329,16 +329,16 @@ def test_a_model_that_streams_never_encodes_again_and_takes_a_batch_in_one_call(
 
 
 def test_long_and_short_histories_are_not_padded_to_each_other(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memories, "MAX_EVENTS", 20)
-    assert memories.length_groups([1, 15, 1, 4, 1, 30]) == [[0, 2, 4, 3], [1], [5]]
-    assert memories.length_groups([]) == []
-    assert memories.length_groups([10, 10, 10]) == [[0, 1], [2]]
+    monkeypatch.setattr(user_state, "MAX_EVENTS", 20)
+    assert user_state.length_groups([1, 15, 1, 4, 1, 30]) == [[0, 2, 4, 3], [1], [5]]
+    assert user_state.length_groups([]) == []
+    assert user_state.length_groups([10, 10, 10]) == [[0, 1], [2]]
 
 
 def test_users_of_any_length_are_observed_in_groups(
     build: Build, full_pass: FullPass, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(memories, "MAX_EVENTS", 6)
+    monkeypatch.setattr(user_state, "MAX_EVENTS", 6)
     for positions in (False, True):
         model = build(positions=positions)
         sessions = SessionRecommender(model)
