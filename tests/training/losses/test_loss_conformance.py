@@ -151,7 +151,7 @@ def test_a_spec_keeps_every_choice():
     loss = SampledSoftmax(PopularityNegatives(7, alpha=0.5, exclude_seen=False, shared=True), log_q=False)
     assert to_spec(from_spec(to_spec(loss)))["init_args"] == {
         "negatives": {
-            "class_path": "seqrec.training.negatives.popularity.PopularityNegatives",
+            "class_path": "seqrec.PopularityNegatives",
             "init_args": {"num_negatives": 7, "alpha": 0.5, "exclude_seen": False, "shared": True},
         },
         "log_q": False,
