@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "notebooks/pages").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "notebooks/guide").glob("*.md"))]
 
 
 def block(name: str) -> str:
@@ -55,7 +55,7 @@ def test_links_of_a_page_lead_somewhere(page: Path):
 
 def test_every_page_is_linked_from_the_readme():
     for page in PAGES[1:]:
-        assert f"](notebooks/pages/{page.name})" in README, page.name
+        assert f"](notebooks/guide/{page.name})" in README, page.name
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
