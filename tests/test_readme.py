@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "notebooks/pages").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "notebooks/guide").glob("*.md"))]
 
 
 def block(name: str) -> str:
@@ -41,6 +41,19 @@ def test_files_named_in_a_page_exist(page: Path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_lines_of_a_page_are_short(page: Path):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert not [number for number, line in enumerate(lines, 1) if len(line) > 120]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_configs_named_in_a_command_exist(page: Path):
+    commands = "\n".join(re.findall(r"(?ms)^```bash\n(.*?)^```", page.read_text(encoding="utf-8")))
+    for name in re.findall(r"--config ([a-z][a-z0-9_]*)(?![\w./])", commands):
+        assert (ROOT / "configs" / f"{name}.yaml").is_file(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 def test_links_of_a_page_lead_somewhere(page: Path):
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
         name, _, heading = target.partition("#")
@@ -55,7 +68,7 @@ def test_links_of_a_page_lead_somewhere(page: Path):
 
 def test_every_page_is_linked_from_the_readme():
     for page in PAGES[1:]:
-        assert f"](notebooks/pages/{page.name})" in README, page.name
+        assert f"](notebooks/guide/{page.name})" in README, page.name
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
