@@ -80,9 +80,9 @@ def _pattern(word: str) -> re.Pattern[str]:
 
 def _python(text: str) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            if docstring := ast.get_docstring(node):
-                yield node.body[0].lineno, docstring
+        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        if documented and (docstring := ast.get_docstring(node)):
+            yield node.body[0].lineno, docstring
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT and not re.match(r"#\s*(noqa|type:|pragma)", token.string):
             yield token.start[0], token.string.lstrip("# ")

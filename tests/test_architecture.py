@@ -65,9 +65,10 @@ def upward_imports(package: Path) -> list[str]:
             room = target.split(".")[1] if target.startswith("seqrec.") else None
             if target.startswith("."):
                 found.append(f"{name}:{line} imports {target}, which is relative")
-            elif room is not None and room not in (parts[1], "__version__"):
-                if levels().get(room, len(levels())) >= levels()[parts[1]]:
-                    found.append(f"{name}:{line} imports {target}, which is no lower than {parts[1]}")
+            elif room in (None, parts[1], "__version__"):
+                continue
+            elif levels().get(room, len(levels())) >= levels()[parts[1]]:
+                found.append(f"{name}:{line} imports {target}, which is no lower than {parts[1]}")
     return found
 
 
