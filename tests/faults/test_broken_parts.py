@@ -92,7 +92,7 @@ def test_a_full_disk_leaves_the_checkpoint_that_was_reported(start: Callable[...
 
 def test_a_second_job_in_a_folder_is_refused_and_the_first_goes_on(start: Callable[..., Job], tmp_path: Path):
     """The second ends with status 2 and names the first, which goes on; one that names no folder has its own."""
-    impatient = "from seqrec.runs.callbacks import folder_lock; folder_lock.PATIENCE_SECONDS = 0.5"
+    impatient = "from seqrec.runs import lock; lock.PATIENCE_SECONDS = 0.5"
     first = start()
     last = checkpoints(tmp_path) / "last.ckpt"
     first.wait_for(last.exists)
