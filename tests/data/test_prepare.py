@@ -11,7 +11,7 @@ from slow_preparation import Frame, contents, histories, small
 
 from seqrec.data.prepare import Filters, ensure_store, fingerprint, prepare
 from seqrec.data.sources import ML1M, Sequences, Synthetic, Table
-from seqrec.data.sources.base import Malformed
+from seqrec.data.sources.source import Malformed
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError, StoreError
 

@@ -18,7 +18,7 @@ from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.memory import MemoryLimit
 from seqrec.data.prepare.stages import write_store_of
 from seqrec.data.progress import Progress, Show
-from seqrec.data.sources.base import Source
+from seqrec.data.sources.source import Source
 from seqrec.data.store import MANIFEST, VERSION, EventStore, read_manifest, synchronise
 from seqrec.errors import InputError, MissingInputError, StoreError
 

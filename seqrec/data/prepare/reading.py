@@ -16,8 +16,8 @@ from seqrec.data.prepare.memory import MemoryLimit, reading_bytes
 from seqrec.data.prepare.spool import IntegerColumn, RawColumn, Spool, TextColumn
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID, check_interactions
-from seqrec.data.sources.base import Source
-from seqrec.data.sources.lines import reading
+from seqrec.data.sources.checking import reading
+from seqrec.data.sources.source import Source
 from seqrec.errors import InputError
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from seqrec.data.prepare.reading import read_log
 from seqrec.data.prepare.spool import RawColumn, Spool
 from seqrec.data.prepare.writing import write_columns, write_vocabulary
 from seqrec.data.progress import Progress
-from seqrec.data.sources.base import Source
+from seqrec.data.sources.source import Source
 from seqrec.data.store import ArrayFile, write_manifest
 from seqrec.errors import InputError
 

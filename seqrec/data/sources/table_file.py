@@ -1,28 +1,25 @@
-"""One file of a table log: opened, its columns found, and how its ids and times are read."""
+"""One file of a table log: its columns, and expressions that read its ids and times."""
 
 from __future__ import annotations
 
 import difflib
-import glob
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import polars as pl
 
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
+from seqrec.data.sources.checking import reading, shorten
 from seqrec.data.sources.csv_rows import CsvRows
-from seqrec.data.sources.features import as_guessed
-from seqrec.data.sources.lines import reading, shorten
+from seqrec.data.sources.source import suffix
 from seqrec.data.sources.times import TimeColumn, time_column
 from seqrec.errors import InputError
 
-if TYPE_CHECKING:
-    import polars as pl
-
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-SUFFIXES = (*SEPARATORS, ".parquet")
-# Values that the form of a time column is told from.
+# Values that determine the form of a time column.
 _TIMES_IN_SAMPLE = 1000
 
 
@@ -36,7 +33,7 @@ class Columns:
     features: list[str] | None = None
 
     def required(self) -> dict[str, str]:
-        """Return the columns that must be there, by how the argument reads in a message."""
+        """Return the columns that the file must have, by the text of the argument in messages."""
         named = {f"user={self.user!r}": self.user, f"item={self.item!r}": self.item}
         if self.timestamp is not None:
             named[f"timestamp={self.timestamp!r}"] = self.timestamp
@@ -45,7 +42,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Form:
-    """How the text of CSV and TSV files is laid out; each attribute is an argument of `Table`."""
+    """Layout of the text of CSV and TSV files; each attribute is an argument of `Table`."""
 
     separator: str | None = None
     quote: str | None = '"'
@@ -54,22 +51,22 @@ class Form:
 
 @dataclass
 class TableFile:
-    """A file of a table, of which the constructor looks at the first rows alone.
+    """A file of a table. The constructor reads its first rows only.
 
     Args:
         path: The file.
-        columns: What its columns are called.
-        form: How its text is laid out.
+        columns: Names of the columns.
+        form: Layout of the text.
 
     Attributes:
-        csv: Its rows as text; None for Parquet.
-        frame: Its raw columns, with blank lines and malformed rows.
-        names: Their names, in order.
-        ids: Columns `user_id` and `item_id` of the interaction frame, Int64 or String, null where there is none.
-        time: How to read the time column, at first in the strictest way; None where the log has none.
+        csv: The rows as text; None for Parquet.
+        frame: The raw columns, with blank lines and malformed rows.
+        names: The names of these columns, in order.
+        ids: Columns `user_id` and `item_id` of the interaction frame, Int64 or String, null if a row has no id.
+        time: Expressions that read the time column, at first in the strictest way; None if the log has no times.
 
     Raises:
-        InputError: the file is unreadable, a column is missing or of a useless type.
+        InputError: if the file is unreadable, or if a column is missing or has an unsuitable type.
     """
 
     path: Path
@@ -82,8 +79,6 @@ class TableFile:
     time: TimeColumn | None = field(init=False)
 
     def __post_init__(self) -> None:
-        import polars as pl
-
         with reading(self.path, self._kind):
             if self._kind == "Parquet":
                 self.frame = pl.scan_parquet(self.path, glob=False)
@@ -102,10 +97,10 @@ class TableFile:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Context in which a failure to read the file becomes a one-line error.
+        """Turn a failure to read the file into a one-line error.
 
         Raises:
-            InputError: polars or the operating system could not read it.
+            InputError: if polars or the operating system could not read it.
         """
         with reading(self.path, self._kind):
             if self.csv is None:
@@ -115,28 +110,26 @@ class TableFile:
                     yield
 
     def loosen_time(self) -> None:
-        """Read the time column in the next looser way, where there is one."""
+        """Read the time column in the next looser way, if it has one."""
         if self.time is not None and self.time.looser is not None:
             self.time = self.time.looser
 
     def timestamps(self, *, in_millionths: bool) -> pl.Expr | None:
-        """Return the column `timestamp` of the interaction frame, null where there is no time; None without times.
+        """Return the column `timestamp` of the interaction frame, null for invalid times; None if the log has none.
 
         Args:
-            in_millionths: The log's times are given in millionths, which fewer times fit into.
+            in_millionths: Whether the log's times are kept in millionths. Fewer times fit then.
         """
         if self.time is None:
             return None
         return self.time.millionths if in_millionths else self.time.whole
 
     def is_unfit(self, *, in_millionths: bool) -> pl.Expr:
-        """Return whether a row of `frame` is no event: malformed, or a blank line.
+        """Return True for a row of `frame` that is not an event: malformed, or a blank line.
 
         Args:
             in_millionths: As for `timestamps`.
         """
-        import polars as pl
-
         times = self.timestamps(in_millionths=in_millionths)
         wanted = [*self.ids.values(), *([] if times is None else [times])]
         unfit = pl.any_horizontal(*(column.is_null() for column in wanted))
@@ -148,7 +141,7 @@ class TableFile:
         Args:
             id_types: Type of `user_id` and of `item_id` in the whole log.
             in_millionths: As for `timestamps`.
-            all_fit: No row is unfit, so that none need be looked for.
+            all_fit: Whether all rows are known to be events.
         """
         selected = [column.cast(id_types[name]).alias(name) for name, column in self.ids.items()]
         times = self.timestamps(in_millionths=in_millionths)
@@ -165,9 +158,7 @@ class TableFile:
     def _separator(self) -> str:
         separator = self.form.separator or SEPARATORS.get(suffix(self.path))
         if separator is None:
-            raise InputError(
-                f"{self.path}: what its fields are separated by cannot be told from the name; give separator"
-            )
+            raise InputError(f"{self.path}: the name does not show what separates the fields; give separator")
         return separator
 
     def _check_columns(self) -> None:
@@ -183,9 +174,7 @@ class TableFile:
             )
 
     def _id_column(self, argument: str, column: str) -> pl.Expr:
-        # Int64 or String, null where there is no id.
-        import polars as pl
-
+        # Int64 or String, null if a row has no id.
         values, dtype = pl.col(column), self._schema[column]
         if dtype.is_integer():
             return values.cast(pl.Int64, strict=False)
@@ -197,8 +186,6 @@ class TableFile:
         raise InputError(f"{self.path}: {argument}={column!r} is {dtype}; ids must be integers or text")
 
     def _time_column(self) -> TimeColumn | None:
-        import polars as pl
-
         name = self.columns.timestamp
         if name is None:
             return None
@@ -218,23 +205,8 @@ class TableFile:
         return time
 
     def _features(self) -> list[pl.Expr]:
-        import polars as pl
-
         names = self.columns.features
         if names is None:
             taken = {*self.columns.required().values(), USER_ID, ITEM_ID, TIMESTAMP}
             names = [name for name in self.names if name not in taken]
-        return [pl.col(name) for name in names] if self.csv is None else as_guessed(self.frame, names)
-
-
-def suffix(path: Path) -> str:
-    """Return a file's suffix in lower case, without that of compression."""
-    name = path.name.lower()
-    for compressed in (".gz", ".zst"):
-        name = name.removesuffix(compressed)
-    return Path(name).suffix
-
-
-def matching(pattern: str) -> list[Path]:
-    """Return the files that match a glob, in the order of their names."""
-    return [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]
+        return [pl.col(name) for name in names] if self.csv is None else self.csv.typed(names)

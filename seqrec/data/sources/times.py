@@ -1,19 +1,17 @@
-"""Times of a table's column, in whatever form it has, as int64."""
+"""Read a table's column of times, in any form, as int64."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import polars as pl
+import polars as pl
 
 MICROSECONDS = 1_000_000
-# Furthest time from 0 whose millionths fit into int64, whatever its fraction.
+# Largest time for which the millionths fit into int64, with any fraction.
 FURTHEST_IN_MILLIONTHS = (2**63 - 1) // MICROSECONDS - 1
-# A time nearer than this to a whole number is whole: its millionths are.
+# A time that is nearer than this to a whole number counts as whole.
 _HALF_A_MILLIONTH = 0.5 / MICROSECONDS
-# Tried in turn on a column's first values; "%.f" also takes no fraction. No text has two of these forms.
+# Forms to try on a column's first values; "%.f" also takes no fraction. No text has two of these forms.
 DATE_TIME_FORMATS = (
     "%Y-%m-%d %H:%M:%S%.f",
     "%Y-%m-%dT%H:%M:%S%.f",
@@ -26,16 +24,16 @@ ZONED_FORMATS = tuple(f"{form}%#z" for form in DATE_TIME_FORMATS if "%H" in form
 
 @dataclass(frozen=True)
 class TimeColumn:
-    """How a time column is read.
+    """Expressions that read a time column.
 
     Attributes:
-        is_date: Values are dates; without it they are numbers in the log's own unit.
-        expects: What a value must look like, for messages.
-        whole: int64 expression: numbers rounded to whole ones, dates in seconds since 1970 UTC; null where the
-            value is no time or does not fit.
-        millionths: int64 expression: millionths of the same; null likewise, so it is for more values.
-        is_fraction: Boolean expression: the time is not whole, so that a log with it is kept in millionths.
-        looser: Another way, which reads all that this one does and more, but takes longer; None where there is none.
+        is_date: True if values are dates, False if they are numbers in the log's own unit.
+        expects: Description of a valid value, for messages.
+        whole: int64 expression: numbers rounded to whole ones, or dates in seconds since 1970 UTC. Null if the value
+            is not a time or does not fit.
+        millionths: int64 expression: millionths of the same. Null likewise, and fewer times fit.
+        is_fraction: Boolean expression: True if the time is not whole. A log with such a time is kept in millionths.
+        looser: A slower way that reads more values; None if this way already reads all.
     """
 
     is_date: bool
@@ -47,16 +45,14 @@ class TimeColumn:
 
 
 def time_column(column: pl.Expr, dtype: pl.DataType, sample: pl.Series) -> TimeColumn | None:
-    """Return how a time column is read, in the strictest way; None where it holds no times.
+    """Return the strictest way to read a time column; None if it contains no times.
 
     Args:
         column: The column.
         dtype: Its type.
-        sample: Its first values that are not null, which tell the form of times written as text: the form that
-            most of them have. The looser way takes the others too, but none with a zone among times without.
+        sample: Its first values that are not null. The form of most of them is the form of times written as text.
+            The looser way also reads the other forms, but no times with a zone among times without one.
     """
-    import polars as pl
-
     if dtype.is_integer():
         return _integers(column.cast(pl.Int64, strict=False))
     if dtype.is_float():
@@ -88,25 +84,21 @@ def time_column(column: pl.Expr, dtype: pl.DataType, sample: pl.Series) -> TimeC
 
 
 def _integers(integer: pl.Expr) -> TimeColumn:
-    import polars as pl
-
     return TimeColumn(False, "a number", integer, _scaled(integer), pl.lit(False))
 
 
 def _numbers(number: pl.Expr, integer: pl.Expr | None = None) -> TimeColumn:
-    # Integers, where the text has them, are kept to the last digit, which a float would not.
-    import polars as pl
-
+    # Integers in the text are kept to the last digit, which a float would lose.
     nearest = number.round()
     is_fraction = number.is_finite() & ((number - nearest).abs() >= _HALF_A_MILLIONTH)
     rest = ((number - nearest) * MICROSECONDS).round().cast(pl.Int64, strict=False)
-    # -2^63 itself is also what integers just below it become as floats.
+    # As floats, integers just below -2^63 become -2^63 itself.
     whole: pl.Expr = pl.when(nearest > -(2.0**63)).then(nearest.cast(pl.Int64, strict=False))
     if integer is not None:
         whole = pl.coalesce(integer, whole)
         is_fraction = is_fraction & integer.is_null()
     millionths = _scaled(whole) + pl.when(is_fraction).then(rest).otherwise(0)
-    # A fraction that no millionths can hold is no time in either unit.
+    # If the millionths of a fraction do not fit, the value is not a time in either unit.
     whole = pl.when(~is_fraction | millionths.is_not_null()).then(whole)
     return TimeColumn(False, "a number", whole, millionths, is_fraction)
 
@@ -119,8 +111,6 @@ def _dates(moment: pl.Expr, expects: str) -> TimeColumn:
 
 
 def _scaled(whole: pl.Expr) -> pl.Expr:
-    # Past the bounds the product would wrap around.
-    import polars as pl
-
+    # The product would wrap around beyond these bounds.
     fits = whole.is_between(-FURTHEST_IN_MILLIONTHS, FURTHEST_IN_MILLIONTHS)
     return pl.when(fits).then(whole * MICROSECONDS)
