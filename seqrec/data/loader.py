@@ -1,4 +1,4 @@
-"""The loader of batches, and its processes."""
+"""The loader of batches and its worker processes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from seqrec.types import SequenceBatch
 
 
 class ResumableLoader(DataLoader[SequenceBatch]):
-    """A loader that can start in the middle of an epoch, which Lightning tells by these two methods.
+    """A loader that can start in the middle of an epoch. Lightning recognizes it by `state_dict`.
 
-    Where it starts is the data module's state: the loader itself fetches ahead of what has been trained on.
+    The position is the data module's state, because the loader fetches batches before they are trained on.
     """
 
     sampler: BatchSampler
 
     def __iter__(self) -> Any:
-        """Batches; a loader process that is gone shows within 5 s, where the next one is asked for, and nowhere else.
+        """Return an iterator over batches. If a worker has died, the next batch raises an error within 5 s.
 
-        torch would also raise wherever the run happens to be, as in the middle of a checkpoint.
+        torch's handler of SIGCHLD is removed. It would raise at any point of the run, even within a checkpoint.
         """
         in_main_thread = threading.current_thread() is threading.main_thread()
         if not self.num_workers or not in_main_thread or not hasattr(signal, "SIGCHLD"):
@@ -36,28 +36,28 @@ class ResumableLoader(DataLoader[SequenceBatch]):
             signal.signal(signal.SIGCHLD, before)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing; see `SequenceDataModule.state_dict`."""
+        """Return nothing; see `SequenceDataModule.state_dict`."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing; see `SequenceDataModule.load_state_dict`."""
+        """Do nothing; see `SequenceDataModule.load_state_dict`."""
 
 
 def outlive_signals(worker: int) -> None:
-    """Let a loader process live on where a terminal or a cluster sends its run's signals to all processes.
+    """Keep a worker alive if a terminal or a cluster sends its run's signals to all processes.
 
-    The run finishes its step, which it could not do without its loader, and then ends the loader by a SIGTERM of its
-    own. Loaders also end by themselves when the run is gone. Where a process cannot see who sent a signal (macOS,
-    Windows), SIGTERM ends it as ever.
+    The run needs its workers to finish its step. Then it ends them by a SIGTERM of its own. Workers also end by
+    themselves if the run is gone. If a process cannot see the sender of a signal (macOS, Windows), any SIGTERM ends
+    it.
 
     Args:
-        worker: Number of the process; a loader's `worker_init_fn` gets it.
+        worker: Number of the worker, for use as a loader's `worker_init_fn`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.name == "posix":
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
-        # Only a signal that is blocked in all threads waits for the one that asks whose it is.
+        # A signal must be blocked in all threads to wait for the thread that checks its sender.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_the_run, args=(os.getppid(),), daemon=True).start()
 
