@@ -12,14 +12,7 @@ Show = Callable[[str], None]
 
 
 class Stage:
-    """One pass over a log, made by `Progress.stage`.
-
-    Args:
-        name: Description of the pass.
-        total: Number of rows, which may be an estimate; None if unknown.
-        show: Takes each line.
-        interval: Seconds between lines.
-    """
+    """One pass over a log, made by `Progress.stage`."""
 
     def __init__(self, name: str, total: int | None, show: Show, interval: float) -> None:
         self.name = name
@@ -69,7 +62,7 @@ class Progress:
     """
 
     def __init__(self, show: Show | None = None, interval: float = 5.0) -> None:
-        self._show = show or _silent
+        self._show = show or (lambda _: None)
         self._interval = interval
 
     @contextmanager
@@ -113,7 +106,3 @@ def _rate(rows: int, seconds: float) -> int:
 def _duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f"{minutes} min" if seconds >= 90 else f"{seconds:.0f} s"
-
-
-def _silent(_: str) -> None:
-    pass

@@ -146,21 +146,11 @@ class BatchSampler(DistributedSampler[BatchPlan]):
         """Choose the epoch of the next iteration."""
         self.epoch = epoch
 
-    def skip(self, batches: int) -> None:
-        """Let the next iteration, and only that one, start after the first `batches` batches of its epoch.
-
-        `len` stays that of the whole epoch.
-
-        Raises:
-            InputError: if the epoch has fewer batches, or if the number is negative.
-        """
-        self.resume((), batches)
-
     def resume(self, segments: Sequence[TrainedSegment], steps: int) -> int:
         """Let the next iteration, and only that one, yield the rest of an epoch that other jobs began.
 
         The windows that they did not train on are ordered and split anew, for this job's processes. Each window is
-        thus still trained on once in the epoch.
+        thus still trained on once in the epoch. `len` stays that of the whole epoch.
 
         Args:
             segments: The parts that were trained with other settings than this sampler's, in order.

@@ -219,12 +219,6 @@ class ArrayFile:
     """An `.npy` file of a store, written and hashed piece after piece.
 
     The file is open only while a piece is written, so an interrupted preparation leaves none open.
-
-    Args:
-        directory: The store's folder.
-        name: The file's name without `.npy`.
-        dtype: Type of the array.
-        length: Length of the array.
     """
 
     def __init__(self, directory: Path, name: str, dtype: DTypeLike, length: int) -> None:
@@ -260,14 +254,7 @@ class ArrayFile:
 def write_manifest(
     directory: Path, files: Sequence[ArrayFile], counts: Mapping[str, int | None], extra: Mapping[str, Any]
 ) -> None:
-    """Write the manifest, which makes complete files a store.
-
-    Args:
-        directory: The store's folder.
-        files: All of its arrays.
-        counts: `users`, `items`, `events` and other counts.
-        extra: Other entries of the manifest.
-    """
+    """Write the manifest, which makes complete files a store."""
     manifest = {
         "format": FORMAT,
         "version": VERSION,

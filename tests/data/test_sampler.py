@@ -66,7 +66,7 @@ def ranks_plans(
     for rank in range(world_size):
         sampler = BatchSampler(rank=rank, world_size=world_size, **settings)
         sampler.set_epoch(epoch)
-        sampler.skip(skip)
+        sampler.resume([], skip)
         plans.append(list(sampler))
         assert len(sampler) == len(plans[-1]) + skip
     return plans
@@ -192,7 +192,7 @@ def rows_of(plans: list[list[BatchPlan]]) -> list[list[int]]:
 
 def test_only_one_iteration_is_skipped():
     sampler = BatchSampler(windows_of([3, 1, 2, 5]), batch_size=1, shuffle=True)
-    sampler.skip(3)
+    sampler.resume([], 3)
     assert [len(list(sampler)) for _ in range(3)] == [1, 4, 4]
 
 
@@ -336,7 +336,7 @@ def test_windows_whose_number_depends_on_the_epoch_are_refused():
 
 def test_an_iterator_that_nobody_takes_from_leaves_the_skip_alone():
     sampler = BatchSampler(windows_of([3, 2, 1]), batch_size=1, shuffle=False)
-    sampler.skip(2)
+    sampler.resume([], 2)
     iter(sampler)
     assert [plan.windows.lengths.tolist() for plan in sampler] == [[1]]
 
@@ -401,7 +401,7 @@ def test_settings_that_make_no_batches_are_refused(arguments: dict[str, Any], me
 def test_more_than_an_epoch_cannot_be_skipped(batches: int):
     sampler = BatchSampler(windows_of([5, 7, 1]), batch_size=1, shuffle=True)
     with pytest.raises(InputError, match=f"cannot skip {batches} batches of an epoch that has 3"):
-        sampler.skip(batches)
+        sampler.resume([], batches)
 
 
 @pytest.mark.parametrize("mode", [RunningStage.TRAINING, RunningStage.VALIDATING, RunningStage.PREDICTING])

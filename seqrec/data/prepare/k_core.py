@@ -45,14 +45,6 @@ def k_core(
     """Return the users and items that k-core and minimum history keep.
 
     Memory: 10 bytes a user and item. Each pass reads all item ids, or the remaining ones once they are few.
-
-    Args:
-        spooled: The events.
-        num_users: Number of users, some of which may have no event.
-        num_items: Number of items, likewise.
-        filters: The thresholds.
-        folder: Folder for copies of the remaining events.
-        progress: Shows the passes.
     """
     everything = Core.of_all(num_users, num_items, spooled.num_events)
     users, items = everything.users, everything.items
@@ -80,12 +72,7 @@ def k_core(
 
 
 def core_blocks(blocks: Iterable[Block], core: Core) -> Iterator[Block]:
-    """Yield the events that the core keeps, with users and the catalogue numbered anew without gaps.
-
-    Args:
-        blocks: All events.
-        core: The users and items that stay.
-    """
+    """Yield the events that the core keeps, with users and the catalogue numbered anew without gaps."""
     new_ids = np.cumsum(core.catalogue, dtype=np.min_scalar_type(np.count_nonzero(core.catalogue)))
     first = 0
     for block in blocks:

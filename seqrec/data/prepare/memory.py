@@ -62,11 +62,7 @@ class MemoryLimit:
 
 
 def parse_bytes(size: int | str) -> int:
-    """Return a size in bytes; text is a number with or without a unit of B, KB, MB, GB, TB, KiB .. TiB.
-
-    Raises:
-        InputError: if the text is not a size.
-    """
+    """Return a size in bytes; text is a number with or without a unit of B, KB, MB, GB, TB, KiB .. TiB."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]*)", str(size).strip(), re.IGNORECASE)
     if not found or found[2].upper() not in _UNITS:
         raise InputError(
@@ -113,13 +109,9 @@ def _control_group_limits(membership: Path, root: Path) -> list[int]:
         group = Path(path.lstrip("/"))
         for mount in mounts:
             for folder in (group, *group.parents):
-                found += _limit(mount / folder / name)
+                try:
+                    text = (mount / folder / name).read_text().strip()
+                except OSError:
+                    continue
+                found += [int(text)] if text.isdigit() else []
     return found
-
-
-def _limit(file: Path) -> list[int]:
-    try:
-        text = file.read_text().strip()
-    except OSError:
-        return []
-    return [int(text)] if text.isdigit() else []

@@ -62,12 +62,7 @@ class Numbering(ABC):
 
 
 class IntegerTable(Numbering):
-    """Integers in a small range: a table of all values in the range.
-
-    Args:
-        column: The column.
-        chunks: Numbers of its chunks.
-    """
+    """Integers in a small range: a table of all values in the range."""
 
     def __init__(self, column: IntegerColumn, chunks: Iterable[int]) -> None:
         self._column = column
@@ -97,15 +92,7 @@ class IntegerTable(Numbering):
 
 
 class RawIntegers(Numbering):
-    """All integers from 1 to the largest of the column, even if they do not occur; internal ids are external ids.
-
-    Args:
-        column: The column.
-        limit: Memory.
-
-    Raises:
-        InputError: if the column is text, has an integer below 1, or has one that is too large for the limit.
-    """
+    """All integers from 1 to the largest of the column, even if they do not occur; internal ids are external ids."""
 
     def __init__(self, column: IntegerColumn | TextColumn, limit: MemoryLimit) -> None:
         if isinstance(column, TextColumn) or column.low < 1:
@@ -132,17 +119,7 @@ class RawIntegers(Numbering):
 
 
 class SortedIntegers(Numbering):
-    """Integers in a wide range: their distinct values in ascending order.
-
-    Args:
-        column: The column.
-        chunks: Numbers of its chunks.
-        limit: Memory.
-        what: Owners of the ids, in the plural, for messages: "users".
-
-    Raises:
-        InputError: if the distinct values exceed the limit.
-    """
+    """Integers in a wide range: their distinct values in ascending order."""
 
     def __init__(self, column: IntegerColumn, chunks: Iterable[int], limit: MemoryLimit, what: str) -> None:
         self._column = column
@@ -170,17 +147,7 @@ class SortedIntegers(Numbering):
 
 
 class SortedTexts(Numbering):
-    """Text: its distinct values in ascending order.
-
-    Args:
-        column: The column.
-        chunks: Numbers of its chunks.
-        limit: Memory.
-        what: Owners of the ids, in the plural, for messages: "users".
-
-    Raises:
-        InputError: if the distinct values exceed the limit.
-    """
+    """Text: its distinct values in ascending order."""
 
     def __init__(self, column: TextColumn, chunks: Iterable[int], limit: MemoryLimit, what: str) -> None:
         self._column = column

@@ -61,11 +61,7 @@ class DuplicateCount:
 
 
 def ordering_bytes(types: dict[str, np.dtype[Any]]) -> int:
-    """Return the bytes of memory that ordering takes at most, for each event of the largest partition.
-
-    Args:
-        types: Of `column_types`.
-    """
+    """Return the bytes of memory that ordering takes at most, for each event of the largest partition."""
     return _SORTING_BYTES + 2 * sum(dtype.itemsize for dtype in types.values())
 
 
@@ -90,7 +86,13 @@ def ordered_blocks(
         repeated = _repeated(rows, events)
         if len(repeated):
             if found.example is None:
-                found.example = _example(first, rows, events, int(repeated[0]))
+                place = int(repeated[0])
+                assert events.timestamps is not None
+                found.example = (
+                    first + int(rows[place]),
+                    int(events.item_ids[place]),
+                    int(events.timestamps[place]),
+                )
             found.count += len(repeated)
             if duplicates == "drop":
                 kept = np.ones(len(rows), np.bool_)
@@ -102,16 +104,7 @@ def ordered_blocks(
 def refuse_duplicates(
     found: DuplicateCount, user: Callable[[int], int | str], item: Callable[[int], int | str]
 ) -> None:
-    """Refuse a log with duplicates.
-
-    Args:
-        found: The count of `ordered_blocks`.
-        user: Returns the external id of an internal user id.
-        item: Returns the external id of an internal item id.
-
-    Raises:
-        InputError: if the log has duplicates.
-    """
+    """Refuse a log with duplicates."""
     if found.example is None:
         return
     row, item_id, time = found.example
@@ -125,10 +118,6 @@ def refuse_duplicates(
 @dataclass
 class BlockSpool:
     """Blocks on disk that can be read several times.
-
-    Args:
-        folder: Folder for the files.
-        name: Start of the names of the files, which must not exist.
 
     Attributes:
         lengths: Number of events of each user, by block.
@@ -204,8 +193,3 @@ def _repeated(rows: NDArray[np.uint16], events: EventColumns) -> NDArray[np.intp
     order = np.lexsort((items, group))
     same = (items[order][1:] == items[order][:-1]) & (group[order][1:] == group[order][:-1])
     return np.sort(places[order[1:][same]])
-
-
-def _example(first: int, rows: NDArray[np.uint16], events: EventColumns, place: int) -> tuple[int, int, int]:
-    assert events.timestamps is not None
-    return first + int(rows[place]), int(events.item_ids[place]), int(events.timestamps[place])

@@ -26,13 +26,7 @@ PARTITION_USERS = 1 << 16
 
 @dataclass(frozen=True)
 class EventColumns:
-    """The columns of some events. N events.
-
-    Attributes:
-        item_ids: (N,) internal item ids.
-        timestamps: (N,) int64; None if the log has none.
-        features: (N,) each, by name.
-    """
+    """The columns of some events, (N,) each. Timestamps are None if the log has none."""
 
     item_ids: Ids
     timestamps: NDArray[np.int64] | None
@@ -91,14 +85,7 @@ class Partitions:
         return len(self._bounds) - 1
 
     def fill(self, spool: Spool, user_rows: RawColumn, items: Numbering, chunks: Iterable[int]) -> None:
-        """Write the events of the spool.
-
-        Args:
-            spool: The log.
-            user_rows: User row of each event, in log order.
-            items: Numbering of the items.
-            chunks: Numbers of the spool's chunks, in order.
-        """
+        """Write the events of the spool."""
         count = len(self)
         partition_of = np.repeat(np.arange(count, dtype=np.min_scalar_type(count)), np.diff(self._bounds))
         firsts = self._bounds[:-1].astype(user_rows.dtype)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +34,6 @@ def read_log(
 ) -> tuple[Spool, list[dict[str, Any]]]:
     """Spool the events that meet the event filter.
 
-    Args:
-        source: The raw log.
-        filters: The filters.
-        workspace: Folder for the spool; gets a first estimate of the bytes needed.
-        limit: Memory.
-        progress: Shows the rows.
-
     Returns:
         The spool, and name and size in bytes of each of the source's files.
 
@@ -65,8 +57,8 @@ def read_log(
             f"{left_out.file}: left out {left_out.count:,} malformed of {left_out.rows:,} rows: "
             + "; ".join(left_out.places)
         )
-    of_files = sum(state.bytes for state in before.values())
-    workspace.needed = of_files if source.num_rows is None else EVENT_BYTES * source.num_rows
+    total = sum(size for size, *_ in before.values())
+    workspace.needed = total if source.num_rows is None else EVENT_BYTES * source.num_rows
     spool = _new_spool(workspace.folder, schema, filters)
     first, *others = [*before, source.name or type(source).__name__]
     name = f"reading {first}" + (f" and {len(others) - 1} more" if len(others) > 1 else "")
@@ -79,26 +71,16 @@ def read_log(
         raise
     _refuse_change(before, source)
     _check_rows(spool, source, filters, origin)
-    return spool, [{"name": file, "bytes": state.bytes} for file, state in before.items()]
+    return spool, [{"name": file, "bytes": size} for file, (size, *_) in before.items()]
 
 
-@dataclass(frozen=True)
-class _FileState:
-    # Differs if a file was written to or replaced.
-    bytes: int
-    modified: int
-    number: int
+def _state(files: list[Path]) -> dict[str, tuple[int, int, int]]:
+    # By name, the size of each file, its time of modification and its number, which differs if it was replaced.
+    stats = {file.as_posix(): file.stat() for file in files}
+    return {name: (stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats.items()}
 
 
-def _state(files: list[Path]) -> dict[str, _FileState]:
-    found = {}
-    for file in files:
-        stat = file.stat()
-        found[file.as_posix()] = _FileState(stat.st_size, stat.st_mtime_ns, stat.st_ino)
-    return found
-
-
-def _refuse_change(before: dict[str, _FileState], source: Source) -> None:
+def _refuse_change(before: dict[str, tuple[int, int, int]], source: Source) -> None:
     try:
         after = _state(source.files())
     except FileNotFoundError:

@@ -51,10 +51,6 @@ class RawColumn:
     """Values of one type in a file, written in order and read by ranges.
 
     The file is open only while it is written or read, so an interrupted preparation leaves none open.
-
-    Args:
-        file: A new file.
-        dtype: Type of the values.
     """
 
     def __init__(self, file: Path, dtype: DTypeLike) -> None:

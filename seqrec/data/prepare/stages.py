@@ -69,21 +69,7 @@ def write_store_of(
     progress: Progress,
     settings: dict[str, Any],
 ) -> None:
-    """Write the store of a log into an empty folder.
-
-    Args:
-        source: The log.
-        filters: The filters.
-        directory: The store's folder.
-        workspace: The folder of temporary files, which is empty again afterwards.
-        limit: Memory.
-        progress: Shows the stages.
-        settings: Source and filters, for the manifest.
-
-    Raises:
-        InputError: if the log cannot be read, if no event is left, or if the memory does not suffice.
-        StoreError: if the disk is too small.
-    """
+    """Write the store of a log into an empty folder."""
     work = _Work(filters, directory, workspace, limit, progress)
     spool, source_files = read_log(source, filters, workspace, limit, progress)
     log = _partition(spool, work)
@@ -126,7 +112,11 @@ def _partition(spool: Spool, work: _Work) -> _Numbered:
     types = column_types(spool, items)
     partitions = Partitions(work.workspace.folder, lengths, types)
     _require_disk(spool.num_events, users.size, items.size, types, work)
-    _require_memory(partitions, users, types, work)
+    largest, user_row = partitions.largest()
+    work.limit.require(
+        largest * ordering_bytes(types),
+        f"{largest:,} events that must be ordered at a time (of user_id={users.external_id(user_row + 1)!r})",
+    )
     partitions.fill(spool, rows, items, spool.chunks("bringing users together", work.progress))
     spool.delete()
     rows.delete()
@@ -162,16 +152,6 @@ def _require_disk(
     more = max(partitions, partitions + store - spooled)
     work.workspace.needed = spooled + more
     work.workspace.require(more)
-
-
-def _require_memory(
-    partitions: Partitions, users: Numbering, types: dict[str, np.dtype[Any]], work: _Work
-) -> None:
-    largest, user_row = partitions.largest()
-    work.limit.require(
-        largest * ordering_bytes(types),
-        f"{largest:,} events that must be ordered at a time (of user_id={users.external_id(user_row + 1)!r})",
-    )
 
 
 def _write_all(log: _Numbered, duplicates: DuplicateCount, work: _Work) -> tuple[Core, list[ArrayFile]]:

@@ -39,15 +39,7 @@ class Tally:
 def tally(
     frame: pl.LazyFrame, conditions: Mapping[str, pl.Expr], progress: Progress, name: str, total: int | None
 ) -> Tally:
-    """Count the rows of a frame, and those that meet each condition.
-
-    Args:
-        frame: Any frame; only the columns of the conditions are read.
-        conditions: Boolean expressions by name, at least one of which depends on a column.
-        progress: Shows the pass.
-        name: Name of the pass.
-        total: Number of rows, estimated; None if unknown.
-    """
+    """Count the rows of a frame, and those that meet each condition."""
     rows = 0
     counts = dict.fromkeys(conditions, 0)
     first: dict[str, list[int]] = {name: [] for name in conditions}

@@ -73,21 +73,19 @@ class KuaiRand(Source):
         self.max_bad_share = check_max_bad_share(max_bad_share)
 
     def files(self) -> list[Path]:
-        """Return the log files in the order of reading, or the archive at `path`; none before the download.
-
-        Raises:
-            MissingInputError: if `path` does not exist or lacks log files of the version.
-            InputError: if `random` is set although `path` names log files.
-        """
+        """Return the log files in the order of reading, or the archive at `path`; none before the download."""
         if self.path is None:
-            parts = [self._download_folder / name for name in self._parts()]
+            folder = self._data_folder(Path(self.download_dir) / self._archive)
+            parts = [folder / name for name in self._parts()]
             return parts if all(part.is_file() for part in parts) else []
         path = Path(self.path)
         if path.is_dir():
             return self._parts_in(path)
         named = [path] if path.is_file() else matching_files(self.path)
         if not named:
-            raise MissingInputError(f"path={self.path!r}: no such file or folder; {self._advice()}")
+            raise MissingInputError(
+                f"path={self.path!r}: no such file or folder; leave path out to download {self._url}"
+            )
         if self.random and not _is_archive(named[0]):
             raise InputError(
                 f"random={self.random}: path={self.path!r} names log files, which are all that is read; "
@@ -96,13 +94,7 @@ class KuaiRand(Source):
         return named
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
-        """Return the interaction frame with the log's other columns as features.
-
-        Raises:
-            MissingInputError: if a file does not exist, or if the download failed.
-            InputError: if the archive or a file is unreadable, if files have different columns, or if more rows are
-                malformed than `max_bad_share` allows.
-        """
+        """Return the interaction frame with the log's other columns as features."""
         from seqrec.data.sources.table_file import SEPARATORS, Columns, Form, TableFile
         from seqrec.data.sources.table_log import check_tables
 
@@ -126,7 +118,7 @@ class KuaiRand(Source):
             return files
         archive = files[0] if files else Path(self.download_dir) / self._archive
         if not files:
-            download(URL.format(archive=self._archive), archive, MD5[self.version], progress)
+            download(self._url, archive, MD5[self.version], progress)
         # All parts at once: reading the archive takes long.
         extract(archive, self._parts(everything=True), self._data_folder(archive), progress)
         return [self._data_folder(archive) / name for name in self._parts()]
@@ -136,8 +128,8 @@ class KuaiRand(Source):
         return f"KuaiRand-{self.version}.tar.gz"
 
     @property
-    def _download_folder(self) -> Path:
-        return self._data_folder(Path(self.download_dir) / self._archive)
+    def _url(self) -> str:
+        return URL.format(archive=self._archive)
 
     def _data_folder(self, archive: Path) -> Path:
         return archive.parent / f"KuaiRand-{self.version}" / "data"
@@ -163,9 +155,6 @@ class KuaiRand(Source):
                 "the files to read by a glob"
             )
         return [found / name for name in self._parts()]
-
-    def _advice(self) -> str:
-        return f"leave path out to download {URL.format(archive=self._archive)}"
 
 
 def _is_archive(file: Path) -> bool:

@@ -52,11 +52,7 @@ class LFM1b(Source):
         self.max_bad_share = check_max_bad_share(max_bad_share)
 
     def files(self) -> list[Path]:
-        """Return the one file.
-
-        Raises:
-            MissingInputError: if it does not exist.
-        """
+        """Return the one file."""
         folder = Path(self.path)
         if not folder.is_dir():
             return [existing_file(self.path)]
@@ -68,12 +64,7 @@ class LFM1b(Source):
         )
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
-        """Return the interaction frame with the ids that are not the item's as features.
-
-        Raises:
-            MissingInputError: if the file does not exist.
-            InputError: if it is unreadable or empty, or if more rows are malformed than `max_bad_share` allows.
-        """
+        """Return the interaction frame with the ids that are not the item's as features."""
         from seqrec.data.sources.table_file import Columns, Form, TableFile
         from seqrec.data.sources.table_log import check_tables
 

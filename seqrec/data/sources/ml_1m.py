@@ -59,11 +59,7 @@ class ML1M(Source):
         self.max_bad_share = check_max_bad_share(max_bad_share)
 
     def files(self) -> list[Path]:
-        """Return the zip or `ratings.dat`; none before the download.
-
-        Raises:
-            MissingInputError: if `path` does not exist.
-        """
+        """Return the zip or `ratings.dat`; none before the download."""
         if self.path is None:
             archive = Path(self.download_dir) / _ARCHIVE
             return [archive] if archive.is_file() else []
@@ -78,13 +74,7 @@ class ML1M(Source):
         return [path]
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
-        """Return the interaction frame with `timestamp` and the feature `rating`.
-
-        Raises:
-            MissingInputError: if `path` does not exist, or if the download failed.
-            InputError: if the file is not a zip, lacks `ratings.dat`, or has more lines of another form than
-                `max_bad_share` allows.
-        """
+        """Return the interaction frame with `timestamp` and the feature `rating`."""
         from seqrec.data.sources.lines import LineForm, check_lines
 
         columns = (USER_ID, ITEM_ID, "rating", TIMESTAMP)

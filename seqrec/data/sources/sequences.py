@@ -40,20 +40,11 @@ class Sequences(Source):
         self.max_bad_share = check_max_bad_share(max_bad_share)
 
     def files(self) -> list[Path]:
-        """Return the one file.
-
-        Raises:
-            MissingInputError: if it does not exist.
-        """
+        """Return the one file."""
         return [existing_file(self.path)]
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
-        """Return the interaction frame, without timestamps.
-
-        Raises:
-            MissingInputError: if the file does not exist.
-            InputError: if it is empty or unreadable, or has more other lines than `max_bad_share` allows.
-        """
+        """Return the interaction frame, without timestamps."""
         from seqrec.data.sources.lines import LineForm, check_lines
 
         (file,) = self.files()

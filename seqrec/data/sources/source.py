@@ -128,11 +128,7 @@ def check_max_bad_share(max_bad_share: float) -> float:
 
 
 def existing_file(path: str) -> Path:
-    """Return `path` as a Path if it is a file.
-
-    Raises:
-        MissingInputError: if it is not.
-    """
+    """Return `path` as a Path if it is a file."""
     file = Path(path)
     if not file.is_file():
         raise MissingInputError(f"path={path!r}: no such file")

@@ -102,11 +102,7 @@ class Table(Source):
         self.max_bad_share = check_max_bad_share(max_bad_share)
 
     def files(self) -> list[Path]:
-        """Return the files in the order of reading.
-
-        Raises:
-            MissingInputError: if nothing matches `path`.
-        """
+        """Return the files in the order of reading."""
         path = Path(self.path)
         if path.is_file():
             return [path]
@@ -121,13 +117,7 @@ class Table(Source):
         return found
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
-        """Return the interaction frame. Each file is read once or twice to check it, and again for the events.
-
-        Raises:
-            MissingInputError: if nothing matches `path`.
-            InputError: if a file is unreadable or empty, if a column is missing, or if more rows are malformed than
-                `max_bad_share` allows. The message names file, column and line (row for Parquet).
-        """
+        """Return the interaction frame. Each file is read once or twice to check it, and again for the events."""
         from seqrec.data.sources.table_file import Columns, Form, TableFile
         from seqrec.data.sources.table_log import check_tables
 

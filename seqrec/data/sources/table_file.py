@@ -1,11 +1,11 @@
-"""One file of a table log: its columns, and expressions that read its ids and times."""
+"""One file of a table log: its columns, and expressions that read its ids and its times, as int64, in any form."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,25 @@ from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.sources.checking import reading, shorten
 from seqrec.data.sources.csv_rows import CsvRows
 from seqrec.data.sources.source import suffix
-from seqrec.data.sources.times import TimeColumn, time_column
 from seqrec.errors import InputError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 # Values that determine the form of a time column.
 _TIMES_IN_SAMPLE = 1000
+MICROSECONDS = 1_000_000
+# Largest time for which the millionths fit into int64, with any fraction.
+FURTHEST_IN_MILLIONTHS = (2**63 - 1) // MICROSECONDS - 1
+# A time that is nearer than this to a whole number counts as whole.
+_HALF_A_MILLIONTH = 0.5 / MICROSECONDS
+# Forms to try on a column's first values; "%.f" also takes no fraction. No text has two of these forms.
+DATE_TIME_FORMATS = (
+    "%Y-%m-%d %H:%M:%S%.f",
+    "%Y-%m-%dT%H:%M:%S%.f",
+    "%Y-%m-%d %H:%M",
+    "%Y-%m-%dT%H:%M",
+    "%Y-%m-%d",
+)
+ZONED_FORMATS = tuple(f"{form}%#z" for form in DATE_TIME_FORMATS if "%H" in form)
 
 
 @dataclass(frozen=True)
@@ -210,3 +223,97 @@ class TableFile:
             taken = {*self.columns.required().values(), USER_ID, ITEM_ID, TIMESTAMP}
             names = [name for name in self.names if name not in taken]
         return [pl.col(name) for name in names] if self.csv is None else self.csv.typed(names)
+
+
+@dataclass(frozen=True)
+class TimeColumn:
+    """Expressions that read a time column.
+
+    Attributes:
+        is_date: True if values are dates, False if they are numbers in the log's own unit.
+        expects: Description of a valid value, for messages.
+        whole: int64 expression: numbers rounded to whole ones, or dates in seconds since 1970 UTC. Null if the value
+            is not a time or does not fit.
+        millionths: int64 expression: millionths of the same. Null likewise, and fewer times fit.
+        is_fraction: Boolean expression: True if the time is not whole. A log with such a time is kept in millionths.
+        looser: A slower way that reads more values; None if this way already reads all.
+    """
+
+    is_date: bool
+    expects: str
+    whole: pl.Expr
+    millionths: pl.Expr
+    is_fraction: pl.Expr
+    looser: TimeColumn | None = None
+
+
+def time_column(column: pl.Expr, dtype: pl.DataType, sample: pl.Series) -> TimeColumn | None:
+    """Return the strictest way to read a time column; None if it contains no times.
+
+    Args:
+        column: The column.
+        dtype: Its type.
+        sample: Its first values that are not null. The form of most of them is the form of times written as text.
+            The looser way also reads the other forms, but no times with a zone among times without one.
+    """
+    if dtype.is_integer():
+        return _integers(column.cast(pl.Int64, strict=False))
+    if dtype.is_float():
+        return _numbers(column.cast(pl.Float64))
+    if dtype.is_temporal() and dtype != pl.Time and not isinstance(dtype, pl.Duration):
+        return _dates(column.cast(pl.Datetime("us"), strict=False), "a time")
+    if dtype != pl.String:
+        return None
+
+    def readable(values: pl.Series) -> int:
+        return len(values) - values.null_count()
+
+    best: tuple[str, object] | None = None
+    most = readable(sample.cast(pl.Float64, strict=False))
+    for form in (*DATE_TIME_FORMATS, *ZONED_FORMATS):
+        times = sample.str.to_datetime(form, strict=False, time_unit="us")
+        if (found := readable(times)) > most:
+            best, most = (form, sample.filter(times.is_not_null()).first()), found
+    if most == 0:
+        return None
+    if best is None:
+        integer = column.cast(pl.Int64, strict=False)
+        return replace(_integers(integer), looser=_numbers(column.cast(pl.Float64, strict=False), integer))
+    form, example = best
+    expects = f"a time like {example}"
+    alike = ZONED_FORMATS if form in ZONED_FORMATS else DATE_TIME_FORMATS
+    read = {each: column.str.to_datetime(each, strict=False, time_unit="us") for each in alike}
+    return replace(_dates(read[form], expects), looser=_dates(pl.coalesce(read.values()), expects))
+
+
+def _integers(integer: pl.Expr) -> TimeColumn:
+    return TimeColumn(False, "a number", integer, _scaled(integer), pl.lit(False))
+
+
+def _numbers(number: pl.Expr, integer: pl.Expr | None = None) -> TimeColumn:
+    # Integers in the text are kept to the last digit, which a float would lose.
+    nearest = number.round()
+    is_fraction = number.is_finite() & ((number - nearest).abs() >= _HALF_A_MILLIONTH)
+    rest = ((number - nearest) * MICROSECONDS).round().cast(pl.Int64, strict=False)
+    # As floats, integers just below -2^63 become -2^63 itself.
+    whole: pl.Expr = pl.when(nearest > -(2.0**63)).then(nearest.cast(pl.Int64, strict=False))
+    if integer is not None:
+        whole = pl.coalesce(integer, whole)
+        is_fraction = is_fraction & integer.is_null()
+    millionths = _scaled(whole) + pl.when(is_fraction).then(rest).otherwise(0)
+    # If the millionths of a fraction do not fit, the value is not a time in either unit.
+    whole = pl.when(~is_fraction | millionths.is_not_null()).then(whole)
+    return TimeColumn(False, "a number", whole, millionths, is_fraction)
+
+
+def _dates(moment: pl.Expr, expects: str) -> TimeColumn:
+    microseconds = moment.dt.timestamp("us")
+    return TimeColumn(
+        True, expects, microseconds // MICROSECONDS, microseconds, microseconds % MICROSECONDS != 0
+    )
+
+
+def _scaled(whole: pl.Expr) -> pl.Expr:
+    # The product would wrap around beyond these bounds.
+    fits = whole.is_between(-FURTHEST_IN_MILLIONTHS, FURTHEST_IN_MILLIONTHS)
+    return pl.when(fits).then(whole * MICROSECONDS)
