@@ -22,13 +22,7 @@ class EpochPosition:
         self._counted = 0
 
     def state(self, epoch: int, batches: int, order: dict[str, Any]) -> dict[str, Any]:
-        """Return the position as plain values, for a checkpoint.
-
-        Args:
-            epoch: The epoch of the next batch.
-            batches: Number of its batches that count as done.
-            order: All settings that determine the order of an epoch.
-        """
+        """Return the position as plain values, for a checkpoint."""
         here = epoch == self._epoch
         return {
             "epoch": epoch,

@@ -29,10 +29,6 @@ TIMESTAMP = "timestamp"
 def check_interactions(frame: pl.LazyFrame, origin: str) -> None:
     """Refuse a frame without the columns of an interaction frame.
 
-    Args:
-        frame: The frame of a source.
-        origin: The source's name, for the message.
-
     Raises:
         InputError: if a column is missing or has another type.
     """

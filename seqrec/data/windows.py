@@ -76,13 +76,7 @@ def judged_windows(
 
 
 def ranges(starts: Int64, counts: Int64) -> Int64:
-    """Return `starts[i], starts[i] + 1, ..., starts[i] + counts[i] - 1` for each i, one range after the other.
-
-    Example:
-        >>> import numpy as np
-        >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
-        [5, 6, 0, 1, 2]
-    """
+    """Return `starts[i], starts[i] + 1, ..., starts[i] + counts[i] - 1` for each i, one range after the other."""
     before = np.cumsum(counts) - counts
     numbers: Int64 = np.arange(counts.sum()) + np.repeat(starts - before, counts)
     return numbers

@@ -43,11 +43,7 @@ class MemoryLimit:
         return max(self.bytes - resident_bytes(), 0)
 
     def require(self, needed: int, what: str) -> None:
-        """Refuse to continue if `needed` more bytes exceed the limit.
-
-        Args:
-            needed: Bytes.
-            what: Their use, in the plural, for the message.
+        """Refuse to continue if `needed` more bytes, for `what` (a plural), exceed the limit.
 
         Raises:
             InputError: if they exceed it; the message names a sufficient limit.

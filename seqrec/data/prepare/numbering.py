@@ -54,11 +54,7 @@ class Numbering(ABC):
 
     @abstractmethod
     def blocks(self, kept: NDArray[np.bool_]) -> Iterator[NDArray[np.int64] | pl.Series]:
-        """Yield external ids in ascending order, a bounded number at a time.
-
-        Args:
-            kept: (N,) True for the ids to yield.
-        """
+        """Yield the external ids for which `kept` (N,) is True, in ascending order, a bounded number at a time."""
 
 
 class IntegerTable(Numbering):
@@ -177,14 +173,7 @@ class SortedTexts(Numbering):
 def number_ids(
     column: IntegerColumn | TextColumn, chunks: Iterable[int], num_events: int, limit: MemoryLimit, what: str
 ) -> Numbering:
-    """Return the numbering of a column, made in the fastest way that the limit allows.
-
-    Args:
-        column: The external ids.
-        chunks: Numbers of the column's chunks, in order.
-        num_events: Events of all chunks.
-        limit: Memory.
-        what: Owners of the ids, in the plural, for messages: "users".
+    """Return the numbering of a column with these chunks, made in the fastest way that the limit allows.
 
     Raises:
         InputError: if the distinct ids exceed the limit.

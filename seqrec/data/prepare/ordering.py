@@ -49,12 +49,7 @@ class Block:
 
 @dataclass
 class DuplicateCount:
-    """Count of the events with the user, item and timestamp of an earlier one, and the first of them by user.
-
-    Attributes:
-        count: Their number.
-        example: User row, internal item id and timestamp of the first; None if the count is 0.
-    """
+    """Count of the events with the user, item and timestamp of an earlier one, and the first of them by user."""
 
     count: int = 0
     example: tuple[int, int, int] | None = None
@@ -71,12 +66,6 @@ def ordered_blocks(
     """Yield the events of all users, a partition at a time, in ascending order of user row.
 
     A user's events are ordered by timestamp, ties by log order; by log order if the log has no timestamps.
-
-    Args:
-        partitions: The events.
-        places: Numbers of the partitions, in order.
-        duplicates: With "drop", events that repeat an earlier one are left out.
-        found: Counts the duplicates.
     """
     for place in places:
         first, stop = partitions.users(place)
@@ -117,11 +106,7 @@ def refuse_duplicates(
 
 @dataclass
 class BlockSpool:
-    """Blocks on disk that can be read several times.
-
-    Attributes:
-        lengths: Number of events of each user, by block.
-    """
+    """Blocks on disk that can be read several times, in files of `folder` with names that start with `name`."""
 
     folder: Path
     name: str

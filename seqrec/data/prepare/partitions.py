@@ -67,13 +67,7 @@ def column_types(spool: Spool, items: Numbering) -> dict[str, np.dtype[Any]]:
 
 
 class Partitions:
-    """Files with the events of neighbouring users together, each user's in log order.
-
-    Args:
-        folder: Folder for the files.
-        lengths: (U,) events of each user, at least 1.
-        types: Of `column_types`.
-    """
+    """Files with the events of neighbouring users together, each user's in log order. `lengths` (U,) is at least 1."""
 
     def __init__(self, folder: Path, lengths: NDArray[np.int64], types: dict[str, np.dtype[Any]]) -> None:
         self._ends = np.cumsum(lengths)

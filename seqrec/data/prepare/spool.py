@@ -34,11 +34,7 @@ class Workspace:
     needed: int = 0
 
     def require(self, more: int) -> None:
-        """Refuse to continue if less than `more` bytes are free.
-
-        Raises:
-            StoreError: if the disk is too small.
-        """
+        """Refuse to continue if less than `more` bytes are free."""
         free = shutil.disk_usage(self.folder).free
         if more > free:
             raise StoreError(
@@ -85,9 +81,6 @@ class _Packing(NamedTuple):
 class IntegerColumn:
     """Chunks of int64, each kept as differences to its smallest value in the smallest type that holds them.
 
-    Args:
-        file: A new file.
-
     Attributes:
         low: The smallest value.
         high: The largest one.
@@ -127,11 +120,7 @@ class IntegerColumn:
 
 
 class TextColumn:
-    """Chunks of text, each kept as its distinct values in ascending order and (C,) places among them.
-
-    Args:
-        file: A new file for the places. Distinct values go to files in the same folder.
-    """
+    """Chunks of text, each kept as its distinct values in ascending order, in a file of its own, and (C,) places."""
 
     def __init__(self, file: Path) -> None:
         self.places = RawColumn(file, np.uint32)

@@ -23,13 +23,7 @@ _SAMPLE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Tally:
-    """Result of one pass over a frame.
-
-    Attributes:
-        rows: Number of rows of the frame.
-        counts: Number of rows that meet each condition.
-        first: Numbers, from 0, of the first few rows that meet each condition, ascending.
-    """
+    """Result of a pass over a frame: number of rows, of rows that meet each condition, and the first of these."""
 
     rows: int
     counts: dict[str, int]
@@ -58,11 +52,6 @@ def tally(
 
 def leave_out(found: Sequence[Malformed], rows: int, max_bad_share: float) -> tuple[Malformed, ...]:
     """Return the malformed rows to leave out, of the files that have any.
-
-    Args:
-        found: Malformed rows of each file, possibly none.
-        rows: Number of rows of all files.
-        max_bad_share: Largest share of malformed rows among `rows`, 0..1.
 
     Raises:
         InputError: if more rows are malformed, or if all are; the message lists the first few.
@@ -107,11 +96,7 @@ def _percent(share: float) -> str:
 
 @contextmanager
 def reading(origin: Path | str, kind: str = "text") -> Iterator[None]:
-    """Turn a failure to read `origin` into a one-line error.
-
-    Raises:
-        InputError: if polars or the operating system could not read the input.
-    """
+    """Turn a failure to read `origin` into a one-line error."""
     try:
         yield
     except pl.exceptions.NoDataError as error:

@@ -96,11 +96,7 @@ class CsvRows:
 
     @contextmanager
     def naming_stray_quotes(self) -> Iterator[None]:
-        """Turn polars' error about a stray quote into one that names the line.
-
-        Raises:
-            InputError: if polars refuses a stray quote.
-        """
+        """Turn polars' error about a stray quote into one that names the line."""
         try:
             yield
         except pl.exceptions.ComputeError as error:
@@ -109,14 +105,7 @@ class CsvRows:
             raise
 
     def check_no_line_is_swallowed(self, rows: int) -> None:
-        """Refuse a file in which a stray quote in a long row swallows the lines after it.
-
-        Args:
-            rows: Number of rows of `frame`.
-
-        Raises:
-            InputError: if the file has more lines than its rows account for.
-        """
+        """Refuse a file in which a stray quote in a long row swallows the lines after it."""
         if not self.quote:
             return
         lines = pl.scan_lines(self.path, glob=False).select(pl.len()).collect(engine="streaming").item()

@@ -36,13 +36,7 @@ class Malformed:
 
 @dataclass(frozen=True)
 class CheckedLog:
-    """A log that was read once to check it.
-
-    Attributes:
-        frame: The interaction frame.
-        num_rows: Number of rows of the frame.
-        malformed: Rows that were left out, by file.
-    """
+    """A log that was read once to check it: the interaction frame, its rows, and the rows that were left out."""
 
     frame: pl.LazyFrame
     num_rows: int

@@ -110,11 +110,7 @@ class TableFile:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Turn a failure to read the file into a one-line error.
-
-        Raises:
-            InputError: if polars or the operating system could not read it.
-        """
+        """Turn a failure to read the file into a one-line error."""
         with reading(self.path, self._kind):
             if self.csv is None:
                 yield
@@ -128,34 +124,20 @@ class TableFile:
             self.time = self.time.looser
 
     def timestamps(self, *, in_millionths: bool) -> pl.Expr | None:
-        """Return the column `timestamp` of the interaction frame, null for invalid times; None if the log has none.
-
-        Args:
-            in_millionths: Whether the log's times are kept in millionths. Fewer times fit then.
-        """
+        """Return the column `timestamp` of the interaction frame, null for invalid times; None if the log has none."""
         if self.time is None:
             return None
         return self.time.millionths if in_millionths else self.time.whole
 
     def is_unfit(self, *, in_millionths: bool) -> pl.Expr:
-        """Return True for a row of `frame` that is not an event: malformed, or a blank line.
-
-        Args:
-            in_millionths: As for `timestamps`.
-        """
+        """Return True for a row of `frame` that is not an event: malformed, or a blank line."""
         times = self.timestamps(in_millionths=in_millionths)
         wanted = [*self.ids.values(), *([] if times is None else [times])]
         unfit = pl.any_horizontal(*(column.is_null() for column in wanted))
         return unfit if self.csv is None else unfit | self.csv.is_long
 
     def interactions(self, id_types: dict[str, Any], *, in_millionths: bool, all_fit: bool) -> pl.LazyFrame:
-        """Return the file's interaction frame, without malformed rows and blank lines.
-
-        Args:
-            id_types: Type of `user_id` and of `item_id` in the whole log.
-            in_millionths: As for `timestamps`.
-            all_fit: Whether all rows are known to be events.
-        """
+        """Return the file's interaction frame, without malformed rows and blank lines."""
         selected = [column.cast(id_types[name]).alias(name) for name, column in self.ids.items()]
         times = self.timestamps(in_millionths=in_millionths)
         if times is not None:
