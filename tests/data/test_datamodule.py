@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import multiprocessing
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -334,3 +336,18 @@ def test_first_users_last_two_items_of_a_real_log_are_held_out(
     assert users_and_targets(data.val_dataloader())[user_id] == validated
     assert users_and_targets(data.test_dataloader())[user_id] == tested
     assert np.asarray(data.train_item_counts()).sum() == len(pairs) - 2 * data.num_users
+
+
+def test_training_on_an_existing_store_needs_no_polars(tmp_path: Path):
+    module(tmp_path, Synthetic(num_users=5, num_items=9, mean_events=6)).prepare_data()
+    code = (
+        "import sys\n"
+        "sys.modules['polars'] = None\n"
+        "from seqrec import SequenceDataModule, Synthetic\n"
+        "source = Synthetic(num_users=5, num_items=9, mean_events=6)\n"
+        "data = SequenceDataModule(source, store=sys.argv[1])\n"
+        "print(next(iter(data.train_dataloader())).user_ids.numel())\n"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path / "store")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert done.stdout == "5\n"
