@@ -21,8 +21,7 @@ from seqrec.benchmark.serve import benchmark_serve
 from seqrec.benchmark.training import benchmark_training
 from seqrec.cli.doctor import examine
 from seqrec.cli.errors import explain
-from seqrec.data.inspect import describe
-from seqrec.data.inspect_text import report_text
+from seqrec.data.inspect import describe, report_text
 from seqrec.data.store import EventStore
 from seqrec.evaluation.results import compare as compare_runs
 from seqrec.evaluation.results import comparison_text, read_results

@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from seqrec.data.ragged import ranges
 from seqrec.data.sampler import BatchPlan
+from seqrec.data.windows import ranges
 from seqrec.types import HeldOutItems, History, RaggedItems, SequenceBatch
 
 Int64 = NDArray[np.int64]
 
-# Longest row, in events, from which rows are copied one by one. A copy costs some 0.5 us beside its bytes, a gather
-# some 2 ns an event.
+# If the longest row has this many events, rows are copied one by one. A copy costs some 0.5 us besides its bytes, a
+# gather some 2 ns an event.
 LONG_ROWS = 256
 
 
-class Events(Protocol):
-    """What windows are cut from: an `EventStore`, or an `EventBlock` in memory."""
+class EventArrays(Protocol):
+    """The events of users as flat arrays, user after user: an `EventStore`, or an `EventBlock` in memory."""
 
     @property
     def item_ids(self) -> NDArray[np.integer[Any]]:
@@ -30,33 +30,33 @@ class Events(Protocol):
 
     @property
     def timestamps(self) -> Int64 | None:
-        """(E,) or None where there are none."""
+        """(E,) or None if the log has none."""
 
     @property
     def offsets(self) -> Int64:
-        """(U + 1,) where each user's events start."""
+        """(U + 1,) start of each user's events."""
 
     @property
     def num_items(self) -> int:
         """Items of the catalogue."""
 
     def check_in_use(self) -> None:
-        """Raise an error where the events can no longer be read; see `EventStore.check_in_use`."""
+        """Raise an error if the events can no longer be read; see `EventStore.check_in_use`."""
 
 
 class WindowDataset(Dataset[SequenceBatch]):
-    """Batches of windows by their plans; picklable where the events are, reads the memory-mapped store.
+    """Batches of windows by their plans. The data set can be pickled if its events can.
 
     Args:
         store: The events.
-        history_stops: (num_users,) end of what counts as seen by a user, from `Split.history_stops`.
-        target_stops: (num_users,) end of what a user is judged by, from `Split.target_stops`; None judges by nothing.
-        with_targets: False when no event stands behind the windows (prediction).
+        history_stops: (U,) end of each user's seen events, from `Split.history_stops`.
+        target_stops: (U,) end of each user's held-out events, from `Split.target_stops`; None if no events are.
+        with_targets: False if no event follows the windows (prediction).
     """
 
     def __init__(
         self,
-        store: Events,
+        store: EventArrays,
         history_stops: Int64,
         *,
         target_stops: Int64 | None = None,
@@ -68,7 +68,7 @@ class WindowDataset(Dataset[SequenceBatch]):
         self.with_targets = with_targets
 
     def __getitem__(self, plan: BatchPlan) -> SequenceBatch:
-        """Collate the windows of a batch, right-padded to the longest of them."""
+        """Return the batch of a plan, with rows right-padded to the longest."""
         self.store.check_in_use()
         windows, item_ids, timestamps = plan.windows, self.store.item_ids, self.store.timestamps
         starts, lengths = windows.starts, windows.lengths
@@ -101,7 +101,7 @@ class WindowDataset(Dataset[SequenceBatch]):
         item_ids = np.asarray(self.store.item_ids)[places].astype(np.int64)
         if counts.max() > 1:
             rows = np.repeat(np.arange(len(counts)), counts)
-            # The first event of each item; numbers of pairs are places in a batch, so they fit.
+            # The first event of each item. A pair's number fits, because its row is a place in a batch.
             _, first = np.unique(rows * (self.store.num_items + 1) + item_ids, return_index=True)
             first.sort()
             places, item_ids = places[first], item_ids[first]
@@ -113,14 +113,14 @@ class WindowDataset(Dataset[SequenceBatch]):
 
 
 def padded_rows(column: NDArray[np.integer[Any]], starts: Int64, lengths: Int64) -> Tensor:
-    """(B, L) int64, row b holds `column[starts[b]:starts[b] + lengths[b]]` and zeros behind.
+    """Return rows (B, L) int64: row b is `column[starts[b]:starts[b] + lengths[b]]`, followed by zeros.
 
     Args:
         column: (E,) integers, most often memory-mapped.
         starts: (B,) int64.
-        lengths: (B,) int64; L is the largest.
+        lengths: (B,) int64; L is the largest of them.
     """
-    # A slice of the map itself would make another map object each time.
+    # Each slice of the map itself would make another map object.
     column = np.asarray(column)
     longest = int(lengths.max())
     gather = _copy_each if longest >= LONG_ROWS else _gather
@@ -136,7 +136,7 @@ def _copy_each(column: NDArray[np.integer[Any]], starts: Int64, lengths: Int64, 
 
 def _gather(column: NDArray[np.integer[Any]], starts: Int64, lengths: Int64, longest: int) -> Int64:
     steps = np.arange(longest)
-    # Padding reads on into the events behind, as far as there are any, and is wiped out after.
+    # Padding first gets the following events, if any, and is then set to zero.
     events = np.minimum(starts[:, None] + steps, len(column) - 1)
     rows: Int64 = column.take(events).astype(np.int64, copy=False)
     rows[steps >= lengths[:, None]] = 0

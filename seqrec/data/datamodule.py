@@ -1,7 +1,10 @@
-"""From a raw log to batches: the one room of `data` that knows Lightning."""
+"""From a raw log to batches: the data module and its loader. No other module of `data` imports Lightning."""
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,50 +15,94 @@ import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader
 
 from seqrec.data.collate import WindowDataset
-from seqrec.data.item_counts import training_item_counts
-from seqrec.data.loader import ResumableLoader, outlive_signals
-from seqrec.data.position import TrainingPlace, count_as_done
+from seqrec.data.position import EpochPosition, count_as_done
 from seqrec.data.prepare import Filters, ensure_store, fingerprint, prepare
 from seqrec.data.progress import print_line
 from seqrec.data.sampler import BatchSampler
 from seqrec.data.sources import Source
-from seqrec.data.splits import LeaveOneOut, Split
+from seqrec.data.splits import LeaveOneOut, Split, training_item_counts
 from seqrec.data.store import EventStore
 from seqrec.data.windows import NewestWindow, TrainWindows, WindowIndex, judged_windows, newest_windows
 from seqrec.errors import InputError
 from seqrec.specs import to_spec
+from seqrec.types import SequenceBatch
+
+
+class ResumableLoader(DataLoader[SequenceBatch]):
+    """A loader that can start in the middle of an epoch. Lightning recognizes it by `state_dict`.
+
+    The position is the data module's state, because the loader fetches batches before they are trained on.
+    """
+
+    sampler: BatchSampler
+
+    def __iter__(self) -> Any:
+        """Return an iterator over batches. If a worker has died, the next batch raises an error within 5 s.
+
+        torch's handler of SIGCHLD is removed. It would raise at any point of the run, even within a checkpoint.
+        """
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if not self.num_workers or not in_main_thread or not hasattr(signal, "SIGCHLD"):
+            return super().__iter__()
+        before = signal.getsignal(signal.SIGCHLD)
+        try:
+            return super().__iter__()
+        finally:
+            signal.signal(signal.SIGCHLD, before)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing; see `SequenceDataModule.state_dict`."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing; see `SequenceDataModule.load_state_dict`."""
 
 
 class SequenceDataModule(pl.LightningDataModule):
     """Per-user windows of a log, for training, evaluation and prediction.
 
-    The store is prepared from the source when it is first needed and opened ever after; of a host's processes one
-    prepares and the others wait. Hosts share a store that all see, or prepare one each on their own disks. Its state,
-    part of each checkpoint, is the place in the training order, so that a resumed run sees the batches that were next.
+    The store is prepared from the source when it is first needed, and later only opened. On each host one process
+    prepares it and the others wait. Hosts may share a store, or each prepare one on its own disk. The state, which is
+    part of each checkpoint, is the position in the training order. A resumed run continues with the next batch.
 
     Args:
-        source: Where the log comes from.
+        source: The raw log.
         store: Folder of the prepared store; None is `stores/<source>-<fingerprint of source and filters>`.
-        filters: Which users, items and events are kept.
-        split: What is held out.
-        train_windows: How training histories are cut; the default is the newest window of each user.
+        filters: Users, items and events to keep.
+        split: Division into training, validation and test; the default is leave-one-out.
+        train_windows: Windows of training histories; the default is the newest window of each user.
         max_length: Events a window, at most.
-        batch_size: Windows a batch and rank, in training.
-        max_tokens: Events a batch and rank, in training, padding included, instead of `batch_size`.
-        eval_batch_size: Windows a batch and rank, in evaluation and prediction.
+        batch_size: Windows a batch and process, in training.
+        max_tokens: Events a batch and process, in training, padding included, instead of `batch_size`.
+        eval_batch_size: Windows a batch and process, in evaluation and prediction.
         val_users: Users that validation judges while fitting, at most: a fixed sample, the same in each epoch and for
-            any number of ranks. None judges all; the commands `validate` and `test` always do.
-        bucket_by_length: Whether training batches hold rows of like length (less padding). Each batch then counts
-            by its events, so that short histories weigh no more than otherwise.
+            any number of processes. None judges all; the commands `validate` and `test` always do.
+        bucket_by_length: Whether the rows of a training batch have similar lengths (less padding). Batches are then
+            weighted by their events, to keep the weight of short histories.
         num_workers: Loader processes; 0 reads in the main process, which the memory-mapped store makes cheap.
         seed: Seed of the training order.
         memory_limit: Most memory that preparation may take, such as "8GiB"; None is half of the machine's.
 
     Attributes:
-        prepare_seconds: What preparing or opening the store took this process so far.
-        longest_first: Whether training windows come longest first instead of shuffled, to see what memory they take.
+        prepare_seconds: Seconds that this process has spent on preparing or opening the store.
+        longest_first: Whether training windows come longest first instead of shuffled, to measure their memory.
+
+    Raises:
+        InputError: if a number is out of range.
+
+    Example:
+        >>> import tempfile
+        >>> from seqrec import Filters, SequenceDataModule, Synthetic, prepare
+        >>> source = Synthetic(num_users=20, num_items=30, mean_events=8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = prepare(source, Filters(), f"{folder}/store")
+        ...     data = SequenceDataModule(source, store=f"{folder}/store", max_length=4, batch_size=4)
+        ...     batch = next(iter(data.train_dataloader()))
+        ...     batch.history.item_ids.shape[0], batch.targets.shape == batch.history.item_ids.shape
+        (4, True)
     """
 
     def __init__(
@@ -99,17 +146,17 @@ class SequenceDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.memory_limit = memory_limit
-        # Now, since a policy that cannot be described should not show when the first checkpoint is written.
+        # A policy that cannot be described fails here, and not when the first checkpoint is written.
         self._policies = {"split": to_spec(self.split), "train_windows": to_spec(self.train_windows)}
         self.prepare_seconds, self.longest_first = 0.0, False
         self._resume_from: dict[str, Any] | None = None
         self._train_sampler: BatchSampler | None = None
-        self._place = TrainingPlace()
+        self._position = EpochPosition()
         self.store_directory = Path(store or f"stores/{source.name}-{fingerprint(source, filters)}")
 
     @cached_property
     def store(self) -> EventStore:
-        """The prepared events; prepares them when they are not there yet."""
+        """The prepared events, which are prepared now if the store does not exist."""
         started = perf_counter()
         store = ensure_store(
             self.source,
@@ -132,11 +179,11 @@ class SequenceDataModule(pl.LightningDataModule):
         return self.store.num_users
 
     def train_item_counts(self) -> NDArray[np.int64]:
-        """(num_items + 1,) how often each item occurs in the training part; item 0 never does."""
+        """Return the number of events (num_items + 1,) of each item in the training part; item 0 has none."""
         return training_item_counts(self.store, self.split)
 
     def prepare_again(self) -> None:
-        """Prepare the store even where one is there; for one process alone."""
+        """Prepare the store even if it exists. Only one process may call this."""
         self.__dict__.pop("store", None)
         prepare(
             self.source,
@@ -152,7 +199,7 @@ class SequenceDataModule(pl.LightningDataModule):
         self.store  # noqa: B018  # opens or prepares
 
     def train_dataloader(self) -> ResumableLoader:
-        """Shuffled windows of the training part; every window has at least one target."""
+        """Return a loader of shuffled windows of the training part; every window has at least one target."""
         stops = self.split.history_stops(self.store, "train")
         if not (stops - 1 > self._offsets).any():
             raise InputError(
@@ -162,37 +209,37 @@ class SequenceDataModule(pl.LightningDataModule):
         dataset, shuffle = WindowDataset(self.store, stops), not self.longest_first
         loader = self._loader(dataset, windows, self.batch_size, shuffle=shuffle)
         self._train_sampler = loader.sampler
-        self._go_on(loader.sampler)
+        self._resume(loader.sampler)
         return loader
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch and batch that training comes to next, and what the order depends on."""
+        """Return epoch and number of the next training batch, and the settings that determine the order."""
         assert self.trainer is not None
         epoch = 0 if self._train_sampler is None else self._train_sampler.epoch
         batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if batch >= self.trainer.num_training_batches:
             epoch, batch = epoch + 1, 0
-        return self._place.state(epoch, batch, self._order())
+        return self._position.state(epoch, batch, self._order())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let the next training loader start at a checkpoint's place; evaluation does not ask for it."""
+        """Let the next training loader start at a checkpoint's position. Evaluation ignores it."""
         self._resume_from = state_dict
 
-    def _go_on(self, sampler: BatchSampler) -> None:
+    def _resume(self, sampler: BatchSampler) -> None:
         state, self._resume_from = self._resume_from, None
         if state is None:
             return
-        done = self._place.resume(sampler, state, self._order())
+        done = self._position.resume(sampler, state, self._order())
         assert self.trainer is not None
         loop, limit = self.trainer.fit_loop, self.trainer.limit_train_batches
         if state["batch"]:
             count_as_done(loop.epoch_loop.batch_progress.current, done, limit=limit)
         else:
-            # A new epoch; where `max_steps` is set, Lightning would end the old one once more.
+            # A new epoch. With `max_steps`, Lightning would end the old one once more.
             loop._restarting = loop.epoch_loop.restarting = False
 
     def _order(self) -> dict[str, Any]:
-        """All that the order of an epoch depends on, in plain values."""
+        """Return all settings that determine the order of an epoch, as plain values."""
         return {
             "events": self.store.num_events,
             **self._policies,
@@ -206,19 +253,19 @@ class SequenceDataModule(pl.LightningDataModule):
 
     @property
     def event_order(self) -> str:
-        """How the store orders a user's events, those of equal time too."""
+        """Rule by which the store orders a user's events, including those of equal time."""
         return str(self.store.manifest.get("order", "unknown"))
 
     def val_dataloader(self) -> ResumableLoader:
-        """Each user that is judged once, with its validation targets; while fitting `val_users` of them."""
+        """Return a loader of all judged users with their validation targets; while fitting, of `val_users` of them."""
         return self._eval_loader("validate")
 
     def test_dataloader(self) -> ResumableLoader:
-        """Each user that is judged once, with its test targets."""
+        """Return a loader of all judged users with their test targets."""
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> ResumableLoader:
-        """Each user once, with the whole log as history and no target."""
+        """Return a loader of all users, with the whole log as history and no targets."""
         return self._eval_loader("predict")
 
     @property
@@ -269,7 +316,7 @@ class SequenceDataModule(pl.LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
         )
-        # The sampler yields whole batches, so the loader itself must not batch.
+        # The sampler yields complete batches, so the loader itself must not batch.
         return ResumableLoader(
             dataset,
             batch_size=None,
@@ -279,3 +326,28 @@ class SequenceDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
+
+
+def outlive_signals(worker: int) -> None:
+    """Keep a worker alive if a terminal or a cluster sends its run's signals to all processes.
+
+    The run needs its workers to finish its step. Then it ends them by a SIGTERM of its own. Workers also end by
+    themselves if the run is gone. If a process cannot see the sender of a signal (macOS, Windows), any SIGTERM ends
+    it.
+
+    Args:
+        worker: Number of the worker, for use as a loader's `worker_init_fn`.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.name == "posix":
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        # A signal must be blocked in all threads to wait for the thread that checks its sender.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_the_run, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_the_run(run: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
+        pass
+    os._exit(0)

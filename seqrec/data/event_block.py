@@ -1,4 +1,4 @@
-"""Events of some users in memory, laid out as a store's. U users, E events."""
+"""Events of some users in memory, in the layout of a store. U users, E events."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class EventBlock:
-    """Histories of users who need not be in any store, oldest event first.
+    """Histories of users, who need not be in a store, oldest event first.
 
     Attributes:
         item_ids: (E,) internal item ids, user after user.
-        offsets: (U + 1,) int64; user u has the events `offsets[u]` up to but without `offsets[u + 1]`, possibly none.
-        user_ids: (U,) int64, what the model is told of each user; 0 is one that training did not know.
+        offsets: (U + 1,) int64; user u has the events [offsets[u], offsets[u + 1]), possibly none.
+        user_ids: (U,) int64 internal user ids; 0 is a user that the model does not know.
         num_items: Items of the catalogue.
-        timestamps: (E,) int64, or None where there are none.
+        timestamps: (E,) int64; None without times.
     """
 
     item_ids: NDArray[np.integer[Any]]
@@ -40,17 +40,17 @@ class EventBlock:
         return len(self.user_ids)
 
     def check_in_use(self) -> None:
-        """Nothing to check: memory stays."""
+        """Do nothing: events in memory can always be read."""
 
     def batches(
         self, max_length: int, *, batch_size: int | None = None, max_tokens: int | None = None
     ) -> Iterator[tuple[Int64, SequenceBatch]]:
-        """Users of like length together, each one's newest events, the longest first; users without any are left out.
+        """Yield users in batches of similar length, the longest first. Users without events are left out.
 
         Args:
-            max_length: Events of a user, at most.
+            max_length: Newest events of a user, at most.
             batch_size: Users a batch; None with `max_tokens`.
-            max_tokens: Events a batch, padding included; at least one user is in a batch.
+            max_tokens: Events a batch, padding included; a batch has at least one user.
 
         Yields:
             (B,) places of the batch's users in this block, and the batch.

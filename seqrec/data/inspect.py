@@ -1,30 +1,33 @@
-"""What is in an event store: lengths, skew, times, files, settings, and whether the files are whole."""
+"""Describe an event store: lengths, skew, times, files, settings and integrity, as a report and as text."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tabulate import tabulate
 
 from seqrec.data.store import REMEDY, EventStore
 from seqrec.errors import StoreError
 
-# Read at a time, so that a billion events take no more memory than a few.
+# Events to read at a time, which bounds the memory.
 CHUNK_EVENTS = 1 << 20
-# Ticks a second of the units that times since 1970 come in.
+# Units of times since 1970, in ticks a second.
 _UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
-# A time is taken for one since 1970 if that puts it between 1990 and 2100.
+# In the right unit a time since 1970 lies between 1990 and 2100.
 _EARLIEST, _LATEST = 631_152_000, 4_102_444_800
+# Characters of the longest bar.
+_BAR = 40
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Events a user. Percentiles lie between two users' lengths where they fall between two users.
+    """Events a user. Percentiles are interpolated.
 
     Attributes:
         minimum: Events of the shortest history.
@@ -32,7 +35,7 @@ class Lengths:
         median: Median.
         p95: 95th percentile.
         maximum: Events of the longest history.
-        histogram: (least, most, users) of each bin; bins are as wide as 1, 2, 4, ... events.
+        histogram: (least, most, users) of each bin. The bins are 1, 2, 4, ... events wide.
     """
 
     minimum: int
@@ -45,14 +48,14 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Popularity:
-    """How unevenly events fall on items.
+    """Skew of the events an item.
 
     Attributes:
-        top_1_percent: Share of all events that are on the most popular 1 % of items, rounded up to whole items.
-        top_10_percent: Likewise of 10 %.
-        gini: Gini coefficient of events an item: 0 where all have equally many, near 1 where one has all.
+        top_1_percent: Share of all events on the most popular 1 % of items, rounded up to whole items.
+        top_10_percent: Share on the most popular 10 %.
+        gini: Gini coefficient of events an item: 0 if all have equally many, near 1 if one has all.
         maximum: Events of the most popular item.
-        once: Items that have one event.
+        once: Number of items with one event.
     """
 
     top_1_percent: float
@@ -69,10 +72,9 @@ class Times:
     Attributes:
         first: The earliest, in the log's unit.
         last: The latest.
-        unit: Unit that the log probably counts in since 1970, told from the size of both; None where it
-            cannot be told.
-        first_utc: `first` as a date, if `unit` is right; None without one.
-        last_utc: Likewise.
+        unit: Probable unit of the log's times since 1970, judged by the size of both; None if no unit fits.
+        first_utc: `first` as a date in that unit; None without one.
+        last_utc: `last` as a date.
     """
 
     first: int
@@ -84,20 +86,20 @@ class Times:
 
 @dataclass(frozen=True)
 class StoreReport:
-    """All that `describe` tells of a store.
+    """Description of a store.
 
     Attributes:
         directory: Its folder.
-        counts: By name, as the manifest has them: users, items, events and what else preparation counted.
-        damage: What `verify` found wrong; None where nothing is, or nobody looked.
+        counts: Counts in the manifest, by name: users, items, events and others.
+        damage: Damage that `verify` found; None if it found none or did not run.
         verified: Whether every file was hashed.
-        lengths: Events a user; None for a damaged store, whose numbers mean nothing, as those below.
-        popularity: Events an item.
-        times: First and last time; None also where the log has none.
+        lengths: Events a user; None for a damaged store.
+        popularity: Events an item; None for a damaged store.
+        times: First and last time; None for a damaged store, or if the log has none.
         columns: Type of each array with one value an event, by name.
         files: Bytes of each file, by name.
         settings: The manifest's source, filters, order and source files.
-        malformed: The manifest's account of rows that were left out; empty where there were none.
+        malformed: The manifest's list of rows that were left out as malformed.
     """
 
     directory: str
@@ -113,22 +115,31 @@ class StoreReport:
     malformed: list[dict[str, Any]]
 
     def as_json(self) -> str:
-        """Return the report for programs; the attributes are the keys."""
+        """Return the report as JSON, with the attributes as keys."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
 
 def describe(store: EventStore, *, verify: bool = True) -> StoreReport:
-    """Return what a store holds, from its manifest and one pass over its arrays.
+    """Describe a store, from its manifest and one pass over its arrays.
 
-    Memory is some 8 bytes a user and 8 an item, whatever the number of events.
+    Memory is some 8 bytes a user and 8 an item, for any number of events.
 
     Args:
         store: The store.
-        verify: Whether every file is hashed, which takes as long as reading them. A store that is found
-            damaged is described by its manifest alone.
+        verify: Whether to hash every file, which takes as long as reading them. A damaged store is described by its
+            manifest alone.
 
     Raises:
-        StoreError: an item id is out of range, which `verify` would have found.
+        StoreError: if an item id is out of range, which `verify` would find.
+
+    Example:
+        >>> import tempfile
+        >>> from seqrec import Filters, Synthetic, prepare
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = prepare(Synthetic(num_users=9, num_items=9, mean_events=6), Filters(), f"{folder}/store")
+        ...     report = describe(store)
+        ...     report.counts["users"], report.damage, report.lengths.minimum
+        (9, None, 5)
     """
     damage = None
     if verify:
@@ -172,14 +183,14 @@ def _item_counts(store: EventStore) -> NDArray[np.int64]:
                 f"{store.directory / 'item_ids.npy'} is damaged: it has item id {chunk.max()}, "
                 f"the store has {store.num_items} items; {REMEDY}"
             )
-        # Unlike bincount, this costs nothing for the items that are not in the chunk.
+        # Unlike bincount, this costs nothing for items that are not in the chunk.
         np.add.at(counts, chunk.astype(np.intp), 1)
     return counts[1:]
 
 
 def _lengths(lengths: NDArray[np.int64]) -> Lengths:
     median, p95 = np.percentile(lengths, [50, 95])
-    # The number of binary digits of a length is the number of its bin, counted from 1.
+    # A length with k binary digits is in bin number k, counted from 1.
     users = np.bincount(np.frexp(lengths.astype(np.float64))[1])[1:]
     bins = [(1 << k, (2 << k) - 1, int(count)) for k, count in enumerate(users)]
     first = next(k for k, (_, _, count) in enumerate(bins) if count)
@@ -210,7 +221,7 @@ def _popularity(counts: NDArray[np.int64]) -> Popularity:
 
 
 def _top_share(ascending: NDArray[np.int64], parts: int) -> float:
-    # Share of the events on the last of so many equally large parts of the items.
+    # Share of the events on the last part, if the items are divided into `parts` equal parts.
     first = len(ascending) - -(-len(ascending) // parts)
     return int(ascending[first:].sum()) / int(ascending.sum())
 
@@ -227,3 +238,107 @@ def _times(timestamps: NDArray[np.int64]) -> Times:
 def _utc(time: int, ticks: int) -> str:
     moment = datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=time // ticks)
     return moment.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def report_text(report: StoreReport) -> str:
+    """Return a report as text: counts, lengths with a bar a bin, skew, times, files, settings, integrity."""
+    sections = [
+        ("events a user", _length_lines(report.lengths) if report.lengths else []),
+        ("popularity", _popularity_lines(report.popularity, report.counts) if report.popularity else []),
+        ("time", _time_lines(report.times) if report.times else []),
+        ("left out as malformed", _malformed_lines(report.malformed)),
+        ("columns", _table(report.columns.items())),
+        ("bytes on disk", _file_lines(report.files)),
+        ("settings", list(_setting_lines(report.settings))),
+        ("integrity", [_integrity(report)]),
+    ]
+    parts = ["\n".join([report.directory, *_count_lines(report.counts)])]
+    parts += ["\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections if lines]
+    return "\n\n".join(parts)
+
+
+def _table(rows: Iterable[Sequence[str]], align: Sequence[str] = ("left", "left")) -> list[str]:
+    # Lines of an aligned table without header. The text of the cells stays unchanged.
+    text = tabulate(list(rows), tablefmt="plain", colalign=align, disable_numparse=True)
+    return [line.rstrip() for line in text.splitlines()]
+
+
+def _count_lines(counts: dict[str, int | None]) -> list[str]:
+    ordered = {name: counts[name] for name in ("users", "items", "events")} | counts
+    shown = {name: "not counted" if count is None else f"{count:,}" for name, count in ordered.items()}
+    return _table((name.replace("_", " "), count) for name, count in shown.items())
+
+
+def _length_lines(lengths: Lengths) -> list[str]:
+    most = max(users for *_, users in lengths.histogram)
+    rows = [
+        (
+            f"{low:,}" if low == high else f"{low:,} - {high:,}",
+            f"{users:,} users",
+            # A bin with any user has a bar.
+            "#" * -(-users * _BAR // most),
+        )
+        for low, high, users in lengths.histogram
+    ]
+    return [
+        f"mean {lengths.mean:,.1f}, median {lengths.median:,.0f}, p95 {lengths.p95:,.0f}, "
+        f"min {lengths.minimum:,}, max {lengths.maximum:,}",
+        *_table(rows, ("right", "right", "left")),
+    ]
+
+
+def _popularity_lines(popularity: Popularity, counts: dict[str, int | None]) -> list[str]:
+    items = counts["items"]
+    assert items is not None
+    return [
+        f"top 1% of items: {popularity.top_1_percent:.1%} of events, top 10%: {popularity.top_10_percent:.1%}",
+        f"Gini coefficient {popularity.gini:.3f} (0: all alike, 1: one item has all)",
+        f"most popular item: {popularity.maximum:,} events; "
+        f"{popularity.once:,} items ({popularity.once / items:.1%}) have one event",
+    ]
+
+
+def _time_lines(times: Times) -> list[str]:
+    if times.unit is None:
+        note = "neither seconds, milli-, micro- nor nanoseconds since 1970, by their size"
+    else:
+        note = f"{times.first_utc} to {times.last_utc} UTC, if these are {times.unit} since 1970 (inferred)"
+    return [f"{times.first} to {times.last}", note]
+
+
+def _malformed_lines(malformed: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"{entry['file']}: {entry['count']:,} of {entry['rows']:,} rows ({'; '.join(entry['places'])}"
+        f"{'; ...' if entry['count'] > len(entry['places']) else ''})"
+        for entry in malformed
+    ]
+
+
+def _file_lines(files: dict[str, int]) -> list[str]:
+    sizes = files | {"all": sum(files.values())}
+    return _table(((name, f"{size:,}") for name, size in sizes.items()), ("left", "right"))
+
+
+def _setting_lines(settings: dict[str, Any]) -> Iterator[str]:
+    for name, value in settings.items():
+        if name == "source":
+            yield f"source: {value['name']}"
+            yield from (f"  {argument}: {_plain(given)}" for argument, given in value["arguments"].items())
+        elif name == "filters":
+            yield "filters:"
+            yield from (f"  {argument}: {_plain(given)}" for argument, given in value.items())
+        elif name == "source_files":
+            yield "source files:"
+            yield from (f"  {file['name']}  {file['bytes']:,} bytes" for file in value)
+        else:
+            yield f"{name}: {_plain(value)}"
+
+
+def _integrity(report: StoreReport) -> str:
+    if report.damage is not None:
+        return f"DAMAGED: {report.damage}"
+    return "intact: every file has its SHA-256" if report.verified else "not checked"
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

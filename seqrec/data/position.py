@@ -1,4 +1,4 @@
-"""The place in the training order that a run goes on from, on as many ranks as before or on others."""
+"""Position within an epoch, which lets a run resume, also with another number of processes."""
 
 from __future__ import annotations
 
@@ -9,83 +9,78 @@ from seqrec.data.sampler import BatchSampler, TrainedSegment
 from seqrec.errors import InputError
 from seqrec.specs import with_public_paths
 
-# What may differ from job to job of one run: an epoch's windows are dealt out anew.
+# Settings that may differ between the jobs of one run: the rest of an epoch is split anew.
 RESIZABLE = ("world_size", "batch_size", "max_tokens")
 
 
-class TrainingPlace:
-    """How much of an epoch is trained on, and in which ways, where jobs of different size did that."""
+class EpochPosition:
+    """The part of an epoch that is done, and the settings of the jobs that did it."""
 
     def __init__(self) -> None:
         self._epoch = 0
-        self._legs: tuple[TrainedSegment, ...] = ()
+        self._segments: tuple[TrainedSegment, ...] = ()
         self._counted = 0
 
     def state(self, epoch: int, batches: int, order: dict[str, Any]) -> dict[str, Any]:
-        """Plain values for a checkpoint.
-
-        Args:
-            epoch: The epoch that training comes to next.
-            batches: Batches of it that count as done.
-            order: All that the order of an epoch depends on.
-        """
+        """Return the position as plain values, for a checkpoint."""
         here = epoch == self._epoch
         return {
             "epoch": epoch,
             "batch": batches - self._counted if here else batches,
-            "legs": [list(astuple(leg)) for leg in self._legs] if here else [],
+            "legs": [list(astuple(segment)) for segment in self._segments] if here else [],
             "order": order,
         }
 
     def resume(self, sampler: BatchSampler, state: dict[str, Any], order: dict[str, Any]) -> int:
-        """Let the sampler yield what a checkpoint's run left of its epoch.
+        """Let the sampler yield the rest of a checkpoint's epoch.
 
         Args:
-            sampler: Makes this job's batches.
-            state: From `state`.
-            order: This job's.
+            sampler: This job's sampler.
+            state: Values of `state`.
+            order: As for `state`, of this job.
 
         Returns:
-            Batches of the epoch that count as done, out of `len(sampler)`.
+            Number of batches that count as done, out of `len(sampler)`.
 
         Raises:
-            InputError: in the middle of an epoch, one whose windows or their order would be others now.
+            InputError: if the checkpoint is in the middle of an epoch that would have other windows or another order
+                now.
         """
-        legs, steps = tuple(TrainedSegment(*leg) for leg in state.get("legs", [])), state["batch"]
+        segments, steps = tuple(TrainedSegment(*values) for values in state.get("legs", [])), state["batch"]
         was = with_public_paths(state["order"])
-        if steps or legs:
+        if steps or segments:
             changed = [name for name in order if name not in RESIZABLE and was.get(name) != order[name]]
             if changed:
                 before, now = was.get(changed[0]), order[changed[0]]
                 raise InputError(
                     f"the checkpoint lies in the middle of an epoch that was ordered with {changed[0]}={before}; now "
-                    f"it is {now}, so that users would be seen twice or not at all: resume with {before}, or from an "
+                    f"it is {now}, and some users would be seen twice or not at all: resume with {before}, or from an "
                     "epoch's end"
                 )
             if steps and any(was[name] != order[name] for name in RESIZABLE):
-                legs, steps = (*legs, TrainedSegment(steps, *(was[name] for name in RESIZABLE))), 0
+                segments, steps = (*segments, TrainedSegment(steps, *(was[name] for name in RESIZABLE))), 0
         sampler.set_epoch(state["epoch"])
-        done = sampler.resume(legs, steps)
-        self._epoch, self._legs, self._counted = state["epoch"], legs, done - steps
+        done = sampler.resume(segments, steps)
+        self._epoch, self._segments, self._counted = state["epoch"], segments, done - steps
         return done
 
 
 def count_as_done(counts: Any, done: int, *, limit: float) -> None:
-    """Move a trainer's counts of an epoch's batches, which a job of another size counts otherwise.
+    """Adapt a trainer's counts of an epoch's batches to a job of another size.
 
     Args:
-        counts: `ready`, `started`, `processed` and `completed` as they stand in the checkpoint.
-        done: What `ready` shall be.
+        counts: `ready`, `started`, `processed` and `completed` of the checkpoint.
+        done: The new value of `ready`.
         limit: The trainer's `limit_train_batches`.
 
     Raises:
-        InputError: the epoch has a limit, so that it is open which batches are left.
+        InputError: if the epoch has a limit, which leaves open the number of remaining batches.
     """
     moved = done - counts.ready
     if moved and limit != 1.0:
         raise InputError(
             f"limit_train_batches={limit} and a checkpoint of a job of another size do not go together: take out the "
-            "limit, or resume on as many ranks and with the batches of before"
+            "limit, or resume with as many processes and with the same batches as before"
         )
     for name in ("ready", "started", "processed", "completed"):
         setattr(counts, name, getattr(counts, name) + moved)

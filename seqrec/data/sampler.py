@@ -1,6 +1,6 @@
-"""Which windows go into which batch: shuffled, rows of like length together, divided between ranks.
+"""Batches of windows: shuffled, rows of similar length together, divided between processes.
 
-A step is what all ranks do at once: one batch each. W windows, S steps.
+In a step each process trains on one batch. W windows, S steps.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler
 
-from seqrec.data.ragged import ranges
-from seqrec.data.windows import WindowIndex
+from seqrec.data.windows import WindowIndex, ranges
 from seqrec.errors import InputError
 
 Int64 = NDArray[np.int64]
 
-# Lengths count as alike when they agree in this many leading bits, so they differ by 1/32 at most. Fewer bits make
-# batches more random and their padding larger.
+# Lengths are similar if they agree in this many leading bits, so they differ by 1/32 at most. Fewer bits make batches
+# more random and their padding larger.
 LIKE_BITS = 6
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The windows of one batch, which a sampler sends to the processes that read them.
+    """The windows of one batch, which a sampler sends to the loader.
 
     Attributes:
         windows: The batch's rows.
@@ -38,10 +37,10 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class TrainedSegment:
-    """The part of an epoch that was trained on in one way, before the run was resumed in another.
+    """The part of an epoch that one job trained on, before another one with other settings resumed the run.
 
     Attributes:
-        steps: Steps that were taken.
+        steps: Number of steps.
         world_size: Processes that shared the windows.
         batch_size: As of `BatchSampler`.
         max_tokens: As of `BatchSampler`.
@@ -55,13 +54,13 @@ class TrainedSegment:
 
 @dataclass(frozen=True)
 class _EpochPlan:
-    """Steps of an epoch, for all ranks.
+    """Steps of an epoch, for all processes.
 
     Attributes:
-        windows: All windows, those of a step behind each other.
-        bounds: (S + 1,) where each step starts in `windows`; the last one is W.
+        windows: All windows, step after step.
+        bounds: (S + 1,) start of each step in `windows`; the last one is W.
         sequence: (S,) the order of the steps.
-        first_ranks: (S,) the rank that each step's first window goes to; the others follow in turn.
+        first_ranks: (S,) rank of the process that gets each step's first window; the others follow in turn.
     """
 
     windows: WindowIndex
@@ -69,40 +68,42 @@ class _EpochPlan:
     sequence: Int64
     first_ranks: Int64
 
-    def behind(self, steps: int) -> WindowIndex:
-        """The windows of all steps but the first ones, in the order in which windows were cut."""
+    def remaining(self, steps: int) -> WindowIndex:
+        """Return the windows of all steps but the first ones, in the order of `windows`."""
         begins, ends = self.bounds[:-1], self.bounds[1:]
         left = np.sort(self.sequence[steps:])
         return self.windows[ranges(begins[left], (ends - begins)[left])]
 
 
 class BatchSampler(DistributedSampler[BatchPlan]):
-    """Yields one rank's batches, every window of an epoch once over all ranks.
+    """Yields one process's batches. The batches of all processes contain every window of an epoch once.
 
-    An epoch is fixed by (seed, epoch, windows, world size). Windows are ordered longest first, cut into steps, and
-    each step's windows dealt out to the ranks in turn, so that ranks take equally many steps and have like many
-    events in each. With `shuffle`, windows of almost the same length are in random order before the cut, another
-    rank begins the deal of each step, and the steps are shuffled. Without `bucket` all windows are in random order.
+    Seed, epoch, windows and world size determine an epoch. Windows are ordered longest first and split into steps.
+    The windows of a step go to the processes in turn, so all processes take the same number of steps and have a
+    similar number of events in each. With `shuffle`, windows of similar length are in random order before the split,
+    each step begins with a random process, and the steps are shuffled. Without `bucket` all windows are in random
+    order.
 
-    Where the last step of the cut has fewer windows than there are ranks, they join the step before: so a batch may
-    have one row more than `batch_size` or `max_tokens` allow.
+    If the last step has fewer windows than processes, they join the step before. A batch may thus have one row more
+    than `batch_size` or `max_tokens` allow.
 
-    It is a `DistributedSampler` only so that Lightning calls `set_epoch` and does not shard it a second time.
+    As a `DistributedSampler` it gets `set_epoch` from Lightning, which then does not shard it a second time.
 
     Args:
         windows: Makes an epoch's windows from the epoch's random numbers.
-        batch_size: Windows a batch and rank; None with `max_tokens`.
-        max_tokens: Events a batch and rank, padding included: rows times the longest row. At least the longest
+        batch_size: Windows a batch and process; None with `max_tokens`.
+        max_tokens: Events a batch and process, padding included: rows times the longest row. At least the longest
             window. None with `batch_size`.
-        shuffle: New order each epoch; otherwise longest first, so that lack of memory shows at once.
-        bucket: Whether rows of like length go together. Without `shuffle` they always do.
+        shuffle: Whether each epoch has a new order. Otherwise the longest windows come first, and a lack of memory
+            shows at once.
+        bucket: Whether rows of similar length are in one batch. Without `shuffle` they always are.
         seed: Seed of windows and order.
-        rank: This process, 0..world_size - 1.
-        world_size: Processes that share the windows.
+        rank: Number of this process, 0..world_size - 1.
+        world_size: Number of processes that share the windows.
 
     Raises:
-        InputError: a value out of range, both or none of `batch_size` and `max_tokens`, `max_tokens` without
-            `bucket`, or fewer windows than processes.
+        InputError: if a value is out of range, if both or none of `batch_size` and `max_tokens` are given, if
+            `max_tokens` is given without `bucket`, or if there are fewer windows than processes.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class BatchSampler(DistributedSampler[BatchPlan]):
             raise InputError(f"batch_size={batch_size} must be at least 1")
         if max_tokens is not None and shuffle and not bucket:
             raise InputError(
-                f"max_tokens={max_tokens} needs rows of like length together: bucket by length, or set batch_size"
+                f"max_tokens={max_tokens} needs rows of similar length together: bucket by length, or set batch_size"
             )
         self.windows = windows
         self.batch_size = batch_size
@@ -137,48 +138,39 @@ class BatchSampler(DistributedSampler[BatchPlan]):
         self.world_size = world_size
         self.epoch = 0
         self._skipped = 0
-        self._legs: tuple[TrainedSegment, ...] = ()
-        # The same for each epoch; made here, so that windows that cannot be batched show at once.
+        self._segments: tuple[TrainedSegment, ...] = ()
+        # The same for each epoch. Windows that cannot be batched show here, at once.
         self._steps = len(self._plan(epoch=0).sequence)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration yields."""
+        """Choose the epoch of the next iteration."""
         self.epoch = epoch
 
-    def skip(self, batches: int) -> None:
-        """Let the next iteration, and only that one, start behind the first `batches` batches of its epoch.
+    def resume(self, segments: Sequence[TrainedSegment], steps: int) -> int:
+        """Let the next iteration, and only that one, yield the rest of an epoch that other jobs began.
 
-        `len` stays that of the whole epoch.
-
-        Raises:
-            InputError: an epoch has fewer batches, or the number is negative.
-        """
-        self.resume((), batches)
-
-    def resume(self, legs: Sequence[TrainedSegment], steps: int) -> int:
-        """Let the next iteration, and only that one, yield what other jobs left of its epoch.
-
-        The windows that the jobs did not train on are ordered, cut and dealt out anew, to this job's ranks, so that
-        each window is still trained on once in the epoch.
+        The windows that they did not train on are ordered and split anew, for this job's processes. Each window is
+        thus still trained on once in the epoch. `len` stays that of the whole epoch.
 
         Args:
-            legs: What was trained in other ways than this sampler's, in that order.
-            steps: Steps that were taken after that in this sampler's way.
+            segments: The parts that were trained with other settings than this sampler's, in order.
+            steps: Number of steps after these parts, with this sampler's settings.
 
         Returns:
-            The batches to count as done, so that those which follow make up `len`.
+            The number of batches to count as done. With the remaining ones they make up `len`.
 
         Raises:
-            InputError: the epoch has fewer steps, a number is negative, or there are fewer windows left than ranks.
+            InputError: if the epoch has fewer steps, if a number is negative, or if fewer windows than processes are
+                left.
         """
-        plan = self._plan(self.epoch, legs)
+        plan = self._plan(self.epoch, segments)
         if not 0 <= steps <= len(plan.sequence):
             raise InputError(f"cannot skip {steps} batches of an epoch that has {len(plan.sequence)}")
-        self._legs, self._skipped = tuple(legs), steps
+        self._segments, self._skipped = tuple(segments), steps
         return len(self) - len(plan.sequence) + steps
 
     def num_windows(self, steps: int) -> int:
-        """Windows of all ranks in the first `steps` steps of the epoch."""
+        """Return the number of windows of all processes in the first `steps` steps of the epoch."""
         plan = self._plan(self.epoch)
         return int(np.diff(plan.bounds)[plan.sequence[:steps]].sum())
 
@@ -186,11 +178,11 @@ class BatchSampler(DistributedSampler[BatchPlan]):
         return self._steps
 
     def __iter__(self) -> Iterator[BatchPlan]:
-        # As a generator this runs when the first batch is asked for: torch makes iterators that it never asks.
-        legs, self._legs = self._legs, ()
+        # A generator starts when its first batch is requested: torch makes iterators that it never uses.
+        segments, self._segments = self._segments, ()
         skipped, self._skipped = self._skipped, 0
-        plan = self._plan(self.epoch, legs)
-        if not legs and len(plan.sequence) != len(self):
+        plan = self._plan(self.epoch, segments)
+        if not segments and len(plan.sequence) != len(self):
             raise InputError(
                 f"windows of epoch {self.epoch} make {len(plan.sequence)} batches, those of epoch 0 made {len(self)}; "
                 "their number and lengths must not depend on the epoch"
@@ -205,77 +197,78 @@ class BatchSampler(DistributedSampler[BatchPlan]):
             mine = plan.windows[begin : end : self.world_size]
             yield BatchPlan(mine, float(mine.lengths.sum() / tokens_a_batch) if self.bucket else 1.0)
 
-    def _plan(self, epoch: int, legs: Sequence[TrainedSegment] = ()) -> _EpochPlan:
-        """What is left of an epoch behind legs, in this sampler's way."""
+    def _plan(self, epoch: int, segments: Sequence[TrainedSegment] = ()) -> _EpochPlan:
+        """Return the steps of an epoch after segments, with this sampler's settings."""
         rng = np.random.default_rng((self.seed, epoch))
         windows = self.windows(rng)
-        for number, leg in enumerate(legs, start=1):
-            windows = self._cut(windows, leg, rng).behind(leg.steps)
+        for number, segment in enumerate(segments, start=1):
+            windows = self._split(windows, segment, rng).remaining(segment.steps)
             rng = np.random.default_rng((self.seed, epoch, number))
-        return self._cut(windows, TrainedSegment(0, self.world_size, self.batch_size, self.max_tokens), rng)
+        own = TrainedSegment(0, self.world_size, self.batch_size, self.max_tokens)
+        return self._split(windows, own, rng)
 
-    def _cut(self, windows: WindowIndex, leg: TrainedSegment, rng: np.random.Generator) -> _EpochPlan:
-        """All steps of windows, in a leg's way."""
-        if len(windows) < leg.world_size:
+    def _split(self, windows: WindowIndex, segment: TrainedSegment, rng: np.random.Generator) -> _EpochPlan:
+        """Return all steps of windows, with a segment's settings."""
+        if len(windows) < segment.world_size:
             raise InputError(
-                f"{len(windows)} windows cannot be divided between {leg.world_size} processes, as each needs one "
+                f"{len(windows)} windows cannot be divided between {segment.world_size} processes, as each needs one "
                 "a step; use fewer processes"
             )
         windows = windows[self._order(windows.lengths, rng)]
-        starts = cut(step_sizes(windows.lengths, leg), leg.world_size)
+        starts = split_into_steps(step_sizes(windows.lengths, segment), segment.world_size)
         steps = np.arange(len(starts))
         return _EpochPlan(
             windows,
             bounds=np.append(starts, len(windows)),
             sequence=rng.permutation(steps) if self.shuffle else steps,
-            first_ranks=rng.integers(leg.world_size, size=len(steps)) if self.shuffle else steps,
+            first_ranks=rng.integers(segment.world_size, size=len(steps)) if self.shuffle else steps,
         )
 
     def _order(self, lengths: Int64, rng: np.random.Generator) -> Int64:
-        """(W,) window numbers in the order in which they are cut."""
+        """Return the order of the windows (W,) before they are split into steps."""
         if not self.shuffle:
             return np.argsort(-lengths, kind="stable")
         order = rng.permutation(len(lengths))
         return order[np.argsort(-like_lengths(lengths[order]), kind="stable")] if self.bucket else order
 
 
-def step_sizes(lengths: Int64, leg: TrainedSegment) -> Int64:
-    """(W,) windows of the step that would start at each window; windows are in cutting order."""
-    if leg.max_tokens is None:
-        assert leg.batch_size is not None
-        return np.full(len(lengths), leg.batch_size * leg.world_size)
+def step_sizes(lengths: Int64, segment: TrainedSegment) -> Int64:
+    """Return the number of windows (W,) in a step that starts at each window; windows are in the order of the split."""
+    if segment.max_tokens is None:
+        assert segment.batch_size is not None
+        return np.full(len(lengths), segment.batch_size * segment.world_size)
     longest = int(lengths.max())
-    if leg.max_tokens < longest:
+    if segment.max_tokens < longest:
         raise InputError(
-            f"max_tokens={leg.max_tokens} cannot hold the longest window, {longest} events; raise it, or lower "
+            f"max_tokens={segment.max_tokens} cannot hold the longest window, {longest} events; raise it, or lower "
             "max_length"
         )
-    # Rounded lengths, so that the number of steps does not hang on how like lengths are shuffled.
-    return leg.world_size * (leg.max_tokens // np.minimum(like_lengths(lengths), longest))
+    # With rounded lengths the number of steps does not depend on the shuffling of similar lengths.
+    return segment.world_size * (segment.max_tokens // np.minimum(like_lengths(lengths), longest))
 
 
 def like_lengths(lengths: Int64) -> Int64:
-    """Lengths rounded up to 6 leading bits: less than 1/32 more, and the same for lengths that are almost alike."""
-    # Integers alone: ranks on different machines must agree, which their logarithms might not.
+    """Return lengths rounded up to 6 leading bits: less than 1/32 more, and equal for similar lengths."""
+    # Integers only: processes on different machines must agree, but their logarithms might not.
     bits = np.frexp(lengths.astype(np.float64))[1]
     shift = np.maximum(bits - LIKE_BITS, 0)
     rounded: Int64 = -(-lengths >> shift) << shift
     return rounded
 
 
-def cut(sizes: Int64, least: int) -> Int64:
-    """Where steps start in a row of W windows.
+def split_into_steps(sizes: Int64, least: int) -> Int64:
+    """Split a row of W windows into steps.
 
     Args:
-        sizes: (W,) windows of the step that would start there.
-        least: Windows that the last step must have, or it joins the step before.
+        sizes: (W,) number of windows in a step that starts there.
+        least: Fewest windows of the last step. If it has fewer, it joins the step before.
 
     Returns:
-        (S,) ascending, the first one is 0.
+        (S,) start of each step, ascending from 0.
     """
     changes = np.flatnonzero(np.diff(sizes)) + 1
     runs, begin = [], 0
-    # Sizes are constant over long runs, so this loops over lengths, not over windows.
+    # Sizes are constant over long runs, so this loop runs over lengths, not over windows.
     for end, size in zip([*changes.tolist(), len(sizes)], sizes[[0, *changes]].tolist(), strict=True):
         runs.append(np.arange(begin, end, size))
         begin += len(runs[-1]) * size

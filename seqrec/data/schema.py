@@ -1,4 +1,4 @@
-"""The interaction frame, which every source yields and `prepare` reads.
+"""The interaction frame, which every source returns and `prepare` reads.
 
 A polars LazyFrame, one event a row:
 
@@ -6,10 +6,10 @@ A polars LazyFrame, one event a row:
 |---|---|---|
 | `user_id` | Int64 or String, never null | the log's own id of the user |
 | `item_id` | Int64 or String, never null | the log's own id of the item |
-| `timestamp` | Int64, never null | time in the log's unit; the column is absent where the log has no times |
-| any other | any | features: the event filter sees them, and the store keeps those of `Filters.event_features` |
+| `timestamp` | Int64, never null | time in the log's unit; the column is absent if the log has no times |
+| any other | any | features for the event filter; the store keeps those in `Filters.event_features` |
 
-Row order is log order: it orders a user's events where there are no timestamps, and where timestamps tie.
+Row order is log order. It orders a user's events if the log has no timestamps, and if timestamps tie.
 """
 
 from __future__ import annotations
@@ -27,22 +27,16 @@ TIMESTAMP = "timestamp"
 
 
 def check_interactions(frame: pl.LazyFrame, origin: str) -> None:
-    """Refuse a frame whose columns are not those of an interaction frame.
-
-    Args:
-        frame: What a source yielded.
-        origin: The source's name, for the message.
+    """Refuse a frame without the columns of an interaction frame.
 
     Raises:
-        InputError: a column is missing or of another type.
+        InputError: if a column is missing or has another type.
     """
-    import polars as pl
-
-    schema = frame.collect_schema()
+    schema = {name: str(dtype) for name, dtype in frame.collect_schema().items()}
     for column in (USER_ID, ITEM_ID):
         if column not in schema:
             raise InputError(f"source {origin} yields no column {column!r}; it yields {', '.join(schema)}")
-        if schema[column] not in (pl.Int64, pl.String):
+        if schema[column] not in ("Int64", "String"):
             raise InputError(f"source {origin}: {column} is {schema[column]}; it must be Int64 or String")
-    if TIMESTAMP in schema and schema[TIMESTAMP] != pl.Int64:
+    if schema.get(TIMESTAMP, "Int64") != "Int64":
         raise InputError(f"source {origin}: {TIMESTAMP} is {schema[TIMESTAMP]}; it must be Int64")

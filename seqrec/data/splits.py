@@ -1,42 +1,55 @@
-"""Which events of a user are trained on and which are held out. U users."""
+"""Splits: the events of each user for training, validation and test. U users, E events."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seqrec.data.store import EventStore
-from seqrec.data.time_points import events_before, time_quantile
+from seqrec.data.windows import ranges
 from seqrec.errors import InputError
 
 Int64 = NDArray[np.int64]
 
 STAGES = ("train", "validate", "test", "predict")
+# Events to read at a time, which bounds the memory: 128 MiB of times.
+PIECE_EVENTS = 1 << 24
+# Parts of a range of times in the search for a quantile.
+PARTS = 1 << 16
 
 
 class Split(ABC):
-    """How each user's events are divided between training, validation and test. Constructor arguments are kept as
-    attributes.
+    """Policy that divides each user's events between training, validation and test.
+
+    Constructor arguments are kept as attributes.
 
     Attributes:
         several_targets: Whether a user may be judged by more than one item.
+
+    Example:
+        >>> from seqrec import LeaveOneOut, Split
+        >>> split: Split = LeaveOneOut()
+        >>> split.id, split.several_targets
+        ('loo', False)
     """
 
     several_targets: bool = False
 
     @property
     def id(self) -> str:
-        """Short name with every setting, the part of a protocol's name that tells the split."""
+        """Short name with every setting, for the name of a protocol."""
         return type(self).__name__.lower()
 
     @abstractmethod
     def history_stops(self, store: EventStore, stage: str) -> Int64:
-        """Where each user's known history ends in a stage.
+        """Return the end of each user's known history in a stage.
 
-        For "validate" and "test" the events behind are the targets, up to `target_stops`. For "train" all targets
-        lie before it. For "predict" it is the end of the log.
+        For "validate" and "test" the targets follow, up to `target_stops`. For "train" all targets lie before the
+        stop. For "predict" it is the end of the log.
 
         Args:
             store: The events.
@@ -46,31 +59,36 @@ class Split(ABC):
             (U,) int64, index into the store's events: history is [offsets[u], stop[u]).
 
         Raises:
-            InputError: a user with too few events, or no timestamps where the split needs them.
+            InputError: if a user has too few events, or if the split needs timestamps and the log has none.
         """
 
     def target_stops(self, store: EventStore, stage: str) -> Int64:
-        """Where the events that each user is judged by end: they are [history_stops[u], target_stops[u]).
+        """Return the end of each user's targets, which are the events [history_stops[u], target_stops[u]).
 
         Args:
             store: The events.
             stage: "validate" or "test".
 
         Returns:
-            (U,) int64; the stop of the history where a user is not judged.
+            (U,) int64; the stop of the history if a user is not judged.
         """
         return self.history_stops(store, stage) + 1
 
     def left_out(self, store: EventStore, stage: str) -> dict[str, int]:
-        """How many users are not judged in "validate" or "test", by the reason."""
+        """Return the number of users who are not judged in "validate" or "test", by reason."""
         return {}
 
 
 class LeaveOneOut(Split):
     """Newest event of each user for test, the one before for validation, the rest for training.
 
-    Kang & McAuley 2018 (SASRec), section 4.1. It judges users at different times, so events that happened
-    after one user's test event are in another's training: compare with it only results that use it too.
+    Kang & McAuley 2018 (SASRec), section 4.1. Users are judged at different times: events that happened after one
+    user's test event are in another's training. Compare its results only with others of the same split.
+
+    Example:
+        >>> from seqrec import LeaveOneOut
+        >>> LeaveOneOut().id
+        'loo'
     """
 
     @property
@@ -79,7 +97,7 @@ class LeaveOneOut(Split):
         return "loo"
 
     def history_stops(self, store: EventStore, stage: str) -> Int64:
-        """See `Split.history_stops`; training ends before the validation target."""
+        """Return the ends of histories; training ends before the validation target."""
         return _stops_by_count(
             store, stage, 1, "leave-one-out needs one event each to train, validate and test"
         )
@@ -88,14 +106,19 @@ class LeaveOneOut(Split):
 class LastN(Split):
     """The n newest events of each user for test, the n before for validation, the rest for training.
 
-    The user is judged by all n at once, from the history before the first of them; an item that stands among
-    them twice counts once. Users are judged at different times, as with `LeaveOneOut`, which is n = 1.
+    A user is judged by all n at once, from the history before the first of them; a repeated item counts once. Users
+    are judged at different times, as with `LeaveOneOut`, which is n = 1.
 
     Args:
         n: Events of each user that are held out for test, and as many for validation; at least 1.
 
     Raises:
-        InputError: `n` below 1.
+        InputError: if `n` is below 1.
+
+    Example:
+        >>> from seqrec import LastN
+        >>> LastN(5).id, LastN(5).several_targets
+        ('last5', True)
     """
 
     def __init__(self, n: int) -> None:
@@ -110,25 +133,25 @@ class LastN(Split):
         return "loo" if self.n == 1 else f"last{self.n}"
 
     def history_stops(self, store: EventStore, stage: str) -> Int64:
-        """See `Split.history_stops`; training ends before the validation targets."""
+        """Return the ends of histories; training ends before the validation targets."""
         reason = f"the split with n={self.n} needs {self.n} each to validate and test and one to train"
         return _stops_by_count(store, stage, self.n, reason)
 
     def target_stops(self, store: EventStore, stage: str) -> Int64:
-        """See `Split.target_stops`."""
+        """Return the ends of targets: n events after the history."""
         return self.history_stops(store, stage) + self.n
 
 
 class GlobalTime(Split):
-    """One time point for all users: what happens from it on is for test, a time before it for validation.
+    """One point in time for all users: later events are for test, those of some time before it for validation.
 
-    Training sees only events before `validation_from`, of all users. A user is judged in validation by its events
-    from `validation_from` up to `test_from`, and in test by those from `test_from` on, all at once, from its
-    history before that point; so no model has seen a user's future, or another's (Ji et al. 2023, A Critical Study on
+    Training uses only events before `validation_from`, of all users. A user is judged in validation by its events
+    from `validation_from` up to `test_from`, and in test by those from `test_from` on, all at once, given the
+    history before that point. So no model has seen a user's future, or another's (Ji et al. 2023, A Critical Study on
     Data Leakage in Recommender System Offline Evaluation).
 
-    Users are not judged in a stage who have no event in its time, or fewer than `warm_up` before it. They are
-    counted (`left_out`); their events before `validation_from` are trained on as all others.
+    A user is not judged in a stage if it has no event in that time, or fewer than `warm_up` before it. `left_out`
+    counts such users. Their events before `validation_from` are trained on like all others.
 
     Args:
         test_from: Start of the test time: a time in the log's unit, or a number above 0 and below 1 for that
@@ -137,7 +160,12 @@ class GlobalTime(Split):
         warm_up: Events that a user must have before a stage's time to be judged in it, at least 1.
 
     Raises:
-        InputError: values out of range.
+        InputError: if a value is out of range.
+
+    Example:
+        >>> from seqrec import GlobalTime
+        >>> GlobalTime(test_from=0.9, validation_from=0.8).id
+        'time0.9-val0.8-warm1'
     """
 
     several_targets = True
@@ -164,33 +192,33 @@ class GlobalTime(Split):
         return f"time{_text(self.test_from)}-val{_text(self.validation_from)}-warm{self.warm_up}"
 
     def history_stops(self, store: EventStore, stage: str) -> Int64:
-        """See `Split.history_stops`; for "train" what lies before `validation_from`."""
+        """Return the ends of histories; those for training end at `validation_from`."""
         if stage == "predict":
             return np.asarray(store.offsets)[1:].astype(np.int64)
         return self._stops(store, self.test_from if stage == "test" else self.validation_from)
 
     def target_stops(self, store: EventStore, stage: str) -> Int64:
-        """See `Split.target_stops`."""
+        """Return the ends of targets: `test_from` for validation, the end of the log for test."""
         offsets = np.asarray(store.offsets)
-        starts = self.history_stops(store, stage)
-        ends = offsets[1:] if stage == "test" else self._stops(store, self.test_from)
+        starts, ends = self._stage(store, stage)
         return np.where(starts - offsets[:-1] >= self.warm_up, ends, starts).astype(np.int64)
 
     def left_out(self, store: EventStore, stage: str) -> dict[str, int]:
-        """See `Split.left_out`."""
-        offsets = np.asarray(store.offsets)
-        starts = self.history_stops(store, stage)
-        ends = offsets[1:] if stage == "test" else self._stops(store, self.test_from)
-        absent = ends == starts
+        """Return the number of users who are not judged in "validate" or "test", by reason."""
+        starts, ends = self._stage(store, stage)
+        absent, known = ends == starts, starts - np.asarray(store.offsets)[:-1]
         return {
             "no event in its time": int(absent.sum()),
-            f"fewer than {self.warm_up} event(s) before": int(
-                (~absent & (starts - offsets[:-1] < self.warm_up)).sum()
-            ),
+            f"fewer than {self.warm_up} event(s) before": int((~absent & (known < self.warm_up)).sum()),
         }
 
+    def _stage(self, store: EventStore, stage: str) -> tuple[Int64, Int64]:
+        """Return the start and end (U,) of each user's events in the time of a stage."""
+        ends = np.asarray(store.offsets)[1:] if stage == "test" else self._stops(store, self.test_from)
+        return self.history_stops(store, stage), ends
+
     def _stops(self, store: EventStore, point: float) -> Int64:
-        """(U,) where each user's events before a point end."""
+        """Return the end (U,) of each user's events before a point."""
         if store.timestamps is None:
             raise InputError(
                 f"{store.directory}: the log has no timestamps, which GlobalTime divides by; use LeaveOneOut or LastN"
@@ -200,17 +228,80 @@ class GlobalTime(Split):
         return offsets[:-1] + events_before(times, offsets, time)
 
 
+def training_item_counts(store: EventStore, split: Split) -> NDArray[np.int64]:
+    """Return the number of events (num_items + 1,) of each item in the training part; item 0 has none."""
+    stops = split.history_stops(store, "train")
+    counts = np.zeros(store.num_items + 1, dtype=np.int64)
+    for piece in _pieces(store.item_ids):
+        counts += np.bincount(piece, minlength=len(counts))
+    held_out = store.item_ids[ranges(stops, np.asarray(store.offsets)[1:] - stops)]
+    return counts - np.bincount(held_out, minlength=len(counts))
+
+
+def time_quantile(times: NDArray[np.integer[Any]], quantile: float) -> int:
+    """Return the earliest time with at least the share `quantile` of all events before it or at it.
+
+    It counts events in ever narrower ranges of time, reading them three or four times. Memory does not grow with
+    their number.
+
+    Args:
+        times: (E,) integers, in any order, E >= 1.
+        quantile: Above 0 and below 1.
+    """
+    wanted = int(np.ceil(quantile * len(times)))
+    low = min(int(piece.min()) for piece in _pieces(times))
+    high = max(int(piece.max()) for piece in _pieces(times))
+    before = 0
+    while low < high:
+        # Equal parts of whole time units; the last one may be shorter.
+        step = (high - low) // PARTS + 1
+        counts = np.zeros(PARTS + 1, dtype=np.int64)
+        for piece in _pieces(times):
+            inside = piece[(piece >= low) & (piece <= high)].astype(np.int64)
+            counts += np.bincount((inside - low) // step, minlength=len(counts))
+        reached = before + np.cumsum(counts)
+        part = int(np.searchsorted(reached, wanted))
+        before = int(reached[part] - counts[part])
+        low, high = low + part * step, min(low + (part + 1) * step - 1, high)
+    return low
+
+
+def events_before(times: NDArray[np.integer[Any]], offsets: Int64, time: float) -> Int64:
+    """Return the number (U,) of each user's events before a time.
+
+    Args:
+        times: (E,) each user's times in ascending order, user after user.
+        offsets: (U + 1,) start of each user's events.
+        time: In the unit of `times`.
+    """
+    counts = np.zeros(len(offsets) - 1, dtype=np.int64)
+    first = 0
+    while first < len(counts):
+        # As many users as fit into a piece, at least one.
+        end = max(first + 1, int(np.searchsorted(offsets, offsets[first] + PIECE_EVENTS, side="right")) - 1)
+        passed = np.zeros(int(offsets[end] - offsets[first]) + 1, dtype=np.int64)
+        np.cumsum(times[offsets[first] : offsets[end]] < time, out=passed[1:])
+        counts[first:end] = np.diff(passed[offsets[first : end + 1] - offsets[first]])
+        first = end
+    return counts
+
+
+def _pieces(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    for begin in range(0, len(values), PIECE_EVENTS):
+        yield values[begin : begin + PIECE_EVENTS]
+
+
 def _is_quantile(point: float) -> bool:
     return 0 < point < 1
 
 
 def _text(point: float) -> str:
-    """All digits, whether a whole time came as an int or as a float."""
+    # All digits, the same for a whole time as an int and as a float.
     return str(int(point)) if float(point).is_integer() else str(point)
 
 
 def _stops_by_count(store: EventStore, stage: str, n: int, reason: str) -> Int64:
-    """(U,) stops where the `n` newest events are for test and as many before for validation."""
+    """Return stops (U,) if the `n` newest events are for test and as many before for validation."""
     held_out = {"train": 2, "validate": 2, "test": 1, "predict": 0}[stage] * n
     least = 2 * n + 1
     offsets = np.asarray(store.offsets)

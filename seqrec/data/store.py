@@ -6,14 +6,13 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from seqrec.data.files_in_use import FilesInUse
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import MissingInputError, StoreError
 
@@ -24,18 +23,18 @@ REMEDY = "prepare it again: seqrec prepare --overwrite true"
 
 
 class MissingStoreError(StoreError, MissingInputError):
-    """There is no event store in a folder."""
+    """A folder without an event store."""
 
 
 class EventStore:
-    """A prepared log: every user's events in order, as flat arrays; `prepare` makes one, `open` gets it.
+    """A prepared log: every user's events in order, as flat arrays. `prepare` makes a store, `open` opens it.
 
-    User row r, whose internal user id is r + 1, owns events `offsets[r]` up to but without `offsets[r + 1]`,
-    oldest first. Item ids are 1..num_items; 0, padding, never stands in a store. Pickling keeps only the
-    path, so a copy in another process maps the same files.
+    User row r, with internal user id r + 1, has the events [offsets[r], offsets[r + 1]), oldest first. Item ids are
+    1..num_items; 0, padding, never occurs. Pickling keeps only the path, so a copy in another process maps the same
+    files.
 
     Args:
-        directory: Folder of a store whose files are whole; `open` checks that, the constructor does not.
+        directory: Folder of a store with complete files; `open` checks them, the constructor does not.
         manifest: Content of its `manifest.json`.
 
     Attributes:
@@ -43,15 +42,24 @@ class EventStore:
         manifest: Format, version, counts, names of the features, source, filters, order rule, sizes of the
             source files, rows that were left out as malformed, and size and SHA-256 of each file of the store.
         num_users: Number of users, U.
-        num_items: Number of distinct items; with `Filters.as_published_raw_ids` the largest item id, though not all
-            of these items occur.
+        num_items: Number of distinct items; with `Filters.as_published_raw_ids` the largest item id, and some items
+            may not occur.
         num_events: Number of events, E.
         item_ids: (E,) internal item ids in the smallest unsigned integer type that holds `num_items`.
-        timestamps: (E,) int64 in the log's unit, or None where the log has no times.
+        timestamps: (E,) int64 in the log's unit; None if the log has no times.
         features: Event features by name, (E,) each, aligned with `item_ids`.
         offsets: (U + 1,) int64.
         item_vocabulary: The log's item ids.
         user_vocabulary: The log's user ids.
+
+    Example:
+        >>> import tempfile
+        >>> from seqrec import EventStore, Filters, Synthetic, prepare
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = prepare(Synthetic(num_users=3, num_items=9, mean_events=6), Filters(), f"{folder}/store")
+        ...     store = EventStore.open(f"{folder}/store")
+        ...     store.num_users, len(store.item_ids) == store.num_events
+        (3, True)
     """
 
     def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
@@ -69,17 +77,17 @@ class EventStore:
             name: _map(directory / f"feature_{name}.npy") for name in manifest.get("features", [])
         }
         columns = ("item_ids.npy", "offsets.npy", *(["timestamps.npy"] if has_times else []))
-        self._in_use = FilesInUse(directory / name for name in columns)
+        self._in_use = _FilesInUse(directory / name for name in columns)
         self.item_vocabulary = Vocabulary.open(directory, "item_vocabulary")
         self.user_vocabulary = Vocabulary.open(directory, "user_vocabulary")
 
     @classmethod
     def open(cls, directory: Path | str) -> EventStore:
-        """Open a store in milliseconds: the manifest and the size of each file are checked, contents are not.
+        """Open a store in milliseconds. This checks the manifest and the size of each file, but not the contents.
 
         Raises:
-            MissingStoreError: there is no store in `directory`.
-            StoreError: it is of another version, or a file is missing or of another size.
+            MissingStoreError: if `directory` is not a store.
+            StoreError: if it has another version, or if a file is missing or has another size.
         """
         directory = Path(directory)
         manifest = read_manifest(directory)
@@ -99,18 +107,18 @@ class EventStore:
         return EventStore.open, (self.directory.absolute(),)
 
     def check_in_use(self) -> None:
-        """See that no file of the events was cut since it was opened; takes microseconds.
+        """Check in microseconds that no file of the events was truncated after it was opened.
 
         Raises:
-            StoreError: one was; reading on would end the process.
+            StoreError: if one was; reading it would end the process.
         """
         self._in_use.check(REMEDY)
 
     def verify(self) -> None:
-        """Hash every file anew; takes as long as reading them.
+        """Hash every file, which takes as long as reading them.
 
         Raises:
-            StoreError: a file's content is not what was written; the message names it.
+            StoreError: if the content of a file differs from what was written; the message names the file.
         """
         for name, expected in self.manifest["files"].items():
             if _sha256(self.directory / name) != expected["sha256"]:
@@ -118,13 +126,13 @@ class EventStore:
 
     @property
     def items_digest(self) -> str:
-        """Which item ids the catalogue has, in which order; equal for equal item vocabularies."""
+        """Digest of the item ids and their order, equal for equal item vocabularies."""
         files = sorted(name for name in self.manifest["files"] if name.startswith("item_vocabulary."))
         parts = " ".join(f"{name}={self.manifest['files'][name]['sha256']}" for name in files)
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     def summary(self) -> str:
-        """Return a few lines for people: counts, history lengths, time span, place."""
+        """Return a few lines of text: counts, history lengths, order, folder."""
         lengths = np.diff(self.offsets)
         median, p95 = np.percentile(lengths, [50, 95])
         lines = [
@@ -145,8 +153,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """Return the manifest of the store in `directory`.
 
     Raises:
-        MissingStoreError: there is none.
-        StoreError: it cannot be read, or is of another version.
+        MissingStoreError: if `directory` is not a store.
+        StoreError: if the manifest cannot be read or has another version.
     """
     path = directory / MANIFEST
     if not path.is_file():
@@ -177,19 +185,19 @@ def write_store(
     item_ids_external: NDArray[np.int64] | Sequence[str],
     manifest_extra: Mapping[str, Any],
 ) -> None:
-    """Write an event store of arrays in memory into an existing folder.
+    """Write arrays in memory as an event store, into an existing folder.
 
     Args:
         directory: An empty folder.
         item_ids: (E,) internal item ids, user after user, oldest first; E >= 1.
-        offsets: (U + 1,) where each user's events start; the last one is E.
+        offsets: (U + 1,) start of each user's events; the last one is E.
         timestamps: (E,) or None.
-        user_ids_external: (U,) the log's user ids, ascending; row r of `offsets` is the r-th.
+        user_ids_external: (U,) the log's user ids, ascending, in the order of `offsets`.
         item_ids_external: (num_items,) the log's item ids, ascending; internal item id i is the i-th.
         manifest_extra: `source`, `filters`, `source_files` and `order` of the manifest.
 
     Raises:
-        ValueError: the arrays contradict each other.
+        ValueError: if the arrays contradict each other.
     """
     users, items = Vocabulary(user_ids_external), Vocabulary(item_ids_external)
     if len(item_ids) == 0 or len(offsets) != len(users) + 1 or offsets[-1] != len(item_ids):
@@ -208,15 +216,9 @@ def write_store(
 
 
 class ArrayFile:
-    """An `.npy` file of a store, written piece after piece and hashed on the way.
+    """An `.npy` file of a store, written and hashed piece after piece.
 
-    The file is open only while a piece is written, so that whatever interrupts preparation leaves none open.
-
-    Args:
-        directory: The store's folder.
-        name: The file's name without `.npy`.
-        dtype: Type of the array.
-        length: Length of the array.
+    The file is open only while a piece is written, so an interrupted preparation leaves none open.
     """
 
     def __init__(self, directory: Path, name: str, dtype: DTypeLike, length: int) -> None:
@@ -233,12 +235,12 @@ class ArrayFile:
         self._write(header.getbuffer())
 
     def append(self, values: NDArray[Any]) -> None:
-        """Write values (N,) after those that are there."""
+        """Write values (N,) at the end of the file."""
         self._missing -= len(values)
         self._write(np.ascontiguousarray(values, self.dtype).data.cast("B") if len(values) else b"")
 
     def finish(self) -> dict[str, Any]:
-        """Return size in bytes and SHA-256 of the file, once it is safe on disk."""
+        """Flush the file to disk, and return its size in bytes and SHA-256."""
         assert self._missing == 0, f"{self.path}: {self._missing} values are missing"
         synchronise(self.path)
         return {"bytes": self.path.stat().st_size, "sha256": self._digest.hexdigest()}
@@ -252,14 +254,7 @@ class ArrayFile:
 def write_manifest(
     directory: Path, files: Sequence[ArrayFile], counts: Mapping[str, int | None], extra: Mapping[str, Any]
 ) -> None:
-    """Make a store of files that are written; before, nothing takes them for one.
-
-    Args:
-        directory: The store's folder.
-        files: All of its arrays.
-        counts: `users`, `items`, `events`, and what else was counted.
-        extra: What else the manifest says.
-    """
+    """Write the manifest, which makes complete files a store."""
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -274,15 +269,35 @@ def write_manifest(
 
 
 def synchronise(path: Path) -> None:
-    """Return when a file's content, or what files a folder has, outlives a loss of power."""
+    """Flush a file's content, or a folder's list of files, to disk, to survive a loss of power."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
-        # Windows opens no folders, and writes its changes by itself.
+        # Windows cannot open folders, and flushes their changes by itself.
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class _FilesInUse:
+    # The sizes of mapped files when they were opened. The system ends a process (SIGBUS) that reads a mapped file
+    # beyond the place where it was truncated, without a message.
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._opened = [(str(file), os.stat(file)) for file in files]
+
+    def check(self, remedy: str) -> None:
+        # A process keeps files that were replaced or deleted, so only truncation matters.
+        for file, opened in self._opened:
+            try:
+                now = os.stat(file)
+            except FileNotFoundError:
+                continue
+            if now.st_size < opened.st_size and now.st_ino == opened.st_ino:
+                raise StoreError(
+                    f"{file} was cut to {now.st_size} of {opened.st_size} bytes while it was in use; {remedy}"
+                )
 
 
 def _map(file: Path) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""External ids <-> internal ids, memory-mapped. Internal ids are 1..n in ascending order of external id."""
+"""External ids <-> internal ids, memory-mapped. Internal ids are 1..N in ascending order of external id."""
 
 from __future__ import annotations
 
@@ -15,21 +15,27 @@ if TYPE_CHECKING:
     import polars
 
 Int64Array = NDArray[np.int64]
-# Ids translated at a time.
+# Ids to translate at a time.
 TRANSLATED = 1 << 20
 
 
 class Vocabulary:
-    """The log's ids of one kind, users or items: internal id i stands for the i-th smallest external id.
+    """The log's ids of one kind, users or items: internal id i is the i-th smallest external id.
 
-    Internal id 0 is padding and stands for nothing. Strings are ordered by their UTF-8 bytes, which is also
-    the order of Python strings, and kept as one run of bytes, so that millions of them open at once.
+    Internal id 0 is padding. Strings are ordered by their UTF-8 bytes, which is also the order of Python strings.
+    They are stored as one run of bytes, so millions of them open at once.
 
     Args:
         external_ids: Distinct ids in ascending order: an int64 array, or a sequence of strings.
 
     Raises:
-        ValueError: the ids are not ascending and distinct.
+        ValueError: if the ids are not ascending and distinct.
+
+    Example:
+        >>> import numpy as np
+        >>> vocabulary = Vocabulary(np.array([7, 10, 20]))
+        >>> vocabulary.lookup([20, "7", 8]).tolist(), vocabulary.external_ids([3, 1]).tolist()
+        ([3, 1, 0], [20, 7])
     """
 
     def __init__(self, external_ids: Int64Array | Sequence[str]) -> None:
@@ -47,13 +53,14 @@ class Vocabulary:
             raise ValueError("external_ids must be distinct and in ascending order")
 
     def _set(self, values: NDArray[np.generic], offsets: Int64Array | None) -> None:
-        # Of integers, `values` are the ids; of strings, their bytes, and string k ends before offsets[k + 1].
+        # `values` are the ids if these are integers. If they are strings, `values` are their bytes, and string k
+        # ends before offsets[k + 1].
         self._values = values
         self._offsets = offsets
 
     @property
     def is_integer(self) -> bool:
-        """True where external ids are integers, False where they are strings."""
+        """True if external ids are integers, False if they are strings."""
         return self._offsets is None
 
     def __len__(self) -> int:
@@ -66,10 +73,10 @@ class Vocabulary:
             internal_ids: (N,) integers in 1..len(self).
 
         Returns:
-            An int64 array (N,), or a list of strings where the log's ids are strings.
+            An int64 array (N,), or a list if the log's ids are strings.
 
         Raises:
-            ValueError: an id is 0, which is padding, or beyond the last one.
+            ValueError: if an id is 0, which is padding, or beyond the last one.
         """
         rows = np.atleast_1d(np.asarray(internal_ids)).astype(np.int64) - 1
         outside = (rows < 0) | (rows >= len(self))
@@ -82,11 +89,12 @@ class Vocabulary:
         return [self._bytes(int(row)).decode() for row in rows]
 
     def external_series(self, internal_ids: NDArray[np.integer[Any]]) -> polars.Series:
-        """The log's ids of `internal_ids` (N,) as a column, Int64 or String; strings are made once for each id.
+        """Return the log's ids of `internal_ids` (N,) as a column, Int64 or String.
 
         Raises:
-            ValueError: as `external_ids` does.
+            ValueError: as for `external_ids`.
         """
+        # Training needs vocabularies, but not polars.
         import polars
 
         if self._offsets is None:
@@ -95,7 +103,7 @@ class Vocabulary:
         return polars.Series(self.external_ids(distinct), dtype=polars.String).gather(places)
 
     def translation(self, other: Vocabulary) -> Int64Array:
-        """(len(other) + 1,) this vocabulary's internal id of each internal id of another; 0 where it is unknown."""
+        """Return this vocabulary's id (len(other) + 1,) for each internal id of another; 0 if it is unknown here."""
         ids = np.zeros(len(other) + 1, np.int64)
         for first in range(1, len(ids), TRANSLATED):
             some = np.arange(first, min(first + TRANSLATED, len(ids)))
@@ -103,12 +111,12 @@ class Vocabulary:
         return ids
 
     def lookup(self, external_ids: Sequence[int | str] | NDArray[np.generic]) -> Int64Array:
-        """Return internal ids (N,) int64 of the log's ids; 0 where the id is unknown.
+        """Return internal ids (N,) int64 of the log's ids; 0 if an id is unknown.
 
-        An integer and its decimal string are the same id, so that ids read from text find their integers.
+        An integer and its decimal string are the same id, so integers can be looked up as text.
 
         Raises:
-            TypeError: an id is neither an integer nor a string.
+            TypeError: if an id is neither an integer nor a string.
         """
         if isinstance(external_ids, np.ndarray) and external_ids.dtype.kind == "i" and self._offsets is None:
             return self._lookup_integers(external_ids.astype(np.int64, copy=False))
@@ -133,7 +141,7 @@ class Vocabulary:
         return np.where(found, rows + 1, 0).astype(np.int64)
 
     def _lookup_strings(self, keys: list[bytes]) -> Int64Array:
-        # Where the keys are in order, as another vocabulary's are, each search starts where the last one ended.
+        # If the keys are in order, like another vocabulary's, each search starts at the end of the last one.
         found, start, last = np.zeros(len(keys), np.int64), 0, b""
         for place, key in enumerate(keys):
             start = self._place(key, start if key >= last else 0)
@@ -143,7 +151,7 @@ class Vocabulary:
         return found
 
     def _place(self, key: bytes, start: int) -> int:
-        """First row from `start` on whose id is not below `key`: near it in few steps, anywhere in a logarithm."""
+        """Return the first row from `start` on with an id of at least `key`. A near one is found in few steps."""
         step, end = 1, start
         while end < len(self) and self._bytes(end) < key:
             start, end, step = end + 1, end + step, 2 * step
@@ -154,9 +162,9 @@ class Vocabulary:
         return self._values[self._offsets[row] : self._offsets[row + 1]].tobytes()
 
     def arrays(self, stem: str) -> dict[str, NDArray[Any]]:
-        """Return what `open` reads, by file name without `.npy`.
+        """Return the arrays that `open` reads, by file name without `.npy`.
 
-        Integers are the array `<stem>`; strings are their bytes, `<stem>.bytes`, and `<stem>.offsets`.
+        Integers are the array `<stem>`; strings are `<stem>.bytes` and `<stem>.offsets`.
         """
         if self._offsets is None:
             return {stem: self._values}
@@ -164,10 +172,10 @@ class Vocabulary:
 
     @classmethod
     def open(cls, directory: Path, stem: str) -> Vocabulary:
-        """Vocabulary whose `arrays` are in `.npy` files, memory-mapped.
+        """Return the vocabulary with `arrays` in `.npy` files, memory-mapped.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: if the files do not exist.
         """
         vocabulary = cls.__new__(cls)
         if (directory / f"{stem}.npy").exists():
@@ -179,7 +187,7 @@ class Vocabulary:
 
 
 def _as_int64(external_id: object) -> int | None:
-    # The integer that an id stands for; None for text that is no decimal form of an int64, as "007".
+    # The integer of an id; None for text that is not the decimal form of an int64, such as "007".
     try:
         number = int(external_id)  # type: ignore[call-overload]
     except ValueError:

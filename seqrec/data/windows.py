@@ -1,4 +1,4 @@
-"""Windows: the runs of events that become rows of a batch."""
+"""Windows: runs of events that become rows of a batch. U users, W windows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.data.ragged import ranges
 from seqrec.errors import InputError
 
 Int64 = NDArray[np.int64]
@@ -16,9 +15,9 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class WindowIndex:
-    """Windows over a store's events; window i shows events [starts[i], stops[i]) of one user.
+    """Windows over a store's events; window i contains events [starts[i], stops[i]) of one user.
 
-    The target of each event is the event behind it, so the last target is the event at `stops[i]`.
+    The target of each event is the next event, so the last target is the event at `stops[i]`.
 
     Attributes:
         user_rows: (W,) int64, row of the user in the store.
@@ -39,12 +38,12 @@ class WindowIndex:
         return len(self.user_rows)
 
     def __getitem__(self, numbers: Int64 | slice) -> WindowIndex:
-        """Only the windows of these numbers, in their order."""
+        """Return the windows with these numbers, in their order."""
         return WindowIndex(self.user_rows[numbers], self.starts[numbers], self.stops[numbers])
 
 
 def newest_windows(offsets: Int64, stops: Int64, max_length: int) -> WindowIndex:
-    """One window a user: its last `max_length` events before `stops`; users with none are left out."""
+    """Return one window a user: its last `max_length` events before `stops`. Users with none are left out."""
     starts = np.maximum(offsets, stops - max_length)
     rows = np.flatnonzero(stops > starts)
     return WindowIndex(rows, starts[rows], stops[rows])
@@ -59,15 +58,15 @@ def judged_windows(
     most: int | None = None,
     seed: int = 0,
 ) -> WindowIndex:
-    """The newest windows of users who have history and targets, or of a fixed sample of them.
+    """Return the newest windows of users who have history and targets, or of a fixed sample of them.
 
     Args:
-        offsets: (num_users,) first event of each user.
-        stops: (num_users,) end of each user's history.
-        target_stops: (num_users,) end of the events behind it that the user is judged by.
+        offsets: (U,) first event of each user.
+        stops: (U,) end of each user's history.
+        target_stops: (U,) end of each user's targets, which follow the history.
         max_length: Events a window, at most.
         most: Users, at most; None is all.
-        seed: Seed of the sample, which depends on nothing else but who can be judged.
+        seed: Seed of the sample. For equal seeds and users the sample is the same.
     """
     windows = newest_windows(offsets, stops, max_length)
     windows = windows[np.flatnonzero((target_stops > stops)[windows.user_rows])]
@@ -76,38 +75,71 @@ def judged_windows(
     return windows[np.sort(np.random.default_rng(seed).permutation(len(windows))[:most])]
 
 
+def ranges(starts: Int64, counts: Int64) -> Int64:
+    """Return `starts[i], starts[i] + 1, ..., starts[i] + counts[i] - 1` for each i, one range after the other."""
+    before = np.cumsum(counts) - counts
+    numbers: Int64 = np.arange(counts.sum()) + np.repeat(starts - before, counts)
+    return numbers
+
+
 class TrainWindows(ABC):
-    """Policy that cuts training histories into windows, anew each epoch."""
+    """Policy that cuts training histories into windows, anew each epoch.
+
+    Example:
+        >>> import numpy as np
+        >>> from seqrec import NewestWindow, TrainWindows
+        >>> policy: TrainWindows = NewestWindow()
+        >>> index = policy.index(np.array([0, 5]), np.array([5, 7]), max_length=3, rng=np.random.default_rng(0))
+        >>> index.starts.tolist(), index.stops.tolist()
+        ([2, 5], [5, 7])
+    """
 
     @abstractmethod
     def index(self, offsets: Int64, stops: Int64, max_length: int, rng: np.random.Generator) -> WindowIndex:
-        """Windows of at most `max_length` events.
+        """Return windows of at most `max_length` events.
 
-        Which windows may depend on `rng`; how many there are, and their lengths up to order, may not, or epochs
+        The choice of windows may depend on `rng`. Their number, and their lengths up to order, may not, or epochs
         would differ in their number of batches.
 
         Args:
-            offsets: (num_users,) first event of each user.
-            stops: (num_users,) end of each user's windows (its last target).
+            offsets: (U,) first event of each user.
+            stops: (U,) end of each user's windows (its last target).
             max_length: Events a window, at most.
             rng: Random numbers of the epoch.
         """
 
 
 class NewestWindow(TrainWindows):
-    """The last `max_length` events of each user, as SASRec trains; older events are never seen."""
+    """The last `max_length` events of each user, as SASRec trains. Older events are unused.
+
+    Example:
+        >>> import numpy as np
+        >>> from seqrec import NewestWindow
+        >>> len(NewestWindow().index(np.array([0, 5]), np.array([5, 5]), 3, np.random.default_rng(0)))
+        1
+    """
 
     def index(self, offsets: Int64, stops: Int64, max_length: int, rng: np.random.Generator) -> WindowIndex:
-        """One window a user."""
+        """Return one window a user. Users without events are left out."""
         return newest_windows(offsets, stops, max_length)
 
 
 class StridedWindows(TrainWindows):
-    """All events of each user, in windows whose ends lie `stride` events apart, counted from the newest.
+    """All events of each user, in windows with ends `stride` events apart, counted from the newest.
 
     Args:
         stride: Events between the ends of neighbouring windows. None is `max_length`: windows do not overlap
-            and each event is a target once. A smaller stride shows events more than once.
+            and each event is a target once. With a smaller stride events are in several windows.
+
+    Raises:
+        InputError: if `stride` is below 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from seqrec import StridedWindows
+        >>> index = StridedWindows(stride=2).index(np.array([0]), np.array([5]), 3, np.random.default_rng(0))
+        >>> index.starts.tolist(), index.stops.tolist()
+        ([2, 0], [5, 3])
     """
 
     def __init__(self, stride: int | None = None) -> None:
@@ -116,7 +148,7 @@ class StridedWindows(TrainWindows):
         self.stride = stride
 
     def index(self, offsets: Int64, stops: Int64, max_length: int, rng: np.random.Generator) -> WindowIndex:
-        """Windows of all users, each user's newest first."""
+        """Return the windows of all users, each user's newest first."""
         stride = self.stride or max_length
         if stride > max_length:
             raise InputError(f"stride={stride} exceeds max_length={max_length}: events between would be lost")
@@ -130,14 +162,21 @@ class StridedWindows(TrainWindows):
 
 
 class RandomCrop(TrainWindows):
-    """One run of `max_length` events of each user, drawn anew each epoch, every place as likely as any other.
+    """One run of `max_length` events of each user, drawn anew each epoch, with every place equally likely.
 
-    Users with fewer events show all of them. Over many epochs a long history is seen as a whole, at the cost of one
-    window a user and epoch; the oldest and newest events fall into fewer places, so they are shown less often.
+    Users with fewer events have all of them in the window. Over many epochs the whole of a long history is used, at
+    the cost of one window a user and epoch. The oldest and newest events are in fewer of the places, so less often.
+
+    Example:
+        >>> import numpy as np
+        >>> from seqrec import RandomCrop
+        >>> index = RandomCrop().index(np.array([0]), np.array([1000]), 10, np.random.default_rng(0))
+        >>> index.lengths.tolist()
+        [10]
     """
 
     def index(self, offsets: Int64, stops: Int64, max_length: int, rng: np.random.Generator) -> WindowIndex:
-        """One window a user; users with no events are left out."""
+        """Return one window a user. Users without events are left out."""
         rows = np.flatnonzero(stops > offsets)
         places = np.maximum(stops[rows] - offsets[rows] - max_length, 0) + 1
         starts = offsets[rows] + rng.integers(places)

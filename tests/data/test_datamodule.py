@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import multiprocessing
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +64,7 @@ def test_train_item_counts_leave_the_held_out_events_out(tmp_path: Path):
 
 @pytest.mark.parametrize("events_at_a_time", [7, 10**6])
 def test_train_item_counts_equal_a_loop_over_users(tmp_path: Path, monkeypatch, events_at_a_time: int):
-    monkeypatch.setattr("seqrec.data.item_counts.COUNT_EVENTS", events_at_a_time)
+    monkeypatch.setattr("seqrec.data.splits.PIECE_EVENTS", events_at_a_time)
     data = module(tmp_path, Synthetic(num_users=20, num_items=300, mean_events=12))
     assert data.train_item_counts().tolist() == naive_train_counts(data)
 
@@ -334,3 +336,18 @@ def test_first_users_last_two_items_of_a_real_log_are_held_out(
     assert users_and_targets(data.val_dataloader())[user_id] == validated
     assert users_and_targets(data.test_dataloader())[user_id] == tested
     assert np.asarray(data.train_item_counts()).sum() == len(pairs) - 2 * data.num_users
+
+
+def test_training_on_an_existing_store_needs_no_polars(tmp_path: Path):
+    module(tmp_path, Synthetic(num_users=5, num_items=9, mean_events=6)).prepare_data()
+    code = (
+        "import sys\n"
+        "sys.modules['polars'] = None\n"
+        "from seqrec import SequenceDataModule, Synthetic\n"
+        "source = Synthetic(num_users=5, num_items=9, mean_events=6)\n"
+        "data = SequenceDataModule(source, store=sys.argv[1])\n"
+        "print(next(iter(data.train_dataloader())).user_ids.numel())\n"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path / "store")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert done.stdout == "5\n"

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from seqrec.data import inspect
-from seqrec.data.inspect import describe
-from seqrec.data.inspect_text import report_text
+from seqrec.data.inspect import describe, report_text
 from seqrec.data.prepare import Filters, prepare
 from seqrec.data.sources import ML1M
 from seqrec.data.store import EventStore, write_store

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from seqrec.data.loader import outlive_signals
+from seqrec.data.datamodule import outlive_signals
 
 
 def load(connection) -> None:

@@ -11,7 +11,7 @@ from slow_preparation import Frame, contents, histories, small
 
 from seqrec.data.prepare import Filters, ensure_store, fingerprint, prepare
 from seqrec.data.sources import ML1M, Sequences, Synthetic, Table
-from seqrec.data.sources.base import Malformed
+from seqrec.data.sources.source import Malformed
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError, StoreError
 
@@ -79,10 +79,10 @@ def test_a_feature_that_changes_its_type_late_is_refused_by_the_filter_that_need
         ({"event_filter": " "}, r"filters\.event_filter is blank"),
         ({"duplicates": "remove"}, r"filters\.duplicates='remove' must be one of keep, drop, refuse"),
         ({"event_features": "is_click"}, r"event_features='is_click' must be a list .* \[is_click\]"),
-        ({"event_features": ("a", "a")}, r"event_features names 'a' twice"),
+        ({"event_features": ("a", "a")}, r"event_features lists 'a' twice"),
         ({"event_features": ("timestamp",)}, r"event_features: 'timestamp' is kept anyway"),
-        ({"event_features": ("a/b",)}, r"event_features: 'a/b' is no name of a file, .* rename"),
-        ({"event_features": ("",)}, r"event_features: '' is no name of a file"),
+        ({"event_features": ("a/b",)}, r"event_features: 'a/b' must become a file name, .* rename"),
+        ({"event_features": ("",)}, r"event_features: '' must become a file name"),
     ],
 )
 def test_filters_out_of_range_are_refused(arguments, message):
@@ -283,7 +283,7 @@ class TestStoreOnDisk:
 
     def test_overwriting_replaces_and_a_failure_keeps_the_old_store(self, tmp_path: Path, monkeypatch):
         prepare(small(), Filters(), tmp_path / "store")
-        with pytest.raises(StoreError, match=r"holds an event store already; .* --overwrite true"):
+        with pytest.raises(StoreError, match=r"already contains an event store; .* --overwrite true"):
             prepare(small(), Filters(), tmp_path / "store")
         store = prepare(small(), Filters(min_history=2), tmp_path / "store", overwrite=True)
         assert store.num_users == 2
@@ -294,7 +294,7 @@ class TestStoreOnDisk:
 
     def test_a_folder_of_something_else_is_never_overwritten(self, tmp_path: Path):
         (tmp_path / "thesis.tex").write_text("years of work")
-        with pytest.raises(StoreError, match="exists and is no event store"):
+        with pytest.raises(StoreError, match="exists and is not an event store"):
             prepare(small(), Filters(), tmp_path, overwrite=True)
         assert (tmp_path / "thesis.tex").exists()
 
@@ -344,7 +344,7 @@ class TestEnsureStore:
         with pytest.raises(StoreError, match=r"a\.csv has 33 bytes; it had 32 bytes when .* was prepared"):
             ensure_store(source, Filters(), tmp_path / "store")
         log.rename(log.with_name("b.csv"))
-        with pytest.raises(StoreError, match=r"b\.csv has 33 bytes; it was not there when"):
+        with pytest.raises(StoreError, match=r"b\.csv has 33 bytes; it did not exist when"):
             ensure_store(source, Filters(), tmp_path / "store")
         log.with_name("b.csv").unlink()
         assert ensure_store(source, Filters(), tmp_path / "store").num_events == 1
@@ -355,7 +355,7 @@ class TestEnsureStore:
         manifest = json.loads(path.read_text())
         del manifest["source"]
         path.write_text(json.dumps(manifest))
-        with pytest.raises(StoreError, match="does not say what log it was prepared from"):
+        with pytest.raises(StoreError, match=r"the manifest of .* does not name its log"):
             ensure_store(small(), Filters(), tmp_path / "store")
 
     def test_of_several_processes_one_prepares_and_the_others_wait(self, tmp_path: Path):

@@ -20,8 +20,7 @@ from slow_preparation import (
     stored_histories,
 )
 
-from seqrec.data.inspect import describe
-from seqrec.data.inspect_text import report_text
+from seqrec.data.inspect import describe, report_text
 from seqrec.data.prepare import Filters, ensure_store, fingerprint, prepare
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError, StoreError

@@ -135,7 +135,7 @@ class TestDisk:
         source = write_log(tmp_path / "log.csv", 50_000)
         asked: list[int] = []
         monkeypatch.setattr(
-            "seqrec.data.prepare.disk.Workspace.require", lambda work, _: asked.append(work.needed)
+            "seqrec.data.prepare.spool.Workspace.require", lambda work, _: asked.append(work.needed)
         )
 
         for filters in (Filters(), Filters(5, 5)):
@@ -235,7 +235,7 @@ class TestMemoryLimit:
 
     @pytest.mark.parametrize("text", ["", "GiB", "3 GB more", "-3GiB", "3XB", "1e9", "3iB"])
     def test_what_is_no_size_is_refused(self, text):
-        with pytest.raises(InputError, match=r"memory_limit='.*' is no size in bytes; write it as 3GiB"):
+        with pytest.raises(InputError, match=r"memory_limit='.*' is not a size in bytes; write it as 3GiB"):
             parse_bytes(text)
 
     @pytest.mark.parametrize(

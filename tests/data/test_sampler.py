@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lightning.pytorch.trainer.states import RunningStage
 from torch.utils.data import DataLoader, DistributedSampler
 
-from seqrec.data.sampler import BatchPlan, BatchSampler, TrainedSegment, cut, like_lengths
+from seqrec.data.sampler import BatchPlan, BatchSampler, TrainedSegment, like_lengths, split_into_steps
 from seqrec.data.windows import RandomCrop, WindowIndex
 from seqrec.errors import InputError
 
@@ -66,7 +66,7 @@ def ranks_plans(
     for rank in range(world_size):
         sampler = BatchSampler(rank=rank, world_size=world_size, **settings)
         sampler.set_epoch(epoch)
-        sampler.skip(skip)
+        sampler.resume([], skip)
         plans.append(list(sampler))
         assert len(sampler) == len(plans[-1]) + skip
     return plans
@@ -124,7 +124,7 @@ def test_long_tailed_batches_keep_within_the_budget_and_fill_it_in_each_epoch():
         )
         positions = np.array([len(plan.windows) * plan.windows.lengths.max() for plan in plans])
         assert positions.max() <= 80_000
-        # The last of the cut has what is left.
+        # The last step has the remaining windows.
         assert np.sort(positions)[1] > 0.9 * 80_000
 
 
@@ -157,7 +157,7 @@ def test_jobs_of_any_size_that_follow_each_other_yield_each_window_once(
     way = {name: arguments.pop(name, None) for name in ("world_size", "batch_size", "max_tokens")}
     way["world_size"] = way["world_size"] or 1
     whole = sorted(plan_rows(ranks_plans(**arguments, **way, epoch=epoch)))
-    legs: list[TrainedSegment] = []
+    segments: list[TrainedSegment] = []
     seen: list[int] = []
     for _ in range(data.draw(st.integers(1, 3))):
         rest = len(whole) - len(seen)
@@ -167,17 +167,17 @@ def test_jobs_of_any_size_that_follow_each_other_yield_each_window_once(
         ranks = [BatchSampler(rank=rank, **arguments, **way) for rank in range(way["world_size"])]
         for sampler in ranks:
             sampler.set_epoch(epoch)
-            done = sampler.resume(legs, 0)
+            done = sampler.resume(segments, 0)
             assert 0 <= done <= len(sampler)
         plans = [list(sampler) for sampler in ranks]
         assert {len(plan) for plan in plans} == {len(ranks[0]) - done}
         assert sorted(seen + plan_rows(plans)) == whole
         taken = data.draw(st.integers(0, len(plans[0]) - 1))
         # Resumed in the same way it goes on where it was.
-        ranks[0].resume(legs, taken)
+        ranks[0].resume(segments, taken)
         assert rows_of([list(ranks[0])]) == rows_of([plans[0][taken:]])
         seen += plan_rows([plan[:taken] for plan in plans])
-        legs.append(TrainedSegment(taken, **way))
+        segments.append(TrainedSegment(taken, **way))
 
 
 def plan_rows(plans: list[list[BatchPlan]]) -> list[int]:
@@ -192,7 +192,7 @@ def rows_of(plans: list[list[BatchPlan]]) -> list[list[int]]:
 
 def test_only_one_iteration_is_skipped():
     sampler = BatchSampler(windows_of([3, 1, 2, 5]), batch_size=1, shuffle=True)
-    sampler.skip(3)
+    sampler.resume([], 3)
     assert [len(list(sampler)) for _ in range(3)] == [1, 4, 4]
 
 
@@ -293,7 +293,7 @@ def test_rows_of_like_length_meet_other_rows_in_each_epoch_and_batches_come_in_r
 def test_ranks_get_like_many_events_a_step_and_none_always_the_longest(size: dict[str, int], shuffle: bool):
     ranks = ranks_plans(windows=windows_of(long_tailed(20_000)), shuffle=shuffle, world_size=3, **size)
     events = np.array([[plan.windows.lengths.sum() for plan in rank] for rank in ranks])
-    # The step that ends the cut is smaller, and its share for a rank may be one row larger.
+    # The last step is smaller, and its share for a rank may be one row larger.
     uneven = (events.max(0) - events.min(0)) / events.mean(0)
     assert np.sort(uneven)[-2] < 0.05
     longest = np.array([[plan.windows.lengths.max() for plan in rank] for rank in ranks])
@@ -336,7 +336,7 @@ def test_windows_whose_number_depends_on_the_epoch_are_refused():
 
 def test_an_iterator_that_nobody_takes_from_leaves_the_skip_alone():
     sampler = BatchSampler(windows_of([3, 2, 1]), batch_size=1, shuffle=False)
-    sampler.skip(2)
+    sampler.resume([], 2)
     iter(sampler)
     assert [plan.windows.lengths.tolist() for plan in sampler] == [[1]]
 
@@ -372,7 +372,7 @@ def test_steps_start_where_a_loop_over_windows_starts_them(sizes: list[int], lea
         begin += sizes[begin]
     if len(starts) > 1 and len(sizes) - starts[-1] < least:
         starts.pop()
-    assert cut(np.array(sizes), least).tolist() == starts
+    assert split_into_steps(np.array(sizes), least).tolist() == starts
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ def test_steps_start_where_a_loop_over_windows_starts_them(sizes: list[int], lea
         ({"batch_size": 2, "max_tokens": 9}, "batch_size=2 and max_tokens=9: give exactly one"),
         (
             {"max_tokens": 9, "bucket": False},
-            "max_tokens=9 needs rows of like length together: bucket by length",
+            "max_tokens=9 needs rows of similar length together: bucket by length",
         ),
         (
             {"max_tokens": 6},
@@ -401,7 +401,7 @@ def test_settings_that_make_no_batches_are_refused(arguments: dict[str, Any], me
 def test_more_than_an_epoch_cannot_be_skipped(batches: int):
     sampler = BatchSampler(windows_of([5, 7, 1]), batch_size=1, shuffle=True)
     with pytest.raises(InputError, match=f"cannot skip {batches} batches of an epoch that has 3"):
-        sampler.skip(batches)
+        sampler.resume([], batches)
 
 
 @pytest.mark.parametrize("mode", [RunningStage.TRAINING, RunningStage.VALIDATING, RunningStage.PREDICTING])

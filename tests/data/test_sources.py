@@ -12,13 +12,14 @@ from seqrec.data.sources import ML1M, SOURCES, Sequences, Source, Synthetic
 from seqrec.errors import InputError, MissingInputError
 
 RATINGS = "1::1193::5::978300760\n1::661::3::978302109\n2::1193::4::978298413\n"
+# Name in manifests, and arguments.
 ARGUMENTS = {
-    "kuairand": {"version": "1K"},
-    "lfm-1b": {"path": "x"},
-    "ml-1m": {},
-    "sequences": {"path": "x"},
-    "synthetic": {},
-    "table": {"path": "x"},
+    "KuaiRand": ("kuairand", {"version": "1K"}),
+    "LFM1b": ("lfm-1b", {"path": "x"}),
+    "ML1M": ("ml-1m", {}),
+    "Sequences": ("sequences", {"path": "x"}),
+    "Synthetic": ("synthetic", {}),
+    "Table": ("table", {"path": "x"}),
 }
 
 
@@ -39,10 +40,11 @@ def zipped(path: Path, **members: str) -> str:
 @pytest.mark.parametrize("name", sorted(SOURCES))
 def test_registered_source_is_described_by_name_and_arguments(name: str):
     assert name in ARGUMENTS, f"give arguments for {name} above"
-    source = SOURCES[name](**ARGUMENTS[name])
-    assert source.name == name
-    assert source.describe()["name"] == name
-    assert source.describe()["arguments"].items() >= ARGUMENTS[name].items()
+    short_name, arguments = ARGUMENTS[name]
+    source = SOURCES[name](**arguments)
+    assert source.name == short_name
+    assert source.describe()["name"] == short_name
+    assert source.describe()["arguments"].items() >= arguments.items()
 
 
 def test_source_without_a_name_is_described_by_its_import_path():
@@ -154,12 +156,12 @@ class TestML1M:
 
     def test_a_zip_without_ratings_is_refused(self, tmp_path: Path):
         with pytest.raises(
-            InputError, match=r"a\.zip holds no ratings\.dat; expected the ml-1m\.zip of http"
+            InputError, match=r"a\.zip contains no ratings\.dat; expected the ml-1m\.zip of http"
         ):
             ML1M(zipped(tmp_path / "a.zip", other_dat="")).scan()
 
     def test_what_is_no_zip_is_refused(self, tmp_path: Path):
-        with pytest.raises(InputError, match=r"a\.zip is no readable zip file"):
+        with pytest.raises(InputError, match=r"a\.zip is not a readable zip file"):
             ML1M(write(tmp_path / "a.zip", "not a zip")).scan()
 
     def test_a_missing_file_is_refused(self, tmp_path: Path):
@@ -182,7 +184,7 @@ class TestML1M:
         content[6] |= 1
         content[content.rindex(b"PK\x01\x02") + 8] |= 1
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"a\.zip is no readable zip file .*password"):
+        with pytest.raises(InputError, match=r"a\.zip is not a readable zip file .*password"):
             ML1M(str(path)).scan()
 
 

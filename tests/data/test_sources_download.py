@@ -15,8 +15,7 @@ import pytest
 
 from seqrec.data.progress import Progress
 from seqrec.data.sources import ML1M
-from seqrec.data.sources.archive import extract
-from seqrec.data.sources.download import download
+from seqrec.data.sources.download import download, extract
 from seqrec.errors import InputError, MissingInputError
 
 CONTENT = bytes(range(256)) * 5000
@@ -97,7 +96,7 @@ class TestDownload:
         download(server.url, tmp_path / "file", MD5, Progress(told.append))
         assert (tmp_path / "file").read_bytes() == CONTENT
         assert server.ranges == [None, "bytes=500000-", "bytes=1000000-"]
-        assert sum("going on at 0.5 MB" in line for line in told) == 1
+        assert sum("resuming at 0.5 MB" in line for line in told) == 1
 
     def test_a_connection_that_brings_nothing_ends_it_and_keeps_what_came(
         self, server: FileServer, tmp_path: Path
@@ -105,7 +104,7 @@ class TestDownload:
         (tmp_path / "file.part").write_bytes(CONTENT[:700_000])
         server.breaks_after = 0
         with pytest.raises(
-            MissingInputError, match=r"failed \(the connection ended early\); try again, which goes on"
+            MissingInputError, match=r"failed \(the connection ended early\); try again, which resumes"
         ):
             download(server.url, tmp_path / "file", MD5, None)
         assert (tmp_path / "file.part").read_bytes() == CONTENT[:700_000]
@@ -130,7 +129,7 @@ class TestDownload:
         # The beginning of another file: only the whole's digest tells.
         (tmp_path / "file.part").write_bytes(b"x" * 700_000)
         with pytest.raises(
-            InputError, match=rf"has md5 [0-9a-f]{{32}}, expected {MD5}; what came was removed"
+            InputError, match=rf"has md5 [0-9a-f]{{32}}, expected {MD5}; the download was removed"
         ):
             download(server.url, tmp_path / "file", MD5, None)
         assert not list(tmp_path.glob("file*[!k]"))
@@ -145,7 +144,9 @@ class TestDownload:
             download(url, tmp_path / "file", MD5, None)
 
     def test_where_no_server_is_it_says_where_to_get_the_file(self, tmp_path: Path):
-        with pytest.raises(MissingInputError, match=r"file is not there and downloading it failed .*refused"):
+        with pytest.raises(
+            MissingInputError, match=r"file does not exist and downloading it failed .*refused"
+        ):
             download("http://127.0.0.1:9/file", tmp_path / "file", MD5, None)
 
     def test_source_downloads_once(self, server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -154,7 +155,7 @@ class TestDownload:
         source = ML1M(download_dir=str(tmp_path))
         assert source.files() == []
         for _ in range(2):
-            with pytest.raises(InputError, match=r"ml-1m\.zip is no readable zip file"):
+            with pytest.raises(InputError, match=r"ml-1m\.zip is not a readable zip file"):
                 source.scan()
         assert len(server.ranges) == 1
 
@@ -216,7 +217,7 @@ class TestExtract:
             link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
             out.addfile(link)
         with pytest.raises(
-            InputError, match=r"k\.tar\.gz holds no a\.csv; is it the archive of another version"
+            InputError, match=r"k\.tar\.gz contains no a\.csv; is it the archive of another version"
         ):
             extract(tmp_path / "k.tar.gz", ["a.csv"], tmp_path / "K", None)
 
@@ -224,5 +225,5 @@ class TestExtract:
     def test_a_damaged_archive_is_refused(self, tmp_path: Path, damage: Callable[[bytes], bytes]):
         path = archive(tmp_path / "k.tar.gz", self.MEMBERS)
         path.write_bytes(damage(path.read_bytes()))
-        with pytest.raises(InputError, match=r"k\.tar\.gz (cannot be extracted to|holds no none\.csv)"):
+        with pytest.raises(InputError, match=r"k\.tar\.gz (cannot be extracted to|contains no none\.csv)"):
             extract(path, ["none.csv"], tmp_path / "K", None)

@@ -102,7 +102,7 @@ class TestArchive:
     def test_archive_of_another_version_is_refused(self, tmp_path: Path):
         path = self.packed(tmp_path)
         with pytest.raises(
-            InputError, match=r"holds no log_.*27k_part2\.csv; is it the archive of another version"
+            InputError, match=r"contains no log_.*27k_part2\.csv; is it the archive of another version"
         ):
             KuaiRand(str(path)).scan()
 
@@ -128,7 +128,7 @@ class TestArchive:
         monkeypatch.setattr("seqrec.data.sources.kuairand.URL", "http://127.0.0.1:9/{archive}")
         with pytest.raises(
             MissingInputError,
-            match=r"KuaiRand-27K\.tar\.gz is not there .*fetch http://.*/KuaiRand-27K\.tar\.gz by other means and give",
+            match=r"KuaiRand-27K\.tar\.gz does not exist .*fetch http://.*/KuaiRand-27K\.tar\.gz by other means",
         ):
             KuaiRand(download_dir=str(tmp_path)).scan()
 
@@ -150,7 +150,8 @@ class TestBadInput:
         data = write_parts(tmp_path / "data", "1K")
         (data / PARTS["1K"][1]).write_text("user_id,video_id,time_ms\n1,2,3\n")
         with pytest.raises(
-            InputError, match=r"4_22_to_5_08_1k\.csv has not the columns of .*: only .* comment_stay_time,"
+            InputError,
+            match=r"4_22_to_5_08_1k\.csv does not have the columns of .*: only .* comment_stay_time,",
         ):
             KuaiRand(str(data), "1K").scan()
 

@@ -352,7 +352,7 @@ class TestBadInput:
         ("arguments", "message"),
         [
             ({"user": "a", "item": "a"}, "user='a', item='a' and timestamp='timestamp' must be different"),
-            ({"features": ["timestamp"]}, r"features=\['timestamp'\]: 'timestamp' is there already"),
+            ({"features": ["timestamp"]}, r"features=\['timestamp'\]: 'timestamp' is included already"),
             ({"separator": "::"}, "separator='::' must be one ASCII character, and no line break"),
             ({"quote": "\n"}, r"quote='\\n' must be one ASCII character, and no line break"),
             ({"separator": "'", "quote": "'"}, 'separator="\'" and quote="\'" must be different'),
@@ -365,7 +365,9 @@ class TestBadInput:
             Table("log.csv", **arguments)
 
     def test_a_suffix_that_tells_no_separator_is_refused(self, tmp_path: Path):
-        with pytest.raises(InputError, match=r"log\.dat: .* cannot be told from the name; give separator"):
+        with pytest.raises(
+            InputError, match=r"log\.dat: the name does not show what separates .*; give separator"
+        ):
             Table(csv(tmp_path / "log.dat", "user_id,item_id,timestamp\n1,2,3\n")).scan()
 
 

@@ -14,6 +14,7 @@ from seqrec.data.windows import (
     TrainWindows,
     WindowIndex,
     newest_windows,
+    ranges,
 )
 from seqrec.errors import InputError
 
@@ -165,3 +166,12 @@ def test_part_of_an_index_holds_the_windows_asked_for():
     index = newest_windows(np.array([0, 3, 8]), np.array([3, 8, 9]), 4)
     assert as_tuples(index[np.array([2, 0])]) == [(2, 8, 9), (0, 0, 3)]
     assert as_tuples(index[1:]) == [(1, 4, 8), (2, 8, 9)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 8))))
+def test_ranges_are_pythons_ranges_one_after_the_other(runs: list[tuple[int, int]]):
+    starts = np.array([start for start, _ in runs], dtype=np.int64)
+    counts = np.array([count for _, count in runs], dtype=np.int64)
+    expected = [number for start, count in runs for number in range(start, start + count)]
+    assert ranges(starts, counts).tolist() == expected
+    assert ranges(starts, counts).dtype == np.int64

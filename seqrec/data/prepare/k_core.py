@@ -1,8 +1,8 @@
-"""The filters by counts, over events on disk: k-core, and a minimum history. U users, N items."""
+"""Filters by counts, over events on disk: k-core and minimum history. U users, N items."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 
 from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.ordering import Block, BlockSpool
-from seqrec.data.progress import Progress, Stage
+from seqrec.data.progress import Progress
 
 
 @dataclass(frozen=True)
 class Core:
-    """Which users and items stay. An event stays where both do.
+    """The users and items that stay. An event stays if both do.
 
     Attributes:
-        users: (U,) by user row.
-        items: (N + 1,) by internal item id; padding, 0, never stays.
-        num_events: Events that stay.
-        catalogue: (N + 1,) likewise: items that the store numbers. `items`, or all with
+        users: (U,) True for the user rows that stay.
+        items: (N + 1,) True for the internal item ids that stay; padding, 0, never does.
+        num_events: Number of events that stay.
+        catalogue: (N + 1,) True for the items that the store numbers: `items`, or all with
             `Filters.as_published_raw_ids`.
     """
 
@@ -42,17 +42,9 @@ class Core:
 def k_core(
     spooled: BlockSpool, num_users: int, num_items: int, filters: Filters, folder: Path, progress: Progress
 ) -> Core:
-    """Return what k-core and minimum history keep.
+    """Return the users and items that k-core and minimum history keep.
 
-    Memory: 10 bytes a user and item. Each pass reads all item ids, or those that are left once they are few.
-
-    Args:
-        spooled: The events.
-        num_users: Users, some of which may have no event.
-        num_items: Items, likewise.
-        filters: The thresholds.
-        folder: For copies of the events that are left.
-        progress: Told passes.
+    Memory: 10 bytes a user and item. Each pass reads all item ids, or the remaining ones once they are few.
     """
     everything = Core.of_all(num_users, num_items, spooled.num_events)
     users, items = everything.users, everything.items
@@ -61,8 +53,7 @@ def k_core(
     number = 0
     while True:
         number += 1
-        with progress.stage(f"k-core, pass {number}", events.num_events) as stage:
-            user_counts, item_counts = _count(events, users, items, stage)
+        user_counts, item_counts = _count(events, users, items, f"k-core, pass {number}", progress)
         before = int(user_counts.sum())
         few_users = users & (user_counts < filters.min_user_events)
         few_items = items & (item_counts < filters.min_item_events)
@@ -73,34 +64,26 @@ def k_core(
     short = users & (user_counts < filters.min_history)
     if short.any():
         users &= ~short
-        with progress.stage("minimum history", events.num_events) as stage:
-            user_counts, item_counts = _count(events, users, items, stage)
+        user_counts, item_counts = _count(events, users, items, "minimum history", progress)
         items &= item_counts > 0
         before = int(user_counts.sum())
     events.delete()
     return Core(users, items, before, catalogue)
 
 
-def core_blocks(spooled: BlockSpool, core: Core, stage: Stage) -> Iterator[Block]:
-    """Yield the blocks with what the core keeps alone, users and its catalogue numbered anew without gaps.
-
-    Args:
-        spooled: The events.
-        core: What stays.
-        stage: Told rows.
-    """
+def core_blocks(blocks: Iterable[Block], core: Core) -> Iterator[Block]:
+    """Yield the events that the core keeps, with users and the catalogue numbered anew without gaps."""
     new_ids = np.cumsum(core.catalogue, dtype=np.min_scalar_type(np.count_nonzero(core.catalogue)))
     first = 0
-    for block in spooled.blocks():
+    for block in blocks:
         kept = _kept(block, core.users, core.items)
         lengths = kept.lengths[core.users[block.first : block.first + len(block.lengths)]]
         yield Block(first, lengths, replace(kept.events, item_ids=new_ids[kept.events.item_ids]))
         first += len(lengths)
-        stage.advance(len(block.events.item_ids))
 
 
 def _kept(block: Block, users: NDArray[np.bool_], items: NDArray[np.bool_]) -> Block:
-    # The events of a block whose user and item both stay; the same users, some of them with no event.
+    # The events of a block that stay. The users are the same, some of them with no event.
     rows = block.user_rows()
     kept = users[rows] & items[block.events.item_ids]
     lengths = np.bincount(rows[kept] - block.first, minlength=len(block.lengths))
@@ -108,7 +91,7 @@ def _kept(block: Block, users: NDArray[np.bool_], items: NDArray[np.bool_]) -> B
 
 
 class _Shrinking:
-    # Item ids by user, copied anew without those that are gone whenever half of them are.
+    # Item ids by user. When half of the events are gone, the others are copied.
 
     def __init__(self, spooled: BlockSpool, folder: Path) -> None:
         self._current = self._original = spooled
@@ -117,20 +100,21 @@ class _Shrinking:
         self.num_events = spooled.num_events
         self._alive = self.num_events
 
-    def read(self, users: NDArray[np.bool_], items: NDArray[np.bool_], stage: Stage) -> Iterator[Block]:
-        # Blocks of the events of `users` and `items` alone.
+    def read(
+        self, users: NDArray[np.bool_], items: NDArray[np.bool_], name: str, progress: Progress
+    ) -> Iterator[Block]:
+        # Blocks with only the events of `users` and `items`, as one stage of progress.
         copy = None
         if 2 * self._alive < self.num_events:
             self._copies += 1
             copy = BlockSpool(self._folder, f"core_{self._copies}")
         alive = 0
-        for block in self._current.blocks(items_only=True):
+        for block in progress.track(name, self._current.blocks(items_only=True), total=self.num_events):
             kept = _kept(block, users, items)
-            alive += len(kept.events.item_ids)
+            alive += len(kept)
             if copy is not None:
                 copy.append(kept)
             yield kept
-            stage.advance(len(block.events.item_ids))
         if copy is not None:
             self.delete()
             self._current, self.num_events = copy, alive
@@ -142,11 +126,11 @@ class _Shrinking:
 
 
 def _count(
-    events: _Shrinking, users: NDArray[np.bool_], items: NDArray[np.bool_], stage: Stage
+    events: _Shrinking, users: NDArray[np.bool_], items: NDArray[np.bool_], name: str, progress: Progress
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    # Events of each user and item, of those whose user and item both stay.
+    # Events of each user and item, among the events that stay.
     user_counts, item_counts = np.zeros(len(users), np.int64), np.zeros(len(items), np.int64)
-    for block in events.read(users, items, stage):
+    for block in events.read(users, items, name, progress):
         user_counts[block.first : block.first + len(block.lengths)] += block.lengths
         np.add.at(item_counts, block.events.item_ids, 1)
     return user_counts, item_counts

@@ -1,37 +1,33 @@
-"""How much memory preparation may take, and how much the process holds."""
+"""The memory that preparation may take, and the memory that the process holds."""
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from pathlib import Path
+
+import psutil
 
 from seqrec.errors import InputError
 
-# Below this not even the libraries, the reader's buffers and one partition fit side by side.
+# The libraries, the reader's buffers and one partition do not fit in less.
 MINIMUM = 1 << 30
-# What polars takes to stream a table, seen with 1 to 32 threads: so much, and so much more a thread.
-READING = 256 << 20
-READING_PER_THREAD = 32 << 20
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMGT", start=1)}
 _UNITS |= {f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", start=1)}
-_NOT_LINUX = 512 << 20
 
 
 class MemoryLimit:
-    """The bytes that the process may hold while it prepares, and what is left of them.
+    """The bytes that the process may hold while it prepares a store.
 
     Args:
-        memory_limit: Bytes, or text such as "3GiB" or "1500MB"; None takes half of the machine's memory, or
-            of its control group's limit where that is smaller.
+        memory_limit: Bytes, or text such as "3GiB" or "1500MB"; None is half of the machine's memory, or half of its
+            control group's limit if that is smaller.
 
     Attributes:
         bytes: The limit.
 
     Raises:
-        InputError: the text is no size, or the limit is below 1 GiB.
+        InputError: if the text is not a size, or if the limit is below 1 GiB.
     """
 
     def __init__(self, memory_limit: int | str | None = None) -> None:
@@ -43,37 +39,31 @@ class MemoryLimit:
             raise InputError(f"{given} is too little; preparation needs at least {spoken_bytes(MINIMUM)}")
 
     def room(self) -> int:
-        """Return the bytes that may still be taken, given what the process holds now; at least 0."""
+        """Return the bytes that are left of the limit, at least 0."""
         return max(self.bytes - resident_bytes(), 0)
 
     def require(self, needed: int, what: str) -> None:
-        """Refuse to go on where `needed` bytes more do not fit.
-
-        Args:
-            needed: Bytes.
-            what: What they are for, in the plural, for the message.
+        """Refuse to continue if `needed` more bytes, for `what` (a plural), exceed the limit.
 
         Raises:
-            InputError: they do not fit; the message says what limit would do.
+            InputError: if they exceed it; the message names a sufficient limit.
         """
         held = resident_bytes()
         if held + needed > self.bytes:
             raise InputError(
                 f"memory_limit={spoken_bytes(self.bytes)} is too little: {what} take "
-                f"{spoken_bytes(needed)} beside the {spoken_bytes(held)} that the process holds; "
+                f"{spoken_bytes(needed)} besides the {spoken_bytes(held)} that the process holds; "
                 f"give at least {spoken_bytes(held + needed)}"
             )
 
 
 def parse_bytes(size: int | str) -> int:
-    """Return a size in bytes; text is a number with or without a unit of B, KB, MB, GB, TB, KiB .. TiB.
-
-    Raises:
-        InputError: the text is no size.
-    """
+    """Return a size in bytes; text is a number with or without a unit of B, KB, MB, GB, TB, KiB .. TiB."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]*)", str(size).strip(), re.IGNORECASE)
     if not found or found[2].upper() not in _UNITS:
-        raise InputError(f"memory_limit={size!r} is no size in bytes; write it as 3GiB, 1500MB or 3221225472")
+        raise InputError(
+            f"memory_limit={size!r} is not a size in bytes; write it as 3GiB, 1500MB or 3221225472"
+        )
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
@@ -86,43 +76,19 @@ def spoken_bytes(size: int) -> str:
 
 
 def machine_memory() -> int:
-    """Return the bytes of memory that this process can get at most: the machine's or its control group's.
-
-    Raises:
-        InputError: the system does not tell.
-    """
-    try:
-        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError) as error:
-        raise InputError("this system does not tell how much memory it has; give memory_limit") from error
-    return min([physical, *_control_group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+    """Return the bytes of memory that this process can get at most: the machine's or its control group's."""
+    total = psutil.virtual_memory().total
+    return min([total, *_control_group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
 
 
 def resident_bytes() -> int:
-    """Return the bytes that this process holds in memory now; the most it ever held where only that is told."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        pass
-    try:
-        import resource
-    except ImportError:
-        # Windows tells neither, so that a usual amount must do.
-        return _NOT_LINUX
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak << 10
-
-
-def reading_bytes() -> int:
-    """Return the bytes that polars takes at most, more or less, while it streams a table."""
-    import polars as pl
-
-    return READING + READING_PER_THREAD * pl.thread_pool_size()
+    """Return the bytes that this process holds in memory now."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def _control_group_limits(membership: Path, root: Path) -> list[int]:
-    # A group is bound by its own limit and by those of all groups above it. Inside a container the path is the
-    # host's and may not be there, but the root is the container's.
+    # Limits of the process's group and of all groups above it. psutil does not read them. Inside a container the path
+    # is the host's and may not exist, but the root is the container's.
     try:
         lines = membership.read_text().splitlines()
     except OSError:
@@ -139,13 +105,9 @@ def _control_group_limits(membership: Path, root: Path) -> list[int]:
         group = Path(path.lstrip("/"))
         for mount in mounts:
             for folder in (group, *group.parents):
-                found += _limit(mount / folder / name)
+                try:
+                    text = (mount / folder / name).read_text().strip()
+                except OSError:
+                    continue
+                found += [int(text)] if text.isdigit() else []
     return found
-
-
-def _limit(file: Path) -> list[int]:
-    try:
-        text = file.read_text().strip()
-    except OSError:
-        return []
-    return [int(text)] if text.isdigit() else []

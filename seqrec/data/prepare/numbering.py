@@ -1,35 +1,32 @@
 """From external ids to internal ids, 1.. in ascending order of external id. C events a chunk, N distinct ids.
 
-Memory: where the integers span R values, with R small enough, 5 R bytes; else up to 36 N bytes for integers, and
-for text about four times the distinct ids themselves; 12 bytes for each raw id. It does not grow with the events.
+Memory: 5 R bytes for integers in a small range of R values, up to 36 N bytes for other integers, about four times the
+size of the distinct ids for text, 12 bytes for each raw id. It does not grow with the events.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from seqrec.data.prepare.memory import MemoryLimit
 from seqrec.data.prepare.spool import IntegerColumn, TextColumn, differences
-from seqrec.data.progress import Stage
 from seqrec.errors import InputError
-
-if TYPE_CHECKING:
-    import polars as pl
 
 Ids: TypeAlias = NDArray[np.unsignedinteger[Any]]
 Run = TypeVar("Run", bound=Sized)
-# Above so many values of range an id, or a million of them, sorting is cheaper than a table.
+# Sorting is cheaper than a table if the range has more values than this for each event, and more than a million.
 _SPARSE = 8
 _SMALL_RANGE = 1 << 20
 _BLOCK = 1 << 20
-# Of each raw id, when events are counted: the count, whether it stays, and whether it is in the catalogue.
+# For each raw id while events are counted: the count, and two flags (kept, in the catalogue).
 _BYTES_OF_RAW = 12
-# Distinct ids wait to be merged until they are a quarter of those merged already, or so many.
+# Distinct ids are merged when they are this many, or a quarter of those merged already.
 _PENDING = 1 << 20
 
 
@@ -37,8 +34,7 @@ class Numbering(ABC):
     """The distinct external ids of a column.
 
     Attributes:
-        size: How many there are, N.
-        dtype: Smallest unsigned type of internal ids 1..N.
+        size: Number of distinct ids, N.
     """
 
     size: int
@@ -54,33 +50,21 @@ class Numbering(ABC):
 
     @abstractmethod
     def external_id(self, internal_id: int) -> int | str:
-        """Return the external id that an internal id stands for."""
+        """Return the external id of an internal id."""
 
     @abstractmethod
     def blocks(self, kept: NDArray[np.bool_]) -> Iterator[NDArray[np.int64] | pl.Series]:
-        """Yield external ids in ascending order, a bounded number at a time.
-
-        Args:
-            kept: (N,) which of them.
-        """
+        """Yield the external ids for which `kept` (N,) is True, in ascending order, a bounded number at a time."""
 
 
 class IntegerTable(Numbering):
-    """Integers whose range is small: a table of all values in the range.
+    """Integers in a small range: a table of all values in the range."""
 
-    Args:
-        column: The column, of `chunks` chunks.
-        chunks: How many.
-        stage: Told rows.
-    """
-
-    def __init__(self, column: IntegerColumn, chunks: int, stage: Stage) -> None:
+    def __init__(self, column: IntegerColumn, chunks: Iterable[int]) -> None:
         self._column = column
         seen = np.zeros(column.high - column.low + 1, np.bool_)
-        for chunk in range(chunks):
-            values = column.read(chunk)
-            seen[self._places(values)] = True
-            stage.advance(len(values))
+        for chunk in chunks:
+            seen[self._places(column.read(chunk))] = True
         self._seen = seen
         self.size = int(np.count_nonzero(seen))
         self._ranks = np.cumsum(seen, dtype=self.dtype)
@@ -104,15 +88,7 @@ class IntegerTable(Numbering):
 
 
 class RawIntegers(Numbering):
-    """All integers from 1 to the largest of the column, whether or not they occur; internal ids are external ids.
-
-    Args:
-        column: The column.
-        limit: Memory.
-
-    Raises:
-        InputError: the column is of text, has an integer below 1, or its largest one is too large for the limit.
-    """
+    """All integers from 1 to the largest of the column, even if they do not occur; internal ids are external ids."""
 
     def __init__(self, column: IntegerColumn | TextColumn, limit: MemoryLimit) -> None:
         if isinstance(column, TextColumn) or column.low < 1:
@@ -139,40 +115,22 @@ class RawIntegers(Numbering):
 
 
 class SortedIntegers(Numbering):
-    """Integers whose range is wide: their distinct values in ascending order.
+    """Integers in a wide range: their distinct values in ascending order."""
 
-    Args:
-        column: The column, of `chunks` chunks.
-        chunks: How many.
-        limit: Memory.
-        what: Whose ids these are, in the plural, for messages.
-        stage: Told rows.
-
-    Raises:
-        InputError: the distinct values do not fit the limit.
-    """
-
-    def __init__(
-        self, column: IntegerColumn, chunks: int, limit: MemoryLimit, what: str, stage: Stage
-    ) -> None:
+    def __init__(self, column: IntegerColumn, chunks: Iterable[int], limit: MemoryLimit, what: str) -> None:
         self._column = column
 
-        def runs() -> Iterator[NDArray[np.int64]]:
-            for chunk in range(chunks):
-                values = column.read(chunk)
-                stage.advance(len(values))
-                yield np.unique(values)
-
         def merge(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-            # The pieces are there; beside them come all of them in one, half as much to sort it, the result.
+            # In addition to the parts: their concatenation, half as much to sort it, and the result.
             limit.require(20 * sum(map(len, parts)), f"the distinct ids of {what}")
             return _merged(parts)
 
-        self._distinct = _merged_in_turn(np.empty(0, np.int64), runs(), merge)
+        runs = (np.unique(column.read(chunk)) for chunk in chunks)
+        self._distinct = _merged_in_turn(np.empty(0, np.int64), runs, merge)
         self.size = len(self._distinct)
 
     def ids(self, chunk: int) -> Ids:  # noqa: D102
-        # Looking up ascending values runs through memory once.
+        # Looking up ascending values reads memory once, in order.
         values, places = np.unique(self._column.read(chunk), return_inverse=True)
         return (np.searchsorted(self._distinct, values) + 1).astype(self.dtype)[places]
 
@@ -185,28 +143,10 @@ class SortedIntegers(Numbering):
 
 
 class SortedTexts(Numbering):
-    """Text: its distinct values in ascending order.
+    """Text: its distinct values in ascending order."""
 
-    Args:
-        column: The column, of `chunks` chunks.
-        chunks: How many.
-        limit: Memory.
-        what: Whose ids these are, in the plural, for messages.
-        stage: Told rows.
-
-    Raises:
-        InputError: the distinct values do not fit the limit.
-    """
-
-    def __init__(self, column: TextColumn, chunks: int, limit: MemoryLimit, what: str, stage: Stage) -> None:
-        import polars as pl
-
+    def __init__(self, column: TextColumn, chunks: Iterable[int], limit: MemoryLimit, what: str) -> None:
         self._column = column
-
-        def runs() -> Iterator[pl.Series]:
-            for chunk in range(chunks):
-                stage.advance(column.length(chunk))
-                yield column.distinct(chunk)
 
         def merge(parts: list[pl.Series]) -> pl.Series:
             size = sum(int(part.estimated_size()) for part in parts)
@@ -214,7 +154,8 @@ class SortedTexts(Numbering):
             merged = pl.concat(parts, rechunk=True).sort()
             return merged.filter(merged.ne_missing(merged.shift(1)))
 
-        self._distinct = _merged_in_turn(pl.Series("text", [], pl.String), runs(), merge).rechunk()
+        runs = (column.distinct(chunk) for chunk in chunks)
+        self._distinct = _merged_in_turn(pl.Series("text", [], pl.String), runs, merge).rechunk()
         self.size = len(self._distinct)
 
     def ids(self, chunk: int) -> Ids:  # noqa: D102
@@ -225,39 +166,29 @@ class SortedTexts(Numbering):
         return str(self._distinct[internal_id - 1])
 
     def blocks(self, kept: NDArray[np.bool_]) -> Iterator[pl.Series]:  # noqa: D102
-        import polars as pl
-
         for start in range(0, self.size, _BLOCK):
             yield self._distinct[start : start + _BLOCK].filter(pl.Series(kept[start : start + _BLOCK]))
 
 
 def number_ids(
-    column: IntegerColumn | TextColumn, lengths: list[int], limit: MemoryLimit, what: str, stage: Stage
+    column: IntegerColumn | TextColumn, chunks: Iterable[int], num_events: int, limit: MemoryLimit, what: str
 ) -> Numbering:
-    """Return the numbering of a column, by the way that is fastest within the limit.
-
-    Args:
-        column: The external ids.
-        lengths: Events of each chunk.
-        limit: Memory.
-        what: Whose ids these are, in the plural, for messages.
-        stage: Told rows.
+    """Return the numbering of a column with these chunks, made in the fastest way that the limit allows.
 
     Raises:
-        InputError: the distinct ids do not fit the limit.
+        InputError: if the distinct ids exceed the limit.
     """
     if isinstance(column, TextColumn):
-        return SortedTexts(column, len(lengths), limit, what, stage)
+        return SortedTexts(column, chunks, limit, what)
     span = column.high - column.low + 1
-    # Half of the room is left to the stages that come after.
-    if span <= max(_SMALL_RANGE, _SPARSE * sum(lengths)) and 5 * span < limit.room() // 2:
-        return IntegerTable(column, len(lengths), stage)
-    return SortedIntegers(column, len(lengths), limit, what, stage)
+    # Half of the room is left to the later stages.
+    if span <= max(_SMALL_RANGE, _SPARSE * num_events) and 5 * span < limit.room() // 2:
+        return IntegerTable(column, chunks)
+    return SortedIntegers(column, chunks, limit, what)
 
 
 def _merged_in_turn(merged: Run, runs: Iterable[Run], merge: Callable[[list[Run]], Run]) -> Run:
-    # The distinct values of all runs, of which no more wait at a time than a quarter of those merged already, or
-    # `_PENDING`.
+    # The distinct values of all runs. At most `_PENDING` or a quarter of those merged already wait at a time.
     pending: list[Run] = []
     waiting = 0
     for run in runs:
@@ -270,7 +201,7 @@ def _merged_in_turn(merged: Run, runs: Iterable[Run], merge: Callable[[list[Run]
 
 
 def _merged(runs: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-    # The stable sort of numpy merges runs that are in order.
+    # numpy's stable sort merges runs that are in order.
     values = np.concatenate(runs)
     values.sort(kind="stable")
     is_first = np.ones(len(values), np.bool_)

@@ -1,8 +1,8 @@
-"""Each user's events put in order, partition after partition; duplicates found. N events, U users in all."""
+"""Order each user's events, partition after partition, and find duplicates. N events."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqrec.data.prepare.filters import Duplicates
-from seqrec.data.prepare.partitions import Events, Partitions
+from seqrec.data.prepare.partitions import EventColumns, Partitions
 from seqrec.data.prepare.spool import RawColumn
-from seqrec.data.progress import Stage
 from seqrec.errors import InputError
 
-# Bytes an event that ordering takes beside two copies of its columns, should all events tie.
+# Bytes an event for ordering, besides two copies of its columns, if all events tie.
 _SORTING_BYTES = 64
 
 
@@ -25,14 +24,17 @@ class Block:
     """All events of some users in a row.
 
     Attributes:
-        first: User row of the first of them.
-        lengths: Events of each of them, from that row on.
-        events: Their events: user after user, oldest first.
+        first: User row of the first user.
+        lengths: Number of events of each user, from that row on.
+        events: The events, user after user, oldest first.
     """
 
     first: int
     lengths: NDArray[np.int64]
-    events: Events
+    events: EventColumns
+
+    def __len__(self) -> int:
+        return len(self.events.item_ids)
 
     def user_rows(self) -> NDArray[np.int64]:
         """Return the user row of each event, (N,)."""
@@ -47,40 +49,25 @@ class Block:
 
 @dataclass
 class DuplicateCount:
-    """How many events repeat user, item and timestamp of one before, and the first of them by user.
-
-    Attributes:
-        count: How many.
-        example: User row, internal item id and timestamp; None where there are none.
-    """
+    """Count of the events with the user, item and timestamp of an earlier one, and the first of them by user."""
 
     count: int = 0
     example: tuple[int, int, int] | None = None
 
 
 def ordering_bytes(types: dict[str, np.dtype[Any]]) -> int:
-    """Return the bytes of memory that ordering takes at most for each event of the largest partition.
-
-    Args:
-        types: Of `column_types`.
-    """
+    """Return the bytes of memory that ordering takes at most, for each event of the largest partition."""
     return _SORTING_BYTES + 2 * sum(dtype.itemsize for dtype in types.values())
 
 
 def ordered_blocks(
-    partitions: Partitions, duplicates: Duplicates, found: DuplicateCount, stage: Stage
+    partitions: Partitions, places: Iterable[int], duplicates: Duplicates, found: DuplicateCount
 ) -> Iterator[Block]:
     """Yield the events of all users, a partition at a time, in ascending order of user row.
 
-    A user's events come by timestamp, ties in log order; in log order where there are no timestamps.
-
-    Args:
-        partitions: The events.
-        duplicates: With "drop", events that repeat an earlier one are left out.
-        found: Counts them.
-        stage: Told rows.
+    A user's events are ordered by timestamp, ties by log order; by log order if the log has no timestamps.
     """
-    for place in range(len(partitions)):
+    for place in places:
         first, stop = partitions.users(place)
         rows, events = partitions.read(place)
         order = _order(rows, events.timestamps)
@@ -88,29 +75,25 @@ def ordered_blocks(
         repeated = _repeated(rows, events)
         if len(repeated):
             if found.example is None:
-                found.example = _example(first, rows, events, int(repeated[0]))
+                place = int(repeated[0])
+                assert events.timestamps is not None
+                found.example = (
+                    first + int(rows[place]),
+                    int(events.item_ids[place]),
+                    int(events.timestamps[place]),
+                )
             found.count += len(repeated)
             if duplicates == "drop":
                 kept = np.ones(len(rows), np.bool_)
                 kept[repeated] = False
                 rows, events = rows[kept], events.take(kept)
         yield Block(first, np.bincount(rows, minlength=stop - first), events)
-        stage.advance(len(order))
 
 
 def refuse_duplicates(
     found: DuplicateCount, user: Callable[[int], int | str], item: Callable[[int], int | str]
 ) -> None:
-    """Stop if there are duplicates.
-
-    Args:
-        found: What `ordered_blocks` counted.
-        user: External id of an internal user id.
-        item: External id of an internal item id.
-
-    Raises:
-        InputError: there are.
-    """
+    """Refuse a log with duplicates."""
     if found.example is None:
         return
     row, item_id, time = found.example
@@ -123,15 +106,7 @@ def refuse_duplicates(
 
 @dataclass
 class BlockSpool:
-    """Blocks kept on disk, to be read several times.
-
-    Args:
-        folder: Where the files go.
-        name: Start of the files' names, of which there must be none yet.
-
-    Attributes:
-        lengths: Events of each user of all blocks, by block.
-    """
+    """Blocks on disk that can be read several times, in files of `folder` with names that start with `name`."""
 
     folder: Path
     name: str
@@ -144,7 +119,7 @@ class BlockSpool:
         return sum(int(lengths.sum()) for lengths in self.lengths)
 
     def append(self, block: Block) -> None:
-        """Write a block; they come in ascending order of user row, without gaps."""
+        """Write a block. The blocks must be in ascending order of user row, without gaps."""
         self.lengths.append(block.lengths)
         for name, values in block.events.columns().items():
             if name not in self._columns:
@@ -152,7 +127,7 @@ class BlockSpool:
             self._columns[name].append(values)
 
     def blocks(self, *, items_only: bool = False) -> Iterator[Block]:
-        """Yield the blocks as they were written, with their item ids alone if asked."""
+        """Yield the blocks in order; with `items_only` they have no other columns than item ids."""
         columns: dict[str, RawColumn] = dict(self._columns)
         if items_only:
             columns = {"item_ids": columns["item_ids"]}
@@ -162,7 +137,7 @@ class BlockSpool:
             read: dict[str, NDArray[Any]] = {
                 name: column.read(start, stop) for name, column in columns.items()
             }
-            yield Block(first, lengths, Events.of_columns(read))
+            yield Block(first, lengths, EventColumns.of_columns(read))
             first, start = first + len(lengths), stop
 
     def delete(self) -> None:
@@ -172,7 +147,7 @@ class BlockSpool:
 
 
 def _order(rows: NDArray[np.uint16], times: NDArray[np.int64] | None) -> NDArray[np.intp]:
-    # All sorts are stable, so that ties keep log order; that by 16 bits goes by counting.
+    # All sorts are stable, which keeps ties in log order. Rows of 16 bits are sorted by counting.
     by_user = np.argsort(rows, kind="stable")
     if times is None or _ascends(rows[by_user], times[by_user]):
         return by_user
@@ -181,12 +156,12 @@ def _order(rows: NDArray[np.uint16], times: NDArray[np.int64] | None) -> NDArray
 
 
 def _ascends(rows: NDArray[np.uint16], times: NDArray[np.int64]) -> bool:
-    # Most logs are written as events happen, and need no sorting by time.
+    # True for most logs, which are written as events happen, and need no sorting by time.
     return not bool(np.any((times[1:] < times[:-1]) & (rows[1:] == rows[:-1])))
 
 
-def _repeated(rows: NDArray[np.uint16], events: Events) -> NDArray[np.intp]:
-    # Places, ascending, of ordered events that are duplicates: each but the first of equal ones in log order.
+def _repeated(rows: NDArray[np.uint16], events: EventColumns) -> NDArray[np.intp]:
+    # Ascending places, among ordered events, of duplicates: all but the first of equal events in log order.
     times = events.timestamps
     if times is None:
         return np.empty(0, np.intp)
@@ -197,14 +172,9 @@ def _repeated(rows: NDArray[np.uint16], events: Events) -> NDArray[np.intp]:
     tied[1:] = ties
     tied[:-1] |= ties
     places = np.flatnonzero(tied)
-    # Events of one user and time, numbered: a new number wherever an event is not tied to the one before.
+    # A number for the events of one user and time: an event that is not tied to the one before gets a new one.
     group = np.cumsum(~np.concatenate([[False], ties])[places])
     items = events.item_ids[places]
     order = np.lexsort((items, group))
     same = (items[order][1:] == items[order][:-1]) & (group[order][1:] == group[order][:-1])
     return np.sort(places[order[1:][same]])
-
-
-def _example(first: int, rows: NDArray[np.uint16], events: Events, place: int) -> tuple[int, int, int]:
-    assert events.timestamps is not None
-    return first + int(rows[place]), int(events.item_ids[place]), int(events.timestamps[place])

@@ -1,10 +1,11 @@
-"""Events of neighbouring users brought together: the spool, split by ranges of users that fit memory.
+"""Files with the events of neighbouring users together: the spool, split by ranges of users that fit memory.
 
 C events a chunk, U users, P partitions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,46 +16,40 @@ from numpy.typing import NDArray
 
 from seqrec.data.prepare.numbering import Ids, Numbering
 from seqrec.data.prepare.spool import RawColumn, Spool
-from seqrec.data.progress import Stage
+from seqrec.data.progress import Progress
 
-# Events that are sorted at a time, if no user has more: small, as memory is the slower the more of it is in use.
+# Events to sort at a time, unless one user has more. Small, because using more memory is slower.
 PARTITION_EVENTS = 1 << 21
-# Users a partition, so that their places in it take two bytes, which are sorted by counting.
+# Users a partition. Their places in it take two bytes, which are sorted by counting.
 PARTITION_USERS = 1 << 16
 
 
 @dataclass(frozen=True)
-class Events:
-    """Some events with all that is kept of them. N events.
-
-    Attributes:
-        item_ids: (N,) internal item ids.
-        timestamps: (N,) int64, or None where the log has none.
-        features: (N,) each, by name.
-    """
+class EventColumns:
+    """The columns of some events, (N,) each. Timestamps are None if the log has none."""
 
     item_ids: Ids
     timestamps: NDArray[np.int64] | None
     features: dict[str, NDArray[Any]]
 
-    def take(self, places: NDArray[Any]) -> Events:
+    def take(self, places: NDArray[Any]) -> EventColumns:
         """Return the events at `places`, integers or booleans (N,)."""
         times = self.timestamps
-        return Events(
+        return EventColumns(
             self.item_ids[places],
             None if times is None else times[places],
             {name: values[places] for name, values in self.features.items()},
         )
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """Return the columns by the names of their files, `.npy` left out."""
+        """Return the columns by the names of their files, without `.npy`."""
         times = {} if self.timestamps is None else {"timestamps": self.timestamps}
         features = {f"feature_{name}": values for name, values in self.features.items()}
         return {"item_ids": self.item_ids, **times, **features}
 
     @classmethod
-    def of_columns(cls, columns: dict[str, NDArray[Any]]) -> Events:
-        """Return the events whose `columns` are these."""
+    def of_columns(cls, columns: dict[str, NDArray[Any]]) -> EventColumns:
+        """Return the events that have these `columns`."""
         features = {
             name.removeprefix("feature_"): values
             for name, values in columns.items()
@@ -64,7 +59,7 @@ class Events:
 
 
 def column_types(spool: Spool, items: Numbering) -> dict[str, np.dtype[Any]]:
-    """Return the type of each column that is kept, by the names of `Events.columns`."""
+    """Return the type of each column of the store, by the names of `EventColumns.columns`."""
     types = {"item_ids": items.dtype}
     if spool.timestamps is not None:
         types["timestamps"] = np.dtype(np.int64)
@@ -72,13 +67,7 @@ def column_types(spool: Spool, items: Numbering) -> dict[str, np.dtype[Any]]:
 
 
 class Partitions:
-    """Files with the events of neighbouring users together, each user's in log order.
-
-    Args:
-        folder: Where the files go.
-        lengths: (U,) events of each user, at least 1.
-        types: Of `column_types`.
-    """
+    """Files with the events of neighbouring users together, each user's in log order. `lengths` (U,) is at least 1."""
 
     def __init__(self, folder: Path, lengths: NDArray[np.int64], types: dict[str, np.dtype[Any]]) -> None:
         self._ends = np.cumsum(lengths)
@@ -89,15 +78,8 @@ class Partitions:
     def __len__(self) -> int:
         return len(self._bounds) - 1
 
-    def fill(self, spool: Spool, user_rows: RawColumn, items: Numbering, stage: Stage) -> None:
-        """Write the events of the spool.
-
-        Args:
-            spool: The log.
-            user_rows: User row of each event, in log order.
-            items: Numbering of the items.
-            stage: Told rows.
-        """
+    def fill(self, spool: Spool, user_rows: RawColumn, items: Numbering, chunks: Iterable[int]) -> None:
+        """Write the events of the spool."""
         count = len(self)
         partition_of = np.repeat(np.arange(count, dtype=np.min_scalar_type(count)), np.diff(self._bounds))
         firsts = self._bounds[:-1].astype(user_rows.dtype)
@@ -108,7 +90,8 @@ class Partitions:
                 for column in (self._rows, *self._columns.values())
             ]
             start = 0
-            for chunk, length in enumerate(spool.lengths):
+            for chunk in chunks:
+                length = spool.lengths[chunk]
                 rows = user_rows.read(start, start + length)
                 partition = partition_of[rows]
                 order = np.argsort(partition, kind="stable")
@@ -119,10 +102,19 @@ class Partitions:
                     _scatter(file, column.dtype, values[order], counts, filled)
                 filled += counts
                 start += length
-                stage.advance(length)
+
+    def places(self, name: str, progress: Progress) -> Iterator[int]:
+        """Yield the numbers of the partitions, as one stage of progress."""
+        total = int(self._ends[-1])
+        return progress.track(name, range(len(self)), lambda place: self.size(place), total)
+
+    def size(self, place: int) -> int:
+        """Return the number of events of partition number `place`."""
+        start, stop = self.range(place)
+        return stop - start
 
     def range(self, place: int) -> tuple[int, int]:
-        """Return the range of events of partition number `place`, all events being ordered by user."""
+        """Return the range of events of partition number `place`, among all events ordered by user."""
         first, stop = self.users(place)
         return (int(self._ends[first - 1]) if first else 0), int(self._ends[stop - 1])
 
@@ -130,15 +122,15 @@ class Partitions:
         """Return the range of user rows of partition number `place`."""
         return int(self._bounds[place]), int(self._bounds[place + 1])
 
-    def read(self, place: int) -> tuple[NDArray[np.uint16], Events]:
-        """Return partition number `place`: user rows (N,) less its first one, and events; both in log order."""
+    def read(self, place: int) -> tuple[NDArray[np.uint16], EventColumns]:
+        """Return partition number `place`: user rows (N,), counted from its first one, and events, in log order."""
         start, stop = self.range(place)
         columns = {name: column.read(start, stop) for name, column in self._columns.items()}
-        return self._rows.read(start, stop), Events.of_columns(columns)
+        return self._rows.read(start, stop), EventColumns.of_columns(columns)
 
     def largest(self) -> tuple[int, int]:
         """Return the number of events of the largest partition, and its first user row."""
-        sizes = [stop - start for start, stop in map(self.range, range(len(self)))]
+        sizes = [self.size(place) for place in range(len(self))]
         place = int(np.argmax(sizes))
         return sizes[place], self.users(place)[0]
 
@@ -149,7 +141,7 @@ class Partitions:
 
 
 def _bounds(ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    # First user row of each partition, and U. A user who is larger than a partition has one of his own.
+    # First user row of each partition, and U. A user with too many events has a partition alone.
     bounds = [0]
     while bounds[-1] < len(ends):
         first = bounds[-1]
@@ -159,10 +151,10 @@ def _bounds(ends: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.array(bounds, np.int64)
 
 
-def _chunk(spool: Spool, chunk: int, start: int, item_ids: Ids) -> Events:
+def _chunk(spool: Spool, chunk: int, start: int, item_ids: Ids) -> EventColumns:
     stop = start + spool.lengths[chunk]
     times = None if spool.timestamps is None else spool.timestamps.read(chunk)
-    return Events(
+    return EventColumns(
         item_ids, times, {name: column.read(start, stop) for name, column in spool.features.items()}
     )
 
@@ -174,7 +166,7 @@ def _scatter(
     counts: NDArray[np.int64],
     filled: NDArray[np.int64],
 ) -> None:
-    # `values` in order of partitions, `counts` of each, to where each is `filled`.
+    # Write `values`, which are in order of partitions, `counts` of each, after the `filled` events of each.
     begun = 0
     for partition in np.flatnonzero(counts):
         stop = begun + int(counts[partition])

@@ -1,7 +1,8 @@
-"""From a raw log to an event store: filter, number, order, write; done once, in bounded memory."""
+"""Prepare an event store from a raw log, once and in bounded memory, or open the store that exists."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -13,24 +14,22 @@ from typing import Any
 
 from filelock import FileLock
 
-from seqrec.data.prepare.disk import Workspace, disk_full, is_full
 from seqrec.data.prepare.filters import Filters
-from seqrec.data.prepare.memory import MemoryLimit
-from seqrec.data.prepare.stages import write_store_of
+from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
 from seqrec.data.progress import Progress, Show
-from seqrec.data.sources.base import Source
+from seqrec.data.sources.source import Source
 from seqrec.data.store import MANIFEST, VERSION, EventStore, read_manifest, synchronise
 from seqrec.errors import InputError, MissingInputError, StoreError
 
-__all__ = ["Filters", "ensure_store", "fingerprint", "prepare"]
-
-# Manifests name these only where they are set, so that stores from before there were any stay what they are.
+# Manifests contain these filters only if they are set. Stores that are older than the filters thus stay valid.
 _SILENT = {each.name: each.default for each in fields(Filters) if each.name.startswith("as_published_")}
+# Errors of a full disk, an exceeded quota and a file that is too large. Windows has no quota.
+_DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _REMEDY = "choose another --data.store, or run seqrec prepare --overwrite true"
 
 
 def fingerprint(source: Source, filters: Filters) -> str:
-    """Return 12 hexadecimal digits that differ where source, filters or the store's version do."""
+    """Return 12 hexadecimal digits that differ if source, filters or the store's version do."""
     text = json.dumps({"version": VERSION, **_settings(source, filters)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -46,36 +45,48 @@ def prepare(
 ) -> EventStore:
     """Read a log and write its event store.
 
-    A user's events are ordered by timestamp, ties by log order; by log order where the log has no times.
-    Users and items get internal ids 1.. in ascending order of external id. The same log and filters give
-    the same bytes, whatever the memory limit. The store appears at `directory` whole or not at all: it is written
-    beside it, under `<directory>.partial`, and renamed.
+    A user's events are ordered by timestamp, ties by log order; by log order if the log has no times. Users and
+    items get internal ids 1.. in ascending order of external id. The same log and filters give the same bytes with
+    any memory limit. The store appears at `directory` complete or not at all: it is written to
+    `<directory>.partial`, and renamed.
 
-    Memory does not grow with the events: the log is read in batches, and ordered some users at a time, on disk.
-    Beside the libraries and the reader's buffers it must hold tables of the distinct ids (5 bytes for each value
-    of their range where they are integers of a small range, 36 for each id where they are other integers, four
-    times their own size where they are text, 10 for each user and item where a filter counts them) and the events
-    of any one user, at up to 100 bytes each. The disk must hold about as much as the log does as text.
+    Memory does not grow with the events: the log is read in batches, and ordered some users at a time, on disk. The
+    memory must hold the libraries, the reader's buffers, the events of any one user (up to 100 bytes each), and
+    tables of the distinct ids:
+
+    - integers in a small range: 5 bytes for each value of the range;
+    - other integers: 36 bytes for each id;
+    - text: four times the size of the ids;
+    - and 10 bytes for each user and item if a filter counts their events.
+
+    The disk needs about as much space as the log takes as text.
 
     Args:
         source: The raw log.
-        filters: What to keep.
-        directory: Where the store goes; its parents are made.
-        memory_limit: Most that the process may hold in memory, all included: bytes, or text such as "3GiB" or
-            "1500MB", 1 GiB or more. None takes half of the machine's memory, or of its control group's limit
-            where that is smaller.
-        progress: Called with a line for each stage, at its begin, now and then (rows, rows a second, time left)
-            and at its end, and with notes on what was left out.
-        overwrite: Replace a store that is there.
+        filters: The filters.
+        directory: The new store's folder; its parents are made.
+        memory_limit: Most memory that the whole process may hold: bytes, or text such as "3GiB" or "1500MB", 1 GiB
+            or more. None is half of the machine's memory, or half of its control group's limit if that is smaller.
+        progress: Called with lines of text: at the start of each stage, every few seconds (rows, rows a second, time
+            left), at its end, and with notes on rows that were left out.
+        overwrite: Whether to replace an existing store.
 
     Returns:
         The store, opened.
 
     Raises:
-        InputError: the log cannot be read or changes meanwhile, nothing of it is left, or the memory limit is too
-            small for it.
-        StoreError: something is at `directory` already, and `overwrite` is False or it is no store; or the disk is
-            full.
+        InputError: if the log cannot be read or changes meanwhile, if no event is left, or if the memory limit is
+            too small.
+        StoreError: if `directory` exists, and `overwrite` is False or it is not a store; or if the disk is full.
+
+    Example:
+        >>> import tempfile
+        >>> from seqrec import Filters, Synthetic, prepare
+        >>> source = Synthetic(num_users=20, num_items=30, mean_events=8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = prepare(source, Filters(), f"{folder}/store")
+        ...     store.num_users, store.item_vocabulary.external_ids([1])
+        (20, array([0]))
     """
     directory, limit = Path(directory), MemoryLimit(memory_limit)
     with _locked(directory):
@@ -90,21 +101,21 @@ def ensure_store(
     memory_limit: int | str | None = None,
     progress: Show | None = None,
 ) -> EventStore:
-    """Return the store at `directory`, made now if there is none.
+    """Return the store at `directory`. If it does not exist, prepare it.
 
     Several processes may call this at once: one prepares while the others wait for it.
 
     Args:
-        source: The raw log; its files need not be there where the store is.
-        filters: What to keep.
-        directory: Where the store is or goes.
+        source: The raw log. Its files need not exist if the store does.
+        filters: The filters.
+        directory: The store's folder.
         memory_limit: As for `prepare`.
         progress: As for `prepare`.
 
     Raises:
-        InputError: `prepare` raises it.
-        StoreError: the store there is damaged or of another version, was made from other settings, or from a
-            file that has changed in size since.
+        InputError: as for `prepare`.
+        StoreError: if the store is damaged or has another version, was made with other settings, or was made from a
+            file that now has another size.
     """
     directory = Path(directory)
     if not (directory / MANIFEST).is_file():
@@ -114,7 +125,7 @@ def ensure_store(
                 return _prepare(source, filters, directory, limit, Progress(progress), False)
     manifest = read_manifest(directory)
     if not {"source", "filters", "source_files"} <= manifest.keys():
-        raise StoreError(f"{directory} does not say what log it was prepared from; {_REMEDY}")
+        raise StoreError(f"the manifest of {directory} does not name its log; {_REMEDY}")
     _check_settings(directory, manifest, _settings(source, filters))
     _check_source_files(directory, manifest, source)
     return EventStore.open(directory)
@@ -123,11 +134,15 @@ def ensure_store(
 def _prepare(
     source: Source, filters: Filters, directory: Path, limit: MemoryLimit, progress: Progress, overwrite: bool
 ) -> EventStore:
+    # The only modules of this package that import polars.
+    from seqrec.data.prepare.spool import Workspace
+    from seqrec.data.prepare.stages import write_store_of
+
     occupied = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
     if occupied and not (directory / MANIFEST).is_file():
-        raise StoreError(f"{directory} exists and is no event store; choose another --data.store")
+        raise StoreError(f"{directory} exists and is not an event store; choose another --data.store")
     if occupied and not overwrite:
-        raise StoreError(f"{directory} holds an event store already; {_REMEDY}")
+        raise StoreError(f"{directory} already contains an event store; {_REMEDY}")
     partial = directory.with_name(directory.name + ".partial")
     replaced = directory.with_name(directory.name + ".replaced")
     for leftover in (partial, replaced):
@@ -144,7 +159,7 @@ def _prepare(
         partial.rename(directory)
         synchronise(directory.parent)
     except OSError as error:
-        if isinstance(error, InputError) or not is_full(error):
+        if isinstance(error, InputError) or error.errno not in _DISK_FULL:
             raise
         full = error
     finally:
@@ -153,15 +168,20 @@ def _prepare(
         for leftover in (partial, replaced):
             shutil.rmtree(leftover, ignore_errors=True)
     if full is not None:
-        # Told only now that what was half-written is gone, so that the free space is what a new try would have.
-        raise disk_full(directory.parent, workspace.needed, full) from full
+        # Only now the incomplete files are gone, and the free space is that of a new attempt.
+        raise StoreError(
+            f"writing the store to {directory.parent} failed ({full.strerror}): about "
+            f"{spoken_bytes(workspace.needed)} are needed, "
+            f"{spoken_bytes(shutil.disk_usage(directory.parent).free)} are free there; free some, or choose another "
+            "--data.store"
+        ) from full
     return EventStore.open(directory)
 
 
 def _settings(source: Source, filters: Filters) -> dict[str, Any]:
-    # Through JSON, as the manifest goes, so that both compare equal.
-    told = {name: value for name, value in asdict(filters).items() if _SILENT.get(name, ...) != value}
-    settings: dict[str, Any] = json.loads(json.dumps({"source": source.describe(), "filters": told}))
+    # Through JSON, like the manifest, to compare equal with it.
+    shown = {name: value for name, value in asdict(filters).items() if _SILENT.get(name, ...) != value}
+    settings: dict[str, Any] = json.loads(json.dumps({"source": source.describe(), "filters": shown}))
     return settings
 
 
@@ -184,7 +204,7 @@ def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_source_files(directory: Path, manifest: dict[str, Any], source: Source) -> None:
-    # Files that are gone are no fault: a store outlives its log.
+    # A missing file is not an error: a store outlives its log.
     try:
         found = {file.as_posix(): file.stat().st_size for file in source.files()}
     except MissingInputError:
@@ -192,13 +212,13 @@ def _check_source_files(directory: Path, manifest: dict[str, Any], source: Sourc
     stored = {entry["name"]: entry["bytes"] for entry in manifest["source_files"]}
     for name, size in found.items():
         if stored.get(name) != size:
-            was = f"had {stored[name]} bytes" if name in stored else "was not there"
+            was = f"had {stored[name]} bytes" if name in stored else "did not exist"
             raise StoreError(f"{name} has {size} bytes; it {was} when {directory} was prepared; {_REMEDY}")
 
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    # Of several processes that want to write this store, one is inside at a time.
+    # One process at a time may write this store.
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(directory.with_name(directory.name + ".lock")):

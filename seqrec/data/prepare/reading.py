@@ -1,31 +1,31 @@
-"""The first stage: a source's log, batch after batch, to the spool."""
+"""The first stage: read a source's log, batch after batch, to the spool."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
-from seqrec.data.prepare.disk import EVENT_BYTES, Workspace
-from seqrec.data.prepare.filters import Filters, event_condition, filter_refused
-from seqrec.data.prepare.memory import MemoryLimit, reading_bytes
-from seqrec.data.prepare.spool import IntegerColumn, RawColumn, Spool, TextColumn
+from seqrec.data.prepare.filters import Filters
+from seqrec.data.prepare.memory import MemoryLimit
+from seqrec.data.prepare.spool import EVENT_BYTES, IntegerColumn, RawColumn, Spool, TextColumn, Workspace
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID, check_interactions
-from seqrec.data.sources.base import Source
-from seqrec.data.sources.lines import reading
+from seqrec.data.sources.checking import reading
+from seqrec.data.sources.source import Source
 from seqrec.errors import InputError
 
-if TYPE_CHECKING:
-    import polars as pl
-
-# Rows of a batch: large enough that the work on one is all numpy's, small enough for a processor's cache.
+# Rows of a batch: enough to spend the time in numpy, and few enough for a processor's cache.
 CHUNK_EVENTS = 1 << 20
-# The condition's column among the log's, whose names come from a file and thus hold no line break.
+# Memory that polars needs to stream a table, measured with 1 to 32 threads: a base, plus an amount per thread.
+_POLARS_BYTES = 256 << 20
+_POLARS_BYTES_PER_THREAD = 32 << 20
+# Name of the condition's column. The log's own columns have no line break in their names.
 _KEPT = "kept\nby the event filter"
 
 
@@ -34,28 +34,22 @@ def read_log(
 ) -> tuple[Spool, list[dict[str, Any]]]:
     """Spool the events that meet the event filter.
 
-    Args:
-        source: The raw log.
-        filters: Of these the event filter, the event features, and whether duplicates are asked for.
-        workspace: Where the spool goes; gets a first estimate of what is needed.
-        limit: Memory.
-        progress: Told rows.
-
     Returns:
         The spool, and name and size in bytes of each of the source's files.
 
     Raises:
-        InputError: the log cannot be read, changes while it is read, lacks what the filters need, or has no
-            event.
+        InputError: if the log cannot be read, changes while it is read, lacks a column that the filters need, or has
+            no event.
     """
-    limit.require(reading_bytes(), "the buffers of polars (fewer with a smaller POLARS_MAX_THREADS)")
+    buffers = _POLARS_BYTES + _POLARS_BYTES_PER_THREAD * pl.thread_pool_size()
+    limit.require(buffers, "the buffers of polars (fewer with a smaller POLARS_MAX_THREADS)")
     origin = f"source {source.name or type(source).__name__}"
     before = _state(source.files())
     with reading(origin, "an interaction log"):
         frame = source.scan(progress)
         check_interactions(frame, source.name or type(source).__name__)
         schema = frame.collect_schema()
-    # A source that is downloaded has no files before.
+    # A source that downloads its files has none before.
     before = before or _state(source.files())
     _check_filters(filters, schema)
     for left_out in source.malformed:
@@ -63,42 +57,30 @@ def read_log(
             f"{left_out.file}: left out {left_out.count:,} malformed of {left_out.rows:,} rows: "
             + "; ".join(left_out.places)
         )
-    of_files = sum(state.bytes for state in before.values())
-    workspace.needed = of_files if source.num_rows is None else EVENT_BYTES * source.num_rows
+    total = sum(size for size, *_ in before.values())
+    workspace.needed = total if source.num_rows is None else EVENT_BYTES * source.num_rows
     spool = _new_spool(workspace.folder, schema, filters)
     first, *others = [*before, source.name or type(source).__name__]
     name = f"reading {first}" + (f" and {len(others) - 1} more" if len(others) > 1 else "")
     try:
-        with progress.stage(name, source.num_rows) as stage:
-            for batch in _batches(frame, schema, filters, origin):
-                stage.advance(len(batch))
-                _append(spool, batch, filters, origin)
+        for batch in progress.track(name, _batches(frame, schema, filters, origin), total=source.num_rows):
+            _append(spool, batch, filters, origin)
     except InputError:
-        # Whatever polars found wrong with it then, that is the cause.
+        # If a file has changed, that is the cause of any error of polars.
         _refuse_change(before, source)
         raise
     _refuse_change(before, source)
     _check_rows(spool, source, filters, origin)
-    return spool, [{"name": file, "bytes": state.bytes} for file, state in before.items()]
+    return spool, [{"name": file, "bytes": size} for file, (size, *_) in before.items()]
 
 
-@dataclass(frozen=True)
-class _FileState:
-    # What differs where a file was written to, or another was put in its place.
-    bytes: int
-    modified: int
-    number: int
+def _state(files: list[Path]) -> dict[str, tuple[int, int, int]]:
+    # By name, the size of each file, its time of modification and its number, which differs if it was replaced.
+    stats = {file.as_posix(): file.stat() for file in files}
+    return {name: (stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats.items()}
 
 
-def _state(files: list[Path]) -> dict[str, _FileState]:
-    found = {}
-    for file in files:
-        stat = file.stat()
-        found[file.as_posix()] = _FileState(stat.st_size, stat.st_mtime_ns, stat.st_ino)
-    return found
-
-
-def _refuse_change(before: dict[str, _FileState], source: Source) -> None:
+def _refuse_change(before: dict[str, tuple[int, int, int]], source: Source) -> None:
     try:
         after = _state(source.files())
     except FileNotFoundError:
@@ -112,7 +94,7 @@ def _refuse_change(before: dict[str, _FileState], source: Source) -> None:
 def _check_filters(filters: Filters, schema: pl.Schema) -> None:
     if filters.duplicates != "keep" and TIMESTAMP not in schema:
         raise InputError(
-            f"filters.duplicates={filters.duplicates!r} needs timestamps, which this log has none of; use keep"
+            f"filters.duplicates={filters.duplicates!r} needs timestamps, but this log has none; use keep"
         )
     for name in filters.event_features:
         if name not in schema:
@@ -125,8 +107,6 @@ def _check_filters(filters: Filters, schema: pl.Schema) -> None:
 
 
 def _numpy_type(dtype: pl.DataType) -> np.dtype[Any] | None:
-    import polars as pl
-
     kinds: dict[Any, Any] = {pl.Boolean: np.bool_, pl.Float32: np.float32, pl.Float64: np.float64}
     kinds |= {pl.Int8: np.int8, pl.Int16: np.int16, pl.Int32: np.int32, pl.Int64: np.int64}
     kinds |= {pl.UInt8: np.uint8, pl.UInt16: np.uint16, pl.UInt32: np.uint32, pl.UInt64: np.uint64}
@@ -134,8 +114,6 @@ def _numpy_type(dtype: pl.DataType) -> np.dtype[Any] | None:
 
 
 def _new_spool(folder: Path, schema: pl.Schema, filters: Filters) -> Spool:
-    import polars as pl
-
     users, items = (
         (TextColumn if schema[name] == pl.String else IntegerColumn)(folder / name)
         for name in (USER_ID, ITEM_ID)
@@ -150,33 +128,53 @@ def _new_spool(folder: Path, schema: pl.Schema, filters: Filters) -> Spool:
 
 
 def _batches(frame: pl.LazyFrame, schema: pl.Schema, filters: Filters, origin: str) -> Iterator[pl.DataFrame]:
-    # All rows of the log, with a column that says whether they meet the event filter, so that they are counted.
-    import polars as pl
-
+    # All rows of the log. A column shows whether they meet the event filter, so all rows can be counted.
     columns: list[Any] = [name for name in (USER_ID, ITEM_ID, TIMESTAMP) if name in schema]
     columns += filters.event_features
     if filters.event_filter is not None:
-        columns.append(event_condition(frame, filters.event_filter).alias(_KEPT))
+        columns.append(_event_condition(frame, filters.event_filter).alias(_KEPT))
+    with _collecting(origin, filters):
+        batches = frame.select(columns).collect_batches(
+            chunk_size=CHUNK_EVENTS, maintain_order=True, engine="streaming"
+        )
+        batch = next(batches, None)
+    while batch is not None:
+        # Outside of `_collecting`, because an error in writing the spool is not one in reading the log.
+        yield batch
+        with _collecting(origin, filters):
+            batch = next(batches, None)
+
+
+@contextmanager
+def _collecting(origin: str, filters: Filters) -> Iterator[None]:
+    # Turn an error of polars into one about the event filter, if the log has one, else about the log.
     with reading(origin, "an interaction log"):
         try:
-            batches = frame.select(columns).collect_batches(
-                chunk_size=CHUNK_EVENTS, maintain_order=True, engine="streaming"
-            )
-            batch = next(batches, None)
+            yield
         except pl.exceptions.PolarsError as error:
-            raise _refused(error, filters) from error
-    while batch is not None:
-        # Outside of `reading`: an error in writing the spool is none in reading the log.
-        yield batch
-        with reading(origin, "an interaction log"):
-            try:
-                batch = next(batches, None)
-            except pl.exceptions.PolarsError as error:
-                raise _refused(error, filters) from error
+            if filters.event_filter is None:
+                raise
+            raise _filter_error(filters.event_filter, error) from error
 
 
-def _refused(error: Exception, filters: Filters) -> Exception:
-    return error if filters.event_filter is None else filter_refused(filters.event_filter, error)
+def _event_condition(frame: pl.LazyFrame, event_filter: str) -> pl.Expr:
+    # Refuses a condition that is not SQL, that names an unknown column, or that is not true or false.
+    try:
+        condition = pl.sql_expr(event_filter)
+        kind = frame.select(condition.alias("condition")).collect_schema()["condition"]
+    except pl.exceptions.PolarsError as error:
+        raise _filter_error(event_filter, error, frame.collect_schema().names()) from error
+    if kind != pl.Boolean:
+        raise InputError(
+            f"filters.event_filter={event_filter!r} gives {kind}; it must be true or false, as in rating >= 4"
+        )
+    return condition
+
+
+def _filter_error(event_filter: str, error: Exception, columns: list[str] | None = None) -> InputError:
+    reason = str(error).strip().split("\n")[0].split("; valid columns")[0]
+    known = f"; columns: {', '.join(columns)}" if columns else ""
+    return InputError(f"filters.event_filter={event_filter!r}: {reason}{known}")
 
 
 def _append(spool: Spool, batch: pl.DataFrame, filters: Filters, origin: str) -> None:

@@ -1,28 +1,52 @@
-"""A log's columns as raw files, in log order, between reading and ordering. C events a chunk."""
+"""A log's columns as temporary raw files, in log order, between reading and ordering. C events a chunk."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 from numpy.typing import DTypeLike, NDArray
 
-if TYPE_CHECKING:
-    import polars as pl
+from seqrec.data.prepare.memory import spoken_bytes
+from seqrec.data.progress import Progress
+from seqrec.errors import StoreError
 
+# Bytes an event of a log for the spool, partitions and the store together, at most times; a first estimate.
+EVENT_BYTES = 32
 _WRAP = 2**64
+
+
+@dataclass
+class Workspace:
+    """Folder of the temporary files.
+
+    Attributes:
+        folder: An empty folder on the store's disk.
+        needed: Estimate of all bytes that preparation takes on that disk; 0 before the first estimate.
+    """
+
+    folder: Path
+    needed: int = 0
+
+    def require(self, more: int) -> None:
+        """Refuse to continue if less than `more` bytes are free."""
+        free = shutil.disk_usage(self.folder).free
+        if more > free:
+            raise StoreError(
+                f"the disk of {self.folder.parent} is too small: {spoken_bytes(more)} more are needed, "
+                f"{spoken_bytes(free)} are free; free some, or choose another --data.store"
+            )
 
 
 class RawColumn:
     """Values of one type in a file, written in order and read by ranges.
 
-    The file is open only while it is written or read, so that whatever interrupts preparation leaves none open.
-
-    Args:
-        file: A new file.
-        dtype: Type of the values.
+    The file is open only while it is written or read, so an interrupted preparation leaves none open.
     """
 
     def __init__(self, file: Path, dtype: DTypeLike) -> None:
@@ -31,7 +55,7 @@ class RawColumn:
         file.touch(exist_ok=False)
 
     def append(self, values: NDArray[Any]) -> None:
-        """Write values (C,) after those that are there."""
+        """Write values (C,) at the end of the file."""
         with self.file.open("ab") as stream:
             stream.write(np.ascontiguousarray(values, self.dtype).data)
 
@@ -57,9 +81,6 @@ class _Packing(NamedTuple):
 class IntegerColumn:
     """Chunks of int64, each kept as differences to its smallest value in the smallest type that holds them.
 
-    Args:
-        file: A new file.
-
     Attributes:
         low: The smallest value.
         high: The largest one.
@@ -77,7 +98,7 @@ class IntegerColumn:
         """Write a chunk (C,), C >= 1."""
         base, high = int(values.min()), int(values.max())
         self.low, self.high = min(self.low, base), max(self.high, high)
-        # Differences of int64 need not fit int64, but they fit uint64, whose arithmetic wraps.
+        # Differences of int64 may not fit int64, but they fit uint64, because its arithmetic wraps.
         packed = differences(values, base).astype(np.min_scalar_type(high - base))
         with self.file.open("ab") as stream:
             stream.write(packed.data)
@@ -99,11 +120,7 @@ class IntegerColumn:
 
 
 class TextColumn:
-    """Chunks of text, each kept as its distinct values in ascending order and (C,) places among them.
-
-    Args:
-        file: A new file for the places; distinct values go to files beside it.
-    """
+    """Chunks of text, each kept as its distinct values in ascending order, in a file of its own, and (C,) places."""
 
     def __init__(self, file: Path) -> None:
         self.places = RawColumn(file, np.uint32)
@@ -111,10 +128,8 @@ class TextColumn:
 
     def append(self, values: pl.Series) -> None:
         """Write a chunk (C,)."""
-        import polars as pl
-
         distinct = values.unique().sort()
-        # Ranking text sorts it, which is many times slower than hashing it.
+        # Ranking would sort the text, which is many times slower than hashing it.
         self.places.append(values.cast(pl.Enum(distinct)).to_physical().to_numpy())
         distinct.to_frame("text").write_ipc(self._dictionary(len(self._ends) - 1))
         self._ends.append(self._ends[-1] + len(values))
@@ -123,15 +138,9 @@ class TextColumn:
         """Return places (C,) of chunk number `chunk` among its distinct values."""
         return self.places.read(self._ends[chunk], self._ends[chunk + 1])
 
-    def length(self, chunk: int) -> int:
-        """Return the events of chunk number `chunk`, C."""
-        return self._ends[chunk + 1] - self._ends[chunk]
-
     def distinct(self, chunk: int) -> pl.Series:
         """Return the distinct values of chunk number `chunk`, ascending."""
-        import polars as pl
-
-        # From an open file: polars would map one that it is given by name.
+        # From an open file, because polars would map a file given by name.
         with self._dictionary(chunk).open("rb") as stream:
             return pl.read_ipc(stream)["text"]
 
@@ -147,15 +156,15 @@ class TextColumn:
 
 @dataclass
 class Spool:
-    """What was read of a log, in log order.
+    """The events that were read of a log, in log order.
 
     Attributes:
         users: External ids of the users.
         items: External ids of the items.
-        timestamps: Times, or None where the log has none.
+        timestamps: Times; None if the log has none.
         features: Event features by name.
         lengths: Events of each chunk; all columns have the same chunks.
-        rows: Rows that were read, those that the event filter left out included.
+        rows: Rows that were read, including those that the event filter left out.
     """
 
     users: IntegerColumn | TextColumn
@@ -170,6 +179,11 @@ class Spool:
         """Events that met the event filter, E."""
         return sum(self.lengths)
 
+    def chunks(self, name: str, progress: Progress) -> Iterator[int]:
+        """Yield the numbers of the chunks, as one stage of progress."""
+        numbers = range(len(self.lengths))
+        return progress.track(name, numbers, lambda chunk: self.lengths[chunk], self.num_events)
+
     def delete(self) -> None:
         """Remove all files."""
         for column in (self.users, self.items, self.timestamps, *self.features.values()):
@@ -178,5 +192,5 @@ class Spool:
 
 
 def differences(values: NDArray[np.int64], base: int) -> NDArray[np.uint64]:
-    """Return `values - base`, (C,), for a base that no value is below; any two int64 will do."""
+    """Return `values - base`, (C,). No value may be below the base; otherwise any int64 will do."""
     return values.view(np.uint64) - np.uint64(base % _WRAP)

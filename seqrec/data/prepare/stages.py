@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from seqrec.data.prepare.disk import Workspace
 from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.k_core import Core, core_blocks, k_core
 from seqrec.data.prepare.memory import MemoryLimit
-from seqrec.data.prepare.numbering import Numbering, RawIntegers, number_ids
+from seqrec.data.prepare.numbering import Numbering, RawIntegers, SortedTexts, number_ids
 from seqrec.data.prepare.ordering import (
+    Block,
     BlockSpool,
     DuplicateCount,
     ordered_blocks,
@@ -22,10 +24,9 @@ from seqrec.data.prepare.ordering import (
 )
 from seqrec.data.prepare.partitions import Partitions, column_types
 from seqrec.data.prepare.reading import read_log
-from seqrec.data.prepare.spool import RawColumn, Spool
-from seqrec.data.prepare.writing import write_columns, write_vocabulary
+from seqrec.data.prepare.spool import IntegerColumn, RawColumn, Spool, TextColumn, Workspace
 from seqrec.data.progress import Progress
-from seqrec.data.sources.base import Source
+from seqrec.data.sources.source import Source
 from seqrec.data.store import ArrayFile, write_manifest
 from seqrec.errors import InputError
 
@@ -41,7 +42,7 @@ _COUNT_BYTES = 10
 
 @dataclass(frozen=True)
 class _Work:
-    # What every stage needs.
+    # The settings of every stage.
     filters: Filters
     directory: Path
     workspace: Workspace
@@ -51,7 +52,7 @@ class _Work:
 
 @dataclass(frozen=True)
 class _Numbered:
-    # A log whose users and items have numbers, and whose events lie in partitions.
+    # A log with numbered users and items, and with its events in partitions.
     users: Numbering
     items: Numbering
     types: dict[str, np.dtype[Any]]
@@ -68,30 +69,16 @@ def write_store_of(
     progress: Progress,
     settings: dict[str, Any],
 ) -> None:
-    """Write the store of a log into an empty folder.
-
-    Args:
-        source: The log.
-        filters: What to keep of it.
-        directory: Where the store goes.
-        workspace: Where everything else goes; its folder is left empty.
-        limit: Memory.
-        progress: Told stages.
-        settings: What the manifest says of source and filters.
-
-    Raises:
-        InputError: the log cannot be read, nothing of it is left, or the memory does not suffice.
-        StoreError: the disk is too small.
-    """
+    """Write the store of a log into an empty folder."""
     work = _Work(filters, directory, workspace, limit, progress)
     spool, source_files = read_log(source, filters, workspace, limit, progress)
     log = _partition(spool, work)
     duplicates = DuplicateCount()
-    # Of raw ids only counting tells which occur.
+    # Which of the raw ids occur is only known when all events are counted.
     write = _write_all if filters.keeps_every_event and not filters.as_published_raw_ids else _write_core
     core, files = write(log, duplicates, work)
-    files += write_vocabulary(directory, "user_vocabulary", log.users, core.users)
-    files += write_vocabulary(directory, "item_vocabulary", log.items, core.catalogue[1:])
+    files += _write_vocabulary(directory, "user_vocabulary", log.users, core.users)
+    files += _write_vocabulary(directory, "item_vocabulary", log.items, core.catalogue[1:])
     has_times = "timestamps" in log.types
     counts = {
         "users": int(np.count_nonzero(core.users)),
@@ -115,42 +102,48 @@ def write_store_of(
 
 
 def _partition(spool: Spool, work: _Work) -> _Numbered:
-    num_events = spool.num_events
-    with work.progress.stage("listing users", num_events) as stage:
-        users = number_ids(spool.users, spool.lengths, work.limit, "users", stage)
+    # Number users and items, and write the events of neighbouring users together.
+    users = _number("users", spool.users, spool, work)
     if work.filters.as_published_raw_ids:
         items: Numbering = RawIntegers(spool.items, work.limit)
     else:
-        with work.progress.stage("listing items", num_events) as stage:
-            items = number_ids(spool.items, spool.lengths, work.limit, "items", stage)
-    rows = RawColumn(work.workspace.folder / "user_rows", users.dtype)
-    lengths = np.zeros(users.size, np.int64)
-    with work.progress.stage("counting the users' events", num_events) as stage:
-        for chunk, length in enumerate(spool.lengths):
-            of_chunk = users.ids(chunk) - users.dtype.type(1)
-            np.add.at(lengths, of_chunk, 1)
-            rows.append(of_chunk)
-            stage.advance(length)
+        items = _number("items", spool.items, spool, work)
+    rows, lengths = _user_rows(spool, users, work)
     types = column_types(spool, items)
-    _require_disk(num_events, users.size, items.size, types, work)
     partitions = Partitions(work.workspace.folder, lengths, types)
+    _require_disk(spool.num_events, users.size, items.size, types, work)
     largest, user_row = partitions.largest()
     work.limit.require(
         largest * ordering_bytes(types),
         f"{largest:,} events that must be ordered at a time (of user_id={users.external_id(user_row + 1)!r})",
     )
-    with work.progress.stage("bringing users together", num_events) as stage:
-        partitions.fill(spool, rows, items, stage)
+    partitions.fill(spool, rows, items, spool.chunks("bringing users together", work.progress))
     spool.delete()
     rows.delete()
-    return _Numbered(users, items, types, partitions, num_events)
+    return _Numbered(users, items, types, partitions, spool.num_events)
+
+
+def _number(what: str, column: IntegerColumn | TextColumn, spool: Spool, work: _Work) -> Numbering:
+    chunks = spool.chunks(f"listing {what}", work.progress)
+    return number_ids(column, chunks, spool.num_events, work.limit, what)
+
+
+def _user_rows(spool: Spool, users: Numbering, work: _Work) -> tuple[RawColumn, NDArray[np.int64]]:
+    # User row of each event in log order, and (U,) events of each user.
+    rows = RawColumn(work.workspace.folder / "user_rows", users.dtype)
+    lengths = np.zeros(users.size, np.int64)
+    for chunk in spool.chunks("counting the users' events", work.progress):
+        of_chunk = users.ids(chunk) - users.dtype.type(1)
+        np.add.at(lengths, of_chunk, 1)
+        rows.append(of_chunk)
+    return rows, lengths
 
 
 def _require_disk(
     num_events: int, num_users: int, num_items: int, types: dict[str, np.dtype[Any]], work: _Work
 ) -> None:
-    # Partitions come beside the spool, which then makes room for the store or, where events are dropped, for the
-    # ordered events, beside which the store comes when the partitions are gone.
+    # First the spool and the partitions exist. Then the spool is deleted, and the store is written next to the
+    # partitions. If events are dropped, the ordered events come before the store, which replaces the partitions.
     folder = work.workspace.folder
     spooled = sum(file.stat().st_size for file in folder.iterdir())
     store = num_events * sum(dtype.itemsize for dtype in types.values())
@@ -164,22 +157,20 @@ def _require_disk(
 def _write_all(log: _Numbered, duplicates: DuplicateCount, work: _Work) -> tuple[Core, list[ArrayFile]]:
     # Ordered events go straight to the store.
     core = Core.of_all(log.users.size, log.items.size, log.num_events)
-    with work.progress.stage("ordering and writing", log.num_events) as stage:
-        blocks = ordered_blocks(log.partitions, work.filters.duplicates, duplicates, stage)
-        files = write_columns(work.directory, blocks, core, log.types)
+    blocks = _ordered("ordering and writing", log, duplicates, work)
+    files = _write_columns(work.directory, blocks, core, log.types)
     log.partitions.delete()
-    _tell_duplicates(log, duplicates, work)
+    _note_duplicates(log, duplicates, work)
     return core, files
 
 
 def _write_core(log: _Numbered, duplicates: DuplicateCount, work: _Work) -> tuple[Core, list[ArrayFile]]:
-    # How many events stay, which a file of the store says first, is known only when all are ordered and counted.
+    # A file of the store begins with its length, which is known only when all events are ordered and counted.
     ordered, oldest = BlockSpool(work.workspace.folder, "ordered"), work.filters.as_published_oldest_events
-    with work.progress.stage("ordering", log.num_events) as stage:
-        for block in ordered_blocks(log.partitions, work.filters.duplicates, duplicates, stage):
-            ordered.append(block if oldest is None else block.oldest(oldest))
+    for block in _ordered("ordering", log, duplicates, work):
+        ordered.append(block if oldest is None else block.oldest(oldest))
     log.partitions.delete()
-    _tell_duplicates(log, duplicates, work)
+    _note_duplicates(log, duplicates, work)
     if oldest is not None:
         repeated = duplicates.count if work.filters.duplicates == "drop" else 0
         newer = log.num_events - repeated - ordered.num_events
@@ -187,15 +178,20 @@ def _write_core(log: _Numbered, duplicates: DuplicateCount, work: _Work) -> tupl
     work.limit.require(_COUNT_BYTES * (log.users.size + log.items.size), "counts of users and items")
     core = k_core(ordered, log.users.size, log.items.size, work.filters, work.workspace.folder, work.progress)
     if core.num_events == 0:
-        spoken = ", ".join(f"{name}={value!r}" for name, value in asdict(work.filters).items())
-        raise InputError(f"no event of {log.num_events:,} is left after the filters {spoken}; loosen them")
-    with work.progress.stage("writing", ordered.num_events) as stage:
-        files = write_columns(work.directory, core_blocks(ordered, core, stage), core, log.types)
+        settings = ", ".join(f"{name}={value!r}" for name, value in asdict(work.filters).items())
+        raise InputError(f"no event of {log.num_events:,} is left after the filters {settings}; loosen them")
+    blocks = work.progress.track("writing", ordered.blocks(), total=ordered.num_events)
+    files = _write_columns(work.directory, core_blocks(blocks, core), core, log.types)
     ordered.delete()
     return core, files
 
 
-def _tell_duplicates(log: _Numbered, duplicates: DuplicateCount, work: _Work) -> None:
+def _ordered(name: str, log: _Numbered, duplicates: DuplicateCount, work: _Work) -> Iterator[Block]:
+    places = log.partitions.places(name, work.progress)
+    return ordered_blocks(log.partitions, places, work.filters.duplicates, duplicates)
+
+
+def _note_duplicates(log: _Numbered, duplicates: DuplicateCount, work: _Work) -> None:
     if work.filters.duplicates == "refuse":
         refuse_duplicates(duplicates, log.users.external_id, log.items.external_id)
     if duplicates.count:
@@ -203,3 +199,47 @@ def _tell_duplicates(log: _Numbered, duplicates: DuplicateCount, work: _Work) ->
         work.progress.note(
             f"{duplicates.count:,} events repeat user, item and timestamp of an earlier one: {done}"
         )
+
+
+def _write_columns(
+    directory: Path, blocks: Iterator[Block], core: Core, types: dict[str, np.dtype[Any]]
+) -> list[ArrayFile]:
+    # Events and offsets of the store. The catalogue determines the type of item ids.
+    types = {**types, "item_ids": np.min_scalar_type(np.count_nonzero(core.catalogue))}
+    columns = {name: ArrayFile(directory, name, dtype, core.num_events) for name, dtype in types.items()}
+    num_users = int(np.count_nonzero(core.users))
+    offsets = ArrayFile(directory, "offsets", np.int64, num_users + 1)
+    offsets.append(np.zeros(1, np.int64))
+    users = written = 0
+    for block in blocks:
+        assert block.first == users
+        users += len(block.lengths)
+        for name, values in block.events.columns().items():
+            columns[name].append(values)
+        ends = written + np.cumsum(block.lengths)
+        offsets.append(ends)
+        written = int(ends[-1]) if len(ends) else written
+    return [*columns.values(), offsets]
+
+
+def _write_vocabulary(
+    directory: Path, stem: str, numbering: Numbering, kept: NDArray[np.bool_]
+) -> list[ArrayFile]:
+    # The external ids for which `kept` (N,) is True, in the form that `Vocabulary.open` reads.
+    size = int(np.count_nonzero(kept))
+    if not isinstance(numbering, SortedTexts):
+        file = ArrayFile(directory, stem, np.int64, size)
+        for integers in numbering.blocks(kept):
+            file.append(np.asarray(integers))
+        return [file]
+    offsets = ArrayFile(directory, f"{stem}.offsets", np.int64, size + 1)
+    offsets.append(np.zeros(1, np.int64))
+    total = 0
+    for texts in numbering.blocks(kept):
+        ends = total + np.cumsum(texts.str.len_bytes().to_numpy(), dtype=np.int64)
+        offsets.append(ends)
+        total = int(ends[-1]) if len(ends) else total
+    text_bytes = ArrayFile(directory, f"{stem}.bytes", np.uint8, total)
+    for texts in numbering.blocks(kept):
+        text_bytes.append(np.frombuffer(texts.str.join("").item().encode(), np.uint8))
+    return [text_bytes, offsets]

@@ -1,10 +1,14 @@
-"""Sources of logs. To add one: a file here with a registered `Source`, and its line below."""
+"""Sources of logs. To add one, add a file with a subclass of `Source`, and its line below.
 
-from seqrec.data.sources.base import SOURCES, Source
+Importing the sources does not import polars, because training on an existing store only needs their names and
+arguments. Each `scan` imports the reader that it needs.
+"""
+
 from seqrec.data.sources.kuairand import KuaiRand
 from seqrec.data.sources.lfm_1b import LFM1b
 from seqrec.data.sources.ml_1m import ML1M
 from seqrec.data.sources.sequences import Sequences
+from seqrec.data.sources.source import SOURCES, Source
 from seqrec.data.sources.synthetic import Synthetic
 from seqrec.data.sources.table import Table
 

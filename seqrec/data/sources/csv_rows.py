@@ -1,26 +1,26 @@
-"""Rows of a CSV or TSV file as they stand in it: text, row for row, with the line that each begins on."""
+"""Rows of a CSV or TSV file as text, with the line that each begins on, and the types of its feature columns."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import polars as pl
 
 from seqrec.errors import InputError
 
-if TYPE_CHECKING:
-    import polars as pl
-
-# polars cuts a row after the columns it is asked for, so fields beyond the header's are asked for, too. A row with
-# something in one of these is too long; empty ones, as a separator at the end of each row makes, hold nothing.
+# polars cuts a row after the requested columns, so some fields beyond the header's are requested, too. A row is too
+# long if one of these has content. A separator at the end of each row only makes an empty one.
 _NUM_EXTRA = 8
-# Lines whose width is held against the header's, where that is given.
+# Lines that are compared with the width of a given header.
 _ROWS_FOR_WIDTH = 100
-# Lines that a quoted field is followed for when a stray quote is looked for.
+# The longest quoted field, in lines, in the search for a stray quote.
 _MAX_LINES_IN_FIELD = 1000
+# Rows that determine the types of feature columns.
+_ROWS_FOR_TYPES = 10_000
 
 
 @dataclass
@@ -29,18 +29,17 @@ class CsvRows:
 
     Args:
         path: The file, plain, `.gz` or `.zst`.
-        separator: What stands between fields.
-        quote: What a field may be enclosed in, so that it can hold separators and line breaks; None for nothing.
-        header: Names of the columns where the first line does not hold them.
+        separator: Character between fields.
+        quote: Character around fields that contain separators or line breaks; None if quotes mean nothing.
+        header: Names of the columns, if the first line does not contain them.
 
     Attributes:
         names: The column names.
-        extra: Columns of `frame` for fields beyond those, null where a row has none.
-        frame: One String column for each of both; a field that is missing or empty is null, a blank line is a
-            row of nulls.
+        extra: Columns of `frame` for fields beyond those, null if a row has none.
+        frame: String columns `names` and `extra`. A missing or empty field is null, a blank line is a row of nulls.
 
     Raises:
-        InputError: `header` names another number of columns, there are no names, or a stray quote is in their line.
+        InputError: if `header` has another number of columns, or if the line of names is empty or has a stray quote.
     """
 
     path: Path
@@ -52,33 +51,27 @@ class CsvRows:
     frame: pl.LazyFrame = field(init=False)
 
     def __post_init__(self) -> None:
-        self.names = self._names() if self.header is None else self._checked(self.header)
+        self.names = self._names() if self.header is None else self._checked_header(self.header)
         self.extra = [f"field {len(self.names) + k + 1} of {self.path}" for k in range(_NUM_EXTRA)]
         self._skipped = 0 if self.header is not None else self._lines_to_names()
         self.frame = self._positional(self._skipped)
 
     @property
     def is_blank(self) -> pl.Expr:
-        """Whether a row has nothing in any column: no event."""
-        import polars as pl
-
+        """True for a row that is empty in all columns, which is not an event."""
         return ~pl.any_horizontal(pl.col(self.names + self.extra).str.len_bytes() > 0).fill_null(False)
 
     @property
     def is_long(self) -> pl.Expr:
-        """Whether a row has more fields than there are columns."""
-        import polars as pl
-
+        """True for a row that has more fields than the file has columns."""
         return pl.any_horizontal(pl.col(self.extra).str.len_bytes() > 0).fill_null(False)
 
     def lines_of(self, rows: list[int]) -> list[int]:
-        """Return the lines, from 1, that rows begin on, given their numbers, from 0, in ascending order."""
-        import polars as pl
-
+        """Return the line, from 1, that each row begins on, given the rows' numbers, from 0, in ascending order."""
         before = [1 + self._skipped + row for row in rows]
         if not self.quote or not rows:
             return before
-        # Quoted fields may span lines, so that rows and lines differ.
+        # Quoted fields may span lines, and then row numbers are not line numbers.
         in_names = sum(name.count("\n") for name in self.names) if self.header is None else 0
         breaks = pl.sum_horizontal(
             pl.col(self.names + self.extra).str.count_matches("\n", literal=True).cast(pl.Int64).fill_null(0)
@@ -91,15 +84,19 @@ class CsvRows:
         )
         return [line + in_names + more for line, more in zip(before, counted.row(0), strict=True)]
 
+    def typed(self, names: Sequence[str]) -> list[pl.Expr]:
+        """Return columns with the type of their first 10,000 values: Int64, Float64, Boolean (true, false) or text.
+
+        If a later value has another type, collecting the column fails, and polars' error names the column.
+        """
+        if not names:
+            return []
+        sample = self.frame.select(names).head(_ROWS_FOR_TYPES).collect(engine="streaming")
+        return [_typed(pl.col(name), sample[name].filter(sample[name].str.len_bytes() > 0)) for name in names]
+
     @contextmanager
     def naming_stray_quotes(self) -> Iterator[None]:
-        """Context in which polars' refusal of a stray quote becomes an error that names the line.
-
-        Raises:
-            InputError: in place of polars' error.
-        """
-        import polars as pl
-
+        """Turn polars' error about a stray quote into one that names the line."""
         try:
             yield
         except pl.exceptions.ComputeError as error:
@@ -108,16 +105,7 @@ class CsvRows:
             raise
 
     def check_no_line_is_swallowed(self, rows: int) -> None:
-        """Refuse a file in which a stray quote in a long row makes the lines after it part of that row.
-
-        Args:
-            rows: Number of rows of `frame`.
-
-        Raises:
-            InputError: there are more lines than the rows account for.
-        """
-        import polars as pl
-
+        """Refuse a file in which a stray quote in a long row swallows the lines after it."""
         if not self.quote:
             return
         lines = pl.scan_lines(self.path, glob=False).select(pl.len()).collect(engine="streaming").item()
@@ -129,8 +117,6 @@ class CsvRows:
             )
 
     def _scan(self, **options: object) -> pl.LazyFrame:
-        import polars as pl
-
         frame: pl.LazyFrame = pl.scan_csv(
             self.path,
             separator=self.separator,
@@ -148,13 +134,11 @@ class CsvRows:
             raise InputError(f"{self.path} has a stray quote ({self.quote}) in its line of column names")
         return names
 
-    def _checked(self, header: list[str]) -> list[str]:
-        # Some of the first rows must be as wide; those that are not may be malformed.
-        import polars as pl
-
+    def _checked_header(self, header: list[str]) -> list[str]:
+        # At least one of the first rows must have the header's width. The others may be malformed.
         lines = pl.scan_lines(self.path, glob=False).filter(pl.col("line").str.strip_chars() != "")
         first = lines.head(_ROWS_FOR_WIDTH).collect(engine="streaming").to_series().to_list()
-        # A quoted field may hold separators.
+        # A quoted field may contain separators.
         if first and not any(self.quote and self.quote in line for line in first):
             widths = [line.removesuffix(self.separator).count(self.separator) + 1 for line in first]
             ending = [line.count(self.separator) + 1 for line in first]
@@ -163,9 +147,7 @@ class CsvRows:
         return header
 
     def _lines_to_names(self) -> int:
-        # Blank lines may come before the line of names, which is counted, too.
-        import polars as pl
-
+        # Number of lines up to the line of names, which blank lines may precede.
         has_names = pl.any_horizontal(pl.exclude("row").is_not_null())
         named = self._positional(0).with_row_index("row").filter(has_names).head(1)
         with self.naming_stray_quotes():
@@ -175,8 +157,6 @@ class CsvRows:
         return int(row.item()) + 1
 
     def _positional(self, skipped: int) -> pl.LazyFrame:
-        import polars as pl
-
         return self._scan(
             has_header=False,
             skip_rows=skipped,
@@ -188,13 +168,11 @@ class CsvRows:
     def _stray_quote(self, line: int) -> str:
         return (
             f"{self.path} line {line}: a quote ({self.quote}) that encloses no whole field; double it inside a "
-            "quoted field, or give quote: null where quotes mean nothing"
+            "quoted field, or give quote: null if quotes mean nothing"
         )
 
     def _line_of_stray_quote(self) -> int | None:
-        # The first line from which no whole number of lines reads as fields, quoted whole or not at all.
-        import polars as pl
-
+        # The first line that begins no record, a run of lines with fields that are quoted whole or not at all.
         assert self.quote is not None
         quote, separator = re.escape(self.quote), re.escape(self.separator)
         one_field = f"(?:{quote}(?:[^{quote}]|{quote}{quote})*{quote}|[^{quote}{separator}\n]*)"
@@ -214,3 +192,16 @@ class CsvRows:
                 elif row + 1 - began > _MAX_LINES_IN_FIELD:
                     return began
         return began if record else None
+
+
+def _typed(column: pl.Expr, values: pl.Series) -> pl.Expr:
+    value = pl.when(column.str.len_bytes() > 0).then(column)
+    if len(values) == 0:
+        return value
+    for number in (pl.Int64, pl.Float64):
+        if values.cast(number, strict=False).is_not_null().all():
+            return value.cast(number)
+    if values.str.to_lowercase().is_in(["true", "false"]).all():
+        # Text does not cast to Boolean, and any other way would not name a later value that is neither.
+        return value.str.to_lowercase().cast(pl.Enum(["false", "true"])).to_physical().cast(pl.Boolean)
+    return value

@@ -1,11 +1,15 @@
-"""Fetching a data set's archive: what a broken connection left is gone on with, and the whole is checked."""
+"""Resumable downloads of archives, verified by MD5, and the extraction of their files."""
 
 from __future__ import annotations
 
 import hashlib
 import http.client
+import shutil
+import tarfile
 import urllib.error
 import urllib.request
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -19,21 +23,21 @@ _TIMEOUT_SECONDS = 30
 
 
 def download(url: str, target: Path, md5: str, progress: Progress | None) -> None:
-    """Fetch `url` to `target`, unless that is there.
+    """Fetch `url` to `target`, unless that file exists.
 
-    What has arrived is kept in `<target>.part`, and gone on with by the next call where the server can. A connection
-    that breaks is opened again as long as each brings something. Of several processes one fetches and the others
-    wait.
+    Until the download is complete its bytes are in `<target>.part`, and the next call resumes it if the server
+    supports ranges. A broken connection is opened again as long as each brings some bytes. If several processes ask
+    for the file, one fetches it and the others wait.
 
     Args:
         url: The file's address.
-        target: Where it goes; its folder is made.
+        target: The new file; its folder is made.
         md5: The file's MD5 digest in hexadecimal digits.
-        progress: Told at every tenth.
+        progress: Shows a line at every tenth.
 
     Raises:
-        MissingInputError: the file cannot be fetched; the message says where from and where to put it.
-        InputError: what came is another file, which is removed.
+        MissingInputError: if the file cannot be fetched; the message names the address and the place for the file.
+        InputError: if the server sent another file, which is removed.
     """
     partial = target.with_name(target.name + ".part")
     progress = progress or Progress()
@@ -46,7 +50,7 @@ def download(url: str, target: Path, md5: str, progress: Progress | None) -> Non
             if (got := _md5(partial)) != md5:
                 partial.unlink()
                 raise InputError(
-                    f"{url} has md5 {got}, expected {md5}; what came was removed: try again, or fetch it by other "
+                    f"{url} has md5 {got}, expected {md5}; the download was removed: try again, or fetch it by other "
                     "means and give its place as path"
                 )
             partial.replace(target)
@@ -54,13 +58,46 @@ def download(url: str, target: Path, md5: str, progress: Progress | None) -> Non
         if isinstance(error, InputError):
             raise
         raise MissingInputError(
-            f"{target} is not there and downloading it failed ({error}); try again, which goes on where it broke "
-            f"off, or fetch {url} by other means and give its place as path"
+            f"{target} does not exist and downloading it failed ({error}); try again, which resumes the download, "
+            f"or fetch {url} by other means and give its place as path"
         ) from error
 
 
+def extract(archive: Path, names: Sequence[str], folder: Path, progress: Progress | None) -> list[Path]:
+    """Return files of a `.tar.gz` archive, extracted if they do not exist yet.
+
+    Each file appears in `folder` complete or not at all; the next call repeats an interrupted extraction. Only files
+    with these names are extracted, from any folder of the archive, and always into `folder` itself.
+
+    Args:
+        archive: The archive.
+        names: Names of the files, without folders.
+        folder: The folder for the files; it is made.
+        progress: Shows a line for each file.
+
+    Raises:
+        InputError: if the archive is damaged or lacks a file, or if the disk is full.
+    """
+    files = [folder / name for name in names]
+    if all(file.is_file() for file in files):
+        return files
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(folder.name + ".lock")):
+            missing = {file.name for file in files if not file.is_file()}
+            if missing:
+                missing -= _extract(archive, missing, folder, progress or Progress())
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise InputError(f"{archive} cannot be extracted to {folder}: {error}") from error
+    if missing:
+        raise InputError(
+            f"{archive} contains no {', '.join(sorted(missing))}; is it the archive of another version?"
+        )
+    return files
+
+
 def _fetch(url: str, partial: Path, progress: Progress) -> None:
-    # Until all is there, or a connection brings nothing.
+    # Until the file is complete, or a connection brings nothing.
     while True:
         before = _size(partial)
         try:
@@ -73,11 +110,11 @@ def _fetch(url: str, partial: Path, progress: Progress) -> None:
             broken = error
         if _size(partial) <= before:
             raise broken
-        progress.note(f"{url}: {broken}; going on at {_size(partial) / 1e6:.1f} MB")
+        progress.note(f"{url}: {broken}; resuming at {_size(partial) / 1e6:.1f} MB")
 
 
 def _fetch_rest(url: str, partial: Path, progress: Progress) -> bool:
-    # Whether the file is whole at the end of one connection.
+    # One connection. True if the file is complete after it.
     start = _size(partial)
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
@@ -86,10 +123,10 @@ def _fetch_rest(url: str, partial: Path, progress: Progress) -> bool:
         with error:
             if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
                 raise
-        # There is nothing after `start`: all is here, or what is here belongs to another file, as the md5 will tell.
+        # Nothing follows `start`: the file is complete, or the bytes belong to another file, which the MD5 will show.
         return True
     with response:
-        # A server that knows no ranges sends all of it.
+        # A server without ranges sends the whole file.
         resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
         start = start if resumed else 0
         length = response.headers.get("Content-Length")
@@ -113,8 +150,28 @@ def _copy(
             progress.note(f"{doing}: {tenths * 10} %{size}")
 
 
+def _extract(archive: Path, names: set[str], folder: Path, progress: Progress) -> set[str]:
+    # The names that were found. The archive is not read beyond the last of them.
+    found: set[str] = set()
+    with tarfile.open(archive, "r|gz") as opened:
+        for member in opened:
+            name = member.name.split("/")[-1]
+            content = opened.extractfile(member) if member.isfile() and name in names - found else None
+            if content is None:
+                continue
+            progress.note(f"extracting {folder / name} ({member.size / 1e6:.1f} MB)")
+            partial = folder / f"{name}.part"
+            with partial.open("wb") as out:
+                shutil.copyfileobj(content, out, _BLOCK_BYTES)
+            partial.replace(folder / name)
+            found.add(name)
+            if found == names:
+                break
+    return found
+
+
 def _md5(path: Path) -> str:
-    # For damage on the way, not against an attacker.
+    # Against damage in transit, not against an attacker.
     digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as stream:
         while block := stream.read(_BLOCK_BYTES):

@@ -1,4 +1,4 @@
-"""KuaiRand: what users of a short-video app were shown, and what they did with it."""
+"""KuaiRand: videos that a short-video app showed, and the users' reactions."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seqrec.data.progress import Progress
-from seqrec.data.sources.archive import extract
-from seqrec.data.sources.base import Source
-from seqrec.data.sources.download import download
-from seqrec.data.sources.malformed import check_max_bad_share
-from seqrec.data.sources.table_file import SEPARATORS, Columns, Form, TableFile, matching, suffix
-from seqrec.data.sources.table_log import check_tables
+from seqrec.data.sources.download import download, extract
+from seqrec.data.sources.source import Source, check_max_bad_share, matching_files, suffix
 from seqrec.errors import InputError, MissingInputError
 
 if TYPE_CHECKING:
@@ -24,31 +20,37 @@ MD5 = {
     "Pure": "0820331067a3784d9691136f772b35a7",
 }
 _STANDARD_DATES = ("4_08_to_4_21", "4_22_to_5_08")
-_COLUMNS = Columns("user_id", "video_id", "time_ms")
 
 
 class KuaiRand(Source):
-    """KuaiRand, a log of videos shown: user, video, time in milliseconds since 1970, and what the user did.
+    """KuaiRand, a log of videos shown: user, video, time in milliseconds since 1970, and the user's reaction.
 
-    The flags `is_click`, `is_like`, `is_follow`, `is_comment`, `is_forward`, `is_hate` and `long_view` (0 or 1),
-    `is_rand`, `tab` and the times played and stayed (milliseconds) are there for the event filter, as in
-    `is_click = 1`. All videos that were shown are events without one. 27K has 322 M of them, from 27,285 users;
-    1K 11.7 M from 1,000; Pure 1.4 M from 27,285 users over a small pool of videos.
+    The event filter may use the flags `is_click`, `is_like`, `is_follow`, `is_comment`, `is_forward`, `is_hate` and
+    `long_view` (0 or 1), `is_rand`, `tab` and the times played and stayed (milliseconds), as in `is_click = 1`.
+    Without a filter every video shown is an event. 27K has 322 M of them, from 27,285 users; 1K has 11.7 M from 1,000
+    users; Pure has 1.4 M from 27,285 users over a small pool of videos.
 
     Paper: KuaiRand: An Unbiased Sequential Recommendation Dataset with Randomly Exposed Videos, 2022.
 
     Args:
-        path: The archive `KuaiRand-27K.tar.gz` as it is downloaded, which is extracted beside it once; the folder
-            that it holds, or the `data` folder in that; or one log file or a glob of some, read in the order of
-            their names. None takes the archive from `download_dir`, and downloads it where it is not there yet.
-        version: "27K", "1K" or "Pure"; of no matter where `path` names log files.
-        random: Also the videos that were shown at random, which lie in a file of their own; not to be set where
-            `path` names log files.
-        download_dir: Folder that a download goes to.
+        path: The downloaded archive `KuaiRand-27K.tar.gz`, which is extracted once, into its own folder; the
+            folder in that archive, or the `data` folder inside; or a log file or a glob of some, read in the order
+            of their names. None is the archive in `download_dir`, which is downloaded if it does not exist.
+        version: "27K", "1K" or "Pure"; unused if `path` names log files.
+        random: Whether to include the videos that were shown at random, which are in a file of their own. Leave it
+            out if `path` names log files.
+        download_dir: Folder for the download.
         max_bad_share: Largest share of malformed rows, 0..1, that are left out; more of them are an error.
 
     Raises:
-        InputError: `version` or `max_bad_share` is none.
+        InputError: if `version` or `max_bad_share` is invalid.
+
+    Example:
+        >>> from seqrec import Filters, KuaiRand
+        >>> source = KuaiRand(version="1K")
+        >>> source.describe()["arguments"]
+        {'path': None, 'version': '1K', 'random': False, 'max_bad_share': 0.0}
+        >>> clicks = Filters(event_filter="is_click = 1")
     """
 
     name = "kuairand"
@@ -71,21 +73,19 @@ class KuaiRand(Source):
         self.max_bad_share = check_max_bad_share(max_bad_share)
 
     def files(self) -> list[Path]:
-        """Return the log files in the order they are read, or the archive at `path`; none before the download.
-
-        Raises:
-            MissingInputError: there is nothing at `path`, or not all log files of the version.
-            InputError: `random` is set, and `path` names log files.
-        """
+        """Return the log files in the order of reading, or the archive at `path`; none before the download."""
         if self.path is None:
-            parts = [self._download_folder / name for name in self._parts()]
+            folder = self._data_folder(Path(self.download_dir) / self._archive)
+            parts = [folder / name for name in self._parts()]
             return parts if all(part.is_file() for part in parts) else []
         path = Path(self.path)
         if path.is_dir():
             return self._parts_in(path)
-        named = [path] if path.is_file() else matching(self.path)
+        named = [path] if path.is_file() else matching_files(self.path)
         if not named:
-            raise MissingInputError(f"path={self.path!r}: no such file or folder; {self._advice()}")
+            raise MissingInputError(
+                f"path={self.path!r}: no such file or folder; leave path out to download {self._url}"
+            )
         if self.random and not _is_archive(named[0]):
             raise InputError(
                 f"random={self.random}: path={self.path!r} names log files, which are all that is read; "
@@ -94,50 +94,48 @@ class KuaiRand(Source):
         return named
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
-        """Return the interaction frame with the log's other columns as features.
+        """Return the interaction frame with the log's other columns as features."""
+        from seqrec.data.sources.table_file import SEPARATORS, Columns, Form, TableFile
+        from seqrec.data.sources.table_log import check_tables
 
-        Raises:
-            MissingInputError: a file is not there, or the download failed.
-            InputError: the archive or a file is unreadable, files have different columns, or more rows are
-                malformed than `max_bad_share` allows.
-        """
         files = []
+        columns = Columns("user_id", "video_id", "time_ms")
         for file in self._extracted(progress):
             separator = SEPARATORS.get(suffix(file), ",")
-            files.append(TableFile(file, _COLUMNS, Form(separator)))
+            files.append(TableFile(file, columns, Form(separator)))
             if set(files[-1].names) != set(files[0].names):
                 differing = set(files[-1].names) ^ set(files[0].names)
                 raise InputError(
-                    f"{file} has not the columns of {files[0].path}: only one of them has "
+                    f"{file} does not have the columns of {files[0].path}: only one of them has "
                     f"{', '.join(sorted(differing))}; both must be files of KuaiRand as they are published"
                 )
-        return self._take(check_tables(files, self.max_bad_share, progress))
+        return self._accept(check_tables(files, self.max_bad_share, progress))
 
     def _extracted(self, progress: Progress | None) -> list[Path]:
-        # The log files, got out of the archive where they must be.
+        # The log files, extracted if they are still in the archive.
         files = self.files()
         if files and not _is_archive(files[0]):
             return files
         archive = files[0] if files else Path(self.download_dir) / self._archive
         if not files:
-            download(URL.format(archive=self._archive), archive, MD5[self.version], progress)
+            download(self._url, archive, MD5[self.version], progress)
         # All parts at once: reading the archive takes long.
-        extract(archive, self._parts(everything=True), self._folder_beside(archive), progress)
-        return [self._folder_beside(archive) / name for name in self._parts()]
+        extract(archive, self._parts(everything=True), self._data_folder(archive), progress)
+        return [self._data_folder(archive) / name for name in self._parts()]
 
     @property
     def _archive(self) -> str:
         return f"KuaiRand-{self.version}.tar.gz"
 
     @property
-    def _download_folder(self) -> Path:
-        return self._folder_beside(Path(self.download_dir) / self._archive)
+    def _url(self) -> str:
+        return URL.format(archive=self._archive)
 
-    def _folder_beside(self, archive: Path) -> Path:
+    def _data_folder(self, archive: Path) -> Path:
         return archive.parent / f"KuaiRand-{self.version}" / "data"
 
     def _parts(self, *, everything: bool = False) -> list[str]:
-        # Names of the log files, as they lie in the archive.
+        # Names of the log files in the archive.
         ending = self.version.lower()
         numbers = ("_part1", "_part2") if self.version == "27K" else ("",)
         names = [
@@ -148,18 +146,15 @@ class KuaiRand(Source):
 
     def _parts_in(self, folder: Path) -> list[Path]:
         candidates = (folder, folder / "data", folder / f"KuaiRand-{self.version}" / "data")
-        # The one that holds most of them, so that a missing one is named.
+        # The folder with most of them, to name the missing ones.
         found = max(candidates, key=lambda place: sum((place / name).is_file() for name in self._parts()))
         missing = [name for name in self._parts() if not (found / name).is_file()]
         if missing:
             raise MissingInputError(
-                f"path={self.path!r}: no {', '.join(missing)} in {found}; give the version that is there, or name "
+                f"path={self.path!r}: no {', '.join(missing)} in {found}; give the version of that folder, or name "
                 "the files to read by a glob"
             )
         return [found / name for name in self._parts()]
-
-    def _advice(self) -> str:
-        return f"leave path out to download {URL.format(archive=self._archive)}"
 
 
 def _is_archive(file: Path) -> bool:

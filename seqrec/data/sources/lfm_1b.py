@@ -1,4 +1,4 @@
-"""LFM-1b: what listeners of Last.fm heard."""
+"""LFM-1b: listening events of Last.fm."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seqrec.data.progress import Progress
-from seqrec.data.sources.base import Source
-from seqrec.data.sources.lines import existing_file
-from seqrec.data.sources.malformed import check_max_bad_share
-from seqrec.data.sources.table_file import Columns, Form, TableFile
-from seqrec.data.sources.table_log import check_tables
+from seqrec.data.sources.source import Source, check_max_bad_share, existing_file
 from seqrec.errors import InputError, MissingInputError
 
 if TYPE_CHECKING:
@@ -18,23 +14,32 @@ if TYPE_CHECKING:
 
 ITEMS = ("track", "album", "artist")
 _EVENTS = "LFM-1b_LEs.txt"
-_FORM = Form("\t", quote=None, header=["user_id", "artist_id", "album_id", "track_id", "timestamp"])
+_HEADER = ["user_id", "artist_id", "album_id", "track_id", "timestamp"]
 
 
 class LFM1b(Source):
-    """LFM-1b: 1.09 B listening events of 120,322 users and 31.6 M tracks, with times in seconds since 1970.
+    r"""LFM-1b: 1.09 B listening events of 120,322 users and 31.6 M tracks, with times in seconds since 1970.
 
-    Those of `artist_id`, `album_id` and `track_id` that are not the item are there for the event filter.
+    The event filter may use `artist_id`, `album_id` and `track_id`, except the one that is the item.
 
     Paper: The LFM-1b Dataset for Music Retrieval and Recommendation, 2016.
 
     Args:
-        path: The file `LFM-1b_LEs.txt`, plain, `.gz` or `.zst`, or the folder that it is in.
-        item: What the items are: "track", "album" or "artist".
+        path: The file `LFM-1b_LEs.txt`, plain, `.gz` or `.zst`, or its folder.
+        item: Kind of the items: "track", "album" or "artist".
         max_bad_share: Largest share of malformed rows, 0..1, that are left out; more of them are an error.
 
     Raises:
-        InputError: `item` or `max_bad_share` is none.
+        InputError: if `item` or `max_bad_share` is invalid.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from seqrec import LFM1b
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "LFM-1b_LEs.txt").write_text("31\t77\t5\t9\t1400000000\n")
+        ...     LFM1b(folder, item="artist").scan().collect().rows(named=True)
+        [{'user_id': 31, 'item_id': 77, 'timestamp': 1400000000, 'album_id': 5, 'track_id': 9}]
     """
 
     name = "lfm-1b"
@@ -47,14 +52,10 @@ class LFM1b(Source):
         self.max_bad_share = check_max_bad_share(max_bad_share)
 
     def files(self) -> list[Path]:
-        """Return the one file.
-
-        Raises:
-            MissingInputError: it is not there.
-        """
+        """Return the one file."""
         folder = Path(self.path)
         if not folder.is_dir():
-            return [existing_file(self.path, "path")]
+            return [existing_file(self.path)]
         for file in (folder / f"{_EVENTS}{compressed}" for compressed in ("", ".gz", ".zst")):
             if file.is_file():
                 return [file]
@@ -63,12 +64,11 @@ class LFM1b(Source):
         )
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
-        """Return the interaction frame with the ids that are not the item's as features.
+        """Return the interaction frame with the ids that are not the item's as features."""
+        from seqrec.data.sources.table_file import Columns, Form, TableFile
+        from seqrec.data.sources.table_log import check_tables
 
-        Raises:
-            MissingInputError: the file is not there.
-            InputError: it is unreadable or empty, or more rows are malformed than `max_bad_share` allows.
-        """
         (file,) = self.files()
         columns = Columns("user_id", f"{self.item}_id", "timestamp")
-        return self._take(check_tables([TableFile(file, columns, _FORM)], self.max_bad_share, progress))
+        form = Form("\t", quote=None, header=_HEADER)
+        return self._accept(check_tables([TableFile(file, columns, form)], self.max_bad_share, progress))

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING
 
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
-from seqrec.data.sources.base import Source
 from seqrec.data.sources.download import download
-from seqrec.data.sources.lines import LineForm, check_lines
-from seqrec.data.sources.malformed import check_max_bad_share
+from seqrec.data.sources.source import Source, check_max_bad_share
 from seqrec.errors import InputError, MissingInputError
 
 if TYPE_CHECKING:
@@ -23,26 +21,31 @@ URL = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
 MD5 = "c4d9eecfca2ab87c1945afe126590906"
 _ARCHIVE = "ml-1m.zip"
 _RATINGS = "ratings.dat"
-_FORM = LineForm(
-    r"^([0-9]+)::([0-9]+)::([0-9]+(?:\.[0-9]+)?)::([0-9]{1,18})$",
-    (USER_ID, ITEM_ID, "rating", TIMESTAMP),
-    "user::item::rating::timestamp",
-)
-# What zipfile raises for a zip that is damaged, encrypted or of a kind unknown to it (NotImplementedError).
+_LINE = r"^([0-9]+)::([0-9]+)::([0-9]+(?:\.[0-9]+)?)::([0-9]{1,18})$"
+# Exceptions of zipfile for a zip that is damaged, encrypted or of an unknown kind (NotImplementedError).
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
 
 
 class ML1M(Source):
-    """MovieLens 1M: 1,000,209 ratings of 3,706 films by 6,040 users, with times in seconds since 1970.
+    r"""MovieLens 1M: 1,000,209 ratings of 3,706 films by 6,040 users, with times in seconds since 1970.
 
-    Every rating is an event, whatever its value; the column `rating` is there for the event filter. More than
-    half of neighbouring events share a timestamp; such ties keep the order of `ratings.dat`.
+    Every rating is an event, also a low one; the event filter may use the column `rating`. More than half of
+    neighbouring events share a timestamp; such ties keep the order of `ratings.dat`.
 
     Args:
-        path: The zip file as GroupLens serves it, its extracted folder, or `ratings.dat` itself. None takes
-            `ml-1m.zip` from `download_dir`, and downloads it (6 MB) where it is not there yet.
-        download_dir: Folder that a download goes to.
+        path: The zip file of GroupLens, its extracted folder, or `ratings.dat` itself. None is `ml-1m.zip` in
+            `download_dir`, which is downloaded (6 MB) if it does not exist.
+        download_dir: Folder for the download.
         max_bad_share: Largest share of lines of another form, 0..1, that are left out; more of them are an error.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from seqrec import ML1M
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "ratings.dat").write_text("1::1193::5::978300760\n1::661::3::978302109\n")
+        ...     ML1M(folder).scan().collect().rows()
+        [(1, 1193, 5.0, 978300760), (1, 661, 3.0, 978302109)]
     """
 
     name = "ml-1m"
@@ -56,11 +59,7 @@ class ML1M(Source):
         self.max_bad_share = check_max_bad_share(max_bad_share)
 
     def files(self) -> list[Path]:
-        """Return the zip or `ratings.dat`; none before the download.
-
-        Raises:
-            MissingInputError: there is nothing at `path`.
-        """
+        """Return the zip or `ratings.dat`; none before the download."""
         if self.path is None:
             archive = Path(self.download_dir) / _ARCHIVE
             return [archive] if archive.is_file() else []
@@ -75,23 +74,18 @@ class ML1M(Source):
         return [path]
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
-        """Return the interaction frame with `timestamp` and the feature `rating`.
+        """Return the interaction frame with `timestamp` and the feature `rating`."""
+        from seqrec.data.sources.lines import LineForm, check_lines
 
-        Raises:
-            MissingInputError: there is nothing at `path`, or the download failed.
-            InputError: the file is no zip, holds no `ratings.dat`, or more lines of that are of another form than
-                `max_bad_share` allows.
-        """
-        import polars as pl
-
+        columns = (USER_ID, ITEM_ID, "rating", TIMESTAMP)
+        form = LineForm(_LINE, columns, "user::item::rating::timestamp", (TIMESTAMP,), ("rating",))
         file = self._file(progress)
         text: Path | bytes = file
         origin = str(file)
         if file.suffix == ".zip":
             text, member = _ratings_in(file)
             origin = f"{file}/{member}"
-        frame = self._take(check_lines(text, _FORM, origin, self.max_bad_share, progress))
-        return frame.with_columns(pl.col("rating").cast(pl.Float64), pl.col(TIMESTAMP).cast(pl.Int64))
+        return self._accept(check_lines(text, form, origin, self.max_bad_share, progress))
 
     def _file(self, progress: Progress | None) -> Path:
         for file in self.files():
@@ -102,12 +96,14 @@ class ML1M(Source):
 
 
 def _ratings_in(archive: Path) -> tuple[bytes, str]:
-    # Content (25 MB) and name of the ratings in a zip.
+    # Content (25 MB) and name of the ratings in a zip file.
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [name for name in opened.namelist() if name.split("/")[-1] == _RATINGS]
             if not members:
-                raise InputError(f"{archive} holds no {_RATINGS}; expected the ml-1m.zip of {URL}")
+                raise InputError(f"{archive} contains no {_RATINGS}; expected the ml-1m.zip of {URL}")
             return opened.read(members[0]), members[0]
     except _ZIP_ERRORS as error:
-        raise InputError(f"{archive} is no readable zip file ({error}); download it again: {URL}") from error
+        raise InputError(
+            f"{archive} is not a readable zip file ({error}); download it again: {URL}"
+        ) from error

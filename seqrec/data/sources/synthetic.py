@@ -1,4 +1,4 @@
-"""Generated logs with a known answer: skewed, repetitive, in sessions, and with a signal some events back."""
+"""Generated logs with a known answer: skewed, repetitive, in sessions, with a signal some events back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
-from seqrec.data.sources.base import Source
+from seqrec.data.sources.source import Source
 from seqrec.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,37 +30,43 @@ Int64Array = NDArray[np.int64]
 
 
 class Synthetic(Source):
-    """A generated log in which remembering the event `lag` places back predicts the next one.
+    """A generated log in which the event `lag` places back predicts the next one.
 
-    Users are 0..num_users - 1, items 0..num_items - 1, times seconds. A user's history is drawn so:
+    Users are 0..num_users - 1, items 0..num_items - 1, times seconds. This is how a user's history is drawn:
 
     - its length is log-normal with sigma 0.6 and mean `mean_events`, rounded, cut to 5..20 * mean_events;
-    - event t is, with probability `signal` and where t >= lag, `successor[item of event t - lag]`;
-    - with probability `repeat` and where t >= 1, the item of one of the last 10 events, each as likely;
-    - otherwise a fresh draw, where the k-th most popular item has probability proportional to
+    - event t is, with probability `signal` and if t >= lag, `successor[item of event t - lag]`;
+    - with probability `repeat` and if t >= 1, the item of one of the last 10 events, each as likely;
+    - otherwise a fresh draw: the k-th most popular item has probability proportional to
       k ** -popularity_exponent;
     - the event opens a new session with probability 1 / session_events, after 6 hours plus an exponential
       time with a mean of one day; within a session the gap is 1 second plus an exponential time with a mean
       of 3 minutes. Users start at a uniform time within one year.
 
-    `successor` is one random permutation of the items and so is the order of popularity; both, like all else,
-    follow from `seed`. The best possible first guess is `successor[item of event t - lag]`: it is right with
-    probability `signal` plus what chance adds, whatever else is known. A model that sees fewer than `lag`
-    events cannot make it, nor can popularity.
+    `successor` and the order of popularity are random permutations of the items. They follow from `seed`, like all
+    else. The best possible first guess is `successor[item of event t - lag]`: it is right with probability `signal`,
+    plus a little by chance. A model that sees fewer than `lag` events cannot make it, nor can popularity.
 
     Args:
         num_users: Number of users.
-        num_items: Size of the catalogue; a small log need not meet all of it.
+        num_items: Size of the catalogue. In a small log some items may not occur.
         mean_events: Mean number of events a user.
-        lag: How many events back the signal lies; 1 is the newest event of the history.
+        lag: Number of events back to the signal; 1 is the newest event of the history.
         signal: Probability that an event follows the signal.
         repeat: Probability that an event repeats a recent item; signal + repeat <= 1.
-        popularity_exponent: Skew of the fresh draws; 0 makes all items alike, 1 is Zipf's law.
+        popularity_exponent: Skew of the fresh draws; 0 makes all items equally likely, 1 is Zipf's law.
         session_events: Mean number of events a session.
         seed: Seed of everything; the same arguments make the same log.
 
     Raises:
-        InputError: an argument is out of range.
+        InputError: if an argument is out of range.
+
+    Example:
+        >>> from seqrec import Synthetic
+        >>> source = Synthetic(num_users=2, num_items=50, mean_events=10, lag=1, signal=1.0, repeat=0.0)
+        >>> items = source.scan().collect().filter(user_id=0)["item_id"].to_list()
+        >>> int(source.successor[items[0]]) == items[1]
+        True
     """
 
     name = "synthetic"
@@ -123,7 +129,7 @@ class Synthetic(Source):
         return np.asarray(shuffled / shuffled.sum())
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
-        """Return the interaction frame, user after user; blocks of users are generated as they are collected."""
+        """Return the interaction frame, user after user. Blocks of users are generated when they are collected."""
         import polars as pl
         from polars.io.plugins import register_io_source
 
@@ -133,7 +139,8 @@ class Synthetic(Source):
         def generate(
             columns: list[str] | None, condition: pl.Expr | None, num_rows: int | None, _: int | None
         ) -> Iterator[pl.DataFrame]:
-            for block in self._blocks(lengths):
+            for arrays in self._blocks(lengths):
+                block = pl.DataFrame(arrays)
                 chosen = block if condition is None else block.filter(condition)
                 chosen = (chosen if columns is None else chosen.select(columns)).slice(0, num_rows)
                 yield chosen
@@ -144,22 +151,18 @@ class Synthetic(Source):
 
         return register_io_source(generate, schema=dict.fromkeys((USER_ID, ITEM_ID, TIMESTAMP), pl.Int64))
 
-    def _blocks(self, lengths: Int64Array) -> Iterator[pl.DataFrame]:
-        import polars as pl
-
+    def _blocks(self, lengths: Int64Array) -> Iterator[dict[str, Int64Array]]:
         users_in_block = max(1, int(_EVENTS_IN_BLOCK / self.mean_events))
-        # Counted from 4, so that no block shares its seed with the draws above.
+        # From 4, because the other draws have seeds 0 to 2.
         for block, first in enumerate(range(0, self.num_users, users_in_block), start=4):
             rng = np.random.default_rng([self.seed, block])
             block_lengths = lengths[first : first + users_in_block]
             users = np.arange(first, first + len(block_lengths))
-            yield pl.DataFrame(
-                {
-                    USER_ID: np.repeat(users, block_lengths),
-                    ITEM_ID: self._items(rng, block_lengths),
-                    TIMESTAMP: self._timestamps(rng, block_lengths),
-                }
-            )
+            yield {
+                USER_ID: np.repeat(users, block_lengths),
+                ITEM_ID: self._items(rng, block_lengths),
+                TIMESTAMP: self._timestamps(rng, block_lengths),
+            }
 
     def _lengths(self) -> Int64Array:
         rng = np.random.default_rng([self.seed, 2])
@@ -168,9 +171,9 @@ class Synthetic(Source):
         return lengths.clip(MIN_EVENTS, _MAX_LENGTH_RATIO * self.mean_events).astype(np.int64)
 
     def _items(self, rng: np.random.Generator, lengths: Int64Array) -> Int64Array:
-        # Every event either is fresh or has a parent, an earlier event whose item it repeats or follows. So
-        # its item is that of the fresh event at the head of its chain, moved on by as many steps of
-        # `successor` as the chain has signals. Chains are walked for all events at once, by doubling.
+        # An event is fresh, or it repeats or follows the item of an earlier event, its parent. Its item is that of
+        # the fresh event at the head of its chain, after one step of `successor` for each signal in the chain.
+        # Chains are walked for all events at once, by doubling.
         total = int(lengths.sum())
         position = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         kind = rng.random(total)

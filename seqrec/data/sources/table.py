@@ -1,4 +1,4 @@
-"""Logs in CSV, TSV or Parquet tables, one event a row, with column names of their own."""
+"""Logs in CSV, TSV or Parquet tables with any column names, one event a row."""
 
 from __future__ import annotations
 
@@ -7,46 +7,57 @@ from typing import TYPE_CHECKING
 
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
-from seqrec.data.sources.base import Source
-from seqrec.data.sources.malformed import check_max_bad_share
-from seqrec.data.sources.table_file import SUFFIXES, Columns, Form, TableFile, matching, suffix
-from seqrec.data.sources.table_log import check_tables
+from seqrec.data.sources.source import Source, check_max_bad_share, matching_files, suffix
 from seqrec.errors import InputError, MissingInputError
 
 if TYPE_CHECKING:
     import polars as pl
 
+_SUFFIXES = (".csv", ".tsv", ".parquet")
+
 
 class Table(Source):
     r"""CSV, TSV or Parquet files with a column of users, one of items and perhaps one of times.
 
-    CSV and TSV files may be compressed (`.gz`, `.zst`) and start with a line of column names, unless `header`
-    gives these. Several files are read one after the other in the order of their names.
+    CSV and TSV files may be compressed (`.gz`, `.zst`). They start with a line of column names, unless `header` is
+    given. Several files are read one after the other in the order of their names.
 
-    Timestamps: integers are kept as they are, in the log's unit. Dates and times become seconds since 1970
-    UTC (a time without a zone is taken as UTC), and numbers with a decimal point become whole numbers; where
-    any time of the log has a fraction, all of them are given in millionths (microseconds) instead.
+    Timestamps: integers are kept unchanged, in the log's unit. Dates and times become seconds since 1970 UTC (a time
+    without a zone is taken as UTC), and numbers with a decimal point become whole numbers. If any time of the log
+    has a fraction, all times become millionths (microseconds) instead.
 
-    A row is malformed where it has no user or item, no time that fits into int64, or more fields than there are
-    columns. A separator at the end of a row does no harm, and a row with nothing in any field is a blank line.
+    A row is malformed if it has no user or item, no time that fits into int64, or more fields than the file has
+    columns. A separator at the end of a row does no harm, and a row with only empty fields is a blank line.
 
-    Feature columns keep their Parquet type. In CSV and TSV files those whose first 10,000 values are integers are
-    Int64, those of other numbers Float64, those of true and false Boolean, and the others are text; a later value
-    of another kind is an error where an event filter needs the column.
+    Feature columns keep their Parquet type. In CSV and TSV files the first 10,000 values decide: integers make a
+    column Int64, other numbers Float64, true and false Boolean, and anything else text. If an event filter needs the
+    column, a later value of another type is an error.
 
     Args:
         path: A file, a glob such as `log/part-*.csv.gz`, or a folder.
         user: Name of the column of user ids.
         item: Name of the column of item ids.
-        timestamp: Name of the column of times; None for a log without, whose rows are in time order.
-        separator: What stands between fields; None takes a comma for `.csv` and a tab for `.tsv`.
-        features: Further columns that the event filter may name, beside `user_id`, `item_id` and `timestamp`,
-            which stand for the columns above whatever their names. None takes all others.
-        header: Names of all columns, in order, of CSV and TSV files that do not start with a line of names
-            (LFM-1b). None: they do.
-        quote: What encloses fields of CSV and TSV files that hold a separator, a line break or, doubled, itself.
-            None: nothing does, and quotes are characters like others.
+        timestamp: Name of the column of times. None if the log has none; its rows must then be in time order.
+        separator: Character between fields; None is a comma for `.csv` and a tab for `.tsv`.
+        features: Further columns that the event filter may use, besides `user_id`, `item_id` and `timestamp`, which
+            are its names for the three columns above. None is all other columns.
+        header: Names of all columns, in order, if CSV and TSV files do not start with a line of names (LFM-1b).
+        quote: Character around fields of CSV and TSV files that contain a separator, a line break or, doubled, the
+            quote itself. None if quotes are characters like others.
         max_bad_share: Largest share of malformed rows, 0..1, that are left out; more of them are an error.
+
+    Raises:
+        InputError: if the arguments contradict each other.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from seqrec import Table
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "log.csv")
+        ...     _ = file.write_text("who,what,when\nana,7,2024-01-01\nbob,9,2024-01-02\n")
+        ...     Table(str(file), user="who", item="what", timestamp="when").scan().collect().rows()
+        [('ana', 7, 1704067200), ('bob', 9, 1704153600)]
     """
 
     name = "table"
@@ -68,7 +79,7 @@ class Table(Source):
         taken = {user, item, timestamp, USER_ID, ITEM_ID, TIMESTAMP}
         if repeated := [feature for feature in features or [] if feature in taken]:
             raise InputError(
-                f"features={features}: {repeated[0]!r} is there already; "
+                f"features={features}: {repeated[0]!r} is included already; "
                 "an event filter calls user, item and time user_id, item_id and timestamp"
             )
         if header is not None and len(set(header)) < len(header):
@@ -91,33 +102,26 @@ class Table(Source):
         self.max_bad_share = check_max_bad_share(max_bad_share)
 
     def files(self) -> list[Path]:
-        """Return the files in the order they are read.
-
-        Raises:
-            MissingInputError: nothing matches `path`.
-        """
+        """Return the files in the order of reading."""
         path = Path(self.path)
         if path.is_file():
             return [path]
         if path.is_dir():
-            found = [file for file in sorted(path.iterdir()) if file.is_file() and suffix(file) in SUFFIXES]
+            found = [file for file in sorted(path.iterdir()) if file.is_file() and suffix(file) in _SUFFIXES]
             if not found:
-                raise MissingInputError(f"path={self.path!r}: no {', '.join(SUFFIXES)} file in this folder")
+                raise MissingInputError(f"path={self.path!r}: no {', '.join(_SUFFIXES)} file in this folder")
             return found
-        found = matching(self.path)
+        found = matching_files(self.path)
         if not found:
             raise MissingInputError(f"path={self.path!r}: no such file or folder, and no file matches it")
         return found
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
-        """Return the interaction frame; each file is read once or twice to check it, and when it is collected.
+        """Return the interaction frame. Each file is read once or twice to check it, and again for the events."""
+        from seqrec.data.sources.table_file import Columns, Form, TableFile
+        from seqrec.data.sources.table_log import check_tables
 
-        Raises:
-            MissingInputError: nothing matches `path`.
-            InputError: a file is unreadable or empty, a column is missing, or more rows are malformed than
-                `max_bad_share` allows; the message names file, column and line (row for Parquet).
-        """
         columns = Columns(self.user, self.item, self.timestamp, self.features)
         form = Form(self.separator, self.quote, self.header)
         files = [TableFile(file, columns, form) for file in self.files()]
-        return self._take(check_tables(files, self.max_bad_share, progress))
+        return self._accept(check_tables(files, self.max_bad_share, progress))

@@ -1,29 +1,39 @@
-"""One file of a table log: opened, its columns found, and how its ids and times are read."""
+"""One file of a table log: its columns, and expressions that read its ids and its times, as int64, in any form."""
 
 from __future__ import annotations
 
 import difflib
-import glob
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import polars as pl
 
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
+from seqrec.data.sources.checking import reading, shorten
 from seqrec.data.sources.csv_rows import CsvRows
-from seqrec.data.sources.features import as_guessed
-from seqrec.data.sources.lines import reading, shorten
-from seqrec.data.sources.times import TimeColumn, time_column
+from seqrec.data.sources.source import suffix
 from seqrec.errors import InputError
 
-if TYPE_CHECKING:
-    import polars as pl
-
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-SUFFIXES = (*SEPARATORS, ".parquet")
-# Values that the form of a time column is told from.
+# Values that determine the form of a time column.
 _TIMES_IN_SAMPLE = 1000
+MICROSECONDS = 1_000_000
+# Largest time for which the millionths fit into int64, with any fraction.
+FURTHEST_IN_MILLIONTHS = (2**63 - 1) // MICROSECONDS - 1
+# A time that is nearer than this to a whole number counts as whole.
+_HALF_A_MILLIONTH = 0.5 / MICROSECONDS
+# Forms to try on a column's first values; "%.f" also takes no fraction. No text has two of these forms.
+DATE_TIME_FORMATS = (
+    "%Y-%m-%d %H:%M:%S%.f",
+    "%Y-%m-%dT%H:%M:%S%.f",
+    "%Y-%m-%d %H:%M",
+    "%Y-%m-%dT%H:%M",
+    "%Y-%m-%d",
+)
+ZONED_FORMATS = tuple(f"{form}%#z" for form in DATE_TIME_FORMATS if "%H" in form)
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class Columns:
     features: list[str] | None = None
 
     def required(self) -> dict[str, str]:
-        """Return the columns that must be there, by how the argument reads in a message."""
+        """Return the columns that the file must have, by the text of the argument in messages."""
         named = {f"user={self.user!r}": self.user, f"item={self.item!r}": self.item}
         if self.timestamp is not None:
             named[f"timestamp={self.timestamp!r}"] = self.timestamp
@@ -45,7 +55,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Form:
-    """How the text of CSV and TSV files is laid out; each attribute is an argument of `Table`."""
+    """Layout of the text of CSV and TSV files; each attribute is an argument of `Table`."""
 
     separator: str | None = None
     quote: str | None = '"'
@@ -54,22 +64,22 @@ class Form:
 
 @dataclass
 class TableFile:
-    """A file of a table, of which the constructor looks at the first rows alone.
+    """A file of a table. The constructor reads its first rows only.
 
     Args:
         path: The file.
-        columns: What its columns are called.
-        form: How its text is laid out.
+        columns: Names of the columns.
+        form: Layout of the text.
 
     Attributes:
-        csv: Its rows as text; None for Parquet.
-        frame: Its raw columns, with blank lines and malformed rows.
-        names: Their names, in order.
-        ids: Columns `user_id` and `item_id` of the interaction frame, Int64 or String, null where there is none.
-        time: How to read the time column, at first in the strictest way; None where the log has none.
+        csv: The rows as text; None for Parquet.
+        frame: The raw columns, with blank lines and malformed rows.
+        names: The names of these columns, in order.
+        ids: Columns `user_id` and `item_id` of the interaction frame, Int64 or String, null if a row has no id.
+        time: Expressions that read the time column, at first in the strictest way; None if the log has no times.
 
     Raises:
-        InputError: the file is unreadable, a column is missing or of a useless type.
+        InputError: if the file is unreadable, or if a column is missing or has an unsuitable type.
     """
 
     path: Path
@@ -82,8 +92,6 @@ class TableFile:
     time: TimeColumn | None = field(init=False)
 
     def __post_init__(self) -> None:
-        import polars as pl
-
         with reading(self.path, self._kind):
             if self._kind == "Parquet":
                 self.frame = pl.scan_parquet(self.path, glob=False)
@@ -102,11 +110,7 @@ class TableFile:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Context in which a failure to read the file becomes a one-line error.
-
-        Raises:
-            InputError: polars or the operating system could not read it.
-        """
+        """Turn a failure to read the file into a one-line error."""
         with reading(self.path, self._kind):
             if self.csv is None:
                 yield
@@ -115,41 +119,25 @@ class TableFile:
                     yield
 
     def loosen_time(self) -> None:
-        """Read the time column in the next looser way, where there is one."""
+        """Read the time column in the next looser way, if it has one."""
         if self.time is not None and self.time.looser is not None:
             self.time = self.time.looser
 
     def timestamps(self, *, in_millionths: bool) -> pl.Expr | None:
-        """Return the column `timestamp` of the interaction frame, null where there is no time; None without times.
-
-        Args:
-            in_millionths: The log's times are given in millionths, which fewer times fit into.
-        """
+        """Return the column `timestamp` of the interaction frame, null for invalid times; None if the log has none."""
         if self.time is None:
             return None
         return self.time.millionths if in_millionths else self.time.whole
 
     def is_unfit(self, *, in_millionths: bool) -> pl.Expr:
-        """Return whether a row of `frame` is no event: malformed, or a blank line.
-
-        Args:
-            in_millionths: As for `timestamps`.
-        """
-        import polars as pl
-
+        """Return True for a row of `frame` that is not an event: malformed, or a blank line."""
         times = self.timestamps(in_millionths=in_millionths)
         wanted = [*self.ids.values(), *([] if times is None else [times])]
         unfit = pl.any_horizontal(*(column.is_null() for column in wanted))
         return unfit if self.csv is None else unfit | self.csv.is_long
 
     def interactions(self, id_types: dict[str, Any], *, in_millionths: bool, all_fit: bool) -> pl.LazyFrame:
-        """Return the file's interaction frame, without malformed rows and blank lines.
-
-        Args:
-            id_types: Type of `user_id` and of `item_id` in the whole log.
-            in_millionths: As for `timestamps`.
-            all_fit: No row is unfit, so that none need be looked for.
-        """
+        """Return the file's interaction frame, without malformed rows and blank lines."""
         selected = [column.cast(id_types[name]).alias(name) for name, column in self.ids.items()]
         times = self.timestamps(in_millionths=in_millionths)
         if times is not None:
@@ -165,9 +153,7 @@ class TableFile:
     def _separator(self) -> str:
         separator = self.form.separator or SEPARATORS.get(suffix(self.path))
         if separator is None:
-            raise InputError(
-                f"{self.path}: what its fields are separated by cannot be told from the name; give separator"
-            )
+            raise InputError(f"{self.path}: the name does not show what separates the fields; give separator")
         return separator
 
     def _check_columns(self) -> None:
@@ -183,9 +169,7 @@ class TableFile:
             )
 
     def _id_column(self, argument: str, column: str) -> pl.Expr:
-        # Int64 or String, null where there is no id.
-        import polars as pl
-
+        # Int64 or String, null if a row has no id.
         values, dtype = pl.col(column), self._schema[column]
         if dtype.is_integer():
             return values.cast(pl.Int64, strict=False)
@@ -197,8 +181,6 @@ class TableFile:
         raise InputError(f"{self.path}: {argument}={column!r} is {dtype}; ids must be integers or text")
 
     def _time_column(self) -> TimeColumn | None:
-        import polars as pl
-
         name = self.columns.timestamp
         if name is None:
             return None
@@ -218,23 +200,102 @@ class TableFile:
         return time
 
     def _features(self) -> list[pl.Expr]:
-        import polars as pl
-
         names = self.columns.features
         if names is None:
             taken = {*self.columns.required().values(), USER_ID, ITEM_ID, TIMESTAMP}
             names = [name for name in self.names if name not in taken]
-        return [pl.col(name) for name in names] if self.csv is None else as_guessed(self.frame, names)
+        return [pl.col(name) for name in names] if self.csv is None else self.csv.typed(names)
 
 
-def suffix(path: Path) -> str:
-    """Return a file's suffix in lower case, without that of compression."""
-    name = path.name.lower()
-    for compressed in (".gz", ".zst"):
-        name = name.removesuffix(compressed)
-    return Path(name).suffix
+@dataclass(frozen=True)
+class TimeColumn:
+    """Expressions that read a time column.
+
+    Attributes:
+        is_date: True if values are dates, False if they are numbers in the log's own unit.
+        expects: Description of a valid value, for messages.
+        whole: int64 expression: numbers rounded to whole ones, or dates in seconds since 1970 UTC. Null if the value
+            is not a time or does not fit.
+        millionths: int64 expression: millionths of the same. Null likewise, and fewer times fit.
+        is_fraction: Boolean expression: True if the time is not whole. A log with such a time is kept in millionths.
+        looser: A slower way that reads more values; None if this way already reads all.
+    """
+
+    is_date: bool
+    expects: str
+    whole: pl.Expr
+    millionths: pl.Expr
+    is_fraction: pl.Expr
+    looser: TimeColumn | None = None
 
 
-def matching(pattern: str) -> list[Path]:
-    """Return the files that match a glob, in the order of their names."""
-    return [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]
+def time_column(column: pl.Expr, dtype: pl.DataType, sample: pl.Series) -> TimeColumn | None:
+    """Return the strictest way to read a time column; None if it contains no times.
+
+    Args:
+        column: The column.
+        dtype: Its type.
+        sample: Its first values that are not null. The form of most of them is the form of times written as text.
+            The looser way also reads the other forms, but no times with a zone among times without one.
+    """
+    if dtype.is_integer():
+        return _integers(column.cast(pl.Int64, strict=False))
+    if dtype.is_float():
+        return _numbers(column.cast(pl.Float64))
+    if dtype.is_temporal() and dtype != pl.Time and not isinstance(dtype, pl.Duration):
+        return _dates(column.cast(pl.Datetime("us"), strict=False), "a time")
+    if dtype != pl.String:
+        return None
+
+    def readable(values: pl.Series) -> int:
+        return len(values) - values.null_count()
+
+    best: tuple[str, object] | None = None
+    most = readable(sample.cast(pl.Float64, strict=False))
+    for form in (*DATE_TIME_FORMATS, *ZONED_FORMATS):
+        times = sample.str.to_datetime(form, strict=False, time_unit="us")
+        if (found := readable(times)) > most:
+            best, most = (form, sample.filter(times.is_not_null()).first()), found
+    if most == 0:
+        return None
+    if best is None:
+        integer = column.cast(pl.Int64, strict=False)
+        return replace(_integers(integer), looser=_numbers(column.cast(pl.Float64, strict=False), integer))
+    form, example = best
+    expects = f"a time like {example}"
+    alike = ZONED_FORMATS if form in ZONED_FORMATS else DATE_TIME_FORMATS
+    read = {each: column.str.to_datetime(each, strict=False, time_unit="us") for each in alike}
+    return replace(_dates(read[form], expects), looser=_dates(pl.coalesce(read.values()), expects))
+
+
+def _integers(integer: pl.Expr) -> TimeColumn:
+    return TimeColumn(False, "a number", integer, _scaled(integer), pl.lit(False))
+
+
+def _numbers(number: pl.Expr, integer: pl.Expr | None = None) -> TimeColumn:
+    # Integers in the text are kept to the last digit, which a float would lose.
+    nearest = number.round()
+    is_fraction = number.is_finite() & ((number - nearest).abs() >= _HALF_A_MILLIONTH)
+    rest = ((number - nearest) * MICROSECONDS).round().cast(pl.Int64, strict=False)
+    # As floats, integers just below -2^63 become -2^63 itself.
+    whole: pl.Expr = pl.when(nearest > -(2.0**63)).then(nearest.cast(pl.Int64, strict=False))
+    if integer is not None:
+        whole = pl.coalesce(integer, whole)
+        is_fraction = is_fraction & integer.is_null()
+    millionths = _scaled(whole) + pl.when(is_fraction).then(rest).otherwise(0)
+    # If the millionths of a fraction do not fit, the value is not a time in either unit.
+    whole = pl.when(~is_fraction | millionths.is_not_null()).then(whole)
+    return TimeColumn(False, "a number", whole, millionths, is_fraction)
+
+
+def _dates(moment: pl.Expr, expects: str) -> TimeColumn:
+    microseconds = moment.dt.timestamp("us")
+    return TimeColumn(
+        True, expects, microseconds // MICROSECONDS, microseconds, microseconds % MICROSECONDS != 0
+    )
+
+
+def _scaled(whole: pl.Expr) -> pl.Expr:
+    # The product would wrap around beyond these bounds.
+    fits = whole.is_between(-FURTHEST_IN_MILLIONTHS, FURTHEST_IN_MILLIONTHS)
+    return pl.when(fits).then(whole * MICROSECONDS)

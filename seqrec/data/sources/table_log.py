@@ -1,45 +1,49 @@
-"""Several files of a table as one log: the same types in all, and one share of malformed rows."""
+"""Check the files of a table log: a pass over each counts rows, names malformed ones, and determines types."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
 
 from seqrec.data.progress import Progress
-from seqrec.data.schema import ITEM_ID, USER_ID
-from seqrec.data.sources.base import CheckedLog
-from seqrec.data.sources.malformed import leave_out
-from seqrec.data.sources.table_file import TableFile
-from seqrec.data.sources.table_survey import survey
+from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
+from seqrec.data.sources.checking import Tally, estimate_lines, is_integer, leave_out, shorten, tally
+from seqrec.data.sources.source import CheckedLog, Malformed
+from seqrec.data.sources.table_file import FURTHEST_IN_MILLIONTHS, TableFile
 from seqrec.errors import InputError
+
+_ROW = "row number"
 
 
 def check_tables(files: Sequence[TableFile], max_bad_share: float, progress: Progress | None) -> CheckedLog:
     """Read all files of a log to check them.
 
     Args:
-        files: The files in the order of the log, of which one at least.
+        files: The files in the order of the log, at least one.
         max_bad_share: Largest share of malformed rows, of all files' rows, that are left out.
-        progress: Told of each pass over a file.
+        progress: Shows each pass over a file.
 
     Returns:
-        The interaction frame, files one after the other.
+        The interaction frame, one file after the other, with the same types for all.
 
     Raises:
-        InputError: a file is unreadable or empty, too many rows are malformed, or one file has dates and
-            another numbers for times.
+        InputError: if a file is unreadable or empty, if too many rows are malformed, or if the times of one file are
+            dates and those of another are numbers.
     """
-    import polars as pl
-
     if len({file.time.is_date for file in files if file.time is not None}) > 1:
         raise InputError(
             f"timestamp={files[0].columns.timestamp!r}: {' and '.join(str(file.path) for file in files)} "
             "have dates in some files, numbers in others"
         )
     progress = progress or Progress()
-    surveys = [survey(file, progress, in_millionths=False) for file in files]
+    surveys = [_survey(file, progress, in_millionths=False) for file in files]
     in_millionths = any(found.fractions for found in surveys)
     if in_millionths and any(found.far_times for found in surveys):
-        surveys = [survey(file, progress, in_millionths=True) for file in files]
+        surveys = [_survey(file, progress, in_millionths=True) for file in files]
     rows = sum(found.malformed.rows for found in surveys)
     malformed = leave_out([found.malformed for found in surveys], rows, max_bad_share)
     id_types = {
@@ -52,3 +56,124 @@ def check_tables(files: Sequence[TableFile], max_bad_share: float, progress: Pro
     ]
     frame = frames[0] if len(frames) == 1 else pl.concat(frames, how="diagonal_relaxed")
     return CheckedLog(frame, rows - sum(left.count for left in malformed), malformed)
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """Findings in one file. All but `malformed` and `all_fit` disregard malformed rows.
+
+    Attributes:
+        malformed: The malformed rows. The count is 0 if the file has none.
+        all_fit: Whether the file has neither malformed rows nor blank lines.
+        integer_ids: Whether every `user_id`, and every `item_id`, is an integer.
+        fractions: Whether a time is not whole.
+        far_times: Whether a time fits into int64, but its millionths do not.
+    """
+
+    malformed: Malformed
+    all_fit: bool
+    integer_ids: dict[str, bool]
+    fractions: bool
+    far_times: bool
+
+
+def _survey(file: TableFile, progress: Progress, *, in_millionths: bool) -> _Survey:
+    # One pass, or two if a row is malformed or blank.
+    with file.reading():
+        found = _tally(file, "checking", _conditions(file, in_millionths), progress)
+        if found.counts["unfit"]:
+            file.loosen_time()
+            conditions = _conditions(file, in_millionths) | _reasons(file, in_millionths)
+            found = _tally(file, "finding malformed rows of", conditions, progress)
+            if file.csv is not None and found.counts["long"]:
+                file.csv.check_no_line_is_swallowed(found.rows)
+        rows = found.rows - found.counts.get("blank", 0)
+        if rows == 0:
+            raise InputError(f"{file.path} is empty; expected at least one event")
+        places = _places(file, found.first.get("malformed", []), in_millionths)
+    return _Survey(
+        malformed=Malformed(str(file.path), found.counts.get("malformed", 0), rows, places),
+        all_fit=not found.counts["unfit"],
+        integer_ids={name: not found.counts.get(f"{name} is text") for name in file.ids},
+        fractions=bool(found.counts.get("fraction")),
+        far_times=bool(found.counts.get("far")),
+    )
+
+
+def _conditions(file: TableFile, in_millionths: bool) -> dict[str, pl.Expr]:
+    unfit = file.is_unfit(in_millionths=in_millionths)
+    conditions = {"unfit": unfit}
+    types = file.frame.select(**file.ids).collect_schema()
+    for name in (name for name in file.ids if types[name] == pl.String):
+        conditions[f"{name} is text"] = ~unfit & ~is_integer(file.ids[name])
+    if file.time is not None:
+        conditions["fraction"] = ~unfit & file.time.is_fraction
+        conditions["far"] = ~unfit & file.time.millionths.is_null()
+    return conditions
+
+
+def _reasons(file: TableFile, in_millionths: bool) -> dict[str, pl.Expr]:
+    # Reasons why rows are unfit. Only a blank line is empty in all columns, so all must be read.
+    unfit = file.is_unfit(in_millionths=in_millionths)
+    if file.csv is None:
+        return {"malformed": unfit}
+    blank = file.csv.is_blank
+    return {"malformed": unfit & ~blank, "blank": blank, "long": file.csv.is_long}
+
+
+def _tally(file: TableFile, doing: str, conditions: dict[str, pl.Expr], progress: Progress) -> Tally:
+    if file.csv is None:
+        total: int | None = int(file.frame.select(pl.len()).collect().item())
+    else:
+        total = estimate_lines(file.path)
+    return tally(file.frame, conditions, progress, f"{doing} {file.path}", total)
+
+
+def _places(file: TableFile, rows: list[int], in_millionths: bool) -> tuple[str, ...]:
+    # "line 7: item='item_id' expected an id, got nothing" for each of the rows, which count from 0.
+    if not rows:
+        return ()
+    parsed = dict(file.ids)
+    if (times := file.timestamps(in_millionths=in_millionths)) is not None:
+        parsed[TIMESTAMP] = times
+    chosen = file.frame.with_row_index(_ROW).filter(pl.col(_ROW).is_in(rows)).head(len(rows))
+    raw = chosen.collect(engine="streaming").rows(named=True)
+    missing = chosen.select(**{name: column.is_null() for name, column in parsed.items()})
+    flags = missing.collect(engine="streaming").rows(named=True)
+    numbers = [row + 1 for row in rows] if file.csv is None else file.csv.lines_of(rows)
+    place = "row" if file.csv is None else "line"
+    return tuple(
+        f"{place} {number}: {_reason(file, values, is_missing, in_millionths)}"
+        for number, values, is_missing in zip(numbers, raw, flags, strict=True)
+    )
+
+
+def _reason(file: TableFile, values: dict[str, Any], is_missing: dict[str, bool], in_millionths: bool) -> str:
+    # The reason why a row is malformed, given its raw values.
+    if file.csv is not None:
+        filled = [k for k, name in enumerate(file.csv.extra, start=1) if values[name]]
+        if filled:
+            return f"expected {len(file.names)} fields, got {len(file.names) + filled[-1]}"
+    columns, time = file.columns, file.time
+    for argument, name, column in (("user", USER_ID, columns.user), ("item", ITEM_ID, columns.item)):
+        if is_missing[name]:
+            return f"{argument}={column!r} expected an id, got {_shown(values[column])}"
+    assert columns.timestamp is not None
+    assert time is not None
+    value = values[columns.timestamp]
+    bounds = ""
+    if not time.is_date and _is_finite(value):
+        furthest = f"{FURTHEST_IN_MILLIONTHS:,}, as some times have fractions" if in_millionths else "2^63"
+        bounds = f" nearer to 0 than {furthest}"
+    return f"timestamp={columns.timestamp!r} expected {time.expects}{bounds}, got {_shown(value)}"
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None or value == "" else repr(shorten(str(value)))

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqrec.data.event_block import EventBlock
-from seqrec.data.ragged import ranges
 from seqrec.data.store import EventStore
+from seqrec.data.windows import ranges
 from seqrec.errors import InputError
 from seqrec.models import Recommender
 from seqrec.models.recommending import item_ids_of

@@ -1,0 +1,142 @@
+"""The contract of a source of logs, the registry of sources, and the checks of their arguments."""
+
+from __future__ import annotations
+
+import glob
+import inspect
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from seqrec.data.progress import Progress
+from seqrec.errors import InputError, MissingInputError
+from seqrec.registry import Registry
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """Rows of a file that are not events, which a scan left out.
+
+    Attributes:
+        file: The file.
+        count: Number of malformed rows.
+        rows: Number of all rows of the file. Blank lines do not count.
+        places: The first few malformed rows: "line 7: expected an id, got nothing".
+    """
+
+    file: str
+    count: int
+    rows: int
+    places: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CheckedLog:
+    """A log that was read once to check it: the interaction frame, its rows, and the rows that were left out."""
+
+    frame: pl.LazyFrame
+    num_rows: int
+    malformed: tuple[Malformed, ...]
+
+
+class Source(ABC):
+    """A raw log: its place and how to read it.
+
+    The constructor takes plain values and keeps each as the attribute of the same name. They describe the source in a
+    store's manifest, so a store of another source is recognized.
+
+    Attributes:
+        name: Short name in manifests and in the folder names of stores. If empty, manifests contain the import path.
+        incidental: Arguments that do not change the log, such as the folder of a download.
+        malformed: Rows that the last scan left out, by file.
+        num_rows: Number of rows of the frame that the last scan returned; None if it did not count them.
+
+    Example:
+        >>> from seqrec import Source, Synthetic
+        >>> source: Source = Synthetic(num_users=2, num_items=9, mean_events=6)
+        >>> source.describe()["arguments"]["num_users"]
+        2
+        >>> source.scan().collect().columns
+        ['user_id', 'item_id', 'timestamp']
+    """
+
+    name: ClassVar[str] = ""
+    incidental: ClassVar[frozenset[str]] = frozenset()
+    malformed: tuple[Malformed, ...] = ()
+    num_rows: int | None = None
+
+    @abstractmethod
+    def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
+        """Return the interaction frame (see `seqrec.data.schema`), with every row checked.
+
+        The frame is collected in batches by polars' streaming engine, so it must not hold the log in memory.
+
+        Args:
+            progress: Shows the progress of a first pass over the log, if the source makes one.
+
+        Raises:
+            MissingInputError: if an input file does not exist.
+            InputError: if a file or row cannot be read, or if more rows are malformed than are allowed. The message
+                names the file and the line or row.
+        """
+
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """Return the input files in the order of reading. The list is empty if the log is generated.
+
+        Raises:
+            MissingInputError: if nothing exists at the given path.
+        """
+
+    def _accept(self, log: CheckedLog) -> pl.LazyFrame:
+        """Keep the results of the check as attributes, and return the frame."""
+        self.num_rows, self.malformed = log.num_rows, log.malformed
+        return log.frame
+
+    def describe(self) -> dict[str, Any]:
+        """Return name and arguments as plain values, without incidental ones: equal descriptions mean the same log."""
+        arguments = [name for name in inspect.signature(type(self)).parameters if name not in self.incidental]
+        return {
+            "name": self.name or f"{type(self).__module__}.{type(self).__qualname__}",
+            "arguments": {argument: getattr(self, argument) for argument in arguments},
+        }
+
+
+SOURCES: Registry[Source] = Registry("source", Source)  # type: ignore[type-abstract]
+
+
+def check_max_bad_share(max_bad_share: float) -> float:
+    """Return `max_bad_share` if it is a share.
+
+    Raises:
+        InputError: if it is not in 0..1.
+    """
+    # A NaN is refused too.
+    if not 0 <= max_bad_share <= 1:
+        raise InputError(f"max_bad_share={max_bad_share} must be a share of the rows, from 0 to 1")
+    return max_bad_share
+
+
+def existing_file(path: str) -> Path:
+    """Return `path` as a Path if it is a file."""
+    file = Path(path)
+    if not file.is_file():
+        raise MissingInputError(f"path={path!r}: no such file")
+    return file
+
+
+def matching_files(pattern: str) -> list[Path]:
+    """Return the files that match a glob, in the order of their names."""
+    return [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]
+
+
+def suffix(path: Path) -> str:
+    """Return a file's suffix in lower case, without that of compression."""
+    name = path.name.lower()
+    for compressed in (".gz", ".zst"):
+        name = name.removesuffix(compressed)
+    return Path(name).suffix
