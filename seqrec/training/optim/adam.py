@@ -1,4 +1,4 @@
-"""Adam and AdamW."""
+"""Adam and AdamW for a whole model: dense parameters by torch's optimisers, row-sparse tables by a `TableOptimizer`."""
 
 from __future__ import annotations
 
@@ -7,28 +7,35 @@ from torch import nn
 from torch.optim import Optimizer
 
 from seqrec.errors import InputError
-from seqrec.training.optim.base import OptimizerFactory, TableOptimizer
-from seqrec.training.optim.checks import check_betas, check_lr
-from seqrec.training.optim.parts import build_parts, uses_fused
+from seqrec.training.optim.combined import build_optimizer, uses_fused
+from seqrec.training.optim.optimizer_factory import OptimizerFactory, TableOptimizer, check_betas, check_lr
 from seqrec.training.optim.schedules import Schedule
 
-# Ends of the names of parameters that have two dimensions and are not matrices that multiply an input.
+# Name suffixes of two-dimensional parameters that get no weight decay.
 UNDECAYED = ("A_log", "positions.weight")
 
 
 class Adam(OptimizerFactory):
-    """Adam (Kingma & Ba 2015) over dense parameters; tables with row-sparse gradients have `table`.
+    """Adam (Kingma & Ba 2015) for dense parameters, and `table` for tables with row-sparse gradients.
 
     Args:
         lr: Step size.
         betas: Decay of the running mean and of the running square; SASRec's (0.9, 0.98) is the default.
         table: Optimiser of tables with row-sparse gradients; None is `LazyAdam` with this step size and these betas.
-        schedule: How all step sizes change in training; None leaves them constant.
-        fused: Whether one kernel updates all dense parameters, which takes a third of the time on CPU. None: where
-            torch has such a kernel for them.
+        schedule: How all step sizes change during training; None leaves them constant.
+        fused: Whether one kernel updates all dense parameters, which takes a third of the time on CPU. None uses the
+            kernel if torch has one for the parameters' device.
 
     Raises:
-        InputError: a value out of range.
+        InputError: if a value is out of range.
+
+    Example:
+        >>> from torch import nn
+        >>> from seqrec import Adam
+        >>> type(Adam(lr=1e-3).build(nn.Linear(2, 2))).__name__
+        'Adam'
+        >>> type(Adam().build(nn.Embedding(10, 2, sparse=True))).__name__
+        'LazyAdamOptimizer'
     """
 
     def __init__(
@@ -49,10 +56,10 @@ class Adam(OptimizerFactory):
         self.fused = fused
 
     def build(self, model: nn.Module) -> Optimizer:
-        """See `OptimizerFactory.build`.
+        """Return one optimiser of all parameters of `model` that require a gradient.
 
         Raises:
-            InputError: `table` without a table for it, or `fused` where torch has no such kernel.
+            InputError: if `table` is given and the model has no such table, or torch has no fused kernel.
         """
 
         def dense(named: list[tuple[str, nn.Parameter]]) -> Optimizer:
@@ -60,25 +67,32 @@ class Adam(OptimizerFactory):
             fused = uses_fused(parameters, self.fused)
             return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, fused=fused)
 
-        return build_parts(model, dense, self.table, lr=self.lr, betas=self.betas)
+        return build_optimizer(model, dense, self.table, lr=self.lr, betas=self.betas)
 
 
 class AdamW(OptimizerFactory):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019) over dense parameters; others have `table`.
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), and `table` for row-sparse tables.
 
-    Matrices decay; vectors (biases, norms), tables of items, users and positions, and the state matrices A of
-    Mamba do not.
+    Matrices decay. Vectors (biases, norms), tables of items, users and positions, and the state matrices A of Mamba
+    do not.
 
     Args:
         lr: Step size.
         betas: Decay of the running mean and of the running square.
-        weight_decay: Share of a weight that is taken away at each step, times `lr`.
+        weight_decay: Share of a weight that is subtracted at each step, times `lr`.
         table: See `Adam`.
         schedule: See `Adam`.
         fused: See `Adam`.
 
     Raises:
-        InputError: a value out of range.
+        InputError: if a value is out of range.
+
+    Example:
+        >>> from torch import nn
+        >>> from seqrec import AdamW
+        >>> optimizer = AdamW(weight_decay=0.1).build(nn.Linear(2, 2))
+        >>> [group["weight_decay"] for group in optimizer.param_groups]
+        [0.1, 0.0]
     """
 
     def __init__(
@@ -103,10 +117,10 @@ class AdamW(OptimizerFactory):
         self.fused = fused
 
     def build(self, model: nn.Module) -> Optimizer:
-        """See `OptimizerFactory.build`.
+        """Return one optimiser of all parameters of `model` that require a gradient.
 
         Raises:
-            InputError: `table` without a table for it, or `fused` where torch has no such kernel.
+            InputError: if `table` is given and the model has no such table, or torch has no fused kernel.
         """
         tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
 
@@ -125,4 +139,4 @@ class AdamW(OptimizerFactory):
             fused = uses_fused([*decayed, *kept], self.fused)
             return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=fused)
 
-        return build_parts(model, dense, self.table, lr=self.lr, betas=self.betas)
+        return build_optimizer(model, dense, self.table, lr=self.lr, betas=self.betas)
