@@ -27,7 +27,7 @@ from seqrec.evaluation.protocols import (
     UniformCandidates,
     WholeCatalogue,
 )
-from seqrec.evaluation.protocols.draws import draw_by_weight, first_distinct, hashed_uniforms
+from seqrec.evaluation.protocols.sampled_candidates import draw_by_weight, first_distinct, hashed_uniforms
 from seqrec.evaluation.target_ranks import Targets
 from seqrec.specs import from_spec, to_spec
 from seqrec.training.negatives import draw_unseen
