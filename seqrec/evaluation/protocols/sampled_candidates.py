@@ -1,4 +1,7 @@
-"""Candidates drawn for each user. B users, T targets, D width, C candidates, N draws, V = num_items + 1."""
+"""Candidates drawn for each user, and draws that depend only on a seed and the user.
+
+B users, T targets, D width, C candidates, N draws, V = num_items + 1.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,24 @@ from seqrec.evaluation.target_ranks import Targets, candidate_ranks
 from seqrec.training.negatives import draw_unseen
 from seqrec.types import SeenItems, SequenceBatch, TargetRanks
 
-# Draws of a user, at most, among which so many different items as wanted must be.
+# Maximum number of draws of a user, which must contain the wanted number of different items.
 MAX_DRAWS = 1 << 14
 
 
 class SampledCandidates(Candidates):
     """Items drawn for each user.
 
-    Draws depend on the seed and the user's id alone: every model, batch size and number of ranks meets the same
-    candidates. They are none of the user's targets, and no seen items where these are filtered. Sampled metrics can
-    order models otherwise than full ones (Krichene & Rendle 2020, On Sampled Metrics for Item Recommendation).
+    Draws depend only on the seed and the user's id: every model, batch size and number of processes gets the same
+    candidates. They are never the user's targets, nor seen items if these are filtered. Sampled metrics can order
+    models differently from full ones (Krichene & Rendle 2020, On Sampled Metrics for Item Recommendation).
 
     Args:
-        count: Candidates C a user, beside its targets.
+        count: Candidates C of a user, without its targets.
         replacement: Whether an item may be drawn twice; it then counts twice.
         seed: Seed of the draws.
 
     Raises:
-        InputError: `count` below 1.
+        InputError: if `count` is below 1.
     """
 
     seed: int
@@ -48,11 +51,11 @@ class SampledCandidates(Candidates):
     def draw(
         self, uniforms: Tensor, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None
     ) -> Tensor:
-        """(B, N) items for uniform numbers (B, N), with replacement, none of them in `avoid`."""
+        """Return items (B, N) for uniform numbers (B, N), with replacement, none of them in `avoid`."""
 
     @abstractmethod
     def num_drawable(self, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None) -> Tensor:
-        """(B,) different items that `draw` can give each user."""
+        """Return (B,) the number of different items that `draw` can give each user."""
 
     def drawn(
         self,
@@ -63,17 +66,17 @@ class SampledCandidates(Candidates):
         filter_seen: bool,
         item_counts: TrainingCounts | None = None,
     ) -> Tensor:
-        """(B, C) candidates of each user.
+        """Return the candidates (B, C) of each user.
 
         Args:
             targets: The targets of the users.
-            batch: The users, and what they have seen.
+            batch: The users, and the items that they have seen.
             num_items: Items 1..num_items.
             filter_seen: See `ranks`.
             item_counts: See `ranks`.
 
         Raises:
-            InputError: a user has too few candidates.
+            InputError: if a user has too few candidates.
         """
         rows, items = [targets.rows], [targets.item_ids]
         if filter_seen:
@@ -105,7 +108,7 @@ class SampledCandidates(Candidates):
         filter_seen: bool,
         item_counts: TrainingCounts | None = None,
     ) -> TargetRanks:
-        """See `Candidates.ranks`."""
+        """Rank each target among drawn candidates; see `Candidates.ranks`."""
         counts = self.known_counts(item_counts, scorer) if self.needs_item_counts else None
         drawn = self.drawn(targets, batch, scorer.num_items, filter_seen=filter_seen, item_counts=counts)
         return candidate_ranks(scorer, states, targets, drawn)
@@ -115,13 +118,18 @@ class UniformCandidates(SampledCandidates):
     """Items drawn uniformly.
 
     Args:
-        count: Candidates C a user, beside its targets.
-        trained_only: Whether only items that training holds are drawn.
+        count: Candidates C of a user, without its targets.
+        trained_only: Whether only items with training events are drawn.
         replacement: Whether an item may be drawn twice; it then counts twice.
         seed: Seed of the draws.
 
     Raises:
-        InputError: `count` below 1.
+        InputError: if `count` is below 1.
+
+    Example:
+        >>> from seqrec import Protocol, UniformCandidates
+        >>> Protocol(candidates=UniformCandidates(100)).id
+        'uniform100-seenout-tiemean-loo-seed0'
     """
 
     def __init__(
@@ -133,14 +141,14 @@ class UniformCandidates(SampledCandidates):
 
     @property
     def id(self) -> str:
-        """`uniform100`, with `-trained` and `-distinct` where that is so."""
+        """`uniform100`, followed by `-trained` and `-distinct` if they apply."""
         trained, distinct = "-trained" * self.trained_only, "-distinct" * (not self.replacement)
         return f"uniform{self.count}{trained}{distinct}"
 
     def draw(
         self, uniforms: Tensor, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None
     ) -> Tensor:
-        """See `SampledCandidates.draw`."""
+        """Map uniform numbers to items; see `SampledCandidates.draw`."""
         if self.trained_only:
             assert item_counts is not None
             return draw_by_weight(uniforms, avoid, item_counts.trained.long())
@@ -148,7 +156,7 @@ class UniformCandidates(SampledCandidates):
         return draw_unseen(uniforms, rows, avoid, num_items)
 
     def num_drawable(self, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None) -> Tensor:
-        """See `SampledCandidates.num_drawable`."""
+        """Return the number of different items that each user can get."""
         if self.trained_only:
             assert item_counts is not None
             return _trained_outside(avoid, item_counts)
@@ -156,17 +164,23 @@ class UniformCandidates(SampledCandidates):
 
 
 class PopularityCandidates(SampledCandidates):
-    """Items drawn in proportion to how often they occur in training; those that it does not hold are never drawn.
+    """Items drawn in proportion to their training events; items without any are never drawn.
 
-    As BERT4Rec is evaluated (Sun et al. 2019, section 4.2): there 100 different ones that the user has not seen.
+    BERT4Rec is evaluated in this way (Sun et al. 2019, section 4.2), with 100 different items that the user has not
+    seen.
 
     Args:
-        count: Candidates C a user, beside its targets.
+        count: Candidates C of a user, without its targets.
         replacement: Whether an item may be drawn twice; it then counts twice.
         seed: Seed of the draws.
 
     Raises:
-        InputError: `count` below 1.
+        InputError: if `count` is below 1.
+
+    Example:
+        >>> from seqrec import PopularityCandidates, Protocol
+        >>> Protocol(candidates=PopularityCandidates(100, seed=1)).id
+        'popularity100-distinct-seenout-tiemean-loo-seed1'
     """
 
     needs_item_counts = True
@@ -182,30 +196,30 @@ class PopularityCandidates(SampledCandidates):
     def draw(
         self, uniforms: Tensor, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None
     ) -> Tensor:
-        """See `SampledCandidates.draw`."""
+        """Map uniform numbers to items; see `SampledCandidates.draw`."""
         assert item_counts is not None
         return draw_by_weight(uniforms, avoid, item_counts.counts)
 
     def num_drawable(self, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None) -> Tensor:
-        """See `SampledCandidates.num_drawable`."""
+        """Return the number of different items that each user can get."""
         assert item_counts is not None
         return _trained_outside(avoid, item_counts)
 
 
 def _trained_outside(avoid: SeenItems, item_counts: TrainingCounts) -> Tensor:
-    """(B,) items of training that each user does not avoid."""
+    """Return (B,) the number of items with training events that each user does not avoid."""
     taken = torch.cat([avoid.offsets.new_zeros(1), item_counts.trained[avoid.item_ids].cumsum(0)])
     return item_counts.trained.sum() - (taken[avoid.offsets[1:]] - taken[avoid.offsets[:-1]])
 
 
 def hashed_uniforms(keys: Tensor, count: int, seed: int) -> Tensor:
-    """(B, count) float64 in [0, 1) that depend on (seed, key, column) alone, whatever the device.
+    """Return (B, count) float64 in [0, 1) that depend only on (seed, key, column), on every device.
 
     SplitMix64's finaliser (Steele, Lea & Flood 2014) over a counter; int64 arithmetic wraps as uint64's does.
 
     Args:
         keys: (B,) int64.
-        count: Numbers a key.
+        count: Numbers for each key.
         seed: Chooses the stream.
     """
     columns = torch.arange(count, device=keys.device)
@@ -215,10 +229,10 @@ def hashed_uniforms(keys: Tensor, count: int, seed: int) -> Tensor:
 
 
 def draw_by_weight(uniforms: Tensor, avoid: SeenItems, weights: Tensor) -> Tensor:
-    """Map uniform numbers to items in proportion to their weights, among what a user does not avoid; no rejection.
+    """Map uniform numbers to items in proportion to their weights, without avoided items and without rejection.
 
     Item i owns `weights[i]` slots in a row of all slots. A user's free slots are those of the items that it does not
-    avoid; the avoided ones that lie before the x-th free slot are found by one binary search.
+    avoid. One binary search finds the avoided items before the x-th free slot.
 
     Args:
         uniforms: (B, N) float64 in [0, 1).
@@ -229,7 +243,7 @@ def draw_by_weight(uniforms: Tensor, avoid: SeenItems, weights: Tensor) -> Tenso
         (B, N) int64 item ids; with replacement.
 
     Raises:
-        InputError: a user avoids all items that have a weight.
+        InputError: if a user avoids all items that have a weight.
     """
     ends = weights.cumsum(0)
     taken = torch.cat([weights.new_zeros(1), weights[avoid.item_ids].cumsum(0)])
@@ -250,17 +264,16 @@ def draw_by_weight(uniforms: Tensor, avoid: SeenItems, weights: Tensor) -> Tenso
 
 
 def first_distinct(draw: Callable[[int], Tensor], count: int) -> Tensor:
-    """(B, count) first `count` different items of each user's draws, in their order.
+    """Return the first `count` different items (B, count) of each user's draws, in their order.
 
-    Without replacement, in proportion to the weights of what is left, as each draw of an item that is there
-    already is passed over.
+    Repeated draws are skipped, which gives draws without replacement in proportion to the remaining weights.
 
     Args:
-        draw: Gives (B, n) draws for a number n; those for a smaller n are the first of them.
-        count: Items a user.
+        draw: Returns (B, n) draws for a number n; those for a smaller n are the first of them.
+        count: Number of items of a user.
 
     Raises:
-        InputError: so many draws bring too few different items, as some are hardly ever drawn.
+        InputError: if the maximum number of draws contains too few different items, because some are rarely drawn.
     """
     num_draws = 2 * count
     while num_draws <= max(MAX_DRAWS, 2 * count):
@@ -277,7 +290,7 @@ def first_distinct(draw: Callable[[int], Tensor], count: int) -> Tensor:
             return result
         num_draws *= 2
     raise InputError(
-        f"{num_draws // 2:,} draws bring fewer than {count} different candidates for a user: lower count, or set "
+        f"{num_draws // 2:,} draws give fewer than {count} different candidates for a user: lower count, or set "
         "replacement: true"
     )
 
