@@ -1,33 +1,40 @@
-"""How fast a run is, where its time goes, and how much memory it takes."""
+"""Monitoring: a run's throughput, time by phase, memory and gradient norm."""
 
 from __future__ import annotations
 
-import sys
-from functools import partial, wraps
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.optim import Optimizer
 
+from seqrec.catalogue.sharding import ShardedEmbedding, total_norm
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.runs.clock import PhaseClock
+from seqrec.ops.row_gradients import sum_rows
+from seqrec.runs.lightning_internals import is_accumulating, unwrap_save_checkpoint, wrap_save_checkpoint
+from seqrec.runs.measurement import PhaseClock, memory_peaks
 from seqrec.types import SequenceBatch
 
 GIB = 1 << 30
 
 
 class RunMonitor(pl.Callback):
-    """Counts events and tokens of all ranks, and seconds by phase; a resumed run goes on counting.
+    """Counts events and tokens of all processes, and seconds by phase; a resumed run continues the counts.
 
-    Every `log_every_n_steps` of the trainer it logs `events/s` (events of the windows trained on), `tokens/s` (padding
-    included), both of all ranks by the time of training alone, and `gpu_memory_GiB`, the most memory of tensors on
-    the rank's GPU so far. Only then do ranks, and Python and the GPU, wait for each other.
+    Every `log_every_n_steps` of the trainer it logs `events/s` (events of the windows trained on) and `tokens/s`
+    (padding included), both of all processes and per second of training, and `gpu_memory_GiB`, the peak memory of
+    tensors on the process's GPU. Only then do processes wait for each other, and Python for the GPU.
     """
 
     def __init__(self) -> None:
         self.clock = PhaseClock()
-        # Of all ranks when they last told each other; of this rank since then.
+        # Of all processes at the last `gather`; of this process since then.
         self._events = self._tokens = 0
         self._new_events = torch.zeros((), dtype=torch.int64)
         self._new_tokens = 0
@@ -37,12 +44,12 @@ class RunMonitor(pl.Callback):
 
     @property
     def events(self) -> int:
-        """Events trained on by all ranks, when they last told each other."""
+        """Events trained on by all processes, as of the last `gather`."""
         return self._events
 
     @property
     def tokens(self) -> int:
-        """Events and padding trained on by all ranks, when they last told each other."""
+        """Events and padding trained on by all processes, as of the last `gather`."""
         return self._tokens
 
     @property
@@ -51,7 +58,7 @@ class RunMonitor(pl.Callback):
         return dict(self._peak)
 
     def gather(self, trainer: pl.Trainer) -> None:
-        """Add up the counts of all ranks, and take their largest memory; all ranks must call."""
+        """Add up the counts of all processes, and keep their largest memory; all processes must call it."""
         device = trainer.strategy.root_device
         counts = torch.stack([self._new_events.to(device), torch.tensor(self._new_tokens, device=device)])
         events, tokens = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
@@ -73,18 +80,18 @@ class RunMonitor(pl.Callback):
         if isinstance(data, SequenceDataModule):
             self.clock.add("prepare", data.prepare_seconds)
             data.prepare_seconds = 0.0
-        self._time_checkpoints(trainer)
+        wrap_save_checkpoint(trainer, partial(self._checkpoint_phase, trainer))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leave the trainer as it was."""
-        vars(trainer).pop("save_checkpoint", None)
+        """Restore the trainer."""
+        unwrap_save_checkpoint(trainer)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Stop all clocks; count what only this rank knows where it is the only one."""
+        """Stop all clocks, and add this process's counts if it is the only one."""
         self.clock.stop_all()
-        vars(trainer).pop("save_checkpoint", None)
+        unwrap_save_checkpoint(trainer)
         if trainer.world_size == 1:
             self.gather(trainer)
 
@@ -117,12 +124,12 @@ class RunMonitor(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count a batch, and log when it is time."""
+        """Count a batch, and log every `log_every_n_steps`."""
         if isinstance(batch, SequenceBatch):
-            # In place and on the device: nobody waits.
+            # In place and on the device, so that Python does not wait for it.
             self._new_events += batch.history.lengths.sum()
             self._new_tokens += batch.history.item_ids.numel()
-        if trainer.fit_loop._should_accumulate() or not is_logged(trainer, trainer.global_step):
+        if is_accumulating(trainer) or not is_logged(trainer, trainer.global_step):
             return
         self.gather(trainer)
         events, tokens, seconds = self._logged
@@ -134,7 +141,7 @@ class RunMonitor(pl.Callback):
             pl_module.log("gpu_memory_GiB", self._peak["device"] / GIB, batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts and seconds so far."""
+        """Return the counts and seconds so far."""
         return {
             "events": self._events,
             "tokens": self._tokens,
@@ -143,7 +150,7 @@ class RunMonitor(pl.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting where the run that is resumed had come; other commands only read weights."""
+        """Continue the counts of the resumed run; commands other than `fit` ignore them."""
         if not self._fitting:
             return
         here = self.clock.seconds.get("prepare", 0.0)
@@ -155,40 +162,60 @@ class RunMonitor(pl.Callback):
     def _remember(self) -> None:
         self._logged = (self._events, self._tokens, self.clock.seconds.get("train", 0.0))
 
-    def _time_checkpoints(self, trainer: pl.Trainer) -> None:
-        # Trainers call nothing behind a checkpoint, so the method of this one is put into a clock.
-        if "save_checkpoint" in vars(trainer):
+    @contextmanager
+    def _checkpoint_phase(self, trainer: pl.Trainer) -> Iterator[None]:
+        self.clock.start("checkpoint")
+        try:
+            # All processes take part in saving, and the checkpoint contains the counts of all.
+            self.gather(trainer)
+            yield
+        finally:
+            self.clock.stop("checkpoint")
+
+
+class GradientNorm(pl.Callback):
+    """Logs `gradient_norm`, the L2 norm of all gradients before clipping, every `log_every_n_steps` of the trainer.
+
+    If tables have row-sparse gradients, `gradient_norm_tables` is the norm of these only. Gradients are averaged over
+    processes, and unscaled in fp16. Nothing is logged under FSDP and model parallelism, because no process has all
+    gradients.
+    """
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Measure the gradients of the step that follows."""
+        split = isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
+        if split or not is_logged(trainer, trainer.global_step + 1):
             return
-        save = trainer.save_checkpoint
+        dense, tables = gradient_norms(pl_module)
+        norm = dense if tables is None else torch.hypot(dense, tables)
+        pl_module.log("gradient_norm", norm, batch_size=1)
+        if tables is not None:
+            pl_module.log("gradient_norm_tables", tables, batch_size=1)
 
-        @wraps(save)
-        def timed(*args: Any, **kwargs: Any) -> None:
-            self.clock.start("checkpoint")
-            try:
-                # All ranks take part in saving, and the checkpoint holds what all have counted.
-                self.gather(trainer)
-                save(*args, **kwargs)
-            finally:
-                self.clock.stop("checkpoint")
 
-        vars(trainer)["save_checkpoint"] = timed
+@torch.no_grad()
+def gradient_norms(module: torch.nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Return L2 norms of the dense and the row-sparse gradients; all processes must call it if tables are sharded.
+
+    Args:
+        module: Module with gradients; parameters without a gradient count as 0.
+
+    Returns:
+        Scalars; None for the second if no gradient is row-sparse.
+    """
+    spread = {id(m.weight) for m in module.modules() if isinstance(m, ShardedEmbedding) and m.is_spread}
+    gradients = [(id(p), p.grad) for p in module.parameters() if p.grad is not None]
+    dense = [gradient for _, gradient in gradients if not gradient.is_sparse]
+    # A row that occurs twice counts as its sum.
+    rows = {number: sum_rows(gradient)[1] for number, gradient in gradients if gradient.is_sparse}
+    whole = [values for number, values in rows.items() if number not in spread]
+    own = [values for number, values in rows.items() if number in spread]
+    return total_norm(dense, []), total_norm(whole, own) if rows else None
 
 
 def is_logged(trainer: pl.Trainer, step: int) -> bool:
-    """Whether the trainer logs what is measured of a step, counted from 1."""
+    """Return whether the trainer logs measurements of a step, counted from 1."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by its logger connector
     return every > 0 and step % every == 0
-
-
-def memory_peaks(device: torch.device) -> list[int]:
-    """Most bytes so far: resident in memory, of tensors on a GPU, kept by torch on it; 0 where there is no such."""
-    host = 0
-    if sys.platform != "win32":
-        import resource
-
-        # Linux counts in KiB, macOS in bytes.
-        unit = 1 if sys.platform == "darwin" else 1024
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    if device.type != "cuda":
-        return [host, 0, 0]
-    return [host, torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)]
