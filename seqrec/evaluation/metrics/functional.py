@@ -122,11 +122,7 @@ def precision(judged: JudgedTargets, k: int) -> Tensor:
 
 
 def check_normaliser(normaliser: str) -> None:
-    """Refuse a normaliser that is not in `NORMALISERS`.
-
-    Raises:
-        InputError: if it is unknown.
-    """
+    """Refuse a normaliser that is not in `NORMALISERS`."""
     if normaliser not in NORMALISERS:
         raise InputError(f"normaliser={normaliser!r} must be one of {', '.join(NORMALISERS)}")
 

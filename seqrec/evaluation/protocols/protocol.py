@@ -16,13 +16,7 @@ from seqrec.evaluation.protocols.presets import PRESETS
 from seqrec.evaluation.protocols.sampled_candidates import UniformCandidates
 from seqrec.evaluation.target_ranks import Targets
 from seqrec.specs import to_spec
-from seqrec.types import (
-    ROW_STRIDE,
-    HeldOutItems,
-    JudgedTargets,
-    SequenceBatch,
-    TargetRanks,
-)
+from seqrec.types import ROW_STRIDE, HeldOutItems, JudgedTargets, SequenceBatch, TargetRanks
 
 TIE_RULES = ("mean", "pessimistic", "optimistic")
 
@@ -162,11 +156,7 @@ class Protocol:
 
     @torch.no_grad()
     def judge(
-        self,
-        states: Tensor,
-        batch: SequenceBatch,
-        scorer: Scorer,
-        item_counts: TrainingCounts | None = None,
+        self, states: Tensor, batch: SequenceBatch, scorer: Scorer, item_counts: TrainingCounts | None = None
     ) -> JudgedTargets:
         """Rank each user's held-out items.
 

@@ -213,14 +213,9 @@ def _trained_outside(avoid: SeenItems, item_counts: TrainingCounts) -> Tensor:
 
 
 def hashed_uniforms(keys: Tensor, count: int, seed: int) -> Tensor:
-    """Return (B, count) float64 in [0, 1) that depend only on (seed, key, column), on every device.
+    """Return (B, count) float64 in [0, 1) that depend only on the seed, the key (B,) and the column, on every device.
 
     SplitMix64's finaliser (Steele, Lea & Flood 2014) over a counter; int64 arithmetic wraps as uint64's does.
-
-    Args:
-        keys: (B,) int64.
-        count: Numbers for each key.
-        seed: Chooses the stream.
     """
     columns = torch.arange(count, device=keys.device)
     # The golden-ratio increment 0x9E3779B97F4A7C15 and the finaliser's two constants, as signed numbers.

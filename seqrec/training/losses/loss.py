@@ -21,11 +21,8 @@ class Loss(nn.Module, ABC):
         negatives: Draws the negatives; None if the objective draws none.
 
     Example:
-        >>> import torch
         >>> from seqrec import Loss
         >>> class TargetScore(Loss):
-        ...     "Push the scores of the targets up, and nothing down."
-        ...
         ...     def forward(self, states, batch, scorer):
         ...         valid = batch.history.valid
         ...         return -scorer.score(states[valid], batch.targets[valid].unsqueeze(1)).mean()

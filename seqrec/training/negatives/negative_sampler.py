@@ -62,24 +62,10 @@ class NegativeSampler(ABC):
         needs_item_counts: Whether `use_item_counts` must be called before the first draw.
 
     Example:
-        >>> import math, torch
-        >>> from seqrec import NegativeSampler
-        >>> from seqrec.training.negatives import Negatives
-        >>> class FixedNegatives(NegativeSampler):
-        ...     "Always the same items, for a test."
-        ...     exclude_seen, shared = False, True
-        ...
-        ...     def num_draws(self, num_positions):
-        ...         return 2
-        ...
-        ...     def log_probabilities(self, item_ids, rows, seen, num_items):
-        ...         return torch.full(item_ids.shape, math.log(0.5), dtype=torch.float64)
-        ...
-        ...     def sample(self, rows, targets, seen, num_items):
-        ...         item_ids = torch.tensor([1, 2])
-        ...         return Negatives(item_ids, self.log_probabilities(item_ids, rows, seen, num_items))
-        >>> FixedNegatives().needs_item_counts
-        False
+        >>> from seqrec import NegativeSampler, UniformNegatives
+        >>> sampler: NegativeSampler = UniformNegatives(16, exclude_seen=False, shared=True)
+        >>> sampler.num_draws(num_positions=500), sampler.needs_item_counts
+        (16, False)
     """
 
     exclude_seen: bool
@@ -132,16 +118,7 @@ class NegativeSampler(ABC):
 
 
 def is_seen(item_ids: Tensor, rows: Tensor, seen: SeenItems | None) -> Tensor:
-    """Return True for each item that the row's user has seen, by one binary search for each.
-
-    Args:
-        item_ids: (M, N).
-        rows: (M,) row of `seen` for each row of items.
-        seen: Items of each user.
-
-    Returns:
-        (M, N) bool.
-    """
+    """Return (M, N) bool: whether the user in row `rows` (M,) of `seen` has seen each item of `item_ids` (M, N)."""
     assert seen is not None, "exclude_seen needs what users have seen"
     keys = seen.rows * ROW_STRIDE + seen.item_ids
     if len(keys) == 0:

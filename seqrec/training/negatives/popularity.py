@@ -46,12 +46,7 @@ class PopularityNegatives(NegativeSampler):
     needs_item_counts = True
 
     def __init__(
-        self,
-        num_negatives: int = 1,
-        *,
-        alpha: float = 0.75,
-        exclude_seen: bool = True,
-        shared: bool = False,
+        self, num_negatives: int = 1, *, alpha: float = 0.75, exclude_seen: bool = True, shared: bool = False
     ) -> None:
         self.num_negatives = check_num_negatives(num_negatives)
         if not 0 <= alpha < float("inf"):

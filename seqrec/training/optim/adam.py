@@ -8,7 +8,12 @@ from torch.optim import Optimizer
 
 from seqrec.errors import InputError
 from seqrec.training.optim.combined import build_optimizer, uses_fused
-from seqrec.training.optim.optimizer_factory import OptimizerFactory, TableOptimizer, check_betas, check_lr
+from seqrec.training.optim.optimizer_factory import (
+    OptimizerFactory,
+    TableOptimizer,
+    check_betas,
+    check_positive,
+)
 from seqrec.training.optim.schedules import Schedule
 
 # Name suffixes of two-dimensional parameters that get no weight decay.
@@ -47,7 +52,7 @@ class Adam(OptimizerFactory):
         schedule: Schedule | None = None,
         fused: bool | None = None,
     ) -> None:
-        check_lr(lr)
+        check_positive(lr=lr)
         check_betas(betas)
         self.lr = lr
         self.betas = betas
@@ -56,11 +61,7 @@ class Adam(OptimizerFactory):
         self.fused = fused
 
     def build(self, model: nn.Module) -> Optimizer:
-        """Return one optimiser of all parameters of `model` that require a gradient.
-
-        Raises:
-            InputError: if `table` is given and the model has no such table, or torch has no fused kernel.
-        """
+        """Return the optimiser; refuse `table` without such a table in the model, and `fused` without a kernel."""
 
         def dense(named: list[tuple[str, nn.Parameter]]) -> Optimizer:
             parameters = [parameter for _, parameter in named]
@@ -105,7 +106,7 @@ class AdamW(OptimizerFactory):
         schedule: Schedule | None = None,
         fused: bool | None = None,
     ) -> None:
-        check_lr(lr)
+        check_positive(lr=lr)
         check_betas(betas)
         if weight_decay < 0:
             raise InputError(f"weight_decay={weight_decay} must be at least 0")

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from seqrec.errors import InputError
 from seqrec.training.optim.lazy_adam import LazyAdam
 from seqrec.training.optim.optimizer_factory import TableOptimizer
-from seqrec.training.optim.row_optimizer import RowOptimizer
+from seqrec.training.optim.row_optimizer import RowOptimizer, loss_of
 
 # Devices on which torch's fused Adam was measured or is recommended by torch.
 FUSED_DEVICES = ("cpu", "cuda")
@@ -38,18 +38,8 @@ class CombinedOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step all parts.
-
-        Args:
-            closure: Computes loss and gradients anew, and returns the loss; called once.
-
-        Returns:
-            The closure's loss; None without a closure.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        """Step all parts; return the loss of `closure`, which computes it and the gradients anew."""
+        loss = loss_of(closure)
         for part in self.parts:
             part.step()
         return loss

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqrec.training.optim.optimizer_factory import TableOptimizer, check_betas, check_eps, check_lr
+from seqrec.training.optim.optimizer_factory import TableOptimizer, check_betas, check_positive
 from seqrec.training.optim.row_optimizer import RowOptimizer
 
 
@@ -40,11 +40,8 @@ class LazyAdam(TableOptimizer):
         eps: float = 1e-8,
         stochastic_rounding: bool = True,
     ) -> None:
-        if lr is not None:
-            check_lr(lr)
-        if betas is not None:
-            check_betas(betas)
-        check_eps(eps)
+        check_positive(lr=1.0 if lr is None else lr, eps=eps)
+        check_betas(betas or (0.0, 0.0))
         self.lr = lr
         self.betas = betas
         self.eps = eps
@@ -69,17 +66,7 @@ class LazyAdamOptimizer(RowOptimizer):
     This is Adam (Kingma & Ba 2015, algorithm 1) for rows that have a gradient. Other rows do not move, and their
     moments do not decay; dense Adam would keep moving them by their old mean. Bias is corrected by the table's number
     of steps, not by the row's. Gradients may list rows in any order and repeatedly; they are summed first.
-
-    Args:
-        tables: (V, D) parameters.
-        lr: Step size.
-        betas: Decay of the running mean and of the running square.
-        eps: Added to the root of the running square.
-        stochastic_rounding: See `RowOptimizer`.
-        seed: See `RowOptimizer`.
-
-    Raises:
-        InputError: if a table has an unsupported type.
+    See `LazyAdam` and `RowOptimizer` for the arguments.
     """
 
     state_names = ("exp_avg", "exp_avg_sq")

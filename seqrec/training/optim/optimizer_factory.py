@@ -41,31 +41,14 @@ class TableOptimizer(ABC):
         """
 
 
-def check_lr(lr: float) -> None:
-    """Refuse a step size that is not positive.
-
-    Raises:
-        InputError: if `lr` is 0, negative or NaN.
-    """
-    if not lr > 0:
-        raise InputError(f"lr={lr} must be above 0")
+def check_positive(**values: float) -> None:
+    """Refuse step sizes and `eps` that are 0, negative or NaN; with `eps=0`, rows without a history divide by 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise InputError(f"{name}={value} must be above 0")
 
 
 def check_betas(betas: tuple[float, float]) -> None:
-    """Refuse decays outside [0, 1).
-
-    Raises:
-        InputError: if one of them is outside.
-    """
+    """Refuse decays outside [0, 1)."""
     if not all(0 <= beta < 1 for beta in betas):
         raise InputError(f"betas={betas} must be at least 0 and below 1")
-
-
-def check_eps(eps: float) -> None:
-    """Refuse an `eps` with which rows without a history divide by 0.
-
-    Raises:
-        InputError: if `eps` is 0, negative or NaN.
-    """
-    if not eps > 0:
-        raise InputError(f"eps={eps} must be above 0")

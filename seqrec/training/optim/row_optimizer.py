@@ -64,21 +64,12 @@ class RowOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the rows that have a gradient.
-
-        Args:
-            closure: Computes loss and gradients anew, and returns the loss.
-
-        Returns:
-            The closure's loss; None without a closure.
+        """Update the rows that have a gradient; return the loss of `closure`, which computes it and gradients anew.
 
         Raises:
             InputError: if a gradient is dense.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         part = 0
         for group in self.param_groups:
             for table in group["params"]:
@@ -139,14 +130,18 @@ class RowOptimizer(Optimizer):
         return [table for group in self.param_groups for table in group["params"]]
 
 
-def step_generator(seed: int, step: int, part: int, device: torch.device) -> torch.Generator:
-    """Return a generator of one table's random bits at one step, independent of torch's global generators.
+def loss_of(closure: Callable[[], Any] | None) -> Any:
+    """Call an optimiser's closure with gradients enabled; return its loss, None without a closure."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
-    Args:
-        seed: The optimiser's seed.
-        step: Number of the step.
-        part: Number of the table.
-        device: Device that draws the bits; devices of different kinds draw different ones.
+
+def step_generator(seed: int, step: int, part: int, device: torch.device) -> torch.Generator:
+    """Return a generator of the random bits of table `part` at one step, independent of torch's global generators.
+
+    Devices of different kinds draw different bits.
     """
     # Mixed, because streams of neighbouring steps and tables must have nothing in common.
     mixed = np.random.SeedSequence((seed, step, part)).generate_state(1, np.uint64)[0]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from seqrec.errors import InputError
-from seqrec.training.optim.optimizer_factory import TableOptimizer, check_eps, check_lr
+from seqrec.training.optim.optimizer_factory import TableOptimizer, check_positive
 from seqrec.training.optim.row_optimizer import RowOptimizer
 
 
@@ -42,8 +42,7 @@ class RowwiseAdagrad(TableOptimizer):
         initial_accumulator: float = 0.0,
         stochastic_rounding: bool = True,
     ) -> None:
-        check_lr(lr)
-        check_eps(eps)
+        check_positive(lr=lr, eps=eps)
         if initial_accumulator < 0:
             raise InputError(f"initial_accumulator={initial_accumulator} must be at least 0")
         self.lr = lr
@@ -71,18 +70,7 @@ class RowwiseAdagradOptimizer(RowOptimizer):
     Adagrad (Duchi et al. 2011) with its sums averaged over the row, as large recommenders train their tables
     (Mudigere et al. 2022, Software-Hardware Co-design for Fast and Scalable Training of Deep Learning
     Recommendation Models) and as FBGEMM's `EXACT_ROWWISE_ADAGRAD` and PyTorch-BigGraph compute it. State is 4 bytes
-    a row; Adam's is 8 bytes a weight.
-
-    Args:
-        tables: (V, D) parameters.
-        lr: Step size.
-        eps: Added to the root of the sum.
-        initial_accumulator: Start value of the sums.
-        stochastic_rounding: See `RowOptimizer`.
-        seed: See `RowOptimizer`.
-
-    Raises:
-        InputError: if a table has an unsupported type.
+    a row; Adam's is 8 bytes a weight. See `RowwiseAdagrad` and `RowOptimizer` for the arguments.
     """
 
     state_names = ("sum",)
