@@ -48,14 +48,26 @@ class SampledCandidates(Candidates):
         self.seed = seed
 
     @abstractmethod
+    def weights(self, item_counts: TrainingCounts | None) -> Tensor | None:
+        """Return (V,) int64, how likely each item is drawn, 0 for padding; None if all items are equally likely."""
+
     def draw(
         self, uniforms: Tensor, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None
     ) -> Tensor:
         """Return items (B, N) for uniform numbers (B, N), with replacement, none of them in `avoid`."""
+        weights = self.weights(item_counts)
+        if weights is not None:
+            return draw_by_weight(uniforms, avoid, weights)
+        rows = torch.arange(len(uniforms), device=uniforms.device)
+        return draw_unseen(uniforms, rows, avoid, num_items)
 
-    @abstractmethod
     def num_drawable(self, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None) -> Tensor:
         """Return (B,) the number of different items that `draw` can give each user."""
+        weights = self.weights(item_counts)
+        if weights is None:
+            return num_items - avoid.counts
+        taken = torch.cat([avoid.offsets.new_zeros(1), (weights > 0)[avoid.item_ids].cumsum(0)])
+        return (weights > 0).sum() - (taken[avoid.offsets[1:]] - taken[avoid.offsets[:-1]])
 
     def drawn(
         self,
@@ -145,22 +157,12 @@ class UniformCandidates(SampledCandidates):
         trained, distinct = "-trained" * self.trained_only, "-distinct" * (not self.replacement)
         return f"uniform{self.count}{trained}{distinct}"
 
-    def draw(
-        self, uniforms: Tensor, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None
-    ) -> Tensor:
-        """Map uniform numbers to items; see `SampledCandidates.draw`."""
-        if self.trained_only:
-            assert item_counts is not None
-            return draw_by_weight(uniforms, avoid, item_counts.trained.long())
-        rows = torch.arange(len(uniforms), device=uniforms.device)
-        return draw_unseen(uniforms, rows, avoid, num_items)
-
-    def num_drawable(self, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None) -> Tensor:
-        """Return the number of different items that each user can get."""
-        if self.trained_only:
-            assert item_counts is not None
-            return _trained_outside(avoid, item_counts)
-        return num_items - avoid.counts
+    def weights(self, item_counts: TrainingCounts | None) -> Tensor | None:
+        """Return 1 for each item with training events; None, which is all items, without `trained_only`."""
+        if not self.trained_only:
+            return None
+        assert item_counts is not None
+        return item_counts.trained.long()
 
 
 class PopularityCandidates(SampledCandidates):
@@ -193,23 +195,10 @@ class PopularityCandidates(SampledCandidates):
         """`popularity100-distinct`, or `popularity100` with replacement."""
         return f"popularity{self.count}{'' if self.replacement else '-distinct'}"
 
-    def draw(
-        self, uniforms: Tensor, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None
-    ) -> Tensor:
-        """Map uniform numbers to items; see `SampledCandidates.draw`."""
+    def weights(self, item_counts: TrainingCounts | None) -> Tensor:
+        """Return the number of training events of each item."""
         assert item_counts is not None
-        return draw_by_weight(uniforms, avoid, item_counts.counts)
-
-    def num_drawable(self, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None) -> Tensor:
-        """Return the number of different items that each user can get."""
-        assert item_counts is not None
-        return _trained_outside(avoid, item_counts)
-
-
-def _trained_outside(avoid: SeenItems, item_counts: TrainingCounts) -> Tensor:
-    """Return (B,) the number of items with training events that each user does not avoid."""
-    taken = torch.cat([avoid.offsets.new_zeros(1), item_counts.trained[avoid.item_ids].cumsum(0)])
-    return item_counts.trained.sum() - (taken[avoid.offsets[1:]] - taken[avoid.offsets[:-1]])
+        return item_counts.counts
 
 
 def hashed_uniforms(keys: Tensor, count: int, seed: int) -> Tensor:

@@ -30,44 +30,35 @@ class RunMonitor(pl.Callback):
     Every `log_every_n_steps` of the trainer it logs `events/s` (events of the windows trained on) and `tokens/s`
     (padding included), both of all processes and per second of training, and `gpu_memory_GiB`, the peak memory of
     tensors on the process's GPU. Only then do processes wait for each other, and Python for the GPU.
+
+    Attributes:
+        clock: Seconds by phase.
+        events: Events trained on by all processes, as of the last `gather`.
+        tokens: Events and padding trained on by all processes, as of the last `gather`.
+        peak_memory: See `Summary.peak_memory`; as of the last `gather`.
     """
 
     def __init__(self) -> None:
         self.clock = PhaseClock()
-        # Of all processes at the last `gather`; of this process since then.
-        self._events = self._tokens = 0
+        self.events = self.tokens = 0
+        self.peak_memory: dict[str, int | None] = {"host": None, "device": None, "device_reserved": None}
+        # Counts of this process since the last `gather`.
         self._new_events = torch.zeros((), dtype=torch.int64)
         self._new_tokens = 0
         self._logged = (0, 0, 0.0)
-        self._peak: dict[str, int | None] = {"host": None, "device": None, "device_reserved": None}
         self._fitting = False
-
-    @property
-    def events(self) -> int:
-        """Events trained on by all processes, as of the last `gather`."""
-        return self._events
-
-    @property
-    def tokens(self) -> int:
-        """Events and padding trained on by all processes, as of the last `gather`."""
-        return self._tokens
-
-    @property
-    def peak_memory(self) -> dict[str, int | None]:
-        """See `Summary.peak_memory`; as of the last `gather`."""
-        return dict(self._peak)
 
     def gather(self, trainer: pl.Trainer) -> None:
         """Add up the counts of all processes, and keep their largest memory; all processes must call it."""
         device = trainer.strategy.root_device
         counts = torch.stack([self._new_events.to(device), torch.tensor(self._new_tokens, device=device)])
         events, tokens = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
-        self._events, self._tokens = self._events + events, self._tokens + tokens
+        self.events, self.tokens = self.events + events, self.tokens + tokens
         self._new_events, self._new_tokens = torch.zeros_like(self._new_events), 0
         now = torch.tensor(memory_peaks(device), device=device)
         peaks = trainer.strategy.reduce(now, reduce_op="max").tolist()
-        for name, value in zip(self._peak, peaks, strict=True):
-            self._peak[name] = max(value, self._peak[name] or 0) or None
+        for name, value in zip(self.peak_memory, peaks, strict=True):
+            self.peak_memory[name] = max(value, self.peak_memory[name] or 0) or None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Start to measure checkpoints and memory."""
@@ -135,18 +126,18 @@ class RunMonitor(pl.Callback):
         events, tokens, seconds = self._logged
         self._remember()
         if (passed := self._logged[2] - seconds) > 0:
-            pl_module.log("events/s", (self._events - events) / passed, batch_size=1)
-            pl_module.log("tokens/s", (self._tokens - tokens) / passed, batch_size=1)
-        if self._peak["device"] is not None:
-            pl_module.log("gpu_memory_GiB", self._peak["device"] / GIB, batch_size=1)
+            pl_module.log("events/s", (self.events - events) / passed, batch_size=1)
+            pl_module.log("tokens/s", (self.tokens - tokens) / passed, batch_size=1)
+        if self.peak_memory["device"] is not None:
+            pl_module.log("gpu_memory_GiB", self.peak_memory["device"] / GIB, batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts and seconds so far."""
         return {
-            "events": self._events,
-            "tokens": self._tokens,
+            "events": self.events,
+            "tokens": self.tokens,
             "seconds": self.clock.seconds,
-            "peak_memory": self.peak_memory,
+            "peak_memory": dict(self.peak_memory),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -154,13 +145,13 @@ class RunMonitor(pl.Callback):
         if not self._fitting:
             return
         here = self.clock.seconds.get("prepare", 0.0)
-        self._events, self._tokens = state_dict["events"], state_dict["tokens"]
-        self._peak = dict(state_dict["peak_memory"])
+        self.events, self.tokens = state_dict["events"], state_dict["tokens"]
+        self.peak_memory = dict(state_dict["peak_memory"])
         self.clock.restore(state_dict["seconds"])
         self.clock.add("prepare", here)
 
     def _remember(self) -> None:
-        self._logged = (self._events, self._tokens, self.clock.seconds.get("train", 0.0))
+        self._logged = (self.events, self.tokens, self.clock.seconds.get("train", 0.0))
 
     @contextmanager
     def _checkpoint_phase(self, trainer: pl.Trainer) -> Iterator[None]:

@@ -86,6 +86,13 @@ class ResumePoints(Checkpoint):
         """Path of the newest point, written or not; None before the run has a folder."""
         return None if self.dirpath is None else Path(self.dirpath) / NEWEST
 
+    @property
+    def resume_command(self) -> str | None:
+        """Command that resumes the run; None without a point, or if `seqrec fit` did not start it."""
+        if self.path is None or not self.path.is_file() or self._config is None or not self._config.is_file():
+            return None
+        return shlex.join(["seqrec", "fit", "--config", str(self._config), "--ckpt_path", str(self.path)])
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Choose the folder, and lock it for training."""
         # All processes must read `log_dir`.
@@ -186,11 +193,8 @@ class ResumePoints(Checkpoint):
             return " ".join([*lines, "It has no resume point yet."])
         step = "" if self._saved_step < 0 else f", of step {self._saved_step}"
         lines.append(f"Newest resume point: {self.path}{step}.")
-        if self._config is not None and self._config.is_file():
-            words = ["seqrec", "fit", "--config", str(self._config), "--ckpt_path", str(self.path)]
-            lines.append(f"Resume with: {shlex.join(words)}")
-        else:
-            lines.append(f"Resume with: trainer.fit(.., ckpt_path={str(self.path)!r})")
+        call = f"trainer.fit(.., ckpt_path={str(self.path)!r})"
+        lines.append(f"Resume with: {self.resume_command or call}")
         if trainer.world_size > 1:
             lines.append("(started in the same way: by torchrun, srun or alone)")
         return " ".join(lines)

@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -131,7 +130,7 @@ class RunSummary(pl.Callback):
     ) -> None:
         if self._folder is None or not trainer.is_global_zero:
             return
-        monitor = _monitor(trainer)
+        monitor, saved = _monitor(trainer), trainer.checkpoint_callbacks
         seconds = monitor.clock.seconds
         trained = seconds.get("train", 0.0)
         Summary(
@@ -145,7 +144,7 @@ class RunSummary(pl.Callback):
             seconds={name: round(value, 6) for name, value in seconds.items()},
             events_per_second=monitor.events / trained if trained else None,
             tokens_per_second=monitor.tokens / trained if trained else None,
-            peak_memory=monitor.peak_memory,
+            peak_memory=dict(monitor.peak_memory),
             parameters=parameter_counts(module),
             best=self._best_with_file(trainer),
             validation=self._metrics.get("val_"),
@@ -154,7 +153,7 @@ class RunSummary(pl.Callback):
             seeds=_seeds(trainer),
             job=_job(trainer),
             command=shlex.join(sys.argv),
-            resume=self._resume_command(trainer),
+            resume=next(filter(None, (c.resume_command for c in saved if isinstance(c, ResumePoints))), None),
             resumed_from=self._resumed_from,
             started=self._started,
             updated=_now(),
@@ -164,15 +163,6 @@ class RunSummary(pl.Callback):
     def _best_with_file(self, trainer: pl.Trainer) -> dict[str, Any] | None:
         files = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         return None if self._best is None else {**self._best, "checkpoint": next(filter(None, files), None)}
-
-    def _resume_command(self, trainer: pl.Trainer) -> str | None:
-        points = [c.path for c in trainer.checkpoint_callbacks if isinstance(c, ResumePoints)]
-        newest = next((path for path in points if path is not None and path.is_file()), None)
-        assert self._folder is not None
-        config = Path(self._folder) / "config.yaml"
-        if newest is None or not config.is_file():
-            return None
-        return shlex.join(["seqrec", "fit", "--config", str(config), "--ckpt_path", str(newest)])
 
 
 def _monitor(trainer: pl.Trainer) -> RunMonitor:
