@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -62,16 +64,16 @@ class Adam(OptimizerFactory):
 
     def build(self, model: nn.Module) -> Optimizer:
         """Return the optimiser; refuse `table` without such a table in the model, and `fused` without a kernel."""
+        return build_optimizer(model, partial(self._dense, model), self.table, lr=self.lr, betas=self.betas)
 
-        def dense(named: list[tuple[str, nn.Parameter]]) -> Optimizer:
-            parameters = [parameter for _, parameter in named]
-            fused = uses_fused(parameters, self.fused)
-            return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, fused=fused)
+    def _dense(self, model: nn.Module, named: list[tuple[str, nn.Parameter]]) -> Optimizer:
+        """Return the optimiser of the model's named dense parameters."""
+        parameters = [parameter for _, parameter in named]
+        fused = uses_fused(parameters, self.fused)
+        return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, fused=fused)
 
-        return build_optimizer(model, dense, self.table, lr=self.lr, betas=self.betas)
 
-
-class AdamW(OptimizerFactory):
+class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019), and `table` for row-sparse tables.
 
     Matrices decay. Vectors (biases, norms), tables of items, users and positions, and the state matrices A of Mamba
@@ -106,38 +108,21 @@ class AdamW(OptimizerFactory):
         schedule: Schedule | None = None,
         fused: bool | None = None,
     ) -> None:
-        check_positive(lr=lr)
-        check_betas(betas)
+        super().__init__(lr, betas=betas, table=table, schedule=schedule, fused=fused)
         if weight_decay < 0:
             raise InputError(f"weight_decay={weight_decay} must be at least 0")
-        self.lr = lr
-        self.betas = betas
         self.weight_decay = weight_decay
-        self.table = table
-        self.schedule = schedule
-        self.fused = fused
 
-    def build(self, model: nn.Module) -> Optimizer:
-        """Return one optimiser of all parameters of `model` that require a gradient.
-
-        Raises:
-            InputError: if `table` is given and the model has no such table, or torch has no fused kernel.
-        """
+    def _dense(self, model: nn.Module, named: list[tuple[str, nn.Parameter]]) -> Optimizer:
         tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-
-        def dense(named: list[tuple[str, nn.Parameter]]) -> Optimizer:
-            decayed: list[nn.Parameter] = []
-            kept: list[nn.Parameter] = []
-            for name, parameter in named:
-                is_matrix = (
-                    parameter.ndim >= 2 and id(parameter) not in tables and not name.endswith(UNDECAYED)
-                )
-                (decayed if is_matrix else kept).append(parameter)
-            groups = [
-                {"params": decayed, "weight_decay": self.weight_decay},
-                {"params": kept, "weight_decay": 0.0},
-            ]
-            fused = uses_fused([*decayed, *kept], self.fused)
-            return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=fused)
-
-        return build_optimizer(model, dense, self.table, lr=self.lr, betas=self.betas)
+        decayed: list[nn.Parameter] = []
+        kept: list[nn.Parameter] = []
+        for name, parameter in named:
+            is_matrix = parameter.ndim >= 2 and id(parameter) not in tables and not name.endswith(UNDECAYED)
+            (decayed if is_matrix else kept).append(parameter)
+        groups = [
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": kept, "weight_decay": 0.0},
+        ]
+        fused = uses_fused([*decayed, *kept], self.fused)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=fused)
