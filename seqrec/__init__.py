@@ -1,6 +1,6 @@
 """Train, compare and serve sequential recommenders on long histories.
 
-`__all__` is the public API. Each name is loaded when it is first used, so that `import seqrec` costs nothing.
+`__all__` is the public API. Each name is loaded when it is first used; `import seqrec` itself loads nothing.
 
 Example:
     >>> import seqrec
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from seqrec import aliases
 
-# For editors and type checkers; `_MODULES` says the same at run time, and a test compares the two.
+# For editors and type checkers; `_MODULES` is the same table at run time, and a test compares the two.
 if TYPE_CHECKING:
     from seqrec.catalogue.search import ExactSearch, FaissSearch
     from seqrec.catalogue.table import ItemTable

@@ -1,6 +1,6 @@
-"""Old import paths and names, so that code, configs and checkpoints written for an earlier version keep working.
+"""Old import paths and names, with which code, configs and checkpoints of an earlier version keep working.
 
-This is the only place that knows them. `MODULES` lists modules that have moved, `NAMES` lists names that have changed.
+This is the only place that lists them. `MODULES` lists modules that have moved, `NAMES` lists names that have changed.
 Nothing here imports the rest of the package.
 """
 
@@ -113,6 +113,10 @@ def old_names(module: str) -> Callable[[str], Any]:
 
     Args:
         module: The module's `__name__`.
+
+    Example:
+        >>> old_names("seqrec.training.optim")("RowAdam").__name__
+        'LazyAdamOptimizer'
     """
 
     def __getattr__(name: str) -> Any:  # noqa: N807  # the module's hook of that name
@@ -124,7 +128,7 @@ def old_names(module: str) -> Callable[[str], Any]:
 
 
 def install() -> None:
-    """Make old import paths importable: add one finder, which is asked only for modules that nobody else finds."""
+    """Make old import paths importable by one finder, which is used only for modules that no other finder finds."""
     if not any(isinstance(finder, _OldPaths) for finder in sys.meta_path):
         sys.meta_path.append(_OldPaths())
 

@@ -1,15 +1,24 @@
-"""Errors that a user can mend: one line naming the argument, file or row, what was got and the fix.
+"""Errors that a user can fix: one line with the argument, file or row, the bad value and the fix.
 
-The command line prints these without a traceback; every other exception is a bug of ours and keeps it.
+The command line prints these without a traceback. Any other exception is a bug of ours and keeps its traceback.
 """
 
 
 class InputError(ValueError):
-    """A bad value that came from outside: a config, an argument, a log."""
+    """A bad value from outside: a config, an argument, a log.
+
+    Example:
+        >>> import seqrec
+        >>> try:
+        ...     seqrec.Adam(lr=0.0)
+        ... except seqrec.InputError as error:
+        ...     print(error)
+        lr=0.0 must be above 0
+    """
 
 
 class MissingInputError(InputError, FileNotFoundError):
-    """A file or folder that should be there and is not."""
+    """A file or folder that does not exist."""
 
 
 class StoreError(InputError):
@@ -17,15 +26,15 @@ class StoreError(InputError):
 
 
 class DivergenceError(InputError):
-    """Training that gives numbers which are not finite."""
+    """A loss or weights that are not finite during training."""
 
 
 class BatchEntryError(InputError):
-    """One entry of a batch of events or requests is bad; nothing of the batch has been done.
+    """A bad entry in a batch of events or requests; nothing of the batch has been processed.
 
     Args:
         message: The reason, which names the entry.
-        index: Its place in the batch, from 0.
+        index: Index of the entry in the batch, from 0.
     """
 
     def __init__(self, message: str, index: int = 0) -> None:
@@ -34,7 +43,7 @@ class BatchEntryError(InputError):
 
 
 class UnknownUserError(BatchEntryError):
-    """A user of whom no event is known."""
+    """A user without any known event."""
 
 
 class UnknownItemError(BatchEntryError):
@@ -46,20 +55,20 @@ class LateEventError(BatchEntryError):
 
 
 class SessionStoreError(StoreError):
-    """A store of sessions that is damaged, in use, out of reach, or of another model."""
+    """A session store that is damaged, in use, unreachable, or of another model."""
 
 
 class DamagedSessionError(BatchEntryError, SessionStoreError):
-    """A session that cannot be read; those of other users can."""
+    """A session that cannot be read; sessions of other users can."""
 
 
 class CheckpointError(InputError):
-    """A checkpoint that cannot be written, or is not whole."""
+    """A checkpoint that cannot be written, or is damaged or incomplete."""
 
 
 class LockedError(InputError):
-    """A folder that another job is working in."""
+    """A folder that is in use by another job."""
 
 
 class StoppedError(SystemExit):
-    """A run that was told to stop, and did; `code` is the exit status, 128 and the signal's number, as in shells."""
+    """The end of a run that was asked to stop; `code` is the exit status, 128 + the signal's number, as in shells."""

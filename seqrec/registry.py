@@ -1,6 +1,6 @@
-"""Classes by name and by path: what a config, a checkpoint, an error message or a table calls a class.
+"""Classes by name and by path, as configs, checkpoints, error messages and tables name them.
 
-A class is known by its own name as soon as it is imported: subclassing is registering. The argument parser finds
+A class is registered by its own name when it is imported: subclassing is registering. The argument parser finds
 classes in the same way, so a name means the same class everywhere.
 """
 
@@ -26,7 +26,7 @@ class Registry(Generic[T]):
     packages define, once they are imported.
 
     Args:
-        kind: What the classes are, in one word, for error messages: "encoder".
+        kind: Kind of the classes in one word, for error messages, such as "encoder".
         base: The class that they inherit from.
 
     Example:
@@ -45,7 +45,7 @@ class Registry(Generic[T]):
         """Return the class called `name`.
 
         Raises:
-            InputError: no class has the name, or more than one has it; the message lists the known ones.
+            InputError: if no class has the name, or more than one has it; the message lists the known ones.
         """
         found = [cls for cls in concrete_subclasses(self.base) if cls.__name__ == name]
         if not found:
@@ -79,7 +79,7 @@ def concrete_subclasses(base: type[T]) -> Iterator[type[T]]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint with the known name that is nearest to a misspelt one; empty if none is near.
+    """Return a hint with the known name nearest to a misspelt one; empty if none is near.
 
     Example:
         >>> did_you_mean("sasrec", ["GRU4Rec", "SASRec"])
@@ -91,10 +91,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def public_path(cls: type[Any]) -> str:
-    """Return the shortest path that a class can be imported from, which is what files call it.
+    """Return the shortest path from which a class can be imported; configs and checkpoints name it by this path.
 
-    A class of ours is `seqrec.<Name>` if the front door offers it, else `seqrec.<room>.<Name>`; never the file that it
-    is defined in, so that files can move.
+    A class of ours is `seqrec.<Name>` if the front door offers it, else `seqrec.<room>.<Name>`. The path never contains
+    the defining file, because files may move.
 
     Example:
         >>> from seqrec.encoders import SASRec
@@ -111,16 +111,16 @@ def public_path(cls: type[Any]) -> str:
 
 
 def class_named(path: str) -> type[Any]:
-    """Return the class that a file calls `path`, also if it was written when the class had another path.
+    """Return the class at `path`, also if a file names it by a path that it had earlier.
 
     Args:
         path: Dotted path, such as `seqrec.FullSoftmax`, `mypackage.MyEncoder`, or `seqrec.losses.bce.BCE` as
             checkpoints of version 0.1 have it.
 
     Raises:
-        ImportError: there is no such module.
-        AttributeError: the module has no such name.
-        ValueError: `path` is no dotted path.
+        ImportError: if the module does not exist.
+        AttributeError: if the module has no such name.
+        ValueError: if `path` is no dotted path.
 
     Example:
         >>> class_named("seqrec.losses.bce.BCE")

@@ -1,9 +1,8 @@
 """Objects as plain `class_path` / `init_args` dictionaries and back.
 
-A checkpoint must load with `weights_only=True`, so a model's hyperparameters may hold no objects. Every part
-that a model takes as an argument (encoder, loss, negatives, optimiser, protocol) therefore keeps each
-constructor argument as an attribute of the same name, as scikit-learn's estimators do. `to_spec` reads them
-back, in the form that a YAML config has.
+A checkpoint must load with `weights_only=True`, so a model's hyperparameters may contain no objects. Every part of a
+model (encoder, loss, negatives, optimiser, protocol) therefore keeps each constructor argument as an attribute of the
+same name, as scikit-learn's estimators do. `to_spec` reads these, and returns the form of a YAML config.
 """
 
 from __future__ import annotations
@@ -18,10 +17,15 @@ Spec = dict[str, Any]
 
 
 def to_spec(value: Any) -> Any:
-    """Plain form of `value`: `{"class_path": ..., "init_args": {...}}` for an object, itself for plain data.
+    """Return `{"class_path": ..., "init_args": {...}}` for an object, and plain data unchanged.
 
     Raises:
-        TypeError: an object that does not keep one of its constructor arguments as an attribute.
+        TypeError: if an object does not keep one of its constructor arguments as an attribute.
+
+    Example:
+        >>> from seqrec import LinearWarmup
+        >>> to_spec(LinearWarmup(100))
+        {'class_path': 'seqrec.LinearWarmup', 'init_args': {'warmup_steps': 100}}
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -35,17 +39,21 @@ def to_spec(value: Any) -> Any:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or not hasattr(value, name):
             raise TypeError(
                 f"{cls.__qualname__} must keep its constructor argument {name!r} as an attribute of that name, "
-                "so that checkpoints can rebuild it"
+                "from which checkpoints rebuild it"
             )
         init_args[name] = to_spec(getattr(value, name))
     return {"class_path": public_path(cls), "init_args": init_args}
 
 
 def from_spec(value: Any) -> Any:
-    """Inverse of `to_spec`; objects pass through unchanged.
+    """Build the object of a spec, the inverse of `to_spec`; objects are returned unchanged.
 
     Raises:
-        InputError: the class cannot be imported or refuses its arguments.
+        InputError: if the class cannot be imported or refuses its arguments.
+
+    Example:
+        >>> from_spec({"class_path": "seqrec.LinearWarmup", "init_args": {"warmup_steps": 100}}).warmup_steps
+        100
     """
     if isinstance(value, list):
         return [from_spec(item) for item in value]
@@ -61,9 +69,9 @@ def from_spec(value: Any) -> Any:
 
 
 def with_public_paths(value: Any) -> Any:
-    """Return plain data with each `class_path` as `to_spec` writes it now, so that old and new specs compare equal.
+    """Return plain data with each `class_path` as `to_spec` writes it now, for comparing old and new specs.
 
-    A class that cannot be imported keeps the path that it has.
+    The path of a class that cannot be imported is unchanged.
     """
     if isinstance(value, list):
         return [with_public_paths(item) for item in value]

@@ -1,4 +1,4 @@
-"""The objects that rooms hand each other. Shapes: B batch, L events, S items of all rows together, K top-k."""
+"""Typed objects that packages exchange. Shapes: B batch, L events, S items of all rows together, K top-k."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from torch import Tensor
 
 Batch = TypeVar("Batch", bound="TensorRecord")
 
-# Row and item as one sortable number: more than any catalogue, and 2^23 rows still fit 63 bits. A constant, where
-# the largest item would do, because asking a GPU for that makes Python wait.
+# Row and item as one sortable number: more than any catalogue, and 2^23 rows still fit 63 bits. It is a constant,
+# because reading the largest item from a GPU would make Python wait.
 ROW_STRIDE = 1 << 40
 
 
 class TensorRecord:
-    """Base of frozen dataclasses of tensors: moves and pins as one object, which is what Lightning calls."""
+    """Base of frozen dataclasses of tensors, with `to` and `pin_memory` as Lightning calls them."""
 
     def to(self: Batch, *args: object, **kwargs: object) -> Batch:
-        """Copy with every tensor moved or cast by `Tensor.to`; None fields stay None.
+        """Return a copy with every tensor moved or cast by `Tensor.to`; None fields stay None.
 
-        To a GPU, Python does not wait for it, as Lightning does not with plain tensors.
+        Python does not wait for a copy to a GPU, as in Lightning with plain tensors.
         """
         if args and isinstance(args[0], str | torch.device) and torch.device(args[0]).type == "cuda":
             kwargs = {"non_blocking": True, **kwargs}
         return self._map("to", *args, **kwargs)
 
     def pin_memory(self: Batch) -> Batch:
-        """Copy with every tensor in page-locked memory."""
+        """Return a copy with every tensor in page-locked memory."""
         return self._map("pin_memory")
 
     def _map(self: Batch, method: str, *args: object, **kwargs: object) -> Batch:
@@ -43,12 +43,18 @@ class TensorRecord:
 
 @dataclass(frozen=True)
 class History(TensorRecord):
-    """What the model may know: past events, oldest first, padded on the right.
+    """Past events, which are all that the model may know: oldest first, padded on the right.
 
     Attributes:
-        item_ids: (B, L) int64; 0 is padding and stands only behind the last event.
-        lengths: (B,) int64, number of events a row, 1..L.
-        timestamps: (B, L) int64 in the log's unit, or None where the log has none.
+        item_ids: (B, L) int64; 0 is padding, only after the last event.
+        lengths: (B,) int64, number of events of each row, 1..L.
+        timestamps: (B, L) int64 in the log's unit, or None if the log has none.
+
+    Example:
+        >>> import torch
+        >>> from seqrec import History
+        >>> History(torch.tensor([[3, 7, 9], [5, 0, 0]]), torch.tensor([3, 1])).valid.tolist()
+        [[True, True, True], [True, False, False]]
     """
 
     item_ids: Tensor
@@ -76,7 +82,7 @@ class RaggedItems(TensorRecord):
 
     @property
     def counts(self) -> Tensor:
-        """(B,) number of entries a row."""
+        """(B,) number of entries of each row."""
         return self.offsets[1:] - self.offsets[:-1]
 
     @property
@@ -87,18 +93,18 @@ class RaggedItems(TensorRecord):
 
     @staticmethod
     def from_rows(rows: Sequence[Tensor]) -> RaggedItems:
-        """Rows of item ids, at least one row, one behind the other."""
+        """Concatenate rows of item ids, at least one row."""
         return RaggedItems(torch.cat(list(rows)), torch.tensor([0, *map(len, rows)]).cumsum(0))
 
 
 @dataclass(frozen=True)
 class HeldOutItems(RaggedItems):
-    """What each user is judged by: the items of its held-out events, an item once.
+    """The items of each user's held-out events, which evaluation ranks; each item once.
 
     Attributes:
         item_ids: (S,) int64, real items, distinct within a row, in the order of their first held-out event.
         offsets: (B + 1,) int64, as in `RaggedItems`; every row has an item.
-        timestamps: (S,) int64 of the first held-out event of each, in the log's unit; None where the log has none.
+        timestamps: (S,) int64 of the first held-out event of each, in the log's unit; None if the log has none.
     """
 
     timestamps: Tensor | None = None
@@ -106,7 +112,7 @@ class HeldOutItems(RaggedItems):
 
 @dataclass(frozen=True)
 class SeenItems(RaggedItems):
-    """Sets of items, one a row: what each user of a batch has met already.
+    """Sets of items, one for each row: the items that each user of a batch has seen.
 
     Attributes:
         item_ids: (S,) int64, real items, ascending and distinct within a row.
@@ -115,21 +121,21 @@ class SeenItems(RaggedItems):
 
     @staticmethod
     def from_events(rows: Tensor, item_ids: Tensor, num_rows: int) -> SeenItems:
-        """Distinct items a row from (row, item) pairs in any order; padding (item 0) is left out."""
+        """Return the distinct items of each row from (row, item) pairs in any order, without padding (item 0)."""
         keys = torch.unique(rows * ROW_STRIDE + item_ids)
         keys = keys[keys % ROW_STRIDE > 0]
         offsets = torch.searchsorted(keys, torch.arange(num_rows + 1, device=keys.device) * ROW_STRIDE)
         return SeenItems(keys % ROW_STRIDE, offsets)
 
     def of_rows(self, rows: Tensor) -> SeenItems:
-        """The sets of some rows (N,), in their order."""
+        """Return the sets of some rows (N,), in their order."""
         begins, ends = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist()
         sets = [self.item_ids[begin:end] for begin, end in zip(begins, ends, strict=True)]
         flat = RaggedItems.from_rows(sets)
         return SeenItems(flat.item_ids, flat.offsets.to(self.offsets.device))
 
     def with_items(self, item_ids: Tensor) -> SeenItems:
-        """Copy with `item_ids` (B,) added, one to each row."""
+        """Return a copy with `item_ids` (B,) added, one to each row."""
         rows = torch.arange(len(item_ids), device=item_ids.device)
         return SeenItems.from_events(
             torch.cat([self.rows, rows]), torch.cat([self.item_ids, item_ids]), len(item_ids)
@@ -138,20 +144,28 @@ class SeenItems(RaggedItems):
 
 @dataclass(frozen=True)
 class SequenceBatch(TensorRecord):
-    """A batch of windows with what they are trained or judged by. Encoders get `history` alone.
+    """A batch of windows with their targets. Encoders get only `history`.
 
     Attributes:
         history: The windows' events.
-        targets: (B, L) int64, the event that follows each event, 0 at padding; None when there is none to
-            judge by (prediction).
-        user_ids: (B,) int64, 1..num_users; 0 is a user that training does not know.
-        seen_events: Items of all events that the user had before the split's target, also of those before the
-            window (training: of its whole training history), oldest first; `seen` is the set of them.
-        weight: () float32, what the mean over this batch's targets counts in an average over steps and ranks.
-            Where batches differ in targets it is their number by the epoch's mean of it, so that all
-            targets of an epoch count the same; otherwise 1.
-        held_out: What users are judged by in evaluation; None judges each row by its last target, the event behind
-            its newest event.
+        targets: (B, L) int64, the event that follows each event, 0 at padding; None in prediction.
+        user_ids: (B,) int64, 1..num_users; 0 is a user without training events.
+        seen_events: Items of all of the user's events before the split's target, also of those before the window
+            (in training: of its whole training history), oldest first; `seen` is the set of them.
+        weight: () float32, weight of the mean over this batch's targets in an average over steps and processes. If
+            batches differ in targets it is their number divided by the epoch's mean number, with which all targets
+            of an epoch count the same; otherwise 1.
+        held_out: The items that evaluation ranks; None ranks each row's last target, the event after its newest.
+
+    Example:
+        >>> import torch
+        >>> from seqrec import History, SequenceBatch
+        >>> from seqrec.types import RaggedItems
+        >>> history = History(torch.tensor([[3, 7], [5, 0]]), torch.tensor([2, 1]))
+        >>> seen = RaggedItems(torch.tensor([3, 7, 5]), torch.tensor([0, 2, 3]))
+        >>> batch = SequenceBatch(history, torch.tensor([[7, 9], [6, 0]]), torch.tensor([1, 2]), seen)
+        >>> len(batch), batch.last_targets.tolist()
+        (2, [9, 6])
     """
 
     history: History
@@ -163,13 +177,13 @@ class SequenceBatch(TensorRecord):
 
     @cached_property
     def seen(self) -> SeenItems:
-        """Distinct items of `seen_events`, sorted when first asked for, on the device where the batch is then."""
+        """Distinct items of `seen_events`, sorted at the first access, on the batch's device at that time."""
         events = self.seen_events
         return SeenItems.from_events(events.rows, events.item_ids, len(self))
 
     @property
     def last_targets(self) -> Tensor:
-        """(B,) the target behind each row's newest event."""
+        """(B,) the target after each row's newest event."""
         assert self.targets is not None
         return self.targets.gather(1, (self.history.lengths - 1).unsqueeze(1)).squeeze(1)
 
@@ -179,7 +193,7 @@ class SequenceBatch(TensorRecord):
 
 @dataclass(frozen=True)
 class TargetRanks(TensorRecord):
-    """Where each target stands among its candidates, ties kept apart so that each tie rule is exact.
+    """The rank of each target among its candidates, with ties kept apart because each tie rule must be exact.
 
     Attributes:
         better: (B,) int64, candidates that score above the target (NaN counts as above).
@@ -199,10 +213,10 @@ class JudgedTargets(TensorRecord):
         history_lengths: (B,) int64, events that the user had before its first target, also those before the window.
         rows: (T,) int64, row of each target, ascending; every user has at least one target.
         item_ids: (T,) int64, the targets.
-        ranks: (T,) where each target stands; ties are as the protocol's tie rule leaves them. Other targets of the
-            same user are candidates like all others.
+        ranks: (T,) rank of each target under the protocol's tie rule. Other targets of the same user are candidates
+            like all others.
         repeated: (T,) bool, whether the target is among the items of the user's history.
-        timestamps: (T,) int64 in the log's unit, or None where the log has none.
+        timestamps: (T,) int64 in the log's unit, or None if the log has none.
     """
 
     user_ids: Tensor
@@ -215,7 +229,7 @@ class JudgedTargets(TensorRecord):
 
     @property
     def counts(self) -> Tensor:
-        """(B,) number of targets a user."""
+        """(B,) number of targets of each user."""
         return torch.bincount(self.rows, minlength=len(self.user_ids))
 
 
@@ -224,9 +238,16 @@ class Recommendations(TensorRecord):
     """The best items for each user, best first.
 
     Attributes:
-        item_ids: (B, K) int64 internal ids; 0 where fewer than K items could be recommended.
-        scores: (B, K) float, descending; -inf where the item is 0.
+        item_ids: (B, K) int64 internal ids, followed by zeros if fewer than K items could be recommended.
+        scores: (B, K) float, descending; -inf for item 0.
         user_ids: (B,) int64.
+
+    Example:
+        >>> import torch
+        >>> from seqrec import Recommendations
+        >>> best = Recommendations(torch.tensor([[8, 2]]), torch.tensor([[0.9, 0.4]]), torch.tensor([1]))
+        >>> best.item_ids[0].tolist()
+        [8, 2]
     """
 
     item_ids: Tensor

@@ -49,7 +49,7 @@ def find_signal(
 
     from seqrec.models import Baseline
     from seqrec.runs.callbacks import RunMonitor
-    from seqrec.runs.parameter_counts import parameter_counts
+    from seqrec.runs.provenance import parameter_counts
 
     pl.seed_everything(seed, verbose=False)
     data = signal_log(folder, lag, events, settings["batch_size"], seed)

@@ -13,7 +13,7 @@ import yaml
 from seqrec.errors import InputError, MissingInputError
 from seqrec.evaluation.protocols import PRESETS, Protocol
 from seqrec.runs.checkpoints import NEWEST, newest_point
-from seqrec.runs.lock import folder_of_slurm_job
+from seqrec.runs.job import folder_of_slurm_job
 from seqrec.specs import to_spec
 
 # Where runs are looked for that are named by "last" or by a SLURM job.

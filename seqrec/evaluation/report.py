@@ -1,24 +1,40 @@
-"""Metrics as a table for people and as a file for programs."""
+"""Metrics as a table for people and as a JSON file for programs."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
+
+def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, names: int = 1) -> str:
+    """Return a table in plain text, with the first `names` columns aligned left and the others right.
+
+    Example:
+        >>> print(text_table(["model", "HR@10"], [["SASRec", "0.25"], ["Pop", "0.1"]]))
+        model      HR@10
+        SASRec      0.25
+        Pop          0.1
+    """
+    align = ["left" if column < names else "right" for column in range(len(headers))]
+    return tabulate(rows, headers=headers, tablefmt="plain", colalign=align, disable_numparse=True)
+
 
 def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """One line a model, one column a metric, four decimals."""
+    """Return a table with a line for each model and a column for each metric, to four decimals.
+
+    Example:
+        >>> print(metrics_table({"SASRec": {"HR@10": 0.75, "HR@5": 0.5}}))
+        model      HR@5    HR@10
+        SASRec   0.5000   0.7500
+    """
     columns = sorted(next(iter(rows.values())), key=_by_metric_and_cutoff)
-    width = max(len("model"), *(len(name) for name in rows))
-    widths = {column: max(8, len(column)) for column in columns}
-    lines = ["  ".join([f"{'model':<{width}}", *(f"{column:>{widths[column]}}" for column in columns)])]
-    for name, values in rows.items():
-        cells = (f"{values[column]:>{widths[column]}.4f}" for column in columns)
-        lines.append("  ".join([f"{name:<{width}}", *cells]))
-    return "\n".join(lines)
+    lines = [[name, *(f"{values[column]:.4f}" for column in columns)] for name, values in rows.items()]
+    return text_table(["model", *columns], lines)
 
 
 def write_metrics(
@@ -29,14 +45,14 @@ def write_metrics(
     users: int,
     left_out: Mapping[str, int],
 ) -> None:
-    """Write metrics with the protocol that they belong to, as JSON; what is not a number becomes null.
+    """Write metrics with their protocol as JSON; NaN becomes null.
 
     Args:
         path: The file.
         rows: Metrics by model.
-        protocol: What `Protocol.describe` says.
-        users: Users that were judged.
-        left_out: Users that the split does not judge, by the reason.
+        protocol: Settings from `Protocol.describe`.
+        users: Number of evaluated users.
+        left_out: Numbers of users that the split leaves out, by reason.
     """
     models = {
         name: {metric: None if math.isnan(value) else value for metric, value in values.items()}

@@ -15,17 +15,17 @@ from torch import Tensor
 from seqrec.catalogue.scorer import Scorer
 from seqrec.types import RaggedItems, TargetRanks, TensorRecord
 
-# Scores of a block of a matrix product on CPU: what stays in the cache of a core is compared several times faster.
+# Scores of a block of a matrix product on CPU: scores in the cache of a core are compared several times faster.
 CPU_BLOCK_SCORES = 1 << 19
-# Candidates of a block, so that a sum of ones in float32 is exact.
+# Candidates of a block, because a sum of more ones is not exact in float32.
 MAX_BLOCK_ITEMS = 1 << 24
-# Pairs of state and item that are compared again at a time, where rounding decides.
+# Pairs of state and item that are compared again at a time, if rounding decides.
 RECOUNT_PAIRS = 1 << 16
 
 
 @dataclass(frozen=True)
 class Targets(TensorRecord):
-    """What is ranked. All targets of a user stand in one list, together with the user's other candidates.
+    """Targets to rank. All targets of a user are in one list, together with the user's other candidates.
 
     Attributes:
         rows: (T,) int64, user row of each target, ascending; every user has a target.
@@ -42,10 +42,10 @@ class _Block:
 
     Attributes:
         scores: (B, C), overwritten when they are counted.
-        item_ids: (1, C) where users share the candidates, else (B, C).
-        hidden: (S,) int64, places in the flat scores of what is no candidate, in any order, repeats allowed. Targets
-            may be among them and are candidates even so.
-        own: (T,) int64, places of the targets in the flat scores, -1 where a target is not in the block.
+        item_ids: (1, C) if users share the candidates, else (B, C).
+        hidden: (S,) int64, places of non-candidates in the flat scores, in any order, repeats allowed. Targets may be
+            among them and are still candidates.
+        own: (T,) int64, places of the targets in the flat scores, -1 if a target is not in the block.
     """
 
     scores: Tensor
@@ -65,13 +65,13 @@ def catalogue_ranks(
 ) -> TargetRanks:
     """Rank each target among the whole catalogue.
 
-    **Tie rule.** Candidates with exactly the target's score are counted apart (`TargetRanks.tied`), so that every
-    rule for ties is exact and constant scores never look good. A score that is not a number counts as better than
-    the target's, and a target whose score is not a number has every candidate above it.
+    **Tie rule.** Candidates with exactly the target's score are counted apart (`TargetRanks.tied`): every rule for
+    ties is exact, and constant scores never look good. A NaN score counts as better than the target's, and a target
+    with a NaN score has every candidate above it.
 
-    **Rounding.** A matrix product sums in an order that depends on the place, so that items with the same vector can
+    **Rounding.** A matrix product sums in an order that depends on the place, so items with the same vector can
     differ in the last digits. Scores that differ by no more than that are compared again, by products in float64
-    rounded to the table's precision: ranks then depend neither on blocks nor on batches.
+    rounded to the table's precision. Ranks therefore depend neither on blocks nor on batches.
 
     A user's scores are computed once, whatever the number of its targets.
 
@@ -79,8 +79,8 @@ def catalogue_ranks(
         scorer: Scores the catalogue.
         states: (B, D).
         targets: The targets of the users.
-        hidden: Items of each user that are no candidates; the user's targets are even so. None hides none.
-        trained: (V,) bool, the items that are candidates at all; targets are in any case. None is all.
+        hidden: Items of each user that are no candidates, except for the user's targets. None hides none.
+        trained: (V,) bool, the items that are candidates, next to the targets. None is all.
 
     Returns:
         Counts (T,); the target itself is not counted.
@@ -104,7 +104,7 @@ def candidate_ranks(scorer: Scorer, states: Tensor, targets: Targets, candidates
         scorer: Scores the candidates.
         states: (B, D).
         targets: The targets of the users.
-        candidates: (B, C) item ids, none of them a target of the row; one that stands there twice counts twice.
+        candidates: (B, C) item ids, none of them a target of the row; a repeated one counts repeatedly.
 
     Returns:
         Counts (T,); the target itself is not counted.
@@ -115,7 +115,7 @@ def candidate_ranks(scorer: Scorer, states: Tensor, targets: Targets, candidates
     item_ids = torch.cat([candidates.new_zeros(len(candidates), most), candidates], dim=1)
     item_ids[targets.rows, places] = targets.item_ids
     width = item_ids.shape[1]
-    # Users with fewer targets than others have no candidate in the places behind theirs.
+    # Users with fewer targets than others have no candidate in the places after theirs.
     rows, columns = (item_ids[:, :most] == 0).nonzero(as_tuple=True)
     count = _Count(scorer, states, targets, scorer.rounding(states), single=True)
     scores = scorer.score(count.states, item_ids)
@@ -131,7 +131,7 @@ def _catalogue_blocks(
     trained: Tensor | None,
     size: int,
 ) -> Iterator[_Block]:
-    """The catalogue in blocks of `size` items."""
+    """Yield the catalogue in blocks of `size` items."""
     device, end = states.device, scorer.num_items + 1
     starts = list(range(1, end, size))
     empty = torch.empty(0, dtype=torch.int64, device=device)
@@ -156,14 +156,14 @@ def _catalogue_blocks(
 
 
 class _Count:
-    """Adds up what stands above and beside each target, block after block.
+    """Counts the candidates above and tied with each target, block after block.
 
     Args:
         scorer: Scores the candidates.
         states: (B, D).
         targets: The targets of the users.
-        bound: (B,) what rounding can change in a score; None where equal scores are equal numbers.
-        single: Whether there is one block, which then holds all targets.
+        bound: (B,) largest change of a score by rounding; None if equal scores are equal numbers.
+        single: Whether the only block contains all targets.
     """
 
     def __init__(
@@ -188,13 +188,13 @@ class _Count:
             self.scores = own_scores
         flat.index_fill_(0, block.hidden, -torch.inf)
         flat[own] = own_scores
-        # These alone cannot be told from hidden items, or compare with nothing.
+        # -inf equals the score of hidden items, and NaN compares with nothing.
         special = ~(self.scores > -torch.inf)
         any_special = bool(special.any())
         rows, most = self.targets.rows, len(block.scores)
         for begin in range(0, len(rows), most):
             part = slice(begin, begin + most)
-            # As many targets as users are one of each.
+            # As many targets as users means one for each user.
             scores = block.scores if len(rows) == most else block.scores[rows[part]]
             skipped = special[part] if any_special else None
             if self.bound is None:
@@ -205,7 +205,7 @@ class _Count:
             self._add_special(block, special.nonzero().squeeze(1))
 
     def _add_exact(self, scores: Tensor, block: _Block, part: slice, skipped: Tensor | None) -> None:
-        """Count in `scores` (R, C), where equal scores are equal numbers."""
+        """Count in `scores` (R, C) if equal scores are equal numbers."""
         assert self.scores is not None
         own = self.scores[part].unsqueeze(1)
         ones = torch.empty_like(scores, dtype=torch.float32)
@@ -217,7 +217,7 @@ class _Count:
     def _add_rounded(
         self, scores: Tensor, bound: Tensor, block: _Block, part: slice, skipped: Tensor | None
     ) -> None:
-        """Count in `scores` (R, C), and compare again what differs by less than `bound` (R, 1)."""
+        """Count in `scores` (R, C), and compare scores again that differ by less than `bound` (R, 1)."""
         assert self.scores is not None
         own = self.scores[part].unsqueeze(1)
         low, high = own - bound, own + bound
@@ -247,7 +247,7 @@ class _Count:
             self.ranks.tied.index_add_(0, target, ((scores == own) & other).long())
 
     def _add_special(self, block: _Block, numbers: Tensor) -> None:
-        """Count for the targets `numbers` whose score is not a number or minus infinity."""
+        """Count for the targets `numbers` with a score of NaN or minus infinity."""
         assert self.scores is not None
         visible = torch.ones_like(block.scores, dtype=torch.bool)
         visible.view(-1).index_fill_(0, block.hidden, False)

@@ -12,8 +12,7 @@ from seqrec.errors import InputError, StoreError
 from seqrec.models import Recommender
 from seqrec.models.base import CHECKPOINT_KEY
 from seqrec.registry import class_named
-from seqrec.runs.checkpoints import read_checkpoint
-from seqrec.runs.finite import all_finite
+from seqrec.runs.checkpoints import all_finite, read_checkpoint
 
 
 def load(

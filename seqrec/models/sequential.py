@@ -21,9 +21,10 @@ from seqrec.encoders import SequenceEncoder
 from seqrec.encoders.layers import LearnedPositions
 from seqrec.errors import InputError
 from seqrec.models.streamed import StreamedRecommender
-from seqrec.runs.callbacks.gather_tables import GatherTables, check_job
-from seqrec.runs.pending_copy import PendingCopy
-from seqrec.runs.step_log import log_step
+from seqrec.runs.callbacks import GatherTables
+from seqrec.runs.lightning_internals import is_accumulating, log_step
+from seqrec.runs.measurement import PendingCopy
+from seqrec.runs.trainer_checks import check_sharding
 from seqrec.specs import from_spec, to_spec
 from seqrec.training.losses import BCE, Loss
 from seqrec.training.optim import Adam, OptimizerFactory, describe_optimizer
@@ -184,7 +185,7 @@ class SequentialRecommender(StreamedRecommender):
             return
         ranks, rank, device = 1, 0, self.device
         if self._trainer is not None:
-            check_job(self._trainer)
+            check_sharding(self._trainer)
             ranks, rank = self._trainer.world_size, self._trainer.global_rank
             device = self._trainer.strategy.root_device
         for _, table in self._tables():
@@ -224,7 +225,7 @@ class SequentialRecommender(StreamedRecommender):
             (loss, weighted), self._losses = self._losses.read(), None
             log_step(self, "train_loss_step", loss, on_step=True)
             log_step(self, "train_loss_epoch", weighted, on_step=False)
-        if not self.trainer.fit_loop._should_accumulate():
+        if not is_accumulating(self.trainer):
             for table in self._sparse_tables():
                 table.share_gradient()
 

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: metrics, a summary, and what it was made with."""
+"""Training runs: folder, checkpoints, summary and callbacks."""
 
 from seqrec.runs.folder import RunFolder
 from seqrec.runs.summary import Summary, read_summary

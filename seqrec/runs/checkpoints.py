@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, checked before anything is taken from them."""
+"""Checkpoint files, written atomically and verified before they are loaded."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 
 from seqrec.data.store import synchronise
 from seqrec.errors import CheckpointError, MissingInputError
 
 NEWEST = "last.ckpt"
 PARTIAL = ".partial"
-# What a run cannot go on without, and what a model cannot do without.
+# Entries that a run needs to resume, and entries that a model needs.
 NEEDED_TO_FIT = frozenset({"state_dict", "loops", "optimizer_states", "lr_schedulers", "callbacks"})
 NEEDED = frozenset({"state_dict"})
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """How a trainer's strategy writes and reads checkpoint files.
+    """Writes checkpoint files atomically, and verifies them before loading, for a trainer's strategy.
 
-    A file is written beside its place, brought to disk and then moved there, so that whatever ends the process leaves
-    the one before. It is written piece by piece, where Lightning holds a second copy of it in memory.
-    A file is checked against its checksums before it is loaded, with `weights_only=True`: no code in it runs. Where
-    a run goes on from its resume points and the newest is damaged, the one before is taken, with a warning.
+    A file is written next to its place, flushed to disk and then moved there: if the process ends at any time, the
+    file before is still there. It is written piece by piece; Lightning holds a second copy of it in memory.
+    A file is verified by its checksums and loaded with `weights_only=True`, which runs no code from it. If a run
+    resumes and its newest resume point is damaged, the one before is used, with a warning.
 
     Args:
-        fitting: Tells whether a run goes on, which needs more than the weights.
+        fitting: Returns whether a run resumes, which needs more than the weights.
     """
 
     def __init__(self, fitting: Callable[[], bool]) -> None:
@@ -46,7 +47,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
-        """Write a file; see `write_checkpoint`."""
+        """Write a file atomically; see `write_checkpoint`."""
         write_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(
@@ -55,7 +56,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Any | None = lambda storage, location: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read a file, or the newest whole resume point of a folder; `weights_only` is always true."""
+        """Read a file, or the newest undamaged resume point of a folder; `weights_only` is always true."""
         path, needed = Path(path), NEEDED_TO_FIT if self.fitting() else NEEDED
         if path.is_dir():
             path = newest_point(path)
@@ -71,30 +72,30 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                     found = read_checkpoint(older, needed=needed, map_location=map_location)
                 except CheckpointError:
                     continue
-                rank_zero_warn(f"{error}. The run goes on from the point before, {older}")
+                rank_zero_warn(f"{error}. The run resumes from the point before, {older}")
                 return found
             raise
 
 
 class UseAtomicCheckpoints(pl.Callback):
-    """Lets a trainer write and read its checkpoints as `AtomicCheckpointIO`, where nobody chose another way."""
+    """Makes a trainer use `AtomicCheckpointIO`, unless the user chose another checkpoint plugin."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take the place of Lightning's default."""
-        # Strategies that write folders, or files of their own, never ask for it.
+        """Replace Lightning's default plugin."""
+        # Strategies that write folders, or files of their own, do not use it.
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO(lambda: trainer.state.fn == TrainerFn.FITTING)
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a file so that `path` is at any time as it was, or new and whole, also if the machine loses power.
+    """Write a file atomically: `path` is always the old or the complete new file, also if the machine loses power.
 
     Args:
-        checkpoint: What `torch.save` takes.
-        path: The file's place; its folder is made.
+        checkpoint: Content, as for `torch.save`.
+        path: Path of the file; its folder is created.
 
     Raises:
-        CheckpointError: the disk is full or refuses; what was at `path` is still there.
+        CheckpointError: if the disk is full or refuses; the file before is still at `path`.
     """
     partial = path.with_name(path.name + PARTIAL)
     written = 0
@@ -105,7 +106,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             try:
                 torch.save(checkpoint, output)  # type: ignore[arg-type]
             except RuntimeError:
-                # What torch makes of an error of the file's, whichever it was.
+                # torch raises it for any error of the file.
                 if output.error is None:
                     raise
                 raise output.error from None
@@ -125,17 +126,17 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 def read_checkpoint(
     path: Path, *, needed: Collection[str] = NEEDED, map_location: Any = "cpu", mapped: bool = False
 ) -> dict[str, Any]:
-    """Content of a checkpoint that is whole.
+    """Read a checkpoint and verify it.
 
     Args:
         path: The file.
         needed: Entries that it must have.
         map_location: As in `torch.load`.
-        mapped: Whether tensors stay in the file until they are looked at.
+        mapped: Whether tensors stay in the file until they are read.
 
     Raises:
-        MissingInputError: there is no such file.
-        CheckpointError: it is cut off, a checksum is wrong, an entry is missing, or it holds more than plain values.
+        MissingInputError: if the file does not exist.
+        CheckpointError: if it is cut off, a checksum is wrong, an entry is missing, or it has more than plain values.
     """
     if not path.is_file():
         raise MissingInputError(f"there is no checkpoint {path}")
@@ -151,20 +152,28 @@ def read_checkpoint(
     except pickle.UnpicklingError as error:
         what = re.search(r"GLOBAL (\S+)", str(error))
         raise CheckpointError(
-            f"{path} holds more than tensors and plain values, and is not loaded, since that can run code"
+            f"{path} contains more than tensors and plain values, and is not loaded, because that can run code"
             + (f" ({what[1]})" if what else "")
         ) from error
     except RuntimeError as error:
         raise CheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
     missing = sorted(set(needed) - set(content)) if isinstance(content, dict) else sorted(needed)
     if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}; it is no checkpoint to go on from")
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}; it is no checkpoint to resume from")
     assert isinstance(content, dict)
     return content
 
 
+def all_finite(module: nn.Module) -> bool:
+    """Return whether all of a module's parameters are finite; reads 2^24 numbers at a time."""
+    parts = (
+        part for weight in module.parameters() for part in torch.split(weight.detach().flatten(), 1 << 24)
+    )
+    return all(bool(torch.isfinite(part).all()) for part in parts)
+
+
 def resume_points(folder: Path) -> list[Path]:
-    """Resume points in a folder, newest first: `last.ckpt`, `last-1.ckpt`, .."""
+    """Return the resume points in a folder, newest first: `last.ckpt`, `last-1.ckpt`, .."""
     older = {
         int(number): file
         for file in folder.glob("last-*.ckpt")
@@ -175,37 +184,37 @@ def resume_points(folder: Path) -> list[Path]:
 
 
 def newest_point(folder: Path) -> Path:
-    """The newest resume point of a run: in its folder, or in the `checkpoints` in there.
+    """Return the newest resume point in a run's folder, or in the folder `checkpoints` there.
 
     Raises:
-        MissingInputError: it has none.
+        MissingInputError: if the run has none.
     """
     found = [*resume_points(folder), *resume_points(folder / "checkpoints")]
     if not found:
         raise MissingInputError(
-            f"{folder} has no {NEWEST}, nor checkpoints/{NEWEST}: there is nothing to go on from"
+            f"{folder} has no {NEWEST}, nor checkpoints/{NEWEST}: there is nothing to resume from"
         )
     return found[0]
 
 
 def keep_point(folder: Path, keep: int) -> None:
-    """Keep the newest point as `last-1.ckpt`, and older ones behind it, before the newest is replaced.
+    """Keep the newest point as `last-1.ckpt`, and older ones after it, before the newest is replaced.
 
     Args:
-        folder: Where the points are.
-        keep: Points that there may be once a new one has come; older ones are deleted.
+        folder: Folder of the points.
+        keep: Number of points, the coming one included; older ones are deleted.
     """
     points = resume_points(folder)
     for file in points[max(keep - 1, 0) :]:
         if file.name != NEWEST:
             file.unlink()
-    # Oldest first, so that none is overwritten.
+    # Oldest first, because no point may overwrite another.
     for number, file in reversed(list(enumerate(points[: keep - 1], start=1))):
         target = folder / f"last-{number}.ckpt"
         if file.name != NEWEST:
             os.replace(file, target)
             continue
-        # A second name, so that the newest is never away; where the disk knows no second names, a copy.
+        # A second name, because the newest must always exist; a copy if the disk supports no second names.
         try:
             os.link(file, target)
         except OSError as error:
@@ -221,7 +230,7 @@ def _points_before(path: Path) -> list[Path]:
 
 def _refusal(path: Path, error: OSError, written: int) -> str:
     free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
-    before = f"{path} is from before, and whole" if path.is_file() else "there is none from before"
+    before = f"{path} is from before, and complete" if path.is_file() else "there is none from before"
     return (
         f"cannot write the checkpoint {path}: {error.strerror or error} after {written:,} bytes, {free:,} bytes are "
         f"free; {before}. Make room or choose another folder (--resume_points.dirpath, --checkpoint.dirpath)"
@@ -229,7 +238,7 @@ def _refusal(path: Path, error: OSError, written: int) -> str:
 
 
 class _Output:
-    """A file for `torch.save`, which hides what a file's own error was."""
+    """A file for `torch.save` that keeps the file's own error, which torch hides."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
@@ -250,4 +259,4 @@ class _Output:
         return size
 
     def flush(self) -> None:
-        """Nothing: no byte waits."""
+        """Do nothing, because nothing is buffered."""

@@ -1,4 +1,4 @@
-"""The folder of a run and the metrics in it."""
+"""The folder of a run, with its metrics."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class RunFolder(CSVLogger):
-    """Metrics as `metrics.csv` and for TensorBoard, in one folder `<save_dir>/<name>/version_<n>`.
+    """Logs metrics to `metrics.csv` and TensorBoard, in one folder `<save_dir>/<name>/version_<n>`.
 
-    The folder is made when its number is chosen, so that runs which start at once get folders of their own.
+    The folder is created when its number is chosen: runs that start at the same time get folders of their own.
 
     Args:
         save_dir: Folder of all runs.
         name: Folder within it for runs of one kind; empty for none.
         version: Number of the run, or the name of its folder; None is the next free number.
         tensorboard: Whether TensorBoard's files are written too.
+
+    Example:
+        >>> import tempfile
+        >>> from seqrec import RunFolder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     versions = [RunFolder(folder).version for _ in range(2)]
+        >>> versions
+        [0, 1]
     """
 
     def __init__(
@@ -36,7 +44,7 @@ class RunFolder(CSVLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Add a row to both files; TensorBoard has `_` for signs such as `@`.
+        """Add a row to both files; TensorBoard replaces signs such as `@` by `_`.
 
         Args:
             metrics: Values by name.
@@ -48,14 +56,14 @@ class RunFolder(CSVLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what waits in memory."""
+        """Write buffered metrics."""
         super().save()
         if self.tensorboard and "_board" in self.__dict__:
             self._board.experiment.flush()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what waits in memory, and close TensorBoard's file; a later metric opens another."""
+        """Write buffered metrics, and close TensorBoard's file; a later metric opens a new one."""
         super().finalize(status)
         if "_board" in self.__dict__:
             self._board.experiment.close()
@@ -63,7 +71,7 @@ class RunFolder(CSVLogger):
 
     @cached_property
     def _board(self) -> TensorBoardLogger:
-        # Files are named by the second alone and would overwrite each other.
+        # Files are named only by the second, and would overwrite each other.
         self._boards += 1
         suffix = f".{self._boards}"
         return TensorBoardLogger(
@@ -76,7 +84,7 @@ class RunFolder(CSVLogger):
 
     def _get_next_version(self) -> int:
         version: int = super()._get_next_version()
-        # Other ranks are told the first one's folder.
+        # The other processes get the first one's folder.
         while rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             try:
                 (Path(self.root_dir) / f"version_{version}").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, machine, commit."""
+"""Provenance of a run: versions, machine, commit and model size."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+
+from seqrec.catalogue.table import ItemEmbedding
 
 PACKAGES = ("seqrec", "torch", "lightning", "torchmetrics", "polars", "numpy")
+# Children of a recommender that hold item vectors.
+ITEM_TABLES = ("items", "output_items")
 # Seconds that git may take; a summary is not worth more.
 GIT_PATIENCE = 10
 
 
 def package_version(package: str) -> str:
-    """Version of an installed package, or "not installed"."""
+    """Return the version of an installed package, or "not installed"."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -25,12 +30,12 @@ def package_version(package: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on."""
+    """Return the versions of Python and of the packages that numbers depend on."""
     return {"python": platform.python_version(), **{name: package_version(name) for name in PACKAGES}}
 
 
 def hardware() -> dict[str, Any]:
-    """`cpu`: name; `cores`: those that this process may use; `threads`: torch's; `gpus`: names of all visible."""
+    """Return `cpu` (name), `cores` (usable by this process), `threads` (torch's) and `gpus` (names of all visible)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": _cpu_name(),
@@ -41,13 +46,9 @@ def hardware() -> dict[str, Any]:
 
 
 def git_state(folder: Path | str = ".") -> dict[str, Any] | None:
-    """Commit of the checkout that a folder lies in.
+    """Return `commit`, the hash of a folder's checkout, and `dirty`, whether tracked files differ from it.
 
-    Args:
-        folder: The folder.
-
-    Returns:
-        `commit`, its hash, and `dirty`, whether tracked files differ from it; None without git or a commit.
+    None without git or a commit.
     """
     try:
         commit = _git(folder, "rev-parse", "HEAD")
@@ -58,7 +59,7 @@ def git_state(folder: Path | str = ".") -> dict[str, Any] | None:
 
 
 def _git(folder: Path | str, *words: str) -> str:
-    # Without locks, so that a git of the user beside it does not fail.
+    # Without locks, which would make the user's own git commands fail meanwhile.
     command = ["git", "--no-optional-locks", *words]
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, check=True, timeout=GIT_PATIENCE
@@ -72,3 +73,26 @@ def _cpu_name() -> str:
         lines = []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return next(iter(named), platform.processor() or platform.machine())
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Count a model's parameters, all rows of sharded tables included.
+
+    Args:
+        model: A recommender with children `items`, `output_items` and `encoder`; other models have only a total.
+
+    Returns:
+        `total`, `item_table`, `encoder` and `other`, which is the rest.
+    """
+    children = {name: _count(child) for name, child in model.named_children()}
+    own = sum(parameter.numel() for parameter in model.parameters(recurse=False))
+    total = own + sum(children.values())
+    table = sum(children.get(name, 0) for name in ITEM_TABLES)
+    encoder = children.get("encoder", 0)
+    return {"total": total, "item_table": table, "encoder": encoder, "other": total - table - encoder}
+
+
+def _count(module: nn.Module) -> int:
+    if isinstance(module, ItemEmbedding):
+        return (module.num_items + 1) * module.weight.shape[1]
+    return sum(parameter.numel() for parameter in module.parameters())

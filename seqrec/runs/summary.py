@@ -1,4 +1,4 @@
-"""What became of a run, as one file for programs."""
+"""The summary of a run, as one JSON file for programs."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ FILE_NAME = "summary.json"
 class Summary:
     """`summary.json` of a run's folder, key by key.
 
-    It is written when training starts, at each epoch's end and when the run ends, however it does. Counts and seconds
-    are those of the whole run, resumed or not; what was done between a checkpoint and a kill, and done again after it,
-    counts once. Of several ranks events and tokens are added up, memory is the largest rank's, and seconds are the
-    first rank's, measured with the device synchronised. Numbers that are not finite are null.
+    It is written when training starts, at each epoch's end and when the run ends in any way. Counts and seconds are
+    those of the whole run, resumed or not; work that is repeated because a run was killed after its last checkpoint
+    counts once. Events and tokens are summed over processes, memory is the largest process's, and seconds are the
+    first process's, measured with the device synchronised. Numbers that are not finite are null.
 
     Attributes:
         status: "running", "finished", "interrupted" by Ctrl+C or SIGTERM, or "failed". A run that was killed stays
             "running".
-        error: Kind and message of what ended the run; None where nothing did.
+        error: Kind and message of the error that ended the run; None without one.
         model: The model's title, such as "MambaRec".
         epochs: Epochs trained to their end.
         steps: Optimiser steps.
         events: Events of the windows trained on, without padding.
         tokens: The same with padding.
         seconds: By phase: `prepare` (opening or preparing the store), `train` (reading batches included), `validate`
-            (while fitting, or by that command), `test`, `checkpoint` (writing them). None is part of another.
-        events_per_second: `events` by the seconds of `train`; None without training.
-        tokens_per_second: Likewise.
-        peak_memory: Bytes. `host`: most resident memory of the process since it started; `device`: most memory of
-            tensors on the GPU, and `device_reserved`: most that torch kept there, since the command (fit, test, ..)
-            started; None without a GPU. The largest of all commands.
+            (while fitting, or by that command), `test`, `checkpoint` (writing them). Phases do not overlap.
+        events_per_second: `events` divided by the seconds of `train`; None without training.
+        tokens_per_second: `tokens` divided by the seconds of `train`; None without training.
+        peak_memory: Bytes. `host`: peak resident memory of the process since it started; `device`: peak memory of
+            tensors on the GPU, and `device_reserved`: peak memory that torch kept there, since the command (fit, test,
+            ..) started; None without a GPU. The largest of all commands.
         parameters: Numbers that are learned or counted: `total`, `item_table` (with a separate output table and
             biases), `encoder`, and `other` (positions, users). A sharded table counts with all rows.
         best: `metric`, `value`, `epoch` (from 0) and `step` of the best validation by the monitored metric, and
-            `checkpoint`, its file; None before one.
+            `checkpoint`, its file; None before the first.
         validation: Metrics of the newest validation, by name without `val_`.
-        test: Metrics of the test, by name without `test_`; None before one.
+        test: Metrics of the test, by name without `test_`; None before the first.
         protocol: Id of the protocol that the metrics belong to.
         seeds: `run`: seed of weights, dropout and negatives; `data`: seed of the training order.
         versions: Of python and of the packages that numbers depend on.
         hardware: `cpu`, `cores`, `threads`, `gpus`; see `seqrec.runs.provenance.hardware`.
         job: `ranks`, `nodes`, `device` (cpu, cuda), `strategy`, `precision`, `accumulate_grad_batches`.
         git: `commit` and `dirty` of the working directory's checkout; None without one.
-        command: What was typed.
-        resume: What goes on with this run; None before there is a checkpoint to go on from.
-        resumed_from: Checkpoint that this run went on from; None at its first start.
-        started: When this process's part of the run started, ISO 8601, UTC.
-        updated: When this file was written, likewise.
+        command: The command as typed.
+        resume: Command that resumes this run; None before its first checkpoint.
+        resumed_from: Checkpoint that this run resumed from; None at its first start.
+        started: Start time of this process, ISO 8601, UTC.
+        updated: Time at which this file was written, likewise.
     """
 
     status: str
@@ -86,7 +86,7 @@ class Summary:
     updated: str
 
     def write(self, folder: Path | str) -> None:
-        """Put the file into a folder, in one move, so that a file that is there is whole."""
+        """Write the file into a folder in one move: an existing file is always complete."""
         file = Path(folder) / FILE_NAME
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(FILE_NAME + ".partial")
@@ -96,16 +96,16 @@ class Summary:
 
 
 def read_summary(folder: Path | str) -> Summary:
-    """The summary in a run's folder.
+    """Read the summary in a run's folder.
 
     Raises:
-        MissingInputError: there is none.
-        InputError: the file is not one of this version.
+        MissingInputError: if the folder has none.
+        InputError: if the file is damaged or of another version.
     """
     file = Path(folder) / FILE_NAME
     if not file.is_file():
         raise MissingInputError(
-            f"{folder} has no {FILE_NAME}: it is no run's folder, or of a run by another logger"
+            f"{folder} has no {FILE_NAME}: it is no run's folder, or the run used another logger"
         )
     names = [field.name for field in fields(Summary)]
     try:
@@ -118,7 +118,7 @@ def read_summary(folder: Path | str) -> Summary:
 
 
 def _finite(value: Any) -> Any:
-    """Nested values with None for numbers that JSON does not have."""
+    """Replace numbers that JSON does not have by None, in nested values."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,9 +1,8 @@
-"""What a trainer must be for our models to learn what they should; refused before the first step.
+"""Checks of a trainer before the first step.
 
-Of the ways to spread a model over ranks only data parallelism is taken. What FSDP and DeepSpeed spread are the weights
-of the layers, and those of our encoders are few: 4 blocks of width 512 are 7 million numbers, where the table of 30
-million items has 15 billion. The table is spread by `item_table.sharded`, whose ranks send the rows of a batch; FSDP
-would send all of its rows at every step.
+Only data parallelism is supported for several processes. FSDP and DeepSpeed shard the weights of the layers, and our
+encoders have few of those: 4 blocks of width 512 are 7 million numbers, and a table of 30 million items has 15
+billion. `item_table.sharded` shards the table and sends the rows of a batch. FSDP would send all rows at every step.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.xla import XLAStrategy
 
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.store import REMEDY, EventStore
@@ -21,24 +21,24 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def check_trainer(trainer: pl.Trainer) -> None:
-    """Refuse what a recommender cannot be trained with, or would be trained badly with; all ranks must call.
+    """Refuse a trainer that cannot train a recommender, or would train it badly; all processes must call it.
 
     Raises:
-        InputError: a strategy other than DDP or a single device, or a precision whose weights are not float32.
-        StoreError: hosts hold different stores.
+        InputError: if the strategy is not DDP or a single device, or the precision has no float32 weights.
+        StoreError: if hosts have different stores.
     """
     strategy = trainer.strategy
     if not isinstance(strategy, (DDPStrategy, SingleDeviceStrategy)) or isinstance(
         strategy, DeepSpeedStrategy
     ):
         raise InputError(
-            f"trainer.strategy {type(strategy).__name__} spreads the encoder's weights, which are few; take strategy "
-            "ddp, and spread the item table, where the weights are, by item_table.sharded: true"
+            f"trainer.strategy {type(strategy).__name__} shards the encoder's weights, which are few; use strategy "
+            "ddp, and shard the item table, which has most weights, by item_table.sharded: true"
         )
     if trainer.precision not in PRECISIONS:
         raise InputError(
-            f"trainer.precision {trainer.precision} is not taken: weights below float32 round away the steps of Adam "
-            f"(bfloat16 does not tell 1.001 from 1). Take {' or '.join(PRECISIONS)}; to halve the item table set "
+            f"trainer.precision {trainer.precision} is not supported: weights below float32 round away the steps of "
+            f"Adam (in bfloat16, 1.001 is 1). Use {' or '.join(PRECISIONS)}; to halve the item table set "
             "item_table.dtype: bfloat16, which is rounded stochastically; for float64 call model.double()"
         )
     data = getattr(trainer, "datamodule", None)
@@ -46,8 +46,29 @@ def check_trainer(trainer: pl.Trainer) -> None:
         _refuse_other_stores(data.store, strategy, trainer.global_rank)
 
 
+def check_sharding(trainer: pl.Trainer) -> None:
+    """Refuse a trainer that cannot train sharded tables.
+
+    Raises:
+        InputError: if the strategy is not DDP or a single device, or several processes use float16 with a scaler.
+    """
+    strategy = trainer.strategy
+    fits = isinstance(strategy, (DDPStrategy, SingleDeviceStrategy))
+    if not fits or isinstance(strategy, (DeepSpeedStrategy, XLAStrategy)):
+        raise InputError(
+            f"item_table.sharded=True works with trainer.strategy ddp or a single device, not with "
+            f"{type(strategy).__name__}: use strategy ddp, or set item_table.sharded: false"
+        )
+    # If a gradient overflows in the rows of one process, only that process would skip the update.
+    if trainer.world_size > 1 and trainer.precision == "16-mixed":
+        raise InputError(
+            "item_table.sharded=True on several processes does not work with trainer.precision 16-mixed: its scaler "
+            "may skip an update in one process only. Use bf16-mixed or 32-true"
+        )
+
+
 def _refuse_other_stores(store: EventStore, strategy: Any, rank: int) -> None:
-    """Compare the hashes in manifests on all ranks, before one waits for steps that another does not take."""
+    """Compare the manifests' hashes of all processes, before one waits for steps that another does not have."""
     files = {name: entry["sha256"] for name, entry in store.manifest["files"].items()}
     expected = strategy.broadcast(files)
     differing = sorted(
@@ -55,8 +76,10 @@ def _refuse_other_stores(store: EventStore, strategy: Any, rank: int) -> None:
     )
     if strategy.reduce_boolean_decision(not differing):
         return
-    found = f"differs from rank 0's in {', '.join(differing)}" if differing else "is as rank 0's"
+    found = (
+        f"differs from process 0's in {', '.join(differing)}" if differing else "is the same as process 0's"
+    )
     raise StoreError(
-        f"the processes of this job read different stores: {store.directory} of rank {rank} {found}. Give all hosts "
-        f"the same log, and where each has its store on a disk of its own, {REMEDY} there; or a data.store that all see"
+        f"the processes of this job read different stores: {store.directory} of process {rank} {found}. Give all hosts "
+        f"the same log; if each has its store on its own disk, {REMEDY} there, or use a data.store that all can read"
     )

@@ -22,7 +22,7 @@ from seqrec.catalogue.sharding import RowShards, ShardedEmbedding, keep_own_stat
 from seqrec.catalogue.table import ItemEmbedding, ItemTable
 from seqrec.errors import InputError
 from seqrec.models import SASRec
-from seqrec.runs.callbacks.gather_tables import check_job
+from seqrec.runs.trainer_checks import check_sharding
 from seqrec.training.losses import FullSoftmax
 from seqrec.types import History
 
@@ -270,14 +270,14 @@ def test_sharded_tables_refuse_dense_gradients():
 def test_strategies_that_move_parameters_are_refused(strategy: type):
     trainer = SimpleNamespace(strategy=object.__new__(strategy), world_size=2, precision="32-true")
     with pytest.raises(InputError, match=f"strategy ddp or a single device, not with {strategy.__name__}"):
-        check_job(trainer)
+        check_sharding(trainer)
 
 
 def test_float16_with_a_scaler_is_refused_on_several_ranks():
     trainer = SimpleNamespace(strategy=DDPStrategy(), world_size=2, precision="16-mixed")
-    with pytest.raises(InputError, match="take bf16-mixed or 32-true"):
-        check_job(trainer)
-    check_job(SimpleNamespace(strategy=SingleDeviceStrategy("cpu"), world_size=1, precision="16-mixed"))
+    with pytest.raises(InputError, match="Use bf16-mixed or 32-true"):
+        check_sharding(trainer)
+    check_sharding(SimpleNamespace(strategy=SingleDeviceStrategy("cpu"), world_size=1, precision="16-mixed"))
 
 
 def test_a_refusal_reaches_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -285,6 +285,8 @@ def test_a_refusal_reaches_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     trainer = pl.Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path
     )
-    monkeypatch.setattr("seqrec.runs.callbacks.gather_tables.SingleDeviceStrategy", DDPStrategy)
+    monkeypatch.setattr("seqrec.runs.trainer_checks.SingleDeviceStrategy", DDPStrategy)
+    # The check of all models would refuse the strategy first.
+    monkeypatch.setattr("seqrec.models.base.check_trainer", lambda _: None)
     with pytest.raises(InputError, match="not with SingleDeviceStrategy"):
         trainer.validate(model, DataLoader(Shares(9, 1), batch_size=None))

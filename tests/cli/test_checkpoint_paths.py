@@ -49,7 +49,7 @@ def test_a_name_gives_the_file(words: tuple[str, ...], found: str | None):
 
 def test_a_name_without_a_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(MissingInputError, match=r"empty has no last\.ckpt, .*nothing to go on from"):
+    with pytest.raises(MissingInputError, match=r"empty has no last\.ckpt, .*nothing to resume from"):
         with_checkpoint_file(["fit", "--ckpt_path", "empty"])
     monkeypatch.chdir(tmp_path / "empty")
     with pytest.raises(MissingInputError, match=r"--ckpt_path last: there is no folder runs here"):

@@ -27,7 +27,7 @@ from seqrec.evaluation.protocols import (
     UniformCandidates,
     WholeCatalogue,
 )
-from seqrec.evaluation.protocols.draws import draw_by_weight, first_distinct, hashed_uniforms
+from seqrec.evaluation.protocols.sampled_candidates import draw_by_weight, first_distinct, hashed_uniforms
 from seqrec.evaluation.target_ranks import Targets
 from seqrec.specs import from_spec, to_spec
 from seqrec.training.negatives import draw_unseen
@@ -182,7 +182,7 @@ class TestSampledCandidates:
     def test_items_that_are_hardly_ever_drawn_do_not_make_it_draw_forever(self):
         counts = torch.ones(NUM_ITEMS + 1, dtype=torch.int64)
         counts[0], counts[1] = 0, 2**40
-        with pytest.raises(InputError, match=r"draws bring fewer than 20 different candidates"):
+        with pytest.raises(InputError, match=r"draws give fewer than 20 different candidates"):
             drawn_by(PopularityCandidates(20), [1, 2, 3], 3, TrainingCounts(counts))
 
     @pytest.mark.parametrize("candidates", [*sampled(), WholeCatalogue(trained_only=True)], ids=by_id)
@@ -190,7 +190,7 @@ class TestSampledCandidates:
         if not candidates.needs_item_counts:
             return
         batch, scorer, states = users_batch([1, 2]), Scorer(torch.zeros(NUM_ITEMS + 1, 4)), torch.zeros(2, 4)
-        with pytest.raises(InputError, match=rf"{candidates.id}.* needs how often items occur in training"):
+        with pytest.raises(InputError, match=rf"{candidates.id}.* needs the items' counts in training"):
             Protocol(candidates=candidates).judge(states, batch, scorer)
         with pytest.raises(InputError, match="item_counts has 12 items, but the model has 40"):
             Protocol(candidates=candidates).judge(states, batch, scorer, counts_of(0, 12))

@@ -40,7 +40,7 @@ def test_a_killed_loader_ends_the_run_with_its_reason(start: Callable[..., Job],
         r"error: a loader process.* ended unexpectedly, most often killed for want of memory: .*",
         last_word(job),
     ), job.output
-    assert "Go on with: seqrec fit" in job.output, job.output
+    assert "Resume with: seqrec fit" in job.output, job.output
     read_checkpoint(checkpoints(tmp_path) / "last.ckpt", needed=NEEDED_TO_FIT)
 
 
@@ -79,11 +79,11 @@ def test_a_full_disk_leaves_the_checkpoint_that_was_reported(start: Callable[...
     assert job.end() == 2, job.output
     assert re.fullmatch(
         r"error: cannot write the checkpoint runs/.*/last\.ckpt: No space left on device after 0 bytes, [\d,]+ bytes "
-        r"are free; .* is from before, and whole\. Make room .*",
+        r"are free; .* is from before, and complete\. Make room .*",
         last_word(job),
     )
     step = read_checkpoint(last, needed=NEEDED_TO_FIT)["global_step"]
-    said = re.search(r"Newest resume point: \S+, of step (\d+)\. Go on with: seqrec fit (.*)", job.output)
+    said = re.search(r"Newest resume point: \S+, of step (\d+)\. Resume with: seqrec fit (.*)", job.output)
     assert said
     assert int(said[1]) == step
     again = start(*said[2].split(), "--trainer.max_epochs", str(step // 25 + 1))
@@ -92,7 +92,7 @@ def test_a_full_disk_leaves_the_checkpoint_that_was_reported(start: Callable[...
 
 def test_a_second_job_in_a_folder_is_refused_and_the_first_goes_on(start: Callable[..., Job], tmp_path: Path):
     """The second ends with status 2 and names the first, which goes on; one that names no folder has its own."""
-    impatient = "from seqrec.runs import lock; lock.PATIENCE_SECONDS = 0.5"
+    impatient = "from seqrec.runs import job; job.PATIENCE_SECONDS = 0.5"
     first = start()
     last = checkpoints(tmp_path) / "last.ckpt"
     first.wait_for(last.exists)
@@ -100,7 +100,7 @@ def test_a_second_job_in_a_folder_is_refused_and_the_first_goes_on(start: Callab
     third = start("--trainer.max_epochs", "1")
     assert second.end(60) == 2
     assert re.fullmatch(
-        rf"error: .*checkpoints belongs to another job that is running \(process {first.pid} on .* since .*\): .*",
+        rf"error: .*checkpoints is in use by another job \(process {first.pid} on .* since .*\): .*",
         last_word(second),
     )
     assert third.end(60) == 0, third.output
@@ -217,6 +217,6 @@ def test_sigterm_to_one_rank_stops_both_at_the_same_step(start: Callable[..., Jo
     first.wait_for(last.exists)
     second.signal(signal.SIGTERM)
     assert first.end() == second.end() == 128 + signal.SIGTERM, first.output
-    said = re.search(r"stopped by another rank's signal at epoch \d+, step (\d+)\. .*", first.output)
+    said = re.search(r"stopped by another process's signal at epoch \d+, step (\d+)\. .*", first.output)
     assert said, first.output
     assert read_checkpoint(last, needed=NEEDED_TO_FIT)["global_step"] == int(said[1])

@@ -35,7 +35,7 @@ def test_sigterm_saves_the_step_and_the_command_that_is_printed_goes_on(
     assert time.monotonic() - begun < 20
     said = re.search(
         r"stopped by SIGTERM at epoch \d+, step (\d+)\. Newest resume point: (\S+), of step \1\. "
-        "Go on with: seqrec (.*)",
+        "Resume with: seqrec (.*)",
         job.output,
     )
     assert said, job.output
@@ -65,12 +65,12 @@ def test_sigint_twice_ends_at_once_and_leaves_the_newest_point_whole(
     job.wait_for(lambda: "slow step" in job.output)
     job.signal(signal.SIGINT)
     job.wait_for(
-        lambda: "SIGINT: the run will stop after this step, and save; once more ends it" in job.output
+        lambda: "SIGINT: the run will save and stop after this step; press again to end it" in job.output
     )
     job.signal(signal.SIGINT)
     assert job.end() == 128 + signal.SIGINT
     assert "stopped by SIGINT at epoch 0, step 7. Newest resume point:" in job.output
-    assert "of step 5. Go on with: seqrec fit" in job.output
+    assert "of step 5. Resume with: seqrec fit" in job.output
     assert step_of(newest(tmp_path)) == 5
     assert "Traceback" not in job.output
 

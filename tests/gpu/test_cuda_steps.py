@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from seqrec.runs.callbacks import StepSeeds
-from seqrec.runs.pending_copy import PendingCopy
+from seqrec.runs.measurement import PendingCopy
 from seqrec.training.optim import LazyAdamOptimizer
 from seqrec.types import History, RaggedItems, SequenceBatch
 

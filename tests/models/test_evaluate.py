@@ -80,7 +80,7 @@ def test_the_protocols_normaliser_divides_the_ndcg(batches: Sequence[SequenceBat
 def test_counts_of_training_are_given_or_refused(batches: Sequence[SequenceBatch]):
     gru = model()
     gru.protocol = Protocol(candidates=PopularityCandidates(2))
-    with pytest.raises(InputError, match=r"PopularityCandidates .* needs how often items occur in training"):
+    with pytest.raises(InputError, match=r"PopularityCandidates .* needs the items' counts in training"):
         evaluate(gru, batches)
     assert evaluate(gru, batches, item_counts=np.array([0] + [3] * 12))["HR@5"] == 1
     gru.protocol = Protocol(candidates=WholeCatalogue(trained_only=True))

@@ -36,7 +36,7 @@ def trainer_with(strategy: Any, data: SequenceDataModule | None = None) -> Any:
 @pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
 def test_strategies_that_spread_layers_are_refused_with_what_to_spread(strategy: type):
     with pytest.raises(
-        InputError, match=f"{strategy.__name__} spreads the encoder's weights.*item_table.sharded"
+        InputError, match=f"{strategy.__name__} shards the encoder's weights.*item_table.sharded"
     ):
         check_trainer(trainer_with(strategy()))
     check_trainer(trainer_with(DDPStrategy()))
@@ -57,7 +57,7 @@ def test_weights_that_are_not_float32_are_refused_before_anything_is_trained(pre
         enable_model_summary=False,
     )
     for command in (trainer.fit, trainer.test):
-        with pytest.raises(InputError, match=f"precision {precision} is not taken.*bf16-mixed.*bfloat16"):
+        with pytest.raises(InputError, match=f"precision {precision} is not supported.*bf16-mixed.*bfloat16"):
             command(model, data)
 
 
@@ -66,7 +66,7 @@ def test_ranks_whose_stores_differ_are_refused_with_the_files(tmp_path: Path):
     check_trainer(trainer_with(TwoRanks(lambda files: files), data))
     other = trainer_with(TwoRanks(lambda files: files | {"item_ids.npy": "0"}), data)
     with pytest.raises(
-        StoreError, match=r"of rank 1 differs from rank 0's in item_ids.npy.*prepare it again"
+        StoreError, match=r"of process 1 differs from process 0's in item_ids.npy.*prepare it again"
     ):
         check_trainer(other)
 
@@ -75,7 +75,7 @@ def test_a_rank_whose_store_is_right_ends_with_the_others(tmp_path: Path, monkey
     data = SequenceDataModule(Synthetic(num_users=20, mean_events=8), store=str(tmp_path / "store"))
     ranks = TwoRanks(lambda files: files)
     monkeypatch.setattr(ranks, "reduce_boolean_decision", lambda decision: False)
-    with pytest.raises(StoreError, match="of rank 1 is as rank 0's"):
+    with pytest.raises(StoreError, match="of process 1 is the same as process 0's"):
         check_trainer(trainer_with(ranks, data))
 
 
@@ -83,5 +83,5 @@ def test_baselines_are_checked_too(tmp_path: Path):
     data = SequenceDataModule(Synthetic(num_users=20, mean_events=8), store=str(tmp_path / "store"))
     model = Popularity(data.num_items)
     trainer = pl.Trainer(accelerator="cpu", precision="64-true", logger=False, enable_progress_bar=False)
-    with pytest.raises(InputError, match="precision 64-true is not taken"):
+    with pytest.raises(InputError, match="precision 64-true is not supported"):
         trainer.test(model, data)

@@ -1,4 +1,4 @@
-"""Metrics of rankings by their targets, and of recommended lists without."""
+"""Metrics: ranking metrics of targets, and metrics of recommended lists without targets."""
 
 from seqrec.evaluation.metrics.functional import NORMALISERS, hit_rate, mrr, ndcg, precision, recall
 from seqrec.evaluation.metrics.lists import Coverage, ListMetric, MeanPopularity, Novelty, list_metrics

@@ -1,12 +1,12 @@
-"""Ranking metrics of each user's targets, as pure functions of ranks; ties by the mean over their orders.
+"""Ranking metrics of each user's targets, as pure functions of ranks; ties count as the mean over their orders.
 
-B users, T targets of all of them, k length of the list that is judged.
+B users, T targets of all of them, k length of the list.
 
-**Ties.** A target with `better` candidates above it and `tied` others at its score stands on each of the places
+**Ties.** A target with `better` candidates above it and `tied` others at its score has each of the places
 better + 1 .. better + tied + 1 with equal probability. Every metric is its expectation over the orders of the tied
 (McSherry & Najork 2008, Computing Information Retrieval Performance Measures Efficiently in the Presence of Tied
 Scores), not the outcome of one order. Targets of one user are candidates for each other, so targets of equal score
-have equal `better`, and they take distinct places among those that they share.
+have equal `better`, and take distinct places among those that they share.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ import torch
 from torch import Tensor
 
 from seqrec.errors import InputError
-from seqrec.evaluation.metrics.fixed_point import from_fixed_point, to_fixed_point
 from seqrec.types import ROW_STRIDE, JudgedTargets
 
 NORMALISERS = ("achievable", "cutoff", "none")
+# Bits of each of the two parts after the binary point. Sums of values up to 1 reach 2^32 before the high part
+# overflows. A value loses at most 2^-63, which is below the last bit of any float64 above 2^-10.
+PART_BITS = 31
 
 
 class Places(NamedTuple):
-    """Places that targets of equal score share, in the order of a ranking.
+    """Places of a ranking that targets of equal score share.
 
     Attributes:
         above: (N,) int64, places before the shared ones.
         shared: (N,) int64, places that the tied share, at least `targets`.
-        targets: (N,) int64, how many of the tied are targets of the user.
+        targets: (N,) int64, number of the user's targets among the tied.
     """
 
     above: Tensor
@@ -38,10 +40,19 @@ class Places(NamedTuple):
 
 
 def hit_rate(judged: JudgedTargets, k: int) -> Tensor:
-    """(B,) float64, probability that at least one target is among the first `k`.
+    """Return (B,) float64, the probability that at least one target is among the first `k`.
 
-    Where the end of the list runs through n places that m targets share, and c of these are inside, the m
-    targets are a random subset of the places: all miss with the hypergeometric probability C(n-m, c) / C(n, c).
+    If m targets share n places, and c of these are inside the list, the m targets are a random subset of the places:
+    all miss with the hypergeometric probability C(n-m, c) / C(n, c).
+
+    Example:
+        >>> import torch
+        >>> from seqrec.types import JudgedTargets, TargetRanks
+        >>> users, ones = torch.tensor([1, 2]), torch.ones(2, dtype=torch.int64)
+        >>> ranks = TargetRanks(better=torch.tensor([0, 12]), tied=torch.tensor([0, 0]))
+        >>> judged = JudgedTargets(users, ones, torch.tensor([0, 1]), ones, ranks, ones.bool())
+        >>> hit_rate(judged, k=10).tolist()
+        [1.0, 0.0]
     """
     first = _first_places(judged)
     inside = _inside(first, k)
@@ -54,9 +65,9 @@ def hit_rate(judged: JudgedTargets, k: int) -> Tensor:
 
 
 def mrr(judged: JudgedTargets, k: int) -> Tensor:
-    """(B,) float64, 1 / rank of the user's first target if that rank is at most `k`, else 0.
+    """Return (B,) float64, 1 / rank of the user's first target if that rank is at most `k`, else 0.
 
-    The first of m targets on n shared places stands on the j-th with probability C(n-j, m-1) / C(n, m).
+    The first of m targets on n shared places has the j-th of them with probability C(n-j, m-1) / C(n, m).
     """
     first = _first_places(judged)
     alone = _mean_gain(first, 1 / _positions(judged, k))
@@ -74,7 +85,7 @@ def mrr(judged: JudgedTargets, k: int) -> Tensor:
 
 
 def ndcg(judged: JudgedTargets, k: int, normaliser: str = "achievable") -> Tensor:
-    """(B,) float64, sum of `1 / log2(1 + rank)` over targets of rank <= k, divided as `normaliser` says.
+    """Return (B,) float64, the sum of `1 / log2(1 + rank)` over targets of rank <= k, divided by a normaliser.
 
     Järvelin & Kekäläinen 2002, Cumulated Gain-Based Evaluation of IR Techniques, with gains of 1.
 
@@ -86,7 +97,7 @@ def ndcg(judged: JudgedTargets, k: int, normaliser: str = "achievable") -> Tenso
             cannot reach: with one target and k = 10 by 4.54. "none" does not divide: DCG.
 
     Raises:
-        InputError: an unknown normaliser.
+        InputError: if the normaliser is unknown.
     """
     check_normaliser(normaliser)
     gains = 1 / torch.log2(1 + _positions(judged, k))
@@ -101,21 +112,17 @@ def ndcg(judged: JudgedTargets, k: int, normaliser: str = "achievable") -> Tenso
 
 
 def recall(judged: JudgedTargets, k: int) -> Tensor:
-    """(B,) float64, expected share of the user's targets that are among the first `k`."""
+    """Return (B,) float64, the expected share of the user's targets that are among the first `k`."""
     return _hits(judged, k) / judged.counts
 
 
 def precision(judged: JudgedTargets, k: int) -> Tensor:
-    """(B,) float64, expected share of the first `k` that are targets; a shorter catalogue counts as `k` too."""
+    """Return (B,) float64, the expected share of the first `k` that are targets; a shorter catalogue counts as `k`."""
     return _hits(judged, k) / k
 
 
 def check_normaliser(normaliser: str) -> None:
-    """Refuse what is not one of `NORMALISERS`.
-
-    Raises:
-        InputError: an unknown normaliser.
-    """
+    """Refuse a normaliser that is not in `NORMALISERS`."""
     if normaliser not in NORMALISERS:
         raise InputError(f"normaliser={normaliser!r} must be one of {', '.join(NORMALISERS)}")
 
@@ -125,7 +132,7 @@ def _one_target_each(judged: JudgedTargets) -> bool:
 
 
 def _places(judged: JudgedTargets) -> Places:
-    """Places of each target, (T,)."""
+    """Return the places (T,) of each target."""
     above, shared = judged.ranks.better, judged.ranks.tied + 1
     if _one_target_each(judged):
         return Places(above, shared, torch.ones_like(above))
@@ -135,7 +142,7 @@ def _places(judged: JudgedTargets) -> Places:
 
 
 def _first_places(judged: JudgedTargets) -> Places:
-    """Places of each user's first targets, (B,): those with the fewest candidates above."""
+    """Return the places (B,) of each user's first targets: those with the fewest candidates above."""
     places = _places(judged)
     if _one_target_each(judged):
         return places
@@ -150,12 +157,12 @@ def _first_places(judged: JudgedTargets) -> Places:
 
 
 def _inside(places: Places, k: int) -> Tensor:
-    """(N,) int64, how many of the shared places are among the first `k`."""
+    """Return (N,) int64, the number of shared places among the first `k`."""
     return (k - places.above).clamp_min(0).minimum(places.shared)
 
 
 def _all_miss(places: Places, k: int) -> Tensor:
-    """(N, k + 1) float64, column c: probability that no target stands on the first c of the shared places."""
+    """Return (N, k + 1) float64, column c: the probability that no target has one of the first c shared places."""
     steps = torch.arange(k, device=places.above.device)
     shared, targets = places.shared.unsqueeze(1), places.targets.unsqueeze(1)
     free = (shared - targets - steps).clamp_min(0).double() / (shared - steps).clamp_min(1)
@@ -163,31 +170,51 @@ def _all_miss(places: Places, k: int) -> Tensor:
 
 
 def _positions(judged: JudgedTargets, k: int) -> Tensor:
-    """(k,) float64: 1, 2, .., k."""
+    """Return (k,) float64: 1, 2, .., k."""
     return torch.arange(1, k + 1, dtype=torch.float64, device=judged.rows.device)
 
 
 def _running_sum(gains: Tensor) -> Tensor:
-    """(k + 1,) sum of the first 0, 1, .., k gains."""
+    """Return (k + 1,) sums of the first 0, 1, .., k gains."""
     return torch.cat([gains.new_zeros(1), gains.cumsum(0)])
 
 
 def _mean_gain(places: Places, gains: Tensor) -> Tensor:
-    """(N,) mean over the shared places of what the list, gains (k,), gives at each; 0 behind its end."""
+    """Return (N,) the mean gain (k,) of the shared places; 0 after the list's end."""
     k, running = len(gains), _running_sum(gains)
     first, last = places.above.clamp_max(k), (places.above + places.shared).clamp_max(k)
     return (running[last] - running[first]) / places.shared
 
 
 def _hits(judged: JudgedTargets, k: int) -> Tensor:
-    """(B,) float64, expected number of targets among the first `k`."""
+    """Return (B,) float64, the expected number of targets among the first `k`."""
     places = _places(judged)
     return _per_user(judged, _inside(places, k).double() / places.shared)
 
 
 def _per_user(judged: JudgedTargets, values: Tensor) -> Tensor:
-    """(B,) sums of the values (T,) of each user's targets, the same on every device."""
+    """Return (B,) sums of the values (T,) of each user's targets, the same on every device."""
     if _one_target_each(judged):
         return values
     sums = torch.zeros(len(judged.user_ids), 2, dtype=torch.int64, device=values.device)
     return from_fixed_point(sums.index_add_(0, judged.rows, to_fixed_point(values)))
+
+
+def to_fixed_point(values: Tensor) -> Tensor:
+    """Return integers (.., 2) int64 with sums that are exact in any order.
+
+    Sums of floats depend on their order, and therefore on batches and processes.
+
+    Args:
+        values: (..) float64, at least 0. The high part counts units of 2^-31, the low one units of 2^-62.
+    """
+    scaled = values * 2.0**PART_BITS
+    high = scaled.floor()
+    # Exact: the difference of a float64 and its integer part is one too.
+    low = ((scaled - high) * 2.0**PART_BITS).round()
+    return torch.stack([high, low], dim=-1).long()
+
+
+def from_fixed_point(parts: Tensor) -> Tensor:
+    """Return the float64 (..) nearest to the value of integers (.., 2) of `to_fixed_point`, or of their sums."""
+    return parts[..., 0].double() * 2.0**-PART_BITS + parts[..., 1].double() * 2.0 ** (-2 * PART_BITS)

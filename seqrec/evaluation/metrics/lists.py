@@ -1,4 +1,4 @@
-"""Metrics of what is recommended, without targets: how much of the catalogue, how popular, how novel. V = items + 1."""
+"""Metrics of recommended lists, without targets: coverage, popularity and novelty. V = num_items + 1."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from seqrec.types import Recommendations
 
 
 class ListMetric(Metric, ABC):
-    """A function of how often each item stands among the first k of all users' lists; exact under distribution.
+    """A function of the number of lists with each item among their first k; exact on several processes.
 
-    The state is one count an item, (V,) int64, summed over ranks; that of item 0, places without an item, is never
-    read. Every recommended item counts the same, so lists that end before k weigh less.
+    The state is one count for each item, (V,) int64, summed over processes. The count of item 0, places without an
+    item, is never read. Every recommended item counts the same, so lists that end before k weigh less.
 
     Args:
-        item_counts: (V,) how often each item occurs in training, as `SequenceDataModule.train_item_counts` gives
-            them; item 0 is padding.
-        k: Length of the lists that are judged, at least 1.
+        item_counts: (V,) training events of each item, from `SequenceDataModule.train_item_counts`; item 0 is padding.
+        k: Number of items of each list that count, at least 1.
 
     Raises:
-        InputError: `k` below 1, or a catalogue without items.
+        InputError: if `k` is below 1, or the catalogue has no items.
     """
 
     full_state_update = False
@@ -48,7 +47,7 @@ class ListMetric(Metric, ABC):
         """Add a batch of users.
 
         Raises:
-            InputError: lists shorter than `k`, or an item beyond the catalogue.
+            InputError: if lists are shorter than `k`, or an item is not in the catalogue.
         """
         width = recommendations.item_ids.shape[1]
         if width < self.k:
@@ -66,10 +65,10 @@ class ListMetric(Metric, ABC):
 
     @abstractmethod
     def compute(self) -> Tensor:
-        """() float64."""
+        """Return the metric, () float64."""
 
     def _mean(self, values: Tensor) -> Tensor:
-        """Mean of the items' values (V,) over all that was recommended; NaN before the first."""
+        """Return the mean of the items' values (V,) over all recommendations; NaN before the first."""
         times = self.recommended[1:].double()
         return (times * values[1:].double()).sum() / times.sum()
 
@@ -78,7 +77,7 @@ class Coverage(ListMetric):
     """Coverage@k: share of the catalogue that is among the first k of at least one user."""
 
     def compute(self) -> Tensor:
-        """See the class."""
+        """Return the share."""
         return (self.recommended[1:] > 0).double().mean()
 
 
@@ -86,7 +85,7 @@ class MeanPopularity(ListMetric):
     """Popularity@k: mean number of training events of the recommended items."""
 
     def compute(self) -> Tensor:
-        """See the class."""
+        """Return the mean."""
         return self._mean(self.item_counts)
 
 
@@ -95,25 +94,25 @@ class Novelty(ListMetric):
 
     Zhou et al. 2010, Solving the apparent diversity-accuracy dilemma of recommender systems, with p(item) the
     item's share of training events, as in Vargas & Castells 2011, Rank and relevance in novelty and diversity
-    metrics for recommender systems. An item without training events, which would be infinitely novel, counts
-    as one with a single event.
+    metrics for recommender systems. An item without training events would be infinitely novel; it counts as
+    having one event.
     """
 
     def compute(self) -> Tensor:
-        """See the class."""
+        """Return the mean, in bits."""
         counts = self.item_counts.double()
         return self._mean(torch.log2(counts.sum().clamp_min(1) / counts.clamp_min(1)))
 
 
 def list_metrics(item_counts: Tensor, cutoffs: Sequence[int] = (10,)) -> MetricCollection:
-    """Coverage@K, Popularity@K and Novelty@K, which share one vector of counts a cutoff.
+    """Return Coverage@K, Popularity@K and Novelty@K, which share one vector of counts for each cutoff.
 
     Args:
-        item_counts: (V,) how often each item occurs in training.
-        cutoffs: Lengths K of the lists that are judged.
+        item_counts: (V,) training events of each item.
+        cutoffs: Numbers K of items of each list that count.
 
     Raises:
-        InputError: a cutoff below 1.
+        InputError: if a cutoff is below 1.
     """
     classes: dict[str, Callable[[Tensor, int], ListMetric]] = {
         "Coverage": Coverage,

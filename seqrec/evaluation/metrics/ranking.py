@@ -1,4 +1,4 @@
-"""Ranking metrics as torchmetrics classes that keep three integers, whatever the number of users."""
+"""Ranking metrics as torchmetrics classes with a state of three integers, whatever the number of users."""
 
 from __future__ import annotations
 
@@ -9,23 +9,31 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from seqrec.errors import InputError
-from seqrec.evaluation.metrics.fixed_point import from_fixed_point, to_fixed_point
-from seqrec.evaluation.metrics.functional import check_normaliser, hit_rate, mrr, ndcg, precision, recall
+from seqrec.evaluation.metrics.functional import (
+    check_normaliser,
+    from_fixed_point,
+    hit_rate,
+    mrr,
+    ndcg,
+    precision,
+    recall,
+    to_fixed_point,
+)
 from seqrec.types import JudgedTargets
 
 CUTOFFS = (5, 10, 20)
 
 
 class RankMetric(Metric, ABC):
-    """Mean over users of a function of their targets' ranks, to the last digit whatever batches and ranks.
+    """Mean over users of a function of their targets' ranks, exact to the last digit for any batches and processes.
 
-    The sum is kept in fixed point: sums of floats depend on their order, and so on batch size and number of ranks.
+    The sum is kept in fixed point; sums of floats depend on their order, and therefore on batches and processes.
 
     Args:
-        k: Length of the list that is judged, at least 1.
+        k: Length of the list, at least 1.
 
     Raises:
-        InputError: `k` below 1.
+        InputError: if `k` is below 1.
     """
 
     full_state_update = False
@@ -43,7 +51,7 @@ class RankMetric(Metric, ABC):
 
     @abstractmethod
     def per_user(self, judged: JudgedTargets) -> Tensor:
-        """(B,) float64, the metric of each user."""
+        """Return the metric of each user, (B,) float64."""
 
     def update(self, judged: JudgedTargets) -> None:
         """Add a batch of users."""
@@ -51,7 +59,7 @@ class RankMetric(Metric, ABC):
         self.count += len(judged.user_ids)
 
     def compute(self) -> Tensor:
-        """Mean over all users so far, float64; NaN before the first."""
+        """Return the mean over all users so far, float64; NaN before the first."""
         return from_fixed_point(self.total) / self.count
 
 
@@ -59,27 +67,27 @@ class HitRate(RankMetric):
     """HR@k: share of users with a target among the first k."""
 
     def per_user(self, judged: JudgedTargets) -> Tensor:
-        """See `seqrec.evaluation.metrics.hit_rate`."""
+        """Return `hit_rate`."""
         return hit_rate(judged, self.k)
 
 
 class MRR(RankMetric):
-    """MRR@k: mean of 1 / rank of each user's first target, 0 behind the k-th place."""
+    """MRR@k: mean of 1 / rank of each user's first target, 0 after the k-th place."""
 
     def per_user(self, judged: JudgedTargets) -> Tensor:
-        """See `seqrec.evaluation.metrics.mrr`."""
+        """Return `mrr`."""
         return mrr(judged, self.k)
 
 
 class NDCG(RankMetric):
-    """NDCG@k: gains of the targets on the list by those of a best list.
+    """NDCG@k: gains of the targets on the list, divided by those of a best list.
 
     Args:
-        k: Length of the list that is judged, at least 1.
-        normaliser: What gains are divided by: "achievable", "cutoff" or "none"; see `seqrec.evaluation.metrics.ndcg`.
+        k: Length of the list, at least 1.
+        normaliser: Divisor of the gains: "achievable", "cutoff" or "none"; see `seqrec.evaluation.metrics.ndcg`.
 
     Raises:
-        InputError: `k` below 1, or an unknown normaliser.
+        InputError: if `k` is below 1, or the normaliser is unknown.
     """
 
     def __init__(self, k: int, normaliser: str = "achievable") -> None:
@@ -88,54 +96,62 @@ class NDCG(RankMetric):
         self.normaliser = normaliser
 
     def per_user(self, judged: JudgedTargets) -> Tensor:
-        """See `seqrec.evaluation.metrics.ndcg`."""
+        """Return `ndcg`."""
         return ndcg(judged, self.k, self.normaliser)
 
 
 class Recall(RankMetric):
-    """Recall@k: share of a user's targets among the first k; HR@k where users have one target."""
+    """Recall@k: share of a user's targets among the first k; equals HR@k if users have one target."""
 
     def per_user(self, judged: JudgedTargets) -> Tensor:
-        """See `seqrec.evaluation.metrics.recall`."""
+        """Return `recall`."""
         return recall(judged, self.k)
 
 
 class Precision(RankMetric):
-    """Precision@k: share of the first k that are targets; HR@k / k where users have one target."""
+    """Precision@k: share of the first k that are targets; equals HR@k / k if users have one target."""
 
     def per_user(self, judged: JudgedTargets) -> Tensor:
-        """See `seqrec.evaluation.metrics.precision`."""
+        """Return `precision`."""
         return precision(judged, self.k)
 
 
 def ranking_metrics(normaliser: str = "achievable", *, several_targets: bool = False) -> MetricCollection:
-    """HR@K and NDCG@K for K = 5, 10, 20, and where it says more than they do, Recall@K and Precision@K.
+    """Return HR@K and NDCG@K for K = 5, 10, 20, and with several targets also Recall@K and Precision@K.
 
     Args:
-        normaliser: Of NDCG; see `seqrec.evaluation.metrics.ndcg`.
+        normaliser: Normaliser of NDCG; see `seqrec.evaluation.metrics.ndcg`.
         several_targets: Whether users may have more than one target.
 
     Raises:
-        InputError: an unknown normaliser.
+        InputError: if the normaliser is unknown.
+
+    Example:
+        >>> list(ranking_metrics())
+        ['HR@10', 'HR@20', 'HR@5', 'NDCG@10', 'NDCG@20', 'NDCG@5']
     """
     metrics: dict[str, RankMetric] = {}
     for k in CUTOFFS:
         metrics |= {f"HR@{k}": HitRate(k), f"NDCG@{k}": NDCG(k, normaliser)}
         if several_targets:
             metrics |= {f"Recall@{k}": Recall(k), f"Precision@{k}": Precision(k)}
-    # Groups would be formed by equal values after the first batch, and HR@5 = HR@10 there can be chance.
+    # torchmetrics would group metrics with equal values after the first batch, and HR@5 can equal HR@10 by chance.
     return MetricCollection(metrics, compute_groups=False)  # type: ignore[arg-type]  # invariant dict
 
 
 def metric_named(name: str, normaliser: str = "achievable") -> RankMetric:
-    """The metric that tables call `name`: HR, MRR, NDCG, Recall or Precision, `@` and the length of the list.
+    """Return a metric by its name in tables: HR, MRR, NDCG, Recall or Precision, `@` and the length of the list.
 
     Args:
-        name: Such as "NDCG@10".
-        normaliser: Of NDCG; see `seqrec.evaluation.metrics.ndcg`.
+        name: Name, such as "NDCG@10".
+        normaliser: Normaliser of NDCG; see `seqrec.evaluation.metrics.ndcg`.
 
     Raises:
-        InputError: another name, or a length below 1.
+        InputError: if the name is unknown, or the length below 1.
+
+    Example:
+        >>> metric_named("NDCG@10").k
+        10
     """
     title, _, k = name.partition("@")
     if title == "NDCG" and k.isdecimal():

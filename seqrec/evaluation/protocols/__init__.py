@@ -1,4 +1,4 @@
-"""Protocols: by what users are judged, against which candidates, with which ties and which normaliser."""
+"""Evaluation protocols: held-out targets, their candidates, the tie rule and the normaliser."""
 
 from seqrec.evaluation.protocols.candidates import Candidates, TrainingCounts, WholeCatalogue
 from seqrec.evaluation.protocols.presets import PRESETS

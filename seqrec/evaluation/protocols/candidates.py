@@ -1,4 +1,7 @@
-"""What targets are ranked against, and the whole catalogue. B users, T targets, D width, V = num_items + 1."""
+"""Candidates that targets are ranked against: base class, and whole catalogue.
+
+B users, T targets, D width, V = num_items + 1.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,17 @@ from seqrec.types import SequenceBatch, TargetRanks, TensorRecord
 
 @dataclass(frozen=True)
 class TrainingCounts(TensorRecord):
-    """How often items occur in training.
+    """Number of training events of each item.
 
     Attributes:
-        counts: (V,) int64; item 0 has none.
+        counts: (V,) int64; 0 for item 0.
     """
 
     counts: Tensor
 
     @cached_property
     def trained(self) -> Tensor:
-        """(V,) bool, items that training holds."""
+        """(V,) bool, items with training events."""
         return self.counts > 0
 
 
@@ -34,8 +37,8 @@ class Candidates(ABC):
     """A kind of candidates. Constructor arguments are kept as attributes of the same name.
 
     Attributes:
-        needs_item_counts: Whether `ranks` needs how often items occur in training.
-        seed: Seed of the draws; None where nothing is drawn.
+        needs_item_counts: Whether `ranks` needs the items' counts in training.
+        seed: Seed of the draws; None if nothing is drawn.
     """
 
     needs_item_counts: bool = False
@@ -61,28 +64,28 @@ class Candidates(ABC):
 
         Args:
             scorer: Scores the candidates.
-            states: (B, D) states behind the newest events.
+            states: (B, D) states after the newest events.
             targets: The targets of the users.
-            batch: What the users have seen before.
-            filter_seen: Whether items of the user's history are no candidates; its targets are even so.
-            item_counts: Where `needs_item_counts`.
+            batch: The users, and the items that they have seen before.
+            filter_seen: Whether items of the user's history are no candidates, except for its targets.
+            item_counts: Needed if `needs_item_counts`.
 
         Returns:
             Counts (T,).
 
         Raises:
-            InputError: `item_counts` are missing, or a user has too few candidates.
+            InputError: if `item_counts` are missing, or a user has too few candidates.
         """
 
     def known_counts(self, item_counts: TrainingCounts | None, scorer: Scorer) -> TrainingCounts:
-        """The counts that `needs_item_counts` asks for.
+        """Return the counts that `needs_item_counts` requires.
 
         Raises:
-            InputError: they are missing, or another catalogue's.
+            InputError: if they are missing, or belong to another catalogue.
         """
         if item_counts is None:
             raise InputError(
-                f"{type(self).__name__} ({self.id}) needs how often items occur in training: test with a "
+                f"{type(self).__name__} ({self.id}) needs the items' counts in training: test with a "
                 "SequenceDataModule, or call evaluate(model, batches, item_counts=data.train_item_counts())"
             )
         if len(item_counts.counts) != scorer.num_items + 1:
@@ -97,7 +100,12 @@ class WholeCatalogue(Candidates):
     """All items.
 
     Args:
-        trained_only: Whether items that training does not hold are no candidates (targets are even so).
+        trained_only: Whether items without training events are no candidates, except for the targets.
+
+    Example:
+        >>> from seqrec import Protocol, WholeCatalogue
+        >>> Protocol(candidates=WholeCatalogue(trained_only=True)).id
+        'full-trained-seenout-tiemean-loo'
     """
 
     def __init__(self, *, trained_only: bool = False) -> None:
@@ -119,7 +127,7 @@ class WholeCatalogue(Candidates):
         filter_seen: bool,
         item_counts: TrainingCounts | None = None,
     ) -> TargetRanks:
-        """See `Candidates.ranks`."""
+        """Rank each target among the catalogue; see `Candidates.ranks`."""
         trained = self.known_counts(item_counts, scorer).trained if self.trained_only else None
         hidden = batch.seen_events if filter_seen else None
         return catalogue_ranks(scorer, states, targets, hidden=hidden, trained=trained)

@@ -1,4 +1,4 @@
-"""How targets are judged, as one description. B users, T targets of all of them, D width."""
+"""Evaluation protocols: one description of how targets are ranked. B users, T targets of all of them, D width."""
 
 from __future__ import annotations
 
@@ -16,36 +16,37 @@ from seqrec.evaluation.protocols.presets import PRESETS
 from seqrec.evaluation.protocols.sampled_candidates import UniformCandidates
 from seqrec.evaluation.target_ranks import Targets
 from seqrec.specs import to_spec
-from seqrec.types import (
-    ROW_STRIDE,
-    HeldOutItems,
-    JudgedTargets,
-    SequenceBatch,
-    TargetRanks,
-)
+from seqrec.types import ROW_STRIDE, HeldOutItems, JudgedTargets, SequenceBatch, TargetRanks
 
 TIE_RULES = ("mean", "pessimistic", "optimistic")
 
 
 class Protocol:
-    """Everything that moves the numbers of an evaluation beside the model and the log. Immutable and hashable.
+    """Everything that affects an evaluation's numbers, except for the model and the log. Immutable and hashable.
 
-    Results of two protocols cannot be compared. Equal protocols have equal ids; the order of events of equal time,
-    which the store decides, stands in the description alone.
+    Results of two protocols cannot be compared. Equal protocols have equal ids. The order of events of equal time,
+    which the store decides, is only in the description.
 
     Args:
-        candidates: What targets are ranked against; None is the whole catalogue.
-        filter_seen: Whether items of the user's history are no candidates. Targets are in any case; set False
-            where users repeat items (music), or repeats can never be counted against a model.
-        ties: What becomes of candidates with the target's score: "mean" over their orders; "pessimistic" puts them
-            above the target, "optimistic" below. Only with "mean" and "pessimistic" do constant scores look bad.
-        normaliser: What the NDCG divides by; see `seqrec.evaluation.metrics.ndcg`.
-        split: What is held out. None is the data module's; another one than the data module's is refused.
-        order: How a user's events of equal time are ordered, in the words of the event store. None is the
-            store's; another one than the store's is refused.
+        candidates: The items that targets are ranked against; None is the whole catalogue.
+        filter_seen: Whether items of the user's history are no candidates. Targets always are. Set False if users
+            repeat items (music); otherwise repeats can never be counted against a model.
+        ties: Rule for candidates with the target's score: "mean" over their orders; "pessimistic" puts them above
+            the target, "optimistic" below. Only with "mean" and "pessimistic" do constant scores look bad.
+        normaliser: Divisor of the NDCG; see `seqrec.evaluation.metrics.ndcg`.
+        split: Rule that holds events out. None is the data module's; any other is refused.
+        order: Order of a user's events of equal time, as the event store names it. None is the store's; any other
+            is refused.
 
     Raises:
-        InputError: an unknown tie rule or normaliser.
+        InputError: if the tie rule or the normaliser is unknown.
+
+    Example:
+        >>> from seqrec import Protocol, UniformCandidates
+        >>> Protocol().id
+        'full-seenout-tiemean-loo'
+        >>> Protocol(candidates=UniformCandidates(100), ties="pessimistic").id
+        'uniform100-seenout-tiepessimistic-loo-seed0'
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Protocol:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if getattr(self, "_frozen", False):
-            raise AttributeError(f"{name} of a protocol cannot be set: it is immutable; build another one")
+            raise AttributeError(f"{name} of a protocol cannot be set: it is immutable; build a new one")
         super().__setattr__(name, value)
 
     def __eq__(self, other: object) -> bool:
@@ -82,10 +83,10 @@ class Protocol:
 
     @staticmethod
     def preset(name: str) -> Protocol:
-        """The protocol of well-known code, such as "sasrec-100"; see `seqrec.evaluation.protocols.presets`.
+        """Return the protocol of well-known code, such as "sasrec-100"; see `seqrec.evaluation.protocols.presets`.
 
         Raises:
-            InputError: an unknown name.
+            InputError: if the name is unknown.
         """
         if name not in PRESETS:
             raise InputError(f"unknown protocol {name!r}; known: {', '.join(sorted(PRESETS))}")
@@ -96,8 +97,7 @@ class Protocol:
         """Short name, such as `full-seenout-tiemean-loo`; printed with each table.
 
         Candidates, seen items, tie rule and split, then the normaliser if it is not "achievable", then the seed if
-        something is drawn. The split of a protocol that names none and has not met its data is `loo`, the
-        data module's default.
+        something is drawn. The split is `loo`, the data module's default, for a protocol without a split or data.
         """
         parts = [
             self.candidates.id,
@@ -112,7 +112,7 @@ class Protocol:
         return "-".join(parts)
 
     def describe(self) -> dict[str, Any]:
-        """All settings as plain values; saved with each result."""
+        """Return all settings as plain values, which are saved with each result."""
         return {
             "id": self.id,
             "candidates": _described(self.candidates),
@@ -124,21 +124,21 @@ class Protocol:
         }
 
     def on(self, split: Split, order: str) -> Protocol:
-        """This protocol on data: the same, with the data's split and order.
+        """Return the same protocol with the data's split and order.
 
         Args:
-            split: The data module's.
-            order: How the store orders a user's events.
+            split: The data module's split.
+            order: The store's order of a user's events.
 
         Raises:
-            InputError: the protocol says another split or order.
+            InputError: if the protocol has another split or order.
         """
         if self.split is not None and self.split.id != split.id:
             spec = _described(self.split)
             words = [f"--data.split {spec.pop('class')}", *(f"--data.split.{k} {v}" for k, v in spec.items())]
             raise InputError(
                 f"protocol {self.id} judges by the split {self.split.id}, but the data is divided by {split.id}: "
-                f"set {' '.join(words)}, or take a protocol without a split"
+                f"set {' '.join(words)}, or choose a protocol without a split"
             )
         if self.order is not None and self.order != order:
             raise InputError(
@@ -156,22 +156,18 @@ class Protocol:
 
     @torch.no_grad()
     def judge(
-        self,
-        states: Tensor,
-        batch: SequenceBatch,
-        scorer: Scorer,
-        item_counts: TrainingCounts | None = None,
+        self, states: Tensor, batch: SequenceBatch, scorer: Scorer, item_counts: TrainingCounts | None = None
     ) -> JudgedTargets:
-        """Rank what each user of a batch is judged by.
+        """Rank each user's held-out items.
 
         Args:
-            states: (B, D) states behind the newest events.
-            batch: What is held out, and what the users have seen before.
+            states: (B, D) states after the newest events.
+            batch: Held-out items, and items that the users have seen before.
             scorer: Scores the candidates.
-            item_counts: How often items occur in training, where `candidates.needs_item_counts`.
+            item_counts: Training events of each item; needed if `candidates.needs_item_counts`.
 
         Raises:
-            InputError: counts are missing, or a user has too few candidates.
+            InputError: if counts are missing, or a user has too few candidates.
         """
         held_out = _held_out(batch)
         targets = Targets(held_out.rows, held_out.item_ids)
@@ -192,11 +188,16 @@ class Protocol:
 
 
 class FullRanking(Protocol):
-    """Against the whole catalogue; the data module's split, mean over ties.
+    """Ranking against the whole catalogue, with the data module's split and the mean over ties.
 
     Args:
-        filter_seen: Whether items of the user's history are no candidates. Targets are in any case; set False
-            where users repeat items (music), or repeats can never be counted against a model.
+        filter_seen: Whether items of the user's history are no candidates. Targets always are. Set False if users
+            repeat items (music); otherwise repeats can never be counted against a model.
+
+    Example:
+        >>> from seqrec import FullRanking
+        >>> FullRanking(filter_seen=False).id
+        'full-seenin-tiemean-loo'
     """
 
     def __init__(self, *, filter_seen: bool = True) -> None:
@@ -204,14 +205,19 @@ class FullRanking(Protocol):
 
 
 class SampledRanking(Protocol):
-    """Against uniform negatives outside the user's history, as SASRec and the code it inspired evaluate.
+    """Ranking against uniform negatives outside the user's history, as in SASRec and the code that it inspired.
 
     Args:
-        num_negatives: Candidates beside the targets, drawn with replacement.
+        num_negatives: Candidates next to the targets, drawn with replacement.
         seed: Seed of the draws.
 
     Raises:
-        InputError: no candidates.
+        InputError: if there are no candidates.
+
+    Example:
+        >>> from seqrec import SampledRanking
+        >>> SampledRanking(num_negatives=100, seed=3).id
+        'uniform100-seenout-tiemean-loo-seed3'
     """
 
     def __init__(self, num_negatives: int = 100, *, seed: int = 0) -> None:
@@ -221,7 +227,7 @@ class SampledRanking(Protocol):
 
     @property
     def num_negatives(self) -> int:
-        """Candidates beside the targets."""
+        """Candidates next to the targets."""
         assert isinstance(self.candidates, UniformCandidates)
         return self.candidates.count
 
@@ -232,12 +238,12 @@ class SampledRanking(Protocol):
 
 
 def _described(policy: Candidates | Split) -> dict[str, Any]:
-    """Class and arguments as plain values."""
+    """Return class and arguments as plain values."""
     return {"class": type(policy).__name__, **to_spec(policy)["init_args"]}
 
 
 def _held_out(batch: SequenceBatch) -> HeldOutItems:
-    """What the batch says is held out, or the last target of each row."""
+    """Return the batch's held-out items; the last target of each row if it names none."""
     if batch.held_out is not None:
         return batch.held_out
     offsets = torch.arange(len(batch) + 1, device=batch.user_ids.device)
@@ -245,9 +251,9 @@ def _held_out(batch: SequenceBatch) -> HeldOutItems:
 
 
 def _untied(ranks: TargetRanks, rows: Tensor, *, last: bool) -> TargetRanks:
-    """Ranks with the target behind all that it is tied with, or before.
+    """Return ranks without ties: each target after all candidates that it is tied with if `last`, else before them.
 
-    Targets of one user that are tied with each other take places behind each other, as one list has them.
+    Targets of one user that are tied with each other take successive places, as in one list.
     """
     order = (rows * ROW_STRIDE + ranks.better).argsort(stable=True)
     _, group, sizes = torch.unique_consecutive(
@@ -264,7 +270,7 @@ def _untied(ranks: TargetRanks, rows: Tensor, *, last: bool) -> TargetRanks:
 
 
 def _repeated(batch: SequenceBatch, targets: Targets) -> Tensor:
-    """(T,) bool, whether the user has met the target before."""
+    """Return (T,) bool, whether the target is in the user's history."""
     seen = batch.seen_events
     rows = seen.rows
     result = torch.zeros(len(targets.rows), dtype=torch.bool, device=rows.device)

@@ -1,8 +1,12 @@
-"""Candidates drawn for each user. B users, T targets, D width, C candidates, N draws, V = num_items + 1."""
+"""Candidates drawn for each user, and draws that depend only on a seed and the user.
+
+B users, T targets, D width, C candidates, N draws, V = num_items + 1.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,26 +14,28 @@ from torch import Tensor
 from seqrec.catalogue.scorer import Scorer
 from seqrec.errors import InputError
 from seqrec.evaluation.protocols.candidates import Candidates, TrainingCounts
-from seqrec.evaluation.protocols.draws import draw_by_weight, first_distinct, hashed_uniforms
 from seqrec.evaluation.target_ranks import Targets, candidate_ranks
 from seqrec.training.negatives import draw_unseen
 from seqrec.types import SeenItems, SequenceBatch, TargetRanks
+
+# Maximum number of draws of a user, which must contain the wanted number of different items.
+MAX_DRAWS = 1 << 14
 
 
 class SampledCandidates(Candidates):
     """Items drawn for each user.
 
-    Draws depend on the seed and the user's id alone: every model, batch size and number of ranks meets the same
-    candidates. They are none of the user's targets, and no seen items where these are filtered. Sampled metrics can
-    order models otherwise than full ones (Krichene & Rendle 2020, On Sampled Metrics for Item Recommendation).
+    Draws depend only on the seed and the user's id: every model, batch size and number of processes gets the same
+    candidates. They are never the user's targets, nor seen items if these are filtered. Sampled metrics can order
+    models differently from full ones (Krichene & Rendle 2020, On Sampled Metrics for Item Recommendation).
 
     Args:
-        count: Candidates C a user, beside its targets.
+        count: Candidates C of a user, without its targets.
         replacement: Whether an item may be drawn twice; it then counts twice.
         seed: Seed of the draws.
 
     Raises:
-        InputError: `count` below 1.
+        InputError: if `count` is below 1.
     """
 
     seed: int
@@ -42,14 +48,26 @@ class SampledCandidates(Candidates):
         self.seed = seed
 
     @abstractmethod
+    def weights(self, item_counts: TrainingCounts | None) -> Tensor | None:
+        """Return (V,) int64, how likely each item is drawn, 0 for padding; None if all items are equally likely."""
+
     def draw(
         self, uniforms: Tensor, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None
     ) -> Tensor:
-        """(B, N) items for uniform numbers (B, N), with replacement, none of them in `avoid`."""
+        """Return items (B, N) for uniform numbers (B, N), with replacement, none of them in `avoid`."""
+        weights = self.weights(item_counts)
+        if weights is not None:
+            return draw_by_weight(uniforms, avoid, weights)
+        rows = torch.arange(len(uniforms), device=uniforms.device)
+        return draw_unseen(uniforms, rows, avoid, num_items)
 
-    @abstractmethod
     def num_drawable(self, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None) -> Tensor:
-        """(B,) different items that `draw` can give each user."""
+        """Return (B,) the number of different items that `draw` can give each user."""
+        weights = self.weights(item_counts)
+        if weights is None:
+            return num_items - avoid.counts
+        taken = torch.cat([avoid.offsets.new_zeros(1), (weights > 0)[avoid.item_ids].cumsum(0)])
+        return (weights > 0).sum() - (taken[avoid.offsets[1:]] - taken[avoid.offsets[:-1]])
 
     def drawn(
         self,
@@ -60,17 +78,17 @@ class SampledCandidates(Candidates):
         filter_seen: bool,
         item_counts: TrainingCounts | None = None,
     ) -> Tensor:
-        """(B, C) candidates of each user.
+        """Return the candidates (B, C) of each user.
 
         Args:
             targets: The targets of the users.
-            batch: The users, and what they have seen.
+            batch: The users, and the items that they have seen.
             num_items: Items 1..num_items.
             filter_seen: See `ranks`.
             item_counts: See `ranks`.
 
         Raises:
-            InputError: a user has too few candidates.
+            InputError: if a user has too few candidates.
         """
         rows, items = [targets.rows], [targets.item_ids]
         if filter_seen:
@@ -102,7 +120,7 @@ class SampledCandidates(Candidates):
         filter_seen: bool,
         item_counts: TrainingCounts | None = None,
     ) -> TargetRanks:
-        """See `Candidates.ranks`."""
+        """Rank each target among drawn candidates; see `Candidates.ranks`."""
         counts = self.known_counts(item_counts, scorer) if self.needs_item_counts else None
         drawn = self.drawn(targets, batch, scorer.num_items, filter_seen=filter_seen, item_counts=counts)
         return candidate_ranks(scorer, states, targets, drawn)
@@ -112,13 +130,18 @@ class UniformCandidates(SampledCandidates):
     """Items drawn uniformly.
 
     Args:
-        count: Candidates C a user, beside its targets.
-        trained_only: Whether only items that training holds are drawn.
+        count: Candidates C of a user, without its targets.
+        trained_only: Whether only items with training events are drawn.
         replacement: Whether an item may be drawn twice; it then counts twice.
         seed: Seed of the draws.
 
     Raises:
-        InputError: `count` below 1.
+        InputError: if `count` is below 1.
+
+    Example:
+        >>> from seqrec import Protocol, UniformCandidates
+        >>> Protocol(candidates=UniformCandidates(100)).id
+        'uniform100-seenout-tiemean-loo-seed0'
     """
 
     def __init__(
@@ -130,40 +153,36 @@ class UniformCandidates(SampledCandidates):
 
     @property
     def id(self) -> str:
-        """`uniform100`, with `-trained` and `-distinct` where that is so."""
+        """`uniform100`, followed by `-trained` and `-distinct` if they apply."""
         trained, distinct = "-trained" * self.trained_only, "-distinct" * (not self.replacement)
         return f"uniform{self.count}{trained}{distinct}"
 
-    def draw(
-        self, uniforms: Tensor, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None
-    ) -> Tensor:
-        """See `SampledCandidates.draw`."""
-        if self.trained_only:
-            assert item_counts is not None
-            return draw_by_weight(uniforms, avoid, item_counts.trained.long())
-        rows = torch.arange(len(uniforms), device=uniforms.device)
-        return draw_unseen(uniforms, rows, avoid, num_items)
-
-    def num_drawable(self, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None) -> Tensor:
-        """See `SampledCandidates.num_drawable`."""
-        if self.trained_only:
-            assert item_counts is not None
-            return _trained_outside(avoid, item_counts)
-        return num_items - avoid.counts
+    def weights(self, item_counts: TrainingCounts | None) -> Tensor | None:
+        """Return 1 for each item with training events; None, which is all items, without `trained_only`."""
+        if not self.trained_only:
+            return None
+        assert item_counts is not None
+        return item_counts.trained.long()
 
 
 class PopularityCandidates(SampledCandidates):
-    """Items drawn in proportion to how often they occur in training; those that it does not hold are never drawn.
+    """Items drawn in proportion to their training events; items without any are never drawn.
 
-    As BERT4Rec is evaluated (Sun et al. 2019, section 4.2): there 100 different ones that the user has not seen.
+    BERT4Rec is evaluated in this way (Sun et al. 2019, section 4.2), with 100 different items that the user has not
+    seen.
 
     Args:
-        count: Candidates C a user, beside its targets.
+        count: Candidates C of a user, without its targets.
         replacement: Whether an item may be drawn twice; it then counts twice.
         seed: Seed of the draws.
 
     Raises:
-        InputError: `count` below 1.
+        InputError: if `count` is below 1.
+
+    Example:
+        >>> from seqrec import PopularityCandidates, Protocol
+        >>> Protocol(candidates=PopularityCandidates(100, seed=1)).id
+        'popularity100-distinct-seenout-tiemean-loo-seed1'
     """
 
     needs_item_counts = True
@@ -176,20 +195,96 @@ class PopularityCandidates(SampledCandidates):
         """`popularity100-distinct`, or `popularity100` with replacement."""
         return f"popularity{self.count}{'' if self.replacement else '-distinct'}"
 
-    def draw(
-        self, uniforms: Tensor, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None
-    ) -> Tensor:
-        """See `SampledCandidates.draw`."""
+    def weights(self, item_counts: TrainingCounts | None) -> Tensor:
+        """Return the number of training events of each item."""
         assert item_counts is not None
-        return draw_by_weight(uniforms, avoid, item_counts.counts)
-
-    def num_drawable(self, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None) -> Tensor:
-        """See `SampledCandidates.num_drawable`."""
-        assert item_counts is not None
-        return _trained_outside(avoid, item_counts)
+        return item_counts.counts
 
 
-def _trained_outside(avoid: SeenItems, item_counts: TrainingCounts) -> Tensor:
-    """(B,) items of training that each user does not avoid."""
-    taken = torch.cat([avoid.offsets.new_zeros(1), item_counts.trained[avoid.item_ids].cumsum(0)])
-    return item_counts.trained.sum() - (taken[avoid.offsets[1:]] - taken[avoid.offsets[:-1]])
+def hashed_uniforms(keys: Tensor, count: int, seed: int) -> Tensor:
+    """Return (B, count) float64 in [0, 1) that depend only on the seed, the key (B,) and the column, on every device.
+
+    SplitMix64's finaliser (Steele, Lea & Flood 2014) over a counter; int64 arithmetic wraps as uint64's does.
+    """
+    columns = torch.arange(count, device=keys.device)
+    # The golden-ratio increment 0x9E3779B97F4A7C15 and the finaliser's two constants, as signed numbers.
+    x = (_mix(keys * -7046029254386353131 + seed).unsqueeze(1) + columns) * -7046029254386353131
+    return _logical_shift(_mix(x), 11).double() * 2.0**-53
+
+
+def draw_by_weight(uniforms: Tensor, avoid: SeenItems, weights: Tensor) -> Tensor:
+    """Map uniform numbers to items in proportion to their weights, without avoided items and without rejection.
+
+    Item i owns `weights[i]` slots in a row of all slots. A user's free slots are those of the items that it does not
+    avoid. One binary search finds the avoided items before the x-th free slot.
+
+    Args:
+        uniforms: (B, N) float64 in [0, 1).
+        avoid: Items that each user must not get.
+        weights: (V,) int64, at least 0, and 0 for padding.
+
+    Returns:
+        (B, N) int64 item ids; with replacement.
+
+    Raises:
+        InputError: if a user avoids all items that have a weight.
+    """
+    ends = weights.cumsum(0)
+    taken = torch.cat([weights.new_zeros(1), weights[avoid.item_ids].cumsum(0)])
+    base, total = taken[avoid.offsets[:-1]], ends[-1]
+    free = total - (taken[avoid.offsets[1:]] - base)
+    if bool((free <= 0).any()):
+        raise InputError(
+            "a user has seen all items that could be drawn as candidates; leave such users out, or keep seen items "
+            "(filter_seen: false)"
+        )
+    place = (uniforms * free.unsqueeze(1)).long()
+    rows = avoid.rows
+    before = (ends - weights)[avoid.item_ids] - (taken[:-1] - base[rows])
+    users = torch.arange(len(uniforms), device=uniforms.device).unsqueeze(1)
+    passed = torch.searchsorted(rows * (total + 1) + before, users * (total + 1) + place, right=True)
+    slots = place + taken[passed] - base.unsqueeze(1)
+    return torch.searchsorted(ends, slots, right=True)
+
+
+def first_distinct(draw: Callable[[int], Tensor], count: int) -> Tensor:
+    """Return the first `count` different items (B, count) of each user's draws, in their order.
+
+    Repeated draws are skipped, which gives draws without replacement in proportion to the remaining weights.
+
+    Args:
+        draw: Returns (B, n) draws for a number n; those for a smaller n are the first of them.
+        count: Number of items of a user.
+
+    Raises:
+        InputError: if the maximum number of draws contains too few different items, because some are rarely drawn.
+    """
+    num_draws = 2 * count
+    while num_draws <= max(MAX_DRAWS, 2 * count):
+        drawn = draw(num_draws)
+        ordered, order = drawn.sort(dim=1, stable=True)
+        new_in_order = torch.ones_like(drawn, dtype=torch.bool)
+        new_in_order[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        is_new = torch.zeros_like(new_in_order).scatter_(1, order, new_in_order)
+        place = is_new.cumsum(1) - 1
+        if bool((place[:, -1] + 1 >= count).all()):
+            rows, columns = (is_new & (place < count)).nonzero(as_tuple=True)
+            result = drawn.new_empty(len(drawn), count)
+            result[rows, place[rows, columns]] = drawn[rows, columns]
+            return result
+        num_draws *= 2
+    raise InputError(
+        f"{num_draws // 2:,} draws give fewer than {count} different candidates for a user: lower count, or set "
+        "replacement: true"
+    )
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _logical_shift(x, 30)) * -4658895280553007687
+    x = (x ^ _logical_shift(x, 27)) * -7723592293110705685
+    return x ^ _logical_shift(x, 31)
+
+
+def _logical_shift(x: Tensor, bits: int) -> Tensor:
+    """Shift right and fill with zeros; torch's own shift of int64 copies the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,11 +1,9 @@
-"""Per-user results of tests: written while testing, sliced, and compared with intervals."""
+"""Per-user results of tests: written during a test, sliced, and compared with intervals."""
 
 from seqrec.aliases import old_names
-from seqrec.evaluation.results.comparison import Comparison, Difference, Estimate, compare
-from seqrec.evaluation.results.comparison_text import comparison_text
-from seqrec.evaluation.results.file import Header, Results, read_results
+from seqrec.evaluation.results.comparison import Comparison, Difference, Estimate, compare, comparison_text
+from seqrec.evaluation.results.file import Header, Results, Slice, read_results, slices_of
 from seqrec.evaluation.results.intervals import bootstrap_means, percentile_intervals, sign_flip_p_values
-from seqrec.evaluation.results.slices import Slice, slices_of
 from seqrec.evaluation.results.writer import ResultsWriter
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Comparison of runs that judged the same targets: means, intervals, paired differences."""
+"""Comparison of runs on the same targets: means, intervals, paired differences, and their table."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from seqrec.errors import InputError
-from seqrec.evaluation.results.file import Results
+from seqrec.evaluation.report import text_table
+from seqrec.evaluation.results.file import Results, Slice, slices_of
 from seqrec.evaluation.results.intervals import bootstrap_means, percentile_intervals, sign_flip_p_values
-from seqrec.evaluation.results.slices import Slice, slices_of
 
 METRICS = ("HR@10", "NDCG@10", "MRR@10")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better a run is than the first one, over the same users.
+    """Difference of a run to the first one, over the same users.
 
     Attributes:
         mean: Its mean minus that of the first run.
         interval: Bootstrap interval of the mean.
-        p_value: Two-sided, of the sign-flip test; not adjusted for the number of comparisons.
+        p_value: Two-sided p-value of the sign-flip test; not adjusted for the number of comparisons.
     """
 
     mean: float
@@ -43,9 +44,9 @@ class Estimate:
         slice: Name of the slice; "all" for all targets.
         users: Users with a target in the slice.
         targets: Targets in the slice.
-        metric: Such as "HR@10".
+        metric: Name, such as "HR@10".
         run: Name of the run.
-        mean: Over the users.
+        mean: Mean over the users.
         interval: Bootstrap interval of the mean.
         difference: To the first run; None for the first run itself.
     """
@@ -67,9 +68,14 @@ class Comparison:
     Attributes:
         models: Name of each run's model, by the run's name.
         protocols: Protocol id of each run, by the run's name.
-        confidence: Share of the resamples that intervals hold.
-        resamples: Resamples of users behind intervals and p-values.
-        estimates: Slice after slice, metric after metric, run after run.
+        confidence: Share of the resamples inside an interval.
+        resamples: Number of resamples for intervals and p-values.
+        estimates: Estimates, ordered by slice, metric and run.
+
+    Example:
+        >>> from seqrec import Comparison
+        >>> Comparison({"a": "SASRec"}, {"a": "full"}, 0.95, 1000, ()).models
+        {'a': 'SASRec'}
     """
 
     models: dict[str, str]
@@ -79,7 +85,7 @@ class Comparison:
     estimates: tuple[Estimate, ...]
 
     def as_json(self) -> str:
-        """All of it, for programs."""
+        """Return the comparison as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
 
 
@@ -97,16 +103,32 @@ def compare(
 
     Args:
         runs: Results of one or more runs.
-        metrics: Such as "HR@10"; see `seqrec.evaluation.metrics.metric_named`.
+        metrics: Names such as "HR@10"; see `seqrec.evaluation.metrics.metric_named`.
         slices: Whether slices of the targets are compared too; see `slices_of`.
-        across_protocols: Whether runs of different protocols may be compared. Their targets must be the same still.
+        across_protocols: Whether runs of different protocols may be compared. Their targets must still be the same.
         resamples: Resamples of users for intervals, and draws of the sign-flip test.
-        confidence: Share of the resamples that intervals hold.
+        confidence: Share of the resamples inside an interval.
         seed: Seed of both.
 
     Raises:
-        InputError: the runs' protocols, catalogues, users or targets differ, two have one name, or a number is out of
-            range.
+        InputError: if the runs' protocols, catalogues, users or targets differ, two have the same name, or a number
+            is out of range.
+
+    Example:
+        >>> import polars as pl
+        >>> from seqrec import compare
+        >>> from seqrec.evaluation.results import Header, Results, comparison_text
+        >>> header = Header("SASRec", "full-seenout-tiemean-loo", {}, "achievable", 100, 9, 3)
+        >>> ranks = {"user_id": [7, 9], "item_id": [1, 2], "better": [0, 4], "tied": [0, 0]}
+        >>> others = {"history_length": [5, 8], "repeated": [False, False]}
+        >>> runs = [Results("run", header, pl.DataFrame({**ranks, **others}))]
+        >>> print(comparison_text(compare(runs, metrics=["HR@1"])))
+        2 users, 2 targets, protocol full-seenout-tiemean-loo
+        run: SASRec
+        intervals of 1,000 bootstrap resamples of the users
+        <BLANKLINE>
+        metric    run      mean      95% interval
+        HR@1      run    0.5000  0.0000 to 1.0000
     """
     if resamples < 1:
         raise InputError(f"resamples={resamples} must be at least 1")
@@ -135,7 +157,7 @@ def _estimates(
     runs: Sequence[Results], name: str, metrics: Sequence[str], resamples: int, confidence: float, seed: int
 ) -> list[Estimate]:
     values = [run.metrics(metrics) for run in runs]
-    # All runs side by side, so that they meet the same resamples.
+    # All runs at once, because they must get the same resamples.
     resampled = bootstrap_means(np.hstack(values), resamples=resamples, seed=seed)
     drawn = np.split(resampled, len(runs), axis=1)
     intervals = [percentile_intervals(means, confidence) for means in drawn]
@@ -181,17 +203,17 @@ def _refuse_other_terms(first: Results, other: Results, across_protocols: bool) 
     if across_protocols:
         return
     if one.protocol != two.protocol:
-        said = f"{one.protocol} and {two.protocol}"
+        difference = f"{one.protocol} and {two.protocol}"
     else:
         changed = [
             key for key in {**one.settings, **two.settings} if _differ(one.settings, two.settings, key)
         ]
         if not changed:
             return
-        said = f"both named {one.protocol}, with different {', '.join(changed)}"
+        difference = f"both named {one.protocol}, with different {', '.join(changed)}"
     raise InputError(
-        f"{first.name} and {other.name} were judged by different protocols, {said}; test them by one, or compare "
-        "all the same: --across_protocols true"
+        f"{first.name} and {other.name} were judged by different protocols, {difference}; test both by one, or "
+        "compare them anyway: --across_protocols true"
     )
 
 
@@ -200,8 +222,6 @@ def _differ(one: dict[str, Any], two: dict[str, Any], key: str) -> bool:
 
 
 def _refuse_other_targets(first: Results, other: Results) -> None:
-    import polars
-
     keys = ["user_id", "item_id"]
     if first.frame.select(keys).schema != other.frame.select(keys).schema:
         raise InputError(f"{first.name} and {other.name} are of different logs: their ids differ in type")
@@ -210,10 +230,60 @@ def _refuse_other_targets(first: Results, other: Results) -> None:
     frames = [run.frame.group_by(keys).len() for run in (first, other)]
     users = [frame.select("user_id").unique() for frame in frames]
     alone = [users[a].join(users[1 - a], on="user_id", how="anti").height for a in (0, 1)]
-    changed = polars.concat([frames[a].join(frames[1 - a], on=[*keys, "len"], how="anti") for a in (0, 1)])
+    changed = pl.concat([frames[a].join(frames[1 - a], on=[*keys, "len"], how="anti") for a in (0, 1)])
     both = changed.join(users[0], on="user_id", how="semi").join(users[1], on="user_id", how="semi")
     raise InputError(
-        f"{first.name} and {other.name} did not judge the same: {alone[0]:,} users are only in the first, {alone[1]:,} "
-        f"only in the second, and {both['user_id'].n_unique():,} that are in both have other targets; test both on "
-        "one event store with one split, without limits on the batches"
+        f"{first.name} and {other.name} have different targets: {alone[0]:,} users are only in the first, "
+        f"{alone[1]:,} only in the second, and {both['user_id'].n_unique():,} that are in both have other targets; "
+        "test both on one event store with one split, without limits on the batches"
     )
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """Return the comparison's terms, and a table with a line for each slice, metric and run."""
+    share = f"{100 * comparison.confidence:.4g}%"
+    columns = ["slice", "users", "metric", "run", "mean", f"{share} interval"]
+    compared = len(comparison.protocols) > 1
+    if compared:
+        columns += ["difference", f"{share} interval", "p"]
+    first = 0 if len({estimate.slice for estimate in comparison.estimates}) > 1 else 2
+    rows = [_cells(estimate, compared)[first:] for estimate in comparison.estimates]
+    table = text_table(columns[first:], rows, names=columns.index("mean") - first)
+    return "\n".join([*_terms(comparison), "", table])
+
+
+def _terms(comparison: Comparison) -> list[str]:
+    everyone, protocols = comparison.estimates[0], comparison.protocols
+    one_protocol = len(set(protocols.values())) == 1
+    judged = f"protocol {protocols[everyone.run]}" if one_protocol else "different protocols"
+    lines = [f"{everyone.users:,} users, {everyone.targets:,} targets, {judged}"]
+    for run, model in comparison.models.items():
+        lines.append(f"{run}: {model}" if one_protocol else f"{run}: {model}, protocol {protocols[run]}")
+    lines.append(f"intervals of {comparison.resamples:,} bootstrap resamples of the users")
+    if len(comparison.protocols) > 1:
+        lines.append(
+            f"differences to {everyone.run}, user by user; p of a sign-flip test, not adjusted for the number of "
+            "comparisons"
+        )
+    return lines
+
+
+def _cells(estimate: Estimate, compared: bool) -> list[str]:
+    cells = [
+        estimate.slice,
+        f"{estimate.users:,}",
+        estimate.metric,
+        estimate.run,
+        f"{estimate.mean:.4f}",
+        _interval(estimate.interval, ""),
+    ]
+    if not compared:
+        return cells
+    change = estimate.difference
+    if change is None:
+        return [*cells, "", "", ""]
+    return [*cells, f"{change.mean:+.4f}", _interval(change.interval, "+"), f"{change.p_value:.4f}"]
+
+
+def _interval(ends: tuple[float, float], sign: str) -> str:
+    return " to ".join(f"{end:{sign}.4f}" for end in ends)

@@ -1,4 +1,4 @@
-"""A results file: where each held-out item of each user was ranked, with the protocol that ranked it."""
+"""Results files: the rank of each user's held-out items, the protocol that ranked them, and slices of them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 
@@ -18,30 +19,27 @@ from seqrec.errors import InputError, MissingInputError
 from seqrec.evaluation.metrics import metric_named
 from seqrec.types import JudgedTargets, TargetRanks
 
-if TYPE_CHECKING:
-    import polars
-
 FILE_NAME = "test_results.parquet"
 VERSION = 1
-# Key of the header in the Parquet file's own metadata, so that the two cannot be parted.
+# Key of the header in the Parquet file's own metadata: rows and header are always in one file.
 METADATA_KEY = "seqrec.results"
-# Users whose metrics are computed at a time; several targets take some 100 bytes a user and place of the list.
+# Number of users for metrics at a time; several targets take some 100 bytes a user and place of the list.
 USERS_AT_A_TIME = 1 << 15
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a results file says about all of its rows.
+    """Facts about all rows of a results file.
 
     Attributes:
         model: The model's name in tables.
         protocol: Short id of the protocol.
-        settings: All of the protocol's settings, plain values.
-        normaliser: Of NDCG, as the protocol has it.
+        settings: All of the protocol's settings, as plain values.
+        normaliser: The protocol's normaliser of NDCG.
         num_items: Items of the catalogue.
-        head_from: Training events from which an item belongs to the head; see `popularity_bounds`.
-        torso_from: Training events from which an item that is not of the head belongs to the torso.
-        version: Of this format.
+        head_from: Fewest training events of an item of the head; see `popularity_bounds`.
+        torso_from: Fewest training events of an item of the torso.
+        version: Version of this format.
     """
 
     model: str
@@ -54,7 +52,7 @@ class Header:
     version: int = VERSION
 
     def as_metadata(self) -> dict[str, str]:
-        """Parquet metadata that `read_results` understands."""
+        """Return Parquet metadata, as `read_results` reads it."""
         return {METADATA_KEY: json.dumps(dataclasses.asdict(self), ensure_ascii=False)}
 
 
@@ -63,17 +61,16 @@ class Results:
     """Ranks of held-out items, one row each, ordered by user and item. T targets, U users.
 
     Attributes:
-        name: What tables call the run: the path that was given.
-        header: What holds for all rows.
-        frame: Columns `user_id` and `item_id` (the log's own), `better` and `tied` (the rank, as the protocol's tie
-            rule leaves it), `history_length` (events before the user's first target), `item_train_events` (how
-            often the item occurs in training), `repeated` (whether it stands in the user's history),
-            `timestamp` (of the log, or null).
+        name: The run's name in tables: the path that was given.
+        header: Facts about all rows.
+        frame: Columns `user_id` and `item_id` (the log's own), `better` and `tied` (the rank under the protocol's tie
+            rule), `history_length` (events before the user's first target), `item_train_events` (the item's training
+            events), `repeated` (whether the item is in the user's history), `timestamp` (of the log, or null).
     """
 
     name: str
     header: Header
-    frame: polars.DataFrame
+    frame: pl.DataFrame
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
@@ -87,17 +84,17 @@ class Results:
         return int(self.rows[-1]) + 1 if len(self.rows) else 0
 
     def only(self, kept: NDArray[np.bool_]) -> Results:
-        """The targets where `kept` (T,) is True; a user with none of them is left out."""
+        """Return only the targets with `kept` (T,) True; a user without any is left out."""
         return Results(self.name, self.header, self.frame.filter(kept))
 
     def metrics(self, names: Sequence[str]) -> NDArray[np.float64]:
-        """(U, M) float64, each user's metrics, NDCG with the protocol's normaliser.
+        """Return each user's metrics (U, M) in float64, NDCG with the protocol's normaliser.
 
         Args:
-            names: Such as "HR@10"; see `seqrec.evaluation.metrics.metric_named`.
+            names: Names such as "HR@10"; see `seqrec.evaluation.metrics.metric_named`.
 
         Raises:
-            InputError: an unknown name.
+            InputError: if a name is unknown.
         """
         metrics = [metric_named(name, self.header.normaliser) for name in names]
         parts = [
@@ -107,7 +104,7 @@ class Results:
         return np.concatenate([np.empty((0, len(names))), *parts])
 
     def _judged(self) -> Iterator[JudgedTargets]:
-        """The targets again as they were judged, a part of the users at a time."""
+        """Yield the targets as they were judged, a part of the users at a time."""
         columns = {
             name: torch.from_numpy(self.frame[name].to_numpy().copy())
             for name in ("better", "tied", "repeated", "history_length")
@@ -122,7 +119,7 @@ class Results:
                 user_ids=begin + users + 1,
                 history_lengths=part["history_length"][of_user],
                 rows=rows,
-                # Ranks alone are read from here on; the items stay in the log's own ids.
+                # Metrics read only the ranks; the items stay in the log's own ids.
                 item_ids=torch.zeros_like(rows),
                 ranks=TargetRanks(part["better"], part["tied"]),
                 repeated=part["repeated"],
@@ -130,17 +127,30 @@ class Results:
 
 
 def read_results(path: str | Path) -> Results:
-    """Results of a run.
+    """Read the results of a run.
 
     Args:
         path: A results file, or the folder of a run that was tested.
 
     Raises:
-        MissingInputError: there is none.
-        InputError: the file is not one of results, or of another version.
-    """
-    import polars
+        MissingInputError: if the file does not exist.
+        InputError: if it is no results file, or of another version.
 
+    Example:
+        >>> import tempfile
+        >>> import polars as pl
+        >>> from seqrec import read_results
+        >>> from seqrec.evaluation.results import Header
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     header = Header("SASRec", "full-seenout-tiemean-loo", {}, "achievable", 100, 9, 3)
+        ...     ranks = {"user_id": [7, 9], "item_id": [1, 2], "better": [0, 4], "tied": [0, 0]}
+        ...     others = {"history_length": [5, 8], "item_train_events": [9, 2], "repeated": [False, False]}
+        ...     frame = pl.DataFrame({**ranks, **others, "timestamp": [3, 4]})
+        ...     frame.write_parquet(f"{folder}/test_results.parquet", metadata=header.as_metadata())
+        ...     results = read_results(folder)
+        >>> results.num_users, results.metrics(["HR@1"]).tolist()
+        (2, [[1.0], [0.0]])
+    """
     file = Path(path)
     if file.is_dir():
         file = file / FILE_NAME
@@ -150,12 +160,85 @@ def read_results(path: str | Path) -> Results:
             "seqrec test or seqrec fit wrote"
         )
     try:
-        metadata = polars.read_parquet_metadata(file)
+        metadata = pl.read_parquet_metadata(file)
         content = json.loads(metadata.get(METADATA_KEY, "{}"))
-    except polars.exceptions.PolarsError as error:
+    except pl.exceptions.PolarsError as error:
         raise InputError(f"{file} is not a Parquet file: {error}") from error
     if content.get("version") != VERSION:
         found = f"version {content['version']}" if "version" in content else "no results of seqrec"
-        raise InputError(f"{file} holds {found}, expected version {VERSION}; write it again: seqrec test")
-    frame = polars.read_parquet(file).sort("user_id", "item_id", "timestamp")
+        raise InputError(f"{file} contains {found}, expected version {VERSION}; write it again: seqrec test")
+    frame = pl.read_parquet(file).sort("user_id", "item_id", "timestamp")
     return Results(str(path), Header(**content), frame)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some of the targets of a results file.
+
+    Attributes:
+        name: Its name in tables.
+        kept: (T,) bool, True at its targets.
+    """
+
+    name: str
+    kept: NDArray[np.bool_]
+
+
+def popularity_bounds(item_counts: NDArray[np.int64]) -> tuple[int, int]:
+    """Return the fewest training events of an item of the head, and of the torso; other items are the tail.
+
+    In order of popularity, the items of the head have the first third of all training events, those of the torso the
+    second, and those of the tail the last. Items of equal count belong to the same part, the more popular one.
+
+    Args:
+        item_counts: (V,) training events of each item; item 0 is padding.
+    """
+    counts = np.sort(item_counts[1:])[::-1]
+    held = np.cumsum(counts)
+    head, torso = (int(counts[np.searchsorted(3 * held, share * held[-1])]) for share in (1, 2))
+    return max(head, 1), max(torso, 1)
+
+
+def slices_of(results: Results) -> list[Slice]:
+    """Return slices of the targets, without empty ones.
+
+    - Quarters of the users by the length of their history (in events).
+    - Head, torso and tail of the items by training events (`popularity_bounds`).
+    - Items that are new to the user, and repeated ones.
+    - Quarters of the targets by time, if the log has timestamps.
+
+    Quarters are of about the same size, as far as equal values allow. A user counts in each slice that contains at
+    least one of its targets, with these targets only.
+    """
+    frame, header = results.frame, results.header
+    lengths = frame["history_length"].to_numpy()
+    first_of_user = np.flatnonzero(np.diff(results.rows, prepend=-1))
+    events = frame["item_train_events"].to_numpy()
+    repeated = frame["repeated"].to_numpy()
+    head, torso = events >= header.head_from, events >= header.torso_from
+    slices = [
+        *_quarters("history", lengths, lengths[first_of_user]),
+        Slice(f"head ({header.head_from:,}+ training events)", head),
+        Slice(f"torso ({header.torso_from:,}+ training events)", torso & ~head),
+        Slice("tail (fewer training events)", ~torso & ~head),
+        Slice("new item", ~repeated),
+        Slice("repeated item", repeated),
+    ]
+    if not frame["timestamp"].has_nulls():
+        times = frame["timestamp"].to_numpy()
+        slices += _quarters("time", times, times)
+    return [each for each in slices if each.kept.any()]
+
+
+def _quarters(title: str, values: NDArray[np.int64], population: NDArray[np.int64]) -> list[Slice]:
+    """Return slices of `values` between the quartiles of `population`; fewer than four if quartiles are equal."""
+    if len(population) == 0:
+        return []
+    ends = np.unique(np.quantile(population, [0.25, 0.5, 0.75, 1], method="higher"))
+    number = np.searchsorted(ends, values)
+    slices = []
+    for quarter in range(len(ends)):
+        kept = number == quarter
+        inside = values[kept]
+        slices.append(Slice(f"{title} {inside.min():,} to {inside.max():,}", kept))
+    return slices

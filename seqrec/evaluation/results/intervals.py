@@ -1,8 +1,8 @@
-"""How much means over users would move with other users: bootstrap intervals and a paired test.
+"""Uncertainty of means over users: bootstrap intervals and a paired test.
 
-U users, M columns (metrics, of one run or of several), R resamples. Users are what is drawn: the targets of one user
-belong together. Ihemelandu & Ekstrand 2023, Inference at Scale, find that bootstrap and randomisation keep their
-error rates with thousands of users, where Wilcoxon's test and the sign test do not.
+U users, M columns (metrics, of one run or of several), R resamples. Users are drawn, not targets, because the targets
+of one user are not independent. Ihemelandu & Ekstrand 2023, Inference at Scale, find that bootstrap and randomisation
+keep their error rates with thousands of users, and that Wilcoxon's test and the sign test do not.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ Int64 = NDArray[np.int64]
 
 # Weights held at a time: 2^21 of 8 bytes are 16 MiB.
 HELD_WEIGHTS = 1 << 21
-# Users drawn from at a time where nearly all differ; their weights stay in a core's cache.
+# Users drawn from at a time if nearly all differ; their weights stay in a core's cache.
 BLOCK_USERS = 1 << 14
 
 
 def bootstrap_means(values: Float64, *, resamples: int, seed: int) -> Float64:
-    """Means of resamples of the users, drawn with replacement, as many as there are.
+    """Return the means of R resamples of U users each, drawn with replacement.
 
-    Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 6. All columns meet the same resamples,
-    so differences of columns are those of paired runs. Users are drawn by counting: how often each distinct row
-    of values falls into a resample is multinomial, and ranks leave few distinct rows. Where most rows differ, users
-    are drawn block by block. Memory stays that of `values` and a few MiB.
+    Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 6. All columns get the same resamples,
+    so differences of columns are those of paired runs. Users are drawn by counting: the number of times that each
+    distinct row of values is drawn is multinomial, and ranks leave few distinct rows. If most rows differ, users are
+    drawn block by block. Memory is that of `values` and a few MiB.
 
     Args:
         values: (U, M) float64, one row a user, at least one.
@@ -50,10 +50,10 @@ def bootstrap_means(values: Float64, *, resamples: int, seed: int) -> Float64:
 
 
 def percentile_intervals(means: Float64, confidence: float) -> Float64:
-    """(M, 2) float64, low and high end of the central `confidence` of the resampled means (R, M).
+    """Return the low and high end (M, 2) of the central `confidence` of the resampled means (R, M), in float64.
 
     Raises:
-        InputError: `confidence` is not between 0 and 1.
+        InputError: if `confidence` is not between 0 and 1.
     """
     if not 0 < confidence < 1:
         raise InputError(f"confidence={confidence} must lie between 0 and 1, such as 0.95")
@@ -63,11 +63,11 @@ def percentile_intervals(means: Float64, confidence: float) -> Float64:
 
 
 def sign_flip_p_values(differences: Float64, *, resamples: int, seed: int) -> Float64:
-    """Probability of a mean difference at least this far from 0 if it were chance which run is which.
+    """Return the probability of a mean difference at least this far from 0 if the runs were exchangeable.
 
     Fisher's randomisation test for paired runs (Smucker, Allan & Carterette 2007, A Comparison of Statistical
     Significance Tests for Information Retrieval Evaluation): each user's difference keeps or changes its sign with
-    equal probability. The observed signs count as one draw, so that no p-value is 0 (Phipson & Smyth 2010).
+    equal probability. The observed signs count as one draw, so no p-value is 0 (Phipson & Smyth 2010).
 
     Args:
         differences: (U, M) float64, of two runs, one row a user, at least one.
@@ -93,12 +93,12 @@ def sign_flip_p_values(differences: Float64, *, resamples: int, seed: int) -> Fl
 
 
 def _are_few(rows: Float64, values: Float64) -> bool:
-    """Whether counting distinct rows is less work than drawing users."""
+    """Return whether counting distinct rows is less work than drawing users."""
     return len(values) <= BLOCK_USERS or 8 * len(rows) <= len(values)
 
 
 def _weighted_sums(rows: Float64, resamples: int, draw: Callable[[int], NDArray[np.generic]]) -> Float64:
-    """(R, M) sums of rows (N, M) by weights (size, N) that are drawn for a few resamples at a time."""
+    """Return sums (R, M) of rows (N, M) by weights (size, N) that are drawn for a few resamples at a time."""
     sums = np.empty((resamples, rows.shape[1]))
     for part in _parts(resamples, len(rows)):
         sums[part] = draw(part.stop - part.start).astype(np.float64) @ rows
@@ -106,7 +106,7 @@ def _weighted_sums(rows: Float64, resamples: int, draw: Callable[[int], NDArray[
 
 
 def _block_sums(values: Float64, resamples: int, rng: np.random.Generator) -> Float64:
-    """(R, M) sums over resamples: first how many users of each block, then which of them."""
+    """Return sums (R, M) over resamples: draw the number of users of each block, then the users."""
     blocks = [values[begin : begin + BLOCK_USERS] for begin in range(0, len(values), BLOCK_USERS)]
     sizes = np.array([len(block) for block in blocks])
     drawn = rng.multinomial(len(values), sizes / len(values), size=resamples)
@@ -119,19 +119,19 @@ def _block_sums(values: Float64, resamples: int, rng: np.random.Generator) -> Fl
 
 
 def _times_drawn(rng: np.random.Generator, size: int, number: int) -> Int64:
-    """(size,) how often each of `size` users is among `number` draws."""
+    """Return (size,) the number of times that each of `size` users is among `number` draws."""
     return np.bincount(rng.integers(size, size=number), minlength=size)
 
 
 def _signs(rng: np.random.Generator, size: int, num_users: int) -> NDArray[np.int8]:
-    """(size, U) +1 or -1 with equal probability, one random bit each."""
+    """Return (size, U) +1 or -1 with equal probability, one random bit each."""
     random_bytes = rng.integers(256, size=(size, -(-num_users // 8)), dtype=np.uint8)
     bits = np.unpackbits(random_bytes, axis=1, count=num_users).view(np.int8)
     return 2 * bits - 1
 
 
 def _parts(resamples: int, width: int) -> Iterator[slice]:
-    """The resamples in parts whose weights (part, width) are few enough to hold."""
+    """Yield the resamples in parts with weights (part, width) that fit into `HELD_WEIGHTS`."""
     size = max(1, HELD_WEIGHTS // max(width, 1))
     for begin in range(0, resamples, size):
         yield slice(begin, min(begin + size, resamples))

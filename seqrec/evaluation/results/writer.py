@@ -1,40 +1,49 @@
-"""Writes where each held-out item was ranked, while a model is tested."""
+"""A callback that writes the rank of each held-out item while a model is tested."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, cast
 
 import lightning.pytorch as pl
 import numpy as np
+import polars
 from numpy.typing import NDArray
 
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
-from seqrec.evaluation.results.file import FILE_NAME, Header
-from seqrec.evaluation.results.slices import popularity_bounds
-from seqrec.models import Recommender
+from seqrec.evaluation.protocols import Protocol as EvaluationProtocol
+from seqrec.evaluation.results.file import FILE_NAME, Header, popularity_bounds
 from seqrec.types import JudgedTargets
 
-if TYPE_CHECKING:
-    import polars
-
-# Targets that a rank holds before it writes them: 2^18 take some 20 MiB.
+# Targets that a process holds before it writes them: 2^18 take some 20 MiB.
 HELD_TARGETS = 1 << 18
 
 
-class ResultsWriter(pl.Callback):
-    """A results file of each test: one row a held-out item, in Parquet, with the log's own ids.
+class TestedModule(Protocol):
+    """The attributes of a tested model that a results file records.
 
-    Columns are those of `seqrec.evaluation.results.Results`; the protocol's id and settings are in the file's
-    metadata. Each rank writes parts into a folder beside the file, which all ranks must share; the first rank joins
-    them when all are done, so a file that is there is whole.
+    Attributes:
+        title: The model's name in tables.
+        protocol: How its targets were ranked.
+    """
+
+    title: str
+    protocol: EvaluationProtocol
+
+
+class ResultsWriter(pl.Callback):
+    """Writes a results file of each test: one row for each held-out item, in Parquet, with the log's own ids.
+
+    See `seqrec.evaluation.results.Results` for the columns; the file's metadata contains the protocol's id and
+    settings. Each process writes parts into a folder next to the file, which all processes must share. The first
+    process joins the parts when all are done, so an existing file is always complete.
 
     Args:
-        path: The file; None is `test_results.parquet` in the run's folder, beside `test_metrics.json`, and like it
-            not written by a `fast_dev_run`, which has no folder.
+        path: The file. None is `test_results.parquet` in the run's folder, next to `test_metrics.json`; neither is
+            written by a `fast_dev_run`, which has no folder.
         write: Whether the file is written.
     """
 
@@ -47,21 +56,22 @@ class ResultsWriter(pl.Callback):
         self._parts = 0
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count the training events of the items and make the folder of parts.
+        """Count the training events of the items and create the folder of parts.
 
         Raises:
-            InputError: the trainer has no data module that knows the log's ids.
+            InputError: if the trainer has no data module with the log's ids.
         """
         self._file, self._waiting, self._parts = None, [], 0
         if not self.write:
             return
-        root = trainer.log_dir if self.path is None else None  # asks all ranks, so once and here
+        # `log_dir` waits for all processes, so it is read only once.
+        root = trainer.log_dir if self.path is None else None
         if self.path is None and root is None:
             return
         self._item_counts = _data(trainer).train_item_counts()
         self._file = Path(self.path or f"{root}/{FILE_NAME}")
         if trainer.is_global_zero:
-            # Parts of a test that was killed.
+            # Remove the parts of a test that was killed.
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir(parents=True)
         trainer.strategy.barrier()
@@ -75,10 +85,10 @@ class ResultsWriter(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Take a batch's targets.
+        """Collect a batch's targets.
 
         Raises:
-            TypeError: the model's test step returns something else.
+            TypeError: if the model's test step returns something else.
         """
         if self._file is None:
             return
@@ -91,19 +101,16 @@ class ResultsWriter(pl.Callback):
             self._write_part(trainer)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Join the parts of all ranks."""
-        import polars
-
+        """Join the parts of all processes."""
         if self._file is None:
             return
-        assert isinstance(pl_module, Recommender)
         if self._waiting:
             self._write_part(trainer)
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             joined = self._folder / "joined"
             parts = polars.scan_parquet(sorted(self._folder.glob("part-*.parquet")))
-            parts.sink_parquet(joined, metadata=self._header(pl_module).as_metadata())
+            parts.sink_parquet(joined, metadata=self._header(cast(TestedModule, pl_module)).as_metadata())
             joined.replace(self._file)
             shutil.rmtree(self._folder)
         trainer.strategy.barrier()
@@ -111,7 +118,7 @@ class ResultsWriter(pl.Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Leave no parts of a test that failed."""
+        """Remove the parts of a test that failed."""
         if self._file is not None and trainer.testing:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -120,7 +127,7 @@ class ResultsWriter(pl.Callback):
         assert self._file is not None
         return self._file.with_name(self._file.name + ".parts")
 
-    def _header(self, model: Recommender) -> Header:
+    def _header(self, model: TestedModule) -> Header:
         head_from, torso_from = popularity_bounds(self._item_counts)
         return Header(
             model=model.title,
@@ -133,8 +140,6 @@ class ResultsWriter(pl.Callback):
         )
 
     def _write_part(self, trainer: pl.Trainer) -> None:
-        import polars
-
         store = _data(trainer).store
         frame = polars.concat([results_frame(judged, store, self._item_counts) for judged in self._waiting])
         frame.write_parquet(self._folder / f"part-{trainer.global_rank:05d}-{self._parts:06d}.parquet")
@@ -144,15 +149,13 @@ class ResultsWriter(pl.Callback):
 def results_frame(
     judged: JudgedTargets, store: EventStore, item_counts: NDArray[np.int64]
 ) -> polars.DataFrame:
-    """One row a target, with the columns of `seqrec.evaluation.results.Results`.
+    """Return one row for each target, with the columns of `seqrec.evaluation.results.Results`.
 
     Args:
         judged: Targets of a batch, on the CPU.
-        store: Knows the log's ids.
-        item_counts: (V,) how often each item occurs in training.
+        store: The event store, which maps ids to the log's own.
+        item_counts: (V,) training events of each item.
     """
-    import polars
-
     rows, item_ids = judged.rows, judged.item_ids.numpy()
     times = [None] * len(rows) if judged.timestamps is None else judged.timestamps.numpy()
     return polars.DataFrame(
@@ -173,7 +176,7 @@ def _data(trainer: pl.Trainer) -> SequenceDataModule:
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, SequenceDataModule):
         raise InputError(
-            "ResultsWriter needs a SequenceDataModule, which knows the log's ids; test with one, "
+            "ResultsWriter needs a SequenceDataModule, which has the log's ids; test with one, "
             "or leave the callback out"
         )
     return data

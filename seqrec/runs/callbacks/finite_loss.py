@@ -1,4 +1,4 @@
-"""A run whose numbers stop being numbers ends before they reach the weights."""
+"""Stops a run when the loss is NaN or infinite, before the weights are updated."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor
 from seqrec.catalogue.distributed import of_all_ranks
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.errors import DivergenceError
-from seqrec.runs.callbacks.best_checkpoint import BestCheckpoint
+from seqrec.runs.callbacks.model_selection import BestCheckpoint
 from seqrec.runs.callbacks.resume_points import ResumePoints
-from seqrec.runs.pending_copy import PendingCopy
+from seqrec.runs.measurement import PendingCopy
 from seqrec.types import SequenceBatch
 
 
 class FiniteLoss(pl.Callback):
-    """Stops the run where a batch's loss is not finite, behind its backward pass; weights are as they were.
+    """Stops the run when a batch's loss is not finite, after its backward pass and before the weights are updated.
 
-    The message names the step, the batch's users by the log's own ids, and the checkpoint to go on from. All ranks
-    agree to stop. Python looks at the loss when it has launched the backward pass, so that no GPU waits for it.
+    The message names the step, the batch's users by the log's own ids, and the checkpoint to resume from. All
+    processes stop together. Python reads the loss after it has launched the backward pass, so no GPU waits for it.
 
     Raises:
-        DivergenceError: a loss that is NaN or infinite.
+        DivergenceError: if a loss is NaN or infinite.
     """
 
     def __init__(self) -> None:
@@ -36,33 +36,33 @@ class FiniteLoss(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Remember whose batch it is."""
+        """Keep the batch, for its users' ids."""
         self._batch = batch
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Ask for the losses of all ranks."""
+        """Start to copy the losses of all processes."""
         self._losses = PendingCopy(of_all_ranks(loss.detach().reshape(1)))
-        # In its mode to find where NaN comes from, torch would raise in the backward pass.
+        # In its mode to find the origin of NaN, torch would raise in the backward pass.
         if torch.is_anomaly_enabled():
             self.on_after_backward(trainer, pl_module)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at them."""
+        """Check the losses."""
         if self._losses is None:
             return
         losses, self._losses = self._losses.read().flatten().tolist(), None
-        ranks = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
-        if not ranks:
+        bad = [process for process, loss in enumerate(losses) if not math.isfinite(loss)]
+        if not bad:
             return
         own = losses[trainer.global_rank]
         finite = math.isfinite(own)
         place = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
-        whose = self._users(trainer)
+        users = self._users(trainer)
         if finite:
-            whose = f"It is the batch of rank {ranks[0]}, whose message names the users."
+            users = f"It is the batch of process {bad[0]}; its message names the users."
         raise DivergenceError(
-            f"the loss is {'not finite' if finite else own} at {place}; the update was not made. {whose} "
-            f"{_where_to_go_on(trainer)} A smaller step size or --trainer.gradient_clip_val 1.0 often helps; a NaN "
+            f"the loss is {'not finite' if finite else own} at {place}; the update was not made. {users} "
+            f"{_last_checkpoint(trainer)} A smaller step size or --trainer.gradient_clip_val 1.0 often helps; a NaN "
             "in the first steps points to the data or to precision"
         )
 
@@ -78,7 +78,7 @@ class FiniteLoss(pl.Callback):
         return f"Users of the batch: {', '.join(names)}."
 
 
-def _where_to_go_on(trainer: pl.Trainer) -> str:
+def _last_checkpoint(trainer: pl.Trainer) -> str:
     newest = [c.path for c in trainer.checkpoint_callbacks if isinstance(c, ResumePoints)]
     best = [Path(c.best_model_path) for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
     found = [str(path) for path in [*newest, *best] if path is not None and path.is_file()]

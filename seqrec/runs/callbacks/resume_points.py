@@ -1,4 +1,4 @@
-"""The checkpoints that a run which was stopped or killed goes on from."""
+"""Checkpoints from which a stopped or killed run resumes."""
 
 from __future__ import annotations
 
@@ -16,42 +16,46 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from seqrec.catalogue.distributed import ranks_where
 from seqrec.errors import DivergenceError, InputError, LockedError, StoppedError
-from seqrec.runs.checkpoints import NEWEST, keep_point
-from seqrec.runs.finite import all_finite
-from seqrec.runs.lock import FolderLock
-from seqrec.runs.signals import StopSignals, requeue, requeue_signal
+from seqrec.runs.checkpoints import NEWEST, all_finite, keep_point
+from seqrec.runs.job import FolderLock, StopSignals, requeue, requeue_signal
+from seqrec.runs.lightning_internals import cluster_environment, is_accumulating, validation_follows
 
-# Several ranks compare clocks only every so many steps, since each comparison makes them wait for each other.
+# Number of steps between comparisons of clocks, each of which makes several processes wait for each other.
 STEPS_BETWEEN_CLOCKS = 20
-# A validation that would end sooner is waited for, since the epoch's end behind it is a place to go on from.
+# A validation that ends within this time is finished first, because a run can resume from the epoch's end after it.
 VALIDATION_SECONDS = 10.0
 
 
 class ResumePoints(Checkpoint):
-    """Keeps the run's newest state as `checkpoints/last.ckpt`: every few steps or minutes, and at each epoch's end.
+    """Saves the run's state as `checkpoints/last.ckpt` every few steps or minutes, and at each epoch's end.
 
-    A run that is resumed from there trains on the batches that the run would have seen, with its randomness, and
-    validates when it would have. The file is replaced in one move, so that one that is there is whole; the states
-    before it stay as `last-1.ckpt`, .., and are taken where the newest turns out to be damaged. None is written in the
-    middle of accumulated gradients, nor just before a validation, which resuming would skip.
+    A run that resumes from there trains on the same remaining batches, with the same randomness and validations, as
+    if it had not stopped. The file is replaced in one move and therefore always complete. Earlier states stay as
+    `last-1.ckpt`, .., and are used if the newest is damaged. None is written while gradients accumulate, nor just
+    before a validation, which resuming would skip.
 
-    On SIGTERM, Ctrl-C or SIGUSR1 the run saves behind the step that is under way (a validation is waited for 10
-    seconds; after that the newest point must do), prints the command to go on with, and ends with status 128 + the
-    signal's number: 143 for SIGTERM. Several ranks agree on the step. A job of SLURM that gets the signal before its
-    end (`#SBATCH --signal=USR1@120`) is queued again; `seqrec fit` then goes on by itself.
+    On SIGTERM, Ctrl-C or SIGUSR1 the run saves after the present step, prints the command to resume with, and ends
+    with status 128 + the signal's number: 143 for SIGTERM. A validation gets 10 seconds to finish; after that the run
+    ends with its newest point. Several processes stop at the same step. A SLURM job that gets the signal before its
+    end (`#SBATCH --signal=USR1@120`) is queued again, and `seqrec fit` then resumes by itself.
 
-    The folder is the job's alone while it trains.
+    The folder is locked while the job trains.
 
     Args:
         every_n_steps: Optimiser steps between points within an epoch; None for none.
         every_minutes: Minutes between points within an epoch; None for none.
-        keep: Points that are kept, the newest among them.
+        keep: Number of points to keep, the newest among them.
         dirpath: Folder of the files; None is `checkpoints` in the run's folder.
 
     Raises:
-        InputError: a distance or number is not positive.
-        LockedError: at the start of training, another job trains in the folder.
-        StoppedError: the run was asked to stop, and its state is saved.
+        InputError: if a distance or number is not positive.
+        LockedError: if another job trains in the folder when training starts.
+        StoppedError: if the run was asked to stop; its state is saved.
+
+    Example:
+        >>> from seqrec import ResumePoints
+        >>> ResumePoints(every_n_steps=500, dirpath="checkpoints").path.name
+        'last.ckpt'
     """
 
     def __init__(
@@ -79,18 +83,25 @@ class ResumePoints(Checkpoint):
 
     @property
     def path(self) -> Path | None:
-        """Where the newest point is or will be; None before the run has a folder."""
+        """Path of the newest point, written or not; None before the run has a folder."""
         return None if self.dirpath is None else Path(self.dirpath) / NEWEST
 
+    @property
+    def resume_command(self) -> str | None:
+        """Command that resumes the run; None without a point, or if `seqrec fit` did not start it."""
+        if self.path is None or not self.path.is_file() or self._config is None or not self._config.is_file():
+            return None
+        return shlex.join(["seqrec", "fit", "--config", str(self._config), "--ckpt_path", str(self.path)])
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Settle where the files go, and keep other jobs from there while training."""
-        # Asks all ranks, so not only where it is saved.
+        """Choose the folder, and lock it for training."""
+        # All processes must read `log_dir`.
         folder = trainer.log_dir or trainer.default_root_dir
         self._config = Path(folder) / "config.yaml"
         if self.dirpath is None:
             self.dirpath = str(Path(folder) / "checkpoints")
         if stage == "fit" and not getattr(trainer, "fast_dev_run", False):
-            self._take_folder(trainer, Path(self.dirpath))
+            self._lock_folder(trainer, Path(self.dirpath))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, and listen for signals."""
@@ -101,9 +112,9 @@ class ResumePoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where it is time, if this is a place to go on from; stop there if that is wanted."""
+        """Save if a point is due and a run can resume from here; stop if the run was asked to."""
         stop = self._stop_is_wanted(trainer)
-        if trainer.fit_loop._should_accumulate() or self._validation_follows(trainer, batch_idx):
+        if is_accumulating(trainer) or validation_follows(trainer, batch_idx):
             return
         if trainer.global_step != self._saved_step and (stop or self._is_due(trainer)):
             self._save(trainer)
@@ -118,32 +129,32 @@ class ResumePoints(Checkpoint):
             self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save at the epoch's end, behind its validation and the decision to stop."""
+        """Save at the epoch's end, after its validation and the decision to stop."""
         self._save(trainer)
         if self._stop_is_wanted(trainer):
             self._stop(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen no more."""
+        """Restore the signal handlers."""
         self._signals.leave()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Let other jobs in."""
-        self._leave_folder()
+        """Release the folder lock."""
+        self._unlock_folder()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Say how to go on, if training had begun and there is something to go on from."""
+        """Print how to resume, if the run was asked to stop, or had begun to train and has a point."""
         self._signals.leave()
-        told = isinstance(exception, StoppedError) or self._signals.received is not None
+        asked = isinstance(exception, StoppedError) or self._signals.received is not None
         begun = self._saved_at > 0 and self.path is not None and self.path.is_file()
-        if (told or begun) and trainer.is_global_zero:
-            sys.stderr.write(self._farewell(trainer, exception) + "\n")
+        if (asked or begun) and trainer.is_global_zero:
+            sys.stderr.write(self._closing_message(trainer, exception) + "\n")
             sys.stderr.flush()
-        self._leave_folder()
+        self._unlock_folder()
 
-    def _take_folder(self, trainer: pl.Trainer, folder: Path) -> None:
+    def _lock_folder(self, trainer: pl.Trainer, folder: Path) -> None:
         refusal: LockedError | None = None
         if trainer.is_global_zero:
             try:
@@ -151,15 +162,15 @@ class ResumePoints(Checkpoint):
             except LockedError as error:
                 refusal = error
         if ranks_where(refusal is not None, trainer.strategy.root_device):
-            raise refusal or LockedError(f"{folder} belongs to another job; rank 0 says to which")
+            raise refusal or LockedError(f"{folder} is in use by another job; process 0's message names it")
 
-    def _leave_folder(self) -> None:
+    def _unlock_folder(self) -> None:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
     def _stop_is_wanted(self, trainer: pl.Trainer, after: float = 0.0) -> bool:
-        """Whether a rank was asked to stop, that many seconds ago or more; all ranks ask at once."""
+        """Return whether a process was asked to stop at least `after` seconds ago; all processes must call it."""
         received, at = self._signals.received, self._signals.at
         wanted = received is not None and time.monotonic() - at >= after
         return bool(ranks_where(wanted, trainer.lightning_module.device))
@@ -168,27 +179,24 @@ class ResumePoints(Checkpoint):
         number = self._signals.received or signal.SIGTERM
         if trainer.is_global_zero and number == requeue_signal(trainer):
             requeue()
-        # Lightning kills the process that started the others where one of these ends otherwise than with 0.
-        started = isinstance(trainer._accelerator_connector.cluster_environment, LightningEnvironment)
+        # If Lightning started the other processes, it kills their parent if one of them ends with another status.
+        started = isinstance(cluster_environment(trainer), LightningEnvironment)
         raise StoppedError(0 if started and trainer.local_rank else 128 + number)
 
-    def _farewell(self, trainer: pl.Trainer, exception: BaseException) -> str:
+    def _closing_message(self, trainer: pl.Trainer, exception: BaseException) -> str:
         number = self._signals.received
-        told = isinstance(exception, StoppedError) or number == signal.SIGINT
-        by = signal.Signals(number).name if number is not None else "another rank's signal"
-        what = f"stopped by {by}" if told else f"ended by {type(exception).__name__}"
-        lines = [f"The run was {what} at epoch {trainer.current_epoch}, step {trainer.global_step}."]
+        asked = isinstance(exception, StoppedError) or number == signal.SIGINT
+        by = signal.Signals(number).name if number is not None else "another process's signal"
+        end = f"stopped by {by}" if asked else f"ended by {type(exception).__name__}"
+        lines = [f"The run was {end} at epoch {trainer.current_epoch}, step {trainer.global_step}."]
         if self.path is None or not self.path.is_file():
             return " ".join([*lines, "It has no resume point yet."])
         step = "" if self._saved_step < 0 else f", of step {self._saved_step}"
         lines.append(f"Newest resume point: {self.path}{step}.")
-        if self._config is not None and self._config.is_file():
-            words = ["seqrec", "fit", "--config", str(self._config), "--ckpt_path", str(self.path)]
-            lines.append(f"Go on with: {shlex.join(words)}")
-        else:
-            lines.append(f"Go on with: trainer.fit(.., ckpt_path={str(self.path)!r})")
+        call = f"trainer.fit(.., ckpt_path={str(self.path)!r})"
+        lines.append(f"Resume with: {self.resume_command or call}")
         if trainer.world_size > 1:
-            lines.append("(started as before: by torchrun, srun or alone)")
+            lines.append("(started in the same way: by torchrun, srun or alone)")
         return " ".join(lines)
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
@@ -198,25 +206,17 @@ class ResumePoints(Checkpoint):
             trainer.world_size > 1 and trainer.global_step % STEPS_BETWEEN_CLOCKS != 0
         ):
             return False
-        # Clocks differ, and all ranks take part in saving.
+        # Clocks differ, and all processes take part in saving.
         waited: float = trainer.strategy.broadcast(time.monotonic() - self._saved_at)
         return waited >= self.every_minutes * 60
-
-    @staticmethod
-    def _validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:
-        if batch_idx + 1 >= trainer.num_training_batches:
-            return True
-        loop = trainer.fit_loop
-        assert loop._data_fetcher is not None
-        return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
     def _save(self, trainer: pl.Trainer) -> None:
         if getattr(trainer, "fast_dev_run", False):
             return
         file = self.path
         assert file is not None
-        # A file that is there has finite weights, since a run that went on from others would end at once.
-        # Ranks hold different rows of sharded tables, so they must agree to stop.
+        # Saved weights must be finite, because a run that resumes from others would end at once.
+        # Processes have different rows of sharded tables, so they must agree to stop.
         module = trainer.lightning_module
         if ranks_where(not all_finite(module), module.device):
             kept = f"{file} is from before" if file.is_file() else "there is no checkpoint yet"

@@ -1,4 +1,4 @@
-"""Keeps `summary.json` in a run's folder up to date."""
+"""Writes `summary.json` into a run's folder and keeps it up to date."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,18 +16,17 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from seqrec.errors import InputError, StoppedError
 from seqrec.runs import Summary
+from seqrec.runs.callbacks.monitoring import RunMonitor
 from seqrec.runs.callbacks.resume_points import ResumePoints
-from seqrec.runs.callbacks.run_monitor import RunMonitor
 from seqrec.runs.callbacks.step_seeds import StepSeeds
-from seqrec.runs.parameter_counts import parameter_counts
-from seqrec.runs.provenance import git_state, hardware, versions
+from seqrec.runs.provenance import git_state, hardware, parameter_counts, versions
 
 
 class RunSummary(pl.Callback):
-    """Writes `summary.json`: when a command starts, at each epoch's end, and when the run ends, however it does.
+    """Writes `summary.json` when a command starts, at each epoch's end, and when the run ends in any way.
 
-    `seqrec.runs.Summary` says what stands in it. It needs a `RunMonitor` among the trainer's callbacks. Without a
-    folder, as in a `fast_dev_run`, nothing is written.
+    See `seqrec.runs.Summary` for its content. The trainer needs a `RunMonitor` too. Without a folder, as in a
+    `fast_dev_run`, nothing is written.
     """
 
     def __init__(self) -> None:
@@ -43,24 +41,24 @@ class RunSummary(pl.Callback):
         self._metrics: dict[str, dict[str, float]] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Settle where the file goes, and look at machine and versions.
+        """Choose the folder, and collect hardware and versions.
 
         Raises:
-            InputError: the trainer has no `RunMonitor`.
+            InputError: if the trainer has no `RunMonitor`.
         """
         _monitor(trainer)
-        self._folder = trainer.log_dir  # asks all ranks
+        self._folder = trainer.log_dir  # all processes must read it
         self._fitting = trainer.state.fn == TrainerFn.FITTING
         if not self._started:
             self._started = _now()
             self._made_with = {"versions": versions(), "hardware": hardware(), "git": git_state()}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember what this run goes on from."""
+        """Record the checkpoint that this run resumes from."""
         self._resumed_from = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say that the run has started."""
+        """Report that the run has started."""
         self._epochs, self._steps = trainer.current_epoch, trainer.global_step
         self._write(trainer, pl_module, "running")
 
@@ -90,8 +88,8 @@ class RunSummary(pl.Callback):
             }
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say how far the run has come."""
-        # A run that ends by steps or by time may leave an epoch in its middle.
+        """Report the run's progress."""
+        # A run that ends by steps or by time may end within an epoch.
         self._epochs = trainer.current_epoch + trainer.is_last_batch
         _monitor(trainer).gather(trainer)
         self._write(trainer, pl_module, "running")
@@ -101,24 +99,24 @@ class RunSummary(pl.Callback):
         self._keep("test_", _numbers(trainer.callback_metrics))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Say that the command has finished."""
+        """Report that the command has finished."""
         _monitor(trainer).gather(trainer)
         self._write(trainer, pl_module, "finished")
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Say what ended the run."""
+        """Report the reason for the run's end."""
         by_signal = isinstance(exception, (KeyboardInterrupt, SIGTERMException, StoppedError))
         error = f"{type(exception).__name__}: {exception}".removesuffix(": ")
         self._write(trainer, pl_module, "interrupted" if by_signal else "failed", error)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best validation so far."""
+        """Return the best validation so far."""
         return {"best": self._best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the best of the run that is resumed; other commands only read weights."""
+        """Continue with the resumed run's best validation; commands other than `fit` ignore it."""
         if self._fitting:
             self._best = state_dict["best"]
 
@@ -132,7 +130,7 @@ class RunSummary(pl.Callback):
     ) -> None:
         if self._folder is None or not trainer.is_global_zero:
             return
-        monitor = _monitor(trainer)
+        monitor, saved = _monitor(trainer), trainer.checkpoint_callbacks
         seconds = monitor.clock.seconds
         trained = seconds.get("train", 0.0)
         Summary(
@@ -146,7 +144,7 @@ class RunSummary(pl.Callback):
             seconds={name: round(value, 6) for name, value in seconds.items()},
             events_per_second=monitor.events / trained if trained else None,
             tokens_per_second=monitor.tokens / trained if trained else None,
-            peak_memory=monitor.peak_memory,
+            peak_memory=dict(monitor.peak_memory),
             parameters=parameter_counts(module),
             best=self._best_with_file(trainer),
             validation=self._metrics.get("val_"),
@@ -155,7 +153,7 @@ class RunSummary(pl.Callback):
             seeds=_seeds(trainer),
             job=_job(trainer),
             command=shlex.join(sys.argv),
-            resume=self._resume_command(trainer),
+            resume=next(filter(None, (c.resume_command for c in saved if isinstance(c, ResumePoints))), None),
             resumed_from=self._resumed_from,
             started=self._started,
             updated=_now(),
@@ -165,15 +163,6 @@ class RunSummary(pl.Callback):
     def _best_with_file(self, trainer: pl.Trainer) -> dict[str, Any] | None:
         files = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         return None if self._best is None else {**self._best, "checkpoint": next(filter(None, files), None)}
-
-    def _resume_command(self, trainer: pl.Trainer) -> str | None:
-        points = [c.path for c in trainer.checkpoint_callbacks if isinstance(c, ResumePoints)]
-        newest = next((path for path in points if path is not None and path.is_file()), None)
-        assert self._folder is not None
-        config = Path(self._folder) / "config.yaml"
-        if newest is None or not config.is_file():
-            return None
-        return shlex.join(["seqrec", "fit", "--config", str(config), "--ckpt_path", str(newest)])
 
 
 def _monitor(trainer: pl.Trainer) -> RunMonitor:
@@ -193,10 +182,10 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def _seeds(trainer: pl.Trainer) -> dict[str, int | None]:
     steps = [callback.seed for callback in _callbacks(trainer) if isinstance(callback, StepSeeds)]
-    told = os.environ.get("PL_GLOBAL_SEED")
+    given = os.environ.get("PL_GLOBAL_SEED")
     run = next(iter(steps), None)
     return {
-        "run": int(told) if run is None and told is not None else run,
+        "run": int(given) if run is None and given is not None else run,
         "data": getattr(getattr(trainer, "datamodule", None), "seed", None),
     }
 

@@ -1,6 +1,6 @@
-"""Softmax cross-entropy against many candidates whose scores are never all held at once.
+"""Softmax cross-entropy against many candidates without holding all of their scores at once.
 
-Shapes: M events, C candidates, D width, B users; m and c are those of one tile of scores.
+Shapes: M events, C candidates, D width, B users; m events and c candidates of one tile of scores.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from seqrec.ops.second_derivative import refuse_second_derivative
-from seqrec.training.losses.base import at_least_float32
+from seqrec.training.losses.loss import at_least_float32
 
-# Scores held at a time unless told. Tiles of 4 MiB stay in a CPU's cache, and large ones keep a GPU busy.
+# Default number of scores held at a time. Tiles of 4 MiB stay in a CPU's cache, and large ones keep a GPU busy.
 CPU_CHUNK, DEVICE_CHUNK = 1 << 20, 1 << 25
-# Fewer events than this make products with all candidates slower than making the scores twice.
+# With fewer events than this, products with all candidates take longer than computing the scores twice.
 LEAST_EVENTS = 32
 NO_SECOND_DERIVATIVE = (
     "chunked softmax losses have no second derivative: call backward or grad without create_graph=True"
@@ -26,16 +26,16 @@ NO_SECOND_DERIVATIVE = (
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """What the targets compete with.
+class Competitors:
+    """The candidates that the targets compete with.
 
     Attributes:
-        vectors: (V, D) table whose rows `first`.. are the C candidates.
-        own: (M,) int64, row of `vectors` that is the event's own target, which does not compete with itself; -1
-            where no row is.
+        vectors: (V, D) table; its rows from `first` on are the C candidates.
+        own: (M,) int64, row of `vectors` that is the event's own target, which does not compete with itself; -1 if
+            the table lacks it.
         first: First row of `vectors` that is a candidate.
         log_weights: (V,) added to all scores of a candidate; None adds nothing.
-        excluded: (B, V) bool, True where a user's candidate does not compete; None excludes none.
+        excluded: (B, V) bool, True if a user's candidate does not compete; None excludes none.
         rows: (M,) user row of each event; needed with `excluded`.
     """
 
@@ -48,23 +48,23 @@ class Candidates:
 
 
 def chunked_cross_entropy(
-    states: Tensor, target_scores: Tensor, candidates: Candidates, *, chunk: int | None = None
+    states: Tensor, target_scores: Tensor, candidates: Competitors, *, chunk: int | None = None
 ) -> Tensor:
-    """Mean of `-log(exp(target) / (exp(target) + sum over candidates of weight * exp(score)))` over events.
+    """Return the mean of `-log(exp(target) / (exp(target) + sum over candidates of weight * exp(score)))` over events.
 
-    Where the candidates of `LEAST_EVENTS` events fit into the chunk, scores are made once, a block of events at a
-    time, and gradients with them (three matrix products in all). Otherwise scores are made in tiles, once for the
-    value and again in the backward pass (four products). Beside tensors of the inputs' size only tiles are held.
+    If the scores of `LEAST_EVENTS` events fit into the chunk, scores are computed once, a block of events at a time,
+    together with the gradients (three matrix products in all). Otherwise they are computed in tiles, once for the
+    value and again in the backward pass (four products). Only tiles are held, and tensors of the inputs' size.
 
-    Scores are made in autocast's type where autocast is on and the inputs are float32, otherwise in the inputs'; all
-    sums, exponentials and accumulated gradients are float32 at least. Without gradient mode only the value is made.
+    Scores have autocast's type if autocast is on and the inputs are float32, else the inputs' type. All sums,
+    exponentials and accumulated gradients are at least float32. Without gradient mode only the value is computed.
     Second derivatives raise.
 
     Args:
         states: (M, D).
         target_scores: (M,) or (M, 1), with their gradient.
-        candidates: What the targets compete with; gradients flow to their vectors.
-        chunk: Most scores held at a time; None is 2^20 on CPU, 2^25 elsewhere.
+        candidates: The targets' competitors; gradients flow to their vectors.
+        chunk: Maximum number of scores held at a time; None is 2^20 on CPU, 2^25 elsewhere.
 
     Returns:
         Scalar.
@@ -81,7 +81,7 @@ def chunked_cross_entropy(
 
 
 def _score_dtype(states: Tensor, vectors: Tensor) -> torch.dtype:
-    """What matrix products of scores and gradients take."""
+    """Return the type of the matrix products of scores and gradients."""
     dtype = torch.promote_types(states.dtype, vectors.dtype)
     device = states.device.type
     if dtype == torch.float32 and torch.is_autocast_enabled(device):
@@ -94,15 +94,17 @@ def _parts(start: int, stop: int, size: int) -> Iterator[slice]:
         yield slice(begin, min(begin + size, stop))
 
 
-def _scores(states: Tensor, vectors: Tensor, candidates: Candidates, events: slice, columns: slice) -> Tensor:
-    """(m, c) scores of a tile, -inf where a candidate does not compete, float32 at least."""
+def _scores(
+    states: Tensor, vectors: Tensor, candidates: Competitors, events: slice, columns: slice
+) -> Tensor:
+    """Return the scores (m, c) of a tile, at least float32; -inf if a candidate does not compete."""
     scores = at_least_float32(states @ vectors.T)
     if candidates.log_weights is not None:
         scores += candidates.log_weights[columns]
     if candidates.excluded is not None:
         assert candidates.rows is not None, "excluded needs rows"
         scores.masked_fill_(candidates.excluded[candidates.rows[events], columns], -torch.inf)
-    # A gather and a scatter, where picking the events whose target is in the tile would make Python wait.
+    # A gather and a scatter: selecting the events with a target in the tile would make Python wait for the device.
     own = candidates.own[events] - columns.start
     inside = (own >= 0) & (own < scores.shape[1])
     place = own.clamp(0, scores.shape[1] - 1).unsqueeze(1)
@@ -111,7 +113,7 @@ def _scores(states: Tensor, vectors: Tensor, candidates: Candidates, events: sli
 
 
 class _OnePass(torch.autograd.Function):
-    """Blocks of events against all candidates; gradients are made in the forward pass."""
+    """Blocks of events against all candidates; gradients are computed in the forward pass."""
 
     @staticmethod
     def forward(
@@ -119,7 +121,7 @@ class _OnePass(torch.autograd.Function):
         states: Tensor,
         vectors: Tensor,
         target_scores: Tensor,
-        candidates: Candidates,
+        candidates: Competitors,
         chunk: int,
         dtype: torch.dtype,
         with_gradients: bool,
@@ -141,7 +143,7 @@ class _OnePass(torch.autograd.Function):
                 weights = scores.sub_(largest).exp_()
                 total = weights.sum(1, keepdim=True) + (own - largest).exp()
                 losses[events] = (total.log() + (largest - own)).squeeze(1)
-                # Probabilities are weights / total. Dividing the narrow side saves a walk over the tile.
+                # Probabilities are weights / total. Dividing the narrow side saves a pass over the tile.
                 weights = weights.to(dtype)
                 if to_states is not None:
                     to_states[events] = at_least_float32(weights @ table) / total
@@ -165,7 +167,7 @@ class _OnePass(torch.autograd.Function):
 
 
 class _TwoPasses(torch.autograd.Function):
-    """Tiles of events and candidates, made for the value and again for the gradients."""
+    """Tiles of events and candidates, computed for the value and again for the gradients."""
 
     @staticmethod
     def forward(
@@ -173,13 +175,13 @@ class _TwoPasses(torch.autograd.Function):
         states: Tensor,
         vectors: Tensor,
         target_scores: Tensor,
-        candidates: Candidates,
+        candidates: Competitors,
         chunk: int,
         dtype: torch.dtype,
     ) -> Tensor:
         ctx.tile = _tile(len(states), chunk)
         ctx.candidates, ctx.dtype = candidates, dtype
-        # The target's own weight is added last, so that a sum that is tiny beside it is not lost.
+        # The target's own weight is added last: a much smaller sum would be lost next to it.
         largest, total = target_scores.clone(), torch.zeros_like(target_scores)
         with torch.autocast(states.device.type, enabled=False):
             for columns in _parts(candidates.first, len(vectors), ctx.tile[1]):
@@ -228,7 +230,7 @@ class _TwoPasses(torch.autograd.Function):
 
 
 def _tile(events: int, chunk: int) -> tuple[int, int]:
-    """Events and candidates of a tile, about as many of the one as of the other."""
+    """Return the numbers of events and of candidates of a tile, about the same."""
     events = min(events, math.isqrt(chunk))
     return events, chunk // events
 

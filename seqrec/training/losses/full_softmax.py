@@ -1,4 +1,4 @@
-"""Cross-entropy over the whole catalogue."""
+"""Cross-entropy against the whole catalogue."""
 
 from __future__ import annotations
 
@@ -6,24 +6,30 @@ from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer
 from seqrec.errors import InputError
-from seqrec.training.losses.base import Loss, select_events
-from seqrec.training.losses.chunked_cross_entropy import Candidates, chunked_cross_entropy
-from seqrec.training.losses.sampled import target_scores
+from seqrec.training.losses.chunked_cross_entropy import Competitors, chunked_cross_entropy
+from seqrec.training.losses.loss import Loss, select_events
+from seqrec.training.losses.sampled_scores import target_scores
 from seqrec.types import SequenceBatch
 
 
 class FullSoftmax(Loss):
     """`-log softmax(scores of items 1..num_items)[target]`, mean over targets; scores (B, L, V) are never held.
 
-    With SASRec it is what Klenitskiy & Vasilev 2023 (Turning Dross Into Gold Loss: Is BERT4Rec really better than
-    SASRec?) train. Value and gradients are those of plain cross-entropy; `chunked_cross_entropy` says how.
+    Klenitskiy & Vasilev 2023 (Turning Dross Into Gold Loss: Is BERT4Rec really better than SASRec?) train SASRec with
+    this objective. Value and gradients equal those of plain cross-entropy; see `chunked_cross_entropy`.
 
     Args:
-        chunk: Most scores held at a time, at 4 bytes each; None is 2^20 on CPU, where 4 MiB stay in the cache, and
-            2^25 elsewhere.
+        chunk: Maximum number of scores held at a time, at 4 bytes each. None is 2^20 on CPU, because 4 MiB stay in
+            the cache, and 2^25 elsewhere.
 
     Raises:
-        InputError: `chunk` below 1.
+        InputError: if `chunk` is below 1.
+
+    Example:
+        >>> from seqrec import FullSoftmax, SASRec
+        >>> model = SASRec(num_items=100, d_model=16, max_length=50, loss=FullSoftmax(chunk=1 << 20))
+        >>> model.loss.reads_all_items
+        True
     """
 
     def __init__(self, *, chunk: int | None = None) -> None:
@@ -43,9 +49,7 @@ class FullSoftmax(Loss):
         return True
 
     def forward(self, states: Tensor, batch: SequenceBatch, scorer: Scorer) -> Tensor:
-        """See `Loss.forward`."""
+        """Return the mean over the batch's targets; see `Loss.forward`."""
         events = select_events(states, batch)
-        candidates = Candidates(scorer.item_vectors, own=events.targets, first=1)
-        return chunked_cross_entropy(
-            events.states, target_scores(events, scorer), candidates, chunk=self.chunk
-        )
+        items = Competitors(scorer.item_vectors, own=events.targets, first=1)
+        return chunked_cross_entropy(events.states, target_scores(events, scorer), items, chunk=self.chunk)

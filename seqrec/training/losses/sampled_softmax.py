@@ -1,4 +1,4 @@
-"""Cross-entropy against sampled negatives."""
+"""Cross-entropy against sampled negatives or the batch's other targets."""
 
 from __future__ import annotations
 
@@ -8,27 +8,38 @@ import torch
 from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer
-from seqrec.training.losses.base import Events, Loss, select_events
-from seqrec.training.losses.chunked_cross_entropy import Candidates, chunked_cross_entropy
-from seqrec.training.losses.sampled import draw_negatives, negative_scores, target_scores
-from seqrec.training.negatives import Negatives, NegativeSampler, UniformNegatives
+from seqrec.training.losses.chunked_cross_entropy import Competitors, chunked_cross_entropy
+from seqrec.training.losses.loss import Loss, TargetEvents, select_events
+from seqrec.training.losses.sampled_scores import draw_negatives, negative_scores, target_scores
+from seqrec.training.negatives import (
+    InBatchNegatives,
+    MixedNegatives,
+    Negatives,
+    NegativeSampler,
+    UniformNegatives,
+)
 from seqrec.types import SequenceBatch
 
 
 class SampledSoftmax(Loss):
     """`-log(exp(s_target) / (exp(s_target) + sum over negatives of exp(s_negative - log(N q))))`, mean over targets.
 
-    With the correction by `log(N q)`, where q is the probability of drawing the negative, the denominator's mean is
+    The correction is `log(N q)` with q the probability of drawing the negative. With it, the denominator's mean is
     that of the full softmax over the target and all items that can be drawn (Adaptive Importance Sampling to
     Accelerate Training of a Neural Probabilistic Language Model, Bengio & Senecal 2008; On Using Very Large Target
-    Vocabulary for Neural Machine Translation, Jean et al. 2015, equation 6). The target is always there and not drawn,
-    so its score is not corrected, other than in Jean et al. Draws of the target itself do not count.
+    Vocabulary for Neural Machine Translation, Jean et al. 2015, equation 6). The target's score is not corrected,
+    unlike in Jean et al., because the target is always in the sum and never drawn. Draws of it do not count.
 
     Args:
-        negatives: Draws the negatives; None is 256 uniform items that all events share, whether users know them or
-            not, so that the full softmax is what is estimated.
-        log_q: Whether scores are corrected. False takes them as they are, so that what is drawn often is pushed down
-            more.
+        negatives: Draws the negatives; None is 256 uniform items that all events share, seen or not, which estimates
+            the full softmax.
+        log_q: Whether scores are corrected. If False, items that are drawn often are pushed down more.
+
+    Example:
+        >>> from seqrec import SASRec, SampledSoftmax, UniformNegatives
+        >>> loss = SampledSoftmax(UniformNegatives(64, exclude_seen=False, shared=True))
+        >>> SASRec(num_items=100, d_model=16, max_length=50, loss=loss).loss.negatives.num_negatives
+        64
     """
 
     negatives: NegativeSampler
@@ -39,14 +50,61 @@ class SampledSoftmax(Loss):
         self.log_q = log_q
 
     def forward(self, states: Tensor, batch: SequenceBatch, scorer: Scorer) -> Tensor:
-        """See `Loss.forward`."""
+        """Return the mean over the batch's targets; see `Loss.forward`."""
         events = select_events(states, batch)
         negatives = draw_negatives(self.negatives, events, batch, scorer)
         return sampled_cross_entropy(events, negatives, scorer, log_q=self.log_q)
 
 
-def sampled_cross_entropy(events: Events, negatives: Negatives, scorer: Scorer, *, log_q: bool) -> Tensor:
-    """Mean over events of `SampledSoftmax`'s formula; scores of shared negatives are never all held at once."""
+class InBatchSoftmax(Loss):
+    """`SampledSoftmax` with the targets of the batch's other events as negatives.
+
+    The correction is from Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations (Yi et al.
+    2019, section 3), with two differences. q is an item's share of training events, which they estimate from the
+    stream. The event's own target is not corrected, because it is always in the sum; Khrylchenko et al. 2025
+    (Correcting the LogQ Correction) show that correcting it biases the original. Other events with the same target
+    are no negatives. Items that are no target of the batch are pushed down only if `extra` draws them.
+
+    Args:
+        extra: Draws further negatives, shared by all events. With the batch's targets they count as draws of one
+            mixture (Mixed Negative Sampling for Learning Two-tower Neural Networks in Recommendations, Yang et al.
+            2020). None draws none.
+        log_q: Whether scores are corrected by the log-probability of being drawn.
+        exclude_seen: Whether items of the user's training history are left out; must equal that of `extra`.
+
+    Raises:
+        InputError: if `extra` is not shared, or has another `exclude_seen`.
+
+    Example:
+        >>> from seqrec import InBatchSoftmax, UniformNegatives
+        >>> extra = UniformNegatives(128, exclude_seen=False, shared=True)
+        >>> InBatchSoftmax(extra).negatives.num_draws(num_positions=200)
+        328
+    """
+
+    negatives: NegativeSampler
+
+    def __init__(
+        self, extra: NegativeSampler | None = None, *, log_q: bool = True, exclude_seen: bool = False
+    ) -> None:
+        super().__init__()
+        self.extra = extra
+        self.log_q = log_q
+        self.exclude_seen = exclude_seen
+        in_batch = InBatchNegatives(exclude_seen=exclude_seen)
+        self.negatives = in_batch if extra is None else MixedNegatives([in_batch, extra])
+
+    def forward(self, states: Tensor, batch: SequenceBatch, scorer: Scorer) -> Tensor:
+        """Return the mean over the batch's targets; see `Loss.forward`."""
+        events = select_events(states, batch)
+        negatives = draw_negatives(self.negatives, events, batch, scorer)
+        return sampled_cross_entropy(events, negatives, scorer, log_q=self.log_q)
+
+
+def sampled_cross_entropy(
+    events: TargetEvents, negatives: Negatives, scorer: Scorer, *, log_q: bool
+) -> Tensor:
+    """Return the mean of `SampledSoftmax`'s formula; scores of shared negatives are never all held at once."""
     if negatives.shared:
         candidates = _distinct(events, negatives, scorer, log_q=log_q)
         return chunked_cross_entropy(events.states, target_scores(events, scorer), candidates)
@@ -59,23 +117,23 @@ def sampled_cross_entropy(events: Events, negatives: Negatives, scorer: Scorer, 
 
 
 def _log_expected(negatives: Negatives) -> Tensor:
-    """Log of how often each drawn item is expected among the N draws."""
+    """Return the log of each drawn item's expected number among the N draws."""
     return negatives.log_probabilities + math.log(negatives.item_ids.shape[-1])
 
 
-def _distinct(events: Events, negatives: Negatives, scorer: Scorer, *, log_q: bool) -> Candidates:
-    """Each item among shared draws once, weighted by how often it was drawn."""
+def _distinct(events: TargetEvents, negatives: Negatives, scorer: Scorer, *, log_q: bool) -> Competitors:
+    """Return each item among shared draws once, weighted by how often it was drawn."""
     item_ids, places, times = torch.unique(negatives.item_ids, return_inverse=True, return_counts=True)
     log_weights = times.double().log()
     if log_q:
-        # Draws of one item have one probability, so that it does not matter whose stays.
+        # All draws of an item have the same probability, so it does not matter which of them is kept.
         log_weights -= log_weights.new_zeros(len(item_ids)).index_copy(0, places, _log_expected(negatives))
     excluded = None
     if negatives.excluded is not None:
         excluded = negatives.excluded.new_zeros((len(negatives.excluded), len(item_ids)))
         excluded.index_copy_(1, places, negatives.excluded)
     own = torch.searchsorted(item_ids, events.targets).clamp_(max=len(item_ids) - 1)
-    return Candidates(
+    return Competitors(
         scorer.vectors(item_ids),
         own=torch.where(item_ids[own] == events.targets, own, -1),
         log_weights=log_weights.to(events.states.dtype),

@@ -8,22 +8,28 @@ import torch
 from torch import Tensor
 
 from seqrec.errors import InputError
-from seqrec.training.negatives.base import Negatives, NegativeSampler
+from seqrec.training.negatives.negative_sampler import Negatives, NegativeSampler
 from seqrec.types import SeenItems
 
 
 class MixedNegatives(NegativeSampler):
     """All draws of several samplers, as draws of one mixture.
 
-    Sampler k gives N_k of the N draws, so that the mixture is q(item) = sum of N_k / N * q_k(item), whichever
-    sampler drew the item: the balance heuristic of Veach & Guibas (1995), under which sums weighted by 1 / q stay
+    Sampler k gives N_k of the N draws. The mixture is q(item) = sum of N_k / N * q_k(item), whichever sampler drew
+    the item. This is the balance heuristic of Veach & Guibas (1995), with which sums weighted by 1 / q stay
     unbiased. In-batch and uniform draws together are the mixed negative sampling of Yang et al. (2020).
 
     Args:
-        samplers: Two or more, that agree in `exclude_seen` and `shared`.
+        samplers: Two or more, with the same `exclude_seen` and `shared`.
 
     Raises:
-        InputError: fewer than two samplers, or samplers that do not agree.
+        InputError: if there are fewer than two samplers, or they do not agree.
+
+    Example:
+        >>> from seqrec import InBatchNegatives, MixedNegatives, UniformNegatives
+        >>> uniform = UniformNegatives(128, exclude_seen=False, shared=True)
+        >>> MixedNegatives([InBatchNegatives(exclude_seen=False), uniform]).num_draws(num_positions=200)
+        328
     """
 
     def __init__(self, samplers: list[NegativeSampler]) -> None:
@@ -42,20 +48,20 @@ class MixedNegatives(NegativeSampler):
 
     @property
     def needs_item_counts(self) -> bool:  # type: ignore[override]  # follows from the samplers
-        """Whether one of the samplers needs them."""
+        """Whether one of the samplers needs item counts."""
         return any(sampler.needs_item_counts for sampler in self.samplers)
 
     def use_item_counts(self, counts: Tensor) -> None:
-        """See `NegativeSampler.use_item_counts`."""
+        """Set how often each item occurs in training; see `NegativeSampler.use_item_counts`."""
         for sampler in self.samplers:
             sampler.use_item_counts(counts)
 
     def num_draws(self, num_positions: int) -> int:
-        """See `NegativeSampler.num_draws`."""
+        """Return the draws N for M positions."""
         return sum(sampler.num_draws(num_positions) for sampler in self.samplers)
 
     def sample(self, rows: Tensor, targets: Tensor, seen: SeenItems | None, num_items: int) -> Negatives:
-        """See `NegativeSampler.sample`."""
+        """Draw negatives for the batch's positions; see `NegativeSampler.sample`."""
         parts = [sampler.sample(rows, targets, seen, num_items) for sampler in self.samplers]
         item_ids = torch.cat([part.item_ids for part in parts], dim=-1)
         log_probabilities = self.log_probabilities(item_ids, rows, seen, num_items)
@@ -71,7 +77,7 @@ class MixedNegatives(NegativeSampler):
     def log_probabilities(
         self, item_ids: Tensor, rows: Tensor, seen: SeenItems | None, num_items: int
     ) -> Tensor:
-        """See `NegativeSampler.log_probabilities`."""
+        """Return the log-probabilities of items; see `NegativeSampler.log_probabilities`."""
         draws = [sampler.num_draws(len(rows)) for sampler in self.samplers]
         parts = [
             sampler.log_probabilities(item_ids, rows, seen, num_items) + math.log(size / sum(draws))

@@ -1,4 +1,4 @@
-"""Negatives that are uniform over the catalogue."""
+"""Negatives drawn uniformly from the catalogue, or from the items that a user has not seen."""
 
 from __future__ import annotations
 
@@ -7,25 +7,38 @@ import math
 import torch
 from torch import Tensor
 
-from seqrec.training.negatives.base import Negatives, NegativeSampler, check_num_negatives, seen_draws
-from seqrec.training.negatives.unseen import draw_unseen
+from seqrec.errors import InputError
+from seqrec.training.negatives.negative_sampler import (
+    Negatives,
+    NegativeSampler,
+    check_num_negatives,
+    seen_draws,
+)
 from seqrec.types import SeenItems
 
 
 class UniformNegatives(NegativeSampler):
-    """Uniform over the catalogue, with replacement, so that there may be more draws than items.
+    """Items drawn uniformly, with replacement; more draws than items are allowed.
 
-    With `exclude_seen`, draws of a position are uniform over what its user has not seen, exactly, and a user who has
-    seen every item is refused. Shared draws are uniform over the whole catalogue, and do not count for users who
-    have seen them; a user who has seen all of them gets no negative.
+    With `exclude_seen`, draws of a position are exactly uniform over the items that its user has not seen, and a user
+    who has seen every item is refused. Shared draws are uniform over the whole catalogue. They do not count for users
+    who have seen them, and a user who has seen all of them gets no negative.
 
     Args:
-        num_negatives: Draws N a position, or a batch with `shared`.
+        num_negatives: Draws N for each position, or for the whole batch with `shared`.
         exclude_seen: Whether items of the user's training history never count as negatives.
         shared: Whether all positions of a batch share their draws, which makes scoring them one matrix product.
 
     Raises:
-        InputError: no draws.
+        InputError: if there are no draws.
+
+    Example:
+        >>> import torch
+        >>> from seqrec import UniformNegatives
+        >>> sampler = UniformNegatives(256, exclude_seen=False, shared=True)
+        >>> rows, targets = torch.tensor([0, 0, 1]), torch.tensor([5, 8, 2])
+        >>> sampler.sample(rows, targets, seen=None, num_items=1000).item_ids.shape
+        torch.Size([256])
     """
 
     def __init__(self, num_negatives: int = 1, *, exclude_seen: bool = True, shared: bool = False) -> None:
@@ -34,16 +47,16 @@ class UniformNegatives(NegativeSampler):
         self.shared = shared
 
     def num_draws(self, num_positions: int) -> int:
-        """See `NegativeSampler.num_draws`."""
+        """Return the draws N for M positions."""
         return self.num_negatives
 
     def sample(self, rows: Tensor, targets: Tensor, seen: SeenItems | None, num_items: int) -> Negatives:
-        """See `NegativeSampler.sample`."""
+        """Draw negatives for the batch's positions; see `NegativeSampler.sample`."""
         shape = (self.num_negatives,) if self.shared else (len(rows), self.num_negatives)
         excluded = None
         if self.exclude_seen and not self.shared:
             assert seen is not None, "exclude_seen needs what users have seen"
-            # float64: the 24 bits of a float32 are too few for catalogues above 16 M items.
+            # float64, because the 24 bits of a float32 are too few for catalogues above 16 M items.
             uniforms = torch.rand(shape, dtype=torch.float64, device=rows.device)
             item_ids = draw_unseen(uniforms, rows, seen, num_items)
         else:
@@ -54,7 +67,7 @@ class UniformNegatives(NegativeSampler):
     def log_probabilities(
         self, item_ids: Tensor, rows: Tensor, seen: SeenItems | None, num_items: int
     ) -> Tensor:
-        """See `NegativeSampler.log_probabilities`."""
+        """Return the log-probabilities of items; see `NegativeSampler.log_probabilities`."""
         if self.exclude_seen and not self.shared:
             assert seen is not None, "exclude_seen needs what users have seen"
             unseen = (num_items - seen.counts).double()
@@ -62,3 +75,38 @@ class UniformNegatives(NegativeSampler):
         return torch.full((), -math.log(num_items), dtype=torch.float64, device=rows.device).expand(
             item_ids.shape
         )
+
+
+def draw_unseen(uniforms: Tensor, rows: Tensor, seen: SeenItems, num_items: int) -> Tensor:
+    """Map uniform numbers to uniform draws from each user's unseen items, exactly and without rejection.
+
+    The r-th unseen item (from 0) is item r + 1 + j, with j the number of seen items s_0 < s_1 < .. that have
+    s_j - 1 - j <= r. One binary search in a sorted array of all rows finds it, on the device and without a loop.
+
+    Args:
+        uniforms: (M, N) float64 in [0, 1), N draws for each of M rows.
+        rows: (M,) row of `seen` for each row of draws.
+        seen: Items to avoid.
+        num_items: Items 1..num_items.
+
+    Returns:
+        (M, N) int64 item ids; with replacement.
+
+    Raises:
+        InputError: if a user has seen every item; a GPU raises its own assertion error instead.
+    """
+    free = num_items - seen.counts
+    reason = (
+        f"a user has seen all {num_items} items, so no unseen item can be drawn; "
+        "leave such users out, or allow seen items (exclude_seen: false)"
+    )
+    if free.device.type != "cpu":
+        torch._assert_async((free > 0).all(), reason)  # no wait for the device
+    elif bool((free <= 0).any()):
+        raise InputError(reason)
+    rank = (uniforms * free[rows].unsqueeze(1)).long()
+    within = torch.arange(len(seen.item_ids), device=rows.device) - seen.offsets[seen.rows]
+    keys = seen.rows * (num_items + 1) + seen.item_ids - 1 - within
+    queries = rows.unsqueeze(1) * (num_items + 1) + rank
+    passed = torch.searchsorted(keys, queries, right=True) - seen.offsets[rows].unsqueeze(1)
+    return rank + passed + 1

@@ -18,18 +18,18 @@ def clip_gradients(
 ) -> Tensor | None:
     """Clip gradients in place, as `torch.nn.utils` would if all were dense.
 
-    Rows of a sparse gradient are summed first, so that a row that occurs twice counts as what it adds up to.
+    Rows of a sparse gradient are summed first: a row that occurs twice counts as its sum.
 
     Args:
-        parameters: Whose gradients are clipped; those without one are left out.
+        parameters: Parameters with gradients to clip; those without a gradient are left out.
         max_norm: Largest L2 norm of all gradients together. None does not clip by norm.
         max_value: Largest absolute value of a gradient's number. None does not clip by value.
 
     Returns:
-        Norm of all gradients before clipping, a scalar; None where it was not asked for.
+        Norm of all gradients before clipping, a scalar; None if there is no `max_norm`.
 
     Raises:
-        InputError: both limits, or one that is not positive.
+        InputError: if both limits are given, or one is not positive.
     """
     limit = max_norm if max_value is None else max_value
     if limit is None:
@@ -52,7 +52,7 @@ def clip_gradients(
         norm = get_total_norm([*(_gradient(p) for p in dense), *(values for _, values in rows)])
         clip_grads_with_norm_(dense, max_norm, norm)
         for _, values in rows:
-            # The factor of torch's function, with its guard against a norm of 0.
+            # The factor that torch's function uses, with its guard against a norm of 0.
             values.mul_((max_norm / (norm.to(values.device) + 1e-6)).clamp(max=1.0))
     for parameter, (row_ids, values) in zip(sparse, rows, strict=True):
         parameter.grad = row_gradient(row_ids, values.to(parameter.dtype), parameter.shape)

@@ -1,4 +1,4 @@
-"""Optimisers that read and write only the rows of a table that have a gradient.
+"""Optimisers that read and write only the rows of a table that have a gradient, and stochastic rounding.
 
 V rows of the table, D width, U distinct rows of the gradient.
 """
@@ -9,35 +9,37 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from seqrec.errors import InputError
 from seqrec.ops.row_gradients import sum_rows
-from seqrec.training.optim.stochastic_rounding import round_stochastically, step_generator
 
+# A float32 is a bfloat16 followed by 16 further bits of the fraction.
+DROPPED_BITS = 16
 TABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
 class RowOptimizer(Optimizer):
-    """Updates of the rows that a sparse gradient has; memory and time of a step are those of U x D numbers.
+    """Base of optimisers that update the rows of a sparse gradient, with time and memory for U x D numbers a step.
 
-    Rows without a gradient keep their weights and their state, and so does the padding row, for which embeddings
-    make no gradient. Updates are computed, and state is kept, in float32, or in the table's type where that is wider.
+    Rows without a gradient keep their weights and their state. So does the padding row, for which embeddings
+    make no gradient. Updates are computed, and state is kept, in float32, or in the table's type if that is wider.
 
     Args:
         tables: (V, D) parameters, in float32, bfloat16 or float64.
         options: Options of the rule, `lr` among them.
         stochastic_rounding: Whether new rows of bfloat16 tables are rounded stochastically; else to nearest.
-        seed: Seed of that rounding, which depends on it, on the step and on the table's place alone: the same on
-            all ranks and after resuming.
+        seed: Seed of that rounding. Rounding depends only on the seed, the step and the table's place, and is
+            therefore the same in all processes and after resuming.
 
     Raises:
-        InputError: a table of another type.
+        InputError: if a table has another type.
     """
 
-    # Names of a table's state beside its step.
+    # Names of a table's state, without its step.
     state_names: tuple[str, ...]
 
     def __init__(
@@ -47,36 +49,27 @@ class RowOptimizer(Optimizer):
         for table in self._tables():
             if table.dtype not in TABLE_DTYPES:
                 raise InputError(
-                    f"a table of {table.dtype} cannot have row-sparse updates: take float32 or bfloat16"
+                    f"a table of {table.dtype} cannot have row-sparse updates: use float32 or bfloat16"
                 )
 
     @abstractmethod
     def _new_state(self, table: Tensor, dtype: torch.dtype, group: dict[str, Any]) -> dict[str, Tensor]:
-        """State of a table (V, D) before its first step, by `state_names`."""
+        """Return a table's (V, D) state before its first step, by `state_names`."""
 
     @abstractmethod
     def _changes(
         self, row_ids: Tensor, gradients: Tensor, state: dict[str, Any], group: dict[str, Any]
     ) -> Tensor:
-        """What is added to rows `row_ids` (U,) with `gradients` (U, D); updates their state. Returns (U, D)."""
+        """Return the change (U, D) of rows `row_ids` (U,) with `gradients` (U, D), and update their state."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the rows that have a gradient.
-
-        Args:
-            closure: Computes loss and gradients anew, and returns the loss.
-
-        Returns:
-            The closure's loss; None without one.
+        """Update the rows that have a gradient; return the loss of `closure`, which computes it and gradients anew.
 
         Raises:
-            InputError: a dense gradient.
+            InputError: if a gradient is dense.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         part = 0
         for group in self.param_groups:
             for table in group["params"]:
@@ -88,8 +81,8 @@ class RowOptimizer(Optimizer):
     def _step_table(self, table: Tensor, group: dict[str, Any], part: int) -> None:
         if table.grad is None or not table.grad.is_sparse:
             raise InputError(
-                "a table with row-sparse updates has a dense gradient, as objectives make that read all items: "
-                "take a sampled objective (SampledSoftmax, GBCE, BCE), or set item_table.sparse: false"
+                "a table with row-sparse updates has a dense gradient, which objectives make that read all items: "
+                "use a sampled objective (SampledSoftmax, GBCE, BCE), or set item_table.sparse: false"
             )
         row_ids, gradients = sum_rows(table.grad)
         state = self.state[table]
@@ -110,12 +103,12 @@ class RowOptimizer(Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a state; as with torch's optimisers, tensors on the right device are taken without copying.
+        """Load a state. As in torch's optimisers, tensors that are on the right device are not copied.
 
-        Unlike torch's, numbers keep their type: the state of bfloat16 tables is float32.
+        Unlike in torch's, numbers keep their type: the state of bfloat16 tables is float32.
 
         Raises:
-            InputError: the state of another rule.
+            InputError: if it is the state of another update rule.
         """
         super().load_state_dict({**state_dict, "state": {}})
         saved_ids = [saved for group in state_dict["param_groups"] for saved in group["params"]]
@@ -126,7 +119,7 @@ class RowOptimizer(Optimizer):
             if set(state) != {"step", *self.state_names}:
                 raise InputError(
                     f"the checkpoint's table optimiser keeps {', '.join(sorted(state))}, not "
-                    f"{', '.join(sorted(('step', *self.state_names)))}: go on with the `table` optimiser that it has"
+                    f"{', '.join(sorted(('step', *self.state_names)))}: resume with the checkpoint's `table` optimiser"
                 )
             self.state[table] = {
                 name: value.to(table.device) if isinstance(value, Tensor) else value
@@ -135,3 +128,46 @@ class RowOptimizer(Optimizer):
 
     def _tables(self) -> list[Tensor]:
         return [table for group in self.param_groups for table in group["params"]]
+
+
+def loss_of(closure: Callable[[], Any] | None) -> Any:
+    """Call an optimiser's closure with gradients enabled; return its loss, None without a closure."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def step_generator(seed: int, step: int, part: int, device: torch.device) -> torch.Generator:
+    """Return a generator of the random bits of table `part` at one step, independent of torch's global generators.
+
+    Devices of different kinds draw different bits.
+    """
+    # Mixed, because streams of neighbouring steps and tables must have nothing in common.
+    mixed = np.random.SeedSequence((seed, step, part)).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(mixed))
+
+
+def round_stochastically(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Round each number to one of its two bfloat16 neighbours, the nearer the likelier; the expectation is `values`.
+
+    With rounding to nearest, a weight never moves if its updates are below half of its last place, which is 2^-9 of
+    the weight. With stochastic rounding such updates arrive on average (Gupta et al. 2015, Deep Learning with Limited
+    Numerical Precision, section 3). Exact bfloat16 numbers, infinities and NaN are unchanged. Numbers beyond the
+    largest bfloat16 are rounded to it or to infinity.
+
+    Args:
+        values: Float32 of any shape.
+        generator: Draws 16 bits a value.
+
+    Returns:
+        Bfloat16 of the same shape.
+    """
+    # One 64-bit draw gives four times 16 bits, in a sixth of the time of four draws.
+    drawn = torch.empty(-(-values.numel() // 4), dtype=torch.int64, device=values.device)
+    drawn.random_(-(2**63), None, generator=generator)
+    noise = drawn.view(torch.int16)[: values.numel()].view(values.shape).to(torch.int32)
+    low_bits = (1 << DROPPED_BITS) - 1
+    # Read as a number, the bits grow with the magnitude for both signs, so a carry leads to the next one away from 0.
+    bits = noise.bitwise_and_(low_bits).add_(values.view(torch.int32)).bitwise_and_(~low_bits)
+    return torch.where(values.isfinite(), bits.view(torch.float32), values).to(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Step sizes over a run. Updates are counted from 0; w updates of warm-up, T updates in all."""
+"""Step-size schedules. Updates are counted from 0; w updates of warm-up, T updates in all."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ Ratio = Callable[[int], float]
 
 
 class Schedule(ABC):
-    """Share of the step size that each update takes; kept as attributes, so that checkpoints can hold them."""
+    """Share of the step size at each update; arguments are kept as attributes because checkpoints store them."""
 
     @abstractmethod
     def ratio(self, total_steps: float) -> Ratio:
-        """Share of the step size at update 0, 1, ...
+        """Return the share of the step size at update 0, 1, ...
 
         Args:
-            total_steps: T; infinite where the run has no end.
+            total_steps: T; infinite if the run has no end.
 
         Raises:
-            InputError: the schedule needs an end, or a later one.
+            InputError: if the schedule needs an end, or a later one.
         """
 
     def build(self, optimizer: Optimizer, total_steps: float) -> LRScheduler:
-        """Scheduler of all groups of `optimizer`, each relative to its own step size; step it after each update.
+        """Return a scheduler of all groups, each relative to its own step size; step it after each update.
 
         Args:
-            optimizer: Whose groups' `lr` are changed.
-            total_steps: Updates of the run; infinite where it has no end.
+            optimizer: Optimiser with the groups.
+            total_steps: Updates of the run; infinite if it has no end.
 
         Raises:
             InputError: see `ratio`.
@@ -45,17 +45,23 @@ class LinearWarmup(Schedule):
     """`min(1, (update + 1) / w)`: rises in equal steps, then stays (Goyal et al. 2017, section 2.2).
 
     Args:
-        warmup_steps: Updates w until the whole step size is taken.
+        warmup_steps: Updates w until the step size is reached.
 
     Raises:
-        InputError: `warmup_steps` below 1.
+        InputError: if `warmup_steps` is below 1.
+
+    Example:
+        >>> from seqrec import LinearWarmup
+        >>> ratio = LinearWarmup(warmup_steps=4).ratio(total_steps=100)
+        >>> [ratio(update) for update in (0, 1, 3, 50)]
+        [0.25, 0.5, 1.0, 1.0]
     """
 
     def __init__(self, warmup_steps: int) -> None:
         self.warmup_steps = _checked(warmup_steps, at_least=1)
 
     def ratio(self, total_steps: float) -> Ratio:
-        """See `Schedule.ratio`."""
+        """Return the share of the step size by update."""
         return lambda update: _warmup(update, self.warmup_steps)
 
 
@@ -64,10 +70,16 @@ class WarmupCosine(Schedule):
 
     Args:
         warmup_steps: Updates w of `LinearWarmup`; 0 for none.
-        min_ratio: Share of the step size that is left at update T and after it.
+        min_ratio: Share of the step size at update T and after it.
 
     Raises:
-        InputError: `warmup_steps` below 0, or `min_ratio` outside 0..1.
+        InputError: if `warmup_steps` is below 0, or `min_ratio` outside 0..1.
+
+    Example:
+        >>> from seqrec import WarmupCosine
+        >>> ratio = WarmupCosine(warmup_steps=2, min_ratio=0.1).ratio(total_steps=12)
+        >>> [round(ratio(update), 3) for update in (0, 2, 7, 12)]
+        [0.5, 1.0, 0.55, 0.1]
     """
 
     def __init__(self, warmup_steps: int, *, min_ratio: float = 0.0) -> None:
@@ -77,7 +89,7 @@ class WarmupCosine(Schedule):
         self.min_ratio = min_ratio
 
     def ratio(self, total_steps: float) -> Ratio:
-        """See `Schedule.ratio`."""
+        """Return the share of the step size by update."""
         if math.isinf(total_steps):
             raise InputError("WarmupCosine needs the run's end: set trainer.max_epochs or trainer.max_steps")
         if self.warmup_steps >= total_steps:
@@ -104,14 +116,20 @@ class InverseSquareRoot(Schedule):
         warmup_steps: Updates w of linear warm-up.
 
     Raises:
-        InputError: `warmup_steps` below 1.
+        InputError: if `warmup_steps` is below 1.
+
+    Example:
+        >>> from seqrec import InverseSquareRoot
+        >>> ratio = InverseSquareRoot(warmup_steps=4).ratio(total_steps=100)
+        >>> [ratio(update) for update in (0, 3, 15)]
+        [0.25, 1.0, 0.5]
     """
 
     def __init__(self, warmup_steps: int) -> None:
         self.warmup_steps = _checked(warmup_steps, at_least=1)
 
     def ratio(self, total_steps: float) -> Ratio:
-        """See `Schedule.ratio`."""
+        """Return the share of the step size by update."""
         warmup = self.warmup_steps
         return lambda update: min(_warmup(update, warmup), math.sqrt(warmup / (update + 1)))
 
@@ -123,5 +141,5 @@ def _checked(warmup_steps: int, *, at_least: int) -> int:
 
 
 def _warmup(update: int, warmup_steps: int) -> float:
-    # The first update counts as 1, so that none is without effect.
+    # The first update counts as 1, because an update with step size 0 would be wasted.
     return min(1.0, (update + 1) / warmup_steps)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqrec.evaluation.metrics.fixed_point import from_fixed_point, to_fixed_point
+from seqrec.evaluation.metrics.functional import from_fixed_point, to_fixed_point
 
 VALUES = st.lists(st.floats(0, 100, allow_subnormal=False), min_size=1, max_size=30)
 

@@ -18,7 +18,7 @@ from seqrec.data.sources import Synthetic
 from seqrec.data.splits import LastN
 from seqrec.errors import InputError
 from seqrec.evaluation.results import ResultsWriter, read_results, writer
-from seqrec.evaluation.results.slices import popularity_bounds
+from seqrec.evaluation.results.file import popularity_bounds
 from seqrec.models import MambaRec, Popularity
 
 SOURCE = {"num_users": 37, "num_items": 50, "mean_events": 12}

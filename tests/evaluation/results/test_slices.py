@@ -6,7 +6,7 @@ import pytest
 from results_problems import frame, header
 
 from seqrec.evaluation.results import Results, Slice, slices_of
-from seqrec.evaluation.results.slices import popularity_bounds
+from seqrec.evaluation.results.file import popularity_bounds
 
 
 def by_name(results: Results) -> dict[str, Slice]:

@@ -121,7 +121,7 @@ def test_a_rank_whose_loss_is_finite_names_the_rank_that_stops_the_run(
 
     monkeypatch.setattr("seqrec.runs.callbacks.finite_loss.of_all_ranks", of_two_ranks)
     with pytest.raises(
-        DivergenceError, match=r"the loss is not finite at epoch 0, step 2;.*batch of rank 1,"
+        DivergenceError, match=r"the loss is not finite at epoch 0, step 2;.*batch of process 1;"
     ):
         trainer.fit(model, data)
     for name, weight in model.state_dict().items():

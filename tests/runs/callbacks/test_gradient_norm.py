@@ -13,7 +13,7 @@ from seqrec.data.sources import Synthetic
 from seqrec.models import GRU4Rec
 from seqrec.runs import RunFolder
 from seqrec.runs.callbacks import GradientNorm
-from seqrec.runs.callbacks.gradient_norm import gradient_norms
+from seqrec.runs.callbacks.monitoring import gradient_norms
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 

@@ -9,7 +9,8 @@ import lightning.pytorch as pl
 import pytest
 
 from seqrec.errors import InputError
-from seqrec.runs.callbacks import ResumePoints, checkpoint_files, resume_points
+from seqrec.runs import checkpoints
+from seqrec.runs.callbacks import ResumePoints, resume_points
 
 
 @pytest.mark.parametrize("arguments", [{"every_n_steps": 0}, {"every_minutes": -1.0}], ids=str)
@@ -73,7 +74,7 @@ def test_the_newest_points_are_kept_each_as_it_was(
 ):
     run = Run(tmp_path, monkeypatch)
     run.train(ResumePoints(every_n_steps=1, every_minutes=None, keep=keep), steps=6, seconds=1)
-    points = checkpoint_files.resume_points(tmp_path)
+    points = checkpoints.resume_points(tmp_path)
     assert [point.read_text() for point in points] == [str(6 - number) for number in range(keep)]
     assert sorted(tmp_path.iterdir()) == sorted(points)
 
@@ -82,7 +83,7 @@ def test_points_of_a_disk_without_links_are_copies(tmp_path: Path, monkeypatch: 
     def refuse(*_: Any) -> None:
         raise OSError(errno.EPERM, "no links here")
 
-    monkeypatch.setattr(checkpoint_files.os, "link", refuse)
+    monkeypatch.setattr(checkpoints.os, "link", refuse)
     test_the_newest_points_are_kept_each_as_it_was(tmp_path, monkeypatch, keep=3)
 
 

@@ -22,7 +22,7 @@ from seqrec.errors import InputError, MissingInputError
 from seqrec.models import SASRec
 from seqrec.runs import RunFolder, read_summary
 from seqrec.runs.callbacks import BestCheckpoint, ResumePoints, RunMonitor, RunSummary
-from seqrec.runs.parameter_counts import parameter_counts
+from seqrec.runs.provenance import parameter_counts
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 EPOCHS, STEPS = 2, 5

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer
 from seqrec.training.losses import BCE
-from seqrec.training.losses.base import select_events
-from seqrec.training.losses.sampled import negative_scores
+from seqrec.training.losses.loss import select_events
+from seqrec.training.losses.sampled_scores import negative_scores
 from seqrec.training.negatives import UniformNegatives
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqrec.benchmark.peak_memory import peak_bytes
-from seqrec.training.losses.chunked_cross_entropy import Candidates, chunked_cross_entropy
+from seqrec.training.losses.chunked_cross_entropy import Competitors, chunked_cross_entropy
 
 # One that makes scores once, and one that makes them twice.
 CHUNKS = [1 << 20, 40]
@@ -20,15 +20,15 @@ def problem(dtype: torch.dtype = torch.float64, events: int = 9, columns: int = 
     return [tensor.to(dtype).requires_grad_() for tensor in tensors]
 
 
-def candidates_of(vectors: Tensor, events: int = 9) -> Candidates:
-    """Candidates with weights, users, exclusions (all of one user's), and targets in and outside the table."""
+def candidates_of(vectors: Tensor, events: int = 9) -> Competitors:
+    """Competitors with weights, users, exclusions (all of one user's), and targets in and outside the table."""
     columns = len(vectors)
     excluded = torch.arange(3 * columns).view(3, columns) % 3 == 0
     excluded[1] = True
     own = (torch.arange(events) * 4 % (columns + 3)).masked_fill(
         torch.arange(events) * 4 % (columns + 3) >= columns, -1
     )
-    return Candidates(
+    return Competitors(
         vectors,
         own=own,
         first=2,
@@ -114,7 +114,7 @@ def test_sixteen_bits_stay_near_float32(chunk: int, how: str):
 
     def loss(states: Tensor, vectors: Tensor) -> Tensor:
         scores = (states.float() * vectors[targets].float()).sum(1)
-        return chunked_cross_entropy(states, scores, Candidates(vectors, own=targets, first=1), chunk=chunk)
+        return chunked_cross_entropy(states, scores, Competitors(vectors, own=targets, first=1), chunk=chunk)
 
     dtype = torch.bfloat16 if how == "bfloat16" else torch.float32
     leaves = [leaf.to(dtype).requires_grad_() for leaf in exact]
@@ -140,7 +140,7 @@ def test_memory_does_not_hold_all_scores(chunk: int):
 
     def step() -> None:
         scores = (states * vectors[targets]).sum(1)
-        candidates = Candidates(vectors, own=targets, first=1)
+        candidates = Competitors(vectors, own=targets, first=1)
         torch.autograd.grad(chunked_cross_entropy(states, scores, candidates, chunk=chunk), (states, vectors))
 
     step()

@@ -84,7 +84,7 @@ def test_large_scores_stay_finite(sign: int):
 
 def test_more_negatives_than_other_items_are_refused():
     batch = random_batch([2])
-    with pytest.raises(InputError, match=r"GBCE draws 12 negatives.*only 11 other items.*take FullSoftmax"):
+    with pytest.raises(InputError, match=r"GBCE draws 12 negatives.*only 11 other items.*use FullSoftmax"):
         GBCE(FixedNegatives(NUM_ITEMS))(random_states(batch), batch, Scorer(random_item_vectors()))
     with pytest.raises(InputError, match="only 0 other items"):
         GBCE(UniformNegatives(1, exclude_seen=False))(

@@ -128,7 +128,7 @@ def test_counts_are_asked_for_only_where_they_are_needed(name: str):
     batch = random_batch([4, 2])
     loss = GBCE(UniformNegatives(5)) if name == "GBCE" else LOSSES[name]()
     if loss.needs_item_counts:
-        with pytest.raises(ValueError, match="needs how often items occur"):
+        with pytest.raises(ValueError, match="needs the items' counts"):
             loss(random_states(batch), batch, Scorer(random_item_vectors()))
     else:
         assert loss(random_states(batch), batch, Scorer(random_item_vectors())).isfinite()

@@ -99,7 +99,7 @@ def test_without_a_data_module_missing_counts_are_named(tmp_path: Path):
         enable_model_summary=False,
         enable_checkpointing=False,
     )
-    with pytest.raises(InputError, match="InBatchNegatives needs how often items occur in training"):
+    with pytest.raises(InputError, match="InBatchNegatives needs the items' counts in training"):
         trainer.fit(model, module.train_dataloader())
     model.loss.use_item_counts(torch.from_numpy(module.train_item_counts()))
     trainer.fit(model, module.train_dataloader())

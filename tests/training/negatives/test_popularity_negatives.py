@@ -79,7 +79,7 @@ def test_a_seed_repeats_draws():
 def test_draws_before_counts_are_refused(sampler: NegativeSampler):
     assert sampler.needs_item_counts
     with pytest.raises(
-        InputError, match=f"{type(sampler).__name__} needs how often items occur.*use_item_counts"
+        InputError, match=f"{type(sampler).__name__} needs the items' counts.*use_item_counts"
     ):
         sampler.sample(ROWS, TARGETS, SEEN, 5)
 

@@ -204,7 +204,7 @@ def test_a_frozen_or_shared_table_is_found_as_it_should():
 
 def test_a_checkpoint_of_a_model_without_sparse_tables_is_refused(make_mixed: Callable):
     saved = Adam().build(nn.Linear(2, 2)).state_dict()
-    with pytest.raises(InputError, match=r"has 1 groups of parameters, this model's has 2: go on with"):
+    with pytest.raises(InputError, match=r"has 1 groups of parameters, this model's has 2: resume with"):
         Adam().build(make_mixed()).load_state_dict(saved)
 
 

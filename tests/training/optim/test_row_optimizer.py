@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from seqrec.errors import InputError
 from seqrec.ops.row_gradients import row_gradient
 from seqrec.training.optim import LazyAdamOptimizer, RowOptimizer, RowwiseAdagradOptimizer
-from seqrec.training.optim.row_adam import _decay_by_adding, _decay_by_writing
+from seqrec.training.optim.lazy_adam import _decay_by_adding, _decay_by_writing
 
 Make = Callable[..., RowOptimizer]
 
@@ -269,7 +269,7 @@ def test_an_optimizer_that_never_stepped_loads():
 def test_the_state_of_another_rule_is_refused():
     optimizer = row_adam([table_of()])
     run(optimizer, gradients(1))
-    with pytest.raises(InputError, match="keeps exp_avg, exp_avg_sq, step, not step, sum: go on with"):
+    with pytest.raises(InputError, match="keeps exp_avg, exp_avg_sq, step, not step, sum: resume with"):
         row_adagrad([table_of()]).load_state_dict(optimizer.state_dict())
 
 
@@ -282,7 +282,7 @@ def test_a_dense_gradient_is_refused(make: Make):
 
 
 def test_a_table_of_half_precision_is_refused():
-    with pytest.raises(InputError, match=r"table of torch\.float16 .*: take float32 or bfloat16"):
+    with pytest.raises(InputError, match=r"table of torch\.float16 .*: use float32 or bfloat16"):
         row_adam([table_of(dtype=torch.float16)])
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from seqrec.training.optim.stochastic_rounding import round_stochastically, step_generator
+from seqrec.training.optim.row_optimizer import round_stochastically, step_generator
 
 CPU = torch.device("cpu")
 

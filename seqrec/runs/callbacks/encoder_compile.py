@@ -1,4 +1,4 @@
-"""How an encoder is computed: compiled, or with less memory."""
+"""Compiles an encoder, or recomputes its blocks to save memory."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from seqrec.errors import InputError
 
 
 class EncoderCompile(pl.Callback):
-    """Computes the encoder in another way, which changes time and memory, and numbers by rounding alone.
+    """Compiles the encoder or recomputes its blocks, which changes time and memory, and numbers only by rounding.
 
-    It is no part of the model: checkpoints are the same with it and without, and one that is loaded elsewhere computes
-    plainly. Both may be on, with any of the trainer's precisions and with DDP.
+    It is no part of the model: checkpoints are the same with and without it, and a loaded model is not compiled. Both
+    options may be on, with any of the trainer's precisions and with DDP.
 
     Args:
         compile: Whether `torch.compile` turns the encoder's training pass into kernels, which needs a C++ compiler on
-            CPU and Triton on a GPU. The first step takes a minute or so; what is made then serves any number of rows
-            and events, but for a single row or event. Dropout is drawn in another way than without.
-        activation_checkpointing: Whether training keeps only what enters each block, and computes the block a second
-            time in the backward pass: memory grows with one block instead of all, for about a third more time.
-            Dropout, values and gradients are the same.
+            CPU and Triton on a GPU. The first step takes about a minute. The kernels work for any number of rows and
+            events above 1. Dropout draws other numbers than without.
+        activation_checkpointing: Whether training keeps only the inputs of each block, and computes the block again
+            in the backward pass: memory grows with one block instead of all, for about a third more time. Dropout,
+            values and gradients are the same.
     """
 
     def __init__(self, *, compile: bool = False, activation_checkpointing: bool = False) -> None:
@@ -34,7 +34,7 @@ class EncoderCompile(pl.Callback):
         """Prepare the encoder.
 
         Raises:
-            InputError: a model without an encoder, or an encoder without blocks that can be recomputed.
+            InputError: if the model has no encoder, or the encoder has no blocks that can be recomputed.
         """
         encoder = getattr(pl_module, "encoder", None)
         if not isinstance(encoder, nn.Module):
@@ -46,10 +46,10 @@ class EncoderCompile(pl.Callback):
             return
         recompute_blocks(encoder, self.activation_checkpointing)
         if self.compile and self._compiled is not encoder:
-            # In place: a wrapper would put `_orig_mod.` into the names of a checkpoint's weights.
+            # In place, because a wrapper would put `_orig_mod.` into the names of a checkpoint's weights.
             encoder.compile(dynamic=True)
             self._compiled = encoder
-        # Where DDP's buckets cut a graph, no part may hold a recomputed block. The encoder's gradients are few, and
-        # lose nothing by going out together.
+        # If DDP's buckets cut a graph, no part may contain a recomputed block. The encoder's gradients are few, so
+        # sending them together costs nothing.
         if self.compile and trainer.world_size > 1:
             torch._dynamo.config.optimize_ddp = False

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import os
+import resource
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from seqrec.runs import clock as phase_clock
-from seqrec.runs.clock import PhaseClock
+from seqrec.runs import measurement
+from seqrec.runs.measurement import PhaseClock, memory_peaks
 
 
 class Time:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(phase_clock, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(measurement, "time", SimpleNamespace(perf_counter=lambda: self.now))
 
 
 def test_a_phase_within_another_stops_the_outer_ones_clock(monkeypatch: pytest.MonkeyPatch):
@@ -58,3 +62,14 @@ def test_the_device_is_waited_for_when_a_phase_starts_or_ends_but_not_after_a_fa
     time.now += 50
     assert clock.seconds["train"] == 9
     assert len(waits) == before
+
+
+def test_peak_memory_is_that_of_the_kernel_and_is_never_below_the_present_memory():
+    peak, no_gpu, nothing_kept = memory_peaks(torch.device("cpu"))
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    # The kernel counts a process's pages in batches, so its own figures differ by a little.
+    slack = 4 << 20
+    assert peak >= pages * os.sysconf("SC_PAGE_SIZE") - slack
+    # `getrusage` includes the process that started this one.
+    assert peak <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + slack
+    assert (no_gpu, nothing_kept) == (0, 0)

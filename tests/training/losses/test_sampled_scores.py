@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqrec.catalogue.scorer import Scorer
-from seqrec.training.losses import pair_scores as module
-from seqrec.training.losses.pair_scores import pair_scores
+from seqrec.training.losses import sampled_scores as module
+from seqrec.training.losses.sampled_scores import pair_scores
 
 
 @settings(deadline=None, max_examples=50)

@@ -1,4 +1,4 @@
-"""What samplers hand to objectives, and their contract.
+"""Base class of negative samplers, and the draws that they return.
 
 Shapes: M positions, N draws, B users of the batch, V = num_items + 1.
 """
@@ -17,18 +17,18 @@ from seqrec.types import ROW_STRIDE, SeenItems, TensorRecord
 
 @dataclass(frozen=True)
 class Negatives(TensorRecord):
-    """Drawn items with the probability of drawing them, with replacement.
+    """Items drawn with replacement, and the probability of drawing them.
 
-    A draw that equals its position's target is no negative either; objectives leave it out themselves (`counted`).
+    A draw that equals its position's target is no negative; objectives leave it out themselves (`counted`).
 
     Attributes:
         item_ids: (M, N) int64, draws of each position; or (N,), draws that all positions share.
         log_probabilities: float64 of the same shape: log of the probability that one draw of this position is this
-            item and counts. Where seen items are never drawn it is that among the unseen ones; where they are drawn
-            and marked in `excluded`, it is that among all items. Either way the sum of `f(item) / probability` over
+            item and counts. It is the probability among the unseen items if seen ones are never drawn, and among all
+            items if seen ones are drawn and marked in `excluded`. Either way the sum of `f(item) / probability` over
             the draws that count, divided by N, has the mean `sum of f over the items that can count`.
-        excluded: bool, True at draws that do not count because the user has seen the item: (M, N), or (B, N) where
-            positions share their draws, one row a user. None excludes none.
+        excluded: bool, True at draws that do not count because the user has seen the item: (M, N), or (B, N) with one
+            row a user if positions share their draws. None excludes none.
     """
 
     item_ids: Tensor
@@ -41,7 +41,7 @@ class Negatives(TensorRecord):
         return self.item_ids.dim() == 1
 
     def counted(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """(M, N) bool, True at draws that count: neither excluded nor the position's own target.
+        """Return (M, N) bool, True at draws that count: neither excluded nor the position's own target.
 
         Args:
             rows: (M,) user row of each position.
@@ -54,13 +54,18 @@ class Negatives(TensorRecord):
 
 
 class NegativeSampler(ABC):
-    """Draws items that stand for what the user did not choose. Constructor arguments are kept as attributes.
+    """Draws items that represent those the user did not choose. Constructor arguments are kept as attributes.
 
     Attributes:
-        exclude_seen: Whether items of the user's training history never count as negatives. In training they hold
-            the targets.
+        exclude_seen: Whether items of the user's training history, targets included, never count as negatives.
         shared: Whether all positions of a batch share their draws.
         needs_item_counts: Whether `use_item_counts` must be called before the first draw.
+
+    Example:
+        >>> from seqrec import NegativeSampler, UniformNegatives
+        >>> sampler: NegativeSampler = UniformNegatives(16, exclude_seen=False, shared=True)
+        >>> sampler.num_draws(num_positions=500), sampler.needs_item_counts
+        (16, False)
     """
 
     exclude_seen: bool
@@ -68,38 +73,38 @@ class NegativeSampler(ABC):
     needs_item_counts: bool = False
 
     def use_item_counts(self, counts: Tensor) -> None:  # noqa: B027  # most samplers need none
-        """Take how often each item occurs in training; the model does so when fitting starts.
+        """Set the number of training events of each item; the model calls this when fitting starts.
 
         Args:
-            counts: (V,) int64; item 0 has none.
+            counts: (V,) int64; 0 for item 0.
 
         Raises:
-            InputError: counts that are negative or all zero, or a count of item 0.
+            InputError: if a count is negative, all are 0, or item 0 has one.
         """
 
     @abstractmethod
     def num_draws(self, num_positions: int) -> int:
-        """Draws N for a batch of `num_positions` positions M."""
+        """Return the draws N for a batch of `num_positions` positions M."""
 
     @abstractmethod
     def sample(self, rows: Tensor, targets: Tensor, seen: SeenItems | None, num_items: int) -> Negatives:
-        """Negatives for the batch's positions.
+        """Draw negatives for the batch's positions.
 
         Args:
             rows: (M,) user row of each position.
             targets: (M,) item ids.
-            seen: Items that each user has met in training; read only with `exclude_seen`.
+            seen: Items of each user's training history; read only with `exclude_seen`.
             num_items: Items 1..num_items.
 
         Raises:
-            InputError: nothing can be drawn, or item counts are missing.
+            InputError: if nothing can be drawn, or item counts are missing.
         """
 
     @abstractmethod
     def log_probabilities(
         self, item_ids: Tensor, rows: Tensor, seen: SeenItems | None, num_items: int
     ) -> Tensor:
-        """What `Negatives.log_probabilities` holds for these items, whoever drew them; they must count.
+        """Return `Negatives.log_probabilities` of items that count, whichever sampler drew them.
 
         Args:
             item_ids: (M, N), or (N,) with `shared`.
@@ -108,21 +113,12 @@ class NegativeSampler(ABC):
             num_items: As in `sample`.
 
         Returns:
-            float64 of the shape of `item_ids`; -inf where this sampler never draws the item.
+            float64 of the shape of `item_ids`; -inf for items that this sampler never draws.
         """
 
 
 def is_seen(item_ids: Tensor, rows: Tensor, seen: SeenItems | None) -> Tensor:
-    """True where the row's user has seen the item: one binary search for each.
-
-    Args:
-        item_ids: (M, N).
-        rows: (M,) row of `seen` for each row of items.
-        seen: Items of each user.
-
-    Returns:
-        (M, N) bool.
-    """
+    """Return (M, N) bool: whether the user in row `rows` (M,) of `seen` has seen each item of `item_ids` (M, N)."""
     assert seen is not None, "exclude_seen needs what users have seen"
     keys = seen.rows * ROW_STRIDE + seen.item_ids
     if len(keys) == 0:
@@ -133,7 +129,7 @@ def is_seen(item_ids: Tensor, rows: Tensor, seen: SeenItems | None) -> Tensor:
 
 
 def seen_draws(item_ids: Tensor, rows: Tensor, seen: SeenItems | None) -> Tensor:
-    """`Negatives.excluded` of draws among which seen items may be."""
+    """Return `Negatives.excluded` of draws that may contain seen items."""
     if item_ids.dim() == 2:
         return is_seen(item_ids, rows, seen)
     assert seen is not None, "exclude_seen needs what users have seen"
@@ -142,7 +138,7 @@ def seen_draws(item_ids: Tensor, rows: Tensor, seen: SeenItems | None) -> Tensor
 
 
 def check_num_negatives(num_negatives: int) -> int:
-    """The number of draws, refused below 1."""
+    """Return the number of draws, and refuse it below 1."""
     if num_negatives < 1:
         raise InputError(f"num_negatives={num_negatives} must be at least 1")
     return num_negatives

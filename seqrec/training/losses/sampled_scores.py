@@ -1,4 +1,7 @@
-"""Scores of many items for each event without holding their vectors. Shapes: M events, N items each, D width."""
+"""Draws and scores of negatives, shared by all sampled objectives.
+
+Shapes: M events, N draws, D width; m events of one block.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqrec.catalogue.scorer import Scorer
 from seqrec.ops.second_derivative import refuse_second_derivative
+from seqrec.training.losses.loss import TargetEvents, at_least_float32
+from seqrec.training.negatives import Negatives, NegativeSampler
+from seqrec.types import SequenceBatch
 
 # Numbers held at a time, m x N x D: 4 MiB stay in a CPU's cache, and large blocks keep a GPU busy.
 CPU_BLOCK, DEVICE_BLOCK = 1 << 20, 1 << 25
 
 
-def pair_scores(states: Tensor, vectors: Tensor, item_ids: Tensor) -> Tensor:
-    """`Scorer.score` for many items an event: item vectors are gathered a block of events at a time, and again in the
-    backward pass, where (M, N, D) of them and of their gradients would be held otherwise.
+def draw_negatives(
+    sampler: NegativeSampler, events: TargetEvents, batch: SequenceBatch, scorer: Scorer
+) -> Negatives:
+    """Return negatives for a batch's events; seen items are sorted only if the sampler reads them."""
+    seen = batch.seen if sampler.exclude_seen else None
+    return sampler.sample(events.rows, events.targets, seen, scorer.num_items)
 
-    With 256 items an event it is more than twice as fast on CPU and takes a twentieth of the memory. A second
-    derivative raises.
+
+def target_scores(events: TargetEvents, scorer: Scorer) -> Tensor:
+    """Return the scores (M, 1) of the events' targets."""
+    return at_least_float32(scorer.score(events.states, events.targets.unsqueeze(1)))
+
+
+def negative_scores(events: TargetEvents, negatives: Negatives, scorer: Scorer) -> Tensor:
+    """Return the scores (M, N) of the negatives: one matrix product if events share them."""
+    if not negatives.shared and negatives.item_ids.shape[1] == 1:
+        return at_least_float32(scorer.score(events.states, negatives.item_ids))
+    if not negatives.shared:
+        vectors, places = scorer.gather(negatives.item_ids)
+        return at_least_float32(pair_scores(events.states, vectors, places))
+    vectors = scorer.vectors(negatives.item_ids)
+    dtype = torch.promote_types(events.states.dtype, vectors.dtype)
+    return at_least_float32(events.states.to(dtype) @ vectors.to(dtype).T)
+
+
+def pair_scores(states: Tensor, vectors: Tensor, item_ids: Tensor) -> Tensor:
+    """Score many items for each event, as `Scorer.score` does, without holding their vectors (M, N, D).
+
+    Item vectors are gathered for a block of events at a time, and again in the backward pass. With 256 items an event
+    it is more than twice as fast on CPU and takes a twentieth of the memory. A second derivative raises.
 
     Args:
         states: (M, D).
@@ -66,7 +97,7 @@ class _PairScores(torch.autograd.Function):
 
 
 def _gathered(vectors: Tensor, item_ids: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of events with their item vectors (m, N, D)."""
+    """Yield blocks of events with their item vectors (m, N, D)."""
     numbers = CPU_BLOCK if vectors.device.type == "cpu" else DEVICE_BLOCK
     size = max(1, numbers // (item_ids.shape[1] * vectors.shape[1]))
     for begin in range(0, len(item_ids), size):

@@ -1,4 +1,4 @@
-"""The contract of training objectives. Shapes: M events of the batch that have a target."""
+"""Base class of training objectives. Shapes: M events of the batch that have a target."""
 
 from __future__ import annotations
 
@@ -18,19 +18,28 @@ class Loss(nn.Module, ABC):
     """Objective over all events' next items. Constructor arguments are kept as attributes of the same name.
 
     Attributes:
-        negatives: Draws the negatives; None where the objective draws none.
+        negatives: Draws the negatives; None if the objective draws none.
+
+    Example:
+        >>> from seqrec import Loss
+        >>> class TargetScore(Loss):
+        ...     def forward(self, states, batch, scorer):
+        ...         valid = batch.history.valid
+        ...         return -scorer.score(states[valid], batch.targets[valid].unsqueeze(1)).mean()
+        >>> TargetScore().reads_all_items
+        False
     """
 
     negatives: NegativeSampler | None = None
 
     @property
     def needs_seen(self) -> bool:
-        """Whether the objective reads `SequenceBatch.seen`; an objective without a sampler may, and says so if not."""
+        """Whether the objective reads `SequenceBatch.seen`; override it if one without a sampler does not."""
         return self.negatives is None or self.negatives.exclude_seen
 
     @property
     def reads_all_items(self) -> bool:
-        """Whether each step scores the whole catalogue, so that all item vectors have gradients."""
+        """Whether each step scores the whole catalogue and therefore gives all item vectors a gradient."""
         return False
 
     @property
@@ -39,34 +48,34 @@ class Loss(nn.Module, ABC):
         return self.negatives is not None and self.negatives.needs_item_counts
 
     def use_item_counts(self, counts: Tensor) -> None:
-        """Take how often each item occurs in training; the model does so when fitting starts.
+        """Set the number of training events of each item; the model calls this when fitting starts.
 
         Args:
-            counts: (num_items + 1,) int64; item 0 has none.
+            counts: (num_items + 1,) int64; 0 for item 0.
         """
         if self.negatives is not None:
             self.negatives.use_item_counts(counts)
 
     @abstractmethod
     def forward(self, states: Tensor, batch: SequenceBatch, scorer: Scorer) -> Tensor:
-        """Mean over the batch's targets.
+        """Return the mean over the batch's targets.
 
         Args:
             states: (B, L, D) encoder states; those at padding are ignored.
-            batch: Targets and what the users have seen.
-            scorer: Scores any items for any states, so that an objective scores only what it needs.
+            batch: Targets, and the items that the users have seen.
+            scorer: Scores any items for any states; an objective scores only the items that it needs.
 
         Returns:
             Scalar.
         """
 
 
-class Events(NamedTuple):
+class TargetEvents(NamedTuple):
     """The batch's events that have a target, without padding.
 
     Attributes:
         rows: (M,) user row of each event.
-        states: (M, D), in float32 where the encoder gave less.
+        states: (M, D), at least float32.
         targets: (M,) item ids.
     """
 
@@ -75,19 +84,19 @@ class Events(NamedTuple):
     targets: Tensor
 
 
-def select_events(states: Tensor, batch: SequenceBatch) -> Events:
-    """Events of `states` (B, L, D) that are no padding."""
+def select_events(states: Tensor, batch: SequenceBatch) -> TargetEvents:
+    """Return the events of `states` (B, L, D) that are not padding."""
     assert batch.targets is not None
     places = batch.history.valid.flatten().nonzero().squeeze(1)
-    # The gradient of one index is added to places that are distinct; that of two would be sorted first on a GPU.
+    # One index, because its places are distinct and their gradients are simply added. A GPU would first sort two.
     found = states.flatten(0, 1).index_select(0, places)
-    return Events(
+    return TargetEvents(
         places // states.shape[1], at_least_float32(found), batch.targets.flatten().index_select(0, places)
     )
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Values as they are, or as float32 where they are of 16 bits, for sums and exponentials."""
+    """Return 16-bit values as float32, for sums and exponentials; other values unchanged."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 

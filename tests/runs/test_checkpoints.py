@@ -61,7 +61,7 @@ def test_a_file_that_lacks_what_is_needed_is_refused(tmp_path: Path):
     write_checkpoint({"state_dict": {}}, tmp_path / "run.ckpt")
     assert read_checkpoint(tmp_path / "run.ckpt") == {"state_dict": {}}
     with pytest.raises(
-        CheckpointError, match=r"run\.ckpt lacks callbacks, loops, .*no checkpoint to go on from"
+        CheckpointError, match=r"run\.ckpt lacks callbacks, loops, .*no checkpoint to resume from"
     ):
         read_checkpoint(tmp_path / "run.ckpt", needed=NEEDED_TO_FIT)
     with pytest.raises(MissingInputError, match=r"there is no checkpoint .*other\.ckpt"):
@@ -78,7 +78,7 @@ class RunsCode:
 def test_no_code_in_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": RunsCode()}, "run.ckpt")
-    message = r"run\.ckpt holds more than tensors and plain values, .*mkdir"
+    message = r"run\.ckpt contains more than tensors and plain values, .*mkdir"
     with pytest.raises(CheckpointError, match=message):
         read_checkpoint(Path("run.ckpt"))
     # By every command of a trainer.
@@ -107,7 +107,7 @@ def test_a_full_disk_leaves_the_file_that_was_there(tmp_path: Path):
     with pytest.raises(
         CheckpointError,
         match=rf"cannot write the checkpoint {file}: No space left on device after \d+ bytes, "
-        r"[\d,]+ bytes are free; .* is from before, and whole\. Make room",
+        r"[\d,]+ bytes are free; .* is from before, and complete\. Make room",
     ):
         full_disk(file)
     assert file.read_bytes() == before
@@ -143,10 +143,10 @@ def test_a_damaged_newest_point_gives_way_to_the_one_before(tmp_path: Path):
     files = AtomicCheckpointIO(lambda: True)
     assert files.load_checkpoint(newest)["global_step"] == 3
     newest.write_bytes(flip(newest.read_bytes()))
-    with pytest.warns(UserWarning, match=rf"{newest} is damaged: .* goes on from the point before, {before}"):
+    with pytest.warns(UserWarning, match=rf"{newest} is damaged: .* resumes from the point before, {before}"):
         assert files.load_checkpoint(newest)["global_step"] == 2
     before.write_bytes(cut(before.read_bytes()))
-    with pytest.warns(UserWarning, match=rf"{newest} is damaged: .* goes on from the point before, {oldest}"):
+    with pytest.warns(UserWarning, match=rf"{newest} is damaged: .* resumes from the point before, {oldest}"):
         assert files.load_checkpoint(tmp_path)["global_step"] == 1
     oldest.unlink()
     with pytest.raises(CheckpointError, match=rf"{newest} is damaged"):

@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 
 from seqrec.errors import LockedError
-from seqrec.runs import lock as folder_lock
-from seqrec.runs.lock import FolderLock, folder_of_slurm_job
+from seqrec.runs.job import FolderLock, folder_of_slurm_job
 
-HOLD = "import sys; from pathlib import Path; from seqrec.runs.lock import FolderLock\n"
+HOLD = "import sys; from pathlib import Path; from seqrec.runs.job import FolderLock\n"
 HOLD += "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); input()"
 
 
 @pytest.fixture(autouse=True)
 def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_lock, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("seqrec.runs.job.PATIENCE_SECONDS", 0.2)
 
 
 def test_a_folder_is_one_jobs_until_that_is_killed(tmp_path: Path):
@@ -27,7 +26,7 @@ def test_a_folder_is_one_jobs_until_that_is_killed(tmp_path: Path):
         assert job.stdout.readline() == "held\n"
         with pytest.raises(
             LockedError,
-            match=rf"{tmp_path} belongs to another job .*process {job.pid} on .* since .*folder of its own",
+            match=rf"{tmp_path} is in use by another job .*process {job.pid} on .* since .*another folder",
         ):
             FolderLock(tmp_path)
         job.kill()

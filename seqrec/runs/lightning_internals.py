@@ -1,0 +1,80 @@
+"""Every use of Lightning's private attributes; the test of this module fails if an upgrade of Lightning moves one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import wraps
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from torch import Tensor
+
+
+def attached_trainer(module: pl.LightningModule) -> pl.Trainer | None:
+    """Return the trainer that runs a module; None if none does, for which `module.trainer` raises."""
+    return module._trainer
+
+
+def cluster_environment(trainer: pl.Trainer) -> ClusterEnvironment | None:
+    """Return the environment that started the processes, such as SLURM's; None for a single process."""
+    return trainer._accelerator_connector.cluster_environment
+
+
+def is_accumulating(trainer: pl.Trainer) -> bool:
+    """Return whether the present batch's gradient waits for further batches before the optimiser steps."""
+    return trainer.fit_loop._should_accumulate()
+
+
+def validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Return whether the epoch ends or a validation starts after training batch `batch_idx`."""
+    if batch_idx + 1 >= trainer.num_training_batches:
+        return True
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def log_step(module: pl.LightningModule, name: str, value: Tensor, *, on_step: bool) -> None:
+    """Log a value at every step, as `module.log(name, value, prog_bar=True, batch_size=1)` in a fraction of the time.
+
+    The first call of an epoch calls `log`. Later ones pass the value to the object that Lightning created then; `log`
+    would copy and compare all settings, and search everything that belongs to the value for tensors to move.
+
+    Args:
+        module: Module inside one of its hooks.
+        name: Name in logs.
+        value: Scalar, on the same device at all steps.
+        on_step: Whether the step's value is logged; else the mean of the epoch, at its end.
+    """
+    trainer = attached_trainer(module)
+    results = None if trainer is None else trainer._results
+    key = f"{module._current_fx_name}.{name}"
+    logged = None if results is None else results.get(key)
+    if results is None or logged is None or logged.has_reset:
+        module.log(name, value, prog_bar=True, on_step=on_step, on_epoch=not on_step, batch_size=1)
+    else:
+        results.update_metrics(key, value, 1)
+
+
+def wrap_save_checkpoint(trainer: pl.Trainer, context: Callable[[], AbstractContextManager[None]]) -> None:
+    """Run each `trainer.save_checkpoint` inside a context, since no hook runs after a checkpoint is written.
+
+    A trainer that is wrapped already is unchanged. `unwrap_save_checkpoint` restores the method.
+    """
+    if "save_checkpoint" in vars(trainer):
+        return
+    save = trainer.save_checkpoint
+
+    @wraps(save)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        with context():
+            save(*args, **kwargs)
+
+    vars(trainer)["save_checkpoint"] = wrapped
+
+
+def unwrap_save_checkpoint(trainer: pl.Trainer) -> None:
+    """Restore a trainer's own `save_checkpoint`."""
+    vars(trainer).pop("save_checkpoint", None)
