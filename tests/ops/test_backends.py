@@ -61,7 +61,7 @@ def test_a_missing_kernel_is_said_once_and_a_missing_extra_never(caplog):
         assert backends.choose("auto", "cpu", torch.float32).name == "fast"
     backends.choose("auto", "cpu", torch.float64)
     assert [record.message for record in caplog.records] == [
-        "sum: backend 'kernel' is missing, the slower 'fast' serves: not built"
+        "sum: backend 'kernel' is missing, the slower 'fast' is used: not built"
     ]
 
 

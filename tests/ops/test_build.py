@@ -91,12 +91,12 @@ def test_without_a_compiler_it_installs_and_says_what_is_missing(tmp_path: Path)
     assert said["opened"] == []
     error = str(said["error"])
     assert error.startswith(f"no compiled library in {said['folder']}: ")
-    assert "Install a C++17 compiler (gcc or clang) and seqrec again" in error
+    assert "Install a C++17 compiler (gcc or clang), then seqrec again" in error
     assert said["auto"] == ["chunked", "shifted"]
     assert said["by_auto"] == "(1, 3, 2)"
-    assert log.count(f"selective scan: backend 'cpp' is missing, the slower 'chunked' serves: {error}") == 1
+    assert log.count(f"selective scan: backend 'cpp' is missing, the slower 'chunked' is used: {error}") == 1
     assert (
-        log.count(f"causal convolution: backend 'cpp' is missing, the slower 'shifted' serves: {error}") == 1
+        log.count(f"causal convolution: backend 'cpp' is missing, the slower 'shifted' is used: {error}") == 1
     )
     assert said["by_cpp"] == f"backend='cpp' is unavailable: {error}; or use 'auto' or 'chunked'"
     assert said["conv_by_cpp"] == f"backend='cpp' is unavailable: {error}; or use 'auto' or 'shifted'"

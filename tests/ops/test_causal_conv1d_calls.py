@@ -143,7 +143,7 @@ def test_wrong_dimensions_and_kinds_of_number():
     inputs = make_inputs()
     with pytest.raises(InputError, match=r"^x must be \(B, L, D\), got \(2, 3\)"):
         causal_conv1d(**inputs | {"x": torch.zeros(2, 3)})
-    with pytest.raises(InputError, match=r"^weight must be \(D, W\) with D = 5 from x and a tap at least"):
+    with pytest.raises(InputError, match=r"^weight must be \(D, W\) with D = 5 from x and at least one tap"):
         causal_conv1d(**inputs | {"weight": torch.zeros(5, 0)})
     with pytest.raises(InputError, match=r"^weight must be real numbers on cpu, got torch\.int64"):
         causal_conv1d(**inputs | {"weight": torch.zeros(5, 4, dtype=torch.int64)})

@@ -179,7 +179,7 @@ def test_why_a_package_cannot_be_used_is_said(monkeypatch, tmp_path, body, messa
 
 def test_without_a_device_and_under_determinism_it_is_missing(package, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "torch sees none" in cuda_package.missing()
+    assert "torch finds none" in cuda_package.missing()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     assert "not deterministic" in cuda_package.missing()
@@ -189,7 +189,7 @@ def test_without_a_device_and_under_determinism_it_is_missing(package, monkeypat
     ("fault", "message"),
     [
         (None, None),
-        (lambda **given: causal_conv1d_fn(**given) * 1.01, "compute something else than plain torch"),
+        (lambda **given: causal_conv1d_fn(**given) * 1.01, "compute something else than the reference"),
         (lambda **given: causal_conv1d_fn(**given | {"seq_idx": None}), "compute something else"),
         (lambda **given: 1 / 0, "do not run on this device: division by zero"),
     ],

@@ -107,7 +107,7 @@ def test_absent_library_is_said_when_asked_for_and_replaced_with_a_notice_when_n
     for _ in range(2):
         assert backends.choose("auto", "cpu", torch.float32).name == slower
     assert [record.message for record in caplog.records] == [
-        f"{backends.op}: backend 'cpp' is missing, the slower '{slower}' serves: "
+        f"{backends.op}: backend 'cpp' is missing, the slower '{slower}' is used: "
         + compiled_library.load_error()
     ]
     assert compiled_library.variant() is None

@@ -10,7 +10,7 @@ from scan_problems import LARGER, assert_close, make_inputs, run, without
 
 from seqrec.errors import InputError
 from seqrec.ops import selective_scan
-from seqrec.ops.selective_scan import SCAN_BACKENDS, mamba_ssm_scan
+from seqrec.ops.selective_scan import SCAN_BACKENDS, cuda_package
 
 CALLS = []
 
@@ -68,7 +68,7 @@ def package(monkeypatch):
     for name in ("mamba_ssm", "mamba_ssm.ops"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, interface.__name__, interface)
-    load = mamba_ssm_scan._load
+    load = cuda_package._load
     load.cache_clear()
     CALLS.clear()
     yield
@@ -142,11 +142,11 @@ def test_starts_and_many_states_are_refused(on_cpu):
 
 def test_without_the_package_it_is_said_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "mamba_ssm", None)
-    mamba_ssm_scan._load.cache_clear()
+    cuda_package._load.cache_clear()
     try:
-        assert mamba_ssm_scan.missing().startswith("mamba-ssm cannot be imported: ")
+        assert cuda_package.missing().startswith("mamba-ssm cannot be imported: ")
     finally:
-        mamba_ssm_scan._load.cache_clear()
+        cuda_package._load.cache_clear()
 
 
 def test_a_package_that_breaks_at_import_is_said_with_its_reason(monkeypatch, tmp_path):
@@ -154,19 +154,19 @@ def test_a_package_that_breaks_at_import_is_said_with_its_reason(monkeypatch, tm
     broken.mkdir()
     (broken / "__init__.py").write_text("raise OSError('undefined symbol: _ZN3c10')")
     monkeypatch.syspath_prepend(tmp_path)
-    mamba_ssm_scan._load.cache_clear()
+    cuda_package._load.cache_clear()
     try:
-        assert "undefined symbol: _ZN3c10; see the README" in mamba_ssm_scan.missing()
+        assert "undefined symbol: _ZN3c10; see the README" in cuda_package.missing()
     finally:
-        mamba_ssm_scan._load.cache_clear()
+        cuda_package._load.cache_clear()
 
 
 def test_without_a_device_or_under_determinism_it_is_missing(package, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert mamba_ssm_scan.missing() == "its kernels need a CUDA device, and torch sees none"
+    assert cuda_package.missing() == "its kernels need a CUDA device, and torch finds none"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert "its backward is not deterministic" in mamba_ssm_scan.missing()
+    assert "its backward is not deterministic" in cuda_package.missing()
 
 
 @pytest.mark.parametrize("fault", ["no kernel image is available", None])
@@ -178,7 +178,7 @@ def test_kernels_that_do_not_run_or_compute_something_else_are_found(package, mo
         return 1.01 * y, last
 
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: tensor)
-    assert mamba_ssm_scan._check.__wrapped__(0) is None
-    monkeypatch.setattr(mamba_ssm_scan, "_load", lambda: (broken, ""))
+    assert cuda_package._check.__wrapped__(0) is None
+    monkeypatch.setattr(cuda_package, "_load", lambda: (broken, ""))
     expected = f"do not run on this device: {fault}" if fault else "something else than the reference"
-    assert expected in mamba_ssm_scan._check.__wrapped__(0)
+    assert expected in cuda_package._check.__wrapped__(0)

@@ -57,14 +57,14 @@ def test_without_flags_each_way_is_one_launch(launch, monkeypatch):
     calls = []
 
     def counted(name):
-        kernel = getattr(launch, name)
+        kernel = getattr(launch.kernels(), name)
 
         class Counted:
             def __getitem__(self, grid):
                 calls.append(name)
                 return kernel[grid]
 
-        monkeypatch.setattr(launch, name, Counted())
+        monkeypatch.setattr(launch.kernels(), name, Counted())
 
     counted("conv_outputs")
     counted("conv_gradients")

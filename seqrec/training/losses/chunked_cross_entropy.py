@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqrec.ops.second_derivative import refuse_second_derivative
+from seqrec.ops.autograd import refuse_second_derivative
 from seqrec.training.losses.base import at_least_float32
 
 # Scores held at a time unless told. Tiles of 4 MiB stay in a CPU's cache, and large ones keep a GPU busy.

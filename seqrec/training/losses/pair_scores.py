@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqrec.ops.second_derivative import refuse_second_derivative
+from seqrec.ops.autograd import refuse_second_derivative
 
 # Numbers held at a time, m x N x D: 4 MiB stay in a CPU's cache, and large blocks keep a GPU busy.
 CPU_BLOCK, DEVICE_BLOCK = 1 << 20, 1 << 25
