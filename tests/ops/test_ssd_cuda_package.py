@@ -5,7 +5,7 @@ import types
 
 import pytest
 import torch
-from ssd_problems import assert_close, make_inputs, without
+from problems import SSD, without
 
 from seqrec.errors import InputError
 from seqrec.ops.problems import with_gate_and_padding
@@ -13,6 +13,7 @@ from seqrec.ops.ssd import SSD_BACKENDS, cuda_package, ssd_scan
 from seqrec.ops.ssd.problem import SsdProblem
 from seqrec.ops.ssd.reference import ssd_reference
 
+make_inputs, assert_close = SSD.make, SSD.assert_close
 MODULE = "mamba_ssm.ops.triton.ssd_combined"
 
 
@@ -122,7 +123,7 @@ def test_auto_takes_the_kernels_where_they_serve_and_is_silent_where_not(
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "reason"),
     [
         (ModuleNotFoundError("No module named 'mamba_ssm'", name="mamba_ssm"), "mamba-ssm is not installed"),
         (
@@ -132,7 +133,7 @@ def test_auto_takes_the_kernels_where_they_serve_and_is_silent_where_not(
         (RuntimeError("undefined symbol"), "mamba-ssm cannot be imported: undefined symbol"),
     ],
 )
-def test_why_the_package_cannot_be_imported_is_said(monkeypatch, error, said):
+def test_the_reason_why_the_package_cannot_be_imported_is_reported(monkeypatch, error, reason):
     class Finder:
         def find_spec(self, name, path=None, target=None):
             if name.split(".")[0] == "mamba_ssm":
@@ -141,10 +142,10 @@ def test_why_the_package_cannot_be_imported_is_said(monkeypatch, error, said):
     for name in [name for name in sys.modules if name.split(".")[0] == "mamba_ssm"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
-    assert cuda_package.missing().startswith(said)
+    assert cuda_package.missing().startswith(reason)
 
 
-def test_a_machine_without_a_device_is_said(package, monkeypatch):
+def test_a_machine_without_a_device_is_reported(package, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cuda_package.missing() == "its kernels need a CUDA device, and torch finds none"
 
