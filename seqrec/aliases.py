@@ -36,6 +36,7 @@ MODULES: dict[str, str] = {
     "seqrec.distributed": "seqrec.catalogue.distributed",
     "seqrec.doctor": "seqrec.cli.doctor",
     "seqrec.embeddings": "seqrec.catalogue.table",
+    "seqrec.encoders.base": "seqrec.encoders.sequence_encoder",
     "seqrec.layers": "seqrec.encoders.layers",
     "seqrec.losses": "seqrec.training.losses",
     "seqrec.metrics": "seqrec.evaluation.metrics",

@@ -1,6 +1,6 @@
-"""What every sequence encoder must do, as checks that anybody can run over an encoder of their own.
+"""Checks that every sequence encoder must pass, also those that users write.
 
-B rows, L events, D width. A check raises an AssertionError that says what it saw.
+B rows, L events, D width. A failed check raises an AssertionError that describes the fault.
 """
 
 from __future__ import annotations
@@ -19,13 +19,18 @@ LENGTH = 9
 
 
 def check_encoder(encoder: SequenceEncoder) -> None:
-    """Run all checks of this file that the encoder's kind allows: streams only where it defines `zero_state`.
+    """Check that an encoder keeps the contract of `SequenceEncoder`; streaming only if it defines `zero_state`.
 
     Args:
-        encoder: In any mode, which is kept; its weights are not changed.
+        encoder: In training or evaluation mode, which is restored. Its weights are not changed.
 
     Raises:
-        AssertionError: the encoder breaks the contract of `SequenceEncoder`; says which part, and where.
+        AssertionError: if the encoder breaks the contract; the message names the part and the event.
+
+    Example:
+        >>> from seqrec import check_encoder
+        >>> from seqrec.encoders import GRU4Rec
+        >>> check_encoder(GRU4Rec(d_model=8))
     """
     was_training = encoder.training
     try:
@@ -43,7 +48,7 @@ def check_encoder(encoder: SequenceEncoder) -> None:
 
 @torch.no_grad()
 def check_shapes(encoder: SequenceEncoder) -> None:
-    """States have the shape, type and device of the events, are finite, and repeat in evaluation mode."""
+    """Check that states have the shape, dtype and device of the events, are finite, and repeat in evaluation mode."""
     x, history = random_events([LENGTH, 1, 4], encoder.d_model)
     states = encoder(x, history)
     for name in ("shape", "dtype", "device"):
@@ -55,7 +60,7 @@ def check_shapes(encoder: SequenceEncoder) -> None:
 
 @torch.no_grad()
 def check_rows(encoder: SequenceEncoder) -> None:
-    """Change one row of a batch: the states of the others stay."""
+    """Check that the states of other rows stay the same if one row of a batch changes."""
     x, history = random_events([LENGTH, LENGTH], encoder.d_model)
     before = encoder(x, history)[1]
     x[0] += 1
@@ -64,7 +69,7 @@ def check_rows(encoder: SequenceEncoder) -> None:
 
 
 def check_gradients(encoder: SequenceEncoder) -> None:
-    """Every parameter gets a finite gradient that is not zero throughout."""
+    """Check that every parameter gets a finite gradient that is not zero everywhere."""
     x, history = random_events([LENGTH] * 3, encoder.d_model)
     weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
     names, parameters = zip(*encoder.named_parameters(), strict=True)
@@ -76,12 +81,12 @@ def check_gradients(encoder: SequenceEncoder) -> None:
 
 
 def random_events(lengths: list[int], d_model: int, *, seed: int = 1) -> tuple[Tensor, History]:
-    """Random embedded events (B, L, D) and their history, padded on the right to the longest.
+    """Draw random embedded events (B, L, D) and their history, padded on the right to the longest.
 
     Args:
-        lengths: Events of each row.
+        lengths: Events per row.
         d_model: Width D.
-        seed: Of the numbers.
+        seed: Seed of the numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     longest, rows = max(lengths), len(lengths)
@@ -94,7 +99,7 @@ def random_events(lengths: list[int], d_model: int, *, seed: int = 1) -> tuple[T
 
 
 def changed_in_turn(x: Tensor, history: History) -> tuple[Tensor, History]:
-    """One history as L rows; in row t event t is replaced: its vector, item and time."""
+    """Repeat one history L times; in row t, replace event t: its vector, item and time."""
     length = x.shape[1]
     assert history.timestamps is not None
     here = torch.eye(length, dtype=torch.bool)
@@ -106,7 +111,7 @@ def changed_in_turn(x: Tensor, history: History) -> tuple[Tensor, History]:
 
 
 def cut(x: Tensor, history: History, rows: slice, length: int) -> tuple[Tensor, History]:
-    """The oldest `length` events of some rows."""
+    """Return the oldest `length` events of some rows."""
     assert history.timestamps is not None
     item_ids, timestamps = history.item_ids[rows, :length], history.timestamps[rows, :length]
     return x[rows, :length], History(item_ids, history.lengths[rows].clamp_max(length), timestamps)
@@ -114,7 +119,7 @@ def cut(x: Tensor, history: History, rows: slice, length: int) -> tuple[Tensor, 
 
 @torch.no_grad()
 def check_causality(encoder: SequenceEncoder) -> None:
-    """Change each event in turn: only its state and newer ones may move, and all of them must."""
+    """Check that a change of an event changes its state and all newer ones, and no other."""
     x, history = random_events([LENGTH], encoder.d_model)
     moved = (encoder(*changed_in_turn(x, history)) - encoder(x, history)).abs().amax(-1)
     for t in range(LENGTH):
@@ -127,7 +132,7 @@ def check_causality(encoder: SequenceEncoder) -> None:
 
 @torch.no_grad()
 def check_padding(encoder: SequenceEncoder) -> None:
-    """Each row alone and unpadded has the states that it has in a batch, whatever stands behind its end."""
+    """Check that a row has the same states alone and unpadded as in a batch, whatever its padding contains."""
     lengths = [LENGTH, 1, 4]
     x, history = random_events(lengths, encoder.d_model)
     filling = 100 * torch.randn(len(lengths), 7, encoder.d_model, generator=torch.Generator().manual_seed(3))
@@ -145,7 +150,7 @@ def check_padding(encoder: SequenceEncoder) -> None:
 
 
 def random_cuts(lengths: Tensor, longest: int, seed: int) -> Iterator[Tensor]:
-    """Numbers of events (B,) that each row takes at a time, 0..longest, until all rows are at their ends."""
+    """Yield random numbers of events (B,) that rows take at a time, 0..longest, until all rows have ended."""
     generator, left = torch.Generator().manual_seed(seed), lengths.clone()
     while left.any():
         taken = torch.randint(0, longest + 1, left.shape, generator=generator).minimum(left)
@@ -156,7 +161,7 @@ def random_cuts(lengths: Tensor, longest: int, seed: int) -> Iterator[Tensor]:
 def streamed_states(
     encoder: SequenceEncoder, x: Tensor, cuts: Iterable[Tensor], state: State
 ) -> tuple[Tensor, State]:
-    """States (B, L, D), 0 at padding, of events that come in pieces, each padded with what must not matter."""
+    """Return states (B, L, D), 0 at padding, of events in pieces, with padding that must have no effect."""
     out, done = torch.zeros_like(x), torch.zeros(len(x), dtype=torch.int64)
     for taken in cuts:
         piece = torch.full((len(x), int(taken.max()), x.shape[2]), 100.0, dtype=x.dtype)
@@ -173,13 +178,13 @@ def streamed_states(
 def check_streaming(
     encoder: SequenceEncoder, lengths: list[int], longest_piece: int, one_by_one: int | None = None
 ) -> None:
-    """Events one by one, all at once and in random pieces have the states of the full pass, to 1e-5.
+    """Check that events one by one, all at once and in random pieces have the states of the full pass, to 1e-5.
 
     Args:
         encoder: In evaluation mode.
-        lengths: Events of each row, the longest first.
-        longest_piece: Events that a random piece has at most.
-        one_by_one: Newest events of the first row that come one by one; None is all.
+        lengths: Events per row, the longest first.
+        longest_piece: Maximum events of a random piece.
+        one_by_one: Newest events of the first row that are streamed one by one; None is all.
     """
     x, history = random_events(lengths, encoder.d_model)
     valid = history.valid.unsqueeze(-1)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from seqrec.encoders.base import SequenceEncoder
 from seqrec.encoders.layers import ResidualStack, Tensors, make_mixer
+from seqrec.encoders.sequence_encoder import SequenceEncoder
 from seqrec.types import History
 
 
@@ -21,11 +21,11 @@ class MambaRec(SequenceEncoder):
         d_model: Width D.
         num_layers: Blocks.
         mixer: "mamba" or "mamba2".
-        d_state: States of each inner channel.
+        d_state: States per inner channel.
         d_conv: Events that the convolution sees.
         expand: Inner width divided by D.
         dropout: Share of inputs set to 0 in training.
-        layer_norm: False leaves every norm out.
+        layer_norm: False omits every norm.
     """
 
     def __init__(
@@ -45,22 +45,21 @@ class MambaRec(SequenceEncoder):
         self.d_state = d_state
         self.d_conv = d_conv
         self.expand = expand
-
-        def branches() -> list[nn.Module]:
-            return [make_mixer(mixer, d_model, d_state=d_state, d_conv=d_conv, expand=expand)]
-
-        blocks = [branches() for _ in range(num_layers)]
+        blocks = [
+            [make_mixer(mixer, d_model, d_state=d_state, d_conv=d_conv, expand=expand)]
+            for _ in range(num_layers)
+        ]
         self.stack = ResidualStack(blocks, d_model, dropout=dropout, layer_norm=layer_norm)
 
     def forward(self, x: Tensor, history: History) -> Tensor:
-        """See `SequenceEncoder.forward`."""
+        """Return states (B, L, D) of embedded events x (B, L, D)."""
         out: Tensor = self.stack(x)
         return out
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
-        """See `SequenceEncoder.zero_state`."""
+        """Return the state before the first event; see `Streamed.zero_state`."""
         return self.stack.zero_state(batch_size, max_length, like)
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
-        """See `SequenceEncoder.advance`."""
+        """Compute further events; see `Streamed.advance`."""
         return self.stack.advance(x, valid, state)

@@ -7,7 +7,6 @@ from typing import Literal, cast
 
 from torch import Tensor, nn
 
-from seqrec.encoders.base import SequenceEncoder
 from seqrec.encoders.layers import (
     CausalSelfAttention,
     FeedForward,
@@ -20,16 +19,17 @@ from seqrec.encoders.layers import (
     make_mixer,
     separated,
 )
+from seqrec.encoders.sequence_encoder import SequenceEncoder
 from seqrec.errors import InputError
 from seqrec.types import History
 
 
 class AttentionMambaMixture(nn.Module):
-    """Attention and Mamba side by side, summed with weights from a gate.
+    """Attention and Mamba in parallel, summed with weights from a gate.
 
     Args:
         attention: Maps (B, L, D) to (B, L, D), causal.
-        mamba: Likewise.
+        mamba: Maps (B, L, D) to (B, L, D), causal.
         d_model: D.
     """
 
@@ -44,8 +44,8 @@ class AttentionMambaMixture(nn.Module):
 
         Args:
             x: (B, L, D).
-            valid: (B, L) bool, True at events: attention then sees newer events too, and the gate gives each row one
-                pair of weights, from the mean of x over the row's events. None is causal, with weights at each
+            valid: (B, L) bool, True at events: attention then sees newer events too, and the gate computes one pair
+                of weights per row, from the mean of x over the row's events. None is causal, with weights at each
                 position.
         """
         gated = x if valid is None else _mean_of_events(x, valid)
@@ -55,13 +55,13 @@ class AttentionMambaMixture(nn.Module):
         return out
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
-        """Those of both: see `seqrec.encoders.layers.Streamed`."""
+        """Return the states of both experts; see `Streamed.zero_state`."""
         return joined(
             {name: layer.zero_state(batch_size, max_length, like) for name, layer in self._experts().items()}
         )
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
-        """See `seqrec.encoders.layers.Streamed`."""
+        """Compute further events; see `Streamed.advance`."""
         parts, outs = separated(state), {}
         for name, layer in self._experts().items():
             outs[name], parts[name] = layer.advance(x, valid, parts[name])
@@ -76,13 +76,13 @@ class MoEMaTrRec(SequenceEncoder):
     """Transformer block in which a gating network mixes attention and Mamba.
 
     Differs from the published code on purpose. There, attention has no causal mask and the gate pools over the
-    whole sequence, so in training each state sees the events that it must predict, and the gate's weights of a
+    whole sequence: in training each state sees the events that it must predict, and the gate's weights of a
     past position change with every new event. Here attention is causal, and the gate weighs the two experts at
     each position from that position's input alone.
 
-    `causal=False` is the published mixture, there to understand the published numbers and for nothing else: it breaks
-    the contract of encoders. Training states see the very events that they must predict; only the state at the newest
-    event, by which recommendations are made, has nothing newer to see. It cannot be streamed. Weights are the same.
+    `causal=False` is the published mixture. Use it only to understand the published numbers: it breaks the contract
+    of encoders. Training states see the very events that they must predict; only the state at the newest event, from
+    which recommendations are made, has no newer event to see. It cannot be streamed. The weights are the same.
 
     Args:
         d_model: Width D.
@@ -94,8 +94,8 @@ class MoEMaTrRec(SequenceEncoder):
         expand: Inner width of Mamba divided by D.
         d_feedforward: Hidden width of the feed-forward layer; None is D.
         dropout: Share of inputs, attention weights, hidden units and feed-forward outputs set to 0 in training.
-        layer_norm: False leaves every norm out.
-        rotary: Whether attention turns queries and keys by their positions (RoFormer, Su et al. 2021), which needs
+        layer_norm: False omits every norm.
+        rotary: Whether attention rotates queries and keys by their positions (RoFormer, Su et al. 2021), which needs
             heads of even width. Unlike the model's learned positions, these can be streamed.
         causal: False as published: attention sees newer events too, and the gate pools over all events of the history.
     """
@@ -125,20 +125,21 @@ class MoEMaTrRec(SequenceEncoder):
         self.d_conv = d_conv
         self.expand = expand
         self.d_feedforward = d_feedforward
-
-        def branches() -> list[nn.Module]:
-            attention = CausalSelfAttention(d_model, num_heads=num_heads, dropout=dropout, rotary=rotary)
-            mamba = make_mixer(mixer, d_model, d_state=d_state, d_conv=d_conv, expand=expand)
-            return [
-                AttentionMambaMixture(attention, mamba, d_model),
+        blocks = [
+            [
+                AttentionMambaMixture(
+                    CausalSelfAttention(d_model, num_heads=num_heads, dropout=dropout, rotary=rotary),
+                    make_mixer(mixer, d_model, d_state=d_state, d_conv=d_conv, expand=expand),
+                    d_model,
+                ),
                 FeedForward(d_model, d_hidden=d_feedforward, dropout=dropout),
             ]
-
-        blocks = [branches() for _ in range(num_layers)]
+            for _ in range(num_layers)
+        ]
         self.stack = ResidualStack(blocks, d_model, dropout=dropout, layer_norm=layer_norm)
 
     def forward(self, x: Tensor, history: History) -> Tensor:
-        """See `SequenceEncoder.forward`."""
+        """Return states (B, L, D) of embedded events x (B, L, D)."""
         if self.causal:
             out: Tensor = self.stack(x)
             return out
@@ -146,19 +147,19 @@ class MoEMaTrRec(SequenceEncoder):
         return self.stack.through(x, [partial(_unmasked, block, valid=valid) for block in self.stack.blocks])
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
-        """See `SequenceEncoder.zero_state`.
+        """Return the state before the first event; see `Streamed.zero_state`.
 
         Raises:
-            InputError: `causal` is False.
+            InputError: if `causal` is False.
         """
         self._refuse_newer_events()
         return self.stack.zero_state(batch_size, max_length, like)
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
-        """See `SequenceEncoder.advance`.
+        """Compute further events; see `Streamed.advance`.
 
         Raises:
-            InputError: `causal` is False.
+            InputError: if `causal` is False.
         """
         self._refuse_newer_events()
         return self.stack.advance(x, valid, state)
@@ -172,13 +173,13 @@ class MoEMaTrRec(SequenceEncoder):
 
 
 def _unmasked(block: nn.Module, x: Tensor, *, valid: Tensor) -> Tensor:
-    """A block whose mixture is not causal."""
+    """Compute a block with a mixture that is not causal."""
     mixture, feed_forward = cast("nn.Sequential", block)
     out: Tensor = feed_forward(mixture(x, valid))
     return out
 
 
 def _mean_of_events(x: Tensor, valid: Tensor) -> Tensor:
-    """(B, 1, D) mean of x (B, L, D) where `valid` (B, L) is True."""
+    """Return the mean (B, 1, D) of x (B, L, D) over the events of `valid` (B, L)."""
     events = x.masked_fill(~valid.unsqueeze(-1), 0).sum(1, keepdim=True)
     return events / valid.sum(1)[:, None, None]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from seqrec.encoders.base import SequenceEncoder
 from seqrec.encoders.layers import CausalSelfAttention, FeedForward, ResidualStack, Tensors
+from seqrec.encoders.sequence_encoder import SequenceEncoder
 from seqrec.types import History
 
 
@@ -13,7 +13,7 @@ class SASRec(SequenceEncoder):
     """Transformer of causal self-attention and feed-forward (Self-Attentive Sequential Recommendation, Kang &
     McAuley 2018, section 3).
 
-    Differs from the paper's code in the norm, which here stands before the whole branch and not before the
+    Differs from the paper's code in the norm, which here is applied to the input of the whole branch, not to the
     queries alone.
 
     Args:
@@ -22,9 +22,18 @@ class SASRec(SequenceEncoder):
         num_heads: Attention heads, a divisor of D.
         d_feedforward: Hidden width of the feed-forward layer; None is D, as in the paper.
         dropout: Share of inputs, attention weights, hidden units and feed-forward outputs set to 0 in training.
-        layer_norm: False leaves every norm out.
-        rotary: Whether attention turns queries and keys by their positions (RoFormer, Su et al. 2021), which needs
+        layer_norm: False omits every norm.
+        rotary: Whether attention rotates queries and keys by their positions (RoFormer, Su et al. 2021), which needs
             heads of even width. Unlike the model's learned positions, these can be streamed.
+
+    Example:
+        >>> import torch
+        >>> from seqrec.encoders import SASRec
+        >>> encoder = SASRec(d_model=8, num_heads=2, rotary=True).eval()
+        >>> states, state = encoder.extend(torch.randn(1, 5, 8), None, encoder.init_state(1, max_length=50))
+        >>> newest, state = encoder.step(torch.randn(1, 8), state)
+        >>> states.shape, newest.shape
+        (torch.Size([1, 5, 8]), torch.Size([1, 8]))
     """
 
     def __init__(
@@ -42,29 +51,28 @@ class SASRec(SequenceEncoder):
         self.num_heads = num_heads
         self.rotary = rotary
         self.d_feedforward = d_feedforward
-
-        def branches() -> list[nn.Module]:
-            return [
+        blocks = [
+            [
                 CausalSelfAttention(d_model, num_heads=num_heads, dropout=dropout, rotary=rotary),
                 FeedForward(d_model, d_hidden=d_feedforward, dropout=dropout),
             ]
-
-        blocks = [branches() for _ in range(num_layers)]
+            for _ in range(num_layers)
+        ]
         self.stack = ResidualStack(blocks, d_model, dropout=dropout, layer_norm=layer_norm)
 
     def forward(self, x: Tensor, history: History) -> Tensor:
-        """See `SequenceEncoder.forward`."""
+        """Return states (B, L, D) of embedded events x (B, L, D)."""
         out: Tensor = self.stack(x)
         return out
 
     def newest(self, x: Tensor, history: History) -> Tensor:
-        """See `SequenceEncoder.newest`; the last block is computed for the newest events alone."""
+        """Return states (B, D) of the newest events; the last block is computed only for these."""
         return self.stack.newest(x, history.lengths)
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
-        """See `SequenceEncoder.zero_state`."""
+        """Return the state before the first event; see `Streamed.zero_state`."""
         return self.stack.zero_state(batch_size, max_length, like)
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
-        """See `SequenceEncoder.advance`."""
+        """Compute further events; see `Streamed.advance`."""
         return self.stack.advance(x, valid, state)

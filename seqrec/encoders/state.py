@@ -1,7 +1,7 @@
-"""What an encoder remembers of its users' events, so that one more event need not read the older ones again.
+"""State of an encoder after its users' events, from which it continues without reading them again, and its bytes.
 
-An encoder makes a state of zeros (`SequenceEncoder.init_state`) and hands on a new one with each call of `step` or
-`extend`. Shapes: B rows, one a user.
+An encoder makes a state of zeros (`SequenceEncoder.init_state`) and returns a new one from each call of `step` or
+`extend`. Shapes: B rows, one per user.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COUNTS = struct.Struct("<QI")
 
 @dataclass(frozen=True)
 class State:
-    """An encoder's memory of the events of B users, as plain tensors. Nothing writes to one.
+    """An encoder's memory of the events of B users, as plain tensors. It is never written to.
 
     Attributes:
         tensors: Name -> (B, ...). Rows do not depend on each other.
@@ -45,18 +45,18 @@ class State:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes that one user's row takes, the same whatever the user's number of events."""
+        """Size of one user's row in bytes, which does not depend on the user's number of events."""
         return sum(_row_size(x) for x in self.tensors.values())
 
     def to(self, device: torch.device | str) -> State:
-        """Copy on another device. Numbers keep their types, which differ within a state."""
+        """Copy to another device. Tensors keep their dtypes, which differ within a state."""
         return replace(self, tensors={name: x.to(device) for name, x in self.tensors.items()})
 
     def gather(self, rows: Tensor | Sequence[int]) -> State:
-        """The users at `rows`, in that order; repeats are allowed.
+        """Return the users at `rows`, in that order; repeats are allowed.
 
         Raises:
-            InputError: a row that the state does not have.
+            InputError: if the state does not have a row.
         """
         index = torch.as_tensor(rows, dtype=torch.int64)
         if index.dim() != 1 or (len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self)):
@@ -69,10 +69,10 @@ class State:
 
     @staticmethod
     def stack(states: Sequence[State]) -> State:
-        """The users of all states, one behind the other; the inverse of `gather` row by row.
+        """Concatenate the users of all states; the inverse of `gather` row by row.
 
         Raises:
-            InputError: no states, or states of different encoders, window lengths, types or devices.
+            InputError: if no state is given, or encoders, window lengths, dtypes or devices differ.
         """
         if not states:
             raise InputError("states is empty; give at least one")
@@ -88,29 +88,38 @@ class State:
 
 
 def encoder_digest(encoder: nn.Module) -> str:
-    """Name of an encoder with a digest of its arguments, not of its weights.
+    """Return the name of an encoder with a digest of its arguments, not of its weights.
 
     Raises:
-        TypeError: an encoder that does not keep its constructor arguments as attributes.
+        TypeError: if the encoder does not keep its constructor arguments as attributes.
     """
     spec = json.dumps(to_spec(encoder), sort_keys=True)
     return f"{type(encoder).__name__}-{hashlib.sha256(spec.encode()).hexdigest()[:16]}"
 
 
 class StateFormat:
-    """How states of one model are written as bytes, and read back by no other model.
+    """Converts states of one model to bytes and back, and refuses those of any other model.
 
     The bytes begin with a header: the library's version, the encoder's arguments and weights (as digests), and names,
-    types and shapes of the tensors. A retrained model has other weights: what the old one remembers means nothing to
-    it, so its states are refused and have to be made again from the events. The digest of the weights is taken once,
-    here; make a new format when weights change.
+    dtypes and shapes of the tensors. States of a retrained model are refused, because they mean nothing to other
+    weights; compute them again from the events. The digest of the weights is computed once, here: make a new format
+    when weights change.
 
     Args:
-        encoder: The encoder whose states these are.
+        encoder: The encoder of the states.
         like: Any state of it, such as `model.init_state(1)`.
 
     Raises:
-        InputError: `like` is of another encoder.
+        InputError: if `like` is of another encoder.
+
+    Example:
+        >>> from seqrec.encoders import GRU4Rec
+        >>> from seqrec.encoders.state import StateFormat
+        >>> encoder = GRU4Rec(d_model=8)
+        >>> state = encoder.init_state(2, max_length=50)
+        >>> states = StateFormat(encoder, like=state)
+        >>> len(states.from_bytes(states.to_bytes(state)))
+        2
     """
 
     def __init__(self, encoder: nn.Module, like: State) -> None:
@@ -132,10 +141,10 @@ class StateFormat:
         self._header_bytes = json.dumps(self._header, separators=(",", ":")).encode()
 
     def to_bytes(self, state: State) -> bytes:
-        """The state as bytes: a header of some hundred bytes, and `row_bytes` a row.
+        """Return the state as bytes: a header of some hundred bytes, and `row_bytes` per row.
 
         Raises:
-            InputError: a state of another encoder, or with another window.
+            InputError: if the state is of another encoder, or has another window.
         """
         tensors = {name: _entry(x) for name, x in state.tensors.items()}
         self._check({**self._header, "encoder": state.encoder, "tensors": tensors})
@@ -144,14 +153,14 @@ class StateFormat:
         return b"".join([*head, COUNTS.pack(len(state), zlib.crc32(payload)), payload])
 
     def from_bytes(self, data: bytes, device: torch.device | str | None = None) -> State:
-        """Inverse of `to_bytes`, bit for bit.
+        """Invert `to_bytes`, bit for bit.
 
         Args:
-            data: What `to_bytes` returned.
-            device: Where the tensors go; None is where those of `like` are.
+            data: Result of `to_bytes`.
+            device: Device of the tensors; None is that of `like`.
 
         Raises:
-            InputError: bytes that are no state, are cut short or damaged, or are a state of another model, another
+            InputError: if the bytes are no state, are incomplete or damaged, or are a state of another model, another
                 version of the library or another window.
         """
         header, begin = self._read_header(data)
@@ -167,28 +176,28 @@ class StateFormat:
                 f"{len(data) - begin} bytes follow the header, but {rows} rows of {self._like.row_bytes} bytes are "
                 f"{expected}"
             )
-        # A copy that torch may own: bytes cannot be written to, and tensors can.
+        # A copy for torch: tensors can be written to, bytes cannot.
         payload = bytearray(memoryview(data)[begin:])
         if zlib.crc32(payload) != checksum:
-            raise _damaged("its checksum does not fit what it holds")
+            raise _damaged("its checksum does not match its contents")
         return State(self._tensors(payload, rows, device), self.encoder)
 
     @property
     def header(self) -> bytes:
-        """What `to_bytes` puts before the tensors, for those who keep it once for many states."""
+        """The bytes that `to_bytes` puts before the tensors; a store can keep them once for many states."""
         return self._header_bytes
 
     def check_header(self, header: bytes) -> None:
-        """Compare a header that was kept with this model's.
+        """Compare a stored header with this model's.
 
         Raises:
-            InputError: it is damaged, or is of another model, another version of the library or another window.
+            InputError: if it is damaged, or of another model, another version of the library or another window.
         """
         if header != self._header_bytes:
             self._check(self._parsed(header))
 
     def _read_header(self, data: bytes) -> tuple[dict[str, Any] | None, int]:
-        """The header where it differs from ours, and where it ends."""
+        """Return the header, None if it equals ours, and the offset of its end."""
         begin = len(MAGIC) + LENGTHS.size
         if data[: len(MAGIC)] != MAGIC[: len(data)]:
             raise _damaged(f"it does not begin with {MAGIC!r}")
@@ -213,7 +222,7 @@ class StateFormat:
         return header
 
     def _check(self, header: dict[str, Any]) -> None:
-        """Refuse a header that is not ours, and name the first thing that differs."""
+        """Raise InputError if a header differs from ours, with the first difference."""
         for field, what in (
             ("version", "library version"),
             ("encoder", "encoder"),
@@ -238,7 +247,7 @@ class StateFormat:
         tensors, begin = {}, 0
         for name, like in self._like.tensors.items():
             end = begin + rows * _row_size(like)
-            # A copy of each, for alignment and because any one would otherwise keep the bytes of all.
+            # Copied for alignment, and because each tensor would otherwise keep the bytes of all alive.
             x = flat[begin:end].clone().view(like.dtype).view(rows, *like.shape[1:])
             tensors[name] = x.to(device or like.device)
             begin = end
@@ -254,7 +263,7 @@ def _row_size(x: Tensor) -> int:
 
 
 def _entry(x: Tensor) -> list[Any]:
-    """Type and shape of a row, as the header has them."""
+    """Return dtype and shape of a row, as in the header."""
     return [str(x.dtype).removeprefix("torch."), list(x.shape[1:])]
 
 
@@ -263,7 +272,7 @@ def _layout(state: State) -> dict[str, Any]:
 
 
 def as_bytes(x: Tensor) -> Tensor:
-    """(N,) uint8 bytes of a tensor, on the CPU, which is what numpy has for every type, also bfloat16."""
+    """Return the bytes of a tensor as (N,) uint8 on the CPU, which numpy can read for every dtype, also bfloat16."""
     return x.detach().cpu().contiguous().view(-1).view(torch.uint8)
 
 
@@ -272,10 +281,10 @@ def _bytes_of(x: Tensor) -> bytes:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Which weights a module has; reads all of them."""
+    """Return a digest of all weights of a module."""
     digest = hashlib.sha256()
     for name, weight in sorted(module.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)} ".encode())
-        # Not through `_bytes_of`, which would copy a table of gigabytes.
+        # Not by `_bytes_of`, which would copy a table of gigabytes.
         digest.update(as_bytes(weight).numpy().data)
     return digest.hexdigest()[:16]

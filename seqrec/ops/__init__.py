@@ -1,4 +1,4 @@
-"""Numerics without parameters: each has an obvious `reference`, faster paths and one dispatcher."""
+"""Numerics without parameters: each op has an obvious `reference`, faster backends, and one function that chooses."""
 
 from seqrec.ops.causal_conv1d import causal_conv1d
 from seqrec.ops.selective_scan import selective_scan

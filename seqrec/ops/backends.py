@@ -1,4 +1,4 @@
-"""How an op's backends are described, chosen and shown."""
+"""Backends of an op: their description, and the choice among them."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Backend(Generic[Function]):
     """One way to compute an op.
 
     Attributes:
-        name: What users call it.
+        name: Name that users pass as `backend`.
         function: Computes the op; all backends of an op share one signature and one meaning.
         runs: Devices and dtypes in words, such as "float32 on cpu".
-        supports: Whether it computes on a device type in a dtype.
-        missing: Why it cannot run on this machine now, with the fix; None where it can.
-        unsupported_args: Names of the op's optional arguments that it cannot honour.
-        extra: Whether it is an addition that most machines lack, so that nobody need hear of its absence.
-        never_auto: Device types where "auto" never takes it, though it computes there, because it is for tests.
+        supports: Returns True if it can compute on a device type in a dtype.
+        missing: Returns the reason why it cannot run on this machine now, with the fix; None if it can run.
+        unsupported_args: Names of the op's optional arguments that it does not support.
+        extra: True for an addition that most machines lack: its absence is not logged.
+        never_auto: Device types on which "auto" never chooses it, because there it is for tests only.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Backend(Generic[Function]):
     never_auto: frozenset[str] = frozenset()
 
     def why_unusable(self, device: str, dtype: torch.dtype, given: Iterable[str] = ()) -> str | None:
-        """Why it cannot compute on a device type, in a dtype, with these optional arguments; None if it can."""
+        """Return why it cannot compute on a device type, in a dtype, with these optional arguments; None if it can."""
         if not self.supports(device, dtype):
             return f"runs {self.runs}, got {dtype} on {device}"
         if lacking := sorted(self.unsupported_args.intersection(given)):
@@ -66,8 +66,15 @@ class Backends(Generic[Function]):
 
     Args:
         op: Name of the op, for messages.
-        variable: Environment variable that decides what "auto" is.
-        backends: From the one that "auto" likes best; one of them serves everywhere.
+        variable: Environment variable that overrides "auto".
+        backends: In the order in which "auto" prefers them; at least one works on every machine.
+
+    Example:
+        >>> import torch
+        >>> from seqrec.ops.backends import Backend, Backends, supports_real_numbers
+        >>> plain = Backend("plain", sum, "anywhere", supports_real_numbers)
+        >>> Backends("sum", "SUM_BACKEND", [plain]).choose("auto", "cpu", torch.float32).name
+        'plain'
     """
 
     def __init__(self, op: str, variable: str, backends: Sequence[Backend[Function]]) -> None:
@@ -77,7 +84,7 @@ class Backends(Generic[Function]):
 
     @property
     def names(self) -> list[str]:
-        """Names, from the one that "auto" likes best."""
+        """Names, in the order in which "auto" prefers them."""
         return list(self._backends)
 
     def __getitem__(self, name: str) -> Backend[Function]:
@@ -86,17 +93,17 @@ class Backends(Generic[Function]):
     def choose(
         self, wanted: str, device: str, dtype: torch.dtype, given: Iterable[str] = ()
     ) -> Backend[Function]:
-        """The backend that computes.
+        """Return the backend to compute with.
 
         Args:
-            wanted: A name, or "auto": what the environment variable says, else the first that can. Where that is a
-                slower one because a better one is missing, the log says so once.
+            wanted: A name, or "auto": the environment variable if it is set, else the first backend that can compute
+                this. If a faster one is missing, a warning is logged once.
             device: Device type, such as "cpu".
-            dtype: What is computed in.
-            given: Optional arguments that were passed, and must be honoured.
+            dtype: Dtype of the computation.
+            given: Optional arguments that the caller passed.
 
         Raises:
-            InputError: an unknown name, or a backend that was asked for and cannot compute this.
+            InputError: if the name is unknown, or the named backend cannot compute this.
         """
         name, source = wanted, f"backend={wanted!r}"
         if wanted == "auto" and os.environ.get(self.variable):
@@ -111,13 +118,13 @@ class Backends(Generic[Function]):
             return self._backends[name]
         chosen, passed_over = self.auto(device, dtype, given)
         for backend in passed_over:
-            _notice(self.op, backend.name, chosen.name, backend.missing() or "")
+            _warn(self.op, backend.name, chosen.name, backend.missing() or "")
         return chosen
 
     def auto(
         self, device: str, dtype: torch.dtype, given: Iterable[str] = ()
     ) -> tuple[Backend[Function], list[Backend[Function]]]:
-        """What "auto" is without the environment variable, and the better ones that are missing here."""
+        """Return the choice of "auto" without the environment variable, and the preferred backends missing here."""
         passed_over: list[Backend[Function]] = []
         for backend in self._backends.values():
             if device in backend.never_auto:
@@ -138,6 +145,6 @@ class Backends(Generic[Function]):
 
 
 @functools.cache
-def _notice(op: str, missing: str, chosen: str, reason: str) -> None:
-    """Say once a process that a slower backend serves."""
-    _LOG.warning("%s: backend %r is missing, the slower %r serves: %s", op, missing, chosen, reason)
+def _warn(op: str, missing: str, chosen: str, reason: str) -> None:
+    """Log once per process that a slower backend is used."""
+    _LOG.warning("%s: backend %r is missing, the slower %r is used: %s", op, missing, chosen, reason)

@@ -1,7 +1,7 @@
-"""The library of compiled CPU kernels, built from `cpp/kernels.cpp`: finds it, opens it, calls it.
+"""The library of compiled CPU kernels, built from `cpp/kernels.cpp`: find it, open it, call it.
 
-It has a plain C interface and is loaded through ctypes, so that one build serves every version of torch. There is one
-build a vector width; the widest that the CPU has is loaded.
+It has a plain C interface and is loaded through ctypes, so one build works with every version of torch. One library is
+built for each vector width; the widest that the CPU supports is loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from seqrec.errors import InputError
 from seqrec.ops.backends import Backend, Function
 
 FOLDER = Path(__file__).parent
-# Libraries from the widest vectors to the narrowest: name, floats in a vector, what torch must call the CPU.
+# Libraries from the widest vectors to the narrowest: name, floats per vector, CPU capabilities in torch's names.
 VARIANTS = (
     ("_kernels_avx512", 16, ("AVX512",)),
     ("_kernels_avx2", 8, ("AVX512", "AVX2")),
@@ -55,7 +55,7 @@ class ConvLayout(ctypes.Structure):
     )
 
 
-# Function of the library -> its one argument.
+# Function of the library -> type of its one argument.
 LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
     "scan_forward": ScanLayout,
     "scan_backward": ScanLayout,
@@ -77,7 +77,7 @@ def _open(path: Path, lanes: int) -> ctypes.CDLL:
 
 @functools.cache
 def load() -> tuple[ctypes.CDLL | None, str]:
-    """The library and its variant's name, or None and the reason."""
+    """Return the library and its variant's name, or None and the reason."""
     capability, reasons = torch.backends.cpu.get_cpu_capability(), []
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
     for name, lanes, needs in VARIANTS:
@@ -92,20 +92,26 @@ def load() -> tuple[ctypes.CDLL | None, str]:
         except (OSError, AttributeError) as error:
             reasons.append(f"{path.name}: {error}")
     missing = (
-        f"no compiled library in {FOLDER}: seqrec was installed where it could not be built. Install a C++17 compiler "
-        "(gcc or clang) and seqrec again with pip's --force-reinstall; with -v pip shows what the compiler says"
+        f"no compiled library in {FOLDER}: it could not be built when seqrec was installed. Install a C++17 compiler "
+        "(gcc or clang), then seqrec again with pip's --force-reinstall; pip's -v shows the compiler's messages"
     )
     return None, "; ".join(reasons) or missing
 
 
 def load_error() -> str | None:
-    """Why the compiled kernels are unavailable, with the fix; None where they are available."""
+    """Return why the compiled kernels are unavailable, with the fix; None if they are available."""
     library, text = load()
     return text if library is None else None
 
 
+def variant() -> str | None:
+    """Return the name of the library in use, such as "_kernels_avx512"; None if no library is available."""
+    library, text = load()
+    return None if library is None else text
+
+
 def compiled_backend(function: Function) -> Backend[Function]:
-    """An op's backend "cpp", whose function calls the library."""
+    """Describe an op's backend "cpp", for a function that calls the library."""
     return Backend(
         "cpp",
         function,
@@ -115,24 +121,18 @@ def compiled_backend(function: Function) -> Backend[Function]:
     )
 
 
-def variant() -> str | None:
-    """Name of the library in use, such as "_kernels_avx512"; None where there is none."""
-    library, text = load()
-    return None if library is None else text
-
-
 def call(function: str, numbers: Mapping[str, int], tensors: Mapping[str, Tensor | None]) -> None:
     """Run one of the library's functions on torch's number of threads.
 
     Args:
         function: Name in `LAYOUTS`.
         numbers: Field -> number.
-        tensors: Field -> tensor of float32, or bool, on CPU, laid out as `cpp/problems.h` says; the caller holds it.
-            None is a null pointer.
+        tensors: Field -> float32 or bool tensor on CPU, laid out as in `cpp/problems.h`. The caller keeps a reference
+            during the call. None is a null pointer.
 
     Raises:
-        InputError: there is no library.
-        MemoryError: no room for the working space.
+        InputError: if the library is unavailable.
+        MemoryError: if the working memory cannot be allocated.
     """
     library, reason = load()
     if library is None:
@@ -140,9 +140,9 @@ def call(function: str, numbers: Mapping[str, int], tensors: Mapping[str, Tensor
     pointers = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
     problem = LAYOUTS[function](threads=torch.get_num_threads(), **numbers, **pointers)
     if getattr(library, function)(ctypes.byref(problem)):
-        raise MemoryError(f"the compiled {function} found no memory for its working space")
+        raise MemoryError(f"the compiled {function} cannot allocate its working memory")
 
 
 def contiguous(**tensors: Tensor | None) -> dict[str, Tensor | None]:
-    """The same, each contiguous. Hold the result while its pointers are in use."""
+    """Return the tensors, each contiguous. Keep the result while its pointers are in use."""
     return {name: None if tensor is None else tensor.contiguous() for name, tensor in tensors.items()}

@@ -1,8 +1,8 @@
-"""What the adapters to packages of CUDA kernels share: importing a function, and why it cannot be used."""
+"""Adapters to packages of CUDA kernels: import a function, and find out why it cannot be used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -11,17 +11,17 @@ import torch
 
 
 def load_function(module: str, name: str) -> tuple[Callable[..., Any] | None, str]:
-    """A package's function, or None and the reason, with the fix.
+    """Return a package's function, or None and the reason, with the fix.
 
     Args:
         module: Dotted name; its first part is the package.
-        name: The function's.
+        name: Name of the function.
     """
     package = module.partition(".")[0]
     project = package.replace("_", "-")
     try:
         function: Callable[..., Any] | None = getattr(import_module(module), name)
-    except Exception as error:  # A build for another torch fails in ways of its own.
+    except Exception as error:  # A build for another version of torch can fail in any way.
         if isinstance(error, ModuleNotFoundError) and error.name == package:
             return None, f'{project} is not installed; see the README on "seqrec[cuda]"'
         return None, f"{project} cannot be imported: {error}; see the README on which versions fit"
@@ -30,33 +30,53 @@ def load_function(module: str, name: str) -> tuple[Callable[..., Any] | None, st
     return function, ""
 
 
-def device_lacks() -> str | None:
-    """Why no kernel of these packages can be used now, whatever is installed; None where they can be.
+def why_no_device() -> str | None:
+    """Return why no kernel of these packages can be used now, even if it is installed; None if it can be.
 
-    Their backward passes add up in no fixed order.
+    Their backward passes sum in no fixed order.
     """
     if not torch.cuda.is_available():
-        return "its kernels need a CUDA device, and torch sees none"
+        return "its kernels need a CUDA device, and torch finds none"
     if torch.are_deterministic_algorithms_enabled():
-        return "its backward is not deterministic, which torch.use_deterministic_algorithms(True) asks for"
+        return "its backward is not deterministic, as torch.use_deterministic_algorithms(True) requires"
     return None
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Where kernels are tried out at their first use: gradients can be had, and nothing of the caller is in the way.
+def isolated() -> Iterator[None]:
+    """Context in which kernels are tried out at their first use: with gradients, and without the caller's modes.
 
-    Modes would change what the trial computes, and what it saves for its gradients is none of the tensors that
-    checkpointing counts of a block.
+    Modes would change the result of the trial, and activation checkpointing would count the tensors that it saves.
     """
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast("cuda", enabled=False),
-        torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is),
+        torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged),
     ):
         yield
 
 
-def _as_it_is(x: torch.Tensor) -> torch.Tensor:
+def _unchanged(x: torch.Tensor) -> torch.Tensor:
     return x
+
+
+def kernel_fault(
+    run: Callable[[], Iterable[torch.Tensor]], expected: Iterable[torch.Tensor], *, rtol: float, atol: float
+) -> str | None:
+    """Return the fault of kernels on a device, since a package that imports may still not run there; None if none.
+
+    Args:
+        run: Computes a small problem by the kernels.
+        expected: Results of the reference, on CPU.
+        rtol: Relative tolerance.
+        atol: Absolute tolerance.
+    """
+    try:
+        found = run()
+    except Exception as error:
+        return f"its kernels do not run on this device: {error}"
+    for actual, value in zip(found, expected, strict=True):
+        if not torch.allclose(actual.cpu(), value, rtol=rtol, atol=atol):
+            return "its kernels compute something else than the reference on this device"
+    return None

@@ -1,4 +1,4 @@
-"""What ops are while `torch.export` traces a model: plain torch of any number of events. B batch, L events."""
+"""Ops while `torch.export` traces a model: plain torch, for any number of events. B batch, L events."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def is_exporting() -> bool:
-    """Whether `torch.export` traces this call.
+    """Return True while `torch.export` traces the call.
 
-    What it records must run where seqrec is not, so that registered kernels are out, and for any number of events, so
-    that loops over events are.
+    The exported program must run without seqrec, so it may not contain our kernels. It must also accept any number of
+    events, so it may not contain an unrolled loop over events.
     """
     # Not `torch.compiler.is_exporting()`, which torch.compile takes for True before torch 2.13 (pytorch#176347).
     # torch 2.6 has neither.
@@ -21,7 +21,7 @@ def is_exporting() -> bool:
 
 
 def without_autocast(device: str) -> AbstractContextManager[object]:
-    """Autocast off for what must not lose precision; nothing while exporting, where it would be recorded as a node."""
+    """Turn autocast off for computations that need full precision; do nothing during export, which would record it."""
     return nullcontext() if is_exporting() else torch.autocast(device, enabled=False)
 
 
@@ -30,12 +30,13 @@ def scan_events(
     initial: Tensor,
     events: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """`state, out_t = combine(state, events_t)` for one event after another, as one operator, which ONNX calls Scan.
+    """Run `state, out_t = combine(state, events_t)` over the events as one operator, which ONNX calls Scan.
 
     Only for tracing: run eagerly it is slower than a loop.
 
     Args:
-        combine: Maps a state and one event of each of `events` to the next state and an output of other memory.
+        combine: Maps a state and one event of each of `events` to the next state and an output, which may not share
+            memory with the state.
         initial: State before the first event.
         events: Tensors (B, L, ...).
 

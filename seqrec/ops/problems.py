@@ -1,36 +1,59 @@
-"""What the ops' problems share: named tuples of tensors, flags and None."""
+"""Arguments of an op as one named tuple of tensors, flags and None: checks, and the parts that scans have in common.
+
+B batch, L events.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from seqrec.errors import InputError
 
+# x, step sizes, A, B, C, initial state and start: the arguments left after `with_gate_and_padding` has used the others.
+Recurrence = Callable[
+    [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "Tensor | None"], tuple[Tensor, Tensor]
+]
+
 
 def moved(problem: tuple[Any, ...], target: torch.dtype | torch.device) -> tuple[Any, ...]:
-    """The fields with real numbers in another dtype, or all tensors on another device."""
+    """Return the fields with real numbers in another dtype, or with all tensors on another device."""
     moves = isinstance(target, torch.device)
     return tuple(
         x.to(target) if isinstance(x, Tensor) and (moves or x.is_floating_point()) else x for x in problem
     )
 
 
+def wants_gradient(problem: tuple[Any, ...]) -> bool:
+    """Return True if autograd records operations on a tensor of the problem."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in problem if isinstance(x, Tensor))
+
+
+def given_arguments(problem: Any) -> tuple[str, ...]:
+    """Return the names of the optional arguments that a backend may not support and that are not None."""
+    return tuple(name for name in ("initial_state", "valid", "start") if getattr(problem, name) is not None)
+
+
 def check_shapes(
     given: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]], device: torch.device
 ) -> None:
-    """Raise InputError for an argument that has another shape, device or kind of number.
+    """Check the shape, device and dtype of each argument.
 
     Args:
         given: Argument -> tensor; None passes.
-        shapes: Argument -> shape. `valid` and `start` are bool, all others real numbers.
-        device: Where all of them must be.
+        shapes: Argument -> shape. `valid` and `start` are bool, all others real numbers. Arguments that are not given
+            are skipped.
+        device: Device that all of them must be on.
+
+    Raises:
+        InputError: if an argument does not fit; the message names it.
     """
     for name, shape in shapes.items():
-        tensor = given[name]
+        tensor = given.get(name)
         if not isinstance(tensor, Tensor):
             continue
         if tuple(tensor.shape) != shape:
@@ -43,8 +66,45 @@ def check_shapes(
 
 
 def empty_like(first: Tensor, *others: Tensor | None) -> list[Tensor]:
-    """Contiguous room for the gradients of these; an empty tensor for None, since an op cannot return None."""
+    """Allocate contiguous gradients of the tensors; an empty one for None, because an op cannot return None."""
     return [
         first.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
         for x in (first, *others)
     ]
+
+
+def step_sizes(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -> Tensor:
+    """Return `delta + delta_bias`, through softplus if asked; delta may have any leading axes."""
+    step = delta if delta_bias is None else delta + delta_bias
+    return F.softplus(step) if delta_softplus else step
+
+
+def with_gate_and_padding(recurrence: Recurrence) -> Callable[[Any], tuple[Tensor, Tensor]]:
+    """Make a backend of a scan from its recurrence, in torch.
+
+    Bias, softplus and `valid` are applied before the recurrence, the skip and the gate after it.
+    """
+
+    def scan(problem: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        x, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, valid, start = problem[:12]
+        padding = None if valid is None else ~valid
+        if padding is not None:
+            # All inputs, because a gradient may not be multiplied by what the padding contains.
+            x, delta, B, C = (_zero_at(padding, value) for value in (x, delta, B, C))
+            z = None if z is None else _zero_at(padding, z)
+        step = step_sizes(delta, delta_bias, delta_softplus)
+        if padding is not None:
+            step = _zero_at(padding, step)
+        state = x.new_zeros(x.shape[0], *x.shape[2:], B.shape[-1]) if initial_state is None else initial_state
+        y, last = recurrence(x, step, A, B, C, state, start)
+        if D is not None:
+            y = torch.addcmul(y, x, D if x.dim() == 3 else D.unsqueeze(-1))
+        return (y if z is None else y * F.silu(z)), last
+
+    return scan
+
+
+def _zero_at(padding: Tensor, x: Tensor) -> Tensor:
+    """Return x (B, L, ..) with zeros where padding (B, L) is True."""
+    padding = padding.unsqueeze(-1)
+    return x.masked_fill(padding if x.dim() == 3 else padding.unsqueeze(-1), 0)

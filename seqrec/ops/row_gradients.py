@@ -1,4 +1,4 @@
-"""Gradients of tables as rows, each once. N rows of a gradient, U distinct ones, V rows of the table, D width."""
+"""Gradients of tables as distinct rows. N rows of a gradient, U distinct ones, V rows of the table, D width."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 def sum_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct rows of a sparse gradient, and for each the sum of what the gradient has for it.
+    """Sum the repeated rows of a sparse gradient.
 
-    On CPU the sums are made by `torch.unique` and `index_add_`, which takes half the time of torch's own `coalesce`.
-    Elsewhere `index_add_` would add in an order that changes from run to run, so `coalesce` is taken.
+    On CPU, `torch.unique` and `index_add_` take half the time of torch's own `coalesce`. On other devices `index_add_`
+    would add in an order that changes from run to run, so `coalesce` is used.
 
     Args:
         gradient: (V, D) sparse COO tensor of N rows, in any order and possibly repeated.
 
     Returns:
-        Row numbers (U,) in ascending order and sums (U, D), float32 where the gradient has less. Both are the
-        gradient's own memory where nothing had to be summed or converted.
+        Distinct row numbers (U,) in ascending order and the sums (U, D), at least in float32. Both share memory with
+        the gradient if nothing had to be summed or converted.
     """
     row_ids, values = gradient._indices()[0], gradient._values()
     values = values.to(torch.promote_types(values.dtype, torch.float32))
@@ -31,22 +31,22 @@ def sum_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sums_at_lookup(device: torch.device) -> bool:
-    """Whether each distinct row is read once, so that a gradient has as many rows, instead of one for each lookup.
+    """Return True if a lookup should read each distinct row once, so that the gradient has no repeated rows.
 
     On CPU that saves time and memory. A GPU reads and writes all rows in a third of the time that it takes to find the
-    distinct ones, for which it must also be waited; `sum_rows` finds them once for all lookups of a step.
+    distinct ones, which the process must also wait for; `sum_rows` finds them once for all lookups of a step.
     """
     return device.type == "cpu"
 
 
 def row_gradient(row_ids: Tensor, values: Tensor, shape: torch.Size, *, each_once: bool = True) -> Tensor:
-    """Sparse COO tensor of a table's shape (V, D) with the rows `values` (N, D).
+    """Return a sparse COO tensor of a table's shape (V, D) from its rows.
 
     Args:
-        row_ids: (N,) numbers of the rows.
-        values: The rows.
+        row_ids: (N,) row numbers.
+        values: (N, D) rows.
         shape: Shape of the table.
-        each_once: Whether the numbers are ascending, each once; otherwise any order and repeats will do.
+        each_once: True if the numbers are ascending and distinct; False allows any order and repeats.
     """
     return torch.sparse_coo_tensor(
         row_ids.unsqueeze(0), values, shape, check_invariants=False, is_coalesced=each_once

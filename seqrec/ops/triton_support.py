@@ -1,4 +1,4 @@
-"""What the ops' Triton kernels share: whether they run here, and on which device they start. Needs no triton."""
+"""Triton kernels: whether they run on this machine, and the device that they start on. Does not import triton."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from torch import Tensor
 
 from seqrec.ops.backends import Backend, Function
 
-# The first whose compiler takes what the kernels are written in.
+# The first version with a compiler that accepts our kernels.
 OLDEST = (3, 4)
 DEVICES = ("cuda", "cpu")
 
 
 def interprets() -> bool:
-    """Whether Triton is told to interpret kernels on the CPU instead of compiling them, as tests do."""
+    """Return True if TRITON_INTERPRET makes Triton interpret kernels on the CPU, as tests do."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 def supports(device: str, dtype: torch.dtype) -> bool:
-    """Whether kernels compute on a device type in a dtype."""
+    """Return True if kernels can compute on a device type in a dtype."""
     return dtype == torch.float32 and device == ("cpu" if interprets() else "cuda")
 
 
 @functools.cache
 def missing(load: Callable[[], object]) -> str | None:
-    """Why kernels are unavailable, with the fix; None where they are available.
+    """Return why kernels are unavailable, with the fix; None if they are available.
 
     Args:
-        load: Imports them.
+        load: Imports the kernels.
     """
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; torch for CUDA on Linux brings it, else `pip install triton`"
@@ -49,19 +49,19 @@ def missing(load: Callable[[], object]) -> str | None:
     try:
         version = importlib.import_module("triton").__version__
         if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
-            return f"triton {version} is too old; torch 2.8 or later brings one that serves"
+            return f"triton {version} is too old; torch 2.8 or later brings a newer one"
         load()
-    except Exception as error:  # A triton that does not fit this torch or this machine fails in many ways.
+    except Exception as error:  # A triton that does not fit this torch or this machine can fail in any way.
         return f"triton does not load ({type(error).__name__}: {error}); install the one your torch was made with"
     return None
 
 
 def triton_backend(function: Function, load: Callable[[], object]) -> Backend[Function]:
-    """An op's backend "triton", whose function starts the kernels that `load` imports."""
+    """Describe an op's backend "triton", for a function that starts the kernels that `load` imports."""
     return Backend(
         "triton",
         function,
-        "float32 on cuda, or on cpu alone where TRITON_INTERPRET=1",
+        "float32 on cuda, or only on cpu if TRITON_INTERPRET=1",
         supports=supports,
         missing=functools.partial(missing, load),
         never_auto=frozenset({"cpu"}),
@@ -72,7 +72,7 @@ def triton_backend(function: Function, load: Callable[[], object]) -> Backend[Fu
 def launching_on(x: Tensor) -> Iterator[None]:
     """Start kernels on a tensor's device instead of the current one.
 
-    As on a GPU, numbers may overflow in the interpreter, which is NumPy.
+    NumPy, which interprets kernels on the CPU, may then overflow without a warning, as a GPU does.
     """
     with torch.cuda.device(x.device if x.is_cuda else -1), np.errstate(all="ignore"):
         yield

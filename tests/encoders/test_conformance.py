@@ -30,7 +30,12 @@ every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=
 with_and_without_norm = pytest.mark.parametrize("layer_norm", [True, False], ids=["norm", "no-norm"])
 
 
-@pytest.fixture(params=CASES, ids=str)
+@pytest.fixture(
+    params=[
+        pytest.param(case, marks=[pytest.mark.kernels] if case.scan == "triton" else []) for case in CASES
+    ],
+    ids=[str(case) for case in CASES],
+)
 def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Case:
     """Each encoder in each of its ways of computing that this machine has."""
     case: Case = request.param

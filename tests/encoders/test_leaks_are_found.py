@@ -9,13 +9,10 @@ from conformance import ARCHITECTURES, Case
 from torch import Tensor
 
 from seqrec.encoders.contract import check_causality, check_padding
-from seqrec.encoders.layers import TokenGate
-from seqrec.encoders.layers import mamba as mamba_module
-from seqrec.encoders.layers import mamba2 as mamba2_module
+from seqrec.encoders.layers import TokenGate, mamba
 
 every_mamba = pytest.mark.parametrize("case", [case for case in ARCHITECTURES if case.mixer], ids=str)
-# Where each mixer finds its convolution and its scan.
-MODULES = {"mamba": mamba_module, "mamba2": mamba2_module}
+# The scan that each mixer calls.
 SCANS = {"mamba": "selective_scan", "mamba2": "ssd_scan"}
 sees_the_future = pytest.raises(AssertionError, match="sees the future event")
 
@@ -45,27 +42,26 @@ def test_a_gate_that_pools_over_the_sequence_is_found(monkeypatch: pytest.Monkey
 
 @every_mamba
 def test_a_convolution_centred_on_the_event_is_found(case: Case, monkeypatch: pytest.MonkeyPatch):
-    module = MODULES[case.mixer]
-    convolve = module.causal_conv1d
+    convolve = mamba.causal_conv1d
 
     def centred(x: Tensor, *arguments: Tensor, **rest: bool) -> Tensor:
         return convolve(F.pad(x, (0, 0, 0, 1)), *arguments, **rest)[:, 1:]
 
-    monkeypatch.setattr(module, "causal_conv1d", centred)
+    monkeypatch.setattr(mamba, "causal_conv1d", centred)
     with sees_the_future:
         check_causality(case.build())
 
 
 @every_mamba
 def test_a_scan_from_newest_to_oldest_is_found(case: Case, monkeypatch: pytest.MonkeyPatch):
-    module, name = MODULES[case.mixer], SCANS[case.mixer]
-    scan = getattr(module, name)
+    name = SCANS[case.mixer]
+    scan = getattr(mamba, name)
 
     def backwards(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *args: Tensor, **rest) -> Tensor:
         rest["z"] = rest["z"].flip(1)
         return scan(x.flip(1), delta.flip(1), A, B.flip(1), C.flip(1), *args, **rest).flip(1)
 
-    monkeypatch.setattr(module, name, backwards)
+    monkeypatch.setattr(mamba, name, backwards)
     with sees_the_future:
         check_causality(case.build())
 

@@ -4,7 +4,9 @@ from triton import compile as compile_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from seqrec.ops.causal_conv1d import triton_kernels as conv_kernels
 from seqrec.ops.causal_conv1d import triton_launch as conv
+from seqrec.ops.selective_scan import triton_kernels as scan_kernels
 from seqrec.ops.selective_scan import triton_launch as scan
 
 FLAGS = ("valid", "start", "cuts")
@@ -30,15 +32,15 @@ def compile_for_gpu(kernel, absent, warps=1, **blocks):
 
 
 for name in ("run_ends", "run_begins", "carry", "outputs", "gradients"):
-    compile_for_gpu(getattr(scan, name), (), BLOCK_D=32, BLOCK_N=32)
+    compile_for_gpu(getattr(scan_kernels, name), (), BLOCK_D=32, BLOCK_N=32)
     # Integers that are 1 are constants to Triton.
-    absent = ("D", "z", "bias", "begins", "behind", *FLAGS, *(["kept"] if name == "outputs" else []))
+    absent = ("D", "z", "bias", "begins", "dafter", *FLAGS, *(["kept"] if name == "outputs" else []))
     absent = ("state", *FLAGS) if name == "carry" else absent
-    compile_for_gpu(getattr(scan, name), absent, BLOCK_D=1, BLOCK_N=1, channels=1, states=1)
+    compile_for_gpu(getattr(scan_kernels, name), absent, BLOCK_D=1, BLOCK_N=1, channels=1, states=1)
     print(name)
 for name in ("conv_outputs", "conv_gradients"):
     blocks = {"warps": conv.WARPS, "BLOCK_D": conv.BLOCK_D}
-    compile_for_gpu(getattr(conv, name), (), **blocks, TAPS=4, KEPT=4)
+    compile_for_gpu(getattr(conv_kernels, name), (), **blocks, TAPS=4, KEPT=4)
     absent = ("bias", "state", "dlast", *PLACES)
-    compile_for_gpu(getattr(conv, name), absent, **blocks, TAPS=1, KEPT=1, channels=1, event_stride=1)
+    compile_for_gpu(getattr(conv_kernels, name), absent, **blocks, TAPS=1, KEPT=1, channels=1, event_stride=1)
     print(name)

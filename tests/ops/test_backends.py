@@ -1,4 +1,4 @@
-"""What "auto" takes, what is refused, and what is said."""
+"""The choice of "auto", and the messages of refusals and warnings."""
 
 import pytest
 import torch
@@ -55,13 +55,13 @@ def test_auto_passes_by_what_is_only_for_its_name_on_a_device():
     assert backends.choose("traced", "cpu", torch.float32).name == "traced"
 
 
-def test_a_missing_kernel_is_said_once_and_a_missing_extra_never(caplog):
+def test_a_missing_kernel_is_logged_once_and_a_missing_extra_never(caplog):
     backends = make_backends()
     for _ in range(2):
         assert backends.choose("auto", "cpu", torch.float32).name == "fast"
     backends.choose("auto", "cpu", torch.float64)
     assert [record.message for record in caplog.records] == [
-        "sum: backend 'kernel' is missing, the slower 'fast' serves: not built"
+        "sum: backend 'kernel' is missing, the slower 'fast' is used: not built"
     ]
 
 

@@ -1,4 +1,4 @@
-"""What pip makes of the compiled kernels, with a compiler and without."""
+"""Installation of the compiled kernels by pip, with a compiler and without."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from seqrec.ops.compiled_library import VARIANTS
 
 REPOSITORY = Path(__file__).parents[2]
-# What an installed package says of itself, as JSON in the last line.
+# Prints a report of an installed package, as JSON in the last line.
 EXAMINATION = """
 import json, torch
 from seqrec.errors import InputError
@@ -50,7 +50,7 @@ print(json.dumps({
 
 
 def install(folder: Path, **environment: str) -> tuple[str, dict[str, object], str]:
-    """What pip said of a copy of the tree, what the installed package says of itself, and what it logged."""
+    """Install a copy of the tree; return the output of pip, the report of the installed package, and its log."""
     copy, target = folder / "copy", folder / "installed"
     copy.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -79,27 +79,27 @@ def install(folder: Path, **environment: str) -> tuple[str, dict[str, object], s
         check=False,
     )
     assert process.returncode == 0, process.stderr
-    said = json.loads(process.stdout.splitlines()[-1])
-    assert said["folder"] == str(target / "seqrec" / "ops")
-    return pip.stdout, said, process.stderr
+    report = json.loads(process.stdout.splitlines()[-1])
+    assert report["folder"] == str(target / "seqrec" / "ops")
+    return pip.stdout, report, process.stderr
 
 
-def test_without_a_compiler_it_installs_and_says_what_is_missing(tmp_path: Path):
-    pip, said, log = install(tmp_path, CC="/bin/false", CXX="/bin/false")
+def test_without_a_compiler_it_installs_and_reports_what_is_missing(tmp_path: Path):
+    pip, report, log = install(tmp_path, CC="/bin/false", CXX="/bin/false")
     for name, _, _ in VARIANTS:
         assert f'building extension "seqrec.ops.{name}" failed' in pip
-    assert said["opened"] == []
-    error = str(said["error"])
-    assert error.startswith(f"no compiled library in {said['folder']}: ")
-    assert "Install a C++17 compiler (gcc or clang) and seqrec again" in error
-    assert said["auto"] == ["chunked", "shifted"]
-    assert said["by_auto"] == "(1, 3, 2)"
-    assert log.count(f"selective scan: backend 'cpp' is missing, the slower 'chunked' serves: {error}") == 1
+    assert report["opened"] == []
+    error = str(report["error"])
+    assert error.startswith(f"no compiled library in {report['folder']}: ")
+    assert "Install a C++17 compiler (gcc or clang), then seqrec again" in error
+    assert report["auto"] == ["chunked", "shifted"]
+    assert report["by_auto"] == "(1, 3, 2)"
+    assert log.count(f"selective scan: backend 'cpp' is missing, the slower 'chunked' is used: {error}") == 1
     assert (
-        log.count(f"causal convolution: backend 'cpp' is missing, the slower 'shifted' serves: {error}") == 1
+        log.count(f"causal convolution: backend 'cpp' is missing, the slower 'shifted' is used: {error}") == 1
     )
-    assert said["by_cpp"] == f"backend='cpp' is unavailable: {error}; or use 'auto' or 'chunked'"
-    assert said["conv_by_cpp"] == f"backend='cpp' is unavailable: {error}; or use 'auto' or 'shifted'"
+    assert report["by_cpp"] == f"backend='cpp' is unavailable: {error}; or use 'auto' or 'chunked'"
+    assert report["conv_by_cpp"] == f"backend='cpp' is unavailable: {error}; or use 'auto' or 'shifted'"
 
 
 def test_with_a_compiler_every_variant_of_this_architecture_is_built_and_loads(tmp_path: Path):
@@ -107,10 +107,10 @@ def test_with_a_compiler_every_variant_of_this_architecture_is_built_and_loads(t
     if not any(map(shutil.which, compilers)):
         refuse = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         refuse("no C++ compiler is here; install gcc or clang")
-    _, said, log = install(tmp_path)
+    _, report, log = install(tmp_path)
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    assert said["opened"] == [name for name, _, needs in VARIANTS if is_x86 or needs is None]
-    assert said["error"] is None
-    assert said["auto"] == ["cpp", "cpp"]
-    assert said["by_cpp"] == said["conv_by_cpp"] == "(1, 3, 2)"
+    assert report["opened"] == [name for name, _, needs in VARIANTS if is_x86 or needs is None]
+    assert report["error"] is None
+    assert report["auto"] == ["cpp", "cpp"]
+    assert report["by_cpp"] == report["conv_by_cpp"] == "(1, 3, 2)"
     assert "is missing" not in log

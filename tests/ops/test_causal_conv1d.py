@@ -1,30 +1,26 @@
-"""Every backend against `reference` in float64, that against torch's convolution, and what each promises beside."""
-
-import itertools
+"""Tests peculiar to the causal convolution; `test_every_backend` has those of all ops."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conv_problems import LARGER, ON_CPU, OPTIONAL, make_inputs, require, run
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scan_problems import assert_close, without
+from problems import CONVOLUTION, cases, without
 
 from seqrec.ops import causal_conv1d
 from seqrec.ops.causal_conv1d import compiled
 
 NAN = float("nan")
+make_inputs, run = CONVOLUTION.make, CONVOLUTION.run
 
 
-@pytest.fixture(params=ON_CPU)
+@pytest.fixture(params=cases([CONVOLUTION]))
 def backend(request):
-    require(request.param)
-    return request.param
+    CONVOLUTION.require(request.param[1])
+    return request.param[1]
 
 
 @pytest.fixture
 def cpp():
-    require("cpp")
+    CONVOLUTION.require("cpp")
 
 
 @pytest.mark.parametrize("taps", [1, 2, 4, 7])
@@ -58,38 +54,6 @@ def test_a_hand_worked_example_with_padding_and_starts():
     assert last.flatten().tolist() == [7, 8]
 
 
-odd_problems = given(
-    sizes=st.fixed_dictionaries(
-        {"B": st.integers(0, 4), "L": st.integers(0, 70), "D": st.integers(1, 37), "W": st.integers(1, 7)}
-    ),
-    given_names=st.sets(st.sampled_from(OPTIONAL)),
-    silu=st.booleans(),
-    seed=st.integers(0, 999),
-)
-
-
-@odd_problems
-@settings(max_examples=40, deadline=None)
-@pytest.mark.parametrize("name", [name for name in ON_CPU if name not in ("reference", "triton")])
-def test_values_and_gradients_equal_the_float64_reference(name, sizes, given_names, silu, seed):
-    check_values_and_gradients(name, sizes, given_names, silu, seed)
-
-
-@odd_problems
-@settings(max_examples=8, deadline=None)  # Each takes part of a second in the interpreter.
-def test_tritons_values_and_gradients_equal_the_float64_reference(sizes, given_names, silu, seed):
-    check_values_and_gradients("triton", sizes, given_names, silu, seed)
-
-
-def check_values_and_gradients(name, sizes, given_names, silu, seed):
-    require(name, given_names)
-    inputs = without(make_inputs(**sizes, seed=seed, flags=True), *set(OPTIONAL) - given_names)
-    expected = run(inputs, "reference", torch.float64, silu)
-    # RecommendOptions are near 1, but the few sums of a small problem may cancel to much less.
-    assert_close(run(inputs, name, silu=silu), expected, least=1)
-    assert_close(run(inputs, "shifted", torch.float64, silu), expected, tolerance=1e-12, least=1)
-
-
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("taps", [1, 2, 3, 4, 6])
 def test_gradients_meet_where_pieces_of_a_row_do(cpp, monkeypatch, taps, seed):
@@ -101,7 +65,7 @@ def test_gradients_meet_where_pieces_of_a_row_do(cpp, monkeypatch, taps, seed):
     inputs["start"] &= torch.rand(3, 40, generator=torch.Generator().manual_seed(seed)) < 0.4
     for names in ((), ("start",), ("valid",), ("valid", "start")):
         given = without(inputs, *names)
-        assert_close(run(given, "cpp"), run(given, "reference", torch.float64))
+        CONVOLUTION.assert_reference(given, "cpp")
 
 
 @pytest.mark.parametrize("threads", [2, 5])
@@ -114,50 +78,6 @@ def test_sums_do_not_depend_on_the_number_of_threads(cpp, monkeypatch, threads):
     assert all(torch.equal(alone[name], together[name]) for name in alone)
 
 
-@pytest.mark.parametrize("name", ["reference", "shifted"])
-def test_gradcheck_to_the_second_derivative_in_float64(name):
-    inputs = make_inputs(B=2, L=6, D=2, W=3, dtype=torch.float64, flags=True)
-    flags = {key: inputs.pop(key) for key in ("valid", "start")}
-
-    def outputs(*values):
-        given = dict(zip(inputs, values, strict=True))
-        return causal_conv1d(**given, **flags, silu=True, return_last_state=True, backend=name)
-
-    assert torch.autograd.gradcheck(outputs, tuple(inputs.values()), fast_mode=True)
-    assert torch.autograd.gradgradcheck(outputs, tuple(inputs.values()), fast_mode=True)
-
-
-@pytest.mark.parametrize("flags", [True, False])
-@pytest.mark.parametrize("split", [0, 1, 2, 21, 43, 45])
-def test_splitting_anywhere_and_carrying_the_state_equals_the_whole(backend, split, flags):
-    inputs = make_inputs(**LARGER, flags=flags)
-    expected = run(inputs, backend)
-    inputs = {name: x.detach().requires_grad_(x.is_floating_point()) for name, x in inputs.items()}
-    state, parts = inputs["initial_state"], []
-    for part in (slice(0, split), slice(split, None)):
-        events = {name: inputs[name][:, part] for name in ("x", "valid", "start") if name in inputs}
-        out, state = causal_conv1d(
-            **{**inputs, **events, "initial_state": state}, silu=True, return_last_state=True, backend=backend
-        )
-        parts.append(out)
-    out = torch.cat(parts, 1)
-    torch.testing.assert_close(out, expected["out"])
-    torch.testing.assert_close(state, expected["last"])
-    weights = [torch.linspace(-1, 2, x.numel()).cos().view(x.shape) for x in (out, state)]
-    torch.autograd.backward((out, state), weights)
-    for name in ("x", "weight", "bias", "initial_state"):
-        torch.testing.assert_close(inputs[name].grad, expected[name], rtol=1e-4, atol=1e-5)
-
-
-def test_outputs_ignore_future_events(backend):
-    inputs = {name: value.detach() for name, value in make_inputs(**LARGER).items()}
-    before = causal_conv1d(**inputs, backend=backend)
-    inputs["x"][:, 20:] += 1
-    after = causal_conv1d(**inputs, backend=backend)
-    assert torch.equal(before[:, :20], after[:, :20])
-    assert not torch.equal(before[:, 20:], after[:, 20:])
-
-
 def test_output_sees_as_many_events_as_taps(backend):
     inputs = make_inputs(W=3)
     out = causal_conv1d(**inputs, backend=backend)
@@ -166,52 +86,16 @@ def test_output_sees_as_many_events_as_taps(backend):
     assert not dx[1].any()
 
 
-def test_padding_anywhere_is_as_if_it_were_not_there(backend):
-    inputs = make_inputs(**{**LARGER, "B": 1})
-    valid = torch.rand(1, LARGER["L"], generator=torch.Generator().manual_seed(0)) < 0.5
-    given = {"silu": True, "return_last_state": True, "backend": backend}
-    out, last = causal_conv1d(**inputs, valid=valid, **given)
-    out_kept, last_kept = causal_conv1d(**{**inputs, "x": inputs["x"][:, valid[0]]}, **given)
-    torch.testing.assert_close(out[:, valid[0]], out_kept)
-    torch.testing.assert_close(last, last_kept)
-    assert not out[:, ~valid[0]].any()
-
-
-@pytest.mark.parametrize("value", [NAN, float("inf"), 1e30])
-def test_nothing_depends_on_what_stands_in_the_padding(backend, value):
-    inputs = make_inputs(**LARGER, flags=True)
-    clean = run(inputs, backend)
-    dirty = inputs["x"].detach().masked_fill(~inputs["valid"].unsqueeze(-1), value)
-    result = run(inputs | {"x": dirty}, backend)
-    assert all(torch.equal(result[key], clean[key]) for key in clean)
-    assert not clean["x"][~inputs["valid"]].any()
-
-
-def test_packed_histories_equal_each_alone(backend):
-    inputs = make_inputs(**{**LARGER, "B": 1})
-    begins = [0, 1, 3, 13, 40, LARGER["L"]]
-    start = torch.zeros(1, LARGER["L"], dtype=torch.bool)
-    start[0, begins[1:-1]] = True
-    given = {"silu": True, "return_last_state": True, "backend": backend}
-    out, last = causal_conv1d(**inputs, start=start, **given)
-    for begin, end in itertools.pairwise(begins):
-        state = inputs["initial_state"] if begin == 0 else None
-        part = {"x": inputs["x"][:, begin:end], "initial_state": state}
-        alone, last_alone = causal_conv1d(**{**inputs, **part}, **given)
-        torch.testing.assert_close(out[:, begin:end], alone)
-    torch.testing.assert_close(last, last_alone)
-
-
 def test_a_nan_stays_in_its_packed_history_and_row(backend):
-    inputs = make_inputs(**LARGER)
-    start = torch.zeros(2, LARGER["L"], dtype=torch.bool)
+    inputs = make_inputs(**CONVOLUTION.larger)
+    start = torch.zeros(2, CONVOLUTION.larger["L"], dtype=torch.bool)
     start[:, [10, 17, 43]] = True
     clean = run(inputs | {"start": start}, backend)
     dirty = inputs["x"].detach().clone()
     dirty[0, 16] = dirty[0, 42] = NAN
     result = run(inputs | {"start": start, "x": dirty}, backend)
-    assert result["out"][0, [16, 42]].isnan().all()
-    for key in ("out", "x"):
+    assert result["y"][0, [16, 42]].isnan().all()
+    for key in ("y", "x"):
         for part in (slice(0, 10), slice(17, 39), slice(43, None)):
             assert torch.equal(result[key][0, part], clean[key][0, part]), key
         assert torch.equal(result[key][1], clean[key][1])
@@ -227,3 +111,54 @@ def test_a_nan_in_a_state_that_no_event_sees_reaches_nothing(backend):
     state = torch.full_like(inputs["initial_state"], NAN)
     result = run(inputs | {"start": start, "initial_state": state}, backend)
     assert all(torch.equal(result[name], clean[name]) for name in clean)
+
+
+def test_inputs_may_be_parts_of_wider_tensors_of_any_layout(backend):
+    inputs = make_inputs(**CONVOLUTION.larger, flags=True)
+    expected = run(inputs, backend)
+    wide = torch.randn(2, CONVOLUTION.larger["L"], 3 * CONVOLUTION.larger["D"])
+    part = wide[..., CONVOLUTION.larger["D"] : 2 * CONVOLUTION.larger["D"]]
+    part.copy_(inputs["x"].detach())
+    views = {
+        "x": part,
+        "weight": inputs["weight"].detach().t().contiguous().t(),
+        "bias": torch.stack([inputs["bias"].detach()] * 2, 1)[:, 0],
+        "initial_state": inputs["initial_state"].detach().transpose(1, 2).contiguous().transpose(1, 2),
+        "valid": inputs["valid"].t().contiguous().t(),
+        "start": torch.stack([inputs["start"]] * 2, 2)[..., 1],
+    }
+    assert not any(view.is_contiguous() for view in views.values())
+    given = {"silu": True, "return_last_state": True, "backend": backend}
+    for x in (part, part.transpose(1, 2).contiguous().transpose(1, 2)):
+        leaf = x.requires_grad_()
+        out, last = causal_conv1d(**views | {"x": leaf}, **given)
+        assert torch.equal(out, expected["y"])
+        assert torch.equal(last, expected["last"])
+        # The gradient of a sum is not contiguous either.
+        (dx,) = torch.autograd.grad(out.sum(), leaf)
+        again = inputs["x"].detach().requires_grad_()
+        out, _ = causal_conv1d(**inputs | {"x": again}, **given)
+        torch.testing.assert_close(dx, torch.autograd.grad(out, again, torch.ones_like(out))[0])
+
+
+def test_extreme_values_through_silu(backend):
+    inputs = make_inputs(**CONVOLUTION.larger)
+    inputs["x"] = inputs["x"].detach() * torch.logspace(-20, 20, CONVOLUTION.larger["L"]).view(1, -1, 1)
+    # The error of each output is small compared with the largest term of its sum.
+    expected = run(inputs, "reference", torch.float64)
+    result = run(inputs, backend)
+    assert all(value.isfinite().all() for value in result.values())
+    CONVOLUTION.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("flags", [True, False])
+def test_registration_passes_opcheck(cpp, flags):
+    inputs = make_inputs(flags=flags)
+    x, weight, bias, state = (inputs[name] for name in ("x", "weight", "bias", "initial_state"))
+    valid, start = inputs.get("valid"), inputs.get("start")
+    torch.library.opcheck(torch.ops.seqrec.causal_conv1d_fwd, (x, weight, bias, True, state, valid, start))
+    torch.library.opcheck(torch.ops.seqrec.causal_conv1d_fwd, (x, weight, None, False, None, None, None))
+    values = [value.detach() for value in (x, weight, bias)]
+    given = (*values, True, state.detach(), valid, start)
+    out, last = torch.ops.seqrec.causal_conv1d_fwd(*given)
+    torch.library.opcheck(torch.ops.seqrec.causal_conv1d_bwd, (out, last, *given))

@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-import conv_problems
 import pytest
-import scan_problems
-import ssd_problems
 import torch
+from problems import OPS
 
-from seqrec.ops import causal_conv1d, selective_scan, ssd_scan
 from seqrec.ops.export import is_exporting
 
-OPS = {
-    "scan": (selective_scan, scan_problems.make_inputs, {"delta_softplus": True}),
-    "ssd": (ssd_scan, ssd_problems.make_inputs, {"delta_softplus": True}),
-    "convolution": (causal_conv1d, conv_problems.make_inputs, {"silu": True}),
-}
-OF_EVENTS = ("u", "x", "delta", "B", "C", "z", "valid", "start")
 
-
-class Op(torch.nn.Module):
-    def __init__(self, op, settings):
+class Call(torch.nn.Module):
+    def __init__(self, op):
         super().__init__()
-        self.op, self.settings = op, settings
+        self.op = op
 
     def forward(self, given):
-        return self.op(**given, **self.settings, return_last_state=True)
+        return self.op(given, "auto")
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 @torch.no_grad()
-def test_an_exported_op_is_plain_torch_and_the_reference_at_any_length(name):
-    op, make, settings = OPS[name]
-    example = make(flags=True)
+def test_an_exported_op_is_plain_torch_and_the_reference_at_any_length(op):
+    example = op.make(flags=True)
     length = torch.export.Dim("length")
-    free = {key: {1: length} if key in OF_EVENTS else None for key in example}
-    program = torch.export.export(Op(op, settings), (example,), dynamic_shapes=(free,), strict=False)
+    of_events = (*op.events, "valid", "start")
+    free = {key: {1: length} if key in of_events else None for key in example}
+    program = torch.export.export(Call(op), (example,), dynamic_shapes=(free,), strict=False)
     assert not [node for node in program.graph.nodes if "seqrec" in str(node.target)]
     assert not [node for node in program.graph.nodes if "autocast" in str(node.target)]
     for events in (2, 23):
-        inputs = make(L=events, seed=1, flags=True)
-        expected = op(**inputs, **settings, return_last_state=True, backend="reference")
-        for got, x in zip(program.module()(inputs), expected, strict=True):
+        inputs = op.make(L=events, seed=1, flags=True)
+        for got, x in zip(program.module()(inputs), op(inputs, "reference"), strict=True):
             torch.testing.assert_close(got, x, rtol=1e-5, atol=1e-5)
 
 

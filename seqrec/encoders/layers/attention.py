@@ -8,32 +8,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seqrec.encoders.layers.rotary import rotary_turns, rotate
+from seqrec.encoders.layers.positions import rotary_turns, rotate
 from seqrec.encoders.layers.streamed import Tensors
 from seqrec.errors import InputError
 
-# New events of a stream that attend together: bounds the mask to this times W + this.
+# New events of a stream that attend together; the mask then has at most this times W + this elements.
 CHUNK_EVENTS = 256
 
 
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which each event attends to itself and to older ones.
 
-    Histories are padded on the right, so the causal rule alone keeps padding away from every event, and
-    torch's fused kernels run without an L x L mask. States at padded positions are finite and meaningless.
+    Histories are padded on the right, so with the causal rule alone no event sees padding, and torch's fused
+    kernels run without an L x L mask. States at padded positions are finite and meaningless.
 
-    As a stream it keeps keys and values of the newest W events, 2 W D numbers a row, and how many events there were.
-    Each event sees the W - 1 events before it, so that up to W events its outputs are those of `forward`.
+    A stream keeps keys and values of the newest W events, 2 W D numbers per row, and the number of events. Each event
+    sees the W - 1 events before it, so its outputs are those of `forward` up to W events.
 
     Args:
         d_model: Width D.
         num_heads: H, a divisor of D.
         dropout: Share of attention weights set to 0 in training.
-        rotary: Whether queries and keys are turned by their positions; see `seqrec.encoders.layers.rotate`.
-            Scores then depend on distances between events, and keys that a stream keeps stay valid.
+        rotary: Whether queries and keys are rotated by their positions; see `seqrec.encoders.layers.rotate`.
+            Scores then depend on distances between events, and the keys of a stream stay valid.
 
     Raises:
-        InputError: `num_heads` does not divide `d_model`, or `rotary` with heads of odd width.
+        InputError: if `num_heads` does not divide `d_model`, or heads are of odd width with `rotary`.
     """
 
     turns: Tensor | None
@@ -62,11 +62,11 @@ class CausalSelfAttention(nn.Module):
         return self._attend(*self._heads(x, torch.arange(x.shape[1], device=x.device)), None)
 
     def newest(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """(B, 1, D) `forward` at each row's newest event: one query a row instead of L.
+        """Return `forward` at each row's newest event (B, 1, D): one query per row instead of L.
 
         Args:
             x: (B, L, D), padded on the right.
-            lengths: (B,) events a row, at least 1.
+            lengths: (B,) events per row, at least 1.
         """
         positions = torch.arange(x.shape[1], device=x.device)
         query, key, value = self._heads(x, positions)
@@ -74,16 +74,19 @@ class CausalSelfAttention(nn.Module):
         return self._attend(query.gather(2, newest), key, value, positions < lengths.unsqueeze(1))
 
     def both_ways(self, x: Tensor, valid: Tensor) -> Tensor:
-        """(B, L, D) `forward` in which each event attends to all events of its row, newer ones too: not causal.
+        """Compute `forward` with each event attending to all events of its row, newer ones too: not causal.
 
         Args:
             x: (B, L, D), padded on the right.
-            valid: (B, L) bool, True at events, of which each row has one at least; padding is not seen.
+            valid: (B, L) bool, True at events, at least one per row; padding is not seen.
+
+        Returns:
+            (B, L, D) outputs.
         """
         return self._attend(*self._heads(x, torch.arange(x.shape[1], device=x.device)), valid)
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
-        """See `Streamed.zero_state`."""
+        """Return an empty window; see `Streamed.zero_state`."""
         width = self.in_projection.in_features // self.num_heads
         shape = (batch_size, self.num_heads, max_length, width)
         return {
@@ -93,12 +96,12 @@ class CausalSelfAttention(nn.Module):
         }
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
-        """See `Streamed.advance`."""
+        """Compute further events; see `Streamed.advance`."""
         length, window = x.shape[1], state["keys"].shape[2]
         positions = state["num_events"].unsqueeze(1) + torch.arange(length, device=x.device)
         query, key, value = self._heads(x, positions.unsqueeze(1))
-        # Slots that are empty in every row are left out. Asking a GPU for that makes Python wait, so a single
-        # event, whose cost is to be the same always, looks at all of them.
+        # Slots that are empty in every row are skipped. Python must wait for a GPU to find them, so a single event,
+        # which should always cost the same, looks at all slots.
         seen = window if length == 1 else int(state["num_events"].max())
         mixed = []
         for begin in range(0, length, CHUNK_EVENTS):
@@ -115,7 +118,7 @@ class CausalSelfAttention(nn.Module):
         return self._merged(torch.cat(mixed, 2)), state
 
     def _heads(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (B, H, L, D / H) of events at `positions`, which broadcast to (B, H, L)."""
+        """Return queries, keys and values (B, H, L, D / H) of events at `positions`, which broadcast to (B, H, L)."""
         batch, length, width = x.shape
         heads = self.in_projection(x).view(batch, length, 3, self.num_heads, width // self.num_heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4)
@@ -124,8 +127,8 @@ class CausalSelfAttention(nn.Module):
         return query, key, value
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
-        """Outputs (B, Q, D) of queries (B, H, Q, D / H) that see the events of `valid` (B, L); None is causal."""
-        # Without the causal rule padding must be kept away. torch's polarity: True is seen.
+        """Compute (B, Q, D) from queries (B, H, Q, D / H), which see the events of `valid` (B, L); None is causal."""
+        # Without the causal rule padding needs a mask. torch's polarity: True is seen.
         rule: dict[str, Any] = (
             {"is_causal": True} if valid is None else {"attn_mask": valid[:, None, None, :]}
         )
@@ -133,7 +136,7 @@ class CausalSelfAttention(nn.Module):
         return self._merged(F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, **rule))
 
     def _merged(self, mixed: Tensor) -> Tensor:
-        """Outputs (B, L, D) of heads (B, H, L, D / H)."""
+        """Return outputs (B, L, D) of heads (B, H, L, D / H)."""
         out: Tensor = self.out_projection(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -141,10 +144,10 @@ class CausalSelfAttention(nn.Module):
 def _attend_further(
     query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, state: Tensors, empty: int
 ) -> tuple[Tensor, Tensors]:
-    """What a few new events see, and the state behind them.
+    """Attend from a few new events to the window; return heads and the new state.
 
-    The window lies oldest first and ends at the newest event, and the new events follow: slot i is W - i events older
-    than the first new one. The first `empty` slots are known to hold nothing.
+    The window is ordered from the oldest to the newest event, and the new events follow: slot i is W - i events older
+    than the first new one. The first `empty` slots are known to be empty.
     """
     (window, length), num_events = (state["keys"].shape[2], query.shape[2]), state["num_events"]
     keys = torch.cat([state["keys"], key.to(state["keys"].dtype)], 2)
@@ -163,7 +166,7 @@ def _attend_further(
 
 
 def _newest(x: Tensor, window: int, valid: Tensor | None) -> Tensor:
-    """The last W slots of x (B, H, W + L, P) that end at a row's newest event."""
+    """Return the last W slots of x (B, H, W + L, P), which end at a row's newest event."""
     if valid is None:
         return x[:, :, x.shape[2] - window :]
     index = valid.sum(1, keepdim=True) + torch.arange(window, device=x.device)

@@ -1,4 +1,7 @@
-"""Mamba's mixer. Shapes: B batch, L events, D width, E = expand * D inner width, N states a channel."""
+"""The state-space mixers of Mamba and Mamba-2, and both by name.
+
+Shapes: B batch, L events, D width, E = expand * D inner width, N states per channel, H heads, P = E / H head width.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.encoders.layers.streamed import Tensors
-from seqrec.ops import causal_conv1d, selective_scan
+from seqrec.errors import InputError
+from seqrec.ops import causal_conv1d, selective_scan, ssd_scan
 from seqrec.ops.selective_scan import selective_scan_step
+from seqrec.ops.ssd import ssd_step
+from seqrec.registry import did_you_mean
 
 # Step sizes at initialisation are log-uniform in this range (Gu & Dao 2023, section 3.6).
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
+# Widest head of Mamba-2 by default.
+HEAD_DIM = 64
+# -A of Mamba-2 is initially uniform in this range, as in the paper's code.
+A_MIN, A_MAX = 1.0, 16.0
 
 
 class MambaMixer(nn.Module):
     """Selective state-space layer (Mamba: Linear-Time Sequence Modeling with Selective State Spaces, Gu & Dao
     2023, figure 3 and algorithm 2).
 
-    in-projection to a path and a gate, causal depthwise convolution with SiLU, selective scan whose step
-    sizes, B and C depend on the input, SiLU gate, out-projection. A starts as S4D-real, A_n = -n; the bias of the
-    step sizes starts so that softplus gives a log-uniform value in [0.001, 0.1].
+    In-projection to a path and a gate, causal depthwise convolution with SiLU, selective scan with step sizes, B and C
+    computed from the input, SiLU gate, out-projection. A starts as S4D-real, A_n = -n; the bias of the step sizes
+    starts at values whose softplus is log-uniform in [0.001, 0.1].
 
-    As a stream it keeps the convolution's last `d_conv - 1` inputs and the scan's state, E (d_conv - 1 + N) numbers
-    a row, the scan's in float32 at least. Neither that nor the cost of an event grows with the events before.
+    A stream keeps the convolution's last `d_conv - 1` inputs and the scan's state, E (d_conv - 1 + N) numbers per
+    row, those of the scan in float32 at least. Neither that nor the cost of an event grows with the number of events.
 
     Args:
         d_model: Width D.
-        d_state: States N of each inner channel.
+        d_state: States N per inner channel.
         d_conv: Events that the convolution sees.
         expand: Inner width E divided by D.
     """
@@ -62,7 +72,7 @@ class MambaMixer(nn.Module):
         return out
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
-        """See `Streamed.zero_state`; of `max_length` it does not depend."""
+        """Return the state before the first event, for any `max_length`; see `Streamed.zero_state`."""
         return {
             "inputs": like.new_zeros(batch_size, self.conv_weight.shape[1] - 1, self.d_inner),
             "scan": like.new_zeros(
@@ -71,7 +81,7 @@ class MambaMixer(nn.Module):
         }
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
-        """See `Streamed.advance`."""
+        """Compute further events; see `Streamed.advance`."""
         path, gate = self.in_projection(x).chunk(2, dim=-1)
         path, inputs = convolve_further(path, self.conv_weight, self.conv_bias, valid, state["inputs"])
         if x.shape[1] == 1 and valid is None:
@@ -99,17 +109,159 @@ class MambaMixer(nn.Module):
         return self.out_projection(mixed), {"inputs": inputs, "scan": scan}
 
     def _operands(self, path: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The scan's u, delta, A, B and C for the convolved path (..., E)."""
+        """Return the scan's u, delta, A, B and C for the convolved path (..., E)."""
         dt, B, C = self.scan_projection(path).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         return path, self.dt_projection(dt), -torch.exp(self.A_log.float()), B, C
+
+
+class Mamba2Mixer(nn.Module):
+    """State-space-dual layer (Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured
+    State Space Duality, Dao & Gu 2024, section 7 and figure 6).
+
+    One in-projection to the gate z, the path x, B, C and a step size for each head; causal depthwise convolution with
+    SiLU over x, B and C; scan in which all channels of a head share their decay and all heads share B and C; RMS norm
+    of `y * silu(z)`; out-projection. The bias of the step sizes starts as in `MambaMixer`.
+
+    A stream keeps the convolution's last `d_conv - 1` inputs and the scan's state, (E + 2 N) (d_conv - 1) + E N
+    numbers per row, those of the scan in float32 at least.
+
+    Args:
+        d_model: Width D.
+        d_state: States N per channel of a head.
+        d_conv: Events that the convolution sees.
+        expand: Inner width E divided by D.
+        head_dim: Width P of a head, a divisor of E; None is the largest divisor up to 64.
+
+    Raises:
+        InputError: if `head_dim` does not divide the inner width.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        d_state: int = 64,
+        d_conv: int = 4,
+        expand: int = 2,
+        head_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.d_state = d_state
+        self.d_inner = expand * d_model
+        self.head_dim = _head_dim(self.d_inner, head_dim)
+        heads, convolved = self.d_inner // self.head_dim, self.d_inner + 2 * d_state
+        self.in_projection = nn.Linear(d_model, self.d_inner + convolved + heads, bias=False)
+        bound = d_conv**-0.5
+        self.conv_weight = nn.Parameter(torch.empty(convolved, d_conv).uniform_(-bound, bound))
+        self.conv_bias = nn.Parameter(torch.empty(convolved).uniform_(-bound, bound))
+        self.dt_bias = nn.Parameter(initial_dt_bias(heads))
+        self.A_log = nn.Parameter(torch.empty(heads).uniform_(A_MIN, A_MAX).log())
+        self.D = nn.Parameter(torch.ones(heads))
+        self.norm = nn.RMSNorm(self.d_inner, eps=1e-5)
+        self.out_projection = nn.Linear(self.d_inner, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t."""
+        gate, path, delta = self._projected(x)
+        path = causal_conv1d(path, self.conv_weight, self.conv_bias, silu=True)
+        mixed = ssd_scan(
+            *self._operands(path, delta), self.D, z=gate, delta_bias=self.dt_bias, delta_softplus=True
+        )
+        assert isinstance(mixed, Tensor)
+        return self._normed(mixed)
+
+    def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
+        """Return the state before the first event, for any `max_length`; see `Streamed.zero_state`."""
+        convolved, taps = self.conv_weight.shape
+        return {
+            "inputs": like.new_zeros(batch_size, taps - 1, convolved),
+            "scan": like.new_zeros(
+                *(batch_size, len(self.D), self.head_dim, self.d_state),
+                dtype=torch.promote_types(like.dtype, torch.float32),
+            ),
+        }
+
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+        """Compute further events; see `Streamed.advance`."""
+        gate, path, delta = self._projected(x)
+        path, inputs = convolve_further(path, self.conv_weight, self.conv_bias, valid, state["inputs"])
+        if x.shape[1] == 1 and valid is None:
+            operands = self._operands(path[:, 0], delta[:, 0])
+            mixed, scan = ssd_step(
+                *operands, state["scan"], self.D, gate[:, 0], self.dt_bias, delta_softplus=True
+            )
+            mixed = mixed.unsqueeze(1)
+        else:
+            mixed, scan = ssd_scan(
+                *self._operands(path, delta),
+                self.D,
+                z=gate,
+                delta_bias=self.dt_bias,
+                delta_softplus=True,
+                initial_state=state["scan"],
+                return_last_state=True,
+                valid=valid,
+            )
+        return self._normed(mixed), {"inputs": inputs, "scan": scan}
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gate (B, L, H, P), the input of the convolution (B, L, E + 2 N), and step sizes (B, L, H)."""
+        widths = [self.d_inner, self.d_inner + 2 * self.d_state, len(self.D)]
+        gate, path, delta = torch.split(self.in_projection(x), widths, dim=-1)
+        return torch.unflatten(gate, -1, (-1, self.head_dim)), path, delta
+
+    def _operands(self, path: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return the scan's x, delta, A, B and C for convolved (..., E + 2 N) and step sizes (..., H)."""
+        path, B, C = torch.split(path, [self.d_inner, self.d_state, self.d_state], dim=-1)
+        path = torch.unflatten(path, -1, (-1, self.head_dim))
+        return path, delta, -torch.exp(self.A_log.float()), B.unsqueeze(-2), C.unsqueeze(-2)
+
+    def _normed(self, mixed: Tensor) -> Tensor:
+        """Return outputs (B, L, D) of the gated scan (B, L, H, P)."""
+        # Under autocast the scan's output may be narrower than the weight, for which the norm would warn.
+        out: Tensor = self.out_projection(self.norm(mixed.flatten(2).to(self.norm.weight.dtype)))
+        return out
+
+
+def _head_dim(d_inner: int, wanted: int | None) -> int:
+    """Return the width of a head."""
+    divisors = [width for width in range(1, d_inner + 1) if d_inner % width == 0]
+    if wanted is None:
+        return max(width for width in divisors if width <= HEAD_DIM)
+    if wanted not in divisors:
+        raise InputError(
+            f"head_dim={wanted} must divide the inner width {d_inner} (expand * d_model); try one of {divisors}"
+        )
+    return wanted
+
+
+MIXERS: dict[str, type[MambaMixer] | type[Mamba2Mixer]] = {"mamba": MambaMixer, "mamba2": Mamba2Mixer}
+
+
+def make_mixer(name: str, d_model: int, *, d_state: int, d_conv: int, expand: int) -> nn.Module:
+    """Build a causal mixer, which maps (B, L, D) to (B, L, D).
+
+    Args:
+        name: A name in `MIXERS`.
+        d_model: Width D.
+        d_state: States per inner channel.
+        d_conv: Events that the convolution sees.
+        expand: Inner width divided by D.
+
+    Raises:
+        InputError: if the name is unknown; the message lists the known ones.
+    """
+    if name not in MIXERS:
+        raise InputError(f"unknown mixer {name!r}; known: {', '.join(MIXERS)}{did_you_mean(name, MIXERS)}")
+    return MIXERS[name](d_model, d_state=d_state, d_conv=d_conv, expand=expand)
 
 
 def convolve_further(
     x: Tensor, weight: Tensor, bias: Tensor, valid: Tensor | None, inputs: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`causal_conv1d` with SiLU of further events (B, L, E), and its new last inputs (B, W - 1, E), W taps.
+    """Run `causal_conv1d` with SiLU over further events (B, L, E); return outputs and last inputs (B, W - 1, E).
 
-    A single event without `valid` is convolved in plain torch, without the dispatch that would cost more than it.
+    A single event without `valid` is convolved in plain torch, because the dispatch would cost more than the work.
     """
     if x.shape[1] == 1 and valid is None:
         seen = torch.cat([inputs, x.to(inputs.dtype)], 1)
@@ -122,7 +274,7 @@ def convolve_further(
 
 
 def initial_dt_bias(channels: int) -> Tensor:
-    """(channels,) values whose softplus is log-uniform in [DT_MIN, DT_MAX]."""
+    """Return (channels,) values whose softplus is log-uniform in [DT_MIN, DT_MAX]."""
     log_low, log_high = math.log(DT_MIN), math.log(DT_MAX)
     dt = torch.exp(torch.rand(channels) * (log_high - log_low) + log_low).clamp_min(DT_FLOOR)
     return dt + torch.log(-torch.expm1(-dt))

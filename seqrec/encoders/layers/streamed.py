@@ -1,4 +1,4 @@
-"""How layers go on from what they remember. Shapes: B batch, L events, D width."""
+"""Layers that continue from a state. Shapes: B batch, L events, D width."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from torch import Tensor, nn
 
 from seqrec.errors import InputError
 
-# Name -> (B, ...); names of parts within parts are joined by dots.
+# Name -> (B, ...); a part's tensors are called `part.name`.
 Tensors = dict[str, Tensor]
 
 
 class Streamed(Protocol):
-    """A layer that can stop behind any event and go on later; layers that mix no events remember nothing."""
+    """A layer that can stop after any event and continue later; a layer that mixes no events has an empty state."""
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
-        """What is remembered before the first event: zeros.
+        """Return the state before the first event: zeros.
 
         Args:
             batch_size: Rows B.
-            max_length: Newest events that attention sees, the present one included.
-            like: Has the events' type and device.
+            max_length: Newest events that attention sees, including the present one.
+            like: A tensor of the events' dtype and device.
         """
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
-        """The layer's outputs for further events, without dropout, and what is remembered behind them.
+        """Return the layer's outputs for further events, without dropout, and the state after them.
 
-        A single event without `valid` takes a path whose cost does not depend on the events before.
+        The cost of a single event without `valid` does not depend on the earlier events.
 
         Args:
             x: (B, L, D) events, at least one column.
-            valid: (B, L) bool, True at events, False at padding, which stands on the right; rows may have no event.
-                None is True everywhere.
-            state: What is remembered so far; not written to.
+            valid: (B, L) bool, True at events, False at padding on the right; a row may have no event. None is True
+                everywhere.
+            state: State after the earlier events; not written to.
 
         Returns:
-            (B, L, D) outputs, finite and meaningless at padding, and the new state in the types of the old.
+            (B, L, D) outputs, finite and meaningless at padding, and the new state in the dtypes of the old one.
         """
 
 
 def as_streaming(layer: nn.Module) -> Streamed:
-    """The layer itself, if it can go on from a state.
+    """Return the layer itself if it can continue from a state.
 
     Raises:
-        InputError: it has no `zero_state` or no `advance`.
+        InputError: if it has no `zero_state` or no `advance`.
     """
     if not (hasattr(layer, "zero_state") and hasattr(layer, "advance")):
         raise InputError(
@@ -56,12 +56,12 @@ def as_streaming(layer: nn.Module) -> Streamed:
 
 
 def joined(parts: Mapping[str, Tensors]) -> Tensors:
-    """Tensors of several parts under `part.name`."""
+    """Merge the tensors of several parts under `part.name`."""
     return {f"{part}.{name}": x for part, state in parts.items() for name, x in state.items()}
 
 
 def separated(state: Tensors) -> dict[str, Tensors]:
-    """Inverse of `joined`, without the parts that have no tensors."""
+    """Invert `joined`, without the parts that have no tensors."""
     parts: dict[str, Tensors] = {}
     for key, x in state.items():
         part, _, name = key.partition(".")

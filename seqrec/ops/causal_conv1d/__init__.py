@@ -9,9 +9,10 @@ from torch import Tensor
 
 from seqrec.ops.causal_conv1d.backends import CONV_BACKENDS
 from seqrec.ops.causal_conv1d.cuda_package import OTHER_TAPS, TAPS
-from seqrec.ops.causal_conv1d.export import conv_exported
 from seqrec.ops.causal_conv1d.problem import Convolution, ConvProblem, check_problem
+from seqrec.ops.causal_conv1d.shifted import conv_exported
 from seqrec.ops.export import is_exporting, without_autocast
+from seqrec.ops.problems import given_arguments
 
 __all__ = ["CONV_BACKENDS", "causal_conv1d"]
 
@@ -63,7 +64,7 @@ def causal_conv1d(
     `out_t = bias + sum_w weight_w x_{t - W + 1 + w}`, through SiLU if asked, with the initial state before the first
     event. Causal: out_t depends on events up to t. Sums run in float32 at least, also under autocast.
 
-    Backends, from the one that "auto" likes best; all give the same values and gradients:
+    Backends, in the order in which "auto" prefers them; all give the same values and gradients:
 
     - "cpp": compiled, float32 on CPU, vector instructions and threads.
     - "triton": kernels for GPUs, float32, any number of taps, the same bits each time. Needs triton, which torch for
@@ -73,9 +74,9 @@ def causal_conv1d(
     - "shifted": plain torch, any device, float32 and float64.
     - "reference": one event after another, for tests. Never "auto".
 
-    "shifted" and "reference" have second derivatives. float16 and bfloat16 count as float32, in which the sums
-    run. Where "auto" takes a slower backend because a better one is missing, the log says so once. While
-    `torch.export` traces, "auto" is plain torch whatever the variable says.
+    "shifted" and "reference" have second derivatives. float16 and bfloat16 are computed in float32. If "auto" uses a
+    slower backend because a better one is missing, a warning is logged once. While `torch.export` traces, "auto" is
+    plain torch, whatever the environment variable.
 
     Args:
         x: (B, L, D) inputs.
@@ -83,26 +84,32 @@ def causal_conv1d(
         bias: (D,) or None.
         silu: Whether outputs go through SiLU.
         initial_state: (B, W - 1, D) inputs before the first event, oldest first; None is zeros.
-        return_last_state: Whether to return the last W - 1 inputs too, to go on from; their gradient counts.
-        valid: (B, L) bool, True at events, False at padding, wherever that stands: it is as if it were not there.
-            Windows reach over it, outputs are 0 there, and what the inputs hold there is of no effect. None is True
-            everywhere.
-        start: (B, L) bool, True where a new history begins, so that all inputs before count as zeros (packed rows),
-            at padding too. None is False everywhere.
+        return_last_state: Whether to return the last W - 1 inputs too, to continue from. They have a gradient.
+        valid: (B, L) bool, True at events, False at padding, which may be anywhere. Windows skip padding, outputs are
+            0 there, and the contents of x there have no effect. None is True everywhere.
+        start: (B, L) bool, True where a new history begins (packed rows), also at padding: all earlier inputs count
+            as zeros. None is False everywhere.
         backend: A name above, or "auto": the environment variable SEQREC_CONV_BACKEND if set, else the first
             that can compute this.
 
     Returns:
-        (B, L, D) in x's dtype; with `return_last_state` also the last state (B, W - 1, D), likewise.
+        (B, L, D) in x's dtype; with `return_last_state` also the last state (B, W - 1, D) in x's dtype.
 
     Raises:
-        InputError: an unknown backend, one that is missing or cannot compute what is asked for, or a shape,
-            device or kind of number that does not fit.
+        InputError: if the backend is unknown, missing or cannot compute this, or an argument's shape, device or dtype
+            does not fit.
+
+    Example:
+        >>> import torch
+        >>> from seqrec.ops import causal_conv1d
+        >>> x = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1)
+        >>> causal_conv1d(x, torch.tensor([[10.0, 1.0]])).flatten().tolist()
+        [1.0, 12.0, 23.0]
     """
     problem = ConvProblem(x, weight, bias, silu, initial_state, valid, start)
     check_problem(problem)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    given = tuple(name for name in ("initial_state", "valid", "start") if getattr(problem, name) is not None)
+    given = given_arguments(problem)
     if weight.shape[1] not in TAPS:
         given = (*given, OTHER_TAPS)
     if backend == "auto" and is_exporting():

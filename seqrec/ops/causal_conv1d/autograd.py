@@ -1,4 +1,4 @@
-"""What the convolution's custom ops share, their derivative before all. Letters as in `causal_conv1d`."""
+"""Custom ops of a convolution with a hand-written backward pass. Letters as in `causal_conv1d`."""
 
 from __future__ import annotations
 
@@ -8,56 +8,69 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqrec.ops.custom_op import differentiable
+from seqrec.ops.autograd import differentiable, schema_arguments
+from seqrec.ops.causal_conv1d.problem import Convolution, ConvProblem
 
 
 def differentiable_convolution(
     name: str,
-    forward: Callable[..., tuple[Tensor, Tensor]],
-    backward: Callable[..., Sequence[Tensor]],
-    new_gradients: Callable[..., Sequence[Tensor]],
+    forward: Convolution,
+    backward: Callable[[ConvProblem, Tensor | None, Tensor | None], list[Tensor]],
+    new_gradients: Callable[[ConvProblem], list[Tensor]],
     *,
     device_types: str | Sequence[str],
-    what: str,
-) -> Callable[..., tuple[Tensor, Tensor]]:
-    """A convolution that torch can differentiate and compile; see `differentiable`.
+    label: str,
+) -> Convolution:
+    """Make a backend that torch can differentiate and compile; see `differentiable`.
 
     Args:
-        name: Of its ops.
-        forward: Maps the fields of a `ConvProblem` to the outputs and the last state.
-        backward: Maps the gradients of these two and the fields to gradients of x, weight, bias and initial state,
-            empty where the field was None. Those of weight and bias may be one (D * W + D,) tensor.
-        new_gradients: Maps x, weight, bias and initial state to room for what `backward` returns.
-        device_types: Where it computes.
-        what: Name for the refusal of a second derivative.
+        name: Name of its ops.
+        forward: Maps a problem to the outputs and the last state.
+        backward: Maps a problem and the gradients of these two to the gradients of x, weight, bias and initial state;
+            empty if the argument is None. Those of weight and bias may be one (D * W + D,) tensor.
+        new_gradients: Allocates the results of `backward`.
+        device_types: Device types that it supports.
+        label: Name in the error that a second derivative raises.
     """
 
-    def new_forward(x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        return new_outputs(x, weight)
+    def run_forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        return forward(ConvProblem(*inputs))
 
-    def new_backward(
-        dout: Tensor | None, dlast: Tensor | None, x: Tensor, weight: Tensor, *others: Any
-    ) -> Sequence[Tensor]:
-        bias, _, initial_state, *_ = others
-        return new_gradients(x, weight, bias, initial_state)
+    def run_backward(dout: Tensor | None, dlast: Tensor | None, *inputs: Any) -> list[Tensor]:
+        return backward(ConvProblem(*inputs), dout, dlast)
 
-    return differentiable(
+    def fake_forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        return new_outputs(ConvProblem(*inputs))
+
+    def fake_backward(dout: Tensor | None, dlast: Tensor | None, *inputs: Any) -> list[Tensor]:
+        return new_gradients(ConvProblem(*inputs))
+
+    fields = schema_arguments(ConvProblem)
+    run = differentiable(
         name,
-        forward,
-        backward,
+        run_forward,
+        run_backward,
+        schemas=(f"({fields}) -> (Tensor, Tensor)", f"(Tensor? dout, Tensor? dlast, {fields}) -> Tensor[]"),
         device_types=device_types,
-        new_outputs=new_forward,
-        new_gradients=new_backward,
+        new_outputs=fake_forward,
+        new_gradients=fake_backward,
         setup_context=_setup_context,
         differentiate=_differentiate,
-        refusal=f"the {what} convolution has no second derivative; use backend='reference' for it",
+        refusal=f"the {label} convolution has no second derivative; use backend='reference' for it",
     )
 
+    def convolution(problem: ConvProblem) -> tuple[Tensor, Tensor]:
+        out, last = run(*problem)
+        return out, last
 
-def new_outputs(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for the outputs and the last state."""
+    return convolution
+
+
+def new_outputs(problem: ConvProblem) -> tuple[Tensor, Tensor]:
+    """Allocate the outputs and the last state."""
+    x, taps = problem.x, problem.weight.shape[1]
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return out, x.new_empty(x.shape[0], weight.shape[1] - 1, x.shape[2])
+    return out, x.new_empty(x.shape[0], taps - 1, x.shape[2])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -73,7 +86,7 @@ def _differentiate(
     x, weight, bias, initial_state, valid, start = ctx.saved_tensors
     dx, *of_weights, dinitial = backward(dout, dlast, x, weight, bias, ctx.silu, initial_state, valid, start)
     if len(of_weights) == 1:
-        # Parts of one, which an op may not return.
+        # An op may not return two parts of one tensor.
         taps = of_weights[0][: weight.numel()]
         of_weights = [taps.view(weight.shape), of_weights[0][weight.numel() :]]
     dweight, dbias = of_weights

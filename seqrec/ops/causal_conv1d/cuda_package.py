@@ -1,7 +1,7 @@
 """The causal convolution by the CUDA kernels of the package causal-conv1d, which users install themselves.
 
-Of the package only `causal_conv1d_fn` is called, by keyword, and only in the layout with channels side by side, since
-that alone takes the numbers of histories (`seq_idx`). Its own states are not used, since most versions refuse them
+Of the package only `causal_conv1d_fn` is called, by keyword, and only in the layout with channels side by side, because
+only that takes the numbers of histories (`seq_idx`). Its own states are not used, because most versions refuse them
 together with `seq_idx`: an initial state is W - 1 events in front, and the last state is read from the inputs.
 """
 
@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqrec.ops.causal_conv1d.problem import ConvProblem, with_gate_and_padding
+from seqrec.ops.causal_conv1d.problem import ConvProblem, with_state_and_padding
+from seqrec.ops.causal_conv1d.reference import conv_reference
 from seqrec.ops.causal_conv1d.shifted import convolve_shifted
-from seqrec.ops.cuda_packages import alone, device_lacks, load_function
+from seqrec.ops.cuda_packages import isolated, kernel_fault, load_function, why_no_device
 
 TAPS = (2, 3, 4)
 OTHER_TAPS = "weight of other than 2 to 4 taps"
@@ -28,26 +29,21 @@ READ_PAST_END = 256
 
 
 def conv_package(problem: ConvProblem) -> tuple[Tensor, Tensor]:
-    """Same as `causal_conv1d` in float32 on CUDA, for 2 to 4 taps.
+    """Compute `causal_conv1d` in float32 on CUDA, for 2 to 4 taps.
 
-    The package's backward adds up dweight and dbias in no fixed order, so that they differ in their last bits
-    from run to run; where `torch.use_deterministic_algorithms` is on, the backend counts as missing.
+    The package's backward sums dweight and dbias in no fixed order, so their last bits differ from run to run. The
+    backend counts as missing under `torch.use_deterministic_algorithms`.
     """
-    if not problem.x.numel():
-        return with_gate_and_padding(convolve_shifted)(
-            problem
-        )  # Nothing to compute, which the kernel cannot launch for.
-    return with_gate_and_padding(_convolve)(problem)
+    # The kernel cannot be launched for empty tensors.
+    return with_state_and_padding(_convolve if problem.x.numel() else convolve_shifted)(problem)
 
 
 def missing() -> str | None:
-    """Why the package cannot be used on this machine now, with the fix; None where it can."""
+    """Return why the package cannot be used on this machine now, with the fix; None if it can."""
     function, reason = _load()
     if function is None:
         return reason
-    if lacking := device_lacks():
-        return lacking
-    return _check(torch.device("cuda", torch.cuda.current_device()))
+    return why_no_device() or _check(torch.device("cuda", torch.cuda.current_device()))
 
 
 def _convolve(
@@ -81,42 +77,33 @@ def _convolve(
 
 
 def _channels_first(x: Tensor) -> Tensor:
-    """(B, L, D) as (B, D, L), its channels side by side, and rows and events at distances the kernel takes."""
+    """Return x (B, L, D) as (B, D, L) with adjacent channels, and strides of rows and events that the kernel takes."""
     rows, events, neighbours = x.stride()
     fits = neighbours == 1 and events > 0 and all(n % GROUP == 0 for n in (rows, events, x.storage_offset()))
     return (x if fits else x.clone(memory_format=torch.contiguous_format)).transpose(1, 2)
 
 
 def _readable_past_end(numbers: Tensor) -> Tensor:
-    """The same (B, L), contiguous, with more memory behind it."""
+    """Return numbers (B, L) contiguous, followed by more memory."""
     return F.pad(numbers.flatten(), (0, READ_PAST_END))[: numbers.numel()].view(numbers.shape)
 
 
 @functools.cache
 def _load() -> tuple[Callable[..., Any] | None, str]:
-    """The package's function, or None and the reason."""
     return load_function("causal_conv1d", "causal_conv1d_fn")
 
 
 @functools.cache
-@alone()
+@isolated()
 def _check(device: torch.device) -> str | None:
-    """What is wrong with the kernels on a CUDA device; a package that imports may still not run there."""
-    try:
-        found = _outcome(conv_package, device)
-    except Exception as error:
-        return f"its kernels do not run on this device: {error}"
-    expected = _outcome(with_gate_and_padding(convolve_shifted), torch.device("cpu"))
-    for actual, value in zip(found, expected, strict=True):
-        if not torch.allclose(actual.cpu(), value, rtol=1e-3, atol=1e-4):
-            return "its kernels compute something else than plain torch on this device"
-    return None
+    expected = _outcome(conv_reference, torch.device("cpu"))
+    return kernel_fault(lambda: _outcome(conv_package, device), expected, rtol=1e-3, atol=1e-4)
 
 
 def _outcome(
     convolution: Callable[[ConvProblem], tuple[Tensor, Tensor]], device: torch.device
 ) -> list[Tensor]:
-    """Outputs, last state and gradients of a small problem with all that the op has."""
+    """Return outputs, last state and gradients of a small problem with all optional arguments."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 9, 5), (5, 4), (5,), (2, 3, 5))
     x, weight, bias, state = (

@@ -1,4 +1,4 @@
-"""The arguments of a causal convolution as one object, and what they must be. Letters as in `causal_conv1d`."""
+"""The arguments of a causal convolution as one object, and checks of them. Letters as in `causal_conv1d`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from seqrec.ops.problems import check_shapes, moved
 
 
 class ConvProblem(NamedTuple):
-    """What a backend computes; see `causal_conv1d` for each argument.
+    """Input of a backend; see `causal_conv1d` for each argument.
 
     Real numbers share one dtype. A backend does not check again.
     """
@@ -27,27 +27,27 @@ class ConvProblem(NamedTuple):
     start: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> ConvProblem:
-        """The same with real numbers in another dtype."""
+        """Return the problem with real numbers in another dtype."""
         return ConvProblem(*moved(self, dtype))
 
 
 # Outputs (B, L, D) and the last state (B, W - 1, D).
 Convolution = Callable[[ConvProblem], tuple[Tensor, Tensor]]
-# x, weight, bias, silu, initial state, and the (B, L) number of starts up to each event: what is left once
-# `with_gate_and_padding` has done the rest. An input counts for the events that have as many starts; the initial
+# x, weight, bias, silu, initial state, and the (B, L) number of starts up to each event: the arguments left after
+# `with_state_and_padding` has used the others. An input counts for the events that have as many starts; the initial
 # state has none.
 Convolve = Callable[[Tensor, Tensor, "Tensor | None", bool, "Tensor | None", "Tensor | None"], Tensor]
 
 
 def check_problem(problem: ConvProblem) -> None:
-    """Raise InputError, with the argument's name, for a shape, a device or a kind of number that does not fit."""
+    """Raise InputError, with the argument's name, if a shape, device or dtype does not fit."""
     x, weight = problem.x, problem.weight
     if x.dim() != 3:
         raise InputError(f"x must be (B, L, D), got {tuple(x.shape)}")
     batch, length, channels = x.shape
     if weight.dim() != 2 or weight.shape[0] != channels or not weight.shape[1]:
         raise InputError(
-            f"weight must be (D, W) with D = {channels} from x and a tap at least, got {tuple(weight.shape)}"
+            f"weight must be (D, W) with D = {channels} from x and at least one tap, got {tuple(weight.shape)}"
         )
     taps = weight.shape[1]
     shapes = {
@@ -61,8 +61,8 @@ def check_problem(problem: ConvProblem) -> None:
     check_shapes(problem._asdict(), shapes, x.device)
 
 
-def with_gate_and_padding(convolve: Convolve) -> Convolution:
-    """A whole backend from a convolution that knows no padding and returns no state, in torch.
+def with_state_and_padding(convolve: Convolve) -> Convolution:
+    """Make a backend, in torch, from a convolution without padding and last state.
 
     Valid events are moved together, in order, convolved, and moved back.
     """
@@ -93,12 +93,12 @@ def with_gate_and_padding(convolve: Convolve) -> Convolution:
 
 
 def _pick(x: Tensor, index: Tensor) -> Tensor:
-    """Events (B, K, D) of x (B, L, D) by their (B, K) index."""
+    """Select events (B, K, D) of x (B, L, D) by their (B, K) index."""
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
 
 
 def _newest(before: Tensor, x: Tensor, count: Tensor | None) -> Tensor:
-    """The last K of `before` (B, K, D) and the first `count` (B, 1) events of x (B, L, D); None is all."""
+    """Return the last K of `before` (B, K, D) and the first `count` (B, 1) events of x (B, L, D); None is all."""
     kept, length = before.shape[1], x.shape[1]
     if count is None:
         rows = torch.cat([before, x[:, max(length - kept, 0) :]], 1)

@@ -10,7 +10,7 @@ from seqrec.ops.causal_conv1d.problem import ConvProblem
 
 
 def conv_reference(problem: ConvProblem) -> tuple[Tensor, Tensor]:
-    """Same as `causal_conv1d`, with the window of the last W - 1 inputs in sight.
+    """Compute `causal_conv1d` with a window of the last W - 1 inputs.
 
     Returns:
         Outputs (B, L, D) and the last window (B, W - 1, D).

@@ -1,10 +1,12 @@
-"""The causal convolution in plain torch: a sum of W shifted products."""
+"""The causal convolution in plain torch: a sum of W shifted products, and its form for `torch.export`."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from seqrec.ops.causal_conv1d.problem import ConvProblem, with_state_and_padding
 
 
 def convolve_shifted(
@@ -15,7 +17,7 @@ def convolve_shifted(
     initial_state: Tensor | None,
     starts: Tensor | None,
 ) -> Tensor:
-    """Convolve (B, L, D) by (D, W); see `Convolve`. On CPU faster than `conv1d` on a transposed view."""
+    """Convolve (B, L, D) by (D, W); see `Convolve`. On CPU it is faster than `conv1d` on a transposed view."""
     length, taps = x.shape[1], weight.shape[1]
     rows = F.pad(x, (0, 0, taps - 1, 0)) if initial_state is None else torch.cat([initial_state, x], 1)
     starts_of_rows = None if starts is None else F.pad(starts, (taps - 1, 0))
@@ -28,3 +30,15 @@ def convolve_shifted(
             seen = seen.masked_fill(is_older.unsqueeze(-1), 0)
         out = torch.addcmul(out, seen, tap)
     return F.silu(out) if silu else out
+
+
+def conv_exported(problem: ConvProblem) -> tuple[Tensor, Tensor]:
+    """Compute `conv_reference` with a last state that exports for any number of events."""
+    x, weight, bias, silu, initial_state, valid, start = problem
+    if valid is not None or start is not None:
+        return with_state_and_padding(convolve_shifted)(problem)
+    kept = weight.shape[1] - 1
+    before = x.new_zeros(x.shape[0], kept, x.shape[2]) if initial_state is None else initial_state
+    # Slice the whole: a cut to the newest events would depend on their number.
+    last = torch.cat([before, x], 1)[:, x.shape[1] :]
+    return convolve_shifted(x, weight, bias, silu, before, None), last

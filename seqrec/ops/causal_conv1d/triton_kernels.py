@@ -1,13 +1,13 @@
 """Triton kernels of the causal convolution; `triton_launch` starts them.
 
-A program takes a block of events of one row, and of them a block of channels. Events go by their number among the
-row's valid ones: the inputs that a window reaches are those of the W numbers up to its own, wherever they stand, and
-numbers below 0 are the initial state. `order` has the place of each number, behind the valid ones the padding's;
-`counts` is how many are valid; `starts` counts the starts up to each place, and inputs of another count are out of
-sight. None is what was not given, so that numbers are places.
+A program takes a block of events of one row, and a block of their channels. Events are numbered among the row's valid
+ones: a window covers the inputs of the W numbers up to its own, at any places, and numbers below 0 are the initial
+state. `order` is the place of each number, valid events before padding; `counts` is the number of valid events;
+`starts` counts the starts up to each place, and a window skips inputs of another count. None is an argument that was
+not given; without `order`, numbers are places.
 """
 
-# What is annotated is constant at compile time, the others are pointers and integers. Triton is a subset of Python:
+# Annotated arguments are constant at compile time, the others are pointers and integers. Triton is a subset of Python:
 # tuples are joined, not starred, and no function returns None.
 # ruff: noqa: ANN001, ANN201, ANN202, RUF005
 # mypy: ignore-errors
@@ -20,32 +20,32 @@ import triton.language as tl
 
 @triton.jit
 def locate(blocks, channels, BLOCK_D: tl.constexpr):
-    """Row of this program, its block of events, the two as one number, and channels with whether they exist."""
+    """Return the row of this program, its block of events, both as one number, its channels and if they exist."""
     # Blocks of channels of the same events are neighbours.
     strips = tl.cdiv(channels, BLOCK_D)
     strip, place = tl.program_id(0) % strips, tl.program_id(0) // strips
     d = strip * BLOCK_D + tl.arange(0, BLOCK_D)
-    # 64 bits, and so have all offsets that come of it.
+    # 64 bits, and so have all offsets computed from it.
     place = place.to(tl.int64)
     return place // blocks, place % blocks, place, d, d < channels
 
 
 @triton.jit
 def valid_events(counts, row, length):
-    """Number of valid events of a row."""
+    """Return the number of valid events of a row."""
     return (length if counts is None else tl.load(counts + row)).to(tl.int64)
 
 
 @triton.jit
 def place_of(source, k, exists):
-    """Places of numbers, counted over all rows."""
+    """Return the places of numbers, counted over all rows."""
     order, row, length = source[2], source[4], source[6]
     return row * length + (k if order is None else tl.load(order + row * length + k, mask=exists, other=0))
 
 
 @triton.jit
 def read(source, k, d, has_d, TAPS: tl.constexpr):
-    """Inputs (K, D) of numbers, 0 where there is none, and the starts (K,) up to them."""
+    """Load the inputs (K, D) of numbers, 0 if they do not exist, and the starts (K,) up to them."""
     x, state, order, starts, row, count, length, row_stride, event_stride, channels = source
     here = (k >= 0) & (k < count)
     place = k if order is None else tl.load(order + row * length + k, mask=here, other=0)
@@ -64,21 +64,21 @@ def read(source, k, d, has_d, TAPS: tl.constexpr):
 
 @triton.jit
 def passed_in_all(source):
-    """Starts of the row."""
+    """Return the number of starts in the row."""
     starts, row, length = source[3], source[4], source[6]
     return 0 if starts is None else tl.load(starts + row * length + length - 1)
 
 
 @triton.jit
 def in_sight(source, event, passed, values):
-    """Values (K, D) of what was read, where it has as many starts before it as `passed` says; 0 elsewhere."""
-    # Chosen, since a product with 0 would let NaN through.
+    """Return values (K, D) if their event has the number of starts `passed`, else 0."""
+    # Selected, because a product with 0 would let NaN through.
     return values if source[3] is None else tl.where((event[1] == passed)[:, None], values, 0.0)
 
 
 @triton.jit
 def read_weights(weight, bias, d, has_d, TAPS: tl.constexpr):
-    """Each tap's weights (1, D), oldest first, and last the bias, 0 where not given."""
+    """Load each tap's weights (1, D), oldest first, and last the bias, 0 if it is None."""
     weights = ()
     for w in tl.static_range(TAPS):
         weights = weights + (tl.load(weight + d * TAPS + w, mask=has_d, other=0.0)[None, :],)
@@ -88,7 +88,7 @@ def read_weights(weight, bias, d, has_d, TAPS: tl.constexpr):
 
 @triton.jit
 def convolve(source, weights, events, first: tl.constexpr, TAPS: tl.constexpr):
-    """Sums (K, D) of the windows that begin with the read events `first`, before SiLU."""
+    """Return sums (K, D) of the windows that begin with event number `first` of those read, before SiLU."""
     total = weights[TAPS]
     newest = events[first + TAPS - 1]
     for w in tl.static_range(TAPS):
@@ -112,7 +112,7 @@ def conv_outputs(
     row_stride, event_stride, length, channels, blocks,
     SILU: tl.constexpr, TAPS: tl.constexpr, KEPT: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Outputs, and by each row's first programs the last state, of which KEPT is the size as a power of two."""
+    """Compute outputs, and in each row's first programs the last state; KEPT is its size as a power of two."""
     row, block, _, d, has_d = locate(blocks, channels, BLOCK_D)
     count = valid_events(counts, row, length)
     source = (x, state, order, starts, row, count, length, row_stride, event_stride, channels)
@@ -134,7 +134,7 @@ def conv_outputs(
 def _of_sums(
     dout, source, weights, events, k, d, has_d, j: tl.constexpr, SILU: tl.constexpr, TAPS: tl.constexpr
 ):
-    """Gradients (K, D) of the sums of the windows that end j numbers behind k; 0 where no event ends one."""
+    """Return gradients (K, D) of the sums of the windows that end j numbers after k; 0 if no event is there."""
     end = k + j
     here = (end >= 0) & (end < source[5])
     at = place_of(source, end, here)[:, None] * source[9] + d[None, :]
@@ -142,14 +142,14 @@ def _of_sums(
     if SILU:
         total = convolve(source, weights, events, j, TAPS)
         open_ = tl.sigmoid(total)
-        # Where no event is, the sum may be NaN.
+        # The sum may be NaN if no event is there.
         dsum = tl.where(here[:, None], dsum * open_ * (1.0 + total * (1.0 - open_)), 0.0)
     return dsum
 
 
 @triton.jit
 def _of_last(dlast, source, own, k, d, has_d, TAPS: tl.constexpr):
-    """Gradients (K, D) of inputs by way of the last state."""
+    """Return gradients (K, D) of inputs through the last state."""
     row, count, channels = source[4], source[5], source[9]
     i = k - count + (TAPS - 1)
     kept = (i >= 0) & (k < count)
@@ -164,7 +164,7 @@ def conv_gradients(
     row_stride, event_stride, length, channels, blocks,
     SILU: tl.constexpr, TAPS: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of inputs, of the initial state as inputs of numbers below 0, and a block's parts of the weights'.
+    """Compute gradients of inputs, of the initial state (numbers below 0), and a block's parts of the weights'.
 
     Parts are (B * blocks, D * W + D): the taps' and the bias's.
     """
@@ -173,7 +173,7 @@ def conv_gradients(
     source = (x, state, order, starts, row, count, length, row_stride, event_stride, channels)
     weights = read_weights(weight, bias, d, has_d, TAPS)
     k = block * BLOCK_L + tl.arange(0, BLOCK_L) - (0 if state is None else TAPS - 1)
-    # All that the windows see which see k: their sums are not kept but computed again.
+    # All inputs of the windows that contain k: their sums are recomputed.
     events = ()
     for w in tl.static_range(2 * TAPS - 1):
         events = events + (read(source, k + (w - TAPS + 1), d, has_d, TAPS),)
@@ -187,7 +187,7 @@ def conv_gradients(
             tl.store(parts + channels * TAPS + d, tl.sum(dsum, 0), mask=has_d)
             for w in tl.static_range(TAPS):
                 part = dsum * in_sight(source, events[w], own[1], events[w][0])
-                # The state may be NaN where no event sees it.
+                # A state that no window contains may be NaN.
                 part = tl.sum(tl.where((k >= 0)[:, None], part, 0.0), 0)
                 tl.store(parts + d * TAPS + w, part, mask=has_d)
     if dlast is not None:

@@ -1,4 +1,7 @@
-"""The Triton convolution's launches: one forward, and one and a sum backward. Letters as in `causal_conv1d`."""
+"""Launch the Triton convolution's kernels, which are imported at first use. Letters as in `causal_conv1d`.
+
+Forward is one launch, backward is one launch and a sum.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +10,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqrec.ops.causal_conv1d.autograd import new_outputs
+from seqrec.ops.causal_conv1d.autograd import differentiable_convolution, new_outputs
 from seqrec.ops.causal_conv1d.problem import ConvProblem
-from seqrec.ops.causal_conv1d.triton_kernels import conv_gradients, conv_outputs
-from seqrec.ops.triton_support import launching_on
+from seqrec.ops.problems import empty_like
+from seqrec.ops.triton_support import DEVICES, launching_on
 
-# Events and channels of a program. A line of memory holds 32 channels; more events make fewer parts of sums, but fewer
-# programs too.
+# Events and channels of a program. A line of memory holds 32 channels; more events make fewer parts of sums, but also
+# fewer programs.
 BLOCK_L, BLOCK_D = 32, 32
-# Of 32 threads, each of which has 4 numbers of the block: backward holds 2 W - 1 blocks of inputs.
+# Warps of 32 threads; each thread has 4 numbers of the block. Backward keeps 2 W - 1 blocks of inputs in registers.
 WARPS = 8
 
 
-def forward(problem: ConvProblem) -> tuple[Tensor, Tensor]:
-    """Outputs (B, L, D) and the last state (B, W - 1, D)."""
+def kernels() -> Any:
+    """Import the kernels."""
+    from seqrec.ops.causal_conv1d import triton_kernels
+
+    return triton_kernels
+
+
+def _forward(problem: ConvProblem) -> tuple[Tensor, Tensor]:
     x, weight, _, silu, state, _, _ = problem
     (batch, length, channels), taps = x.shape, weight.shape[1]
-    out, last = new_outputs(x, weight)
+    out, last = new_outputs(problem)
     if x.numel() == 0:
         return out, last.zero_() if state is None else last.copy_(state)
     blocks = -(-length // BLOCK_L)
     x, *rest = _prepared(problem)
     with launching_on(x):
-        conv_outputs[(_programs(batch, blocks, channels),)](
+        kernels().conv_outputs[(_programs(batch, blocks, channels),)](
             *(x, *rest, out, last, x.stride(0), x.stride(1), length, channels, blocks),
             SILU=silu,
             TAPS=taps,
@@ -39,37 +48,35 @@ def forward(problem: ConvProblem) -> tuple[Tensor, Tensor]:
     return out, last
 
 
-def backward(
-    problem: ConvProblem, dout: Tensor | None, dlast: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, of weight and bias as one (D * W + D,), and of the initial state, empty where that was None."""
+def _backward(problem: ConvProblem, dout: Tensor | None, dlast: Tensor | None) -> list[Tensor]:
+    """Return gradients of x, of weight and bias as one (D * W + D,), and of the initial state, empty if it is None."""
     x, weight, _, silu, state, _, _ = problem
     (batch, length, channels), taps = x.shape, weight.shape[1]
-    dx, dweights, dstate = new_gradients(x, weight, state)
+    dx, dweights, dstate = _new_gradients(problem)
     if x.numel() == 0:
-        return dx, dweights.zero_(), dstate.zero_() if state is None or dlast is None else dstate.copy_(dlast)
-    # The initial state's gradient comes as that of further events in front.
+        dstate = dstate.zero_() if state is None or dlast is None else dstate.copy_(dlast)
+        return [dx, dweights.zero_(), dstate]
+    # The gradient of the initial state is computed as that of further events in front.
     blocks = -(-(length + (0 if state is None else taps - 1)) // BLOCK_L)
-    # Added in a fixed order, where atomic additions would come in any.
+    # Summed in a fixed order, which atomic additions would not have.
     parts = x.new_empty(batch * blocks, channels * (taps + 1))
     x, *rest = _prepared(problem)
     dout = torch.zeros_like(dx) if dout is None else dout.contiguous()
     dlast = None if dlast is None else dlast.contiguous()
     with launching_on(x):
-        conv_gradients[(_programs(batch, blocks, channels),)](
+        kernels().conv_gradients[(_programs(batch, blocks, channels),)](
             *(x, *rest, dout, dlast, dx, dstate, parts, x.stride(0), x.stride(1), length, channels, blocks),
             SILU=silu,
             TAPS=taps,
             **_blocks(),
         )
-    return dx, parts.sum(0), dstate
+    return [dx, parts.sum(0), dstate]
 
 
-def new_gradients(x: Tensor, weight: Tensor, initial_state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for what `backward` returns."""
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    dstate = x.new_empty(0 if initial_state is None else initial_state.shape)
-    return dx, x.new_empty(weight.numel() + x.shape[2]), dstate
+def _new_gradients(problem: ConvProblem) -> list[Tensor]:
+    x, weight, state = problem.x, problem.weight, problem.initial_state
+    dx, dstate = empty_like(x, state)
+    return [dx, x.new_empty(weight.numel() + x.shape[2]), dstate]
 
 
 def _programs(batch: int, blocks: int, channels: int) -> int:
@@ -81,9 +88,9 @@ def _blocks() -> dict[str, int]:
 
 
 def _prepared(problem: ConvProblem) -> tuple[Any, ...]:
-    """What kernels read: x, weight, bias, initial state, order, counts and starts."""
+    """Return x, weight, bias, initial state, order, counts and starts as kernels read them."""
     x, weight, bias, _, state, valid, start = problem
-    # What a layer convolves is often part of a wider tensor; only channels must lie side by side.
+    # x is often part of a wider tensor, such as a projection; only its channels must be adjacent.
     x = x if x.stride(2) == 1 else x.contiguous()
     bias, state, valid, start = (None if y is None else y.contiguous() for y in (bias, state, valid, start))
     order = counts = starts = None
@@ -92,3 +99,9 @@ def _prepared(problem: ConvProblem) -> tuple[Any, ...]:
     if start is not None:
         starts = start.cumsum(1)
     return x, weight.contiguous(), bias, state, order, counts, starts
+
+
+# Same as `causal_conv1d` in float32 on a GPU.
+conv_triton = differentiable_convolution(
+    "causal_conv1d_triton", _forward, _backward, _new_gradients, device_types=DEVICES, label="triton"
+)

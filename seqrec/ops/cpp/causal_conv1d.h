@@ -1,19 +1,19 @@
 // Causal depthwise convolution. Letters as in problems.h; part of kernels.cpp.
 //
-// Threads run over pieces of E events. In each block of LANES channels a piece walks along its events with the window,
-// the W - 1 valid inputs before the present one, in registers. In backward a piece owns the gradients of its own
-// inputs, and walks on until the last of them has left the window, so that no two threads write to one place. The first
+// Threads run over pieces of E events. In each block of LANES channels a piece walks along its events and keeps the
+// window, the W - 1 valid inputs before the present one, in registers. In backward a piece owns the gradients of its
+// inputs and continues until the last of them has left the window, so no two threads write to one place. The first
 // piece also owns the initial state: W - 1 inputs before the first event. A start empties the window by assignment,
-// since a product with 0 would let NaN through.
+// because a product with 0 would let NaN through.
 
 inline int64_t pieces_of(const ConvProblem& p) { return std::max<int64_t>(1, (p.length + p.piece - 1) / p.piece); }
 
 int64_t conv_scratch(const ConvProblem& p) { return 6 * p.taps; }
 
-// Working memory of one block, W of each; the window is in the first W - 1, oldest first.
+// Working memory of one block: W of each. The window is in the first W - 1, oldest first.
 struct Window {
   Vec *before, *x, *weight, *dx, *dweight;
-  float** owner;  // where dx goes once it is complete; null where another piece has it
+  float** owner;  // address to which complete dx are written; null if another piece owns them
 };
 
 inline Window window_in(Vec* memory, float** owner, int64_t W) {
@@ -53,7 +53,7 @@ inline Vec convolved(const Window& r, Vec now, Vec bias, int64_t W) {
   return sum;
 }
 
-// TAPS is W, or 0 where W is known at run time only.
+// TAPS is W, or 0 if W is known only at run time.
 template <int TAPS>
 void conv_forward_block(const ConvProblem& p, const Block& k, int64_t begin, int64_t end, Vec* scratch) {
   const int64_t W = TAPS ? TAPS : p.taps;
@@ -77,7 +77,7 @@ void conv_forward_block(const ConvProblem& p, const Block& k, int64_t begin, int
     for (int64_t w = 0; w < W - 1; ++w) store(p.last_state + state_offset(p, k, w), r.x[w], k.lanes);
 }
 
-// Hand the gradients of the window over to where they go, and go on without.
+// Write the gradients of the window to their owners, and forget the owners.
 inline void release(const Window& r, int64_t W, int lanes) {
   for (int64_t w = 0; w < W - 1; ++w) {
     if (r.owner[w]) store(r.owner[w], r.dx[w], lanes);
@@ -98,7 +98,7 @@ void conv_backward_block(const ConvProblem& p, const Block& k, int64_t begin, in
   for (int64_t w = 0; w < W - 1; ++w) r.owner[w] = has_state ? p.dinitial_state + state_offset(p, k, w) : nullptr;
   const Vec bias = load_or_zero(p.bias, k.channel, k.lanes);
   Vec dbias{};
-  // Behind the piece, W - 1 valid events see its inputs.
+  // After the piece, the windows of W - 1 valid events contain its inputs.
   for (int64_t t = begin, left = W - 1; t < p.length && (t < end || left > 0); ++t) {
     const int64_t event = k.row * p.length + t, at = event * p.channels + k.channel;
     const bool is_own = t < end;
@@ -142,7 +142,7 @@ void conv_backward_block(const ConvProblem& p, const Block& k, int64_t begin, in
   store(p.dbias + slice * p.channels + k.channel, dbias, k.lanes);
 }
 
-// All blocks of one piece, so that what they share of the cache's lines is still there.
+// All blocks of one piece in turn: the cache still has the lines that they share.
 template <void (*BLOCK)(const ConvProblem&, const Block&, int64_t, int64_t, Vec*)>
 void walk_piece(const ConvProblem& p, int64_t task, Vec* scratch) {
   const int64_t row = task / pieces_of(p), begin = task % pieces_of(p) * p.piece;

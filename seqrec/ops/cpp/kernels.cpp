@@ -1,6 +1,6 @@
 // The selective scan and the causal convolution on CPU, forward and hand-written backward, float32, behind a plain C
 // ABI. One source, several builds: KERNEL_LANES is the number of floats in a vector register. Lanes run over channels.
-// Sums are made in an order that does not depend on timing.
+// The order of sums does not depend on timing.
 
 #include <algorithm>
 #include <atomic>
@@ -18,11 +18,11 @@
 
 #include "problems.h"
 
-// A build whose instructions this architecture lacks becomes a library without functions.
+// If this architecture lacks a build's instructions, the library has no functions.
 #if KERNEL_LANES == 4 || defined(__x86_64__)
 
-// The target is set here, not by compiler flags, so that one build description serves every architecture. Standard
-// headers come first: their functions must stay runnable anywhere.
+// The target is set here, not by compiler flags: one build description then works for every architecture. Standard
+// headers come first, because their functions must run on any CPU.
 #if KERNEL_LANES == 16
 #define KERNEL_TARGET "avx512f,avx512dq,avx512vl,avx512bw,avx2,fma"
 #elif KERNEL_LANES == 8
@@ -85,13 +85,12 @@ inline bool is_start(const Problem& p, int64_t event) {
 
 namespace {
 
-// A thread must have at least this many units of work to do: about 50 us, twice what starting it costs. A unit is one
-// update of a state.
+// Minimum units of work of a thread: about 50 us, twice the cost of starting it. A unit is one update of a state.
 constexpr int64_t WORK_PER_THREAD = 1 << 18;
 
-// Run task(p, i, scratch) for every i < tasks. Threads are started here instead of kept: a pool (OpenMP's too) does
-// not survive the fork of a data loader's worker, and one that waits by spinning would slow torch's own. Which thread
-// takes which task does not matter to the result. Returns 0, or 1 where memory is short.
+// Run task(p, i, scratch) for every i < tasks. Threads are started for each call: a pool (also OpenMP's) does not
+// survive the fork of a data loader's worker, and one that waits by spinning would slow torch's own. The result does
+// not depend on which thread runs a task. Returns 0, or 1 if memory cannot be allocated.
 template <typename Problem>
 int run(const Problem& p, int64_t tasks, int64_t work, int64_t scratch_vectors,
         void (*task)(const Problem&, int64_t, Vec*)) {
@@ -108,7 +107,7 @@ int run(const Problem& p, int64_t tasks, int64_t work, int64_t scratch_vectors,
   try {
     for (int64_t thread = 1; thread < threads; ++thread) others.emplace_back(take, thread);
   } catch (const std::exception&) {
-    // The system gives no more threads: those that there are do all of the work.
+    // The system refuses more threads: the present ones do all of the work.
   }
   take(0);
   for (std::thread& other : others) other.join();

@@ -1,5 +1,5 @@
-// Arithmetic on vectors of KERNEL_LANES floats. Include it once, where the target's instructions are switched on.
-// Compilers of the GCC family only: the vectors are theirs (`vector_size`), so that one source serves all widths.
+// Arithmetic on vectors of KERNEL_LANES floats. Include it once, after the target's instructions are switched on.
+// For compilers of the GCC family only, which have vectors of any width (`vector_size`).
 
 constexpr int LANES = KERNEL_LANES;
 typedef float Vec __attribute__((vector_size(4 * LANES)));
@@ -15,7 +15,7 @@ inline Vec load(const float* from) {
 
 inline void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 
-// The first `count` lanes; the others are zero.
+// Load the first `count` lanes; the others are zero.
 inline Vec load(const float* from, int count) {
   if (count == LANES) return load(from);
   Vec v{};
@@ -40,7 +40,7 @@ inline void copy(Vec* to, const Vec* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = from[i];
 }
 
-// (count, N) in memory, one row a channel, to N vectors with one lane a channel, and back.
+// Convert (count, N) in memory, one row per channel, to N vectors with one lane per channel, and back.
 inline void load_rows(Vec* to, const float* from, int64_t N, int count) {
   for (int64_t n = 0; n < N; ++n) {
     to[n] = Vec{};
@@ -84,7 +84,7 @@ inline Vec exp2(Vec x) {
   return p * power_of_two(k);
 }
 
-// e^x likewise. ln 2 is split in two (Cody and Waite), which keeps large |x| accurate.
+// e^x with the same properties. ln 2 is split in two (Cody and Waite), which keeps large |x| accurate.
 inline Vec exp(Vec x) {
   x = clamp(x, -88.02f, 88.72f);
   const Vec k = x * all(1.44269504f) + all(ROUND), whole = k - all(ROUND);

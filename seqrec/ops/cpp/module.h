@@ -1,5 +1,5 @@
-// The build treats the library as a Python extension module, which puts the library beside the package's Python files.
-// It is loaded through ctypes; where Python's headers are at hand it can be imported too, as an empty module.
+// The build treats the library as a Python extension module, which puts it into the folder of the Python files. It is
+// loaded through ctypes; if Python's headers are installed, it can also be imported, as an empty module.
 #if defined(KERNEL_MODULE) && defined(__has_include)
 #if __has_include(<Python.h>)
 #define Py_LIMITED_API 0x030A0000

@@ -1,17 +1,16 @@
-// The arguments of the library's functions. `ScanLayout` in `../selective_scan/compiled.py` and `ConvLayout` in
-// `../causal_conv1d/compiled.py` repeat them, field by field.
-// B batch, L events, D channels; contiguous, last letter fastest, but for what is said.
-// Null pointers: an optional argument that was not given, or a result that nobody wants.
+// The arguments of the library's functions. `ScanLayout` and `ConvLayout` in `../compiled_library.py` repeat them field
+// by field. B batch, L events, D channels; contiguous, last letter fastest, unless a comment states otherwise.
+// A null pointer is an optional argument that was not given, or a result that is not needed.
 
 #include <cstdint>
 
 extern "C" {
 
-// N states a channel, S events between two kept states.
+// N states per channel, S events between two kept states.
 struct ScanProblem {
   int64_t batch, length, channels, states;
   int64_t interval;  // S
-  int64_t groups;    // parts that the channel blocks of a row are split into in backward; dB, dC have one slice each
+  int64_t groups;    // parts into which backward splits the channel blocks of a row; one slice of dB, dC each
   int64_t threads, softplus;
   const uint8_t *valid, *start;       // (B, L), 0 or 1; all valid, no starts
   const float *u, *delta, *z;         // (B, L, D)
@@ -24,12 +23,12 @@ struct ScanProblem {
   float *kept_states;                 // (B, ceil(L / S), N, D rounded up to 16)
   const float *dy, *dlast_state;      // as y, last_state
   float *du, *ddelta, *dz;            // (B, L, D)
-  float *dA, *dD, *ddelta_bias;       // (B, D, N), (B, D), (B, D): one slice a row, to be summed
+  float *dA, *dD, *ddelta_bias;       // (B, D, N), (B, D), (B, D): one slice per row, to be summed
   float *dB, *dC;                     // (groups, B, L, N), zero at entry, to be summed
   float *dinitial_state;              // (B, D, N)
 };
 
-// W taps, E events of a piece, the part of a row that one thread takes at a time.
+// W taps, E events of a piece, which is the part of a row that one thread takes at a time.
 struct ConvProblem {
   int64_t batch, length, channels, taps;
   int64_t row_stride, event_stride;  // of x, in floats
@@ -44,7 +43,7 @@ struct ConvProblem {
   float *last_state;             // as initial_state
   const float *dout, *dlast_state;
   float *dx;                // (B, L, D)
-  float *dweight, *dbias;   // (B, ceil(L / E), W, D), (B, ceil(L / E), D): one slice a piece, to be summed
+  float *dweight, *dbias;   // (B, ceil(L / E), W, D), (B, ceil(L / E), D): one slice per piece, to be summed
   float *dinitial_state;    // (B, W - 1, D)
 };
 }

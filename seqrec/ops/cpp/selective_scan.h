@@ -1,11 +1,11 @@
 // Selective scan. Letters as in problems.h; part of kernels.cpp.
 //
 // Threads run over batch rows and blocks of LANES channels, and each walks along the events. Nothing of size
-// (B, L, D, N) is kept: forward writes the state before every S-th event, backward rebuilds the states of S events
-// from it. At padding nothing is read and the state passes; at a start the state becomes zero by assignment, since a
-// product with 0 would let NaN through.
+// (B, L, D, N) is kept: forward writes the state before every S-th event, and backward recomputes the states of S
+// events from it. At padding nothing is read and the state passes; at a start the state becomes zero by assignment,
+// because a product with 0 would let NaN through.
 
-constexpr int64_t PADDING = 16;  // kept_states rounds D up to this, whatever LANES is
+constexpr int64_t PADDING = 16;  // D of kept_states is rounded up to this for any LANES
 
 struct Step {
   Vec size, slope;  // the step size and its derivative with respect to delta
@@ -22,7 +22,7 @@ inline Step step_of(Vec delta, int64_t softplus) {
 // to[n] += the sum over lanes of products[n]; products is overwritten and padded to whole blocks of LANES.
 inline void add_sums(float* to, Vec* products, int64_t N, int lanes) {
   if (lanes < LANES) {
-    // A lane without a channel holds zero times B or C, which is not zero where those are infinite.
+    // A lane without a channel holds zero times B or C, which is NaN if those are infinite.
     Bits used{};
     for (int i = 0; i < lanes; ++i) used[i] = -1;
     for (int64_t n = 0; n < N; ++n) products[n] = used ? products[n] : Vec{};
@@ -109,8 +109,8 @@ Rebuilt rebuilt_in(const ScanProblem& p, Vec* scratch) {
           parts[6], parts[7], parts[8], parts[9], parts[10], parts[11], parts[12]};
 }
 
-// Rebuild the states of `count` events from the kept one, and send dy back through the gate. HAS_FLAGS, here and below:
-// whether `valid` or `start` is given. Without, this is all inlined as one loop, which saves a sixth of the time.
+// Recompute the states of `count` events from the kept one, and compute dy before the gate. HAS_FLAGS, here and below,
+// is true if `valid` or `start` is given. If not, all of this is inlined as one loop, which saves a sixth of the time.
 template <bool HAS_FLAGS>
 void rebuild(const ScanProblem& p, const Block& k, int64_t chunk, int64_t count, Vec bias, Vec D, const Rebuilt& r) {
   const int64_t N = p.states;

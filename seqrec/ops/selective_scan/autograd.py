@@ -1,4 +1,4 @@
-"""What the scan's custom ops share, their derivative before all. Letters as in `selective_scan`."""
+"""Custom ops of a scan with a hand-written backward pass. Letters as in `selective_scan`."""
 
 from __future__ import annotations
 
@@ -8,64 +8,83 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqrec.ops.custom_op import differentiable
-from seqrec.ops.problems import empty_like
+from seqrec.ops.autograd import differentiable, schema_arguments
+from seqrec.ops.problems import empty_like, wants_gradient
+from seqrec.ops.selective_scan.problem import Scan, ScanProblem
 
 
 def differentiable_scan(
     name: str,
-    forward: Callable[..., tuple[Tensor, Tensor, Tensor]],
-    backward: Callable[..., list[Tensor]],
+    forward: Callable[[ScanProblem, bool], tuple[Tensor, Tensor, Tensor]],
+    backward: Callable[[ScanProblem, Tensor, Tensor | None, Tensor | None], list[Tensor]],
     kept_shape: Callable[[Tensor, Tensor], tuple[int, ...]],
     *,
     device_types: str | Sequence[str],
-    what: str,
-) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """A scan that torch can differentiate and compile; see `differentiable`.
+    label: str,
+) -> Scan:
+    """Make a backend that torch can differentiate and compile; see `differentiable`.
 
     Args:
-        name: Of its ops.
-        forward: Maps the fields of a `ScanProblem` up to `start`, and whether to keep states, to y, the last state
-            and the kept states.
-        backward: Maps the gradients of the first two, the fields without the initial state, and the kept states to
-            gradients of all real fields, empty where the field was None.
+        name: Name of its ops.
+        forward: Maps a problem, and whether to keep states for `backward`, to y, the last state and the kept states.
+        backward: Maps a problem without initial state, the kept states, and the gradients of y and the last state to
+            the gradients of u, delta, A, B, C, D, z, delta_bias and initial state; empty if the argument is None.
         kept_shape: Maps u and A to the shape of the kept states.
-        device_types: Where it computes.
-        what: Name for the refusal of a second derivative.
+        device_types: Device types that it supports.
+        label: Name in the error that a second derivative raises.
     """
 
-    def new_forward(u: Tensor, delta: Tensor, A: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def run_forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        *fields, keep = inputs
+        return forward(ScanProblem(*fields), keep)
+
+    def run_backward(dy: Tensor | None, dlast: Tensor | None, *inputs: Any) -> list[Tensor]:
+        *real, delta_softplus, valid, start, kept = inputs
+        fields = (*real, delta_softplus, None, valid, start)
+        return backward(ScanProblem(*fields), kept, dy, dlast)
+
+    def fake_forward(u: Tensor, delta: Tensor, A: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
         return new_outputs(u, A, kept_shape(u, A) if others[-1] else None)
 
-    return differentiable(
+    fields = schema_arguments(ScanProblem, ["return_last_state"])
+    saved = schema_arguments(ScanProblem, ["return_last_state", "initial_state"])
+    run = differentiable(
         name,
-        forward,
-        backward,
+        run_forward,
+        run_backward,
+        schemas=(
+            f"({fields}, bool keep) -> (Tensor, Tensor, Tensor)",
+            f"(Tensor? dy, Tensor? dlast, {saved}, Tensor kept) -> Tensor[]",
+        ),
         device_types=device_types,
-        new_outputs=new_forward,
+        new_outputs=fake_forward,
         new_gradients=_new_gradients,
         setup_context=_setup_context,
         differentiate=_differentiate,
-        refusal=f"the {what} scan has no second derivative; use backend='reference' for it",
+        refusal=f"the {label} scan has no second derivative; use backend='reference' for it",
     )
+
+    def scan(problem: ScanProblem) -> tuple[Tensor, Tensor]:
+        y, last, _ = run(*problem[:-1], wants_gradient(problem))
+        return y, last
+
+    return scan
 
 
 def new_outputs(u: Tensor, A: Tensor, kept_shape: tuple[int, ...] | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for y, the last state and the kept states, which are empty where their shape is None."""
+    """Allocate y, the last state and the kept states, which are empty if their shape is None."""
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
     return y, u.new_empty(u.shape[0], *A.shape), u.new_empty((0,) if kept_shape is None else kept_shape)
 
 
-def _new_gradients(
-    dy: Tensor | None, dlast: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, *others: Any
-) -> list[Tensor]:
-    B, C, D, z, delta_bias, *_ = others
-    return [*empty_like(u, delta, A, B, C, D, z, delta_bias), u.new_empty(u.shape[0], *A.shape)]
+def _new_gradients(dy: Tensor | None, dlast: Tensor | None, *inputs: Any) -> list[Tensor]:
+    u, delta, A, *others = inputs[:8]
+    return [*empty_like(u, delta, A, *others), u.new_empty(u.shape[0], *A.shape)]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, valid, start, _ = inputs
-    ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, valid, start, output[2])
+    *real, delta_softplus, initial_state, valid, start, _ = inputs
+    ctx.save_for_backward(*real, valid, start, output[2])
     ctx.delta_softplus, ctx.has_initial_state = delta_softplus, initial_state is not None
     ctx.set_materialize_grads(False)
 

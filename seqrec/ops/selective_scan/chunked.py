@@ -1,7 +1,7 @@
-"""Selective scan in plain torch that never holds (B, L, D, N): sequential over chunks, recomputed in backward.
+"""Selective scan in plain torch that never allocates (B, L, D, N): one chunk after another, recomputed in backward.
 
-Inside a chunk of S events the decays and inputs of all (B, D, N) are built at once, then the recurrence runs
-in place over S steps. Forward keeps the state at each chunk's start; backward rebuilds a chunk's states
+Inside a chunk of S events the decays and inputs of all (B, D, N) are computed at once, then the recurrence runs
+in place over S steps. Forward keeps the state at each chunk's start; backward recomputes a chunk's states
 from it. Only products of decays (at most 1) occur, never quotients or logarithms of them, so nothing overflows.
 """
 
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqrec.ops.second_derivative import refuse_second_derivative
+from seqrec.ops.autograd import refuse_second_derivative
 
 CHUNK_EVENTS = 32
 
 
 def _recur(decay: Tensor, state: Tensor, before: Tensor, start: Tensor | None) -> None:
-    """In place over axis 0: state[t] += decay[t] * state[t - 1], with state[-1] = before, or 0 at a start."""
+    """Add in place over axis 0: state[t] += decay[t] * state[t - 1], with state[-1] = before, or 0 at a start."""
     for t, (decay_t, state_t) in enumerate(zip(decay.unbind(0), state.unbind(0), strict=True)):
         # A product with a decay of 0 would let NaN through.
         state_t.addcmul_(decay_t, before if start is None else before.masked_fill(start[t], 0))
@@ -26,7 +26,7 @@ def _recur(decay: Tensor, state: Tensor, before: Tensor, start: Tensor | None) -
 
 
 def _recur_back(decay: Tensor, grads: Tensor, start: Tensor | None) -> None:
-    """In place from the end: grads[t] += decay[t + 1] * grads[t + 1], or 0 in front of a start."""
+    """Add in place from the end: grads[t] += decay[t + 1] * grads[t + 1], or 0 before a start."""
     decays, steps = decay.unbind(0), grads.unbind(0)
     for t in range(len(steps) - 2, -1, -1):
         later = steps[t + 1]
@@ -34,7 +34,7 @@ def _recur_back(decay: Tensor, grads: Tensor, start: Tensor | None) -> None:
 
 
 class ChunkedScan(torch.autograd.Function):
-    """Autograd form of `scan_reference`; same arguments and results. A second derivative raises."""
+    """`scan_reference` with a backward pass of its own; same arguments and results. A second derivative raises."""
 
     @staticmethod
     def forward(
@@ -48,7 +48,7 @@ class ChunkedScan(torch.autograd.Function):
         start: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return y (B, L, D) and the last state (B, D, N)."""
-        # Time first, so that one step of the recurrence is one contiguous block.
+        # Time first: one step of the recurrence is then one contiguous block.
         u_t, step_t, B_t, C_t = (x.transpose(0, 1) for x in (u, step, B, C))
         length, batch, channels = u_t.shape
         y = u.new_empty(length, batch, channels)
@@ -70,9 +70,9 @@ class ChunkedScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of all six real inputs."""
+        """Return the gradients of all six real inputs."""
         refuse_second_derivative("the chunked scan has no second derivative; use backend='reference' for it")
-        # Autocast lowers matrix products, and may be on where backward is called.
+        # Autocast lowers matrix products, and may be on when backward is called.
         with torch.autocast(dy.device.type, enabled=False):
             return *_gradients(dy, dlast, *ctx.saved_tensors), None
 
@@ -88,7 +88,7 @@ def _gradients(
     start: Tensor | None,
     *kept: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Gradients of u, step, A, B, C and the initial state, chunk by chunk from the end."""
+    """Return the gradients of u, step, A, B, C and the initial state, chunk by chunk from the end."""
     u_t, step_t, B_t, C_t, dy_t = (x.transpose(0, 1) for x in (u, step, B, C, dy))
     length, batch, channels = u_t.shape
     du, dstep = u.new_empty(length, batch, channels), u.new_empty(length, batch, channels)
@@ -96,7 +96,7 @@ def _gradients(
     dA = torch.zeros_like(A)
     size = min(CHUNK_EVENTS, max(length, 1))
     buffers = [u.new_empty(size, batch, channels, A.shape[1]) for _ in range(3)]
-    carry = dlast.clone()  # gradient that reaches the state at the chunk's end
+    carry = dlast.clone()  # gradient of the state at the chunk's end
     for begin, state in reversed(list(zip(range(0, length, size), kept, strict=True))):
         part = slice(begin, min(begin + size, length))
         decay, states, grads = (buffer[: part.stop - begin] for buffer in buffers)
@@ -106,7 +106,7 @@ def _gradients(
         torch.mul(steps.unsqueeze(-1), A, out=decay).exp_()
         torch.mul(step_u.unsqueeze(-1), B_t[part].unsqueeze(2), out=states)
         _recur(decay, states, state, starts)
-        # grads[t] = dL/dh_t: what y_t sends back, plus decay[t + 1] * grads[t + 1].
+        # grads[t] = dL/dh_t: the part through y_t, plus decay[t + 1] * grads[t + 1].
         torch.mul(dy_part.unsqueeze(-1), C_t[part].unsqueeze(2), out=grads)
         grads[-1].add_(carry)
         _recur_back(decay, grads, starts)
@@ -129,19 +129,13 @@ def _gradients(
 
 
 def _starts(start: Tensor | None, part: slice) -> Tensor | None:
-    # (B, L) to what lies beside a chunk's states, (S, B, 1, 1).
+    # (B, L) to a shape that broadcasts with a chunk's states, (S, B, 1, 1).
     return None if start is None else start[:, part].t()[:, :, None, None]
 
 
 def scan_chunked(
-    u: Tensor,
-    step: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    initial_state: Tensor,
-    start: Tensor | None = None,
+    u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor, start: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Same as `scan_reference`; memory grows with L / 32 states instead of L."""
+    """Compute `scan_reference`; memory grows with L / 32 states instead of L."""
     y, last = ChunkedScan.apply(u, step, A, B, C, initial_state, start)  # type: ignore[no-untyped-call]
     return y, last

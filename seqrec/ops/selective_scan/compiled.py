@@ -1,4 +1,4 @@
-"""The compiled CPU scan, as an op that torch knows. Shapes: B batch, L events, D channels, N states a channel."""
+"""The scan by the compiled CPU library. Shapes: B batch, L events, D channels, N states per channel."""
 
 from __future__ import annotations
 
@@ -10,21 +10,10 @@ from seqrec.ops.problems import empty_like
 from seqrec.ops.selective_scan.autograd import differentiable_scan, new_outputs
 from seqrec.ops.selective_scan.problem import ScanProblem
 
-# Events between two states that forward keeps; backward rebuilds those in between.
+# Events between two states that forward keeps; backward recomputes the states in between.
 INTERVAL = 32
-# The kept states round D up to this, so that their shape does not depend on the vector width.
+# D of the kept states is rounded up to a multiple of this, so their shape does not depend on the vector width.
 PADDING = 16
-
-
-def _sizes(u: Tensor, A: Tensor) -> dict[str, int]:
-    batch, length, channels = u.shape
-    return {
-        "batch": batch,
-        "length": length,
-        "channels": channels,
-        "states": A.shape[1],
-        "interval": INTERVAL,
-    }
 
 
 def _kept_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
@@ -32,52 +21,31 @@ def _kept_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     return batch, -(-length // INTERVAL), A.shape[1], -(-channels // PADDING) * PADDING
 
 
-def _forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-    valid: Tensor | None,
-    start: Tensor | None,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the last state, and where `keep` the states that backward starts from."""
-    inputs = contiguous(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
-    inputs |= contiguous(initial_state=initial_state, valid=valid, start=start)
+def _numbers(problem: ScanProblem, groups: int) -> dict[str, int]:
+    names = ("batch", "length", "channels", "states", "interval", "softplus", "groups")
+    sizes = (*problem.u.shape, problem.A.shape[1], INTERVAL, int(problem.delta_softplus), groups)
+    return dict(zip(names, sizes, strict=True))
+
+
+def _inputs(problem: ScanProblem) -> dict[str, Tensor | None]:
+    return contiguous(**{name: x for name, x in problem._asdict().items() if not isinstance(x, bool)})
+
+
+def _forward(problem: ScanProblem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    u, A = problem.u, problem.A
+    inputs = _inputs(problem)
     y, last, kept = new_outputs(u, A, _kept_shape(u, A) if keep else None)
     results = {"y": y, "last_state": last, "kept_states": kept if keep else None}
-    call("scan_forward", {**_sizes(u, A), "softplus": delta_softplus, "groups": 1}, {**inputs, **results})
+    call("scan_forward", _numbers(problem, groups=1), {**inputs, **results})
     return y, last, kept
 
 
-def _backward(
-    dy: Tensor | None,
-    dlast: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    valid: Tensor | None,
-    start: Tensor | None,
-    kept: Tensor,
-) -> list[Tensor]:
-    """Gradients of u, delta, A, B, C, D, z, delta_bias and initial state; empty where the input was None."""
-    inputs = contiguous(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
-    inputs |= contiguous(valid=valid, start=start, kept_states=kept, dy=dy, dlast_state=dlast)
+def _backward(problem: ScanProblem, kept: Tensor, dy: Tensor | None, dlast: Tensor | None) -> list[Tensor]:
+    u, delta, A, _, _, D, z, delta_bias, *_ = problem
+    inputs = _inputs(problem) | contiguous(kept_states=kept, dy=dy, dlast_state=dlast)
     batch, length, channels = u.shape
     states = A.shape[1]
-    # Twice as many tasks as threads where the rows alone are fewer. Each group has its own dB and dC.
+    # Twice as many tasks as threads if there are fewer rows than that. Each group has its own dB and dC.
     groups = max(1, min(-(-channels // PADDING), -(-2 * torch.get_num_threads() // max(batch, 1))))
     du, ddelta, dz = empty_like(u, delta, z)
     dA = u.new_empty(batch, channels, states)
@@ -86,24 +54,14 @@ def _backward(
     dinitial = u.new_empty(batch, channels, states)
     results = {"du": du, "ddelta": ddelta, "dA": dA, "dB": dB, "dC": dC, "dD": dD, "dinitial_state": dinitial}
     results |= {"ddelta_bias": dbias} | ({} if z is None else {"dz": dz})
-    numbers = {**_sizes(u, A), "softplus": int(delta_softplus), "groups": groups}
-    call("scan_backward", numbers, {**inputs, **results})
+    call("scan_backward", _numbers(problem, groups), {**inputs, **results})
     total = [x[0] if groups == 1 else x.sum(0) for x in (dB, dC)]
     dD = torch.empty(0) if D is None else dD.sum(0)
     dbias = torch.empty(0) if delta_bias is None else dbias.sum(0)
     return [du, ddelta, dA.sum(0), *total, dD, dz, dbias, dinitial]
 
 
-_scan = differentiable_scan(
-    "selective_scan", _forward, _backward, _kept_shape, device_types="cpu", what="compiled"
+# Same as `selective_scan` in float32 on CPU, with bias, softplus, skip, gate, padding and starts in one pass.
+scan_compiled = differentiable_scan(
+    "selective_scan", _forward, _backward, _kept_shape, device_types="cpu", label="compiled"
 )
-
-
-def scan_compiled(problem: ScanProblem) -> tuple[Tensor, Tensor]:
-    """Same as `selective_scan` in float32 on CPU, with bias, softplus, skip, gate, padding and starts in the same pass.
-
-    Returns:
-        y (B, L, D) and the last state (B, D, N).
-    """
-    y, last, _ = _scan(*problem[:-1], problem.wants_gradient)
-    return y, last

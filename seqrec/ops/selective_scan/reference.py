@@ -1,19 +1,21 @@
-"""The selective scan as the paper writes it: the oracle for every faster path."""
+"""The selective scan event by event, in plain torch: the oracle of every faster path, its export, and one step.
+
+Shapes: B batch, L events, D channels, N states per channel.
+"""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from seqrec.ops.export import scan_events, without_autocast
+from seqrec.ops.problems import step_sizes, with_gate_and_padding
+from seqrec.ops.selective_scan.problem import check_operands
 
 
 def scan_reference(
-    u: Tensor,
-    step: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    initial_state: Tensor,
-    start: Tensor | None = None,
+    u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor, start: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Run `h_t = exp(step_t A) h_{t-1} + step_t B_t u_t`, `y_t = C_t h_t`, one event after another.
 
@@ -39,3 +41,78 @@ def scan_reference(
         state = decay * state + (step_t * u_t).unsqueeze(-1) * B_t.unsqueeze(1)
         outputs.append((state * C_t.unsqueeze(1)).sum(-1))
     return (torch.stack(outputs, 1) if outputs else torch.zeros_like(u)), state
+
+
+def _scan_for_export(
+    u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor, start: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Compute `scan_reference` as one operator for any number of events."""
+
+    def event(state: Tensor, now: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        u_t, step_t, B_t, C_t, *start_t = now
+        if start_t:
+            state = state.masked_fill(start_t[0][:, None, None], 0)
+        decay = torch.exp(step_t.unsqueeze(-1) * A)
+        state = decay * state + (step_t * u_t).unsqueeze(-1) * B_t.unsqueeze(1)
+        return state, (state @ C_t.unsqueeze(-1)).squeeze(-1)
+
+    return scan_events(event, initial_state, (u, step, B, C) if start is None else (u, step, B, C, start))
+
+
+scan_exported = with_gate_and_padding(_scan_for_export)
+
+
+def selective_scan_step(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    state: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    *,
+    check: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Compute `selective_scan` for one event, as serving does after each action of a user.
+
+    Its cost does not depend on the number of earlier events. Plain torch on any device; `state` is not written to.
+
+    Args:
+        u: (B, D) input.
+        delta: (B, D) step size before bias and softplus.
+        A: (D, N).
+        B: (B, N) input weights.
+        C: (B, N) output weights.
+        state: (B, D, N) after the events so far; zeros before the first.
+        D: (D,) skip weights or None.
+        z: (B, D) gate or None.
+        delta_bias: (D,) or None.
+        delta_softplus: Whether the step size goes through softplus.
+        check: False is for layers that make the operands themselves; checks would take a tenth of a step.
+
+    Returns:
+        y (B, D) in u's dtype, and the state after this event (B, D, N), in float32 at least.
+
+    Raises:
+        InputError: if a shape, device or dtype does not fit.
+    """
+    if check:
+        given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "state": state}
+        check_operands({**given, "D": D, "z": z, "delta_bias": delta_bias}, "B")
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    with without_autocast(u.device.type):
+        wide = u.to(dtype)
+        bias = None if delta_bias is None else delta_bias.to(dtype)
+        step = step_sizes(delta.to(dtype), bias, delta_softplus)
+        decay = torch.exp(step.unsqueeze(-1) * A.to(dtype))
+        inputs = (step * wide).unsqueeze(-1)
+        state = torch.addcmul(decay * state.to(dtype), inputs, B.to(dtype).unsqueeze(1))
+        y = (state @ C.to(dtype).unsqueeze(-1)).squeeze(-1)
+        if D is not None:
+            y = torch.addcmul(y, wide, D.to(dtype))
+        if z is not None:
+            y = y * F.silu(z.to(dtype))
+    return y.to(u.dtype), state

@@ -1,41 +1,46 @@
-"""How the Triton scan is cut between programs, and its kernels' launches.
+"""Cut the Triton scan between programs, and launch its kernels, which are imported at first use.
 
-Few rows and channels leave most of a GPU idle, so events are cut into runs: (1) each run's end from a zero state,
-(2) from those, one run after another, the state before each, (3) each run again from its true state. Backward is
-the same against time. Shapes: B batch, L events, D channels, N states a channel, K chunks, R runs.
+Few rows and channels leave most of a GPU idle, so events are cut into runs: (1) each run's last state from a zero
+state, (2) from those, one run after another, the state before each, (3) each run again from its true first state.
+Backward is the same against time. Shapes: B batch, L events, D channels, N states per channel, K chunks, R runs.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from seqrec.ops.selective_scan.autograd import new_outputs
+from seqrec.ops.selective_scan.autograd import differentiable_scan, new_outputs
 from seqrec.ops.selective_scan.problem import ScanProblem
-from seqrec.ops.selective_scan.triton_gradients import gradients, run_begins
-from seqrec.ops.selective_scan.triton_kernels import carry, outputs, run_ends
-from seqrec.ops.triton_support import launching_on
+from seqrec.ops.triton_support import DEVICES, launching_on
 
-# Events between two states that forward keeps; backward rebuilds those in between.
+# Events between two states that forward keeps; backward recomputes the states in between.
 CHUNK = 32
-# Of those, events between two states that backward writes down; the ones in between stay in registers.
+# Of those, events between two states that backward stores; the ones in between stay in registers.
 GROUP = 2
-# States of a program, 32 a lane: with fewer, lanes would repeat each other's work on an event; with more, they would
+# States of a program, 32 per lane: with fewer, lanes would repeat each other's work on an event; with more, they would
 # run out of registers.
 TILE = 1024
-# Channels of a program at most: from here on, one more shares nothing more.
+# Maximum channels of a program: more would share no more work.
 WIDEST = 128
-# Programs, each a warp, that run at the same time on one multiprocessor. Their registers are what limits them.
+# Programs, of one warp each, that run at the same time on one multiprocessor, limited by their registers.
 FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 16, 8
 # AMD's compiler has no such option.
 FORWARD_REGISTERS = {} if torch.version.hip else {"maxnreg": 128}
 CARRY_BLOCK = 128
 
 
+def kernels() -> Any:
+    """Import the kernels."""
+    from seqrec.ops.selective_scan import triton_kernels
+
+    return triton_kernels
+
+
 class Room(NamedTuple):
-    """What a device computes at a time.
+    """Work that a device does at a time.
 
     Attributes:
         tile: States of a program.
@@ -47,14 +52,14 @@ class Room(NamedTuple):
 
 
 def room(device: torch.device, programs: int) -> Room:
-    """Room on a device with so many programs a multiprocessor. The interpreter likes few and large ones."""
+    """Return the room on a device with so many programs per multiprocessor; few and large ones in the interpreter."""
     if device.type == "cpu":
         return Room(1 << 16, 1)
     return Room(TILE, programs * torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 class Cut(NamedTuple):
-    """How a problem is cut between programs.
+    """The cut of a problem between programs.
 
     Attributes:
         block_d: Channels of a program, a power of two.
@@ -76,12 +81,12 @@ class Cut(NamedTuple):
 def cut(u: Tensor, A: Tensor, room: Room) -> Cut:
     """Cut a problem into about as many programs as run at the same time.
 
-    Runs cost each event a second pass, so there is only one where rows and blocks alone fill half of the room.
+    Runs cost each event a second pass, so a row has only one if rows and blocks alone fill half of the room.
 
     Args:
         u: (B, L, D), not empty.
         A: (D, N).
-        room: Of the device.
+        room: Room on the device.
     """
     batch, length, channels = u.shape
     block_n = _power_of_two(A.shape[1])
@@ -95,28 +100,28 @@ def _power_of_two(size: int) -> int:
     return 1 << max(size - 1, 0).bit_length()
 
 
-def forward(problem: ScanProblem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y (B, L, D), the last state (B, D, N) and, if `keep`, that before each chunk (B, K, N, D), else (0,)."""
+def _forward(problem: ScanProblem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y (B, L, D), the last state (B, D, N) and, if `keep`, those before chunks (B, K, N, D), else (0,)."""
     u, delta, A, B, C, D, z, bias, softplus, initial_state, valid, start, _ = _prepared(problem)
     (batch, length, channels), states = u.shape, A.shape[1]
     if u.numel() == 0:
         last = u.new_zeros(batch, channels, states) if initial_state is None else initial_state.clone()
-        return torch.empty_like(u), last, u.new_empty(kept_shape(u, A) if keep else (0,))
+        return torch.empty_like(u), last, u.new_empty(_kept_shape(u, A) if keep else (0,))
     way = cut(u, A, room(u.device, FORWARD_PROGRAMS))
     begins = _states_first(initial_state)
     blocks = {"BLOCK_D": way.block_d, "BLOCK_N": way.block_n, "num_warps": 1, **FORWARD_REGISTERS}
     with launching_on(u):
         if way.runs > 1:
             part = _Runs(u, states, way.runs, start)
-            run_ends[(batch * way.runs * way.blocks,)](
+            kernels().run_ends[(batch * way.runs * way.blocks,)](
                 *(u, delta, A, B, bias, valid, start, part.ends, part.sums, part.cuts),
                 *(length, channels, states, way.runs, way.run_chunks * CHUNK),
                 SOFTPLUS=softplus,
                 **blocks,
             )
             begins = part.carried(A, begins, against_time=False)
-        y, last, kept = new_outputs(u, A, kept_shape(u, A) if keep else None)
-        outputs[(batch * way.runs * way.blocks,)](
+        y, last, kept = new_outputs(u, A, _kept_shape(u, A) if keep else None)
+        kernels().outputs[(batch * way.runs * way.blocks,)](
             *(u, delta, A, B, C, D, z, bias, valid, start, begins, y, last, kept if keep else None),
             *(length, channels, states, way.runs, way.run_chunks, way.chunks),
             SOFTPLUS=softplus,
@@ -126,8 +131,8 @@ def forward(problem: ScanProblem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     return y, last, kept
 
 
-def backward(problem: ScanProblem, kept: Tensor, dy: Tensor | None, dlast: Tensor | None) -> list[Tensor]:
-    """Gradients of u, delta, A, B, C, D, z, delta_bias and initial state; empty where the input was None."""
+def _backward(problem: ScanProblem, kept: Tensor, dy: Tensor | None, dlast: Tensor | None) -> list[Tensor]:
+    """Return gradients of u, delta, A, B, C, D, z, delta_bias and initial state; empty if the input is None."""
     u, delta, A, B, C, D, z, bias, softplus, _, valid, start, _ = _prepared(problem)
     (batch, length, channels), states = u.shape, A.shape[1]
     if u.numel() == 0:
@@ -137,26 +142,26 @@ def backward(problem: ScanProblem, kept: Tensor, dy: Tensor | None, dlast: Tenso
     dy = torch.zeros_like(u) if dy is None else dy.contiguous()
     blocks = {"BLOCK_D": way.block_d, "BLOCK_N": way.block_n, "num_warps": 1}
     programs = batch * way.runs * way.blocks
-    behind, dfirst = _states_first(dlast), u.new_empty(batch, channels, states)
+    dafter, dfirst = _states_first(dlast), u.new_empty(batch, channels, states)
     with launching_on(u):
         if way.runs > 1:
             part = _Runs(u, states, way.runs, start)
-            run_begins[(programs,)](
+            kernels().run_begins[(programs,)](
                 *(delta, A, C, z, dy, bias, valid, start, part.ends, part.sums, part.cuts),
                 *(length, channels, states, way.runs, way.run_chunks * CHUNK),
                 SOFTPLUS=softplus,
                 **blocks,
             )
-            behind = part.carried(A, behind, against_time=True)
+            dafter = part.carried(A, dafter, against_time=True)
         scratch = u.new_empty(programs, CHUNK // GROUP, way.block_n, way.block_d)
         du, ddelta, dz = torch.empty_like(u), torch.empty_like(u), u.new_empty(0 if z is None else z.shape)
-        # Of each run, and of each block: sums in a fixed order, where atomic additions would come in any.
+        # One part per run or per block: their sums have a fixed order, which atomic additions would not.
         dA, dD, dbias = (
             u.new_empty(batch * way.runs, *shape) for shape in ((channels, states), *[(channels,)] * 2)
         )
         dB, dC = (u.new_empty(way.blocks, batch, length, states) for _ in range(2))
-        gradients[(programs,)](
-            *(u, delta, A, B, C, D, z, bias, valid, start, kept, dy, behind, scratch),
+        kernels().gradients[(programs,)](
+            *(u, delta, A, B, C, D, z, bias, valid, start, kept, dy, dafter, scratch),
             *(du, ddelta, dA, dB, dC, dD, dz, dbias, dfirst),
             *(length, channels, states, batch, way.runs, way.run_chunks, way.chunks),
             SOFTPLUS=softplus,
@@ -170,13 +175,13 @@ def backward(problem: ScanProblem, kept: Tensor, dy: Tensor | None, dlast: Tenso
     return [du, ddelta, dA, dB, dC, dD, dz, dbias, dfirst]
 
 
-def kept_shape(u: Tensor, A: Tensor) -> tuple[int, int, int, int]:
-    """Shape of the kept states (B, K, N, D)."""
+def _kept_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
+    """Return the shape of the kept states (B, K, N, D)."""
     return u.shape[0], -(-u.shape[1] // CHUNK), A.shape[1], A.shape[0]
 
 
 def _prepared(problem: ScanProblem) -> ScanProblem:
-    """The problem as kernels read it: contiguous, flags as bytes."""
+    """Make tensors contiguous, and flags bytes, as kernels read them."""
     ready = (x.contiguous() if isinstance(x, Tensor) else x for x in problem)
     ready = (x.view(torch.uint8) if isinstance(x, Tensor) and x.dtype == torch.bool else x for x in ready)
     return ScanProblem(*ready)  # type: ignore[arg-type]  # field by field of the same kind
@@ -188,7 +193,7 @@ def _states_first(x: Tensor | None) -> Tensor | None:
 
 
 class _Runs:
-    """What is known of each run by itself: ends (B, R, N, D), sums of step sizes (B, R, D), cuts (B, R) or None."""
+    """Results of each run by itself: last states (B, R, N, D), sums of step sizes (B, R, D), cuts (B, R) or None."""
 
     def __init__(self, u: Tensor, states: int, runs: int, start: Tensor | None) -> None:
         batch, _, channels = u.shape
@@ -197,12 +202,18 @@ class _Runs:
         self.cuts = None if start is None else start.new_empty(batch, runs)
 
     def carried(self, A: Tensor, state: Tensor | None, against_time: bool) -> Tensor:
-        """(B, R, N, D) states before each run; `state` (B, N, D) is the one before all of them, None zero."""
+        """Return the state before each run (B, R, N, D) from the first one (B, N, D); None is zero."""
         batch, runs, states, channels = self.ends.shape
         begins = torch.empty_like(self.ends)
-        carry[(batch * -(-states * channels // CARRY_BLOCK),)](
+        kernels().carry[(batch * -(-states * channels // CARRY_BLOCK),)](
             *(self.ends, self.sums, self.cuts, A, state, begins, channels, states, runs),
             REVERSE=against_time,
             BLOCK=CARRY_BLOCK,
         )
         return begins
+
+
+# Same as `selective_scan` in float32 on a GPU, with everything in the same pass.
+scan_triton = differentiable_scan(
+    "selective_scan_triton", _forward, _backward, _kept_shape, device_types=DEVICES, label="triton"
+)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from seqrec.ops.export import is_exporting, without_autocast
+from seqrec.ops.problems import given_arguments
 from seqrec.ops.ssd.backends import SSD_BACKENDS
-from seqrec.ops.ssd.export import ssd_exported
-from seqrec.ops.ssd.mamba_ssm_scan import PLAIN_STEPS
+from seqrec.ops.ssd.cuda_package import PLAIN_STEPS
 from seqrec.ops.ssd.problem import SsdProblem, check_problem
-from seqrec.ops.ssd.step import ssd_step
+from seqrec.ops.ssd.reference import ssd_exported, ssd_step
 
 __all__ = ["SSD_BACKENDS", "ssd_scan", "ssd_step"]
 
@@ -32,44 +32,44 @@ def ssd_scan(
     start: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Mamba-2's recurrence with one decay a head (Transformers are SSMs: Generalized Models and Efficient
+    """Compute Mamba-2's recurrence with one decay per head (Transformers are SSMs: Generalized Models and Efficient
     Algorithms Through Structured State Space Duality, Dao & Gu 2024, sections 5 and 6).
 
     With step = delta + delta_bias, through softplus if asked, and the state h a (P, N) matrix of each head:
     `h_t = exp(step_t A) h_{t-1} + step_t x_t B_t^T`, `y_t = (h_t C_t + D x_t) * silu(z_t)`.
-    `selective_scan` with A the same for all states and channels of a head; that is what lets whole chunks be
-    computed by matrix products. Causal, padding and precision as there: right padding never reaches a valid
-    position, `valid` keeps it out of the last state, and the recurrence runs in float32 at least, also under autocast.
+    This is `selective_scan` with the same A for all states and channels of a head, which makes it possible to compute
+    whole chunks by matrix products. Causal, padding and precision as there: right padding never reaches a valid
+    position, `valid` masks it in the last state, and the recurrence runs in float32 at least, also under autocast.
 
-    Backends, from the one that "auto" likes best; all give the same values and gradients:
+    Backends, in the order in which "auto" prefers them; all give the same values and gradients:
 
     - "mamba_ssm": the Triton kernels of that package, float32 on CUDA, for states that fade (A negative, steps through
       softplus), no `start`. An extra that users install. Its matrix products are TF32, so it counts as missing
       unless `torch.set_float32_matmul_precision` allows that, or the environment variable TRITON_F32_DEFAULT=ieee
-      makes them exact; and under `torch.use_deterministic_algorithms`. Behind a step so large that the state fades
+      makes them exact; and under `torch.use_deterministic_algorithms`. After a step so large that the state fades
       at once, the decays of the same chunk lose digits.
     - "chunked": plain torch, any device, float32 and float64; matrix products inside chunks.
     - "reference": sequential, for tests; the only one with second derivatives. Never "auto".
 
-    float16 and bfloat16 count as float32, in which the recurrence runs. While `torch.export` traces, "auto" is plain
-    torch whatever the variable says.
+    float16 and bfloat16 are computed in float32. While `torch.export` traces, "auto" is plain torch, whatever the
+    environment variable.
 
     Args:
         x: (B, L, H, P) inputs.
         delta: (B, L, H) step sizes before bias and softplus.
         A: (H,), negative for a state that fades.
-        B: (B, L, G, N) input weights of each group; G divides H, and H / G heads in a row share a group.
-        C: (B, L, G, N) output weights likewise.
+        B: (B, L, G, N) input weights of each group; G divides H, and H / G consecutive heads share a group.
+        C: (B, L, G, N) output weights of each group.
         D: (H,) skip weights or None.
         z: (B, L, H, P) gate or None.
         delta_bias: (H,) or None.
         delta_softplus: Whether step sizes go through softplus.
         initial_state: (B, H, P, N) state before the first event; None is zero.
-        return_last_state: Whether to return the state behind the last event too; its gradient counts.
-        valid: (B, L) bool, True at events, False at padding, wherever that stands: the state passes through it
-            unchanged, y is 0 there, and what the inputs hold there is of no effect. None is True everywhere.
-        start: (B, L) bool, True where a new history begins, so that the state before it counts as zero (packed
-            rows), at padding too. None is False everywhere.
+        return_last_state: Whether to return the state after the last event too. It has a gradient.
+        valid: (B, L) bool, True at events, False at padding, which may be anywhere. The state passes through padding
+            unchanged, y is 0 there, and the contents of the inputs there have no effect. None is True everywhere.
+        start: (B, L) bool, True where a new history begins (packed rows), also at padding: the state before it
+            counts as zero. None is False everywhere.
         backend: A name above, or "auto": the environment variable SEQREC_SSD_BACKEND if set, else the first
             that can compute this.
 
@@ -77,13 +77,21 @@ def ssd_scan(
         y (B, L, H, P) in x's dtype; with `return_last_state` also h_L (B, H, P, N) in the recurrence's dtype.
 
     Raises:
-        InputError: an unknown backend, one that is missing or cannot compute what is asked for, or a shape,
-            device or kind of number that does not fit.
+        InputError: if the backend is unknown, missing or cannot compute this, or an argument's shape, device or dtype
+            does not fit.
+
+    Example:
+        >>> import torch
+        >>> from seqrec.ops import ssd_scan
+        >>> x, ones = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
+        >>> y = ssd_scan(x, torch.ones(1, 3, 1), -torch.log(torch.tensor([2.0])), ones, ones)
+        >>> [round(float(value), 4) for value in y.flatten()]  # The state halves with each event.
+        [1.0, 0.5, 0.25]
     """
     problem = SsdProblem(*(x, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, valid, start))
     check_problem(problem)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    given = tuple(name for name in ("initial_state", "valid", "start") if getattr(problem, name) is not None)
+    given = given_arguments(problem)
     if not delta_softplus:
         given = (*given, PLAIN_STEPS)
     if backend == "auto" and is_exporting():

@@ -1,13 +1,14 @@
-"""The backends of the state-space-dual scan, from the one that "auto" likes best."""
+"""The backends of the state-space-dual scan, in the order in which "auto" prefers them."""
 
 from __future__ import annotations
 
 import torch
 
 from seqrec.ops.backends import Backend, Backends, supports_real_numbers
-from seqrec.ops.ssd import mamba_ssm_scan
+from seqrec.ops.problems import with_gate_and_padding
+from seqrec.ops.ssd import cuda_package
 from seqrec.ops.ssd.chunked import ssd_chunked
-from seqrec.ops.ssd.problem import Ssd, with_gate_and_padding
+from seqrec.ops.ssd.problem import Ssd
 from seqrec.ops.ssd.reference import ssd_reference
 
 SSD_BACKENDS: Backends[Ssd] = Backends(
@@ -16,24 +17,14 @@ SSD_BACKENDS: Backends[Ssd] = Backends(
     [
         Backend(
             "mamba_ssm",
-            with_gate_and_padding(mamba_ssm_scan.ssd_mamba_ssm),
+            with_gate_and_padding(cuda_package.ssd_mamba_ssm),
             "float32 on cuda",
             supports=lambda device, dtype: device == "cuda" and dtype == torch.float32,
-            missing=mamba_ssm_scan.missing,
-            unsupported_args=frozenset({"start", mamba_ssm_scan.PLAIN_STEPS}),
+            missing=cuda_package.missing,
+            unsupported_args=frozenset({"start", cuda_package.PLAIN_STEPS}),
             extra=True,
         ),
-        Backend(
-            "chunked",
-            with_gate_and_padding(ssd_chunked),
-            "anywhere",
-            supports=supports_real_numbers,
-        ),
-        Backend(
-            "reference",
-            with_gate_and_padding(ssd_reference),
-            "anywhere",
-            supports=supports_real_numbers,
-        ),
+        Backend("chunked", with_gate_and_padding(ssd_chunked), "anywhere", supports_real_numbers),
+        Backend("reference", with_gate_and_padding(ssd_reference), "anywhere", supports_real_numbers),
     ],
 )

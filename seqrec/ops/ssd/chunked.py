@@ -1,46 +1,49 @@
 """State-space-dual scan by matrix products in plain torch, recomputed in backward.
 
 Within a chunk of S events the recurrence is a product with a triangular matrix,
-`y_i = sum_{j <= i} (C_i . B_j) W_ij step_j x_j`, where W_ij is the product of the decays of events j + 1 .. i
+`y_i = sum_{j <= i} (C_i . B_j) W_ij step_j x_j`, with W_ij the product of the decays of events j + 1 .. i
 (Dao & Gu 2024, section 6); states pass from chunk to chunk one after another. Forward keeps the state at each chunk's
-start, and backward rebuilds the rest from it. A few chunks at a time are computed at once, so that the (S, S)
-matrices of all chunks are never held together. Only products of decays (at most 1) occur, never quotients or
-differences of their logarithms: nothing overflows, and a start is a decay of exactly 0.
+start, and backward recomputes the rest from it. Only a few chunks are computed at once, because the (S, S) matrices of
+all chunks would take too much memory. Only products of decays (at most 1) occur, never quotients or differences of
+their logarithms: nothing overflows, and a start is a decay of exactly 0.
+
+A matrix product would spread a NaN over its whole chunk, as 0 * NaN is NaN: to earlier events, and to other histories
+of a packed row. So non-finite inputs are replaced by 0, and the results that depend on them by NaN afterwards.
 
 B batch, L events, k chunks at once, S events of a chunk, H = G * r heads in G groups, P head width, N states.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqrec.ops.second_derivative import refuse_second_derivative
-from seqrec.ops.ssd.not_finite import carried, finite, finite_, in_history, is_spoilt
+from seqrec.ops.autograd import differentiable, refuse_second_derivative
 
 CHUNK_EVENTS = 64
-# Numbers in the (S, S) matrices of the chunks that are computed at once: on CPU what its caches hold, elsewhere
-# enough to keep a GPU busy.
+# Numbers in the (S, S) matrices of the chunks that are computed at once: as many as a CPU's caches hold, or enough to
+# keep a GPU busy.
 CPU_NUMBERS, OTHER_NUMBERS = 2**18, 2**24
+REFUSAL = "the chunked scan has no second derivative; use backend='reference' for it"
 
 
 class _Part(NamedTuple):
-    """A few chunks of equal length. What was not finite is 0 here."""
+    """A few chunks of equal length, with 0 for non-finite numbers."""
 
     step: Tensor  # (B, k, G, r, S, 1)
     B: Tensor  # (B, k, G, 1, S, N)
     C: Tensor  # (B, k, G, 1, S, N)
     driven: Tensor  # (B, k, G, r, S, P), step * x
     before: Tensor  # (B, k, G, r, S, 1), product of the decays of events 1 .. i
-    within: Tensor  # (B, k, G, r, S, S), [j, i] product of the decays of events j + 1 .. i; 0 where i < j
-    mixed: Tensor  # (B, k, G, r, S, S), [j, i] what event j weighs in event i's output
+    within: Tensor  # (B, k, G, r, S, S), [j, i] product of the decays of events j + 1 .. i; 0 if i < j
+    mixed: Tensor  # (B, k, G, r, S, S), [j, i] weight of event j in event i's output
 
     @property
-    def behind(self) -> Tensor:
+    def after(self) -> Tensor:
         """(B, k, G, r, S, 1) product of the decays of events j + 1 .. S."""
         return self.within[..., -1:]
 
@@ -50,24 +53,16 @@ class _Part(NamedTuple):
         return self.before[..., -1:, :]
 
 
-# Ops that torch knows, so that torch.compile does not write out their loops over chunks anew for each length.
-@torch.library.custom_op("seqrec::ssd_chunked_fwd", mutates_args=())
 def _forward(
-    x: Tensor,
-    step: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    initial_state: Tensor,
-    start: Tensor | None,
+    x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor, start: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return y (B, L, H, P), the last state (B, H, P, N), `_spoilt`, and the state before each chunk."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    state = torch.unflatten(finite(initial_state), 1, (B.shape[2], -1))
+    state = torch.unflatten(_finite(initial_state), 1, (B.shape[2], -1))
     states = []
     for events, count in _parts(x):
         part = _part(x, step, A, B, C, start, events, count)
-        added, through = (part.driven * part.behind).mT @ part.B, part.through
+        added, through = (part.driven * part.after).mT @ part.B, part.through
         for chunk in range(count):
             states.append(state)
             state = torch.addcmul(added[:, chunk], through[:, chunk], state)
@@ -75,21 +70,14 @@ def _forward(
         out = (part.mixed.mT @ part.driven).addcmul_(part.before, carried_in)
         y[:, events] = _joined(out)
     spoilt = _spoilt(x, step, B, initial_state, start)
-    lost = carried(spoilt, start)
+    lost = _carried(spoilt, start)
     last = state.flatten(1, 2).masked_fill(lost[:, -1, :, None, None], torch.nan)
-    y.masked_fill_((lost | _of_heads(is_spoilt(C), x)).unsqueeze(-1), torch.nan)
+    y.masked_fill_((lost | _of_heads(_is_spoilt(C), x)).unsqueeze(-1), torch.nan)
     return y, last, spoilt, torch.stack(states, 1)
 
 
-@_forward.register_fake
-def _forward_fake(
-    x: Tensor,
-    step: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    initial_state: Tensor,
-    start: Tensor | None,
+def _new_outputs(
+    x: Tensor, step: Tensor, A: Tensor, B: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (batch, length, heads, width), (groups, num_states) = x.shape, B.shape[2:]
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -98,7 +86,6 @@ def _forward_fake(
     return y, last, x.new_empty(batch, length, heads, dtype=torch.bool), kept
 
 
-@torch.library.custom_op("seqrec::ssd_chunked_bwd", mutates_args=())
 def _backward(
     dy: Tensor,
     dlast: Tensor,
@@ -111,10 +98,10 @@ def _backward(
     spoilt: Tensor,
     states: Tensor,
 ) -> list[Tensor]:
-    """Gradients of all six real inputs, from the last chunks to the first."""
+    """Return gradients of all six real inputs, from the last chunks to the first."""
     wholes = [torch.empty_like(value) for value in (x, step, B, C)]
     dA = torch.zeros_like(A)
-    dstate = torch.unflatten(finite(dlast), 1, (B.shape[2], -1))  # of the state at a chunk's end
+    dstate = torch.unflatten(_finite(dlast), 1, (B.shape[2], -1))  # of the state at a chunk's end
     with torch.autocast(x.device.type, enabled=False):
         end = states.shape[1]
         for events, count in reversed(list(_parts(x))):
@@ -134,10 +121,10 @@ def _backward(
             dstep = (ddriven * x_part).sum(-1, keepdim=True) + dlog * A.view(B.shape[2], -1, 1, 1)
             for whole, piece in zip(wholes, (ddriven * part.step, dstep, dB, dC), strict=True):
                 whole[:, events] = _joined(piece).view_as(whole[:, events])
-    # Gradients go back to the start of a history and on from there, and with them what is not finite.
-    lost = spoilt | _of_heads(is_spoilt(C), x) | is_spoilt(dy)
-    lost[:, -1] |= is_spoilt(dlast.flatten(2))
-    lost = in_history(lost, start)
+    # Non-finite numbers reach the gradients of a whole history: back to its start, and from there of all its events.
+    lost = spoilt | _of_heads(_is_spoilt(C), x) | _is_spoilt(dy)
+    lost[:, -1] |= _is_spoilt(dlast.flatten(2))
+    lost = _in_history(lost, start)
     in_group = torch.unflatten(lost, 2, (B.shape[2], -1)).any(3)
     for whole, where in zip(wholes, (lost, lost, in_group, in_group), strict=True):
         whole.masked_fill_(where.view(*where.shape, *[1] * (whole.dim() - 3)), torch.nan)
@@ -148,18 +135,8 @@ def _backward(
     return [dx, dstep, dA, dB, dC, dstate]
 
 
-@_backward.register_fake
-def _backward_fake(
-    dy: Tensor,
-    dlast: Tensor,
-    x: Tensor,
-    step: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    start: Tensor | None,
-    spoilt: Tensor,
-    states: Tensor,
+def _new_gradients(
+    dy: Tensor, dlast: Tensor, x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, *others: Any
 ) -> list[Tensor]:
     return [torch.empty_like(value) for value in (x, step, A, B, C, dlast)]
 
@@ -169,16 +146,34 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.save_for_backward(*real, start, *output[2:])
 
 
-def _differentiate(ctx: Any, dy: Tensor, dlast: Tensor, *kept: Any) -> tuple[Tensor | None, ...]:
-    refuse_second_derivative("the chunked scan has no second derivative; use backend='reference' for it")
-    return (*_backward(dy, dlast, *ctx.saved_tensors), None)
+def _differentiate(
+    ctx: Any, backward: Callable[..., list[Tensor]], dy: Tensor, dlast: Tensor, *kept: Any
+) -> tuple[Tensor | None, ...]:
+    refuse_second_derivative(REFUSAL)
+    return (*backward(dy, dlast, *ctx.saved_tensors), None)
 
 
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+_INPUTS = "Tensor x, Tensor step, Tensor A, Tensor B, Tensor C"
+# An op, because torch.compile would unroll the loop over chunks anew for each length.
+_scan = differentiable(
+    "ssd_chunked",
+    _forward,
+    _backward,
+    schemas=(
+        f"({_INPUTS}, Tensor initial_state, Tensor? start) -> (Tensor, Tensor, Tensor, Tensor)",
+        f"(Tensor dy, Tensor dlast, {_INPUTS}, Tensor? start, Tensor spoilt, Tensor states) -> Tensor[]",
+    ),
+    device_types=None,
+    new_outputs=_new_outputs,
+    new_gradients=_new_gradients,
+    setup_context=_setup_context,
+    differentiate=_differentiate,
+    refusal=REFUSAL,
+)
 
 
 def _parts(x: Tensor) -> Iterator[tuple[slice, int]]:
-    """Events and number of chunks of each part; the last chunk, where it is shorter, is a part of its own."""
+    """Yield events and number of chunks of each part; a last chunk that is shorter is a part of its own."""
     batch, length, heads, _ = x.shape
     numbers = CPU_NUMBERS if x.device.type == "cpu" else OTHER_NUMBERS
     whole, rest = divmod(length, CHUNK_EVENTS)
@@ -191,30 +186,23 @@ def _parts(x: Tensor) -> Iterator[tuple[slice, int]]:
 
 
 def _cut(value: Tensor, events: slice, count: int, groups: int) -> Tensor:
-    """(B, L, H, X) to (B, k, G, r, S, X), a view."""
+    """View (B, L, H, X) as (B, k, G, r, S, X)."""
     chunks = torch.unflatten(value[:, events], 1, (count, -1))
     return torch.unflatten(chunks, 3, (groups, -1)).movedim(2, 4)
 
 
 def _finite_part(value: Tensor, events: slice, count: int, groups: int) -> Tensor:
-    """`_cut` as a tensor of its own, with 0 for what is not finite."""
-    return finite_(_cut(value, events, count, groups).clone(memory_format=torch.contiguous_format))
+    """Copy the result of `_cut`, with 0 for non-finite numbers."""
+    return _finite_(_cut(value, events, count, groups).clone(memory_format=torch.contiguous_format))
 
 
 def _joined(part: Tensor) -> Tensor:
-    """(B, k, G, r, S, X) to (B, k * S, H, X)."""
+    """Reshape (B, k, G, r, S, X) to (B, k * S, H, X)."""
     return part.movedim(4, 2).flatten(3, 4).flatten(1, 2)
 
 
 def _part(
-    x: Tensor,
-    step: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    start: Tensor | None,
-    events: slice,
-    count: int,
+    x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, start: Tensor | None, events: slice, count: int
 ) -> _Part:
     groups = B.shape[2]
     step, B, C = (_finite_part(value, events, count, groups) for value in (step.unsqueeze(-1), B, C))
@@ -224,33 +212,33 @@ def _part(
     later = torch.ones(decay.shape[-2], decay.shape[-2], dtype=torch.bool, device=x.device).triu(1)
     within = torch.where(later, decay.mT, 1).cumprod(-1).triu_()
     x = _cut(x, events, count, groups)
-    driven = finite_(torch.mul(x, step, out=x.new_empty(x.shape)))
+    driven = _finite_(torch.mul(x, step, out=x.new_empty(x.shape)))
     return _Part(step, B, C, driven, decay.cumprod(-2), within, within * (B @ C.mT))
 
 
 def _gradients(
     part: _Part, dout: Tensor, first: Tensor, dlast: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of a part.
+    """Return the gradients of a part.
 
     Args:
-        part: Its inputs.
+        part: The part's inputs.
         dout: (B, k, G, r, S, P) gradient of outputs.
         first: (B, k, G, r, P, N) states before each chunk.
         dlast: (B, k, G, r, P, N) gradients of the states at each chunk's end.
 
     Returns:
-        Those of `driven`, of the logarithms of the decays (B, k, G, r, S, 1), of B and of C.
+        Gradients of `driven`, of the logarithms of the decays (B, k, G, r, S, 1), of B and of C.
     """
     dmixed = part.driven @ dout.mT
     dscores = (dmixed * part.within).sum(3, keepdim=True)
-    # What events, as sources, send to the last state, and, as sinks, have from the first one.
-    sent = part.behind * (part.B @ dlast.mT)
-    sent_by_B = (part.behind * (part.driven @ dlast)).sum(3, keepdim=True)
+    # Terms of events through the last state (sent) and through the first one (had).
+    sent = part.after * (part.B @ dlast.mT)
+    sent_by_B = (part.after * (part.driven @ dlast)).sum(3, keepdim=True)
     had = part.before * (dout @ first)
     dB = dscores @ part.C + sent_by_B
     dC = dscores.mT @ part.B + had.sum(3, keepdim=True)
-    # The decay of event k counts in all that goes from before it to it or behind it.
+    # The decay of event k scales every term from an event before k to k or later.
     pairs = (dmixed.mul_(part.mixed)).cumsum(-2)[..., :-1, :].triu_(1).sum(-1)
     arriving = (had * part.C).sum(-1).flip(-1).cumsum(-1).flip(-1)
     leaving = (sent * part.driven).sum(-1).cumsum(-1)[..., :-1]
@@ -260,30 +248,61 @@ def _gradients(
 
 
 def _spoilt(x: Tensor, step: Tensor, B: Tensor, initial_state: Tensor, start: Tensor | None) -> Tensor:
-    """(B, L, H) bool, whether an event puts into the state, or finds there at first, what is not finite."""
-    # The largest product, so that one that overflows counts too.
-    spoilt = is_spoilt((x.abs().amax(-1) * step).unsqueeze(-1)) | _of_heads(is_spoilt(B), x)
-    at_first = is_spoilt(initial_state.flatten(2))
+    """Return (B, L, H) bool, True if an event adds a non-finite number to the state, or the initial state has one."""
+    # The largest product, because one that overflows counts too.
+    spoilt = _is_spoilt((x.abs().amax(-1) * step).unsqueeze(-1)) | _of_heads(_is_spoilt(B), x)
+    at_first = _is_spoilt(initial_state.flatten(2))
     spoilt[:, 0] |= at_first if start is None else at_first & ~start[:, :1]
     return spoilt
 
 
 def _of_heads(of_groups: Tensor, x: Tensor) -> Tensor:
-    """(B, L, G) to (B, L, H)."""
+    """Repeat (B, L, G) to (B, L, H)."""
     return of_groups.repeat_interleave(x.shape[2] // of_groups.shape[2], 2)
 
 
+def _finite(value: Tensor) -> Tensor:
+    """Replace NaN and infinities by 0."""
+    return torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _finite_(value: Tensor) -> Tensor:
+    """Do the same in place."""
+    return torch.nan_to_num_(value, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _is_spoilt(rows: Tensor) -> Tensor:
+    """Return True where a number along the last axis is not finite."""
+    # Faster than isfinite, which makes four tensors of this size.
+    return (rows * 0).sum(-1) != 0
+
+
+def _carried(spoilt: Tensor, start: Tensor | None) -> Tensor:
+    """Return (B, L, H) bool, True if `spoilt` is True at an event or earlier in the same history.
+
+    Args:
+        spoilt: (B, L, H) bool.
+        start: (B, L) bool, True where a history begins; None is only at the first event.
+    """
+    count = spoilt.cumsum(1)
+    if start is not None:
+        earlier = (count - spoilt.long()).masked_fill(~start.unsqueeze(-1), 0)
+        count = count - earlier.cummax(1).values
+    return count > 0
+
+
+def _in_history(spoilt: Tensor, start: Tensor | None) -> Tensor:
+    """Return (B, L, H) bool, True if `spoilt` is True anywhere in an event's history; arguments as in `_carried`."""
+    # Read backwards, a history begins after the event that was its first.
+    ends = None if start is None else start.roll(-1, 1).flip(1)
+    return _carried(spoilt, start) | _carried(spoilt.flip(1), ends).flip(1)
+
+
 def ssd_chunked(
-    x: Tensor,
-    step: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    initial_state: Tensor,
-    start: Tensor | None = None,
+    x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor, start: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Same as `ssd_reference`; memory grows with L / 64 states instead of L."""
+    """Compute `ssd_reference`; memory grows with L / 64 states instead of L."""
     if not x.numel():
         return torch.zeros_like(x), initial_state
-    y, last, _, _ = _forward(x, step, A, B, C, initial_state, start)
+    y, last, _, _ = _scan(x, step, A, B, C, initial_state, start)
     return y, last

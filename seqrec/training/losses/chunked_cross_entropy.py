@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqrec.ops.second_derivative import refuse_second_derivative
+from seqrec.ops.autograd import refuse_second_derivative
 from seqrec.training.losses.loss import at_least_float32
 
 # Default number of scores held at a time. Tiles of 4 MiB stay in a CPU's cache, and large ones keep a GPU busy.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer
-from seqrec.ops.second_derivative import refuse_second_derivative
+from seqrec.ops.autograd import refuse_second_derivative
 from seqrec.training.losses.loss import TargetEvents, at_least_float32
 from seqrec.training.negatives import Negatives, NegativeSampler
 from seqrec.types import SequenceBatch

@@ -1,4 +1,4 @@
-"""What is peculiar to the Triton scan; `test_selective_scan` has what every backend must do.
+"""Tests peculiar to the Triton scan; `test_every_backend` has those of all backends.
 
 Kernels run in Triton's interpreter, event by event, so problems are small; the last test compiles them for a GPU.
 """
@@ -13,18 +13,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from scan_problems import assert_close, make_inputs, require, run, without
+from problems import SCAN, without
 
 from seqrec.errors import InputError
 from seqrec.ops import selective_scan, triton_support
 from seqrec.ops.selective_scan import SCAN_BACKENDS
 
-EVENTS = ("u", "delta", "B", "C", "z")
+pytestmark = pytest.mark.kernels
+make_inputs, run = SCAN.make, SCAN.run
 
 
 @pytest.fixture
 def launch():
-    require("triton")
+    SCAN.require("triton")
     return importlib.import_module("seqrec.ops.selective_scan.triton_launch")
 
 
@@ -45,13 +46,13 @@ def test_runs_and_blocks_equal_the_float64_reference(set_room, launch, tile, pro
     inputs = make_inputs(B=1, L=99 if runs == 4 else 70, D=6, N=5, flags=flags)
     way = launch.cut(inputs["u"], inputs["A"], launch.room(None, 0))
     assert (way.blocks, way.runs) == (blocks, runs)
-    assert_close(run(inputs, "triton"), run(inputs, "reference", torch.float64))
+    SCAN.assert_reference(inputs, "triton")
 
 
 def test_rows_runs_and_blocks_do_not_mix(set_room):
     set_room(16, 100)
     inputs = without(make_inputs(B=2, L=40, D=5, N=3, flags=True), "D", "z", "delta_bias", "initial_state")
-    assert_close(run(inputs, "triton"), run(inputs, "reference", torch.float64))
+    SCAN.assert_reference(inputs, "triton")
 
 
 def test_no_nan_passes_a_start_from_run_to_run(set_room):
@@ -64,7 +65,7 @@ def test_no_nan_passes_a_start_from_run_to_run(set_room):
     dirty[0, 50] = float("nan")
     result = run(inputs | {"start": start, "u": dirty}, "triton")
     assert result["y"][0, 50:70].isnan().all()
-    for name in ("y", *EVENTS):
+    for name in ("y", *SCAN.events):
         for part in (slice(0, 40), slice(70, None)):
             assert torch.equal(result[name][:, part], clean[name][:, part]), name
     assert torch.equal(result["last"], clean["last"])
@@ -167,7 +168,7 @@ def _with_an_old_gpu(monkeypatch):
         (_with_an_old_gpu, r"triton needs a GPU of compute capability 7\.0"),
     ],
 )
-def test_what_is_missing_is_said_with_its_fix(launch, monkeypatch, lack, reason):
+def test_a_missing_part_is_reported_with_its_fix(launch, monkeypatch, lack, reason):
     lack(monkeypatch)
     triton_support.missing.cache_clear()
     try:
@@ -181,16 +182,6 @@ def test_what_is_missing_is_said_with_its_fix(launch, monkeypatch, lack, reason)
 def test_kernels_that_do_not_load_are_missing_with_the_fix(launch):
     reason = triton_support.missing(_fail)
     assert reason.startswith("triton does not load (OSError: libcuda); install the one")
-
-
-def test_second_derivative_is_refused(launch):
-    inputs = make_inputs(B=1, L=2)
-    y = selective_scan(**inputs, backend="triton")
-    (du,) = torch.autograd.grad(y.square().sum(), inputs["u"], create_graph=True)
-    with pytest.raises(
-        NotImplementedError, match="triton scan has no second derivative; use backend='reference'"
-    ):
-        du.sum().backward()
 
 
 def test_registration_passes_opcheck(launch):
@@ -212,17 +203,6 @@ def test_registration_passes_opcheck(launch):
         (y, None, *values[:5], None, None, None, True, None, None, kept),
         test_utils=some,
     )
-
-
-def test_torch_compile_traces_through_the_scan(launch):
-    def loss(**inputs):
-        return selective_scan(**inputs, delta_softplus=True, backend="triton").square().sum()
-
-    compiled_inputs, inputs = make_inputs(B=1, L=3), make_inputs(B=1, L=3)
-    torch.compile(loss, backend="aot_eager", fullgraph=True)(**compiled_inputs).backward()
-    loss(**inputs).backward()
-    for name in inputs:
-        torch.testing.assert_close(compiled_inputs[name].grad, inputs[name].grad)
 
 
 def test_kernels_compile_for_a_gpu(launch):

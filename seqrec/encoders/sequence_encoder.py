@@ -1,4 +1,4 @@
-"""The contract of sequence encoders."""
+"""The base class of sequence encoders, and their registry."""
 
 from __future__ import annotations
 
@@ -16,31 +16,47 @@ from seqrec.types import History
 
 
 class SequenceEncoder(nn.Module, ABC):
-    """Turns embedded events into states from which the next item is scored.
+    """Base class of encoders, which turn embedded events into states that score the next item.
 
-    An encoder is causal: the state at t depends on events up to t. Padding stands on the right and must not
-    change the states of events; states at padding are finite, and nobody reads them. Each constructor
-    argument is kept as an attribute of the same name, so that checkpoints can rebuild the encoder.
+    An encoder is causal: the state at t depends on events up to t. Padding is on the right and must not change the
+    states of events; states at padding are finite and never used. Each constructor argument is kept as an attribute
+    of the same name, because checkpoints rebuild the encoder from them.
 
-    An encoder that defines `zero_state` and `advance` can also be streamed: `init_state`, then `step` for one event a
-    row or `extend` for any number, in evaluation mode and without gradients. However the events of a row are cut, the
-    states are those of `forward` over all of them, with one exception: attention sees the newest `max_length` events
-    of each event, in every layer. So:
+    An encoder that defines `zero_state` and `advance` can also be streamed, in evaluation mode and without gradients:
+    call `init_state`, then `step` for one event per row or `extend` for any number. The states are those of `forward`
+    over all events of a row, however they are divided between calls, with one exception: in every layer, attention
+    sees only the newest `max_length` events of each event.
 
-    - up to `max_length` events, stream and `forward` agree for every encoder;
-    - beyond, recurrent and state-space encoders still agree with `forward` over *all* events since `init_state`, which
-      is not what they say when they are shown the newest `max_length` alone, as in training and evaluation;
-    - beyond, attention is that of a sliding window: an event's state draws on older events through the states of the
-      lower layers, so that it is `forward` over the newest `max_length` only with a single layer.
+    - Up to `max_length` events, stream and `forward` agree for every encoder.
+    - Beyond, recurrent and state-space encoders still agree with `forward` over *all* events since `init_state`. In
+      training and evaluation they see only the newest `max_length` events, which gives other states.
+    - Beyond, attention is that of a sliding window: an event's state depends on older events through the states of the
+      lower layers. It is `forward` over the newest `max_length` events only if there is a single layer.
 
     Args:
         d_model: Width D of inputs and states.
         num_layers: Blocks.
-        dropout: Share of inputs, and of what else the encoder says, set to 0 in training, 0 <= dropout < 1.
-        layer_norm: False leaves every layer norm out (ablation).
+        dropout: Share of inputs, and of other parts that the encoder documents, set to 0 in training, 0 <= dropout < 1.
+        layer_norm: False omits every layer norm (ablation).
 
     Raises:
-        InputError: a width or count below 1, or a dropout outside [0, 1).
+        InputError: if a width or count is below 1, or dropout is outside [0, 1).
+
+    Example:
+        >>> import torch
+        >>> from seqrec import History, SequenceEncoder, check_encoder
+        >>> class RunningMean(SequenceEncoder):
+        ...     def __init__(self, d_model: int = 8) -> None:
+        ...         super().__init__(d_model, num_layers=1, dropout=0.0, layer_norm=False)
+        ...         self.projection = torch.nn.Linear(d_model, d_model)
+        ...
+        ...     def forward(self, x, history):
+        ...         count = torch.arange(1, x.shape[1] + 1, device=x.device).view(1, -1, 1)
+        ...         return self.projection(x.cumsum(1) / count)
+        >>> check_encoder(RunningMean())
+        >>> history = History(torch.tensor([[4, 2, 0]]), lengths=torch.tensor([2]))
+        >>> RunningMean()(torch.zeros(1, 3, 8), history).shape
+        torch.Size([1, 3, 8])
     """
 
     def __init__(self, d_model: int, *, num_layers: int, dropout: float, layer_norm: bool) -> None:
@@ -57,7 +73,7 @@ class SequenceEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, history: History) -> Tensor:
-        """States of all events.
+        """Return the states of all events.
 
         Args:
             x: (B, L, D) embedded events.
@@ -68,16 +84,16 @@ class SequenceEncoder(nn.Module, ABC):
         """
 
     def newest(self, x: Tensor, history: History) -> Tensor:
-        """`forward` at each row's newest event alone, which is all that recommending asks for.
+        """Return `forward` at each row's newest event only, as recommending needs it.
 
-        An encoder overrides it where that saves work.
+        An encoder overrides it if that saves work.
 
         Args:
             x: (B, L, D) embedded events.
-            history: As for `forward`.
+            history: As in `forward`.
 
         Returns:
-            (B, D) states, those of `forward` but for rounding.
+            (B, D) states, equal to those of `forward` up to rounding.
         """
         return newest_events(self(x, history), history.lengths)
 
@@ -89,16 +105,17 @@ class SequenceEncoder(nn.Module, ABC):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> State:
-        """The state before the first event.
+        """Return the state before the first event.
 
         Args:
-            batch_size: Rows, one a user.
-            max_length: Newest events that attention sees, the present one included; others keep no events.
-            device: None is where the weights are.
-            dtype: Of the events; None is that of the weights. State-space recurrences keep float32 at least.
+            batch_size: Rows, one per user.
+            max_length: Newest events that attention sees, including the present one; other layers keep no events.
+            device: None is the device of the weights.
+            dtype: Dtype of the events; None is that of the weights. State-space recurrences keep float32 at least.
 
         Raises:
-            InputError: a number out of range, a dtype of no real numbers, or an encoder that cannot be streamed.
+            InputError: if a number is out of range, the dtype is not of real numbers, or the encoder cannot be
+                streamed.
         """
         if batch_size < 0 or max_length < 1:
             raise InputError(
@@ -111,20 +128,20 @@ class SequenceEncoder(nn.Module, ABC):
 
     @torch.inference_mode()
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """States of one further event of each row.
+        """Compute the states of one further event per row.
 
-        Its cost does not depend on the number of events before. What it returns are torch's inference tensors, which
-        autograd does not take: `clone` those that shall meet parameters in training.
+        Its cost does not depend on the number of earlier events. The results are torch's inference tensors, which
+        autograd refuses: `clone` them before using them with parameters in training.
 
         Args:
             x: (B, D) embedded events.
-            state: Behind the events before; not written to.
+            state: State after the earlier events; not written to.
 
         Returns:
-            (B, D) states, and the state behind the event.
+            (B, D) states, and the state after the event.
 
         Raises:
-            InputError: training mode, a state of another encoder, or a shape that does not fit.
+            InputError: if the encoder is in training mode, the state is of another encoder, or a shape does not fit.
         """
         if x.dim() != 2:
             raise InputError(f"x must be (B, D), got {tuple(x.shape)}; use `extend` for several events a row")
@@ -134,18 +151,19 @@ class SequenceEncoder(nn.Module, ABC):
 
     @torch.no_grad()
     def extend(self, x: Tensor, lengths: Tensor | None, state: State) -> tuple[Tensor, State]:
-        """States of any number of further events of each row.
+        """Compute the states of any number of further events per row.
 
         Args:
             x: (B, L, D) embedded events, padded on the right.
-            lengths: (B,) int64, number of new events a row, 0..L; a row of 0 keeps its state. None is L for all.
-            state: Behind the events before; not written to.
+            lengths: (B,) int64, number of new events per row, 0..L; a row of 0 keeps its state. None is L for all.
+            state: State after the earlier events; not written to.
 
         Returns:
-            (B, L, D) states, meaningless at padding, and the state behind each row's newest event.
+            (B, L, D) states, meaningless at padding, and the state after each row's newest event.
 
         Raises:
-            InputError: training mode, a state of another encoder, or a shape or length that does not fit.
+            InputError: if the encoder is in training mode, the state is of another encoder, or a shape or length does
+                not fit.
         """
         if x.dim() != 3:
             raise InputError(f"x must be (B, L, D), got {tuple(x.shape)}; use `step` for one event a row")
@@ -170,14 +188,14 @@ class SequenceEncoder(nn.Module, ABC):
         return states, State(tensors, state.encoder)
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
-        """What a new row remembers, as in `seqrec.encoders.layers.Streamed`; the doorway is `init_state`."""
+        """Return the tensors of `init_state`, as `seqrec.encoders.layers.Streamed.zero_state` does."""
         raise InputError(
             f"{type(self).__name__} cannot be streamed; give it `zero_state` and `advance` as in "
             "seqrec.encoders.layers.Streamed"
         )
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
-        """States of further events, as in `seqrec.encoders.layers.Streamed`; the doorways are `step` and `extend`."""
+        """Compute `step` and `extend` on tensors, as `seqrec.encoders.layers.Streamed.advance` does."""
         raise InputError(f"{type(self).__name__} cannot be streamed; give it `advance`")
 
     @cached_property
@@ -185,7 +203,7 @@ class SequenceEncoder(nn.Module, ABC):
         return encoder_digest(self)
 
     def _check(self, x: Tensor, state: State) -> None:
-        """Refuse what would give wrong states. Reads no values, so that a GPU is not waited for."""
+        """Refuse arguments that would give wrong states. Reads no values, so no GPU is waited for."""
         if self.training:
             raise InputError("a stream has no dropout and no gradients; call `.eval()` on the model first")
         if state.encoder != self._digest:

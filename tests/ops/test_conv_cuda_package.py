@@ -7,14 +7,14 @@ import types
 
 import pytest
 import torch
-from conv_problems import OPTIONAL, make_inputs, run
-from scan_problems import assert_close, without
+from problems import CONVOLUTION, without
 
 from seqrec.errors import InputError
 from seqrec.ops import causal_conv1d
 from seqrec.ops.causal_conv1d import CONV_BACKENDS, cuda_package
 
 CALLS = []
+make_inputs = CONVOLUTION.make
 
 
 class StrictGradient(torch.autograd.Function):
@@ -103,22 +103,27 @@ def on_cpu(package, monkeypatch):
 
 @pytest.mark.parametrize(
     "absent",
-    [(), *((name,) for name in OPTIONAL), ("valid", "start"), ("initial_state", "valid", "start"), OPTIONAL],
+    [
+        (),
+        *((name,) for name in CONVOLUTION.optional),
+        ("valid", "start"),
+        ("initial_state", "valid", "start"),
+        CONVOLUTION.optional,
+    ],
     ids=lambda names: "-".join(names) or "none",
 )
 @pytest.mark.parametrize(("taps", "channels", "silu"), [(4, 19, True), (2, 16, False), (3, 1, True)])
 def test_values_and_gradients_equal_the_float64_reference(on_cpu, absent, taps, channels, silu):
     inputs = without(make_inputs(L=45, D=channels, W=taps, flags=True), *absent)
-    expected = run(inputs, "reference", torch.float64, silu)
-    assert_close(run(inputs, "causal_conv1d", silu=silu), expected)
+    CONVOLUTION.assert_reference(inputs, "causal_conv1d", activate=silu)
     assert [45 + (0 if "initial_state" in absent else taps - 1)] == CALLS
 
 
 @pytest.mark.parametrize("sizes", [{"L": 0}, {"B": 0}, {"D": 0}, {"L": 1}, {"L": 1, "B": 1, "D": 8}])
-@pytest.mark.parametrize("absent", [(), OPTIONAL])
+@pytest.mark.parametrize("absent", [(), CONVOLUTION.optional])
 def test_empty_and_smallest_sizes(on_cpu, sizes, absent):
     inputs = without(make_inputs(**{"L": 3, **sizes}, flags=True), *absent)
-    assert_close(run(inputs, "causal_conv1d"), run(inputs, "reference", torch.float64))
+    CONVOLUTION.assert_reference(inputs, "causal_conv1d")
 
 
 @pytest.mark.parametrize("offset", [0, 3, 8])
@@ -160,7 +165,7 @@ def test_other_taps_are_refused(on_cpu, taps):
     ],
     ids=["absent", "halved", "of_another_torch", "without_kernels"],
 )
-def test_why_a_package_cannot_be_used_is_said(monkeypatch, tmp_path, body, message):
+def test_the_reason_why_a_package_cannot_be_used_is_reported(monkeypatch, tmp_path, body, message):
     if body is not None:
         (tmp_path / "causal_conv1d.py").write_text(body)
         monkeypatch.syspath_prepend(tmp_path)
@@ -179,7 +184,7 @@ def test_why_a_package_cannot_be_used_is_said(monkeypatch, tmp_path, body, messa
 
 def test_without_a_device_and_under_determinism_it_is_missing(package, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "torch sees none" in cuda_package.missing()
+    assert "torch finds none" in cuda_package.missing()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     assert "not deterministic" in cuda_package.missing()
@@ -189,7 +194,7 @@ def test_without_a_device_and_under_determinism_it_is_missing(package, monkeypat
     ("fault", "message"),
     [
         (None, None),
-        (lambda **given: causal_conv1d_fn(**given) * 1.01, "compute something else than plain torch"),
+        (lambda **given: causal_conv1d_fn(**given) * 1.01, "compute something else than the reference"),
         (lambda **given: causal_conv1d_fn(**given | {"seq_idx": None}), "compute something else"),
         (lambda **given: 1 / 0, "do not run on this device: division by zero"),
     ],

@@ -1,20 +1,18 @@
-"""What is peculiar to the compiled scan, and to the library that it shares with the compiled convolution."""
+"""Tests peculiar to the compiled scan, and to the library that it shares with the compiled convolution."""
 
 import pytest
 import torch
-from conv_problems import make_inputs as make_conv_inputs
-from conv_problems import run as run_conv
-from scan_problems import LARGER, assert_close, make_inputs, require, run
+from problems import CONVOLUTION, SCAN
 
 from seqrec.errors import InputError
-from seqrec.ops import causal_conv1d, compiled_library, selective_scan
-from seqrec.ops.causal_conv1d import CONV_BACKENDS
-from seqrec.ops.selective_scan import SCAN_BACKENDS
+from seqrec.ops import compiled_library
+
+make_inputs, run, assert_close = SCAN.make, SCAN.run, SCAN.assert_close
 
 
 @pytest.fixture
 def cpp():
-    require("cpp")
+    SCAN.require("cpp")
 
 
 @pytest.fixture
@@ -43,22 +41,14 @@ def test_padding_and_starts_where_kept_states_meet_equal_the_float64_reference(c
     valid[0, [0, 31, 32, 64, 199]] = valid[0, 90:140] = valid[1, :70] = False
     start[0, [0, 32, 63, 100, 160, 199]] = start[1, [5, 69, 96]] = True
     inputs |= {"valid": valid, "start": start}
-    assert_close(run(inputs, "cpp"), run(inputs, "reference", torch.float64))
+    SCAN.assert_reference(inputs, "cpp")
 
 
 def test_no_padding_and_no_starts_change_nothing(cpp):
-    inputs = make_inputs(**LARGER)
-    all_valid = torch.ones(2, LARGER["L"], dtype=torch.bool)
+    inputs = make_inputs(**SCAN.larger)
+    all_valid = torch.ones(2, SCAN.larger["L"], dtype=torch.bool)
     plain, flagged = run(inputs, "cpp"), run(inputs | {"valid": all_valid, "start": ~all_valid}, "cpp")
     assert_close(flagged, plain, tolerance=1e-6)
-
-
-def test_second_derivative_of_the_compiled_scan_is_refused(cpp):
-    inputs = make_inputs()
-    y = selective_scan(**inputs, backend="cpp")
-    (du,) = torch.autograd.grad(y.square().sum(), inputs["u"], create_graph=True)
-    with pytest.raises(NotImplementedError, match="second derivative; use backend='reference'"):
-        du.sum().backward()
 
 
 @pytest.mark.parametrize("flags", [True, False])
@@ -78,42 +68,23 @@ def test_registration_passes_opcheck(cpp, flags):
     torch.library.opcheck(torch.ops.seqrec.selective_scan_bwd, (y, last, *values, True, *given, kept))
 
 
-@pytest.mark.parametrize("flags", [True, False])
-def test_torch_compile_traces_through_the_compiled_scan(cpp, flags):
-    def loss(**inputs):
-        return selective_scan(**inputs, delta_softplus=True).square().sum()
-
-    traced, inputs = make_inputs(flags=flags), make_inputs(flags=flags)
-    torch.compile(loss, backend="aot_eager", fullgraph=True)(**traced).backward()
-    loss(**inputs).backward()
-    for name, x in inputs.items():
-        if x.requires_grad:
-            torch.testing.assert_close(traced[name].grad, x.grad)
-
-
-@pytest.mark.parametrize(
-    ("backends", "op", "make", "slower"),
-    [
-        (SCAN_BACKENDS, selective_scan, make_inputs, "chunked"),
-        (CONV_BACKENDS, causal_conv1d, make_conv_inputs, "shifted"),
-    ],
-    ids=["scan", "convolution"],
-)
-def test_absent_library_is_said_when_asked_for_and_replaced_with_a_notice_when_not(
-    loading, monkeypatch, tmp_path, caplog, backends, op, make, slower
+@pytest.mark.parametrize("op", [SCAN, CONVOLUTION], ids=lambda op: op.name)
+def test_an_absent_library_is_an_error_if_asked_for_and_a_warning_if_not(
+    loading, monkeypatch, tmp_path, caplog, op
 ):
+    backends = op.backends
     monkeypatch.delenv(backends.variable, raising=False)
     monkeypatch.setattr(compiled_library, "FOLDER", tmp_path)
     for _ in range(2):
-        assert backends.choose("auto", "cpu", torch.float32).name == slower
+        assert backends.choose("auto", "cpu", torch.float32).name == op.plain
     assert [record.message for record in caplog.records] == [
-        f"{backends.op}: backend 'cpp' is missing, the slower '{slower}' serves: "
+        f"{backends.op}: backend 'cpp' is missing, the slower '{op.plain}' is used: "
         + compiled_library.load_error()
     ]
     assert compiled_library.variant() is None
     message = r"backend='cpp' is unavailable: no compiled library in .* Install a C\+\+17 compiler .* or use"
     with pytest.raises(InputError, match=message):
-        op(**make(), backend="cpp")
+        op(op.make(), "cpp")
 
 
 def test_a_library_that_cannot_be_loaded_is_named(loading, monkeypatch, tmp_path):
@@ -137,7 +108,6 @@ def test_every_variant_that_runs_here_agrees(cpp, loading, monkeypatch, name):
     loading.cache_clear()
     if compiled_library.variant() is None:
         pytest.skip("this CPU lacks its instructions")
-    inputs = make_inputs(**LARGER, flags=True)
-    assert_close(run(inputs, "cpp"), run(inputs, "reference", torch.float64))
-    inputs = make_conv_inputs(L=300, D=37, flags=True)
-    assert_close(run_conv(inputs, "cpp"), run_conv(inputs, "reference", torch.float64))
+    inputs = make_inputs(**SCAN.larger, flags=True)
+    SCAN.assert_reference(inputs, "cpp")
+    CONVOLUTION.assert_reference(CONVOLUTION.make(L=300, D=37, flags=True), "cpp")

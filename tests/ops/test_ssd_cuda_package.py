@@ -5,13 +5,15 @@ import types
 
 import pytest
 import torch
-from ssd_problems import assert_close, make_inputs, without
+from problems import SSD, without
 
 from seqrec.errors import InputError
-from seqrec.ops.ssd import SSD_BACKENDS, mamba_ssm_scan, ssd_scan
-from seqrec.ops.ssd.problem import SsdProblem, with_gate_and_padding
+from seqrec.ops.problems import with_gate_and_padding
+from seqrec.ops.ssd import SSD_BACKENDS, cuda_package, ssd_scan
+from seqrec.ops.ssd.problem import SsdProblem
 from seqrec.ops.ssd.reference import ssd_reference
 
+make_inputs, assert_close = SSD.make, SSD.assert_close
 MODULE = "mamba_ssm.ops.triton.ssd_combined"
 
 
@@ -28,14 +30,14 @@ def combined(*, x, dt, A, B, C, chunk_size, initial_states, return_final_states)
     assert all(value.numel() and value.dtype == torch.float32 and value.is_contiguous() for value in given)
     assert chunk_size & (chunk_size - 1) == 0
     assert return_final_states
-    return ssd_reference(x, dt.clamp_min(0), A.clamp_max(0), B, C, initial_states)
+    return ssd_reference(x, dt.clamp_min(0), A.clamp_max(0), B, C, initial_states, None)
 
 
 @pytest.fixture(autouse=True)
 def fresh():
     def forget():
-        mamba_ssm_scan._load.cache_clear()
-        mamba_ssm_scan._check.cache_clear()
+        cuda_package._load.cache_clear()
+        cuda_package._check.cache_clear()
 
     forget()
     yield
@@ -77,13 +79,13 @@ def test_values_and_gradients_equal_the_reference(package, optional):
     inputs = without(inputs, "start", *{"D", "z", "delta_bias", "initial_state", "valid"} - {*optional})
     # Strided, which the adapter must mend.
     inputs = {name: value.mT.contiguous().mT if value.dim() > 2 else value for name, value in inputs.items()}
-    assert_close(outcome(mamba_ssm_scan.ssd_mamba_ssm, inputs), outcome(ssd_reference, inputs))
+    assert_close(outcome(cuda_package.ssd_mamba_ssm, inputs), outcome(ssd_reference, inputs))
 
 
 @pytest.mark.parametrize("sizes", [{"L": 0}, {"B": 0}, {"N": 0}, {"P": 0}])
 def test_kernels_are_not_launched_for_nothing(package, sizes):
     inputs = make_inputs(**sizes)
-    assert_close(outcome(mamba_ssm_scan.ssd_mamba_ssm, inputs), outcome(ssd_reference, inputs))
+    assert_close(outcome(cuda_package.ssd_mamba_ssm, inputs), outcome(ssd_reference, inputs))
 
 
 def test_what_the_kernels_cannot_honour_is_refused(package, device):
@@ -121,7 +123,7 @@ def test_auto_takes_the_kernels_where_they_serve_and_is_silent_where_not(
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "reason"),
     [
         (ModuleNotFoundError("No module named 'mamba_ssm'", name="mamba_ssm"), "mamba-ssm is not installed"),
         (
@@ -131,7 +133,7 @@ def test_auto_takes_the_kernels_where_they_serve_and_is_silent_where_not(
         (RuntimeError("undefined symbol"), "mamba-ssm cannot be imported: undefined symbol"),
     ],
 )
-def test_why_the_package_cannot_be_imported_is_said(monkeypatch, error, said):
+def test_the_reason_why_the_package_cannot_be_imported_is_reported(monkeypatch, error, reason):
     class Finder:
         def find_spec(self, name, path=None, target=None):
             if name.split(".")[0] == "mamba_ssm":
@@ -140,25 +142,25 @@ def test_why_the_package_cannot_be_imported_is_said(monkeypatch, error, said):
     for name in [name for name in sys.modules if name.split(".")[0] == "mamba_ssm"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
-    assert mamba_ssm_scan.missing().startswith(said)
+    assert cuda_package.missing().startswith(reason)
 
 
-def test_a_machine_without_a_device_is_said(package, monkeypatch):
+def test_a_machine_without_a_device_is_reported(package, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert mamba_ssm_scan.missing() == "its kernels need a CUDA device, and torch sees none"
+    assert cuda_package.missing() == "its kernels need a CUDA device, and torch finds none"
 
 
 def test_less_exact_products_need_torchs_permission(package, device, monkeypatch):
-    assert mamba_ssm_scan.missing() is None
+    assert cuda_package.missing() is None
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")
-    assert "set_float32_matmul_precision('high')" in mamba_ssm_scan.missing()
+    assert "set_float32_matmul_precision('high')" in cuda_package.missing()
     monkeypatch.setenv("TRITON_F32_DEFAULT", "ieee")
-    assert mamba_ssm_scan.missing() is None
+    assert cuda_package.missing() is None
 
 
 def test_kernels_are_not_deterministic(package, device, monkeypatch):
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert "use_deterministic_algorithms" in mamba_ssm_scan.missing()
+    assert "use_deterministic_algorithms" in cuda_package.missing()
 
 
 def test_kernels_that_fail_or_err_on_the_device_are_not_used(package, device):
@@ -166,13 +168,13 @@ def test_kernels_that_fail_or_err_on_the_device_are_not_used(package, device):
         raise RuntimeError("no kernel image")
 
     package.mamba_chunk_scan_combined = fails
-    assert mamba_ssm_scan.missing() == "its kernels do not run on this device: no kernel image"
-    mamba_ssm_scan._load.cache_clear()
-    mamba_ssm_scan._check.cache_clear()
+    assert cuda_package.missing() == "its kernels do not run on this device: no kernel image"
+    cuda_package._load.cache_clear()
+    cuda_package._check.cache_clear()
 
     def errs(**arguments):
         y, last = combined(**arguments)
         return y * 1.1, last
 
     package.mamba_chunk_scan_combined = errs
-    assert "something else than the reference" in mamba_ssm_scan.missing()
+    assert "something else than the reference" in cuda_package.missing()

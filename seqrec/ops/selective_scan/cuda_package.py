@@ -1,12 +1,12 @@
 """The selective scan by the CUDA kernels of the package mamba-ssm, which users install themselves.
 
 Of the package only `selective_scan_fn` is called, by keyword: its fused block (`mamba_inner_fn`) lets padding into the
-state. The kernel takes (B, D, L), knows no initial state and ignores the gradient of the last one. Both are had from
-it by N further events in front and behind, one for each state of a channel:
+state. The kernel takes (B, D, L), has no initial state and ignores the gradient of the last one. Both are made of N
+further events in front and at the end, one for each state of a channel:
 
 - in front, event n puts `initial_state[:, :, n]` into state n by a step too short for any state to fade: its size is a
-  power of two, so that input times step is exact, and below 2^-39, so that `exp(step A)` rounds to 1;
-- behind, event n has step size 0 and C = unit vector n, so that its y is state n.
+  power of two, so input times step is exact, and below 2^-39, so `exp(step A)` rounds to 1;
+- at the end, event n has step size 0 and C = unit vector n, so its y is state n.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqrec.ops.cuda_packages import alone, device_lacks, load_function
+from seqrec.ops.cuda_packages import isolated, kernel_fault, load_function, why_no_device
+from seqrec.ops.problems import wants_gradient, with_gate_and_padding
 from seqrec.ops.selective_scan.chunked import scan_chunked
-from seqrec.ops.selective_scan.problem import ScanProblem, with_gate_and_padding
+from seqrec.ops.selective_scan.problem import ScanProblem
 from seqrec.ops.selective_scan.reference import scan_reference
 
 MAX_STATES = 256
@@ -30,30 +31,27 @@ TINY_STEP = 2.0**-40
 
 
 def scan_mamba_ssm(problem: ScanProblem) -> tuple[Tensor, Tensor]:
-    """Same as `selective_scan` in float32 on CUDA, for at most 256 states a channel and no `start`.
+    """Compute `selective_scan` in float32 on CUDA, for at most 256 states per channel and no `start`.
 
-    The package's backward adds up dB and dC in no fixed order, so that gradients differ in their last bits
-    from run to run; where `torch.use_deterministic_algorithms` is on, the backend counts as missing.
+    The package's backward sums dB and dC in no fixed order, so the last bits of gradients differ from run to run. The
+    backend counts as missing under `torch.use_deterministic_algorithms`.
     """
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, valid, _, read_last = problem
     if not u.numel() or not A.numel():
-        return with_gate_and_padding(scan_chunked)(
-            problem
-        )  # Nothing to compute, which the kernel cannot launch for.
-    if valid is not None or initial_state is not None or (read_last and problem.wants_gradient):
+        # The kernel cannot be launched for empty tensors.
+        return with_gate_and_padding(scan_chunked)(problem)
+    if valid is not None or initial_state is not None or (read_last and wants_gradient(problem)):
         return with_gate_and_padding(_recurrence)(problem)
     y, last = _call(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus)
     return y, last
 
 
 def missing() -> str | None:
-    """Why the package cannot be used on this machine now, with the fix; None where it can."""
+    """Return why the package cannot be used on this machine now, with the fix; None if it can."""
     function, reason = _load()
     if function is None:
         return reason
-    if lacking := device_lacks():
-        return lacking
-    return _check(torch.cuda.current_device())
+    return why_no_device() or _check(torch.cuda.current_device())
 
 
 def _recurrence(
@@ -97,24 +95,17 @@ def _call(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, **further: 
 
 @functools.cache
 def _load() -> tuple[Callable[..., Any] | None, str]:
-    """The package's function, or None and the reason."""
     return load_function("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
 
 
 @functools.cache
-@alone()
+@isolated()
 def _check(device: int) -> str | None:
-    """What is wrong with the kernels on a CUDA device; a package that imports may still not run there."""
     generator = torch.Generator().manual_seed(0)
     u, step, z = (torch.rand(2, 5, 3, generator=generator) for _ in range(3))
     B, C = (torch.rand(2, 5, 4, generator=generator) for _ in range(2))
     A, state = -torch.rand(3, 4, generator=generator), torch.rand(2, 3, 4, generator=generator)
     problem = ScanProblem(u, step, A, B, C, z=z, initial_state=state)
-    try:
-        found = scan_mamba_ssm(problem.to(torch.device("cuda", device)))
-    except Exception as error:
-        return f"its kernels do not run on this device: {error}"
-    for actual, expected in zip(found, with_gate_and_padding(scan_reference)(problem), strict=True):
-        if not torch.allclose(actual.cpu(), expected, rtol=1e-4, atol=1e-5):
-            return "its kernels compute something else than the reference on this device"
-    return None
+    expected = with_gate_and_padding(scan_reference)(problem)
+    there = torch.device("cuda", device)
+    return kernel_fault(lambda: scan_mamba_ssm(problem.to(there)), expected, rtol=1e-4, atol=1e-5)

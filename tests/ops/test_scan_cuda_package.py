@@ -6,13 +6,14 @@ import types
 
 import pytest
 import torch
-from scan_problems import LARGER, assert_close, make_inputs, run, without
+from problems import SCAN, without
 
 from seqrec.errors import InputError
 from seqrec.ops import selective_scan
-from seqrec.ops.selective_scan import SCAN_BACKENDS, mamba_ssm_scan
+from seqrec.ops.selective_scan import SCAN_BACKENDS, cuda_package
 
 CALLS = []
+make_inputs = SCAN.make
 
 
 class LastStateWithoutGradient(torch.autograd.Function):
@@ -68,7 +69,7 @@ def package(monkeypatch):
     for name in ("mamba_ssm", "mamba_ssm.ops"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, interface.__name__, interface)
-    load = mamba_ssm_scan._load
+    load = cuda_package._load
     load.cache_clear()
     CALLS.clear()
     yield
@@ -100,21 +101,20 @@ def on_cpu(package, monkeypatch):
 )
 @pytest.mark.parametrize("delta_softplus", [True, False])
 def test_values_and_gradients_equal_the_float64_reference(on_cpu, absent, delta_softplus):
-    inputs = without(make_inputs(**LARGER, flags=True), "start", *absent)
+    inputs = without(make_inputs(**SCAN.larger, flags=True), "start", *absent)
     if not delta_softplus:
         inputs = without(inputs, "delta_bias") | {"delta": inputs["delta"].detach().abs()}
-    expected = run(inputs, "reference", torch.float64, delta_softplus)
-    assert_close(run(inputs, "mamba_ssm", delta_softplus=delta_softplus), expected)
+    SCAN.assert_reference(inputs, "mamba_ssm", activate=delta_softplus)
 
 
 @pytest.mark.parametrize("sizes", [{"L": 0}, {"B": 0}, {"L": 1}, {"D": 1, "N": 1}, {"N": 0}])
 def test_empty_and_smallest_sizes(on_cpu, sizes):
     inputs = make_inputs(**{"B": 2, "L": 3, "D": 5, "N": 2, **sizes})
-    assert_close(run(inputs, "mamba_ssm"), run(inputs, "reference", torch.float64))
+    SCAN.assert_reference(inputs, "mamba_ssm")
 
 
 def test_the_initial_state_is_taken_exactly(on_cpu):
-    inputs = make_inputs(**LARGER)
+    inputs = make_inputs(**SCAN.larger)
     inputs["delta"] = torch.zeros_like(inputs["delta"])
     del inputs["delta_bias"]
     _, last = selective_scan(**inputs, return_last_state=True, backend="mamba_ssm")
@@ -122,8 +122,8 @@ def test_the_initial_state_is_taken_exactly(on_cpu):
 
 
 def test_further_events_are_only_there_for_what_needs_them(on_cpu):
-    inputs = without(make_inputs(**LARGER), "initial_state")
-    length, states = LARGER["L"], LARGER["N"]
+    inputs = without(make_inputs(**SCAN.larger), "initial_state")
+    length, states = SCAN.larger["L"], SCAN.larger["N"]
     selective_scan(**inputs, backend="mamba_ssm")
     with torch.no_grad():
         selective_scan(**inputs, return_last_state=True, backend="mamba_ssm")
@@ -140,33 +140,33 @@ def test_starts_and_many_states_are_refused(on_cpu):
         selective_scan(**make_inputs(N=257), backend="mamba_ssm")
 
 
-def test_without_the_package_it_is_said_how_to_get_it(monkeypatch):
+def test_without_the_package_the_reason_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "mamba_ssm", None)
-    mamba_ssm_scan._load.cache_clear()
+    cuda_package._load.cache_clear()
     try:
-        assert mamba_ssm_scan.missing().startswith("mamba-ssm cannot be imported: ")
+        assert cuda_package.missing().startswith("mamba-ssm cannot be imported: ")
     finally:
-        mamba_ssm_scan._load.cache_clear()
+        cuda_package._load.cache_clear()
 
 
-def test_a_package_that_breaks_at_import_is_said_with_its_reason(monkeypatch, tmp_path):
+def test_a_package_that_breaks_at_import_is_reported_with_its_reason(monkeypatch, tmp_path):
     broken = tmp_path / "mamba_ssm"
     broken.mkdir()
     (broken / "__init__.py").write_text("raise OSError('undefined symbol: _ZN3c10')")
     monkeypatch.syspath_prepend(tmp_path)
-    mamba_ssm_scan._load.cache_clear()
+    cuda_package._load.cache_clear()
     try:
-        assert "undefined symbol: _ZN3c10; see the README" in mamba_ssm_scan.missing()
+        assert "undefined symbol: _ZN3c10; see the README" in cuda_package.missing()
     finally:
-        mamba_ssm_scan._load.cache_clear()
+        cuda_package._load.cache_clear()
 
 
 def test_without_a_device_or_under_determinism_it_is_missing(package, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert mamba_ssm_scan.missing() == "its kernels need a CUDA device, and torch sees none"
+    assert cuda_package.missing() == "its kernels need a CUDA device, and torch finds none"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert "its backward is not deterministic" in mamba_ssm_scan.missing()
+    assert "its backward is not deterministic" in cuda_package.missing()
 
 
 @pytest.mark.parametrize("fault", ["no kernel image is available", None])
@@ -178,7 +178,7 @@ def test_kernels_that_do_not_run_or_compute_something_else_are_found(package, mo
         return 1.01 * y, last
 
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: tensor)
-    assert mamba_ssm_scan._check.__wrapped__(0) is None
-    monkeypatch.setattr(mamba_ssm_scan, "_load", lambda: (broken, ""))
+    assert cuda_package._check.__wrapped__(0) is None
+    monkeypatch.setattr(cuda_package, "_load", lambda: (broken, ""))
     expected = f"do not run on this device: {fault}" if fault else "something else than the reference"
-    assert expected in mamba_ssm_scan._check.__wrapped__(0)
+    assert expected in cuda_package._check.__wrapped__(0)

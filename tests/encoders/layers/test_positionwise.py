@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from seqrec.encoders.layers import FeedForward
+from seqrec.encoders.layers import FeedForward, TokenGate
 
 
 def test_feed_forward_equals_its_equation():
@@ -26,3 +26,20 @@ def test_dropout_falls_on_outputs_and_hidden_units_in_training():
     assert 0.3 < (out == 0).float().mean() < 0.7
     # Outputs that are kept still differ, by the hidden units behind them.
     assert len(out[out != 0].unique()) > 50
+
+
+def test_weights_are_positive_and_sum_to_one():
+    weights = TokenGate(4, 3)(torch.randn(2, 5, 4))
+    assert weights.shape == (2, 5, 3)
+    assert (weights > 0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 5))
+
+
+def test_weights_of_a_position_come_from_that_position_alone():
+    gate, x = TokenGate(4, 3), torch.randn(2, 5, 4)
+    before = gate(x)
+    x[:, 2] += 1
+    after = gate(x)
+    kept = [0, 1, 3, 4]
+    assert torch.equal(after[:, kept], before[:, kept])
+    assert (after[:, 2] != before[:, 2]).any(-1).all()

@@ -1,6 +1,6 @@
-"""What is peculiar to the Triton convolution; `test_causal_conv1d` has what every backend must do.
+"""Tests peculiar to the Triton convolution; `test_every_backend` has those of all backends.
 
-Kernels run in Triton's interpreter; `test_triton_scan` compiles them for a GPU.
+Kernels run in Triton's interpreter; `test_scan_triton` compiles them for a GPU.
 """
 
 import contextlib
@@ -9,17 +9,19 @@ import itertools
 
 import pytest
 import torch
-from conv_problems import OPTIONAL, make_inputs, require, run
-from scan_problems import assert_close, without
+from problems import CONVOLUTION, without
 
 from seqrec.errors import InputError
 from seqrec.ops import causal_conv1d
 from seqrec.ops.causal_conv1d import CONV_BACKENDS
 
+pytestmark = pytest.mark.kernels
+make_inputs, run = CONVOLUTION.make, CONVOLUTION.run
+
 
 @pytest.fixture
 def launch():
-    require("triton")
+    CONVOLUTION.require("triton")
     return importlib.import_module("seqrec.ops.causal_conv1d.triton_launch")
 
 
@@ -31,11 +33,13 @@ def small_blocks(launch, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "absent", [names for n in range(5) for names in itertools.combinations(OPTIONAL, n)], ids="-".join
+    "absent",
+    [names for n in range(5) for names in itertools.combinations(CONVOLUTION.optional, n)],
+    ids="-".join,
 )
 def test_blocks_equal_the_float64_reference_whatever_is_given(small_blocks, absent):
     inputs = without(make_inputs(B=1, L=7, D=5, W=3, flags=True), *absent)
-    assert_close(run(inputs, "triton"), run(inputs, "reference", torch.float64))
+    CONVOLUTION.assert_reference(inputs, "triton")
 
 
 @pytest.mark.parametrize(("taps", "silu"), [(1, True), (2, False), (6, True)])
@@ -44,7 +48,7 @@ def test_windows_may_be_wider_than_a_block_and_a_row(small_blocks, taps, silu):
     inputs["valid"][1] = False
     inputs["valid"][2] = torch.tensor([False, False, True, False, True])
     inputs["start"][1:] = torch.tensor([False, True, False, False, False])
-    assert_close(run(inputs, "triton", silu=silu), run(inputs, "reference", torch.float64, silu))
+    CONVOLUTION.assert_reference(inputs, "triton", activate=silu)
 
 
 def test_results_repeat_to_the_bit(small_blocks):
@@ -57,14 +61,14 @@ def test_without_flags_each_way_is_one_launch(launch, monkeypatch):
     calls = []
 
     def counted(name):
-        kernel = getattr(launch, name)
+        kernel = getattr(launch.kernels(), name)
 
         class Counted:
             def __getitem__(self, grid):
                 calls.append(name)
                 return kernel[grid]
 
-        monkeypatch.setattr(launch, name, Counted())
+        monkeypatch.setattr(launch.kernels(), name, Counted())
 
     counted("conv_outputs")
     counted("conv_gradients")
@@ -95,16 +99,6 @@ def test_auto_takes_it_on_a_gpu_and_never_interprets(launch, monkeypatch):
         causal_conv1d(**make_inputs(), backend="triton")
 
 
-def test_second_derivative_is_refused(launch):
-    inputs = make_inputs(B=1, L=2)
-    out = causal_conv1d(**inputs, backend="triton")
-    (dx,) = torch.autograd.grad(out.square().sum(), inputs["x"], create_graph=True)
-    with pytest.raises(
-        NotImplementedError, match="triton convolution has no second derivative; use backend='reference'"
-    ):
-        dx.sum().backward()
-
-
 def test_registration_passes_opcheck(launch):
     forward, backward = torch.ops.seqrec.causal_conv1d_triton_fwd, torch.ops.seqrec.causal_conv1d_triton_bwd
     x, weight, bias, state, valid, start = make_inputs(B=1, L=2, D=2, W=2, flags=True).values()
@@ -115,14 +109,3 @@ def test_registration_passes_opcheck(launch):
     out, last = forward(*real, True, state.detach(), valid, start)
     torch.library.opcheck(backward, (out, last, *real, True, state.detach(), valid, start))
     torch.library.opcheck(backward, (None, last, *real[:2], None, False, None, None, None), test_utils=some)
-
-
-def test_torch_compile_traces_through_the_convolution(launch):
-    def loss(**inputs):
-        return causal_conv1d(**inputs, silu=True, backend="triton").square().sum()
-
-    compiled_inputs, inputs = make_inputs(B=1, L=3), make_inputs(B=1, L=3)
-    torch.compile(loss, backend="aot_eager", fullgraph=True)(**compiled_inputs).backward()
-    loss(**inputs).backward()
-    for name in inputs:
-        torch.testing.assert_close(compiled_inputs[name].grad, inputs[name].grad)

@@ -1,7 +1,7 @@
 """The state-space-dual scan by the Triton kernels of the package mamba-ssm, which users install themselves.
 
-Of the package only `mamba_chunk_scan_combined` is called, by keyword. Bias, softplus, skip, gate and padding are done
-in torch around it: its own softplus loses the digits of small steps, and it has no padding.
+Of the package only `mamba_chunk_scan_combined` is called, by keyword. Bias, softplus, skip, gate and padding are
+computed in torch around it: its own softplus loses the digits of small steps, and it has no padding.
 """
 
 from __future__ import annotations
@@ -14,32 +14,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqrec.ops.cuda_packages import alone, device_lacks, load_function
-from seqrec.ops.ssd.problem import SsdProblem, with_gate_and_padding
+from seqrec.ops.cuda_packages import isolated, kernel_fault, load_function, why_no_device
+from seqrec.ops.problems import with_gate_and_padding
+from seqrec.ops.ssd.problem import SsdProblem
 from seqrec.ops.ssd.reference import ssd_reference
 
-# Its kernels take a decay above 1 for 1, and softplus is what keeps steps from being negative.
+# Its kernels clamp a decay above 1 to 1, and only softplus ensures that no step is negative.
 PLAIN_STEPS = "step sizes without softplus"
-# The kernels subtract float32 sums of logarithms within a chunk: the shorter the chunk, the smaller what is lost.
+# The kernels subtract float32 sums of logarithms within a chunk: the shorter the chunk, the smaller the error.
 CHUNK_EVENTS = 64
 
 
 def ssd_mamba_ssm(
-    x: Tensor,
-    step: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    initial_state: Tensor,
-    start: Tensor | None = None,
+    x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor, start: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Same as `ssd_reference` in float32 on CUDA without starts, where no state grows.
+    """Compute `ssd_reference` in float32 on CUDA without starts, if no state grows.
 
-    The package's `seq_idx` is no `start`: it multiplies what lies before by 0, so that a NaN there gets through.
+    The package's `seq_idx` cannot replace `start`: it multiplies earlier states by 0, which lets a NaN through.
     """
     assert start is None
     if not x.numel() or not B.numel():
-        return ssd_reference(x, step, A, B, C, initial_state)  # Nothing to launch a kernel for.
+        # The kernel cannot be launched for empty tensors.
+        return ssd_reference(x, step, A, B, C, initial_state, None)
     function, reason = _load()
     assert function is not None, reason
     y, last = function(
@@ -56,11 +52,11 @@ def ssd_mamba_ssm(
 
 
 def missing() -> str | None:
-    """Why the package cannot be used on this machine now, with the fix; None where it can."""
+    """Return why the package cannot be used on this machine now, with the fix; None if it can."""
     function, reason = _load()
     if function is None:
         return reason
-    if lacking := device_lacks():
+    if lacking := why_no_device():
         return lacking
     if torch.get_float32_matmul_precision() == "highest" and os.environ.get("TRITON_F32_DEFAULT") != "ieee":
         return (
@@ -72,27 +68,20 @@ def missing() -> str | None:
 
 @functools.cache
 def _load() -> tuple[Callable[..., Any] | None, str]:
-    """The package's function, or None and the reason."""
     return load_function("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined")
 
 
 @functools.cache
-@alone()
+@isolated()
 def _check(device: int) -> str | None:
-    """What is wrong with the kernels on a CUDA device; a package that imports may still not run there."""
     generator = torch.Generator().manual_seed(0)
-    # More than one chunk, so that states pass from one to the next.
+    # More than one chunk: states must pass from one to the next.
     x, z = (torch.rand(2, CHUNK_EVENTS + 6, 4, 3, generator=generator) for _ in range(2))
     B, C = (torch.rand(2, CHUNK_EVENTS + 6, 2, 5, generator=generator) for _ in range(2))
     step, A = torch.rand(2, CHUNK_EVENTS + 6, 4, generator=generator), -torch.rand(4, generator=generator)
     state = torch.rand(2, 4, 3, 5, generator=generator)
     problem = SsdProblem(x, step, A, B, C, z=z, initial_state=state)
-    try:
-        found = with_gate_and_padding(ssd_mamba_ssm)(problem.to(torch.device("cuda", device)))
-    except Exception as error:
-        return f"its kernels do not run on this device: {error}"
-    for actual, expected in zip(found, with_gate_and_padding(ssd_reference)(problem), strict=True):
-        # TF32 keeps 10 bits, an error of 0.05 % a product.
-        if not torch.allclose(actual.cpu(), expected, rtol=1e-2, atol=1e-2):
-            return "its kernels compute something else than the reference on this device"
-    return None
+    scan, there = with_gate_and_padding(ssd_mamba_ssm), torch.device("cuda", device)
+    expected = with_gate_and_padding(ssd_reference)(problem)
+    # TF32 keeps 10 bits, an error of 0.05 % per product.
+    return kernel_fault(lambda: scan(problem.to(there)), expected, rtol=1e-2, atol=1e-2)

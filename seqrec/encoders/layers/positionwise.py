@@ -1,4 +1,4 @@
-"""Position-wise feed-forward layer."""
+"""Layers that map each position by itself: the feed-forward layer, and the gate of a mixture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class FeedForward(nn.Module):
 
     Args:
         d_model: Width D of input and output.
-        d_hidden: Width between; None is D, as in SASRec.
+        d_hidden: Hidden width; None is D, as in SASRec.
         dropout: Share of hidden units, and of outputs, set to 0 in training.
     """
 
@@ -32,9 +32,27 @@ class FeedForward(nn.Module):
         return out
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
-        """Nothing: see `Streamed.zero_state`."""
+        """Return no tensors; see `Streamed.zero_state`."""
         return {}
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
-        """See `Streamed.advance`."""
+        """Compute further events; see `Streamed.advance`."""
         return self(x), {}
+
+
+class TokenGate(nn.Module):
+    """Softmax weights over E experts at each position, from that position's input alone, and so causal.
+
+    Args:
+        d_model: Width D of the input.
+        num_experts: E.
+    """
+
+    def __init__(self, d_model: int, num_experts: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(d_model, num_experts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, L, D) to weights (B, L, E) that sum to 1."""
+        weights: Tensor = self.projection(x).softmax(-1)
+        return weights
