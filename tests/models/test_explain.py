@@ -162,7 +162,7 @@ def test_the_logs_own_ids_are_taken_and_given_back(method: str):
     assert inner.item_ids == [4, 9]
     torch.testing.assert_close(found.contributions, inner.contributions)
     with pytest.warns(
-        UserWarning, match="dropped 1 of 3 events whose item the model does not know"
+        UserWarning, match="dropped 1 of 3 events with items that the model does not know"
     ) as caught:
         again = recommender.explain(["song-04", "noise", "song-09"], "song-05", user=20, method=method)
     assert caught[0].filename == __file__

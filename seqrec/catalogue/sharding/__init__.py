@@ -2,7 +2,7 @@
 
 from seqrec.catalogue.sharding.clipping import clip_norm, total_norm
 from seqrec.catalogue.sharding.embedding import ShardedEmbedding
-from seqrec.catalogue.sharding.layout import RowShards
+from seqrec.catalogue.sharding.exchange import RowShards
 from seqrec.catalogue.sharding.optimizer_state import keep_own_state, save_whole_state
 
 __all__ = ["RowShards", "ShardedEmbedding", "clip_norm", "keep_own_state", "save_whole_state", "total_norm"]

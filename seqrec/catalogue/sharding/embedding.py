@@ -14,9 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seqrec.catalogue.sharding.exchange import Route, gathered
-from seqrec.catalogue.sharding.host_copy import HostCopy
-from seqrec.catalogue.sharding.layout import RowShards
+from seqrec.catalogue.sharding.exchange import HostCopy, Route, RowShards, gathered
 from seqrec.errors import InputError
 from seqrec.ops.row_gradients import row_gradient, sum_rows
 

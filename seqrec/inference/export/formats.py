@@ -15,7 +15,7 @@ import torch
 from seqrec.encoders.layers import Tensors
 from seqrec.errors import InputError
 from seqrec.inference.export.programs import Program
-from seqrec.inference.export.tables import Table
+from seqrec.inference.export.tables import ExportedTable
 
 Format = Literal["onnx", "torch"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
@@ -47,7 +47,9 @@ def check_packages(form: str) -> None:
             ) from error
 
 
-def write(program: Program, directory: Path, form: str, tables: Mapping[str, tuple[Table, int]]) -> Path:
+def write(
+    program: Program, directory: Path, form: str, tables: Mapping[str, tuple[ExportedTable, int]]
+) -> Path:
     """Trace a program and write it.
 
     Args:
@@ -79,7 +81,7 @@ def write(program: Program, directory: Path, form: str, tables: Mapping[str, tup
     return path
 
 
-def load(program: Program, path: Path, tables: Mapping[str, Table]) -> Run:
+def load(program: Program, path: Path, tables: Mapping[str, ExportedTable]) -> Run:
     """A written program as a function. In ONNX it finds its tables itself; torch's is given them."""
     if path.suffix == SUFFIXES["onnx"]:
         return _onnx_runtime(program, path)
@@ -103,7 +105,9 @@ def _dimensions(program: Program) -> tuple[dict[int, Any], ...]:
     return tuple({axis: free[x] for axis, x in program.axes[name].items()} for name in program.inputs)
 
 
-def _write_onnx(program: Program, exported: Any, path: Path, tables: Mapping[str, tuple[Table, int]]) -> None:
+def _write_onnx(
+    program: Program, exported: Any, path: Path, tables: Mapping[str, tuple[ExportedTable, int]]
+) -> None:
     import onnx_ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 

@@ -9,7 +9,7 @@ import torch
 
 from seqrec import __version__
 from seqrec.inference.export.programs import NEXT_STATE, STATE, Program
-from seqrec.inference.export.tables import Table
+from seqrec.inference.export.tables import ExportedTable
 from seqrec.models import SequentialRecommender
 from seqrec.specs import to_spec
 
@@ -29,7 +29,7 @@ def manifest(
     form: str,
     programs: Mapping[str, tuple[Program, str, float]],
     omitted: Mapping[str, str],
-    tables: Mapping[str, Table],
+    tables: Mapping[str, ExportedTable],
     *,
     files: Sequence[str],
     top_k: int,
@@ -77,7 +77,7 @@ def manifest(
 
 def _program(
     model: SequentialRecommender,
-    tables: Mapping[str, Table],
+    tables: Mapping[str, ExportedTable],
     program: Program,
     file: str,
     difference: float,
@@ -108,7 +108,7 @@ def _program(
 
 
 def _outputs(
-    model: SequentialRecommender, program: Program, tables: Mapping[str, Table], top_k: int
+    model: SequentialRecommender, program: Program, tables: Mapping[str, ExportedTable], top_k: int
 ) -> list[dict[str, Any]]:
     width = tables.get("candidates", tables["items"]).width
     known: dict[str, tuple[str, list[int | str]]] = {
@@ -128,7 +128,7 @@ def _outputs(
     return entries
 
 
-def _example(form: str, scored_by: Table, full: Program, outer: list[str]) -> list[str]:
+def _example(form: str, scored_by: ExportedTable, full: Program, outer: list[str]) -> list[str]:
     """Lines of Python that rank items."""
     users = ", 'user_ids': numpy.array([0])" if "user_ids" in full.inputs else ""
     lines = [

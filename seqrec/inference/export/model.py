@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from seqrec.catalogue.recommend import evaluating
 from seqrec.errors import InputError
 from seqrec.inference.export import formats
 from seqrec.inference.export.checks import check_full_pass, check_one_step
 from seqrec.inference.export.formats import Format, check_packages, write
 from seqrec.inference.export.manifest import FILE_NAME, manifest
 from seqrec.inference.export.programs import full_pass, one_step
-from seqrec.inference.export.tables import Table, model_tables
+from seqrec.inference.export.tables import ExportedTable, model_tables
 from seqrec.models import Recommender, SequentialRecommender
-from seqrec.models.recommending import evaluating
 
 # Tables above that get files of their own unless told otherwise.
 SEPARATE_BYTES = 64 << 20
@@ -120,7 +120,9 @@ def _checked(model: Recommender) -> SequentialRecommender:
     return model
 
 
-def _inside(tables: Mapping[str, Table], separate_table: bool | None, top_k: int, form: str) -> list[str]:
+def _inside(
+    tables: Mapping[str, ExportedTable], separate_table: bool | None, top_k: int, form: str
+) -> list[str]:
     """Names of the tables that are parts of the programs."""
     needed = [table for table in tables.values() if top_k or table.name != "candidates"]
     separate = {

@@ -5,17 +5,19 @@ Shapes: B batch, L events, D width, V rows of a table, W newest events that atte
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.encoders.layers import Tensors
-from seqrec.inference.export.recurrence import traceable
-from seqrec.inference.export.tables import Table
+from seqrec.inference.export.tables import ExportedTable
 from seqrec.models import SequentialRecommender
+from seqrec.ops.export import scan_events
 from seqrec.types import History
 
 # Sizes of the example that is traced; all others may be fed later. 0 and 1 would be taken for constants, and equal
@@ -25,6 +27,7 @@ BATCH, LENGTH, WINDOW, ROWS = 2, 3, 5, 7
 STATE, NEXT_STATE = "state.", "next_state."
 
 Axes = dict[str, dict[int, str]]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,10 @@ class _OneStep(_Pass):
 
 
 def full_pass(
-    model: SequentialRecommender, tables: Mapping[str, Table], inside: Mapping[str, Tensor], top_k: int
+    model: SequentialRecommender,
+    tables: Mapping[str, ExportedTable],
+    inside: Mapping[str, Tensor],
+    top_k: int,
 ) -> Program:
     """Histories to the state behind each one's newest event."""
     inputs, axes = _outer_inputs(tables, inside)
@@ -132,7 +138,10 @@ def full_pass(
 
 
 def one_step(
-    model: SequentialRecommender, tables: Mapping[str, Table], inside: Mapping[str, Tensor], top_k: int
+    model: SequentialRecommender,
+    tables: Mapping[str, ExportedTable],
+    inside: Mapping[str, Tensor],
+    top_k: int,
 ) -> Program:
     """One further event of each user, and what is remembered, to the state behind it and what is remembered then.
 
@@ -155,7 +164,7 @@ def one_step(
     return Program("step", module, inputs, axes, [*_outputs(top_k), *(NEXT_STATE + name for name in state)])
 
 
-def _outer_inputs(tables: Mapping[str, Table], inside: Mapping[str, Tensor]) -> tuple[Tensors, Axes]:
+def _outer_inputs(tables: Mapping[str, ExportedTable], inside: Mapping[str, Tensor]) -> tuple[Tensors, Axes]:
     # Candidates that are outside are the consumer's to multiply with.
     outer = [table for name, table in tables.items() if name not in inside and name != "candidates"]
     inputs = {table.name: torch.zeros(ROWS, table.width) for table in outer}
@@ -169,3 +178,58 @@ def _add_users(inputs: Tensors, axes: Axes, model: SequentialRecommender) -> Non
 
 def _outputs(top_k: int) -> list[str]:
     return ["states", "best_items", "best_scores"] if top_k else ["states"]
+
+
+class ScannedGRU(nn.Module):
+    """A layer of `nn.GRU` as one operator of any number of events, where torch unrolls them while it exports.
+
+    Args:
+        gru: One layer, one direction, batch first; its weights are shared.
+    """
+
+    def __init__(self, gru: nn.GRU) -> None:
+        super().__init__()
+        assert (gru.num_layers, gru.batch_first, gru.bidirectional) == (1, True, False)
+        self.of_event = _linear(gru.weight_ih_l0, gru.bias_ih_l0)
+        self.of_state = _linear(gru.weight_hh_l0, gru.bias_hh_l0)
+
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Outputs (B, L, D) for x (B, L, D), and the last hidden state (1, B, D), as `nn.GRU`."""
+        projected = self.of_event(x)
+        # Scan takes tensors from around it, not layers.
+        weight, bias = self.of_state.weight, self.of_state.bias
+        state = x.new_zeros(x.shape[0], self.of_state.in_features) if hidden is None else hidden[0]
+
+        def event(state: Tensor, now: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            reset, update, new = now[0].chunk(3, dim=-1)
+            reset_h, update_h, new_h = F.linear(state, weight, bias).chunk(3, dim=-1)
+            candidate = torch.tanh(new + torch.sigmoid(reset + reset_h) * new_h)
+            kept = torch.sigmoid(update + update_h)
+            state = candidate + kept * (state - candidate)
+            return state, state.clone()
+
+        if isinstance(x.shape[1], int) and x.shape[1] == 1:
+            last, out = event(state, (projected[:, 0],))
+            return out.unsqueeze(1), last.unsqueeze(0)
+        outputs, last = scan_events(event, state, (projected,))
+        return outputs, last.unsqueeze(0)
+
+
+def _linear(weight: object, bias: object) -> nn.Linear:
+    """A linear layer of weights that another layer has too."""
+    assert isinstance(weight, nn.Parameter)
+    assert isinstance(bias, nn.Parameter)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    layer.weight, layer.bias = weight, bias
+    return layer
+
+
+def traceable(module: Module) -> Module:
+    """A copy that shares the weights and can be exported; the module itself stays as it is."""
+    shared = [*module.parameters(), *module.buffers()]
+    copied = copy.deepcopy(module, {id(x): x for x in shared})
+    for parent in copied.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.GRU):
+                setattr(parent, name, ScannedGRU(child))
+    return copied

@@ -17,7 +17,7 @@ NUMBERS_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
-class Table:
+class ExportedTable:
     """Vectors (V, D) in float32, whatever the model stores; row 0 is padding.
 
     Attributes:
@@ -58,7 +58,7 @@ class Table:
         return int(file.offset)
 
 
-def model_tables(model: SequentialRecommender) -> dict[str, Table]:
+def model_tables(model: SequentialRecommender) -> dict[str, ExportedTable]:
     """The model's tables by name; without "candidates" where those of the history are also what is scored."""
     tables = {}
     for name, embedding in (("items", model.items), ("users", model.users)):
@@ -71,10 +71,10 @@ def model_tables(model: SequentialRecommender) -> dict[str, Table]:
         def candidates(first: int, last: int) -> Tensor:
             return scorer.vectors(torch.arange(first, last, device=model.device)).detach()
 
-        tables["candidates"] = Table("candidates", scorer.num_items + 1, width, candidates)
+        tables["candidates"] = ExportedTable("candidates", scorer.num_items + 1, width, candidates)
     return tables
 
 
-def _stored(name: str, weight: Tensor) -> Table:
+def _stored(name: str, weight: Tensor) -> ExportedTable:
     num_rows, width = weight.shape
-    return Table(name, num_rows, width, lambda first, last: weight[first:last].float())
+    return ExportedTable(name, num_rows, width, lambda first, last: weight[first:last].float())

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqrec.errors import InputError
-from seqrec.models.baselines.base import Baseline, check_catalogue
+from seqrec.models.baselines.baseline import Baseline, check_catalogue
 from seqrec.models.baselines.neighbors import NeighborScorer, fill_best, newest_first
 from seqrec.models.baselines.pair_counts import pair_counts, user_counts
 from seqrec.models.baselines.training_events import TrainingEvents

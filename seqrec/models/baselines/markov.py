@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqrec.errors import InputError
-from seqrec.models.baselines.base import Baseline, check_catalogue
+from seqrec.models.baselines.baseline import Baseline, check_catalogue
 from seqrec.models.baselines.neighbors import NeighborScorer, fill_best
 from seqrec.models.baselines.pair_counts import pair_counts
 from seqrec.models.baselines.training_events import TrainingEvents

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.models.baselines.training_events import Events, TrainingEvents
+from seqrec.models.baselines.training_events import LogEvents, TrainingEvents
 
 Int64 = NDArray[np.int64]
 
@@ -65,23 +65,23 @@ def pair_counts(
         carried = PairCounts(*(np.empty(0, dtype=np.int64) for _ in range(3)))
         bounds = _piece_bounds(some, max(1, piece_pairs // len(steps)))
         for begin, end in itertools.pairwise(bounds):
-            piece = Events(*(column[begin:end] for column in some))
+            piece = LogEvents(*(column[begin:end] for column in some))
             found = _merge(carried, _count(events, piece, steps, once_a_user))
             # The anchor on which the piece ends may go on in the next one.
-            going_on = end < len(some.item_ids) and some.item_ids[end] == some.item_ids[end - 1]
-            cut = np.searchsorted(found.anchors, some.item_ids[end - 1]) if going_on else len(found.anchors)
+            continues = end < len(some.item_ids) and some.item_ids[end] == some.item_ids[end - 1]
+            cut = np.searchsorted(found.anchors, some.item_ids[end - 1]) if continues else len(found.anchors)
             carried = PairCounts(*(column[cut:] for column in found))
             yield PairCounts(*(column[:cut] for column in found))
 
 
-def _starts_visit(events: Events) -> NDArray[np.bool_]:
+def _starts_visit(events: LogEvents) -> NDArray[np.bool_]:
     """(N,) True where the item or the user is another than at the event before."""
     first = np.ones(len(events.item_ids), dtype=np.bool_)
     first[1:] = (np.diff(events.item_ids) != 0) | (np.diff(events.user_rows) != 0)
     return first
 
 
-def _piece_bounds(events: Events, size: int) -> list[int]:
+def _piece_bounds(events: LogEvents, size: int) -> list[int]:
     """Ends of pieces of `size` events at most, or of one user's events with one item where these are more."""
     visits = np.append(np.flatnonzero(_starts_visit(events)), len(events.item_ids))
     bounds = [0]
@@ -92,7 +92,7 @@ def _piece_bounds(events: Events, size: int) -> list[int]:
     return bounds
 
 
-def _count(events: TrainingEvents, piece: Events, steps: Int64, once_a_user: bool) -> PairCounts:
+def _count(events: TrainingEvents, piece: LogEvents, steps: Int64, once_a_user: bool) -> PairCounts:
     """Count the pairs of a piece."""
     near = piece.places[:, None] + steps
     first, end = events.starts[piece.user_rows], events.stops[piece.user_rows]

@@ -1,6 +1,8 @@
-"""Popularity: the baseline that every encoder must beat."""
+"""Popularity: the baseline that every encoder must beat, over all training events or the newest."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
@@ -8,9 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer
-from seqrec.models.baselines.base import Baseline, check_catalogue
+from seqrec.errors import InputError
+from seqrec.models.baselines.baseline import Baseline, check_catalogue
 from seqrec.models.baselines.training_events import TrainingEvents
 from seqrec.types import SequenceBatch
+
+# Bins of one pass over the timestamps; 2^16 of them find any int64 in four passes.
+TIME_BINS = 1 << 16
 
 
 class Popularity(Baseline):
@@ -47,3 +53,90 @@ class Popularity(Baseline):
     def scorer(self) -> Scorer:
         """See `Recommender.scorer`."""
         return Scorer(self.item_counts.unsqueeze(1))
+
+
+class RecentPopularity(Baseline):
+    """Ranks items by how often they occur in the newest share of the training events; the same list for every user.
+
+    Ji et al. 2020 (A Re-visit of the Popularity Baseline in Recommender Systems) count the events of a period before
+    each target's time. Here the period is the training part's last, whoever is judged: under a global time
+    split that is their period, under leave-one-out it lies after many targets, as all training does there.
+
+    Args:
+        num_items: Items of the catalogue.
+        share: Part of all training events that is counted, 0 < share <= 1. Events with the time of the oldest
+            one that is counted are all counted.
+
+    Raises:
+        InputError: `share` is out of range.
+    """
+
+    item_counts: Tensor
+
+    def __init__(self, num_items: int, *, share: float = 0.1) -> None:
+        super().__init__()
+        if not 0 < share <= 1:
+            raise InputError(f"share={share} must be above 0 and at most 1; 1 is Popularity")
+        self.save_hyperparameters({"num_items": num_items, "share": share})
+        self.share = share
+        # float64 counts 2^53 events exactly.
+        self.register_buffer("item_counts", torch.zeros(num_items + 1, dtype=torch.float64))
+
+    def count(self, events: TrainingEvents) -> None:
+        """See `Baseline.count`; the log must have timestamps."""
+        check_catalogue(self.title, len(self.item_counts) - 1, events)
+        if events.timestamps is None:
+            raise InputError(
+                "RecentPopularity needs timestamps and the log has none: take a source with times, or Popularity"
+            )
+        total = int(events.item_counts().sum())
+        since = newest_since(events, math.ceil(self.share * total))
+        counts = np.zeros(events.num_items + 1, dtype=np.int64)
+        for some in events.pieces():
+            new = events.timestamps[some.places] >= since
+            counts += np.bincount(some.item_ids[new], minlength=len(counts))
+        self.item_counts.copy_(torch.from_numpy(counts))
+
+    def last_states(self, batch: SequenceBatch) -> Tensor:
+        """(B, 1) ones: the count is the score."""
+        return self.item_counts.new_ones(len(batch), 1)
+
+    def scorer(self) -> Scorer:
+        """See `Recommender.scorer`."""
+        return Scorer(self.item_counts.unsqueeze(1))
+
+
+def newest_since(events: TrainingEvents, wanted: int) -> int:
+    """Latest time since which at least `wanted` training events happened, 1 <= wanted <= their number.
+
+    Histograms narrow it down, pass by pass, so that no timestamps need be sorted or held.
+    """
+    assert events.timestamps is not None
+    times = events.timestamps
+    extremes = [
+        (int(times[some.places].min()), int(times[some.places].max()))
+        for some in events.pieces()
+        if len(some.places)
+    ]
+    first, last = min(low for low, _ in extremes), max(high for _, high in extremes)
+    later = 0  # events after `last`
+    while first < last:
+        width = -(-(last - first + 1) // TIME_BINS)
+        counts = _histogram(events, times, first, last, width)
+        since_bin = later + np.cumsum(counts[::-1])[::-1]
+        chosen = int(np.flatnonzero(since_bin >= wanted)[-1])
+        later = int(since_bin[chosen] - counts[chosen])
+        first, last = first + chosen * width, min(last, first + (chosen + 1) * width - 1)
+    return first
+
+
+def _histogram(
+    events: TrainingEvents, times: NDArray[np.int64], first: int, last: int, width: int
+) -> NDArray[np.int64]:
+    """(TIME_BINS,) training events in bins of `width`, those of `first` up to `last`."""
+    counts = np.zeros(TIME_BINS, dtype=np.int64)
+    for some in events.pieces():
+        here = times[some.places]
+        here = here[(here >= first) & (here <= last)]
+        counts += np.bincount((here - first) // width, minlength=TIME_BINS)
+    return counts

@@ -14,11 +14,11 @@ from seqrec.data.store import EventStore
 
 Int64 = NDArray[np.int64]
 
-# Events held at a time: 2^22 places, users and items as int64 are 96 MiB.
+# LogEvents held at a time: 2^22 places, users and items as int64 are 96 MiB.
 PIECE_EVENTS = 1 << 22
 
 
-class Events(NamedTuple):
+class LogEvents(NamedTuple):
     """Some events of a log.
 
     Attributes:
@@ -42,7 +42,7 @@ class TrainingEvents:
         starts: (U,) int64, ascending, first event of each user.
         stops: (U,) int64, end of each user's training part.
         num_items: Items of the catalogue; ids are 1..num_items.
-        piece_events: Events held at a time, but all events of one item are held together in any case.
+        piece_events: LogEvents held at a time, but all events of one item are held together in any case.
     """
 
     item_ids: NDArray[np.integer[Any]]
@@ -60,7 +60,7 @@ class TrainingEvents:
         stops = split.history_stops(store, "train")
         return TrainingEvents(np.asarray(store.item_ids), timestamps, starts, stops, store.num_items)
 
-    def pieces(self) -> Iterator[Events]:
+    def pieces(self) -> Iterator[LogEvents]:
         """All training events in the log's order, `piece_events` at most at a time."""
         for begin in range(0, len(self.item_ids), self.piece_events):
             end = min(begin + self.piece_events, len(self.item_ids))
@@ -73,7 +73,7 @@ class TrainingEvents:
             counts += np.bincount(events.item_ids, minlength=len(counts))
         return counts
 
-    def by_item(self) -> Iterator[Events]:
+    def by_item(self) -> Iterator[LogEvents]:
         """All training events ordered by item, then as in the log; no item's events are torn apart.
 
         The log is read once for each piece, as there may be no room to sort it.
@@ -86,21 +86,21 @@ class TrainingEvents:
             end = max(end, first + 1)
             events = self._of_items(first, end)
             order = np.argsort(events.item_ids, kind="stable")
-            yield Events(*(column[order] for column in events))
+            yield LogEvents(*(column[order] for column in events))
             first = end
 
-    def _of_items(self, first: int, end: int) -> Events:
+    def _of_items(self, first: int, end: int) -> LogEvents:
         """Training events of the items `first` up to but without `end`."""
         found = []
         for begin in range(0, len(self.item_ids), self.piece_events):
             item_ids = self.item_ids[begin : begin + self.piece_events]
             found.append(self._at(np.flatnonzero((item_ids >= first) & (item_ids < end)) + begin))
-        return Events(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
+        return LogEvents(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
 
-    def _at(self, places: Int64) -> Events:
+    def _at(self, places: Int64) -> LogEvents:
         """The events at these places, without those that are held out."""
         # Users without an event share their start with the next user, which is the one to find.
         user_rows = np.searchsorted(self.starts, places, side="right") - 1
         known = places < self.stops[user_rows]
         places, user_rows = places[known], user_rows[known]
-        return Events(places, user_rows, self.item_ids[places].astype(np.int64))
+        return LogEvents(places, user_rows, self.item_ids[places].astype(np.int64))

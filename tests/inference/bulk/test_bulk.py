@@ -123,7 +123,7 @@ def test_shares_make_one_whole(
     arguments = {"ckpt": str(ckpt), "top_k": 5, "part_users": 7}
     recommend(output="whole", **arguments)
     recommend(output="shared", shard="2/3", **arguments)
-    assert "share 2/3 is done; shared lacks parts of other shares" in capsys.readouterr().out
+    assert "share 2/3 is done; shared still lacks parts of other shares" in capsys.readouterr().out
     assert not Path("shared_summary.json").exists()
     recommend(output="shared", shard="0/3", **arguments)
     # What torchrun tells its processes.
@@ -191,7 +191,7 @@ def test_a_folder_of_something_else_is_not_touched(ckpt: Path):
     Path("mine/photo.jpg").write_text("x")
     Path("file").write_text("x")
     for name in ("mine", "file"):
-        with pytest.raises(InputError, match=f"output='{name}' exists and is no job of seqrec recommend"):
+        with pytest.raises(InputError, match=f"output='{name}' exists and is no output of seqrec recommend"):
             recommend(ckpt=str(ckpt), output=name)
     assert [path.name for path in Path("mine").iterdir()] == ["photo.jpg"]
 

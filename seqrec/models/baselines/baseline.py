@@ -6,8 +6,8 @@ from abc import abstractmethod
 
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.errors import InputError
-from seqrec.models.base import Recommender
 from seqrec.models.baselines.training_events import TrainingEvents
+from seqrec.models.recommender import Recommender
 from seqrec.types import SequenceBatch
 
 

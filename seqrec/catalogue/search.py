@@ -1,4 +1,7 @@
-"""Approximate search by FAISS. B users, C candidates, D width, V = num_items + 1, K top-k."""
+"""Search for the items with the best scores: exact, or approximate by FAISS.
+
+B users, C candidates, D width, V = num_items + 1, K top-k.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import hashlib
 import importlib
 import json
 import math
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer, check_top_k
-from seqrec.catalogue.search.base import ItemSearch
 from seqrec.errors import InputError
 from seqrec.types import ROW_STRIDE, Recommendations, SeenItems
 
@@ -25,6 +28,62 @@ Kind = Literal["ivf_pq", "ivf_flat", "hnsw"]
 FLOATS = 1 << 25
 # Vectors a list that its centre is learned from: FAISS asks for 39 and takes 256, and learning takes as long as that.
 TRAINED_ON = 64
+
+
+class ItemSearch(ABC):
+    """Finds the items of a catalogue with the best scores. Constructor arguments are kept as attributes."""
+
+    def prepare(self, scorer: Scorer) -> None:  # noqa: B027  # most have nothing to do
+        """Get ready for a scorer's item vectors; needed before `top_k`, and again when they have changed."""
+
+    @abstractmethod
+    def top_k(
+        self,
+        scorer: Scorer,
+        states: Tensor,
+        k: int,
+        user_ids: Tensor,
+        *,
+        exclude: SeenItems | None = None,
+        blocked: Tensor | None = None,
+    ) -> Recommendations:
+        """The K best items for each user, or what the search takes for them.
+
+        Args:
+            scorer: Of the item vectors that were prepared.
+            states: (B, D).
+            k: Items a user, 1..num_items.
+            user_ids: (B,) passed through to the result.
+            exclude: Items that may not be recommended to each user.
+            blocked: (N,) int64, ascending: items that may not be recommended to anybody.
+
+        Returns:
+            As `Scorer.top_k`; scores are exact. A user gets fewer than K only where no more are allowed.
+
+        Raises:
+            InputError: `k` is out of range.
+        """
+
+    def counts(self) -> dict[str, int]:
+        """What a summary adds up of the search so far, by name."""
+        return {}
+
+
+class ExactSearch(ItemSearch):
+    """Scores the whole catalogue, in chunks."""
+
+    def top_k(
+        self,
+        scorer: Scorer,
+        states: Tensor,
+        k: int,
+        user_ids: Tensor,
+        *,
+        exclude: SeenItems | None = None,
+        blocked: Tensor | None = None,
+    ) -> Recommendations:
+        """See `Scorer.top_k`."""
+        return scorer.top_k(states, k, user_ids, exclude=exclude, blocked=blocked)
 
 
 class FaissSearch(ItemSearch):
