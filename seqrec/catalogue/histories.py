@@ -12,12 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seqrec.catalogue.recommend import (
-    RecommendingModel,
-    RecommendOptions,
-    item_ids_of,
-    recommendation_frame,
-)
+from seqrec.catalogue.recommend import RecommendingModel, RecommendOptions, item_ids_of, recommendation_frame
 from seqrec.catalogue.scorer import check_top_k
 from seqrec.data.event_block import EventBlock
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
@@ -49,13 +44,7 @@ class GivenHistories(NamedTuple):
 def read_options(
     model: RecommendingModel, top_k: int, filter_seen: bool, block: Collection[Any] | None
 ) -> RecommendOptions:
-    """Return options with a block list in the model's ids.
-
-    Args:
-        model: Knows the log's item ids if there is a block list.
-        top_k: Items per user.
-        filter_seen: Whether to leave out the items of the user's history.
-        block: The log's ids of items that are never recommended; None blocks none.
+    """Return options with a block list in the model's ids; arguments as of `Recommender.recommend`.
 
     Raises:
         InputError: if `top_k` is out of range, or `block` is not a collection of ids.
@@ -63,22 +52,17 @@ def read_options(
     Warns:
         UserWarning: if items of the block list are not in the catalogue; with their number.
     """
-    blocked = None if block is None else _blocked_items(item_ids_of(model), block)
     check_top_k(top_k, model.scorer().num_items)
-    return RecommendOptions(top_k, filter_seen, blocked)
+    if block is None:
+        return RecommendOptions(top_k, filter_seen)
+    vocabulary = item_ids_of(model)
+    return RecommendOptions(top_k, filter_seen, _blocked_items(vocabulary, block))
 
 
 def read_histories(
     model: RecommendingModel, histories: Sequence[Sequence[Any]] | polars.DataFrame | History
 ) -> GivenHistories:
-    """Read histories in one of the forms that `Recommender.recommend` takes.
-
-    Raises:
-        InputError: if a user has no known item, a frame lacks a column, or the model does not know the log's ids.
-
-    Warns:
-        UserWarning: if items that the model does not know were dropped; with their number.
-    """
+    """Read histories in one of the forms that `Recommender.recommend` takes, with its errors and warnings."""
     if isinstance(histories, History):
         return GivenHistories(_block_of_history(model, histories), lambda best: best)
     vocabulary = item_ids_of(model)

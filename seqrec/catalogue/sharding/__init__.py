@@ -1,4 +1,4 @@
-"""Tables whose rows lie spread over the ranks of a job, one contiguous shard each."""
+"""Tables with rows sharded over the processes of a job, one contiguous shard each."""
 
 from seqrec.catalogue.sharding.clipping import clip_norm, total_norm
 from seqrec.catalogue.sharding.embedding import ShardedEmbedding

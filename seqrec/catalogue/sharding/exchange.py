@@ -1,6 +1,7 @@
-"""Rows on their way between ranks; all ranks must call each of these, in the same order.
+"""Shards of a table's rows, their exchange between processes, and a copy of the whole per host.
 
-V rows of the table, N ranks, D width, U rows that this rank asks for or sends, R rows that are asked of or sent to it.
+V rows of the table, N processes, D width, U rows that this process asks for or sends, R rows that it is asked for or
+receives. All processes must call each function here, in the same order.
 """
 
 from __future__ import annotations
@@ -20,20 +21,18 @@ from torch import Tensor
 from seqrec.catalogue.distributed import ranks_where
 from seqrec.errors import InputError
 
-# What a rank sends at a time where the whole table is asked for.
+# Bytes that a process sends at a time when it sends its whole shard.
 PIECE_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
 class RowShards:
-    """Contiguous shards of ceil(V / N) rows; the last ones have fewer, or none where there are not enough.
-
-    The same rows as `torch.distributed.tensor.Shard(0)` gives each rank.
+    """Contiguous shards of ceil(V / N) rows, as `torch.distributed.tensor.Shard(0)`; the last ones may have fewer.
 
     Attributes:
         num_rows: V rows of the whole table.
-        num_ranks: N ranks; with 1 the table is whole.
-        rank: The rank whose shard is `local`.
+        num_ranks: N processes; with 1 the table is whole.
+        rank: Rank of the process with the shard `local`.
     """
 
     num_rows: int
@@ -41,12 +40,12 @@ class RowShards:
     rank: int = 0
 
     def first(self, rank: int) -> int:
-        """First row of a rank's shard; V for the rank behind the last."""
+        """Return the first row of a rank's shard; V after the last rank."""
         return min(rank * -(-self.num_rows // self.num_ranks), self.num_rows)
 
     @property
     def local(self) -> slice:
-        """Rows of this rank's shard."""
+        """Rows of this process's shard."""
         return slice(self.first(self.rank), self.first(self.rank + 1))
 
     @property
@@ -56,18 +55,18 @@ class RowShards:
 
     @property
     def bounds(self) -> list[int]:
-        """First row of each rank's shard, and V."""
+        """First row of each shard, and V."""
         return [self.first(rank) for rank in range(self.num_ranks + 1)]
 
 
 class Route:
-    """Who sends how many rows to whom, for one list of rows of this rank.
+    """Numbers of rows that each process sends to each other one, for one list of rows of this process.
 
-    Python waits for the device, once, to learn the numbers.
+    Python waits for the device once, to read the numbers.
 
     Args:
         row_ids: (U,) ascending numbers of rows.
-        shards: Who owns them.
+        shards: Shards with the rows.
     """
 
     def __init__(self, row_ids: Tensor, shards: RowShards) -> None:
@@ -78,7 +77,7 @@ class Route:
         self._sent, self._received = torch.stack([sent, received]).tolist()
 
     def to_owners(self, values: Tensor) -> Tensor:
-        """Send (U, ...) values of this rank's rows to their owners. Returns (R, ...), those of rank 0 first."""
+        """Send (U, ...) values of this process's rows to their owners. Returns (R, ...), those of rank 0 first."""
         return _exchanged(values, self._sent, self._received)
 
     def from_owners(self, values: Tensor) -> Tensor:
@@ -94,16 +93,8 @@ def _exchanged(values: Tensor, sent: list[int], received: list[int]) -> Tensor:
 
 @torch.no_grad()
 def pieces(local: Tensor, shards: RowShards) -> Iterator[tuple[int, Tensor]]:
-    """The whole of what is spread, in parts of `PIECE_BYTES` that all ranks get one after the other.
-
-    Args:
-        local: (V_local, ...) this rank's rows.
-        shards: Who has which.
-
-    Yields:
-        Number of the first row, and rows, on the CPU.
-    """
-    # Lightning takes models back to the CPU behind a run, where NCCL does not reach them.
+    """Yield the whole table to all processes in parts of `PIECE_BYTES`: first row number, and rows on the CPU."""
+    # Lightning moves models to the CPU after a run, and NCCL cannot send from there.
     device = torch.device("cuda" if "nccl" in dist.get_backend() else "cpu")
     size = max(1, PIECE_BYTES // max(local[:0].new_empty((1, *local.shape[1:])).nbytes, 1))
     for owner, (begin, end) in enumerate(zip(shards.bounds, shards.bounds[1:], strict=False)):
@@ -118,7 +109,7 @@ def pieces(local: Tensor, shards: RowShards) -> Iterator[tuple[int, Tensor]]:
 
 
 def gathered(local: Tensor, shards: RowShards) -> Tensor:
-    """(V, ...) the whole on rank 0, on the CPU; on the other ranks a tensor of that shape on the meta device."""
+    """Return (V, ...) the whole on rank 0, on the CPU; elsewhere a tensor of that shape on the meta device."""
     shape = (shards.num_rows, *local.shape[1:])
     whole = torch.empty(shape, dtype=local.dtype, device="cpu" if shards.rank == 0 else "meta")
     for first, piece in pieces(local, shards):
@@ -128,18 +119,18 @@ def gathered(local: Tensor, shards: RowShards) -> Tensor:
 
 
 class HostCopy:
-    """A table's rows in a memory-mapped file that the ranks of a host share; all ranks must make it together.
+    """A table's rows in a memory-mapped file that the processes of a host share; all must make it together.
 
-    The first rank of each host writes what the others send, a piece at a time. The file has no name any more once
-    all have mapped it, so the system frees it when the last rank lets go, however that ends. It lies in the folder
-    for temporary files, which `TMPDIR` chooses; in one that is kept in memory the table takes memory.
+    The first process of each host writes the rows, a piece at a time. The file is unlinked once all have mapped it, so
+    the system frees it after the last process, however that ends. It is in the folder for temporary files, which
+    `TMPDIR` sets; if that folder is in memory, so is the table.
 
     Args:
-        local: (V_local, D) this rank's rows.
-        shards: Who has which.
+        local: (V_local, D) this process's rows.
+        shards: Shards of the table.
 
     Raises:
-        InputError: a host's folder has too little room, or its ranks do not share it.
+        InputError: if a host's folder has too little space, or its processes do not share it.
     """
 
     def __init__(self, local: Tensor, shards: RowShards) -> None:
@@ -154,15 +145,15 @@ class HostCopy:
         for first, piece in pieces(local, shards):
             if self._writes:
                 self._rows[first : first + len(piece)] = piece
-        ranks_where(False, self._device)  # nobody reads before all is written
+        ranks_where(False, self._device)  # a barrier: all is written before it is read
 
     def rows(self, row_ids: Tensor) -> Tensor:
-        """Rows (..., D) of numbers (...), on the device of the numbers."""
+        """Return rows (..., D) of numbers (...), on the device of the numbers."""
         found: Tensor = self._rows[row_ids.cpu()]
         return found.to(row_ids.device)
 
     def part(self, first: int, size: int) -> Tensor:
-        """(size, D) rows from `first` on, fewer at the end, on the device of the shard; the last one is kept."""
+        """Return (size, D) rows from `first`, fewer at the end, on the shard's device; the last result is cached."""
         if self._last_part is None or self._last_part[0] != first or len(self._last_part[1]) < size:
             self._last_part = first, self._rows[first : first + size].to(self._device)
         return self._last_part[1][:size]
