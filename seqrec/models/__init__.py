@@ -1,4 +1,4 @@
-"""Whole models: encoders with plain arguments, the general recommender, baselines."""
+"""Models: presets with one encoder and plain arguments, the general recommender, baselines."""
 
 from seqrec.models.baselines import Baseline, ItemKNN, Markov, Popularity, RecentPopularity, TrainingEvents
 from seqrec.models.explain import Explanation

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from seqrec.catalogue.histories import read_histories
 from seqrec.catalogue.recommend import RecommendingModel, evaluating, item_ids_of
 from seqrec.catalogue.table import ItemEmbedding
 from seqrec.data.vocabulary import Vocabulary
@@ -85,19 +85,50 @@ def explain(
     history: Sequence[Any] | History,
     item: Any,
     *,
-    method: Method,
-    stream: bool,
-    user: Any,
-    batch_size: int,
+    method: Method = "leave_one_out",
+    stream: bool = False,
+    user: Any = None,
+    batch_size: int = 64,
 ) -> Explanation:
-    """Explain a score; `SequentialRecommender.explain` documents the arguments."""
+    """Return how much each event of a history contributes to the score of an item.
+
+    - "leave_one_out": the drop in score if the event is removed; newer events then move up by one place. Exact,
+      at the cost of encoding L histories. Contributions do not add up to anything: if two events carry the same
+      information, neither may matter alone. For a single event it is the score minus the baseline.
+    - "gradient_x_input": the score's gradient by the event's item vector, times that vector; one pass forward
+      and back. Contributions add up to the score minus the baseline only if the score is linear in the events;
+      otherwise they describe small changes of scale. Layer norms hide scale, so contributions may be far smaller
+      than the score.
+
+    Args:
+        model: The model; the function is its method.
+        history: The log's item ids, oldest first; unknown ones are dropped with a warning. Or a `History` of one
+            row, and then all ids are internal ones.
+        item: The item to explain.
+        method: As above.
+        stream: Whether to explain the score of a stream over all events (`init_state`, then `step`) instead of
+            the score of the newest `max_length` events in one pass.
+        user: The user, for models with user embeddings; None and unknown users have none.
+        batch_size: Histories encoded at a time.
+
+    Raises:
+        InputError: if the item is not in the catalogue, the history has no known item, the model does not know
+            the log's ids, the method does not exist, or the model cannot be streamed.
+    """
     methods = {"leave_one_out": _leave_one_out, "gradient_x_input": _gradient_x_input}
     if method not in methods:
         raise InputError(f"method={method!r} must be one of {', '.join(methods)}")
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size} must be at least 1")
     vocabulary = None if isinstance(history, History) else item_ids_of(model)
-    events, timestamps = _events(model, history, vocabulary)
+    if isinstance(history, (str, bytes)):
+        raise InputError(f"history={history!r} must be a list of item ids, as in [{history!r}]")
+    if isinstance(history, History) and len(history.item_ids) != 1:
+        raise InputError(f"history has {len(history.item_ids)} rows; give one, such as row 0 of each tensor")
+    # Read here, so that warnings of unknown items point at the caller.
+    block = read_histories(model, history if isinstance(history, History) else [history]).events
+    events = torch.from_numpy(block.item_ids).to(model.device)
+    timestamps = None if block.timestamps is None else torch.from_numpy(block.timestamps).to(model.device)
     item_id = _item(model, item, vocabulary)
     user_id = _user(model, user, internal=vocabulary is None)
     if not stream:
@@ -175,40 +206,6 @@ def _looked_up(vocabulary: Vocabulary, argument: str, external_ids: Sequence[Any
         return vocabulary.lookup(external_ids)
     except TypeError as error:
         raise InputError(f"{argument}: {error}") from error
-
-
-def _events(
-    model: ExplainableModel, history: Sequence[Any] | History, vocabulary: Vocabulary | None
-) -> tuple[Tensor, Tensor | None]:
-    """Return internal ids (L,) and times of the events that are known."""
-    if isinstance(history, History):
-        if len(history.item_ids) != 1:
-            raise InputError(
-                f"history has {len(history.item_ids)} rows; give one, such as row 0 of each tensor"
-            )
-        length = int(history.lengths[0])
-        times = None if history.timestamps is None else history.timestamps[0, :length].to(model.device)
-        events, num_items = history.item_ids[0, :length].to(model.device), model.items.num_items
-        if not length or not 1 <= int(events.min()) <= int(events.max()) <= num_items:
-            raise InputError(
-                f"history must hold one event or more, of items 1..{num_items}, got {events.tolist()[:10]}"
-            )
-        return events, times
-    if isinstance(history, (str, bytes)):
-        raise InputError(f"history={history!r} must be a list of item ids, as in [{history!r}]")
-    assert vocabulary is not None
-    found = _looked_up(vocabulary, "history", history)
-    known = found[found > 0]
-    if not len(known):
-        raise InputError(
-            f"history has no item that the model knows ({len(found)} unknown); give one event or more"
-        )
-    if len(known) < len(found):
-        warnings.warn(
-            f"dropped {len(found) - len(known)} of {len(found)} events with items that the model does not know",
-            stacklevel=4,
-        )
-    return torch.from_numpy(np.ascontiguousarray(known)).to(model.device), None
 
 
 def _item(model: ExplainableModel, item: Any, vocabulary: Vocabulary | None) -> int:

@@ -41,12 +41,7 @@ class GRU4Rec(SequentialRecommender):
         layer_norm: bool = True,
         **shared: Any,
     ) -> None:
-        encoder = encoders.GRU4Rec(
-            d_model,
-            num_layers=num_layers,
-            dropout=dropout,
-            layer_norm=layer_norm,
-        )
+        encoder = encoders.GRU4Rec(d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm)
         super().__init__(num_items, encoder=encoder, **shared)
 
 

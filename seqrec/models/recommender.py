@@ -287,11 +287,12 @@ def evaluate(
 
     Example:
         >>> import tempfile
-        >>> from seqrec import Popularity, SequenceDataModule, Synthetic, evaluate
+        >>> from pathlib import Path
+        >>> from seqrec import Filters, Popularity, SequenceDataModule, Synthetic, evaluate, prepare
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     log = Synthetic(num_users=20, num_items=30, mean_events=10, seed=1)
-        ...     data = SequenceDataModule(log, store=folder, num_workers=0)
-        ...     data.prepare_data()
+        ...     store = prepare(log, Filters(), Path(folder) / "store")
+        ...     data = SequenceDataModule(log, store=str(store.directory), num_workers=0)
         ...     data.setup("test")
         ...     model = Popularity.from_counts(data.train_item_counts())
         ...     metrics = evaluate(model, data.test_dataloader())

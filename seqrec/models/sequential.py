@@ -1,9 +1,11 @@
-"""A recommender built from a sequence encoder, an item table and a loss. B users, L events, D width."""
+"""A recommender built from a sequence encoder, an item table and a loss. B users, L events, D width.
+
+The file is longer than others, as Lightning needs its hooks on one class.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
 import lightning.pytorch as pl
@@ -24,7 +26,7 @@ from seqrec.encoders import SequenceEncoder
 from seqrec.encoders.layers import LearnedPositions
 from seqrec.encoders.state import State
 from seqrec.errors import InputError
-from seqrec.models.explain import Explanation, Method, explain
+from seqrec.models.explain import explain
 from seqrec.models.recommender import Recommender
 from seqrec.runs.callbacks.gather_tables import GatherTables, check_job
 from seqrec.runs.pending_copy import PendingCopy
@@ -143,7 +145,8 @@ class SequentialRecommender(Recommender):
         # Lightning would pass every stored value to a class that takes `**shared`. It calls the functions on this list
         # instead, and its error for others asks to add them.
         builder = f"{__name__}.build_from_hyperparameters"
-        getattr(saving, "_ALLOWED_INSTANTIATORS", set()).add(builder)
+        allowed: set[str] = getattr(saving, "_ALLOWED_INSTANTIATORS", set())
+        allowed.add(builder)
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs, _instantiator=builder)
 
     @property
@@ -206,11 +209,7 @@ class SequentialRecommender(Recommender):
         )
 
     def init_state(
-        self,
-        batch_size: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
         """Return the state before users' first events, from which `step` and `extend` continue in evaluation mode.
 
@@ -265,41 +264,7 @@ class SequentialRecommender(Recommender):
         item_ids = torch.where(history.valid, history.item_ids, 1)
         return self.encoder.extend(self._further_events(item_ids, user_ids), history.lengths, state)
 
-    def explain(
-        self,
-        history: Sequence[Any] | History,
-        item: Any,
-        *,
-        method: Method = "leave_one_out",
-        stream: bool = False,
-        user: Any = None,
-        batch_size: int = 64,
-    ) -> Explanation:
-        """Return how much each event of a history contributes to the score of an item.
-
-        - "leave_one_out": the drop in score if the event is removed; newer events then move up by one place. Exact,
-          at the cost of encoding L histories. Contributions do not add up to anything: if two events carry the same
-          information, neither may matter alone. For a single event it is the score minus the baseline.
-        - "gradient_x_input": the score's gradient by the event's item vector, times that vector; one pass forward
-          and back. Contributions add up to the score minus the baseline only if the score is linear in the events;
-          otherwise they describe small changes of scale. Layer norms hide scale, so contributions may be far smaller
-          than the score.
-
-        Args:
-            history: The log's item ids, oldest first; unknown ones are dropped with a warning. Or a `History` of one
-                row, and then all ids are internal ones.
-            item: The item to explain.
-            method: As above.
-            stream: Whether to explain the score of a stream over all events (`init_state`, then `step`) instead of
-                the score of the newest `max_length` events in one pass.
-            user: The user, for models with user embeddings; None and unknown users have none.
-            batch_size: Histories encoded at a time.
-
-        Raises:
-            InputError: if the item is not in the catalogue, the history has no known item, the model does not know
-                the log's ids, the method does not exist, or the model cannot be streamed.
-        """
-        return explain(self, history, item, method=method, stream=stream, user=user, batch_size=batch_size)
+    explain = explain
 
     def add_positions(self, x: Tensor, history: History, user_ids: Tensor | None) -> Tensor:
         """Return the encoder's input for scaled item vectors (B, L, D): positions and users are added."""

@@ -222,7 +222,7 @@ def test_fitting_without_a_data_module_is_refused(name: str, batches, make_train
 
 
 def test_a_log_without_times_has_no_recent_popularity():
-    with pytest.raises(InputError, match="needs timestamps and the log has none: take a source with times"):
+    with pytest.raises(InputError, match="needs timestamps and the log has none: use a source with times"):
         RecentPopularity(NUM_ITEMS).count(training_events([([1, 2], 0)]))
 
 

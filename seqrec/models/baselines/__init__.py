@@ -1,4 +1,4 @@
-"""Baselines to judge encoders by: counted from the training part, not trained."""
+"""Baselines to compare encoders with, counted from the training part instead of trained."""
 
 from seqrec.models.baselines.baseline import Baseline
 from seqrec.models.baselines.item_knn import ItemKNN
