@@ -37,16 +37,16 @@ def load(
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> from lightning.pytorch import Trainer
-        >>> from seqrec import Popularity, SequenceDataModule, Synthetic, load
-        >>> quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        >>> from seqrec import Filters, Popularity, Synthetic, load, prepare
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     log = Synthetic(num_users=20, num_items=30, mean_events=10, seed=1)
-        ...     data = SequenceDataModule(log, store=f"{folder}/store", num_workers=0)
-        ...     trainer = Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, **quiet)
-        ...     trainer.fit(Popularity(num_items=30), data)
+        ...     store = prepare(log, Filters(), Path(folder) / "store")
+        ...     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        ...     trainer.strategy.connect(Popularity(num_items=30))
         ...     trainer.save_checkpoint(f"{folder}/model.ckpt")
-        ...     model = load(f"{folder}/model.ckpt")
+        ...     model = load(f"{folder}/model.ckpt", store=store.directory)
         >>> model.title, len(model.item_vocabulary)
         ('Popularity', 30)
     """

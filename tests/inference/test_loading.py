@@ -93,7 +93,7 @@ def test_weights_that_are_not_finite_are_refused(folder: Path, tmp_path: Path):
     checkpoint = torch.load(folder / "model.ckpt", weights_only=True)
     checkpoint["state_dict"]["items.table.weight"][3, 1] = torch.nan
     torch.save(checkpoint, tmp_path / "nan.ckpt")
-    with pytest.raises(InputError, match="holds weights that are not finite"):
+    with pytest.raises(InputError, match="contains weights that are not finite"):
         load(tmp_path / "nan.ckpt")
 
 

@@ -80,10 +80,9 @@ def recommend(
         raise InputError(f"max_tokens={max_tokens} must be at least 1")
     rank, ranks = share(shard)
     model, trained_on = load_with_store(ckpt, store=store, device=_device(device))
-    model.search = search or ExactSearch()
     blocked = None if block is None else read_block_list(block)
     options = read_options(model, top_k, filter_seen, blocked)
-    job = BulkJob(options, max_length, max_tokens, (rank, ranks))
+    job = BulkJob(options, max_length, max_tokens, (rank, ranks), search or ExactSearch())
     users = _Users(trained_on, input, (user, item, timestamp), memory_limit)
     described = {**describe(model, job), "part_users": part_users, "users": users.describe()}
     files = BulkOutput(Path(output), described)
@@ -160,14 +159,7 @@ def _summary_text(files: BulkOutput, summary: dict[str, Any]) -> str:
 
 
 def share(shard: str | None) -> tuple[int, int]:
-    """Return this process's share of the parts, and the number of shares.
-
-    Args:
-        shard: Such as `1/4`; None is the share that torchrun gives, or all.
-
-    Raises:
-        InputError: if there is no such share.
-    """
+    """Return this process's share of the parts, such as (1, 4) for `1/4`; None is torchrun's share, or all."""
     if shard is None:
         return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     found = re.fullmatch(r"(\d+)/(\d+)", shard)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,16 +14,21 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from seqrec.catalogue.recommend import RecommendOptions, item_ids_of, recommend_block, recommendation_frame
-from seqrec.catalogue.search import ExactSearch
-from seqrec.data.event_block import EventBlock
+from seqrec.catalogue.recommend import (
+    RecommendOptions,
+    item_ids_of,
+    prepare_search,
+    recommend_block,
+    recommendation_frame,
+)
+from seqrec.catalogue.search import ExactSearch, ItemSearch
 from seqrec.data.progress import Show, print_line
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.inference.bulk.output import BulkOutput
 from seqrec.inference.bulk.users import BulkUsers
 from seqrec.models import Recommender
 from seqrec.specs import to_spec
-from seqrec.types import ROW_STRIDE, Recommendations
+from seqrec.types import Recommendations
 
 Int64 = NDArray[np.int64]
 
@@ -40,21 +45,18 @@ class BulkJob:
         max_length: Newest events that the model sees; None is the length that it was trained with.
         max_tokens: Events encoded at a time, padding included. It changes rounding only.
         shard: Share of the parts that this process makes: (0, 1) is all, (1, 4) the second of four.
+        search: Finds the best items; it becomes the model's.
     """
 
     options: RecommendOptions
     max_length: int | None = None
     max_tokens: int = 1 << 14
     shard: tuple[int, int] = (0, 1)
+    search: ItemSearch = field(default_factory=ExactSearch)
 
 
 def recommend_in_bulk(
-    model: Recommender,
-    users: BulkUsers,
-    files: BulkOutput,
-    job: BulkJob,
-    *,
-    show: Show = print_line,
+    model: Recommender, users: BulkUsers, files: BulkOutput, job: BulkJob, *, show: Show = print_line
 ) -> dict[str, Any] | None:
     """Write recommendations for all users, or the parts that an earlier run did not finish.
 
@@ -91,6 +93,7 @@ def recommend_in_bulk(
         >>> summary["users"], summary["rows"]
         (20, 100)
     """
+    model.search = job.search
     rank, ranks = job.shard
     parts = [part for part in range(len(users)) if part % ranks == rank]
     missing = [part for part in parts if not files.has(part)]
@@ -115,22 +118,6 @@ def recommend_in_bulk(
     return files.finish()
 
 
-def recall(model: Recommender, block: EventBlock, job: BulkJob) -> float:
-    """Return the share of the exact best items that the model's search finds, over all users of a block."""
-    search, lists = model.search, []
-    try:
-        for model.search in (search, ExactSearch()):
-            best = recommend_block(
-                model, block, job.options, max_length=job.max_length, max_tokens=job.max_tokens
-            )
-            rows, columns = best.item_ids.numpy().nonzero()
-            lists.append(rows * ROW_STRIDE + best.item_ids.numpy()[rows, columns])
-    finally:
-        model.search = search
-    found, exact = lists
-    return float(np.isin(exact, found).mean()) if len(exact) else 1.0
-
-
 def describe(model: Recommender, job: BulkJob) -> dict[str, Any]:
     """Return all that recommendations depend on, apart from rounding, as plain values."""
     blocked = job.options.blocked
@@ -140,7 +127,7 @@ def describe(model: Recommender, job: BulkJob) -> dict[str, Any]:
         "filter_seen": job.options.filter_seen,
         "block": None if blocked is None else _digest(blocked.tolist()),
         "max_length": job.max_length,
-        "search": to_spec(model.search),
+        "search": to_spec(job.search),
     }
 
 
@@ -172,13 +159,14 @@ class _Made:
 
 
 def _prepare_search(model: Recommender, users: BulkUsers, job: BulkJob, show: Show) -> dict[str, Any]:
-    model.search.prepare(model.scorer())
-    if isinstance(model.search, ExactSearch) or job.shard[0]:
+    compared = not isinstance(model.search, ExactSearch) and job.shard[0] == 0
+    sample = users.sample(RECALL_USERS) if compared else None
+    found = prepare_search(model, job.options, sample, max_length=job.max_length, max_tokens=job.max_tokens)
+    if sample is None:
         return {}
-    block = users.sample(RECALL_USERS)
-    found, name = recall(model, block, job), type(model.search).__name__
-    show(f"{name}: recall@{job.options.top_k} against exact {found:.4f} ({len(block):,} users)")
-    return {"recall": found, "recall_users": len(block)}
+    name, size = type(model.search).__name__, len(sample)
+    show(f"{name}: recall@{job.options.top_k} against exact {found:.4f} ({size:,} users)")
+    return {"recall": found, "recall_users": size}
 
 
 def _recommend(

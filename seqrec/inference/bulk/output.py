@@ -70,14 +70,7 @@ class BulkOutput:
     def write(
         self, part: int, frame: polars.DataFrame, left_out: polars.Series, counts: dict[str, int]
     ) -> None:
-        """Write a part.
-
-        Args:
-            part: Number of the part.
-            frame: Recommendations.
-            left_out: Users of the part without recommendations.
-            counts: Numbers that the summary adds up.
-        """
+        """Write a part: recommendations, users without any, and numbers that the summary adds up."""
         if len(left_out):
             polars.DataFrame({"user_id": left_out}).write_parquet(self._left_out(part))
         self._counts(part).write_text(json.dumps(counts | {"rows": len(frame)}), encoding="utf-8")
@@ -111,7 +104,7 @@ class BulkOutput:
                 aside = self._aside("left_out.parquet")
                 polars.scan_parquet(left_out).sink_parquet(aside)
                 aside.replace(self.left_out_file)
-            summary = {**counts, **notes, "job": self.job}
+            summary = {**counts, **notes, "job": _read(self.work / "job.json")}
             aside = self._aside("summary.json")
             aside.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
             synchronise(self.folder)

@@ -101,16 +101,7 @@ def log_histories(log: EventStore) -> HistoryOf:
 
 
 def user_key(user: Id, index: int = 0, place: str = "") -> bytes:
-    """Return the key, in bytes, under which stores keep a user's session.
-
-    Args:
-        user: The user's id.
-        index: Place of the entry in its batch.
-        place: Name of the entry in errors, such as `events[3]: `.
-
-    Raises:
-        BatchEntryError: if `user` is not an id.
-    """
+    """Return the key, in bytes, of a user's session; `index` and `place` name the entry in a `BatchEntryError`."""
     return _text("user", user, index, place).encode()
 
 
@@ -136,11 +127,7 @@ def known_items(events: Sequence[Event], vocabulary: Vocabulary) -> NDArray[np.i
 
 
 def check_time(event: Event, index: int) -> None:
-    """Refuse a time that is not an int64.
-
-    Raises:
-        BatchEntryError: if it is not.
-    """
+    """Raise a `BatchEntryError` if an event's time is not an int64."""
     time = event.time
     whole = isinstance(time, (int, np.integer)) and not isinstance(time, bool)
     if time is not None and not (whole and -(2**63) <= time < 2**63):
@@ -154,11 +141,7 @@ def check_time(event: Event, index: int) -> None:
 def recommend_options(
     k: int, filter_seen: bool, block: Sequence[Id], items: Vocabulary, index: int = 0
 ) -> RecommendOptions:
-    """Return a request's options in the model's ids.
-
-    Raises:
-        BatchEntryError: if an entry of `block` is not an id.
-    """
+    """Return a request's options in the model's ids; a `BatchEntryError` refuses entries of `block` that are no ids."""
     if not block:
         return RecommendOptions(k, filter_seen)
     for item in block:
@@ -168,13 +151,7 @@ def recommend_options(
 
 
 def scored_lists(best: Recommendations, ks: Sequence[int], items: Vocabulary) -> list[list[Scored]]:
-    """Return recommendations in the log's ids.
-
-    Args:
-        best: At least as many per user as requested.
-        ks: Most items for each user.
-        items: The log's item ids.
-    """
+    """Return the first `ks` recommendations of each user in the log's ids."""
     results = []
     for item_ids, scores, k in zip(best.item_ids.cpu(), best.scores.cpu(), ks, strict=True):
         names = items.external_ids(item_ids[:k][item_ids[:k] > 0].numpy())

@@ -50,14 +50,7 @@ class Session:
     def observed(
         self, item_ids: NDArray[np.int64], newest_time: int | None, state: bytes, max_seen: int | None
     ) -> Session:
-        """Return the session after further events.
-
-        Args:
-            item_ids: (N,) their items, oldest first.
-            newest_time: The latest time of all events.
-            state: The state after them.
-            max_seen: Most items that are kept as seen, the last ones; None keeps all.
-        """
+        """Return the session after further events (N,), oldest first; `max_seen` as of `SessionKeeper`."""
         # From the end, so that each item takes the place at which it was last seen.
         new = np.array([*dict.fromkeys(reversed(item_ids.tolist()))][::-1], np.int32)
         # A shortcut for the common case of one event.
@@ -79,13 +72,8 @@ class Session:
     def from_bytes(data: bytes, user: Any, index: int = 0) -> Session:
         """Return the session that `to_bytes` wrote.
 
-        Args:
-            data: The bytes.
-            user: The user, for the error.
-            index: Place of the user in a batch, for the error.
-
         Raises:
-            DamagedSessionError: if the checksum does not match.
+            DamagedSessionError: if the checksum does not match; it names the user and its place `index` in a batch.
         """
         content = memoryview(data)[CHECKSUM.size :]
         if len(content) < HEAD.size or CHECKSUM.unpack_from(data)[0] != zlib.crc32(content):
@@ -144,10 +132,6 @@ class SessionKeeper:
     def stored(self, keys: Sequence[bytes], users: Sequence[Id]) -> list[Session | None]:
         """Return the sessions in the store; None for users without one.
 
-        Args:
-            keys: Keys of the sessions.
-            users: The same users, for errors.
-
         Raises:
             DamagedSessionError: if a session is damaged; its `index` is the user's place.
             SessionStoreError: if the store cannot be read.
@@ -168,13 +152,7 @@ class SessionKeeper:
             return self.stored(keys, users)
 
     def begin(self, keys: Sequence[bytes], users: Sequence[Id], history_of: HistoryOf) -> int:
-        """Make sessions of users who have none, from their histories, and return how many were made.
-
-        Args:
-            keys: Keys of the sessions; repeats are allowed.
-            users: The same users.
-            history_of: Finds the histories.
-        """
+        """Make sessions of users who have none, from their histories, and return how many; keys may repeat."""
         new_keys, new_users, item_ids, times = [], [], [], []
         with self.lock:
             rows = self.store.get_many(keys)
@@ -199,13 +177,13 @@ class SessionKeeper:
         item_ids: Sequence[NDArray[np.int64]],
         newest_times: Sequence[int | None],
     ) -> None:
-        """Write sessions after further events; the lock must be held since they were read.
+        """Write sessions after further events, at least one per user; hold the lock since they were read.
 
         Args:
             keys: Distinct keys.
             users: The same users.
             sessions: The sessions that were read.
-            item_ids: Further events of each user, at least one.
+            item_ids: Further events of each user.
             newest_times: The latest time of all events of each user.
         """
         before = [session or Session(b"") for session in sessions]

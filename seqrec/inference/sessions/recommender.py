@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from types import TracebackType
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -12,13 +12,7 @@ from torch import Tensor
 
 from seqrec.catalogue.recommend import best_items_of_each
 from seqrec.data.store import EventStore
-from seqrec.errors import (
-    BatchEntryError,
-    DamagedSessionError,
-    InputError,
-    LateEventError,
-    UnknownUserError,
-)
+from seqrec.errors import BatchEntryError, DamagedSessionError, InputError, LateEventError, UnknownUserError
 from seqrec.inference.sessions.entries import (
     Event,
     HistoryOf,
@@ -40,7 +34,7 @@ from seqrec.models import Recommender, SequentialRecommender
 _LOG = logging.getLogger(__name__)
 
 
-class SessionRecommender:
+class SessionRecommender(AbstractContextManager["SessionRecommender"]):
     """Takes in users' events one at a time, and recommends items at any time. May be called from several threads.
 
     It keeps per user: the state that the model continues from (see `UserState`), the number of events, the newest
@@ -195,14 +189,11 @@ class SessionRecommender:
         return results
 
     def begin(self, users: Sequence[Id], history_of: HistoryOf) -> int:
-        """Make sessions of users who have none, all at once; existing sessions are unchanged.
+        """Make sessions of users who have none, all at once, and return how many; others are unchanged.
 
         Args:
             users: The users.
             history_of: Finds the history of a user without a session.
-
-        Returns:
-            The number of new sessions.
 
         Raises:
             BatchEntryError: if a user's id has another type.
@@ -236,12 +227,7 @@ class SessionRecommender:
         """Close the store."""
         self._keeper.store.close()
 
-    def __enter__(self) -> SessionRecommender:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _known_sessions(self, keys: Sequence[bytes], requests: Sequence[Request]) -> list[Session]:
@@ -274,16 +260,7 @@ class SessionRecommender:
 
 
 def newest_time(events: Sequence[Event], places: Sequence[int], newest: int | None) -> int | None:
-    """Return the latest time after a user's further events.
-
-    Args:
-        events: A batch.
-        places: The user's events in it, in order.
-        newest: The latest time before them; None if no event had one.
-
-    Raises:
-        LateEventError: if an event has an earlier time than one before it.
-    """
+    """Return the latest time after the events at a user's places; a `LateEventError` refuses an earlier time."""
     for index in places:
         event = events[index]
         if event.time is None:

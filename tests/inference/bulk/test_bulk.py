@@ -149,7 +149,7 @@ def test_a_whole_job_is_left_alone(ckpt: Path, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
     recommend(**arguments)
     assert capsys.readouterr().out.startswith(
-        "recs was complete already\nrecs: 300 recommendations to 60 users"
+        "recs was already complete\nrecs: 300 recommendations to 60 users"
     )
     assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
 
@@ -158,7 +158,7 @@ def test_a_whole_job_is_left_alone(ckpt: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"top_k": 6}, "with top_k=5, now it is 6; give the arguments of before to go on"),
+        ({"top_k": 6}, "with top_k=5, now it is 6; give the earlier arguments to resume"),
         ({"filter_seen": False}, "with filter_seen=True, now it is False"),
         ({"max_length": 4}, "with max_length=None, now it is 4"),
         ({"part_users": 8}, "with part_users=7, now it is 8"),
