@@ -52,11 +52,7 @@ def refusal_of(error: InputError) -> RefusedError:
 
 
 def validation_response(errors: Sequence[Mapping[str, Any]]) -> Response:
-    """Return the response to a body that is not valid.
-
-    Args:
-        errors: Pydantic's errors, as FastAPI passes them on.
-    """
+    """Return the response to a body with errors, which FastAPI passes on from pydantic."""
     if errors[0]["type"] == "json_invalid":
         place, reason = errors[0]["loc"][-1], errors[0]["ctx"]["error"]
         return error_response(400, f"the body is not JSON: {reason} at character {place}")

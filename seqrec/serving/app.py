@@ -59,16 +59,12 @@ def create_app(
         token: Token that clients must send as `Authorization: Bearer <token>`; None needs none.
 
     Example:
-        >>> import numpy as np
-        >>> from fastapi.testclient import TestClient
         >>> from seqrec import Popularity, SessionRecommender
         >>> from seqrec.data.vocabulary import Vocabulary
-        >>> model = Popularity.from_counts(np.array([0, 5, 9, 1]))
+        >>> model = Popularity(num_items=3)
         >>> model.item_vocabulary = Vocabulary(["apple", "bread", "cheese"])
-        >>> with TestClient(create_app(SessionRecommender(model))) as client:
-        ...     answer = client.post("/recommend", json={"history": ["bread"], "k": 1})
-        >>> answer.json()
-        {'items': [{'item': 'apple', 'score': 5.0}]}
+        >>> create_app(SessionRecommender(model)).title
+        'seqrec: Popularity'
     """
     limits = limits or Limits()
     metrics = Metrics()

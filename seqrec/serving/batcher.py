@@ -40,11 +40,7 @@ class Batcher:
         self._worker = asyncio.get_running_loop().create_task(self._work())
 
     async def submit(self, work: Any) -> Any:
-        """Return the outcome of a piece of work.
-
-        Raises:
-            Exception: if `run` raised it, or gave it as the outcome.
-        """
+        """Return the outcome of a piece of work; raises it if it is an exception."""
         assert self._worker is not None
         assert not self._closing
         future = asyncio.get_running_loop().create_future()

@@ -33,14 +33,6 @@ class EventBody(Body):
     )
 
 
-class RecommendBody(Body):
-    """Fields of all requests for recommendations."""
-
-    k: StrictInt = Field(10, description="Number of items, best first.")
-    filter_seen: StrictBool = Field(True, description="Whether to leave out items that the user has seen.")
-    block: list[Id] = Field([], description="Items that are not recommended; unknown ones are ignored.")
-
-
 class Scored(BaseModel):
     """An item and its score; higher is better."""
 
@@ -87,17 +79,15 @@ class RequestTypes:
 
 
 def request_types(limits: Limits, num_items: int) -> RequestTypes:
-    """Return the types of bodies that FastAPI checks and describes.
-
-    Args:
-        limits: Limits of requests.
-        num_items: Size of the catalogue.
-    """
+    """Return the types of bodies that FastAPI checks and describes, for a catalogue of `num_items`."""
     max_k = min(limits.max_k, num_items)
     Ids = Annotated[list[Id], Field(max_length=limits.max_history)]
 
-    class Recommend(RecommendBody):
+    class Recommend(Body):
         k: StrictInt = Field(min(10, max_k), ge=1, le=max_k, description="Number of items, best first.")
+        filter_seen: StrictBool = Field(
+            True, description="Whether to leave out items that the user has seen."
+        )
         block: Ids = Field([], description="Items that are not recommended; unknown ones are ignored.")
 
     class RecommendToUser(Recommend):

@@ -91,11 +91,7 @@ def serve(
 
 
 def check_packages() -> None:
-    """Check that the packages of a server are installed.
-
-    Raises:
-        InputError: if one is not.
-    """
+    """Raise an `InputError` if a package of the server is not installed."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(

@@ -62,11 +62,7 @@ class Guard:
             self.metrics.answered(_route(scope["path"]), status, time.perf_counter() - begin)
 
     async def _admit(self, scope: Scope, receive: Receive) -> Receive:
-        """Read the request's body, and return a function that receives it.
-
-        Raises:
-            RefusedError: if the request is refused.
-        """
+        """Read the request's body and return a function that receives it; a `RefusedError` refuses the request."""
         if self.in_progress > self.limits.max_requests:
             reason = f"{self.limits.max_requests} requests are already in progress; try again in a second"
             raise RefusedError(503, reason, {"Retry-After": "1"} | CLOSE)

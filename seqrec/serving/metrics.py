@@ -46,23 +46,12 @@ class Metrics:
         self.users = Gauge("seqrec_users", "Users with a session.", registry=self._registry)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
-        """Count an answer.
-
-        Args:
-            route: One of few, as each gets its own counter.
-            status: HTTP status.
-            seconds: Time since the request arrived.
-        """
+        """Count an answer `seconds` after the request arrived; `route` is one of few, as each gets its own counter."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def batch(self, work: str, size: int) -> None:
-        """Count a batch.
-
-        Args:
-            work: Kind of work, one of few.
-            size: Number of requests.
-        """
+        """Count a batch of `size` requests; `work` is one of few kinds."""
         self._batches.labels(work).observe(size)
 
     def text(self) -> bytes:

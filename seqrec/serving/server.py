@@ -101,11 +101,7 @@ def url_of(listener: socket.socket) -> str:
 
 
 def check_host(host: str, token: str | None, *, allow_no_token: bool) -> None:
-    """Refuse an address that other machines can reach if there is no token.
-
-    Raises:
-        InputError: if `host` is not a loopback address, and no token is set.
-    """
+    """Raise an `InputError` if other machines can reach an address and there is no token."""
     if token is None and not allow_no_token and not _is_loopback(host):
         raise InputError(
             f"host={host} can be reached by others, who could read and write users' sessions: set {TOKEN_VARIABLE} or "

@@ -137,11 +137,7 @@ class HistoryWork:
             yield list(zip(own, best, strict=True))
 
     def _known(self, history: Sequence[Id]) -> NDArray[np.int64]:
-        """Return (L,) internal ids.
-
-        Raises:
-            UnknownItemError: if an item is not in the catalogue.
-        """
+        """Return (L,) internal ids; an `UnknownItemError` refuses items that are not in the catalogue."""
         item_ids = self._items.lookup(history)
         unknown = np.flatnonzero(item_ids == 0)
         if len(unknown):

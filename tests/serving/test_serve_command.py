@@ -85,7 +85,7 @@ def test_weights_that_are_not_finite_are_refused(
     content["state_dict"]["items.table.weight"][3, 1] = torch.nan
     torch.save(content, tmp_path / "nan.ckpt")
     line = refusal(capsys, "--ckpt", str(tmp_path / "nan.ckpt"), "--port", "0")
-    assert "holds weights that are not finite" in line
+    assert "contains weights that are not finite" in line
 
 
 def test_sessions_of_another_model_are_refused(
