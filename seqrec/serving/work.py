@@ -157,7 +157,7 @@ class HistoryWork:
         events = RaggedItems.from_rows([torch.from_numpy(history) for history in histories])
         batch = SequenceBatch(newest, None, torch.zeros(len(works), dtype=torch.int64), events)
         batch = batch.to(self._model.device)
-        options = [recommend_options(*work[1:], self._items) for work in works]
+        options = [recommend_options(work.k, work.filter_seen, work.block, self._items) for work in works]
         states = self._model.last_states(batch)
         best = best_items_of_each(self._scorer, states, batch.user_ids, histories, options)
         return scored_lists(best, [own.top_k for own in options], self._items)

@@ -254,7 +254,10 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
         items = self._keeper.items
         states = self._user_state.states([sessions[place].state for place in places], user_ids)
         seen = [sessions[place].seen for place in places]
-        options = [recommend_options(*requests[place][1:], items, place) for place in places]
+        options = [
+            recommend_options(request.k, request.filter_seen, request.block, items, place)
+            for place, request in ((place, requests[place]) for place in places)
+        ]
         best = best_items_of_each(self._scorer, states, user_ids, seen, options)
         return scored_lists(best, [own.top_k for own in options], items)
 
