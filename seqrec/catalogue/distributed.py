@@ -1,6 +1,6 @@
-"""What ranks of a distributed job tell each other beside what Lightning and DDP do.
+"""Communication between the processes of a job that Lightning and DDP do not do themselves.
 
-Shapes: V rows of a table, D width, U rows that one rank touched.
+V rows of a table, D width, U rows with a gradient in one process.
 """
 
 from __future__ import annotations
@@ -13,27 +13,22 @@ from seqrec.ops.row_gradients import row_gradient, sum_rows
 
 
 def num_ranks() -> int:
-    """Processes of the job; 1 outside of one."""
+    """Return the number of processes of the job; 1 outside of a job."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def leave_job() -> None:
-    """End this process's part in a job, if it has one, when no rank waits for it any more.
+    """Leave the job, if this process is in one, once no other process waits for it.
 
-    The threads of a gloo group that is still there when Python ends abort the process at times (pytorch#190489), so
-    that work that is done would count as failed. Lightning ends groups of NCCL alone.
+    If a gloo group still exists when Python exits, its threads sometimes abort the process (pytorch#190489), and
+    finished work would count as failed. Lightning ends NCCL groups only.
     """
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def ranks_where(flag: bool, device: torch.device) -> list[int]:
-    """Ranks that call with True; all ranks must call.
-
-    Args:
-        flag: What this rank says.
-        device: Where the backend's tensors live: the CPU with gloo, the rank's GPU with NCCL.
-    """
+    """Return the ranks of the processes that call with True; all must call, with a device of the backend's tensors."""
     if num_ranks() == 1:
         return [0] if flag else []
     flags = _gathered(torch.tensor([flag], dtype=torch.uint8, device=device))
@@ -41,26 +36,26 @@ def ranks_where(flag: bool, device: torch.device) -> list[int]:
 
 
 def of_all_ranks(values: Tensor) -> Tensor:
-    """(ranks, ...) the same-shaped values of all ranks, which all must call; (1, ...) outside of a job."""
+    """Return (ranks, ...) the values of all processes, which must have one shape; (1, ...) outside of a job."""
     return values.unsqueeze(0) if num_ranks() == 1 else _gathered(values)
 
 
 @torch.no_grad()
 def equal_on_all_ranks(weight: Tensor) -> None:
-    """Take rank 0's weights, which DDP does for the parameters that it knows; all ranks must call."""
+    """Take rank 0's weights, as DDP does for the parameters that it knows; all processes must call."""
     if num_ranks() > 1:
         dist.broadcast(weight.detach(), 0)
 
 
 def average_row_gradient(weight: nn.Parameter) -> None:
-    """Replace a table's row-sparse gradient by its mean over ranks; all ranks must call, also those without one.
+    """Replace a table's row-sparse gradient by its mean over processes; all must call, also those without one.
 
-    DDP sends gradients of the table's size, or with NCCL refuses sparse ones. Here each rank sends the rows that it
-    touched, padded to the number of the rank that touched most: `ranks * max U * (D + 2)` numbers arrive. All ranks
-    then add the same rows in the same order, so that their tables stay equal to the bit.
+    DDP sends gradients of the table's size, or with NCCL refuses sparse ones. Here each process sends its rows, padded
+    to the largest number of any process: `ranks * max U * (D + 2)` numbers arrive. All processes then add the same
+    rows in the same order, so their tables stay bit-identical.
 
     Args:
-        weight: (V, D) whose `grad` is None or a sparse tensor of rows.
+        weight: (V, D); its `grad` is None or a sparse tensor of rows.
     """
     ranks = num_ranks()
     if ranks == 1:
@@ -78,7 +73,7 @@ def average_row_gradient(weight: nn.Parameter) -> None:
 
 
 def _rows_of(weight: nn.Parameter) -> tuple[Tensor, Tensor]:
-    """Ids (U,) and values (U, D) of a gradient's rows, each row once."""
+    """Return ids (U,) and values (U, D) of a gradient's rows, each row once."""
     if weight.grad is None:
         nothing = torch.zeros(0, dtype=torch.int64, device=weight.device)
         return nothing, weight.new_zeros((0, *weight.shape[1:]))
@@ -93,7 +88,6 @@ def _padded(values: Tensor, length: int) -> Tensor:
 
 
 def _gathered(values: Tensor) -> Tensor:
-    """(ranks, ...) the same-shaped values of all ranks."""
     parts = [torch.empty_like(values) for _ in range(num_ranks())]
     dist.all_gather(parts, values.contiguous())
     return torch.stack(parts)

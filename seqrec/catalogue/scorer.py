@@ -1,6 +1,6 @@
-"""Scores of items for states and best items, in chunks over the catalogue.
+"""Score items for states and find the best ones, in chunks over the catalogue.
 
-Shapes: B users, M positions, C candidates, D width, V = num_items + 1, K top-k.
+B users, M positions, C candidates, D width, V = num_items + 1, K top-k.
 """
 
 from __future__ import annotations
@@ -25,11 +25,17 @@ class Scorer:
     """Dot products of states with item vectors.
 
     Args:
-        table: (V, D); row 0 is padding and is never a candidate. Or an embedding whose rows lie spread over ranks.
-        sparse: Whether gradients of the table are torch's sparse tensors over the rows that were read.
-        unit_columns: The first so many columns of each row are scaled to length 1 before they are compared, for
-            scores that are cosines; None scales none.
-        score_budget: Scores held at a time, B x catalogue chunk.
+        table: (V, D); row 0 is padding and never a candidate. Or an embedding with rows sharded over processes.
+        sparse: Whether the table's gradients are torch's sparse tensors over the rows that were read.
+        unit_columns: Number of leading columns that are scaled to length 1 for cosine scores; None scales none.
+        score_budget: Scores in memory at a time, B x catalogue chunk.
+
+    Example:
+        >>> import torch
+        >>> scorer = Scorer(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]]))
+        >>> best = scorer.top_k(torch.tensor([[3.0, 1.0]]), k=2, user_ids=torch.tensor([7]))
+        >>> best.item_ids.tolist(), best.scores.tolist()
+        ([[1, 2]], [[3.0, 2.0]])
     """
 
     def __init__(
@@ -56,12 +62,11 @@ class Scorer:
         """(V, D) vectors of all items, for objectives that score all of them.
 
         Raises:
-            InputError: in training, a table with row-sparse gradients, which would get a dense one. Always, a table
-                whose rows lie spread over ranks.
+            InputError: if the table is sharded, or training would give a row-sparse table a dense gradient.
         """
         if isinstance(self._table, ShardedEmbedding):
             raise InputError(
-                "this reads all item vectors, but their rows are spread over ranks: read those it needs with "
+                "this reads all item vectors, but their rows are sharded over processes: read those it needs with "
                 "Scorer.vectors or Scorer.gather, or set item_table.sharded: false"
             )
         if self._sparse and self._table.requires_grad and torch.is_grad_enabled():
@@ -72,7 +77,7 @@ class Scorer:
         return self._scaled(self._table)
 
     def vectors(self, item_ids: Tensor) -> Tensor:
-        """Vectors (..., D) of items (...); differentiable."""
+        """Return vectors (..., D) of items (...); differentiable."""
         if isinstance(self._table, ShardedEmbedding):
             return self._scaled(self._table(item_ids))
         padding = 0 if self._sparse else None
@@ -80,7 +85,7 @@ class Scorer:
         return self._scaled(rows.to(self._dtype))
 
     def part(self, first: int, size: int) -> Tensor:
-        """(size, D) vectors of the items from `first` on, fewer at the catalogue's end, in the precision of scores."""
+        """Return (size, D) vectors of the items from `first`, fewer at the end, in the precision of scores."""
         if isinstance(self._table, ShardedEmbedding):
             rows = self._table.host_copy.part(first, size)
         else:
@@ -88,10 +93,10 @@ class Scorer:
         return self._scaled(rows.to(self._dtype))
 
     def gather(self, item_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors (U, D) among which those of `item_ids` are, and their places (shape of `item_ids`) there.
+        """Return vectors (U, D) that include those of `item_ids`, and the items' places (shape of `item_ids`) in them.
 
-        Of a dense table that is the table itself. Of a sparse one each distinct item is read once, so that its
-        gradient has as many rows, whatever the number of scores.
+        For a dense table that is the table itself. From a sparse one each distinct item is read once, so its gradient
+        has one row per item.
         """
         if isinstance(self._table, Tensor) and not self._sparse and self._unit_columns is None:
             return self._table, item_ids
@@ -99,7 +104,7 @@ class Scorer:
         return self.vectors(distinct), places
 
     def score(self, states: Tensor, item_ids: Tensor) -> Tensor:
-        """Scores (M, C) of items (M, C) for states (M, D); differentiable."""
+        """Return scores (M, C) of items (M, C) for states (M, D); differentiable."""
         if self._sparse and isinstance(self._table, Tensor) and not sums_at_lookup(item_ids.device):
             vectors = self.vectors(item_ids)
         else:
@@ -108,35 +113,33 @@ class Scorer:
         return (vectors * states.unsqueeze(1)).sum(-1)
 
     def score_chunk(self, states: Tensor, first: int, size: int) -> Tensor:
-        """Scores (B, size) of the items `first`, .., `first + size - 1` for states (B, D).
+        """Return scores (B, size) of the items `first`, .., `first + size - 1` for states (B, D).
 
-        All that ranks and lists need of a scorer beside `score`: a subclass with another score than a dot product
-        overrides both, and `rounding`. States have the precision of `cast`, and so have the scores, also under
-        autocast: what bfloat16 rounds to the same score would be tied.
+        A subclass with another score than a dot product overrides this, `score` and `rounding`. Scores have the
+        precision of `cast`, also under autocast: bfloat16 would round different scores to ties.
         """
         states = self.cast(states)
         with torch.autocast(states.device.type, enabled=False):
             return states @ self.part(first, size).T
 
     def cast(self, states: Tensor) -> Tensor:
-        """States in the precision of scores: the table's, at least float32."""
+        """Return states in the precision of scores: the table's, at least float32."""
         return states.to(self._dtype)
 
     @torch.no_grad()
     def rounding(self, states: Tensor) -> Tensor | None:
-        """Bound on how far `score` and `score_chunk` lie from `precise_scores`.
+        """Return a bound on the difference of `score` and `score_chunk` from `precise_scores`.
 
-        A sum of D products in any order errs by less than D units in the last place of `|state| |item|` (Higham
-        2002, Accuracy and Stability of Numerical Algorithms, section 3.1), and by two more of each factor's where
-        these are rounded first, as TF32 does.
+        The error of a sum of D products in any order is below D units in the last place of `|state| |item|` (Higham
+        2002, Accuracy and Stability of Numerical Algorithms, section 3.1), and two more of each factor's if these are
+        rounded first, as TF32 does. A subclass with another score overrides this, and `precise_scores` unless it
+        returns None.
 
         Args:
             states: (B, D).
 
         Returns:
-            (B,), 0 where a state is not finite; None where equal scores are equal numbers, as with one product a
-            score. A subclass with another score than a dot product overrides this, and `precise_scores` unless it
-            says None.
+            (B,), 0 for states that are not finite; None if scores are exact, such as a single product.
         """
         width = self.part(1, 1).shape[1]
         if width == 1 and self._unit_columns is None:
@@ -150,7 +153,7 @@ class Scorer:
 
     @torch.no_grad()
     def precise_scores(self, states: Tensor, item_ids: Tensor) -> Tensor:
-        """(M,) scores of one item for each state (M, D): sums in float64 rounded to the precision of scores."""
+        """Return (M,) scores of one item per state (M, D): sums in float64, rounded to the precision of scores."""
         table = self._table
         rows = table.host_copy.rows(item_ids) if isinstance(table, ShardedEmbedding) else table[item_ids]
         scores: Tensor = (states.double() * self._scaled(rows.double())).sum(1)
@@ -178,20 +181,20 @@ class Scorer:
         exclude: SeenItems | None = None,
         blocked: Tensor | None = None,
     ) -> Recommendations:
-        """The K best items of the whole catalogue for each user.
+        """Return the K best items of the whole catalogue for each user.
 
         Args:
             states: (B, D).
-            k: Items a user, 1..num_items.
+            k: Items per user, 1..num_items.
             user_ids: (B,) passed through to the result.
-            exclude: Items that may not be recommended to each user.
-            blocked: (N,) int64, ascending: items that may not be recommended to anybody.
+            exclude: Items that are not recommended, per user.
+            blocked: (N,) int64, ascending: items that are not recommended to any user.
 
         Returns:
-            Best first; among equal scores the order is torch's. An item whose score is not a number is left out.
+            Best first; the order of equal scores is torch's. Items with a NaN score are left out.
 
         Raises:
-            InputError: `k` is out of range.
+            InputError: if `k` is out of range.
         """
         check_top_k(k, self.num_items)
         states = self.cast(states)
@@ -216,14 +219,13 @@ class Scorer:
         return max(1, self.score_budget // max(num_states, 1))
 
     def _chunks(self, states: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """First item id and scores (B, chunk) of one part of the catalogue after another."""
+        """Yield the first item id and scores (B, chunk) of one part of the catalogue after another."""
         size = self._chunk_size(len(states))
         for first in range(1, self.num_items + 1, size):
             yield first, self.score_chunk(states, first, min(size, self.num_items + 1 - first))
 
     @property
     def _dtype(self) -> torch.dtype:
-        """Type of scores: the table's, float32 at least."""
         weight = self._table.weight if isinstance(self._table, ShardedEmbedding) else self._table
         return torch.promote_types(weight.dtype, torch.float32)
 
@@ -235,19 +237,15 @@ class Scorer:
 
 
 def check_top_k(k: int, num_items: int) -> None:
-    """Refuse a number of items a user that the catalogue does not have.
-
-    Raises:
-        InputError: `k` is not in 1..num_items.
-    """
+    """Raise an `InputError` if `k` is not in 1..num_items."""
     if not 1 <= k <= num_items:
         raise InputError(f"top_k={k} must be between 1 and num_items={num_items}")
 
 
 def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The K largest scores of each row (B, chunk) and their columns; what is not a number counts as -inf."""
+    """Return the K largest scores of each row (B, chunk) and their columns; NaN counts as -inf."""
     values, columns = scores.topk(k, dim=1)
-    # topk puts these first, so that a row that has any shows it there.
+    # topk puts NaN first.
     if values[:, 0].isnan().any():
         return scores.masked_fill_(scores.isnan(), -torch.inf).topk(k, dim=1)
     return values, columns
@@ -260,13 +258,13 @@ def _hide(scores: Tensor, rows: Tensor, item_ids: Tensor, first: int) -> None:
 
 
 def _factor_rounding(dtype: torch.dtype) -> float:
-    """Relative change of a product where a matrix product rounds its factors first, as it may if torch is told so."""
+    """Return the relative change of a product if torch is set to round the factors of matrix products."""
     if dtype != torch.float32:
         return 0.0
     try:
         precision = torch.get_float32_matmul_precision()
     except RuntimeError:
-        # Set by torch's newer switches, one a backend, which this question refuses: the coarsest holds for each.
+        # This getter refuses if torch's newer switches per backend are set: the coarsest precision holds for all.
         precision = "medium"
     # Half a unit of TF32's 10 bits or bfloat16's 7, of two factors, and as much again to be safe.
     return {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}[precision]

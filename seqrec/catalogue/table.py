@@ -1,4 +1,4 @@
-"""Tables of learned vectors. V = num_items + 1, D width, U distinct items among those asked for."""
+"""Tables of learned vectors. V = num_items + 1, D width."""
 
 from __future__ import annotations
 
@@ -14,31 +14,37 @@ from seqrec.catalogue.sharding import ShardedEmbedding
 from seqrec.errors import InputError
 from seqrec.ops.row_gradients import sums_at_lookup
 
-# From here on a table's gradients are row-sparse unless settings say otherwise. Below, a fused dense step over all
-# rows costs less than finding the rows that a batch touched.
+# Tables with at least so many rows have row-sparse gradients by default. For smaller ones a fused dense step over all
+# rows costs less than finding the rows of a batch.
 SPARSE_FROM_ROWS = 500_000
 
 
 @dataclass(frozen=True)
 class ItemTable:
-    """How items are stored, and how states are compared with them.
+    """Settings of the item table: how items are stored and compared with states.
 
     Attributes:
-        sparse: Whether a training step reads, sends and writes only the rows of its batch. None: from
-            `SPARSE_FROM_ROWS` rows on, unless the objective reads the whole table. The choice is printed.
-        dtype: Storage of the vectors; they are computed with in float32. Row-sparse updates of bfloat16 round
-            stochastically, so that updates smaller than its steps are not lost.
-        separate_output: Whether candidates are scored by a table of their own instead of the one that embeds the
-            history (tied, as in SASRec).
-        bias: Whether each item has a learned number that is added to its score, kept as a further column of the table.
+        sparse: Whether a training step reads, sends and writes only the rows of its batch. None means yes for
+            `SPARSE_FROM_ROWS` rows or more, unless the objective reads the whole table. The choice is printed.
+        dtype: Storage type of the vectors; computation is in float32. Row-sparse updates of bfloat16 round
+            stochastically, so small updates are not lost.
+        separate_output: Whether a second table scores the candidates, instead of the one that embeds the history
+            (tied, as in SASRec).
+        bias: Whether each item has a learned number that is added to its score, stored as another column.
         temperature: None scores by dot products; otherwise by cosines divided by this temperature, as in Towards
             Universal Sequence Representation Learning (Hou et al. 2022) and many others.
         std: Standard deviation of vectors at initialisation.
-        sharded: Whether each rank of a distributed job holds a part of the rows, for tables that outgrow a device;
-            `ShardedEmbedding` says what that costs. Such tables are sparse. A single process holds the whole.
+        sharded: Whether each process of a job holds a part of the rows, for tables that do not fit on one device;
+            `ShardedEmbedding` describes the cost. Such tables are sparse. A single process holds all rows.
 
     Raises:
-        InputError: a temperature or deviation that is not positive, or a sharded table that is not to be sparse.
+        InputError: if temperature or deviation is not positive, or a sharded table is not sparse.
+
+    Example:
+        >>> from seqrec import ItemTable, SASRec
+        >>> model = SASRec(num_items=20, d_model=8, item_table=ItemTable(bias=True))
+        >>> model.items.weight.shape
+        torch.Size([21, 9])
     """
 
     sparse: bool | None = None
@@ -62,20 +68,16 @@ class ItemTable:
             )
 
     def is_sparse(self, num_rows: int, *, reads_all: bool = False) -> bool:
-        """Whether a table has row-sparse gradients.
-
-        Args:
-            num_rows: Rows of the table.
-            reads_all: Whether each training step reads the whole table.
+        """Return whether a table of so many rows has row-sparse gradients.
 
         Raises:
-            InputError: `sparse` or `sharded` is asked for, but steps read the whole table.
+            InputError: if `sparse` or `sharded` is set, but each training step reads the whole table.
         """
         if (self.sparse or self.sharded) and reads_all:
             asked = "sharded" if self.sharded else "sparse"
             raise InputError(
                 f"item_table.{asked}=True, but this objective scores the whole catalogue at each step, so that all "
-                f"rows have gradients: take a sampled objective (SampledSoftmax, GBCE, BCE), or {asked}: false"
+                f"rows have gradients: use a sampled objective (SampledSoftmax, GBCE, BCE), or {asked}: false"
             )
         if self.sparse is None and not self.sharded:
             return num_rows >= SPARSE_FROM_ROWS and not reads_all
@@ -83,22 +85,22 @@ class ItemTable:
 
 
 class ItemEmbedding(nn.Module):
-    """One vector an item; row 0 is padding, zero, and never trained.
+    """One vector per item; row 0 is padding, zero, and never trained.
 
-    With `sparse`, gradients are torch's sparse tensors over the rows that were read, which optimisers of
-    `seqrec.training.optim` and `torch.optim.SparseAdam` take; nothing of the table's size is made in a step.
+    With `sparse`, gradients are torch's sparse tensors over the rows that were read, for the optimizers of
+    `seqrec.training.optim` and `torch.optim.SparseAdam`; a step allocates nothing of the table's size.
 
     Args:
         num_items: Items 1..num_items.
         d_model: Width D.
         std: Standard deviation at initialisation.
         sparse: Whether gradients are row-sparse.
-        dtype: Storage of the table.
-        bias: Whether the table has a further column of zeros, the items' biases, that `forward` leaves out.
-        sharded: Whether ranks may each hold a part of a sparse table, which has no rows until `make_rows`.
+        dtype: Storage type of the table.
+        bias: Whether the table has another column of zeros, the items' biases, that `forward` leaves out.
+        sharded: Whether processes may each hold a part of a sparse table, which has no rows until `make_rows`.
 
     Raises:
-        InputError: no items, or a sharded table that is not sparse.
+        InputError: if there are no items, or a sharded table is not sparse.
     """
 
     def __init__(
@@ -133,21 +135,17 @@ class ItemEmbedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """(V, D) the table, or the rank's rows of a spread one; with biases a further column."""
+        """(V, D) the table, or this process's shard; with biases another column."""
         return self.table.weight
 
     @property
     def spread(self) -> ShardedEmbedding | None:
-        """The table if other ranks hold rows of it; None where this process has all."""
+        """The table if other processes hold rows of it; None if this process has all."""
         return self.table if isinstance(self.table, ShardedEmbedding) and self.table.is_spread else None
 
     @property
     def source(self) -> Tensor | ShardedEmbedding:
-        """What a scorer reads.
-
-        Raises:
-            InputError: a sharded table without rows yet.
-        """
+        """The table for a scorer; an `InputError` if a sharded one has no rows yet."""
         self._check_rows()
         return self.table.weight if self.spread is None else self.spread
 
@@ -158,44 +156,44 @@ class ItemEmbedding(nn.Module):
 
     @property
     def summary(self) -> str:
-        """Size, storage and kind of gradients in words."""
+        """Description of size, storage and kind of gradients."""
         rows, width = self.num_items + 1, self.weight.shape[1]
         kind = (
             "row-sparse gradients"
             if self.sparse
             else f"dense gradients (row-sparse is the default from {SPARSE_FROM_ROWS:,} rows on)"
         )
-        where = ""
+        shard = ""
         if self.spread is not None:
             mine = self.spread.shards.local
-            where = f", rows {mine.start:,} to {mine.stop - 1:,} on rank {self.spread.shards.rank}"
-        return f"{rows:,} rows x {width}, {str(self.weight.dtype).removeprefix('torch.')}, {kind}{where}"
+            shard = f", rows {mine.start:,} to {mine.stop - 1:,} on rank {self.spread.shards.rank}"
+        return f"{rows:,} rows x {width}, {str(self.weight.dtype).removeprefix('torch.')}, {kind}{shard}"
 
     def make_rows(self, num_ranks: int, rank: int, device: torch.device) -> None:
-        """Make this rank's rows of a sharded table; see `ShardedEmbedding.make_rows`. Others have theirs."""
+        """Make this process's rows of a sharded table; other tables have theirs already."""
         if isinstance(self.table, ShardedEmbedding):
             self.table.make_rows(num_ranks, rank, device)
 
     def start_equal(self) -> None:
-        """Take rank 0's rows of a sparse table that all ranks hold, as DDP does for dense ones; all ranks must call."""
+        """Take rank 0's rows of a sparse table that is not sharded, as DDP does for dense ones; all must call."""
         if self.sparse and self.spread is None:
             equal_on_all_ranks(self.weight)
 
     def share_gradient(self) -> None:
-        """Average row-sparse gradients over ranks, as DDP does for dense ones; all ranks must call."""
+        """Average row-sparse gradients over processes, as DDP does for dense ones; all must call."""
         if self.spread is not None:
             self.spread.share_gradient()
         elif self.sparse:
             average_row_gradient(cast(nn.Parameter, self.weight))
 
     def forward(self, item_ids: Tensor) -> Tensor:
-        """Vectors (..., D) of item ids (...), in float32 where the table has less.
+        """Return vectors (..., D) of item ids (...), at least in float32.
 
-        On CPU a sparse table is read once for each distinct item, and its gradient has one row for each. Of a spread
-        table ranks send each other rows, so that all must call.
+        On CPU a sparse table is read once per distinct item, and its gradient has one row for each. For a sharded
+        table processes exchange rows, so all must call.
 
         Raises:
-            InputError: a sharded table without rows yet.
+            InputError: if a sharded table has no rows yet.
         """
         self._check_rows()
         if self.spread is not None:
@@ -205,7 +203,7 @@ class ItemEmbedding(nn.Module):
             distinct, places = torch.unique(item_ids, return_inverse=True)
             out = F.embedding(places, self.table(distinct))
         else:
-            # The padding's row is zero and its gradient dropped in either lookup.
+            # Both lookups keep the padding's row at zero and drop its gradient.
             out = self.table(item_ids)
         return out[..., : self.d_model].to(torch.promote_types(out.dtype, torch.float32))
 

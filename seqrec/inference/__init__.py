@@ -1,4 +1,4 @@
-"""From a trained model to items for users."""
+"""Use a trained model: load it, recommend in bulk or in sessions, export it."""
 
 from seqrec.aliases import old_names
 from seqrec.inference.loading import load

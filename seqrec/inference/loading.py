@@ -1,4 +1,4 @@
-"""A trained model from its checkpoint, ready to recommend."""
+"""Load a trained model from its checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from seqrec.data.store import EventStore, MissingStoreError
 from seqrec.errors import InputError, StoreError
 from seqrec.models import Recommender
-from seqrec.models.base import CHECKPOINT_KEY
+from seqrec.models.recommender import CHECKPOINT_KEY
 from seqrec.registry import class_named
 from seqrec.runs.checkpoints import all_finite, read_checkpoint
 
@@ -18,20 +18,36 @@ from seqrec.runs.checkpoints import all_finite, read_checkpoint
 def load(
     ckpt: str | Path, *, store: str | Path | None = None, device: torch.device | str = "cpu"
 ) -> Recommender:
-    """The model of a checkpoint in evaluation mode, which knows the log's item and user ids.
+    """Load a checkpoint as a model in evaluation mode that knows the log's item and user ids.
 
     Args:
-        ckpt: A checkpoint that `seqrec fit`, or a trainer with a `SequenceDataModule`, wrote.
-        store: Folder of the event store that the model was trained on; None is where it was then.
-        device: Where the model goes.
+        ckpt: A checkpoint written by `seqrec fit`, or by a trainer with a `SequenceDataModule`.
+        store: Folder of the event store that the model was trained on; None is the folder that it had then.
+        device: Device of the model.
 
     Returns:
         A model of the class that was trained, with `item_vocabulary` and `user_vocabulary`.
 
     Raises:
-        MissingInputError: there is no such file, or no store where it was.
-        CheckpointError: the file is damaged, or no checkpoint.
-        InputError: no checkpoint of a recommender, weights that are not finite, or a store with other items.
+        MissingInputError: if the file or the store does not exist.
+        CheckpointError: if the file is damaged, or no checkpoint.
+        InputError: if the checkpoint is not one of a recommender, weights are not finite, or the store has other
+            items.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from lightning.pytorch import Trainer
+        >>> from seqrec import Filters, Popularity, Synthetic, load, prepare
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log = Synthetic(num_users=20, num_items=30, mean_events=10, seed=1)
+        ...     store = prepare(log, Filters(), Path(folder) / "store")
+        ...     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        ...     trainer.strategy.connect(Popularity(num_items=30))
+        ...     trainer.save_checkpoint(f"{folder}/model.ckpt")
+        ...     model = load(f"{folder}/model.ckpt", store=store.directory)
+        >>> model.title, len(model.item_vocabulary)
+        ('Popularity', 30)
     """
     return load_with_store(ckpt, store=store, device=device)[0]
 
@@ -39,36 +55,25 @@ def load(
 def load_with_store(
     ckpt: str | Path, *, store: str | Path | None = None, device: torch.device | str = "cpu"
 ) -> tuple[Recommender, EventStore]:
-    """The model of a checkpoint as `load` gives it, and the event store that it was trained on.
-
-    Args:
-        ckpt: As of `load`.
-        store: As of `load`.
-        device: Where the model goes.
-
-    Raises:
-        MissingInputError: there is no such file, or no store where it was.
-        CheckpointError: the file is damaged, or no checkpoint.
-        InputError: no checkpoint of a recommender, weights that are not finite, or a store with other items.
-    """
+    """Return the model that `load` returns, and the event store that it was trained on."""
     path = Path(ckpt)
     record = _record(path)
     cls = _class_of(record, path)
     model = cls.load_from_checkpoint(path, map_location=device, weights_only=True).eval()
     if not all_finite(model):
-        raise InputError(f"{path} holds weights that are not finite; take a checkpoint from before")
+        raise InputError(f"{path} contains weights that are not finite; use an earlier checkpoint")
     trained_on = _store(record, path, store)
     model.item_vocabulary, model.user_vocabulary = trained_on.item_vocabulary, trained_on.user_vocabulary
     return model, trained_on
 
 
 def _record(path: Path) -> dict[str, Any]:
-    """What the checkpoint says it is."""
-    # Mapped, so that a table of gigabytes is not held twice when the model is loaded.
+    """Return our record in the checkpoint."""
+    # Mapped, so a table of gigabytes is not in memory twice while the model is loaded.
     record = read_checkpoint(path, needed=("state_dict",), mapped=True).get(CHECKPOINT_KEY)
     if not isinstance(record, dict) or "class_path" not in record:
         raise InputError(
-            f"ckpt={path} does not say which recommender it is of; give a checkpoint that seqrec fit wrote"
+            f"ckpt={path} does not name its recommender; give a checkpoint that seqrec fit wrote"
         )
     return record
 
@@ -86,18 +91,18 @@ def _class_of(record: dict[str, Any], path: Path) -> type[Recommender]:
 
 
 def _store(record: dict[str, Any], path: Path, store: str | Path | None) -> EventStore:
-    """The store whose ids the model's item numbers mean."""
+    """Open the store that the model was trained on."""
     folder = store if store is not None else record.get("store")
     if folder is None:
         raise InputError(
-            f"ckpt={path} was trained without an event store, so that its items have no names; say which store "
-            "they are from: store=FOLDER"
+            f"ckpt={path} was trained without an event store, so its items have no names; give the store of its items: "
+            "store=FOLDER"
         )
     try:
         found = EventStore.open(folder)
     except MissingStoreError as error:
         raise MissingStoreError(
-            f"no event store at {folder}, where that of ckpt={path} should be; say where it is now: store=FOLDER"
+            f"no event store at {folder}, where that of ckpt={path} should be; give its present folder: store=FOLDER"
         ) from error
     if record.get("items", found.items_digest) != found.items_digest:
         raise StoreError(

@@ -1,4 +1,4 @@
-"""Writes recommendations as Parquet while they are made, and what they are like."""
+"""Write recommendations as Parquet during prediction, and metrics of the lists."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from seqrec.catalogue.histories import read_block_list, read_options
+from seqrec.catalogue.recommend import recommendation_frame
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 from seqrec.evaluation.metrics import list_metrics
-from seqrec.inference.block_list import read_block_list
 from seqrec.models import Recommender
-from seqrec.models.histories import blocked_items
-from seqrec.models.recommending import RecommendOptions, item_ids_of, recommendation_frame
 from seqrec.types import Recommendations
 
 
 class RecommendationWriter(BasePredictionWriter):
-    """`seqrec predict`'s output: one Parquet part a batch, with the log's own ids.
+    """Writes the output of `seqrec predict`: one Parquet part per batch, with the log's ids.
 
-    Columns: `user_id`, `item_id`, `rank` (1 is best), `score`. Beside the folder, in `<folder>_metrics.json`, stand
+    Columns: `user_id`, `item_id`, `rank` (1 is best), `score`. `<folder>_metrics.json`, next to the folder, contains
     the recommendations' catalogue coverage, popularity and novelty; see `seqrec.evaluation.metrics.list_metrics`.
 
     Args:
         directory: Folder of the parts; None is `recommendations` in the run's folder.
-        top_k: Items a user.
-        filter_seen: Whether items of the user's history are left out.
-        block: File of the log's item ids that nobody gets: a line each, or the column item_id of a Parquet file.
+        top_k: Items per user.
+        filter_seen: Whether to leave out the items of the user's history.
+        block: File with the log's ids of items that are never recommended: one per line, or the column item_id of a
+            Parquet file.
     """
 
     def __init__(
@@ -53,23 +53,22 @@ class RecommendationWriter(BasePredictionWriter):
         self._folder = Path()
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Hand the settings to the model and make the folder.
+        """Pass the settings to the model and make the folder.
 
         Raises:
-            InputError: the folder holds parts of an earlier run, or none was given and the trainer has no logger.
+            InputError: if the folder contains parts of an earlier run, or there is neither a folder nor a logger.
         """
         if isinstance(pl_module, Recommender):
-            blocked = None
-            if self.block is not None:
-                blocked = blocked_items(item_ids_of(pl_module), read_block_list(self.block))
-            pl_module.terms = RecommendOptions(self.top_k, self.filter_seen, blocked)
-        root = trainer.log_dir if self.directory is None else None  # asks all ranks, so once and here
+            blocked = None if self.block is None else read_block_list(self.block)
+            pl_module.options = read_options(pl_module, self.top_k, self.filter_seen, blocked)
+        # `log_dir` is a collective call, so all processes make it here.
+        root = trainer.log_dir if self.directory is None else None
         if self.directory is None and root is None:
-            raise InputError("say where recommendations go: --recommendations.directory PATH")
+            raise InputError("recommendations need a folder: give --recommendations.directory PATH")
         self._folder = Path(self.directory or f"{root}/recommendations")
         if any(self._folder.glob("part-*.parquet")):
             raise InputError(
-                f"{self._folder} holds recommendations already; choose another --recommendations.directory"
+                f"{self._folder} contains recommendations already; choose another --recommendations.directory"
             )
         trainer.strategy.barrier()
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -94,8 +93,8 @@ class RecommendationWriter(BasePredictionWriter):
         frame.write_parquet(self._folder / f"part-{trainer.global_rank}-{batch_idx:06d}.parquet")
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the metrics of all ranks' lists."""
-        # compute() adds up over ranks, so all of them ask.
+        """Write the metrics of all processes' lists."""
+        # compute() sums over processes, so all of them call it.
         values = {name: float(value) for name, value in self._metrics.compute().items()}
         if trainer.is_global_zero:
             plain = {name: None if math.isnan(value) else value for name, value in values.items()}

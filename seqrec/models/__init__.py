@@ -1,10 +1,9 @@
-"""Whole models: encoders with plain arguments, the general recommender, baselines."""
+"""Models: presets with one encoder and plain arguments, the general recommender, baselines."""
 
-from seqrec.models.base import Recommender
 from seqrec.models.baselines import Baseline, ItemKNN, Markov, Popularity, RecentPopularity, TrainingEvents
-from seqrec.models.evaluation import evaluate
 from seqrec.models.explain import Explanation
 from seqrec.models.presets import GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, SASRec
+from seqrec.models.recommender import Recommender, evaluate
 from seqrec.models.sequential import SequentialRecommender
 
 __all__ = [

@@ -1,40 +1,48 @@
-"""What each event of a history contributes to the score of an item. L events, D width."""
+"""Explain a score by the contribution of each event of the history. L events, D width."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from seqrec.catalogue.histories import read_histories
+from seqrec.catalogue.recommend import RecommendingModel, evaluating, item_ids_of
+from seqrec.catalogue.table import ItemEmbedding
 from seqrec.data.vocabulary import Vocabulary
+from seqrec.encoders import SequenceEncoder
 from seqrec.errors import InputError
-from seqrec.models.recommending import evaluating, item_ids_of
 from seqrec.types import History
-
-if TYPE_CHECKING:
-    from seqrec.models.streamed import StreamedRecommender
 
 Method = Literal["leave_one_out", "gradient_x_input"]
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What each event contributes to an item's score.
+    """Contributions of events to an item's score; see `SequentialRecommender.explain`.
 
     Attributes:
         item: The item, as it was given.
-        item_ids: Items of the L events that the score draws on, oldest first, as they were given.
-        contributions: (L,) on the CPU, one for each event; above 0 where it raises the score.
-        score: Of the item behind all these events.
-        baseline: Score behind as many events whose item vectors are zeros, which is what the score owes to positions
-            and to the user. There is none of no event at all: no encoder has a state before the first.
-        method: How contributions were found; see `StreamedRecommender.explain`.
+        item_ids: Items of the L events that the score depends on, oldest first, as they were given.
+        contributions: (L,) on the CPU, one per event; above 0 if the event raises the score.
+        score: Score of the item after all these events.
+        baseline: Score after as many events with zero item vectors, which is the part that positions and the user
+            account for. No encoder has a state before the first event, so there is no score of an empty history.
+        method: How contributions were computed.
+
+    Example:
+        >>> import torch
+        >>> from seqrec import History, SASRec
+        >>> model = SASRec(num_items=20, d_model=8, max_length=10)
+        >>> history = History(item_ids=torch.tensor([[3, 7, 9]]), lengths=torch.tensor([3]))
+        >>> explanation = model.explain(history, item=5)
+        >>> explanation.item_ids, explanation.contributions.shape
+        ([3, 7, 9], torch.Size([3]))
     """
 
     item: Any
@@ -45,12 +53,35 @@ class Explanation:
     method: Method
 
 
+class ExplainableModel(RecommendingModel, Protocol):
+    """The part of a model around an encoder that an explanation uses; every `SequentialRecommender` has it.
+
+    Attributes:
+        encoder: The sequence encoder.
+        items: Vectors of items.
+        users: Vectors of users; None if the model has none.
+    """
+
+    encoder: SequenceEncoder
+    items: ItemEmbedding
+    users: ItemEmbedding | None
+
+    def add_positions(self, x: Tensor, history: History, user_ids: Tensor | None) -> Tensor:
+        """Return the encoder's input for scaled item vectors (B, L, D)."""
+
+    def as_streaming(self, x: Tensor, user_ids: Tensor | None) -> Tensor:
+        """Return the states (B, L, D) of a stream of scaled item vectors."""
+
+    def to_scoring_space(self, states: Tensor) -> Tensor:
+        """Return states in the form in which their dot products with item vectors are scores."""
+
+
 # Scores (B,) of the item for embedded items (B, L, D) of the events at a (B, L) index.
 _Score = Callable[[Tensor, Tensor], Tensor]
 
 
 def explain(
-    model: StreamedRecommender,
+    model: ExplainableModel,
     history: Sequence[Any] | History,
     item: Any,
     *,
@@ -59,14 +90,45 @@ def explain(
     user: Any = None,
     batch_size: int = 64,
 ) -> Explanation:
-    """See `StreamedRecommender.explain`."""
+    """Return how much each event of a history contributes to the score of an item.
+
+    - "leave_one_out": the drop in score if the event is removed; newer events then move up by one place. Exact,
+      at the cost of encoding L histories. Contributions do not add up to anything: if two events carry the same
+      information, neither may matter alone. For a single event it is the score minus the baseline.
+    - "gradient_x_input": the score's gradient by the event's item vector, times that vector; one pass forward
+      and back. Contributions add up to the score minus the baseline only if the score is linear in the events;
+      otherwise they describe small changes of scale. Layer norms hide scale, so contributions may be far smaller
+      than the score.
+
+    Args:
+        model: The model; the function is its method.
+        history: The log's item ids, oldest first; unknown ones are dropped with a warning. Or a `History` of one
+            row, and then all ids are internal ones.
+        item: The item to explain.
+        method: As above.
+        stream: Whether to explain the score of a stream over all events (`init_state`, then `step`) instead of
+            the score of the newest `max_length` events in one pass.
+        user: The user, for models with user embeddings; None and unknown users have none.
+        batch_size: Histories encoded at a time.
+
+    Raises:
+        InputError: if the item is not in the catalogue, the history has no known item, the model does not know
+            the log's ids, the method does not exist, or the model cannot be streamed.
+    """
     methods = {"leave_one_out": _leave_one_out, "gradient_x_input": _gradient_x_input}
     if method not in methods:
         raise InputError(f"method={method!r} must be one of {', '.join(methods)}")
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size} must be at least 1")
     vocabulary = None if isinstance(history, History) else item_ids_of(model)
-    events, timestamps = _events(model, history, vocabulary)
+    if isinstance(history, (str, bytes)):
+        raise InputError(f"history={history!r} must be a list of item ids, as in [{history!r}]")
+    if isinstance(history, History) and len(history.item_ids) != 1:
+        raise InputError(f"history has {len(history.item_ids)} rows; give one, such as row 0 of each tensor")
+    # Read here, so that warnings of unknown items point at the caller.
+    block = read_histories(model, history if isinstance(history, History) else [history]).events
+    events = torch.from_numpy(block.item_ids).to(model.device)
+    timestamps = None if block.timestamps is None else torch.from_numpy(block.timestamps).to(model.device)
     item_id = _item(model, item, vocabulary)
     user_id = _user(model, user, internal=vocabulary is None)
     if not stream:
@@ -92,14 +154,14 @@ def explain(
 
 
 def _scores(
-    model: StreamedRecommender,
+    model: ExplainableModel,
     events: Tensor,
     timestamps: Tensor | None,
     target: Tensor,
     user_id: int,
     stream: bool,
 ) -> _Score:
-    """The score as a function of embedded items."""
+    """Return the score as a function of embedded items."""
 
     def score(vectors: Tensor, index: Tensor) -> Tensor:
         batch, length = index.shape
@@ -139,48 +201,14 @@ def _gradient_x_input(
 
 
 def _looked_up(vocabulary: Vocabulary, argument: str, external_ids: Sequence[Any]) -> NDArray[np.int64]:
-    """Internal ids, 0 where the log has no such id."""
+    """Return internal ids, 0 for ids that the log does not have."""
     try:
         return vocabulary.lookup(external_ids)
     except TypeError as error:
         raise InputError(f"{argument}: {error}") from error
 
 
-def _events(
-    model: StreamedRecommender, history: Sequence[Any] | History, vocabulary: Vocabulary | None
-) -> tuple[Tensor, Tensor | None]:
-    """Internal ids (L,) and times of the events that are known."""
-    if isinstance(history, History):
-        if len(history.item_ids) != 1:
-            raise InputError(
-                f"history has {len(history.item_ids)} rows; give one, such as row 0 of each tensor"
-            )
-        length = int(history.lengths[0])
-        times = None if history.timestamps is None else history.timestamps[0, :length].to(model.device)
-        events, num_items = history.item_ids[0, :length].to(model.device), model.items.num_items
-        if not length or not 1 <= int(events.min()) <= int(events.max()) <= num_items:
-            raise InputError(
-                f"history must hold one event or more, of items 1..{num_items}, got {events.tolist()[:10]}"
-            )
-        return events, times
-    if isinstance(history, (str, bytes)):
-        raise InputError(f"history={history!r} must be a list of item ids, as in [{history!r}]")
-    assert vocabulary is not None
-    found = _looked_up(vocabulary, "history", history)
-    known = found[found > 0]
-    if not len(known):
-        raise InputError(
-            f"history has no item that the model knows ({len(found)} unknown); give one event or more"
-        )
-    if len(known) < len(found):
-        warnings.warn(
-            f"dropped {len(found) - len(known)} of {len(found)} events whose item the model does not know",
-            stacklevel=4,
-        )
-    return torch.from_numpy(np.ascontiguousarray(known)).to(model.device), None
-
-
-def _item(model: StreamedRecommender, item: Any, vocabulary: Vocabulary | None) -> int:
+def _item(model: ExplainableModel, item: Any, vocabulary: Vocabulary | None) -> int:
     if vocabulary is not None:
         item_id = int(_looked_up(vocabulary, "item", [item])[0])
         if not item_id:
@@ -193,8 +221,8 @@ def _item(model: StreamedRecommender, item: Any, vocabulary: Vocabulary | None) 
     return int(item)
 
 
-def _user(model: StreamedRecommender, user: Any, *, internal: bool) -> int:
-    """Internal id, 0 for unknown."""
+def _user(model: ExplainableModel, user: Any, *, internal: bool) -> int:
+    """Return the internal id, 0 for unknown."""
     if user is None or model.users is None:
         return 0
     if not internal:

@@ -1,8 +1,12 @@
-"""A sequence encoder between a tied item table and an objective."""
+"""A recommender built from a sequence encoder, an item table and a loss. B users, L events, D width.
+
+The file is longer than others, as Lightning needs its hooks on one class.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from typing import Any, ClassVar, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -19,10 +23,12 @@ from seqrec.catalogue.table import ItemEmbedding, ItemTable
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.encoders import SequenceEncoder
 from seqrec.encoders.layers import LearnedPositions
+from seqrec.encoders.state import State
 from seqrec.errors import InputError
-from seqrec.models.streamed import StreamedRecommender
+from seqrec.models.explain import explain
+from seqrec.models.recommender import Recommender
 from seqrec.runs.callbacks import GatherTables
-from seqrec.runs.lightning_internals import is_accumulating, log_step
+from seqrec.runs.lightning_internals import allow_instantiator, attached_trainer, is_accumulating, log_step
 from seqrec.runs.measurement import PendingCopy
 from seqrec.runs.trainer_checks import check_sharding
 from seqrec.specs import from_spec, to_spec
@@ -31,28 +37,46 @@ from seqrec.training.optim import Adam, OptimizerFactory, describe_optimizer
 from seqrec.training.optim.clipping import clip_gradients
 from seqrec.types import History, SequenceBatch
 
+Model = TypeVar("Model", bound="SequentialRecommender")
 
-class SequentialRecommender(StreamedRecommender):
+
+class SequentialRecommender(Recommender):
     """P(next item | history, user): embeds events, encodes them, scores items by dot products.
 
     `x = sqrt(D) * item + position + user`, states = encoder(x), score = state . item, as in SASRec
     (Kang & McAuley 2018). The presets `GRU4Rec`, `SASRec`, .. are this class with one encoder and plain arguments;
-    `SequentialRecommender.load_from_checkpoint` reads their checkpoints too.
+    `SequentialRecommender.load_from_checkpoint` also reads their checkpoints.
 
     Args:
         num_items: Items of the catalogue; ids are 1..num_items.
         encoder: The sequence encoder; a `class_path` / `init_args` dict builds one.
-        max_length: Longest history, in events, that positions are learned for.
+        max_length: Longest history in events that positions are learned for.
         positions: Whether events get learned positions, counted back from the newest.
-        user_embedding: Whether a vector of the user is added to each event. Unknown users get none.
+        user_embedding: Whether to add a vector of the user to each event. Unknown users get none.
         num_users: Users of the log; needed with `user_embedding`.
         item_table: How items are stored and compared with states; None is `ItemTable()`.
         loss: Objective; None is `BCE` with one uniform negative.
         optimizer: None is `Adam` with step size 1e-3.
 
+    Attributes:
+        items: Vectors of items.
+        output_items: Vectors that score candidates if these have a table of their own; otherwise None.
+        users: Vectors of users; None without `user_embedding`.
+
     Raises:
-        InputError: `user_embedding` without `num_users`, or values out of range.
+        InputError: if `user_embedding` is set without `num_users`, or a value is out of range.
+
+    Example:
+        >>> from seqrec import SequentialRecommender
+        >>> from seqrec.encoders import MambaRec
+        >>> model = SequentialRecommender(100, encoder=MambaRec(d_model=16), max_length=50, positions=False)
+        >>> state = model.init_state(batch_size=2)
+        >>> states, state = model.eval().step(torch.tensor([3, 7]), state)
+        >>> states.shape
+        torch.Size([2, 16])
     """
+
+    __signature__: ClassVar[inspect.Signature]
 
     def __init__(
         self,
@@ -81,13 +105,13 @@ class SequentialRecommender(StreamedRecommender):
             raise InputError("user_embedding needs num_users: the number of users in the training log")
         self.users = self._make_table(num_users) if user_embedding else None
         self._losses: PendingCopy | None = None
-        # DDP would send all rows of these.
+        # DDP would send all rows of these tables.
         self._ddp_params_and_buffers_to_ignore = [
             f"{name}.table.weight" for name, table in self._tables() if table.sparse
         ]
         encoder_spec = to_spec(self.encoder)
-        # Plain values only, so that checkpoints load with weights_only=True. The encoder's own arguments stand
-        # there twice: in its spec for this class, and flat for the presets. Lightning passes on those that fit.
+        # Plain values only, so checkpoints load with weights_only=True. The encoder's own arguments are stored twice:
+        # in its spec for this class, and flat for the presets. Loading passes on the ones that the class takes.
         self.save_hyperparameters(
             {
                 **encoder_spec["init_args"],
@@ -103,6 +127,27 @@ class SequentialRecommender(StreamedRecommender):
             }
         )
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """List the arguments that a subclass forwards as `**shared` in its signature."""
+        super().__init_subclass__(**kwargs)
+        taken = dict(inspect.signature(cls.__init__).parameters)
+        del taken["self"]
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+            # The subclass sets those without a default itself.
+            shared = inspect.signature(cls.__mro__[1]).parameters.items()
+            taken |= {name: it for name, it in shared if name not in taken and it.default is not it.empty}
+            taken = {name: it for name, it in taken.items() if it.kind is not it.VAR_KEYWORD}
+        cls.__signature__ = inspect.Signature(list(taken.values()))
+
+    @classmethod
+    def load_from_checkpoint(cls: type[Model], checkpoint_path: Any, *args: Any, **kwargs: Any) -> Model:
+        """Load a model from a checkpoint; see `LightningModule.load_from_checkpoint`."""
+        # Lightning would pass every stored value to a class that takes `**shared`. It calls the functions on this list
+        # instead, and its error for others asks to add them.
+        builder = f"{__name__}.build_from_hyperparameters"
+        allow_instantiator(builder)
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs, _instantiator=builder)
+
     @property
     def title(self) -> str:
         """The encoder's name, which presets share."""
@@ -110,12 +155,12 @@ class SequentialRecommender(StreamedRecommender):
 
     @property
     def lr(self) -> float:
-        """Step size of the optimiser's dense part; setting it, as Lightning's `Tuner` does, changes `optimizer`.
+        """Step size of the optimizer's dense part; setting it, as Lightning's `Tuner` does, changes `optimizer`.
 
         Raises:
-            AttributeError: the optimiser's settings have no `lr`.
+            AttributeError: if the optimizer's settings have no `lr`.
         """
-        return self.optimizer.lr  # type: ignore[attr-defined,no-any-return]  # those of one's own may have none
+        return self.optimizer.lr  # type: ignore[attr-defined,no-any-return]  # a user's own may have none
 
     @lr.setter
     def lr(self, value: float) -> None:
@@ -123,41 +168,38 @@ class SequentialRecommender(StreamedRecommender):
         self.hparams["optimizer"] = to_spec(self.optimizer)
 
     def forward(self, history: History, user_ids: Tensor | None = None) -> Tensor:
-        """States of all events.
+        """Return the states of all events.
 
         Args:
             history: (B, L) events.
-            user_ids: (B,) int64, 0 for unknown; None is unknown for all.
+            user_ids: (B,) int64, 0 for unknown; None means unknown for all.
 
         Returns:
             (B, L, D); states at padding mean nothing.
 
         Raises:
-            InputError: with positions, a history longer than `max_length`.
+            InputError: if a history is longer than `max_length` and positions are learned.
         """
         states: Tensor = self.encoder(self._embedded(history, user_ids), history)
         return states
 
     def last_states(self, batch: SequenceBatch) -> Tensor:
-        """See `Recommender.last_states`."""
+        """Return the (B, D) states after each row's newest event."""
         x = self._embedded(batch.history, batch.user_ids)
         return self.to_scoring_space(self.encoder.newest(x, batch.history))
 
-    def _embedded(self, history: History, user_ids: Tensor | None) -> Tensor:
-        """(B, L, D) what the encoder gets of each event."""
-        return self.add_positions(self.items(history.item_ids) * self.encoder.d_model**0.5, history, user_ids)
-
     def to_scoring_space(self, states: Tensor) -> Tensor:
-        """States (..., D) in the form whose dot products with the scorer's item vectors are scores.
+        """Return states (..., D) in the form in which their dot products with item vectors are scores.
 
-        Scaled to length 1 / temperature where scores are cosines, with a further 1 where items have biases.
+        They are scaled to length 1 / temperature if scores are cosines, with another column of ones if items have
+        biases.
         """
         if self.item_table.temperature is not None:
             states = F.normalize(states, dim=-1) / self.item_table.temperature
         return F.pad(states, (0, 1), value=1.0) if self.item_table.bias else states
 
     def scorer(self) -> Scorer:
-        """See `Recommender.scorer`."""
+        """Return the scorer of the current weights."""
         items = self.items if self.output_items is None else self.output_items
         return Scorer(
             items.source,
@@ -165,44 +207,120 @@ class SequentialRecommender(StreamedRecommender):
             unit_columns=None if self.item_table.temperature is None else items.d_model,
         )
 
+    def init_state(
+        self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> State:
+        """Return the state before users' first events, from which `step` and `extend` continue in evaluation mode.
+
+        Up to `max_length` events, the states that follow are those of `forward`. `SequenceEncoder` documents what
+        encoders make of more events.
+
+        Args:
+            batch_size: Users.
+            device: None is the weights' device.
+            dtype: Type of embedded events; None is the weights' type.
+
+        Raises:
+            InputError: if the model has learned positions, or `SequenceEncoder.init_state` refuses.
+        """
+        self._refuse_learned_positions()
+        max_length = int(self.hparams["max_length"])
+        return self.encoder.init_state(batch_size, max_length=max_length, device=device, dtype=dtype)
+
+    def step(self, item_ids: Tensor, state: State, user_ids: Tensor | None = None) -> tuple[Tensor, State]:
+        """Return the states after one more event per user, at a cost that does not depend on earlier events.
+
+        Args:
+            item_ids: (B,) int64, items of the catalogue.
+            state: State after the earlier events; unchanged.
+            user_ids: (B,) int64, 0 for unknown, the same at each call; None means unknown for all.
+
+        Returns:
+            (B, D) states, and the state after the event.
+
+        Raises:
+            InputError: if an item is not in the catalogue, or `SequenceEncoder.step` refuses.
+        """
+        if item_ids.dim() != 1:
+            raise InputError(f"item_ids must be (B,), got {tuple(item_ids.shape)}; use `extend` for several")
+        return self.encoder.step(self._further_events(item_ids, user_ids), state)
+
+    def extend(self, history: History, state: State, user_ids: Tensor | None = None) -> tuple[Tensor, State]:
+        """Return the states of any number of further events per user.
+
+        Args:
+            history: (B, L) the new events alone. A length may be 0 here, which leaves that user's state unchanged.
+            state: State after the earlier events; unchanged.
+            user_ids: (B,) int64, 0 for unknown, the same at each call; None means unknown for all.
+
+        Returns:
+            (B, L, D) states, meaningless at padding, and the state after each user's newest event.
+
+        Raises:
+            InputError: if an item is not in the catalogue, or `SequenceEncoder.extend` refuses.
+        """
+        # Padding is never seen, but its ids must be ones that can be embedded.
+        item_ids = torch.where(history.valid, history.item_ids, 1)
+        return self.encoder.extend(self._further_events(item_ids, user_ids), history.lengths, state)
+
+    explain = explain
+
+    def add_positions(self, x: Tensor, history: History, user_ids: Tensor | None) -> Tensor:
+        """Return the encoder's input for scaled item vectors (B, L, D): positions and users are added."""
+        if self.positions is not None:
+            x = x + self.positions(history)
+        if self.users is not None and user_ids is not None:
+            x = x + self.users(user_ids).unsqueeze(1)
+        return x
+
+    def as_streaming(self, x: Tensor, user_ids: Tensor | None) -> Tensor:
+        """Return the states (B, L, D) of a stream of scaled item vectors (B, L, D) from its start, with gradients.
+
+        Raises:
+            InputError: as for `init_state`.
+        """
+        state = self.init_state(len(x))
+        if self.users is not None and user_ids is not None:
+            x = x + self.users(user_ids).unsqueeze(1)
+        return self.encoder.advance(x, None, state.tensors)[0]
+
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Those of all recommenders, and evaluation with sharded tables."""
-        # Asked again by each of the trainer's commands.
-        present = any(isinstance(c, GatherTables) for c in getattr(self._trainer, "callbacks", []))
+        """Return the default callbacks, plus one that gathers sharded tables for evaluation."""
+        # Each of the trainer's commands calls this.
+        present = any(isinstance(c, GatherTables) for c in getattr(attached_trainer(self), "callbacks", []))
         added: list[pl.Callback] = [GatherTables()] if self.item_table.sharded and not present else []
         return [*super().configure_callbacks(), *added]
 
     def configure_model(self) -> None:
-        """Make the rows of sharded tables: this rank's within a trainer, all of them without one.
+        """Make the rows of sharded tables: this process's share within a trainer, all of them without one.
 
-        Trainers call it when the job's ranks know each other, and `load_from_checkpoint` does; call it on a model that
-        is used otherwise.
+        Trainers and `load_from_checkpoint` call it. Call it yourself if you use the model in another way.
 
         Raises:
-            InputError: the trainer's strategy or precision does not go with sharded tables.
+            InputError: if the trainer's strategy or precision does not support sharded tables.
         """
         if not self.item_table.sharded:
             return
         ranks, rank, device = 1, 0, self.device
-        if self._trainer is not None:
-            check_sharding(self._trainer)
-            ranks, rank = self._trainer.world_size, self._trainer.global_rank
-            device = self._trainer.strategy.root_device
+        if (trainer := attached_trainer(self)) is not None:
+            check_sharding(trainer)
+            ranks, rank, device = trainer.world_size, trainer.global_rank, trainer.strategy.root_device
         for _, table in self._tables():
             table.make_rows(ranks, rank, device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What every recommender's checkpoint says, with the whole optimiser state of sharded tables."""
+        """Add the model's record, and the whole optimizer state of sharded tables."""
         super().on_save_checkpoint(checkpoint)
         save_whole_state(checkpoint, self.trainer.optimizers, self._sparse_embeddings())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the rank's part of it there, where training goes on."""
-        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+        """Keep only this process's shard of the optimizer state when training resumes."""
+        trainer = attached_trainer(self)
+        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             keep_own_state(checkpoint, self._sparse_embeddings())
 
     def on_fit_start(self) -> None:
-        """Start from the same tables on all ranks; give the objective the training's item counts if it needs them."""
+        """Start with equal tables in all processes, and pass the training's item counts to a loss that needs them."""
         for name, table in self._tables():
             rank_zero_info(f"{name}: {table.summary}")
             table.start_equal()
@@ -211,7 +329,7 @@ class SequentialRecommender(StreamedRecommender):
             self.loss.use_item_counts(torch.from_numpy(data.train_item_counts()))
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
-        """Loss of one batch, times its weight, so that all targets of an epoch count the same."""
+        """Return the loss of a batch times its weight, so all targets of an epoch count the same."""
         states = self.to_scoring_space(self(batch.history, batch.user_ids))
         loss: Tensor = self.loss(states, batch, self.scorer())
         weighted = loss * batch.weight
@@ -219,8 +337,8 @@ class SequentialRecommender(StreamedRecommender):
         return weighted
 
     def on_after_backward(self) -> None:
-        """Log the step's loss; average row-sparse gradients over ranks, as DDP does others, when an update is due."""
-        # Not before, and from the CPU: a progress bar's number makes Python wait for all that the GPU has to do.
+        """Log the step's loss. If an update is due, average row-sparse gradients over processes, as DDP does others."""
+        # Logged here and from the CPU, as the progress bar would otherwise wait for the GPU.
         if self._losses is not None:
             (loss, weighted), self._losses = self._losses.read(), None
             log_step(self, "train_loss_step", loss, on_step=True)
@@ -235,7 +353,7 @@ class SequentialRecommender(StreamedRecommender):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Lightning's clipping, which also counts row-sparse gradients, and those of all ranks' rows."""
+        """Clip gradients as Lightning does, including row-sparse ones and the shards of all processes."""
         spread = [table.weight for table in self._sparse_tables() if table.spread is not None]
         if not gradient_clip_val or not self._sparse_tables():
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -247,7 +365,7 @@ class SequentialRecommender(StreamedRecommender):
             clip_gradients(self.parameters(), max_norm=gradient_clip_val)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One optimiser of all parameters, and its schedule, which moves with each update."""
+        """Return one optimizer of all parameters, and its schedule, which advances with each update."""
         optimizer = self.optimizer.build(self)
         rank_zero_info(f"optimizer: {describe_optimizer(optimizer)}")
         if self.optimizer.schedule is None:
@@ -255,8 +373,38 @@ class SequentialRecommender(StreamedRecommender):
         scheduler = self.optimizer.schedule.build(optimizer, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def _embedded(self, history: History, user_ids: Tensor | None) -> Tensor:
+        """Return the encoder's input (B, L, D)."""
+        return self.add_positions(self.items(history.item_ids) * self.encoder.d_model**0.5, history, user_ids)
+
+    def _further_events(self, item_ids: Tensor, user_ids: Tensor | None) -> Tensor:
+        """Return embedded events (B, D) or (B, L, D) of a stream."""
+        self._refuse_learned_positions()
+        num_items = self.items.num_items
+        if item_ids.numel():
+            least, most = (int(item) for item in item_ids.aminmax())
+            if not 1 <= least <= most <= num_items:
+                raise InputError(
+                    f"item_ids hold {least}..{most}, but the catalogue has items 1..{num_items}; leave unknown items "
+                    "out"
+                )
+        with torch.inference_mode():
+            x: Tensor = self.items(item_ids) * self.encoder.d_model**0.5
+            if self.users is not None and user_ids is not None:
+                users: Tensor = self.users(user_ids)
+                x = x + (users if x.dim() == 2 else users.unsqueeze(1))
+        return x
+
+    def _refuse_learned_positions(self) -> None:
+        if self.positions is not None:
+            raise InputError(
+                "positions=True cannot be streamed: learned positions count back from the newest event, so that each "
+                "new event changes the vectors of all others; train with positions: false, and for SASRec and "
+                "MoEMaTrRec with rotary: true, which counts distances between events instead"
+            )
+
     def _make_tables(self, num_items: int) -> tuple[ItemEmbedding, ItemEmbedding | None]:
-        """The table that embeds the history, and the one of candidates if that is another."""
+        """Return the table of the history, and that of the candidates if it is another."""
         separate, bias = self.item_table.separate_output, self.item_table.bias
         reads_all = self.loss.reads_all_items
         if not separate:
@@ -283,3 +431,11 @@ class SequentialRecommender(StreamedRecommender):
 
     def _sparse_embeddings(self) -> dict[str, nn.Embedding]:
         return {f"{name}.table.weight": table.table for name, table in self._tables() if table.sparse}
+
+
+def build_from_hyperparameters(cls: type[Model], hparams: dict[str, Any]) -> Model:
+    """Build a model from a checkpoint's hyperparameters, which contain more than one class takes."""
+    taken = set(inspect.signature(cls).parameters)
+    if not set(hparams["encoder"]["init_args"]) <= taken:
+        taken.add("encoder")
+    return cls(**{name: value for name, value in hparams.items() if name in taken})

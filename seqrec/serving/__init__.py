@@ -1,4 +1,4 @@
-"""Recommendations over HTTP. `seqrec.serving.app.create_app` makes the application, which needs `seqrec[serve]`."""
+"""Recommendations over HTTP. `seqrec.serving.app.create_app` returns the application; needs `seqrec[serve]`."""
 
 from seqrec.serving.limits import Limits
 

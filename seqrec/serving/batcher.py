@@ -1,4 +1,4 @@
-"""Work of concurrent requests, gathered into batches that run one at a time in a thread of their own."""
+"""Batches of concurrent requests, which run one at a time in their own thread."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-# Places in a batch, and what came of the work there: a value, or the exception that is its answer.
+# Places in a batch with their outcomes: a value, or the exception to answer with.
 Outcomes = Sequence[tuple[int, Any]]
 
 
 class Batcher:
-    """Gathers work while the batch before is done, so that batches grow with the load and one alone is not late.
+    """Gathers work while the previous batch runs: batches grow with the load, and a single request is not delayed.
 
     Args:
-        run: Does a batch of work in order of arrival, and yields outcomes as they are there, each place once.
-        max_batch: Most pieces of work a batch.
-        wait_seconds: Longest time that work waits for more. It goes ahead sooner when a turn of the event loop, in
-            which every request that has come in is read, brings no more.
+        run: Does a batch of work in order of arrival, and yields outcomes as they are ready, each place once.
+        max_batch: Most pieces of work per batch.
+        wait_seconds: Longest time that work waits for more. It starts sooner if a turn of the event loop, which reads
+            every request that has arrived, brings no more.
     """
 
     def __init__(
@@ -36,15 +36,11 @@ class Batcher:
         self._worker: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to work, on the running event loop."""
+        """Start working, on the running event loop."""
         self._worker = asyncio.get_running_loop().create_task(self._work())
 
     async def submit(self, work: Any) -> Any:
-        """What came of a piece of work.
-
-        Raises:
-            Exception: what `run` gave as its outcome, or raised.
-        """
+        """Return the outcome of a piece of work; raises it if it is an exception."""
         assert self._worker is not None
         assert not self._closing
         future = asyncio.get_running_loop().create_future()
@@ -53,7 +49,7 @@ class Batcher:
         return await future
 
     async def close(self) -> None:
-        """End when all that was submitted is done."""
+        """Stop after all submitted work is done."""
         self._closing = True
         self._arrived.set()
         if self._worker is not None:
@@ -75,12 +71,12 @@ class Batcher:
         deadline, before = time.monotonic() + self.wait_seconds, 0
         while before < len(self._waiting) < self.max_batch and time.monotonic() < deadline:
             before = len(self._waiting)
-            # One turn to read what has come, one for the tasks that this starts.
+            # One turn to read what has arrived, one for the tasks that this starts.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
     def _run(self, loop: asyncio.AbstractEventLoop, batch: Sequence[tuple[Any, asyncio.Future[Any]]]) -> None:
-        """One batch, in the thread."""
+        """Run one batch, in the thread."""
         left = dict(enumerate(future for _, future in batch))
         try:
             for outcomes in self.run([work for work, _ in batch]):
@@ -93,7 +89,7 @@ class Batcher:
 
 def _answer(outcomes: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
     for future, outcome in outcomes:
-        if future.done():  # whoever asked was cancelled
+        if future.done():  # the request was cancelled
             continue
         if isinstance(outcome, Exception):
             future.set_exception(outcome)

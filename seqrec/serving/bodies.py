@@ -1,6 +1,6 @@
-"""What requests and answers look like: pydantic models, which are the OpenAPI schema too."""
+"""Bodies of requests and answers: pydantic models, which also give the OpenAPI schema."""
 
-# No `from __future__ import annotations`: the limits in the annotations are known only when the models are made.
+# No `from __future__ import annotations`: the annotations contain limits that are known only at run time.
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -18,27 +18,19 @@ Id = (
 
 
 class Body(BaseModel):
-    """Base of requests: a misspelt field is refused."""
+    """Base of requests; it refuses misspelt fields."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class EventBody(Body):
-    """A user met an item."""
+    """An event: a user interacted with an item."""
 
     user: Id = Field(description="The log's user id, or a new one; 7 and '7' are the same.")
     item: Id = Field(description="The log's item id.")
     time: Annotated[StrictInt, Field(ge=-INT64, lt=INT64)] | None = Field(
-        None, description="In the log's unit; not before the user's newest event."
+        None, description="Time in the log's unit; not before the user's newest event."
     )
-
-
-class WishBody(Body):
-    """What all who want recommendations may say."""
-
-    k: StrictInt = Field(10, description="Items wanted, best first.")
-    filter_seen: StrictBool = Field(True, description="Whether items that the user met are left out.")
-    block: list[Id] = Field([], description="Items that may not be recommended; unknown ones do no harm.")
 
 
 class Scored(BaseModel):
@@ -49,19 +41,19 @@ class Scored(BaseModel):
 
 
 class RecommendAnswer(BaseModel):
-    """The best items, best first; fewer than k where no more may be recommended."""
+    """The best items, best first; fewer than k if no more are allowed."""
 
     items: list[Scored]
 
 
 class ObserveAnswer(BaseModel):
-    """How many events were kept: all that were sent."""
+    """Number of events that were kept: all that were sent."""
 
     observed: int
 
 
 class HealthAnswer(BaseModel):
-    """What the server has."""
+    """The model and sessions of the server."""
 
     model: str = Field(description="The model's title.")
     version: str = Field(description="Version of seqrec.")
@@ -73,42 +65,40 @@ class HealthAnswer(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """Why a request was refused."""
+    """The reason of a refusal."""
 
     error: str
 
 
 @dataclass(frozen=True)
 class RequestTypes:
-    """Types of request bodies with the limits of one server."""
+    """Types of request bodies, with the limits of one server."""
 
     observe: Any
     recommend: Any
 
 
 def request_types(limits: Limits, num_items: int) -> RequestTypes:
-    """Bodies that FastAPI checks and describes.
-
-    Args:
-        limits: What requests may ask for.
-        num_items: Size of the catalogue.
-    """
+    """Return the types of bodies that FastAPI checks and describes, for a catalogue of `num_items`."""
     max_k = min(limits.max_k, num_items)
     Ids = Annotated[list[Id], Field(max_length=limits.max_history)]
 
-    class Wish(WishBody):
-        k: StrictInt = Field(min(10, max_k), ge=1, le=max_k, description="Items wanted, best first.")
-        block: Ids = Field([], description="Items that may not be recommended; unknown ones do no harm.")
+    class Recommend(Body):
+        k: StrictInt = Field(min(10, max_k), ge=1, le=max_k, description="Number of items, best first.")
+        filter_seen: StrictBool = Field(
+            True, description="Whether to leave out items that the user has seen."
+        )
+        block: Ids = Field([], description="Items that are not recommended; unknown ones are ignored.")
 
-    class RecommendToUser(Wish):
-        """Items for a user whose events were observed."""
+    class RecommendToUser(Recommend):
+        """Items for a user with observed events."""
 
         user: Id = Field(description="The user's id; 7 and '7' are the same.")
 
-    class RecommendToHistory(Wish):
-        """Items for somebody whose events are in the request; nothing is kept."""
+    class RecommendToHistory(Recommend):
+        """Items for the events in the request; nothing is kept."""
 
-        history: Ids = Field(min_length=1, description="Items that were met, oldest first.")
+        history: Ids = Field(min_length=1, description="Items of the history, oldest first.")
 
     events = Annotated[list[EventBody], Field(min_length=1, max_length=limits.max_events)]
     observe = Annotated[

@@ -36,29 +36,29 @@ def serve(
     log: str | None = None,
     limits: Limits | None = None,
 ) -> None:
-    """Serve recommendations and take in events over HTTP, until the process is told to stop.
+    """Serve recommendations and take in events over HTTP, until a signal stops the process.
 
     POST /observe and /recommend, DELETE /users/USER, GET /health, /metrics and /openapi.json.
 
     Args:
         ckpt: A checkpoint that `seqrec fit` wrote.
-        store: Folder of the event store that the model was trained on; None is where it was then.
-        sessions: Where users' sessions are kept: InMemoryStore, SQLiteStore or RedisStore; None is in memory, where
-            they end with the process.
-        host: Address to listen at; others than those of this machine alone need a token.
-        port: Port to listen at; 0 takes a free one, and says which.
-        token_file: File of the token that clients must send as `Authorization: Bearer TOKEN`. None is the environment
-            variable SEQREC_TOKEN, and where that is not set clients need none.
-        allow_no_token: Whether others may come in without a token.
+        store: Folder of the event store that the model was trained on; None is the folder that it had then.
+        sessions: Store of users' sessions: InMemoryStore, SQLiteStore or RedisStore; None keeps them in memory until
+            the process ends.
+        host: Address to listen at; addresses that other machines can reach need a token.
+        port: Port to listen at; 0 takes a free one and prints it.
+        token_file: File with the token that clients must send as `Authorization: Bearer TOKEN`. None takes the
+            environment variable SEQREC_TOKEN; if that is not set, clients need no token.
+        allow_no_token: Whether other machines may connect without a token.
         threads: Threads of a model call; small batches are fastest with one, catalogues of millions with more.
-        access_log: Whether each request is logged.
-        log: Folder of an event store whose users' histories begin their sessions; None begins all without events.
-        limits: What requests may ask for.
+        access_log: Whether to log each request.
+        log: Folder of an event store with histories that start its users' sessions; None starts all without events.
+        limits: Limits of requests.
 
     Raises:
-        InputError: an argument is out of range, or packages are not installed.
-        MissingInputError: there is no such checkpoint, or no event store where it was.
-        SessionStoreError: the sessions are of another model, or cannot be used.
+        InputError: if an argument is out of range, or packages are not installed.
+        MissingInputError: if the checkpoint or the event store does not exist.
+        SessionStoreError: if the sessions belong to another model, or cannot be used.
     """
     check_packages()
     from seqrec.serving.app import create_app
@@ -70,7 +70,7 @@ def serve(
     check_host(host, token, allow_no_token=allow_no_token)
     limits = limits or Limits()
     torch.set_num_threads(threads)
-    # Before the model is loaded, so that a port that is taken is known at once.
+    # Before the model is loaded, to report a port in use at once.
     with bind(host, port) as listener:
         model = load(ckpt, store=store)
         history_of = None if log is None else log_histories(EventStore.open(log))
@@ -82,7 +82,7 @@ def serve(
             line = f"serving {model.title} at {url_of(listener)} ({cost}, sessions in {type(kept).__name__}{ends})"
 
             def ready() -> None:
-                # Modules and weights stay: looking through them for garbage would take many milliseconds.
+                # Modules and weights stay; searching them for garbage would take many milliseconds.
                 gc.collect()
                 gc.freeze()
                 print(line, flush=True)
@@ -91,11 +91,7 @@ def serve(
 
 
 def check_packages() -> None:
-    """Refuse to go on without the packages of a server.
-
-    Raises:
-        InputError: one is not installed.
-    """
+    """Raise an `InputError` if a package of the server is not installed."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What stands before the application: overload, token, kind and size of the body; and the count of answers."""
+"""Checks before a request reaches the application: overload, token, type and size of the body; counts answers."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from seqrec.serving.metrics import Metrics
 
 ROUTES = ("/observe", "/recommend", "/health", "/metrics", "/openapi.json", "/docs")
 USER_ROUTE = "/users/{user}"
-# A client that sends somewhat too much can still read why it is refused; one that sends more is cut off.
+# A body up to so many times too large is read to its end, so that the client can read the refusal.
 READ_ON = 4
 CLOSE = {"Connection": "close"}
 
 
 class Guard:
-    """ASGI middleware that hands on requests with their whole body, and answers others itself.
+    """ASGI middleware that passes on requests with their whole body, and refuses others.
 
     Args:
         app: The application.
-        limits: What requests may ask for.
-        metrics: What answers are counted in.
-        token: What clients must send as `Authorization: Bearer <token>`; None asks for nothing.
+        limits: Limits of requests.
+        metrics: Counts the answers.
+        token: Token that clients must send as `Authorization: Bearer <token>`; None needs none.
     """
 
     def __init__(self, app: ASGIApp, *, limits: Limits, metrics: Metrics, token: str | None = None) -> None:
@@ -34,7 +34,7 @@ class Guard:
         self.limits = limits
         self.metrics = metrics
         self._token = None if token is None else token.encode()
-        self.in_work = 0
+        self.in_progress = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -42,7 +42,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         begin = time.perf_counter()
-        status = 500  # what clients get when the application fails
+        status = 500  # if the application fails
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -50,25 +50,21 @@ class Guard:
                 status = message["status"]
             await send(message)
 
-        self.in_work += 1
-        self.metrics.in_work.inc()
+        self.in_progress += 1
+        self.metrics.in_progress.inc()
         try:
-            await self.app(scope, await self._let_in(scope, receive), watched)
+            await self.app(scope, await self._admit(scope, receive), watched)
         except RefusedError as error:
             await error.response()(scope, receive, watched)
         finally:
-            self.in_work -= 1
-            self.metrics.in_work.dec()
+            self.in_progress -= 1
+            self.metrics.in_progress.dec()
             self.metrics.answered(_route(scope["path"]), status, time.perf_counter() - begin)
 
-    async def _let_in(self, scope: Scope, receive: Receive) -> Receive:
-        """Hands out the request's body, which was read.
-
-        Raises:
-            RefusedError: the request is not let in.
-        """
-        if self.in_work > self.limits.max_requests:
-            reason = f"{self.limits.max_requests} requests are in work already; try again in a second"
+    async def _admit(self, scope: Scope, receive: Receive) -> Receive:
+        """Read the request's body and return a function that receives it; a `RefusedError` refuses the request."""
+        if self.in_progress > self.limits.max_requests:
+            reason = f"{self.limits.max_requests} requests are already in progress; try again in a second"
             raise RefusedError(503, reason, {"Retry-After": "1"} | CLOSE)
         headers = dict(scope["headers"])
         self._check_token(headers.get(b"authorization", b""))
@@ -76,7 +72,7 @@ class Guard:
             return receive
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         if kind != b"application/json":
-            # This also keeps out web pages, which cannot send JSON to another origin without its consent.
+            # This also refuses web pages, which cannot send JSON to another origin without its consent.
             raise RefusedError(415, "the body must be JSON; send Content-Type: application/json", CLOSE)
         body = await self._body(headers.get(b"content-length", b""), receive)
         messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -106,7 +102,7 @@ class Guard:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise RefusedError(400, "the client left before the body's end")
+                    raise RefusedError(400, "the client closed the connection before the end of the body")
                 chunk = message.get("body", b"")
                 size += len(chunk)
                 if size <= largest:

@@ -1,4 +1,4 @@
-"""What requests may ask of a server."""
+"""Limits of requests to a server."""
 
 from __future__ import annotations
 
@@ -10,18 +10,26 @@ from seqrec.errors import InputError
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for, how many may wait, and how long.
+    """Limits of a request's size, of the number of requests, and of waiting times.
 
     Args:
         max_k: Most items that are recommended to a user; never more than the catalogue has.
         max_history: Most items of a history or a block list in a request.
         max_events: Most events of a request.
         max_body_bytes: Largest body of a request.
-        max_requests: Requests in work at a time, of all clients; more are answered 503 at once.
-        max_batch: Requests that the model works on together.
-        batch_wait_ms: Longest time that a request waits for others; it waits only while others come in.
-        body_seconds: Time that a client has to send a body.
-        stop_seconds: Time that requests in work have to end once the server is told to stop.
+        max_requests: Most requests in progress at a time, of all clients; more are answered 503 at once.
+        max_batch: Most requests that the model processes together.
+        batch_wait_ms: Longest time that a request waits for others; it waits only while others arrive.
+        body_seconds: Longest time that a client may take to send a body.
+        stop_seconds: Longest time that requests in progress may take once the server is stopping.
+
+    Raises:
+        InputError: if a value is out of range.
+
+    Example:
+        >>> from seqrec.serving import Limits
+        >>> Limits(max_k=100).max_k
+        100
     """
 
     max_k: int = 1000
@@ -42,4 +50,4 @@ class Limits:
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name}={getattr(self, name)} must be a number of seconds above 0")
         if not 0 <= self.batch_wait_ms <= 1000:
-            raise InputError(f"batch_wait_ms={self.batch_wait_ms} must lie between 0 and 1000")
+            raise InputError(f"batch_wait_ms={self.batch_wait_ms} must be between 0 and 1000")

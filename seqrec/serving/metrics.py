@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus."""
+"""Metrics of a server for Prometheus."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Counts of one server; each has its own, so that several can live in a process.
+    """Counts of one server; several servers of a process have separate ones.
 
     Attributes:
         events: Events that were observed and are kept.
-        in_work: Requests that were let in and are not answered yet.
-        users: Users with a session; whoever prints sets it.
+        in_progress: Requests that are not answered yet.
+        users: Users with a session; set before printing.
     """
 
     content_type = CONTENT_TYPE_LATEST
@@ -34,35 +34,26 @@ class Metrics:
         )
         self._batches = Histogram(
             "seqrec_batch_size",
-            "Requests that the model worked on together.",
+            "Requests that the model processed together.",
             ("work",),
             buckets=BATCH_SIZES,
             registry=self._registry,
         )
         self.events = Counter("seqrec_observed_events", "Events observed and kept.", registry=self._registry)
-        self.in_work = Gauge("seqrec_requests_in_work", "Requests not answered yet.", registry=self._registry)
+        self.in_progress = Gauge(
+            "seqrec_requests_in_work", "Requests not answered yet.", registry=self._registry
+        )
         self.users = Gauge("seqrec_users", "Users with a session.", registry=self._registry)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
-        """Count an answer.
-
-        Args:
-            route: One of few, since each is kept.
-            status: HTTP status.
-            seconds: Since the request came in.
-        """
+        """Count an answer `seconds` after the request arrived; `route` is one of few, as each gets its own counter."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def batch(self, work: str, size: int) -> None:
-        """Count a batch.
-
-        Args:
-            work: What was done, one of few.
-            size: Requests.
-        """
+        """Count a batch of `size` requests; `work` is one of few kinds."""
         self._batches.labels(work).observe(size)
 
     def text(self) -> bytes:
-        """All counts in Prometheus' format."""
+        """Return all counts in Prometheus' format."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""A server process: its address, its token, how it stops. Needs `seqrec[serve]`."""
+"""A server process: address, token, start and stop. Needs `seqrec[serve]`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ KEEP_ALIVE_SECONDS = 30
 
 
 class Server(uvicorn.Server):
-    """Says when it is ready, ends well at the first signal and at once at the second.
+    """A uvicorn server that reports when it is ready, and finishes its requests before it stops.
 
     Args:
         config: Settings of uvicorn.
-        ready: Called when requests are taken.
+        ready: Called once requests are accepted.
     """
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
@@ -36,12 +36,12 @@ class Server(uvicorn.Server):
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say so."""
+        """Start, then call `ready`."""
         await super().startup(sockets)
         self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal: what is in work is ended and the process exits with 0; a second signal is not held up."""
+        """Finish requests in progress and exit with 0; a second signal ends the process at once."""
         if self.should_exit:
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
@@ -56,14 +56,14 @@ def run_server(
     ready: Callable[[], None],
     access_log: bool = False,
 ) -> None:
-    """Answer requests until a signal comes.
+    """Answer requests until a signal arrives.
 
     Args:
         app: From `create_app`.
         listener: From `bind`.
-        limits: How long requests in work may go on when the server stops.
-        ready: Called when requests are taken.
-        access_log: Whether each request is logged.
+        limits: Time that requests in progress have when the server stops.
+        ready: Called once requests are accepted.
+        access_log: Whether to log each request.
     """
     config = uvicorn.Config(
         app,
@@ -80,13 +80,13 @@ def run_server(
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket at an address; port 0 takes a free one.
+    """Return a socket that listens at an address; port 0 takes a free port.
 
     Raises:
-        InputError: there is no such address here, or it is in use.
+        InputError: if this machine does not have the address, or it is in use.
     """
     if not 0 <= port < 65536:
-        raise InputError(f"port={port} must lie between 0, which takes a free one, and 65535")
+        raise InputError(f"port={port} must be between 0, which takes a free one, and 65535")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
@@ -95,29 +95,25 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Where clients find the server."""
+    """Return the URL of the server."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def check_host(host: str, token: str | None, *, allow_no_token: bool) -> None:
-    """Refuse to be open to others without a token.
-
-    Raises:
-        InputError: `host` is not a loopback address, and there is no token.
-    """
+    """Raise an `InputError` if other machines can reach an address and there is no token."""
     if token is None and not allow_no_token and not _is_loopback(host):
         raise InputError(
             f"host={host} can be reached by others, who could read and write users' sessions: set {TOKEN_VARIABLE} or "
-            "give --token_file, or say --allow_no_token true where something else keeps them out"
+            "give --token_file, or give --allow_no_token true if something else keeps them out"
         )
 
 
 def read_token(token_file: str | None) -> str | None:
-    """The token of a file, else of the environment; None where neither is given.
+    """Return the token of a file or of the environment; None if neither is set.
 
     Raises:
-        InputError: a token that is short, or holds more than printable ASCII characters.
+        InputError: if the token is short, or contains anything but printable ASCII characters.
     """
     if token_file is not None:
         if not Path(token_file).is_file():
@@ -127,7 +123,7 @@ def read_token(token_file: str | None) -> str | None:
         token, source = os.environ[TOKEN_VARIABLE].strip(), TOKEN_VARIABLE
     else:
         return None
-    # The token itself is not shown: errors end up in logs.
+    # The error does not show the token, as errors end up in logs.
     if len(token) < MIN_TOKEN or not all("!" <= character <= "~" for character in token):
         raise InputError(
             f"the token in {source} must be {MIN_TOKEN} or more printable ASCII characters without spaces; {MAKE_TOKEN}"

@@ -1,4 +1,4 @@
-"""What requests want of the model, done in batches in which a bad request fails alone."""
+"""Work of requests on sessions and histories, in batches in which a bad request fails alone."""
 
 from __future__ import annotations
 
@@ -8,13 +8,22 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from seqrec.errors import BatchEntryError, InputError, LateEventError
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from seqrec.catalogue.recommend import best_items_of_each, trained_length
+from seqrec.errors import BatchEntryError, InputError, LateEventError, UnknownItemError
 from seqrec.inference.sessions import Event, Id, Request, Scored, SessionRecommender
+from seqrec.inference.sessions.entries import recommend_options, scored_lists
+from seqrec.inference.sessions.user_state import length_groups, padded
+from seqrec.models import Recommender
 from seqrec.serving.batcher import Outcomes
 from seqrec.serving.metrics import Metrics
+from seqrec.types import RaggedItems, SequenceBatch
 
 Entry = TypeVar("Entry")
-# Counting users takes at most this share of the time.
+# Most of the time that counting users may take, as a share.
 COUNT_SHARE = 0.01
 
 
@@ -25,46 +34,48 @@ class Observe(NamedTuple):
 
 
 class Forget(NamedTuple):
-    """Delete a user's session; the outcome says whether there was one."""
+    """Delete a user's session; the outcome is whether it existed."""
 
     user: Id
 
 
-class Recommend(NamedTuple):
-    """Items for a user with a session; the outcome is a list of `Scored`."""
+class Count(NamedTuple):
+    """The outcome is the number of users with a session; a recent number if counting takes long."""
 
-    request: Request
+
+class RecommendToHistory(NamedTuple):
+    """Items for a history, oldest first; the outcome is a list of `Scored`."""
+
+    history: Sequence[Id]
+    k: int = 10
+    filter_seen: bool = True
     block: Sequence[Id] = ()
 
 
-class Count(NamedTuple):
-    """The outcome is the number of users with a session, as it was a short time ago where counting takes long."""
-
-
 class SessionWork:
-    """Does `Observe`, `Forget`, `Recommend` and `Count` on users' sessions.
+    """Does `Observe`, `Forget`, `Request` and `Count` on users' sessions.
 
-    Recommendations of a batch come first, since they need not wait for the disk; the requests of a batch are
-    concurrent, so that any order between reading and writing is right. Writes keep the order of arrival.
+    The requests of a batch are concurrent, so any order of reads and writes is right. Recommendations come first, as
+    they need not wait for the disk. Writes keep the order of arrival.
 
     Args:
         recommender: Model and sessions.
-        metrics: Where batches and events are counted.
+        metrics: Counts batches and events.
     """
 
     def __init__(self, recommender: SessionRecommender, metrics: Metrics) -> None:
         self._recommender = recommender
         self._metrics = metrics
-        self._num_items = recommender.model.scorer().num_items
         self._users, self._count_again = 0, 0.0
 
     def __call__(self, works: Sequence[Any]) -> Iterator[Outcomes]:
-        """Outcomes of a batch; see `Batcher`."""
+        """Yield the outcomes of a batch; see `Batcher`."""
         placed = list(enumerate(works))
-        wishes = [(place, work) for place, work in placed if isinstance(work, Recommend)]
-        if wishes:
-            self._metrics.batch("recommend", len(wishes))
-            yield places_of(wishes, self._recommend([work for _, work in wishes]))
+        requests = [(place, work) for place, work in placed if isinstance(work, Request)]
+        if requests:
+            self._metrics.batch("recommend", len(requests))
+            found = done_together(self._recommender.recommend_many, [[work] for _, work in requests])
+            yield places_of(requests, [each[0] if isinstance(each, list) else each for each in found])
         if counts := [(place, self._count()) for place, work in placed if isinstance(work, Count)]:
             yield counts
         writes = [(place, work) for place, work in placed if isinstance(work, (Observe, Forget))]
@@ -72,16 +83,6 @@ class SessionWork:
             group = list(run)
             do: Callable[[list[Any]], list[Any]] = self._observe if kind is Observe else self._forget
             yield places_of(group, do([work for _, work in group]))
-
-    def _recommend(self, wishes: Sequence[Recommend]) -> list[Any]:
-        most = self._num_items
-        # As many more as are blocked, so that enough are left.
-        entries = [[wish.request._replace(k=min(wish.request.k + len(wish.block), most))] for wish in wishes]
-        outcomes = done_together(self._recommender.recommend_many, entries)
-        return [
-            without(outcome[0], wish.block, wish.request.k) if isinstance(outcome, list) else outcome
-            for wish, outcome in zip(wishes, outcomes, strict=True)
-        ]
 
     def _observe(self, works: Sequence[Observe]) -> list[Any]:
         self._metrics.batch("observe", len(works))
@@ -107,20 +108,75 @@ class SessionWork:
         return self._users
 
 
+class HistoryWork:
+    """Does `RecommendToHistory`: encodes each history's newest events, as many as the model was trained on.
+
+    Args:
+        model: A recommender in evaluation mode that knows the log's ids.
+        metrics: Counts batches.
+    """
+
+    def __init__(self, model: Recommender, metrics: Metrics) -> None:
+        assert model.item_vocabulary is not None
+        self._model = model
+        self._items = model.item_vocabulary
+        self._scorer = model.scorer()
+        self._max_length = trained_length(model)
+        self._metrics = metrics
+
+    def __call__(self, works: Sequence[RecommendToHistory]) -> Iterator[Outcomes]:
+        """Yield the outcomes of a batch; see `Batcher`."""
+        self._metrics.batch("history", len(works))
+        found = [attempt(self._known, work.history) for work in works]
+        yield [(place, error) for place, error in enumerate(found) if isinstance(error, Exception)]
+        places = [place for place, known in enumerate(found) if not isinstance(known, Exception)]
+        lengths = [min(len(found[place]), self._max_length or len(found[place])) for place in places]
+        for group in length_groups(lengths):
+            own = [places[row] for row in group]
+            best = self._best([works[place] for place in own], [found[place] for place in own])
+            yield list(zip(own, best, strict=True))
+
+    def _known(self, history: Sequence[Id]) -> NDArray[np.int64]:
+        """Return (L,) internal ids; an `UnknownItemError` refuses items that are not in the catalogue."""
+        item_ids = self._items.lookup(history)
+        unknown = np.flatnonzero(item_ids == 0)
+        if len(unknown):
+            place = int(unknown[0])
+            raise UnknownItemError(
+                f"history[{place}]: item={history[place]!r} is not among the {len(self._items):,} items that the model "
+                "was trained on; leave it out",
+                place,
+            )
+        return item_ids
+
+    @torch.no_grad()
+    def _best(
+        self, works: Sequence[RecommendToHistory], histories: Sequence[NDArray[np.int64]]
+    ) -> list[list[Scored]]:
+        newest = padded([history[-(self._max_length or 0) :] for history in histories])
+        events = RaggedItems.from_rows([torch.from_numpy(history) for history in histories])
+        batch = SequenceBatch(newest, None, torch.zeros(len(works), dtype=torch.int64), events)
+        batch = batch.to(self._model.device)
+        options = [recommend_options(work.k, work.filter_seen, work.block, self._items) for work in works]
+        states = self._model.last_states(batch)
+        best = best_items_of_each(self._scorer, states, batch.user_ids, histories, options)
+        return scored_lists(best, [own.top_k for own in options], self._items)
+
+
 def done_together(
     do: Callable[[Sequence[Entry]], Sequence[Any]], works: Sequence[Sequence[Entry]]
 ) -> list[Any]:
-    """What came of pieces of work whose entries are done in one call, all of them or none.
+    """Do the entries of several pieces of work in one call, which does all of them or none.
 
-    A piece with a bad entry is taken out and done by itself, where it fails with an error that counts its own
-    entries; the others are done without it.
+    A piece with a bad entry is done separately: its error then counts the entries of that piece alone. The others are
+    done without it.
 
     Args:
-        do: Does entries; returns a result for each, or raises `BatchEntryError` having done none of them.
+        do: Does entries; returns a result for each, or raises `BatchEntryError` and does none of them.
         works: The entries of each piece, at least one.
 
     Returns:
-        For each piece the results of its entries, or the exception that is its outcome.
+        For each piece the results of its entries, or an exception as its outcome.
     """
     if len(works) < 2:
         return [attempt(do, entries) for entries in works]
@@ -130,7 +186,7 @@ def done_together(
     except BatchEntryError as error:
         place = bisect_right(ends, error.index)
         if place and isinstance(error, LateEventError):
-            # What makes it late may be those before, which are done first.
+            # Earlier pieces may have made it late, so they are done first.
             return [*done_together(do, works[:place]), *done_together(do, works[place:])]
         alone = attempt(do, works[place])
         others = done_together(do, [*works[:place], *works[place + 1 :]])
@@ -141,7 +197,7 @@ def done_together(
 
 
 def attempt(do: Callable[[Any], Any], argument: Any) -> Any:
-    """The result, or the `InputError` that was raised."""
+    """Return the result, or the `InputError` that was raised."""
     try:
         return do(argument)
     except InputError as error:
@@ -149,14 +205,5 @@ def attempt(do: Callable[[Any], Any], argument: Any) -> Any:
 
 
 def places_of(works: Sequence[tuple[int, Any]], outcomes: Sequence[Any]) -> Outcomes:
-    """Outcomes with their places in the batch."""
+    """Return outcomes with their places in the batch."""
     return [(place, outcome) for (place, _), outcome in zip(works, outcomes, strict=True)]
-
-
-def without(best: Sequence[Scored], block: Sequence[Id], k: int) -> list[Scored]:
-    """The first `k` that are not blocked."""
-    if not block:
-        return list(best[:k])
-    # An integer and its decimal text are the same id.
-    blocked = {str(item) for item in block}
-    return [scored for scored in best if str(scored.item) not in blocked][:k]

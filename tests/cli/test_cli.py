@@ -238,7 +238,7 @@ def test_predict_does_not_overwrite_recommendations(capsys: pytest.CaptureFixtur
         "out",
     )
     main(words)
-    assert "out holds recommendations already" in refusal(capsys, *words)
+    assert "out contains recommendations already" in refusal(capsys, *words)
 
 
 def test_limited_evaluation_says_how_many_users_it_judged(capsys: pytest.CaptureFixture[str]):

@@ -12,7 +12,7 @@ from seqrec.data.sources import Synthetic
 from seqrec.errors import CheckpointError, InputError, MissingInputError, StoreError
 from seqrec.inference import load
 from seqrec.models import MambaRec, Popularity, Recommender
-from seqrec.models.base import CHECKPOINT_KEY
+from seqrec.models.recommender import CHECKPOINT_KEY
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -71,7 +71,7 @@ def test_a_checkpoint_loads_as_the_class_that_was_trained_with_the_logs_ids(
 def test_a_store_that_was_moved_is_named(folder: Path, tmp_path: Path):
     path = with_record(folder, tmp_path / "moved.ckpt", store="gone/away")
     with pytest.raises(
-        MissingInputError, match=r"no event store at gone/away, .* say where it is now: store="
+        MissingInputError, match=r"no event store at gone/away, .* give its present folder: store="
     ):
         load(path)
     assert load(path, store=folder / "store").item_vocabulary is not None
@@ -93,7 +93,7 @@ def test_weights_that_are_not_finite_are_refused(folder: Path, tmp_path: Path):
     checkpoint = torch.load(folder / "model.ckpt", weights_only=True)
     checkpoint["state_dict"]["items.table.weight"][3, 1] = torch.nan
     torch.save(checkpoint, tmp_path / "nan.ckpt")
-    with pytest.raises(InputError, match="holds weights that are not finite"):
+    with pytest.raises(InputError, match="contains weights that are not finite"):
         load(tmp_path / "nan.ckpt")
 
 
@@ -109,7 +109,7 @@ def test_what_is_no_checkpoint_is_refused(folder: Path, tmp_path: Path):
     with pytest.raises(CheckpointError, match="lacks state_dict"):
         load(tmp_path / "other.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(InputError, match="does not say which recommender it is of"):
+    with pytest.raises(InputError, match="does not name its recommender"):
         load(tmp_path / "other.ckpt")
     for class_path, message in (
         ("nowhere.Model", "nowhere.Model, which cannot be imported here"),

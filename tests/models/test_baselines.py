@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_events import NUM_ITEMS, batch_of, logs, naive_pairs, training_events, training_histories
 
+from seqrec.catalogue.recommend import RecommendOptions
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.errors import InputError
 from seqrec.evaluation.protocols import FullRanking
 from seqrec.models import Baseline, ItemKNN, Markov, Popularity, RecentPopularity, evaluate
 from seqrec.models.baselines.training_events import TrainingEvents
-from seqrec.models.recommending import RecommendOptions
 
 BASELINES = {model.__name__: model for model in (ItemKNN, Markov, Popularity, RecentPopularity)}
 every_baseline = pytest.mark.parametrize("name", sorted(BASELINES))
@@ -127,7 +127,7 @@ def test_the_most_frequent_successors_are_kept_and_the_more_popular_of_equal_one
 def test_an_item_that_nothing_follows_leaves_the_order_to_popularity():
     model = Markov(NUM_ITEMS)
     model.count(training_events([([1, 2, 2, 3, 3, 3], 0)]))
-    model.terms = RecommendOptions(3, filter_seen=False)
+    model.options = RecommendOptions(3, filter_seen=False)
     assert model.predict_step(batch_of([[7]]), 0).item_ids.tolist() == [[3, 2, 1]]
 
 
@@ -222,7 +222,7 @@ def test_fitting_without_a_data_module_is_refused(name: str, batches, make_train
 
 
 def test_a_log_without_times_has_no_recent_popularity():
-    with pytest.raises(InputError, match="needs timestamps and the log has none: take a source with times"):
+    with pytest.raises(InputError, match="needs timestamps and the log has none: use a source with times"):
         RecentPopularity(NUM_ITEMS).count(training_events([([1, 2], 0)]))
 
 

@@ -162,7 +162,7 @@ def test_the_logs_own_ids_are_taken_and_given_back(method: str):
     assert inner.item_ids == [4, 9]
     torch.testing.assert_close(found.contributions, inner.contributions)
     with pytest.warns(
-        UserWarning, match="dropped 1 of 3 events whose item the model does not know"
+        UserWarning, match="dropped 1 of 3 events with items that the model does not know"
     ) as caught:
         again = recommender.explain(["song-04", "noise", "song-09"], "song-05", user=20, method=method)
     assert caught[0].filename == __file__
@@ -186,8 +186,8 @@ def test_dropout_is_off_and_the_mode_and_gradients_come_back(method: str):
         (history(4, 9), 0, {}, "item=0 must be an internal id, 1..12"),
         (history(4, 9), 13, {}, "item=13 must be an internal id, 1..12"),
         (history(4, 9), "song", {}, "item='song' must be an internal id, 1..12"),
-        (history(4, 99), 1, {}, "history must hold one event or more, of items 1..12, got [4, 99]"),
-        (history(padding=2), 1, {}, "history must hold one event or more, of items 1..12, got []"),
+        (history(4, 99), 1, {}, "history has items 4..99, but the catalogue has 1..12"),
+        (history(padding=2), 1, {}, "history row 0 has no event; leave it out"),
         (
             History(torch.ones(2, 1, dtype=torch.int64), torch.ones(2, dtype=torch.int64)),
             *(1, {}, "history has 2 rows; give one"),
@@ -208,7 +208,7 @@ def test_ids_that_the_log_does_not_know_are_refused():
     recommender.item_vocabulary = Vocabulary(np.arange(1, NUM_ITEMS + 1) * 10)
     with pytest.raises(InputError, match=r"history='10' must be a list of item ids, as in \['10'\]"):
         recommender.explain("10", 10)
-    with pytest.raises(InputError, match=r"history: external id 1.5 must be an integer or a string"):
+    with pytest.raises(InputError, match=r"history 0: external id 1.5 must be an integer or a string"):
         recommender.explain([10, 1.5], 10)
     with pytest.raises(InputError, match=r"item: external id None must be an integer or a string"):
         recommender.explain([10, 20], None)

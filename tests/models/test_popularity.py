@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from seqrec.catalogue.recommend import RecommendOptions
 from seqrec.evaluation.protocols import FullRanking
 from seqrec.models import Popularity, evaluate
-from seqrec.models.recommending import RecommendOptions
 from seqrec.types import SequenceBatch
 
 COUNTS = np.array([0, 3, 9, 1, 7, 5])
@@ -16,7 +16,7 @@ MakeBatch = Callable[..., SequenceBatch]
 
 def test_items_are_ranked_by_their_counts(make_batch: MakeBatch):
     model = Popularity.from_counts(COUNTS)
-    model.terms = RecommendOptions(5, filter_seen=False)
+    model.options = RecommendOptions(5, filter_seen=False)
     best = model.predict_step(make_batch([[1], [2, 3]], [4, 5]), 0)
     assert best.item_ids.tolist() == [[2, 4, 5, 1, 3]] * 2
     assert best.scores.tolist() == [[9, 7, 5, 3, 1]] * 2
@@ -24,7 +24,7 @@ def test_items_are_ranked_by_their_counts(make_batch: MakeBatch):
 
 def test_seen_items_are_left_out(make_batch: MakeBatch):
     model = Popularity.from_counts(COUNTS)
-    model.terms = RecommendOptions(3)
+    model.options = RecommendOptions(3)
     assert model.predict_step(make_batch([[1], [2, 4]], [4, 5]), 0).item_ids.tolist() == [
         [2, 4, 5],
         [5, 1, 3],
@@ -33,7 +33,7 @@ def test_seen_items_are_left_out(make_batch: MakeBatch):
 
 def test_padding_is_never_recommended(make_batch: MakeBatch):
     model = Popularity.from_counts(np.array([100, 1, 2]))
-    model.terms = RecommendOptions(2, filter_seen=False)
+    model.options = RecommendOptions(2, filter_seen=False)
     assert model.predict_step(make_batch([[1]], [2]), 0).item_ids.tolist() == [[2, 1]]
 
 

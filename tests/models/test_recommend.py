@@ -67,7 +67,7 @@ def test_max_length_cuts_to_the_newest_events(model: SASRec):
 
 def test_unknown_items_are_dropped_with_a_count(model: SASRec):
     histories = [["song-a", "noise", "song-b"], ["hum", "song-c", "hiss"]]
-    with pytest.warns(UserWarning, match="dropped 3 of 6 events whose item the model does not know"):
+    with pytest.warns(UserWarning, match="dropped 3 of 6 events with items that the model does not know"):
         best = model.recommend(histories)
     assert best == model.recommend([["song-a", "song-b"], ["song-c"]])
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from seqrec import encoders
+from seqrec.catalogue.recommend import RecommendOptions
 from seqrec.encoders.layers import LearnedPositions
 from seqrec.errors import InputError
 from seqrec.models import SASRec, SequentialRecommender
-from seqrec.models.recommending import RecommendOptions
 from seqrec.training.optim import Adam
 from seqrec.types import SequenceBatch
 
@@ -123,11 +123,11 @@ def test_padding_vector_stays_zero_in_training(batches: Sequence[SequenceBatch],
 
 def test_predictions_leave_out_seen_items_unless_told(make_batch: MakeBatch):
     sasrec, batch = model(), make_batch([[1, 2, 3], [4]], [5, 6])
-    sasrec.terms = RecommendOptions(12)
+    sasrec.options = RecommendOptions(12)
     best = sasrec.predict_step(batch, 0)
     assert sorted(best.item_ids[0].tolist()) == [0, 0, 0, *range(4, 13)]
     assert best.user_ids.tolist() == [1, 2]
-    sasrec.terms = RecommendOptions(12, filter_seen=False)
+    sasrec.options = RecommendOptions(12, filter_seen=False)
     assert sorted(sasrec.predict_step(batch, 0).item_ids[0].tolist()) == list(range(1, 13))
 
 

@@ -27,12 +27,12 @@ import polars
 import torch
 from compare_metrics import peers_python
 
+from seqrec.catalogue.recommend import RecommendOptions
 from seqrec.data.prepare import Filters, prepare
 from seqrec.data.sources import ML1M, Source, Synthetic
 from seqrec.data.store import EventStore
 from seqrec.inference.bulk import BulkJob, BulkOutput, BulkUsers, describe, recommend_in_bulk
 from seqrec.models import SASRec
-from seqrec.models.recommending import RecommendOptions
 
 SETTINGS = {"d_model": 64, "max_length": 200, "num_layers": 2, "num_heads": 2}
 

@@ -11,12 +11,14 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.core import saving
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 
 from seqrec.models import GRU4Rec
 from seqrec.runs.lightning_internals import (
+    allow_instantiator,
     attached_trainer,
     cluster_environment,
     is_accumulating,
@@ -79,6 +81,16 @@ class Asks(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.answers.append(self.question(trainer, batch_idx))
+
+
+def test_lightning_loads_checkpoints_only_by_functions_that_are_listed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(saving, "_ALLOWED_INSTANTIATORS", set(saving._ALLOWED_INSTANTIATORS))
+    checkpoint = {"hyper_parameters": {"num_items": 5, "d_model": 4}, "state_dict": {}}
+    with pytest.raises(ValueError, match="not in the allowlist"):
+        saving._load_state(GRU4Rec, checkpoint, _instantiator="json.loads")
+    allow_instantiator("json.loads")
+    with pytest.raises(TypeError, match=r"loads\(\) takes 1 positional"):
+        saving._load_state(GRU4Rec, checkpoint, _instantiator="json.loads")
 
 
 def test_a_module_has_a_trainer_only_while_one_runs_it(make_trainer: Callable[..., pl.Trainer]):

@@ -158,7 +158,7 @@ def test_more_requests_than_allowed_are_told_to_come_again():
         deadline = time.monotonic() + 10
         while (response := httpx.get(f"{url}/openapi.json")).status_code != 503:
             assert time.monotonic() < deadline
-        assert error_of(response, 503) == "4 requests are in work already; try again in a second"
+        assert error_of(response, 503) == "4 requests are already in progress; try again in a second"
         assert response.headers["retry-after"] == "1"
         store.resume.set()
         assert [each.result().status_code for each in held] == [200] * 4

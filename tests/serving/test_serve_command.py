@@ -42,7 +42,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (("--ckpt", "gone.ckpt", "--port", "0"), "there is no checkpoint gone.ckpt"),
         (
             ("--ckpt", "c", "--port", "70000"),
-            "port=70000 must lie between 0, which takes a free one, and 65535",
+            "port=70000 must be between 0, which takes a free one, and 65535",
         ),
         (("--ckpt", "c", "--threads", "0"), "threads=0 must be at least 1"),
         (("--ckpt", "c", "--host", "0.0.0.0"), "host=0.0.0.0 can be reached by others, .*--token_file"),
@@ -63,7 +63,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ),
         (
             ("--ckpt", "c", "--sessions", "SQLiteStore", "--sessions.path", "no/folder/u.sqlite"),
-            "path=no/folder/u.sqlite lies in a folder that does not exist",
+            "path=no/folder/u.sqlite is in a folder that does not exist",
         ),
     ],
 )
@@ -85,7 +85,7 @@ def test_weights_that_are_not_finite_are_refused(
     content["state_dict"]["items.table.weight"][3, 1] = torch.nan
     torch.save(content, tmp_path / "nan.ckpt")
     line = refusal(capsys, "--ckpt", str(tmp_path / "nan.ckpt"), "--port", "0")
-    assert "holds weights that are not finite" in line
+    assert "contains weights that are not finite" in line
 
 
 def test_sessions_of_another_model_are_refused(
@@ -150,7 +150,7 @@ def test_a_weak_token_is_refused_and_not_shown(token: str, tmp_path: Path, monke
         ({"max_body_bytes": -1}, "max_body_bytes=-1 must be at least 1"),
         ({"body_seconds": 0.0}, "body_seconds=0.0 must be a number of seconds above 0"),
         ({"stop_seconds": float("inf")}, "stop_seconds=inf must be a number"),
-        ({"batch_wait_ms": float("nan")}, "batch_wait_ms=nan must lie between 0 and 1000"),
+        ({"batch_wait_ms": float("nan")}, "batch_wait_ms=nan must be between 0 and 1000"),
     ],
 )
 def test_limits_out_of_range_are_refused(arguments: dict, message: str):

@@ -8,9 +8,16 @@ from served_models import ITEMS, NUM_ITEMS, best_of, model
 
 from seqrec.errors import BatchEntryError, InputError, LateEventError, SessionStoreError, UnknownItemError
 from seqrec.inference.sessions import Event, InMemoryStore, Request, SessionRecommender
-from seqrec.serving.history_work import HistoryWork, RecommendToHistory
 from seqrec.serving.metrics import Metrics
-from seqrec.serving.work import Count, Forget, Observe, Recommend, SessionWork, done_together
+from seqrec.serving.work import (
+    Count,
+    Forget,
+    HistoryWork,
+    Observe,
+    RecommendToHistory,
+    SessionWork,
+    done_together,
+)
 
 
 def outcomes(work, batch: Sequence) -> list:
@@ -102,7 +109,7 @@ def test_a_damaged_session_fails_alone():
     (row,) = store.get_many([b"b"])
     store.put_many([(b"b", row[:-1] + b"?")])
     batch = [Observe([Event("c", 30), Event("a", 20)]), Observe([Event("a", 10), Event("b", 20)]), Count()]
-    found = outcomes(work, [*batch, *(Recommend(Request(user, 3)) for user in ("a", "b", "c"))])
+    found = outcomes(work, [*batch, *(Request(user, 3) for user in ("a", "b", "c"))])
     assert [isinstance(each, InputError) for each in found] == [False, True, False, False, True, False]
     assert recommender.events_seen("a") == 2
 
@@ -111,10 +118,10 @@ def test_lists_of_different_length_in_one_batch(work: SessionWork, recommender: 
     recommender.observe_many([Event("u", 30), Event("v", 50)])
     block = best_of(recommender, "u")[:3]
     batch = [
-        Recommend(Request("u", 2)),
-        Recommend(Request("v", NUM_ITEMS)),
-        Recommend(Request("u", 4), block),
-        Recommend(Request("u", NUM_ITEMS, filter_seen=False), [str(item) for item in ITEMS[1:]]),
+        Request("u", 2),
+        Request("v", NUM_ITEMS),
+        Request("u", 4, block=block),
+        Request("u", NUM_ITEMS, filter_seen=False, block=[str(item) for item in ITEMS[1:]]),
     ]
     found = [[scored.item for scored in each] for each in outcomes(work, batch)]
     assert found[0] == best_of(recommender, "u", 2)

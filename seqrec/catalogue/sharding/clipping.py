@@ -1,4 +1,4 @@
-"""Clipping of gradients some of which lie spread over ranks."""
+"""Gradient clipping when some parameters are sharded over processes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from seqrec.errors import InputError
 
 @torch.no_grad()
 def clip_norm(parameters: Iterable[Tensor], spread: Collection[Tensor], max_norm: float) -> Tensor:
-    """Scale gradients in place so that the L2 norm of all of them, on all ranks, is at most `max_norm`.
+    """Scale gradients in place to an L2 norm, over all of them and all processes, of at most `max_norm`.
 
-    Each rank's shard counts once, and what all ranks have counts once. All ranks must call.
+    Each shard counts once, and a gradient that all processes have counts once. All processes must call.
 
     Args:
-        parameters: Whose gradients are clipped, averaged over ranks before; sparse ones have each row once.
-        spread: Those among them of which each rank has rows of its own.
+        parameters: Parameters with gradients, averaged over processes before; sparse ones have each row once.
+        spread: Those of them that are sharded.
         max_norm: Largest norm.
 
     Returns:
-        The norm before clipping, a scalar, equal on all ranks.
+        The norm before clipping, a scalar, equal in all processes.
 
     Raises:
-        InputError: `max_norm` is not positive.
+        InputError: if `max_norm` is not positive.
     """
     if not max_norm > 0:
         raise InputError(f"max_norm={max_norm} must be above 0")
@@ -36,7 +36,7 @@ def clip_norm(parameters: Iterable[Tensor], spread: Collection[Tensor], max_norm
     for parameter in parameters:
         if parameter.grad is not None:
             (own_values if id(parameter) in own else shared_values).append(_values(parameter.grad))
-    assert own_values, "a rank without touched rows has an empty gradient"
+    assert own_values, "a process without rows in the batch has an empty gradient"
     norm = total_norm(shared_values, own_values)
     # The factor of torch.nn.utils.clip_grad_norm_, with its guard against a norm of 0.
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -47,14 +47,9 @@ def clip_norm(parameters: Iterable[Tensor], spread: Collection[Tensor], max_norm
 
 @torch.no_grad()
 def total_norm(shared: Sequence[Tensor], own: Sequence[Tensor]) -> Tensor:
-    """L2 norm of gradients that all ranks have and of those that each rank has a part of.
+    """Return the L2 norm, equal in all processes, of gradients that all have and of this process's shards.
 
-    Args:
-        shared: Dense values, equal on all ranks; each counts once.
-        own: Dense values of this rank's part; all ranks must call where one has such.
-
-    Returns:
-        A scalar, equal on all ranks; 0 for no gradient.
+    If one process has shards, all must call. Values are dense; the norm of no gradient is 0.
     """
     squares = torch.zeros(())
     if own:

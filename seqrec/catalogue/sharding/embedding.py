@@ -1,7 +1,4 @@
-"""A table whose rows lie spread over ranks.
-
-V rows, N ranks, D width, U distinct rows of a lookup.
-"""
+"""A table with rows sharded over processes. V rows, N processes, D width, U distinct rows of a lookup."""
 
 from __future__ import annotations
 
@@ -14,51 +11,49 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seqrec.catalogue.sharding.exchange import Route, gathered
-from seqrec.catalogue.sharding.host_copy import HostCopy
-from seqrec.catalogue.sharding.layout import RowShards
+from seqrec.catalogue.sharding.exchange import HostCopy, Route, RowShards, gathered
 from seqrec.errors import InputError
 from seqrec.ops.row_gradients import row_gradient, sum_rows
 
-# Rows whose initial values are drawn together, whoever owns them.
+# Rows with initial values from one seed, whichever process owns them.
 INITIAL_ROWS = 1 << 16
 
 
 class ShardedEmbedding(nn.Embedding):
-    """An embedding of which each rank of a distributed job holds V / N rows, with their gradients and optimiser state.
+    """An embedding with V / N rows in each process of a job, with their gradients and optimizer state.
 
-    It has no rows until `make_rows`, so that the whole never exists where it does not fit.
+    It has no rows until `make_rows`, so no process ever allocates the whole table.
 
-    **A training step.** A lookup asks the owners of its distinct rows for them: three all-to-alls, of counts, of
-    numbers (8 bytes a row) and of rows (D numbers of the table's type). Gradients stay on the rank that asked until
-    `share_gradient`, which sums them by row over all lookups and accumulated batches and sends each to its owner by
-    three more (8 + 4 D bytes a row). A rank holds `V / N x D` weights and state, the rows of its batch, and the rows
-    that the others ask of it. Nothing is sent in the backward pass, so that nothing can meet the reductions of DDP in
-    another order on another rank: all lie in program order, and the job's own process group serves. All ranks must
-    make the same lookups in the same order.
+    **A training step.** A lookup gets its distinct rows from their owners by three all-to-alls: of counts, of numbers
+    (8 bytes per row) and of rows (D numbers of the table's type). Gradients stay in the process that asked until
+    `share_gradient`, which sums them by row over all lookups and accumulated batches, and sends each to its owner by
+    three more (8 + 4 D bytes per row). A process holds `V / N x D` weights and state, the rows of its batch, and the
+    rows that others ask for. Nothing is sent in the backward pass, so the exchanges cannot interleave with DDP's
+    reductions in different orders, and the job's own process group can be used. All processes must make the same
+    lookups in the same order.
 
-    **Evaluation** reads amounts of rows that differ from rank to rank, which exchanges cannot. `open_whole` writes
-    the table, once a host, to a file that its ranks map: V x D numbers are sent and written, and for each batch of
-    users the part of them that is scored goes from there to the device.
+    **Evaluation** reads different numbers of rows in each process, which exchanges do not allow. `open_whole` writes
+    the table, once per host, to a file that its processes map: V x D numbers are sent and written. The part that is
+    scored is copied from there to the device for each batch of users.
 
-    **Checkpoints.** `state_dict` is called by all ranks and has the whole table on rank 0, on the CPU, sent in pieces
-    of 64 MiB; other ranks have a tensor without data. It is the state of an unsharded embedding. `load_state_dict`
-    takes the rank's rows out of the whole, which each rank reads.
+    **Checkpoints.** All processes call `state_dict`, which has the whole table on rank 0, on the CPU, sent in pieces
+    of 64 MiB, and a tensor without data elsewhere. It is the state of an unsharded embedding. `load_state_dict` reads
+    the whole table in each process and keeps the process's rows.
 
-    **The engine** is torch.distributed's `all_to_all_single` over gloo or NCCL. DTensor has the same layout, but no
-    sparse gradients, and looks up with all ids on all ranks and an all-reduce of (B, L, D). torchrec has fused
-    kernels for this and pipelines the exchanges with computation, which this does not; but each release of
-    its fbgemm is built for one minor version of torch, and this package runs on all of them from 2.6 on.
+    **Alternatives.** Exchanges use `all_to_all_single` over gloo or NCCL. DTensor has the same layout, but no sparse
+    gradients, and looks up all ids in all processes with an all-reduce of (B, L, D). torchrec has fused kernels and
+    overlaps the exchanges with computation, but each release of its fbgemm needs one minor version of torch, and this
+    package supports all from 2.6.
 
     Args:
         num_rows: V; row 0 is padding, zero, and never trained.
         width: D.
         std: Standard deviation at initialisation.
         zeros_from: First column that starts at 0; None for none.
-        dtype: Storage.
+        dtype: Storage type.
 
     Attributes:
-        shards: Who has which rows.
+        shards: Shards of the table.
     """
 
     def __init__(
@@ -75,27 +70,27 @@ class ShardedEmbedding(nn.Embedding):
         self._std = std
         self._zeros_from = width if zeros_from is None else zeros_from
         self._seed = int(torch.randint(2**63 - 1, (), device="cpu"))
-        # Rows that lookups got since gradients were shared: their numbers and gradients.
+        # Numbers and gradients of the rows of lookups since gradients were last shared.
         self._gradients: list[tuple[Tensor, Tensor]] = []
         self._host_copy: HostCopy | None = None
 
     @property
     def is_spread(self) -> bool:
-        """Whether other ranks hold rows of the table."""
+        """Whether other processes hold rows of the table."""
         return self.shards.num_ranks > 1
 
     def make_rows(self, num_ranks: int = 1, rank: int = 0, device: torch.device | None = None) -> None:
-        """Make the rank's rows, or cut them out of a whole table; nothing where they are there.
+        """Make this process's rows, or cut them out of a whole table; existing ones are unchanged.
 
-        A row's initial value depends on the seed of rank 0 and on its number alone, not on the number of ranks.
+        A row's initial value depends only on the seed of rank 0 and the row's number, not on N.
 
         Args:
-            num_ranks: N; with more than one all ranks of the job must call.
-            rank: This rank.
-            device: Where new rows are made; None is torch's default.
+            num_ranks: N; with more than one all processes of the job must call.
+            rank: This process's rank.
+            device: Device of new rows; None is torch's default.
 
         Raises:
-            InputError: the table is spread over another number of ranks.
+            InputError: if the table is sharded over another number of processes.
         """
         shards = RowShards(self.num_embeddings, num_ranks, rank)
         self._host_copy = None
@@ -108,20 +103,20 @@ class ShardedEmbedding(nn.Embedding):
             self._set_rows(self._initial_rows(device or torch.get_default_device()))
         elif self.is_spread and shards != self.shards:
             raise InputError(
-                f"the item table is spread over {self.shards.num_ranks} ranks and cannot be used with {num_ranks}: "
-                "save a checkpoint and load it"
+                f"the item table is sharded over {self.shards.num_ranks} processes and cannot be used with "
+                f"{num_ranks}: save a checkpoint and load it"
             )
         elif shards != self.shards:
             self.shards = shards
             self._set_rows(self.weight.detach()[shards.local].clone())
 
     def forward(self, item_ids: Tensor) -> Tensor:
-        """Rows (..., D) of numbers (...), in float32 at least where they are spread.
+        """Return rows (..., D) of numbers (...), at least in float32 if they are sharded.
 
-        With gradients on, ranks exchange rows, and all must call; otherwise rows come from the host's copy.
+        With gradients on, processes exchange rows, and all must call; otherwise rows come from the host's copy.
 
         Raises:
-            InputError: there are no rows yet, or none of other ranks outside of training and `open_whole`.
+            InputError: if no rows exist yet, or other processes' rows are read outside of training and `open_whole`.
         """
         self.check_rows()
         if not self.is_spread:
@@ -133,11 +128,7 @@ class ShardedEmbedding(nn.Embedding):
         return F.embedding(places, self._fetched(distinct))
 
     def check_rows(self) -> None:
-        """Refuse a table that has no rows yet.
-
-        Raises:
-            InputError: `make_rows` was not called.
-        """
+        """Raise an `InputError` if `make_rows` was not called."""
         if self.weight.is_meta:
             raise InputError(
                 "this model's item table is sharded, and its rows are made within the job: call "
@@ -146,10 +137,10 @@ class ShardedEmbedding(nn.Embedding):
 
     @torch.no_grad()
     def share_gradient(self) -> None:
-        """Give each rank the mean over ranks of its rows' gradients, as `weight.grad`; all ranks must call.
+        """Set `weight.grad` to the mean of the rows' gradients over processes; all must call.
 
-        A row that a rank did not read counts as 0 there, as in DDP. A rank none of whose rows was read gets an
-        empty gradient, so that steps count alike everywhere.
+        A row that a process did not read counts as 0 there, as in DDP. If none of a process's rows was read, its
+        gradient is empty, so steps are counted equally everywhere.
         """
         if not self.is_spread:
             return
@@ -174,29 +165,25 @@ class ShardedEmbedding(nn.Embedding):
 
     @property
     def host_copy(self) -> HostCopy:
-        """The whole table, between `open_whole` and `close_whole`.
-
-        Raises:
-            InputError: outside.
-        """
+        """The whole table; an `InputError` outside of `open_whole` and `close_whole`."""
         if self._host_copy is None:
             raise InputError(
-                "the item table is spread over ranks; without gradients it is read within trainer.validate, test "
-                "and predict alone: load a checkpoint in one process, or use those"
+                "the item table is sharded over processes; without gradients it can only be read within "
+                "trainer.validate, test and predict: use those, or load a checkpoint in one process"
             )
         return self._host_copy
 
     def open_whole(self) -> None:
-        """Make the whole of a spread table readable without exchanges, as it is now; all ranks must call."""
+        """Make the whole of a sharded table readable without exchanges, in its present state; all must call."""
         if self.is_spread:
             self._host_copy = HostCopy(self.weight.detach(), self.shards)
 
     def close_whole(self) -> None:
-        """Let go of what `open_whole` made."""
+        """Release the copy that `open_whole` made."""
         self._host_copy = None
 
     def _fetched(self, row_ids: Tensor) -> Tensor:
-        """Rows (U, D) of ascending numbers (U,) from their owners; their gradient waits for `share_gradient`."""
+        """Return rows (U, D) of ascending numbers (U,) from their owners; `share_gradient` sends their gradients."""
         route = Route(row_ids, self.shards)
         asked = route.to_owners(row_ids) - self.shards.local.start
         rows = route.from_owners(self.weight.detach()[asked])
@@ -212,7 +199,7 @@ class ShardedEmbedding(nn.Embedding):
         return rows
 
     def _initial_rows(self, device: torch.device) -> Tensor:
-        """(V_local, D) normal numbers, zero at padding and from `zeros_from` on."""
+        """Return (V_local, D) normal numbers, zero at padding and from column `zeros_from`."""
         mine = self.shards.local
         rows = self.weight.new_empty((self.shards.num_local, self.embedding_dim), device=device)
         for first in range(mine.start // INITIAL_ROWS * INITIAL_ROWS, mine.stop, INITIAL_ROWS):
@@ -233,7 +220,7 @@ class ShardedEmbedding(nn.Embedding):
         try:
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         except NotImplementedError:
-            # A table without rows has nothing to move; `make_rows` is told where they go.
+            # A table without rows has nothing to move; `make_rows` gets their device.
             if not self.weight.is_meta:
                 raise
         return self
@@ -256,7 +243,7 @@ class ShardedEmbedding(nn.Embedding):
             errors: list[str] = arguments[-1]
             if whole.is_meta:
                 errors.append(
-                    f"{name} has no data, since rank 0 alone has a spread table's: load a checkpoint"
+                    f"{name} has no data, as only rank 0 has that of a sharded table: load a checkpoint"
                 )
                 return
             if whole.shape != (self.num_embeddings, self.embedding_dim):

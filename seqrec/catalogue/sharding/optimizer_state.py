@@ -1,4 +1,4 @@
-"""Optimiser state of spread tables in checkpoints, which hold whole tables."""
+"""Optimizer state of sharded tables in checkpoints, which contain whole tables."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from seqrec.catalogue.sharding.embedding import ShardedEmbedding
 from seqrec.catalogue.sharding.exchange import gathered
 from seqrec.errors import InputError
 
-# Entry of a checkpoint: for each optimiser the tables' names with their numbers in its state.
+# Entry of a checkpoint: for each optimizer the tables' names with their numbers in its state.
 PLACES = "table_places"
 
 
 def save_whole_state(
     checkpoint: dict[str, Any], optimizers: Sequence[Optimizer], tables: Mapping[str, nn.Embedding]
 ) -> None:
-    """Put the whole optimiser state of tables into a checkpoint, in place; all ranks must call.
+    """Put the whole optimizer state of tables into a checkpoint, in place; all processes must call.
 
-    State of a row, such as the moments (V_local, D) of Adam, becomes that of all rows on rank 0's CPU, and a
-    tensor without data on the other ranks. Numbers, such as a table's steps, are equal on all ranks and stay.
+    State with rows, such as the moments (V_local, D) of Adam, becomes that of all rows on rank 0's CPU, and a tensor
+    without data elsewhere. Numbers, such as a table's steps, are equal in all processes and unchanged.
 
     Args:
-        checkpoint: With `optimizer_states` where optimisers are saved.
-        optimizers: In the same order.
-        tables: Row-sparse tables by the names of their weights, spread or not.
+        checkpoint: The checkpoint.
+        optimizers: Optimizers in the order of its `optimizer_states`.
+        tables: Row-sparse tables by the names of their weights, sharded or not.
 
     Raises:
-        InputError: an optimiser that keeps something else of a spread table than numbers and one entry a row.
+        InputError: if an optimizer keeps anything but numbers and one entry per row for a sharded table.
     """
     states = checkpoint.get("optimizer_states", [])
     if not states or not tables:
@@ -44,14 +44,10 @@ def save_whole_state(
 
 
 def keep_own_state(checkpoint: dict[str, Any], tables: Mapping[str, nn.Embedding]) -> None:
-    """Leave in a checkpoint this rank's part of the optimiser state of spread tables, in place.
-
-    Args:
-        checkpoint: Loaded from what `save_whole_state` made, on any number of ranks.
-        tables: As there.
+    """Keep only this process's shard of the optimizer state of sharded tables in a checkpoint, in place.
 
     Raises:
-        InputError: the checkpoint has optimiser state and does not say whose.
+        InputError: if the checkpoint has optimizer state without the tables' names.
     """
     spread = {
         name: table
@@ -63,14 +59,14 @@ def keep_own_state(checkpoint: dict[str, Any], tables: Mapping[str, nn.Embedding
         return
     if PLACES not in checkpoint:
         raise InputError(
-            "this checkpoint was saved from a model without row-sparse tables, whose optimiser state cannot be spread "
-            "over ranks: train on without item_table.sharded, or start anew from its weights"
+            "this checkpoint comes from a model without row-sparse tables, so its optimizer state cannot be sharded: "
+            "continue without item_table.sharded, or start a new run from its weights"
         )
     for saved, places in zip(states, checkpoint[PLACES], strict=True):
         for name, table in spread.items():
             state = saved["state"].get(places.get(name))
             if state is not None:
-                # Copies, so that the whole can be freed.
+                # Copied, so the whole can be freed.
                 own = {
                     key: value[table.shards.local].clone() if _has_rows(value) else value
                     for key, value in state.items()
@@ -79,7 +75,7 @@ def keep_own_state(checkpoint: dict[str, Any], tables: Mapping[str, nn.Embedding
 
 
 def _places(optimizer: Optimizer, tables: Mapping[str, nn.Embedding]) -> dict[str, int]:
-    """Numbers that `Optimizer.state_dict` gives the tables' weights: parameters are counted over the groups."""
+    """Return the tables' numbers in `Optimizer.state_dict`, which counts parameters over all groups."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
     return {name: numbers[id(table.weight)] for name, table in tables.items() if id(table.weight) in numbers}
@@ -90,8 +86,8 @@ def _whole(table: ShardedEmbedding, name: str, state: Mapping[str, Any]) -> dict
     for key in sorted(key for key, value in state.items() if _has_rows(value)):
         if len(state[key]) != table.shards.num_local:
             raise InputError(
-                f"the optimiser's {key!r} of {name} has the shape {tuple(state[key].shape)}, which is not one entry a "
-                f"row: take LazyAdam or RowwiseAdagrad for a table that is spread over ranks"
+                f"the optimizer's {key!r} of {name} has the shape {tuple(state[key].shape)}, which is not one entry "
+                f"per row: use LazyAdam or RowwiseAdagrad for a sharded table"
             )
         whole[key] = gathered(state[key], table.shards)
     return whole

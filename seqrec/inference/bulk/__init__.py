@@ -1,4 +1,4 @@
-"""Recommendations for all users of a log, as Parquet, in a job that can be stopped and goes on."""
+"""Recommendations for all users of a log, as Parquet, in a job that can be stopped and resumed."""
 
 from seqrec.inference.bulk.job import BulkJob, describe, recommend_in_bulk
 from seqrec.inference.bulk.output import BulkOutput

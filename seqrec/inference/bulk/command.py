@@ -1,4 +1,4 @@
-"""`seqrec recommend`."""
+"""`seqrec recommend`: recommendations for many users, as Parquet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from seqrec.catalogue.scorer import check_top_k
+from seqrec.catalogue.histories import read_block_list, read_options
 from seqrec.catalogue.search import ExactSearch, ItemSearch
 from seqrec.data.prepare import ensure_store
 from seqrec.data.prepare.filters import Filters
@@ -19,13 +19,10 @@ from seqrec.data.progress import print_line
 from seqrec.data.sources import Table
 from seqrec.data.store import MANIFEST, EventStore
 from seqrec.errors import InputError
-from seqrec.inference.block_list import read_block_list
 from seqrec.inference.bulk.job import BulkJob, describe, recommend_in_bulk
 from seqrec.inference.bulk.output import BulkOutput
 from seqrec.inference.bulk.users import BulkUsers, store_digest
 from seqrec.inference.loading import load_with_store
-from seqrec.models.histories import blocked_items
-from seqrec.models.recommending import RecommendOptions, item_ids_of
 
 
 def recommend(
@@ -48,44 +45,44 @@ def recommend(
     device: str = "auto",
     memory_limit: str | None = None,
 ) -> None:
-    """Recommend items to many users, as Parquet, in a job that may be killed and goes on when started again.
+    """Recommend items to many users, as Parquet, in a job that can be killed and resumed.
 
-    The same command goes on where the job stopped. The ranks of torchrun share the parts.
+    Run the same command again to resume. The processes of torchrun share the parts.
 
     Args:
         ckpt: Checkpoint of the model.
-        output: Folder of Parquet files with the columns user_id, item_id, rank (1 is best) and score; beside it
-            <output>_summary.json says that all are there, and <output>_left_out.parquet lists users who get nothing,
-            as the model knows none of their items.
-        input: Histories of the users: a CSV, TSV or Parquet table, a glob or folder of such, one event a row, of any
-            size; or the folder of an event store. None is all users of the log that the model was trained on.
-        store: Folder of the event store that the model was trained on; None is where it was then.
-        top_k: Items a user.
-        filter_seen: Whether items of the user's history are left out.
-        block: File of the log's item ids that nobody gets: a line each, or the column item_id of a Parquet file.
-        search: How the best items are found; None scores the whole catalogue.
+        output: Folder of Parquet files with the columns user_id, item_id, rank (1 is best) and score. Next to it,
+            <output>_summary.json is written once all files exist, and <output>_left_out.parquet lists users without
+            recommendations, as the model knows none of their items.
+        input: Histories of the users: a CSV, TSV or Parquet table, a glob or folder of such, one event per row, of
+            any size; or the folder of an event store. None takes all users of the log that the model was trained on.
+        store: Folder of the event store that the model was trained on; None is the folder that it had then.
+        top_k: Items per user.
+        filter_seen: Whether to leave out the items of the user's history.
+        block: File with the log's ids of items that are never recommended: one per line, or the column item_id of a
+            Parquet file.
+        search: Finds the best items; None scores the whole catalogue.
         user: Name of the table's column of users.
         item: Name of the table's column of items.
-        timestamp: Name of the table's column of times; null for a table without, whose rows are in time order.
-        max_length: Newest events that the model sees; None is what it was trained with.
+        timestamp: Name of the table's column of times; null for a table without times, with rows in time order.
+        max_length: Newest events that the model sees; None is the length that it was trained with.
         max_tokens: Events encoded at a time, padding included; fewer take less memory.
-        part_users: Users of a file, at most.
-        shard: This process's share of the files, as 0/4 .. 3/4 for four processes on one folder; None is that of
-            torchrun, or all.
-        device: cpu, cuda, or auto: cuda where there is one.
+        part_users: Most users of a file.
+        shard: This process's share of the files, as 0/4 .. 3/4 for four processes on one folder; None is the share
+            that torchrun gives, or all.
+        device: cpu, cuda, or auto: cuda if there is a GPU.
         memory_limit: Most memory that reading a table may take, such as 8GiB; None is half of the machine's.
 
     Raises:
-        InputError: an argument is out of range or a file is not there, or the output holds another job's.
+        InputError: if an argument is out of range, a file is missing, or the output contains another job's.
     """
     if max_tokens < 1:
         raise InputError(f"max_tokens={max_tokens} must be at least 1")
     rank, ranks = share(shard)
     model, trained_on = load_with_store(ckpt, store=store, device=_device(device))
-    model.search = search or ExactSearch()
-    check_top_k(top_k, model.scorer().num_items)
-    blocked = None if block is None else blocked_items(item_ids_of(model), read_block_list(block))
-    job = BulkJob(RecommendOptions(top_k, filter_seen, blocked), max_length, max_tokens, (rank, ranks))
+    blocked = None if block is None else read_block_list(block)
+    options = read_options(model, top_k, filter_seen, blocked)
+    job = BulkJob(options, max_length, max_tokens, (rank, ranks), search or ExactSearch())
     users = _Users(trained_on, input, (user, item, timestamp), memory_limit)
     described = {**describe(model, job), "part_users": part_users, "users": users.describe()}
     files = BulkOutput(Path(output), described)
@@ -97,16 +94,16 @@ def recommend(
             model, BulkUsers(events, model, own=own, part_users=part_users), files, job
         )
     else:
-        print_line(f"{output} was complete already")
+        print_line(f"{output} was already complete")
     if summary is None:
-        print_line(f"share {rank}/{ranks} is done; {output} lacks parts of other shares")
+        print_line(f"share {rank}/{ranks} is done; {output} still lacks parts of other shares")
     else:
         print_line(_summary_text(files, summary))
 
 
 @dataclass(frozen=True)
 class _Users:
-    """Whose histories are meant, by the command's arguments."""
+    """The users that the command's arguments choose."""
 
     trained_on: EventStore
     input: str | None
@@ -114,7 +111,7 @@ class _Users:
     memory_limit: str | None
 
     def describe(self) -> Any:
-        """What tells these users from others, as plain values."""
+        """Return plain values that differ for other users."""
         if self._table is None:
             return store_digest(self._prepared)
         files = [(file.as_posix(), file.stat()) for file in self._table.files()]
@@ -124,7 +121,7 @@ class _Users:
         }
 
     def events(self, folder: Path) -> EventStore:
-        """Their events; a table is made a store in `folder`."""
+        """Return their events; a table is prepared as a store in `folder`."""
         if self._table is None:
             return self._prepared
         return ensure_store(
@@ -162,14 +159,7 @@ def _summary_text(files: BulkOutput, summary: dict[str, Any]) -> str:
 
 
 def share(shard: str | None) -> tuple[int, int]:
-    """Which share of the parts this process makes, and of how many.
-
-    Args:
-        shard: As `1/4`; None is the rank of torchrun, or all.
-
-    Raises:
-        InputError: no such share.
-    """
+    """Return this process's share of the parts, such as (1, 4) for `1/4`; None is torchrun's share, or all."""
     if shard is None:
         return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     found = re.fullmatch(r"(\d+)/(\d+)", shard)
@@ -182,7 +172,7 @@ def _device(device: str) -> str:
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"device={device!r} must be auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device='cuda', but torch finds no GPU here; take cpu or auto")
+        raise InputError("device='cuda', but torch finds no GPU; use cpu or auto")
     if device == "cpu" or not torch.cuda.is_available():
         return "cpu"
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"

@@ -1,4 +1,4 @@
-"""Runs a job of recommendations: part after part, and those of other processes left to them."""
+"""Run a bulk job: make this process's parts one after another, and leave the others to other processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,63 +14,86 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from seqrec.catalogue.search import ExactSearch
-from seqrec.data.event_block import EventBlock
+from seqrec.catalogue.recommend import (
+    RecommendOptions,
+    item_ids_of,
+    prepare_search,
+    recommend_block,
+    recommendation_frame,
+)
+from seqrec.catalogue.search import ExactSearch, ItemSearch
 from seqrec.data.progress import Show, print_line
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.inference.bulk.output import BulkOutput
 from seqrec.inference.bulk.users import BulkUsers
 from seqrec.models import Recommender
-from seqrec.models.recommending import RecommendOptions, item_ids_of, recommend_block, recommendation_frame
 from seqrec.specs import to_spec
-from seqrec.types import ROW_STRIDE, Recommendations
+from seqrec.types import Recommendations
 
 Int64 = NDArray[np.int64]
 
-# Users whose lists an approximate search is compared by.
+# Users for whom an approximate search is compared with the exact one.
 RECALL_USERS = 256
 
 
 @dataclass(frozen=True)
 class BulkJob:
-    """What a job does.
+    """Settings of a bulk job.
 
     Attributes:
-        terms: What each user gets.
-        max_length: Newest events that the model sees; None is what it was trained with.
-        max_tokens: Events encoded at a time, padding included. It moves nothing but rounding.
-        shard: Which share of the parts this process makes: (0, 1) is all, (1, 4) the second of four.
+        options: Items per user, and those that are left out.
+        max_length: Newest events that the model sees; None is the length that it was trained with.
+        max_tokens: Events encoded at a time, padding included. It changes rounding only.
+        shard: Share of the parts that this process makes: (0, 1) is all, (1, 4) the second of four.
+        search: Finds the best items; it becomes the model's.
     """
 
-    terms: RecommendOptions
+    options: RecommendOptions
     max_length: int | None = None
     max_tokens: int = 1 << 14
     shard: tuple[int, int] = (0, 1)
+    search: ItemSearch = field(default_factory=ExactSearch)
 
 
 def recommend_in_bulk(
-    model: Recommender,
-    users: BulkUsers,
-    files: BulkOutput,
-    job: BulkJob,
-    *,
-    show: Show = print_line,
+    model: Recommender, users: BulkUsers, files: BulkOutput, job: BulkJob, *, show: Show = print_line
 ) -> dict[str, Any] | None:
-    """Write recommendations for all users, or those parts that are missing of an earlier try.
+    """Write recommendations for all users, or the parts that an earlier run did not finish.
 
     Args:
         model: In evaluation mode, on its device.
-        users: Whom to recommend to.
-        files: Where the parts go.
-        job: What to recommend, and this process's share.
-        show: Takes lines for people.
+        users: Users and their histories.
+        files: Destination of the parts.
+        job: Settings, and this process's share.
+        show: Prints progress lines.
 
     Returns:
-        The summary; None where other processes have parts to write still.
+        The summary; None if other processes still have parts to write.
 
     Raises:
-        InputError: a number out of range.
+        InputError: if a number is out of range.
+
+    Example:
+        The command `seqrec recommend` is this function for a checkpoint and a table of histories:
+
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from seqrec import Filters, Popularity, Synthetic, prepare
+        >>> from seqrec.catalogue.recommend import RecommendOptions
+        >>> from seqrec.inference.bulk import BulkJob, BulkOutput, BulkUsers, describe, recommend_in_bulk
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     source = Synthetic(num_users=20, num_items=30, mean_events=10, seed=1)
+        ...     store = prepare(source, Filters(), Path(folder) / "store")
+        ...     model = Popularity(store.num_items).eval()
+        ...     model.item_vocabulary = store.item_vocabulary
+        ...     users = BulkUsers(store, model, own=True, part_users=1000)
+        ...     job = BulkJob(RecommendOptions(top_k=5))
+        ...     files = BulkOutput(Path(folder) / "recs.parquet", describe(model, job))
+        ...     summary = recommend_in_bulk(model, users, files, job)
+        >>> summary["users"], summary["rows"]
+        (20, 100)
     """
+    model.search = job.search
     rank, ranks = job.shard
     parts = [part for part in range(len(users)) if part % ranks == rank]
     missing = [part for part in parts if not files.has(part)]
@@ -80,7 +103,7 @@ def recommend_in_bulk(
     if missing:
         searched = _prepare_search(model, users, job, show)
         if rank == 0:
-            files.note({"unknown_items": users.unknown_items, **searched})
+            files.note({"parts": len(users), "unknown_items": users.unknown_items, **searched})
     bar = tqdm(total=total, initial=total - left, unit=" users", disable=rank != 0, smoothing=0.05)
     with bar, ThreadPoolExecutor(1) as pool:
         writing: Future[None] | None = None
@@ -88,44 +111,28 @@ def recommend_in_bulk(
             made = _recommend(model, users, part, job, bar.update)
             if writing is not None:
                 writing.result()
-            # While the next part is computed; no more than one waits.
+            # It is written while the next part is computed; at most one waits.
             writing = pool.submit(_write, files, part, users, made, item_ids_of(model))
         if writing is not None:
             writing.result()
-    return files.finish(len(users))
-
-
-def recall(model: Recommender, block: EventBlock, job: BulkJob) -> float:
-    """Share of the exact best items that the model's search finds, over all users of a block."""
-    search, lists = model.search, []
-    try:
-        for model.search in (search, ExactSearch()):
-            best = recommend_block(
-                model, block, job.terms, max_length=job.max_length, max_tokens=job.max_tokens
-            )
-            rows, columns = best.item_ids.numpy().nonzero()
-            lists.append(rows * ROW_STRIDE + best.item_ids.numpy()[rows, columns])
-    finally:
-        model.search = search
-    found, exact = lists
-    return float(np.isin(exact, found).mean()) if len(exact) else 1.0
+    return files.finish()
 
 
 def describe(model: Recommender, job: BulkJob) -> dict[str, Any]:
-    """All of a model and a job that recommendations depend on, but for rounding, as plain values."""
-    blocked = job.terms.blocked
+    """Return all that recommendations depend on, apart from rounding, as plain values."""
+    blocked = job.options.blocked
     return {
         "weights": weights_digest(model),
-        "top_k": job.terms.top_k,
-        "filter_seen": job.terms.filter_seen,
+        "top_k": job.options.top_k,
+        "filter_seen": job.options.filter_seen,
         "block": None if blocked is None else _digest(blocked.tolist()),
         "max_length": job.max_length,
-        "search": to_spec(model.search),
+        "search": to_spec(job.search),
     }
 
 
 def weights_digest(model: Recommender) -> str:
-    """Which model it is: its class, settings and weights."""
+    """Return a digest of a model's class, settings and weights."""
     digest = hashlib.sha256(type(model).__qualname__.encode())
     digest.update(json.dumps(dict(model.hparams), sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -139,10 +146,10 @@ class _Made:
     """Recommendations of a part before they are written.
 
     Attributes:
-        best: Of the users in `rows`.
+        best: Recommendations to the users in `rows`.
         rows: (U,) user rows.
         left_out: User rows without any known item.
-        counts: What the summary adds up.
+        counts: Numbers that the summary adds up.
     """
 
     best: Recommendations
@@ -152,13 +159,14 @@ class _Made:
 
 
 def _prepare_search(model: Recommender, users: BulkUsers, job: BulkJob, show: Show) -> dict[str, Any]:
-    model.search.prepare(model.scorer())
-    if isinstance(model.search, ExactSearch) or job.shard[0]:
+    compared = not isinstance(model.search, ExactSearch) and job.shard[0] == 0
+    sample = users.sample(RECALL_USERS) if compared else None
+    found = prepare_search(model, job.options, sample, max_length=job.max_length, max_tokens=job.max_tokens)
+    if sample is None:
         return {}
-    block = users.sample(RECALL_USERS)
-    found, name = recall(model, block, job), type(model.search).__name__
-    show(f"{name}: recall@{job.terms.top_k} against exact {found:.4f} ({len(block):,} users)")
-    return {"recall": found, "recall_users": len(block)}
+    name, size = type(model.search).__name__, len(sample)
+    show(f"{name}: recall@{job.options.top_k} against exact {found:.4f} ({size:,} users)")
+    return {"recall": found, "recall_users": size}
 
 
 def _recommend(
@@ -167,7 +175,7 @@ def _recommend(
     before, rows = model.search.counts(), users.rows(part)
     block, unknown = users.block(rows)
     best = recommend_block(
-        model, block, job.terms, max_length=job.max_length, max_tokens=job.max_tokens, done=done
+        model, block, job.options, max_length=job.max_length, max_tokens=job.max_tokens, done=done
     )
     left_out = rows[np.diff(block.offsets) == 0]
     done(len(left_out))

@@ -1,27 +1,25 @@
-"""Users of an event store in parts, in the ids of a model that may have been trained on another log. U users."""
+"""Users of an event store in parts, in the ids of a model, which may come from another log. U users."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import polars
 from numpy.typing import NDArray
 
+from seqrec.catalogue.recommend import item_ids_of
 from seqrec.data.event_block import EventBlock
 from seqrec.data.store import EventStore
 from seqrec.data.windows import ranges
 from seqrec.errors import InputError
 from seqrec.models import Recommender
-from seqrec.models.recommending import item_ids_of
-
-if TYPE_CHECKING:
-    import polars
 
 Int64 = NDArray[np.int64]
 
-# Events of a part, at most, but for one user with more: with times 2^23 take some 200 MiB while they are sorted out.
+# Most events of a part, unless a single user has more. 2^23 with times take about 200 MiB while they are read.
 PART_EVENTS = 1 << 23
 
 
@@ -30,16 +28,16 @@ class BulkUsers:
 
     Args:
         store: Their events.
-        model: Whose item and user ids are meant.
-        own: Whether it is the store that the model was trained on, so that ids are the same.
-        part_users: Users of a part, at most; a part is what a job writes at a time.
+        model: Gives the item and user ids.
+        own: Whether the model was trained on this store, and so has the same ids.
+        part_users: Most users of a part, which is written at a time.
 
     Attributes:
         bounds: (parts + 1,) user row at which each part starts; the last one is U.
         unknown_items: Items of the store that the model does not know.
 
     Raises:
-        InputError: `part_users` below 1.
+        InputError: if `part_users` is below 1.
     """
 
     def __init__(self, store: EventStore, model: Recommender, *, own: bool, part_users: int) -> None:
@@ -52,7 +50,7 @@ class BulkUsers:
         if not own:
             self._item_map = item_ids_of(model).translation(store.item_vocabulary)
             self._user_map = np.zeros(store.num_users + 1, np.int64)
-            # Others do not look at users.
+            # Other models ignore the user.
             if model.hparams.get("user_embedding") and model.user_vocabulary is not None:
                 self._user_map = model.user_vocabulary.translation(store.user_vocabulary)
         self.unknown_items = 0 if self._item_map is None else int((self._item_map[1:] == 0).sum())
@@ -62,11 +60,11 @@ class BulkUsers:
         return len(self.bounds) - 1
 
     def rows(self, part: int) -> Int64:
-        """User rows of a part."""
+        """Return the user rows of a part."""
         return np.arange(self.bounds[part], self.bounds[part + 1])
 
     def block(self, rows: Int64) -> tuple[EventBlock, int]:
-        """Known events of the users in rows (U,) of the store, and how many unknown ones were dropped."""
+        """Return the known events of the users in rows (U,) of the store, and the number of dropped ones."""
         offsets = np.asarray(self.store.offsets)
         starts, counts = offsets[rows], offsets[rows + 1] - offsets[rows]
         places = ranges(starts, counts)
@@ -83,17 +81,17 @@ class BulkUsers:
         return block, events - len(item_ids)
 
     def names(self, rows: Int64) -> polars.Series:
-        """The log's ids of users."""
+        """Return the log's ids of users."""
         return self.store.user_vocabulary.external_series(rows + 1)
 
     def sample(self, size: int) -> EventBlock:
-        """Known events of so many users, at most, evenly spread over the store."""
+        """Return the known events of at most `size` users, evenly spread over the store."""
         rows = np.unique(np.linspace(0, self.store.num_users - 1, size).astype(np.int64))
         return self.block(rows)[0]
 
 
 def store_digest(store: EventStore) -> str:
-    """Which events a store holds; equal for stores with the same content."""
+    """Return a digest of a store's events; equal for stores with the same content."""
     text = json.dumps(store.manifest["files"], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

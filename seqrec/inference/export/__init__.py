@@ -1,4 +1,4 @@
-"""Recommenders as files that onnxruntime and plain torch run."""
+"""Export of recommenders as files that onnxruntime and plain torch run."""
 
 from seqrec.aliases import old_names
 from seqrec.inference.export.formats import ExportError

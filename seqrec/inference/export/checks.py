@@ -1,4 +1,4 @@
-"""Whether written programs say what the model says."""
+"""Comparison of written programs with the model."""
 
 from __future__ import annotations
 
@@ -13,22 +13,19 @@ from seqrec.inference.export.programs import NEXT_STATE, STATE
 from seqrec.models import SequentialRecommender
 from seqrec.types import History, RaggedItems, SequenceBatch
 
-# Largest difference between a program and the model, relative to the largest number where that is above 1.
+# Largest difference between a program and the model, relative to the largest number if that is above 1.
 TOLERANCE = 1e-4
-# Batch sizes and lengths of histories, none of them the traced example's; cut to what a model has positions for.
+# Batch sizes and lengths of histories, none of them the traced example's; cut to the model's number of positions.
 FULL_SHAPES = ((1, 1), (4, 1), (1, 2), (3, 17), (5, 130))
 STEP_BATCHES = (1, 4)
 STEPS = 12
 
 
 def check_full_pass(model: SequentialRecommender, run: Run, longest: int | None) -> float:
-    """Compare with the model on random histories of several shapes.
-
-    Returns:
-        The largest relative difference.
+    """Return the largest relative difference from the model on random histories of several shapes.
 
     Raises:
-        ExportError: it is above `TOLERANCE`, or an output is not finite.
+        ExportError: if it is above `TOLERANCE`, or an output is not finite.
     """
     worst = 0.0
     for batch, length in FULL_SHAPES:
@@ -42,42 +39,39 @@ def check_full_pass(model: SequentialRecommender, run: Run, longest: int | None)
         seen = RaggedItems.from_rows([item_ids[0, :1]] * batch)
         states = model.last_states(SequenceBatch(History(item_ids, lengths), None, user_ids, seen))
         given = {"item_ids": item_ids, "lengths": lengths, "user_ids": user_ids}
-        where = f"the full pass of {batch} histories of up to {length} events"
-        worst = max(worst, _compare(model, run(given), {"states": states}, where))
+        place = f"the full pass of {batch} histories of up to {length} events"
+        worst = max(worst, _compare(model, run(given), {"states": states}, place))
     return worst
 
 
 def check_one_step(model: SequentialRecommender, run: Run) -> float:
-    """Compare with the model over some events of several batch sizes, each going on from what the program returned.
-
-    Returns:
-        The largest relative difference of states, and of what is remembered.
+    """Return the largest relative difference from the model over some events, each from the program's last state.
 
     Raises:
-        ExportError: it is above `TOLERANCE`, or an output is not finite.
+        ExportError: if it is above `TOLERANCE`, or an output is not finite.
     """
     worst = 0.0
     for batch in STEP_BATCHES:
         generator = torch.Generator().manual_seed(batch)
         state = model.init_state(batch)
-        remembered = {STATE + name: x for name, x in state.tensors.items()}
+        recurrent = {STATE + name: x for name, x in state.tensors.items()}
         for event in range(STEPS):
             item_ids, user_ids = _random_items(model, (batch,), generator), _users(model, batch)
             states, state = model.step(item_ids, state, user_ids)
-            outputs = run({"item_ids": item_ids, "user_ids": user_ids, **remembered})
+            outputs = run({"item_ids": item_ids, "user_ids": user_ids, **recurrent})
             expected = {NEXT_STATE + name: x for name, x in state.tensors.items()}
             expected["states"] = model.to_scoring_space(states)
-            where = f"step {event + 1} of {batch} users"
-            worst = max(worst, _compare(model, outputs, expected, where))
-            remembered = {STATE + name: outputs[NEXT_STATE + name] for name in state.tensors}
+            place = f"step {event + 1} of {batch} users"
+            worst = max(worst, _compare(model, outputs, expected, place))
+            recurrent = {STATE + name: outputs[NEXT_STATE + name] for name in state.tensors}
     return worst
 
 
 def _compare(
-    model: SequentialRecommender, outputs: Tensors, expected: Mapping[str, Tensor], where: str
+    model: SequentialRecommender, outputs: Tensors, expected: Mapping[str, Tensor], place: str
 ) -> float:
     if "best_scores" in outputs:
-        # Of equal scores any may come first, so that scores are compared, and those of the items that are named.
+        # Equal scores may come in any order, so scores are compared, and the scores of the returned items.
         top_k, num_items = outputs["best_items"].shape[1], model.items.num_items
         scores = model.scorer().score_chunk(expected["states"], 1, num_items)
         named = scores.gather(1, outputs["best_items"] - 1)
@@ -88,12 +82,12 @@ def _compare(
     for name, x in expected.items():
         got = outputs[name]
         if got.shape != x.shape:
-            raise ExportError(f"{name} of {where} has shape {tuple(got.shape)}, the model's {tuple(x.shape)}")
+            raise ExportError(f"{name} of {place} has shape {tuple(got.shape)}, the model's {tuple(x.shape)}")
         scale = max(1.0, float(x.abs().max())) if x.numel() else 1.0
         difference = float((got.double() - x.double()).abs().max()) / scale if x.numel() else 0.0
         if not difference <= TOLERANCE:
             raise ExportError(
-                f"{name} of {where} differs from the model's by {difference:.2g} of its size, above "
+                f"{name} of {place} differs from the model's by {difference:.2g} of its size, above "
                 f"{TOLERANCE:g}; nothing was written"
             )
         worst = max(worst, difference)
@@ -105,5 +99,5 @@ def _random_items(model: SequentialRecommender, shape: tuple[int, ...], generato
 
 
 def _users(model: SequentialRecommender, batch: int) -> Tensor:
-    """User ids, the unknown user first."""
+    """Return user ids, the unknown user first."""
     return torch.arange(batch) % (1 if model.users is None else model.users.num_items + 1)

@@ -1,4 +1,4 @@
-"""How programs are written and run again: ONNX by onnxruntime, and torch's own format."""
+"""Writing and running of programs: ONNX by onnxruntime, and torch's own format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from seqrec.encoders.layers import Tensors
 from seqrec.errors import InputError
 from seqrec.inference.export.programs import Program
-from seqrec.inference.export.tables import Table
+from seqrec.inference.export.tables import ExportedTable
 
 Format = Literal["onnx", "torch"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
@@ -24,15 +24,11 @@ Run = Callable[[Tensors], Tensors]
 
 
 class ExportError(RuntimeError):
-    """A model that cannot be traced, or a written program that does not say what the model says."""
+    """A model cannot be traced, or a written program returns other values than the model."""
 
 
 def check_packages(form: str) -> None:
-    """Refuse a format that cannot be written here.
-
-    Raises:
-        InputError: an unknown format, or one whose packages are missing.
-    """
+    """Raise an `InputError` if a format is unknown, or its packages are not installed."""
     if form not in SUFFIXES:
         raise InputError(f"format={form!r} must be one of {', '.join(SUFFIXES)}")
     if form == "onnx":
@@ -42,22 +38,18 @@ def check_packages(form: str) -> None:
             import onnxscript  # noqa: F401
         except ImportError as error:
             raise InputError(
-                f"format='onnx' needs a package that is not there ({error}): "
-                'pip install "seqrec[onnx]", or take format torch'
+                f"format='onnx' needs a package that is not installed ({error}): "
+                'pip install "seqrec[onnx]", or use format torch'
             ) from error
 
 
-def write(program: Program, directory: Path, form: str, tables: Mapping[str, tuple[Table, int]]) -> Path:
-    """Trace a program and write it.
-
-    Args:
-        program: Of free batch size and length.
-        directory: Where the file goes, beside those of `tables`.
-        form: "onnx" or "torch".
-        tables: Name -> table in a file of its own, and the byte where its rows begin there.
+def write(
+    program: Program, directory: Path, form: str, tables: Mapping[str, tuple[ExportedTable, int]]
+) -> Path:
+    """Trace a program and write it to a folder, with tables in files of their own and the bytes at which rows start.
 
     Raises:
-        ExportError: what torch records of the encoder holds for some numbers of users or events alone.
+        ExportError: if torch's trace only holds for certain numbers of users or events.
     """
     path = directory / (program.name + SUFFIXES[form])
     with _without_exporters_noise(), torch.no_grad():
@@ -79,13 +71,13 @@ def write(program: Program, directory: Path, form: str, tables: Mapping[str, tup
     return path
 
 
-def load(program: Program, path: Path, tables: Mapping[str, Table]) -> Run:
-    """A written program as a function. In ONNX it finds its tables itself; torch's is given them."""
+def load(program: Program, path: Path, tables: Mapping[str, ExportedTable]) -> Run:
+    """Return a written program as a function. ONNX reads its tables itself; torch gets them as inputs."""
     if path.suffix == SUFFIXES["onnx"]:
         return _onnx_runtime(program, path)
     module = torch.export.load(path).module()
     files = {name: path.with_name(tables[name].file) for name in program.inputs if name in tables}
-    # Mapped as a consumer would; "c" lets torch believe that it may write.
+    # Mapped as a consumer would; with "c" (copy on write) torch does not warn of read-only memory.
     outer = {name: torch.from_numpy(np.load(file, mmap_mode="c")) for name, file in files.items()}
 
     def run(inputs: Tensors) -> Tensors:
@@ -103,21 +95,19 @@ def _dimensions(program: Program) -> tuple[dict[int, Any], ...]:
     return tuple({axis: free[x] for axis, x in program.axes[name].items()} for name in program.inputs)
 
 
-def _write_onnx(program: Program, exported: Any, path: Path, tables: Mapping[str, tuple[Table, int]]) -> None:
+def _write_onnx(
+    program: Program, exported: Any, path: Path, tables: Mapping[str, tuple[ExportedTable, int]]
+) -> None:
     import onnx_ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     written = torch.onnx.export(
-        exported,
-        input_names=list(program.inputs),
-        output_names=program.outputs,
-        dynamo=True,
-        verbose=False,
+        exported, input_names=list(program.inputs), output_names=program.outputs, dynamo=True, verbose=False
     )
     assert written is not None
     model = written.model
     for name, (table, offset) in tables.items():
-        # As an input the table would be handed over at each call; so onnxruntime maps the file.
+        # As an input the table would be passed at each call; as external data onnxruntime maps the file.
         value = next((x for x in model.graph.inputs if x.name == name), None)
         if value is None:
             continue
@@ -134,7 +124,7 @@ def _write_onnx(program: Program, exported: Any, path: Path, tables: Mapping[str
             base_dir=path.parent,
         )
         model.graph.register_initializer(value)
-    # Where each node came from, which is nobody's business but the source's.
+    # Remove the source lines that the nodes came from.
     ClearMetadataAndDocStringPass()(model)
     onnx_ir.save(model, path)
 
@@ -154,7 +144,7 @@ def _onnx_runtime(program: Program, path: Path) -> Run:
 
 @contextmanager
 def _without_exporters_noise() -> Iterator[None]:
-    """Hide what torch says of its own insides while it exports."""
+    """Hide torch's messages about its own internals during an export."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""What stands in an export's folder, for those who serve it without seqrec."""
+"""The manifest of an export, for serving it without seqrec."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 
 from seqrec import __version__
 from seqrec.inference.export.programs import NEXT_STATE, STATE, Program
-from seqrec.inference.export.tables import Table
+from seqrec.inference.export.tables import ExportedTable
 from seqrec.models import SequentialRecommender
 from seqrec.specs import to_spec
 
 FILE_NAME = "manifest.json"
 MEANINGS = {
-    "item_ids": "full: the history, oldest first, 0 behind its end; step: the new event; items are 1..num_items",
+    "item_ids": "full: the history, oldest first, 0 after its end; step: the new event; items are 1..num_items",
     "lengths": "events of each history, 1 or more",
     "user_ids": "1..num_users; 0 is an unknown user",
-    "states": "what the vectors of items are multiplied with for scores",
+    "states": "vectors; their products with the vectors of items are scores",
     "best_items": "the items with the highest scores, best first; items of the history are among them",
     "best_scores": "their scores",
 }
@@ -29,18 +29,18 @@ def manifest(
     form: str,
     programs: Mapping[str, tuple[Program, str, float]],
     omitted: Mapping[str, str],
-    tables: Mapping[str, Table],
+    tables: Mapping[str, ExportedTable],
     *,
     files: Sequence[str],
     top_k: int,
 ) -> dict[str, Any]:
-    """Everything that a consumer must know, as plain values.
+    """Return all that a consumer must know, as plain values.
 
     Args:
-        model: What was exported.
+        model: The exported model.
         form: "onnx" or "torch".
-        programs: Name -> program, its file, and how far it is from the model.
-        omitted: Name -> why the program is not there.
+        programs: Name -> program, its file, and its largest difference from the model.
+        omitted: Name -> reason why the program is missing.
         tables: The model's tables.
         files: Names of the tables' and the vocabulary's files.
         top_k: Items that the programs rank themselves; 0 leaves that to the consumer.
@@ -77,7 +77,7 @@ def manifest(
 
 def _program(
     model: SequentialRecommender,
-    tables: Mapping[str, Table],
+    tables: Mapping[str, ExportedTable],
     program: Program,
     file: str,
     difference: float,
@@ -88,7 +88,7 @@ def _program(
         entry = {"name": name, "dtype": str(x.dtype).removeprefix("torch."), "shape": program.shape(name)}
         if name in tables:
             if file.endswith(".onnx"):
-                continue  # which refers to the table's file itself
+                continue  # ONNX refers to the table's file itself
             entry |= {"file": tables[name].file, "shape": [tables[name].num_rows, tables[name].width]}
         if name in MEANINGS:
             entry["meaning"] = MEANINGS[name]
@@ -108,7 +108,7 @@ def _program(
 
 
 def _outputs(
-    model: SequentialRecommender, program: Program, tables: Mapping[str, Table], top_k: int
+    model: SequentialRecommender, program: Program, tables: Mapping[str, ExportedTable], top_k: int
 ) -> list[dict[str, Any]]:
     width = tables.get("candidates", tables["items"]).width
     known: dict[str, tuple[str, list[int | str]]] = {
@@ -128,8 +128,8 @@ def _outputs(
     return entries
 
 
-def _example(form: str, scored_by: Table, full: Program, outer: list[str]) -> list[str]:
-    """Lines of Python that rank items."""
+def _example(form: str, scored_by: ExportedTable, full: Program, outer: list[str]) -> list[str]:
+    """Return lines of Python that rank items."""
     users = ", 'user_ids': numpy.array([0])" if "user_ids" in full.inputs else ""
     lines = [
         "import numpy",

@@ -1,4 +1,4 @@
-"""A recommender as files that are served without seqrec."""
+"""Export a recommender as files that can be served without seqrec."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from seqrec.catalogue.recommend import evaluating
 from seqrec.errors import InputError
 from seqrec.inference.export import formats
 from seqrec.inference.export.checks import check_full_pass, check_one_step
 from seqrec.inference.export.formats import Format, check_packages, write
 from seqrec.inference.export.manifest import FILE_NAME, manifest
 from seqrec.inference.export.programs import full_pass, one_step
-from seqrec.inference.export.tables import Table, model_tables
+from seqrec.inference.export.tables import ExportedTable, model_tables
 from seqrec.models import Recommender, SequentialRecommender
-from seqrec.models.recommending import evaluating
 
-# Tables above that get files of their own unless told otherwise.
+# Larger tables get their own files by default.
 SEPARATE_BYTES = 64 << 20
-# What ONNX files may hold, which are single protobuf messages, less room for the rest.
+# Most bytes of tables in an ONNX file: a protobuf message's limit, minus space for the rest.
 MOST_INSIDE_BYTES = (2 << 30) - (64 << 20)
 
 
@@ -37,41 +37,49 @@ def export(
     separate_table: bool | None = None,
     top_k: int = 0,
 ) -> dict[str, Any]:
-    """Write a recommender as programs that onnxruntime or plain torch run, each checked against the model.
+    """Write a recommender as programs for onnxruntime or plain torch, each checked against the model.
 
-    Two programs of any batch size are written; `manifest.json` says their inputs, outputs, types and shapes:
+    Two programs for any batch size are written; `manifest.json` lists their inputs, outputs, types and shapes:
 
-    - `full`: a history of any length to the state behind its newest event, whose dot products with item vectors are
-      scores. Mamba's and GRU's recurrences run event by event in it (ONNX's Scan).
-    - `step`: one further event and what is remembered to the state behind it and what is remembered then, in constant
-      time. Nothing in it depends on `max_length`; attention takes its window from the size of the state that it is
-      given. Left out, with the reason in the manifest, where a model cannot be streamed, as with learned positions.
+    - `full`: from a history of any length to the state after its newest event. Dot products of states with item
+      vectors are scores. Mamba's and GRU's recurrences run event by event in it (ONNX's Scan).
+    - `step`: from one more event and the recurrent state to the next state, in constant time. It does not depend on
+      `max_length`; attention's window is the size of the given state. If a model cannot be streamed, as with learned
+      positions, the program is left out, with the reason in the manifest.
 
-    Beside them stand the vectors of all items in float32, which numpy maps into memory (row 0 is padding), unless the
-    programs rank items themselves, and the item vocabulary where the model knows it, as in an event store.
+    The vectors of all items in float32 are written next to them, for numpy to map into memory (row 0 is padding),
+    unless the programs rank items themselves. So is the item vocabulary, as in an event store, if the model knows it.
 
     Args:
         model: A recommender around a sequence encoder, on the CPU, with float32 weights.
-        directory: Folder that is made. It is there when all that is in it was checked, and not before.
+        directory: Folder to make. It appears once all its files are checked.
         format: "onnx", or "torch" for `torch.export`'s `.pt2`.
         separate_table: Whether item and user vectors stay outside the programs: ONNX files refer to the `.npy`, which
-            onnxruntime maps into memory, and a `.pt2` takes it as an input. None: where a table has more than 64 MiB.
-        top_k: Best items that the programs find themselves, as `best_items` and `best_scores`, items of the history
-            among them; 0 leaves that to the consumer. Needs the tables inside.
+            onnxruntime maps into memory, and a `.pt2` takes it as an input. None means tables above 64 MiB.
+        top_k: Best items that the programs find themselves, as `best_items` and `best_scores`, including items of the
+            history; 0 leaves that to the consumer. Needs the tables inside.
 
     Returns:
-        What the manifest says.
+        The content of the manifest.
 
     Raises:
-        InputError: a model that cannot be exported, a missing package, or an argument that does not fit.
-        ExportError: an encoder that torch cannot trace, or a program that does not say what the model says; no file
-            is left.
+        InputError: if the model cannot be exported, a package is missing, or an argument does not fit.
+        ExportError: if torch cannot trace the encoder, or a program returns other values than the model; no file is
+            left.
+
+    Example:
+        >>> import tempfile
+        >>> from seqrec import GRU4Rec, export
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     manifest = export(GRU4Rec(num_items=20, d_model=8), f"{folder}/model", format="torch")
+        >>> manifest["programs"]["full"]["file"]
+        'full.pt2'
     """
     check_packages(format)
     sequential = _checked(model)
     target = Path(directory)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} is there already; give a folder that is not, or an empty one")
+        raise InputError(f"{target} exists already; give a folder that does not exist, or an empty one")
     tables = model_tables(sequential)
     inside = _inside(tables, separate_table, top_k, format)
     if not 0 <= top_k <= sequential.items.num_items:
@@ -96,13 +104,13 @@ def export(
             programs["step"] = (step, file.name, check_one_step(sequential, formats.load(step, file, tables)))
         else:
             omitted["step"] = reason
-        said = manifest(sequential, format, programs, omitted, tables, files=files, top_k=top_k)
-        (folder / FILE_NAME).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
-    return said
+        content = manifest(sequential, format, programs, omitted, tables, files=files, top_k=top_k)
+        (folder / FILE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return content
 
 
 def _checked(model: Recommender) -> SequentialRecommender:
-    """The model, if it is one that can be exported."""
+    """Return the model if it can be exported."""
     if not isinstance(model, SequentialRecommender):
         raise InputError(
             f"{model.title} has no encoder to export; give a SequentialRecommender, such as MambaRec or SASRec"
@@ -111,17 +119,19 @@ def _checked(model: Recommender) -> SequentialRecommender:
         if weight.device.type != "cpu" or weight.dtype != torch.float32:
             raise InputError(
                 f"encoder.{name} is {weight.dtype} on {weight.device}, but exports are of float32 on the CPU: call "
-                "model.float().cpu() before"
+                "model.float().cpu() first"
             )
     if any(table is not None and table.spread is not None for table in (model.items, model.output_items)):
         raise InputError(
-            "the item table is spread over ranks; load the checkpoint in one process and export that"
+            "the item table is sharded over processes; load the checkpoint in one process and export that"
         )
     return model
 
 
-def _inside(tables: Mapping[str, Table], separate_table: bool | None, top_k: int, form: str) -> list[str]:
-    """Names of the tables that are parts of the programs."""
+def _inside(
+    tables: Mapping[str, ExportedTable], separate_table: bool | None, top_k: int, form: str
+) -> list[str]:
+    """Return names of the tables inside the programs."""
     needed = [table for table in tables.values() if top_k or table.name != "candidates"]
     separate = {
         table.name
@@ -138,7 +148,7 @@ def _inside(tables: Mapping[str, Table], separate_table: bool | None, top_k: int
     if form == "onnx" and sum(table.num_bytes for table in inside) > MOST_INSIDE_BYTES:
         raise InputError(
             f"separate_table=False would put {', '.join(f'{size} of {x}' for x, size in sizes.items())} into one ONNX "
-            "file, which holds 2 GiB at most; leave it out"
+            "file, which is limited to 2 GiB; leave it out"
         )
     return [table.name for table in inside]
 
@@ -162,7 +172,7 @@ def _write_vocabulary(model: Recommender, folder: Path) -> list[str]:
 
 @contextmanager
 def _folder(target: Path) -> Iterator[Path]:
-    """A folder beside the target that takes its name when all went well, and is gone otherwise."""
+    """Make a folder that gets the target's name at the end, or is removed after an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:

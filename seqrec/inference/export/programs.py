@@ -1,30 +1,33 @@
-"""What is exported: the full pass and the one-step update of a recommender as functions of plain tensors.
+"""Programs to export: the full pass and the one-step update of a recommender as functions of plain tensors.
 
 Shapes: B batch, L events, D width, V rows of a table, W newest events that attention sees.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.encoders.layers import Tensors
-from seqrec.inference.export.recurrence import traceable
-from seqrec.inference.export.tables import Table
+from seqrec.inference.export.tables import ExportedTable
 from seqrec.models import SequentialRecommender
+from seqrec.ops.export import scan_events
 from seqrec.types import History
 
-# Sizes of the example that is traced; all others may be fed later. 0 and 1 would be taken for constants, and equal
-# sizes for one axis.
+# Sizes of the traced example; others may be used later. torch would take 0 and 1 for constants, and equal sizes for
+# one axis.
 BATCH, LENGTH, WINDOW, ROWS = 2, 3, 5, 7
-# What is remembered has these before its names, as an input and as an output.
+# Prefixes of the recurrent state's names, as an input and as an output.
 STATE, NEXT_STATE = "state.", "next_state."
 
 Axes = dict[str, dict[int, str]]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,9 @@ class Program:
         name: "full" or "step".
         module: Takes the inputs in order and returns a tuple of the outputs.
         inputs: Example of each input.
-        axes: Input -> axis -> name, for axes whose size is free.
+        axes: Input -> axis -> name, for axes with a free size.
         outputs: Names.
-        longest: Most events a row that it takes; None is any number.
+        longest: Most events per row; None is any number.
     """
 
     name: str
@@ -48,17 +51,17 @@ class Program:
     longest: int | None = None
 
     def shape(self, name: str) -> list[int | str]:
-        """Shape of an input, with the names of free axes."""
+        """Return the shape of an input, with the names of free axes."""
         return [self.axes[name].get(axis, size) for axis, size in enumerate(self.inputs[name].shape)]
 
 
 class _Pass(nn.Module):
-    """What both programs share: events are embedded and states made to_scoring_space as in `SequentialRecommender`.
+    """Base of both programs: embeds events and scales states as `SequentialRecommender` does.
 
     Args:
-        model: In evaluation mode; its weights are shared.
-        inside: Tables that are part of the program; the others are inputs.
-        names: Of the inputs, in order.
+        model: A model in evaluation mode; its weights are shared.
+        inside: Tables inside the program; others are inputs.
+        names: Names of the inputs, in order.
         top_k: Best items that the program returns; 0 is none.
     """
 
@@ -74,11 +77,11 @@ class _Pass(nn.Module):
         self.names, self.top_k, self.to_scoring_space = names, top_k, model.to_scoring_space
 
     def given(self, tensors: tuple[Tensor, ...]) -> Tensors:
-        """All inputs and tables by name."""
+        """Return all inputs and tables by name."""
         return dict(zip(self.names, tensors, strict=True)) | {x: self.get_buffer(x) for x in self.inside}
 
     def embedded(self, given: Tensors) -> Tensor:
-        """Events (B, L, D) of items (B, L), without positions."""
+        """Return events (B, L, D) of items (B, L), without positions."""
         width = self.encoder.d_model
         x: Tensor = F.embedding(given["item_ids"], given["items"])[..., :width] * width**0.5
         if "user_ids" in given:
@@ -86,7 +89,7 @@ class _Pass(nn.Module):
         return x
 
     def results(self, states: Tensor, given: Tensors) -> tuple[Tensor, ...]:
-        """What is returned for states (B, D): those that scores are products with, and the best items if asked."""
+        """Return the program's outputs for states (B, D): scaled states, and the best items if `top_k` is set."""
         states = self.to_scoring_space(states)
         if not self.top_k:
             return (states,)
@@ -116,14 +119,17 @@ class _OneStep(_Pass):
 
 
 def full_pass(
-    model: SequentialRecommender, tables: Mapping[str, Table], inside: Mapping[str, Tensor], top_k: int
+    model: SequentialRecommender,
+    tables: Mapping[str, ExportedTable],
+    inside: Mapping[str, Tensor],
+    top_k: int,
 ) -> Program:
-    """Histories to the state behind each one's newest event."""
+    """Return the program from histories to the state after each one's newest event."""
     inputs, axes = _outer_inputs(tables, inside)
     longest = None if model.positions is None else model.positions.max_length
     length = LENGTH if longest is None else min(LENGTH, longest)
     inputs["item_ids"] = torch.ones(BATCH, length, dtype=torch.int64)
-    # A single position is a constant.
+    # A single position is a constant for torch.
     axes["item_ids"] = {0: "batch", 1: "length"} if length > 1 else {0: "batch"}
     inputs["lengths"], axes["lengths"] = torch.full((BATCH,), length), {0: "batch"}
     _add_users(inputs, axes, model)
@@ -132,14 +138,14 @@ def full_pass(
 
 
 def one_step(
-    model: SequentialRecommender, tables: Mapping[str, Table], inside: Mapping[str, Tensor], top_k: int
+    model: SequentialRecommender,
+    tables: Mapping[str, ExportedTable],
+    inside: Mapping[str, Tensor],
+    top_k: int,
 ) -> Program:
-    """One further event of each user, and what is remembered, to the state behind it and what is remembered then.
+    """Return the program from one more event per user and the recurrent state to the next state.
 
-    The window of attention is the size of the state that is fed; nothing in the program says it.
-
-    Raises:
-        InputError: an encoder that cannot be streamed.
+    The size of the given state is the window of attention. An `InputError` refuses encoders that cannot be streamed.
     """
     inputs, axes = _outer_inputs(tables, inside)
     inputs["item_ids"], axes["item_ids"] = torch.ones(BATCH, dtype=torch.int64), {0: "batch"}
@@ -155,8 +161,8 @@ def one_step(
     return Program("step", module, inputs, axes, [*_outputs(top_k), *(NEXT_STATE + name for name in state)])
 
 
-def _outer_inputs(tables: Mapping[str, Table], inside: Mapping[str, Tensor]) -> tuple[Tensors, Axes]:
-    # Candidates that are outside are the consumer's to multiply with.
+def _outer_inputs(tables: Mapping[str, ExportedTable], inside: Mapping[str, Tensor]) -> tuple[Tensors, Axes]:
+    # The consumer multiplies with candidates that are outside.
     outer = [table for name, table in tables.items() if name not in inside and name != "candidates"]
     inputs = {table.name: torch.zeros(ROWS, table.width) for table in outer}
     return inputs, {table.name: {0: f"num_{table.name}"} for table in outer}
@@ -169,3 +175,58 @@ def _add_users(inputs: Tensors, axes: Axes, model: SequentialRecommender) -> Non
 
 def _outputs(top_k: int) -> list[str]:
     return ["states", "best_items", "best_scores"] if top_k else ["states"]
+
+
+class ScannedGRU(nn.Module):
+    """A layer of `nn.GRU` as one operator for any number of events; torch would unroll the traced number of them.
+
+    Args:
+        gru: One layer, one direction, batch first; its weights are shared.
+    """
+
+    def __init__(self, gru: nn.GRU) -> None:
+        super().__init__()
+        assert (gru.num_layers, gru.batch_first, gru.bidirectional) == (1, True, False)
+        self.of_event = _linear(gru.weight_ih_l0, gru.bias_ih_l0)
+        self.of_state = _linear(gru.weight_hh_l0, gru.bias_hh_l0)
+
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return outputs (B, L, D) for x (B, L, D), and the last hidden state (1, B, D), as `nn.GRU`."""
+        projected = self.of_event(x)
+        # Scan can use outer tensors, but no layers.
+        weight, bias = self.of_state.weight, self.of_state.bias
+        state = x.new_zeros(x.shape[0], self.of_state.in_features) if hidden is None else hidden[0]
+
+        def event(state: Tensor, now: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            reset, update, new = now[0].chunk(3, dim=-1)
+            reset_h, update_h, new_h = F.linear(state, weight, bias).chunk(3, dim=-1)
+            candidate = torch.tanh(new + torch.sigmoid(reset + reset_h) * new_h)
+            kept = torch.sigmoid(update + update_h)
+            state = candidate + kept * (state - candidate)
+            return state, state.clone()
+
+        if isinstance(x.shape[1], int) and x.shape[1] == 1:
+            last, out = event(state, (projected[:, 0],))
+            return out.unsqueeze(1), last.unsqueeze(0)
+        outputs, last = scan_events(event, state, (projected,))
+        return outputs, last.unsqueeze(0)
+
+
+def _linear(weight: object, bias: object) -> nn.Linear:
+    """Return a linear layer that shares another layer's weights."""
+    assert isinstance(weight, nn.Parameter)
+    assert isinstance(bias, nn.Parameter)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    layer.weight, layer.bias = weight, bias
+    return layer
+
+
+def traceable(module: Module) -> Module:
+    """Return a copy that shares the weights and can be exported; the module is unchanged."""
+    shared = [*module.parameters(), *module.buffers()]
+    copied = copy.deepcopy(module, {id(x): x for x in shared})
+    for parent in copied.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.GRU):
+                setattr(parent, name, ScannedGRU(child))
+    return copied

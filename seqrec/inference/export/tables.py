@@ -1,4 +1,4 @@
-"""Vectors of items and users, inside programs or in files of their own. V rows, D width."""
+"""Vectors of items and users, inside programs or in their own files. V rows, D width."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from seqrec.models import SequentialRecommender
 
-# Rows that are written at a time hold so many numbers at most.
+# Most numbers that are written at a time.
 NUMBERS_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
-class Table:
-    """Vectors (V, D) in float32, whatever the model stores; row 0 is padding.
+class ExportedTable:
+    """Vectors (V, D) in float32, for any storage type of the model; row 0 is padding.
 
     Attributes:
-        name: "items" embeds the history, "users" the user; "candidates" scores items where "items" does not.
+        name: "items" embeds the history, "users" the user; "candidates" scores items if "items" does not.
         num_rows: V.
-        width: D, with a further column in the table that scores items if these have biases.
-        rows: The rows from the first number up to the second.
+        width: D, plus a column for biases in the table that scores items.
+        rows: Returns the rows from the first number to the second, exclusive.
     """
 
     name: str
@@ -39,15 +39,15 @@ class Table:
 
     @property
     def file(self) -> str:
-        """Name of the file it is written to."""
+        """Name of its file."""
         return f"{self.name}.npy"
 
     def whole(self) -> Tensor:
-        """All rows."""
+        """Return all rows."""
         return self.rows(0, self.num_rows)
 
     def write(self, directory: Path) -> int:
-        """Write the file, which numpy can map into memory; returns the byte where the rows begin."""
+        """Write a file that numpy can map into memory, and return the byte at which its rows start."""
         shape = (self.num_rows, self.width)
         file = np.lib.format.open_memmap(directory / self.file, "w+", np.dtype("<f4"), shape)
         step = max(1, NUMBERS_AT_ONCE // self.width)
@@ -58,8 +58,8 @@ class Table:
         return int(file.offset)
 
 
-def model_tables(model: SequentialRecommender) -> dict[str, Table]:
-    """The model's tables by name; without "candidates" where those of the history are also what is scored."""
+def model_tables(model: SequentialRecommender) -> dict[str, ExportedTable]:
+    """Return the model's tables by name; without "candidates" if the history's table scores items too."""
     tables = {}
     for name, embedding in (("items", model.items), ("users", model.users)):
         if embedding is not None:
@@ -71,10 +71,10 @@ def model_tables(model: SequentialRecommender) -> dict[str, Table]:
         def candidates(first: int, last: int) -> Tensor:
             return scorer.vectors(torch.arange(first, last, device=model.device)).detach()
 
-        tables["candidates"] = Table("candidates", scorer.num_items + 1, width, candidates)
+        tables["candidates"] = ExportedTable("candidates", scorer.num_items + 1, width, candidates)
     return tables
 
 
-def _stored(name: str, weight: Tensor) -> Table:
+def _stored(name: str, weight: Tensor) -> ExportedTable:
     num_rows, width = weight.shape
-    return Table(name, num_rows, width, lambda first, last: weight[first:last].float())
+    return ExportedTable(name, num_rows, width, lambda first, last: weight[first:last].float())

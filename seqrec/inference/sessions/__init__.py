@@ -1,9 +1,16 @@
-"""Users followed event by event: what a model remembers of them, kept in a store."""
+"""Sessions: users' events come in one at a time, and a store keeps their states."""
 
 from seqrec.aliases import old_names
-from seqrec.inference.sessions.entries import Event, HistoryOf, Id, Request, Scored, UserHistory
-from seqrec.inference.sessions.histories import log_histories, warm
-from seqrec.inference.sessions.recommender import SessionRecommender
+from seqrec.inference.sessions.entries import (
+    Event,
+    HistoryOf,
+    Id,
+    Request,
+    Scored,
+    UserHistory,
+    log_histories,
+)
+from seqrec.inference.sessions.recommender import SessionRecommender, warm
 from seqrec.inference.sessions.stores import InMemoryStore, RedisStore, SQLiteStore, StateStore
 from seqrec.inference.sessions.user_state import ReencodedState, StreamedState, UserState
 

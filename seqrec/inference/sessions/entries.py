@@ -1,4 +1,4 @@
-"""What goes into sessions and comes out, in the log's own ids."""
+"""Inputs and outputs of sessions, in the log's ids: events, requests, histories and scored items."""
 
 from __future__ import annotations
 
@@ -6,23 +6,31 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from seqrec.catalogue.recommend import RecommendOptions
+from seqrec.data.store import EventStore
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import BatchEntryError, UnknownItemError
 from seqrec.types import Recommendations
 
-# A user or an item as the log has it. An integer and its decimal string are the same id, as in `Vocabulary`.
+# The log's id of a user or an item. An integer and its decimal string are the same id, as in `Vocabulary`.
 Id = int | str
 
 
 class Event(NamedTuple):
-    """A user met an item.
+    """An event: a user interacted with an item.
 
     Attributes:
         user: The log's user id, or a new one.
         item: The log's item id.
-        time: In the log's unit; None says nothing of when, only that the event follows those before.
+        time: Time in the log's unit; None if only the order is known.
+
+    Example:
+        >>> from seqrec import Event
+        >>> Event("ada", 42, time=1_700_000_000).item
+        42
     """
 
     user: Id
@@ -31,21 +39,23 @@ class Event(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A user wants items.
+    """A request for recommendations.
 
     Attributes:
         user: The user's id.
-        k: Items wanted.
-        filter_seen: Whether items that the user met are left out.
+        k: Number of items.
+        filter_seen: Whether to leave out items that the user has seen.
+        block: Ids of items that are not recommended; unknown ones are ignored.
     """
 
     user: Id
     k: int = 10
     filter_seen: bool = True
+    block: Sequence[Id] = ()
 
 
 class Scored(NamedTuple):
-    """An item for a user.
+    """A recommended item.
 
     Attributes:
         item: The log's item id.
@@ -57,41 +67,50 @@ class Scored(NamedTuple):
 
 
 class UserHistory(NamedTuple):
-    """A user's events up to now.
+    """A user's events so far.
 
     Attributes:
         items: The log's item ids, oldest first.
-        newest_time: Of the newest event, in the log's unit; None where it is not known.
+        newest_time: Time of the newest event in the log's unit; None if unknown.
     """
 
     items: Sequence[Id] | NDArray[np.int64]
     newest_time: int | None = None
 
 
-# Finds the history of a user who has no session; None, or one without items, where there is none.
+# Finds the history of a user without a session; returns None, or a history without items, if it knows none.
 HistoryOf = Callable[[Id], UserHistory | None]
 
 
-def user_key(user: Id, index: int = 0, place: str = "") -> bytes:
-    """A user as bytes, under which stores keep the session.
+def log_histories(log: EventStore) -> HistoryOf:
+    """Return a function that finds users' histories in a log, for `SessionRecommender(history_of=..)`.
 
     Args:
-        user: The user's id.
-        index: Place of the entry in its batch.
-        place: What errors call the entry, such as `events[3]: `.
-
-    Raises:
-        BatchEntryError: no id.
+        log: The log, such as the one that the model was trained on.
     """
+
+    def history_of(user: Id) -> UserHistory | None:
+        (user_id,) = log.user_vocabulary.lookup([user])
+        if user_id == 0:
+            return None
+        own = slice(int(log.offsets[user_id - 1]), int(log.offsets[user_id]))
+        newest = None if log.timestamps is None else int(log.timestamps[own.stop - 1])
+        return UserHistory(log.item_vocabulary.external_ids(log.item_ids[own]), newest)
+
+    return history_of
+
+
+def user_key(user: Id, index: int = 0, place: str = "") -> bytes:
+    """Return the key, in bytes, of a user's session; `index` and `place` name the entry in a `BatchEntryError`."""
     return _text("user", user, index, place).encode()
 
 
 def known_items(events: Sequence[Event], vocabulary: Vocabulary) -> NDArray[np.int64]:
-    """(N,) internal item ids.
+    """Return the (N,) internal item ids of events.
 
     Raises:
-        UnknownItemError: an item that the model was not trained on.
-        BatchEntryError: an item that is no id.
+        UnknownItemError: if the model was not trained on an item.
+        BatchEntryError: if an item is not an id.
     """
     for index, event in enumerate(events):
         _text("item", event.item, index, f"events[{index}]: ")
@@ -108,11 +127,7 @@ def known_items(events: Sequence[Event], vocabulary: Vocabulary) -> NDArray[np.i
 
 
 def check_time(event: Event, index: int) -> None:
-    """Refuse a time that is no int64.
-
-    Raises:
-        BatchEntryError: another kind of time.
-    """
+    """Raise a `BatchEntryError` if an event's time is not an int64."""
     time = event.time
     whole = isinstance(time, (int, np.integer)) and not isinstance(time, bool)
     if time is not None and not (whole and -(2**63) <= time < 2**63):
@@ -123,14 +138,20 @@ def check_time(event: Event, index: int) -> None:
         )
 
 
-def scored_lists(best: Recommendations, ks: Sequence[int], items: Vocabulary) -> list[list[Scored]]:
-    """Recommendations in the log's own ids.
+def recommend_options(
+    k: int, filter_seen: bool, block: Sequence[Id], items: Vocabulary, index: int = 0
+) -> RecommendOptions:
+    """Return a request's options in the model's ids; a `BatchEntryError` refuses entries of `block` that are no ids."""
+    if not block:
+        return RecommendOptions(k, filter_seen)
+    for item in block:
+        _text("block item", item, index, f"requests[{index}]: ")
+    found = items.lookup(block)
+    return RecommendOptions(k, filter_seen, torch.from_numpy(np.unique(found[found > 0])))
 
-    Args:
-        best: At least as many a user as are wanted.
-        ks: How many each user wants at most.
-        items: The log's item ids.
-    """
+
+def scored_lists(best: Recommendations, ks: Sequence[int], items: Vocabulary) -> list[list[Scored]]:
+    """Return the first `ks` recommendations of each user in the log's ids."""
     results = []
     for item_ids, scores, k in zip(best.item_ids.cpu(), best.scores.cpu(), ks, strict=True):
         names = items.external_ids(item_ids[:k][item_ids[:k] > 0].numpy())
@@ -150,7 +171,7 @@ def _text(kind: str, value: object, index: int, place: str) -> str:
             pass
         else:
             return text
-    # Python refuses to print integers of thousands of digits.
+    # Python refuses to print integers with thousands of digits.
     shown = "of many digits" if is_id and not isinstance(value, str) else ascii(value)[:60]
     raise BatchEntryError(
         f"{place}{kind}={shown} must be a whole number of 64 bits or a text of Unicode characters", index

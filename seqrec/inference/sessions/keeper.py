@@ -1,12 +1,16 @@
-"""Sessions of many users in a store."""
+"""Users' sessions as bytes, and their reading from and writing to a store."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import struct
 import threading
+import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,46 +18,110 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqrec.data.vocabulary import Vocabulary
-from seqrec.errors import SessionStoreError
+from seqrec.errors import DamagedSessionError, SessionStoreError
 from seqrec.inference.sessions.entries import HistoryOf, Id, UserHistory
-from seqrec.inference.sessions.session import Session
 from seqrec.inference.sessions.stores import StateStore
 from seqrec.inference.sessions.user_state import UserState
 
 _LOG = logging.getLogger(__name__)
 FORMAT = 1
+# Checksum of all bytes after it.
+CHECKSUM = struct.Struct("<I")
+# Events, newest time, whether it is known, bytes of the state.
+HEAD = struct.Struct("<Qq?I")
+
+
+@dataclass(frozen=True)
+class Session:
+    """All that is kept of a user.
+
+    Attributes:
+        state: The state that the model continues from, as bytes; see `UserState`.
+        num_events: Events so far.
+        newest_time: The latest time of an event; None if no event had one.
+        seen: (N,) int32 distinct internal item ids, in the order in which they were last seen.
+    """
+
+    state: bytes
+    num_events: int = 0
+    newest_time: int | None = None
+    seen: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+
+    def observed(
+        self, item_ids: NDArray[np.int64], newest_time: int | None, state: bytes, max_seen: int | None
+    ) -> Session:
+        """Return the session after further events (N,), oldest first; `max_seen` as of `SessionKeeper`."""
+        # From the end, so that each item takes the place at which it was last seen.
+        new = np.array([*dict.fromkeys(reversed(item_ids.tolist()))][::-1], np.int32)
+        # A shortcut for the common case of one event.
+        again = self.seen == new[0] if len(new) == 1 else np.isin(self.seen, new)
+        seen = np.concatenate([self.seen[~again], new])
+        if max_seen is not None:
+            seen = seen[len(seen) - min(max_seen, len(seen)) :]
+        return Session(state, self.num_events + len(item_ids), newest_time, seen)
+
+    def to_bytes(self) -> bytes:
+        """Return the session as bytes with a checksum."""
+        head = HEAD.pack(
+            self.num_events, self.newest_time or 0, self.newest_time is not None, len(self.state)
+        )
+        content = b"".join([head, self.state, self.seen.astype("<i4", copy=False).tobytes()])
+        return CHECKSUM.pack(zlib.crc32(content)) + content
+
+    @staticmethod
+    def from_bytes(data: bytes, user: Any, index: int = 0) -> Session:
+        """Return the session that `to_bytes` wrote.
+
+        Raises:
+            DamagedSessionError: if the checksum does not match; it names the user and its place `index` in a batch.
+        """
+        content = memoryview(data)[CHECKSUM.size :]
+        if len(content) < HEAD.size or CHECKSUM.unpack_from(data)[0] != zlib.crc32(content):
+            raise DamagedSessionError(
+                f"the session of user={user!r} is damaged: its checksum does not match its content; forget the user, "
+                "and observe the events again",
+                index,
+            )
+        num_events, time, has_time, size = HEAD.unpack_from(content)
+        begin = HEAD.size + size
+        return Session(
+            bytes(content[HEAD.size : begin]),
+            num_events,
+            time if has_time else None,
+            np.frombuffer(content[begin:], "<i4").astype(np.int32, copy=False),
+        )
 
 
 class SessionKeeper:
-    """Reads sessions from a store, and writes them back behind further events.
+    """Reads sessions from a store, and writes them back after further events.
 
     Args:
-        store: Where they are kept.
-        memory: What the model goes on from.
+        store: The store.
+        user_state: Makes the states that the model continues from.
         items: The log's item ids.
-        users: The log's user ids, for models with vectors of users; None where all users are the same to the model.
-        max_seen: Items met that are kept, those met last; None is all.
-        history_of: Asked for users without a session; None asks nobody.
+        users: The log's user ids, for models with vectors of users; None if the model does not distinguish users.
+        max_seen: Most seen items that are kept, the last ones; None keeps all.
+        history_of: Finds histories of users without a session; None finds none.
 
     Attributes:
         lock: Held from reading sessions to writing them back.
 
     Raises:
-        SessionStoreError: the store is of another model, or cannot be used.
+        SessionStoreError: if the store belongs to another model, or cannot be used.
     """
 
     def __init__(
         self,
         store: StateStore,
         *,
-        memory: UserState,
+        user_state: UserState,
         items: Vocabulary,
         users: Vocabulary | None,
         max_seen: int | None,
         history_of: HistoryOf | None,
     ) -> None:
         self.store = store
-        self.memory = memory
+        self.user_state = user_state
         self.items = items
         self.users = users
         self.max_seen = max_seen
@@ -62,15 +130,11 @@ class SessionKeeper:
         self._claim()
 
     def stored(self, keys: Sequence[bytes], users: Sequence[Id]) -> list[Session | None]:
-        """The sessions that are in the store; None for others.
-
-        Args:
-            keys: Under which the store has the sessions.
-            users: The same users, for errors.
+        """Return the sessions in the store; None for users without one.
 
         Raises:
-            DamagedSessionError: a session is damaged; its `index` is the user's place.
-            SessionStoreError: the store cannot be read.
+            DamagedSessionError: if a session is damaged; its `index` is the user's place.
+            SessionStoreError: if the store cannot be read.
         """
         rows = self.store.get_many(keys)
         return [
@@ -79,7 +143,7 @@ class SessionKeeper:
         ]
 
     def sessions(self, keys: Sequence[bytes], users: Sequence[Id]) -> list[Session | None]:
-        """The same, after users without one, of whom `history_of` knows events, got theirs."""
+        """Return the sessions, after making those of users whose history `history_of` knows."""
         found = self.stored(keys, users)
         if self.history_of is None or all(session is not None for session in found):
             return found
@@ -88,13 +152,7 @@ class SessionKeeper:
             return self.stored(keys, users)
 
     def begin(self, keys: Sequence[bytes], users: Sequence[Id], history_of: HistoryOf) -> int:
-        """Make sessions of users who have none, from their histories; returns of how many.
-
-        Args:
-            keys: Under which the store keeps the sessions; repeats are allowed.
-            users: The same users.
-            history_of: Asked for those who have none.
-        """
+        """Make sessions of users who have none, from their histories, and return how many; keys may repeat."""
         new_keys, new_users, item_ids, times = [], [], [], []
         with self.lock:
             rows = self.store.get_many(keys)
@@ -119,41 +177,41 @@ class SessionKeeper:
         item_ids: Sequence[NDArray[np.int64]],
         newest_times: Sequence[int | None],
     ) -> None:
-        """Write sessions behind further events; hold the lock since they were read.
+        """Write sessions after further events, at least one per user; hold the lock since they were read.
 
         Args:
-            keys: Distinct.
+            keys: Distinct keys.
             users: The same users.
-            sessions: As they were read.
-            item_ids: Further events of each, at least one.
-            newest_times: The latest time of all events of each.
+            sessions: The sessions that were read.
+            item_ids: Further events of each user.
+            newest_times: The latest time of all events of each user.
         """
         before = [session or Session(b"") for session in sessions]
-        states = self.memory.extend(
-            [session.memory or None for session in before], item_ids, self.user_ids(users)
+        states = self.user_state.extend(
+            [session.state or None for session in before], item_ids, self.user_ids(users)
         )
         self.store.put_many(
             [
-                (key, session.observed(new, time, memory, self.max_seen).to_bytes())
-                for key, session, new, time, memory in zip(
+                (key, session.observed(new, time, state, self.max_seen).to_bytes())
+                for key, session, new, time, state in zip(
                     keys, before, item_ids, newest_times, states, strict=True
                 )
             ]
         )
 
     def user_ids(self, users: Sequence[Id]) -> Tensor:
-        """(B,) internal ids, 0 for users that training did not know, and for all where the model has no vectors."""
+        """Return (B,) internal ids, 0 for users that training did not know or if the model has no user vectors."""
         if self.users is None:
             return torch.zeros(len(users), dtype=torch.int64)
         return torch.from_numpy(self.users.lookup(users))
 
     def _known_items(self, user: Id, history: UserHistory) -> NDArray[np.int64] | None:
-        """Internal ids of a history's items; None where there is none."""
+        """Return internal ids of a history's items; None if none is known."""
         found = self.items.lookup(history.items)
         known = found[found > 0]
         if len(known) < len(found):
             _LOG.warning(
-                "left out %d of %d events in the history of user=%r, whose items the model was not trained on",
+                "left out %d of %d events in the history of user=%r, with items that the model was not trained on",
                 len(found) - len(known),
                 len(found),
                 user,
@@ -161,9 +219,9 @@ class SessionKeeper:
         return known if len(known) else None
 
     def _claim(self) -> None:
-        """Make a new store this model's; refuse one of another."""
+        """Claim a new store for this model; refuse a store of another model."""
         ours = {"format": FORMAT, "vocabulary": vocabulary_digest(self.items)}
-        text = json.dumps({**ours, **self.memory.describe()}, separators=(",", ":"))
+        text = json.dumps({**ours, **self.user_state.describe()}, separators=(",", ":"))
         kept = self.store.claim(text.encode())
         if kept == text.encode():
             return
@@ -179,11 +237,11 @@ class SessionKeeper:
                 f"the store is of another catalogue or version: it has {theirs}, the model {ours}; give each model a "
                 "store of its own, and observe the events again"
             )
-        self.memory.check(found)
+        self.user_state.check(found)
 
 
 def vocabulary_digest(vocabulary: Vocabulary) -> str:
-    """Which external ids a vocabulary has."""
+    """Return a digest of a vocabulary's external ids."""
     digest = hashlib.sha256()
     for name, values in sorted(vocabulary.arrays("ids").items()):
         digest.update(f"{name} {values.dtype} {len(values)} ".encode())

@@ -1,22 +1,18 @@
-"""A model that follows its users event by event."""
+"""Recommendations in sessions: events come in one at a time, and users can ask for items at any time."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from types import TracebackType
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from seqrec.errors import (
-    BatchEntryError,
-    DamagedSessionError,
-    InputError,
-    LateEventError,
-    UnknownUserError,
-)
+from seqrec.catalogue.recommend import best_items_of_each
+from seqrec.data.store import EventStore
+from seqrec.errors import BatchEntryError, DamagedSessionError, InputError, LateEventError, UnknownUserError
 from seqrec.inference.sessions.entries import (
     Event,
     HistoryOf,
@@ -25,45 +21,56 @@ from seqrec.inference.sessions.entries import (
     Scored,
     check_time,
     known_items,
+    log_histories,
+    recommend_options,
     scored_lists,
     user_key,
 )
-from seqrec.inference.sessions.keeper import SessionKeeper
-from seqrec.inference.sessions.session import Session
+from seqrec.inference.sessions.keeper import Session, SessionKeeper
 from seqrec.inference.sessions.stores import InMemoryStore, StateStore
 from seqrec.inference.sessions.user_state import UserState, user_state_of
 from seqrec.models import Recommender, SequentialRecommender
-from seqrec.types import RaggedItems, SeenItems
 
 _LOG = logging.getLogger(__name__)
 
 
-class SessionRecommender:
-    """Takes users' events as they come, and recommends items at any time. May be called from several threads.
+class SessionRecommender(AbstractContextManager["SessionRecommender"]):
+    """Takes in users' events one at a time, and recommends items at any time. May be called from several threads.
 
-    What is kept of a user: what the model goes on from (see `UserState`), the number of events, the newest time, and
-    the items met so far, at 4 bytes each. With a model that streams, `observe` and `recommend` then cost the same
-    whatever the number of events, but for copying and hiding the items met.
+    It keeps per user: the state that the model continues from (see `UserState`), the number of events, the newest
+    time, and the seen items, at 4 bytes each. If the model streams, the cost of `observe` and `recommend` does not
+    depend on the number of events, apart from copying and hiding the seen items.
 
-    **Order.** A user's events count in the order in which they arrive. An event with an earlier time than the user's
-    newest is refused: a state cannot take it in where it belongs, and an event that is sent twice, or long after, would
-    pass for the newest. Equal times are fine. Events without a time are taken as they come.
+    **Order.** A user's events count in the order of arrival. An event with an earlier time than the user's newest one
+    is refused: a state cannot insert it at its place, and an event that is sent twice or late would pass for the
+    newest. Equal times are allowed. Events without a time count in the order of arrival.
 
-    **Batches** are done whole or not at all: bad entries are refused before anything changes, and the error's `index`
-    says which. `observe` has returned: the store has the event.
+    **Batches** are applied whole or not at all: bad entries are refused before anything changes, and the error's
+    `index` is the entry's place. When `observe` returns, the store has the event.
 
     Args:
         model: A recommender that knows the log's ids, from `load`. It is put into evaluation mode, and
-            its weights must not change from now on.
-        store: Where sessions are kept; None is a `InMemoryStore`.
-        memory: What the model goes on from; None streams where the model can, and says so if it must re-encode.
-        max_seen: Items met that are kept for `filter_seen`, those met last; None is all.
-        history_of: Asked for users who have no session when they are first observed or want items, such as
-            `log_histories(event_store)`. Their histories become sessions.
+            its weights must not change afterwards.
+        store: Store of the sessions; None is an `InMemoryStore`.
+        memory: The kind of user state; None streams if the model can, and logs the reason if it must re-encode.
+        max_seen: Most seen items that are kept for `filter_seen`, the last ones; None keeps all.
+        history_of: Finds histories of users without a session, such as `log_histories(event_store)`. Called when they
+            are first observed or ask for items; their histories become sessions.
 
     Raises:
-        InputError: the model does not know the log's ids, or a value is out of range.
-        SessionStoreError: the store is of another model, or cannot be used.
+        InputError: if the model does not know the log's ids, or a value is out of range.
+        SessionStoreError: if the store belongs to another model, or cannot be used.
+
+    Example:
+        >>> from seqrec import MambaRec, SessionRecommender
+        >>> from seqrec.data.vocabulary import Vocabulary
+        >>> model = MambaRec(num_items=3, d_model=8, positions=False)
+        >>> model.item_vocabulary = Vocabulary(["apple", "bread", "cheese"])
+        >>> with SessionRecommender(model) as sessions:
+        ...     sessions.observe("ada", "apple")
+        ...     best = sessions.recommend("ada", k=2)
+        >>> sorted(each.item for each in best)
+        ['bread', 'cheese']
     """
 
     def __init__(
@@ -80,7 +87,7 @@ class SessionRecommender:
         if max_seen is not None and max_seen < 0:
             raise InputError(f"max_seen={max_seen} must be at least 0, or None for all items")
         self.model = model.eval()
-        # Made once: nothing that scores changes.
+        # Made once, as the weights do not change.
         self._scorer = model.scorer()
         if len(model.item_vocabulary) != self._scorer.num_items:
             raise InputError(
@@ -88,38 +95,38 @@ class SessionRecommender:
                 "it with the store that it was trained on"
             )
         has_users = isinstance(model, SequentialRecommender) and model.users is not None
-        self._memory = user_state_of(model) if memory is None else memory
+        self._user_state = user_state_of(model) if memory is None else memory
         self._keeper = SessionKeeper(
             InMemoryStore() if store is None else store,
-            memory=self._memory,
+            user_state=self._user_state,
             items=model.item_vocabulary,
             users=model.user_vocabulary if has_users else None,
             max_seen=max_seen,
             history_of=history_of,
         )
-        _LOG.info("sessions of %s: %s", model.title, self._memory.description)
+        _LOG.info("sessions of %s: %s", model.title, self._user_state.description)
 
     @property
     def streams(self) -> bool:
-        """Whether an event costs the same whatever the number of events before; False where it is re-encoding."""
-        return self._memory.streams
+        """Whether the cost of an event does not depend on earlier events; False if histories are re-encoded."""
+        return self._user_state.streams
 
     def observe(self, user: Id, item: Id, time: int | None = None) -> None:
         """Take in one event; see `observe_many`."""
         self.observe_many([Event(user, item, time)])
 
     def observe_many(self, events: Sequence[Event]) -> None:
-        """Take in events, those of one user in their order here, all of them or none.
+        """Take in all of the events or, after an error, none; those of one user in their order here.
 
         Args:
-            events: Of known items; users may be new.
+            events: Events of known items; users may be new.
 
         Raises:
-            UnknownItemError: an item that is not in the catalogue.
-            LateEventError: an event with an earlier time than the user's newest.
-            BatchEntryError: a user, item or time of another kind.
-            DamagedSessionError: a user's session cannot be read.
-            SessionStoreError: the store cannot be used.
+            UnknownItemError: if an item is not in the catalogue.
+            LateEventError: if an event has an earlier time than the user's newest.
+            BatchEntryError: if a user, item or time has another type.
+            DamagedSessionError: if a user's session cannot be read.
+            SessionStoreError: if the store cannot be used.
         """
         if not events:
             return
@@ -144,23 +151,23 @@ class SessionRecommender:
             self._keeper.extend(list(places), users, sessions, new, times)
 
     def recommend(self, user: Id, k: int = 10, *, filter_seen: bool = True) -> list[Scored]:
-        """The best items for one user; see `recommend_many`."""
+        """Return the best items for one user; see `recommend_many`."""
         return self.recommend_many([Request(user, k, filter_seen)])[0]
 
     def recommend_many(self, requests: Sequence[Request]) -> list[list[Scored]]:
-        """The best items for each request, best first; exact, over the whole catalogue.
+        """Return the best items for each request, best first, by an exact search of the whole catalogue.
 
         Args:
-            requests: Users with events so far, or with a history that `history_of` finds.
+            requests: Requests of users with events so far, or with a history that `history_of` finds.
 
         Returns:
-            At most `k` items a request, fewer where the user has met the others.
+            At most `k` items per request; fewer if the others are seen or blocked.
 
         Raises:
-            UnknownUserError: a user of whom no event is known.
-            BatchEntryError: a `k` that is no number from 1 to the catalogue's size, or a user of another kind.
-            DamagedSessionError: a user's session cannot be read.
-            SessionStoreError: the store cannot be used.
+            UnknownUserError: if no event of a user is known.
+            BatchEntryError: if `k` is not a number from 1 to the catalogue's size, or an id has another type.
+            DamagedSessionError: if a user's session cannot be read.
+            SessionStoreError: if the store cannot be used.
         """
         if not requests:
             return []
@@ -175,63 +182,52 @@ class SessionRecommender:
         sessions = self._known_sessions(keys, requests)
         results: list[list[Scored]] = [[] for _ in requests]
         user_ids = self._keeper.user_ids([request.user for request in requests])
-        for places in self._memory.batches([session.memory for session in sessions]):
-            found = self._best(
-                [sessions[place] for place in places], [requests[place] for place in places], user_ids[places]
-            )
+        for places in self._user_state.batches([session.state for session in sessions]):
+            found = self._best(places, sessions, requests, user_ids[places])
             for place, best in zip(places, found, strict=True):
                 results[place] = best
         return results
 
     def begin(self, users: Sequence[Id], history_of: HistoryOf) -> int:
-        """Make sessions of users who have none, all at once; others are left alone.
+        """Make sessions of users who have none, all at once, and return how many; others are unchanged.
 
         Args:
             users: The users.
-            history_of: Asked for the history of those without a session.
-
-        Returns:
-            Of how many users there is a session now and was none before.
+            history_of: Finds the history of a user without a session.
 
         Raises:
-            BatchEntryError: a user of another kind.
-            SessionStoreError: the store cannot be used.
+            BatchEntryError: if a user's id has another type.
+            SessionStoreError: if the store cannot be used.
         """
         keys = [user_key(user, i, f"users[{i}]: ") for i, user in enumerate(users)]
         return self._keeper.begin(keys, users, history_of)
 
     def forget(self, user: Id) -> bool:
-        """Delete all that is kept of a user, who then is unknown; `history_of`, if it knows the user, is asked again.
+        """Delete all that is kept of a user, and return whether the user had a session.
 
-        Returns:
-            Whether the user had a session.
+        The user is unknown afterwards, unless `history_of` finds a history.
         """
         with self._keeper.lock:
             return self._keeper.store.delete(user_key(user))
 
     def events_seen(self, user: Id) -> int:
-        """Number of the user's events so far; 0 without a session."""
+        """Return the number of the user's events so far; 0 without a session."""
         (session,) = self._keeper.stored([user_key(user)], [user])
         return 0 if session is None else session.num_events
 
     def __contains__(self, user: Id) -> bool:
-        """Whether the user has a session."""
+        """Return whether the user has a session."""
         return self._keeper.store.get_many([user_key(user)])[0] is not None
 
     def __len__(self) -> int:
-        """Number of users with a session."""
+        """Return the number of users with a session."""
         return len(self._keeper.store)
 
     def close(self) -> None:
         """Close the store."""
         self._keeper.store.close()
 
-    def __enter__(self) -> SessionRecommender:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _known_sessions(self, keys: Sequence[bytes], requests: Sequence[Request]) -> list[Session]:
@@ -248,34 +244,26 @@ class SessionRecommender:
 
     @torch.no_grad()
     def _best(
-        self, sessions: Sequence[Session], requests: Sequence[Request], user_ids: Tensor
+        self,
+        places: Sequence[int],
+        sessions: Sequence[Session],
+        requests: Sequence[Request],
+        user_ids: Tensor,
     ) -> list[list[Scored]]:
-        """The best items of one batch."""
-        states = self._memory.states([session.memory for session in sessions], user_ids)
-        nothing = np.empty(0, np.int32)
-        hidden = [
-            np.sort(session.seen) if request.filter_seen else nothing
-            for session, request in zip(sessions, requests, strict=True)
+        """Return the best items of one batch, the requests at some places."""
+        items = self._keeper.items
+        states = self._user_state.states([sessions[place].state for place in places], user_ids)
+        seen = [sessions[place].seen for place in places]
+        options = [
+            recommend_options(request.k, request.filter_seen, request.block, items, place)
+            for place, request in ((place, requests[place]) for place in places)
         ]
-        exclude = RaggedItems.from_rows([torch.from_numpy(row.astype(np.int64)) for row in hidden])
-        most = max(request.k for request in requests)
-        best = self._scorer.top_k(
-            states, most, user_ids, exclude=SeenItems(exclude.item_ids, exclude.offsets).to(states.device)
-        )
-        return scored_lists(best, [request.k for request in requests], self._keeper.items)
+        best = best_items_of_each(self._scorer, states, user_ids, seen, options)
+        return scored_lists(best, [own.top_k for own in options], items)
 
 
 def newest_time(events: Sequence[Event], places: Sequence[int], newest: int | None) -> int | None:
-    """The latest time behind a user's further events.
-
-    Args:
-        events: A batch.
-        places: The user's events in it, in order.
-        newest: The latest time before them; None where there is none.
-
-    Raises:
-        LateEventError: an event with an earlier time than one before it.
-    """
+    """Return the latest time after the events at a user's places; a `LateEventError` refuses an earlier time."""
     for index in places:
         event = events[index]
         if event.time is None:
@@ -288,3 +276,28 @@ def newest_time(events: Sequence[Event], places: Sequence[int], newest: int | No
             )
         newest = int(event.time)
     return newest
+
+
+def warm(sessions: SessionRecommender, log: EventStore, *, batch_events: int = 1 << 16) -> int:
+    """Make sessions of all users of a log who have none, in batches of users with similar length.
+
+    If it was stopped, a second call continues with the missing users. If only some of the log's users will come, use
+    `history_of=log_histories(log)` instead: it does the same for each user on arrival, and takes no space for others.
+
+    Args:
+        sessions: The sessions.
+        log: The log, such as the one that the model was trained on.
+        batch_events: Approximate number of events that are encoded and written at a time.
+
+    Returns:
+        Number of new sessions.
+    """
+    history_of, made = log_histories(log), 0
+    lengths = np.diff(log.offsets)
+    order = np.argsort(lengths, kind="stable")
+    # A batch ends when the running sum of events passes a multiple of `batch_events`.
+    ends = np.flatnonzero(np.diff(np.cumsum(lengths[order]) // batch_events)) + 1
+    for rows in np.split(order, ends):
+        users = log.user_vocabulary.external_ids(rows + 1)
+        made += sessions.begin(users.tolist() if isinstance(users, np.ndarray) else users, history_of)
+    return made

@@ -1,4 +1,4 @@
-"""What a model goes on from, user by user, as bytes: its streaming state, or the newest events themselves.
+"""The state that a model continues from, per user and as bytes: its streaming state, or the newest events.
 
 Shapes: B users, D width of states.
 """
@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from seqrec.catalogue.recommend import trained_length
 from seqrec.data.collate import padded_rows
-from seqrec.encoders.state import State, StateFormat, weights_digest
+from seqrec.encoders.state import State, StateFormat, as_bytes, weights_digest
 from seqrec.errors import InputError, SessionStoreError
-from seqrec.inference.sessions.rows import StateRows
 from seqrec.models import Recommender, SequentialRecommender
 from seqrec.types import History, RaggedItems, SequenceBatch
 
@@ -25,61 +25,61 @@ Int64Array = NDArray[np.int64]
 
 # Events encoded at a time, padding included.
 MAX_EVENTS = 1 << 16
-# Under which name a state keeps what the encoder said behind the newest event.
+# Name under which a state keeps the encoder's output for the newest event.
 LAST = "last_state"
 
 
 class UserState(Protocol):
-    """How a model remembers users between events.
+    """Makes and reads the states of users between events.
 
     Attributes:
-        streams: Whether an event costs the same whatever the number of events before.
-        description: What it does, in words.
+        streams: Whether the cost of an event does not depend on the number of earlier events.
+        description: Description for logs.
     """
 
     streams: bool
     description: str
 
     def describe(self) -> dict[str, Any]:
-        """What states_before depend on, as plain values: equal for models that may go on from each other's."""
+        """Return plain values that are equal for models that can continue each other's states."""
 
     def check(self, description: dict[str, Any]) -> None:
         """Compare a store's description with this model's.
 
         Raises:
-            SessionStoreError: it is of another model.
+            SessionStoreError: if the store belongs to another model.
         """
 
     def extend(
         self, states_before: Sequence[bytes | None], item_ids: Sequence[Int64Array], user_ids: Tensor
     ) -> list[bytes]:
-        """Memories behind further events, at least one of each user.
+        """Return the states after further events, at least one per user.
 
         Args:
-            states_before: One a user; None for a user without events so far.
-            item_ids: The further events of each, oldest first.
+            states_before: One per user; None for a user without events so far.
+            item_ids: The further events of each user, oldest first.
             user_ids: (B,) int64 internal ids, 0 for unknown.
         """
 
-    def batches(self, states_before: Sequence[bytes]) -> list[list[int]]:
-        """Places of users whose states are made together."""
+    def batches(self, kept: Sequence[bytes]) -> list[list[int]]:
+        """Return groups of users, by their places, that `states` takes together."""
 
-    def states(self, states_before: Sequence[bytes], user_ids: Tensor) -> Tensor:
-        """(B, D) states as the model's scorer takes them."""
+    def states(self, kept: Sequence[bytes], user_ids: Tensor) -> Tensor:
+        """Return (B, D) states for the model's scorer."""
 
 
 class StreamedState:
-    """The encoder's state, and what it said behind the newest event; see `UserState`.
+    """Keeps the encoder's state and its output for the newest event; see `UserState`.
 
     Args:
         model: A recommender in evaluation mode.
 
     Raises:
-        InputError: the model cannot be streamed; the message says why.
+        InputError: if the model cannot be streamed; with the reason.
     """
 
     streams = True
-    description = "streaming: each event goes on from the user's state"
+    description = "streaming: each event continues the user's state"
 
     def __init__(self, model: Recommender) -> None:
         reason = why_not_streamed(model)
@@ -117,11 +117,11 @@ class StreamedState:
     def extend(
         self, states_before: Sequence[bytes | None], item_ids: Sequence[Int64Array], user_ids: Tensor
     ) -> list[bytes]:
-        """See `UserState.extend`: one step or extension, unless that would be more than `MAX_EVENTS` with padding."""
+        """See `UserState.extend`; a batch has at most `MAX_EVENTS` events with padding."""
         new = [b""] * len(states_before)
         for places in length_groups([len(row) for row in item_ids]):
-            begun = [states_before[place] or self._start for place in places]
-            rows = self._extended(begun, [item_ids[place] for place in places], user_ids[places])
+            started = [states_before[place] or self._start for place in places]
+            rows = self._extended(started, [item_ids[place] for place in places], user_ids[places])
             for place, row in zip(places, rows, strict=True):
                 new[place] = row
         return new
@@ -141,41 +141,39 @@ class StreamedState:
             last = states[torch.arange(len(users), device=device), history.lengths - 1]
         return self._rows.to_rows(State({**state.tensors, LAST: last}, state.encoder))
 
-    def batches(self, states_before: Sequence[bytes]) -> list[list[int]]:
-        """See `UserState.batches`: all together."""
-        return [list(range(len(states_before)))]
+    def batches(self, kept: Sequence[bytes]) -> list[list[int]]:
+        """See `UserState.batches`; all users are one group."""
+        return [list(range(len(kept)))]
 
     @torch.no_grad()
-    def states(self, states_before: Sequence[bytes], user_ids: Tensor) -> Tensor:
+    def states(self, kept: Sequence[bytes], user_ids: Tensor) -> Tensor:
         """See `UserState.states`; nothing is encoded."""
-        return self._model.to_scoring_space(
-            self._rows.from_rows(states_before, self._model.device).tensors[LAST]
-        )
+        return self._model.to_scoring_space(self._rows.from_rows(kept, self._model.device).tensors[LAST])
 
 
 class ReencodedState:
-    """The newest events, which are encoded again whenever a user wants items; see `UserState`.
+    """Keeps the newest events, and encodes them again for each recommendation; see `UserState`.
 
-    For models that cannot be streamed, and for those that shall say just what they say of the newest `max_length`
-    events in training and evaluation.
+    For models that cannot be streamed, or to get the scores of training and evaluation, which depend on the newest
+    `max_length` events only.
 
     Args:
         model: A recommender in evaluation mode.
-        max_length: Newest events that are kept; None is the model's `max_length`, or 200 where it has none.
+        max_length: Newest events that are kept; None is the model's `max_length`, or 200 if it has none.
 
     Raises:
-        InputError: `max_length` is below 1 or more than the model has positions for.
+        InputError: if `max_length` is below 1 or above the model's number of positions.
     """
 
     streams = False
 
     def __init__(self, model: Recommender, *, max_length: int | None = None) -> None:
-        own = int(model.hparams.get("max_length", 0))
+        own = trained_length(model)
         has_positions = isinstance(model, SequentialRecommender) and model.positions is not None
         length = (own or 200) if max_length is None else max_length
         if length < 1:
             raise InputError(f"max_length={length} must be at least 1")
-        if has_positions and length > own:
+        if has_positions and own is not None and length > own:
             raise InputError(f"max_length={length} must be at most {own}, for which the model has positions")
         self._model = model
         self.max_length = length
@@ -183,7 +181,7 @@ class ReencodedState:
         self.description = f"re-encoding up to {length} events: {reason or 'asked for'}"
 
     def describe(self) -> dict[str, Any]:
-        """See `UserState.describe`: item ids mean the same to every model of the catalogue."""
+        """See `UserState.describe`; item ids are the same for all models of a catalogue."""
         return {"memory": "events", "max_length": self.max_length}
 
     def check(self, description: dict[str, Any]) -> None:
@@ -196,30 +194,66 @@ class ReencodedState:
         """See `UserState.extend`; nothing is encoded."""
         size = 4 * self.max_length
         return [
-            ((memory or b"") + new[-self.max_length :].astype("<i4").tobytes())[-size:]
-            for memory, new in zip(states_before, item_ids, strict=True)
+            ((before or b"") + new[-self.max_length :].astype("<i4").tobytes())[-size:]
+            for before, new in zip(states_before, item_ids, strict=True)
         ]
 
-    def batches(self, states_before: Sequence[bytes]) -> list[list[int]]:
-        """See `UserState.batches`: users of like length together, at most `MAX_EVENTS` with padding."""
-        return length_groups([len(memory) // 4 for memory in states_before])
+    def batches(self, kept: Sequence[bytes]) -> list[list[int]]:
+        """See `UserState.batches`; users of similar length, with at most `MAX_EVENTS` events including padding."""
+        return length_groups([len(events) // 4 for events in kept])
 
     @torch.no_grad()
-    def states(self, states_before: Sequence[bytes], user_ids: Tensor) -> Tensor:
+    def states(self, kept: Sequence[bytes], user_ids: Tensor) -> Tensor:
         """See `UserState.states`."""
-        rows = [np.frombuffer(memory, "<i4").astype(np.int64) for memory in states_before]
+        rows = [np.frombuffer(events, "<i4").astype(np.int64) for events in kept]
         history = padded(rows)
         seen = RaggedItems.from_rows([torch.from_numpy(row) for row in rows])
         return self._model.last_states(SequenceBatch(history, None, user_ids, seen).to(self._model.device))
 
 
+class StateRows:
+    """Turns states into bytes row by row, and back, without a header: the store keeps one for all rows. B rows.
+
+    Nothing is checked here; compare the store's header with `StateFormat` first.
+
+    Args:
+        like: A state with the names, types and shapes of all others.
+    """
+
+    def __init__(self, like: State) -> None:
+        self._like = like.to("meta")
+        self._sizes = [x.shape[1:].numel() * x.element_size() for x in like.tensors.values()]
+
+    def to_rows(self, state: State) -> list[bytes]:
+        """Return B byte strings of `State.row_bytes` bytes each."""
+        parts = [
+            as_bytes(x).view(len(state), size)
+            for x, size in zip(state.tensors.values(), self._sizes, strict=True)
+        ]
+        return [row.tobytes() for row in torch.cat(parts, 1).numpy()]
+
+    def from_rows(self, rows: Sequence[bytes], device: torch.device | str) -> State:
+        """Return the state that `to_rows` wrote, bit for bit, for one row or more."""
+        # A copy, as tensors are writable and bytes are not.
+        flat = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).view(
+            len(rows), sum(self._sizes)
+        )
+        tensors, begin = {}, 0
+        for (name, like), size in zip(self._like.tensors.items(), self._sizes, strict=True):
+            # Copied for alignment.
+            part = flat[:, begin : begin + size].clone(memory_format=torch.contiguous_format)
+            tensors[name] = part.view(-1).view(like.dtype).view(len(rows), *like.shape[1:]).to(device)
+            begin += size
+        return State(tensors, self._like.encoder)
+
+
 def user_state_of(model: Recommender) -> UserState:
-    """The cheapest memory that a model can have."""
+    """Return the cheapest user state that a model supports."""
     return ReencodedState(model) if why_not_streamed(model) else StreamedState(model)
 
 
 def why_not_streamed(model: Recommender) -> str | None:
-    """Why a model cannot go on from a state; None where it can."""
+    """Return why a model cannot continue from a state; None if it can."""
     if not isinstance(model, SequentialRecommender):
         return f"{model.title} keeps no state"
     if model.positions is not None:
@@ -232,14 +266,14 @@ def why_not_streamed(model: Recommender) -> str | None:
 
 
 def padded(rows: Sequence[Int64Array]) -> History:
-    """Rows of item ids, at least one event each, as a history on the CPU."""
+    """Return rows of item ids, at least one event each, as a history on the CPU."""
     lengths = np.array([len(row) for row in rows])
     item_ids = padded_rows(np.concatenate(rows), np.cumsum(lengths) - lengths, lengths)
     return History(item_ids, torch.from_numpy(lengths))
 
 
 def length_groups(lengths: Sequence[int]) -> list[list[int]]:
-    """Places of rows that go together, shortest rows first: at most `MAX_EVENTS` with padding, or a single row."""
+    """Return groups of rows by place, shortest first: at most `MAX_EVENTS` with padding, or a single row."""
     groups: list[list[int]] = []
     for place in sorted(range(len(lengths)), key=lengths.__getitem__):
         if not groups or (len(groups[-1]) + 1) * lengths[place] > MAX_EVENTS:
@@ -249,7 +283,7 @@ def length_groups(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def _check(found: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Refuse a description whose keys or values differ, and name the first of them."""
+    """Refuse a description with other keys or values, and name the first that differs."""
     for name in (*ours, *found):
         if found.get(name) != ours.get(name):
             raise SessionStoreError(

@@ -1,10 +1,9 @@
-"""Baselines to judge encoders by: counted from the training part, not trained."""
+"""Baselines to compare encoders with, counted from the training part instead of trained."""
 
-from seqrec.models.baselines.base import Baseline
+from seqrec.models.baselines.baseline import Baseline
 from seqrec.models.baselines.item_knn import ItemKNN
 from seqrec.models.baselines.markov import Markov
-from seqrec.models.baselines.popularity import Popularity
-from seqrec.models.baselines.recent_popularity import RecentPopularity
+from seqrec.models.baselines.popularity import Popularity, RecentPopularity
 from seqrec.models.baselines.training_events import TrainingEvents
 
 __all__ = ["Baseline", "ItemKNN", "Markov", "Popularity", "RecentPopularity", "TrainingEvents"]

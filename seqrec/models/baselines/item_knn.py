@@ -1,4 +1,4 @@
-"""Neighbourhoods of items by co-occurrence."""
+"""Item neighbourhoods by co-occurrence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqrec.errors import InputError
-from seqrec.models.baselines.base import Baseline, check_catalogue
+from seqrec.models.baselines.baseline import Baseline, check_catalogue
 from seqrec.models.baselines.neighbors import NeighborScorer, fill_best, newest_first
 from seqrec.models.baselines.pair_counts import pair_counts, user_counts
 from seqrec.models.baselines.training_events import TrainingEvents
@@ -21,28 +21,40 @@ class ItemKNN(Baseline):
     """Ranks items by their similarity to the items of the history, newer ones weighing more.
 
     Cosine similarity of items as sets of users (Sarwar et al. 2001, Item-Based Collaborative Filtering
-    Recommendation Algorithms, section 3.1.1, on implicit feedback), with the `num_neighbors` most similar items kept of
-    each (their model size, section 3.3):
+    Recommendation Algorithms, section 3.1.1, on implicit feedback). Each item keeps its `num_neighbors` most similar
+    items (their model size, section 3.3):
 
         similarity(i, j) = users(i, j) / sqrt((users(i) + shrinkage) * (users(j) + shrinkage))
 
-    `users(i, j)` counts the users in whose training part i and j stand at most `window` events apart, each user
-    once: with a window as long as the longest history it is their cosine, with a short one it is that of sessions, the
-    strong baseline of Jannach & Ludewig 2017 (When Recurrent Neural Networks Meet the Neighborhood for
-    Session-Based Recommendation). The window also bounds the work: 2 `window` pairs an event, whatever the history's
-    length. `score(j) = sum of 0.5^(a / half_life) * similarity(i_a, j)` over the events of the history, a events before
-    the newest; a repeated item counts each time. There is no back-off: items near nothing tie at 0.
+    `users(i, j)` counts the users with i and j at most `window` events apart in their training part, each user once.
+    With a window as long as the longest history this is their cosine. With a short one it is that of sessions, the
+    strong baseline of Jannach & Ludewig 2017 (When Recurrent Neural Networks Meet the Neighborhood for Session-Based
+    Recommendation). The window also bounds the work: 2 `window` pairs per event, for any length of history.
+    `score(j) = sum of 0.5^(a / half_life) * similarity(i_a, j)` over the events of the history, a events before the
+    newest; a repeated item counts each time. Items near none of them tie at 0.
 
     Args:
         num_items: Items of the catalogue V - 1.
-        num_neighbors: Neighbours K kept of each item; the table takes 8 V K bytes.
-        window: Most events between two items that count as together, at least 1.
-        shrinkage: Users added to each item's number, which lowers what rests on few (Hidasi et al. 2016,
+        num_neighbors: Neighbours K of each item; the table takes 8 V K bytes.
+        window: Most events between two items that count as co-occurring, at least 1.
+        shrinkage: Number added to each item's users, which lowers similarities of rare items (Hidasi et al. 2016,
             Session-based Recommendations with Recurrent Neural Networks, section 4). 0 is the plain cosine.
-        half_life: Events after which one of the history weighs half; None weighs all the same, as in 2001.
+        half_life: Events after which an event weighs half; None gives all the same weight, as in 2001.
 
     Raises:
-        InputError: a value is out of range.
+        InputError: if a value is out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> from seqrec import History, ItemKNN, TrainingEvents
+        >>> users = [[1, 2, 3], [1, 2], [2, 3]]
+        >>> starts = np.array([0, 3, 5])
+        >>> log = TrainingEvents(np.concatenate(users), None, starts, np.array([3, 5, 7]), num_items=3)
+        >>> model = ItemKNN(num_items=3, num_neighbors=2, shrinkage=0.0)
+        >>> model.count(log)
+        >>> model.recommend(History(torch.tensor([[1]]), torch.tensor([1])), top_k=1).item_ids.tolist()
+        [[2]]
     """
 
     neighbors: Tensor
@@ -87,7 +99,7 @@ class ItemKNN(Baseline):
     def _similarities(
         self, events: TrainingEvents
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]]:
-        """Similar pairs of items, each item's with all others together, as `fill_best` takes them."""
+        """Yield similar pairs of items, all pairs of an item together, for `fill_best`."""
         norms = np.sqrt(user_counts(events) + self.shrinkage)
         after = np.arange(1, self.window + 1)
         for pairs in pair_counts(events, np.concatenate([-after, after]), once_a_user=True):
@@ -97,7 +109,7 @@ class ItemKNN(Baseline):
             yield i, j, similarities, similarities
 
     def last_states(self, batch: SequenceBatch) -> Tensor:
-        """(B, L) the window's items, newest first."""
+        """Return (B, L) the window's items, newest first."""
         return newest_first(batch.history)
 
     def scorer(self) -> NeighborScorer:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqrec.errors import InputError
-from seqrec.models.baselines.base import Baseline, check_catalogue
+from seqrec.models.baselines.baseline import Baseline, check_catalogue
 from seqrec.models.baselines.neighbors import NeighborScorer, fill_best
 from seqrec.models.baselines.pair_counts import pair_counts
 from seqrec.models.baselines.training_events import TrainingEvents
@@ -20,18 +20,27 @@ class Markov(Baseline):
 
     The maximum-likelihood chain that Rendle et al. 2010 (Factorizing Personalized Markov Chains for Next-Basket
     Recommendation, section 4) start from, one for all users. `score(j) = count(last item -> j) + level(j)`, with
-    `level` the place of j's popularity among all popularities that occur, scaled to 0 <= level < 1. So transitions
-    come first, and popularity orders equal counts and all items that never followed; only items that are
-    equal in both are tied. An item may follow itself.
+    `level` the place of j's popularity among all popularities that occur, scaled to 0 <= level < 1. Transitions
+    come first; popularity orders equal counts and all items that never followed. Items that are equal in both are
+    tied. An item may follow itself.
 
     Args:
         num_items: Items of the catalogue V - 1.
-        num_successors: Most frequent successors K that are kept of each item, of equally frequent ones the more
-            popular; the table takes 8 V K bytes. Where seen items are filtered and histories are long, many
-            of them are seen, so keep more than are recommended.
+        num_successors: Most frequent successors K of each item, the more popular of equally frequent ones; the table
+            takes 8 V K bytes. Keep more than are recommended if seen items are filtered, as many of them are seen.
 
     Raises:
-        InputError: no successors.
+        InputError: if `num_successors` is below 1.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> from seqrec import History, Markov, TrainingEvents
+        >>> log = TrainingEvents(np.array([1, 2, 3, 1, 2]), None, np.array([0, 3]), np.array([3, 5]), num_items=3)
+        >>> model = Markov(num_items=3)
+        >>> model.count(log)
+        >>> model.recommend(History(torch.tensor([[1]]), torch.tensor([1])), top_k=1).item_ids.tolist()
+        [[2]]
     """
 
     successors: Tensor
@@ -66,7 +75,7 @@ class Markov(Baseline):
         self.levels.copy_(torch.from_numpy(levels))
 
     def last_states(self, batch: SequenceBatch) -> Tensor:
-        """(B, 1) the newest item."""
+        """Return (B, 1) the newest item."""
         return batch.history.item_ids.gather(1, (batch.history.lengths - 1).unsqueeze(1))
 
     def scorer(self) -> NeighborScorer:
@@ -75,10 +84,10 @@ class Markov(Baseline):
 
 
 def popularity_levels(item_counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(V,) place of each item's count among the distinct counts, 0 for the rarest, scaled to below 1.
+    """Return (V,) the place of each item's count among the distinct counts, 0 for the rarest, scaled to below 1.
 
-    Counts that add up to E take at most sqrt(2 E) distinct values, so that whole numbers up to E plus a
-    level are exact enough in float64 to keep every order for any E up to 2^34.
+    Counts with the sum E take at most sqrt(2 E) distinct values. Whole numbers up to E plus a level therefore keep
+    every order in float64 for any E up to 2^34.
     """
     _, places = np.unique(item_counts[1:], return_inverse=True)
     levels = np.zeros(len(item_counts))

@@ -1,4 +1,4 @@
-"""Scores from a table of each item's nearest items. B users, H events, K neighbours, V = num_items + 1, M positions."""
+"""Scores from a table of each item's neighbours. B users, H events, K neighbours, V = num_items + 1, M positions."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch import Tensor
 from seqrec.catalogue.scorer import SCORE_BUDGET, Scorer
 from seqrec.types import History
 
-# Neighbours looked up at a time.
+# Neighbours that are looked up at a time.
 LOOKUPS = 1 << 20
 
 
 class NeighborScorer(Scorer):
-    """Adds up what a history's items say about their neighbours.
+    """Sums the weights of the neighbours of a history's items.
 
     A state is a history as item ids, newest first: `score(u, j) = bias_j + sum_a decay^a weight(item_a, j)`, over the
-    ages a = 0, 1, .. in events, where `weight` is 0 for items that are no neighbours.
+    ages a = 0, 1, .. in events. `weight` is 0 for items that are not neighbours.
 
     Args:
         neighbor_ids: (V, K) integers, neighbours of each item; 0 is none. Row 0 is all 0.
         neighbor_weights: (V, K).
         item_bias: (V,) floating; scores have its dtype.
-        decay: What an event weighs beside the one after it, above 0 and at most 1.
-        score_budget: Scores held at a time.
+        decay: Weight of an event relative to the next one, above 0 and at most 1.
+        score_budget: Scores in memory at a time.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class NeighborScorer(Scorer):
         self.decay = decay
 
     def score(self, states: Tensor, item_ids: Tensor) -> Tensor:
-        """Scores (M, C) of items (M, C) for states (M, H), as `score_chunk` has them; those of item 0 mean nothing."""
+        """Return scores (M, C) of items (M, C) for states (M, H); those of item 0 mean nothing."""
         rows = max(1, self.score_budget // self.num_items)
         scores = []
         for begin in range(0, len(states), rows):
@@ -57,11 +57,11 @@ class NeighborScorer(Scorer):
         return torch.cat(scores)
 
     def cast(self, states: Tensor) -> Tensor:
-        """States as float64, which holds every item id."""
+        """Return states as float64, which represents every item id."""
         return states.double()
 
     def rounding(self, states: Tensor) -> None:
-        """None: scores of equal parts are summed in one order, so they are equal numbers."""
+        """Return None: equal terms are summed in one order, so equal scores are equal numbers."""
 
     def score_chunk(self, states: Tensor, first: int, size: int) -> Tensor:
         """See `Scorer.score_chunk`; states (B, H) hold integers of any dtype."""
@@ -75,13 +75,13 @@ class NeighborScorer(Scorer):
             weights = (self.neighbor_weights[items].to(scores.dtype) * decays).flatten(1)
             places = self.neighbor_ids[items].flatten(1).long() - first
             outside = (places < 0) | (places >= size)
-            # What lies outside adds nothing to the chunk's first item.
+            # Items outside add 0 to the chunk's first item.
             scores.scatter_add_(1, places.masked_fill_(outside, 0), weights.masked_fill_(outside, 0))
         return scores
 
 
 def newest_first(history: History) -> Tensor:
-    """(B, L) item ids of a history from the newest event back, 0 behind the oldest."""
+    """Return (B, L) item ids of a history from the newest event back, 0 after the oldest."""
     ages = torch.arange(history.item_ids.shape[1], device=history.item_ids.device)
     places = history.lengths.unsqueeze(1) - 1 - ages
     return history.item_ids.gather(1, places.clamp_min(0)).masked_fill(places < 0, 0)
@@ -97,15 +97,15 @@ def fill_best(
     Args:
         neighbor_ids: (V, K).
         neighbor_weights: (V, K).
-        found: Columns anchor, neighbour, weight and the value that orders an anchor's neighbours; anchors ascend and
-            lie whole in one part, with neighbours ascending. Of equal values the smaller item id goes first.
+        found: Columns anchor, neighbour, weight and the value that orders an anchor's neighbours. Anchors ascend, each
+            is whole in one part, and its neighbours ascend. Among equal values the smaller item id comes first.
     """
     k = neighbor_ids.shape[1]
     for anchors, others, weights, values in found:
         bounds = [*np.flatnonzero(np.diff(anchors, prepend=-1)).tolist(), len(anchors)]
         for begin, end in itertools.pairwise(bounds):
             own = values[begin:end]
-            # Most items of a long list need not be sorted.
+            # Only the K best items of a long list are sorted.
             kept = np.arange(len(own)) if len(own) <= k else np.flatnonzero(own >= np.partition(own, -k)[-k])
             best = begin + kept[np.argsort(-own[kept], kind="stable")[:k]]
             anchor = anchors[begin]

@@ -1,4 +1,4 @@
-"""How often items stand near each other in the training part, in memory that the log's size does not move.
+"""Counts of items that are near each other in the training part, in memory that does not depend on the log's size.
 
 P pairs, N events of a piece, S steps.
 """
@@ -12,16 +12,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.models.baselines.training_events import Events, TrainingEvents
+from seqrec.models.baselines.training_events import LogEvents, TrainingEvents
 
 Int64 = NDArray[np.int64]
 
-# Pairs of events held at a time: 2^22 keys are 32 MiB, and some five arrays of them live at once.
+# Pairs of events in memory at a time: 2^22 keys are 32 MiB, and about five arrays of them exist at once.
 PIECE_PAIRS = 1 << 22
 
 
 class PairCounts(NamedTuple):
-    """Counts of pairs, all pairs of an anchor together.
+    """Counts of pairs; all pairs of an anchor are together.
 
     Attributes:
         anchors: (P,) int64 item ids, ascending.
@@ -35,7 +35,7 @@ class PairCounts(NamedTuple):
 
 
 def user_counts(events: TrainingEvents) -> Int64:
-    """(num_items + 1,) how many users have each item in their training part."""
+    """Return (num_items + 1,) the number of users with each item in their training part."""
     counts = np.zeros(events.num_items + 1, dtype=np.int64)
     for some in events.by_item():
         visits = np.flatnonzero(_starts_visit(some))
@@ -46,17 +46,16 @@ def user_counts(events: TrainingEvents) -> Int64:
 def pair_counts(
     events: TrainingEvents, steps: Int64, *, once_a_user: bool, piece_pairs: int = PIECE_PAIRS
 ) -> Iterator[PairCounts]:
-    """Count for each item (the anchor) the items that stand some steps from it in a user's training part.
+    """Count for each item (the anchor) the items at some steps from it in a user's training part.
 
-    Anchors are worked off one after another, so that no table of all pairs is ever held: memory is that of
-    `piece_pairs` pairs, of the anchor's own pairs and of `TrainingEvents.piece_events` events. What one user
-    contributes to one anchor is not torn apart.
+    Anchors are counted one after another, without a table of all pairs: memory is that of `piece_pairs` pairs, of the
+    anchor's own pairs and of `TrainingEvents.piece_events` events. One user's pairs of one anchor stay together.
 
     Args:
         events: The training part.
-        steps: (S,) places of the other event, counted from the anchor's: 1 is the next event, -1 the one before.
-        once_a_user: Whether a pair counts once for each user who has it, not for each pair of events.
-        piece_pairs: Pairs of events held at a time.
+        steps: (S,) places of the other event relative to the anchor's: 1 is the next event, -1 the previous one.
+        once_a_user: Whether a pair counts once per user, instead of once per pair of events.
+        piece_pairs: Pairs of events in memory at a time.
 
     Yields:
         Some anchors with all their counts; items without a pair are left out.
@@ -65,24 +64,24 @@ def pair_counts(
         carried = PairCounts(*(np.empty(0, dtype=np.int64) for _ in range(3)))
         bounds = _piece_bounds(some, max(1, piece_pairs // len(steps)))
         for begin, end in itertools.pairwise(bounds):
-            piece = Events(*(column[begin:end] for column in some))
+            piece = LogEvents(*(column[begin:end] for column in some))
             found = _merge(carried, _count(events, piece, steps, once_a_user))
-            # The anchor on which the piece ends may go on in the next one.
-            going_on = end < len(some.item_ids) and some.item_ids[end] == some.item_ids[end - 1]
-            cut = np.searchsorted(found.anchors, some.item_ids[end - 1]) if going_on else len(found.anchors)
+            # The last anchor of a piece may continue in the next one.
+            continues = end < len(some.item_ids) and some.item_ids[end] == some.item_ids[end - 1]
+            cut = np.searchsorted(found.anchors, some.item_ids[end - 1]) if continues else len(found.anchors)
             carried = PairCounts(*(column[cut:] for column in found))
             yield PairCounts(*(column[:cut] for column in found))
 
 
-def _starts_visit(events: Events) -> NDArray[np.bool_]:
-    """(N,) True where the item or the user is another than at the event before."""
+def _starts_visit(events: LogEvents) -> NDArray[np.bool_]:
+    """Return (N,) True at events with another item or user than the previous event."""
     first = np.ones(len(events.item_ids), dtype=np.bool_)
     first[1:] = (np.diff(events.item_ids) != 0) | (np.diff(events.user_rows) != 0)
     return first
 
 
-def _piece_bounds(events: Events, size: int) -> list[int]:
-    """Ends of pieces of `size` events at most, or of one user's events with one item where these are more."""
+def _piece_bounds(events: LogEvents, size: int) -> list[int]:
+    """Return ends of pieces of at most `size` events, or of one user's events with one item if these are more."""
     visits = np.append(np.flatnonzero(_starts_visit(events)), len(events.item_ids))
     bounds = [0]
     while bounds[-1] < visits[-1]:
@@ -92,7 +91,7 @@ def _piece_bounds(events: Events, size: int) -> list[int]:
     return bounds
 
 
-def _count(events: TrainingEvents, piece: Events, steps: Int64, once_a_user: bool) -> PairCounts:
+def _count(events: TrainingEvents, piece: LogEvents, steps: Int64, once_a_user: bool) -> PairCounts:
     """Count the pairs of a piece."""
     near = piece.places[:, None] + steps
     first, end = events.starts[piece.user_rows], events.stops[piece.user_rows]
@@ -110,7 +109,7 @@ def _count(events: TrainingEvents, piece: Events, steps: Int64, once_a_user: boo
 
 
 def _merge(a: PairCounts, b: PairCounts) -> PairCounts:
-    """Counts of both together; `a` has one anchor at most."""
+    """Return the sum of both counts; `a` has at most one anchor."""
     if len(a.anchors) == 0:
         return b
     anchors, others, counts = (np.concatenate(columns) for columns in zip(a, b, strict=True))

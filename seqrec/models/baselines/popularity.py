@@ -1,6 +1,8 @@
-"""Popularity: the baseline that every encoder must beat."""
+"""Popularity: the baseline that every encoder must beat, over all training events or the newest."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
@@ -8,29 +10,56 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer
-from seqrec.models.baselines.base import Baseline, check_catalogue
+from seqrec.errors import InputError
+from seqrec.models.baselines.baseline import Baseline, check_catalogue
 from seqrec.models.baselines.training_events import TrainingEvents
 from seqrec.types import SequenceBatch
 
+# Bins of one pass over the timestamps; with 2^16, four passes find any int64.
+TIME_BINS = 1 << 16
 
-class Popularity(Baseline):
-    """Ranks items by how often they occur in the training part of the log; the same list for every user.
 
-    Args:
-        num_items: Items of the catalogue.
-    """
+class _ItemCounts(Baseline):
+    """Ranks items by a count, the same list for every user."""
 
     item_counts: Tensor
 
     def __init__(self, num_items: int) -> None:
         super().__init__()
-        self.save_hyperparameters({"num_items": num_items})
         # float64 counts 2^53 events exactly.
         self.register_buffer("item_counts", torch.zeros(num_items + 1, dtype=torch.float64))
 
+    def last_states(self, batch: SequenceBatch) -> Tensor:
+        """Return (B, 1) ones, so the count is the score."""
+        return self.item_counts.new_ones(len(batch), 1)
+
+    def scorer(self) -> Scorer:
+        """See `Recommender.scorer`."""
+        return Scorer(self.item_counts.unsqueeze(1))
+
+
+class Popularity(_ItemCounts):
+    """Ranks items by how often they occur in the training part of the log; the same list for every user.
+
+    Args:
+        num_items: Items of the catalogue.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> from seqrec import History, Popularity
+        >>> model = Popularity.from_counts(np.array([0, 5, 9, 1]))
+        >>> model.recommend(History(torch.tensor([[2]]), torch.tensor([1])), top_k=2).item_ids.tolist()
+        [[1, 3]]
+    """
+
+    def __init__(self, num_items: int) -> None:
+        super().__init__(num_items)
+        self.save_hyperparameters({"num_items": num_items})
+
     @classmethod
     def from_counts(cls, item_counts: NDArray[np.int64]) -> Popularity:
-        """Fitted model from (V,) counts, as `SequenceDataModule.train_item_counts` gives them."""
+        """Return a fitted model from (V,) counts, as `SequenceDataModule.train_item_counts` returns them."""
         model = cls(len(item_counts) - 1)
         model.item_counts.copy_(torch.from_numpy(item_counts))
         return model
@@ -40,10 +69,87 @@ class Popularity(Baseline):
         check_catalogue(self.title, len(self.item_counts) - 1, events)
         self.item_counts.copy_(torch.from_numpy(events.item_counts()))
 
-    def last_states(self, batch: SequenceBatch) -> Tensor:
-        """(B, 1) ones: the count is the score."""
-        return self.item_counts.new_ones(len(batch), 1)
 
-    def scorer(self) -> Scorer:
-        """See `Recommender.scorer`."""
-        return Scorer(self.item_counts.unsqueeze(1))
+class RecentPopularity(_ItemCounts):
+    """Ranks items by how often they occur in the newest share of the training events; the same list for every user.
+
+    Ji et al. 2020 (A Re-visit of the Popularity Baseline in Recommender Systems) count the events of a period before
+    each target's time. Here it is the last period of the training part for all targets. Under a global time split that
+    is their period; under leave-one-out it is after many targets, as all training is there.
+
+    Args:
+        num_items: Items of the catalogue.
+        share: Share of all training events that is counted, 0 < share <= 1, plus events with the same time as the
+            oldest of them.
+
+    Raises:
+        InputError: if `share` is out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> from seqrec import RecentPopularity, TrainingEvents
+        >>> times = np.array([10, 20, 30, 40])
+        >>> log = TrainingEvents(np.array([1, 1, 2, 2]), times, np.array([0]), np.array([4]), num_items=2)
+        >>> model = RecentPopularity(num_items=2, share=0.5)
+        >>> model.count(log)
+        >>> model.item_counts.tolist()
+        [0.0, 0.0, 2.0]
+    """
+
+    def __init__(self, num_items: int, *, share: float = 0.1) -> None:
+        super().__init__(num_items)
+        if not 0 < share <= 1:
+            raise InputError(f"share={share} must be above 0 and at most 1; 1 is Popularity")
+        self.save_hyperparameters({"num_items": num_items, "share": share})
+        self.share = share
+
+    def count(self, events: TrainingEvents) -> None:
+        """See `Baseline.count`; the log must have timestamps."""
+        check_catalogue(self.title, len(self.item_counts) - 1, events)
+        if events.timestamps is None:
+            raise InputError(
+                "RecentPopularity needs timestamps and the log has none: use a source with times, or Popularity"
+            )
+        total = int(events.item_counts().sum())
+        since = newest_since(events, math.ceil(self.share * total))
+        counts = np.zeros(events.num_items + 1, dtype=np.int64)
+        for some in events.pieces():
+            new = events.timestamps[some.places] >= since
+            counts += np.bincount(some.item_ids[new], minlength=len(counts))
+        self.item_counts.copy_(torch.from_numpy(counts))
+
+
+def newest_since(events: TrainingEvents, wanted: int) -> int:
+    """Return the latest time since which at least `wanted` training events happened, 1 <= wanted <= their number.
+
+    Each pass narrows it down by a histogram, so timestamps are neither sorted nor kept.
+    """
+    assert events.timestamps is not None
+    times = events.timestamps
+    extremes = [
+        (int(times[some.places].min()), int(times[some.places].max()))
+        for some in events.pieces()
+        if len(some.places)
+    ]
+    first, last = min(low for low, _ in extremes), max(high for _, high in extremes)
+    later = 0  # events after `last`
+    while first < last:
+        width = -(-(last - first + 1) // TIME_BINS)
+        counts = _histogram(events, times, first, last, width)
+        since_bin = later + np.cumsum(counts[::-1])[::-1]
+        chosen = int(np.flatnonzero(since_bin >= wanted)[-1])
+        later = int(since_bin[chosen] - counts[chosen])
+        first, last = first + chosen * width, min(last, first + (chosen + 1) * width - 1)
+    return first
+
+
+def _histogram(
+    events: TrainingEvents, times: NDArray[np.int64], first: int, last: int, width: int
+) -> NDArray[np.int64]:
+    """Return (TIME_BINS,) numbers of training events in bins of `width`, from `first` to `last`."""
+    counts = np.zeros(TIME_BINS, dtype=np.int64)
+    for some in events.pieces():
+        here = times[some.places]
+        here = here[(here >= first) & (here <= last)]
+        counts += np.bincount((here - first) // width, minlength=TIME_BINS)
+    return counts

@@ -14,15 +14,15 @@ from seqrec.data.store import EventStore
 
 Int64 = NDArray[np.int64]
 
-# Events held at a time: 2^22 places, users and items as int64 are 96 MiB.
+# Events in memory at a time: 2^22 places, users and items as int64 are 96 MiB.
 PIECE_EVENTS = 1 << 22
 
 
-class Events(NamedTuple):
+class LogEvents(NamedTuple):
     """Some events of a log.
 
     Attributes:
-        places: (N,) int64, where they stand in the log.
+        places: (N,) int64, places in the log.
         user_rows: (N,) int64.
         item_ids: (N,) int64.
     """
@@ -34,15 +34,22 @@ class Events(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingEvents:
-    """What a model may learn from: of the user in row u the log's events `starts[u]` up to but without `stops[u]`.
+    """The events that a model may learn from: for the user in row u, the log's events `starts[u]` to `stops[u]` - 1.
 
     Attributes:
-        item_ids: (E,) items of the whole log, most often memory-mapped.
-        timestamps: (E,) int64, or None where the log has no times.
+        item_ids: (E,) items of the whole log, usually memory-mapped.
+        timestamps: (E,) int64, or None if the log has no times.
         starts: (U,) int64, ascending, first event of each user.
         stops: (U,) int64, end of each user's training part.
         num_items: Items of the catalogue; ids are 1..num_items.
-        piece_events: Events held at a time, but all events of one item are held together in any case.
+        piece_events: Events in memory at a time; all events of one item are always read together.
+
+    Example:
+        >>> import numpy as np
+        >>> from seqrec import TrainingEvents
+        >>> log = TrainingEvents(np.array([1, 2, 2, 3]), None, np.array([0, 3]), np.array([2, 4]), num_items=3)
+        >>> log.item_counts().tolist()  # without the third event, which is held out
+        [0, 1, 1, 1]
     """
 
     item_ids: NDArray[np.integer[Any]]
@@ -54,53 +61,53 @@ class TrainingEvents:
 
     @staticmethod
     def of(store: EventStore, split: Split) -> TrainingEvents:
-        """The training part of a store under a split."""
+        """Return the training part of a store under a split."""
         timestamps = None if store.timestamps is None else np.asarray(store.timestamps)
         starts = np.asarray(store.offsets)[:-1]
         stops = split.history_stops(store, "train")
         return TrainingEvents(np.asarray(store.item_ids), timestamps, starts, stops, store.num_items)
 
-    def pieces(self) -> Iterator[Events]:
-        """All training events in the log's order, `piece_events` at most at a time."""
+    def pieces(self) -> Iterator[LogEvents]:
+        """Yield all training events in the log's order, at most `piece_events` at a time."""
         for begin in range(0, len(self.item_ids), self.piece_events):
             end = min(begin + self.piece_events, len(self.item_ids))
             yield self._at(np.arange(begin, end))
 
     def item_counts(self) -> Int64:
-        """(num_items + 1,) how often each item occurs; item 0 never does."""
+        """Return (num_items + 1,) the number of events of each item; item 0 has none."""
         counts = np.zeros(self.num_items + 1, dtype=np.int64)
         for events in self.pieces():
             counts += np.bincount(events.item_ids, minlength=len(counts))
         return counts
 
-    def by_item(self) -> Iterator[Events]:
-        """All training events ordered by item, then as in the log; no item's events are torn apart.
+    def by_item(self) -> Iterator[LogEvents]:
+        """Yield all training events by item, then in the log's order; an item's events stay together.
 
-        The log is read once for each piece, as there may be no room to sort it.
+        The log is read once per piece, as it may not fit into memory to be sorted.
         """
         until = np.cumsum(self.item_counts())
         first = 1
         while first <= self.num_items:
-            # As many items as fit, but one at least.
+            # As many items as fit, but at least one.
             end = int(np.searchsorted(until, until[first - 1] + self.piece_events, side="right"))
             end = max(end, first + 1)
             events = self._of_items(first, end)
             order = np.argsort(events.item_ids, kind="stable")
-            yield Events(*(column[order] for column in events))
+            yield LogEvents(*(column[order] for column in events))
             first = end
 
-    def _of_items(self, first: int, end: int) -> Events:
-        """Training events of the items `first` up to but without `end`."""
+    def _of_items(self, first: int, end: int) -> LogEvents:
+        """Return the training events of the items `first` to `end` - 1."""
         found = []
         for begin in range(0, len(self.item_ids), self.piece_events):
             item_ids = self.item_ids[begin : begin + self.piece_events]
             found.append(self._at(np.flatnonzero((item_ids >= first) & (item_ids < end)) + begin))
-        return Events(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
+        return LogEvents(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
 
-    def _at(self, places: Int64) -> Events:
-        """The events at these places, without those that are held out."""
-        # Users without an event share their start with the next user, which is the one to find.
+    def _at(self, places: Int64) -> LogEvents:
+        """Return the events at these places, without those that are held out."""
+        # Users without events have the start of the next user, which is the one to find.
         user_rows = np.searchsorted(self.starts, places, side="right") - 1
         known = places < self.stops[user_rows]
         places, user_rows = places[known], user_rows[known]
-        return Events(places, user_rows, self.item_ids[places].astype(np.int64))
+        return LogEvents(places, user_rows, self.item_ids[places].astype(np.int64))

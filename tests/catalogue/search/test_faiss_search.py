@@ -158,5 +158,5 @@ def test_what_cannot_be_searched_is_refused():
     class Distances(Scorer):
         pass
 
-    with pytest.raises(InputError, match="Distances scores otherwise; take ExactSearch"):
+    with pytest.raises(InputError, match="Distances scores otherwise; use ExactSearch"):
         FaissSearch().prepare(Distances(torch.ones(5, 2)))

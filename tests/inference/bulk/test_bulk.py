@@ -123,7 +123,7 @@ def test_shares_make_one_whole(
     arguments = {"ckpt": str(ckpt), "top_k": 5, "part_users": 7}
     recommend(output="whole", **arguments)
     recommend(output="shared", shard="2/3", **arguments)
-    assert "share 2/3 is done; shared lacks parts of other shares" in capsys.readouterr().out
+    assert "share 2/3 is done; shared still lacks parts of other shares" in capsys.readouterr().out
     assert not Path("shared_summary.json").exists()
     recommend(output="shared", shard="0/3", **arguments)
     # What torchrun tells its processes.
@@ -149,7 +149,7 @@ def test_a_whole_job_is_left_alone(ckpt: Path, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
     recommend(**arguments)
     assert capsys.readouterr().out.startswith(
-        "recs was complete already\nrecs: 300 recommendations to 60 users"
+        "recs was already complete\nrecs: 300 recommendations to 60 users"
     )
     assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
 
@@ -158,7 +158,7 @@ def test_a_whole_job_is_left_alone(ckpt: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"top_k": 6}, "with top_k=5, now it is 6; give the arguments of before to go on"),
+        ({"top_k": 6}, "with top_k=5, now it is 6; give the earlier arguments to resume"),
         ({"filter_seen": False}, "with filter_seen=True, now it is False"),
         ({"max_length": 4}, "with max_length=None, now it is 4"),
         ({"part_users": 8}, "with part_users=7, now it is 8"),
@@ -191,7 +191,7 @@ def test_a_folder_of_something_else_is_not_touched(ckpt: Path):
     Path("mine/photo.jpg").write_text("x")
     Path("file").write_text("x")
     for name in ("mine", "file"):
-        with pytest.raises(InputError, match=f"output='{name}' exists and is no job of seqrec recommend"):
+        with pytest.raises(InputError, match=f"output='{name}' exists and is no output of seqrec recommend"):
             recommend(ckpt=str(ckpt), output=name)
     assert [path.name for path in Path("mine").iterdir()] == ["photo.jpg"]
 

@@ -141,7 +141,9 @@ def test_arguments_that_do_not_fit_are_refused(arguments: dict, message: str, tm
 
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="is there already; give a folder that is not, or an empty one"):
+    with pytest.raises(
+        InputError, match="exists already; give a folder that does not exist, or an empty one"
+    ):
         export(small(), tmp_path, format="torch")
 
 
@@ -167,7 +169,7 @@ def test_models_that_cannot_be_exported_are_refused(tmp_path: Path, monkeypatch:
         export(small().double(), tmp_path / "out")
     monkeypatch.setattr(export_model, "MOST_INSIDE_BYTES", 100)
     with pytest.raises(
-        InputError, match=r"separate_table=False would put .* holds 2 GiB at most; leave it out"
+        InputError, match=r"separate_table=False would put .* is limited to 2 GiB; leave it out"
     ):
         export(small(), tmp_path / "out", separate_table=False)
 

@@ -26,7 +26,7 @@ from seqrec.inference.sessions import (
     SessionRecommender,
     SQLiteStore,
 )
-from seqrec.inference.sessions.session import Session
+from seqrec.inference.sessions.keeper import Session
 from seqrec.models import GRU4Rec, Recommender
 
 Build = Callable[..., Recommender]
@@ -235,17 +235,17 @@ def kept(tmp_path_factory: pytest.TempPathFactory):
 
 
 @given(
-    memory=st.binary(max_size=50),
+    state=st.binary(max_size=50),
     num_events=st.integers(0, 2**64 - 1),
     time=st.none() | st.integers(-(2**63), 2**63 - 1),
     seen=st.lists(st.integers(1, 2**31 - 1), unique=True, max_size=20),
 )
 def test_sessions_are_the_same_after_a_round_trip(
-    memory: bytes, num_events: int, time: int | None, seen: list
+    state: bytes, num_events: int, time: int | None, seen: list
 ):
-    session = Session(memory, num_events, time, np.array(seen, np.int32))
+    session = Session(state, num_events, time, np.array(seen, np.int32))
     found = Session.from_bytes(session.to_bytes(), "ada")
-    assert (found.memory, found.num_events, found.newest_time) == (memory, num_events, time)
+    assert (found.state, found.num_events, found.newest_time) == (state, num_events, time)
     assert found.seen.tolist() == seen
 
 

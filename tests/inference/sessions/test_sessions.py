@@ -201,6 +201,8 @@ def test_bad_requests_are_refused(build: Build):
             sessions.recommend("ada", k)
     with pytest.raises(InputError, match=r"requests\[0\]: user=\[1\] must be"):
         sessions.recommend([1])
+    with pytest.raises(InputError, match=r"requests\[1\]: block item=1.5 must be a whole number"):
+        sessions.recommend_many([Request("ada"), Request("ada", block=[20, 1.5])])
     assert sessions.recommend_many([]) == []
     sessions.observe_many([])
 

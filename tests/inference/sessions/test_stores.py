@@ -140,7 +140,7 @@ def test_a_file_in_use_is_refused_and_free_when_closed(tmp_path: Path):
     first = SQLiteStore(tmp_path / "s.db")
     first.put_many([(b"a", b"1")])
     with pytest.raises(
-        SessionStoreError, match=r"s\.db cannot be used: another process has it, and one at a time"
+        SessionStoreError, match=r"s\.db cannot be used: another process has it open; close it"
     ):
         SQLiteStore(tmp_path / "s.db", busy_seconds=0.05)
     threading.Timer(0.2, first.close).start()
@@ -176,8 +176,11 @@ def opened_and_read(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path.write_text("user,item\n" * 1000), "it is no store of sessions; give another path"),
-        (other_database, "is an SQLite file of something else; give another path"),
+        (
+            lambda path: path.write_text("user,item\n" * 1000),
+            "it is not a store of sessions; give another path",
+        ),
+        (other_database, "is an SQLite file of another program; give another path"),
         (later_version, "is a store of sessions of version 9, expected 1; move it away"),
         (cut, r"it is damaged \(.*malformed\); move it away"),
         (lambda path: path.mkdir(), "cannot be used: unable to open database file"),
@@ -206,9 +209,7 @@ def test_damage_inside_a_file_is_found(tmp_path: Path):
 
 
 def test_a_missing_folder_is_named(tmp_path: Path):
-    with pytest.raises(
-        MissingInputError, match=r"nowhere/s\.db lies in a folder that does not exist; make it"
-    ):
+    with pytest.raises(MissingInputError, match=r"nowhere/s\.db is in a folder that does not exist; make it"):
         SQLiteStore(tmp_path / "nowhere" / "s.db")
 
 
@@ -217,7 +218,7 @@ def test_a_full_disk_changes_nothing(tmp_path: Path):
         store.put_many([(b"a", b"old")])
         pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
         store._connection.execute(f"PRAGMA max_page_count = {pages + 20}")
-        with pytest.raises(SessionStoreError, match="is full; see that the disk has space"):
+        with pytest.raises(SessionStoreError, match="is full; check that the disk has space"):
             store.put_many([(b"a", b"new"), (b"b", bytes(1 << 20))])
         assert store.get_many([b"a", b"b"]) == [b"old", None]
         store.put_many([(b"b", b"small")])

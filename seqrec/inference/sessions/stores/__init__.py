@@ -1,10 +1,9 @@
-"""Where sessions are kept."""
+"""Stores of sessions: in memory, in an SQLite file, in a Redis server."""
 
 from seqrec.aliases import old_names
-from seqrec.inference.sessions.stores.base import StateStore
-from seqrec.inference.sessions.stores.memory import InMemoryStore
 from seqrec.inference.sessions.stores.redis import RedisStore
 from seqrec.inference.sessions.stores.sqlite import SQLiteStore
+from seqrec.inference.sessions.stores.state_store import InMemoryStore, StateStore
 
 __all__ = ["InMemoryStore", "RedisStore", "SQLiteStore", "StateStore"]
 

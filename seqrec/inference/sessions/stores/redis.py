@@ -11,18 +11,27 @@ from seqrec.errors import InputError, SessionStoreError
 class RedisStore:
     """Keeps sessions in a Redis server, as one hash; see `StateStore`. Needs `pip install seqrec[redis]`.
 
-    How much outlives a crash of the server is up to its settings: with `appendonly yes` and `appendfsync always` all
-    that was acknowledged does. Several processes may read and write, but each user's events must come through one
-    of them: a session is read, changed and written back, without a lock in between.
+    The server's settings decide what survives its crash: with `appendonly yes` and `appendfsync always`, every
+    acknowledged write does. Several processes may read and write, but one user's events must all go through one of
+    them: a session is read, changed and written back without a lock.
 
     Args:
         url: Such as `redis://localhost:6379/0`.
-        prefix: Begins the names of the two keys that are used, so that models can share a server.
-        timeout_seconds: How long to wait for the server.
+        prefix: Start of the names of the two keys in use; models with different prefixes can share a server.
+        timeout_seconds: Longest wait for the server.
 
     Raises:
-        InputError: the package redis is not installed, or `url` is none.
-        SessionStoreError: the server cannot be reached.
+        InputError: if the package redis is not installed, or `url` is not an address.
+        SessionStoreError: if the server cannot be reached.
+
+    Example:
+        >>> from seqrec import RedisStore
+        >>> from seqrec.errors import SessionStoreError
+        >>> try:
+        ...     store = RedisStore("redis://127.0.0.1:1/0", timeout_seconds=0.1)
+        ... except SessionStoreError as error:
+        ...     print(str(error)[:31])
+        the Redis server cannot be used
     """
 
     def __init__(self, url: str, *, prefix: str = "seqrec", timeout_seconds: float = 5.0) -> None:
@@ -58,7 +67,7 @@ class RedisStore:
             return list(self._server.hmget(self._sessions, list(keys)))  # type: ignore[arg-type]
 
     def put_many(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
-        """See `StateStore.put_many`; one command, which Redis carries out whole."""
+        """See `StateStore.put_many`; one command, which Redis applies whole."""
         if rows:
             with self._errors():
                 self._server.hset(self._sessions, mapping=dict(rows))

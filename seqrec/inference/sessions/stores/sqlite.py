@@ -10,41 +10,53 @@ from pathlib import Path
 
 from seqrec.errors import MissingInputError, SessionStoreError
 
-# Stand in the file's header and say what it is: "seqS", and the version of the tables.
+# Identify the file in its header: "seqS", and the version of the tables.
 APPLICATION_ID, VERSION = 0x73657153, 1
 TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL);
 CREATE TABLE sessions (user BLOB PRIMARY KEY, session BLOB NOT NULL);
 """
-REMEDY = "move it away, and sessions begin anew"
+REMEDY = "move it away to start with new sessions"
 PUT = "INSERT INTO sessions VALUES (?, ?) ON CONFLICT (user) DO UPDATE SET session = excluded.session"
 
 
 class SQLiteStore:
     """Keeps sessions in one file, which outlives the process; see `StateStore`.
 
-    A call of `put_many` is one transaction that is on disk when it returns (write-ahead log, `synchronous=FULL`): what
-    was acknowledged outlives `kill -9` and a loss of power. Beside the file lies its log, `<path>-wal`, which belongs
-    to it. One process at a time has the file: two that go on from the same session would each undo what the other
-    wrote.
+    A call of `put_many` is one transaction that is on disk when it returns (write-ahead log, `synchronous=FULL`): an
+    acknowledged write survives `kill -9` and a loss of power. The log, `<path>-wal`, is next to the file and belongs
+    to it. Only one process at a time can open the file: two that continue the same session would each undo the
+    other's writes.
 
     Args:
-        path: The file, in a folder that exists; made where there is none.
-        busy_seconds: How long to wait for another process to let go of the file.
+        path: The file, in a folder that exists; created if it does not exist.
+        busy_seconds: Longest wait for another process to close the file.
 
     Raises:
-        MissingInputError: the folder does not exist.
-        SessionStoreError: the file is no store of sessions, is of another version, is damaged, or another process
-            has it.
+        MissingInputError: if the folder does not exist.
+        SessionStoreError: if the file is not a store of sessions, has another version, is damaged, or is open in
+            another process.
+
+    Example:
+        >>> import tempfile
+        >>> from seqrec import SQLiteStore
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = SQLiteStore(f"{folder}/sessions.sqlite")
+        ...     store.put_many([(b"ada", b"state")])
+        ...     store.close()
+        ...     again = SQLiteStore(f"{folder}/sessions.sqlite")
+        ...     print(again.get_many([b"ada", b"bob"]))
+        ...     again.close()
+        [b'state', None]
     """
 
     def __init__(self, path: str | Path, *, busy_seconds: float = 5.0) -> None:
         self.path = Path(path)
         if not self.path.absolute().parent.is_dir():
-            raise MissingInputError(f"path={self.path} lies in a folder that does not exist; make it first")
+            raise MissingInputError(f"path={self.path} is in a folder that does not exist; make it first")
         self._lock = threading.Lock()
         with self._errors():
-            # Threads take turns by our lock.
+            # Our lock keeps threads apart.
             self._connection = sqlite3.connect(
                 self.path, timeout=busy_seconds, isolation_level=None, check_same_thread=False
             )
@@ -80,10 +92,10 @@ class SQLiteStore:
             return connection.execute("DELETE FROM sessions WHERE user = ?", (key,)).rowcount > 0
 
     def verify(self) -> None:
-        """Read the whole file and check that it is intact, but for the sessions' content, which is checked when read.
+        """Read the whole file and check that it is intact; the content of sessions is checked when they are read.
 
         Raises:
-            SessionStoreError: it is not.
+            SessionStoreError: if it is damaged.
         """
         with self._lock, self._errors():
             (found,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
@@ -102,7 +114,7 @@ class SQLiteStore:
 
     def _open(self) -> None:
         execute = self._connection.execute
-        # Exclusive is set before the log is opened, so that no memory is shared with other processes.
+        # Set before the log is opened, so that it shares no memory with other processes.
         execute("PRAGMA locking_mode = EXCLUSIVE")
         execute("BEGIN EXCLUSIVE")
         (application,), (version,) = (
@@ -114,7 +126,7 @@ class SQLiteStore:
                 execute(statement)
             execute(f"PRAGMA user_version = {VERSION}")
         elif application != APPLICATION_ID:
-            raise SessionStoreError(f"{self.path} is an SQLite file of something else; give another path")
+            raise SessionStoreError(f"{self.path} is an SQLite file of another program; give another path")
         elif version != VERSION:
             raise SessionStoreError(
                 f"{self.path} is a store of sessions of version {version}, expected {VERSION}; {REMEDY}"
@@ -126,7 +138,7 @@ class SQLiteStore:
                 f"{self.path} cannot have a write-ahead log here; give a path on a local disk"
             )
         execute("PRAGMA synchronous = FULL")
-        # Where plain fsync leaves data in the disk's cache, as macOS does.
+        # On macOS a plain fsync leaves data in the disk's cache.
         execute("PRAGMA fullfsync = ON")
 
     @contextmanager
@@ -148,11 +160,11 @@ class SQLiteStore:
         except sqlite3.Error as error:
             text = str(error)
             if "locked" in text or "busy" in text:
-                reason = "another process has it, and one at a time may; close it there, or give another path"
+                reason = "another process has it open; close it there, or give another path"
             elif "not a database" in text:
-                reason = "it is no store of sessions; give another path"
+                reason = "it is not a store of sessions; give another path"
             elif "malformed" in text:
                 reason = f"it is damaged ({text}); {REMEDY}"
             else:
-                reason = f"{text}; see that the disk has space and the path can be written"
+                reason = f"{text}; check that the disk has space and the path can be written"
             raise SessionStoreError(f"{self.path} cannot be used: {reason}") from error

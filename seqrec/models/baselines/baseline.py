@@ -1,4 +1,4 @@
-"""What baselines share: they are counted from the training part, not trained."""
+"""The base of baselines, which are counted from the training part instead of trained."""
 
 from __future__ import annotations
 
@@ -6,31 +6,35 @@ from abc import abstractmethod
 
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.errors import InputError
-from seqrec.models.base import Recommender
 from seqrec.models.baselines.training_events import TrainingEvents
+from seqrec.models.recommender import Recommender
 from seqrec.types import SequenceBatch
 
 
 class Baseline(Recommender):
-    """A model without gradients: `fit` counts the training part when it starts and ends after an epoch without steps.
+    """A model without gradients: `fit` counts the training part at its start, and ends after one epoch without steps.
 
-    Everything that is counted stands in buffers, so that checkpoints hold it. Every process of a distributed
-    run counts the whole training part.
+    All counts are buffers, so checkpoints contain them. Every process of a job counts the whole training part.
+
+    Example:
+        >>> from seqrec import Baseline, Popularity
+        >>> issubclass(Popularity, Baseline), list(Popularity(num_items=3).parameters())
+        (True, [])
     """
 
     @abstractmethod
     def count(self, events: TrainingEvents) -> None:
-        """Count a training part into the buffers; what they held is forgotten.
+        """Count a training part into the buffers, replacing earlier counts.
 
         Raises:
-            InputError: its catalogue is not the model's, or it lacks what is counted.
+            InputError: if its catalogue is another one, or it lacks a column that is counted.
         """
 
     def on_fit_start(self) -> None:
         """Count the data module's training part.
 
         Raises:
-            InputError: the trainer has no `SequenceDataModule`.
+            InputError: if the trainer has no `SequenceDataModule`.
         """
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, SequenceDataModule):
@@ -41,22 +45,18 @@ class Baseline(Recommender):
         self.count(TrainingEvents.of(data.store, data.split))
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> None:
-        """Nothing to step: the counts are there since the start."""
+        """Do nothing: everything was counted at the start."""
 
     def on_train_epoch_end(self) -> None:
-        """Stop: a second epoch would change nothing."""
+        """Stop, as a second epoch would change nothing."""
         self.trainer.should_stop = True
 
     def configure_optimizers(self) -> None:
-        """Nothing to optimise."""
+        """Return no optimizer."""
 
 
 def check_catalogue(title: str, num_items: int, events: TrainingEvents) -> None:
-    """Refuse a training part with another catalogue than the model's.
-
-    Raises:
-        InputError: the numbers of items differ.
-    """
+    """Raise an `InputError` if a training part has another number of items than the model."""
     if events.num_items != num_items:
         raise InputError(
             f"{title} was built with num_items={num_items}, the log has {events.num_items} items; "

@@ -1,4 +1,7 @@
-"""Approximate search by FAISS. B users, C candidates, D width, V = num_items + 1, K top-k."""
+"""Search for the items with the best scores: exact, or approximate by FAISS.
+
+B users, C candidates, D width, V = num_items + 1, K top-k.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import hashlib
 import importlib
 import json
 import math
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,41 +19,99 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer, check_top_k
-from seqrec.catalogue.search.base import ItemSearch
 from seqrec.errors import InputError
 from seqrec.types import ROW_STRIDE, Recommendations, SeenItems
 
 Kind = Literal["ivf_pq", "ivf_flat", "hnsw"]
 
-# Item vectors added to the index at a time, and candidates' vectors read at a time, in floats: 2^25 are 128 MiB.
+# Floats of vectors that are added to the index, or read, at a time: 2^25 are 128 MiB.
 FLOATS = 1 << 25
-# Vectors a list that its centre is learned from: FAISS asks for 39 and takes 256, and learning takes as long as that.
+# Vectors per list that its centre is learned from. FAISS asks for 39 and takes up to 256; the time grows with it.
 TRAINED_ON = 64
 
 
+class ItemSearch(ABC):
+    """Finds the items with the best scores. Subclasses keep their constructor arguments as attributes."""
+
+    def prepare(self, scorer: Scorer) -> None:  # noqa: B027  # optional
+        """Prepare for a scorer's item vectors; call it before `top_k`, and again after they change."""
+
+    @abstractmethod
+    def top_k(
+        self,
+        scorer: Scorer,
+        states: Tensor,
+        k: int,
+        user_ids: Tensor,
+        *,
+        exclude: SeenItems | None = None,
+        blocked: Tensor | None = None,
+    ) -> Recommendations:
+        """Return the K best items for each user, or those that the search finds; arguments as of `Scorer.top_k`.
+
+        Returns:
+            As `Scorer.top_k`; scores are exact. A user gets fewer than K items only if no more are allowed.
+
+        Raises:
+            InputError: if `k` is out of range.
+        """
+
+    def counts(self) -> dict[str, int]:
+        """Return counts of the search so far, by name, which a summary adds up."""
+        return {}
+
+
+class ExactSearch(ItemSearch):
+    """Scores the whole catalogue, in chunks.
+
+    Example:
+        >>> from seqrec import ExactSearch, SASRec
+        >>> model = SASRec(num_items=20, d_model=8)
+        >>> model.search = ExactSearch()  # which is the default
+    """
+
+    def top_k(
+        self,
+        scorer: Scorer,
+        states: Tensor,
+        k: int,
+        user_ids: Tensor,
+        *,
+        exclude: SeenItems | None = None,
+        blocked: Tensor | None = None,
+    ) -> Recommendations:
+        """See `Scorer.top_k`."""
+        return scorer.top_k(states, k, user_ids, exclude=exclude, blocked=blocked)
+
+
 class FaissSearch(ItemSearch):
-    """Looks for candidates in an index of the item vectors, and scores those exactly.
+    """Finds candidates in an index of the item vectors, and scores them exactly.
 
     Johnson et al. 2019, Billion-scale Similarity Search with GPUs; hnsw: Malkov & Yashunin 2018.
 
-    It pays off from some millions of items on. The largest inner products, which scores are, are the shortest distances
-    once each vector has a further column that makes all of them equally long (Bachrach et al. 2014, Speeding Up the
-    Xbox Recommender System), which the index needs where biases or popular items are long. Each user gets `overfetch`
-    times K candidates, and as many more as it has seen items, up to 1,000; a user for whom fewer than K of them are
-    allowed is searched exactly, and counted.
+    It is faster than exact search from some millions of items. The largest inner products are the shortest distances
+    once another column makes all vectors equally long (Bachrach et al. 2014, Speeding Up the Xbox Recommender System).
+    Each user gets `overfetch` times K candidates, plus the number of its seen items up to 1,000. If fewer than K of
+    them are allowed, the user is searched exactly, and counted.
 
     Args:
-        kind: `ivf_pq`: lists around centres, vectors as short codes, about D / 4 bytes an item. `ivf_flat`: the
+        kind: `ivf_pq`: lists around centres, vectors as short codes, about D / 4 bytes per item. `ivf_flat`: the
             vectors themselves, 4 D bytes. `hnsw`: a graph of them, 4 D + 8 `neighbours` bytes.
         lists: Lists of the ivf kinds; None is four times the square root of the number of items.
-        probes: Lists that a user's search looks into; None is a 64th of them, 8 at least. More find more.
-        neighbours: Edges of a vertex of hnsw.
-        overfetch: Candidates for each item wanted.
-        index_file: Where the index is kept: read if it is of the same vectors and settings, otherwise written. None
-            builds it in memory.
+        probes: Lists that a search reads per user; None is a 64th of them, at least 8. More find more.
+        neighbours: Edges per vertex of hnsw.
+        overfetch: Candidates per requested item.
+        index_file: File of the index: read if it has the same vectors and settings, otherwise written. None builds
+            the index in memory.
 
     Raises:
-        InputError: a number below 1, another kind, or no package faiss.
+        InputError: if a number is below 1, the kind is unknown, or the package faiss is not installed.
+
+    Example:
+        >>> from seqrec import FaissSearch, SASRec
+        >>> model = SASRec(num_items=20, d_model=8)
+        >>> model.search = FaissSearch("ivf_flat", probes=2)
+        >>> model.search.prepare(model.scorer())
     """
 
     def __init__(
@@ -72,7 +134,7 @@ class FaissSearch(ItemSearch):
         }.items():
             if value is not None and value < 1:
                 raise InputError(f"{name}={value} must be at least 1")
-        _faiss()  # rather now than after minutes
+        _faiss()  # fails here rather than after minutes
         self.kind = kind
         self.lists = lists
         self.probes = probes
@@ -87,11 +149,11 @@ class FaissSearch(ItemSearch):
         """Build the index of a scorer's item vectors, or read it.
 
         Raises:
-            InputError: a scorer of other scores than inner products.
+            InputError: if the scores are not inner products.
         """
         if type(scorer) is not Scorer:
             raise InputError(
-                f"FaissSearch finds inner products of vectors, but {type(scorer).__name__} scores otherwise; take "
+                f"FaissSearch finds inner products of vectors, but {type(scorer).__name__} scores otherwise; use "
                 "ExactSearch"
             )
         digest = self._digest(scorer)
@@ -103,7 +165,7 @@ class FaissSearch(ItemSearch):
                 _write(self._index, path, digest)
 
     def counts(self) -> dict[str, int]:
-        """Users that were searched exactly, as `exact_rows`."""
+        """Return the number of users that were searched exactly, as `exact_rows`."""
         return {"exact_rows": self._exact_rows}
 
     @torch.no_grad()
@@ -135,30 +197,16 @@ class FaissSearch(ItemSearch):
         item_ids = candidates.gather(1, columns).masked_fill_(values == -torch.inf, 0)
         short = (item_ids == 0).any(1)
         if short.any():
-            item_ids, values = self._search_exactly(
-                scorer, states, k, item_ids, values, short, exclude, blocked
-            )
+            rows = short.nonzero().flatten()
+            own = None if exclude is None else exclude.of_rows(rows)
+            exact = scorer.top_k(states[rows], k, rows, exclude=own, blocked=blocked)
+            self._exact_rows += len(rows)
+            item_ids = item_ids.index_copy(0, rows, exact.item_ids)
+            values = values.index_copy(0, rows, exact.scores)
         return Recommendations(item_ids, values, user_ids)
 
-    def _search_exactly(
-        self,
-        scorer: Scorer,
-        states: Tensor,
-        k: int,
-        item_ids: Tensor,
-        values: Tensor,
-        short: Tensor,
-        exclude: SeenItems | None,
-        blocked: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        rows = short.nonzero().flatten()
-        own = None if exclude is None else exclude.of_rows(rows)
-        exact = scorer.top_k(states[rows], k, rows, exclude=own, blocked=blocked)
-        self._exact_rows += len(rows)
-        return item_ids.index_copy(0, rows, exact.item_ids), values.index_copy(0, rows, exact.scores)
-
     def _candidates(self, states: Tensor, wanted: int, blocked: Tensor | None) -> Tensor:
-        """(B, C) item ids, 0 where the index gives fewer."""
+        """Return (B, C) item ids, 0 if the index finds fewer."""
         faiss = _faiss()
         faiss.omp_set_num_threads(torch.get_num_threads())
         settings: dict[str, Any] = {}
@@ -188,7 +236,7 @@ class FaissSearch(ItemSearch):
         else:
             lists = min(self.lists or round(4 * math.sqrt(num_items)), max(1, num_items // 39))
             codes = math.ceil(width / 4)
-            # Codes are of 4 columns each, and 8 bits need 256 vectors to learn from.
+            # A code has 4 columns, and learning 8 bits needs 256 vectors.
             pq = f"PQ{codes}" if num_items >= 256 else f"PQ{codes}x4"
             width, coding = (4 * codes, pq) if self.kind == "ivf_pq" else (width, "Flat")
             index = faiss.index_factory(width, f"IVF{lists},{coding}")
@@ -214,18 +262,18 @@ def _faiss() -> Any:
         return importlib.import_module("faiss")
     except ImportError as error:
         raise InputError(
-            f"FaissSearch needs the package faiss ({error}): pip install 'seqrec[faiss]', or take ExactSearch"
+            f"FaissSearch needs the package faiss ({error}): pip install 'seqrec[faiss]', or use ExactSearch"
         ) from error
 
 
 def _equally_long(vectors: Tensor, longest: float, width: int) -> NDArray[np.float32]:
-    """(N, width) vectors with a column that makes their squared length `longest`."""
+    """Return (N, width) vectors with a column that makes their squared length `longest`."""
     missing = (longest - vectors.double().square().sum(1, keepdim=True)).clamp_min(0).sqrt()
     return _padded(torch.cat([vectors.float(), missing.float()], 1).cpu().numpy(), width)
 
 
 def _padded(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:
-    """(N, width) vectors with columns of zeros behind, which no product notices."""
+    """Return vectors padded with zeros to (N, width), which changes no product."""
     if vectors.shape[1] == width:
         return np.ascontiguousarray(vectors)
     return np.pad(vectors, ((0, 0), (0, width - vectors.shape[1])))
@@ -233,21 +281,21 @@ def _padded(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:
 
 @torch.no_grad()
 def _scores(scorer: Scorer, states: Tensor, candidates: Tensor) -> Tensor:
-    """(B, C) exact scores, some rows at a time; those of item 0 mean nothing."""
+    """Return (B, C) exact scores, some rows at a time; those of item 0 mean nothing."""
     rows = max(1, FLOATS // (candidates.shape[1] * states.shape[1]))
     begins = range(0, len(states), rows)
     return torch.cat([scorer.score(states[b : b + rows], candidates[b : b + rows]) for b in begins])
 
 
 def _among(candidates: Tensor, exclude: SeenItems) -> Tensor:
-    """(B, C) whether a row excludes the candidate."""
+    """Return (B, C) whether a row excludes the candidate."""
     keys = exclude.rows * ROW_STRIDE + exclude.item_ids
     wanted = torch.arange(len(candidates), device=keys.device).unsqueeze(1) * ROW_STRIDE + candidates
     return torch.isin(wanted, keys)
 
 
 def _read(path: Path, digest: str) -> Any:
-    """The index that was kept, None where there is none of these vectors."""
+    """Return the index of the file; None if it has other vectors or cannot be read."""
     description = path.with_name(path.name + ".json")
     try:
         if json.loads(description.read_text(encoding="utf-8"))["digest"] != digest:
@@ -263,5 +311,5 @@ def _write(index: Any, path: Path, digest: str) -> None:
     aside = path.with_name(path.name + ".partial")
     _faiss().write_index(index, str(aside))
     aside.replace(path)
-    # Last, so that an index is never taken for that of other vectors.
+    # Written last, so an index is never taken for that of other vectors.
     description.write_text(json.dumps({"digest": digest}) + "\n", encoding="utf-8")

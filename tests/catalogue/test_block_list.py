@@ -5,8 +5,8 @@ from pathlib import Path
 import polars
 import pytest
 
+from seqrec.catalogue.histories import read_block_list
 from seqrec.errors import InputError, MissingInputError
-from seqrec.inference.block_list import read_block_list
 
 
 def test_a_list_is_a_line_for_each_item_or_a_column(tmp_path: Path):

@@ -1,0 +1,269 @@
+"""Read histories and block lists in the log's ids; unknown items are dropped with a warning."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seqrec.catalogue.recommend import RecommendingModel, RecommendOptions, item_ids_of, recommendation_frame
+from seqrec.catalogue.scorer import check_top_k
+from seqrec.data.event_block import EventBlock
+from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
+from seqrec.data.vocabulary import Vocabulary
+from seqrec.errors import InputError, MissingInputError
+from seqrec.types import History, Recommendations
+
+if TYPE_CHECKING:
+    import polars
+
+Int64 = NDArray[np.int64]
+
+# Frames from which warnings of unknown ids point at the caller of `Recommender.recommend`.
+CALLER = 5
+
+
+class GivenHistories(NamedTuple):
+    """Histories in the model's ids, and a way to answer in the form in which they were given.
+
+    Attributes:
+        events: The histories.
+        answer: Turns recommendations for them, on the CPU, into lists, a frame or internal ids.
+    """
+
+    events: EventBlock
+    answer: Callable[[Recommendations], Any]
+
+
+def read_options(
+    model: RecommendingModel, top_k: int, filter_seen: bool, block: Collection[Any] | None
+) -> RecommendOptions:
+    """Return options with a block list in the model's ids; arguments as of `Recommender.recommend`.
+
+    Raises:
+        InputError: if `top_k` is out of range, or `block` is not a collection of ids.
+
+    Warns:
+        UserWarning: if items of the block list are not in the catalogue; with their number.
+    """
+    check_top_k(top_k, model.scorer().num_items)
+    if block is None:
+        return RecommendOptions(top_k, filter_seen)
+    vocabulary = item_ids_of(model)
+    return RecommendOptions(top_k, filter_seen, _blocked_items(vocabulary, block))
+
+
+def read_histories(
+    model: RecommendingModel, histories: Sequence[Sequence[Any]] | polars.DataFrame | History
+) -> GivenHistories:
+    """Read histories in one of the forms that `Recommender.recommend` takes, with its errors and warnings."""
+    if isinstance(histories, History):
+        return GivenHistories(_block_of_history(model, histories), lambda best: best)
+    vocabulary = item_ids_of(model)
+    if _is_frame(histories):
+        users, events = _block_of_frame(model, vocabulary, histories)
+        return GivenHistories(events, lambda best: recommendation_frame(best, users, vocabulary))
+    lists = cast("Sequence[Sequence[Any]]", histories)
+    return GivenHistories(_block_of_lists(vocabulary, lists), lambda best: _id_lists(best, vocabulary))
+
+
+def read_block_list(path: str | Path) -> list[Any]:
+    """Read a block list, the log's ids of items that are never recommended.
+
+    Args:
+        path: A Parquet file (`.parquet`) with the column item_id, or a text file with one id per line; blank lines
+            are skipped.
+
+    Raises:
+        MissingInputError: if the file does not exist.
+        InputError: if it cannot be read, or has no such column.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "block.txt"
+        ...     _ = path.write_text("apple" + chr(10) + "bread")
+        ...     read_block_list(path)
+        ['apple', 'bread']
+    """
+    import polars
+
+    file = Path(path)
+    if not file.is_file():
+        raise MissingInputError(
+            f"block={str(path)!r} does not exist; give a file with one item id per line, or Parquet"
+        )
+    try:
+        if file.suffix != ".parquet":
+            lines = file.read_text(encoding="utf-8").splitlines()
+            return [line.strip() for line in lines if line.strip()]
+        column = polars.scan_parquet(file).select(ITEM_ID).collect()[ITEM_ID]
+    except (UnicodeDecodeError, OSError, polars.exceptions.PolarsError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"block={str(path)!r} cannot be read as a list of item ids: {reason}; give one id per line, or Parquet "
+            f"with a column {ITEM_ID}"
+        ) from error
+    if not (column.dtype.is_integer() or column.dtype == polars.String):
+        raise InputError(
+            f"block={str(path)!r}: column {ITEM_ID} is {column.dtype}; make it integers or strings"
+        )
+    return list(column.drop_nulls())
+
+
+def _id_lists(best: Recommendations, vocabulary: Vocabulary) -> list[list[Any]]:
+    found = best.item_ids.numpy()
+    names = iter(vocabulary.external_series(found[found > 0]).to_list())
+    return [[next(names) for _ in range(count)] for count in (found > 0).sum(1).tolist()]
+
+
+def _blocked_items(vocabulary: Vocabulary, block: Collection[Any]) -> Tensor:
+    """Return (N,) ascending internal ids."""
+    if isinstance(block, (str, bytes)):
+        raise InputError(f"block={block!r} must be a collection of item ids, as in [{block!r}]")
+    try:
+        found = vocabulary.lookup(block if isinstance(block, np.ndarray) else list(block))
+    except TypeError as error:
+        raise InputError(f"block: {error}") from error
+    if unknown := int((found == 0).sum()):
+        warnings.warn(
+            f"{unknown} of {len(found)} items of the block list are not in the catalogue",
+            stacklevel=CALLER - 1,
+        )
+    return torch.from_numpy(np.unique(found[found > 0]))
+
+
+def _block_of_history(model: RecommendingModel, history: History) -> EventBlock:
+    num_items, history = model.scorer().num_items, history.to("cpu")
+    if len(history.lengths) and int(history.lengths.min()) < 1:
+        row = int(history.lengths.argmin())
+        raise InputError(f"history row {row} has no event; leave it out")
+    item_ids = history.item_ids[history.valid]
+    if len(item_ids) and not 1 <= int(item_ids.min()) <= int(item_ids.max()) <= num_items:
+        raise InputError(
+            f"history has items {int(item_ids.min())}..{int(item_ids.max())}, but the catalogue has 1..{num_items}"
+        )
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), history.lengths.cumsum(0)])
+    times: Any = None if history.timestamps is None else history.timestamps[history.valid].numpy()
+    users = torch.zeros(len(history.lengths), dtype=torch.int64)
+    return EventBlock(item_ids.numpy(), offsets.numpy(), users.numpy(), num_items, times)
+
+
+def _is_frame(histories: object) -> TypeGuard[polars.DataFrame]:
+    # A frame of any kind, found without importing polars.
+    return type(histories).__module__.split(".")[0] == "polars"
+
+
+def _block_of_lists(vocabulary: Vocabulary, histories: Sequence[Sequence[Any]]) -> EventBlock:
+    rows = []
+    for number, history in enumerate(histories):
+        if isinstance(history, (str, bytes)):
+            raise InputError(f"history {number} is {history!r}; give a list of item ids for each user")
+        try:
+            rows.append(vocabulary.lookup(history))
+        except TypeError as error:
+            raise InputError(f"history {number}: {error}") from error
+    lengths = np.array([len(row) for row in rows], np.int64)
+    item_ids = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+    users = np.repeat(np.arange(len(rows)), lengths)
+    return _known(vocabulary, item_ids, users, np.zeros(len(rows), np.int64), lambda row: f"history {row}")
+
+
+def _block_of_frame(
+    model: RecommendingModel, vocabulary: Vocabulary, frame: Any
+) -> tuple[polars.Series, EventBlock]:
+    """Return the frame's users in order of appearance, and their events by time."""
+    import polars
+
+    frame = _checked(frame)
+    users = frame[USER_ID].unique(maintain_order=True)
+    keys = {
+        USER_ID: polars.DataFrame({USER_ID: users, "row": np.arange(len(users))}),
+        ITEM_ID: polars.DataFrame(
+            {ITEM_ID: (items := frame[ITEM_ID].unique()), "item": _ids(vocabulary, items)}
+        ),
+    }
+    for name, key in keys.items():
+        frame = frame.join(key, on=name, how="left", maintain_order="left")
+    has_times = TIMESTAMP in frame.columns
+    # Events with equal times keep the frame's order.
+    frame = frame.sort(["row", TIMESTAMP] if has_times else ["row"], maintain_order=True)
+    times = frame[TIMESTAMP].to_physical().cast(polars.Int64).to_numpy() if has_times else None
+    known_users = np.zeros(len(users), np.int64)
+    if model.user_vocabulary is not None:
+        known_users = _ids(model.user_vocabulary, users)
+    events = _known(
+        vocabulary,
+        frame["item"].to_numpy(),
+        frame["row"].to_numpy(),
+        known_users,
+        lambda row: f"{USER_ID}={users[row]!r}",
+        times,
+    )
+    return users, events
+
+
+def _checked(frame: Any) -> polars.DataFrame:
+    import polars
+
+    if isinstance(frame, polars.LazyFrame):
+        raise InputError("histories is a LazyFrame; collect() it first, or stream it with seqrec recommend")
+    if not isinstance(frame, polars.DataFrame):
+        raise InputError(f"histories is a polars {type(frame).__name__}; give a DataFrame")
+    wanted = [USER_ID, ITEM_ID] + [TIMESTAMP] * (TIMESTAMP in frame.columns)
+    for name in wanted:
+        if name not in frame.columns:
+            raise InputError(
+                f"histories has no column {name!r}; it has {', '.join(frame.columns)}: rename one"
+            )
+        column = frame[name]
+        if nulls := column.null_count():
+            raise InputError(f"column {name!r} of histories has {nulls} nulls; drop those rows")
+        fits = column.dtype.is_integer() or (
+            column.dtype.is_temporal() if name == TIMESTAMP else column.dtype == polars.String
+        )
+        if not fits:
+            allowed = "integers or times" if name == TIMESTAMP else "integers or strings"
+            raise InputError(f"column {name!r} of histories is {column.dtype}; it must be {allowed}: cast it")
+    return frame.select(wanted)
+
+
+def _ids(vocabulary: Vocabulary, external_ids: polars.Series) -> Int64:
+    import polars
+
+    if external_ids.dtype.is_integer() and external_ids.dtype != polars.UInt64:
+        return vocabulary.lookup(external_ids.cast(polars.Int64).to_numpy())
+    return vocabulary.lookup(external_ids.to_list())
+
+
+def _known(
+    vocabulary: Vocabulary,
+    item_ids: Int64,
+    rows: Int64,
+    user_ids: Int64,
+    name: Any,
+    times: Int64 | None = None,
+) -> EventBlock:
+    """Return the events with known items; refuse a row without any, which `name` names."""
+    known = item_ids > 0
+    counts = np.bincount(rows[known], minlength=len(user_ids))
+    if len(counts) and counts.min() == 0:
+        row = int(counts.argmin())
+        raise InputError(
+            f"{name(row)} has no item that the model knows ({int((rows == row).sum())} unknown); leave it out, or "
+            "train on a log that has its items"
+        )
+    if dropped := int(len(known) - known.sum()):
+        message = f"dropped {dropped} of {len(known)} events with items that the model does not know"
+        warnings.warn(message, stacklevel=CALLER)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return EventBlock(
+        item_ids[known], offsets, user_ids, len(vocabulary), None if times is None else times[known]
+    )

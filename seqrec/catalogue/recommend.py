@@ -1,0 +1,239 @@
+"""Recommend items outside a trainer. B users of a batch, U users of a block, K top-k."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seqrec.catalogue.scorer import Scorer
+from seqrec.catalogue.search import ExactSearch, ItemSearch
+from seqrec.data.event_block import EventBlock
+from seqrec.data.vocabulary import Vocabulary
+from seqrec.errors import InputError
+from seqrec.types import ROW_STRIDE, RaggedItems, Recommendations, SeenItems, SequenceBatch
+
+if TYPE_CHECKING:
+    import polars
+
+
+@dataclass(frozen=True)
+class RecommendOptions:
+    """Options of a recommendation.
+
+    Attributes:
+        top_k: Items per user.
+        filter_seen: Whether to leave out the items of the user's history.
+        blocked: (N,) int64, ascending: items that are never recommended; None blocks none.
+    """
+
+    top_k: int = 10
+    filter_seen: bool = True
+    blocked: Tensor | None = None
+
+
+class RecommendingModel(Protocol):
+    """The part of a model that recommending uses; every `Recommender` has it.
+
+    Attributes:
+        search: Finds the best items.
+        item_vocabulary: The log's item ids; None if the model does not know them.
+        user_vocabulary: The log's user ids, likewise.
+        training: Whether the model is in training mode.
+    """
+
+    search: ItemSearch
+    item_vocabulary: Vocabulary | None
+    user_vocabulary: Vocabulary | None
+    training: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+
+    @property
+    def hparams(self) -> Mapping[str, Any]:
+        """Settings of the model; `max_length` is read if it is one of them."""
+
+    def last_states(self, batch: SequenceBatch) -> Tensor:
+        """Return the (B, D) states after each row's newest event."""
+
+    def scorer(self) -> Scorer:
+        """Return the scorer of the current weights."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Set training or evaluation mode."""
+
+    def eval(self) -> Any:
+        """Set evaluation mode."""
+
+
+def best_items(
+    model: RecommendingModel, scorer: Scorer, batch: SequenceBatch, options: RecommendOptions
+) -> Recommendations:
+    """Return the best items for each user of a batch, which is on the model's device."""
+    states, exclude = model.last_states(batch), batch.seen if options.filter_seen else None
+    blocked = None if options.blocked is None else options.blocked.to(states.device)
+    return model.search.top_k(scorer, states, options.top_k, batch.user_ids, exclude=exclude, blocked=blocked)
+
+
+def best_items_of_each(
+    scorer: Scorer,
+    states: Tensor,
+    user_ids: Tensor,
+    seen: Sequence[NDArray[np.integer[Any]]],
+    options: Sequence[RecommendOptions],
+) -> Recommendations:
+    """Return the best items for users who each have their own options, by an exact search.
+
+    Args:
+        scorer: Scores the items.
+        states: (B, D).
+        user_ids: (B,) int64.
+        seen: Internal item ids that each user has seen, in any order.
+        options: Options of each user.
+
+    Returns:
+        (B, K) with the largest `top_k` as K; the first `top_k` of a row are the user's.
+    """
+    hidden = []
+    for items, own in zip(seen, options, strict=True):
+        parts = [items.astype(np.int64)] if own.filter_seen else []
+        if own.blocked is not None:
+            parts.append(own.blocked.numpy())
+        hidden.append(torch.from_numpy(np.unique(np.concatenate([np.empty(0, np.int64), *parts]))))
+    rows = RaggedItems.from_rows(hidden)
+    exclude = SeenItems(rows.item_ids, rows.offsets).to(states.device)
+    return scorer.top_k(states, max(own.top_k for own in options), user_ids, exclude=exclude)
+
+
+def recommend_block(
+    model: RecommendingModel,
+    block: EventBlock,
+    options: RecommendOptions,
+    *,
+    max_length: int | None = None,
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
+    done: Callable[[int], object] | None = None,
+) -> Recommendations:
+    """Return the best items for the users of a block, on the CPU, in the block's order.
+
+    Args:
+        model: A trained recommender. Its mode is restored, also after an error.
+        block: Histories.
+        options: Items per user, and those that are left out.
+        max_length: Newest events that the model sees; None is the length that it was trained with, or all events if
+            it has none.
+        batch_size: Users encoded at a time; None with `max_tokens`.
+        max_tokens: Events encoded at a time, padding included.
+        done: Called after each batch with its number of users.
+
+    Returns:
+        (U, K); users without events get no items.
+
+    Raises:
+        InputError: if a number is out of range.
+    """
+    for name, value in (("max_length", max_length), ("batch_size", batch_size), ("max_tokens", max_tokens)):
+        if value is not None and value < 1:
+            raise InputError(f"{name}={value} must be at least 1")
+    scorer = model.scorer()
+    longest = int((block.offsets[1:] - block.offsets[:-1]).max(initial=1))
+    shape = (len(block), options.top_k)
+    item_ids, scores = torch.zeros(shape, dtype=torch.int64), torch.full(shape, -torch.inf)
+    best_of = partial(best_items, model, scorer, options=options)
+    with evaluating(model):
+        for places, batch in block.batches(
+            max_length or trained_length(model) or longest, batch_size=batch_size, max_tokens=max_tokens
+        ):
+            best = best_of(batch.to(model.device))
+            rows = torch.from_numpy(places)
+            item_ids[rows], scores[rows] = best.item_ids.cpu(), best.scores.float().cpu()
+            if done is not None:
+                done(len(rows))
+    return Recommendations(item_ids, scores, torch.from_numpy(block.user_ids))
+
+
+def prepare_search(
+    model: RecommendingModel,
+    options: RecommendOptions,
+    sample: EventBlock | None,
+    *,
+    max_length: int | None = None,
+    max_tokens: int | None = None,
+) -> float:
+    """Prepare the model's search, and return the share of the exact best items that it finds for a sample of users."""
+    search, lists = model.search, []
+    search.prepare(model.scorer())
+    if sample is None:
+        return 1.0
+    try:
+        for model.search in (search, ExactSearch()):
+            best = recommend_block(model, sample, options, max_length=max_length, max_tokens=max_tokens)
+            rows, columns = best.item_ids.numpy().nonzero()
+            lists.append(rows * ROW_STRIDE + best.item_ids.numpy()[rows, columns])
+    finally:
+        model.search = search
+    found, exact = lists
+    return float(np.isin(exact, found).mean()) if len(exact) else 1.0
+
+
+@contextmanager
+def evaluating(model: RecommendingModel) -> Iterator[None]:
+    """Turn dropout and gradients off; the model's mode is restored, also after an error."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def trained_length(model: RecommendingModel) -> int | None:
+    """Return the number of newest events that the model was trained on; None if it has no such limit."""
+    return int(model.hparams.get("max_length", 0)) or None
+
+
+def item_ids_of(model: RecommendingModel) -> Vocabulary:
+    """Return the log's item ids that a model knows; an `InputError` if it has none, or another catalogue's."""
+    vocabulary, num_items = model.item_vocabulary, model.scorer().num_items
+    if vocabulary is None:
+        raise InputError(
+            "the model does not know the log's item ids: load it with seqrec.inference.load, or set "
+            "model.item_vocabulary = store.item_vocabulary"
+        )
+    if len(vocabulary) != num_items:
+        raise InputError(
+            f"model.item_vocabulary has {len(vocabulary)} items, but the model was trained on {num_items}"
+        )
+    return vocabulary
+
+
+def recommendation_frame(
+    best: Recommendations, users: polars.Series, item_vocabulary: Vocabulary
+) -> polars.DataFrame:
+    """Return a frame with one row per item: user_id, item_id, rank (1 is best) and score, user after user.
+
+    `best` is (U, K) on the CPU, and `users` are the names of its rows.
+    """
+    import polars
+
+    item_ids = best.item_ids.numpy()
+    rows, columns = item_ids.nonzero()
+    return polars.DataFrame(
+        {
+            "user_id": users.gather(rows),
+            "item_id": item_vocabulary.external_series(item_ids[rows, columns]),
+            "rank": (columns + 1).astype(np.int32),
+            "score": best.scores.float().numpy()[rows, columns],
+        }
+    )

@@ -1,0 +1,314 @@
+"""The base of all recommenders: evaluation by a protocol, and recommendation of the best items."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from seqrec import __version__
+from seqrec.catalogue.histories import read_histories, read_options
+from seqrec.catalogue.recommend import RecommendOptions, best_items, recommend_block
+from seqrec.catalogue.scorer import Scorer
+from seqrec.catalogue.search import ExactSearch, ItemSearch
+from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.vocabulary import Vocabulary
+from seqrec.evaluation.metrics import ranking_metrics
+from seqrec.evaluation.protocols import FullRanking, Protocol, TrainingCounts
+from seqrec.registry import public_path
+from seqrec.runs.callbacks import FiniteLoss, StepSeeds, UseAtomicCheckpoints
+from seqrec.runs.lightning_internals import attached_trainer
+from seqrec.runs.trainer_checks import check_trainer
+from seqrec.types import History, JudgedTargets, Recommendations, SequenceBatch
+
+if TYPE_CHECKING:
+    import polars
+
+# Key of our record in a checkpoint, next to Lightning's own.
+CHECKPOINT_KEY = "seqrec"
+
+
+class Recommender(pl.LightningModule, ABC):
+    """A model that scores items for users by dot products of states and item vectors.
+
+    It logs `val_HR@K`, `val_NDCG@K`, `test_HR@K` and `test_NDCG@K` for K = 5, 10, 20, and also recall and precision
+    if the split holds out several items per user.
+
+    Attributes:
+        protocol: How targets are ranked: by default against the full catalogue without seen items. A trainer's
+            command on a `SequenceDataModule` replaces it by the same protocol with the data's split and event order.
+        options: What `predict_step` recommends to each user.
+        search: Finds the best items; the default scores the whole catalogue.
+        item_vocabulary: The log's item ids, set by a trainer's commands on a `SequenceDataModule` and by
+            `seqrec.load`; None before.
+        user_vocabulary: The log's user ids, likewise.
+
+    Example:
+        >>> import torch
+        >>> from seqrec import History, Recommender, SASRec
+        >>> model = SASRec(num_items=20, d_model=8, max_length=10)
+        >>> isinstance(model, Recommender)
+        True
+        >>> history = History(item_ids=torch.tensor([[3, 7, 9]]), lengths=torch.tensor([3]))
+        >>> model.recommend(history, top_k=5).item_ids.shape
+        torch.Size([1, 5])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.protocol: Protocol = FullRanking()
+        self.options = RecommendOptions()
+        self.search: ItemSearch = ExactSearch()
+        self.item_vocabulary: Vocabulary | None = None
+        self.user_vocabulary: Vocabulary | None = None
+        self.metrics = nn.ModuleDict({stage: ranking_metrics() for stage in ("val", "test")})
+        self._judging: tuple[Scorer, TrainingCounts | None] | None = None
+
+    @property
+    def title(self) -> str:
+        """Name of the model in tables."""
+        return type(self).__name__
+
+    @abstractmethod
+    def last_states(self, batch: SequenceBatch) -> Tensor:
+        """Return the (B, D) states after each row's newest event."""
+
+    @abstractmethod
+    def scorer(self) -> Scorer:
+        """Return the scorer of the current weights."""
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Return the default callbacks: atomic checkpoints, per-step seeds, and a stop on non-finite loss."""
+        # Each of the trainer's commands calls this.
+        present = {type(callback) for callback in getattr(attached_trainer(self), "callbacks", [])}
+        return [
+            callback()
+            for callback in (UseAtomicCheckpoints, StepSeeds, FiniteLoss)
+            if callback not in present
+        ]
+
+    def setup(self, stage: str) -> None:
+        """Check the trainer's settings and take the log's ids from the data module.
+
+        Raises:
+            InputError: if `check_trainer` refuses the trainer.
+        """
+        check_trainer(self.trainer)
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, SequenceDataModule):
+            self.item_vocabulary = data.store.item_vocabulary
+            self.user_vocabulary = data.store.user_vocabulary
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record the model's class and the store of its items in a checkpoint; `seqrec.load` reads them."""
+        record = {"version": __version__, "class_path": public_path(type(self))}
+        data = getattr(attached_trainer(self), "datamodule", None)
+        if isinstance(data, SequenceDataModule):
+            record |= {"store": str(data.store_directory.absolute()), "items": data.store.items_digest}
+        checkpoint[CHECKPOINT_KEY] = record
+
+    # Lightning passes a step's result to callbacks unchanged, but its types only allow tensors and mappings.
+    def validation_step(  # type: ignore[override]
+        self, batch: SequenceBatch, batch_idx: int
+    ) -> JudgedTargets:
+        """Add a batch to the validation metrics and return its ranks."""
+        return self._judge("val", batch)
+
+    def test_step(  # type: ignore[override]
+        self, batch: SequenceBatch, batch_idx: int
+    ) -> JudgedTargets:
+        """Add a batch to the test metrics and return its ranks."""
+        return self._judge("test", batch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Take split, event order and counts from the data, and the scorer of the current weights."""
+        self._start_judging("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Take split, event order and counts from the data, and the scorer of the current weights."""
+        self._start_judging("test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics of all users."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics of all users."""
+        self._log_metrics("test")
+
+    def predict_step(self, batch: SequenceBatch, batch_idx: int) -> Recommendations:
+        """Return the best items for each user of the batch, by `options`."""
+        return best_items(self, self.scorer(), batch, self.options)
+
+    @overload
+    def recommend(
+        self,
+        histories: Sequence[Sequence[Any]],
+        top_k: int = ...,
+        *,
+        filter_seen: bool = ...,
+        block: Collection[Any] | None = ...,
+        max_length: int | None = ...,
+        batch_size: int = ...,
+    ) -> list[list[Any]]: ...
+    @overload
+    def recommend(
+        self,
+        histories: polars.DataFrame,
+        top_k: int = ...,
+        *,
+        filter_seen: bool = ...,
+        block: Collection[Any] | None = ...,
+        max_length: int | None = ...,
+        batch_size: int = ...,
+    ) -> polars.DataFrame: ...
+    @overload
+    def recommend(
+        self,
+        histories: History,
+        top_k: int = ...,
+        *,
+        filter_seen: bool = ...,
+        block: Collection[Any] | None = ...,
+        max_length: int | None = ...,
+        batch_size: int = ...,
+    ) -> Recommendations: ...
+    def recommend(
+        self,
+        histories: Sequence[Sequence[Any]] | polars.DataFrame | History,
+        top_k: int = 10,
+        *,
+        filter_seen: bool = True,
+        block: Collection[Any] | None = None,
+        max_length: int | None = None,
+        batch_size: int = 128,
+    ) -> Any:
+        """Return the best next items for users given by their histories; they need not have been in training.
+
+        Args:
+            histories: One of: a list of the log's item ids per user, oldest first; a frame with the columns user_id
+                and item_id, and also timestamp unless each user's rows are in time order; a `History` of internal
+                ids.
+            top_k: Items per user.
+            filter_seen: Whether to leave out the items of the user's history.
+            block: The log's ids of items that are never recommended.
+            max_length: Newest events that the model sees; None is the length that it was trained with.
+            batch_size: Users encoded at a time.
+
+        Returns:
+            For lists, the log's item ids for each user, best first. For a frame, a frame with the columns user_id,
+            item_id, rank (1 is best) and score, with users in order of appearance. For a `History`, internal ids and
+            scores on the CPU. A user gets fewer than `top_k` items if no more are allowed.
+
+        Raises:
+            InputError: if a user has no known item, a number is out of range, a frame lacks a column, or the model
+                does not know the log's ids.
+
+        Warns:
+            UserWarning: if items that the model does not know were dropped; with their number.
+
+        Example:
+            >>> import numpy as np
+            >>> from seqrec import Popularity
+            >>> from seqrec.data.vocabulary import Vocabulary
+            >>> model = Popularity.from_counts(np.array([0, 5, 9, 1]))
+            >>> model.item_vocabulary = Vocabulary(["apple", "bread", "cheese"])
+            >>> model.recommend([["bread"], ["cheese", "apple"]], top_k=2)
+            [['apple', 'cheese'], ['bread']]
+        """
+        options = read_options(self, top_k, filter_seen, block)
+        given = read_histories(self, histories)
+        return given.answer(
+            recommend_block(self, given.events, options, max_length=max_length, batch_size=batch_size)
+        )
+
+    def _start_judging(self, stage: str) -> None:
+        data, counts, several = getattr(self.trainer, "datamodule", None), None, False
+        if isinstance(data, SequenceDataModule):
+            self.protocol = self.protocol.on(data.split, data.event_order)
+            several = data.split.several_targets
+            if self.protocol.candidates.needs_item_counts:
+                counts = TrainingCounts(torch.from_numpy(data.train_item_counts())).to(self.device)
+        self.metrics[stage] = ranking_metrics(self.protocol.normaliser, several_targets=several).to(
+            self.device
+        )
+        # Once per epoch, as the weights do not change within it.
+        self._judging = (self.scorer(), counts)
+
+    def _judge(self, stage: str, batch: SequenceBatch) -> JudgedTargets:
+        scorer, counts = self._judging or (self.scorer(), None)
+        judged = self.protocol.judge(self.last_states(batch), batch, scorer, counts)
+        self._metrics(stage).update(judged)
+        return judged
+
+    def _metrics(self, stage: str) -> MetricCollection:
+        metrics = self.metrics[stage]
+        assert isinstance(metrics, MetricCollection)
+        return metrics
+
+    def _log_metrics(self, stage: str) -> None:
+        # compute() sums over processes, so each of them logs the same number.
+        values: dict[str, Any] = self._metrics(stage).compute()
+        for name, value in values.items():
+            shown = name in ("HR@10", "NDCG@10")
+            # All processes have the same number already; `max` keeps it, while a mean could round.
+            self.log(f"{stage}_{name}", value.float(), prog_bar=shown, sync_dist=True, reduce_fx="max")
+        self._metrics(stage).reset()
+        self._judging = None
+
+
+@torch.no_grad()
+def evaluate(
+    model: Recommender,
+    batches: Iterable[SequenceBatch],
+    *,
+    item_counts: NDArray[np.int64] | None = None,
+    several_targets: bool = False,
+) -> dict[str, float]:
+    """Return the metrics of a model without a trainer, by the model's protocol.
+
+    Runs on the model's device with dropout off. In a distributed job all processes must call it, each with its share.
+
+    Args:
+        model: A trained recommender.
+        batches: Validation or test batches.
+        item_counts: (V,) how often each item occurs in training, as `SequenceDataModule.train_item_counts` returns
+            it. Needed if the protocol draws candidates from trained items or by popularity.
+        several_targets: Whether users may have more than one target; adds recall and precision.
+
+    Raises:
+        InputError: if the protocol needs `item_counts`.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from seqrec import Filters, Popularity, SequenceDataModule, Synthetic, evaluate, prepare
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log = Synthetic(num_users=20, num_items=30, mean_events=10, seed=1)
+        ...     store = prepare(log, Filters(), Path(folder) / "store")
+        ...     data = SequenceDataModule(log, store=str(store.directory), num_workers=0)
+        ...     data.setup("test")
+        ...     model = Popularity.from_counts(data.train_item_counts())
+        ...     metrics = evaluate(model, data.test_dataloader())
+        >>> 0 <= metrics["NDCG@10"] <= metrics["HR@10"] <= 1
+        True
+    """
+    was_training = model.training
+    model.eval()
+    metrics = ranking_metrics(model.protocol.normaliser, several_targets=several_targets).to(model.device)
+    counts = None if item_counts is None else TrainingCounts(torch.from_numpy(item_counts)).to(model.device)
+    scorer = model.scorer()
+    try:
+        for batch in batches:
+            here = batch.to(model.device)
+            metrics.update(model.protocol.judge(model.last_states(here), here, scorer, counts))
+    finally:
+        model.train(was_training)
+    return {name: float(value) for name, value in metrics.compute().items()}
