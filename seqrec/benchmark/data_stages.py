@@ -1,4 +1,7 @@
-"""What `benchmark data` times, each function in a process of its own: plain values in, plain values out."""
+"""Stages that `benchmark data` times, each in a process of its own: plain values in, plain values out.
+
+This module does not import torch, which the process that prepares must not hold.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,11 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars
 from numpy.typing import NDArray
 
-from seqrec.benchmark.measured_child import anonymous_bytes
-from seqrec.data.prepare import prepare
-from seqrec.data.prepare.filters import Filters
+from seqrec.benchmark.measurement import anonymous_bytes
+from seqrec.data.prepare import Filters, prepare
 from seqrec.data.progress import print_line
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.sources.table import Table
@@ -23,25 +26,23 @@ if TYPE_CHECKING:
     from seqrec.data.datamodule import SequenceDataModule
     from seqrec.types import SequenceBatch, TensorRecord
 
-# Events of a timed pass over the loader, at most; long enough that the first batch's plan does not count.
+# Most events of a timed pass over the loader; enough to make the plan of the first batch negligible.
 PASS_EVENTS = 50_000_000
-# Larger than the processor's caches, as a store is, so that the bare copy reads from memory too.
+# Larger than the processor's caches, as a store is: the bare copy must read from memory, too.
 _SOURCE_BYTES = 256 << 20
 
 
 def sort_with_polars(log: str, output: str, *, streaming: bool) -> None:
     """Scan a log, sort it by user and time, write Parquet: polars alone, with its defaults.
 
-    Of the log's columns only the three are read that an event store keeps.
+    Only the three columns that an event store keeps are read.
 
     Args:
         log: Folder of CSV files.
         output: The Parquet file.
-        streaming: Whether the sorted rows go to the file as they come (`sink_parquet`) or are collected first.
+        streaming: Whether the sorted rows are written as they come (`sink_parquet`) or collected first.
     """
-    import polars as pl
-
-    frame = pl.scan_csv(f"{log}/*.csv").select(USER_ID, ITEM_ID, TIMESTAMP).sort(USER_ID, TIMESTAMP)
+    frame = polars.scan_csv(f"{log}/*.csv").select(USER_ID, ITEM_ID, TIMESTAMP).sort(USER_ID, TIMESTAMP)
     if streaming:
         frame.sink_parquet(output)
     else:
@@ -53,11 +54,11 @@ def prepare_store(log: str, store: str, *, memory_limit: int | None) -> dict[str
 
     Args:
         log: Folder of CSV files.
-        store: Where the store goes; one that is there is replaced.
-        memory_limit: Bytes that the preparation keeps within; None is its default.
+        store: Folder of the store, which is replaced if it exists.
+        memory_limit: Bytes that the preparation may hold; None is its default.
 
     Returns:
-        The manifest's counts and, by name, the SHA-256 of each of the store's files.
+        `counts` of the manifest, and `sha256` of each of the store's files by name.
     """
     prepared = prepare(
         Table(log), Filters(), store, memory_limit=memory_limit, progress=print_line, overwrite=True
@@ -75,25 +76,24 @@ def time_loader(
     max_tokens: int | None = None,
     passes: int = 3,
 ) -> dict[str, Any]:
-    """Time one epoch of training batches, each event in one window, and a bare copy of as many bytes.
+    """Time one epoch of training batches, with each event in one window, and a bare copy of as many bytes.
 
-    A pass stops after 50 million events. The first one is not timed: it brings the store into the page cache
-    and looks at the memory with each batch. Then passes of loader and copy take turns, and of each the
-    fastest counts. The copy moves, batch by batch, as many bytes as the batch's tensors hold.
+    A pass stops after 50 million events. The first one is not timed: it loads the store into the page cache and reads
+    the memory after each batch. Then passes of loader and copy take turns; the fastest of each counts. The copy
+    moves, batch by batch, as many bytes as the batch's tensors hold.
 
     Args:
-        log: Folder of CSV files that the store was made of.
+        log: Folder of the CSV files of the store.
         store: The prepared store.
-        max_length: Events a window, at most.
-        batch_size: Windows a batch.
-        max_tokens: Events a batch, padding included, instead of `batch_size`.
+        max_length: Most events per window.
+        batch_size: Windows per batch.
+        max_tokens: Events per batch, padding included, instead of `batch_size`.
         passes: Timed passes.
 
     Returns:
-        `events` (without padding), `batches` and `bytes` of a pass; `padding`, the share of positions that
-        hold no event; `seconds` and `copy_seconds`; `memory`, the anonymous bytes that loading added at most.
+        `events` (without padding), `batches` and `bytes` of a pass; `padding`, the share of positions without an
+        event; `seconds` and `copy_seconds`; `memory`, the most anonymous bytes that loading added.
     """
-    # Here and not at the top, so that the process that prepares does not hold torch.
     from seqrec.data.datamodule import SequenceDataModule
     from seqrec.data.windows import StridedWindows
 
@@ -130,7 +130,7 @@ def time_loader(
 
 
 def tensor_bytes(record: TensorRecord) -> int:
-    """Bytes of all tensors in a record, those of the records in it included."""
+    """Return the bytes of all tensors in a record, nested records included."""
     values = [getattr(record, field.name) for field in fields(record)]  # type: ignore[arg-type]  # a dataclass
     return sum(_bytes(value) for value in values if value is not None)
 

@@ -1,4 +1,4 @@
-"""What `benchmark scan` times, in a process of its own: plain values in, plain values out."""
+"""Stages that `benchmark scan` times, each in a process of its own: plain values in, plain values out."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqrec.benchmark.peak_memory import peak_bytes
+from seqrec.benchmark.measurement import peak_bytes
 from seqrec.encoders import MambaRec, SASRec, SequenceEncoder
 from seqrec.ops import selective_scan
 from seqrec.types import History
 
-# mambapy's parallel scan, the fastest that plain torch had elsewhere.
+# mambapy's parallel scan, the fastest other one in plain torch.
 PSCAN = "mambapy"
 _MAX_ROUNDS = 30
 
@@ -32,7 +32,7 @@ def time_scans(
     device: str,
     seconds: float,
 ) -> dict[str, dict[str, float]]:
-    """Time and memory of forward and backward of one selective scan with gate, skip and softplus, float32.
+    """Measure forward and backward of one selective scan with gate, skip and softplus, float32.
 
     Args:
         backends: Names of backends, or `PSCAN`.
@@ -41,17 +41,17 @@ def time_scans(
         channels: D.
         states: N.
         device: Such as "cpu".
-        seconds: Time to spend on each backend, about; it runs twice at least.
+        seconds: Approximate time to spend on each backend; each runs at least twice.
 
     Returns:
-        Backend -> `seconds` of its fastest run, `bytes` that a run held at most beside the inputs.
+        Backend -> `seconds` of its fastest run, `bytes`, the most that a run held without the inputs.
     """
     place = torch.device(device)
     inputs, dy = _scan_inputs(batch_size, length, channels, states, place)
 
     def step(backend: str) -> Step:
         def run() -> None:
-            leaves = {name: x.requires_grad_() for name, x in _views(inputs).items()}
+            leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
             _scan(backend, leaves).backward(dy)  # type: ignore[no-untyped-call]
 
         return run
@@ -62,15 +62,15 @@ def time_scans(
 def time_blocks(
     *, batch_size: int, length: int, d_model: int, d_state: int, device: str, seconds: float
 ) -> dict[str, dict[str, float]]:
-    """Time and memory of forward and backward of one block of the encoders, float32, weights' gradients included.
+    """Measure forward and backward of one block of the encoders, float32, weights' gradients included.
 
     Args:
         batch_size: Histories, all of `length` events.
         length: Events.
         d_model: Width.
-        d_state: States of each inner channel of Mamba.
+        d_state: States per inner channel of Mamba.
         device: Such as "cpu".
-        seconds: Time to spend on each block, about; it runs twice at least.
+        seconds: Approximate time to spend on each block; each runs at least twice.
 
     Returns:
         `SASRec` (causal attention with 2 heads and a feed-forward layer of 4 times the width) and `MambaRec`,
@@ -98,7 +98,7 @@ def time_blocks(
 
 
 def time_copy(*, device: str, megabytes: int = 1024) -> float:
-    """Bytes a second, read and written together, of a plain copy on a device."""
+    """Return bytes per second, read and written together, of a plain copy on a device."""
     place = torch.device(device)
     source = torch.ones(megabytes << 20, dtype=torch.uint8, device=place)
     target = torch.empty_like(source)
@@ -107,7 +107,7 @@ def time_copy(*, device: str, megabytes: int = 1024) -> float:
 
 
 def _compare(steps: Mapping[str, Step], device: torch.device, seconds: float) -> dict[str, dict[str, float]]:
-    # In turns, so that what else the machine does meets all of them. Slow ones run twice, and no more.
+    # In turns, to expose all of them to other work of the machine. Slow ones run only twice.
     figures, spent = {}, dict.fromkeys(steps, 0.0)
     for name, step in steps.items():
         first = _timed(step, device)
@@ -154,10 +154,6 @@ def _scan_inputs(
         "delta_bias": normal(channels),
     }
     return inputs, normal(batch_size, length, channels)
-
-
-def _views(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: x.detach() for name, x in inputs.items()}
 
 
 def _scan(backend: str, inputs: dict[str, Any]) -> Tensor:

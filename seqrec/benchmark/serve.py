@@ -1,16 +1,35 @@
-"""`seqrec benchmark serve`: answers of a server to many clients at once, beside a route that does nothing."""
+"""`seqrec benchmark serve`: answers of a server to many clients at once, compared with a route that does nothing."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import random
+import subprocess
+import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from seqrec.benchmark.serve_stages import measure_clients, running_server
-from seqrec.benchmark.serve_tables import RouteRow, as_json, as_text, rows_of
-from seqrec.data.progress import Progress, print_line
+import numpy as np
+
+from seqrec.benchmark import harness
+from seqrec.benchmark.harness import Benchmark
 from seqrec.errors import InputError
 from seqrec.serving import Limits
 from seqrec.serving.command import check_packages
+
+if TYPE_CHECKING:
+    import httpx
+
+START_SECONDS = 120
+# Requests of each client that are not counted.
+WARM_UP = 10
+ALL = "all"
 
 
 def benchmark_serve(
@@ -27,57 +46,249 @@ def benchmark_serve(
     seed: int = 0,
     json_file: str | None = None,
 ) -> None:
-    """Time `seqrec serve` under many clients at once, half of whose requests observe and half recommend.
+    """Time `seqrec serve` under many clients at once. Half of their requests observe and half recommend.
 
-    The server has a process of its own, MambaRec with random weights, and sessions in an SQLite file; clients share
-    this process, and keep their connections. A bare FastAPI application, served alike, is the yardstick.
+    The server has a process of its own, MambaRec with random weights, and sessions in an SQLite file. Clients share
+    this process and keep their connections. The yardstick is a bare FastAPI application, served alike.
 
     Args:
         clients: Clients at once.
         requests: Requests of all clients together, to each of the two servers.
-        seconds: After so much time no more requests are sent.
+        seconds: Time after which no more requests are sent.
         items: Size of the catalogue.
         d_model: Width.
         num_layers: Blocks.
         k: Items asked for.
         batch_wait_ms: See `seqrec serve`.
-        folder: Folder on the disk that the sessions are written to; None is the system's for temporary files.
+        folder: Folder for the sessions; None is the system's for temporary files.
         seed: Seed of users and items.
-        json_file: File that the figures are written to, as JSON.
+        json_file: File for the figures, as JSON.
 
     Raises:
-        InputError: an argument is out of range, packages are not installed, or a request failed.
+        InputError: if an argument is out of range, a package is not installed, or a request fails.
     """
     check_packages()
-    settings = {
-        "clients": clients,
-        "requests": requests,
-        "items": items,
-        "d_model": d_model,
-        "num_layers": num_layers,
-        "k": k,
-    }
-    for name, value in settings.items():
-        if value < 1:
-            raise InputError(f"{name}={value} must be at least 1")
+    _httpx()
+    settings = {"clients": clients, "requests": requests, "items": items}
+    settings |= {"d_model": d_model, "num_layers": num_layers, "k": k}
+    harness.check_numbers(1, **settings)
     if requests < clients:
         raise InputError(f"requests={requests} must be at least one for each of clients={clients}")
     if k > items:
         raise InputError(f"k={k} must be at most items={items}")
-    if json_file is not None and not Path(json_file).absolute().parent.is_dir():
-        raise InputError(f"json_file={json_file!r} lies in a folder that does not exist; make it first")
-    progress = Progress(print_line)
-    load = {"clients": clients, "requests": requests, "seconds": seconds, "k": k, "seed": seed}
+    benchmark = Benchmark(json_file, settings=settings, rows=[])
     rows: list[RouteRow] = []
     with tempfile.TemporaryDirectory(prefix="seqrec-serve-", dir=folder) as place:
         file = str(Path(place) / "sessions.sqlite")
         for kind, drawn in (("bare", None), ("serve", items)):
-            progress.note(f"{kind}: {requests:,} requests of {clients} clients ...")
+            benchmark.note(f"{kind}: {requests:,} requests of {clients} clients ...")
             child = {"kind": kind, "sessions": file, "batch_wait_ms": batch_wait_ms, **settings}
             with running_server(child) as url:
-                rows += rows_of(kind, measure_clients(url, items=drawn, **load))  # type: ignore[arg-type]
-    print(f"\n{as_text(settings, rows)}")
-    if json_file is not None:
-        Path(json_file).write_text(as_json(settings, rows) + "\n", encoding="utf-8")
+                answers = measure_clients(
+                    url, clients=clients, requests=requests, seconds=seconds, items=drawn, k=k, seed=seed
+                )
+            rows += rows_of(kind, answers)
+    title = (
+        f"{clients} clients at once; MambaRec, width {d_model}, {items:,} items, sessions in SQLite, top {k}; bare: a "
+        "FastAPI route that does nothing"
+    )
+    benchmark["rows"].extend(map(asdict, rows))
+    benchmark.finish(title, route_table(rows))
     if errors := max((row.errors for row in rows), default=0):
         raise InputError(f"{errors} requests failed; none should")
+
+
+@dataclass
+class Answers:
+    """Answers that clients received.
+
+    Attributes:
+        seconds: Route -> time from sending a request to the end of its answer, each.
+        errors: Answers other than 200, and connections that were lost.
+        wall_seconds: From the first counted request to the end of the last.
+    """
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    errors: int = 0
+    wall_seconds: float = 0.0
+
+    @property
+    def requests(self) -> int:
+        """Requests that were answered with 200."""
+        return sum(map(len, self.seconds.values()))
+
+
+@dataclass(frozen=True)
+class RouteRow:
+    """One route of one server.
+
+    Attributes:
+        server: "serve" or "bare".
+        route: The route, or "all".
+        requests: Requests answered with 200.
+        per_second: Requests of all clients.
+        p50_ms: Median time of an answer, in milliseconds.
+        p99_ms: Its 99th percentile.
+        errors: Answers other than 200, and lost connections, of the server.
+    """
+
+    server: str
+    route: str
+    requests: int
+    per_second: float
+    p50_ms: float
+    p99_ms: float
+    errors: int
+
+
+def rows_of(server: str, answers: Answers) -> list[RouteRow]:
+    """Return a row per route, and one of all if there are several."""
+    routes = dict(sorted(answers.seconds.items()))
+    if len(routes) > 1:
+        routes[ALL] = [seconds for route in routes.values() for seconds in route]
+    rows = []
+    for route, seconds in routes.items():
+        half, most = (float(1000 * value) for value in np.percentile(seconds, [50, 99]))
+        per_second = len(seconds) / answers.wall_seconds
+        rows.append(RouteRow(server, route, len(seconds), per_second, half, most, answers.errors))
+    return rows
+
+
+def route_table(rows: list[RouteRow]) -> str:
+    """Return the table of routes."""
+    return harness.table(
+        ["route", "requests", "requests/s", "p50 ms", "p99 ms", "errors"],
+        (
+            [
+                f"{row.server} {row.route}",
+                f"{row.requests:,}",
+                f"{row.per_second:,.0f}",
+                f"{row.p50_ms:.1f}",
+                f"{row.p99_ms:.1f}",
+                str(row.errors),
+            ]
+            for row in rows
+        ),
+    )
+
+
+@contextmanager
+def running_server(settings: dict[str, Any]) -> Iterator[str]:
+    """Yield the address of a server in a process of its own, and terminate it, which must end with status 0.
+
+    Args:
+        settings: See `seqrec.benchmark.serve_child`.
+
+    Raises:
+        InputError: if the server does not start, or ends with another status; the message is its last line.
+    """
+    with tempfile.TemporaryFile("w+") as errors:
+        command = [sys.executable, "-m", "seqrec.benchmark.serve_child", json.dumps(settings)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        assert process.stdout is not None
+        try:
+            url = process.stdout.readline().strip()
+            if url:
+                yield url
+                process.terminate()
+                process.wait(START_SECONDS)
+            if not url or process.returncode != 0:
+                errors.seek(0)
+                lines = errors.read().strip().splitlines()
+                raise InputError(f"the server failed: {(lines or ['no reason'])[-1]}")
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+
+def measure_clients(
+    url: str, *, clients: int, requests: int, seconds: float, items: int | None, k: int, seed: int
+) -> Answers:
+    """Send requests from many clients at once, each on one connection, one request at a time.
+
+    Args:
+        url: Address of the server.
+        clients: How many clients.
+        requests: Counted requests of all clients together.
+        seconds: Time after which no more are sent.
+        items: Each client in turn observes one of so many items and asks for recommendations for the same user. None
+            calls the route of the bare application.
+        k: Items asked for.
+        seed: Seed of users and items.
+    """
+    httpx = _httpx()
+    answers = Answers()
+
+    async def one_client(number: int, deadline: float, begun: Any) -> float:
+        # Return when the client's counted requests began.
+        plan = _requests(number, requests // clients, items, k, seed)
+        one = httpx.Limits(max_connections=1, max_keepalive_connections=1)
+        async with httpx.AsyncClient(base_url=url, limits=one, timeout=None, trust_env=False) as client:
+            return await _send(client, plan, answers, deadline, begun)
+
+    async def all_clients() -> None:
+        deadline = time.perf_counter() + seconds
+        # Requests are counted from when all clients have warmed up.
+        begun = asyncio.Barrier(clients) if sys.version_info >= (3, 11) else None
+        starts = await asyncio.gather(*(one_client(number, deadline, begun) for number in range(clients)))
+        answers.wall_seconds = time.perf_counter() - max(starts)
+
+    asyncio.run(all_clients())
+    return answers
+
+
+def _httpx() -> Any:
+    try:
+        import httpx
+    except ImportError:
+        raise InputError(
+            'the clients need httpx, which is not installed: pip install "seqrec[benchmark]"'
+        ) from None
+    return httpx
+
+
+def _requests(
+    client: int, count: int, items: int | None, k: int, seed: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    draw = random.Random(f"{seed} {client}")
+    for number in range(WARM_UP + count):
+        if items is None:
+            yield "/nothing", {}
+        elif number % 2 == 0:
+            user = f"user-{client}-{draw.randrange(50)}"
+            yield "/observe", {"user": user, "item": draw.randint(1, items)}
+        else:
+            yield "/recommend", {"user": user, "k": k}
+
+
+async def _send(
+    client: httpx.AsyncClient,
+    plan: Iterator[tuple[str, dict[str, Any]]],
+    answers: Answers,
+    deadline: float,
+    begun: Any,
+) -> float:
+    start = time.perf_counter()
+    try:
+        for number, (route, body) in enumerate(plan):
+            if number == WARM_UP:
+                if begun is not None:
+                    # Broken by a client that ended before: the others continue without it.
+                    with suppress(RuntimeError):
+                        await begun.wait()
+                start = time.perf_counter()
+            sent = time.perf_counter()
+            if sent > deadline:
+                break
+            answer = await client.post(route, json=body)
+            if answer.status_code != 200:
+                answers.errors += 1
+            elif number >= WARM_UP:
+                answers.seconds.setdefault(route, []).append(time.perf_counter() - sent)
+    except _httpx().TransportError:
+        answers.errors += 1
+    finally:
+        if begun is not None:
+            await begun.abort()
+    return start

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from seqrec import models
-from seqrec.benchmark.measured_child import run_measured
-from seqrec.benchmark.training_stages import VARIANTS, train_steps
+from seqrec.benchmark.measurement import run_measured
+from seqrec.benchmark.training import VARIANTS, train_steps
 from seqrec.catalogue.table import ItemTable
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
