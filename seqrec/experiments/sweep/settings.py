@@ -1,8 +1,8 @@
-"""What a sweep tries, checked before anything runs."""
+"""Settings of a sweep, checked before anything runs."""
 
 from __future__ import annotations
 
-import difflib
+import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from seqrec.errors import InputError, MissingInputError
-from seqrec.experiments.sweep.package import optuna
+from seqrec.registry import did_you_mean
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 FILE_NAME = "sweep.yaml"
-# Type of a parameter -> keys that it must have, and keys that it may have.
+# Type of a parameter -> required keys, and optional keys.
 KEYS = {
     "float": ({"low", "high"}, {"log", "step"}),
     "int": ({"low", "high"}, {"log", "step"}),
@@ -28,22 +28,43 @@ KEYS = {
 }
 
 
+def optuna() -> Any:
+    """Return the package that sweeps need.
+
+    Raises:
+        InputError: if it is not installed.
+    """
+    try:
+        return importlib.import_module("optuna")
+    except ImportError:
+        raise InputError(
+            'a sweep needs Optuna, which is not installed: pip install "seqrec[sweep]"'
+        ) from None
+
+
 @dataclass(frozen=True)
 class SweepSettings:
     """The settings of a sweep.
 
     Attributes:
-        folder: Where the study, the trials' runs and the best config go.
-        configs: Configs of each trial's `fit`, the later ones over the earlier ones.
+        folder: Folder of the study, the trials' runs and the best config.
+        configs: Configs of each trial's `fit`; later ones override earlier ones.
         parameters: Dotted key of the command line, such as `model.optimizer.lr`, -> `type: float` or `int` with `low`
             and `high` (both included), and `log: true` or `step`; or `type: categorical` with `choices`.
         fixed: Dotted key -> value, the same in all trials.
-        metric: What validation logs and trials are compared by.
+        metric: Metric of validation that compares trials.
         direction: maximize or minimize.
-        trials: Trials that are to end by themselves, pruned and failed ones included.
-        pruner: `class_path`, a class of `optuna.pruners`, and its `init_args`; None lets all trials end.
+        trials: Number of trials, pruned and failed ones included.
+        pruner: `class_path`, a class of `optuna.pruners`, and its `init_args`; None prunes none.
         sampler: Likewise of `optuna.samplers`.
         seed: Seed of the sampler.
+
+    Example:
+        >>> from seqrec.experiments.sweep import SweepSettings
+        >>> lr = {"type": "float", "low": 1e-4, "high": 0.1, "log": True}
+        >>> settings = SweepSettings("sweep", ["small.yaml"], {"model.optimizer.lr": lr}, trials=3)
+        >>> settings.distributions()["model.optimizer.lr"].high
+        0.1
     """
 
     folder: str
@@ -58,10 +79,10 @@ class SweepSettings:
     seed: int = 0
 
     def check(self) -> None:
-        """Refuse settings that no trial could run with.
+        """Check everything that can be checked before the first trial.
 
         Raises:
-            InputError: names the key.
+            InputError: if a value is wrong; the message contains its key.
         """
         if not self.parameters:
             raise InputError(
@@ -79,29 +100,29 @@ class SweepSettings:
         self.make_sampler(0)
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Optuna's distributions by key, in an order that does not depend on the YAML's."""
+        """Return Optuna's distributions by key, in an order that does not depend on the YAML's."""
         return {
             key: _distribution(f"parameters.{key}", value) for key, value in sorted(self.parameters.items())
         }
 
     def make_pruner(self) -> BasePruner:
-        """Optuna's pruner."""
+        """Return Optuna's pruner."""
         spec = {"class_path": "NopPruner"} if self.pruner is None else self.pruner
         pruner: BasePruner = _build("pruner", optuna().pruners, "Pruner", spec)
         return pruner
 
     def make_sampler(self, number: int) -> BaseSampler:
-        """Optuna's sampler of the n-th choice, seeded by n: a sweep that was killed chooses as one that was not."""
+        """Return Optuna's sampler of the n-th choice, seeded by n: a resumed sweep chooses as an uninterrupted one."""
         sampler: BaseSampler = _build(
             "sampler", optuna().samplers, "Sampler", self.sampler, seed=self.seed + number
         )
         return sampler
 
     def write(self) -> None:
-        """Keep the settings in the folder, or compare with those that are there.
+        """Write the settings into the folder, which must contain no other sweep.
 
         Raises:
-            InputError: the folder holds another sweep.
+            InputError: if it does.
         """
         file = Path(self.folder) / FILE_NAME
         mine = asdict(self)
@@ -110,7 +131,7 @@ class SweepSettings:
             for key, value in mine.items():
                 if key not in ("trials", "folder") and theirs.get(key) != value:
                     raise InputError(
-                        f"{self.folder} holds a sweep with {key}={theirs.get(key)!r}, now it is {value!r}: "
+                        f"{self.folder} contains a sweep with {key}={theirs.get(key)!r}, now it is {value!r}: "
                         "choose another folder"
                     )
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +139,7 @@ class SweepSettings:
 
     @staticmethod
     def read(folder: Path | str) -> SweepSettings:
-        """Settings that `write` kept."""
+        """Return the settings that `write` wrote."""
         return SweepSettings(**yaml.safe_load((Path(folder) / FILE_NAME).read_text(encoding="utf-8")))
 
 
@@ -155,7 +176,7 @@ def _distribution(key: str, given: Any) -> BaseDistribution:
 
 def _number(key: str, given: Any, kind: type) -> Any:
     try:
-        # YAML takes 1e-4 for text.
+        # YAML reads 1e-4 as text.
         value = float(given)
     except (TypeError, ValueError):
         value = math.nan
@@ -165,12 +186,10 @@ def _number(key: str, given: Any, kind: type) -> Any:
 
 
 def _build(key: str, module: Any, suffix: str, spec: Any, **arguments: Any) -> Any:
-    """An object of one of Optuna's classes by its name."""
     known = [name for name in dir(module) if name.endswith(suffix) and not name.startswith("Base")]
     name = spec.get("class_path") if isinstance(spec, Mapping) else None
     if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(str(name), known)
         raise InputError(f"{key}.class_path={name!r} is not known; known: {', '.join(known)}{hint}")
     if wrong := sorted(set(spec) - {"class_path", "init_args"}):
         raise InputError(f"{key}.{wrong[0]} is not known; it takes class_path and init_args")

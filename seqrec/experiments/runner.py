@@ -1,0 +1,177 @@
+"""Many runs in one folder: one command at a time works there, on as many slots as there are devices.
+
+A command may be killed at any time. Its processes end with it, and the same command started again resumes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+from filelock import FileLock, Timeout
+
+from seqrec.errors import InputError
+
+LOCK_FILE = ".lock"
+_POLL_SECONDS = 0.1
+_PR_SET_PDEATHSIG = 1
+
+
+class Run(Protocol):
+    """A run that was started: a process, or a call that has returned."""
+
+    def poll(self) -> int | None:
+        """Return None while it runs."""
+
+    def kill(self) -> None:
+        """End it."""
+
+    def wait(self) -> int:
+        """Wait for its end."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one run at a time.
+
+    Attributes:
+        accelerator: "cpu" or "gpu".
+        environment: Environment variables of its processes, in addition to this one's.
+    """
+
+    accelerator: str = "cpu"
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+Job = TypeVar("Job")
+Started = TypeVar("Started", bound=Run)
+
+
+def run_all(
+    jobs: Iterable[Job],
+    slots: Sequence[Slot],
+    start: Callable[[Job, Slot], Started],
+    finish: Callable[[Job, Started], None],
+) -> None:
+    """Run jobs, each in a slot of its own; runs that have not ended are killed if this is interrupted.
+
+    Args:
+        jobs: Jobs, drawn one at a time when a slot is free: they may depend on the results of finished ones.
+        slots: Places for runs.
+        start: Starts a job.
+        finish: Called when a job's run has ended.
+
+    Example:
+        >>> from seqrec.experiments.runner import Slot, run_all
+        >>> def start(job: str, slot: Slot) -> subprocess.Popen[bytes]:
+        ...     return subprocess.Popen([sys.executable, "-c", "pass"])
+        >>> run_all(["a", "b"], [Slot()], start, lambda job, run: print(job, run.returncode))
+        a 0
+        b 0
+    """
+    queue, free = iter(jobs), list(slots)
+    running: list[tuple[Job, Slot, Started]] = []
+    try:
+        while True:
+            while free and (job := next(queue, None)) is not None:
+                slot = free.pop(0)
+                running.append((job, slot, start(job, slot)))
+            if not running:
+                return
+            for each in [each for each in running if each[2].poll() is not None]:
+                running.remove(each)
+                free.append(each[1])
+                finish(each[0], each[2])
+            if running:
+                time.sleep(_POLL_SECONDS)
+    finally:
+        for _, _, run in running:
+            run.kill()
+            run.wait()
+
+
+def make_slots(jobs: int, device: str) -> list[Slot]:
+    """Return one slot per visible GPU, or `jobs` slots of the CPU, which share its cores.
+
+    Args:
+        jobs: Slots of the CPU.
+        device: cpu, cuda, or auto: GPUs if there are any.
+
+    Raises:
+        InputError: if a value is none of these, or no GPU is visible for cuda.
+
+    Example:
+        >>> len(make_slots(2, "cpu"))
+        2
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device={device!r} must be auto, cpu or cuda")
+    if jobs < 1:
+        raise InputError(f"jobs={jobs} must be at least 1")
+    gpus = 0 if device == "cpu" else torch.cuda.device_count()
+    if device == "cuda" and not gpus:
+        raise InputError("device='cuda', but no GPU is visible here; use cpu")
+    if gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+        return [Slot("gpu", {"CUDA_VISIBLE_DEVICES": number}) for number in visible[:gpus]]
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    return [Slot("cpu", {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)})] * jobs
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other commands out of a folder, which is made.
+
+    Raises:
+        InputError: if another command is running there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"another command is running in {folder}; wait, or choose another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def start(words: Sequence[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a command in a process that ends with this one.
+
+    Args:
+        words: Module of Python and its arguments, such as `seqrec fit --config a.yaml`.
+        log: File for its output.
+        environment: Environment variables, in addition to this process's.
+    """
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log that is not empty."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+
+
+def _end_with_parent() -> None:
+    # A run that outlives its command would write into the folder of the command that replaces it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
