@@ -7,8 +7,8 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -62,79 +62,45 @@ def benchmark_data(
         MemoryLimitError: if the preparation exceeds its limit.
         InputError: if an argument is out of range, or the disk is too small.
     """
-    if profile not in PROFILES:
-        raise InputError(f"profile={profile!r} must be one of {', '.join(PROFILES)}")
-    number, limit = parse_events(events), MemoryLimit(memory_limit).bytes
+    harness.check_names(PROFILES, profile=[profile])
+    harness.check_numbers(1, max_length=max_length, batch_size=batch_size)
     harness.check_json_file(json_file)
-    with _place(folder) as place:
-        benchmark = measure_data(
-            place,
-            PROFILES[profile],
-            number,
-            memory_limit=limit,
-            seed=seed,
-            max_length=max_length,
-            batch_size=batch_size,
-            compare_bytes=number <= COMPARED_EVENTS if compare_bytes is None else compare_bytes,
-            json_file=json_file,
-        )
+    number, limit = parse_events(events), MemoryLimit(memory_limit).bytes
+    if compare_bytes is None:
+        compare_bytes = number <= COMPARED_EVENTS
+    settings = {"profile": profile, "events": number, "memory_limit": limit, "seed": seed}
+    settings |= {"max_length": max_length, "batch_size": batch_size}
+    figures = {"settings": settings, "machine": _machine(), "log_bytes": 0, "limited_by": LIMITED_BY}
+    figures |= {"generated": None, "plain": [], "prepared": [], "same_bytes": None, "loaders": []}
+    benchmark = Benchmark(json_file, **figures)
+    with (
+        tempfile.TemporaryDirectory(prefix="seqrec-benchmark-")
+        if folder is None
+        else nullcontext(folder) as place
+    ):
+        log = log_folder(Path(place), PROFILES[profile], number, seed)
+        _check_disk(log, PROFILES[profile], number, stores=1 + compare_bytes)
+        _measure(benchmark, log, compare_bytes)
     benchmark.finish(*report(benchmark))
 
 
-def measure_data(
-    folder: Path,
-    profile: Profile,
-    events: int,
-    *,
-    memory_limit: int,
-    seed: int = 0,
-    max_length: int = 5000,
-    batch_size: int = 16,
-    compare_bytes: bool = True,
-    json_file: str | None = None,
-) -> Benchmark:
-    """Generate, sort, prepare and load a log; see `benchmark_data`. The log and the store stay in `folder`.
-
-    Returns:
-        Figures by key. `settings`; `machine`: cores, memory in bytes, versions; `log_bytes`: size of the CSV files;
-        `limited_by`: the mechanism of the memory limit. `generated`, of writing the log, None if it existed, `plain`,
-        of the polars pipelines, and `prepared`, with the limit and without, are stages: `name`, `seconds`,
-        `peak_anonymous`, `peak_resident` and `failure`, None for unknown. `same_bytes`: whether both stores are
-        equal, None if only one was made. `loaders`: see `time_loader`; with a `name`.
-    """
-    harness.check_numbers(1, max_length=max_length, batch_size=batch_size)
-    settings = {
-        "profile": profile.name,
-        "events": events,
-        "memory_limit": memory_limit,
-        "seed": seed,
-        "max_length": max_length,
-        "batch_size": batch_size,
-    }
-    log = log_folder(folder, profile, events, seed)
-    _check_disk(log, profile, events, stores=1 + compare_bytes)
-    figures: dict[str, Any] = {
-        "settings": settings,
-        "machine": _machine(),
-        "log_bytes": 0,
-        "limited_by": LIMITED_BY,
-    }
-    figures |= {"generated": None, "plain": [], "prepared": [], "same_bytes": None, "loaders": []}
-    benchmark = Benchmark(json_file, **figures)
-    benchmark["generated"] = _generate(log, profile, events, seed, benchmark)
+def _measure(benchmark: Benchmark, log: Path, compare_bytes: bool) -> None:
+    # Generate, sort, prepare and load.
+    settings = benchmark["settings"]
+    benchmark["generated"] = _generate(log, benchmark)
     benchmark["log_bytes"] = sum(file.stat().st_size for file in log.glob("*.csv"))
     for streaming in (True, False):
         benchmark["plain"].append(_sort_plainly(log, streaming, benchmark))
-    benchmark["same_bytes"] = _prepare(log, memory_limit, compare_bytes, benchmark)
-    tokens = batch_size * max_length
+    benchmark["same_bytes"] = _prepare(log, settings["memory_limit"], compare_bytes, benchmark)
+    windows, max_length = settings["batch_size"], settings["max_length"]
+    tokens = windows * max_length
     for batches, name in (
-        ({"batch_size": batch_size}, f"{batch_size} windows a batch"),
-        ({"batch_size": batch_size, "max_tokens": tokens}, f"{tokens:,} tokens a batch"),
+        ({"batch_size": windows}, f"{windows} windows a batch"),
+        ({"batch_size": windows, "max_tokens": tokens}, f"{tokens:,} tokens a batch"),
     ):
         benchmark.note(f"loader, {name} ...")
         arguments = {"log": str(log), "store": str(_store(log)), "max_length": max_length, **batches}
         benchmark["loaders"].append({"name": name, **run_measured(time_loader, arguments).value})
-    return benchmark
 
 
 def yardstick(plain: Sequence[Row]) -> Row | None:
@@ -147,7 +113,15 @@ def yardstick(plain: Sequence[Row]) -> Row | None:
 
 
 def report(figures: Benchmark | Mapping[str, Any]) -> list[str]:
-    """Return the parts of the report: ratios are to the yardstick, 2.00 is twice as fast."""
+    """Return the parts of the report; ratios are to the yardstick, 2.00 is twice as fast.
+
+    Args:
+        figures: By key. `settings`; `machine`: cores, memory in bytes, versions; `log_bytes`: size of the CSV files;
+            `limited_by`: the mechanism of the memory limit. `generated`, of writing the log, None if it existed,
+            `plain`, of the polars pipelines, and `prepared`, with the limit and without, are stages: `name`,
+            `seconds`, `peak_anonymous`, `peak_resident` and `failure`, None for unknown. `same_bytes`: whether both
+            stores are equal, None if only one was made. `loaders`: see `time_loader`; with a `name`.
+    """
     settings, on = figures["settings"], figures["machine"]
     stages = [*figures["plain"], *figures["prepared"]]
     best = yardstick(figures["plain"])
@@ -201,10 +175,12 @@ def _loader_cells(row: Row) -> list[str]:
     ]
 
 
-def _generate(log: Path, profile: Profile, events: int, seed: int, benchmark: Benchmark) -> Row | None:
+def _generate(log: Path, benchmark: Benchmark) -> Row | None:
+    settings = benchmark["settings"]
     existed = log.exists()
     began = time.perf_counter()
-    ensure_log(log.parent, profile, events, seed=seed, progress=benchmark.progress)
+    profile, events = PROFILES[settings["profile"]], settings["events"]
+    ensure_log(log.parent, profile, events, seed=settings["seed"], progress=benchmark.progress)
     if existed:
         benchmark.note(f"the log exists: {log}")
         return None
@@ -279,12 +255,3 @@ def _machine() -> dict[str, Any]:
     packages = {name: version(name) for name in ("polars", "numpy", "torch")}
     memory = psutil.virtual_memory().total
     return {"cores": os.cpu_count(), "memory": memory, "python": platform.python_version(), **packages}
-
-
-@contextmanager
-def _place(folder: str | None) -> Iterator[Path]:
-    if folder is not None:
-        yield Path(folder)
-        return
-    with tempfile.TemporaryDirectory(prefix="seqrec-benchmark-") as temporary:
-        yield Path(temporary)

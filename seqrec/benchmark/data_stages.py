@@ -68,13 +68,7 @@ def prepare_store(log: str, store: str, *, memory_limit: int | None) -> dict[str
 
 
 def time_loader(
-    log: str,
-    store: str,
-    *,
-    max_length: int,
-    batch_size: int,
-    max_tokens: int | None = None,
-    passes: int = 3,
+    log: str, store: str, *, max_length: int, batch_size: int, max_tokens: int | None = None, passes: int = 3
 ) -> dict[str, Any]:
     """Time one epoch of training batches, with each event in one window, and a bare copy of as many bytes.
 

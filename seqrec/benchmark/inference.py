@@ -113,8 +113,9 @@ def event_table(rows: Sequence[Row], rounds: int) -> str:
     if not rows:
         return ""
     title = f"one further event, fastest of {rounds} rounds"
+    head = [title, "events before", "step us", "of the shortest", "again us", "faster", "state"]
     return harness.table(
-        [title, "events before", "step us", "of the shortest", "again us", "faster", "state"],
+        head,
         (
             [
                 row["encoder"],

@@ -245,12 +245,7 @@ def _answer(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str
     except InputError as error:
         return {"refused": str(error)}
     seconds = time.perf_counter() - began
-    return {
-        "seconds": seconds,
-        "peak_resident": _peak_resident(),
-        "anonymous_before": before,
-        "value": value,
-    }
+    return {"seconds": seconds, "peak_resident": _peak_resident(), "anonymous_before": before, "value": value}
 
 
 def main() -> None:

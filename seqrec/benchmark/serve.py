@@ -11,14 +11,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from seqrec.benchmark import harness
-from seqrec.benchmark.harness import Benchmark
+from seqrec.benchmark.harness import Benchmark, Row
 from seqrec.errors import InputError
 from seqrec.serving import Limits
 from seqrec.serving.command import check_packages
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 START_SECONDS = 120
 # Requests of each client that are not counted.
 WARM_UP = 10
-ALL = "all"
 
 
 def benchmark_serve(
@@ -77,7 +76,7 @@ def benchmark_serve(
     if k > items:
         raise InputError(f"k={k} must be at most items={items}")
     benchmark = Benchmark(json_file, settings=settings, rows=[])
-    rows: list[RouteRow] = []
+    rows: list[Row] = benchmark["rows"]
     with tempfile.TemporaryDirectory(prefix="seqrec-serve-", dir=folder) as place:
         file = str(Path(place) / "sessions.sqlite")
         for kind, drawn in (("bare", None), ("serve", items)):
@@ -92,9 +91,8 @@ def benchmark_serve(
         f"{clients} clients at once; MambaRec, width {d_model}, {items:,} items, sessions in SQLite, top {k}; bare: a "
         "FastAPI route that does nothing"
     )
-    benchmark["rows"].extend(map(asdict, rows))
     benchmark.finish(title, route_table(rows))
-    if errors := max((row.errors for row in rows), default=0):
+    if errors := max((row["errors"] for row in rows), default=0):
         raise InputError(f"{errors} requests failed; none should")
 
 
@@ -103,8 +101,8 @@ class Answers:
     """Answers that clients received.
 
     Attributes:
-        seconds: Route -> time from sending a request to the end of its answer, each.
-        errors: Answers other than 200, and connections that were lost.
+        seconds: Route -> time of each answer, from sending the request to the end.
+        errors: Answers other than 200, and lost connections.
         wall_seconds: From the first counted request to the end of the last.
     """
 
@@ -118,58 +116,37 @@ class Answers:
         return sum(map(len, self.seconds.values()))
 
 
-@dataclass(frozen=True)
-class RouteRow:
-    """One route of one server.
+def rows_of(server: str, answers: Answers) -> list[Row]:
+    """Return a row per route, and one of all if there are several.
 
-    Attributes:
-        server: "serve" or "bare".
-        route: The route, or "all".
-        requests: Requests answered with 200.
-        per_second: Requests of all clients.
-        p50_ms: Median time of an answer, in milliseconds.
-        p99_ms: Its 99th percentile.
-        errors: Answers other than 200, and lost connections, of the server.
+    Returns:
+        `server`: "serve" or "bare"; `route`, or "all"; `requests` answered with 200; `per_second`, requests of all
+        clients; `p50_ms` and `p99_ms`, percentiles of the time of an answer; `errors` of the server.
     """
-
-    server: str
-    route: str
-    requests: int
-    per_second: float
-    p50_ms: float
-    p99_ms: float
-    errors: int
-
-
-def rows_of(server: str, answers: Answers) -> list[RouteRow]:
-    """Return a row per route, and one of all if there are several."""
     routes = dict(sorted(answers.seconds.items()))
     if len(routes) > 1:
-        routes[ALL] = [seconds for route in routes.values() for seconds in route]
+        routes["all"] = [seconds for route in routes.values() for seconds in route]
     rows = []
     for route, seconds in routes.items():
+        counts = {"requests": len(seconds), "per_second": len(seconds) / answers.wall_seconds}
         half, most = (float(1000 * value) for value in np.percentile(seconds, [50, 99]))
-        per_second = len(seconds) / answers.wall_seconds
-        rows.append(RouteRow(server, route, len(seconds), per_second, half, most, answers.errors))
+        times = {"p50_ms": half, "p99_ms": most}
+        rows.append({"server": server, "route": route, **counts, **times, "errors": answers.errors})
     return rows
 
 
-def route_table(rows: list[RouteRow]) -> str:
+def route_table(rows: list[Row]) -> str:
     """Return the table of routes."""
-    return harness.table(
-        ["route", "requests", "requests/s", "p50 ms", "p99 ms", "errors"],
-        (
-            [
-                f"{row.server} {row.route}",
-                f"{row.requests:,}",
-                f"{row.per_second:,.0f}",
-                f"{row.p50_ms:.1f}",
-                f"{row.p99_ms:.1f}",
-                str(row.errors),
-            ]
-            for row in rows
-        ),
+    formats = (
+        "{server} {route}",
+        "{requests:,}",
+        "{per_second:,.0f}",
+        "{p50_ms:.1f}",
+        "{p99_ms:.1f}",
+        "{errors}",
     )
+    head = ["route", "requests", "requests/s", "p50 ms", "p99 ms", "errors"]
+    return harness.table(head, ([text.format(**row) for text in formats] for row in rows))
 
 
 @contextmanager

@@ -134,11 +134,7 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> float:
 
 
 def find_batch_size(
-    trainer: pl.Trainer,
-    model: SequentialRecommender,
-    data: SequenceDataModule,
-    *,
-    max_batch_size: int = 8192,
+    trainer: pl.Trainer, model: SequentialRecommender, data: SequenceDataModule, *, max_batch_size: int = 8192
 ) -> int:
     """Search the largest batch size, a power of 2, that fits into the device's memory, and set it in `data`.
 

@@ -76,13 +76,13 @@ def test_figures_are_by_route_and_of_all():
         {"/recommend": [0.002] * 99 + [0.5], "/observe": [0.004] * 100}, errors=2, wall_seconds=4.0
     )
     rows = rows_of("serve", answers)
-    assert [(row.route, row.requests, row.per_second) for row in rows] == [
+    assert [(row["route"], row["requests"], row["per_second"]) for row in rows] == [
         ("/observe", 100, 25.0),
         ("/recommend", 100, 25.0),
         ("all", 200, 50.0),
     ]
-    assert [row.p50_ms for row in rows[:2]] == pytest.approx([4, 2])
-    assert 2 < rows[1].p99_ms < 500
+    assert [row["p50_ms"] for row in rows[:2]] == pytest.approx([4, 2])
+    assert 2 < rows[1]["p99_ms"] < 500
     assert re.search(r"^serve /observe +100 +25 +4\.0 +4\.0 +2$", route_table(rows), re.MULTILINE)
 
 
