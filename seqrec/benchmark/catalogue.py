@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,8 +66,7 @@ def benchmark_catalogue(
     """
     harness.check_names(OBJECTIVES, objectives=objectives)
     harness.check_names(OPTIMIZERS, optimizers=optimizers)
-    harness.check_not_empty(items=items)
-    harness.check_numbers(2, items=items)
+    harness.check_numbers(2, items=items, empty=False)
     harness.check_numbers(1, steps=steps)
     MODELS[encoder]  # raises with the known ones
     shape = {"encoder": encoder, "d_model": d_model, "batch_size": batch_size, "length": length}
@@ -79,7 +78,7 @@ def benchmark_catalogue(
         if cell["objective"] == "FullSoftmax" and scores > MAX_SCORES:
             return {"failure": f"{scores:.0e} scores a step are left out; use a sampled objective"}
         arguments = {name: cell[name] for name in ("num_items", "objective", "optimizer")}
-        measured = run_measured(time_steps, {**arguments, **settings})
+        measured = run_measured(time_steps, {**arguments, "settings": settings})
         on_device = measured.value["device_bytes"]
         return {
             "seconds": min(measured.value["step_seconds"]),
@@ -92,19 +91,14 @@ def benchmark_catalogue(
         for objective, optimizer in _combinations(objectives, optimizers)
         for num_items in items
     ]
-    benchmark.run(
-        "figures",
-        cells,
-        measure,
-        name="{objective}, {optimizer}, {num_items:,} items",
-        outcome=lambda row: f"{row['seconds'] * 1e3:,.0f} ms a step",
-    )
+    name = "{objective}, {optimizer}, {num_items:,} items"
+    benchmark.run("figures", cells, measure, name, lambda row: f"{row['seconds'] * 1e3:,.0f} ms a step")
     title = f"training step, {encoder} width {d_model}, batch {batch_size} x {length}, fastest of {steps} on {device}"
     head = ["objective, optimizer", "items", "ms a step", "of the smallest", "peak memory"]
     rows = harness.with_first(benchmark["figures"], "objective", "optimizer")
     text = harness.table(head, (_cells(row, smallest) for row, smallest in rows))
     notes = harness.failures(benchmark["figures"], "{objective}, {optimizer}, {num_items:,}")
-    benchmark.finish(title, f"{text}\n{notes}".rstrip())
+    benchmark.finish(f"{title}, fastest of {steps} on {device}", f"{text}\n{notes}".rstrip())
 
 
 def _combinations(objectives: Sequence[str], optimizers: Sequence[str]) -> list[tuple[str, str]]:
@@ -122,19 +116,7 @@ def _cells(row: Row, smallest: Row) -> list[str]:
     return [*name, f"{row['seconds'] * 1e3:,.0f}", f"{ratio:.2f}", spoken_bytes(row["peak_bytes"])]
 
 
-def time_steps(
-    *,
-    num_items: int,
-    objective: str,
-    optimizer: str,
-    encoder: str,
-    d_model: int,
-    batch_size: int,
-    length: int,
-    steps: int,
-    seed: int,
-    device: str,
-) -> dict[str, Any]:
+def time_steps(num_items: int, objective: str, optimizer: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Time training steps of a model with a catalogue of `num_items`; see `benchmark_catalogue` for the arguments.
 
     A step is forward pass, objective, backward pass and update. The rows of the batch are full, and their items are
@@ -145,12 +127,13 @@ def time_steps(
         `build_seconds`; `step_seconds`, of each timed step; `device_bytes`, the most memory of tensors on a CUDA
         device, None on CPU; `rows`, distinct items of the batch.
     """
-    torch.manual_seed(seed)
+    device, length = settings["device"], settings["length"]
+    torch.manual_seed(settings["seed"])
     began = time.perf_counter()
-    preset: Any = MODELS[encoder]
+    preset: Any = MODELS[settings["encoder"]]
     model: SequentialRecommender = preset(
         num_items,
-        d_model=d_model,
+        d_model=settings["d_model"],
         max_length=length,
         item_table=ItemTable(sparse=optimizer != "dense_adam"),
         loss=_loss(objective),
@@ -161,10 +144,10 @@ def time_steps(
         counts[0] = 0
         model.loss.use_item_counts(counts)
     updates = model.to(device).optimizer.build(model)
-    batch = full_batch(num_items, batch_size, length).to(device)
+    batch = full_batch(num_items, settings["batch_size"], length).to(device)
     build_seconds = time.perf_counter() - began
     seconds = []
-    for _ in range(steps + 2):
+    for _ in range(settings["steps"] + 2):
         began = time.perf_counter()
         states = model.to_scoring_space(model(batch.history, batch.user_ids))
         model.loss(states, batch, model.scorer()).backward()

@@ -1,4 +1,7 @@
-"""`seqrec benchmark data`: preparation next to plain polars, the loader next to a bare copy, on a generated log."""
+"""`seqrec benchmark data`: preparation next to plain polars, the loader next to a bare copy, on a generated log.
+
+Importing this module does not import torch, which the process that prepares must not hold.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,49 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import polars
 import psutil
+from numpy.typing import NDArray
 
 from seqrec.benchmark import harness
-from seqrec.benchmark.data_stages import prepare_store, sort_with_polars, time_loader
 from seqrec.benchmark.generated_log import PROFILES, Profile, ensure_log, log_bytes, log_folder, parse_events
 from seqrec.benchmark.harness import Benchmark, Row
-from seqrec.benchmark.measurement import LIMITED_BY, Measurement, MemoryLimitError, run_measured
+from seqrec.benchmark.measurement import (
+    LIMITED_BY,
+    Measurement,
+    MemoryLimitError,
+    anonymous_bytes,
+    run_measured,
+)
+from seqrec.data.prepare import Filters, prepare
 from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
+from seqrec.data.progress import print_line
+from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
+from seqrec.data.sources.table import Table
 from seqrec.errors import InputError
+
+if TYPE_CHECKING:
+    from seqrec.data.datamodule import SequenceDataModule
+    from seqrec.types import SequenceBatch, TensorRecord
 
 # Up to so many events a second preparation, without the limit, runs unless `compare_bytes` is False.
 COMPARED_EVENTS = 20_000_000
 # Approximate bytes per row: sorted Parquet, event store, and temporary files of preparation.
 _PARQUET_BYTES, _STORE_BYTES, _SPOOL_BYTES = 24, 16, 32
+
+# Most events of a timed pass over the loader; enough to make the plan of the first batch negligible.
+PASS_EVENTS = 50_000_000
+# Larger than the processor's caches, as a store is: the bare copy must read from memory, too.
+_SOURCE_BYTES = 256 << 20
 
 
 def benchmark_data(
@@ -64,7 +90,6 @@ def benchmark_data(
     """
     harness.check_names(PROFILES, profile=[profile])
     harness.check_numbers(1, max_length=max_length, batch_size=batch_size)
-    harness.check_json_file(json_file)
     number, limit = parse_events(events), MemoryLimit(memory_limit).bytes
     if compare_bytes is None:
         compare_bytes = number <= COMPARED_EVENTS
@@ -164,15 +189,14 @@ def _stage_cells(stage: Row, best: Row | None, events: int) -> list[str]:
 
 
 def _loader_cells(row: Row) -> list[str]:
-    return [
-        row["name"],
-        f"{row['events'] / row['seconds']:,.0f}",
+    seconds = row["seconds"]
+    rates = [
+        f"{row['events'] / seconds:,.0f}",
         f"{row['padding']:.1%}",
-        f"{row['bytes'] / row['seconds'] / 1e9:.2f}",
-        f"{row['copy_seconds'] / row['seconds']:.2f}",
-        spoken_bytes(row["memory"]),
-        f"{row['batches']:,}",
+        f"{row['bytes'] / seconds / 1e9:.2f}",
     ]
+    ratio = f"{row['copy_seconds'] / seconds:.2f}"
+    return [row["name"], *rates, ratio, spoken_bytes(row["memory"]), f"{row['batches']:,}"]
 
 
 def _generate(log: Path, benchmark: Benchmark) -> Row | None:
@@ -255,3 +279,98 @@ def _machine() -> dict[str, Any]:
     packages = {name: version(name) for name in ("polars", "numpy", "torch")}
     memory = psutil.virtual_memory().total
     return {"cores": os.cpu_count(), "memory": memory, "python": platform.python_version(), **packages}
+
+
+def sort_with_polars(log: str, output: str, *, streaming: bool) -> None:
+    """Scan a log's folder, sort by user and time, write a Parquet file: polars alone, with its defaults.
+
+    Only the three columns that an event store keeps are read. The sorted rows are written as they come
+    (`sink_parquet`) if `streaming`, else collected first.
+    """
+    frame = polars.scan_csv(f"{log}/*.csv").select(USER_ID, ITEM_ID, TIMESTAMP).sort(USER_ID, TIMESTAMP)
+    if streaming:
+        frame.sink_parquet(output)
+    else:
+        frame.collect().write_parquet(output)
+
+
+def prepare_store(log: str, store: str, *, memory_limit: int | None) -> dict[str, Any]:
+    """Prepare an event store, which is replaced if it exists, from a log's folder with a limit in bytes.
+
+    Returns:
+        `counts` of the manifest, and `sha256` of each of the store's files by name.
+    """
+    prepared = prepare(
+        Table(log), Filters(), store, memory_limit=memory_limit, progress=print_line, overwrite=True
+    )
+    hashes = {name: file["sha256"] for name, file in prepared.manifest["files"].items()}
+    return {"counts": prepared.manifest["counts"], "sha256": hashes}
+
+
+def time_loader(
+    log: str, store: str, *, max_length: int, batch_size: int, max_tokens: int | None = None, passes: int = 3
+) -> dict[str, Any]:
+    """Time one epoch of training batches, with each event in one window, and a bare copy of as many bytes.
+
+    A pass stops after 50 million events. The first one is not timed: it loads the store into the page cache and reads
+    the memory after each batch. Then passes of loader and copy take turns; the fastest of each counts. The copy
+    moves, batch by batch, as many bytes as the batch's tensors hold.
+
+    A batch has `batch_size` windows, or if it is given, `max_tokens` events, padding included.
+
+    Returns:
+        `events` (without padding), `batches` and `bytes` of a pass; `padding`, the share of positions without an
+        event; `seconds` and `copy_seconds`; `memory`, the most anonymous bytes that loading added.
+    """
+    from seqrec.data.datamodule import SequenceDataModule
+    from seqrec.data.windows import StridedWindows
+
+    before = anonymous_bytes()
+    size = {"max_length": max_length, "batch_size": batch_size, "max_tokens": max_tokens}
+    data = SequenceDataModule(Table(log), store=store, train_windows=StridedWindows(), **size)  # type: ignore[arg-type]
+    events, positions, memory = 0, 0, before
+    sizes: list[int] = []
+    for batch in _one_pass(data):
+        events += int(batch.history.lengths.sum())
+        positions += batch.history.item_ids.numel()
+        sizes.append(tensor_bytes(batch))
+        memory = max(memory, anonymous_bytes())
+    source, target = np.ones(max(_SOURCE_BYTES, *sizes), np.uint8), np.ones(max(sizes), np.uint8)
+    seconds, copy_seconds = [], []
+    for _ in range(passes):
+        seconds.append(_timed(_one_pass(data)))
+        copy_seconds.append(_timed(_copies(source, target, sizes)))
+    counts = {"events": events, "batches": len(sizes), "bytes": sum(sizes), "padding": 1 - events / positions}
+    times = {"seconds": min(seconds), "copy_seconds": min(copy_seconds)}
+    return {**counts, **times, "memory": memory - before}
+
+
+def tensor_bytes(record: TensorRecord) -> int:
+    """Return the bytes of all tensors in a record, nested records included."""
+    values = [getattr(record, field.name) for field in fields(record)]  # type: ignore[arg-type]  # a dataclass
+    return sum(v.nbytes if hasattr(v, "nbytes") else tensor_bytes(v) for v in values if v is not None)
+
+
+def _one_pass(data: SequenceDataModule) -> Iterator[SequenceBatch]:
+    events = 0
+    for batch in data.train_dataloader():
+        yield batch
+        events += int(batch.history.lengths.sum())
+        if events >= PASS_EVENTS:
+            return
+
+
+def _copies(source: NDArray[np.uint8], target: NDArray[np.uint8], sizes: list[int]) -> Iterator[None]:
+    start = 0
+    for size in sizes:
+        if start + size > len(source):
+            start = 0
+        np.copyto(target[:size], source[start : start + size])
+        start += size
+        yield
+
+
+def _timed(steps: Iterable[object]) -> float:
+    began = time.perf_counter()
+    deque(steps, maxlen=0)
+    return time.perf_counter() - began

@@ -132,15 +132,8 @@ def ensure_log(
     and is_click; ids are integers from 0. The same arguments give the same bytes. Memory is a few blocks of a
     million events, however long the log.
 
-    Args:
-        folder: Parent of the log's own folder, which is named after the arguments.
-        profile: Shape of the log.
-        events: Number of rows.
-        seed: Seed of everything.
-        progress: Shows how far the writing is.
-
     Returns:
-        The log's folder; it appears when it is complete.
+        The log's own folder in `folder`, named after the arguments; it appears when it is complete.
 
     Raises:
         InputError: if `events` or `seed` is too small, or the log's folder contains something else.

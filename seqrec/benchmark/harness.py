@@ -14,6 +14,13 @@ from seqrec.data.progress import Progress, print_line
 from seqrec.errors import InputError
 
 Row = dict[str, Any]
+# Arguments of a trainer that writes and shows nothing.
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 # First figure of a row that has none, because its cell needed too much memory.
 DID_NOT_RUN = "did not run"
 
@@ -31,7 +38,7 @@ class Benchmark:
     Example:
         >>> benchmark = Benchmark(None, settings={"width": 8}, figures=[])
         >>> cells = [{"length": 10}, {"length": 20}]
-        >>> benchmark.run("figures", cells, lambda cell: {"seconds": cell["length"] / 10}, name="length {length}")
+        >>> benchmark.run("figures", cells, lambda cell: {"seconds": cell["length"] / 10}, "length {length}")
         length 10 ...
         length 20 ...
         >>> rows = ([str(row["length"]), f"{row['seconds']:.1f}"] for row in benchmark["figures"])
@@ -42,7 +49,8 @@ class Benchmark:
     """
 
     def __init__(self, json_file: str | None, **content: Any) -> None:
-        check_json_file(json_file)
+        if json_file is not None and not Path(json_file).absolute().parent.is_dir():
+            raise InputError(f"json_file={json_file!r} is in a folder that does not exist; make it first")
         self.progress = Progress(print_line)
         self.note = self.progress.note
         self._json_file = json_file
@@ -59,19 +67,17 @@ class Benchmark:
         key: str,
         cells: Iterable[Row],
         measure: Callable[[Row], Row],
-        *,
         name: str,
         outcome: Callable[[Row], str] | None = None,
     ) -> None:
         """Measure cells one after the other, and write the file anew after each.
 
         Args:
-            key: Key of the list that gets a row per cell: the cell, with the figures or `failure`, the reason why
-                there are none.
+            key: Key of the list that gets a row per cell: the cell, with its figures or `failure`, a reason.
             cells: The cells.
             measure: Returns the figures of a cell.
-            name: Format of a cell's name, in progress and for failures.
-            outcome: Returns a line about a row that is shown as soon as it is measured.
+            name: Format of a cell's name, for progress.
+            outcome: Returns a line about a row, for progress.
         """
         for cell in cells:
             self.note(f"{name.format(**cell)} ...")
@@ -137,20 +143,15 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def check_json_file(json_file: str | None) -> None:
-    """Raise InputError if a file is in a folder that does not exist."""
-    if json_file is not None and not Path(json_file).absolute().parent.is_dir():
-        raise InputError(f"json_file={json_file!r} is in a folder that does not exist; make it first")
-
-
-def check_numbers(least: float, **values: float | Sequence[float]) -> None:
-    """Raise InputError if a number, or one of a list, is below `least`."""
+def check_numbers(least: float, *, empty: bool = True, **values: float | Sequence[float]) -> None:
+    """Raise InputError if a number, or one of a list, is below `least`, or a list is empty that must not be."""
     for name, value in values.items():
         if isinstance(value, (int, float)):
             if not value >= least:
                 raise InputError(f"{name}={value} must be at least {least}")
-        elif any(number < least for number in value):
-            raise InputError(f"{name}={list(value)} must all be at least {least}")
+        elif any(number < least for number in value) or not (value or empty):
+            one = "" if empty else "one or more, and "
+            raise InputError(f"{name}={list(value)} must be {one}all at least {least}")
 
 
 def check_names(known: Iterable[str], **values: Sequence[str]) -> None:
@@ -159,13 +160,6 @@ def check_names(known: Iterable[str], **values: Sequence[str]) -> None:
     for name, value in values.items():
         if not value or not set(value) <= set(known):
             raise InputError(f"{name}={list(value)} must be some of {', '.join(known)}")
-
-
-def check_not_empty(**values: Sequence[Any]) -> None:
-    """Raise InputError if a list is empty."""
-    for name, value in values.items():
-        if not value:
-            raise InputError(f"{name}={list(value)} must contain at least one")
 
 
 def check_device(device: str, *further: str) -> None:

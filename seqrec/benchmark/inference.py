@@ -23,14 +23,7 @@ from seqrec.encoders import ENCODERS
 from seqrec.errors import InputError
 from seqrec.experiments import ENCODERS as IN_TABLE_ORDER
 from seqrec.experiments import MODELS
-from seqrec.inference.sessions import (
-    Event,
-    InMemoryStore,
-    Request,
-    SessionRecommender,
-    SQLiteStore,
-    StateStore,
-)
+from seqrec.inference import sessions
 from seqrec.models import SequentialRecommender
 from seqrec.types import History, RaggedItems, SequenceBatch
 
@@ -77,10 +70,8 @@ def benchmark_inference(
     """
     for name in (*encoders, session_encoder):
         ENCODERS[name]  # raises with the known ones
-    harness.check_not_empty(lengths=lengths)
-    harness.check_numbers(
-        1, lengths=lengths, batch_sizes=batch_sizes, num_items=num_items, d_model=d_model, rounds=rounds
-    )
+    harness.check_numbers(1, lengths=lengths, empty=False)
+    harness.check_numbers(1, batch_sizes=batch_sizes, num_items=num_items, d_model=d_model, rounds=rounds)
     harness.check_device(device)
     if folder is not None and not Path(folder).is_dir():
         raise InputError(f"folder={folder!r} does not exist; make it first")
@@ -110,46 +101,28 @@ def benchmark_inference(
 
 def event_table(rows: Sequence[Row], rounds: int) -> str:
     """Return the table of further events, empty if there are none; rows as `time_events` returns them."""
-    if not rows:
-        return ""
     title = f"one further event, fastest of {rounds} rounds"
     head = [title, "events before", "step us", "of the shortest", "again us", "faster", "state"]
-    return harness.table(
-        head,
-        (
-            [
-                row["encoder"],
-                f"{row['length']:,}",
-                f"{row['step_seconds'] * 1e6:,.0f}",
-                f"{row['step_seconds'] / shortest['step_seconds']:.2f}",
-                f"{row['again_seconds'] * 1e6:,.0f}",
-                f"{row['again_seconds'] / row['step_seconds']:,.1f} x",
-                spoken_bytes(row["state_bytes"]),
-            ]
-            for row, shortest in harness.with_first(rows, "encoder")
-        ),
-    )
+    cells = []
+    for row, shortest in harness.with_first(rows, "encoder"):
+        step, again = row["step_seconds"], row["again_seconds"]
+        times = [f"{step * 1e6:,.0f}", f"{step / shortest['step_seconds']:.2f}", f"{again * 1e6:,.0f}"]
+        state = spoken_bytes(row["state_bytes"])
+        cells.append([row["encoder"], f"{row['length']:,}", *times, f"{again / step:,.1f} x", state])
+    return harness.table(head, cells) if rows else ""
 
 
 def session_table(rows: Sequence[Row], encoder: str, rounds: int) -> str:
     """Return the table of sessions, empty if there are none; rows as `time_sessions` returns them."""
-    if not rows:
-        return ""
     title = f"sessions of {encoder}, median of {rounds} rounds"
-    return harness.table(
-        [title, "users a batch", "events/s", "of bare steps", "lists/s", "ms a batch"],
-        (
-            [
-                row["store"],
-                f"{row['batch_size']:,}",
-                f"{row['batch_size'] / row['observe']:,.0f}",
-                f"{row['step'] / row['observe']:.2f}",
-                f"{row['batch_size'] / row['recommend']:,.0f}",
-                f"{row['observe'] * 1e3:,.2f} + {row['recommend'] * 1e3:,.2f}",
-            ]
-            for row in rows
-        ),
-    )
+    head = [title, "users a batch", "events/s", "of bare steps", "lists/s", "ms a batch"]
+    cells = []
+    for row in rows:
+        size, observe, recommend = row["batch_size"], row["observe"], row["recommend"]
+        events = [f"{size / observe:,.0f}", f"{row['step'] / observe:.2f}"]
+        both = f"{observe * 1e3:,.2f} + {recommend * 1e3:,.2f}"
+        cells.append([row["store"], f"{size:,}", *events, f"{size / recommend:,.0f}", both])
+    return harness.table(head, cells) if rows else ""
 
 
 def time_events(
@@ -188,11 +161,11 @@ def time_events(
         {
             "encoder": encoder,
             "length": length,
-            "step_seconds": step_seconds,
-            "again_seconds": again_seconds,
+            "step_seconds": step,
+            "again_seconds": again,
             "state_bytes": state_bytes,
         }
-        for length, (step_seconds, again_seconds) in zip(lengths, fastest, strict=True)
+        for length, (step, again) in zip(lengths, fastest, strict=True)
     ]
 
 
@@ -219,22 +192,25 @@ def time_sessions(
     model = _model(encoder, num_items, d_model, SESSION_EVENTS, seed, device)
     draws = torch.Generator().manual_seed(seed)
 
-    def observe(sessions: SessionRecommender, users: Sequence[int]) -> None:
+    def observe(opened: sessions.SessionRecommender, users: Sequence[int]) -> None:
         drawn = torch.randint(1, num_items + 1, (len(users),), generator=draws).tolist()
-        sessions.observe_many([Event(user, item) for user, item in zip(users, drawn, strict=True)])
+        opened.observe_many([sessions.Event(user, item) for user, item in zip(users, drawn, strict=True)])
 
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        stores: list[StateStore] = [InMemoryStore(), SQLiteStore(Path(place) / "sessions.db")]
-        opened = {type(store).__name__: SessionRecommender(model, store) for store in stores}
+        file = Path(place) / "sessions.db"
+        stores: list[sessions.StateStore] = [sessions.InMemoryStore(), sessions.SQLiteStore(file)]
+        recommenders = {type(store).__name__: sessions.SessionRecommender(model, store) for store in stores}
         cells = []
-        for store, sessions in opened.items():
-            observe(sessions, list(range(max(batch_sizes))) * SESSION_EVENTS)
+        for store, opened in recommenders.items():
+            observe(opened, list(range(max(batch_sizes))) * SESSION_EVENTS)
             for size in batch_sizes:
                 new = torch.ones(size, dtype=torch.int64, device=device)
                 calls: dict[str, Callable[[], object]] = {
                     "step": partial(model.step, new, model.init_state(size)),
-                    "observe": partial(observe, sessions, range(size)),
-                    "recommend": partial(sessions.recommend_many, [Request(user) for user in range(size)]),
+                    "observe": partial(observe, opened, range(size)),
+                    "recommend": partial(
+                        opened.recommend_many, [sessions.Request(user) for user in range(size)]
+                    ),
                 }
                 cells.append((store, size, calls))
         seconds: dict[tuple[str, int, str], list[float]] = {}
@@ -242,8 +218,8 @@ def time_sessions(
             for store, size, calls in cells:
                 for name, call in calls.items():
                     seconds.setdefault((store, size, name), []).append(_timed(call, device))
-        for sessions in opened.values():
-            sessions.close()
+        for opened in recommenders.values():
+            opened.close()
     return [
         {"store": store, "batch_size": size}
         | {name: statistics.median(seconds[store, size, name]) for name in calls}

@@ -75,10 +75,10 @@ def run_measured(
 ) -> Measurement:
     """Call a function in a process of its own.
 
-    The kernel enforces the limit: this process sets the child's RLIMIT_DATA before the child begins its work. It
-    counts private writable memory of the child, touched or not, with interpreter and imports. It is therefore
-    stricter than a limit on resident memory. Pages of mapped files do not count. A child without a limit is killed
-    if less than a twentieth of the machine's memory is available.
+    The kernel enforces the limit, RLIMIT_DATA, which is set before the child begins its work. It counts private
+    writable memory of the child, touched or not, with interpreter and imports, but no pages of mapped files. It is
+    therefore stricter than a limit on resident memory. A child without a limit is killed if less than a twentieth of
+    the machine's memory is available.
 
     Args:
         function: A function at the top level of a module that the child can import.
@@ -130,11 +130,7 @@ def run_measured(
 
 
 def anonymous_bytes(process: int | None = None) -> int:
-    """Return the memory that a process holds now, without pages of files; 0 if it has ended.
-
-    Args:
-        process: Number of the process; None is this one.
-    """
+    """Return the memory that a process, None is this one, holds now without pages of files; 0 if it has ended."""
     try:
         memory = psutil.Process(process).memory_info()
     except psutil.NoSuchProcess:
@@ -144,14 +140,10 @@ def anonymous_bytes(process: int | None = None) -> int:
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """Return the most bytes that a call holds in addition to those held before it.
+    """Return the most bytes that a call on a device holds in addition to those held before it.
 
     On a CPU this is the process's resident memory, from the kernel's own high-water mark. On CUDA it is the memory of
-    tensors.
-
-    Args:
-        call: The call. Call it once before, to exclude objects that are built only once.
-        device: Device of the computation.
+    tensors. Make the call once before, to exclude objects that are built only once.
 
     Raises:
         InputError: if the system cannot reset the high-water mark of a process.
@@ -172,9 +164,8 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     try:
         (_PROC / "clear_refs").write_text("5", encoding="ascii")
     except OSError as error:
-        raise InputError(
-            f"memory is read from {_PROC}, which only Linux has: {error}; measure there"
-        ) from None
+        message = f"memory is read from {_PROC}, which only Linux has: {error}; measure there"
+        raise InputError(message) from None
     before = psutil.Process().memory_info().rss
     call()
     return max(0, _peak_resident() - before)

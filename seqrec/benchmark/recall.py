@@ -76,8 +76,7 @@ def benchmark_recall(
     Raises:
         InputError: if an argument is out of range.
     """
-    harness.check_not_empty(lags=lags)
-    harness.check_numbers(1, lags=lags)
+    harness.check_numbers(1, lags=lags, empty=False)
     harness.check_names([*ENCODERS, *BASELINES], encoders=encoders)
     for name, value in {"events": events, "minutes": minutes, "lr": lr, "num_layers": num_layers}.items():
         if not value > 0:
@@ -93,7 +92,7 @@ def benchmark_recall(
             return {**measured.value, "peak_bytes": measured.peak_resident}
 
         cells = [{"lag": lag, "model": model} for lag, model in itertools.product(lags, encoders)]
-        benchmark.run("cells", cells, measure, name="{model}, {lag:,} events back", outcome=_outcome)
+        benchmark.run("cells", cells, measure, "{model}, {lag:,} events back", _outcome)
     title = (
         f"signal so many events back, {NUM_ITEMS} items, histories of up to twice as many events; width {d_model}, "
         f"blocks {num_layers}, Adam {lr:g}, batches of {batch_size}, {events:,} events before short histories are "
@@ -123,17 +122,10 @@ def _cells(row: Row) -> list[str]:
     name = [f"{row['model']}{' (rotary)' if row['model'] in ROTARY else ''}", f"{row['lag']:,}"]
     if harness.failed(row):
         return [*name, harness.DID_NOT_RUN]
-    return [
-        *name,
-        "yes" if row["HR@10"] > FOUND else "no",
-        f"{row['HR@10']:.4f}",
-        f"{row['NDCG@10']:.4f}",
-        f"{row['epochs']:,}",
-        f"{row['steps']:,}",
-        f"{row['train_seconds']:,.0f}",
-        f"{row['events'] / row['train_seconds']:,.0f}" if row["steps"] else "",
-        spoken_bytes(row["peak_bytes"]),
-    ]
+    found = ["yes" if row["HR@10"] > FOUND else "no", f"{row['HR@10']:.4f}", f"{row['NDCG@10']:.4f}"]
+    counts = [f"{row[count]:,}" for count in ("epochs", "steps")]
+    rate = f"{row['events'] / row['train_seconds']:,.0f}" if row["steps"] else ""
+    return [*name, *found, *counts, f"{row['train_seconds']:,.0f}", rate, spoken_bytes(row["peak_bytes"])]
 
 
 def find_signal(
@@ -148,15 +140,8 @@ def find_signal(
 ) -> dict[str, Any]:
     """Train one model until it finds the signal or its time is over, and test it.
 
-    Args:
-        folder: Folder of event stores.
-        lag: Events from the signal to the target.
-        model: Name of an encoder's preset, or of a baseline.
-        events: Events of the generated log, before users with short histories are left out.
-        seconds: Most time of training, validation included.
-        seed: Seed of weights and order; the log's is 0.
-        device: cpu or cuda.
-        settings: `d_model`, `num_layers`, `lr`, and `batch_size`, in windows of twice the lag.
+    See `benchmark_recall` for the arguments. `folder` contains event stores, `seconds` includes validation, and
+    `settings` are `d_model`, `num_layers`, `lr` and `batch_size`.
 
     Returns:
         `HR@10` and `NDCG@10` of the test, `epochs`, `steps`, `events` and `train_seconds` of the training, and
@@ -172,11 +157,8 @@ def find_signal(
         accelerator="cpu" if device == "cpu" else "gpu",
         devices=1,
         callbacks=[monitor, _StopWhenFound()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         num_sanity_val_steps=0,
+        **harness.QUIET,
     )
     trainer.fit(recommender, data)
     (metrics,) = trainer.test(recommender, data, verbose=False)

@@ -68,7 +68,7 @@ def benchmark_serve(
     """
     check_packages()
     _httpx()
-    settings = {"clients": clients, "requests": requests, "items": items}
+    settings: dict[str, Any] = {"clients": clients, "requests": requests, "items": items}
     settings |= {"d_model": d_model, "num_layers": num_layers, "k": k}
     harness.check_numbers(1, **settings)
     if requests < clients:
@@ -184,15 +184,8 @@ def measure_clients(
 ) -> Answers:
     """Send requests from many clients at once, each on one connection, one request at a time.
 
-    Args:
-        url: Address of the server.
-        clients: How many clients.
-        requests: Counted requests of all clients together.
-        seconds: Time after which no more are sent.
-        items: Each client in turn observes one of so many items and asks for recommendations for the same user. None
-            calls the route of the bare application.
-        k: Items asked for.
-        seed: Seed of users and items.
+    Each client in turn observes one of `items` and asks for `k` recommendations for the same user. If `items` is None,
+    it calls the route of the bare application. See `benchmark_serve` for the other arguments.
     """
     httpx = _httpx()
     answers = Answers()
@@ -219,9 +212,8 @@ def _httpx() -> Any:
     try:
         import httpx
     except ImportError:
-        raise InputError(
-            'the clients need httpx, which is not installed: pip install "seqrec[benchmark]"'
-        ) from None
+        message = 'the clients need httpx, which is not installed: pip install "seqrec[benchmark]"'
+        raise InputError(message) from None
     return httpx
 
 

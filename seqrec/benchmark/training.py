@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -68,8 +68,7 @@ def benchmark_training(
     """
     harness.check_names(ENCODERS, encoders=encoders)
     harness.check_names(VARIANTS, variants=variants)
-    harness.check_not_empty(lengths=lengths)
-    harness.check_numbers(1, lengths=lengths, steps=steps)
+    harness.check_numbers(1, lengths=lengths, steps=steps, empty=False)
     harness.check_device(device)
     if "fp16" in variants and device == "cpu":
         raise InputError("variants: fp16 needs device=cuda; on a CPU use bf16")
@@ -83,7 +82,7 @@ def benchmark_training(
     benchmark = Benchmark(json_file, settings=settings, figures=[])
 
     def measure(cell: Row) -> Row:
-        measured = run_measured(train_steps, {**cell, **settings})
+        measured = run_measured(train_steps, {**cell, "settings": settings})
         found = measured.value
         held = found["device_bytes"]
         return {
@@ -99,7 +98,7 @@ def benchmark_training(
         for length in lengths
         for variant in variants
     ]
-    benchmark.run("figures", cells, measure, name="{encoder}, {length:,} events, {variant}")
+    benchmark.run("figures", cells, measure, "{encoder}, {length:,} events, {variant}")
     head = [
         "encoder",
         "events",
@@ -123,30 +122,12 @@ def _cells(row: Row, first: Row) -> list[str]:
     name = [row["encoder"], f"{row['length']:,}", row["variant"]]
     if harness.failed(row):
         return [*name, harness.DID_NOT_RUN]
-    return [
-        *name,
-        f"{row['seconds'] * 1e3:,.0f}",
-        f"{row['seconds'] / first['seconds']:.2f}",
-        spoken_bytes(row["bytes"]),
-        f"{row['bytes'] / max(first['bytes'], 1):.2f}",
-        f"{row['losses'][-1]:.5f}",
-        f"{row['first_seconds']:.1f} s",
-    ]
+    times = [f"{row['seconds'] * 1e3:,.0f}", f"{row['seconds'] / first['seconds']:.2f}"]
+    memory = [spoken_bytes(row["bytes"]), f"{row['bytes'] / max(first['bytes'], 1):.2f}"]
+    return [*name, *times, *memory, f"{row['losses'][-1]:.5f}", f"{row['first_seconds']:.1f} s"]
 
 
-def train_steps(
-    *,
-    encoder: str,
-    variant: str,
-    length: int,
-    batch_size: int,
-    d_model: int,
-    num_layers: int,
-    num_items: int,
-    steps: int,
-    seed: int,
-    device: str,
-) -> dict[str, Any]:
+def train_steps(encoder: str, variant: str, length: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Train as `seqrec fit` does, without dropout, on one batch with full rows and items uniform over the catalogue.
 
     See `benchmark_training` for the arguments. The first two steps, in which memory is first taken and kernels are
@@ -156,10 +137,12 @@ def train_steps(
         `first_seconds`, the first step with compilation; `step_seconds`, of each timed step; `losses`, of all steps;
         `device_bytes`, the most memory of tensors on a CUDA device, None on CPU.
     """
-    torch.manual_seed(seed)
+    device, steps = settings["device"], settings["steps"]
+    torch.manual_seed(settings["seed"])
     preset: Any = MODELS[encoder]
-    model = preset(num_items, d_model=d_model, num_layers=num_layers, dropout=0.0, max_length=length)
-    batch = full_batch(num_items, batch_size, length)
+    width = {name: settings[name] for name in ("d_model", "num_layers")}
+    model = preset(settings["num_items"], **width, dropout=0.0, max_length=length)
+    batch = full_batch(settings["num_items"], settings["batch_size"], length)
     precision, switches = VARIANTS[variant]
     clock = _Clock(torch.device(device))
     trainer = pl.Trainer(
@@ -168,10 +151,7 @@ def train_steps(
         precision=precision,  # type: ignore[arg-type]  # text that Lightning lists
         callbacks=[EncoderCompile(**switches), clock],
         max_steps=steps + 2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **harness.QUIET,
     )
     trainer.fit(model, DataLoader([batch] * (steps + 2), batch_size=None))  # type: ignore[arg-type]  # a list will do
     return {

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from filelock import FileLock, Timeout
@@ -27,17 +27,19 @@ _POLL_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
 
 
-class Run(Protocol):
-    """A run that was started: a process, or a call that has returned."""
+@dataclass(frozen=True)
+class Call:
+    """A run in this process that has returned.
 
-    def poll(self) -> int | None:
-        """Return None while it runs."""
+    Attributes:
+        failure: Why it failed; None if it did not.
+    """
 
-    def kill(self) -> None:
-        """End it."""
+    failure: str | None = None
 
-    def wait(self) -> int:
-        """Wait for its end."""
+    def poll(self) -> int:
+        """Return the status, as a process does."""
+        return self.failure is not None
 
 
 @dataclass(frozen=True)
@@ -54,25 +56,24 @@ class Slot:
 
 
 Job = TypeVar("Job")
-Started = TypeVar("Started", bound=Run)
+Run = TypeVar("Run", "subprocess.Popen[bytes]", Call)
 
 
 def run_all(
     jobs: Iterable[Job],
     slots: Sequence[Slot],
-    start: Callable[[Job, Slot], Started],
-    finish: Callable[[Job, Started], None],
+    start: Callable[[Job, Slot], Run],
+    finish: Callable[[Job, Run], None],
 ) -> None:
     """Run jobs, each in a slot of its own; runs that have not ended are killed if this is interrupted.
 
     Args:
         jobs: Jobs, drawn one at a time when a slot is free: they may depend on the results of finished ones.
         slots: Places for runs.
-        start: Starts a job.
+        start: Starts a job as a process, or runs it in this one.
         finish: Called when a job's run has ended.
 
     Example:
-        >>> from seqrec.experiments.runner import Slot, run_all
         >>> def start(job: str, slot: Slot) -> subprocess.Popen[bytes]:
         ...     return subprocess.Popen([sys.executable, "-c", "pass"])
         >>> run_all(["a", "b"], [Slot()], start, lambda job, run: print(job, run.returncode))
@@ -80,7 +81,7 @@ def run_all(
         b 0
     """
     queue, free = iter(jobs), list(slots)
-    running: list[tuple[Job, Slot, Started]] = []
+    running: list[tuple[Job, Slot, Run]] = []
     try:
         while True:
             while free and (job := next(queue, None)) is not None:
@@ -96,8 +97,9 @@ def run_all(
                 time.sleep(_POLL_SECONDS)
     finally:
         for _, _, run in running:
-            run.kill()
-            run.wait()
+            if isinstance(run, subprocess.Popen):
+                run.kill()
+                run.wait()
 
 
 def make_slots(jobs: int, device: str) -> list[Slot]:
@@ -109,10 +111,6 @@ def make_slots(jobs: int, device: str) -> list[Slot]:
 
     Raises:
         InputError: if a value is none of these, or no GPU is visible for cuda.
-
-    Example:
-        >>> len(make_slots(2, "cpu"))
-        2
     """
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"device={device!r} must be auto, cpu or cuda")
@@ -148,13 +146,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def start(words: Sequence[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a command in a process that ends with this one.
-
-    Args:
-        words: Module of Python and its arguments, such as `seqrec fit --config a.yaml`.
-        log: File for its output.
-        environment: Environment variables, in addition to this process's.
-    """
+    """Start words such as `seqrec fit --config a.yaml` in a process that ends with this one and writes a log."""
     with log.open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", *words],

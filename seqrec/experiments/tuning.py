@@ -21,13 +21,7 @@ from seqrec.models import SequentialRecommender
 
 @dataclass(frozen=True)
 class LrSearch:
-    """Result of a range test: training with step sizes that grow from batch to batch.
-
-    Attributes:
-        suggestion: See `suggest_lr`.
-        lrs: The step sizes.
-        losses: Mean loss of the batches of each step.
-    """
+    """Result of a range test: step sizes that grow, the mean loss at each, and `suggest_lr` of both."""
 
     suggestion: float
     lrs: list[float]
@@ -65,9 +59,8 @@ def find_lr(
     if steps < 2 * _window(steps):
         raise InputError(f"steps={steps} must be at least 20")
     if not hasattr(model, "lr"):
-        raise InputError(
-            f"the optimizer {type(model.optimizer).__name__} has no lr to search; give it an attribute lr"
-        )
+        name = type(model.optimizer).__name__
+        raise InputError(f"the optimizer {name} has no lr to search; give it an attribute lr")
     batches: list[Tensor] = []
     # Lightning keeps the loss times the batch's weight, which varies more between batches than the loss.
     hook = model.loss.register_forward_hook(lambda *call: batches.append(call[-1].detach()))
@@ -106,10 +99,9 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> float:
         InputError: if too few are finite, or the loss falls no more than by chance.
 
     Example:
-        >>> from seqrec.experiments.tuning import suggest_lr
         >>> lrs = [10 ** (-4 + step / 25) for step in range(100)]
         >>> losses = [2.0] * 40 + [2 - step / 20 for step in range(20)] + [1.0] * 20 + [5.0] * 20
-        >>> round(suggest_lr(lrs, losses), 3)
+        >>> round(suggest_lr(lrs, losses), 2)
         0.01
     """
     values = np.array(losses, dtype=np.float64)
@@ -153,7 +145,7 @@ def find_batch_size(
     """
     if trainer.world_size > 1:
         raise InputError(
-            f"{trainer.world_size} ranks: search with one (devices: 1); the size is that of each rank"
+            f"{trainer.world_size} processes: search with one (devices: 1); the size is that of each"
         )
     if data.max_tokens is not None:
         raise InputError(

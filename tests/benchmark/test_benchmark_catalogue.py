@@ -24,14 +24,14 @@ SMALL = {
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_steps(objective: str):
     optimizer = "dense_adam" if objective == "FullSoftmax" else "rowwise_adagrad"
-    figures = time_steps(num_items=300, objective=objective, optimizer=optimizer, **SMALL)
+    figures = time_steps(300, objective, optimizer, SMALL)
     assert len(figures["step_seconds"]) == 2
     assert 1 < figures["rows"] <= 12
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_steps(optimizer: str):
-    assert time_steps(num_items=300, objective="BCE", optimizer=optimizer, **SMALL)["build_seconds"] > 0
+    assert time_steps(300, "BCE", optimizer, SMALL)["build_seconds"] > 0
 
 
 def test_a_table_of_all_combinations_is_printed_and_written(
@@ -89,9 +89,7 @@ def test_bad_arguments_are_refused(arguments: dict[str, object], message: str):
 
 @pytest.mark.slow
 def test_a_step_over_thirty_million_items_costs_what_one_over_a_hundred_thousand_does():
-    settings = {
-        **SMALL, "encoder": "MambaRec", "d_model": 32, "batch_size": 16, "length": 1000, "objective": "BCE",
-        "optimizer": "rowwise_adagrad",
-    }  # fmt: skip
-    large = run_measured(time_steps, {**settings, "num_items": 30_000_000})
+    settings = {**SMALL, "encoder": "MambaRec", "d_model": 32, "batch_size": 16, "length": 1000}
+    arguments = {"objective": "BCE", "optimizer": "rowwise_adagrad", "settings": settings}
+    large = run_measured(time_steps, {**arguments, "num_items": 30_000_000})
     assert large.peak_resident < 6 << 30

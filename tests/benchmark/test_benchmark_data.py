@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from seqrec.benchmark import data
-from seqrec.benchmark.data import benchmark_data, yardstick
-from seqrec.benchmark.data_stages import prepare_store, sort_with_polars, time_loader
+from seqrec.benchmark.data import benchmark_data, prepare_store, sort_with_polars, time_loader, yardstick
 from seqrec.benchmark.measurement import Measurement, MemoryLimitError
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError

@@ -83,9 +83,9 @@ def test_ratios_are_to_the_shortest_history_and_to_encoding_again():
     [
         ({"encoders": ["BERT4Rec"]}, "unknown encoder 'BERT4Rec'; known: GRU4Rec"),
         ({"session_encoder": "Mamba"}, "unknown encoder 'Mamba'"),
-        ({"lengths": []}, r"lengths=\[\] must contain at least one"),
-        ({"lengths": [5, 0]}, r"lengths=\[5, 0\] must all be at least 1"),
-        ({"batch_sizes": [0]}, r"batch_sizes=\[0\] must all be at least 1"),
+        ({"lengths": []}, r"lengths=\[\] must be one or more, and all at least 1"),
+        ({"lengths": [5, 0]}, r"lengths=\[5, 0\] must be one or more, and all at least 1"),
+        ({"batch_sizes": [0]}, r"batch_sizes=\[0\] must be all at least 1"),
         ({"rounds": 0}, "rounds=0 must be at least 1"),
         ({"d_model": 0}, "d_model=0 must be at least 1"),
         ({"num_items": 0}, "num_items=0 must be at least 1"),

@@ -91,8 +91,8 @@ def test_the_table_says_what_was_found_at_which_cost(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"lags": []}, r"lags=\[\] must contain at least one"),
-        ({"lags": [0]}, r"lags=\[0\] must all be at least 1"),
+        ({"lags": []}, r"lags=\[\] must be one or more, and all at least 1"),
+        ({"lags": [0]}, r"lags=\[0\] must be one or more, and all at least 1"),
         ({"encoders": ["SASrec"]}, r"encoders=\['SASrec'\] must be some of GRU4Rec, SASRec, .* ItemKNN"),
         ({"minutes": 0}, "minutes=0 must be positive"),
         ({"lr": np.nan}, "lr=nan must be positive"),

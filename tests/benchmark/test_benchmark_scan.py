@@ -132,8 +132,8 @@ def test_blocks_that_do_not_fit_are_refused_with_their_length(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"lengths": [0]}, r"lengths=\[0\] must all be at least 1"),
-        ({"states": [4, -1]}, r"states=\[4, -1\] must all be at least 1"),
+        ({"lengths": [0]}, r"lengths=\[0\] must be all at least 1"),
+        ({"states": [4, -1]}, r"states=\[4, -1\] must be all at least 1"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"device": "tpu"}, "device='tpu' must be auto, cpu or cuda"),
         ({"json_file": "/no/such/folder/f.json"}, "is in a folder that does not exist"),

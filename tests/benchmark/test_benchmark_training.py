@@ -17,9 +17,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 
 @pytest.mark.parametrize("encoder", ["MambaRec", "SASRec"])
 def test_variants_have_the_losses_of_float32(encoder: str):
-    arguments = {**SMALL, "encoder": encoder, "length": 40, "seed": 0, "device": "cpu"}
+    settings = {**SMALL, "seed": 0, "device": "cpu"}
     losses = {
-        variant: train_steps(variant=variant, **arguments)["losses"]
+        variant: train_steps(encoder, variant, 40, settings)["losses"]
         for variant in ("fp32", "recomputed", "bf16")
     }
     assert len(losses["fp32"]) == 4

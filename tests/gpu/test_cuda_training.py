@@ -33,10 +33,7 @@ TOLERANCES = {
 
 
 def train(encoder: str, variant: str) -> dict[str, Any]:
-    arguments = {
-        "encoder": encoder,
-        "variant": variant,
-        "length": 5000,
+    settings = {
         "batch_size": 16,
         "d_model": 64,
         "num_layers": 4,
@@ -45,6 +42,7 @@ def train(encoder: str, variant: str) -> dict[str, Any]:
         "seed": 0,
         "device": "cuda",
     }
+    arguments = {"encoder": encoder, "variant": variant, "length": 5000, "settings": settings}
     value: dict[str, Any] = run_measured(train_steps, arguments, imports=["torch", "seqrec.models"]).value
     return value
 

@@ -201,23 +201,15 @@ def plan(
     Baselines have neither ablations nor a second seed, because they only count. Ablations of arguments that an encoder
     does not have are left out.
 
-    Args:
-        settings: Settings of all cells.
-        data: Names of logs.
-        lengths: Events of a history.
-        encoders: Models to train.
-        baselines: Models that count.
-        ablations: Names of fragments; each is a further row next to the unchanged encoder.
-        seeds: Runs of each.
+    See `benchmark_paper` for the arguments.
 
     Raises:
         InputError: if a name is unknown or occurs twice, or a number is out of range.
     """
-    for name, values in (("data", data), ("lengths", lengths), ("encoders", encoders)):
-        if not values and not (name == "encoders" and baselines):
+    everything = {"data": data, "lengths": lengths, "encoders": encoders, "baselines": baselines}
+    for name, values in {**everything, "ablations": ablations}.items():
+        if not values and (name in ("data", "lengths") or (name == "encoders" and not baselines)):
             raise InputError(f"{name} is empty; give at least one")
-    everything = (("data", data), ("lengths", lengths), ("encoders", encoders), ("baselines", baselines))
-    for name, values in (*everything, ("ablations", ablations)):
         if len(set(values)) < len(values):
             raise InputError(f"{name}={list(values)} names one twice")
     if (least := min(lengths)) < 2:

@@ -53,7 +53,7 @@ def run_grid(
     in the same folder.
 
     Args:
-        folder: Folder of the grid; one command at a time works in it.
+        folder: Folder of the grid.
         cells: Cells, in the order in which they start.
         settings: Settings of all cells.
         slots: Places to run them.
@@ -144,15 +144,9 @@ def is_finished(folder: Path, digest: str) -> bool:
 
 
 def write_result(folder: Path, cell: Cell, **terms: Any) -> dict[str, Any]:
-    """Gather the results of a cell's run in one file, written atomically and last: it marks the cell as finished.
+    """Gather the results of a cell's run and further `terms` in one file, and return its content.
 
-    Args:
-        folder: Folder of the cell.
-        cell: The cell.
-        **terms: Further content, such as the digest and commands.
-
-    Returns:
-        The content.
+    The file is written atomically and last: it marks the cell as finished.
     """
     run = folder / RUN_FOLDER
     judged = json.loads((run / "test_metrics.json").read_text(encoding="utf-8"))

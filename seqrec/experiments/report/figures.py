@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import polars
 
 from seqrec.errors import MissingInputError
 from seqrec.experiments import ENCODERS
-from seqrec.experiments.report.rows import METRICS, Log, judge
+from seqrec.experiments.report.rows import METRICS, Log, Row, judge
 from seqrec.experiments.report.tables import MIB
 
 if TYPE_CHECKING:
@@ -85,18 +85,16 @@ def quality_figure(log: Log) -> Figure:
 def cost_figure(log: Log) -> Figure:
     """Plot time of training and of the test, and peak memory, against history length."""
     figure, axes = _panels(3)
-    titles = ("training, s an epoch", "test, s", "peak memory, MiB")
-    for axis, title in zip(axes, titles, strict=True):
-        for model, trained in _models(log):
+    values: dict[str, Callable[[Row], float]] = {
+        "training, s an epoch": lambda row: row.epoch_seconds,
+        "test, s": lambda row: row.mean("test_seconds"),
+        "peak memory, MiB": lambda row: row.mean("peak_memory") / MIB,
+    }
+    for axis, (title, value) in zip(axes, values.items(), strict=True):
+        for model in [model for model, trained in _models(log) if trained]:
             rows = [row for row in log.unchanged if row.model == model]
-            if not trained:
-                continue
-            values = {
-                titles[0]: [row.epoch_seconds for row in rows],
-                titles[1]: [row.mean("test_seconds") for row in rows],
-                titles[2]: [row.mean("peak_memory") / MIB for row in rows],
-            }[title]
-            axis.plot([row.length for row in rows], values, label=model, **_style(model, trained))
+            points = [row.length for row in rows], [value(row) for row in rows]
+            axis.plot(*points, label=model, **_style(model, True))
         axis.set_ylabel(title)
         axis.set_ylim(bottom=0)
         axis.yaxis.set_major_formatter("{x:,g}")
@@ -110,15 +108,10 @@ def curve_figure(log: Log, curves: polars.DataFrame) -> Figure:
     figure, axes = _panels(len(log.lengths), share_y=True)
     own = curves.filter(data=log.data, ablation="", metric="NDCG@10")
     for axis, length in zip(axes, log.lengths, strict=True):
-        for model, trained in _models(log):
-            points = (
-                own.filter(length=length, model=model)
-                .group_by("epoch")
-                .agg(polars.col("value").mean())
-                .sort("epoch")
-            )
-            if trained:
-                axis.plot(points["epoch"], points["value"], label=model, **_style(model, trained))
+        for model in [model for model, trained in _models(log) if trained]:
+            epochs = own.filter(length=length, model=model).group_by("epoch")
+            points = epochs.agg(polars.col("value").mean()).sort("epoch")
+            axis.plot(points["epoch"], points["value"], label=model, **_style(model, True))
         axis.set_title(f"histories of up to {length:,} events", fontsize=9)
         axis.set_xlabel("epoch")
         axis.locator_params(axis="x", integer=True)
@@ -135,15 +128,13 @@ def ablation_figure(log: Log, length: int) -> Figure:
     quality, metric = judge(rows), METRICS.index("NDCG@10")
     figure, (axis,) = _panels(1, height=0.8 + 0.24 * len(rows), width=6.5)
     places = np.arange(len(rows))[::-1]
-    for place, row, mean, ends in zip(
-        places, rows, quality.means[:, metric], quality.intervals[:, metric], strict=True
-    ):
+    for number, (place, row) in enumerate(zip(places, rows, strict=True)):
+        mean, ends = quality.means[number, metric], quality.intervals[number, metric]
         style = {**_style(row.model, True), "linestyle": "none"}
         error = np.abs(ends - mean).reshape(2, 1)
         axis.errorbar([mean], [place], xerr=error, capsize=2, elinewidth=0.8, **style)
-        axis.annotate(
-            f"{mean:.4f}", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8
-        )
+        beside = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8}
+        axis.annotate(f"{mean:.4f}", (1.01, place), **beside)  # type: ignore[arg-type]  # a mixed dictionary
     axis.set_yticks(places, [row.name for row in rows])
     axis.set_xlabel("NDCG@10 (bars: 95% over users)")
     axis.set_title(f"{log.data}, histories of up to {length:,} events: ablations", fontsize=10)

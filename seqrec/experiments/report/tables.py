@@ -38,34 +38,35 @@ ABLATION_NOTES = (
     "Changes are relative to the same model unchanged, user by user, with a sign-flip test",
     TESTED,
 )
-_LATEX = {
+_LATEX = {sign: rf"\{sign}" for sign in "{}$%&_#"} | {
     "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "'": r"\textquotesingle{}",
-    "%": r"\%",
-    "&": r"\&",
-    "_": r"\_",
-    "#": r"\#",
     "~": r"\textasciitilde{}",
     "†": r"$^\dagger$",
     "±": r"$\pm$",
 }
+_LATEX_TABLE = r"""\begin{table}
+\centering
+\caption[%s]{%s}
+\label{tab:%s}
+\begin{tabular}{%s}
+\toprule
+%s \\
+\midrule
+%s
+\bottomrule
+\end{tabular}
+\end{table}
+"""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell of a table.
-
-    Attributes:
-        text: Its text.
-        bold: Whether it is bold.
-    """
+    """One cell of a table: its text, and whether it is bold."""
 
     text: str
     bold: bool = False
@@ -84,17 +85,10 @@ class ReportTable:
         notes: Notes that hold for all rows, and the meaning of signs.
 
     Example:
-        >>> from seqrec.experiments.report.tables import Entry, ReportTable
         >>> rows = ((Entry("SASRec"), Entry("0.14", bold=True)),)
-        >>> print(ReportTable("quality", "Quality", ("model", "NDCG"), 1, rows, ("One seed",)).as_markdown())
-        ### Quality
-        <BLANKLINE>
+        >>> table = ReportTable("quality", "Quality", ("model", "NDCG"), 1, rows, ("One seed",))
+        >>> print(table.as_markdown().splitlines()[2])
         | model   |     NDCG |
-        |:--------|---------:|
-        | SASRec  | **0.14** |
-        <BLANKLINE>
-        - One seed
-        <BLANKLINE>
     """
 
     name: str
@@ -121,23 +115,8 @@ class ReportTable:
             cells = (rf"\textbf{{{_escaped(e.text)}}}" if e.bold else _escaped(e.text) for e in row)
             lines.append(" & ".join(cells) + r" \\")
         caption = " ".join(f"{_escaped(part)}." for part in (self.title, *self.notes))
-        return "\n".join(
-            [
-                r"\begin{table}",
-                r"\centering",
-                rf"\caption[{_escaped(self.title)}]{{{caption}}}",
-                rf"\label{{tab:{self.name}}}",
-                rf"\begin{{tabular}}{{{form}}}",
-                r"\toprule",
-                rf"{' & '.join(map(_escaped, self.columns))} \\",
-                r"\midrule",
-                *lines,
-                r"\bottomrule",
-                r"\end{tabular}",
-                r"\end{table}",
-                "",
-            ]
-        )
+        heads = " & ".join(map(_escaped, self.columns))
+        return _LATEX_TABLE % (_escaped(self.title), caption, self.name, form, heads, "\n".join(lines))
 
 
 def quality_table(log: Log) -> ReportTable | None:

@@ -37,9 +37,8 @@ def optuna() -> Any:
     try:
         return importlib.import_module("optuna")
     except ImportError:
-        raise InputError(
-            'a sweep needs Optuna, which is not installed: pip install "seqrec[sweep]"'
-        ) from None
+        message = 'a sweep needs Optuna, which is not installed: pip install "seqrec[sweep]"'
+        raise InputError(message) from None
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,6 @@ class SweepSettings:
         seed: Seed of the sampler.
 
     Example:
-        >>> from seqrec.experiments.sweep import SweepSettings
         >>> lr = {"type": "float", "low": 1e-4, "high": 0.1, "log": True}
         >>> settings = SweepSettings("sweep", ["small.yaml"], {"model.optimizer.lr": lr}, trials=3)
         >>> settings.distributions()["model.optimizer.lr"].high
@@ -102,7 +100,7 @@ class SweepSettings:
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return Optuna's distributions by key, in an order that does not depend on the YAML's."""
         return {
-            key: _distribution(f"parameters.{key}", value) for key, value in sorted(self.parameters.items())
+            key: _distribution(f"parameters.{key}", each) for key, each in sorted(self.parameters.items())
         }
 
     def make_pruner(self) -> BasePruner:
@@ -113,9 +111,8 @@ class SweepSettings:
 
     def make_sampler(self, number: int) -> BaseSampler:
         """Return Optuna's sampler of the n-th choice, seeded by n: a resumed sweep chooses as an uninterrupted one."""
-        sampler: BaseSampler = _build(
-            "sampler", optuna().samplers, "Sampler", self.sampler, seed=self.seed + number
-        )
+        seed = self.seed + number
+        sampler: BaseSampler = _build("sampler", optuna().samplers, "Sampler", self.sampler, seed=seed)
         return sampler
 
     def write(self) -> None:
@@ -143,7 +140,7 @@ class SweepSettings:
         return SweepSettings(**yaml.safe_load((Path(folder) / FILE_NAME).read_text(encoding="utf-8")))
 
 
-def _distribution(key: str, given: Any) -> BaseDistribution:
+def _distribution(key: str, given: Any) -> Any:
     if not isinstance(given, Mapping) or given.get("type") not in KEYS:
         raise InputError(f"{key} must have a type, one of {', '.join(KEYS)}; got {given!r}")
     kind = given["type"]
@@ -153,14 +150,12 @@ def _distribution(key: str, given: Any) -> BaseDistribution:
         raise InputError(f"{key}.{wrong[0]} is not known; {kind} takes {', '.join(sorted(needed | allowed))}")
     if missing := sorted(needed - named):
         raise InputError(f"{key}.{missing[0]} is missing")
-    kinds = optuna().distributions
-    found: BaseDistribution
+    kinds: Any = optuna().distributions
     if kind == "categorical":
         choices = given["choices"]
         if not isinstance(choices, list) or not choices or any(isinstance(x, (list, dict)) for x in choices):
             raise InputError(f"{key}.choices={choices!r} must be a list of plain values")
-        found = kinds.CategoricalDistribution(choices)
-        return found
+        return kinds.CategoricalDistribution(choices)
     number = float if kind == "float" else int
     values = {name: _number(f"{key}.{name}", given[name], number) for name in named - {"log"}}
     if "log" in given:
@@ -168,10 +163,9 @@ def _distribution(key: str, given: Any) -> BaseDistribution:
     if values["low"] >= values["high"]:
         raise InputError(f"{key}.low={values['low']} must be below high={values['high']}")
     try:
-        found = (kinds.FloatDistribution if kind == "float" else kinds.IntDistribution)(**values)
+        return (kinds.FloatDistribution if kind == "float" else kinds.IntDistribution)(**values)
     except ValueError as error:
         raise InputError(f"{key}: {error}") from None
-    return found
 
 
 def _number(key: str, given: Any, kind: type) -> Any:

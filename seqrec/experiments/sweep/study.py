@@ -89,7 +89,6 @@ class TrialReporter(pl.Callback):
         pruned: Whether the run was stopped.
 
     Example:
-        >>> from seqrec.experiments.sweep import TrialReporter
         >>> TrialReporter("sweep", trial=3).pruned
         False
     """

@@ -6,7 +6,6 @@ import csv
 import gc
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,25 +14,16 @@ import yaml
 from tabulate import tabulate
 
 from seqrec.errors import InputError
-from seqrec.experiments.runner import Slot, alone_in, run_all
+from seqrec.experiments.runner import Call, Slot, alone_in, run_all
 from seqrec.experiments.sweep.settings import SweepSettings, optuna
-from seqrec.experiments.sweep.study import (
-    PRUNED,
-    REASON,
-    REPEATS,
-    TrialReporter,
-    ask,
-    ended,
-    open_study,
-    repeat_killed,
-)
+from seqrec.experiments.sweep.study import PRUNED, REASON, REPEATS, ask, ended, open_study, repeat_killed
 from seqrec.runs.summary import read_summary
 
 if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial, Trial
 
-BEST_NAME, TABLE_NAME = "best.yaml", "trials.csv"
+BEST_NAME, TABLE_NAME, REPORTER = "best.yaml", "trials.csv", "TrialReporter"
 
 
 def run_sweep(settings: SweepSettings, fit: Callable[[Sequence[str]], object]) -> str:
@@ -81,24 +71,9 @@ def run_sweep(settings: SweepSettings, fit: Callable[[Sequence[str]], object]) -
             return f"{_table(rows)}\nbest: trial {best.number}, seqrec fit --config {file}"
 
 
-@dataclass(frozen=True)
-class _Call:
-    """A `fit` in this process that has returned, or failed for a reason."""
-
-    failure: str | None
-
-    def poll(self) -> int:
-        return 0
-
-    wait = poll
-
-    def kill(self) -> None:
-        pass
-
-
 def _call(
     fit: Callable[[Sequence[str]], object], study: Study, settings: SweepSettings, trial: Trial
-) -> _Call:
+) -> Call:
     chosen = ", ".join(f"{key} {_cell(value)}" for key, value in trial.params.items())
     print(f"\ntrial {trial.number}: {chosen}", flush=True)
     failure = None
@@ -116,13 +91,13 @@ def _call(
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return _Call(failure)
+    return Call(failure)
 
 
 def _words(settings: SweepSettings, number: int, parameters: dict[str, Any]) -> list[str]:
     run = {"save_dir": settings.folder, "name": "", "version": _trial_folder(settings, number).name}
     reporter = {
-        "class_path": "seqrec.experiments.sweep.TrialReporter",
+        "class_path": f"seqrec.experiments.sweep.{REPORTER}",
         "init_args": {"folder": settings.folder, "trial": number},
     }
     watched = {
@@ -186,8 +161,8 @@ def _write_best_config(study: Study, settings: SweepSettings) -> FrozenTrial:
     file = _trial_folder(settings, best.number) / "config.yaml"
     config = yaml.safe_load(file.read_text(encoding="utf-8"))
     trainer = config["trainer"]
-    reporter = f".{TrialReporter.__name__}"
-    trainer["callbacks"] = [c for c in trainer["callbacks"] if not c["class_path"].endswith(reporter)] or None
+    others = [each for each in trainer["callbacks"] if not each["class_path"].endswith(f".{REPORTER}")]
+    trainer["callbacks"] = others or None
     name = Path(settings.folder).name
     trainer["logger"] = {"class_path": "seqrec.RunFolder", "init_args": {"name": f"{name}_best"}}
     title = f"# trial {best.number} of the sweep in {settings.folder}: {settings.metric} {best.value:.6f}\n"
