@@ -80,10 +80,8 @@ def benchmark_catalogue(
         arguments = {name: cell[name] for name in ("num_items", "objective", "optimizer")}
         measured = run_measured(time_steps, {**arguments, "settings": settings})
         on_device = measured.value["device_bytes"]
-        return {
-            "seconds": min(measured.value["step_seconds"]),
-            "peak_bytes": measured.peak_resident if on_device is None else on_device,
-        }
+        peak = measured.peak_resident if on_device is None else on_device
+        return {"seconds": min(measured.value["step_seconds"]), "peak_bytes": peak}
 
     empty = {"seconds": None, "peak_bytes": None, "failure": None}
     cells = [
@@ -94,7 +92,7 @@ def benchmark_catalogue(
     name = "{objective}, {optimizer}, {num_items:,} items"
     benchmark.run("figures", cells, measure, name, lambda row: f"{row['seconds'] * 1e3:,.0f} ms a step")
     title = f"training step, {encoder} width {d_model}, batch {batch_size} x {length}, fastest of {steps} on {device}"
-    head = ["objective, optimizer", "items", "ms a step", "of the smallest", "peak memory"]
+    head = "objective, optimizer | items | ms a step | of the smallest | peak memory"
     rows = harness.with_first(benchmark["figures"], "objective", "optimizer")
     text = harness.table(head, (_cells(row, smallest) for row, smallest in rows))
     notes = harness.failures(benchmark["figures"], "{objective}, {optimizer}, {num_items:,}")

@@ -26,13 +26,7 @@ from numpy.typing import NDArray
 from seqrec.benchmark import harness
 from seqrec.benchmark.generated_log import PROFILES, Profile, ensure_log, log_bytes, log_folder, parse_events
 from seqrec.benchmark.harness import Benchmark, Row
-from seqrec.benchmark.measurement import (
-    LIMITED_BY,
-    Measurement,
-    MemoryLimitError,
-    anonymous_bytes,
-    run_measured,
-)
+from seqrec.benchmark.measurement import LIMITED_BY, MemoryLimitError, anonymous_bytes, run_measured
 from seqrec.data.prepare import Filters, prepare
 from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
 from seqrec.data.progress import print_line
@@ -98,12 +92,9 @@ def benchmark_data(
     figures = {"settings": settings, "machine": _machine(), "log_bytes": 0, "limited_by": LIMITED_BY}
     figures |= {"generated": None, "plain": [], "prepared": [], "same_bytes": None, "loaders": []}
     benchmark = Benchmark(json_file, **figures)
-    with (
-        tempfile.TemporaryDirectory(prefix="seqrec-benchmark-")
-        if folder is None
-        else nullcontext(folder) as place
-    ):
-        log = log_folder(Path(place), PROFILES[profile], number, seed)
+    temporary = tempfile.TemporaryDirectory(prefix="seqrec-benchmark-") if folder is None else None
+    with temporary or nullcontext(folder) as place:
+        log = log_folder(Path(str(place)), PROFILES[profile], number, seed)
         _check_disk(log, PROFILES[profile], number, stores=1 + compare_bytes)
         _measure(benchmark, log, compare_bytes)
     benchmark.finish(*report(benchmark))
@@ -130,11 +121,8 @@ def _measure(benchmark: Benchmark, log: Path, compare_bytes: bool) -> None:
 
 def yardstick(plain: Sequence[Row]) -> Row | None:
     """Return the fastest plain pipeline; None if all of them failed."""
-    return min(
-        (stage for stage in plain if not harness.failed(stage)),
-        key=lambda stage: stage["seconds"],
-        default=None,
-    )
+    done = [stage for stage in plain if not harness.failed(stage)]
+    return min(done, key=lambda stage: stage["seconds"], default=None)
 
 
 def report(figures: Benchmark | Mapping[str, Any]) -> list[str]:
@@ -150,14 +138,11 @@ def report(figures: Benchmark | Mapping[str, Any]) -> list[str]:
     settings, on = figures["settings"], figures["machine"]
     stages = [*figures["plain"], *figures["prepared"]]
     best = yardstick(figures["plain"])
-    title = (
-        f"{settings['profile']}-like log, {settings['events']:,} events, {spoken_bytes(figures['log_bytes'])} of CSV; "
-        f"{on['cores']} cores, {spoken_bytes(on['memory'])}, polars {on['polars']}"
-    )
-    rows = (
-        [] if figures["generated"] is None else [_stage_cells(figures["generated"], None, settings["events"])]
-    )
-    rows += [_stage_cells(stage, best, settings["events"]) for stage in stages]
+    csv = f"{settings['profile']}-like log, {settings['events']:,} events, {spoken_bytes(figures['log_bytes'])} of CSV"
+    title = f"{csv}; {on['cores']} cores, {spoken_bytes(on['memory'])}, polars {on['polars']}"
+    events = settings["events"]
+    rows = [_stage_cells(stage, None, events) for stage in [figures["generated"]] if stage is not None]
+    rows += [_stage_cells(stage, best, events) for stage in stages]
     notes = [harness.failures(stages, "{name}")]
     if best is not None:
         notes.append(f"1.00 is {best['name']}, which had no limit")
@@ -166,21 +151,15 @@ def report(figures: Benchmark | Mapping[str, Any]) -> list[str]:
     if figures["same_bytes"] is not None:
         same = "the same" if figures["same_bytes"] else "OTHER"
         notes.append(f"without the limit the store has {same} bytes")
-    passes = ["preparation", "seconds", "rows/s", "of plain polars", "anonymous", "resident"]
-    loading = ["loader", "events/s", "padding", "GB/s", "of a bare copy", "memory", "batches"]
-    return [
-        title,
-        harness.table(passes, rows),
-        "\n".join(filter(None, notes)),
-        harness.table(loading, map(_loader_cells, figures["loaders"])),
-    ]
+    passes = "preparation | seconds | rows/s | of plain polars | anonymous | resident"
+    loading = "loader | events/s | padding | GB/s | of a bare copy | memory | batches"
+    loaders = harness.table(loading, map(_loader_cells, figures["loaders"]))
+    return [title, harness.table(passes, rows), "\n".join(filter(None, notes)), loaders]
 
 
 def _stage_cells(stage: Row, best: Row | None, events: int) -> list[str]:
-    memory = [
-        "" if size is None else spoken_bytes(size)
-        for size in (stage["peak_anonymous"], stage["peak_resident"])
-    ]
+    peaks = (stage["peak_anonymous"], stage["peak_resident"])
+    memory = ["" if size is None else spoken_bytes(size) for size in peaks]
     if harness.failed(stage):
         return [stage["name"], "failed", "", "", *memory]
     ratio = "" if best is None else f"{best['seconds'] / stage['seconds']:.2f}"
@@ -190,13 +169,9 @@ def _stage_cells(stage: Row, best: Row | None, events: int) -> list[str]:
 
 def _loader_cells(row: Row) -> list[str]:
     seconds = row["seconds"]
-    rates = [
-        f"{row['events'] / seconds:,.0f}",
-        f"{row['padding']:.1%}",
-        f"{row['bytes'] / seconds / 1e9:.2f}",
-    ]
-    ratio = f"{row['copy_seconds'] / seconds:.2f}"
-    return [row["name"], *rates, ratio, spoken_bytes(row["memory"]), f"{row['batches']:,}"]
+    name = [row["name"], f"{row['events'] / seconds:,.0f}", f"{row['padding']:.1%}"]
+    rates = [f"{row['bytes'] / seconds / 1e9:.2f}", f"{row['copy_seconds'] / seconds:.2f}"]
+    return [*name, *rates, spoken_bytes(row["memory"]), f"{row['batches']:,}"]
 
 
 def _generate(log: Path, benchmark: Benchmark) -> Row | None:
@@ -244,17 +219,9 @@ def _prepare(log: Path, memory_limit: int, compare_bytes: bool, benchmark: Bench
     return hashes[0] == hashes[1] if compare_bytes else None
 
 
-def _stage(name: str, measured: Measurement | None = None, **known: Any) -> Row:
-    if measured is not None:
-        known = {key: getattr(measured, key) for key in ("seconds", "peak_anonymous", "peak_resident")}
-    return {
-        "name": name,
-        "seconds": None,
-        "peak_anonymous": None,
-        "peak_resident": None,
-        "failure": None,
-        **known,
-    }
+def _stage(name: str, measured: object = None, **known: Any) -> Row:
+    keys = ("seconds", "peak_anonymous", "peak_resident", "failure")
+    return {"name": name, **{key: getattr(measured, key, None) for key in keys}, **known}
 
 
 def _store(log: Path) -> Path:
@@ -269,10 +236,8 @@ def _check_disk(log: Path, profile: Profile, events: int, stores: int) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(log.parent).free
     if free < needed:
-        raise InputError(
-            f"events={events} needs about {spoken_bytes(needed)} of disk in {log.parent}, "
-            f"{spoken_bytes(free)} are free; choose another folder or fewer events"
-        )
+        need = f"events={events} needs about {spoken_bytes(needed)} of disk in {log.parent}"
+        raise InputError(f"{need}, {spoken_bytes(free)} are free; choose another folder or fewer events")
 
 
 def _machine() -> dict[str, Any]:
@@ -300,8 +265,9 @@ def prepare_store(log: str, store: str, *, memory_limit: int | None) -> dict[str
     Returns:
         `counts` of the manifest, and `sha256` of each of the store's files by name.
     """
+    log_table = Table(log)
     prepared = prepare(
-        Table(log), Filters(), store, memory_limit=memory_limit, progress=print_line, overwrite=True
+        log_table, Filters(), store, memory_limit=memory_limit, progress=print_line, overwrite=True
     )
     hashes = {name: file["sha256"] for name, file in prepared.manifest["files"].items()}
     return {"counts": prepared.manifest["counts"], "sha256": hashes}

@@ -25,13 +25,11 @@ from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.errors import InputError
 
-Int64 = NDArray[np.int64]
-
 MIN_EVENTS = 1000
 BLOCK_EVENTS = 1 << 20
 BLOCKS_IN_FILE = 48
 DESCRIPTION = "generated.json"
-# Increased whenever the same arguments give other bytes, to tell an older log from a new one.
+# Increased whenever the same arguments give other bytes, to distinguish an older log from a new one.
 VERSION = 1
 _THOUSANDS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _CLICK_SHARE = 0.4
@@ -102,20 +100,13 @@ class Profile:
 # milliseconds. LFM-1b (doi 10.1007/s13735-017-0118-y): 1.09 billion events, 120,322 users, 31.6 million tracks,
 # seconds, most of them from 2005 to 2014.
 PROFILES = {
-    profile.name: profile
-    for profile in (
-        Profile("kuairand", 11_811, 10.06, 0.9, 0.9, 1_649_347_200_000, 30 * 86_400_000),
-        Profile("lfm1b", 9_063, 34.5, 1.0, 0.9, 1_104_537_600, 3500 * 86_400),
-    )
+    "kuairand": Profile("kuairand", 11_811, 10.06, 0.9, 0.9, 1_649_347_200_000, 30 * 86_400_000),
+    "lfm1b": Profile("lfm1b", 9_063, 34.5, 1.0, 0.9, 1_104_537_600, 3500 * 86_400),
 }
 
 
 def parse_events(text: str | int) -> int:
-    """Return a number of events; text may end with K, M or G, as "300M", "250k" or "1.5M" do.
-
-    Raises:
-        InputError: if it is no whole number above 0.
-    """
+    """Return a number of events from text such as "300M", "250k" or "1.5M"; raise InputError for other text."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?)", str(text).strip().upper())
     events = Fraction(found[1]) * _THOUSANDS[found[2]] if found else Fraction(0)
     if events < 1 or events.denominator != 1:
@@ -194,12 +185,12 @@ def blocks(profile: Profile, events: int, seed: int) -> Iterator[polars.DataFram
         )
 
 
-def _items(rng: np.random.Generator, size: int, num_items: int, exponent: float) -> Int64:
+def _items(rng: np.random.Generator, size: int, num_items: int, exponent: float) -> NDArray[np.int64]:
     # The rank is where the integral of x ** -s reaches a uniform share. A popular item may have any id.
     power = 1 - exponent
     top = (num_items + 1) ** power - 1
     ranks = (rng.random(size) * top + 1) ** (1 / power)
-    ids: Int64 = np.minimum(ranks.astype(np.int64), num_items) * _SCATTER % num_items
+    ids: NDArray[np.int64] = np.minimum(ranks.astype(np.int64), num_items) * _SCATTER % num_items
     return ids
 
 
@@ -223,6 +214,5 @@ def _check_same(log: Path, description: dict[str, Any]) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     if not same:
-        raise InputError(
-            f"{log} exists and is no complete log of these arguments; delete it or choose another folder"
-        )
+        wrong = f"{log} exists and is no complete log of these arguments"
+        raise InputError(f"{wrong}; delete it or choose another folder")

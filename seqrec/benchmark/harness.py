@@ -15,12 +15,8 @@ from seqrec.errors import InputError
 
 Row = dict[str, Any]
 # Arguments of a trainer that writes and shows nothing.
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
+_SWITCHES = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+QUIET: dict[str, Any] = dict.fromkeys(_SWITCHES, False)
 # First figure of a row that has none, because its cell needed too much memory.
 DID_NOT_RUN = "did not run"
 
@@ -42,7 +38,7 @@ class Benchmark:
         length 10 ...
         length 20 ...
         >>> rows = ([str(row["length"]), f"{row['seconds']:.1f}"] for row in benchmark["figures"])
-        >>> print(table(["length", "s"], rows))
+        >>> print(table("length | s", rows))
         length    s
         10      1.0
         20      2.0
@@ -102,13 +98,14 @@ class Benchmark:
         self.write()
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: str | Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return an aligned table: the first column to the left, the others, which are figures, to the right.
 
     Args:
-        head: Headings.
+        head: Headings, as a list or with " | " between them.
         rows: Cells; a short row is filled with empty ones.
     """
+    head = head.split(" | ") if isinstance(head, str) else head
     alignment = ("left", *["right"] * (len(head) - 1))
     # As a first row, since headings proper get wider columns.
     text = tabulate([head, *rows], tablefmt="plain", disable_numparse=True, colalign=alignment)
@@ -136,11 +133,8 @@ def machine(device: str) -> dict[str, Any]:
     """Return a description of the machine: `device`, `threads`, and the version of `torch`."""
     import torch
 
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def check_numbers(least: float, *, empty: bool = True, **values: float | Sequence[float]) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 
 from seqrec.benchmark import harness
 from seqrec.benchmark.harness import Benchmark, Row
-from seqrec.benchmark.measurement import run_measured
+from seqrec.benchmark.measurement import run_measured, timed
 from seqrec.data.prepare.memory import spoken_bytes
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.encoders import ENCODERS
@@ -77,32 +76,27 @@ def benchmark_inference(
         raise InputError(f"folder={folder!r} does not exist; make it first")
     shared = {"num_items": num_items, "d_model": d_model, "rounds": rounds, "seed": seed, "device": device}
     settings = {**shared, "session_encoder": session_encoder}
-    benchmark = Benchmark(
-        json_file, settings=settings, machine=harness.machine(device), events=[], sessions=[]
-    )
+    on = harness.machine(device)
+    benchmark = Benchmark(json_file, settings=settings, machine=on, events=[], sessions=[])
     for encoder in encoders:
         benchmark.note(f"one further event, {encoder} ...")
-        arguments = {**shared, "encoder": encoder, "lengths": sorted(lengths)}
+        arguments = {"lengths": sorted(lengths), "settings": {**shared, "encoder": encoder}}
         benchmark["events"].extend(run_measured(time_events, arguments).value)
     if batch_sizes:
         benchmark.note(f"sessions of {session_encoder} ...")
-        arguments = {**shared, "encoder": session_encoder, "batch_sizes": list(batch_sizes), "folder": folder}
-        benchmark["sessions"].extend(run_measured(time_sessions, arguments).value)
-    on = benchmark["machine"]
-    title = (
-        f"width {d_model}, {num_items:,} items, {on['device']}, {on['threads']} threads, torch {on['torch']}"
-    )
-    benchmark.finish(
-        title,
-        event_table(benchmark["events"], rounds),
-        session_table(benchmark["sessions"], session_encoder, rounds),
-    )
+        settings = {**shared, "encoder": session_encoder}
+        cell = {"batch_sizes": list(batch_sizes), "folder": folder, "settings": settings}
+        benchmark["sessions"].extend(run_measured(time_sessions, cell).value)
+    sizes = f"width {d_model}, {num_items:,} items"
+    title = f"{sizes}, {on['device']}, {on['threads']} threads, torch {on['torch']}"
+    sessions_text = session_table(benchmark["sessions"], session_encoder, rounds)
+    benchmark.finish(title, event_table(benchmark["events"], rounds), sessions_text)
 
 
 def event_table(rows: Sequence[Row], rounds: int) -> str:
     """Return the table of further events, empty if there are none; rows as `time_events` returns them."""
     title = f"one further event, fastest of {rounds} rounds"
-    head = [title, "events before", "step us", "of the shortest", "again us", "faster", "state"]
+    head = f"{title} | events before | step us | of the shortest | again us | faster | state"
     cells = []
     for row, shortest in harness.with_first(rows, "encoder"):
         step, again = row["step_seconds"], row["again_seconds"]
@@ -125,9 +119,7 @@ def session_table(rows: Sequence[Row], encoder: str, rounds: int) -> str:
     return harness.table(head, cells) if rows else ""
 
 
-def time_events(
-    *, encoder: str, num_items: int, d_model: int, lengths: Sequence[int], rounds: int, seed: int, device: str
-) -> list[dict[str, Any]]:
+def time_events(lengths: Sequence[int], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Time one further event of one user by a step from the state, and by encoding the history again.
 
     Lengths and the two ways take turns, round by round, to expose all of them to other work of the machine. The model
@@ -138,7 +130,8 @@ def time_events(
         For each length `encoder`, `length`, the events before the further one; `step_seconds` and `again_seconds`, of
         the fastest step and the fastest pass over the history; `state_bytes`, of a user's state.
     """
-    model = _model(encoder, num_items, d_model, max(lengths) + 1, seed, device)
+    encoder, num_items, device = settings["encoder"], settings["num_items"], settings["device"]
+    model = _model(max(lengths) + 1, settings)
     item_ids = torch.randint(1, num_items + 1, (1, max(lengths) + 1), device=device)
     users = torch.zeros(1, dtype=torch.int64, device=device)
     ways = []
@@ -149,36 +142,21 @@ def time_events(
         seen = RaggedItems(whole[0], torch.tensor([0, length + 1], device=device))
         batch = SequenceBatch(History(whole, before.lengths + 1), None, users, seen)
         ways.append((partial(model.step, whole[:, -1], state), partial(model.last_states, batch)))
-    seconds = np.full((rounds + 1, len(lengths), 2), np.inf)
+    seconds = np.full((settings["rounds"] + 1, len(lengths), 2), np.inf)
     with torch.no_grad():
-        for timed in seconds:
+        for fastest in seconds:
             for place, (step, encode) in enumerate(ways):
-                timed[place] = min(_timed(step, device) for _ in range(STEPS)), _timed(encode, device)
+                fastest[place] = min(timed(step, device) for _ in range(STEPS)), timed(encode, device)
     # The first round builds objects that are built only once.
-    fastest = seconds[1:].min(0).tolist()
+    pairs = seconds[1:].min(0).tolist()
     state_bytes = model.init_state(1).row_bytes
-    return [
-        {
-            "encoder": encoder,
-            "length": length,
-            "step_seconds": step,
-            "again_seconds": again,
-            "state_bytes": state_bytes,
-        }
-        for length, (step, again) in zip(lengths, fastest, strict=True)
-    ]
+    keys = ("encoder", "length", "step_seconds", "again_seconds", "state_bytes")
+    rows = ([encoder, length, *pair, state_bytes] for length, pair in zip(lengths, pairs, strict=True))
+    return [dict(zip(keys, row, strict=True)) for row in rows]
 
 
 def time_sessions(
-    *,
-    encoder: str,
-    num_items: int,
-    d_model: int,
-    batch_sizes: Sequence[int],
-    rounds: int,
-    seed: int,
-    device: str,
-    folder: str | None,
+    batch_sizes: Sequence[int], folder: str | None, settings: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Time `observe_many` and `recommend_many` of sessions in each store, and bare steps of the model.
 
@@ -189,8 +167,9 @@ def time_sessions(
         For each store and size `store`, `batch_size`, and the median seconds of a batch: `step`, `observe`,
         `recommend`.
     """
-    model = _model(encoder, num_items, d_model, SESSION_EVENTS, seed, device)
-    draws = torch.Generator().manual_seed(seed)
+    num_items, device = settings["num_items"], settings["device"]
+    model = _model(SESSION_EVENTS, settings)
+    draws = torch.Generator().manual_seed(settings["seed"])
 
     def observe(opened: sessions.SessionRecommender, users: Sequence[int]) -> None:
         drawn = torch.randint(1, num_items + 1, (len(users),), generator=draws).tolist()
@@ -205,19 +184,18 @@ def time_sessions(
             observe(opened, list(range(max(batch_sizes))) * SESSION_EVENTS)
             for size in batch_sizes:
                 new = torch.ones(size, dtype=torch.int64, device=device)
+                requests = [sessions.Request(user) for user in range(size)]
                 calls: dict[str, Callable[[], object]] = {
                     "step": partial(model.step, new, model.init_state(size)),
                     "observe": partial(observe, opened, range(size)),
-                    "recommend": partial(
-                        opened.recommend_many, [sessions.Request(user) for user in range(size)]
-                    ),
+                    "recommend": partial(opened.recommend_many, requests),
                 }
                 cells.append((store, size, calls))
         seconds: dict[tuple[str, int, str], list[float]] = {}
-        for _ in range(rounds):
+        for _ in range(settings["rounds"]):
             for store, size, calls in cells:
                 for name, call in calls.items():
-                    seconds.setdefault((store, size, name), []).append(_timed(call, device))
+                    seconds.setdefault((store, size, name), []).append(timed(call, device))
         for opened in recommenders.values():
             opened.close()
     return [
@@ -227,24 +205,12 @@ def time_sessions(
     ]
 
 
-def _model(
-    encoder: str, num_items: int, d_model: int, max_length: int, seed: int, device: str
-) -> SequentialRecommender:
-    torch.manual_seed(seed)
-    preset: Any = MODELS[encoder]
+def _model(max_length: int, settings: Mapping[str, Any]) -> SequentialRecommender:
+    torch.manual_seed(settings["seed"])
+    num_items = settings["num_items"]
+    preset: Any = MODELS[settings["encoder"]]
     rotary = {"rotary": True} if "rotary" in inspect.signature(preset).parameters else {}
-    model: SequentialRecommender = preset(
-        num_items, d_model=d_model, max_length=max_length, positions=False, **rotary
-    )
+    sizes = {"d_model": settings["d_model"], "max_length": max_length}
+    model: SequentialRecommender = preset(num_items, **sizes, positions=False, **rotary)
     model.item_vocabulary = Vocabulary(np.arange(1, num_items + 1))
-    return model.to(device).eval()
-
-
-def _timed(call: Callable[[], object], device: str) -> float:
-    if device != "cpu":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    call()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return model.to(settings["device"]).eval()

@@ -14,9 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from typing import IO, TYPE_CHECKING, Any
@@ -70,7 +69,6 @@ def run_measured(
     arguments: Mapping[str, Any],
     *,
     memory_limit: int | None = None,
-    imports: Sequence[str] = (),
     show: Show | None = None,
 ) -> Measurement:
     """Call a function in a process of its own.
@@ -82,9 +80,8 @@ def run_measured(
 
     Args:
         function: A function at the top level of a module that the child can import.
-        arguments: Its arguments, as plain JSON values. It must return a JSON value, too.
+        arguments: Its arguments, as plain JSON values. It must return a JSON value, too. Imports are not timed.
         memory_limit: Bytes; None is no limit.
-        imports: Modules to import before the clock starts, besides the function's own.
         show: Takes each line that the function prints.
 
     Raises:
@@ -96,12 +93,8 @@ def run_measured(
         raise InputError(f"memory_limit needs {LIMITED_BY}, which only Linux has; measure there")
     with tempfile.TemporaryDirectory(prefix="seqrec-measured-") as folder, tempfile.TemporaryFile() as errors:
         reply = Path(folder, "reply.json")
-        task = {
-            "function": f"{function.__module__}:{function.__qualname__}",
-            "arguments": dict(arguments),
-            "imports": list(imports),
-            "reply": str(reply),
-        }
+        name = f"{function.__module__}:{function.__qualname__}"
+        task = {"function": name, "arguments": dict(arguments), "reply": str(reply)}
         child = subprocess.Popen(
             [sys.executable, "-m", "seqrec.benchmark.measurement"],
             stdin=subprocess.PIPE,
@@ -169,6 +162,20 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     before = psutil.Process().memory_info().rss
     call()
     return max(0, _peak_resident() - before)
+
+
+def timed(call: Callable[[], object], device: torch.device | str) -> float:
+    """Return the seconds of a call, with a CUDA device synchronised before and after."""
+    import torch
+
+    on_cuda = torch.device(device).type == "cuda"
+    if on_cuda:
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    call()
+    if on_cuda:
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
 
 
 def _peak_resident() -> int:
@@ -243,8 +250,6 @@ def main() -> None:
     """Run one task from standard input in this process, and write the answer into the file that the task names."""
     task = json.load(sys.stdin)
     function = pkgutil.resolve_name(task["function"])
-    for further in task["imports"]:
-        import_module(further)
     Path(task["reply"]).write_text(json.dumps(_answer(function, task["arguments"])), encoding="utf-8")
 
 

@@ -88,7 +88,7 @@ def benchmark_recall(
     with tempfile.TemporaryDirectory(prefix="seqrec-recall-") as folder:
 
         def measure(cell: Row) -> Row:
-            measured = run_measured(find_signal, {**cell, "folder": folder, **shared})
+            measured = run_measured(find_signal, {**cell, "folder": folder, "shared": shared})
             return {**measured.value, "peak_bytes": measured.peak_resident}
 
         cells = [{"lag": lag, "model": model} for lag, model in itertools.product(lags, encoders)]
@@ -98,18 +98,7 @@ def benchmark_recall(
         f"blocks {num_layers}, Adam {lr:g}, batches of {batch_size}, {events:,} events before short histories are "
         f"left out, at most {minutes:g} min of training on {device}; found: test HR@10 > {FOUND:g}"
     )
-    head = [
-        "model",
-        "events back",
-        "found",
-        "HR@10",
-        "NDCG@10",
-        "epochs",
-        "steps",
-        "train s",
-        "events/s",
-        "memory",
-    ]
+    head = "model | events back | found | HR@10 | NDCG@10 | epochs | steps | train s | events/s | memory"
     benchmark.finish(title, harness.table(head, map(_cells, benchmark["cells"])))
 
 
@@ -128,33 +117,25 @@ def _cells(row: Row) -> list[str]:
     return [*name, *found, *counts, f"{row['train_seconds']:,.0f}", rate, spoken_bytes(row["peak_bytes"])]
 
 
-def find_signal(
-    folder: str,
-    lag: int,
-    model: str,
-    events: int,
-    seconds: float,
-    seed: int,
-    device: str,
-    settings: dict[str, Any],
-) -> dict[str, Any]:
+def find_signal(folder: str, lag: int, model: str, shared: dict[str, Any]) -> dict[str, Any]:
     """Train one model until it finds the signal or its time is over, and test it.
 
-    See `benchmark_recall` for the arguments. `folder` contains event stores, `seconds` includes validation, and
-    `settings` are `d_model`, `num_layers`, `lr` and `batch_size`.
+    See `benchmark_recall` for the arguments. `folder` contains event stores. `shared` are `events`, `seconds` of
+    training with validation, `seed`, `device`, and `settings`: `d_model`, `num_layers`, `lr` and `batch_size`.
 
     Returns:
         `HR@10` and `NDCG@10` of the test, `epochs`, `steps`, `events` and `train_seconds` of the training, and
         `parameters` of the encoder.
     """
+    seed, settings = shared["seed"], shared["settings"]
     pl.seed_everything(seed, verbose=False)
-    data = signal_log(folder, lag, events, settings["batch_size"], seed)
+    data = signal_log(folder, lag, shared["events"], settings["batch_size"], seed)
     recommender = _recommender(model, data, settings)
     monitor = RunMonitor()
     trainer = pl.Trainer(
         max_epochs=-1,
-        max_time=timedelta(seconds=seconds),
-        accelerator="cpu" if device == "cpu" else "gpu",
+        max_time=timedelta(seconds=shared["seconds"]),
+        accelerator="cpu" if shared["device"] == "cpu" else "gpu",
         devices=1,
         callbacks=[monitor, _StopWhenFound()],
         num_sanity_val_steps=0,
@@ -182,14 +163,9 @@ def signal_log(folder: str, lag: int, events: int, batch_size: int, seed: int) -
     Windows of twice the lag contain each of them completely, or nearly.
     """
     mean_events = max(1.6 * lag, 8)
+    num_users = max(1, round(events / mean_events))
     source = Synthetic(
-        num_users=max(1, round(events / mean_events)),
-        num_items=NUM_ITEMS,
-        mean_events=mean_events,
-        lag=lag,
-        signal=1.0,
-        repeat=0.0,
-        popularity_exponent=0.0,
+        num_users, NUM_ITEMS, mean_events, lag, signal=1.0, repeat=0.0, popularity_exponent=0.0
     )
     return SequenceDataModule(
         source,

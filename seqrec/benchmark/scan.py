@@ -16,7 +16,7 @@ from torch import Tensor
 
 from seqrec.benchmark import harness
 from seqrec.benchmark.harness import Benchmark, Row
-from seqrec.benchmark.measurement import MemoryLimitError, peak_bytes, run_measured
+from seqrec.benchmark.measurement import MemoryLimitError, peak_bytes, run_measured, timed
 from seqrec.data.prepare.memory import spoken_bytes
 from seqrec.encoders import MambaRec, SASRec, SequenceEncoder
 from seqrec.ops import selective_scan
@@ -62,7 +62,7 @@ def benchmark_scan(
         block_lengths: Events per history, for the blocks; an empty list leaves the blocks out.
         d_model: Width of the blocks.
         d_state: States per inner channel of the Mamba blocks.
-        device: cpu, cuda, or auto: cuda if there is one.
+        device: cpu, cuda, or auto: cuda if available.
         seconds: Approximate time to spend on each backend and size; each runs at least twice.
         json_file: File for the figures, as JSON.
 
@@ -76,26 +76,20 @@ def benchmark_scan(
     shared = {"batch_size": batch_size, "device": place, "seconds": seconds}
     blocks = {"d_model": d_model, "d_state": d_state}
     backends, left_out = _backends(place)
-    benchmark = Benchmark(
-        json_file,
-        settings={**shared, **blocks},
-        machine=harness.machine(place),
-        left_out=left_out,
-        scans=[],
-        blocks=[],
-    )
+    settings = {**shared, **blocks}
+    content = {"machine": harness.machine(place), "left_out": left_out, "scans": [], "blocks": []}
+    benchmark = Benchmark(json_file, settings=settings, **content)
     sizes = list(itertools.product(lengths, channels, states))
     speed = run_measured(time_copy, {"device": place}).value if place == "cuda" and sizes else None
-    for length, number_of_channels, number_of_states in sizes:
-        size = {"length": length, "channels": number_of_channels, "states": number_of_states}
-        name = f"L {length}, D {number_of_channels}, N {number_of_states}"
+    for size in sizes:
+        name = "L {}, D {}, N {}".format(*size)
         benchmark.note(f"scan, {name} ...")
-        state_bytes = batch_size * length * number_of_channels * number_of_states * 4
-        there, too_large = _that_fit(backends, state_bytes, place)
+        there, too_large = _that_fit(backends, batch_size * math.prod(size) * 4, place)
         left_out |= {f"{backend} at {name}": why for backend, why in too_large.items()}
-        figures = run_measured(time_scans, {"backends": there, **shared, **size}).value
-        floor = None if speed is None else _bytes_moved(batch_size, *size.values()) / speed
-        benchmark["scans"].append({**size, "figures": figures, "floor_seconds": floor})
+        row: Row = dict(zip(("length", "channels", "states"), size, strict=True))
+        figures = run_measured(time_scans, {"backends": there, "size": size, **shared}).value
+        floor = None if speed is None else _bytes_moved(batch_size, *size) / speed
+        benchmark["scans"].append({**row, "figures": figures, "floor_seconds": floor})
     for length in sorted(block_lengths):
         benchmark.note(f"blocks, L {length} ...")
         figures = _measured_blocks({**shared, **blocks, "length": length})
@@ -113,10 +107,8 @@ def report(figures: Benchmark | Mapping[str, Any]) -> list[str]:
             `length` and `figures`. Figures are backend or block -> `seconds` and `bytes` of forward and backward.
     """
     settings, on = figures["settings"], figures["machine"]
-    title = (
-        f"forward and backward, float32, {settings['batch_size']} histories, {on['device']}, {on['threads']} threads, "
-        f"torch {on['torch']}"
-    )
+    title = f"forward and backward, float32, {settings['batch_size']} histories, {on['device']}"
+    title += f", {on['threads']} threads, torch {on['torch']}"
     scans = [_scan_table(figures["scans"])] if figures["scans"] else []
     scans += [f"{name}: {why}" for name, why in figures["left_out"].items()]
     parts = [title, "\n".join(scans)]
@@ -239,24 +231,17 @@ def _bytes_moved(batch_size: int, length: int, channels: int, states: int) -> in
 
 
 def time_scans(
-    backends: Sequence[str],
-    length: int,
-    channels: int,
-    states: int,
-    *,
-    batch_size: int,
-    device: str,
-    seconds: float,
+    backends: Sequence[str], size: Sequence[int], *, batch_size: int, device: str, seconds: float
 ) -> dict[str, dict[str, float]]:
     """Measure forward and backward of one selective scan with gate, skip and softplus, float32.
 
-    See `benchmark_scan` for the arguments; a backend may also be `PSCAN`.
+    See `benchmark_scan` for the arguments; a backend may also be `PSCAN`, a size is L, D, N.
 
     Returns:
         Backend -> `seconds` of its fastest run, `bytes`, the most that a run held without the inputs.
     """
     place = torch.device(device)
-    inputs, dy = _scan_inputs(batch_size, length, channels, states, place)
+    inputs, dy = _scan_inputs(batch_size, size, place)
 
     def step(backend: str) -> Step:
         def run() -> None:
@@ -305,7 +290,7 @@ def time_copy(*, device: str, megabytes: int = 1024) -> float:
     place = torch.device(device)
     source = torch.ones(megabytes << 20, dtype=torch.uint8, device=place)
     target = torch.empty_like(source)
-    best = min(_timed(lambda: target.copy_(source), place) for _ in range(10))
+    best = min(timed(lambda: target.copy_(source), place) for _ in range(10))
     return 2 * source.numel() / best
 
 
@@ -313,7 +298,7 @@ def _compare(steps: Mapping[str, Step], device: torch.device, seconds: float) ->
     # In turns, to expose all of them to other work of the machine. Slow ones run only twice.
     figures, spent = {}, dict.fromkeys(steps, 0.0)
     for name, step in steps.items():
-        first = _timed(step, device)
+        first = timed(step, device)
         began = time.perf_counter()
         memory = peak_bytes(step, device)
         spent[name] = first + time.perf_counter() - began
@@ -321,25 +306,16 @@ def _compare(steps: Mapping[str, Step], device: torch.device, seconds: float) ->
     for _ in range(_MAX_ROUNDS):
         for name, step in steps.items():
             if spent[name] < seconds:
-                took = _timed(step, device)
+                took = timed(step, device)
                 spent[name] += took
                 figures[name]["seconds"] = min(figures[name]["seconds"], took)
     return figures
 
 
-def _timed(step: Step, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
-
-
 def _scan_inputs(
-    batch_size: int, length: int, channels: int, states: int, device: torch.device
+    batch_size: int, size: Sequence[int], device: torch.device
 ) -> tuple[dict[str, Tensor], Tensor]:
+    length, channels, states = size
     # Step sizes and A as at Mamba's initialisation.
     generator = torch.Generator().manual_seed(0)
 

@@ -72,13 +72,8 @@ def benchmark_training(
     harness.check_device(device)
     if "fp16" in variants and device == "cpu":
         raise InputError("variants: fp16 needs device=cuda; on a CPU use bf16")
-    settings = {
-        "batch_size": batch_size,
-        "d_model": d_model,
-        "num_layers": num_layers,
-        "num_items": num_items,
-    }
-    settings |= {"steps": steps, "seed": seed, "device": device}  # type: ignore[dict-item]  # a mixed dictionary
+    shape = {"d_model": d_model, "num_layers": num_layers, "batch_size": batch_size, "num_items": num_items}
+    settings = {**shape, "steps": steps, "seed": seed, "device": device}
     benchmark = Benchmark(json_file, settings=settings, figures=[])
 
     def measure(cell: Row) -> Row:
@@ -99,22 +94,12 @@ def benchmark_training(
         for variant in variants
     ]
     benchmark.run("figures", cells, measure, "{encoder}, {length:,} events, {variant}")
-    head = [
-        "encoder",
-        "events",
-        "computed",
-        "ms a step",
-        "ratio",
-        "memory",
-        "ratio",
-        "last loss",
-        "first step",
-    ]
+    head = "encoder | events | computed | ms a step | ratio | memory | ratio | last loss | first step"
     rows = harness.with_first(benchmark["figures"], "encoder", "length")
     text = harness.table(head, (_cells(row, first) for row, first in rows))
     notes = harness.failures(benchmark["figures"], "{encoder}, {length:,}, {variant}")
-    shape = f"width {d_model}, {num_layers} blocks, batch {batch_size}, {num_items:,} items"
-    title = f"training step, {shape}, fastest of {steps} on {device}"
+    sizes = f"width {d_model}, {num_layers} blocks, batch {batch_size}, {num_items:,} items"
+    title = f"training step, {sizes}, fastest of {steps} on {device}"
     benchmark.finish(title, f"{text}\n{notes}".rstrip())
 
 

@@ -8,9 +8,7 @@ from seqrec.registry import Registry
 
 # Order of encoders in tables: by their papers. Encoders that are not listed follow.
 _ORDER = ("GRU4Rec", "SASRec", "RecMamba", "MambaRec", "MoEMaTrRec")
-ENCODERS = tuple(
-    sorted(encoders.ENCODERS, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
-)
+ENCODERS = tuple(sorted(encoders.ENCODERS, key=lambda name: (*_ORDER, name).index(name)))
 MODELS: Registry[Recommender] = Registry("model", Recommender)  # type: ignore[type-abstract]
 
 

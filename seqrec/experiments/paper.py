@@ -61,30 +61,13 @@ def benchmark_paper(
     Raises:
         InputError: if an argument is out of range, or cells fail; the others are finished then.
     """
-    settings = Settings(
-        Path(configs), study, Budget.parse(budget), path, tuple(f"--{words}" for words in set)
-    )
-    cells = plan(
-        settings,
-        data=data,
-        lengths=lengths,
-        encoders=encoders,
-        baselines=baselines,
-        ablations=ablations,
-        seeds=seeds,
-    )
-    slots = make_slots(jobs, device)
+    overrides = tuple(f"--{words}" for words in set)
+    settings = Settings(Path(configs), study, Budget.parse(budget), path, overrides)
     models = {"encoders": encoders, "baselines": baselines, "ablations": ablations}
-    rows = {"data": data, "lengths": lengths, **models, "seeds": [seeds]}
-    run_grid(
-        Path(folder),
-        cells,
-        settings,
-        slots,
-        made_by=_command(settings, rows),
-        keep_checkpoints=keep_checkpoints,
-        progress=Progress(print_line),
-    )
+    cells = plan(settings, data=data, lengths=lengths, **models, seeds=seeds)
+    slots, progress = make_slots(jobs, device), Progress(print_line)
+    made_by = _command(settings, {"data": data, "lengths": lengths, **models, "seeds": [seeds]})
+    run_grid(Path(folder), cells, settings, slots, progress, made_by, keep_checkpoints=keep_checkpoints)
     print(f"\n{folder}: results.parquet, curves.parquet, cells; tables and figures: seqrec report {folder}")
 
 

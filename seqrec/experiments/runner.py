@@ -1,4 +1,4 @@
-"""Many runs in one folder: one command at a time works there, on as many slots as there are devices.
+"""Many runs in one folder: one command at a time works there, on one slot per device.
 
 A command may be killed at any time. Its processes end with it, and the same command started again resumes.
 """
@@ -107,7 +107,7 @@ def make_slots(jobs: int, device: str) -> list[Slot]:
 
     Args:
         jobs: Slots of the CPU.
-        device: cpu, cuda, or auto: GPUs if there are any.
+        device: cpu, cuda, or auto: GPUs if available.
 
     Raises:
         InputError: if a value is none of these, or no GPU is visible for cuda.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import lightning.pytorch as pl
 import numpy as np
@@ -66,15 +67,8 @@ def find_lr(
     hook = model.loss.register_forward_hook(lambda *call: batches.append(call[-1].detach()))
     try:
         with _bare(trainer):
-            found = Tuner(trainer).lr_find(
-                model,
-                datamodule=data,
-                min_lr=min_lr,
-                max_lr=max_lr,
-                num_training=steps,
-                early_stop_threshold=None,
-                update_attr=False,
-            )
+            search = partial(Tuner(trainer).lr_find, model, datamodule=data, min_lr=min_lr, max_lr=max_lr)
+            found = search(num_training=steps, early_stop_threshold=None, update_attr=False)
     finally:
         hook.remove()
     assert found is not None
@@ -108,19 +102,17 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> float:
     numbers = int(np.append(~np.isfinite(values), True).argmax())
     window = _window(len(values))
     if numbers < 2 * window:
-        raise InputError(
-            f"only {numbers} losses are finite, which is too few to judge by: search from a smaller min_lr, or take "
-            "more steps"
-        )
+        found = f"only {numbers} losses are finite, which is too few to judge by"
+        raise InputError(f"{found}: search from a smaller min_lr, or take more steps")
     smooth = _smooth(values[:numbers], window)
     first = values[: max(numbers // 4, window)]
     lowest = int(smooth.argmin())
     fall = first.mean() - smooth[lowest]
     if lowest < len(first) or fall < 3 * first.std() / window**0.5:
-        raise InputError(
-            f"the loss falls by {max(fall, 0.0):.2g}, which may be chance, so no step size can be suggested: search "
-            "from a smaller min_lr to a larger max_lr, or take more steps"
+        found = (
+            f"the loss falls by {max(fall, 0.0):.2g}, which may be chance, so no step size can be suggested"
         )
+        raise InputError(f"{found}: search from a smaller min_lr to a larger max_lr, or take more steps")
     above = np.flatnonzero(smooth[:lowest] >= first.mean() - fall / 2)
     return float(lrs[int(above.max(initial=-1)) + 1])
 
@@ -141,15 +133,13 @@ def find_batch_size(
         max_batch_size: Largest size to try.
 
     Raises:
-        InputError: if there are several processes, `max_tokens` is set, or the smallest size does not fit.
+        InputError: if several processes train, `max_tokens` is set, or the smallest size does not fit.
     """
     if trainer.world_size > 1:
-        raise InputError(
-            f"{trainer.world_size} processes: search with one (devices: 1); the size is that of each"
-        )
+        raise InputError(f"{trainer.world_size} processes: search with one (devices: 1); each has that size")
     if data.max_tokens is not None:
         raise InputError(
-            f"max_tokens={data.max_tokens} sets the batches, so batch_size has no effect: leave it out"
+            f"max_tokens={data.max_tokens} sets the batches, and batch_size is unused: leave it out"
         )
     if max_batch_size < 1:
         raise InputError(f"max_batch_size={max_batch_size} must be at least 1")
@@ -159,21 +149,14 @@ def find_batch_size(
     data.batch_size, data.longest_first = 1, True
     try:
         with _bare(trainer):
-            found = Tuner(trainer).scale_batch_size(
-                model,
-                datamodule=data,
-                steps_per_trial=1,
-                init_val=1,
-                max_trials=trials,
-                max_val=2 * max_batch_size,
-            )
+            search = partial(Tuner(trainer).scale_batch_size, model, datamodule=data, steps_per_trial=1)
+            found = search(init_val=1, max_trials=trials, max_val=2 * max_batch_size)
     except InputError as error:
         if data.batch_size > 0:
             raise
         data.batch_size = before
-        raise InputError(
-            "not even a batch of one window fits into memory: lower data.max_length or model.d_model"
-        ) from error
+        message = "not even a batch of one window fits into memory: lower data.max_length or model.d_model"
+        raise InputError(message) from error
     finally:
         data.longest_first = False
     assert found is not None

@@ -51,7 +51,7 @@ def test_small_sizes_are_measured_from_end_to_end(
 
 @pytest.mark.parametrize("encoder", list(ENCODERS))
 def test_every_encoder_steps_and_encodes_again(encoder: str):
-    found = time_events(encoder=encoder, lengths=[3, 7], **SMALL)
+    found = time_events([3, 7], {**SMALL, "encoder": encoder})
     assert [(row["encoder"], row["length"]) for row in found] == [(encoder, 3), (encoder, 7)]
     for row in found:
         assert row["state_bytes"] > 0
@@ -59,7 +59,7 @@ def test_every_encoder_steps_and_encodes_again(encoder: str):
 
 
 def test_sessions_are_timed_in_each_store():
-    found = time_sessions(encoder="GRU4Rec", batch_sizes=[2], folder=None, **SMALL)
+    found = time_sessions([2], None, {**SMALL, "encoder": "GRU4Rec"})
     assert [cell["store"] for cell in found] == ["InMemoryStore", "SQLiteStore"]
     assert all(0 < cell[name] < 10 for cell in found for name in ("step", "observe", "recommend"))
 
@@ -101,7 +101,7 @@ def test_arguments_out_of_range_are_refused(arguments: dict, message: str):
 
 @pytest.mark.slow
 def test_a_step_of_mamba_costs_the_same_behind_any_number_of_events():
-    arguments = {**SMALL, "num_items": 10_000, "d_model": 64, "rounds": 15, "lengths": [200, 1000, 5000]}
-    found = run_measured(time_events, {**arguments, "encoder": "MambaRec"}).value
+    settings = {**SMALL, "encoder": "MambaRec", "num_items": 10_000, "d_model": 64, "rounds": 15}
+    found = run_measured(time_events, {"lengths": [200, 1000, 5000], "settings": settings}).value
     short, _, long = (row["step_seconds"] for row in found)
     assert long < 1.2 * short

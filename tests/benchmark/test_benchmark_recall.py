@@ -18,7 +18,8 @@ SETTINGS = {"d_model": 32, "num_layers": 1, "lr": 0.005, "batch_size": 32}
 
 
 def find(folder: Path, lag: int, model: str, seconds: float = 60) -> dict[str, Any]:
-    return find_signal(str(folder), lag, model, 12_000, seconds, 0, "cpu", SETTINGS)
+    shared = {"events": 12_000, "seconds": seconds, "seed": 0, "device": "cpu", "settings": SETTINGS}
+    return find_signal(str(folder), lag, model, shared)
 
 
 def test_an_encoder_finds_a_near_signal_that_popularity_does_not_know(tmp_path: Path):

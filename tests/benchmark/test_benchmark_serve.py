@@ -37,6 +37,10 @@ def in_a_thread(app: FastAPI) -> Iterator[str]:
             thread.join(20)
 
 
+def answered(answers: Answers) -> int:
+    return sum(map(len, answers.seconds.values()))
+
+
 LOAD = {"clients": 3, "requests": 12, "seconds": 20.0, "k": 2, "seed": 0}
 
 
@@ -55,20 +59,20 @@ def test_half_of_the_requests_observe_and_half_recommend_and_all_are_counted(tmp
 def test_the_yardstick_is_asked_for_nothing():
     with in_a_thread(bare_app()) as url:
         answers = measure_clients(url, items=None, **LOAD)
-    assert (answers.requests, answers.errors, list(answers.seconds)) == (12, 0, ["/nothing"])
+    assert (answered(answers), answers.errors, list(answers.seconds)) == (12, 0, ["/nothing"])
 
 
 def test_refused_requests_and_lost_connections_are_errors():
     with in_a_thread(bare_app()) as url:
         answers = measure_clients(url, items=5, **LOAD)  # it has no such routes
     assert answers.errors == 3 * (10 + 4)
-    assert answers.requests == 0
+    assert answered(answers) == 0
 
 
 def test_no_requests_are_sent_after_the_time():
     with in_a_thread(bare_app()) as url:
-        answers = measure_clients(url, items=None, **{**LOAD, "requests": 10**6, "seconds": 0.5})
-    assert 0 < answers.requests < 10**5
+        answers = measure_clients(url, items=None, **{**LOAD, "requests": 10**6, "seconds": 2.0})
+    assert 0 < answered(answers) < 10**5
 
 
 def test_figures_are_by_route_and_of_all():
@@ -103,7 +107,7 @@ def test_arguments_out_of_range_are_refused(arguments: dict, message: str):
 def test_clients_stop_if_one_cannot_connect():
     # Port 1 is closed: none of them may wait for the others.
     answers = measure_clients("http://127.0.0.1:1", items=None, **LOAD)
-    assert (answers.requests, answers.errors) == (0, 3)
+    assert (answered(answers), answers.errors) == (0, 3)
 
 
 def test_without_httpx_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch):

@@ -57,12 +57,6 @@ def test_a_process_that_the_system_kills_is_told_as_such():
         run_measured(measured_functions.be_killed, {})
 
 
-def test_what_shall_not_be_timed_is_imported_before():
-    arguments = {"module": "wave"}
-    assert not run_measured(measured_functions.has_imported, arguments).value
-    assert run_measured(measured_functions.has_imported, arguments, imports=["wave"]).value
-
-
 def test_lines_are_shown_as_they_are_printed():
     shown: list[str] = []
     run_measured(measured_functions.say, {"lines": ["one", "two"]}, show=shown.append)

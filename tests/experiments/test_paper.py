@@ -17,13 +17,12 @@ from polars.testing import assert_frame_equal
 from seqrec.cli import main
 from seqrec.errors import InputError, MissingInputError
 from seqrec.evaluation.results import read_results
-from seqrec.experiments import report as report_package
 from seqrec.experiments import runner
 from seqrec.experiments.grid import Budget, Cell, Settings
 from seqrec.experiments.grid.cells import plan
 from seqrec.experiments.grid.run import read_grid
 from seqrec.experiments.paper import benchmark_paper
-from seqrec.experiments.report import report
+from seqrec.experiments.report import figures, report
 from seqrec.experiments.runner import make_slots
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -145,7 +144,7 @@ def test_a_grid_that_was_killed_ends_with_the_report_of_one_that_was_not(
     killed: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ):
     # They show the numbers of the tables, and take seconds to draw.
-    monkeypatch.setattr(report_package, "save", lambda *_: None)
+    monkeypatch.setattr(figures, "save", lambda *_: None)
     resumed, whole = killed / "grid", uninterrupted / "grid"
     for folder in (resumed, whole):
         report(str(folder))

@@ -15,9 +15,8 @@ from seqrec.evaluation.results import read_results
 from seqrec.evaluation.results.file import Header
 from seqrec.evaluation.results.intervals import sign_flip_p_values
 from seqrec.experiments import is_baseline
-from seqrec.experiments import report as report_package
 from seqrec.experiments.grid.run import gather, read_grid
-from seqrec.experiments.report import report
+from seqrec.experiments.report import figures, report
 from seqrec.experiments.report.figures import quality_figure
 from seqrec.experiments.report.rows import read_logs
 from seqrec.experiments.report.tables import Entry, ReportTable
@@ -108,7 +107,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made, but not drawn into files, which takes seconds."""
-    monkeypatch.setattr(report_package, "save", lambda *_: None)
+    monkeypatch.setattr(figures, "save", lambda *_: None)
 
 
 def ndcg(root: Path, length: int, model: str, seeds: int = 2) -> np.ndarray:

@@ -43,7 +43,7 @@ def train(encoder: str, variant: str) -> dict[str, Any]:
         "device": "cuda",
     }
     arguments = {"encoder": encoder, "variant": variant, "length": 5000, "settings": settings}
-    value: dict[str, Any] = run_measured(train_steps, arguments, imports=["torch", "seqrec.models"]).value
+    value: dict[str, Any] = run_measured(train_steps, arguments).value
     return value
 
 

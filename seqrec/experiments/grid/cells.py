@@ -140,14 +140,10 @@ class Settings:
 
     def config(self, cell: Cell) -> dict[str, Any]:
         """Return the config of a cell in addition to its fragments, without its folder."""
-        budget = self.budget.config()
-        quiet = {"enable_progress_bar": False, "enable_model_summary": False}
-        return {
-            "seed_everything": cell.seed,
-            "data": {"max_length": cell.length, "seed": cell.seed},
-            **budget,
-            "trainer": {**budget["trainer"], **quiet},
-        }
+        config = self.budget.config()
+        config["trainer"] |= {"enable_progress_bar": False, "enable_model_summary": False}
+        data = {"max_length": cell.length, "seed": cell.seed}
+        return {"seed_everything": cell.seed, "data": data, **config}
 
     def words(self, cell: Cell) -> list[str]:
         """Return the words of a cell's command after its configs. Overrides of the model do not apply to baselines."""

@@ -42,10 +42,10 @@ def run_grid(
     cells: Sequence[Cell],
     settings: Settings,
     slots: Sequence[Slot],
-    *,
-    made_by: str,
-    keep_checkpoints: bool,
     progress: Progress,
+    made_by: str,
+    *,
+    keep_checkpoints: bool,
 ) -> None:
     """Run the cells that are not finished, and gather the results of all that are.
 
@@ -57,9 +57,9 @@ def run_grid(
         cells: Cells, in the order in which they start.
         settings: Settings of all cells.
         slots: Places to run them.
+        progress: Shows each cell that ends.
         made_by: The command that makes the grid, for its tables.
         keep_checkpoints: Whether checkpoints stay when a cell is finished.
-        progress: Shows each cell that ends.
 
     Raises:
         InputError: if another command is running in the folder, or cells fail; the others are finished then.
@@ -97,9 +97,8 @@ def run_grid(
         gather(folder)
     if failed:
         logs = "; ".join(f"{cell}: {folder / cell.place / LOG_FILE}" for cell in failed)
-        raise InputError(
-            f"{len(failed)} of {len(cells)} cells failed, see {logs}; the same command tries them again"
-        )
+        count = f"{len(failed)} of {len(cells)} cells failed"
+        raise InputError(f"{count}, see {logs}; the same command tries them again")
 
 
 def _prepare(folder: Path, cell: Cell, settings: Settings) -> None:
@@ -121,11 +120,8 @@ def _start(place: Path, cell: Cell, settings: Settings, slot: Slot) -> subproces
     place.mkdir(parents=True)
     run = {"save_dir": str(place), "version": RUN_FOLDER, "tensorboard": False}
     config = settings.config(cell)
-    config["trainer"] |= {
-        "accelerator": slot.accelerator,
-        "devices": 1,
-        "logger": {"class_path": "seqrec.RunFolder", "init_args": run},
-    }
+    logger = {"class_path": "seqrec.RunFolder", "init_args": run}
+    config["trainer"] |= {"accelerator": slot.accelerator, "devices": 1, "logger": logger}
     file = place / CONFIG_FILE
     file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return runner.start(_words("fit", cell, settings, [file]), place / LOG_FILE, slot.environment)
@@ -139,8 +135,10 @@ def _words(command: str, cell: Cell, settings: Settings, further: Sequence[Path]
 
 def is_finished(folder: Path, digest: str) -> bool:
     """Return whether a cell's folder contains the results of its settings."""
-    found = _read(folder)
-    return found is not None and found["digest"] == digest and (folder / RUN_FOLDER / RANKS_FILE).is_file()
+    file = folder / RESULT_FILE
+    if not file.is_file() or not (folder / RUN_FOLDER / RANKS_FILE).is_file():
+        return False
+    return bool(json.loads(file.read_text(encoding="utf-8"))["digest"] == digest)
 
 
 def write_result(folder: Path, cell: Cell, **terms: Any) -> dict[str, Any]:
@@ -172,8 +170,7 @@ def gather(folder: Path) -> None:
     rows: list[dict[str, Any]] = []
     points: list[dict[str, Any]] = []
     for file in sorted((folder / "cells").rglob(RESULT_FILE)):
-        content = _read(file.parent)
-        assert content is not None
+        content = json.loads(file.read_text(encoding="utf-8"))
         metrics, curve = content.pop("metrics"), content.pop("curve")
         content |= {"place": file.parent.relative_to(folder).as_posix()}
         rows += [{**content, "metric": name, "value": value} for name, value in metrics.items()]
@@ -200,9 +197,8 @@ def read_grid(folder: Path) -> tuple[polars.DataFrame, polars.DataFrame]:
         raise MissingInputError(f"no {RESULTS_FILE} in {folder}; give a folder of seqrec benchmark paper")
     results = polars.read_parquet(file)
     if results.is_empty():
-        raise MissingInputError(
-            f"no cell of {folder} is finished; run the command again that made it, and see the log.txt of its cells"
-        )
+        hint = f"run the command again that made it, and see the {LOG_FILE} of its cells"
+        raise MissingInputError(f"no cell of {folder} is finished; {hint}")
     curves = polars.read_parquet(folder / CURVES_FILE)
     ends = curves.group_by(*CELL_COLUMNS, epochs="epoch").agg(whole_steps=polars.col("step").max())
     results = results.join(ends, on=[*CELL_COLUMNS, "epochs"], how="left", maintain_order="left")
@@ -215,33 +211,22 @@ def read_grid(folder: Path) -> tuple[polars.DataFrame, polars.DataFrame]:
 def _costs(summary: Summary, *, trained: bool) -> dict[str, Any]:
     """Return the costs of a run, as columns of a table."""
     machine, peak = summary.hardware, summary.peak_memory
+    parts = ("item_table", "encoder", "other")
     on_cpu = f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores"
     return {
         # Lightning counts the batches of a baseline as steps, though nothing is optimised.
-        "epochs": summary.epochs if trained else 0,
-        "steps": summary.steps if trained else 0,
-        "events": summary.events if trained else 0,
+        **{name: getattr(summary, name) if trained else 0 for name in ("epochs", "steps", "events")},
         "events_per_second": summary.events_per_second if trained else None,
         "train_seconds": summary.seconds.get("train", 0.0) if trained else 0.0,
         "validation_seconds": summary.seconds.get("validate", 0.0),
         "test_seconds": summary.seconds.get("test", 0.0),
         # On a GPU its tensors; on a CPU the process, interpreter and libraries included.
         "peak_memory": peak["host"] if peak["device"] is None else peak["device"],
-        "table_parameters": summary.parameters["item_table"],
-        "encoder_parameters": summary.parameters["encoder"],
-        "other_parameters": summary.parameters["other"],
+        **{f"{part.removeprefix('item_')}_parameters": summary.parameters[part] for part in parts},
         "hardware": on_cpu if summary.job["device"] == "cpu" else machine["gpus"][0],
         "versions": ", ".join(f"{name} {version}" for name, version in summary.versions.items()),
         "commit": None if summary.git is None else summary.git["commit"],
     }
-
-
-def _read(folder: Path) -> dict[str, Any] | None:
-    try:
-        content: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return content
 
 
 def _curve(file: Path) -> Iterator[dict[str, Any]]:

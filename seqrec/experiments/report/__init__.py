@@ -7,14 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seqrec.experiments.grid.run import read_grid
-from seqrec.experiments.report.figures import (
-    ablation_figure,
-    cost_figure,
-    curve_figure,
-    look,
-    quality_figure,
-    save,
-)
+from seqrec.experiments.report import figures
 from seqrec.experiments.report.rows import Log, read_logs
 from seqrec.experiments.report.tables import ablation_table, cost_table, quality_table
 
@@ -51,9 +44,9 @@ def report(folder: str, *, output: str | None = None) -> None:
             if table is not None:
                 (target / f"{table.name}.tex").write_text(table.as_latex(), encoding="utf-8")
                 parts.append(table.as_markdown())
-        with look():
+        with figures.look():
             for name, figure in _figures(log, curves):
-                save(figure, target, name)
+                figures.save(figure, target, name)
                 parts.append(f"![{name}]({name}.png)\n")
     (target / REPORT_FILE).write_text("\n".join(parts), encoding="utf-8")
     print(f"{target / REPORT_FILE}, with tables as .tex and figures as .png and .svg next to it")
@@ -61,9 +54,9 @@ def report(folder: str, *, output: str | None = None) -> None:
 
 def _figures(log: Log, curves: polars.DataFrame) -> Iterator[tuple[str, Figure]]:
     if log.unchanged:
-        yield f"quality_{log.data}", quality_figure(log)
+        yield f"quality_{log.data}", figures.quality_figure(log)
     if any(row.is_trained for row in log.unchanged):
-        yield f"costs_{log.data}", cost_figure(log)
-        yield f"curves_{log.data}", curve_figure(log, curves)
+        yield f"costs_{log.data}", figures.cost_figure(log)
+        yield f"curves_{log.data}", figures.curve_figure(log, curves)
     for length in log.ablated_lengths:
-        yield f"ablations_{log.data}_{length}", ablation_figure(log, length)
+        yield f"ablations_{log.data}_{length}", figures.ablation_figure(log, length)

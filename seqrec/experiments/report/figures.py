@@ -41,17 +41,12 @@ _SETTINGS: dict[Any, Any] = {
 
 @contextmanager
 def look() -> Iterator[None]:
-    """Set one style for figures that are made and saved inside.
-
-    Raises:
-        MissingInputError: if matplotlib is not installed.
-    """
+    """Set one style for figures that are made and saved inside; raise MissingInputError without matplotlib."""
     try:
         import matplotlib
     except ImportError as error:
-        raise MissingInputError(
-            'figures need matplotlib; install it: pip install "seqrec[report]"'
-        ) from error
+        message = 'figures need matplotlib; install it: pip install "seqrec[report]"'
+        raise MissingInputError(message) from error
     with matplotlib.rc_context(_SETTINGS):
         yield
 
@@ -72,9 +67,8 @@ def quality_figure(log: Log) -> Figure:
             x, y, below, above = np.array(points).T
             # Side by side, to keep intervals apart.
             x = x * 1.025 ** (place - (len(_models(log)) - 1) / 2)
-            axis.errorbar(
-                x, y, yerr=[below, above], capsize=2, elinewidth=0.8, label=model, **_style(model, trained)
-            )
+            style = {"capsize": 2, "elinewidth": 0.8, **_style(model, trained)}
+            axis.errorbar(x, y, yerr=[below, above], label=model, **style)
         axis.set_ylabel(name)
         axis.set_ylim(bottom=0)
         _length_axis(axis, log)
@@ -105,7 +99,7 @@ def cost_figure(log: Log) -> Figure:
 
 def curve_figure(log: Log, curves: polars.DataFrame) -> Figure:
     """Plot validation NDCG@10 after each epoch, mean over the seeds that reached it, in one panel per length."""
-    figure, axes = _panels(len(log.lengths), share_y=True)
+    figure, axes = _panels(len(log.lengths), sharey=True)
     own = curves.filter(data=log.data, ablation="", metric="NDCG@10")
     for axis, length in zip(axes, log.lengths, strict=True):
         for model in [model for model, trained in _models(log) if trained]:
@@ -126,7 +120,7 @@ def ablation_figure(log: Log, length: int) -> Figure:
     """Plot NDCG@10 of changed models, with intervals, at one length."""
     rows = log.at(length, ablated=True)
     quality, metric = judge(rows), METRICS.index("NDCG@10")
-    figure, (axis,) = _panels(1, height=0.8 + 0.24 * len(rows), width=6.5)
+    figure, (axis,) = _panels(1, size=(6.5, 0.8 + 0.24 * len(rows)))
     places = np.arange(len(rows))[::-1]
     for number, (place, row) in enumerate(zip(places, rows, strict=True)):
         mean, ends = quality.means[number, metric], quality.intervals[number, metric]
@@ -147,14 +141,11 @@ def save(figure: Figure, folder: Path, name: str) -> None:
     figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
 
 
-def _panels(
-    number: int, *, share_y: bool = False, height: float = 3.2, width: float | None = None
-) -> tuple[Figure, Sequence[Axes]]:
+def _panels(number: int, size: Any = None, **options: Any) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width or 0.8 + 3.3 * number, height), layout="constrained")
-    axes = figure.subplots(1, number, sharey=share_y, squeeze=False)[0]
-    return figure, list(axes)
+    figure = Figure(figsize=size or (0.8 + 3.3 * number, 3.2), layout="constrained")
+    return figure, list(figure.subplots(1, number, squeeze=False, **options)[0])
 
 
 def _finish(figure: Figure, axes: Sequence[Axes], title: str) -> None:

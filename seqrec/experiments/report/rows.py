@@ -55,8 +55,7 @@ class Row:
     @property
     def means(self) -> Float64:
         """(U, M) each user's metrics, mean over the runs."""
-        means: Float64 = self.users.mean(0)
-        return means
+        return np.asarray(self.users.mean(0))
 
     def mean(self, column: str) -> float:
         """Return the mean of a column over the runs."""
@@ -140,7 +139,7 @@ class Quality:
         rows: The rows.
         means: (R, M) over users and seeds.
         intervals: (R, M, 2) bootstrap intervals over the users.
-        deviations: (R, M) standard deviation between seeds; NaN if there is one.
+        deviations: (R, M) standard deviation between seeds; NaN for one seed.
     """
 
     rows: tuple[Row, ...]
@@ -150,8 +149,7 @@ class Quality:
 
     def places(self, metric: int) -> list[int]:
         """Return the numbers of the rows, best first."""
-        places: list[int] = np.argsort(-self.means[:, metric], kind="stable").tolist()
-        return places
+        return list(np.argsort(-self.means[:, metric], kind="stable"))
 
     def p_value(self, one: int, other: int, metric: int) -> float:
         """Return the p-value of the paired test between two rows."""
@@ -164,23 +162,14 @@ def judge(rows: Sequence[Row]) -> Quality:
     columns = np.hstack([row.means for row in rows])
     resampled = bootstrap_means(columns, resamples=RESAMPLES, seed=0)
     seeds = [row.users.mean(1) for row in rows]
-    deviations = [
-        means.std(0, ddof=1) if len(means) > 1 else np.full(len(METRICS), np.nan) for means in seeds
-    ]
-    return Quality(
-        tuple(rows),
-        np.stack([means.mean(0) for means in seeds]),
-        percentile_intervals(resampled, CONFIDENCE).reshape(len(rows), len(METRICS), 2),
-        np.stack(deviations),
-    )
+    intervals = percentile_intervals(resampled, CONFIDENCE).reshape(len(rows), len(METRICS), 2)
+    unknown = np.full(len(METRICS), np.nan)
+    deviations = [means.std(0, ddof=1) if len(means) > 1 else unknown for means in seeds]
+    return Quality(tuple(rows), np.stack([means.mean(0) for means in seeds]), intervals, np.stack(deviations))
 
 
 def read_logs(folder: Path, results: polars.DataFrame) -> list[Log]:
-    """Return the rows of each log of a grid.
-
-    Args:
-        folder: Folder of the grid.
-        results: Its results.
+    """Return the rows of each log of a grid in `folder`.
 
     Raises:
         InputError: if cells of one log were tested on other users, or by other protocols.
@@ -202,9 +191,9 @@ def _rows(folder: Path, runs: list[dict[str, Any]]) -> Iterator[Row]:
         ranks = read_results(folder / run["place"] / RUN_FOLDER)
         same = ranks.frame.select("user_id", "item_id").equals(targets)
         if not same or ranks.header.protocol != first.header.protocol:
+            differ = "were not tested on the same users and items by one protocol, and cannot be in one table"
             raise InputError(
-                f"{runs[0]['place']} and {run['place']} were not tested on the same users and items by one protocol, "
-                "and cannot be in one table; run the grid again in an empty folder"
+                f"{runs[0]['place']} and {run['place']} {differ}; run the grid again in an empty folder"
             )
         key = (run["length"], run["model"], run["ablation"])
         found.setdefault(key, []).append((run, ranks.metrics(METRICS)))

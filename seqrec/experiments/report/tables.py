@@ -34,10 +34,7 @@ COST_NOTES = (
     "`events/s` is the number of events trained on, divided by `train s`",
     TESTED,
 )
-ABLATION_NOTES = (
-    "Changes are relative to the same model unchanged, user by user, with a sign-flip test",
-    TESTED,
-)
+CHANGES = "Changes are relative to the same model unchanged, user by user, with a sign-flip test"
 _LATEX = {sign: rf"\{sign}" for sign in "{}$%&_#"} | {
     "\\": r"\textbackslash{}",
     "^": r"\textasciicircum{}",
@@ -146,14 +143,10 @@ def quality_table(log: Log) -> ReportTable | None:
             rows.append((*cells, *_training(row)))
     heads = [head for metric in METRICS for head in (metric, INTERVAL, "± seeds")]
     compared = [f"Best compared with second: {'; '.join(tested)}"] if tested else []
-    return ReportTable(
-        f"quality_{log.data}",
-        f"{log.data}: quality by history length",
-        ("length", "model", *heads, "seeds", "epochs", "steps"),
-        2,
-        tuple(rows),
-        (*QUALITY_NOTES, *compared, *log.missing(), *log.terms(log.unchanged)),
-    )
+    columns = ("length", "model", *heads, "seeds", "epochs", "steps")
+    notes = (*QUALITY_NOTES, *compared, *log.missing(), *log.terms(log.unchanged))
+    title = f"{log.data}: quality by history length"
+    return ReportTable(f"quality_{log.data}", title, columns, 2, tuple(rows), notes)
 
 
 def ablation_table(log: Log) -> ReportTable | None:
@@ -178,18 +171,13 @@ def ablation_table(log: Log) -> ReportTable | None:
             rows.append((*_name(row), mean, _interval(quality, number, metric), *change, *_training(row)))
     if not rows:
         return None
-    return ReportTable(
-        f"ablations_{log.data}",
-        f"{log.data}: ablations",
-        ("length", "model", "NDCG@10", INTERVAL, "change", "p", "seeds", "epochs", "steps"),
-        2,
-        tuple(rows),
-        (*ABLATION_NOTES, *log.terms(shown)),
-    )
+    columns = ("length", "model", "NDCG@10", INTERVAL, "change", "p", "seeds", "epochs", "steps")
+    notes = (CHANGES, TESTED, *log.terms(shown))
+    return ReportTable(f"ablations_{log.data}", f"{log.data}: ablations", columns, 2, tuple(rows), notes)
 
 
 def cost_table(log: Log) -> ReportTable | None:
-    """Return memory, time and parameters of all trained models of a log; None if there are none."""
+    """Return memory, time and parameters of all trained models of a log; None if none is trained."""
     shown = [row for row in log.unchanged if row.is_trained]
     if not shown:
         return None
@@ -203,14 +191,9 @@ def cost_table(log: Log) -> ReportTable | None:
         texts += [f"{row.mean('validation_seconds'):,.1f}", f"{row.mean('test_seconds'):,.2f}"]
         texts += [f"{row.mean('events_per_second'):,.0f}", row.span("epochs"), row.span("steps")]
         rows.append((*_name(row), *map(Entry, texts)))
-    return ReportTable(
-        f"costs_{log.data}",
-        f"{log.data}: costs by history length",
-        ("length", "model", *parts, "peak MiB", *times, "epochs", "steps"),
-        2,
-        tuple(rows),
-        (*COST_NOTES, *log.terms(shown)),
-    )
+    columns = ("length", "model", *parts, "peak MiB", *times, "epochs", "steps")
+    title, notes = f"{log.data}: costs by history length", (*COST_NOTES, *log.terms(shown))
+    return ReportTable(f"costs_{log.data}", title, columns, 2, tuple(rows), notes)
 
 
 def _name(row: Row) -> list[Entry]:

@@ -29,11 +29,7 @@ KEYS = {
 
 
 def optuna() -> Any:
-    """Return the package that sweeps need.
-
-    Raises:
-        InputError: if it is not installed.
-    """
+    """Return the package that sweeps need; raise InputError if it is not installed."""
     try:
         return importlib.import_module("optuna")
     except ImportError:
@@ -77,15 +73,9 @@ class SweepSettings:
     seed: int = 0
 
     def check(self) -> None:
-        """Check everything that can be checked before the first trial.
-
-        Raises:
-            InputError: if a value is wrong; the message contains its key.
-        """
+        """Raise InputError, with the key, if no trial could run with the settings."""
         if not self.parameters:
-            raise InputError(
-                "parameters is empty: name at least one, as in model.optimizer.lr: {type: float, ..}"
-            )
+            raise InputError("parameters is empty: name one, as in model.optimizer.lr: {type: float, ..}")
         if self.trials < 1:
             raise InputError(f"trials={self.trials} must be at least 1")
         if both := sorted(set(self.parameters) & set(self.fixed)):
@@ -100,7 +90,7 @@ class SweepSettings:
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return Optuna's distributions by key, in an order that does not depend on the YAML's."""
         return {
-            key: _distribution(f"parameters.{key}", each) for key, each in sorted(self.parameters.items())
+            key: _distribution(f"parameters.{key}", self.parameters[key]) for key in sorted(self.parameters)
         }
 
     def make_pruner(self) -> BasePruner:
@@ -116,21 +106,15 @@ class SweepSettings:
         return sampler
 
     def write(self) -> None:
-        """Write the settings into the folder, which must contain no other sweep.
-
-        Raises:
-            InputError: if it does.
-        """
+        """Write the settings into the folder; raise InputError if it contains another sweep."""
         file = Path(self.folder) / FILE_NAME
         mine = asdict(self)
         if file.is_file():
             theirs = yaml.safe_load(file.read_text(encoding="utf-8"))
             for key, value in mine.items():
                 if key not in ("trials", "folder") and theirs.get(key) != value:
-                    raise InputError(
-                        f"{self.folder} contains a sweep with {key}={theirs.get(key)!r}, now it is {value!r}: "
-                        "choose another folder"
-                    )
+                    other = f"{self.folder} contains a sweep with {key}={theirs.get(key)!r}"
+                    raise InputError(f"{other}, now it is {value!r}: choose another folder")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(yaml.safe_dump(mine, sort_keys=False), encoding="utf-8")
 

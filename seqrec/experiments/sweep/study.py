@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,24 +33,15 @@ def open_study(settings: SweepSettings) -> Iterator[Study]:
     file.parent.mkdir(parents=True, exist_ok=True)
     storage = package.storages.RDBStorage(f"sqlite:///{file.resolve()}")
     try:
-        yield package.create_study(
-            storage=storage,
-            study_name=NAME,
-            direction=settings.direction,
-            pruner=settings.make_pruner(),
-            load_if_exists=True,
-        )
+        create = partial(package.create_study, storage=storage, study_name=NAME, load_if_exists=True)
+        yield create(direction=settings.direction, pruner=settings.make_pruner())
     finally:
         storage.remove_session()
         storage.engine.dispose()
 
 
 def repeat_killed(study: Study) -> list[int]:
-    """Mark trials that were running when the sweep was killed as failed, and enqueue their parameters again.
-
-    Returns:
-        Their numbers.
-    """
+    """Mark trials that were running at a kill as failed, enqueue them again, and return their numbers."""
     states = optuna().trial.TrialState
     running = study.get_trials(deepcopy=False, states=(states.RUNNING,))
     repeated = {trial.user_attrs.get(REPEATS) for trial in study.get_trials(deepcopy=False)}
@@ -100,7 +92,7 @@ class TrialReporter(pl.Callback):
         self._validated = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Record that there is a value to report."""
+        """Record that validation has logged a value."""
         self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial, Trial
 
+Fit = Callable[[Sequence[str]], object]
 BEST_NAME, TABLE_NAME, REPORTER = "best.yaml", "trials.csv", "TrialReporter"
 
 
-def run_sweep(settings: SweepSettings, fit: Callable[[Sequence[str]], object]) -> str:
+def run_sweep(settings: SweepSettings, fit: Fit) -> str:
     """Run the trials that a sweep still lacks, and return the results of all.
 
     Trials that were running when the sweep was killed are marked as failed and repeated. A trial's value is its best
@@ -54,26 +55,21 @@ def run_sweep(settings: SweepSettings, fit: Callable[[Sequence[str]], object]) -
                 while len(ended(study)) < settings.trials:
                     yield ask(study, settings)
 
+            def start(trial: Trial, _: Slot) -> Call:
+                return _call(fit, study, settings, trial)
+
             run_all(
-                trials(),
-                [Slot()],
-                lambda trial, _: _call(fit, study, settings, trial),
-                lambda trial, call: _finish(study, settings, trial, call.failure),
+                trials(), [Slot()], start, lambda trial, call: _finish(study, settings, trial, call.failure)
             )
-            rows = [
-                _row(trial, settings)
-                for trial in study.get_trials(deepcopy=False)
-                if trial.state.is_finished()
-            ]
+            finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+            rows = [_row(trial, settings) for trial in finished]
             _write_table(rows, settings)
             best = _write_best_config(study, settings)
             file = Path(settings.folder) / BEST_NAME
             return f"{_table(rows)}\nbest: trial {best.number}, seqrec fit --config {file}"
 
 
-def _call(
-    fit: Callable[[Sequence[str]], object], study: Study, settings: SweepSettings, trial: Trial
-) -> Call:
+def _call(fit: Fit, study: Study, settings: SweepSettings, trial: Trial) -> Call:
     chosen = ", ".join(f"{key} {_cell(value)}" for key, value in trial.params.items())
     print(f"\ntrial {trial.number}: {chosen}", flush=True)
     failure = None
@@ -96,10 +92,8 @@ def _call(
 
 def _words(settings: SweepSettings, number: int, parameters: dict[str, Any]) -> list[str]:
     run = {"save_dir": settings.folder, "name": "", "version": _trial_folder(settings, number).name}
-    reporter = {
-        "class_path": f"seqrec.experiments.sweep.{REPORTER}",
-        "init_args": {"folder": settings.folder, "trial": number},
-    }
+    arguments = {"folder": settings.folder, "trial": number}
+    reporter = {"class_path": f"seqrec.experiments.sweep.{REPORTER}", "init_args": arguments}
     watched = {
         f"{callback}.{key}": value
         for callback in ("checkpoint", "early_stopping")
@@ -122,9 +116,7 @@ def _finish(study: Study, settings: SweepSettings, trial: Trial, failure: str | 
     frozen = study.get_trials(deepcopy=False)[trial.number]
     value = _best_value(frozen, settings)
     if value is None:
-        raise InputError(
-            "the trial ended without a validation: let it train for an epoch, and validate after it"
-        )
+        raise InputError("the trial ended without a validation: let it train for an epoch and validate")
     if PRUNED in frozen.user_attrs:
         study.tell(trial, state=states.PRUNED)
         print(f"trial {trial.number} pruned after epoch {frozen.user_attrs[PRUNED]}", flush=True)

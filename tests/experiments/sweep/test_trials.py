@@ -112,7 +112,9 @@ def test_a_first_trial_that_fails_ends_the_sweep_until_it_is_started_again():
 
 def test_a_trial_that_never_validates_is_refused():
     sweep = settings()
-    with pytest.raises(InputError, match="the trial ended without a validation: let it train for an epoch"):
+    with pytest.raises(
+        InputError, match="the trial ended without a validation: let it train for an epoch and"
+    ):
         run_sweep(sweep, Fit(sweep, {0: []}))
 
 
