@@ -82,7 +82,8 @@ def benchmark_data(
         MemoryLimitError: if the preparation exceeds its limit.
         InputError: if an argument is out of range, or the disk is too small.
     """
-    harness.check_names(PROFILES, profile=[profile])
+    if profile not in PROFILES:
+        raise InputError(f"profile={profile!r} must be one of {', '.join(PROFILES)}")
     harness.check_numbers(1, max_length=max_length, batch_size=batch_size)
     number, limit = parse_events(events), MemoryLimit(memory_limit).bytes
     if compare_bytes is None:

@@ -199,7 +199,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"profile": "netflix"}, "profile=\\['netflix'\\] must be some of kuairand, lfm1b"),
+        ({"profile": "netflix"}, "profile='netflix' must be one of kuairand, lfm1b"),
         ({"events": "many"}, "events='many' must be a whole number"),
         ({"memory_limit": "some"}, "memory_limit='some' is no size"),
         (
