@@ -1,4 +1,1 @@
-"""Measurements: what the library does, beside a plain yardstick, in one run. One module a benchmark.
-
-Memory is read from `/proc`, so these run on Linux.
-"""
+"""Measurements of the library next to a plain yardstick, taken in the same run. One file per benchmark."""

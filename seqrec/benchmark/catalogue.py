@@ -1,17 +1,30 @@
-"""`seqrec benchmark catalogue`: the cost of a training step as the catalogue grows, by objective and optimiser."""
+"""`seqrec benchmark catalogue`: the cost of a training step as the catalogue grows, by objective and optimizer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from seqrec.benchmark.catalogue_stages import OBJECTIVES, OPTIMIZERS, time_steps
-from seqrec.benchmark.catalogue_tables import CatalogueFigures, as_json, as_text
-from seqrec.benchmark.measured_child import MemoryLimitError, run_measured
-from seqrec.data.progress import Progress, print_line
-from seqrec.errors import InputError
+import torch
 
-# Above so many scores a step the whole catalogue is not scored: a step of 2^32 takes about ten seconds on two cores.
+from seqrec.benchmark import harness
+from seqrec.benchmark.harness import Benchmark, Row
+from seqrec.benchmark.measurement import run_measured
+from seqrec.catalogue.table import ItemTable
+from seqrec.data.prepare.memory import spoken_bytes
+from seqrec.experiments import MODELS
+from seqrec.models import SequentialRecommender
+from seqrec.training.losses import LOSSES, Loss
+from seqrec.training.negatives import UniformNegatives
+from seqrec.training.optim import Adam, RowwiseAdagrad
+from seqrec.types import History, RaggedItems, SequenceBatch
+
+OPTIMIZERS = ("dense_adam", "lazy_adam", "rowwise_adagrad")
+OBJECTIVES = ("BCE", "GBCE", "SampledSoftmax", "InBatchSoftmax", "FullSoftmax")
+# Negatives per event if each event draws its own, and if all events share them.
+OWN_NEGATIVES, SHARED_NEGATIVES = 1, 1024
+# Most scores of a step for which the whole catalogue is scored: a step of 2^32 takes about ten seconds on two cores.
 MAX_SCORES = 1 << 32
 
 
@@ -31,66 +44,59 @@ def benchmark_catalogue(
 ) -> None:
     """Time training steps and their memory for catalogues of several sizes.
 
-    Each combination runs in a process of its own. Objectives beside the first are measured with the last optimiser
-    alone, since the update does not depend on them; `FullSoftmax`, whose gradients are dense, with dense Adam.
+    Each combination runs in a process of its own. The first objective is measured with every optimizer. The others
+    are measured with the last optimizer only, because the update does not depend on them. `FullSoftmax`, with its dense
+    gradients, is measured with dense Adam.
 
     Args:
         items: Sizes of the catalogue, ascending.
         objectives: Of BCE, GBCE, SampledSoftmax, InBatchSoftmax, FullSoftmax.
-        optimizers: Of dense_adam, lazy_adam, rowwise_adagrad: how the item table is updated; all else has Adam.
+        optimizers: Of dense_adam, lazy_adam, rowwise_adagrad: the update of the item table. Everything else uses Adam.
         encoder: Name of a preset.
         d_model: Width.
-        batch_size: Histories a batch.
-        length: Events a history.
-        steps: Timed steps, of which the fastest counts.
+        batch_size: Histories per batch.
+        length: Events per history.
+        steps: Timed steps; the fastest counts.
         seed: Seed of weights, items and draws.
         device: cpu or cuda.
-        json_file: File that the figures are written to, as JSON.
+        json_file: File for the figures, as JSON.
 
     Raises:
-        InputError: an argument is out of range.
+        InputError: if an argument is out of range.
     """
-    _check(items, objectives, optimizers, steps, json_file)
-    settings = {
-        "encoder": encoder,
-        "d_model": d_model,
-        "batch_size": batch_size,
-        "length": length,
-        "steps": steps,
-        "seed": seed,
-        "device": device,
-    }
-    progress = Progress(print_line)
-    figures: list[CatalogueFigures] = []
-    for objective, optimizer in _combinations(objectives, optimizers):
-        for num_items in items:
-            progress.note(f"{objective}, {optimizer}, {num_items:,} items ...")
-            arguments = {"num_items": num_items, "objective": objective, "optimizer": optimizer, **settings}
-            if objective == "FullSoftmax" and num_items * batch_size * length > MAX_SCORES:
-                reason = f"{num_items * batch_size * length:.0e} scores a step are left out; a sampled objective serves"
-                figures.append(CatalogueFigures(num_items, objective, optimizer, None, None, reason))
-                continue
-            figures.append(_measure(arguments))
-            seconds = figures[-1].seconds
-            progress.note("    did not run" if seconds is None else f"    {seconds * 1e3:,.0f} ms a step")
-    print(f"\n{as_text(settings, figures)}")
-    if json_file is not None:
-        Path(json_file).write_text(as_json(settings, figures) + "\n", encoding="utf-8")
+    harness.check_names(OBJECTIVES, objectives=objectives)
+    harness.check_names(OPTIMIZERS, optimizers=optimizers)
+    harness.check_numbers(2, items=items, empty=False)
+    harness.check_numbers(1, steps=steps)
+    MODELS[encoder]  # raises with the known ones
+    shape = {"encoder": encoder, "d_model": d_model, "batch_size": batch_size, "length": length}
+    settings = {**shape, "steps": steps, "seed": seed, "device": device}
+    benchmark = Benchmark(json_file, settings=settings, figures=[])
 
+    def measure(cell: Row) -> Row:
+        scores = cell["num_items"] * batch_size * length
+        if cell["objective"] == "FullSoftmax" and scores > MAX_SCORES:
+            return {"failure": f"{scores:.0e} scores a step are left out; use a sampled objective"}
+        arguments = {name: cell[name] for name in ("num_items", "objective", "optimizer")}
+        measured = run_measured(time_steps, {**arguments, "settings": settings})
+        on_device = measured.value["device_bytes"]
+        peak = measured.peak_resident if on_device is None else on_device
+        return {"seconds": min(measured.value["step_seconds"]), "peak_bytes": peak}
 
-def _measure(arguments: dict[str, object]) -> CatalogueFigures:
-    cell = {name: arguments[name] for name in ("num_items", "objective", "optimizer")}
-    imports = ["torch", "seqrec.models"]
-    try:
-        measured = run_measured(time_steps, arguments, imports=imports)
-    except MemoryLimitError as error:
-        return CatalogueFigures(**cell, seconds=None, peak_bytes=None, failure=str(error))  # type: ignore[arg-type]
-    on_device = measured.value["device_bytes"]
-    return CatalogueFigures(
-        **cell,  # type: ignore[arg-type]  # three plain values
-        seconds=min(measured.value["step_seconds"]),
-        peak_bytes=measured.peak_resident if on_device is None else on_device,
-    )
+    empty = {"seconds": None, "peak_bytes": None, "failure": None}
+    cells = [
+        {"num_items": num_items, "objective": objective, "optimizer": optimizer, **empty}
+        for objective, optimizer in _combinations(objectives, optimizers)
+        for num_items in items
+    ]
+    name = "{objective}, {optimizer}, {num_items:,} items"
+    benchmark.run("figures", cells, measure, name, lambda row: f"{row['seconds'] * 1e3:,.0f} ms a step")
+    title = f"training step, {encoder} width {d_model}, batch {batch_size} x {length}, fastest of {steps} on {device}"
+    head = "objective, optimizer | items | ms a step | of the smallest | peak memory"
+    rows = harness.with_first(benchmark["figures"], "objective", "optimizer")
+    text = harness.table(head, (_cells(row, smallest) for row, smallest in rows))
+    notes = harness.failures(benchmark["figures"], "{objective}, {optimizer}, {num_items:,}")
+    benchmark.finish(f"{title}, fastest of {steps} on {device}", f"{text}\n{notes}".rstrip())
 
 
 def _combinations(objectives: Sequence[str], optimizers: Sequence[str]) -> list[tuple[str, str]]:
@@ -100,23 +106,77 @@ def _combinations(objectives: Sequence[str], optimizers: Sequence[str]) -> list[
     return pairs + [("FullSoftmax", "dense_adam")] * ("FullSoftmax" in objectives)
 
 
-def _check(
-    items: Sequence[int],
-    objectives: Sequence[str],
-    optimizers: Sequence[str],
-    steps: int,
-    json_file: str | None,
-) -> None:
-    for name, values, known in (
-        ("objectives", objectives, OBJECTIVES),
-        ("optimizers", optimizers, OPTIMIZERS),
-    ):
-        if not values or not set(values) <= set(known):
-            raise InputError(f"{name}={list(values)} must be some of {', '.join(known)}")
-    if not items or min(items) < 2:
-        raise InputError(f"items={list(items)} must be sizes of at least 2")
-    if steps < 1:
-        raise InputError(f"steps={steps} must be at least 1")
-    # Now rather than after an hour.
-    if json_file is not None and not Path(json_file).absolute().parent.is_dir():
-        raise InputError(f"json_file={json_file!r} lies in a folder that does not exist; make it first")
+def _cells(row: Row, smallest: Row) -> list[str]:
+    name = [f"{row['objective']}, {row['optimizer']}", f"{row['num_items']:,}"]
+    if harness.failed(row):
+        return [*name, harness.DID_NOT_RUN]
+    ratio = row["seconds"] / smallest["seconds"]
+    return [*name, f"{row['seconds'] * 1e3:,.0f}", f"{ratio:.2f}", spoken_bytes(row["peak_bytes"])]
+
+
+def time_steps(num_items: int, objective: str, optimizer: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Time training steps of a model with a catalogue of `num_items`; see `benchmark_catalogue` for the arguments.
+
+    A step is forward pass, objective, backward pass and update. The rows of the batch are full, and their items are
+    uniform over the catalogue. Rows of the item table are touched twice only by chance, which is the worst case for
+    row-sparse updates. The first two steps, in which optimizers create their state, are not timed.
+
+    Returns:
+        `build_seconds`; `step_seconds`, of each timed step; `device_bytes`, the most memory of tensors on a CUDA
+        device, None on CPU; `rows`, distinct items of the batch.
+    """
+    device, length = settings["device"], settings["length"]
+    torch.manual_seed(settings["seed"])
+    began = time.perf_counter()
+    preset: Any = MODELS[settings["encoder"]]
+    model: SequentialRecommender = preset(
+        num_items,
+        d_model=settings["d_model"],
+        max_length=length,
+        item_table=ItemTable(sparse=optimizer != "dense_adam"),
+        loss=_loss(objective),
+        optimizer=Adam(table=RowwiseAdagrad()) if optimizer == "rowwise_adagrad" else Adam(),
+    )
+    if model.loss.needs_item_counts:
+        counts = torch.ones(num_items + 1, dtype=torch.int64)
+        counts[0] = 0
+        model.loss.use_item_counts(counts)
+    updates = model.to(device).optimizer.build(model)
+    batch = full_batch(num_items, settings["batch_size"], length).to(device)
+    build_seconds = time.perf_counter() - began
+    seconds = []
+    for _ in range(settings["steps"] + 2):
+        began = time.perf_counter()
+        states = model.to_scoring_space(model(batch.history, batch.user_ids))
+        model.loss(states, batch, model.scorer()).backward()
+        updates.step()
+        updates.zero_grad()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return {
+        "build_seconds": build_seconds,
+        "step_seconds": seconds[2:],
+        "device_bytes": None if device == "cpu" else torch.cuda.max_memory_allocated(),
+        "rows": len(torch.unique(batch.history.item_ids)),
+    }
+
+
+def _loss(objective: str) -> Loss:
+    make: Any = LOSSES[objective]
+    if objective in ("BCE", "GBCE"):
+        loss: Loss = make(UniformNegatives(OWN_NEGATIVES, exclude_seen=objective == "BCE"))
+    elif objective == "SampledSoftmax":
+        loss = make(UniformNegatives(SHARED_NEGATIVES, exclude_seen=False, shared=True))
+    else:
+        loss = make()
+    return loss
+
+
+def full_batch(num_items: int, batch_size: int, length: int) -> SequenceBatch:
+    """Return a batch of full histories with items that are uniform over the catalogue."""
+    events = torch.randint(1, num_items + 1, (batch_size, length + 1))
+    history = History(events[:, :-1].contiguous(), torch.full((batch_size,), length))
+    seen = RaggedItems(events.flatten(), torch.arange(batch_size + 1) * (length + 1))
+    users = torch.zeros(batch_size, dtype=torch.int64)
+    return SequenceBatch(history, events[:, 1:].contiguous(), users, seen)

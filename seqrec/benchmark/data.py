@@ -1,4 +1,7 @@
-"""`seqrec benchmark data`: preparation beside plain polars, the loader beside a bare copy, on a generated log."""
+"""`seqrec benchmark data`: preparation next to plain polars, the loader next to a bare copy, on a generated log.
+
+Importing this module does not import torch, which the process that prepares must not hold.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +10,43 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from seqrec.benchmark.data_stages import prepare_store, sort_with_polars, time_loader
-from seqrec.benchmark.data_tables import DataFigures, LoaderFigures, StageFigures
+import numpy as np
+import polars
+import psutil
+from numpy.typing import NDArray
+
+from seqrec.benchmark import harness
 from seqrec.benchmark.generated_log import PROFILES, Profile, ensure_log, log_bytes, log_folder, parse_events
-from seqrec.benchmark.measured_child import (
-    LIMITED_BY,
-    Measurement,
-    MemoryLimitError,
-    machine_bytes,
-    run_measured,
-)
+from seqrec.benchmark.harness import Benchmark, Row
+from seqrec.benchmark.measurement import LIMITED_BY, MemoryLimitError, anonymous_bytes, run_measured
+from seqrec.data.prepare import Filters, prepare
 from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
-from seqrec.data.progress import Progress, print_line
+from seqrec.data.progress import print_line
+from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
+from seqrec.data.sources.table import Table
 from seqrec.errors import InputError
 
-# Above so many events a second preparation, without the limit, is left out unless it is asked for.
+if TYPE_CHECKING:
+    from seqrec.data.datamodule import SequenceDataModule
+    from seqrec.types import SequenceBatch, TensorRecord
+
+# Up to so many events a second preparation, without the limit, runs unless `compare_bytes` is False.
 COMPARED_EVENTS = 20_000_000
-# Bytes a row, about: sorted Parquet, event store, and what lies beside a store while it is prepared.
+# Approximate bytes per row: sorted Parquet, event store, and temporary files of preparation.
 _PARQUET_BYTES, _STORE_BYTES, _SPOOL_BYTES = 24, 16, 32
+
+# Most events of a timed pass over the loader; enough to make the plan of the first batch negligible.
+PASS_EVENTS = 50_000_000
+# Larger than the processor's caches, as a store is: the bare copy must read from memory, too.
+_SOURCE_BYTES = 256 << 20
 
 
 def benchmark_data(
@@ -45,167 +61,168 @@ def benchmark_data(
     compare_bytes: bool | None = None,
     json_file: str | None = None,
 ) -> None:
-    """Time preparation and loader on a generated log, beside plain polars and a bare memory copy.
+    """Time preparation and loader on a generated log, next to plain polars and a bare memory copy.
 
     Each stage runs in a process of its own, one after the other, and a table shows all of them.
 
     Args:
         events: Rows of the log: a number, or one with K, M or G, such as 100M.
-        memory_limit: What the preparation may hold, such as 3GiB, 1 GiB or more; its process is limited from
-            outside.
-        folder: Where the log and the store go, and stay: a later run with the same events, profile and seed
-            takes the log as it is. None is a temporary folder that is deleted at the end.
-        profile: Whose size and skew the log has: kuairand or lfm1b.
+        memory_limit: Memory for the preparation, such as 3GiB, at least 1 GiB. Its process is limited from outside.
+        folder: Folder of the log and the store, which stay there: a later run with the same events, profile and seed
+            reuses the log. None is a temporary folder that is deleted at the end.
+        profile: Model of the log's size and skew: kuairand or lfm1b.
         seed: Seed of the log.
-        max_length: Events a window, at most, in the loader.
-        batch_size: Windows a batch, in the loader; its token budget is batch_size * max_length.
-        compare_bytes: Whether to prepare without the limit too, and compare the stores byte for byte. None
+        max_length: Most events per window, in the loader.
+        batch_size: Windows per batch, in the loader; its token budget is batch_size * max_length.
+        compare_bytes: Whether to prepare without the limit, too, and compare the stores byte for byte. None
             does so up to 20 million events.
-        json_file: File that the figures are written to, as JSON.
+        json_file: File for the figures, as JSON.
 
     Raises:
-        MemoryLimitError: the preparation did not stay within its limit.
-        InputError: an argument is out of range, or the disk is too small.
+        MemoryLimitError: if the preparation exceeds its limit.
+        InputError: if an argument is out of range, or the disk is too small.
     """
     if profile not in PROFILES:
         raise InputError(f"profile={profile!r} must be one of {', '.join(PROFILES)}")
+    harness.check_numbers(1, max_length=max_length, batch_size=batch_size)
     number, limit = parse_events(events), MemoryLimit(memory_limit).bytes
-    # Now rather than after an hour.
-    if json_file is not None and not Path(json_file).absolute().parent.is_dir():
-        raise InputError(f"json_file={json_file!r} lies in a folder that does not exist; make it first")
-    with _place(folder) as place:
-        figures = measure_data(
-            place,
-            PROFILES[profile],
-            number,
-            memory_limit=limit,
-            seed=seed,
-            max_length=max_length,
-            batch_size=batch_size,
-            compare_bytes=number <= COMPARED_EVENTS if compare_bytes is None else compare_bytes,
-            progress=Progress(print_line),
-        )
-    print(f"\n{figures.as_text()}")
-    if json_file is not None:
-        Path(json_file).write_text(figures.as_json() + "\n", encoding="utf-8")
+    if compare_bytes is None:
+        compare_bytes = number <= COMPARED_EVENTS
+    settings = {"profile": profile, "events": number, "memory_limit": limit, "seed": seed}
+    settings |= {"max_length": max_length, "batch_size": batch_size}
+    figures = {"settings": settings, "machine": _machine(), "log_bytes": 0, "limited_by": LIMITED_BY}
+    figures |= {"generated": None, "plain": [], "prepared": [], "same_bytes": None, "loaders": []}
+    benchmark = Benchmark(json_file, **figures)
+    temporary = tempfile.TemporaryDirectory(prefix="seqrec-benchmark-") if folder is None else None
+    with temporary or nullcontext(folder) as place:
+        log = log_folder(Path(str(place)), PROFILES[profile], number, seed)
+        _check_disk(log, PROFILES[profile], number, stores=1 + compare_bytes)
+        _measure(benchmark, log, compare_bytes)
+    benchmark.finish(*report(benchmark))
 
 
-def measure_data(
-    folder: Path,
-    profile: Profile,
-    events: int,
-    *,
-    memory_limit: int,
-    seed: int = 0,
-    max_length: int = 5000,
-    batch_size: int = 16,
-    compare_bytes: bool = True,
-    progress: Progress | None = None,
-) -> DataFigures:
-    """Generate, sort, prepare and load; the log and the store stay in `folder`.
+def _measure(benchmark: Benchmark, log: Path, compare_bytes: bool) -> None:
+    # Generate, sort, prepare and load.
+    settings = benchmark["settings"]
+    benchmark["generated"] = _generate(log, benchmark)
+    benchmark["log_bytes"] = sum(file.stat().st_size for file in log.glob("*.csv"))
+    for streaming in (True, False):
+        benchmark["plain"].append(_sort_plainly(log, streaming, benchmark))
+    benchmark["same_bytes"] = _prepare(log, settings["memory_limit"], compare_bytes, benchmark)
+    windows, max_length = settings["batch_size"], settings["max_length"]
+    tokens = windows * max_length
+    for batches, name in (
+        ({"batch_size": windows}, f"{windows} windows a batch"),
+        ({"batch_size": windows, "max_tokens": tokens}, f"{tokens:,} tokens a batch"),
+    ):
+        benchmark.note(f"loader, {name} ...")
+        arguments = {"log": str(log), "store": str(_store(log)), "max_length": max_length, **batches}
+        benchmark["loaders"].append({"name": name, **run_measured(time_loader, arguments).value})
+
+
+def yardstick(plain: Sequence[Row]) -> Row | None:
+    """Return the fastest plain pipeline; None if all of them failed."""
+    done = [stage for stage in plain if not harness.failed(stage)]
+    return min(done, key=lambda stage: stage["seconds"], default=None)
+
+
+def report(figures: Benchmark | Mapping[str, Any]) -> list[str]:
+    """Return the parts of the report; ratios are to the yardstick, 2.00 is twice as fast.
 
     Args:
-        folder: Where everything goes.
-        profile: Shape of the log.
-        events: Its rows.
-        memory_limit: Bytes that the preparation may hold.
-        seed: Seed of the log.
-        max_length: Events a window, at most.
-        batch_size: Windows a batch.
-        compare_bytes: Whether to prepare without the limit too.
-        progress: Told what is being done.
-
-    Raises:
-        MemoryLimitError: the preparation did not stay within its limit.
-        InputError: an argument is out of range, or the disk is too small.
+        figures: By key. `settings`; `machine`: cores, memory in bytes, versions; `log_bytes`: size of the CSV files;
+            `limited_by`: the mechanism of the memory limit. `generated`, of writing the log, None if it existed,
+            `plain`, of the polars pipelines, and `prepared`, with the limit and without, are stages: `name`,
+            `seconds`, `peak_anonymous`, `peak_resident` and `failure`, None for unknown. `same_bytes`: whether both
+            stores are equal, None if only one was made. `loaders`: see `time_loader`; with a `name`.
     """
-    for name, value in (("max_length", max_length), ("batch_size", batch_size)):
-        if value < 1:
-            raise InputError(f"{name}={value} must be at least 1")
-    progress = progress or Progress()
-    settings = {
-        "profile": profile.name,
-        "events": events,
-        "memory_limit": memory_limit,
-        "seed": seed,
-        "max_length": max_length,
-        "batch_size": batch_size,
-    }
-    tokens = batch_size * max_length
-    log = log_folder(folder, profile, events, seed)
-    _check_disk(log, profile, events, stores=1 + compare_bytes)
-    generated = _generate(log, profile, events, seed, progress)
-    plain = [_sort_plainly(log, streaming, progress) for streaming in (True, False)]
-    prepared, same_bytes = _prepare(log, memory_limit, compare_bytes, progress)
-    loaders = [
-        _load(log, max_length, {"batch_size": batch_size}, f"{batch_size} windows", progress),
-        _load(
-            log, max_length, {"batch_size": batch_size, "max_tokens": tokens}, f"{tokens:,} tokens", progress
-        ),
-    ]
-    size = sum(file.stat().st_size for file in log.glob("*.csv"))
-    return DataFigures(
-        settings, _machine(), size, LIMITED_BY, generated, plain, prepared, same_bytes, loaders
-    )
+    settings, on = figures["settings"], figures["machine"]
+    stages = [*figures["plain"], *figures["prepared"]]
+    best = yardstick(figures["plain"])
+    csv = f"{settings['profile']}-like log, {settings['events']:,} events, {spoken_bytes(figures['log_bytes'])} of CSV"
+    title = f"{csv}; {on['cores']} cores, {spoken_bytes(on['memory'])}, polars {on['polars']}"
+    events = settings["events"]
+    rows = [_stage_cells(stage, None, events) for stage in [figures["generated"]] if stage is not None]
+    rows += [_stage_cells(stage, best, events) for stage in stages]
+    notes = [harness.failures(stages, "{name}")]
+    if best is not None:
+        notes.append(f"1.00 is {best['name']}, which had no limit")
+    limit = spoken_bytes(settings["memory_limit"])
+    notes.append(f"{limit} enforced by {figures['limited_by']} on the whole process, imports included")
+    if figures["same_bytes"] is not None:
+        same = "the same" if figures["same_bytes"] else "OTHER"
+        notes.append(f"without the limit the store has {same} bytes")
+    passes = "preparation | seconds | rows/s | of plain polars | anonymous | resident"
+    loading = "loader | events/s | padding | GB/s | of a bare copy | memory | batches"
+    loaders = harness.table(loading, map(_loader_cells, figures["loaders"]))
+    return [title, harness.table(passes, rows), "\n".join(filter(None, notes)), loaders]
 
 
-def _generate(log: Path, profile: Profile, events: int, seed: int, progress: Progress) -> StageFigures | None:
-    was_there = log.exists()
+def _stage_cells(stage: Row, best: Row | None, events: int) -> list[str]:
+    peaks = (stage["peak_anonymous"], stage["peak_resident"])
+    memory = ["" if size is None else spoken_bytes(size) for size in peaks]
+    if harness.failed(stage):
+        return [stage["name"], "failed", "", "", *memory]
+    ratio = "" if best is None else f"{best['seconds'] / stage['seconds']:.2f}"
+    rate = events / stage["seconds"]
+    return [stage["name"], f"{stage['seconds']:.1f}", f"{rate:,.0f}", ratio, *memory]
+
+
+def _loader_cells(row: Row) -> list[str]:
+    seconds = row["seconds"]
+    name = [row["name"], f"{row['events'] / seconds:,.0f}", f"{row['padding']:.1%}"]
+    rates = [f"{row['bytes'] / seconds / 1e9:.2f}", f"{row['copy_seconds'] / seconds:.2f}"]
+    return [*name, *rates, spoken_bytes(row["memory"]), f"{row['batches']:,}"]
+
+
+def _generate(log: Path, benchmark: Benchmark) -> Row | None:
+    settings = benchmark["settings"]
+    existed = log.exists()
     began = time.perf_counter()
-    ensure_log(log.parent, profile, events, seed=seed, progress=progress)
-    if was_there:
-        progress.note(f"the log is there already: {log}")
+    profile, events = PROFILES[settings["profile"]], settings["events"]
+    ensure_log(log.parent, profile, events, seed=settings["seed"], progress=benchmark.progress)
+    if existed:
+        benchmark.note(f"the log exists: {log}")
         return None
-    return StageFigures("generate the log", time.perf_counter() - began)
+    return _stage("generate the log", seconds=time.perf_counter() - began)
 
 
-def _sort_plainly(log: Path, streaming: bool, progress: Progress) -> StageFigures:
+def _sort_plainly(log: Path, streaming: bool, benchmark: Benchmark) -> Row:
     name = f"polars sort, {'streaming' if streaming else 'in memory'}"
-    progress.note(f"{name} ...")
+    benchmark.note(f"{name} ...")
     output = log.with_name(f"{log.name}.parquet")
     arguments = {"log": str(log), "output": str(output), "streaming": streaming}
     try:
-        return _stage(name, run_measured(sort_with_polars, arguments, imports=["polars"]))
+        return _stage(name, run_measured(sort_with_polars, arguments))
     except MemoryLimitError as error:
-        return StageFigures(name, None, failure=str(error))
+        return _stage(name, failure=str(error))
     finally:
         output.unlink(missing_ok=True)
 
 
-def _prepare(
-    log: Path, memory_limit: int, compare_bytes: bool, progress: Progress
-) -> tuple[list[StageFigures], bool | None]:
-    # Within the limit, and, if wanted, without; whether the stores are the same.
-    stages, hashes = [], []
+def _prepare(log: Path, memory_limit: int, compare_bytes: bool, benchmark: Benchmark) -> bool | None:
+    # With the limit and, if wanted, without. Return whether the stores are equal.
+    hashes = []
     for limit in [memory_limit, None] if compare_bytes else [memory_limit]:
         name = "prepare, no limit" if limit is None else f"prepare, {spoken_bytes(limit)}"
-        progress.note(f"{name} ...")
+        benchmark.note(f"{name} ...")
         store = _store(log) if limit else log.with_name(f"{log.name}.unlimited-store")
         arguments = {"log": str(log), "store": str(store), "memory_limit": limit}
         try:
-            measured = run_measured(
-                prepare_store, arguments, memory_limit=limit, imports=["polars"], show=progress.note
-            )
+            measured = run_measured(prepare_store, arguments, memory_limit=limit, show=benchmark.note)
         except MemoryLimitError as error:
             raise MemoryLimitError(f"{name}: {error}") from error
-        stages.append(_stage(name, measured))
+        benchmark["prepared"].append(_stage(name, measured))
         hashes.append(measured.value["sha256"])
         if limit is None:
             shutil.rmtree(store)
             store.with_name(f"{store.name}.lock").unlink(missing_ok=True)
-    return stages, hashes[0] == hashes[1] if compare_bytes else None
+    return hashes[0] == hashes[1] if compare_bytes else None
 
 
-def _load(
-    log: Path, max_length: int, batches: dict[str, int], size: str, progress: Progress
-) -> LoaderFigures:
-    progress.note(f"loader, {size} a batch ...")
-    arguments = {"log": str(log), "store": str(_store(log)), "max_length": max_length, **batches}
-    return LoaderFigures(f"{size} a batch", **run_measured(time_loader, arguments).value)
-
-
-def _stage(name: str, measured: Measurement) -> StageFigures:
-    return StageFigures(name, measured.seconds, measured.peak_anonymous, measured.peak_resident)
+def _stage(name: str, measured: object = None, **known: Any) -> Row:
+    keys = ("seconds", "peak_anonymous", "peak_resident", "failure")
+    return {"name": name, **{key: getattr(measured, key, None) for key in keys}, **known}
 
 
 def _store(log: Path) -> Path:
@@ -220,26 +237,107 @@ def _check_disk(log: Path, profile: Profile, events: int, stores: int) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(log.parent).free
     if free < needed:
-        raise InputError(
-            f"events={events} needs about {spoken_bytes(needed)} of disk in {log.parent}, "
-            f"{spoken_bytes(free)} are free; give another folder or fewer events"
-        )
+        need = f"events={events} needs about {spoken_bytes(needed)} of disk in {log.parent}"
+        raise InputError(f"{need}, {spoken_bytes(free)} are free; choose another folder or fewer events")
 
 
 def _machine() -> dict[str, Any]:
     packages = {name: version(name) for name in ("polars", "numpy", "torch")}
-    return {
-        "cores": os.cpu_count(),
-        "memory": machine_bytes("MemTotal"),
-        "python": platform.python_version(),
-        **packages,
-    }
+    memory = psutil.virtual_memory().total
+    return {"cores": os.cpu_count(), "memory": memory, "python": platform.python_version(), **packages}
 
 
-@contextmanager
-def _place(folder: str | None) -> Iterator[Path]:
-    if folder is not None:
-        yield Path(folder)
-        return
-    with tempfile.TemporaryDirectory(prefix="seqrec-benchmark-") as temporary:
-        yield Path(temporary)
+def sort_with_polars(log: str, output: str, *, streaming: bool) -> None:
+    """Scan a log's folder, sort by user and time, write a Parquet file: polars alone, with its defaults.
+
+    Only the three columns that an event store keeps are read. The sorted rows are written as they come
+    (`sink_parquet`) if `streaming`, else collected first.
+    """
+    frame = polars.scan_csv(f"{log}/*.csv").select(USER_ID, ITEM_ID, TIMESTAMP).sort(USER_ID, TIMESTAMP)
+    if streaming:
+        frame.sink_parquet(output)
+    else:
+        frame.collect().write_parquet(output)
+
+
+def prepare_store(log: str, store: str, *, memory_limit: int | None) -> dict[str, Any]:
+    """Prepare an event store, which is replaced if it exists, from a log's folder with a limit in bytes.
+
+    Returns:
+        `counts` of the manifest, and `sha256` of each of the store's files by name.
+    """
+    log_table = Table(log)
+    prepared = prepare(
+        log_table, Filters(), store, memory_limit=memory_limit, progress=print_line, overwrite=True
+    )
+    hashes = {name: file["sha256"] for name, file in prepared.manifest["files"].items()}
+    return {"counts": prepared.manifest["counts"], "sha256": hashes}
+
+
+def time_loader(
+    log: str, store: str, *, max_length: int, batch_size: int, max_tokens: int | None = None, passes: int = 3
+) -> dict[str, Any]:
+    """Time one epoch of training batches, with each event in one window, and a bare copy of as many bytes.
+
+    A pass stops after 50 million events. The first one is not timed: it loads the store into the page cache and reads
+    the memory after each batch. Then passes of loader and copy take turns; the fastest of each counts. The copy
+    moves, batch by batch, as many bytes as the batch's tensors hold.
+
+    A batch has `batch_size` windows, or if it is given, `max_tokens` events, padding included.
+
+    Returns:
+        `events` (without padding), `batches` and `bytes` of a pass; `padding`, the share of positions without an
+        event; `seconds` and `copy_seconds`; `memory`, the most anonymous bytes that loading added.
+    """
+    from seqrec.data.datamodule import SequenceDataModule
+    from seqrec.data.windows import StridedWindows
+
+    before = anonymous_bytes()
+    size = {"max_length": max_length, "batch_size": batch_size, "max_tokens": max_tokens}
+    data = SequenceDataModule(Table(log), store=store, train_windows=StridedWindows(), **size)  # type: ignore[arg-type]
+    events, positions, memory = 0, 0, before
+    sizes: list[int] = []
+    for batch in _one_pass(data):
+        events += int(batch.history.lengths.sum())
+        positions += batch.history.item_ids.numel()
+        sizes.append(tensor_bytes(batch))
+        memory = max(memory, anonymous_bytes())
+    source, target = np.ones(max(_SOURCE_BYTES, *sizes), np.uint8), np.ones(max(sizes), np.uint8)
+    seconds, copy_seconds = [], []
+    for _ in range(passes):
+        seconds.append(_timed(_one_pass(data)))
+        copy_seconds.append(_timed(_copies(source, target, sizes)))
+    counts = {"events": events, "batches": len(sizes), "bytes": sum(sizes), "padding": 1 - events / positions}
+    times = {"seconds": min(seconds), "copy_seconds": min(copy_seconds)}
+    return {**counts, **times, "memory": memory - before}
+
+
+def tensor_bytes(record: TensorRecord) -> int:
+    """Return the bytes of all tensors in a record, nested records included."""
+    values = [getattr(record, field.name) for field in fields(record)]  # type: ignore[arg-type]  # a dataclass
+    return sum(v.nbytes if hasattr(v, "nbytes") else tensor_bytes(v) for v in values if v is not None)
+
+
+def _one_pass(data: SequenceDataModule) -> Iterator[SequenceBatch]:
+    events = 0
+    for batch in data.train_dataloader():
+        yield batch
+        events += int(batch.history.lengths.sum())
+        if events >= PASS_EVENTS:
+            return
+
+
+def _copies(source: NDArray[np.uint8], target: NDArray[np.uint8], sizes: list[int]) -> Iterator[None]:
+    start = 0
+    for size in sizes:
+        if start + size > len(source):
+            start = 0
+        np.copyto(target[:size], source[start : start + size])
+        start += size
+        yield
+
+
+def _timed(steps: Iterable[object]) -> float:
+    began = time.perf_counter()
+    deque(steps, maxlen=0)
+    return time.perf_counter() - began

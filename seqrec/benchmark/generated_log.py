@@ -1,4 +1,4 @@
-"""Generated logs with the size and the skew of published ones, as CSV files in global time order.
+"""Generated logs with the size and skew of published ones, as CSV files in global time order.
 
 Letters: V items that can be drawn, s exponent of the popularity.
 """
@@ -15,48 +15,44 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import polars
 from numpy.typing import NDArray
 
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.errors import InputError
 
-if TYPE_CHECKING:
-    import polars as pl
-
-Int64 = NDArray[np.int64]
-
 MIN_EVENTS = 1000
 BLOCK_EVENTS = 1 << 20
 BLOCKS_IN_FILE = 48
 DESCRIPTION = "generated.json"
-# Raised whenever the same arguments give other bytes, so that an older log is not taken for a new one.
+# Increased whenever the same arguments give other bytes, to distinguish an older log from a new one.
 VERSION = 1
 _THOUSANDS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _CLICK_SHARE = 0.4
-# A prime above every catalogue, so that multiplying by it modulo V is one-to-one.
+# A prime above every catalogue size: multiplying by it modulo V is one-to-one.
 _SCATTER = 2_654_435_761
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Shape of a log. Every event is drawn on its own, whatever the number of events:
+    """Shape of a log. Every event is drawn independently, whatever the number of events:
 
-    - its user, in proportion to a log-normal weight that each user has, so that histories interleave all
-      through the log and their lengths are log-normal to within the chance of the draws;
-    - its item: the k-th most popular of V items has a probability in proportion to the integral of x ** -s
-      from k to k + 1. V is such that the expected number of distinct items is `events / events_per_item`;
+    - its user, in proportion to a log-normal weight of each user. Histories therefore interleave all through the log,
+      and their lengths are log-normal apart from chance;
+    - its item: the probability of the k-th most popular of V items is proportional to the integral of x ** -s
+      from k to k + 1. V makes the expected number of distinct items `events / events_per_item`;
     - its time, uniform within `span`; rows are in the order of time.
 
     Numbers of events, users and items and the span are the published ones. The laws are a model: `sigma` is near
     that of an excerpt of KuaiRand (mean / median 1.4, p95 / median 4.0), and with s = 0.9 the most popular 1 % of
-    the items take about a half of the events.
+    the items get about half of the events.
 
     Attributes:
-        name: How the log is called on the command line and in file names.
+        name: Name of the log on the command line and in file names.
         mean_events: Mean events a user.
         events_per_item: Events divided by distinct items.
         sigma: Standard deviation of the logarithm of users' weights.
@@ -74,11 +70,11 @@ class Profile:
     span: int
 
     def num_users(self, events: int) -> int:
-        """Users that `events` are drawn for."""
+        """Return the number of users of `events`."""
         return max(2, round(events / self.mean_events))
 
     def catalogue(self, events: int) -> int:
-        """V, for which `events` draws meet `events / events_per_item` distinct items on average."""
+        """Return the V for which `events` draws have `events / events_per_item` distinct items on average."""
         wanted = events / self.events_per_item
         low = high = max(2, math.ceil(wanted))
         while self._expected_distinct(high, events) < wanted:
@@ -92,7 +88,7 @@ class Profile:
         return high
 
     def _expected_distinct(self, num_items: int, events: int) -> float:
-        # Ranks in 4,000 groups as wide as they are far down the list, alike within a group.
+        # Ranks in 4,000 groups, wider further down the list, with equal probability within a group.
         edges = np.geomspace(1, num_items + 1, 4001)
         power = 1 - self.exponent
         share = np.diff(edges**power) / (edges[-1] ** power - 1)
@@ -104,20 +100,13 @@ class Profile:
 # milliseconds. LFM-1b (doi 10.1007/s13735-017-0118-y): 1.09 billion events, 120,322 users, 31.6 million tracks,
 # seconds, most of them from 2005 to 2014.
 PROFILES = {
-    profile.name: profile
-    for profile in (
-        Profile("kuairand", 11_811, 10.06, 0.9, 0.9, 1_649_347_200_000, 30 * 86_400_000),
-        Profile("lfm1b", 9_063, 34.5, 1.0, 0.9, 1_104_537_600, 3500 * 86_400),
-    )
+    "kuairand": Profile("kuairand", 11_811, 10.06, 0.9, 0.9, 1_649_347_200_000, 30 * 86_400_000),
+    "lfm1b": Profile("lfm1b", 9_063, 34.5, 1.0, 0.9, 1_104_537_600, 3500 * 86_400),
 }
 
 
 def parse_events(text: str | int) -> int:
-    """Return a number of events; text may end with K, M or G, as "300M", "250k" or "1.5M" do.
-
-    Raises:
-        InputError: it is no whole number above 0.
-    """
+    """Return a number of events from text such as "300M", "250k" or "1.5M"; raise InputError for other text."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?)", str(text).strip().upper())
     events = Fraction(found[1]) * _THOUSANDS[found[2]] if found else Fraction(0)
     if events < 1 or events.denominator != 1:
@@ -128,24 +117,17 @@ def parse_events(text: str | int) -> int:
 def ensure_log(
     folder: Path, profile: Profile, events: int, *, seed: int = 0, progress: Progress | None = None
 ) -> Path:
-    """Write a generated log, unless it is there already from the same arguments.
+    """Write a generated log, unless it exists from the same arguments.
 
     The files `part-000.csv`, `part-001.csv`, ... of 50 million rows have the columns user_id, item_id, timestamp
     and is_click; ids are integers from 0. The same arguments give the same bytes. Memory is a few blocks of a
     million events, however long the log.
 
-    Args:
-        folder: Where the log's own folder, named after the arguments, lies or goes.
-        profile: Shape of the log.
-        events: Number of rows.
-        seed: Seed of everything.
-        progress: Told how far the writing is.
-
     Returns:
-        The log's folder; it appears there when it is whole.
+        The log's own folder in `folder`, named after the arguments; it appears when it is complete.
 
     Raises:
-        InputError: `events` or `seed` is too small, or something else lies where the log goes.
+        InputError: if `events` or `seed` is too small, or the log's folder contains something else.
     """
     if events < MIN_EVENTS:
         raise InputError(f"events={events} must be at least {MIN_EVENTS}")
@@ -171,21 +153,19 @@ def ensure_log(
 
 
 def log_folder(folder: Path, profile: Profile, events: int, seed: int) -> Path:
-    """Return where in `folder` the log of these arguments lies or goes."""
+    """Return the folder of a log of these arguments."""
     return folder / f"{profile.name}-{events}-seed{seed}"
 
 
 def log_bytes(profile: Profile, events: int) -> int:
-    """Size that the CSV files of a log do not exceed, but for their headers."""
+    """Return an upper bound of the size of a log's CSV files, without their headers."""
     widest = (profile.num_users(events), profile.catalogue(events), profile.start + profile.span)
     # Three separators, the flag and the end of the line.
     return events * (sum(len(str(value)) for value in widest) + 5)
 
 
-def blocks(profile: Profile, events: int, seed: int) -> Iterator[pl.DataFrame]:
+def blocks(profile: Profile, events: int, seed: int) -> Iterator[polars.DataFrame]:
     """Yield the log's rows, oldest first, a million at a time."""
-    import polars as pl
-
     weights = np.random.default_rng([seed, 0]).lognormal(0, profile.sigma, profile.num_users(events))
     cumulative = np.cumsum(weights)
     num_items = profile.catalogue(events)
@@ -195,7 +175,7 @@ def blocks(profile: Profile, events: int, seed: int) -> Iterator[pl.DataFrame]:
         users = np.searchsorted(cumulative, rng.random(size) * cumulative[-1], side="right")
         # Blocks hold equally many events, so they share the span in proportion.
         low, high = (profile.start + profile.span * edge // events for edge in (first, first + size))
-        yield pl.DataFrame(
+        yield polars.DataFrame(
             {
                 USER_ID: np.minimum(users, len(cumulative) - 1),
                 ITEM_ID: _items(rng, size, num_items, profile.exponent),
@@ -205,29 +185,28 @@ def blocks(profile: Profile, events: int, seed: int) -> Iterator[pl.DataFrame]:
         )
 
 
-def _items(rng: np.random.Generator, size: int, num_items: int, exponent: float) -> Int64:
-    # Where the integral of x ** -s reaches a uniform share is the rank, and a popular item may have any id.
+def _items(rng: np.random.Generator, size: int, num_items: int, exponent: float) -> NDArray[np.int64]:
+    # The rank is where the integral of x ** -s reaches a uniform share. A popular item may have any id.
     power = 1 - exponent
     top = (num_items + 1) ** power - 1
     ranks = (rng.random(size) * top + 1) ** (1 / power)
-    ids: Int64 = np.minimum(ranks.astype(np.int64), num_items) * _SCATTER % num_items
+    ids: NDArray[np.int64] = np.minimum(ranks.astype(np.int64), num_items) * _SCATTER % num_items
     return ids
 
 
-def _write(folder: Path, frames: Iterator[pl.DataFrame], events: int, progress: Progress) -> None:
+def _write(folder: Path, frames: Iterator[polars.DataFrame], events: int, progress: Progress) -> None:
     with progress.stage(f"generating {events:,} events", events) as stage:
         for number in range(-(-events // (BLOCK_EVENTS * BLOCKS_IN_FILE))):
             with (folder / f"part-{number:03}.csv").open("wb") as file:
                 for block, frame in enumerate(islice(frames, BLOCKS_IN_FILE)):
                     frame.write_csv(file, include_header=block == 0)
                     stage.advance(len(frame))
-                # What is read next shall not share the disk with these bytes.
+                # Later reads must not share the disk with these bytes.
                 file.flush()
                 os.fsync(file.fileno())
 
 
 def _check_same(log: Path, description: dict[str, Any]) -> None:
-    # Refuse what is no whole log of these arguments.
     try:
         found = json.loads((log / DESCRIPTION).read_text(encoding="utf-8"))
         sizes = {name: (log / name).stat().st_size for name in found["files"]}
@@ -235,6 +214,5 @@ def _check_same(log: Path, description: dict[str, Any]) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     if not same:
-        raise InputError(
-            f"{log} exists and is no whole log of these arguments; delete it or choose another folder"
-        )
+        wrong = f"{log} exists and is no complete log of these arguments"
+        raise InputError(f"{wrong}; delete it or choose another folder")

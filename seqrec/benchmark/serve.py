@@ -1,16 +1,36 @@
-"""`seqrec benchmark serve`: answers of a server to many clients at once, beside a route that does nothing."""
+"""`seqrec benchmark serve`: answers of a server to many clients at once, compared with a route that does nothing."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import random
+import subprocess
+import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from seqrec.benchmark.serve_stages import measure_clients, running_server
-from seqrec.benchmark.serve_tables import RouteRow, as_json, as_text, rows_of
-from seqrec.data.progress import Progress, print_line
+import numpy as np
+
+from seqrec.benchmark import harness
+from seqrec.benchmark.harness import Benchmark, Row
 from seqrec.errors import InputError
 from seqrec.serving import Limits
 from seqrec.serving.command import check_packages
+
+if TYPE_CHECKING:
+    import httpx
+
+START_SECONDS = 120
+# Requests of each client that are not counted.
+WARM_UP = 10
+# Routes and bodies of requests.
+Plan = Iterator[tuple[str, dict[str, Any]]]
 
 
 def benchmark_serve(
@@ -27,57 +47,203 @@ def benchmark_serve(
     seed: int = 0,
     json_file: str | None = None,
 ) -> None:
-    """Time `seqrec serve` under many clients at once, half of whose requests observe and half recommend.
+    """Time `seqrec serve` under many clients at once. Half of their requests observe and half recommend.
 
-    The server has a process of its own, MambaRec with random weights, and sessions in an SQLite file; clients share
-    this process, and keep their connections. A bare FastAPI application, served alike, is the yardstick.
+    The server has a process of its own, MambaRec with random weights, and sessions in an SQLite file. Clients share
+    this process and keep their connections. The yardstick is a bare FastAPI application, served alike.
 
     Args:
         clients: Clients at once.
         requests: Requests of all clients together, to each of the two servers.
-        seconds: After so much time no more requests are sent.
+        seconds: Time after which no more requests are sent.
         items: Size of the catalogue.
         d_model: Width.
         num_layers: Blocks.
         k: Items asked for.
         batch_wait_ms: See `seqrec serve`.
-        folder: Folder on the disk that the sessions are written to; None is the system's for temporary files.
+        folder: Folder for the sessions; None is the system's for temporary files.
         seed: Seed of users and items.
-        json_file: File that the figures are written to, as JSON.
+        json_file: File for the figures, as JSON.
 
     Raises:
-        InputError: an argument is out of range, packages are not installed, or a request failed.
+        InputError: if an argument is out of range, a package is not installed, or a request fails.
     """
     check_packages()
-    settings = {
-        "clients": clients,
-        "requests": requests,
-        "items": items,
-        "d_model": d_model,
-        "num_layers": num_layers,
-        "k": k,
-    }
-    for name, value in settings.items():
-        if value < 1:
-            raise InputError(f"{name}={value} must be at least 1")
+    _httpx()
+    settings: dict[str, Any] = {"clients": clients, "requests": requests, "items": items}
+    settings |= {"d_model": d_model, "num_layers": num_layers, "k": k}
+    harness.check_numbers(1, **settings)
     if requests < clients:
         raise InputError(f"requests={requests} must be at least one for each of clients={clients}")
     if k > items:
         raise InputError(f"k={k} must be at most items={items}")
-    if json_file is not None and not Path(json_file).absolute().parent.is_dir():
-        raise InputError(f"json_file={json_file!r} lies in a folder that does not exist; make it first")
-    progress = Progress(print_line)
-    load = {"clients": clients, "requests": requests, "seconds": seconds, "k": k, "seed": seed}
-    rows: list[RouteRow] = []
+    load = {"clients": clients, "requests": requests}
+    benchmark = Benchmark(json_file, settings=settings, rows=[])
+    rows: list[Row] = benchmark["rows"]
     with tempfile.TemporaryDirectory(prefix="seqrec-serve-", dir=folder) as place:
         file = str(Path(place) / "sessions.sqlite")
         for kind, drawn in (("bare", None), ("serve", items)):
-            progress.note(f"{kind}: {requests:,} requests of {clients} clients ...")
+            benchmark.note(f"{kind}: {requests:,} requests of {clients} clients ...")
             child = {"kind": kind, "sessions": file, "batch_wait_ms": batch_wait_ms, **settings}
             with running_server(child) as url:
-                rows += rows_of(kind, measure_clients(url, items=drawn, **load))  # type: ignore[arg-type]
-    print(f"\n{as_text(settings, rows)}")
-    if json_file is not None:
-        Path(json_file).write_text(as_json(settings, rows) + "\n", encoding="utf-8")
-    if errors := max((row.errors for row in rows), default=0):
+                rows += rows_of(
+                    kind, measure_clients(url, items=drawn, seconds=seconds, k=k, seed=seed, **load)
+                )
+    title = (
+        f"{clients} clients at once; MambaRec, width {d_model}, {items:,} items, sessions in SQLite, top {k}"
+    )
+    title += "; bare: a FastAPI route that does nothing"
+    benchmark.finish(title, route_table(rows))
+    if errors := max((row["errors"] for row in rows), default=0):
         raise InputError(f"{errors} requests failed; none should")
+
+
+@dataclass
+class Answers:
+    """Answers that clients received.
+
+    Attributes:
+        seconds: Route -> time of each answer, from sending the request to the end.
+        errors: Answers other than 200, and lost connections.
+        wall_seconds: From the first counted request to the end of the last.
+    """
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    errors: int = 0
+    wall_seconds: float = 0.0
+
+
+def rows_of(server: str, answers: Answers) -> list[Row]:
+    """Return a row per route, and one of all if there are several.
+
+    Returns:
+        `server`: "serve" or "bare"; `route`, or "all"; `requests` answered with 200; `per_second`, requests of all
+        clients; `p50_ms` and `p99_ms`, percentiles of the time of an answer; `errors` of the server.
+    """
+    routes = dict(sorted(answers.seconds.items()))
+    if len(routes) > 1:
+        routes["all"] = [seconds for route in routes.values() for seconds in route]
+    rows = []
+    for route, seconds in routes.items():
+        counts = {"requests": len(seconds), "per_second": len(seconds) / answers.wall_seconds}
+        half, most = (float(1000 * value) for value in np.percentile(seconds, [50, 99]))
+        times = {"p50_ms": half, "p99_ms": most}
+        rows.append({"server": server, "route": route, **counts, **times, "errors": answers.errors})
+    return rows
+
+
+def route_table(rows: list[Row]) -> str:
+    """Return the table of routes."""
+    text = "{server} {route}|{requests:,}|{per_second:,.0f}|{p50_ms:.1f}|{p99_ms:.1f}|{errors}"
+    head = "route | requests | requests/s | p50 ms | p99 ms | errors"
+    return harness.table(head, (text.format(**row).split("|") for row in rows))
+
+
+@contextmanager
+def running_server(settings: dict[str, Any]) -> Iterator[str]:
+    """Yield the address of a server in a process of its own, and terminate it, which must end with status 0.
+
+    Args:
+        settings: See `seqrec.benchmark.serve_child`.
+
+    Raises:
+        InputError: if the server does not start, or ends with another status; the message is its last line.
+    """
+    with tempfile.TemporaryFile("w+") as errors:
+        command = [sys.executable, "-m", "seqrec.benchmark.serve_child", json.dumps(settings)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        assert process.stdout is not None
+        try:
+            url = process.stdout.readline().strip()
+            if url:
+                yield url
+                process.terminate()
+                process.wait(START_SECONDS)
+            if not url or process.returncode != 0:
+                errors.seek(0)
+                lines = errors.read().strip().splitlines()
+                raise InputError(f"the server failed: {(lines or ['no reason'])[-1]}")
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+
+def measure_clients(
+    url: str, *, clients: int, requests: int, seconds: float, items: int | None, k: int, seed: int
+) -> Answers:
+    """Send requests from many clients at once, each on one connection, one request at a time.
+
+    Each client in turn observes one of `items` and asks for `k` recommendations for the same user. If `items` is None,
+    it calls the route of the bare application. See `benchmark_serve` for the other arguments.
+    """
+    httpx = _httpx()
+    answers = Answers()
+
+    async def one_client(number: int, deadline: float, begun: Any) -> float:
+        # Return when the client's counted requests began.
+        plan = _requests(number, requests // clients, items, k, seed)
+        one = httpx.Limits(max_connections=1, max_keepalive_connections=1)
+        async with httpx.AsyncClient(
+            base_url=url, limits=one, timeout=None, trust_env=False, verify=False
+        ) as client:
+            return await _send(client, plan, answers, deadline, begun)
+
+    async def all_clients() -> None:
+        deadline = time.perf_counter() + seconds
+        # Requests are counted from when all clients have warmed up.
+        begun = asyncio.Barrier(clients) if sys.version_info >= (3, 11) else None
+        starts = await asyncio.gather(*(one_client(number, deadline, begun) for number in range(clients)))
+        answers.wall_seconds = time.perf_counter() - max(starts)
+
+    asyncio.run(all_clients())
+    return answers
+
+
+def _httpx() -> Any:
+    try:
+        import httpx
+    except ImportError:
+        message = 'the clients need httpx, which is not installed: pip install "seqrec[benchmark]"'
+        raise InputError(message) from None
+    return httpx
+
+
+def _requests(client: int, count: int, items: int | None, k: int, seed: int) -> Plan:
+    draw = random.Random(f"{seed} {client}")
+    for number in range(WARM_UP + count):
+        if items is None:
+            yield "/nothing", {}
+        elif number % 2 == 0:
+            user = f"user-{client}-{draw.randrange(50)}"
+            yield "/observe", {"user": user, "item": draw.randint(1, items)}
+        else:
+            yield "/recommend", {"user": user, "k": k}
+
+
+async def _send(
+    client: httpx.AsyncClient, plan: Plan, answers: Answers, deadline: float, begun: Any
+) -> float:
+    start = time.perf_counter()
+    try:
+        for number, (route, body) in enumerate(plan):
+            if number == WARM_UP:
+                if begun is not None:
+                    # Broken by a client that ended before: the others continue without it.
+                    with suppress(RuntimeError):
+                        await begun.wait()
+                start = time.perf_counter()
+            sent = time.perf_counter()
+            if sent > deadline:
+                break
+            answer = await client.post(route, json=body)
+            if answer.status_code != 200:
+                answers.errors += 1
+            elif number >= WARM_UP:
+                answers.seconds.setdefault(route, []).append(time.perf_counter() - sent)
+    except _httpx().TransportError:
+        answers.errors += 1
+    finally:
+        if begun is not None:
+            await begun.abort()
+    return start

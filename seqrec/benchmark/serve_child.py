@@ -1,7 +1,7 @@
-"""The servers that `benchmark serve` measures, each in a process of its own: `python -m seqrec.benchmark.serve_child`.
+"""Servers that `benchmark serve` measures, each in a process of its own: `python -m seqrec.benchmark.serve_child`.
 
 The one argument is JSON: `kind` ("serve" or "bare"), and for "serve" `items`, `d_model`, `num_layers`, `sessions` (a
-file) and `batch_wait_ms`. The process prints its address once it takes requests, and ends at SIGTERM.
+file) and `batch_wait_ms`. The process prints its address when it accepts requests, and ends at SIGTERM.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from seqrec.serving.server import bind, run_server, url_of
 
 
 def bare_app() -> FastAPI:
-    """An application whose only route does nothing."""
+    """Return an application with one route, which does nothing."""
     app = FastAPI()
 
     @app.post("/nothing")
@@ -35,7 +35,7 @@ def bare_app() -> FastAPI:
 
 
 def recommender(settings: dict[str, Any]) -> SessionRecommender:
-    """MambaRec with random weights, which streams, and sessions on disk."""
+    """Return sessions on disk of a MambaRec with random weights."""
     torch.manual_seed(0)
     model = MambaRec(
         settings["items"],
@@ -50,7 +50,7 @@ def recommender(settings: dict[str, Any]) -> SessionRecommender:
 
 
 def main() -> None:
-    """Serve until the process is told to stop."""
+    """Serve until SIGTERM."""
     settings = json.loads(sys.argv[1])
     torch.set_num_threads(1)
     limits = Limits(batch_wait_ms=settings.get("batch_wait_ms", Limits.batch_wait_ms))

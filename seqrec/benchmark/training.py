@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seqrec.benchmark.measured_child import MemoryLimitError, run_measured
-from seqrec.benchmark.table import aligned
-from seqrec.benchmark.training_stages import VARIANTS, train_steps
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader
+
+from seqrec.benchmark import harness
+from seqrec.benchmark.catalogue import full_batch
+from seqrec.benchmark.harness import Benchmark, Row
+from seqrec.benchmark.measurement import run_measured
 from seqrec.data.prepare.memory import spoken_bytes
-from seqrec.data.progress import Progress, print_line
 from seqrec.encoders import ENCODERS
 from seqrec.errors import InputError
+from seqrec.experiments import MODELS
+from seqrec.runs.callbacks import EncoderCompile
+
+# The trainer's precision, and the switches of `EncoderCompile`.
+VARIANTS: dict[str, tuple[str, dict[str, bool]]] = {
+    "fp32": ("32-true", {}),
+    "bf16": ("bf16-mixed", {}),
+    "fp16": ("16-mixed", {}),
+    "compiled": ("32-true", {"compile": True}),
+    "recomputed": ("32-true", {"activation_checkpointing": True}),
+    "bf16, compiled, recomputed": ("bf16-mixed", {"compile": True, "activation_checkpointing": True}),
+}
 
 
 def benchmark_training(
@@ -30,109 +45,127 @@ def benchmark_training(
     device: str = "cpu",
     json_file: str | None = None,
 ) -> None:
-    """Time training steps and their memory in several ways to compute them, and compare their losses.
+    """Time training steps and their memory, computed in several ways, and compare their losses.
 
     Each combination runs in a process of its own, through Lightning's trainer.
 
     Args:
-        lengths: Events a history.
+        lengths: Events per history.
         encoders: Names of presets.
-        variants: Of fp32, bf16, fp16 (cuda alone), compiled, recomputed, and "bf16, compiled, recomputed"; the others
+        variants: Of fp32, bf16, fp16 (cuda only), compiled, recomputed, and "bf16, compiled, recomputed". The others
             are compared with the first.
-        batch_size: Histories a batch.
+        batch_size: Histories per batch.
         d_model: Width.
         num_layers: Blocks.
         num_items: Items of the catalogue.
-        steps: Timed steps, of which the fastest counts.
+        steps: Timed steps; the fastest counts.
         seed: Seed of weights, items and draws.
         device: cpu or cuda.
-        json_file: File that the figures are written to, as JSON.
+        json_file: File for the figures, as JSON.
 
     Raises:
-        InputError: an argument is out of range.
+        InputError: if an argument is out of range.
     """
-    _check(lengths, encoders, variants, steps, device)
-    shared = {
-        "batch_size": batch_size,
-        "d_model": d_model,
-        "num_layers": num_layers,
-        "num_items": num_items,
-        "steps": steps,
-        "seed": seed,
-        "device": device,
-    }
-    progress = Progress(print_line)
-    figures: list[dict[str, Any]] = []
-    for encoder in encoders:
-        for length in lengths:
-            for variant in variants:
-                progress.note(f"{encoder}, {length:,} events, {variant} ...")
-                cell = {"encoder": encoder, "length": length, "variant": variant}
-                figures.append(cell | _measure({**cell, **shared}))
-    title = (
-        f"training step, width {d_model}, {num_layers} blocks, batch {batch_size}, {num_items:,} items, fastest of "
-        f"{steps} on {device}"
-    )
-    print(f"\n{title}\n\n" + "\n".join(aligned(_rows(figures))))
-    if json_file is not None:
-        text = json.dumps({"settings": shared, "figures": figures}, indent=2)
-        Path(json_file).write_text(text + "\n", encoding="utf-8")
-
-
-def _measure(arguments: dict[str, Any]) -> dict[str, Any]:
-    try:
-        measured = run_measured(train_steps, arguments, imports=["torch", "seqrec.models"])
-    except MemoryLimitError as error:
-        return {"failure": str(error)}
-    found = measured.value
-    held = found["device_bytes"]
-    return {
-        "seconds": min(found["step_seconds"]),
-        "first_seconds": found["first_seconds"],
-        "bytes": measured.peak_anonymous - measured.anonymous_before if held is None else held,
-        "losses": found["losses"],
-    }
-
-
-def _rows(figures: list[dict[str, Any]]) -> list[list[str]]:
-    rows = [
-        ["encoder", "events", "computed", "ms a step", "ratio", "memory", "ratio", "last loss", "first step"]
-    ]
-    first: dict[tuple[str, int], dict[str, Any]] = {}
-    for each in figures:
-        name = [each["encoder"], f"{each['length']:,}", each["variant"]]
-        if "failure" in each:
-            rows.append([*name, each["failure"], "", "", "", "", ""])
-            continue
-        base = first.setdefault((each["encoder"], each["length"]), each)
-        rows.append(
-            [
-                *name,
-                f"{each['seconds'] * 1e3:,.0f}",
-                f"{each['seconds'] / base['seconds']:.2f}",
-                spoken_bytes(each["bytes"]),
-                f"{each['bytes'] / max(base['bytes'], 1):.2f}",
-                f"{each['losses'][-1]:.5f}",
-                f"{each['first_seconds']:.1f} s",
-            ]
-        )
-    return rows
-
-
-def _check(
-    lengths: Sequence[int], encoders: Sequence[str], variants: Sequence[str], steps: int, device: str
-) -> None:
-    for name, values, known in (
-        ("encoders", encoders, list(ENCODERS)),
-        ("variants", variants, list(VARIANTS)),
-    ):
-        if not values or not set(values) <= set(known):
-            raise InputError(f"{name}={list(values)} must be some of {known}")
-    if not lengths or min(lengths) < 1:
-        raise InputError(f"lengths={list(lengths)} must be numbers of at least 1")
-    if steps < 1:
-        raise InputError(f"steps={steps} must be at least 1")
-    if device not in ("cpu", "cuda"):
-        raise InputError(f"device={device!r} must be cpu or cuda")
+    harness.check_names(ENCODERS, encoders=encoders)
+    harness.check_names(VARIANTS, variants=variants)
+    harness.check_numbers(1, lengths=lengths, steps=steps, empty=False)
+    harness.check_device(device)
     if "fp16" in variants and device == "cpu":
-        raise InputError("variants: fp16 needs device=cuda; on CPU take bf16")
+        raise InputError("variants: fp16 needs device=cuda; on a CPU use bf16")
+    shape = {"d_model": d_model, "num_layers": num_layers, "batch_size": batch_size, "num_items": num_items}
+    settings = {**shape, "steps": steps, "seed": seed, "device": device}
+    benchmark = Benchmark(json_file, settings=settings, figures=[])
+
+    def measure(cell: Row) -> Row:
+        measured = run_measured(train_steps, {**cell, "settings": settings})
+        found = measured.value
+        held = found["device_bytes"]
+        return {
+            "seconds": min(found["step_seconds"]),
+            "first_seconds": found["first_seconds"],
+            "bytes": measured.peak_anonymous - measured.anonymous_before if held is None else held,
+            "losses": found["losses"],
+        }
+
+    cells = [
+        {"encoder": encoder, "length": length, "variant": variant}
+        for encoder in encoders
+        for length in lengths
+        for variant in variants
+    ]
+    benchmark.run("figures", cells, measure, "{encoder}, {length:,} events, {variant}")
+    head = "encoder | events | computed | ms a step | ratio | memory | ratio | last loss | first step"
+    rows = harness.with_first(benchmark["figures"], "encoder", "length")
+    text = harness.table(head, (_cells(row, first) for row, first in rows))
+    notes = harness.failures(benchmark["figures"], "{encoder}, {length:,}, {variant}")
+    sizes = f"width {d_model}, {num_layers} blocks, batch {batch_size}, {num_items:,} items"
+    title = f"training step, {sizes}, fastest of {steps} on {device}"
+    benchmark.finish(title, f"{text}\n{notes}".rstrip())
+
+
+def _cells(row: Row, first: Row) -> list[str]:
+    name = [row["encoder"], f"{row['length']:,}", row["variant"]]
+    if harness.failed(row):
+        return [*name, harness.DID_NOT_RUN]
+    times = [f"{row['seconds'] * 1e3:,.0f}", f"{row['seconds'] / first['seconds']:.2f}"]
+    memory = [spoken_bytes(row["bytes"]), f"{row['bytes'] / max(first['bytes'], 1):.2f}"]
+    return [*name, *times, *memory, f"{row['losses'][-1]:.5f}", f"{row['first_seconds']:.1f} s"]
+
+
+def train_steps(encoder: str, variant: str, length: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Train as `seqrec fit` does, without dropout, on one batch with full rows and items uniform over the catalogue.
+
+    See `benchmark_training` for the arguments. The first two steps, in which memory is first taken and kernels are
+    compiled, are not timed.
+
+    Returns:
+        `first_seconds`, the first step with compilation; `step_seconds`, of each timed step; `losses`, of all steps;
+        `device_bytes`, the most memory of tensors on a CUDA device, None on CPU.
+    """
+    device, steps = settings["device"], settings["steps"]
+    torch.manual_seed(settings["seed"])
+    preset: Any = MODELS[encoder]
+    width = {name: settings[name] for name in ("d_model", "num_layers")}
+    model = preset(settings["num_items"], **width, dropout=0.0, max_length=length)
+    batch = full_batch(settings["num_items"], settings["batch_size"], length)
+    precision, switches = VARIANTS[variant]
+    clock = _Clock(torch.device(device))
+    trainer = pl.Trainer(
+        accelerator="gpu" if device == "cuda" else "cpu",
+        devices=1,
+        precision=precision,  # type: ignore[arg-type]  # text that Lightning lists
+        callbacks=[EncoderCompile(**switches), clock],
+        max_steps=steps + 2,
+        **harness.QUIET,
+    )
+    trainer.fit(model, DataLoader([batch] * (steps + 2), batch_size=None))  # type: ignore[arg-type]  # a list will do
+    return {
+        "first_seconds": clock.seconds[0],
+        "step_seconds": clock.seconds[2:],
+        "losses": clock.losses,
+        "device_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
+    }
+
+
+class _Clock(pl.Callback):
+    """Record seconds and losses of steps, and wait for the device before and after each."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: list[float] = []
+        self.losses: list[float] = []
+        self._device = device
+        self._began = 0.0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._began = self._now()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.seconds.append(self._now() - self._began)
+        self.losses.append(float(outputs["loss"]))
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from seqrec.data.progress import Progress, print_line
+from seqrec.experiments import ENCODERS
 from seqrec.experiments.grid import Budget, Settings, run_grid
-from seqrec.experiments.grid.cells import ENCODERS, plan
-from seqrec.experiments.grid.runner import make_slots
+from seqrec.experiments.grid.cells import plan
+from seqrec.experiments.runner import make_slots
 
-# Models that count, unless told others.
+# Default models that count.
 BASELINES = ("Popularity",)
 
 
@@ -33,62 +34,45 @@ def benchmark_paper(
     device: str = "auto",
     keep_checkpoints: bool = False,
 ) -> None:
-    """Train and test every encoder at every length with every seed; `seqrec report` makes tables of it.
+    """Train and test every encoder at every length with every seed; `seqrec report` makes tables of the results.
 
     Each cell is a `seqrec fit` in a process and folder of its own. The command may be stopped or killed at any time:
-    the same one goes on and leaves out what is finished, and one with more lengths, seeds, encoders or logs adds to
-    the folder. A cell that was stopped starts anew, so that its times are those of one whole run.
+    started again, it resumes and leaves out finished cells. One with more lengths, seeds, encoders or logs adds to the
+    folder. A cell that was stopped starts anew: its times are those of one complete run.
 
     Args:
         data: Names of fragments in `configs/data`; "+" joins several of one log, such as lfm1b_track+lfm1b_album.
-        lengths: Events of a history, at most.
-        encoders: Models that are trained, by their fragments in `configs/model`.
+        lengths: Most events of a history.
+        encoders: Models to train, by their fragments in `configs/model`.
         baselines: Models that only count, likewise, run once.
-        ablations: Fragments in `configs/ablation`; each is one more row of every encoder that has what it changes.
+        ablations: Fragments in `configs/ablation`; each is one more row of every encoder that has its arguments.
         seeds: Runs of each encoder, with the seeds 0, 1, ..
         budget: Training of each cell: epochs=N; seconds=N of wall-clock time; or convergence=N, until validation
-            NDCG@10 has not risen for N epochs. The epoch that is best in validation is tested.
-        study: Fragment in `configs/study`: what all rows share.
-        set: More that all rows share, as arguments of `seqrec fit` without dashes, such as model.d_model=32.
-        path: Where the log is, if its fragment should not say it.
+            NDCG@10 has not risen for N epochs. The epoch with the best validation is tested.
+        study: Fragment in `configs/study`: settings that all rows share.
+        set: Further settings of all rows, as arguments of `seqrec fit` without dashes, such as model.d_model=32.
+        path: File or folder of the log, if its fragment does not contain it.
         configs: Folder of the fragments.
-        folder: Where everything goes.
-        jobs: Cells at a time on a CPU, whose cores they share; on GPUs there is one for each that is visible.
+        folder: Folder of the grid.
+        jobs: Cells at a time on a CPU, which share its cores. On GPUs, one cell runs per visible GPU.
         device: auto, cpu or cuda.
         keep_checkpoints: Whether the checkpoints of finished cells stay.
 
     Raises:
-        InputError: an argument is out of range, or cells failed; the others are finished then.
+        InputError: if an argument is out of range, or cells fail; the others are finished then.
     """
-    settings = Settings(
-        Path(configs), study, Budget.parse(budget), path, tuple(f"--{words}" for words in set)
-    )
-    cells = plan(
-        settings,
-        data=data,
-        lengths=lengths,
-        encoders=encoders,
-        baselines=baselines,
-        ablations=ablations,
-        seeds=seeds,
-    )
-    slots = make_slots(jobs, device)
+    overrides = tuple(f"--{words}" for words in set)
+    settings = Settings(Path(configs), study, Budget.parse(budget), path, overrides)
     models = {"encoders": encoders, "baselines": baselines, "ablations": ablations}
-    rows = {"data": data, "lengths": lengths, **models, "seeds": [seeds]}
-    run_grid(
-        Path(folder),
-        cells,
-        settings,
-        slots,
-        made_by=_command(settings, rows),
-        keep_checkpoints=keep_checkpoints,
-        progress=Progress(print_line),
-    )
+    cells = plan(settings, data=data, lengths=lengths, **models, seeds=seeds)
+    slots, progress = make_slots(jobs, device), Progress(print_line)
+    made_by = _command(settings, {"data": data, "lengths": lengths, **models, "seeds": [seeds]})
+    run_grid(Path(folder), cells, settings, slots, progress, made_by, keep_checkpoints=keep_checkpoints)
     print(f"\n{folder}: results.parquet, curves.parquet, cells; tables and figures: seqrec report {folder}")
 
 
 def _command(settings: Settings, rows: Mapping[str, Sequence[object]]) -> str:
-    """The command that makes a grid, but for where things lie on this machine."""
+    """Return the command that makes a grid, without folders of this machine."""
     arguments = {
         **rows,
         "budget": [settings.budget],
@@ -96,7 +80,7 @@ def _command(settings: Settings, rows: Mapping[str, Sequence[object]]) -> str:
         "set": [words.removeprefix("--") for words in settings.overrides],
         "path": [] if settings.path is None else [Path(settings.path).name],
     }
-    # What is taken where nothing is said; that there are no baselines must be said.
+    # Defaults are left out. Empty baselines are no default.
     usual = {"encoders": ENCODERS, "baselines": BASELINES}
     words = (
         " ".join([f"--{name}", *(shlex.quote(str(value)) for value in values)])

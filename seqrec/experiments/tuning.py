@@ -1,4 +1,4 @@
-"""Step size and batch size by trial, with Lightning's `Tuner`."""
+"""Search of the step size and the batch size, with Lightning's `Tuner`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import lightning.pytorch as pl
 import numpy as np
@@ -21,13 +22,7 @@ from seqrec.models import SequentialRecommender
 
 @dataclass(frozen=True)
 class LrSearch:
-    """A range test: training with step sizes that grow from batch to batch.
-
-    Attributes:
-        suggestion: See `suggest_lr`.
-        lrs: The step sizes.
-        losses: Mean loss of the batches of each step.
-    """
+    """Result of a range test: step sizes that grow, the mean loss at each, and `suggest_lr` of both."""
 
     suggestion: float
     lrs: list[float]
@@ -45,42 +40,35 @@ def find_lr(
 ) -> LrSearch:
     """Search a step size (Cyclical Learning Rates for Training Neural Networks, Smith 2017), and set `model.lr` to it.
 
-    Weights, optimiser and the data's place are afterwards as before, and nothing is logged. All parameters are trained
-    with the same step size; tables whose optimiser has one of its own, such as `RowwiseAdagrad`, keep theirs later.
+    Weights, optimizer and the position in the data are restored afterwards, and nothing is logged. The search trains
+    all parameters with the same step size. Tables with an optimizer of their own, such as `RowwiseAdagrad`, keep its
+    step size later.
 
     Args:
-        trainer: Trains.
-        model: Whose optimiser has an `lr`.
+        trainer: The trainer.
+        model: A model with an `lr` in its optimizer.
         data: Training windows.
         min_lr: The first step size.
         max_lr: The last one.
-        steps: Optimiser steps, each with a larger step size.
+        steps: Optimizer steps, each with a larger step size.
 
     Raises:
-        InputError: a range without room, too few steps, an optimiser without `lr`, or losses that do not fall.
+        InputError: if the range is empty, `steps` is too small, the optimizer has no `lr`, or the loss does not fall.
     """
     if not 0 < min_lr < max_lr:
         raise InputError(f"min_lr={min_lr} must be above 0 and below max_lr={max_lr}")
     if steps < 2 * _window(steps):
         raise InputError(f"steps={steps} must be at least 20")
     if not hasattr(model, "lr"):
-        raise InputError(
-            f"the optimizer {type(model.optimizer).__name__} has no lr to search; give it an attribute lr"
-        )
+        name = type(model.optimizer).__name__
+        raise InputError(f"the optimizer {name} has no lr to search; give it an attribute lr")
     batches: list[Tensor] = []
-    # Lightning keeps the loss times the batch's weight, which differs more between batches than the loss does.
+    # Lightning keeps the loss times the batch's weight, which varies more between batches than the loss.
     hook = model.loss.register_forward_hook(lambda *call: batches.append(call[-1].detach()))
     try:
         with _bare(trainer):
-            found = Tuner(trainer).lr_find(
-                model,
-                datamodule=data,
-                min_lr=min_lr,
-                max_lr=max_lr,
-                num_training=steps,
-                early_stop_threshold=None,
-                update_attr=False,
-            )
+            search = partial(Tuner(trainer).lr_find, model, datamodule=data, min_lr=min_lr, max_lr=max_lr)
+            found = search(num_training=steps, early_stop_threshold=None, update_attr=False)
     finally:
         hook.remove()
     assert found is not None
@@ -92,91 +80,83 @@ def find_lr(
 
 
 def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> float:
-    """Where the loss has come half the way down from its level at small step sizes to its lowest.
+    """Return the step size at which the loss is halfway between its level at small step sizes and its minimum.
 
-    Lightning's own suggestion takes the slope by the step size itself, which chance makes largest among the smallest.
+    Lightning's own suggestion takes the slope by the step size itself. By chance, that slope is largest among the
+    smallest step sizes.
 
     Args:
         lrs: Ascending.
-        losses: Of one step each; smoothed here by the mean of a tenth of them around each.
+        losses: Loss of one step each; smoothed here by the mean of a tenth of them around each.
 
     Raises:
-        InputError: too few are numbers, or the loss falls no more than it moves by chance.
+        InputError: if too few are finite, or the loss falls no more than by chance.
+
+    Example:
+        >>> lrs = [10 ** (-4 + step / 25) for step in range(100)]
+        >>> losses = [2.0] * 40 + [2 - step / 20 for step in range(20)] + [1.0] * 20 + [5.0] * 20
+        >>> round(suggest_lr(lrs, losses), 2)
+        0.01
     """
     values = np.array(losses, dtype=np.float64)
     numbers = int(np.append(~np.isfinite(values), True).argmax())
     window = _window(len(values))
     if numbers < 2 * window:
-        raise InputError(
-            f"only {numbers} losses are numbers, which is too few to judge by: search from a smaller min_lr, or take "
-            "more steps"
-        )
+        found = f"only {numbers} losses are finite, which is too few to judge by"
+        raise InputError(f"{found}: search from a smaller min_lr, or take more steps")
     smooth = _smooth(values[:numbers], window)
     first = values[: max(numbers // 4, window)]
     lowest = int(smooth.argmin())
     fall = first.mean() - smooth[lowest]
     if lowest < len(first) or fall < 3 * first.std() / window**0.5:
-        raise InputError(
-            f"the loss falls by {max(fall, 0.0):.2g}, which may be chance, so no step size can be suggested: search "
-            "from a smaller min_lr to a larger max_lr, or take more steps"
+        found = (
+            f"the loss falls by {max(fall, 0.0):.2g}, which may be chance, so no step size can be suggested"
         )
+        raise InputError(f"{found}: search from a smaller min_lr to a larger max_lr, or take more steps")
     above = np.flatnonzero(smooth[:lowest] >= first.mean() - fall / 2)
     return float(lrs[int(above.max(initial=-1)) + 1])
 
 
 def find_batch_size(
-    trainer: pl.Trainer,
-    model: SequentialRecommender,
-    data: SequenceDataModule,
-    *,
-    max_batch_size: int = 8192,
+    trainer: pl.Trainer, model: SequentialRecommender, data: SequenceDataModule, *, max_batch_size: int = 8192
 ) -> int:
-    """Search the largest batch size, a power of 2, whose step fits into the device's memory, and set it in `data`.
+    """Search the largest batch size, a power of 2, that fits into the device's memory, and set it in `data`.
 
-    Each size trains on the longest windows that there are. Weights and optimiser are afterwards as before, and nothing
-    is logged. On a CPU nothing but `max_batch_size` and the number of windows ends the search, as the system kills
-    processes that want too much.
+    Each size trains on the longest windows. Weights and optimizer are restored afterwards, and nothing is logged. On a
+    CPU only `max_batch_size` and the number of windows end the search, because the system kills processes that need
+    too much memory.
 
     Args:
-        trainer: Trains, as one process.
+        trainer: The trainer, with one process.
         model: The model.
         data: Training windows.
-        max_batch_size: Largest size that is tried.
+        max_batch_size: Largest size to try.
 
     Raises:
-        InputError: several ranks, `max_tokens` in place of a batch size, or no room for the smallest size.
+        InputError: if several processes train, `max_tokens` is set, or the smallest size does not fit.
     """
     if trainer.world_size > 1:
-        raise InputError(
-            f"{trainer.world_size} ranks: search with one (devices: 1); the size is that of each rank"
-        )
+        raise InputError(f"{trainer.world_size} processes: search with one (devices: 1); each has that size")
     if data.max_tokens is not None:
         raise InputError(
-            f"max_tokens={data.max_tokens} sets the batches, so batch_size has no effect: leave it out"
+            f"max_tokens={data.max_tokens} sets the batches, and batch_size is unused: leave it out"
         )
     if max_batch_size < 1:
         raise InputError(f"max_batch_size={max_batch_size} must be at least 1")
     trials = 1 + int(math.log2(max_batch_size))
     before = data.batch_size
-    # Lightning makes the first batches before it sets the first size, and would return max_val itself without a trial.
+    # Lightning makes the first batches before it sets the first size, and returns max_val itself without trying it.
     data.batch_size, data.longest_first = 1, True
     try:
         with _bare(trainer):
-            found = Tuner(trainer).scale_batch_size(
-                model,
-                datamodule=data,
-                steps_per_trial=1,
-                init_val=1,
-                max_trials=trials,
-                max_val=2 * max_batch_size,
-            )
+            search = partial(Tuner(trainer).scale_batch_size, model, datamodule=data, steps_per_trial=1)
+            found = search(init_val=1, max_trials=trials, max_val=2 * max_batch_size)
     except InputError as error:
         if data.batch_size > 0:
             raise
         data.batch_size = before
-        raise InputError(
-            "not even a batch of one window fits into memory: lower data.max_length or model.d_model"
-        ) from error
+        message = "not even a batch of one window fits into memory: lower data.max_length or model.d_model"
+        raise InputError(message) from error
     finally:
         data.longest_first = False
     assert found is not None
@@ -184,7 +164,7 @@ def find_batch_size(
 
 
 def _smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Mean of the `window` values around each, of fewer at the ends."""
+    # Mean of the `window` values around each, of fewer at the ends.
     ones = np.ones(window)
     sums: NDArray[np.float64] = np.convolve(values, ones, "same")
     return sums / np.convolve(np.ones(len(values)), ones, "same")
@@ -196,7 +176,7 @@ def _window(losses: int) -> int:
 
 @contextmanager
 def _bare(trainer: pl.Trainer) -> Iterator[None]:
-    """A trainer without loggers, callbacks and an end of training, for as long as it searches."""
+    # Remove loggers, callbacks and the end of training during the search.
     callbacks, loggers = trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]
     epochs = trainer.fit_loop.max_epochs
     trainer.callbacks, trainer.loggers = [], []  # type: ignore[attr-defined]

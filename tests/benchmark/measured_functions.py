@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -43,10 +42,6 @@ def hold_and_refuse(size: int) -> None:
 
 def limit() -> int:
     return resource.getrlimit(resource.RLIMIT_DATA)[0]
-
-
-def has_imported(module: str) -> bool:
-    return module in sys.modules
 
 
 def say(lines: list[str]) -> None:

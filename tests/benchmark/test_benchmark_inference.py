@@ -11,10 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from seqrec.benchmark import inference
-from seqrec.benchmark.inference import benchmark_inference
-from seqrec.benchmark.inference_stages import time_events, time_sessions
-from seqrec.benchmark.inference_tables import EventRow, InferenceFigures, SessionRow
-from seqrec.benchmark.measured_child import run_measured
+from seqrec.benchmark.inference import (
+    benchmark_inference,
+    event_table,
+    session_table,
+    time_events,
+    time_sessions,
+)
+from seqrec.benchmark.measurement import run_measured
 from seqrec.encoders import ENCODERS
 from seqrec.errors import InputError
 
@@ -47,27 +51,28 @@ def test_small_sizes_are_measured_from_end_to_end(
 
 @pytest.mark.parametrize("encoder", list(ENCODERS))
 def test_every_encoder_steps_and_encodes_again(encoder: str):
-    found = time_events(encoder=encoder, lengths=[3, 7], **SMALL)
-    assert found["state_bytes"] > 0
-    for name in ("step_seconds", "again_seconds"):
-        assert [len(each) for each in found[name]] == [2, 2]
-        assert all(0 < seconds < 10 for each in found[name] for seconds in each)
+    found = time_events([3, 7], {**SMALL, "encoder": encoder})
+    assert [(row["encoder"], row["length"]) for row in found] == [(encoder, 3), (encoder, 7)]
+    for row in found:
+        assert row["state_bytes"] > 0
+        assert all(0 < row[name] < 10 for name in ("step_seconds", "again_seconds"))
 
 
 def test_sessions_are_timed_in_each_store():
-    found = time_sessions(encoder="GRU4Rec", batch_sizes=[2], folder=None, **SMALL)
+    found = time_sessions([2], None, {**SMALL, "encoder": "GRU4Rec"})
     assert [cell["store"] for cell in found] == ["InMemoryStore", "SQLiteStore"]
     assert all(0 < cell[name] < 10 for cell in found for name in ("step", "observe", "recommend"))
 
 
 def test_ratios_are_to_the_shortest_history_and_to_encoding_again():
-    figures = InferenceFigures(
-        {"d_model": 64, "num_items": 10_000, "rounds": 15, "session_encoder": "MambaRec"},
-        {"device": "cpu", "threads": 2, "torch": "2"},
-        [EventRow("MambaRec", 200, 5e-4, 2e-3, 36_000), EventRow("MambaRec", 5000, 5.5e-4, 5.5e-2, 36_000)],
-        [SessionRow("InMemoryStore", 32, 0.01, 0.02, 0.004)],
-    )
-    lines = [line.split() for line in figures.as_text().splitlines()]
+    def event(length: int, step: float, again: float) -> dict:
+        figures = {"step_seconds": step, "again_seconds": again, "state_bytes": 36_000}
+        return {"encoder": "MambaRec", "length": length, **figures}
+
+    session = {"store": "InMemoryStore", "batch_size": 32, "step": 0.01, "observe": 0.02, "recommend": 0.004}
+    tables = event_table([event(200, 5e-4, 2e-3), event(5000, 5.5e-4, 5.5e-2)], 15)
+    tables += "\n" + session_table([session], "MambaRec", 15)
+    lines = [line.split() for line in tables.splitlines()]
     assert ["MambaRec", "200", "500", "1.00", "2,000", "4.0", "x", "35", "KiB"] in lines
     assert ["MambaRec", "5,000", "550", "1.10", "55,000", "100.0", "x", "35", "KiB"] in lines
     assert ["InMemoryStore", "32", "1,600", "0.50", "8,000", "20.00", "+", "4.00"] in lines
@@ -78,15 +83,15 @@ def test_ratios_are_to_the_shortest_history_and_to_encoding_again():
     [
         ({"encoders": ["BERT4Rec"]}, "unknown encoder 'BERT4Rec'; known: GRU4Rec"),
         ({"session_encoder": "Mamba"}, "unknown encoder 'Mamba'"),
-        ({"lengths": []}, r"lengths=\[\] must be numbers of at least 1"),
-        ({"lengths": [5, 0]}, r"lengths=\[5, 0\] must be"),
-        ({"batch_sizes": [0]}, r"batch_sizes=\[0\] must all be at least 1"),
+        ({"lengths": []}, r"lengths=\[\] must be one or more, and all at least 1"),
+        ({"lengths": [5, 0]}, r"lengths=\[5, 0\] must be one or more, and all at least 1"),
+        ({"batch_sizes": [0]}, r"batch_sizes=\[0\] must be all at least 1"),
         ({"rounds": 0}, "rounds=0 must be at least 1"),
         ({"d_model": 0}, "d_model=0 must be at least 1"),
         ({"num_items": 0}, "num_items=0 must be at least 1"),
         ({"device": "tpu"}, "device='tpu' must be cpu or cuda"),
         ({"folder": "/no/such/folder"}, "folder='/no/such/folder' does not exist; make it first"),
-        ({"json_file": "/no/such/folder/f.json"}, "lies in a folder that does not exist"),
+        ({"json_file": "/no/such/folder/f.json"}, "is in a folder that does not exist"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments: dict, message: str):
@@ -96,7 +101,7 @@ def test_arguments_out_of_range_are_refused(arguments: dict, message: str):
 
 @pytest.mark.slow
 def test_a_step_of_mamba_costs_the_same_behind_any_number_of_events():
-    arguments = {**SMALL, "num_items": 10_000, "d_model": 64, "rounds": 15, "lengths": [200, 1000, 5000]}
-    found = run_measured(time_events, {**arguments, "encoder": "MambaRec"}).value
-    short, _, long = map(min, found["step_seconds"])
+    settings = {**SMALL, "encoder": "MambaRec", "num_items": 10_000, "d_model": 64, "rounds": 15}
+    found = run_measured(time_events, {"lengths": [200, 1000, 5000], "settings": settings}).value
+    short, _, long = (row["step_seconds"] for row in found)
     assert long < 1.2 * short

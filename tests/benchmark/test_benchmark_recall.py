@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from seqrec.benchmark import memory
-from seqrec.benchmark.recall import FOUND, benchmark_recall
-from seqrec.benchmark.recall_stages import find_signal, signal_log
+from seqrec.benchmark import recall
+from seqrec.benchmark.measurement import Measurement, MemoryLimitError
+from seqrec.benchmark.recall import FOUND, benchmark_recall, find_signal, signal_log
 from seqrec.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -18,7 +18,8 @@ SETTINGS = {"d_model": 32, "num_layers": 1, "lr": 0.005, "batch_size": 32}
 
 
 def find(folder: Path, lag: int, model: str, seconds: float = 60) -> dict[str, Any]:
-    return find_signal(str(folder), lag, model, 12_000, seconds, 0, "cpu", SETTINGS)
+    shared = {"events": 12_000, "seconds": seconds, "seed": 0, "device": "cpu", "settings": SETTINGS}
+    return find_signal(str(folder), lag, model, shared)
 
 
 def test_an_encoder_finds_a_near_signal_that_popularity_does_not_know(tmp_path: Path):
@@ -58,14 +59,14 @@ def test_logs_of_all_lags_have_as_many_events(tmp_path: Path):
 def test_the_table_says_what_was_found_at_which_cost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    def measure(cell: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
-        if cell["model"] == "GRU4Rec":
-            return {**cell, "failure": "not enough memory"}
-        hits = 0.95 if cell["model"] == "SASRec" else 0.07
+    def run(function: object, arguments: dict[str, Any]) -> Measurement:
+        if arguments["model"] == "GRU4Rec":
+            raise MemoryLimitError("not enough memory")
+        hits = 0.95 if arguments["model"] == "SASRec" else 0.07
         cost = {"epochs": 2, "steps": 40, "events": 9000, "train_seconds": 3.0, "parameters": 5}
-        return {**cell, "HR@10": hits, "NDCG@10": hits / 2, **cost, "peak_bytes": 1 << 30}
+        return Measurement(5.0, 0, 1 << 30, 0, {"HR@10": hits, "NDCG@10": hits / 2, **cost})
 
-    monkeypatch.setattr(memory, "_measure", measure)
+    monkeypatch.setattr(recall, "run_measured", run)
     file = tmp_path / "figures.json"
     benchmark_recall([10, 1000], encoders=["Popularity", "SASRec", "GRU4Rec"], json_file=str(file))
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -91,15 +92,15 @@ def test_the_table_says_what_was_found_at_which_cost(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"lags": []}, r"lags=\[\] must be numbers of events from 1 on, at least one"),
-        ({"lags": [0]}, r"lags=\[0\] must be numbers of events"),
+        ({"lags": []}, r"lags=\[\] must be one or more, and all at least 1"),
+        ({"lags": [0]}, r"lags=\[0\] must be one or more, and all at least 1"),
         ({"encoders": ["SASrec"]}, r"encoders=\['SASrec'\] must be some of GRU4Rec, SASRec, .* ItemKNN"),
         ({"minutes": 0}, "minutes=0 must be positive"),
         ({"lr": np.nan}, "lr=nan must be positive"),
         ({"device": "tpu"}, "device='tpu' must be cpu or cuda"),
         (
             {"json_file": "nowhere/figures.json"},
-            "json_file='nowhere/figures.json' lies in a folder that does not",
+            "json_file='nowhere/figures.json' is in a folder that does not",
         ),
     ],
     ids=str,

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from seqrec.benchmark import scan
-from seqrec.benchmark.measured_child import MemoryLimitError
-from seqrec.benchmark.peak_memory import peak_bytes
-from seqrec.benchmark.scan import benchmark_scan
-from seqrec.benchmark.scan_tables import BlockRow, ScanFigures, ScanRow, crossing_text
+from seqrec.benchmark.measurement import MemoryLimitError, peak_bytes
+from seqrec.benchmark.scan import benchmark_scan, crossing_text
 from seqrec.errors import InputError
 from seqrec.ops.selective_scan import SCAN_BACKENDS
 
@@ -59,7 +58,7 @@ def test_peak_memory_is_what_a_call_holds_and_not_what_it_returns_to_the_system(
         assert megabytes - 1 < found < megabytes + 16
 
 
-def figures(**changes) -> ScanFigures:
+def report(**changes) -> str:
     chunked, cpp = {"seconds": 0.5, "bytes": 200 << 20}, {"seconds": 0.05, "bytes": 50 << 20}
     attention, mamba = {"seconds": 2.0, "bytes": 1 << 30}, {"seconds": 0.5, "bytes": 1 << 29}
     values = {
@@ -67,16 +66,21 @@ def figures(**changes) -> ScanFigures:
         "machine": {"device": "cpu", "threads": 2, "torch": "2"},
         "left_out": {"mamba_ssm": "runs float32 on cuda"},
         "scans": [
-            ScanRow(5000, 128, 32, {"chunked": chunked, "cpp": cpp}),
-            ScanRow(9, 8, 4, {"chunked": chunked}),
+            scan_row(5000, 128, 32, {"chunked": chunked, "cpp": cpp}),
+            scan_row(9, 8, 4, {"chunked": chunked}),
         ],
-        "blocks": [BlockRow(5000, {"SASRec": attention, "MambaRec": mamba})],
+        "blocks": [{"length": 5000, "figures": {"SASRec": attention, "MambaRec": mamba}}],
     }
-    return ScanFigures(**values | changes)
+    return "\n\n".join(scan.report(values | changes))
+
+
+def scan_row(length: int, channels: int, states: int, figures: dict, floor: float | None = None) -> dict:
+    size = {"length": length, "channels": channels, "states": states}
+    return {**size, "figures": figures, "floor_seconds": floor}
 
 
 def test_ratios_are_to_the_yardstick_of_the_row():
-    lines = [line.split() for line in figures().as_text().splitlines()]
+    lines = [line.split() for line in report().splitlines()]
     assert ["L", "5000", "128", "32", "500.0", "200", "MiB", "0.100", "0.25"] in lines
     assert ["L", "9", "8", "4", "500.0", "200", "MiB"] in lines
     assert ["L", "5000", "2,000.0", "1.0", "GiB", "0.250", "0.50"] in lines
@@ -85,8 +89,8 @@ def test_ratios_are_to_the_yardstick_of_the_row():
 
 def test_time_beside_that_of_moving_the_bytes_is_the_fastest_backends():
     cpp = {"seconds": 0.05, "bytes": 1.0}
-    row = ScanRow(5, 8, 4, {"chunked": {"seconds": 0.5, "bytes": 1.0}, "triton": cpp}, floor_seconds=0.01)
-    text = figures(scans=[row], blocks=[]).as_text()
+    row = scan_row(5, 8, 4, {"chunked": {"seconds": 0.5, "bytes": 1.0}, "triton": cpp}, floor=0.01)
+    text = report(scans=[row], blocks=[])
     assert "fastest / bytes moved" in text
     assert re.search(r"L 5 .* 5\.0$", text, re.MULTILINE)
     # u, delta, z, y twice, dy and three gradients of (B, L, D); B, C twice and two gradients of (B, L, N).
@@ -110,7 +114,7 @@ def test_the_crossing_is_where_the_ratio_passes_one_for_the_last_time(ratios, ex
 def test_backends_that_would_not_fit_into_memory_are_left_out_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(scan, "machine_bytes", lambda name: 10 << 30)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10 << 30))
     there, why = scan._that_fit(["chunked", "reference", "mambapy"], 1 << 30, "cpu")
     assert there == ["chunked", "reference"]
     assert why == {"mambapy": "left out, as it would hold about 13 GiB"}
@@ -128,11 +132,11 @@ def test_blocks_that_do_not_fit_are_refused_with_their_length(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"lengths": [0]}, r"lengths=\[0\] must all be at least 1"),
-        ({"states": [4, -1]}, r"states=\[4, -1\] must all be at least 1"),
+        ({"lengths": [0]}, r"lengths=\[0\] must be all at least 1"),
+        ({"states": [4, -1]}, r"states=\[4, -1\] must be all at least 1"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"device": "tpu"}, "device='tpu' must be auto, cpu or cuda"),
-        ({"json_file": "/no/such/folder/f.json"}, "lies in a folder that does not exist"),
+        ({"json_file": "/no/such/folder/f.json"}, "is in a folder that does not exist"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):

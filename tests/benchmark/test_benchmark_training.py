@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from seqrec.benchmark import training
-from seqrec.benchmark.measured_child import Measurement, MemoryLimitError
-from seqrec.benchmark.training import benchmark_training
-from seqrec.benchmark.training_stages import train_steps
+from seqrec.benchmark.measurement import Measurement, MemoryLimitError
+from seqrec.benchmark.training import benchmark_training, train_steps
 from seqrec.errors import InputError
 
 SMALL = {"batch_size": 2, "d_model": 4, "num_layers": 1, "num_items": 300, "steps": 2}
@@ -18,9 +17,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 
 @pytest.mark.parametrize("encoder", ["MambaRec", "SASRec"])
 def test_variants_have_the_losses_of_float32(encoder: str):
-    arguments = {**SMALL, "encoder": encoder, "length": 40, "seed": 0, "device": "cpu"}
+    settings = {**SMALL, "seed": 0, "device": "cpu"}
     losses = {
-        variant: train_steps(variant=variant, **arguments)["losses"]
+        variant: train_steps(encoder, variant, 40, settings)["losses"]
         for variant in ("fp32", "recomputed", "bf16")
     }
     assert len(losses["fp32"]) == 4
@@ -65,7 +64,8 @@ def test_a_table_is_printed_and_written(
         "9.0",
         "s",
     ]
-    assert "not enough memory" in out
+    assert "GRU4Rec, 40, bf16: not enough memory" in out
+    assert ["GRU4Rec", "40", "bf16", "did", "not", "run"] in [line.split() for line in out.splitlines()]
     assert [each["variant"] for each in json.loads(written.read_text())["figures"]] == [
         "fp32",
         "recomputed",
@@ -82,6 +82,7 @@ def test_a_table_is_printed_and_written(
         ({"steps": 0}, "steps=0"),
         ({"device": "tpu"}, "device='tpu'"),
         ({"variants": ("fp16",)}, "fp16 needs device=cuda"),
+        ({"json_file": "no/such/folder/f.json"}, "json_file="),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, object], message: str):

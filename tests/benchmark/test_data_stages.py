@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqrec.benchmark import data_stages
-from seqrec.benchmark.data_stages import prepare_store, sort_with_polars, tensor_bytes, time_loader
+from seqrec.benchmark import data
+from seqrec.benchmark.data import prepare_store, sort_with_polars, tensor_bytes, time_loader
 from seqrec.benchmark.generated_log import Profile, ensure_log
 from seqrec.data.store import EventStore
 from seqrec.types import History, TensorRecord
@@ -51,7 +51,7 @@ def test_the_prepared_store_is_that_of_the_log(log: str, tmp_path: Path, capsys:
 def test_a_pass_delivers_each_training_event_once(
     log: str, tmp_path: Path, monkeypatch, size: dict, per_batch: int
 ):
-    monkeypatch.setattr(data_stages, "_SOURCE_BYTES", 1)
+    monkeypatch.setattr(data, "_SOURCE_BYTES", 1)
     prepare_store(log, str(tmp_path / "store"), memory_limit=None)
     result = time_loader(log, str(tmp_path / "store"), max_length=100, passes=1, **size)
     # Two events of each user are held out, and the newest of the others is a target alone.
@@ -67,8 +67,8 @@ def test_a_pass_delivers_each_training_event_once(
 
 
 def test_a_pass_over_a_long_log_stops(log: str, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(data_stages, "_SOURCE_BYTES", 1)
-    monkeypatch.setattr(data_stages, "PASS_EVENTS", 500)
+    monkeypatch.setattr(data, "_SOURCE_BYTES", 1)
+    monkeypatch.setattr(data, "PASS_EVENTS", 500)
     prepare_store(log, str(tmp_path / "store"), memory_limit=None)
     result = time_loader(log, str(tmp_path / "store"), max_length=100, batch_size=1, passes=1)
     assert 500 <= result["events"] < 600
@@ -76,7 +76,7 @@ def test_a_pass_over_a_long_log_stops(log: str, tmp_path: Path, monkeypatch):
 
 def test_a_copy_moves_every_byte():
     source, target = np.arange(10, dtype=np.uint8), np.zeros(4, np.uint8)
-    moved = [target.tolist() for _ in data_stages._copies(source, target, [4, 4, 4])]
+    moved = [target.tolist() for _ in data._copies(source, target, [4, 4, 4])]
     assert moved == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]
 
 

@@ -1,31 +1,57 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from seqrec.benchmark.data_tables import DataFigures, LoaderFigures, StageFigures
+from seqrec.benchmark import data
+from seqrec.benchmark.harness import Benchmark
 
 MIB = 1 << 20
-FIGURES = DataFigures(
-    settings={"profile": "kuairand", "events": 1_000_000, "memory_limit": 1 << 30},
-    machine={"cores": 2, "memory": 8 << 30, "polars": "2.1.0"},
-    log_bytes=27 * MIB,
-    limited_by="RLIMIT_DATA",
-    generated=StageFigures("generate the log", 0.25),
-    plain=[
-        StageFigures("polars sort, streaming", 2.0, 300 * MIB, 350 * MIB),
-        StageFigures("polars sort, in memory", 1.0, 400 * MIB, 450 * MIB),
+
+
+def stage(
+    name: str, seconds: float | None, peak_anonymous: int | None = None, **known: Any
+) -> dict[str, Any]:
+    peaks = {"peak_anonymous": peak_anonymous, "peak_resident": peak_anonymous and peak_anonymous + 50 * MIB}
+    return {"name": name, "seconds": seconds, **peaks, "failure": None, **known}
+
+
+FIGURES: dict[str, Any] = {
+    "settings": {"profile": "kuairand", "events": 1_000_000, "memory_limit": 1 << 30},
+    "machine": {"cores": 2, "memory": 8 << 30, "polars": "2.1.0"},
+    "log_bytes": 27 * MIB,
+    "limited_by": "RLIMIT_DATA",
+    "generated": stage("generate the log", 0.25),
+    "plain": [
+        stage("polars sort, streaming", 2.0, 300 * MIB),
+        stage("polars sort, in memory", 1.0, 400 * MIB),
     ],
-    prepared=[StageFigures("prepare, 1.0 GiB", 1.25, 200 * MIB, 250 * MIB)],
-    same_bytes=None,
-    loaders=[LoaderFigures("16 windows a batch", 9_000_000, 200, 4 * 10**8, 0.1, 0.5, 0.2, 5 * MIB)],
-)
+    "prepared": [stage("prepare, 1.0 GiB", 1.25, 200 * MIB)],
+    "same_bytes": None,
+    "loaders": [
+        {
+            "name": "16 windows a batch",
+            "events": 9_000_000,
+            "batches": 200,
+            "bytes": 4 * 10**8,
+            "padding": 0.1,
+            "seconds": 0.5,
+            "copy_seconds": 0.2,
+            "memory": 5 * MIB,
+        }
+    ],
+}
+
+
+def report(**changes: Any) -> str:
+    return "\n\n".join(data.report(FIGURES | changes))
 
 
 def test_the_table_compares_with_the_faster_pipeline_and_with_the_copy():
-    assert FIGURES.as_text().splitlines() == [
+    assert report().splitlines() == [
         "kuairand-like log, 1,000,000 events, 27 MiB of CSV; 2 cores, 8.0 GiB, polars 2.1.0",
         "",
         "preparation             seconds     rows/s  of plain polars  anonymous  resident",
@@ -43,8 +69,8 @@ def test_the_table_compares_with_the_faster_pipeline_and_with_the_copy():
 
 
 def test_a_pipeline_that_failed_is_told_and_is_no_yardstick():
-    failed = StageFigures("polars sort, in memory", None, failure="not enough memory")
-    text = replace(FIGURES, plain=[FIGURES.plain[0], failed]).as_text()
+    failed = stage("polars sort, in memory", None, failure="not enough memory")
+    text = report(plain=[FIGURES["plain"][0], failed])
     assert "polars sort, in memory: not enough memory" in text
     assert "1.00 is polars sort, streaming" in text
     assert text.splitlines()[5].split() == ["polars", "sort,", "in", "memory", "failed"]
@@ -52,19 +78,21 @@ def test_a_pipeline_that_failed_is_told_and_is_no_yardstick():
 
 
 def test_without_a_yardstick_no_ratio_is_shown():
-    failed = [replace(stage, seconds=None, failure="not enough memory") for stage in FIGURES.plain]
-    text = replace(FIGURES, plain=failed, generated=None).as_text()
+    failed = [{**each, "seconds": None, "failure": "not enough memory"} for each in FIGURES["plain"]]
+    text = report(plain=failed, generated=None)
     assert "1.00 is" not in text
     assert " ".join(text.splitlines()[5].split()) == "prepare, 1.0 GiB 1.2 800,000 200 MiB 250 MiB"
 
 
 @pytest.mark.parametrize(("same", "word"), [(True, "the same"), (False, "OTHER")])
 def test_whether_the_stores_are_equal_is_told(same: bool, word: str):
-    assert f"without the limit the store has {word} bytes" in replace(FIGURES, same_bytes=same).as_text()
+    assert f"without the limit the store has {word} bytes" in report(same_bytes=same)
 
 
-def test_programs_get_every_figure():
-    figures = json.loads(FIGURES.as_json())
+def test_programs_get_every_figure(tmp_path: Path):
+    file = tmp_path / "figures.json"
+    Benchmark(str(file), **FIGURES).write()
+    figures = json.loads(file.read_text())
     assert figures["prepared"] == [
         {
             "name": "prepare, 1.0 GiB",

@@ -10,7 +10,7 @@ import pytest
 
 from seqrec.benchmark import generated_log
 from seqrec.benchmark.generated_log import PROFILES, Profile, blocks, ensure_log, log_bytes, parse_events
-from seqrec.benchmark.measured_child import run_measured
+from seqrec.benchmark.measurement import run_measured
 from seqrec.data.progress import Progress
 from seqrec.errors import InputError
 
@@ -111,7 +111,7 @@ def test_a_log_that_is_there_is_taken_and_a_broken_one_refused(tmp_path: Path):
     part = log / "part-000.csv"
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(
-        InputError, match=r"small-2000-seed0 exists and is no whole log of these arguments; delete"
+        InputError, match=r"small-2000-seed0 exists and is no complete log of these arguments; delete"
     ):
         ensure_log(tmp_path, SMALL, 2000)
 
@@ -120,7 +120,7 @@ def test_a_log_that_is_there_is_taken_and_a_broken_one_refused(tmp_path: Path):
 def test_a_folder_with_another_description_is_refused(tmp_path: Path, text: str):
     log = ensure_log(tmp_path, SMALL, 2000)
     (log / "generated.json").write_text(text)
-    with pytest.raises(InputError, match="is no whole log of these arguments"):
+    with pytest.raises(InputError, match="is no complete log of these arguments"):
         ensure_log(tmp_path, SMALL, 2000)
 
 

@@ -10,7 +10,7 @@ from rank_problems import Problem, as_lists, random_problem, ranks_by_numpy
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seqrec.benchmark.peak_memory import peak_bytes
+from seqrec.benchmark.measurement import peak_bytes
 from seqrec.catalogue.scorer import Scorer
 from seqrec.evaluation import target_ranks as ranks_module
 from seqrec.evaluation.target_ranks import Targets, candidate_ranks, catalogue_ranks

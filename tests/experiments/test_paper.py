@@ -17,12 +17,13 @@ from polars.testing import assert_frame_equal
 from seqrec.cli import main
 from seqrec.errors import InputError, MissingInputError
 from seqrec.evaluation.results import read_results
-from seqrec.experiments.grid import Budget, Cell, Settings, runner
+from seqrec.experiments import runner
+from seqrec.experiments.grid import Budget, Cell, Settings
 from seqrec.experiments.grid.cells import plan
-from seqrec.experiments.grid.outcome import read_grid
-from seqrec.experiments.grid.runner import make_slots
+from seqrec.experiments.grid.run import read_grid
 from seqrec.experiments.paper import benchmark_paper
-from seqrec.experiments.report import report, write
+from seqrec.experiments.report import figures, report
+from seqrec.experiments.runner import make_slots
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TIMEOUT = 300
@@ -92,7 +93,7 @@ def here() -> Callable[[Path], str]:
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), redirect_stdout(said):
             patch.chdir(folder)
             patch.setattr(sys, "argv", ["seqrec"])
-            patch.setattr(runner, "_start", run)
+            patch.setattr(runner, "start", run)
             warnings.simplefilter("ignore")
             main(["benchmark", "paper", *GRID])
         return said.getvalue()
@@ -143,7 +144,7 @@ def test_a_grid_that_was_killed_ends_with_the_report_of_one_that_was_not(
     killed: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ):
     # They show the numbers of the tables, and take seconds to draw.
-    monkeypatch.setattr(write, "save", lambda *_: None)
+    monkeypatch.setattr(figures, "save", lambda *_: None)
     resumed, whole = killed / "grid", uninterrupted / "grid"
     for folder in (resumed, whole):
         report(str(folder))
@@ -308,5 +309,5 @@ def test_each_visible_gpu_is_a_slot(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    with pytest.raises(InputError, match="device='cuda', but no GPU is visible here; take cpu"):
+    with pytest.raises(InputError, match="device='cuda', but no GPU is visible here; use cpu"):
         make_slots(1, "cuda")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,12 @@ from seqrec.errors import InputError, MissingInputError
 from seqrec.evaluation.results import read_results
 from seqrec.evaluation.results.file import Header
 from seqrec.evaluation.results.intervals import sign_flip_p_values
-from seqrec.experiments.grid.cells import is_baseline
-from seqrec.experiments.grid.outcome import gather, read_grid
-from seqrec.experiments.report import report, write
+from seqrec.experiments import is_baseline
+from seqrec.experiments.grid.run import gather, read_grid
+from seqrec.experiments.report import figures, report
 from seqrec.experiments.report.figures import quality_figure
 from seqrec.experiments.report.rows import read_logs
-from seqrec.experiments.report.tables import Entry, Table
+from seqrec.experiments.report.tables import Entry, ReportTable
 
 USERS = 60
 
@@ -106,7 +107,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made, but not drawn into files, which takes seconds."""
-    monkeypatch.setattr(write, "save", lambda *_: None)
+    monkeypatch.setattr(figures, "save", lambda *_: None)
 
 
 def ndcg(root: Path, length: int, model: str, seeds: int = 2) -> np.ndarray:
@@ -180,8 +181,8 @@ def test_every_table_says_how_it_was_made(reported: Path):
         "Protocol `full-seenout-tiemean-loo`, 60 users",
         "Budget: equal epochs, 4 for each row",
         "Made by `seqrec benchmark paper --data log_a`",
-        "On a CPU, 1 of 2 cores",
-        "With seqrec 0, torch 9",
+        "Hardware: a CPU, 1 of 2 cores",
+        "Versions: seqrec 0, torch 9",
     ):
         assert text.count(f"- {said}") == 3
     for name in ("quality", "costs", "ablations"):
@@ -223,7 +224,7 @@ def test_figures_hold_every_model_and_unit(reported: Path):
 def test_cells_that_judged_others_are_refused(grid: Path):
     add_cell(grid, 40, "GRU4Rec", users=USERS - 1)
     gather(grid)
-    with pytest.raises(InputError, match="did not judge the same users and items by one protocol"):
+    with pytest.raises(InputError, match="were not tested on the same users and items by one protocol"):
         report(str(grid))
 
 
@@ -254,7 +255,7 @@ def test_one_row_is_tested_against_nothing(tmp_path: Path, undrawn: None):
     gather(tmp_path)
     report(str(tmp_path))
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "Best against second" not in text
+    assert "Best compared with second" not in text
     assert "Not run" not in text
 
 
@@ -316,7 +317,7 @@ def test_baselines_are_told_apart(tmp_path: Path):
 
 
 def test_signs_that_latex_reads_are_escaped():
-    table = Table(
+    table = ReportTable(
         *("t", "50% of a_b & c", ("a", "b"), 1, ((Entry("x_1"), Entry("9†", bold=True)),)),
         ("`---lr 1`", r"`{a: '$x^2'} \ <|>`"),
     )
@@ -328,4 +329,4 @@ def test_signs_that_latex_reads_are_escaped():
         r"\textless{}\textbar{}\textgreater{}.}"
     ) in latex
     assert r"x\_1 & \textbf{9$^\dagger$} \\" in latex
-    assert "| x_1 | **9†** |" in table.as_markdown()
+    assert "| x_1 | **9†** |" in re.sub(" +", " ", table.as_markdown())

@@ -170,7 +170,7 @@ def test_the_suggestion_lies_half_the_way_down_whatever_comes_behind_the_lowest_
     broken[140:] = float("nan")
     assert suggest_lr(lrs, broken) == pytest.approx(1e-2, rel=0.3)
     broken[15:] = float("nan")
-    with pytest.raises(InputError, match="only 15 losses are numbers"):
+    with pytest.raises(InputError, match="only 15 losses are finite"):
         suggest_lr(lrs, broken)
     with pytest.raises(InputError, match="which may be chance"):
         suggest_lr(lrs, 2 + noise)

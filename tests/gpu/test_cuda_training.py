@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from seqrec import models
-from seqrec.benchmark.measured_child import run_measured
-from seqrec.benchmark.training_stages import VARIANTS, train_steps
+from seqrec.benchmark.measurement import run_measured
+from seqrec.benchmark.training import VARIANTS, train_steps
 from seqrec.catalogue.table import ItemTable
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
@@ -33,10 +33,7 @@ TOLERANCES = {
 
 
 def train(encoder: str, variant: str) -> dict[str, Any]:
-    arguments = {
-        "encoder": encoder,
-        "variant": variant,
-        "length": 5000,
+    settings = {
         "batch_size": 16,
         "d_model": 64,
         "num_layers": 4,
@@ -45,7 +42,8 @@ def train(encoder: str, variant: str) -> dict[str, Any]:
         "seed": 0,
         "device": "cuda",
     }
-    value: dict[str, Any] = run_measured(train_steps, arguments, imports=["torch", "seqrec.models"]).value
+    arguments = {"encoder": encoder, "variant": variant, "length": 5000, "settings": settings}
+    value: dict[str, Any] = run_measured(train_steps, arguments).value
     return value
 
 

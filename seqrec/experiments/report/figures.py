@@ -1,32 +1,31 @@
-"""Figures of a grid. Colours are Okabe & Ito's, which colour-blind people tell apart; marks and dashes do in print."""
+"""Figures of a grid, with Okabe & Ito's colours for colour-blind people; marks and dashes differ, too."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars
 
 from seqrec.errors import MissingInputError
-from seqrec.experiments.grid.cells import ENCODERS
-from seqrec.experiments.report.costs import MIB
-from seqrec.experiments.report.quality import judge
-from seqrec.experiments.report.rows import METRICS, Log
+from seqrec.experiments import ENCODERS
+from seqrec.experiments.report.rows import METRICS, Log, Row, judge
+from seqrec.experiments.report.tables import MIB
 
 if TYPE_CHECKING:
-    import polars
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKS = "osD^vPX"
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
-# Baselines are grey, one mark each.
+# Baselines are grey, with one mark each.
 _BASELINES = ("Popularity", "RecentPopularity", "Markov", "ItemKNN")
 _BASELINE_MARKS = ".x+1"
-# The same pictures from the same numbers: no dates, and no random names within SVG.
+# Reproducible files: no dates, and no random names within SVG.
 _SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "seqrec",
     "svg.fonttype": "none",
@@ -42,23 +41,18 @@ _SETTINGS: dict[Any, Any] = {
 
 @contextmanager
 def look() -> Iterator[None]:
-    """Figures that are made and saved inside look alike.
-
-    Raises:
-        MissingInputError: matplotlib is not installed.
-    """
+    """Set one style for figures that are made and saved inside; raise MissingInputError without matplotlib."""
     try:
         import matplotlib
     except ImportError as error:
-        raise MissingInputError(
-            'figures need matplotlib; install it: pip install "seqrec[report]"'
-        ) from error
+        message = 'figures need matplotlib; install it: pip install "seqrec[report]"'
+        raise MissingInputError(message) from error
     with matplotlib.rc_context(_SETTINGS):
         yield
 
 
 def quality_figure(log: Log) -> Figure:
-    """HR@10 and NDCG@10 against history length, with intervals."""
+    """Plot HR@10 and NDCG@10 against history length, with intervals."""
     figure, axes = _panels(len(METRICS))
     judged = {length: judge(log.at(length)) for length in log.lengths}
     for metric, (name, axis) in enumerate(zip(METRICS, axes, strict=True)):
@@ -68,14 +62,13 @@ def quality_figure(log: Log) -> Figure:
                 for number, row in enumerate(quality.rows):
                     if row.model == model:
                         mean, (low, high) = quality.means[number, metric], quality.intervals[number, metric]
-                        # Where all users have the same value, the ends are it but for rounding.
+                        # If all users have the same value, the ends equal it except for rounding.
                         points.append((length, mean, max(0, mean - low), max(0, high - mean)))
             x, y, below, above = np.array(points).T
-            # Side by side, so that intervals do not lie on each other.
+            # Side by side, to keep intervals apart.
             x = x * 1.025 ** (place - (len(_models(log)) - 1) / 2)
-            axis.errorbar(
-                x, y, yerr=[below, above], capsize=2, elinewidth=0.8, label=model, **_style(model, trained)
-            )
+            style = {"capsize": 2, "elinewidth": 0.8, **_style(model, trained)}
+            axis.errorbar(x, y, yerr=[below, above], label=model, **style)
         axis.set_ylabel(name)
         axis.set_ylim(bottom=0)
         _length_axis(axis, log)
@@ -84,20 +77,18 @@ def quality_figure(log: Log) -> Figure:
 
 
 def cost_figure(log: Log) -> Figure:
-    """Time of training and of the test, and peak memory, against history length."""
+    """Plot time of training and of the test, and peak memory, against history length."""
     figure, axes = _panels(3)
-    titles = ("training, s an epoch", "test, s", "peak memory, MiB")
-    for axis, title in zip(axes, titles, strict=True):
-        for model, trained in _models(log):
+    values: dict[str, Callable[[Row], float]] = {
+        "training, s an epoch": lambda row: row.epoch_seconds,
+        "test, s": lambda row: row.mean("test_seconds"),
+        "peak memory, MiB": lambda row: row.mean("peak_memory") / MIB,
+    }
+    for axis, (title, value) in zip(axes, values.items(), strict=True):
+        for model in [model for model, trained in _models(log) if trained]:
             rows = [row for row in log.unchanged if row.model == model]
-            if not trained:
-                continue
-            values = {
-                titles[0]: [row.epoch_seconds for row in rows],
-                titles[1]: [row.mean("test_seconds") for row in rows],
-                titles[2]: [row.mean("peak_memory") / MIB for row in rows],
-            }[title]
-            axis.plot([row.length for row in rows], values, label=model, **_style(model, trained))
+            points = [row.length for row in rows], [value(row) for row in rows]
+            axis.plot(*points, label=model, **_style(model, True))
         axis.set_ylabel(title)
         axis.set_ylim(bottom=0)
         axis.yaxis.set_major_formatter("{x:,g}")
@@ -107,20 +98,18 @@ def cost_figure(log: Log) -> Figure:
 
 
 def curve_figure(log: Log, curves: polars.DataFrame) -> Figure:
-    """Validation NDCG@10 after each epoch, mean over the seeds that reached it, one panel a length."""
-    figure, axes = _panels(len(log.lengths), share_y=True)
+    """Plot validation NDCG@10 after each epoch, mean over the seeds that reached it, in one panel per length."""
+    figure, axes = _panels(len(log.lengths), sharey=True)
     own = curves.filter(data=log.data, ablation="", metric="NDCG@10")
     for axis, length in zip(axes, log.lengths, strict=True):
-        for model, trained in _models(log):
-            points = (
-                own.filter(length=length, model=model).group_by("epoch").agg(_mean("value")).sort("epoch")
-            )
-            if trained:
-                axis.plot(points["epoch"], points["value"], label=model, **_style(model, trained))
+        for model in [model for model, trained in _models(log) if trained]:
+            epochs = own.filter(length=length, model=model).group_by("epoch")
+            points = epochs.agg(polars.col("value").mean()).sort("epoch")
+            axis.plot(points["epoch"], points["value"], label=model, **_style(model, True))
         axis.set_title(f"histories of up to {length:,} events", fontsize=9)
         axis.set_xlabel("epoch")
         axis.locator_params(axis="x", integer=True)
-    # Once all panels have their lines, since they share the axis.
+    # After all panels have their lines, because they share the axis.
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("validation NDCG@10")
     _finish(figure, axes, f"{log.data}: learning curves (mean over the seeds that reached an epoch)")
@@ -128,20 +117,18 @@ def curve_figure(log: Log, curves: polars.DataFrame) -> Figure:
 
 
 def ablation_figure(log: Log, length: int) -> Figure:
-    """NDCG@10 of models with something changed, with intervals, at one length."""
+    """Plot NDCG@10 of changed models, with intervals, at one length."""
     rows = log.at(length, ablated=True)
     quality, metric = judge(rows), METRICS.index("NDCG@10")
-    figure, (axis,) = _panels(1, height=0.8 + 0.24 * len(rows), width=6.5)
+    figure, (axis,) = _panels(1, size=(6.5, 0.8 + 0.24 * len(rows)))
     places = np.arange(len(rows))[::-1]
-    for place, row, mean, ends in zip(
-        places, rows, quality.means[:, metric], quality.intervals[:, metric], strict=True
-    ):
+    for number, (place, row) in enumerate(zip(places, rows, strict=True)):
+        mean, ends = quality.means[number, metric], quality.intervals[number, metric]
         style = {**_style(row.model, True), "linestyle": "none"}
         error = np.abs(ends - mean).reshape(2, 1)
         axis.errorbar([mean], [place], xerr=error, capsize=2, elinewidth=0.8, **style)
-        axis.annotate(
-            f"{mean:.4f}", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8
-        )
+        beside = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8}
+        axis.annotate(f"{mean:.4f}", (1.01, place), **beside)  # type: ignore[arg-type]  # a mixed dictionary
     axis.set_yticks(places, [row.name for row in rows])
     axis.set_xlabel("NDCG@10 (bars: 95% over users)")
     axis.set_title(f"{log.data}, histories of up to {length:,} events: ablations", fontsize=10)
@@ -154,20 +141,17 @@ def save(figure: Figure, folder: Path, name: str) -> None:
     figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
 
 
-def _panels(
-    number: int, *, share_y: bool = False, height: float = 3.2, width: float | None = None
-) -> tuple[Figure, Sequence[Axes]]:
+def _panels(number: int, size: Any = None, **options: Any) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width or 0.8 + 3.3 * number, height), layout="constrained")
-    axes = figure.subplots(1, number, sharey=share_y, squeeze=False)[0]
-    return figure, list(axes)
+    figure = Figure(figsize=size or (0.8 + 3.3 * number, 3.2), layout="constrained")
+    return figure, list(figure.subplots(1, number, squeeze=False, **options)[0])
 
 
 def _finish(figure: Figure, axes: Sequence[Axes], title: str) -> None:
     figure.suptitle(title, fontsize=10)
     handles, labels = axes[0].get_legend_handles_labels()
-    # Below the panels, where it hides no line.
+    # Below the panels, to hide no line.
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
 
 
@@ -187,12 +171,7 @@ def _style(model: str, trained: bool) -> dict[str, Any]:
     if not trained:
         mark = _BASELINE_MARKS[_BASELINES.index(model)]
         return {"color": "#777777", "linewidth": 1.2, "marker": mark, "linestyle": (0, (1, 2))}
-    # An encoder looks the same in all figures.
+    # An encoder has the same style in all figures.
     place = ENCODERS.index(model) if model in ENCODERS else len(ENCODERS) + sum(map(ord, model)) % 2
+    place %= len(_COLOURS)
     return {"color": _COLOURS[place], "marker": _MARKS[place], "linestyle": _DASHES[place], "markersize": 5}
-
-
-def _mean(column: str) -> polars.Expr:
-    import polars
-
-    return polars.col(column).mean()

@@ -1,25 +1,27 @@
-"""The rows of a report: cells that differ in their seed alone, with the metrics of each user."""
+"""The rows of a report: cells that differ only in their seed, with the metrics of each user, and their comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import polars
 from numpy.typing import NDArray
 
 from seqrec.errors import InputError
 from seqrec.evaluation.results import read_results
-from seqrec.experiments.grid.budget import Budget
-from seqrec.experiments.grid.cells import ENCODERS, is_baseline
-from seqrec.experiments.grid.outcome import RUN_FOLDER
-
-if TYPE_CHECKING:
-    import polars
+from seqrec.evaluation.results.intervals import bootstrap_means, percentile_intervals, sign_flip_p_values
+from seqrec.experiments import ENCODERS, is_baseline
+from seqrec.experiments.grid.cells import Budget
+from seqrec.experiments.grid.run import RUN_FOLDER
 
 METRICS = ("HR@10", "NDCG@10")
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,10 @@ class Row:
     """One model at one length.
 
     Attributes:
-        length: Events of a history, at most.
+        length: Most events of a history.
         model: Name of the encoder or baseline.
-        ablation: What was changed; empty for nothing.
-        runs: What is known of each run, seed after seed: the columns of the grid's results.
+        ablation: Name of the change; empty for none.
+        runs: Columns of the grid's results for each run, seed after seed.
         users: (S, U, M) float64, `METRICS` of each user in each run.
     """
 
@@ -38,11 +40,11 @@ class Row:
     model: str
     ablation: str
     runs: tuple[dict[str, Any], ...]
-    users: NDArray[np.float64]
+    users: Float64
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """The model with its ablation, for tables."""
         return self.model + (f", {self.ablation}" if self.ablation else "")
 
     @property
@@ -51,23 +53,22 @@ class Row:
         return not is_baseline(self.model)
 
     @property
-    def means(self) -> NDArray[np.float64]:
+    def means(self) -> Float64:
         """(U, M) each user's metrics, mean over the runs."""
-        means: NDArray[np.float64] = self.users.mean(0)
-        return means
+        return np.asarray(self.users.mean(0))
 
     def mean(self, column: str) -> float:
-        """Of what the runs took."""
+        """Return the mean of a column over the runs."""
         return float(np.mean([run[column] or 0 for run in self.runs]))
 
     @property
     def epoch_seconds(self) -> float:
-        """Of training an epoch, mean over the runs; NaN where none had a whole one."""
+        """Seconds of training per epoch, mean over the runs; NaN if none had a complete one."""
         known = [run["epoch_seconds"] for run in self.runs if run["epoch_seconds"] is not None]
         return float(np.mean(known)) if known else float("nan")
 
     def span(self, column: str) -> str:
-        """Of a count: one number where all runs have it, else the least and the most."""
+        """Return a count in words: one number if all runs have it, else the least and the most."""
         values = [run[column] for run in self.runs]
         low, high = min(values), max(values)
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
@@ -79,7 +80,7 @@ class Log:
 
     Attributes:
         data: Its name.
-        rows: Length after length, baselines first, then the encoders in their usual order, each with its ablations.
+        rows: Length after length, baselines first, then the encoders in table order, each followed by its ablations.
     """
 
     data: str
@@ -92,16 +93,16 @@ class Log:
 
     @property
     def lengths(self) -> list[int]:
-        """Of rows without ablations, ascending."""
+        """Lengths of rows without ablations, ascending."""
         return sorted({row.length for row in self.unchanged})
 
     @property
     def ablated_lengths(self) -> list[int]:
-        """Of rows with ablations, ascending."""
+        """Lengths of rows with ablations, ascending."""
         return sorted({row.length for row in self.rows if row.ablation})
 
     def at(self, length: int, *, ablated: bool = False) -> list[Row]:
-        """Rows of one length: with ablations, those of the models that have some, or without them."""
+        """Return the rows of one length: those without ablations, or all of the models that have ablations."""
         if not ablated:
             return [row for row in self.unchanged if row.length == length]
         found = [row for row in self.rows if row.length == length]
@@ -109,40 +110,69 @@ class Log:
         return [row for row in found if row.model in models]
 
     def missing(self) -> list[str]:
-        """What a table by length should say of models that stand at some lengths alone; empty for nothing."""
+        """Return a note about models that are missing at some lengths; empty if none are."""
         there = {(row.model, row.length) for row in self.unchanged}
         models = dict.fromkeys(row.model for row in self.unchanged)
         absent = [f"{model} at {n:,}" for n in self.lengths for model in models if (model, n) not in there]
         return [f"Not run, or failed: {', '.join(absent)}"] if absent else []
 
     def terms(self, rows: Sequence[Row]) -> list[str]:
-        """What holds for rows: protocol, budget, versions, hardware, command."""
+        """Return notes that hold for rows: budget, protocol, command, hardware, versions."""
         runs = [run for row in rows for run in row.runs]
         budgets = sorted({run["budget"] for run in runs})
-        said = (
-            Budget.parse(budgets[0]).describe_optimizer
-            if len(budgets) == 1
-            else f"rows differ: {', '.join(budgets)}"
-        )
         protocols = {f"`{run['protocol']}`, {run['users']:,} users": None for run in runs}
+        differ = f"rows differ: {', '.join(budgets)}"
         return [
-            f"Protocol {'; '.join(protocols)}; the epoch that is best in validation is tested",
-            f"Budget: {said}",
+            f"Budget: {Budget.parse(budgets[0]).description if len(budgets) == 1 else differ}",
+            f"Protocol {'; '.join(protocols)}",
             *(f"Made by `{command}`" for command in {run["made_by"]: None for run in runs}),
-            f"On {'; '.join({run['hardware']: None for run in runs})}",
-            *(f"With {versions}" for versions in {run["versions"]: None for run in runs}),
+            f"Hardware: {'; '.join({run['hardware']: None for run in runs})}",
+            *(f"Versions: {versions}" for versions in {run["versions"]: None for run in runs}),
         ]
 
 
-def read_logs(folder: Path, results: polars.DataFrame) -> list[Log]:
-    """The rows of each log of a grid.
+@dataclass(frozen=True)
+class Quality:
+    """Metrics of rows of one length, of the same users. R rows, M metrics.
 
-    Args:
-        folder: Of the grid.
-        results: Its results.
+    Attributes:
+        rows: The rows.
+        means: (R, M) over users and seeds.
+        intervals: (R, M, 2) bootstrap intervals over the users.
+        deviations: (R, M) standard deviation between seeds; NaN for one seed.
+    """
+
+    rows: tuple[Row, ...]
+    means: Float64
+    intervals: Float64
+    deviations: Float64
+
+    def places(self, metric: int) -> list[int]:
+        """Return the numbers of the rows, best first."""
+        return list(np.argsort(-self.means[:, metric], kind="stable"))
+
+    def p_value(self, one: int, other: int, metric: int) -> float:
+        """Return the p-value of the paired test between two rows."""
+        difference = (self.rows[one].means - self.rows[other].means)[:, [metric]]
+        return float(sign_flip_p_values(difference, resamples=RESAMPLES, seed=0)[0])
+
+
+def judge(rows: Sequence[Row]) -> Quality:
+    """Return the metrics of rows of one length."""
+    columns = np.hstack([row.means for row in rows])
+    resampled = bootstrap_means(columns, resamples=RESAMPLES, seed=0)
+    seeds = [row.users.mean(1) for row in rows]
+    intervals = percentile_intervals(resampled, CONFIDENCE).reshape(len(rows), len(METRICS), 2)
+    unknown = np.full(len(METRICS), np.nan)
+    deviations = [means.std(0, ddof=1) if len(means) > 1 else unknown for means in seeds]
+    return Quality(tuple(rows), np.stack([means.mean(0) for means in seeds]), intervals, np.stack(deviations))
+
+
+def read_logs(folder: Path, results: polars.DataFrame) -> list[Log]:
+    """Return the rows of each log of a grid in `folder`.
 
     Raises:
-        InputError: cells of one log judged other users, or by other protocols.
+        InputError: if cells of one log were tested on other users, or by other protocols.
     """
     cells = results.unique(subset="place").sort("place")
     logs = []
@@ -156,14 +186,14 @@ def read_logs(folder: Path, results: polars.DataFrame) -> list[Log]:
 def _rows(folder: Path, runs: list[dict[str, Any]]) -> Iterator[Row]:
     first = read_results(folder / runs[0]["place"] / RUN_FOLDER)
     targets = first.frame.select("user_id", "item_id")
-    found: dict[tuple[int, str, str], list[tuple[dict[str, Any], NDArray[np.float64]]]] = {}
+    found: dict[tuple[int, str, str], list[tuple[dict[str, Any], Float64]]] = {}
     for run in sorted(runs, key=lambda run: run["seed"]):
         ranks = read_results(folder / run["place"] / RUN_FOLDER)
         same = ranks.frame.select("user_id", "item_id").equals(targets)
         if not same or ranks.header.protocol != first.header.protocol:
+            differ = "were not tested on the same users and items by one protocol, and cannot be in one table"
             raise InputError(
-                f"{runs[0]['place']} and {run['place']} did not judge the same users and items by one protocol, so "
-                "that they cannot stand in one table; run the grid again into an empty folder"
+                f"{runs[0]['place']} and {run['place']} {differ}; run the grid again in an empty folder"
             )
         key = (run["length"], run["model"], run["ablation"])
         found.setdefault(key, []).append((run, ranks.metrics(METRICS)))

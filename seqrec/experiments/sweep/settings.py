@@ -1,8 +1,8 @@
-"""What a sweep tries, checked before anything runs."""
+"""Settings of a sweep, checked before anything runs."""
 
 from __future__ import annotations
 
-import difflib
+import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from seqrec.errors import InputError, MissingInputError
-from seqrec.experiments.sweep.package import optuna
+from seqrec.registry import did_you_mean
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 FILE_NAME = "sweep.yaml"
-# Type of a parameter -> keys that it must have, and keys that it may have.
+# Type of a parameter -> required keys, and optional keys.
 KEYS = {
     "float": ({"low", "high"}, {"log", "step"}),
     "int": ({"low", "high"}, {"log", "step"}),
@@ -28,22 +28,37 @@ KEYS = {
 }
 
 
+def optuna() -> Any:
+    """Return the package that sweeps need; raise InputError if it is not installed."""
+    try:
+        return importlib.import_module("optuna")
+    except ImportError:
+        message = 'a sweep needs Optuna, which is not installed: pip install "seqrec[sweep]"'
+        raise InputError(message) from None
+
+
 @dataclass(frozen=True)
 class SweepSettings:
     """The settings of a sweep.
 
     Attributes:
-        folder: Where the study, the trials' runs and the best config go.
-        configs: Configs of each trial's `fit`, the later ones over the earlier ones.
+        folder: Folder of the study, the trials' runs and the best config.
+        configs: Configs of each trial's `fit`; later ones override earlier ones.
         parameters: Dotted key of the command line, such as `model.optimizer.lr`, -> `type: float` or `int` with `low`
             and `high` (both included), and `log: true` or `step`; or `type: categorical` with `choices`.
         fixed: Dotted key -> value, the same in all trials.
-        metric: What validation logs and trials are compared by.
+        metric: Metric of validation that compares trials.
         direction: maximize or minimize.
-        trials: Trials that are to end by themselves, pruned and failed ones included.
-        pruner: `class_path`, a class of `optuna.pruners`, and its `init_args`; None lets all trials end.
+        trials: Number of trials, pruned and failed ones included.
+        pruner: `class_path`, a class of `optuna.pruners`, and its `init_args`; None prunes none.
         sampler: Likewise of `optuna.samplers`.
         seed: Seed of the sampler.
+
+    Example:
+        >>> lr = {"type": "float", "low": 1e-4, "high": 0.1, "log": True}
+        >>> settings = SweepSettings("sweep", ["small.yaml"], {"model.optimizer.lr": lr}, trials=3)
+        >>> settings.distributions()["model.optimizer.lr"].high
+        0.1
     """
 
     folder: str
@@ -58,15 +73,9 @@ class SweepSettings:
     seed: int = 0
 
     def check(self) -> None:
-        """Refuse settings that no trial could run with.
-
-        Raises:
-            InputError: names the key.
-        """
+        """Raise InputError, with the key, if no trial could run with the settings."""
         if not self.parameters:
-            raise InputError(
-                "parameters is empty: name at least one, as in model.optimizer.lr: {type: float, ..}"
-            )
+            raise InputError("parameters is empty: name one, as in model.optimizer.lr: {type: float, ..}")
         if self.trials < 1:
             raise InputError(f"trials={self.trials} must be at least 1")
         if both := sorted(set(self.parameters) & set(self.fixed)):
@@ -79,50 +88,43 @@ class SweepSettings:
         self.make_sampler(0)
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Optuna's distributions by key, in an order that does not depend on the YAML's."""
+        """Return Optuna's distributions by key, in an order that does not depend on the YAML's."""
         return {
-            key: _distribution(f"parameters.{key}", value) for key, value in sorted(self.parameters.items())
+            key: _distribution(f"parameters.{key}", self.parameters[key]) for key in sorted(self.parameters)
         }
 
     def make_pruner(self) -> BasePruner:
-        """Optuna's pruner."""
+        """Return Optuna's pruner."""
         spec = {"class_path": "NopPruner"} if self.pruner is None else self.pruner
         pruner: BasePruner = _build("pruner", optuna().pruners, "Pruner", spec)
         return pruner
 
     def make_sampler(self, number: int) -> BaseSampler:
-        """Optuna's sampler of the n-th choice, seeded by n: a sweep that was killed chooses as one that was not."""
-        sampler: BaseSampler = _build(
-            "sampler", optuna().samplers, "Sampler", self.sampler, seed=self.seed + number
-        )
+        """Return Optuna's sampler of the n-th choice, seeded by n: a resumed sweep chooses as an uninterrupted one."""
+        seed = self.seed + number
+        sampler: BaseSampler = _build("sampler", optuna().samplers, "Sampler", self.sampler, seed=seed)
         return sampler
 
     def write(self) -> None:
-        """Keep the settings in the folder, or compare with those that are there.
-
-        Raises:
-            InputError: the folder holds another sweep.
-        """
+        """Write the settings into the folder; raise InputError if it contains another sweep."""
         file = Path(self.folder) / FILE_NAME
         mine = asdict(self)
         if file.is_file():
             theirs = yaml.safe_load(file.read_text(encoding="utf-8"))
             for key, value in mine.items():
                 if key not in ("trials", "folder") and theirs.get(key) != value:
-                    raise InputError(
-                        f"{self.folder} holds a sweep with {key}={theirs.get(key)!r}, now it is {value!r}: "
-                        "choose another folder"
-                    )
+                    other = f"{self.folder} contains a sweep with {key}={theirs.get(key)!r}"
+                    raise InputError(f"{other}, now it is {value!r}: choose another folder")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(yaml.safe_dump(mine, sort_keys=False), encoding="utf-8")
 
     @staticmethod
     def read(folder: Path | str) -> SweepSettings:
-        """Settings that `write` kept."""
+        """Return the settings that `write` wrote."""
         return SweepSettings(**yaml.safe_load((Path(folder) / FILE_NAME).read_text(encoding="utf-8")))
 
 
-def _distribution(key: str, given: Any) -> BaseDistribution:
+def _distribution(key: str, given: Any) -> Any:
     if not isinstance(given, Mapping) or given.get("type") not in KEYS:
         raise InputError(f"{key} must have a type, one of {', '.join(KEYS)}; got {given!r}")
     kind = given["type"]
@@ -132,14 +134,12 @@ def _distribution(key: str, given: Any) -> BaseDistribution:
         raise InputError(f"{key}.{wrong[0]} is not known; {kind} takes {', '.join(sorted(needed | allowed))}")
     if missing := sorted(needed - named):
         raise InputError(f"{key}.{missing[0]} is missing")
-    kinds = optuna().distributions
-    found: BaseDistribution
+    kinds: Any = optuna().distributions
     if kind == "categorical":
         choices = given["choices"]
         if not isinstance(choices, list) or not choices or any(isinstance(x, (list, dict)) for x in choices):
             raise InputError(f"{key}.choices={choices!r} must be a list of plain values")
-        found = kinds.CategoricalDistribution(choices)
-        return found
+        return kinds.CategoricalDistribution(choices)
     number = float if kind == "float" else int
     values = {name: _number(f"{key}.{name}", given[name], number) for name in named - {"log"}}
     if "log" in given:
@@ -147,15 +147,14 @@ def _distribution(key: str, given: Any) -> BaseDistribution:
     if values["low"] >= values["high"]:
         raise InputError(f"{key}.low={values['low']} must be below high={values['high']}")
     try:
-        found = (kinds.FloatDistribution if kind == "float" else kinds.IntDistribution)(**values)
+        return (kinds.FloatDistribution if kind == "float" else kinds.IntDistribution)(**values)
     except ValueError as error:
         raise InputError(f"{key}: {error}") from None
-    return found
 
 
 def _number(key: str, given: Any, kind: type) -> Any:
     try:
-        # YAML takes 1e-4 for text.
+        # YAML reads 1e-4 as text.
         value = float(given)
     except (TypeError, ValueError):
         value = math.nan
@@ -165,12 +164,10 @@ def _number(key: str, given: Any, kind: type) -> Any:
 
 
 def _build(key: str, module: Any, suffix: str, spec: Any, **arguments: Any) -> Any:
-    """An object of one of Optuna's classes by its name."""
     known = [name for name in dir(module) if name.endswith(suffix) and not name.startswith("Base")]
     name = spec.get("class_path") if isinstance(spec, Mapping) else None
     if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(str(name), known)
         raise InputError(f"{key}.class_path={name!r} is not known; known: {', '.join(known)}{hint}")
     if wrong := sorted(set(spec) - {"class_path", "init_args"}):
         raise InputError(f"{key}.{wrong[0]} is not known; it takes class_path and init_args")

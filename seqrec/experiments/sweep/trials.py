@@ -1,167 +1,204 @@
-"""Runs the trials of a sweep, one behind the other."""
+"""Run the trials of a sweep one after the other, and write its table and its best config."""
 
 from __future__ import annotations
 
+import csv
 import gc
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from filelock import FileLock, Timeout
+import yaml
+from tabulate import tabulate
 
 from seqrec.errors import InputError
-from seqrec.experiments.sweep.package import optuna
-from seqrec.experiments.sweep.results import (
-    BEST_NAME,
-    rows_of,
-    table_text,
-    trial_folder,
-    write_best_config,
-    write_table,
-)
-from seqrec.experiments.sweep.settings import SweepSettings
-from seqrec.experiments.sweep.study import PRUNED, REASON, ask, ended, open_study, repeat_killed
+from seqrec.experiments.runner import Call, Slot, alone_in, run_all
+from seqrec.experiments.sweep.settings import SweepSettings, optuna
+from seqrec.experiments.sweep.study import PRUNED, REASON, REPEATS, ask, ended, open_study, repeat_killed
 from seqrec.runs.summary import read_summary
 
 if TYPE_CHECKING:
     from optuna.study import Study
-    from optuna.trial import Trial
+    from optuna.trial import FrozenTrial, Trial
 
-LOCK_NAME = ".lock"
+Fit = Callable[[Sequence[str]], object]
+BEST_NAME, TABLE_NAME, REPORTER = "best.yaml", "trials.csv", "TrialReporter"
 
 
-def run_sweep(settings: SweepSettings, fit: Callable[[Sequence[str]], object]) -> str:
-    """Run the trials that a sweep still lacks, and say what came of all.
+def run_sweep(settings: SweepSettings, fit: Fit) -> str:
+    """Run the trials that a sweep still lacks, and return the results of all.
 
     Trials that were running when the sweep was killed are marked as failed and repeated. A trial's value is its best
-    metric of all epochs, as its best checkpoint has it. A trial that fails is left out, and the sweep goes on; if the
-    first one does, the sweep ends, as all would fail.
+    metric of all epochs, which is that of its best checkpoint. A trial that fails is left out and the sweep continues.
+    If the first one fails, the sweep ends, because the others would fail, too.
 
     Args:
         settings: The sweep.
-        fit: Runs the words of a `seqrec` command.
+        fit: Runs the words of a `seqrec` command, in this process.
 
     Returns:
-        The table of trials and where the best config is.
+        The table of trials and the file of the best config.
 
     Raises:
-        InputError: settings that cannot be, another process runs this sweep, or no trial came to an end.
+        InputError: if a setting is wrong, another process runs this sweep, or no trial completes.
     """
     settings.check()
-    Path(settings.folder).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(Path(settings.folder) / LOCK_NAME)
-    try:
-        held = lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            f"another process runs the sweep in {settings.folder}: wait for it, or stop it"
-        ) from None
-    with held:
+    with alone_in(Path(settings.folder)):
         settings.write()
         with open_study(settings) as study:
             if killed := repeat_killed(study):
                 print(f"trials that were killed and are repeated: {', '.join(map(str, killed))}")
-            while (done := len(ended(study))) < settings.trials:
-                _run_trial(study, settings, fit, first=done == 0)
-            rows = rows_of(study, settings)
-            write_table(rows, settings)
-            best = write_best_config(study, settings)
+
+            def trials() -> Iterator[Trial]:
+                while len(ended(study)) < settings.trials:
+                    yield ask(study, settings)
+
+            def start(trial: Trial, _: Slot) -> Call:
+                return _call(fit, study, settings, trial)
+
+            run_all(
+                trials(), [Slot()], start, lambda trial, call: _finish(study, settings, trial, call.failure)
+            )
+            finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+            rows = [_row(trial, settings) for trial in finished]
+            _write_table(rows, settings)
+            best = _write_best_config(study, settings)
             file = Path(settings.folder) / BEST_NAME
-            return f"{table_text(rows)}\nbest: trial {best.number}, seqrec fit --config {file}"
+            return f"{_table(rows)}\nbest: trial {best.number}, seqrec fit --config {file}"
 
 
-def trial_words(settings: SweepSettings, number: int, parameters: dict[str, Any]) -> list[str]:
-    """The command of a trial, without `seqrec`."""
-    run = {
-        "class_path": "seqrec.RunFolder",
-        "init_args": {
-            "save_dir": settings.folder,
-            "name": "",
-            "version": trial_folder(settings, number).name,
-        },
-    }
-    reporter = {
-        "class_path": "seqrec.experiments.sweep.TrialReporter",
-        "init_args": {"folder": settings.folder, "trial": number},
-    }
-    mode = settings.direction[:3]
-    watched = {
-        f"{callback}.{key}": value
-        for callback in ("checkpoint", "early_stopping")
-        for key, value in {"monitor": settings.metric, "mode": mode}.items()
-    }
-    words = ["fit"]
-    for config in settings.configs:
-        words += ["--config", config]
-    for key, value in {**watched, **settings.fixed, **parameters, "trainer.logger": run}.items():
-        words.append(f"--{key}={_word(value)}")
-    return [*words, f"--trainer.callbacks+={json.dumps(reporter)}"]
-
-
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _run_trial(
-    study: Study, settings: SweepSettings, fit: Callable[[Sequence[str]], object], *, first: bool
-) -> None:
-    trial = ask(study, settings)
-    states = optuna().trial.TrialState
-    words = trial_words(settings, trial.number, trial.params)
-    print(f"\ntrial {trial.number}: {_in_words(trial.params)}", flush=True)
+def _call(fit: Fit, study: Study, settings: SweepSettings, trial: Trial) -> Call:
+    chosen = ", ".join(f"{key} {_cell(value)}" for key, value in trial.params.items())
+    print(f"\ntrial {trial.number}: {chosen}", flush=True)
+    failure = None
     try:
-        fit(words)
+        fit(_words(settings, trial.number, trial.params))
     except (Exception, SystemExit) as error:
-        # What the command line refuses ends with status 2; any other exit was asked for from outside.
+        # A command that is refused ends with status 2; any other exit was requested from outside.
         if isinstance(error, SystemExit) and error.code != 2:
             raise
-        reason = _reason(settings, trial.number, error)
-        if first:
-            study.tell(trial, state=states.FAIL)
-            raise InputError(f"the first trial failed, as the others would: {reason}") from error
-        trial.set_user_attr(REASON, reason)
-        study.tell(trial, state=states.FAIL)
-        print(f"trial {trial.number} failed: {reason}", flush=True)
-    else:
-        _tell_end(study, settings, trial)
-    # Models hold each other in cycles, and their memory with them.
+        failure = _reason(settings, trial.number, error)
+        if not ended(study):
+            study.tell(trial, state=optuna().trial.TrialState.FAIL)
+            raise InputError(f"the first trial failed, as the others would: {failure}") from error
+    # Models refer to each other in cycles, which keeps their memory.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    return Call(failure)
 
 
-def _tell_end(study: Study, settings: SweepSettings, trial: Trial) -> None:
+def _words(settings: SweepSettings, number: int, parameters: dict[str, Any]) -> list[str]:
+    run = {"save_dir": settings.folder, "name": "", "version": _trial_folder(settings, number).name}
+    arguments = {"folder": settings.folder, "trial": number}
+    reporter = {"class_path": f"seqrec.experiments.sweep.{REPORTER}", "init_args": arguments}
+    watched = {
+        f"{callback}.{key}": value
+        for callback in ("checkpoint", "early_stopping")
+        for key, value in {"monitor": settings.metric, "mode": settings.direction[:3]}.items()
+    }
+    logger = {"trainer.logger": {"class_path": "seqrec.RunFolder", "init_args": run}}
+    words = ["fit", *(word for config in settings.configs for word in ("--config", config))]
+    for key, value in {**watched, **settings.fixed, **parameters, **logger}.items():
+        words.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
+    return [*words, f"--trainer.callbacks+={json.dumps(reporter)}"]
+
+
+def _finish(study: Study, settings: SweepSettings, trial: Trial, failure: str | None) -> None:
     states = optuna().trial.TrialState
+    if failure is not None:
+        trial.set_user_attr(REASON, failure)
+        study.tell(trial, state=states.FAIL)
+        print(f"trial {trial.number} failed: {failure}", flush=True)
+        return
     frozen = study.get_trials(deepcopy=False)[trial.number]
-    values = list(frozen.intermediate_values.values())
-    if not values:
-        raise InputError(
-            "the trial ended without a validation: let it train for an epoch, and validate behind it"
-        )
+    value = _best_value(frozen, settings)
+    if value is None:
+        raise InputError("the trial ended without a validation: let it train for an epoch and validate")
     if PRUNED in frozen.user_attrs:
         study.tell(trial, state=states.PRUNED)
         print(f"trial {trial.number} pruned after epoch {frozen.user_attrs[PRUNED]}", flush=True)
         return
-    value = max(values) if settings.direction == "maximize" else min(values)
     study.tell(trial, value)
     print(f"trial {trial.number}: {settings.metric} {value:.4f}", flush=True)
 
 
 def _reason(settings: SweepSettings, number: int, error: BaseException) -> str:
-    """Why a trial failed: what its run says, or what stopped it before it had a folder."""
+    # From the run's summary, or if the trial has none, from the error.
     try:
-        told = read_summary(trial_folder(settings, number)).error
+        reason = read_summary(_trial_folder(settings, number)).error
     except InputError:
-        told = None
-    if told is None and isinstance(error, SystemExit):
-        return "its command was refused, as said above"
-    return told or f"{type(error).__name__}: {error}"
+        reason = None
+    if reason is None and isinstance(error, SystemExit):
+        return "its command was refused, see above"
+    return reason or f"{type(error).__name__}: {error}"
 
 
-def _in_words(parameters: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in parameters.items()
-    )
+def _best_value(trial: FrozenTrial, settings: SweepSettings) -> float | None:
+    best = max if settings.direction == "maximize" else min
+    return best(trial.intermediate_values.values(), default=None)
+
+
+def _trial_folder(settings: SweepSettings, number: int) -> Path:
+    return Path(settings.folder) / f"trial_{number:04d}"
+
+
+def _write_best_config(study: Study, settings: SweepSettings) -> FrozenTrial:
+    # The config of the best trial, as for a run of its own.
+    if not study.get_trials(deepcopy=False, states=(optuna().trial.TrialState.COMPLETE,)):
+        raise InputError(f"no trial of the sweep in {settings.folder} completed; see {TABLE_NAME}")
+    best = study.best_trial
+    file = _trial_folder(settings, best.number) / "config.yaml"
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    trainer = config["trainer"]
+    others = [each for each in trainer["callbacks"] if not each["class_path"].endswith(f".{REPORTER}")]
+    trainer["callbacks"] = others or None
+    name = Path(settings.folder).name
+    trainer["logger"] = {"class_path": "seqrec.RunFolder", "init_args": {"name": f"{name}_best"}}
+    title = f"# trial {best.number} of the sweep in {settings.folder}: {settings.metric} {best.value:.6f}\n"
+    text = title + yaml.safe_dump(config, sort_keys=False)
+    (Path(settings.folder) / BEST_NAME).write_text(text, encoding="utf-8")
+    return best
+
+
+def _row(trial: FrozenTrial, settings: SweepSettings) -> dict[str, Any]:
+    note = trial.user_attrs.get(REASON, "")
+    if trial.state.name == "FAIL" and not note:
+        note = "killed"
+    if REPEATS in trial.user_attrs:
+        note = f"{note}; repeats trial {trial.user_attrs[REPEATS]}".removeprefix("; ")
+    try:
+        summary = read_summary(_trial_folder(settings, trial.number))
+        epochs, seconds = summary.epochs, round(summary.seconds.get("train", 0.0), 1)
+    except InputError:
+        epochs, seconds = 0, 0.0
+    return {
+        "trial": trial.number,
+        "state": trial.state.name.lower(),
+        settings.metric: _best_value(trial, settings),
+        "epochs": epochs,
+        "seconds": seconds,
+        **{key: trial.params.get(key) for key in settings.parameters},
+        "note": note,
+    }
+
+
+def _write_table(rows: list[dict[str, Any]], settings: SweepSettings) -> None:
+    with (Path(settings.folder) / TABLE_NAME).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    text = tabulate(lines, tablefmt="plain", disable_numparse=True)
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

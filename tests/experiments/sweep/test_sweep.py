@@ -81,7 +81,7 @@ def test_a_trial_below_the_others_is_pruned_and_not_tested(capsys: pytest.Captur
     pruner = {"class_path": "ThresholdPruner", "init_args": {"upper": 0.0, "n_warmup_steps": 1}}
     # Above 0 behind the second epoch: all are pruned there, so that the sweep has no best.
     write(Path.cwd(), pruner=pruner, trials=1, fixed={"trainer.max_epochs": 5})
-    assert "no trial of the sweep in sweep came to its end; trials.csv says why" in refusal(capsys)
+    assert "no trial of the sweep in sweep completed; see trials.csv" in refusal(capsys)
     assert [(row["state"], row["epochs"]) for row in rows()] == [("pruned", "2")]
     summary = read_summary("sweep/trial_0000")
     assert (summary.epochs, summary.test) == (2, None)

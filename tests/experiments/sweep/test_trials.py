@@ -92,7 +92,7 @@ def test_a_trial_that_fails_is_left_out(capsys: pytest.CaptureFixture[str]):
     said = run_sweep(sweep, Fit(sweep, {1: RuntimeError("no room"), 2: SystemExit(2)}))
     assert states(sweep) == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL]
     assert "trial 1 failed: RuntimeError: no room" in capsys.readouterr().out
-    assert "its command was refused, as said above" in said
+    assert "its command was refused, see above" in said
     # They are not tried again.
     run_sweep(sweep, Fit(sweep, {}))
     assert len(states(sweep)) == 3
@@ -112,7 +112,9 @@ def test_a_first_trial_that_fails_ends_the_sweep_until_it_is_started_again():
 
 def test_a_trial_that_never_validates_is_refused():
     sweep = settings()
-    with pytest.raises(InputError, match="the trial ended without a validation: let it train for an epoch"):
+    with pytest.raises(
+        InputError, match="the trial ended without a validation: let it train for an epoch and"
+    ):
         run_sweep(sweep, Fit(sweep, {0: []}))
 
 
@@ -136,7 +138,7 @@ def test_two_processes_do_not_run_one_sweep():
     Path(sweep.folder).mkdir()
     with (
         FileLock("sweep/.lock"),
-        pytest.raises(InputError, match="another process runs the sweep in sweep: wait for it, or stop it"),
+        pytest.raises(InputError, match="another command is running in sweep; wait, or choose"),
     ):
         run_sweep(sweep, Fit(sweep, {}))
 
@@ -146,7 +148,7 @@ def test_a_folder_keeps_to_its_sweep():
     run_sweep(sweep, Fit(sweep, {}))
     other = settings(metric="val_HR@10")
     with pytest.raises(
-        InputError, match=r"sweep holds a sweep with metric='val_NDCG@10', now it is 'val_HR@10'"
+        InputError, match=r"sweep contains a sweep with metric='val_NDCG@10', now it is 'val_HR@10'"
     ):
         run_sweep(other, Fit(other, {}))
 

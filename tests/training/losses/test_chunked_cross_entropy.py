@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqrec.benchmark.peak_memory import peak_bytes
+from seqrec.benchmark.measurement import peak_bytes
 from seqrec.training.losses.chunked_cross_entropy import Competitors, chunked_cross_entropy
 
 # One that makes scores once, and one that makes them twice.

@@ -1,16 +1,17 @@
 from __future__ import annotations
 
-from pathlib import Path
+import sys
+from types import SimpleNamespace
 
 import measured_functions
+import psutil
 import pytest
 
-from seqrec.benchmark import measured_child
-from seqrec.benchmark.measured_child import MemoryLimitError, anonymous_bytes, machine_bytes, run_measured
+from seqrec.benchmark.measurement import MemoryLimitError, anonymous_bytes, run_measured
 from seqrec.errors import InputError
 
-if not Path("/proc/self/status").exists():
-    pytest.skip("memory is read from /proc", allow_module_level=True)
+if sys.platform != "linux":
+    pytest.skip("memory limits need Linux", allow_module_level=True)
 
 MIB = 1 << 20
 
@@ -56,12 +57,6 @@ def test_a_process_that_the_system_kills_is_told_as_such():
         run_measured(measured_functions.be_killed, {})
 
 
-def test_what_shall_not_be_timed_is_imported_before():
-    arguments = {"module": "polars"}
-    assert not run_measured(measured_functions.has_imported, arguments).value
-    assert run_measured(measured_functions.has_imported, arguments, imports=["polars"]).value
-
-
 def test_lines_are_shown_as_they_are_printed():
     shown: list[str] = []
     run_measured(measured_functions.say, {"lines": ["one", "two"]}, show=shown.append)
@@ -84,8 +79,7 @@ def test_a_process_that_is_gone_holds_nothing():
 
 
 def test_without_a_limit_memory_is_left_to_others(monkeypatch):
-    assert 0 < machine_bytes("MemAvailable") < machine_bytes("MemTotal")
-    monkeypatch.setattr(measured_child, "machine_bytes", {"MemTotal": 1000, "MemAvailable": 49}.get)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=1000, available=49))
     with pytest.raises(
         MemoryLimitError, match=r"without a limit \(killed, as too little was left of the machine's"
     ):
@@ -94,7 +88,8 @@ def test_without_a_limit_memory_is_left_to_others(monkeypatch):
     run_measured(measured_functions.hold, {"size": MIB}, memory_limit=500 * MIB)
 
 
-def test_a_system_that_does_not_tell_memory_is_refused(monkeypatch, tmp_path: Path):
-    monkeypatch.setattr(measured_child, "_PROC", tmp_path)
-    with pytest.raises(InputError, match="which only Linux has"):
-        run_measured(measured_functions.limit, {})
+def test_a_limit_is_refused_on_a_system_that_has_none(monkeypatch):
+    monkeypatch.delattr(psutil, "RLIMIT_DATA")
+    with pytest.raises(InputError, match="memory_limit needs RLIMIT_DATA, which only Linux has"):
+        run_measured(measured_functions.limit, {}, memory_limit=500 * MIB)
+    assert run_measured(measured_functions.hold, {"size": MIB}).value == MIB

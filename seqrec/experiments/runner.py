@@ -1,0 +1,169 @@
+"""Many runs in one folder: one command at a time works there, on one slot per device.
+
+A command may be killed at any time. Its processes end with it, and the same command started again resumes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from filelock import FileLock, Timeout
+
+from seqrec.errors import InputError
+
+LOCK_FILE = ".lock"
+_POLL_SECONDS = 0.1
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Call:
+    """A run in this process that has returned.
+
+    Attributes:
+        failure: Why it failed; None if it did not.
+    """
+
+    failure: str | None = None
+
+    def poll(self) -> int:
+        """Return the status, as a process does."""
+        return self.failure is not None
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one run at a time.
+
+    Attributes:
+        accelerator: "cpu" or "gpu".
+        environment: Environment variables of its processes, in addition to this one's.
+    """
+
+    accelerator: str = "cpu"
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+Job = TypeVar("Job")
+Run = TypeVar("Run", "subprocess.Popen[bytes]", Call)
+
+
+def run_all(
+    jobs: Iterable[Job],
+    slots: Sequence[Slot],
+    start: Callable[[Job, Slot], Run],
+    finish: Callable[[Job, Run], None],
+) -> None:
+    """Run jobs, each in a slot of its own; runs that have not ended are killed if this is interrupted.
+
+    Args:
+        jobs: Jobs, drawn one at a time when a slot is free: they may depend on the results of finished ones.
+        slots: Places for runs.
+        start: Starts a job as a process, or runs it in this one.
+        finish: Called when a job's run has ended.
+
+    Example:
+        >>> def start(job: str, slot: Slot) -> subprocess.Popen[bytes]:
+        ...     return subprocess.Popen([sys.executable, "-c", "pass"])
+        >>> run_all(["a", "b"], [Slot()], start, lambda job, run: print(job, run.returncode))
+        a 0
+        b 0
+    """
+    queue, free = iter(jobs), list(slots)
+    running: list[tuple[Job, Slot, Run]] = []
+    try:
+        while True:
+            while free and (job := next(queue, None)) is not None:
+                slot = free.pop(0)
+                running.append((job, slot, start(job, slot)))
+            if not running:
+                return
+            for each in [each for each in running if each[2].poll() is not None]:
+                running.remove(each)
+                free.append(each[1])
+                finish(each[0], each[2])
+            if running:
+                time.sleep(_POLL_SECONDS)
+    finally:
+        for _, _, run in running:
+            if isinstance(run, subprocess.Popen):
+                run.kill()
+                run.wait()
+
+
+def make_slots(jobs: int, device: str) -> list[Slot]:
+    """Return one slot per visible GPU, or `jobs` slots of the CPU, which share its cores.
+
+    Args:
+        jobs: Slots of the CPU.
+        device: cpu, cuda, or auto: GPUs if available.
+
+    Raises:
+        InputError: if a value is none of these, or no GPU is visible for cuda.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device={device!r} must be auto, cpu or cuda")
+    if jobs < 1:
+        raise InputError(f"jobs={jobs} must be at least 1")
+    gpus = 0 if device == "cpu" else torch.cuda.device_count()
+    if device == "cuda" and not gpus:
+        raise InputError("device='cuda', but no GPU is visible here; use cpu")
+    if gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+        return [Slot("gpu", {"CUDA_VISIBLE_DEVICES": number}) for number in visible[:gpus]]
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    return [Slot("cpu", {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)})] * jobs
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other commands out of a folder, which is made.
+
+    Raises:
+        InputError: if another command is running there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"another command is running in {folder}; wait, or choose another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def start(words: Sequence[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start words such as `seqrec fit --config a.yaml` in a process that ends with this one and writes a log."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log that is not empty."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+
+
+def _end_with_parent() -> None:
+    # A run that outlives its command would write into the folder of the command that replaces it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
