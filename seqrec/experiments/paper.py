@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from seqrec.config_files import CONFIGS
 from seqrec.data.progress import Progress, print_line
 from seqrec.experiments.grid import Budget, Settings, run_grid
 from seqrec.experiments.grid.cells import ENCODERS, plan
@@ -27,7 +28,7 @@ def benchmark_paper(
     study: str = "small",
     set: Sequence[str] = (),  # the word of the command line
     path: str | None = None,
-    configs: str = "configs",
+    configs: str | None = None,
     folder: str = "paper",
     jobs: int = 1,
     device: str = "auto",
@@ -40,18 +41,18 @@ def benchmark_paper(
     the folder. A cell that was stopped starts anew, so that its times are those of one whole run.
 
     Args:
-        data: Names of fragments in `configs/data`; "+" joins several of one log, such as lfm1b_track+lfm1b_album.
+        data: Names of fragments of the kind `data`; "+" joins several of one log, such as lfm1b_track+lfm1b_album.
         lengths: Events of a history, at most.
-        encoders: Models that are trained, by their fragments in `configs/model`.
+        encoders: Models that are trained, by their fragments of the kind `model`.
         baselines: Models that only count, likewise, run once.
-        ablations: Fragments in `configs/ablation`; each is one more row of every encoder that has what it changes.
+        ablations: Fragments of the kind `ablation`; each is one more row of every encoder that has what it changes.
         seeds: Runs of each encoder, with the seeds 0, 1, ..
         budget: Training of each cell: epochs=N; seconds=N of wall-clock time; or convergence=N, until validation
             NDCG@10 has not risen for N epochs. The epoch that is best in validation is tested.
-        study: Fragment in `configs/study`: what all rows share.
+        study: Fragment of the kind `study`: what all rows share.
         set: More that all rows share, as arguments of `seqrec fit` without dashes, such as model.d_model=32.
         path: Where the log is, if its fragment should not say it.
-        configs: Folder of the fragments.
+        configs: Folder of the fragments; None is `configs/fragments` of the package.
         folder: Where everything goes.
         jobs: Cells at a time on a CPU, whose cores they share; on GPUs there is one for each that is visible.
         device: auto, cpu or cuda.
@@ -61,7 +62,11 @@ def benchmark_paper(
         InputError: an argument is out of range, or cells failed; the others are finished then.
     """
     settings = Settings(
-        Path(configs), study, Budget.parse(budget), path, tuple(f"--{words}" for words in set)
+        CONFIGS / "fragments" if configs is None else Path(configs),
+        study,
+        Budget.parse(budget),
+        path,
+        tuple(f"--{words}" for words in set),
     )
     cells = plan(
         settings,

@@ -24,7 +24,7 @@ from seqrec.experiments.grid.runner import make_slots
 from seqrec.experiments.paper import benchmark_paper
 from seqrec.experiments.report import report, write
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs" / "fragments"
 TIMEOUT = 300
 GRID = (
     *("--data", "synthetic", "--lengths", "20", "--seeds", "1", "--budget", "epochs=2", "--folder", "grid"),
