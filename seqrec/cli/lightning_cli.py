@@ -1,37 +1,23 @@
-"""The command line: `seqrec prepare | tune | fit | validate | test | predict`, and `cli_commands.COMMANDS`."""
+"""The commands that run a trainer: prepare, tune, fit, validate, test, and recommend with a trainer."""
 
 from __future__ import annotations
 
-import faulthandler
 import itertools
-import logging
-import os
-import signal
 import sys
-import warnings
+from argparse import HelpFormatter, _HelpAction
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from seqrec import __version__
-from seqrec.catalogue.distributed import leave_job
-from seqrec.cli.arguments import (
-    refuse_model_max_length,
-    refuse_slurm_without_srun,
-    with_checkpoint_file,
-    with_config_of_checkpoint,
-    with_named_target,
-    with_protocol_presets,
-)
-from seqrec.cli.commands import COMMANDS, run_command
-from seqrec.cli.errors import explain, in_one_line
+from seqrec.cli.arguments import as_prediction, expand, refuse_slurm_without_srun
+from seqrec.cli.help import short_help
+from seqrec.cli.parsing import ArgumentParser, with_names
 from seqrec.cli.trainer import Trainer
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.errors import StoppedError
 from seqrec.evaluation.protocols import FullRanking, Protocol
 from seqrec.evaluation.report import metrics_table, write_metrics
 from seqrec.evaluation.results import ResultsWriter
@@ -51,17 +37,54 @@ from seqrec.runs.callbacks import (
 from seqrec.runs.summary import FILE_NAME as SUMMARY_FILE
 
 
-class ArgumentParser(LightningArgumentParser):
-    """Parser that refuses in one line, with what is allowed."""
+class RunParser(ArgumentParser, LightningArgumentParser):
+    """Parser of a command with the options of a run."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the reason and exit with status 2."""
-        sys.stderr.write(f"error: {explain(message, self, ex)}\n")
-        raise SystemExit(2)
+    # The command, if `--help` is to list only what most people set first.
+    shortened: str | None = None
+
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        """Return the help; a short one if `shortened` is set."""
+        return short_help(self, self.shortened) if self.shortened else super().format_help(formatter)
+
+    def add_long_help(self, command: str) -> None:
+        """Make `--help` short, and add `--help_all` and the help of each part, such as `--trainer.help`."""
+        self.shortened = command
+        self.add_argument("--help_all", action=_LongHelp, help="list every option")
+        for part in self.groups or ():
+            if f"--{part}.help" not in self._option_string_actions:
+                self.add_argument(f"--{part}.help", action=_LongHelp, help=f"list the options of {part}")
+
+
+class _LongHelp(_HelpAction):
+    """Prints the help of all options, or those of one part."""
+
+    def __call__(
+        self, parser: Any, namespace: object, values: object, option_string: str | None = None
+    ) -> None:
+        """Print and exit."""
+        part = (option_string or "")[2:].removesuffix(".help")
+        parser.shortened = None
+        if part in parser.groups:
+            formatter = parser._get_formatter()
+            formatter.add_arguments(parser.groups[part]._group_actions)
+            print(formatter.format_help())
+        else:
+            parser.print_help()
+        parser.exit()
 
 
 class SeqrecCLI(LightningCLI):
-    """Lightning's command line with what a run of a recommender needs around it."""
+    """Lightning's command line with the callbacks, links and reports of a recommender's run.
+
+    Args:
+        command: The command to build the parser of; None builds those of all commands, which takes longer.
+        **settings: Arguments of `LightningCLI`.
+    """
+
+    def __init__(self, command: str | None, **settings: Any) -> None:
+        self.command = command
+        super().__init__(**settings)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Parser without abbreviations, which would let misspelt arguments pass."""
@@ -92,11 +115,18 @@ class SeqrecCLI(LightningCLI):
         parser.link_arguments("data.num_items", "model.init_args.num_items", apply_on="instantiate")
         parser.link_arguments("data.num_users", "model.init_args.num_users", apply_on="instantiate")
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Trainer methods that are commands, with the arguments that the command line gives them itself."""
-        mine = {"prepare": {"datamodule"}, "tune": {"model", "datamodule"}}
-        return {**mine, **LightningCLI.subcommands()}
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method of all commands
+        """Return the trainer's methods that are commands, with the arguments that are not options."""
+        every = {"prepare": {"datamodule"}, "tune": {"model", "datamodule"}, **LightningCLI.subcommands()}
+        return every if self.command is None else {self.command: every[self.command]}
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        assert isinstance(parser, RunParser)
+        parser.add_long_help(subcommand)
+        return parser
 
     def _parse_ckpt_path(self) -> None:
         """Leave the config alone: a checkpoint holds the model's arguments, and Lightning checks the weights."""
@@ -104,7 +134,7 @@ class SeqrecCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; for `prepare` the data alone."""
         if self.subcommand == "prepare":
-            parser = ArgumentParser()
+            parser = RunParser()
             parser.add_lightning_class_args(SequenceDataModule, "data")
             config = parser.parse_object({"data": self._get(self.config, "data")})
             self.datamodule = parser.instantiate_classes(config).data
@@ -196,52 +226,25 @@ def _reasons(left_out: Mapping[str, int]) -> str:
     return f" (not judged: {', '.join(reasons)})" if reasons else ""
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Entry point of the `seqrec` command.
+def run(name: str | None, words: Sequence[str], summary: str = "", positional: str | None = None) -> None:
+    """Run a command that takes the options of a run.
 
     Args:
-        args: Words behind `seqrec`; None is the command line's.
+        name: The command, a method of `Trainer`. None if the words contain it, after a config of several commands.
+        words: Its arguments, with underscores.
+        summary: One line for its help.
+        positional: The argument that may be given without its name.
     """
-    _silence_third_parties()
-    # A process that the system ends, as where a disk fails under a memory-mapped file, says where it was.
-    if not faulthandler.is_enabled() and sys.__stderr__ is not None:
-        faulthandler.enable(sys.__stderr__)
-    try:
-        _run(list(sys.argv[1:] if args is None else args))
-        # Short output shows here that nobody reads it, and not when Python ends.
-        sys.stdout.flush()
-        leave_job()
-    except BrokenPipeError:
-        # Whoever read our output has gone, as in `seqrec doctor | head`; what is left to write goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(128 + signal.SIGPIPE) from None
-    except Exception as error:
-        # jsonargparse wraps what a constructor raises; what is not ours at heart is a bug and keeps its traceback.
-        reason = in_one_line(error)
-        if reason is None or os.environ.get("SEQREC_TRACEBACK"):
-            raise
-        sys.stderr.write(f"error: {reason}\n")
-        raise SystemExit(2) from None
-    except SystemExit as end:
-        if isinstance(end, StoppedError):
-            # Ranks stop together, behind a step.
-            leave_job()
-        raise SystemExit(_status(end)) from None
-
-
-def _run(words: list[str]) -> None:
-    """Run the command that words name."""
-    if words and words[0] in COMMANDS:
-        run_command(words, main)
-        return
-    words = with_config_of_checkpoint(with_checkpoint_file(with_named_target(words)))
-    words = with_protocol_presets(words)
-    refuse_model_max_length(words)
-    # Lightning starts the processes of other ranks with the words of this one.
-    sys.argv = [sys.argv[0], *words]
+    if name == "predict":
+        words = as_prediction(words)
+    argv = expand(name, with_names(words, positional), checkpoint="--ckpt_path")
+    argv = argv if name is None else [name, *argv]
+    # Lightning starts the other processes of a job with the words of this one.
+    sys.argv = [sys.argv[0], *argv]
     SeqrecCLI(
-        Recommender,
-        SequenceDataModule,
+        name,
+        model_class=Recommender,
+        datamodule_class=SequenceDataModule,
         trainer_class=Trainer,
         trainer_defaults={
             "logger": {"class_path": "seqrec.RunFolder"},
@@ -249,34 +252,8 @@ def _run(words: list[str]) -> None:
             "num_sanity_val_steps": 0,
         },
         seed_everything_default=0,
-        parser_class=ArgumentParser,
-        parser_kwargs={
-            "description": (
-                "Train, compare and serve sequential recommenders on long histories. "
-                f"More commands, each with a --help of its own: {', '.join(COMMANDS)}."
-            ),
-            "version": __version__,
-        },
+        parser_class=RunParser,
+        parser_kwargs={"version": __version__} | ({name: {"description": summary}} if name else {}),
         subclass_mode_model=True,
         auto_configure_optimizers=False,
-    )
-
-
-def _status(end: SystemExit) -> Any:
-    """Exit status, where Lightning ends with 1 after Ctrl-C, and with 0 after a SIGTERM outside of training."""
-    if isinstance(end.__context__, KeyboardInterrupt):
-        return 128 + signal.SIGINT
-    return 128 + signal.SIGTERM if isinstance(end, SIGTERMException) else end.code
-
-
-def _silence_third_parties() -> None:
-    """Hide what a user of the command line can do nothing about."""
-    # The loader reads memory-mapped arrays; more worker processes do not make it faster.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")
-    # Baselines have nothing to optimise.
-    warnings.filterwarnings("ignore", message=".*returned `None`.*")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "litlogger" not in record.getMessage()
     )

@@ -249,7 +249,7 @@ def test_limited_evaluation_says_how_many_users_it_judged(capsys: pytest.Capture
 def test_user_embedding_and_all_windows_train():
     main((*FIT, "--model.user_embedding", "true", "--data.train_windows", "StridedWindows"))
     config = yaml.safe_load(Path("runs/version_0/config.yaml").read_text())
-    assert config["data"]["train_windows"]["class_path"] == "seqrec.data.windows.StridedWindows"
+    assert config["data"]["train_windows"]["class_path"] == "seqrec.StridedWindows"
     model = MambaRec.load_from_checkpoint("runs/version_0/checkpoints/best.ckpt")
     assert model.users.num_items == 30
 
@@ -383,7 +383,7 @@ def test_a_command_that_ends_well_leaves_its_job(
         if end is not None:
             raise end
 
-    monkeypatch.setattr("seqrec.cli.lightning_cli._run", run)
+    monkeypatch.setattr("seqrec.cli.run_command", run)
     with nullcontext() if end is None else pytest.raises(SystemExit) as stopped:
         main(())
     assert end is None or stopped.value.code == 143
