@@ -29,8 +29,8 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
     - `--config` is a file, or the name of a config of the package.
     - `--protocol` may be the name of a preset; later arguments may change parts of it.
 
-    A run that names a checkpoint and no config gets the config of the checkpoint's run. A `fit` that SLURM starts again
-    gets the resume point that its job left below `runs`.
+    A run that names a checkpoint and no config gets the config of the checkpoint's run, and `recommend` without an
+    output writes to that run's folder. A `fit` that SLURM restarts gets the resume point that its job left in `runs`.
 
     Args:
         name: The command.
@@ -43,14 +43,14 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
     """
     is_run = checkpoint == "--ckpt_path"
     argv: list[str] = []
-    given: dict[str, list[str]] = {"--ckpt": [], "--config": []}
+    given: dict[str, list[str]] = {"--ckpt": [], "--config": [], "--output": []}
     waiting = deque(words)
     while waiting:
         option, equals, value = waiting.popleft().partition("=")
         option = {"-c": "--config", "--ckpt_path": "--ckpt"}.get(option, option)
         if option in ("--model.max_length", "--model.init_args.max_length"):
             raise InputError(_REFUSED_LENGTH.format(option))
-        if option not in ("--ckpt", "--config", "--protocol") or not (equals or waiting):
+        if option not in ("--ckpt", "--config", "--output", "--protocol") or not (equals or waiting):
             argv.append(option + equals + value)
             continue
         value = value if equals else waiting.popleft()
@@ -58,16 +58,20 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
             value = find_checkpoint(value, to_resume=name == "fit")
         elif option == "--config":
             value = _config(value, refuse_length=is_run)
-        elif is_run:
+        elif option == "--protocol" and is_run:
             value = _protocol(value)
         given.setdefault(option, []).append(value)
         argv += [checkpoint if option == "--ckpt" else option, value]
     if name == "fit" and not given["--ckpt"]:
         given["--ckpt"] = _resume_point_of_slurm_job()
         argv += [word for file in given["--ckpt"] for word in (checkpoint, file)]
-    if is_run and given["--ckpt"] and not given["--config"]:
-        config = Path(given["--ckpt"][0]).parent.parent / "config.yaml"
-        argv = [*(["--config", str(config)] if config.is_file() else []), *argv]
+    if not given["--ckpt"] or given["--config"]:
+        return argv
+    run = Path(given["--ckpt"][0]).parent.parent
+    if is_run and (run / "config.yaml").is_file():
+        argv = ["--config", str(run / "config.yaml"), *argv]
+    elif name in ("recommend", "predict") and not is_run and not given["--output"]:
+        argv += ["--output", str(run / "recommendations")]
     return argv
 
 

@@ -1,7 +1,7 @@
 """The table of commands, and the commands that need only a few lines.
 
-Functions here import what they need when they run. None has a name of `seqrec.__all__`: the parser looks each function's
-name up there, which would load what it stands for.
+Functions here import what they need when they run. None has a name of `seqrec.__all__`: the parser looks up the name of
+each function there, which would load a public name.
 """
 
 from __future__ import annotations

@@ -31,6 +31,11 @@ KINDS = {
 }
 # Config key -> the classes that it takes, which share no base.
 CHOICES = {"sessions": ("seqrec.InMemoryStore", "seqrec.SQLiteStore", "seqrec.RedisStore")}
+# Messages of jsonargparse for a name or a path that is no class of the kind that a key takes.
+UNKNOWN_CLASS = (
+    r"Expected a dot import path string: (\S+)|given class_path '([^']+)':\s+module \S+ has no attribute|"
+    r"does not correspond to a subclass of .*?Given value: (\S+)"
+)
 # Messages of torch.distributed if the process at the other end of a connection has gone.
 LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
@@ -53,9 +58,9 @@ def explain(message: str, parser: ArgumentParser, error: BaseException | None) -
         name = next(group for group in option.groups() if group).lstrip("-").partition("=")[0]
         return _unknown_argument(name, parser)
     key = re.search(r'Parser key "([^"]+)"', message)
-    path = re.search(r"Expected a dot import path string: (\S+)", message)
+    path = re.search(UNKNOWN_CLASS, message, re.DOTALL)
     if key and path:
-        return _unknown_class(key[1], path[1])
+        return _unknown_class(key[1], next(group for group in path.groups() if group))
     missing = re.fullmatch(r"the following arguments are required: (\w+)", message)
     if missing:
         return _missing_argument(missing[1])
