@@ -20,14 +20,14 @@ CONFIGS = next(
 
 
 def find_config(name: str) -> Path:
-    """Return the config file that a name stands for: a path, or else a config of the package.
+    """Return the config file of a name: a path, or else a config of the package.
 
     Args:
         name: Path of a file; or the name of a shipped config, such as `quickstart`, `trainer/ddp` or
             `fragments/model/SASRec`. The prefix `configs/` and the suffix `.yaml` may be given.
 
     Raises:
-        MissingInputError: if there is neither such a file nor such a config.
+        MissingInputError: if neither a file nor a config of the package has that name.
 
     Example:
         >>> find_config("fragments/model/SASRec").name

@@ -56,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _leave_job() -> None:
-    # Without torch there is no job of several processes.
+    # A job of several processes needs torch.
     if "torch" in sys.modules:
         from seqrec.catalogue.distributed import leave_job
 

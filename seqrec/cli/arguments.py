@@ -1,4 +1,4 @@
-"""What words of the command line stand for: checkpoints, configs and protocols by name."""
+"""Checkpoints, configs and protocols by name, resolved before a parser reads them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from seqrec.errors import InputError, MissingInputError
 RUNS = Path("runs")
 LAST, BEST = "last.ckpt", "best.ckpt"
 # Options of a run. With one of them, `recommend` uses a trainer.
-RUN_OPTIONS = {"trainer", "data", "model", "protocol", "recommendations", "seed_everything"}
+RUN_OPTIONS = {"trainer", "data", "model", "protocol", "execution", "recommendations", "seed_everything"}
 
 
 def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[str]:
@@ -38,8 +38,8 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
         checkpoint: What its parser calls the option of the checkpoint: `--ckpt_path` for a run, else `--ckpt`.
 
     Raises:
-        MissingInputError: if there is no checkpoint or no config of that name.
-        InputError: if the maximal length of the model is set, which is the data's.
+        MissingInputError: if no checkpoint or config has that name.
+        InputError: if `max_length` of the model is set, which is the data's.
     """
     is_run = checkpoint == "--ckpt_path"
     argv: list[str] = []
@@ -76,7 +76,7 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
 
 
 def find_checkpoint(name: str, *, to_resume: bool) -> str:
-    """Return the checkpoint that a name stands for.
+    """Return the checkpoint of a name.
 
     Args:
         name: A checkpoint, which need not exist; a run folder; a folder of runs, for the run with the newest
@@ -95,22 +95,13 @@ def find_checkpoint(name: str, *, to_resume: bool) -> str:
         return name
     from seqrec.runs.checkpoints import resume_points
 
-    direct = (
-        place
-        for place in (folder, folder / "checkpoints")
-        if resume_points(place) or (place / BEST).is_file()
-    )
-    place = next(direct, None)
-    if place is None:
-        files = [*folder.rglob(LAST), *folder.rglob(BEST)]
-        if not files:
-            raise MissingInputError(
-                f"--ckpt {name}: {folder} contains neither {LAST} nor {BEST}, also deeper down"
-            )
-        place = max(files, key=lambda file: file.stat().st_mtime).parent
-    best = [file for file in (place / BEST,) if file.is_file()]
-    found = [*resume_points(place), *best] if to_resume else [*best, *resume_points(place)]
-    return str(found[0])
+    newest = sorted([*folder.rglob(LAST), *folder.rglob(BEST)], key=lambda file: file.stat().st_mtime)[-1:]
+    for place in (folder, folder / "checkpoints", *(file.parent for file in newest)):
+        best = [file for file in (place / BEST,) if file.is_file()]
+        points = resume_points(place)
+        if found := [*points, *best] if to_resume else [*best, *points]:
+            return str(found[0])
+    raise MissingInputError(f"--ckpt {name}: {folder} contains neither {LAST} nor {BEST}, also deeper down")
 
 
 def asks_for_a_trainer(words: Sequence[str]) -> bool:
@@ -136,14 +127,7 @@ def as_prediction(words: Sequence[str]) -> list[str]:
 
 
 def refuse_slurm_without_srun(plugins: object) -> None:
-    """Refuse a trainer for SLURM tasks in a process that is not one.
-
-    Args:
-        plugins: `trainer.plugins` of the parsed config.
-
-    Raises:
-        InputError: if it contains SLURM's environment, and `srun` did not start this process.
-    """
+    """Refuse `trainer.plugins` with SLURM's environment if `srun` did not start this process."""
     if "SLURMEnvironment" in str(plugins) and "SLURM_NTASKS" not in os.environ:
         raise InputError(
             "trainer.plugins has SLURMEnvironment, but SLURM_NTASKS is not set: start the command with srun in an "
@@ -157,12 +141,8 @@ _REFUSED_LENGTH = "{} is not accepted: a model's max_length is the data's; set d
 def _config(value: str, *, refuse_length: bool) -> str:
     # A config may also be a URL or YAML text, which the parser reads itself.
     path = str(find_config(value)) if re.fullmatch(r"[\w./+-]+", value) else value
-    model = _content(path).get("model")
-    if (
-        refuse_length
-        and isinstance(model, dict)
-        and "max_length" in {*model, *(model.get("init_args") or {})}
-    ):
+    model = _content(path).get("model") if refuse_length else None
+    if isinstance(model, dict) and "max_length" in {*model, *(model.get("init_args") or {})}:
         raise InputError(_REFUSED_LENGTH.format(f"{path}: model.init_args.max_length"))
     return path
 

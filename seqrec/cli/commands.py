@@ -26,8 +26,8 @@ class Command:
 
     Attributes:
         summary: One line for `seqrec --help`.
-        function: The function whose arguments are the command's options, as `module:name`. None if the command is a
-            method of `seqrec.cli.trainer.Trainer`, with the options of a run.
+        function: `module:name` of a function; its arguments are the command's options. None if the command is a method
+            of `seqrec.cli.trainer.Trainer`, with the options of a run.
         positional: The argument that may be given without its name.
     """
 
@@ -37,6 +37,15 @@ class Command:
 
 
 _RECOMMEND = "seqrec.inference.bulk.command:recommend"
+_BENCHMARKS = {
+    "data": "preparation and loading of a generated log",
+    "catalogue": "time and memory of a training step by catalogue size",
+    "scan": "all backends of the selective scan",
+    "training": "a training step in several precisions",
+    "inference": "one further event, and the throughput of sessions",
+    "serve": "a server with many clients",
+    "recall": "which encoder finds a signal that lies far back",
+}
 COMMANDS = {
     "prepare": Command("prepare the event store from the raw log, and summarise it"),
     "fit": Command("prepare, train, and test the best checkpoint"),
@@ -46,38 +55,22 @@ COMMANDS = {
     "recommend": Command("write the best items for every user, as Parquet", _RECOMMEND),
     "predict": Command("the same as recommend", _RECOMMEND),
     "serve": Command("serve recommendations over HTTP", "seqrec.serving.command:serve"),
-    "export": Command(
-        "write ONNX or .pt2 files that need no seqrec", "seqrec.cli.commands:export_checkpoint"
-    ),
+    "export": Command("write ONNX or .pt2 files that need no seqrec", f"{__name__}:export_checkpoint"),
     "sweep": Command("search parameters of a config with Optuna", "seqrec.cli.sweep:sweep"),
-    "compare": Command("compare runs on the same users", "seqrec.cli.commands:compare_runs", "runs"),
-    "configs": Command(
-        "list the configs of the package, or print one", "seqrec.cli.commands:configs", "name"
+    "compare": Command("compare runs on the same users", f"{__name__}:compare_runs", "runs"),
+    "configs": Command("list the configs of the package, or print one", f"{__name__}:configs", "name"),
+    "inspect": Command("show the contents of an event store", f"{__name__}:inspect", "store"),
+    "doctor": Command("list the fast paths of this machine", f"{__name__}:doctor"),
+    "report": Command("write the tables and figures of a grid", "seqrec.experiments.report:report", "folder"),
+    "benchmark paper": Command(
+        "a grid: every encoder at every length", "seqrec.experiments.paper:benchmark_paper"
     ),
-    "inspect": Command("show the contents of an event store", "seqrec.cli.commands:inspect", "store"),
-    "doctor": Command("list the fast paths of this machine", "seqrec.cli.commands:doctor"),
-    "report": Command(
-        "write tables and figures of `benchmark paper`", "seqrec.experiments.report:report", "folder"
-    ),
-    "benchmark paper": Command("every encoder at every length", "seqrec.experiments.paper:benchmark_paper"),
-    "benchmark data": Command(
-        "preparation and loading of a generated log", "seqrec.benchmark.data:benchmark_data"
-    ),
-    "benchmark catalogue": Command(
-        "a training step by catalogue size", "seqrec.benchmark.catalogue:benchmark_catalogue"
-    ),
-    "benchmark scan": Command("all backends of the selective scan", "seqrec.benchmark.scan:benchmark_scan"),
-    "benchmark training": Command(
-        "a training step in several precisions", "seqrec.benchmark.training:benchmark_training"
-    ),
-    "benchmark inference": Command(
-        "one further event, and the throughput of sessions", "seqrec.benchmark.inference:benchmark_inference"
-    ),
-    "benchmark serve": Command("a server with many clients", "seqrec.benchmark.serve:benchmark_serve"),
-    "benchmark recall": Command(
-        "which encoder finds a signal that lies far back", "seqrec.benchmark.recall:benchmark_recall"
-    ),
+    **{
+        f"benchmark {name}": Command(line, f"seqrec.benchmark.{name}:benchmark_{name}")
+        for name, line in _BENCHMARKS.items()
+    },
 }
+# First words of commands of two words.
 GROUPS = {name.partition(" ")[0] for name in COMMANDS if " " in name}
 
 
@@ -88,7 +81,7 @@ def run_command(words: Sequence[str]) -> None:
         words: The command and its arguments.
 
     Raises:
-        InputError: if there is no such command.
+        InputError: if no command has that name.
     """
     if words and words[0] == "--version":
         print(f"seqrec {__version__}")
@@ -126,7 +119,7 @@ def command_named(words: Sequence[str]) -> str:
     """Return the name of the command at the start of words.
 
     Raises:
-        InputError: if there is none; the message names the nearest.
+        InputError: if no command has that name; the message contains the nearest.
 
     Example:
         >>> command_named(["benchmark", "data", "--events", "1M"])
@@ -149,7 +142,7 @@ def inspect(store: str, *, verify: bool = True, json: bool = False) -> None:
         json: Whether to print JSON for programs.
 
     Raises:
-        StoreError: if there is no store in the folder.
+        StoreError: if the folder contains no store.
     """
     from seqrec.data.inspect import describe
     from seqrec.data.inspect_text import report_text
@@ -182,7 +175,7 @@ def configs(name: str | None = None) -> None:
         name: Name of the config to print, such as `quickstart` or `trainer/ddp`. None lists all.
 
     Raises:
-        MissingInputError: if there is no such config.
+        MissingInputError: if no config has that name.
     """
     if name is not None:
         print(find_config(name).read_text(encoding="utf-8"), end="")

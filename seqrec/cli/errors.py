@@ -41,13 +41,7 @@ LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Broken pi
 
 
 def explain(message: str, parser: ArgumentParser, error: BaseException | None) -> str:
-    """Return the parser's message as one line.
-
-    Args:
-        message: The message, which may have several lines.
-        parser: The parser that refused: that of a command, or of one class.
-        error: The exception, if one was raised.
-    """
+    """Return as one line the message and the exception of a parser, which is that of a command or of one class."""
     ours = our_error(error)
     if ours is not None:
         return str(ours)
@@ -69,7 +63,7 @@ def explain(message: str, parser: ArgumentParser, error: BaseException | None) -
 
 
 def our_error(error: BaseException | None) -> InputError | None:
-    """Return the `InputError` that caused an exception; None if there is none."""
+    """Return the `InputError` that caused an exception; None if another error did."""
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__
     return error
@@ -101,12 +95,7 @@ def in_one_line(error: BaseException) -> str | None:
 
 
 def classes_of(key: str, *, exact: bool = False) -> list[type[Any]]:
-    """Return the classes that a config key takes; empty if it takes none.
-
-    Args:
-        key: A dotted key, or its last part, since the parser of a class knows no more of it.
-        exact: Whether the last part is not enough.
-    """
+    """Return the classes that a config key takes; unless `exact`, its last part is enough, as class parsers name it."""
     if key in CHOICES:
         return [class_named(path) for path in CHOICES[key]]
     bases = [path for full, path in KINDS.items() if full == key or (not exact and _last(full) == _last(key))]
@@ -125,7 +114,7 @@ def _unknown_class(key: str, path: str) -> str:
 
 
 def _missing_argument(name: str) -> str:
-    """Return a message that names the classes which may require the argument: their parsers name it alone."""
+    """Return a message that names the classes that require the argument; their parsers do not know the keys above."""
     places = [
         f"--{key}.{name} ({cls.__name__})"
         for key in (*KINDS, *CHOICES)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
@@ -35,6 +36,15 @@ from seqrec.runs.callbacks import (
     RunSummary,
 )
 from seqrec.runs.summary import FILE_NAME as SUMMARY_FILE
+
+CALLBACKS: dict[str, type[Callback]] = {
+    "checkpoint": BestCheckpoint,
+    "early_stopping": EarlyStopping,
+    "resume_points": ResumePoints,
+    "execution": EncoderCompile,
+    "recommendations": RecommendationWriter,
+    "results": ResultsWriter,
+}
 
 
 class RunParser(ArgumentParser, LightningArgumentParser):
@@ -87,21 +97,17 @@ class SeqrecCLI(LightningCLI):
         super().__init__(**settings)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Parser without abbreviations, which would let misspelt arguments pass."""
+        """Return a parser without abbreviations, which would accept misspelt arguments."""
         return super().init_parser(**{"allow_abbrev": False} | kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the protocol, checkpoints, early stopping and the links from data to model."""
+        """Add the protocol, the callbacks and the links from data to model."""
         parser.add_subclass_arguments(Protocol, "protocol", required=False)
-        parser.set_defaults({"protocol": {"class_path": "seqrec.FullRanking"}})
-        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
-        parser.add_lightning_class_args(ResumePoints, "resume_points")
-        parser.add_lightning_class_args(EncoderCompile, "execution")
-        parser.add_lightning_class_args(RecommendationWriter, "recommendations")
-        parser.add_lightning_class_args(ResultsWriter, "results")
+        for key, callback in CALLBACKS.items():
+            parser.add_lightning_class_args(callback, key)
         parser.set_defaults(
             {
+                "protocol": {"class_path": "seqrec.FullRanking"},
                 "checkpoint.filename": "best",
                 "checkpoint.monitor": "val_NDCG@10",
                 "checkpoint.mode": "max",
@@ -129,10 +135,10 @@ class SeqrecCLI(LightningCLI):
         return parser
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the config alone: a checkpoint holds the model's arguments, and Lightning checks the weights."""
+        """Do nothing: the config of the run has the model's arguments, and Lightning checks the weights."""
 
     def instantiate_classes(self) -> None:
-        """Build data, model and trainer; for `prepare` the data alone."""
+        """Build data, model and trainer; `prepare` builds only the data."""
         if self.subcommand == "prepare":
             parser = RunParser()
             parser.add_lightning_class_args(SequenceDataModule, "data")
@@ -146,7 +152,7 @@ class SeqrecCLI(LightningCLI):
             self._keep_checkpoints_together(Path(self._get(self.config, "ckpt_path")))
 
     def _keep_checkpoints_together(self, resumed_from: Path) -> None:
-        """A resumed run has a folder of its own, but goes on with the checkpoints of the run it resumes."""
+        """Write checkpoints next to the one that was resumed; the new run folder contains only logs and metrics."""
         for callback in self.trainer.checkpoint_callbacks:
             if isinstance(callback, (BestCheckpoint, ResumePoints)) and callback.dirpath is None:
                 callback.dirpath = str(resumed_from.parent)
@@ -158,7 +164,7 @@ class SeqrecCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def after_fit(self) -> None:
-        """Test the best checkpoint, beside popularity."""
+        """Test the best checkpoint, and compare it with popularity."""
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         pruned = any(isinstance(callback, TrialReporter) and callback.pruned for callback in callbacks)
         if getattr(self.trainer, "fast_dev_run", False) or self.trainer.interrupted or pruned:
@@ -172,28 +178,28 @@ class SeqrecCLI(LightningCLI):
             self.test(self.model, self.datamodule, ckpt_path=best.best_model_path or None)
 
     def validate(self, model: Recommender, datamodule: SequenceDataModule, **kwargs: Any) -> None:
-        """Metrics on the validation targets."""
-        self._judge("validate", model, datamodule, kwargs)
+        """Compute the metrics of the validation targets."""
+        self._evaluate("validate", model, datamodule, kwargs)
 
     def test(self, model: Recommender, datamodule: SequenceDataModule, **kwargs: Any) -> None:
-        """Metrics on the test targets."""
-        self._judge("test", model, datamodule, kwargs)
+        """Compute the metrics of the test targets."""
+        self._evaluate("test", model, datamodule, kwargs)
 
-    def _judge(
+    def _evaluate(
         self, stage: str, model: Recommender, datamodule: SequenceDataModule, kwargs: dict[str, Any]
     ) -> None:
         (values,) = getattr(self.trainer, stage)(model, datamodule=datamodule, **kwargs | {"verbose": False})
         prefix = {"validate": "val_", "test": "test_"}[stage]
         rows = {model.title: {name.removeprefix(prefix): value for name, value in values.items()}}
         loader = datamodule.val_dataloader() if stage == "validate" else datamodule.test_dataloader()
-        # Fewer than all where the trainer limits them; the baseline then meets the same ones.
+        # The trainer may limit the batches. The baseline gets the same ones.
         (batches,) = self.trainer.num_val_batches if stage == "validate" else self.trainer.num_test_batches
         users = loader.sampler.num_windows(int(batches))
         if not isinstance(model, Popularity):
             counts = datamodule.train_item_counts()
             baseline = Popularity.from_counts(counts)
             baseline.protocol = model.protocol
-            baseline.to(self.trainer.strategy.root_device)  # where ranks can add up their metrics
+            baseline.to(self.trainer.strategy.root_device)  # processes add up metrics on their devices
             rows[baseline.title] = evaluate(
                 baseline,
                 itertools.islice(loader, int(batches)),
@@ -201,7 +207,7 @@ class SeqrecCLI(LightningCLI):
                 several_targets=datamodule.split.several_targets,
             )
         left_out = datamodule.split.left_out(datamodule.store, stage)
-        folder = self.trainer.log_dir  # asks all ranks, so not on the first alone
+        folder = self.trainer.log_dir  # a broadcast, so every process asks
         self._show(stage, rows, f"{users:,} users{_reasons(left_out)}, protocol {model.protocol.id}", folder)
         if folder is not None and self.trainer.is_global_zero:
             file = Path(folder) / f"{stage}_metrics.json"
@@ -212,16 +218,15 @@ class SeqrecCLI(LightningCLI):
         print(f"\n{stage} of {terms}")
         print(metrics_table(rows))
         if folder is not None:
-            names = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml")
-            found = [name for name in names if (Path(folder) / name).exists()]
-            found += [f"{stage}_metrics.json", SUMMARY_FILE]
-            if stage == "test" and (Path(folder) / RESULTS_FILE).exists():
-                found.append(RESULTS_FILE)
+            names = ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml"]
+            written = [f"{stage}_metrics.json", SUMMARY_FILE]
+            names += [*written, *([RESULTS_FILE] if stage == "test" else [])]
+            found = [name for name in names if name in written or (Path(folder) / name).exists()]
             print(f"run folder: {folder} ({', '.join(found)})")
 
 
 def _reasons(left_out: Mapping[str, int]) -> str:
-    """How many users are not judged and why, in brackets; nothing where all are."""
+    """Return the number of users left out by reason, in brackets; empty if no user is left out."""
     reasons = [f"{users:,} with {reason}" for reason, users in left_out.items() if users]
     return f" (not judged: {', '.join(reasons)})" if reasons else ""
 

@@ -32,7 +32,7 @@ class ArgumentParser(jsonargparse.ArgumentParser):
 
 
 def with_underscores(words: Sequence[str]) -> list[str]:
-    """Return words whose options have underscores instead of dashes.
+    """Return words with underscores instead of dashes in the names of options.
 
     Example:
         >>> with_underscores(["--top-k=5", "--protocol", "sasrec-100"])
@@ -47,7 +47,7 @@ def with_underscores(words: Sequence[str]) -> list[str]:
 
 
 def with_names(words: Sequence[str], positional: str | None = None, lists: Collection[str] = ()) -> list[str]:
-    """Return words in which each value stands after its option, and each list is one JSON word.
+    """Return words with each value after its option, and each list as one JSON word.
 
     Args:
         words: Arguments of a command.
