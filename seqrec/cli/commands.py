@@ -29,14 +29,19 @@ class Command:
         function: `module:name` of a function; its arguments are the command's options. None if the command is a method
             of `seqrec.cli.trainer.Trainer`, with the options of a run.
         positional: The argument that may be given without its name.
+        note: Last line of its help.
     """
 
     summary: str
     function: str | None = None
     positional: str | None = None
+    note: str | None = None
 
 
 _RECOMMEND = "seqrec.inference.bulk.command:recommend"
+_BY_TRAINER = (
+    "With options of a run (--config, --trainer.devices 2, ..) a trainer recommends: see --trainer.help."
+)
 _BENCHMARKS = {
     "data": "preparation and loading of a generated log",
     "catalogue": "time and memory of a training step by catalogue size",
@@ -52,8 +57,8 @@ COMMANDS = {
     "validate": Command("compute the validation metrics of a checkpoint"),
     "test": Command("compute the test metrics of a checkpoint"),
     "tune": Command("find a step size, or the largest batch that fits", positional="what"),
-    "recommend": Command("write the best items for every user, as Parquet", _RECOMMEND),
-    "predict": Command("the same as recommend", _RECOMMEND),
+    "recommend": Command("write the best items for every user, as Parquet", _RECOMMEND, note=_BY_TRAINER),
+    "predict": Command("the same as recommend", _RECOMMEND, note=_BY_TRAINER),
     "serve": Command("serve recommendations over HTTP", "seqrec.serving.command:serve"),
     "export": Command("write ONNX or .pt2 files that need no seqrec", f"{__name__}:export_checkpoint"),
     "sweep": Command("search parameters of a config with Optuna", "seqrec.cli.sweep:sweep"),
@@ -75,44 +80,29 @@ GROUPS = {name.partition(" ")[0] for name in COMMANDS if " " in name}
 
 
 def run_command(words: Sequence[str]) -> None:
-    """Run the command that words name; only its parser is built, and only its modules are imported.
-
-    Args:
-        words: The command and its arguments.
-
-    Raises:
-        InputError: if no command has that name.
-    """
+    """Run a command, which is the first of words; only its parser is built, and only its modules are imported."""
     if words and words[0] == "--version":
         print(f"seqrec {__version__}")
         return
-    if (
-        not words
-        or words[0] in ("--help", "-h")
-        or (words[0] in GROUPS and words[1:2] in (["--help"], ["-h"]))
-    ):
-        group = "".join(words[:1]) if words and words[0] in GROUPS else ""
+    group = words[0] if words and words[0] in GROUPS else ""
+    if not words or words[1 if group else 0 :][:1] in (["--help"], ["-h"]):
         print(overview({name: each.summary for name, each in COMMANDS.items()}, group))
-        if not words:
-            raise SystemExit(2)
-        return
+        raise SystemExit(0 if words else 2)
     if words[0].startswith("-"):
         # Lightning accepts a config of several commands in front of the command.
-        name, command, arguments = None, Command(""), list(words)
+        name, command, arguments = None, Command(""), with_underscores(words)
     else:
         name = command_named(words)
         command, arguments = COMMANDS[name], with_underscores(words[len(name.split()) :])
-    if (
-        name is None
-        or command.function is None
-        or (name in ("recommend", "predict") and asks_for_a_trainer(arguments))
-    ):
+    by_trainer = name in ("recommend", "predict") and asks_for_a_trainer(arguments)
+    if name is None or command.function is None or by_trainer:
         from seqrec.cli.lightning_cli import run
 
         run("predict" if name == "recommend" else name, arguments, command.summary, command.positional)
     else:
         function = pkgutil.resolve_name(command.function)
-        call(name, function, expand(name, arguments, checkpoint="--ckpt"), command.positional)
+        argv = expand(name, arguments, checkpoint="--ckpt")
+        call(name, function, argv, positional=command.positional, note=command.note)
 
 
 def command_named(words: Sequence[str]) -> str:

@@ -57,18 +57,12 @@ GROUPS = {
         "resume_points.every_minutes": "",
         "execution.compile": "",
     },
-    "lists": dict.fromkeys(
-        (f"recommendations.{key}" for key in ("directory", "top_k", "filter_seen", "block")), ""
-    ),
     "this command": dict.fromkeys(("overwrite", "what", "min_lr", "max_lr", "steps", "max_batch_size"), ""),
 }
 LEFT_OUT = {
-    "prepare": ("model", "evaluation", "training", "lists"),
-    "tune": ("evaluation", "lists"),
-    "fit": ("lists",),
-    "validate": ("training", "lists"),
-    "test": ("training", "lists"),
-    "predict": ("evaluation", "training"),
+    "prepare": ("model", "evaluation", "training"),
+    "tune": ("evaluation",),
+    **dict.fromkeys(("validate", "test", "predict"), ("training",)),
 }
 
 
@@ -84,12 +78,7 @@ def overview(summaries: Mapping[str, str], group: str = "") -> str:
 
 
 def short_help(parser: ArgumentParser, command: str) -> str:
-    """Return the help of a run's command with what most people set first.
-
-    Args:
-        parser: The command's parser, which knows defaults and descriptions.
-        command: Its name.
-    """
+    """Return the help of a run's command, with defaults and descriptions of its parser."""
     actions = {action.dest: action for action in parser._actions}
     lines = [f"usage: seqrec {command} --config CONFIG [options]", "", parser.description or ""]
     for heading, texts in GROUPS.items():
@@ -99,7 +88,7 @@ def short_help(parser: ArgumentParser, command: str) -> str:
             if name in actions or name.startswith("model.")
             for line in _option(name, text, actions.get(name))
         ]
-        if rows and heading not in LEFT_OUT[command]:
+        if rows and heading not in LEFT_OUT.get(command, ()):
             lines += ["", f"{heading}:", *rows]
     lines += ["", "more:", *_rows("--help-all", "every option, also of the trainer and of all callbacks")]
     lines += _rows("--KEY.help [CLASS]", "the options of one part: --model.help SASRec, --trainer.help")

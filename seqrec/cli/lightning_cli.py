@@ -242,7 +242,8 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
     """
     if name == "predict":
         words = as_prediction(words)
-    argv = expand(name, with_names(words, positional), checkpoint="--ckpt_path")
+    named = name or next((word for word in words if word == "fit"), None)
+    argv = expand(named, with_names(words, positional), checkpoint="--ckpt_path")
     argv = argv if name is None else [name, *argv]
     # Lightning starts the other processes of a job with the words of this one.
     sys.argv = [sys.argv[0], *argv]

@@ -78,7 +78,12 @@ def with_names(words: Sequence[str], positional: str | None = None, lists: Colle
 
 
 def call(
-    name: str, function: Callable[..., object], words: Sequence[str], positional: str | None = None
+    name: str,
+    function: Callable[..., object],
+    words: Sequence[str],
+    *,
+    positional: str | None = None,
+    note: str | None = None,
 ) -> None:
     """Call a function with arguments from the command line.
 
@@ -89,10 +94,13 @@ def call(
         function: Its signature and docstring describe the options.
         words: The options, with underscores.
         positional: The parameter that may be given without its name.
+        note: Last line of the help.
     """
     usage = f"seqrec {name} {positional.upper() + ' ' if positional else ''}[options]"
     about = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
-    parser = ArgumentParser(usage=usage, description=about, version=__version__, allow_abbrev=False)
+    parser = ArgumentParser(
+        usage=usage, description=about, epilog=note, version=__version__, allow_abbrev=False
+    )
     parser.add_argument("--config", action="config", help="YAML file with the options")
     hints = get_type_hints(function)
     kinds = ((key, cls) for key, kind in hints.items() for cls in (kind, *get_args(kind)))

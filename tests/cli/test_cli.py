@@ -390,6 +390,7 @@ def test_a_command_that_ends_well_leaves_its_job(
     assert not torch.distributed.is_initialized()
 
 
+@pytest.mark.process
 def test_two_ranks_prepare_once_and_test_like_one(tmp_path: Path):
     command = [sys.executable, "-m", "seqrec", *FIT, "--trainer.logger.save_dir", "out"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}

@@ -88,12 +88,9 @@ def test_what_is_refused_is_said_in_one_line(
 
 
 def test_help_lists_all_commands_and_each_has_a_help(capsys: pytest.CaptureFixture[str]):
-    main(["--help"])
-    overview = capsys.readouterr().out
-    main(["benchmark", "--help"])
-    assert [
-        line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("  benchmark")
-    ] == [name.split()[1] for name in BENCHMARKS]
+    overview = shown(capsys, "--help")
+    benchmarks = [line for line in shown(capsys, "benchmark", "--help").splitlines() if line.startswith("  ")]
+    assert [line.split()[1] for line in benchmarks] == [name.split()[1] for name in BENCHMARKS]
     for name, command in COMMANDS.items():
         assert f"  {name} " in overview
         assert command.summary in overview
@@ -105,6 +102,7 @@ def test_a_command_has_a_help(name: str, capsys: pytest.CaptureFixture[str]):
     output = shown(capsys, *name.split(), "--help")
     assert output.startswith(f"usage: seqrec {name} ")
     assert "--config" in output
+    assert ("a trainer recommends" in output) == (name in ("recommend", "predict"))
 
 
 def test_no_command_shows_the_overview_and_fails(capsys: pytest.CaptureFixture[str]):
