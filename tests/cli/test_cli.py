@@ -140,8 +140,9 @@ def test_test_of_the_best_checkpoint_repeats_what_fit_said(capsys: pytest.Captur
     said = re.findall(r"^MambaRec.*$", capsys.readouterr().out, re.MULTILINE)
     main(("test", "--ckpt_path", "runs/version_0/checkpoints/best.ckpt"))
     assert re.findall(r"^MambaRec.*$", capsys.readouterr().out, re.MULTILINE) == said
-    main(("validate", "--ckpt_path=runs/version_0/checkpoints/best.ckpt"))
-    assert "validate of 30 users" in capsys.readouterr().out
+    for ckpt in ("--ckpt_path=runs/version_0/checkpoints/best.ckpt", "--ckpt=runs/version_0", "--ckpt=runs"):
+        main(("validate", ckpt))
+        assert "validate of 30 users" in capsys.readouterr().out
 
 
 def test_one_checkpoint_is_tested_by_the_protocols_of_others(capsys: pytest.CaptureFixture[str]):

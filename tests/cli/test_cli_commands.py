@@ -102,7 +102,7 @@ def test_a_command_has_a_help(name: str, capsys: pytest.CaptureFixture[str]):
     output = shown(capsys, *name.split(), "--help")
     assert output.startswith(f"usage: seqrec {name} ")
     assert "--config" in output
-    assert ("a trainer recommends" in output) == (name in ("recommend", "predict"))
+    assert ("see --trainer.help" in output) == (name in ("recommend", "predict"))
 
 
 def test_no_command_shows_the_overview_and_fails(capsys: pytest.CaptureFixture[str]):
