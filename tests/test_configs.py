@@ -24,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+FRAGMENTS = CONFIGS / "fragments"
 NAMES = {"kuairand_5k": "log_standard_1.csv", "lfm1b_1k": "LFM-1b_LEs.txt", "own_log": "log.csv"}
 TWO_STEPS = (
     *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),
@@ -73,13 +74,13 @@ def test_encoder_config_swaps_the_model_of_another_config(name: str, capsys: pyt
         "--config",
         str(CONFIGS / "quickstart.yaml"),
         "--config",
-        str(CONFIGS / "model" / f"{name}.yaml"),
+        str(FRAGMENTS / "model" / f"{name}.yaml"),
     ]
     main(["fit", *words, "--data.source.num_users", "40", "--data.source.mean_events", "20", *TWO_STEPS])
     assert f"\n{name} " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "optimizer").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((FRAGMENTS / "optimizer").glob("*.yaml")), ids=lambda path: path.stem)
 def test_optimizer_config_adds_to_another_config(path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["--config", str(CONFIGS / "quickstart.yaml"), "--config", str(path)]
     main(["fit", *words, "--data.source.num_users", "40", "--data.source.mean_events", "20", *TWO_STEPS])
@@ -170,14 +171,14 @@ def test_services_stand_beside_the_runs_folder_and_say_what_to_install(
 def test_each_protocol_of_others_has_its_config(name: str):
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Protocol, "protocol")
-    config = parser.parse_path(str(CONFIGS / "protocol" / f"{name}.yaml"))
+    config = parser.parse_path(str(FRAGMENTS / "protocol" / f"{name}.yaml"))
     assert parser.instantiate(config).protocol == Protocol.preset(name)
-    assert {path.stem for path in (CONFIGS / "protocol").iterdir()} == set(PRESETS)
+    assert {path.stem for path in (FRAGMENTS / "protocol").iterdir()} == set(PRESETS)
 
 
 def test_no_config_says_a_thing_that_the_defaults_say():
     # The fragments of `model/` swap the class and keep what else was chosen.
-    for path in (CONFIGS / "model").glob("*.yaml"):
+    for path in (FRAGMENTS / "model").glob("*.yaml"):
         assert yaml.safe_load(path.read_text()) == {"model": {"class_path": path.stem}}
 
 
@@ -192,7 +193,7 @@ MODELS = {"as_published_mixture": "MoEMaTrRec"}
 
 
 def fragments(kind: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIGS / kind).glob("*.yaml"))
+    return sorted(path.stem for path in (FRAGMENTS / kind).glob("*.yaml"))
 
 
 def whole_configs() -> Iterator[list[str]]:
@@ -215,7 +216,7 @@ def holds(whole: Any, part: Any) -> bool:
 
 @pytest.mark.parametrize("names", list(whole_configs()), ids="+".join)
 def test_fragments_of_a_study_compose(names: list[str], capsys: pytest.CaptureFixture[str]):
-    files = [CONFIGS / f"{name}.yaml" for name in names]
+    files = [FRAGMENTS / f"{name}.yaml" for name in names]
     with pytest.raises(SystemExit):
         main(["fit", *(word for file in files for word in ("--config", str(file))), "--print_config"])
     config = yaml.safe_load(capsys.readouterr().out)
@@ -231,7 +232,7 @@ def test_fragments_of_a_study_compose(names: list[str], capsys: pytest.CaptureFi
 
 def test_no_fragment_of_a_study_repeats_another():
     kinds = ("data", "length", "ablation", "study")
-    said = [yaml.safe_load(path.read_text()) for kind in kinds for path in (CONFIGS / kind).glob("*.yaml")]
+    said = [yaml.safe_load(path.read_text()) for kind in kinds for path in (FRAGMENTS / kind).glob("*.yaml")]
     assert all(one != other for one, other in itertools.combinations(said, 2))
 
 
@@ -241,6 +242,6 @@ def test_no_fragment_of_a_study_repeats_another():
 def test_a_recipe_and_a_study_say_the_same_of_a_log(recipe: str, log: str):
     # A recipe stands alone, and YAML files cannot include each other.
     whole = yaml.safe_load((CONFIGS / f"{recipe}.yaml").read_text())
-    fragment = yaml.safe_load((CONFIGS / "data" / f"{log}.yaml").read_text())
+    fragment = yaml.safe_load((FRAGMENTS / "data" / f"{log}.yaml").read_text())
     assert holds(whole, fragment)
     assert {name: whole["data"][name] for name in ("source", "filters")} == fragment["data"]

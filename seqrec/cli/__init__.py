@@ -1,5 +1,84 @@
-"""The command line."""
+"""The command line. This package imports nothing heavy before a command runs."""
 
-from seqrec.cli.lightning_cli import main
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from seqrec.cli.commands import run_command
+from seqrec.cli.errors import in_one_line
+from seqrec.errors import StoppedError
 
 __all__ = ["main"]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command: the entry point of `seqrec`.
+
+    Args:
+        args: Words after `seqrec`; None is those of the command line.
+
+    Example:
+        >>> main(["--version"])
+        seqrec 0.2.0
+    """
+    _silence_third_parties()
+    # If the system ends the process, for example when a disk fails under a memory-mapped file, print the stack.
+    if not faulthandler.is_enabled() and sys.__stderr__ is not None:
+        faulthandler.enable(sys.__stderr__)
+    try:
+        run_command(list(sys.argv[1:] if args is None else args))
+        # If the reader of a short output has gone, this raises here and not when Python ends.
+        sys.stdout.flush()
+        _leave_job()
+    except BrokenPipeError:
+        # The reader of the output has gone, as in `seqrec doctor | head`. Discard what is left to write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except Exception as error:
+        # jsonargparse wraps what a constructor raises. An error of another kind is a bug and keeps its traceback.
+        reason = in_one_line(error)
+        if reason is None or os.environ.get("SEQREC_TRACEBACK"):
+            raise
+        sys.stderr.write(f"error: {reason}\n")
+        raise SystemExit(2) from None
+    except SystemExit as end:
+        if isinstance(end, StoppedError):
+            # All processes of the job stop after the same step.
+            _leave_job()
+        raise SystemExit(_status(end)) from None
+
+
+def _leave_job() -> None:
+    # A job of several processes needs torch.
+    if "torch" in sys.modules:
+        from seqrec.catalogue.distributed import leave_job
+
+        leave_job()
+
+
+def _status(end: SystemExit) -> Any:
+    """Return the exit status. Lightning exits with 1 after Ctrl-C, and with 0 after a SIGTERM outside of training."""
+    if isinstance(end.__context__, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    # By name, since the class is loaded only if Lightning raised it.
+    return 128 + signal.SIGTERM if type(end).__name__ == "SIGTERMException" else end.code
+
+
+def _silence_third_parties() -> None:
+    """Hide warnings about which a user of the command line can do nothing."""
+    # The loader reads memory-mapped arrays; more worker processes do not make it faster.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")
+    # Baselines have nothing to optimise.
+    warnings.filterwarnings("ignore", message=".*returned `None`.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage()
+    )

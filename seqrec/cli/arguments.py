@@ -1,186 +1,179 @@
-"""What the command line does with configs before they are parsed."""
+"""Checkpoints, configs and protocols by name, resolved before a parser reads them."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from seqrec.errors import InputError, MissingInputError
-from seqrec.evaluation.protocols import PRESETS, Protocol
-from seqrec.runs.checkpoints import NEWEST, newest_point
-from seqrec.runs.job import folder_of_slurm_job
-from seqrec.specs import to_spec
+from seqrec.runs.config_files import find_config
 
-# Where runs are looked for that are named by "last" or by a SLURM job.
+# `last` and restarted SLURM jobs look for runs here.
 RUNS = Path("runs")
+LAST, BEST = "last.ckpt", "best.ckpt"
+# Options of a run. With one of them, `recommend` uses a trainer.
+RUN_OPTIONS = {"trainer", "data", "model", "protocol", "execution", "recommendations", "seed_everything"}
 
 
-def with_checkpoint_file(words: list[str]) -> list[str]:
-    """Put a checkpoint's file in the place of what names it: `last`, a run's folder, or a folder of runs.
+def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[str]:
+    """Return the arguments that a command's parser gets, with files and values in place of their names.
 
-    `last` is the newest resume point below `runs`, as a folder of runs is the newest in it. Of a run's folder `fit`
-    takes the newest resume point, and the other commands take the best checkpoint if there is one. Where SLURM starts
-    a `fit` again that names no checkpoint, it goes on with what the job left below `runs`.
+    - `--ckpt` and `--ckpt_path` are the same option: a checkpoint, a run folder, a folder of runs, or `last`.
+    - `--config` is a file, or the name of a config of the package.
+    - `--protocol` may be the name of a preset; later arguments may change parts of it.
+
+    A run that names a checkpoint and no config gets the config of the checkpoint's run, and `recommend` without an
+    output writes to that run's folder. A `fit` that SLURM restarts gets the resume point that its job left in `runs`.
 
     Args:
-        words: Words behind `seqrec`.
+        name: The command.
+        words: Its arguments, with underscores.
+        checkpoint: What its parser calls the option of the checkpoint: `--ckpt_path` for a run, else `--ckpt`.
 
     Raises:
-        MissingInputError: there is no checkpoint.
+        MissingInputError: if no checkpoint or config has that name.
+        InputError: if `max_length` of the model is set, which is the data's.
     """
-    words = _with_slurm_job(words)
-    replaced = list(words)
-    for number, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        if option != "--ckpt_path":
+    is_run = checkpoint == "--ckpt_path"
+    argv: list[str] = []
+    given: dict[str, list[str]] = {"--ckpt": [], "--config": [], "--output": []}
+    waiting = deque(words)
+    while waiting:
+        option, equals, value = waiting.popleft().partition("=")
+        option = {"-c": "--config", "--ckpt_path": "--ckpt"}.get(option, option)
+        if option in ("--model.max_length", "--model.init_args.max_length"):
+            raise InputError(_REFUSED_LENGTH.format(option))
+        if option not in ("--ckpt", "--config", "--output", "--protocol") or not (equals or waiting):
+            argv.append(option + equals + value)
             continue
-        if equals:
-            replaced[number] = f"--ckpt_path={_file_of(value, words[0])}"
-        elif number + 1 < len(words):
-            replaced[number + 1] = _file_of(words[number + 1], words[0])
-    return replaced
+        value = value if equals else waiting.popleft()
+        if option == "--ckpt":
+            value = find_checkpoint(value, to_resume=name == "fit")
+        elif option == "--config":
+            value = _config(value, refuse_length=is_run)
+        elif option == "--protocol" and is_run:
+            value = _protocol(value)
+        given.setdefault(option, []).append(value)
+        argv += [checkpoint if option == "--ckpt" else option, value]
+    if name == "fit" and not given["--ckpt"]:
+        given["--ckpt"] = _resume_point_of_slurm_job()
+        argv += [word for file in given["--ckpt"] for word in (checkpoint, file)]
+    if not given["--ckpt"] or given["--config"]:
+        return argv
+    run = Path(given["--ckpt"][0]).parent.parent
+    if is_run and (run / "config.yaml").is_file():
+        argv = ["--config", str(run / "config.yaml"), *argv]
+    elif name in ("recommend", "predict") and not is_run and not given["--output"]:
+        argv += ["--output", str(run / "recommendations")]
+    return argv
 
 
-def _file_of(name: str, command: str) -> str:
-    folder = RUNS if name == "last" and not Path(name).exists() else Path(name)
-    if not folder.is_dir():
-        if name == "last":
-            raise MissingInputError(
-                f"--ckpt_path last: there is no folder {RUNS} here, so no run to go on with"
-            )
+def find_checkpoint(name: str, *, to_resume: bool) -> str:
+    """Return the checkpoint of a name.
+
+    Args:
+        name: A checkpoint, which need not exist; a run folder; a folder of runs, for the run with the newest
+            checkpoint; or `last`, for the newest run below `runs`.
+        to_resume: Whether to prefer a run's newest resume point to its best checkpoint.
+
+    Raises:
+        MissingInputError: if a folder contains no checkpoint.
+    """
+    folder = Path(name)
+    if name == "last" and not folder.exists():
+        folder = RUNS
+        if not folder.is_dir():
+            raise MissingInputError(f"--ckpt last: there is no folder {RUNS} here, so there is no run")
+    if not name or not folder.is_dir():
         return name
-    if command != "fit" and name != "last":
-        for best in (folder / "best.ckpt", folder / "checkpoints" / "best.ckpt"):
-            if best.is_file():
-                return str(best)
-    try:
-        return str(newest_point(folder))
-    except MissingInputError:
-        found = max(folder.rglob(NEWEST), key=lambda file: file.stat().st_mtime, default=None)
-        if found is None:
-            raise
-        return str(found)
+    from seqrec.runs.checkpoints import resume_points
+
+    newest = sorted([*folder.rglob(LAST), *folder.rglob(BEST)], key=lambda file: file.stat().st_mtime)[-1:]
+    for place in (folder, folder / "checkpoints", *(file.parent for file in newest)):
+        best = [file for file in (place / BEST,) if file.is_file()]
+        points = resume_points(place)
+        if found := [*points, *best] if to_resume else [*best, *points]:
+            return str(found[0])
+    raise MissingInputError(f"--ckpt {name}: {folder} contains neither {LAST} nor {BEST}, also deeper down")
 
 
-def _with_slurm_job(words: list[str]) -> list[str]:
-    job, restarts = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
-    if not words or words[0] != "fit" or job is None or restarts == "0":
-        return words
-    if any(True for _ in _values(words, "--ckpt_path")):
-        return words
-    folder = folder_of_slurm_job(RUNS, job)
-    if folder is None or not (folder / NEWEST).is_file():
-        sys.stderr.write(
-            f"SLURM started job {job} again, which left no resume point below {RUNS}: a new run\n"
-        )
-        return words
-    sys.stderr.write(f"SLURM started job {job} again: it goes on from {folder / NEWEST}\n")
-    return [*words, "--ckpt_path", str(folder / NEWEST)]
+def asks_for_a_trainer(words: Sequence[str]) -> bool:
+    """Return whether the arguments of `recommend` contain options of a run, or the config of one."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if option[2:].partition(".")[0] in RUN_OPTIONS:
+            return True
+        if option in ("--config", "-c"):
+            config = value if equals else following
+            # The configs of the package are those of runs.
+            if not Path(config).is_file() or not RUN_OPTIONS.isdisjoint(_content(config)):
+                return True
+    return False
 
 
-def with_config_of_checkpoint(words: list[str]) -> list[str]:
-    """Put the config beside a checkpoint first, where a command names a checkpoint and no config.
-
-    Args:
-        words: Words behind `seqrec`.
-
-    Returns:
-        The words, with `--config <run folder>/config.yaml` behind the command where it was put.
-    """
-    if any(True for _ in _values(words, "--config", "-c")):
-        return words
-    for path in _values(words, "--ckpt_path"):
-        config = Path(path).parent.parent / "config.yaml"
-        if config.is_file():
-            return [words[0], "--config", str(config), *words[1:]]
-    return words
-
-
-def refuse_model_max_length(words: list[str]) -> None:
-    """Refuse a `max_length` of the model: it is the data's, and two that differ would contradict each other.
-
-    Args:
-        words: Words behind `seqrec`.
-
-    Raises:
-        InputError: the words or a config among them give it.
-    """
-    places = [
-        word for word in words if word.split("=")[0] in ("--model.max_length", "--model.init_args.max_length")
-    ]
-    for path in _values(words, "--config", "-c"):
-        if not Path(path).is_file():
-            continue
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        model = content.get("model") if isinstance(content, dict) else None
-        if isinstance(model, dict) and "max_length" in {*model, *(model.get("init_args") or {})}:
-            places.append(f"{path}: model.init_args.max_length")
-    if places:
-        raise InputError(
-            f"{places[0]} is not accepted: a model's max_length is the data's; set data.max_length"
-        )
+def as_prediction(words: Sequence[str]) -> list[str]:
+    """Return arguments of `recommend` under the names that they have in the config of a run."""
+    named = {name: f"--recommendations.{name[2:]}" for name in ("--top_k", "--filter_seen", "--block")}
+    named["--output"] = "--recommendations.directory"
+    pairs = (word.partition("=") for word in words)
+    return [named.get(option, option) + equals + value for option, equals, value in pairs]
 
 
 def refuse_slurm_without_srun(plugins: object) -> None:
-    """Refuse a trainer for tasks of SLURM in a process that is none.
-
-    Args:
-        plugins: `trainer.plugins` of the parsed config.
-
-    Raises:
-        InputError: SLURM's environment is among them, and `srun` did not start this process.
-    """
+    """Refuse `trainer.plugins` with SLURM's environment if `srun` did not start this process."""
     if "SLURMEnvironment" in str(plugins) and "SLURM_NTASKS" not in os.environ:
         raise InputError(
             "trainer.plugins has SLURMEnvironment, but SLURM_NTASKS is not set: start the command with srun in an "
-            "sbatch script, or take configs/trainer/ddp.yaml"
+            "sbatch script, or take --config trainer/ddp"
         )
 
 
-def with_protocol_presets(words: list[str]) -> list[str]:
-    """Put the arguments of a preset in the place of its name, as in `--protocol sasrec-100`.
-
-    Args:
-        words: Words behind `seqrec`.
-
-    Returns:
-        The words, with the protocol as one JSON object; arguments behind it may still change parts of it.
-    """
-    replaced = list(words)
-    for number, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        if option != "--protocol":
-            continue
-        if equals and value in PRESETS:
-            replaced[number] = f"--protocol={_preset_words(value)}"
-        elif not equals and number + 1 < len(words) and words[number + 1] in PRESETS:
-            replaced[number + 1] = _preset_words(words[number + 1])
-    return replaced
+_REFUSED_LENGTH = "{} is not accepted: a model's max_length is the data's; set data.max_length"
 
 
-def with_named_target(words: list[str]) -> list[str]:
-    """Name what `tune` searches, as in `tune --what lr` for `tune lr`: Lightning's commands take options alone.
-
-    Args:
-        words: Words behind `seqrec`.
-    """
-    if words[:1] != ["tune"] or len(words) < 2 or words[1].startswith("-"):
-        return words
-    return ["tune", "--what", *words[1:]]
+def _config(value: str, *, refuse_length: bool) -> str:
+    # A config may also be a URL or YAML text, which the parser reads itself.
+    path = str(find_config(value)) if re.fullmatch(r"[\w./+-]+", value) else value
+    model = _content(path).get("model") if refuse_length else None
+    if isinstance(model, dict) and "max_length" in {*model, *(model.get("init_args") or {})}:
+        raise InputError(_REFUSED_LENGTH.format(f"{path}: model.init_args.max_length"))
+    return path
 
 
-def _preset_words(name: str) -> str:
-    return json.dumps(to_spec(Protocol.preset(name)))
+def _content(config: str) -> dict[str, object]:
+    """Return the content of a config file; empty if it cannot be read, which the parser then reports."""
+    try:
+        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
-def _values(words: list[str], *options: str) -> Iterator[str]:
-    """Values of an option, given as `--option value` or `--option=value`."""
-    for number, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        if option in options:
-            yield value if equals else "".join(words[number + 1 : number + 2])
+def _protocol(value: str) -> str:
+    from seqrec.evaluation.protocols import PRESETS, Protocol
+    from seqrec.specs import to_spec
+
+    return json.dumps(to_spec(Protocol.preset(value))) if value in PRESETS else value
+
+
+def _resume_point_of_slurm_job() -> list[str]:
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+        return []
+    from seqrec.runs.job import folder_of_slurm_job
+
+    folder = folder_of_slurm_job(RUNS, job)
+    if folder is None or not (folder / LAST).is_file():
+        sys.stderr.write(
+            f"SLURM restarted job {job}, which left no resume point below {RUNS}: this is a new run\n"
+        )
+        return []
+    sys.stderr.write(f"SLURM restarted job {job}: it resumes from {folder / LAST}\n")
+    return [str(folder / LAST)]

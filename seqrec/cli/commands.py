@@ -1,63 +1,142 @@
-"""Commands without a trainer: inspect, doctor, compare, recommend, export, serve, sweep and benchmark."""
+"""The table of commands, and the commands that need only a few lines.
+
+Functions here import what they need when they run. None has a name of `seqrec.__all__`: the parser looks up the name of
+each function there, which would load a public name.
+"""
 
 from __future__ import annotations
 
-import inspect as inspect_module
-import json as json_module
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
-from typing import Any, Literal, NoReturn
-
-import jsonargparse
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from seqrec import __version__
-from seqrec.benchmark.catalogue import benchmark_catalogue
-from seqrec.benchmark.data import benchmark_data
-from seqrec.benchmark.inference import benchmark_inference
-from seqrec.benchmark.recall import benchmark_recall
-from seqrec.benchmark.scan import benchmark_scan
-from seqrec.benchmark.serve import benchmark_serve
-from seqrec.benchmark.training import benchmark_training
-from seqrec.cli.doctor import examine
-from seqrec.cli.errors import explain
-from seqrec.data.inspect import describe, report_text
-from seqrec.data.store import EventStore
-from seqrec.evaluation.results import compare as compare_runs
-from seqrec.evaluation.results import comparison_text, read_results
-from seqrec.evaluation.results.comparison import METRICS
-from seqrec.experiments.paper import benchmark_paper
-from seqrec.experiments.report import report
-from seqrec.experiments.sweep import SweepSettings, run_sweep
-from seqrec.inference import load
-from seqrec.inference.bulk.command import recommend
-from seqrec.inference.export import export as export_programs
-from seqrec.inference.export.manifest import FILE_NAME as MANIFEST
-from seqrec.serving import Limits
-from seqrec.serving.command import serve
-from seqrec.specs import from_spec
+from seqrec.cli.arguments import asks_for_a_trainer, expand
+from seqrec.cli.help import overview
+from seqrec.cli.parsing import call, with_underscores
+from seqrec.errors import InputError
+from seqrec.registry import did_you_mean
+from seqrec.runs.config_files import config_summaries, find_config
 
 
-class ArgumentParser(jsonargparse.ArgumentParser):
-    """Parser that refuses in one line, with what is allowed."""
+@dataclass(frozen=True)
+class Command:
+    """A command of the command line.
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the reason and exit with status 2."""
-        sys.stderr.write(f"error: {explain(message, self, ex)}\n")
-        raise SystemExit(2)
+    Attributes:
+        summary: One line for `seqrec --help`.
+        function: `module:name` of a function; its arguments are the command's options. None if the command is a method
+            of `seqrec.cli.trainer.Trainer`, with the options of a run.
+        positional: The argument that may be given without its name.
+        note: Last line of its help.
+    """
+
+    summary: str
+    function: str | None = None
+    positional: str | None = None
+    note: str | None = None
+
+
+_RECOMMEND = "seqrec.inference.bulk.command:recommend"
+_BY_TRAINER = (
+    "With options of a run (--config, --trainer.devices 2, ..) a trainer recommends: see --trainer.help."
+)
+_BENCHMARKS = {
+    "data": "preparation and loading of a generated log",
+    "catalogue": "time and memory of a training step by catalogue size",
+    "scan": "all backends of the selective scan",
+    "training": "a training step in several precisions",
+    "inference": "one further event, and the throughput of sessions",
+    "serve": "a server with many clients",
+    "recall": "which encoder finds a signal that lies far back",
+}
+COMMANDS = {
+    "prepare": Command("prepare the event store from the raw log, and summarise it"),
+    "fit": Command("prepare, train, and test the best checkpoint"),
+    "validate": Command("compute the validation metrics of a checkpoint"),
+    "test": Command("compute the test metrics of a checkpoint"),
+    "tune": Command("find a step size, or the largest batch that fits", positional="what"),
+    "recommend": Command("write the best items for every user, as Parquet", _RECOMMEND, note=_BY_TRAINER),
+    "predict": Command("the same as recommend", _RECOMMEND, note=_BY_TRAINER),
+    "serve": Command("serve recommendations over HTTP", "seqrec.serving.command:serve"),
+    "export": Command("write ONNX or .pt2 files that need no seqrec", f"{__name__}:export_checkpoint"),
+    "sweep": Command("search parameters of a config with Optuna", "seqrec.cli.sweep:sweep"),
+    "compare": Command("compare runs on the same users", f"{__name__}:compare_runs", "runs"),
+    "configs": Command("list the configs of the package, or print one", f"{__name__}:configs", "name"),
+    "inspect": Command("show the contents of an event store", f"{__name__}:inspect", "store"),
+    "doctor": Command("list the fast paths of this machine", f"{__name__}:doctor"),
+    "report": Command("write the tables and figures of a grid", "seqrec.experiments.report:report", "folder"),
+    "benchmark paper": Command(
+        "a grid: every encoder at every length", "seqrec.experiments.paper:benchmark_paper"
+    ),
+    **{
+        f"benchmark {name}": Command(line, f"seqrec.benchmark.{name}:benchmark_{name}")
+        for name, line in _BENCHMARKS.items()
+    },
+}
+# First words of commands of two words.
+GROUPS = {name.partition(" ")[0] for name in COMMANDS if " " in name}
+
+
+def run_command(words: Sequence[str]) -> None:
+    """Run a command, which is the first of words; only its parser is built, and only its modules are imported."""
+    if words and words[0] == "--version":
+        print(f"seqrec {__version__}")
+        return
+    group = words[0] if words and words[0] in GROUPS else ""
+    if not words or words[1 if group else 0 :][:1] in (["--help"], ["-h"]):
+        print(overview({name: each.summary for name, each in COMMANDS.items()}, group))
+        raise SystemExit(0 if words else 2)
+    if words[0].startswith("-"):
+        # Lightning accepts a config of several commands in front of the command.
+        name, command, arguments = None, Command(""), with_underscores(words)
+    else:
+        name = command_named(words)
+        command, arguments = COMMANDS[name], with_underscores(words[len(name.split()) :])
+    by_trainer = name in ("recommend", "predict") and asks_for_a_trainer(arguments)
+    if name is None or command.function is None or by_trainer:
+        from seqrec.cli.lightning_cli import run
+
+        run("predict" if name == "recommend" else name, arguments, command.summary, command.positional)
+    else:
+        function = pkgutil.resolve_name(command.function)
+        argv = expand(name, arguments, checkpoint="--ckpt")
+        call(name, function, argv, positional=command.positional, note=command.note)
+
+
+def command_named(words: Sequence[str]) -> str:
+    """Return the name of the command at the start of words.
+
+    Raises:
+        InputError: if no command has that name; the message contains the nearest.
+
+    Example:
+        >>> command_named(["benchmark", "data", "--events", "1M"])
+        'benchmark data'
+    """
+    count = 2 if words[0] in GROUPS else 1
+    name = " ".join(words[:count])
+    if name not in COMMANDS:
+        known = [each for each in COMMANDS if count == 1 or each.startswith(f"{words[0]} ")]
+        raise InputError(f"unknown command {name!r}; known: {', '.join(known)}{did_you_mean(name, known)}")
+    return name
 
 
 def inspect(store: str, *, verify: bool = True, json: bool = False) -> None:
-    """Show what an event store holds, and check that it is intact.
+    """Show the contents of an event store, and check that it is intact.
 
     Args:
         store: Folder of the store.
-        verify: Whether every file is hashed, which takes as long as reading them.
+        verify: Whether to hash every file, which takes as long as reading them.
         json: Whether to print JSON for programs.
 
     Raises:
-        StoreError: there is no store in the folder.
+        StoreError: if the folder contains no store.
     """
+    from seqrec.data.inspect import describe, report_text
+    from seqrec.data.store import EventStore
+
     report = describe(EventStore.open(store), verify=verify)
     print(report.as_json() if json else report_text(report))
     if report.damage is not None:
@@ -65,21 +144,40 @@ def inspect(store: str, *, verify: bool = True, json: bool = False) -> None:
 
 
 def doctor(*, json: bool = False) -> None:
-    """Show which backends of the fast paths this machine has, which are used, and why not the others.
+    """List the backends of the fast paths on this machine, those in use, and why the others are not.
 
     Args:
         json: Whether to print JSON for programs.
     """
+    from seqrec.cli.doctor import examine
+
     report = examine()
     print(report.as_json() if json else report.as_text())
     if not report.healthy:
         raise SystemExit(1)
 
 
-def compare(
+def configs(name: str | None = None) -> None:
+    """List the configs of the package, or print one.
+
+    Args:
+        name: Name of the config to print, such as `quickstart` or `trainer/ddp`. None lists all.
+
+    Raises:
+        MissingInputError: if no config has that name.
+    """
+    if name is not None:
+        print(find_config(name).read_text(encoding="utf-8"), end="")
+        return
+    rows = list(config_summaries())
+    width = max(len(each) for each, _ in rows)
+    print("\n".join(f"{each.ljust(width)}  {line}" for each, line in rows))
+
+
+def compare_runs(
     runs: list[str],
     *,
-    metrics: str = ",".join(METRICS),
+    metrics: str = "HR@10,NDCG@10,MRR@10",
     slices: bool = False,
     across_protocols: bool = False,
     resamples: int = 1000,
@@ -90,19 +188,21 @@ def compare(
     """Compare tested runs with the first of them, user by user, with confidence intervals.
 
     Args:
-        runs: Run folders or results files, one or more; the others are compared with the first.
-        metrics: HR@K, MRR@K, NDCG@K, Recall@K or Precision@K, with commas between.
+        runs: Run folders or results files, one or more. The others are compared with the first.
+        metrics: HR@K, MRR@K, NDCG@K, Recall@K or Precision@K, separated by commas.
         slices: Whether to show slices by history length, popularity, repetition and time.
-        across_protocols: Whether runs of different protocols may be compared.
-        resamples: Resamples of users for intervals, and draws of the sign-flip test.
-        confidence: Share of the resamples that intervals hold.
+        across_protocols: Whether runs with different protocols may be compared.
+        resamples: Number of resamples of users for the intervals, and of draws of the sign-flip test.
+        confidence: Share of the resamples that an interval contains.
         seed: Seed of both.
         json: Whether to print JSON for programs.
 
     Raises:
-        InputError: a run has no results, or the runs did not judge the same targets by the same protocol.
+        InputError: if a run has no results, or the runs were not evaluated on the same targets by the same protocol.
     """
-    comparison = compare_runs(
+    from seqrec.evaluation.results import compare, comparison_text, read_results
+
+    comparison = compare(
         [read_results(run) for run in runs],
         metrics=[name.strip() for name in metrics.split(",") if name.strip()],
         slices=slices,
@@ -114,7 +214,7 @@ def compare(
     print(comparison.as_json() if json else comparison_text(comparison))
 
 
-def export(
+def export_checkpoint(
     ckpt: str,
     output: str,
     *,
@@ -123,160 +223,30 @@ def export(
     top_k: int = 0,
     store: str | None = None,
 ) -> None:
-    """Write a checkpoint's model as programs that onnxruntime or plain torch run, each checked against the model.
+    """Write a checkpoint's model as programs for onnxruntime or plain torch, each checked against the model.
 
     Args:
-        ckpt: Checkpoint that `seqrec fit` wrote.
-        output: Folder that is made; `manifest.json` there says what the programs take and return.
+        ckpt: A checkpoint, a run folder, a folder of runs, or `last`.
+        output: New folder. Its `manifest.json` describes the inputs and outputs of the programs.
         format: "onnx", or "torch" for .pt2 files of torch.export.
-        separate_table: Whether item and user vectors stay outside the programs, in .npy files that are mapped into
-            memory; null: where a table has more than 64 MiB.
-        top_k: Best items that the programs find themselves; 0 leaves that to the consumer.
-        store: Folder of the event store that the model was trained on; null is where it was then.
+        separate_table: Whether item and user vectors stay outside the programs, in .npy files that are memory-mapped.
+            null: only if a table has more than 64 MiB.
+        top_k: Number of best items that the programs find themselves. 0: the programs return all scores.
+        store: Folder of the event store that the model was trained on; null is the folder recorded in the checkpoint.
 
     Raises:
-        InputError: a model that cannot be exported, a missing package, or an argument that does not fit.
+        InputError: if the model cannot be exported, a package is missing, or an argument does not fit.
     """
+    from seqrec.inference import load
+    from seqrec.inference.export import export
+    from seqrec.inference.export.manifest import FILE_NAME
+
     model = load(ckpt, store=store)
-    said = export_programs(model, output, format=format, separate_table=separate_table, top_k=top_k)
-    for name, program in said["programs"].items():
+    manifest = export(model, output, format=format, separate_table=separate_table, top_k=top_k)
+    for name, program in manifest["programs"].items():
         if "omitted" in program:
             print(f"no {name}: {program['omitted']}")
         else:
-            print(
-                f"{output}/{program['file']}: differs from the model by {program['largest_difference']:.0e} at most"
-            )
-    print(f"{output}/{MANIFEST} says what they take and return")
-
-
-COMMANDS: dict[str, Any] = {
-    "inspect": inspect,
-    "doctor": doctor,
-    "compare": compare,
-    "recommend": recommend,
-    "export": export,
-    "serve": serve,
-    "report": report,
-    "sweep": run_sweep,
-    "benchmark": {
-        "data": benchmark_data,
-        "scan": benchmark_scan,
-        "catalogue": benchmark_catalogue,
-        "serve": benchmark_serve,
-        "inference": benchmark_inference,
-        "training": benchmark_training,
-        "paper": benchmark_paper,
-        "recall": benchmark_recall,
-    },
-}
-
-
-def run_command(words: Sequence[str], main: Callable[[Sequence[str]], None]) -> None:
-    """Run one of `COMMANDS`.
-
-    Args:
-        words: The command and its arguments.
-        main: Runs the words of any command, for commands that start runs.
-    """
-    command, *arguments = words
-    if command == "sweep":
-        _run_sweep(arguments, main)
-        return
-    if command == "recommend":
-        arguments = [_with_underscores(word) for word in arguments]
-    if command == "compare":
-        _run_compare(arguments)
-        return
-    if command == "serve":
-        _run_serve(arguments)
-        return
-    jsonargparse.auto_cli(
-        COMMANDS[command],
-        args=with_lists(COMMANDS[command], arguments),
-        prog=f"seqrec {command}",
-        parser_class=ArgumentParser,
-        version=__version__,
-        allow_abbrev=False,
-        as_positional=command in ("inspect", "report"),
-    )
-
-
-def with_lists(command: Any, words: Sequence[str]) -> list[str]:
-    """Let lists stand without brackets, as in `--lengths 250 500 1000`, which the parser would not understand.
-
-    Args:
-        command: A function, or functions by the names of subcommands.
-        words: The arguments, behind the name of a subcommand if there is one.
-
-    Returns:
-        The words, with each list of a function's `Sequence` argument as one JSON word.
-    """
-    if isinstance(command, dict):
-        if not words or words[0] not in command:
-            return list(words)
-        return [words[0], *with_lists(command[words[0]], words[1:])]
-    kinds = {
-        f"--{name}": int if "int" in parameter.annotation else str
-        for name, parameter in inspect_module.signature(command).parameters.items()
-        if parameter.annotation.startswith("Sequence[")
-    }
-    found: list[str] = []
-    waiting = list(words)
-    while waiting:
-        word = waiting.pop(0)
-        found.append(word)
-        if word not in kinds:
-            continue
-        values: list[Any] = []
-        while waiting and not waiting[0].startswith("--"):
-            values.append(waiting.pop(0))
-        if len(values) == 1 and values[0].startswith("["):
-            found += values
-            continue
-        number = kinds[word] is int and all(value.isdecimal() for value in values)
-        found.append(json_module.dumps([int(value) for value in values] if number else values))
-    return found
-
-
-def _with_underscores(word: str) -> str:
-    """`--top_k=5` for `--top-k=5`."""
-    option, equals, value = word.partition("=")
-    return option[:2] + option[2:].replace("-", "_") + equals + value if word.startswith("--") else word
-
-
-def _run_compare(arguments: Sequence[str]) -> None:
-    # `auto_cli` takes a list as one word; runs stand one behind the other.
-    parser = ArgumentParser(prog="seqrec compare", version=__version__, allow_abbrev=False)
-    parser.add_argument(
-        "runs", nargs="+", type=str, help="run folders or results files; the first is the baseline"
-    )
-    parser.add_function_arguments(compare, skip={"runs"})
-    compare(**parser.parse_args(arguments).as_dict())
-
-
-def _run_serve(arguments: Sequence[str]) -> None:
-    # `auto_cli` takes the checkpoint without its name, and limits as `--limits.max_k`.
-    parser = ArgumentParser(prog="seqrec serve", version=__version__, allow_abbrev=False)
-    parser.description = (
-        "Serve recommendations and take in events over HTTP, until the process is told to stop."
-    )
-    parser.add_function_arguments(serve, skip={"limits"}, as_group=False)
-    parser.add_class_arguments(Limits, None, as_group=False)
-    values = parser.parse_args(arguments).as_dict()
-    limits = Limits(**{each.name: values.pop(each.name) for each in fields(Limits)})
-    # Not by the parser, which hides why none of several classes could be built.
-    serve(**values | {"sessions": from_spec(values["sessions"])}, limits=limits)
-
-
-def _run_sweep(arguments: Sequence[str], main: Callable[[Sequence[str]], None]) -> None:
-    parser = ArgumentParser(
-        prog="seqrec sweep",
-        description="Runs of one config with other parameters, chosen by Optuna; started again it goes on.",
-        version=__version__,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action="config", help="YAML with the arguments")
-    parser.add_class_arguments(SweepSettings)
-    given = parser.parse_args(arguments).as_dict()
-    given.pop("config")
-    print(run_sweep(SweepSettings(**given), main))
+            difference = f"{program['largest_difference']:.0e}"
+            print(f"{output}/{program['file']}: differs from the model by {difference} at most")
+    print(f"{output}/{FILE_NAME} describes their inputs and outputs")

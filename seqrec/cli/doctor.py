@@ -1,4 +1,4 @@
-"""`seqrec doctor`: what of the fast paths is there on this machine, what is used, and why not the others."""
+"""`seqrec doctor`: the fast paths of this machine, those in use, and why the others are not."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ PACKAGES = ("torch", "lightning", "polars", "numpy", "triton", "mamba-ssm", "cau
 
 @dataclass(frozen=True)
 class OpReport:
-    """The backends of one op on one kind of device, float32.
+    """The backends of one op on one kind of device, in float32.
 
     Attributes:
         op: The op.
         device: Device type.
-        used: The backend that "auto" takes; None where the environment variable asks for what cannot be.
-        because: Why that one, or what is wrong with the variable.
-        others: Each other backend -> why it is not used.
+        used: The backend that "auto" chooses; None if the environment variable names one that cannot run.
+        because: The reason, or the problem with the variable.
+        others: Other backend -> the reason that it is not used.
     """
 
     op: str
@@ -44,7 +44,7 @@ class OpReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What the machine has.
+    """The software and hardware that matter for speed.
 
     Attributes:
         seqrec: Version.
@@ -52,9 +52,9 @@ class Report:
         system: System and processor.
         packages: Package -> version, or "not installed".
         cpu: Threads and vector instructions that torch uses.
-        compiled: The library of compiled CPU kernels in use, or why there is none.
+        compiled: The library of compiled CPU kernels in use, or the reason that none is.
         cuda: Names of the CUDA devices.
-        ops: By op, then by device type: cpu, and cuda too where there is none, since its backends say what they lack.
+        ops: One report per op and device type; CUDA is listed on every machine, with what its backends lack.
     """
 
     seqrec: str
@@ -68,15 +68,15 @@ class Report:
 
     @property
     def healthy(self) -> bool:
-        """Whether every op has a backend to use on every device that is there."""
+        """True if every op has a backend on every device of the machine."""
         return all(op.used is not None for op in self.ops if op.device == "cpu" or self.cuda)
 
     def as_json(self) -> str:
-        """Return the report; the attributes are the keys."""
+        """Return the report as JSON; the attributes are the keys."""
         return json.dumps(asdict(self), indent=2)
 
     def as_text(self) -> str:
-        """Return the report for people."""
+        """Return the report as text."""
         lines = [
             f"seqrec {self.seqrec}, Python {self.python}, {self.system}",
             ", ".join(f"{name} {number}" for name, number in self.packages.items()),
@@ -85,7 +85,7 @@ class Report:
             f"cuda: {', '.join(self.cuda) or 'no device'}",
         ]
         for report in self.ops:
-            absent = ", of which there is none" if report.device == "cuda" and not self.cuda else ""
+            absent = " (no device)" if report.device == "cuda" and not self.cuda else ""
             used = f"{report.used or 'NOTHING'} ({report.because})"
             lines += ["", f"{report.op} on {report.device}{absent}: {used}"]
             width = max(map(len, report.others), default=0)
@@ -94,7 +94,7 @@ class Report:
 
 
 def examine() -> Report:
-    """Look at the machine. Kernels of packages that are installed are tried once on the device."""
+    """Return the report of this machine. Kernels of installed packages are tried once on the device."""
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return Report(
         seqrec=__version__,

@@ -2,60 +2,46 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
+import traceback
 from argparse import ArgumentParser
-from collections.abc import Iterator
 from typing import Any
 
-from seqrec.catalogue.search import ItemSearch
-from seqrec.data.sources import Source
-from seqrec.data.splits import Split
-from seqrec.data.windows import TrainWindows
-from seqrec.encoders import SequenceEncoder
 from seqrec.errors import InputError
-from seqrec.evaluation.protocols import PRESETS, Candidates, Protocol
-from seqrec.inference.sessions import InMemoryStore, RedisStore, SQLiteStore
-from seqrec.models import Recommender
-from seqrec.training.losses import Loss
-from seqrec.training.negatives import NegativeSampler
-from seqrec.training.optim import OptimizerFactory, Schedule, TableOptimizer
+from seqrec.registry import class_named, concrete_subclasses, did_you_mean
 
-# Config key -> the class whose subclasses it takes.
-KINDS: dict[str, type] = {
-    "data.source": Source,
-    "data.split": Split,
-    "data.train_windows": TrainWindows,
-    "model": Recommender,
-    "model.encoder": SequenceEncoder,
-    "model.loss": Loss,
-    "model.loss.negatives": NegativeSampler,
-    "model.loss.extra": NegativeSampler,
-    "model.optimizer": OptimizerFactory,
-    "model.optimizer.table": TableOptimizer,
-    "model.optimizer.schedule": Schedule,
-    "protocol": Protocol,
-    "protocol.candidates": Candidates,
-    "protocol.split": Split,
-    "search": ItemSearch,
+# Config key -> the base class of the classes that it takes.
+KINDS = {
+    "data.source": "seqrec.Source",
+    "data.split": "seqrec.Split",
+    "data.train_windows": "seqrec.TrainWindows",
+    "model": "seqrec.Recommender",
+    "model.encoder": "seqrec.SequenceEncoder",
+    "model.loss": "seqrec.Loss",
+    "model.loss.negatives": "seqrec.NegativeSampler",
+    "model.loss.extra": "seqrec.NegativeSampler",
+    "model.optimizer": "seqrec.training.optim.OptimizerFactory",
+    "model.optimizer.table": "seqrec.training.optim.TableOptimizer",
+    "model.optimizer.schedule": "seqrec.training.optim.Schedule",
+    "protocol": "seqrec.Protocol",
+    "protocol.candidates": "seqrec.evaluation.protocols.Candidates",
+    "protocol.split": "seqrec.Split",
+    "search": "seqrec.catalogue.search.ItemSearch",
 }
 # Config key -> the classes that it takes, which share no base.
-CHOICES: dict[str, tuple[type, ...]] = {"sessions": (InMemoryStore, SQLiteStore, RedisStore)}
-
-
-# What torch.distributed says where the process at the other end of a connection is gone.
+CHOICES = {"sessions": ("seqrec.InMemoryStore", "seqrec.SQLiteStore", "seqrec.RedisStore")}
+# Messages of jsonargparse for a name or a path that is no class of the kind that a key takes.
+UNKNOWN_CLASS = (
+    r"Expected a dot import path string: (\S+)|given class_path '([^']+)':\s+module \S+ has no attribute|"
+    r"does not correspond to a subclass of .*?Given value: (\S+)"
+)
+# Messages of torch.distributed if the process at the other end of a connection has gone.
 LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
 def explain(message: str, parser: ArgumentParser, error: BaseException | None) -> str:
-    """One line from the parser's message.
-
-    Args:
-        message: What the parser says, several lines at times.
-        parser: The parser that says it.
-        error: What was raised, whose traceback knows the parser of the part that was refused.
-    """
+    """Return as one line the message and the exception of a parser, which is that of a command or of one class."""
     ours = our_error(error)
     if ours is not None:
         return str(ours)
@@ -64,12 +50,11 @@ def explain(message: str, parser: ArgumentParser, error: BaseException | None) -
     )
     if option:
         name = next(group for group in option.groups() if group).lstrip("-").partition("=")[0]
-        # Lightning's class parsers call the argument by its name alone, subcommand parsers by its whole path.
-        return _unknown_argument(name, _argument_names(_refusing_parser(error) or parser))
+        return _unknown_argument(name, parser)
     key = re.search(r'Parser key "([^"]+)"', message)
-    name = re.search(r"Expected a dot import path string: (\S+)", message)
-    if key and name:
-        return _unknown_class(key[1], name[1])
+    path = re.search(UNKNOWN_CLASS, message, re.DOTALL)
+    if key and path:
+        return _unknown_class(key[1], next(group for group in path.groups() if group))
     missing = re.fullmatch(r"the following arguments are required: (\w+)", message)
     if missing:
         return _missing_argument(missing[1])
@@ -78,107 +63,74 @@ def explain(message: str, parser: ArgumentParser, error: BaseException | None) -
 
 
 def our_error(error: BaseException | None) -> InputError | None:
-    """The `InputError` that lies behind an exception, if one does."""
+    """Return the `InputError` that caused an exception; None if another error did."""
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__
     return error
 
 
-def in_one_line(error: BaseException | None) -> str | None:
-    """What a user should read of an exception, without its traceback; None where it is a bug of ours."""
+def in_one_line(error: BaseException) -> str | None:
+    """Return what a user should read of an exception, without its traceback; None if it is a bug of ours."""
     ours = our_error(error)
     if ours is not None:
-        # A loader process hands on its whole traceback as the message.
+        # A loader process passes on its whole traceback as the message.
         return str(ours).rpartition(f"{type(ours).__name__}: ")[2].strip()
     text = str(error)
     package = re.search(r"given class_path '[\w.]*?(\w+)':\s+Requirement '([\w-]+)[^']*' not met", text)
     if package:
         return f"{package[1]} needs a package that is not installed: pip install {package[2]}"
-    if _raised_in(error, "torch/utils/data/dataloader.py") and isinstance(
-        error, (RuntimeError, OSError, EOFError)
-    ):
+    files = [frame.filename.replace("\\", "/") for frame in traceback.extract_tb(error.__traceback__)]
+    in_loader = any(file.endswith("torch/utils/data/dataloader.py") for file in files)
+    if in_loader and isinstance(error, (RuntimeError, OSError, EOFError)):
         process = re.search(r"pid(?:\(s\))? ([\d, ]+)", text)
         return (
-            f"a loader process{f' ({process[1]})' if process else ''} ended unexpectedly, most often killed for want "
-            "of memory: lower --data.num_workers (0 reads in the main process) or --data.batch_size, or give the job "
+            f"a loader process{f' ({process[1]})' if process else ''} ended unexpectedly, most often because memory "
+            "ran out: lower --data.num_workers (0 reads in the main process) or --data.batch_size, or give the job "
             "more memory"
         )
-    # Broken pipes and downloads are errors of the system, and have nothing to do with ranks.
+    # A broken pipe or a failed download is an OSError, and does not come from another process of the job.
     if isinstance(error, RuntimeError) and any(words in text for words in LOST_RANK):
         return f"another rank of this job has ended, and its own message says why ({text.splitlines()[0]})"
     return None
 
 
-def _raised_in(error: BaseException | None, file: str) -> bool:
-    """Whether an exception came through a file."""
-    step = None if error is None else error.__traceback__
-    while step is not None:
-        if step.tb_frame.f_code.co_filename.replace("\\", "/").endswith(file):
-            return True
-        step = step.tb_next
-    return False
+def classes_of(key: str, *, exact: bool = False) -> list[type[Any]]:
+    """Return the classes that a config key takes; unless `exact`, its last part is enough, as class parsers name it."""
+    if key in CHOICES:
+        return [class_named(path) for path in CHOICES[key]]
+    bases = [path for full, path in KINDS.items() if full == key or (not exact and _last(full) == _last(key))]
+    return list(concrete_subclasses(class_named(bases[0]))) if bases else []
 
 
-def concrete_subclasses(base: type[Any]) -> Iterator[type[Any]]:
-    """Classes below `base` that can be built."""
-    for cls in base.__subclasses__():
-        if not inspect.isabstract(cls):
-            yield cls
-        yield from concrete_subclasses(cls)
+def _unknown_class(key: str, path: str) -> str:
+    known = sorted({cls.__name__ for cls in classes_of(key)})
+    if key == "protocol":
+        from seqrec.evaluation.protocols import PRESETS
 
-
-def _unknown_class(key: str, name: str) -> str:
-    base = next((kind for full, kind in KINDS.items() if full.split(".")[-1] == key.split(".")[-1]), None)
-    classes = concrete_subclasses(base) if base else CHOICES.get(key, ())
-    known = sorted({cls.__name__ for cls in classes})
-    if base is Protocol:
         known += sorted(PRESETS)
     allowed = f"; known: {', '.join(known)}" if known else ""
-    hint = f"; did you mean {near[0]}?" if (near := _nearest(name, known)) else ""
-    return f"{key}: unknown class {name!r}{allowed}, or the import path of your own{hint}"
+    hint = did_you_mean(_last(path), known)
+    return f"{key}: unknown class {path!r}{allowed}, or the import path of your own{hint}"
 
 
 def _missing_argument(name: str) -> str:
-    """The parser of a class names its argument alone; say whose it may be."""
+    """Return a message that names the classes that require the argument; their parsers do not know the keys above."""
     places = [
         f"--{key}.{name} ({cls.__name__})"
-        for key, classes in (
-            *((key, concrete_subclasses(base)) for key, base in KINDS.items()),
-            *CHOICES.items(),
-        )
-        for cls in classes
+        for key in (*KINDS, *CHOICES)
+        for cls in classes_of(key)
         if (parameter := inspect.signature(cls).parameters.get(name)) and parameter.default is parameter.empty
     ]
     return f"the argument {name!r} is required: {' or '.join(places) or f'give --{name}'}"
 
 
-def _unknown_argument(name: str, allowed: list[str]) -> str:
+def _unknown_argument(name: str, parser: ArgumentParser) -> str:
+    known = [action.dest for action in parser._actions if action.option_strings and "help" not in action.dest]
     parent = name.rpartition(".")[0]
-    near = _nearest(name, allowed)
-    siblings = sorted(x for x in allowed if x.rpartition(".")[0] == parent)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"unknown argument {name!r}; {hint}allowed here: {', '.join(siblings) or 'none'}"
+    siblings = sorted(each for each in known if each.rpartition(".")[0] == parent)
+    near = did_you_mean(name, known).removeprefix("; ")
+    return f"unknown argument {name!r}; {f'{near} ' if near else ''}allowed here: {', '.join(siblings) or 'none'}"
 
 
-def _nearest(name: str, known: list[str]) -> list[str]:
-    by_lower = {word.lower(): word for word in known}
-    return [by_lower[word] for word in difflib.get_close_matches(name.lower(), list(by_lower), n=1)]
-
-
-def _argument_names(parser: ArgumentParser) -> list[str]:
-    return [action.dest for action in parser._actions if action.option_strings and "help" not in action.dest]
-
-
-def _refusing_parser(error: BaseException | None) -> ArgumentParser | None:
-    """The parser in whose check the error was raised: that of one class, inside the command's own."""
-    found = None
-    while error is not None:
-        if hasattr(error, "subcommand_parser"):
-            return error.subcommand_parser  # type: ignore[no-any-return]
-        step = error.__traceback__
-        while step is not None:
-            owner = step.tb_frame.f_locals.get("self")
-            found = owner if isinstance(owner, ArgumentParser) else found
-            step = step.tb_next
-        error = error.__cause__ or error.__context__
-    return found
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]

@@ -1,37 +1,24 @@
-"""The command line: `seqrec prepare | tune | fit | validate | test | predict`, and `cli_commands.COMMANDS`."""
+"""The commands that run a trainer: prepare, tune, fit, validate, test, and recommend with a trainer."""
 
 from __future__ import annotations
 
-import faulthandler
 import itertools
-import logging
-import os
-import signal
 import sys
-import warnings
+from argparse import HelpFormatter, _HelpAction
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from seqrec import __version__
-from seqrec.catalogue.distributed import leave_job
-from seqrec.cli.arguments import (
-    refuse_model_max_length,
-    refuse_slurm_without_srun,
-    with_checkpoint_file,
-    with_config_of_checkpoint,
-    with_named_target,
-    with_protocol_presets,
-)
-from seqrec.cli.commands import COMMANDS, run_command
-from seqrec.cli.errors import explain, in_one_line
+from seqrec.cli.arguments import as_prediction, expand, refuse_slurm_without_srun
+from seqrec.cli.help import short_help
+from seqrec.cli.parsing import ArgumentParser, with_names
 from seqrec.cli.trainer import Trainer
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.errors import StoppedError
 from seqrec.evaluation.protocols import FullRanking, Protocol
 from seqrec.evaluation.report import metrics_table, write_metrics
 from seqrec.evaluation.results import ResultsWriter
@@ -50,35 +37,77 @@ from seqrec.runs.callbacks import (
 )
 from seqrec.runs.summary import FILE_NAME as SUMMARY_FILE
 
+CALLBACKS: dict[str, type[Callback]] = {
+    "checkpoint": BestCheckpoint,
+    "early_stopping": EarlyStopping,
+    "resume_points": ResumePoints,
+    "execution": EncoderCompile,
+    "recommendations": RecommendationWriter,
+    "results": ResultsWriter,
+}
 
-class ArgumentParser(LightningArgumentParser):
-    """Parser that refuses in one line, with what is allowed."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the reason and exit with status 2."""
-        sys.stderr.write(f"error: {explain(message, self, ex)}\n")
-        raise SystemExit(2)
+class RunParser(ArgumentParser, LightningArgumentParser):
+    """Parser of a command with the options of a run."""
+
+    # The command, if `--help` is to list only what most people set first.
+    shortened: str | None = None
+
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        """Return the help; a short one if `shortened` is set."""
+        return short_help(self, self.shortened) if self.shortened else super().format_help(formatter)
+
+    def add_long_help(self, command: str) -> None:
+        """Make `--help` short, and add `--help_all` and the help of each part, such as `--trainer.help`."""
+        self.shortened = command
+        self.add_argument("--help_all", action=_LongHelp, help="list every option")
+        for part in self.groups or ():
+            if f"--{part}.help" not in self._option_string_actions:
+                self.add_argument(f"--{part}.help", action=_LongHelp, help=f"list the options of {part}")
+
+
+class _LongHelp(_HelpAction):
+    """Prints the help of all options, or those of one part."""
+
+    def __call__(
+        self, parser: Any, namespace: object, values: object, option_string: str | None = None
+    ) -> None:
+        """Print and exit."""
+        part = (option_string or "")[2:].removesuffix(".help")
+        parser.shortened = None
+        if part in parser.groups:
+            formatter = parser._get_formatter()
+            formatter.add_arguments(parser.groups[part]._group_actions)
+            print(formatter.format_help())
+        else:
+            parser.print_help()
+        parser.exit()
 
 
 class SeqrecCLI(LightningCLI):
-    """Lightning's command line with what a run of a recommender needs around it."""
+    """Lightning's command line with the callbacks, links and reports of a recommender's run.
+
+    Args:
+        command: The command to build the parser of; None builds those of all commands, which takes longer.
+        **settings: Arguments of `LightningCLI`.
+    """
+
+    def __init__(self, command: str | None, **settings: Any) -> None:
+        self.command = command
+        super().__init__(**settings)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Parser without abbreviations, which would let misspelt arguments pass."""
+        """Return a parser without abbreviations, which would accept misspelt arguments."""
         return super().init_parser(**{"allow_abbrev": False} | kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the protocol, checkpoints, early stopping and the links from data to model."""
+        """Add the protocol, the callbacks and the links from data to model."""
         parser.add_subclass_arguments(Protocol, "protocol", required=False)
-        parser.set_defaults({"protocol": {"class_path": "seqrec.FullRanking"}})
-        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
-        parser.add_lightning_class_args(ResumePoints, "resume_points")
-        parser.add_lightning_class_args(EncoderCompile, "execution")
-        parser.add_lightning_class_args(RecommendationWriter, "recommendations")
-        parser.add_lightning_class_args(ResultsWriter, "results")
+        for key, callback in CALLBACKS.items():
+            parser.add_lightning_class_args(callback, key)
         parser.set_defaults(
             {
+                "protocol": {"class_path": "seqrec.FullRanking"},
                 "checkpoint.filename": "best",
                 "checkpoint.monitor": "val_NDCG@10",
                 "checkpoint.mode": "max",
@@ -92,19 +121,26 @@ class SeqrecCLI(LightningCLI):
         parser.link_arguments("data.num_items", "model.init_args.num_items", apply_on="instantiate")
         parser.link_arguments("data.num_users", "model.init_args.num_users", apply_on="instantiate")
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Trainer methods that are commands, with the arguments that the command line gives them itself."""
-        mine = {"prepare": {"datamodule"}, "tune": {"model", "datamodule"}}
-        return {**mine, **LightningCLI.subcommands()}
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method of all commands
+        """Return the trainer's methods that are commands, with the arguments that are not options."""
+        every = {"prepare": {"datamodule"}, "tune": {"model", "datamodule"}, **LightningCLI.subcommands()}
+        return every if self.command is None else {self.command: every[self.command]}
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        assert isinstance(parser, RunParser)
+        parser.add_long_help(subcommand)
+        return parser
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the config alone: a checkpoint holds the model's arguments, and Lightning checks the weights."""
+        """Do nothing: the config of the run has the model's arguments, and Lightning checks the weights."""
 
     def instantiate_classes(self) -> None:
-        """Build data, model and trainer; for `prepare` the data alone."""
+        """Build data, model and trainer; `prepare` builds only the data."""
         if self.subcommand == "prepare":
-            parser = ArgumentParser()
+            parser = RunParser()
             parser.add_lightning_class_args(SequenceDataModule, "data")
             config = parser.parse_object({"data": self._get(self.config, "data")})
             self.datamodule = parser.instantiate_classes(config).data
@@ -116,7 +152,7 @@ class SeqrecCLI(LightningCLI):
             self._keep_checkpoints_together(Path(self._get(self.config, "ckpt_path")))
 
     def _keep_checkpoints_together(self, resumed_from: Path) -> None:
-        """A resumed run has a folder of its own, but goes on with the checkpoints of the run it resumes."""
+        """Write checkpoints next to the one that was resumed; the new run folder contains only logs and metrics."""
         for callback in self.trainer.checkpoint_callbacks:
             if isinstance(callback, (BestCheckpoint, ResumePoints)) and callback.dirpath is None:
                 callback.dirpath = str(resumed_from.parent)
@@ -128,7 +164,7 @@ class SeqrecCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def after_fit(self) -> None:
-        """Test the best checkpoint, beside popularity."""
+        """Test the best checkpoint, and compare it with popularity."""
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         pruned = any(isinstance(callback, TrialReporter) and callback.pruned for callback in callbacks)
         if getattr(self.trainer, "fast_dev_run", False) or self.trainer.interrupted or pruned:
@@ -142,28 +178,28 @@ class SeqrecCLI(LightningCLI):
             self.test(self.model, self.datamodule, ckpt_path=best.best_model_path or None)
 
     def validate(self, model: Recommender, datamodule: SequenceDataModule, **kwargs: Any) -> None:
-        """Metrics on the validation targets."""
-        self._judge("validate", model, datamodule, kwargs)
+        """Compute the metrics of the validation targets."""
+        self._evaluate("validate", model, datamodule, kwargs)
 
     def test(self, model: Recommender, datamodule: SequenceDataModule, **kwargs: Any) -> None:
-        """Metrics on the test targets."""
-        self._judge("test", model, datamodule, kwargs)
+        """Compute the metrics of the test targets."""
+        self._evaluate("test", model, datamodule, kwargs)
 
-    def _judge(
+    def _evaluate(
         self, stage: str, model: Recommender, datamodule: SequenceDataModule, kwargs: dict[str, Any]
     ) -> None:
         (values,) = getattr(self.trainer, stage)(model, datamodule=datamodule, **kwargs | {"verbose": False})
         prefix = {"validate": "val_", "test": "test_"}[stage]
         rows = {model.title: {name.removeprefix(prefix): value for name, value in values.items()}}
         loader = datamodule.val_dataloader() if stage == "validate" else datamodule.test_dataloader()
-        # Fewer than all where the trainer limits them; the baseline then meets the same ones.
+        # The trainer may limit the batches. The baseline gets the same ones.
         (batches,) = self.trainer.num_val_batches if stage == "validate" else self.trainer.num_test_batches
         users = loader.sampler.num_windows(int(batches))
         if not isinstance(model, Popularity):
             counts = datamodule.train_item_counts()
             baseline = Popularity.from_counts(counts)
             baseline.protocol = model.protocol
-            baseline.to(self.trainer.strategy.root_device)  # where ranks can add up their metrics
+            baseline.to(self.trainer.strategy.root_device)  # processes add up metrics on their devices
             rows[baseline.title] = evaluate(
                 baseline,
                 itertools.islice(loader, int(batches)),
@@ -171,7 +207,7 @@ class SeqrecCLI(LightningCLI):
                 several_targets=datamodule.split.several_targets,
             )
         left_out = datamodule.split.left_out(datamodule.store, stage)
-        folder = self.trainer.log_dir  # asks all ranks, so not on the first alone
+        folder = self.trainer.log_dir  # a broadcast, so every process asks
         self._show(stage, rows, f"{users:,} users{_reasons(left_out)}, protocol {model.protocol.id}", folder)
         if folder is not None and self.trainer.is_global_zero:
             file = Path(folder) / f"{stage}_metrics.json"
@@ -182,66 +218,39 @@ class SeqrecCLI(LightningCLI):
         print(f"\n{stage} of {terms}")
         print(metrics_table(rows))
         if folder is not None:
-            names = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml")
-            found = [name for name in names if (Path(folder) / name).exists()]
-            found += [f"{stage}_metrics.json", SUMMARY_FILE]
-            if stage == "test" and (Path(folder) / RESULTS_FILE).exists():
-                found.append(RESULTS_FILE)
+            names = ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml"]
+            written = [f"{stage}_metrics.json", SUMMARY_FILE]
+            names += [*written, *([RESULTS_FILE] if stage == "test" else [])]
+            found = [name for name in names if name in written or (Path(folder) / name).exists()]
             print(f"run folder: {folder} ({', '.join(found)})")
 
 
 def _reasons(left_out: Mapping[str, int]) -> str:
-    """How many users are not judged and why, in brackets; nothing where all are."""
+    """Return the number of users left out by reason, in brackets; empty if no user is left out."""
     reasons = [f"{users:,} with {reason}" for reason, users in left_out.items() if users]
     return f" (not judged: {', '.join(reasons)})" if reasons else ""
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Entry point of the `seqrec` command.
+def run(name: str | None, words: Sequence[str], summary: str = "", positional: str | None = None) -> None:
+    """Run a command that takes the options of a run.
 
     Args:
-        args: Words behind `seqrec`; None is the command line's.
+        name: The command, a method of `Trainer`. None if the words contain it, after a config of several commands.
+        words: Its arguments, with underscores.
+        summary: One line for its help.
+        positional: The argument that may be given without its name.
     """
-    _silence_third_parties()
-    # A process that the system ends, as where a disk fails under a memory-mapped file, says where it was.
-    if not faulthandler.is_enabled() and sys.__stderr__ is not None:
-        faulthandler.enable(sys.__stderr__)
-    try:
-        _run(list(sys.argv[1:] if args is None else args))
-        # Short output shows here that nobody reads it, and not when Python ends.
-        sys.stdout.flush()
-        leave_job()
-    except BrokenPipeError:
-        # Whoever read our output has gone, as in `seqrec doctor | head`; what is left to write goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(128 + signal.SIGPIPE) from None
-    except Exception as error:
-        # jsonargparse wraps what a constructor raises; what is not ours at heart is a bug and keeps its traceback.
-        reason = in_one_line(error)
-        if reason is None or os.environ.get("SEQREC_TRACEBACK"):
-            raise
-        sys.stderr.write(f"error: {reason}\n")
-        raise SystemExit(2) from None
-    except SystemExit as end:
-        if isinstance(end, StoppedError):
-            # Ranks stop together, behind a step.
-            leave_job()
-        raise SystemExit(_status(end)) from None
-
-
-def _run(words: list[str]) -> None:
-    """Run the command that words name."""
-    if words and words[0] in COMMANDS:
-        run_command(words, main)
-        return
-    words = with_config_of_checkpoint(with_checkpoint_file(with_named_target(words)))
-    words = with_protocol_presets(words)
-    refuse_model_max_length(words)
-    # Lightning starts the processes of other ranks with the words of this one.
-    sys.argv = [sys.argv[0], *words]
+    if name == "predict":
+        words = as_prediction(words)
+    named = name or next((word for word in words if word == "fit"), None)
+    argv = expand(named, with_names(words, positional), checkpoint="--ckpt_path")
+    argv = argv if name is None else [name, *argv]
+    # Lightning starts the other processes of a job with the words of this one.
+    sys.argv = [sys.argv[0], *argv]
     SeqrecCLI(
-        Recommender,
-        SequenceDataModule,
+        name,
+        model_class=Recommender,
+        datamodule_class=SequenceDataModule,
         trainer_class=Trainer,
         trainer_defaults={
             "logger": {"class_path": "seqrec.RunFolder"},
@@ -249,34 +258,8 @@ def _run(words: list[str]) -> None:
             "num_sanity_val_steps": 0,
         },
         seed_everything_default=0,
-        parser_class=ArgumentParser,
-        parser_kwargs={
-            "description": (
-                "Train, compare and serve sequential recommenders on long histories. "
-                f"More commands, each with a --help of its own: {', '.join(COMMANDS)}."
-            ),
-            "version": __version__,
-        },
+        parser_class=RunParser,
+        parser_kwargs={"version": __version__} | ({name: {"description": summary}} if name else {}),
         subclass_mode_model=True,
         auto_configure_optimizers=False,
-    )
-
-
-def _status(end: SystemExit) -> Any:
-    """Exit status, where Lightning ends with 1 after Ctrl-C, and with 0 after a SIGTERM outside of training."""
-    if isinstance(end.__context__, KeyboardInterrupt):
-        return 128 + signal.SIGINT
-    return 128 + signal.SIGTERM if isinstance(end, SIGTERMException) else end.code
-
-
-def _silence_third_parties() -> None:
-    """Hide what a user of the command line can do nothing about."""
-    # The loader reads memory-mapped arrays; more worker processes do not make it faster.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")
-    # Baselines have nothing to optimise.
-    warnings.filterwarnings("ignore", message=".*returned `None`.*")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "litlogger" not in record.getMessage()
     )

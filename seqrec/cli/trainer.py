@@ -1,4 +1,4 @@
-"""The trainer of the command line, whose methods are commands."""
+"""The trainer of the command line."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from seqrec.models import SequentialRecommender
 
 
 class Trainer(pl.Trainer):
-    """Lightning's trainer, so that `prepare` is a subcommand with the same configs as the others."""
+    """Lightning's trainer with two more methods, which are commands with the configs of the others."""
 
     @staticmethod
     def prepare(datamodule: SequenceDataModule, overwrite: bool = False) -> None:
-        """Prepare the event store from the raw log, and train nothing.
+        """Prepare the event store from the raw log, and summarise it.
 
         Args:
-            datamodule: Says what to prepare, and where.
-            overwrite: Whether to prepare again where a store is there.
+            datamodule: The log and the folder of the store.
+            overwrite: Whether to replace a store that exists.
         """
         if overwrite:
             datamodule.prepare_again()
@@ -36,16 +36,16 @@ class Trainer(pl.Trainer):
         steps: int = 150,
         max_batch_size: int = 8192,
     ) -> None:
-        """Search a step size, or the largest batch that fits into memory, and print it; nothing is kept.
+        """Find a step size, or the largest batch that fits into memory, and print it.
 
         Args:
             what: lr or batch_size.
-            model: What is trained.
-            datamodule: What it is trained on.
-            min_lr: The first step size that is tried.
-            max_lr: The last one.
-            steps: Batches that step sizes are tried on.
-            max_batch_size: Largest batch that is tried.
+            model: The model to train; its weights are restored.
+            datamodule: Its data.
+            min_lr: First step size to try.
+            max_lr: Last step size to try.
+            steps: Number of batches to try step sizes on.
+            max_batch_size: Largest batch to try.
         """
         if what == "lr":
             found = find_lr(self, model, datamodule, min_lr=min_lr, max_lr=max_lr, steps=steps)

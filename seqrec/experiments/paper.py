@@ -11,6 +11,7 @@ from seqrec.experiments import ENCODERS
 from seqrec.experiments.grid import Budget, Settings, run_grid
 from seqrec.experiments.grid.cells import plan
 from seqrec.experiments.runner import make_slots
+from seqrec.runs.config_files import CONFIGS
 
 # Default models that count.
 BASELINES = ("Popularity",)
@@ -28,7 +29,7 @@ def benchmark_paper(
     study: str = "small",
     set: Sequence[str] = (),  # the word of the command line
     path: str | None = None,
-    configs: str = "configs",
+    configs: str | None = None,
     folder: str = "paper",
     jobs: int = 1,
     device: str = "auto",
@@ -41,18 +42,18 @@ def benchmark_paper(
     folder. A cell that was stopped starts anew: its times are those of one complete run.
 
     Args:
-        data: Names of fragments in `configs/data`; "+" joins several of one log, such as lfm1b_track+lfm1b_album.
+        data: Names of fragments of the kind `data`; "+" joins several of one log, such as lfm1b_track+lfm1b_album.
         lengths: Most events of a history.
-        encoders: Models to train, by their fragments in `configs/model`.
+        encoders: Models to train, by their fragments of the kind `model`.
         baselines: Models that only count, likewise, run once.
-        ablations: Fragments in `configs/ablation`; each is one more row of every encoder that has its arguments.
+        ablations: Fragments of the kind `ablation`; each is one more row of every encoder that has its arguments.
         seeds: Runs of each encoder, with the seeds 0, 1, ..
         budget: Training of each cell: epochs=N; seconds=N of wall-clock time; or convergence=N, until validation
             NDCG@10 has not risen for N epochs. The epoch with the best validation is tested.
-        study: Fragment in `configs/study`: settings that all rows share.
+        study: Fragment of the kind `study`: settings that all rows share.
         set: Further settings of all rows, as arguments of `seqrec fit` without dashes, such as model.d_model=32.
         path: File or folder of the log, if its fragment does not contain it.
-        configs: Folder of the fragments.
+        configs: Folder of the fragments; None is `fragments` among the package's configs.
         folder: Folder of the grid.
         jobs: Cells at a time on a CPU, which share its cores. On GPUs, one cell runs per visible GPU.
         device: auto, cpu or cuda.
@@ -62,7 +63,8 @@ def benchmark_paper(
         InputError: if an argument is out of range, or cells fail; the others are finished then.
     """
     overrides = tuple(f"--{words}" for words in set)
-    settings = Settings(Path(configs), study, Budget.parse(budget), path, overrides)
+    fragments = CONFIGS / "fragments" if configs is None else Path(configs)
+    settings = Settings(fragments, study, Budget.parse(budget), path, overrides)
     models = {"encoders": encoders, "baselines": baselines, "ablations": ablations}
     cells = plan(settings, data=data, lengths=lengths, **models, seeds=seeds)
     slots, progress = make_slots(jobs, device), Progress(print_line)

@@ -98,5 +98,5 @@ class RecommendationWriter(BasePredictionWriter):
         values = {name: float(value) for name, value in self._metrics.compute().items()}
         if trainer.is_global_zero:
             plain = {name: None if math.isnan(value) else value for name, value in values.items()}
-            path = self._folder.with_name(f"{self._folder.name}_metrics.json")
+            path = self._folder.with_name(f"{self._folder.stem}_metrics.json")
             path.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What `--ckpt_path` may name beside a file."""
+"""What `--ckpt` may name besides a file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from seqrec.cli.arguments import with_checkpoint_file
+from seqrec.cli.arguments import expand, find_checkpoint
 from seqrec.errors import MissingInputError
 
 
@@ -26,49 +26,80 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "found"),
+    ("name", "run"),
     [
-        (("fit", "--ckpt_path", "last"), "runs/b/version_1/checkpoints/last.ckpt"),
-        (("fit", "--ckpt_path=last", "--x"), "runs/b/version_1/checkpoints/last.ckpt"),
-        (("fit", "--ckpt_path", "runs/a"), "runs/a/version_0/checkpoints/last.ckpt"),
-        (("fit", "--ckpt_path", "runs/a/version_0"), "runs/a/version_0/checkpoints/last.ckpt"),
-        (("fit", "--ckpt_path", "runs/a/version_0/checkpoints"), "runs/a/version_0/checkpoints/last.ckpt"),
-        (("test", "--ckpt_path", "runs/a/version_0"), "runs/a/version_0/checkpoints/best.ckpt"),
-        (("test", "--ckpt_path", "last"), "runs/b/version_1/checkpoints/last.ckpt"),
-        (("test", "--ckpt_path", "runs/x.ckpt"), "runs/x.ckpt"),
-        (("fit", "--config", "c.yaml"), None),
+        ("last", "runs/b/version_1"),
+        ("runs", "runs/b/version_1"),
+        ("runs/a", "runs/a/version_0"),
+        ("runs/a/version_0", "runs/a/version_0"),
+        ("runs/a/version_0/checkpoints", "runs/a/version_0"),
     ],
 )
-def test_a_name_gives_the_file(words: tuple[str, ...], found: str | None):
-    replaced = with_checkpoint_file(list(words))
-    assert [word.removeprefix("--ckpt_path=") for word in replaced if word.endswith(".ckpt")] == (
-        [found] if found else []
-    )
-    assert len(replaced) == len(words)
+def test_a_folder_gives_the_resume_point_to_fit_and_the_best_checkpoint_to_others(name: str, run: str):
+    assert find_checkpoint(name, to_resume=True) == f"{run}/checkpoints/last.ckpt"
+    assert find_checkpoint(name, to_resume=False) == f"{run}/checkpoints/best.ckpt"
+
+
+def test_a_run_with_one_kind_of_checkpoint_gives_that():
+    Path("runs/a/version_0/checkpoints/best.ckpt").unlink()
+    assert find_checkpoint("runs/a", to_resume=False) == "runs/a/version_0/checkpoints/last.ckpt"
+    for file in Path("runs/b/version_1/checkpoints").glob("last*.ckpt"):
+        file.unlink()
+    assert find_checkpoint("runs/b", to_resume=True) == "runs/b/version_1/checkpoints/best.ckpt"
+
+
+@pytest.mark.parametrize(
+    "words", [("--ckpt", "last"), ("--ckpt=last",), ("--ckpt_path", "last"), ("--ckpt_path=last",)]
+)
+def test_ckpt_and_ckpt_path_are_one_option(words: tuple[str, ...]):
+    best = "runs/b/version_1/checkpoints/best.ckpt"
+    assert expand("test", words, checkpoint="--ckpt_path") == ["--ckpt_path", best]
+    assert expand("serve", words, checkpoint="--ckpt") == ["--ckpt", best]
+
+
+@pytest.mark.parametrize("name", ["runs/x.ckpt", "null", ""])
+def test_what_is_no_folder_stays(name: str):
+    assert expand("test", ["--ckpt", name], checkpoint="--ckpt_path") == ["--ckpt_path", name]
 
 
 def test_a_name_without_a_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(MissingInputError, match=r"empty has no last\.ckpt, .*nothing to resume from"):
-        with_checkpoint_file(["fit", "--ckpt_path", "empty"])
+    with pytest.raises(
+        MissingInputError, match=r"--ckpt empty: empty contains neither last\.ckpt nor best\.ckpt"
+    ):
+        find_checkpoint("empty", to_resume=True)
     monkeypatch.chdir(tmp_path / "empty")
-    with pytest.raises(MissingInputError, match=r"--ckpt_path last: there is no folder runs here"):
-        with_checkpoint_file(["fit", "--ckpt_path", "last"])
+    with pytest.raises(MissingInputError, match=r"--ckpt last: there is no folder runs here"):
+        find_checkpoint("last", to_resume=True)
 
 
-def test_a_job_that_slurm_starts_again_goes_on_by_itself(
+def test_the_config_of_a_run_belongs_to_its_checkpoint():
+    config = Path("runs/b/version_1/config.yaml")
+    config.touch()
+    best = "runs/b/version_1/checkpoints/best.ckpt"
+    assert expand("test", ["--ckpt", "last"], checkpoint="--ckpt_path") == [
+        *("--config", str(config)),
+        *("--ckpt_path", best),
+    ]
+    Path("c.yaml").touch()
+    words = ["--ckpt", "last", "-c", "c.yaml"]
+    assert expand("test", words, checkpoint="--ckpt_path") == ["--ckpt_path", best, "--config", "c.yaml"]
+
+
+def test_a_job_that_slurm_restarts_resumes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    words = ["fit", "--config", "c.yaml"]
+    def expanded(*words: str, command: str = "fit") -> list[str]:
+        return expand(command, words, checkpoint="--ckpt_path")
+
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert with_checkpoint_file(words) == words
+    assert expanded("--x") == ["--x"]
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert with_checkpoint_file(words) == words
-    assert "job 7 again, which left no resume point below runs: a new run" in capsys.readouterr().err
+    assert expanded("--x") == ["--x"]
+    assert "restarted job 7, which left no resume point below runs" in capsys.readouterr().err
     folder = Path("runs/a/version_0/checkpoints")
     (folder / ".job.json").write_text(json.dumps({"slurm_job": "7"}))
-    assert with_checkpoint_file(words) == [*words, "--ckpt_path", str(folder / "last.ckpt")]
-    assert f"it goes on from {folder / 'last.ckpt'}" in capsys.readouterr().err
-    named = [*words, "--ckpt_path", "runs/b"]
-    assert with_checkpoint_file(named)[-1] == "runs/b/version_1/checkpoints/last.ckpt"
-    assert with_checkpoint_file(["test"]) == ["test"]
+    assert expanded("--x") == ["--x", "--ckpt_path", str(folder / "last.ckpt")]
+    assert f"it resumes from {folder / 'last.ckpt'}" in capsys.readouterr().err
+    assert expanded("--ckpt", "runs/b")[-1] == "runs/b/version_1/checkpoints/last.ckpt"
+    assert expanded("--x", command="test") == ["--x"]

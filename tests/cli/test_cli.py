@@ -140,8 +140,9 @@ def test_test_of_the_best_checkpoint_repeats_what_fit_said(capsys: pytest.Captur
     said = re.findall(r"^MambaRec.*$", capsys.readouterr().out, re.MULTILINE)
     main(("test", "--ckpt_path", "runs/version_0/checkpoints/best.ckpt"))
     assert re.findall(r"^MambaRec.*$", capsys.readouterr().out, re.MULTILINE) == said
-    main(("validate", "--ckpt_path=runs/version_0/checkpoints/best.ckpt"))
-    assert "validate of 30 users" in capsys.readouterr().out
+    for ckpt in ("--ckpt_path=runs/version_0/checkpoints/best.ckpt", "--ckpt=runs/version_0", "--ckpt=runs"):
+        main(("validate", ckpt))
+        assert "validate of 30 users" in capsys.readouterr().out
 
 
 def test_one_checkpoint_is_tested_by_the_protocols_of_others(capsys: pytest.CaptureFixture[str]):
@@ -249,7 +250,7 @@ def test_limited_evaluation_says_how_many_users_it_judged(capsys: pytest.Capture
 def test_user_embedding_and_all_windows_train():
     main((*FIT, "--model.user_embedding", "true", "--data.train_windows", "StridedWindows"))
     config = yaml.safe_load(Path("runs/version_0/config.yaml").read_text())
-    assert config["data"]["train_windows"]["class_path"] == "seqrec.data.windows.StridedWindows"
+    assert config["data"]["train_windows"]["class_path"] == "seqrec.StridedWindows"
     model = MambaRec.load_from_checkpoint("runs/version_0/checkpoints/best.ckpt")
     assert model.users.num_items == 30
 
@@ -383,13 +384,14 @@ def test_a_command_that_ends_well_leaves_its_job(
         if end is not None:
             raise end
 
-    monkeypatch.setattr("seqrec.cli.lightning_cli._run", run)
+    monkeypatch.setattr("seqrec.cli.run_command", run)
     with nullcontext() if end is None else pytest.raises(SystemExit) as stopped:
         main(())
     assert end is None or stopped.value.code == 143
     assert not torch.distributed.is_initialized()
 
 
+@pytest.mark.process
 def test_two_ranks_prepare_once_and_test_like_one(tmp_path: Path):
     command = [sys.executable, "-m", "seqrec", *FIT, "--trainer.logger.save_dir", "out"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -424,3 +426,126 @@ def test_tune_suggests_a_step_size_and_a_batch_size_and_keeps_nothing(capsys: py
     assert not Path("runs").exists()
     message = refusal(capsys, "tune", "batchsize", *words)
     assert re.search(r"'lr', 'batch_size'.*Got value: batchsize", message)
+
+
+def test_recommend_and_predict_are_one_command(capsys: pytest.CaptureFixture[str]):
+    main(FIT)
+    main(("recommend", "--ckpt", "runs/version_0", "--output", "recs.parquet", "--top-k", "3"))
+    assert re.search(
+        r"^Coverage@3 0\.\d+, Novelty@3 \d.*, Popularity@3 \d", capsys.readouterr().out, re.MULTILINE
+    )
+    main(("predict", "--ckpt_path", "runs/version_0/checkpoints/best.ckpt", "--top_k", "3"))
+    # A trainer recommends the same, under the same names of options.
+    main(("recommend", "--ckpt", "runs", "--output", "trained", "--top-k", "3", "--trainer.devices", "1"))
+    job, default, trained = (
+        pl.read_parquet(f"{folder}/*.parquet").sort("user_id", "rank")
+        for folder in ("recs.parquet", "runs/version_0/recommendations", "trained")
+    )
+    assert job.columns == ["user_id", "item_id", "rank", "score"]
+    assert job.equals(default)
+    assert job.drop("score").equals(trained.drop("score"))
+    metrics = [json.loads(Path(f"{name}_metrics.json").read_text()) for name in ("recs", "trained")]
+    assert metrics[0].keys() == metrics[1].keys()
+    assert metrics[0]["Coverage@3"] == pytest.approx(metrics[1]["Coverage@3"])
+
+
+def test_prediction_takes_the_config_of_a_run():
+    main(FIT)
+    main(("predict", "--config", "runs/version_0/config.yaml", "--ckpt", "runs/version_0", "--output", "out"))
+    assert pl.read_parquet("out/*.parquet")["user_id"].n_unique() == 30
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--config", "quikstart"), r"config 'quikstart' is neither .*; did you mean quickstart\?"),
+        (
+            ("--model", "seqrec.SASrec"),
+            r"model: unknown class 'seqrec.SASrec'; known: .*; did you mean SASRec\?",
+        ),
+        (
+            ("--model.loss", "seqrec.losses.FulSoftmax"),
+            r"unknown class .*FulSoftmax'.*did you mean FullSoftmax\?",
+        ),
+        (("--ckpt", "empty"), r"--ckpt empty: empty contains neither last\.ckpt nor best\.ckpt"),
+        (("--model.d-modell", "3"), r"unknown argument 'd_modell'; did you mean d_model\?"),
+    ],
+)
+def test_names_are_refused_with_the_nearest(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+):
+    Path("empty").mkdir()
+    assert re.search(said, refusal(capsys, *FIT, *words))
+
+
+def test_a_config_that_is_also_a_file_is_the_file(capsys: pytest.CaptureFixture[str]):
+    Path("small.yaml").rename("quickstart")
+    main(("prepare", "--config", "quickstart", "--data.store", "here"))
+    captured = capsys.readouterr()
+    assert "30 users" in captured.out
+    (line,) = (line for line in captured.err.splitlines() if line.startswith("config "))
+    assert line.endswith("quickstart is used, not the package's config")
+
+
+def test_options_take_dashes_and_configs_take_old_class_paths(capsys: pytest.CaptureFixture[str]):
+    old = {"model": {"init_args": {"loss": {"class_path": "seqrec.losses.full_softmax.FullSoftmax"}}}}
+    Path("old.yaml").write_text(yaml.safe_dump(old))
+    with pytest.raises(SystemExit) as stop:
+        main((*FIT, "--config", "old.yaml", "--data.max-length", "7", "--print-config"))
+    assert stop.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["data"]["max_length"] == 7
+    assert config["model"]["init_args"]["loss"]["class_path"].endswith("FullSoftmax")
+
+
+def test_help_of_a_run_is_short_and_all_options_have_a_help(capsys: pytest.CaptureFixture[str]):
+    def shown(*words: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 0
+        return capsys.readouterr().out
+
+    for command in ("prepare", "fit", "validate", "test", "tune"):
+        output = shown(command, "--help")
+        assert output.startswith(f"usage: seqrec {command} ")
+        assert 15 < len(output.splitlines()) < 100
+        assert max(map(len, output.splitlines())) <= 110
+    output = shown("fit", "--help")
+    everything = shown("fit", "--help-all")
+    for option in re.findall(r"^  (--[\w.]+) ", output, re.MULTILINE):
+        known = option in everything.replace("--ckpt_path", "--ckpt")
+        assert known or option.startswith("--model.") or option in ("--KEY.help", "--help"), option
+    assert "--trainer.reload_dataloaders_every_n_epochs" in everything
+    assert "--trainer.max_epochs" in shown("fit", "--trainer.help")
+    assert "--data.max_length" not in shown("fit", "--trainer.help")
+    assert "--model.num_heads" in shown("fit", "--model.help", "SASRec")
+
+
+def test_a_config_of_several_commands_may_stand_in_front_of_the_command(capsys: pytest.CaptureFixture[str]):
+    Path("all.yaml").write_text(
+        yaml.safe_dump({"prepare": {**SMALL, "data": {**SMALL["data"], "store": "here"}}})
+    )
+    main(("--config", "all.yaml", "prepare"))
+    assert Path("here/manifest.json").is_file()
+
+
+@pytest.mark.process
+def test_a_misspelt_argument_is_refused_before_other_commands_are_built():
+    code = """
+import sys, jsonargparse
+from seqrec.cli import main
+add = jsonargparse.ArgumentParser.__init__
+def noted(self, *args, **settings):
+    print(settings.get("description"))
+    add(self, *args, **settings)
+jsonargparse.ArgumentParser.__init__ = noted
+try:
+    main(["fit", "--bad", "1"])
+except SystemExit:
+    print(*(name for name in ("optuna", "seqrec.benchmark", "seqrec.serving") if name in sys.modules))
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "error: unknown argument 'bad'" in process.stderr
+    assert process.stdout.count("prepare, train, and test") == 1
+    assert "validation metrics" not in process.stdout
+    assert process.stdout.splitlines()[-1] == ""

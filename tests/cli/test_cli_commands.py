@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import inspect
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from seqrec.cli import main
-from seqrec.cli.commands import COMMANDS
+from seqrec.cli.commands import COMMANDS, GROUPS, compare_runs
 from seqrec.data.prepare import Filters, prepare
 from seqrec.data.sources import Synthetic
+from seqrec.evaluation.results.comparison import METRICS
 
-BENCHMARKS = list(COMMANDS["benchmark"])
+BENCHMARKS = [name for name in COMMANDS if name.startswith("benchmark ")]
 
 
 @pytest.fixture
@@ -19,12 +24,21 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
+def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What a command prints before it exits with status 0."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
 def test_inspect_shows_a_store_and_says_that_it_is_intact(store: Path, capsys: pytest.CaptureFixture[str]):
     main(("inspect", str(store)))
     output = capsys.readouterr().out
     assert "users" in output
     assert "intact" in output
-    main(("inspect", str(store), "--json", "true", "--verify", "false"))
+    main(("inspect", "--json", "true", str(store), "--verify", "false"))
     report = json.loads(capsys.readouterr().out)
     assert report["counts"]["users"] == 20
     assert not report["verified"]
@@ -45,11 +59,21 @@ def test_inspect_fails_on_a_damaged_store(store: Path, capsys: pytest.CaptureFix
     [
         (("inspect", "nowhere"), "error: no event store at nowhere"),
         (("inspect", "a", "--verfy", "true"), "error: unknown argument 'verfy'; did you mean verify?"),
+        (("inspect", "a", "b"), "error: unknown argument 'b'; allowed here: config, json"),
+        (("inspect",), "error: the argument 'store' is required: give --store"),
+        (("fitt",), "error: unknown command 'fitt'; known: prepare, fit, "),
         (
             ("benchmark", "dat"),
-            f"error: argument subcommand: invalid choice: 'dat' (choose from {', '.join(map(repr, BENCHMARKS))})",
+            f"error: unknown command 'benchmark dat'; known: {', '.join(BENCHMARKS)}; did you mean benchmark data?",
         ),
+        (("benchmark",), "error: unknown command 'benchmark'; known: benchmark paper, "),
         (("benchmark", "data", "--events", "many"), "error: events='many'"),
+        (
+            ("configs", "quikstart"),
+            "error: config 'quikstart' is neither a file nor a config of the package; did you",
+        ),
+        (("sweep", "--config", "sweep/quikstart"), "error: config 'sweep/quikstart' is neither a file"),
+        (("compare", "nowhere"), "error: no results at nowhere"),
     ],
     ids=str,
 )
@@ -61,3 +85,83 @@ def test_what_is_refused_is_said_in_one_line(
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(said)
+
+
+def test_help_lists_all_commands_and_each_has_a_help(capsys: pytest.CaptureFixture[str]):
+    overview = shown(capsys, "--help")
+    benchmarks = [line for line in shown(capsys, "benchmark", "--help").splitlines() if line.startswith("  ")]
+    assert [line.split()[1] for line in benchmarks] == [name.split()[1] for name in BENCHMARKS]
+    for name, command in COMMANDS.items():
+        assert f"  {name} " in overview
+        assert command.summary in overview
+    assert {"benchmark"} == GROUPS
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.function is not None])
+def test_a_command_has_a_help(name: str, capsys: pytest.CaptureFixture[str]):
+    output = shown(capsys, *name.split(), "--help")
+    assert output.startswith(f"usage: seqrec {name} ")
+    assert "--config" in output
+    assert ("see --trainer.help" in output) == (name in ("recommend", "predict"))
+
+
+def test_no_command_shows_the_overview_and_fails(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2
+    assert capsys.readouterr().out.startswith("usage: seqrec COMMAND [options]")
+
+
+def test_compare_has_the_metrics_of_the_function():
+    assert inspect.signature(compare_runs).parameters["metrics"].default == ",".join(METRICS)
+
+
+def test_configs_lists_all_and_prints_one(capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    main(["configs"])
+    output = capsys.readouterr().out
+    assert "\nquickstart " in output
+    assert "\nfragments/model/SASRec " in output
+    main(["configs", "quickstart"])
+    assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_epochs"] == 10
+
+
+def test_lists_stand_without_brackets(capsys: pytest.CaptureFixture[str]):
+    output = shown(
+        *(capsys, "benchmark", "paper", "--data", "ml_1m", "synthetic", "--lengths", "50", "100"),
+        *("--encoders=[GRU4Rec]", "--print_config"),
+    )
+    config = yaml.safe_load(output)
+    assert (config["data"], config["lengths"], config["encoders"]) == (
+        ["ml_1m", "synthetic"],
+        [50, 100],
+        ["GRU4Rec"],
+    )
+
+
+HEAVY = ("torch", "lightning", "numpy", "polars", "matplotlib")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--version",),
+        ("--help",),
+        ("inspect", "--help"),
+        ("doctor", "--help"),
+        ("compare", "--help"),
+        ("export", "--help"),
+        ("configs", "quickstart"),
+        ("inspect", "x", "--verfy", "true"),
+        ("fitt",),
+    ],
+    ids=" ".join,
+)
+def test_what_needs_no_model_imports_no_torch(words: tuple[str, ...]):
+    code = (
+        "import sys\nfrom seqrec.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        f"print('loaded:', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    process = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert process.stdout.splitlines()[-1] == "loaded: []"

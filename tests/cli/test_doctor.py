@@ -75,6 +75,7 @@ def test_programs_get_json(capsys: pytest.CaptureFixture[str]):
     assert {op["op"] for op in report["ops"]} == {backends.op for backends in OPS}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_output_that_nobody_reads_ends_the_command_without_a_word(unbuffered: str):
     with subprocess.Popen(

@@ -235,8 +235,8 @@ def test_class_registry_and_preset_share_one_name(name: str):
 
 @every_encoder
 def test_a_config_names_the_preset(name: str):
-    config = REPOSITORY / "configs" / "model" / f"{name}.yaml"
-    assert config.is_file(), f"add configs/model/{name}.yaml with `model: {{class_path: {name}}}`"
+    config = REPOSITORY / "configs" / "fragments" / "model" / f"{name}.yaml"
+    assert config.is_file(), f"add configs/fragments/model/{name}.yaml with `model: {{class_path: {name}}}`"
     content = yaml.safe_load(config.read_text(encoding="utf-8"))
     class_path = content.get("model", content)["class_path"]
     assert class_path in (name, f"seqrec.models.{name}", f"seqrec.models.presets.{name}")

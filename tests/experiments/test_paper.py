@@ -25,7 +25,7 @@ from seqrec.experiments.paper import benchmark_paper
 from seqrec.experiments.report import figures, report
 from seqrec.experiments.runner import make_slots
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs" / "fragments"
 TIMEOUT = 300
 GRID = (
     *("--data", "synthetic", "--lengths", "20", "--seeds", "1", "--budget", "epochs=2", "--folder", "grid"),

@@ -108,7 +108,6 @@ def test_a_job_that_slurm_announces_the_end_of_is_queued_again_and_goes_on(
     )
     assert again.end(60) == 0, again.output
     assert (
-        f"SLURM started job 4711 again: it goes on from {newest(tmp_path).relative_to(tmp_path)}"
-        in again.output
+        f"SLURM restarted job 4711: it resumes from {newest(tmp_path).relative_to(tmp_path)}" in again.output
     )
     assert step_of(newest(tmp_path)) == (stopped // 25 + 1) * 25

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from seqrec.errors import InputError, MissingInputError
+from seqrec.errors import InputError
 from seqrec.registry import did_you_mean
+from seqrec.runs.config_files import find_config
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -81,8 +82,7 @@ class SweepSettings:
         if both := sorted(set(self.parameters) & set(self.fixed)):
             raise InputError(f"{both[0]} is in parameters and in fixed: leave one out")
         for config in self.configs:
-            if not Path(config).is_file():
-                raise MissingInputError(f"configs: no file {config}, from the working directory {Path.cwd()}")
+            find_config(config)
         self.distributions()
         self.make_pruner()
         self.make_sampler(0)

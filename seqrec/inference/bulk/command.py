@@ -20,6 +20,7 @@ from seqrec.data.sources import Table
 from seqrec.data.store import MANIFEST, EventStore
 from seqrec.errors import InputError
 from seqrec.inference.bulk.job import BulkJob, describe, recommend_in_bulk
+from seqrec.inference.bulk.list_report import list_report
 from seqrec.inference.bulk.output import BulkOutput
 from seqrec.inference.bulk.users import BulkUsers, store_digest
 from seqrec.inference.loading import load_with_store
@@ -99,6 +100,8 @@ def recommend(
         print_line(f"share {rank}/{ranks} is done; {output} still lacks parts of other shares")
     else:
         print_line(_summary_text(files, summary))
+        metrics = list_report(files.folder, trained_on, top_k).items()
+        print_line(", ".join(f"{name} {value:.4g}" for name, value in metrics if value is not None))
 
 
 @dataclass(frozen=True)

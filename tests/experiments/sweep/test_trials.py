@@ -180,7 +180,7 @@ FLOAT = {"type": "float", "low": 0.1, "high": 0.5}
         ),
         ({"fixed": {"model.d_model": 3}}, r"model\.d_model is in parameters and in fixed"),
         ({"trials": 0}, "trials=0 must be at least 1"),
-        ({"configs": ["no.yaml"]}, r"configs: no file no\.yaml"),
+        ({"configs": ["no.yaml"]}, r"config 'no\.yaml' is neither a file nor"),
         (
             {"pruner": {"class_path": "MedianPrune"}},
             r"pruner\.class_path='MedianPrune' .*did you mean MedianPruner\?",
@@ -225,7 +225,7 @@ def test_without_optuna_the_message_says_what_to_install(monkeypatch: pytest.Mon
         run_sweep(settings(), Fit(settings(), {}))
 
 
-def test_the_example_is_a_sweep(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(REPOSITORY)
-    example = yaml.safe_load(Path("configs/sweep/quickstart.yaml").read_text())
+def test_the_example_is_a_sweep_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    example = yaml.safe_load((REPOSITORY / "configs/sweep/quickstart.yaml").read_text())
     SweepSettings(**example).check()

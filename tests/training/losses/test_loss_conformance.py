@@ -17,7 +17,7 @@ from seqrec.training.losses import GBCE, LOSSES, Loss, SampledSoftmax
 from seqrec.training.negatives import PopularityNegatives, UniformNegatives
 from seqrec.types import SequenceBatch
 
-CONFIGS = Path(__file__).parents[3] / "configs" / "loss"
+CONFIGS = Path(__file__).parents[3] / "configs" / "fragments" / "loss"
 COUNTS = torch.arange(NUM_ITEMS + 1) * 3
 every_loss = pytest.mark.parametrize("name", list(LOSSES))
 

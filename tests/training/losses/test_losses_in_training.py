@@ -59,7 +59,7 @@ def test_loss_config_swaps_the_objective_of_another_config(
     main(
         [
             *("fit", "--config", str(CONFIGS / "quickstart.yaml")),
-            *("--config", str(CONFIGS / "loss" / f"{name}.yaml")),
+            *("--config", str(CONFIGS / "fragments" / "loss" / f"{name}.yaml")),
             *("--data.source.num_users", "200", "--data.source.mean_events", "20"),
             *(
                 "--trainer.max_epochs",

@@ -1,0 +1,122 @@
+"""The argument parser of every command: dashes or underscores, lists without brackets, refusals in one line."""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import json
+import sys
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import fields, is_dataclass
+from typing import NoReturn, get_args, get_origin, get_type_hints
+
+import jsonargparse
+
+from seqrec import __version__
+from seqrec.cli.errors import explain
+from seqrec.specs import from_spec
+
+FLAGS = ("-h", "--help", "--help_all", "--print_config", "--version")
+
+
+class ArgumentParser(jsonargparse.ArgumentParser):
+    """Parser that refuses in one line, with what is allowed."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the reason and exit with status 2."""
+        # The parser of a command puts itself on the exception that the parser of all commands gets.
+        refusing = getattr(ex, "subcommand_parser", self)
+        sys.stderr.write(f"error: {explain(message, refusing, ex)}\n")
+        raise SystemExit(2)
+
+
+def with_underscores(words: Sequence[str]) -> list[str]:
+    """Return words with underscores instead of dashes in the names of options.
+
+    Example:
+        >>> with_underscores(["--top-k=5", "--protocol", "sasrec-100"])
+        ['--top_k=5', '--protocol', 'sasrec-100']
+    """
+    found = []
+    for word in words:
+        option, equals, value = word.partition("=")
+        named = word.startswith("--") and word != "--"
+        found.append(f"--{option[2:].replace('-', '_')}{equals}{value}" if named else word)
+    return found
+
+
+def with_names(words: Sequence[str], positional: str | None = None, lists: Collection[str] = ()) -> list[str]:
+    """Return words with each value after its option, and each list as one JSON word.
+
+    Args:
+        words: Arguments of a command.
+        positional: The option that values without an option belong to.
+        lists: Options that take lists, which may be given as several words.
+
+    Example:
+        >>> with_names(["a", "b", "--slices", "true"], "runs", ["--runs"])
+        ['--runs', '["a", "b"]', '--slices', 'true']
+    """
+    found: list[str] = []
+    waiting = deque(words)
+    free = [] if positional is None else [f"--{positional}"]
+    while waiting:
+        word = waiting.popleft()
+        if free and not word.startswith("-"):
+            waiting.appendleft(word)
+            word = free.pop()
+        found.append(word)
+        if word in lists:
+            values = []
+            while waiting and not waiting[0].startswith("--"):
+                values.append(waiting.popleft())
+            found += values if len(values) == 1 and values[0].startswith("[") else [json.dumps(values)]
+        elif word.startswith("-") and "=" not in word and word not in FLAGS and waiting:
+            found.append(waiting.popleft())
+    return found
+
+
+def call(
+    name: str,
+    function: Callable[..., object],
+    words: Sequence[str],
+    *,
+    positional: str | None = None,
+    note: str | None = None,
+) -> None:
+    """Call a function with arguments from the command line.
+
+    A parameter that is a dataclass is given by its fields, as options of the command.
+
+    Args:
+        name: Name of the command.
+        function: Its signature and docstring describe the options.
+        words: The options, with underscores.
+        positional: The parameter that may be given without its name.
+        note: Last line of the help.
+    """
+    usage = f"seqrec {name} {positional.upper() + ' ' if positional else ''}[options]"
+    about = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
+    parser = ArgumentParser(
+        usage=usage, description=about, epilog=note, version=__version__, allow_abbrev=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file with the options")
+    hints = get_type_hints(function)
+    kinds = ((key, cls) for key, kind in hints.items() for cls in (kind, *get_args(kind)))
+    groups = {key: cls for key, cls in kinds if isinstance(cls, type) and is_dataclass(cls)}
+    parser.add_function_arguments(function, skip=set(groups), as_group=False)
+    for cls in groups.values():
+        parser.add_class_arguments(cls, None, as_group=False)
+        hints |= get_type_hints(cls)
+    lists = [
+        f"--{key}" for key, kind in hints.items() if get_origin(kind) in (list, collections.abc.Sequence)
+    ]
+    values = parser.parse_args(with_names(words, positional, lists)).as_dict()
+    del values["config"]
+    objects = {
+        key: cls(**{field.name: values.pop(field.name) for field in fields(cls)})
+        for key, cls in groups.items()
+    }
+    # The parser would hide why a class that is one of several could not be built.
+    function(**{key: from_spec(value) for key, value in values.items()}, **objects)

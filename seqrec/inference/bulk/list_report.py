@@ -1,0 +1,53 @@
+"""Coverage, mean popularity and novelty of recommendations that a job has written."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from seqrec.data.item_counts import COUNT_EVENTS
+from seqrec.data.store import EventStore
+from seqrec.evaluation.metrics import list_metrics
+from seqrec.types import Recommendations
+
+
+def list_report(folder: Path, store: EventStore, top_k: int) -> dict[str, float | None]:
+    """Return the metrics of the lists in a folder, and keep them in `<folder>_metrics.json`.
+
+    Args:
+        folder: Parquet parts, of which all are written.
+        store: The log that the model was trained on; all its events count for popularity and novelty.
+        top_k: Length of the lists.
+
+    Returns:
+        `Coverage@K`, `Popularity@K` and `Novelty@K`; see `seqrec.evaluation.metrics`. None if there are no lists.
+    """
+    import polars
+
+    file = folder.with_name(f"{folder.stem}_metrics.json")
+    if file.is_file():
+        kept: dict[str, float | None] = json.loads(file.read_text(encoding="utf-8"))
+        return kept
+    counts = np.zeros(store.num_items + 1, dtype=np.int64)
+    for begin in range(0, store.num_events, COUNT_EVENTS):
+        counts += np.bincount(store.item_ids[begin : begin + COUNT_EVENTS], minlength=len(counts))
+    metrics = list_metrics(torch.from_numpy(counts), cutoffs=(top_k,))
+    for part in sorted(folder.glob("part-*.parquet")):
+        items = polars.read_parquet(part, columns=["item_id"])["item_id"].value_counts()
+        ids = np.repeat(store.item_vocabulary.lookup(items["item_id"].to_list()), items["count"].to_numpy())
+        # The metrics only count items, so lists of any users may hold them; item 0 fills the last one.
+        lists = torch.from_numpy(np.pad(ids, (0, -len(ids) % top_k))).view(-1, top_k)
+        metrics.update(
+            Recommendations(lists, torch.zeros(lists.shape), torch.zeros(len(lists), dtype=torch.int64))
+        )
+    found = {name: float(value) for name, value in metrics.compute().items()}
+    finite = {name: None if math.isnan(value) else value for name, value in found.items()}
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
+    partial.replace(file)
+    return finite
