@@ -9,7 +9,7 @@ import pytest
 from seqrec.errors import MissingInputError
 from seqrec.runs.config_files import config_names, config_summaries, find_config
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from seqrec.data.item_counts import COUNT_EVENTS
+from seqrec.data.splits import COUNT_EVENTS
 from seqrec.data.store import EventStore
 from seqrec.evaluation.metrics import list_metrics
 from seqrec.types import Recommendations
