@@ -231,11 +231,16 @@ class GlobalTime(Split):
 def training_item_counts(store: EventStore, split: Split) -> NDArray[np.int64]:
     """Return the number of events (num_items + 1,) of each item in the training part; item 0 has none."""
     stops = split.history_stops(store, "train")
+    held_out = store.item_ids[ranges(stops, np.asarray(store.offsets)[1:] - stops)]
+    return item_counts(store) - np.bincount(held_out, minlength=store.num_items + 1)
+
+
+def item_counts(store: EventStore) -> NDArray[np.int64]:
+    """Return the number of events (num_items + 1,) of each item in the whole log; item 0 has none."""
     counts = np.zeros(store.num_items + 1, dtype=np.int64)
     for piece in _pieces(store.item_ids):
         counts += np.bincount(piece, minlength=len(counts))
-    held_out = store.item_ids[ranges(stops, np.asarray(store.offsets)[1:] - stops)]
-    return counts - np.bincount(held_out, minlength=len(counts))
+    return counts
 
 
 def time_quantile(times: NDArray[np.integer[Any]], quantile: float) -> int:

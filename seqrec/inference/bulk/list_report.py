@@ -8,16 +8,17 @@ import os
 from pathlib import Path
 
 import numpy as np
+import polars
 import torch
 
-from seqrec.data.splits import COUNT_EVENTS
+from seqrec.data.splits import item_counts
 from seqrec.data.store import EventStore
 from seqrec.evaluation.metrics import list_metrics
 from seqrec.types import Recommendations
 
 
 def list_report(folder: Path, store: EventStore, top_k: int) -> dict[str, float | None]:
-    """Return the metrics of the lists in a folder, and keep them in `<folder>_metrics.json`.
+    """Return the metrics of the lists in a folder, and write them to `<folder>_metrics.json`.
 
     Args:
         folder: Parquet parts, of which all are written.
@@ -27,16 +28,8 @@ def list_report(folder: Path, store: EventStore, top_k: int) -> dict[str, float 
     Returns:
         `Coverage@K`, `Popularity@K` and `Novelty@K`; see `seqrec.evaluation.metrics`. None if there are no lists.
     """
-    import polars
-
     file = folder.with_name(f"{folder.stem}_metrics.json")
-    if file.is_file():
-        kept: dict[str, float | None] = json.loads(file.read_text(encoding="utf-8"))
-        return kept
-    counts = np.zeros(store.num_items + 1, dtype=np.int64)
-    for begin in range(0, store.num_events, COUNT_EVENTS):
-        counts += np.bincount(store.item_ids[begin : begin + COUNT_EVENTS], minlength=len(counts))
-    metrics = list_metrics(torch.from_numpy(counts), cutoffs=(top_k,))
+    metrics = list_metrics(torch.from_numpy(item_counts(store)), cutoffs=(top_k,))
     for part in sorted(folder.glob("part-*.parquet")):
         items = polars.read_parquet(part, columns=["item_id"])["item_id"].value_counts()
         ids = np.repeat(store.item_vocabulary.lookup(items["item_id"].to_list()), items["count"].to_numpy())
