@@ -40,7 +40,10 @@ def list_report(folder: Path, store: EventStore, top_k: int) -> dict[str, float 
         )
     found = {name: float(value) for name, value in metrics.compute().items()}
     finite = {name: None if math.isnan(value) else value for name, value in found.items()}
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)
+    text = json.dumps(finite, indent=2) + "\n"
+    # A job that was complete before leaves its files alone.
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
     return finite
