@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,14 +45,14 @@ class BulkJob:
         max_length: Newest events that the model sees; None is the length that it was trained with.
         max_tokens: Events encoded at a time, padding included. It changes rounding only.
         shard: Share of the parts that this process makes: (0, 1) is all, (1, 4) the second of four.
-        search: Finds the best items; it becomes the model's.
+        search: Finds the best items, and becomes the model's; None is the search that the model has.
     """
 
     options: RecommendOptions
     max_length: int | None = None
     max_tokens: int = 1 << 14
     shard: tuple[int, int] = (0, 1)
-    search: ItemSearch = field(default_factory=ExactSearch)
+    search: ItemSearch | None = None
 
 
 def recommend_in_bulk(
@@ -93,7 +93,7 @@ def recommend_in_bulk(
         >>> summary["users"], summary["rows"]
         (20, 100)
     """
-    model.search = job.search
+    model.search = job.search or model.search
     rank, ranks = job.shard
     parts = [part for part in range(len(users)) if part % ranks == rank]
     missing = [part for part in parts if not files.has(part)]
@@ -127,7 +127,7 @@ def describe(model: Recommender, job: BulkJob) -> dict[str, Any]:
         "filter_seen": job.options.filter_seen,
         "block": None if blocked is None else _digest(blocked.tolist()),
         "max_length": job.max_length,
-        "search": to_spec(job.search),
+        "search": to_spec(job.search or model.search),
     }
 
 
