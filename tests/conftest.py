@@ -66,8 +66,6 @@ def sparse_gradient() -> Callable[..., torch.Tensor]:
     """Gradient of a table of so many rows, from numbers of rows, in any order and possibly repeated, and values."""
 
     def make(row_ids: list[int], values: torch.Tensor, rows: int) -> torch.Tensor:
-        return torch.sparse_coo_tensor(
-            torch.tensor([row_ids]), values, (rows, values.shape[1]), check_invariants=True
-        )
+        return torch.sparse_coo_tensor(torch.tensor([row_ids]), values, (rows, values.shape[1]), check_invariants=True)
 
     return make

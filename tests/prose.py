@@ -99,9 +99,7 @@ def _markdown(text: str) -> Iterator[tuple[int, str]]:
 
 def main() -> None:
     """Print the rates, or the places of some words."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", nargs="+", metavar="WORD", choices=list(WORDS), default=[])
     repository = Path(__file__).parents[1]
     wanted = parser.parse_args().list
@@ -109,9 +107,7 @@ def main() -> None:
         for file, line, text in texts(repository):
             for hit in _pattern(word).finditer(text):
                 near = text[max(0, hit.start() - 50) : hit.end() + 50].replace("\n", " ")
-                print(
-                    f"{file.relative_to(repository)}:{line + text[: hit.start()].count(chr(10))}: .. {near} .."
-                )
+                print(f"{file.relative_to(repository)}:{line + text[: hit.start()].count(chr(10))}: .. {near} ..")
     if not wanted:
         for word, rate in rates(repository).items():
             limit = f"at most {LIMITS[word]}" if word in LIMITS else f"at least {LEAST_IF}"

@@ -84,9 +84,7 @@ def circles(package: Path) -> list[list[str]]:
         return parent if parent in trees else None
 
     edges = {
-        name: {
-            found for _, dotted in imported(tree) if (found := target_of(dotted)) not in (None, name, door)
-        }
+        name: {found for _, dotted in imported(tree) if (found := target_of(dotted)) not in (None, name, door)}
         for name, tree in trees.items()
         if name != door
     }
@@ -123,9 +121,7 @@ def long_files_and_functions(package: Path) -> list[str]:
         count = len(text.splitlines())
         path = file.relative_to(package)
         if count > MAX_FILE_LINES and not REASON.search(text):
-            found.append(
-                f"{path} has {count} lines; split it by idea, or state why: # Longer than 400 lines because"
-            )
+            found.append(f"{path} has {count} lines; split it by idea, or state why: # Longer than 400 lines because")
         for node in ast.walk(ast.parse(text)):
             if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 continue
@@ -143,9 +139,7 @@ def late_imports_of_polars(package: Path) -> list[tuple[str, int]]:
     """Module and line of each `import polars` inside a function."""
     found = []
     for name, tree in modules(package).items():
-        functions = [
-            node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-        ]
+        functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
         found += [
             (name, line)
             for function in functions
@@ -168,9 +162,7 @@ def test_no_files_import_each_other():
 
 
 def test_every_room_of_the_table_is_there():
-    rooms = {
-        path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
-    }
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert rooms - {"__init__"} == set(levels())
 
 
@@ -212,12 +204,8 @@ def test_top_level_holds_only_what_it_may():
 
 def test_the_prose_is_plain():
     rates = prose.rates(REPOSITORY)
-    too_high = {
-        word: rate for word, rate in rates.items() if word in prose.LIMITS and rate > prose.LIMITS[word]
-    }
-    assert not too_high, (
-        f"uses per 10,000 words: {too_high}; python tests/prose.py --list WORD shows the places"
-    )
+    too_high = {word: rate for word, rate in rates.items() if word in prose.LIMITS and rate > prose.LIMITS[word]}
+    assert not too_high, f"uses per 10,000 words: {too_high}; python tests/prose.py --list WORD shows the places"
     assert rates["if"] >= prose.LEAST_IF
 
 

@@ -165,9 +165,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     "start",
     ["torchrun", *(pytest.param(name, marks=pytest.mark.slow) for name in STARTS if name != "torchrun")],
 )
-def test_two_ranks_train_as_one_process_does_on_the_joined_batches(
-    start: str, alone: dict[str, Any], tmp_path: Path
-):
+def test_two_ranks_train_as_one_process_does_on_the_joined_batches(start: str, alone: dict[str, Any], tmp_path: Path):
     launch, hosts = STARTS[start]
     launch([str(JOB), str(tmp_path), "2", str(hosts)], tmp_path)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
@@ -185,9 +183,7 @@ def test_two_ranks_train_as_one_process_does_on_the_joined_batches(
 
 
 @pytest.mark.slow
-def test_two_ranks_with_a_compiled_encoder_train_as_one_plain_process_does(
-    alone: dict[str, Any], tmp_path: Path
-):
+def test_two_ranks_with_a_compiled_encoder_train_as_one_plain_process_does(alone: dict[str, Any], tmp_path: Path):
     by_torchrun([str(JOB), str(tmp_path), "2", "1", "compiled"], tmp_path)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")["compiled"]["weights"]
@@ -255,8 +251,6 @@ def test_the_command_line_under_a_cluster_makes_the_run_of_one_process(
     assert sum(f"run folder: {run} " in text for text in printed) == 1
     metrics = [json.loads((folder / "test_metrics.json").read_text()) for folder in (alone, run)]
     assert metrics[0] == metrics[1]
-    expected, found = (
-        torch.load(folder / "checkpoints" / "last.ckpt")["state_dict"] for folder in (alone, run)
-    )
+    expected, found = (torch.load(folder / "checkpoints" / "last.ckpt")["state_dict"] for folder in (alone, run))
     for key, weight in expected.items():
         torch.testing.assert_close(found[key], weight, rtol=1e-5, atol=1e-5, msg=key)

@@ -19,9 +19,7 @@ from seqrec.encoders import ENCODERS
 from seqrec.evaluation.protocols import PRESETS, Protocol
 from seqrec.specs import from_spec
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FRAGMENTS = CONFIGS / "fragments"
@@ -108,9 +106,7 @@ def test_trainer_config_keeps_what_else_was_chosen(path: Path, capsys: pytest.Ca
     assert printed["model"]["class_path"].endswith("MambaRec")
 
 
-def test_slurm_config_without_srun_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_slurm_config_without_srun_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.delenv("SLURM_NTASKS", raising=False)
     with pytest.raises(SystemExit):
         main(

@@ -141,9 +141,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Results,
 
 
 @pytest.mark.parametrize("name", ["row-wise Adagrad", "lazy Adam"])
-def test_two_ranks_train_as_one_does_on_the_joined_batches(
-    name: str, trained: tuple[Results, Results, Results]
-):
+def test_two_ranks_train_as_one_does_on_the_joined_batches(name: str, trained: tuple[Results, Results, Results]):
     alone, first, second = (results[name]["weights"] for results in trained)
     for key, weight in alone.items():
         assert torch.equal(first[key], second[key]), key

@@ -40,9 +40,7 @@ def checkpoint_hash(folder: Path, *, workers: int, seed: int = 0) -> str:
         seed=seed,
     )
     loss = SampledSoftmax(PopularityNegatives(8))
-    model = MambaRec(
-        data.num_items, d_model=8, num_layers=1, d_state=4, max_length=12, dropout=0.3, loss=loss
-    )
+    model = MambaRec(data.num_items, d_model=8, num_layers=1, d_state=4, max_length=12, dropout=0.3, loss=loss)
     run = folder / f"{len(list(folder.iterdir()))}"
     trainer = pl.Trainer(
         callbacks=[ResumePoints(dirpath=str(run))],

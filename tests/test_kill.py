@@ -76,9 +76,7 @@ def outcome(folder: Path, version: int) -> tuple[dict[str, Any], dict[str, Any]]
     ("kills", "ranks"),
     [(2, 1), pytest.param(10, 1, marks=pytest.mark.slow), pytest.param(3, 2, marks=pytest.mark.slow)],
 )
-def test_a_run_that_is_killed_ends_with_the_weights_of_one_that_is_not(
-    tmp_path: Path, kills: int, ranks: int
-):
+def test_a_run_that_is_killed_ends_with_the_weights_of_one_that_is_not(tmp_path: Path, kills: int, ranks: int):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()

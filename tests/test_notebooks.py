@@ -21,9 +21,7 @@ def test_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path):
 
 
 def test_notebooks_import_from_the_front_door():
-    sources = (
-        cell.source for path in NOTEBOOKS.glob("*.ipynb") for cell in nbformat.read(path, as_version=4).cells
-    )
+    sources = (cell.source for path in NOTEBOOKS.glob("*.ipynb") for cell in nbformat.read(path, as_version=4).cells)
     modules = set(re.findall(r"(?m)^(?:from|import) (seqrec[\w.]*)", "\n".join(sources)))
     assert "seqrec" in modules
     assert len(modules) <= 3, modules

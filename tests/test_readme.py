@@ -61,9 +61,7 @@ def test_links_of_a_page_lead_somewhere(page: Path):
         assert linked.exists(), target
         if heading:
             headings = re.findall(r"(?m)^#+ (.+)$", linked.read_text(encoding="utf-8"))
-            assert heading in {re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in headings}, (
-                target
-            )
+            assert heading in {re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in headings}, target
 
 
 def test_every_page_is_linked_from_the_readme():

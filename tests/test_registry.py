@@ -70,9 +70,7 @@ def test_two_classes_of_one_name_are_refused_by_their_paths(shapes: Registry[Sha
         def area(self) -> float:
             return 1.0
 
-    with pytest.raises(
-        InputError, match=r"shape 'Square' is \S+Square and \S+Square; give the path of the one"
-    ):
+    with pytest.raises(InputError, match=r"shape 'Square' is \S+Square and \S+Square; give the path of the one"):
         shapes["Square"]
 
 

@@ -53,9 +53,7 @@ class Diary(pl.Callback):
         # Fetched, which is not yet trained on, as far as the checkpoint is concerned.
         self.batches[trainer.current_epoch, batch_idx] = batch.history.item_ids.flatten().tolist()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, model: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, model: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.trained[trainer.current_epoch] += batch.user_ids.tolist()
 
     def on_validation_end(self, trainer: pl.Trainer, model: Any) -> None:
@@ -161,9 +159,7 @@ def test_killed_and_resumed_is_as_never_killed(tmp_path: Path, kills: list[KillA
 )
 def test_resuming_is_exact_however_the_run_is_set_up(tmp_path: Path, options: dict[str, Any]):
     kills = [KillAt("on_train_batch_start", 0, 4), KillAt("on_train_batch_end", 1, 3)]
-    assert_same_run(
-        tmp_path, [*kills, KillAt("on_validation_end", 1)][: 2 if "trainer" in options else 3], **options
-    )
+    assert_same_run(tmp_path, [*kills, KillAt("on_validation_end", 1)][: 2 if "trainer" in options else 3], **options)
 
 
 @pytest.mark.parametrize("max_epochs", [-1, 3])
@@ -193,9 +189,7 @@ def test_an_order_that_has_changed_is_refused_in_the_middle_of_an_epoch_alone(tm
 
 
 @pytest.mark.parametrize("max_steps", [False, True])
-def test_an_epoch_that_goes_on_in_batches_of_another_size_shows_each_window_once(
-    tmp_path: Path, max_steps: bool
-):
+def test_an_epoch_that_goes_on_in_batches_of_another_size_shows_each_window_once(tmp_path: Path, max_steps: bool):
     """As it is on another number of ranks, since both change how an epoch is cut into steps."""
     # Lightning counts the epochs of runs that end by steps in another way.
     trainer = {"max_epochs": -1, "max_steps": 20} if max_steps else {}

@@ -63,9 +63,7 @@ def test_class_path_alone_builds_with_defaults():
 
 
 def test_an_object_that_forgets_an_argument_is_refused():
-    with pytest.raises(
-        TypeError, match="Forgetful must keep its constructor argument 'size' as an attribute"
-    ):
+    with pytest.raises(TypeError, match="Forgetful must keep its constructor argument 'size' as an attribute"):
         to_spec(Forgetful(3))
 
 

@@ -30,9 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The scripts of a fresh environment with the wheel, and with the packages of this one."""
     made = tmp_path_factory.mktemp("wheel")
-    left_out = shutil.ignore_patterns(
-        ".*", "build", "*.egg-info", "*.so", "__pycache__", "tests", "notebooks"
-    )
+    left_out = shutil.ignore_patterns(".*", "build", "*.egg-info", "*.so", "__pycache__", "tests", "notebooks")
     shutil.copytree(REPOSITORY, made / "source", symlinks=True, ignore=left_out)
     build = f"from setuptools.build_meta import build_wheel; build_wheel({str(made)!r})"
     subprocess.run([sys.executable, "-c", build], cwd=made / "source", capture_output=True, check=True)
@@ -69,19 +67,13 @@ def run(installed: Path, folder: Path, *words: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
-        "OMP_NUM_THREADS": "1"
-    }
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
 
 
 def test_the_package_is_that_of_the_wheel_and_contains_all_configs(installed: Path, folder: Path):
-    code = (
-        "import seqrec, seqrec.runs.config_files as c; print(seqrec.__file__, *c.config_names(), sep='\\n')"
-    )
+    code = "import seqrec, seqrec.runs.config_files as c; print(seqrec.__file__, *c.config_names(), sep='\\n')"
     command = [str(installed / "python"), "-c", code]
-    output = subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, check=True
-    )
+    output = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=True)
     path, *names = output.stdout.splitlines()
     assert Path(path).is_relative_to(installed.parent)
     files = [file.relative_to(REPOSITORY / "configs") for file in (REPOSITORY / "configs").rglob("*.yaml")]

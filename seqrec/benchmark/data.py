@@ -267,9 +267,7 @@ def prepare_store(log: str, store: str, *, memory_limit: int | None) -> dict[str
         `counts` of the manifest, and `sha256` of each of the store's files by name.
     """
     log_table = Table(log)
-    prepared = prepare(
-        log_table, Filters(), store, memory_limit=memory_limit, progress=print_line, overwrite=True
-    )
+    prepared = prepare(log_table, Filters(), store, memory_limit=memory_limit, progress=print_line, overwrite=True)
     hashes = {name: file["sha256"] for name, file in prepared.manifest["files"].items()}
     return {"counts": prepared.manifest["counts"], "sha256": hashes}
 

@@ -114,9 +114,7 @@ def parse_events(text: str | int) -> int:
     return int(events)
 
 
-def ensure_log(
-    folder: Path, profile: Profile, events: int, *, seed: int = 0, progress: Progress | None = None
-) -> Path:
+def ensure_log(folder: Path, profile: Profile, events: int, *, seed: int = 0, progress: Progress | None = None) -> Path:
     """Write a generated log, unless it exists from the same arguments.
 
     The files `part-000.csv`, `part-001.csv`, ... of 50 million rows have the columns user_id, item_id, timestamp

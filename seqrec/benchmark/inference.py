@@ -155,9 +155,7 @@ def time_events(lengths: Sequence[int], settings: Mapping[str, Any]) -> list[dic
     return [dict(zip(keys, row, strict=True)) for row in rows]
 
 
-def time_sessions(
-    batch_sizes: Sequence[int], folder: str | None, settings: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+def time_sessions(batch_sizes: Sequence[int], folder: str | None, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Time `observe_many` and `recommend_many` of sessions in each store, and bare steps of the model.
 
     Each batch contains one event, or one request for 10 unseen items, per user. Stores and sizes take turns. See
@@ -199,8 +197,7 @@ def time_sessions(
         for opened in recommenders.values():
             opened.close()
     return [
-        {"store": store, "batch_size": size}
-        | {name: statistics.median(seconds[store, size, name]) for name in calls}
+        {"store": store, "batch_size": size} | {name: statistics.median(seconds[store, size, name]) for name in calls}
         for store, size, calls in cells
     ]
 

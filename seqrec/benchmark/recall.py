@@ -164,9 +164,7 @@ def signal_log(folder: str, lag: int, events: int, batch_size: int, seed: int) -
     """
     mean_events = max(1.6 * lag, 8)
     num_users = max(1, round(events / mean_events))
-    source = Synthetic(
-        num_users, NUM_ITEMS, mean_events, lag, signal=1.0, repeat=0.0, popularity_exponent=0.0
-    )
+    source = Synthetic(num_users, NUM_ITEMS, mean_events, lag, signal=1.0, repeat=0.0, popularity_exponent=0.0)
     return SequenceDataModule(
         source,
         store=f"{folder}/lag_{lag}",

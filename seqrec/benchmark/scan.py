@@ -312,9 +312,7 @@ def _compare(steps: Mapping[str, Step], device: torch.device, seconds: float) ->
     return figures
 
 
-def _scan_inputs(
-    batch_size: int, size: Sequence[int], device: torch.device
-) -> tuple[dict[str, Tensor], Tensor]:
+def _scan_inputs(batch_size: int, size: Sequence[int], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
     length, channels, states = size
     # Step sizes and A as at Mamba's initialisation.
     generator = torch.Generator().manual_seed(0)

@@ -86,12 +86,8 @@ def benchmark_serve(
             benchmark.note(f"{kind}: {requests:,} requests of {clients} clients ...")
             child = {"kind": kind, "sessions": file, "batch_wait_ms": batch_wait_ms, **settings}
             with running_server(child) as url:
-                rows += rows_of(
-                    kind, measure_clients(url, items=drawn, seconds=seconds, k=k, seed=seed, **load)
-                )
-    title = (
-        f"{clients} clients at once; MambaRec, width {d_model}, {items:,} items, sessions in SQLite, top {k}"
-    )
+                rows += rows_of(kind, measure_clients(url, items=drawn, seconds=seconds, k=k, seed=seed, **load))
+    title = f"{clients} clients at once; MambaRec, width {d_model}, {items:,} items, sessions in SQLite, top {k}"
     title += "; bare: a FastAPI route that does nothing"
     benchmark.finish(title, route_table(rows))
     if errors := max((row["errors"] for row in rows), default=0):
@@ -184,9 +180,7 @@ def measure_clients(
         # Return when the client's counted requests began.
         plan = _requests(number, requests // clients, items, k, seed)
         one = httpx.Limits(max_connections=1, max_keepalive_connections=1)
-        async with httpx.AsyncClient(
-            base_url=url, limits=one, timeout=None, trust_env=False, verify=False
-        ) as client:
+        async with httpx.AsyncClient(base_url=url, limits=one, timeout=None, trust_env=False, verify=False) as client:
             return await _send(client, plan, answers, deadline, begun)
 
     async def all_clients() -> None:
@@ -221,9 +215,7 @@ def _requests(client: int, count: int, items: int | None, k: int, seed: int) -> 
             yield "/recommend", {"user": user, "k": k}
 
 
-async def _send(
-    client: httpx.AsyncClient, plan: Plan, answers: Answers, deadline: float, begun: Any
-) -> float:
+async def _send(client: httpx.AsyncClient, plan: Plan, answers: Answers, deadline: float, begun: Any) -> float:
     start = time.perf_counter()
     try:
         for number, (route, body) in enumerate(plan):

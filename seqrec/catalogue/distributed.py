@@ -66,9 +66,7 @@ def average_row_gradient(weight: nn.Parameter) -> None:
     all_ids = _gathered(_padded(row_ids, longest))
     all_rows = _gathered(_padded(rows, longest))
     sent = torch.arange(longest, device=rows.device) < counts.unsqueeze(1)
-    row_ids, rows = sum_rows(
-        row_gradient(all_ids[sent], all_rows[sent] / ranks, weight.shape, each_once=False)
-    )
+    row_ids, rows = sum_rows(row_gradient(all_ids[sent], all_rows[sent] / ranks, weight.shape, each_once=False))
     weight.grad = row_gradient(row_ids, rows.to(weight.dtype), weight.shape)
 
 

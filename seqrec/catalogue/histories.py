@@ -112,9 +112,7 @@ def read_block_list(path: str | Path) -> list[Any]:
             f"with a column {ITEM_ID}"
         ) from error
     if not (column.dtype.is_integer() or column.dtype == polars.String):
-        raise InputError(
-            f"block={str(path)!r}: column {ITEM_ID} is {column.dtype}; make it integers or strings"
-        )
+        raise InputError(f"block={str(path)!r}: column {ITEM_ID} is {column.dtype}; make it integers or strings")
     return list(column.drop_nulls())
 
 
@@ -176,9 +174,7 @@ def _block_of_lists(vocabulary: Vocabulary, histories: Sequence[Sequence[Any]]) 
     return _known(vocabulary, item_ids, users, np.zeros(len(rows), np.int64), lambda row: f"history {row}")
 
 
-def _block_of_frame(
-    model: RecommendingModel, vocabulary: Vocabulary, frame: Any
-) -> tuple[polars.Series, EventBlock]:
+def _block_of_frame(model: RecommendingModel, vocabulary: Vocabulary, frame: Any) -> tuple[polars.Series, EventBlock]:
     """Return the frame's users in order of appearance, and their events by time."""
     import polars
 
@@ -186,9 +182,7 @@ def _block_of_frame(
     users = frame[USER_ID].unique(maintain_order=True)
     keys = {
         USER_ID: polars.DataFrame({USER_ID: users, "row": np.arange(len(users))}),
-        ITEM_ID: polars.DataFrame(
-            {ITEM_ID: (items := frame[ITEM_ID].unique()), "item": _ids(vocabulary, items)}
-        ),
+        ITEM_ID: polars.DataFrame({ITEM_ID: (items := frame[ITEM_ID].unique()), "item": _ids(vocabulary, items)}),
     }
     for name, key in keys.items():
         frame = frame.join(key, on=name, how="left", maintain_order="left")
@@ -220,9 +214,7 @@ def _checked(frame: Any) -> polars.DataFrame:
     wanted = [USER_ID, ITEM_ID] + [TIMESTAMP] * (TIMESTAMP in frame.columns)
     for name in wanted:
         if name not in frame.columns:
-            raise InputError(
-                f"histories has no column {name!r}; it has {', '.join(frame.columns)}: rename one"
-            )
+            raise InputError(f"histories has no column {name!r}; it has {', '.join(frame.columns)}: rename one")
         column = frame[name]
         if nulls := column.null_count():
             raise InputError(f"column {name!r} of histories has {nulls} nulls; drop those rows")
@@ -264,6 +256,4 @@ def _known(
         message = f"dropped {dropped} of {len(known)} events with items that the model does not know"
         warnings.warn(message, stacklevel=CALLER)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return EventBlock(
-        item_ids[known], offsets, user_ids, len(vocabulary), None if times is None else times[known]
-    )
+    return EventBlock(item_ids[known], offsets, user_ids, len(vocabulary), None if times is None else times[known])

@@ -212,15 +212,11 @@ def item_ids_of(model: RecommendingModel) -> Vocabulary:
             "model.item_vocabulary = store.item_vocabulary"
         )
     if len(vocabulary) != num_items:
-        raise InputError(
-            f"model.item_vocabulary has {len(vocabulary)} items, but the model was trained on {num_items}"
-        )
+        raise InputError(f"model.item_vocabulary has {len(vocabulary)} items, but the model was trained on {num_items}")
     return vocabulary
 
 
-def recommendation_frame(
-    best: Recommendations, users: polars.Series, item_vocabulary: Vocabulary
-) -> polars.DataFrame:
+def recommendation_frame(best: Recommendations, users: polars.Series, item_vocabulary: Vocabulary) -> polars.DataFrame:
     """Return a frame with one row per item: user_id, item_id, rank (1 is best) and score, user after user.
 
     `best` is (U, K) on the CPU, and `users` are the names of its rows.

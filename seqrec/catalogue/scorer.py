@@ -164,9 +164,7 @@ class Scorer:
         """() float64, length of the longest finite item vector."""
         size = max(1, self.score_budget // self.part(1, 1).shape[1])
         lengths = [
-            torch.linalg.vector_norm(self.part(first, size).detach(), dim=1)
-            .nan_to_num(nan=0.0, posinf=0.0)
-            .max()
+            torch.linalg.vector_norm(self.part(first, size).detach(), dim=1).nan_to_num(nan=0.0, posinf=0.0).max()
             for first in range(1, self.num_items + 1, size)
         ]
         return torch.stack(lengths).max().double()

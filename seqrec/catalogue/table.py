@@ -123,9 +123,7 @@ class ItemEmbedding(nn.Module):
         self.d_model = d_model
         self.table: nn.Embedding
         if sharded:
-            self.table = ShardedEmbedding(
-                num_items + 1, d_model + bias, std=std, zeros_from=d_model, dtype=dtype
-            )
+            self.table = ShardedEmbedding(num_items + 1, d_model + bias, std=std, zeros_from=d_model, dtype=dtype)
             return
         self.table = nn.Embedding(num_items + 1, d_model + bias, padding_idx=0, sparse=sparse, dtype=dtype)
         nn.init.normal_(self.table.weight, std=std)

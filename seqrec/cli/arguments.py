@@ -171,9 +171,7 @@ def _resume_point_of_slurm_job() -> list[str]:
 
     folder = folder_of_slurm_job(RUNS, job)
     if folder is None or not (folder / LAST).is_file():
-        sys.stderr.write(
-            f"SLURM restarted job {job}, which left no resume point below {RUNS}: this is a new run\n"
-        )
+        sys.stderr.write(f"SLURM restarted job {job}, which left no resume point below {RUNS}: this is a new run\n")
         return []
     sys.stderr.write(f"SLURM restarted job {job}: it resumes from {folder / LAST}\n")
     return [str(folder / LAST)]

@@ -39,9 +39,7 @@ class Command:
 
 
 _RECOMMEND = "seqrec.inference.bulk.command:recommend"
-_BY_TRAINER = (
-    "With options of a run (--config, --trainer.devices 2, ..) a trainer recommends: see --trainer.help."
-)
+_BY_TRAINER = "With options of a run (--config, --trainer.devices 2, ..) a trainer recommends: see --trainer.help."
 _BENCHMARKS = {
     "data": "preparation and loading of a generated log",
     "catalogue": "time and memory of a training step by catalogue size",
@@ -67,9 +65,7 @@ COMMANDS = {
     "inspect": Command("show the contents of an event store", f"{__name__}:inspect", "store"),
     "doctor": Command("list the fast paths of this machine", f"{__name__}:doctor"),
     "report": Command("write the tables and figures of a grid", "seqrec.experiments.report:report", "folder"),
-    "benchmark paper": Command(
-        "a grid: every encoder at every length", "seqrec.experiments.paper:benchmark_paper"
-    ),
+    "benchmark paper": Command("a grid: every encoder at every length", "seqrec.experiments.paper:benchmark_paper"),
     **{
         f"benchmark {name}": Command(line, f"seqrec.benchmark.{name}:benchmark_{name}")
         for name, line in _BENCHMARKS.items()

@@ -72,9 +72,7 @@ def overview(summaries: Mapping[str, str], group: str = "") -> str:
     width = max(map(len, shown))
     lines = [f"  {name.ljust(width)}  {line}" for name, line in shown.items()]
     usage = f"usage: seqrec {f'{group} ' if group else ''}COMMAND [options]"
-    return "\n".join(
-        [usage, "", ABOUT, "", *lines, "", "`seqrec COMMAND --help` lists the options of a command."]
-    )
+    return "\n".join([usage, "", ABOUT, "", *lines, "", "`seqrec COMMAND --help` lists the options of a command."])
 
 
 def short_help(parser: ArgumentParser, command: str) -> str:

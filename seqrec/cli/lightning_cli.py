@@ -69,9 +69,7 @@ class RunParser(ArgumentParser, LightningArgumentParser):
 class _LongHelp(_HelpAction):
     """Prints the help of all options, or those of one part."""
 
-    def __call__(
-        self, parser: Any, namespace: object, values: object, option_string: str | None = None
-    ) -> None:
+    def __call__(self, parser: Any, namespace: object, values: object, option_string: str | None = None) -> None:
         """Print and exit."""
         part = (option_string or "")[2:].removesuffix(".help")
         parser.shortened = None
@@ -126,9 +124,7 @@ class SeqrecCLI(LightningCLI):
         every = {"prepare": {"datamodule"}, "tune": {"model", "datamodule"}, **LightningCLI.subcommands()}
         return every if self.command is None else {self.command: every[self.command]}
 
-    def _prepare_subcommand_parser(
-        self, klass: type, subcommand: str, **kwargs: Any
-    ) -> LightningArgumentParser:
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         assert isinstance(parser, RunParser)
         parser.add_long_help(subcommand)
@@ -185,9 +181,7 @@ class SeqrecCLI(LightningCLI):
         """Compute the metrics of the test targets."""
         self._evaluate("test", model, datamodule, kwargs)
 
-    def _evaluate(
-        self, stage: str, model: Recommender, datamodule: SequenceDataModule, kwargs: dict[str, Any]
-    ) -> None:
+    def _evaluate(self, stage: str, model: Recommender, datamodule: SequenceDataModule, kwargs: dict[str, Any]) -> None:
         (values,) = getattr(self.trainer, stage)(model, datamodule=datamodule, **kwargs | {"verbose": False})
         prefix = {"validate": "val_", "test": "test_"}[stage]
         rows = {model.title: {name.removeprefix(prefix): value for name, value in values.items()}}

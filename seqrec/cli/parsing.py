@@ -98,9 +98,7 @@ def call(
     """
     usage = f"seqrec {name} {positional.upper() + ' ' if positional else ''}[options]"
     about = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
-    parser = ArgumentParser(
-        usage=usage, description=about, epilog=note, version=__version__, allow_abbrev=False
-    )
+    parser = ArgumentParser(usage=usage, description=about, epilog=note, version=__version__, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with the options")
     hints = get_type_hints(function)
     kinds = ((key, cls) for key, kind in hints.items() for cls in (kind, *get_args(kind)))
@@ -109,14 +107,9 @@ def call(
     for cls in groups.values():
         parser.add_class_arguments(cls, None, as_group=False)
         hints |= get_type_hints(cls)
-    lists = [
-        f"--{key}" for key, kind in hints.items() if get_origin(kind) in (list, collections.abc.Sequence)
-    ]
+    lists = [f"--{key}" for key, kind in hints.items() if get_origin(kind) in (list, collections.abc.Sequence)]
     values = parser.parse_args(with_names(words, positional, lists)).as_dict()
     del values["config"]
-    objects = {
-        key: cls(**{field.name: values.pop(field.name) for field in fields(cls)})
-        for key, cls in groups.items()
-    }
+    objects = {key: cls(**{field.name: values.pop(field.name) for field in fields(cls)}) for key, cls in groups.items()}
     # The parser would hide why a class that is one of several could not be built.
     function(**{key: from_spec(value) for key, value in values.items()}, **objects)

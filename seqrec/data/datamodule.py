@@ -202,9 +202,7 @@ class SequenceDataModule(pl.LightningDataModule):
         """Return a loader of shuffled windows of the training part; every window has at least one target."""
         stops = self.split.history_stops(self.store, "train")
         if not (stops - 1 > self._offsets).any():
-            raise InputError(
-                f"{self.store_directory}: no user has two training events, there is nothing to learn"
-            )
+            raise InputError(f"{self.store_directory}: no user has two training events, there is nothing to learn")
         windows = partial(self.train_windows.index, self._offsets, stops - 1, self.max_length)
         dataset, shuffle = WindowDataset(self.store, stops), not self.longest_first
         loader = self._loader(dataset, windows, self.batch_size, shuffle=shuffle)

@@ -160,11 +160,7 @@ def describe(store: EventStore, *, verify: bool = True) -> StoreReport:
         times=_times(store.timestamps) if intact and store.timestamps is not None else None,
         columns={name: str(column.dtype) for name, column in columns.items() if column is not None},
         files={name: file["bytes"] for name, file in manifest["files"].items()},
-        settings={
-            name: manifest[name]
-            for name in ("source", "filters", "order", "source_files")
-            if name in manifest
-        },
+        settings={name: manifest[name] for name in ("source", "filters", "order", "source_files") if name in manifest},
         malformed=manifest.get("malformed", []),
     )
 

@@ -98,9 +98,7 @@ class LeaveOneOut(Split):
 
     def history_stops(self, store: EventStore, stage: str) -> Int64:
         """Return the ends of histories; training ends before the validation target."""
-        return _stops_by_count(
-            store, stage, 1, "leave-one-out needs one event each to train, validate and test"
-        )
+        return _stops_by_count(store, stage, 1, "leave-one-out needs one event each to train, validate and test")
 
 
 class LastN(Split):
@@ -179,9 +177,7 @@ class GlobalTime(Split):
         if not validation_from < test_from:
             raise InputError(f"validation_from={validation_from} must lie before test_from={test_from}")
         if warm_up < 1:
-            raise InputError(
-                f"warm_up={warm_up} must be at least 1: a user without history cannot be encoded"
-            )
+            raise InputError(f"warm_up={warm_up} must be at least 1: a user without history cannot be encoded")
         self.test_from = test_from
         self.validation_from = validation_from
         self.warm_up = warm_up

@@ -137,8 +137,7 @@ class EventStore:
         median, p95 = np.percentile(lengths, [50, 95])
         lines = [
             f"{self.num_events:,} events of {self.num_users:,} users on {self.num_items:,} items",
-            f"events a user: mean {lengths.mean():.0f}, median {median:.0f}, p95 {p95:.0f}, "
-            f"max {lengths.max()}",
+            f"events a user: mean {lengths.mean():.0f}, median {median:.0f}, p95 {p95:.0f}, max {lengths.max()}",
             "ordered by timestamp" if self.timestamps is not None else "no timestamps: log order",
             f"event store: {self.directory}",
         ]
@@ -228,9 +227,7 @@ class ArrayFile:
         self._digest = hashlib.sha256()
         header = io.BytesIO()
         description = np.lib.format.dtype_to_descr(self.dtype)
-        np.lib.format.write_array_header_1_0(
-            header, {"descr": description, "fortran_order": False, "shape": (length,)}
-        )
+        np.lib.format.write_array_header_1_0(header, {"descr": description, "fortran_order": False, "shape": (length,)})
         self.path.touch(exist_ok=False)
         self._write(header.getbuffer())
 

@@ -121,9 +121,7 @@ class Vocabulary:
         if isinstance(external_ids, np.ndarray) and external_ids.dtype.kind == "i" and self._offsets is None:
             return self._lookup_integers(external_ids.astype(np.int64, copy=False))
         for external_id in external_ids:
-            if isinstance(external_id, (bool, np.bool_)) or not isinstance(
-                external_id, (int, str, np.integer)
-            ):
+            if isinstance(external_id, (bool, np.bool_)) or not isinstance(external_id, (int, str, np.integer)):
                 raise TypeError(f"external id {external_id!r} must be an integer or a string")
         if self._offsets is None:
             numbers = [_as_int64(external_id) for external_id in external_ids]

@@ -158,9 +158,7 @@ def random_cuts(lengths: Tensor, longest: int, seed: int) -> Iterator[Tensor]:
         yield taken
 
 
-def streamed_states(
-    encoder: SequenceEncoder, x: Tensor, cuts: Iterable[Tensor], state: State
-) -> tuple[Tensor, State]:
+def streamed_states(encoder: SequenceEncoder, x: Tensor, cuts: Iterable[Tensor], state: State) -> tuple[Tensor, State]:
     """Return states (B, L, D), 0 at padding, of events in pieces, with padding that must have no effect."""
     out, done = torch.zeros_like(x), torch.zeros(len(x), dtype=torch.int64)
     for taken in cuts:

@@ -46,9 +46,7 @@ class GRU4Rec(SequenceEncoder):
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return each layer's hidden state, D numbers per row; see `Streamed.zero_state`."""
-        return {
-            f"{number}.hidden": like.new_zeros(batch_size, self.d_model) for number in range(self.num_layers)
-        }
+        return {f"{number}.hidden": like.new_zeros(batch_size, self.d_model) for number in range(self.num_layers)}
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""

@@ -46,8 +46,7 @@ class MambaRec(SequenceEncoder):
         self.d_conv = d_conv
         self.expand = expand
         blocks = [
-            [make_mixer(mixer, d_model, d_state=d_state, d_conv=d_conv, expand=expand)]
-            for _ in range(num_layers)
+            [make_mixer(mixer, d_model, d_state=d_state, d_conv=d_conv, expand=expand)] for _ in range(num_layers)
         ]
         self.stack = ResidualStack(blocks, d_model, dropout=dropout, layer_norm=layer_norm)
 

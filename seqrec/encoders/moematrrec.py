@@ -56,9 +56,7 @@ class AttentionMambaMixture(nn.Module):
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return the states of both experts; see `Streamed.zero_state`."""
-        return joined(
-            {name: layer.zero_state(batch_size, max_length, like) for name, layer in self._experts().items()}
-        )
+        return joined({name: layer.zero_state(batch_size, max_length, like) for name, layer in self._experts().items()})
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""

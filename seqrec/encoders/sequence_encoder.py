@@ -118,9 +118,7 @@ class SequenceEncoder(nn.Module, ABC):
                 streamed.
         """
         if batch_size < 0 or max_length < 1:
-            raise InputError(
-                f"batch_size={batch_size} must be at least 0 and max_length={max_length} at least 1"
-            )
+            raise InputError(f"batch_size={batch_size} must be at least 0 and max_length={max_length} at least 1")
         like = next(self.parameters()).new_empty(0, device=device, dtype=dtype)
         if not like.is_floating_point():
             raise InputError(f"dtype={dtype} must be one of real numbers, such as torch.float32")
@@ -172,14 +170,10 @@ class SequenceEncoder(nn.Module, ABC):
         valid = None
         if lengths is not None:
             if lengths.shape != (batch,) or lengths.dtype != torch.int64:
-                raise InputError(
-                    f"lengths must be ({batch},) int64, got {tuple(lengths.shape)} {lengths.dtype}"
-                )
+                raise InputError(f"lengths must be ({batch},) int64, got {tuple(lengths.shape)} {lengths.dtype}")
             least, most = (int(lengths.min()), int(lengths.max())) if batch else (length, length)
             if not 0 <= least <= most <= length:
-                raise InputError(
-                    f"lengths={lengths.tolist()} must be between 0 and the {length} columns of x"
-                )
+                raise InputError(f"lengths={lengths.tolist()} must be between 0 and the {length} columns of x")
             if least < length:
                 valid = torch.arange(length, device=x.device) < lengths.unsqueeze(1)
         if not batch or not length:

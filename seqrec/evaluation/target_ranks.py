@@ -166,9 +166,7 @@ class _Count:
         single: Whether the only block contains all targets.
     """
 
-    def __init__(
-        self, scorer: Scorer, states: Tensor, targets: Targets, bound: Tensor | None, *, single: bool
-    ) -> None:
+    def __init__(self, scorer: Scorer, states: Tensor, targets: Targets, bound: Tensor | None, *, single: bool) -> None:
         self.scorer, self.targets, self.bound, self.single = scorer, targets, bound, single
         self.states = states if bound is None else scorer.cast(states)
         self.ranks = TargetRanks(torch.zeros_like(targets.item_ids), torch.zeros_like(targets.item_ids))
@@ -214,9 +212,7 @@ class _Count:
         tied = torch.eq(scores, own, out=ones).sum(1).long() - (block.own[part] >= 0).long()
         self._add(part, better, tied, skipped)
 
-    def _add_rounded(
-        self, scores: Tensor, bound: Tensor, block: _Block, part: slice, skipped: Tensor | None
-    ) -> None:
+    def _add_rounded(self, scores: Tensor, bound: Tensor, block: _Block, part: slice, skipped: Tensor | None) -> None:
         """Count in `scores` (R, C), and compare scores again that differ by less than `bound` (R, 1)."""
         assert self.scores is not None
         own = self.scores[part].unsqueeze(1)

@@ -109,9 +109,7 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> float:
     lowest = int(smooth.argmin())
     fall = first.mean() - smooth[lowest]
     if lowest < len(first) or fall < 3 * first.std() / window**0.5:
-        found = (
-            f"the loss falls by {max(fall, 0.0):.2g}, which may be chance, so no step size can be suggested"
-        )
+        found = f"the loss falls by {max(fall, 0.0):.2g}, which may be chance, so no step size can be suggested"
         raise InputError(f"{found}: search from a smaller min_lr to a larger max_lr, or take more steps")
     above = np.flatnonzero(smooth[:lowest] >= first.mean() - fall / 2)
     return float(lrs[int(above.max(initial=-1)) + 1])
@@ -138,9 +136,7 @@ def find_batch_size(
     if trainer.world_size > 1:
         raise InputError(f"{trainer.world_size} processes: search with one (devices: 1); each has that size")
     if data.max_tokens is not None:
-        raise InputError(
-            f"max_tokens={data.max_tokens} sets the batches, and batch_size is unused: leave it out"
-        )
+        raise InputError(f"max_tokens={data.max_tokens} sets the batches, and batch_size is unused: leave it out")
     if max_batch_size < 1:
         raise InputError(f"max_batch_size={max_batch_size} must be at least 1")
     trials = 1 + int(math.log2(max_batch_size))

@@ -15,9 +15,7 @@ from seqrec.registry import class_named
 from seqrec.runs.checkpoints import all_finite, read_checkpoint
 
 
-def load(
-    ckpt: str | Path, *, store: str | Path | None = None, device: torch.device | str = "cpu"
-) -> Recommender:
+def load(ckpt: str | Path, *, store: str | Path | None = None, device: torch.device | str = "cpu") -> Recommender:
     """Load a checkpoint as a model in evaluation mode that knows the log's item and user ids.
 
     Args:
@@ -72,9 +70,7 @@ def _record(path: Path) -> dict[str, Any]:
     # Mapped, so a table of gigabytes is not in memory twice while the model is loaded.
     record = read_checkpoint(path, needed=("state_dict",), mapped=True).get(CHECKPOINT_KEY)
     if not isinstance(record, dict) or "class_path" not in record:
-        raise InputError(
-            f"ckpt={path} does not name its recommender; give a checkpoint that seqrec fit wrote"
-        )
+        raise InputError(f"ckpt={path} does not name its recommender; give a checkpoint that seqrec fit wrote")
     return record
 
 
@@ -82,9 +78,7 @@ def _class_of(record: dict[str, Any], path: Path) -> type[Recommender]:
     try:
         cls = class_named(str(record["class_path"]))
     except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"ckpt={path} is of {record['class_path']}, which cannot be imported here: {error}"
-        ) from error
+        raise InputError(f"ckpt={path} is of {record['class_path']}, which cannot be imported here: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, Recommender)):
         raise InputError(f"ckpt={path} is of {record['class_path']}, which is no recommender")
     return cls
@@ -105,7 +99,5 @@ def _store(record: dict[str, Any], path: Path, store: str | Path | None) -> Even
             f"no event store at {folder}, where that of ckpt={path} should be; give its present folder: store=FOLDER"
         ) from error
     if record.get("items", found.items_digest) != found.items_digest:
-        raise StoreError(
-            f"{folder} has other items than the log that ckpt={path} was trained on; give its own store"
-        )
+        raise StoreError(f"{folder} has other items than the log that ckpt={path} was trained on; give its own store")
     return found

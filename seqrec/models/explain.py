@@ -189,9 +189,7 @@ def _leave_one_out(score: _Score, vectors: Tensor, whole: float, baseline: float
     return whole - torch.cat(without)
 
 
-def _gradient_x_input(
-    score: _Score, vectors: Tensor, whole: float, baseline: float, batch_size: int
-) -> Tensor:
+def _gradient_x_input(score: _Score, vectors: Tensor, whole: float, baseline: float, batch_size: int) -> Tensor:
     every = torch.arange(len(vectors), device=vectors.device).unsqueeze(0)
     # cuDNN has no backward of recurrences in evaluation mode.
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
@@ -215,9 +213,7 @@ def _item(model: ExplainableModel, item: Any, vocabulary: Vocabulary | None) -> 
             raise InputError(f"item={item!r} is none of the log's {len(vocabulary)} items")
         return item_id
     if not isinstance(item, (int, np.integer)) or not 1 <= item <= model.items.num_items:
-        raise InputError(
-            f"item={item!r} must be an internal id, 1..{model.items.num_items}, as the history's are"
-        )
+        raise InputError(f"item={item!r} must be an internal id, 1..{model.items.num_items}, as the history's are")
     return int(item)
 
 

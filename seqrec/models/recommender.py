@@ -88,11 +88,7 @@ class Recommender(pl.LightningModule, ABC):
         """Return the default callbacks: atomic checkpoints, per-step seeds, and a stop on non-finite loss."""
         # Each of the trainer's commands calls this.
         present = {type(callback) for callback in getattr(attached_trainer(self), "callbacks", [])}
-        return [
-            callback()
-            for callback in (UseAtomicCheckpoints, StepSeeds, FiniteLoss)
-            if callback not in present
-        ]
+        return [callback() for callback in (UseAtomicCheckpoints, StepSeeds, FiniteLoss) if callback not in present]
 
     def setup(self, stage: str) -> None:
         """Check the trainer's settings and take the log's ids from the data module.
@@ -225,9 +221,7 @@ class Recommender(pl.LightningModule, ABC):
         """
         options = read_options(self, top_k, filter_seen, block)
         given = read_histories(self, histories)
-        return given.answer(
-            recommend_block(self, given.events, options, max_length=max_length, batch_size=batch_size)
-        )
+        return given.answer(recommend_block(self, given.events, options, max_length=max_length, batch_size=batch_size))
 
     def _start_judging(self, stage: str) -> None:
         data, counts, several = getattr(self.trainer, "datamodule", None), None, False
@@ -236,9 +230,7 @@ class Recommender(pl.LightningModule, ABC):
             several = data.split.several_targets
             if self.protocol.candidates.needs_item_counts:
                 counts = TrainingCounts(torch.from_numpy(data.train_item_counts())).to(self.device)
-        self.metrics[stage] = ranking_metrics(self.protocol.normaliser, several_targets=several).to(
-            self.device
-        )
+        self.metrics[stage] = ranking_metrics(self.protocol.normaliser, several_targets=several).to(self.device)
         # Once per epoch, as the weights do not change within it.
         self._judging = (self.scorer(), counts)
 

@@ -90,9 +90,7 @@ class Backends(Generic[Function]):
     def __getitem__(self, name: str) -> Backend[Function]:
         return self._backends[name]
 
-    def choose(
-        self, wanted: str, device: str, dtype: torch.dtype, given: Iterable[str] = ()
-    ) -> Backend[Function]:
+    def choose(self, wanted: str, device: str, dtype: torch.dtype, given: Iterable[str] = ()) -> Backend[Function]:
         """Return the backend to compute with.
 
         Args:

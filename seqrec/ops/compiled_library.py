@@ -50,8 +50,7 @@ class ConvLayout(ctypes.Structure):
 
     _fields_ = _fields(
         "batch length channels taps row_stride event_stride piece threads silu",
-        "valid start x weight bias initial_state out last_state"
-        " dout dlast_state dx dweight dbias dinitial_state",
+        "valid start x weight bias initial_state out last_state dout dlast_state dx dweight dbias dinitial_state",
     )
 
 

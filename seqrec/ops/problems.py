@@ -15,17 +15,13 @@ from torch import Tensor
 from seqrec.errors import InputError
 
 # x, step sizes, A, B, C, initial state and start: the arguments left after `with_gate_and_padding` has used the others.
-Recurrence = Callable[
-    [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "Tensor | None"], tuple[Tensor, Tensor]
-]
+Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "Tensor | None"], tuple[Tensor, Tensor]]
 
 
 def moved(problem: tuple[Any, ...], target: torch.dtype | torch.device) -> tuple[Any, ...]:
     """Return the fields with real numbers in another dtype, or with all tensors on another device."""
     moves = isinstance(target, torch.device)
-    return tuple(
-        x.to(target) if isinstance(x, Tensor) and (moves or x.is_floating_point()) else x for x in problem
-    )
+    return tuple(x.to(target) if isinstance(x, Tensor) and (moves or x.is_floating_point()) else x for x in problem)
 
 
 def wants_gradient(problem: tuple[Any, ...]) -> bool:
@@ -38,9 +34,7 @@ def given_arguments(problem: Any) -> tuple[str, ...]:
     return tuple(name for name in ("initial_state", "valid", "start") if getattr(problem, name) is not None)
 
 
-def check_shapes(
-    given: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]], device: torch.device
-) -> None:
+def check_shapes(given: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> None:
     """Check the shape, device and dtype of each argument.
 
     Args:

@@ -48,6 +48,4 @@ def row_gradient(row_ids: Tensor, values: Tensor, shape: torch.Size, *, each_onc
         shape: Shape of the table.
         each_once: True if the numbers are ascending and distinct; False allows any order and repeats.
     """
-    return torch.sparse_coo_tensor(
-        row_ids.unsqueeze(0), values, shape, check_invariants=False, is_coalesced=each_once
-    )
+    return torch.sparse_coo_tensor(row_ids.unsqueeze(0), values, shape, check_invariants=False, is_coalesced=each_once)

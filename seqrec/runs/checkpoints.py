@@ -166,9 +166,7 @@ def read_checkpoint(
 
 def all_finite(module: nn.Module) -> bool:
     """Return whether all of a module's parameters are finite; reads 2^24 numbers at a time."""
-    parts = (
-        part for weight in module.parameters() for part in torch.split(weight.detach().flatten(), 1 << 24)
-    )
+    parts = (part for weight in module.parameters() for part in torch.split(weight.detach().flatten(), 1 << 24))
     return all(bool(torch.isfinite(part).all()) for part in parts)
 
 
@@ -191,9 +189,7 @@ def newest_point(folder: Path) -> Path:
     """
     found = [*resume_points(folder), *resume_points(folder / "checkpoints")]
     if not found:
-        raise MissingInputError(
-            f"{folder} has no {NEWEST}, nor checkpoints/{NEWEST}: there is nothing to resume from"
-        )
+        raise MissingInputError(f"{folder} has no {NEWEST}, nor checkpoints/{NEWEST}: there is nothing to resume from")
     return found[0]
 
 

@@ -14,9 +14,7 @@ from seqrec.registry import did_you_mean
 
 _HERE = Path(__file__).parent
 # In a clone `configs` beside this file is a symbolic link. A system that has none checks it out as a file.
-CONFIGS = next(
-    folder for folder in (_HERE / "configs", _HERE.parents[1] / "configs", _HERE) if folder.is_dir()
-)
+CONFIGS = next(folder for folder in (_HERE / "configs", _HERE.parents[1] / "configs", _HERE) if folder.is_dir())
 
 
 def find_config(name: str) -> Path:
@@ -36,9 +34,7 @@ def find_config(name: str) -> Path:
     bare, known = name.removeprefix("configs/").removesuffix(".yaml"), config_names()
     if Path(name).is_file():
         if name in known:
-            sys.stderr.write(
-                f"config {name}: the file {Path(name).absolute()} is used, not the package's config\n"
-            )
+            sys.stderr.write(f"config {name}: the file {Path(name).absolute()} is used, not the package's config\n")
         return Path(name)
     if bare in known:
         return CONFIGS / f"{bare}.yaml"
@@ -46,8 +42,7 @@ def find_config(name: str) -> Path:
     near = last_parts.get(bare.rpartition("/")[2].lower())
     hint = f"; did you mean {near}?" if near else did_you_mean(bare, known)
     raise MissingInputError(
-        f"config {name!r} is neither a file nor a config of the package"
-        f"{hint or '; `seqrec configs` lists these'}"
+        f"config {name!r} is neither a file nor a config of the package{hint or '; `seqrec configs` lists these'}"
     )
 
 

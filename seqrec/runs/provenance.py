@@ -61,9 +61,7 @@ def git_state(folder: Path | str = ".") -> dict[str, Any] | None:
 def _git(folder: Path | str, *words: str) -> str:
     # Without locks, which would make the user's own git commands fail meanwhile.
     command = ["git", "--no-optional-locks", *words]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=True, timeout=GIT_PATIENCE
-    ).stdout
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=GIT_PATIENCE).stdout
 
 
 def _cpu_name() -> str:

@@ -104,17 +104,13 @@ def read_summary(folder: Path | str) -> Summary:
     """
     file = Path(folder) / FILE_NAME
     if not file.is_file():
-        raise MissingInputError(
-            f"{folder} has no {FILE_NAME}: it is no run's folder, or the run used another logger"
-        )
+        raise MissingInputError(f"{folder} has no {FILE_NAME}: it is no run's folder, or the run used another logger")
     names = [field.name for field in fields(Summary)]
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         return Summary(**{name: content[name] for name in names})
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{file} is damaged or of another version: {type(error).__name__}: {error}"
-        ) from None
+        raise InputError(f"{file} is damaged or of another version: {type(error).__name__}: {error}") from None
 
 
 def _finite(value: Any) -> Any:

@@ -28,9 +28,7 @@ def check_trainer(trainer: pl.Trainer) -> None:
         StoreError: if hosts have different stores.
     """
     strategy = trainer.strategy
-    if not isinstance(strategy, (DDPStrategy, SingleDeviceStrategy)) or isinstance(
-        strategy, DeepSpeedStrategy
-    ):
+    if not isinstance(strategy, (DDPStrategy, SingleDeviceStrategy)) or isinstance(strategy, DeepSpeedStrategy):
         raise InputError(
             f"trainer.strategy {type(strategy).__name__} shards the encoder's weights, which are few; use strategy "
             "ddp, and shard the item table, which has most weights, by item_table.sharded: true"
@@ -71,14 +69,10 @@ def _refuse_other_stores(store: EventStore, strategy: Any, rank: int) -> None:
     """Compare the manifests' hashes of all processes, before one waits for steps that another does not have."""
     files = {name: entry["sha256"] for name, entry in store.manifest["files"].items()}
     expected = strategy.broadcast(files)
-    differing = sorted(
-        name for name in files.keys() | expected.keys() if files.get(name) != expected.get(name)
-    )
+    differing = sorted(name for name in files.keys() | expected.keys() if files.get(name) != expected.get(name))
     if strategy.reduce_boolean_decision(not differing):
         return
-    found = (
-        f"differs from process 0's in {', '.join(differing)}" if differing else "is the same as process 0's"
-    )
+    found = f"differs from process 0's in {', '.join(differing)}" if differing else "is the same as process 0's"
     raise StoreError(
         f"the processes of this job read different stores: {store.directory} of process {rank} {found}. Give all hosts "
         f"the same log; if each has its store on its own disk, {REMEDY} there, or use a data.store that all can read"

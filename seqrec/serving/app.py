@@ -48,9 +48,7 @@ REASONS = {
 BODY = (400, 401, 408, 413, 415, 422, 503)
 
 
-def create_app(
-    recommender: SessionRecommender, *, limits: Limits | None = None, token: str | None = None
-) -> FastAPI:
+def create_app(recommender: SessionRecommender, *, limits: Limits | None = None, token: str | None = None) -> FastAPI:
     """Return an ASGI application that serves a model and its users' sessions.
 
     Args:
@@ -110,9 +108,7 @@ def _add_work(app: FastAPI, bodies: RequestTypes, sessions: Batcher, histories: 
     @app.post("/observe", response_model=ObserveAnswer, responses=_errors(*BODY, 409))
     async def observe(body: bodies.observe) -> Response:  # type: ignore[name-defined]
         """Take in one event, or several in order: all of them or none. An answer means that they are kept."""
-        events = [
-            Event(each.user, each.item, each.time) for each in (body if isinstance(body, list) else [body])
-        ]
+        events = [Event(each.user, each.item, each.time) for each in (body if isinstance(body, list) else [body])]
         await sessions.submit(Observe(events))
         return _json({"observed": len(events)})
 
@@ -121,9 +117,7 @@ def _add_work(app: FastAPI, bodies: RequestTypes, sessions: Batcher, histories: 
         """Recommend items to a user with observed events, or for a history in the request."""
         best: list[Scored]
         if hasattr(body, "history"):
-            best = await histories.submit(
-                RecommendToHistory(body.history, body.k, body.filter_seen, body.block)
-            )
+            best = await histories.submit(RecommendToHistory(body.history, body.k, body.filter_seen, body.block))
         else:
             best = await sessions.submit(Request(body.user, body.k, body.filter_seen, body.block))
         return _json({"items": [{"item": item, "score": score} for item, score in best]})

@@ -80,9 +80,7 @@ class Batcher:
         left = dict(enumerate(future for _, future in batch))
         try:
             for outcomes in self.run([work for work, _ in batch]):
-                loop.call_soon_threadsafe(
-                    _answer, [(left.pop(place), outcome) for place, outcome in outcomes]
-                )
+                loop.call_soon_threadsafe(_answer, [(left.pop(place), outcome) for place, outcome in outcomes])
         except Exception as error:
             loop.call_soon_threadsafe(_answer, [(future, error) for future in left.values()])
 

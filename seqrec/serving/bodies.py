@@ -57,9 +57,7 @@ class HealthAnswer(BaseModel):
 
     model: str = Field(description="The model's title.")
     version: str = Field(description="Version of seqrec.")
-    streams: bool = Field(
-        description="Whether an event updates a state; otherwise histories are encoded again."
-    )
+    streams: bool = Field(description="Whether an event updates a state; otherwise histories are encoded again.")
     users: int = Field(description="Users with a session.")
     items: int = Field(description="Items of the catalogue.")
 
@@ -85,9 +83,7 @@ def request_types(limits: Limits, num_items: int) -> RequestTypes:
 
     class Recommend(Body):
         k: StrictInt = Field(min(10, max_k), ge=1, le=max_k, description="Number of items, best first.")
-        filter_seen: StrictBool = Field(
-            True, description="Whether to leave out items that the user has seen."
-        )
+        filter_seen: StrictBool = Field(True, description="Whether to leave out items that the user has seen.")
         block: Ids = Field([], description="Items that are not recommended; unknown ones are ignored.")
 
     class RecommendToUser(Recommend):

@@ -92,9 +92,7 @@ class Guard:
 
     async def _body(self, declared: bytes, receive: Receive) -> bytes:
         largest = self.limits.max_body_bytes
-        too_large = RefusedError(
-            413, f"the body is larger than {largest:,} bytes; send several requests", CLOSE
-        )
+        too_large = RefusedError(413, f"the body is larger than {largest:,} bytes; send several requests", CLOSE)
         if declared.isdigit() and int(declared[:20]) > READ_ON * largest:
             raise too_large
         body, size = bytearray(), 0

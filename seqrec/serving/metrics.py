@@ -22,9 +22,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "seqrec_requests", "Requests answered.", ("route", "status"), registry=self._registry
-        )
+        self._requests = Counter("seqrec_requests", "Requests answered.", ("route", "status"), registry=self._registry)
         self._seconds = Histogram(
             "seqrec_request_seconds",
             "Time from a request's head to the end of its answer.",
@@ -40,9 +38,7 @@ class Metrics:
             registry=self._registry,
         )
         self.events = Counter("seqrec_observed_events", "Events observed and kept.", registry=self._registry)
-        self.in_progress = Gauge(
-            "seqrec_requests_in_work", "Requests not answered yet.", registry=self._registry
-        )
+        self.in_progress = Gauge("seqrec_requests_in_work", "Requests not answered yet.", registry=self._registry)
         self.users = Gauge("seqrec_users", "Users with a session.", registry=self._registry)
 
     def answered(self, route: str, status: int, seconds: float) -> None:

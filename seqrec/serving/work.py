@@ -150,9 +150,7 @@ class HistoryWork:
         return item_ids
 
     @torch.no_grad()
-    def _best(
-        self, works: Sequence[RecommendToHistory], histories: Sequence[NDArray[np.int64]]
-    ) -> list[list[Scored]]:
+    def _best(self, works: Sequence[RecommendToHistory], histories: Sequence[NDArray[np.int64]]) -> list[list[Scored]]:
         newest = padded([history[-(self._max_length or 0) :] for history in histories])
         events = RaggedItems.from_rows([torch.from_numpy(history) for history in histories])
         batch = SequenceBatch(newest, None, torch.zeros(len(works), dtype=torch.int64), events)
@@ -163,9 +161,7 @@ class HistoryWork:
         return scored_lists(best, [own.top_k for own in options], self._items)
 
 
-def done_together(
-    do: Callable[[Sequence[Entry]], Sequence[Any]], works: Sequence[Sequence[Entry]]
-) -> list[Any]:
+def done_together(do: Callable[[Sequence[Entry]], Sequence[Any]], works: Sequence[Sequence[Entry]]) -> list[Any]:
     """Do the entries of several pieces of work in one call, which does all of them or none.
 
     A piece with a bad entry is done separately: its error then counts the entries of that piece alone. The others are

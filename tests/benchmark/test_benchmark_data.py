@@ -127,9 +127,7 @@ def test_the_process_that_prepares_gets_the_limit_twice(tmp_path: Path, instead:
 
 def test_a_preparation_that_needs_more_than_its_limit_is_refused_by_name(tmp_path: Path, instead: dict):
     instead[prepare_store] = MemoryLimitError("not enough memory under memory_limit=1 GiB")
-    with pytest.raises(
-        MemoryLimitError, match=r"^prepare, 1\.0 GiB: not enough memory under memory_limit=1 GiB"
-    ):
+    with pytest.raises(MemoryLimitError, match=r"^prepare, 1\.0 GiB: not enough memory under memory_limit=1 GiB"):
         measure(tmp_path)
 
 
@@ -173,9 +171,7 @@ def test_a_temporary_folder_is_deleted(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 @pytest.mark.parametrize(("events", "stores"), [("20M", 2), ("20.1M", 1)])
-def test_large_logs_are_prepared_once(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: str, stores: int
-):
+def test_large_logs_are_prepared_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: str, stores: int):
     def check_disk(*_: object, stores: int) -> None:
         raise InputError(f"{stores} stores")
 
@@ -184,14 +180,10 @@ def test_large_logs_are_prepared_once(
         benchmark_data(events, folder=str(tmp_path))
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**9, 10**9, 50_000))
-    with pytest.raises(
-        InputError, match=r"events=1000 needs about .* of disk in .*, 49 KiB are free; choose an"
-    ):
+    with pytest.raises(InputError, match=r"events=1000 needs about .* of disk in .*, 49 KiB are free; choose an"):
         measure(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

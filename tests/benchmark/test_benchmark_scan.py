@@ -37,9 +37,7 @@ def test_small_sizes_are_measured_from_end_to_end(tmp_path: Path, capsys: pytest
     assert re.search(r"MambaRec (is faster|does not overtake)", out)
     figures = json.loads(written.read_text())
     (row,) = figures["scans"]
-    here = {
-        name for name in SCAN_BACKENDS.names if SCAN_BACKENDS[name].why_unusable("cpu", torch.float32) is None
-    }
+    here = {name for name in SCAN_BACKENDS.names if SCAN_BACKENDS[name].why_unusable("cpu", torch.float32) is None}
     assert {"chunked", "reference", "cpp"} & here <= set(row["figures"])
     # Nothing is left out in silence.
     assert set(SCAN_BACKENDS.names) <= {*row["figures"], *figures["left_out"]}

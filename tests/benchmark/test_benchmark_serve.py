@@ -76,9 +76,7 @@ def test_no_requests_are_sent_after_the_time():
 
 
 def test_figures_are_by_route_and_of_all():
-    answers = Answers(
-        {"/recommend": [0.002] * 99 + [0.5], "/observe": [0.004] * 100}, errors=2, wall_seconds=4.0
-    )
+    answers = Answers({"/recommend": [0.002] * 99 + [0.5], "/observe": [0.004] * 100}, errors=2, wall_seconds=4.0)
     rows = rows_of("serve", answers)
     assert [(row["route"], row["requests"], row["per_second"]) for row in rows] == [
         ("/observe", 100, 25.0),
@@ -135,9 +133,7 @@ def test_errors_fail_the_benchmark_after_its_figures(
 def test_servers_are_started_measured_and_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     # pytest -m slow tests/benchmark/test_benchmark_serve.py
     written = tmp_path / "figures.json"
-    benchmark_serve(
-        2, requests=40, items=50, d_model=8, num_layers=1, folder=str(tmp_path), json_file=str(written)
-    )
+    benchmark_serve(2, requests=40, items=50, d_model=8, num_layers=1, folder=str(tmp_path), json_file=str(written))
     assert "bare /nothing" in capsys.readouterr().out
     rows = json.loads(written.read_text())["rows"]
     assert [(row["server"], row["route"]) for row in rows] == [

@@ -19,8 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 def test_variants_have_the_losses_of_float32(encoder: str):
     settings = {**SMALL, "seed": 0, "device": "cpu"}
     losses = {
-        variant: train_steps(encoder, variant, 40, settings)["losses"]
-        for variant in ("fp32", "recomputed", "bf16")
+        variant: train_steps(encoder, variant, 40, settings)["losses"] for variant in ("fp32", "recomputed", "bf16")
     }
     assert len(losses["fp32"]) == 4
     assert losses["recomputed"] == losses["fp32"]

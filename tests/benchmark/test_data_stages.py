@@ -45,12 +45,8 @@ def test_the_prepared_store_is_that_of_the_log(log: str, tmp_path: Path, capsys:
     assert "reading" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("size", "per_batch"), [({"batch_size": 4}, 4), ({"batch_size": 1, "max_tokens": 500}, 5)]
-)
-def test_a_pass_delivers_each_training_event_once(
-    log: str, tmp_path: Path, monkeypatch, size: dict, per_batch: int
-):
+@pytest.mark.parametrize(("size", "per_batch"), [({"batch_size": 4}, 4), ({"batch_size": 1, "max_tokens": 500}, 5)])
+def test_a_pass_delivers_each_training_event_once(log: str, tmp_path: Path, monkeypatch, size: dict, per_batch: int):
     monkeypatch.setattr(data, "_SOURCE_BYTES", 1)
     prepare_store(log, str(tmp_path / "store"), memory_limit=None)
     result = time_loader(log, str(tmp_path / "store"), max_length=100, passes=1, **size)

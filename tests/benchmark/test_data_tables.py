@@ -12,9 +12,7 @@ from seqrec.benchmark.harness import Benchmark
 MIB = 1 << 20
 
 
-def stage(
-    name: str, seconds: float | None, peak_anonymous: int | None = None, **known: Any
-) -> dict[str, Any]:
+def stage(name: str, seconds: float | None, peak_anonymous: int | None = None, **known: Any) -> dict[str, Any]:
     peaks = {"peak_anonymous": peak_anonymous, "peak_resident": peak_anonymous and peak_anonymous + 50 * MIB}
     return {"name": name, "seconds": seconds, **peaks, "failure": None, **known}
 

@@ -82,9 +82,7 @@ def test_items_are_as_many_and_as_unevenly_popular_as_asked_for(exponent: float)
     assert 0.3 * size < np.median(popular) < 0.7 * size
 
 
-@pytest.mark.parametrize(
-    ("name", "users", "items"), [("kuairand", 27_285, 32_038_725), ("lfm1b", 120_322, 31_600_000)]
-)
+@pytest.mark.parametrize(("name", "users", "items"), [("kuairand", 27_285, 32_038_725), ("lfm1b", 120_322, 31_600_000)])
 def test_published_sizes_come_out_at_the_published_number_of_events(name: str, users: int, items: int):
     profile, events = PROFILES[name], {"kuairand": 322_278_385, "lfm1b": 1_090_000_000}[name]
     assert profile.num_users(events) == pytest.approx(users, rel=0.002)
@@ -110,9 +108,7 @@ def test_a_log_that_is_there_is_taken_and_a_broken_one_refused(tmp_path: Path):
     assert lines == []
     part = log / "part-000.csv"
     part.write_bytes(part.read_bytes()[:-1])
-    with pytest.raises(
-        InputError, match=r"small-2000-seed0 exists and is no complete log of these arguments; delete"
-    ):
+    with pytest.raises(InputError, match=r"small-2000-seed0 exists and is no complete log of these arguments; delete"):
         ensure_log(tmp_path, SMALL, 2000)
 
 

@@ -29,9 +29,7 @@ def test_memory_that_was_given_back_is_in_the_peaks():
 def test_a_process_that_asks_for_more_than_its_limit_is_ended(function):
     measured = run_measured(function, {"size": 100 * MIB}, memory_limit=500 * MIB)
     assert measured.peak_anonymous < 500 * MIB
-    with pytest.raises(
-        MemoryLimitError, match=r"not enough memory under memory_limit=500 MiB \(.*llocat.* give"
-    ):
+    with pytest.raises(MemoryLimitError, match=r"not enough memory under memory_limit=500 MiB \(.*llocat.* give"):
         run_measured(function, {"size": 600 * MIB}, memory_limit=500 * MIB)
 
 
@@ -51,9 +49,7 @@ def test_the_limit_is_set_from_outside():
 
 
 def test_a_process_that_the_system_kills_is_told_as_such():
-    with pytest.raises(
-        MemoryLimitError, match=r"not enough memory without a limit \(killed, as too little .*\)"
-    ):
+    with pytest.raises(MemoryLimitError, match=r"not enough memory without a limit \(killed, as too little .*\)"):
         run_measured(measured_functions.be_killed, {})
 
 
@@ -80,9 +76,7 @@ def test_a_process_that_is_gone_holds_nothing():
 
 def test_without_a_limit_memory_is_left_to_others(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=1000, available=49))
-    with pytest.raises(
-        MemoryLimitError, match=r"without a limit \(killed, as too little was left of the machine's"
-    ):
+    with pytest.raises(MemoryLimitError, match=r"without a limit \(killed, as too little was left of the machine's"):
         run_measured(measured_functions.hold, {"size": MIB})
     # A process with a limit takes no more than that, whatever others do.
     run_measured(measured_functions.hold, {"size": MIB}, memory_limit=500 * MIB)

@@ -202,9 +202,7 @@ def spread(folder: Path) -> dict[str, Any]:
 
 def after_an_error(model: SASRec, options: dict[str, Any]) -> dict[str, Any]:
     try:
-        make_trainer(options, 1).test(
-            model, DataLoader(Shares(100, 3, fails=True), batch_size=None), verbose=False
-        )
+        make_trainer(options, 1).test(model, DataLoader(Shares(100, 3, fails=True), batch_size=None), verbose=False)
     except OSError as error:
         message = str(error)
     (table,) = sharded_tables(model)
@@ -300,9 +298,7 @@ def scores_of(table: ShardedEmbedding, rank: int) -> dict[str, Any]:
 def copies_refused(table: ShardedEmbedding, rank: int) -> dict[str, str]:
     """What all ranks are told where the disk is full, and where rank 2 has another folder than its host's first."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            shutil, "disk_usage", lambda path: SimpleNamespace(free=4 * 3 * table.num_embeddings - 1)
-        )
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=4 * 3 * table.num_embeddings - 1))
         full = message_of(table.open_whole)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", "/" if rank == 2 else tempfile.tempdir)

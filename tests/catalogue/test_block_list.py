@@ -23,9 +23,7 @@ def test_what_is_no_list_is_refused(tmp_path: Path):
     (tmp_path / "b.parquet").write_bytes(b"no parquet")
     polars.DataFrame({"song": [1]}).write_parquet(tmp_path / "c.parquet")
     for name in ("b.txt", "b.parquet", "c.parquet"):
-        with pytest.raises(
-            InputError, match=r"cannot be read as a list of item ids: .* with a column item_id"
-        ):
+        with pytest.raises(InputError, match=r"cannot be read as a list of item ids: .* with a column item_id"):
             read_block_list(tmp_path / name)
     polars.DataFrame({"item_id": [1.5]}).write_parquet(tmp_path / "d.parquet")
     with pytest.raises(InputError, match="column item_id is Float64; make it integers or strings"):

@@ -64,9 +64,7 @@ class TestTopK:
     def test_best_items_by_hand(self):
         vectors = torch.tensor([[99.0], [1.0], [4.0], [2.0], [3.0]])
         states = torch.tensor([[1.0], [-1.0]])
-        best = Scorer(vectors, score_budget=4).top_k(
-            states, 3, torch.tensor([5, 6]), exclude=seen_items([{2}, {1, 3}])
-        )
+        best = Scorer(vectors, score_budget=4).top_k(states, 3, torch.tensor([5, 6]), exclude=seen_items([{2}, {1, 3}]))
         assert best.item_ids.tolist() == [[4, 3, 1], [4, 2, 0]]
         assert best.scores.tolist() == [[3.0, 2.0, 1.0], [-3.0, -4.0, -math.inf]]
 
@@ -74,12 +72,8 @@ class TestTopK:
     def test_blocking_items_excludes_them_for_everybody(self, budget: int):
         states, vectors = torch.randn(3, 4), torch.randn(11, 4)
         scorer, seen = Scorer(vectors, score_budget=budget), [{1, 3}, {5}, set()]
-        blocked = scorer.top_k(
-            states, 9, torch.arange(3), exclude=seen_items(seen), blocked=torch.tensor([2, 3, 10])
-        )
-        excluded = scorer.top_k(
-            states, 9, torch.arange(3), exclude=seen_items([s | {2, 3, 10} for s in seen])
-        )
+        blocked = scorer.top_k(states, 9, torch.arange(3), exclude=seen_items(seen), blocked=torch.tensor([2, 3, 10]))
+        excluded = scorer.top_k(states, 9, torch.arange(3), exclude=seen_items([s | {2, 3, 10} for s in seen]))
         assert blocked.item_ids.equal(excluded.item_ids)
         assert blocked.scores.equal(excluded.scores)
 

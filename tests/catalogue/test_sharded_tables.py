@@ -58,9 +58,7 @@ def returned(folder: Path, job: str, ranks: int) -> list[dict[Any, Any]]:
 def assert_same_weights(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, weight in expected.items():
-        torch.testing.assert_close(
-            found[name], weight, **CLOSE, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(found[name], weight, **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("name", ["adagrad", "adam"])
@@ -257,9 +255,7 @@ def test_sharded_tables_refuse_dense_gradients():
         ItemTable(sparse=False, sharded=True)
     with pytest.raises(InputError, match="sharded=True needs sparse=True"):
         ItemEmbedding(3, 2, sharded=True)
-    with pytest.raises(
-        InputError, match=r"sharded=True, but this objective scores the whole .* sharded: false"
-    ):
+    with pytest.raises(InputError, match=r"sharded=True, but this objective scores the whole .* sharded: false"):
         SASRec(9, d_model=4, max_length=3, item_table=ItemTable(sharded=True), loss=FullSoftmax())
     spread = ShardedEmbedding(5, 2, std=1.0)
     with pytest.raises(InputError, match=r"read those it needs with Scorer\.vectors"):
@@ -282,9 +278,7 @@ def test_float16_with_a_scaler_is_refused_on_several_ranks():
 
 def test_a_refusal_reaches_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = SASRec(9, d_model=4, max_length=3, item_table=ItemTable(sharded=True))
-    trainer = pl.Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path
-    )
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
     monkeypatch.setattr("seqrec.runs.trainer_checks.SingleDeviceStrategy", DDPStrategy)
     # The check of all models would refuse the strategy first.
     monkeypatch.setattr("seqrec.models.base.check_trainer", lambda _: None)

@@ -64,9 +64,7 @@ def test_what_is_no_folder_stays(name: str):
 
 def test_a_name_without_a_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(
-        MissingInputError, match=r"--ckpt empty: empty contains neither last\.ckpt nor best\.ckpt"
-    ):
+    with pytest.raises(MissingInputError, match=r"--ckpt empty: empty contains neither last\.ckpt nor best\.ckpt"):
         find_checkpoint("empty", to_resume=True)
     monkeypatch.chdir(tmp_path / "empty")
     with pytest.raises(MissingInputError, match=r"--ckpt last: there is no folder runs here"):
@@ -86,9 +84,7 @@ def test_the_config_of_a_run_belongs_to_its_checkpoint():
     assert expand("test", words, checkpoint="--ckpt_path") == ["--ckpt_path", best, "--config", "c.yaml"]
 
 
-def test_a_job_that_slurm_restarts_resumes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_a_job_that_slurm_restarts_resumes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def expanded(*words: str, command: str = "fit") -> list[str]:
         return expand(command, words, checkpoint="--ckpt_path")
 

@@ -23,9 +23,7 @@ from seqrec.evaluation.protocols import Protocol
 from seqrec.models import MambaRec, SequentialRecommender, evaluate
 from seqrec.runs import read_summary
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = {
@@ -89,9 +87,7 @@ def test_fit_prepares_trains_tests_and_says_where_things_are(capsys: pytest.Capt
     assert set(result["models"]) == {"MambaRec", "Popularity"}
     summary = read_summary(folder)
     assert summary.test == pytest.approx(result["models"]["MambaRec"])
-    assert summary.resume.startswith(
-        f"seqrec fit --config {folder}/config.yaml --ckpt_path {folder}/checkpoints/"
-    )
+    assert summary.resume.startswith(f"seqrec fit --config {folder}/config.yaml --ckpt_path {folder}/checkpoints/")
 
 
 def test_model_of_the_command_line_loads_by_the_defaults_and_scores_the_same():
@@ -192,9 +188,7 @@ def test_a_split_at_a_time_says_who_was_not_judged(capsys: pytest.CaptureFixture
 def test_predict_writes_parquet_with_the_logs_own_ids():
     main(FIT)
     ckpt = "runs/version_0/checkpoints/best.ckpt"
-    main(
-        ("predict", "--ckpt_path", ckpt, "--recommendations.directory", "out", "--recommendations.top_k", "3")
-    )
+    main(("predict", "--ckpt_path", ckpt, "--recommendations.directory", "out", "--recommendations.top_k", "3"))
     frame = pl.read_parquet("out/*.parquet")
     assert frame.columns == ["user_id", "item_id", "rank", "score"]
     assert sorted(frame["user_id"].unique().to_list()) == list(range(30))
@@ -341,9 +335,7 @@ def test_what_is_refused_is_named_with_what_is_allowed(capsys: pytest.CaptureFix
 
 def test_model_length_in_a_config_is_refused(capsys: pytest.CaptureFixture[str]):
     Path("long.yaml").write_text("model: {class_path: SASRec, init_args: {max_length: 3}}")
-    assert "long.yaml: model.init_args.max_length is not accepted" in refusal(
-        capsys, *FIT, "--config", "long.yaml"
-    )
+    assert "long.yaml: model.init_args.max_length is not accepted" in refusal(capsys, *FIT, "--config", "long.yaml")
 
 
 def test_user_with_two_events_is_refused_by_name(capsys: pytest.CaptureFixture[str]):
@@ -362,9 +354,7 @@ def test_store_of_another_version_and_a_truncated_one_are_refused(capsys: pytest
     manifest.write_text(whole)
     with Path("here/item_ids.npy").open("r+b") as stream:
         stream.truncate(130)
-    assert re.search(
-        r"item_ids\.npy has 130 bytes, expected \d+", refusal(capsys, *FIT, "--data.store", "here")
-    )
+    assert re.search(r"item_ids\.npy has 130 bytes, expected \d+", refusal(capsys, *FIT, "--data.store", "here"))
 
 
 def test_traceback_of_a_bug_is_kept(monkeypatch: pytest.MonkeyPatch):
@@ -378,9 +368,7 @@ def test_a_command_that_ends_well_leaves_its_job(
     end: StoppedError | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def run(words: list[str]) -> None:
-        torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1
-        )
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
         if end is not None:
             raise end
 
@@ -431,9 +419,7 @@ def test_tune_suggests_a_step_size_and_a_batch_size_and_keeps_nothing(capsys: py
 def test_recommend_and_predict_are_one_command(capsys: pytest.CaptureFixture[str]):
     main(FIT)
     main(("recommend", "--ckpt", "runs/version_0", "--output", "recs.parquet", "--top-k", "3"))
-    assert re.search(
-        r"^Coverage@3 0\.\d+, Novelty@3 \d.*, Popularity@3 \d", capsys.readouterr().out, re.MULTILINE
-    )
+    assert re.search(r"^Coverage@3 0\.\d+, Novelty@3 \d.*, Popularity@3 \d", capsys.readouterr().out, re.MULTILINE)
     main(("predict", "--ckpt_path", "runs/version_0/checkpoints/best.ckpt", "--top_k", "3"))
     # A trainer recommends the same, under the same names of options.
     main(("recommend", "--ckpt", "runs", "--output", "trained", "--top-k", "3", "--trainer.devices", "1"))
@@ -471,9 +457,7 @@ def test_prediction_takes_the_config_of_a_run():
         (("--model.d-modell", "3"), r"unknown argument 'd_modell'; did you mean d_model\?"),
     ],
 )
-def test_names_are_refused_with_the_nearest(
-    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
-):
+def test_names_are_refused_with_the_nearest(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str):
     Path("empty").mkdir()
     assert re.search(said, refusal(capsys, *FIT, *words))
 
@@ -522,9 +506,7 @@ def test_help_of_a_run_is_short_and_all_options_have_a_help(capsys: pytest.Captu
 
 
 def test_a_config_of_several_commands_may_stand_in_front_of_the_command(capsys: pytest.CaptureFixture[str]):
-    Path("all.yaml").write_text(
-        yaml.safe_dump({"prepare": {**SMALL, "data": {**SMALL["data"], "store": "here"}}})
-    )
+    Path("all.yaml").write_text(yaml.safe_dump({"prepare": {**SMALL, "data": {**SMALL["data"], "store": "here"}}}))
     main(("--config", "all.yaml", "prepare"))
     assert Path("here/manifest.json").is_file()
 

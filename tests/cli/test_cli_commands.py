@@ -77,9 +77,7 @@ def test_inspect_fails_on_a_damaged_store(store: Path, capsys: pytest.CaptureFix
     ],
     ids=str,
 )
-def test_what_is_refused_is_said_in_one_line(
-    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
-):
+def test_what_is_refused_is_said_in_one_line(words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 2

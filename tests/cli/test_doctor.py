@@ -41,9 +41,7 @@ def test_the_command_says_why_a_backend_is_not_used(capsys: pytest.CaptureFixtur
     begin = next(i for i, line in enumerate(lines) if line.startswith("selective scan on cpu: "))
     scan = lines[begin : lines.index("", begin)]
     assert "(SEQREC_SCAN_BACKEND chooses another)" in scan[0]
-    assert any(
-        re.match(r"  mamba_ssm +runs float32 on cuda, got torch\.float32 on cpu$", line) for line in scan
-    )
+    assert any(re.match(r"  mamba_ssm +runs float32 on cuda, got torch\.float32 on cpu$", line) for line in scan)
 
 
 def test_a_variable_is_named_beside_what_would_be_used_without_it(monkeypatch: pytest.MonkeyPatch):
@@ -63,10 +61,7 @@ def test_a_variable_that_asks_for_what_cannot_be_is_the_machines_illness(
     with pytest.raises(SystemExit) as stop:
         main(["doctor"])
     assert stop.value.code == 1
-    assert (
-        "selective scan on cpu: NOTHING (SEQREC_SCAN_BACKEND='fast' is unknown; known:"
-        in capsys.readouterr().out
-    )
+    assert "selective scan on cpu: NOTHING (SEQREC_SCAN_BACKEND='fast' is unknown; known:" in capsys.readouterr().out
 
 
 def test_programs_get_json(capsys: pytest.CaptureFixture[str]):

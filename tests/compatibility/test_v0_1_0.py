@@ -26,9 +26,7 @@ from seqrec import (
 from seqrec.inference.sessions import SessionRecommender
 
 # Lightning and jsonargparse warn of their own deprecations.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
 OLD = Path(__file__).parent / "v0_1_0"
 SCORES = json.loads((OLD / "scores.json").read_text())
@@ -77,9 +75,7 @@ def test_a_checkpoint_loads_and_scores_as_it_did(name: str, stores: dict[str, Ev
 
 
 def test_a_checkpoint_loads_by_lightnings_own_way():
-    model = SequentialRecommender.load_from_checkpoint(
-        OLD / "mambarec/checkpoints/best.ckpt", weights_only=True
-    )
+    model = SequentialRecommender.load_from_checkpoint(OLD / "mambarec/checkpoints/best.ckpt", weights_only=True)
     assert seqrec.registry.public_path(type(model.loss)) == "seqrec.SampledSoftmax"
 
 
@@ -89,9 +85,7 @@ def test_sessions_continue(tmp_path: Path, stores: dict[str, EventStore]):
     sessions = SessionRecommender(model, SQLiteStore(tmp_path / "sessions.sqlite"))
     found = sessions.recommend("new", 5)
     assert [each.item for each in found] == [item for item, _ in SCORES["session"]]
-    assert [each.score for each in found] == pytest.approx(
-        [score for _, score in SCORES["session"]], rel=1e-5
-    )
+    assert [each.score for each in found] == pytest.approx([score for _, score in SCORES["session"]], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mambarec", "sasrec"])

@@ -68,9 +68,7 @@ def slow_histories(events: list[Event], filters: Filters) -> dict[Any, list[Even
     while True:
         users, items = Counter(e.user for e in events), Counter(e.item for e in events)
         kept = [
-            e
-            for e in events
-            if users[e.user] >= filters.min_user_events and items[e.item] >= filters.min_item_events
+            e for e in events if users[e.user] >= filters.min_user_events and items[e.item] >= filters.min_item_events
         ]
         if len(kept) == len(events):
             break

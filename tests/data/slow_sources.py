@@ -14,11 +14,7 @@ NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 DATE_FORMATS = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%d")
 MILLION = 1_000_000
 # White space as Unicode has it, which is not all that Python's `\s` and `strip` take for it.
-SPACE = (
-    "\t\n\x0b\x0c\r \x85\xa0\u1680"
-    + "".join(map(chr, range(0x2000, 0x200B)))
-    + "\u2028\u2029\u202f\u205f\u3000"
-)
+SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 # Fields beyond the header's that a table looks at.
 NUM_EXTRA = 8
 
@@ -39,9 +35,7 @@ class Reading:
         integers = [all(is_integer(event[k]) for event in self.events) for k in (0, 1)]
         found: dict[Any, list[tuple[int | None, Any]]] = {}
         for user, item, time in self.events:
-            user, item = (
-                int(value) if whole else value for value, whole in zip((user, item), integers, strict=True)
-            )
+            user, item = (int(value) if whole else value for value, whole in zip((user, item), integers, strict=True))
             found.setdefault(user, []).append((time, item))
         return {
             user: [item for _, item in sorted(events, key=lambda event: event[0] or 0)]
@@ -88,9 +82,7 @@ def read_table(
     return read_rows(rows, header, columns)
 
 
-def read_rows(
-    rows: list[list[str]], header: list[str], columns: tuple[str, str, str | None]
-) -> Reading | None:
+def read_rows(rows: list[list[str]], header: list[str], columns: tuple[str, str, str | None]) -> Reading | None:
     padded = [row + [""] * (len(header) - len(row)) for row in rows]
     places = [header.index(name) for name in columns if name is not None]
     chosen = [[row[k] for k in places] for row in padded]

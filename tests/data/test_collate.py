@@ -100,10 +100,7 @@ def contents(batch: SequenceBatch) -> dict[str, list[Any]]:
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, EventStore]:
     """The same histories with times (True) and without."""
     folder = tmp_path_factory.mktemp("stores")
-    return {
-        times: write_histories(folder / str(times), random_histories(12), times=times)
-        for times in (True, False)
-    }
+    return {times: write_histories(folder / str(times), random_histories(12), times=times) for times in (True, False)}
 
 
 @settings(deadline=None, max_examples=80)

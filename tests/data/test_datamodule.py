@@ -140,9 +140,7 @@ def test_a_policy_that_checkpoints_cannot_describe_is_refused_at_once(tmp_path: 
         def __init__(self, share: float) -> None:
             self._share = share
 
-    with pytest.raises(
-        TypeError, match="Secretive must keep its constructor argument 'share' as an attribute"
-    ):
+    with pytest.raises(TypeError, match="Secretive must keep its constructor argument 'share' as an attribute"):
         module(tmp_path, train_windows=Secretive(0.5))
 
 
@@ -199,9 +197,7 @@ class Timed(Histories):
 
     def scan(self, progress: object = None) -> polars.LazyFrame:
         events = [
-            (user, item, time)
-            for user, history in enumerate(self.histories)
-            for time, item in enumerate(history)
+            (user, item, time) for user, history in enumerate(self.histories) for time, item in enumerate(history)
         ]
         return polars.LazyFrame(events, schema=["user_id", "item_id", "timestamp"], orient="row")
 
@@ -224,9 +220,7 @@ def test_a_split_that_leaves_nobody_to_judge_is_refused(tmp_path: Path):
 
 def test_validation_judges_a_fixed_sample_of_users_while_fitting_and_all_otherwise(tmp_path: Path):
     def users(stage: TrainerFn | None, *, seed: int = 0, rank: int = 0, world_size: int = 1) -> list[int]:
-        data = module(
-            tmp_path, Synthetic(num_users=50, mean_events=8), val_users=12, eval_batch_size=5, seed=seed
-        )
+        data = module(tmp_path, Synthetic(num_users=50, mean_events=8), val_users=12, eval_batch_size=5, seed=seed)
         if stage is not None:
             data.trainer = SimpleNamespace(
                 state=SimpleNamespace(fn=stage),
@@ -321,9 +315,7 @@ def test_a_trainer_gets_a_new_order_of_the_same_windows_each_epoch(tmp_path: Pat
     assert model.epochs[0] != model.epochs[1] != model.epochs[2]
 
 
-def test_first_users_last_two_items_of_a_real_log_are_held_out(
-    real_data: Callable[[str], Path], tmp_path: Path
-):
+def test_first_users_last_two_items_of_a_real_log_are_held_out(real_data: Callable[[str], Path], tmp_path: Path):
     path = real_data("ml-1m/ml-1m.sasrec.txt.gz")
     with gzip.open(path, "rt") as stream:
         pairs = [line.split() for line in stream]

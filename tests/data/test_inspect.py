@@ -185,9 +185,7 @@ def test_without_verification_nothing_is_hashed_and_this_is_said(tmp_path: Path,
 def test_an_item_id_out_of_range_is_found_without_verification(tmp_path: Path):
     store = written(tmp_path)
     overwrite_last_byte(tmp_path / "item_ids.npy", 200)
-    with pytest.raises(
-        StoreError, match=r"item_ids\.npy is damaged: it has item id 200, the store has 3 items"
-    ):
+    with pytest.raises(StoreError, match=r"item_ids\.npy is damaged: it has item id 200, the store has 3 items"):
         describe(store, verify=False)
 
 

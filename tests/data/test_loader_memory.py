@@ -26,9 +26,7 @@ def write_events(directory: Path, num_events: int) -> None:
     directory.mkdir()
     write_store(directory, np.array([1]), np.array([0, 1]), np.array([0]), np.array([0]), np.array([5]), {})
     for name, dtype in (("large_items", np.uint32), ("large_times", np.int64)):
-        np.lib.format.open_memmap(directory / f"{name}.npy", mode="w+", dtype=dtype, shape=(num_events,))[
-            :
-        ] = 1
+        np.lib.format.open_memmap(directory / f"{name}.npy", mode="w+", dtype=dtype, shape=(num_events,))[:] = 1
 
 
 def anonymous_bytes() -> int:

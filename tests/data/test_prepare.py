@@ -361,9 +361,7 @@ class TestEnsureStore:
     def test_of_several_processes_one_prepares_and_the_others_wait(self, tmp_path: Path):
         context = multiprocessing.get_context("spawn")
         queue = context.Queue()
-        processes = [
-            context.Process(target=ensure_in_a_process, args=(tmp_path / "store", queue)) for _ in range(3)
-        ]
+        processes = [context.Process(target=ensure_in_a_process, args=(tmp_path / "store", queue)) for _ in range(3)]
         for process in processes:
             process.start()
         results = [queue.get(timeout=60) for _ in processes]
@@ -410,9 +408,7 @@ def test_real_logs_have_the_counts_known_of_them(real_data, tmp_path: Path, name
 
 def test_five_core_of_ml_1m_is_the_published_file(real_data, tmp_path: Path):
     core = prepare(ML1M(str(real_data("ml-1m/ml-1m.zip"))), Filters(5, 5), tmp_path / "core")
-    published = prepare(
-        Sequences(str(real_data("ml-1m/ml-1m.sasrec.txt.gz"))), Filters(), tmp_path / "published"
-    )
+    published = prepare(Sequences(str(real_data("ml-1m/ml-1m.sasrec.txt.gz"))), Filters(), tmp_path / "published")
     assert (core.num_events, core.num_users, core.num_items) == (999_611, 6_040, 3_416)
     lengths = [sorted(store.offsets[1:] - store.offsets[:-1]) for store in (core, published)]
     assert lengths[0] == lengths[1]

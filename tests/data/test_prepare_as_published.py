@@ -89,17 +89,13 @@ class TestRawIds:
     )
     def test_must_be_integers_from_1_on(self, item_ids: list, found: str, tmp_path: Path):
         source = Frame(user_id=[1, 1], item_id=item_ids)
-        message = (
-            f"as_published_raw_ids=True needs item ids that are integers from 1 on, .* {found}; leave it out"
-        )
+        message = f"as_published_raw_ids=True needs item ids that are integers from 1 on, .* {found}; leave it out"
         with pytest.raises(InputError, match=message):
             prepare(source, Filters(as_published_raw_ids=True), tmp_path / "store")
 
     def test_must_fit_the_memory(self, tmp_path: Path):
         source = Frame(user_id=[1, 1], item_id=[5, 10**12])
-        message = (
-            r"too little: the items 1\.\.1,000,000,000,000 of filters\.as_published_raw_ids take 11175\.9 GiB"
-        )
+        message = r"too little: the items 1\.\.1,000,000,000,000 of filters\.as_published_raw_ids take 11175\.9 GiB"
         with pytest.raises(InputError, match=message):
             prepare(source, Filters(as_published_raw_ids=True), tmp_path / "store", memory_limit="4GiB")
 

@@ -123,9 +123,7 @@ class TestDisk:
     def test_that_is_too_small_is_told_before_the_long_work(self, tmp_path: Path, monkeypatch, filters):
         lines: list[str] = []
         monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(0, 0, 10))
-        with pytest.raises(
-            StoreError, match=r"partial is too small: \d+ bytes more are needed, 10 bytes are"
-        ):
+        with pytest.raises(StoreError, match=r"partial is too small: \d+ bytes more are needed, 10 bytes are"):
             prepare(small(), filters, tmp_path / "store", progress=lines.append)
         assert not any("ordering" in line or "bringing" in line for line in lines)
         assert [path.name for path in tmp_path.iterdir()] == ["store.lock"]
@@ -134,9 +132,7 @@ class TestDisk:
         # The most that lies in the folder, seen at every stage, against what was asked for before ordering.
         source = write_log(tmp_path / "log.csv", 50_000)
         asked: list[int] = []
-        monkeypatch.setattr(
-            "seqrec.data.prepare.spool.Workspace.require", lambda work, _: asked.append(work.needed)
-        )
+        monkeypatch.setattr("seqrec.data.prepare.spool.Workspace.require", lambda work, _: asked.append(work.needed))
 
         for filters in (Filters(), Filters(5, 5)):
             seen: list[int] = []

@@ -77,9 +77,7 @@ def logs(draw: st.DrawFn) -> list[Event]:
     thresholds=st.tuples(THRESHOLDS, THRESHOLDS, THRESHOLDS),
     duplicates=st.sampled_from(["keep", "drop"]),
 )
-def test_stores_are_those_of_the_slow_way_in_pieces_and_at_once(
-    tmp_path_factory, events, thresholds, duplicates
-):
+def test_stores_are_those_of_the_slow_way_in_pieces_and_at_once(tmp_path_factory, events, thresholds, duplicates):
     if events[0].time is None:
         duplicates = "keep"
     users, items, history = thresholds

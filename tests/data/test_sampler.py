@@ -58,9 +58,7 @@ def long_tailed(count: int, seed: int = 0) -> np.ndarray:
     return np.clip(lengths.astype(np.int64), 1, 5000)
 
 
-def ranks_plans(
-    *, epoch: int = 0, skip: int = 0, world_size: int = 1, **settings: Any
-) -> list[list[BatchPlan]]:
+def ranks_plans(*, epoch: int = 0, skip: int = 0, world_size: int = 1, **settings: Any) -> list[list[BatchPlan]]:
     """Plans of each rank's batches."""
     plans = []
     for rank in range(world_size):
@@ -119,9 +117,7 @@ def test_no_batch_is_larger_than_allowed_but_by_a_row_where_too_small_a_rest_joi
 
 def test_long_tailed_batches_keep_within_the_budget_and_fill_it_in_each_epoch():
     for epoch in range(5):
-        (plans,) = ranks_plans(
-            windows=windows_of(long_tailed(5000)), max_tokens=80_000, shuffle=True, epoch=epoch
-        )
+        (plans,) = ranks_plans(windows=windows_of(long_tailed(5000)), max_tokens=80_000, shuffle=True, epoch=epoch)
         positions = np.array([len(plan.windows) * plan.windows.lengths.max() for plan in plans])
         assert positions.max() <= 80_000
         # The last step has the remaining windows.
@@ -141,9 +137,7 @@ def test_a_fixed_batch_size_gives_as_many_steps_as_fit(arguments: dict[str, Any]
 
 @settings(deadline=None)
 @given(samplers(), st.integers(0, 3), st.data())
-def test_a_skipped_iteration_is_the_rest_of_the_epoch(
-    arguments: dict[str, Any], epoch: int, data: st.DataObject
-):
+def test_a_skipped_iteration_is_the_rest_of_the_epoch(arguments: dict[str, Any], epoch: int, data: st.DataObject):
     whole = ranks_batches(**arguments, epoch=epoch)
     skip = data.draw(st.integers(0, len(whole[0])))
     assert ranks_batches(**arguments, epoch=epoch, skip=skip) == [rank[skip:] for rank in whole]
@@ -198,9 +192,7 @@ def test_only_one_iteration_is_skipped():
 
 @settings(deadline=None)
 @given(samplers(), st.integers(0, 3))
-def test_weighted_means_of_batches_average_to_the_mean_over_all_targets(
-    arguments: dict[str, Any], epoch: int
-):
+def test_weighted_means_of_batches_average_to_the_mean_over_all_targets(arguments: dict[str, Any], epoch: int):
     plans = [plan for rank in ranks_plans(**arguments, epoch=epoch) for plan in rank]
     weights = np.array([plan.weight for plan in plans])
     if not arguments.get("bucket", True) and arguments["shuffle"]:
@@ -220,9 +212,7 @@ def test_evaluation_begins_with_the_longest_windows():
 
 
 def test_ranks_take_turns_in_getting_the_longest_window():
-    batches = ranks_batches(
-        windows=windows_of(np.arange(16, 0, -1)), batch_size=2, shuffle=False, world_size=2
-    )
+    batches = ranks_batches(windows=windows_of(np.arange(16, 0, -1)), batch_size=2, shuffle=False, world_size=2)
     assert batches == [[[0, 2], [5, 7], [8, 10], [13, 15]], [[1, 3], [4, 6], [9, 11], [12, 14]]]
 
 
@@ -305,9 +295,7 @@ def test_windows_may_change_each_epoch_while_batches_keep_their_number():
     counts = long_tailed(300)
     stops = np.cumsum(counts)
     windows = partial(RandomCrop().index, stops - counts, stops, 500)
-    epochs = [
-        ranks_plans(windows=windows, max_tokens=4000, shuffle=True, epoch=epoch)[0] for epoch in range(4)
-    ]
+    epochs = [ranks_plans(windows=windows, max_tokens=4000, shuffle=True, epoch=epoch)[0] for epoch in range(4)]
     assert len({len(plans) for plans in epochs}) == 1
     starts = []
     for plans in epochs:
@@ -344,9 +332,7 @@ def test_an_iterator_that_nobody_takes_from_leaves_the_skip_alone():
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_windows_of_the_first_steps_are_those_of_all_ranks(world_size: int):
     samplers = [
-        BatchSampler(
-            windows_of([9, 8, 7, 6, 5]), batch_size=2, shuffle=False, rank=rank, world_size=world_size
-        )
+        BatchSampler(windows_of([9, 8, 7, 6, 5]), batch_size=2, shuffle=False, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     for steps in range(len(samplers[0]) + 1):
@@ -406,9 +392,7 @@ def test_more_than_an_epoch_cannot_be_skipped(batches: int):
 
 @pytest.mark.parametrize("mode", [RunningStage.TRAINING, RunningStage.VALIDATING, RunningStage.PREDICTING])
 def test_lightning_does_not_divide_the_windows_between_ranks_again(mode: RunningStage):
-    trainer = pl.Trainer(
-        accelerator="cpu", devices=2, strategy="ddp_spawn", logger=False, enable_checkpointing=False
-    )
+    trainer = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp_spawn", logger=False, enable_checkpointing=False)
     numbers = np.arange(6)
 
     def prepared(loader: DataLoader) -> DataLoader:

@@ -77,14 +77,10 @@ class TestSequences:
         frame = Sequences(write(tmp_path / "log", "1 007\n2 7\n")).scan().collect()
         assert frame["item_id"].to_list() == ["007", "7"]
 
-    @pytest.mark.parametrize(
-        ("line", "got"), [("7", "'7'"), ("1 2 3", "'1 2 3'"), ("x" * 99, "'x+\\.\\.\\.'")]
-    )
+    @pytest.mark.parametrize(("line", "got"), [("7", "'7'"), ("1 2 3", "'1 2 3'"), ("x" * 99, "'x+\\.\\.\\.'")])
     def test_a_line_of_another_form_is_named(self, tmp_path: Path, line: str, got: str):
         path = write(tmp_path / "log.txt", f"1 2\n\n{line}\n3 4\n5\n")
-        with pytest.raises(
-            InputError, match=rf"log\.txt: 2 of 4 .* line 3: expected user item, got {got}; line 5"
-        ):
+        with pytest.raises(InputError, match=rf"log\.txt: 2 of 4 .* line 3: expected user item, got {got}; line 5"):
             Sequences(path).scan()
 
     def test_lines_of_another_form_are_left_out_where_that_is_allowed(self, tmp_path: Path):
@@ -155,9 +151,7 @@ class TestML1M:
             ML1M(zipped(tmp_path / "a.zip", **{"ml-1m__ratings_dat": ""})).scan()
 
     def test_a_zip_without_ratings_is_refused(self, tmp_path: Path):
-        with pytest.raises(
-            InputError, match=r"a\.zip contains no ratings\.dat; expected the ml-1m\.zip of http"
-        ):
+        with pytest.raises(InputError, match=r"a\.zip contains no ratings\.dat; expected the ml-1m\.zip of http"):
             ML1M(zipped(tmp_path / "a.zip", other_dat="")).scan()
 
     def test_what_is_no_zip_is_refused(self, tmp_path: Path):

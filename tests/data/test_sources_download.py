@@ -50,9 +50,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         asked = self.headers.get("Range")
         self.server.ranges.append(asked)
-        start = (
-            int(re.fullmatch(r"bytes=(\d+)-", asked).group(1)) if asked and self.server.knows_ranges else 0
-        )
+        start = int(re.fullmatch(r"bytes=(\d+)-", asked).group(1)) if asked and self.server.knows_ranges else 0
         if start >= len(CONTENT):
             self.send_error(416)
             return
@@ -98,14 +96,10 @@ class TestDownload:
         assert server.ranges == [None, "bytes=500000-", "bytes=1000000-"]
         assert sum("resuming at 0.5 MB" in line for line in told) == 1
 
-    def test_a_connection_that_brings_nothing_ends_it_and_keeps_what_came(
-        self, server: FileServer, tmp_path: Path
-    ):
+    def test_a_connection_that_brings_nothing_ends_it_and_keeps_what_came(self, server: FileServer, tmp_path: Path):
         (tmp_path / "file.part").write_bytes(CONTENT[:700_000])
         server.breaks_after = 0
-        with pytest.raises(
-            MissingInputError, match=r"failed \(the connection ended early\); try again, which resumes"
-        ):
+        with pytest.raises(MissingInputError, match=r"failed \(the connection ended early\); try again, which resumes"):
             download(server.url, tmp_path / "file", MD5, None)
         assert (tmp_path / "file.part").read_bytes() == CONTENT[:700_000]
         assert not (tmp_path / "file").exists()
@@ -128,9 +122,7 @@ class TestDownload:
     def test_another_file_is_refused_and_removed(self, server: FileServer, tmp_path: Path):
         # The beginning of another file: only the whole's digest tells.
         (tmp_path / "file.part").write_bytes(b"x" * 700_000)
-        with pytest.raises(
-            InputError, match=rf"has md5 [0-9a-f]{{32}}, expected {MD5}; the download was removed"
-        ):
+        with pytest.raises(InputError, match=rf"has md5 [0-9a-f]{{32}}, expected {MD5}; the download was removed"):
             download(server.url, tmp_path / "file", MD5, None)
         assert not list(tmp_path.glob("file*[!k]"))
         download(server.url, tmp_path / "file", MD5, None)
@@ -138,15 +130,11 @@ class TestDownload:
 
     def test_what_the_server_has_not_is_named(self, server: FileServer, tmp_path: Path):
         url = server.url.replace("file", "none")
-        with pytest.raises(
-            MissingInputError, match=rf"HTTP Error 404.*fetch {url} by other means and give its place"
-        ):
+        with pytest.raises(MissingInputError, match=rf"HTTP Error 404.*fetch {url} by other means and give its place"):
             download(url, tmp_path / "file", MD5, None)
 
     def test_where_no_server_is_it_says_where_to_get_the_file(self, tmp_path: Path):
-        with pytest.raises(
-            MissingInputError, match=r"file does not exist and downloading it failed .*refused"
-        ):
+        with pytest.raises(MissingInputError, match=r"file does not exist and downloading it failed .*refused"):
             download("http://127.0.0.1:9/file", tmp_path / "file", MD5, None)
 
     def test_source_downloads_once(self, server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -216,9 +204,7 @@ class TestExtract:
             link = tarfile.TarInfo("a.csv")
             link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
             out.addfile(link)
-        with pytest.raises(
-            InputError, match=r"k\.tar\.gz contains no a\.csv; is it the archive of another version"
-        ):
+        with pytest.raises(InputError, match=r"k\.tar\.gz contains no a\.csv; is it the archive of another version"):
             extract(tmp_path / "k.tar.gz", ["a.csv"], tmp_path / "K", None)
 
     @pytest.mark.parametrize("damage", [lambda whole: whole[:-9], lambda whole: b"no archive", gzip.compress])

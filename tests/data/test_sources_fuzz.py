@@ -55,9 +55,7 @@ def check(found: tuple[dict[Any, list[Any]], int] | None, expected: Reading | No
         assert found == (expected.histories(), expected.num_malformed)
 
 
-def check_if_taken(
-    found: tuple[dict[Any, list[Any]], int] | None, expected: Reading | None, share: float
-) -> None:
+def check_if_taken(found: tuple[dict[Any, list[Any]], int] | None, expected: Reading | None, share: float) -> None:
     """The same, but the log may be refused for more: text that is not UTF-8, quotes that enclose nothing."""
     if found is not None:
         check(found, expected, share)
@@ -66,19 +64,13 @@ def check_if_taken(
 # Values of a log, good and bad.
 ids = st.one_of(
     st.integers(0, 5).map(str),
-    st.sampled_from(
-        ["", "007", "-3", "+1", "99999999999999999999", "é", "a b", "\x00", "NaN", "\u2028x", "-0"]
-    ),
+    st.sampled_from(["", "007", "-3", "+1", "99999999999999999999", "é", "a b", "\x00", "NaN", "\u2028x", "-0"]),
     st.sampled_from(["a,b", "a\tb", 'say "x"', "two\nlines", "two\r\nlines", '"', "'", " 1"]),
 )
 times = st.one_of(
     st.integers(0, 50).map(str),
-    st.sampled_from(
-        ["", "nan", "inf", "-1", "1e3", "2.5", "9223372036854775807", "9223372036854775808", "1e30"]
-    ),
-    st.sampled_from(
-        ["x", " 5", "5.", "9300000000000", "9300000000000.5", "-9223372036854775809", "1_0", "2020-01-02"]
-    ),
+    st.sampled_from(["", "nan", "inf", "-1", "1e3", "2.5", "9223372036854775807", "9223372036854775808", "1e30"]),
+    st.sampled_from(["x", " 5", "5.", "9300000000000", "9300000000000.5", "-9223372036854775809", "1_0", "2020-01-02"]),
 )
 dates = st.sampled_from(["2020-01-02", "2020-01-03", "2019-12-31", "2020-02-30", "5", "", "today"])
 
@@ -87,9 +79,9 @@ def fields(*columns: st.SearchStrategy[str]) -> st.SearchStrategy[list[str]]:
     """Rows, most of them of the right width."""
     whole = st.tuples(*columns).map(list)
     extra = st.lists(st.sampled_from(["", "9", "a,b"]), max_size=3)
-    return st.one_of(
-        whole, whole, whole, st.tuples(whole, extra).map(lambda row: row[0] + row[1]), st.just([])
-    ) | (st.tuples(whole, st.integers(0, len(columns))).map(lambda cut: cut[0][: cut[1]]))
+    return st.one_of(whole, whole, whole, st.tuples(whole, extra).map(lambda row: row[0] + row[1]), st.just([])) | (
+        st.tuples(whole, st.integers(0, len(columns))).map(lambda cut: cut[0][: cut[1]])
+    )
 
 
 def tables(*columns: st.SearchStrategy[str]) -> st.SearchStrategy[list[list[str]]]:
@@ -105,9 +97,7 @@ def written(rows: list[list[str]], separator: str, line_end: str, bom: bool, quo
     return (("\ufeff" if bom else "") + text.getvalue()).encode()
 
 
-LAYOUTS = st.tuples(
-    st.sampled_from(["\n", "\r\n"]), st.booleans(), st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
-)
+LAYOUTS = st.tuples(st.sampled_from(["\n", "\r\n"]), st.booleans(), st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
 
 
 def any_text(separator: str) -> st.SearchStrategy[bytes]:
@@ -122,8 +112,7 @@ def any_text(separator: str) -> st.SearchStrategy[bytes]:
 class TestTable:
     @fuzz
     @given(
-        rows=tables(ids, ids, times, st.sampled_from(["", "1", "2.5", "true", "x"]))
-        | tables(ids, ids, dates),
+        rows=tables(ids, ids, times, st.sampled_from(["", "1", "2.5", "true", "x"])) | tables(ids, ids, dates),
         suffix=st.sampled_from([".csv", ".tsv", ".csv.gz"]),
         layout=LAYOUTS,
         share=SHARES,
@@ -140,9 +129,7 @@ class TestTable:
         check(found, read_table(data, ("user_id", "item_id", "timestamp"), separator=separator), share)
 
     @fuzz
-    @given(
-        start=st.sampled_from([b"a,b\n", b"a,b,c\n", b"\n\na,b\r\n", b""]), rest=any_text(","), share=SHARES
-    )
+    @given(start=st.sampled_from([b"a,b\n", b"a,b,c\n", b"\n\na,b\r\n", b""]), rest=any_text(","), share=SHARES)
     def test_any_text(self, start: bytes, rest: bytes, share: float):
         data = start + rest
         found = outcome(
@@ -212,10 +199,7 @@ class TestTable:
                 return ""
             return str(int(value)) if is_id else repr(value)
 
-        texts = [
-            [text(user, is_id=True), text(item, is_id=True), text(time, is_id=False)]
-            for user, item, time in rows
-        ]
+        texts = [[text(user, is_id=True), text(item, is_id=True), text(time, is_id=False)] for user, item, time in rows]
         check(found, read_rows(texts, list(columns), tuple(columns)), share)
 
     @fuzz
@@ -236,9 +220,7 @@ class TestTable:
 
 class TestKuaiRand:
     @fuzz
-    @given(
-        rows=tables(ids, ids, st.just("20220410"), times, st.sampled_from("01")), layout=LAYOUTS, share=SHARES
-    )
+    @given(rows=tables(ids, ids, st.just("20220410"), times, st.sampled_from("01")), layout=LAYOUTS, share=SHARES)
     def test_tables_of_good_and_bad_rows(self, rows, layout, share: float):
         data = written([KUAIRAND_HEADER, *rows], ",", *layout)
         found = outcome(lambda path: KuaiRand(path, max_bad_share=share), "log_standard.csv", data)
@@ -346,9 +328,7 @@ class TestML1M:
         damaged[position % len(damaged)] = byte
         outcome(lambda path: ML1M(path), "ml-1m.zip", bytes(damaged))
         for name in ("ml-1m.zip", "ratings.dat"):
-            check_if_taken(
-                outcome(lambda path: ML1M(path), name, data), read_lines(data, RATING, (1, 2, 4)), 0.0
-            )
+            check_if_taken(outcome(lambda path: ML1M(path), name, data), read_lines(data, RATING, (1, 2, 4)), 0.0)
 
 
 def test_the_slow_reading_is_right_by_hand():
@@ -363,6 +343,4 @@ def test_the_slow_reading_is_right_by_hand():
 
 @pytest.mark.parametrize("text", ["5", "-5", "9223372036854775807"])
 def test_the_slow_reading_takes_canonical_integers_alone(text: str):
-    assert read_table(f"u,i\n{text},0{text}\n".encode(), ("u", "i", None)).histories() == {
-        int(text): [f"0{text}"]
-    }
+    assert read_table(f"u,i\n{text},0{text}\n".encode(), ("u", "i", None)).histories() == {int(text): [f"0{text}"]}

@@ -28,9 +28,7 @@ RANDOM = {version: f"log_random_4_22_to_5_08_{version.lower()}.csv" for version 
 
 
 def row(user: int, video: int, click: int = 1) -> str:
-    return (
-        f"{user},{video},20220410,1700,{1649581149287 + video},{click},0,0,0,0,0,1,46186,45916,0,7639,0,0,1"
-    )
+    return f"{user},{video},20220410,1700,{1649581149287 + video},{click},0,0,0,0,0,1,46186,45916,0,7639,0,0,1"
 
 
 def write_parts(folder: Path, version: str) -> Path:
@@ -70,9 +68,7 @@ def test_columns_are_ids_time_in_milliseconds_and_features(tmp_path: Path):
 def test_a_flag_filters(tmp_path: Path):
     rows = [row(1, 1, click=0), row(1, 2, click=1), row(2, 3, click=0)]
     (tmp_path / "log.csv").write_text("\n".join([NAMES, *rows]))
-    store = prepare(
-        KuaiRand(str(tmp_path / "log.csv")), Filters(event_filter="is_click = 1"), tmp_path / "store"
-    )
+    store = prepare(KuaiRand(str(tmp_path / "log.csv")), Filters(event_filter="is_click = 1"), tmp_path / "store")
     assert (store.num_events, store.num_users, store.num_items) == (1, 1, 1)
     assert list(store.item_vocabulary.external_ids(store.item_ids)) == [2]
 
@@ -101,9 +97,7 @@ class TestArchive:
 
     def test_archive_of_another_version_is_refused(self, tmp_path: Path):
         path = self.packed(tmp_path)
-        with pytest.raises(
-            InputError, match=r"contains no log_.*27k_part2\.csv; is it the archive of another version"
-        ):
+        with pytest.raises(InputError, match=r"contains no log_.*27k_part2\.csv; is it the archive of another version"):
             KuaiRand(str(path)).scan()
 
     def test_archive_in_the_download_folder_is_taken(self, tmp_path: Path):
@@ -116,9 +110,7 @@ class TestArchive:
     def test_without_a_path_the_version_is_downloaded_and_checked(self, tmp_path: Path, monkeypatch):
         served = self.packed(tmp_path)
         monkeypatch.setattr("seqrec.data.sources.kuairand.URL", f"{tmp_path.as_uri()}/{{archive}}")
-        monkeypatch.setitem(
-            KuaiRand.scan.__globals__["MD5"], "1K", hashlib.md5(served.read_bytes()).hexdigest()
-        )
+        monkeypatch.setitem(KuaiRand.scan.__globals__["MD5"], "1K", hashlib.md5(served.read_bytes()).hexdigest())
         assert videos(KuaiRand(version="1K", download_dir=str(tmp_path / "downloads"))) == [0, 1]
         served.write_bytes(b"another")
         with pytest.raises(InputError, match=r"KuaiRand-1K\.tar\.gz has md5 .*, expected "):
@@ -163,9 +155,7 @@ class TestBadInput:
 
     def test_random_beside_named_files_is_refused(self, tmp_path: Path):
         write_parts(tmp_path / "data", "1K")
-        with pytest.raises(
-            InputError, match=r"random=True: .* names log files, which are all that is read; leave"
-        ):
+        with pytest.raises(InputError, match=r"random=True: .* names log files, which are all that is read; leave"):
             KuaiRand(str(tmp_path / "data" / "*.csv"), random=True).files()
 
     def test_malformed_rows_are_left_out_of_all_parts_as_one_log(self, tmp_path: Path):

@@ -125,9 +125,7 @@ class TestFiles:
     def test_dates_and_numbers_do_not_mix(self, tmp_path: Path):
         csv(tmp_path / "a.csv", "user_id,item_id,timestamp\n1,7,5\n")
         csv(tmp_path / "b.csv", "user_id,item_id,timestamp\n1,7,2020-01-01\n")
-        with pytest.raises(
-            InputError, match=r"timestamp='timestamp': .* dates in some files, numbers in others"
-        ):
+        with pytest.raises(InputError, match=r"timestamp='timestamp': .* dates in some files, numbers in others"):
             Table(str(tmp_path)).scan()
 
     def test_what_is_not_there_is_refused(self, tmp_path: Path):
@@ -240,9 +238,7 @@ class TestBadInput:
     @pytest.mark.parametrize("name", ["log.csv", "log.csv.gz"])
     def test_a_bad_row_is_named(self, tmp_path: Path, rows: str, message: str, name: str):
         path = csv(tmp_path / name, "user_id,item_id,timestamp\n" + rows)
-        with pytest.raises(
-            InputError, match=rf"{name}: 1 of \d rows? \(.* %\) is malformed: {message}; max_bad"
-        ):
+        with pytest.raises(InputError, match=rf"{name}: 1 of \d rows? \(.* %\) is malformed: {message}; max_bad"):
             Table(path).scan()
 
     def test_a_separator_at_the_end_of_rows_does_no_harm(self, tmp_path: Path):
@@ -297,14 +293,10 @@ class TestBadInput:
 
     def test_a_bad_row_of_parquet_is_named(self, tmp_path: Path):
         path = parquet(tmp_path / "log.parquet", user_id=[1, None, 2])
-        with pytest.raises(
-            InputError, match=r"log\.parquet: .* row 2: user='user_id' expected an id, got nothing"
-        ):
+        with pytest.raises(InputError, match=r"log\.parquet: .* row 2: user='user_id' expected an id, got nothing"):
             Table(path).scan()
         path = parquet(tmp_path / "log.parquet", user_id=[1.0, 2.0, 2.5])
-        with pytest.raises(
-            InputError, match=r"log\.parquet: .* row 3: user='user_id' expected an id, got '2\.5'"
-        ):
+        with pytest.raises(InputError, match=r"log\.parquet: .* row 3: user='user_id' expected an id, got '2\.5'"):
             Table(path).scan()
 
     def test_blank_lines_are_no_events(self, tmp_path: Path):
@@ -365,9 +357,7 @@ class TestBadInput:
             Table("log.csv", **arguments)
 
     def test_a_suffix_that_tells_no_separator_is_refused(self, tmp_path: Path):
-        with pytest.raises(
-            InputError, match=r"log\.dat: the name does not show what separates .*; give separator"
-        ):
+        with pytest.raises(InputError, match=r"log\.dat: the name does not show what separates .*; give separator"):
             Table(csv(tmp_path / "log.dat", "user_id,item_id,timestamp\n1,2,3\n")).scan()
 
 
@@ -434,23 +424,17 @@ class TestMalformedRows:
 
     def test_places_are_five_and_more_are_hinted_at(self, tmp_path: Path):
         path = csv(tmp_path / "log.csv", "user_id,item_id,timestamp\n" + "1,2,\n" * 6)
-        with pytest.raises(
-            InputError, match=r"6 of 6 rows \(100 %\) .* line 6: [^;]*; \.\.\.; max_bad_share"
-        ):
+        with pytest.raises(InputError, match=r"6 of 6 rows \(100 %\) .* line 6: [^;]*; \.\.\.; max_bad_share"):
             Table(path).scan()
 
     def test_a_log_of_malformed_rows_alone_is_refused(self, tmp_path: Path):
         path = csv(tmp_path / "log.csv", "user_id,item_id,timestamp\n1,2,\n")
-        with pytest.raises(
-            InputError, match=r"log\.csv: 1 of 1 row \(100 %\) is malformed: .*; no event is left"
-        ):
+        with pytest.raises(InputError, match=r"log\.csv: 1 of 1 row \(100 %\) is malformed: .*; no event is left"):
             Table(path, max_bad_share=1.0).scan()
 
     def test_names_that_are_repeated_between_rows_do_not_make_ids_text(self, tmp_path: Path):
         names = "user_id,item_id,timestamp\n"
-        frame = Table(
-            csv(tmp_path / "log.csv", names + "1,2,3\n" + names + "1,4,5\n"), max_bad_share=0.4
-        ).scan()
+        frame = Table(csv(tmp_path / "log.csv", names + "1,2,3\n" + names + "1,4,5\n"), max_bad_share=0.4).scan()
         assert frame.collect().rows() == [(1, 2, 3), (1, 4, 5)]
 
     def test_the_share_is_that_of_all_files(self, tmp_path: Path):

@@ -12,9 +12,7 @@ from seqrec.data.store import EventStore, write_store
 from seqrec.errors import InputError
 
 
-def store_of(
-    directory: Path, counts: list[int], external_ids: list[str], times: list[int] | None = None
-) -> EventStore:
+def store_of(directory: Path, counts: list[int], external_ids: list[str], times: list[int] | None = None) -> EventStore:
     directory.mkdir(exist_ok=True)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     item_ids = np.ones(offsets[-1], dtype=np.int64)
@@ -32,9 +30,7 @@ def timed_store(directory: Path, times: list[list[int]]) -> EventStore:
     ("stage", "expected"),
     [("train", [1, 4, 13]), ("validate", [1, 4, 13]), ("test", [2, 5, 14]), ("predict", [3, 6, 15])],
 )
-def test_leave_one_out_ends_each_stages_history_before_its_target(
-    tmp_path: Path, stage: str, expected: list[int]
-):
+def test_leave_one_out_ends_each_stages_history_before_its_target(tmp_path: Path, stage: str, expected: list[int]):
     stops = LeaveOneOut().history_stops(store_of(tmp_path, [3, 3, 9], ["a", "b", "c"]), stage)
     assert stops.tolist() == expected
     assert stops.dtype == np.int64
@@ -81,9 +77,7 @@ def test_last_n_holds_out_n_events_for_each_stage(tmp_path: Path, stage: str, st
 
 def test_last_n_names_a_user_with_too_few_events(tmp_path: Path):
     store = store_of(tmp_path, [7, 6], ["ann", "bob"])
-    with pytest.raises(
-        InputError, match=r"fewer than 7 events, the first is user 'bob' with 6; .*n=3.*events 7"
-    ):
+    with pytest.raises(InputError, match=r"fewer than 7 events, the first is user 'bob' with 6; .*n=3.*events 7"):
         LastN(3).history_stops(store, "train")
 
 
@@ -130,9 +124,7 @@ def test_global_time_counts_who_is_left_out_and_why(tmp_path: Path):
     st.floats(0.5, 0.95),
     st.integers(1, 3),
 )
-def test_global_time_never_shows_what_comes_later(
-    tmp_path_factory, times, validation_from, test_from, warm_up
-):
+def test_global_time_never_shows_what_comes_later(tmp_path_factory, times, validation_from, test_from, warm_up):
     store = timed_store(tmp_path_factory.mktemp("store"), times)
     split = GlobalTime(test_from, validation_from, warm_up=warm_up)
     flat = np.array([t for user in times for t in user])
@@ -152,9 +144,7 @@ def test_global_time_never_shows_what_comes_later(
 
 
 def test_global_time_refuses_a_log_without_times(tmp_path: Path):
-    with pytest.raises(
-        InputError, match=rf"{tmp_path}: the log has no timestamps, .* use LeaveOneOut or LastN"
-    ):
+    with pytest.raises(InputError, match=rf"{tmp_path}: the log has no timestamps, .* use LeaveOneOut or LastN"):
         GlobalTime().history_stops(store_of(tmp_path, [3], ["a"]), "train")
 
 
@@ -179,9 +169,7 @@ def test_numbers_below_one_are_refused():
 
 
 def test_ids_hold_each_setting():
-    assert [
-        split.id for split in (LastN(5), GlobalTime(), GlobalTime(1_600_000_000_000, 1_500_000_000_000))
-    ] == [
+    assert [split.id for split in (LastN(5), GlobalTime(), GlobalTime(1_600_000_000_000, 1_500_000_000_000))] == [
         "last5",
         "time0.9-val0.8-warm1",
         "time1600000000000-val1500000000000-warm1",

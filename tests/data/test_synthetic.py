@@ -72,9 +72,7 @@ def test_reading_a_part_gives_that_part_of_the_log(monkeypatch):
     assert source.scan().filter(liked).collect().equals(whole.filter(liked))
     assert source.scan().select("timestamp").collect().equals(whole.select("timestamp"))
     assert source.scan().head(1000).collect().equals(whole.head(1000))
-    batches = (
-        source.scan().filter(liked).select("user_id").collect_batches(chunk_size=500, engine="streaming")
-    )
+    batches = source.scan().filter(liked).select("user_id").collect_batches(chunk_size=500, engine="streaming")
     assert pl.concat(batches).equals(whole.filter(liked).select("user_id"))
 
 
@@ -115,9 +113,7 @@ def test_without_signal_the_successor_is_no_better_than_chance():
 def test_recent_items_come_back():
     def repeated(repeat: float) -> float:
         logs = histories(Synthetic(num_users=100, num_items=5000, signal=0.0, repeat=repeat))
-        return float(
-            np.mean([items[t] in items[t - 10 : t] for items in logs for t in range(10, len(items))])
-        )
+        return float(np.mean([items[t] in items[t - 10 : t] for items in logs for t in range(10, len(items))]))
 
     assert repeated(0.4) > repeated(0.0) + 0.3
 

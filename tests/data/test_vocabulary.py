@@ -81,12 +81,8 @@ STRINGS = ["", "10", "7", "a", "ab", "b", "\u00e9", "\U0001f600"]
 
 @settings(deadline=None)
 @given(
-    st.sets(
-        st.sampled_from(STRINGS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=3), min_size=1
-    ),
-    st.sets(
-        st.sampled_from(STRINGS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=3), min_size=1
-    ),
+    st.sets(st.sampled_from(STRINGS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=3), min_size=1),
+    st.sets(st.sampled_from(STRINGS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=3), min_size=1),
 )
 def test_a_translation_is_a_lookup_of_every_id_of_the_other(mine: set[str], others: set[str]):
     mine_sorted, others_sorted = (sorted(ids, key=str.encode) for ids in (mine, others))

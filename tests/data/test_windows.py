@@ -31,9 +31,7 @@ def random_numbers(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def strided_slowly(
-    offsets: np.ndarray, stops: np.ndarray, max_length: int, stride: int
-) -> list[tuple[int, int, int]]:
+def strided_slowly(offsets: np.ndarray, stops: np.ndarray, max_length: int, stride: int) -> list[tuple[int, int, int]]:
     windows = []
     for row, (first, end) in enumerate(zip(offsets.tolist(), stops.tolist(), strict=True)):
         while end > first:
@@ -77,18 +75,14 @@ def targets_of(windows: TrainWindows, counts: list[int], max_length: int) -> Cou
     offsets, ends = user_bounds(counts)
     index = windows.index(offsets, ends - 1, max_length, random_numbers())
     return Counter(
-        event + 1
-        for start, stop in zip(index.starts, index.stops, strict=True)
-        for event in range(start, stop)
+        event + 1 for start, stop in zip(index.starts, index.stops, strict=True) for event in range(start, stop)
     )
 
 
 def events_that_have_a_past(counts: list[int]) -> set[int]:
     offsets, ends = user_bounds(counts)
     return {
-        event
-        for first, end in zip(offsets.tolist(), ends.tolist(), strict=True)
-        for event in range(first + 1, end)
+        event for first, end in zip(offsets.tolist(), ends.tolist(), strict=True) for event in range(first + 1, end)
     }
 
 
@@ -99,9 +93,7 @@ def test_windows_that_do_not_overlap_make_each_event_a_target_once(counts: list[
 
 
 @given(COUNTS, st.integers(1, 12), st.data())
-def test_a_smaller_stride_still_makes_each_event_a_target(
-    counts: list[int], max_length: int, data: st.DataObject
-):
+def test_a_smaller_stride_still_makes_each_event_a_target(counts: list[int], max_length: int, data: st.DataObject):
     stride = data.draw(st.integers(1, max_length))
     times = targets_of(StridedWindows(stride), counts, max_length)
     assert times.keys() == events_that_have_a_past(counts)
@@ -132,9 +124,7 @@ def test_a_stride_below_one_is_refused(stride: int):
 
 
 @given(COUNTS, st.integers(1, 12), st.integers(0, 99))
-def test_a_random_crop_is_one_full_window_inside_each_users_history(
-    counts: list[int], max_length: int, seed: int
-):
+def test_a_random_crop_is_one_full_window_inside_each_users_history(counts: list[int], max_length: int, seed: int):
     offsets, stops = user_bounds(counts)
     index = RandomCrop().index(offsets, stops, max_length, random_numbers(seed))
     assert index.user_rows.tolist() == np.flatnonzero(counts).tolist()

@@ -73,9 +73,9 @@ def takes_rotary(name: str) -> bool:
 
 
 # Each encoder by itself and, where it takes a mixer, with every one of them; then those that can be rotary.
-ARCHITECTURES = [
-    Case(name, mixer) for name in ENCODERS for mixer in (MIXERS if default_mixer(name) else [None])
-] + [Case(name, default_mixer(name), rotary=True) for name in ENCODERS if takes_rotary(name)]
+ARCHITECTURES = [Case(name, mixer) for name in ENCODERS for mixer in (MIXERS if default_mixer(name) else [None])] + [
+    Case(name, default_mixer(name), rotary=True) for name in ENCODERS if takes_rotary(name)
+]
 # The same, with each backend of the mixer's scan too.
 CASES = [
     replace(case, scan=scan)

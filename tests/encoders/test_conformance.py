@@ -31,9 +31,7 @@ with_and_without_norm = pytest.mark.parametrize("layer_norm", [True, False], ids
 
 
 @pytest.fixture(
-    params=[
-        pytest.param(case, marks=[pytest.mark.kernels] if case.scan == "triton" else []) for case in CASES
-    ],
+    params=[pytest.param(case, marks=[pytest.mark.kernels] if case.scan == "triton" else []) for case in CASES],
     ids=[str(case) for case in CASES],
 )
 def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Case:

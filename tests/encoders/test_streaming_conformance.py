@@ -154,7 +154,5 @@ def test_states_of_other_encoders_are_refused(case: Case):
     others = [other.build() for other in ARCHITECTURES if str(other) != str(case)]
     for other in [*others, ENCODERS[case.name](D, num_layers=3, **case.choices)]:
         state = other.init_state(1, max_length=MAX_LENGTH)
-        with pytest.raises(
-            InputError, match=f"state is of {type(other).__name__}-.*; start with `init_state`"
-        ):
+        with pytest.raises(InputError, match=f"state is of {type(other).__name__}-.*; start with `init_state`"):
             encoder.step(torch.randn(1, D), state)

@@ -166,9 +166,7 @@ def test_a_lost_tail_of_the_convolution_is_found(monkeypatch: pytest.MonkeyPatch
     ],
     ids=["scan", "values", "num_events"],
 )
-def test_a_state_that_is_not_carried_on_is_found(
-    kind: type, name: str, case: Case, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_state_that_is_not_carried_on_is_found(kind: type, name: str, case: Case, monkeypatch: pytest.MonkeyPatch):
     advance = kind.advance
 
     def forgetful(self, x: Tensor, valid: Tensor | None, state: dict):

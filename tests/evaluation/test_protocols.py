@@ -78,9 +78,7 @@ def drawn_by(
     found = {}
     for first in range(0, len(user_ids), batch_size):
         batch = users_batch(user_ids[first : first + batch_size])
-        drawn = candidates.drawn(
-            targets_of(batch), batch, NUM_ITEMS, filter_seen=filter_seen, item_counts=item_counts
-        )
+        drawn = candidates.drawn(targets_of(batch), batch, NUM_ITEMS, filter_seen=filter_seen, item_counts=item_counts)
         found.update(zip(batch.user_ids.tolist(), drawn.tolist(), strict=True))
     return found
 
@@ -215,17 +213,12 @@ class TestDrawByWeight:
         rng = np.random.default_rng(seed)
         weights = rng.integers(0, 4, num_items + 1)
         weights[0], weights[1] = 0, 2
-        sets = [
-            rng.permutation(np.arange(2, num_items + 1))[: rng.integers(num_items)].tolist()
-            for _ in range(rows)
-        ]
+        sets = [rng.permutation(np.arange(2, num_items + 1))[: rng.integers(num_items)].tolist() for _ in range(rows)]
         for row, items in enumerate(sets):
             slots = [item for item in range(num_items + 1) if item not in items for _ in range(weights[item])]
             # The middle of each slot.
             uniforms = (torch.arange(len(slots), dtype=torch.float64) + 0.5) / len(slots)
-            found = draw_by_weight(
-                uniforms.expand(rows, -1).contiguous(), avoided(sets), torch.from_numpy(weights)
-            )
+            found = draw_by_weight(uniforms.expand(rows, -1).contiguous(), avoided(sets), torch.from_numpy(weights))
             assert found[row].tolist() == slots
 
     @settings(deadline=None)
@@ -248,9 +241,7 @@ class TestDrawByWeight:
 
 
 @settings(deadline=None)
-@given(
-    st.lists(st.lists(st.integers(1, 9), min_size=64, max_size=64), min_size=1, max_size=4), st.integers(1, 9)
-)
+@given(st.lists(st.lists(st.integers(1, 9), min_size=64, max_size=64), min_size=1, max_size=4), st.integers(1, 9))
 def test_first_distinct_keeps_the_order_of_the_draws(rows: list[list[int]], count: int):
     stream = torch.tensor([row + list(range(1, 10)) * 8 for row in rows])
     found = first_distinct(lambda number: stream[:, :number], count)
@@ -283,9 +274,7 @@ def listed(protocol: Protocol, problem: Problem, counts: TrainingCounts) -> list
 class TestProtocol:
     @settings(deadline=None, max_examples=60)
     @given(SEEDS, st.sampled_from(ALL_PROTOCOLS), st.integers(1, 5), st.integers(1, 4))
-    def test_judged_targets_equal_numpys(
-        self, seed: int, protocol: Protocol, num_users: int, most_targets: int
-    ):
+    def test_judged_targets_equal_numpys(self, seed: int, protocol: Protocol, num_users: int, most_targets: int):
         problem = random_problem(seed, num_users, NUM_ITEMS, most_targets)
         counts = counts_of(seed)
         candidates = listed(protocol, problem, counts)
@@ -356,9 +345,7 @@ class TestProtocol:
         assert protocol.on(LastN(5), ORDER) == protocol
 
     def test_data_of_another_split_or_order_is_refused(self):
-        with pytest.raises(
-            InputError, match=r"split loo, but the data is divided by last3: set --data.split Leave"
-        ):
+        with pytest.raises(InputError, match=r"split loo, but the data is divided by last3: set --data.split Leave"):
             Protocol.preset("sasrec-100").on(LastN(3), ORDER)
         with pytest.raises(InputError, match=r"set --data.split LastN --data.split.n 3"):
             Protocol(split=LastN(3)).on(LeaveOneOut(), ORDER)
@@ -383,9 +370,7 @@ class TestProtocol:
 
     def test_every_setting_moves_the_id(self):
         protocols = [
-            Protocol(
-                candidates=candidates, filter_seen=filter_seen, ties=ties, normaliser=normaliser, split=split
-            )
+            Protocol(candidates=candidates, filter_seen=filter_seen, ties=ties, normaliser=normaliser, split=split)
             for candidates in (WholeCatalogue(), WholeCatalogue(trained_only=True), *sampled(0), *sampled(1))
             for filter_seen in (True, False)
             for ties in ("mean", "pessimistic", "optimistic")

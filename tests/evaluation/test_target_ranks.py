@@ -93,9 +93,7 @@ class TestCatalogueRanks:
     @pytest.mark.parametrize("width", [1, 8])
     def test_constant_scores_are_all_tied(self, width: int):
         targets = Targets(torch.arange(3), torch.tensor([1, 50, 100]))
-        found = catalogue_ranks(
-            Scorer(torch.zeros(101, width), score_budget=50), torch.randn(3, width), targets
-        )
+        found = catalogue_ranks(Scorer(torch.zeros(101, width), score_budget=50), torch.randn(3, width), targets)
         assert as_lists(found) == ([0, 0, 0], [99, 99, 99])
 
     @pytest.mark.parametrize("budget", [3 * 40, 10**6])
@@ -120,15 +118,11 @@ class TestCatalogueRanks:
         monkeypatch.setattr(ranks_module, "CPU_BLOCK_SCORES", 9 * 37)
         blocks = catalogue_ranks(Scorer(vectors), states, Targets(torch.arange(9), items))
         alone = [
-            catalogue_ranks(
-                Scorer(vectors), states[row : row + 1], Targets(torch.zeros(1).long(), items[row, None])
-            )
+            catalogue_ranks(Scorer(vectors), states[row : row + 1], Targets(torch.zeros(1).long(), items[row, None]))
             for row in range(9)
         ]
         assert as_lists(blocks) == as_lists(whole)
-        assert as_lists(whole) == tuple(
-            [int(getattr(found, name)) for found in alone] for name in ("better", "tied")
-        )
+        assert as_lists(whole) == tuple([int(getattr(found, name)) for found in alone] for name in ("better", "tied"))
         if dtype == torch.float32:
             scores = states.double() @ vectors.double().T
             above = (scores[:, 1:] > scores.gather(1, items.unsqueeze(1))).sum(1)
@@ -157,9 +151,7 @@ class TestCandidateRanks:
         others = [[item for item in range(1, 13) if item not in items] for items in problem.held_out]
         picks = torch.randint(0, 8, (num_users, count), generator=generator).tolist()
         candidates = [[others[row][pick] for pick in picks[row]] for row in range(num_users)]
-        found = candidate_ranks(
-            Scorer(problem.vectors), problem.states, problem.targets, torch.tensor(candidates)
-        )
+        found = candidate_ranks(Scorer(problem.vectors), problem.states, problem.targets, torch.tensor(candidates))
         assert as_lists(found) == ranks_by_numpy(problem.scores(), problem.held_out, candidates)
 
     def test_all_candidates_rank_as_the_catalogue(self):

@@ -154,9 +154,7 @@ def test_a_grid_that_was_killed_ends_with_the_report_of_one_that_was_not(
     # Measured times and memory alone may differ, which stand in the table of costs.
     seconds = ("train_seconds", "validation_seconds", "test_seconds")
     measured = [*seconds, "epoch_seconds", "events_per_second", "peak_memory"]
-    assert_frame_equal(
-        *(read_grid(folder)[0].drop(measured) for folder in (resumed, whole)), check_exact=True
-    )
+    assert_frame_equal(*(read_grid(folder)[0].drop(measured) for folder in (resumed, whole)), check_exact=True)
     costs = "### synthetic: costs by history length"
     texts = [(folder / "report" / "report.md").read_text().split(costs) for folder in (resumed, whole)]
     assert len(texts[0]) == 2
@@ -272,9 +270,7 @@ def test_what_cannot_be_run_is_refused_before_anything_runs(
 
 
 def test_a_folder_without_a_grid_is_refused(tmp_path: Path):
-    with pytest.raises(
-        MissingInputError, match=r"no results.parquet in .*; give a folder of seqrec benchmark paper"
-    ):
+    with pytest.raises(MissingInputError, match=r"no results.parquet in .*; give a folder of seqrec benchmark paper"):
         read_grid(tmp_path)
 
 

@@ -199,9 +199,7 @@ def test_rows_of_different_budgets_are_called_so(grid: Path, undrawn: None):
     assert "Budget: rows differ: epochs=4, seconds=9" in (grid / "report" / "report.md").read_text()
 
 
-def test_the_same_results_give_the_same_files(
-    reported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_the_same_results_give_the_same_files(reported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     main(["report", str(reported), "--output", str(tmp_path)])
     assert "report.md, with tables as .tex and figures" in capsys.readouterr().out
     files = {path.name: path.read_bytes() for path in (reported / "report").iterdir()}
@@ -244,9 +242,7 @@ def test_models_that_are_missing_at_a_length_are_named(tmp_path: Path, undrawn: 
     report(str(tmp_path))
     text = (tmp_path / "report" / "report.md").read_text()
     assert "- Not run, or failed: GRU4Rec at 4,000\n" in text
-    assert (
-        text.count("at 20: SASRec over GRU4Rec, p = ") + text.count("at 20: GRU4Rec over SASRec, p = ") == 2
-    )
+    assert text.count("at 20: SASRec over GRU4Rec, p = ") + text.count("at 20: GRU4Rec over SASRec, p = ") == 2
     assert "at 4,000: " not in text
 
 
@@ -260,9 +256,7 @@ def test_one_row_is_tested_against_nothing(tmp_path: Path, undrawn: None):
 
 
 @pytest.mark.parametrize("whole", [("SASRec", 20), ("MambaRec", 40), None], ids=str)
-def test_ablations_of_models_that_failed_are_reported(
-    tmp_path: Path, whole: tuple[str, int] | None, undrawn: None
-):
+def test_ablations_of_models_that_failed_are_reported(tmp_path: Path, whole: tuple[str, int] | None, undrawn: None):
     add_cell(tmp_path, 20, "MambaRec", "no_positions")
     if whole is not None:
         add_cell(tmp_path, whole[1], whole[0])
@@ -303,9 +297,7 @@ def test_a_run_without_validation_is_reported(tmp_path: Path, undrawn: None):
 
 def test_baselines_are_told_apart(tmp_path: Path):
     classes = [getattr(models, name) for name in models.__all__ if name[0].isupper()]
-    names = [
-        each.__name__ for each in classes if issubclass(each, models.Baseline) and each is not models.Baseline
-    ]
+    names = [each.__name__ for each in classes if issubclass(each, models.Baseline) and each is not models.Baseline]
     for name in names:
         add_cell(tmp_path, 20, name)
     gather(tmp_path)

@@ -54,9 +54,7 @@ def parts(folder: Path, sparse: bool = False, **data: Any) -> tuple[pl.Trainer, 
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_a_step_size_is_suggested_with_which_the_loss_falls_and_nothing_else_changes(
-    tmp_path: Path, sparse: bool
-):
+def test_a_step_size_is_suggested_with_which_the_loss_falls_and_nothing_else_changes(tmp_path: Path, sparse: bool):
     trainer, model, data = parts(tmp_path, sparse)
     trainer.fit(model, data)
     expected, loss = model.state_dict(), float(trainer.callback_metrics["train_loss_epoch"])
@@ -90,9 +88,7 @@ def test_lightnings_own_tuner_finds_and_sets_the_step_size(tmp_path: Path):
     trainer.fit_loop.max_epochs = 3
     found = Tuner(trainer).lr_find(model, datamodule=data, num_training=20, min_lr=1e-4)
     assert model.optimizer.lr == found.suggestion()
-    assert (
-        Tuner(trainer).scale_batch_size(model, datamodule=data, max_trials=2, init_val=4) == data.batch_size
-    )
+    assert Tuner(trainer).scale_batch_size(model, datamodule=data, max_trials=2, init_val=4) == data.batch_size
 
 
 class Memory(nn.Module):

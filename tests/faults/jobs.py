@@ -70,9 +70,7 @@ class Job:
         code: What runs in the process before.
     """
 
-    def __init__(
-        self, folder: Path, *words: str, environment: dict[str, str] | None = None, code: str = ""
-    ) -> None:
+    def __init__(self, folder: Path, *words: str, environment: dict[str, str] | None = None, code: str = "") -> None:
         self.folder = folder
         self.log = folder / f"{time.monotonic_ns()}.log"
         context = multiprocessing.get_context("forkserver")

@@ -176,9 +176,7 @@ def users_before(file: Path, step: int) -> list[int]:
     return [user for row in rows if row[0] < step for user in row[1:]]
 
 
-def test_a_killed_rank_ends_the_other_and_one_rank_alone_finishes_the_epoch(
-    start: Callable[..., Job], tmp_path: Path
-):
+def test_a_killed_rank_ends_the_other_and_one_rank_alone_finishes_the_epoch(start: Callable[..., Job], tmp_path: Path):
     """The other rank ends within seconds, with status 2; resumed on one rank each user is trained on once."""
     slow = RECORD + "import time; from seqrec.data import collate\nget = collate.WindowDataset.__getitem__\n"
     slow += "collate.WindowDataset.__getitem__ = lambda *args: (time.sleep(0.1), get(*args))[1]\n"
@@ -188,9 +186,7 @@ def test_a_killed_rank_ends_the_other_and_one_rank_alone_finishes_the_epoch(
     os.kill(second.pid, signal.SIGKILL)
     assert second.end() == -signal.SIGKILL
     assert first.end(60) == 2, first.output
-    assert last_word(first).startswith(
-        "error: another rank of this job has ended, and its own message says why"
-    )
+    assert last_word(first).startswith("error: another rank of this job has ended, and its own message says why")
     step = read_checkpoint(last, needed=NEEDED_TO_FIT)["global_step"]
     assert 0 < step < 13
     before = [user for rank in "01" for user in users_before(tmp_path / f"seen-{rank}.txt", step)]

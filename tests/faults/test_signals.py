@@ -23,9 +23,7 @@ def step_of(file: Path) -> int:
     return int(torch.load(file, weights_only=True)["global_step"])
 
 
-def test_sigterm_saves_the_step_and_the_command_that_is_printed_goes_on(
-    start: Callable[..., Job], tmp_path: Path
-):
+def test_sigterm_saves_the_step_and_the_command_that_is_printed_goes_on(start: Callable[..., Job], tmp_path: Path):
     """The run and its loader get SIGTERM: the step's state is saved, the status is 143, and the command goes on."""
     job = start("--data.num_workers", "1")
     job.wait_for(newest(tmp_path).exists)
@@ -49,9 +47,7 @@ def test_sigterm_saves_the_step_and_the_command_that_is_printed_goes_on(
     assert step_of(newest(tmp_path)) == (stopped // 25 + 1) * 25
 
 
-def test_sigint_twice_ends_at_once_and_leaves_the_newest_point_whole(
-    start: Callable[..., Job], tmp_path: Path
-):
+def test_sigint_twice_ends_at_once_and_leaves_the_newest_point_whole(start: Callable[..., Job], tmp_path: Path):
     """In a step of a minute the first Ctrl-C is noted, the second ends the run with 130; the point before is whole."""
     slow = (
         "import time; from seqrec.training.losses import BCE; inner, calls = BCE.forward, []\n"
@@ -64,9 +60,7 @@ def test_sigint_twice_ends_at_once_and_leaves_the_newest_point_whole(
     job = start("--data.num_workers", "1", code=slow)
     job.wait_for(lambda: "slow step" in job.output)
     job.signal(signal.SIGINT)
-    job.wait_for(
-        lambda: "SIGINT: the run will save and stop after this step; press again to end it" in job.output
-    )
+    job.wait_for(lambda: "SIGINT: the run will save and stop after this step; press again to end it" in job.output)
     job.signal(signal.SIGINT)
     assert job.end() == 128 + signal.SIGINT
     assert "stopped by SIGINT at epoch 0, step 7. Newest resume point:" in job.output
@@ -75,9 +69,7 @@ def test_sigint_twice_ends_at_once_and_leaves_the_newest_point_whole(
     assert "Traceback" not in job.output
 
 
-def test_a_job_that_slurm_announces_the_end_of_is_queued_again_and_goes_on(
-    start: Callable[..., Job], tmp_path: Path
-):
+def test_a_job_that_slurm_announces_the_end_of_is_queued_again_and_goes_on(start: Callable[..., Job], tmp_path: Path):
     """SIGUSR1 under SLURM: saved, `scontrol requeue` called once, status 138; started again, it goes on by itself."""
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
@@ -107,7 +99,5 @@ def test_a_job_that_slurm_announces_the_end_of_is_queued_again_and_goes_on(
         environment={**slurm, "SLURM_RESTART_COUNT": "1"},
     )
     assert again.end(60) == 0, again.output
-    assert (
-        f"SLURM restarted job 4711: it resumes from {newest(tmp_path).relative_to(tmp_path)}" in again.output
-    )
+    assert f"SLURM restarted job 4711: it resumes from {newest(tmp_path).relative_to(tmp_path)}" in again.output
     assert step_of(newest(tmp_path)) == (stopped // 25 + 1) * 25

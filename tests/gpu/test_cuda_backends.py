@@ -91,9 +91,7 @@ def outcome(function: Callable[..., Any], inputs: dict[str, Tensor], **options: 
 )
 @pytest.mark.parametrize("size", [0, 1, 2])
 @pytest.mark.parametrize(("op", "backend"), CASES, ids="-".join)
-def test_values_and_gradients_equal_the_float64_reference(
-    op: str, backend: str, size: int, given: tuple[str, ...]
-):
+def test_values_and_gradients_equal_the_float64_reference(op: str, backend: str, size: int, given: tuple[str, ...]):
     function, backends, make, sizes = OPS[op]
     reason = backends[backend].why_unusable("cuda", torch.float32, given)
     if reason and all(backends[backend].why_unusable("cuda", torch.float32, g) for g in ((), given)):

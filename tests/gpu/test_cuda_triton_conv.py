@@ -20,8 +20,7 @@ def make_leaves(batch: int, length: int, channels: int, taps: int = 4) -> dict[s
     generator = torch.Generator("cuda").manual_seed(0)
     shapes = {"x": (batch, length, channels), "weight": (channels, taps), "bias": (channels,)}
     return {
-        name: torch.randn(shape, generator=generator, device="cuda").requires_grad_()
-        for name, shape in shapes.items()
+        name: torch.randn(shape, generator=generator, device="cuda").requires_grad_() for name, shape in shapes.items()
     }
 
 

@@ -70,9 +70,7 @@ def test_a_checkpoint_loads_as_the_class_that_was_trained_with_the_logs_ids(
 
 def test_a_store_that_was_moved_is_named(folder: Path, tmp_path: Path):
     path = with_record(folder, tmp_path / "moved.ckpt", store="gone/away")
-    with pytest.raises(
-        MissingInputError, match=r"no event store at gone/away, .* give its present folder: store="
-    ):
+    with pytest.raises(MissingInputError, match=r"no event store at gone/away, .* give its present folder: store="):
         load(path)
     assert load(path, store=folder / "store").item_vocabulary is not None
 

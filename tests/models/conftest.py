@@ -10,9 +10,7 @@ import torch
 from seqrec.types import History, RaggedItems, SequenceBatch
 
 
-def batch_of(
-    histories: list[list[int]], targets: list[int], user_ids: list[int] | None = None
-) -> SequenceBatch:
+def batch_of(histories: list[list[int]], targets: list[int], user_ids: list[int] | None = None) -> SequenceBatch:
     """A batch as the data room makes it: targets are the next events, the history is what was seen."""
     lengths = [len(history) for history in histories]
     padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(h) for h in histories], batch_first=True)

@@ -40,9 +40,7 @@ def training_histories(users: list[tuple[list[int], int]]) -> list[list[int]]:
     return [history[: max(0, len(history) - held_out)] for history, held_out in users]
 
 
-def naive_pairs(
-    users: list[tuple[list[int], int]], steps: list[int], *, once_a_user: bool
-) -> Counter[tuple[int, int]]:
+def naive_pairs(users: list[tuple[list[int], int]], steps: list[int], *, once_a_user: bool) -> Counter[tuple[int, int]]:
     """Counts of (anchor, other) by plain loops."""
     counts: Counter[tuple[int, int]] = Counter()
     for history in training_histories(users):

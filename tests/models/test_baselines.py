@@ -68,16 +68,11 @@ def naive_similarity(users, i: int, j: int, *, window: int, shrinkage: float) ->
     half_life=st.sampled_from([None, 0.5, 3.0]),
 )
 def test_item_knn_scores_equal_plain_loops(users, histories, window, shrinkage, half_life):
-    model = ItemKNN(
-        NUM_ITEMS, num_neighbors=NUM_ITEMS, window=window, shrinkage=shrinkage, half_life=half_life
-    )
+    model = ItemKNN(NUM_ITEMS, num_neighbors=NUM_ITEMS, window=window, shrinkage=shrinkage, half_life=half_life)
     model.count(training_events(users))
     similarities = np.array(
         [
-            [
-                naive_similarity(users, i, j, window=window, shrinkage=shrinkage)
-                for j in range(1, NUM_ITEMS + 1)
-            ]
+            [naive_similarity(users, i, j, window=window, shrinkage=shrinkage) for j in range(1, NUM_ITEMS + 1)]
             for i in range(NUM_ITEMS + 1)
         ]
     )
@@ -99,9 +94,7 @@ def test_a_window_over_whole_histories_gives_the_cosine_of_items_as_sets_of_user
     norms = np.linalg.norm(sets, axis=1).clip(min=1e-9)
     cosine = sets @ sets.T / np.outer(norms, norms)
     np.fill_diagonal(cosine, 0)
-    np.testing.assert_allclose(
-        scores_of(model, [[i] for i in range(1, NUM_ITEMS + 1)]), cosine[1:, 1:], atol=1e-6
-    )
+    np.testing.assert_allclose(scores_of(model, [[i] for i in range(1, NUM_ITEMS + 1)]), cosine[1:, 1:], atol=1e-6)
 
 
 def test_the_nearest_neighbours_are_kept_and_the_smaller_id_of_equal_ones():
@@ -134,9 +127,7 @@ def test_an_item_that_nothing_follows_leaves_the_order_to_popularity():
 def test_a_newer_event_outweighs_an_older_one_by_the_half_life():
     model = ItemKNN(NUM_ITEMS, shrinkage=0.0, half_life=2.0)
     model.count(training_events([([1, 2], 0), ([3, 4], 0)]))
-    assert scores_of(model, [[1, 3, 3, 6, 6]])[0].tolist() == pytest.approx(
-        [0, 0.5**2, 0, 0.5 + 0.5**1.5, 0, 0, 0]
-    )
+    assert scores_of(model, [[1, 3, 3, 6, 6]])[0].tolist() == pytest.approx([0, 0.5**2, 0, 0.5 + 0.5**1.5, 0, 0, 0])
 
 
 def test_recent_popularity_counts_the_newest_share():
@@ -208,9 +199,7 @@ def test_what_follows_the_last_item_beats_popularity_where_it_is_the_answer(data
 @every_baseline
 def test_another_catalogue_is_refused(name: str):
     events = training_events([([1, 2], 0)], timestamps=[1, 2])
-    with pytest.raises(
-        InputError, match=rf"{name} was built with num_items=9, the log has 7 items; build it with"
-    ):
+    with pytest.raises(InputError, match=rf"{name} was built with num_items=9, the log has 7 items; build it with"):
         BASELINES[name](9).count(events)
 
 

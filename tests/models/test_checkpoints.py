@@ -107,18 +107,14 @@ def test_an_argument_given_at_loading_replaces_the_saved_one(batches: Sequence[S
 
 
 @every_preset
-def test_a_checkpoint_holds_only_plain_values_and_tensors(
-    name: str, batches: Sequence[SequenceBatch], saved: Save
-):
+def test_a_checkpoint_holds_only_plain_values_and_tensors(name: str, batches: Sequence[SequenceBatch], saved: Save):
     path = saved(preset(name, loss=BCE(), optimizer=AdamW()), batches)
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["hyper_parameters"]["num_items"] == NUM_ITEMS
     assert checkpoint["hyper_parameters"]["encoder"]["class_path"].endswith(f".{name}")
 
 
-def test_popularity_loads_with_its_counts(
-    batches: Sequence[SequenceBatch], make_trainer: Callable, tmp_path: Path
-):
+def test_popularity_loads_with_its_counts(batches: Sequence[SequenceBatch], make_trainer: Callable, tmp_path: Path):
     model = Popularity.from_counts(np.array([0, 5, 2, 2**40 + 1]))
     trainer = make_trainer()
     trainer.strategy.connect(model)

@@ -90,9 +90,7 @@ def test_counts_of_training_are_given_or_refused(batches: Sequence[SequenceBatch
     assert evaluate(gru, batches, item_counts=counts)["HR@5"] == 1
 
 
-def test_steps_return_the_ranks_and_callbacks_get_them(
-    batches: Sequence[SequenceBatch], make_trainer: Callable
-):
+def test_steps_return_the_ranks_and_callbacks_get_them(batches: Sequence[SequenceBatch], make_trainer: Callable):
     got = []
 
     class Record(pl.Callback):

@@ -93,9 +93,7 @@ def test_leaving_an_event_out_is_what_a_naive_loop_finds(name: str, settings: di
     seen = given if stream else given[-MAX_LENGTH:]
     found = recommender.explain(history(*given, padding=3), 5, stream=stream, batch_size=4)
     whole = naive_score(recommender, seen, 5, stream=stream)
-    expected = [
-        whole - naive_score(recommender, seen[:t] + seen[t + 1 :], 5, stream=stream) for t in range(len(seen))
-    ]
+    expected = [whole - naive_score(recommender, seen[:t] + seen[t + 1 :], 5, stream=stream) for t in range(len(seen))]
     assert found.item_ids == seen
     assert found.score == pytest.approx(whole, abs=1e-5)
     torch.testing.assert_close(found.contributions, torch.tensor(expected), rtol=0, atol=1e-5)
@@ -103,9 +101,7 @@ def test_leaving_an_event_out_is_what_a_naive_loop_finds(name: str, settings: di
 
 @every_encoder
 @pytest.mark.parametrize("stream", [False, True])
-def test_gradient_times_input_is_the_scores_slope_when_an_event_grows(
-    name: str, settings: dict, stream: bool
-):
+def test_gradient_times_input_is_the_scores_slope_when_an_event_grows(name: str, settings: dict, stream: bool):
     recommender = model(name, positions=not stream, **settings).double()
     given, step = [4, 9, 1, 7], 1e-5
     found = recommender.explain(history(*given), 5, method="gradient_x_input", stream=stream)
@@ -120,14 +116,10 @@ def test_gradient_times_input_is_the_scores_slope_when_an_event_grows(
                 if stream:
                     states = recommender.as_streaming(x, None)
                 else:
-                    states = recommender.encoder(
-                        recommender.add_positions(x, history(*given), None), history(*given)
-                    )
+                    states = recommender.encoder(recommender.add_positions(x, history(*given), None), history(*given))
                 scores.append(float(states[0, -1] @ recommender.items.weight[5]))
             slopes.append((scores[0] - scores[1]) / (2 * step))
-    torch.testing.assert_close(
-        found.contributions, torch.tensor(slopes, dtype=torch.float64), rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(found.contributions, torch.tensor(slopes, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["SASRec", "GRU4Rec"])
@@ -161,9 +153,7 @@ def test_the_logs_own_ids_are_taken_and_given_back(method: str):
     assert (found.item, found.item_ids) == ("song-05", ["song-04", "song-09"])
     assert inner.item_ids == [4, 9]
     torch.testing.assert_close(found.contributions, inner.contributions)
-    with pytest.warns(
-        UserWarning, match="dropped 1 of 3 events with items that the model does not know"
-    ) as caught:
+    with pytest.warns(UserWarning, match="dropped 1 of 3 events with items that the model does not know") as caught:
         again = recommender.explain(["song-04", "noise", "song-09"], "song-05", user=20, method=method)
     assert caught[0].filename == __file__
     torch.testing.assert_close(again.contributions, found.contributions)
@@ -218,9 +208,7 @@ def test_ids_that_the_log_does_not_know_are_refused():
         recommender.explain([1, 2], 10)
     with pytest.raises(InputError, match=r"no item that the model knows \(0 unknown\)"):
         recommender.explain([], 10)
-    with pytest.raises(
-        InputError, match="user=1 is one of the log's ids, which the model does not know: load it with"
-    ):
+    with pytest.raises(InputError, match="user=1 is one of the log's ids, which the model does not know: load it with"):
         recommender.explain([10, 20], 10, user=1)
     with pytest.raises(InputError, match=r"user=9 must be an internal id, 0..3"):
         recommender.explain(history(1), 10, user=9)

@@ -41,9 +41,7 @@ every_variant = pytest.mark.parametrize("variant", list(VARIANTS))
 
 def model(loss: Loss | None = None, *, width: int = 8, **table: object) -> SequentialRecommender:
     torch.manual_seed(0)
-    made = GRU4Rec(
-        NUM_ITEMS, d_model=width, dropout=0.0, max_length=9, loss=loss, item_table=ItemTable(**table)
-    )
+    made = GRU4Rec(NUM_ITEMS, d_model=width, dropout=0.0, max_length=9, loss=loss, item_table=ItemTable(**table))
     with torch.no_grad():  # biases that are not zero, so that a test sees them
         for table_ in (made.items, made.output_items):
             if table_ is not None:
@@ -113,9 +111,7 @@ def test_cosines_and_biases_are_what_they_are_called(batch: SequenceBatch):
     events = made(batch.history)
     states = events[torch.arange(3), batch.history.lengths - 1]
     weight = made.output_items.weight
-    expected = (
-        F.cosine_similarity(states.unsqueeze(1), weight[1:, :8].unsqueeze(0), dim=2) / 0.2 + weight[1:, 8]
-    )
+    expected = F.cosine_similarity(states.unsqueeze(1), weight[1:, :8].unsqueeze(0), dim=2) / 0.2 + weight[1:, 8]
     every_item = torch.arange(1, NUM_ITEMS + 1).expand(3, -1)
     torch.testing.assert_close(made.scorer().score(made.last_states(batch), every_item), expected)
 
@@ -187,9 +183,7 @@ def test_bfloat16_tables_are_computed_with_in_float32(sparse: bool, batch: Seque
 
 
 @pytest.mark.parametrize("variant", ["separate", "bias", "cosine", "all"])
-def test_a_checkpoint_holds_the_tables_and_their_settings(
-    variant: str, batches: Sequence[SequenceBatch], saved: Save
-):
+def test_a_checkpoint_holds_the_tables_and_their_settings(variant: str, batches: Sequence[SequenceBatch], saved: Save):
     torch.manual_seed(0)
     settings = ItemTable(sparse=True, **VARIANTS[variant])
     made = SASRec(12, d_model=8, max_length=7, item_table=settings)

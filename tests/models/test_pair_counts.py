@@ -20,9 +20,7 @@ steps = st.lists(st.integers(-4, 4).filter(bool), min_size=1, max_size=6, unique
 def test_pairs_equal_plain_loops_however_small_the_pieces(users, steps, once, piece, pairs):
     events = training_events(users, piece_events=piece)
     parts = list(pair_counts(events, np.array(steps), once_a_user=once, piece_pairs=pairs))
-    keys = [
-        (i, j) for part in parts for i, j in zip(part.anchors.tolist(), part.others.tolist(), strict=True)
-    ]
+    keys = [(i, j) for part in parts for i, j in zip(part.anchors.tolist(), part.others.tolist(), strict=True)]
     assert keys == sorted(set(keys))
     counts = [count for part in parts for count in part.counts.tolist()]
     assert Counter(dict(zip(keys, counts, strict=True))) == naive_pairs(users, steps, once_a_user=once)
@@ -56,9 +54,7 @@ def test_long_histories_take_no_more_memory_than_the_pieces(num_users: int):
     events = TrainingEvents(item_ids, None, starts, starts + length, num_items, piece_events=1 << 14)
     steps = np.concatenate([np.arange(-20, 0), np.arange(1, 21)])
     tracemalloc.start()
-    total = sum(
-        int(p.counts.sum()) for p in pair_counts(events, steps, once_a_user=False, piece_pairs=1 << 16)
-    )
+    total = sum(int(p.counts.sum()) for p in pair_counts(events, steps, once_a_user=False, piece_pairs=1 << 16))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert total == num_users * 2 * sum(length - step for step in range(1, 21))

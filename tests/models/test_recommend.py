@@ -180,9 +180,7 @@ def test_histories_of_another_kind_are_refused(model: SASRec, histories: Any, me
 
 def frame_of(histories: list[list[str]], users: list[Any]) -> polars.DataFrame:
     """The events of all users in turn, so that each one's are spread over the frame."""
-    rows = [
-        (turn, users[row], name) for row, names in enumerate(histories) for turn, name in enumerate(names)
-    ]
+    rows = [(turn, users[row], name) for row, names in enumerate(histories) for turn, name in enumerate(names)]
     rows.sort(key=lambda row: row[0])
     return polars.DataFrame(
         {"user_id": [user for _, user, _ in rows], "item_id": [name for *_, name in rows]},
@@ -272,8 +270,6 @@ def test_a_history_of_internal_ids_gives_internal_ids(model: SASRec):
         ([[1, 13]], 2, r"items 1\.\.13, but the catalogue has 1\.\.12"),
     ],
 )
-def test_a_history_that_does_not_fit_is_refused(
-    model: SASRec, item_ids: list[list[int]], length: int, message: str
-):
+def test_a_history_that_does_not_fit_is_refused(model: SASRec, item_ids: list[list[int]], length: int, message: str):
     with pytest.raises(InputError, match=message):
         model.recommend(History(torch.tensor(item_ids), torch.tensor([length])))

@@ -138,8 +138,6 @@ def test_the_loss_counts_by_the_batchs_weight(make_batch: MakeBatch, monkeypatch
     losses = []
     for weight in (1.0, 0.5):
         torch.manual_seed(0)  # the same negatives
-        losses.append(
-            recommender.training_step(dataclasses.replace(batch, weight=torch.tensor(weight)), 0).item()
-        )
+        losses.append(recommender.training_step(dataclasses.replace(batch, weight=torch.tensor(weight)), 0).item())
     assert losses[0] > 0
     assert losses[1] == pytest.approx(losses[0] / 2)

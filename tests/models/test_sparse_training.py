@@ -76,17 +76,14 @@ def test_the_run_says_how_the_table_is_trained(
         weights_after(model(False), make_trainer(max_steps=1), batches)
         weights_after(model(True, optimizer=Adam(table=RowwiseAdagrad())), make_trainer(max_steps=1), batches)
     assert (
-        "items: 31 rows x 8, float64, dense gradients (row-sparse is the default from 500,000 rows on)"
-        in caplog.text
+        "items: 31 rows x 8, float64, dense gradients (row-sparse is the default from 500,000 rows on)" in caplog.text
     )
     assert "optimizer: fused Adam\n" in caplog.text
     assert "items: 31 rows x 8, float64, row-sparse gradients" in caplog.text
     assert "optimizer: fused Adam, RowwiseAdagradOptimizer of tables" in caplog.text
 
 
-def test_rows_that_no_batch_touched_keep_their_bits(
-    batches: Sequence[SequenceBatch], make_trainer: MakeTrainer
-):
+def test_rows_that_no_batch_touched_keep_their_bits(batches: Sequence[SequenceBatch], make_trainer: MakeTrainer):
     made = model(True, optimizer=Adam(table=RowwiseAdagrad()))
     made.loss = SampledSoftmax(UniformNegatives(1, exclude_seen=False))
     before = made.items.weight.detach().clone()
@@ -100,9 +97,7 @@ def test_rows_that_no_batch_touched_keep_their_bits(
     assert 0 not in moved
 
 
-def test_the_schedule_moves_the_steps_of_all_parts(
-    batches: Sequence[SequenceBatch], make_trainer: MakeTrainer
-):
+def test_the_schedule_moves_the_steps_of_all_parts(batches: Sequence[SequenceBatch], make_trainer: MakeTrainer):
     settings = Adam(1e-2, table=RowwiseAdagrad(0.1), schedule=LinearWarmup(4))
     trainer = make_trainer(max_epochs=1)
     weights_after(model(True, optimizer=settings), trainer, batches)

@@ -18,9 +18,7 @@ def test_pieces_hold_each_training_event_once_in_the_log_s_order(users, piece):
     events = training_events(users, piece_events=piece)
     pieces = list(events.pieces())
     assert all(len(some.places) <= piece for some in pieces)
-    found = [
-        pair for some in pieces for pair in zip(some.user_rows.tolist(), some.item_ids.tolist(), strict=True)
-    ]
+    found = [pair for some in pieces for pair in zip(some.user_rows.tolist(), some.item_ids.tolist(), strict=True)]
     assert found == [(row, item) for row, history in enumerate(training_histories(users)) for item in history]
 
 
@@ -35,9 +33,7 @@ def test_by_item_orders_all_training_events_and_tears_no_item_apart(users, piece
     found = [
         (item, row, place)
         for part in parts
-        for item, row, place in zip(
-            part.item_ids.tolist(), part.user_rows.tolist(), part.places.tolist(), strict=True
-        )
+        for item, row, place in zip(part.item_ids.tolist(), part.user_rows.tolist(), part.places.tolist(), strict=True)
     ]
     assert found == sorted(found)
     assert [events.item_ids[place] for _, _, place in found] == [item for item, _, _ in found]
@@ -48,9 +44,7 @@ def test_by_item_orders_all_training_events_and_tears_no_item_apart(users, piece
 
 
 def test_the_training_part_of_a_store_ends_where_the_split_says(tmp_path: Path):
-    data = SequenceDataModule(
-        Synthetic(num_users=9, num_items=12, mean_events=8), store=str(tmp_path / "store")
-    )
+    data = SequenceDataModule(Synthetic(num_users=9, num_items=12, mean_events=8), store=str(tmp_path / "store"))
     events = TrainingEvents.of(data.store, data.split)
     assert events.stops.tolist() == (data.store.offsets[1:] - 2).tolist()
     assert events.num_items == data.num_items

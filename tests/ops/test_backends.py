@@ -13,9 +13,7 @@ def make_backends():
         "SEQREC_TEST_BACKEND",
         [
             Backend("package", max, "cuda", lambda device, dtype: True, lambda: "not installed", extra=True),
-            Backend(
-                "kernel", sum, "float32", lambda device, dtype: dtype == torch.float32, lambda: "not built"
-            ),
+            Backend("kernel", sum, "float32", lambda device, dtype: dtype == torch.float32, lambda: "not built"),
             Backend(
                 "fast",
                 sum,

@@ -57,9 +57,7 @@ def install(folder: Path, **environment: str) -> tuple[str, dict[str, object], s
         shutil.copy(REPOSITORY / name, copy)
     built = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(REPOSITORY / "seqrec", copy / "seqrec", ignore=built)
-    kept = {
-        key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "SEQREC_", "PYTHON"))
-    }
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "SEQREC_", "PYTHON"))}
     arguments = ["--no-index", "--no-build-isolation", "--no-deps", "--target", str(target), str(copy)]
     pip = subprocess.run(
         [sys.executable, "-m", "pip", "install", "-v", "--disable-pip-version-check", *arguments],
@@ -95,9 +93,7 @@ def test_without_a_compiler_it_installs_and_reports_what_is_missing(tmp_path: Pa
     assert report["auto"] == ["chunked", "shifted"]
     assert report["by_auto"] == "(1, 3, 2)"
     assert log.count(f"selective scan: backend 'cpp' is missing, the slower 'chunked' is used: {error}") == 1
-    assert (
-        log.count(f"causal convolution: backend 'cpp' is missing, the slower 'shifted' is used: {error}") == 1
-    )
+    assert log.count(f"causal convolution: backend 'cpp' is missing, the slower 'shifted' is used: {error}") == 1
     assert report["by_cpp"] == f"backend='cpp' is unavailable: {error}; or use 'auto' or 'chunked'"
     assert report["conv_by_cpp"] == f"backend='cpp' is unavailable: {error}; or use 'auto' or 'shifted'"
 

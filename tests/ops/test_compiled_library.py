@@ -59,9 +59,7 @@ def test_registration_passes_opcheck(cpp, flags):
     arguments = (u, delta, A, B, C, D, z, delta_bias, True, initial_state, *given, True)
     torch.library.opcheck(torch.ops.seqrec.selective_scan_fwd, arguments)
     bare = (u, delta, A, B, C, None, None, None, False, None, *given, True)
-    torch.library.opcheck(
-        torch.ops.seqrec.selective_scan_fwd, bare, test_utils=("test_schema", "test_faketensor")
-    )
+    torch.library.opcheck(torch.ops.seqrec.selective_scan_fwd, bare, test_utils=("test_schema", "test_faketensor"))
     values = [x.detach() for x in (u, delta, A, B, C, D, z, delta_bias)]
     outputs = torch.ops.seqrec.selective_scan_fwd(*values, True, initial_state.detach(), *given, True)
     y, last, kept = outputs
@@ -69,17 +67,14 @@ def test_registration_passes_opcheck(cpp, flags):
 
 
 @pytest.mark.parametrize("op", [SCAN, CONVOLUTION], ids=lambda op: op.name)
-def test_an_absent_library_is_an_error_if_asked_for_and_a_warning_if_not(
-    loading, monkeypatch, tmp_path, caplog, op
-):
+def test_an_absent_library_is_an_error_if_asked_for_and_a_warning_if_not(loading, monkeypatch, tmp_path, caplog, op):
     backends = op.backends
     monkeypatch.delenv(backends.variable, raising=False)
     monkeypatch.setattr(compiled_library, "FOLDER", tmp_path)
     for _ in range(2):
         assert backends.choose("auto", "cpu", torch.float32).name == op.plain
     assert [record.message for record in caplog.records] == [
-        f"{backends.op}: backend 'cpp' is missing, the slower '{op.plain}' is used: "
-        + compiled_library.load_error()
+        f"{backends.op}: backend 'cpp' is missing, the slower '{op.plain}' is used: " + compiled_library.load_error()
     ]
     assert compiled_library.variant() is None
     message = r"backend='cpp' is unavailable: no compiled library in .* Install a C\+\+17 compiler .* or use"

@@ -70,9 +70,7 @@ def causal_conv1d_fn(
         assert seq_idx.untyped_storage().nbytes() >= 4 * (seq_idx.numel() + 128)
         start = changes(seq_idx)
     CALLS.append(length)
-    out = causal_conv1d(
-        x.transpose(1, 2), weight, bias, silu=activation is not None, start=start, backend="reference"
-    )
+    out = causal_conv1d(x.transpose(1, 2), weight, bias, silu=activation is not None, start=start, backend="reference")
     return StrictGradient.apply(out.transpose(1, 2))
 
 

@@ -76,9 +76,7 @@ def test_without_flags_each_way_is_one_launch(launch, monkeypatch):
     x = wide.chunk(2, -1)[1]
     inputs = without(make_inputs(D=6), "x", "initial_state")
     reads = []
-    monkeypatch.setattr(
-        launch, "launching_on", lambda x: reads.append(x.data_ptr()) or contextlib.nullcontext()
-    )
+    monkeypatch.setattr(launch, "launching_on", lambda x: reads.append(x.data_ptr()) or contextlib.nullcontext())
     causal_conv1d(x, **inputs, silu=True, backend="triton").sum().backward()
     assert calls == ["conv_outputs", "conv_gradients"]
     # A part of a wider tensor is read where it is.
@@ -93,9 +91,7 @@ def test_auto_takes_it_on_a_gpu_and_never_interprets(launch, monkeypatch):
     assert not backend.supports("cuda", torch.float32)
     monkeypatch.delenv("TRITON_INTERPRET")
     assert CONV_BACKENDS.auto("cuda", torch.float32)[0] is backend
-    with pytest.raises(
-        InputError, match=r"^backend='triton' runs float32 on cuda.*TRITON_INTERPRET=1, got .* on cpu"
-    ):
+    with pytest.raises(InputError, match=r"^backend='triton' runs float32 on cuda.*TRITON_INTERPRET=1, got .* on cpu"):
         causal_conv1d(**make_inputs(), backend="triton")
 
 

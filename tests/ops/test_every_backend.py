@@ -263,9 +263,7 @@ def test_a_nan_stays_in_its_row(case):
 @pytest.mark.parametrize("optional", [("D", "z", "delta_bias"), ()])
 @pytest.mark.parametrize("op", SCANS, ids=lambda op: op.name)
 def test_steps_equal_the_scan(op, optional):
-    inputs = without(
-        op.make(**op.larger, dtype=torch.float64), *set(op.optional) - {*optional, "initial_state"}
-    )
+    inputs = without(op.make(**op.larger, dtype=torch.float64), *set(op.optional) - {*optional, "initial_state"})
     expected, last = op(inputs, "reference", activate=bool(optional))
     state, outputs = inputs.pop("initial_state"), []
     for t in range(op.larger["L"]):
@@ -358,9 +356,7 @@ def test_double_precision_stays_on_its_own_backends(op):
     assert op(inputs, "auto")[0].dtype == torch.float64
     for name in set(op.backends.names) - {op.plain, "reference"}:
         device = {"cpp": "cpu", "triton": "cuda"}.get(name, "cuda")
-        with pytest.raises(
-            InputError, match=rf"backend='{name}' runs float32 on {device}.*, got torch\.float64 on"
-        ):
+        with pytest.raises(InputError, match=rf"backend='{name}' runs float32 on {device}.*, got torch\.float64 on"):
             op(inputs, name)
 
 
@@ -474,9 +470,7 @@ def test_flags_of_events_are_truth_values_of_each_event(op, name):
     [("", "auto", "chunked"), ("reference", "auto", "reference"), ("reference", "chunked", "chunked")],
 )
 @pytest.mark.parametrize("op", SCANS, ids=lambda op: op.name)
-def test_the_argument_comes_before_the_environment_and_that_before_auto(
-    monkeypatch, op, variable, argument, chosen
-):
+def test_the_argument_comes_before_the_environment_and_that_before_auto(monkeypatch, op, variable, argument, chosen):
     monkeypatch.setenv(op.backends.variable, variable)
     inputs = op.make()
     y, _ = op(inputs, argument)

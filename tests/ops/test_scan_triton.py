@@ -91,9 +91,7 @@ def test_step_sizes_are_exact_where_softplus_is_tiny(launch):
     torch.testing.assert_close(y.double(), F.softplus(delta.double()), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize(
-    "sizes", [(1, 5000, 128, 32), (16, 5000, 128, 32), (512, 200, 64, 16), (3, 33, 7, 300)]
-)
+@pytest.mark.parametrize("sizes", [(1, 5000, 128, 32), (16, 5000, 128, 32), (512, 200, 64, 16), (3, 33, 7, 300)])
 @pytest.mark.parametrize("programs", [1, 1056, 2112])
 def test_a_cut_covers_all_and_runs_at_once(launch, sizes, programs):
     batch, length, channels, states = sizes
@@ -122,9 +120,7 @@ def test_auto_takes_it_on_a_gpu_and_never_interprets(launch, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     assert backend.supports("cuda", torch.float32)
     assert not backend.supports("cuda", torch.float64)
-    with pytest.raises(
-        InputError, match=r"^backend='triton' runs float32 on cuda.*TRITON_INTERPRET=1, got .* on cpu"
-    ):
+    with pytest.raises(InputError, match=r"^backend='triton' runs float32 on cuda.*TRITON_INTERPRET=1, got .* on cpu"):
         selective_scan(**make_inputs(), backend="triton")
 
 
@@ -133,9 +129,7 @@ def _without_triton(monkeypatch):
 
 
 def _with_an_old_triton(monkeypatch):
-    monkeypatch.setattr(
-        triton_support.importlib, "import_module", lambda name: SimpleNamespace(__version__="3.2.0")
-    )
+    monkeypatch.setattr(triton_support.importlib, "import_module", lambda name: SimpleNamespace(__version__="3.2.0"))
 
 
 def _with_a_broken_triton(monkeypatch):
@@ -187,17 +181,13 @@ def test_kernels_that_do_not_load_are_missing_with_the_fix(launch):
 def test_registration_passes_opcheck(launch):
     inputs = make_inputs(B=1, L=2, D=2, N=2, flags=True)
     *real, initial_state, valid, start = inputs.values()
-    torch.library.opcheck(
-        torch.ops.seqrec.selective_scan_triton_fwd, (*real, True, initial_state, valid, start, True)
-    )
+    torch.library.opcheck(torch.ops.seqrec.selective_scan_triton_fwd, (*real, True, initial_state, valid, start, True))
     some = ("test_schema", "test_faketensor")
     bare = (*real[:5], None, None, None, False, None, None, None, False)
     torch.library.opcheck(torch.ops.seqrec.selective_scan_triton_fwd, bare, test_utils=some)
     values = [x.detach() for x in real]
     y, last, kept = torch.ops.seqrec.selective_scan_triton_fwd(*values, True, None, valid, start, True)
-    torch.library.opcheck(
-        torch.ops.seqrec.selective_scan_triton_bwd, (y, last, *values, True, valid, start, kept)
-    )
+    torch.library.opcheck(torch.ops.seqrec.selective_scan_triton_bwd, (y, last, *values, True, valid, start, kept))
     torch.library.opcheck(
         torch.ops.seqrec.selective_scan_triton_bwd,
         (y, None, *values[:5], None, None, None, True, None, None, kept),

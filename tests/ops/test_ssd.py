@@ -174,10 +174,6 @@ def test_registration_of_the_chunked_scan_passes_opcheck(flags):
     real = [inputs[name] for name in ("x", "delta", "A", "B", "C", "initial_state")]
     given = (*real, start.expand(len(inputs["x"]), -1) if flags else None)
     torch.library.opcheck(torch.ops.seqrec.ssd_chunked_fwd, given)
-    y, last, spoilt, states = torch.ops.seqrec.ssd_chunked_fwd(
-        *(None if v is None else v.detach() for v in given)
-    )
+    y, last, spoilt, states = torch.ops.seqrec.ssd_chunked_fwd(*(None if v is None else v.detach() for v in given))
     detached_real = [value.detach() for value in real[:5]]
-    torch.library.opcheck(
-        torch.ops.seqrec.ssd_chunked_bwd, (y, last, *detached_real, given[-1], spoilt, states)
-    )
+    torch.library.opcheck(torch.ops.seqrec.ssd_chunked_bwd, (y, last, *detached_real, given[-1], spoilt, states))

@@ -93,9 +93,7 @@ def test_what_the_kernels_cannot_honour_is_refused(package, device):
     assert backend.why_unusable("cuda", torch.float32, ("valid", "initial_state")) is None
     assert backend.why_unusable("cuda", torch.float32, ("start",)) == "has no start"
     assert backend.why_unusable("cuda", torch.float64) == "runs float32 on cuda, got torch.float64 on cuda"
-    with pytest.raises(
-        InputError, match=r"backend='mamba_ssm' runs float32 on cuda, got torch.float32 on cpu"
-    ):
+    with pytest.raises(InputError, match=r"backend='mamba_ssm' runs float32 on cuda, got torch.float32 on cpu"):
         ssd_scan(**make_inputs(), delta_softplus=True, backend="mamba_ssm")
 
 
@@ -111,9 +109,7 @@ def test_negative_steps_are_not_given_to_kernels_that_would_drop_them(package, d
     ]
 
 
-def test_auto_takes_the_kernels_where_they_serve_and_is_silent_where_not(
-    package, device, monkeypatch, caplog
-):
+def test_auto_takes_the_kernels_where_they_serve_and_is_silent_where_not(package, device, monkeypatch, caplog):
     monkeypatch.delenv(SSD_BACKENDS.variable, raising=False)
     assert SSD_BACKENDS.choose("auto", "cuda", torch.float32).name == "mamba_ssm"
     assert SSD_BACKENDS.choose("auto", "cuda", torch.float32, ("start",)).name == "chunked"

@@ -165,9 +165,7 @@ def counterpart(name: str, peer: str, normaliser: str) -> str | None:
     return name if normaliser == "achievable" else None
 
 
-def all_cases(
-    source: Source, folder: Path
-) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, np.ndarray]]]:
+def all_cases(source: Source, folder: Path) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, np.ndarray]]]:
     """Our metrics and the lists of each of `PROTOCOLS`; one model a split."""
     metrics, lists = {}, {}
     models: dict[str, tuple[SASRec, SequenceDataModule]] = {}
@@ -184,12 +182,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     python = peers_python()
     if python is None:
-        raise SystemExit(
-            "error: set SEQREC_PEERS_PYTHON to a Python with tests/peers/requirements.txt installed"
-        )
-    source = (
-        ML1M(sys.argv[1]) if len(sys.argv) > 1 else Synthetic(num_users=300, num_items=100, mean_events=40)
-    )
+        raise SystemExit("error: set SEQREC_PEERS_PYTHON to a Python with tests/peers/requirements.txt installed")
+    source = ML1M(sys.argv[1]) if len(sys.argv) > 1 else Synthetic(num_users=300, num_items=100, mean_events=40)
     with tempfile.TemporaryDirectory() as name:
         metrics, lists = all_cases(source, Path(name))
         found = peers_metrics(lists, python, Path(name))

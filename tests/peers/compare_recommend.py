@@ -123,12 +123,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     python = peers_python()
     if python is None:
-        raise SystemExit(
-            "error: set SEQREC_PEERS_PYTHON to a Python with tests/peers/requirements.txt installed"
-        )
-    source = (
-        ML1M(sys.argv[1]) if len(sys.argv) > 1 else Synthetic(num_users=300, num_items=500, mean_events=60)
-    )
+        raise SystemExit("error: set SEQREC_PEERS_PYTHON to a Python with tests/peers/requirements.txt installed")
+    source = ML1M(sys.argv[1]) if len(sys.argv) > 1 else Synthetic(num_users=300, num_items=500, mean_events=60)
     found = compare(source, python)
     threads = os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())
     print(f"{', '.join(f'{name} {value}' for name, value in SETTINGS.items())}, top 100, threads {threads}")

@@ -20,9 +20,7 @@ def rectools_metrics(lists: dict[str, np.ndarray], cutoffs: list[int]) -> dict[s
 
     users, items, scores = lists["users"], lists["items"], lists["scores"]
     recommended = pd.DataFrame({"user_id": users, "item_id": items, "score": scores})
-    recommended["rank"] = (
-        recommended.groupby("user_id")["score"].rank(ascending=False, method="first").astype(int)
-    )
+    recommended["rank"] = recommended.groupby("user_id")["score"].rank(ascending=False, method="first").astype(int)
     held_out = pd.DataFrame({"user_id": lists["target_users"], "item_id": lists["target_items"]})
     chosen = {}
     for k in cutoffs:

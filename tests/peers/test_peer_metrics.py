@@ -20,9 +20,7 @@ def results(tmp_path_factory: pytest.TempPathFactory):
 def theirs(results, tmp_path_factory: pytest.TempPathFactory):
     python = peers_python()
     if python is None:
-        pytest.skip(
-            "RecTools and RePlay are not here; tests/peers/requirements.txt, then set SEQREC_PEERS_PYTHON"
-        )
+        pytest.skip("RecTools and RePlay are not here; tests/peers/requirements.txt, then set SEQREC_PEERS_PYTHON")
     return peers_metrics(results[1], python, tmp_path_factory.mktemp("lists"))
 
 

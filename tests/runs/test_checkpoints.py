@@ -60,9 +60,7 @@ def test_a_damaged_file_is_recognised(tmp_path: Path, damage: Callable[[bytes], 
 def test_a_file_that_lacks_what_is_needed_is_refused(tmp_path: Path):
     write_checkpoint({"state_dict": {}}, tmp_path / "run.ckpt")
     assert read_checkpoint(tmp_path / "run.ckpt") == {"state_dict": {}}
-    with pytest.raises(
-        CheckpointError, match=r"run\.ckpt lacks callbacks, loops, .*no checkpoint to resume from"
-    ):
+    with pytest.raises(CheckpointError, match=r"run\.ckpt lacks callbacks, loops, .*no checkpoint to resume from"):
         read_checkpoint(tmp_path / "run.ckpt", needed=NEEDED_TO_FIT)
     with pytest.raises(MissingInputError, match=r"there is no checkpoint .*other\.ckpt"):
         read_checkpoint(tmp_path / "other.ckpt")

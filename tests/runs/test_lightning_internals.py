@@ -40,8 +40,7 @@ class Log(torch.utils.data.Dataset):
         seen = RaggedItems(torch.tensor([1, 2, 3, 4, 5]), torch.tensor([0, 3, 5]))
         targets, users = torch.tensor([[2, 3, 4], [5, 6, 0]]), torch.tensor([1, 2])
         self.batches = [
-            SequenceBatch(history, targets, users, seen, torch.tensor(0.3 * step))
-            for step in range(num_batches)
+            SequenceBatch(history, targets, users, seen, torch.tensor(0.3 * step)) for step in range(num_batches)
         ]
 
     def __len__(self) -> int:

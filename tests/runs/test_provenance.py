@@ -18,9 +18,7 @@ def git(folder: Path, *words: str) -> str:
         "GIT_COMMITTER_EMAIL": "a@b",
     }
     command = ["git", *words]
-    done = subprocess.run(
-        command, cwd=folder, env=os.environ | who, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(command, cwd=folder, env=os.environ | who, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
@@ -38,9 +36,7 @@ def test_the_commit_is_named_with_whether_files_differ_from_it(tmp_path: Path):
     assert git_state(tmp_path / "runs") == {"commit": commit, "dirty": True}
 
 
-def test_without_a_checkout_or_without_git_there_is_no_commit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_without_a_checkout_or_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert git_state(tmp_path) is None
     monkeypatch.setenv("PATH", str(tmp_path))

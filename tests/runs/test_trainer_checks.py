@@ -35,9 +35,7 @@ def trainer_with(strategy: Any, data: SequenceDataModule | None = None) -> Any:
 
 @pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
 def test_strategies_that_spread_layers_are_refused_with_what_to_spread(strategy: type):
-    with pytest.raises(
-        InputError, match=f"{strategy.__name__} shards the encoder's weights.*item_table.sharded"
-    ):
+    with pytest.raises(InputError, match=f"{strategy.__name__} shards the encoder's weights.*item_table.sharded"):
         check_trainer(trainer_with(strategy()))
     check_trainer(trainer_with(DDPStrategy()))
 
@@ -65,9 +63,7 @@ def test_ranks_whose_stores_differ_are_refused_with_the_files(tmp_path: Path):
     data = SequenceDataModule(Synthetic(num_users=20, mean_events=8), store=str(tmp_path / "store"))
     check_trainer(trainer_with(TwoRanks(lambda files: files), data))
     other = trainer_with(TwoRanks(lambda files: files | {"item_ids.npy": "0"}), data)
-    with pytest.raises(
-        StoreError, match=r"of process 1 differs from process 0's in item_ids.npy.*prepare it again"
-    ):
+    with pytest.raises(StoreError, match=r"of process 1 differs from process 0's in item_ids.npy.*prepare it again"):
         check_trainer(other)
 
 

@@ -56,9 +56,7 @@ def serving(app: FastAPI) -> Iterator[str]:
     """The address of a real server of the application, in a thread."""
     ready = threading.Event()
     with bind("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(
-            app, log_level="warning", lifespan="on", ws="none", timeout_graceful_shutdown=5
-        )
+        config = uvicorn.Config(app, log_level="warning", lifespan="on", ws="none", timeout_graceful_shutdown=5)
         server = Server(config, ready.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

@@ -62,9 +62,7 @@ def test_events_one_or_several_count_in_their_order(client: httpx.Client, refere
         assert scores == pytest.approx([scored.score for scored in reference.recommend(user, 7)], rel=1e-5)
 
 
-def test_a_history_is_answered_as_a_session_of_the_same_events(
-    client: httpx.Client, reference: SessionRecommender
-):
+def test_a_history_is_answered_as_a_session_of_the_same_events(client: httpx.Client, reference: SessionRecommender):
     history = [30, "70", 20]
     reference.observe_many([Event("x", item) for item in history])
     before = client.get("/health").json()["users"]
@@ -223,9 +221,7 @@ def test_an_event_before_the_newest_is_a_conflict(client: httpx.Client):
     assert "is before the user's newest event at 9" in reason
 
 
-def test_a_damaged_session_is_a_conflict_until_the_user_is_forgotten(
-    client: httpx.Client, store: InMemoryStore
-):
+def test_a_damaged_session_is_a_conflict_until_the_user_is_forgotten(client: httpx.Client, store: InMemoryStore):
     observe(client, ("damaged", 30))
     (row,) = store.get_many([b"damaged"])
     store.put_many([(b"damaged", row[:-1] + b"?")])
@@ -240,9 +236,7 @@ def test_long_reasons_are_cut(client: httpx.Client):
     assert len(error_of(client.post("/observe", json=body), 422)) < 700
 
 
-def test_clients_at_once_are_answered_as_one_after_the_other(
-    client: httpx.Client, reference: SessionRecommender
-):
+def test_clients_at_once_are_answered_as_one_after_the_other(client: httpx.Client, reference: SessionRecommender):
     def follow(user: int) -> list[list[int | str]]:
         with httpx.Client(base_url=client.base_url) as own:
             found = []

@@ -93,9 +93,7 @@ def test_a_slow_body_is_given_up(url: str):
     assert b"the body took longer than 0.3 s to arrive" in answer
 
 
-@pytest.mark.parametrize(
-    "content_type", [None, "text/plain", "application/x-www-form-urlencoded", "application/xml"]
-)
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded", "application/xml"])
 def test_other_bodies_than_json_are_refused(url: str, content_type: str | None):
     headers = {} if content_type is None else {"Content-Type": content_type}
     response = httpx.post(f"{url}/observe", content=event_of(100), headers=headers)

@@ -65,9 +65,7 @@ def test_no_request_from_the_schema_is_answered_5xx(url: str, examples: int, mod
             continue  # nothing that could be wrong
 
         @seed(0)
-        @settings(
-            max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-        )
+        @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy(generation_mode=GenerationMode[mode]))
         def fuzz(case: schemathesis.Case) -> None:
             if known:

@@ -78,9 +78,7 @@ def test_a_port_in_use_is_refused(capsys: pytest.CaptureFixture[str], checkpoint
     assert re.search(rf"cannot listen at host=127.0.0.1 port={port}: .*in use.*; give another", line)
 
 
-def test_weights_that_are_not_finite_are_refused(
-    capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path
-):
+def test_weights_that_are_not_finite_are_refused(capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path):
     content = torch.load(checkpoint, weights_only=True)
     content["state_dict"]["items.table.weight"][3, 1] = torch.nan
     torch.save(content, tmp_path / "nan.ckpt")
@@ -88,9 +86,7 @@ def test_weights_that_are_not_finite_are_refused(
     assert "contains weights that are not finite" in line
 
 
-def test_sessions_of_another_model_are_refused(
-    capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path
-):
+def test_sessions_of_another_model_are_refused(capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path):
     model = load(checkpoint)
     torch.nn.init.normal_(next(model.encoder.parameters()).detach())
     SessionRecommender(model, SQLiteStore(tmp_path / "users.sqlite")).close()
@@ -105,9 +101,7 @@ def test_a_missing_package_is_named_with_the_command(
 ):
     find = importlib.util.find_spec
     gone = ("uvicorn", "prometheus_client")
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name in gone else find(name, *rest)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in gone else find(name, *rest))
     line = refusal(capsys, "--ckpt", "c")
     assert "needs uvicorn, prometheus-client, which is not installed: pip install 'seqrec[serve]'" in line
 

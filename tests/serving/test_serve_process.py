@@ -90,10 +90,7 @@ def half_a_request(url: str, body: bytes) -> socket.socket:
 def test_what_was_acknowledged_survives_kill_9_and_what_is_in_work_a_stop(checkpoint: Path, tmp_path: Path):
     log = EventStore.open(checkpoint.parent / "store")
     known = [int(item) for item in log.item_vocabulary.external_ids(range(1, len(log.item_vocabulary) + 1))]
-    plans = {
-        f"u{user}": [known[(5 * user + 3 * step) % len(known)] for step in range(2000)]
-        for user in range(USERS)
-    }
+    plans = {f"u{user}": [known[(5 * user + 3 * step) % len(known)] for step in range(2000)] for user in range(USERS)}
     with server(checkpoint, tmp_path) as (process, url), ThreadPoolExecutor(USERS) as pool:
         counts = {user: pool.submit(observe_until_it_dies, url, user, items) for user, items in plans.items()}
         time.sleep(1.0)
@@ -107,8 +104,7 @@ def test_what_was_acknowledged_survives_kill_9_and_what_is_in_work_a_stop(checkp
             response = client.post("/recommend", json={"user": int(user), "k": len(known)})
             assert set(items_of(response)) == set(known) - history_of(log, 1)
             found = {
-                user: items_of(client.post("/recommend", json={"user": user, "filter_seen": False}))
-                for user in plans
+                user: items_of(client.post("/recommend", json={"user": user, "filter_seen": False})) for user in plans
             }
         check_replay(checkpoint, plans, acknowledged, found)
         check_stop(process, url, known[0])

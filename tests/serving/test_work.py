@@ -139,10 +139,7 @@ def test_histories_in_one_batch_are_answered_as_alone():
         # Some longer than the 30 events that the model was trained with.
         lengths = (1, 3, 30, 31, 80)
         histories = [[ITEMS[int(row)] for row in torch.randint(NUM_ITEMS, (size,))] for size in lengths]
-    batch = [
-        RecommendToHistory(history, 5, size % 2 == 0)
-        for history, size in zip(histories, lengths, strict=True)
-    ]
+    batch = [RecommendToHistory(history, 5, size % 2 == 0) for history, size in zip(histories, lengths, strict=True)]
     batch.insert(2, RecommendToHistory([10, 11]))
     found = outcomes(work, batch)
     assert isinstance(found[2], UnknownItemError)

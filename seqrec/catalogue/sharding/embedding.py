@@ -153,9 +153,7 @@ class ShardedEmbedding(nn.Embedding):
             gradients.append(gradient)
         self._gradients = []
         whole = torch.Size((self.shards.num_rows, width))
-        asked, summed = sum_rows(
-            row_gradient(torch.cat(row_ids), torch.cat(gradients), whole, each_once=False)
-        )
+        asked, summed = sum_rows(row_gradient(torch.cat(row_ids), torch.cat(gradients), whole, each_once=False))
         asked, summed = asked[asked > 0], summed[asked > 0]  # padding is not trained
         route = Route(asked, self.shards)
         own = route.to_owners(asked) - self.shards.local.start
@@ -205,9 +203,7 @@ class ShardedEmbedding(nn.Embedding):
         for first in range(mine.start // INITIAL_ROWS * INITIAL_ROWS, mine.stop, INITIAL_ROWS):
             seed = np.random.SeedSequence((self._seed, first)).generate_state(1, np.uint64)[0]
             generator = torch.Generator("cpu").manual_seed(int(seed))
-            block = torch.empty(
-                min(INITIAL_ROWS, self.num_embeddings - first), self.embedding_dim, device="cpu"
-            )
+            block = torch.empty(min(INITIAL_ROWS, self.num_embeddings - first), self.embedding_dim, device="cpu")
             block.normal_(std=self._std, generator=generator)
             block[:, self._zeros_from :] = 0
             if first == 0:
@@ -242,9 +238,7 @@ class ShardedEmbedding(nn.Embedding):
         if self.is_spread and whole is not None:
             errors: list[str] = arguments[-1]
             if whole.is_meta:
-                errors.append(
-                    f"{name} has no data, as only rank 0 has that of a sharded table: load a checkpoint"
-                )
+                errors.append(f"{name} has no data, as only rank 0 has that of a sharded table: load a checkpoint")
                 return
             if whole.shape != (self.num_embeddings, self.embedding_dim):
                 errors.append(

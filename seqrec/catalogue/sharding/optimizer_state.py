@@ -49,11 +49,7 @@ def keep_own_state(checkpoint: dict[str, Any], tables: Mapping[str, nn.Embedding
     Raises:
         InputError: if the checkpoint has optimizer state without the tables' names.
     """
-    spread = {
-        name: table
-        for name, table in tables.items()
-        if isinstance(table, ShardedEmbedding) and table.is_spread
-    }
+    spread = {name: table for name, table in tables.items() if isinstance(table, ShardedEmbedding) and table.is_spread}
     states = checkpoint.get("optimizer_states", [])
     if not states or not spread:
         return

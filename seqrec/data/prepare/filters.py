@@ -75,16 +75,13 @@ class Filters:
             raise InputError("filters.event_filter is blank; leave it out (null) to keep all events")
         if isinstance(self.event_features, str):
             raise InputError(
-                f"filters.event_features={self.event_features!r} must be a list of names, "
-                f"as in [{self.event_features}]"
+                f"filters.event_features={self.event_features!r} must be a list of names, as in [{self.event_features}]"
             )
         # Python and JSON pass lists; a tuple keeps the filters hashable.
         object.__setattr__(self, "event_features", tuple(self.event_features))
         self._check_event_features()
         if self.duplicates not in get_args(Duplicates):
-            raise InputError(
-                f"filters.duplicates={self.duplicates!r} must be one of {', '.join(get_args(Duplicates))}"
-            )
+            raise InputError(f"filters.duplicates={self.duplicates!r} must be one of {', '.join(get_args(Duplicates))}")
 
     def _check_event_features(self) -> None:
         names = self.event_features
@@ -95,8 +92,7 @@ class Filters:
                 raise InputError(f"filters.event_features lists {name!r} twice")
             if not name or _NOT_IN_FILE_NAMES & set(name):
                 raise InputError(
-                    f"filters.event_features: {name!r} must become a file name, but cannot; "
-                    "rename the log's column"
+                    f"filters.event_features: {name!r} must become a file name, but cannot; rename the log's column"
                 )
 
     @property

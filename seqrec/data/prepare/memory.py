@@ -33,9 +33,7 @@ class MemoryLimit:
     def __init__(self, memory_limit: int | str | None = None) -> None:
         self.bytes = machine_memory() // 2 if memory_limit is None else parse_bytes(memory_limit)
         if self.bytes < MINIMUM:
-            given = (
-                "half of this machine's memory" if memory_limit is None else f"memory_limit={memory_limit!r}"
-            )
+            given = "half of this machine's memory" if memory_limit is None else f"memory_limit={memory_limit!r}"
             raise InputError(f"{given} is too little; preparation needs at least {spoken_bytes(MINIMUM)}")
 
     def room(self) -> int:
@@ -61,9 +59,7 @@ def parse_bytes(size: int | str) -> int:
     """Return a size in bytes; text is a number with or without a unit of B, KB, MB, GB, TB, KiB .. TiB."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]*)", str(size).strip(), re.IGNORECASE)
     if not found or found[2].upper() not in _UNITS:
-        raise InputError(
-            f"memory_limit={size!r} is not a size in bytes; write it as 3GiB, 1500MB or 3221225472"
-        )
+        raise InputError(f"memory_limit={size!r} is not a size in bytes; write it as 3GiB, 1500MB or 3221225472")
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 

@@ -97,9 +97,7 @@ class RawIntegers(Numbering):
                 f"filters.as_published_raw_ids=True needs item ids that are integers from 1 on, but the log's are "
                 f"{found}; leave it out"
             )
-        limit.require(
-            _BYTES_OF_RAW * column.high, f"the items 1..{column.high:,} of filters.as_published_raw_ids"
-        )
+        limit.require(_BYTES_OF_RAW * column.high, f"the items 1..{column.high:,} of filters.as_published_raw_ids")
         self._column = column
         self.size = column.high
 

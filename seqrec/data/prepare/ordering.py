@@ -134,9 +134,7 @@ class BlockSpool:
         first = start = 0
         for lengths in self.lengths:
             stop = start + int(lengths.sum())
-            read: dict[str, NDArray[Any]] = {
-                name: column.read(start, stop) for name, column in columns.items()
-            }
+            read: dict[str, NDArray[Any]] = {name: column.read(start, stop) for name, column in columns.items()}
             yield Block(first, lengths, EventColumns.of_columns(read))
             first, start = first + len(lengths), stop
 

@@ -51,9 +51,7 @@ class EventColumns:
     def of_columns(cls, columns: dict[str, NDArray[Any]]) -> EventColumns:
         """Return the events that have these `columns`."""
         features = {
-            name.removeprefix("feature_"): values
-            for name, values in columns.items()
-            if name.startswith("feature_")
+            name.removeprefix("feature_"): values for name, values in columns.items() if name.startswith("feature_")
         }
         return cls(columns["item_ids"], columns.get("timestamps"), features)
 
@@ -154,9 +152,7 @@ def _bounds(ends: NDArray[np.int64]) -> NDArray[np.int64]:
 def _chunk(spool: Spool, chunk: int, start: int, item_ids: Ids) -> EventColumns:
     stop = start + spool.lengths[chunk]
     times = None if spool.timestamps is None else spool.timestamps.read(chunk)
-    return EventColumns(
-        item_ids, times, {name: column.read(start, stop) for name, column in spool.features.items()}
-    )
+    return EventColumns(item_ids, times, {name: column.read(start, stop) for name, column in spool.features.items()})
 
 
 def _scatter(

@@ -191,8 +191,7 @@ def _check_settings(directory: Path, manifest: dict[str, Any], settings: dict[st
         if name.split(".")[0] not in settings or stored.get(name) == wanted.get(name):
             continue
         raise StoreError(
-            f"{directory} was prepared with {name}={stored.get(name)!r}, "
-            f"now it is {wanted.get(name)!r}; {_REMEDY}"
+            f"{directory} was prepared with {name}={stored.get(name)!r}, now it is {wanted.get(name)!r}; {_REMEDY}"
         )
 
 

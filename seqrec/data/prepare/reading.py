@@ -93,9 +93,7 @@ def _refuse_change(before: dict[str, tuple[int, int, int]], source: Source) -> N
 
 def _check_filters(filters: Filters, schema: pl.Schema) -> None:
     if filters.duplicates != "keep" and TIMESTAMP not in schema:
-        raise InputError(
-            f"filters.duplicates={filters.duplicates!r} needs timestamps, but this log has none; use keep"
-        )
+        raise InputError(f"filters.duplicates={filters.duplicates!r} needs timestamps, but this log has none; use keep")
     for name in filters.event_features:
         if name not in schema:
             raise InputError(f"filters.event_features: no column {name!r}; columns: {', '.join(schema)}")
@@ -115,8 +113,7 @@ def _numpy_type(dtype: pl.DataType) -> np.dtype[Any] | None:
 
 def _new_spool(folder: Path, schema: pl.Schema, filters: Filters) -> Spool:
     users, items = (
-        (TextColumn if schema[name] == pl.String else IntegerColumn)(folder / name)
-        for name in (USER_ID, ITEM_ID)
+        (TextColumn if schema[name] == pl.String else IntegerColumn)(folder / name) for name in (USER_ID, ITEM_ID)
     )
     times = IntegerColumn(folder / TIMESTAMP) if TIMESTAMP in schema else None
     features = {}
@@ -215,6 +212,4 @@ def _check_rows(spool: Spool, source: Source, filters: Filters, origin: str) -> 
         )
     if spool.num_events == 0:
         asked = filters.event_filter
-        raise InputError(
-            "the log has no events" if asked is None else f"filters.event_filter={asked!r} keeps no event"
-        )
+        raise InputError("the log has no events" if asked is None else f"filters.event_filter={asked!r} keeps no event")

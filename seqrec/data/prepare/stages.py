@@ -196,9 +196,7 @@ def _note_duplicates(log: _Numbered, duplicates: DuplicateCount, work: _Work) ->
         refuse_duplicates(duplicates, log.users.external_id, log.items.external_id)
     if duplicates.count:
         done = "dropped" if work.filters.duplicates == "drop" else "kept"
-        work.progress.note(
-            f"{duplicates.count:,} events repeat user, item and timestamp of an earlier one: {done}"
-        )
+        work.progress.note(f"{duplicates.count:,} events repeat user, item and timestamp of an earlier one: {done}")
 
 
 def _write_columns(
@@ -222,9 +220,7 @@ def _write_columns(
     return [*columns.values(), offsets]
 
 
-def _write_vocabulary(
-    directory: Path, stem: str, numbering: Numbering, kept: NDArray[np.bool_]
-) -> list[ArrayFile]:
+def _write_vocabulary(directory: Path, stem: str, numbering: Numbering, kept: NDArray[np.bool_]) -> list[ArrayFile]:
     # The external ids for which `kept` (N,) is True, in the form that `Vocabulary.open` reads.
     size = int(np.count_nonzero(kept))
     if not isinstance(numbering, SortedTexts):

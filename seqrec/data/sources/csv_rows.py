@@ -76,12 +76,8 @@ class CsvRows:
         breaks = pl.sum_horizontal(
             pl.col(self.names + self.extra).str.count_matches("\n", literal=True).cast(pl.Int64).fill_null(0)
         )
-        earlier = [
-            pl.when(pl.col("row") < row).then(breaks).otherwise(0).sum().alias(str(row)) for row in rows
-        ]
-        counted = (
-            self.frame.with_row_index("row").head(rows[-1] + 1).select(earlier).collect(engine="streaming")
-        )
+        earlier = [pl.when(pl.col("row") < row).then(breaks).otherwise(0).sum().alias(str(row)) for row in rows]
+        counted = self.frame.with_row_index("row").head(rows[-1] + 1).select(earlier).collect(engine="streaming")
         return [line + in_names + more for line, more in zip(before, counted.row(0), strict=True)]
 
     def typed(self, names: Sequence[str]) -> list[pl.Expr]:
@@ -112,9 +108,7 @@ class CsvRows:
         last_line = self.lines_of([rows])[0] - 1
         if lines != last_line:
             line = self._line_of_stray_quote()
-            raise InputError(
-                self._stray_quote(line) if line else f"{self.path}: rows that are too long span lines"
-            )
+            raise InputError(self._stray_quote(line) if line else f"{self.path}: rows that are too long span lines")
 
     def _scan(self, **options: object) -> pl.LazyFrame:
         frame: pl.LazyFrame = pl.scan_csv(

@@ -90,9 +90,7 @@ def extract(archive: Path, names: Sequence[str], folder: Path, progress: Progres
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise InputError(f"{archive} cannot be extracted to {folder}: {error}") from error
     if missing:
-        raise InputError(
-            f"{archive} contains no {', '.join(sorted(missing))}; is it the archive of another version?"
-        )
+        raise InputError(f"{archive} contains no {', '.join(sorted(missing))}; is it the archive of another version?")
     return files
 
 
@@ -136,9 +134,7 @@ def _fetch_rest(url: str, partial: Path, progress: Progress) -> bool:
     return total is None or _size(partial) == total
 
 
-def _copy(
-    response: IO[bytes], out: IO[bytes], start: int, total: int | None, doing: str, progress: Progress
-) -> None:
+def _copy(response: IO[bytes], out: IO[bytes], start: int, total: int | None, doing: str, progress: Progress) -> None:
     size = f" of {total / 1e6:.1f} MB" if total else ""
     progress.note(f"{doing}: at {start / 1e6:.1f}{size}")
     copied, tenths = start, start * 10 // total if total else 0

@@ -138,9 +138,7 @@ class KuaiRand(Source):
         # Names of the log files in the archive.
         ending = self.version.lower()
         numbers = ("_part1", "_part2") if self.version == "27K" else ("",)
-        names = [
-            f"log_standard_{dates}_{ending}{number}.csv" for dates in _STANDARD_DATES for number in numbers
-        ]
+        names = [f"log_standard_{dates}_{ending}{number}.csv" for dates in _STANDARD_DATES for number in numbers]
         shown_at_random = [f"log_random_4_22_to_5_08_{ending}.csv"]
         return names + (shown_at_random if self.random or everything else [])
 

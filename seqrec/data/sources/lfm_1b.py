@@ -59,9 +59,7 @@ class LFM1b(Source):
         for file in (folder / f"{_EVENTS}{compressed}" for compressed in ("", ".gz", ".zst")):
             if file.is_file():
                 return [file]
-        raise MissingInputError(
-            f"path={self.path!r}: no {_EVENTS} in this folder; put the file of LFM-1b there"
-        )
+        raise MissingInputError(f"path={self.path!r}: no {_EVENTS} in this folder; put the file of LFM-1b there")
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
         """Return the interaction frame with the ids that are not the item's as features."""

@@ -75,19 +75,14 @@ def check_lines(
         if rows == 0:
             raise InputError(f"{origin} is empty; expected lines of the form {form.shown}")
         numbered = lines.with_row_index("row").filter(pl.col("row").is_in(found.first["malformed"]))
-        first = (
-            numbered.head(PLACES).collect(engine="streaming") if found.counts["malformed"] else pl.DataFrame()
-        )
+        first = numbered.head(PLACES).collect(engine="streaming") if found.counts["malformed"] else pl.DataFrame()
         places = tuple(
-            f"line {row + 1}: expected {form.shown}, got {shorten(got.strip())!r}"
-            for row, got in first.iter_rows()
+            f"line {row + 1}: expected {form.shown}, got {shorten(got.strip())!r}" for row, got in first.iter_rows()
         )
     malformed = Malformed(origin, found.counts["malformed"], rows, places)
     left_out = leave_out([malformed], rows, max_bad_share)
     if found.counts["malformed"] or found.counts["blank"]:
         lines = lines.filter(~unparsable)
     integers = [name for name in (USER_ID, ITEM_ID) if not found.counts[name]] + [*form.integers]
-    frame = lines.select(**groups).with_columns(
-        pl.col(integers).cast(pl.Int64), pl.col(form.floats).cast(pl.Float64)
-    )
+    frame = lines.select(**groups).with_columns(pl.col(integers).cast(pl.Int64), pl.col(form.floats).cast(pl.Float64))
     return CheckedLog(frame, rows - malformed.count, left_out)

@@ -51,9 +51,7 @@ class ML1M(Source):
     name = "ml-1m"
     incidental = frozenset({"download_dir"})
 
-    def __init__(
-        self, path: str | None = None, download_dir: str = "downloads", max_bad_share: float = 0.0
-    ) -> None:
+    def __init__(self, path: str | None = None, download_dir: str = "downloads", max_bad_share: float = 0.0) -> None:
         self.path = path
         self.download_dir = download_dir
         self.max_bad_share = check_max_bad_share(max_bad_share)
@@ -104,6 +102,4 @@ def _ratings_in(archive: Path) -> tuple[bytes, str]:
                 raise InputError(f"{archive} contains no {_RATINGS}; expected the ml-1m.zip of {URL}")
             return opened.read(members[0]), members[0]
     except _ZIP_ERRORS as error:
-        raise InputError(
-            f"{archive} is not a readable zip file ({error}); download it again: {URL}"
-        ) from error
+        raise InputError(f"{archive} is not a readable zip file ({error}); download it again: {URL}") from error

@@ -99,9 +99,7 @@ class Synthetic(Source):
             if not value >= least:
                 raise InputError(f"{argument}={value} must be at least {least}")
         if signal + repeat > 1:
-            raise InputError(
-                f"signal={signal} and repeat={repeat} are probabilities; their sum must be at most 1"
-            )
+            raise InputError(f"signal={signal} and repeat={repeat} are probabilities; their sum must be at most 1")
         self.num_users = num_users
         self.num_items = num_items
         self.mean_events = mean_events

@@ -85,9 +85,7 @@ class Table(Source):
         if header is not None and len(set(header)) < len(header):
             raise InputError(f"header={header} names a column twice")
         for argument, character in (("separator", separator), ("quote", quote)):
-            if character is not None and (
-                not character.isascii() or len(character) != 1 or character in "\r\n"
-            ):
+            if character is not None and (not character.isascii() or len(character) != 1 or character in "\r\n"):
                 raise InputError(f"{argument}={character!r} must be one ASCII character, and no line break")
         if separator is not None and separator == quote:
             raise InputError(f"{separator=} and {quote=} must be different characters")

@@ -164,9 +164,7 @@ class TableFile:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             if len(self.names) == 1 and self.csv is not None:
                 hint = f"; is separator={self._separator()!r} right?"
-            raise InputError(
-                f"{self.path} has no column {column!r} ({argument}); it has {', '.join(self.names)}{hint}"
-            )
+            raise InputError(f"{self.path} has no column {column!r} ({argument}); it has {', '.join(self.names)}{hint}")
 
     def _id_column(self, argument: str, column: str) -> pl.Expr:
         # Int64 or String, null if a row has no id.
@@ -290,9 +288,7 @@ def _numbers(number: pl.Expr, integer: pl.Expr | None = None) -> TimeColumn:
 
 def _dates(moment: pl.Expr, expects: str) -> TimeColumn:
     microseconds = moment.dt.timestamp("us")
-    return TimeColumn(
-        True, expects, microseconds // MICROSECONDS, microseconds, microseconds % MICROSECONDS != 0
-    )
+    return TimeColumn(True, expects, microseconds // MICROSECONDS, microseconds, microseconds % MICROSECONDS != 0)
 
 
 def _scaled(whole: pl.Expr) -> pl.Expr:

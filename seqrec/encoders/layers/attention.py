@@ -42,9 +42,7 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         if num_heads < 1 or d_model % num_heads:
             divisors = [n for n in range(1, d_model + 1) if d_model % n == 0]
-            raise InputError(
-                f"num_heads={num_heads} must divide d_model={d_model}; try one of {divisors[:6]}"
-            )
+            raise InputError(f"num_heads={num_heads} must divide d_model={d_model}; try one of {divisors[:6]}")
         head_width = d_model // num_heads
         if rotary and head_width % 2:
             raise InputError(
@@ -129,9 +127,7 @@ class CausalSelfAttention(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
         """Compute (B, Q, D) from queries (B, H, Q, D / H), which see the events of `valid` (B, L); None is causal."""
         # Without the causal rule padding needs a mask. torch's polarity: True is seen.
-        rule: dict[str, Any] = (
-            {"is_causal": True} if valid is None else {"attn_mask": valid[:, None, None, :]}
-        )
+        rule: dict[str, Any] = {"is_causal": True} if valid is None else {"attn_mask": valid[:, None, None, :]}
         dropout = self.dropout if self.training else 0.0
         return self._merged(F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, **rule))
 
@@ -157,9 +153,7 @@ def _attend_further(
     holds = slot >= window - num_events[:, None, None]
     # torch's polarity: True is seen.
     seen = holds & (slot > event) & (slot <= event + window)
-    out = F.scaled_dot_product_attention(
-        query, keys[:, :, empty:], values[:, :, empty:], attn_mask=seen.unsqueeze(1)
-    )
+    out = F.scaled_dot_product_attention(query, keys[:, :, empty:], values[:, :, empty:], attn_mask=seen.unsqueeze(1))
     count = num_events.new_full((), length) if valid is None else valid.sum(1)
     kept = {"keys": _newest(keys, window, valid), "values": _newest(values, window, valid)}
     return out, {**kept, "num_events": num_events + count}

@@ -164,9 +164,7 @@ class Mamba2Mixer(nn.Module):
         """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t."""
         gate, path, delta = self._projected(x)
         path = causal_conv1d(path, self.conv_weight, self.conv_bias, silu=True)
-        mixed = ssd_scan(
-            *self._operands(path, delta), self.D, z=gate, delta_bias=self.dt_bias, delta_softplus=True
-        )
+        mixed = ssd_scan(*self._operands(path, delta), self.D, z=gate, delta_bias=self.dt_bias, delta_softplus=True)
         assert isinstance(mixed, Tensor)
         return self._normed(mixed)
 
@@ -187,9 +185,7 @@ class Mamba2Mixer(nn.Module):
         path, inputs = convolve_further(path, self.conv_weight, self.conv_bias, valid, state["inputs"])
         if x.shape[1] == 1 and valid is None:
             operands = self._operands(path[:, 0], delta[:, 0])
-            mixed, scan = ssd_step(
-                *operands, state["scan"], self.D, gate[:, 0], self.dt_bias, delta_softplus=True
-            )
+            mixed, scan = ssd_step(*operands, state["scan"], self.D, gate[:, 0], self.dt_bias, delta_softplus=True)
             mixed = mixed.unsqueeze(1)
         else:
             mixed, scan = ssd_scan(
@@ -267,9 +263,7 @@ def convolve_further(
         seen = torch.cat([inputs, x.to(inputs.dtype)], 1)
         out = (seen * weight.t()).sum(1, keepdim=True) + bias
         return F.silu(out).to(x.dtype), seen[:, 1:]
-    out, last = causal_conv1d(
-        x, weight, bias, silu=True, initial_state=inputs, return_last_state=True, valid=valid
-    )
+    out, last = causal_conv1d(x, weight, bias, silu=True, initial_state=inputs, return_last_state=True, valid=valid)
     return out, last.to(inputs.dtype)
 
 

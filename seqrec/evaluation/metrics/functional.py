@@ -74,11 +74,7 @@ def mrr(judged: JudgedTargets, k: int) -> Tensor:
     if _one_target_each(judged):
         return alone
     steps = torch.arange(k, device=first.above.device)
-    here = (
-        _all_miss(first, k)[:, :-1]
-        * first.targets.unsqueeze(1)
-        / (first.shared.unsqueeze(1) - steps).clamp_min(1)
-    )
+    here = _all_miss(first, k)[:, :-1] * first.targets.unsqueeze(1) / (first.shared.unsqueeze(1) - steps).clamp_min(1)
     places = first.above.unsqueeze(1) + 1 + steps
     expected = (here / places).masked_fill(places > k, 0).sum(1)
     return torch.where(first.targets == 1, alone, expected)

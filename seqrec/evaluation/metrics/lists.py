@@ -36,9 +36,7 @@ class ListMetric(Metric, ABC):
         if k < 1:
             raise InputError(f"k={k} must be at least 1")
         if len(item_counts) < 2:
-            raise InputError(
-                f"item_counts has {len(item_counts)} entries, expected one for padding and one an item"
-            )
+            raise InputError(f"item_counts has {len(item_counts)} entries, expected one for padding and one an item")
         self.k = k
         self.register_buffer("item_counts", torch.as_tensor(item_counts), persistent=False)
         self.add_state("recommended", torch.zeros(len(item_counts), dtype=torch.int64), dist_reduce_fx="sum")
@@ -51,12 +49,8 @@ class ListMetric(Metric, ABC):
         """
         width = recommendations.item_ids.shape[1]
         if width < self.k:
-            raise InputError(
-                f"lists of {width} items cannot be judged at k={self.k}; recommend {self.k} or more"
-            )
-        counts = torch.bincount(
-            recommendations.item_ids[:, : self.k].flatten(), minlength=len(self.recommended)
-        )
+            raise InputError(f"lists of {width} items cannot be judged at k={self.k}; recommend {self.k} or more")
+        counts = torch.bincount(recommendations.item_ids[:, : self.k].flatten(), minlength=len(self.recommended))
         if len(counts) > len(self.recommended):
             raise InputError(
                 f"item {len(counts) - 1} was recommended, but item_counts ends at {len(self.recommended) - 1}"

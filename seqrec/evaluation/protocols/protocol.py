@@ -179,9 +179,7 @@ class Protocol:
             history_lengths=batch.seen_events.counts,
             rows=targets.rows,
             item_ids=targets.item_ids,
-            ranks=ranks
-            if self.ties == "mean"
-            else _untied(ranks, targets.rows, last=self.ties != "optimistic"),
+            ranks=ranks if self.ties == "mean" else _untied(ranks, targets.rows, last=self.ties != "optimistic"),
             repeated=_repeated(batch, targets),
             timestamps=held_out.timestamps,
         )

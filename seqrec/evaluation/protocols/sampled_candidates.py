@@ -51,9 +51,7 @@ class SampledCandidates(Candidates):
     def weights(self, item_counts: TrainingCounts | None) -> Tensor | None:
         """Return (V,) int64, how likely each item is drawn, 0 for padding; None if all items are equally likely."""
 
-    def draw(
-        self, uniforms: Tensor, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None
-    ) -> Tensor:
+    def draw(self, uniforms: Tensor, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None) -> Tensor:
         """Return items (B, N) for uniform numbers (B, N), with replacement, none of them in `avoid`."""
         weights = self.weights(item_counts)
         if weights is not None:
@@ -96,9 +94,7 @@ class SampledCandidates(Candidates):
         avoid = SeenItems.from_events(torch.cat(rows), torch.cat(items), len(batch))
 
         def draw(number: int) -> Tensor:
-            return self.draw(
-                hashed_uniforms(batch.user_ids, number, self.seed), avoid, num_items, item_counts
-            )
+            return self.draw(hashed_uniforms(batch.user_ids, number, self.seed), avoid, num_items, item_counts)
 
         if self.replacement:
             return draw(self.count)

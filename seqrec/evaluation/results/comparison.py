@@ -145,9 +145,7 @@ def compare(
     parts = [Slice("all", np.ones(len(runs[0].frame), dtype=bool)), *(slices_of(runs[0]) if slices else [])]
     estimates: list[Estimate] = []
     for part in parts:
-        estimates += _estimates(
-            [run.only(part.kept) for run in runs], part.name, metrics, resamples, confidence, seed
-        )
+        estimates += _estimates([run.only(part.kept) for run in runs], part.name, metrics, resamples, confidence, seed)
     models = {run.name: run.header.model for run in runs}
     protocols = {run.name: run.header.protocol for run in runs}
     return Comparison(models, protocols, confidence, resamples, tuple(estimates))
@@ -205,9 +203,7 @@ def _refuse_other_terms(first: Results, other: Results, across_protocols: bool) 
     if one.protocol != two.protocol:
         difference = f"{one.protocol} and {two.protocol}"
     else:
-        changed = [
-            key for key in {**one.settings, **two.settings} if _differ(one.settings, two.settings, key)
-        ]
+        changed = [key for key in {**one.settings, **two.settings} if _differ(one.settings, two.settings, key)]
         if not changed:
             return
         difference = f"both named {one.protocol}, with different {', '.join(changed)}"

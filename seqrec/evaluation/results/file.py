@@ -98,8 +98,7 @@ class Results:
         """
         metrics = [metric_named(name, self.header.normaliser) for name in names]
         parts = [
-            torch.stack([metric.per_user(judged) for metric in metrics], dim=1).numpy()
-            for judged in self._judged()
+            torch.stack([metric.per_user(judged) for metric in metrics], dim=1).numpy() for judged in self._judged()
         ]
         return np.concatenate([np.empty((0, len(names))), *parts])
 

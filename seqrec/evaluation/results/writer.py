@@ -115,9 +115,7 @@ class ResultsWriter(pl.Callback):
             shutil.rmtree(self._folder)
         trainer.strategy.barrier()
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Remove the parts of a test that failed."""
         if self._file is not None and trainer.testing:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -146,9 +144,7 @@ class ResultsWriter(pl.Callback):
         self._waiting, self._parts = [], self._parts + 1
 
 
-def results_frame(
-    judged: JudgedTargets, store: EventStore, item_counts: NDArray[np.int64]
-) -> polars.DataFrame:
+def results_frame(judged: JudgedTargets, store: EventStore, item_counts: NDArray[np.int64]) -> polars.DataFrame:
     """Return one row for each target, with the columns of `seqrec.evaluation.results.Results`.
 
     Args:

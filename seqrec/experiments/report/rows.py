@@ -192,9 +192,7 @@ def _rows(folder: Path, runs: list[dict[str, Any]]) -> Iterator[Row]:
         same = ranks.frame.select("user_id", "item_id").equals(targets)
         if not same or ranks.header.protocol != first.header.protocol:
             differ = "were not tested on the same users and items by one protocol, and cannot be in one table"
-            raise InputError(
-                f"{runs[0]['place']} and {run['place']} {differ}; run the grid again in an empty folder"
-            )
+            raise InputError(f"{runs[0]['place']} and {run['place']} {differ}; run the grid again in an empty folder")
         key = (run["length"], run["model"], run["ablation"])
         found.setdefault(key, []).append((run, ranks.metrics(METRICS)))
     for key, pairs in found.items():

@@ -89,9 +89,7 @@ class SweepSettings:
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return Optuna's distributions by key, in an order that does not depend on the YAML's."""
-        return {
-            key: _distribution(f"parameters.{key}", self.parameters[key]) for key in sorted(self.parameters)
-        }
+        return {key: _distribution(f"parameters.{key}", self.parameters[key]) for key in sorted(self.parameters)}
 
     def make_pruner(self) -> BasePruner:
         """Return Optuna's pruner."""

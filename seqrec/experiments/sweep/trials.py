@@ -58,9 +58,7 @@ def run_sweep(settings: SweepSettings, fit: Fit) -> str:
             def start(trial: Trial, _: Slot) -> Call:
                 return _call(fit, study, settings, trial)
 
-            run_all(
-                trials(), [Slot()], start, lambda trial, call: _finish(study, settings, trial, call.failure)
-            )
+            run_all(trials(), [Slot()], start, lambda trial, call: _finish(study, settings, trial, call.failure))
             finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
             rows = [_row(trial, settings) for trial in finished]
             _write_table(rows, settings)

@@ -91,9 +91,7 @@ def recommend(
     if summary is None:
         events = users.events(files.work / "users")
         own = input is None
-        summary = recommend_in_bulk(
-            model, BulkUsers(events, model, own=own, part_users=part_users), files, job
-        )
+        summary = recommend_in_bulk(model, BulkUsers(events, model, own=own, part_users=part_users), files, job)
     else:
         print_line(f"{output} was already complete")
     if summary is None:
@@ -127,9 +125,7 @@ class _Users:
         """Return their events; a table is prepared as a store in `folder`."""
         if self._table is None:
             return self._prepared
-        return ensure_store(
-            self._table, Filters(), folder, memory_limit=self.memory_limit, progress=print_line
-        )
+        return ensure_store(self._table, Filters(), folder, memory_limit=self.memory_limit, progress=print_line)
 
     @cached_property
     def _table(self) -> Table | None:
@@ -144,18 +140,14 @@ class _Users:
 
 def _summary_text(files: BulkOutput, summary: dict[str, Any]) -> str:
     served = summary["users"] - summary["users_left_out"]
-    lines = [
-        f"{files.folder}: {summary['rows']:,} recommendations to {served:,} users, {summary['parts']:,} files"
-    ]
+    lines = [f"{files.folder}: {summary['rows']:,} recommendations to {served:,} users, {summary['parts']:,} files"]
     if summary["unknown_events"]:
         lines.append(
             f"dropped {summary['unknown_events']:,} of {summary['unknown_events'] + summary['events']:,} events, of "
             f"{summary['unknown_items']:,} items that the model does not know"
         )
     if summary["users_left_out"]:
-        lines.append(
-            f"{summary['users_left_out']:,} users have no item that the model knows: {files.left_out_file}"
-        )
+        lines.append(f"{summary['users_left_out']:,} users have no item that the model knows: {files.left_out_file}")
     if "exact_rows" in summary:
         lines.append(f"{summary['exact_rows']:,} users searched exactly, as too few items were found")
     return "\n".join(lines)

@@ -169,14 +169,10 @@ def _prepare_search(model: Recommender, users: BulkUsers, job: BulkJob, show: Sh
     return {"recall": found, "recall_users": size}
 
 
-def _recommend(
-    model: Recommender, users: BulkUsers, part: int, job: BulkJob, done: Callable[[int], object]
-) -> _Made:
+def _recommend(model: Recommender, users: BulkUsers, part: int, job: BulkJob, done: Callable[[int], object]) -> _Made:
     before, rows = model.search.counts(), users.rows(part)
     block, unknown = users.block(rows)
-    best = recommend_block(
-        model, block, job.options, max_length=job.max_length, max_tokens=job.max_tokens, done=done
-    )
+    best = recommend_block(model, block, job.options, max_length=job.max_length, max_tokens=job.max_tokens, done=done)
     left_out = rows[np.diff(block.offsets) == 0]
     done(len(left_out))
     counts = {

@@ -35,9 +35,7 @@ def list_report(folder: Path, store: EventStore, top_k: int) -> dict[str, float 
         ids = np.repeat(store.item_vocabulary.lookup(items["item_id"].to_list()), items["count"].to_numpy())
         # The metrics only count items, so lists of any users may hold them; item 0 fills the last one.
         lists = torch.from_numpy(np.pad(ids, (0, -len(ids) % top_k))).view(-1, top_k)
-        metrics.update(
-            Recommendations(lists, torch.zeros(lists.shape), torch.zeros(len(lists), dtype=torch.int64))
-        )
+        metrics.update(Recommendations(lists, torch.zeros(lists.shape), torch.zeros(len(lists), dtype=torch.int64)))
     found = {name: float(value) for name, value in metrics.compute().items()}
     finite = {name: None if math.isnan(value) else value for name, value in found.items()}
     text = json.dumps(finite, indent=2) + "\n"

@@ -67,9 +67,7 @@ class BulkOutput:
         """Return whether a part exists."""
         return self._part(part).is_file()
 
-    def write(
-        self, part: int, frame: polars.DataFrame, left_out: polars.Series, counts: dict[str, int]
-    ) -> None:
+    def write(self, part: int, frame: polars.DataFrame, left_out: polars.Series, counts: dict[str, int]) -> None:
         """Write a part: recommendations, users without any, and numbers that the summary adds up."""
         if len(left_out):
             polars.DataFrame({"user_id": left_out}).write_parquet(self._left_out(part))
@@ -143,7 +141,5 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}); remove it and the parts, and start again"
-        ) from error
+        raise InputError(f"{path} cannot be read ({error}); remove it and the parts, and start again") from error
     return found if isinstance(found, dict) else {}

@@ -67,9 +67,7 @@ def check_one_step(model: SequentialRecommender, run: Run) -> float:
     return worst
 
 
-def _compare(
-    model: SequentialRecommender, outputs: Tensors, expected: Mapping[str, Tensor], place: str
-) -> float:
+def _compare(model: SequentialRecommender, outputs: Tensors, expected: Mapping[str, Tensor], place: str) -> float:
     if "best_scores" in outputs:
         # Equal scores may come in any order, so scores are compared, and the scores of the returned items.
         top_k, num_items = outputs["best_items"].shape[1], model.items.num_items

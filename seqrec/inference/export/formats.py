@@ -43,9 +43,7 @@ def check_packages(form: str) -> None:
             ) from error
 
 
-def write(
-    program: Program, directory: Path, form: str, tables: Mapping[str, tuple[ExportedTable, int]]
-) -> Path:
+def write(program: Program, directory: Path, form: str, tables: Mapping[str, tuple[ExportedTable, int]]) -> Path:
     """Trace a program and write it to a folder, with tables in files of their own and the bytes at which rows start.
 
     Raises:
@@ -95,9 +93,7 @@ def _dimensions(program: Program) -> tuple[dict[int, Any], ...]:
     return tuple({axis: free[x] for axis, x in program.axes[name].items()} for name in program.inputs)
 
 
-def _write_onnx(
-    program: Program, exported: Any, path: Path, tables: Mapping[str, tuple[ExportedTable, int]]
-) -> None:
+def _write_onnx(program: Program, exported: Any, path: Path, tables: Mapping[str, tuple[ExportedTable, int]]) -> None:
     import onnx_ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 

@@ -69,9 +69,7 @@ def manifest(
         },
         "vocabulary": [name for name in files if name.startswith("item_vocabulary")],
         "scores": "best_scores" if top_k else f"states @ {scored_by.name}[1:].T; column k is item k + 1",
-        "example": None
-        if top_k
-        else _example(form, scored_by, full, [name for name in full.inputs if name in tables]),
+        "example": None if top_k else _example(form, scored_by, full, [name for name in full.inputs if name in tables]),
     }
 
 

@@ -122,15 +122,11 @@ def _checked(model: Recommender) -> SequentialRecommender:
                 "model.float().cpu() first"
             )
     if any(table is not None and table.spread is not None for table in (model.items, model.output_items)):
-        raise InputError(
-            "the item table is sharded over processes; load the checkpoint in one process and export that"
-        )
+        raise InputError("the item table is sharded over processes; load the checkpoint in one process and export that")
     return model
 
 
-def _inside(
-    tables: Mapping[str, ExportedTable], separate_table: bool | None, top_k: int, form: str
-) -> list[str]:
+def _inside(tables: Mapping[str, ExportedTable], separate_table: bool | None, top_k: int, form: str) -> list[str]:
     """Return names of the tables inside the programs."""
     needed = [table for table in tables.values() if top_k or table.name != "candidates"]
     separate = {

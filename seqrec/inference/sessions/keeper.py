@@ -62,9 +62,7 @@ class Session:
 
     def to_bytes(self) -> bytes:
         """Return the session as bytes with a checksum."""
-        head = HEAD.pack(
-            self.num_events, self.newest_time or 0, self.newest_time is not None, len(self.state)
-        )
+        head = HEAD.pack(self.num_events, self.newest_time or 0, self.newest_time is not None, len(self.state))
         content = b"".join([head, self.state, self.seen.astype("<i4", copy=False).tobytes()])
         return CHECKSUM.pack(zlib.crc32(content)) + content
 
@@ -187,15 +185,11 @@ class SessionKeeper:
             newest_times: The latest time of all events of each user.
         """
         before = [session or Session(b"") for session in sessions]
-        states = self.user_state.extend(
-            [session.state or None for session in before], item_ids, self.user_ids(users)
-        )
+        states = self.user_state.extend([session.state or None for session in before], item_ids, self.user_ids(users))
         self.store.put_many(
             [
                 (key, session.observed(new, time, state, self.max_seen).to_bytes())
-                for key, session, new, time, state in zip(
-                    keys, before, item_ids, newest_times, states, strict=True
-                )
+                for key, session, new, time, state in zip(keys, before, item_ids, newest_times, states, strict=True)
             ]
         )
 
@@ -229,9 +223,7 @@ class SessionKeeper:
             found = json.loads(kept)
             theirs = {name: found.pop(name) for name in ours}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SessionStoreError(
-                "the store's description cannot be read; begin with a new store"
-            ) from error
+            raise SessionStoreError("the store's description cannot be read; begin with a new store") from error
         if theirs != ours:
             raise SessionStoreError(
                 f"the store is of another catalogue or version: it has {theirs}, the model {ours}; give each model a "

@@ -92,9 +92,7 @@ class StreamedState:
         like = State({**start.tensors, LAST: last}, start.encoder)
         self._format = StateFormat(model.encoder, like)
         self._rows = StateRows(like)
-        (self._start,) = self._rows.to_rows(
-            State({**start.tensors, LAST: torch.zeros_like(last)}, start.encoder)
-        )
+        (self._start,) = self._rows.to_rows(State({**start.tensors, LAST: torch.zeros_like(last)}, start.encoder))
 
     def describe(self) -> dict[str, Any]:
         """See `UserState.describe`."""
@@ -107,9 +105,7 @@ class StreamedState:
         """See `UserState.check`."""
         if description.get("memory") == "states":
             try:
-                self._format.check_header(
-                    json.dumps(description.get("state"), separators=(",", ":")).encode()
-                )
+                self._format.check_header(json.dumps(description.get("state"), separators=(",", ":")).encode())
             except InputError as error:
                 raise SessionStoreError(f"the store is of another model: {error}") from error
         _check(description, self.describe())
@@ -227,17 +223,14 @@ class StateRows:
     def to_rows(self, state: State) -> list[bytes]:
         """Return B byte strings of `State.row_bytes` bytes each."""
         parts = [
-            as_bytes(x).view(len(state), size)
-            for x, size in zip(state.tensors.values(), self._sizes, strict=True)
+            as_bytes(x).view(len(state), size) for x, size in zip(state.tensors.values(), self._sizes, strict=True)
         ]
         return [row.tobytes() for row in torch.cat(parts, 1).numpy()]
 
     def from_rows(self, rows: Sequence[bytes], device: torch.device | str) -> State:
         """Return the state that `to_rows` wrote, bit for bit, for one row or more."""
         # A copy, as tensors are writable and bytes are not.
-        flat = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).view(
-            len(rows), sum(self._sizes)
-        )
+        flat = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).view(len(rows), sum(self._sizes))
         tensors, begin = {}, 0
         for (name, like), size in zip(self._like.tensors.items(), self._sizes, strict=True):
             # Copied for alignment.

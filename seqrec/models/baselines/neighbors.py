@@ -51,9 +51,7 @@ class NeighborScorer(Scorer):
         scores = []
         for begin in range(0, len(states), rows):
             columns = (item_ids[begin : begin + rows] - 1).clamp_min(0)
-            scores.append(
-                self.score_chunk(states[begin : begin + rows], 1, self.num_items).gather(1, columns)
-            )
+            scores.append(self.score_chunk(states[begin : begin + rows], 1, self.num_items).gather(1, columns))
         return torch.cat(scores)
 
     def cast(self, states: Tensor) -> Tensor:

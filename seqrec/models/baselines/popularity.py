@@ -127,9 +127,7 @@ def newest_since(events: TrainingEvents, wanted: int) -> int:
     assert events.timestamps is not None
     times = events.timestamps
     extremes = [
-        (int(times[some.places].min()), int(times[some.places].max()))
-        for some in events.pieces()
-        if len(some.places)
+        (int(times[some.places].min()), int(times[some.places].max())) for some in events.pieces() if len(some.places)
     ]
     first, last = min(low for low, _ in extremes), max(high for _, high in extremes)
     later = 0  # events after `last`

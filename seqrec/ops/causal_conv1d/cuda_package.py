@@ -100,15 +100,11 @@ def _check(device: torch.device) -> str | None:
     return kernel_fault(lambda: _outcome(conv_package, device), expected, rtol=1e-3, atol=1e-4)
 
 
-def _outcome(
-    convolution: Callable[[ConvProblem], tuple[Tensor, Tensor]], device: torch.device
-) -> list[Tensor]:
+def _outcome(convolution: Callable[[ConvProblem], tuple[Tensor, Tensor]], device: torch.device) -> list[Tensor]:
     """Return outputs, last state and gradients of a small problem with all optional arguments."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 9, 5), (5, 4), (5,), (2, 3, 5))
-    x, weight, bias, state = (
-        torch.rand(shape, generator=generator).to(device).requires_grad_() for shape in shapes
-    )
+    x, weight, bias, state = (torch.rand(shape, generator=generator).to(device).requires_grad_() for shape in shapes)
     flags = torch.rand(2, 2, 9, generator=generator).to(device)
     problem = ConvProblem(x, weight, bias, True, state, flags[0] < 0.8, flags[1] < 0.2)
     out, last = convolution(problem)

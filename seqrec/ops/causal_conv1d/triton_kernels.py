@@ -131,9 +131,7 @@ def conv_outputs(
 
 
 @triton.jit
-def _of_sums(
-    dout, source, weights, events, k, d, has_d, j: tl.constexpr, SILU: tl.constexpr, TAPS: tl.constexpr
-):
+def _of_sums(dout, source, weights, events, k, d, has_d, j: tl.constexpr, SILU: tl.constexpr, TAPS: tl.constexpr):
     """Return gradients (K, D) of the sums of the windows that end j numbers after k; 0 if no event is there."""
     end = k + j
     here = (end >= 0) & (end < source[5])

@@ -146,9 +146,7 @@ def run_ends(
 
 
 @triton.jit(do_not_specialize=["runs"])
-def carry(
-    ends, sums, cuts, A, state, begins, channels, states, runs, REVERSE: tl.constexpr, BLOCK: tl.constexpr
-):
+def carry(ends, sums, cuts, A, state, begins, channels, states, runs, REVERSE: tl.constexpr, BLOCK: tl.constexpr):
     """Compute the state before each run (B, R, N, D) from the first state; with REVERSE, after each from the last."""
     size = states * channels
     blocks = tl.cdiv(size, BLOCK)
@@ -156,11 +154,7 @@ def carry(
     place = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     here = place < size
     a = tl.load(A + place % channels * states + place // channels, mask=here, other=0.0) * LOG2E
-    now = (
-        tl.zeros([BLOCK], tl.float32)
-        if state is None
-        else tl.load(state + row * size + place, mask=here, other=0.0)
-    )
+    now = tl.zeros([BLOCK], tl.float32) if state is None else tl.load(state + row * size + place, mask=here, other=0.0)
     for i in range(runs):
         run = row * runs + (runs - 1 - i if REVERSE else i)
         tl.store(begins + run * size + place, now, mask=here)

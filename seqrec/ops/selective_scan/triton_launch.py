@@ -156,9 +156,7 @@ def _backward(problem: ScanProblem, kept: Tensor, dy: Tensor | None, dlast: Tens
         scratch = u.new_empty(programs, CHUNK // GROUP, way.block_n, way.block_d)
         du, ddelta, dz = torch.empty_like(u), torch.empty_like(u), u.new_empty(0 if z is None else z.shape)
         # One part per run or per block: their sums have a fixed order, which atomic additions would not.
-        dA, dD, dbias = (
-            u.new_empty(batch * way.runs, *shape) for shape in ((channels, states), *[(channels,)] * 2)
-        )
+        dA, dD, dbias = (u.new_empty(batch * way.runs, *shape) for shape in ((channels, states), *[(channels,)] * 2))
         dB, dC = (u.new_empty(way.blocks, batch, length, states) for _ in range(2))
         kernels().gradients[(programs,)](
             *(u, delta, A, B, C, D, z, bias, valid, start, kept, dy, dafter, scratch),

@@ -76,9 +76,7 @@ def _forward(
     return y, last, spoilt, torch.stack(states, 1)
 
 
-def _new_outputs(
-    x: Tensor, step: Tensor, A: Tensor, B: Tensor, *others: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _new_outputs(x: Tensor, step: Tensor, A: Tensor, B: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (batch, length, heads, width), (groups, num_states) = x.shape, B.shape[2:]
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     last, chunks = x.new_empty(batch, heads, width, num_states), -(-length // CHUNK_EVENTS)
@@ -112,9 +110,7 @@ def _backward(
             for chunk in reversed(range(count)):
                 dstates.append(dstate)
                 dstate = torch.addcmul(received[:, chunk], through[:, chunk], dstate)
-            ddriven, dlog, dB, dC = _gradients(
-                part, dout, states[:, end - count : end], torch.stack(dstates[::-1], 1)
-            )
+            ddriven, dlog, dB, dC = _gradients(part, dout, states[:, end - count : end], torch.stack(dstates[::-1], 1))
             end -= count
             dA += (dlog * part.step).sum((0, 1, 4)).flatten()
             x_part = _cut(x, events, count, B.shape[2])
@@ -216,9 +212,7 @@ def _part(
     return _Part(step, B, C, driven, decay.cumprod(-2), within, within * (B @ C.mT))
 
 
-def _gradients(
-    part: _Part, dout: Tensor, first: Tensor, dlast: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _gradients(part: _Part, dout: Tensor, first: Tensor, dlast: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of a part.
 
     Args:

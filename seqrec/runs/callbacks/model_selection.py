@@ -31,9 +31,7 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
                 "best_model_path": best,
                 "kth_best_model_path": self._here(state_dict["kth_best_model_path"]),
                 "last_model_path": self._here(state_dict["last_model_path"]),
-                "best_k_models": {
-                    self._here(path): score for path, score in state_dict["best_k_models"].items()
-                },
+                "best_k_models": {self._here(path): score for path, score in state_dict["best_k_models"].items()},
             }
         super().load_state_dict(state_dict)
 

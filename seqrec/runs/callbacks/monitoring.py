@@ -77,9 +77,7 @@ class RunMonitor(pl.Callback):
         """Restore the trainer."""
         unwrap_save_checkpoint(trainer)
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Stop all clocks, and add this process's counts if it is the only one."""
         self.clock.stop_all()
         unwrap_save_checkpoint(trainer)

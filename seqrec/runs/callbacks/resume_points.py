@@ -142,9 +142,7 @@ class ResumePoints(Checkpoint):
         """Release the folder lock."""
         self._unlock_folder()
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Print how to resume, if the run was asked to stop, or had begun to train and has a point."""
         self._signals.leave()
         asked = isinstance(exception, StoppedError) or self._signals.received is not None
@@ -202,9 +200,7 @@ class ResumePoints(Checkpoint):
     def _is_due(self, trainer: pl.Trainer) -> bool:
         if self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0:
             return True
-        if self.every_minutes is None or (
-            trainer.world_size > 1 and trainer.global_step % STEPS_BETWEEN_CLOCKS != 0
-        ):
+        if self.every_minutes is None or (trainer.world_size > 1 and trainer.global_step % STEPS_BETWEEN_CLOCKS != 0):
             return False
         # Clocks differ, and all processes take part in saving.
         waited: float = trainer.strategy.broadcast(time.monotonic() - self._saved_at)

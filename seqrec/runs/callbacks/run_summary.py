@@ -103,9 +103,7 @@ class RunSummary(pl.Callback):
         _monitor(trainer).gather(trainer)
         self._write(trainer, pl_module, "finished")
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Report the reason for the run's end."""
         by_signal = isinstance(exception, (KeyboardInterrupt, SIGTERMException, StoppedError))
         error = f"{type(exception).__name__}: {exception}".removesuffix(": ")
@@ -125,9 +123,7 @@ class RunSummary(pl.Callback):
             name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)
         }
 
-    def _write(
-        self, trainer: pl.Trainer, module: pl.LightningModule, status: str, error: str | None = None
-    ) -> None:
+    def _write(self, trainer: pl.Trainer, module: pl.LightningModule, status: str, error: str | None = None) -> None:
         if self._folder is None or not trainer.is_global_zero:
             return
         monitor, saved = _monitor(trainer), trainer.checkpoint_callbacks

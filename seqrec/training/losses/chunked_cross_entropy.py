@@ -94,9 +94,7 @@ def _parts(start: int, stop: int, size: int) -> Iterator[slice]:
         yield slice(begin, min(begin + size, stop))
 
 
-def _scores(
-    states: Tensor, vectors: Tensor, candidates: Competitors, events: slice, columns: slice
-) -> Tensor:
+def _scores(states: Tensor, vectors: Tensor, candidates: Competitors, events: slice, columns: slice) -> Tensor:
     """Return the scores (m, c) of a tile, at least float32; -inf if a candidate does not compete."""
     scores = at_least_float32(states @ vectors.T)
     if candidates.log_weights is not None:

@@ -21,9 +21,7 @@ from seqrec.types import SequenceBatch
 CPU_BLOCK, DEVICE_BLOCK = 1 << 20, 1 << 25
 
 
-def draw_negatives(
-    sampler: NegativeSampler, events: TargetEvents, batch: SequenceBatch, scorer: Scorer
-) -> Negatives:
+def draw_negatives(sampler: NegativeSampler, events: TargetEvents, batch: SequenceBatch, scorer: Scorer) -> Negatives:
     """Return negatives for a batch's events; seen items are sorted only if the sampler reads them."""
     seen = batch.seen if sampler.exclude_seen else None
     return sampler.sample(events.rows, events.targets, seen, scorer.num_items)

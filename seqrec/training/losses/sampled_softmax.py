@@ -84,9 +84,7 @@ class InBatchSoftmax(Loss):
 
     negatives: NegativeSampler
 
-    def __init__(
-        self, extra: NegativeSampler | None = None, *, log_q: bool = True, exclude_seen: bool = False
-    ) -> None:
+    def __init__(self, extra: NegativeSampler | None = None, *, log_q: bool = True, exclude_seen: bool = False) -> None:
         super().__init__()
         self.extra = extra
         self.log_q = log_q
@@ -101,9 +99,7 @@ class InBatchSoftmax(Loss):
         return sampled_cross_entropy(events, negatives, scorer, log_q=self.log_q)
 
 
-def sampled_cross_entropy(
-    events: TargetEvents, negatives: Negatives, scorer: Scorer, *, log_q: bool
-) -> Tensor:
+def sampled_cross_entropy(events: TargetEvents, negatives: Negatives, scorer: Scorer, *, log_q: bool) -> Tensor:
     """Return the mean of `SampledSoftmax`'s formula; scores of shared negatives are never all held at once."""
     if negatives.shared:
         candidates = _distinct(events, negatives, scorer, log_q=log_q)

@@ -34,9 +34,7 @@ class MixedNegatives(NegativeSampler):
 
     def __init__(self, samplers: list[NegativeSampler]) -> None:
         if len(samplers) < 2:
-            raise InputError(
-                f"a mixture of {len(samplers)} samplers; give two or more, or the sampler itself"
-            )
+            raise InputError(f"a mixture of {len(samplers)} samplers; give two or more, or the sampler itself")
         for name in ("exclude_seen", "shared"):
             values = [getattr(sampler, name) for sampler in samplers]
             if len(set(values)) > 1:
@@ -74,9 +72,7 @@ class MixedNegatives(NegativeSampler):
         ]
         return Negatives(item_ids, log_probabilities, torch.cat(excluded, dim=-1))
 
-    def log_probabilities(
-        self, item_ids: Tensor, rows: Tensor, seen: SeenItems | None, num_items: int
-    ) -> Tensor:
+    def log_probabilities(self, item_ids: Tensor, rows: Tensor, seen: SeenItems | None, num_items: int) -> Tensor:
         """Return the log-probabilities of items; see `NegativeSampler.log_probabilities`."""
         draws = [sampler.num_draws(len(rows)) for sampler in self.samplers]
         parts = [

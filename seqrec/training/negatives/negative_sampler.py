@@ -101,9 +101,7 @@ class NegativeSampler(ABC):
         """
 
     @abstractmethod
-    def log_probabilities(
-        self, item_ids: Tensor, rows: Tensor, seen: SeenItems | None, num_items: int
-    ) -> Tensor:
+    def log_probabilities(self, item_ids: Tensor, rows: Tensor, seen: SeenItems | None, num_items: int) -> Tensor:
         """Return `Negatives.log_probabilities` of items that count, whichever sampler drew them.
 
         Args:

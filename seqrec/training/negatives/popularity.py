@@ -77,9 +77,7 @@ class PopularityNegatives(NegativeSampler):
         excluded = seen_draws(item_ids, rows, seen) if self.exclude_seen else None
         return Negatives(item_ids, self.log_probabilities(item_ids, rows, seen, num_items), excluded)
 
-    def log_probabilities(
-        self, item_ids: Tensor, rows: Tensor, seen: SeenItems | None, num_items: int
-    ) -> Tensor:
+    def log_probabilities(self, item_ids: Tensor, rows: Tensor, seen: SeenItems | None, num_items: int) -> Tensor:
         """Return the log-probabilities of items; see `NegativeSampler.log_probabilities`."""
         return self._on(rows.device, num_items)[1][item_ids]
 
@@ -129,9 +127,7 @@ class InBatchNegatives(NegativeSampler):
         excluded = seen_draws(targets, rows, seen) if self.exclude_seen else None
         return Negatives(targets, self.log_probabilities(targets, rows, seen, num_items), excluded)
 
-    def log_probabilities(
-        self, item_ids: Tensor, rows: Tensor, seen: SeenItems | None, num_items: int
-    ) -> Tensor:
+    def log_probabilities(self, item_ids: Tensor, rows: Tensor, seen: SeenItems | None, num_items: int) -> Tensor:
         """Return the log-probabilities of items; see `NegativeSampler.log_probabilities`."""
         if self._log_probabilities is None:
             raise InputError(missing_item_counts(self))

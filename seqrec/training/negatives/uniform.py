@@ -64,17 +64,13 @@ class UniformNegatives(NegativeSampler):
             excluded = seen_draws(item_ids, rows, seen) if self.exclude_seen else None
         return Negatives(item_ids, self.log_probabilities(item_ids, rows, seen, num_items), excluded)
 
-    def log_probabilities(
-        self, item_ids: Tensor, rows: Tensor, seen: SeenItems | None, num_items: int
-    ) -> Tensor:
+    def log_probabilities(self, item_ids: Tensor, rows: Tensor, seen: SeenItems | None, num_items: int) -> Tensor:
         """Return the log-probabilities of items; see `NegativeSampler.log_probabilities`."""
         if self.exclude_seen and not self.shared:
             assert seen is not None, "exclude_seen needs what users have seen"
             unseen = (num_items - seen.counts).double()
             return -unseen.log()[rows].unsqueeze(1).expand(item_ids.shape)
-        return torch.full((), -math.log(num_items), dtype=torch.float64, device=rows.device).expand(
-            item_ids.shape
-        )
+        return torch.full((), -math.log(num_items), dtype=torch.float64, device=rows.device).expand(item_ids.shape)
 
 
 def draw_unseen(uniforms: Tensor, rows: Tensor, seen: SeenItems, num_items: int) -> Tensor:

@@ -47,9 +47,7 @@ class LazyAdam(TableOptimizer):
         self.eps = eps
         self.stochastic_rounding = stochastic_rounding
 
-    def build(
-        self, tables: Sequence[nn.Parameter], *, lr: float, betas: tuple[float, float]
-    ) -> LazyAdamOptimizer:
+    def build(self, tables: Sequence[nn.Parameter], *, lr: float, betas: tuple[float, float]) -> LazyAdamOptimizer:
         """Return an optimiser of the tables; see `TableOptimizer.build`."""
         return LazyAdamOptimizer(
             tables,
@@ -87,9 +85,7 @@ class LazyAdamOptimizer(RowOptimizer):
     def _new_state(self, table: Tensor, dtype: torch.dtype, group: dict[str, Any]) -> dict[str, Tensor]:
         return {name: torch.zeros_like(table, dtype=dtype) for name in self.state_names}
 
-    def _changes(
-        self, row_ids: Tensor, gradients: Tensor, state: dict[str, Any], group: dict[str, Any]
-    ) -> Tensor:
+    def _changes(self, row_ids: Tensor, gradients: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         beta1, beta2 = group["betas"]
         mean = _decay_towards(state["exp_avg"], row_ids, gradients, beta1)
         square = _decay_towards(state["exp_avg_sq"], row_ids, gradients.square(), beta2)

@@ -48,18 +48,14 @@ class RowOptimizer(Optimizer):
         super().__init__(tables, {**options, "stochastic_rounding": stochastic_rounding, "seed": seed})
         for table in self._tables():
             if table.dtype not in TABLE_DTYPES:
-                raise InputError(
-                    f"a table of {table.dtype} cannot have row-sparse updates: use float32 or bfloat16"
-                )
+                raise InputError(f"a table of {table.dtype} cannot have row-sparse updates: use float32 or bfloat16")
 
     @abstractmethod
     def _new_state(self, table: Tensor, dtype: torch.dtype, group: dict[str, Any]) -> dict[str, Tensor]:
         """Return a table's (V, D) state before its first step, by `state_names`."""
 
     @abstractmethod
-    def _changes(
-        self, row_ids: Tensor, gradients: Tensor, state: dict[str, Any], group: dict[str, Any]
-    ) -> Tensor:
+    def _changes(self, row_ids: Tensor, gradients: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         """Return the change (U, D) of rows `row_ids` (U,) with `gradients` (U, D), and update their state."""
 
     @torch.no_grad()
@@ -122,8 +118,7 @@ class RowOptimizer(Optimizer):
                     f"{', '.join(sorted(('step', *self.state_names)))}: resume with the checkpoint's `table` optimiser"
                 )
             self.state[table] = {
-                name: value.to(table.device) if isinstance(value, Tensor) else value
-                for name, value in state.items()
+                name: value.to(table.device) if isinstance(value, Tensor) else value for name, value in state.items()
             }
 
     def _tables(self) -> list[Tensor]:

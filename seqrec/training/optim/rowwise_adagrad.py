@@ -92,9 +92,7 @@ class RowwiseAdagradOptimizer(RowOptimizer):
         start = torch.full((len(table),), group["initial_accumulator"], dtype=dtype, device=table.device)
         return {"sum": start}
 
-    def _changes(
-        self, row_ids: Tensor, gradients: Tensor, state: dict[str, Any], group: dict[str, Any]
-    ) -> Tensor:
+    def _changes(self, row_ids: Tensor, gradients: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         sums = state["sum"].index_select(0, row_ids).add_(gradients.square().mean(1))
         state["sum"].index_copy_(0, row_ids, sums)
         step_sizes = sums.sqrt_().add_(group["eps"]).reciprocal_().mul_(-float(group["lr"]))

@@ -38,9 +38,7 @@ def sets(rows: list[set[int]]) -> SeenItems:
 
 
 def overlap(found: Tensor, exact: Tensor) -> float:
-    return (
-        sum(len(set(a) & set(b)) for a, b in zip(found.tolist(), exact.tolist(), strict=True)) / exact.numel()
-    )
+    return sum(len(set(a) & set(b)) for a, b in zip(found.tolist(), exact.tolist(), strict=True)) / exact.numel()
 
 
 def prepared(scorer: Scorer, kind: str, **settings: int | str) -> FaissSearch:

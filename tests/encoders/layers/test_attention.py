@@ -44,9 +44,7 @@ def test_dropout_falls_on_attention_weights_in_training_alone():
 
 @pytest.mark.parametrize("num_heads", [0, -1, 5])
 def test_heads_that_do_not_divide_the_width_are_refused(num_heads: int):
-    with pytest.raises(
-        InputError, match=rf"num_heads={num_heads} must divide d_model=12; try one of \[1, 2, 3"
-    ):
+    with pytest.raises(InputError, match=rf"num_heads={num_heads} must divide d_model=12; try one of \[1, 2, 3"):
         CausalSelfAttention(12, num_heads=num_heads)
 
 

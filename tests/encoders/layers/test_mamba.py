@@ -19,9 +19,7 @@ def naive_mixer(mixer: MambaMixer, x: torch.Tensor) -> torch.Tensor:
         for back in range(min(taps, t + 1)):
             u = u + mixer.conv_weight[:, taps - 1 - back] * path[:, t - back]
         u = u * u.sigmoid()
-        dt, B, C = (u @ mixer.scan_projection.weight.T).split(
-            [mixer.dt_rank, mixer.d_state, mixer.d_state], dim=-1
-        )
+        dt, B, C = (u @ mixer.scan_projection.weight.T).split([mixer.dt_rank, mixer.d_state, mixer.d_state], dim=-1)
         step = F.softplus(dt @ mixer.dt_projection.weight.T + mixer.dt_bias).unsqueeze(-1)
         state = (step * A).exp() * state + step * B.unsqueeze(1) * u.unsqueeze(-1)
         y = (state * C.unsqueeze(1)).sum(-1) + mixer.D * u

@@ -34,16 +34,10 @@ def results(encoder: SequenceEncoder, recompute: bool, precision: torch.dtype | 
 
 
 @pytest.mark.parametrize("precision", [None, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(
-    ("name", "arguments"), [*((name, {}) for name in ENCODERS), ("RecMamba", {"mixer": "mamba2"})]
-)
-def test_recomputed_blocks_give_the_same_bits(
-    name: str, arguments: dict[str, str], precision: torch.dtype | None
-):
+@pytest.mark.parametrize(("name", "arguments"), [*((name, {}) for name in ENCODERS), ("RecMamba", {"mixer": "mamba2"})])
+def test_recomputed_blocks_give_the_same_bits(name: str, arguments: dict[str, str], precision: torch.dtype | None):
     encoder = make(name, **arguments)
-    for plain, recomputed in zip(
-        results(encoder, False, precision), results(encoder, True, precision), strict=True
-    ):
+    for plain, recomputed in zip(results(encoder, False, precision), results(encoder, True, precision), strict=True):
         assert torch.equal(plain, recomputed)
 
 
@@ -97,8 +91,6 @@ def test_a_step_of_eight_blocks_holds_less_than_half_the_tensors(name: str, leng
 
 
 def test_an_encoder_without_such_blocks_is_refused_with_what_to_do():
-    with pytest.raises(
-        InputError, match=r"Linear has no blocks that can be recomputed.*ResidualStack.*run_block"
-    ):
+    with pytest.raises(InputError, match=r"Linear has no blocks that can be recomputed.*ResidualStack.*run_block"):
         recompute_blocks(nn.Linear(2, 2), True)
     recompute_blocks(nn.Linear(2, 2), False)

@@ -30,17 +30,14 @@ class Encoder(nn.Module):
 def filled(state: State, seed: int = 0) -> State:
     generator = torch.Generator().manual_seed(seed)
     tensors = {
-        name: torch.randint(0, 99, x.shape, generator=generator).to(x.dtype)
-        for name, x in state.tensors.items()
+        name: torch.randint(0, 99, x.shape, generator=generator).to(x.dtype) for name, x in state.tensors.items()
     }
     return State(tensors, state.encoder)
 
 
 def same(state: State, expected: State) -> bool:
     equal = [torch.equal(x, expected.tensors[name]) for name, x in state.tensors.items()]
-    return (
-        state.encoder == expected.encoder and state.tensors.keys() == expected.tensors.keys() and all(equal)
-    )
+    return state.encoder == expected.encoder and state.tensors.keys() == expected.tensors.keys() and all(equal)
 
 
 @pytest.fixture
@@ -160,9 +157,7 @@ def test_retrained_weights_refuse_the_old_states(encoder: Encoder, form: StateFo
     with torch.no_grad():
         encoder.weight[1] += 1e-6
     later = StateFormat(encoder, encoder.init_state(1))
-    with pytest.raises(
-        InputError, match=r"made with encoder weights \w+, but the model has \w+; make it again"
-    ):
+    with pytest.raises(InputError, match=r"made with encoder weights \w+, but the model has \w+; make it again"):
         later.from_bytes(data)
 
 

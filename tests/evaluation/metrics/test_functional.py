@@ -40,9 +40,7 @@ COUNTS = st.integers(0, 30)
 
 
 @given(st.lists(st.tuples(COUNTS, COUNTS), min_size=1, max_size=5), st.integers(1, 40))
-def test_with_one_target_each_the_hit_rate_is_exact_and_ndcg_divides_by_nothing(
-    ranks: list[tuple[int, int]], k: int
-):
+def test_with_one_target_each_the_hit_rate_is_exact_and_ndcg_divides_by_nothing(ranks: list[tuple[int, int]], k: int):
     targets = judged([b for b, _ in ranks], [t for _, t in ranks])
     # The target's rank is each of better + 1 .. better + tied + 1 with the same probability.
     hits = [Fraction(sum(b + 1 + step <= k for step in range(t + 1)), t + 1) for b, t in ranks]

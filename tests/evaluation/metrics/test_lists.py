@@ -36,9 +36,7 @@ ROWS = st.lists(st.permutations(range(1, 7)).map(lambda row: list(row[:4])), min
 
 @settings(deadline=None, max_examples=40)
 @given(rows=ROWS, short=st.integers(0, 3), batch_size=st.integers(1, 4))
-def test_metrics_equal_a_naive_computation_whatever_the_batches(
-    rows: list[list[int]], short: int, batch_size: int
-):
+def test_metrics_equal_a_naive_computation_whatever_the_batches(rows: list[list[int]], short: int, batch_size: int):
     rows[0] = rows[0][:short] + [0] * (4 - short)
     metrics = list_metrics(COUNTS, cutoffs=(2, 4))
     for begin in range(0, len(rows), batch_size):

@@ -135,7 +135,5 @@ def test_a_metric_is_found_by_its_name(name: str):
 
 @pytest.mark.parametrize("name", ["HR", "HR@", "hr@10", "MAP@10", "NDCG@ten", "NDCG@-1", ""])
 def test_an_unknown_name_is_refused_with_those_that_are_known(name: str):
-    with pytest.raises(
-        InputError, match=f"unknown metric {name!r}; known: HR@K, MRR@K, NDCG@K, Precision@K, Recall@K"
-    ):
+    with pytest.raises(InputError, match=f"unknown metric {name!r}; known: HR@K, MRR@K, NDCG@K, Precision@K, Recall@K"):
         metric_named(name)

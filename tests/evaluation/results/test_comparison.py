@@ -115,14 +115,10 @@ def test_another_catalogue_is_refused_even_across_protocols():
 
 def test_other_users_and_targets_are_refused_with_how_many_differ():
     rows = frame(seed=2)
-    fewer = rows[5:].with_columns(
-        item_id=pl.when(pl.int_range(pl.len()) < 3).then(pl.lit(501)).otherwise("item_id")
-    )
+    fewer = rows[5:].with_columns(item_id=pl.when(pl.int_range(pl.len()) < 3).then(pl.lit(501)).otherwise("item_id"))
     more = pl.concat([fewer, fewer[:2].with_columns(user_id=pl.lit(10**6) + pl.int_range(2))])
     write(Path("other"), more)
-    refuse(
-        "5 users are only in the first, 2 only in the second, and 3 that are in both have other", "a", "other"
-    )
+    refuse("5 users are only in the first, 2 only in the second, and 3 that are in both have other", "a", "other")
     refuse("2 users are only in the first, 5 only in the second, and 3", "other", "a", across_protocols=True)
 
 
@@ -194,9 +190,7 @@ def test_the_command_prints_json_with_all_digits(capsys: pytest.CaptureFixture[s
     assert said["protocols"] == {"a": PROTOCOL, "b": PROTOCOL}
     assert said["resamples"] == 50
     assert said["estimates"][1]["mean"] == expected.estimates[1].mean
-    assert np.allclose(
-        said["estimates"][1]["difference"]["interval"], expected.estimates[1].difference.interval
-    )
+    assert np.allclose(said["estimates"][1]["difference"]["interval"], expected.estimates[1].difference.interval)
 
 
 @pytest.mark.parametrize(
@@ -209,9 +203,7 @@ def test_the_command_prints_json_with_all_digits(capsys: pytest.CaptureFixture[s
     ],
     ids=str,
 )
-def test_the_command_refuses_in_one_line(
-    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
-):
+def test_the_command_refuses_in_one_line(words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]):
     write(Path("sampled"), frame(seed=2), protocol="uniform100")
     with pytest.raises(SystemExit) as stop:
         main(("compare", *words))

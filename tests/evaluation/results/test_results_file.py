@@ -79,7 +79,5 @@ def test_files_of_other_kinds_and_versions_are_refused(tmp_path: Path):
     with pytest.raises(InputError, match="contains no results of seqrec, expected version 1"):
         read_results(path)
     write(path, frame(users=3), version=9)
-    with pytest.raises(
-        InputError, match="contains version 9, expected version 1; write it again: seqrec test"
-    ):
+    with pytest.raises(InputError, match="contains version 9, expected version 1; write it again: seqrec test"):
         read_results(path)

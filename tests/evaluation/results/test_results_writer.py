@@ -103,9 +103,7 @@ def test_several_targets_of_a_user_have_a_row_each(data: SequenceDataModule, mod
     assert results.metrics(names).mean(0) == pytest.approx(expected, abs=1e-6)
 
 
-def test_few_targets_are_held_at_a_time(
-    data: SequenceDataModule, model: MambaRec, monkeypatch: pytest.MonkeyPatch
-):
+def test_few_targets_are_held_at_a_time(data: SequenceDataModule, model: MambaRec, monkeypatch: pytest.MonkeyPatch):
     trainer(ResultsWriter("whole.parquet")).test(model, data, verbose=False)
     monkeypatch.setattr(writer, "HELD_TARGETS", 12)
     parts: list[int] = []
@@ -123,14 +121,10 @@ def test_few_targets_are_held_at_a_time(
 
 
 def test_a_log_of_strings_keeps_its_ids(model: MambaRec):
-    Path("log.csv").write_text(
-        "user,item\n" + "".join(f"u{u},i{(u + n) % 50}\n" for u in range(9) for n in range(5))
-    )
+    Path("log.csv").write_text("user,item\n" + "".join(f"u{u},i{(u + n) % 50}\n" for u in range(9) for n in range(5)))
     from seqrec.data.sources import Table
 
-    data = SequenceDataModule(
-        Table("log.csv", user="user", item="item", timestamp=None), store="named", max_length=10
-    )
+    data = SequenceDataModule(Table("log.csv", user="user", item="item", timestamp=None), store="named", max_length=10)
     popularity = Popularity.from_counts(data.train_item_counts())
     trainer(ResultsWriter("results.parquet")).test(popularity, data, verbose=False)
     frame = read_results("results.parquet").frame

@@ -20,9 +20,7 @@ from seqrec.experiments.sweep import SweepSettings
 from seqrec.experiments.sweep.study import ask, open_study
 from seqrec.runs import read_summary
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 COMMAND = ("sweep", "--config", "sweep.yaml")
 
 
@@ -72,9 +70,7 @@ def test_a_sweep_runs_its_trials_in_folders_of_their_own_and_goes_on_when_told_m
     (folder,) = Path("runs/sweep_best").iterdir()
     assert read_summary(folder).best["value"] == pytest.approx(float(found[best]["val_NDCG@10"]), rel=1e-6)
     callbacks = yaml.safe_load(Path("sweep/best.yaml").read_text())["trainer"]["callbacks"]
-    assert [callback["class_path"] for callback in callbacks] == [
-        "lightning.pytorch.callbacks.LearningRateMonitor"
-    ]
+    assert [callback["class_path"] for callback in callbacks] == ["lightning.pytorch.callbacks.LearningRateMonitor"]
 
 
 def test_a_trial_below_the_others_is_pruned_and_not_tested(capsys: pytest.CaptureFixture[str]):

@@ -100,9 +100,7 @@ def test_a_trial_that_fails_is_left_out(capsys: pytest.CaptureFixture[str]):
 
 def test_a_first_trial_that_fails_ends_the_sweep_until_it_is_started_again():
     sweep = settings(trials=1)
-    with pytest.raises(
-        InputError, match="the first trial failed, as the others would: RuntimeError: no room"
-    ):
+    with pytest.raises(InputError, match="the first trial failed, as the others would: RuntimeError: no room"):
         run_sweep(sweep, Fit(sweep, {0: RuntimeError("no room")}))
     fit = Fit(sweep, {})
     fit.words.append([])  # the trial that failed
@@ -112,9 +110,7 @@ def test_a_first_trial_that_fails_ends_the_sweep_until_it_is_started_again():
 
 def test_a_trial_that_never_validates_is_refused():
     sweep = settings()
-    with pytest.raises(
-        InputError, match="the trial ended without a validation: let it train for an epoch and"
-    ):
+    with pytest.raises(InputError, match="the trial ended without a validation: let it train for an epoch and"):
         run_sweep(sweep, Fit(sweep, {0: []}))
 
 
@@ -147,9 +143,7 @@ def test_a_folder_keeps_to_its_sweep():
     sweep = settings(trials=1)
     run_sweep(sweep, Fit(sweep, {}))
     other = settings(metric="val_HR@10")
-    with pytest.raises(
-        InputError, match=r"sweep contains a sweep with metric='val_NDCG@10', now it is 'val_HR@10'"
-    ):
+    with pytest.raises(InputError, match=r"sweep contains a sweep with metric='val_NDCG@10', now it is 'val_HR@10'"):
         run_sweep(other, Fit(other, {}))
 
 
@@ -206,9 +200,7 @@ def test_settings_that_cannot_be_are_refused_by_their_key(changes: dict[str, Any
         ("configs: 3", "configs"),
     ],
 )
-def test_a_yaml_that_cannot_be_is_refused_by_its_key(
-    line: str, said: str, capsys: pytest.CaptureFixture[str]
-):
+def test_a_yaml_that_cannot_be_is_refused_by_its_key(line: str, said: str, capsys: pytest.CaptureFixture[str]):
     Path("sweep.yaml").write_text(yaml.safe_dump(SWEEP) + line + "\n")
     with pytest.raises(SystemExit) as stop:
         main(("sweep", "--config", "sweep.yaml"))
@@ -219,9 +211,7 @@ def test_a_yaml_that_cannot_be_is_refused_by_its_key(
 
 def test_without_optuna_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(
-        InputError, match=r'needs Optuna, which is not installed: pip install "seqrec\[sweep\]"'
-    ):
+    with pytest.raises(InputError, match=r'needs Optuna, which is not installed: pip install "seqrec\[sweep\]"'):
         run_sweep(settings(), Fit(settings(), {}))
 
 

@@ -53,9 +53,7 @@ def test_a_table_of_other_users_is_read_with_what_the_model_knows_of_it(
         user_id=polars.col("user_id") + polars.when(polars.col("user_id") % 2 == 0).then(1000).otherwise(0),
         item_id=polars.col("item_id") + polars.when(polars.col("item_id") % 4 == 0).then(9000).otherwise(0),
     )
-    strangers = polars.DataFrame(
-        {"user_id": [7001, 7001, 7000], "item_id": [9000, 9004, 9008], "timestamp": [1] * 3}
-    )
+    strangers = polars.DataFrame({"user_id": [7001, 7001, 7000], "item_id": [9000, 9004, 9008], "timestamp": [1] * 3})
     table = polars.concat([new, strangers]).rename({"user_id": "u", "item_id": "song", "timestamp": "at"})
     table = table.sample(fraction=1, shuffle=True, seed=0)
     getattr(table, f"write_{suffix}")(f"new.{suffix}")
@@ -82,9 +80,7 @@ def test_a_prepared_store_may_be_the_input(ckpt: Path):
 @pytest.mark.parametrize("own", [True, False])
 def test_checksums_of_the_checkpoint_are_checked_once(ckpt: Path, own: bool, monkeypatch: pytest.MonkeyPatch):
     checked, check = [], zipfile.ZipFile.testzip
-    monkeypatch.setattr(
-        zipfile.ZipFile, "testzip", lambda file: (checked.append(file.filename), check(file))[1]
-    )
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda file: (checked.append(file.filename), check(file))[1])
     recommend(ckpt=str(ckpt), output="recs", input=None if own else str(ckpt.parent / "store"), top_k=5)
     assert checked == [str(ckpt)]
 
@@ -117,9 +113,7 @@ def test_seen_and_blocked_items_are_left_out_as_told(ckpt: Path):
     assert not {3, 11} & set(expected["item_id"])
 
 
-def test_shares_make_one_whole(
-    ckpt: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_shares_make_one_whole(ckpt: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     arguments = {"ckpt": str(ckpt), "top_k": 5, "part_users": 7}
     recommend(output="whole", **arguments)
     recommend(output="shared", shard="2/3", **arguments)
@@ -148,9 +142,7 @@ def test_a_whole_job_is_left_alone(ckpt: Path, capsys: pytest.CaptureFixture[str
     before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
     capsys.readouterr()
     recommend(**arguments)
-    assert capsys.readouterr().out.startswith(
-        "recs was already complete\nrecs: 300 recommendations to 60 users"
-    )
+    assert capsys.readouterr().out.startswith("recs was already complete\nrecs: 300 recommendations to 60 users")
     assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
 
 
@@ -166,9 +158,7 @@ def test_a_whole_job_is_left_alone(ckpt: Path, capsys: pytest.CaptureFixture[str
         ({"input": "new.parquet"}, "with users='.*, now it is {'path': 'new.parquet'"),
     ],
 )
-def test_a_job_goes_on_with_its_own_arguments_alone(
-    ckpt: Path, done: bool, changes: dict[str, Any], message: str
-):
+def test_a_job_goes_on_with_its_own_arguments_alone(ckpt: Path, done: bool, changes: dict[str, Any], message: str):
     Path("block.txt").write_text("3\n")
     log_of(ckpt).write_parquet("new.parquet")
     arguments: dict[str, Any] = {"ckpt": str(ckpt), "output": "recs", "top_k": 5, "part_users": 7}

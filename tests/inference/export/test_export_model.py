@@ -102,9 +102,7 @@ class LoopEncoder(SumEncoder):
 
 
 def test_an_encoder_that_loops_over_events_cannot_be_traced(tmp_path: Path):
-    with pytest.raises(
-        ExportError, match="the full program cannot be traced for any number of users and events"
-    ):
+    with pytest.raises(ExportError, match="the full program cannot be traced for any number of users and events"):
         export(small(encoder=LoopEncoder()), tmp_path / "out", format="torch")
     assert list(tmp_path.iterdir()) == []
 
@@ -141,9 +139,7 @@ def test_arguments_that_do_not_fit_are_refused(arguments: dict, message: str, tm
 
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(
-        InputError, match="exists already; give a folder that does not exist, or an empty one"
-    ):
+    with pytest.raises(InputError, match="exists already; give a folder that does not exist, or an empty one"):
         export(small(), tmp_path, format="torch")
 
 
@@ -154,9 +150,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path):
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
-def test_a_missing_package_is_named_with_the_fix(
-    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_missing_package_is_named_with_the_fix(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=rf'{package}.*pip install "seqrec\[onnx\]"'):
         export(small(), tmp_path / "out")
@@ -168,9 +162,7 @@ def test_models_that_cannot_be_exported_are_refused(tmp_path: Path, monkeypatch:
     with pytest.raises(InputError, match=r"is torch.float64 on cpu, .* call model.float\(\).cpu\(\)"):
         export(small().double(), tmp_path / "out")
     monkeypatch.setattr(export_model, "MOST_INSIDE_BYTES", 100)
-    with pytest.raises(
-        InputError, match=r"separate_table=False would put .* is limited to 2 GiB; leave it out"
-    ):
+    with pytest.raises(InputError, match=r"separate_table=False would put .* is limited to 2 GiB; leave it out"):
         export(small(), tmp_path / "out", separate_table=False)
 
 

@@ -48,9 +48,7 @@ def test_onnxruntimes_steps_are_the_models_over_a_thousand_events(name: str, ser
 
 @every_encoder
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (3, 63), (2, 1001)])
-def test_onnxruntimes_full_pass_is_the_models_at_any_length(
-    name: str, batch: int, length: int, served: Export
-):
+def test_onnxruntimes_full_pass_is_the_models_at_any_length(name: str, batch: int, length: int, served: Export):
     model, program = served(name)
     history = random_history(batch, length)
     outputs = program.run("full", item_ids=history.item_ids.numpy(), lengths=history.lengths.numpy())
@@ -171,9 +169,7 @@ def test_programs_find_the_best_items_where_they_are_asked_to(tmp_path: Path):
     said = export(model, tmp_path / "out", top_k=4)
     assert said["tables"]["items"]["file"] is None
     history = random_history(3, 20)
-    outputs = Served(tmp_path / "out").run(
-        "full", item_ids=history.item_ids.numpy(), lengths=history.lengths.numpy()
-    )
+    outputs = Served(tmp_path / "out").run("full", item_ids=history.item_ids.numpy(), lengths=history.lengths.numpy())
     states = torch.from_numpy(last_states(model, history, [0] * 3))
     best = model.scorer().top_k(states, 4, torch.zeros(3, dtype=torch.int64))
     np.testing.assert_array_equal(outputs["best_items"], best.item_ids)

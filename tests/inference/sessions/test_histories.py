@@ -60,9 +60,7 @@ def test_a_log_fills_sessions_which_go_on(
     assert [each.item for each in sessions.recommend("ada")] == [each.item for each in expected]
 
 
-def test_users_of_the_log_get_their_sessions_when_they_come(
-    log: EventStore, build: Build, full_pass: FullPass
-):
+def test_users_of_the_log_get_their_sessions_when_they_come(log: EventStore, build: Build, full_pass: FullPass):
     model = build()
     sessions = SessionRecommender(model, history_of=log_histories(log))
     assert len(sessions) == 0

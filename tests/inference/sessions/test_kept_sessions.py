@@ -61,9 +61,7 @@ def event(number):
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
-def test_what_was_acknowledged_before_a_kill_is_there(
-    kills: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_was_acknowledged_before_a_kill_is_there(kills: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "kept_sessions.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     import kept_sessions
@@ -190,9 +188,7 @@ def test_every_damage_to_a_session_is_found_and_the_user_can_begin_anew(build: B
     assert sessions.events_seen("ada") == 1
 
 
-ids = st.one_of(
-    st.integers(-(2**63), 2**63 - 1), st.text(), st.sampled_from([0, -1, "0", "-1", "", "ünï", "\0"])
-)
+ids = st.one_of(st.integers(-(2**63), 2**63 - 1), st.text(), st.sampled_from([0, -1, "0", "-1", "", "ünï", "\0"]))
 
 
 @settings(max_examples=25, deadline=None)
@@ -240,25 +236,19 @@ def kept(tmp_path_factory: pytest.TempPathFactory):
     time=st.none() | st.integers(-(2**63), 2**63 - 1),
     seen=st.lists(st.integers(1, 2**31 - 1), unique=True, max_size=20),
 )
-def test_sessions_are_the_same_after_a_round_trip(
-    state: bytes, num_events: int, time: int | None, seen: list
-):
+def test_sessions_are_the_same_after_a_round_trip(state: bytes, num_events: int, time: int | None, seen: list):
     session = Session(state, num_events, time, np.array(seen, np.int32))
     found = Session.from_bytes(session.to_bytes(), "ada")
     assert (found.state, found.num_events, found.newest_time) == (state, num_events, time)
     assert found.seen.tolist() == seen
 
 
-@given(
-    st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=5), max_size=4), st.none() | st.integers(0, 7)
-)
+@given(st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=5), max_size=4), st.none() | st.integers(0, 7))
 def test_seen_items_are_those_met_last(batches: list, max_seen: int | None):
     session, events = Session(b""), []
     for batch in batches:
         session = session.observed(np.array(batch, np.int64), None, b"", max_seen)
         events += batch
     naive = [item for t, item in enumerate(events) if item not in events[t + 1 :]]
-    assert session.seen.tolist() == (
-        naive if max_seen is None else naive[len(naive) - min(max_seen, len(naive)) :]
-    )
+    assert session.seen.tolist() == (naive if max_seen is None else naive[len(naive) - min(max_seen, len(naive)) :])
     assert session.num_events == len(events)

@@ -42,9 +42,7 @@ def same(found: Sequence[Scored], expected: Sequence[Scored]) -> None:
 def interleaved(histories: dict) -> list[Event]:
     """All first events, all second ones, ..; a user's events in order."""
     longest = max(map(len, histories.values()))
-    return [
-        Event(user, items[t]) for t in range(longest) for user, items in histories.items() if t < len(items)
-    ]
+    return [Event(user, items[t]) for t in range(longest) for user, items in histories.items() if t < len(items)]
 
 
 @pytest.mark.parametrize("name", list(ENCODERS))
@@ -118,9 +116,7 @@ def test_a_model_that_streams_can_be_told_to_encode_again(build: Build, full_pas
     )
     with pytest.raises(InputError, match="max_length=0 must be at least 1"):
         ReencodedState(model, max_length=0)
-    with pytest.raises(
-        InputError, match="max_length=13 must be at most 12, for which the model has positions"
-    ):
+    with pytest.raises(InputError, match="max_length=13 must be at most 12, for which the model has positions"):
         ReencodedState(build(positions=True), max_length=13)
     with pytest.raises(InputError, match=r"MambaRec cannot be streamed: positions=True cannot be streamed"):
         StreamedState(build(positions=True))
@@ -195,9 +191,7 @@ def test_bad_requests_are_refused(build: Build):
         sessions.recommend_many([Request("ada"), Request("bob")])
     assert caught.value.index == 1
     for k in (0, -1, 31, 2.0, True, None):
-        with pytest.raises(
-            InputError, match=rf"requests\[0\]: k={k} must be a whole number between 1 and .* 30 items"
-        ):
+        with pytest.raises(InputError, match=rf"requests\[0\]: k={k} must be a whole number between 1 and .* 30 items"):
             sessions.recommend("ada", k)
     with pytest.raises(InputError, match=r"requests\[0\]: user=\[1\] must be"):
         sessions.recommend([1])
@@ -337,9 +331,7 @@ def test_long_and_short_histories_are_not_padded_to_each_other(monkeypatch: pyte
     assert user_state.length_groups([10, 10, 10]) == [[0, 1], [2]]
 
 
-def test_users_of_any_length_are_observed_in_groups(
-    build: Build, full_pass: FullPass, monkeypatch: pytest.MonkeyPatch
-):
+def test_users_of_any_length_are_observed_in_groups(build: Build, full_pass: FullPass, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(user_state, "MAX_EVENTS", 6)
     for positions in (False, True):
         model = build(positions=positions)

@@ -139,9 +139,7 @@ def test_what_is_acknowledged_is_in_the_file_though_nothing_was_closed(tmp_path:
 def test_a_file_in_use_is_refused_and_free_when_closed(tmp_path: Path):
     first = SQLiteStore(tmp_path / "s.db")
     first.put_many([(b"a", b"1")])
-    with pytest.raises(
-        SessionStoreError, match=r"s\.db cannot be used: another process has it open; close it"
-    ):
+    with pytest.raises(SessionStoreError, match=r"s\.db cannot be used: another process has it open; close it"):
         SQLiteStore(tmp_path / "s.db", busy_seconds=0.05)
     threading.Timer(0.2, first.close).start()
     with closing(SQLiteStore(tmp_path / "s.db", busy_seconds=20)) as second:
@@ -226,9 +224,7 @@ def test_a_full_disk_changes_nothing(tmp_path: Path):
 
 
 def test_a_server_that_is_away_is_named():
-    with pytest.raises(
-        SessionStoreError, match=r"the Redis server cannot be used: Error .* connecting to 127"
-    ):
+    with pytest.raises(SessionStoreError, match=r"the Redis server cannot be used: Error .* connecting to 127"):
         RedisStore("redis://127.0.0.1:1", timeout_seconds=0.5)
     with pytest.raises(InputError, match="url='localhost' is no address of a Redis server"):
         RedisStore("localhost")

@@ -26,9 +26,7 @@ NUM_ITEMS = 50
 # Rows and events of batches.
 SHAPES = ((4, 40), (3, 33), (5, 64), (4, 130), (2, 100), (7, 41), (3, 200), (6, 65))
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -110,13 +108,9 @@ def test_graphs_without_breaks_serve_batches_of_all_shapes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "arguments"), [*((name, {}) for name in ENCODERS), ("RecMamba", {"mixer": "mamba2"})]
-)
+@pytest.mark.parametrize(("name", "arguments"), [*((name, {}) for name in ENCODERS), ("RecMamba", {"mixer": "mamba2"})])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_compiled_kernels_give_the_same_losses_and_gradients(
-    name: str, arguments: dict[str, Any], recompute: bool
-):
+def test_compiled_kernels_give_the_same_losses_and_gradients(name: str, arguments: dict[str, Any], recompute: bool):
     assert_compiled_is_plain(name, arguments, recompute=recompute)
 
 

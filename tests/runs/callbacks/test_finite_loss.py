@@ -96,9 +96,7 @@ def test_without_a_checkpoint_the_message_says_so(tmp_path: Path):
         trainer.fit(model, data)
 
 
-@pytest.mark.parametrize(
-    ("settings", "updates"), [({"accumulate_grad_batches": 2}, 3), ({"detect_anomaly": True}, 6)]
-)
+@pytest.mark.parametrize(("settings", "updates"), [({"accumulate_grad_batches": 2}, 3), ({"detect_anomaly": True}, 6)])
 def test_the_run_stops_at_that_batch_also_where(tmp_path: Path, settings: dict[str, Any], updates: int):
     """The update is of several batches, or torch itself looks for NaN in the backward pass."""
     loss = BreaksAt(6)
@@ -110,9 +108,7 @@ def test_the_run_stops_at_that_batch_also_where(tmp_path: Path, settings: dict[s
         assert torch.equal(weight, before.weights[name]), name
 
 
-def test_a_rank_whose_loss_is_finite_names_the_rank_that_stops_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_rank_whose_loss_is_finite_names_the_rank_that_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As where rank 1 of two has a NaN at the third step, seen from rank 0."""
     model, before, data, trainer = fit(tmp_path, BCE())
 
@@ -120,9 +116,7 @@ def test_a_rank_whose_loss_is_finite_names_the_rank_that_stops_the_run(
         return torch.stack([loss, loss * (float("nan") if trainer.global_step == 2 else 1)])
 
     monkeypatch.setattr("seqrec.runs.callbacks.finite_loss.of_all_ranks", of_two_ranks)
-    with pytest.raises(
-        DivergenceError, match=r"the loss is not finite at epoch 0, step 2;.*batch of process 1;"
-    ):
+    with pytest.raises(DivergenceError, match=r"the loss is not finite at epoch 0, step 2;.*batch of process 1;"):
         trainer.fit(model, data)
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, before.weights[name]), name
@@ -140,8 +134,6 @@ class Poison(pl.Callback):
 def test_a_resume_point_is_not_overwritten_with_weights_that_are_no_numbers(tmp_path: Path):
     model, _, data, trainer = fit(tmp_path, BCE())
     trainer.callbacks.insert(0, Poison())
-    with pytest.raises(
-        DivergenceError, match=r"weights are not finite after step 8.*last\.ckpt is from before"
-    ):
+    with pytest.raises(DivergenceError, match=r"weights are not finite after step 8.*last\.ckpt is from before"):
         trainer.fit(model, data)
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4

@@ -59,9 +59,7 @@ def test_the_norm_of_all_gradients_before_clipping_is_logged_every_few_steps(tmp
 
 
 def test_rows_that_occur_twice_count_as_their_sum_and_missing_gradients_as_nothing(sparse_gradient):
-    model = torch.nn.ModuleDict(
-        {"table": torch.nn.Embedding(5, 2, sparse=True), "rest": torch.nn.Linear(2, 1)}
-    )
+    model = torch.nn.ModuleDict({"table": torch.nn.Embedding(5, 2, sparse=True), "rest": torch.nn.Linear(2, 1)})
     rows = torch.tensor([[3.0, 0.0], [0.0, 4.0], [3.0, 0.0]])
     model["table"].weight.grad = sparse_gradient([1, 2, 1], rows, rows=5)
     dense, tables = gradient_norms(model)

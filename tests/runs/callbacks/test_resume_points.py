@@ -23,9 +23,7 @@ def test_a_distance_that_is_not_positive_is_refused(arguments: dict):
 class Run:
     """A trainer's part in saving: a clock, steps, and the steps that were saved."""
 
-    def __init__(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, world_size: int = 1, batches: int = 1000
-    ):
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, world_size: int = 1, batches: int = 1000):
         self.now, self.saved, self.num_training_batches = 0.0, [], batches
         self.global_step, self.world_size, self.is_global_zero = 0, world_size, True
         self.lightning_module = pl.LightningModule()
@@ -69,9 +67,7 @@ def test_points_lie_so_many_minutes_apart(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("keep", [1, 2, 4])
-def test_the_newest_points_are_kept_each_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
-):
+def test_the_newest_points_are_kept_each_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int):
     run = Run(tmp_path, monkeypatch)
     run.train(ResumePoints(every_n_steps=1, every_minutes=None, keep=keep), steps=6, seconds=1)
     points = checkpoints.resume_points(tmp_path)

@@ -227,9 +227,7 @@ def test_a_folder_without_a_summary_and_a_damaged_one_are_refused(tmp_path: Path
     with pytest.raises(MissingInputError, match=r"has no summary\.json"):
         read_summary(tmp_path)
     (tmp_path / "summary.json").write_text('{"status": "finished"}')
-    with pytest.raises(
-        InputError, match=r"summary\.json is damaged or of another version: KeyError: 'error'"
-    ):
+    with pytest.raises(InputError, match=r"summary\.json is damaged or of another version: KeyError: 'error'"):
         read_summary(tmp_path)
     (tmp_path / "summary.json").write_text("{")
     with pytest.raises(InputError, match="damaged or of another version"):
@@ -238,9 +236,7 @@ def test_a_folder_without_a_summary_and_a_damaged_one_are_refused(tmp_path: Path
 
 def test_parameters_are_counted_by_part():
     table = ItemTable(separate_output=True, bias=True)
-    model = SASRec(
-        10, d_model=4, num_layers=1, max_length=6, user_embedding=True, num_users=3, item_table=table
-    )
+    model = SASRec(10, d_model=4, num_layers=1, max_length=6, user_embedding=True, num_users=3, item_table=table)
     counts = parameter_counts(model)
     assert counts["item_table"] == 11 * 4 + 11 * 5
     assert counts["other"] == 6 * 4 + 4 * 4

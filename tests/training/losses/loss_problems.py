@@ -42,9 +42,7 @@ class FixedNegatives(NegativeSampler):
         item_ids = item_ids[0] if self.shared else item_ids
         return Negatives(item_ids, self.log_probabilities(item_ids, rows, seen, num_items), excluded)
 
-    def log_probabilities(
-        self, item_ids: Tensor, rows: Tensor, seen: SeenItems | None, num_items: int
-    ) -> Tensor:
+    def log_probabilities(self, item_ids: Tensor, rows: Tensor, seen: SeenItems | None, num_items: int) -> Tensor:
         return (item_ids.double() / (num_items * (num_items + 1) / 2)).log()
 
 
@@ -73,9 +71,7 @@ def random_states(batch: SequenceBatch, seed: int = 0) -> Tensor:
 
 
 def random_item_vectors(num_items: int = NUM_ITEMS) -> Tensor:
-    return torch.randn(
-        (num_items + 1, WIDTH), generator=torch.Generator().manual_seed(1), dtype=torch.float64
-    )
+    return torch.randn((num_items + 1, WIDTH), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def mean_over_events(

@@ -90,7 +90,5 @@ def test_scores_of_shared_negatives_leave_autocast_as_float32():
     loss = BCE(FixedNegatives(3, shared=True))
     events = select_events(random_states(batch).float(), batch)
     with torch.autocast("cpu", torch.bfloat16):
-        scores = negative_scores(
-            events, fixed_draws(loss, batch, NUM_ITEMS), Scorer(random_item_vectors().float())
-        )
+        scores = negative_scores(events, fixed_draws(loss, batch, NUM_ITEMS), Scorer(random_item_vectors().float()))
     assert scores.dtype == torch.float32

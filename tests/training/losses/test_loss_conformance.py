@@ -168,6 +168,4 @@ def test_a_loss_is_registered_and_exported_under_its_name(name: str):
 def test_every_loss_has_a_config_that_says_no_more_than_its_name():
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(LOSSES)
     for path in CONFIGS.glob("*.yaml"):
-        assert yaml.safe_load(path.read_text()) == {
-            "model": {"init_args": {"loss": {"class_path": path.stem}}}
-        }
+        assert yaml.safe_load(path.read_text()) == {"model": {"init_args": {"loss": {"class_path": path.stem}}}}

@@ -17,9 +17,7 @@ from seqrec.models import SASRec
 from seqrec.training.losses import LOSSES, InBatchSoftmax, Loss, SampledSoftmax
 from seqrec.training.negatives import PopularityNegatives, UniformNegatives
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 CONFIGS = Path(__file__).parents[3] / "configs"
 
 

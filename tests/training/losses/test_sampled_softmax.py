@@ -42,9 +42,7 @@ class EachItemOnce(NegativeSampler):
         item_ids = item_ids if self.shared else item_ids.expand(len(rows), -1)
         return Negatives(item_ids, self.log_probabilities(item_ids, rows, seen, num_items))
 
-    def log_probabilities(
-        self, item_ids: Tensor, rows: Tensor, seen: SeenItems | None, num_items: int
-    ) -> Tensor:
+    def log_probabilities(self, item_ids: Tensor, rows: Tensor, seen: SeenItems | None, num_items: int) -> Tensor:
         return torch.full(item_ids.shape, -math.log(num_items), dtype=torch.float64)
 
 
@@ -72,9 +70,7 @@ def test_loss_and_gradients_equal_a_loop_over_events(
     lengths: list[int], num_negatives: int, exclude_seen: bool, shared: bool, log_q: bool
 ):
     batch = random_batch(lengths)
-    loss = SampledSoftmax(
-        FixedNegatives(num_negatives, exclude_seen=exclude_seen, shared=shared), log_q=log_q
-    )
+    loss = SampledSoftmax(FixedNegatives(num_negatives, exclude_seen=exclude_seen, shared=shared), log_q=log_q)
     draws = fixed_draws(loss, batch, NUM_ITEMS)
     assert_equal_with_gradients(
         loss,

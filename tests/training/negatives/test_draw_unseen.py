@@ -45,9 +45,7 @@ def test_users_who_lack_a_single_item_always_get_it():
 def test_the_largest_uniform_number_draws_the_last_unseen_item():
     largest = torch.tensor([[1 - 2.0**-53]], dtype=torch.float64)
     for num_items in (1, 3, 10, 2**24, 30_000_001, 2**40 - 1):
-        assert draw_unseen(largest, torch.tensor([0]), seen_items([set()]), num_items).tolist() == [
-            [num_items]
-        ]
+        assert draw_unseen(largest, torch.tensor([0]), seen_items([set()]), num_items).tolist() == [[num_items]]
 
 
 def test_a_user_who_has_seen_everything_is_refused():

@@ -39,9 +39,7 @@ def test_weights_by_log_probabilities_are_unbiased_over_what_each_user_has_not_s
 
 
 def test_the_batch_is_a_part_of_a_mixture_by_its_size():
-    mixed = MixedNegatives(
-        [InBatchNegatives(exclude_seen=False), UniformNegatives(1, exclude_seen=False, shared=True)]
-    )
+    mixed = MixedNegatives([InBatchNegatives(exclude_seen=False), UniformNegatives(1, exclude_seen=False, shared=True)])
     mixed.use_item_counts(COUNTS)
     assert mixed.num_draws(3) == 4
     drawn = mixed.sample(ROWS, TARGETS, None, 5)
@@ -68,9 +66,7 @@ def test_a_mixture_survives_the_round_trip_through_its_spec():
 
 
 def test_parts_that_do_not_agree_are_refused():
-    with pytest.raises(
-        InputError, match="must agree in shared, but have InBatchNegatives: True, UniformNegatives: F"
-    ):
+    with pytest.raises(InputError, match="must agree in shared, but have InBatchNegatives: True, UniformNegatives: F"):
         MixedNegatives([InBatchNegatives(), UniformNegatives()])
     with pytest.raises(InputError, match="must agree in exclude_seen"):
         MixedNegatives([PopularityNegatives(), UniformNegatives(exclude_seen=False)])

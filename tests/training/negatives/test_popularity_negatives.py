@@ -51,9 +51,7 @@ def test_draws_that_a_user_has_seen_do_not_count(shared: bool):
     item_ids = drawn.item_ids.expand(3, 200)
     counted = drawn.counted(ROWS, TARGETS)
     assert torch.equal(counted[0], item_ids[0] != 3)
-    assert not counted[1:].any(), (
-        "the second user has seen all that can be drawn: sampling ends, without negatives"
-    )
+    assert not counted[1:].any(), "the second user has seen all that can be drawn: sampling ends, without negatives"
 
 
 def test_powers_of_large_counts_do_not_overflow():
@@ -78,9 +76,7 @@ def test_a_seed_repeats_draws():
 @pytest.mark.parametrize("sampler", [PopularityNegatives(), InBatchNegatives()])
 def test_draws_before_counts_are_refused(sampler: NegativeSampler):
     assert sampler.needs_item_counts
-    with pytest.raises(
-        InputError, match=f"{type(sampler).__name__} needs the items' counts.*use_item_counts"
-    ):
+    with pytest.raises(InputError, match=f"{type(sampler).__name__} needs the items' counts.*use_item_counts"):
         sampler.sample(ROWS, TARGETS, SEEN, 5)
 
 

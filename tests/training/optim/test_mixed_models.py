@@ -77,9 +77,7 @@ def test_table_settings_reach_the_table_alone(make_mixed: Callable):
 
 
 @both
-def test_training_equals_that_of_two_optimizers(
-    kind: type[Adam], make_mixed: Callable, item_batches: Callable
-):
+def test_training_equals_that_of_two_optimizers(kind: type[Adam], make_mixed: Callable, item_batches: Callable):
     ours, theirs = make_mixed(), make_mixed()
     train(ours, kind(0.05).build(ours), item_batches(6))
     dense = [p for name, p in theirs.named_parameters() if name != "items.weight"]
@@ -187,9 +185,7 @@ def test_a_model_of_sparse_tables_alone_has_the_row_optimizer(kind: type[Adam]):
 
 @both
 def test_a_table_optimizer_without_a_table_is_refused(kind: type[Adam]):
-    message = (
-        "optimizer.table=RowwiseAdagrad is for tables with row-sparse gradients, and this model has none"
-    )
+    message = "optimizer.table=RowwiseAdagrad is for tables with row-sparse gradients, and this model has none"
     with pytest.raises(InputError, match=message):
         kind(table=RowwiseAdagrad()).build(nn.Embedding(3, 2))
 
@@ -258,9 +254,7 @@ def test_a_scaled_step_is_the_plain_one(
 
 
 @pytest.mark.parametrize("bad", ["items.weight", "layer.weight"])
-def test_an_infinite_gradient_in_either_part_skips_the_step(
-    bad: str, make_mixed: Callable, item_batches: Callable
-):
+def test_an_infinite_gradient_in_either_part_skips_the_step(bad: str, make_mixed: Callable, item_batches: Callable):
     model = make_mixed()
     scaler = scaled_step(model, Adam(0.05), item_batches(1)[0], bad=bad)
     assert_equal_weights(model, make_mixed())
@@ -282,9 +276,7 @@ def test_the_fused_kernel_is_the_default(kind: type[Adam], asked: bool | None, e
 def test_where_torch_has_no_fused_kernel_its_default_is_taken():
     model = nn.Linear(2, 2, device="meta")
     assert Adam().build(model).param_groups[0]["fused"] is None
-    with pytest.raises(
-        InputError, match=r"fused=True needs .* cpu or cuda, these are on meta: leave fused out"
-    ):
+    with pytest.raises(InputError, match=r"fused=True needs .* cpu or cuda, these are on meta: leave fused out"):
         Adam(fused=True).build(model)
 
 

@@ -152,9 +152,9 @@ def test_the_padding_row_is_never_touched(make: Make, dtype: torch.dtype):
         embedding(torch.tensor([[0, 3, 0], [3, 5, 0]])).sum().backward()
         optimizer.step()
     assert not embedding.weight[0].any()
-    assert {
-        name: bool(optimizer.state[embedding.weight][name][0].any()) for name in optimizer.state_names
-    } == (dict.fromkeys(optimizer.state_names, False))
+    assert {name: bool(optimizer.state[embedding.weight][name][0].any()) for name in optimizer.state_names} == (
+        dict.fromkeys(optimizer.state_names, False)
+    )
     assert not torch.equal(embedding.weight[[3, 5]], before[[3, 5]])
     assert torch.equal(embedding.weight[[1, 2, 4]], before[[1, 2, 4]])
 
@@ -254,9 +254,7 @@ def test_a_saved_optimizer_goes_on_to_the_same_bits(make: Make, dtype: torch.dty
     run(resumed, sequence[4:])
     assert torch.equal(other, table)
     for name in (*optimizer.state_names, "step"):
-        assert torch.equal(
-            torch.as_tensor(resumed.state[other][name]), torch.as_tensor(optimizer.state[table][name])
-        )
+        assert torch.equal(torch.as_tensor(resumed.state[other][name]), torch.as_tensor(optimizer.state[table][name]))
 
 
 def test_an_optimizer_that_never_stepped_loads():

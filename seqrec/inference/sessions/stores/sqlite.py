@@ -134,9 +134,7 @@ class SQLiteStore:
         execute("COMMIT")
         (mode,) = execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
-            raise SessionStoreError(
-                f"{self.path} cannot have a write-ahead log here; give a path on a local disk"
-            )
+            raise SessionStoreError(f"{self.path} cannot have a write-ahead log here; give a path on a local disk")
         execute("PRAGMA synchronous = FULL")
         # On macOS a plain fsync leaves data in the disk's cache.
         execute("PRAGMA fullfsync = ON")
