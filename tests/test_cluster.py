@@ -20,6 +20,8 @@ import torch
 
 from seqrec.cli import main
 
+pytestmark = pytest.mark.process
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 JOB = Path(cluster_runs.__file__)
 HOSTS = ("127.0.0.1", "127.0.0.2")

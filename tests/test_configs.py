@@ -19,7 +19,10 @@ from seqrec.encoders import ENCODERS
 from seqrec.evaluation.protocols import PRESETS, Protocol
 from seqrec.specs import from_spec
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FRAGMENTS = CONFIGS / "fragments"

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 RUN = """
 import json, sys
 import lightning.pytorch as pl

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.process
+
 RUN = """
 import json, os, sys
 import lightning.pytorch as pl

@@ -46,6 +46,7 @@ def test_an_unknown_name_is_refused_with_the_nearest():
         from seqrec import MambaRek  # noqa: F401
 
 
+@pytest.mark.process
 def test_listing_the_names_loads_nothing():
     code = "import seqrec, sys; dir(seqrec); print('torch' in sys.modules, 'numpy' in sys.modules)"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

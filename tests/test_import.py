@@ -6,6 +6,10 @@ import ast
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.process
+
 
 def loaded_by(statement: str, *names: str) -> list[str]:
     """Which of the modules `names` a fresh process has loaded after `statement`; it must print nothing else."""

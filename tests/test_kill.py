@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.process
+
 CONFIG = """
 data:
   source: {{class_path: Synthetic, init_args: {{num_users: 400, num_items: 300, mean_events: 40}}}}

@@ -20,6 +20,7 @@ from seqrec.runs.callbacks import BestCheckpoint, EarlyStopping, ResumePoints
 EPOCHS = 3
 # What Lightning says of a folder that a resumed run goes on with, and of a loader without workers.
 pytestmark = [
+    pytest.mark.process,
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),

@@ -10,6 +10,8 @@ from seqrec.benchmark.catalogue import OBJECTIVES, OPTIMIZERS, benchmark_catalog
 from seqrec.benchmark.measurement import MemoryLimitError, run_measured
 from seqrec.errors import InputError
 
+pytestmark = pytest.mark.process
+
 SMALL = {
     "encoder": "GRU4Rec",
     "d_model": 4,

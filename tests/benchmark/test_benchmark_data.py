@@ -15,6 +15,8 @@ from seqrec.benchmark.measurement import Measurement, MemoryLimitError
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 
+pytestmark = pytest.mark.process
+
 if sys.platform != "linux":
     pytest.skip("memory limits need Linux", allow_module_level=True)
 
@@ -193,7 +195,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(monkeypatch
     [
         ({"profile": "netflix"}, "profile='netflix' must be one of kuairand, lfm1b"),
         ({"events": "many"}, "events='many' must be a whole number"),
-        ({"memory_limit": "some"}, "memory_limit='some' is no size"),
+        ({"memory_limit": "some"}, "memory_limit='some' is not a size"),
         (
             {"memory_limit": "500MB"},
             r"memory_limit='500MB' is too little; preparation needs at least 1\.0 GiB",

@@ -12,7 +12,7 @@ from seqrec.benchmark.measurement import Measurement, MemoryLimitError
 from seqrec.benchmark.recall import FOUND, benchmark_recall, find_signal, signal_log
 from seqrec.errors import InputError
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")]
 
 SETTINGS = {"d_model": 32, "num_layers": 1, "lr": 0.005, "batch_size": 32}
 

@@ -16,6 +16,8 @@ from seqrec.benchmark.scan import benchmark_scan, crossing_text
 from seqrec.errors import InputError
 from seqrec.ops.selective_scan import SCAN_BACKENDS
 
+pytestmark = pytest.mark.process
+
 
 def test_small_sizes_are_measured_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     written = tmp_path / "figures.json"

@@ -21,6 +21,8 @@ from seqrec.errors import InputError
 from seqrec.serving.app import create_app
 from seqrec.serving.server import Server, bind, url_of
 
+pytestmark = pytest.mark.process
+
 
 @contextmanager
 def in_a_thread(app: FastAPI) -> Iterator[str]:

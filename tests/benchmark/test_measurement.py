@@ -10,6 +10,8 @@ import pytest
 from seqrec.benchmark.measurement import MemoryLimitError, anonymous_bytes, run_measured
 from seqrec.errors import InputError
 
+pytestmark = pytest.mark.process
+
 if sys.platform != "linux":
     pytest.skip("memory limits need Linux", allow_module_level=True)
 

@@ -23,7 +23,10 @@ from seqrec.evaluation.protocols import Protocol
 from seqrec.models import MambaRec, SequentialRecommender, evaluate
 from seqrec.runs import read_summary
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = {

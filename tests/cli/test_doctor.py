@@ -71,6 +71,7 @@ def test_programs_get_json(capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.process
+@pytest.mark.process
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_output_that_nobody_reads_ends_the_command_without_a_word(unbuffered: str):
     with subprocess.Popen(

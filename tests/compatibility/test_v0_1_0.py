@@ -49,6 +49,7 @@ def test_every_public_name_of_then_can_be_imported(module: str):
         assert getattr(found, name) is not None
 
 
+@pytest.mark.process
 def test_a_name_imported_from_its_old_place_is_the_same_object():
     code = (
         "from seqrec.losses import FullSoftmax\nimport seqrec.optim as optim\nfrom seqrec.data.sources import Table\n"
@@ -94,6 +95,7 @@ def test_results_of_users_are_read(name: str):
     assert results.num_users == 60
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["mambarec", "sasrec"])
 def test_a_run_is_resumed_from_its_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     from seqrec.cli import main

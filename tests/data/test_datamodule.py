@@ -102,6 +102,7 @@ def ask_in_a_process(directory: Path, start: Any, queue: Any) -> None:
     queue.put(data.num_items)
 
 
+@pytest.mark.process
 def test_of_two_processes_that_start_at_once_one_prepares(tmp_path: Path):
     context = multiprocessing.get_context("spawn")
     start, queue = context.Barrier(2), context.Queue()
@@ -330,6 +331,7 @@ def test_first_users_last_two_items_of_a_real_log_are_held_out(real_data: Callab
     assert np.asarray(data.train_item_counts()).sum() == len(pairs) - 2 * data.num_users
 
 
+@pytest.mark.process
 def test_training_on_an_existing_store_needs_no_polars(tmp_path: Path):
     module(tmp_path, Synthetic(num_users=5, num_items=9, mean_events=6)).prepare_data()
     code = (

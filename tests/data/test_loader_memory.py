@@ -18,6 +18,8 @@ from seqrec.data.sampler import BatchSampler
 from seqrec.data.store import EventStore, write_store
 from seqrec.data.windows import StridedWindows
 
+pytestmark = pytest.mark.process
+
 EVENTS_A_USER = 1000
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from seqrec.data.datamodule import outlive_signals
 
+pytestmark = pytest.mark.process
+
 
 def load(connection) -> None:
     outlive_signals(0)

@@ -25,6 +25,8 @@ from seqrec.experiments.paper import benchmark_paper
 from seqrec.experiments.report import figures, report
 from seqrec.experiments.runner import make_slots
 
+pytestmark = pytest.mark.process
+
 CONFIGS = Path(__file__).parents[2] / "configs" / "fragments"
 TIMEOUT = 300
 GRID = (

@@ -21,7 +21,7 @@ from seqrec.runs import RunFolder
 from seqrec.runs.callbacks import RunMonitor, RunSummary
 from seqrec.training.optim import Adam, LazyAdam, OptimizerFactory
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")]
 
 
 def parts(folder: Path, sparse: bool = False, **data: Any) -> tuple[pl.Trainer, SASRec, SequenceDataModule]:

@@ -16,7 +16,7 @@ from jobs import Job
 
 from seqrec.runs.checkpoints import NEEDED_TO_FIT, read_checkpoint
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.process, pytest.mark.faults]
 
 
 def checkpoints(folder: Path) -> Path:
@@ -37,7 +37,7 @@ def test_a_killed_loader_ends_the_run_with_its_reason(start: Callable[..., Job],
     os.kill(loader, signal.SIGKILL)
     assert job.end() == 2
     assert re.fullmatch(
-        r"error: a loader process.* ended unexpectedly, most often killed for want of memory: .*",
+        r"error: a loader process.* ended unexpectedly, most often because memory ran out: .*",
         last_word(job),
     ), job.output
     assert "Resume with: seqrec fit" in job.output, job.output

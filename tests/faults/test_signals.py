@@ -12,7 +12,7 @@ import pytest
 import torch
 from jobs import Job
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.process, pytest.mark.faults]
 
 
 def newest(folder: Path) -> Path:

@@ -14,6 +14,8 @@ import pytest
 
 from seqrec.ops.compiled_library import VARIANTS
 
+pytestmark = pytest.mark.process
+
 REPOSITORY = Path(__file__).parents[2]
 # Prints a report of an installed package, as JSON in the last line.
 EXAMINATION = """

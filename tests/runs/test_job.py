@@ -19,6 +19,7 @@ def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("seqrec.runs.job.PATIENCE_SECONDS", 0.2)
 
 
+@pytest.mark.process
 def test_a_folder_is_one_jobs_until_that_is_killed(tmp_path: Path):
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:

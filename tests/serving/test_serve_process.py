@@ -23,7 +23,7 @@ from seqrec.data.store import EventStore
 from seqrec.inference import load
 from seqrec.inference.sessions import SessionRecommender
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore::UserWarning")]
 TOKEN = "a-token-of-some-length"
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
 TIMEOUT = 120

@@ -12,6 +12,8 @@ from seqrec.catalogue.search import ExactSearch, FaissSearch, ItemSearch
 from seqrec.errors import InputError
 from seqrec.types import SeenItems
 
+pytestmark = pytest.mark.process
+
 KINDS = ("ivf_pq", "ivf_flat", "hnsw")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 USERS = torch.arange(30)

@@ -209,6 +209,7 @@ for ranks, strategy in ((2, "ddp_fork"), (1, "auto")):
 """
 
 
+@pytest.mark.process
 def test_two_ranks_give_the_sums_of_one_to_the_last_digit_and_the_same_file(data: SequenceDataModule):
     assert data.store.num_users == 37
     Path("run.py").write_text(RUN)

@@ -20,7 +20,10 @@ from seqrec.experiments.sweep import SweepSettings
 from seqrec.experiments.sweep.study import ask, open_study
 from seqrec.runs import read_summary
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
 COMMAND = ("sweep", "--config", "sweep.yaml")
 
 

@@ -19,6 +19,8 @@ from seqrec.errors import InputError
 from seqrec.experiments.sweep import SweepSettings, run_sweep
 from seqrec.experiments.sweep.study import open_study
 
+pytestmark = pytest.mark.process
+
 REPOSITORY = Path(__file__).parents[3]
 CONFIG = {
     "trainer": {"callbacks": [{"class_path": "seqrec.experiments.sweep.TrialReporter"}], "logger": None},

@@ -17,6 +17,8 @@ from polars.testing import assert_frame_equal
 
 from seqrec.inference.bulk.command import recommend
 
+pytestmark = pytest.mark.process
+
 TIMEOUT = 300
 PARTS = 30
 

@@ -18,6 +18,8 @@ from seqrec.inference.export.programs import one_step
 from seqrec.inference.export.tables import model_tables
 from seqrec.models import SequentialRecommender
 
+pytestmark = pytest.mark.process
+
 Export = Callable[[str], tuple[SequentialRecommender, Served]]
 # The others take minutes with the rest: pytest -m slow tests/inference/export
 QUICK = ("GRU4Rec", "SASRec", "MambaRec")

@@ -29,6 +29,8 @@ from seqrec.inference.sessions import (
 from seqrec.inference.sessions.keeper import Session
 from seqrec.models import GRU4Rec, Recommender
 
+pytestmark = pytest.mark.process
+
 Build = Callable[..., Recommender]
 
 # Observes one event after another for ever, and says so after each.

@@ -26,7 +26,10 @@ NUM_ITEMS = 50
 # Rows and events of batches.
 SHAPES = ((4, 40), (3, 33), (5, 64), (4, 130), (2, 100), (7, 41), (3, 200), (6, 65))
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
 
 
 @pytest.fixture(autouse=True)
