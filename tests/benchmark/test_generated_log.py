@@ -131,6 +131,7 @@ def test_an_interrupted_log_leaves_nothing(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_memory_does_not_grow_with_the_log(tmp_path: Path):
     peaks = [
         run_measured(measured_functions.generate, {"folder": str(tmp_path), "events": events}).peak_anonymous

@@ -302,6 +302,7 @@ prepare(Table(sys.argv[1]), Filters(event_features=("is_click",)), sys.argv[2], 
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
+    @pytest.mark.process
     @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
     def test_is_set_by_the_limit_and_not_by_the_log(self, tmp_path: Path):
         (tmp_path / "log").mkdir()

@@ -80,6 +80,7 @@ def binned_surprise(num_items: int, draws: int) -> tuple[float, float]:
     return surprise(bins[drawn], in_bins), surprise(parity, by_parity / by_parity.sum())
 
 
+@pytest.mark.process
 def test_draws_follow_the_weights_above_float32s_integers():
     all_bins, parity = binned_surprise(2**24 + 2**20, 1_000_000)
     assert abs(all_bins) < 4
