@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from seqrec import aliases
+from seqrec.aliases import __version__ as __version__
 
 # For editors and type checkers; `_MODULES` is the same table at run time, and a test compares the two.
 if TYPE_CHECKING:
@@ -78,8 +79,6 @@ if TYPE_CHECKING:
         WarmupCosine,
     )
     from seqrec.types import History, Recommendations, SequenceBatch
-
-__version__ = "0.2.0"
 
 # Module -> the public names that it offers.
 _MODULES = {

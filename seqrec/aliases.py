@@ -16,6 +16,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+# Here, at the bottom, so that every room can record it in the files that it writes.
+__version__ = "0.2.0"
+
 # Old module -> the module or package that has its names now. Submodules of an old module follow it.
 MODULES: dict[str, str] = {
     "seqrec.benchmark.grid": "seqrec.experiments.grid",

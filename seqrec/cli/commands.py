@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from seqrec import __version__
+from seqrec.aliases import __version__
 from seqrec.cli.arguments import asks_for_a_trainer, expand
 from seqrec.cli.help import overview
 from seqrec.cli.parsing import call, with_underscores

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from seqrec import __version__
+from seqrec.aliases import __version__
 from seqrec.errors import InputError
 from seqrec.ops import compiled_library
 from seqrec.ops.backends import Backends

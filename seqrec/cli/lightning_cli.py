@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from seqrec import __version__
+from seqrec.aliases import __version__
 from seqrec.cli.arguments import as_prediction, expand, refuse_slurm_without_srun
 from seqrec.cli.help import short_help
 from seqrec.cli.parsing import ArgumentParser, with_names

@@ -13,7 +13,7 @@ from typing import NoReturn, get_args, get_origin, get_type_hints
 
 import jsonargparse
 
-from seqrec import __version__
+from seqrec.aliases import __version__
 from seqrec.cli.errors import explain
 from seqrec.specs import from_spec
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqrec import __version__
+from seqrec.aliases import __version__
 from seqrec.errors import InputError
 from seqrec.specs import to_spec
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from seqrec import __version__
+from seqrec.aliases import __version__
 from seqrec.catalogue.histories import read_histories, read_options
 from seqrec.catalogue.recommend import RecommendOptions, best_items, recommend_block
 from seqrec.catalogue.scorer import Scorer

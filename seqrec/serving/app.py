@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 
-from seqrec import __version__
+from seqrec.aliases import __version__
 from seqrec.errors import InputError, UnknownUserError
 from seqrec.inference.sessions import Event, Request, Scored, SessionRecommender
 from seqrec.serving.answers import error_response, refusal_of, validation_response

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from seqrec import __version__
+from seqrec.aliases import __version__
 from seqrec.errors import InputError, MissingInputError
 from seqrec.experiments import MODELS, is_baseline
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from seqrec import __version__
+from seqrec.aliases import __version__
 from seqrec.inference.export.programs import NEXT_STATE, STATE, Program
 from seqrec.inference.export.tables import ExportedTable
 from seqrec.models import SequentialRecommender
