@@ -29,11 +29,6 @@ def wants_gradient(problem: tuple[Any, ...]) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in problem if isinstance(x, Tensor))
 
 
-def given_arguments(problem: Any) -> tuple[str, ...]:
-    """Return the names of the optional arguments that a backend may not support and that are not None."""
-    return tuple(name for name in ("initial_state", "valid", "start") if getattr(problem, name) is not None)
-
-
 def check_shapes(given: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> None:
     """Check the shape, device and dtype of each argument.
 

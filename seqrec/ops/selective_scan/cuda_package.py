@@ -12,7 +12,6 @@ further events in front and at the end, one for each state of a channel:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +27,8 @@ MAX_STATES = 256
 TOO_MANY_STATES = f"more than {MAX_STATES} states a channel"
 # `exp(TINY_STEP * A)` is 1 in float32 for |A| below 2^14; Mamba's A starts at -N.
 TINY_STEP = 2.0**-40
+
+_load = functools.cache(lambda: load_function("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn"))
 
 
 def scan_mamba_ssm(problem: ScanProblem) -> tuple[Tensor, Tensor]:
@@ -48,10 +49,7 @@ def scan_mamba_ssm(problem: ScanProblem) -> tuple[Tensor, Tensor]:
 
 def missing() -> str | None:
     """Return why the package cannot be used on this machine now, with the fix; None if it can."""
-    function, reason = _load()
-    if function is None:
-        return reason
-    return why_no_device() or _check(torch.cuda.current_device())
+    return _load()[1] or why_no_device() or _check(torch.cuda.current_device())
 
 
 def _recurrence(
@@ -91,11 +89,6 @@ def _call(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, **further: 
         **further,
     )
     return y.transpose(1, 2), last
-
-
-@functools.cache
-def _load() -> tuple[Callable[..., Any] | None, str]:
-    return load_function("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
 
 
 @functools.cache

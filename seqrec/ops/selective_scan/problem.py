@@ -41,11 +41,6 @@ class ScanProblem(NamedTuple):
 Scan = Callable[[ScanProblem], tuple[Tensor, Tensor]]
 
 
-def check_problem(problem: ScanProblem) -> None:
-    """Raise InputError, with the argument's name, if a shape, device or dtype does not fit."""
-    check_operands(problem._asdict(), "B, L")
-
-
 def check_operands(given: Mapping[str, Any], lead: str) -> None:
     """Check the arguments of a scan, or those of a single step.
 
@@ -63,12 +58,8 @@ def check_operands(given: Mapping[str, Any], lead: str) -> None:
     if A.dim() != 2 or A.shape[0] != channels:
         raise InputError(f"A must be (D, N) with D = {channels} from u, got {tuple(A.shape)}")
     batch, states = u.shape[0], A.shape[1]
-    shapes: dict[str, tuple[int, ...]] = {
-        "A": (channels, states),
-        "D": (channels,),
-        "delta_bias": (channels,),
-    }
-    shapes |= dict.fromkeys(("u", "delta", "z"), (*events, channels))
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("u", "delta", "z"), (*events, channels))
+    shapes |= {"A": (channels, states)} | dict.fromkeys(("D", "delta_bias"), (channels,))
     shapes |= dict.fromkeys(("B", "C"), (*events, states))
     shapes |= dict.fromkeys(("initial_state", "state"), (batch, channels, states))
     shapes |= {name: tuple(events) for name in ("valid", "start")}

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +21,8 @@ from seqrec.ops.ssd.reference import ssd_reference
 PLAIN_STEPS = "step sizes without softplus"
 # The kernels subtract float32 sums of logarithms within a chunk: the shorter the chunk, the smaller the error.
 CHUNK_EVENTS = 64
+
+_load = functools.cache(lambda: load_function("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined"))
 
 
 def ssd_mamba_ssm(
@@ -53,10 +53,7 @@ def ssd_mamba_ssm(
 
 def missing() -> str | None:
     """Return why the package cannot be used on this machine now, with the fix; None if it can."""
-    function, reason = _load()
-    if function is None:
-        return reason
-    if lacking := why_no_device():
+    if lacking := _load()[1] or why_no_device():
         return lacking
     if torch.get_float32_matmul_precision() == "highest" and os.environ.get("TRITON_F32_DEFAULT") != "ieee":
         return (
@@ -64,11 +61,6 @@ def missing() -> str | None:
             "torch.set_float32_matmul_precision('high')"
         )
     return _check(torch.cuda.current_device())
-
-
-@functools.cache
-def _load() -> tuple[Callable[..., Any] | None, str]:
-    return load_function("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined")
 
 
 @functools.cache

@@ -40,11 +40,6 @@ class SsdProblem(NamedTuple):
 Ssd = Callable[[SsdProblem], tuple[Tensor, Tensor]]
 
 
-def check_problem(problem: SsdProblem) -> None:
-    """Raise InputError, with the argument's name, if a shape, device or dtype does not fit."""
-    check_operands(problem._asdict(), "B, L")
-
-
 def check_operands(given: Mapping[str, Any], lead: str) -> None:
     """Check the arguments of a scan, or those of a single step.
 
