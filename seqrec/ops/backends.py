@@ -14,6 +14,7 @@ from torch import Tensor
 
 from seqrec.errors import InputError
 from seqrec.ops.export import is_exporting, without_autocast
+from seqrec.ops.problems import moved
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -161,7 +162,7 @@ class Backends(Generic[Function]):
             given = [name for name in ("initial_state", "valid", "start") if getattr(problem, name) is not None]
             function = self[self._chosen(wanted, x.device.type, dtype, (*given, *unusual))].function
         with without_autocast(x.device.type):
-            out, last = function(problem.to(dtype))
+            out, last = function(moved(problem, dtype))
         return out.to(x.dtype), last
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

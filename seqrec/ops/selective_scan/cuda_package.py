@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from seqrec.ops.cuda_packages import isolated, kernel_fault, load_function, why_no_device
-from seqrec.ops.problems import wants_gradient, with_gate_and_padding
+from seqrec.ops.problems import moved, wants_gradient, with_gate_and_padding
 from seqrec.ops.selective_scan.chunked import scan_chunked
 from seqrec.ops.selective_scan.problem import ScanProblem
 from seqrec.ops.selective_scan.reference import scan_reference
@@ -101,4 +101,4 @@ def _check(device: int) -> str | None:
     problem = ScanProblem(u, step, A, B, C, z=z, initial_state=state)
     expected = with_gate_and_padding(scan_reference)(problem)
     there = torch.device("cuda", device)
-    return kernel_fault(lambda: scan_mamba_ssm(problem.to(there)), expected, rtol=1e-4, atol=1e-5)
+    return kernel_fault(lambda: scan_mamba_ssm(moved(problem, there)), expected, rtol=1e-4, atol=1e-5)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from seqrec.errors import InputError
-from seqrec.ops.problems import check_shapes, moved
+from seqrec.ops.problems import check_shapes
 
 
 class ScanProblem(NamedTuple):
@@ -31,10 +30,6 @@ class ScanProblem(NamedTuple):
     valid: Tensor | None = None
     start: Tensor | None = None
     return_last_state: bool = True  # False if the last state that a backend returns is not used
-
-    def to(self, target: torch.dtype | torch.device) -> ScanProblem:
-        """Return the problem with real numbers in another dtype, or all tensors on another device."""
-        return ScanProblem(*moved(self, target))
 
 
 # y (B, L, D) and the last state (B, D, N).

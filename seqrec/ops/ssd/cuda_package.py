@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seqrec.ops.cuda_packages import isolated, kernel_fault, load_function, why_no_device
-from seqrec.ops.problems import with_gate_and_padding
+from seqrec.ops.problems import moved, with_gate_and_padding
 from seqrec.ops.ssd.problem import SsdProblem
 from seqrec.ops.ssd.reference import ssd_reference
 
@@ -76,4 +76,4 @@ def _check(device: int) -> str | None:
     scan, there = with_gate_and_padding(ssd_mamba_ssm), torch.device("cuda", device)
     expected = with_gate_and_padding(ssd_reference)(problem)
     # TF32 keeps 10 bits, an error of 0.05 % per product.
-    return kernel_fault(lambda: scan(problem.to(there)), expected, rtol=1e-2, atol=1e-2)
+    return kernel_fault(lambda: scan(moved(problem, there)), expected, rtol=1e-2, atol=1e-2)
