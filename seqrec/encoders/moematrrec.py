@@ -50,8 +50,7 @@ class AttentionMambaMixture(nn.Module):
         """
         gated = x if valid is None else _mean_of_events(x, valid)
         attention_weight, mamba_weight = self.gate(gated).split(1, dim=-1)
-        attended = self.attention(x) if valid is None else self.attention.both_ways(x, valid)
-        out: Tensor = attention_weight * attended + mamba_weight * self.mamba(x)
+        out: Tensor = attention_weight * self.attention(x, valid) + mamba_weight * self.mamba(x)
         return out
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:

@@ -148,7 +148,7 @@ class StateFormat:
         """
         tensors = {name: _entry(x) for name, x in state.tensors.items()}
         self._check({**self._header, "encoder": state.encoder, "tensors": tensors})
-        payload = b"".join(_bytes_of(x) for x in state.tensors.values())
+        payload = b"".join(as_bytes(x).numpy().tobytes() for x in state.tensors.values())
         head = [MAGIC, LENGTHS.pack(len(self._header_bytes)), self._header_bytes]
         return b"".join([*head, COUNTS.pack(len(state), zlib.crc32(payload)), payload])
 
@@ -223,14 +223,9 @@ class StateFormat:
 
     def _check(self, header: dict[str, Any]) -> None:
         """Raise InputError if a header differs from ours, with the first difference."""
-        for field, what in (
-            ("version", "library version"),
-            ("encoder", "encoder"),
-            ("weights", "encoder weights"),
-            ("byte_order", "byte order"),
-            ("tensors", "tensors"),
-        ):
-            found, ours = header[field], self._header[field]
+        names = {"version": "library version", "weights": "encoder weights", "byte_order": "byte order"}
+        for field, ours in self._header.items():
+            found = header[field]
             if found != ours:
                 if isinstance(found, dict) and isinstance(ours, dict):
                     found, ours = (
@@ -238,8 +233,8 @@ class StateFormat:
                         for x, y in ((found, ours), (ours, found))
                     )
                 raise InputError(
-                    f"the state was made with {what} {found}, but the model has {ours}; make it again from the "
-                    "user's events"
+                    f"the state was made with {names.get(field, field)} {found}, but the model has {ours}; make it "
+                    "again from the user's events"
                 )
 
     def _tensors(self, payload: bytearray, rows: int, device: torch.device | str | None) -> dict[str, Tensor]:
@@ -276,15 +271,11 @@ def as_bytes(x: Tensor) -> Tensor:
     return x.detach().cpu().contiguous().view(-1).view(torch.uint8)
 
 
-def _bytes_of(x: Tensor) -> bytes:
-    return as_bytes(x).numpy().tobytes()
-
-
 def weights_digest(module: nn.Module) -> str:
     """Return a digest of all weights of a module."""
     digest = hashlib.sha256()
     for name, weight in sorted(module.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)} ".encode())
-        # Not by `_bytes_of`, which would copy a table of gigabytes.
+        # Not `tobytes`, which would copy a table of gigabytes.
         digest.update(as_bytes(weight).numpy().data)
     return digest.hexdigest()[:16]

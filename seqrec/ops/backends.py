@@ -7,13 +7,16 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 from seqrec.errors import InputError
+from seqrec.ops.export import is_exporting, without_autocast
+from seqrec.ops.problems import moved
 
-Function = TypeVar("Function")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,7 +32,7 @@ def _present() -> str | None:
 
 @dataclass(frozen=True)
 class Backend(Generic[Function]):
-    """One way to compute an op.
+    """One way to compute an op. The defaults are those of plain torch, which runs anywhere.
 
     Attributes:
         name: Name that users pass as `backend`.
@@ -44,8 +47,8 @@ class Backend(Generic[Function]):
 
     name: str
     function: Function
-    runs: str
-    supports: Callable[[str, torch.dtype], bool]
+    runs: str = "anywhere"
+    supports: Callable[[str, torch.dtype], bool] = supports_real_numbers
     missing: Callable[[], str | None] = _present
     unsupported_args: frozenset[str] = frozenset()
     extra: bool = False
@@ -71,9 +74,8 @@ class Backends(Generic[Function]):
 
     Example:
         >>> import torch
-        >>> from seqrec.ops.backends import Backend, Backends, supports_real_numbers
-        >>> plain = Backend("plain", sum, "anywhere", supports_real_numbers)
-        >>> Backends("sum", "SUM_BACKEND", [plain]).choose("auto", "cpu", torch.float32).name
+        >>> from seqrec.ops.backends import Backend, Backends
+        >>> Backends("sum", "SUM_BACKEND", [Backend("plain", sum)]).choose("auto", "cpu", torch.float32).name
         'plain'
     """
 
@@ -112,7 +114,8 @@ class Backends(Generic[Function]):
         if name != "auto":
             reason = self._backends[name].why_unusable(device, dtype, given)
             if reason is not None:
-                raise InputError(f"{source} {reason}; or use 'auto' or {self._anywhere()!r}")
+                anywhere = next(backend.name for backend in self._backends.values() if backend.missing is _present)
+                raise InputError(f"{source} {reason}; or use 'auto' or {anywhere!r}")
             return self._backends[name]
         chosen, passed_over = self.auto(device, dtype, given)
         for backend in passed_over:
@@ -137,9 +140,34 @@ class Backends(Generic[Function]):
                 passed_over.append(backend)
         raise AssertionError(f"no backend of {self.op} serves everywhere")
 
-    def _anywhere(self) -> str:
-        # The best of those that run on any machine.
-        return next(b.name for b in self._backends.values() if b.missing is _present)
+    def compute(
+        self, problem: Any, wanted: str, *, exported: Function, unusual: Iterable[str] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Compute a problem in float32 at least, also under autocast.
+
+        Args:
+            problem: Named tuple of the op's arguments, which have been checked; the first is its input.
+            wanted: As in `choose`.
+            exported: Computes the problem if `wanted` is "auto" and `torch.export` traces the call.
+            unusual: What else the problem has that a backend may not support, besides its optional arguments.
+
+        Returns:
+            The output in the input's dtype, and the last state in that of the computation.
+        """
+        x = problem[0]
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        if wanted == "auto" and is_exporting():
+            function = exported
+        else:
+            given = [name for name in ("initial_state", "valid", "start") if getattr(problem, name) is not None]
+            function = self[self._chosen(wanted, x.device.type, dtype, (*given, *unusual))].function
+        with without_autocast(x.device.type):
+            out, last = function(moved(problem, dtype))
+        return out.to(x.dtype), last
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _chosen(self, wanted: str, device: str, dtype: torch.dtype, given: tuple[str, ...]) -> str:
+        return self.choose(wanted, device, dtype, given).name
 
 
 @functools.cache

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from seqrec.ops.backends import Backend, Function
+
 
 def load_function(module: str, name: str) -> tuple[Callable[..., Any] | None, str]:
-    """Return a package's function, or None and the reason, with the fix.
+    """Return a package's function, or None and the reason, with the fix; the reason is empty if there is a function.
 
     Args:
         module: Dotted name; its first part is the package.
@@ -28,6 +30,21 @@ def load_function(module: str, name: str) -> tuple[Callable[..., Any] | None, st
     if function is None:
         return None, f"{project} was built without its kernels; see the README on which versions fit"
     return function, ""
+
+
+def package_backend(
+    name: str, function: Function, missing: Callable[[], str | None], unsupported_args: Iterable[str]
+) -> Backend[Function]:
+    """Describe an op's backend that calls a package; see `Backend` for each argument."""
+    return Backend(
+        name,
+        function,
+        "float32 on cuda",
+        supports=lambda device, dtype: device == "cuda" and dtype == torch.float32,
+        missing=missing,
+        unsupported_args=frozenset(unsupported_args),
+        extra=True,
+    )
 
 
 def why_no_device() -> str | None:
@@ -52,13 +69,9 @@ def isolated() -> Iterator[None]:
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast("cuda", enabled=False),
-        torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged),
+        torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x),
     ):
         yield
-
-
-def _unchanged(x: torch.Tensor) -> torch.Tensor:
-    return x
 
 
 def kernel_fault(

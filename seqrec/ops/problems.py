@@ -6,7 +6,7 @@ B batch, L events.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,24 +14,22 @@ from torch import Tensor
 
 from seqrec.errors import InputError
 
+Problem = TypeVar("Problem", bound=NamedTuple)
 # x, step sizes, A, B, C, initial state and start: the arguments left after `with_gate_and_padding` has used the others.
 Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "Tensor | None"], tuple[Tensor, Tensor]]
 
 
-def moved(problem: tuple[Any, ...], target: torch.dtype | torch.device) -> tuple[Any, ...]:
-    """Return the fields with real numbers in another dtype, or with all tensors on another device."""
+def moved(problem: Problem, target: torch.dtype | torch.device) -> Problem:
+    """Return a problem with real numbers in another dtype, or with all tensors on another device."""
     moves = isinstance(target, torch.device)
-    return tuple(x.to(target) if isinstance(x, Tensor) and (moves or x.is_floating_point()) else x for x in problem)
+    return problem._make(
+        x.to(target) if isinstance(x, Tensor) and (moves or x.is_floating_point()) else x for x in problem
+    )
 
 
 def wants_gradient(problem: tuple[Any, ...]) -> bool:
     """Return True if autograd records operations on a tensor of the problem."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in problem if isinstance(x, Tensor))
-
-
-def given_arguments(problem: Any) -> tuple[str, ...]:
-    """Return the names of the optional arguments that a backend may not support and that are not None."""
-    return tuple(name for name in ("initial_state", "valid", "start") if getattr(problem, name) is not None)
 
 
 def check_shapes(given: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> None:

@@ -83,9 +83,9 @@ def test_the_mixture_of_each_row_is_that_of_torchs_attention_over_its_events_alo
 def test_dropout_falls_on_attention_weights_in_training_alone():
     layer = CausalSelfAttention(D, num_heads=2, dropout=0.5)
     x, history = events([L] * B)
-    assert not torch.equal(layer.both_ways(x, history.valid), layer.both_ways(x, history.valid))
+    assert not torch.equal(layer(x, history.valid), layer(x, history.valid))
     layer.eval()
-    assert torch.equal(layer.both_ways(x, history.valid), layer.both_ways(x, history.valid))
+    assert torch.equal(layer(x, history.valid), layer(x, history.valid))
 
 
 def test_every_parameter_gets_a_finite_gradient_and_recomputed_blocks_the_same():

@@ -62,7 +62,7 @@ def device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-    monkeypatch.setattr(SsdProblem, "to", lambda self, kind: self)
+    monkeypatch.setattr(cuda_package, "moved", lambda problem, device: problem)
 
 
 def outcome(recurrence, inputs):

@@ -55,9 +55,15 @@ class CausalSelfAttention(nn.Module):
         self.out_projection = nn.Linear(d_model, d_model)
         self.register_buffer("turns", rotary_turns(head_width) if rotary else None, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, L, D) to (B, L, D)."""
-        return self._attend(*self._heads(x, torch.arange(x.shape[1], device=x.device)), None)
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Map (B, L, D) to (B, L, D).
+
+        Args:
+            x: (B, L, D), padded on the right.
+            valid: (B, L) bool, True at events, at least one per row: each event then attends to all events of its row,
+                newer ones too, and not to padding. None is causal.
+        """
+        return self._attend(*self._heads(x, torch.arange(x.shape[1], device=x.device)), valid)
 
     def newest(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Return `forward` at each row's newest event (B, 1, D): one query per row instead of L.
@@ -70,18 +76,6 @@ class CausalSelfAttention(nn.Module):
         query, key, value = self._heads(x, positions)
         newest = (lengths - 1)[:, None, None, None].expand(-1, self.num_heads, 1, query.shape[-1])
         return self._attend(query.gather(2, newest), key, value, positions < lengths.unsqueeze(1))
-
-    def both_ways(self, x: Tensor, valid: Tensor) -> Tensor:
-        """Compute `forward` with each event attending to all events of its row, newer ones too: not causal.
-
-        Args:
-            x: (B, L, D), padded on the right.
-            valid: (B, L) bool, True at events, at least one per row; padding is not seen.
-
-        Returns:
-            (B, L, D) outputs.
-        """
-        return self._attend(*self._heads(x, torch.arange(x.shape[1], device=x.device)), valid)
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return an empty window; see `Streamed.zero_state`."""

@@ -6,6 +6,7 @@ Shapes: B batch, L events, D width, E = expand * D inner width, N states per cha
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,18 +67,15 @@ class MambaMixer(nn.Module):
         """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t."""
         path, gate = self.in_projection(x).chunk(2, dim=-1)
         path = causal_conv1d(path, self.conv_weight, self.conv_bias, silu=True)
-        operands = self._operands(path)
-        mixed = selective_scan(*operands, self.D, z=gate, delta_bias=self.dt_bias, delta_softplus=True)
-        out: Tensor = self.out_projection(mixed)
+        out: Tensor = self.out_projection(self._scan(path, gate))
         return out
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return the state before the first event, for any `max_length`; see `Streamed.zero_state`."""
+        dtype = torch.promote_types(like.dtype, torch.float32)
         return {
             "inputs": like.new_zeros(batch_size, self.conv_weight.shape[1] - 1, self.d_inner),
-            "scan": like.new_zeros(
-                batch_size, self.d_inner, self.d_state, dtype=torch.promote_types(like.dtype, torch.float32)
-            ),
+            "scan": like.new_zeros(batch_size, self.d_inner, self.d_state, dtype=dtype),
         }
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
@@ -85,28 +83,17 @@ class MambaMixer(nn.Module):
         path, gate = self.in_projection(x).chunk(2, dim=-1)
         path, inputs = convolve_further(path, self.conv_weight, self.conv_bias, valid, state["inputs"])
         if x.shape[1] == 1 and valid is None:
-            mixed, scan = selective_scan_step(
-                *self._operands(path[:, 0]),
-                state["scan"],
-                self.D,
-                gate[:, 0],
-                self.dt_bias,
-                delta_softplus=True,
-                check=False,
-            )
+            operands = (*self._operands(path[:, 0]), state["scan"], self.D, gate[:, 0], self.dt_bias)
+            mixed, scan = selective_scan_step(*operands, delta_softplus=True, check=False)
             mixed = mixed.unsqueeze(1)
         else:
-            mixed, scan = selective_scan(
-                *self._operands(path),
-                self.D,
-                z=gate,
-                delta_bias=self.dt_bias,
-                delta_softplus=True,
-                initial_state=state["scan"],
-                return_last_state=True,
-                valid=valid,
-            )
+            mixed, scan = self._scan(path, gate, initial_state=state["scan"], return_last_state=True, valid=valid)
         return self.out_projection(mixed), {"inputs": inputs, "scan": scan}
+
+    def _scan(self, path: Tensor, gate: Tensor, **more: Any) -> Any:
+        """Run `selective_scan` over the convolved path (B, L, E), with more arguments."""
+        operands = self._operands(path)
+        return selective_scan(*operands, self.D, z=gate, delta_bias=self.dt_bias, delta_softplus=True, **more)
 
     def _operands(self, path: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return the scan's u, delta, A, B and C for the convolved path (..., E)."""
@@ -164,19 +151,15 @@ class Mamba2Mixer(nn.Module):
         """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t."""
         gate, path, delta = self._projected(x)
         path = causal_conv1d(path, self.conv_weight, self.conv_bias, silu=True)
-        mixed = ssd_scan(*self._operands(path, delta), self.D, z=gate, delta_bias=self.dt_bias, delta_softplus=True)
-        assert isinstance(mixed, Tensor)
-        return self._normed(mixed)
+        return self._normed(self._scan(path, delta, gate))
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return the state before the first event, for any `max_length`; see `Streamed.zero_state`."""
         convolved, taps = self.conv_weight.shape
+        dtype = torch.promote_types(like.dtype, torch.float32)
         return {
             "inputs": like.new_zeros(batch_size, taps - 1, convolved),
-            "scan": like.new_zeros(
-                *(batch_size, len(self.D), self.head_dim, self.d_state),
-                dtype=torch.promote_types(like.dtype, torch.float32),
-            ),
+            "scan": like.new_zeros(batch_size, len(self.D), self.head_dim, self.d_state, dtype=dtype),
         }
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
@@ -184,21 +167,18 @@ class Mamba2Mixer(nn.Module):
         gate, path, delta = self._projected(x)
         path, inputs = convolve_further(path, self.conv_weight, self.conv_bias, valid, state["inputs"])
         if x.shape[1] == 1 and valid is None:
-            operands = self._operands(path[:, 0], delta[:, 0])
-            mixed, scan = ssd_step(*operands, state["scan"], self.D, gate[:, 0], self.dt_bias, delta_softplus=True)
+            operands = (*self._operands(path[:, 0], delta[:, 0]), state["scan"], self.D, gate[:, 0], self.dt_bias)
+            mixed, scan = ssd_step(*operands, delta_softplus=True)
             mixed = mixed.unsqueeze(1)
         else:
-            mixed, scan = ssd_scan(
-                *self._operands(path, delta),
-                self.D,
-                z=gate,
-                delta_bias=self.dt_bias,
-                delta_softplus=True,
-                initial_state=state["scan"],
-                return_last_state=True,
-                valid=valid,
-            )
+            further = {"initial_state": state["scan"], "return_last_state": True, "valid": valid}
+            mixed, scan = self._scan(path, delta, gate, **further)
         return self._normed(mixed), {"inputs": inputs, "scan": scan}
+
+    def _scan(self, path: Tensor, delta: Tensor, gate: Tensor, **more: Any) -> Any:
+        """Run `ssd_scan` over the convolved path (B, L, E + 2 N), with more arguments."""
+        operands = self._operands(path, delta)
+        return ssd_scan(*operands, self.D, z=gate, delta_bias=self.dt_bias, delta_softplus=True, **more)
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gate (B, L, H, P), the input of the convolution (B, L, E + 2 N), and step sizes (B, L, H)."""
@@ -220,7 +200,6 @@ class Mamba2Mixer(nn.Module):
 
 
 def _head_dim(d_inner: int, wanted: int | None) -> int:
-    """Return the width of a head."""
     divisors = [width for width in range(1, d_inner + 1) if d_inner % width == 0]
     if wanted is None:
         return max(width for width in divisors if width <= HEAD_DIM)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
 
 from seqrec.ops.causal_conv1d.backends import CONV_BACKENDS
 from seqrec.ops.causal_conv1d.cuda_package import OTHER_TAPS, TAPS
-from seqrec.ops.causal_conv1d.problem import Convolution, ConvProblem, check_problem
+from seqrec.ops.causal_conv1d.problem import ConvProblem, check_problem
 from seqrec.ops.causal_conv1d.shifted import conv_exported
-from seqrec.ops.export import is_exporting, without_autocast
-from seqrec.ops.problems import given_arguments
 
 __all__ = ["CONV_BACKENDS", "causal_conv1d"]
 
@@ -108,20 +105,6 @@ def causal_conv1d(
     """
     problem = ConvProblem(x, weight, bias, silu, initial_state, valid, start)
     check_problem(problem)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    given = given_arguments(problem)
-    if weight.shape[1] not in TAPS:
-        given = (*given, OTHER_TAPS)
-    if backend == "auto" and is_exporting():
-        convolve: Convolution = conv_exported
-    else:
-        convolve = CONV_BACKENDS[_chosen(backend, x.device.type, dtype, given)].function
-    with without_autocast(x.device.type):
-        out, last = convolve(problem.to(dtype))
-    out = out.to(x.dtype)
+    unusual = [] if weight.shape[1] in TAPS else [OTHER_TAPS]
+    out, last = CONV_BACKENDS.compute(problem, backend, exported=conv_exported, unusual=unusual)
     return (out, last.to(x.dtype)) if return_last_state else out
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _chosen(backend: str, device: str, dtype: torch.dtype, given: tuple[str, ...]) -> str:
-    return CONV_BACKENDS.choose(backend, device, dtype, given).name

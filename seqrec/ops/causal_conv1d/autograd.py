@@ -32,38 +32,20 @@ def differentiable_convolution(
         device_types: Device types that it supports.
         label: Name in the error that a second derivative raises.
     """
-
-    def run_forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        return forward(ConvProblem(*inputs))
-
-    def run_backward(dout: Tensor | None, dlast: Tensor | None, *inputs: Any) -> list[Tensor]:
-        return backward(ConvProblem(*inputs), dout, dlast)
-
-    def fake_forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        return new_outputs(ConvProblem(*inputs))
-
-    def fake_backward(dout: Tensor | None, dlast: Tensor | None, *inputs: Any) -> list[Tensor]:
-        return new_gradients(ConvProblem(*inputs))
-
     fields = schema_arguments(ConvProblem)
     run = differentiable(
         name,
-        run_forward,
-        run_backward,
+        lambda *inputs: forward(ConvProblem(*inputs)),
+        lambda dout, dlast, *inputs: backward(ConvProblem(*inputs), dout, dlast),
         schemas=(f"({fields}) -> (Tensor, Tensor)", f"(Tensor? dout, Tensor? dlast, {fields}) -> Tensor[]"),
         device_types=device_types,
-        new_outputs=fake_forward,
-        new_gradients=fake_backward,
+        new_outputs=lambda *inputs: new_outputs(ConvProblem(*inputs)),
+        new_gradients=lambda dout, dlast, *inputs: new_gradients(ConvProblem(*inputs)),
         setup_context=_setup_context,
         differentiate=_differentiate,
         refusal=f"the {label} convolution has no second derivative; use backend='reference' for it",
     )
-
-    def convolution(problem: ConvProblem) -> tuple[Tensor, Tensor]:
-        out, last = run(*problem)
-        return out, last
-
-    return convolution
+    return lambda problem: run(*problem)
 
 
 def new_outputs(problem: ConvProblem) -> tuple[Tensor, Tensor]:

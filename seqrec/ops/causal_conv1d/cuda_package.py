@@ -8,14 +8,12 @@ together with `seq_idx`: an initial state is W - 1 events in front, and the last
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqrec.ops.causal_conv1d.problem import ConvProblem, with_state_and_padding
+from seqrec.ops.causal_conv1d.problem import Convolution, ConvProblem, with_state_and_padding
 from seqrec.ops.causal_conv1d.reference import conv_reference
 from seqrec.ops.causal_conv1d.shifted import convolve_shifted
 from seqrec.ops.cuda_packages import isolated, kernel_fault, load_function, why_no_device
@@ -26,6 +24,8 @@ OTHER_TAPS = "weight of other than 2 to 4 taps"
 GROUP = 8
 # Its forward reads `seq_idx` up to a chunk of events past the end.
 READ_PAST_END = 256
+
+_load = functools.cache(lambda: load_function("causal_conv1d", "causal_conv1d_fn"))
 
 
 def conv_package(problem: ConvProblem) -> tuple[Tensor, Tensor]:
@@ -40,10 +40,7 @@ def conv_package(problem: ConvProblem) -> tuple[Tensor, Tensor]:
 
 def missing() -> str | None:
     """Return why the package cannot be used on this machine now, with the fix; None if it can."""
-    function, reason = _load()
-    if function is None:
-        return reason
-    return why_no_device() or _check(torch.device("cuda", torch.cuda.current_device()))
+    return _load()[1] or why_no_device() or _check(torch.device("cuda", torch.cuda.current_device()))
 
 
 def _convolve(
@@ -89,18 +86,13 @@ def _readable_past_end(numbers: Tensor) -> Tensor:
 
 
 @functools.cache
-def _load() -> tuple[Callable[..., Any] | None, str]:
-    return load_function("causal_conv1d", "causal_conv1d_fn")
-
-
-@functools.cache
 @isolated()
 def _check(device: torch.device) -> str | None:
     expected = _outcome(conv_reference, torch.device("cpu"))
     return kernel_fault(lambda: _outcome(conv_package, device), expected, rtol=1e-3, atol=1e-4)
 
 
-def _outcome(convolution: Callable[[ConvProblem], tuple[Tensor, Tensor]], device: torch.device) -> list[Tensor]:
+def _outcome(convolution: Convolution, device: torch.device) -> list[Tensor]:
     """Return outputs, last state and gradients of a small problem with all optional arguments."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 9, 5), (5, 4), (5,), (2, 3, 5))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from seqrec.errors import InputError
-from seqrec.ops.problems import check_shapes, moved
+from seqrec.ops.problems import check_shapes
 
 
 class ConvProblem(NamedTuple):
@@ -25,10 +25,6 @@ class ConvProblem(NamedTuple):
     initial_state: Tensor | None = None
     valid: Tensor | None = None
     start: Tensor | None = None
-
-    def to(self, dtype: torch.dtype) -> ConvProblem:
-        """Return the problem with real numbers in another dtype."""
-        return ConvProblem(*moved(self, dtype))
 
 
 # Outputs (B, L, D) and the last state (B, W - 1, D).

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from seqrec.ops.export import is_exporting, without_autocast
-from seqrec.ops.problems import given_arguments
 from seqrec.ops.selective_scan.backends import SCAN_BACKENDS
 from seqrec.ops.selective_scan.cuda_package import MAX_STATES, TOO_MANY_STATES
-from seqrec.ops.selective_scan.problem import ScanProblem, check_problem
+from seqrec.ops.selective_scan.problem import ScanProblem, check_operands
 from seqrec.ops.selective_scan.reference import scan_exported, selective_scan_step
 
 __all__ = ["SCAN_BACKENDS", "selective_scan", "selective_scan_step"]
@@ -89,21 +86,7 @@ def selective_scan(
     """
     real = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
     problem = ScanProblem(*real, valid, start, return_last_state)
-    check_problem(problem)
-    dtype = torch.promote_types(u.dtype, torch.float32)
-    given = given_arguments(problem)
-    if A.shape[1] > MAX_STATES:
-        given = (*given, TOO_MANY_STATES)
-    if backend == "auto" and is_exporting():
-        scan = scan_exported
-    else:
-        scan = SCAN_BACKENDS[_chosen(backend, u.device.type, dtype, given)].function
-    with without_autocast(u.device.type):
-        y, last = scan(problem.to(dtype))
-    y = y.to(u.dtype)
+    check_operands(problem._asdict(), "B, L")
+    unusual = [TOO_MANY_STATES] if A.shape[1] > MAX_STATES else []
+    y, last = SCAN_BACKENDS.compute(problem, backend, exported=scan_exported, unusual=unusual)
     return (y, last) if return_last_state else y
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _chosen(backend: str, device: str, dtype: torch.dtype, given: tuple[str, ...]) -> str:
-    return SCAN_BACKENDS.choose(backend, device, dtype, given).name

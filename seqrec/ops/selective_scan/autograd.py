@@ -43,9 +43,6 @@ def differentiable_scan(
         fields = (*real, delta_softplus, None, valid, start)
         return backward(ScanProblem(*fields), kept, dy, dlast)
 
-    def fake_forward(u: Tensor, delta: Tensor, A: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return new_outputs(u, A, kept_shape(u, A) if others[-1] else None)
-
     fields = schema_arguments(ScanProblem, ["return_last_state"])
     saved = schema_arguments(ScanProblem, ["return_last_state", "initial_state"])
     run = differentiable(
@@ -57,7 +54,7 @@ def differentiable_scan(
             f"(Tensor? dy, Tensor? dlast, {saved}, Tensor kept) -> Tensor[]",
         ),
         device_types=device_types,
-        new_outputs=fake_forward,
+        new_outputs=lambda u, _, A, *others: new_outputs(u, A, kept_shape(u, A) if others[-1] else None),
         new_gradients=_new_gradients,
         setup_context=_setup_context,
         differentiate=_differentiate,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-
-from seqrec.ops.backends import Backend, Backends, supports_real_numbers
+from seqrec.ops.backends import Backend, Backends
 from seqrec.ops.compiled_library import compiled_backend
+from seqrec.ops.cuda_packages import package_backend
 from seqrec.ops.problems import with_gate_and_padding
-from seqrec.ops.selective_scan import cuda_package
 from seqrec.ops.selective_scan.chunked import scan_chunked
 from seqrec.ops.selective_scan.compiled import scan_compiled
+from seqrec.ops.selective_scan.cuda_package import TOO_MANY_STATES, missing, scan_mamba_ssm
 from seqrec.ops.selective_scan.problem import Scan
 from seqrec.ops.selective_scan.reference import scan_reference
 from seqrec.ops.selective_scan.triton_launch import kernels, scan_triton
@@ -21,16 +20,8 @@ SCAN_BACKENDS: Backends[Scan] = Backends(
     [
         compiled_backend(scan_compiled),
         triton_backend(scan_triton, kernels),
-        Backend(
-            "mamba_ssm",
-            cuda_package.scan_mamba_ssm,
-            "float32 on cuda",
-            supports=lambda device, dtype: device == "cuda" and dtype == torch.float32,
-            missing=cuda_package.missing,
-            unsupported_args=frozenset({"start", cuda_package.TOO_MANY_STATES}),
-            extra=True,
-        ),
-        Backend("chunked", with_gate_and_padding(scan_chunked), "anywhere", supports_real_numbers),
-        Backend("reference", with_gate_and_padding(scan_reference), "anywhere", supports_real_numbers),
+        package_backend("mamba_ssm", scan_mamba_ssm, missing, unsupported_args={"start", TOO_MANY_STATES}),
+        Backend("chunked", with_gate_and_padding(scan_chunked)),
+        Backend("reference", with_gate_and_padding(scan_reference)),
     ],
 )

@@ -12,14 +12,13 @@ further events in front and at the end, one for each state of a channel:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from seqrec.ops.cuda_packages import isolated, kernel_fault, load_function, why_no_device
-from seqrec.ops.problems import wants_gradient, with_gate_and_padding
+from seqrec.ops.problems import moved, wants_gradient, with_gate_and_padding
 from seqrec.ops.selective_scan.chunked import scan_chunked
 from seqrec.ops.selective_scan.problem import ScanProblem
 from seqrec.ops.selective_scan.reference import scan_reference
@@ -28,6 +27,8 @@ MAX_STATES = 256
 TOO_MANY_STATES = f"more than {MAX_STATES} states a channel"
 # `exp(TINY_STEP * A)` is 1 in float32 for |A| below 2^14; Mamba's A starts at -N.
 TINY_STEP = 2.0**-40
+
+_load = functools.cache(lambda: load_function("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn"))
 
 
 def scan_mamba_ssm(problem: ScanProblem) -> tuple[Tensor, Tensor]:
@@ -48,10 +49,7 @@ def scan_mamba_ssm(problem: ScanProblem) -> tuple[Tensor, Tensor]:
 
 def missing() -> str | None:
     """Return why the package cannot be used on this machine now, with the fix; None if it can."""
-    function, reason = _load()
-    if function is None:
-        return reason
-    return why_no_device() or _check(torch.cuda.current_device())
+    return _load()[1] or why_no_device() or _check(torch.cuda.current_device())
 
 
 def _recurrence(
@@ -94,11 +92,6 @@ def _call(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, **further: 
 
 
 @functools.cache
-def _load() -> tuple[Callable[..., Any] | None, str]:
-    return load_function("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
-
-
-@functools.cache
 @isolated()
 def _check(device: int) -> str | None:
     generator = torch.Generator().manual_seed(0)
@@ -108,4 +101,4 @@ def _check(device: int) -> str | None:
     problem = ScanProblem(u, step, A, B, C, z=z, initial_state=state)
     expected = with_gate_and_padding(scan_reference)(problem)
     there = torch.device("cuda", device)
-    return kernel_fault(lambda: scan_mamba_ssm(problem.to(there)), expected, rtol=1e-4, atol=1e-5)
+    return kernel_fault(lambda: scan_mamba_ssm(moved(problem, there)), expected, rtol=1e-4, atol=1e-5)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from seqrec.errors import InputError
-from seqrec.ops.problems import check_shapes, moved
+from seqrec.ops.problems import check_shapes
 
 
 class ScanProblem(NamedTuple):
@@ -32,18 +31,9 @@ class ScanProblem(NamedTuple):
     start: Tensor | None = None
     return_last_state: bool = True  # False if the last state that a backend returns is not used
 
-    def to(self, target: torch.dtype | torch.device) -> ScanProblem:
-        """Return the problem with real numbers in another dtype, or all tensors on another device."""
-        return ScanProblem(*moved(self, target))
-
 
 # y (B, L, D) and the last state (B, D, N).
 Scan = Callable[[ScanProblem], tuple[Tensor, Tensor]]
-
-
-def check_problem(problem: ScanProblem) -> None:
-    """Raise InputError, with the argument's name, if a shape, device or dtype does not fit."""
-    check_operands(problem._asdict(), "B, L")
 
 
 def check_operands(given: Mapping[str, Any], lead: str) -> None:
@@ -63,12 +53,8 @@ def check_operands(given: Mapping[str, Any], lead: str) -> None:
     if A.dim() != 2 or A.shape[0] != channels:
         raise InputError(f"A must be (D, N) with D = {channels} from u, got {tuple(A.shape)}")
     batch, states = u.shape[0], A.shape[1]
-    shapes: dict[str, tuple[int, ...]] = {
-        "A": (channels, states),
-        "D": (channels,),
-        "delta_bias": (channels,),
-    }
-    shapes |= dict.fromkeys(("u", "delta", "z"), (*events, channels))
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("u", "delta", "z"), (*events, channels))
+    shapes |= {"A": (channels, states)} | dict.fromkeys(("D", "delta_bias"), (channels,))
     shapes |= dict.fromkeys(("B", "C"), (*events, states))
     shapes |= dict.fromkeys(("initial_state", "state"), (batch, channels, states))
     shapes |= {name: tuple(events) for name in ("valid", "start")}

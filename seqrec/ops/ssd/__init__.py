@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from seqrec.ops.export import is_exporting, without_autocast
-from seqrec.ops.problems import given_arguments
 from seqrec.ops.ssd.backends import SSD_BACKENDS
 from seqrec.ops.ssd.cuda_package import PLAIN_STEPS
-from seqrec.ops.ssd.problem import SsdProblem, check_problem
+from seqrec.ops.ssd.problem import SsdProblem, check_operands
 from seqrec.ops.ssd.reference import ssd_exported, ssd_step
 
 __all__ = ["SSD_BACKENDS", "ssd_scan", "ssd_step"]
@@ -89,21 +86,7 @@ def ssd_scan(
         [1.0, 0.5, 0.25]
     """
     problem = SsdProblem(*(x, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, valid, start))
-    check_problem(problem)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    given = given_arguments(problem)
-    if not delta_softplus:
-        given = (*given, PLAIN_STEPS)
-    if backend == "auto" and is_exporting():
-        scan = ssd_exported
-    else:
-        scan = SSD_BACKENDS[_chosen(backend, x.device.type, dtype, given)].function
-    with without_autocast(x.device.type):
-        y, last = scan(problem.to(dtype))
-    y = y.to(x.dtype)
+    check_operands(problem._asdict(), "B, L")
+    unusual = [] if delta_softplus else [PLAIN_STEPS]
+    y, last = SSD_BACKENDS.compute(problem, backend, exported=ssd_exported, unusual=unusual)
     return (y, last) if return_last_state else y
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _chosen(backend: str, device: str, dtype: torch.dtype, given: tuple[str, ...]) -> str:
-    return SSD_BACKENDS.choose(backend, device, dtype, given).name

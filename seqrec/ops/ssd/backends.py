@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-
-from seqrec.ops.backends import Backend, Backends, supports_real_numbers
+from seqrec.ops.backends import Backend, Backends
+from seqrec.ops.cuda_packages import package_backend
 from seqrec.ops.problems import with_gate_and_padding
-from seqrec.ops.ssd import cuda_package
 from seqrec.ops.ssd.chunked import ssd_chunked
+from seqrec.ops.ssd.cuda_package import PLAIN_STEPS, missing, ssd_mamba_ssm
 from seqrec.ops.ssd.problem import Ssd
 from seqrec.ops.ssd.reference import ssd_reference
 
@@ -15,16 +14,10 @@ SSD_BACKENDS: Backends[Ssd] = Backends(
     "ssd scan",
     "SEQREC_SSD_BACKEND",
     [
-        Backend(
-            "mamba_ssm",
-            with_gate_and_padding(cuda_package.ssd_mamba_ssm),
-            "float32 on cuda",
-            supports=lambda device, dtype: device == "cuda" and dtype == torch.float32,
-            missing=cuda_package.missing,
-            unsupported_args=frozenset({"start", cuda_package.PLAIN_STEPS}),
-            extra=True,
+        package_backend(
+            "mamba_ssm", with_gate_and_padding(ssd_mamba_ssm), missing, unsupported_args={"start", PLAIN_STEPS}
         ),
-        Backend("chunked", with_gate_and_padding(ssd_chunked), "anywhere", supports_real_numbers),
-        Backend("reference", with_gate_and_padding(ssd_reference), "anywhere", supports_real_numbers),
+        Backend("chunked", with_gate_and_padding(ssd_chunked)),
+        Backend("reference", with_gate_and_padding(ssd_reference)),
     ],
 )

@@ -58,7 +58,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return y (B, L, H, P), the last state (B, H, P, N), `_spoilt`, and the state before each chunk."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    state = torch.unflatten(_finite(initial_state), 1, (B.shape[2], -1))
+    state = torch.unflatten(_finite_(initial_state.clone()), 1, (B.shape[2], -1))
     states = []
     for events, count in _parts(x):
         part = _part(x, step, A, B, C, start, events, count)
@@ -99,7 +99,7 @@ def _backward(
     """Return gradients of all six real inputs, from the last chunks to the first."""
     wholes = [torch.empty_like(value) for value in (x, step, B, C)]
     dA = torch.zeros_like(A)
-    dstate = torch.unflatten(_finite(dlast), 1, (B.shape[2], -1))  # of the state at a chunk's end
+    dstate = torch.unflatten(_finite_(dlast.clone()), 1, (B.shape[2], -1))  # of the state at a chunk's end
     with torch.autocast(x.device.type, enabled=False):
         end = states.shape[1]
         for events, count in reversed(list(_parts(x))):
@@ -255,13 +255,8 @@ def _of_heads(of_groups: Tensor, x: Tensor) -> Tensor:
     return of_groups.repeat_interleave(x.shape[2] // of_groups.shape[2], 2)
 
 
-def _finite(value: Tensor) -> Tensor:
-    """Replace NaN and infinities by 0."""
-    return torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)
-
-
 def _finite_(value: Tensor) -> Tensor:
-    """Do the same in place."""
+    """Replace NaN and infinities by 0, in place."""
     return torch.nan_to_num_(value, nan=0.0, posinf=0.0, neginf=0.0)
 
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from seqrec.ops.cuda_packages import isolated, kernel_fault, load_function, why_no_device
-from seqrec.ops.problems import with_gate_and_padding
+from seqrec.ops.problems import moved, with_gate_and_padding
 from seqrec.ops.ssd.problem import SsdProblem
 from seqrec.ops.ssd.reference import ssd_reference
 
@@ -23,6 +21,8 @@ from seqrec.ops.ssd.reference import ssd_reference
 PLAIN_STEPS = "step sizes without softplus"
 # The kernels subtract float32 sums of logarithms within a chunk: the shorter the chunk, the smaller the error.
 CHUNK_EVENTS = 64
+
+_load = functools.cache(lambda: load_function("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined"))
 
 
 def ssd_mamba_ssm(
@@ -53,10 +53,7 @@ def ssd_mamba_ssm(
 
 def missing() -> str | None:
     """Return why the package cannot be used on this machine now, with the fix; None if it can."""
-    function, reason = _load()
-    if function is None:
-        return reason
-    if lacking := why_no_device():
+    if lacking := _load()[1] or why_no_device():
         return lacking
     if torch.get_float32_matmul_precision() == "highest" and os.environ.get("TRITON_F32_DEFAULT") != "ieee":
         return (
@@ -64,11 +61,6 @@ def missing() -> str | None:
             "torch.set_float32_matmul_precision('high')"
         )
     return _check(torch.cuda.current_device())
-
-
-@functools.cache
-def _load() -> tuple[Callable[..., Any] | None, str]:
-    return load_function("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined")
 
 
 @functools.cache
@@ -84,4 +76,4 @@ def _check(device: int) -> str | None:
     scan, there = with_gate_and_padding(ssd_mamba_ssm), torch.device("cuda", device)
     expected = with_gate_and_padding(ssd_reference)(problem)
     # TF32 keeps 10 bits, an error of 0.05 % per product.
-    return kernel_fault(lambda: scan(problem.to(there)), expected, rtol=1e-2, atol=1e-2)
+    return kernel_fault(lambda: scan(moved(problem, there)), expected, rtol=1e-2, atol=1e-2)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from seqrec.errors import InputError
-from seqrec.ops.problems import check_shapes, moved
+from seqrec.ops.problems import check_shapes
 
 
 class SsdProblem(NamedTuple):
@@ -31,18 +30,9 @@ class SsdProblem(NamedTuple):
     valid: Tensor | None = None
     start: Tensor | None = None
 
-    def to(self, target: torch.dtype | torch.device) -> SsdProblem:
-        """Return the problem with real numbers in another dtype, or all tensors on another device."""
-        return SsdProblem(*moved(self, target))
-
 
 # y (B, L, H, P) and the last state (B, H, P, N).
 Ssd = Callable[[SsdProblem], tuple[Tensor, Tensor]]
-
-
-def check_problem(problem: SsdProblem) -> None:
-    """Raise InputError, with the argument's name, if a shape, device or dtype does not fit."""
-    check_operands(problem._asdict(), "B, L")
 
 
 def check_operands(given: Mapping[str, Any], lead: str) -> None:
