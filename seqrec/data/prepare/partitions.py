@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,46 +17,22 @@ from seqrec.data.prepare.numbering import Ids, Numbering
 from seqrec.data.prepare.spool import RawColumn, Spool
 from seqrec.data.progress import Progress
 
+# Columns of some events, (N,) each, by the names of the store's files: `item_ids`, `timestamps` if the log has times,
+# and `feature_<name>` for each feature.
+Events: TypeAlias = dict[str, NDArray[Any]]
 # Events to sort at a time, unless one user has more. Small, because using more memory is slower.
 PARTITION_EVENTS = 1 << 21
 # Users a partition. Their places in it take two bytes, which are sorted by counting.
 PARTITION_USERS = 1 << 16
 
 
-@dataclass(frozen=True)
-class EventColumns:
-    """The columns of some events, (N,) each. Timestamps are None if the log has none."""
-
-    item_ids: Ids
-    timestamps: NDArray[np.int64] | None
-    features: dict[str, NDArray[Any]]
-
-    def take(self, places: NDArray[Any]) -> EventColumns:
-        """Return the events at `places`, integers or booleans (N,)."""
-        times = self.timestamps
-        return EventColumns(
-            self.item_ids[places],
-            None if times is None else times[places],
-            {name: values[places] for name, values in self.features.items()},
-        )
-
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """Return the columns by the names of their files, without `.npy`."""
-        times = {} if self.timestamps is None else {"timestamps": self.timestamps}
-        features = {f"feature_{name}": values for name, values in self.features.items()}
-        return {"item_ids": self.item_ids, **times, **features}
-
-    @classmethod
-    def of_columns(cls, columns: dict[str, NDArray[Any]]) -> EventColumns:
-        """Return the events that have these `columns`."""
-        features = {
-            name.removeprefix("feature_"): values for name, values in columns.items() if name.startswith("feature_")
-        }
-        return cls(columns["item_ids"], columns.get("timestamps"), features)
+def take(events: Events, places: NDArray[Any]) -> Events:
+    """Return the events at `places`, integers or booleans (N,)."""
+    return {name: values[places] for name, values in events.items()}
 
 
 def column_types(spool: Spool, items: Numbering) -> dict[str, np.dtype[Any]]:
-    """Return the type of each column of the store, by the names of `EventColumns.columns`."""
+    """Return the type of each column of the store, by the names of `Events`."""
     types = {"item_ids": items.dtype}
     if spool.timestamps is not None:
         types["timestamps"] = np.dtype(np.int64)
@@ -96,7 +71,7 @@ class Partitions:
                 local = (rows - firsts[partition]).astype(np.uint16)
                 events = _chunk(spool, chunk, start, items.ids(chunk))
                 counts = np.bincount(partition, minlength=count)
-                for (column, file), values in zip(files, (local, *events.columns().values()), strict=True):
+                for (column, file), values in zip(files, (local, *events.values()), strict=True):
                     _scatter(file, column.dtype, values[order], counts, filled)
                 filled += counts
                 start += length
@@ -120,11 +95,11 @@ class Partitions:
         """Return the range of user rows of partition number `place`."""
         return int(self._bounds[place]), int(self._bounds[place + 1])
 
-    def read(self, place: int) -> tuple[NDArray[np.uint16], EventColumns]:
+    def read(self, place: int) -> tuple[NDArray[np.uint16], Events]:
         """Return partition number `place`: user rows (N,), counted from its first one, and events, in log order."""
         start, stop = self.range(place)
         columns = {name: column.read(start, stop) for name, column in self._columns.items()}
-        return self._rows.read(start, stop), EventColumns.of_columns(columns)
+        return self._rows.read(start, stop), columns
 
     def largest(self) -> tuple[int, int]:
         """Return the number of events of the largest partition, and its first user row."""
@@ -149,10 +124,11 @@ def _bounds(ends: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.array(bounds, np.int64)
 
 
-def _chunk(spool: Spool, chunk: int, start: int, item_ids: Ids) -> EventColumns:
+def _chunk(spool: Spool, chunk: int, start: int, item_ids: Ids) -> Events:
     stop = start + spool.lengths[chunk]
-    times = None if spool.timestamps is None else spool.timestamps.read(chunk)
-    return EventColumns(item_ids, times, {name: column.read(start, stop) for name, column in spool.features.items()})
+    times = {} if spool.timestamps is None else {"timestamps": spool.timestamps.read(chunk)}
+    features = {f"feature_{name}": column.read(start, stop) for name, column in spool.features.items()}
+    return {"item_ids": item_ids, **times, **features}
 
 
 def _scatter(

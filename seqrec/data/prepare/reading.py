@@ -12,9 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from seqrec.data.prepare.filters import Filters
-from seqrec.data.prepare.memory import MemoryLimit
 from seqrec.data.prepare.spool import EVENT_BYTES, IntegerColumn, RawColumn, Spool, TextColumn, Workspace
-from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID, check_interactions
 from seqrec.data.sources.checking import reading
 from seqrec.data.sources.source import Source
@@ -29,9 +27,7 @@ _POLARS_BYTES_PER_THREAD = 32 << 20
 _KEPT = "kept\nby the event filter"
 
 
-def read_log(
-    source: Source, filters: Filters, workspace: Workspace, limit: MemoryLimit, progress: Progress
-) -> tuple[Spool, list[dict[str, Any]]]:
+def read_log(source: Source, work: Workspace) -> tuple[Spool, list[dict[str, Any]]]:
     """Spool the events that meet the event filter.
 
     Returns:
@@ -41,8 +37,9 @@ def read_log(
         InputError: if the log cannot be read, changes while it is read, lacks a column that the filters need, or has
             no event.
     """
+    filters, progress = work.filters, work.progress
     buffers = _POLARS_BYTES + _POLARS_BYTES_PER_THREAD * pl.thread_pool_size()
-    limit.require(buffers, "the buffers of polars (fewer with a smaller POLARS_MAX_THREADS)")
+    work.limit.require(buffers, "the buffers of polars (fewer with a smaller POLARS_MAX_THREADS)")
     origin = f"source {source.name or type(source).__name__}"
     before = _state(source.files())
     with reading(origin, "an interaction log"):
@@ -58,8 +55,8 @@ def read_log(
             + "; ".join(left_out.places)
         )
     total = sum(size for size, *_ in before.values())
-    workspace.needed = total if source.num_rows is None else EVENT_BYTES * source.num_rows
-    spool = _new_spool(workspace.folder, schema, filters)
+    work.needed = total if source.num_rows is None else EVENT_BYTES * source.num_rows
+    spool = _new_spool(work.folder, schema, filters)
     first, *others = [*before, source.name or type(source).__name__]
     name = f"reading {first}" + (f" and {len(others) - 1} more" if len(others) > 1 else "")
     try:

@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import DTypeLike, NDArray
 
-from seqrec.data.prepare.memory import spoken_bytes
+from seqrec.data.prepare.filters import Filters
+from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
 from seqrec.data.progress import Progress
 from seqrec.errors import StoreError
 
@@ -23,14 +24,20 @@ _WRAP = 2**64
 
 @dataclass
 class Workspace:
-    """Folder of the temporary files.
+    """Folder of the temporary files, and the settings that all stages share.
 
     Attributes:
-        folder: An empty folder on the store's disk.
+        folder: An empty folder, in that of the incomplete store.
+        filters: The filters.
+        limit: Memory that the process may hold.
+        progress: Shows the stages.
         needed: Estimate of all bytes that preparation takes on that disk; 0 before the first estimate.
     """
 
     folder: Path
+    filters: Filters
+    limit: MemoryLimit
+    progress: Progress
     needed: int = 0
 
     def require(self, more: int) -> None:
