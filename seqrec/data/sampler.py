@@ -142,10 +142,6 @@ class BatchSampler(DistributedSampler[BatchPlan]):
         # The same for each epoch. Windows that cannot be batched show here, at once.
         self._steps = len(self._plan(epoch=0).sequence)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
-        self.epoch = epoch
-
     def resume(self, segments: Sequence[TrainedSegment], steps: int) -> int:
         """Let the next iteration, and only that one, yield the rest of an epoch that other jobs began.
 
