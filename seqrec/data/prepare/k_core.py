@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,11 +49,8 @@ def k_core(spooled: BlockSpool, num_users: int, num_items: int, work: Workspace)
     users, items = everything.users, everything.items
     catalogue = items.copy() if filters.as_published_raw_ids else items
     events = _Shrinking(spooled, work)
-    number = 0
-    while True:
-        number += 1
+    for number in count(1):
         user_counts, item_counts = _count(events, users, items, f"k-core, pass {number}")
-        before = int(user_counts.sum())
         few_users = users & (user_counts < filters.min_user_events)
         few_items = items & (item_counts < filters.min_item_events)
         users &= ~few_users & (user_counts > 0)
@@ -63,9 +62,8 @@ def k_core(spooled: BlockSpool, num_users: int, num_items: int, work: Workspace)
         users &= ~short
         user_counts, item_counts = _count(events, users, items, "minimum history")
         items &= item_counts > 0
-        before = int(user_counts.sum())
     events.delete()
-    return Core(users, items, before, catalogue)
+    return Core(users, items, int(user_counts.sum()), catalogue)
 
 
 def core_blocks(blocks: Iterable[Block], core: Core) -> Iterator[Block]:
@@ -102,7 +100,7 @@ class _Shrinking:
         copy = None
         if 2 * self._alive < self.num_events:
             self._copies += 1
-            copy = BlockSpool(self._work.folder, f"core_{self._copies}")
+            copy = BlockSpool(self._work.folder / f"core_{self._copies}")
         alive = 0
         blocks = self._current.blocks(items_only=True)
         for block in self._work.progress.track(name, blocks, total=self.num_events):
@@ -118,7 +116,7 @@ class _Shrinking:
 
     def delete(self) -> None:
         if self._current is not self._original:
-            self._current.delete()
+            shutil.rmtree(self._current.folder)
 
 
 def _count(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from seqrec.data.prepare.filters import Duplicates
 from seqrec.data.prepare.partitions import Events, Partitions, take
 from seqrec.data.prepare.spool import RawColumn
-from seqrec.errors import InputError
 
 # Bytes an event for ordering, besides two copies of its columns, if all events tie.
 _SORTING_BYTES = 64
@@ -86,28 +85,16 @@ def ordered_blocks(
         yield Block(first, np.bincount(rows, minlength=stop - first), events)
 
 
-def refuse_duplicates(
-    found: DuplicateCount, user: Callable[[int], int | str], item: Callable[[int], int | str]
-) -> None:
-    """Refuse a log with duplicates."""
-    if found.example is None:
-        return
-    row, item_id, time = found.example
-    raise InputError(
-        f"filters.duplicates='refuse': {found.count:,} events repeat user, item and timestamp of an earlier "
-        f"one, first user_id={user(row + 1)!r}, item_id={item(item_id)!r}, timestamp={time}; "
-        "clean the log, or choose drop or keep"
-    )
-
-
 @dataclass
 class BlockSpool:
-    """Blocks on disk that can be read several times, in files of `folder` with names that start with `name`."""
+    """Blocks on disk that can be read several times, in files of a new folder."""
 
     folder: Path
-    name: str
     lengths: list[NDArray[np.int64]] = field(default_factory=list)
     _columns: dict[str, RawColumn] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir()
 
     @property
     def num_events(self) -> int:
@@ -119,7 +106,7 @@ class BlockSpool:
         self.lengths.append(block.lengths)
         for name, values in block.events.items():
             if name not in self._columns:
-                self._columns[name] = RawColumn(self.folder / f"{self.name}_{name}", values.dtype)
+                self._columns[name] = RawColumn(self.folder / name, values.dtype)
             self._columns[name].append(values)
 
     def blocks(self, *, items_only: bool = False) -> Iterator[Block]:
@@ -130,11 +117,6 @@ class BlockSpool:
             stop = start + int(lengths.sum())
             yield Block(first, lengths, {name: column.read(start, stop) for name, column in columns.items()})
             first, start = first + len(lengths), stop
-
-    def delete(self) -> None:
-        """Remove the files."""
-        for column in self._columns.values():
-            column.delete()
 
 
 def _order(rows: NDArray[np.uint16], times: NDArray[np.int64] | None) -> NDArray[np.intp]:

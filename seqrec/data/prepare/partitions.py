@@ -43,20 +43,24 @@ class Partitions:
     """Files with the events of neighbouring users together, each user's in log order. `lengths` (U,) is at least 1."""
 
     def __init__(self, folder: Path, lengths: NDArray[np.int64], types: dict[str, np.dtype[Any]]) -> None:
-        self._ends = np.cumsum(lengths)
-        self._bounds = _bounds(self._ends)
-        self._rows = RawColumn(folder / "partition_user_rows", np.uint16)
-        self._columns = {name: RawColumn(folder / f"partition_{name}", types[name]) for name in types}
+        ends = np.cumsum(lengths)
+        # Bounds of the partitions, (P + 1,), as user rows and as events in the order of users.
+        self._users = _bounds(ends)
+        self._events = np.concatenate([[0], ends])[self._users]
+        folder.mkdir()
+        self.folder = folder
+        self._rows = RawColumn(folder / "user_rows", np.uint16)
+        self._columns = {name: RawColumn(folder / name, types[name]) for name in types}
 
     def __len__(self) -> int:
-        return len(self._bounds) - 1
+        return len(self._users) - 1
 
     def fill(self, spool: Spool, user_rows: RawColumn, items: Numbering, chunks: Iterable[int]) -> None:
         """Write the events of the spool."""
         count = len(self)
-        partition_of = np.repeat(np.arange(count, dtype=np.min_scalar_type(count)), np.diff(self._bounds))
-        firsts = self._bounds[:-1].astype(user_rows.dtype)
-        filled = np.array([self.range(place)[0] for place in range(count)], np.int64)
+        partition_of = np.repeat(np.arange(count, dtype=np.min_scalar_type(count)), np.diff(self._users))
+        firsts = self._users[:-1].astype(user_rows.dtype)
+        filled = self._events[:-1].copy()
         with ExitStack() as opened:
             files = [
                 (column, opened.enter_context(column.file.open("r+b")))
@@ -78,39 +82,24 @@ class Partitions:
 
     def places(self, name: str, progress: Progress) -> Iterator[int]:
         """Yield the numbers of the partitions, as one stage of progress."""
-        total = int(self._ends[-1])
-        return progress.track(name, range(len(self)), lambda place: self.size(place), total)
-
-    def size(self, place: int) -> int:
-        """Return the number of events of partition number `place`."""
-        start, stop = self.range(place)
-        return stop - start
-
-    def range(self, place: int) -> tuple[int, int]:
-        """Return the range of events of partition number `place`, among all events ordered by user."""
-        first, stop = self.users(place)
-        return (int(self._ends[first - 1]) if first else 0), int(self._ends[stop - 1])
+        sizes = np.diff(self._events).tolist()
+        return progress.track(name, range(len(self)), lambda place: sizes[place], sum(sizes))
 
     def users(self, place: int) -> tuple[int, int]:
         """Return the range of user rows of partition number `place`."""
-        return int(self._bounds[place]), int(self._bounds[place + 1])
+        return int(self._users[place]), int(self._users[place + 1])
 
     def read(self, place: int) -> tuple[NDArray[np.uint16], Events]:
         """Return partition number `place`: user rows (N,), counted from its first one, and events, in log order."""
-        start, stop = self.range(place)
+        start, stop = self._events[place : place + 2].tolist()
         columns = {name: column.read(start, stop) for name, column in self._columns.items()}
         return self._rows.read(start, stop), columns
 
     def largest(self) -> tuple[int, int]:
         """Return the number of events of the largest partition, and its first user row."""
-        sizes = [self.size(place) for place in range(len(self))]
+        sizes = np.diff(self._events)
         place = int(np.argmax(sizes))
-        return sizes[place], self.users(place)[0]
-
-    def delete(self) -> None:
-        """Remove the files."""
-        for column in (self._rows, *self._columns.values()):
-            column.delete()
+        return int(sizes[place]), int(self._users[place])
 
 
 def _bounds(ends: NDArray[np.int64]) -> NDArray[np.int64]:

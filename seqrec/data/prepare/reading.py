@@ -56,7 +56,7 @@ def read_log(source: Source, work: Workspace) -> tuple[Spool, list[dict[str, Any
         )
     total = sum(size for size, *_ in before.values())
     work.needed = total if source.num_rows is None else EVENT_BYTES * source.num_rows
-    spool = _new_spool(work.folder, schema, filters)
+    spool = _new_spool(work.folder / "log", schema, filters)
     first, *others = [*before, source.name or type(source).__name__]
     name = f"reading {first}" + (f" and {len(others) - 1} more" if len(others) > 1 else "")
     try:
@@ -109,6 +109,7 @@ def _numpy_type(dtype: pl.DataType) -> np.dtype[Any] | None:
 
 
 def _new_spool(folder: Path, schema: pl.Schema, filters: Filters) -> Spool:
+    folder.mkdir()
     users, items = (
         (TextColumn if schema[name] == pl.String else IntegerColumn)(folder / name) for name in (USER_ID, ITEM_ID)
     )
@@ -118,7 +119,7 @@ def _new_spool(folder: Path, schema: pl.Schema, filters: Filters) -> Spool:
         dtype = _numpy_type(schema[name])
         assert dtype is not None
         features[name] = RawColumn(folder / f"feature_{place}", dtype)
-    return Spool(users, items, times, features)
+    return Spool(folder, users, items, times, features)
 
 
 def _batches(frame: pl.LazyFrame, schema: pl.Schema, filters: Filters, origin: str) -> Iterator[pl.DataFrame]:

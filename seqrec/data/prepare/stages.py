@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,14 +13,7 @@ from numpy.typing import NDArray
 
 from seqrec.data.prepare.k_core import Core, core_blocks, k_core
 from seqrec.data.prepare.numbering import Numbering, RawIntegers, SortedTexts, number_ids
-from seqrec.data.prepare.ordering import (
-    Block,
-    BlockSpool,
-    DuplicateCount,
-    ordered_blocks,
-    ordering_bytes,
-    refuse_duplicates,
-)
+from seqrec.data.prepare.ordering import Block, BlockSpool, DuplicateCount, ordered_blocks, ordering_bytes
 from seqrec.data.prepare.partitions import Partitions, column_types
 from seqrec.data.prepare.reading import read_log
 from seqrec.data.prepare.spool import IntegerColumn, RawColumn, Spool, TextColumn, Workspace
@@ -89,7 +83,7 @@ def _partition(spool: Spool, work: Workspace) -> _Numbered:
         items = _number("items", spool.items, spool, work)
     rows, lengths = _user_rows(spool, users, work)
     types = column_types(spool, items)
-    partitions = Partitions(work.folder, lengths, types)
+    partitions = Partitions(work.folder / "partitions", lengths, types)
     _require_disk(spool.num_events, users.size + items.size, types, work)
     largest, user_row = partitions.largest()
     work.limit.require(
@@ -97,8 +91,7 @@ def _partition(spool: Spool, work: Workspace) -> _Numbered:
         f"{largest:,} events that must be ordered at a time (of user_id={users.external_id(user_row + 1)!r})",
     )
     partitions.fill(spool, rows, items, spool.chunks("bringing users together", work.progress))
-    spool.delete()
-    rows.delete()
+    shutil.rmtree(spool.folder)
     return _Numbered(users, items, types, partitions, spool.num_events)
 
 
@@ -109,7 +102,7 @@ def _number(what: str, column: IntegerColumn | TextColumn, spool: Spool, work: W
 
 def _user_rows(spool: Spool, users: Numbering, work: Workspace) -> tuple[RawColumn, NDArray[np.int64]]:
     # User row of each event in log order, and (U,) events of each user.
-    rows = RawColumn(work.folder / "user_rows", users.dtype)
+    rows = RawColumn(spool.folder / "user_rows", users.dtype)
     lengths = np.zeros(users.size, np.int64)
     for chunk in spool.chunks("counting the users' events", work.progress):
         of_chunk = users.ids(chunk) - users.dtype.type(1)
@@ -121,7 +114,7 @@ def _user_rows(spool: Spool, users: Numbering, work: Workspace) -> tuple[RawColu
 def _require_disk(num_events: int, num_ids: int, types: dict[str, np.dtype[Any]], work: Workspace) -> None:
     # First the spool and the partitions exist. Then the spool is deleted, and the store is written next to the
     # partitions. If events are dropped, the ordered events come before the store, which replaces the partitions.
-    spooled = sum(file.stat().st_size for file in work.folder.iterdir())
+    spooled = sum(file.stat().st_size for file in work.folder.glob("*/*"))
     store = num_events * sum(dtype.itemsize for dtype in types.values())
     partitions = store + num_events * np.dtype(np.uint16).itemsize
     store += _ID_BYTES * num_ids
@@ -143,7 +136,7 @@ def _write_core(
     log: _Numbered, duplicates: DuplicateCount, directory: Path, work: Workspace
 ) -> tuple[Core, list[ArrayFile]]:
     # A file of the store begins with its length, which is known only when all events are ordered and counted.
-    ordered, oldest = BlockSpool(work.folder, "ordered"), work.filters.as_published_oldest_events
+    ordered, oldest = BlockSpool(work.folder / "ordered"), work.filters.as_published_oldest_events
     for block in _ordered("ordering", log, duplicates, work):
         ordered.append(block if oldest is None else block.oldest(oldest))
     if oldest is not None:
@@ -157,7 +150,7 @@ def _write_core(
         raise InputError(f"no event of {log.num_events:,} is left after the filters {settings}; loosen them")
     blocks = work.progress.track("writing", ordered.blocks(), total=ordered.num_events)
     files = _write_columns(directory, core_blocks(blocks, core), core, log.types)
-    ordered.delete()
+    shutil.rmtree(ordered.folder)
     return core, files
 
 
@@ -165,9 +158,14 @@ def _ordered(name: str, log: _Numbered, duplicates: DuplicateCount, work: Worksp
     # The blocks of all partitions, which are deleted after the last one. Then all duplicates are known.
     places = log.partitions.places(name, work.progress)
     yield from ordered_blocks(log.partitions, places, work.filters.duplicates, duplicates)
-    log.partitions.delete()
-    if work.filters.duplicates == "refuse":
-        refuse_duplicates(duplicates, log.users.external_id, log.items.external_id)
+    shutil.rmtree(log.partitions.folder)
+    if work.filters.duplicates == "refuse" and duplicates.example is not None:
+        row, item_id, time = duplicates.example
+        user, item = log.users.external_id(row + 1), log.items.external_id(item_id)
+        raise InputError(
+            f"filters.duplicates='refuse': {duplicates.count:,} events repeat user, item and timestamp of an earlier "
+            f"one, first user_id={user!r}, item_id={item!r}, timestamp={time}; clean the log, or choose drop or keep"
+        )
     if duplicates.count:
         done = "dropped" if work.filters.duplicates == "drop" else "kept"
         work.progress.note(f"{duplicates.count:,} events repeat user, item and timestamp of an earlier one: {done}")
