@@ -183,9 +183,6 @@ class BatchSampler(DistributedSampler[BatchPlan]):
                 f"windows of epoch {self.epoch} make {len(plan.sequence)} batches, those of epoch 0 made {len(self)}; "
                 "their number and lengths must not depend on the epoch"
             )
-        yield from self._batches(plan, skipped)
-
-    def _batches(self, plan: _EpochPlan, skipped: int) -> Iterator[BatchPlan]:
         tokens_a_batch = plan.windows.lengths.sum() / (len(plan.sequence) * self.world_size)
         for step in plan.sequence[skipped:]:
             begin, end = plan.bounds[step : step + 2]

@@ -50,7 +50,7 @@ def k_core(spooled: BlockSpool, num_users: int, num_items: int, work: Workspace)
     catalogue = items.copy() if filters.as_published_raw_ids else items
     events = _Shrinking(spooled, work)
     for number in count(1):
-        user_counts, item_counts = _count(events, users, items, f"k-core, pass {number}")
+        user_counts, item_counts = events.count(users, items, f"k-core, pass {number}")
         few_users = users & (user_counts < filters.min_user_events)
         few_items = items & (item_counts < filters.min_item_events)
         users &= ~few_users & (user_counts > 0)
@@ -60,7 +60,7 @@ def k_core(spooled: BlockSpool, num_users: int, num_items: int, work: Workspace)
     short = users & (user_counts < filters.min_history)
     if short.any():
         users &= ~short
-        user_counts, item_counts = _count(events, users, items, "minimum history")
+        user_counts, item_counts = events.count(users, items, "minimum history")
         items &= item_counts > 0
     events.delete()
     return Core(users, items, int(user_counts.sum()), catalogue)
@@ -86,45 +86,36 @@ def _kept(block: Block, users: NDArray[np.bool_], items: NDArray[np.bool_]) -> B
 
 
 class _Shrinking:
-    # Item ids by user. When half of the events are gone, the others are copied.
+    # Item ids by user. When half of the events are gone, counting the others also copies them.
 
     def __init__(self, spooled: BlockSpool, work: Workspace) -> None:
         self._current = self._original = spooled
         self._work = work
         self._copies = 0
-        self.num_events = spooled.num_events
-        self._alive = self.num_events
+        self._alive = spooled.num_events
 
-    def read(self, users: NDArray[np.bool_], items: NDArray[np.bool_], name: str) -> Iterator[Block]:
-        # Blocks with only the events of `users` and `items`, as one stage of progress.
-        copy = None
-        if 2 * self._alive < self.num_events:
+    def count(
+        self, users: NDArray[np.bool_], items: NDArray[np.bool_], name: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        # Events of each user and item, among the events of `users` and `items`, as one stage of progress.
+        user_counts, item_counts = np.zeros(len(users), np.int64), np.zeros(len(items), np.int64)
+        copy, total = None, self._current.num_events
+        if 2 * self._alive < total:
             self._copies += 1
             copy = BlockSpool(self._work.folder / f"core_{self._copies}")
-        alive = 0
         blocks = self._current.blocks(items_only=True)
-        for block in self._work.progress.track(name, blocks, total=self.num_events):
+        for block in self._work.progress.track(name, blocks, total=total):
             kept = _kept(block, users, items)
-            alive += len(kept)
+            user_counts[block.first : block.first + len(block.lengths)] += kept.lengths
+            np.add.at(item_counts, kept.events["item_ids"], 1)
             if copy is not None:
                 copy.append(kept)
-            yield kept
         if copy is not None:
             self.delete()
-            self._current, self.num_events = copy, alive
-        self._alive = alive
+            self._current = copy
+        self._alive = int(user_counts.sum())
+        return user_counts, item_counts
 
     def delete(self) -> None:
         if self._current is not self._original:
             shutil.rmtree(self._current.folder)
-
-
-def _count(
-    events: _Shrinking, users: NDArray[np.bool_], items: NDArray[np.bool_], name: str
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    # Events of each user and item, among the events that stay.
-    user_counts, item_counts = np.zeros(len(users), np.int64), np.zeros(len(items), np.int64)
-    for block in events.read(users, items, name):
-        user_counts[block.first : block.first + len(block.lengths)] += block.lengths
-        np.add.at(item_counts, block.events["item_ids"], 1)
-    return user_counts, item_counts

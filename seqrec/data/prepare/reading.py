@@ -40,11 +40,12 @@ def read_log(source: Source, work: Workspace) -> tuple[Spool, list[dict[str, Any
     filters, progress = work.filters, work.progress
     buffers = _POLARS_BYTES + _POLARS_BYTES_PER_THREAD * pl.thread_pool_size()
     work.limit.require(buffers, "the buffers of polars (fewer with a smaller POLARS_MAX_THREADS)")
-    origin = f"source {source.name or type(source).__name__}"
+    title = source.name or type(source).__name__
+    origin = f"source {title}"
     before = _state(source.files())
     with reading(origin, "an interaction log"):
         frame = source.scan(progress)
-        check_interactions(frame, source.name or type(source).__name__)
+        check_interactions(frame, title)
         schema = frame.collect_schema()
     # A source that downloads its files has none before.
     before = before or _state(source.files())
@@ -57,7 +58,7 @@ def read_log(source: Source, work: Workspace) -> tuple[Spool, list[dict[str, Any
     total = sum(size for size, *_ in before.values())
     work.needed = total if source.num_rows is None else EVENT_BYTES * source.num_rows
     spool = _new_spool(work.folder / "log", schema, filters)
-    first, *others = [*before, source.name or type(source).__name__]
+    first, *others = [*before, title]
     name = f"reading {first}" + (f" and {len(others) - 1} more" if len(others) > 1 else "")
     try:
         for batch in progress.track(name, _batches(frame, schema, filters, origin), total=source.num_rows):

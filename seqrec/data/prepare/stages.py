@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class _Numbered:
     types: dict[str, np.dtype[Any]]
     partitions: Partitions
     num_events: int
+    duplicates: DuplicateCount = field(default_factory=DuplicateCount)
 
 
 def write_store_of(source: Source, settings: dict[str, Any], directory: Path, work: Workspace) -> None:
@@ -46,10 +47,9 @@ def write_store_of(source: Source, settings: dict[str, Any], directory: Path, wo
     filters = work.filters
     spool, source_files = read_log(source, work)
     log = _partition(spool, work)
-    duplicates = DuplicateCount()
     # Which of the raw ids occur is only known when all events are counted.
     write = _write_all if filters.keeps_every_event and not filters.as_published_raw_ids else _write_core
-    core, files = write(log, duplicates, directory, work)
+    core, files = write(log, directory, work)
     files += _write_vocabulary(directory, "user_vocabulary", log.users, core.users)
     files += _write_vocabulary(directory, "item_vocabulary", log.items, core.catalogue[1:])
     has_times = "timestamps" in log.types
@@ -59,7 +59,7 @@ def write_store_of(source: Source, settings: dict[str, Any], directory: Path, wo
         "events": core.num_events,
         "rows_read": spool.rows,
         "events_after_filter": log.num_events,
-        "duplicates": duplicates.count if has_times else None,
+        "duplicates": log.duplicates.count if has_times else None,
     }
     if filters.as_published_raw_ids:
         counts["items_that_occur"] = int(np.count_nonzero(core.items))
@@ -123,24 +123,20 @@ def _require_disk(num_events: int, num_ids: int, types: dict[str, np.dtype[Any]]
     work.require(more)
 
 
-def _write_all(
-    log: _Numbered, duplicates: DuplicateCount, directory: Path, work: Workspace
-) -> tuple[Core, list[ArrayFile]]:
+def _write_all(log: _Numbered, directory: Path, work: Workspace) -> tuple[Core, list[ArrayFile]]:
     # Ordered events go straight to the store.
     core = Core.of_all(log.users.size, log.items.size, log.num_events)
-    blocks = _ordered("ordering and writing", log, duplicates, work)
+    blocks = _ordered("ordering and writing", log, work)
     return core, _write_columns(directory, blocks, core, log.types)
 
 
-def _write_core(
-    log: _Numbered, duplicates: DuplicateCount, directory: Path, work: Workspace
-) -> tuple[Core, list[ArrayFile]]:
+def _write_core(log: _Numbered, directory: Path, work: Workspace) -> tuple[Core, list[ArrayFile]]:
     # A file of the store begins with its length, which is known only when all events are ordered and counted.
     ordered, oldest = BlockSpool(work.folder / "ordered"), work.filters.as_published_oldest_events
-    for block in _ordered("ordering", log, duplicates, work):
+    for block in _ordered("ordering", log, work):
         ordered.append(block if oldest is None else block.oldest(oldest))
     if oldest is not None:
-        repeated = duplicates.count if work.filters.duplicates == "drop" else 0
+        repeated = log.duplicates.count if work.filters.duplicates == "drop" else 0
         newer = log.num_events - repeated - ordered.num_events
         work.progress.note(f"as published: {newer:,} events newer than a user's oldest {oldest:,} dropped")
     work.limit.require(_COUNT_BYTES * (log.users.size + log.items.size), "counts of users and items")
@@ -154,9 +150,9 @@ def _write_core(
     return core, files
 
 
-def _ordered(name: str, log: _Numbered, duplicates: DuplicateCount, work: Workspace) -> Iterator[Block]:
+def _ordered(name: str, log: _Numbered, work: Workspace) -> Iterator[Block]:
     # The blocks of all partitions, which are deleted after the last one. Then all duplicates are known.
-    places = log.partitions.places(name, work.progress)
+    places, duplicates = log.partitions.places(name, work.progress), log.duplicates
     yield from ordered_blocks(log.partitions, places, work.filters.duplicates, duplicates)
     shutil.rmtree(log.partitions.folder)
     if work.filters.duplicates == "refuse" and duplicates.example is not None:
