@@ -119,7 +119,7 @@ class TableFile:
 
     @property
     def parsed(self) -> dict[str, pl.Expr]:
-        """Columns `user_id`, `item_id` and, if the log has times, `timestamp`; null where a row has no valid one."""
+        """Columns `user_id`, `item_id` and, if the log has times, `timestamp`; null if a row has no valid one."""
         if self.time is None:
             return self.ids
         return {**self.ids, TIMESTAMP: self.time.millionths if self.in_millionths else self.time.whole}
