@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -193,15 +192,13 @@ def _items(rng: np.random.Generator, size: int, num_items: int, exponent: float)
 
 
 def _write(folder: Path, frames: Iterator[polars.DataFrame], events: int, progress: Progress) -> None:
-    with progress.stage(f"generating {events:,} events", events) as stage:
-        for number in range(-(-events // (BLOCK_EVENTS * BLOCKS_IN_FILE))):
-            with (folder / f"part-{number:03}.csv").open("wb") as file:
-                for block, frame in enumerate(islice(frames, BLOCKS_IN_FILE)):
-                    frame.write_csv(file, include_header=block == 0)
-                    stage.advance(len(frame))
-                # Later reads must not share the disk with these bytes.
-                file.flush()
-                os.fsync(file.fileno())
+    for number, frame in enumerate(progress.track(f"generating {events:,} events", frames, total=events)):
+        part, block = divmod(number, BLOCKS_IN_FILE)
+        with (folder / f"part-{part:03}.csv").open("ab") as file:
+            frame.write_csv(file, include_header=block == 0)
+            # Later reads must not share the disk with these bytes.
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _check_same(log: Path, description: dict[str, Any]) -> None:

@@ -270,20 +270,12 @@ class SequenceDataModule(pl.LightningDataModule):
     def _offsets(self) -> NDArray[np.int64]:
         return np.asarray(self.store.offsets)[:-1]
 
-    @property
-    def _ends(self) -> NDArray[np.int64]:
-        return np.asarray(self.store.offsets)[1:]
-
     def _eval_loader(self, stage: str) -> ResumableLoader:
         stops = self.split.history_stops(self.store, stage)
         if stage == "predict":
             newest = newest_windows(self._offsets, stops, self.max_length)
-            return self._loader(
-                WindowDataset(self.store, stops, with_targets=False),
-                lambda _: newest,
-                self.eval_batch_size,
-                shuffle=False,
-            )
+            dataset = WindowDataset(self.store, stops, with_targets=False)
+            return self._loader(dataset, lambda _: newest, self.eval_batch_size, shuffle=False)
         ends = self.split.target_stops(self.store, stage)
         fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         most = self.val_users if fitting and stage == "validate" else None

@@ -4,44 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 Show = Callable[[str], None]
-
-
-class Stage:
-    """One pass over a log, made by `Progress.stage`."""
-
-    def __init__(self, name: str, total: int | None, show: Show, interval: float) -> None:
-        self.name = name
-        self.total = total
-        self.rows = 0
-        self._show = show
-        self._interval = interval
-        self._began = self._shown = time.monotonic()
-
-    def advance(self, rows: int) -> None:
-        """Count `rows` more as done, and show a line if the last one is `interval` seconds old."""
-        self.rows += rows
-        now = time.monotonic()
-        if now - self._shown >= self._interval and self.rows:
-            self._shown = now
-            self._show(self._line(now - self._began))
-
-    def end(self) -> None:
-        """Show the number of rows and the time that they took."""
-        seconds = time.monotonic() - self._began
-        self._show(f"{self.name}: {self.rows:,} rows, {seconds:.1f} s, {_rate(self.rows, seconds):,} rows/s")
-
-    def _line(self, seconds: float) -> str:
-        rate = _rate(self.rows, seconds)
-        line = f"{self.name}: {self.rows:,} rows, {rate:,} rows/s"
-        if self.total is None or self.total <= self.rows:
-            return line
-        left = (self.total - self.rows) / max(rate, 1)
-        return f"{line}, {self.rows / self.total:.0%}, about {_duration(left)} left"
 
 
 class Progress:
@@ -65,18 +31,10 @@ class Progress:
         self._show = show or (lambda _: None)
         self._interval = interval
 
-    @contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
-        """Announce a stage, and sum it up if the block ends without an error."""
-        self._show(f"{name} ...")
-        stage = Stage(name, total, self._show, self._interval)
-        yield stage
-        stage.end()
-
     def track(
         self, name: str, parts: Iterable[T], rows: Callable[[Any], int] = len, total: int | None = None
     ) -> Iterator[T]:
-        """Yield the parts of a log, as one stage that advances with each.
+        """Yield the parts of a log, as one stage that advances with each and is summed up after the last.
 
         Args:
             name: Name of the stage.
@@ -84,10 +42,18 @@ class Progress:
             rows: Returns the number of rows of a part.
             total: Number of rows of all parts, which may be an estimate; None if unknown.
         """
-        with self.stage(name, total) as stage:
-            for part in parts:
-                yield part
-                stage.advance(rows(part))
+        self._show(f"{name} ...")
+        began = shown = time.monotonic()
+        done = 0
+        for part in parts:
+            yield part
+            done += rows(part)
+            now = time.monotonic()
+            if now - shown >= self._interval and done:
+                shown = now
+                self._show(_line(name, done, total, now - began))
+        seconds = time.monotonic() - began
+        self._show(f"{name}: {done:,} rows, {seconds:.1f} s, {_rate(done, seconds):,} rows/s")
 
     def note(self, text: str) -> None:
         """Show a line that belongs to no stage, such as the number of rows left out."""
@@ -97,6 +63,14 @@ class Progress:
 def print_line(line: str) -> None:
     """Print one line of progress at once, even if the output goes to a file."""
     print(line, flush=True)
+
+
+def _line(name: str, done: int, total: int | None, seconds: float) -> str:
+    rate = _rate(done, seconds)
+    line = f"{name}: {done:,} rows, {rate:,} rows/s"
+    if total is None or total <= done:
+        return line
+    return f"{line}, {done / total:.0%}, about {_duration((total - done) / max(rate, 1))} left"
 
 
 def _rate(rows: int, seconds: float) -> int:

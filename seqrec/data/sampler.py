@@ -142,10 +142,6 @@ class BatchSampler(DistributedSampler[BatchPlan]):
         # The same for each epoch. Windows that cannot be batched show here, at once.
         self._steps = len(self._plan(epoch=0).sequence)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
-        self.epoch = epoch
-
     def resume(self, segments: Sequence[TrainedSegment], steps: int) -> int:
         """Let the next iteration, and only that one, yield the rest of an epoch that other jobs began.
 
@@ -187,9 +183,6 @@ class BatchSampler(DistributedSampler[BatchPlan]):
                 f"windows of epoch {self.epoch} make {len(plan.sequence)} batches, those of epoch 0 made {len(self)}; "
                 "their number and lengths must not depend on the epoch"
             )
-        yield from self._batches(plan, skipped)
-
-    def _batches(self, plan: _EpochPlan, skipped: int) -> Iterator[BatchPlan]:
         tokens_a_batch = plan.windows.lengths.sum() / (len(plan.sequence) * self.world_size)
         for step in plan.sequence[skipped:]:
             begin, end = plan.bounds[step : step + 2]

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ class EventStore:
             name: _map(directory / f"feature_{name}.npy") for name in manifest.get("features", [])
         }
         columns = ("item_ids.npy", "offsets.npy", *(["timestamps.npy"] if has_times else []))
-        self._in_use = _FilesInUse(directory / name for name in columns)
+        self._opened = {directory / name: (directory / name).stat() for name in columns}
         self.item_vocabulary = Vocabulary.open(directory, "item_vocabulary")
         self.user_vocabulary = Vocabulary.open(directory, "user_vocabulary")
 
@@ -112,7 +112,17 @@ class EventStore:
         Raises:
             StoreError: if one was; reading it would end the process.
         """
-        self._in_use.check(REMEDY)
+        # The system ends a process (SIGBUS) that reads a mapped file beyond the place where it was truncated, without
+        # a message. A process keeps files that were replaced or deleted, so only truncation matters.
+        for file, opened in self._opened.items():
+            try:
+                now = file.stat()
+            except FileNotFoundError:
+                continue
+            if now.st_size < opened.st_size and now.st_ino == opened.st_ino:
+                raise StoreError(
+                    f"{file} was cut to {now.st_size} of {opened.st_size} bytes while it was in use; {REMEDY}"
+                )
 
     def verify(self) -> None:
         """Hash every file, which takes as long as reading them.
@@ -173,45 +183,6 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise StoreError(f"{path} lacks {', '.join(sorted(missing))}; {REMEDY}")
     assert isinstance(manifest, dict)
     return manifest
-
-
-def write_store(
-    directory: Path,
-    item_ids: NDArray[np.integer[Any]],
-    offsets: NDArray[np.int64],
-    timestamps: NDArray[np.int64] | None,
-    user_ids_external: NDArray[np.int64] | Sequence[str],
-    item_ids_external: NDArray[np.int64] | Sequence[str],
-    manifest_extra: Mapping[str, Any],
-) -> None:
-    """Write arrays in memory as an event store, into an existing folder.
-
-    Args:
-        directory: An empty folder.
-        item_ids: (E,) internal item ids, user after user, oldest first; E >= 1.
-        offsets: (U + 1,) start of each user's events; the last one is E.
-        timestamps: (E,) or None.
-        user_ids_external: (U,) the log's user ids, ascending, in the order of `offsets`.
-        item_ids_external: (num_items,) the log's item ids, ascending; internal item id i is the i-th.
-        manifest_extra: `source`, `filters`, `source_files` and `order` of the manifest.
-
-    Raises:
-        ValueError: if the arrays contradict each other.
-    """
-    users, items = Vocabulary(user_ids_external), Vocabulary(item_ids_external)
-    if len(item_ids) == 0 or len(offsets) != len(users) + 1 or offsets[-1] != len(item_ids):
-        raise ValueError(f"{len(item_ids)} events, {len(users)} users, {len(offsets)} offsets: no store")
-    if item_ids.min() < 1 or item_ids.max() > len(items):
-        raise ValueError(f"item ids must lie in 1..{len(items)}, got {item_ids.min()}..{item_ids.max()}")
-    arrays = {"item_ids": item_ids.astype(np.min_scalar_type(len(items))), "offsets": offsets}
-    if timestamps is not None:
-        arrays["timestamps"] = timestamps
-    arrays |= users.arrays("user_vocabulary") | items.arrays("item_vocabulary")
-    files = [ArrayFile(directory, name, array.dtype, len(array)) for name, array in arrays.items()]
-    for file, array in zip(files, arrays.values(), strict=True):
-        file.append(array)
-    counts = {"users": len(users), "items": len(items), "events": len(item_ids)}
-    write_manifest(directory, files, counts, manifest_extra)
 
 
 class ArrayFile:
@@ -275,26 +246,6 @@ def synchronise(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class _FilesInUse:
-    # The sizes of mapped files when they were opened. The system ends a process (SIGBUS) that reads a mapped file
-    # beyond the place where it was truncated, without a message.
-
-    def __init__(self, files: Iterable[Path]) -> None:
-        self._opened = [(str(file), os.stat(file)) for file in files]
-
-    def check(self, remedy: str) -> None:
-        # A process keeps files that were replaced or deleted, so only truncation matters.
-        for file, opened in self._opened:
-            try:
-                now = os.stat(file)
-            except FileNotFoundError:
-                continue
-            if now.st_size < opened.st_size and now.st_ino == opened.st_ino:
-                raise StoreError(
-                    f"{file} was cut to {now.st_size} of {opened.st_size} bytes while it was in use; {remedy}"
-                )
 
 
 def _map(file: Path) -> NDArray[Any]:

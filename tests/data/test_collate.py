@@ -12,12 +12,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import write_store
 from torch.utils.data import DataLoader
 
 from seqrec.data.collate import WindowDataset
 from seqrec.data.sampler import BatchPlan, BatchSampler
 from seqrec.data.splits import LastN, LeaveOneOut
-from seqrec.data.store import EventStore, write_store
+from seqrec.data.store import EventStore
 from seqrec.data.windows import NewestWindow, RandomCrop, StridedWindows, TrainWindows, WindowIndex
 from seqrec.types import RaggedItems, SequenceBatch
 

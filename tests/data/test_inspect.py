@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stores import write_store
 
 from seqrec.data import inspect
 from seqrec.data.inspect import describe, report_text
 from seqrec.data.prepare import Filters, prepare
 from seqrec.data.sources import ML1M
-from seqrec.data.store import EventStore, write_store
+from seqrec.data.store import EventStore
 from seqrec.errors import StoreError
 
 # Users with 1, 2 and 5 events; items with 6, 1 and 1.

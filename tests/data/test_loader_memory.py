@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stores import write_store
 from torch.utils.data import DataLoader
 
 from seqrec.data.collate import WindowDataset
 from seqrec.data.sampler import BatchSampler
-from seqrec.data.store import EventStore, write_store
+from seqrec.data.store import EventStore
 from seqrec.data.windows import StridedWindows
 
 pytestmark = pytest.mark.process

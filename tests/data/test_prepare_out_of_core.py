@@ -172,8 +172,6 @@ def test_ids_are_numbered_in_ascending_order(tmp_path: Path, kind):
         else [external for block in numbering.blocks(kept) for external in block.tolist()]
     )
     assert flat == [ascending[0], *ascending[2:]]
-    column.delete()
-    assert not list(tmp_path.iterdir())
 
 
 def test_integers_are_spooled_in_few_bytes_and_come_back(tmp_path: Path):

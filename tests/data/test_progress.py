@@ -22,10 +22,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_a_stage_tells_rows_rate_and_time_left(clock: Clock):
     lines: list[str] = []
-    with Progress(lines.append, interval=5).stage("reading", total=1000) as stage:
-        for _ in range(4):
-            clock.now += 3
-            stage.advance(30)
+    for _ in Progress(lines.append, interval=5).track("reading", 4 * [range(30)], total=1000):
+        clock.now += 3
     assert lines == [
         "reading ...",
         "reading: 60 rows, 10 rows/s, 6%, about 2 min left",
@@ -37,22 +35,20 @@ def test_a_stage_tells_rows_rate_and_time_left(clock: Clock):
 def test_no_time_left_is_promised_without_a_total_or_beyond_it(clock: Clock):
     for total in (None, 5):
         lines: list[str] = []
-        with Progress(lines.append, interval=1).stage("reading", total=total) as stage:
+        for _ in Progress(lines.append, interval=1).track("reading", [range(10)], total=total):
             clock.now += 2
-            stage.advance(10)
         assert lines[1] == "reading: 10 rows, 5 rows/s"
 
 
 def test_a_stage_that_fails_is_not_summed_up():
     lines: list[str] = []
-    with pytest.raises(RuntimeError), Progress(lines.append).stage("reading"):
-        raise RuntimeError
+    with pytest.raises(ZeroDivisionError):
+        [1 // len(part) for part in Progress(lines.append).track("reading", [range(10), []])]
     assert lines == ["reading ..."]
 
 
 def test_silence_by_default(capsys: pytest.CaptureFixture[str]):
     progress = Progress()
-    with progress.stage("reading") as stage:
-        stage.advance(1)
+    assert list(progress.track("reading", ["abc"])) == ["abc"]
     progress.note("three rows left out")
     assert capsys.readouterr().out == ""

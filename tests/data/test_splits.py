@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import write_store
 
 from seqrec.data.splits import STAGES, GlobalTime, LastN, LeaveOneOut, Split
-from seqrec.data.store import EventStore, write_store
+from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 
 

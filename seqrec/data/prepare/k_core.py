@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.ordering import Block, BlockSpool
-from seqrec.data.progress import Progress
+from seqrec.data.prepare.partitions import take
+from seqrec.data.prepare.spool import Workspace
 
 
 @dataclass(frozen=True)
@@ -39,22 +40,17 @@ class Core:
         return cls(np.ones(num_users, np.bool_), items, num_events, catalogue=items)
 
 
-def k_core(
-    spooled: BlockSpool, num_users: int, num_items: int, filters: Filters, folder: Path, progress: Progress
-) -> Core:
+def k_core(spooled: BlockSpool, num_users: int, num_items: int, work: Workspace) -> Core:
     """Return the users and items that k-core and minimum history keep.
 
     Memory: 10 bytes a user and item. Each pass reads all item ids, or the remaining ones once they are few.
     """
-    everything = Core.of_all(num_users, num_items, spooled.num_events)
+    everything, filters = Core.of_all(num_users, num_items, spooled.num_events), work.filters
     users, items = everything.users, everything.items
     catalogue = items.copy() if filters.as_published_raw_ids else items
-    events = _Shrinking(spooled, folder)
-    number = 0
-    while True:
-        number += 1
-        user_counts, item_counts = _count(events, users, items, f"k-core, pass {number}", progress)
-        before = int(user_counts.sum())
+    events = _Shrinking(spooled, work)
+    for number in count(1):
+        user_counts, item_counts = events.count(users, items, f"k-core, pass {number}")
         few_users = users & (user_counts < filters.min_user_events)
         few_items = items & (item_counts < filters.min_item_events)
         users &= ~few_users & (user_counts > 0)
@@ -64,11 +60,10 @@ def k_core(
     short = users & (user_counts < filters.min_history)
     if short.any():
         users &= ~short
-        user_counts, item_counts = _count(events, users, items, "minimum history", progress)
+        user_counts, item_counts = events.count(users, items, "minimum history")
         items &= item_counts > 0
-        before = int(user_counts.sum())
     events.delete()
-    return Core(users, items, before, catalogue)
+    return Core(users, items, int(user_counts.sum()), catalogue)
 
 
 def core_blocks(blocks: Iterable[Block], core: Core) -> Iterator[Block]:
@@ -78,59 +73,49 @@ def core_blocks(blocks: Iterable[Block], core: Core) -> Iterator[Block]:
     for block in blocks:
         kept = _kept(block, core.users, core.items)
         lengths = kept.lengths[core.users[block.first : block.first + len(block.lengths)]]
-        yield Block(first, lengths, replace(kept.events, item_ids=new_ids[kept.events.item_ids]))
+        yield Block(first, lengths, {**kept.events, "item_ids": new_ids[kept.events["item_ids"]]})
         first += len(lengths)
 
 
 def _kept(block: Block, users: NDArray[np.bool_], items: NDArray[np.bool_]) -> Block:
     # The events of a block that stay. The users are the same, some of them with no event.
     rows = block.user_rows()
-    kept = users[rows] & items[block.events.item_ids]
+    kept = users[rows] & items[block.events["item_ids"]]
     lengths = np.bincount(rows[kept] - block.first, minlength=len(block.lengths))
-    return Block(block.first, lengths, block.events.take(kept))
+    return Block(block.first, lengths, take(block.events, kept))
 
 
 class _Shrinking:
-    # Item ids by user. When half of the events are gone, the others are copied.
+    # Item ids by user. When half of the events are gone, counting the others also copies them.
 
-    def __init__(self, spooled: BlockSpool, folder: Path) -> None:
+    def __init__(self, spooled: BlockSpool, work: Workspace) -> None:
         self._current = self._original = spooled
-        self._folder = folder
+        self._work = work
         self._copies = 0
-        self.num_events = spooled.num_events
-        self._alive = self.num_events
+        self._alive = spooled.num_events
 
-    def read(
-        self, users: NDArray[np.bool_], items: NDArray[np.bool_], name: str, progress: Progress
-    ) -> Iterator[Block]:
-        # Blocks with only the events of `users` and `items`, as one stage of progress.
-        copy = None
-        if 2 * self._alive < self.num_events:
+    def count(
+        self, users: NDArray[np.bool_], items: NDArray[np.bool_], name: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        # Events of each user and item, among the events of `users` and `items`, as one stage of progress.
+        user_counts, item_counts = np.zeros(len(users), np.int64), np.zeros(len(items), np.int64)
+        copy, total = None, self._current.num_events
+        if 2 * self._alive < total:
             self._copies += 1
-            copy = BlockSpool(self._folder, f"core_{self._copies}")
-        alive = 0
-        for block in progress.track(name, self._current.blocks(items_only=True), total=self.num_events):
+            copy = BlockSpool(self._work.folder / f"core_{self._copies}")
+        blocks = self._current.blocks(items_only=True)
+        for block in self._work.progress.track(name, blocks, total=total):
             kept = _kept(block, users, items)
-            alive += len(kept)
+            user_counts[block.first : block.first + len(block.lengths)] += kept.lengths
+            np.add.at(item_counts, kept.events["item_ids"], 1)
             if copy is not None:
                 copy.append(kept)
-            yield kept
         if copy is not None:
             self.delete()
-            self._current, self.num_events = copy, alive
-        self._alive = alive
+            self._current = copy
+        self._alive = int(user_counts.sum())
+        return user_counts, item_counts
 
     def delete(self) -> None:
         if self._current is not self._original:
-            self._current.delete()
-
-
-def _count(
-    events: _Shrinking, users: NDArray[np.bool_], items: NDArray[np.bool_], name: str, progress: Progress
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    # Events of each user and item, among the events that stay.
-    user_counts, item_counts = np.zeros(len(users), np.int64), np.zeros(len(items), np.int64)
-    for block in events.read(users, items, name, progress):
-        user_counts[block.first : block.first + len(block.lengths)] += block.lengths
-        np.add.at(item_counts, block.events.item_ids, 1)
-    return user_counts, item_counts
+            shutil.rmtree(self._current.folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqrec.data.prepare.filters import Duplicates
-from seqrec.data.prepare.partitions import EventColumns, Partitions
+from seqrec.data.prepare.partitions import Events, Partitions, take
 from seqrec.data.prepare.spool import RawColumn
-from seqrec.errors import InputError
 
 # Bytes an event for ordering, besides two copies of its columns, if all events tie.
 _SORTING_BYTES = 64
@@ -31,10 +30,10 @@ class Block:
 
     first: int
     lengths: NDArray[np.int64]
-    events: EventColumns
+    events: Events
 
     def __len__(self) -> int:
-        return len(self.events.item_ids)
+        return len(self.events["item_ids"])
 
     def user_rows(self) -> NDArray[np.int64]:
         """Return the user row of each event, (N,)."""
@@ -44,7 +43,7 @@ class Block:
         """Return the same users with their oldest `count` events."""
         begins = np.cumsum(self.lengths) - self.lengths
         places = np.arange(self.lengths.sum()) - np.repeat(begins, self.lengths)
-        return Block(self.first, np.minimum(self.lengths, count), self.events.take(places < count))
+        return Block(self.first, np.minimum(self.lengths, count), take(self.events, places < count))
 
 
 @dataclass
@@ -70,48 +69,32 @@ def ordered_blocks(
     for place in places:
         first, stop = partitions.users(place)
         rows, events = partitions.read(place)
-        order = _order(rows, events.timestamps)
-        rows, events = rows[order], events.take(order)
+        order = _order(rows, events.get("timestamps"))
+        rows, events = rows[order], take(events, order)
         repeated = _repeated(rows, events)
         if len(repeated):
             if found.example is None:
                 place = int(repeated[0])
-                assert events.timestamps is not None
-                found.example = (
-                    first + int(rows[place]),
-                    int(events.item_ids[place]),
-                    int(events.timestamps[place]),
-                )
+                item_id, time = int(events["item_ids"][place]), int(events["timestamps"][place])
+                found.example = first + int(rows[place]), item_id, time
             found.count += len(repeated)
             if duplicates == "drop":
                 kept = np.ones(len(rows), np.bool_)
                 kept[repeated] = False
-                rows, events = rows[kept], events.take(kept)
+                rows, events = rows[kept], take(events, kept)
         yield Block(first, np.bincount(rows, minlength=stop - first), events)
-
-
-def refuse_duplicates(
-    found: DuplicateCount, user: Callable[[int], int | str], item: Callable[[int], int | str]
-) -> None:
-    """Refuse a log with duplicates."""
-    if found.example is None:
-        return
-    row, item_id, time = found.example
-    raise InputError(
-        f"filters.duplicates='refuse': {found.count:,} events repeat user, item and timestamp of an earlier "
-        f"one, first user_id={user(row + 1)!r}, item_id={item(item_id)!r}, timestamp={time}; "
-        "clean the log, or choose drop or keep"
-    )
 
 
 @dataclass
 class BlockSpool:
-    """Blocks on disk that can be read several times, in files of `folder` with names that start with `name`."""
+    """Blocks on disk that can be read several times, in files of a new folder."""
 
     folder: Path
-    name: str
     lengths: list[NDArray[np.int64]] = field(default_factory=list)
     _columns: dict[str, RawColumn] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir()
 
     @property
     def num_events(self) -> int:
@@ -121,27 +104,19 @@ class BlockSpool:
     def append(self, block: Block) -> None:
         """Write a block. The blocks must be in ascending order of user row, without gaps."""
         self.lengths.append(block.lengths)
-        for name, values in block.events.columns().items():
+        for name, values in block.events.items():
             if name not in self._columns:
-                self._columns[name] = RawColumn(self.folder / f"{self.name}_{name}", values.dtype)
+                self._columns[name] = RawColumn(self.folder / name, values.dtype)
             self._columns[name].append(values)
 
     def blocks(self, *, items_only: bool = False) -> Iterator[Block]:
         """Yield the blocks in order; with `items_only` they have no other columns than item ids."""
-        columns: dict[str, RawColumn] = dict(self._columns)
-        if items_only:
-            columns = {"item_ids": columns["item_ids"]}
+        columns = {"item_ids": self._columns["item_ids"]} if items_only else self._columns
         first = start = 0
         for lengths in self.lengths:
             stop = start + int(lengths.sum())
-            read: dict[str, NDArray[Any]] = {name: column.read(start, stop) for name, column in columns.items()}
-            yield Block(first, lengths, EventColumns.of_columns(read))
+            yield Block(first, lengths, {name: column.read(start, stop) for name, column in columns.items()})
             first, start = first + len(lengths), stop
-
-    def delete(self) -> None:
-        """Remove the files."""
-        for column in self._columns.values():
-            column.delete()
 
 
 def _order(rows: NDArray[np.uint16], times: NDArray[np.int64] | None) -> NDArray[np.intp]:
@@ -158,9 +133,9 @@ def _ascends(rows: NDArray[np.uint16], times: NDArray[np.int64]) -> bool:
     return not bool(np.any((times[1:] < times[:-1]) & (rows[1:] == rows[:-1])))
 
 
-def _repeated(rows: NDArray[np.uint16], events: EventColumns) -> NDArray[np.intp]:
+def _repeated(rows: NDArray[np.uint16], events: Events) -> NDArray[np.intp]:
     # Ascending places, among ordered events, of duplicates: all but the first of equal events in log order.
-    times = events.timestamps
+    times = events.get("timestamps")
     if times is None:
         return np.empty(0, np.intp)
     ties = (times[1:] == times[:-1]) & (rows[1:] == rows[:-1])
@@ -172,7 +147,7 @@ def _repeated(rows: NDArray[np.uint16], events: EventColumns) -> NDArray[np.intp
     places = np.flatnonzero(tied)
     # A number for the events of one user and time: an event that is not tied to the one before gets a new one.
     group = np.cumsum(~np.concatenate([[False], ties])[places])
-    items = events.item_ids[places]
+    items = events["item_ids"][places]
     order = np.lexsort((items, group))
     same = (items[order][1:] == items[order][:-1]) & (group[order][1:] == group[order][:-1])
     return np.sort(places[order[1:][same]])

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,46 +17,22 @@ from seqrec.data.prepare.numbering import Ids, Numbering
 from seqrec.data.prepare.spool import RawColumn, Spool
 from seqrec.data.progress import Progress
 
+# Columns of some events, (N,) each, by the names of the store's files: `item_ids`, `timestamps` if the log has times,
+# and `feature_<name>` for each feature.
+Events: TypeAlias = dict[str, NDArray[Any]]
 # Events to sort at a time, unless one user has more. Small, because using more memory is slower.
 PARTITION_EVENTS = 1 << 21
 # Users a partition. Their places in it take two bytes, which are sorted by counting.
 PARTITION_USERS = 1 << 16
 
 
-@dataclass(frozen=True)
-class EventColumns:
-    """The columns of some events, (N,) each. Timestamps are None if the log has none."""
-
-    item_ids: Ids
-    timestamps: NDArray[np.int64] | None
-    features: dict[str, NDArray[Any]]
-
-    def take(self, places: NDArray[Any]) -> EventColumns:
-        """Return the events at `places`, integers or booleans (N,)."""
-        times = self.timestamps
-        return EventColumns(
-            self.item_ids[places],
-            None if times is None else times[places],
-            {name: values[places] for name, values in self.features.items()},
-        )
-
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """Return the columns by the names of their files, without `.npy`."""
-        times = {} if self.timestamps is None else {"timestamps": self.timestamps}
-        features = {f"feature_{name}": values for name, values in self.features.items()}
-        return {"item_ids": self.item_ids, **times, **features}
-
-    @classmethod
-    def of_columns(cls, columns: dict[str, NDArray[Any]]) -> EventColumns:
-        """Return the events that have these `columns`."""
-        features = {
-            name.removeprefix("feature_"): values for name, values in columns.items() if name.startswith("feature_")
-        }
-        return cls(columns["item_ids"], columns.get("timestamps"), features)
+def take(events: Events, places: NDArray[Any]) -> Events:
+    """Return the events at `places`, integers or booleans (N,)."""
+    return {name: values[places] for name, values in events.items()}
 
 
 def column_types(spool: Spool, items: Numbering) -> dict[str, np.dtype[Any]]:
-    """Return the type of each column of the store, by the names of `EventColumns.columns`."""
+    """Return the type of each column of the store, by the names of `Events`."""
     types = {"item_ids": items.dtype}
     if spool.timestamps is not None:
         types["timestamps"] = np.dtype(np.int64)
@@ -68,20 +43,24 @@ class Partitions:
     """Files with the events of neighbouring users together, each user's in log order. `lengths` (U,) is at least 1."""
 
     def __init__(self, folder: Path, lengths: NDArray[np.int64], types: dict[str, np.dtype[Any]]) -> None:
-        self._ends = np.cumsum(lengths)
-        self._bounds = _bounds(self._ends)
-        self._rows = RawColumn(folder / "partition_user_rows", np.uint16)
-        self._columns = {name: RawColumn(folder / f"partition_{name}", types[name]) for name in types}
+        ends = np.cumsum(lengths)
+        # Bounds of the partitions, (P + 1,), as user rows and as events in the order of users.
+        self._users = _bounds(ends)
+        self._events = np.concatenate([[0], ends])[self._users]
+        folder.mkdir()
+        self.folder = folder
+        self._rows = RawColumn(folder / "user_rows", np.uint16)
+        self._columns = {name: RawColumn(folder / name, types[name]) for name in types}
 
     def __len__(self) -> int:
-        return len(self._bounds) - 1
+        return len(self._users) - 1
 
     def fill(self, spool: Spool, user_rows: RawColumn, items: Numbering, chunks: Iterable[int]) -> None:
         """Write the events of the spool."""
         count = len(self)
-        partition_of = np.repeat(np.arange(count, dtype=np.min_scalar_type(count)), np.diff(self._bounds))
-        firsts = self._bounds[:-1].astype(user_rows.dtype)
-        filled = np.array([self.range(place)[0] for place in range(count)], np.int64)
+        partition_of = np.repeat(np.arange(count, dtype=np.min_scalar_type(count)), np.diff(self._users))
+        firsts = self._users[:-1].astype(user_rows.dtype)
+        filled = self._events[:-1].copy()
         with ExitStack() as opened:
             files = [
                 (column, opened.enter_context(column.file.open("r+b")))
@@ -96,46 +75,31 @@ class Partitions:
                 local = (rows - firsts[partition]).astype(np.uint16)
                 events = _chunk(spool, chunk, start, items.ids(chunk))
                 counts = np.bincount(partition, minlength=count)
-                for (column, file), values in zip(files, (local, *events.columns().values()), strict=True):
+                for (column, file), values in zip(files, (local, *events.values()), strict=True):
                     _scatter(file, column.dtype, values[order], counts, filled)
                 filled += counts
                 start += length
 
     def places(self, name: str, progress: Progress) -> Iterator[int]:
         """Yield the numbers of the partitions, as one stage of progress."""
-        total = int(self._ends[-1])
-        return progress.track(name, range(len(self)), lambda place: self.size(place), total)
-
-    def size(self, place: int) -> int:
-        """Return the number of events of partition number `place`."""
-        start, stop = self.range(place)
-        return stop - start
-
-    def range(self, place: int) -> tuple[int, int]:
-        """Return the range of events of partition number `place`, among all events ordered by user."""
-        first, stop = self.users(place)
-        return (int(self._ends[first - 1]) if first else 0), int(self._ends[stop - 1])
+        sizes = np.diff(self._events).tolist()
+        return progress.track(name, range(len(self)), lambda place: sizes[place], sum(sizes))
 
     def users(self, place: int) -> tuple[int, int]:
         """Return the range of user rows of partition number `place`."""
-        return int(self._bounds[place]), int(self._bounds[place + 1])
+        return int(self._users[place]), int(self._users[place + 1])
 
-    def read(self, place: int) -> tuple[NDArray[np.uint16], EventColumns]:
+    def read(self, place: int) -> tuple[NDArray[np.uint16], Events]:
         """Return partition number `place`: user rows (N,), counted from its first one, and events, in log order."""
-        start, stop = self.range(place)
+        start, stop = self._events[place : place + 2].tolist()
         columns = {name: column.read(start, stop) for name, column in self._columns.items()}
-        return self._rows.read(start, stop), EventColumns.of_columns(columns)
+        return self._rows.read(start, stop), columns
 
     def largest(self) -> tuple[int, int]:
         """Return the number of events of the largest partition, and its first user row."""
-        sizes = [self.size(place) for place in range(len(self))]
+        sizes = np.diff(self._events)
         place = int(np.argmax(sizes))
-        return sizes[place], self.users(place)[0]
-
-    def delete(self) -> None:
-        """Remove the files."""
-        for column in (self._rows, *self._columns.values()):
-            column.delete()
+        return int(sizes[place]), int(self._users[place])
 
 
 def _bounds(ends: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -149,10 +113,11 @@ def _bounds(ends: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.array(bounds, np.int64)
 
 
-def _chunk(spool: Spool, chunk: int, start: int, item_ids: Ids) -> EventColumns:
+def _chunk(spool: Spool, chunk: int, start: int, item_ids: Ids) -> Events:
     stop = start + spool.lengths[chunk]
-    times = None if spool.timestamps is None else spool.timestamps.read(chunk)
-    return EventColumns(item_ids, times, {name: column.read(start, stop) for name, column in spool.features.items()})
+    times = {} if spool.timestamps is None else {"timestamps": spool.timestamps.read(chunk)}
+    features = {f"feature_{name}": column.read(start, stop) for name, column in spool.features.items()}
+    return {"item_ids": item_ids, **times, **features}
 
 
 def _scatter(

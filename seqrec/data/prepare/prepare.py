@@ -147,12 +147,11 @@ def _prepare(
     replaced = directory.with_name(directory.name + ".replaced")
     for leftover in (partial, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
-    workspace = Workspace(partial / "spool")
+    workspace = Workspace(partial / "spool", filters, limit, progress)
     workspace.folder.mkdir(parents=True)
     full: OSError | None = None
     try:
-        settings = _settings(source, filters)
-        write_store_of(source, filters, partial, workspace, limit, progress, settings)
+        write_store_of(source, _settings(source, filters), partial, workspace)
         workspace.folder.rmdir()
         if directory.exists():
             directory.rename(replaced)

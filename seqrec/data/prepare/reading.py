@@ -12,9 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from seqrec.data.prepare.filters import Filters
-from seqrec.data.prepare.memory import MemoryLimit
 from seqrec.data.prepare.spool import EVENT_BYTES, IntegerColumn, RawColumn, Spool, TextColumn, Workspace
-from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID, check_interactions
 from seqrec.data.sources.checking import reading
 from seqrec.data.sources.source import Source
@@ -29,9 +27,7 @@ _POLARS_BYTES_PER_THREAD = 32 << 20
 _KEPT = "kept\nby the event filter"
 
 
-def read_log(
-    source: Source, filters: Filters, workspace: Workspace, limit: MemoryLimit, progress: Progress
-) -> tuple[Spool, list[dict[str, Any]]]:
+def read_log(source: Source, work: Workspace) -> tuple[Spool, list[dict[str, Any]]]:
     """Spool the events that meet the event filter.
 
     Returns:
@@ -41,13 +37,15 @@ def read_log(
         InputError: if the log cannot be read, changes while it is read, lacks a column that the filters need, or has
             no event.
     """
+    filters, progress = work.filters, work.progress
     buffers = _POLARS_BYTES + _POLARS_BYTES_PER_THREAD * pl.thread_pool_size()
-    limit.require(buffers, "the buffers of polars (fewer with a smaller POLARS_MAX_THREADS)")
-    origin = f"source {source.name or type(source).__name__}"
+    work.limit.require(buffers, "the buffers of polars (fewer with a smaller POLARS_MAX_THREADS)")
+    title = source.name or type(source).__name__
+    origin = f"source {title}"
     before = _state(source.files())
     with reading(origin, "an interaction log"):
         frame = source.scan(progress)
-        check_interactions(frame, source.name or type(source).__name__)
+        check_interactions(frame, title)
         schema = frame.collect_schema()
     # A source that downloads its files has none before.
     before = before or _state(source.files())
@@ -58,9 +56,9 @@ def read_log(
             + "; ".join(left_out.places)
         )
     total = sum(size for size, *_ in before.values())
-    workspace.needed = total if source.num_rows is None else EVENT_BYTES * source.num_rows
-    spool = _new_spool(workspace.folder, schema, filters)
-    first, *others = [*before, source.name or type(source).__name__]
+    work.needed = total if source.num_rows is None else EVENT_BYTES * source.num_rows
+    spool = _new_spool(work.folder / "log", schema, filters)
+    first, *others = [*before, title]
     name = f"reading {first}" + (f" and {len(others) - 1} more" if len(others) > 1 else "")
     try:
         for batch in progress.track(name, _batches(frame, schema, filters, origin), total=source.num_rows):
@@ -112,6 +110,7 @@ def _numpy_type(dtype: pl.DataType) -> np.dtype[Any] | None:
 
 
 def _new_spool(folder: Path, schema: pl.Schema, filters: Filters) -> Spool:
+    folder.mkdir()
     users, items = (
         (TextColumn if schema[name] == pl.String else IntegerColumn)(folder / name) for name in (USER_ID, ITEM_ID)
     )
@@ -121,7 +120,7 @@ def _new_spool(folder: Path, schema: pl.Schema, filters: Filters) -> Spool:
         dtype = _numpy_type(schema[name])
         assert dtype is not None
         features[name] = RawColumn(folder / f"feature_{place}", dtype)
-    return Spool(users, items, times, features)
+    return Spool(folder, users, items, times, features)
 
 
 def _batches(frame: pl.LazyFrame, schema: pl.Schema, filters: Filters, origin: str) -> Iterator[pl.DataFrame]:

@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import DTypeLike, NDArray
 
-from seqrec.data.prepare.memory import spoken_bytes
+from seqrec.data.prepare.filters import Filters
+from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
 from seqrec.data.progress import Progress
 from seqrec.errors import StoreError
 
@@ -23,14 +24,20 @@ _WRAP = 2**64
 
 @dataclass
 class Workspace:
-    """Folder of the temporary files.
+    """Folder of the temporary files, and the settings that all stages share.
 
     Attributes:
-        folder: An empty folder on the store's disk.
+        folder: An empty folder, in that of the incomplete store.
+        filters: The filters.
+        limit: Memory that the process may hold.
+        progress: Shows the stages.
         needed: Estimate of all bytes that preparation takes on that disk; 0 before the first estimate.
     """
 
     folder: Path
+    filters: Filters
+    limit: MemoryLimit
+    progress: Progress
     needed: int = 0
 
     def require(self, more: int) -> None:
@@ -65,10 +72,6 @@ class RawColumn:
         values = np.fromfile(self.file, self.dtype, count=stop - start, offset=start * size)
         assert len(values) == stop - start
         return values
-
-    def delete(self) -> None:
-        """Remove the file."""
-        self.file.unlink()
 
 
 class _Packing(NamedTuple):
@@ -114,10 +117,6 @@ class IntegerColumn:
         unwrapped += np.uint64(base % _WRAP)
         return unwrapped.view(np.int64)
 
-    def delete(self) -> None:
-        """Remove the file."""
-        self.file.unlink()
-
 
 class TextColumn:
     """Chunks of text, each kept as its distinct values in ascending order, in a file of its own, and (C,) places."""
@@ -144,12 +143,6 @@ class TextColumn:
         with self._dictionary(chunk).open("rb") as stream:
             return pl.read_ipc(stream)["text"]
 
-    def delete(self) -> None:
-        """Remove all files."""
-        self.places.delete()
-        for chunk in range(len(self._ends) - 1):
-            self._dictionary(chunk).unlink()
-
     def _dictionary(self, chunk: int) -> Path:
         return self.places.file.with_suffix(f".{chunk}.ipc")
 
@@ -159,6 +152,7 @@ class Spool:
     """The events that were read of a log, in log order.
 
     Attributes:
+        folder: Folder of the columns' files.
         users: External ids of the users.
         items: External ids of the items.
         timestamps: Times; None if the log has none.
@@ -167,6 +161,7 @@ class Spool:
         rows: Rows that were read, including those that the event filter left out.
     """
 
+    folder: Path
     users: IntegerColumn | TextColumn
     items: IntegerColumn | TextColumn
     timestamps: IntegerColumn | None
@@ -183,12 +178,6 @@ class Spool:
         """Yield the numbers of the chunks, as one stage of progress."""
         numbers = range(len(self.lengths))
         return progress.track(name, numbers, lambda chunk: self.lengths[chunk], self.num_events)
-
-    def delete(self) -> None:
-        """Remove all files."""
-        for column in (self.users, self.items, self.timestamps, *self.features.values()):
-            if column is not None:
-                column.delete()
 
 
 def differences(values: NDArray[np.int64], base: int) -> NDArray[np.uint64]:

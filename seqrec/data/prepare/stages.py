@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.k_core import Core, core_blocks, k_core
-from seqrec.data.prepare.memory import MemoryLimit
 from seqrec.data.prepare.numbering import Numbering, RawIntegers, SortedTexts, number_ids
-from seqrec.data.prepare.ordering import (
-    Block,
-    BlockSpool,
-    DuplicateCount,
-    ordered_blocks,
-    ordering_bytes,
-    refuse_duplicates,
-)
+from seqrec.data.prepare.ordering import Block, BlockSpool, DuplicateCount, ordered_blocks, ordering_bytes
 from seqrec.data.prepare.partitions import Partitions, column_types
 from seqrec.data.prepare.reading import read_log
 from seqrec.data.prepare.spool import IntegerColumn, RawColumn, Spool, TextColumn, Workspace
-from seqrec.data.progress import Progress
 from seqrec.data.sources.source import Source
 from seqrec.data.store import ArrayFile, write_manifest
 from seqrec.errors import InputError
@@ -41,16 +32,6 @@ _COUNT_BYTES = 10
 
 
 @dataclass(frozen=True)
-class _Work:
-    # The settings of every stage.
-    filters: Filters
-    directory: Path
-    workspace: Workspace
-    limit: MemoryLimit
-    progress: Progress
-
-
-@dataclass(frozen=True)
 class _Numbered:
     # A log with numbered users and items, and with its events in partitions.
     users: Numbering
@@ -58,25 +39,17 @@ class _Numbered:
     types: dict[str, np.dtype[Any]]
     partitions: Partitions
     num_events: int
+    duplicates: DuplicateCount = field(default_factory=DuplicateCount)
 
 
-def write_store_of(
-    source: Source,
-    filters: Filters,
-    directory: Path,
-    workspace: Workspace,
-    limit: MemoryLimit,
-    progress: Progress,
-    settings: dict[str, Any],
-) -> None:
-    """Write the store of a log into an empty folder."""
-    work = _Work(filters, directory, workspace, limit, progress)
-    spool, source_files = read_log(source, filters, workspace, limit, progress)
+def write_store_of(source: Source, settings: dict[str, Any], directory: Path, work: Workspace) -> None:
+    """Write the store of a log into `directory`, with `settings` in its manifest."""
+    filters = work.filters
+    spool, source_files = read_log(source, work)
     log = _partition(spool, work)
-    duplicates = DuplicateCount()
     # Which of the raw ids occur is only known when all events are counted.
     write = _write_all if filters.keeps_every_event and not filters.as_published_raw_ids else _write_core
-    core, files = write(log, duplicates, work)
+    core, files = write(log, directory, work)
     files += _write_vocabulary(directory, "user_vocabulary", log.users, core.users)
     files += _write_vocabulary(directory, "item_vocabulary", log.items, core.catalogue[1:])
     has_times = "timestamps" in log.types
@@ -86,11 +59,11 @@ def write_store_of(
         "events": core.num_events,
         "rows_read": spool.rows,
         "events_after_filter": log.num_events,
-        "duplicates": duplicates.count if has_times else None,
+        "duplicates": log.duplicates.count if has_times else None,
     }
     if filters.as_published_raw_ids:
         counts["items_that_occur"] = int(np.count_nonzero(core.items))
-    progress.note("making the store last on disk ...")
+    work.progress.note("making the store last on disk ...")
     extra = {
         "features": list(filters.event_features),
         **settings,
@@ -101,7 +74,7 @@ def write_store_of(
     write_manifest(directory, files, counts, extra)
 
 
-def _partition(spool: Spool, work: _Work) -> _Numbered:
+def _partition(spool: Spool, work: Workspace) -> _Numbered:
     # Number users and items, and write the events of neighbouring users together.
     users = _number("users", spool.users, spool, work)
     if work.filters.as_published_raw_ids:
@@ -110,27 +83,26 @@ def _partition(spool: Spool, work: _Work) -> _Numbered:
         items = _number("items", spool.items, spool, work)
     rows, lengths = _user_rows(spool, users, work)
     types = column_types(spool, items)
-    partitions = Partitions(work.workspace.folder, lengths, types)
-    _require_disk(spool.num_events, users.size, items.size, types, work)
+    partitions = Partitions(work.folder / "partitions", lengths, types)
+    _require_disk(spool.num_events, users.size + items.size, types, work)
     largest, user_row = partitions.largest()
     work.limit.require(
         largest * ordering_bytes(types),
         f"{largest:,} events that must be ordered at a time (of user_id={users.external_id(user_row + 1)!r})",
     )
     partitions.fill(spool, rows, items, spool.chunks("bringing users together", work.progress))
-    spool.delete()
-    rows.delete()
+    shutil.rmtree(spool.folder)
     return _Numbered(users, items, types, partitions, spool.num_events)
 
 
-def _number(what: str, column: IntegerColumn | TextColumn, spool: Spool, work: _Work) -> Numbering:
+def _number(what: str, column: IntegerColumn | TextColumn, spool: Spool, work: Workspace) -> Numbering:
     chunks = spool.chunks(f"listing {what}", work.progress)
     return number_ids(column, chunks, spool.num_events, work.limit, what)
 
 
-def _user_rows(spool: Spool, users: Numbering, work: _Work) -> tuple[RawColumn, NDArray[np.int64]]:
+def _user_rows(spool: Spool, users: Numbering, work: Workspace) -> tuple[RawColumn, NDArray[np.int64]]:
     # User row of each event in log order, and (U,) events of each user.
-    rows = RawColumn(work.workspace.folder / "user_rows", users.dtype)
+    rows = RawColumn(spool.folder / "user_rows", users.dtype)
     lengths = np.zeros(users.size, np.int64)
     for chunk in spool.chunks("counting the users' events", work.progress):
         of_chunk = users.ids(chunk) - users.dtype.type(1)
@@ -139,61 +111,57 @@ def _user_rows(spool: Spool, users: Numbering, work: _Work) -> tuple[RawColumn, 
     return rows, lengths
 
 
-def _require_disk(
-    num_events: int, num_users: int, num_items: int, types: dict[str, np.dtype[Any]], work: _Work
-) -> None:
+def _require_disk(num_events: int, num_ids: int, types: dict[str, np.dtype[Any]], work: Workspace) -> None:
     # First the spool and the partitions exist. Then the spool is deleted, and the store is written next to the
     # partitions. If events are dropped, the ordered events come before the store, which replaces the partitions.
-    folder = work.workspace.folder
-    spooled = sum(file.stat().st_size for file in folder.iterdir())
+    spooled = sum(file.stat().st_size for file in work.folder.glob("*/*"))
     store = num_events * sum(dtype.itemsize for dtype in types.values())
     partitions = store + num_events * np.dtype(np.uint16).itemsize
-    store += _ID_BYTES * (num_users + num_items)
+    store += _ID_BYTES * num_ids
     more = max(partitions, partitions + store - spooled)
-    work.workspace.needed = spooled + more
-    work.workspace.require(more)
+    work.needed = spooled + more
+    work.require(more)
 
 
-def _write_all(log: _Numbered, duplicates: DuplicateCount, work: _Work) -> tuple[Core, list[ArrayFile]]:
+def _write_all(log: _Numbered, directory: Path, work: Workspace) -> tuple[Core, list[ArrayFile]]:
     # Ordered events go straight to the store.
     core = Core.of_all(log.users.size, log.items.size, log.num_events)
-    blocks = _ordered("ordering and writing", log, duplicates, work)
-    files = _write_columns(work.directory, blocks, core, log.types)
-    log.partitions.delete()
-    _note_duplicates(log, duplicates, work)
-    return core, files
+    blocks = _ordered("ordering and writing", log, work)
+    return core, _write_columns(directory, blocks, core, log.types)
 
 
-def _write_core(log: _Numbered, duplicates: DuplicateCount, work: _Work) -> tuple[Core, list[ArrayFile]]:
+def _write_core(log: _Numbered, directory: Path, work: Workspace) -> tuple[Core, list[ArrayFile]]:
     # A file of the store begins with its length, which is known only when all events are ordered and counted.
-    ordered, oldest = BlockSpool(work.workspace.folder, "ordered"), work.filters.as_published_oldest_events
-    for block in _ordered("ordering", log, duplicates, work):
+    ordered, oldest = BlockSpool(work.folder / "ordered"), work.filters.as_published_oldest_events
+    for block in _ordered("ordering", log, work):
         ordered.append(block if oldest is None else block.oldest(oldest))
-    log.partitions.delete()
-    _note_duplicates(log, duplicates, work)
     if oldest is not None:
-        repeated = duplicates.count if work.filters.duplicates == "drop" else 0
+        repeated = log.duplicates.count if work.filters.duplicates == "drop" else 0
         newer = log.num_events - repeated - ordered.num_events
         work.progress.note(f"as published: {newer:,} events newer than a user's oldest {oldest:,} dropped")
     work.limit.require(_COUNT_BYTES * (log.users.size + log.items.size), "counts of users and items")
-    core = k_core(ordered, log.users.size, log.items.size, work.filters, work.workspace.folder, work.progress)
+    core = k_core(ordered, log.users.size, log.items.size, work)
     if core.num_events == 0:
         settings = ", ".join(f"{name}={value!r}" for name, value in asdict(work.filters).items())
         raise InputError(f"no event of {log.num_events:,} is left after the filters {settings}; loosen them")
     blocks = work.progress.track("writing", ordered.blocks(), total=ordered.num_events)
-    files = _write_columns(work.directory, core_blocks(blocks, core), core, log.types)
-    ordered.delete()
+    files = _write_columns(directory, core_blocks(blocks, core), core, log.types)
+    shutil.rmtree(ordered.folder)
     return core, files
 
 
-def _ordered(name: str, log: _Numbered, duplicates: DuplicateCount, work: _Work) -> Iterator[Block]:
-    places = log.partitions.places(name, work.progress)
-    return ordered_blocks(log.partitions, places, work.filters.duplicates, duplicates)
-
-
-def _note_duplicates(log: _Numbered, duplicates: DuplicateCount, work: _Work) -> None:
-    if work.filters.duplicates == "refuse":
-        refuse_duplicates(duplicates, log.users.external_id, log.items.external_id)
+def _ordered(name: str, log: _Numbered, work: Workspace) -> Iterator[Block]:
+    # The blocks of all partitions, which are deleted after the last one. Then all duplicates are known.
+    places, duplicates = log.partitions.places(name, work.progress), log.duplicates
+    yield from ordered_blocks(log.partitions, places, work.filters.duplicates, duplicates)
+    shutil.rmtree(log.partitions.folder)
+    if work.filters.duplicates == "refuse" and duplicates.example is not None:
+        row, item_id, time = duplicates.example
+        user, item = log.users.external_id(row + 1), log.items.external_id(item_id)
+        raise InputError(
+            f"filters.duplicates='refuse': {duplicates.count:,} events repeat user, item and timestamp of an earlier "
+            f"one, first user_id={user!r}, item_id={item!r}, timestamp={time}; clean the log, or choose drop or keep"
+        )
     if duplicates.count:
         done = "dropped" if work.filters.duplicates == "drop" else "kept"
         work.progress.note(f"{duplicates.count:,} events repeat user, item and timestamp of an earlier one: {done}")
@@ -212,7 +180,7 @@ def _write_columns(
     for block in blocks:
         assert block.first == users
         users += len(block.lengths)
-        for name, values in block.events.columns().items():
+        for name, values in block.events.items():
             columns[name].append(values)
         ends = written + np.cumsum(block.lengths)
         offsets.append(ends)

@@ -95,14 +95,13 @@ class KuaiRand(Source):
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
         """Return the interaction frame with the log's other columns as features."""
-        from seqrec.data.sources.table_file import SEPARATORS, Columns, Form, TableFile
+        from seqrec.data.sources.table_file import SEPARATORS, Layout, TableFile
         from seqrec.data.sources.table_log import check_tables
 
         files = []
-        columns = Columns("user_id", "video_id", "time_ms")
         for file in self._extracted(progress):
             separator = SEPARATORS.get(suffix(file), ",")
-            files.append(TableFile(file, columns, Form(separator)))
+            files.append(TableFile(file, Layout("user_id", "video_id", "time_ms", separator=separator)))
             if set(files[-1].names) != set(files[0].names):
                 differing = set(files[-1].names) ^ set(files[0].names)
                 raise InputError(

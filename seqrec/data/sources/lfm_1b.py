@@ -63,10 +63,9 @@ class LFM1b(Source):
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
         """Return the interaction frame with the ids that are not the item's as features."""
-        from seqrec.data.sources.table_file import Columns, Form, TableFile
+        from seqrec.data.sources.table_file import Layout, TableFile
         from seqrec.data.sources.table_log import check_tables
 
         (file,) = self.files()
-        columns = Columns("user_id", f"{self.item}_id", "timestamp")
-        form = Form("\t", quote=None, header=_HEADER)
-        return self._accept(check_tables([TableFile(file, columns, form)], self.max_bad_share, progress))
+        layout = Layout("user_id", f"{self.item}_id", "timestamp", separator="\t", quote=None, header=_HEADER)
+        return self._accept(check_tables([TableFile(file, layout)], self.max_bad_share, progress))

@@ -116,10 +116,9 @@ class Table(Source):
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
         """Return the interaction frame. Each file is read once or twice to check it, and again for the events."""
-        from seqrec.data.sources.table_file import Columns, Form, TableFile
+        from seqrec.data.sources.table_file import Layout, TableFile
         from seqrec.data.sources.table_log import check_tables
 
-        columns = Columns(self.user, self.item, self.timestamp, self.features)
-        form = Form(self.separator, self.quote, self.header)
-        files = [TableFile(file, columns, form) for file in self.files()]
+        arguments = (self.user, self.item, self.timestamp, self.features, self.separator, self.quote, self.header)
+        files = [TableFile(file, Layout(*arguments)) for file in self.files()]
         return self._accept(check_tables(files, self.max_bad_share, progress))

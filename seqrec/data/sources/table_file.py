@@ -37,13 +37,16 @@ ZONED_FORMATS = tuple(f"{form}%#z" for form in DATE_TIME_FORMATS if "%H" in form
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Names of a table's columns; each attribute is an argument of `Table`."""
+class Layout:
+    """Columns and text of a table; each attribute is an argument of `Table`."""
 
     user: str
     item: str
     timestamp: str | None
     features: list[str] | None = None
+    separator: str | None = None
+    quote: str | None = '"'
+    header: list[str] | None = None
 
     def required(self) -> dict[str, str]:
         """Return the columns that the file must have, by the text of the argument in messages."""
@@ -53,23 +56,13 @@ class Columns:
         return named | {f"features has {feature!r}": feature for feature in self.features or []}
 
 
-@dataclass(frozen=True)
-class Form:
-    """Layout of the text of CSV and TSV files; each attribute is an argument of `Table`."""
-
-    separator: str | None = None
-    quote: str | None = '"'
-    header: list[str] | None = None
-
-
 @dataclass
 class TableFile:
     """A file of a table. The constructor reads its first rows only.
 
     Args:
         path: The file.
-        columns: Names of the columns.
-        form: Layout of the text.
+        layout: Its columns and text.
 
     Attributes:
         csv: The rows as text; None for Parquet.
@@ -77,19 +70,20 @@ class TableFile:
         names: The names of these columns, in order.
         ids: Columns `user_id` and `item_id` of the interaction frame, Int64 or String, null if a row has no id.
         time: Expressions that read the time column, at first in the strictest way; None if the log has no times.
+        in_millionths: Whether times become millionths, as in a log with a time that is not whole; False at first.
 
     Raises:
         InputError: if the file is unreadable, or if a column is missing or has an unsuitable type.
     """
 
     path: Path
-    columns: Columns
-    form: Form = field(default_factory=Form)
+    layout: Layout
     csv: CsvRows | None = field(init=False, default=None)
     frame: pl.LazyFrame = field(init=False)
     names: list[str] = field(init=False)
     ids: dict[str, pl.Expr] = field(init=False)
     time: TimeColumn | None = field(init=False)
+    in_millionths: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         with reading(self.path, self._kind):
@@ -97,14 +91,14 @@ class TableFile:
                 self.frame = pl.scan_parquet(self.path, glob=False)
                 self.names = self.frame.collect_schema().names()
             else:
-                self.csv = CsvRows(self.path, self._separator(), self.form.quote, self.form.header)
+                self.csv = CsvRows(self.path, self._separator(), self.layout.quote, self.layout.header)
                 self.frame, self.names = self.csv.frame, self.csv.names
         with self.reading():
             self._schema = self.frame.collect_schema()
             self._check_columns()
             self.ids = {
-                USER_ID: self._id_column("user", self.columns.user),
-                ITEM_ID: self._id_column("item", self.columns.item),
+                USER_ID: self._id_column("user", self.layout.user),
+                ITEM_ID: self._id_column("item", self.layout.item),
             }
             self.time = self._time_column()
 
@@ -123,41 +117,39 @@ class TableFile:
         if self.time is not None and self.time.looser is not None:
             self.time = self.time.looser
 
-    def timestamps(self, *, in_millionths: bool) -> pl.Expr | None:
-        """Return the column `timestamp` of the interaction frame, null for invalid times; None if the log has none."""
+    @property
+    def parsed(self) -> dict[str, pl.Expr]:
+        """Columns `user_id`, `item_id` and, if the log has times, `timestamp`; null if a row has no valid one."""
         if self.time is None:
-            return None
-        return self.time.millionths if in_millionths else self.time.whole
+            return self.ids
+        return {**self.ids, TIMESTAMP: self.time.millionths if self.in_millionths else self.time.whole}
 
-    def is_unfit(self, *, in_millionths: bool) -> pl.Expr:
-        """Return True for a row of `frame` that is not an event: malformed, or a blank line."""
-        times = self.timestamps(in_millionths=in_millionths)
-        wanted = [*self.ids.values(), *([] if times is None else [times])]
-        unfit = pl.any_horizontal(*(column.is_null() for column in wanted))
+    @property
+    def is_unfit(self) -> pl.Expr:
+        """True for a row of `frame` that is not an event: malformed, or a blank line."""
+        unfit = pl.any_horizontal(*(column.is_null() for column in self.parsed.values()))
         return unfit if self.csv is None else unfit | self.csv.is_long
 
-    def interactions(self, id_types: dict[str, Any], *, in_millionths: bool, all_fit: bool) -> pl.LazyFrame:
+    def interactions(self, id_types: dict[str, Any], *, all_fit: bool) -> pl.LazyFrame:
         """Return the file's interaction frame, without malformed rows and blank lines."""
-        selected = [column.cast(id_types[name]).alias(name) for name, column in self.ids.items()]
-        times = self.timestamps(in_millionths=in_millionths)
-        if times is not None:
-            selected.append(times.alias(TIMESTAMP))
-        frame = self.frame if all_fit else self.frame.filter(~self.is_unfit(in_millionths=in_millionths))
+        frame = self.frame if all_fit else self.frame.filter(~self.is_unfit)
+        types = {**id_types, TIMESTAMP: pl.Int64}
+        parsed = [column.cast(types[name]).alias(name) for name, column in self.parsed.items()]
         with self.reading():
-            return frame.select(*selected, *self._features())
+            return frame.select(*parsed, *self._features())
 
     @property
     def _kind(self) -> str:
         return "Parquet" if suffix(self.path) == ".parquet" else "text"
 
     def _separator(self) -> str:
-        separator = self.form.separator or SEPARATORS.get(suffix(self.path))
+        separator = self.layout.separator or SEPARATORS.get(suffix(self.path))
         if separator is None:
             raise InputError(f"{self.path}: the name does not show what separates the fields; give separator")
         return separator
 
     def _check_columns(self) -> None:
-        for argument, column in self.columns.required().items():
+        for argument, column in self.layout.required().items():
             if column in self.names:
                 continue
             near = difflib.get_close_matches(column, self.names, n=1, cutoff=0.5)
@@ -179,7 +171,7 @@ class TableFile:
         raise InputError(f"{self.path}: {argument}={column!r} is {dtype}; ids must be integers or text")
 
     def _time_column(self) -> TimeColumn | None:
-        name = self.columns.timestamp
+        name = self.layout.timestamp
         if name is None:
             return None
         column, dtype = pl.col(name), self._schema[name]
@@ -198,9 +190,9 @@ class TableFile:
         return time
 
     def _features(self) -> list[pl.Expr]:
-        names = self.columns.features
+        names = self.layout.features
         if names is None:
-            taken = {*self.columns.required().values(), USER_ID, ITEM_ID, TIMESTAMP}
+            taken = {*self.layout.required().values(), USER_ID, ITEM_ID, TIMESTAMP}
             names = [name for name in self.names if name not in taken]
         return [pl.col(name) for name in names] if self.csv is None else self.csv.typed(names)
 

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from seqrec.data.progress import Progress
-from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
+from seqrec.data.schema import ITEM_ID, USER_ID
 from seqrec.data.sources.checking import Tally, estimate_lines, is_integer, leave_out, shorten, tally
 from seqrec.data.sources.source import CheckedLog, Malformed
 from seqrec.data.sources.table_file import FURTHEST_IN_MILLIONTHS, TableFile
@@ -36,24 +36,23 @@ def check_tables(files: Sequence[TableFile], max_bad_share: float, progress: Pro
     """
     if len({file.time.is_date for file in files if file.time is not None}) > 1:
         raise InputError(
-            f"timestamp={files[0].columns.timestamp!r}: {' and '.join(str(file.path) for file in files)} "
+            f"timestamp={files[0].layout.timestamp!r}: {' and '.join(str(file.path) for file in files)} "
             "have dates in some files, numbers in others"
         )
     progress = progress or Progress()
-    surveys = [_survey(file, progress, in_millionths=False) for file in files]
-    in_millionths = any(found.fractions for found in surveys)
-    if in_millionths and any(found.far_times for found in surveys):
-        surveys = [_survey(file, progress, in_millionths=True) for file in files]
+    surveys = [_survey(file, progress) for file in files]
+    if any(found.fractions for found in surveys):
+        for file in files:
+            file.in_millionths = True
+        if any(found.far_times for found in surveys):
+            surveys = [_survey(file, progress) for file in files]
     rows = sum(found.malformed.rows for found in surveys)
     malformed = leave_out([found.malformed for found in surveys], rows, max_bad_share)
     id_types = {
         name: pl.Int64 if all(found.integer_ids[name] for found in surveys) else pl.String
         for name in (USER_ID, ITEM_ID)
     }
-    frames = [
-        file.interactions(id_types, in_millionths=in_millionths, all_fit=found.all_fit)
-        for file, found in zip(files, surveys, strict=True)
-    ]
+    frames = [file.interactions(id_types, all_fit=found.all_fit) for file, found in zip(files, surveys, strict=True)]
     frame = frames[0] if len(frames) == 1 else pl.concat(frames, how="diagonal_relaxed")
     return CheckedLog(frame, rows - sum(left.count for left in malformed), malformed)
 
@@ -77,20 +76,20 @@ class _Survey:
     far_times: bool
 
 
-def _survey(file: TableFile, progress: Progress, *, in_millionths: bool) -> _Survey:
+def _survey(file: TableFile, progress: Progress) -> _Survey:
     # One pass, or two if a row is malformed or blank.
     with file.reading():
-        found = _tally(file, "checking", _conditions(file, in_millionths), progress)
+        found = _tally(file, "checking", _conditions(file), progress)
         if found.counts["unfit"]:
             file.loosen_time()
-            conditions = _conditions(file, in_millionths) | _reasons(file, in_millionths)
+            conditions = _conditions(file) | _reasons(file)
             found = _tally(file, "finding malformed rows of", conditions, progress)
             if file.csv is not None and found.counts["long"]:
                 file.csv.check_no_line_is_swallowed(found.rows)
         rows = found.rows - found.counts.get("blank", 0)
         if rows == 0:
             raise InputError(f"{file.path} is empty; expected at least one event")
-        places = _places(file, found.first.get("malformed", []), in_millionths)
+        places = _places(file, found.first.get("malformed", []))
     return _Survey(
         malformed=Malformed(str(file.path), found.counts.get("malformed", 0), rows, places),
         all_fit=not found.counts["unfit"],
@@ -100,8 +99,8 @@ def _survey(file: TableFile, progress: Progress, *, in_millionths: bool) -> _Sur
     )
 
 
-def _conditions(file: TableFile, in_millionths: bool) -> dict[str, pl.Expr]:
-    unfit = file.is_unfit(in_millionths=in_millionths)
+def _conditions(file: TableFile) -> dict[str, pl.Expr]:
+    unfit = file.is_unfit
     conditions = {"unfit": unfit}
     types = file.frame.select(**file.ids).collect_schema()
     for name in (name for name in file.ids if types[name] == pl.String):
@@ -112,9 +111,9 @@ def _conditions(file: TableFile, in_millionths: bool) -> dict[str, pl.Expr]:
     return conditions
 
 
-def _reasons(file: TableFile, in_millionths: bool) -> dict[str, pl.Expr]:
+def _reasons(file: TableFile) -> dict[str, pl.Expr]:
     # Reasons why rows are unfit. Only a blank line is empty in all columns, so all must be read.
-    unfit = file.is_unfit(in_millionths=in_millionths)
+    unfit = file.is_unfit
     if file.csv is None:
         return {"malformed": unfit}
     blank = file.csv.is_blank
@@ -129,43 +128,40 @@ def _tally(file: TableFile, doing: str, conditions: dict[str, pl.Expr], progress
     return tally(file.frame, conditions, progress, f"{doing} {file.path}", total)
 
 
-def _places(file: TableFile, rows: list[int], in_millionths: bool) -> tuple[str, ...]:
+def _places(file: TableFile, rows: list[int]) -> tuple[str, ...]:
     # "line 7: item='item_id' expected an id, got nothing" for each of the rows, which count from 0.
     if not rows:
         return ()
-    parsed = dict(file.ids)
-    if (times := file.timestamps(in_millionths=in_millionths)) is not None:
-        parsed[TIMESTAMP] = times
     chosen = file.frame.with_row_index(_ROW).filter(pl.col(_ROW).is_in(rows)).head(len(rows))
     raw = chosen.collect(engine="streaming").rows(named=True)
-    missing = chosen.select(**{name: column.is_null() for name, column in parsed.items()})
+    missing = chosen.select(**{name: column.is_null() for name, column in file.parsed.items()})
     flags = missing.collect(engine="streaming").rows(named=True)
     numbers = [row + 1 for row in rows] if file.csv is None else file.csv.lines_of(rows)
     place = "row" if file.csv is None else "line"
     return tuple(
-        f"{place} {number}: {_reason(file, values, is_missing, in_millionths)}"
+        f"{place} {number}: {_reason(file, values, is_missing)}"
         for number, values, is_missing in zip(numbers, raw, flags, strict=True)
     )
 
 
-def _reason(file: TableFile, values: dict[str, Any], is_missing: dict[str, bool], in_millionths: bool) -> str:
+def _reason(file: TableFile, values: dict[str, Any], is_missing: dict[str, bool]) -> str:
     # The reason why a row is malformed, given its raw values.
     if file.csv is not None:
         filled = [k for k, name in enumerate(file.csv.extra, start=1) if values[name]]
         if filled:
             return f"expected {len(file.names)} fields, got {len(file.names) + filled[-1]}"
-    columns, time = file.columns, file.time
-    for argument, name, column in (("user", USER_ID, columns.user), ("item", ITEM_ID, columns.item)):
+    layout, time = file.layout, file.time
+    for argument, name, column in (("user", USER_ID, layout.user), ("item", ITEM_ID, layout.item)):
         if is_missing[name]:
             return f"{argument}={column!r} expected an id, got {_shown(values[column])}"
-    assert columns.timestamp is not None
+    assert layout.timestamp is not None
     assert time is not None
-    value = values[columns.timestamp]
+    value = values[layout.timestamp]
     bounds = ""
     if not time.is_date and _is_finite(value):
-        furthest = f"{FURTHEST_IN_MILLIONTHS:,}, as some times have fractions" if in_millionths else "2^63"
+        furthest = f"{FURTHEST_IN_MILLIONTHS:,}, as some times have fractions" if file.in_millionths else "2^63"
         bounds = f" nearer to 0 than {furthest}"
-    return f"timestamp={columns.timestamp!r} expected {time.expects}{bounds}, got {_shown(value)}"
+    return f"timestamp={layout.timestamp!r} expected {time.expects}{bounds}, got {_shown(value)}"
 
 
 def _is_finite(value: Any) -> bool:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stores import write_store
 
-from seqrec.data.store import EventStore, write_store
+from seqrec.data.store import EventStore
 from seqrec.errors import BatchEntryError, LateEventError, UnknownUserError
 from seqrec.inference.sessions import Scored, SessionRecommender, log_histories, warm
 from seqrec.models import Recommender
