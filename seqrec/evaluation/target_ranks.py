@@ -158,12 +158,8 @@ def _catalogue_blocks(
 class _Count:
     """Counts the candidates above and tied with each target, block after block.
 
-    Args:
-        scorer: Scores the candidates.
-        states: (B, D).
-        targets: The targets of the users.
-        bound: (B,) largest change of a score by rounding; None if equal scores are equal numbers.
-        single: Whether the only block contains all targets.
+    `bound` (B,) is the largest change of a score by rounding, None if equal scores are equal numbers. With `single`,
+    one block contains all targets.
     """
 
     def __init__(self, scorer: Scorer, states: Tensor, targets: Targets, bound: Tensor | None, *, single: bool) -> None:
