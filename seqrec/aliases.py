@@ -11,6 +11,7 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -148,27 +149,18 @@ def _exists(module: str) -> bool:
         return False
 
 
-class _OldPaths(MetaPathFinder):
-    """Finds modules under the names that they had before they moved."""
+class _OldPaths(MetaPathFinder, Loader):
+    """Finds modules under the names that they had before they moved, and looks each name up in the present module."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if not fullname.startswith("seqrec.") or (present := present_module(fullname)) is None:
+        if not fullname.startswith("seqrec.") or present_module(fullname) is None:
             return None
-        return ModuleSpec(fullname, _OldPathLoader(present), is_package=True)
-
-
-class _OldPathLoader(Loader):
-    """Loads a module that looks each name up in the module that has it now."""
-
-    def __init__(self, present: str) -> None:
-        self.present = present
+        return ModuleSpec(fullname, self, is_package=True)
 
     def exec_module(self, module: ModuleType) -> None:
-        present = importlib.import_module(self.present)
-
-        def __getattr__(name: str) -> Any:  # noqa: N807  # the module's hook of that name
-            return getattr(present, name)
-
-        module.__dict__.update(__getattr__=__getattr__, __doc__=present.__doc__)
+        name = present_module(module.__name__)
+        assert name is not None
+        present = importlib.import_module(name)
+        module.__dict__.update(__getattr__=partial(getattr, present), __doc__=present.__doc__)
