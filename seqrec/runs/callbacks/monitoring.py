@@ -95,20 +95,14 @@ class RunMonitor(pl.Callback):
         self.clock.stop("train")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock of validation."""
-        self.clock.start("validate")
+        """Start the clock of validation or of the test."""
+        self.clock.start("test" if trainer.testing else "validate")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop it."""
-        self.clock.stop("validate")
+        self.clock.stop("test" if trainer.testing else "validate")
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock of the test."""
-        self.clock.start("test")
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop it."""
-        self.clock.stop("test")
+    on_test_start, on_test_end = on_validation_start, on_validation_end
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
