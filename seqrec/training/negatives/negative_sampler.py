@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seqrec.errors import InputError
 from seqrec.types import ROW_STRIDE, SeenItems, TensorRecord
 
 
@@ -133,10 +132,3 @@ def seen_draws(item_ids: Tensor, rows: Tensor, seen: SeenItems | None) -> Tensor
     assert seen is not None, "exclude_seen needs what users have seen"
     users = torch.arange(len(seen.offsets) - 1, device=item_ids.device)
     return is_seen(item_ids.expand(len(users), -1), users, seen)
-
-
-def check_num_negatives(num_negatives: int) -> int:
-    """Return the number of draws, and refuse it below 1."""
-    if num_negatives < 1:
-        raise InputError(f"num_negatives={num_negatives} must be at least 1")
-    return num_negatives
