@@ -92,15 +92,9 @@ NAMES: dict[str, dict[str, str]] = {
 
 
 def present_module(old: str) -> str | None:
-    """Return the module that has the names of a module that has moved.
+    """Return the module that has the names of a module that has moved; None if the table does not list `old`.
 
     A file that has since been merged into another one is found in its package, which exports every public name.
-
-    Args:
-        old: Dotted name of a module, such as `seqrec.losses.full_softmax`.
-
-    Returns:
-        The module's present name, or None if the table does not list the old one.
 
     Example:
         >>> present_module("seqrec.losses.full_softmax")
@@ -118,10 +112,7 @@ def present_module(old: str) -> str | None:
 
 
 def old_names(module: str) -> Callable[[str], Any]:
-    """Return a module's `__getattr__`, which finds names that have changed.
-
-    Args:
-        module: The module's `__name__`.
+    """Return the `__getattr__` of the module of that name, which finds names that have changed.
 
     Example:
         >>> old_names("seqrec.training.optim")("RowAdam").__name__
