@@ -180,13 +180,9 @@ class GradientNorm(pl.Callback):
 
 @torch.no_grad()
 def gradient_norms(module: torch.nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Return L2 norms of the dense and the row-sparse gradients; all processes must call it if tables are sharded.
+    """Return L2 norms of the dense and of the row-sparse gradients, None if no gradient is row-sparse.
 
-    Args:
-        module: Module with gradients; parameters without a gradient count as 0.
-
-    Returns:
-        Scalars; None for the second if no gradient is row-sparse.
+    Parameters without a gradient count as 0. All processes must call it if tables are sharded.
     """
     spread = {id(m.weight) for m in module.modules() if isinstance(m, ShardedEmbedding) and m.is_spread}
     gradients = [(id(p), p.grad) for p in module.parameters() if p.grad is not None]
