@@ -100,14 +100,7 @@ def catalogue_ranks(
 def candidate_ranks(scorer: Scorer, states: Tensor, targets: Targets, candidates: Tensor) -> TargetRanks:
     """Rank each target among given candidates and the user's other targets, by the rules of `catalogue_ranks`.
 
-    Args:
-        scorer: Scores the candidates.
-        states: (B, D).
-        targets: The targets of the users.
-        candidates: (B, C) item ids, none of them a target of the row; a repeated one counts repeatedly.
-
-    Returns:
-        Counts (T,); the target itself is not counted.
+    `candidates` (B, C) are item ids, none of them a target of the row; a repeated one counts repeatedly.
     """
     counts = torch.bincount(targets.rows, minlength=len(states))
     places = torch.arange(len(targets.rows), device=states.device) - (counts.cumsum(0) - counts)[targets.rows]

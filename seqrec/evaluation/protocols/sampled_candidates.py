@@ -59,14 +59,7 @@ class SampledCandidates(Candidates):
         filter_seen: bool,
         item_counts: TrainingCounts | None = None,
     ) -> Tensor:
-        """Return the candidates (B, C) of each user.
-
-        Args:
-            targets: The targets of the users.
-            batch: The users, and the items that they have seen.
-            num_items: Items 1..num_items.
-            filter_seen: See `ranks`.
-            item_counts: See `ranks`.
+        """Return the candidates (B, C) of each user, among items 1..num_items; see `ranks` for the other arguments.
 
         Raises:
             InputError: if a user has too few candidates.

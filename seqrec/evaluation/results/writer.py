@@ -134,13 +134,7 @@ class ResultsWriter(pl.Callback):
 
 
 def results_frame(judged: JudgedTargets, store: EventStore, item_counts: NDArray[np.int64]) -> polars.DataFrame:
-    """Return one row for each target, with the columns of `seqrec.evaluation.results.Results`.
-
-    Args:
-        judged: Targets of a batch, on the CPU.
-        store: The event store, which maps ids to the log's own.
-        item_counts: (V,) training events of each item.
-    """
+    """Return one row for each target on the CPU, with the columns of `seqrec.evaluation.results.Results`."""
     rows, item_ids = judged.rows, judged.item_ids.numpy()
     times = [None] * len(rows) if judged.timestamps is None else judged.timestamps.numpy()
     return polars.DataFrame(
