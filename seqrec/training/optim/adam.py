@@ -75,7 +75,8 @@ class Adam(OptimizerFactory):
             )
         sparse_ids = {id(weight) for weight in tables}
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in sparse_ids]
-        parts = [self._dense(model, named)] if named or not tables else []
+        fused = self._uses_fused([parameter for _, parameter in named])
+        parts = [self._dense(model, named, fused)] if named or not tables else []
         # A fused optimiser offers to unscale fp16 gradients itself, and Lightning then refuses to clip them. Without
         # the offer the scaler unscales before the step, and clipping comes in between.
         if parts and getattr(parts[0], "_step_supports_amp_scaling", False):
@@ -84,11 +85,23 @@ class Adam(OptimizerFactory):
             parts.append((self.table or LazyAdam()).build(tables, lr=self.lr, betas=self.betas))
         return parts[0] if len(parts) == 1 else CombinedOptimizer(parts)
 
-    def _dense(self, model: nn.Module, named: list[tuple[str, nn.Parameter]]) -> Optimizer:
+    def _dense(self, model: nn.Module, named: list[tuple[str, nn.Parameter]], fused: bool | None) -> Optimizer:
         """Return the optimiser of the model's named dense parameters."""
         parameters = [parameter for _, parameter in named]
-        fused = uses_fused(parameters, self.fused)
         return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, fused=fused)
+
+    def _uses_fused(self, parameters: Sequence[Tensor]) -> Literal[True] | None:
+        """Return torch's `fused` argument: True for the fused kernel, None to let torch choose among the others."""
+        devices = sorted({parameter.device.type for parameter in parameters})
+        is_float = all(parameter.is_floating_point() for parameter in parameters)
+        has_kernel = is_float and all(device in FUSED_DEVICES for device in devices)
+        if self.fused and not has_kernel:
+            raise InputError(
+                f"fused=True needs floating-point parameters on {' or '.join(FUSED_DEVICES)}, these are on "
+                f"{', '.join(devices)}: leave fused out"
+            )
+        # With False torch would not use its multi-tensor kernels either.
+        return True if has_kernel and self.fused is not False else None
 
 
 class AdamW(Adam):
@@ -130,7 +143,7 @@ class AdamW(Adam):
         check_at_least(0, weight_decay=weight_decay)
         self.weight_decay = weight_decay
 
-    def _dense(self, model: nn.Module, named: list[tuple[str, nn.Parameter]]) -> Optimizer:
+    def _dense(self, model: nn.Module, named: list[tuple[str, nn.Parameter]], fused: bool | None) -> Optimizer:
         tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
         decayed: list[nn.Parameter] = []
         kept: list[nn.Parameter] = []
@@ -141,28 +154,4 @@ class AdamW(Adam):
             {"params": decayed, "weight_decay": self.weight_decay},
             {"params": kept, "weight_decay": 0.0},
         ]
-        fused = uses_fused([*decayed, *kept], self.fused)
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=fused)
-
-
-def uses_fused(parameters: Sequence[Tensor], asked: bool | None) -> Literal[True] | None:
-    """Return torch's `fused` argument: True for the fused kernel, None to let torch choose among the others.
-
-    Args:
-        parameters: The parameters to optimise, on their devices.
-        asked: The user's choice; None leaves it to this function.
-
-    Raises:
-        InputError: if the kernel is asked for and missing.
-    """
-    devices = sorted({parameter.device.type for parameter in parameters})
-    has_kernel = all(device in FUSED_DEVICES for device in devices) and all(
-        parameter.is_floating_point() for parameter in parameters
-    )
-    if asked and not has_kernel:
-        raise InputError(
-            f"fused=True needs floating-point parameters on {' or '.join(FUSED_DEVICES)}, these are on "
-            f"{', '.join(devices)}: leave fused out"
-        )
-    # With False torch would not use its multi-tensor kernels either.
-    return True if has_kernel and asked is not False else None
