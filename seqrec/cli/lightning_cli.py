@@ -271,13 +271,10 @@ def _reasons(left_out: Mapping[str, int]) -> str:
 
 
 def run(name: str | None, words: Sequence[str], summary: str = "", positional: str | None = None) -> None:
-    """Run a command that takes the options of a run.
+    """Run a command that takes the options of a run, with `words`, its arguments with underscores.
 
-    Args:
-        name: The command, a method of `Trainer`. None if the words contain it, after a config of several commands.
-        words: Its arguments, with underscores.
-        summary: One line for its help.
-        positional: The argument that may be given without its name.
+    `name` is a method of `Trainer`, or None if the words contain it, after a config of several commands. See
+    `Command` for the other arguments.
     """
     if name == "predict":
         words = as_prediction(words)
