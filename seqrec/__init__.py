@@ -10,7 +10,6 @@ Example:
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -206,8 +205,9 @@ aliases.install()
 def __getattr__(name: str) -> Any:
     """Load a public name when it is first used (PEP 562)."""
     if name not in _PLACES:
-        near = difflib.get_close_matches(name, __all__, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "; `seqrec.__all__` lists the public names"
+        from seqrec.registry import did_you_mean
+
+        hint = did_you_mean(name, __all__) or "; `seqrec.__all__` lists the public names"
         raise AttributeError(f"module 'seqrec' has no attribute {name!r}{hint}")
     value = globals()[name] = getattr(importlib.import_module(_PLACES[name]), name)
     return value

@@ -11,6 +11,7 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -94,15 +95,9 @@ NAMES: dict[str, dict[str, str]] = {
 
 
 def present_module(old: str) -> str | None:
-    """Return the module that has the names of a module that has moved.
+    """Return the module that has the names of a module that has moved; None if the table does not list `old`.
 
     A file that has since been merged into another one is found in its package, which exports every public name.
-
-    Args:
-        old: Dotted name of a module, such as `seqrec.losses.full_softmax`.
-
-    Returns:
-        The module's present name, or None if the table does not list the old one.
 
     Example:
         >>> present_module("seqrec.losses.full_softmax")
@@ -120,10 +115,7 @@ def present_module(old: str) -> str | None:
 
 
 def old_names(module: str) -> Callable[[str], Any]:
-    """Return a module's `__getattr__`, which finds names that have changed.
-
-    Args:
-        module: The module's `__name__`.
+    """Return the `__getattr__` of the module of that name, which finds names that have changed.
 
     Example:
         >>> old_names("seqrec.training.optim")("RowAdam").__name__
@@ -151,27 +143,18 @@ def _exists(module: str) -> bool:
         return False
 
 
-class _OldPaths(MetaPathFinder):
-    """Finds modules under the names that they had before they moved."""
+class _OldPaths(MetaPathFinder, Loader):
+    """Finds modules under the names that they had before they moved, and looks each name up in the present module."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if not fullname.startswith("seqrec.") or (present := present_module(fullname)) is None:
+        if not fullname.startswith("seqrec.") or present_module(fullname) is None:
             return None
-        return ModuleSpec(fullname, _OldPathLoader(present), is_package=True)
-
-
-class _OldPathLoader(Loader):
-    """Loads a module that looks each name up in the module that has it now."""
-
-    def __init__(self, present: str) -> None:
-        self.present = present
+        return ModuleSpec(fullname, self, is_package=True)
 
     def exec_module(self, module: ModuleType) -> None:
-        present = importlib.import_module(self.present)
-
-        def __getattr__(name: str) -> Any:  # noqa: N807  # the module's hook of that name
-            return getattr(present, name)
-
-        module.__dict__.update(__getattr__=__getattr__, __doc__=present.__doc__)
+        name = present_module(module.__name__)
+        assert name is not None
+        present = importlib.import_module(name)
+        module.__dict__.update(__getattr__=partial(getattr, present), __doc__=present.__doc__)

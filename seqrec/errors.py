@@ -17,6 +17,17 @@ class InputError(ValueError):
     """
 
 
+def check_at_least(least: float, **values: float) -> None:
+    """Refuse the first of some named arguments that is below `least` or NaN.
+
+    Raises:
+        InputError: if there is one.
+    """
+    for name, value in values.items():
+        if not value >= least:
+            raise InputError(f"{name}={value} must be at least {least}")
+
+
 class MissingInputError(InputError, FileNotFoundError):
     """A file or folder that does not exist."""
 

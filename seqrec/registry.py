@@ -49,15 +49,11 @@ class Registry(Generic[T]):
         """
         found = [cls for cls in concrete_subclasses(self.base) if cls.__name__ == name]
         if not found:
-            raise InputError(self.unknown(name))
+            raise InputError(f"unknown {self.kind} {name!r}; known: {', '.join(self)}{did_you_mean(name, self)}")
         if len(found) > 1:
             paths = " and ".join(public_path(cls) for cls in found)
             raise InputError(f"{self.kind} {name!r} is {paths}; give the path of the one that you mean")
         return found[0]
-
-    def unknown(self, name: str) -> str:
-        """Return the message for an unknown name, with the nearest known one."""
-        return f"unknown {self.kind} {name!r}; known: {', '.join(self)}{did_you_mean(name, self)}"
 
     def __contains__(self, name: object) -> bool:
         return any(cls.__name__ == name for cls in concrete_subclasses(self.base))

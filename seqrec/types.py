@@ -134,11 +134,6 @@ class SeenItems(RaggedItems):
         flat = RaggedItems.from_rows(sets)
         return SeenItems(flat.item_ids, flat.offsets.to(self.offsets.device))
 
-    def with_items(self, item_ids: Tensor) -> SeenItems:
-        """Return a copy with `item_ids` (B,) added, one to each row."""
-        rows = torch.arange(len(item_ids), device=item_ids.device)
-        return SeenItems.from_events(torch.cat([self.rows, rows]), torch.cat([self.item_ids, item_ids]), len(item_ids))
-
 
 @dataclass(frozen=True)
 class SequenceBatch(TensorRecord):

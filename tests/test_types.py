@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import pickle
 from dataclasses import FrozenInstanceError
 from itertools import pairwise
@@ -125,16 +124,6 @@ def test_seen_items_are_the_distinct_items_of_each_row_in_order(events: list[tup
     assert sets(seen) == expected
     assert seen.counts.tolist() == [len(items) for items in expected]
     assert seen.rows.tolist() == [r for r, items in enumerate(expected) for _ in items]
-
-
-@settings(deadline=None)
-@given(pairs, st.lists(st.integers(1, 20), min_size=5, max_size=5))
-def test_with_items_adds_one_item_to_each_row(events: list[tuple[int, int]], more: list[int]):
-    seen = from_pairs(events)
-    before = copy.deepcopy(sets(seen))
-    expected = [sorted({*items, item}) for items, item in zip(before, more, strict=True)]
-    assert sets(seen.with_items(torch.tensor(more))) == expected
-    assert sets(seen) == before
 
 
 def test_items_of_the_largest_catalogues_keep_their_rows():

@@ -25,12 +25,12 @@ import psutil
 from seqrec.data.prepare.memory import spoken_bytes
 from seqrec.data.progress import Show
 from seqrec.errors import InputError
+from seqrec.runs.measurement import peak_resident_bytes
 
 if TYPE_CHECKING:
     import torch
 
 LIMITED_BY = "RLIMIT_DATA"
-_PROC = Path("/proc/self")
 _POLL_SECONDS = 0.01
 # Messages of allocators: CPython and numpy, Rust (polars), the kernel through the C library.
 _OUT_OF_MEMORY = ("MemoryError", "memory allocation of", "Cannot allocate memory", "can't allocate memory")
@@ -155,13 +155,12 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     if hasattr(psutil, "heap_trim"):
         psutil.heap_trim()
     try:
-        (_PROC / "clear_refs").write_text("5", encoding="ascii")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError as error:
-        message = f"memory is read from {_PROC}, which only Linux has: {error}; measure there"
-        raise InputError(message) from None
+        raise InputError(f"memory is read from /proc/self, which only Linux has: {error}; measure there") from None
     before = psutil.Process().memory_info().rss
     call()
-    return max(0, _peak_resident() - before)
+    return max(0, peak_resident_bytes() - before)
 
 
 def timed(call: Callable[[], object], device: torch.device | str) -> float:
@@ -176,19 +175,6 @@ def timed(call: Callable[[], object], device: torch.device | str) -> float:
     if on_cuda:
         torch.cuda.synchronize(device)
     return time.perf_counter() - began
-
-
-def _peak_resident() -> int:
-    # `getrusage` would include the parent's memory before the child replaced it by its own program.
-    if sys.platform == "linux":
-        lines = (_PROC / "status").read_text(encoding="ascii", errors="replace").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
-    memory = psutil.Process().memory_info()
-    if hasattr(memory, "peak_wset"):
-        return int(memory.peak_wset)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _watch(child: subprocess.Popen[str], task: str, spared: int, show: Show | None) -> int:
@@ -243,7 +229,7 @@ def _answer(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str
     except InputError as error:
         return {"refused": str(error)}
     seconds = time.perf_counter() - began
-    return {"seconds": seconds, "peak_resident": _peak_resident(), "anonymous_before": before, "value": value}
+    return {"seconds": seconds, "peak_resident": peak_resident_bytes(), "anonymous_before": before, "value": value}
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ class Command:
     Attributes:
         summary: One line for `seqrec --help`.
         function: `module:name` of a function; its arguments are the command's options. None if the command is a method
-            of `seqrec.cli.trainer.Trainer`, with the options of a run.
+            of `seqrec.cli.lightning_cli.Trainer`, with the options of a run.
         positional: The argument that may be given without its name.
         note: Last line of its help.
     """

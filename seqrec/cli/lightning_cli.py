@@ -7,9 +7,9 @@ import sys
 from argparse import HelpFormatter, _HelpAction
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from lightning.pytorch import Callback
+import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
@@ -17,15 +17,15 @@ from seqrec.aliases import __version__
 from seqrec.cli.arguments import as_prediction, expand, refuse_slurm_without_srun
 from seqrec.cli.help import short_help
 from seqrec.cli.parsing import ArgumentParser, with_names
-from seqrec.cli.trainer import Trainer
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.evaluation.protocols import FullRanking, Protocol
 from seqrec.evaluation.report import metrics_table, write_metrics
 from seqrec.evaluation.results import ResultsWriter
 from seqrec.evaluation.results.file import FILE_NAME as RESULTS_FILE
 from seqrec.experiments.sweep import TrialReporter
+from seqrec.experiments.tuning import find_batch_size, find_lr
 from seqrec.inference import RecommendationWriter
-from seqrec.models import Baseline, Popularity, Recommender, evaluate
+from seqrec.models import Baseline, Popularity, Recommender, SequentialRecommender, evaluate
 from seqrec.runs.callbacks import (
     BestCheckpoint,
     EarlyStopping,
@@ -37,7 +37,7 @@ from seqrec.runs.callbacks import (
 )
 from seqrec.runs.summary import FILE_NAME as SUMMARY_FILE
 
-CALLBACKS: dict[str, type[Callback]] = {
+CALLBACKS: dict[str, type[pl.Callback]] = {
     "checkpoint": BestCheckpoint,
     "early_stopping": EarlyStopping,
     "resume_points": ResumePoints,
@@ -45,6 +45,51 @@ CALLBACKS: dict[str, type[Callback]] = {
     "recommendations": RecommendationWriter,
     "results": ResultsWriter,
 }
+
+
+class Trainer(pl.Trainer):
+    """Lightning's trainer with two more methods, which are commands with the configs of the others."""
+
+    @staticmethod
+    def prepare(datamodule: SequenceDataModule, overwrite: bool = False) -> None:
+        """Prepare the event store from the raw log, and summarise it.
+
+        Args:
+            datamodule: The log and the folder of the store.
+            overwrite: Whether to replace a store that exists.
+        """
+        if overwrite:
+            datamodule.prepare_again()
+        print(datamodule.store.summary())
+
+    def tune(
+        self,
+        what: Literal["lr", "batch_size"],
+        model: SequentialRecommender,
+        datamodule: SequenceDataModule,
+        min_lr: float = 1e-5,
+        max_lr: float = 1.0,
+        steps: int = 150,
+        max_batch_size: int = 8192,
+    ) -> None:
+        """Find a step size, or the largest batch that fits into memory, and print it.
+
+        Args:
+            what: lr or batch_size.
+            model: The model to train; its weights are restored.
+            datamodule: Its data.
+            min_lr: First step size to try.
+            max_lr: Last step size to try.
+            steps: Number of batches to try step sizes on.
+            max_batch_size: Largest batch to try.
+        """
+        if what == "lr":
+            found = find_lr(self, model, datamodule, min_lr=min_lr, max_lr=max_lr, steps=steps)
+            name = type(model.optimizer).__name__
+            print(f"suggested: --model.optimizer {name} --model.optimizer.lr {found.suggestion:.2g}")
+        else:
+            size = find_batch_size(self, model, datamodule, max_batch_size=max_batch_size)
+            print(f"largest that was tried and fits: --data.batch_size {size}")
 
 
 class RunParser(ArgumentParser, LightningArgumentParser):
@@ -226,13 +271,10 @@ def _reasons(left_out: Mapping[str, int]) -> str:
 
 
 def run(name: str | None, words: Sequence[str], summary: str = "", positional: str | None = None) -> None:
-    """Run a command that takes the options of a run.
+    """Run a command that takes the options of a run, with `words`, its arguments with underscores.
 
-    Args:
-        name: The command, a method of `Trainer`. None if the words contain it, after a config of several commands.
-        words: Its arguments, with underscores.
-        summary: One line for its help.
-        positional: The argument that may be given without its name.
+    `name` is a method of `Trainer`, or None if the words contain it, after a config of several commands. See
+    `Command` for the other arguments.
     """
     if name == "predict":
         words = as_prediction(words)

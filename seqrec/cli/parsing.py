@@ -87,14 +87,8 @@ def call(
 ) -> None:
     """Call a function with arguments from the command line.
 
-    A parameter that is a dataclass is given by its fields, as options of the command.
-
-    Args:
-        name: Name of the command.
-        function: Its signature and docstring describe the options.
-        words: The options, with underscores.
-        positional: The parameter that may be given without its name.
-        note: Last line of the help.
+    The function's signature and docstring describe the options, which are `words`, with underscores. A parameter that
+    is a dataclass is given by its fields. See `Command` for the other arguments.
     """
     usage = f"seqrec {name} {positional.upper() + ' ' if positional else ''}[options]"
     about = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]

@@ -100,14 +100,7 @@ def catalogue_ranks(
 def candidate_ranks(scorer: Scorer, states: Tensor, targets: Targets, candidates: Tensor) -> TargetRanks:
     """Rank each target among given candidates and the user's other targets, by the rules of `catalogue_ranks`.
 
-    Args:
-        scorer: Scores the candidates.
-        states: (B, D).
-        targets: The targets of the users.
-        candidates: (B, C) item ids, none of them a target of the row; a repeated one counts repeatedly.
-
-    Returns:
-        Counts (T,); the target itself is not counted.
+    `candidates` (B, C) are item ids, none of them a target of the row; a repeated one counts repeatedly.
     """
     counts = torch.bincount(targets.rows, minlength=len(states))
     places = torch.arange(len(targets.rows), device=states.device) - (counts.cumsum(0) - counts)[targets.rows]
@@ -158,12 +151,8 @@ def _catalogue_blocks(
 class _Count:
     """Counts the candidates above and tied with each target, block after block.
 
-    Args:
-        scorer: Scores the candidates.
-        states: (B, D).
-        targets: The targets of the users.
-        bound: (B,) largest change of a score by rounding; None if equal scores are equal numbers.
-        single: Whether the only block contains all targets.
+    `bound` (B,) is the largest change of a score by rounding, None if equal scores are equal numbers. With `single`,
+    one block contains all targets.
     """
 
     def __init__(self, scorer: Scorer, states: Tensor, targets: Targets, bound: Tensor | None, *, single: bool) -> None:

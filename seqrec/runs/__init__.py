@@ -1,20 +1,21 @@
 """Training runs: folder, checkpoints, summary and callbacks.
 
-Names are loaded when they are first used: finding a config needs no Lightning.
+`RunFolder` is loaded when it is first used: finding a config needs no Lightning.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from seqrec.runs.summary import Summary, read_summary
 
 if TYPE_CHECKING:
     from seqrec.runs.folder import RunFolder
-    from seqrec.runs.summary import Summary, read_summary
 
 __all__ = ["RunFolder", "Summary", "read_summary"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name != "RunFolder":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module("seqrec.runs.folder" if name == "RunFolder" else "seqrec.runs.summary")
-    return getattr(module, name)
+    from seqrec.runs.folder import RunFolder
+
+    return RunFolder

@@ -62,12 +62,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             path = newest_point(path)
         try:
             return read_checkpoint(path, needed=needed, map_location=map_location)
-        except MissingInputError:
-            raise
         except CheckpointError as error:
-            if not self.fitting():
-                raise
-            for older in _points_before(path):
+            for older in _points_before(path) if self.fitting() else []:
                 try:
                     found = read_checkpoint(older, needed=needed, map_location=map_location)
                 except CheckpointError:
@@ -88,11 +84,9 @@ class UseAtomicCheckpoints(pl.Callback):
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a file atomically: `path` is always the old or the complete new file, also if the machine loses power.
+    """Write a file as `torch.save` does, but atomically, and create its folder.
 
-    Args:
-        checkpoint: Content, as for `torch.save`.
-        path: Path of the file; its folder is created.
+    `path` is always the old or the complete new file, also if the machine loses power.
 
     Raises:
         CheckpointError: if the disk is full or refuses; the file before is still at `path`.
@@ -196,9 +190,7 @@ def newest_point(folder: Path) -> Path:
 def keep_point(folder: Path, keep: int) -> None:
     """Keep the newest point as `last-1.ckpt`, and older ones after it, before the newest is replaced.
 
-    Args:
-        folder: Folder of the points.
-        keep: Number of points, the coming one included; older ones are deleted.
+    `keep` points remain, the coming one included; older ones are deleted.
     """
     points = resume_points(folder)
     for file in points[max(keep - 1, 0) :]:

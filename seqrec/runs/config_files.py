@@ -13,7 +13,7 @@ from seqrec.errors import MissingInputError
 from seqrec.registry import did_you_mean
 
 _HERE = Path(__file__).parent
-# In a clone `configs` beside this file is a symbolic link. A system that has none checks it out as a file.
+# In a clone `configs` next to this file is a symbolic link. A system that has none checks it out as a file.
 CONFIGS = next(folder for folder in (_HERE / "configs", _HERE.parents[1] / "configs", _HERE) if folder.is_dir())
 
 

@@ -1,4 +1,7 @@
-"""Time, memory and small tensors of a running step, read without slowing it."""
+"""Time, memory and small tensors of a running step, read without slowing it.
+
+Importing this file does not import torch, which would count in the memory of a process that needs none.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import psutil
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class PhaseClock:
@@ -81,6 +88,8 @@ class PendingCopy:
         value = value.detach()
         self._event: torch.cuda.Event | None = None
         if value.device.type == "cuda":
+            import torch
+
             # torch uses page-locked memory for such a copy; without it Python would wait here.
             self._value = value.to("cpu", non_blocking=True)
             self._event = torch.cuda.current_stream(value.device).record_event()
@@ -95,7 +104,7 @@ class PendingCopy:
 
 
 def peak_resident_bytes() -> int:
-    """Return the most memory of this process that was resident at a time, in bytes; 0 on Windows.
+    """Return the most memory of this process that was resident at a time, in bytes.
 
     On Linux it is the kernel's high-water mark, which writing 5 to `/proc/self/clear_refs` resets. `getrusage`, used
     elsewhere, has no reset, and on Linux would include the memory of the process that started this one.
@@ -105,7 +114,7 @@ def peak_resident_bytes() -> int:
         if found := re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE):
             return int(found[1]) * 1024
     if sys.platform == "win32":
-        return 0
+        return int(psutil.Process().memory_info().peak_wset)
     import resource
 
     # macOS counts in bytes, other systems in KiB.
@@ -117,8 +126,6 @@ def memory_peaks(device: torch.device) -> list[int]:
     """Return peak bytes: resident memory, tensors on the GPU, and memory that torch kept there; 0 without a GPU."""
     if device.type != "cuda":
         return [peak_resident_bytes(), 0, 0]
-    return [
-        peak_resident_bytes(),
-        torch.cuda.max_memory_allocated(device),
-        torch.cuda.max_memory_reserved(device),
-    ]
+    import torch
+
+    return [peak_resident_bytes(), torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.types import Recommendations
 
 
@@ -33,8 +33,7 @@ class ListMetric(Metric, ABC):
 
     def __init__(self, item_counts: Tensor, k: int) -> None:
         super().__init__()
-        if k < 1:
-            raise InputError(f"k={k} must be at least 1")
+        check_at_least(1, k=k)
         if len(item_counts) < 2:
             raise InputError(f"item_counts has {len(item_counts)} entries, expected one for padding and one an item")
         self.k = k

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.evaluation.metrics.functional import (
     check_normaliser,
     from_fixed_point,
@@ -27,7 +28,8 @@ CUTOFFS = (5, 10, 20)
 class RankMetric(Metric, ABC):
     """Mean over users of a function of their targets' ranks, exact to the last digit for any batches and processes.
 
-    The sum is kept in fixed point; sums of floats depend on their order, and therefore on batches and processes.
+    The sum is kept in fixed point; sums of floats depend on their order, and therefore on batches and processes. A
+    subclass sets `function`, or overrides `per_user` if the metric has further parameters.
 
     Args:
         k: Length of the list, at least 1.
@@ -38,20 +40,20 @@ class RankMetric(Metric, ABC):
 
     full_state_update = False
     higher_is_better = True
+    function: ClassVar[staticmethod[[JudgedTargets, int], Tensor]]
     total: Tensor
     count: Tensor
 
     def __init__(self, k: int) -> None:
         super().__init__()
-        if k < 1:
-            raise InputError(f"k={k} must be at least 1")
+        check_at_least(1, k=k)
         self.k = k
         self.add_state("total", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    @abstractmethod
     def per_user(self, judged: JudgedTargets) -> Tensor:
         """Return the metric of each user, (B,) float64."""
+        return self.function(judged, self.k)
 
     def update(self, judged: JudgedTargets) -> None:
         """Add a batch of users."""
@@ -66,17 +68,13 @@ class RankMetric(Metric, ABC):
 class HitRate(RankMetric):
     """HR@k: share of users with a target among the first k."""
 
-    def per_user(self, judged: JudgedTargets) -> Tensor:
-        """Return `hit_rate`."""
-        return hit_rate(judged, self.k)
+    function = staticmethod(hit_rate)
 
 
 class MRR(RankMetric):
     """MRR@k: mean of 1 / rank of each user's first target, 0 after the k-th place."""
 
-    def per_user(self, judged: JudgedTargets) -> Tensor:
-        """Return `mrr`."""
-        return mrr(judged, self.k)
+    function = staticmethod(mrr)
 
 
 class NDCG(RankMetric):
@@ -103,17 +101,13 @@ class NDCG(RankMetric):
 class Recall(RankMetric):
     """Recall@k: share of a user's targets among the first k; equals HR@k if users have one target."""
 
-    def per_user(self, judged: JudgedTargets) -> Tensor:
-        """Return `recall`."""
-        return recall(judged, self.k)
+    function = staticmethod(recall)
 
 
 class Precision(RankMetric):
     """Precision@k: share of the first k that are targets; equals HR@k / k if users have one target."""
 
-    def per_user(self, judged: JudgedTargets) -> Tensor:
-        """Return `precision`."""
-        return precision(judged, self.k)
+    function = staticmethod(precision)
 
 
 def ranking_metrics(normaliser: str = "achievable", *, several_targets: bool = False) -> MetricCollection:
@@ -156,12 +150,7 @@ def metric_named(name: str, normaliser: str = "achievable") -> RankMetric:
     title, _, k = name.partition("@")
     if title == "NDCG" and k.isdecimal():
         return NDCG(int(k), normaliser)
-    others: dict[str, type[RankMetric]] = {
-        "HR": HitRate,
-        "MRR": MRR,
-        "Recall": Recall,
-        "Precision": Precision,
-    }
+    others: dict[str, type[RankMetric]] = {"HR": HitRate, "MRR": MRR, "Recall": Recall, "Precision": Precision}
     if title not in others or not k.isdecimal():
         known = ", ".join(f"{known}@K" for known in sorted([*others, "NDCG"]))
         raise InputError(f"unknown metric {name!r}; known: {known} with K such as 10")

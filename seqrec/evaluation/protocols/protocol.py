@@ -9,7 +9,7 @@ from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer
 from seqrec.data.splits import LeaveOneOut, Split
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.evaluation.metrics import NORMALISERS
 from seqrec.evaluation.protocols.candidates import Candidates, TrainingCounts, WholeCatalogue
 from seqrec.evaluation.protocols.presets import PRESETS
@@ -219,20 +219,10 @@ class SampledRanking(Protocol):
     """
 
     def __init__(self, num_negatives: int = 100, *, seed: int = 0) -> None:
-        if num_negatives < 1:
-            raise InputError(f"num_negatives={num_negatives} must be at least 1")
+        check_at_least(1, num_negatives=num_negatives)
+        self.num_negatives = num_negatives
+        self.seed = seed
         super().__init__(candidates=UniformCandidates(num_negatives, seed=seed))
-
-    @property
-    def num_negatives(self) -> int:
-        """Candidates next to the targets."""
-        assert isinstance(self.candidates, UniformCandidates)
-        return self.candidates.count
-
-    @property
-    def seed(self) -> int | None:
-        """Seed of the draws."""
-        return self.candidates.seed
 
 
 def _described(policy: Candidates | Split) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.evaluation.protocols.candidates import Candidates, TrainingCounts
 from seqrec.evaluation.target_ranks import Targets, candidate_ranks
 from seqrec.training.negatives import draw_unseen
@@ -41,8 +41,7 @@ class SampledCandidates(Candidates):
     seed: int
 
     def __init__(self, count: int, *, replacement: bool, seed: int) -> None:
-        if count < 1:
-            raise InputError(f"count={count} must be at least 1")
+        check_at_least(1, count=count)
         self.count = count
         self.replacement = replacement
         self.seed = seed
@@ -50,22 +49,6 @@ class SampledCandidates(Candidates):
     @abstractmethod
     def weights(self, item_counts: TrainingCounts | None) -> Tensor | None:
         """Return (V,) int64, how likely each item is drawn, 0 for padding; None if all items are equally likely."""
-
-    def draw(self, uniforms: Tensor, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None) -> Tensor:
-        """Return items (B, N) for uniform numbers (B, N), with replacement, none of them in `avoid`."""
-        weights = self.weights(item_counts)
-        if weights is not None:
-            return draw_by_weight(uniforms, avoid, weights)
-        rows = torch.arange(len(uniforms), device=uniforms.device)
-        return draw_unseen(uniforms, rows, avoid, num_items)
-
-    def num_drawable(self, avoid: SeenItems, num_items: int, item_counts: TrainingCounts | None) -> Tensor:
-        """Return (B,) the number of different items that `draw` can give each user."""
-        weights = self.weights(item_counts)
-        if weights is None:
-            return num_items - avoid.counts
-        taken = torch.cat([avoid.offsets.new_zeros(1), (weights > 0)[avoid.item_ids].cumsum(0)])
-        return (weights > 0).sum() - (taken[avoid.offsets[1:]] - taken[avoid.offsets[:-1]])
 
     def drawn(
         self,
@@ -76,14 +59,7 @@ class SampledCandidates(Candidates):
         filter_seen: bool,
         item_counts: TrainingCounts | None = None,
     ) -> Tensor:
-        """Return the candidates (B, C) of each user.
-
-        Args:
-            targets: The targets of the users.
-            batch: The users, and the items that they have seen.
-            num_items: Items 1..num_items.
-            filter_seen: See `ranks`.
-            item_counts: See `ranks`.
+        """Return the candidates (B, C) of each user, among items 1..num_items; see `ranks` for the other arguments.
 
         Raises:
             InputError: if a user has too few candidates.
@@ -92,13 +68,17 @@ class SampledCandidates(Candidates):
         if filter_seen:
             rows, items = [batch.seen_events.rows, *rows], [batch.seen_events.item_ids.long(), *items]
         avoid = SeenItems.from_events(torch.cat(rows), torch.cat(items), len(batch))
+        weights = self.weights(item_counts)
 
         def draw(number: int) -> Tensor:
-            return self.draw(hashed_uniforms(batch.user_ids, number, self.seed), avoid, num_items, item_counts)
+            uniforms = hashed_uniforms(batch.user_ids, number, self.seed)
+            if weights is not None:
+                return draw_by_weight(uniforms, avoid, weights)
+            return draw_unseen(uniforms, torch.arange(len(batch), device=uniforms.device), avoid, num_items)
 
         if self.replacement:
             return draw(self.count)
-        fewest = int(self.num_drawable(avoid, num_items, item_counts).min())
+        fewest = int(_num_drawable(avoid, num_items, weights).min())
         if fewest < self.count:
             raise InputError(
                 f"count={self.count} different candidates, but a user has only {fewest} that it has not seen: lower "
@@ -273,6 +253,14 @@ def first_distinct(draw: Callable[[int], Tensor], count: int) -> Tensor:
         f"{num_draws // 2:,} draws give fewer than {count} different candidates for a user: lower count, or set "
         "replacement: true"
     )
+
+
+def _num_drawable(avoid: SeenItems, num_items: int, weights: Tensor | None) -> Tensor:
+    """Return (B,) the number of different items that can be drawn for each user."""
+    if weights is None:
+        return num_items - avoid.counts
+    taken = torch.cat([avoid.offsets.new_zeros(1), (weights > 0)[avoid.item_ids].cumsum(0)])
+    return (weights > 0).sum() - (taken[avoid.offsets[1:]] - taken[avoid.offsets[:-1]])
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -7,13 +7,12 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.evaluation.report import text_table
 from seqrec.evaluation.results.file import Results, Slice, slices_of
 from seqrec.evaluation.results.intervals import bootstrap_means, percentile_intervals, sign_flip_p_values
@@ -130,10 +129,8 @@ def compare(
         metric    run      mean      95% interval
         HR@1      run    0.5000  0.0000 to 1.0000
     """
-    if resamples < 1:
-        raise InputError(f"resamples={resamples} must be at least 1")
-    if seed < 0:
-        raise InputError(f"seed={seed} must be at least 0")
+    check_at_least(1, resamples=resamples)
+    check_at_least(0, seed=seed)
     if not metrics:
         raise InputError("metrics is empty; name at least one, such as HR@10")
     names = [run.name for run in runs]
@@ -203,7 +200,12 @@ def _refuse_other_terms(first: Results, other: Results, across_protocols: bool) 
     if one.protocol != two.protocol:
         difference = f"{one.protocol} and {two.protocol}"
     else:
-        changed = [key for key in {**one.settings, **two.settings} if _differ(one.settings, two.settings, key)]
+        missing = object()
+        changed = [
+            key
+            for key in {**one.settings, **two.settings}
+            if one.settings.get(key, missing) != two.settings.get(key, missing)
+        ]
         if not changed:
             return
         difference = f"both named {one.protocol}, with different {', '.join(changed)}"
@@ -211,10 +213,6 @@ def _refuse_other_terms(first: Results, other: Results, across_protocols: bool) 
         f"{first.name} and {other.name} were judged by different protocols, {difference}; test both by one, or "
         "compare them anyway: --across_protocols true"
     )
-
-
-def _differ(one: dict[str, Any], two: dict[str, Any], key: str) -> bool:
-    return key not in one or key not in two or one[key] != two[key]
 
 
 def _refuse_other_targets(first: Results, other: Results) -> None:

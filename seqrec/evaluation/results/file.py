@@ -188,9 +188,7 @@ def popularity_bounds(item_counts: NDArray[np.int64]) -> tuple[int, int]:
 
     In order of popularity, the items of the head have the first third of all training events, those of the torso the
     second, and those of the tail the last. Items of equal count belong to the same part, the more popular one.
-
-    Args:
-        item_counts: (V,) training events of each item; item 0 is padding.
+    `item_counts` (V,) are the training events of each item; item 0 is padding.
     """
     counts = np.sort(item_counts[1:])[::-1]
     held = np.cumsum(counts)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from seqrec.errors import InputError
 
 Float64 = NDArray[np.float64]
-Int64 = NDArray[np.int64]
 
 # Weights held at a time: 2^21 of 8 bytes are 16 MiB.
 HELD_WEIGHTS = 1 << 21
@@ -113,14 +112,10 @@ def _block_sums(values: Float64, resamples: int, rng: np.random.Generator) -> Fl
     sums = np.zeros((resamples, values.shape[1]))
     for block, from_block in zip(blocks, drawn.T, strict=True):
         for part in _parts(resamples, len(block)):
-            weights = [_times_drawn(rng, len(block), number) for number in from_block[part].tolist()]
+            drawn_users = (rng.integers(len(block), size=number) for number in from_block[part].tolist())
+            weights = [np.bincount(users, minlength=len(block)) for users in drawn_users]
             sums[part] += np.stack(weights).astype(np.float64) @ block
     return sums
-
-
-def _times_drawn(rng: np.random.Generator, size: int, number: int) -> Int64:
-    """Return (size,) the number of times that each of `size` users is among `number` draws."""
-    return np.bincount(rng.integers(size, size=number), minlength=size)
 
 
 def _signs(rng: np.random.Generator, size: int, num_users: int) -> NDArray[np.int8]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -14,24 +14,12 @@ from numpy.typing import NDArray
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
-from seqrec.evaluation.protocols import Protocol as EvaluationProtocol
+from seqrec.evaluation.protocols import Protocol
 from seqrec.evaluation.results.file import FILE_NAME, Header, popularity_bounds
 from seqrec.types import JudgedTargets
 
 # Targets that a process holds before it writes them: 2^18 take some 20 MiB.
 HELD_TARGETS = 1 << 18
-
-
-class TestedModule(Protocol):
-    """The attributes of a tested model that a results file records.
-
-    Attributes:
-        title: The model's name in tables.
-        protocol: How its targets were ranked.
-    """
-
-    title: str
-    protocol: EvaluationProtocol
 
 
 class ResultsWriter(pl.Callback):
@@ -110,7 +98,7 @@ class ResultsWriter(pl.Callback):
         if trainer.is_global_zero:
             joined = self._folder / "joined"
             parts = polars.scan_parquet(sorted(self._folder.glob("part-*.parquet")))
-            parts.sink_parquet(joined, metadata=self._header(cast(TestedModule, pl_module)).as_metadata())
+            parts.sink_parquet(joined, metadata=self._header(pl_module).as_metadata())
             joined.replace(self._file)
             shutil.rmtree(self._folder)
         trainer.strategy.barrier()
@@ -125,13 +113,14 @@ class ResultsWriter(pl.Callback):
         assert self._file is not None
         return self._file.with_name(self._file.name + ".parts")
 
-    def _header(self, model: TestedModule) -> Header:
+    def _header(self, model: Any) -> Header:
+        protocol: Protocol = model.protocol
         head_from, torso_from = popularity_bounds(self._item_counts)
         return Header(
             model=model.title,
-            protocol=model.protocol.id,
-            settings=model.protocol.describe(),
-            normaliser=model.protocol.normaliser,
+            protocol=protocol.id,
+            settings=protocol.describe(),
+            normaliser=protocol.normaliser,
             num_items=len(self._item_counts) - 1,
             head_from=head_from,
             torso_from=torso_from,
@@ -145,13 +134,7 @@ class ResultsWriter(pl.Callback):
 
 
 def results_frame(judged: JudgedTargets, store: EventStore, item_counts: NDArray[np.int64]) -> polars.DataFrame:
-    """Return one row for each target, with the columns of `seqrec.evaluation.results.Results`.
-
-    Args:
-        judged: Targets of a batch, on the CPU.
-        store: The event store, which maps ids to the log's own.
-        item_counts: (V,) training events of each item.
-    """
+    """Return one row for each target on the CPU, with the columns of `seqrec.evaluation.results.Results`."""
     rows, item_ids = judged.rows, judged.item_ids.numpy()
     times = [None] * len(rows) if judged.timestamps is None else judged.timestamps.numpy()
     return polars.DataFrame(

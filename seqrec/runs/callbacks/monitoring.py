@@ -95,20 +95,14 @@ class RunMonitor(pl.Callback):
         self.clock.stop("train")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock of validation."""
-        self.clock.start("validate")
+        """Start the clock of validation or of the test."""
+        self.clock.start("test" if trainer.testing else "validate")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop it."""
-        self.clock.stop("validate")
+        self.clock.stop("test" if trainer.testing else "validate")
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock of the test."""
-        self.clock.start("test")
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop it."""
-        self.clock.stop("test")
+    on_test_start, on_test_end = on_validation_start, on_validation_end
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -186,13 +180,9 @@ class GradientNorm(pl.Callback):
 
 @torch.no_grad()
 def gradient_norms(module: torch.nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Return L2 norms of the dense and the row-sparse gradients; all processes must call it if tables are sharded.
+    """Return L2 norms of the dense and of the row-sparse gradients, None if no gradient is row-sparse.
 
-    Args:
-        module: Module with gradients; parameters without a gradient count as 0.
-
-    Returns:
-        Scalars; None for the second if no gradient is row-sparse.
+    Parameters without a gradient count as 0. All processes must call it if tables are sharded.
     """
     spread = {id(m.weight) for m in module.modules() if isinstance(m, ShardedEmbedding) and m.is_spread}
     gradients = [(id(p), p.grad) for p in module.parameters() if p.grad is not None]

@@ -70,8 +70,7 @@ def chunked_cross_entropy(
         Scalar.
     """
     chunk = chunk or (CPU_CHUNK if states.device.type == "cpu" else DEVICE_CHUNK)
-    dtype = _score_dtype(states, candidates.vectors)
-    arguments = (states, candidates.vectors, target_scores.flatten(), candidates, chunk, dtype)
+    arguments = (states, candidates.vectors, target_scores.flatten(), candidates, chunk)
     loss: Tensor
     if len(candidates.vectors) - candidates.first <= chunk // min(len(states), LEAST_EVENTS):
         loss = _OnePass.apply(*arguments, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
@@ -121,9 +120,9 @@ class _OnePass(torch.autograd.Function):
         target_scores: Tensor,
         candidates: Competitors,
         chunk: int,
-        dtype: torch.dtype,
         with_gradients: bool,
     ) -> Tensor:
+        dtype = _score_dtype(states, vectors)
         columns = slice(candidates.first, len(vectors))
         table = vectors[columns].to(dtype)
         losses = torch.empty_like(target_scores)
@@ -160,7 +159,7 @@ class _OnePass(torch.autograd.Function):
             None if to_states is None else (to_states * each).to(ctx.dtypes[0]),
             None if to_vectors is None else (to_vectors * each).to(ctx.dtypes[1]),
             torch.expm1(-losses) * each,
-            *[None] * 4,
+            *[None] * 3,
         )
 
 
@@ -169,16 +168,13 @@ class _TwoPasses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        states: Tensor,
-        vectors: Tensor,
-        target_scores: Tensor,
-        candidates: Competitors,
-        chunk: int,
-        dtype: torch.dtype,
+        ctx: Any, states: Tensor, vectors: Tensor, target_scores: Tensor, candidates: Competitors, chunk: int
     ) -> Tensor:
-        ctx.tile = _tile(len(states), chunk)
-        ctx.candidates, ctx.dtype = candidates, dtype
+        ctx.candidates = candidates
+        ctx.dtype = dtype = _score_dtype(states, vectors)
+        # About as many events as candidates.
+        events_at_a_time = min(len(states), math.isqrt(chunk))
+        ctx.tile = events_at_a_time, chunk // events_at_a_time
         # The target's own weight is added last: a much smaller sum would be lost next to it.
         largest, total = target_scores.clone(), torch.zeros_like(target_scores)
         with torch.autocast(states.device.type, enabled=False):
@@ -223,14 +219,8 @@ class _TwoPasses(torch.autograd.Function):
             None if to_states is None else (to_states * each).to(states.dtype),
             to_vectors,
             torch.expm1(-losses) * each,
-            *[None] * 3,
+            *[None] * 2,
         )
-
-
-def _tile(events: int, chunk: int) -> tuple[int, int]:
-    """Return the numbers of events and of candidates of a tile, about the same."""
-    events = min(events, math.isqrt(chunk))
-    return events, chunk // events
 
 
 def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:

@@ -32,21 +32,14 @@ class FullSoftmax(Loss):
         True
     """
 
+    needs_seen = False
+    reads_all_items = True
+
     def __init__(self, *, chunk: int | None = None) -> None:
         super().__init__()
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk={chunk} must be at least 1, or None for the device's default")
         self.chunk = chunk
-
-    @property
-    def needs_seen(self) -> bool:
-        """False."""
-        return False
-
-    @property
-    def reads_all_items(self) -> bool:
-        """True."""
-        return True
 
     def forward(self, states: Tensor, batch: SequenceBatch, scorer: Scorer) -> Tensor:
         """Return the mean over the batch's targets; see `Loss.forward`."""

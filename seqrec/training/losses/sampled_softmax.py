@@ -56,7 +56,7 @@ class SampledSoftmax(Loss):
         return sampled_cross_entropy(events, negatives, scorer, log_q=self.log_q)
 
 
-class InBatchSoftmax(Loss):
+class InBatchSoftmax(SampledSoftmax):
     """`SampledSoftmax` with the targets of the batch's other events as negatives.
 
     The correction is from Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations (Yi et al.
@@ -82,21 +82,11 @@ class InBatchSoftmax(Loss):
         328
     """
 
-    negatives: NegativeSampler
-
     def __init__(self, extra: NegativeSampler | None = None, *, log_q: bool = True, exclude_seen: bool = False) -> None:
-        super().__init__()
-        self.extra = extra
-        self.log_q = log_q
-        self.exclude_seen = exclude_seen
         in_batch = InBatchNegatives(exclude_seen=exclude_seen)
-        self.negatives = in_batch if extra is None else MixedNegatives([in_batch, extra])
-
-    def forward(self, states: Tensor, batch: SequenceBatch, scorer: Scorer) -> Tensor:
-        """Return the mean over the batch's targets; see `Loss.forward`."""
-        events = select_events(states, batch)
-        negatives = draw_negatives(self.negatives, events, batch, scorer)
-        return sampled_cross_entropy(events, negatives, scorer, log_q=self.log_q)
+        super().__init__(in_batch if extra is None else MixedNegatives([in_batch, extra]), log_q=log_q)
+        self.extra = extra
+        self.exclude_seen = exclude_seen
 
 
 def sampled_cross_entropy(events: TargetEvents, negatives: Negatives, scorer: Scorer, *, log_q: bool) -> Tensor:

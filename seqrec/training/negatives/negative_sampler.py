@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seqrec.errors import InputError
 from seqrec.types import ROW_STRIDE, SeenItems, TensorRecord
 
 
@@ -115,28 +114,15 @@ class NegativeSampler(ABC):
         """
 
 
-def is_seen(item_ids: Tensor, rows: Tensor, seen: SeenItems | None) -> Tensor:
-    """Return (M, N) bool: whether the user in row `rows` (M,) of `seen` has seen each item of `item_ids` (M, N)."""
+def seen_draws(item_ids: Tensor, rows: Tensor, seen: SeenItems | None) -> Tensor:
+    """Return `Negatives.excluded` of draws that may contain seen items of the users in `rows` (M,) of `seen`."""
     assert seen is not None, "exclude_seen needs what users have seen"
+    if item_ids.dim() == 1:
+        rows = torch.arange(len(seen.offsets) - 1, device=item_ids.device)
+        item_ids = item_ids.expand(len(rows), -1)
     keys = seen.rows * ROW_STRIDE + seen.item_ids
     if len(keys) == 0:
         return torch.zeros_like(item_ids, dtype=torch.bool)
     queries = rows.unsqueeze(1) * ROW_STRIDE + item_ids
     places = torch.searchsorted(keys, queries).clamp_(max=len(keys) - 1)
     return keys[places] == queries
-
-
-def seen_draws(item_ids: Tensor, rows: Tensor, seen: SeenItems | None) -> Tensor:
-    """Return `Negatives.excluded` of draws that may contain seen items."""
-    if item_ids.dim() == 2:
-        return is_seen(item_ids, rows, seen)
-    assert seen is not None, "exclude_seen needs what users have seen"
-    users = torch.arange(len(seen.offsets) - 1, device=item_ids.device)
-    return is_seen(item_ids.expand(len(users), -1), users, seen)
-
-
-def check_num_negatives(num_negatives: int) -> int:
-    """Return the number of draws, and refuse it below 1."""
-    if num_negatives < 1:
-        raise InputError(f"num_negatives={num_negatives} must be at least 1")
-    return num_negatives

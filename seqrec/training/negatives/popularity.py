@@ -5,14 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.training.negatives.alias import AliasTable, alias_table
-from seqrec.training.negatives.negative_sampler import (
-    Negatives,
-    NegativeSampler,
-    check_num_negatives,
-    seen_draws,
-)
+from seqrec.training.negatives.negative_sampler import Negatives, NegativeSampler, seen_draws
 from seqrec.types import SeenItems
 
 
@@ -48,7 +43,8 @@ class PopularityNegatives(NegativeSampler):
     def __init__(
         self, num_negatives: int = 1, *, alpha: float = 0.75, exclude_seen: bool = True, shared: bool = False
     ) -> None:
-        self.num_negatives = check_num_negatives(num_negatives)
+        check_at_least(1, num_negatives=num_negatives)
+        self.num_negatives = num_negatives
         if not 0 <= alpha < float("inf"):
             raise InputError(f"alpha={alpha} must be at least 0 and finite")
         self.alpha = alpha
@@ -83,11 +79,9 @@ class PopularityNegatives(NegativeSampler):
 
     def _on(self, device: torch.device, num_items: int) -> tuple[AliasTable, Tensor]:
         """Return the tables, which are moved to the positions' device for good."""
-        if self._table is None or self._log_probabilities is None:
-            raise InputError(missing_item_counts(self))
-        check_catalogue(self, len(self._log_probabilities), num_items)
-        if self._log_probabilities.device != device:
-            self._table, self._log_probabilities = self._table.to(device), self._log_probabilities.to(device)
+        self._log_probabilities = check_known(self, self._log_probabilities, num_items).to(device)
+        assert self._table is not None
+        self._table = self._table.to(device)
         return self._table, self._log_probabilities
 
 
@@ -129,10 +123,7 @@ class InBatchNegatives(NegativeSampler):
 
     def log_probabilities(self, item_ids: Tensor, rows: Tensor, seen: SeenItems | None, num_items: int) -> Tensor:
         """Return the log-probabilities of items; see `NegativeSampler.log_probabilities`."""
-        if self._log_probabilities is None:
-            raise InputError(missing_item_counts(self))
-        check_catalogue(self, len(self._log_probabilities), num_items)
-        self._log_probabilities = self._log_probabilities.to(item_ids.device)
+        self._log_probabilities = check_known(self, self._log_probabilities, num_items).to(item_ids.device)
         return self._log_probabilities[item_ids]
 
 
@@ -147,18 +138,16 @@ def check_item_counts(counts: Tensor) -> None:
         raise InputError(f"all {len(counts) - 1} item counts are 0, so no item can be drawn; {fix}")
 
 
-def check_catalogue(sampler: NegativeSampler, size: int, num_items: int) -> None:
-    """Refuse counts of another catalogue than the scored one."""
-    if size != num_items + 1:
+def check_known(sampler: NegativeSampler, log_probabilities: Tensor | None, num_items: int) -> Tensor:
+    """Return a sampler's log-probabilities (V,); refuse None, before `use_item_counts`, or another catalogue's."""
+    if log_probabilities is None:
         raise InputError(
-            f"{type(sampler).__name__} has counts of {size - 1} items, but the model has {num_items}; "
-            "call use_item_counts with the counts of this catalogue"
+            f"{type(sampler).__name__} needs the items' counts in training: fit with a SequenceDataModule, or call "
+            "use_item_counts(torch.from_numpy(data.train_item_counts())) before the first step"
         )
-
-
-def missing_item_counts(sampler: NegativeSampler) -> str:
-    """Return the message for a draw before `use_item_counts`."""
-    return (
-        f"{type(sampler).__name__} needs the items' counts in training: fit with a SequenceDataModule, or call "
-        "use_item_counts(torch.from_numpy(data.train_item_counts())) before the first step"
-    )
+    if len(log_probabilities) != num_items + 1:
+        raise InputError(
+            f"{type(sampler).__name__} has counts of {len(log_probabilities) - 1} items, but the model has "
+            f"{num_items}; call use_item_counts with the counts of this catalogue"
+        )
+    return log_probabilities

@@ -7,13 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from seqrec.errors import InputError
-from seqrec.training.negatives.negative_sampler import (
-    Negatives,
-    NegativeSampler,
-    check_num_negatives,
-    seen_draws,
-)
+from seqrec.errors import InputError, check_at_least
+from seqrec.training.negatives.negative_sampler import Negatives, NegativeSampler, seen_draws
 from seqrec.types import SeenItems
 
 
@@ -42,7 +37,8 @@ class UniformNegatives(NegativeSampler):
     """
 
     def __init__(self, num_negatives: int = 1, *, exclude_seen: bool = True, shared: bool = False) -> None:
-        self.num_negatives = check_num_negatives(num_negatives)
+        check_at_least(1, num_negatives=num_negatives)
+        self.num_negatives = num_negatives
         self.exclude_seen = exclude_seen
         self.shared = shared
 

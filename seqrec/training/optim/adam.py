@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from seqrec.errors import InputError
-from seqrec.training.optim.combined import build_optimizer, uses_fused
-from seqrec.training.optim.optimizer_factory import (
-    OptimizerFactory,
-    TableOptimizer,
-    check_betas,
-    check_positive,
-)
+from seqrec.errors import InputError, check_at_least
+from seqrec.training.optim.combined import CombinedOptimizer, sparse_tables
+from seqrec.training.optim.lazy_adam import LazyAdam
+from seqrec.training.optim.optimizer_factory import OptimizerFactory, TableOptimizer, check_betas, check_positive
 from seqrec.training.optim.schedules import Schedule
 
+# Devices on which torch's fused Adam was measured or is recommended by torch.
+FUSED_DEVICES = ("cpu", "cuda")
 # Name suffixes of two-dimensional parameters that get no weight decay.
 UNDECAYED = ("A_log", "positions.weight")
 
@@ -63,14 +62,46 @@ class Adam(OptimizerFactory):
         self.fused = fused
 
     def build(self, model: nn.Module) -> Optimizer:
-        """Return the optimiser; refuse `table` without such a table in the model, and `fused` without a kernel."""
-        return build_optimizer(model, partial(self._dense, model), self.table, lr=self.lr, betas=self.betas)
+        """Return one optimiser of all parameters of `model` that require a gradient.
 
-    def _dense(self, model: nn.Module, named: list[tuple[str, nn.Parameter]]) -> Optimizer:
+        Raises:
+            InputError: if `table` is given and the model has no such table, or `fused` is True without a kernel.
+        """
+        tables = sparse_tables(model)
+        if self.table is not None and not tables:
+            raise InputError(
+                f"optimizer.table={type(self.table).__name__} is for tables with row-sparse gradients, and this model "
+                "has none: set item_table.sparse: true, or leave optimizer.table out"
+            )
+        sparse_ids = {id(weight) for weight in tables}
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in sparse_ids]
+        fused = self._uses_fused([parameter for _, parameter in named])
+        parts = [self._dense(model, named, fused)] if named or not tables else []
+        # A fused optimiser offers to unscale fp16 gradients itself, and Lightning then refuses to clip them. Without
+        # the offer the scaler unscales before the step, and clipping comes in between.
+        if parts and getattr(parts[0], "_step_supports_amp_scaling", False):
+            parts[0]._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        if tables:
+            parts.append((self.table or LazyAdam()).build(tables, lr=self.lr, betas=self.betas))
+        return parts[0] if len(parts) == 1 else CombinedOptimizer(parts)
+
+    def _dense(self, model: nn.Module, named: list[tuple[str, nn.Parameter]], fused: bool | None) -> Optimizer:
         """Return the optimiser of the model's named dense parameters."""
         parameters = [parameter for _, parameter in named]
-        fused = uses_fused(parameters, self.fused)
         return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, fused=fused)
+
+    def _uses_fused(self, parameters: Sequence[Tensor]) -> Literal[True] | None:
+        """Return torch's `fused` argument: True for the fused kernel, None to let torch choose among the others."""
+        devices = sorted({parameter.device.type for parameter in parameters})
+        is_float = all(parameter.is_floating_point() for parameter in parameters)
+        has_kernel = is_float and all(device in FUSED_DEVICES for device in devices)
+        if self.fused and not has_kernel:
+            raise InputError(
+                f"fused=True needs floating-point parameters on {' or '.join(FUSED_DEVICES)}, these are on "
+                f"{', '.join(devices)}: leave fused out"
+            )
+        # With False torch would not use its multi-tensor kernels either.
+        return True if has_kernel and self.fused is not False else None
 
 
 class AdamW(Adam):
@@ -109,11 +140,10 @@ class AdamW(Adam):
         fused: bool | None = None,
     ) -> None:
         super().__init__(lr, betas=betas, table=table, schedule=schedule, fused=fused)
-        if weight_decay < 0:
-            raise InputError(f"weight_decay={weight_decay} must be at least 0")
+        check_at_least(0, weight_decay=weight_decay)
         self.weight_decay = weight_decay
 
-    def _dense(self, model: nn.Module, named: list[tuple[str, nn.Parameter]]) -> Optimizer:
+    def _dense(self, model: nn.Module, named: list[tuple[str, nn.Parameter]], fused: bool | None) -> Optimizer:
         tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
         decayed: list[nn.Parameter] = []
         kept: list[nn.Parameter] = []
@@ -124,5 +154,4 @@ class AdamW(Adam):
             {"params": decayed, "weight_decay": self.weight_decay},
             {"params": kept, "weight_decay": 0.0},
         ]
-        fused = uses_fused([*decayed, *kept], self.fused)
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=fused)

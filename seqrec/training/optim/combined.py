@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from seqrec.errors import InputError
-from seqrec.training.optim.lazy_adam import LazyAdam
-from seqrec.training.optim.optimizer_factory import TableOptimizer
 from seqrec.training.optim.row_optimizer import RowOptimizer, loss_of
-
-# Devices on which torch's fused Adam was measured or is recommended by torch.
-FUSED_DEVICES = ("cpu", "cuda")
 
 
 class CombinedOptimizer(Optimizer):
@@ -112,64 +107,3 @@ def sparse_tables(model: nn.Module) -> list[nn.Parameter]:
         if isinstance(module, nn.Embedding) and module.sparse and module.weight.requires_grad
     }
     return list(found.values())
-
-
-def uses_fused(parameters: Sequence[Tensor], asked: bool | None) -> Literal[True] | None:
-    """Return torch's `fused` argument: True for the fused kernel, None to let torch choose among the others.
-
-    Args:
-        parameters: The parameters to optimise, on their devices.
-        asked: The user's choice; None leaves it to this function.
-
-    Raises:
-        InputError: if the kernel is asked for and missing.
-    """
-    devices = sorted({parameter.device.type for parameter in parameters})
-    has_kernel = all(device in FUSED_DEVICES for device in devices) and all(
-        parameter.is_floating_point() for parameter in parameters
-    )
-    if asked and not has_kernel:
-        raise InputError(
-            f"fused=True needs floating-point parameters on {' or '.join(FUSED_DEVICES)}, these are on "
-            f"{', '.join(devices)}: leave fused out"
-        )
-    # With False torch would not use its multi-tensor kernels either.
-    return True if has_kernel and asked is not False else None
-
-
-def build_optimizer(
-    model: nn.Module,
-    dense: Callable[[list[tuple[str, nn.Parameter]]], Optimizer],
-    table: TableOptimizer | None,
-    *,
-    lr: float,
-    betas: tuple[float, float],
-) -> Optimizer:
-    """Return one optimiser of all parameters of `model` that require a gradient.
-
-    Args:
-        model: The model.
-        dense: Builds the optimiser of the named dense parameters.
-        table: Settings for tables with row-sparse gradients; None is `LazyAdam`.
-        lr: Step size of the dense part.
-        betas: Decays of the dense part's running means.
-
-    Raises:
-        InputError: if `table` is given and the model has no such table.
-    """
-    tables = sparse_tables(model)
-    if table is not None and not tables:
-        raise InputError(
-            f"optimizer.table={type(table).__name__} is for tables with row-sparse gradients, and this model has "
-            "none: set item_table.sparse: true, or leave optimizer.table out"
-        )
-    sparse_ids = {id(weight) for weight in tables}
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in sparse_ids]
-    parts = [dense(named)] if named or not tables else []
-    # A fused optimiser offers to unscale fp16 gradients itself, and Lightning then refuses to clip them. Without the
-    # offer the scaler unscales before the step, and clipping comes in between.
-    if parts and getattr(parts[0], "_step_supports_amp_scaling", False):
-        parts[0]._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-    if tables:
-        parts.append((table or LazyAdam()).build(tables, lr=lr, betas=betas))
-    return parts[0] if len(parts) == 1 else CombinedOptimizer(parts)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqrec.errors import InputError
+from seqrec.errors import check_at_least
 from seqrec.training.optim.optimizer_factory import TableOptimizer, check_positive
 from seqrec.training.optim.row_optimizer import RowOptimizer
 
@@ -43,8 +43,7 @@ class RowwiseAdagrad(TableOptimizer):
         stochastic_rounding: bool = True,
     ) -> None:
         check_positive(lr=lr, eps=eps)
-        if initial_accumulator < 0:
-            raise InputError(f"initial_accumulator={initial_accumulator} must be at least 0")
+        check_at_least(0, initial_accumulator=initial_accumulator)
         self.lr = lr
         self.eps = eps
         self.initial_accumulator = initial_accumulator

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 
 Ratio = Callable[[int], float]
 
@@ -58,7 +58,8 @@ class LinearWarmup(Schedule):
     """
 
     def __init__(self, warmup_steps: int) -> None:
-        self.warmup_steps = _checked(warmup_steps, at_least=1)
+        check_at_least(1, warmup_steps=warmup_steps)
+        self.warmup_steps = warmup_steps
 
     def ratio(self, total_steps: float) -> Ratio:
         """Return the share of the step size by update."""
@@ -83,7 +84,8 @@ class WarmupCosine(Schedule):
     """
 
     def __init__(self, warmup_steps: int, *, min_ratio: float = 0.0) -> None:
-        self.warmup_steps = _checked(warmup_steps, at_least=0)
+        check_at_least(0, warmup_steps=warmup_steps)
+        self.warmup_steps = warmup_steps
         if not 0 <= min_ratio <= 1:
             raise InputError(f"min_ratio={min_ratio} must be between 0 and 1")
         self.min_ratio = min_ratio
@@ -126,18 +128,13 @@ class InverseSquareRoot(Schedule):
     """
 
     def __init__(self, warmup_steps: int) -> None:
-        self.warmup_steps = _checked(warmup_steps, at_least=1)
+        check_at_least(1, warmup_steps=warmup_steps)
+        self.warmup_steps = warmup_steps
 
     def ratio(self, total_steps: float) -> Ratio:
         """Return the share of the step size by update."""
         warmup = self.warmup_steps
         return lambda update: min(_warmup(update, warmup), math.sqrt(warmup / (update + 1)))
-
-
-def _checked(warmup_steps: int, *, at_least: int) -> int:
-    if warmup_steps < at_least:
-        raise InputError(f"warmup_steps={warmup_steps} must be at least {at_least}")
-    return warmup_steps
 
 
 def _warmup(update: int, warmup_steps: int) -> float:
