@@ -1,7 +1,6 @@
-"""A recommender built from a sequence encoder, an item table and a loss. B users, L events, D width.
+"""A recommender built from a sequence encoder, an item table and a loss. B users, L events, D width."""
 
-The file is longer than others, as Lightning needs its hooks on one class.
-"""
+# Longer than 400 lines because Lightning needs its hooks on one class.
 
 from __future__ import annotations
 
