@@ -90,7 +90,7 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
         has_users = isinstance(model, SequentialRecommender) and model.users is not None
         self._user_state = user_state_of(model) if memory is None else memory
         self._keeper = SessionKeeper(
-            InMemoryStore() if store is None else store,
+            store=InMemoryStore() if store is None else store,
             user_state=self._user_state,
             items=item_ids_of(model),
             users=model.user_vocabulary if has_users else None,
