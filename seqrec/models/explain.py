@@ -8,10 +8,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from seqrec.catalogue.histories import read_histories
+from seqrec.catalogue.histories import looked_up, read_histories
 from seqrec.catalogue.recommend import RecommendingModel, evaluating, item_ids_of
 from seqrec.catalogue.table import ItemEmbedding
 from seqrec.data.vocabulary import Vocabulary
@@ -126,7 +125,7 @@ def explain(
     if isinstance(history, History) and len(history.item_ids) != 1:
         raise InputError(f"history has {len(history.item_ids)} rows; give one, such as row 0 of each tensor")
     # Read here, so that warnings of unknown items point at the caller.
-    block = read_histories(model, history if isinstance(history, History) else [history]).events
+    block, _ = read_histories(model, history if isinstance(history, History) else [history])
     events = torch.from_numpy(block.item_ids).to(model.device)
     timestamps = None if block.timestamps is None else torch.from_numpy(block.timestamps).to(model.device)
     item_id = _item(model, item, vocabulary)
@@ -198,17 +197,9 @@ def _gradient_x_input(score: _Score, vectors: Tensor, whole: float, baseline: fl
     return (gradient[0] * vectors).sum(-1)
 
 
-def _looked_up(vocabulary: Vocabulary, argument: str, external_ids: Sequence[Any]) -> NDArray[np.int64]:
-    """Return internal ids, 0 for ids that the log does not have."""
-    try:
-        return vocabulary.lookup(external_ids)
-    except TypeError as error:
-        raise InputError(f"{argument}: {error}") from error
-
-
 def _item(model: ExplainableModel, item: Any, vocabulary: Vocabulary | None) -> int:
     if vocabulary is not None:
-        item_id = int(_looked_up(vocabulary, "item", [item])[0])
+        item_id = int(looked_up(vocabulary, "item", [item])[0])
         if not item_id:
             raise InputError(f"item={item!r} is none of the log's {len(vocabulary)} items")
         return item_id
@@ -227,7 +218,7 @@ def _user(model: ExplainableModel, user: Any, *, internal: bool) -> int:
                 f"user={user!r} is one of the log's ids, which the model does not know: load it with "
                 "seqrec.inference.load, or set model.user_vocabulary = store.user_vocabulary"
             )
-        return int(_looked_up(model.user_vocabulary, "user", [user])[0])
+        return int(looked_up(model.user_vocabulary, "user", [user])[0])
     if not isinstance(user, (int, np.integer)) or not 0 <= user <= model.users.num_items:
         raise InputError(f"user={user!r} must be an internal id, 0..{model.users.num_items}")
     return int(user)

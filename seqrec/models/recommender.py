@@ -220,8 +220,8 @@ class Recommender(pl.LightningModule, ABC):
             [['apple', 'cheese'], ['bread']]
         """
         options = read_options(self, top_k, filter_seen, block)
-        given = read_histories(self, histories)
-        return given.answer(recommend_block(self, given.events, options, max_length=max_length, batch_size=batch_size))
+        events, answer = read_histories(self, histories)
+        return answer(recommend_block(self, events, options, max_length=max_length, batch_size=batch_size))
 
     def _start_judging(self, stage: str) -> None:
         data, counts, several = getattr(self.trainer, "datamodule", None), None, False

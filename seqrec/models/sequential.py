@@ -105,9 +105,7 @@ class SequentialRecommender(Recommender):
         self.users = self._make_table(num_users) if user_embedding else None
         self._losses: PendingCopy | None = None
         # DDP would send all rows of these tables.
-        self._ddp_params_and_buffers_to_ignore = [
-            f"{name}.table.weight" for name, table in self._tables() if table.sparse
-        ]
+        self._ddp_params_and_buffers_to_ignore = list(self._sparse_embeddings())
         encoder_spec = to_spec(self.encoder)
         # Plain values only, so checkpoints load with weights_only=True. The encoder's own arguments are stored twice:
         # in its spec for this class, and flat for the presets. Loading passes on the ones that the class takes.
