@@ -14,7 +14,6 @@ from seqrec.catalogue.histories import looked_up, read_histories
 from seqrec.catalogue.recommend import RecommendingModel, evaluating, item_ids_of
 from seqrec.catalogue.table import ItemEmbedding
 from seqrec.data.vocabulary import Vocabulary
-from seqrec.encoders import SequenceEncoder
 from seqrec.errors import InputError
 from seqrec.types import History
 
@@ -56,23 +55,15 @@ class ExplainableModel(RecommendingModel, Protocol):
     """The part of a model around an encoder that an explanation uses; every `SequentialRecommender` has it.
 
     Attributes:
-        encoder: The sequence encoder.
         items: Vectors of items.
         users: Vectors of users; None if the model has none.
     """
 
-    encoder: SequenceEncoder
     items: ItemEmbedding
     users: ItemEmbedding | None
 
-    def add_positions(self, x: Tensor, history: History, user_ids: Tensor | None) -> Tensor:
-        """Return the encoder's input for scaled item vectors (B, L, D)."""
-
-    def as_streaming(self, x: Tensor, user_ids: Tensor | None) -> Tensor:
-        """Return the states (B, L, D) of a stream of scaled item vectors."""
-
-    def to_scoring_space(self, states: Tensor) -> Tensor:
-        """Return states in the form in which their dot products with item vectors are scores."""
+    def newest_states(self, x: Tensor, history: History, user_ids: Tensor | None, *, stream: bool = False) -> Tensor:
+        """Return the (B, D) states after the newest events, for scaled item vectors (B, L, D)."""
 
 
 # Scores (B,) of the item for embedded items (B, L, D) of the events at a (B, L) index.
@@ -134,7 +125,7 @@ def explain(
         events = events[-int(model.hparams["max_length"]) :]
         timestamps = None if timestamps is None else timestamps[-len(events) :]
     with evaluating(model):
-        vectors = model.items(events) * model.encoder.d_model**0.5
+        vectors = model.items(events) * model.items.d_model**0.5
         target = model.scorer().vectors(torch.tensor(item_id, device=model.device))
         score = _scores(model, events, timestamps, target, user_id, stream)
         every = torch.arange(len(events), device=model.device).unsqueeze(0)
@@ -167,11 +158,8 @@ def _scores(
         lengths = torch.full((batch,), length, device=index.device)
         history = History(events[index], lengths, None if timestamps is None else timestamps[index])
         user_ids = torch.full((batch,), user_id, device=index.device)
-        if stream:
-            states = model.as_streaming(vectors, user_ids)[:, -1]
-        else:
-            states = model.encoder.newest(model.add_positions(vectors, history, user_ids), history)
-        return (model.to_scoring_space(states).to(target.dtype) * target).sum(-1)
+        states = model.newest_states(vectors, history, user_ids, stream=stream)
+        return (states.to(target.dtype) * target).sum(-1)
 
     return score
 
