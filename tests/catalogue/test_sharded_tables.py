@@ -281,6 +281,6 @@ def test_a_refusal_reaches_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
     monkeypatch.setattr("seqrec.runs.trainer_checks.SingleDeviceStrategy", DDPStrategy)
     # The check of all models would refuse the strategy first.
-    monkeypatch.setattr("seqrec.models.base.check_trainer", lambda _: None)
+    monkeypatch.setattr("seqrec.models.recommender.check_trainer", lambda _: None)
     with pytest.raises(InputError, match="not with SingleDeviceStrategy"):
         trainer.validate(model, DataLoader(Shares(9, 1), batch_size=None))
