@@ -172,12 +172,19 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
                     f"requests[{index}]: k={k!r} must be a whole number between 1 and the catalogue's {most:,} items",
                     index,
                 )
-        sessions = self._known_sessions(keys, requests)
+        users = [request.user for request in requests]
+        found = self._keeper.sessions(keys, users)
+        sessions = [session for session in found if session is not None]
+        if len(sessions) < len(found):
+            index = found.index(None)
+            raise UnknownUserError(
+                f"requests[{index}]: no event of user={users[index]!r} is known; observe one first", index
+            )
         results: list[list[Scored]] = [[] for _ in requests]
-        user_ids = self._keeper.user_ids([request.user for request in requests])
+        user_ids = self._keeper.user_ids(users)
         for places in self._user_state.batches([session.state for session in sessions]):
-            found = self._best(places, sessions, requests, user_ids[places])
-            for place, best in zip(places, found, strict=True):
+            lists = self._best(places, sessions, requests, user_ids[places])
+            for place, best in zip(places, lists, strict=True):
                 results[place] = best
         return results
 
@@ -222,18 +229,6 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _known_sessions(self, keys: Sequence[bytes], requests: Sequence[Request]) -> list[Session]:
-        known = []
-        sessions = self._keeper.sessions(keys, [request.user for request in requests])
-        for index, session in enumerate(sessions):
-            if session is None:
-                raise UnknownUserError(
-                    f"requests[{index}]: no event of user={requests[index].user!r} is known; observe one first",
-                    index,
-                )
-            known.append(session)
-        return known
 
     @torch.no_grad()
     def _best(
