@@ -31,13 +31,17 @@ def ranks_where(flag: bool, device: torch.device) -> list[int]:
     """Return the ranks of the processes that call with True; all must call, with a device of the backend's tensors."""
     if num_ranks() == 1:
         return [0] if flag else []
-    flags = _gathered(torch.tensor([flag], dtype=torch.uint8, device=device))
+    flags = of_all_ranks(torch.tensor([flag], dtype=torch.uint8, device=device))
     return [rank for rank, flag in enumerate(flags.flatten().tolist()) if flag]
 
 
 def of_all_ranks(values: Tensor) -> Tensor:
     """Return (ranks, ...) the values of all processes, which must have one shape; (1, ...) outside of a job."""
-    return values.unsqueeze(0) if num_ranks() == 1 else _gathered(values)
+    if num_ranks() == 1:
+        return values.unsqueeze(0)
+    parts = [torch.empty_like(values) for _ in range(num_ranks())]
+    dist.all_gather(parts, values.contiguous())
+    return torch.stack(parts)
 
 
 @torch.no_grad()
@@ -61,10 +65,10 @@ def average_row_gradient(weight: nn.Parameter) -> None:
     if ranks == 1:
         return
     row_ids, rows = _rows_of(weight)
-    counts = _gathered(torch.tensor([len(row_ids)], device=rows.device)).flatten()
+    counts = of_all_ranks(torch.tensor([len(row_ids)], device=rows.device)).flatten()
     longest = int(counts.max())
-    all_ids = _gathered(_padded(row_ids, longest))
-    all_rows = _gathered(_padded(rows, longest))
+    all_ids = of_all_ranks(_padded(row_ids, longest))
+    all_rows = of_all_ranks(_padded(rows, longest))
     sent = torch.arange(longest, device=rows.device) < counts.unsqueeze(1)
     row_ids, rows = sum_rows(row_gradient(all_ids[sent], all_rows[sent] / ranks, weight.shape, each_once=False))
     weight.grad = row_gradient(row_ids, rows.to(weight.dtype), weight.shape)
@@ -83,9 +87,3 @@ def _padded(values: Tensor, length: int) -> Tensor:
     out = values.new_zeros((length, *values.shape[1:]))
     out[: len(values)] = values
     return out
-
-
-def _gathered(values: Tensor) -> Tensor:
-    parts = [torch.empty_like(values) for _ in range(num_ranks())]
-    dist.all_gather(parts, values.contiguous())
-    return torch.stack(parts)

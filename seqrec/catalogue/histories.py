@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -29,18 +29,6 @@ Int64 = NDArray[np.int64]
 CALLER = 5
 
 
-class GivenHistories(NamedTuple):
-    """Histories in the model's ids, and a way to answer in the form in which they were given.
-
-    Attributes:
-        events: The histories.
-        answer: Turns recommendations for them, on the CPU, into lists, a frame or internal ids.
-    """
-
-    events: EventBlock
-    answer: Callable[[Recommendations], Any]
-
-
 def read_options(
     model: RecommendingModel, top_k: int, filter_seen: bool, block: Collection[Any] | None
 ) -> RecommendOptions:
@@ -61,16 +49,21 @@ def read_options(
 
 def read_histories(
     model: RecommendingModel, histories: Sequence[Sequence[Any]] | polars.DataFrame | History
-) -> GivenHistories:
-    """Read histories in one of the forms that `Recommender.recommend` takes, with its errors and warnings."""
+) -> tuple[EventBlock, Callable[[Recommendations], Any]]:
+    """Read histories in one of the forms that `Recommender.recommend` takes, with its errors and warnings.
+
+    Returns:
+        The histories in the model's ids, and a function that turns recommendations for them, on the CPU, into lists, a
+        frame or internal ids, as they were given.
+    """
     if isinstance(histories, History):
-        return GivenHistories(_block_of_history(model, histories), lambda best: best)
+        return _block_of_history(model, histories), lambda best: best
     vocabulary = item_ids_of(model)
     if _is_frame(histories):
         users, events = _block_of_frame(model, vocabulary, histories)
-        return GivenHistories(events, lambda best: recommendation_frame(best, users, vocabulary))
+        return events, lambda best: recommendation_frame(best, users, vocabulary)
     lists = cast("Sequence[Sequence[Any]]", histories)
-    return GivenHistories(_block_of_lists(vocabulary, lists), lambda best: _id_lists(best, vocabulary))
+    return _block_of_lists(vocabulary, lists), lambda best: _id_lists(best, vocabulary)
 
 
 def read_block_list(path: str | Path) -> list[Any]:
@@ -116,6 +109,14 @@ def read_block_list(path: str | Path) -> list[Any]:
     return list(column.drop_nulls())
 
 
+def looked_up(vocabulary: Vocabulary, argument: str, external_ids: Sequence[Any] | NDArray[Any]) -> Int64:
+    """Return internal ids, 0 for ids that the log does not have; an `InputError` names the argument of a wrong type."""
+    try:
+        return vocabulary.lookup(external_ids)
+    except TypeError as error:
+        raise InputError(f"{argument}: {error}") from error
+
+
 def _id_lists(best: Recommendations, vocabulary: Vocabulary) -> list[list[Any]]:
     found = best.item_ids.numpy()
     names = iter(vocabulary.external_series(found[found > 0]).to_list())
@@ -126,10 +127,7 @@ def _blocked_items(vocabulary: Vocabulary, block: Collection[Any]) -> Tensor:
     """Return (N,) ascending internal ids."""
     if isinstance(block, (str, bytes)):
         raise InputError(f"block={block!r} must be a collection of item ids, as in [{block!r}]")
-    try:
-        found = vocabulary.lookup(block if isinstance(block, np.ndarray) else list(block))
-    except TypeError as error:
-        raise InputError(f"block: {error}") from error
+    found = looked_up(vocabulary, "block", block if isinstance(block, np.ndarray) else list(block))
     if unknown := int((found == 0).sum()):
         warnings.warn(
             f"{unknown} of {len(found)} items of the block list are not in the catalogue",
@@ -164,10 +162,7 @@ def _block_of_lists(vocabulary: Vocabulary, histories: Sequence[Sequence[Any]]) 
     for number, history in enumerate(histories):
         if isinstance(history, (str, bytes)):
             raise InputError(f"history {number} is {history!r}; give a list of item ids for each user")
-        try:
-            rows.append(vocabulary.lookup(history))
-        except TypeError as error:
-            raise InputError(f"history {number}: {error}") from error
+        rows.append(looked_up(vocabulary, f"history {number}", history))
     lengths = np.array([len(row) for row in rows], np.int64)
     item_ids = np.concatenate(rows) if rows else np.zeros(0, np.int64)
     users = np.repeat(np.arange(len(rows)), lengths)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer
-from seqrec.catalogue.search import ExactSearch, ItemSearch
+from seqrec.catalogue.search import ItemSearch
 from seqrec.data.event_block import EventBlock
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError
-from seqrec.types import ROW_STRIDE, RaggedItems, Recommendations, SeenItems, SequenceBatch
+from seqrec.types import RaggedItems, Recommendations, SeenItems, SequenceBatch
 
 if TYPE_CHECKING:
     import polars
@@ -149,41 +148,16 @@ def recommend_block(
     longest = int((block.offsets[1:] - block.offsets[:-1]).max(initial=1))
     shape = (len(block), options.top_k)
     item_ids, scores = torch.zeros(shape, dtype=torch.int64), torch.full(shape, -torch.inf)
-    best_of = partial(best_items, model, scorer, options=options)
     with evaluating(model):
         for places, batch in block.batches(
             max_length or trained_length(model) or longest, batch_size=batch_size, max_tokens=max_tokens
         ):
-            best = best_of(batch.to(model.device))
+            best = best_items(model, scorer, batch.to(model.device), options)
             rows = torch.from_numpy(places)
             item_ids[rows], scores[rows] = best.item_ids.cpu(), best.scores.float().cpu()
             if done is not None:
                 done(len(rows))
     return Recommendations(item_ids, scores, torch.from_numpy(block.user_ids))
-
-
-def prepare_search(
-    model: RecommendingModel,
-    options: RecommendOptions,
-    sample: EventBlock | None,
-    *,
-    max_length: int | None = None,
-    max_tokens: int | None = None,
-) -> float:
-    """Prepare the model's search, and return the share of the exact best items that it finds for a sample of users."""
-    search, lists = model.search, []
-    search.prepare(model.scorer())
-    if sample is None:
-        return 1.0
-    try:
-        for model.search in (search, ExactSearch()):
-            best = recommend_block(model, sample, options, max_length=max_length, max_tokens=max_tokens)
-            rows, columns = best.item_ids.numpy().nonzero()
-            lists.append(rows * ROW_STRIDE + best.item_ids.numpy()[rows, columns])
-    finally:
-        model.search = search
-    found, exact = lists
-    return float(np.isin(exact, found).mean()) if len(exact) else 1.0
 
 
 @contextmanager

@@ -198,12 +198,15 @@ class Scorer:
         states = self.cast(states)
         best_scores = states.new_full((len(states), 0), -torch.inf)
         best_ids = torch.zeros((len(states), 0), dtype=torch.int64, device=states.device)
-        hidden = None if exclude is None else (exclude.rows, exclude.item_ids)
+        seen = None if exclude is None else (exclude.rows, exclude.item_ids)
         for first, scores in self._chunks(states):
-            if hidden is not None:
-                _hide(scores, *hidden, first)
+            end = first + scores.shape[1]
+            if seen is not None:
+                rows, item_ids = seen
+                here = (item_ids >= first) & (item_ids < end)
+                scores[rows[here], item_ids[here] - first] = -torch.inf
             if blocked is not None:
-                here = (blocked >= first) & (blocked < first + scores.shape[1])
+                here = (blocked >= first) & (blocked < end)
                 scores.index_fill_(1, blocked[here] - first, -torch.inf)
             values, columns = _best(scores, min(k, scores.shape[1]))
             best_ids = torch.cat([best_ids, columns + first], 1)
@@ -213,12 +216,9 @@ class Scorer:
                 best_scores, best_ids = best_scores[:, :k], best_ids.gather(1, order[:, :k])
         return Recommendations(best_ids.masked_fill(best_scores == -torch.inf, 0), best_scores, user_ids)
 
-    def _chunk_size(self, num_states: int) -> int:
-        return max(1, self.score_budget // max(num_states, 1))
-
     def _chunks(self, states: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield the first item id and scores (B, chunk) of one part of the catalogue after another."""
-        size = self._chunk_size(len(states))
+        size = max(1, self.score_budget // max(len(states), 1))
         for first in range(1, self.num_items + 1, size):
             yield first, self.score_chunk(states, first, min(size, self.num_items + 1 - first))
 
@@ -247,12 +247,6 @@ def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if values[:, 0].isnan().any():
         return scores.masked_fill_(scores.isnan(), -torch.inf).topk(k, dim=1)
     return values, columns
-
-
-def _hide(scores: Tensor, rows: Tensor, item_ids: Tensor, first: int) -> None:
-    """Set the scores (B, chunk) of (row, item) pairs to minus infinity, in place."""
-    here = (item_ids >= first) & (item_ids < first + scores.shape[1])
-    scores[rows[here], item_ids[here] - first] = -torch.inf
 
 
 def _factor_rounding(dtype: torch.dtype) -> float:

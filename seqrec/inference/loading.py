@@ -66,7 +66,6 @@ def load_with_store(
 
 
 def _record(path: Path) -> dict[str, Any]:
-    """Return our record in the checkpoint."""
     # Mapped, so a table of gigabytes is not in memory twice while the model is loaded.
     record = read_checkpoint(path, needed=("state_dict",), mapped=True).get(CHECKPOINT_KEY)
     if not isinstance(record, dict) or "class_path" not in record:
@@ -85,7 +84,6 @@ def _class_of(record: dict[str, Any], path: Path) -> type[Recommender]:
 
 
 def _store(record: dict[str, Any], path: Path, store: str | Path | None) -> EventStore:
-    """Open the store that the model was trained on."""
     folder = store if store is not None else record.get("store")
     if folder is None:
         raise InputError(

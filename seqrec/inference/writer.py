@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
+from torchmetrics import MetricCollection
 
 from seqrec.catalogue.histories import read_block_list, read_options
 from seqrec.catalogue.recommend import recommendation_frame
+from seqrec.data.splits import item_counts
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 from seqrec.evaluation.metrics import list_metrics
@@ -94,9 +98,48 @@ class RecommendationWriter(BasePredictionWriter):
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the metrics of all processes' lists."""
-        # compute() sums over processes, so all of them call it.
-        values = {name: float(value) for name, value in self._metrics.compute().items()}
+        # Computing sums over processes, so all of them call it.
+        values = _plain(self._metrics)
         if trainer.is_global_zero:
-            plain = {name: None if math.isnan(value) else value for name, value in values.items()}
-            path = self._folder.with_name(f"{self._folder.stem}_metrics.json")
-            path.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+            _write(values, self._folder)
+
+
+def list_report(folder: Path, store: EventStore, top_k: int) -> dict[str, float | None]:
+    """Return the metrics of the lists in a folder, and write them to `<folder>_metrics.json`.
+
+    Args:
+        folder: Parquet parts, of which all are written.
+        store: The log that the model was trained on; all its events count for popularity and novelty.
+        top_k: Length of the lists.
+
+    Returns:
+        `Coverage@K`, `Popularity@K` and `Novelty@K`; see `seqrec.evaluation.metrics`. None if there are no lists.
+    """
+    import polars
+
+    metrics = list_metrics(torch.from_numpy(item_counts(store)), cutoffs=(top_k,))
+    for part in sorted(folder.glob("part-*.parquet")):
+        items = polars.read_parquet(part, columns=["item_id"])["item_id"].value_counts()
+        ids = np.repeat(store.item_vocabulary.lookup(items["item_id"].to_list()), items["count"].to_numpy())
+        # The metrics only count items, so lists of any users may hold them; item 0 fills the last one.
+        lists = torch.from_numpy(np.pad(ids, (0, -len(ids) % top_k))).view(-1, top_k)
+        metrics.update(Recommendations(lists, torch.zeros(lists.shape), torch.zeros(len(lists), dtype=torch.int64)))
+    values = _plain(metrics)
+    _write(values, folder)
+    return values
+
+
+def _plain(metrics: MetricCollection) -> dict[str, float | None]:
+    """Return the metrics as JSON has them: NaN is None."""
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+
+def _write(values: dict[str, float | None], folder: Path) -> None:
+    """Write metrics next to a folder; a file that has them already is unchanged, as of a job that was complete."""
+    file = folder.with_name(f"{folder.stem}_metrics.json")
+    text = json.dumps(values, indent=2) + "\n"
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)

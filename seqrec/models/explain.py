@@ -8,14 +8,12 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from seqrec.catalogue.histories import read_histories
+from seqrec.catalogue.histories import looked_up, read_histories
 from seqrec.catalogue.recommend import RecommendingModel, evaluating, item_ids_of
 from seqrec.catalogue.table import ItemEmbedding
 from seqrec.data.vocabulary import Vocabulary
-from seqrec.encoders import SequenceEncoder
 from seqrec.errors import InputError
 from seqrec.types import History
 
@@ -57,23 +55,15 @@ class ExplainableModel(RecommendingModel, Protocol):
     """The part of a model around an encoder that an explanation uses; every `SequentialRecommender` has it.
 
     Attributes:
-        encoder: The sequence encoder.
         items: Vectors of items.
         users: Vectors of users; None if the model has none.
     """
 
-    encoder: SequenceEncoder
     items: ItemEmbedding
     users: ItemEmbedding | None
 
-    def add_positions(self, x: Tensor, history: History, user_ids: Tensor | None) -> Tensor:
-        """Return the encoder's input for scaled item vectors (B, L, D)."""
-
-    def as_streaming(self, x: Tensor, user_ids: Tensor | None) -> Tensor:
-        """Return the states (B, L, D) of a stream of scaled item vectors."""
-
-    def to_scoring_space(self, states: Tensor) -> Tensor:
-        """Return states in the form in which their dot products with item vectors are scores."""
+    def newest_states(self, x: Tensor, history: History, user_ids: Tensor | None, *, stream: bool = False) -> Tensor:
+        """Return the (B, D) states after the newest events, for scaled item vectors (B, L, D)."""
 
 
 # Scores (B,) of the item for embedded items (B, L, D) of the events at a (B, L) index.
@@ -126,7 +116,7 @@ def explain(
     if isinstance(history, History) and len(history.item_ids) != 1:
         raise InputError(f"history has {len(history.item_ids)} rows; give one, such as row 0 of each tensor")
     # Read here, so that warnings of unknown items point at the caller.
-    block = read_histories(model, history if isinstance(history, History) else [history]).events
+    block, _ = read_histories(model, history if isinstance(history, History) else [history])
     events = torch.from_numpy(block.item_ids).to(model.device)
     timestamps = None if block.timestamps is None else torch.from_numpy(block.timestamps).to(model.device)
     item_id = _item(model, item, vocabulary)
@@ -135,7 +125,7 @@ def explain(
         events = events[-int(model.hparams["max_length"]) :]
         timestamps = None if timestamps is None else timestamps[-len(events) :]
     with evaluating(model):
-        vectors = model.items(events) * model.encoder.d_model**0.5
+        vectors = model.items(events) * model.items.d_model**0.5
         target = model.scorer().vectors(torch.tensor(item_id, device=model.device))
         score = _scores(model, events, timestamps, target, user_id, stream)
         every = torch.arange(len(events), device=model.device).unsqueeze(0)
@@ -168,11 +158,8 @@ def _scores(
         lengths = torch.full((batch,), length, device=index.device)
         history = History(events[index], lengths, None if timestamps is None else timestamps[index])
         user_ids = torch.full((batch,), user_id, device=index.device)
-        if stream:
-            states = model.as_streaming(vectors, user_ids)[:, -1]
-        else:
-            states = model.encoder.newest(model.add_positions(vectors, history, user_ids), history)
-        return (model.to_scoring_space(states).to(target.dtype) * target).sum(-1)
+        states = model.newest_states(vectors, history, user_ids, stream=stream)
+        return (states.to(target.dtype) * target).sum(-1)
 
     return score
 
@@ -198,17 +185,9 @@ def _gradient_x_input(score: _Score, vectors: Tensor, whole: float, baseline: fl
     return (gradient[0] * vectors).sum(-1)
 
 
-def _looked_up(vocabulary: Vocabulary, argument: str, external_ids: Sequence[Any]) -> NDArray[np.int64]:
-    """Return internal ids, 0 for ids that the log does not have."""
-    try:
-        return vocabulary.lookup(external_ids)
-    except TypeError as error:
-        raise InputError(f"{argument}: {error}") from error
-
-
 def _item(model: ExplainableModel, item: Any, vocabulary: Vocabulary | None) -> int:
     if vocabulary is not None:
-        item_id = int(_looked_up(vocabulary, "item", [item])[0])
+        item_id = int(looked_up(vocabulary, "item", [item])[0])
         if not item_id:
             raise InputError(f"item={item!r} is none of the log's {len(vocabulary)} items")
         return item_id
@@ -227,7 +206,7 @@ def _user(model: ExplainableModel, user: Any, *, internal: bool) -> int:
                 f"user={user!r} is one of the log's ids, which the model does not know: load it with "
                 "seqrec.inference.load, or set model.user_vocabulary = store.user_vocabulary"
             )
-        return int(_looked_up(model.user_vocabulary, "user", [user])[0])
+        return int(looked_up(model.user_vocabulary, "user", [user])[0])
     if not isinstance(user, (int, np.integer)) or not 0 <= user <= model.users.num_items:
         raise InputError(f"user={user!r} must be an internal id, 0..{model.users.num_items}")
     return int(user)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 import lightning.pytorch as pl
 import numpy as np
@@ -30,9 +30,19 @@ from seqrec.types import History, JudgedTargets, Recommendations, SequenceBatch
 
 if TYPE_CHECKING:
     import polars
+    from typing_extensions import Unpack
 
 # Key of our record in a checkpoint, next to Lightning's own.
 CHECKPOINT_KEY = "seqrec"
+
+
+class RecommendArguments(TypedDict, total=False):
+    """Arguments of `Recommender.recommend` by name, which it documents."""
+
+    filter_seen: bool
+    block: Collection[Any] | None
+    max_length: int | None
+    batch_size: int
 
 
 class Recommender(pl.LightningModule, ABC):
@@ -145,36 +155,15 @@ class Recommender(pl.LightningModule, ABC):
 
     @overload
     def recommend(
-        self,
-        histories: Sequence[Sequence[Any]],
-        top_k: int = ...,
-        *,
-        filter_seen: bool = ...,
-        block: Collection[Any] | None = ...,
-        max_length: int | None = ...,
-        batch_size: int = ...,
+        self, histories: Sequence[Sequence[Any]], top_k: int = ..., **options: Unpack[RecommendArguments]
     ) -> list[list[Any]]: ...
     @overload
     def recommend(
-        self,
-        histories: polars.DataFrame,
-        top_k: int = ...,
-        *,
-        filter_seen: bool = ...,
-        block: Collection[Any] | None = ...,
-        max_length: int | None = ...,
-        batch_size: int = ...,
+        self, histories: polars.DataFrame, top_k: int = ..., **options: Unpack[RecommendArguments]
     ) -> polars.DataFrame: ...
     @overload
     def recommend(
-        self,
-        histories: History,
-        top_k: int = ...,
-        *,
-        filter_seen: bool = ...,
-        block: Collection[Any] | None = ...,
-        max_length: int | None = ...,
-        batch_size: int = ...,
+        self, histories: History, top_k: int = ..., **options: Unpack[RecommendArguments]
     ) -> Recommendations: ...
     def recommend(
         self,
@@ -220,8 +209,8 @@ class Recommender(pl.LightningModule, ABC):
             [['apple', 'cheese'], ['bread']]
         """
         options = read_options(self, top_k, filter_seen, block)
-        given = read_histories(self, histories)
-        return given.answer(recommend_block(self, given.events, options, max_length=max_length, batch_size=batch_size))
+        events, answer = read_histories(self, histories)
+        return answer(recommend_block(self, events, options, max_length=max_length, batch_size=batch_size))
 
     def _start_judging(self, stage: str) -> None:
         data, counts, several = getattr(self.trainer, "datamodule", None), None, False

@@ -105,9 +105,7 @@ class SequentialRecommender(Recommender):
         self.users = self._make_table(num_users) if user_embedding else None
         self._losses: PendingCopy | None = None
         # DDP would send all rows of these tables.
-        self._ddp_params_and_buffers_to_ignore = [
-            f"{name}.table.weight" for name, table in self._tables() if table.sparse
-        ]
+        self._ddp_params_and_buffers_to_ignore = list(self._sparse_embeddings())
         encoder_spec = to_spec(self.encoder)
         # Plain values only, so checkpoints load with weights_only=True. The encoder's own arguments are stored twice:
         # in its spec for this class, and flat for the presets. Loading passes on the ones that the class takes.
@@ -179,13 +177,25 @@ class SequentialRecommender(Recommender):
         Raises:
             InputError: if a history is longer than `max_length` and positions are learned.
         """
-        states: Tensor = self.encoder(self._embedded(history, user_ids), history)
+        states: Tensor = self.encoder(self.add_positions(self._scaled(history.item_ids), history, user_ids), history)
         return states
 
     def last_states(self, batch: SequenceBatch) -> Tensor:
         """Return the (B, D) states after each row's newest event."""
-        x = self._embedded(batch.history, batch.user_ids)
-        return self.to_scoring_space(self.encoder.newest(x, batch.history))
+        return self.newest_states(self._scaled(batch.history.item_ids), batch.history, batch.user_ids)
+
+    def newest_states(self, x: Tensor, history: History, user_ids: Tensor | None, *, stream: bool = False) -> Tensor:
+        """Return what `last_states` returns, for scaled item vectors x (B, L, D).
+
+        `stream` computes the state of a stream over all L events of each row from its start, with the errors of
+        `init_state`.
+        """
+        if stream:
+            start = self.init_state(len(x)).tensors
+            states = self.encoder.advance(self.add_positions(x, history, user_ids), None, start)[0][:, -1]
+        else:
+            states = self.encoder.newest(self.add_positions(x, history, user_ids), history)
+        return self.to_scoring_space(states)
 
     def to_scoring_space(self, states: Tensor) -> Tensor:
         """Return states (..., D) in the form in which their dot products with item vectors are scores.
@@ -271,17 +281,6 @@ class SequentialRecommender(Recommender):
         if self.users is not None and user_ids is not None:
             x = x + self.users(user_ids).unsqueeze(1)
         return x
-
-    def as_streaming(self, x: Tensor, user_ids: Tensor | None) -> Tensor:
-        """Return the states (B, L, D) of a stream of scaled item vectors (B, L, D) from its start, with gradients.
-
-        Raises:
-            InputError: as for `init_state`.
-        """
-        state = self.init_state(len(x))
-        if self.users is not None and user_ids is not None:
-            x = x + self.users(user_ids).unsqueeze(1)
-        return self.encoder.advance(x, None, state.tensors)[0]
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Return the default callbacks, plus one that gathers sharded tables for evaluation."""
@@ -372,9 +371,10 @@ class SequentialRecommender(Recommender):
         scheduler = self.optimizer.schedule.build(optimizer, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _embedded(self, history: History, user_ids: Tensor | None) -> Tensor:
-        """Return the encoder's input (B, L, D)."""
-        return self.add_positions(self.items(history.item_ids) * self.encoder.d_model**0.5, history, user_ids)
+    def _scaled(self, item_ids: Tensor) -> Tensor:
+        """Return scaled item vectors (..., D)."""
+        vectors: Tensor = self.items(item_ids) * self.encoder.d_model**0.5
+        return vectors
 
     def _further_events(self, item_ids: Tensor, user_ids: Tensor | None) -> Tensor:
         """Return embedded events (B, D) or (B, L, D) of a stream."""
@@ -388,7 +388,7 @@ class SequentialRecommender(Recommender):
                     "out"
                 )
         with torch.inference_mode():
-            x: Tensor = self.items(item_ids) * self.encoder.d_model**0.5
+            x = self._scaled(item_ids)
             if self.users is not None and user_ids is not None:
                 users: Tensor = self.users(user_ids)
                 x = x + (users if x.dim() == 2 else users.unsqueeze(1))

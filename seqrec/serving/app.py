@@ -25,7 +25,6 @@ from seqrec.serving.bodies import (
     HealthAnswer,
     ObserveAnswer,
     RecommendAnswer,
-    RequestTypes,
     request_types,
 )
 from seqrec.serving.guard import Guard
@@ -89,12 +88,10 @@ def create_app(recommender: SessionRecommender, *, limits: Limits | None = None,
         dependencies=[] if token is None else [Security(HTTPBearer(auto_error=False))],
     )
     num_items = recommender.model.scorer().num_items
-    _add_work(app, request_types(limits, num_items), sessions, histories)
+    _add_work(app, *request_types(limits, num_items), sessions, histories)
     _add_state(app, recommender, num_items, metrics, sessions)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(InputError, _input_error)
-    app.add_exception_handler(Exception, _failure)
+    for kind in (RequestValidationError, HTTPException, InputError, Exception):
+        app.add_exception_handler(kind, _error)
     app.add_middleware(Guard, limits=limits, metrics=metrics, token=token)
     return app
 
@@ -104,16 +101,16 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorAnswer, "description": REASONS[status]} for status in statuses}
 
 
-def _add_work(app: FastAPI, bodies: RequestTypes, sessions: Batcher, histories: Batcher) -> None:
+def _add_work(app: FastAPI, Observed: Any, Recommended: Any, sessions: Batcher, histories: Batcher) -> None:
     @app.post("/observe", response_model=ObserveAnswer, responses=_errors(*BODY, 409))
-    async def observe(body: bodies.observe) -> Response:  # type: ignore[name-defined]
+    async def observe(body: Observed) -> Response:
         """Take in one event, or several in order: all of them or none. An answer means that they are kept."""
         events = [Event(each.user, each.item, each.time) for each in (body if isinstance(body, list) else [body])]
         await sessions.submit(Observe(events))
         return _json({"observed": len(events)})
 
     @app.post("/recommend", response_model=RecommendAnswer, responses=_errors(*BODY, 404, 409))
-    async def recommend(body: bodies.recommend) -> Response:  # type: ignore[name-defined]
+    async def recommend(body: Recommended) -> Response:
         """Recommend items to a user with observed events, or for a history in the request."""
         best: list[Scored]
         if hasattr(body, "history"):
@@ -157,21 +154,12 @@ def _json(answer: dict[str, Any]) -> Response:
     return Response(json.dumps(answer), media_type="application/json")
 
 
-async def _invalid(request: HTTPRequest, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return validation_response(error.errors())
-
-
-async def _http_error(request: HTTPRequest, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return error_response(error.status_code, str(error.detail), error.headers)
-
-
-async def _input_error(request: HTTPRequest, error: Exception) -> Response:
-    assert isinstance(error, InputError)
-    return refusal_of(error).response()
-
-
-async def _failure(request: HTTPRequest, error: Exception) -> Response:
+async def _error(request: HTTPRequest, error: Exception) -> Response:
+    if isinstance(error, RequestValidationError):
+        return validation_response(error.errors())
+    if isinstance(error, HTTPException):
+        return error_response(error.status_code, str(error.detail), error.headers)
+    if isinstance(error, InputError):
+        return refusal_of(error).response()
     # Starlette logs the traceback.
     return error_response(500, "the server failed; see its log")

@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations`: the annotations contain limits that are known only at run time.
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictInt, StrictStr, Tag
@@ -68,16 +67,11 @@ class ErrorAnswer(BaseModel):
     error: str
 
 
-@dataclass(frozen=True)
-class RequestTypes:
-    """Types of request bodies, with the limits of one server."""
+def request_types(limits: Limits, num_items: int) -> tuple[Any, Any]:
+    """Return the types of bodies of /observe and /recommend that FastAPI checks and describes, with a server's limits.
 
-    observe: Any
-    recommend: Any
-
-
-def request_types(limits: Limits, num_items: int) -> RequestTypes:
-    """Return the types of bodies that FastAPI checks and describes, for a catalogue of `num_items`."""
+    `num_items` is the size of its catalogue.
+    """
     max_k = min(limits.max_k, num_items)
     Ids = Annotated[list[Id], Field(max_length=limits.max_history)]
 
@@ -105,4 +99,4 @@ def request_types(limits: Limits, num_items: int) -> RequestTypes:
         Annotated[RecommendToUser, Tag("user")] | Annotated[RecommendToHistory, Tag("history")],
         Discriminator(lambda body: "history" if isinstance(body, dict) and "history" in body else "user"),
     ]
-    return RequestTypes(observe, recommend)
+    return observe, recommend

@@ -80,9 +80,11 @@ class SessionWork:
             yield counts
         writes = [(place, work) for place, work in placed if isinstance(work, (Observe, Forget))]
         for kind, run in itertools.groupby(writes, key=lambda pair: type(pair[1])):
-            group = list(run)
-            do: Callable[[list[Any]], list[Any]] = self._observe if kind is Observe else self._forget
-            yield places_of(group, do([work for _, work in group]))
+            group: list[tuple[int, Any]] = list(run)
+            if kind is Observe:
+                yield places_of(group, self._observe([work for _, work in group]))
+            else:
+                yield [(place, attempt(self._recommender.forget, work.user)) for place, work in group]
 
     def _observe(self, works: Sequence[Observe]) -> list[Any]:
         self._metrics.batch("observe", len(works))
@@ -93,9 +95,6 @@ class SessionWork:
             return [None] * len(events)
 
         return done_together(observe, [work.events for work in works])
-
-    def _forget(self, works: Sequence[Forget]) -> list[Any]:
-        return [attempt(self._recommender.forget, work.user) for work in works]
 
     def _count(self) -> Any:
         begin = time.monotonic()

@@ -114,10 +114,11 @@ def test_gradient_times_input_is_the_scores_slope_when_an_event_grows(name: str,
                 x = vectors.clone()
                 x[0, t] *= 1 + change
                 if stream:
-                    states = recommender.as_streaming(x, None)
+                    state = recommender.newest_states(x, history(*given), None, stream=True)[0]
                 else:
-                    states = recommender.encoder(recommender.add_positions(x, history(*given), None), history(*given))
-                scores.append(float(states[0, -1] @ recommender.items.weight[5]))
+                    x = recommender.add_positions(x, history(*given), None)
+                    state = recommender.encoder(x, history(*given))[0, -1]
+                scores.append(float(state @ recommender.items.weight[5]))
             slopes.append((scores[0] - scores[1]) / (2 * step))
     torch.testing.assert_close(found.contributions, torch.tensor(slopes, dtype=torch.float64), rtol=0, atol=1e-6)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,10 @@ from seqrec.data.sources import Table
 from seqrec.data.store import MANIFEST, EventStore
 from seqrec.errors import InputError
 from seqrec.inference.bulk.job import BulkJob, describe, recommend_in_bulk
-from seqrec.inference.bulk.list_report import list_report
 from seqrec.inference.bulk.output import BulkOutput
 from seqrec.inference.bulk.users import BulkUsers, store_digest
 from seqrec.inference.loading import load_with_store
+from seqrec.inference.writer import list_report
 
 
 def recommend(
@@ -84,14 +82,18 @@ def recommend(
     blocked = None if block is None else read_block_list(block)
     options = read_options(model, top_k, filter_seen, blocked)
     job = BulkJob(options, max_length, max_tokens, (rank, ranks), search or ExactSearch())
-    users = _Users(trained_on, input, (user, item, timestamp), memory_limit)
-    described = {**describe(model, job), "part_users": part_users, "users": users.describe()}
+    log: EventStore | Table = trained_on
+    if input is not None:
+        is_store = (Path(input) / MANIFEST).is_file()
+        log = EventStore.open(input) if is_store else Table(input, user, item, timestamp)
+    described = {**describe(model, job), "part_users": part_users, "users": _describe_users(log)}
     files = BulkOutput(Path(output), described)
     summary = files.summary
     if summary is None:
-        events = users.events(files.work / "users")
-        own = input is None
-        summary = recommend_in_bulk(model, BulkUsers(events, model, own=own, part_users=part_users), files, job)
+        if isinstance(log, Table):
+            log = ensure_store(log, Filters(), files.work / "users", memory_limit=memory_limit, progress=print_line)
+        users = BulkUsers(log, model, own=input is None, part_users=part_users)
+        summary = recommend_in_bulk(model, users, files, job)
     else:
         print_line(f"{output} was already complete")
     if summary is None:
@@ -102,40 +104,15 @@ def recommend(
         print_line(", ".join(f"{name} {value:.4g}" for name, value in metrics if value is not None))
 
 
-@dataclass(frozen=True)
-class _Users:
-    """The users that the command's arguments choose."""
-
-    trained_on: EventStore
-    input: str | None
-    columns: tuple[str, str, str | None]
-    memory_limit: str | None
-
-    def describe(self) -> Any:
-        """Return plain values that differ for other users."""
-        if self._table is None:
-            return store_digest(self._prepared)
-        files = [(file.as_posix(), file.stat()) for file in self._table.files()]
-        return {
-            **self._table.describe()["arguments"],
-            "files": [[name, found.st_size, found.st_mtime_ns] for name, found in files],
-        }
-
-    def events(self, folder: Path) -> EventStore:
-        """Return their events; a table is prepared as a store in `folder`."""
-        if self._table is None:
-            return self._prepared
-        return ensure_store(self._table, Filters(), folder, memory_limit=self.memory_limit, progress=print_line)
-
-    @cached_property
-    def _table(self) -> Table | None:
-        if self.input is None or (Path(self.input) / MANIFEST).is_file():
-            return None
-        return Table(self.input, *self.columns)
-
-    @cached_property
-    def _prepared(self) -> EventStore:
-        return self.trained_on if self.input is None else EventStore.open(self.input)
+def _describe_users(log: EventStore | Table) -> Any:
+    """Return plain values that differ for other users or events."""
+    if isinstance(log, EventStore):
+        return store_digest(log)
+    files = [(file.as_posix(), file.stat()) for file in log.files()]
+    return {
+        **log.describe()["arguments"],
+        "files": [[name, found.st_size, found.st_mtime_ns] for name, found in files],
+    }
 
 
 def _summary_text(files: BulkOutput, summary: dict[str, Any]) -> str:

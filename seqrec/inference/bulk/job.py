@@ -14,21 +14,14 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from seqrec.catalogue.recommend import (
-    RecommendOptions,
-    item_ids_of,
-    prepare_search,
-    recommend_block,
-    recommendation_frame,
-)
+from seqrec.catalogue.recommend import RecommendOptions, item_ids_of, recommend_block, recommendation_frame
 from seqrec.catalogue.search import ExactSearch, ItemSearch
 from seqrec.data.progress import Show, print_line
-from seqrec.data.vocabulary import Vocabulary
 from seqrec.inference.bulk.output import BulkOutput
 from seqrec.inference.bulk.users import BulkUsers
 from seqrec.models import Recommender
 from seqrec.specs import to_spec
-from seqrec.types import Recommendations
+from seqrec.types import ROW_STRIDE, Recommendations
 
 Int64 = NDArray[np.int64]
 
@@ -104,15 +97,22 @@ def recommend_in_bulk(
         searched = _prepare_search(model, users, job, show)
         if rank == 0:
             files.note({"parts": len(users), "unknown_items": users.unknown_items, **searched})
+    item_vocabulary = item_ids_of(model)
+
+    def write(part: int, best: Recommendations, rows: Int64, left_out: Int64, counts: dict[str, int]) -> None:
+        frame = recommendation_frame(best, users.names(rows), item_vocabulary)
+        files.write(part, frame, users.names(left_out), counts)
+
     bar = tqdm(total=total, initial=total - left, unit=" users", disable=rank != 0, smoothing=0.05)
     with bar, ThreadPoolExecutor(1) as pool:
         writing: Future[None] | None = None
         for part in missing:
-            made = _recommend(model, users, part, job, bar.update)
+            rows = users.rows(part)
+            best, left_out, counts = _recommend(model, users, rows, job, bar.update)
             if writing is not None:
                 writing.result()
             # It is written while the next part is computed; at most one waits.
-            writing = pool.submit(_write, files, part, users, made, item_ids_of(model))
+            writing = pool.submit(write, part, best, rows, left_out, counts)
         if writing is not None:
             writing.result()
     return files.finish()
@@ -125,7 +125,7 @@ def describe(model: Recommender, job: BulkJob) -> dict[str, Any]:
         "weights": weights_digest(model),
         "top_k": job.options.top_k,
         "filter_seen": job.options.filter_seen,
-        "block": None if blocked is None else _digest(blocked.tolist()),
+        "block": None if blocked is None else hashlib.sha256(json.dumps(blocked.tolist()).encode()).hexdigest()[:16],
         "max_length": job.max_length,
         "search": to_spec(job.search or model.search),
     }
@@ -141,36 +141,31 @@ def weights_digest(model: Recommender) -> str:
     return digest.hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class _Made:
-    """Recommendations of a part before they are written.
-
-    Attributes:
-        best: Recommendations to the users in `rows`.
-        rows: (U,) user rows.
-        left_out: User rows without any known item.
-        counts: Numbers that the summary adds up.
-    """
-
-    best: Recommendations
-    rows: Int64
-    left_out: Int64
-    counts: dict[str, int]
-
-
 def _prepare_search(model: Recommender, users: BulkUsers, job: BulkJob, show: Show) -> dict[str, Any]:
-    compared = not isinstance(model.search, ExactSearch) and job.shard[0] == 0
-    sample = users.sample(RECALL_USERS) if compared else None
-    found = prepare_search(model, job.options, sample, max_length=job.max_length, max_tokens=job.max_tokens)
-    if sample is None:
+    """Prepare the search; for an approximate one rank 0 also returns its recall for a sample of users."""
+    search = model.search
+    search.prepare(model.scorer())
+    if isinstance(search, ExactSearch) or job.shard[0] != 0:
         return {}
-    name, size = type(model.search).__name__, len(sample)
-    show(f"{name}: recall@{job.options.top_k} against exact {found:.4f} ({size:,} users)")
-    return {"recall": found, "recall_users": size}
+    sample, lists = users.sample(RECALL_USERS), []
+    try:
+        for model.search in (search, ExactSearch()):
+            best = recommend_block(model, sample, job.options, max_length=job.max_length, max_tokens=job.max_tokens)
+            rows, columns = best.item_ids.numpy().nonzero()
+            lists.append(rows * ROW_STRIDE + best.item_ids.numpy()[rows, columns])
+    finally:
+        model.search = search
+    found, exact = lists
+    recall = float(np.isin(exact, found).mean()) if len(exact) else 1.0
+    show(f"{type(search).__name__}: recall@{job.options.top_k} against exact {recall:.4f} ({len(sample):,} users)")
+    return {"recall": recall, "recall_users": len(sample)}
 
 
-def _recommend(model: Recommender, users: BulkUsers, part: int, job: BulkJob, done: Callable[[int], object]) -> _Made:
-    before, rows = model.search.counts(), users.rows(part)
+def _recommend(
+    model: Recommender, users: BulkUsers, rows: Int64, job: BulkJob, done: Callable[[int], object]
+) -> tuple[Recommendations, Int64, dict[str, int]]:
+    """Return recommendations to the users in rows (U,), rows without any known item, and counts for the summary."""
+    before = model.search.counts()
     block, unknown = users.block(rows)
     best = recommend_block(model, block, job.options, max_length=job.max_length, max_tokens=job.max_tokens, done=done)
     left_out = rows[np.diff(block.offsets) == 0]
@@ -182,13 +177,4 @@ def _recommend(model: Recommender, users: BulkUsers, part: int, job: BulkJob, do
         "unknown_events": unknown,
         **{name: count - before[name] for name, count in model.search.counts().items()},
     }
-    return _Made(best, rows, left_out, counts)
-
-
-def _write(files: BulkOutput, part: int, users: BulkUsers, made: _Made, item_vocabulary: Vocabulary) -> None:
-    frame = recommendation_frame(made.best, users.names(made.rows), item_vocabulary)
-    files.write(part, frame, users.names(made.left_out), made.counts)
-
-
-def _digest(values: list[int]) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+    return best, left_out, counts

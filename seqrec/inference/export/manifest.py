@@ -93,21 +93,18 @@ def _program(
         elif name.startswith(STATE):
             entry["meaning"] = f"zeros before the first event, then {NEXT_STATE + name.removeprefix(STATE)}"
         inputs.append(entry)
-    result: dict[str, Any] = {
+    has_window = any("window" in program.shape(name) for name in program.inputs)
+    return {
         "file": file,
         "inputs": inputs,
-        "outputs": _outputs(model, program, tables, top_k),
+        "outputs": _outputs(program, tables, top_k),
+        "longest_history": program.longest,
+        **({"window": int(model.hparams["max_length"])} if has_window else {}),
+        "largest_difference": difference,
     }
-    result["longest_history"] = program.longest
-    if any("window" in program.shape(name) for name in program.inputs):
-        result["window"] = int(model.hparams["max_length"])
-    result["largest_difference"] = difference
-    return result
 
 
-def _outputs(
-    model: SequentialRecommender, program: Program, tables: Mapping[str, ExportedTable], top_k: int
-) -> list[dict[str, Any]]:
+def _outputs(program: Program, tables: Mapping[str, ExportedTable], top_k: int) -> list[dict[str, Any]]:
     width = tables.get("candidates", tables["items"]).width
     known: dict[str, tuple[str, list[int | str]]] = {
         "states": ("float32", ["batch", width]),

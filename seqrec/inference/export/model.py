@@ -91,7 +91,7 @@ def export(
             if table.name not in inside or (table is scored_by and not top_k):
                 written[table.name] = (table, table.write(folder))
         files = [table.file for table, _ in written.values()] + _write_vocabulary(model, folder)
-        arguments = (sequential, tables, {name: tables[name].whole() for name in inside}, top_k)
+        arguments = (sequential, tables, {name: tables[name].rows(0, tables[name].num_rows) for name in inside}, top_k)
         programs, omitted = {}, {}
         full = full_pass(*arguments)
         file = write(full, folder, format, written)

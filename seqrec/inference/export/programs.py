@@ -8,12 +8,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seqrec.encoders import SequenceEncoder
 from seqrec.encoders.layers import Tensors
 from seqrec.inference.export.tables import ExportedTable
 from seqrec.models import SequentialRecommender
@@ -27,7 +27,6 @@ BATCH, LENGTH, WINDOW, ROWS = 2, 3, 5, 7
 STATE, NEXT_STATE = "state.", "next_state."
 
 Axes = dict[str, dict[int, str]]
-Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -221,10 +220,10 @@ def _linear(weight: object, bias: object) -> nn.Linear:
     return layer
 
 
-def traceable(module: Module) -> Module:
-    """Return a copy that shares the weights and can be exported; the module is unchanged."""
-    shared = [*module.parameters(), *module.buffers()]
-    copied = copy.deepcopy(module, {id(x): x for x in shared})
+def traceable(encoder: SequenceEncoder) -> SequenceEncoder:
+    """Return a copy that shares the weights and can be exported; the encoder is unchanged."""
+    shared = [*encoder.parameters(), *encoder.buffers()]
+    copied = copy.deepcopy(encoder, {id(x): x for x in shared})
     for parent in copied.modules():
         for name, child in parent.named_children():
             if isinstance(child, nn.GRU):

@@ -42,10 +42,6 @@ class ExportedTable:
         """Name of its file."""
         return f"{self.name}.npy"
 
-    def whole(self) -> Tensor:
-        """Return all rows."""
-        return self.rows(0, self.num_rows)
-
     def write(self, directory: Path) -> int:
         """Write a file that numpy can map into memory, and return the byte at which its rows start."""
         shape = (self.num_rows, self.width)

@@ -90,6 +90,7 @@ class Session:
         )
 
 
+@dataclass(kw_only=True, eq=False)
 class SessionKeeper:
     """Reads sessions from a store, and writes them back after further events.
 
@@ -108,24 +109,32 @@ class SessionKeeper:
         SessionStoreError: if the store belongs to another model, or cannot be used.
     """
 
-    def __init__(
-        self,
-        store: StateStore,
-        *,
-        user_state: UserState,
-        items: Vocabulary,
-        users: Vocabulary | None,
-        max_seen: int | None,
-        history_of: HistoryOf | None,
-    ) -> None:
-        self.store = store
-        self.user_state = user_state
-        self.items = items
-        self.users = users
-        self.max_seen = max_seen
-        self.history_of = history_of
-        self.lock = threading.RLock()
-        self._claim()
+    store: StateStore
+    user_state: UserState
+    items: Vocabulary
+    users: Vocabulary | None
+    max_seen: int | None
+    history_of: HistoryOf | None
+    lock: threading.RLock = field(default_factory=threading.RLock, init=False)
+
+    def __post_init__(self) -> None:
+        # Claim a new store for this model; refuse a store of another model.
+        ours = {"format": FORMAT, "vocabulary": vocabulary_digest(self.items)}
+        text = json.dumps({**ours, **self.user_state.describe()}, separators=(",", ":"))
+        kept = self.store.claim(text.encode())
+        if kept == text.encode():
+            return
+        try:
+            found = json.loads(kept)
+            theirs = {name: found.pop(name) for name in ours}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SessionStoreError("the store's description cannot be read; begin with a new store") from error
+        if theirs != ours:
+            raise SessionStoreError(
+                f"the store is of another catalogue or version: it has {theirs}, the model {ours}; give each model a "
+                "store of its own, and observe the events again"
+            )
+        self.user_state.check(found)
 
     def stored(self, keys: Sequence[bytes], users: Sequence[Id]) -> list[Session | None]:
         """Return the sessions in the store; None for users without one.
@@ -211,25 +220,6 @@ class SessionKeeper:
                 user,
             )
         return known if len(known) else None
-
-    def _claim(self) -> None:
-        """Claim a new store for this model; refuse a store of another model."""
-        ours = {"format": FORMAT, "vocabulary": vocabulary_digest(self.items)}
-        text = json.dumps({**ours, **self.user_state.describe()}, separators=(",", ":"))
-        kept = self.store.claim(text.encode())
-        if kept == text.encode():
-            return
-        try:
-            found = json.loads(kept)
-            theirs = {name: found.pop(name) for name in ours}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SessionStoreError("the store's description cannot be read; begin with a new store") from error
-        if theirs != ours:
-            raise SessionStoreError(
-                f"the store is of another catalogue or version: it has {theirs}, the model {ours}; give each model a "
-                "store of its own, and observe the events again"
-            )
-        self.user_state.check(found)
 
 
 def vocabulary_digest(vocabulary: Vocabulary) -> str:

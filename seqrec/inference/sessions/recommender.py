@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqrec.catalogue.recommend import best_items_of_each
+from seqrec.catalogue.recommend import best_items_of_each, item_ids_of
 from seqrec.data.store import EventStore
 from seqrec.errors import BatchEntryError, DamagedSessionError, InputError, LateEventError, UnknownUserError
 from seqrec.inference.sessions.entries import (
@@ -82,24 +82,17 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
         max_seen: int | None = None,
         history_of: HistoryOf | None = None,
     ) -> None:
-        if model.item_vocabulary is None:
-            raise InputError("model does not know the log's item ids; take it from load")
         if max_seen is not None and max_seen < 0:
             raise InputError(f"max_seen={max_seen} must be at least 0, or None for all items")
         self.model = model.eval()
         # Made once, as the weights do not change.
         self._scorer = model.scorer()
-        if len(model.item_vocabulary) != self._scorer.num_items:
-            raise InputError(
-                f"model has {self._scorer.num_items} items, but its item_vocabulary {len(model.item_vocabulary)}; load "
-                "it with the store that it was trained on"
-            )
         has_users = isinstance(model, SequentialRecommender) and model.users is not None
         self._user_state = user_state_of(model) if memory is None else memory
         self._keeper = SessionKeeper(
-            InMemoryStore() if store is None else store,
+            store=InMemoryStore() if store is None else store,
             user_state=self._user_state,
-            items=model.item_vocabulary,
+            items=item_ids_of(model),
             users=model.user_vocabulary if has_users else None,
             max_seen=max_seen,
             history_of=history_of,
@@ -179,12 +172,19 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
                     f"requests[{index}]: k={k!r} must be a whole number between 1 and the catalogue's {most:,} items",
                     index,
                 )
-        sessions = self._known_sessions(keys, requests)
+        users = [request.user for request in requests]
+        found = self._keeper.sessions(keys, users)
+        sessions = [session for session in found if session is not None]
+        if len(sessions) < len(found):
+            index = found.index(None)
+            raise UnknownUserError(
+                f"requests[{index}]: no event of user={users[index]!r} is known; observe one first", index
+            )
         results: list[list[Scored]] = [[] for _ in requests]
-        user_ids = self._keeper.user_ids([request.user for request in requests])
+        user_ids = self._keeper.user_ids(users)
         for places in self._user_state.batches([session.state for session in sessions]):
-            found = self._best(places, sessions, requests, user_ids[places])
-            for place, best in zip(places, found, strict=True):
+            lists = self._best(places, sessions, requests, user_ids[places])
+            for place, best in zip(places, lists, strict=True):
                 results[place] = best
         return results
 
@@ -230,18 +230,6 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _known_sessions(self, keys: Sequence[bytes], requests: Sequence[Request]) -> list[Session]:
-        known = []
-        sessions = self._keeper.sessions(keys, [request.user for request in requests])
-        for index, session in enumerate(sessions):
-            if session is None:
-                raise UnknownUserError(
-                    f"requests[{index}]: no event of user={requests[index].user!r} is known; observe one first",
-                    index,
-                )
-            known.append(session)
-        return known
-
     @torch.no_grad()
     def _best(
         self,
@@ -255,8 +243,8 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
         states = self._user_state.states([sessions[place].state for place in places], user_ids)
         seen = [sessions[place].seen for place in places]
         options = [
-            recommend_options(request.k, request.filter_seen, request.block, items, place)
-            for place, request in ((place, requests[place]) for place in places)
+            recommend_options(requests[place].k, requests[place].filter_seen, requests[place].block, items, place)
+            for place in places
         ]
         best = best_items_of_each(self._scorer, states, user_ids, seen, options)
         return scored_lists(best, [own.top_k for own in options], items)

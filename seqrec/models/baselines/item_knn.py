@@ -90,11 +90,7 @@ class ItemKNN(Baseline):
     def count(self, events: TrainingEvents) -> None:
         """See `Baseline.count`."""
         check_catalogue(self.title, len(self.neighbors) - 1, events)
-        neighbors = np.zeros(self.neighbors.shape, dtype=np.int32)
-        similarities = np.zeros(self.neighbors.shape, dtype=np.float32)
-        fill_best(neighbors, similarities, self._similarities(events))
-        self.neighbors.copy_(torch.from_numpy(neighbors))
-        self.similarities.copy_(torch.from_numpy(similarities))
+        fill_best(self.neighbors, self.similarities, self._similarities(events))
 
     def _similarities(
         self, events: TrainingEvents

@@ -62,16 +62,12 @@ class Markov(Baseline):
         """See `Baseline.count`."""
         check_catalogue(self.title, len(self.levels) - 1, events)
         levels = popularity_levels(events.item_counts())
-        successors = np.zeros(self.successors.shape, dtype=np.int32)
-        counts = np.zeros(self.successors.shape, dtype=np.int32)
         next_event = np.ones(1, dtype=np.int64)
         found = (
             (pairs.anchors, pairs.others, pairs.counts, pairs.counts + levels[pairs.others])
             for pairs in pair_counts(events, next_event, once_a_user=False)
         )
-        fill_best(successors, counts, found)
-        self.successors.copy_(torch.from_numpy(successors))
-        self.transition_counts.copy_(torch.from_numpy(counts))
+        fill_best(self.successors, self.transition_counts, found)
         self.levels.copy_(torch.from_numpy(levels))
 
     def last_states(self, batch: SequenceBatch) -> Tensor:

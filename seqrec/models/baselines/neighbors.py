@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seqrec.catalogue.scorer import SCORE_BUDGET, Scorer
+from seqrec.catalogue.scorer import Scorer
 from seqrec.types import History
 
 # Neighbours that are looked up at a time.
@@ -28,19 +28,12 @@ class NeighborScorer(Scorer):
         neighbor_weights: (V, K).
         item_bias: (V,) floating; scores have its dtype.
         decay: Weight of an event relative to the next one, above 0 and at most 1.
-        score_budget: Scores in memory at a time.
     """
 
     def __init__(
-        self,
-        neighbor_ids: Tensor,
-        neighbor_weights: Tensor,
-        item_bias: Tensor,
-        *,
-        decay: float = 1.0,
-        score_budget: int = SCORE_BUDGET,
+        self, neighbor_ids: Tensor, neighbor_weights: Tensor, item_bias: Tensor, *, decay: float = 1.0
     ) -> None:
-        super().__init__(item_bias.unsqueeze(1), score_budget=score_budget)
+        super().__init__(item_bias.unsqueeze(1))
         self.neighbor_ids = neighbor_ids
         self.neighbor_weights = neighbor_weights
         self.decay = decay
@@ -86,19 +79,20 @@ def newest_first(history: History) -> Tensor:
 
 
 def fill_best(
-    neighbor_ids: NDArray[np.int32],
-    neighbor_weights: NDArray[np.generic],
+    neighbor_ids: Tensor,
+    neighbor_weights: Tensor,
     found: Iterable[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.generic], NDArray[np.float64]]],
 ) -> None:
-    """Write the K best neighbours of each item into a table of zeros, in place, best first.
+    """Replace tables by the K best neighbours of each item, best first, and zeros.
 
     Args:
-        neighbor_ids: (V, K).
+        neighbor_ids: (V, K), on any device.
         neighbor_weights: (V, K).
         found: Columns anchor, neighbour, weight and the value that orders an anchor's neighbours. Anchors ascend, each
             is whole in one part, and its neighbours ascend. Among equal values the smaller item id comes first.
     """
     k = neighbor_ids.shape[1]
+    best_ids, best_weights = (torch.zeros_like(x, device="cpu").numpy() for x in (neighbor_ids, neighbor_weights))
     for anchors, others, weights, values in found:
         bounds = [*np.flatnonzero(np.diff(anchors, prepend=-1)).tolist(), len(anchors)]
         for begin, end in itertools.pairwise(bounds):
@@ -107,5 +101,7 @@ def fill_best(
             kept = np.arange(len(own)) if len(own) <= k else np.flatnonzero(own >= np.partition(own, -k)[-k])
             best = begin + kept[np.argsort(-own[kept], kind="stable")[:k]]
             anchor = anchors[begin]
-            neighbor_ids[anchor, : len(best)] = others[best]
-            neighbor_weights[anchor, : len(best)] = weights[best]
+            best_ids[anchor, : len(best)] = others[best]
+            best_weights[anchor, : len(best)] = weights[best]
+    neighbor_ids.copy_(torch.from_numpy(best_ids))
+    neighbor_weights.copy_(torch.from_numpy(best_weights))

@@ -133,21 +133,13 @@ def newest_since(events: TrainingEvents, wanted: int) -> int:
     later = 0  # events after `last`
     while first < last:
         width = -(-(last - first + 1) // TIME_BINS)
-        counts = _histogram(events, times, first, last, width)
+        counts = np.zeros(TIME_BINS, dtype=np.int64)
+        for some in events.pieces():
+            here = times[some.places]
+            here = here[(here >= first) & (here <= last)]
+            counts += np.bincount((here - first) // width, minlength=TIME_BINS)
         since_bin = later + np.cumsum(counts[::-1])[::-1]
         chosen = int(np.flatnonzero(since_bin >= wanted)[-1])
         later = int(since_bin[chosen] - counts[chosen])
         first, last = first + chosen * width, min(last, first + (chosen + 1) * width - 1)
     return first
-
-
-def _histogram(
-    events: TrainingEvents, times: NDArray[np.int64], first: int, last: int, width: int
-) -> NDArray[np.int64]:
-    """Return (TIME_BINS,) numbers of training events in bins of `width`, from `first` to `last`."""
-    counts = np.zeros(TIME_BINS, dtype=np.int64)
-    for some in events.pieces():
-        here = times[some.places]
-        here = here[(here >= first) & (here <= last)]
-        counts += np.bincount((here - first) // width, minlength=TIME_BINS)
-    return counts

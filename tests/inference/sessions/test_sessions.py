@@ -292,10 +292,10 @@ def test_threads_lose_no_event(build: Build, full_pass: FullPass):
 def test_a_model_without_the_logs_ids_is_refused(build: Build):
     model = build()
     model.item_vocabulary = Vocabulary([1, 2, 3])
-    with pytest.raises(InputError, match="model has 30 items, but its item_vocabulary 3"):
+    with pytest.raises(InputError, match=r"model\.item_vocabulary has 3 items, but the model was trained on 30"):
         SessionRecommender(model)
     model.item_vocabulary = None
-    with pytest.raises(InputError, match="model does not know the log's item ids; take it from load"):
+    with pytest.raises(InputError, match="the model does not know the log's item ids"):
         SessionRecommender(model)
 
 
