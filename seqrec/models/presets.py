@@ -6,11 +6,9 @@ Each preset has its encoder's arguments, and takes those of `SequentialRecommend
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Literal
 
 from seqrec import encoders
-from seqrec.encoders import SequenceEncoder
 from seqrec.models.sequential import SequentialRecommender
 
 __all__ = ["GRU4Rec", "MambaRec", "MoEMaTrRec", "RecMamba", "SASRec"]
@@ -43,7 +41,8 @@ class GRU4Rec(SequentialRecommender):
         layer_norm: bool = True,
         **shared: Any,
     ) -> None:
-        super().__init__(num_items, encoder=_built(encoders.GRU4Rec, locals()), **shared)
+        encoder = encoders.GRU4Rec(d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm)
+        super().__init__(num_items, encoder=encoder, **shared)
 
 
 class SASRec(SequentialRecommender):
@@ -80,7 +79,16 @@ class SASRec(SequentialRecommender):
         rotary: bool = False,
         **shared: Any,
     ) -> None:
-        super().__init__(num_items, encoder=_built(encoders.SASRec, locals()), **shared)
+        encoder = encoders.SASRec(
+            d_model,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            d_feedforward=d_feedforward,
+            dropout=dropout,
+            layer_norm=layer_norm,
+            rotary=rotary,
+        )
+        super().__init__(num_items, encoder=encoder, **shared)
 
 
 class RecMamba(SequentialRecommender):
@@ -120,7 +128,18 @@ class RecMamba(SequentialRecommender):
         layer_norm: bool = True,
         **shared: Any,
     ) -> None:
-        super().__init__(num_items, encoder=_built(encoders.RecMamba, locals()), **shared)
+        encoder = encoders.RecMamba(
+            d_model,
+            num_layers=num_layers,
+            mixer=mixer,
+            d_state=d_state,
+            d_conv=d_conv,
+            expand=expand,
+            d_feedforward=d_feedforward,
+            dropout=dropout,
+            layer_norm=layer_norm,
+        )
+        super().__init__(num_items, encoder=encoder, **shared)
 
 
 class MambaRec(SequentialRecommender):
@@ -158,7 +177,17 @@ class MambaRec(SequentialRecommender):
         layer_norm: bool = True,
         **shared: Any,
     ) -> None:
-        super().__init__(num_items, encoder=_built(encoders.MambaRec, locals()), **shared)
+        encoder = encoders.MambaRec(
+            d_model,
+            num_layers=num_layers,
+            mixer=mixer,
+            d_state=d_state,
+            d_conv=d_conv,
+            expand=expand,
+            dropout=dropout,
+            layer_norm=layer_norm,
+        )
+        super().__init__(num_items, encoder=encoder, **shared)
 
 
 class MoEMaTrRec(SequentialRecommender):
@@ -205,9 +234,18 @@ class MoEMaTrRec(SequentialRecommender):
         causal: bool = True,
         **shared: Any,
     ) -> None:
-        super().__init__(num_items, encoder=_built(encoders.MoEMaTrRec, locals()), **shared)
-
-
-def _built(encoder: type[SequenceEncoder], arguments: dict[str, Any]) -> SequenceEncoder:
-    """Return an encoder with its own arguments among those of a preset, which has all of them by the same names."""
-    return encoder(**{name: arguments[name] for name in inspect.signature(encoder).parameters})
+        encoder = encoders.MoEMaTrRec(
+            d_model,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            mixer=mixer,
+            d_state=d_state,
+            d_conv=d_conv,
+            expand=expand,
+            d_feedforward=d_feedforward,
+            dropout=dropout,
+            layer_norm=layer_norm,
+            rotary=rotary,
+            causal=causal,
+        )
+        super().__init__(num_items, encoder=encoder, **shared)
