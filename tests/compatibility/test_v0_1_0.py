@@ -24,12 +24,14 @@ from seqrec import (
     read_results,
 )
 from seqrec.inference.sessions import SessionRecommender
+from seqrec.registry import class_named, public_path
 
 # Lightning and jsonargparse warn of their own deprecations.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
 OLD = Path(__file__).parent / "v0_1_0"
 SCORES = json.loads((OLD / "scores.json").read_text())
+CLASS_PATHS = json.loads((OLD / "class_paths.json").read_text())
 NAMES = json.loads((OLD / "names.json").read_text())
 
 
@@ -57,6 +59,18 @@ def test_a_name_imported_from_its_old_place_is_the_same_object():
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.split() == ["True", "True", "True"]
+
+
+@pytest.mark.parametrize("path", CLASS_PATHS)
+def test_every_class_that_files_of_then_name_is_found(path: str):
+    """Every loss, source, split, optimizer .. by the path that a checkpoint or config of 0.1.0 may contain."""
+    cls = class_named(path)
+    new = {"CheckpointFiles": "UseAtomicCheckpoints", "Execution": "EncoderCompile", "MemoryStore": "InMemoryStore"}
+    name = path.rpartition(".")[2]
+    assert cls.__name__ == new.get(name, name)
+    if cls.__name__ != "UseAtomicCheckpoints":  # the only one that no file names
+        room = importlib.import_module(public_path(cls).rpartition(".")[0])
+        assert hasattr(room, "__path__"), f"{public_path(cls)} names the file; export {name} from its room"
 
 
 def test_a_module_that_never_was_is_not_found():
