@@ -17,13 +17,15 @@ class InputError(ValueError):
     """
 
 
-def check_at_least(least: float, **values: float) -> None:
-    """Refuse the first of some named arguments that is below `least` or NaN.
+def check_at_least(least: float, **values: float | None) -> None:
+    """Refuse the first of some named arguments that is None, below `least` or NaN.
 
     Raises:
         InputError: if there is one.
     """
     for name, value in values.items():
+        if value is None:
+            raise InputError(f"{name} is required: give a number of at least {least}")
         if not value >= least:
             raise InputError(f"{name}={value} must be at least {least}")
 

@@ -27,7 +27,8 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
 
     - `--ckpt` and `--ckpt_path` are the same option: a checkpoint, a run folder, a folder of runs, or `last`.
     - `--config` is a file, or the name of a config of the package.
-    - `--protocol` may be the name of a preset; later arguments may change parts of it.
+    - `--protocol` may be the name of a preset, or `FullRanking` or `SampledRanking` with their defaults. Later
+      arguments may change parts of it.
 
     A run that names a checkpoint and no config gets the config of the checkpoint's run, and `recommend` without an
     output writes to that run's folder. A `fit` that SLURM restarts gets the resume point that its job left in `runs`.
@@ -43,14 +44,14 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
     """
     is_run = checkpoint == "--ckpt_path"
     argv: list[str] = []
-    given: dict[str, list[str]] = {"--ckpt": [], "--config": [], "--output": []}
+    given: dict[str, list[str]] = {"--ckpt": [], "--config": [], "--output": [], "--filter_seen": []}
     waiting = deque(words)
     while waiting:
         option, equals, value = waiting.popleft().partition("=")
         option = {"-c": "--config", "--ckpt_path": "--ckpt"}.get(option, option)
         if option in ("--model.max_length", "--model.init_args.max_length"):
             raise InputError(_REFUSED_LENGTH.format(option))
-        if option not in ("--ckpt", "--config", "--output", "--protocol") or not (equals or waiting):
+        if option not in (*given, "--protocol") or not (equals or waiting):
             argv.append(option + equals + value)
             continue
         value = value if equals else waiting.popleft()
@@ -70,9 +71,22 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
     run = Path(given["--ckpt"][0]).parent.parent
     if is_run and (run / "config.yaml").is_file():
         argv = ["--config", str(run / "config.yaml"), *argv]
-    elif name in ("recommend", "predict") and not is_run and not given["--output"]:
-        argv += ["--output", str(run / "recommendations")]
+    elif name in ("recommend", "predict") and not is_run:
+        if not given["--output"]:
+            argv += ["--output", str(run / "recommendations")]
+        if not given["--filter_seen"] and _kept_seen(run):
+            sys.stderr.write(
+                "note: the run was evaluated with seen items (protocol.filter_seen: false), but items of the users' "
+                "histories are left out here; --filter-seen false recommends them too\n"
+            )
     return argv
+
+
+def _kept_seen(run: Path) -> bool:
+    """Return whether the config of a run evaluates it with the items of the users' histories."""
+    protocol = _content(str(run / "config.yaml")).get("protocol")
+    arguments = protocol.get("init_args") if isinstance(protocol, dict) else None
+    return isinstance(arguments, dict) and arguments.get("filter_seen") is False
 
 
 def find_checkpoint(name: str, *, to_resume: bool) -> str:
@@ -96,12 +110,23 @@ def find_checkpoint(name: str, *, to_resume: bool) -> str:
     from seqrec.runs.checkpoints import resume_points
 
     newest = sorted([*folder.rglob(LAST), *folder.rglob(BEST)], key=lambda file: file.stat().st_mtime)[-1:]
-    for place in (folder, folder / "checkpoints", *(file.parent for file in newest)):
+    places = [folder, folder / "checkpoints", *(file.parent for file in newest), *_checkpoints_of_resumed(folder)]
+    for place in places:
         best = [file for file in (place / BEST,) if file.is_file()]
         points = resume_points(place)
         if found := [*points, *best] if to_resume else [*best, *points]:
             return str(found[0])
     raise MissingInputError(f"--ckpt {name}: {folder} contains neither {LAST} nor {BEST}, also deeper down")
+
+
+def _checkpoints_of_resumed(run: Path) -> list[Path]:
+    """Return where a run keeps its checkpoints that resumed another: in the folder of that run."""
+    best = _content(str(run / "summary.json")).get("best")
+    file = best.get("checkpoint") if isinstance(best, dict) else None
+    if not isinstance(file, str):
+        return []
+    # The path is from the folder that the run was started in, which is most often that of `runs`.
+    return [Path(file).parent, run.parent / Path(file).parent.parent.name / Path(file).parent.name]
 
 
 def asks_for_a_trainer(words: Sequence[str]) -> bool:
@@ -157,10 +182,14 @@ def _content(config: str) -> dict[str, object]:
 
 
 def _protocol(value: str) -> str:
-    from seqrec.evaluation.protocols import PRESETS, Protocol
+    from seqrec.evaluation.protocols import PRESETS, FullRanking, Protocol, SampledRanking
     from seqrec.specs import to_spec
 
-    return json.dumps(to_spec(Protocol.preset(value))) if value in PRESETS else value
+    if value in PRESETS:
+        return json.dumps(to_spec(Protocol.preset(value)))
+    # With all settings, since the parser would keep those that the config of a run gives to the same class.
+    whole = {cls.__name__: cls for cls in (FullRanking, SampledRanking)}
+    return json.dumps(to_spec(whole[value]())) if value in whole else value
 
 
 def _resume_point_of_slurm_job() -> list[str]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from seqrec.encoders.layers import Tensors, newest_events
 from seqrec.encoders.state import State, encoder_digest
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.registry import Registry
 from seqrec.types import History
 
@@ -61,9 +61,7 @@ class SequenceEncoder(nn.Module, ABC):
 
     def __init__(self, d_model: int, *, num_layers: int, dropout: float, layer_norm: bool) -> None:
         super().__init__()
-        for name, value in (("d_model", d_model), ("num_layers", num_layers)):
-            if value < 1:
-                raise InputError(f"{name}={value} must be at least 1")
+        check_at_least(1, d_model=d_model, num_layers=num_layers)
         if not 0 <= dropout < 1:
             raise InputError(f"dropout={dropout} must be at least 0 and below 1")
         self.d_model = d_model

@@ -99,3 +99,38 @@ def test_a_job_that_slurm_restarts_resumes(monkeypatch: pytest.MonkeyPatch, caps
     assert f"it resumes from {folder / 'last.ckpt'}" in capsys.readouterr().err
     assert expanded("--ckpt", "runs/b")[-1] == "runs/b/version_1/checkpoints/last.ckpt"
     assert expanded("--x", command="test") == ["--x"]
+
+
+def test_a_run_that_resumed_another_has_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """They stay in the folder of the resumed run; the new run's summary names them."""
+    monkeypatch.chdir(tmp_path)
+    kept = Path("runs/name/version_0/checkpoints")
+    kept.mkdir(parents=True)
+    (kept / "best.ckpt").touch()
+    (kept / "last.ckpt").touch()
+    resumed = Path("runs/name/version_1")
+    resumed.mkdir()
+    (resumed / "summary.json").write_text(json.dumps({"best": {"checkpoint": str(kept / "best.ckpt")}}))
+    assert find_checkpoint(str(resumed), to_resume=False) == str(kept / "best.ckpt")
+    assert find_checkpoint(str(resumed), to_resume=True) == str(kept / "last.ckpt")
+    monkeypatch.chdir(tmp_path / "runs")
+    assert find_checkpoint("name/version_1", to_resume=False) == "name/version_0/checkpoints/best.ckpt"
+
+
+@pytest.mark.parametrize("filters", [True, False])
+def test_recommend_notes_that_the_run_was_evaluated_with_seen_items(
+    filters: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    protocol = {"class_path": "seqrec.FullRanking", "init_args": {"filter_seen": filters}}
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_text(json.dumps({"protocol": protocol}))
+    ckpt = str(tmp_path / "checkpoints/best.ckpt")
+    expand("recommend", ["--ckpt", ckpt], checkpoint="--ckpt")
+    assert ("--filter-seen false recommends them too" in capsys.readouterr().err) is not filters
+    expand("recommend", ["--ckpt", ckpt, "--filter_seen", "true"], checkpoint="--ckpt")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_protocol_by_name_has_its_defaults_whatever_the_run_had():
+    (_, spec) = expand("test", ["--protocol", "FullRanking"], checkpoint="--ckpt_path")
+    assert json.loads(spec)["init_args"]["filter_seen"] is True

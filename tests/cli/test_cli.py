@@ -534,3 +534,26 @@ except SystemExit:
     assert process.stdout.count("prepare, train, and test") == 1
     assert "validation metrics" not in process.stdout
     assert process.stdout.splitlines()[-1] == ""
+
+
+def test_an_encoder_in_a_file_of_the_working_folder_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    monkeypatch.chdir(tmp_path)
+    Path("own_encoder.py").write_text(
+        "from seqrec import SequenceEncoder\n\n\n"
+        "class Unchanged(SequenceEncoder):\n"
+        "    def __init__(self, d_model: int) -> None:\n"
+        "        super().__init__(d_model, num_layers=1, dropout=0, layer_norm=False)\n\n"
+        "    def forward(self, x, history):\n"
+        "        return x\n"
+    )
+    small = ["--config", "quickstart", "--data.source.num_users", "20", "--trainer.fast_dev_run", "true"]
+    words = ["fit", *small, "--model", "SequentialRecommender", "--model.encoder", "own_encoder.Unchanged"]
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    assert "d_model" in capsys.readouterr().err
+    main([*words, "--model.encoder.d_model", "8"])
+    assert "own_encoder" in sys.modules

@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import write_store
 from torch.utils.data import DataLoader
+from written_stores import write_store
 
 from seqrec.data.collate import WindowDataset
 from seqrec.data.sampler import BatchPlan, BatchSampler

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stores import write_store
+from written_stores import write_store
 
 from seqrec.data import inspect
 from seqrec.data.inspect import describe, report_text

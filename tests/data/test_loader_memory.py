@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stores import write_store
 from torch.utils.data import DataLoader
+from written_stores import write_store
 
 from seqrec.data.collate import WindowDataset
 from seqrec.data.sampler import BatchSampler

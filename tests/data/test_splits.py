@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import write_store
+from written_stores import write_store
 
 from seqrec.data.splits import STAGES, GlobalTime, LastN, LeaveOneOut, Split
 from seqrec.data.store import EventStore

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stores import write_store
+from written_stores import write_store
 
 from seqrec.data.store import EventStore
 from seqrec.errors import BatchEntryError, LateEventError, UnknownUserError
