@@ -199,7 +199,7 @@ def test_bad_values_are_refused_with_the_reason(
             "unable to parse raw data as a unicode string",
         ),
         (b'{"user": "\xff", "item": 10}', 400, "error parsing the body"),
-        (b"[" * 4000, 400, "error parsing the body|no JSON"),
+        (b"[" * 4000, 400, "error parsing the body|no JSON|is not JSON"),
         (b"1" * 4000, 422, "the body: |digits"),
         (b"", 422, "the body: Field required"),
         (b"null", 422, "the body: "),
