@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -121,7 +121,6 @@ def recommend_block(
     max_length: int | None = None,
     batch_size: int | None = None,
     max_tokens: int | None = None,
-    done: Callable[[int], object] | None = None,
 ) -> Recommendations:
     """Return the best items for the users of a block, on the CPU, in the block's order.
 
@@ -133,7 +132,6 @@ def recommend_block(
             it has none.
         batch_size: Users encoded at a time; None with `max_tokens`.
         max_tokens: Events encoded at a time, padding included.
-        done: Called after each batch with its number of users.
 
     Returns:
         (U, K); users without events get no items.
@@ -155,8 +153,6 @@ def recommend_block(
             best = best_items(model, scorer, batch.to(model.device), options)
             rows = torch.from_numpy(places)
             item_ids[rows], scores[rows] = best.item_ids.cpu(), best.scores.float().cpu()
-            if done is not None:
-                done(len(rows))
     return Recommendations(item_ids, scores, torch.from_numpy(block.user_ids))
 
 

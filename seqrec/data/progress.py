@@ -1,4 +1,4 @@
-"""Show the progress of long work on a log: rows done, rows a second, time left. Each line suits a log file as well."""
+"""Show the progress of long work: rows or users done, how many a second, time left. Each line suits a log file."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class Progress:
     Args:
         show: Takes each line; None shows nothing.
         interval: Seconds between the lines of a stage.
+        unit: Word for what is counted.
 
     Example:
         >>> progress = Progress(lambda line: print(line.split(",")[0]))
@@ -27,20 +28,21 @@ class Progress:
         adding up: 3 rows
     """
 
-    def __init__(self, show: Show | None = None, interval: float = 5.0) -> None:
+    def __init__(self, show: Show | None = None, interval: float = 5.0, unit: str = "rows") -> None:
         self._show = show or (lambda _: None)
         self._interval = interval
+        self._unit = unit
 
     def track(
         self, name: str, parts: Iterable[T], rows: Callable[[Any], int] = len, total: int | None = None
     ) -> Iterator[T]:
-        """Yield the parts of a log, as one stage that advances with each and is summed up after the last.
+        """Yield the parts of some work, as one stage that advances with each and is summed up after the last.
 
         Args:
             name: Name of the stage.
             parts: The parts.
-            rows: Returns the number of rows of a part.
-            total: Number of rows of all parts, which may be an estimate; None if unknown.
+            rows: Returns the number of rows, or of other units, of a part.
+            total: Number of all parts' rows, which may be an estimate; None if unknown.
         """
         self._show(f"{name} ...")
         began = shown = time.monotonic()
@@ -51,26 +53,25 @@ class Progress:
             now = time.monotonic()
             if now - shown >= self._interval and done:
                 shown = now
-                self._show(_line(name, done, total, now - began))
+                self._show(self._line(name, done, total, now - began))
         seconds = time.monotonic() - began
-        self._show(f"{name}: {done:,} rows, {seconds:.1f} s, {_rate(done, seconds):,} rows/s")
+        self._show(f"{name}: {done:,} {self._unit}, {seconds:.1f} s, {_rate(done, seconds):,} {self._unit}/s")
 
     def note(self, text: str) -> None:
         """Show a line that belongs to no stage, such as the number of rows left out."""
         self._show(text)
 
+    def _line(self, name: str, done: int, total: int | None, seconds: float) -> str:
+        rate = _rate(done, seconds)
+        line = f"{name}: {done:,} {self._unit}, {rate:,} {self._unit}/s"
+        if total is None or total <= done:
+            return line
+        return f"{line}, {done / total:.0%}, about {_duration((total - done) / max(rate, 1))} left"
+
 
 def print_line(line: str) -> None:
     """Print one line of progress at once, even if the output goes to a file."""
     print(line, flush=True)
-
-
-def _line(name: str, done: int, total: int | None, seconds: float) -> str:
-    rate = _rate(done, seconds)
-    line = f"{name}: {done:,} rows, {rate:,} rows/s"
-    if total is None or total <= done:
-        return line
-    return f"{line}, {done / total:.0%}, about {_duration((total - done) / max(rate, 1))} left"
 
 
 def _rate(rows: int, seconds: float) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from seqrec.catalogue.recommend import RecommendOptions, item_ids_of, recommend_block, recommendation_frame
 from seqrec.catalogue.search import ExactSearch, ItemSearch
-from seqrec.data.progress import Show, print_line
+from seqrec.data.progress import Progress, Show, print_line
 from seqrec.inference.bulk.output import BulkOutput
 from seqrec.inference.bulk.users import BulkUsers
 from seqrec.models import Recommender
@@ -82,7 +80,7 @@ def recommend_in_bulk(
         ...     users = BulkUsers(store, model, own=True, part_users=1000)
         ...     job = BulkJob(RecommendOptions(top_k=5))
         ...     files = BulkOutput(Path(folder) / "recs.parquet", describe(model, job))
-        ...     summary = recommend_in_bulk(model, users, files, job)
+        ...     summary = recommend_in_bulk(model, users, files, job, show=lambda line: None)
         >>> summary["users"], summary["rows"]
         (20, 100)
     """
@@ -103,12 +101,12 @@ def recommend_in_bulk(
         frame = recommendation_frame(best, users.names(rows), item_vocabulary)
         files.write(part, frame, users.names(left_out), counts)
 
-    bar = tqdm(total=total, initial=total - left, unit=" users", disable=rank != 0, smoothing=0.05)
-    with bar, ThreadPoolExecutor(1) as pool:
+    progress = Progress(show if rank == 0 and missing else None, unit="users")
+    with ThreadPoolExecutor(1) as pool:
         writing: Future[None] | None = None
-        for part in missing:
+        for part in progress.track("recommending", missing, lambda part: len(users.rows(part)), left):
             rows = users.rows(part)
-            best, left_out, counts = _recommend(model, users, rows, job, bar.update)
+            best, left_out, counts = _recommend(model, users, rows, job)
             if writing is not None:
                 writing.result()
             # It is written while the next part is computed; at most one waits.
@@ -162,14 +160,13 @@ def _prepare_search(model: Recommender, users: BulkUsers, job: BulkJob, show: Sh
 
 
 def _recommend(
-    model: Recommender, users: BulkUsers, rows: Int64, job: BulkJob, done: Callable[[int], object]
+    model: Recommender, users: BulkUsers, rows: Int64, job: BulkJob
 ) -> tuple[Recommendations, Int64, dict[str, int]]:
     """Return recommendations to the users in rows (U,), rows without any known item, and counts for the summary."""
     before = model.search.counts()
     block, unknown = users.block(rows)
-    best = recommend_block(model, block, job.options, max_length=job.max_length, max_tokens=job.max_tokens, done=done)
+    best = recommend_block(model, block, job.options, max_length=job.max_length, max_tokens=job.max_tokens)
     left_out = rows[np.diff(block.offsets) == 0]
-    done(len(left_out))
     counts = {
         "users": len(rows),
         "users_left_out": len(left_out),
