@@ -40,7 +40,7 @@ UNKNOWN_CLASS = (
 LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
-def explain(message: str, parser: ArgumentParser, error: BaseException | None) -> str:
+def refusal_in_one_line(message: str, parser: ArgumentParser, error: BaseException | None) -> str:
     """Return as one line the message and the exception of a parser, which is that of a command or of one class."""
     ours = our_error(error)
     if ours is not None:

@@ -14,7 +14,7 @@ from typing import NoReturn, get_args, get_origin, get_type_hints
 import jsonargparse
 
 from seqrec.aliases import __version__
-from seqrec.cli.errors import explain
+from seqrec.cli.errors import refusal_in_one_line
 from seqrec.specs import from_spec
 
 FLAGS = ("-h", "--help", "--help_all", "--print_config", "--version")
@@ -27,7 +27,7 @@ class ArgumentParser(jsonargparse.ArgumentParser):
         """Print the reason and exit with status 2."""
         # The parser of a command puts itself on the exception that the parser of all commands gets.
         refusing = getattr(ex, "subcommand_parser", self)
-        sys.stderr.write(f"error: {explain(message, refusing, ex)}\n")
+        sys.stderr.write(f"error: {refusal_in_one_line(message, refusing, ex)}\n")
         raise SystemExit(2)
 
 

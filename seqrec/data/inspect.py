@@ -47,7 +47,7 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Popularity:
+class ItemPopularity:
     """Skew of the events an item.
 
     Attributes:
@@ -107,7 +107,7 @@ class StoreReport:
     damage: str | None
     verified: bool
     lengths: Lengths | None
-    popularity: Popularity | None
+    popularity: ItemPopularity | None
     times: Times | None
     columns: dict[str, str]
     files: dict[str, int]
@@ -200,14 +200,14 @@ def _lengths(lengths: NDArray[np.int64]) -> Lengths:
     )
 
 
-def _popularity(counts: NDArray[np.int64]) -> Popularity:
+def _popularity(counts: NDArray[np.int64]) -> ItemPopularity:
     counts.sort()
     size, total = len(counts), int(counts.sum())
     ranked = sum(
         int(np.arange(begin + 1, begin + 1 + len(chunk)) @ chunk)
         for begin, chunk in zip(range(0, size, CHUNK_EVENTS), _chunks(counts), strict=True)
     )
-    return Popularity(
+    return ItemPopularity(
         top_1_percent=_top_share(counts, 100),
         top_10_percent=_top_share(counts, 10),
         gini=2 * ranked / (size * total) - (size + 1) / size,
@@ -283,7 +283,7 @@ def _length_lines(lengths: Lengths) -> list[str]:
     ]
 
 
-def _popularity_lines(popularity: Popularity, counts: dict[str, int | None]) -> list[str]:
+def _popularity_lines(popularity: ItemPopularity, counts: dict[str, int | None]) -> list[str]:
     items = counts["items"]
     assert items is not None
     return [
