@@ -84,9 +84,7 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
 
 def _kept_seen(run: Path) -> bool:
     """Return whether the config of a run evaluates it with the items of the users' histories."""
-    protocol = _content(str(run / "config.yaml")).get("protocol")
-    arguments = protocol.get("init_args") if isinstance(protocol, dict) else None
-    return isinstance(arguments, dict) and arguments.get("filter_seen") is False
+    return _setting(run / "config.yaml", "protocol", "init_args", "filter_seen") is False
 
 
 def find_checkpoint(name: str, *, to_resume: bool) -> str:
@@ -121,8 +119,7 @@ def find_checkpoint(name: str, *, to_resume: bool) -> str:
 
 def _checkpoints_of_resumed(run: Path) -> list[Path]:
     """Return where a run keeps its checkpoints that resumed another: in the folder of that run."""
-    best = _content(str(run / "summary.json")).get("best")
-    file = best.get("checkpoint") if isinstance(best, dict) else None
+    file = _setting(run / "summary.json", "best", "checkpoint")
     if not isinstance(file, str):
         return []
     # The path is from the folder that the run was started in, which is most often that of `runs`.
@@ -179,6 +176,14 @@ def _content(config: str) -> dict[str, object]:
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _setting(file: Path, *keys: str) -> object:
+    """Return a value inside nested mappings of a YAML or JSON file; None if the file does not have it."""
+    found: object = _content(str(file))
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
 
 
 def _protocol(value: str) -> str:
