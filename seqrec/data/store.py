@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import MissingInputError, StoreError
+from seqrec.files import synchronise
 
 FORMAT = "seqrec-event-store"
 VERSION = 2
@@ -234,18 +234,6 @@ def write_manifest(
     (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
     synchronise(directory / MANIFEST)
     synchronise(directory)
-
-
-def synchronise(path: Path) -> None:
-    """Flush a file's content, or a folder's list of files, to disk, to survive a loss of power."""
-    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
-        # Windows cannot open folders, and flushes their changes by itself.
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _map(file: Path) -> NDArray[Any]:

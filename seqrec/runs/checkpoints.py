@@ -19,8 +19,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from seqrec.data.store import synchronise
 from seqrec.errors import CheckpointError, MissingInputError
+from seqrec.files import synchronise
 
 NEWEST = "last.ckpt"
 PARTIAL = ".partial"

@@ -18,8 +18,9 @@ from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
 from seqrec.data.progress import Progress, Show
 from seqrec.data.sources.source import Source
-from seqrec.data.store import MANIFEST, VERSION, EventStore, read_manifest, synchronise
+from seqrec.data.store import MANIFEST, VERSION, EventStore, read_manifest
 from seqrec.errors import InputError, MissingInputError, StoreError
+from seqrec.files import synchronise
 
 # Manifests contain these filters only if they are set. Stores that are older than the filters thus stay valid.
 _SILENT = {each.name: each.default for each in fields(Filters) if each.name.startswith("as_published_")}

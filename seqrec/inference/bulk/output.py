@@ -12,8 +12,8 @@ from typing import Any
 import polars
 from filelock import FileLock
 
-from seqrec.data.store import synchronise
 from seqrec.errors import InputError
+from seqrec.files import synchronise
 
 
 class BulkOutput:
