@@ -90,7 +90,8 @@ def test_exchange_swaps_two_folders(tmp_path):
     try:
         files.exchange(tmp_path / "a", tmp_path / "b")
     except OSError as error:
-        assert error.errno == errno.ENOSYS
+        if error.errno != errno.ENOSYS:
+            raise
         pytest.skip("this file system cannot exchange names")
     assert (tmp_path / "a" / "was").read_text() == "b"
     assert (tmp_path / "b" / "was").read_text() == "a"
@@ -98,7 +99,6 @@ def test_exchange_swaps_two_folders(tmp_path):
 
 def test_exchange_needs_both(tmp_path):
     (tmp_path / "a").mkdir()
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match="No such file|not implemented"):
         files.exchange(tmp_path / "a", tmp_path / "absent")
-    assert caught.value.errno in (errno.ENOENT, errno.ENOSYS)
     assert (tmp_path / "a").is_dir()
