@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from seqrec.data.store import ArrayFile, write_manifest
+from seqrec.data.manifest import write_manifest
+from seqrec.data.store import ArrayFile
 from seqrec.data.vocabulary import Vocabulary
 
 
@@ -33,4 +34,4 @@ def write_store(
     for file, array in zip(files, arrays.values(), strict=True):
         file.append(array)
     counts = {"users": len(users), "items": len(items), "events": len(item_ids)}
-    write_manifest(directory, files, counts, manifest_extra)
+    write_manifest(directory, {file.path.name: file.finish() for file in files}, counts, manifest_extra)

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from seqrec.data.store import REMEDY, EventStore
+from seqrec.data.manifest import REMEDY
+from seqrec.data.store import EventStore
 from seqrec.errors import StoreError
 
 # Events to read at a time, which bounds the memory.

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from seqrec.data.integrity import BackgroundCheck, changed
+from seqrec.data.manifest import REMEDY, read_manifest
 from seqrec.data.vocabulary import Vocabulary
-from seqrec.errors import MissingInputError, StoreError
+from seqrec.errors import StoreError
 from seqrec.files import synchronise
 
-FORMAT = "seqrec-event-store"
-VERSION = 2
-MANIFEST = "manifest.json"
-REMEDY = "prepare it again: seqrec prepare --overwrite true"
-
-
-class MissingStoreError(StoreError, MissingInputError):
-    """A folder without an event store."""
+# A store of at most so many bytes is hashed as a whole when it is opened, some .2 s; a larger one's events in the
+# background.
+SMALL_STORE_BYTES = 1 << 28
 
 
 class EventStore:
@@ -78,40 +75,55 @@ class EventStore:
         }
         columns = ("item_ids.npy", "offsets.npy", *(["timestamps.npy"] if has_times else []))
         self._opened = {directory / name: (directory / name).stat() for name in columns}
+        self._background: BackgroundCheck | None = None
         self.item_vocabulary = Vocabulary.open(directory, "item_vocabulary")
         self.user_vocabulary = Vocabulary.open(directory, "user_vocabulary")
 
     @classmethod
     def open(cls, directory: Path | str) -> EventStore:
-        """Open a store in milliseconds. This checks the manifest and the size of each file, but not the contents.
+        """Open a store and check its files.
+
+        Vocabularies and offsets are hashed now, and the events too if the store is small (256 MiB). The events of a
+        larger store are hashed in the background, by the first process of each host: `check_in_use` and `finish_check`
+        raise what was found. `seqrec fit`, `test`, `recommend` and the like wait for it before they end.
+
+        Raises:
+            MissingStoreError: if `directory` is not a store.
+            StoreError: if it has another version, or if a file is missing or damaged.
+        """
+        directory = Path(directory)
+        manifest = _manifest_of_whole_files(directory)
+        digests = {directory / name: entry["sha256"] for name, entry in manifest["files"].items()}
+        small = sum(entry["bytes"] for entry in manifest["files"].values()) <= SMALL_STORE_BYTES
+        now = {file: digest for file, digest in digests.items() if small or not _is_event_column(file)}
+        _refuse_changed(now)
+        store = _opened(cls, directory, manifest)
+        later = {file: digest for file, digest in digests.items() if file not in now}
+        if later and os.environ.get("LOCAL_RANK", "0") == "0":
+            store._background = BackgroundCheck(later)
+        return store
+
+    @classmethod
+    def open_unchecked(cls, directory: Path | str) -> EventStore:
+        """Open a store whose content another process has checked; this checks only the manifest and the sizes.
 
         Raises:
             MissingStoreError: if `directory` is not a store.
             StoreError: if it has another version, or if a file is missing or has another size.
         """
         directory = Path(directory)
-        manifest = read_manifest(directory)
-        for name, expected in manifest["files"].items():
-            file = directory / name
-            if not file.is_file():
-                raise StoreError(f"{file} is missing from the event store; {REMEDY}")
-            found = file.stat().st_size
-            if found != expected["bytes"]:
-                raise StoreError(f"{file} has {found} bytes, expected {expected['bytes']}; {REMEDY}")
-        try:
-            return cls(directory, manifest)
-        except (ValueError, KeyError, OSError) as error:
-            raise StoreError(f"{directory} is damaged ({error}); {REMEDY}") from error
+        return _opened(cls, directory, _manifest_of_whole_files(directory))
 
     def __reduce__(self) -> tuple[Callable[[Path], EventStore], tuple[Path]]:
-        return EventStore.open, (self.directory.absolute(),)
+        return EventStore.open_unchecked, (self.directory.absolute(),)
 
     def check_in_use(self) -> None:
-        """Check in microseconds that no file of the events was truncated after it was opened.
+        """Check in microseconds that no file of the events was truncated after it was opened, or found damaged.
 
         Raises:
-            StoreError: if one was; reading it would end the process.
+            StoreError: if one was. Reading a truncated one would end the process.
         """
+        self._raise_damage()
         # The system ends a process (SIGBUS) that reads a mapped file beyond the place where it was truncated, without
         # a message. A process keeps files that were replaced or deleted, so only truncation matters.
         for file, opened in self._opened.items():
@@ -124,20 +136,40 @@ class EventStore:
                     f"{file} was cut to {now.st_size} of {opened.st_size} bytes while it was in use; {REMEDY}"
                 )
 
+    def finish_check(self) -> None:
+        """Wait until the files that `open` hashes in the background are read.
+
+        Raises:
+            StoreError: if one is damaged.
+        """
+        if self._background is not None:
+            self._background.wait()
+        self._raise_damage()
+
+    def _raise_damage(self) -> None:
+        if self._background is not None and self._background.damage is not None:
+            raise StoreError(f"{self._background.damage}; {REMEDY}")
+
     def verify(self) -> None:
         """Hash every file, which takes as long as reading them.
 
         Raises:
             StoreError: if the content of a file differs from what was written; the message names the file.
         """
-        for name, expected in self.manifest["files"].items():
-            if _sha256(self.directory / name) != expected["sha256"]:
-                raise StoreError(f"{self.directory / name} is damaged: its SHA-256 differs; {REMEDY}")
+        _refuse_changed({self.directory / name: entry["sha256"] for name, entry in self.manifest["files"].items()})
 
     @property
     def items_digest(self) -> str:
         """Digest of the item ids and their order, equal for equal item vocabularies."""
-        files = sorted(name for name in self.manifest["files"] if name.startswith("item_vocabulary."))
+        return self._digest_of("item_vocabulary.")
+
+    @property
+    def users_digest(self) -> str:
+        """Digest of the user ids and their order, equal for equal user vocabularies."""
+        return self._digest_of("user_vocabulary.")
+
+    def _digest_of(self, vocabulary: str) -> str:
+        files = sorted(name for name in self.manifest["files"] if name.startswith(vocabulary))
         parts = " ".join(f"{name}={self.manifest['files'][name]['sha256']}" for name in files)
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
@@ -156,33 +188,6 @@ class EventStore:
             share = f"{absent / self.num_items:.0%}"
             lines.insert(1, f"as published: {absent:,} of {self.num_items:,} items ({share}) never occur")
         return "\n".join(lines)
-
-
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """Return the manifest of the store in `directory`.
-
-    Raises:
-        MissingStoreError: if `directory` is not a store.
-        StoreError: if the manifest cannot be read or has another version.
-    """
-    path = directory / MANIFEST
-    if not path.is_file():
-        raise MissingStoreError(f"no event store at {directory} ({MANIFEST} is missing); run seqrec prepare")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        is_store = manifest["format"] == FORMAT
-        version = manifest["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} is not the manifest of an event store; {REMEDY}") from error
-    if not is_store:
-        raise StoreError(f"{path}: format is {manifest['format']!r}, expected {FORMAT!r}; {REMEDY}")
-    if version != VERSION:
-        raise StoreError(f"{directory} is an event store of version {version}, expected {VERSION}; {REMEDY}")
-    missing = {"counts", "files"} - manifest.keys()
-    if missing:
-        raise StoreError(f"{path} lacks {', '.join(sorted(missing))}; {REMEDY}")
-    assert isinstance(manifest, dict)
-    return manifest
 
 
 class ArrayFile:
@@ -219,31 +224,40 @@ class ArrayFile:
             stream.write(piece)
 
 
-def write_manifest(
-    directory: Path, files: Sequence[ArrayFile], counts: Mapping[str, int | None], extra: Mapping[str, Any]
-) -> None:
-    """Write the manifest, which makes complete files a store."""
-    manifest = {
-        "format": FORMAT,
-        "version": VERSION,
-        "counts": dict(counts),
-        **extra,
-        "files": {file.path.name: file.finish() for file in files},
-    }
-    text = json.dumps(manifest, indent=2, ensure_ascii=False)
-    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    synchronise(directory / MANIFEST)
-    synchronise(directory)
+def _manifest_of_whole_files(directory: Path) -> dict[str, Any]:
+    manifest = read_manifest(directory)
+    for name, expected in manifest["files"].items():
+        file = directory / name
+        if not file.is_file():
+            raise StoreError(f"{file} is missing from the event store; {REMEDY}")
+        found = file.stat().st_size
+        if found != expected["bytes"]:
+            raise StoreError(f"{file} has {found} bytes, expected {expected['bytes']}; {REMEDY}")
+    return manifest
+
+
+def _refuse_changed(digests: Mapping[Path, str]) -> None:
+    try:
+        damaged = changed(digests)
+    except OSError as error:
+        raise StoreError(f"{error.filename} cannot be read: {error.strerror}") from error
+    if damaged is not None:
+        raise StoreError(f"{damaged} is damaged: its SHA-256 differs; {REMEDY}")
+
+
+def _opened(cls: type[EventStore], directory: Path, manifest: dict[str, Any]) -> EventStore:
+    try:
+        return cls(directory, manifest)
+    except OSError as error:
+        raise StoreError(f"{error.filename or directory} cannot be read: {error.strerror}") from error
+    except Exception as error:  # numpy parses a damaged header as Python, which can fail in any way
+        raise StoreError(f"{directory} is damaged ({error}); {REMEDY}") from error
+
+
+def _is_event_column(file: Path) -> bool:
+    return file.name in ("item_ids.npy", "timestamps.npy") or file.name.startswith("feature_")
 
 
 def _map(file: Path) -> NDArray[Any]:
     mapped: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
     return mapped
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

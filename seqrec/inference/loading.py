@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from seqrec.data.store import EventStore, MissingStoreError
+from seqrec.data.manifest import MissingStoreError
+from seqrec.data.store import EventStore
 from seqrec.errors import InputError, StoreError
 from seqrec.models import Recommender
 from seqrec.models.recommender import CHECKPOINT_KEY

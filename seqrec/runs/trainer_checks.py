@@ -14,7 +14,8 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from lightning.pytorch.strategies.xla import XLAStrategy
 
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.data.store import REMEDY, EventStore
+from seqrec.data.manifest import REMEDY
+from seqrec.data.store import EventStore
 from seqrec.errors import InputError, StoreError
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import errno
+import importlib
 import json
 import multiprocessing
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,11 +14,27 @@ import polars as pl
 import pytest
 from slow_preparation import Frame, contents, histories, small
 
+from seqrec.data.manifest import DIGEST
 from seqrec.data.prepare import Filters, ensure_store, fingerprint, prepare
 from seqrec.data.sources import ML1M, Sequences, Synthetic, Table
 from seqrec.data.sources.source import Malformed
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError, StoreError
+
+# The package has a function of this name, too.
+PREPARE = importlib.import_module("seqrec.data.prepare.prepare")
+
+
+def _dying(function: Callable[..., Any], die: Callable[[], None]) -> Callable[..., Any]:
+    def call(*args: Any, **options: Any) -> Any:
+        die()
+        return function(*args, **options)
+
+    return call
+
+
+def _not_supported(first: Path, second: Path) -> None:
+    raise OSError(errno.ENOSYS, "not supported")
 
 
 def test_order_is_by_time_and_ties_keep_log_order(tmp_path: Path):
@@ -276,7 +297,7 @@ class TestStoreOnDisk:
         assert [file.name for file in tmp_path.iterdir() if file.is_dir()] == []
 
     def test_leftovers_of_a_killed_preparation_are_cleared(self, tmp_path: Path):
-        (tmp_path / "store.partial").mkdir()
+        (tmp_path / "store.partial" / "spool").mkdir(parents=True)
         (tmp_path / "store.partial" / "item_ids.npy").write_text("half")
         prepare(small(), Filters(), tmp_path / "store").verify()
         assert not (tmp_path / "store.partial").exists()
@@ -291,6 +312,57 @@ class TestStoreOnDisk:
         with pytest.raises(ZeroDivisionError):
             prepare(small(), Filters(), tmp_path / "store", overwrite=True)
         assert EventStore.open(tmp_path / "store").num_users == 2
+
+    def test_a_folder_of_others_with_the_name_of_a_leftover_is_not_deleted(self, tmp_path: Path):
+        for name in ("store.partial", "store.replaced"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "thesis.txt").write_text("three years")
+            with pytest.raises(StoreError, match=rf"{name} is in the way: .* rename it, or choose another"):
+                prepare(small(), Filters(), tmp_path / "store")
+            assert (tmp_path / name / "thesis.txt").read_text() == "three years"
+            shutil.rmtree(tmp_path / name)
+
+    @pytest.mark.parametrize("supported", [True, False])
+    def test_at_each_moment_of_an_overwrite_there_is_a_whole_store(self, tmp_path: Path, monkeypatch, supported: bool):
+        """Ends the process before each rename, exchange and deletion, then looks, and prepares as a later run would."""
+
+        class Killed(BaseException):
+            pass
+
+        directory, log = tmp_path / "store", small()
+        if not supported:
+            monkeypatch.setattr(PREPARE, "exchange", _not_supported)
+        for point in range(200):
+            for folder in tmp_path.glob("store*/"):
+                shutil.rmtree(folder)
+            prepare(log, Filters(), directory)
+            left = [point]
+
+            def die_at(left: list[int] = left) -> None:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Killed
+
+            with monkeypatch.context() as patched:
+                for module, name in ((os, "replace"), (shutil, "rmtree"), (os, "unlink"), (os, "rmdir")):
+                    patched.setattr(module, name, _dying(getattr(module, name), die_at))
+                for name in ("exchange", "rename"):
+                    patched.setattr(PREPARE, name, _dying(getattr(PREPARE, name), die_at))
+                try:
+                    prepare(log, Filters(min_history=2), directory, overwrite=True)
+                    finished = True
+                except Killed:
+                    finished = False
+            stores = [path for path in tmp_path.glob("store*") if (path / "manifest.json").is_file()]
+            assert any(EventStore.open(path).num_users for path in stores)
+            if supported:
+                assert EventStore.open(directory).num_users in (2, 3)
+            users = EventStore.open(directory).num_users if directory.exists() else 3
+            filters = Filters() if users == 3 else Filters(min_history=2)
+            assert ensure_store(log, filters, directory).num_users == users
+            if finished:
+                break
+        assert finished
 
     def test_a_folder_of_something_else_is_never_overwritten(self, tmp_path: Path):
         (tmp_path / "thesis.tex").write_text("years of work")
@@ -353,7 +425,7 @@ class TestEnsureStore:
         prepare(small(), Filters(), tmp_path / "store")
         path = tmp_path / "store" / "manifest.json"
         manifest = json.loads(path.read_text())
-        del manifest["source"]
+        del manifest["source"], manifest[DIGEST]
         path.write_text(json.dumps(manifest))
         with pytest.raises(StoreError, match=r"the manifest of .* does not name its log"):
             ensure_store(small(), Filters(), tmp_path / "store")

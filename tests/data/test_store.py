@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from written_stores import write_store
 
+from seqrec.data.manifest import DIGEST
 from seqrec.data.store import EventStore
 from seqrec.errors import MissingInputError, StoreError
 
@@ -24,8 +26,10 @@ def directory(tmp_path: Path) -> Path:
 
 
 def edit_manifest(directory: Path, **changes: object) -> None:
-    path = directory / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    """Write the manifest again, as a version would that writes other things or nothing (None) into it."""
+    content = json.loads((directory / "manifest.json").read_text()) | changes | {DIGEST: None}
+    kept = {name: value for name, value in content.items() if value is not None}
+    (directory / "manifest.json").write_text(json.dumps(kept))
 
 
 def test_store_opens_as_it_was_written(directory: Path):
@@ -135,9 +139,7 @@ def test_a_broken_manifest_is_refused(directory: Path, text: str):
 
 
 def test_a_manifest_without_counts_is_refused(directory: Path):
-    manifest = json.loads((directory / "manifest.json").read_text())
-    del manifest["counts"]
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(directory, counts=None)
     with pytest.raises(StoreError, match="lacks counts"):
         EventStore.open(directory)
 
@@ -158,13 +160,108 @@ def test_a_missing_file_is_named(directory: Path):
 def test_a_file_with_a_broken_header_is_refused(directory: Path):
     path = directory / "offsets.npy"
     path.write_bytes(b"x" * path.stat().st_size)
-    with pytest.raises(StoreError, match=r"is damaged .* prepare it again"):
+    with pytest.raises(StoreError, match=r"offsets\.npy is damaged.* prepare it again"):
+        EventStore.open(directory)
+
+
+def flip(file: Path, place: int, bit: int = 0) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1 << bit
+    file.write_bytes(content)
+
+
+def content_of(store: EventStore) -> list[object]:
+    """All that a reader of a store can see."""
+    arrays = (store.item_ids, store.offsets, store.timestamps)
+    ids = (store.item_vocabulary.external_ids([1, 2, 3]), store.user_vocabulary.external_ids([1, 2]).tolist())
+    named = {name: store.manifest[name] for name in ("counts", "files")}
+    return [*(None if array is None else (array.dtype.str, array.tolist()) for array in arrays), *ids, named]
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_flipped_bit_anywhere_is_found_or_harmless(directory: Path, monkeypatch, large: bool):
+    if large:
+        monkeypatch.setattr("seqrec.data.store.SMALL_STORE_BYTES", 0)
+    before = content_of(EventStore.open(directory))
+    rng = random.Random(0)
+    found = 0
+    for file in sorted(directory.iterdir()):
+        whole = file.read_bytes()
+        for place in rng.sample(range(len(whole)), 40):
+            flip(file, place, rng.randrange(8))
+            try:
+                store = EventStore.open(directory)
+                store.finish_check()
+            except StoreError:
+                found += 1
+            else:
+                assert content_of(store) == before, (file.name, place)
+            file.write_bytes(whole)
+    assert found > 0.9 * 40 * len(list(directory.iterdir()))
+
+
+def test_a_damaged_event_of_a_large_store_is_raised_while_it_is_used(directory: Path, monkeypatch):
+    monkeypatch.setattr("seqrec.data.store.SMALL_STORE_BYTES", 0)
+    flip(directory / "item_ids.npy", -1)
+    store = EventStore.open(directory)
+    message = r"item_ids\.npy is damaged: its SHA-256 differs; prepare it again"
+    with pytest.raises(StoreError, match=message):
+        store.finish_check()
+    with pytest.raises(StoreError, match=message):
+        store.check_in_use()
+
+
+def test_ids_of_a_large_store_are_checked_before_they_are_used(directory: Path, monkeypatch):
+    monkeypatch.setattr("seqrec.data.store.SMALL_STORE_BYTES", 0)
+    for name in ("item_vocabulary", "user_vocabulary", "offsets"):
+        file = next(directory.glob(f"{name}*"))
+        whole = file.read_bytes()
+        flip(file, -1)
+        with pytest.raises(StoreError, match=rf"{name}.* is damaged"):
+            EventStore.open(directory)
+        file.write_bytes(whole)
+
+
+def test_the_processes_of_a_loader_do_not_hash_the_store_again(directory: Path, monkeypatch):
+    pickled = pickle.dumps(EventStore.open(directory))
+    monkeypatch.setattr("seqrec.data.store.changed", lambda digests: pytest.fail("hashed"))
+    assert pickle.loads(pickled).num_events == 5
+
+
+def test_a_store_of_an_earlier_version_has_a_manifest_without_digest(directory: Path):
+    edit_manifest(directory)
+    assert DIGEST not in (directory / "manifest.json").read_text()
+    assert EventStore.open(directory).num_events == 5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"counts": {"users": "2", "items": 3, "events": 5}},
+        {"counts": [1]},
+        {"files": {}},
+        {"files": {"item_ids.npy": {}, "offsets.npy": {}}},
+        {"features": ["price"]},
+        {"features": 3},
+    ],
+)
+def test_a_manifest_of_another_shape_is_refused(directory: Path, changes: dict[str, object]):
+    edit_manifest(directory, **changes)
+    with pytest.raises(StoreError, match=r"manifest\.json is damaged: it does not describe the files"):
+        EventStore.open(directory)
+
+
+def test_a_store_that_may_not_be_read_is_not_called_damaged(directory: Path, monkeypatch):
+    def refuse(self: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(StoreError, match=r"manifest\.json cannot be read: Permission denied$"):
         EventStore.open(directory)
 
 
 def test_verify_names_a_file_with_other_bytes(directory: Path):
-    path = directory / "item_ids.npy"
-    path.write_bytes(path.read_bytes()[:-1] + b"\x02")
     store = EventStore.open(directory)
+    flip(directory / "item_ids.npy", -1)
     with pytest.raises(StoreError, match=r"item_ids\.npy is damaged: its SHA-256 differs"):
         store.verify()

@@ -7,20 +7,21 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from seqrec.data.manifest import MANIFEST, VERSION, is_store, read_manifest
 from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
 from seqrec.data.progress import Progress, Show
 from seqrec.data.sources.source import Source
-from seqrec.data.store import MANIFEST, VERSION, EventStore, read_manifest
+from seqrec.data.store import EventStore
 from seqrec.errors import InputError, MissingInputError, StoreError
-from seqrec.files import synchronise
+from seqrec.files import exchange, rename
 
 # Manifests contain these filters only if they are set. Stores that are older than the filters thus stay valid.
 _SILENT = {each.name: each.default for each in fields(Filters) if each.name.startswith("as_published_")}
@@ -119,9 +120,10 @@ def ensure_store(
             file that now has another size.
     """
     directory = Path(directory)
-    if not (directory / MANIFEST).is_file():
+    if not is_store(directory):
         with _locked(directory):
-            if not (directory / MANIFEST).is_file():
+            _finish_exchange(directory)
+            if not is_store(directory):
                 limit = MemoryLimit(memory_limit)
                 return _prepare(source, filters, directory, limit, Progress(progress), False)
     manifest = read_manifest(directory)
@@ -139,34 +141,31 @@ def _prepare(
     from seqrec.data.prepare.spool import Workspace
     from seqrec.data.prepare.stages import write_store_of
 
+    _finish_exchange(directory)
     occupied = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
-    if occupied and not (directory / MANIFEST).is_file():
+    if occupied and not is_store(directory):
         raise StoreError(f"{directory} exists and is not an event store; choose another --data.store")
     if occupied and not overwrite:
         raise StoreError(f"{directory} already contains an event store; {_REMEDY}")
-    partial = directory.with_name(directory.name + ".partial")
-    replaced = directory.with_name(directory.name + ".replaced")
+    partial, replaced = _partial(directory), _replaced(directory)
     for leftover in (partial, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
+        _delete_own(leftover)
     workspace = Workspace(partial / "spool", filters, limit, progress)
     workspace.folder.mkdir(parents=True)
     full: OSError | None = None
     try:
         write_store_of(source, _settings(source, filters), partial, workspace)
         workspace.folder.rmdir()
-        if directory.exists():
-            directory.rename(replaced)
-        partial.rename(directory)
-        synchronise(directory.parent)
+        _put_in_place(partial, directory)
     except OSError as error:
         if isinstance(error, InputError) or error.errno not in _DISK_FULL:
             raise
         full = error
     finally:
-        if replaced.exists() and not directory.exists():
-            replaced.rename(directory)
+        _finish_exchange(directory)
         for leftover in (partial, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
+            with suppress(OSError):
+                _delete_own(leftover)
     if full is not None:
         # Only now the incomplete files are gone, and the free space is that of a new attempt.
         raise StoreError(
@@ -176,6 +175,51 @@ def _prepare(
             "--data.store"
         ) from full
     return EventStore.open(directory)
+
+
+def _partial(directory: Path) -> Path:
+    return directory.with_name(directory.name + ".partial")
+
+
+def _replaced(directory: Path) -> Path:
+    return directory.with_name(directory.name + ".replaced")
+
+
+def _put_in_place(partial: Path, directory: Path) -> None:
+    """Give a finished store its name, which an older store may have; then that one has the name `partial`."""
+    if not directory.exists():
+        rename(partial, directory)
+        return
+    try:
+        exchange(partial, directory)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        # Two renames; if the process ends between them, `_finish_exchange` undoes the first.
+        rename(directory, _replaced(directory))
+        rename(partial, directory)
+
+
+def _finish_exchange(directory: Path) -> None:
+    """Give a store its name back if the process that replaced it ended without another store in its place."""
+    if is_store(_replaced(directory)) and not directory.exists():
+        rename(_replaced(directory), directory)
+
+
+def _delete_own(leftover: Path) -> None:
+    """Delete what a preparation left; refuse to delete anything else of that name."""
+    if not leftover.exists():
+        return
+    spool = leftover / "spool"
+    if not (leftover.is_dir() and (is_store(leftover) or spool.is_dir() or not any(leftover.iterdir()))):
+        raise StoreError(
+            f"{leftover} is in the way: preparation uses that name, and it is no store nor the rest of one; rename it, "
+            "or choose another --data.store"
+        )
+    # The marks last, by which the rest is known if the process ends meanwhile.
+    for entry in sorted(leftover.iterdir(), key=lambda path: (path.name == MANIFEST, path == spool)):
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    leftover.rmdir()
 
 
 def _settings(source: Source, filters: Filters) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seqrec.data.manifest import write_manifest
 from seqrec.data.prepare.k_core import Core, core_blocks, k_core
 from seqrec.data.prepare.numbering import Numbering, RawIntegers, SortedTexts, number_ids
 from seqrec.data.prepare.ordering import Block, BlockSpool, DuplicateCount, ordered_blocks, ordering_bytes
@@ -18,7 +19,7 @@ from seqrec.data.prepare.partitions import Partitions, column_types
 from seqrec.data.prepare.reading import read_log
 from seqrec.data.prepare.spool import IntegerColumn, RawColumn, Spool, TextColumn, Workspace
 from seqrec.data.sources.source import Source
-from seqrec.data.store import ArrayFile, write_manifest
+from seqrec.data.store import ArrayFile
 from seqrec.errors import InputError
 
 ORDER = {
@@ -71,7 +72,7 @@ def write_store_of(source: Source, settings: dict[str, Any], directory: Path, wo
         "source_files": source_files,
         "malformed": [asdict(malformed) for malformed in source.malformed],
     }
-    write_manifest(directory, files, counts, extra)
+    write_manifest(directory, {file.path.name: file.finish() for file in files}, counts, extra)
 
 
 def _partition(spool: Spool, work: Workspace) -> _Numbered:

@@ -11,11 +11,12 @@ import torch
 
 from seqrec.catalogue.histories import read_block_list, read_options
 from seqrec.catalogue.search import ExactSearch, ItemSearch
+from seqrec.data.manifest import MANIFEST
 from seqrec.data.prepare import ensure_store
 from seqrec.data.prepare.filters import Filters
 from seqrec.data.progress import print_line
 from seqrec.data.sources import Table
-from seqrec.data.store import MANIFEST, EventStore
+from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 from seqrec.inference.bulk.job import BulkJob, describe, recommend_in_bulk
 from seqrec.inference.bulk.output import BulkOutput

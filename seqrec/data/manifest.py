@@ -1,0 +1,103 @@
+"""The manifest of an event store: what is in the store, with the digest of each file and one of itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from seqrec.errors import MissingInputError, StoreError
+from seqrec.files import write_text
+
+FORMAT = "seqrec-event-store"
+VERSION = 2
+MANIFEST = "manifest.json"
+REMEDY = "prepare it again: seqrec prepare --overwrite true"
+# Name of the manifest's own digest, its last entry. Stores of seqrec 0.1 have none.
+DIGEST = "manifest_sha256"
+
+
+class MissingStoreError(StoreError, MissingInputError):
+    """A folder without an event store."""
+
+
+def is_store(directory: Path) -> bool:
+    """Return whether a folder has a manifest, which is written after all other files."""
+    return (directory / MANIFEST).is_file()
+
+
+def write_manifest(
+    directory: Path,
+    files: Mapping[str, Mapping[str, Any]],
+    counts: Mapping[str, int | None],
+    extra: Mapping[str, Any],
+) -> None:
+    """Write the manifest, which makes complete files a store.
+
+    Args:
+        directory: Folder of the files.
+        files: Size in bytes and SHA-256 of each file.
+        counts: Numbers of users, items and events, and further ones.
+        extra: Further entries: source, filters, order.
+    """
+    content = {"format": FORMAT, "version": VERSION, "counts": dict(counts), **extra, "files": dict(files)}
+    text = _text(content)
+    write_text(directory / MANIFEST, _text({**content, DIGEST: _sha256(text)}))
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Return the manifest of the store in `directory`, without its digest.
+
+    Raises:
+        MissingStoreError: if `directory` is not a store.
+        StoreError: if the manifest cannot be read, is damaged or has another version.
+    """
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes().decode())
+        found, version = manifest["format"], manifest["version"]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingStoreError(f"no event store at {directory} ({MANIFEST} is missing); run seqrec prepare") from error
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StoreError(f"{path} is not the manifest of an event store; {REMEDY}") from error
+    if found != FORMAT:
+        raise StoreError(f"{path}: format is {found!r}, expected {FORMAT!r}; {REMEDY}")
+    if version != VERSION:
+        raise StoreError(f"{directory} is an event store of version {version}, expected {VERSION}; {REMEDY}")
+    digest = manifest.pop(DIGEST, None)
+    if digest is not None and digest != _sha256(_text(manifest)):
+        raise StoreError(f"{path} is damaged: its SHA-256 differs; {REMEDY}")
+    _check_shape(path, manifest)
+    assert isinstance(manifest, dict)
+    return manifest
+
+
+def _check_shape(path: Path, manifest: Mapping[str, Any]) -> None:
+    missing = {"counts", "files"} - manifest.keys()
+    if missing:
+        raise StoreError(f"{path} lacks {', '.join(sorted(missing))}; {REMEDY}")
+    counts, files = manifest["counts"], manifest["files"]
+    whole = (
+        isinstance(counts, dict)
+        and all(type(counts.get(name)) is int for name in ("users", "items", "events"))
+        and isinstance(files, dict)
+        and {"item_ids.npy", "offsets.npy"} <= files.keys()
+        and all(isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in files.values())
+        and all("/" not in name and "\\" not in name for name in files)
+        and isinstance(manifest.get("features", []), list)
+        and {f"feature_{name}.npy" for name in manifest.get("features", [])} <= files.keys()
+    )
+    if not whole:
+        raise StoreError(f"{path} is damaged: it does not describe the files of an event store; {REMEDY}")
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
