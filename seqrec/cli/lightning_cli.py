@@ -19,7 +19,7 @@ from seqrec.cli.help import short_help
 from seqrec.cli.parsing import ArgumentParser, with_names
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.evaluation.protocols import FullRanking, Protocol
-from seqrec.evaluation.report import metrics_table, write_metrics
+from seqrec.evaluation.report import metrics_table, note_on_repeats, write_metrics
 from seqrec.evaluation.results import ResultsWriter
 from seqrec.evaluation.results.file import FILE_NAME as RESULTS_FILE
 from seqrec.experiments.sweep import TrialReporter
@@ -247,15 +247,26 @@ class SeqrecCLI(LightningCLI):
             )
         left_out = datamodule.split.left_out(datamodule.store, stage)
         folder = self.trainer.log_dir  # a broadcast, so every process asks
-        self._show(stage, rows, f"{users:,} users{_reasons(left_out)}, protocol {model.protocol.id}", folder)
+        repeated = model.repeated_targets[prefix.removesuffix("_")]
+        self._show(
+            stage,
+            rows,
+            f"{users:,} users{_reasons(left_out)}, protocol {model.protocol.id}",
+            note_on_repeats(repeated, model.protocol),
+            folder,
+        )
         if folder is not None and self.trainer.is_global_zero:
             file = Path(folder) / f"{stage}_metrics.json"
-            write_metrics(file, rows, model.protocol.describe(), users=users, left_out=left_out)
+            write_metrics(file, rows, model.protocol.describe(), users=users, left_out=left_out, repeated=repeated)
 
     @rank_zero_only
-    def _show(self, stage: str, rows: dict[str, dict[str, float]], terms: str, folder: str | None) -> None:
+    def _show(
+        self, stage: str, rows: dict[str, dict[str, float]], terms: str, note: str | None, folder: str | None
+    ) -> None:
         print(f"\n{stage} of {terms}")
         print(metrics_table(rows))
+        if note is not None:
+            print(note)
         if folder is not None:
             names = ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml"]
             written = [f"{stage}_metrics.json", SUMMARY_FILE]

@@ -211,13 +211,26 @@ class SequenceDataModule(pl.LightningDataModule):
         return loader
 
     def state_dict(self) -> dict[str, Any]:
-        """Return epoch and number of the next training batch, and the settings that determine the order."""
+        """Return epoch and number of the next training batch, and the settings that determine the order.
+
+        Raises:
+            StoreError: if a file of the store was found damaged, so no checkpoint of what it taught is written.
+        """
         assert self.trainer is not None
+        self.store.check_in_use()
         epoch = 0 if self._train_sampler is None else self._train_sampler.epoch
         batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if batch >= self.trainer.num_training_batches:
             epoch, batch = epoch + 1, 0
         return self._position.state(epoch, batch, self._order())
+
+    def teardown(self, stage: str) -> None:
+        """Wait until all files of the store are hashed, at the end of each of a trainer's commands.
+
+        Raises:
+            StoreError: if one is damaged.
+        """
+        self.store.finish_check()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the next training loader start at a checkpoint's position. Evaluation ignores it."""

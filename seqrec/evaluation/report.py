@@ -10,6 +10,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from seqrec.evaluation.protocols import Protocol
+
 
 def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, names: int = 1) -> str:
     """Return a table in plain text, with the first `names` columns aligned left and the others right.
@@ -37,6 +39,28 @@ def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     return text_table(["model", *columns], lines)
 
 
+def note_on_repeats(repeated: float, protocol: Protocol) -> str | None:
+    """Return a line for people if lists by a protocol can never contain some targets; None if they can.
+
+    Args:
+        repeated: Share of the targets that are in the user's history.
+        protocol: The protocol that ranked them.
+
+    Example:
+        >>> from seqrec import FullRanking
+        >>> note_on_repeats(0.0, FullRanking()) is None
+        True
+        >>> note_on_repeats(0.25, FullRanking())[:58]
+        "25.0% of the targets were in the user's history: no list w"
+    """
+    if not (repeated > 0 and protocol.filter_seen):
+        return None
+    return (
+        f"{repeated:.1%} of the targets were in the user's history: no list without seen items can contain them, "
+        "though this protocol ranks them; to judge lists that repeat items, set --protocol.filter_seen false"
+    )
+
+
 def write_metrics(
     path: Path,
     rows: Mapping[str, Mapping[str, float]],
@@ -44,6 +68,7 @@ def write_metrics(
     *,
     users: int,
     left_out: Mapping[str, int],
+    repeated: float,
 ) -> None:
     """Write metrics with their protocol as JSON; NaN becomes null.
 
@@ -53,6 +78,7 @@ def write_metrics(
         protocol: Settings from `Protocol.describe`.
         users: Number of evaluated users.
         left_out: Numbers of users that the split leaves out, by reason.
+        repeated: Share of the targets that are in the user's history.
     """
     models = {
         name: {metric: None if math.isnan(value) else value for metric, value in values.items()}
@@ -63,6 +89,7 @@ def write_metrics(
         "settings": dict(protocol),
         "users": users,
         "left_out": dict(left_out),
+        "repeated_targets": repeated,
         "models": models,
     }
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

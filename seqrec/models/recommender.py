@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from seqrec.aliases import __version__
 from seqrec.catalogue.histories import read_histories, read_options
 from seqrec.catalogue.recommend import RecommendOptions, best_items, recommend_block
 from seqrec.catalogue.scorer import Scorer
 from seqrec.catalogue.search import ExactSearch, ItemSearch
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.vocabulary import Vocabulary
-from seqrec.evaluation.metrics import ranking_metrics
+from seqrec.evaluation.metrics import RepeatedTargets, ranking_metrics
 from seqrec.evaluation.protocols import FullRanking, Protocol, TrainingCounts
-from seqrec.registry import public_path
+from seqrec.models.trained_on import CHECKPOINT_KEY, check_same_log, record_of
 from seqrec.runs.callbacks import FiniteLoss, StepSeeds, UseAtomicCheckpoints
 from seqrec.runs.lightning_internals import attached_trainer
 from seqrec.runs.trainer_checks import check_trainer
@@ -31,9 +30,6 @@ from seqrec.types import History, JudgedTargets, Recommendations, SequenceBatch
 if TYPE_CHECKING:
     import polars
     from typing_extensions import Unpack
-
-# Key of our record in a checkpoint, next to Lightning's own.
-CHECKPOINT_KEY = "seqrec"
 
 
 class RecommendArguments(TypedDict, total=False):
@@ -59,6 +55,7 @@ class Recommender(pl.LightningModule, ABC):
         item_vocabulary: The log's item ids, set by a trainer's commands on a `SequenceDataModule` and by
             `seqrec.load`; None before.
         user_vocabulary: The log's user ids, likewise.
+        repeated_targets: Share of the last judged targets that were in the user's history, by stage ("val", "test").
 
     Example:
         >>> import torch
@@ -79,7 +76,15 @@ class Recommender(pl.LightningModule, ABC):
         self.item_vocabulary: Vocabulary | None = None
         self.user_vocabulary: Vocabulary | None = None
         self.metrics = nn.ModuleDict({stage: ranking_metrics() for stage in ("val", "test")})
+        self.repeated_targets: dict[str, float] = {}
+        self.repeats = nn.ModuleDict({stage: RepeatedTargets() for stage in ("val", "test")})
         self._judging: tuple[Scorer, TrainingCounts | None] | None = None
+        self._trained_on: dict[str, Any] = {}
+
+    @property
+    def num_user_vectors(self) -> int:
+        """Users whose own vectors the model has, so it fits no log with other users; 0 if it has none."""
+        return 0
 
     @property
     def title(self) -> str:
@@ -105,20 +110,37 @@ class Recommender(pl.LightningModule, ABC):
 
         Raises:
             InputError: if `check_trainer` refuses the trainer.
+            StoreError: if the model was trained on a log with other items.
         """
         check_trainer(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, SequenceDataModule):
+            check_same_log(self._trained_on, data.store, user_vectors=self.num_user_vectors)
             self.item_vocabulary = data.store.item_vocabulary
             self.user_vocabulary = data.store.user_vocabulary
 
+    def teardown(self, stage: str) -> None:
+        """After a fit, remember the log that the model was trained on."""
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and isinstance(data, SequenceDataModule):
+            self._trained_on = record_of(type(self), data.store)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record the model's class and the store of its items in a checkpoint; `seqrec.load` reads them."""
-        record = {"version": __version__, "class_path": public_path(type(self))}
+        data = getattr(attached_trainer(self), "datamodule", None)
+        checkpoint[CHECKPOINT_KEY] = record_of(type(self), data.store if isinstance(data, SequenceDataModule) else None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compare the log that a checkpoint is from with the trainer's, before its weights are read.
+
+        Raises:
+            StoreError: if it was trained on a log with other items.
+        """
+        record = checkpoint.get(CHECKPOINT_KEY)
+        self._trained_on = record if isinstance(record, dict) else {}
         data = getattr(attached_trainer(self), "datamodule", None)
         if isinstance(data, SequenceDataModule):
-            record |= {"store": str(data.store_directory.absolute()), "items": data.store.items_digest}
-        checkpoint[CHECKPOINT_KEY] = record
+            check_same_log(self._trained_on, data.store, user_vectors=self.num_user_vectors)
 
     # Lightning passes a step's result to callbacks unchanged, but its types only allow tensors and mappings.
     def validation_step(  # type: ignore[override]
@@ -227,12 +249,18 @@ class Recommender(pl.LightningModule, ABC):
         scorer, counts = self._judging or (self.scorer(), None)
         judged = self.protocol.judge(self.last_states(batch), batch, scorer, counts)
         self._metrics(stage).update(judged)
+        self._repeats(stage).update(judged)
         return judged
 
     def _metrics(self, stage: str) -> MetricCollection:
         metrics = self.metrics[stage]
         assert isinstance(metrics, MetricCollection)
         return metrics
+
+    def _repeats(self, stage: str) -> RepeatedTargets:
+        repeats = self.repeats[stage]
+        assert isinstance(repeats, RepeatedTargets)
+        return repeats
 
     def _log_metrics(self, stage: str) -> None:
         # compute() sums over processes, so each of them logs the same number.
@@ -242,6 +270,8 @@ class Recommender(pl.LightningModule, ABC):
             # All processes have the same number already; `max` keeps it, while a mean could round.
             self.log(f"{stage}_{name}", value.float(), prog_bar=shown, sync_dist=True, reduce_fx="max")
         self._metrics(stage).reset()
+        self.repeated_targets[stage] = float(self._repeats(stage).compute())
+        self._repeats(stage).reset()
         self._judging = None
 
 

@@ -146,6 +146,11 @@ class SequentialRecommender(Recommender):
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs, _instantiator=builder)
 
     @property
+    def num_user_vectors(self) -> int:
+        """Number of users of the log if the model was built with `user_embedding`; else 0."""
+        return int(self.hparams["num_users"]) if self.users is not None else 0
+
+    @property
     def title(self) -> str:
         """The encoder's name, which presets share."""
         return type(self.encoder).__name__
@@ -312,7 +317,8 @@ class SequentialRecommender(Recommender):
         save_whole_state(checkpoint, self.trainer.optimizers, self._sparse_embeddings())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only this process's shard of the optimizer state when training resumes."""
+        """Compare the log, and keep only this process's shard of the optimizer state when training resumes."""
+        super().on_load_checkpoint(checkpoint)
         trainer = attached_trainer(self)
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             keep_own_state(checkpoint, self._sparse_embeddings())

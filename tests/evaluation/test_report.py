@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from seqrec.evaluation.protocols import FullRanking
-from seqrec.evaluation.report import metrics_table, write_metrics
+from seqrec.evaluation.report import metrics_table, note_on_repeats, write_metrics
 
 ROWS = {"Popularity": {"HR@10": 0.25, "NDCG@10": 1.0}, "SASRec": {"HR@10": 0.756789, "NDCG@10": 0.5}}
 
@@ -31,11 +31,21 @@ def test_columns_are_matched_by_name_not_by_place():
 def test_the_file_holds_the_protocol_the_users_and_the_exact_numbers(tmp_path: Path):
     protocol = FullRanking().describe()
     left_out = {"no event in its time": 2}
-    write_metrics(tmp_path / "metrics.json", ROWS, protocol, users=7, left_out=left_out)
+    write_metrics(tmp_path / "metrics.json", ROWS, protocol, users=7, left_out=left_out, repeated=0.25)
     assert json.loads((tmp_path / "metrics.json").read_text()) == {
         "protocol": "full-seenout-tiemean-loo",
         "settings": protocol,
         "users": 7,
         "left_out": left_out,
+        "repeated_targets": 0.25,
         "models": ROWS,
     }
+
+
+def test_targets_that_no_list_can_contain_are_stated():
+    note = note_on_repeats(0.123, FullRanking())
+    assert note is not None
+    assert note.startswith("12.3% of the targets were in the user's history: no list without seen items can contain")
+    assert note.endswith("--protocol.filter_seen false")
+    assert note_on_repeats(0.123, FullRanking(filter_seen=False)) is None
+    assert note_on_repeats(0.0, FullRanking()) is None

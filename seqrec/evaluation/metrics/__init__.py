@@ -10,6 +10,7 @@ from seqrec.evaluation.metrics.ranking import (
     Precision,
     RankMetric,
     Recall,
+    RepeatedTargets,
     metric_named,
     ranking_metrics,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "Precision",
     "RankMetric",
     "Recall",
+    "RepeatedTargets",
     "hit_rate",
     "list_metrics",
     "metric_named",

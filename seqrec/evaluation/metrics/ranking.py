@@ -110,6 +110,42 @@ class Precision(RankMetric):
     function = staticmethod(precision)
 
 
+class RepeatedTargets(Metric):
+    """Share of all targets that are among the items of the user's history, whatever the model.
+
+    A list without seen items contains none of them, so with `filter_seen` a part of the metrics measures what such
+    lists can never show.
+
+    Example:
+        >>> import torch
+        >>> from seqrec.evaluation.metrics import RepeatedTargets
+        >>> from seqrec.types import JudgedTargets, TargetRanks
+        >>> one, two = torch.tensor([0, 1]), torch.tensor([4, 5])
+        >>> share = RepeatedTargets()
+        >>> share.update(JudgedTargets(one, two, one, two, TargetRanks(one, one), torch.tensor([True, False])))
+        >>> share.compute()
+        tensor(0.5000, dtype=torch.float64)
+    """
+
+    full_state_update = False
+    repeated: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("repeated", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, judged: JudgedTargets) -> None:
+        """Add a batch of users."""
+        self.repeated += judged.repeated.sum()
+        self.count += len(judged.repeated)
+
+    def compute(self) -> Tensor:
+        """Return the share of all targets so far, float64; NaN before the first."""
+        return self.repeated.double() / self.count
+
+
 def ranking_metrics(normaliser: str = "achievable", *, several_targets: bool = False) -> MetricCollection:
     """Return HR@K and NDCG@K for K = 5, 10, 20, and with several targets also Recall@K and Precision@K.
 

@@ -95,6 +95,7 @@ def recommend(
             log = ensure_store(log, Filters(), files.work / "users", memory_limit=memory_limit, progress=print_line)
         users = BulkUsers(log, model, own=input is None, part_users=part_users)
         summary = recommend_in_bulk(model, users, files, job)
+        log.finish_check()
     else:
         print_line(f"{output} was already complete")
     if summary is None:

@@ -1,0 +1,46 @@
+"""The log that a model was trained on, as its checkpoint records it, compared with the log that it meets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from seqrec.aliases import __version__
+from seqrec.data.store import EventStore
+from seqrec.errors import StoreError
+from seqrec.registry import public_path
+
+# Key of our record in a checkpoint, next to Lightning's own.
+CHECKPOINT_KEY = "seqrec"
+
+
+def record_of(cls: type, store: EventStore | None) -> dict[str, Any]:
+    """Return the record of a checkpoint: version, the model's class, and the store with digests of its ids."""
+    record: dict[str, Any] = {"version": __version__, "class_path": public_path(cls)}
+    if store is not None:
+        folder = str(store.directory.absolute())
+        record |= {"store": folder, "items": store.items_digest, "users": store.users_digest}
+    return record
+
+
+def check_same_log(record: Mapping[str, Any], store: EventStore, *, user_vectors: int) -> None:
+    """Refuse a store whose internal ids mean other items, or other users if the model has vectors of users.
+
+    Args:
+        record: From a checkpoint; records of seqrec 0.1 have no digest of the users.
+        store: The store that the model meets.
+        user_vectors: Users whose own vectors the model has; 0 if it has none.
+
+    Raises:
+        StoreError: if the model would read its vectors of other items or users.
+    """
+    trained_on = record.get("store", "the log that the model was trained on")
+    remedy = "give the store that it was trained on, or train a model on this one"
+    if record.get("items", store.items_digest) != store.items_digest:
+        raise StoreError(f"{store.directory} has other items than {trained_on}, from which the checkpoint is; {remedy}")
+    others = user_vectors != store.num_users or record.get("users", store.users_digest) != store.users_digest
+    if user_vectors and others:
+        raise StoreError(
+            f"{store.directory} has other users than {trained_on}, from which the checkpoint is, and the model has a "
+            f"vector of each user (user_embedding: true); {remedy}"
+        )
