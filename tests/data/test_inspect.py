@@ -10,6 +10,7 @@ from written_stores import write_store
 
 from seqrec.data import inspect
 from seqrec.data.inspect import describe, report_text
+from seqrec.data.manifest import DIGEST
 from seqrec.data.prepare import Filters, prepare
 from seqrec.data.sources import ML1M
 from seqrec.data.store import EventStore
@@ -28,7 +29,9 @@ def written(folder: Path, timestamps: np.ndarray | None = None, **extra: object)
 
 def rewrite_manifest(store: EventStore, **changes: object) -> EventStore:
     path = store.directory / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    content = json.loads(path.read_text()) | changes
+    del content[DIGEST]
+    path.write_text(json.dumps(content))
     return EventStore.open(store.directory)
 
 
