@@ -34,13 +34,15 @@ def check_same_log(record: Mapping[str, Any], store: EventStore, *, user_vectors
     Raises:
         StoreError: if the model would read its vectors of other items or users.
     """
+    folder = str(store.directory.absolute())
     trained_on = record.get("store", "the log that the model was trained on")
+    than = "when the checkpoint was written" if trained_on == folder else f"{trained_on}, which the checkpoint is from"
     remedy = "give the store that it was trained on, or train a model on this one"
     if record.get("items", store.items_digest) != store.items_digest:
-        raise StoreError(f"{store.directory} has other items than {trained_on}, from which the checkpoint is; {remedy}")
+        raise StoreError(f"{store.directory} has other items than {than}; {remedy}")
     others = user_vectors != store.num_users or record.get("users", store.users_digest) != store.users_digest
     if user_vectors and others:
         raise StoreError(
-            f"{store.directory} has other users than {trained_on}, from which the checkpoint is, and the model has a "
-            f"vector of each user (user_embedding: true); {remedy}"
+            f"{store.directory} has other users than {than}, and the model has a vector of each user (user_embedding: true); "
+            f"{remedy}"
         )
