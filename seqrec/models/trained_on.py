@@ -43,6 +43,6 @@ def check_same_log(record: Mapping[str, Any], store: EventStore, *, user_vectors
     others = user_vectors != store.num_users or record.get("users", store.users_digest) != store.users_digest
     if user_vectors and others:
         raise StoreError(
-            f"{store.directory} has other users than {than}, and the model has a vector of each user (user_embedding: true); "
-            f"{remedy}"
+            f"{store.directory} has other users than {than}, and the model has a vector of each user "
+            f"(user_embedding: true); {remedy}"
         )
