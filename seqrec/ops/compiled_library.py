@@ -45,6 +45,15 @@ class ScanLayout(ctypes.Structure):
     )
 
 
+class SsdLayout(ctypes.Structure):
+    """`SsdProblem` of `cpp/problems.h`, field by field."""
+
+    _fields_ = _fields(
+        "batch length heads width groups states interval parts threads",
+        "start x step A B C initial_state y last_state kept_states dy dlast_state dx dstep dA dB dC dinitial_state",
+    )
+
+
 class ConvLayout(ctypes.Structure):
     """`ConvProblem` of `cpp/problems.h`, field by field."""
 
@@ -58,6 +67,8 @@ class ConvLayout(ctypes.Structure):
 LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
     "scan_forward": ScanLayout,
     "scan_backward": ScanLayout,
+    "ssd_forward": SsdLayout,
+    "ssd_backward": SsdLayout,
     "conv_forward": ConvLayout,
     "conv_backward": ConvLayout,
 }
@@ -65,10 +76,12 @@ LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
 
 def _open(path: Path, lanes: int) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    measures = (library.kernel_lanes, library.scan_problem_bytes, library.conv_problem_bytes)
+    layouts = (ScanLayout, SsdLayout, ConvLayout)
+    names = ("kernel_lanes", "scan_problem_bytes", "ssd_problem_bytes", "conv_problem_bytes")
+    measures = [getattr(library, name) for name in names]
     for measure in measures:
         measure.restype = ctypes.c_int64
-    expected = [lanes, ctypes.sizeof(ScanLayout), ctypes.sizeof(ConvLayout)]
+    expected = [lanes, *map(ctypes.sizeof, layouts)]
     if [measure() for measure in measures] != expected:
         raise OSError(f"{path} was built from another version of its source; install seqrec again")
     return library

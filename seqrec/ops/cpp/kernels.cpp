@@ -1,4 +1,4 @@
-// The selective scan and the causal convolution on CPU, forward and hand-written backward, float32, behind a plain C
+// The scans and the causal convolution on CPU, forward and hand-written backward, float32, behind a plain C
 // ABI. One source, several builds: KERNEL_LANES is the number of floats in a vector register. Lanes run over channels.
 // The order of sums does not depend on timing.
 
@@ -71,6 +71,7 @@ inline bool is_start(const Problem& p, int64_t event) {
 }
 
 #include "selective_scan.h"
+#include "ssd.h"
 #include "causal_conv1d.h"
 
 }  // namespace
@@ -119,6 +120,8 @@ int64_t scan_work(const ScanProblem& p) {
   return p.batch * p.length * p.channels * std::max<int64_t>(p.states, 1);
 }
 
+int64_t ssd_work(const SsdProblem& p) { return p.batch * p.length * p.heads * p.width * std::max<int64_t>(p.states, 1); }
+
 // An element of the convolution costs about as much as two updates of a state.
 int64_t conv_work(const ConvProblem& p) { return 2 * p.batch * p.length * p.channels; }
 
@@ -132,6 +135,8 @@ KERNEL_EXPORT int64_t kernel_lanes() { return LANES; }
 
 KERNEL_EXPORT int64_t scan_problem_bytes() { return sizeof(ScanProblem); }
 
+KERNEL_EXPORT int64_t ssd_problem_bytes() { return sizeof(SsdProblem); }
+
 KERNEL_EXPORT int64_t conv_problem_bytes() { return sizeof(ConvProblem); }
 
 KERNEL_EXPORT int scan_forward(const ScanProblem* p) {
@@ -141,6 +146,14 @@ KERNEL_EXPORT int scan_forward(const ScanProblem* p) {
 KERNEL_EXPORT int scan_backward(const ScanProblem* p) {
   const auto task = p->valid || p->start ? scan_backward_task<true> : scan_backward_task<false>;
   return run(*p, p->batch * p->groups, scan_work(*p), scan_backward_scratch(*p), task);
+}
+
+KERNEL_EXPORT int ssd_forward(const SsdProblem* p) {
+  return run(*p, p->batch * p->heads, ssd_work(*p), ssd_forward_scratch(*p), ssd_forward_task);
+}
+
+KERNEL_EXPORT int ssd_backward(const SsdProblem* p) {
+  return run(*p, p->batch * p->groups * p->parts, 3 * ssd_work(*p), ssd_backward_scratch(*p), ssd_backward_task);
 }
 
 KERNEL_EXPORT int conv_forward(const ConvProblem* p) {

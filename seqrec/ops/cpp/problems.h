@@ -1,4 +1,4 @@
-// The arguments of the library's functions. `ScanLayout` and `ConvLayout` in `../compiled_library.py` repeat them field
+// The arguments of the library's functions. `ScanLayout`, `SsdLayout` and `ConvLayout` in `../compiled_library.py` repeat them field
 // by field. B batch, L events, D channels; contiguous, last letter fastest, unless a comment states otherwise.
 // A null pointer is an optional argument that was not given, or a result that is not needed.
 
@@ -26,6 +26,28 @@ struct ScanProblem {
   float *dA, *dD, *ddelta_bias;       // (B, D, N), (B, D), (B, D): one slice per row, to be summed
   float *dB, *dC;                     // (groups, B, L, N), zero at entry, to be summed
   float *dinitial_state;              // (B, D, N)
+};
+
+// H heads in G groups, P rows and N columns of the state of each head, S events between two kept states.
+struct SsdProblem {
+  int64_t batch, length, heads, width, groups, states;
+  int64_t interval;  // S
+  int64_t parts;     // parts into which backward splits the heads of a group; one slice of dB, dC each
+  int64_t threads;
+  const uint8_t *start;          // (B, L), 0 or 1; no starts
+  const float *x;                // (B, L, H, P)
+  const float *step;             // (B, L, H)
+  const float *A;                // (H,)
+  const float *B, *C;            // (B, L, G, N)
+  const float *initial_state;    // (B, H, P, N)
+  float *y;                      // (B, L, H, P)
+  float *last_state;             // (B, H, P, N)
+  float *kept_states;            // (B, H, ceil(L / S), P rounded up to 16, N) numbers, in an order of its own
+  const float *dy, *dlast_state; // as y, last_state
+  float *dx, *dstep;             // as x, step
+  float *dA;                     // (B, H): one slice per row, to be summed
+  float *dB, *dC;                // (parts, B, L, G, N), zero at entry, to be summed
+  float *dinitial_state;         // (B, H, P, N)
 };
 
 // W taps, E events of a piece, which is the part of a row that one thread takes at a time.
