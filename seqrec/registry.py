@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import pkgutil
+import re
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
 
 from seqrec.aliases import present_module
@@ -107,11 +111,13 @@ def public_path(cls: type[Any]) -> str:
 
 
 def class_named(path: str) -> type[Any]:
-    """Return the class at `path`, also if a file names it by a path that it had earlier.
+    """Return the class at a path that the user gave, or that code contains; it imports any module.
+
+    A path from a file of others goes through `class_from_file`.
 
     Args:
         path: Dotted path, such as `seqrec.FullSoftmax`, `mypackage.MyEncoder`, or `seqrec.losses.bce.BCE` as
-            checkpoints of version 0.1 have it.
+            configs of version 0.1 have it.
 
     Raises:
         ImportError: if the module does not exist.
@@ -125,3 +131,107 @@ def class_named(path: str) -> type[Any]:
     module, _, name = path.rpartition(".")
     found: type[Any] = pkgutil.resolve_name(f"{present_module(module) or module}.{name}")
     return found
+
+
+def class_from_file(path: object, kinds: tuple[type[Any], ...]) -> type[Any]:
+    """Return the class at a path that a file names, such as a checkpoint, without running code of others.
+
+    Allowed are subclasses of `kinds` that are classes of seqrec, are imported already, or are in a package that the
+    user trusts; see `trusting`. Only modules of seqrec and of trusted packages are imported.
+
+    Args:
+        path: What the file has in place of a dotted path.
+        kinds: Classes of which it must be a subclass.
+
+    Raises:
+        UntrustedClassError: if the class is not allowed.
+        InputError: if there is no such class, or it is of another kind.
+
+    Example:
+        >>> from seqrec.training.losses import Loss
+        >>> class_from_file("seqrec.FullSoftmax", (Loss,)).__name__
+        'FullSoftmax'
+        >>> class_from_file("subprocess.Popen", (Loss,))
+        Traceback (most recent call last):
+        seqrec.errors.InputError: subprocess.Popen is no Loss
+    """
+    if not isinstance(path, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", path):
+        raise InputError(f"{path!r} is no path of a class, such as seqrec.FullSoftmax")
+    package = path.partition(".")[0]
+    own = package == "seqrec" or package in trusted_packages()
+    try:
+        found = class_named(path) if own else _imported(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"there is no {path}: {error}") from error
+    if found is None:
+        raise UntrustedClassError(path)
+    if not isinstance(found, type) or not issubclass(found, kinds):
+        raise InputError(f"{path} is no {' or '.join(kind.__name__ for kind in kinds)}")
+    return found
+
+
+def _imported(path: str) -> object:
+    """Return what a path names if its module is imported; None if it is not."""
+    parts = path.split(".")
+    for count in range(len(parts) - 1, 0, -1):
+        module = sys.modules.get(".".join(parts[:count]))
+        if module is None:
+            continue
+        found: object = module
+        for name in parts[count:]:
+            # Not getattr, because a module's or a class's hook is code.
+            found = inspect.getattr_static(found, name, None)
+        return found
+    return None
+
+
+class UntrustedClassError(InputError):
+    """A file names a class of a package that the user does not trust."""
+
+    def __init__(self, path: str) -> None:
+        package = path.partition(".")[0]
+        super().__init__(
+            f"{path} is not a class of seqrec, and using it would run code of the package {package!r}. If you trust "
+            f"{package!r}, import it first, or add --trust {package} (in Python: trust=[{package!r}])"
+        )
+        self.path = path
+
+    def __reduce__(self) -> tuple[type[UntrustedClassError], tuple[str]]:
+        return type(self), (self.path,)
+
+
+TRUST_VARIABLE = "SEQREC_TRUST"
+_TRUSTED: ContextVar[frozenset[str]] = ContextVar("trusted packages", default=frozenset())
+
+
+def trusted_packages() -> frozenset[str]:
+    """Return the packages of which files may name classes: those of `trusting`, and those of SEQREC_TRUST."""
+    listed = os.environ.get(TRUST_VARIABLE, "").split(",")
+    return _TRUSTED.get() | {name.strip() for name in listed if name.strip()}
+
+
+@contextmanager
+def trusting(packages: Iterable[str]) -> Iterator[None]:
+    """Let files name classes of some packages, by the first part of their paths.
+
+    Args:
+        packages: Names of packages, such as "mypackage".
+
+    Raises:
+        InputError: if one is no name of a package.
+
+    Example:
+        >>> with trusting(["mypackage"]):
+        ...     sorted(trusted_packages())
+        ['mypackage']
+    """
+    if isinstance(packages, str):
+        packages = [packages]
+    wrong = [name for name in packages if not str(name).isidentifier()]
+    if wrong:
+        raise InputError(f"trust={wrong[0]!r} is no name of a package; give its first part alone, such as mypackage")
+    token = _TRUSTED.set(_TRUSTED.get() | frozenset(packages))
+    try:
+        yield
+    finally:
+        _TRUSTED.reset(token)

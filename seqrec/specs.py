@@ -8,10 +8,11 @@ same name, as scikit-learn's estimators do. `to_spec` reads these, and returns t
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, get_args, get_type_hints
 
 from seqrec.errors import InputError
-from seqrec.registry import class_named, public_path
+from seqrec.registry import class_from_file, public_path, trusted_packages
 
 Spec = dict[str, Any]
 
@@ -45,33 +46,94 @@ def to_spec(value: Any) -> Any:
     return {"class_path": public_path(cls), "init_args": init_args}
 
 
-def from_spec(value: Any) -> Any:
+def from_spec(value: Any, kind: type[Any] | tuple[type[Any], ...] = object) -> Any:
     """Build the object of a spec, the inverse of `to_spec`; objects are returned unchanged.
 
+    A spec may be from a checkpoint of others, so it builds only what `class_from_file` allows: the object itself must
+    be of `kind`, and each object in its arguments of a class that the annotation of the argument names. An
+    argument without such an annotation takes only classes of trusted packages, and of the package of the object.
+
+    Args:
+        value: A spec, a list or dictionary of specs, plain data or an object.
+        kind: Classes of the object, or of the objects in a list or dictionary.
+
     Raises:
-        InputError: if the class cannot be imported or refuses its arguments.
+        InputError: if a class is not allowed, or refuses its arguments.
 
     Example:
         >>> from_spec({"class_path": "seqrec.LinearWarmup", "init_args": {"warmup_steps": 100}}).warmup_steps
         100
     """
+    return _build(value, kind if isinstance(kind, tuple) else (kind,))
+
+
+def _build(value: Any, kinds: tuple[type[Any], ...], owner: type[Any] | None = None) -> Any:
+    """Build the objects of an argument of `owner`, which declares no class if there are no kinds."""
     if isinstance(value, list):
-        return [from_spec(item) for item in value]
+        return [_build(item, kinds, owner) for item in value]
     if not isinstance(value, dict):
         return value
     if "class_path" not in value:
-        return {key: from_spec(item) for key, item in value.items()}
+        return {key: _build(item, kinds, owner) for key, item in value.items()}
+    cls = class_from_file(value["class_path"], kinds or _undeclared(value["class_path"], owner))
+    init_args = value.get("init_args", {})
+    if not isinstance(init_args, dict):
+        raise InputError(f"cannot build {value['class_path']}: its init_args must be a mapping")
+    declared = argument_kinds(cls)
+    arguments = {name: _build(item, declared.get(name, ()), cls) for name, item in init_args.items()}
     try:
-        cls = class_named(str(value["class_path"]))
-        return cls(**{key: from_spec(item) for key, item in value.get("init_args", {}).items()})
+        return cls(**arguments)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise InputError(f"cannot build {value['class_path']}: {error}") from error
+
+
+def _undeclared(path: object, owner: type[Any] | None) -> tuple[type[Any], ...]:
+    """Return the kinds that an argument takes if its annotation names no class."""
+    package, own = str(path).partition(".")[0], "" if owner is None else owner.__module__.partition(".")[0]
+    if package in trusted_packages() or (package == own and own != "seqrec"):
+        return (object,)
+    raise InputError(f"an argument of {'it' if owner is None else owner.__name__} takes no object, but has {path}")
+
+
+def argument_kinds(cls: type[Any]) -> dict[str, tuple[type[Any], ...]]:
+    """Return the classes that the annotation of each constructor argument names, those of parent classes included.
+
+    An argument without annotation, or with `Any`, has none. Plain types, such as `int` and `str`, are left out.
+
+    Example:
+        >>> from seqrec.training.optim import Adam
+        >>> [kind.__name__ for kind in argument_kinds(Adam)["schedule"]]
+        ['Schedule']
+    """
+    found: dict[str, tuple[type[Any], ...]] = {}
+    for parent in cls.__mro__:
+        constructor = vars(parent).get("__init__")
+        if constructor is None:
+            continue
+        try:
+            hints = get_type_hints(constructor)
+        except (NameError, TypeError):
+            # Names that only type checkers import: nothing is declared.
+            hints = {}
+        for name, hint in hints.items():
+            found.setdefault(name, tuple(classes_in(hint)))
+    return found
+
+
+def classes_in(hint: Any) -> Iterator[type[Any]]:
+    """Yield the classes in an annotation, such as `Schedule` in `Schedule | None`; no built-in ones."""
+    if isinstance(hint, type) and not get_args(hint):
+        if hint.__module__ != "builtins":
+            yield hint
+        return
+    for part in get_args(hint):
+        yield from classes_in(part)
 
 
 def with_public_paths(value: Any) -> Any:
     """Return plain data with each `class_path` as `to_spec` writes it now, for comparing old and new specs.
 
-    The path of a class that cannot be imported is unchanged.
+    The path of a class that is neither one of seqrec nor imported is unchanged.
     """
     if isinstance(value, list):
         return [with_public_paths(item) for item in value]
@@ -80,7 +142,7 @@ def with_public_paths(value: Any) -> Any:
     plain = {key: with_public_paths(item) for key, item in value.items()}
     if isinstance(plain.get("class_path"), str):
         try:
-            plain["class_path"] = public_path(class_named(plain["class_path"]))
-        except (ImportError, AttributeError, ValueError):
+            plain["class_path"] = public_path(class_from_file(plain["class_path"], (object,)))
+        except InputError:
             return plain
     return plain

@@ -15,6 +15,7 @@ from seqrec.aliases import __version__
 from seqrec.cli.arguments import asks_for_a_trainer, expand
 from seqrec.cli.help import overview
 from seqrec.cli.parsing import call, with_underscores
+from seqrec.cli.trust import classes_of_the_user, trust_of
 from seqrec.errors import InputError
 from seqrec.registry import did_you_mean
 from seqrec.runs.config_files import config_summaries, find_config
@@ -84,12 +85,17 @@ def run_command(words: Sequence[str]) -> None:
     if not words or words[1 if group else 0 :][:1] in (["--help"], ["-h"]):
         print(overview({name: each.summary for name, each in COMMANDS.items()}, group))
         raise SystemExit(0 if words else 2)
+    with trust_of(with_underscores(words)) as arguments:
+        _run(arguments)
+
+
+def _run(words: list[str]) -> None:
     if words[0].startswith("-"):
         # Lightning accepts a config of several commands in front of the command.
-        name, command, arguments = None, Command(""), with_underscores(words)
+        name, command, arguments = None, Command(""), words
     else:
         name = command_named(words)
-        command, arguments = COMMANDS[name], with_underscores(words[len(name.split()) :])
+        command, arguments = COMMANDS[name], words[len(name.split()) :]
     by_trainer = name in ("recommend", "predict") and asks_for_a_trainer(arguments)
     if name is None or command.function is None or by_trainer:
         from seqrec.cli.lightning_cli import run
@@ -98,7 +104,8 @@ def run_command(words: Sequence[str]) -> None:
     else:
         function = pkgutil.resolve_name(command.function)
         argv = expand(name, arguments, checkpoint="--ckpt")
-        call(name, function, argv, positional=command.positional, note=command.note)
+        with classes_of_the_user():
+            call(name, function, argv, positional=command.positional, note=command.note)
 
 
 def command_named(words: Sequence[str]) -> str:

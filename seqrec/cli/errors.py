@@ -45,6 +45,12 @@ def refusal_in_one_line(message: str, parser: ArgumentParser, error: BaseExcepti
     ours = our_error(error)
     if ours is not None:
         return str(ours)
+    denied = re.search(r"Importing '([\w.]+)' is not allowed", message)
+    if denied:
+        return (
+            f"{denied[1]} is not a class of seqrec, and the config of a checkpoint's run names it. If you trust its "
+            f"package, add --trust {denied[1].partition('.')[0]}, or give the config yourself: --config FILE"
+        )
     option = re.search(
         r"accept option '([^']+)'|Option '([^']+)' is not accepted|unrecognized arguments: (\S+)", message
     )

@@ -17,6 +17,7 @@ from seqrec.aliases import __version__
 from seqrec.cli.arguments import as_prediction, expand, refuse_slurm_without_srun
 from seqrec.cli.help import short_help
 from seqrec.cli.parsing import ArgumentParser, with_names
+from seqrec.cli.trust import classes_of_the_user, only_trusted_classes
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.evaluation.protocols import FullRanking, Protocol
 from seqrec.evaluation.report import metrics_table, note_on_repeats, write_metrics
@@ -106,6 +107,7 @@ class RunParser(ArgumentParser, LightningArgumentParser):
         """Make `--help` short, and add `--help_all` and the help of each part, such as `--trainer.help`."""
         self.shortened = command
         self.add_argument("--help_all", action=_LongHelp, help="list every option")
+        self.add_argument("--trust", help="packages whose classes a checkpoint may name, separated by commas")
         for part in self.groups or ():
             if f"--{part}.help" not in self._option_string_actions:
                 self.add_argument(f"--{part}.help", action=_LongHelp, help=f"list the options of {part}")
@@ -291,22 +293,26 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
         words = as_prediction(words)
     named = name or next((word for word in words if word == "fit"), None)
     argv = expand(named, with_names(words, positional), checkpoint="--ckpt_path")
+    # A config beside a checkpoint may be of others, like the checkpoint itself.
+    named_by_user = name is None or any(word.partition("=")[0] in ("--config", "-c") for word in words)
+    classes = classes_of_the_user() if named_by_user else only_trusted_classes(words)
     argv = argv if name is None else [name, *argv]
     # Lightning starts the other processes of a job with the words of this one.
     sys.argv = [sys.argv[0], *argv]
-    SeqrecCLI(
-        name,
-        model_class=Recommender,
-        datamodule_class=SequenceDataModule,
-        trainer_class=Trainer,
-        trainer_defaults={
-            "logger": {"class_path": "seqrec.RunFolder"},
-            "callbacks": [RunMonitor(), GradientNorm(), RunSummary()],
-            "num_sanity_val_steps": 0,
-        },
-        seed_everything_default=0,
-        parser_class=RunParser,
-        parser_kwargs={"version": __version__} | ({name: {"description": summary}} if name else {}),
-        subclass_mode_model=True,
-        auto_configure_optimizers=False,
-    )
+    with classes:
+        SeqrecCLI(
+            name,
+            model_class=Recommender,
+            datamodule_class=SequenceDataModule,
+            trainer_class=Trainer,
+            trainer_defaults={
+                "logger": {"class_path": "seqrec.RunFolder"},
+                "callbacks": [RunMonitor(), GradientNorm(), RunSummary()],
+                "num_sanity_val_steps": 0,
+            },
+            seed_everything_default=0,
+            parser_class=RunParser,
+            parser_kwargs={"version": __version__} | ({name: {"description": summary}} if name else {}),
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+        )

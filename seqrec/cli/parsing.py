@@ -15,7 +15,7 @@ import jsonargparse
 
 from seqrec.aliases import __version__
 from seqrec.cli.errors import refusal_in_one_line
-from seqrec.specs import from_spec
+from seqrec.specs import classes_in, from_spec
 
 FLAGS = ("-h", "--help", "--help_all", "--print_config", "--version")
 
@@ -94,6 +94,7 @@ def call(
     about = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
     parser = ArgumentParser(usage=usage, description=about, epilog=note, version=__version__, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with the options")
+    parser.add_argument("--trust", help="packages whose classes a checkpoint may name, separated by commas")
     hints = get_type_hints(function)
     kinds = ((key, cls) for key, kind in hints.items() for cls in (kind, *get_args(kind)))
     groups = {key: cls for key, cls in kinds if isinstance(cls, type) and is_dataclass(cls)}
@@ -103,7 +104,8 @@ def call(
         hints |= get_type_hints(cls)
     lists = [f"--{key}" for key, kind in hints.items() if get_origin(kind) in (list, collections.abc.Sequence)]
     values = parser.parse_args(with_names(words, positional, lists)).as_dict()
-    del values["config"]
+    del values["config"], values["trust"]
     objects = {key: cls(**{field.name: values.pop(field.name) for field in fields(cls)}) for key, cls in groups.items()}
     # The parser would hide why a class that is one of several could not be built.
-    function(**{key: from_spec(value) for key, value in values.items()}, **objects)
+    built = {key: from_spec(value, tuple(classes_in(hints[key])) or object) for key, value in values.items()}
+    function(**built, **objects)

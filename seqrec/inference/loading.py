@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,27 @@ from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 from seqrec.models import Recommender
 from seqrec.models.trained_on import CHECKPOINT_KEY, check_same_log
-from seqrec.registry import class_named
+from seqrec.registry import class_from_file, trusting
 from seqrec.runs.checkpoints import all_finite, read_checkpoint
 
 
-def load(ckpt: str | Path, *, store: str | Path | None = None, device: torch.device | str = "cpu") -> Recommender:
+def load(
+    ckpt: str | Path,
+    *,
+    store: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    trust: Iterable[str] = (),
+) -> Recommender:
     """Load a checkpoint as a model in evaluation mode that knows the log's item and user ids.
+
+    Loading runs no code of the file, and none that the file chooses: a checkpoint names classes, and only those of
+    seqrec, those that you have imported, and those of packages that you trust are used.
 
     Args:
         ckpt: A checkpoint written by `seqrec fit`, or by a trainer with a `SequenceDataModule`.
         store: Folder of the event store that the model was trained on; None is the folder that it had then.
         device: Device of the model.
+        trust: Packages whose classes the checkpoint may name, such as ["mypackage"]; their modules are imported.
 
     Returns:
         A model of the class that was trained, with `item_vocabulary` and `user_vocabulary`.
@@ -31,7 +42,7 @@ def load(ckpt: str | Path, *, store: str | Path | None = None, device: torch.dev
         MissingInputError: if the file or the store does not exist.
         CheckpointError: if the file is damaged, or no checkpoint.
         InputError: if the checkpoint is not one of a recommender, weights are not finite, or the store has other
-            items.
+            items, or a class is not trusted.
 
     Example:
         >>> import tempfile
@@ -48,17 +59,25 @@ def load(ckpt: str | Path, *, store: str | Path | None = None, device: torch.dev
         >>> model.title, len(model.item_vocabulary)
         ('Popularity', 30)
     """
-    return load_with_store(ckpt, store=store, device=device)[0]
+    return load_with_store(ckpt, store=store, device=device, trust=trust)[0]
 
 
 def load_with_store(
-    ckpt: str | Path, *, store: str | Path | None = None, device: torch.device | str = "cpu"
+    ckpt: str | Path,
+    *,
+    store: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    trust: Iterable[str] = (),
 ) -> tuple[Recommender, EventStore]:
     """Return the model that `load` returns, and the event store that it was trained on."""
     path = Path(ckpt)
     record = _record(path)
-    cls = _class_of(record, path)
-    model = cls.load_from_checkpoint(path, map_location=device, weights_only=True).eval()
+    try:
+        with trusting(trust):
+            cls = class_from_file(record["class_path"], (Recommender,))
+            model = cls.load_from_checkpoint(path, map_location=device, weights_only=True).eval()
+    except InputError as error:
+        raise InputError(f"ckpt={path}: {error}") from error
     if not all_finite(model):
         raise InputError(f"{path} contains weights that are not finite; use an earlier checkpoint")
     trained_on = _store(record, path, store)
@@ -73,16 +92,6 @@ def _record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or "class_path" not in record:
         raise InputError(f"ckpt={path} does not name its recommender; give a checkpoint that seqrec fit wrote")
     return record
-
-
-def _class_of(record: dict[str, Any], path: Path) -> type[Recommender]:
-    try:
-        cls = class_named(str(record["class_path"]))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"ckpt={path} is of {record['class_path']}, which cannot be imported here: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, Recommender)):
-        raise InputError(f"ckpt={path} is of {record['class_path']}, which is no recommender")
-    return cls
 
 
 def _store(record: dict[str, Any], path: Path, store: str | Path | None) -> EventStore:

@@ -91,10 +91,10 @@ class SequentialRecommender(Recommender):
         optimizer: OptimizerFactory | None = None,
     ) -> None:
         super().__init__()
-        self.encoder: SequenceEncoder = from_spec(encoder)
-        self.loss: Loss = from_spec(loss) or BCE()
-        self.optimizer: OptimizerFactory = from_spec(optimizer) or Adam()
-        self.item_table: ItemTable = from_spec(item_table) or ItemTable()
+        self.encoder: SequenceEncoder = from_spec(encoder, SequenceEncoder)
+        self.loss: Loss = from_spec(loss, Loss) or BCE()
+        self.optimizer: OptimizerFactory = from_spec(optimizer, OptimizerFactory) or Adam()
+        self.item_table: ItemTable = from_spec(item_table, ItemTable) or ItemTable()
         d_model = self.encoder.d_model
         self.items, self.output_items = self._make_tables(num_items)
         if max_length < 1:

@@ -110,9 +110,9 @@ def test_what_is_no_checkpoint_is_refused(folder: Path, tmp_path: Path):
     with pytest.raises(InputError, match="does not name its recommender"):
         load(tmp_path / "other.ckpt")
     for class_path, message in (
-        ("nowhere.Model", "nowhere.Model, which cannot be imported here"),
-        ("seqrec.models.Missing", "which cannot be imported here"),
-        ("pathlib.Path", r"pathlib\.Path, which is no recommender"),
+        ("nowhere.Model", "nowhere.Model is not a class of seqrec"),
+        ("seqrec.models.Missing", "there is no seqrec.models.Missing"),
+        ("pathlib.Path", r"pathlib\.Path is no Recommender"),
     ):
         with pytest.raises(InputError, match=message):
             load(with_record(folder, tmp_path / "class.ckpt", class_path=class_path))
