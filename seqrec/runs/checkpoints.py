@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import lightning.pytorch as pl
 import torch
@@ -20,10 +22,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from seqrec.errors import CheckpointError, MissingInputError
-from seqrec.files import synchronise
+from seqrec.files import rename, replacing
 
 NEWEST = "last.ckpt"
-PARTIAL = ".partial"
+_BEFORE = "last-0.ckpt"
+# The end of a file: the comment of its zip archive, with the digest of all bytes before it.
+_MARK = b"seqrec sha256 "
+_COMMENT_BYTES = len(_MARK) + 64
+_END_RECORD = b"PK\x05\x06"
+_END_RECORD_BYTES = 22
 # Entries that a run needs to resume, and entries that a model needs.
 NEEDED_TO_FIT = frozenset({"state_dict", "loops", "optimizer_states", "lr_schedulers", "callbacks"})
 NEEDED = frozenset({"state_dict"})
@@ -84,21 +91,22 @@ class UseAtomicCheckpoints(pl.Callback):
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a file as `torch.save` does, but atomically, and create its folder.
+    """Write a file as `torch.save` does, but atomically and with a digest, and create its folder.
 
-    `path` is always the old or the complete new file, also if the machine loses power.
+    The file is a zip archive. Its comment has the SHA-256 of all bytes before it, which other readers ignore. `path` is
+    always the old or the complete new file, also if the machine loses power.
 
     Raises:
         CheckpointError: if the disk is full or refuses; the file before is still at `path`.
     """
-    partial = path.with_name(path.name + PARTIAL)
     written = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb", buffering=0) as stream:
+        with replacing(path) as stream:
             output = _Output(stream)
             try:
                 torch.save(checkpoint, output)  # type: ignore[arg-type]
+                output.finish()
             except RuntimeError:
                 # torch raises it for any error of the file.
                 if output.error is None:
@@ -106,15 +114,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
                 raise output.error from None
             finally:
                 written = output.bytes
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-        synchronise(path.parent)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise CheckpointError(_refusal(path, error, written)) from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def read_checkpoint(
@@ -130,17 +131,13 @@ def read_checkpoint(
 
     Raises:
         MissingInputError: if the file does not exist.
-        CheckpointError: if it is cut off, a checksum is wrong, an entry is missing, or it has more than plain values.
+        CheckpointError: if any byte of it differs from what was written, an entry is missing, or it has more than
+            plain values. Of a file without digest (seqrec 0.1, plain Lightning) the checksums of the archive are
+            compared, which do not cover its directory.
     """
     if not path.is_file():
         raise MissingInputError(f"there is no checkpoint {path}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise CheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
-    if damaged is not None:
-        raise CheckpointError(f"{path} is damaged: the checksum of its part {damaged} is wrong")
+    _verify(path)
     try:
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -149,13 +146,47 @@ def read_checkpoint(
             f"{path} contains more than tensors and plain values, and is not loaded, because that can run code"
             + (f" ({what[1]})" if what else "")
         ) from error
-    except RuntimeError as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # damage that no checksum covers can raise anything
         raise CheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
     missing = sorted(set(needed) - set(content)) if isinstance(content, dict) else sorted(needed)
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; it is no checkpoint to resume from")
     assert isinstance(content, dict)
     return content
+
+
+def _verify(path: Path) -> None:
+    """Refuse a file that was changed after it was written."""
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(size - _COMMENT_BYTES, 0))
+            comment = stream.read()
+            if comment.startswith(_MARK):
+                stream.seek(0)
+                if _sha256(stream, size - _COMMENT_BYTES) != comment[len(_MARK) :]:
+                    raise CheckpointError(f"{path} is damaged: its SHA-256 differs")
+                return
+        with zipfile.ZipFile(path) as archive:
+            # Attributes make torch take an entry for something else, such as a folder without content.
+            strange = [each for each in archive.infolist() if each.external_attr or each.flag_bits & 1 or each.is_dir()]
+            damaged = strange[0].filename if strange else archive.testzip()
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged directory can raise anything
+        raise CheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: the checksum of its part {damaged} is wrong")
+
+
+def _sha256(stream: BinaryIO, size: int) -> bytes:
+    digest = hashlib.sha256()
+    while size > 0 and (block := stream.read(min(size, 1 << 20))):
+        digest.update(block)
+        size -= len(block)
+    return digest.hexdigest().encode()
 
 
 def all_finite(module: nn.Module) -> bool:
@@ -187,28 +218,39 @@ def newest_point(folder: Path) -> Path:
     return found[0]
 
 
-def keep_point(folder: Path, keep: int) -> None:
-    """Keep the newest point as `last-1.ckpt`, and older ones after it, before the newest is replaced.
+@contextmanager
+def keeping_points(folder: Path, keep: int) -> Iterator[None]:
+    """Keep older resume points while a block writes a new `last.ckpt`, of which `keep` remain, the new one included.
 
-    `keep` points remain, the coming one included; older ones are deleted.
+    The point before has a second name, `last-0.ckpt`, until the new one is complete. Only then the numbers of the older
+    ones rise, and the oldest is deleted. So once there were two points, there are two at any time.
     """
-    points = resume_points(folder)
-    for file in points[max(keep - 1, 0) :]:
-        if file.name != NEWEST:
-            file.unlink()
-    # Oldest first, because no point may overwrite another.
-    for number, file in reversed(list(enumerate(points[: keep - 1], start=1))):
-        target = folder / f"last-{number}.ckpt"
-        if file.name != NEWEST:
-            os.replace(file, target)
-            continue
-        # A second name, because the newest must always exist; a copy if the disk supports no second names.
+    newest, before = folder / NEWEST, folder / _BEFORE
+    # After a process that was killed meanwhile.
+    if before.is_file() and newest.is_file() and before.samefile(newest):
+        before.unlink()
+    _number_points(folder, keep)
+    if keep > 1 and newest.is_file():
         try:
-            os.link(file, target)
+            os.link(newest, before)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            shutil.copyfile(file, target)
+            # A copy if the disk supports no second names.
+            shutil.copyfile(newest, before)
+    yield
+    _number_points(folder, keep)
+
+
+def _number_points(folder: Path, keep: int) -> None:
+    if not (folder / _BEFORE).is_file():
+        return
+    # Oldest first, because no point may overwrite another but the oldest.
+    for number in range(keep - 2, -1, -1):
+        if (folder / f"last-{number}.ckpt").is_file():
+            rename(folder / f"last-{number}.ckpt", folder / f"last-{number + 1}.ckpt")
+    for file in resume_points(folder)[keep:]:
+        file.unlink()
 
 
 def _points_before(path: Path) -> list[Path]:
@@ -226,16 +268,40 @@ def _refusal(path: Path, error: OSError, written: int) -> str:
 
 
 class _Output:
-    """A file for `torch.save` that keeps the file's own error, which torch hides."""
+    """A file for `torch.save` that keeps the file's own error, which torch hides, and hashes what is written."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
         self.bytes = 0
         self.error: OSError | None = None
+        self._digest = hashlib.sha256()
+        # The last bytes, which `finish` changes, are not written before.
+        self._end = b""
 
     def write(self, data: bytes | memoryview) -> int:
-        left = memoryview(data).cast("B")
-        size = len(left)
+        view = memoryview(data).cast("B")
+        if len(view) < _END_RECORD_BYTES:
+            kept = self._end + bytes(view)
+            ready, self._end = kept[:-_END_RECORD_BYTES], kept[-_END_RECORD_BYTES:]
+            self._write(memoryview(ready))
+        else:
+            self._write(memoryview(self._end))
+            self._write(view[:-_END_RECORD_BYTES])
+            self._end = bytes(view[-_END_RECORD_BYTES:])
+        return len(view)
+
+    def finish(self) -> None:
+        """Write the end of the archive, with the digest as its comment."""
+        if not (self._end.startswith(_END_RECORD) and self._end.endswith(b"\0\0")):
+            raise AssertionError("torch.save no longer ends a file as a zip archive without comment")
+        self._write(memoryview(self._end[:-2] + _COMMENT_BYTES.to_bytes(2, "little")))
+        self._write(memoryview(_MARK + self._digest.hexdigest().encode()))
+
+    def flush(self) -> None:
+        """Do nothing, because nothing is buffered."""
+
+    def _write(self, left: memoryview) -> None:
+        self._digest.update(left)
         try:
             while len(left):
                 count = self.stream.write(left)
@@ -244,7 +310,3 @@ class _Output:
         except OSError as error:
             self.error = error
             raise
-        return size
-
-    def flush(self) -> None:
-        """Do nothing, because nothing is buffered."""

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import random
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -15,8 +18,10 @@ from seqrec.runs.callbacks import UseAtomicCheckpoints
 from seqrec.runs.checkpoints import (
     NEEDED_TO_FIT,
     AtomicCheckpointIO,
+    keeping_points,
     newest_point,
     read_checkpoint,
+    resume_points,
     write_checkpoint,
 )
 
@@ -55,6 +60,97 @@ def test_a_damaged_file_is_recognised(tmp_path: Path, damage: Callable[[bytes], 
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(CheckpointError, match=rf"{file} is damaged"):
         read_checkpoint(file)
+
+
+def content_of(file: Path) -> list[tuple[str, object]]:
+    found = read_checkpoint(file)
+    return [(name, value["weight"].tolist() if name == "state_dict" else value) for name, value in found.items()]
+
+
+def flips(file: Path, places: Iterable[int]) -> Counter[str]:
+    """What becomes of a file if one bit is flipped at a place: refused, or read as it was; anything else fails."""
+    whole, before, rng, found = file.read_bytes(), content_of(file), random.Random(0), Counter[str]()
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << rng.randrange(8)
+        file.write_bytes(damaged)
+        try:
+            assert content_of(file) == before, place
+            found["read"] += 1
+        except CheckpointError:
+            found["refused"] += 1
+    file.write_bytes(whole)
+    return found
+
+
+def directory_of(file: Path) -> list[int]:
+    """Places of the headers and of the directory of a zip archive."""
+    with zipfile.ZipFile(file) as archive:
+        places = list(range(archive.start_dir, file.stat().st_size))
+        for entry in archive.infolist():
+            places += range(entry.header_offset, entry.header_offset + 30 + len(entry.filename))
+    return places
+
+
+SMALL = CONTENT | {"state_dict": {"weight": torch.arange(100.0)}}
+
+
+def test_a_flipped_bit_anywhere_is_found(tmp_path: Path):
+    write_checkpoint(SMALL, tmp_path / "run.ckpt")
+    size = (tmp_path / "run.ckpt").stat().st_size
+    assert flips(tmp_path / "run.ckpt", random.Random(1).sample(range(size - 78), 150)) == {"refused": 150}
+    # The digest itself may be damaged: then the archive's own checksums decide.
+    flips(tmp_path / "run.ckpt", range(size - 78, size))
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_in_every_byte_of_the_directory_is_found(tmp_path: Path):
+    write_checkpoint(SMALL, tmp_path / "run.ckpt")
+    places = [
+        place for place in directory_of(tmp_path / "run.ckpt") if place < (tmp_path / "run.ckpt").stat().st_size - 78
+    ]
+    assert flips(tmp_path / "run.ckpt", places) == {"refused": len(places)}
+
+
+@pytest.mark.parametrize("share", [10, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_directory_of_a_file_without_digest_is_checked_as_far_as_it_goes(tmp_path: Path, share: int):
+    torch.save(SMALL, tmp_path / "run.ckpt")
+    places = directory_of(tmp_path / "run.ckpt")[::share]
+    assert sum(flips(tmp_path / "run.ckpt", places).values()) == len(places)
+
+
+def test_other_readers_read_the_file(tmp_path: Path):
+    write_checkpoint(CONTENT, tmp_path / "run.ckpt")
+    for mapped in (False, True):
+        found = torch.load(tmp_path / "run.ckpt", weights_only=True, mmap=mapped)
+        assert torch.equal(found["state_dict"]["weight"], CONTENT["state_dict"]["weight"])
+    with zipfile.ZipFile(tmp_path / "run.ckpt") as archive:
+        assert archive.testzip() is None
+        assert archive.comment.startswith(b"seqrec sha256 ")
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_older_points_are_kept_until_the_new_one_is_complete(tmp_path: Path, keep: int):
+    def steps() -> list[int]:
+        return [read_checkpoint(file)["global_step"] for file in resume_points(tmp_path)]
+
+    for step in range(5):
+        with keeping_points(tmp_path, keep):
+            write_checkpoint({**CONTENT, "global_step": step}, tmp_path / "last.ckpt")
+            assert len({*steps()}) >= min(keep, step + 1)
+        assert steps() == list(range(step, max(step - keep, -1), -1))
+    # A process that is killed before the new point is there, or before the numbers rise.
+    for step, written in ((6, False), (8, True)):
+        killed = keeping_points(tmp_path, keep)
+        killed.__enter__()
+        if written:
+            write_checkpoint({**CONTENT, "global_step": step - 1}, tmp_path / "last.ckpt")
+        assert len({*steps()}) >= keep
+        with keeping_points(tmp_path, keep):
+            write_checkpoint({**CONTENT, "global_step": step}, tmp_path / "last.ckpt")
+        assert steps()[0] == step
+        assert len(steps()) <= keep + 1
+        assert len({*steps()}) == min(keep, len(steps()))
 
 
 def test_a_file_that_lacks_what_is_needed_is_refused(tmp_path: Path):
@@ -114,8 +210,10 @@ def test_a_full_disk_leaves_the_file_that_was_there(tmp_path: Path):
 
 def full_disk(file: Path) -> None:
     """Write where the system itself says that no space is left."""
-    file.with_name(file.name + ".partial").symlink_to("/dev/full")
-    write_checkpoint(CONTENT, file)
+    real = os.open
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "open", lambda name, flags, mode: real("/dev/full", os.O_WRONLY))
+        write_checkpoint(CONTENT, file)
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

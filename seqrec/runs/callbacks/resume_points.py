@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from seqrec.catalogue.distributed import ranks_where
 from seqrec.errors import DivergenceError, InputError, LockedError, StoppedError
-from seqrec.runs.checkpoints import NEWEST, all_finite, keep_point
+from seqrec.runs.checkpoints import NEWEST, all_finite, keeping_points
 from seqrec.runs.job import FolderLock, StopSignals, requeue, requeue_signal
 from seqrec.runs.lightning_internals import cluster_environment, is_accumulating, validation_follows
 
@@ -222,7 +223,7 @@ class ResumePoints(Checkpoint):
             )
         if trainer.is_global_zero:
             file.parent.mkdir(parents=True, exist_ok=True)
-            keep_point(file.parent, self.keep)
-        trainer.save_checkpoint(file, weights_only=False)
+        with keeping_points(file.parent, self.keep) if trainer.is_global_zero else nullcontext():
+            trainer.save_checkpoint(file, weights_only=False)
         self._saved_at = time.monotonic()
         self._saved_step = trainer.global_step
