@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -70,12 +72,13 @@ def read_block_list(path: str | Path) -> list[Any]:
     """Read a block list, the log's ids of items that are never recommended.
 
     Args:
-        path: A Parquet file (`.parquet`) with the column item_id, or a text file with one id per line; blank lines
-            are skipped.
+        path: A Parquet file (`.parquet`) with the column item_id, or a text file. A text file has one id per line, or
+            is a table with a line of column names, item_id among them, and fields between commas, semicolons or tabs.
+            Quotes, a byte order mark and blanks around an id are no part of it; see `seqrec.data.ids`.
 
     Raises:
         MissingInputError: if the file does not exist.
-        InputError: if it cannot be read, or has no such column.
+        InputError: if it cannot be read, has no such column, or has lines of several fields without column names.
 
     Example:
         >>> import tempfile
@@ -88,17 +91,21 @@ def read_block_list(path: str | Path) -> list[Any]:
     """
     import polars
 
+    from seqrec.data.ids import read_ids
+
     file = Path(path)
     if not file.is_file():
         raise MissingInputError(
             f"block={str(path)!r} does not exist; give a file with one item id per line, or Parquet"
         )
     try:
-        if file.suffix != ".parquet":
-            lines = file.read_text(encoding="utf-8").splitlines()
-            return [line.strip() for line in lines if line.strip()]
-        column = polars.scan_parquet(file).select(ITEM_ID).collect()[ITEM_ID]
-    except (UnicodeDecodeError, OSError, polars.exceptions.PolarsError) as error:
+        if file.suffix == ".parquet":
+            column = polars.scan_parquet(file).select(ITEM_ID).collect()[ITEM_ID]
+        else:
+            column = polars.Series(ITEM_ID, _text_ids(file), polars.String)
+    except (UnicodeDecodeError, OSError, csv.Error, polars.exceptions.PolarsError) as error:
+        if isinstance(error, InputError):
+            raise
         reason = str(error).splitlines()[0]
         raise InputError(
             f"block={str(path)!r} cannot be read as a list of item ids: {reason}; give one id per line, or Parquet "
@@ -106,7 +113,29 @@ def read_block_list(path: str | Path) -> list[Any]:
         ) from error
     if not (column.dtype.is_integer() or column.dtype == polars.String):
         raise InputError(f"block={str(path)!r}: column {ITEM_ID} is {column.dtype}; make it integers or strings")
-    return list(column.drop_nulls())
+    found = read_ids(column.drop_nulls(), f"block={str(path)!r}")
+    if not len(found):
+        raise InputError(f"block={str(path)!r} has no item id; leave it out if no item is blocked")
+    return list(found)
+
+
+def _text_ids(file: Path) -> list[str]:
+    """Return the fields of a text file that contain ids."""
+    text = file.read_text(encoding="utf-8-sig")
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    separator = next((each for each in "\t;," if each in first), ",")
+    rows = [row for row in csv.reader(io.StringIO(text), delimiter=separator) if any(field.strip() for field in row)]
+    names = [field.strip() for field in rows[0]] if rows else []
+    if ITEM_ID in names:
+        place = names.index(ITEM_ID)
+        return [row[place] if place < len(row) else "" for row in rows[1:]]
+    long = next((number for number, row in enumerate(rows, start=1) if len(row) > 1), None)
+    if long is not None:
+        raise InputError(
+            f"block={str(file)!r} row {long} has {len(rows[long - 1])} fields, expected one id; give one id per line, "
+            f"or a first line of column names with {ITEM_ID}"
+        )
+    return [row[0] for row in rows]
 
 
 def looked_up(vocabulary: Vocabulary, argument: str, external_ids: Sequence[Any] | NDArray[Any]) -> Int64:

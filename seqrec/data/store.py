@@ -168,6 +168,20 @@ class EventStore:
         """Digest of the user ids and their order, equal for equal user vocabularies."""
         return self._digest_of("user_vocabulary.")
 
+    def _left_out(self) -> list[str]:
+        """Return how many events each step of the preparation dropped, a line each."""
+        counts, malformed = self.manifest["counts"], self.manifest.get("malformed", [])
+        lines = [f"left out {each['count']:,} malformed rows of {each['file']}" for each in malformed]
+        if "rows_read" not in counts:
+            return lines
+        rows, after = counts["rows_read"], counts["events_after_filter"]
+        if rows > after:
+            lines.append(f"the event filter dropped {rows - after:,} of {rows:,} events")
+        if after > self.num_events:
+            dropped = f"{after - self.num_events:,} of {after:,} events"
+            lines.append(f"the filters of users, items and duplicates dropped {dropped}")
+        return lines
+
     def _digest_of(self, vocabulary: str) -> str:
         files = sorted(name for name in self.manifest["files"] if name.startswith(vocabulary))
         parts = " ".join(f"{name}={self.manifest['files'][name]['sha256']}" for name in files)
@@ -180,6 +194,8 @@ class EventStore:
         lines = [
             f"{self.num_events:,} events of {self.num_users:,} users on {self.num_items:,} items",
             f"events a user: mean {lengths.mean():.0f}, median {median:.0f}, p95 {p95:.0f}, max {lengths.max()}",
+            *self._left_out(),
+            *self.manifest.get("notes", []),
             "ordered by timestamp" if self.timestamps is not None else "no timestamps: log order",
             f"event store: {self.directory}",
         ]

@@ -28,3 +28,36 @@ def test_what_is_no_list_is_refused(tmp_path: Path):
     polars.DataFrame({"item_id": [1.5]}).write_parquet(tmp_path / "d.parquet")
     with pytest.raises(InputError, match="column item_id is Float64; make it integers or strings"):
         read_block_list(tmp_path / "d.parquet")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf101\r\n105\r\n",
+        b'"101"\n"105"\n',
+        b"item_id,reason\n101,recalled\n105,recalled\n",
+        b"reason;item_id\nrecalled, by hand; 101 \nrecalled;105\n",
+        b"\xef\xbb\xbfitem_id\treason\n101\tx\n\t\n105\ty\n",
+        b"101.0\n105\nNULL\n",
+        b" 101\n105\xc2\xa0\n",
+    ],
+)
+def test_marks_quotes_names_and_further_columns_are_no_part_of_an_id(tmp_path: Path, content: bytes):
+    (tmp_path / "block.csv").write_bytes(content)
+    assert read_block_list(tmp_path / "block.csv") == [101, 105]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("101,recalled\n105,recalled\n", r"row 1 has 2 fields, expected one id; give one id per line, or a first line"),
+        ("101\n\n105,x\n", r"row 2 has 2 fields"),
+        ("\n \n", r"has no item id; leave it out if no item is blocked"),
+        ("1.2E+12\n5\n", r"the id '1.2E\+12' has an exponent, so digits may be lost"),
+        ("a\n7\n7.0\n", r"has the ids '7' and '7.0', which are probably the same"),
+    ],
+)
+def test_an_unclear_list_is_refused(tmp_path: Path, content: str, message: str):
+    (tmp_path / "block.csv").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_block_list(tmp_path / "block.csv")

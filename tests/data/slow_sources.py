@@ -13,6 +13,12 @@ INTEGER = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 DATE_FORMATS = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%d")
 MILLION = 1_000_000
+WHOLE = re.compile(r"[+-]?[0-9]{1,18}\.0*")
+EXPONENT = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
+# What a table's ids may have around them, and text that is no id.
+BLANK = " \t\r\n\v\f\u00a0\u2007\u202f\ufeff\u200b"
+MISSING = {"NULL", "Null", "null", "\\N", "None", "none", "nan", "NaN", "NAN", "-nan", "-NaN", "NaT"}
+MISSING |= {"NA", "N/A", "n/a", "<NA>", "<na>", "#N/A", "#NA", "#N/A N/A"}
 # White space as Unicode has it, which is not all that Python's `\s` and `strip` take for it.
 SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 # Fields beyond the header's that a table looks at.
@@ -25,17 +31,27 @@ class Reading:
 
     events: list[tuple[Any, Any, int | None]]
     num_malformed: int
+    is_table: bool = True
 
     def is_refused(self, max_bad_share: float) -> bool:
         rows = len(self.events) + self.num_malformed
-        return self.num_malformed > max_bad_share * rows or not self.events
+        return self.num_malformed > max_bad_share * rows or not self.events or any(map(self._is_unclear, (0, 1)))
+
+    def _is_unclear(self, column: int) -> bool:
+        """Whether one id may be written in two ways, or without its last digits."""
+        ids = {event[column] for event in self.events}
+        if self.is_table and all(is_whole(text) or EXPONENT.fullmatch(text) for text in ids):
+            return not all(map(is_whole, ids))
+        return any(WHOLE.fullmatch(text) and text.rstrip("0").rstrip(".") in ids for text in ids)
 
     def histories(self) -> dict[Any, list[Any]]:
         """Each user's items, with ids as integers where the whole log's are."""
-        integers = [all(is_integer(event[k]) for event in self.events) for k in (0, 1)]
+        is_number = is_whole if self.is_table else is_integer
+        integers = [all(is_number(event[k]) for event in self.events) for k in (0, 1)]
         found: dict[Any, list[tuple[int | None, Any]]] = {}
         for user, item, time in self.events:
-            user, item = (int(value) if whole else value for value, whole in zip((user, item), integers, strict=True))
+            pair = zip((user, item), integers, strict=True)
+            user, item = (int(value.partition(".")[0]) if whole else value for value, whole in pair)
             found.setdefault(user, []).append((time, item))
         return {
             user: [item for _, item in sorted(events, key=lambda event: event[0] or 0)]
@@ -49,6 +65,16 @@ def fits(number: int) -> bool:
 
 def is_integer(text: str) -> bool:
     return INTEGER.fullmatch(text) is not None and fits(int(text)) and str(int(text)) == text
+
+
+def is_whole(text: str) -> bool:
+    return is_integer(text) or WHOLE.fullmatch(text) is not None
+
+
+def cleaned(text: str) -> str:
+    """The id in a field of a table; empty if it has none."""
+    text = text.strip(BLANK)
+    return "" if text in MISSING else text
 
 
 def records(data: bytes, separator: str, quote: str | None) -> list[list[str]]:
@@ -85,7 +111,7 @@ def read_table(
 def read_rows(rows: list[list[str]], header: list[str], columns: tuple[str, str, str | None]) -> Reading | None:
     padded = [row + [""] * (len(header) - len(row)) for row in rows]
     places = [header.index(name) for name in columns if name is not None]
-    chosen = [[row[k] for k in places] for row in padded]
+    chosen = [[*map(cleaned, (row[k] for k in places[:2])), *(row[k] for k in places[2:])] for row in padded]
     is_long = [any(row[len(header) : len(header) + NUM_EXTRA]) for row in padded]
     if columns[2] is None:
         fit = [bool(user and item) and not long for (user, item), long in zip(chosen, is_long, strict=True)]
@@ -160,5 +186,7 @@ def read_lines(data: bytes, is_event: re.Pattern[str], places: Iterable[int]) ->
     found = [is_event.fullmatch(line) for line in lines if line]
     events = [tuple(match.group(place) for place in places) for match in found if match]
     return Reading(
-        [(user, item, int(*time) if time else None) for user, item, *time in events], len(found) - len(events)
+        [(user, item, int(*time) if time else None) for user, item, *time in events],
+        len(found) - len(events),
+        is_table=False,
     )

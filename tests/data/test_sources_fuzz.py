@@ -68,6 +68,8 @@ def check_if_taken(found: tuple[dict[Any, list[Any]], int] | None, expected: Rea
 ids = st.one_of(
     st.integers(0, 5).map(str),
     st.sampled_from(["", "007", "-3", "+1", "99999999999999999999", "é", "a b", "\x00", "NaN", "\u2028x", "-0"]),
+    st.sampled_from(["NULL", "\\N", "nan", "None", "NA", "3.0", "3.", "3.00", "3.5", "4.0", "1.2E+12", "1e3", "+3.0"]),
+    st.integers(0, 5).map(lambda number: f"{number}.0"),
     st.sampled_from(["a,b", "a\tb", 'say "x"', "two\nlines", "two\r\nlines", '"', "'", " 1"]),
 )
 times = st.one_of(
@@ -335,6 +337,59 @@ class TestML1M:
         outcome(lambda path: ML1M(path), "ml-1m.zip", bytes(damaged))
         for name in ("ml-1m.zip", "ratings.dat"):
             check_if_taken(outcome(lambda path: ML1M(path), name, data), read_lines(data, RATING, (1, 2, 4)), 0.0)
+
+
+@reads_any_text
+class TestSeveralFiles:
+    @fuzz
+    @given(
+        parts=st.lists(
+            st.tuples(
+                st.lists(st.tuples(ids, ids, st.integers(0, 50)), min_size=1, max_size=6),
+                st.sampled_from(["csv", "tsv", "csv.gz", "parquet text", "parquet floats", "parquet integers"]),
+                st.permutations([0, 1, 2]),
+            ),
+            min_size=2,
+            max_size=4,
+        ),
+        share=SHARES,
+    )
+    def test_one_rule_for_all_of_them(self, parts, share: float):
+        columns, rows = ["user_id", "item_id", "timestamp"], []
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "log").mkdir()
+            for number, (part, kind, order) in enumerate(parts):
+                texts = [[user, item, str(time)] for user, item, time in part]
+                names = [columns[place] for place in order]
+                if kind.startswith("parquet"):
+                    texts = [[*row_of(row[:2], kind), row[2]] for row in texts]
+                    write_parquet(Path(folder) / f"log/{number}.parquet", texts, kind, names)
+                else:
+                    separator = "\t" if kind == "tsv" else ","
+                    ordered = [names, *([row[place] for place in order] for row in texts)]
+                    data = written(ordered, separator, "\n", False, csv.QUOTE_MINIMAL)
+                    file = Path(folder) / f"log/{number}.{kind}"
+                    file.write_bytes(gzip.compress(data) if "gz" in kind else data)
+                rows += texts
+            expected = read_rows(rows, columns, tuple(columns))
+            check(outcome(lambda _: Table(f"{folder}/log", max_bad_share=share), "unused", b""), expected, share)
+
+
+def row_of(texts: list[str], kind: str) -> list[str]:
+    """The ids as a column of that kind holds them: numbers for columns of numbers, else nothing."""
+    if kind == "parquet text":
+        return texts
+    numbers = [re.fullmatch("[0-9]{1,3}(\\.0*)?", text) for text in texts]
+    return [str(int(float(text))) if number else "" for text, number in zip(texts, numbers, strict=True)]
+
+
+def write_parquet(file: Path, rows: list[list[str]], kind: str, order: list[str]) -> None:
+    dtype = {"parquet text": pl.String, "parquet floats": pl.Float64, "parquet integers": pl.Int32}[kind]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    ids = pl.col("user_id", "item_id")
+    if dtype != pl.String:
+        ids = pl.when(ids != "").then(ids).cast(dtype)
+    frame.select(ids, pl.col("timestamp").cast(pl.Int64)).select(order).write_parquet(file)
 
 
 def test_the_slow_reading_is_right_by_hand():

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from seqrec.data.ids import refuse_two_spellings
 from seqrec.data.prepare.memory import MemoryLimit
 from seqrec.data.prepare.spool import IntegerColumn, TextColumn, differences
 from seqrec.errors import InputError
@@ -154,6 +155,7 @@ class SortedTexts(Numbering):
 
         runs = (column.distinct(chunk) for chunk in chunks)
         self._distinct = _merged_in_turn(pl.Series("text", [], pl.String), runs, merge).rechunk()
+        refuse_two_spellings(self._distinct, f"the log's column of {what}")
         self.size = len(self._distinct)
 
     def ids(self, chunk: int) -> Ids:  # noqa: D102

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,9 @@ def read_log(source: Source, work: Workspace) -> tuple[Spool, list[dict[str, Any
     # A source that downloads its files has none before.
     before = before or _state(source.files())
     _check_filters(filters, schema)
+    _refuse_lacking_columns(filters, source)
+    for note in source.notes:
+        progress.note(note)
     for left_out in source.malformed:
         progress.note(
             f"{left_out.file}: left out {left_out.count:,} malformed of {left_out.rows:,} rows: "
@@ -99,6 +102,21 @@ def _check_filters(filters: Filters, schema: pl.Schema) -> None:
             raise InputError(
                 f"filters.event_features: {name!r} is {schema[name]}; "
                 "it must be integers of at most 64 bits, floats or booleans"
+            )
+
+
+def _refuse_lacking_columns(filters: Filters, source: Source) -> None:
+    """Refuse filters that need a column which only some files have; the events of the others would be dropped."""
+    needed = dict.fromkeys(filters.event_features, "filters.event_features")
+    if filters.event_filter is not None:
+        with suppress(pl.exceptions.PolarsError):  # `_event_condition` refuses it with the reason
+            names = pl.sql_expr(filters.event_filter).meta.root_names()
+            needed |= dict.fromkeys(names, f"filters.event_filter={filters.event_filter!r}")
+    for name, argument in needed.items():
+        if name in source.lacking:
+            raise InputError(
+                f"{argument} needs the column {name!r}, which {source.lacking[name]} does not have though other files "
+                "of the log do; give the column one name in all files, or leave that file out"
             )
 
 

@@ -71,6 +71,7 @@ def write_store_of(source: Source, settings: dict[str, Any], directory: Path, wo
         "order": ORDER[has_times],
         "source_files": source_files,
         "malformed": [asdict(malformed) for malformed in source.malformed],
+        "notes": list(source.notes),
     }
     write_manifest(directory, {file.path.name: file.finish() for file in files}, counts, extra)
 

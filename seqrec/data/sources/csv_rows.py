@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
+from seqrec.data.ids import BLANKS, MISSING_VALUES, cleaned
 from seqrec.errors import InputError
 
 # polars cuts a row after the requested columns, so some fields beyond the header's are requested, too. A row is too
@@ -32,6 +33,7 @@ class CsvRows:
         separator: Character between fields.
         quote: Character around fields that contain separators or line breaks; None if quotes mean nothing.
         header: Names of the columns, if the first line does not contain them.
+        missing_values: Text that stands for a missing value.
 
     Attributes:
         names: The column names.
@@ -46,12 +48,14 @@ class CsvRows:
     separator: str
     quote: str | None
     header: list[str] | None = None
+    missing_values: Sequence[str] = MISSING_VALUES
     names: list[str] = field(init=False)
     extra: list[str] = field(init=False)
     frame: pl.LazyFrame = field(init=False)
 
     def __post_init__(self) -> None:
-        self.names = self._names() if self.header is None else self._checked_header(self.header)
+        names = self._names() if self.header is None else self._checked_header(self.header)
+        self.names = [name.strip(BLANKS) for name in names]
         self.extra = [f"field {len(self.names) + k + 1} of {self.path}" for k in range(_NUM_EXTRA)]
         self._skipped = 0 if self.header is not None else self._lines_to_names()
         self.frame = self._positional(self._skipped)
@@ -88,7 +92,8 @@ class CsvRows:
         if not names:
             return []
         sample = self.frame.select(names).head(_ROWS_FOR_TYPES).collect(engine="streaming")
-        return [_typed(pl.col(name), sample[name].filter(sample[name].str.len_bytes() > 0)) for name in names]
+        known = sample.select(cleaned(pl.col(names), self.missing_values))
+        return [_typed(cleaned(pl.col(name), self.missing_values), known[name].drop_nulls()) for name in names]
 
     @contextmanager
     def naming_stray_quotes(self) -> Iterator[None]:
@@ -188,8 +193,7 @@ class CsvRows:
         return began if record else None
 
 
-def _typed(column: pl.Expr, values: pl.Series) -> pl.Expr:
-    value = pl.when(column.str.len_bytes() > 0).then(column)
+def _typed(value: pl.Expr, values: pl.Series) -> pl.Expr:
     if len(values) == 0:
         return value
     for number in (pl.Int64, pl.Float64):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import glob
 import inspect
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from seqrec.data.progress import Progress
@@ -36,11 +38,16 @@ class Malformed:
 
 @dataclass(frozen=True)
 class CheckedLog:
-    """A log that was read once to check it: the interaction frame, its rows, and the rows that were left out."""
+    """A log that was read once to check it: the interaction frame, its rows, and the rows that were left out.
+
+    `notes` and `lacking` are as in `Source`.
+    """
 
     frame: pl.LazyFrame
     num_rows: int
     malformed: tuple[Malformed, ...]
+    notes: tuple[str, ...] = ()
+    lacking: Mapping[str, str] = field(default_factory=dict)
 
 
 class Source(ABC):
@@ -54,6 +61,9 @@ class Source(ABC):
         incidental: Arguments that do not change the log, such as the folder of a download.
         malformed: Rows that the last scan left out, by file.
         num_rows: Number of rows of the frame that the last scan returned; None if it did not count them.
+        notes: What the last scan did with the log's text, in sentences: blanks that were cut, files that were skipped.
+        lacking: Columns that some files of the last scan have and others lack, each with the first file without it.
+        later: Arguments that are newer than stores which exist; they are described only if they are set.
 
     Example:
         >>> from seqrec import Source, Synthetic
@@ -68,6 +78,9 @@ class Source(ABC):
     incidental: ClassVar[frozenset[str]] = frozenset()
     malformed: tuple[Malformed, ...] = ()
     num_rows: int | None = None
+    notes: tuple[str, ...] = ()
+    lacking: Mapping[str, str] = MappingProxyType({})
+    later: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
@@ -94,15 +107,18 @@ class Source(ABC):
 
     def _accept(self, log: CheckedLog) -> pl.LazyFrame:
         """Keep the results of the check as attributes, and return the frame."""
-        self.num_rows, self.malformed = log.num_rows, log.malformed
+        self.num_rows, self.malformed, self.notes, self.lacking = log.num_rows, log.malformed, log.notes, log.lacking
         return log.frame
 
     def describe(self) -> dict[str, Any]:
         """Return name and arguments as plain values, without incidental ones: equal descriptions mean the same log."""
-        arguments = [name for name in inspect.signature(type(self)).parameters if name not in self.incidental]
+        names = [name for name in inspect.signature(type(self)).parameters if name not in self.incidental]
+        arguments = {name: getattr(self, name) for name in names}
         return {
             "name": self.name or f"{type(self).__module__}.{type(self).__qualname__}",
-            "arguments": {argument: getattr(self, argument) for argument in arguments},
+            "arguments": {
+                name: value for name, value in arguments.items() if not (name in self.later and value is None)
+            },
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,9 @@ class Table(Source):
     without a zone is taken as UTC), and numbers with a decimal point become whole numbers. If any time of the log
     has a fraction, all times become millionths (microseconds) instead.
 
+    Ids: see `seqrec.data.ids`. Blanks around ids are cut off, markers of missing values are no ids, and `12.0` is 12 if
+    all ids of the column are whole numbers. What was done is reported.
+
     A row is malformed if it has no user or item, no time that fits into int64, or more fields than the file has
     columns. A separator at the end of a row does no harm, and a row with only empty fields is a blank line.
 
@@ -45,6 +49,8 @@ class Table(Source):
         quote: Character around fields of CSV and TSV files that contain a separator, a line break or, doubled, the
             quote itself. None if quotes are characters like others.
         max_bad_share: Largest share of malformed rows, 0..1, that are left out; more of them are an error.
+        missing_values: Text that stands for a missing value, in any column; a row without user or item is malformed.
+            None is `seqrec.data.ids.MISSING_VALUES`: NULL, \N, NaN, None, NA and the like. [] if such words are ids.
 
     Raises:
         InputError: if the arguments contradict each other.
@@ -61,6 +67,7 @@ class Table(Source):
     """
 
     name = "table"
+    later = frozenset({"missing_values"})
 
     def __init__(
         self,
@@ -73,6 +80,7 @@ class Table(Source):
         header: list[str] | None = None,
         quote: str | None = '"',
         max_bad_share: float = 0.0,
+        missing_values: list[str] | None = None,
     ) -> None:
         if len({user, item, timestamp}) < 3:
             raise InputError(f"{user=}, {item=} and {timestamp=} must be different columns")
@@ -98,27 +106,45 @@ class Table(Source):
         self.header = header
         self.quote = quote
         self.max_bad_share = check_max_bad_share(max_bad_share)
+        self.missing_values = missing_values
 
     def files(self) -> list[Path]:
         """Return the files in the order of reading."""
+        return self._files()[0]
+
+    def _files(self) -> tuple[list[Path], list[Path]]:
+        """Return the files, and the hidden ones that are skipped, such as `._log.csv` and `_SUCCESS.csv`."""
         path = Path(self.path)
         if path.is_file():
-            return [path]
+            return [path], []
         if path.is_dir():
             found = [file for file in sorted(path.iterdir()) if file.is_file() and suffix(file) in _SUFFIXES]
             if not found:
                 raise MissingInputError(f"path={self.path!r}: no {', '.join(_SUFFIXES)} file in this folder")
-            return found
-        found = matching_files(self.path)
-        if not found:
-            raise MissingInputError(f"path={self.path!r}: no such file or folder, and no file matches it")
-        return found
+        else:
+            found = matching_files(self.path)
+            if not found:
+                raise MissingInputError(f"path={self.path!r}: no such file or folder, and no file matches it")
+        hidden = [file for file in found if file.name.startswith((".", "_"))]
+        seen = [file for file in found if file not in hidden]
+        if not seen:
+            raise MissingInputError(
+                f"path={self.path!r} has only hidden files, such as {hidden[0].name}; give the file itself to read it"
+            )
+        return seen, hidden
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
         """Return the interaction frame. Each file is read once or twice to check it, and again for the events."""
+        from seqrec.data.ids import MISSING_VALUES
         from seqrec.data.sources.table_file import Layout, TableFile
         from seqrec.data.sources.table_log import check_tables
 
         arguments = (self.user, self.item, self.timestamp, self.features, self.separator, self.quote, self.header)
-        files = [TableFile(file, Layout(*arguments)) for file in self.files()]
-        return self._accept(check_tables(files, self.max_bad_share, progress))
+        missing = MISSING_VALUES if self.missing_values is None else tuple(self.missing_values)
+        found, hidden = self._files()
+        files = [TableFile(file, Layout(*arguments, missing)) for file in found]
+        log = check_tables(files, self.max_bad_share, progress)
+        if hidden:
+            names = ", ".join(file.name for file in hidden[:3]) + (", .." if len(hidden) > 3 else "")
+            log = replace(log, notes=(f"skipped {len(hidden):,} hidden file(s): {names}", *log.notes))
+        return self._accept(log)

@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from seqrec.data.ids import MISSING_VALUES, cleaned, whole_numbers
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.sources.checking import reading, shorten
 from seqrec.data.sources.csv_rows import CsvRows
@@ -47,6 +48,7 @@ class Layout:
     separator: str | None = None
     quote: str | None = '"'
     header: list[str] | None = None
+    missing_values: tuple[str, ...] = MISSING_VALUES
 
     def required(self) -> dict[str, str]:
         """Return the columns that the file must have, by the text of the argument in messages."""
@@ -68,7 +70,10 @@ class TableFile:
         csv: The rows as text; None for Parquet.
         frame: The raw columns, with blank lines and malformed rows.
         names: The names of these columns, in order.
-        ids: Columns `user_id` and `item_id` of the interaction frame, Int64 or String, null if a row has no id.
+        raw_ids: The columns `user_id` and `item_id` of the interaction frame, as the file has them.
+        loose: Whether ids are read by all rules of `seqrec.data.ids`. If all are plain integers, as in most logs, that
+            changes nothing but the time it takes.
+        decimals: Names of the id columns that have whole numbers such as 12.0.
         time: Expressions that read the time column, at first in the strictest way; None if the log has no times.
         in_millionths: Whether times become millionths, as in a log with a time that is not whole; False at first.
 
@@ -81,7 +86,9 @@ class TableFile:
     csv: CsvRows | None = field(init=False, default=None)
     frame: pl.LazyFrame = field(init=False)
     names: list[str] = field(init=False)
-    ids: dict[str, pl.Expr] = field(init=False)
+    raw_ids: dict[str, pl.Expr] = field(init=False)
+    loose: bool = field(init=False, default=False)
+    decimals: set[str] = field(init=False, default_factory=set)
     time: TimeColumn | None = field(init=False)
     in_millionths: bool = field(init=False, default=False)
 
@@ -91,12 +98,13 @@ class TableFile:
                 self.frame = pl.scan_parquet(self.path, glob=False)
                 self.names = self.frame.collect_schema().names()
             else:
-                self.csv = CsvRows(self.path, self._separator(), self.layout.quote, self.layout.header)
+                layout = self.layout
+                self.csv = CsvRows(self.path, self._separator(), layout.quote, layout.header, layout.missing_values)
                 self.frame, self.names = self.csv.frame, self.csv.names
         with self.reading():
             self._schema = self.frame.collect_schema()
             self._check_columns()
-            self.ids = {
+            self.raw_ids = {
                 USER_ID: self._id_column("user", self.layout.user),
                 ITEM_ID: self._id_column("item", self.layout.item),
             }
@@ -118,6 +126,28 @@ class TableFile:
             self.time = self.time.looser
 
     @property
+    def ids(self) -> dict[str, pl.Expr]:
+        """Columns `user_id` and `item_id`, Int64 or String, null if a row has no id."""
+        return {name: self._id(name) for name in self.raw_ids}
+
+    def is_text(self, name: str) -> bool:
+        """Return whether an id column is text in the file, which may be written numbers."""
+        dtype = self._schema[self._columns[name]]
+        return dtype == pl.String or isinstance(dtype, (pl.Categorical, pl.Enum))
+
+    @property
+    def _columns(self) -> dict[str, str]:
+        return {USER_ID: self.layout.user, ITEM_ID: self.layout.item}
+
+    def _id(self, name: str) -> pl.Expr:
+        column = self.raw_ids[name]
+        if not self.is_text(name):
+            return column
+        if self.loose:
+            return cleaned(column, self.layout.missing_values)
+        return pl.when(column.str.len_bytes() > 0).then(column)
+
+    @property
     def parsed(self) -> dict[str, pl.Expr]:
         """Columns `user_id`, `item_id` and, if the log has times, `timestamp`; null if a row has no valid one."""
         if self.time is None:
@@ -134,9 +164,12 @@ class TableFile:
         """Return the file's interaction frame, without malformed rows and blank lines."""
         frame = self.frame if all_fit else self.frame.filter(~self.is_unfit)
         types = {**id_types, TIMESTAMP: pl.Int64}
-        parsed = [column.cast(types[name]).alias(name) for name, column in self.parsed.items()]
+        parsed = [self._cast(name, column, types[name]).alias(name) for name, column in self.parsed.items()]
         with self.reading():
             return frame.select(*parsed, *self._features())
+
+    def _cast(self, name: str, column: pl.Expr, dtype: Any) -> pl.Expr:
+        return whole_numbers(column) if name in self.decimals and dtype == pl.Int64 else column.cast(dtype)
 
     @property
     def _kind(self) -> str:
@@ -159,15 +192,16 @@ class TableFile:
             raise InputError(f"{self.path} has no column {column!r} ({argument}); it has {', '.join(self.names)}{hint}")
 
     def _id_column(self, argument: str, column: str) -> pl.Expr:
-        # Int64 or String, null if a row has no id.
+        # Int64 or String.
         values, dtype = pl.col(column), self._schema[column]
         if dtype.is_integer():
             return values.cast(pl.Int64, strict=False)
         if dtype.is_float():
-            return pl.when(values == values.floor()).then(values.cast(pl.Int64, strict=False))
+            # From 2^53 on not every integer is a float, so the id may be another.
+            exact = (values == values.floor()) & (values.abs() < 2.0**53)
+            return pl.when(exact).then(values.cast(pl.Int64, strict=False))
         if dtype == pl.String or isinstance(dtype, (pl.Categorical, pl.Enum)):
-            text = values.cast(pl.String)
-            return pl.when(text.str.len_bytes() > 0).then(text)
+            return values.cast(pl.String)
         raise InputError(f"{self.path}: {argument}={column!r} is {dtype}; ids must be integers or text")
 
     def _time_column(self) -> TimeColumn | None:

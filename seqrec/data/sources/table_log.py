@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from seqrec.data.ids import EXPONENT, WHOLE_NUMBER, exponent_refusal
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, USER_ID
 from seqrec.data.sources.checking import Tally, estimate_lines, is_integer, leave_out, shorten, tally
@@ -17,6 +19,8 @@ from seqrec.data.sources.table_file import FURTHEST_IN_MILLIONTHS, TableFile
 from seqrec.errors import InputError
 
 _ROW = "row number"
+# Rows that show whether the ids of a file are text.
+_ROWS_IN_SAMPLE = 1000
 
 
 def check_tables(files: Sequence[TableFile], max_bad_share: float, progress: Progress | None) -> CheckedLog:
@@ -48,13 +52,68 @@ def check_tables(files: Sequence[TableFile], max_bad_share: float, progress: Pro
             surveys = [_survey(file, progress) for file in files]
     rows = sum(found.malformed.rows for found in surveys)
     malformed = leave_out([found.malformed for found in surveys], rows, max_bad_share)
-    id_types = {
-        name: pl.Int64 if all(found.integer_ids[name] for found in surveys) else pl.String
-        for name in (USER_ID, ITEM_ID)
-    }
+    id_types = {name: _id_type(name, files, surveys) for name in (USER_ID, ITEM_ID)}
     frames = [file.interactions(id_types, all_fit=found.all_fit) for file, found in zip(files, surveys, strict=True)]
     frame = frames[0] if len(frames) == 1 else pl.concat(frames, how="diagonal_relaxed")
-    return CheckedLog(frame, rows - sum(left.count for left in malformed), malformed)
+    return CheckedLog(
+        frame,
+        rows - sum(left.count for left in malformed),
+        malformed,
+        tuple(_notes(files, surveys, id_types)),
+        _lacking(files),
+    )
+
+
+def _id_type(name: str, files: Sequence[TableFile], surveys: Sequence[_Survey]) -> Any:
+    """Return Int64 if every id of the log is a whole number, else String."""
+    if any(found.ids[name].text for found in surveys):
+        return pl.String
+    for file, found in zip(files, surveys, strict=True):
+        if (exponent := found.ids[name].exponent) is not None:
+            place, example = exponent
+            raise InputError(f"{file.path}: {place}: {exponent_refusal(example)}")
+        if found.ids[name].decimals:
+            file.decimals.add(name)
+    return pl.Int64
+
+
+def _notes(files: Sequence[TableFile], surveys: Sequence[_Survey], id_types: dict[str, Any]) -> Iterator[str]:
+    for name, dtype in id_types.items():
+        of_files = [(file.path, found.ids[name]) for file, found in zip(files, surveys, strict=True)]
+        for count, where in (_total((path, ids.blanks) for path, ids in of_files),):
+            if count:
+                yield f"{name}: cut the blanks around {count:,} ids, first in {where}"
+        for count, where in (_total((path, ids.decimals) for path, ids in of_files),):
+            if count and dtype == pl.Int64:
+                yield f"{name}: read {count:,} ids such as 12.0 as whole numbers, first in {where}"
+
+
+def _total(counts: Iterable[tuple[Path, int]]) -> tuple[int, Path | None]:
+    found = [(path, count) for path, count in counts if count]
+    return sum(count for _, count in found), found[0][0] if found else None
+
+
+def _lacking(files: Sequence[TableFile]) -> dict[str, str]:
+    """Return the columns that some files have, each with the first file that does not."""
+    names = {name for file in files for name in file.names}
+    return {name: str(lacking[0].path) for name in names if (lacking := [f for f in files if name not in f.names])}
+
+
+@dataclass(frozen=True)
+class _Ids:
+    """Findings in an id column, without malformed rows.
+
+    Attributes:
+        text: Whether an id is no number.
+        decimals: Number of ids such as 12.0.
+        blanks: Number of ids with blanks around them.
+        exponent: Place and text of the first id such as 1.2E+12; None if there is none.
+    """
+
+    text: bool = False
+    decimals: int = 0
+    blanks: int = 0
+    exponent: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,14 +123,14 @@ class _Survey:
     Attributes:
         malformed: The malformed rows. The count is 0 if the file has none.
         all_fit: Whether the file has neither malformed rows nor blank lines.
-        integer_ids: Whether every `user_id`, and every `item_id`, is an integer.
+        ids: Findings in the columns `user_id` and `item_id`.
         fractions: Whether a time is not whole.
         far_times: Whether a time fits into int64, but its millionths do not.
     """
 
     malformed: Malformed
     all_fit: bool
-    integer_ids: dict[str, bool]
+    ids: dict[str, _Ids]
     fractions: bool
     far_times: bool
 
@@ -79,11 +138,15 @@ class _Survey:
 def _survey(file: TableFile, progress: Progress) -> _Survey:
     # One pass, or two if a row is malformed or blank.
     with file.reading():
-        found = _tally(file, "checking", _conditions(file), progress)
-        if found.counts["unfit"]:
-            file.loosen_time()
-            conditions = _conditions(file) | _reasons(file)
-            found = _tally(file, "finding malformed rows of", conditions, progress)
+        texts = _texts(file)
+        found = _tally(file, "checking", _conditions(file, texts), progress)
+        has_text = any(found.counts.get(f"{name} is text") for name in file.ids)
+        if found.counts["unfit"] or (has_text and not file.loose):
+            file.loose = True
+            if found.counts["unfit"]:
+                file.loosen_time()
+            conditions = _conditions(file, texts) | _reasons(file)
+            found = _tally(file, "finding malformed rows and unusual ids of", conditions, progress)
             if file.csv is not None and found.counts["long"]:
                 file.csv.check_no_line_is_swallowed(found.rows)
         rows = found.rows - found.counts.get("blank", 0)
@@ -93,22 +156,65 @@ def _survey(file: TableFile, progress: Progress) -> _Survey:
     return _Survey(
         malformed=Malformed(str(file.path), found.counts.get("malformed", 0), rows, places),
         all_fit=not found.counts["unfit"],
-        integer_ids={name: not found.counts.get(f"{name} is text") for name in file.ids},
+        ids={name: _ids(file, name, texts, found) for name in file.ids},
         fractions=bool(found.counts.get("fraction")),
         far_times=bool(found.counts.get("far")),
     )
 
 
-def _conditions(file: TableFile) -> dict[str, pl.Expr]:
-    unfit = file.is_unfit
+def _texts(file: TableFile) -> set[str]:
+    """Return the id columns whose first rows have text that is no number; the ids of others are read strictly first."""
+    names = [name for name in file.ids if file.is_text(name)]
+    if not names:
+        return set()
+    file.loose = True
+    first = file.frame.filter(~file.is_unfit).select(**{name: file.ids[name] for name in names}).head(_ROWS_IN_SAMPLE)
+    sample = first.collect(engine="streaming")
+    numbers = {name: _is_number(pl.col(name)) for name in names}
+    texts = {name for name, found in sample.select(**numbers).to_dict().items() if not found.fill_null(True).all()}
+    file.loose = bool(texts)
+    return texts
+
+
+def _is_number(text: pl.Expr) -> pl.Expr:
+    return is_integer(text) | text.str.contains(WHOLE_NUMBER) | text.str.contains(EXPONENT)
+
+
+def _conditions(file: TableFile, texts: set[str]) -> dict[str, pl.Expr]:
+    unfit, ids = file.is_unfit, file.ids
     conditions = {"unfit": unfit}
-    types = file.frame.select(**file.ids).collect_schema()
-    for name in (name for name in file.ids if types[name] == pl.String):
-        conditions[f"{name} is text"] = ~unfit & ~is_integer(file.ids[name])
+    for name in filter(file.is_text, ids):
+        if file.loose:
+            longer = file.raw_ids[name].str.len_bytes() > ids[name].str.len_bytes()
+            conditions[f"{name} has blanks"] = ~unfit & longer
+        if name in texts:
+            continue
+        other = ~unfit & ~is_integer(ids[name])
+        if file.loose:
+            whole, exponent = ids[name].str.contains(WHOLE_NUMBER), ids[name].str.contains(EXPONENT)
+            conditions[f"{name} is decimal"] = other & whole
+            conditions[f"{name} has exponent"] = other & exponent
+            other = other & ~whole & ~exponent
+        conditions[f"{name} is text"] = other
     if file.time is not None:
         conditions["fraction"] = ~unfit & file.time.is_fraction
         conditions["far"] = ~unfit & file.time.millionths.is_null()
     return conditions
+
+
+def _ids(file: TableFile, name: str, texts: set[str], found: Tally) -> _Ids:
+    first = found.first.get(f"{name} has exponent", [])[:1]
+    exponent = None
+    if first:
+        row = file.frame.slice(first[0], 1).select(file.ids[name].alias(name)).collect(engine="streaming")
+        place = f"row {first[0] + 1}" if file.csv is None else f"line {file.csv.lines_of(first)[0]}"
+        exponent = (f"{place}: {name}", str(row[name][0]))
+    return _Ids(
+        text=name in texts or bool(found.counts.get(f"{name} is text")),
+        decimals=found.counts.get(f"{name} is decimal", 0),
+        blanks=found.counts.get(f"{name} has blanks", 0),
+        exponent=exponent,
+    )
 
 
 def _reasons(file: TableFile) -> dict[str, pl.Expr]:
