@@ -20,6 +20,7 @@ from seqrec.errors import InputError, MissingInputError
 from seqrec.inference import load
 from seqrec.inference.bulk import BulkUsers
 from seqrec.inference.bulk.command import recommend
+from seqrec.runs import checkpoints
 
 
 @pytest.fixture(autouse=True)
