@@ -63,7 +63,7 @@ def find_lr(
         name = type(model.optimizer).__name__
         raise InputError(f"the optimizer {name} has no lr to search; give it an attribute lr")
     batches: list[Tensor] = []
-    # Lightning keeps the loss times the batch's weight, which varies more between batches than the loss.
+    # Lightning keeps a smoothed loss, in which the minimum lags.
     hook = model.loss.register_forward_hook(lambda *call: batches.append(call[-1].detach()))
     try:
         with _bare(trainer):

@@ -104,6 +104,7 @@ class SequentialRecommender(Recommender):
             raise InputError("user_embedding needs num_users: the number of users in the training log")
         self.users = self._make_table(num_users) if user_embedding else None
         self._losses: PendingCopy | None = None
+        self._weight: Tensor | None = None
         # DDP would send all rows of these tables.
         self._ddp_params_and_buffers_to_ignore = list(self._sparse_embeddings())
         encoder_spec = to_spec(self.encoder)
@@ -333,20 +334,29 @@ class SequentialRecommender(Recommender):
             self.loss.use_item_counts(torch.from_numpy(data.train_item_counts()))
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch times its weight, so all targets of an epoch count the same."""
+        """Return the mean loss over a batch's targets."""
         states = self.to_scoring_space(self(batch.history, batch.user_ids))
         loss: Tensor = self.loss(states, batch, self.scorer())
-        weighted = loss * batch.weight
-        self._losses = PendingCopy(torch.stack([loss.detach(), weighted.detach()]))
-        return weighted
+        self._weight = batch.weight
+        self._losses = PendingCopy(torch.stack([loss.detach(), batch.weight.to(loss.device, loss.dtype)]))
+        return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute gradients of the loss times the batch's weight, so all targets of an epoch count the same.
+
+        The weight is `SequenceBatch.weight`, of mean 1 over an epoch. Loggers, callbacks and `Tuner.lr_find` get the
+        loss without it; gradient clipping gets the gradients with it, which the optimizer uses.
+        """
+        super().backward(loss if self._weight is None else loss * self._weight, *args, **kwargs)
+        self._weight = None
 
     def on_after_backward(self) -> None:
         """Log the step's loss. If an update is due, average row-sparse gradients over processes, as DDP does others."""
         # Logged here and from the CPU, as the progress bar would otherwise wait for the GPU.
         if self._losses is not None:
-            (loss, weighted), self._losses = self._losses.read(), None
+            (loss, weight), self._losses = self._losses.read(), None
             log_step(self, "train_loss_step", loss, on_step=True)
-            log_step(self, "train_loss_epoch", weighted, on_step=False)
+            log_step(self, "train_loss_epoch", loss, on_step=False, weight=float(weight))
         if not is_accumulating(self.trainer):
             for table in self._sparse_tables():
                 table.share_gradient()

@@ -42,8 +42,8 @@ def validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
-def log_step(module: pl.LightningModule, name: str, value: Tensor, *, on_step: bool) -> None:
-    """Log a value at every step, as `module.log(name, value, prog_bar=True, batch_size=1)` in a fraction of the time.
+def log_step(module: pl.LightningModule, name: str, value: Tensor, *, on_step: bool, weight: float = 1.0) -> None:
+    """Log a value at every step, as `module.log(name, value, prog_bar=True)` in a fraction of the time.
 
     The first call of an epoch calls `log`. Later ones pass the value to the object that Lightning created then; `log`
     would copy and compare all settings, and search everything that belongs to the value for tensors to move.
@@ -53,15 +53,17 @@ def log_step(module: pl.LightningModule, name: str, value: Tensor, *, on_step: b
         name: Name in logs.
         value: Scalar, on the same device at all steps.
         on_step: Whether the step's value is logged; else the mean of the epoch, at its end.
+        weight: Weight of the value in that mean.
     """
     trainer = attached_trainer(module)
     results = None if trainer is None else trainer._results
     key = f"{module._current_fx_name}.{name}"
     logged = None if results is None else results.get(key)
     if results is None or logged is None or logged.has_reset:
-        module.log(name, value, prog_bar=True, on_step=on_step, on_epoch=not on_step, batch_size=1)
+        size: Any = weight  # Lightning declares int, and takes any number
+        module.log(name, value, prog_bar=True, on_step=on_step, on_epoch=not on_step, batch_size=size)
     else:
-        results.update_metrics(key, value, 1)
+        results.update_metrics(key, value, weight)
 
 
 def wrap_save_checkpoint(trainer: pl.Trainer, context: Callable[[], AbstractContextManager[None]]) -> None:

@@ -2,17 +2,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch.tuner import Tuner
 
 from seqrec import encoders
 from seqrec.catalogue.recommend import RecommendOptions
+from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.sources import Synthetic
 from seqrec.encoders.layers import LearnedPositions
 from seqrec.errors import InputError
-from seqrec.models import SASRec, SequentialRecommender
-from seqrec.training.optim import Adam
+from seqrec.models import GRU4Rec, SASRec, SequentialRecommender
+from seqrec.training.losses import FullSoftmax
+from seqrec.training.optim import Adam, OptimizerFactory
 from seqrec.types import SequenceBatch
 
 MakeBatch = Callable[..., SequenceBatch]
@@ -131,13 +137,65 @@ def test_predictions_leave_out_seen_items_unless_told(make_batch: MakeBatch):
     assert sorted(sasrec.predict_step(batch, 0).item_ids[0].tolist()) == list(range(1, 13))
 
 
-def test_the_loss_counts_by_the_batchs_weight(make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch):
-    recommender = model()
-    monkeypatch.setattr(recommender, "log", lambda *_, **__: None)
+def test_gradients_count_by_the_batchs_weight_and_the_loss_does_not(make_batch: MakeBatch):
+    recommender = model().train()
     batch = make_batch([[1, 2, 3], [4]], [4, 5])
-    losses = []
+    losses, gradients = [], []
     for weight in (1.0, 0.5):
         torch.manual_seed(0)  # the same negatives
-        losses.append(recommender.training_step(dataclasses.replace(batch, weight=torch.tensor(weight)), 0).item())
-    assert losses[0] > 0
-    assert losses[1] == pytest.approx(losses[0] / 2)
+        loss = recommender.training_step(dataclasses.replace(batch, weight=torch.tensor(weight)), 0)
+        recommender.zero_grad()
+        recommender.backward(loss)
+        losses.append(loss.item())
+        gradients.append(recommender.items.table.weight.grad.clone())
+    assert losses[0] == losses[1] > 0
+    torch.testing.assert_close(gradients[1], gradients[0] / 2)
+
+
+@pytest.mark.parametrize(
+    "cut", [{"limit_train_batches": 1}, {"max_steps": 2}, {"fast_dev_run": 2}, {"limit_train_batches": 0.5}, {}]
+)
+def test_the_epochs_loss_is_a_mean_of_losses_however_it_is_cut(cut: dict[str, object], tmp_path: Path):
+    """The learning rate is 0, so the loss of each batch can be computed again."""
+    source = Synthetic(num_users=30, num_items=20, mean_events=12, seed=2)
+    data = SequenceDataModule(source, store=str(tmp_path / "store"), max_length=20, max_tokens=60)
+    recommender = GRU4Rec(data.num_items, d_model=8, max_length=20, dropout=0.0, loss=FullSoftmax())
+    recommender.optimizer = SGDOfNoStep()
+    seen: list[tuple[float, float]] = []
+    recommender.loss.register_forward_hook(lambda _, given, loss: seen.append((loss.item(), given[1].weight.item())))
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **(quiet | cut))
+    trainer.fit(recommender, data)
+    losses, weights = map(np.array, zip(*seen, strict=True))
+    assert trainer.callback_metrics["train_loss_epoch"].item() == pytest.approx(
+        (losses * weights).sum() / weights.sum()
+    )
+    assert weights.min() < 0.95 or len(weights) < 3
+
+
+class SGDOfNoStep(OptimizerFactory):
+    """An optimizer that changes nothing."""
+
+    schedule = None
+
+    def build(self, module: torch.nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(module.parameters(), lr=0.0)
+
+
+def test_lightnings_own_search_of_a_step_size_sees_the_loss(tmp_path: Path):
+    source = Synthetic(num_users=60, num_items=20, mean_events=12, seed=2)
+    data = SequenceDataModule(source, store=str(tmp_path / "store"), max_length=20, batch_size=4)
+    recommender = GRU4Rec(data.num_items, d_model=8, max_length=20)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        max_epochs=20,
+    )
+    found = Tuner(trainer).lr_find(recommender, data, num_training=40)
+    assert found is not None
+    assert len(found.results["loss"]) > 30
+    assert found.suggestion() is not None

@@ -171,10 +171,11 @@ class LogsByLightning(GRU4Rec):
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
         loss = self.loss(self.to_scoring_space(self(batch.history)), batch, self.scorer())
-        weighted = loss * batch.weight
+        self._weight = batch.weight
         self.log("train_loss_step", loss, prog_bar=True, batch_size=1)
-        self.log("train_loss_epoch", weighted, prog_bar=True, on_step=False, on_epoch=True, batch_size=1)
-        return weighted
+        weight: Any = float(batch.weight)
+        self.log("train_loss_epoch", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=weight)
+        return loss
 
 
 class Logger(DummyLogger):
