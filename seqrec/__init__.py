@@ -59,7 +59,7 @@ if TYPE_CHECKING:
         evaluate,
     )
     from seqrec.runs import RunFolder
-    from seqrec.runs.callbacks import BestCheckpoint, EarlyStopping, ResumePoints
+    from seqrec.runs.callbacks import BestCheckpoint, ResumableEarlyStopping, ResumePoints
     from seqrec.training.losses import BCE, GBCE, FullSoftmax, InBatchSoftmax, Loss, SampledSoftmax
     from seqrec.training.negatives import (
         InBatchNegatives,
@@ -105,7 +105,7 @@ _MODULES = {
         "TrainingEvents evaluate"
     ),
     "seqrec.runs": "RunFolder",
-    "seqrec.runs.callbacks": "BestCheckpoint EarlyStopping ResumePoints",
+    "seqrec.runs.callbacks": "BestCheckpoint ResumableEarlyStopping ResumePoints",
     "seqrec.training.losses": "BCE GBCE FullSoftmax InBatchSoftmax Loss SampledSoftmax",
     "seqrec.training.negatives": (
         "InBatchNegatives MixedNegatives NegativeSampler PopularityNegatives UniformNegatives"
@@ -122,7 +122,7 @@ __all__ = [
     "Baseline",
     "BestCheckpoint",
     "Comparison",
-    "EarlyStopping",
+    "ResumableEarlyStopping",
     "Event",
     "EventStore",
     "ExactSearch",
@@ -204,6 +204,8 @@ aliases.install()
 
 def __getattr__(name: str) -> Any:
     """Load a public name when it is first used (PEP 562)."""
+    if name in aliases.NAMES["seqrec"]:
+        return aliases.old_names("seqrec")(name)
     if name not in _PLACES:
         from seqrec.registry import did_you_mean
 

@@ -68,6 +68,7 @@ MODULES: dict[str, str] = {
 }
 # Present module -> a name that it had -> the present path.
 NAMES: dict[str, dict[str, str]] = {
+    "seqrec": {"EarlyStopping": "seqrec.runs.callbacks.ResumableEarlyStopping"},
     "seqrec.encoders.layers": {"streamed": "seqrec.encoders.layers.as_streaming"},
     "seqrec.evaluation.results": {"compare_results": "seqrec.evaluation.results.compare"},
     "seqrec.inference": {
@@ -84,6 +85,7 @@ NAMES: dict[str, dict[str, str]] = {
     "seqrec.inference.sessions.stores": {"MemoryStore": "seqrec.inference.sessions.InMemoryStore"},
     "seqrec.runs.callbacks": {
         "CheckpointFiles": "seqrec.runs.callbacks.UseAtomicCheckpoints",
+        "EarlyStopping": "seqrec.runs.callbacks.ResumableEarlyStopping",
         "Execution": "seqrec.runs.callbacks.EncoderCompile",
     },
     "seqrec.training.optim": {

@@ -15,7 +15,7 @@ from seqrec.data.sources import Synthetic
 from seqrec.data.windows import RandomCrop
 from seqrec.errors import InputError
 from seqrec.models import SASRec
-from seqrec.runs.callbacks import BestCheckpoint, EarlyStopping, ResumePoints
+from seqrec.runs.callbacks import BestCheckpoint, ResumableEarlyStopping, ResumePoints
 
 EPOCHS = 3
 # What Lightning says of a folder that a resumed run goes on with, and of a loader without workers.
@@ -86,7 +86,7 @@ def run(
     )
     callbacks = [
         diary,
-        EarlyStopping(monitor="val_NDCG@10", mode="max", patience=patience),
+        ResumableEarlyStopping(monitor="val_NDCG@10", mode="max", patience=patience),
         best,
         ResumePoints(every_n_steps=every_n_steps, every_minutes=None, dirpath=str(folder)),
     ]

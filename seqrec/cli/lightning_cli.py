@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
@@ -19,6 +20,7 @@ from seqrec.cli.help import short_help
 from seqrec.cli.parsing import ArgumentParser, with_names
 from seqrec.cli.trust import classes_of_the_user, only_trusted_classes
 from seqrec.data.datamodule import SequenceDataModule
+from seqrec.errors import InputError
 from seqrec.evaluation.protocols import FullRanking, Protocol
 from seqrec.evaluation.report import metrics_table, note_on_repeats, write_metrics
 from seqrec.evaluation.results import ResultsWriter
@@ -29,9 +31,9 @@ from seqrec.inference import RecommendationWriter
 from seqrec.models import Baseline, Popularity, Recommender, SequentialRecommender, evaluate
 from seqrec.runs.callbacks import (
     BestCheckpoint,
-    EarlyStopping,
     EncoderCompile,
     GradientNorm,
+    ResumableEarlyStopping,
     ResumePoints,
     RunMonitor,
     RunSummary,
@@ -40,7 +42,7 @@ from seqrec.runs.summary import FILE_NAME as SUMMARY_FILE
 
 CALLBACKS: dict[str, type[pl.Callback]] = {
     "checkpoint": BestCheckpoint,
-    "early_stopping": EarlyStopping,
+    "early_stopping": ResumableEarlyStopping,
     "resume_points": ResumePoints,
     "execution": EncoderCompile,
     "recommendations": RecommendationWriter,
@@ -148,6 +150,8 @@ class SeqrecCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the protocol, the callbacks and the links from data to model."""
         parser.add_subclass_arguments(Protocol, "protocol", required=False)
+        help_of_fresh = "whether test, validate and predict may use a model that is not trained"
+        parser.add_argument("--fresh_weights", type=bool, default=False, help=help_of_fresh)
         for key, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
         parser.set_defaults(
@@ -155,10 +159,10 @@ class SeqrecCLI(LightningCLI):
                 "protocol": {"class_path": "seqrec.FullRanking"},
                 "checkpoint.filename": "best",
                 "checkpoint.monitor": "val_NDCG@10",
-                "checkpoint.mode": "max",
+                "checkpoint.mode": "auto",
                 "checkpoint.enable_version_counter": False,
                 "early_stopping.monitor": "val_NDCG@10",
-                "early_stopping.mode": "max",
+                "early_stopping.mode": "auto",
                 "early_stopping.patience": 5,
             }
         )
@@ -190,9 +194,30 @@ class SeqrecCLI(LightningCLI):
             return
         refuse_slurm_without_srun(self._get(self.config, "trainer.plugins"))
         super().instantiate_classes()
+        self._refuse_fresh_weights()
         self.model.protocol = self._get(self.config_init, "protocol") or FullRanking()
         if self.subcommand == "fit" and self._get(self.config, "ckpt_path"):
             self._keep_checkpoints_together(Path(self._get(self.config, "ckpt_path")))
+
+    def _refuse_fresh_weights(self) -> None:
+        """Refuse to judge a model that nothing was trained, which would give numbers like those of any other."""
+        judges = self.subcommand in ("test", "validate", "predict")
+        asked = self._get(self.config, "ckpt_path") or self._get(self.config, "fresh_weights")
+        if judges and not asked and not isinstance(self.model, Baseline):
+            raise InputError(
+                f"{self.subcommand} needs a trained model: give --ckpt_path, a run's folder, a checkpoint or last (the "
+                "newest run). --fresh_weights true judges the weights before any training"
+            )
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+        """Build the trainer without those of our callbacks that its other settings exclude."""
+        if config.get("enable_checkpointing") is False or config.get("barebones"):
+            callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
+        if not config.get("barebones"):
+            return super()._instantiate_trainer(config, callbacks)
+        # It has no callbacks, and nothing is written.
+        bare = {name: value for name, value in config.items() if name not in ("callbacks", "logger")}
+        return Trainer(**bare | {"num_sanity_val_steps": None, "logger": None})
 
     def _keep_checkpoints_together(self, resumed_from: Path) -> None:
         """Write checkpoints next to the one that was resumed; the new run folder contains only logs and metrics."""
@@ -215,10 +240,13 @@ class SeqrecCLI(LightningCLI):
         if isinstance(self.model, Baseline):
             self.test(self.model, self.datamodule)
         else:
-            best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
-            if not best.best_model_path:
+            files = [c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
+            best = next(filter(None, files), None)
+            if best is None:
                 rank_zero_info("the run ended before its first validation: its last weights are tested")
-            self.test(self.model, self.datamodule, ckpt_path=best.best_model_path or None)
+            # A checkpoint has the mean weights, but such a callback would load those of the last step from it.
+            self.trainer.callbacks = [c for c in callbacks if not isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
+            self.test(self.model, self.datamodule, ckpt_path=best)
 
     def validate(self, model: Recommender, datamodule: SequenceDataModule, **kwargs: Any) -> None:
         """Compute the metrics of the validation targets."""

@@ -21,7 +21,7 @@ from seqrec.data.collate import WindowDataset
 from seqrec.data.position import EpochPosition, count_as_done
 from seqrec.data.prepare import Filters, ensure_store, fingerprint, prepare
 from seqrec.data.progress import print_line
-from seqrec.data.sampler import BatchSampler
+from seqrec.data.sampler import BatchSampler, SequentialBatches
 from seqrec.data.sources import Source
 from seqrec.data.splits import LeaveOneOut, Split, training_item_counts
 from seqrec.data.store import EventStore
@@ -204,7 +204,7 @@ class SequenceDataModule(pl.LightningDataModule):
         if not (stops - 1 > self._offsets).any():
             raise InputError(f"{self.store_directory}: no user has two training events, there is nothing to learn")
         windows = partial(self.train_windows.index, self._offsets, stops - 1, self.max_length)
-        dataset, shuffle = WindowDataset(self.store, stops), not self.longest_first
+        dataset, shuffle = WindowDataset(self.store, stops), not (self.longest_first or self._overfits)
         loader = self._loader(dataset, windows, self.batch_size, shuffle=shuffle)
         self._train_sampler = loader.sampler
         self._resume(loader.sampler)
@@ -280,6 +280,10 @@ class SequenceDataModule(pl.LightningDataModule):
         return self._eval_loader("predict")
 
     @property
+    def _overfits(self) -> bool:
+        return bool(getattr(self.trainer, "overfit_batches", 0))
+
+    @property
     def _offsets(self) -> NDArray[np.int64]:
         return np.asarray(self.store.offsets)[:-1]
 
@@ -309,7 +313,8 @@ class SequenceDataModule(pl.LightningDataModule):
         *,
         shuffle: bool,
     ) -> ResumableLoader:
-        sampler = BatchSampler(
+        # Lightning replaces any other sampler if the trainer overfits a few batches.
+        sampler = (SequentialBatches if self._overfits else BatchSampler)(
             windows,
             batch_size=None if shuffle and self.max_tokens else batch_size,
             max_tokens=self.max_tokens if shuffle else None,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, SequentialSampler
 
 from seqrec.data.windows import WindowIndex, ranges
 from seqrec.errors import InputError
@@ -223,6 +223,10 @@ class BatchSampler(DistributedSampler[BatchPlan]):
             return np.argsort(-lengths, kind="stable")
         order = rng.permutation(len(lengths))
         return order[np.argsort(-like_lengths(lengths[order]), kind="stable")] if self.bucket else order
+
+
+class SequentialBatches(BatchSampler, SequentialSampler):  # type: ignore[misc]  # the class is only a mark
+    """Batches in the same order at each epoch, which Lightning recognizes by the class."""
 
 
 def step_sizes(lengths: Int64, segment: TrainedSegment) -> Int64:

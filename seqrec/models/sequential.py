@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 import lightning.pytorch as pl
@@ -30,7 +31,7 @@ from seqrec.runs.callbacks import GatherTables
 from seqrec.runs.lightning_internals import allow_instantiator, attached_trainer, is_accumulating, log_step
 from seqrec.runs.measurement import PendingCopy
 from seqrec.runs.trainer_checks import check_sharding
-from seqrec.specs import from_spec, to_spec
+from seqrec.specs import from_spec, to_spec, with_public_paths
 from seqrec.training.losses import BCE, Loss
 from seqrec.training.optim import Adam, OptimizerFactory, describe_optimizer
 from seqrec.training.optim.clipping import clip_gradients
@@ -105,6 +106,7 @@ class SequentialRecommender(Recommender):
         self.users = self._make_table(num_users) if user_embedding else None
         self._losses: PendingCopy | None = None
         self._weight: Tensor | None = None
+        self._optimizer_changed = False
         # DDP would send all rows of these tables.
         self._ddp_params_and_buffers_to_ignore = list(self._sparse_embeddings())
         encoder_spec = to_spec(self.encoder)
@@ -318,11 +320,54 @@ class SequentialRecommender(Recommender):
         save_whole_state(checkpoint, self.trainer.optimizers, self._sparse_embeddings())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Compare the log, and keep only this process's shard of the optimizer state when training resumes."""
+        """Compare the log; if training resumes, compare the optimizer and keep only this process's shard of its state.
+
+        Raises:
+            InputError: if another kind of optimizer or schedule is asked for than the checkpoint's.
+            StoreError: if it was trained on a log with other items.
+        """
         super().on_load_checkpoint(checkpoint)
         trainer = attached_trainer(self)
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+            self._optimizer_changed = self._asks_for_another_optimizer(checkpoint)
             keep_own_state(checkpoint, self._sparse_embeddings())
+
+    def _asks_for_another_optimizer(self, checkpoint: Mapping[str, Any]) -> bool:
+        """Return whether a resumed run has other settings of the optimizer than its checkpoint; refuse another kind."""
+        was = with_public_paths(checkpoint.get("hyper_parameters", {}).get("optimizer"))
+        now = with_public_paths(to_spec(self.optimizer))
+        if not isinstance(was, dict) or was == now:
+            return False
+        old, new = was.get("init_args", {}), now["init_args"]
+        for name, before, after in (
+            ("optimizer", was.get("class_path"), now["class_path"]),
+            ("optimizer.schedule", old.get("schedule"), new.get("schedule")),
+            ("optimizer.table", _kind(old.get("table")), _kind(new.get("table"))),
+        ):
+            if before != after:
+                raise InputError(
+                    f"model.{name} is {_shown(after)}, but the checkpoint has the state of {_shown(before)}; resume "
+                    "with that, or begin a new run without --ckpt_path"
+                )
+        return True
+
+    def on_train_start(self) -> None:
+        """Give the resumed optimizer the settings that were asked for; the checkpoint's are those of before."""
+        if not self._optimizer_changed:
+            return
+        self._optimizer_changed = False
+        # The state of a group has the settings that it had.
+        optimizers, fresh = self.trainer.optimizers, self.optimizer.build(self)
+        (live,) = optimizers
+        for group, asked in zip(live.param_groups, fresh.param_groups, strict=True):
+            group.update({name: value for name, value in asked.items() if name != "params"})
+            group["initial_lr"] = group["lr"]
+        for config in self.trainer.lr_scheduler_configs:
+            scheduler: Any = config.scheduler
+            scheduler.base_lrs = [group["lr"] for group in live.param_groups]
+            for group, factor in zip(live.param_groups, scheduler.lr_lambdas, strict=True):
+                group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
+        rank_zero_info(f"resumed with other settings of the optimizer: {describe_optimizer(live)}")
 
     def on_fit_start(self) -> None:
         """Start with equal tables in all processes, and pass the training's item counts to a loss that needs them."""
@@ -454,3 +499,16 @@ def build_from_hyperparameters(cls: type[Model], hparams: dict[str, Any]) -> Mod
     if not set(hparams["encoder"]["init_args"]) <= taken:
         taken.add("encoder")
     return cls(**{name: value for name, value in hparams.items() if name in taken})
+
+
+def _kind(spec: Any) -> Any:
+    """Return the class of a spec, without its arguments."""
+    return spec.get("class_path") if isinstance(spec, dict) else spec
+
+
+def _shown(spec: Any) -> str:
+    """Return a spec in one line for a message."""
+    if not isinstance(spec, dict):
+        return str(spec).rpartition(".")[2]
+    arguments = ", ".join(f"{name}={value}" for name, value in spec.get("init_args", {}).items())
+    return f"{_shown(_kind(spec))}({arguments})"

@@ -178,8 +178,8 @@ def test_no_command_runs_what_a_checkpoint_names(
         "serve": ["--port", "0"],
         "fit": ["--trainer.max_steps", "1"],
     }.get(command, [])
-    # Commands of a trainer build the model from the config, and take only weights from the checkpoint.
-    ends_well = command in ("test", "validate", "fit")
+    # These build the model from the config, and take only weights from the checkpoint; fit compares the optimizers.
+    ends_well = command in ("test", "validate")
     with nullcontext() if ends_well else pytest.raises(SystemExit):
         main([command, "--ckpt", "run/checkpoints/best.ckpt", *more])
     assert not marker.exists()

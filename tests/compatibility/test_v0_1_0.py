@@ -66,6 +66,7 @@ def test_every_class_that_files_of_then_name_is_found(path: str):
     """Every loss, source, split, optimizer .. by the path that a checkpoint or config of 0.1.0 may contain."""
     cls = class_named(path)
     new = {"CheckpointFiles": "UseAtomicCheckpoints", "Execution": "EncoderCompile", "MemoryStore": "InMemoryStore"}
+    new["EarlyStopping"] = "ResumableEarlyStopping"
     name = path.rpartition(".")[2]
     assert cls.__name__ == new.get(name, name)
     if cls.__name__ != "UseAtomicCheckpoints":  # the only one that no file names

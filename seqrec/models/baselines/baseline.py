@@ -14,6 +14,8 @@ from seqrec.types import SequenceBatch
 class Baseline(Recommender):
     """A model without gradients: `fit` counts the training part at its start, and ends after one epoch without steps.
 
+    `test`, `validate` and `predict` of a model that is neither counted nor loaded count first.
+
     All counts are buffers, so checkpoints contain them. Every process of a job counts the whole training part.
 
     Example:
@@ -43,6 +45,22 @@ class Baseline(Recommender):
                 f"or call {self.title}.count with TrainingEvents"
             )
         self.count(TrainingEvents.of(data.store, data.split))
+
+    def on_validation_start(self) -> None:
+        """Count before the first evaluation, unless it is counted or loaded already."""
+        self._count_once()
+
+    def on_test_start(self) -> None:
+        """Count before the first evaluation, unless it is counted or loaded already."""
+        self._count_once()
+
+    def on_predict_start(self) -> None:
+        """Count before the first prediction, unless it is counted or loaded already."""
+        self._count_once()
+
+    def _count_once(self) -> None:
+        if not any(bool(buffer.any()) for buffer in self.buffers()):
+            self.on_fit_start()
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> None:
         """Do nothing: everything was counted at the start."""

@@ -4,7 +4,7 @@ from seqrec.aliases import old_names
 from seqrec.runs.callbacks.encoder_compile import EncoderCompile
 from seqrec.runs.callbacks.finite_loss import FiniteLoss
 from seqrec.runs.callbacks.gather_tables import GatherTables
-from seqrec.runs.callbacks.model_selection import BestCheckpoint, EarlyStopping
+from seqrec.runs.callbacks.model_selection import BestCheckpoint, ResumableEarlyStopping
 from seqrec.runs.callbacks.monitoring import GradientNorm, RunMonitor
 from seqrec.runs.callbacks.resume_points import ResumePoints
 from seqrec.runs.callbacks.run_summary import RunSummary
@@ -13,7 +13,7 @@ from seqrec.runs.checkpoints import UseAtomicCheckpoints
 
 __all__ = [
     "BestCheckpoint",
-    "EarlyStopping",
+    "ResumableEarlyStopping",
     "EncoderCompile",
     "FiniteLoss",
     "GatherTables",

@@ -2,27 +2,118 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch import callbacks
+from lightning.pytorch.utilities import rank_zero_info
+
+from seqrec.errors import InputError
+from seqrec.registry import did_you_mean
+
+# Metrics of which more is better, and what is logged of the training.
+_RANKING = re.compile(r"(?:(?:val|test)_)?(?:HR|NDCG|MRR|Recall|Precision)@\d+")
+_LOSSES = ("train_loss_step", "train_loss_epoch")
+
+
+def mode_of(monitor: str | None, mode: str = "auto") -> str:
+    """Return whether the best value of a metric is the largest ("max") or the smallest ("min").
+
+    Args:
+        monitor: Name of the metric; None if none is compared.
+        mode: "min", "max", or "auto": "min" for losses, "max" for ranking metrics.
+
+    Raises:
+        InputError: if the mode contradicts the metric, or the metric is unknown and the mode is "auto".
+
+    Example:
+        >>> mode_of("val_NDCG@10"), mode_of("train_loss_epoch")
+        ('max', 'min')
+    """
+    if mode not in ("auto", "min", "max"):
+        raise InputError(f"mode={mode!r} must be auto, min or max")
+    if monitor is None:
+        return "min" if mode == "auto" else mode
+    known = "max" if _RANKING.fullmatch(monitor) else "min" if re.search(r"(^|_)loss(_|$)", monitor) else None
+    if mode == "auto" and known is None:
+        raise InputError(f"monitor={monitor!r}: give mode, min or max, because it is no metric that seqrec knows")
+    if known is not None and mode not in ("auto", known):
+        better = "larger" if known == "max" else "smaller"
+        raise InputError(f"mode={mode!r} contradicts monitor={monitor!r}: a {better} value is better; leave mode out")
+    return known if known is not None and mode == "auto" else mode
+
+
+def check_monitor(monitor: str | None, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Refuse, before the first step, a metric that a model of seqrec does not log.
+
+    Raises:
+        InputError: if it is misspelt, or of a validation that is switched off.
+    """
+    metrics = getattr(module, "metrics", None)
+    if monitor is None or metrics is None or not type(module).__module__.startswith("seqrec."):
+        return
+    validation = [f"val_{name}" for name in metrics["val"].keys(keep_base=True)]
+    known = [*_LOSSES, *validation, "gradient_norm", "events/s", "tokens/s"]
+    # Metrics of several targets, and of callbacks of others.
+    others = any(not type(each).__module__.startswith(("seqrec.", "lightning.")) for each in trainer.callbacks)  # type: ignore[attr-defined]
+    if monitor not in known and not others and not _is_of_several_targets(monitor):
+        shown = ", ".join([*validation, *_LOSSES])
+        raise InputError(f"monitor={monitor!r} is not logged; known: {shown}{did_you_mean(monitor, known)}")
+
+
+def _is_of_several_targets(monitor: str) -> bool:
+    return re.fullmatch(r"val_(Recall|Precision)@(5|10|20)", monitor) is not None
+
+
+def is_validated(trainer: pl.Trainer) -> bool:
+    """Return whether a trainer's runs validate at all."""
+    return bool(trainer.limit_val_batches)
 
 
 class BestCheckpoint(callbacks.ModelCheckpoint):
     """Lightning's `ModelCheckpoint`, which finds its files again after their folder was moved or renamed.
 
-    Lightning compares folders as text, and forgets the best score if they differ. Arguments are those of
-    `ModelCheckpoint`.
+    Lightning compares folders as text, and forgets the best score if they differ.
+
+    Args:
+        dirpath: As of `ModelCheckpoint`, as are the others.
+        filename: Likewise.
+        monitor: Likewise.
+        mode: "min", "max", or "auto": what is better for the metric; see `mode_of`.
+        **others: Further arguments of `ModelCheckpoint`.
+
+    Raises:
+        InputError: if `mode_of` or `check_monitor` refuses.
 
     Example:
         >>> from seqrec import BestCheckpoint
-        >>> BestCheckpoint(monitor="val_NDCG@10", mode="max").monitor
-        'val_NDCG@10'
+        >>> BestCheckpoint(monitor="val_NDCG@10").mode
+        'max'
     """
 
+    def __init__(
+        self,
+        dirpath: str | None = None,
+        filename: str | None = None,
+        monitor: str | None = None,
+        mode: str = "auto",
+        **others: Any,
+    ) -> None:
+        super().__init__(dirpath, filename, monitor=monitor, mode=mode_of(monitor, mode), **others)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Check the metric before a fit."""
+        if stage == "fit":
+            check_monitor(self.monitor, trainer, pl_module)
+        super().setup(trainer, pl_module, stage)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score and files if the best file is in this callback's folder."""
+        """Restore the best score and files if the best file is in this callback's folder, and of the same metric."""
+        if state_dict.get("monitor", self.monitor) != self.monitor:
+            rank_zero_info(f"checkpoint: the best epoch by {self.monitor} is searched from here on")
+            return
         best = self._here(state_dict["best_model_path"])
         if best and Path(best).is_file():
             state_dict = {
@@ -39,24 +130,61 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         return str(Path(self.dirpath) / Path(path).name) if path and self.dirpath else path
 
 
-class EarlyStopping(callbacks.EarlyStopping):
-    """Lightning's early stopping; a stopped run that is resumed trains no further epoch.
+class ResumableEarlyStopping(callbacks.EarlyStopping):
+    """Lightning's `EarlyStopping`; a stopped run that is resumed trains no further epoch.
 
-    Lightning's checkpoints contain the number of epochs without improvement, but not the decision to stop.
+    Lightning's checkpoints contain the number of epochs without improvement, but not the decision to stop. A resumed
+    run uses the patience that it is given, not that of the checkpoint.
+
+    Args:
+        monitor: As of `EarlyStopping`, as are the others.
+        min_delta: Likewise.
+        patience: Checks without improvement after which the run stops: 0 and 1 stop at the first.
+        mode: "min", "max", or "auto": what is better for the metric; see `mode_of`.
+        **others: Further arguments of `EarlyStopping`.
+
+    Raises:
+        InputError: if `mode_of` or `check_monitor` refuses, or `patience` is negative.
 
     Example:
-        >>> from seqrec import EarlyStopping
-        >>> EarlyStopping(monitor="val_NDCG@10", mode="max", patience=5).patience
-        5
+        >>> from seqrec import ResumableEarlyStopping
+        >>> ResumableEarlyStopping(monitor="val_NDCG@10", patience=5).mode
+        'max'
     """
+
+    def __init__(
+        self, monitor: str, min_delta: float = 0.0, patience: int = 3, mode: str = "auto", **others: Any
+    ) -> None:
+        if patience < 0:
+            raise InputError(f"patience={patience} must be at least 0")
+        super().__init__(monitor, min_delta=min_delta, patience=patience, mode=mode_of(monitor, mode), **others)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Check the metric before a fit."""
+        if stage == "fit":
+            check_monitor(self.monitor, trainer, pl_module)
+        super().setup(trainer, pl_module, stage)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Find the state in a checkpoint of seqrec 0.1, where this class was called EarlyStopping."""
+        states = checkpoint.get("callbacks", {})
+        old = self.state_key.replace(type(self).__qualname__, "EarlyStopping", 1)
+        if self.state_key not in states and old in states:
+            states[self.state_key] = states[old]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the count of epochs without improvement, and keep the patience that was asked for."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop at once if the checkpoint's run had lost patience."""
-        if self.wait_count >= self.patience:
+        if self.wait_count and self.wait_count >= self.patience:
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check the metric, unless the run ends by its number of steps before its first validation."""
-        ends = 0 < trainer.max_steps <= trainer.global_step
+        """Check the metric, unless the run has no validation, or ends by its number of steps before the first."""
+        ends = 0 < trainer.max_steps <= trainer.global_step or not is_validated(trainer)
         if not (ends and self.monitor not in trainer.callback_metrics):
             super().on_train_epoch_end(trainer, pl_module)

@@ -1,0 +1,173 @@
+"""What a command asks for happens, or is refused; no checkpoint and no default overrules it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from small_runs import FIT, checkpoint, metrics, refusal, write_config
+
+from seqrec.cli import main
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["seqrec"])
+    write_config()
+
+
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_a_model_without_training_is_not_judged(capsys: pytest.CaptureFixture[str], command: str):
+    message = refusal(capsys, command, "--config", "small.yaml")
+    assert message.startswith(f"error: {command} needs a trained model: give --ckpt_path")
+    main([command, "--config", "small.yaml", "--fresh_weights", "true"])
+    assert "HR@10" in capsys.readouterr().out
+
+
+def test_lists_of_a_model_without_training_are_not_written(capsys: pytest.CaptureFixture[str]):
+    assert "predict needs a trained model" in refusal(capsys, "predict", "--config", "small.yaml")
+    assert not Path("runs").exists() or not list(Path("runs").rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("model", ["Popularity", "Markov", "ItemKNN"])
+def test_a_baseline_is_counted_before_it_is_judged(model: str):
+    main(["fit", "--config", "small.yaml", "--model", model])
+    main(["test", "--config", "small.yaml", "--model", model])
+    fitted, tested = (metrics(f"runs/version_{number}") for number in (0, 1))
+    assert fitted == tested
+    assert len({*fitted[model].values()}) > 1
+
+
+def test_a_resumed_run_has_the_step_size_that_it_asks_for():
+    main([*FIT, "--model.optimizer", "Adam"])
+    words = ["--model.optimizer", "Adam", "--model.optimizer.lr", "0.5", "--model.optimizer.betas", "[0.5, 0.9]"]
+    main(["fit", "--ckpt_path", "runs/version_0", "--trainer.max_epochs", "3", *words])
+    found = checkpoint()
+    assert found["epoch"] == 2
+    (group,) = found["optimizer_states"][0]["param_groups"]
+    assert group["lr"] == 0.5
+    assert list(group["betas"]) == [0.5, 0.9]
+    assert found["hyper_parameters"]["optimizer"]["init_args"]["lr"] == 0.5
+
+
+def test_a_schedule_goes_on_from_another_step_size():
+    schedule = ["--model.optimizer", "Adam", "--model.optimizer.schedule", "LinearWarmup"]
+    schedule += ["--model.optimizer.schedule.warmup_steps", "100"]
+    main([*FIT, *schedule])
+    before = checkpoint()
+    words = ["--model.optimizer.lr", "0.5"]
+    main(["fit", "--ckpt_path", "runs/version_0", "--trainer.max_epochs", "3", *schedule, *words])
+    after = checkpoint()
+    step, base = after["global_step"], before["hyper_parameters"]["optimizer"]["init_args"]["lr"]
+    (was,), (now,) = (each["optimizer_states"][0]["param_groups"] for each in (before, after))
+    assert now["lr"] / was["lr"] == pytest.approx(0.5 / base * (step + 1) / (before["global_step"] + 1), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.optimizer", "AdamW"], "model.optimizer is AdamW, but the checkpoint has the state of Adam; resume"),
+        (
+            [
+                "--model.optimizer",
+                "Adam",
+                "--model.optimizer.schedule",
+                "LinearWarmup",
+                "--model.optimizer.schedule.warmup_steps",
+                "5",
+            ],
+            "model.optimizer.schedule is LinearWarmup(warmup_steps=5), but the checkpoint has the state of None",
+        ),
+    ],
+)
+def test_a_resumed_run_with_another_kind_of_optimizer_is_refused(
+    capsys: pytest.CaptureFixture[str], words: list[str], message: str
+):
+    main([*FIT, "--model.optimizer", "Adam"])
+    assert message in refusal(capsys, "fit", "--ckpt_path", "runs/version_0", "--trainer.max_epochs", "3", *words)
+
+
+def test_patience_of_zero_trains():
+    main([*FIT, "--early_stopping.patience", "0", "--trainer.max_epochs", "30"])
+    summary = json.loads(Path("runs/version_0/summary.json").read_text())
+    assert 1 <= summary["epochs"] < 30
+    assert summary["steps"] > 0
+
+
+def test_a_resumed_run_has_the_patience_that_it_asks_for():
+    main([*FIT, "--early_stopping.patience", "1", "--trainer.max_epochs", "30"])
+    stopped = checkpoint()["epoch"]
+    main(["fit", "--ckpt_path", "runs/version_0", "--early_stopping.patience", "3", "--trainer.max_epochs", "30"])
+    assert checkpoint()["epoch"] > stopped
+
+
+def test_a_monitored_loss_is_made_small():
+    loss = ["--checkpoint.monitor", "train_loss_epoch", "--early_stopping.monitor", "train_loss_epoch"]
+    main([*FIT, *loss, "--trainer.max_epochs", "8"])
+    best = checkpoint(name="best")
+    assert best["epoch"] > 3
+    (state,) = (value for name, value in best["callbacks"].items() if name.startswith("BestCheckpoint"))
+    assert "'mode': 'min'" in next(name for name in best["callbacks"] if name.startswith("BestCheckpoint"))
+    assert state["best_model_score"] < 0.7
+
+
+@pytest.mark.parametrize("option", ["checkpoint", "early_stopping"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["monitor", "val_ndcg@10"], "give mode, min or max"),
+        (["monitor", "val_NDCG@11"], "monitor='val_NDCG@11' is not logged; known: val_HR@10"),
+        (["monitor", "val_NDCG@10", "mode", "min"], "mode='min' contradicts monitor='val_NDCG@10': a larger value"),
+        (["monitor", "val_loss"], "monitor='val_loss' is not logged"),
+        (["mode", "most"], "mode='most' must be auto, min or max"),
+    ],
+)
+def test_a_metric_that_is_not_there_is_refused_before_training(
+    capsys: pytest.CaptureFixture[str], option: str, words: list[str], message: str
+):
+    given = [
+        part for name, value in zip(words[::2], words[1::2], strict=True) for part in (f"--{option}.{name}", value)
+    ]
+    assert message in refusal(capsys, *FIT, *given)
+    assert not list(Path().rglob("last.ckpt"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--trainer.limit_val_batches", "0"],
+        ["--trainer.enable_checkpointing", "false"],
+        ["--trainer.barebones", "true"],
+        ["--trainer.overfit_batches", "2"],
+        ["--trainer.overfit_batches", "0.5", "--data.eval_batch_size", "8"],
+        ["--trainer.fast_dev_run", "2"],
+        ["--trainer.profiler", "simple"],
+        ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val_HR@5", "--trainer.callbacks.mode=max"],
+        ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01"],
+    ],
+    ids=lambda words: words[0].removeprefix("--trainer."),
+)
+def test_settings_of_lightnings_documentation_work(words: list[str]):
+    main([*FIT, *words])
+
+
+def test_overfitting_sees_the_same_batches_in_each_epoch():
+    words = ["--trainer.overfit_batches", "1", "--trainer.max_epochs", "40", "--model.optimizer", "Adam"]
+    words += ["--model.optimizer.lr", "0.03", "--early_stopping.patience", "100", "--model.loss", "FullSoftmax"]
+    main([*FIT, *words, "--model.dropout", "0", "--trainer.limit_val_batches", "0"])
+    losses = json.loads(Path("runs/version_0/summary.json").read_text())
+    assert losses["steps"] == 40
+
+
+def test_mean_weights_are_those_of_every_command():
+    average = ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.9"]
+    main([*FIT, *average, "--trainer.max_epochs", "4", "--model.optimizer", "Adam", "--model.optimizer.lr", "0.03"])
+    main(["test", "--ckpt_path", "runs/version_0/checkpoints/best.ckpt"])
+    main(["test", "--config", "small.yaml", "--ckpt_path", "runs/version_0/checkpoints/best.ckpt"])
+    fitted, tested, plain = (metrics(f"runs/version_{number}")["GRU4Rec"] for number in range(3))
+    assert fitted == plain
+    assert tested == plain
