@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from seqrec.cli.commands import run_command
-from seqrec.cli.errors import in_one_line
+from seqrec.cli.last_net import line_and_status
 from seqrec.errors import StoppedError
 
 __all__ = ["main"]
+
+# Option of every command: show the traceback of a failure.
+DEBUG = "--debug"
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -35,8 +38,11 @@ def main(args: Sequence[str] | None = None) -> None:
     # If the system ends the process, for example when a disk fails under a memory-mapped file, print the stack.
     if not faulthandler.is_enabled() and sys.__stderr__ is not None:
         faulthandler.enable(sys.__stderr__)
+    words = list(sys.argv[1:] if args is None else args)
+    debug = DEBUG in words
+    words = [word for word in words if word != DEBUG]
     try:
-        run_command(list(sys.argv[1:] if args is None else args))
+        run_command(words)
         # If the reader of a short output has gone, this raises here and not when Python ends.
         sys.stdout.flush()
         _leave_job()
@@ -45,12 +51,11 @@ def main(args: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except Exception as error:
-        # jsonargparse wraps what a constructor raises. An error of another kind is a bug and keeps its traceback.
-        reason = in_one_line(error)
-        if reason is None or os.environ.get("SEQREC_TRACEBACK"):
+        if debug or os.environ.get("SEQREC_TRACEBACK"):
             raise
-        sys.stderr.write(f"error: {reason}\n")
-        raise SystemExit(2) from None
+        line, status = line_and_status(error)
+        sys.stderr.write(f"error: {line}\n")
+        raise SystemExit(status) from None
     except SystemExit as end:
         if isinstance(end, StoppedError):
             # All processes of the job stop after the same step.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
 from seqrec.errors import InputError, MissingInputError
+from seqrec.registry import did_you_mean
 from seqrec.runs.config_files import find_config
 
 # `last` and restarted SLURM jobs look for runs here.
@@ -66,6 +68,8 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
     if name == "fit" and not given["--ckpt"]:
         given["--ckpt"] = _resume_point_of_slurm_job()
         argv += [word for file in given["--ckpt"] for word in (checkpoint, file)]
+    if given["--ckpt"] and is_run:
+        argv += _new_version(given)
     if not given["--ckpt"] or given["--config"]:
         return argv
     run = Path(given["--ckpt"][0]).parent.parent
@@ -80,6 +84,14 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
                 "histories are left out here; --filter-seen false recommends them too\n"
             )
     return argv
+
+
+def _new_version(given: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return arguments that let a run choose a folder of its own if the config is of a run that named its folder."""
+    run = Path(given["--ckpt"][0]).parent.parent
+    config = Path(given["--config"][-1]) if given["--config"] else run / "config.yaml"
+    named = _setting(config, "trainer", "logger", "init_args", "version")
+    return ["--trainer.logger.init_args.version", "null"] if named is not None and config.parent == run else []
 
 
 def _kept_seen(run: Path) -> bool:
@@ -107,7 +119,7 @@ def find_checkpoint(name: str, *, to_resume: bool) -> str:
         return name
     from seqrec.runs.checkpoints import resume_points
 
-    newest = sorted([*folder.rglob(LAST), *folder.rglob(BEST)], key=lambda file: file.stat().st_mtime)[-1:]
+    newest = _newest_of_runs([*folder.rglob(LAST), *folder.rglob(BEST)])
     places = [folder, folder / "checkpoints", *(file.parent for file in newest), *_checkpoints_of_resumed(folder)]
     for place in places:
         best = [file for file in (place / BEST,) if file.is_file()]
@@ -115,6 +127,81 @@ def find_checkpoint(name: str, *, to_resume: bool) -> str:
         if found := [*points, *best] if to_resume else [*best, *points]:
             return str(found[0])
     raise MissingInputError(f"--ckpt {name}: {folder} contains neither {LAST} nor {BEST}, also deeper down")
+
+
+def _newest_of_runs(files: list[Path]) -> list[Path]:
+    """Return a checkpoint of the newest run: of the runs beside the one written last, that with the largest number.
+
+    Numbers are compared first, because a clock may have been set back.
+    """
+    if not files:
+        return []
+    last = max(files, key=lambda file: file.stat().st_mtime)
+
+    def number(file: Path) -> int:
+        found = re.fullmatch(r"version_(\d+)", file.parent.parent.name)
+        return int(found[1]) if found else -1
+
+    beside = [file for file in files if file.parent.parent.parent == last.parent.parent.parent]
+    return [max(beside, key=lambda file: (number(file), file.stat().st_mtime))] if number(last) >= 0 else [last]
+
+
+def sets(argv: Sequence[str], key: str) -> bool:
+    """Return whether arguments or the configs that they name set a key, such as `model` or `model.optimizer`."""
+    names = key.split(".")
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if option in (f"--{key}", f"--{key}.class_path"):
+            return True
+        if option == "--config":
+            config: object = _content(value if equals else following)
+            if isinstance(config, dict) and isinstance(config.get("fit"), dict):
+                config = config["fit"]
+            for name in names:
+                config = config.get("init_args", config) if isinstance(config, dict) else None
+                config = config.get(name) if isinstance(config, dict) else None
+            if config is not None:
+                return True
+    return False
+
+
+# Argument of a model -> the class that it has by default, whose arguments may be set without naming it.
+_DEFAULT_CLASSES = {"model.optimizer": "Adam", "model.loss": "BCE"}
+
+
+def with_default_classes(argv: Sequence[str]) -> list[str]:
+    """Return arguments with the default class before an argument of it, as in `--model.optimizer.lr 0.01`."""
+    found = list(argv)
+    for key, cls in _DEFAULT_CLASSES.items():
+        parts = [place for place, word in enumerate(found) if word.startswith(f"--{key}.")]
+        if parts and not sets(found, key):
+            found[parts[0] : parts[0]] = [f"--{key}", cls]
+    return found
+
+
+def refuse_missing_checkpoint(argv: Sequence[str], checkpoint: str) -> None:
+    """Refuse a checkpoint that does not exist, and for a run one without the config that it was made with.
+
+    Args:
+        argv: Arguments as `expand` returns them.
+        checkpoint: As for `expand`.
+
+    Raises:
+        MissingInputError: with the nearest name, or what to give.
+    """
+    values = dict(itertools.pairwise(argv))
+    name = values.get(checkpoint, "")
+    file = Path(name)
+    if name in ("", "null") or "://" in name:
+        return
+    if not file.exists():
+        beside = [str(other) for other in file.parent.glob("*.ckpt")] if file.parent.is_dir() else []
+        raise MissingInputError(f"--ckpt {name}: there is no such checkpoint or folder{did_you_mean(name, beside)}")
+    if checkpoint == "--ckpt_path" and "--config" not in argv and not sets(argv, "data.source"):
+        raise MissingInputError(
+            f"--ckpt {name}: there is no {file.parent.parent / 'config.yaml'} that says how the run was made; give its "
+            "config: --config FILE"
+        )
 
 
 def _checkpoints_of_resumed(run: Path) -> list[Path]:

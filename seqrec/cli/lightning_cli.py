@@ -15,7 +15,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from seqrec.aliases import __version__
-from seqrec.cli.arguments import as_prediction, expand, refuse_slurm_without_srun
+from seqrec.cli.arguments import (
+    as_prediction,
+    expand,
+    refuse_missing_checkpoint,
+    refuse_slurm_without_srun,
+    sets,
+    with_default_classes,
+)
 from seqrec.cli.help import short_help
 from seqrec.cli.parsing import ArgumentParser, with_names
 from seqrec.cli.trust import classes_of_the_user, only_trusted_classes
@@ -213,6 +220,9 @@ class SeqrecCLI(LightningCLI):
         """Build the trainer without those of our callbacks that its other settings exclude."""
         if config.get("enable_checkpointing") is False or config.get("barebones"):
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
+        if config.get("logger") is False:
+            # The config is written into the working folder, perhaps a second time.
+            self.save_config_kwargs = {**self.save_config_kwargs, "overwrite": True}
         if not config.get("barebones"):
             return super()._instantiate_trainer(config, callbacks)
         # It has no callbacks, and nothing is written.
@@ -320,7 +330,12 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
     if name == "predict":
         words = as_prediction(words)
     named = name or next((word for word in words if word == "fit"), None)
-    argv = expand(named, with_names(words, positional), checkpoint="--ckpt_path")
+    given = with_names(words, positional)
+    argv = expand(named, given, checkpoint="--ckpt_path")
+    refuse_missing_checkpoint(argv, "--ckpt_path")
+    if name == "prepare" and not sets(argv, "model"):
+        argv = ["--model", "Popularity", *argv]
+    argv = with_default_classes(argv)
     # A config beside a checkpoint may be of others, like the checkpoint itself.
     named_by_user = name is None or any(word.partition("=")[0] in ("--config", "-c") for word in words)
     classes = classes_of_the_user() if named_by_user else only_trusted_classes(words)

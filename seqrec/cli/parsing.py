@@ -17,7 +17,7 @@ from seqrec.aliases import __version__
 from seqrec.cli.errors import refusal_in_one_line
 from seqrec.specs import classes_in, from_spec
 
-FLAGS = ("-h", "--help", "--help_all", "--print_config", "--version")
+FLAGS = ("-h", "--debug", "--help", "--help_all", "--print_config", "--version")
 
 
 class ArgumentParser(jsonargparse.ArgumentParser):

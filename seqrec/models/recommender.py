@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 import lightning.pytorch as pl
@@ -17,8 +17,10 @@ from seqrec.catalogue.histories import read_histories, read_options
 from seqrec.catalogue.recommend import RecommendOptions, best_items, recommend_block
 from seqrec.catalogue.scorer import Scorer
 from seqrec.catalogue.search import ExactSearch, ItemSearch
+from seqrec.catalogue.sharding import ShardedEmbedding
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.vocabulary import Vocabulary
+from seqrec.errors import InputError
 from seqrec.evaluation.metrics import RepeatedTargets, ranking_metrics
 from seqrec.evaluation.protocols import FullRanking, Protocol, TrainingCounts
 from seqrec.models.trained_on import CHECKPOINT_KEY, check_same_log, record_of
@@ -134,13 +136,36 @@ class Recommender(pl.LightningModule, ABC):
         """Compare the log that a checkpoint is from with the trainer's, before its weights are read.
 
         Raises:
+            InputError: if its weights do not fit this model.
             StoreError: if it was trained on a log with other items.
         """
         record = checkpoint.get(CHECKPOINT_KEY)
         self._trained_on = record if isinstance(record, dict) else {}
-        data = getattr(attached_trainer(self), "datamodule", None)
+        trainer = attached_trainer(self)
+        data = getattr(trainer, "datamodule", None)
         if isinstance(data, SequenceDataModule):
             check_same_log(self._trained_on, data.store, user_vectors=self.num_user_vectors)
+        if trainer is not None:
+            self._check_weights(checkpoint)
+
+    def _check_weights(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse weights of other shapes with the settings that differ; torch would list every weight."""
+        if any(isinstance(module, ShardedEmbedding) for module in self.modules()):
+            return  # its rows are spread when they are loaded
+        own = {name: value.shape for name, value in self.state_dict().items() if isinstance(value, Tensor)}
+        found = {name: value.shape for name, value in checkpoint["state_dict"].items() if isinstance(value, Tensor)}
+        if own == found:
+            return
+        was, now = checkpoint.get("hyper_parameters", {}), dict(self.hparams)
+        plain = [name for name in was if name in now and not isinstance(was[name], (dict, list))]
+        differing = [f"{name}={was[name]!r} (here {now[name]!r})" for name in plain if was[name] != now[name]]
+        cls = str(self._trained_on.get("class_path", "")).rpartition(".")[2]
+        if cls and cls != type(self).__name__:
+            differing.insert(0, f"model {cls} (here {type(self).__name__})")
+        raise InputError(
+            f"the checkpoint has weights of another model: {', '.join(differing) or 'its weights have other shapes'}; "
+            "give the same settings (--ckpt_path of a run's folder has them all), or begin a new run"
+        )
 
     # Lightning passes a step's result to callbacks unchanged, but its types only allow tensors and mappings.
     def validation_step(  # type: ignore[override]

@@ -360,10 +360,17 @@ def test_store_of_another_version_and_a_truncated_one_are_refused(capsys: pytest
     assert re.search(r"item_ids\.npy has 130 bytes, expected \d+", refusal(capsys, *FIT, "--data.store", "here"))
 
 
-def test_traceback_of_a_bug_is_kept(monkeypatch: pytest.MonkeyPatch):
+def test_traceback_of_a_bug_is_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr("seqrec.cli.lightning_cli.SeqrecCLI.after_fit", lambda self: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(SystemExit) as stop:
         main(FIT)
+    assert stop.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    place = re.search(r"traceback: (.*)\)$", line)
+    assert place is not None, line
+    assert "ZeroDivisionError: division by zero" in Path(place[1]).read_text()
+    with pytest.raises(ZeroDivisionError):
+        main((*FIT, "--debug"))
 
 
 @pytest.mark.parametrize("end", [None, StoppedError(143)], ids=["finished", "stopped"])

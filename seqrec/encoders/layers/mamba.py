@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.encoders.layers.streamed import Tensors
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.ops import causal_conv1d, selective_scan, ssd_scan
 from seqrec.ops.selective_scan import selective_scan_step
 from seqrec.ops.ssd import ssd_step
@@ -47,6 +47,7 @@ class MambaMixer(nn.Module):
 
     def __init__(self, d_model: int, *, d_state: int = 16, d_conv: int = 4, expand: int = 2) -> None:
         super().__init__()
+        check_at_least(1, d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand)
         self.d_state = d_state
         self.d_inner = expand * d_model
         self.dt_rank = math.ceil(d_model / 16)
@@ -133,6 +134,7 @@ class Mamba2Mixer(nn.Module):
         head_dim: int | None = None,
     ) -> None:
         super().__init__()
+        check_at_least(1, d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand)
         self.d_state = d_state
         self.d_inner = expand * d_model
         self.head_dim = _head_dim(self.d_inner, head_dim)

@@ -105,6 +105,8 @@ class RunSummary(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Report the reason for the run's end."""
+        if self._folder is not None:
+            exception.run_folder = self._folder  # type: ignore[attr-defined]  # where the command line keeps the traceback
         by_signal = isinstance(exception, (KeyboardInterrupt, SIGTERMException, StoppedError))
         error = f"{type(exception).__name__}: {exception}".removesuffix(": ")
         self._write(trainer, pl_module, "interrupted" if by_signal else "failed", error)
