@@ -149,7 +149,7 @@ def _newest_of_runs(files: list[Path]) -> list[Path]:
 def sets(argv: Sequence[str], key: str) -> bool:
     """Return whether arguments or the configs that they name set a key, such as `model` or `model.optimizer`."""
     names = key.split(".")
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*argv, ""]):
         option, equals, value = word.partition("=")
         if option in (f"--{key}", f"--{key}.class_path"):
             return True
@@ -250,10 +250,27 @@ _REFUSED_LENGTH = "{} is not accepted: a model's max_length is the data's; set d
 def _config(value: str, *, refuse_length: bool) -> str:
     # A config may also be a URL or YAML text, which the parser reads itself.
     path = str(find_config(value)) if re.fullmatch(r"[\w./+-]+", value) else value
+    _refuse_unreadable(path)
     model = _content(path).get("model") if refuse_length else None
     if isinstance(model, dict) and "max_length" in {*model, *(model.get("init_args") or {})}:
         raise InputError(_REFUSED_LENGTH.format(f"{path}: model.init_args.max_length"))
     return path
+
+
+def _refuse_unreadable(path: str) -> None:
+    """Refuse a config file that is no YAML, or no mapping, by its name and line."""
+    if not Path(path).is_file():
+        return
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark is not None else ""
+        reason = getattr(error, "problem", None) or str(error)
+        raise InputError(f"config {path}{line} is no YAML: {reason}") from error
+    if content is not None and not isinstance(content, dict):
+        kind = type(content).__name__
+        raise InputError(f"config {path} has a {kind} at its top, expected keys such as data and model")
 
 
 def _content(config: str) -> dict[str, object]:

@@ -131,6 +131,11 @@ def _missing_argument(name: str) -> str:
 
 
 def _unknown_argument(name: str, parser: ArgumentParser) -> str:
+    top = name.partition(".")[0]
+    if top in ("optimizer", "lr_scheduler"):
+        instead = "model.optimizer" if top == "optimizer" else "model.optimizer.schedule"
+        names = ", ".join(sorted({cls.__name__ for cls in classes_of(instead)}))
+        return f"{name!r} is set at the model: --{instead}, one of {names}"
     known = [action.dest for action in parser._actions if action.option_strings and "help" not in action.dest]
     parent = name.rpartition(".")[0]
     siblings = sorted(each for each in known if each.rpartition(".")[0] == parent)

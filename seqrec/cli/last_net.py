@@ -21,7 +21,7 @@ HINTS = (
     (r"devices", "set --trainer.devices to the number that this machine has"),
 )
 _BUGS = (AssertionError, AttributeError, IndexError, KeyError, NameError, RecursionError, TypeError, ZeroDivisionError)
-_WRITING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
+_WRITING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
 
 
 def line_and_status(error: BaseException) -> tuple[str, int]:

@@ -118,7 +118,10 @@ def test_a_monitored_loss_is_made_small():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["monitor", "val_ndcg@10"], "give mode, min or max"),
+        (
+            ["monitor", "val_ndcg@10"],
+            "no metric that seqrec knows; did you mean val_NDCG@10?; give mode, min or",
+        ),
         (["monitor", "val_NDCG@11"], "monitor='val_NDCG@11' is not logged; known: val_HR@10"),
         (["monitor", "val_NDCG@10", "mode", "min"], "mode='min' contradicts monitor='val_NDCG@10': a larger value"),
         (["monitor", "val_loss"], "monitor='val_loss' is not logged"),

@@ -189,7 +189,14 @@ class TableFile:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             if len(self.names) == 1 and self.csv is not None:
                 hint = f"; is separator={self._separator()!r} right?"
+            elif not near and self.csv is not None and self.layout.header is None and not self._has_any_column():
+                hint = "; if its first line has no names, give them all: header=[user_id, item_id, ..]"
+            elif not near and column == self.layout.timestamp:
+                hint = "; if the log has no times, set timestamp to null"
             raise InputError(f"{self.path} has no column {column!r} ({argument}); it has {', '.join(self.names)}{hint}")
+
+    def _has_any_column(self) -> bool:
+        return any(column in self.names for column in self.layout.required().values())
 
     def _id_column(self, argument: str, column: str) -> pl.Expr:
         # Int64 or String.

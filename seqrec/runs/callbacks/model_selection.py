@@ -38,7 +38,11 @@ def mode_of(monitor: str | None, mode: str = "auto") -> str:
         return "min" if mode == "auto" else mode
     known = "max" if _RANKING.fullmatch(monitor) else "min" if re.search(r"(^|_)loss(_|$)", monitor) else None
     if mode == "auto" and known is None:
-        raise InputError(f"monitor={monitor!r}: give mode, min or max, because it is no metric that seqrec knows")
+        names = [*_LOSSES, *(f"val_{name}@{k}" for name in ("HR", "NDCG", "Recall", "Precision") for k in (5, 10, 20))]
+        raise InputError(
+            f"monitor={monitor!r} is no metric that seqrec knows{did_you_mean(monitor, names)}; give mode, min or max, "
+            "if your model logs it"
+        )
     if known is not None and mode not in ("auto", known):
         better = "larger" if known == "max" else "smaller"
         raise InputError(f"mode={mode!r} contradicts monitor={monitor!r}: a {better} value is better; leave mode out")

@@ -1,0 +1,278 @@
+"""Mistakes that a newcomer makes: each is refused in one line that names what is wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from small_runs import SMALL, refusal, write_config
+
+from seqrec.cli import main
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+LOG = "user_id,item_id,timestamp\n" + "".join(f"{u},{(u + t) % 9},{t}\n" for u in range(6) for t in range(6))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a log, a config, a trained run, and files that are none of these."""
+    folder = tmp_path_factory.mktemp("work")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        source = {"class_path": "Table", "init_args": {"path": "log.csv"}}
+        Path("log.csv").write_text(LOG)
+        write_config(data=SMALL["data"] | {"source": source, "store": "stores/s"})
+        main(["fit", "--config", "small.yaml"])
+        Path("nohead.csv").write_text(LOG.partition("\n")[2])
+        Path("notime.csv").write_text("user_id,item_id\n1,2\n1,3\n")
+        Path("text.csv").write_text("dear diary, today\nnothing happened\n")
+        Path("empty.csv").write_text("")
+        Path("names.csv").write_text("user_id,item_id,timestamp\n")
+        Path("dates.csv").write_text("user_id,item_id,timestamp\n1,2,yesterday\n")
+        Path("twice.csv").write_text("user_id,user_id,timestamp\n1,2,3\n")
+        Path("bytes.csv").write_bytes(b"user_id,item_id,timestamp\n\xff\xfe,1,1\n")
+        Path("picture.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+        Path("damaged.parquet").write_bytes(b"PAR1" + bytes(40) + b"PAR1")
+        Path("short.csv").write_text("user_id,item_id,timestamp\n1,2,3\n")
+        Path("nested").mkdir()
+        Path("bad.yaml").write_text("data: [unclosed\n")
+        Path("tabs.yaml").write_text("data:\n\tmax_length: 3\n")
+        Path("list.yaml").write_text("- a\n- b\n")
+        Path("empty.yaml").write_text("")
+        Path("typo.yaml").write_text(yaml.safe_dump({"dta": {"max_length": 3}}))
+        Path("block.csv").write_text("1,x\n")
+        shutil.copy("runs/version_0/checkpoints/best.ckpt", "alone.ckpt")
+        Path("cut.ckpt").write_bytes(Path("alone.ckpt").read_bytes()[:3000])
+        Path("weights.ckpt").write_text("not a checkpoint")
+        other = LOG.replace(",8,", ",80,")
+        Path("other.csv").write_text(other)
+        Path("taken").mkdir()
+        Path("taken/thesis.txt").write_text("mine")
+        Path("users.csv").write_text("user_id\n1\n2\n")
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(work)
+    monkeypatch.setattr("sys.argv", ["seqrec"])
+
+
+def table(path: str, *more: str) -> list[str]:
+    return ["--data.source", "Table", "--data.source.path", path, "--data.store", f"stores/{path}", *more]
+
+
+PREPARE = {
+    "no source": [],
+    "no such log": table("lgo.csv"),
+    "no header": table("nohead.csv"),
+    "no times": table("notime.csv"),
+    "prose": table("text.csv"),
+    "empty": table("empty.csv"),
+    "names alone": table("names.csv"),
+    "words as times": table("dates.csv"),
+    "not UTF-8": table("bytes.csv"),
+    "a picture": table("picture.png"),
+    "a damaged table": table("damaged.parquet"),
+    "an empty folder": table("nested"),
+    "misspelt column": table("log.csv", "--data.source.user", "user"),
+    "one column twice": table("log.csv", "--data.source.item", "user_id"),
+    "a filter that is no SQL": table("log.csv", "--data.filters.event_filter", "rating >"),
+    "a filter of no column": table("log.csv", "--data.filters.event_filter", "stars > 3"),
+    "a filter that keeps none": table("log.csv", "--data.filters.event_filter", "item_id > 300"),
+    "too few users": table("log.csv", "--data.filters.min_user_events", "100"),
+    "a negative filter": table("log.csv", "--data.filters.min_user_events", "-1"),
+    "a folder that is no store": [*table("log.csv"), "--data.store", "taken"],
+    "a store that exists": ["--config", "small.yaml", "--data.filters.min_user_events", "2"],
+    "no size": table("log.csv", "--data.memory_limit", "lots"),
+    "misspelt source": ["--data.source", "Tabel"],
+    "misspelt option": table("log.csv", "--data.stroe", "x"),
+}
+RUN = ["--config", "small.yaml"]
+FIT = {
+    "no config of that name": ["--config", "smal.yaml"],
+    "no YAML": ["--config", "bad.yaml"],
+    "tabs": ["--config", "tabs.yaml"],
+    "a list": ["--config", "list.yaml"],
+    "a folder as config": ["--config", "nested"],
+    "misspelt key": [*RUN, "--config", "typo.yaml"],
+    "misspelt model": [*RUN, "--model", "SASrec"],
+    "misspelt argument": [*RUN, "--model.d_modle", "8"],
+    "text for a number": [*RUN, "--model.d_model", "wide"],
+    "width of zero": [*RUN, "--model.d_model", "0"],
+    "no layers": [*RUN, "--model.num_layers", "0"],
+    "dropout of one": [*RUN, "--model.dropout", "1"],
+    "states of zero": [*RUN, "--model", "MambaRec", "--model.d_state", "0"],
+    "negative expansion": [*RUN, "--model", "MambaRec", "--model.expand", "-1"],
+    "convolution of nothing": [*RUN, "--model", "MambaRec", "--model.d_conv", "0"],
+    "heads that do not fit": [*RUN, "--model", "SASRec", "--model.num_heads", "3"],
+    "negative step size": [*RUN, "--model.optimizer.lr", "-1"],
+    "no number as step size": [*RUN, "--model.optimizer.lr", "nan"],
+    "a class of torch as optimizer": [*RUN, "--model.optimizer", "torch.optim.Adam"],
+    "Lightning's option of the optimizer": [*RUN, "--optimizer", "Adam"],
+    "a batch of zero": [*RUN, "--data.batch_size", "0"],
+    "a length of zero": [*RUN, "--data.max_length", "0"],
+    "a GPU that is not there": [*RUN, "--trainer.accelerator", "gpu"],
+    "too many validations": [*RUN, "--trainer.val_check_interval", "1000"],
+    "unknown clipping": [*RUN, "--trainer.gradient_clip_val", "1", "--trainer.gradient_clip_algorithm", "l2"],
+    "a negative seed": [*RUN, "--seed_everything", "-1"],
+    "misspelt metric": [*RUN, "--early_stopping.monitor", "val_NDGC@10"],
+    "half precision": [*RUN, "--trainer.precision", "16-true"],
+    "no checkpoint": ["--ckpt_path", "runs/version_0/checkpoints/lats.ckpt"],
+    "a width other than the checkpoint's": ["--ckpt_path", "runs/version_0", "--model.d_model", "16"],
+    "an encoder other than the checkpoint's": ["--ckpt_path", "runs/version_0", "--model", "SASRec"],
+    "another log than the checkpoint's": [
+        "--ckpt_path",
+        "runs/version_0",
+        "--data.source.path",
+        "other.csv",
+        "--data.store",
+        "stores/other",
+    ],
+    "histories too short": [*RUN, *table("short.csv")],
+}
+TEST = {
+    "no checkpoint": RUN,
+    "misspelt checkpoint": ["--ckpt", "runs/version_0/checkpoints/bset.ckpt"],
+    "no such run": ["--ckpt", "runs/version_9"],
+    "a checkpoint without its config": ["--ckpt", "alone.ckpt"],
+    "half a checkpoint": [*RUN, "--ckpt", "cut.ckpt"],
+    "no checkpoint at all": [*RUN, "--ckpt", "weights.ckpt"],
+    "an empty folder": ["--ckpt", "nested"],
+    "a log as checkpoint": [*RUN, "--ckpt", "log.csv"],
+    "another length": ["--ckpt", "runs/version_0", "--data.max_length", "12"],
+    "another log": ["--ckpt", "runs/version_0", "--data.source.path", "other.csv", "--data.store", "stores/o2"],
+    "misspelt protocol": ["--ckpt", "runs/version_0", "--protocol", "sasrec100"],
+    "no candidates": ["--ckpt", "runs/version_0", "--protocol", "SampledRanking", "--protocol.num_negatives", "0"],
+    "a protocol without its data": ["--ckpt", "runs/version_0", "--protocol", "Protocol", "--protocol.ties", "random"],
+    "a split that the protocol has not": ["--ckpt", "runs/version_0", "--data.split", "LastN", "--data.split.n", "9"],
+    "an unknown split": ["--ckpt", "runs/version_0", "--data.split", "Random"],
+    "batches of zero": ["--ckpt", "runs/version_0", "--data.eval_batch_size", "0"],
+    "misspelt option": ["--ckpt", "runs/version_0", "--traner.devices", "1"],
+    "times in no order": [
+        "--ckpt",
+        "runs/version_0",
+        "--data.split",
+        "GlobalTime",
+        "--data.split.test_from",
+        "0.5",
+        "--data.split.validation_from",
+        "0.9",
+    ],
+    "an unknown device": ["--ckpt", "runs/version_0", "--trainer.accelerator", "quantum"],
+    "results nowhere": ["--ckpt", "runs/version_0", "--results.path", "log.csv/x.parquet"],
+}
+CKPT = ["--ckpt", "runs/version_0/checkpoints/best.ckpt"]
+TOP = ["--top_k", "3"]
+RECOMMEND = {
+    "no checkpoint": ["--output", "r"],
+    "misspelt checkpoint": ["--ckpt", "runs/version_0/checkpoints/bset.ckpt", "--output", "r"],
+    "half a checkpoint": ["--ckpt", "cut.ckpt", "--output", "r"],
+    "no checkpoint at all": ["--ckpt", "weights.ckpt", "--output", "r"],
+    "no such store": [*CKPT, *TOP, "--output", "r", "--store", "stores/none"],
+    "a folder that is no store": [*CKPT, *TOP, "--output", "r", "--store", "taken"],
+    "lists of nothing": [*CKPT, "--output", "r", "--top_k", "0"],
+    "lists longer than the catalogue": [*CKPT, "--output", "r", "--top_k", "1000000"],
+    "text as length": [*CKPT, "--output", "r", "--top_k", "ten"],
+    "no such input": [*CKPT, *TOP, "--output", "r", "--input", "histories.csv"],
+    "prose as input": [*CKPT, *TOP, "--output", "r", "--input", "text.csv"],
+    "no input's column": [*CKPT, *TOP, "--output", "r", "--input", "log.csv", "--user", "who"],
+    "users alone as input": [*CKPT, *TOP, "--output", "r", "--input", "users.csv"],
+    "no such block list": [*CKPT, *TOP, "--output", "r", "--block", "block.txt"],
+    "a block list of two columns": [*CKPT, *TOP, "--output", "r", "--block", "block.csv"],
+    "an output that is a file": [*CKPT, *TOP, "--output", "log.csv"],
+    "an output with others' files": [*CKPT, *TOP, "--output", "taken"],
+    "a share of none": [*CKPT, *TOP, "--output", "r", "--shard", "4/4"],
+    "no device": [*CKPT, *TOP, "--output", "r", "--device", "tpu"],
+    "tokens of zero": [*CKPT, *TOP, "--output", "r", "--max_tokens", "0"],
+    "parts of zero": [*CKPT, *TOP, "--output", "r", "--part_users", "0"],
+    "misspelt option": [*CKPT, *TOP, "--output", "r", "--topk", "5"],
+}
+EXPORT = {
+    "no checkpoint": ["--output", "e"],
+    "no output": CKPT,
+    "misspelt checkpoint": ["--ckpt", "runs/version_0/checkpoints/bset.ckpt", "--output", "e"],
+    "half a checkpoint": ["--ckpt", "cut.ckpt", "--output", "e"],
+    "no checkpoint at all": ["--ckpt", "weights.ckpt", "--output", "e"],
+    "an output that exists": [*CKPT, "--output", "taken"],
+    "an output that is a file": [*CKPT, "--output", "log.csv"],
+    "an output inside a file": [*CKPT, "--output", "log.csv/e"],
+    "an unknown format": [*CKPT, "--output", "e", "--format", "tflite"],
+    "negative lists": [*CKPT, "--output", "e", "--top_k", "-1"],
+    "lists longer than the catalogue": [*CKPT, "--output", "e", "--top_k", "1000"],
+    "no such store": [*CKPT, "--output", "e", "--store", "stores/none"],
+    "misspelt option": [*CKPT, "--outptu", "e"],
+    "text for a switch": [*CKPT, "--output", "e", "--separate_table", "maybe"],
+    "an empty folder": ["--ckpt", "nested", "--output", "e"],
+    "no runs": ["--ckpt", "stores", "--output", "e"],
+    "a value without option": ["runs/version_0", "e", "x"],
+    "an option without value": [*CKPT, "--output"],
+    "a config as checkpoint": ["--ckpt", "small.yaml", "--output", "e"],
+    "a log as checkpoint": ["--ckpt", "log.csv", "--output", "e"],
+}
+SERVE = {
+    "no checkpoint": [],
+    "misspelt checkpoint": ["--ckpt", "runs/version_0/checkpoints/bset.ckpt"],
+    "half a checkpoint": ["--ckpt", "cut.ckpt"],
+    "no checkpoint at all": ["--ckpt", "weights.ckpt"],
+    "a port that is none": [*CKPT, "--port", "99999999"],
+    "text as port": [*CKPT, "--port", "http"],
+    "an open host without token": [*CKPT, "--host", "0.0.0.0"],
+    "no such store": [*CKPT, "--store", "stores/none"],
+    "an unknown session store": [*CKPT, "--sessions", "Postgres"],
+    "a session store without place": [*CKPT, "--sessions", "SQLiteStore"],
+    "sessions in a folder that is none": [*CKPT, "--sessions", "SQLiteStore", "--sessions.path", "log.csv/u.sqlite"],
+    "a misspelt option": [*CKPT, "--prot", "8000"],
+    "no such log": [*CKPT, "--log", "stores/none"],
+    "requests of zero": [*CKPT, "--max_requests", "0"],
+    "events of zero": [*CKPT, "--max_events", "0"],
+    "no device": [*CKPT, "--device", "tpu"],
+    "an empty folder": ["--ckpt", "nested"],
+    "a log as checkpoint": ["--ckpt", "log.csv"],
+    "no token file": [*CKPT, "--token_file", "nowhere.txt"],
+    "an option without value": [*CKPT, "--port"],
+}
+COMMANDS = {"prepare": PREPARE, "fit": FIT, "test": TEST, "recommend": RECOMMEND, "export": EXPORT, "serve": SERVE}
+
+
+@pytest.mark.parametrize(
+    ("command", "mistake"), [(command, mistake) for command, mistakes in COMMANDS.items() for mistake in mistakes]
+)
+def test_a_mistake_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], work: Path, command: str, mistake: str):
+    message = refusal(capsys, command, *COMMANDS[command][mistake])
+    assert 20 < len(message) < 700, message
+    assert "\n" not in message
+    assert "This is a bug" not in message
+    assert (work / "taken" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("command", "mistake", "part"),
+    [
+        ("prepare", "no source", "source"),
+        ("prepare", "no header", "header=[user_id, item_id, ..]"),
+        ("prepare", "no times", "timestamp to null"),
+        ("fit", "no YAML", "config bad.yaml line 2 is no YAML"),
+        ("fit", "tabs", "config tabs.yaml line 2 is no YAML"),
+        ("fit", "a list", "config list.yaml has a list"),
+        ("fit", "Lightning's option of the optimizer", "--model.optimizer, one of Adam, AdamW"),
+        ("fit", "misspelt metric", "did you mean val_NDCG@10?"),
+        ("fit", "a GPU that is not there", "--trainer.accelerator cpu"),
+        ("fit", "a width other than the checkpoint's", "d_model=8 (here 16)"),
+        ("export", "an output inside a file", "log.csv cannot be written"),
+        ("recommend", "an output with others' files", "taken"),
+    ],
+)
+def test_the_line_names_what_to_change(capsys: pytest.CaptureFixture[str], command: str, mistake: str, part: str):
+    assert part in refusal(capsys, command, *COMMANDS[command][mistake])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_there_are_twenty_mistakes(command: str):
+    assert len(COMMANDS[command]) >= 20
