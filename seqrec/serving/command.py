@@ -31,6 +31,7 @@ def serve(
     port: int = 8000,
     token_file: str | None = None,
     allow_no_token: bool = False,
+    allowed_hosts: list[str] | None = None,
     threads: int = 1,
     access_log: bool = False,
     log: str | None = None,
@@ -38,7 +39,7 @@ def serve(
 ) -> None:
     """Serve recommendations and take in events over HTTP, until a signal stops the process.
 
-    POST /observe and /recommend, DELETE /users/USER, GET /health, /metrics and /openapi.json.
+    POST /observe and /recommend, DELETE /users/USER, GET /live, /ready, /health, /metrics and /openapi.json.
 
     Args:
         ckpt: A checkpoint that `seqrec fit` wrote.
@@ -50,6 +51,8 @@ def serve(
         token_file: File with the token that clients must send as `Authorization: Bearer TOKEN`. None takes the
             environment variable SEQREC_TOKEN; if that is not set, clients need no token.
         allow_no_token: Whether other machines may connect without a token.
+        allowed_hosts: Names under which clients reach the server, besides localhost, IP addresses and `host`. Requests
+            that name others are refused, which keeps out web pages that point a name of theirs here; '*' allows all.
         threads: Threads of a model call; small batches are fastest with one, catalogues of millions with more.
         access_log: Whether to log each request.
         log: Folder of an event store with histories that start its users' sessions; None starts all without events.
@@ -62,13 +65,14 @@ def serve(
     """
     check_packages()
     from seqrec.serving.app import create_app
-    from seqrec.serving.server import bind, check_host, read_token, run_server, url_of
+    from seqrec.serving.server import allow_open_files, bind, check_host, read_token, run_server, url_of
 
     if threads < 1:
         raise InputError(f"threads={threads} must be at least 1")
     token = read_token(token_file)
     check_host(host, token, allow_no_token=allow_no_token)
     limits = limits or Limits()
+    allow_open_files(limits.max_connections)
     torch.set_num_threads(threads)
     # Before the model is loaded, to report a port in use at once.
     with bind(host, port) as listener:
@@ -76,7 +80,7 @@ def serve(
         history_of = None if log is None else log_histories(EventStore.open(log))
         kept = InMemoryStore() if sessions is None else sessions
         with SessionRecommender(model, kept, history_of=history_of) as recommender:
-            app = create_app(recommender, limits=limits, token=token)
+            app = create_app(recommender, limits=limits, token=token, allowed_hosts=[host, *(allowed_hosts or [])])
             cost = "streaming" if recommender.streams else "re-encoding histories"
             ends = ", which end with this process" if isinstance(kept, InMemoryStore) else ""
             line = f"serving {model.title} at {url_of(listener)} ({cost}, sessions in {type(kept).__name__}{ends})"

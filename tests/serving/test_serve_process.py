@@ -82,7 +82,8 @@ def half_a_request(url: str, body: bytes) -> socket.socket:
     """A connection on which all of a request but the last byte was sent."""
     address = urlsplit(url)
     connection = socket.create_connection((address.hostname, address.port), timeout=TIMEOUT)
-    head = f"POST /observe HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+    head = f"POST /observe HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+    head += "Content-Type: application/json\r\n"
     connection.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body[:-1])
     return connection
 
