@@ -30,7 +30,7 @@ from seqrec.serving.bodies import (
 )
 from seqrec.serving.guard import Guard
 from seqrec.serving.health import Health
-from seqrec.serving.hosts import Hosts
+from seqrec.serving.hosts import CLOSE, Hosts
 from seqrec.serving.limits import Limits
 from seqrec.serving.metrics import Metrics
 from seqrec.serving.work import Forget, HistoryWork, Observe, RecommendToHistory, SessionWork, Sizes, row_bytes_of
@@ -227,5 +227,5 @@ async def _error(request: HTTPRequest, error: Exception) -> Response:
         return error.response()
     if isinstance(error, InputError):
         return refusal_of(error).response()
-    # Starlette logs the traceback.
-    return error_response(500, "the server failed; see its log")
+    # uvicorn logs the traceback, and closes the connection.
+    return error_response(500, "the server failed; see its log", CLOSE)

@@ -23,7 +23,9 @@ from seqrec.serving.metrics import Metrics
 _LOG = logging.getLogger(__name__)
 # Connections accepted before the event loop turns to others.
 ACCEPT_AT_ONCE = 16
-ACCEPT_AGAIN_SECONDS = 0.2
+ACCEPT_AGAIN_SECONDS = 0.05
+# Of answers that a client has not read, in the system; by default this grows to megabytes a connection.
+SEND_BUFFER_BYTES = 1 << 17
 # h11 gets so many bytes at a time, as it checks the size of a head only when it needs more.
 PIECE_BYTES = 1 << 13
 # uvicorn's own timer is never due: it ends with the first byte of the next head.
@@ -223,6 +225,9 @@ class Listener:
 
     def _accept(self) -> None:
         for _ in range(ACCEPT_AT_ONCE):
+            full = self._open >= self._limits.max_connections
+            if full and not self.waiting and self._tasks:
+                return  # Those just accepted are known to wait at the next turn of the loop.
             try:
                 connection, _ = self._socket.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -231,7 +236,11 @@ class Listener:
                 self._cannot_accept(error)
                 return
             connection.setblocking(False)
-            if self._open >= self._limits.max_connections and not self._make_room():
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+            # Or the second part of an answer waits some 40 ms until the client has acknowledged the first. asyncio
+            # sets it for sockets that know their protocol only.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if full and not self._make_room():
                 self._refuse(connection)
                 continue
             self._open += 1
@@ -264,7 +273,8 @@ class Listener:
         """Wait a moment before the next try: the socket stays readable, and the loop would do nothing else."""
         self.metrics.closed("cannot_accept")
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-            self._make_room()
+            for _ in range(ACCEPT_AT_ONCE):
+                self._make_room()
         _LOG.warning("cannot accept connections: %s; lower --max_connections or raise `ulimit -n`", error)
         self._loop.remove_reader(self._socket)
         self._loop.call_later(ACCEPT_AGAIN_SECONDS, self._start)
