@@ -16,7 +16,9 @@ TIMEOUT = 120
 
 
 @contextmanager
-def server(checkpoint: Path, folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def server(
+    checkpoint: Path, folder: Path, *more: str, token: str | None = TOKEN
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command with a durable store, and the address that it says; killed at the end if it still runs."""
     words = [
         "--ckpt",
@@ -28,11 +30,14 @@ def server(checkpoint: Path, folder: Path, *more: str) -> Iterator[tuple[subproc
         "--sessions.path",
         "users.sqlite",
     ]
+    environment = {name: value for name, value in os.environ.items() if name != "SEQREC_TOKEN"}
+    if token is not None:
+        environment["SEQREC_TOKEN"] = token
     with (folder / "errors.txt").open("a") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "seqrec", "serve", *words, *more],
             cwd=folder,
-            env={**os.environ, "SEQREC_TOKEN": TOKEN},
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
