@@ -31,7 +31,7 @@ def serve(
     port: int = 8000,
     token_file: str | None = None,
     allow_no_token: bool = False,
-    allowed_hosts: list[str] | None = None,
+    allowed_hosts: str | None = None,
     threads: int = 1,
     access_log: bool = False,
     log: str | None = None,
@@ -51,8 +51,9 @@ def serve(
         token_file: File with the token that clients must send as `Authorization: Bearer TOKEN`. None takes the
             environment variable SEQREC_TOKEN; if that is not set, clients need no token.
         allow_no_token: Whether other machines may connect without a token.
-        allowed_hosts: Names under which clients reach the server, besides localhost, IP addresses and `host`. Requests
-            that name others are refused, which keeps out web pages that point a name of theirs here; '*' allows all.
+        allowed_hosts: Names under which clients reach the server, separated by commas, besides localhost, IP addresses
+            and `host`. Requests that name others are refused, which keeps out web pages that point a name of theirs
+            here. '*' allows all.
         threads: Threads of a model call; small batches are fastest with one, catalogues of millions with more.
         access_log: Whether to log each request.
         log: Folder of an event store with histories that start its users' sessions; None starts all without events.
@@ -65,11 +66,12 @@ def serve(
     """
     check_packages()
     from seqrec.serving.app import create_app
+    from seqrec.serving.hosts import host_names
     from seqrec.serving.server import allow_open_files, bind, check_host, read_token, run_server, url_of
 
     if threads < 1:
         raise InputError(f"threads={threads} must be at least 1")
-    token = read_token(token_file)
+    token, names = read_token(token_file), host_names(allowed_hosts or "")
     check_host(host, token, allow_no_token=allow_no_token)
     limits = limits or Limits()
     allow_open_files(limits.max_connections)
@@ -80,7 +82,7 @@ def serve(
         history_of = None if log is None else log_histories(EventStore.open(log))
         kept = InMemoryStore() if sessions is None else sessions
         with SessionRecommender(model, kept, history_of=history_of) as recommender:
-            app = create_app(recommender, limits=limits, token=token, allowed_hosts=[host, *(allowed_hosts or [])])
+            app = create_app(recommender, limits=limits, token=token, allowed_hosts=[host, *names])
             cost = "streaming" if recommender.streams else "re-encoding histories"
             ends = ", which end with this process" if isinstance(kept, InMemoryStore) else ""
             line = f"serving {model.title} at {url_of(listener)} ({cost}, sessions in {type(kept).__name__}{ends})"

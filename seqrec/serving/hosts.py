@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
+from seqrec.errors import InputError
 from seqrec.serving.answers import RefusedError
 
 ANY = "*"
@@ -45,6 +46,21 @@ class Hosts:
         own = origin.partition("://")[2]
         host = name_of(own)
         return bool(own) and (own == authority or host in self._names or is_loopback(host))
+
+
+def host_names(text: str) -> list[str]:
+    """Return the names of a list that is separated by commas.
+
+    Raises:
+        InputError: if an entry is not a name.
+    """
+    names = [name.strip().lower() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name != ANY and name_of(name) != name:
+            raise InputError(
+                f"allowed_hosts={name} must be a name, such as recs.example.org, without http:// or a port"
+            )
+    return names
 
 
 def name_of(authority: str) -> str:

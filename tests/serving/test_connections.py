@@ -6,10 +6,11 @@ import asyncio
 import errno
 import json
 import logging
+import random
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -61,11 +62,9 @@ def connect(url: str) -> Iterator[Any]:
 def rest_of(connection: socket.socket) -> bytes:
     """All that comes until the server closes the connection, or resets it."""
     answer = b""
-    try:
+    with suppress(ConnectionResetError):
         while chunk := connection.recv(65536):
             answer += chunk
-    except ConnectionResetError:
-        pass
     return answer
 
 
@@ -273,3 +272,34 @@ def test_what_is_not_http_is_refused_with_few_lines_in_the_log(
     assert len(caplog.records) <= 11
     assert not any(record.exc_info for record in caplog.records), caplog.text
     assert httpx.get(f"{url}/live").json() == {"status": "live"}
+
+
+def test_mangled_requests_leave_no_connection_and_no_request_behind(url: str, caplog: pytest.LogCaptureFixture):
+    r, address = random.Random(0), urlsplit(url)
+    event = b'{"user": 1, "item": 10}'
+    whole = [
+        b"GET /live HTTP/1.1\r\n" + HEAD + b"\r\n",
+        b"GET /live HTTP/1.0\r\n\r\n",
+        b"HEAD /live HTTP/1.1\r\n" + HEAD + b"Connection: close\r\n\r\n",
+        b"GET /live HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n0\r\n\r\n",
+        b"POST /observe HTTP/1.1\r\n" + HEAD + b"Expect: 100-continue\r\nContent-Length: 23\r\n\r\n" + event,
+        b"POST /observe HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n17\r\n" + event + b"\r\n0\r\n\r\n",
+    ]
+    for _ in range(300):
+        data = b"".join(r.choices(whole, k=r.randrange(1, 6)))
+        for _ in range(r.randrange(4)):
+            place = r.randrange(len(data) + 1)
+            new = r.choice((b"", b"\x00", b"\r\n", b"0\r\n\r\n", b": ", b"a" * 3000))
+            data = data[:place] + new + data[place + r.randrange(20) :]
+        with socket.create_connection((address.hostname, address.port), timeout=10) as mangled:
+            place = r.randrange(len(data) + 1)
+            with suppress(OSError):
+                mangled.sendall(data[:place])
+                mangled.sendall(data[place:])
+                if r.random() < 0.5:
+                    mangled.shutdown(socket.SHUT_WR)
+                    mangled.recv(65536)
+    deadline, rest = time.monotonic() + 10, {"seqrec_connections 1.0", "seqrec_requests_in_work 1.0"}
+    while not rest <= set(httpx.get(f"{url}/metrics").text.splitlines()):
+        assert time.monotonic() < deadline
+    assert not any(record.exc_info for record in caplog.records), caplog.text

@@ -52,6 +52,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
             "cannot listen at host=192.0.2.1",
         ),
         (("--ckpt", "c", "--token_file", "gone"), "token_file=gone does not exist; python -c"),
+        (("--ckpt", "c", "--allowed_hosts", "a.example, http://b"), "allowed_hosts=http://b must be a name, such as"),
+        (("--ckpt", "c", "--allowed_hosts", "a.example:80"), "allowed_hosts=a.example:80 must be a name, .*or a port"),
         (("--ckpt", "c", "--max_kk", "3"), "unknown argument 'max_kk'; did you mean max_k"),
         (("--ckpt", "c", "--max_events", "0"), "max_events=0 must be at least 1"),
         (
