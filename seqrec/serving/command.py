@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import logging
 
 import torch
 
@@ -15,10 +16,13 @@ from seqrec.inference.sessions import (
     RedisStore,
     SessionRecommender,
     SQLiteStore,
+    StateStore,
     log_histories,
 )
+from seqrec.inference.sessions.stores.redis import PASSWORD_VARIABLE
 from seqrec.serving.limits import Limits
 
+_LOG = logging.getLogger(__name__)
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 
@@ -81,11 +85,10 @@ def serve(
         model = load(ckpt, store=store)
         history_of = None if log is None else log_histories(EventStore.open(log))
         kept = InMemoryStore() if sessions is None else sessions
+        warn_of_password(kept)
         with SessionRecommender(model, kept, history_of=history_of) as recommender:
             app = create_app(recommender, limits=limits, token=token, allowed_hosts=[host, *names])
-            cost = "streaming" if recommender.streams else "re-encoding histories"
-            ends = ", which end with this process" if isinstance(kept, InMemoryStore) else ""
-            line = f"serving {model.title} at {url_of(listener)} ({cost}, sessions in {type(kept).__name__}{ends})"
+            line = f"serving {model.title} at {url_of(listener)} ({kind_of(recommender, kept)})"
 
             def ready() -> None:
                 # Modules and weights stay; searching them for garbage would take many milliseconds.
@@ -94,6 +97,23 @@ def serve(
                 print(line, flush=True)
 
             run_server(app, listener, limits=limits, ready=ready, access_log=access_log)
+
+
+def kind_of(recommender: SessionRecommender, store: StateStore) -> str:
+    """Return how users' histories are kept, in some words."""
+    cost = "streaming" if recommender.streams else "re-encoding histories"
+    ends = ", which end with this process" if isinstance(store, InMemoryStore) else ""
+    return f"{cost}, sessions in {type(store).__name__}{ends}"
+
+
+def warn_of_password(store: StateStore) -> None:
+    """Log a warning if the address of a store contains a password."""
+    if isinstance(store, RedisStore) and store.password_in_url:
+        _LOG.warning(
+            "everyone on this machine can read the password in --sessions.url (ps); set %s, or give "
+            "--sessions.password_file",
+            PASSWORD_VARIABLE,
+        )
 
 
 def check_packages() -> None:

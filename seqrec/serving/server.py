@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import socket
-import stat
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 
 try:
@@ -20,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from seqrec.errors import InputError, MissingInputError
+from seqrec.inference.secrets import read_secret
 from seqrec.serving.connections import LimitedProtocol, Listener, limit_log_lines
 from seqrec.serving.hosts import is_loopback
 from seqrec.serving.limits import Limits
@@ -167,20 +165,13 @@ def read_token(token_file: str | None) -> str | None:
         InputError: if other users of the machine can read the file, the token is short, or it contains anything but
             printable ASCII characters.
     """
-    if token_file is not None:
-        if not Path(token_file).is_file():
-            raise MissingInputError(f"token_file={token_file} does not exist; {MAKE_TOKEN}")
-        mode = Path(token_file).stat().st_mode
-        if mode & stat.S_IROTH:
-            raise InputError(
-                f"token_file={token_file} can be read by every user of this machine (mode {stat.S_IMODE(mode):o}): "
-                f"chmod 600 {token_file}"
-            )
-        token, source = Path(token_file).read_text(encoding="utf-8", errors="replace").strip(), "token_file"
-    elif TOKEN_VARIABLE in os.environ:
-        token, source = os.environ[TOKEN_VARIABLE].strip(), TOKEN_VARIABLE
-    else:
+    try:
+        found = read_secret(token_file, "token_file", TOKEN_VARIABLE)
+    except MissingInputError as error:
+        raise MissingInputError(f"{error}; {MAKE_TOKEN}") from error
+    if found is None:
         return None
+    token, source = found
     # The error does not show the token, as errors end up in logs.
     if len(token) < MIN_TOKEN or not all("!" <= character <= "~" for character in token):
         raise InputError(
