@@ -158,9 +158,8 @@ class LimitedProtocol(H11Protocol):
             self._timer = None
         self._phase = phase
         self._pool.waiting.pop(self, None)
-        if phase in ("idle", "head"):
-            self._pool.waiting[self] = None
         if phase is not None:
+            self._pool.waiting[self] = None
             self._timer = self.loop.call_later(getattr(self._limits, f"{phase}_seconds"), self._late, phase)
 
     def _late(self, phase: str) -> None:
@@ -183,7 +182,7 @@ class Listener:
         make_protocol: Makes the protocol of a new connection, given this object.
 
     Attributes:
-        waiting: Connections without a request in progress, the longest waiting first.
+        waiting: Connections that wait for their client, the longest waiting first.
     """
 
     def __init__(
@@ -236,10 +235,6 @@ class Listener:
                 self._cannot_accept(error)
                 return
             connection.setblocking(False)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-            # Or the second part of an answer waits some 40 ms until the client has acknowledged the first. asyncio
-            # sets it for sockets that know their protocol only.
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if full and not self._make_room():
                 self._refuse(connection)
                 continue
@@ -251,13 +246,17 @@ class Listener:
 
     async def _serve(self, connection: socket.socket) -> None:
         try:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+            # Or the second part of an answer waits some 40 ms until the client has acknowledged the first. asyncio
+            # sets it for sockets that know their protocol only.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self._loop.connect_accepted_socket(lambda: self._make_protocol(self), connection)
         except OSError:
             connection.close()
             self.lost()
 
     def _make_room(self) -> bool:
-        """Close the connection that has waited longest for a request; returns whether there was one."""
+        """Close the connection that has waited longest for its client; returns whether there was one."""
         for connection in self.waiting:
             connection.abort("room_for_another")
             return True

@@ -39,7 +39,7 @@ class Limits:
         max_head_bytes: Largest head of a request: request line and headers.
         max_requests: Most requests in progress at a time, of all clients; more are answered 503 at once.
         max_connections: Most open connections, of all clients. If a further one comes, the one that has waited longest
-            for a request is closed; if all are busy, the new one is answered 503.
+            for its client is closed; if all are busy, the new one is answered 503.
         max_batch: Most requests that the model processes together.
         max_batch_events: Most events that the model processes together, unless a single request has more. Larger
             batches serve more events per second, and hold up the other requests for longer.

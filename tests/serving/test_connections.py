@@ -167,6 +167,21 @@ def test_a_new_connection_takes_the_place_of_the_one_that_waited_longest():
         assert alive(idle[-1])
 
 
+def test_readers_that_do_not_read_make_room_too():
+    limits = Limits(max_connections=3, send_seconds=60, stop_seconds=1)
+    with serving(create_app(SessionRecommender(model()), limits=limits), limits) as url, ExitStack() as stack:
+        address = (urlsplit(url).hostname, urlsplit(url).port)
+        for _ in range(3):
+            reader = stack.enter_context(socket.socket())
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            reader.settimeout(10)
+            reader.connect(address)
+            reader.sendall((b"GET /openapi.json HTTP/1.1\r\n" + HEAD + b"\r\n") * 40)
+        deadline = time.monotonic() + 10
+        while httpx.get(f"{url}/live").status_code != 200:
+            assert time.monotonic() < deadline
+
+
 def test_a_connection_beyond_the_limit_is_told_so_if_all_are_busy(url: str, connect):
     # Requests whose bodies are missing.
     heads = b"POST /observe HTTP/1.1\r\n" + HEAD + b"Content-Length: 100\r\n\r\n"
