@@ -3,11 +3,11 @@
 # No `from __future__ import annotations`: the types of bodies are known only when the routes are made.
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
-from fastapi import FastAPI, Path, Security
+from fastapi import APIRouter, FastAPI, Path, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
@@ -17,43 +17,75 @@ from starlette.responses import Response
 from seqrec.aliases import __version__
 from seqrec.errors import InputError, UnknownUserError
 from seqrec.inference.sessions import Event, Request, Scored, SessionRecommender
-from seqrec.serving.answers import error_response, refusal_of, validation_response
+from seqrec.serving.answers import RefusedError, error_response, refusal_of, validation_response
 from seqrec.serving.batcher import Batcher
 from seqrec.serving.bodies import (
     MAX_ID_LENGTH,
     ErrorAnswer,
     HealthAnswer,
     ObserveAnswer,
+    ProbeAnswer,
     RecommendAnswer,
     request_types,
 )
 from seqrec.serving.guard import Guard
+from seqrec.serving.health import Health
+from seqrec.serving.hosts import CLOSE, Hosts
 from seqrec.serving.limits import Limits
 from seqrec.serving.metrics import Metrics
-from seqrec.serving.work import Count, Forget, HistoryWork, Observe, RecommendToHistory, SessionWork
+from seqrec.serving.work import Forget, HistoryWork, Observe, RecommendToHistory, SessionWork, Sizes, row_bytes_of
 
 DESCRIPTION = 'Recommends the items that users will want next. Errors are answered as `{"error": reason}`.'
 REASONS = {
     400: "The body is not JSON, or was cut short.",
     401: "The token is missing or wrong.",
+    403: "The request comes from a web page of another site.",
     404: "No event of the user is known.",
     408: "The body took too long to arrive.",
     409: "The event is older than the user's newest, or the user's session is damaged: forget the user.",
-    413: "The body is too large.",
+    413: "The body is too large, or the sessions of its users are.",
     415: "The Content-Type is not JSON.",
+    421: "The request names another host.",
     422: "A field is missing, unknown or out of range, or an item is not in the catalogue.",
     503: "Too many requests are in progress, or the sessions cannot be reached: try again later.",
 }
-BODY = (400, 401, 408, 413, 415, 422, 503)
+ALL = (401, 403, 421, 503)
+BODY = (*ALL, 400, 408, 413, 415, 422)
 
 
-def create_app(recommender: SessionRecommender, *, limits: Limits | None = None, token: str | None = None) -> FastAPI:
+class NewState(NamedTuple):
+    """The session state that a request may change."""
+
+    row_bytes: int
+    max_bytes: int
+
+    def check(self, events: Sequence[Event]) -> None:
+        """Refuse a request whose users' states have more bytes together."""
+        users = len({event.user for event in events})
+        if users > 1 and users * self.row_bytes > self.max_bytes:
+            most = max(1, self.max_bytes // self.row_bytes)
+            raise RefusedError(
+                413,
+                f"events: the states of {users:,} users take {users * self.row_bytes:,} bytes, and a request may have "
+                f"{self.max_bytes:,}; send {most:,} users at a time",
+            )
+
+
+def create_app(
+    recommender: SessionRecommender,
+    *,
+    limits: Limits | None = None,
+    token: str | None = None,
+    allowed_hosts: Sequence[str] = (),
+) -> FastAPI:
     """Return an ASGI application that serves a model and its users' sessions.
 
     Args:
         recommender: Model and sessions. Its owner closes it after the application has ended.
         limits: Limits of requests; None is `Limits()`.
         token: Token that clients must send as `Authorization: Bearer <token>`; None needs none.
+        allowed_hosts: Names of this server besides `localhost` and IP addresses; requests that name others are
+            refused. `*` allows all.
 
     Example:
         >>> from seqrec import Popularity, SessionRecommender
@@ -65,7 +97,13 @@ def create_app(recommender: SessionRecommender, *, limits: Limits | None = None,
     """
     limits = limits or Limits()
     metrics = Metrics()
-    batching: dict[str, Any] = {"max_batch": limits.max_batch, "wait_seconds": limits.batch_wait_ms / 1000}
+    row_bytes = row_bytes_of(recommender)
+    batching: dict[str, Any] = {
+        "max_batch": limits.max_batch,
+        "wait_seconds": limits.batch_wait_ms / 1000,
+        "max_size": limits.max_batch_events,
+        "size_of": Sizes(row_bytes),
+    }
     sessions = Batcher(SessionWork(recommender, metrics), **batching)
     # A separate thread, so that users with a session do not wait for long histories.
     histories = Batcher(HistoryWork(recommender.model, metrics), **batching)
@@ -84,15 +122,20 @@ def create_app(recommender: SessionRecommender, *, limits: Limits | None = None,
         description=DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
-        # Describes in the schema the token that `Guard` checks.
-        dependencies=[] if token is None else [Security(HTTPBearer(auto_error=False))],
     )
+    app.state.metrics = metrics
+    # Describes in the schema the token that `Guard` checks.
+    routes = APIRouter(dependencies=[] if token is None else [Security(HTTPBearer(auto_error=False))])
     num_items = recommender.model.scorer().num_items
-    _add_work(app, *request_types(limits, num_items), sessions, histories)
-    _add_state(app, recommender, num_items, metrics, sessions)
-    for kind in (RequestValidationError, HTTPException, InputError, Exception):
+    health = Health(sessions, histories, ready_seconds=limits.ready_seconds)
+    new_state = NewState(row_bytes, limits.max_request_state_bytes)
+    _add_work(routes, *request_types(limits, num_items), sessions, histories, new_state)
+    _add_state(routes, recommender, num_items, metrics, sessions, health)
+    _add_probes(app, health)
+    app.include_router(routes)
+    for kind in (RequestValidationError, HTTPException, RefusedError, InputError, Exception):
         app.add_exception_handler(kind, _error)
-    app.add_middleware(Guard, limits=limits, metrics=metrics, token=token)
+    app.add_middleware(Guard, limits=limits, metrics=metrics, token=token, hosts=Hosts(allowed_hosts))
     return app
 
 
@@ -101,15 +144,18 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorAnswer, "description": REASONS[status]} for status in statuses}
 
 
-def _add_work(app: FastAPI, Observed: Any, Recommended: Any, sessions: Batcher, histories: Batcher) -> None:
-    @app.post("/observe", response_model=ObserveAnswer, responses=_errors(*BODY, 409))
+def _add_work(
+    routes: APIRouter, Observed: Any, Recommended: Any, sessions: Batcher, histories: Batcher, new_state: NewState
+) -> None:
+    @routes.post("/observe", response_model=ObserveAnswer, responses=_errors(*BODY, 409))
     async def observe(body: Observed) -> Response:
         """Take in one event, or several in order: all of them or none. An answer means that they are kept."""
         events = [Event(each.user, each.item, each.time) for each in (body if isinstance(body, list) else [body])]
+        new_state.check(events)
         await sessions.submit(Observe(events))
         return _json({"observed": len(events)})
 
-    @app.post("/recommend", response_model=RecommendAnswer, responses=_errors(*BODY, 404, 409))
+    @routes.post("/recommend", response_model=RecommendAnswer, responses=_errors(*BODY, 404, 409))
     async def recommend(body: Recommended) -> Response:
         """Recommend items to a user with observed events, or for a history in the request."""
         best: list[Scored]
@@ -121,33 +167,51 @@ def _add_work(app: FastAPI, Observed: Any, Recommended: Any, sessions: Batcher, 
 
 
 def _add_state(
-    app: FastAPI, recommender: SessionRecommender, num_items: int, metrics: Metrics, sessions: Batcher
+    routes: APIRouter,
+    recommender: SessionRecommender,
+    num_items: int,
+    metrics: Metrics,
+    sessions: Batcher,
+    health: Health,
 ) -> None:
-    @app.get("/health", response_model=HealthAnswer, responses=_errors(401, 503))
-    async def health() -> Response:
-        """Describe the server. The number of users may be some seconds old."""
+    @routes.get("/health", response_model=HealthAnswer, responses=_errors(*ALL))
+    async def describe() -> Response:
+        """Describe the server, also while the model does not answer. The number of users may be some seconds old."""
         return _json(
             {
                 "model": recommender.model.title,
                 "version": __version__,
                 "streams": recommender.streams,
-                "users": await sessions.submit(Count()),
+                "users": await health.users(),
                 "items": num_items,
             }
         )
 
-    @app.get("/metrics", response_class=Response, responses=_errors(401, 503))
+    @routes.get("/metrics", response_class=Response, responses=_errors(*ALL))
     async def print_metrics() -> Response:
         """Return counts for Prometheus."""
-        metrics.users.set(await sessions.submit(Count()))
+        metrics.users.set(await health.users())
         return Response(metrics.text(), headers={"Content-Type": metrics.content_type})
 
-    @app.delete("/users/{user:path}", status_code=204, responses=_errors(401, 404, 422, 503))
+    @routes.delete("/users/{user:path}", status_code=204, responses=_errors(*ALL, 404, 422))
     async def forget(user: Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH)]) -> Response:
         """Delete all that is kept of a user, who is unknown afterwards."""
         if not await sessions.submit(Forget(user)):
             raise UnknownUserError(f"no event of user={user!r} is known; nothing to forget")
         return Response(status_code=204)
+
+
+def _add_probes(app: FastAPI, health: Health) -> None:
+    @app.get("/live", response_model=ProbeAnswer)
+    async def live() -> Response:
+        """Answer at once, whatever the model does. Needs no token."""
+        return _json({"status": "live"})
+
+    @app.get("/ready", response_model=ProbeAnswer, responses=_errors(503))
+    async def ready() -> Response:
+        """Answer if the model and the session store work, within a few seconds. Needs no token."""
+        await health.check_ready()
+        return _json({"status": "ready"})
 
 
 def _json(answer: dict[str, Any]) -> Response:
@@ -159,7 +223,9 @@ async def _error(request: HTTPRequest, error: Exception) -> Response:
         return validation_response(error.errors())
     if isinstance(error, HTTPException):
         return error_response(error.status_code, str(error.detail), error.headers)
+    if isinstance(error, RefusedError):
+        return error.response()
     if isinstance(error, InputError):
         return refusal_of(error).response()
-    # Starlette logs the traceback.
-    return error_response(500, "the server failed; see its log")
+    # uvicorn logs the traceback, and closes the connection.
+    return error_response(500, "the server failed; see its log", CLOSE)

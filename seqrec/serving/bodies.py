@@ -61,6 +61,12 @@ class HealthAnswer(BaseModel):
     items: int = Field(description="Items of the catalogue.")
 
 
+class ProbeAnswer(BaseModel):
+    """What was asked for: `live` or `ready`."""
+
+    status: str
+
+
 class ErrorAnswer(BaseModel):
     """The reason of a refusal."""
 

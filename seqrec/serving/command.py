@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import logging
 
 import torch
 
@@ -15,10 +16,13 @@ from seqrec.inference.sessions import (
     RedisStore,
     SessionRecommender,
     SQLiteStore,
+    StateStore,
     log_histories,
 )
+from seqrec.inference.sessions.stores.redis import PASSWORD_VARIABLE
 from seqrec.serving.limits import Limits
 
+_LOG = logging.getLogger(__name__)
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 
@@ -31,6 +35,7 @@ def serve(
     port: int = 8000,
     token_file: str | None = None,
     allow_no_token: bool = False,
+    allowed_hosts: str | None = None,
     threads: int = 1,
     access_log: bool = False,
     log: str | None = None,
@@ -38,7 +43,7 @@ def serve(
 ) -> None:
     """Serve recommendations and take in events over HTTP, until a signal stops the process.
 
-    POST /observe and /recommend, DELETE /users/USER, GET /health, /metrics and /openapi.json.
+    POST /observe and /recommend, DELETE /users/USER, GET /live, /ready, /health, /metrics and /openapi.json.
 
     Args:
         ckpt: A checkpoint that `seqrec fit` wrote.
@@ -50,6 +55,9 @@ def serve(
         token_file: File with the token that clients must send as `Authorization: Bearer TOKEN`. None takes the
             environment variable SEQREC_TOKEN; if that is not set, clients need no token.
         allow_no_token: Whether other machines may connect without a token.
+        allowed_hosts: Names under which clients reach the server, separated by commas, besides localhost, IP addresses
+            and `host`. Requests that name others are refused, which keeps out web pages that point a name of theirs
+            here. '*' allows all.
         threads: Threads of a model call; small batches are fastest with one, catalogues of millions with more.
         access_log: Whether to log each request.
         log: Folder of an event store with histories that start its users' sessions; None starts all without events.
@@ -62,24 +70,25 @@ def serve(
     """
     check_packages()
     from seqrec.serving.app import create_app
-    from seqrec.serving.server import bind, check_host, read_token, run_server, url_of
+    from seqrec.serving.hosts import host_names
+    from seqrec.serving.server import allow_open_files, bind, check_host, read_token, run_server, url_of
 
     if threads < 1:
         raise InputError(f"threads={threads} must be at least 1")
-    token = read_token(token_file)
+    token, names = read_token(token_file), host_names(allowed_hosts or "")
     check_host(host, token, allow_no_token=allow_no_token)
     limits = limits or Limits()
+    allow_open_files(limits.max_connections)
     torch.set_num_threads(threads)
     # Before the model is loaded, to report a port in use at once.
     with bind(host, port) as listener:
         model = load(ckpt, store=store)
         history_of = None if log is None else log_histories(EventStore.open(log))
         kept = InMemoryStore() if sessions is None else sessions
+        warn_of_password(kept)
         with SessionRecommender(model, kept, history_of=history_of) as recommender:
-            app = create_app(recommender, limits=limits, token=token)
-            cost = "streaming" if recommender.streams else "re-encoding histories"
-            ends = ", which end with this process" if isinstance(kept, InMemoryStore) else ""
-            line = f"serving {model.title} at {url_of(listener)} ({cost}, sessions in {type(kept).__name__}{ends})"
+            app = create_app(recommender, limits=limits, token=token, allowed_hosts=[host, *names])
+            line = f"serving {model.title} at {url_of(listener)} ({kind_of(recommender, kept)})"
 
             def ready() -> None:
                 # Modules and weights stay; searching them for garbage would take many milliseconds.
@@ -88,6 +97,23 @@ def serve(
                 print(line, flush=True)
 
             run_server(app, listener, limits=limits, ready=ready, access_log=access_log)
+
+
+def kind_of(recommender: SessionRecommender, store: StateStore) -> str:
+    """Return how users' histories are kept, in some words."""
+    cost = "streaming" if recommender.streams else "re-encoding histories"
+    ends = ", which end with this process" if isinstance(store, InMemoryStore) else ""
+    return f"{cost}, sessions in {type(store).__name__}{ends}"
+
+
+def warn_of_password(store: StateStore) -> None:
+    """Log a warning if the address of a store contains a password."""
+    if isinstance(store, RedisStore) and store.password_in_url:
+        _LOG.warning(
+            "everyone on this machine can read the password in --sessions.url (ps); set %s, or give "
+            "--sessions.password_file",
+            PASSWORD_VARIABLE,
+        )
 
 
 def check_packages() -> None:

@@ -1,22 +1,28 @@
-"""Checks before a request reaches the application: overload, token, type and size of the body; counts answers."""
+"""Checks before a request reaches the application: host, token, overload, type and size of the body; counts answers."""
 
 from __future__ import annotations
 
 import hmac
 import time
+from collections.abc import Mapping
 
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seqrec.serving.answers import RefusedError
+from seqrec.serving.hosts import CLOSE, Hosts
 from seqrec.serving.limits import Limits
 from seqrec.serving.metrics import Metrics
 
-ROUTES = ("/observe", "/recommend", "/health", "/metrics", "/openapi.json", "/docs")
+# Answered to everyone at once: they tell nothing of users, and load balancers ask by address, without a token.
+PROBES = ("/live", "/ready")
+# Not refused if too many requests are in progress, as they show why.
+UNLIMITED = ("/health", "/metrics")
+ROUTES = (*PROBES, *UNLIMITED, "/observe", "/recommend", "/openapi.json", "/docs")
 USER_ROUTE = "/users/{user}"
 # A body up to so many times too large is read to its end, so that the client can read the refusal.
 READ_ON = 4
-CLOSE = {"Connection": "close"}
+RETRY = {"Retry-After": "1"} | CLOSE
 
 
 class Guard:
@@ -27,14 +33,19 @@ class Guard:
         limits: Limits of requests.
         metrics: Counts the answers.
         token: Token that clients must send as `Authorization: Bearer <token>`; None needs none.
+        hosts: Names of this server.
     """
 
-    def __init__(self, app: ASGIApp, *, limits: Limits, metrics: Metrics, token: str | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, *, limits: Limits, metrics: Metrics, token: str | None = None, hosts: Hosts | None = None
+    ) -> None:
         self.app = app
         self.limits = limits
         self.metrics = metrics
         self._token = None if token is None else token.encode()
+        self._hosts = hosts or Hosts()
         self.in_progress = 0
+        self.body_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -42,39 +53,41 @@ class Guard:
             await self.app(scope, receive, send)
             return
         begin = time.perf_counter()
+        request = Admission(self, limited=scope["path"] not in PROBES)
         status = 500  # if the application fails
 
         async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                # The work is done. Sending may wait for a client that does not read.
+                request.end()
             await send(message)
 
-        self.in_progress += 1
-        self.metrics.in_progress.inc()
         try:
-            await self.app(scope, await self._admit(scope, receive), watched)
+            await self.app(scope, await self._admit(scope, receive, request), watched)
         except RefusedError as error:
             await error.response()(scope, receive, watched)
         finally:
-            self.in_progress -= 1
-            self.metrics.in_progress.dec()
+            request.end()
             self.metrics.answered(_route(scope["path"]), status, time.perf_counter() - begin)
 
-    async def _admit(self, scope: Scope, receive: Receive) -> Receive:
+    async def _admit(self, scope: Scope, receive: Receive, request: Admission) -> Receive:
         """Read the request's body and return a function that receives it; a `RefusedError` refuses the request."""
-        if self.in_progress > self.limits.max_requests:
-            reason = f"{self.limits.max_requests} requests are already in progress; try again in a second"
-            raise RefusedError(503, reason, {"Retry-After": "1"} | CLOSE)
         headers = dict(scope["headers"])
-        self._check_token(headers.get(b"authorization", b""))
+        if scope["path"] not in PROBES:
+            self._hosts.check(headers)
+            self._check_token(headers.get(b"authorization", b""))
+        if self.in_progress > self.limits.max_requests and scope["path"] not in (*PROBES, *UNLIMITED):
+            reason = f"{self.limits.max_requests} requests are already in progress; try again in a second"
+            raise RefusedError(503, reason, RETRY)
         if scope["method"] != "POST":
             return receive
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         if kind != b"application/json":
             # This also refuses web pages, which cannot send JSON to another origin without its consent.
             raise RefusedError(415, "the body must be JSON; send Content-Type: application/json", CLOSE)
-        body = await self._body(headers.get(b"content-length", b""), receive)
+        body = await self._body(headers, receive, request)
         messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:
@@ -90,8 +103,8 @@ class Guard:
             reason = "the token is missing or wrong; send Authorization: Bearer <token>"
             raise RefusedError(401, reason, {"WWW-Authenticate": "Bearer"} | CLOSE)
 
-    async def _body(self, declared: bytes, receive: Receive) -> bytes:
-        largest = self.limits.max_body_bytes
+    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive, request: Admission) -> bytes:
+        largest, declared = self.limits.max_body_bytes, headers.get(b"content-length", b"")
         too_large = RefusedError(413, f"the body is larger than {largest:,} bytes; send several requests", CLOSE)
         if declared.isdigit() and int(declared[:20]) > READ_ON * largest:
             raise too_large
@@ -104,6 +117,7 @@ class Guard:
                 chunk = message.get("body", b"")
                 size += len(chunk)
                 if size <= largest:
+                    request.hold(len(chunk))
                     body += chunk
                 elif size > READ_ON * largest:
                     raise too_large
@@ -112,6 +126,35 @@ class Guard:
                         raise too_large
                     return bytes(body)
         raise RefusedError(408, f"the body took longer than {self.limits.body_seconds:g} s to arrive", CLOSE)
+
+
+class Admission:
+    """The share of the guard's limits that a request takes until its answer begins.
+
+    Args:
+        guard: The guard.
+        limited: Whether it counts as a request in progress.
+    """
+
+    def __init__(self, guard: Guard, *, limited: bool) -> None:
+        self._guard, self._requests, self._bytes = guard, int(limited), 0
+        guard.in_progress += self._requests
+        guard.metrics.in_progress.inc(self._requests)
+
+    def hold(self, size: int) -> None:
+        """Count further bytes of the body; a `RefusedError` refuses more than all requests together may hold."""
+        self._bytes += size
+        self._guard.body_bytes += size
+        largest = self._guard.limits.max_waiting_bytes
+        if self._guard.body_bytes > largest:
+            raise RefusedError(503, f"the requests in progress have {largest:,} bytes; try again in a second", RETRY)
+
+    def end(self) -> None:
+        """Return the share; a second call does nothing."""
+        self._guard.in_progress -= self._requests
+        self._guard.body_bytes -= self._bytes
+        self._guard.metrics.in_progress.dec(self._requests)
+        self._requests = self._bytes = 0
 
 
 def _route(path: str) -> str:

@@ -15,6 +15,7 @@ class Metrics:
     Attributes:
         events: Events that were observed and are kept.
         in_progress: Requests that are not answered yet.
+        connections: Open connections.
         users: Users with a session; set before printing.
     """
 
@@ -39,6 +40,13 @@ class Metrics:
         )
         self.events = Counter("seqrec_observed_events", "Events observed and kept.", registry=self._registry)
         self.in_progress = Gauge("seqrec_requests_in_work", "Requests not answered yet.", registry=self._registry)
+        self.connections = Gauge("seqrec_connections", "Open connections.", registry=self._registry)
+        self._closed = Counter(
+            "seqrec_connections_closed",
+            "Connections that the server refused or closed, by reason.",
+            ("reason",),
+            registry=self._registry,
+        )
         self.users = Gauge("seqrec_users", "Users with a session.", registry=self._registry)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
@@ -49,6 +57,10 @@ class Metrics:
     def batch(self, work: str, size: int) -> None:
         """Count a batch of `size` requests; `work` is one of few kinds."""
         self._batches.labels(work).observe(size)
+
+    def closed(self, reason: str) -> None:
+        """Count a connection that the server closed; `reason` is one of few."""
+        self._closed.labels(reason).inc()
 
     def text(self) -> bytes:
         """Return all counts in Prometheus' format."""

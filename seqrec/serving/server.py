@@ -1,44 +1,80 @@
-"""A server process: address, token, start and stop. Needs `seqrec[serve]`."""
+"""A server process: address, token, open files, start and stop. Needs `seqrec[serve]`."""
 
 from __future__ import annotations
 
-import ipaddress
 import math
-import os
 import signal
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
+
+try:
+    import resource
+except ImportError:  # only Unix has it
+    resource = None  # type: ignore[assignment]
 
 import uvicorn
 from fastapi import FastAPI
 
 from seqrec.errors import InputError, MissingInputError
+from seqrec.inference.secrets import read_secret
+from seqrec.serving.connections import LimitedProtocol, Listener, limit_log_lines
+from seqrec.serving.hosts import is_loopback
 from seqrec.serving.limits import Limits
+from seqrec.serving.metrics import Metrics
 
 TOKEN_VARIABLE = "SEQREC_TOKEN"
 MIN_TOKEN = 16
 MAKE_TOKEN = "python -c 'import secrets; print(secrets.token_urlsafe())' makes one"
-KEEP_ALIVE_SECONDS = 30
+# Open files besides connections: the log's columns, the sessions, and connections that are being closed.
+OTHER_FILES = 128
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that reports when it is ready, and finishes its requests before it stops.
+    """A uvicorn server with limits, which reports when it is ready, and finishes its requests before it stops.
 
     Args:
-        config: Settings of uvicorn.
+        app: The application; its own metrics, `app.state.metrics`, count the connections.
+        limits: Limits of connections.
         ready: Called once requests are accepted.
+        access_log: Whether to log each request.
     """
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, app: FastAPI, *, limits: Limits, ready: Callable[[], None] = lambda: None, access_log: bool = False
+    ) -> None:
+        config = uvicorn.Config(
+            app,
+            # Not httptools and uvloop, which others may have installed: the limits are those of h11 and asyncio.
+            http=LimitedProtocol,
+            loop="asyncio",
+            h11_max_incomplete_event_size=limits.max_head_bytes,
+            log_level="info" if access_log else "warning",
+            access_log=access_log,
+            lifespan="on",
+            ws="none",
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=math.ceil(limits.stop_seconds),
+        )
         super().__init__(config)
+        limit_log_lines()
+        self._limits = limits
+        self._metrics: Metrics = getattr(app.state, "metrics", None) or Metrics()
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then call `ready`."""
-        await super().startup(sockets)
+        await super().startup([])
+        for listening in sockets or []:
+            listener = Listener(
+                listening, limits=self._limits, metrics=self._metrics, make_protocol=self._make_protocol
+            )
+            self.servers.append(listener)  # type: ignore[arg-type]
         self._ready()
+
+    def _make_protocol(self, pool: Listener) -> LimitedProtocol:
+        return LimitedProtocol(self.config, self.server_state, self.lifespan.state, limits=self._limits, pool=pool)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Finish requests in progress and exit with 0; a second signal ends the process at once."""
@@ -61,22 +97,34 @@ def run_server(
     Args:
         app: From `create_app`.
         listener: From `bind`.
-        limits: Time that requests in progress have when the server stops.
+        limits: Limits of connections, and time that requests in progress have when the server stops.
         ready: Called once requests are accepted.
         access_log: Whether to log each request.
     """
-    config = uvicorn.Config(
-        app,
-        log_level="info" if access_log else "warning",
-        access_log=access_log,
-        lifespan="on",
-        ws="none",
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=math.ceil(limits.stop_seconds),
-    )
-    Server(config, ready).run(sockets=[listener])
+    Server(app, limits=limits, ready=ready, access_log=access_log).run(sockets=[listener])
+
+
+def allow_open_files(max_connections: int) -> None:
+    """Raise the process' limit of open files to what so many connections need.
+
+    Raises:
+        InputError: if the system does not allow as many.
+    """
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = max_connections + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    except (ValueError, OSError) as error:
+        most = max(hard - OTHER_FILES, 0)
+        remedy = f"or give --max_connections {most}" if most else "as fewer are not enough for any connection"
+        raise InputError(
+            f"max_connections={max_connections} needs {needed} open files, and the system allows {hard}: raise that "
+            f"with `ulimit -Hn {needed}`, {remedy}"
+        ) from error
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -102,7 +150,7 @@ def url_of(listener: socket.socket) -> str:
 
 def check_host(host: str, token: str | None, *, allow_no_token: bool) -> None:
     """Raise an `InputError` if other machines can reach an address and there is no token."""
-    if token is None and not allow_no_token and not _is_loopback(host):
+    if token is None and not allow_no_token and not is_loopback(host):
         raise InputError(
             f"host={host} can be reached by others, who could read and write users' sessions: set {TOKEN_VARIABLE} or "
             "give --token_file, or give --allow_no_token true if something else keeps them out"
@@ -113,28 +161,20 @@ def read_token(token_file: str | None) -> str | None:
     """Return the token of a file or of the environment; None if neither is set.
 
     Raises:
-        InputError: if the token is short, or contains anything but printable ASCII characters.
+        MissingInputError: if the file does not exist.
+        InputError: if other users of the machine can read the file, the token is short, or it contains anything but
+            printable ASCII characters.
     """
-    if token_file is not None:
-        if not Path(token_file).is_file():
-            raise MissingInputError(f"token_file={token_file} does not exist; {MAKE_TOKEN}")
-        token, source = Path(token_file).read_text(encoding="utf-8", errors="replace").strip(), "token_file"
-    elif TOKEN_VARIABLE in os.environ:
-        token, source = os.environ[TOKEN_VARIABLE].strip(), TOKEN_VARIABLE
-    else:
+    try:
+        found = read_secret(token_file, "token_file", TOKEN_VARIABLE)
+    except MissingInputError as error:
+        raise MissingInputError(f"{error}; {MAKE_TOKEN}") from error
+    if found is None:
         return None
+    token, source = found
     # The error does not show the token, as errors end up in logs.
     if len(token) < MIN_TOKEN or not all("!" <= character <= "~" for character in token):
         raise InputError(
             f"the token in {source} must be {MIN_TOKEN} or more printable ASCII characters without spaces; {MAKE_TOKEN}"
         )
     return token
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seqrec.catalogue.recommend import best_items_of_each, trained_length
-from seqrec.errors import BatchEntryError, InputError, LateEventError, UnknownItemError
+from seqrec.catalogue.recommend import best_items_of_each, item_ids_of, trained_length
+from seqrec.errors import BatchEntryError, InputError, UnknownItemError, UnknownUserError
 from seqrec.inference.sessions import Event, Id, Request, Scored, SessionRecommender
-from seqrec.inference.sessions.entries import recommend_options, scored_lists
+from seqrec.inference.sessions.entries import check_time, known_items, recommend_options, scored_lists, user_key
 from seqrec.inference.sessions.user_state import length_groups, padded
-from seqrec.models import Recommender
+from seqrec.models import Recommender, SequentialRecommender
 from seqrec.serving.batcher import Outcomes
 from seqrec.serving.metrics import Metrics
 from seqrec.types import RaggedItems, SequenceBatch
@@ -25,6 +24,8 @@ from seqrec.types import RaggedItems, SequenceBatch
 Entry = TypeVar("Entry")
 # Most of the time that counting users may take, as a share.
 COUNT_SHARE = 0.01
+# Bytes of state that count as one event.
+BYTES_PER_EVENT = 1 << 15
 
 
 class Observe(NamedTuple):
@@ -43,6 +44,10 @@ class Count(NamedTuple):
     """The outcome is the number of users with a session; a recent number if counting takes long."""
 
 
+class Probe(NamedTuple):
+    """Show that the thread works and the sessions can be read; the outcome is None."""
+
+
 class RecommendToHistory(NamedTuple):
     """Items for a history, oldest first; the outcome is a list of `Scored`."""
 
@@ -52,8 +57,37 @@ class RecommendToHistory(NamedTuple):
     block: Sequence[Id] = ()
 
 
+def row_bytes_of(recommender: SessionRecommender) -> int:
+    """Return the bytes of a user's state."""
+    model = recommender.model
+    if recommender.streams and isinstance(model, SequentialRecommender):
+        return model.init_state(1).row_bytes
+    return 4 * (trained_length(model) or 200)
+
+
+class Sizes:
+    """Measures work in events: what is decoded, encoded or looked up, and the states that are moved.
+
+    Args:
+        row_bytes: Bytes of a user's session.
+    """
+
+    def __init__(self, row_bytes: int) -> None:
+        self._per_user = row_bytes // BYTES_PER_EVENT
+
+    def __call__(self, work: Any) -> int:
+        """Return the size of a piece of work."""
+        if isinstance(work, Observe):
+            return len(work.events) + self._per_user * len({event.user for event in work.events})
+        if isinstance(work, Request):
+            return 1 + self._per_user + len(work.block)
+        if isinstance(work, RecommendToHistory):
+            return len(work.history) + len(work.block)
+        return 1
+
+
 class SessionWork:
-    """Does `Observe`, `Forget`, `Request` and `Count` on users' sessions.
+    """Does `Observe`, `Forget`, `Request`, `Count` and `Probe` on users' sessions.
 
     The requests of a batch are concurrent, so any order of reads and writes is right. Recommendations come first, as
     they need not wait for the disk. Writes keep the order of arrival.
@@ -74,10 +108,12 @@ class SessionWork:
         requests = [(place, work) for place, work in placed if isinstance(work, Request)]
         if requests:
             self._metrics.batch("recommend", len(requests))
-            found = done_together(self._recommender.recommend_many, [[work] for _, work in requests])
+            found = done_together(self._recommender.recommend_many, [[work] for _, work in requests], self._is_known)
             yield places_of(requests, [each[0] if isinstance(each, list) else each for each in found])
         if counts := [(place, self._count()) for place, work in placed if isinstance(work, Count)]:
             yield counts
+        if probes := [(place, attempt(self._probe, "")) for place, work in placed if isinstance(work, Probe)]:
+            yield probes
         writes = [(place, work) for place, work in placed if isinstance(work, (Observe, Forget))]
         for kind, run in itertools.groupby(writes, key=lambda pair: type(pair[1])):
             group: list[tuple[int, Any]] = list(run)
@@ -94,7 +130,24 @@ class SessionWork:
             self._metrics.events.inc(len(events))
             return [None] * len(events)
 
-        return done_together(observe, [work.events for work in works])
+        return done_together(observe, [work.events for work in works], self._check_events)
+
+    def _check_events(self, events: Sequence[Event]) -> None:
+        """Raise the `InputError` of events that are wrong whatever the sessions are."""
+        for index, event in enumerate(events):
+            user_key(event.user, index)
+            check_time(event, index)
+        known_items(events, item_ids_of(self._recommender.model))
+
+    def _is_known(self, requests: Sequence[Request]) -> None:
+        """Raise an `InputError` if the user of a request has no session, or a damaged one."""
+        for request in requests:
+            if not self._recommender.events_seen(request.user):
+                raise UnknownUserError(f"no session of user={request.user!r}")
+
+    def _probe(self, user: Id) -> None:
+        """Read a session from the store."""
+        self._recommender.events_seen(user)
 
     def _count(self) -> Any:
         begin = time.monotonic()
@@ -108,7 +161,7 @@ class SessionWork:
 
 
 class HistoryWork:
-    """Does `RecommendToHistory`: encodes each history's newest events, as many as the model was trained on.
+    """Does `Probe`, and `RecommendToHistory`: encodes each history's newest events, as many as training did.
 
     Args:
         model: A recommender in evaluation mode that knows the log's ids.
@@ -123,12 +176,16 @@ class HistoryWork:
         self._max_length = trained_length(model)
         self._metrics = metrics
 
-    def __call__(self, works: Sequence[RecommendToHistory]) -> Iterator[Outcomes]:
+    def __call__(self, works: Sequence[Any]) -> Iterator[Outcomes]:
         """Yield the outcomes of a batch; see `Batcher`."""
-        self._metrics.batch("history", len(works))
-        found = [attempt(self._known, work.history) for work in works]
-        yield [(place, error) for place, error in enumerate(found) if isinstance(error, Exception)]
-        places = [place for place, known in enumerate(found) if not isinstance(known, Exception)]
+        yield [(place, None) for place, work in enumerate(works) if isinstance(work, Probe)]
+        asked = [place for place, work in enumerate(works) if isinstance(work, RecommendToHistory)]
+        if not asked:
+            return
+        self._metrics.batch("history", len(asked))
+        found = {place: attempt(self._known, works[place].history) for place in asked}
+        yield [(place, error) for place, error in found.items() if isinstance(error, Exception)]
+        places = [place for place, known in found.items() if not isinstance(known, Exception)]
         lengths = [min(len(found[place]), self._max_length or len(found[place])) for place in places]
         for group in length_groups(lengths):
             own = [places[row] for row in group]
@@ -160,34 +217,40 @@ class HistoryWork:
         return scored_lists(best, [own.top_k for own in options], self._items)
 
 
-def done_together(do: Callable[[Sequence[Entry]], Sequence[Any]], works: Sequence[Sequence[Entry]]) -> list[Any]:
+def done_together(
+    do: Callable[[Sequence[Entry]], Sequence[Any]],
+    works: Sequence[Sequence[Entry]],
+    check: Callable[[Sequence[Entry]], None],
+) -> list[Any]:
     """Do the entries of several pieces of work in one call, which does all of them or none.
 
-    A piece with a bad entry is done separately: its error then counts the entries of that piece alone. The others are
-    done without it.
+    After a bad entry, all pieces are checked. Those that fail are done separately, which counts the entries in their
+    errors from the piece's own first one. The others are done together. If an entry is still bad, because of the
+    user's session, the first half of the pieces is done before the second: earlier pieces may have made it bad.
 
     Args:
         do: Does entries; returns a result for each, or raises `BatchEntryError` and does none of them.
         works: The entries of each piece, at least one.
+        check: Raises an `InputError` for a piece that is probably bad, cheaper than `do`.
 
     Returns:
         For each piece the results of its entries, or an exception as its outcome.
     """
     if len(works) < 2:
         return [attempt(do, entries) for entries in works]
-    ends = list(itertools.accumulate(map(len, works)))
     try:
         results = do(list(itertools.chain(*works)))
-    except BatchEntryError as error:
-        place = bisect_right(ends, error.index)
-        if place and isinstance(error, LateEventError):
-            # Earlier pieces may have made it late, so they are done first.
-            return [*done_together(do, works[:place]), *done_together(do, works[place:])]
-        alone = attempt(do, works[place])
-        others = done_together(do, [*works[:place], *works[place + 1 :]])
-        return [*others[:place], alone, *others[place:]]
+    except BatchEntryError:
+        bad = [isinstance(attempt(check, entries), InputError) for entries in works]
+        if not any(bad):
+            half = len(works) // 2
+            return [*done_together(do, works[:half], check), *done_together(do, works[half:], check)]
+        good = [entries for entries, is_bad in zip(works, bad, strict=True) if not is_bad]
+        found = iter(done_together(do, good, check))
+        return [attempt(do, entries) if is_bad else next(found) for entries, is_bad in zip(works, bad, strict=True)]
     except InputError as error:
         return [error] * len(works)
+    ends = list(itertools.accumulate(map(len, works)))
     return [list(results[end - len(entries) : end]) for entries, end in zip(works, ends, strict=True)]
 
 

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from seqrec.benchmark import serve
 from seqrec.benchmark.serve import Answers, benchmark_serve, measure_clients, route_table, rows_of
 from seqrec.benchmark.serve_child import bare_app, recommender
 from seqrec.errors import InputError
+from seqrec.serving import Limits
 from seqrec.serving.app import create_app
 from seqrec.serving.server import Server, bind, url_of
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.process
 def in_a_thread(app: FastAPI) -> Iterator[str]:
     ready = threading.Event()
     with bind("127.0.0.1", 0) as listener:
-        server = Server(uvicorn.Config(app, log_level="critical", ws="none"), ready.set)
+        server = Server(app, limits=Limits(), ready=ready.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         assert ready.wait(20)

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 import httpx
 import numpy as np
 import torch
-import uvicorn
 from fastapi import FastAPI
 
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.inference.sessions import SessionRecommender
 from seqrec.models import MambaRec
+from seqrec.serving import Limits
 from seqrec.serving.server import Server, bind, url_of
 
 NUM_ITEMS = 40
@@ -52,12 +52,11 @@ def error_of(response: httpx.Response, status: int) -> str:
 
 
 @contextmanager
-def serving(app: FastAPI) -> Iterator[str]:
+def serving(app: FastAPI, limits: Limits | None = None) -> Iterator[str]:
     """The address of a real server of the application, in a thread."""
     ready = threading.Event()
     with bind("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(app, log_level="warning", lifespan="on", ws="none", timeout_graceful_shutdown=5)
-        server = Server(config, ready.set)
+        server = Server(app, limits=limits or Limits(stop_seconds=5), ready=ready.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:

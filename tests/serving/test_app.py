@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from seqrec.inference.sessions import Event, InMemoryStore, SessionRecommender, 
 from seqrec.models import Popularity
 from seqrec.serving import Limits
 from seqrec.serving.app import create_app
+from seqrec.serving.work import row_bytes_of
 
 LIMITS = Limits(max_k=20, max_history=50, max_events=8, max_body_bytes=4096)
 JSON = {"Content-Type": "application/json"}
@@ -268,6 +270,73 @@ class UnreachableStore(InMemoryStore):
         return super().get_many(keys)
 
 
+class BlockedStore(InMemoryStore):
+    """Holds the model's thread until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resume = threading.Event()
+        self.resume.set()
+
+    def get_many(self, keys):
+        assert self.resume.wait(20)
+        return super().get_many(keys)
+
+
+def test_a_blocked_model_is_alive_but_not_ready():
+    store = BlockedStore()
+    app = create_app(SessionRecommender(model(), store), limits=Limits(ready_seconds=0.2, max_requests=1))
+    with serving(app) as url, httpx.Client(base_url=url) as client, ThreadPoolExecutor(1) as pool:
+        assert client.get("/ready").json() == {"status": "ready"}
+        store.resume.clear()
+        try:
+            held = pool.submit(httpx.post, f"{url}/observe", json={"user": 1, "item": 10}, timeout=20)
+            while client.get("/openapi.json").status_code != 503:  # not in progress yet
+                pass
+            seconds = []
+            for _ in range(20):
+                begin = time.perf_counter()
+                assert client.get("/live").json() == {"status": "live"}
+                seconds.append(time.perf_counter() - begin)
+            assert sorted(seconds)[10] < 0.05
+            for _ in range(2):
+                assert error_of(client.get("/ready"), 503) == "the model has not answered for 0.2 s"
+            assert client.get("/health").json()["users"] == 0
+            assert "seqrec_requests_in_work 2" in client.get("/metrics").text
+        finally:
+            store.resume.set()
+        assert held.result().status_code == 200
+        assert client.get("/ready").json() == {"status": "ready"}
+        assert client.get("/health").json()["users"] == 1
+
+
+def test_a_store_that_cannot_be_read_is_not_ready_and_is_not_described():
+    store = UnreachableStore()
+    with serving(create_app(SessionRecommender(model(), store))) as url:
+        for error in (SessionStoreError("/secret/path cannot be used"), ZeroDivisionError("a bug")):
+            store.error = error
+            assert error_of(httpx.get(f"{url}/ready"), 503) == "the sessions cannot be read; see the server's log"
+        assert httpx.get(f"{url}/live").status_code == 200
+        store.error = None
+        assert httpx.get(f"{url}/ready").status_code == 200
+
+
+def test_the_state_that_a_request_changes_is_bounded():
+    recommender = SessionRecommender(model())
+    own = row_bytes_of(recommender)
+    limits = Limits(max_request_state_bytes=3 * own)
+    with serving(create_app(recommender, limits=limits)) as url, httpx.Client(base_url=url) as client:
+        several = [("a", 10), ("b", 10), ("a", 20), ("c", 10)]
+        observe(client, *several)
+        body = [{"user": user, "item": item} for user, item in (*several, ("d", 10))]
+        reason = error_of(client.post("/observe", json=body), 413)
+        assert reason == (
+            f"events: the states of 4 users take {4 * own:,} bytes, and a request may have {3 * own:,}; "
+            "send 3 users at a time"
+        )
+    assert len(recommender) == 3
+
+
 def test_a_server_survives_failures_of_its_store(capfd: pytest.CaptureFixture[str]):
     store = UnreachableStore()
     with serving(create_app(SessionRecommender(model(), store))) as url, httpx.Client(base_url=url) as client:
@@ -306,11 +375,14 @@ def test_the_default_k_is_no_more_than_the_limit():
 
 def test_the_schema_names_every_answer(client: httpx.Client):
     schema = client.get("/openapi.json").json()
-    assert set(schema["paths"]) == {"/observe", "/recommend", "/health", "/metrics", "/users/{user}"}
+    assert set(schema["paths"]) == {
+        *("/observe", "/recommend", "/users/{user}"),
+        *("/live", "/ready", "/health", "/metrics"),
+    }
     assert "HTTPValidationError" not in json.dumps(schema)
     for path in ("/observe", "/recommend"):
         answers = schema["paths"][path]["post"]["responses"]
-        assert {"200", "400", "401", "408", "409", "413", "415", "422", "503"} <= set(answers)
+        assert {"200", "400", "401", "403", "408", "409", "413", "415", "421", "422", "503"} <= set(answers)
         for status, answer in answers.items():
             name = answer["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
             assert (name == "ErrorAnswer") == (status != "200")

@@ -50,6 +50,29 @@ def test_concurrent_work_goes_together_in_order_of_arrival():
     assert work.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
+def test_small_work_goes_before_large_work_and_the_oldest_is_in_each_batch():
+    work = Recorded()
+
+    async def scenario(batcher: Batcher) -> None:
+        work.resume.clear()
+        tasks = [asyncio.create_task(batcher.submit(0))]
+        await asyncio.sleep(0.05)
+        # One client's long lists, then short requests of others.
+        tasks += [asyncio.create_task(batcher.submit(each)) for each in (60, 70, 80, 1, 2, 50, 3)]
+        await asyncio.sleep(0.05)
+        work.resume.set()
+        await asyncio.gather(*tasks)
+
+    run(work, scenario, max_batch=8, size_of=lambda size: size, max_size=100)
+    assert work.batches == [[0], [60, 1, 2, 3], [70], [80], [50]]
+
+
+def test_work_larger_than_a_batch_is_done_alone():
+    work = Recorded()
+    assert run(work, lambda batcher: outcomes(batcher, [500, 1]), size_of=lambda size: size, max_size=100) == [500, 1]
+    assert work.batches == [[500], [1]]
+
+
 def test_what_comes_while_a_batch_is_done_is_the_next_batch():
     work = Recorded()
 

@@ -70,7 +70,7 @@ def sent_raw(url: str, *parts: bytes, pause: float = 0.0) -> bytes:
         return answer
 
 
-HEAD = b"POST /observe HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /observe HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 
 
 def test_a_body_that_says_it_is_far_too_large_is_not_waited_for(url: str):
@@ -129,11 +129,14 @@ def test_a_token_is_asked_for_at_every_route_and_is_in_the_schema():
                 response = client.request(method, path, headers=headers)
                 assert error_of(response, 401).startswith("the token is missing or wrong")
                 assert response.headers["www-authenticate"] == "Bearer"
+        for probe in ("/live", "/ready"):
+            assert client.get(probe).status_code == 200
         assert client.post("/observe", json=EVENT, headers=AUTHORIZED).status_code == 200
         items_of(client.post("/recommend", json={"user": 1}, headers={"Authorization": f"bearer {TOKEN}"}))
         schema = client.get("/openapi.json", headers=AUTHORIZED).json()
         assert schema["components"]["securitySchemes"] == {"HTTPBearer": {"type": "http", "scheme": "bearer"}}
         assert schema["paths"]["/observe"]["post"]["security"] == [{"HTTPBearer": []}]
+        assert "security" not in schema["paths"]["/live"]["get"]
 
 
 class HeldStore(InMemoryStore):
@@ -146,6 +149,70 @@ class HeldStore(InMemoryStore):
     def get_many(self, keys):
         assert self.resume.wait(20)
         return super().get_many(keys)
+
+
+def test_bodies_of_all_requests_together_are_bounded():
+    store = HeldStore()
+    limits = Limits(max_body_bytes=1000, max_waiting_bytes=2000)
+    with serving(create_app(SessionRecommender(model(), store), limits=limits)) as url, ThreadPoolExecutor(2) as pool:
+        headers = {"Content-Type": "application/json"}
+
+        def send() -> httpx.Response:
+            return httpx.post(f"{url}/observe", content=event_of(900), headers=headers, timeout=20)
+
+        held = [pool.submit(send) for _ in range(2)]
+        deadline = time.monotonic() + 10
+        while "seqrec_requests_in_work 3" not in httpx.get(f"{url}/metrics").text:
+            assert time.monotonic() < deadline
+        reason = error_of(send(), 503)
+        assert reason == "the requests in progress have 2,000 bytes; try again in a second"
+        store.resume.set()
+        assert [each.result().status_code for each in held] == [200] * 2
+        assert send().status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "localhost:80"}, 200),
+        ({"Host": "recs.example.org:8000"}, 200),
+        ({"Host": "RECS.example.org."}, 200),
+        ({"Host": "10.1.2.3:8000"}, 200),
+        ({"Host": "[2001:db8::1]:8000"}, 200),
+        ({"Host": "evil.example"}, 421),
+        ({"Host": "localhost.evil.example"}, 421),
+        ({"Host": "127.0.0.1.evil.example:80"}, 421),
+        ({"Host": "[::1"}, 421),
+        ({"Host": "localhost", "Origin": "http://localhost:3000"}, 200),
+        ({"Host": "10.1.2.3:8000", "Origin": "http://10.1.2.3:8000"}, 200),
+        ({"Host": "localhost", "Origin": "https://recs.example.org"}, 200),
+        ({"Host": "localhost", "Origin": "http://evil.example"}, 403),
+        ({"Host": "localhost", "Origin": "http://10.1.2.3"}, 403),
+        ({"Host": "localhost", "Origin": "null"}, 403),
+    ],
+)
+def test_requests_for_other_hosts_and_of_other_sites_are_refused(named: str, headers: dict, status: int):
+    response = httpx.get(f"{named}/openapi.json", headers=headers)
+    if status == 200:
+        assert response.status_code == 200
+    else:
+        reason = error_of(response, status)
+        assert ("--allowed_hosts" if status == 421 else "may not use this server") in reason
+        assert httpx.delete(f"{named}/users/1", headers=headers).status_code == status
+    # Load balancers ask by addresses and names of their own.
+    assert httpx.get(f"{named}/live", headers=headers).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def named() -> Iterator[str]:
+    with serving(create_app(SessionRecommender(model()), allowed_hosts=["recs.example.org"])) as url:
+        yield url
+
+
+def test_all_hosts_can_be_allowed():
+    with serving(create_app(SessionRecommender(model()), allowed_hosts=["*"])) as url:
+        headers = {"Host": "any.example", "Origin": "http://other.example"}
+        assert httpx.get(f"{url}/health", headers=headers).status_code == 200
 
 
 def test_more_requests_than_allowed_are_told_to_come_again():

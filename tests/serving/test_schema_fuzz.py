@@ -59,7 +59,7 @@ def test_no_request_from_the_schema_is_answered_5xx(url: str, examples: int, mod
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     statuses: set[int] = set()
     operations = [result.ok() for result in schema.get_all_operations()]
-    assert len(operations) == 5
+    assert len(operations) == 7
     for operation in operations:
         if mode == "NEGATIVE" and not (operation.body or operation.path_parameters):
             continue  # nothing that could be wrong

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import resource
 import socket
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from seqrec.errors import InputError
 from seqrec.inference import load
 from seqrec.inference.sessions import SessionRecommender, SQLiteStore
 from seqrec.serving import Limits
-from seqrec.serving.server import bind, check_host, read_token, url_of
+from seqrec.serving.server import allow_open_files, bind, check_host, read_token, url_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 TOKEN = "a-token-of-some-length"
@@ -51,6 +52,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
             "cannot listen at host=192.0.2.1",
         ),
         (("--ckpt", "c", "--token_file", "gone"), "token_file=gone does not exist; python -c"),
+        (("--ckpt", "c", "--allowed_hosts", "a.example, http://b"), "allowed_hosts=http://b must be a name, such as"),
+        (("--ckpt", "c", "--allowed_hosts", "a.example:80"), "allowed_hosts=a.example:80 must be a name, .*or a port"),
         (("--ckpt", "c", "--max_kk", "3"), "unknown argument 'max_kk'; did you mean max_k"),
         (("--ckpt", "c", "--max_events", "0"), "max_events=0 must be at least 1"),
         (
@@ -119,18 +122,50 @@ def test_other_addresses_need_a_token_or_a_word(host: str):
     check_host(host, None, allow_no_token=True)
 
 
+def write_secret(path: Path, text: str, mode: int = 0o600) -> None:
+    path.write_text(text, encoding="utf-8")
+    path.chmod(mode)
+
+
 def test_the_token_is_the_files_or_else_the_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert read_token(None) is None
     monkeypatch.setenv("SEQREC_TOKEN", f"{TOKEN}-environment")
     assert read_token(None) == f"{TOKEN}-environment"
-    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    write_secret(tmp_path / "token", f"{TOKEN}\n")
     assert read_token(str(tmp_path / "token")) == TOKEN
+
+
+@pytest.mark.parametrize(("mode", "refused"), [(0o644, True), (0o604, True), (0o640, False), (0o400, False)])
+def test_a_token_file_that_every_user_can_read_is_refused(tmp_path: Path, mode: int, refused: bool):
+    path = tmp_path / "token"
+    write_secret(path, TOKEN, mode)
+    if refused:
+        with pytest.raises(
+            InputError, match=rf"can be read by every user of this machine .*{mode:o}.*: chmod 600 {path}"
+        ):
+            read_token(str(path))
+    else:
+        assert read_token(str(path)) == TOKEN
+
+
+def test_open_files_are_allowed_up_to_the_systems_limit_and_no_further():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 500), hard))
+        allow_open_files(900)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 900
+        with pytest.raises(
+            InputError, match=rf"needs .* the system allows {hard}: .*or give --max_connections {hard - 128}"
+        ):
+            allow_open_files(hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("token", ["", "short", "with spaces in the token", "tökens-of-some-length"])
 def test_a_weak_token_is_refused_and_not_shown(token: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SEQREC_TOKEN", token)
-    (tmp_path / "token").write_text(token, encoding="utf-8")
+    write_secret(tmp_path / "token", token)
     for file in (None, str(tmp_path / "token")):
         with pytest.raises(InputError, match="must be 16 or more printable ASCII characters") as refused:
             read_token(file)
@@ -144,6 +179,9 @@ def test_a_weak_token_is_refused_and_not_shown(token: str, tmp_path: Path, monke
         ({"max_body_bytes": -1}, "max_body_bytes=-1 must be at least 1"),
         ({"body_seconds": 0.0}, "body_seconds=0.0 must be a number of seconds above 0"),
         ({"stop_seconds": float("inf")}, "stop_seconds=inf must be a number"),
+        ({"idle_seconds": 0.0}, "idle_seconds=0.0 must be a number of seconds above 0"),
+        ({"max_head_bytes": 10}, "max_head_bytes=10 must be at least 1024"),
+        ({"max_waiting_bytes": 10}, "max_waiting_bytes=10 must be at least max_body_bytes=1048576"),
         ({"batch_wait_ms": float("nan")}, "batch_wait_ms=nan must be between 0 and 1000"),
     ],
 )

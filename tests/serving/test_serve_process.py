@@ -2,68 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from served_models import items_of
+from served_processes import AUTHORIZED, TIMEOUT, TOKEN, server
 
 from seqrec.data.store import EventStore
 from seqrec.inference import load
 from seqrec.inference.sessions import SessionRecommender
 
 pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore::UserWarning")]
-TOKEN = "a-token-of-some-length"
-AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
-TIMEOUT = 120
 USERS = 8
-
-
-@contextmanager
-def server(checkpoint: Path, folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The command with a durable store, and the address that it says; killed at the end if it still runs."""
-    words = [
-        "--ckpt",
-        str(checkpoint),
-        "--port",
-        "0",
-        "--sessions",
-        "SQLiteStore",
-        "--sessions.path",
-        "users.sqlite",
-    ]
-    with (folder / "errors.txt").open("a") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "seqrec", "serve", *words, *more],
-            cwd=folder,
-            env={**os.environ, "SEQREC_TOKEN": TOKEN},
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.fullmatch(
-            r"serving MambaRec at (http://127\.0\.0\.1:\d+) \(streaming, sessions in SQLiteStore\)\n", line
-        )
-        assert found, (line, (folder / "errors.txt").read_text())
-        yield process, found[1]
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 def observe_until_it_dies(url: str, user: str, items: list[int]) -> int:
@@ -82,7 +39,8 @@ def half_a_request(url: str, body: bytes) -> socket.socket:
     """A connection on which all of a request but the last byte was sent."""
     address = urlsplit(url)
     connection = socket.create_connection((address.hostname, address.port), timeout=TIMEOUT)
-    head = f"POST /observe HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+    head = f"POST /observe HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+    head += "Content-Type: application/json\r\n"
     connection.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body[:-1])
     return connection
 

@@ -6,7 +6,14 @@ import pytest
 import torch
 from served_models import ITEMS, NUM_ITEMS, best_of, model
 
-from seqrec.errors import BatchEntryError, InputError, LateEventError, SessionStoreError, UnknownItemError
+from seqrec.errors import (
+    BatchEntryError,
+    InputError,
+    LateEventError,
+    SessionStoreError,
+    UnknownItemError,
+    UnknownUserError,
+)
 from seqrec.inference.sessions import Event, InMemoryStore, Request, SessionRecommender
 from seqrec.serving.metrics import Metrics
 from seqrec.serving.work import (
@@ -16,6 +23,7 @@ from seqrec.serving.work import (
     Observe,
     RecommendToHistory,
     SessionWork,
+    Sizes,
     done_together,
 )
 
@@ -40,6 +48,10 @@ def work(recommender: SessionRecommender) -> SessionWork:
 def test_bad_entries_fail_alone_with_an_error_of_their_own():
     calls = []
 
+    def check(entries: Sequence[int]) -> None:
+        if min(entries) < 0:
+            raise InputError("bad")
+
     def do(entries: Sequence[int]) -> list[int]:
         calls.append(list(entries))
         for index, entry in enumerate(entries):
@@ -47,7 +59,7 @@ def test_bad_entries_fail_alone_with_an_error_of_their_own():
                 raise BatchEntryError(f"entry {index} is {entry}", index)
         return [10 * entry for entry in entries]
 
-    found = done_together(do, [[1, 2], [3, -4], [5], [-6], [7, 8, 9]])
+    found = done_together(do, [[1, 2], [3, -4], [5], [-6], [7, 8, 9]], check)
     assert found[0] == [10, 20]
     assert found[2] == [50]
     assert found[4] == [70, 80, 90]
@@ -56,13 +68,50 @@ def test_bad_entries_fail_alone_with_an_error_of_their_own():
     assert [call for call in calls if min(call) > 0] == [[1, 2, 5, 7, 8, 9]]
 
 
+@pytest.mark.parametrize("count", [2, 64])
+@pytest.mark.parametrize("checked", [True, False], ids=["found by the check", "found by the sessions"])
+def test_bad_pieces_cost_their_own_share(count: int, checked: bool):
+    done = 0
+
+    def check(entries: Sequence[int]) -> None:
+        if checked and -1 in entries:
+            raise InputError("bad")
+
+    def do(entries: Sequence[int]) -> Sequence[int]:
+        nonlocal done
+        done += len(entries)
+        if -1 in entries:
+            raise BatchEntryError("bad", list(entries).index(-1))
+        return entries
+
+    works = [[1] * 99 + [-1 if place % 2 else 1] for place in range(count)]
+    found = done_together(do, works, check)
+    assert [isinstance(each, BatchEntryError) for each in found] == [bool(place % 2) for place in range(count)]
+    # The first try, and each piece once more; without a check each piece takes part in halves of halves.
+    tries = 2 if checked else 1 + count.bit_length() - 1
+    assert done <= tries * 100 * count
+
+
+def test_users_without_a_session_do_not_make_the_others_wait(recommender: SessionRecommender):
+    recommender.observe_many([Event(user, 10) for user in range(8)])
+    batch = [Request(user, 3) for user in range(16)]
+    calls = []
+    recommend = recommender.recommend_many
+    recommender.recommend_many = lambda requests: calls.append(len(requests)) or recommend(requests)  # type: ignore
+    found = outcomes(SessionWork(recommender, Metrics()), batch)
+    assert [isinstance(each, UnknownUserError) for each in found] == [False] * 8 + [True] * 8
+    # All of them, those with a session, each of the others.
+    assert sorted(calls) == [1] * 8 + [8, 16]
+    assert str(found[9]) == "requests[0]: no event of user=9 is known; observe one first"
+
+
 def test_a_failure_that_is_nobodys_own_fails_all_that_is_left():
     def do(entries: Sequence[int]) -> list[int]:
         if -1 in entries:
             raise BatchEntryError("bad", list(entries).index(-1))
         raise SessionStoreError("out of reach")
 
-    assert [str(each) for each in done_together(do, [[1], [-1], [2]])] == [
+    assert [str(each) for each in done_together(do, [[1], [-1], [2]], lambda entries: None)] == [
         "out of reach",
         "bad",
         "out of reach",
@@ -156,6 +205,14 @@ def test_histories_in_one_batch_are_answered_as_alone():
     (expected,) = outcomes(work, [newest])
     (whole,) = outcomes(work, [newest._replace(history=histories[-1])])
     assert [scored.item for scored in whole] == [scored.item for scored in expected]
+
+
+def test_work_is_as_large_as_its_events_and_the_states_it_moves():
+    size_of = Sizes(row_bytes=4 << 20)
+    assert size_of(Observe([Event("u", 10), Event("v", 10), Event("u", 20)])) == 3 + 2 * 128
+    assert size_of(Request("u", block=[10, 20])) == 3 + 128
+    assert size_of(RecommendToHistory([10, 20], block=[30])) == 3
+    assert size_of(Count()) == size_of(Forget("u")) == 1
 
 
 def test_users_are_counted_again_after_a_hundred_times_what_counting_takes(monkeypatch: pytest.MonkeyPatch):

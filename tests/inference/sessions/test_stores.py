@@ -228,3 +228,59 @@ def test_a_server_that_is_away_is_named():
         RedisStore("redis://127.0.0.1:1", timeout_seconds=0.5)
     with pytest.raises(InputError, match="url='localhost' is no address of a Redis server"):
         RedisStore("localhost")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict:
+    """What the Redis client was made with; the server always answers."""
+    redis = pytest.importorskip("redis")
+    found: dict = {}
+
+    def from_url(url: str, **options: object) -> object:
+        found.update(redis.connection.parse_url(url), **{name: value for name, value in options.items() if value})
+        return type("Client", (), {"ping": lambda self: True})()
+
+    monkeypatch.setattr(redis.Redis, "from_url", from_url)
+    monkeypatch.delenv("SEQREC_REDIS_PASSWORD", raising=False)
+    return found
+
+
+def test_the_password_of_redis_is_the_files_or_else_the_environments(
+    asked: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert not RedisStore("redis://somewhere").password_in_url
+    assert "password" not in asked
+    monkeypatch.setenv("SEQREC_REDIS_PASSWORD", "of-the-environment")
+    RedisStore("redis://somewhere")
+    assert asked["password"] == "of-the-environment"
+    path = tmp_path / "password"
+    path.write_text("of-the-file\n")
+    path.chmod(0o600)
+    assert not RedisStore("redis://somewhere", password_file=str(path)).password_in_url
+    assert asked["password"] == "of-the-file"
+    path.chmod(0o644)
+    with pytest.raises(InputError, match=f"password_file={path} can be read by every user .*: chmod 600 {path}"):
+        RedisStore("redis://somewhere", password_file=str(path))
+    with pytest.raises(InputError, match="password_file=gone does not exist"):
+        RedisStore("redis://somewhere", password_file="gone")
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://:hush@somewhere:1", "redis://ada:hush@somewhere", "redis://somewhere?password=hush&db=1"]
+)
+def test_a_password_in_the_url_is_used_and_not_shown(asked: dict, monkeypatch: pytest.MonkeyPatch, url: str):
+    assert RedisStore(url).password_in_url
+    assert asked["password"] == "hush"
+    monkeypatch.setenv("SEQREC_REDIS_PASSWORD", "another")
+    with pytest.raises(InputError, match="SEQREC_REDIS_PASSWORD have a password; remove that of the URL") as refused:
+        RedisStore(url)
+    assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["rediss:/:hush@somewhere", "redis://:hush/@@somewhere:port", "http://a:hush@somewhere"]
+)
+def test_a_password_in_a_wrong_url_is_not_shown(asked: dict, url: str):
+    with pytest.raises(InputError, match="is no address of a Redis server") as refused:
+        RedisStore(url)
+    assert "hush" not in str(refused.value)

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from seqrec.errors import InputError, SessionStoreError
+from seqrec.inference.secrets import read_secret, without_password
+
+PASSWORD_VARIABLE = "SEQREC_REDIS_PASSWORD"
 
 
 class RedisStore:
@@ -16,12 +19,17 @@ class RedisStore:
     them: a session is read, changed and written back without a lock.
 
     Args:
-        url: Such as `redis://localhost:6379/0`.
+        url: Such as `redis://localhost:6379/0`. On a command line, everyone on the machine can read it (`ps`): give a
+            password in one of the other ways.
         prefix: Start of the names of the two keys in use; models with different prefixes can share a server.
         timeout_seconds: Longest wait for the server.
+        password_file: File with the server's password, which others must not be able to read. None takes the
+            environment variable SEQREC_REDIS_PASSWORD; if that is not set, the password is the URL's, or none.
 
     Raises:
-        InputError: if the package redis is not installed, or `url` is not an address.
+        MissingInputError: if the password's file does not exist.
+        InputError: if the package redis is not installed, `url` is not an address, every user of the machine can read
+            the password's file, or the URL has a password too.
         SessionStoreError: if the server cannot be reached.
 
     Example:
@@ -34,19 +42,31 @@ class RedisStore:
         the Redis server cannot be used
     """
 
-    def __init__(self, url: str, *, prefix: str = "seqrec", timeout_seconds: float = 5.0) -> None:
+    def __init__(
+        self, url: str, *, prefix: str = "seqrec", timeout_seconds: float = 5.0, password_file: str | None = None
+    ) -> None:
         try:
             import redis
         except ImportError as error:
             raise InputError("RedisStore needs the package redis: pip install 'seqrec[redis]'") from error
         self._error = redis.RedisError
+        shown = without_password(url)
+        found = read_secret(password_file, "password_file", PASSWORD_VARIABLE)
+        if found is not None and shown != url:
+            raise InputError(f"both url={shown} and {found[1]} have a password; remove that of the URL")
+        self.password_in_url = shown != url
         self._description, self._sessions = f"{prefix}:description", f"{prefix}:sessions"
         try:
             self._server = redis.Redis.from_url(
-                url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds
+                url,
+                socket_timeout=timeout_seconds,
+                socket_connect_timeout=timeout_seconds,
+                password=None if found is None else found[0],
             )
         except ValueError as error:
-            raise InputError(f"url={url!r} is no address of a Redis server: {error}") from error
+            # Its text may quote the password.
+            reason = str(error) if shown == url else "check the parts after the password"
+            raise InputError(f"url={shown!r} is no address of a Redis server: {reason}") from None
         with self._errors():
             self._server.ping()
 

@@ -1,0 +1,58 @@
+"""Whether the model and the sessions answer, and how many users have a session, without waiting for either."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+from seqrec.errors import InputError
+from seqrec.serving.answers import RefusedError
+from seqrec.serving.batcher import Batcher
+from seqrec.serving.work import Count, Probe
+
+# Longest wait for a count; the last one is taken then.
+COUNT_SECONDS = 0.05
+
+
+class Health:
+    """Asks the model's threads, at most one question of a kind at a time.
+
+    Args:
+        sessions: Work on sessions.
+        histories: Work on histories.
+        ready_seconds: Longest time that an answer may take.
+    """
+
+    def __init__(self, sessions: Batcher, histories: Batcher, *, ready_seconds: float) -> None:
+        self._sessions, self._histories = sessions, histories
+        self._ready_seconds = ready_seconds
+        self._probe: asyncio.Future[Any] | None = None
+        self._count: asyncio.Future[Any] | None = None
+        self._users = 0
+
+    async def check_ready(self) -> None:
+        """Raise a `RefusedError` if a thread does not answer in time, or the sessions cannot be read.
+
+        Its reason has no details, as clients need no token to ask.
+        """
+        if self._probe is None or self._probe.done():
+            probes = self._sessions.submit(Probe()), self._histories.submit(Probe())
+            self._probe = asyncio.gather(*probes, return_exceptions=True)
+        await asyncio.wait([self._probe], timeout=self._ready_seconds)
+        if not self._probe.done():
+            raise RefusedError(503, f"the model has not answered for {self._ready_seconds:g} s", {"Retry-After": "1"})
+        if any(isinstance(outcome, BaseException) for outcome in self._probe.result()):
+            raise RefusedError(503, "the sessions cannot be read; see the server's log", {"Retry-After": "1"})
+
+    async def users(self) -> int:
+        """Return the number of users with a session as last counted; a count may still be under way."""
+        if self._count is None or self._count.done():
+            self._count = asyncio.ensure_future(self._counted())
+        await asyncio.wait([self._count], timeout=COUNT_SECONDS)
+        return self._users
+
+    async def _counted(self) -> None:
+        # `check_ready` reports errors.
+        with contextlib.suppress(InputError):
+            self._users = await self._sessions.submit(Count())
