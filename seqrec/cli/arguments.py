@@ -179,25 +179,24 @@ def with_default_classes(argv: Sequence[str]) -> list[str]:
     return found
 
 
-def refuse_missing_checkpoint(argv: Sequence[str], checkpoint: str) -> None:
-    """Refuse a checkpoint that does not exist, and for a run one without the config that it was made with.
+def refuse_missing_checkpoint(argv: Sequence[str]) -> None:
+    """Refuse a run's checkpoint that does not exist, and one without the config that it was made with.
 
     Args:
         argv: Arguments as `expand` returns them.
-        checkpoint: As for `expand`.
 
     Raises:
         MissingInputError: with the nearest name, or what to give.
     """
     values = dict(itertools.pairwise(argv))
-    name = values.get(checkpoint, "")
+    name = values.get("--ckpt_path", "")
     file = Path(name)
     if name in ("", "null") or "://" in name:
         return
     if not file.exists():
         beside = [str(other) for other in file.parent.glob("*.ckpt")] if file.parent.is_dir() else []
         raise MissingInputError(f"--ckpt {name}: there is no such checkpoint or folder{did_you_mean(name, beside)}")
-    if checkpoint == "--ckpt_path" and "--config" not in argv and not sets(argv, "data.source"):
+    if "--config" not in argv and not sets(argv, "data.source"):
         raise MissingInputError(
             f"--ckpt {name}: there is no {file.parent.parent / 'config.yaml'} that says how the run was made; give its "
             "config: --config FILE"

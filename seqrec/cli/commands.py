@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from seqrec.aliases import __version__
-from seqrec.cli.arguments import asks_for_a_trainer, expand, refuse_missing_checkpoint
+from seqrec.cli.arguments import asks_for_a_trainer, expand
 from seqrec.cli.help import overview
 from seqrec.cli.parsing import call, with_underscores
 from seqrec.cli.trust import classes_of_the_user, trust_of
@@ -104,7 +104,6 @@ def _run(words: list[str]) -> None:
     else:
         function = pkgutil.resolve_name(command.function)
         argv = expand(name, arguments, checkpoint="--ckpt")
-        refuse_missing_checkpoint(argv, "--ckpt")
         with classes_of_the_user():
             call(name, function, argv, positional=command.positional, note=command.note)
 

@@ -332,7 +332,7 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
     named = name or next((word for word in words if word == "fit"), None)
     given = with_names(words, positional)
     argv = expand(named, given, checkpoint="--ckpt_path")
-    refuse_missing_checkpoint(argv, "--ckpt_path")
+    refuse_missing_checkpoint(argv)
     if name == "prepare" and not sets(argv, "model"):
         argv = ["--model", "Popularity", *argv]
     argv = with_default_classes(argv)

@@ -23,6 +23,7 @@ from torch import nn
 
 from seqrec.errors import CheckpointError, MissingInputError
 from seqrec.files import rename, replacing
+from seqrec.registry import did_you_mean
 
 NEWEST = "last.ckpt"
 _BEFORE = "last-0.ckpt"
@@ -136,7 +137,8 @@ def read_checkpoint(
             compared, which do not cover its directory.
     """
     if not path.is_file():
-        raise MissingInputError(f"there is no checkpoint {path}")
+        beside = [str(file) for file in path.parent.glob("*.ckpt")] if path.parent.is_dir() else []
+        raise MissingInputError(f"there is no checkpoint {path}{did_you_mean(str(path), beside)}")
     _verify(path)
     try:
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)

@@ -150,7 +150,8 @@ def _add_work(
     @routes.post("/observe", response_model=ObserveAnswer, responses=_errors(*BODY, 409))
     async def observe(body: Observed) -> Response:
         """Take in one event, or several in order: all of them or none. An answer means that they are kept."""
-        events = [Event(each.user, each.item, each.time) for each in (body if isinstance(body, list) else [body])]
+        bodies = body if isinstance(body, list) else [body]
+        events = [Event(each.user, each.item, each.time, each.event_id) for each in bodies]
         new_state.check(events)
         await sessions.submit(Observe(events))
         return _json({"observed": len(events)})

@@ -30,6 +30,9 @@ class EventBody(Body):
     time: Annotated[StrictInt, Field(ge=-INT64, lt=INT64)] | None = Field(
         None, description="Time in the log's unit; not before the user's newest event."
     )
+    event_id: Annotated[StrictStr, Field(min_length=1, max_length=MAX_ID_LENGTH)] | None = Field(
+        None, description="Name of the event: an event that is sent again with the same name counts once."
+    )
 
 
 class Scored(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import BatchEntryError, UnknownItemError
 from seqrec.types import Recommendations
 
+MAX_EVENT_ID = 256
 # The log's id of a user or an item. An integer and its decimal string are the same id, as in `Vocabulary`.
 Id = int | str
 
@@ -26,6 +28,7 @@ class Event(NamedTuple):
         user: The log's user id, or a new one.
         item: The log's item id.
         time: Time in the log's unit; None if only the order is known.
+        event_id: Name of the event, by which it is known again if it is sent twice; None if it has none.
 
     Example:
         >>> from seqrec import Event
@@ -36,6 +39,14 @@ class Event(NamedTuple):
     user: Id
     item: Id
     time: int | None = None
+    event_id: str | None = None
+
+    @property
+    def id_digest(self) -> int | None:
+        """64-bit digest of the event's id; None if it has none."""
+        if self.event_id is None:
+            return None
+        return int.from_bytes(hashlib.blake2b(self.event_id.encode(), digest_size=8).digest(), "little")
 
 
 class Request(NamedTuple):
@@ -127,7 +138,14 @@ def known_items(events: Sequence[Event], vocabulary: Vocabulary) -> NDArray[np.i
 
 
 def check_time(event: Event, index: int) -> None:
-    """Raise a `BatchEntryError` if an event's time is not an int64."""
+    """Raise a `BatchEntryError` if an event's time is not an int64, or its id no short text."""
+    if event.event_id is not None:
+        text = _text("event_id", event.event_id, index, f"events[{index}]: ")
+        if not isinstance(event.event_id, str) or not 0 < len(text) <= MAX_EVENT_ID:
+            raise BatchEntryError(
+                f"events[{index}]: event_id={event.event_id!r:.60} must be a text of 1 to {MAX_EVENT_ID} characters",
+                index,
+            )
     time = event.time
     whole = isinstance(time, (int, np.integer)) and not isinstance(time, bool)
     if time is not None and not (whole and -(2**63) <= time < 2**63):

@@ -24,11 +24,15 @@ from seqrec.inference.sessions.stores import StateStore
 from seqrec.inference.sessions.user_state import UserState
 
 _LOG = logging.getLogger(__name__)
-FORMAT = 1
-# Checksum of all bytes after it.
+# Stores of seqrec 0.1 have format 1, whose sessions have no event ids and a checksum without the user's key.
+FORMAT, OLD_FORMAT = 2, 1
+# Checksum of all bytes after it, and then of the user's key.
 CHECKSUM = struct.Struct("<I")
-# Events, newest time, whether it is known, bytes of the state.
-HEAD = struct.Struct("<Qq?I")
+# Events, newest time, whether it is known, bytes of the state, and number of event ids.
+HEAD = struct.Struct("<Qq?IH")
+OLD_HEAD = struct.Struct("<Qq?I")
+# The last event ids of each user that are known again.
+KEPT_EVENT_IDS = 256
 
 
 @dataclass(frozen=True)
@@ -40,17 +44,27 @@ class Session:
         num_events: Events so far.
         newest_time: The latest time of an event; None if no event had one.
         seen: (N,) int32 distinct internal item ids, in the order in which they were last seen.
+        event_ids: (M,) uint64 digests of the last event ids, the newest last; M is at most `KEPT_EVENT_IDS`.
     """
 
     state: bytes
     num_events: int = 0
     newest_time: int | None = None
     seen: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    event_ids: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
 
     def observed(
-        self, item_ids: NDArray[np.int64], newest_time: int | None, state: bytes, max_seen: int | None
+        self,
+        item_ids: NDArray[np.int64],
+        newest_time: int | None,
+        state: bytes,
+        max_seen: int | None,
+        event_ids: Sequence[int] = (),
     ) -> Session:
-        """Return the session after further events (N,), oldest first; `max_seen` as of `SessionKeeper`."""
+        """Return the session after further events (N,), oldest first.
+
+        `event_ids` are digests of those events that have an id; `max_seen` is as of `SessionKeeper`.
+        """
         # From the end, so that each item takes the place at which it was last seen.
         new = np.array([*dict.fromkeys(reversed(item_ids.tolist()))][::-1], np.int32)
         # A shortcut for the common case of one event.
@@ -58,35 +72,49 @@ class Session:
         seen = np.concatenate([self.seen[~again], new])
         if max_seen is not None:
             seen = seen[len(seen) - min(max_seen, len(seen)) :]
-        return Session(state, self.num_events + len(item_ids), newest_time, seen)
+        kept = self.event_ids
+        if event_ids:
+            kept = np.concatenate([kept, np.array(event_ids, np.uint64)])[-KEPT_EVENT_IDS:]
+        return Session(state, self.num_events + len(item_ids), newest_time, seen, kept)
 
-    def to_bytes(self) -> bytes:
-        """Return the session as bytes with a checksum."""
-        head = HEAD.pack(self.num_events, self.newest_time or 0, self.newest_time is not None, len(self.state))
-        content = b"".join([head, self.state, self.seen.astype("<i4", copy=False).tobytes()])
-        return CHECKSUM.pack(zlib.crc32(content)) + content
+    def to_bytes(self, key: bytes) -> bytes:
+        """Return the session of a key as bytes with a checksum of both."""
+        time = self.newest_time
+        head = HEAD.pack(self.num_events, time or 0, time is not None, len(self.state), len(self.event_ids))
+        numbers = [self.event_ids.astype("<u8", copy=False), self.seen.astype("<i4", copy=False)]
+        content = b"".join([head, self.state, *(each.tobytes() for each in numbers)])
+        return CHECKSUM.pack(zlib.crc32(key, zlib.crc32(content))) + content
 
     @staticmethod
-    def from_bytes(data: bytes, user: Any, index: int = 0) -> Session:
-        """Return the session that `to_bytes` wrote.
+    def from_bytes(data: bytes, key: bytes, user: Any, index: int = 0) -> Session:
+        """Return the session that `to_bytes` wrote for the same key.
 
         Raises:
             DamagedSessionError: if the checksum does not match; it names the user and its place `index` in a batch.
         """
         content = memoryview(data)[CHECKSUM.size :]
-        if len(content) < HEAD.size or CHECKSUM.unpack_from(data)[0] != zlib.crc32(content):
+        checksum = CHECKSUM.unpack_from(data)[0] if len(data) >= CHECKSUM.size else None
+        own = zlib.crc32(content)
+        if len(content) >= HEAD.size and checksum == zlib.crc32(key, own):
+            num_events, time, has_time, size, num_ids = HEAD.unpack_from(content)
+            begin = HEAD.size
+        elif len(content) >= OLD_HEAD.size and checksum == own:
+            num_events, time, has_time, size = OLD_HEAD.unpack_from(content)
+            begin, num_ids = OLD_HEAD.size, 0
+        else:
             raise DamagedSessionError(
                 f"the session of user={user!r} is damaged: its checksum does not match its content; forget the user, "
                 "and observe the events again",
                 index,
             )
-        num_events, time, has_time, size = HEAD.unpack_from(content)
-        begin = HEAD.size + size
+        ids = begin + size
+        seen = ids + 8 * num_ids
         return Session(
-            bytes(content[HEAD.size : begin]),
+            bytes(content[begin:ids]),
             num_events,
             time if has_time else None,
-            np.frombuffer(content[begin:], "<i4").astype(np.int32, copy=False),
+            np.frombuffer(content[seen:], "<i4").astype(np.int32, copy=False),
+            np.frombuffer(content[ids:seen], "<u8").astype(np.uint64, copy=False),
         )
 
 
@@ -127,6 +155,7 @@ class SessionKeeper:
         try:
             found = json.loads(kept)
             theirs = {name: found.pop(name) for name in ours}
+            theirs["format"] = FORMAT if theirs["format"] == OLD_FORMAT else theirs["format"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SessionStoreError("the store's description cannot be read; begin with a new store") from error
         if theirs != ours:
@@ -145,8 +174,8 @@ class SessionKeeper:
         """
         rows = self.store.get_many(keys)
         return [
-            None if row is None else Session.from_bytes(row, user, index)
-            for index, (row, user) in enumerate(zip(rows, users, strict=True))
+            None if row is None else Session.from_bytes(row, key, user, index)
+            for index, (key, row, user) in enumerate(zip(keys, rows, users, strict=True))
         ]
 
     def sessions(self, keys: Sequence[bytes], users: Sequence[Id]) -> list[Session | None]:
@@ -183,6 +212,7 @@ class SessionKeeper:
         sessions: Sequence[Session | None],
         item_ids: Sequence[NDArray[np.int64]],
         newest_times: Sequence[int | None],
+        event_ids: Sequence[Sequence[int]] | None = None,
     ) -> None:
         """Write sessions after further events, at least one per user; hold the lock since they were read.
 
@@ -192,13 +222,17 @@ class SessionKeeper:
             sessions: The sessions that were read.
             item_ids: Further events of each user.
             newest_times: The latest time of all events of each user.
+            event_ids: Digests of the events' ids of each user; None if none has an id.
         """
+        ids = event_ids or [()] * len(keys)
         before = [session or Session(b"") for session in sessions]
         states = self.user_state.extend([session.state or None for session in before], item_ids, self.user_ids(users))
         self.store.put_many(
             [
-                (key, session.observed(new, time, state, self.max_seen).to_bytes())
-                for key, session, new, time, state in zip(keys, before, item_ids, newest_times, states, strict=True)
+                (key, session.observed(new, time, state, self.max_seen, own).to_bytes(key))
+                for key, session, new, time, state, own in zip(
+                    keys, before, item_ids, newest_times, states, ids, strict=True
+                )
             ]
         )
 

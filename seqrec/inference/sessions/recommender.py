@@ -45,6 +45,9 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
     is refused: a state cannot insert it at its place, and an event that is sent twice or late would pass for the
     newest. Equal times are allowed. Events without a time count in the order of arrival.
 
+    **Repeats.** An event with an `event_id` that is among the user's last 256 is acknowledged and changes nothing. So a
+    client that does not know whether an event arrived sends it again.
+
     **Batches** are applied whole or not at all: bad entries are refused before anything changes, and the error's
     `index` is the entry's place. When `observe` returns, the store has the event.
 
@@ -104,9 +107,9 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
         """Whether the cost of an event does not depend on earlier events; False if histories are re-encoded."""
         return self._user_state.streams
 
-    def observe(self, user: Id, item: Id, time: int | None = None) -> None:
+    def observe(self, user: Id, item: Id, time: int | None = None, event_id: str | None = None) -> None:
         """Take in one event; see `observe_many`."""
-        self.observe_many([Event(user, item, time)])
+        self.observe_many([Event(user, item, time, event_id)])
 
     def observe_many(self, events: Sequence[Event]) -> None:
         """Take in all of the events or, after an error, none; those of one user in their order here.
@@ -136,12 +139,23 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
             except DamagedSessionError as error:
                 error.index = list(places.values())[error.index][0]  # of the user's first event
                 raise
+            fresh = [unrepeated(events, own, each) for own, each in zip(places.values(), sessions, strict=True)]
             times = [
                 newest_time(events, own, None if session is None else session.newest_time)
-                for own, session in zip(places.values(), sessions, strict=True)
+                for own, session in zip(fresh, sessions, strict=True)
             ]
-            new = [item_ids[own] for own in places.values()]
-            self._keeper.extend(list(places), users, sessions, new, times)
+            # All are checked before anything changes.
+            chosen = [number for number, own in enumerate(fresh) if own]
+            every = list(places)
+            if chosen:
+                self._keeper.extend(
+                    [every[number] for number in chosen],
+                    [users[number] for number in chosen],
+                    [sessions[number] for number in chosen],
+                    [item_ids[fresh[number]] for number in chosen],
+                    [times[number] for number in chosen],
+                    [[x for i in fresh[number] if (x := events[i].id_digest) is not None] for number in chosen],
+                )
 
     def recommend(self, user: Id, k: int = 10, *, filter_seen: bool = True) -> list[Scored]:
         """Return the best items for one user; see `recommend_many`."""
@@ -248,6 +262,21 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
         ]
         best = best_items_of_each(self._scorer, states, user_ids, seen, options)
         return scored_lists(best, [own.top_k for own in options], items)
+
+
+def unrepeated(events: Sequence[Event], places: Sequence[int], session: Session | None) -> list[int]:
+    """Return a user's places without events whose id is among the user's last ones, or earlier in the batch."""
+    known: set[int] = set()
+    if session is not None and any(events[index].event_id is not None for index in places):
+        known.update(session.event_ids.tolist())
+    found = []
+    for index in places:
+        digest = events[index].id_digest
+        if digest is None or digest not in known:
+            found.append(index)
+        if digest is not None:
+            known.add(digest)
+    return found
 
 
 def newest_time(events: Sequence[Event], places: Sequence[int], newest: int | None) -> int | None:

@@ -175,7 +175,7 @@ def test_every_damage_to_a_session_is_found_and_the_user_can_begin_anew(build: B
     ]
     for data in broken:
         with pytest.raises(SessionStoreError, match="the session of user='ada' is damaged: its checksum"):
-            Session.from_bytes(data, "ada")
+            Session.from_bytes(data, b"ada", "ada")
     store.put_many([(b"ada", broken[-1])])
     for call in (
         lambda: sessions.recommend("ada"),
@@ -240,7 +240,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory):
 )
 def test_sessions_are_the_same_after_a_round_trip(state: bytes, num_events: int, time: int | None, seen: list):
     session = Session(state, num_events, time, np.array(seen, np.int32))
-    found = Session.from_bytes(session.to_bytes(), "ada")
+    found = Session.from_bytes(session.to_bytes(b"ada"), b"ada", "ada")
     assert (found.state, found.num_events, found.newest_time) == (state, num_events, time)
     assert found.seen.tolist() == seen
 

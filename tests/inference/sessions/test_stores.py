@@ -202,8 +202,13 @@ def test_damage_inside_a_file_is_found(tmp_path: Path):
     place = data.index(b"4040") // 4096 * 4096
     data[place : place + 100] = bytes(100)
     path.write_bytes(data)
-    with closing(SQLiteStore(path)) as store, pytest.raises(SessionStoreError, match=r"s\.db .*damaged"):
-        store.verify()
+    with pytest.raises(SessionStoreError, match=r"s\.db is damaged: .*; move it away to start with new sessions$"):
+        SQLiteStore(path)
+    # A large file is not read when it is opened.
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("seqrec.inference.sessions.stores.sqlite.CHECKED_BYTES", 0)
+        with closing(SQLiteStore(path)) as store, pytest.raises(SessionStoreError, match=r"s\.db .*damaged"):
+            store.verify()
 
 
 def test_a_missing_folder_is_named(tmp_path: Path):

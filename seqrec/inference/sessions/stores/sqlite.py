@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from seqrec.errors import MissingInputError, SessionStoreError
+from seqrec.files import PARTIAL, move
 
 # Identify the file in its header: "seqS", and the version of the tables.
 APPLICATION_ID, VERSION = 0x73657153, 1
@@ -16,6 +18,8 @@ TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL);
 CREATE TABLE sessions (user BLOB PRIMARY KEY, session BLOB NOT NULL);
 """
+# Files up to this size are checked when they are opened; that takes less than a second.
+CHECKED_BYTES = 64 << 20
 REMEDY = "move it away to start with new sessions"
 PUT = "INSERT INTO sessions VALUES (?, ?) ON CONFLICT (user) DO UPDATE SET session = excluded.session"
 
@@ -27,6 +31,9 @@ class SQLiteStore:
     acknowledged write survives `kill -9` and a loss of power. The log, `<path>-wal`, is next to the file and belongs
     to it. Only one process at a time can open the file: two that continue the same session would each undo the
     other's writes.
+
+    A new file can be read by its owner alone. A file of up to 64 MiB is checked for damage when it is opened;
+    `verify` checks a larger one.
 
     Args:
         path: The file, in a folder that exists; created if it does not exist.
@@ -57,6 +64,8 @@ class SQLiteStore:
         self._lock = threading.Lock()
         with self._errors():
             # Our lock keeps threads apart.
+            if not self.path.exists():
+                _create_private(self.path)
             self._connection = sqlite3.connect(
                 self.path, timeout=busy_seconds, isolation_level=None, check_same_thread=False
             )
@@ -100,7 +109,29 @@ class SQLiteStore:
         with self._lock, self._errors():
             (found,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
         if found != "ok":
-            raise SessionStoreError(f"{self.path} is damaged: {found}; {REMEDY}")
+            raise SessionStoreError(f"{self.path} is damaged: {' '.join(found.split())}; {REMEDY}")
+
+    def backup(self, path: str | Path) -> None:
+        """Write a copy of all sessions as they are now, while others are read and written; replaces a file.
+
+        Raises:
+            SessionStoreError: if the copy cannot be written.
+        """
+        target = Path(path)
+        partial = target.with_name(target.name + PARTIAL)
+        try:
+            _create_private(partial)
+            copy = sqlite3.connect(partial)
+            try:
+                with self._lock, self._errors():
+                    self._connection.backup(copy)
+            finally:
+                copy.close()
+            move(partial, target)
+        except OSError as error:
+            raise SessionStoreError(f"the backup {target} cannot be written: {error.strerror}") from error
+        finally:
+            partial.unlink(missing_ok=True)
 
     def __len__(self) -> int:
         with self._lock, self._errors():
@@ -136,6 +167,11 @@ class SQLiteStore:
         if mode != "wal":
             raise SessionStoreError(f"{self.path} cannot have a write-ahead log here; give a path on a local disk")
         execute("PRAGMA synchronous = FULL")
+        execute("PRAGMA cell_size_check = ON")
+        if self.path.stat().st_size <= CHECKED_BYTES:
+            (found,) = execute("PRAGMA integrity_check(1)").fetchone()
+            if found != "ok":
+                raise SessionStoreError(f"{self.path} is damaged: {' '.join(found.split())}; {REMEDY}")
         # On macOS a plain fsync leaves data in the disk's cache.
         execute("PRAGMA fullfsync = ON")
 
@@ -166,3 +202,8 @@ class SQLiteStore:
             else:
                 reason = f"{text}; check that the disk has space and the path can be written"
             raise SessionStoreError(f"{self.path} cannot be used: {reason}") from error
+
+
+def _create_private(path: Path) -> None:
+    """Create an empty file that only its owner can read; SQLite gives its log the same permissions."""
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600))
