@@ -135,6 +135,25 @@ def long_files_and_functions(package: Path) -> list[str]:
     return found
 
 
+def renames(package: Path) -> list[str]:
+    """Calls that rename or replace a file outside of the one module that flushes before and after it."""
+    found = []
+    for file in sorted(package.rglob("*.py")):
+        if file == package / "files.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            owner = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
+            name, count = node.func.attr, len(node.args) + len(node.keywords)
+            of_module = owner in ("os", "shutil") and name in ("rename", "renames", "replace", "move", "link")
+            # `Path.replace` and `Path.rename` take one argument, unlike those of text and data frames.
+            of_path = owner not in ("os", "shutil") and name in ("rename", "replace", "hardlink_to") and count == 1
+            if of_module or (of_path and not isinstance(node.args[:1] and node.args[0], ast.Dict)):
+                found.append(f"{file.relative_to(package)}:{node.lineno}")
+    return found
+
+
 def late_imports_of_polars(package: Path) -> list[tuple[str, int]]:
     """Module and line of each `import polars` inside a function."""
     found = []
@@ -263,3 +282,16 @@ def test_a_long_file_and_a_long_function_are_found(tmp_path: Path):
     assert [found.split(" has ")[0] for found in long_files_and_functions(package)] == ["a.py", "b.py:1 f"]
     write(package, {"a.py": "# Longer than 400 lines because it is one table.\n" + "x = 1\n" * 400})
     assert [found.split(" has ")[0] for found in long_files_and_functions(package)] == ["b.py:1 f"]
+
+
+def test_only_one_module_renames_files():
+    """`seqrec.files` flushes a file before it is renamed, and its folder after that."""
+    # A second name of a checkpoint, which is on disk already.
+    allowed = [place for place in renames(PACKAGE) if place.startswith("runs/checkpoints.py")]
+    assert len(allowed) == 1
+    assert renames(PACKAGE) == allowed
+
+
+def test_a_rename_elsewhere_is_found(tmp_path: Path):
+    (tmp_path / "module.py").write_text("import os\nos.replace(a, b)\npath.replace(b)\ntext.replace('a', 'b')\n")
+    assert renames(tmp_path) == ["module.py:2", "module.py:3"]

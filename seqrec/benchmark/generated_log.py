@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.errors import InputError
+from seqrec.files import move
 
 MIN_EVENTS = 1000
 BLOCK_EVENTS = 1 << 20
@@ -143,7 +144,7 @@ def ensure_log(folder: Path, profile: Profile, events: int, *, seed: int = 0, pr
         files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
         text = json.dumps({**description, "files": files}, indent=2)
         (partial / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
-        partial.rename(log)
+        move(partial, log)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return log

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer, check_top_k
 from seqrec.errors import InputError
+from seqrec.files import move, write_json
 from seqrec.types import ROW_STRIDE, Recommendations, SeenItems
 
 Kind = Literal["ivf_pq", "ivf_flat", "hnsw"]
@@ -310,6 +311,6 @@ def _write(index: Any, path: Path, digest: str) -> None:
     description.unlink(missing_ok=True)
     aside = path.with_name(path.name + ".partial")
     _faiss().write_index(index, str(aside))
-    aside.replace(path)
+    move(aside, path)
     # Written last, so an index is never taken for that of other vectors.
-    description.write_text(json.dumps({"digest": digest}) + "\n", encoding="utf-8")
+    write_json(description, {"digest": digest})

@@ -219,9 +219,10 @@ def compare_runs(
 
 
 def export_checkpoint(
-    ckpt: str,
-    output: str,
+    ckpt: str | None = None,
+    output: str | None = None,
     *,
+    verify: str | None = None,
     format: Literal["onnx", "torch"] = "onnx",
     separate_table: bool | None = None,
     top_k: int = 0,
@@ -237,10 +238,22 @@ def export_checkpoint(
             null: only if a table has more than 64 MiB.
         top_k: Number of best items that the programs find themselves. 0: the programs return all scores.
         store: Folder of the event store that the model was trained on; null is the folder recorded in the checkpoint.
+        verify: Folder of an export: compare its files with what was written, instead of exporting.
 
     Raises:
         InputError: if the model cannot be exported, a package is missing, or an argument does not fit.
     """
+    if verify is not None:
+        from seqrec.inference.export.manifest import verify_export
+
+        damage = verify_export(verify)
+        print("\n".join(damage) or f"{verify} is as it was written")
+        raise SystemExit(1 if damage else 0)
+    for name, value in (("ckpt", ckpt), ("output", output)):
+        if value is None:
+            raise InputError(f"the argument '{name}' is required: give --{name}, or --verify FOLDER of an export")
+    assert ckpt is not None
+    assert output is not None
     from seqrec.inference import load
     from seqrec.inference.export import export
     from seqrec.inference.export.manifest import FILE_NAME

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from seqrec.aliases import __version__
@@ -34,6 +34,7 @@ from seqrec.evaluation.results import ResultsWriter
 from seqrec.evaluation.results.file import FILE_NAME as RESULTS_FILE
 from seqrec.experiments.sweep import TrialReporter
 from seqrec.experiments.tuning import find_batch_size, find_lr
+from seqrec.files import synchronise
 from seqrec.inference import RecommendationWriter
 from seqrec.models import Baseline, Popularity, Recommender, SequentialRecommender, evaluate
 from seqrec.runs.callbacks import (
@@ -100,6 +101,19 @@ class Trainer(pl.Trainer):
         else:
             size = find_batch_size(self, model, datamodule, max_batch_size=max_batch_size)
             print(f"largest that was tried and fits: --data.batch_size {size}")
+
+
+class SavedConfig(SaveConfigCallback):
+    """Lightning's callback that writes `config.yaml` into the run's folder, flushed to disk like the checkpoints."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write the file."""
+        super().setup(trainer, pl_module, stage)
+        folder = trainer.log_dir  # a broadcast, so every process asks
+        file = None if folder is None else Path(folder) / self.config_filename
+        if trainer.is_global_zero and file is not None and file.is_file():
+            synchronise(file)
+            synchronise(file.parent)
 
 
 class RunParser(ArgumentParser, LightningArgumentParser):
@@ -355,6 +369,7 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
             },
             seed_everything_default=0,
             parser_class=RunParser,
+            save_config_callback=SavedConfig,
             parser_kwargs={"version": __version__} | ({name: {"description": summary}} if name else {}),
             subclass_mode_model=True,
             auto_configure_optimizers=False,

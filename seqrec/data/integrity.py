@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 _BLOCK_BYTES = 1 << 20
 
@@ -21,6 +22,30 @@ def sha256(file: Path) -> str:
 def changed(digests: Mapping[Path, str]) -> Path | None:
     """Return the first file whose SHA-256 differs from the given one; None if all are as written."""
     return next((file for file, digest in digests.items() if sha256(file) != digest), None)
+
+
+def sealed(content: Mapping[str, Any], name: str) -> str:
+    """Return content as JSON whose last entry, `name`, is the SHA-256 of the rest."""
+    return _json({**content, name: _text_digest(_json(content))})
+
+
+def unsealed(text: str, name: str) -> tuple[Any, bool]:
+    """Return the content of what `sealed` wrote, and whether it is as written; without a digest it passes.
+
+    Raises:
+        ValueError: if the text is no JSON.
+    """
+    content = json.loads(text)
+    digest = content.pop(name, None) if isinstance(content, dict) else None
+    return content, digest is None or digest == _text_digest(_json(content))
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class BackgroundCheck:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from seqrec.data.integrity import sealed, unsealed
 from seqrec.errors import MissingInputError, StoreError
 from seqrec.files import write_text
 
@@ -43,8 +42,7 @@ def write_manifest(
         extra: Further entries: source, filters, order.
     """
     content = {"format": FORMAT, "version": VERSION, "counts": dict(counts), **extra, "files": dict(files)}
-    text = _text(content)
-    write_text(directory / MANIFEST, _text({**content, DIGEST: _sha256(text)}))
+    write_text(directory / MANIFEST, sealed(content, DIGEST))
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -56,7 +54,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes().decode())
+        manifest, whole = unsealed(path.read_bytes().decode(), DIGEST)
         found, version = manifest["format"], manifest["version"]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingStoreError(f"no event store at {directory} ({MANIFEST} is missing); run seqrec prepare") from error
@@ -68,8 +66,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise StoreError(f"{path}: format is {found!r}, expected {FORMAT!r}; {REMEDY}")
     if version != VERSION:
         raise StoreError(f"{directory} is an event store of version {version}, expected {VERSION}; {REMEDY}")
-    digest = manifest.pop(DIGEST, None)
-    if digest is not None and digest != _sha256(_text(manifest)):
+    if not whole:
         raise StoreError(f"{path} is damaged: its SHA-256 differs; {REMEDY}")
     _check_shape(path, manifest)
     assert isinstance(manifest, dict)
@@ -93,11 +90,3 @@ def _check_shape(path: Path, manifest: Mapping[str, Any]) -> None:
     )
     if not whole:
         raise StoreError(f"{path} is damaged: it does not describe the files of an event store; {REMEDY}")
-
-
-def _text(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

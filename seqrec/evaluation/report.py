@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from seqrec.evaluation.protocols import Protocol
+from seqrec.files import write_json
 
 
 def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, names: int = 1) -> str:
@@ -92,7 +92,7 @@ def write_metrics(
         "repeated_targets": repeated,
         "models": models,
     }
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(path, content)
 
 
 def _by_metric_and_cutoff(name: str) -> tuple[str, int]:

@@ -21,6 +21,7 @@ from seqrec.data.splits import item_counts
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 from seqrec.evaluation.metrics import list_metrics
+from seqrec.files import move
 from seqrec.models import Recommender
 from seqrec.types import Recommendations
 
@@ -142,4 +143,4 @@ def _write(values: dict[str, float | None], folder: Path) -> None:
     if not file.is_file() or file.read_text(encoding="utf-8") != text:
         partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
         partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
+        move(partial, file)

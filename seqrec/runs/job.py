@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from seqrec.errors import LockedError
+from seqrec.files import write_text
 from seqrec.runs.lightning_internals import cluster_environment
 
 LOCK_FILE = ".lock"
@@ -55,7 +56,7 @@ class FolderLock:
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
         }
-        self._job.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        write_text(self._job, json.dumps(content) + "\n")
 
     def release(self) -> None:
         """Release the lock. The job's name stays in the folder: SLURM may start the job again, to resume there."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from seqrec.errors import InputError, MissingInputError
+from seqrec.files import write_text
 
 FILE_NAME = "summary.json"
 
@@ -89,10 +89,7 @@ class Summary:
         """Write the file into a folder in one move: an existing file is always complete."""
         file = Path(folder) / FILE_NAME
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(FILE_NAME + ".partial")
-        content = json.dumps(_finite(asdict(self)), indent=2, allow_nan=False)
-        partial.write_text(content + "\n", encoding="utf-8")
-        os.replace(partial, file)
+        write_text(file, json.dumps(_finite(asdict(self)), indent=2, allow_nan=False) + "\n")
 
 
 def read_summary(folder: Path | str) -> Summary:

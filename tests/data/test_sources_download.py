@@ -166,7 +166,7 @@ class TestExtract:
         files = extract(path, ["b.csv", "a.csv"], tmp_path / "K", Progress(told.append))
         assert files == [tmp_path / "K" / "b.csv", tmp_path / "K" / "a.csv"]
         assert [file.read_bytes()[:1] for file in files] == [b"b", b"a"]
-        assert sorted(file.name for file in (tmp_path / "K").iterdir()) == ["a.csv", "b.csv"]
+        assert sorted(file.name for file in (tmp_path / "K").glob("[!.]*")) == ["a.csv", "b.csv"]
         assert len(told) == 2
 
     def test_what_is_there_is_not_taken_again(self, tmp_path: Path):

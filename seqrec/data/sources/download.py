@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import json
 import shutil
 import tarfile
 import urllib.error
@@ -17,9 +18,12 @@ from filelock import FileLock
 
 from seqrec.data.progress import Progress
 from seqrec.errors import InputError, MissingInputError
+from seqrec.files import move, write_json
 
 _BLOCK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 30
+# Largest download; the largest log of the package has 24 GB.
+MAX_BYTES = 64 << 30
 
 
 def download(url: str, target: Path, md5: str, progress: Progress | None) -> None:
@@ -53,7 +57,7 @@ def download(url: str, target: Path, md5: str, progress: Progress | None) -> Non
                     f"{url} has md5 {got}, expected {md5}; the download was removed: try again, or fetch it by other "
                     "means and give its place as path"
                 )
-            partial.replace(target)
+            move(partial, target)
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -79,12 +83,12 @@ def extract(archive: Path, names: Sequence[str], folder: Path, progress: Progres
         InputError: if the archive is damaged or lacks a file, or if the disk is full.
     """
     files = [folder / name for name in names]
-    if all(file.is_file() for file in files):
+    if all(is_extracted(file) for file in files):
         return files
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(folder.name + ".lock")):
-            missing = {file.name for file in files if not file.is_file()}
+            missing = {file.name for file in files if not is_extracted(file)}
             if missing:
                 missing -= _extract(archive, missing, folder, progress or Progress())
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
@@ -124,11 +128,15 @@ def _fetch_rest(url: str, partial: Path, progress: Progress) -> bool:
         # Nothing follows `start`: the file is complete, or the bytes belong to another file, which the MD5 will show.
         return True
     with response:
+        if url.startswith("https:") and not response.geturl().startswith("https:"):
+            raise InputError(f"{url} leads to {response.geturl()}, which is not encrypted; give another url")
         # A server without ranges sends the whole file.
         resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
         start = start if resumed else 0
         length = response.headers.get("Content-Length")
         total = None if length is None else start + int(length)
+        if total is not None and total > MAX_BYTES:
+            raise InputError(f"{url} has {total:,} bytes, more than the {MAX_BYTES:,} that a download may have")
         with partial.open("ab" if resumed else "wb") as out:
             _copy(response, out, start, total, f"downloading {url}", progress)
     return total is None or _size(partial) == total
@@ -141,6 +149,8 @@ def _copy(response: IO[bytes], out: IO[bytes], start: int, total: int | None, do
     while block := response.read(_BLOCK_BYTES):
         out.write(block)
         copied += len(block)
+        if copied > (MAX_BYTES if total is None else total):
+            raise InputError(f"{doing} brought more than the {total or MAX_BYTES:,} bytes that were announced")
         if total and copied * 10 // total > tenths:
             tenths = copied * 10 // total
             progress.note(f"{doing}: {tenths * 10} %{size}")
@@ -159,11 +169,29 @@ def _extract(archive: Path, names: set[str], folder: Path, progress: Progress) -
             partial = folder / f"{name}.part"
             with partial.open("wb") as out:
                 shutil.copyfileobj(content, out, _BLOCK_BYTES)
-            partial.replace(folder / name)
+            move(partial, folder / name)
+            write_json(_description(folder / name), {"bytes": member.size})
             found.add(name)
             if found == names:
                 break
     return found
+
+
+def is_extracted(file: Path) -> bool:
+    """Return whether a file has the size that it had in its archive; if that is not known, whether it has any."""
+    description = _description(file)
+    if not file.is_file():
+        return False
+    if not description.is_file():
+        return file.stat().st_size > 0
+    try:
+        return bool(file.stat().st_size == json.loads(description.read_text(encoding="utf-8"))["bytes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _description(file: Path) -> Path:
+    return file.with_name(f".{file.name}.json")
 
 
 def _md5(path: Path) -> str:

@@ -16,6 +16,7 @@ from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 from seqrec.evaluation.protocols import Protocol
 from seqrec.evaluation.results.file import FILE_NAME, Header, popularity_bounds
+from seqrec.files import move
 from seqrec.types import JudgedTargets
 
 # Targets that a process holds before it writes them: 2^18 take some 20 MiB.
@@ -99,7 +100,7 @@ class ResultsWriter(pl.Callback):
             joined = self._folder / "joined"
             parts = polars.scan_parquet(sorted(self._folder.glob("part-*.parquet")))
             parts.sink_parquet(joined, metadata=self._header(pl_module).as_metadata())
-            joined.replace(self._file)
+            move(joined, self._file)
             shutil.rmtree(self._folder)
         trainer.strategy.barrier()
 

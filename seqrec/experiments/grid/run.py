@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import subprocess
 import time
@@ -22,6 +21,7 @@ from seqrec.evaluation.results.file import FILE_NAME as RANKS_FILE
 from seqrec.experiments import is_baseline, runner
 from seqrec.experiments.grid.cells import Cell, Settings
 from seqrec.experiments.runner import Slot
+from seqrec.files import move, write_json
 from seqrec.runs import Summary
 from seqrec.runs.summary import read_summary
 
@@ -159,9 +159,7 @@ def write_result(folder: Path, cell: Cell, **terms: Any) -> dict[str, Any]:
         "metrics": next(iter(judged["models"].values())),
         "curve": list(_curve(run / "metrics.csv")),
     }
-    partial = folder / f"{RESULT_FILE}.partial"
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / RESULT_FILE)
+    write_json(folder / RESULT_FILE, content)
     return content
 
 
@@ -180,7 +178,7 @@ def gather(folder: Path) -> None:
     for name, frame in ((RESULTS_FILE, results), (CURVES_FILE, curves)):
         partial = folder / f"{name}.partial"
         frame.write_parquet(partial)
-        os.replace(partial, folder / name)
+        move(partial, folder / name)
 
 
 def read_grid(folder: Path) -> tuple[polars.DataFrame, polars.DataFrame]:

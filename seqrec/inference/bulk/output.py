@@ -13,15 +13,18 @@ import polars
 from filelock import FileLock
 
 from seqrec.errors import InputError
-from seqrec.files import synchronise
+from seqrec.files import create, move, synchronise, write_json
+
+# Name of a part's numbers in its metadata.
+COUNTS = "seqrec"
 
 
 class BulkOutput:
     """A folder of parts, `recs.parquet`, and next to it `recs_summary.json`, written once all parts exist.
 
-    `recs_left_out.parquet` lists users without recommendations. A part appears whole or not at all: it is written in
-    `recs.parquet.work` and then renamed. A resumed job makes the missing parts. Several processes may write parts of
-    one job at the same time.
+    `recs_left_out.parquet` lists users without recommendations. A part appears whole or not at all, also after a loss
+    of power: it is written in `recs.parquet.work`, flushed and then renamed. A resumed job makes the parts that are
+    missing or cannot be read. Several processes may write parts of one job at the same time.
 
     Args:
         folder: The folder of parts.
@@ -48,15 +51,12 @@ class BulkOutput:
             )
         folder.mkdir(parents=True, exist_ok=True)
         self.work.mkdir(exist_ok=True)
-        written = self._aside("job.json")
-        written.write_text(json.dumps(self.job, indent=2), encoding="utf-8")
+        synchronise(folder.parent)
         try:
             # One of several processes creates the file, whole at once, and the others compare.
-            os.link(written, job_file)
+            create(job_file, json.dumps(self.job, indent=2).encode())
         except FileExistsError:
             self._check(_read(job_file))
-        finally:
-            written.unlink()
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -64,25 +64,23 @@ class BulkOutput:
         return _read(self.summary_file) if self.summary_file.is_file() else None
 
     def has(self, part: int) -> bool:
-        """Return whether a part exists."""
-        return self._part(part).is_file()
+        """Return whether a part exists and can be read; one that cannot is made again."""
+        return self._counts(part) is not None
 
     def write(self, part: int, frame: polars.DataFrame, left_out: polars.Series, counts: dict[str, int]) -> None:
         """Write a part: recommendations, users without any, and numbers that the summary adds up."""
         if len(left_out):
-            polars.DataFrame({"user_id": left_out}).write_parquet(self._left_out(part))
-        self._counts(part).write_text(json.dumps(counts | {"rows": len(frame)}), encoding="utf-8")
+            users = self._aside(f"part-{part:06d}-left-out.parquet")
+            polars.DataFrame({"user_id": left_out}).write_parquet(users)
+            move(users, self._left_out(part))
         written = self._aside(f"part-{part:06d}.parquet")
-        frame.write_parquet(written)
-        synchronise(written)
-        # The rename completes the part, so the files above come first.
-        written.replace(self._part(part))
+        frame.write_parquet(written, metadata={COUNTS: json.dumps(counts | {"rows": len(frame)})})
+        # The rename completes the part, so the file above comes first.
+        move(written, self._part(part))
 
     def note(self, more: dict[str, Any]) -> None:
         """Keep further entries of the summary, among them the number of `parts`; call it before `write`."""
-        written = self._aside("notes.json")
-        written.write_text(json.dumps(more), encoding="utf-8")
-        written.replace(self.work / "notes.json")
+        write_json(self.work / "notes.json", more)
 
     def finish(self) -> dict[str, Any] | None:
         """Write the summary if all parts exist; returns None if other processes still have parts to write."""
@@ -92,23 +90,19 @@ class BulkOutput:
                 return self.summary
             notes = _read(notes_file)
             num_parts = int(notes["parts"])
-            if not all(self.has(part) for part in range(num_parts)):
-                return None
             counts: Counter[str] = Counter()
             for part in range(num_parts):
-                counts.update(_read(self._counts(part)))
+                found = self._counts(part)
+                if found is None:
+                    return None
+                counts.update(found)
             left_out = [file for part in range(num_parts) if (file := self._left_out(part)).is_file()]
             if left_out:
                 aside = self._aside("left_out.parquet")
                 polars.scan_parquet(left_out).sink_parquet(aside)
-                aside.replace(self.left_out_file)
+                move(aside, self.left_out_file)
             summary = {**counts, **notes, "job": _read(self.work / "job.json")}
-            aside = self._aside("summary.json")
-            aside.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-            synchronise(self.folder)
-            synchronise(aside)
-            aside.replace(self.summary_file)
-            synchronise(self.folder.parent)
+            write_json(self.summary_file, summary)
             shutil.rmtree(self.work, ignore_errors=True)
         return summary
 
@@ -126,8 +120,13 @@ class BulkOutput:
     def _part(self, part: int) -> Path:
         return self.folder / f"part-{part:06d}.parquet"
 
-    def _counts(self, part: int) -> Path:
-        return self.work / f"part-{part:06d}.json"
+    def _counts(self, part: int) -> dict[str, int] | None:
+        """Return the numbers in a part's own metadata; None if there is no part, or it cannot be read."""
+        try:
+            found = json.loads(polars.read_parquet_metadata(self._part(part))[COUNTS])
+        except (OSError, ValueError, KeyError, polars.exceptions.PolarsError):
+            return None
+        return found if isinstance(found, dict) else None
 
     def _left_out(self, part: int) -> Path:
         return self.work / f"part-{part:06d}-left-out.parquet"

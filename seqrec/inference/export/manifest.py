@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from seqrec.aliases import __version__
+from seqrec.data.integrity import sealed, sha256, unsealed
+from seqrec.errors import MissingInputError
+from seqrec.files import write_text
 from seqrec.inference.export.programs import NEXT_STATE, STATE, Program
 from seqrec.inference.export.tables import ExportedTable
 from seqrec.models import SequentialRecommender
 from seqrec.specs import to_spec
 
 FILE_NAME = "manifest.json"
+# Entries with the digests of the other files, and of the manifest itself.
+DIGESTS, OWN_DIGEST = "digests", "manifest_sha256"
 MEANINGS = {
     "item_ids": "full: the history, oldest first, 0 after its end; step: the new event; items are 1..num_items",
     "lengths": "events of each history, 1 or more",
@@ -145,3 +152,54 @@ def _example(form: str, scored_by: ExportedTable, full: Program, outer: list[str
             "states = program.module()(*given)[0].detach().numpy()",
         ]
     return [*lines, "best = 1 + (states @ vectors[1:].T).argsort(axis=1)[:, ::-1][:, :10]"]
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the manifest of a folder, with size and SHA-256 of each other file, and return what it contains."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != FILE_NAME)
+    digests = {
+        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files
+    }
+    text = sealed({**content, DIGESTS: digests}, OWN_DIGEST)
+    write_text(folder / FILE_NAME, text)
+    written: dict[str, Any] = json.loads(text)
+    return written
+
+
+def verify_export(directory: str | Path) -> list[str]:
+    """Compare the files of an export with what was written, and return a line for each that differs.
+
+    Args:
+        directory: A folder that `export` wrote.
+
+    Raises:
+        MissingInputError: if the folder has no manifest.
+
+    Example:
+        >>> import tempfile
+        >>> from seqrec import GRU4Rec, export
+        >>> from seqrec.inference.export import verify_export
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = export(GRU4Rec(num_items=20, d_model=8), f"{folder}/model", format="torch")
+        ...     verify_export(f"{folder}/model")
+        []
+    """
+    folder = Path(directory)
+    file = folder / FILE_NAME
+    if not file.is_file():
+        raise MissingInputError(f"{folder} is no export: it has no {FILE_NAME}")
+    try:
+        content, whole = unsealed(file.read_bytes().decode(), OWN_DIGEST)
+        digests = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in content[DIGESTS].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return [f"{file} is damaged, or of an export of seqrec 0.1, which has no digests: export again"]
+    damage = [] if whole and OWN_DIGEST.encode() in file.read_bytes() else [f"{file} is damaged: its SHA-256 differs"]
+    for name, (size, digest) in digests.items():
+        place = folder / name
+        if not place.is_file():
+            damage.append(f"{place} is missing")
+        elif place.stat().st_size != size:
+            damage.append(f"{place} has {place.stat().st_size} bytes, expected {size}")
+        elif sha256(place) != digest:
+            damage.append(f"{place} is damaged: its SHA-256 differs")
+    return damage

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,10 +14,11 @@ import torch
 
 from seqrec.catalogue.recommend import evaluating
 from seqrec.errors import InputError
+from seqrec.files import move
 from seqrec.inference.export import formats
 from seqrec.inference.export.checks import check_full_pass, check_one_step
 from seqrec.inference.export.formats import Format, check_packages, write
-from seqrec.inference.export.manifest import FILE_NAME, manifest
+from seqrec.inference.export.manifest import manifest, write_manifest
 from seqrec.inference.export.programs import full_pass, one_step
 from seqrec.inference.export.tables import ExportedTable, model_tables
 from seqrec.models import Recommender, SequentialRecommender
@@ -105,8 +105,7 @@ def export(
         else:
             omitted["step"] = reason
         content = manifest(sequential, format, programs, omitted, tables, files=files, top_k=top_k)
-        (folder / FILE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return content
+        return write_manifest(folder, content)
 
 
 def _checked(model: Recommender) -> SequentialRecommender:
@@ -176,7 +175,7 @@ def _folder(target: Path) -> Iterator[Path]:
         folder.chmod(0o755)
         if target.exists():
             target.rmdir()
-        folder.rename(target)
+        move(folder, target)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
