@@ -221,6 +221,14 @@ class GlobalTime(Split):
             )
         times, offsets = np.asarray(store.timestamps), np.asarray(store.offsets)
         time = time_quantile(times, point) if _is_quantile(point) else point
+        if not _is_quantile(point):
+            first = min(int(piece.min()) for piece in _pieces(times))
+            last = max(int(piece.max()) for piece in _pieces(times))
+            if not first < time <= last:
+                raise InputError(
+                    f"{time:,} is not between the log's first time, {first:,}, and its last, {last:,}: give times in "
+                    "the log's unit (a log of times with fractions is in millionths), or quantiles such as 0.9"
+                )
         return offsets[:-1] + events_before(times, offsets, time)
 
 

@@ -131,7 +131,7 @@ class TestFiles:
     def test_what_is_not_there_is_refused(self, tmp_path: Path):
         with pytest.raises(MissingInputError, match=r"no such file or folder, and no file matches it"):
             Table(str(tmp_path / "part-*.csv")).scan()
-        with pytest.raises(MissingInputError, match=r"no \.csv, \.tsv, \.parquet file in this folder"):
+        with pytest.raises(MissingInputError, match=r"no \.csv, \.tsv, \.parquet, \.jsonl, \.ndjson file in"):
             Table(str(tmp_path)).scan()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,14 +17,24 @@ from seqrec.errors import InputError, MissingInputError
 if TYPE_CHECKING:
     import polars as pl
 
-_SUFFIXES = (".csv", ".tsv", ".parquet")
+_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
+
+
+# Ends of names of compressed files that are unpacked first; gzip and Zstandard are read as they are.
+PACKED = (".zip", ".bz2", ".xz")
+
+
+def _is_table(file: Path) -> bool:
+    return suffix(file) in _SUFFIXES or file.suffix.lower() in PACKED
 
 
 class Table(Source):
-    r"""CSV, TSV or Parquet files with a column of users, one of items and perhaps one of times.
+    r"""CSV, TSV, JSON lines or Parquet files with a column of users, one of items and perhaps one of times.
 
-    CSV and TSV files may be compressed (`.gz`, `.zst`). They start with a line of column names, unless `header` is
-    given. Several files are read one after the other in the order of their names.
+    Files of JSON lines (`.jsonl`, `.ndjson`) are read like Parquet. CSV and TSV files may be compressed (`.gz`,
+    `.zst`). A `.zip` with one file, `.bz2` and `.xz` are unpacked into a temporary folder first. CSV and TSV files
+    start with a line of column names, unless `header` is given. Several files are read one after the other in the
+    order of their names.
 
     Timestamps: integers are kept unchanged, in the log's unit. Dates and times become seconds since 1970 UTC (a time
     without a zone is taken as UTC), and numbers with a decimal point become whole numbers. If any time of the log
@@ -51,12 +64,15 @@ class Table(Source):
         max_bad_share: Largest share of malformed rows, 0..1, that are left out; more of them are an error.
         missing_values: Text that stands for a missing value, in any column; a row without user or item is malformed.
             None is `seqrec.data.ids.MISSING_VALUES`: NULL, \N, NaN, None, NA and the like. [] if such words are ids.
+        time_format: Form of times written as text, such as "%d/%m/%Y %H:%M" (strftime). None finds the usual forms.
 
     Raises:
         InputError: if the arguments contradict each other.
 
     Example:
-        >>> import tempfile
+        >>> import shutil
+    import tempfile
+    import weakref
         >>> from pathlib import Path
         >>> from seqrec import Table
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +83,7 @@ class Table(Source):
     """
 
     name = "table"
-    later = frozenset({"missing_values"})
+    later = frozenset({"missing_values", "time_format"})
 
     def __init__(
         self,
@@ -81,6 +97,7 @@ class Table(Source):
         quote: str | None = '"',
         max_bad_share: float = 0.0,
         missing_values: list[str] | None = None,
+        time_format: str | None = None,
     ) -> None:
         if len({user, item, timestamp}) < 3:
             raise InputError(f"{user=}, {item=} and {timestamp=} must be different columns")
@@ -107,6 +124,7 @@ class Table(Source):
         self.quote = quote
         self.max_bad_share = check_max_bad_share(max_bad_share)
         self.missing_values = missing_values
+        self.time_format = time_format
 
     def files(self) -> list[Path]:
         """Return the files in the order of reading."""
@@ -118,7 +136,7 @@ class Table(Source):
         if path.is_file():
             return [path], []
         if path.is_dir():
-            found = [file for file in sorted(path.iterdir()) if file.is_file() and suffix(file) in _SUFFIXES]
+            found = [file for file in sorted(path.iterdir()) if file.is_file() and _is_table(file)]
             if not found:
                 raise MissingInputError(f"path={self.path!r}: no {', '.join(_SUFFIXES)} file in this folder")
         else:
@@ -136,13 +154,20 @@ class Table(Source):
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
         """Return the interaction frame. Each file is read once or twice to check it, and again for the events."""
         from seqrec.data.ids import MISSING_VALUES
+        from seqrec.data.sources.packed import unpacked
         from seqrec.data.sources.table_file import Layout, TableFile
         from seqrec.data.sources.table_log import check_tables
 
         arguments = (self.user, self.item, self.timestamp, self.features, self.separator, self.quote, self.header)
         missing = MISSING_VALUES if self.missing_values is None else tuple(self.missing_values)
         found, hidden = self._files()
-        files = [TableFile(file, Layout(*arguments, missing)) for file in found]
+        packed = [file for file in found if file.suffix.lower() in PACKED]
+        if packed:
+            folder = tempfile.mkdtemp(prefix="seqrec-")
+            # It is read when the frame is collected, so it stays as long as this source.
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            found = [unpacked(file, Path(folder)) if file in packed else file for file in found]
+        files = [TableFile(file, Layout(*arguments, missing, self.time_format)) for file in found]
         log = check_tables(files, self.max_bad_share, progress)
         if hidden:
             names = ", ".join(file.name for file in hidden[:3]) + (", .." if len(hidden) > 3 else "")

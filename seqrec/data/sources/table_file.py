@@ -33,8 +33,44 @@ DATE_TIME_FORMATS = (
     "%Y-%m-%d %H:%M",
     "%Y-%m-%dT%H:%M",
     "%Y-%m-%d",
+    "%Y-%m-%d %H:%M:%S UTC",
+    "%Y/%m/%d %H:%M:%S",
+    "%Y/%m/%d %H:%M",
+    "%Y/%m/%d",
+    "%Y%m%dT%H%M%SZ",
+    "%Y%m%dT%H%M%S",
 )
-ZONED_FORMATS = tuple(f"{form}%#z" for form in DATE_TIME_FORMATS if "%H" in form)
+# Day and month by numbers: which is first is decided by all values that a file starts with, and refused if both fit.
+DAY_FIRST, MONTH_FIRST = (
+    tuple(f"{date}{time}" for date in dates for time in (" %H:%M:%S", " %H:%M", ""))
+    for dates in (("%d/%m/%Y", "%d-%m-%Y", "%d.%m.%Y"), ("%m/%d/%Y", "%m-%d-%Y"))
+)
+WORDS = ("%a %b %d %H:%M:%S %z %Y",)
+ZONED_FORMATS = tuple(f"{form}%#z" for form in DATE_TIME_FORMATS if "%H" in form and form[-1] not in "ZC")
+
+
+# First bytes of files that are no tables of text -> what they are.
+_MAGIC = (
+    (b"\x89PNG", "a picture"),
+    (b"PK\x03\x04", "a zip archive or a spreadsheet"),
+    (b"SQLite format 3", "an SQLite database"),
+    (b"\x93NUMPY", "an array of numpy"),
+    (b"\x80\x04", "a pickle"),
+    (b"\x80\x05", "a pickle"),
+    (b"\xd0\xcf\x11\xe0", "an old spreadsheet"),
+    (b"ARROW1", "an Arrow file"),
+    (b"%PDF", "a PDF"),
+)
+
+
+def _what_it_is(path: Path) -> str:
+    """Return why a file is not read as text."""
+    with path.open("rb") as stream:
+        start = stream.read(16)
+    for magic, kind in _MAGIC:
+        if start.startswith(magic):
+            return f"this is {kind}, which is not read; save the table as CSV or Parquet"
+    return "the name does not show what separates the fields; give separator"
 
 
 @dataclass(frozen=True)
@@ -49,6 +85,7 @@ class Layout:
     quote: str | None = '"'
     header: list[str] | None = None
     missing_values: tuple[str, ...] = MISSING_VALUES
+    time_format: str | None = None
 
     def required(self) -> dict[str, str]:
         """Return the columns that the file must have, by the text of the argument in messages."""
@@ -96,6 +133,9 @@ class TableFile:
         with reading(self.path, self._kind):
             if self._kind == "Parquet":
                 self.frame = pl.scan_parquet(self.path, glob=False)
+                self.names = self.frame.collect_schema().names()
+            elif self._kind == "JSON lines":
+                self.frame = pl.scan_ndjson(self.path, infer_schema_length=None)
                 self.names = self.frame.collect_schema().names()
             else:
                 layout = self.layout
@@ -173,12 +213,13 @@ class TableFile:
 
     @property
     def _kind(self) -> str:
-        return "Parquet" if suffix(self.path) == ".parquet" else "text"
+        kinds = {".parquet": "Parquet", ".jsonl": "JSON lines", ".ndjson": "JSON lines"}
+        return kinds.get(suffix(self.path), "text")
 
     def _separator(self) -> str:
         separator = self.layout.separator or SEPARATORS.get(suffix(self.path))
         if separator is None:
-            raise InputError(f"{self.path}: the name does not show what separates the fields; give separator")
+            raise InputError(f"{self.path}: {_what_it_is(self.path)}")
         return separator
 
     def _check_columns(self) -> None:
@@ -201,7 +242,7 @@ class TableFile:
     def _id_column(self, argument: str, column: str) -> pl.Expr:
         # Int64 or String.
         values, dtype = pl.col(column), self._schema[column]
-        if dtype.is_integer():
+        if dtype.is_integer() or (isinstance(dtype, pl.Decimal) and dtype.scale == 0):
             return values.cast(pl.Int64, strict=False)
         if dtype.is_float():
             # From 2^53 on not every integer is a float, so the id may be another.
@@ -209,7 +250,9 @@ class TableFile:
             return pl.when(exact).then(values.cast(pl.Int64, strict=False))
         if dtype == pl.String or isinstance(dtype, (pl.Categorical, pl.Enum)):
             return values.cast(pl.String)
-        raise InputError(f"{self.path}: {argument}={column!r} is {dtype}; ids must be integers or text")
+        raise InputError(
+            f"{self.path}: {argument}={column!r} is {dtype}; ids must be integers or text: write the column as text"
+        )
 
     def _time_column(self) -> TimeColumn | None:
         name = self.layout.timestamp
@@ -222,13 +265,25 @@ class TableFile:
             sample = known.head(_TIMES_IN_SAMPLE).collect(engine="streaming").to_series()
             # Without any value each row is reported as missing its time.
             sample = sample if len(sample) else pl.Series(["0"])
-        if (time := time_column(column, dtype, sample)) is None:
+        if self.layout.time_format is not None and dtype != pl.String:
+            raise InputError(f"{self.path}: time_format is for times in text, but timestamp={name!r} is {dtype}")
+        with self._naming_times(name):
+            time = time_column(column, dtype, sample, self.layout.time_format)
+        if time is None:
             got = f"starts with {shorten(sample[0])!r}" if dtype == pl.String else f"is {dtype}"
             raise InputError(
                 f"{self.path}: timestamp={name!r} {got}; "
-                "expected integers, numbers or times such as 2022-04-10 08:59:09"
+                "expected integers, numbers or times such as 2022-04-10 08:59:09; other forms by time_format, such as "
+                "'%d %B %Y'"
             )
         return time
+
+    @contextmanager
+    def _naming_times(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{self.path}: timestamp={name!r} {error}") from error
 
     def _features(self) -> list[pl.Expr]:
         names = self.layout.features
@@ -260,7 +315,9 @@ class TimeColumn:
     looser: TimeColumn | None = None
 
 
-def time_column(column: pl.Expr, dtype: pl.DataType, sample: pl.Series) -> TimeColumn | None:
+def time_column(
+    column: pl.Expr, dtype: pl.DataType, sample: pl.Series, time_format: str | None = None
+) -> TimeColumn | None:
     """Return the strictest way to read a time column; None if it contains no times.
 
     Args:
@@ -268,6 +325,10 @@ def time_column(column: pl.Expr, dtype: pl.DataType, sample: pl.Series) -> TimeC
         dtype: Its type.
         sample: Its first values that are not null. The form of most of them is the form of times written as text.
             The looser way also reads the other forms, but no times with a zone among times without one.
+        time_format: The form of times written as text; None finds it.
+
+    Raises:
+        InputError: if day and month can be read in both orders, or the form is none.
     """
     if dtype.is_integer():
         return _integers(column.cast(pl.Int64, strict=False))
@@ -281,12 +342,16 @@ def time_column(column: pl.Expr, dtype: pl.DataType, sample: pl.Series) -> TimeC
     def readable(values: pl.Series) -> int:
         return len(values) - values.null_count()
 
+    if time_format is not None:
+        return _of_format(column, time_format)
     best: tuple[str, object] | None = None
     most = readable(sample.cast(pl.Float64, strict=False))
     for form in (*DATE_TIME_FORMATS, *ZONED_FORMATS):
         times = sample.str.to_datetime(form, strict=False, time_unit="us")
         if (found := readable(times)) > most:
             best, most = (form, sample.filter(times.is_not_null()).first()), found
+    for form in _other_format(sample, most):
+        return _of_format(column, form)
     if most == 0:
         return None
     if best is None:
@@ -297,6 +362,36 @@ def time_column(column: pl.Expr, dtype: pl.DataType, sample: pl.Series) -> TimeC
     alike = ZONED_FORMATS if form in ZONED_FORMATS else DATE_TIME_FORMATS
     read = {each: column.str.to_datetime(each, strict=False, time_unit="us") for each in alike}
     return replace(_dates(read[form], expects), looser=_dates(pl.coalesce(read.values()), expects))
+
+
+def _of_format(column: pl.Expr, form: str) -> TimeColumn:
+    """Return the times of one form; those with a zone are read in UTC, those without one are taken as UTC."""
+    try:
+        moment = column.str.to_datetime(form, strict=False, time_unit="us")
+        pl.select(pl.lit("x").str.to_datetime(form, strict=False, time_unit="us"))
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"time_format={form!r} is no form of times: {str(error).splitlines()[0]}") from error
+    return _dates(moment, f"a time of the form {form}")
+
+
+def _other_format(sample: pl.Series, most: int) -> list[str]:
+    """Return the form, in a list, of times with named months or with numbers in an order that only values show."""
+
+    def count(form: str) -> int:
+        times = sample.str.to_datetime(form, strict=False, time_unit="us")
+        return len(times) - times.null_count()
+
+    best = {kind: max(forms, key=count) for kind, forms in (("d", DAY_FIRST), ("m", MONTH_FIRST), ("w", WORDS))}
+    counts = {kind: count(form) for kind, form in best.items()}
+    kind = max(counts, key=lambda each: counts[each])
+    if counts[kind] <= most:
+        return []
+    if counts["d"] == counts["m"] > 0:
+        raise InputError(
+            f"has times such as {sample[0]!r}, in which day and month can be read in both orders; give "
+            f"time_format={best['d']!r} or time_format={best['m']!r}"
+        )
+    return [best[kind]]
 
 
 def _integers(integer: pl.Expr) -> TimeColumn:

@@ -51,6 +51,9 @@ def check_tables(files: Sequence[TableFile], max_bad_share: float, progress: Pro
         if any(found.far_times for found in surveys):
             surveys = [_survey(file, progress) for file in files]
     rows = sum(found.malformed.rows for found in surveys)
+    if rows == 0:
+        what = files[0].path if len(files) == 1 else f"each of the {len(files)} files, first {files[0].path},"
+        raise InputError(f"{what} is empty; expected at least one event")
     malformed = leave_out([found.malformed for found in surveys], rows, max_bad_share)
     id_types = {name: _id_type(name, files, surveys) for name in (USER_ID, ITEM_ID)}
     frames = [file.interactions(id_types, all_fit=found.all_fit) for file, found in zip(files, surveys, strict=True)]
@@ -150,8 +153,6 @@ def _survey(file: TableFile, progress: Progress) -> _Survey:
             if file.csv is not None and found.counts["long"]:
                 file.csv.check_no_line_is_swallowed(found.rows)
         rows = found.rows - found.counts.get("blank", 0)
-        if rows == 0:
-            raise InputError(f"{file.path} is empty; expected at least one event")
         places = _places(file, found.first.get("malformed", []))
     return _Survey(
         malformed=Malformed(str(file.path), found.counts.get("malformed", 0), rows, places),

@@ -1,0 +1,141 @@
+"""Tables in the containers and with the forms of times that people have."""
+
+from __future__ import annotations
+
+import bz2
+import json
+import lzma
+import zipfile
+from datetime import datetime, timezone
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seqrec.data.prepare import Filters, prepare
+from seqrec.data.sources import Table
+from seqrec.data.sources.table_file import DATE_TIME_FORMATS, WORDS
+from seqrec.data.splits import GlobalTime
+from seqrec.errors import InputError
+
+ROWS = "user_id,item_id,timestamp\n1,2,3\n1,4,5\n"
+EXPECTED = [(1, 2, 3), (1, 4, 5)]
+
+
+def read(path: Path, **arguments: object) -> list[tuple[object, ...]]:
+    source = Table(str(path), **arguments)  # it keeps what it unpacked
+    return source.scan().collect().rows()
+
+
+@pytest.mark.parametrize("name", ["log.csv.zip", "log.csv.bz2", "log.csv.xz", "log.zip", "log.jsonl", "log.ndjson"])
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_packed_tables_and_json_lines_are_read(tmp_path: Path, name: str, in_folder: bool):
+    file = tmp_path / name
+    lines = "".join(json.dumps({"user_id": u, "item_id": i, "timestamp": t}) + "\n" for u, i, t in EXPECTED)
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("folder/log.csv", ROWS)
+            archive.writestr("__MACOSX/._log.csv", "x")
+    elif "json" in name or "ndjson" in name:
+        file.write_text(lines)
+    else:
+        file.write_bytes({".bz2": bz2.compress, ".xz": lzma.compress}[file.suffix](ROWS.encode()))
+    assert read(tmp_path if in_folder else file) == EXPECTED
+
+
+def test_what_cannot_be_unpacked_is_refused(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "two.csv.zip", "w") as archive:
+        for name in ("a.csv", "b.csv"):
+            archive.writestr(name, ROWS)
+    with pytest.raises(InputError, match=r"two\.csv\.zip has a\.csv, b\.csv; give a zip with one table, or unpack it"):
+        read(tmp_path / "two.csv.zip")
+    for name in ("bad.csv.zip", "bad.csv.bz2", "bad.csv.xz"):
+        (tmp_path / name).write_bytes(b"PK no archive at all")
+        with pytest.raises(InputError, match=rf"{name} cannot be unpacked"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [(b"\x89PNG\r\n", "a picture"), (b"SQLite format 3\0", "an SQLite database"), (b"\x80\x04", "a pickle")],
+)
+def test_what_is_no_table_is_named(tmp_path: Path, start: bytes, kind: str):
+    (tmp_path / "log.db").write_bytes(start + bytes(40))
+    with pytest.raises(InputError, match=f"this is {kind}, which is not read; save the table as CSV or Parquet"):
+        read(tmp_path / "log.db")
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2019-10-01 00:00:00 UTC", (2019, 10, 1)),
+        ("2018/01/31 09:30:00", (2018, 1, 31, 9, 30)),
+        ("20210328T093000Z", (2021, 3, 28, 9, 30)),
+        ("Tue Apr 03 18:00:09 +0000 2012", (2012, 4, 3, 18, 0, 9)),
+        ("12/13/2010 8:26", (2010, 12, 13, 8, 26)),
+        ("13-12-2010 08:26", (2010, 12, 13, 8, 26)),
+        ("31.12.2010", (2010, 12, 31)),
+        ("2010-12-31", (2010, 12, 31)),
+    ],
+)
+def test_usual_forms_of_times_are_read(tmp_path: Path, text: str, moment: tuple[int, ...]):
+    (tmp_path / "log.csv").write_text(f"user_id,item_id,timestamp\n1,2,{text}\n")
+    expected = int(datetime(*moment, tzinfo=timezone.utc).timestamp())
+    assert read(tmp_path / "log.csv") == [(1, 2, expected)]
+
+
+def test_an_order_of_day_and_month_that_no_value_shows_is_refused(tmp_path: Path):
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n1,2,12/1/2010 8:26\n1,3,11/2/2010 9:00\n")
+    message = r"can be read in both orders; give time_format='%d/%m/%Y %H:%M' or time_format='%m/%d/%Y %H:%M'"
+    with pytest.raises(InputError, match=message):
+        read(tmp_path / "log.csv")
+    found = read(tmp_path / "log.csv", time_format="%d/%m/%Y %H:%M")
+    assert found[0][2] == int(datetime(2010, 1, 12, 8, 26, tzinfo=timezone.utc).timestamp())
+
+
+def test_a_given_form_is_read_and_a_wrong_one_refused(tmp_path: Path):
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n1,2,03 April 2012\n")
+    expected = int(datetime(2012, 4, 3, tzinfo=timezone.utc).timestamp())
+    assert read(tmp_path / "log.csv", time_format="%d %B %Y") == [(1, 2, expected)]
+    with pytest.raises(InputError, match="expected a time of the form %Y, got '03 April 2012'"):
+        read(tmp_path / "log.csv", time_format="%Y")
+
+
+@settings(deadline=None, max_examples=40, derandomize=True, database=None)
+@given(
+    moments=st.lists(st.datetimes(datetime(1990, 1, 1), datetime(2037, 1, 1)), min_size=1, max_size=5),
+    form=st.sampled_from([form for form in (*DATE_TIME_FORMATS, *WORDS) if "%.f" not in form]),
+)
+def test_times_of_any_known_form_come_back(moments: list[datetime], form: str, tmp_path_factory):
+    file = tmp_path_factory.mktemp("forms") / "log.csv"
+    texts = [moment.replace(tzinfo=timezone.utc).strftime(form) for moment in moments]
+    file.write_text("user_id,item_id,timestamp\n" + "".join(f"1,2,{text}\n" for text in texts))
+    expected = [datetime.strptime(text, form).replace(tzinfo=timezone.utc) for text in texts]
+    if form == "%Y-%m-%d" or "%H" in form:
+        assert [row[2] for row in read(file)] == [int(moment.timestamp()) for moment in expected]
+
+
+def test_a_part_without_rows_is_no_error(tmp_path: Path):
+    frame = pl.DataFrame({"user_id": [1], "item_id": [2], "timestamp": [3]})
+    frame.write_parquet(tmp_path / "part-0.parquet")
+    frame.clear().write_parquet(tmp_path / "part-1.parquet")
+    assert read(tmp_path) == [(1, 2, 3)]
+    (tmp_path / "part-0.parquet").unlink()
+    with pytest.raises(InputError, match=r"part-1\.parquet is empty; expected at least one event"):
+        read(tmp_path)
+
+
+def test_decimals_without_fraction_are_integers(tmp_path: Path):
+    ids = pl.Series(["5", "6"]).cast(pl.Decimal(20, 0))
+    pl.DataFrame({"user_id": ids, "item_id": [1, 2], "timestamp": [1, 2]}).write_parquet(tmp_path / "log.parquet")
+    assert [row[0] for row in read(tmp_path / "log.parquet")] == [5, 6]
+
+
+def test_a_point_in_time_outside_of_the_log_is_refused(tmp_path: Path):
+    rows = "".join(f"{user},{event},{1600000000 + event}.5\n" for user in range(3) for event in range(9))
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + rows)
+    store = prepare(Table(str(tmp_path / "log.csv")), Filters(), tmp_path / "store")
+    with pytest.raises(InputError, match=r"1,600,000,005 is not between the log's first time, .* is in millionths"):
+        GlobalTime(1600000005, 1600000003).history_stops(store, "test")
