@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from seqrec.data.prepare import Filters, prepare
 from seqrec.data.sources import Table
-from seqrec.data.sources.table_file import DATE_TIME_FORMATS, WORDS
+from seqrec.data.sources.time_column import DATE_TIME_FORMATS, WORDS
 from seqrec.data.splits import GlobalTime
 from seqrec.errors import InputError
 

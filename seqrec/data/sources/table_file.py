@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +16,10 @@ from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.sources.checking import reading, shorten
 from seqrec.data.sources.csv_rows import CsvRows
 from seqrec.data.sources.source import suffix
+from seqrec.data.sources.time_column import TIMES_IN_SAMPLE, TimeColumn, time_column
 from seqrec.errors import InputError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-# Values that determine the form of a time column.
-_TIMES_IN_SAMPLE = 1000
-MICROSECONDS = 1_000_000
-# Largest time for which the millionths fit into int64, with any fraction.
-FURTHEST_IN_MILLIONTHS = (2**63 - 1) // MICROSECONDS - 1
-# A time that is nearer than this to a whole number counts as whole.
-_HALF_A_MILLIONTH = 0.5 / MICROSECONDS
-# Forms to try on a column's first values; "%.f" also takes no fraction. No text has two of these forms.
-DATE_TIME_FORMATS = (
-    "%Y-%m-%d %H:%M:%S%.f",
-    "%Y-%m-%dT%H:%M:%S%.f",
-    "%Y-%m-%d %H:%M",
-    "%Y-%m-%dT%H:%M",
-    "%Y-%m-%d",
-    "%Y-%m-%d %H:%M:%S UTC",
-    "%Y/%m/%d %H:%M:%S",
-    "%Y/%m/%d %H:%M",
-    "%Y/%m/%d",
-    "%Y%m%dT%H%M%SZ",
-    "%Y%m%dT%H%M%S",
-)
-# Day and month by numbers: which is first is decided by all values that a file starts with, and refused if both fit.
-DAY_FIRST, MONTH_FIRST = (
-    tuple(f"{date}{time}" for date in dates for time in (" %H:%M:%S", " %H:%M", ""))
-    for dates in (("%d/%m/%Y", "%d-%m-%Y", "%d.%m.%Y"), ("%m/%d/%Y", "%m-%d-%Y"))
-)
-WORDS = ("%a %b %d %H:%M:%S %z %Y",)
-ZONED_FORMATS = tuple(f"{form}%#z" for form in DATE_TIME_FORMATS if "%H" in form and form[-1] not in "ZC")
-
-
 # First bytes of files that are no tables of text -> what they are.
 _MAGIC = (
     (b"\x89PNG", "a picture"),
@@ -262,7 +233,7 @@ class TableFile:
         known = self.frame.select(column).filter(column.is_not_null() & (column.cast(pl.String) != ""))
         sample = pl.Series(dtype=dtype)
         if dtype == pl.String:
-            sample = known.head(_TIMES_IN_SAMPLE).collect(engine="streaming").to_series()
+            sample = known.head(TIMES_IN_SAMPLE).collect(engine="streaming").to_series()
             # Without any value each row is reported as missing its time.
             sample = sample if len(sample) else pl.Series(["0"])
         if self.layout.time_format is not None and dtype != pl.String:
@@ -291,135 +262,3 @@ class TableFile:
             taken = {*self.layout.required().values(), USER_ID, ITEM_ID, TIMESTAMP}
             names = [name for name in self.names if name not in taken]
         return [pl.col(name) for name in names] if self.csv is None else self.csv.typed(names)
-
-
-@dataclass(frozen=True)
-class TimeColumn:
-    """Expressions that read a time column.
-
-    Attributes:
-        is_date: True if values are dates, False if they are numbers in the log's own unit.
-        expects: Description of a valid value, for messages.
-        whole: int64 expression: numbers rounded to whole ones, or dates in seconds since 1970 UTC. Null if the value
-            is not a time or does not fit.
-        millionths: int64 expression: millionths of the same. Null likewise, and fewer times fit.
-        is_fraction: Boolean expression: True if the time is not whole. A log with such a time is kept in millionths.
-        looser: A slower way that reads more values; None if this way already reads all.
-    """
-
-    is_date: bool
-    expects: str
-    whole: pl.Expr
-    millionths: pl.Expr
-    is_fraction: pl.Expr
-    looser: TimeColumn | None = None
-
-
-def time_column(
-    column: pl.Expr, dtype: pl.DataType, sample: pl.Series, time_format: str | None = None
-) -> TimeColumn | None:
-    """Return the strictest way to read a time column; None if it contains no times.
-
-    Args:
-        column: The column.
-        dtype: Its type.
-        sample: Its first values that are not null. The form of most of them is the form of times written as text.
-            The looser way also reads the other forms, but no times with a zone among times without one.
-        time_format: The form of times written as text; None finds it.
-
-    Raises:
-        InputError: if day and month can be read in both orders, or the form is none.
-    """
-    if dtype.is_integer():
-        return _integers(column.cast(pl.Int64, strict=False))
-    if dtype.is_float():
-        return _numbers(column.cast(pl.Float64))
-    if dtype.is_temporal() and dtype != pl.Time and not isinstance(dtype, pl.Duration):
-        return _dates(column.cast(pl.Datetime("us"), strict=False), "a time")
-    if dtype != pl.String:
-        return None
-
-    def readable(values: pl.Series) -> int:
-        return len(values) - values.null_count()
-
-    if time_format is not None:
-        return _of_format(column, time_format)
-    best: tuple[str, object] | None = None
-    most = readable(sample.cast(pl.Float64, strict=False))
-    for form in (*DATE_TIME_FORMATS, *ZONED_FORMATS):
-        times = sample.str.to_datetime(form, strict=False, time_unit="us")
-        if (found := readable(times)) > most:
-            best, most = (form, sample.filter(times.is_not_null()).first()), found
-    for form in _other_format(sample, most):
-        return _of_format(column, form)
-    if most == 0:
-        return None
-    if best is None:
-        integer = column.cast(pl.Int64, strict=False)
-        return replace(_integers(integer), looser=_numbers(column.cast(pl.Float64, strict=False), integer))
-    form, example = best
-    expects = f"a time like {example}"
-    alike = ZONED_FORMATS if form in ZONED_FORMATS else DATE_TIME_FORMATS
-    read = {each: column.str.to_datetime(each, strict=False, time_unit="us") for each in alike}
-    return replace(_dates(read[form], expects), looser=_dates(pl.coalesce(read.values()), expects))
-
-
-def _of_format(column: pl.Expr, form: str) -> TimeColumn:
-    """Return the times of one form; those with a zone are read in UTC, those without one are taken as UTC."""
-    try:
-        moment = column.str.to_datetime(form, strict=False, time_unit="us")
-        pl.select(pl.lit("x").str.to_datetime(form, strict=False, time_unit="us"))
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"time_format={form!r} is no form of times: {str(error).splitlines()[0]}") from error
-    return _dates(moment, f"a time of the form {form}")
-
-
-def _other_format(sample: pl.Series, most: int) -> list[str]:
-    """Return the form, in a list, of times with named months or with numbers in an order that only values show."""
-
-    def count(form: str) -> int:
-        times = sample.str.to_datetime(form, strict=False, time_unit="us")
-        return len(times) - times.null_count()
-
-    best = {kind: max(forms, key=count) for kind, forms in (("d", DAY_FIRST), ("m", MONTH_FIRST), ("w", WORDS))}
-    counts = {kind: count(form) for kind, form in best.items()}
-    kind = max(counts, key=lambda each: counts[each])
-    if counts[kind] <= most:
-        return []
-    if counts["d"] == counts["m"] > 0:
-        raise InputError(
-            f"has times such as {sample[0]!r}, in which day and month can be read in both orders; give "
-            f"time_format={best['d']!r} or time_format={best['m']!r}"
-        )
-    return [best[kind]]
-
-
-def _integers(integer: pl.Expr) -> TimeColumn:
-    return TimeColumn(False, "a number", integer, _scaled(integer), pl.lit(False))
-
-
-def _numbers(number: pl.Expr, integer: pl.Expr | None = None) -> TimeColumn:
-    # Integers in the text are kept to the last digit, which a float would lose.
-    nearest = number.round()
-    is_fraction = number.is_finite() & ((number - nearest).abs() >= _HALF_A_MILLIONTH)
-    rest = ((number - nearest) * MICROSECONDS).round().cast(pl.Int64, strict=False)
-    # As floats, integers just below -2^63 become -2^63 itself.
-    whole: pl.Expr = pl.when(nearest > -(2.0**63)).then(nearest.cast(pl.Int64, strict=False))
-    if integer is not None:
-        whole = pl.coalesce(integer, whole)
-        is_fraction = is_fraction & integer.is_null()
-    millionths = _scaled(whole) + pl.when(is_fraction).then(rest).otherwise(0)
-    # If the millionths of a fraction do not fit, the value is not a time in either unit.
-    whole = pl.when(~is_fraction | millionths.is_not_null()).then(whole)
-    return TimeColumn(False, "a number", whole, millionths, is_fraction)
-
-
-def _dates(moment: pl.Expr, expects: str) -> TimeColumn:
-    microseconds = moment.dt.timestamp("us")
-    return TimeColumn(True, expects, microseconds // MICROSECONDS, microseconds, microseconds % MICROSECONDS != 0)
-
-
-def _scaled(whole: pl.Expr) -> pl.Expr:
-    # The product would wrap around beyond these bounds.
-    fits = whole.is_between(-FURTHEST_IN_MILLIONTHS, FURTHEST_IN_MILLIONTHS)
-    return pl.when(fits).then(whole * MICROSECONDS)

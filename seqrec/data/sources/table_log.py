@@ -15,7 +15,8 @@ from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, USER_ID
 from seqrec.data.sources.checking import Tally, estimate_lines, is_integer, leave_out, shorten, tally
 from seqrec.data.sources.source import CheckedLog, Malformed
-from seqrec.data.sources.table_file import FURTHEST_IN_MILLIONTHS, TableFile
+from seqrec.data.sources.table_file import TableFile
+from seqrec.data.sources.time_column import FURTHEST_IN_MILLIONTHS
 from seqrec.errors import InputError
 
 _ROW = "row number"
