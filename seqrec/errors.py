@@ -3,6 +3,10 @@
 The command line prints these without a traceback. Any other exception is a bug of ours and keeps its traceback.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class InputError(ValueError):
     """A bad value from outside: a config, an argument, a log.
@@ -28,6 +32,14 @@ def check_at_least(least: float, **values: float | None) -> None:
             raise InputError(f"{name} is required: give a number of at least {least}")
         if not value >= least:
             raise InputError(f"{name}={value} must be at least {least}")
+
+
+class NothingToDrawError(InputError):
+    """A user has seen every item that could be drawn; `users` are its places in the batch."""
+
+    def __init__(self, message: str, users: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.users = tuple(users)
 
 
 class MissingInputError(InputError, FileNotFoundError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 import lightning.pytorch as pl
@@ -20,7 +21,7 @@ from seqrec.catalogue.search import ExactSearch, ItemSearch
 from seqrec.catalogue.sharding import ShardedEmbedding
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.vocabulary import Vocabulary
-from seqrec.errors import InputError
+from seqrec.errors import InputError, NothingToDrawError
 from seqrec.evaluation.metrics import RepeatedTargets, ranking_metrics
 from seqrec.evaluation.protocols import FullRanking, Protocol, TrainingCounts
 from seqrec.models.trained_on import CHECKPOINT_KEY, check_same_log, record_of
@@ -272,10 +273,26 @@ class Recommender(pl.LightningModule, ABC):
 
     def _judge(self, stage: str, batch: SequenceBatch) -> JudgedTargets:
         scorer, counts = self._judging or (self.scorer(), None)
-        judged = self.protocol.judge(self.last_states(batch), batch, scorer, counts)
+        with self._naming_users(batch, "leave such users out, or keep seen items: --protocol.filter_seen false"):
+            judged = self.protocol.judge(self.last_states(batch), batch, scorer, counts)
         self._metrics(stage).update(judged)
         self._repeats(stage).update(judged)
         return judged
+
+    @contextmanager
+    def _naming_users(self, batch: SequenceBatch, remedy: str) -> Iterator[None]:
+        """Name the users of a batch, by the log's ids, for whom nothing can be drawn, and what to do."""
+        try:
+            yield
+        except NothingToDrawError as error:
+            if not error.users:
+                raise
+            ids = batch.user_ids[list(error.users)].cpu().numpy()
+            known = self.user_vocabulary
+            names = ids.tolist() if known is None else list(known.external_ids(ids))
+            shown = ", ".join(str(name) for name in names[:5]) + (", .." if len(names) > 5 else "")
+            reason = str(error).partition("; ")[0]
+            raise NothingToDrawError(f"user {shown}: {reason}; {remedy}", error.users) from error
 
     def _metrics(self, stage: str) -> MetricCollection:
         metrics = self.metrics[stage]

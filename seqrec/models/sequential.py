@@ -381,7 +381,9 @@ class SequentialRecommender(Recommender):
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
         """Return the mean loss over a batch's targets."""
         states = self.to_scoring_space(self(batch.history, batch.user_ids))
-        loss: Tensor = self.loss(states, batch, self.scorer())
+        remedy = "leave such users out, or allow seen items: --model.loss.negatives.exclude_seen false"
+        with self._naming_users(batch, remedy):
+            loss: Tensor = self.loss(states, batch, self.scorer())
         self._weight = batch.weight
         self._losses = PendingCopy(torch.stack([loss.detach(), batch.weight.to(loss.device, loss.dtype)]))
         return loss

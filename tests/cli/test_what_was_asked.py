@@ -173,3 +173,21 @@ def test_mean_weights_are_those_of_every_command():
     fitted, tested, plain = (metrics(f"runs/version_{number}")["GRU4Rec"] for number in range(3))
     assert fitted == plain
     assert tested == plain
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ([], "--model.loss.negatives.exclude_seen false"),
+        (["--model.loss", "FullSoftmax", "--protocol", "sasrec-100"], "--protocol.filter_seen false"),
+    ],
+)
+def test_a_user_who_has_met_every_item_is_named(capsys: pytest.CaptureFixture[str], words: list[str], remedy: str):
+    rows = [(user, (event * user) % 20, event) for user in range(1, 8) for event in range(12)]
+    rows += [(8, event % 20, event) for event in range(60)]
+    log = "".join(f"{user},{item},{time}\n" for user, item, time in rows)
+    Path("log.csv").write_text("user_id,item_id,timestamp\n" + log)
+    source = ["--data.source", "Table", "--data.source.path", "log.csv", "--data.max_length", "60"]
+    message = refusal(capsys, *FIT, *source, *words)
+    assert message.startswith("error: user 8: a user has seen all")
+    assert remedy in message

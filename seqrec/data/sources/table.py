@@ -70,9 +70,7 @@ class Table(Source):
         InputError: if the arguments contradict each other.
 
     Example:
-        >>> import shutil
-    import tempfile
-    import weakref
+        >>> import tempfile
         >>> from pathlib import Path
         >>> from seqrec import Table
         >>> with tempfile.TemporaryDirectory() as folder:

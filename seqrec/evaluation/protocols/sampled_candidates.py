@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer
-from seqrec.errors import InputError, check_at_least
+from seqrec.errors import InputError, NothingToDrawError, check_at_least
 from seqrec.evaluation.protocols.candidates import Candidates, TrainingCounts
 from seqrec.evaluation.target_ranks import Targets, candidate_ranks
 from seqrec.training.negatives import draw_unseen
@@ -210,9 +210,10 @@ def draw_by_weight(uniforms: Tensor, avoid: SeenItems, weights: Tensor) -> Tenso
     base, total = taken[avoid.offsets[:-1]], ends[-1]
     free = total - (taken[avoid.offsets[1:]] - base)
     if bool((free <= 0).any()):
-        raise InputError(
+        raise NothingToDrawError(
             "a user has seen all items that could be drawn as candidates; leave such users out, or keep seen items "
-            "(filter_seen: false)"
+            "(filter_seen: false)",
+            (free <= 0).nonzero().flatten().tolist(),
         )
     place = (uniforms * free.unsqueeze(1)).long()
     rows = avoid.rows

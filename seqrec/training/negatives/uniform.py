@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from seqrec.errors import InputError, check_at_least
+from seqrec.errors import NothingToDrawError, check_at_least
 from seqrec.training.negatives.negative_sampler import Negatives, NegativeSampler, seen_draws
 from seqrec.types import SeenItems
 
@@ -95,7 +95,7 @@ def draw_unseen(uniforms: Tensor, rows: Tensor, seen: SeenItems, num_items: int)
     if free.device.type != "cpu":
         torch._assert_async((free > 0).all(), reason)  # no wait for the device
     elif bool((free <= 0).any()):
-        raise InputError(reason)
+        raise NothingToDrawError(reason, (free <= 0).nonzero().flatten().tolist())
     rank = (uniforms * free[rows].unsqueeze(1)).long()
     within = torch.arange(len(seen.item_ids), device=rows.device) - seen.offsets[seen.rows]
     keys = seen.rows * (num_items + 1) + seen.item_ids - 1 - within
