@@ -145,7 +145,7 @@ def renames(package: Path) -> list[str]:
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
             owner = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
-            name, count = node.func.attr, len(node.args) + len(node.keywords)
+            name, count = node.func.attr, len(node.args) + 2 * len(node.keywords)
             of_module = owner in ("os", "shutil") and name in ("rename", "renames", "replace", "move", "link")
             # `Path.replace` and `Path.rename` take one argument, unlike those of text and data frames.
             of_path = owner not in ("os", "shutil") and name in ("rename", "replace", "hardlink_to") and count == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
@@ -152,8 +153,10 @@ class GlobalTime(Split):
     counts such users. Their events before `validation_from` are trained on like all others.
 
     Args:
-        test_from: Start of the test time: a time in the log's unit, or a number above 0 and below 1 for that
-            quantile of all events' times.
+        test_from: Start of the test time: a time in the log's unit, a date or time such as "2020-09-14" or
+            "2020-09-14 12:00" (UTC unless it has a zone), or a number above 0 and below 1 for that quantile of all
+            events' times. For dates, the size of the log's times shows whether they are in seconds, or thousandths,
+            millionths or billionths of them, since 1970.
         validation_from: Start of the validation time, of the same kind and not after `test_from`.
         warm_up: Events that a user must have before a stage's time to be judged in it, at least 1.
 
@@ -168,13 +171,19 @@ class GlobalTime(Split):
 
     several_targets = True
 
-    def __init__(self, test_from: float = 0.9, validation_from: float = 0.8, *, warm_up: int = 1) -> None:
+    def __init__(self, test_from: float | str = 0.9, validation_from: float | str = 0.8, *, warm_up: int = 1) -> None:
+        for name, point in (("test_from", test_from), ("validation_from", validation_from)):
+            if isinstance(point, str):
+                _seconds(name, point)
+        if isinstance(test_from, str) != isinstance(validation_from, str):
+            given = f"test_from={test_from} and validation_from={validation_from}"
+            raise InputError(f"{given}: give two dates or two numbers")
         if _is_quantile(test_from) != _is_quantile(validation_from):
             raise InputError(
                 f"test_from={test_from} and validation_from={validation_from}: give two times in the log's unit, or "
                 "two quantiles above 0 and below 1"
             )
-        if not validation_from < test_from:
+        if not _number(validation_from) < _number(test_from):
             raise InputError(f"validation_from={validation_from} must lie before test_from={test_from}")
         if warm_up < 1:
             raise InputError(f"warm_up={warm_up} must be at least 1: a user without history cannot be encoded")
@@ -213,20 +222,23 @@ class GlobalTime(Split):
         ends = np.asarray(store.offsets)[1:] if stage == "test" else self._stops(store, self.test_from)
         return self.history_stops(store, stage), ends
 
-    def _stops(self, store: EventStore, point: float) -> Int64:
+    def _stops(self, store: EventStore, point: float | str) -> Int64:
         """Return the end (U,) of each user's events before a point."""
         if store.timestamps is None:
             raise InputError(
                 f"{store.directory}: the log has no timestamps, which GlobalTime divides by; use LeaveOneOut or LastN"
             )
         times, offsets = np.asarray(store.timestamps), np.asarray(store.offsets)
-        time = time_quantile(times, point) if _is_quantile(point) else point
-        if not _is_quantile(point):
+        if not isinstance(point, str) and _is_quantile(point):
+            time: float = time_quantile(times, point)
+        else:
             first = min(int(piece.min()) for piece in _pieces(times))
             last = max(int(piece.max()) for piece in _pieces(times))
+            time = _number(point) * _units_a_second(last) if isinstance(point, str) else point
             if not first < time <= last:
+                shown = f"{point}, which is {time:,.0f}," if isinstance(point, str) else f"{time:,}"
                 raise InputError(
-                    f"{time:,} is not between the log's first time, {first:,}, and its last, {last:,}: give times in "
+                    f"{shown} is not between the log's first time, {first:,}, and its last, {last:,}: give times in "
                     "the log's unit (a log of times with fractions is in millionths), or quantiles such as 0.9"
                 )
         return offsets[:-1] + events_before(times, offsets, time)
@@ -300,11 +312,31 @@ def _pieces(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
         yield values[begin : begin + PIECE_EVENTS]
 
 
-def _is_quantile(point: float) -> bool:
-    return 0 < point < 1
+def _is_quantile(point: float | str) -> bool:
+    return not isinstance(point, str) and 0 < point < 1
 
 
-def _text(point: float) -> str:
+def _seconds(name: str, date: str) -> float:
+    """Return the seconds since 1970 of a date or time in ISO form."""
+    try:
+        moment = datetime.fromisoformat(date.strip().replace("Z", "+00:00"))
+    except ValueError as error:
+        raise InputError(f"{name}={date!r} is no date such as 2020-09-14, nor a number") from error
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def _number(point: float | str) -> float:
+    return _seconds("time", point) if isinstance(point, str) else point
+
+
+def _units_a_second(latest: int) -> int:
+    """Return 1, 1,000, 10^6 or 10^9: the unit in which times up to `latest` are dates of this age."""
+    return next((unit for unit in (1, 10**3, 10**6) if latest < 10**11 * unit), 10**9)
+
+
+def _text(point: float | str) -> str:
+    if isinstance(point, str):
+        return point.strip().replace(" ", "T")
     # All digits, the same for a whole time as an int and as a float.
     return str(int(point)) if float(point).is_integer() else str(point)
 

@@ -139,3 +139,36 @@ def test_a_point_in_time_outside_of_the_log_is_refused(tmp_path: Path):
     store = prepare(Table(str(tmp_path / "log.csv")), Filters(), tmp_path / "store")
     with pytest.raises(InputError, match=r"1,600,000,005 is not between the log's first time, .* is in millionths"):
         GlobalTime(1600000005, 1600000003).history_stops(store, "test")
+
+
+@pytest.mark.parametrize("unit", [1, 10**3, 10**6, 10**9])
+def test_a_split_by_dates_is_that_by_their_times(tmp_path: Path, unit: int):
+    start = int(datetime(2020, 9, 1, tzinfo=timezone.utc).timestamp())
+    rows = "".join(f"{user},{day},{(start + 86400 * day) * unit}\n" for user in range(3) for day in range(20))
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + rows)
+    store = prepare(Table(str(tmp_path / "log.csv")), Filters(), tmp_path / "store")
+    dates = GlobalTime("2020-09-14", "2020-09-10 12:00")
+    numbers = GlobalTime((start + 13 * 86400) * unit, (start + 9 * 86400 + 43200) * unit)
+    for stage in ("train", "validate", "test"):
+        assert dates.history_stops(store, stage).tolist() == numbers.history_stops(store, stage).tolist()
+    assert dates.id == "time2020-09-14-val2020-09-10T12:00-warm1"
+    with pytest.raises(InputError, match=r"1999-01-01, which is [\d,]+, is not between the log's first time"):
+        GlobalTime("1999-01-01", "1998-01-01").history_stops(store, "test")
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        (("yesterday", "2020-01-01"), "test_from='yesterday' is no date such as 2020-09-14"),
+        (("2020-01-01", 0.8), "give two dates or two numbers"),
+        (("2020-01-01", "2020-01-02"), "must lie before"),
+    ],
+)
+def test_points_that_are_no_dates_are_refused(points: tuple[str | float, str | float], message: str):
+    with pytest.raises(InputError, match=message):
+        GlobalTime(*points)
+
+
+def test_names_of_columns_may_be_given_with_their_blanks(tmp_path: Path):
+    (tmp_path / "log.csv").write_text("user_id, item_id, timestamp\n1, 2, 3\n")
+    assert read(tmp_path / "log.csv", item=" item_id", timestamp=" timestamp") == [(1, 2, 3)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import os
 import re
 import sys
 import tempfile
@@ -23,7 +24,9 @@ from seqrec.data.prepare import Filters, prepare
 from seqrec.data.sources import ML1M, KuaiRand, LFM1b, Sequences, Source, Table
 from seqrec.errors import InputError
 
-fuzz = settings(deadline=None, max_examples=60, derandomize=True, database=None)
+# The examples are the same in each run. SEQREC_FUZZ_EXAMPLES=600 tries some ten thousand logs, in a few minutes.
+EXAMPLES = int(os.environ.get("SEQREC_FUZZ_EXAMPLES", "60"))
+fuzz = settings(deadline=None, max_examples=EXAMPLES, derandomize=True, database=None)
 # The slow reading is that of Python's csv module.
 reads_any_text = pytest.mark.skipif(sys.version_info < (3, 11), reason="csv of Python 3.10 reads and writes no NUL")
 SHARES = st.sampled_from([0.0, 0.3, 1.0])

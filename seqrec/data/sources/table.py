@@ -151,12 +151,11 @@ class Table(Source):
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
         """Return the interaction frame. Each file is read once or twice to check it, and again for the events."""
-        from seqrec.data.ids import MISSING_VALUES
+        from seqrec.data.ids import BLANKS, MISSING_VALUES
         from seqrec.data.sources.packed import unpacked
         from seqrec.data.sources.table_file import Layout, TableFile
         from seqrec.data.sources.table_log import check_tables
 
-        arguments = (self.user, self.item, self.timestamp, self.features, self.separator, self.quote, self.header)
         missing = MISSING_VALUES if self.missing_values is None else tuple(self.missing_values)
         found, hidden = self._files()
         packed = [file for file in found if file.suffix.lower() in PACKED]
@@ -165,7 +164,19 @@ class Table(Source):
             # It is read when the frame is collected, so it stays as long as this source.
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             found = [unpacked(file, Path(folder)) if file in packed else file for file in found]
-        files = [TableFile(file, Layout(*arguments, missing, self.time_format)) for file in found]
+        # Blanks around the names in files are cut off, too.
+        layout = Layout(
+            self.user.strip(BLANKS),
+            self.item.strip(BLANKS),
+            None if self.timestamp is None else self.timestamp.strip(BLANKS),
+            self.features,
+            self.separator,
+            self.quote,
+            self.header,
+            missing,
+            self.time_format,
+        )
+        files = [TableFile(file, layout) for file in found]
         log = check_tables(files, self.max_bad_share, progress)
         if hidden:
             names = ", ".join(file.name for file in hidden[:3]) + (", .." if len(hidden) > 3 else "")

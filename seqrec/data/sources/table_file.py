@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from seqrec.data.ids import MISSING_VALUES, cleaned, whole_numbers
+from seqrec.data.ids import BLANKS, MISSING_VALUES, cleaned, whole_numbers
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.sources.checking import reading, shorten
 from seqrec.data.sources.csv_rows import CsvRows
@@ -234,6 +234,8 @@ class TableFile:
         sample = pl.Series(dtype=dtype)
         if dtype == pl.String:
             sample = known.head(TIMES_IN_SAMPLE).collect(engine="streaming").to_series()
+            if (stripped := sample.str.strip_chars(BLANKS)).ne(sample).any():
+                column, sample = column.str.strip_chars(BLANKS), stripped
             # Without any value each row is reported as missing its time.
             sample = sample if len(sample) else pl.Series(["0"])
         if self.layout.time_format is not None and dtype != pl.String:
