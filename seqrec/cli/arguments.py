@@ -166,7 +166,7 @@ def sets(argv: Sequence[str], key: str) -> bool:
 
 
 # Argument of a model -> the class that it has by default, whose arguments may be set without naming it.
-_DEFAULT_CLASSES = {"model.optimizer": "Adam", "model.loss": "BCE"}
+_DEFAULT_CLASSES = {"model.optimizer": "Adam", "model.loss": "BCE", "model.loss.negatives": "UniformNegatives"}
 
 
 def with_default_classes(argv: Sequence[str]) -> list[str]:

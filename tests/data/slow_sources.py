@@ -139,6 +139,8 @@ def read_rows(rows: list[list[str]], header: list[str], columns: tuple[str, str,
 def parsed_times(texts: list[str]) -> list[tuple[int | None, int | None, bool]] | None:
     """Of each time, the whole one, its millionths, and whether it is a fraction; None where none can be read."""
     sample = [text for text in texts if text][:1000]
+    if any(text != text.strip(BLANK) for text in sample):
+        texts, sample = ([text.strip(BLANK) for text in some] for some in (texts, sample))
     forms = {None: sum(number_of(text) is not None for text in sample)}
     forms |= {form: sum(date_of(text, form) is not None for text in sample) for form in DATE_FORMATS}
     best = max(forms, key=lambda form: forms[form])

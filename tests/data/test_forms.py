@@ -172,3 +172,22 @@ def test_points_that_are_no_dates_are_refused(points: tuple[str | float, str | f
 def test_names_of_columns_may_be_given_with_their_blanks(tmp_path: Path):
     (tmp_path / "log.csv").write_text("user_id, item_id, timestamp\n1, 2, 3\n")
     assert read(tmp_path / "log.csv", item=" item_id", timestamp=" timestamp") == [(1, 2, 3)]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_folders_of_partitions_are_columns(tmp_path: Path, suffix: str):
+    for day, items in (("2024-01-01", [1, 2]), ("2024-01-02", [3])):
+        folder = tmp_path / f"dt={day}" / "hour=7"
+        folder.mkdir(parents=True)
+        frame = pl.DataFrame({"user_id": [1] * len(items), "item_id": items})
+        frame.write_parquet(folder / f"p{suffix}") if suffix == ".parquet" else frame.write_csv(folder / f"p{suffix}")
+    for path in (tmp_path, tmp_path / "**" / f"*{suffix}"):
+        assert len(read(path, timestamp=None)) == 3
+        store = prepare(
+            Table(str(path), timestamp="dt"), Filters(event_filter="hour = 7"), tmp_path / f"store{len(path.parts)}"
+        )
+        assert store.item_vocabulary.external_series([1, 2, 3]).to_list() == [1, 2, 3]
+        assert store.timestamps is not None
+        assert len(set(store.timestamps.tolist())) == 2
+    some = Table(str(tmp_path), timestamp=None)
+    assert prepare(some, Filters(event_filter="dt >= '2024-01-02'"), tmp_path / "some").num_events == 1

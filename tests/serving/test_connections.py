@@ -133,7 +133,9 @@ def test_the_rest_of_a_body_that_nobody_waits_for_is_given_up(connect):
 def test_heads_above_the_limit_are_refused(url: str, connect, line: bytes):
     large = connect()
     large.sendall(b"GET /live HTTP/1.1\r\n" + HEAD + line)
-    assert rest_of(large).startswith((b"HTTP/1.1 431 Request Header Fields Too Large", b""))
+    # The server closes at once, and the system may drop the answer with the rest of the head.
+    answer = rest_of(large)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 431 Request Header Fields Too Large")
     assert closed(url)["large_head"] >= 1
     assert httpx.get(f"{url}/live").status_code == 200
 

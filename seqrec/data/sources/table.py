@@ -40,6 +40,9 @@ class Table(Source):
     without a zone is taken as UTC), and numbers with a decimal point become whole numbers. If any time of the log
     has a fraction, all times become millionths (microseconds) instead.
 
+    Folders such as `dt=2024-01-02` are columns of their files, as Spark and Hive write them: text, or integers if their
+    values are.
+
     Ids: see `seqrec.data.ids`. Blanks around ids are cut off, markers of missing values are no ids, and `12.0` is 12 if
     all ids of the column are whole numbers. What was done is reported.
 
@@ -135,6 +138,9 @@ class Table(Source):
             return [path], []
         if path.is_dir():
             found = [file for file in sorted(path.iterdir()) if file.is_file() and _is_table(file)]
+            # Folders of partitions, such as dt=2024-01-02/.
+            inside = sorted(file for folder in path.glob("*=*") for file in folder.rglob("*") if file.is_file())
+            found += [file for file in inside if _is_table(file)]
             if not found:
                 raise MissingInputError(f"path={self.path!r}: no {', '.join(_SUFFIXES)} file in this folder")
         else:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import polars as pl
 
@@ -44,6 +45,18 @@ def _what_it_is(path: Path) -> str:
     return "the name does not show what separates the fields; give separator"
 
 
+def _partitions(path: Path) -> list[tuple[str, str]]:
+    """Return names and values of the folders of a path that are partitions."""
+    found = [part.partition("=") for part in path.parent.parts]
+    return [(name, unquote(value)) for name, equals, value in found if equals and name.isidentifier()]
+
+
+def _literal(value: str) -> pl.Expr:
+    if value == "__HIVE_DEFAULT_PARTITION__":
+        return pl.lit(None, pl.String)
+    return pl.lit(int(value), pl.Int64) if value.isdecimal() and len(value) < 19 else pl.lit(value)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Columns and text of a table; each attribute is an argument of `Table`."""
@@ -78,6 +91,7 @@ class TableFile:
         csv: The rows as text; None for Parquet.
         frame: The raw columns, with blank lines and malformed rows.
         names: The names of these columns, in order.
+        partitions: Columns that the file's folders give, such as dt=2024-01-02, with their value.
         raw_ids: The columns `user_id` and `item_id` of the interaction frame, as the file has them.
         loose: Whether ids are read by all rules of `seqrec.data.ids`. If all are plain integers, as in most logs, that
             changes nothing but the time it takes.
@@ -94,6 +108,7 @@ class TableFile:
     csv: CsvRows | None = field(init=False, default=None)
     frame: pl.LazyFrame = field(init=False)
     names: list[str] = field(init=False)
+    partitions: dict[str, str] = field(init=False)
     raw_ids: dict[str, pl.Expr] = field(init=False)
     loose: bool = field(init=False, default=False)
     decimals: set[str] = field(init=False, default_factory=set)
@@ -112,6 +127,9 @@ class TableFile:
                 layout = self.layout
                 self.csv = CsvRows(self.path, self._separator(), layout.quote, layout.header, layout.missing_values)
                 self.frame, self.names = self.csv.frame, self.csv.names
+        self.partitions = {name: value for name, value in _partitions(self.path) if name not in self.names}
+        self.frame = self.frame.with_columns(**{name: _literal(value) for name, value in self.partitions.items()})
+        self.names = [*self.names, *self.partitions]
         with self.reading():
             self._schema = self.frame.collect_schema()
             self._check_columns()
@@ -263,4 +281,6 @@ class TableFile:
         if names is None:
             taken = {*self.layout.required().values(), USER_ID, ITEM_ID, TIMESTAMP}
             names = [name for name in self.names if name not in taken]
-        return [pl.col(name) for name in names] if self.csv is None else self.csv.typed(names)
+        own = [name for name in names if name not in self.partitions]
+        columns = [pl.col(name) for name in own] if self.csv is None else self.csv.typed(own)
+        return columns + [_literal(self.partitions[name]).alias(name) for name in names if name in self.partitions]
