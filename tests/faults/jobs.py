@@ -104,7 +104,7 @@ class Job:
         """Send a signal to all its processes, as terminals and clusters do."""
         os.killpg(self.pid, number)
 
-    def end(self, within: float = 30.0) -> int:
+    def end(self, within: float = 120.0) -> int:
         """Exit status, of an end that comes in time and leaves no process."""
         self.process.join(within)
         assert self.process.exitcode is not None, f"still running after {within} s:\n{self.output}"
