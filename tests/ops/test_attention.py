@@ -63,7 +63,7 @@ def test_values_and_gradients_equal_the_float64_reference(sizes, causal, window,
     if not dropout:
         options.pop("seed")
         backends.append("torch")
-    if padded and window:  # Queries that see no key: torch gives NaN, which nobody reads.
+    if padded and causal:  # Outputs at padding, which nobody reads, are others.
         backends = [name for name in backends if name != "torch"]
     for backend in backends:
         assert_close(run(inputs, backend, **options), expected)
