@@ -39,7 +39,7 @@ def run(inputs, backend, dtype=torch.float32, **options):
 
 def assert_close(actual, expected, tolerance=1e-5):
     for name, value in expected.items():
-        scale = max(value.abs().max().item(), 0.1)  # Small problems cancel.
+        scale = max(value.abs().max().item(), 1)  # Sums of a few terms near 1 may cancel.
         assert (actual[name].double() - value).abs().max() <= tolerance * scale, name
 
 
