@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seqrec.encoders.layers import Tensors, make_norm, run_block
+from seqrec.encoders.layers.dropout import Dropout
 from seqrec.encoders.sequence_encoder import SequenceEncoder
 from seqrec.types import History
 
@@ -32,7 +33,7 @@ class GRU4Rec(SequenceEncoder):
         super().__init__(d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm)
         # One module per layer: torch warns about dropout between layers if there is only one.
         self.layers = nn.ModuleList(nn.GRU(d_model, d_model, batch_first=True) for _ in range(num_layers))
-        self.dropout_layer = nn.Dropout(dropout)
+        self.dropout_layer = Dropout(dropout)
         self.norm = make_norm(d_model, layer_norm)
         self.recompute = False
 

@@ -154,16 +154,32 @@ class Backends(Generic[Function]):
         Returns:
             The output in the input's dtype, and the last state in that of the computation.
         """
+        given = [name for name in ("initial_state", "valid", "start") if getattr(problem, name) is not None]
+        out, last = self.run(problem, wanted, exported=exported, given=(*given, *unusual))
+        return out.to(problem[0].dtype), last
+
+    def run(
+        self, problem: Any, wanted: str, *, exported: Function, given: tuple[str, ...], precise: bool = True
+    ) -> Any:
+        """Return a backend's result for a problem.
+
+        Args:
+            problem: As in `compute`.
+            wanted: As in `choose`.
+            exported: As in `compute`.
+            given: As in `choose`.
+            precise: Whether to compute in float32 at least, also under autocast; False keeps the dtype.
+        """
         x = problem[0]
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        dtype = torch.promote_types(x.dtype, torch.float32) if precise else x.dtype
         if wanted == "auto" and is_exporting():
             function = exported
         else:
-            given = [name for name in ("initial_state", "valid", "start") if getattr(problem, name) is not None]
-            function = self[self._chosen(wanted, x.device.type, dtype, (*given, *unusual))].function
+            function = self[self._chosen(wanted, x.device.type, dtype, given)].function
+        if not precise:
+            return function(problem)
         with without_autocast(x.device.type):
-            out, last = function(moved(problem, dtype))
-        return out.to(x.dtype), last
+            return function(moved(problem, dtype))
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def _chosen(self, wanted: str, device: str, dtype: torch.dtype, given: tuple[str, ...]) -> str:

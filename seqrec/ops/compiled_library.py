@@ -63,6 +63,22 @@ class ConvLayout(ctypes.Structure):
     )
 
 
+class AttentionLayout(ctypes.Structure):
+    """`AttentionProblem` of `cpp/problems.h`, field by field."""
+
+    _fields_ = _fields(
+        "batch length heads width query_row query_head query_event key_row key_head key_event"
+        " value_row value_head value_event dout_row dout_head dout_event causal window threshold parts threads",
+        "seed lengths query key value out statistics dout dquery dkey dvalue",
+    )
+
+
+class DropoutLayout(ctypes.Structure):
+    """`DropoutProblem` of `cpp/problems.h`, field by field."""
+
+    _fields_ = _fields("count threshold threads", "seed x y")
+
+
 # Function of the library -> type of its one argument.
 LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
     "scan_forward": ScanLayout,
@@ -71,13 +87,16 @@ LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
     "ssd_backward": SsdLayout,
     "conv_forward": ConvLayout,
     "conv_backward": ConvLayout,
+    "attention_forward": AttentionLayout,
+    "attention_backward": AttentionLayout,
+    "dropout": DropoutLayout,
 }
 
 
 def _open(path: Path, lanes: int) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    layouts = (ScanLayout, SsdLayout, ConvLayout)
-    names = ("kernel_lanes", "scan_problem_bytes", "ssd_problem_bytes", "conv_problem_bytes")
+    layouts = (ScanLayout, SsdLayout, ConvLayout, AttentionLayout, DropoutLayout)
+    names = ("kernel_lanes", *(f"{name}_problem_bytes" for name in ("scan", "ssd", "conv", "attention", "dropout")))
     measures = [getattr(library, name) for name in names]
     for measure in measures:
         measure.restype = ctypes.c_int64
@@ -139,8 +158,8 @@ def call(function: str, numbers: Mapping[str, int], tensors: Mapping[str, Tensor
     Args:
         function: Name in `LAYOUTS`.
         numbers: Field -> number.
-        tensors: Field -> float32 or bool tensor on CPU, laid out as in `cpp/problems.h`. The caller keeps a reference
-            during the call. None is a null pointer.
+        tensors: Field -> float32, int64 or bool tensor on CPU, laid out as in `cpp/problems.h`. The caller keeps a
+            reference during the call. None is a null pointer.
 
     Raises:
         InputError: if the library is unavailable.

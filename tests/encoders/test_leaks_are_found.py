@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seqrec.encoders.contract import check_causality, check_padding
 from seqrec.encoders.layers import TokenGate, mamba
+from seqrec.ops import attention
 
 every_mamba = pytest.mark.parametrize("case", [case for case in ARCHITECTURES if case.mixer], ids=str)
 # The scan that each mixer calls.
@@ -19,12 +20,10 @@ sees_the_future = pytest.raises(AssertionError, match="sees the future event")
 
 @pytest.mark.parametrize("name", ["SASRec", "MoEMaTrRec"])
 def test_attention_without_the_causal_rule_is_found(name: str, monkeypatch: pytest.MonkeyPatch):
-    attend = F.scaled_dot_product_attention
+    def bidirectional(*heads: Tensor, causal: bool, dropout: float, lengths: None) -> Tensor:
+        return attention(*heads, causal=False)
 
-    def bidirectional(*args: Tensor, is_causal: bool, **kwargs: float) -> Tensor:
-        return attend(*args, **kwargs)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", bidirectional)
+    monkeypatch.setattr("seqrec.encoders.layers.attention.attention", bidirectional)
     with sees_the_future:
         check_causality(Case(name).build())
     with pytest.raises(AssertionError, match="padding changes the states"):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conformance import ARCHITECTURES, Case, D, events
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from seqrec.encoders.layers import MIXERS, CausalSelfAttention, MambaMixer
 from seqrec.encoders.layers import mamba as mamba_module
 from seqrec.encoders.state import StateFormat
 from seqrec.errors import InputError
+from seqrec.ops import attention
 from seqrec.types import History
 
 ATTENTION = [case for case in ARCHITECTURES if case.name in ("SASRec", "MoEMaTrRec")]
@@ -40,15 +41,8 @@ def test_beyond_max_length_attention_is_that_of_a_sliding_window(
 ):
     monkeypatch.setattr("seqrec.encoders.layers.attention.CHUNK_EVENTS", chunk)
     encoder, (x, history) = case.build().eval(), events([23, 17])
-    index = torch.arange(23)
-    age = index.unsqueeze(1) - index
-    attend = F.scaled_dot_product_attention
-
-    def banded(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, is_causal: bool) -> Tensor:
-        return attend(query, key, value, attn_mask=(age >= 0) & (age < 5))
-
     with monkeypatch.context() as patch:
-        patch.setattr(F, "scaled_dot_product_attention", banded)
+        patch.setattr("seqrec.encoders.layers.attention.attention", functools.partial(attention, window=5))
         expected = encoder(x, history)
     torch.testing.assert_close(one_by_one(encoder, x, 5), expected, rtol=0, atol=1e-5)
     states, state = encoder.extend(x, history.lengths, encoder.init_state(2, max_length=5))

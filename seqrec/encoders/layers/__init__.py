@@ -2,6 +2,7 @@
 
 from seqrec.aliases import old_names
 from seqrec.encoders.layers.attention import CausalSelfAttention
+from seqrec.encoders.layers.dropout import Dropout
 from seqrec.encoders.layers.mamba import MIXERS, Mamba2Mixer, MambaMixer, make_mixer
 from seqrec.encoders.layers.positions import LearnedPositions, rotary_turns, rotate
 from seqrec.encoders.layers.positionwise import FeedForward, TokenGate
@@ -17,6 +18,7 @@ from seqrec.encoders.layers.streamed import Streamed, Tensors, as_streaming, joi
 __all__ = [
     "MIXERS",
     "CausalSelfAttention",
+    "Dropout",
     "FeedForward",
     "LearnedPositions",
     "Mamba2Mixer",

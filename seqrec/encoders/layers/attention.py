@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +9,8 @@ from torch import Tensor, nn
 from seqrec.encoders.layers.positions import rotary_turns, rotate
 from seqrec.encoders.layers.streamed import Tensors
 from seqrec.errors import InputError
+from seqrec.ops.attention import attention
+from seqrec.ops.dropout import check_share
 
 # New events of a stream that attend together; the mask then has at most this times W + this elements.
 CHUNK_EVENTS = 256
@@ -19,8 +19,8 @@ CHUNK_EVENTS = 256
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which each event attends to itself and to older ones.
 
-    Histories are padded on the right, so with the causal rule alone no event sees padding, and torch's fused
-    kernels run without an L x L mask. States at padded positions are finite and meaningless.
+    Histories are padded on the right, so with the causal rule alone no event sees padding. Memory grows with L, also
+    with dropout; see `seqrec.ops.attention`. States at padded positions are finite and meaningless.
 
     A stream keeps keys and values of the newest W events, 2 W D numbers per row, and the number of events. Each event
     sees the W - 1 events before it, so its outputs are those of `forward` up to W events.
@@ -33,7 +33,8 @@ class CausalSelfAttention(nn.Module):
             Scores then depend on distances between events, and the keys of a stream stay valid.
 
     Raises:
-        InputError: if `num_heads` does not divide `d_model`, or heads are of odd width with `rotary`.
+        InputError: if `num_heads` does not divide `d_model`, heads are of odd width with `rotary`, or dropout is not in
+            [0, 1).
     """
 
     turns: Tensor | None
@@ -49,6 +50,7 @@ class CausalSelfAttention(nn.Module):
                 f"rotary=True needs heads of even width, got d_model={d_model} / num_heads={num_heads} = "
                 f"{head_width}; try d_model={num_heads * (head_width + 1)}"
             )
+        check_share(dropout)
         self.num_heads = num_heads
         self.dropout = dropout
         self.in_projection = nn.Linear(d_model, 3 * d_model)
@@ -63,7 +65,10 @@ class CausalSelfAttention(nn.Module):
             valid: (B, L) bool, True at events, at least one per row: each event then attends to all events of its row,
                 newer ones too, and not to padding. None is causal.
         """
-        return self._attend(*self._heads(x, torch.arange(x.shape[1], device=x.device)), valid)
+        query, key, value = self._heads(x, torch.arange(x.shape[1], device=x.device))
+        lengths = None if valid is None else valid.sum(1)
+        dropout = self.dropout if self.training else 0.0
+        return self._merged(attention(query, key, value, causal=valid is None, dropout=dropout, lengths=lengths))
 
     def newest(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Return `forward` at each row's newest event (B, 1, D): one query per row instead of L.
@@ -75,7 +80,11 @@ class CausalSelfAttention(nn.Module):
         positions = torch.arange(x.shape[1], device=x.device)
         query, key, value = self._heads(x, positions)
         newest = (lengths - 1)[:, None, None, None].expand(-1, self.num_heads, 1, query.shape[-1])
-        return self._attend(query.gather(2, newest), key, value, positions < lengths.unsqueeze(1))
+        # torch's polarity: True is seen.
+        seen = (positions < lengths.unsqueeze(1))[:, None, None, :]
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query.gather(2, newest), key, value, attn_mask=seen, dropout_p=dropout)
+        return self._merged(mixed)
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return an empty window; see `Streamed.zero_state`."""
@@ -117,13 +126,6 @@ class CausalSelfAttention(nn.Module):
         if self.turns is not None:
             query, key = (rotate(y, positions, self.turns) for y in (query, key))
         return query, key, value
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
-        """Compute (B, Q, D) from queries (B, H, Q, D / H), which see the events of `valid` (B, L); None is causal."""
-        # Without the causal rule padding needs a mask. torch's polarity: True is seen.
-        rule: dict[str, Any] = {"is_causal": True} if valid is None else {"attn_mask": valid[:, None, None, :]}
-        dropout = self.dropout if self.training else 0.0
-        return self._merged(F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, **rule))
 
     def _merged(self, mixed: Tensor) -> Tensor:
         """Return outputs (B, L, D) of heads (B, H, L, D / H)."""

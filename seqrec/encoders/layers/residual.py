@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from seqrec.encoders.layers.dropout import Dropout
 from seqrec.encoders.layers.streamed import Tensors, as_streaming, joined, separated
 from seqrec.errors import InputError
 
@@ -115,7 +116,7 @@ class ResidualStack(nn.Module):
         self, blocks: Sequence[Sequence[nn.Module]], d_model: int, *, dropout: float, layer_norm: bool = True
     ) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
             nn.Sequential(*(Residual(branch, d_model, layer_norm=layer_norm) for branch in branches))
             for branches in blocks

@@ -1,9 +1,10 @@
-// The scans and the causal convolution on CPU, forward and hand-written backward, float32, behind a plain C
+// The scans, the causal convolution, attention and dropout on CPU, forward and hand-written backward, float32, behind a plain C
 // ABI. One source, several builds: KERNEL_LANES is the number of floats in a vector register. Lanes run over channels.
 // The order of sums does not depend on timing.
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <exception>
@@ -73,6 +74,9 @@ inline bool is_start(const Problem& p, int64_t event) {
 #include "selective_scan.h"
 #include "ssd.h"
 #include "causal_conv1d.h"
+#include "random.h"
+#include "attention.h"
+#include "dropout.h"
 
 }  // namespace
 
@@ -125,6 +129,11 @@ int64_t ssd_work(const SsdProblem& p) { return p.batch * p.length * p.heads * p.
 // An element of the convolution costs about as much as two updates of a state.
 int64_t conv_work(const ConvProblem& p) { return 2 * p.batch * p.length * p.channels; }
 
+int64_t attention_work(const AttentionProblem& p) {
+  const int64_t seen = p.window ? std::min(p.window, p.length) : p.length;
+  return p.batch * p.heads * p.length * seen * p.width / 4;
+}
+
 }  // namespace
 
 #define KERNEL_EXPORT __attribute__((visibility("default")))
@@ -138,6 +147,10 @@ KERNEL_EXPORT int64_t scan_problem_bytes() { return sizeof(ScanProblem); }
 KERNEL_EXPORT int64_t ssd_problem_bytes() { return sizeof(SsdProblem); }
 
 KERNEL_EXPORT int64_t conv_problem_bytes() { return sizeof(ConvProblem); }
+
+KERNEL_EXPORT int64_t attention_problem_bytes() { return sizeof(AttentionProblem); }
+
+KERNEL_EXPORT int64_t dropout_problem_bytes() { return sizeof(DropoutProblem); }
 
 KERNEL_EXPORT int scan_forward(const ScanProblem* p) {
   return run(*p, p->batch * blocks_of(*p), scan_work(*p), scan_forward_scratch(*p), scan_forward_task);
@@ -162,6 +175,20 @@ KERNEL_EXPORT int conv_forward(const ConvProblem* p) {
 
 KERNEL_EXPORT int conv_backward(const ConvProblem* p) {
   return run(*p, p->batch * pieces_of(*p), 2 * conv_work(*p), conv_scratch(*p), conv_backward_task);
+}
+
+KERNEL_EXPORT int attention_forward(const AttentionProblem* p) {
+  const int64_t blocks = (p->length + QUERIES - 1) / QUERIES;
+  return run(*p, p->batch * p->heads * blocks, attention_work(*p), attention_forward_scratch(*p), attention_forward_task);
+}
+
+KERNEL_EXPORT int attention_backward(const AttentionProblem* p) {
+  return run(*p, p->batch * p->heads * p->parts, 3 * attention_work(*p), attention_backward_scratch(*p),
+             attention_backward_task);
+}
+
+KERNEL_EXPORT int dropout(const DropoutProblem* p) {
+  return run(*p, (p->count + ROW - 1) / ROW, p->count, 1, dropout_task);
 }
 }
 

@@ -1,5 +1,5 @@
-// The arguments of the library's functions. `ScanLayout`, `SsdLayout` and `ConvLayout` in `../compiled_library.py` repeat them field
-// by field. B batch, L events, D channels; contiguous, last letter fastest, unless a comment states otherwise.
+// The arguments of the library's functions. The layouts in `../compiled_library.py` repeat them
+// field by field. B batch, L events, D channels; contiguous, last letter fastest, unless a comment states otherwise.
 // A null pointer is an optional argument that was not given, or a result that is not needed.
 
 #include <cstdint>
@@ -67,5 +67,38 @@ struct ConvProblem {
   float *dx;                // (B, L, D)
   float *dweight, *dbias;   // (B, ceil(L / E), W, D), (B, ceil(L / E), D): one slice per piece, to be summed
   float *dinitial_state;    // (B, W - 1, D)
+};
+
+// Floats between rows, heads and events; a head's numbers follow each other.
+struct Strides {
+  int64_t row, head, event;
+};
+
+// H heads of width P.
+struct AttentionProblem {
+  int64_t batch, length, heads, width;
+  Strides query_strides, key_strides, value_strides, dout_strides;
+  int64_t causal;
+  int64_t window;     // newest events that a query sees, itself included; 0 is all
+  int64_t threshold;  // numbers of 16 bits below it drop a weight
+  int64_t parts;      // parts into which backward splits the queries of a head; one slice of dkey, dvalue each
+  int64_t threads;
+  const int64_t* seed;                // one number; not read without dropout
+  const int64_t* lengths;             // (B,), keys of a row that may be seen; all
+  const float *query, *key, *value;   // (B, H, L, P), strided
+  float* out;                         // (B, L, H, P)
+  float* statistics;                  // (B, H, 2, L): a query's largest score, and 1 / the sum of weights
+  const float* dout;                  // (B, H, L, P), strided
+  float* dquery;                      // (B, L, H, P)
+  float *dkey, *dvalue;               // (parts, B, L, H, P), to be summed
+};
+
+struct DropoutProblem {
+  int64_t count;
+  int64_t threshold;  // numbers of 16 bits below it drop an element
+  int64_t threads;
+  const int64_t* seed;
+  const float* x;  // (count,)
+  float* y;        // (count,)
 };
 }
