@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer
+from seqrec.errors import InputError
 from seqrec.training.losses.chunked_cross_entropy import Competitors, chunked_cross_entropy
 from seqrec.training.losses.loss import Loss, TargetEvents, select_events
 from seqrec.training.losses.sampled_scores import draw_negatives, negative_scores, target_scores
@@ -28,12 +29,20 @@ class SampledSoftmax(Loss):
     that of the full softmax over the target and all items that can be drawn (Adaptive Importance Sampling to
     Accelerate Training of a Neural Probabilistic Language Model, Bengio & Senecal 2008; On Using Very Large Target
     Vocabulary for Neural Machine Translation, Jean et al. 2015, equation 6). The target's score is not corrected,
-    unlike in Jean et al., because the target is always in the sum and never drawn. Draws of it do not count.
+    because the target is always in the sum and never drawn. Draws of it do not count.
+
+    Jean et al., TensorFlow Recommenders and Merlin correct the target's score too, which biases the loss (Correcting
+    the LogQ Correction, Khrylchenko et al. 2025). `log_q_target` does the same, to compare curves with theirs:
+    `s_target` becomes `s_target - log(N q_target)` in both places of the formula.
 
     Args:
         negatives: Draws the negatives; None is 256 uniform items that all events share, seen or not, which estimates
             the full softmax.
-        log_q: Whether scores are corrected. If False, items that are drawn often are pushed down more.
+        log_q: Whether scores of negatives are corrected. If False, items that are drawn often are pushed down more.
+        log_q_target: Whether the target's score is corrected as well.
+
+    Raises:
+        InputError: if `log_q_target` is set without `log_q`.
 
     Example:
         >>> from seqrec import SASRec, SampledSoftmax, UniformNegatives
@@ -44,16 +53,33 @@ class SampledSoftmax(Loss):
 
     negatives: NegativeSampler
 
-    def __init__(self, negatives: NegativeSampler | None = None, *, log_q: bool = True) -> None:
+    def __init__(
+        self, negatives: NegativeSampler | None = None, *, log_q: bool = True, log_q_target: bool = False
+    ) -> None:
         super().__init__()
+        if log_q_target and not log_q:
+            raise InputError("log_q_target=True corrects the target's score like the negatives'; set log_q=True too")
         self.negatives = negatives or UniformNegatives(256, exclude_seen=False, shared=True)
         self.log_q = log_q
+        self.log_q_target = log_q_target
 
     def forward(self, states: Tensor, batch: SequenceBatch, scorer: Scorer) -> Tensor:
         """Return the mean over the batch's targets; see `Loss.forward`."""
         events = select_events(states, batch)
         negatives = draw_negatives(self.negatives, events, batch, scorer)
-        return sampled_cross_entropy(events, negatives, scorer, log_q=self.log_q)
+        positive = target_scores(events, scorer)
+        if self.log_q_target:
+            positive = positive - self._log_expected_targets(events, negatives, batch, scorer).to(positive.dtype)
+        return sampled_cross_entropy(events, positive, negatives, scorer, log_q=self.log_q)
+
+    def _log_expected_targets(
+        self, events: TargetEvents, negatives: Negatives, batch: SequenceBatch, scorer: Scorer
+    ) -> Tensor:
+        """Return the log (M, 1) of how often each target is expected among the N draws, as if it were unseen."""
+        targets = events.targets if negatives.shared else events.targets.unsqueeze(1)
+        seen = batch.seen if self.negatives.exclude_seen else None
+        logs = self.negatives.log_probabilities(targets, events.rows, seen, scorer.num_items)
+        return logs.view(-1, 1) + math.log(negatives.item_ids.shape[-1])
 
 
 class InBatchSoftmax(SampledSoftmax):
@@ -70,10 +96,11 @@ class InBatchSoftmax(SampledSoftmax):
             mixture (Mixed Negative Sampling for Learning Two-tower Neural Networks in Recommendations, Yang et al.
             2020). None draws none.
         log_q: Whether scores are corrected by the log-probability of being drawn.
+        log_q_target: Whether the event's own target is corrected too, as Yi et al. do.
         exclude_seen: Whether items of the user's training history are left out; must equal that of `extra`.
 
     Raises:
-        InputError: if `extra` is not shared, or has another `exclude_seen`.
+        InputError: if `extra` is not shared or has another `exclude_seen`, or `log_q_target` is set without `log_q`.
 
     Example:
         >>> from seqrec import InBatchSoftmax, UniformNegatives
@@ -82,23 +109,35 @@ class InBatchSoftmax(SampledSoftmax):
         328
     """
 
-    def __init__(self, extra: NegativeSampler | None = None, *, log_q: bool = True, exclude_seen: bool = False) -> None:
+    def __init__(
+        self,
+        extra: NegativeSampler | None = None,
+        *,
+        log_q: bool = True,
+        log_q_target: bool = False,
+        exclude_seen: bool = False,
+    ) -> None:
         in_batch = InBatchNegatives(exclude_seen=exclude_seen)
-        super().__init__(in_batch if extra is None else MixedNegatives([in_batch, extra]), log_q=log_q)
+        negatives = in_batch if extra is None else MixedNegatives([in_batch, extra])
+        super().__init__(negatives, log_q=log_q, log_q_target=log_q_target)
         self.extra = extra
         self.exclude_seen = exclude_seen
 
 
-def sampled_cross_entropy(events: TargetEvents, negatives: Negatives, scorer: Scorer, *, log_q: bool) -> Tensor:
-    """Return the mean of `SampledSoftmax`'s formula; scores of shared negatives are never all held at once."""
+def sampled_cross_entropy(
+    events: TargetEvents, positive: Tensor, negatives: Negatives, scorer: Scorer, *, log_q: bool
+) -> Tensor:
+    """Return the mean of `SampledSoftmax`'s formula, with the targets' scores (M, 1) as given.
+
+    Scores of shared negatives are never all held at once.
+    """
     if negatives.shared:
         candidates = _distinct(events, negatives, scorer, log_q=log_q)
-        return chunked_cross_entropy(events.states, target_scores(events, scorer), candidates)
+        return chunked_cross_entropy(events.states, positive, candidates)
     scores = negative_scores(events, negatives, scorer)
     if log_q:
         scores = scores - _log_expected(negatives).to(scores.dtype)
     scores = scores.masked_fill(~negatives.counted(events.rows, events.targets), -torch.inf)
-    positive = target_scores(events, scorer)
     return (torch.cat([positive, scores], dim=1).logsumexp(1) - positive.squeeze(1)).mean()
 
 

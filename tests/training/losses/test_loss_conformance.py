@@ -155,6 +155,7 @@ def test_a_spec_keeps_every_choice():
             "init_args": {"num_negatives": 7, "alpha": 0.5, "exclude_seen": False, "shared": True},
         },
         "log_q": False,
+        "log_q_target": False,
     }
 
 

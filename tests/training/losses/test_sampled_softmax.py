@@ -46,14 +46,17 @@ class EachItemOnce(NegativeSampler):
         return torch.full(item_ids.shape, -math.log(num_items), dtype=torch.float64)
 
 
-def cost_of(vectors: Tensor, log_q: bool) -> object:
-    """One event's sampled cross-entropy, as the formula is written."""
+def cost_of(vectors: Tensor, log_q: bool, num_corrected: int = 0) -> object:
+    """One event's sampled cross-entropy as written; the target is corrected if there are `num_corrected` draws."""
 
     def cost(state: Tensor, target: int, items: list[int], expected: list[float]) -> Tensor:
-        total = (state @ vectors[target]).exp()
+        positive = state @ vectors[target]
+        if num_corrected:
+            positive = positive - math.log(num_corrected * target / (NUM_ITEMS * (NUM_ITEMS + 1) / 2))
+        total = positive.exp()
         for item, times in zip(items, expected, strict=True):
             total = total + (state @ vectors[item]).exp() / (times if log_q else 1)
-        return total.log() - state @ vectors[target]
+        return total.log() - positive
 
     return cost
 
@@ -64,21 +67,46 @@ def cost_of(vectors: Tensor, log_q: bool) -> object:
     st.integers(1, 20),
     st.booleans(),
     st.booleans(),
-    st.booleans(),
+    st.sampled_from([(False, False), (True, False), (True, True)]),
 )
 def test_loss_and_gradients_equal_a_loop_over_events(
-    lengths: list[int], num_negatives: int, exclude_seen: bool, shared: bool, log_q: bool
+    lengths: list[int], num_negatives: int, exclude_seen: bool, shared: bool, corrected: tuple[bool, bool]
 ):
     batch = random_batch(lengths)
-    loss = SampledSoftmax(FixedNegatives(num_negatives, exclude_seen=exclude_seen, shared=shared), log_q=log_q)
+    log_q, log_q_target = corrected
+    sampler = FixedNegatives(num_negatives, exclude_seen=exclude_seen, shared=shared)
+    loss = SampledSoftmax(sampler, log_q=log_q, log_q_target=log_q_target)
+    num_corrected = num_negatives if log_q_target else 0
     draws = fixed_draws(loss, batch, NUM_ITEMS)
     assert_equal_with_gradients(
         loss,
         random_states(batch),
         batch,
         random_item_vectors(),
-        lambda states, vectors: mean_over_events(states, batch, NUM_ITEMS, draws, cost_of(vectors, log_q)),
+        lambda states, vectors: mean_over_events(
+            states, batch, NUM_ITEMS, draws, cost_of(vectors, log_q, num_corrected)
+        ),
     )
+
+
+def test_with_the_target_corrected_the_loss_in_the_batch_is_a_softmax_over_all_corrected_scores():
+    # As TensorFlow Recommenders writes it: one row a state, one column a target, the diagonal is right.
+    targets = torch.tensor([[3, 5, 9, 2]])
+    batch = random_batch([4])
+    batch = SequenceBatch(batch.history, targets, batch.user_ids, batch.seen_events)
+    counts = torch.arange(NUM_ITEMS + 1) ** 2
+    loss = InBatchSoftmax(log_q_target=True)
+    loss.use_item_counts(counts)
+    states, vectors = random_states(batch), random_item_vectors()
+    scores = states[0] @ vectors[targets[0]].T - (counts[targets[0]].double() / counts.sum()).log()
+    expected = F.cross_entropy(scores, torch.arange(4))
+    torch.testing.assert_close(loss(states, batch, Scorer(vectors)), expected)
+
+
+@pytest.mark.parametrize("make", [SampledSoftmax, InBatchSoftmax])
+def test_a_corrected_target_needs_corrected_negatives(make: type[SampledSoftmax]):
+    with pytest.raises(InputError, match="set log_q=True too"):
+        make(log_q=False, log_q_target=True)
 
 
 @pytest.mark.parametrize("shared", [True, False])
