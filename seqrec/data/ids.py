@@ -3,6 +3,7 @@
 One rule for logs, histories, lists of users and block lists:
 
 - Blanks around an id are no part of it: spaces, tabs, no-break spaces, a byte order mark.
+- A letter with an accent is one character, as in Unicode's normal form NFC, also where a log writes it as two.
 - A marker of a missing value is no id: `MISSING_VALUES`, or those that the user gives.
 - If every id of a column is a whole number, `12` and `12.0` are the integer 12. A number with an exponent, such as
   `1.2E+12`, is refused there, because whoever wrote it may have cut its digits.
@@ -17,11 +18,24 @@ import polars as pl
 
 from seqrec.errors import InputError
 
-# Markers that databases, pandas, R and spreadsheets write.
-MISSING_VALUES = (
-    *("NULL", "Null", "null", "\\N", "None", "none", "nan", "NaN", "NAN", "-nan", "-NaN", "NaT", "NA", "N/A", "n/a"),
-    *("<NA>", "<na>", "#N/A", "#N/A N/A", "#NA"),
+# Markers that databases, pandas, R, JavaScript and spreadsheets write. "na" alone may be an id.
+_WORDS: tuple[str, ...] = (
+    "null",
+    "none",
+    "nil",
+    "nan",
+    "-nan",
+    "nat",
+    "n/a",
+    "<na>",
+    "#n/a",
+    "#n/a n/a",
+    "#na",
+    "undefined",
 )
+_WORDS += tuple(f"{left}null{right}" for left, right in ("()", "<>", "[]", "{}"))
+_WRITTEN = [case(word) for word in _WORDS for case in (str.lower, str.upper, str.title)]
+MISSING_VALUES = tuple(dict.fromkeys(["\\N", "NA", "NaN", "-NaN", "NaT", *_WRITTEN]))
 BLANKS = " \t\r\n\v\f\u00a0\u2007\u202f\ufeff\u200b"
 WHOLE_NUMBER = r"^[+-]?\d{1,18}\.0*$"
 EXPONENT = r"^[+-]?\d+(?:\.\d*)?[eE][+-]?\d+$"
@@ -29,9 +43,11 @@ _FRACTION = r"\.0*$"
 
 
 def cleaned(text: pl.Expr, missing_values: Sequence[str] = MISSING_VALUES) -> pl.Expr:
-    """Return text without the blanks around it, null if nothing is left or it is a marker of a missing value."""
+    """Return text in normal form without the blanks around it; null if nothing is left or it is a marker."""
     stripped = text.str.strip_chars(BLANKS)
-    return pl.when((stripped.str.len_bytes() > 0) & ~stripped.is_in(list(missing_values))).then(stripped)
+    is_ascii = stripped.str.len_bytes() == stripped.str.len_chars()
+    one_form = pl.when(is_ascii).then(stripped).otherwise(stripped.str.normalize("NFC"))
+    return pl.when((stripped.str.len_bytes() > 0) & ~stripped.is_in(list(missing_values))).then(one_form)
 
 
 def whole_numbers(text: pl.Expr) -> pl.Expr:

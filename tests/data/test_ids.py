@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import polars as pl
@@ -80,7 +81,7 @@ def test_numbers_with_an_exponent_are_refused(tmp_path: Path):
 def test_floats_that_may_have_lost_digits_are_no_ids(tmp_path: Path):
     frame = pl.DataFrame({"user_id": [1.0, 2.0**53], "item_id": [1, 2], "timestamp": [1, 2]})
     frame.write_parquet(tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"expected an id, got '9007199254740992\.0'"):
+    with pytest.raises(InputError, match=r"whose digits Float64 can hold .*, got '9007199254740992\.0'"):
         prepare(Table(str(tmp_path / "a.parquet")), Filters(), tmp_path / "store")
 
 
@@ -133,3 +134,57 @@ def test_hidden_files_are_skipped_and_named(tmp_path: Path):
 def test_stores_from_before_the_argument_are_still_those_of_their_logs(tmp_path: Path):
     assert "missing_values" not in Table("log.csv").describe()["arguments"]
     assert Table("log.csv", missing_values=["-"]).describe()["arguments"]["missing_values"] == ["-"]
+
+
+@pytest.mark.parametrize(("dtype", "first"), [(pl.Float32, 2.0**24), (pl.Float64, 2.0**53)])
+def test_a_float_is_an_id_only_where_its_type_has_every_integer(tmp_path: Path, dtype: pl.DataType, first: float):
+    ids = pl.Series([first - 1, first], dtype=dtype)
+    pl.DataFrame({"user_id": ids, "item_id": [1, 2], "timestamp": [1, 2]}).write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=rf"1 of 2 rows .* row 2: .*whose digits {dtype} can hold .*, got '{first}'"):
+        Table(str(tmp_path / "a.parquet")).scan()
+    source = Table(str(tmp_path / "a.parquet"), max_bad_share=0.5)
+    assert source.scan().collect()["user_id"].to_list() == [int(first - 1)]
+
+
+def test_an_unsigned_id_that_does_not_fit_says_what_to_do(tmp_path: Path):
+    ids = pl.Series([2**63, 1], dtype=pl.UInt64)
+    pl.DataFrame({"user_id": ids, "item_id": [1, 2], "timestamp": [1, 2]}).write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"an id below 2\^63 \(write the column as text\), got '9223372036854775808'"):
+        Table(str(tmp_path / "a.parquet")).scan()
+
+
+@pytest.mark.parametrize(
+    "word", ["null", "NULL", "Null", "NONE", "nan", "NaN", "Nan", "nil", "undefined", "(null)", "<NULL>"]
+)
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_markers_are_known_in_any_case_and_any_file(tmp_path: Path, word: str, suffix: str):
+    frame = pl.DataFrame({"user_id": ["a", word], "item_id": [1, 2], "timestamp": [1, 2]})
+    file = tmp_path / f"log.{suffix}"
+    frame.write_parquet(file) if suffix == "parquet" else frame.write_csv(file)
+    with pytest.raises(InputError, match=f"expected an id, got {word!r}".replace("(", r"\(").replace(")", r"\)")):
+        Table(str(file)).scan()
+    assert Table(str(file), missing_values=[]).scan().collect()["user_id"].to_list() == ["a", word]
+
+
+def test_an_id_with_an_accent_is_one_id_in_both_of_its_spellings(tmp_path: Path):
+    one, two = "caf\u00e9", "cafe\u0301"
+    store = stored(tmp_path, {"a.csv": HEAD + f"{one},10,1\n{two},11,2\nz,11,3\n"})
+    assert users(store) == [one, "z"]
+    assert "user_id: wrote 1 ids in one form of Unicode (NFC), first in" in store.summary()
+
+
+@pytest.mark.parametrize(
+    ("files", "because"),
+    [
+        ({"a.csv": "7,1,1\n007,2,2\n"}, r"of '007' \(.*a\.csv\)"),
+        ({"a.csv": "7,1,1\n" * 2000 + "x,2,2\n"}, r"of 'x' \(.*a\.csv, line 2002\)"),
+        ({"a.csv": "7,1,1\n", "b.csv": "x,1,1\n"}, r"of .*b\.csv$"),
+    ],
+)
+def test_why_whole_numbers_are_text_is_reported(tmp_path: Path, files: dict[str, str], because: str):
+    for name, rows in files.items():
+        (tmp_path / name).write_text(HEAD + rows)
+    source = Table(str(tmp_path))
+    source.scan()
+    (note,) = source.notes
+    assert re.search(f"^user_id: all ids are text, though .* whole numbers, because {because}", note)

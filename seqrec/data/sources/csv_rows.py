@@ -30,6 +30,7 @@ class CsvRows:
 
     Args:
         path: The file, plain, `.gz` or `.zst`.
+        origin: Its name for messages.
         separator: Character between fields.
         quote: Character around fields that contain separators or line breaks; None if quotes mean nothing.
         header: Names of the columns, if the first line does not contain them.
@@ -45,6 +46,7 @@ class CsvRows:
     """
 
     path: Path
+    origin: str
     separator: str
     quote: str | None
     header: list[str] | None = None
@@ -56,7 +58,7 @@ class CsvRows:
     def __post_init__(self) -> None:
         names = self._names() if self.header is None else self._checked_header(self.header)
         self.names = [name.strip(BLANKS) for name in names]
-        self.extra = [f"field {len(self.names) + k + 1} of {self.path}" for k in range(_NUM_EXTRA)]
+        self.extra = [f"field {len(self.names) + k + 1} of {self.origin}" for k in range(_NUM_EXTRA)]
         self._skipped = 0 if self.header is not None else self._lines_to_names()
         self.frame = self._positional(self._skipped)
 
@@ -113,7 +115,7 @@ class CsvRows:
         last_line = self.lines_of([rows])[0] - 1
         if lines != last_line:
             line = self._line_of_stray_quote()
-            raise InputError(self._stray_quote(line) if line else f"{self.path}: rows that are too long span lines")
+            raise InputError(self._stray_quote(line) if line else f"{self.origin}: rows that are too long span lines")
 
     def _scan(self, **options: object) -> pl.LazyFrame:
         frame: pl.LazyFrame = pl.scan_csv(
@@ -129,8 +131,10 @@ class CsvRows:
 
     def _names(self) -> list[str]:
         names = self._scan(has_header=True).collect_schema().names()
+        if any("\r" in name for name in names):
+            raise InputError(f"{self.origin} ends its lines with carriage returns alone; save it with line feeds")
         if self.quote and any(self.quote in name for name in names):
-            raise InputError(f"{self.path} has a stray quote ({self.quote}) in its line of column names")
+            raise InputError(f"{self.origin} has a stray quote ({self.quote}) in its line of column names")
         return names
 
     def _checked_header(self, header: list[str]) -> list[str]:
@@ -142,7 +146,7 @@ class CsvRows:
             widths = [line.removesuffix(self.separator).count(self.separator) + 1 for line in first]
             ending = [line.count(self.separator) + 1 for line in first]
             if len(header) not in {*widths, *ending}:
-                raise InputError(f"{self.path} has {ending[0]} columns, but header names {len(header)}")
+                raise InputError(f"{self.origin} has {ending[0]} columns, but header names {len(header)}")
         return header
 
     def _lines_to_names(self) -> int:
@@ -152,7 +156,7 @@ class CsvRows:
         with self.naming_stray_quotes():
             row = named.collect(engine="streaming")["row"]
         if len(row) == 0:
-            raise InputError(f"{self.path} names no column in its first line; expected names, or give header")
+            raise InputError(f"{self.origin} names no column in its first line; expected names, or give header")
         return int(row.item()) + 1
 
     def _positional(self, skipped: int) -> pl.LazyFrame:
@@ -166,7 +170,7 @@ class CsvRows:
 
     def _stray_quote(self, line: int) -> str:
         return (
-            f"{self.path} line {line}: a quote ({self.quote}) that encloses no whole field; double it inside a "
+            f"{self.origin} line {line}: a quote ({self.quote}) that encloses no whole field; double it inside a "
             "quoted field, or give quote: null if quotes mean nothing"
         )
 

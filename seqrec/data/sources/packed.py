@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import lzma
 import shutil
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -20,13 +21,12 @@ def unpacked(file: Path, folder: Path) -> Path:
 
     Args:
         file: The compressed file.
-        folder: Where the table is written, in a folder of the file's name.
+        folder: Where the table is written, in a new folder.
 
     Raises:
         InputError: if the file is damaged, a zip has no or several files, or the disk has no room.
     """
-    place = folder / file.name
-    place.mkdir()
+    place = Path(tempfile.mkdtemp(dir=folder))
     try:
         if file.suffix.lower() == ".zip":
             with zipfile.ZipFile(file) as archive:

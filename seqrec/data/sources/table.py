@@ -24,6 +24,11 @@ _SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 PACKED = (".zip", ".bz2", ".xz")
 
 
+def _is_hidden(path: Path) -> bool:
+    """Return whether a file or folder is hidden, as Spark has it: `_temporary`, `.x`, but not `_day=1`."""
+    return path.name.startswith(".") or (path.name.startswith("_") and "=" not in path.name)
+
+
 def _is_table(file: Path) -> bool:
     return suffix(file) in _SUFFIXES or file.suffix.lower() in PACKED
 
@@ -131,9 +136,10 @@ class Table(Source):
         """Return the files in the order of reading."""
         return self._files()[0]
 
-    def _files(self) -> tuple[list[Path], list[Path]]:
-        """Return the files, and the hidden ones that are skipped, such as `._log.csv` and `_SUCCESS.csv`."""
+    def _files(self) -> tuple[list[Path], list[str]]:
+        """Return the files, and in sentences what is skipped: hidden files and folders, and folders with tables."""
         path = Path(self.path)
+        notes = []
         if path.is_file():
             return [path], []
         if path.is_dir():
@@ -141,19 +147,31 @@ class Table(Source):
             # Folders of partitions, such as dt=2024-01-02/.
             inside = sorted(file for folder in path.glob("*=*") for file in folder.rglob("*") if file.is_file())
             found += [file for file in inside if _is_table(file)]
+            folders = [each for each in sorted(path.iterdir()) if each.is_dir() and "=" not in each.name]
+            others = [each for each in folders if not _is_hidden(each) and any(map(_is_table, each.iterdir()))]
+            if others:
+                notes.append(
+                    f"skipped the tables in {len(others):,} folder(s), first {others[0]}; a glob reads them, such as "
+                    f"{path / '**' / '*.csv'}"
+                )
             if not found:
                 raise MissingInputError(f"path={self.path!r}: no {', '.join(_SUFFIXES)} file in this folder")
         else:
             found = matching_files(self.path)
             if not found:
                 raise MissingInputError(f"path={self.path!r}: no such file or folder, and no file matches it")
-        hidden = [file for file in found if file.name.startswith((".", "_"))]
-        seen = [file for file in found if file not in hidden]
+        # Names that the user wrote are not hidden.
+        given = len((path if path.is_dir() else Path(self.path.partition("*")[0])).parts)
+        hidden = [file for file in found if any(map(_is_hidden, map(Path, file.parts[given:])))]
+        seen = sorted(set(found) - set(hidden), key=found.index) if hidden else found
         if not seen:
             raise MissingInputError(
                 f"path={self.path!r} has only hidden files, such as {hidden[0].name}; give the file itself to read it"
             )
-        return seen, hidden
+        if hidden:
+            names = ", ".join(str(file.relative_to(path) if path.is_dir() else file) for file in hidden[:3])
+            notes.append(f"skipped {len(hidden):,} hidden file(s): {names}{', ..' if len(hidden) > 3 else ''}")
+        return seen, notes
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
         """Return the interaction frame. Each file is read once or twice to check it, and again for the events."""
@@ -163,13 +181,14 @@ class Table(Source):
         from seqrec.data.sources.table_log import check_tables
 
         missing = MISSING_VALUES if self.missing_values is None else tuple(self.missing_values)
-        found, hidden = self._files()
+        found, notes = self._files()
         packed = [file for file in found if file.suffix.lower() in PACKED]
+        content: dict[Path, Path] = {}
         if packed:
             folder = tempfile.mkdtemp(prefix="seqrec-")
             # It is read when the frame is collected, so it stays as long as this source.
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            found = [unpacked(file, Path(folder)) if file in packed else file for file in found]
+            content = {file: unpacked(file, Path(folder)) for file in packed}
         # Blanks around the names in files are cut off, too.
         layout = Layout(
             self.user.strip(BLANKS),
@@ -182,9 +201,6 @@ class Table(Source):
             missing,
             self.time_format,
         )
-        files = [TableFile(file, layout) for file in found]
+        files = [TableFile(file, layout, content.get(file)) for file in found]
         log = check_tables(files, self.max_bad_share, progress)
-        if hidden:
-            names = ", ".join(file.name for file in hidden[:3]) + (", .." if len(hidden) > 3 else "")
-            log = replace(log, notes=(f"skipped {len(hidden):,} hidden file(s): {names}", *log.notes))
-        return self._accept(log)
+        return self._accept(replace(log, notes=(*notes, *log.notes)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -86,6 +87,7 @@ class TableFile:
     Args:
         path: The file.
         layout: Its columns and text.
+        unpacked: Where its content was unpacked; None if the file is read as it is.
 
     Attributes:
         csv: The rows as text; None for Parquet.
@@ -105,6 +107,7 @@ class TableFile:
 
     path: Path
     layout: Layout
+    unpacked: Path | None = None
     csv: CsvRows | None = field(init=False, default=None)
     frame: pl.LazyFrame = field(init=False)
     names: list[str] = field(init=False)
@@ -118,14 +121,16 @@ class TableFile:
     def __post_init__(self) -> None:
         with reading(self.path, self._kind):
             if self._kind == "Parquet":
-                self.frame = pl.scan_parquet(self.path, glob=False)
+                self.frame = pl.scan_parquet(self.content, glob=False)
                 self.names = self.frame.collect_schema().names()
             elif self._kind == "JSON lines":
-                self.frame = pl.scan_ndjson(self.path, infer_schema_length=None)
+                self.frame = pl.scan_ndjson(self.content, infer_schema_length=None)
                 self.names = self.frame.collect_schema().names()
             else:
-                layout = self.layout
-                self.csv = CsvRows(self.path, self._separator(), layout.quote, layout.header, layout.missing_values)
+                layout, origin = self.layout, str(self.path)
+                self.csv = CsvRows(
+                    self.content, origin, self._separator(), layout.quote, layout.header, layout.missing_values
+                )
                 self.frame, self.names = self.csv.frame, self.csv.names
         self.partitions = {name: value for name, value in _partitions(self.path) if name not in self.names}
         self.frame = self.frame.with_columns(**{name: _literal(value) for name, value in self.partitions.items()})
@@ -138,6 +143,11 @@ class TableFile:
                 ITEM_ID: self._id_column("item", self.layout.item),
             }
             self.time = self._time_column()
+
+    @property
+    def content(self) -> Path:
+        """The file to read."""
+        return self.unpacked or self.path
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -203,16 +213,28 @@ class TableFile:
     @property
     def _kind(self) -> str:
         kinds = {".parquet": "Parquet", ".jsonl": "JSON lines", ".ndjson": "JSON lines"}
-        return kinds.get(suffix(self.path), "text")
+        return kinds.get(suffix(self.content), "text")
 
     def _separator(self) -> str:
-        separator = self.layout.separator or SEPARATORS.get(suffix(self.path))
+        separator = self.layout.separator or SEPARATORS.get(suffix(self.content))
         if separator is None:
-            raise InputError(f"{self.path}: {_what_it_is(self.path)}")
+            raise InputError(f"{self.path}: {_what_it_is(self.content)}")
         return separator
+
+    def expected_id(self, column: str, value: Any) -> str:
+        """Return what an id of a column must be, given a value that is none."""
+        dtype = self._schema[column]
+        if dtype.is_float() and value is not None and math.isfinite(value) and value == math.floor(value):
+            return f"an id whose digits {dtype} can hold (write the column as integers or text)"
+        if dtype.is_integer() and value is not None:
+            return "an id below 2^63 (write the column as text)"
+        return "an id"
 
     def _check_columns(self) -> None:
         for argument, column in self.layout.required().items():
+            # polars numbers columns of the same name.
+            if f"{column}_duplicated_0" in self.names:
+                raise InputError(f"{self.path} has two columns {column!r} ({argument}); give each a name of its own")
             if column in self.names:
                 continue
             near = difflib.get_close_matches(column, self.names, n=1, cutoff=0.5)
@@ -234,8 +256,8 @@ class TableFile:
         if dtype.is_integer() or (isinstance(dtype, pl.Decimal) and dtype.scale == 0):
             return values.cast(pl.Int64, strict=False)
         if dtype.is_float():
-            # From 2^53 on not every integer is a float, so the id may be another.
-            exact = (values == values.floor()) & (values.abs() < 2.0**53)
+            # From here on not every integer is a float, so the id may be another.
+            exact = (values == values.floor()) & (values.abs() < (2.0**24 if dtype == pl.Float32 else 2.0**53))
             return pl.when(exact).then(values.cast(pl.Int64, strict=False))
         if dtype == pl.String or isinstance(dtype, (pl.Categorical, pl.Enum)):
             return values.cast(pl.String)
@@ -261,11 +283,12 @@ class TableFile:
         with self._naming_times(name):
             time = time_column(column, dtype, sample, self.layout.time_format)
         if time is None:
+            two_digits = dtype == pl.String and sample.str.contains(r"^\d{1,2}[-/. ]\w{1,9}[-/. ]\d{1,2}(?:\D|$)").any()
             got = f"starts with {shorten(sample[0])!r}" if dtype == pl.String else f"is {dtype}"
+            years = "; years of two digits need time_format, such as '%d/%m/%y %H:%M'" if two_digits else ""
             raise InputError(
-                f"{self.path}: timestamp={name!r} {got}; "
-                "expected integers, numbers or times such as 2022-04-10 08:59:09; other forms by time_format, such as "
-                "'%d %B %Y'"
+                f"{self.path}: timestamp={name!r} {got}; expected integers, numbers or times such as "
+                f"2022-04-10 08:59:09{years or '; other forms by time_format, such as ' + repr('%d %B %Y, %Hh')}"
             )
         return time
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from seqrec.data.ids import EXPONENT, WHOLE_NUMBER, exponent_refusal
+from seqrec.data.ids import BLANKS, EXPONENT, WHOLE_NUMBER, exponent_refusal
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, USER_ID
 from seqrec.data.sources.checking import Tally, estimate_lines, is_integer, leave_out, shorten, tally
 from seqrec.data.sources.source import CheckedLog, Malformed
 from seqrec.data.sources.table_file import TableFile
-from seqrec.data.sources.time_column import FURTHEST_IN_MILLIONTHS
+from seqrec.data.sources.time_column import FURTHEST_IN_MILLIONTHS, TimeColumn
 from seqrec.errors import InputError
 
 _ROW = "row number"
@@ -45,6 +45,7 @@ def check_tables(files: Sequence[TableFile], max_bad_share: float, progress: Pro
             "have dates in some files, numbers in others"
         )
     progress = progress or Progress()
+    notes = _settle_orders(files, progress)
     surveys = [_survey(file, progress) for file in files]
     if any(found.fractions for found in surveys):
         for file in files:
@@ -63,9 +64,59 @@ def check_tables(files: Sequence[TableFile], max_bad_share: float, progress: Pro
         frame,
         rows - sum(left.count for left in malformed),
         malformed,
-        tuple(_notes(files, surveys, id_types)),
+        (*notes, *_notes(files, surveys, id_types), *_two_units(files, surveys)),
         _lacking(files),
     )
+
+
+def _settle_orders(files: Sequence[TableFile], progress: Progress) -> list[str]:
+    """Decide for all files whether times such as 03/04/2020 have the day first, by the times that have one reading.
+
+    Returns:
+        What was decided, in a sentence, if anything was.
+
+    Raises:
+        InputError: if no time decides it, or some have the day first and others the month.
+    """
+    shown: dict[str, str] = {}
+    open_files = []
+    for file in files:
+        if file.time is None or not file.time.orders:
+            continue
+        open_files.append(file)
+        readable = {order: time.whole.is_not_null() for order, time in file.time.orders.items()}
+        day, month = readable["day"], readable.get("month", pl.lit(False))
+        conditions = {"day": day & ~month, "month": month & ~day}
+        with file.reading():
+            found = _tally(file, "finding the order of day and month in", conditions, progress)
+        for order, rows in found.first.items():
+            if rows and order not in shown:
+                number = rows[0] + 1 if file.csv is None else file.csv.lines_of(rows[:1])[0]
+                shown[order] = f"{file.path}, {'row' if file.csv is None else 'line'} {number}"
+    if not open_files:
+        return []
+    path, name, time = open_files[0].path, open_files[0].layout.timestamp, open_files[0].time
+    assert time is not None
+    if not shown:
+        of_day, of_month = time.orders["day"].form, time.orders["month"].form
+        raise InputError(
+            f"{path}: timestamp={name!r} has {time.expects.replace('a time', 'times')}, in which day and month can be "
+            f"read in both orders; give time_format={of_day!r} or time_format={of_month!r}"
+        )
+    if len(shown) == 2:
+        raise InputError(
+            f"timestamp={name!r} has the day first in {shown['day']}, but the month first in {shown['month']}; write "
+            "all times in one order"
+        )
+    ((order, place),) = shown.items()
+    for file in open_files:
+        assert file.time is not None
+        file.time = file.time.orders.get(order) or _no_order(file, order)
+    return [f"timestamp: read with the {order} first, as in {place}"]
+
+
+def _no_order(file: TableFile, order: str) -> TimeColumn:
+    raise InputError(f"{file.path} has times with dots, in which the day is first, but in other files the {order} is")
 
 
 def _id_type(name: str, files: Sequence[TableFile], surveys: Sequence[_Survey]) -> Any:
@@ -83,13 +134,41 @@ def _id_type(name: str, files: Sequence[TableFile], surveys: Sequence[_Survey]) 
 
 def _notes(files: Sequence[TableFile], surveys: Sequence[_Survey], id_types: dict[str, Any]) -> Iterator[str]:
     for name, dtype in id_types.items():
+        yield from _why_text(name, files, surveys)
         of_files = [(file.path, found.ids[name]) for file, found in zip(files, surveys, strict=True)]
         for count, where in (_total((path, ids.blanks) for path, ids in of_files),):
             if count:
                 yield f"{name}: cut the blanks around {count:,} ids, first in {where}"
+        for count, where in (_total((path, ids.composed) for path, ids in of_files),):
+            if count:
+                yield f"{name}: wrote {count:,} ids in one form of Unicode (NFC), first in {where}"
         for count, where in (_total((path, ids.decimals) for path, ids in of_files),):
             if count and dtype == pl.Int64:
                 yield f"{name}: read {count:,} ids such as 12.0 as whole numbers, first in {where}"
+
+
+def _two_units(files: Sequence[TableFile], surveys: Sequence[_Survey]) -> Iterator[str]:
+    """Yield a warning if some times look like seconds, others like milliseconds."""
+    counts = [[found.units[unit] for found in surveys] for unit in (0, 1)]
+    if all(map(any, counts)):
+        first = [files[next(place for place, number in enumerate(count) if number)].path for count in counts]
+        seconds, milliseconds = (
+            f"{sum(count):,} times, first in {path}," for count, path in zip(counts, first, strict=True)
+        )
+        yield (
+            f"timestamp: {seconds} look like seconds since 1970, but {milliseconds} like milliseconds; if the log has "
+            "both units, its order is wrong: write all times in one unit"
+        )
+
+
+def _why_text(name: str, files: Sequence[TableFile], surveys: Sequence[_Survey]) -> Iterator[str]:
+    """Yield why all ids of a column are text, if some of them are whole numbers."""
+    mixed = [found.ids[name].odd for found in surveys if found.ids[name].odd]
+    texts = [file.path for file, found in zip(files, surveys, strict=True) if found.ids[name].text]
+    if mixed:
+        yield f"{name}: all ids are text, though some are whole numbers, because of {mixed[0]}"
+    elif texts and len(texts) < sum(not found.is_empty for found in surveys):
+        yield f"{name}: all ids are text, though those of some files are whole numbers, because of {texts[0]}"
 
 
 def _total(counts: Iterable[tuple[Path, int]]) -> tuple[int, Path | None]:
@@ -111,13 +190,17 @@ class _Ids:
         text: Whether an id is no number.
         decimals: Number of ids such as 12.0.
         blanks: Number of ids with blanks around them.
+        composed: Number of ids that were not in normal form.
         exponent: Place and text of the first id such as 1.2E+12; None if there is none.
+        odd: The first text among whole numbers, with its place, for messages; "" if there is none.
     """
 
     text: bool = False
     decimals: int = 0
     blanks: int = 0
+    composed: int = 0
     exponent: tuple[str, str] | None = None
+    odd: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,6 +213,7 @@ class _Survey:
         ids: Findings in the columns `user_id` and `item_id`.
         fractions: Whether a time is not whole.
         far_times: Whether a time fits into int64, but its millionths do not.
+        units: Number of times that look like seconds and like milliseconds since 1970.
     """
 
     malformed: Malformed
@@ -137,6 +221,12 @@ class _Survey:
     ids: dict[str, _Ids]
     fractions: bool
     far_times: bool
+    units: tuple[int, int]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the file has no event."""
+        return self.malformed.rows == self.malformed.count
 
 
 def _survey(file: TableFile, progress: Progress) -> _Survey:
@@ -161,19 +251,26 @@ def _survey(file: TableFile, progress: Progress) -> _Survey:
         ids={name: _ids(file, name, texts, found) for name in file.ids},
         fractions=bool(found.counts.get("fraction")),
         far_times=bool(found.counts.get("far")),
+        units=(found.counts.get("seconds", 0), found.counts.get("milliseconds", 0)),
     )
 
 
-def _texts(file: TableFile) -> set[str]:
-    """Return the id columns whose first rows have text that is no number; the ids of others are read strictly first."""
+def _texts(file: TableFile) -> dict[str, str]:
+    """Return the id columns whose first rows have text that is no number; the ids of others are read strictly first.
+
+    The value shows such a text if these rows also have whole numbers, else it is empty.
+    """
     names = [name for name in file.ids if file.is_text(name)]
     if not names:
-        return set()
+        return {}
     file.loose = True
     first = file.frame.filter(~file.is_unfit).select(**{name: file.ids[name] for name in names}).head(_ROWS_IN_SAMPLE)
     sample = first.collect(engine="streaming")
     numbers = {name: _is_number(pl.col(name)) for name in names}
-    texts = {name for name, found in sample.select(**numbers).to_dict().items() if not found.fill_null(True).all()}
+    texts = {}
+    for name, found in sample.select(**numbers).to_dict().items():
+        if (others := sample[name].filter(~found)).len():
+            texts[name] = f"{shorten(others[0])!r} ({file.path})" if found.any() else ""
     file.loose = bool(texts)
     return texts
 
@@ -182,13 +279,14 @@ def _is_number(text: pl.Expr) -> pl.Expr:
     return is_integer(text) | text.str.contains(WHOLE_NUMBER) | text.str.contains(EXPONENT)
 
 
-def _conditions(file: TableFile, texts: set[str]) -> dict[str, pl.Expr]:
+def _conditions(file: TableFile, texts: Collection[str]) -> dict[str, pl.Expr]:
     unfit, ids = file.is_unfit, file.ids
     conditions = {"unfit": unfit}
     for name in filter(file.is_text, ids):
         if file.loose:
-            longer = file.raw_ids[name].str.len_bytes() > ids[name].str.len_bytes()
-            conditions[f"{name} has blanks"] = ~unfit & longer
+            stripped = file.raw_ids[name].str.strip_chars(BLANKS)
+            conditions[f"{name} has blanks"] = ~unfit & (file.raw_ids[name].str.len_bytes() > stripped.str.len_bytes())
+            conditions[f"{name} is composed"] = ~unfit & (stripped != ids[name])
         if name in texts:
             continue
         other = ~unfit & ~is_integer(ids[name])
@@ -201,21 +299,29 @@ def _conditions(file: TableFile, texts: set[str]) -> dict[str, pl.Expr]:
     if file.time is not None:
         conditions["fraction"] = ~unfit & file.time.is_fraction
         conditions["far"] = ~unfit & file.time.millionths.is_null()
+        if not file.time.is_date:
+            for unit, least, most in (("seconds", 10**8, 10**10), ("milliseconds", 10**11, 10**13)):
+                conditions[unit] = ~unfit & file.time.whole.is_between(least, most)
     return conditions
 
 
-def _ids(file: TableFile, name: str, texts: set[str], found: Tally) -> _Ids:
-    first = found.first.get(f"{name} has exponent", [])[:1]
-    exponent = None
-    if first:
-        row = file.frame.slice(first[0], 1).select(file.ids[name].alias(name)).collect(engine="streaming")
-        place = f"row {first[0] + 1}" if file.csv is None else f"line {file.csv.lines_of(first)[0]}"
-        exponent = (f"{place}: {name}", str(row[name][0]))
+def _ids(file: TableFile, name: str, texts: dict[str, str], found: Tally) -> _Ids:
+    def first(condition: str) -> tuple[str, str] | None:
+        # Place and id of the first row that meets a condition.
+        rows = found.first.get(condition, [])[:1]
+        if not rows:
+            return None
+        value = file.frame.slice(rows[0], 1).select(file.ids[name].alias(name)).collect(engine="streaming")[name][0]
+        return f"row {rows[0] + 1}" if file.csv is None else f"line {file.csv.lines_of(rows)[0]}", str(value)
+
+    exponent, text = first(f"{name} has exponent"), first(f"{name} is text")
     return _Ids(
         text=name in texts or bool(found.counts.get(f"{name} is text")),
         decimals=found.counts.get(f"{name} is decimal", 0),
         blanks=found.counts.get(f"{name} has blanks", 0),
-        exponent=exponent,
+        composed=found.counts.get(f"{name} is composed", 0),
+        exponent=None if exponent is None else (f"{exponent[0]}: {name}", exponent[1]),
+        odd=texts.get(name, "") if text is None else f"{shorten(text[1])!r} ({file.path}, {text[0]})",
     )
 
 
@@ -232,7 +338,7 @@ def _tally(file: TableFile, doing: str, conditions: dict[str, pl.Expr], progress
     if file.csv is None:
         total: int | None = int(file.frame.select(pl.len()).collect().item())
     else:
-        total = estimate_lines(file.path)
+        total = estimate_lines(file.content)
     return tally(file.frame, conditions, progress, f"{doing} {file.path}", total)
 
 
@@ -261,7 +367,8 @@ def _reason(file: TableFile, values: dict[str, Any], is_missing: dict[str, bool]
     layout, time = file.layout, file.time
     for argument, name, column in (("user", USER_ID, layout.user), ("item", ITEM_ID, layout.item)):
         if is_missing[name]:
-            return f"{argument}={column!r} expected an id, got {_shown(values[column])}"
+            expected = file.expected_id(column, values[column])
+            return f"{argument}={column!r} expected {expected}, got {_shown(values[column])}"
     assert layout.timestamp is not None
     assert time is not None
     value = values[layout.timestamp]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 
@@ -29,12 +29,21 @@ DATE_TIME_FORMATS = (
     "%Y%m%dT%H%M%SZ",
     "%Y%m%dT%H%M%S",
 )
-# Day and month by numbers: which is first is decided by all values that a file starts with, and refused if both fit.
+# Day and month by numbers: which is first shows in the values of all files of a log; see `TimeColumn.orders`.
+# A blank in a form also takes none, as in 10:02AM.
+_OF_DAY = (" %H:%M:%S%.f", " %H:%M", "", " %I:%M:%S %p", " %I:%M %p")
 DAY_FIRST, MONTH_FIRST = (
-    tuple(f"{date}{time}" for date in dates for time in (" %H:%M:%S", " %H:%M", ""))
+    tuple(f"{date}{time}" for date in dates for time in _OF_DAY)
     for dates in (("%d/%m/%Y", "%d-%m-%Y", "%d.%m.%Y"), ("%m/%d/%Y", "%m-%d-%Y"))
 )
-WORDS = ("%a %b %d %H:%M:%S %z %Y",)
+# "%B" also takes the short names.
+WORDS = (
+    *("%a %b %d %H:%M:%S %z %Y", "%a, %d %b %Y %H:%M:%S %z", "%a, %d %b %Y %H:%M:%S GMT", "%d/%b/%Y:%H:%M:%S %z"),
+    *(f"{date}{time}" for date in ("%d %B %Y", "%d-%B-%Y", "%B %d, %Y", "%B %d %Y", "%Y-%B-%d") for time in _OF_DAY),
+    *(f"{date}{time}" for date in ("%Y-%m-%d", "%Y/%m/%d") for time in _OF_DAY if "%p" in time),
+)
+# `%Y` also takes a year of two digits, as that year of our era.
+_FIRST_YEAR = 1000
 ZONED_FORMATS = tuple(f"{form}%#z" for form in DATE_TIME_FORMATS if "%H" in form and form[-1] not in "ZC")
 
 
@@ -50,6 +59,9 @@ class TimeColumn:
         millionths: int64 expression: millionths of the same. Null likewise, and fewer times fit.
         is_fraction: Boolean expression: True if the time is not whole. A log with such a time is kept in millionths.
         looser: A slower way that reads more values; None if this way already reads all.
+        orders: For days and months by numbers, the ways that read the day first and the month first. Which is right
+            shows in all values of the log. Empty for other times.
+        form: The form of most times written as text.
     """
 
     is_date: bool
@@ -58,6 +70,8 @@ class TimeColumn:
     millionths: pl.Expr
     is_fraction: pl.Expr
     looser: TimeColumn | None = None
+    orders: dict[str, TimeColumn] = field(default_factory=dict)
+    form: str = ""
 
 
 def time_column(
@@ -73,7 +87,7 @@ def time_column(
         time_format: The form of times written as text; None finds it.
 
     Raises:
-        InputError: if day and month can be read in both orders, or the form is none.
+        InputError: if the form is none.
     """
     if dtype.is_integer():
         return _integers(column.cast(pl.Int64, strict=False))
@@ -83,60 +97,52 @@ def time_column(
         return _dates(column.cast(pl.Datetime("us"), strict=False), "a time")
     if dtype != pl.String:
         return None
-
-    def readable(values: pl.Series) -> int:
-        return len(values) - values.null_count()
-
     if time_format is not None:
         return _of_format(column, time_format)
-    best: tuple[str, object] | None = None
-    most = readable(sample.cast(pl.Float64, strict=False))
-    for form in (*DATE_TIME_FORMATS, *ZONED_FORMATS):
-        times = sample.str.to_datetime(form, strict=False, time_unit="us")
-        if (found := readable(times)) > most:
-            best, most = (form, sample.filter(times.is_not_null()).first()), found
-    for form in _other_format(sample, most):
-        return _of_format(column, form)
+    most = len(sample) - sample.cast(pl.Float64, strict=False).null_count()
+    best = None
+    for form in (*DATE_TIME_FORMATS, *ZONED_FORMATS, *DAY_FIRST, *MONTH_FIRST, *WORDS):
+        if (found := int(sample.to_frame().select(_moment(pl.first(), form).count()).item())) > most:
+            best, most = form, found
     if most == 0:
         return None
     if best is None:
         integer = column.cast(pl.Int64, strict=False)
         return replace(_integers(integer), looser=_numbers(column.cast(pl.Float64, strict=False), integer))
-    form, example = best
+    if best in WORDS:
+        return _of_format(column, best)
+    example = sample.to_frame().filter(_moment(pl.first(), best).is_not_null()).item(0, 0)
     expects = f"a time like {example}"
-    alike = ZONED_FORMATS if form in ZONED_FORMATS else DATE_TIME_FORMATS
-    read = {each: column.str.to_datetime(each, strict=False, time_unit="us") for each in alike}
-    return replace(_dates(read[form], expects), looser=_dates(pl.coalesce(read.values()), expects))
+    if best in DAY_FIRST or best in MONTH_FIRST:
+        day, month = best, best
+        for first, second in (("%d/%m", "%m/%d"), ("%d-%m", "%m-%d")):
+            day, month = day.replace(second, first), month.replace(first, second)
+        # With dots the day is always first.
+        forms = {"day": (day, DAY_FIRST)} | ({} if "." in day else {"month": (month, MONTH_FIRST)})
+        orders = {order: _of_forms(column, form, alike, expects) for order, (form, alike) in forms.items()}
+        return replace(orders["day" if best in DAY_FIRST else "month"], orders=orders)
+    return _of_forms(column, best, ZONED_FORMATS if best in ZONED_FORMATS else DATE_TIME_FORMATS, expects)
+
+
+def _of_forms(column: pl.Expr, form: str, alike: tuple[str, ...], expects: str) -> TimeColumn:
+    """Return the times of one form, and of all forms like it as the looser way."""
+    looser = _dates(pl.coalesce(*(_moment(column, each) for each in alike)), expects)
+    return replace(_dates(_moment(column, form), expects), looser=looser, form=form)
 
 
 def _of_format(column: pl.Expr, form: str) -> TimeColumn:
     """Return the times of one form; those with a zone are read in UTC, those without one are taken as UTC."""
     try:
-        moment = column.str.to_datetime(form, strict=False, time_unit="us")
+        moment = _moment(column, form)
         pl.select(pl.lit("x").str.to_datetime(form, strict=False, time_unit="us"))
     except pl.exceptions.PolarsError as error:
         raise InputError(f"time_format={form!r} is no form of times: {str(error).splitlines()[0]}") from error
     return _dates(moment, f"a time of the form {form}")
 
 
-def _other_format(sample: pl.Series, most: int) -> list[str]:
-    """Return the form, in a list, of times with named months or with numbers in an order that only values show."""
-
-    def count(form: str) -> int:
-        times = sample.str.to_datetime(form, strict=False, time_unit="us")
-        return len(times) - times.null_count()
-
-    best = {kind: max(forms, key=count) for kind, forms in (("d", DAY_FIRST), ("m", MONTH_FIRST), ("w", WORDS))}
-    counts = {kind: count(form) for kind, form in best.items()}
-    kind = max(counts, key=lambda each: counts[each])
-    if counts[kind] <= most:
-        return []
-    if counts["d"] == counts["m"] > 0:
-        raise InputError(
-            f"has times such as {sample[0]!r}, in which day and month can be read in both orders; give "
-            f"time_format={best['d']!r} or time_format={best['m']!r}"
-        )
-    return [best[kind]]
+def _moment(text: pl.Expr, form: str) -> pl.Expr:
+    moment = text.str.to_datetime(form, strict=False, time_unit="us")
+    return pl.when(moment.dt.year() >= _FIRST_YEAR).then(moment)
 
 
 def _integers(integer: pl.Expr) -> TimeColumn:
