@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -158,11 +159,19 @@ def _blocked_items(vocabulary: Vocabulary, block: Collection[Any]) -> Tensor:
         raise InputError(f"block={block!r} must be a collection of item ids, as in [{block!r}]")
     found = looked_up(vocabulary, "block", block if isinstance(block, np.ndarray) else list(block))
     if unknown := int((found == 0).sum()):
+        example = next(iter(itertools.compress(block, found == 0)))
+        if unknown == len(found) and vocabulary.is_integer and not any(map(_is_whole_number, block)):
+            raise InputError(f"block has no item id such as {vocabulary.external_ids([1])[0]}, but such as {example!r}")
         warnings.warn(
-            f"{unknown} of {len(found)} items of the block list are not in the catalogue",
+            f"{unknown} of {len(found)} items of the block list are not in the catalogue, such as {example!r}"
+            + ("; no item is blocked" if unknown == len(found) else ""),
             stacklevel=CALLER - 1,
         )
     return torch.from_numpy(np.unique(found[found > 0]))
+
+
+def _is_whole_number(external_id: object) -> bool:
+    return str(external_id).removeprefix("-").isdecimal()
 
 
 def _block_of_history(model: RecommendingModel, history: History) -> EventBlock:
@@ -254,9 +263,17 @@ def _checked(frame: Any) -> polars.DataFrame:
 def _ids(vocabulary: Vocabulary, external_ids: polars.Series) -> Int64:
     import polars
 
+    from seqrec.data.ids import cleaned, whole_numbers
+
     if external_ids.dtype.is_integer() and external_ids.dtype != polars.UInt64:
         return vocabulary.lookup(external_ids.cast(polars.Int64).to_numpy())
-    return vocabulary.lookup(external_ids.to_list())
+    if external_ids.dtype == polars.String:
+        text = cleaned(polars.col("text"), [])
+        text = whole_numbers(text) if vocabulary.is_integer else text
+        external_ids = external_ids.to_frame("text").select(text)["text"]
+    found = np.zeros(len(external_ids), np.int64)
+    found[external_ids.is_not_null().to_numpy()] = vocabulary.lookup(external_ids.drop_nulls().to_list())
+    return found
 
 
 def _known(

