@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from statistics import NormalDist
 
 import lightning.pytorch as pl
 import numpy as np
@@ -108,7 +109,7 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> float:
     first = values[: max(numbers // 4, window)]
     lowest = int(smooth.argmin())
     fall = first.mean() - smooth[lowest]
-    if lowest < len(first) or fall < 3 * first.std() / window**0.5:
+    if lowest < len(first) or fall < _by_chance(values[:numbers], lowest, len(first), window):
         found = f"the loss falls by {max(fall, 0.0):.2g}, which may be chance, so no step size can be suggested"
         raise InputError(f"{found}: search from a smaller min_lr to a larger max_lr, or take more steps")
     above = np.flatnonzero(smooth[:lowest] >= first.mean() - fall / 2)
@@ -157,6 +158,15 @@ def find_batch_size(
         data.longest_first = False
     assert found is not None
     return found
+
+
+def _by_chance(values: NDArray[np.float64], lowest: int, first: int, window: int) -> float:
+    # A fall that losses without a trend reach in a hundredth of all searches, as the lowest of all windows is taken.
+    # The noise is that of differences between neighbours, in which a trend does not show.
+    noise = np.diff(values[: lowest + 1]).std() / 2**0.5
+    deviations = -NormalDist().inv_cdf(0.001 * window / len(values))
+    in_window = min(window, len(values) - lowest + window // 2)
+    return float(deviations * noise * (1 / in_window + 1 / first) ** 0.5)
 
 
 def _smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:

@@ -170,3 +170,15 @@ def test_the_suggestion_lies_half_the_way_down_whatever_comes_behind_the_lowest_
         suggest_lr(lrs, broken)
     with pytest.raises(InputError, match="which may be chance"):
         suggest_lr(lrs, 2 + noise)
+
+
+@pytest.mark.parametrize("steps", [20, 50, 200])
+def test_losses_without_a_trend_seldom_suggest_a_step_size(steps: int):
+    generator, suggested = np.random.default_rng(0), 0
+    for _ in range(300):
+        try:
+            suggest_lr(np.geomspace(1e-5, 1.0, steps), generator.normal(2, 0.1, steps))
+        except InputError:
+            continue
+        suggested += 1
+    assert suggested <= 9

@@ -43,7 +43,7 @@ def check_problem(problem: AttentionProblem) -> None:
     check_share(problem.dropout)
     if problem.window is not None and (problem.window < 1 or not problem.causal):
         raise InputError(f"window={problem.window} must be at least 1, and needs causal=True")
-    for name, size, device in (("lengths", len(query), query.device), ("seed", 1, torch.device("cpu"))):
+    for name, size, device in (("lengths", query.shape[0], query.device), ("seed", 1, torch.device("cpu"))):
         given = getattr(problem, name)
         if given is not None and (
             given.shape != (size,) or given.dtype != torch.int64 or given.device.type != device.type
