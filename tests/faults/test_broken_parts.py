@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -66,19 +66,16 @@ def test_a_store_that_is_cut_under_a_run_is_named(
 
 
 def test_a_full_disk_leaves_the_checkpoint_that_was_reported(start: Callable[..., Job], tmp_path: Path):
-    """The write fails with ENOSPC: status 2, path and bytes; the point before is whole and the run goes on from it."""
+    """The write fails midway: status 2, path and bytes; the point before is whole and the run goes on from it."""
     job = start()
     last = checkpoints(tmp_path) / "last.ckpt"
     job.wait_for(last.exists)
-    # Where a partial file would be lies a device that is full.
-    with contextlib.suppress(FileExistsError):
-        last.with_name("last.ckpt.partial").symlink_to("/dev/full")
-    while not job.process.exitcode and not last.with_name("last.ckpt.partial").is_symlink():
-        with contextlib.suppress(FileExistsError):
-            last.with_name("last.ckpt.partial").symlink_to("/dev/full")
+    # From now on the process can write no file beyond this size, as if the disk were full there.
+    limit = last.stat().st_size // 2
+    resource.prlimit(job.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     assert job.end() == 2, job.output
     assert re.fullmatch(
-        r"error: cannot write the checkpoint runs/.*/last\.ckpt: No space left on device after 0 bytes, [\d,]+ bytes "
+        r"error: cannot write the checkpoint runs/.*/last\.ckpt: File too large after [\d,]+ bytes, [\d,]+ bytes "
         r"are free; .* is from before, and complete\. Make room .*",
         last_word(job),
     )
