@@ -17,11 +17,19 @@ from seqrec.ops.attention import ATTENTION_BACKENDS
 from seqrec.ops.backends import Backends
 from seqrec.ops.causal_conv1d import CONV_BACKENDS
 from seqrec.ops.dropout import DROPOUT_BACKENDS
+from seqrec.ops.mamba_step import MAMBA_STEP_BACKENDS
 from seqrec.ops.selective_scan import SCAN_BACKENDS
 from seqrec.ops.ssd import SSD_BACKENDS
 from seqrec.runs.provenance import package_version
 
-OPS: tuple[Backends[Any], ...] = (SCAN_BACKENDS, SSD_BACKENDS, CONV_BACKENDS, ATTENTION_BACKENDS, DROPOUT_BACKENDS)
+OPS: tuple[Backends[Any], ...] = (
+    SCAN_BACKENDS,
+    SSD_BACKENDS,
+    CONV_BACKENDS,
+    ATTENTION_BACKENDS,
+    DROPOUT_BACKENDS,
+    MAMBA_STEP_BACKENDS,
+)
 PACKAGES = ("torch", "lightning", "polars", "numpy", "triton", "mamba-ssm", "causal-conv1d")
 
 

@@ -79,6 +79,16 @@ class DropoutLayout(ctypes.Structure):
     _fields_ = _fields("count threshold threads", "seed x y")
 
 
+class MambaStepLayout(ctypes.Structure):
+    """`MambaStepProblem` of `cpp/problems.h`, field by field."""
+
+    _fields_ = _fields(
+        "batch width channels states taps rank threads",
+        "x in_weight conv_weight conv_bias scan_weight delta_weight delta_bias A_log D out_weight inputs state"
+        " out next_inputs next_state",
+    )
+
+
 # Function of the library -> type of its one argument.
 LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
     "scan_forward": ScanLayout,
@@ -90,13 +100,15 @@ LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
     "attention_forward": AttentionLayout,
     "attention_backward": AttentionLayout,
     "dropout": DropoutLayout,
+    "mamba_step": MambaStepLayout,
 }
 
 
 def _open(path: Path, lanes: int) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    layouts = (ScanLayout, SsdLayout, ConvLayout, AttentionLayout, DropoutLayout)
-    names = ("kernel_lanes", *(f"{name}_problem_bytes" for name in ("scan", "ssd", "conv", "attention", "dropout")))
+    layouts = (ScanLayout, SsdLayout, ConvLayout, AttentionLayout, DropoutLayout, MambaStepLayout)
+    ops = ("scan", "ssd", "conv", "attention", "dropout", "mamba_step")
+    names = ("kernel_lanes", *(f"{op}_problem_bytes" for op in ops))
     measures = [getattr(library, name) for name in names]
     for measure in measures:
         measure.restype = ctypes.c_int64
@@ -141,7 +153,7 @@ def variant() -> str | None:
     return None if library is None else text
 
 
-def compiled_backend(function: Function) -> Backend[Function]:
+def compiled_backend(function: Function, unsupported_args: frozenset[str] = frozenset()) -> Backend[Function]:
     """Describe an op's backend "cpp", for a function that calls the library."""
     return Backend(
         "cpp",
@@ -149,6 +161,7 @@ def compiled_backend(function: Function) -> Backend[Function]:
         "float32 on cpu",
         supports=lambda device, dtype: device == "cpu" and dtype == torch.float32,
         missing=load_error,
+        unsupported_args=unsupported_args,
     )
 
 

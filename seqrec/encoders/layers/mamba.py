@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from seqrec.encoders.layers.streamed import Tensors
 from seqrec.errors import InputError, check_at_least
 from seqrec.ops import causal_conv1d, selective_scan, ssd_scan
-from seqrec.ops.selective_scan import selective_scan_step
+from seqrec.ops.mamba_step import MambaStepProblem, mamba_step
 from seqrec.ops.ssd import ssd_step
 from seqrec.registry import did_you_mean
 
@@ -81,15 +81,21 @@ class MambaMixer(nn.Module):
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""
+        if x.shape[1] == 1 and valid is None:
+            step = MambaStepProblem._make((x[:, 0], *self._weights(), state["inputs"], state["scan"]))
+            out, inputs, scan = mamba_step(step)
+            return out.unsqueeze(1), {"inputs": inputs, "scan": scan}
         path, gate = self.in_projection(x).chunk(2, dim=-1)
         path, inputs = convolve_further(path, self.conv_weight, self.conv_bias, valid, state["inputs"])
-        if x.shape[1] == 1 and valid is None:
-            operands = (*self._operands(path[:, 0]), state["scan"], self.D, gate[:, 0], self.dt_bias)
-            mixed, scan = selective_scan_step(*operands, delta_softplus=True, check=False)
-            mixed = mixed.unsqueeze(1)
-        else:
-            mixed, scan = self._scan(path, gate, initial_state=state["scan"], return_last_state=True, valid=valid)
+        mixed, scan = self._scan(path, gate, initial_state=state["scan"], return_last_state=True, valid=valid)
         return self.out_projection(mixed), {"inputs": inputs, "scan": scan}
+
+    def _weights(self) -> tuple[Tensor, ...]:
+        """Return the weights in the order of `MambaStepProblem`."""
+        return (
+            *(self.in_projection.weight, self.conv_weight, self.conv_bias, self.scan_projection.weight),
+            *(self.dt_projection.weight, self.dt_bias, self.A_log, self.D, self.out_projection.weight),
+        )
 
     def _scan(self, path: Tensor, gate: Tensor, **more: Any) -> Any:
         """Run `selective_scan` over the convolved path (B, L, E), with more arguments."""

@@ -1,5 +1,5 @@
-// The scans, the causal convolution, attention and dropout on CPU, forward and hand-written backward, float32, behind a plain C
-// ABI. One source, several builds: KERNEL_LANES is the number of floats in a vector register. Lanes run over channels.
+// The scans, the causal convolution, attention and dropout on CPU, forward and hand-written backward, and one event of a
+// Mamba mixer, float32, behind a plain C ABI. One source, several builds: KERNEL_LANES is the number of floats in a vector register. Lanes run over channels.
 // The order of sums does not depend on timing.
 
 #include <algorithm>
@@ -77,6 +77,7 @@ inline bool is_start(const Problem& p, int64_t event) {
 #include "random.h"
 #include "attention.h"
 #include "dropout.h"
+#include "mamba_step.h"
 
 }  // namespace
 
@@ -152,6 +153,8 @@ KERNEL_EXPORT int64_t attention_problem_bytes() { return sizeof(AttentionProblem
 
 KERNEL_EXPORT int64_t dropout_problem_bytes() { return sizeof(DropoutProblem); }
 
+KERNEL_EXPORT int64_t mamba_step_problem_bytes() { return sizeof(MambaStepProblem); }
+
 KERNEL_EXPORT int scan_forward(const ScanProblem* p) {
   return run(*p, p->batch * blocks_of(*p), scan_work(*p), scan_forward_scratch(*p), scan_forward_task);
 }
@@ -189,6 +192,11 @@ KERNEL_EXPORT int attention_backward(const AttentionProblem* p) {
 
 KERNEL_EXPORT int dropout(const DropoutProblem* p) {
   return run(*p, (p->count + ROW - 1) / ROW, p->count, 1, dropout_task);
+}
+
+KERNEL_EXPORT int mamba_step(const MambaStepProblem* p) {
+  const int64_t pieces = (p->batch + piece_of(*p) - 1) / piece_of(*p);
+  return run(*p, pieces, mamba_step_work(*p), mamba_step_scratch(*p), mamba_step_task);
 }
 }
 

@@ -101,4 +101,24 @@ struct DropoutProblem {
   const float* x;  // (count,)
   float* y;        // (count,)
 };
+
+// One event of a Mamba mixer: model width M, E channels, N states per channel, W taps, step sizes of rank R.
+struct MambaStepProblem {
+  int64_t batch, width, channels, states, taps, rank;
+  int64_t threads;
+  const float* x;             // (B, M)
+  const float* in_weight;     // (2 E, M): the path, then the gate
+  const float* conv_weight;   // (E, W)
+  const float* conv_bias;     // (E,)
+  const float* scan_weight;   // (R + 2 N, E): step sizes, B, C
+  const float* delta_weight;  // (E, R)
+  const float* delta_bias;    // (E,)
+  const float* A_log;         // (E, N)
+  const float* D;             // (E,)
+  const float* out_weight;    // (M, E)
+  const float* inputs;        // (B, W - 1, E): the last inputs of the convolution, the newest last
+  const float* state;         // (B, E, N)
+  float* out;                 // (B, M)
+  float *next_inputs, *next_state;
+};
 }

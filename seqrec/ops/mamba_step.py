@@ -1,0 +1,133 @@
+"""One further event of a Mamba mixer, from its input to its output.
+
+Letters: B batch, M model width, E channels, N states per channel, W taps of the convolution, R rank of step sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seqrec.ops.backends import Backend, Backends
+from seqrec.ops.compiled_library import call, compiled_backend, contiguous
+from seqrec.ops.problems import wants_gradient
+from seqrec.ops.selective_scan import selective_scan_step
+
+__all__ = ["MAMBA_STEP_BACKENDS", "MambaStepProblem", "mamba_step"]
+
+
+class MambaStepProblem(NamedTuple):
+    """Input, weights and state of a mixer; a backend does not check them.
+
+    Attributes:
+        x: (B, M) input.
+        in_weight: (2 E, M), the path and then the gate.
+        conv_weight: (E, W).
+        conv_bias: (E,).
+        scan_weight: (R + 2 N, E), step sizes, B and C.
+        delta_weight: (E, R).
+        delta_bias: (E,).
+        A_log: (E, N), log of -A.
+        D: (E,) skip weights.
+        out_weight: (M, E).
+        inputs: (B, W - 1, E), the last inputs of the convolution, the newest last.
+        state: (B, E, N) of the scan.
+    """
+
+    x: Tensor
+    in_weight: Tensor
+    conv_weight: Tensor
+    conv_bias: Tensor
+    scan_weight: Tensor
+    delta_weight: Tensor
+    delta_bias: Tensor
+    A_log: Tensor
+    D: Tensor
+    out_weight: Tensor
+    inputs: Tensor
+    state: Tensor
+
+
+# Output (B, M), and `inputs` and `state` after the event.
+Stepped = tuple[Tensor, Tensor, Tensor]
+
+
+def mamba_step(problem: MambaStepProblem, *, backend: str = "auto") -> Stepped:
+    """Compute one further event per row of a Mamba mixer (Gu & Dao 2023, figure 3): its output and its state.
+
+    In-projection, causal convolution with SiLU, step sizes, B and C, one update of the scan, gate and out-projection.
+    The operations of one event are so small that starting each would take longer than computing it.
+
+    Backends, in the order in which "auto" prefers them:
+
+    - "cpp": compiled library, float32 on a CPU, without gradients: all of it in one call.
+    - "reference": plain torch, any device and dtype, with gradients.
+
+    Args:
+        problem: What to compute.
+        backend: A name above, or "auto": the environment variable SEQREC_MAMBA_STEP_BACKEND if set, else the first that
+            can compute this.
+
+    Returns:
+        The output (B, M), the last inputs (B, W - 1, E) and the state (B, E, N), new tensors.
+
+    Raises:
+        InputError: if the backend is unknown, missing or cannot compute this.
+    """
+    given = [*["gradients"] * wants_gradient(problem), *["compilation"] * torch.compiler.is_compiling()]
+    if torch.is_autocast_enabled(problem.x.device.type):
+        given.append("autocast")
+    stepped: Stepped = MAMBA_STEP_BACKENDS.run(
+        problem, backend, exported=mamba_step_reference, given=tuple(given), precise=False
+    )
+    return stepped
+
+
+def mamba_step_reference(problem: MambaStepProblem) -> Stepped:
+    """Compute `mamba_step` in plain torch."""
+    p = problem
+    rank, num_states = p.delta_weight.shape[1], p.A_log.shape[1]
+    path, gate = F.linear(p.x, p.in_weight).chunk(2, dim=-1)
+    seen = torch.cat([p.inputs, path.unsqueeze(1).to(p.inputs.dtype)], 1)
+    u = F.silu((seen * p.conv_weight.t()).sum(1) + p.conv_bias).to(path.dtype)
+    dt, B, C = torch.split(F.linear(u, p.scan_weight), [rank, num_states, num_states], dim=-1)
+    delta, A = F.linear(dt, p.delta_weight), -torch.exp(p.A_log.float())
+    mixed, state = selective_scan_step(
+        u, delta, A, B, C, p.state, p.D, gate, p.delta_bias, delta_softplus=True, check=False
+    )
+    return F.linear(mixed, p.out_weight), seen[:, 1:], state
+
+
+def mamba_step_compiled(problem: MambaStepProblem) -> Stepped:
+    """Compute `mamba_step` in float32 on CPU by the compiled library, without gradients."""
+    p, tensors = problem, contiguous(**problem._asdict())
+    new = {
+        "out": torch.empty_like(p.x, memory_format=torch.contiguous_format),
+        "next_inputs": torch.empty_like(p.inputs, memory_format=torch.contiguous_format),
+        "next_state": torch.empty_like(p.state, memory_format=torch.contiguous_format),
+    }
+    sizes = {
+        "batch": p.x.shape[0],
+        "width": p.x.shape[1],
+        "channels": p.A_log.shape[0],
+        "states": p.A_log.shape[1],
+        "taps": p.conv_weight.shape[1],
+        "rank": p.delta_weight.shape[1],
+    }
+    if p.x.shape[0]:
+        call("mamba_step", sizes, {**tensors, **new})
+    return new["out"], new["next_inputs"], new["next_state"]
+
+
+MAMBA_STEP_BACKENDS: Backends[Callable[[MambaStepProblem], Stepped]] = Backends(
+    "mamba_step",
+    "SEQREC_MAMBA_STEP_BACKEND",
+    [
+        compiled_backend(mamba_step_compiled, frozenset({"gradients", "compilation", "autocast"})),
+        Backend("reference", mamba_step_reference),
+    ],
+)

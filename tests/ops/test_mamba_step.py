@@ -1,0 +1,152 @@
+"""One event of a Mamba mixer: the compiled step is the plain one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from seqrec.encoders.layers import MambaMixer
+from seqrec.errors import InputError
+from seqrec.ops import compiled_library
+from seqrec.ops.mamba_step import MAMBA_STEP_BACKENDS, MambaStepProblem, mamba_step, mamba_step_reference
+
+needs_cpp = pytest.mark.skipif(
+    MAMBA_STEP_BACKENDS["cpp"].why_unusable("cpu", torch.float32) is not None, reason="no compiled library"
+)
+
+
+def problem(
+    batch: int, width: int = 16, channels: int = 32, states: int = 8, taps: int = 4, rank: int = 2, seed: int = 0
+) -> MambaStepProblem:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator) / max(1, shape[-1]) ** 0.5
+
+    return MambaStepProblem(
+        x=draw(batch, width) * 4,
+        in_weight=draw(2 * channels, width),
+        conv_weight=draw(channels, taps),
+        conv_bias=draw(channels),
+        scan_weight=draw(rank + 2 * states, channels),
+        delta_weight=draw(channels, rank),
+        delta_bias=draw(channels) * 4,
+        A_log=draw(channels, states) * 4,
+        D=draw(channels),
+        out_weight=draw(width, channels),
+        inputs=draw(batch, taps - 1, channels),
+        state=draw(batch, channels, states) * 4,
+    )
+
+
+@needs_cpp
+@settings(deadline=None, max_examples=80, derandomize=True)
+@given(
+    batch=st.integers(0, 5),
+    width=st.integers(1, 40),
+    channels=st.integers(1, 40),
+    states=st.integers(1, 40),
+    taps=st.integers(1, 6),
+    rank=st.integers(1, 20),
+    seed=st.integers(0, 99),
+)
+def test_the_compiled_step_is_the_plain_one(**sizes: int):
+    case = problem(**sizes)
+    before = [x.clone() for x in case]
+    with torch.inference_mode():
+        found, expected = mamba_step(case, backend="cpp"), mamba_step(case, backend="reference")
+    for name, one, other in zip(("out", "inputs", "state"), found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
+    assert all(torch.equal(one, other) for one, other in zip(before, case, strict=True)), "an argument was written to"
+
+
+@needs_cpp
+@torch.inference_mode()
+def test_the_bits_do_not_depend_on_threads_or_on_other_rows():
+    case = problem(300, width=64, channels=128, states=32, rank=4)
+    whole = {}
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            whole[threads] = mamba_step(case, backend="cpp")
+    finally:
+        torch.set_num_threads(before)
+    for threads in (2, 3):
+        assert all(torch.equal(one, other) for one, other in zip(whole[1], whole[threads], strict=True))
+    row = case._replace(x=case.x[7:8], inputs=case.inputs[7:8], state=case.state[7:8])
+    alone = mamba_step(row, backend="cpp")
+    assert all(torch.equal(one, other[7:8]) for one, other in zip(alone, whole[1], strict=True))
+
+
+@needs_cpp
+@pytest.mark.parametrize("name", [name for name, _, _ in compiled_library.VARIANTS])
+@torch.inference_mode()
+def test_every_variant_that_runs_here_agrees(monkeypatch: pytest.MonkeyPatch, name: str):
+    chosen = [variant for variant in compiled_library.VARIANTS if variant[0] == name]
+    monkeypatch.setattr(compiled_library, "VARIANTS", chosen)
+    compiled_library.load.cache_clear()
+    try:
+        if compiled_library.variant() is None:
+            pytest.skip("this CPU lacks its instructions")
+        for sizes in ({"batch": 3}, {"batch": 2, "width": 5, "channels": 19, "states": 21, "taps": 1, "rank": 17}):
+            case = problem(**sizes)
+            for one, other in zip(mamba_step(case, backend="cpp"), mamba_step_reference(case), strict=True):
+                torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-6)
+    finally:
+        compiled_library.load.cache_clear()
+
+
+@needs_cpp
+@torch.inference_mode()
+def test_views_are_read_as_their_values():
+    case = problem(3)
+    wide = torch.zeros(3, 5, case.x.shape[1])
+    wide[:, 2] = case.x
+    state = case.state.transpose(1, 2).contiguous().transpose(1, 2)
+    found = mamba_step(case._replace(x=wide[:, 2], state=state), backend="cpp")
+    assert all(torch.equal(one, other) for one, other in zip(found, mamba_step(case, backend="cpp"), strict=True))
+
+
+@needs_cpp
+@torch.inference_mode()
+def test_extreme_and_missing_numbers_come_out_as_in_plain_torch():
+    case = problem(4)
+    case.x[0] *= 1e4
+    case.x[1] = float("nan")
+    case.state[2, 0, 0] = float("inf")
+    found, expected = mamba_step(case, backend="cpp"), mamba_step(case, backend="reference")
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.isnan(), other.isnan())
+        torch.testing.assert_close(one[3], other[3], rtol=2e-5, atol=2e-6)
+        torch.testing.assert_close(one[0], other[0], rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_autocast_and_other_dtypes_are_for_the_plain_step():
+    mixer = MambaMixer(8, d_state=4)
+    state = mixer.zero_state(2, 1, torch.zeros(1))
+    x = torch.randn(2, 1, 8, requires_grad=True)
+    out, _ = mixer.advance(x, None, state)
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    assert gradient.abs().sum() > 0
+    with pytest.raises(InputError, match="has no gradients"):
+        mamba_step(MambaStepProblem._make((x[:, 0], *mixer._weights(), state["inputs"], state["scan"])), backend="cpp")
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert mixer.advance(x.detach(), None, state)[0].dtype == torch.bfloat16
+    double = mixer.double()
+    with torch.inference_mode():
+        like = torch.zeros(1, dtype=torch.float64)
+        assert double.advance(x.detach().double(), None, double.zero_state(2, 1, like))[0].dtype == torch.float64
+
+
+def test_gradients_of_the_plain_step_are_right():
+    case = problem(2, width=3, channels=4, states=2, taps=3, rank=1)
+    double = [x.double().requires_grad_() for x in case]
+    # A is computed in float32, as in training, so its logarithm is checked on its own.
+    double[7] = double[7].detach()
+    assert torch.autograd.gradcheck(
+        lambda *tensors: mamba_step_reference(MambaStepProblem._make(tensors)), double, fast_mode=True
+    )
