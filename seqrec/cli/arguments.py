@@ -14,12 +14,9 @@ from pathlib import Path
 import yaml
 
 from seqrec.errors import InputError, MissingInputError
-from seqrec.registry import did_you_mean
 from seqrec.runs.config_files import find_config
+from seqrec.runs.finding import LAST, RUNS, find_checkpoint
 
-# `last` and restarted SLURM jobs look for runs here.
-RUNS = Path("runs")
-LAST, BEST = "last.ckpt", "best.ckpt"
 # Options of a run. With one of them, `recommend` uses a trainer.
 RUN_OPTIONS = {"trainer", "data", "model", "protocol", "execution", "recommendations", "seed_everything"}
 
@@ -47,9 +44,10 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
     is_run = checkpoint == "--ckpt_path"
     argv: list[str] = []
     given: dict[str, list[str]] = {"--ckpt": [], "--config": [], "--output": [], "--filter_seen": []}
-    waiting = deque(words)
+    waiting, runs = deque(words), _folder_of_runs(words) if is_run else RUNS
     while waiting:
         option, equals, value = waiting.popleft().partition("=")
+        as_typed = option
         option = {"-c": "--config", "--ckpt_path": "--ckpt"}.get(option, option)
         if option in ("--model.max_length", "--model.init_args.max_length"):
             raise InputError(_REFUSED_LENGTH.format(option))
@@ -58,7 +56,7 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
             continue
         value = value if equals else waiting.popleft()
         if option == "--ckpt":
-            value = find_checkpoint(value, to_resume=name == "fit")
+            value = find_checkpoint(value, to_resume=name == "fit", argument=f"{as_typed} ", runs=runs)
         elif option == "--config":
             value = _config(value, refuse_length=is_run)
         elif option == "--protocol" and is_run:
@@ -66,7 +64,7 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
         given.setdefault(option, []).append(value)
         argv += [checkpoint if option == "--ckpt" else option, value]
     if name == "fit" and not given["--ckpt"]:
-        given["--ckpt"] = _resume_point_of_slurm_job()
+        given["--ckpt"] = _resume_point_of_slurm_job(runs)
         argv += [word for file in given["--ckpt"] for word in (checkpoint, file)]
     if given["--ckpt"] and is_run:
         argv += _new_version(given)
@@ -99,70 +97,38 @@ def _kept_seen(run: Path) -> bool:
     return _setting(run / "config.yaml", "protocol", "init_args", "filter_seen") is False
 
 
-def find_checkpoint(name: str, *, to_resume: bool) -> str:
-    """Return the checkpoint of a name.
-
-    Args:
-        name: A checkpoint, which need not exist; a run folder; a folder of runs, for the run with the newest
-            checkpoint; or `last`, for the newest run below `runs`.
-        to_resume: Whether to prefer a run's newest resume point to its best checkpoint.
-
-    Raises:
-        MissingInputError: if a folder contains no checkpoint.
-    """
-    folder = Path(name)
-    if name == "last" and not folder.exists():
-        folder = RUNS
-        if not folder.is_dir():
-            raise MissingInputError(f"--ckpt last: there is no folder {RUNS} here, so there is no run")
-    if not name or not folder.is_dir():
-        return name
-    from seqrec.runs.checkpoints import resume_points
-
-    newest = _newest_of_runs([*folder.rglob(LAST), *folder.rglob(BEST)])
-    places = [folder, folder / "checkpoints", *(file.parent for file in newest), *_checkpoints_of_resumed(folder)]
-    for place in places:
-        best = [file for file in (place / BEST,) if file.is_file()]
-        points = resume_points(place)
-        if found := [*points, *best] if to_resume else [*best, *points]:
-            return str(found[0])
-    raise MissingInputError(f"--ckpt {name}: {folder} contains neither {LAST} nor {BEST}, also deeper down")
-
-
-def _newest_of_runs(files: list[Path]) -> list[Path]:
-    """Return a checkpoint of the newest run: of the runs beside the one written last, that with the largest number.
-
-    Numbers are compared first, because a clock may have been set back.
-    """
-    if not files:
-        return []
-    last = max(files, key=lambda file: file.stat().st_mtime)
-
-    def number(file: Path) -> int:
-        found = re.fullmatch(r"version_(\d+)", file.parent.parent.name)
-        return int(found[1]) if found else -1
-
-    beside = [file for file in files if file.parent.parent.parent == last.parent.parent.parent]
-    return [max(beside, key=lambda file: (number(file), file.stat().st_mtime))] if number(last) >= 0 else [last]
-
-
 def sets(argv: Sequence[str], key: str) -> bool:
     """Return whether arguments or the configs that they name set a key, such as `model` or `model.optimizer`."""
+    return value_of(argv, key) is not None
+
+
+def value_of(argv: Sequence[str], key: str) -> object:
+    """Return the value of a key in arguments or the configs that they name, of which the last counts; else None."""
     names = key.split(".")
+    options = {f"--{key}", f"--{key}.class_path", f"--{'.init_args.'.join(key.rsplit('.', 1))}"}
+    value: object = None
     for word, following in itertools.pairwise([*argv, ""]):
-        option, equals, value = word.partition("=")
-        if option in (f"--{key}", f"--{key}.class_path"):
-            return True
-        if option == "--config":
-            config: object = _content(value if equals else following)
+        option, equals, given = word.partition("=")
+        given = given if equals else following
+        if option in options:
+            value = given
+        elif option == "--config":
+            config: object = _content(given)
             if isinstance(config, dict) and isinstance(config.get("fit"), dict):
                 config = config["fit"]
             for name in names:
                 config = config.get("init_args", config) if isinstance(config, dict) else None
                 config = config.get(name) if isinstance(config, dict) else None
-            if config is not None:
-                return True
-    return False
+            value = value if config is None else config
+    return value
+
+
+def _folder_of_runs(words: Sequence[str]) -> Path:
+    """Return where the runs of a command are: `trainer.logger.save_dir`, or `runs` in `trainer.default_root_dir`."""
+    chosen, root = (value_of(words, f"trainer.{key}") for key in ("logger.save_dir", "default_root_dir"))
+    if isinstance(chosen, str) and Path(chosen) != RUNS:
+        return Path(chosen)
+    return Path(root) / RUNS if isinstance(root, str) and root != "null" else RUNS
 
 
 # Argument of a model -> the class that it has by default, whose arguments may be set without naming it.
@@ -179,37 +145,21 @@ def with_default_classes(argv: Sequence[str]) -> list[str]:
     return found
 
 
-def refuse_missing_checkpoint(argv: Sequence[str]) -> None:
-    """Refuse a run's checkpoint that does not exist, and one without the config that it was made with.
+def refuse_missing_config(argv: Sequence[str]) -> None:
+    """Refuse a run's checkpoint without the config that it was made with.
 
     Args:
         argv: Arguments as `expand` returns them.
 
     Raises:
-        MissingInputError: with the nearest name, or what to give.
+        MissingInputError: with what to give.
     """
-    values = dict(itertools.pairwise(argv))
-    name = values.get("--ckpt_path", "")
-    file = Path(name)
-    if name in ("", "null") or "://" in name:
-        return
-    if not file.exists():
-        beside = [str(other) for other in file.parent.glob("*.ckpt")] if file.parent.is_dir() else []
-        raise MissingInputError(f"--ckpt {name}: there is no such checkpoint or folder{did_you_mean(name, beside)}")
-    if "--config" not in argv and not sets(argv, "data.source"):
+    name = dict(itertools.pairwise(argv)).get("--ckpt_path", "")
+    if name not in ("", "null") and "://" not in name and "--config" not in argv and not sets(argv, "data.source"):
         raise MissingInputError(
-            f"--ckpt {name}: there is no {file.parent.parent / 'config.yaml'} that says how the run was made; give its "
+            f"{name} has no {Path(name).parent.parent / 'config.yaml'} that says how the run was made; give its "
             "config: --config FILE"
         )
-
-
-def _checkpoints_of_resumed(run: Path) -> list[Path]:
-    """Return where a run keeps its checkpoints that resumed another: in the folder of that run."""
-    file = _setting(run / "summary.json", "best", "checkpoint")
-    if not isinstance(file, str):
-        return []
-    # The path is from the folder that the run was started in, which is most often that of `runs`.
-    return [Path(file).parent, run.parent / Path(file).parent.parent.name / Path(file).parent.name]
 
 
 def asks_for_a_trainer(words: Sequence[str]) -> bool:
@@ -300,15 +250,15 @@ def _protocol(value: str) -> str:
     return json.dumps(to_spec(whole[value]())) if value in whole else value
 
 
-def _resume_point_of_slurm_job() -> list[str]:
+def _resume_point_of_slurm_job(runs: Path) -> list[str]:
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
         return []
     from seqrec.runs.job import folder_of_slurm_job
 
-    folder = folder_of_slurm_job(RUNS, job)
+    folder = folder_of_slurm_job(runs, job)
     if folder is None or not (folder / LAST).is_file():
-        sys.stderr.write(f"SLURM restarted job {job}, which left no resume point below {RUNS}: this is a new run\n")
+        sys.stderr.write(f"SLURM restarted job {job}, which left no resume point below {runs}: this is a new run\n")
         return []
     sys.stderr.write(f"SLURM restarted job {job}: it resumes from {folder / LAST}\n")
     return [str(folder / LAST)]

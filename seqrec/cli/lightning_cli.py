@@ -18,7 +18,7 @@ from seqrec.aliases import __version__
 from seqrec.cli.arguments import (
     as_prediction,
     expand,
-    refuse_missing_checkpoint,
+    refuse_missing_config,
     refuse_slurm_without_srun,
     sets,
     with_default_classes,
@@ -37,6 +37,7 @@ from seqrec.experiments.tuning import find_batch_size, find_lr
 from seqrec.files import synchronise
 from seqrec.inference import RecommendationWriter
 from seqrec.models import Baseline, Popularity, Recommender, SequentialRecommender, evaluate
+from seqrec.runs import RunFolder
 from seqrec.runs.callbacks import (
     BestCheckpoint,
     EncoderCompile,
@@ -234,7 +235,11 @@ class SeqrecCLI(LightningCLI):
         """Build the trainer without those of our callbacks that its other settings exclude."""
         if config.get("enable_checkpointing") is False or config.get("barebones"):
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
-        if config.get("logger") is False:
+        loggers = config.get("logger")
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            if isinstance(logger, RunFolder) and config.get("default_root_dir"):
+                logger.move_into(Path(config["default_root_dir"]))
+        if loggers is False:
             # The config is written into the working folder, perhaps a second time.
             self.save_config_kwargs = {**self.save_config_kwargs, "overwrite": True}
         if not config.get("barebones"):
@@ -346,7 +351,7 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
     named = name or next((word for word in words if word == "fit"), None)
     given = with_names(words, positional)
     argv = expand(named, given, checkpoint="--ckpt_path")
-    refuse_missing_checkpoint(argv)
+    refuse_missing_config(argv)
     if name == "prepare" and not sets(argv, "model"):
         argv = ["--model", "Popularity", *argv]
     argv = with_default_classes(argv)

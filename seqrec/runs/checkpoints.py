@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import pickle
 import re
@@ -157,6 +158,14 @@ def read_checkpoint(
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; it is no checkpoint to resume from")
     assert isinstance(content, dict)
     return content
+
+
+def steps_of(path: Path) -> float:
+    """Return the optimiser steps of a checkpoint, read without its weights; infinite if it is damaged."""
+    try:
+        return float(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except Exception:  # damage can raise anything
+        return math.inf
 
 
 def _verify(path: Path) -> None:
