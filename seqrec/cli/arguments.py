@@ -8,16 +8,18 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
+from seqrec.cli.run_config import config_of_run, content_of, restored_config
 from seqrec.errors import InputError, MissingInputError
 from seqrec.runs.config_files import find_config
 from seqrec.runs.finding import LAST, RUNS, find_checkpoint
 
 # Options of a run. With one of them, `recommend` uses a trainer.
+_KEPT_SEEN = ("protocol", "init_args", "filter_seen")
 RUN_OPTIONS = {"trainer", "data", "model", "protocol", "execution", "recommendations", "seed_everything"}
 
 
@@ -58,7 +60,7 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
         if option == "--ckpt":
             value = find_checkpoint(value, to_resume=name == "fit", argument=f"{as_typed} ", runs=runs)
         elif option == "--config":
-            value = _config(value, refuse_length=is_run)
+            value = restored_config(value) or _config(value, refuse_length=is_run)
         elif option == "--protocol" and is_run:
             value = _protocol(value)
         given.setdefault(option, []).append(value)
@@ -66,17 +68,18 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
     if name == "fit" and not given["--ckpt"]:
         given["--ckpt"] = _resume_point_of_slurm_job(runs)
         argv += [word for file in given["--ckpt"] for word in (checkpoint, file)]
-    if given["--ckpt"] and is_run:
-        argv += _new_version(given)
-    if not given["--ckpt"] or given["--config"]:
+    if not given["--ckpt"]:
         return argv
     run = Path(given["--ckpt"][0]).parent.parent
-    if is_run and (run / "config.yaml").is_file():
-        argv = ["--config", str(run / "config.yaml"), *argv]
+    if is_run and given["--config"]:
+        own = given["--config"][-1]
+        argv += _new_version(own if Path(own).parent == run or "\n" in own else None)
+    elif is_run and (config := config_of_run(Path(given["--ckpt"][0]), words)) is not None:
+        argv = ["--config", config, *argv, *_new_version(config)]
     elif name in ("recommend", "predict") and not is_run:
         if not given["--output"]:
             argv += ["--output", str(run / "recommendations")]
-        if not given["--filter_seen"] and _kept_seen(run):
+        if not given["--filter_seen"] and _setting(str(run / "config.yaml"), *_KEPT_SEEN) is False:
             sys.stderr.write(
                 "note: the run was evaluated with seen items (protocol.filter_seen: false), but items of the users' "
                 "histories are left out here; --filter-seen false recommends them too\n"
@@ -84,17 +87,18 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
     return argv
 
 
-def _new_version(given: Mapping[str, Sequence[str]]) -> list[str]:
+def _new_version(config: str | None) -> list[str]:
     """Return arguments that let a run choose a folder of its own if the config is of a run that named its folder."""
-    run = Path(given["--ckpt"][0]).parent.parent
-    config = Path(given["--config"][-1]) if given["--config"] else run / "config.yaml"
-    named = _setting(config, "trainer", "logger", "init_args", "version")
-    return ["--trainer.logger.init_args.version", "null"] if named is not None and config.parent == run else []
+    named = _setting(config, "trainer", "logger", "init_args", "version") is not None
+    return ["--trainer.logger.init_args.version", "null"] if named else []
 
 
-def _kept_seen(run: Path) -> bool:
-    """Return whether the config of a run evaluates it with the items of the users' histories."""
-    return _setting(run / "config.yaml", "protocol", "init_args", "filter_seen") is False
+def _setting(config: str | None, *keys: str) -> object:
+    """Return a value inside nested mappings of a config; None if it does not have it."""
+    found: object = content_of(config) if config is not None else {}
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
 
 
 def sets(argv: Sequence[str], key: str) -> bool:
@@ -113,7 +117,7 @@ def value_of(argv: Sequence[str], key: str) -> object:
         if option in options:
             value = given
         elif option == "--config":
-            config: object = _content(given)
+            config: object = content_of(given)
             if isinstance(config, dict) and isinstance(config.get("fit"), dict):
                 config = config["fit"]
             for name in names:
@@ -171,7 +175,7 @@ def asks_for_a_trainer(words: Sequence[str]) -> bool:
         if option in ("--config", "-c"):
             config = value if equals else following
             # The configs of the package are those of runs.
-            if not Path(config).is_file() or not RUN_OPTIONS.isdisjoint(_content(config)):
+            if not Path(config).is_file() or not RUN_OPTIONS.isdisjoint(content_of(config)):
                 return True
     return False
 
@@ -200,7 +204,7 @@ def _config(value: str, *, refuse_length: bool) -> str:
     # A config may also be a URL or YAML text, which the parser reads itself.
     path = str(find_config(value)) if re.fullmatch(r"[\w./+-]+", value) else value
     _refuse_unreadable(path)
-    model = _content(path).get("model") if refuse_length else None
+    model = content_of(path).get("model") if refuse_length else None
     if isinstance(model, dict) and "max_length" in {*model, *(model.get("init_args") or {})}:
         raise InputError(_REFUSED_LENGTH.format(f"{path}: model.init_args.max_length"))
     return path
@@ -220,23 +224,6 @@ def _refuse_unreadable(path: str) -> None:
     if content is not None and not isinstance(content, dict):
         kind = type(content).__name__
         raise InputError(f"config {path} has a {kind} at its top, expected keys such as data and model")
-
-
-def _content(config: str) -> dict[str, object]:
-    """Return the content of a config file; empty if it cannot be read, which the parser then reports."""
-    try:
-        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _setting(file: Path, *keys: str) -> object:
-    """Return a value inside nested mappings of a YAML or JSON file; None if the file does not have it."""
-    found: object = _content(str(file))
-    for key in keys:
-        found = found.get(key) if isinstance(found, dict) else None
-    return found
 
 
 def _protocol(value: str) -> str:

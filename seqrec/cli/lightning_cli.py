@@ -6,6 +6,7 @@ import itertools
 import sys
 from argparse import HelpFormatter, _HelpAction
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from seqrec.cli.arguments import (
 )
 from seqrec.cli.help import short_help
 from seqrec.cli.parsing import ArgumentParser, with_names
+from seqrec.cli.run_config import KEY as RUN_KEY
 from seqrec.cli.trust import classes_of_the_user, only_trusted_classes
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.errors import InputError
@@ -105,7 +107,17 @@ class Trainer(pl.Trainer):
 
 
 class SavedConfig(SaveConfigCallback):
-    """Lightning's callback that writes `config.yaml` into the run's folder, flushed to disk like the checkpoints."""
+    """Writes `config.yaml` into the run's folder, flushed to disk like the checkpoints, and into each of these."""
+
+    @cached_property
+    def _text(self) -> str:
+        return str(self.parser.dump(self.config, skip_none=False))
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the config, and the folder that its relative paths are from."""
+        checkpoint[RUN_KEY] = {"config": self._text, "folder": str(Path.cwd())}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write the file."""

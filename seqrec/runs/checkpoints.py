@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import math
 import os
 import pickle
 import re
@@ -160,12 +159,13 @@ def read_checkpoint(
     return content
 
 
-def steps_of(path: Path) -> float:
-    """Return the optimiser steps of a checkpoint, read without its weights; infinite if it is damaged."""
+def peek(path: Path) -> dict[str, Any]:
+    """Return the entries of a checkpoint, whose tensors stay in the file, unverified; nothing if it is damaged."""
     try:
-        return float(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # damage can raise anything
-        return math.inf
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _verify(path: Path) -> None:

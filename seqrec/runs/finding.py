@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -100,11 +101,11 @@ def _by_step(files: list[Path]) -> list[Path]:
     """Sort checkpoints, the one with the most steps first, and a damaged one before, to be reported."""
     if len(files) < 2:
         return files
-    from seqrec.runs.checkpoints import steps_of
+    from seqrec.runs.checkpoints import peek  # needs torch
 
     # `last.ckpt` is newer than `last-1.ckpt` of as many steps.
     named = sorted(files, key=lambda file: (file.name != LAST, file.name))
-    return sorted(named, key=steps_of, reverse=True)
+    return sorted(named, key=lambda file: float(peek(file).get("global_step", math.inf)), reverse=True)
 
 
 def _checkpoints_of_resumed(run: Path) -> list[Path]:

@@ -70,9 +70,7 @@ def test_a_name_without_a_checkpoint_is_refused(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(MissingInputError, match=r"--ckpt_path empty: empty contains neither last\.ckpt nor best\.ckpt"):
         find_checkpoint("empty", to_resume=True, argument="--ckpt_path ")
     monkeypatch.chdir(tmp_path / "empty")
-    with pytest.raises(
-        MissingInputError, match=r"ckpt=last: there is no folder runs here, .*default_root_dir"
-    ):
+    with pytest.raises(MissingInputError, match=r"ckpt=last: there is no folder runs here, .*default_root_dir"):
         find_checkpoint("last", to_resume=True)
 
 

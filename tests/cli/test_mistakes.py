@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from small_runs import SMALL, refusal, write_config
 
@@ -47,6 +48,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path("block.csv").write_text("1,x\n")
         shutil.copy("runs/version_0/checkpoints/best.ckpt", "alone.ckpt")
         Path("cut.ckpt").write_bytes(Path("alone.ckpt").read_bytes()[:3000])
+        content = torch.load("alone.ckpt", weights_only=True)
+        torch.save({key: value for key, value in content.items() if key != "seqrec_run"}, "no_config.ckpt")
         Path("weights.ckpt").write_text("not a checkpoint")
         other = LOG.replace(",8,", ",80,")
         Path("other.csv").write_text(other)
@@ -141,7 +144,7 @@ TEST = {
     "no checkpoint": RUN,
     "misspelt checkpoint": ["--ckpt", "runs/version_0/checkpoints/bset.ckpt"],
     "no such run": ["--ckpt", "runs/version_9"],
-    "a checkpoint without its config": ["--ckpt", "alone.ckpt"],
+    "a checkpoint without its config": ["--ckpt", "no_config.ckpt"],
     "half a checkpoint": [*RUN, "--ckpt", "cut.ckpt"],
     "no checkpoint at all": [*RUN, "--ckpt", "weights.ckpt"],
     "an empty folder": ["--ckpt", "nested"],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
-from seqrec.data.sources.source import Source, check_max_bad_share, matching_files, suffix
+from seqrec.data.sources.source import Source, check_max_bad_share, from_here, matching_files, suffix
 from seqrec.errors import InputError, MissingInputError
 
 if TYPE_CHECKING:
@@ -146,7 +146,9 @@ class Table(Source):
         else:
             found = matching_files(self.path)
             if not found:
-                raise MissingInputError(f"path={self.path!r}: no such file or folder, and no file matches it")
+                raise MissingInputError(
+                    f"path={self.path!r}: no such file or folder{from_here(self.path)}, and no file matches it"
+                )
         hidden = [file for file in found if file.name.startswith((".", "_"))]
         seen = [file for file in found if file not in hidden]
         if not seen:
