@@ -168,7 +168,7 @@ def refuse_missing_config(argv: Sequence[str]) -> None:
 
 def asks_for_a_trainer(words: Sequence[str]) -> bool:
     """Return whether the arguments of `recommend` contain options of a run, or the config of one."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*words, ""]):
         option, equals, value = word.partition("=")
         if option[2:].partition(".")[0] in RUN_OPTIONS:
             return True
@@ -215,7 +215,9 @@ def _refuse_unreadable(path: str) -> None:
     if not Path(path).is_file():
         return
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+        _refuse_key_twice(path, yaml.compose(text, yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""
@@ -224,6 +226,22 @@ def _refuse_unreadable(path: str) -> None:
     if content is not None and not isinstance(content, dict):
         kind = type(content).__name__
         raise InputError(f"config {path} has a {kind} at its top, expected keys such as data and model")
+
+
+def _refuse_key_twice(path: str, node: yaml.Node | None) -> None:
+    """Refuse a mapping with a key that occurs twice, of which YAML would keep the last."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    lines: dict[str, int] = {}
+    for key, value in pairs:
+        line = key.start_mark.line + 1
+        if key.value in lines:
+            raise InputError(
+                f"config {path} line {line} sets {key.value} again, which line {lines[key.value]} sets: leave one out"
+            )
+        lines[str(key.value)] = line
+        _refuse_key_twice(path, value)
+    for item in node.value if isinstance(node, yaml.SequenceNode) else []:
+        _refuse_key_twice(path, item)
 
 
 def _protocol(value: str) -> str:

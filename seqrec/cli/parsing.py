@@ -23,6 +23,9 @@ FLAGS = ("-h", "--debug", "--help", "--help_all", "--print_config", "--version")
 class ArgumentParser(jsonargparse.ArgumentParser):
     """Parser that refuses in one line, with what is allowed."""
 
+    # The command, for examples in refusals.
+    command = ""
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the reason and exit with status 2."""
         # The parser of a command puts itself on the exception that the parser of all commands gets.
@@ -93,6 +96,7 @@ def call(
     usage = f"seqrec {name} {positional.upper() + ' ' if positional else ''}[options]"
     about = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
     parser = ArgumentParser(usage=usage, description=about, epilog=note, version=__version__, allow_abbrev=False)
+    parser.command = name
     parser.add_argument("--config", action="config", help="YAML file with the options")
     parser.add_argument("--trust", help="packages whose classes a checkpoint may name, separated by commas")
     hints = get_type_hints(function)

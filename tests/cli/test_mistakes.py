@@ -42,6 +42,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path("nested").mkdir()
         Path("bad.yaml").write_text("data: [unclosed\n")
         Path("tabs.yaml").write_text("data:\n\tmax_length: 3\n")
+        Path("twice.yaml").write_text("data: {batch_size: 2}\nmodel:\n  d_model: 8\n  dropout: 0\n  d_model: 16\n")
         Path("list.yaml").write_text("- a\n- b\n")
         Path("empty.yaml").write_text("")
         Path("typo.yaml").write_text(yaml.safe_dump({"dta": {"max_length": 3}}))
@@ -103,6 +104,8 @@ FIT = {
     "no YAML": ["--config", "bad.yaml"],
     "tabs": ["--config", "tabs.yaml"],
     "a list": ["--config", "list.yaml"],
+    "a key twice": [*RUN, "--config", "twice.yaml"],
+    "nothing": [],
     "a folder as config": ["--config", "nested"],
     "misspelt key": [*RUN, "--config", "typo.yaml"],
     "misspelt model": [*RUN, "--model", "SASrec"],
@@ -174,6 +177,7 @@ TEST = {
 CKPT = ["--ckpt", "runs/version_0/checkpoints/best.ckpt"]
 TOP = ["--top_k", "3"]
 RECOMMEND = {
+    "nothing": [],
     "no checkpoint": ["--output", "r"],
     "misspelt checkpoint": ["--ckpt", "runs/version_0/checkpoints/bset.ckpt", "--output", "r"],
     "half a checkpoint": ["--ckpt", "cut.ckpt", "--output", "r"],
@@ -263,6 +267,9 @@ def test_a_mistake_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], wo
         ("prepare", "no times", "timestamp to null"),
         ("fit", "no YAML", "config bad.yaml line 2 is no YAML"),
         ("fit", "tabs", "config tabs.yaml line 2 is no YAML"),
+        ("fit", "a key twice", "config twice.yaml line 5 sets d_model again, which line 3 sets: leave one out"),
+        ("fit", "nothing", "fit needs --data.source and --model, here or in --config FILE; for example: seqrec fit "),
+        ("recommend", "nothing", "recommend needs --ckpt and --output, here"),
         ("fit", "a list", "config list.yaml has a list"),
         ("fit", "Lightning's option of the optimizer", "--model.optimizer, one of Adam, AdamW"),
         ("fit", "misspelt metric", "did you mean val_NDCG@10?"),
