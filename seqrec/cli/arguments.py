@@ -16,7 +16,7 @@ import yaml
 from seqrec.cli.run_config import config_of_run, content_of, restored_config
 from seqrec.errors import InputError, MissingInputError
 from seqrec.runs.config_files import find_config
-from seqrec.runs.finding import LAST, RUNS, find_checkpoint
+from seqrec.runs.finding import LAST, RUNS, WORDS, find_checkpoint
 
 # Options of a run. With one of them, `recommend` uses a trainer.
 _KEPT_SEEN = ("protocol", "init_args", "filter_seen")
@@ -58,7 +58,9 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
             continue
         value = value if equals else waiting.popleft()
         if option == "--ckpt":
-            value = find_checkpoint(value, to_resume=name == "fit", argument=f"{as_typed} ", runs=runs)
+            # Other commands refuse a missing file after the parser has refused what is misspelt.
+            if is_run or value in WORDS or Path(value).exists():
+                value = find_checkpoint(value, to_resume=name == "fit", argument=f"{as_typed} ", runs=runs)
         elif option == "--config":
             value = restored_config(value) or _config(value, refuse_length=is_run)
         elif option == "--protocol" and is_run:

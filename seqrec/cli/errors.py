@@ -136,19 +136,18 @@ def _missing_arguments(names: list[str], parser: ArgumentParser) -> str:
     Parsers of a class do not know the keys above their own, so the classes that require an argument are named.
     """
     command = getattr(parser, "command", "") or names[0].partition(".")[0]
-    example = EXAMPLES.get(command)
-    if example is not None:
-        options = [f"--{name.removeprefix(f'{command}.')}" for name in names]
-        return f"{command} needs {' and '.join(options)}, here or in --config FILE; for example: seqrec {example}"
+    names = [name.removeprefix(f"{command}.") for name in names]
+    required = f"the argument {names[0]!r} is required" if len(names) == 1 else f"{', '.join(names)} are required"
+    given = f"give {' and '.join(f'--{name}' for name in names)}"
+    if command in EXAMPLES:
+        return f"{required}: {given}, here or in --config FILE; for example: seqrec {EXAMPLES[command]}"
     places = [
-        f"--{key}.{name} ({cls.__name__})"
-        for name in names
+        f"--{key}.{names[0]} ({cls.__name__})"
         for key in (*KINDS, *CHOICES)
         for cls in classes_of(key)
-        if (parameter := inspect.signature(cls).parameters.get(name)) and parameter.default is parameter.empty
+        if (parameter := inspect.signature(cls).parameters.get(names[0])) and parameter.default is parameter.empty
     ]
-    required = f"the argument {names[0]!r} is required" if len(names) == 1 else f"required are {', '.join(names)}"
-    return f"{required}: {' or '.join(places) or ' '.join(f'give --{name}' for name in names)}"
+    return f"{required}: {' or '.join(places) or given}"
 
 
 def _unknown_argument(name: str, parser: ArgumentParser) -> str:

@@ -17,6 +17,7 @@ from seqrec.registry import did_you_mean
 # Folder of all runs, in the working folder or in `trainer.default_root_dir`.
 RUNS = Path("runs")
 LAST, BEST = "last.ckpt", "best.ckpt"
+WORDS = ("last", "best", "hpc")
 # In a run's folder: the time of its start in nanoseconds, but later than that of every run before.
 START_FILE = ".started"
 HELP = "give a checkpoint, a run's folder, a folder of runs, or last (the newest run), best or hpc"
@@ -39,7 +40,7 @@ def find_checkpoint(name: str, *, to_resume: bool = False, argument: str = "ckpt
     place = Path(name)
     if name in ("", "null") or "://" in name or place.is_file():
         return name
-    word = name if name in ("last", "best", "hpc") and not place.exists() else None
+    word = name if name in WORDS and not place.exists() else None
     if word is None and not place.is_dir():
         beside = [str(other) for other in place.parent.glob("*.ckpt")] if place.parent.is_dir() else []
         hint = did_you_mean(name, beside) or f"; {HELP}"
