@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from small_runs import write_config
 
 from seqrec.cli.last_net import HINTS, PACKAGE, is_ours, line_and_status
 
@@ -91,3 +95,19 @@ def test_without_a_place_for_the_traceback_the_line_is_there(tmp_path: Path, mon
 def test_the_guide_names_debug():
     guide = (PACKAGE.parent / "notebooks/guide/training.md").read_text()
     assert re.search(r"`--debug`.* prints the traceback", guide)
+
+
+@pytest.mark.process
+def test_warnings_as_errors_end_no_command(tmp_path: Path):
+    write_config(tmp_path)
+    for words in (
+        ["fit", "--config", "small.yaml"],
+        ["fit", "--ckpt_path", "last", "--trainer.max_epochs", "3"],
+        ["test", "--ckpt", "last"],
+        ["predict", "--ckpt", "last", "--trainer.devices", "1"],
+    ):
+        command = [sys.executable, "-W", "error", "-m", "seqrec", *words]
+        environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+        environment.pop("JSONARGPARSE_DEPRECATION_WARNINGS", None)
+        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert run.returncode == 0, run.stderr
