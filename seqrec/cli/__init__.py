@@ -17,6 +17,18 @@ from seqrec.errors import StoppedError
 
 __all__ = ["main"]
 
+# Beginnings of warnings about which a user of the command line can do nothing.
+_NEEDLESS = (
+    # The loader reads memory-mapped arrays; more worker processes do not make it faster.
+    ".*does not have many workers",
+    ".*is smaller than the logging interval",
+    ".*LeafSpec.*deprecated",
+    # Baselines have nothing to optimise.
+    ".*returned `None`",
+    # A resumed run writes next to the checkpoint that it resumes from.
+    "Checkpoint directory .* exists and is not empty",
+    "Couldn't infer the batch indices",
+)
 # Option of every command: show the traceback of a failure.
 DEBUG = "--debug"
 
@@ -81,12 +93,10 @@ def _status(end: SystemExit) -> Any:
 
 def _silence_third_parties() -> None:
     """Hide warnings about which a user of the command line can do nothing."""
-    # The loader reads memory-mapped arrays; more worker processes do not make it faster.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")
-    # Baselines have nothing to optimise.
-    warnings.filterwarnings("ignore", message=".*returned `None`.*")
+    for message in _NEEDLESS:
+        warnings.filterwarnings("ignore", message=message)
+    # Lightning calls jsonargparse in a way that will change, which it says by a warning of its own.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()
     )

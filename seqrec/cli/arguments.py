@@ -8,19 +8,18 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
+from seqrec.cli.run_config import config_of_run, content_of, restored_config
 from seqrec.errors import InputError, MissingInputError
-from seqrec.registry import did_you_mean
 from seqrec.runs.config_files import find_config
+from seqrec.runs.finding import LAST, RUNS, WORDS, find_checkpoint
 
-# `last` and restarted SLURM jobs look for runs here.
-RUNS = Path("runs")
-LAST, BEST = "last.ckpt", "best.ckpt"
 # Options of a run. With one of them, `recommend` uses a trainer.
+_KEPT_SEEN = ("protocol", "init_args", "filter_seen")
 RUN_OPTIONS = {"trainer", "data", "model", "protocol", "execution", "recommendations", "seed_everything"}
 
 
@@ -47,9 +46,10 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
     is_run = checkpoint == "--ckpt_path"
     argv: list[str] = []
     given: dict[str, list[str]] = {"--ckpt": [], "--config": [], "--output": [], "--filter_seen": []}
-    waiting = deque(words)
+    waiting, runs = deque(words), _folder_of_runs(words) if is_run else RUNS
     while waiting:
         option, equals, value = waiting.popleft().partition("=")
+        as_typed = option
         option = {"-c": "--config", "--ckpt_path": "--ckpt"}.get(option, option)
         if option in ("--model.max_length", "--model.init_args.max_length"):
             raise InputError(_REFUSED_LENGTH.format(option))
@@ -58,27 +58,30 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
             continue
         value = value if equals else waiting.popleft()
         if option == "--ckpt":
-            value = find_checkpoint(value, to_resume=name == "fit")
+            # Other commands refuse a missing file after the parser has refused what is misspelt.
+            if is_run or value in WORDS or Path(value).exists():
+                value = find_checkpoint(value, to_resume=name == "fit", argument=f"{as_typed} ", runs=runs)
         elif option == "--config":
-            value = _config(value, refuse_length=is_run)
+            value = restored_config(value) or _config(value, refuse_length=is_run)
         elif option == "--protocol" and is_run:
             value = _protocol(value)
         given.setdefault(option, []).append(value)
         argv += [checkpoint if option == "--ckpt" else option, value]
     if name == "fit" and not given["--ckpt"]:
-        given["--ckpt"] = _resume_point_of_slurm_job()
+        given["--ckpt"] = _resume_point_of_slurm_job(runs)
         argv += [word for file in given["--ckpt"] for word in (checkpoint, file)]
-    if given["--ckpt"] and is_run:
-        argv += _new_version(given)
-    if not given["--ckpt"] or given["--config"]:
+    if not given["--ckpt"]:
         return argv
     run = Path(given["--ckpt"][0]).parent.parent
-    if is_run and (run / "config.yaml").is_file():
-        argv = ["--config", str(run / "config.yaml"), *argv]
+    if is_run and given["--config"]:
+        own = given["--config"][-1]
+        argv += _new_version(own if Path(own).parent == run or "\n" in own else None)
+    elif is_run and (config := config_of_run(Path(given["--ckpt"][0]), words)) is not None:
+        argv = ["--config", config, *argv, *_new_version(config)]
     elif name in ("recommend", "predict") and not is_run:
         if not given["--output"]:
             argv += ["--output", str(run / "recommendations")]
-        if not given["--filter_seen"] and _kept_seen(run):
+        if not given["--filter_seen"] and _setting(str(run / "config.yaml"), *_KEPT_SEEN) is False:
             sys.stderr.write(
                 "note: the run was evaluated with seen items (protocol.filter_seen: false), but items of the users' "
                 "histories are left out here; --filter-seen false recommends them too\n"
@@ -86,83 +89,52 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
     return argv
 
 
-def _new_version(given: Mapping[str, Sequence[str]]) -> list[str]:
+def _new_version(config: str | None) -> list[str]:
     """Return arguments that let a run choose a folder of its own if the config is of a run that named its folder."""
-    run = Path(given["--ckpt"][0]).parent.parent
-    config = Path(given["--config"][-1]) if given["--config"] else run / "config.yaml"
-    named = _setting(config, "trainer", "logger", "init_args", "version")
-    return ["--trainer.logger.init_args.version", "null"] if named is not None and config.parent == run else []
+    named = _setting(config, "trainer", "logger", "init_args", "version") is not None
+    return ["--trainer.logger.init_args.version", "null"] if named else []
 
 
-def _kept_seen(run: Path) -> bool:
-    """Return whether the config of a run evaluates it with the items of the users' histories."""
-    return _setting(run / "config.yaml", "protocol", "init_args", "filter_seen") is False
-
-
-def find_checkpoint(name: str, *, to_resume: bool) -> str:
-    """Return the checkpoint of a name.
-
-    Args:
-        name: A checkpoint, which need not exist; a run folder; a folder of runs, for the run with the newest
-            checkpoint; or `last`, for the newest run below `runs`.
-        to_resume: Whether to prefer a run's newest resume point to its best checkpoint.
-
-    Raises:
-        MissingInputError: if a folder contains no checkpoint.
-    """
-    folder = Path(name)
-    if name == "last" and not folder.exists():
-        folder = RUNS
-        if not folder.is_dir():
-            raise MissingInputError(f"--ckpt last: there is no folder {RUNS} here, so there is no run")
-    if not name or not folder.is_dir():
-        return name
-    from seqrec.runs.checkpoints import resume_points
-
-    newest = _newest_of_runs([*folder.rglob(LAST), *folder.rglob(BEST)])
-    places = [folder, folder / "checkpoints", *(file.parent for file in newest), *_checkpoints_of_resumed(folder)]
-    for place in places:
-        best = [file for file in (place / BEST,) if file.is_file()]
-        points = resume_points(place)
-        if found := [*points, *best] if to_resume else [*best, *points]:
-            return str(found[0])
-    raise MissingInputError(f"--ckpt {name}: {folder} contains neither {LAST} nor {BEST}, also deeper down")
-
-
-def _newest_of_runs(files: list[Path]) -> list[Path]:
-    """Return a checkpoint of the newest run: of the runs beside the one written last, that with the largest number.
-
-    Numbers are compared first, because a clock may have been set back.
-    """
-    if not files:
-        return []
-    last = max(files, key=lambda file: file.stat().st_mtime)
-
-    def number(file: Path) -> int:
-        found = re.fullmatch(r"version_(\d+)", file.parent.parent.name)
-        return int(found[1]) if found else -1
-
-    beside = [file for file in files if file.parent.parent.parent == last.parent.parent.parent]
-    return [max(beside, key=lambda file: (number(file), file.stat().st_mtime))] if number(last) >= 0 else [last]
+def _setting(config: str | None, *keys: str) -> object:
+    """Return a value inside nested mappings of a config; None if it does not have it."""
+    found: object = content_of(config) if config is not None else {}
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
 
 
 def sets(argv: Sequence[str], key: str) -> bool:
     """Return whether arguments or the configs that they name set a key, such as `model` or `model.optimizer`."""
+    return value_of(argv, key) is not None
+
+
+def value_of(argv: Sequence[str], key: str) -> object:
+    """Return the value of a key in arguments or the configs that they name, of which the last counts; else None."""
     names = key.split(".")
+    options = {f"--{key}", f"--{key}.class_path", f"--{'.init_args.'.join(key.rsplit('.', 1))}"}
+    value: object = None
     for word, following in itertools.pairwise([*argv, ""]):
-        option, equals, value = word.partition("=")
-        if option in (f"--{key}", f"--{key}.class_path"):
-            return True
-        if option == "--config":
-            config: object = _content(value if equals else following)
+        option, equals, given = word.partition("=")
+        given = given if equals else following
+        if option in options:
+            value = given
+        elif option == "--config":
+            config: object = content_of(given)
             if isinstance(config, dict) and isinstance(config.get("fit"), dict):
                 config = config["fit"]
             for name in names:
                 config = config.get("init_args", config) if isinstance(config, dict) else None
                 config = config.get(name) if isinstance(config, dict) else None
-            if config is not None:
-                return True
-    return False
+            value = value if config is None else config
+    return value
+
+
+def _folder_of_runs(words: Sequence[str]) -> Path:
+    """Return where the runs of a command are: `trainer.logger.save_dir`, or `runs` in `trainer.default_root_dir`."""
+    chosen, root = (value_of(words, f"trainer.{key}") for key in ("logger.save_dir", "default_root_dir"))
+    if isinstance(chosen, str) and Path(chosen) != RUNS:
+        return Path(chosen)
+    return Path(root) / RUNS if isinstance(root, str) and root != "null" else RUNS
 
 
 # Argument of a model -> the class that it has by default, whose arguments may be set without naming it.
@@ -179,49 +151,33 @@ def with_default_classes(argv: Sequence[str]) -> list[str]:
     return found
 
 
-def refuse_missing_checkpoint(argv: Sequence[str]) -> None:
-    """Refuse a run's checkpoint that does not exist, and one without the config that it was made with.
+def refuse_missing_config(argv: Sequence[str]) -> None:
+    """Refuse a run's checkpoint without the config that it was made with.
 
     Args:
         argv: Arguments as `expand` returns them.
 
     Raises:
-        MissingInputError: with the nearest name, or what to give.
+        MissingInputError: with what to give.
     """
-    values = dict(itertools.pairwise(argv))
-    name = values.get("--ckpt_path", "")
-    file = Path(name)
-    if name in ("", "null") or "://" in name:
-        return
-    if not file.exists():
-        beside = [str(other) for other in file.parent.glob("*.ckpt")] if file.parent.is_dir() else []
-        raise MissingInputError(f"--ckpt {name}: there is no such checkpoint or folder{did_you_mean(name, beside)}")
-    if "--config" not in argv and not sets(argv, "data.source"):
+    name = dict(itertools.pairwise(argv)).get("--ckpt_path", "")
+    if name not in ("", "null") and "://" not in name and "--config" not in argv and not sets(argv, "data.source"):
         raise MissingInputError(
-            f"--ckpt {name}: there is no {file.parent.parent / 'config.yaml'} that says how the run was made; give its "
+            f"{name} has no {Path(name).parent.parent / 'config.yaml'} that says how the run was made; give its "
             "config: --config FILE"
         )
 
 
-def _checkpoints_of_resumed(run: Path) -> list[Path]:
-    """Return where a run keeps its checkpoints that resumed another: in the folder of that run."""
-    file = _setting(run / "summary.json", "best", "checkpoint")
-    if not isinstance(file, str):
-        return []
-    # The path is from the folder that the run was started in, which is most often that of `runs`.
-    return [Path(file).parent, run.parent / Path(file).parent.parent.name / Path(file).parent.name]
-
-
 def asks_for_a_trainer(words: Sequence[str]) -> bool:
     """Return whether the arguments of `recommend` contain options of a run, or the config of one."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*words, ""]):
         option, equals, value = word.partition("=")
         if option[2:].partition(".")[0] in RUN_OPTIONS:
             return True
         if option in ("--config", "-c"):
             config = value if equals else following
             # The configs of the package are those of runs.
-            if not Path(config).is_file() or not RUN_OPTIONS.isdisjoint(_content(config)):
+            if not Path(config).is_file() or not RUN_OPTIONS.isdisjoint(content_of(config)):
                 return True
     return False
 
@@ -250,7 +206,7 @@ def _config(value: str, *, refuse_length: bool) -> str:
     # A config may also be a URL or YAML text, which the parser reads itself.
     path = str(find_config(value)) if re.fullmatch(r"[\w./+-]+", value) else value
     _refuse_unreadable(path)
-    model = _content(path).get("model") if refuse_length else None
+    model = content_of(path).get("model") if refuse_length else None
     if isinstance(model, dict) and "max_length" in {*model, *(model.get("init_args") or {})}:
         raise InputError(_REFUSED_LENGTH.format(f"{path}: model.init_args.max_length"))
     return path
@@ -261,7 +217,9 @@ def _refuse_unreadable(path: str) -> None:
     if not Path(path).is_file():
         return
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+        _refuse_key_twice(path, yaml.compose(text, yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""
@@ -272,21 +230,20 @@ def _refuse_unreadable(path: str) -> None:
         raise InputError(f"config {path} has a {kind} at its top, expected keys such as data and model")
 
 
-def _content(config: str) -> dict[str, object]:
-    """Return the content of a config file; empty if it cannot be read, which the parser then reports."""
-    try:
-        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _setting(file: Path, *keys: str) -> object:
-    """Return a value inside nested mappings of a YAML or JSON file; None if the file does not have it."""
-    found: object = _content(str(file))
-    for key in keys:
-        found = found.get(key) if isinstance(found, dict) else None
-    return found
+def _refuse_key_twice(path: str, node: yaml.Node | None) -> None:
+    """Refuse a mapping with a key that occurs twice, of which YAML would keep the last."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    lines: dict[str, int] = {}
+    for key, value in pairs:
+        line = key.start_mark.line + 1
+        if key.value in lines:
+            raise InputError(
+                f"config {path} line {line} sets {key.value} again, which line {lines[key.value]} sets: leave one out"
+            )
+        lines[str(key.value)] = line
+        _refuse_key_twice(path, value)
+    for item in node.value if isinstance(node, yaml.SequenceNode) else []:
+        _refuse_key_twice(path, item)
 
 
 def _protocol(value: str) -> str:
@@ -300,15 +257,15 @@ def _protocol(value: str) -> str:
     return json.dumps(to_spec(whole[value]())) if value in whole else value
 
 
-def _resume_point_of_slurm_job() -> list[str]:
+def _resume_point_of_slurm_job(runs: Path) -> list[str]:
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
         return []
     from seqrec.runs.job import folder_of_slurm_job
 
-    folder = folder_of_slurm_job(RUNS, job)
+    folder = folder_of_slurm_job(runs, job)
     if folder is None or not (folder / LAST).is_file():
-        sys.stderr.write(f"SLURM restarted job {job}, which left no resume point below {RUNS}: this is a new run\n")
+        sys.stderr.write(f"SLURM restarted job {job}, which left no resume point below {runs}: this is a new run\n")
         return []
     sys.stderr.write(f"SLURM restarted job {job}: it resumes from {folder / LAST}\n")
     return [str(folder / LAST)]

@@ -104,8 +104,9 @@ def _run(words: list[str]) -> None:
     else:
         function = pkgutil.resolve_name(command.function)
         argv = expand(name, arguments, checkpoint="--ckpt")
+        as_typed = "--ckpt_path" if any(word.startswith("--ckpt_path") for word in arguments) else "--ckpt"
         with classes_of_the_user():
-            call(name, function, argv, positional=command.positional, note=command.note)
+            call(name, function, argv, positional=command.positional, note=command.note, as_typed=as_typed)
 
 
 def command_named(words: Sequence[str]) -> str:

@@ -31,6 +31,17 @@ KINDS = {
 }
 # Config key -> the classes that it takes, which share no base.
 CHOICES = {"sessions": ("seqrec.InMemoryStore", "seqrec.SQLiteStore", "seqrec.RedisStore")}
+# Command -> one that has all that is required, without `seqrec`.
+EXAMPLES = {
+    "prepare": "prepare --config quickstart",
+    "fit": "fit --config quickstart",
+    **{command: f"{command} --ckpt last" for command in ("validate", "test", "predict", "recommend", "serve")},
+    "tune": "tune lr --config quickstart",
+    "sweep": "sweep --config sweep/quickstart",
+    "compare": "compare runs/a/version_0 runs/b/version_0",
+    "inspect": "inspect stores/mine",
+    "report": "report runs/paper",
+}
 # Messages of jsonargparse for a name or a path that is no class of the kind that a key takes.
 UNKNOWN_CLASS = (
     r"Expected a dot import path string: (\S+)|given class_path '([^']+)':\s+module \S+ has no attribute|"
@@ -61,9 +72,9 @@ def refusal_in_one_line(message: str, parser: ArgumentParser, error: BaseExcepti
     path = re.search(UNKNOWN_CLASS, message, re.DOTALL)
     if key and path:
         return _unknown_class(key[1], next(group for group in path.groups() if group))
-    missing = re.fullmatch(r"the following arguments are required: (\w+)", message)
+    missing = re.fullmatch(r"the following arguments are required: ([\w., ]+)", message)
     if missing:
-        return _missing_argument(missing[1])
+        return _missing_arguments(missing[1].split(", "), parser)
     lines = [line.strip(" -") for line in message.splitlines()]
     return " ".join(line for line in lines if line and "<class 'NoneType'>" not in line)
 
@@ -119,15 +130,24 @@ def _unknown_class(key: str, path: str) -> str:
     return f"{key}: unknown class {path!r}{allowed}, or the import path of your own{hint}"
 
 
-def _missing_argument(name: str) -> str:
-    """Return a message that names the classes that require the argument; their parsers do not know the keys above."""
+def _missing_arguments(names: list[str], parser: ArgumentParser) -> str:
+    """Return a message that names what is missing, with a command that has it.
+
+    Parsers of a class do not know the keys above their own, so the classes that require an argument are named.
+    """
+    command = getattr(parser, "command", "") or names[0].partition(".")[0]
+    names = [name.removeprefix(f"{command}.") for name in names]
+    required = f"the argument {names[0]!r} is required" if len(names) == 1 else f"{', '.join(names)} are required"
+    given = f"give {' and '.join(f'--{name}' for name in names)}"
+    if command in EXAMPLES:
+        return f"{required}: {given}, here or in --config FILE; for example: seqrec {EXAMPLES[command]}"
     places = [
-        f"--{key}.{name} ({cls.__name__})"
+        f"--{key}.{names[0]} ({cls.__name__})"
         for key in (*KINDS, *CHOICES)
         for cls in classes_of(key)
-        if (parameter := inspect.signature(cls).parameters.get(name)) and parameter.default is parameter.empty
+        if (parameter := inspect.signature(cls).parameters.get(names[0])) and parameter.default is parameter.empty
     ]
-    return f"the argument {name!r} is required: {' or '.join(places) or f'give --{name}'}"
+    return f"{required}: {' or '.join(places) or given}"
 
 
 def _unknown_argument(name: str, parser: ArgumentParser) -> str:

@@ -6,6 +6,7 @@ import itertools
 import sys
 from argparse import HelpFormatter, _HelpAction
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +19,14 @@ from seqrec.aliases import __version__
 from seqrec.cli.arguments import (
     as_prediction,
     expand,
-    refuse_missing_checkpoint,
+    refuse_missing_config,
     refuse_slurm_without_srun,
     sets,
     with_default_classes,
 )
 from seqrec.cli.help import short_help
 from seqrec.cli.parsing import ArgumentParser, with_names
+from seqrec.cli.run_config import KEY as RUN_KEY
 from seqrec.cli.trust import classes_of_the_user, only_trusted_classes
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.errors import InputError
@@ -37,6 +39,7 @@ from seqrec.experiments.tuning import find_batch_size, find_lr
 from seqrec.files import synchronise
 from seqrec.inference import RecommendationWriter
 from seqrec.models import Baseline, Popularity, Recommender, SequentialRecommender, evaluate
+from seqrec.runs import RunFolder
 from seqrec.runs.callbacks import (
     BestCheckpoint,
     EncoderCompile,
@@ -104,7 +107,17 @@ class Trainer(pl.Trainer):
 
 
 class SavedConfig(SaveConfigCallback):
-    """Lightning's callback that writes `config.yaml` into the run's folder, flushed to disk like the checkpoints."""
+    """Writes `config.yaml` into the run's folder, flushed to disk like the checkpoints, and into each of these."""
+
+    @cached_property
+    def _text(self) -> str:
+        return str(self.parser.dump(self.config, skip_none=False))
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the config, and the folder that its relative paths are from."""
+        checkpoint[RUN_KEY] = {"config": self._text, "folder": str(Path.cwd())}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write the file."""
@@ -234,7 +247,11 @@ class SeqrecCLI(LightningCLI):
         """Build the trainer without those of our callbacks that its other settings exclude."""
         if config.get("enable_checkpointing") is False or config.get("barebones"):
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
-        if config.get("logger") is False:
+        loggers = config.get("logger")
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            if isinstance(logger, RunFolder) and config.get("default_root_dir"):
+                logger.move_into(Path(config["default_root_dir"]))
+        if loggers is False:
             # The config is written into the working folder, perhaps a second time.
             self.save_config_kwargs = {**self.save_config_kwargs, "overwrite": True}
         if not config.get("barebones"):
@@ -346,7 +363,7 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
     named = name or next((word for word in words if word == "fit"), None)
     given = with_names(words, positional)
     argv = expand(named, given, checkpoint="--ckpt_path")
-    refuse_missing_checkpoint(argv)
+    refuse_missing_config(argv)
     if name == "prepare" and not sets(argv, "model"):
         argv = ["--model", "Popularity", *argv]
     argv = with_default_classes(argv)

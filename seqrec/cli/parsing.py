@@ -15,6 +15,7 @@ import jsonargparse
 
 from seqrec.aliases import __version__
 from seqrec.cli.errors import refusal_in_one_line
+from seqrec.errors import MissingInputError
 from seqrec.specs import classes_in, from_spec
 
 FLAGS = ("-h", "--debug", "--help", "--help_all", "--print_config", "--version")
@@ -22,6 +23,9 @@ FLAGS = ("-h", "--debug", "--help", "--help_all", "--print_config", "--version")
 
 class ArgumentParser(jsonargparse.ArgumentParser):
     """Parser that refuses in one line, with what is allowed."""
+
+    # The command, for examples in refusals.
+    command = ""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the reason and exit with status 2."""
@@ -84,15 +88,18 @@ def call(
     *,
     positional: str | None = None,
     note: str | None = None,
+    as_typed: str = "--ckpt",
 ) -> None:
     """Call a function with arguments from the command line.
 
     The function's signature and docstring describe the options, which are `words`, with underscores. A parameter that
-    is a dataclass is given by its fields. See `Command` for the other arguments.
+    is a dataclass is given by its fields. `as_typed` is the user's name of the option of the checkpoint. See `Command`
+    for the other arguments.
     """
     usage = f"seqrec {name} {positional.upper() + ' ' if positional else ''}[options]"
     about = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
     parser = ArgumentParser(usage=usage, description=about, epilog=note, version=__version__, allow_abbrev=False)
+    parser.command = name
     parser.add_argument("--config", action="config", help="YAML file with the options")
     parser.add_argument("--trust", help="packages whose classes a checkpoint may name, separated by commas")
     hints = get_type_hints(function)
@@ -108,4 +115,8 @@ def call(
     objects = {key: cls(**{field.name: values.pop(field.name) for field in fields(cls)}) for key, cls in groups.items()}
     # The parser would hide why a class that is one of several could not be built.
     built = {key: from_spec(value, tuple(classes_in(hints[key])) or object) for key, value in values.items()}
-    function(**built, **objects)
+    try:
+        function(**built, **objects)
+    except MissingInputError as error:
+        text = str(error)
+        raise MissingInputError(f"{as_typed} {text[5:]}" if text.startswith("ckpt=") else text) from error

@@ -49,7 +49,7 @@ class RecMamba(SequenceEncoder):
         blocks = [
             [
                 make_mixer(mixer, d_model, d_state=d_state, d_conv=d_conv, expand=expand),
-                FeedForward(d_model, d_hidden=d_feedforward, dropout=dropout),
+                FeedForward(d_model, d_feedforward=d_feedforward, dropout=dropout),
             ]
             for _ in range(num_layers)
         ]

@@ -54,7 +54,7 @@ class SASRec(SequenceEncoder):
         blocks = [
             [
                 CausalSelfAttention(d_model, num_heads=num_heads, dropout=dropout, rotary=rotary),
-                FeedForward(d_model, d_hidden=d_feedforward, dropout=dropout),
+                FeedForward(d_model, d_feedforward=d_feedforward, dropout=dropout),
             ]
             for _ in range(num_layers)
         ]

@@ -15,6 +15,7 @@ from seqrec.models import Recommender
 from seqrec.models.trained_on import CHECKPOINT_KEY, check_same_log
 from seqrec.registry import class_from_file, trusting
 from seqrec.runs.checkpoints import all_finite, read_checkpoint
+from seqrec.runs.finding import find_checkpoint
 
 
 def load(
@@ -30,7 +31,8 @@ def load(
     seqrec, those that you have imported, and those of packages that you trust are used.
 
     Args:
-        ckpt: A checkpoint written by `seqrec fit`, or by a trainer with a `SequenceDataModule`.
+        ckpt: A checkpoint written by `seqrec fit`, or by a trainer with a `SequenceDataModule`; a run's folder, a
+            folder of runs, or `last`, for the best checkpoint of the run that started last; `best` or `hpc`.
         store: Folder of the event store that the model was trained on; None is the folder that it had then.
         device: Device of the model.
         trust: Packages whose classes the checkpoint may name, such as ["mypackage"]; their modules are imported.
@@ -70,7 +72,7 @@ def load_with_store(
     trust: Iterable[str] = (),
 ) -> tuple[Recommender, EventStore]:
     """Return the model that `load` returns, and the event store that it was trained on."""
-    path = Path(ckpt)
+    path = Path(find_checkpoint(str(ckpt)))
     record = _record(path)
     try:
         with trusting(trust):

@@ -159,6 +159,15 @@ def read_checkpoint(
     return content
 
 
+def peek(path: Path) -> dict[str, Any]:
+    """Return the entries of a checkpoint, whose tensors stay in the file, unverified; nothing if it is damaged."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # damage can raise anything
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _verify(path: Path) -> None:
     """Refuse a file that was changed after it was written."""
     try:

@@ -6,8 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+from seqrec.runs.finding import RUNS, record_start
 
 
 class RunFolder(CSVLogger):
@@ -16,7 +19,7 @@ class RunFolder(CSVLogger):
     The folder is created when its number is chosen: runs that start at the same time get folders of their own.
 
     Args:
-        save_dir: Folder of all runs.
+        save_dir: Folder of all runs. The command line puts the default into `trainer.default_root_dir`.
         name: Folder within it for runs of one kind; empty for none.
         version: Number of the run, or the name of its folder; None is the next free number.
         tensorboard: Whether TensorBoard's files are written too.
@@ -32,7 +35,7 @@ class RunFolder(CSVLogger):
 
     def __init__(
         self,
-        save_dir: str = "runs",
+        save_dir: str = str(RUNS),
         *,
         name: str = "",
         version: int | str | None = None,
@@ -41,6 +44,21 @@ class RunFolder(CSVLogger):
         super().__init__(save_dir, name=name, version=version)
         self.tensorboard = tensorboard
         self._boards = 0
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer of `metrics.csv`; the first call creates the folder, and records when the run started."""
+        new = self._experiment is None
+        writer = super().experiment
+        if new:
+            record_start(Path(self.log_dir), Path(self.save_dir))
+        return writer
+
+    def move_into(self, root: Path) -> None:
+        """Put the default folder of runs into another folder, before the run has one; a chosen `save_dir` stays."""
+        if Path(self.save_dir) == RUNS:
+            self._save_dir = str(root / RUNS)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:

@@ -60,7 +60,7 @@ def test_inspect_fails_on_a_damaged_store(store: Path, capsys: pytest.CaptureFix
         (("inspect", "nowhere"), "error: no event store at nowhere"),
         (("inspect", "a", "--verfy", "true"), "error: unknown argument 'verfy'; did you mean verify?"),
         (("inspect", "a", "b"), "error: unknown argument 'b'; allowed here: config, json"),
-        (("inspect",), "error: the argument 'store' is required: give --store"),
+        (("inspect",), "error: the argument 'store' is required: give --store, here"),
         (("fitt",), "error: unknown command 'fitt'; known: prepare, fit, "),
         (
             ("benchmark", "dat"),

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from small_runs import SMALL, refusal, write_config
 
@@ -41,12 +42,15 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path("nested").mkdir()
         Path("bad.yaml").write_text("data: [unclosed\n")
         Path("tabs.yaml").write_text("data:\n\tmax_length: 3\n")
+        Path("twice.yaml").write_text("data: {batch_size: 2}\nmodel:\n  d_model: 8\n  dropout: 0\n  d_model: 16\n")
         Path("list.yaml").write_text("- a\n- b\n")
         Path("empty.yaml").write_text("")
         Path("typo.yaml").write_text(yaml.safe_dump({"dta": {"max_length": 3}}))
         Path("block.csv").write_text("1,x\n")
         shutil.copy("runs/version_0/checkpoints/best.ckpt", "alone.ckpt")
         Path("cut.ckpt").write_bytes(Path("alone.ckpt").read_bytes()[:3000])
+        content = torch.load("alone.ckpt", weights_only=True)
+        torch.save({key: value for key, value in content.items() if key != "seqrec_run"}, "no_config.ckpt")
         Path("weights.ckpt").write_text("not a checkpoint")
         other = LOG.replace(",8,", ",80,")
         Path("other.csv").write_text(other)
@@ -100,6 +104,8 @@ FIT = {
     "no YAML": ["--config", "bad.yaml"],
     "tabs": ["--config", "tabs.yaml"],
     "a list": ["--config", "list.yaml"],
+    "a key twice": [*RUN, "--config", "twice.yaml"],
+    "nothing": [],
     "a folder as config": ["--config", "nested"],
     "misspelt key": [*RUN, "--config", "typo.yaml"],
     "misspelt model": [*RUN, "--model", "SASrec"],
@@ -141,7 +147,7 @@ TEST = {
     "no checkpoint": RUN,
     "misspelt checkpoint": ["--ckpt", "runs/version_0/checkpoints/bset.ckpt"],
     "no such run": ["--ckpt", "runs/version_9"],
-    "a checkpoint without its config": ["--ckpt", "alone.ckpt"],
+    "a checkpoint without its config": ["--ckpt", "no_config.ckpt"],
     "half a checkpoint": [*RUN, "--ckpt", "cut.ckpt"],
     "no checkpoint at all": [*RUN, "--ckpt", "weights.ckpt"],
     "an empty folder": ["--ckpt", "nested"],
@@ -171,6 +177,7 @@ TEST = {
 CKPT = ["--ckpt", "runs/version_0/checkpoints/best.ckpt"]
 TOP = ["--top_k", "3"]
 RECOMMEND = {
+    "nothing": [],
     "no checkpoint": ["--output", "r"],
     "misspelt checkpoint": ["--ckpt", "runs/version_0/checkpoints/bset.ckpt", "--output", "r"],
     "half a checkpoint": ["--ckpt", "cut.ckpt", "--output", "r"],
@@ -260,6 +267,13 @@ def test_a_mistake_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], wo
         ("prepare", "no times", "timestamp to null"),
         ("fit", "no YAML", "config bad.yaml line 2 is no YAML"),
         ("fit", "tabs", "config tabs.yaml line 2 is no YAML"),
+        ("fit", "a key twice", "config twice.yaml line 5 sets d_model again, which line 3 sets: leave one out"),
+        (
+            "fit",
+            "nothing",
+            "data.source, model are required: give --data.source and --model, here or in --config FILE; for example: ",
+        ),
+        ("recommend", "nothing", "ckpt, output are required: give --ckpt and --output, here"),
         ("fit", "a list", "config list.yaml has a list"),
         ("fit", "Lightning's option of the optimizer", "--model.optimizer, one of Adam, AdamW"),
         ("fit", "misspelt metric", "did you mean val_NDCG@10?"),

@@ -19,6 +19,8 @@ import seqrec.models
 from seqrec.encoders import ENCODERS
 from seqrec.encoders.contract import check_causality, check_padding, cut
 from seqrec.encoders.layers import MIXERS
+from seqrec.encoders.layers.attention import CausalSelfAttention
+from seqrec.encoders.layers.positionwise import FeedForward, TokenGate
 from seqrec.errors import InputError
 from seqrec.specs import from_spec, to_spec
 from seqrec.types import History
@@ -28,6 +30,32 @@ REPOSITORY = Path(__file__).parents[2]
 every_encoder = pytest.mark.parametrize("name", list(ENCODERS))
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
 with_and_without_norm = pytest.mark.parametrize("layer_norm", [True, False], ids=["norm", "no-norm"])
+
+
+def sizes(cls: type) -> list[str]:
+    """The arguments of a class that are integers."""
+    hints = typing.get_type_hints(cls.__init__)
+    return [name for name, hint in hints.items() if hint is int or int in typing.get_args(hint)]
+
+
+# Layers whose sizes an encoder may set, with what else they need.
+LAYERS = {FeedForward: {"d_model": 8}, TokenGate: {"d_model": 8, "num_experts": 2}}
+LAYERS |= {CausalSelfAttention: {"d_model": 8, "num_heads": 2}, **{mixer: {"d_model": 8} for mixer in MIXERS.values()}}
+SIZES = [(cls, {}, size) for cls in (ENCODERS[name] for name in ENCODERS) for size in sizes(cls)]
+SIZES += [(cls, others, size) for cls, others in LAYERS.items() for size in sizes(cls)]
+
+
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize(("cls", "others", "size"), SIZES)
+def test_a_size_that_is_not_positive_is_refused_by_name(cls: type, others: dict[str, int], size: str, value: int):
+    with pytest.raises(InputError, match=rf"\b{size}={value}\b"):
+        cls(**{**others, size: value})
+
+
+def test_the_sizes_are_found():
+    found = {(cls.__name__, size) for cls, _, size in SIZES}
+    assert {("SASRec", "num_heads"), ("SASRec", "d_feedforward"), ("TokenGate", "num_experts")} <= found
+    assert {("MambaRec", "d_state"), ("GRU4Rec", "num_layers")} <= found
 
 
 @pytest.fixture(

@@ -96,7 +96,7 @@ def test_weights_that_are_not_finite_are_refused(folder: Path, tmp_path: Path):
 
 
 def test_what_is_no_checkpoint_is_refused(folder: Path, tmp_path: Path):
-    with pytest.raises(MissingInputError, match=r"there is no checkpoint .*nowhere\.ckpt"):
+    with pytest.raises(MissingInputError, match=r"ckpt=.*nowhere\.ckpt: there is no such checkpoint"):
         load(tmp_path / "nowhere.ckpt")
     whole = (folder / "model.ckpt").read_bytes()
     for content in (b"", b"no checkpoint", whole[: len(whole) // 2]):

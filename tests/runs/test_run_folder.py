@@ -52,7 +52,7 @@ def test_without_tensorboard_there_is_no_file_of_it(tmp_path: Path):
     logger = RunFolder(str(tmp_path), tensorboard=False)
     logger.log_metrics({"loss": 0.5}, step=1)
     logger.finalize("success")
-    assert [file.name for file in (tmp_path / "version_0").iterdir()] == ["metrics.csv"]
+    assert {file.name for file in (tmp_path / "version_0").iterdir()} == {"metrics.csv", ".started"}
 
 
 def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

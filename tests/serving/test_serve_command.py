@@ -40,7 +40,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     ("words", "message"),
     [
         ((), "the argument 'ckpt' is required: give --ckpt"),
-        (("--ckpt", "gone.ckpt", "--port", "0"), "there is no checkpoint gone.ckpt"),
+        (("--ckpt", "gone.ckpt", "--port", "0"), "--ckpt gone.ckpt: there is no such checkpoint"),
         (
             ("--ckpt", "c", "--port", "70000"),
             "port=70000 must be between 0, which takes a free one, and 65535",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from seqrec.data.progress import Progress
 from seqrec.data.sources.download import download, extract
-from seqrec.data.sources.source import Source, check_max_bad_share, matching_files, suffix
+from seqrec.data.sources.source import Source, check_max_bad_share, from_here, matching_files, suffix
 from seqrec.errors import InputError, MissingInputError
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ class KuaiRand(Source):
         named = [path] if path.is_file() else matching_files(self.path)
         if not named:
             raise MissingInputError(
-                f"path={self.path!r}: no such file or folder; leave path out to download {self._url}"
+                f"path={self.path!r}: no such file or folder{from_here(self.path)}; leave path out to download "
+                f"{self._url}"
             )
         if self.random and not _is_archive(named[0]):
             raise InputError(

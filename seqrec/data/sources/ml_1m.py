@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.sources.download import download
-from seqrec.data.sources.source import Source, check_max_bad_share
+from seqrec.data.sources.source import Source, check_max_bad_share, from_here
 from seqrec.errors import InputError, MissingInputError
 
 if TYPE_CHECKING:
@@ -68,7 +68,9 @@ class ML1M(Source):
                     return [file]
             raise MissingInputError(f"path={self.path!r}: no {_RATINGS} and no ml-1m.zip in this folder")
         if not path.is_file():
-            raise MissingInputError(f"path={self.path!r}: no such file; leave path out to download {URL}")
+            raise MissingInputError(
+                f"path={self.path!r}: no such file{from_here(self.path)}; leave path out to download {URL}"
+            )
         return [path]
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:

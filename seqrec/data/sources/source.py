@@ -141,8 +141,13 @@ def existing_file(path: str) -> Path:
     """Return `path` as a Path if it is a file."""
     file = Path(path)
     if not file.is_file():
-        raise MissingInputError(f"path={path!r}: no such file")
+        raise MissingInputError(f"path={path!r}: no such file{from_here(path)}")
     return file
+
+
+def from_here(path: str) -> str:
+    """Return where a path that does not exist was looked for, for a message; empty if it is absolute."""
+    return "" if Path(path).is_absolute() else f" in {Path.cwd()}, the working folder"
 
 
 def matching_files(pattern: str) -> list[Path]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
-from seqrec.data.sources.source import Source, check_max_bad_share, matching_files, suffix
+from seqrec.data.sources.source import Source, check_max_bad_share, from_here, matching_files, suffix
 from seqrec.errors import InputError, MissingInputError
 
 if TYPE_CHECKING:
@@ -159,7 +159,9 @@ class Table(Source):
         else:
             found = matching_files(self.path)
             if not found:
-                raise MissingInputError(f"path={self.path!r}: no such file or folder, and no file matches it")
+                raise MissingInputError(
+                    f"path={self.path!r}: no such file or folder{from_here(self.path)}, and no file matches it"
+                )
         # Names that the user wrote are not hidden.
         given = len((path if path.is_dir() else Path(self.path.partition("*")[0])).parts)
         hidden = [file for file in found if any(map(_is_hidden, map(Path, file.parts[given:])))]

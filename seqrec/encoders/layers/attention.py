@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from seqrec.encoders.layers.positions import rotary_turns, rotate
 from seqrec.encoders.layers.streamed import Tensors
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.ops.attention import attention
 from seqrec.ops.dropout import check_share
 
@@ -41,6 +41,7 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, d_model: int, *, num_heads: int, dropout: float = 0.0, rotary: bool = False) -> None:
         super().__init__()
+        check_at_least(1, d_model=d_model)
         if num_heads < 1 or d_model % num_heads:
             divisors = [n for n in range(1, d_model + 1) if d_model % n == 0]
             raise InputError(f"num_heads={num_heads} must divide d_model={d_model}; try one of {divisors[:6]}")

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from seqrec.encoders.layers.dropout import Dropout
 from seqrec.encoders.layers.streamed import Tensors
+from seqrec.errors import check_at_least
 
 
 class FeedForward(nn.Module):
@@ -13,17 +14,22 @@ class FeedForward(nn.Module):
 
     Args:
         d_model: Width D of input and output.
-        d_hidden: Hidden width; None is D, as in SASRec.
+        d_feedforward: Hidden width; None is D, as in SASRec.
         dropout: Share of hidden units, and of outputs, set to 0 in training.
+
+    Raises:
+        InputError: if a width is below 1.
     """
 
-    def __init__(self, d_model: int, *, d_hidden: int | None = None, dropout: float = 0.0) -> None:
+    def __init__(self, d_model: int, *, d_feedforward: int | None = None, dropout: float = 0.0) -> None:
         super().__init__()
+        width = d_model if d_feedforward is None else d_feedforward
+        check_at_least(1, d_model=d_model, d_feedforward=width)
         self.layers = nn.Sequential(
-            nn.Linear(d_model, d_hidden or d_model),
+            nn.Linear(d_model, width),
             nn.ReLU(),
             Dropout(dropout),
-            nn.Linear(d_hidden or d_model, d_model),
+            nn.Linear(width, d_model),
             Dropout(dropout),
         )
 
@@ -47,10 +53,14 @@ class TokenGate(nn.Module):
     Args:
         d_model: Width D of the input.
         num_experts: E.
+
+    Raises:
+        InputError: if a size is below 1.
     """
 
     def __init__(self, d_model: int, num_experts: int) -> None:
         super().__init__()
+        check_at_least(1, d_model=d_model, num_experts=num_experts)
         self.projection = nn.Linear(d_model, num_experts)
 
     def forward(self, x: Tensor) -> Tensor:

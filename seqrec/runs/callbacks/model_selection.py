@@ -106,15 +106,22 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         **others: Any,
     ) -> None:
         super().__init__(dirpath, filename, monitor=monitor, mode=mode_of(monitor, mode), **others)
+        self._fitting = True
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check the metric before a fit."""
-        if stage == "fit":
+        self._fitting = stage == "fit"
+        if self._fitting:
             check_monitor(self.monitor, trainer, pl_module)
         super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score and files if the best file is in this callback's folder, and of the same metric."""
+        """Restore the best score and files if the best file is in this callback's folder, and of the same metric.
+
+        Commands other than `fit` save no checkpoint, and restore nothing.
+        """
+        if not self._fitting:
+            return
         if state_dict.get("monitor", self.monitor) != self.monitor:
             rank_zero_info(f"checkpoint: the best epoch by {self.monitor} is searched from here on")
             return

@@ -6,7 +6,7 @@ from seqrec.encoders.layers import FeedForward, TokenGate
 
 
 def test_feed_forward_equals_its_equation():
-    layer = FeedForward(4, d_hidden=6, dropout=0.5).eval()
+    layer = FeedForward(4, d_feedforward=6, dropout=0.5).eval()
     first, last = layer.layers[0], layer.layers[3]
     x = torch.randn(2, 3, 4)
     hidden = (x @ first.weight.T + first.bias).clamp_min(0)
@@ -19,9 +19,9 @@ def test_each_position_is_mapped_by_itself():
     torch.testing.assert_close(layer(x[:, 1:2]), layer(x)[:, 1:2])
 
 
-def test_dropout_falls_on_outputs_and_hidden_units_in_training():
+def test_dropout_falls_on_outputs_and_feedforward_units_in_training():
     torch.manual_seed(0)
-    layer = FeedForward(1, d_hidden=50, dropout=0.5).train()
+    layer = FeedForward(1, d_feedforward=50, dropout=0.5).train()
     out = layer(torch.ones(100, 2, 1))
     assert 0.3 < (out == 0).float().mean() < 0.7
     # Outputs that are kept still differ, by the hidden units behind them.

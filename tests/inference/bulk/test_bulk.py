@@ -228,10 +228,11 @@ def test_the_command_line_takes_dashes_and_a_search(ckpt: Path, capsys: pytest.C
 
 def test_the_command_line_refuses_in_one_line(ckpt: Path, capsys: pytest.CaptureFixture[str]):
     for words, message in (
-        (("--output", "recs"), "error: the argument 'ckpt' is required: give --ckpt\n"),
+        (("--output", "recs"), "error: the argument 'ckpt' is required: give --ckpt, here or in"),
         (("--ckpt", "x", "--output", "y", "--tpo-k", "5"), "unknown argument 'tpo_k'; did you mean top_k?"),
         (("--ckpt", "x", "--output", "y", "--search", "Faiss"), "known: ExactSearch, FaissSearch"),
-        (("--ckpt", "x", "--output", "y"), "error: there is no checkpoint x"),
+        (("--ckpt", "x", "--output", "y"), "error: --ckpt x: there is no such checkpoint"),
+        (("--ckpt_path", "x", "--output", "y"), "error: --ckpt_path x: there is no such checkpoint"),
     ):
         with pytest.raises(SystemExit, match="2"):
             main(("recommend", *words))

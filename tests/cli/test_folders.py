@@ -1,0 +1,78 @@
+"""Runs in another folder: where they are written, and used from."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from small_runs import FIT, SMALL, checkpoint, metrics, refusal, write_config
+
+import seqrec
+from seqrec.cli import main
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["seqrec"])
+    write_config()
+
+
+def test_runs_are_below_the_root_folder_and_found_there():
+    root = ["--trainer.default_root_dir", "D"]
+    main([*FIT, *root])
+    assert not Path("runs").exists()
+    assert Path("D/runs/version_0/config.yaml").is_file()
+    main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "3", *root])
+    main(["test", "--ckpt_path", "last", *root])
+    assert not Path("runs").exists()
+    assert Path("D/runs/version_2/test_metrics.json").is_file()
+    # The second run keeps its checkpoints in the folder of the first.
+    for name in ("D", "D/runs/version_0", "D/runs/version_1", "D/runs/version_0/checkpoints/best.ckpt"):
+        assert seqrec.load(name).title == "GRU4Rec"
+
+
+def test_a_folder_that_is_chosen_for_runs_stays():
+    main([*FIT, "--trainer.default_root_dir", "D", "--trainer.logger.save_dir", "mine"])
+    assert Path("mine/version_0/checkpoints/best.ckpt").is_file()
+
+
+@pytest.mark.parametrize("loss", ["missing", "empty"])
+def test_a_run_whose_config_is_lost_is_resumed_and_tested(loss: str, capsys: pytest.CaptureFixture[str]):
+    main(FIT)
+    config = Path("runs/version_0/config.yaml")
+    config.unlink() if loss == "missing" else config.write_text("")
+    main(["test", "--ckpt", "runs/version_0"])
+    assert "the config in runs/version_0/checkpoints/best.ckpt is used" in capsys.readouterr().err
+    assert metrics("runs/version_1") == metrics("runs/version_0")
+    # The command that a killed run prints.
+    last = "runs/version_0/checkpoints/last.ckpt"
+    main(["fit", "--config", str(config), "--ckpt_path", last, "--trainer.max_epochs", "3"])
+    assert checkpoint()["epoch"] == 2
+
+
+def test_a_run_is_used_from_another_folder(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    Path("log.csv").write_text(
+        "user_id,item_id,timestamp\n" + "".join(f"{u},{(u + t) % 9},{t}\n" for u in range(6) for t in range(6))
+    )
+    source = {"class_path": "Table", "init_args": {"path": "log.csv"}}
+    write_config(data=SMALL["data"] | {"source": source})
+    main(FIT)
+    here = Path.cwd()
+    Path("other").mkdir()
+    monkeypatch.chdir("other")
+    main(["test", "--ckpt", "../runs/version_0"])
+    assert f"the run was started in {here}" in capsys.readouterr().err
+    assert metrics("runs/version_0") == metrics("../runs/version_0")
+    assert not Path("stores").exists()
+    # Without its store the run's log is prepared again.
+    shutil.move(here / "stores", here / "gone")
+    main(["test", "--ckpt", "../runs/version_0"])
+    assert metrics("runs/version_1") == metrics("../runs/version_0")
+    (here / "log.csv").unlink()
+    shutil.rmtree("stores")
+    message = refusal(capsys, "test", "--ckpt", "../runs/version_0")
+    assert f"path='log.csv': no such file or folder in {Path.cwd()}, the working folder" in message

@@ -1,0 +1,113 @@
+"""A failure is one line: whose it is, what to change, and where its traceback is."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_runs import write_config
+
+from seqrec.cli.last_net import HINTS, PACKAGE, is_ours, line_and_status
+
+# For each hint, messages that need it, and one with the same words that does not.
+MESSAGES = {
+    "--trainer.accelerator cpu": (
+        ["No supported gpu backend found!", "Torch not compiled with CUDA enabled", "No CUDA GPUs are available"],
+        "the column cuda is not available in log.csv",
+    ),
+    "--data.batch_size": (["CUDA out of memory. Tried 2 GiB", "can't allocate memory: you tried"], "out_of_memory.csv"),
+    "--trainer.gradient_clip_algorithm": (
+        ["`gradient_clip_algorithm` l2 is invalid. Allowed algorithms: ['value', 'norm']."],
+        "gradient_clip_val -1 must be positive",
+    ),
+    "--seed_everything": (
+        ["-1 is not in bounds, numpy accepts from 0 to 4294967295", "Invalid seed specified via PL_GLOBAL_SEED: 'x'"],
+        "index 7 is not in bounds: the seed of this range is an integer",
+    ),
+    "--trainer.val_check_interval": (
+        ["`val_check_interval` (1000) must be less than or equal to the number of the training batches (4)."],
+        "val_check_interval is given twice",
+    ),
+    "--trainer.devices": (
+        [
+            "You requested gpu: [3] But your machine only has: [0]",
+            "`devices` selected with `CPUAccelerator` should be an int > 0.",
+        ],
+        "Expected all tensors to be on the same device, but found at least two devices, cpu and cuda:0",
+    ),
+}
+
+
+@pytest.mark.parametrize("hint", MESSAGES)
+def test_a_hint_is_given_to_its_messages_alone(hint: str):
+    theirs, not_theirs = MESSAGES[hint]
+    for message in theirs:
+        line, status = line_and_status(RuntimeError(message))
+        assert hint in line
+        assert status == 1
+    line, _ = line_and_status(RuntimeError(not_theirs))
+    assert not any(each in line for each in MESSAGES)
+
+
+def test_every_hint_is_tested():
+    assert len(HINTS) == len(MESSAGES)
+    assert all(any(words in hint for _, hint in HINTS) for words in MESSAGES)
+
+
+def raised_in(file: Path) -> BaseException:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("raise KeyError('x')\n")
+    with pytest.raises(KeyError) as caught:
+        runpy.run_path(str(file))
+    return caught.value
+
+
+def test_a_file_is_ours_by_its_folder(tmp_path: Path):
+    # A user's project may have our name, too.
+    error = raised_in(tmp_path / "seqrec/encoders/mine.py")
+    assert not is_ours(error)
+    assert "This is a bug" not in line_and_status(error)[0]
+    with pytest.raises(KeyError) as caught:
+        exec(compile("raise KeyError('x')", str(PACKAGE / "models/sequential.py"), "exec"))
+    assert is_ours(caught.value)
+    assert "This is a bug" in line_and_status(caught.value)[0]
+
+
+def test_the_traceback_is_in_the_folder_of_the_run(tmp_path: Path):
+    error = raised_in(tmp_path / "mine.py")
+    error.run_folder = str(tmp_path)
+    line, _ = line_and_status(error)
+    assert line.endswith(f"(traceback: {tmp_path}/traceback.txt)")
+    assert "KeyError: 'x'" in (tmp_path / "traceback.txt").read_text()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_without_a_place_for_the_traceback_the_line_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    assert line_and_status(ValueError("odd"))[0] == "odd (traceback: by --debug)"
+
+
+def test_the_guide_names_debug():
+    guide = (PACKAGE.parent / "notebooks/guide/training.md").read_text()
+    assert re.search(r"`--debug`.* prints the traceback", guide)
+
+
+@pytest.mark.process
+def test_warnings_as_errors_end_no_command(tmp_path: Path):
+    write_config(tmp_path)
+    for words in (
+        ["fit", "--config", "small.yaml"],
+        ["fit", "--ckpt_path", "last", "--trainer.max_epochs", "3"],
+        ["test", "--ckpt", "last"],
+        ["predict", "--ckpt", "last", "--trainer.devices", "1"],
+    ):
+        command = [sys.executable, "-W", "error", "-m", "seqrec", *words]
+        environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+        environment.pop("JSONARGPARSE_DEPRECATION_WARNINGS", None)
+        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert run.returncode == 0, run.stderr
