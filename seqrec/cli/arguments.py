@@ -59,6 +59,8 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
         value = value if equals else waiting.popleft()
         if option == "--ckpt":
             value = find_checkpoint(value, to_resume=name == "fit")
+            # The parser would take such a name for an option.
+            value = f"./{value}" if value.startswith("-") else value
         elif option == "--config":
             value = _config(value, refuse_length=is_run)
         elif option == "--protocol" and is_run:

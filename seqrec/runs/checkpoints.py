@@ -80,6 +80,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 return found
             raise
 
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Delete a file; its path may be from the callback state of a checkpoint, so no folder and no URL is deleted.
+
+        Raises:
+            CheckpointError: if the path leads upwards.
+        """
+        if ".." in Path(path).parts:
+            raise CheckpointError(f"{path} is to be deleted, but leads out of the folder of checkpoints; nothing is")
+        if Path(path).is_file():
+            Path(path).unlink()
+
 
 class UseAtomicCheckpoints(pl.Callback):
     """Makes a trainer use `AtomicCheckpointIO`, unless the user chose another checkpoint plugin."""
@@ -89,6 +100,9 @@ class UseAtomicCheckpoints(pl.Callback):
         # Strategies that write folders, or files of their own, do not use it.
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO(lambda: trainer.state.fn == TrainerFn.FITTING)
+        elif not isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO) and trainer.ckpt_path is not None:
+            # Another plugin may not verify it, and may run code from it.
+            read_checkpoint(Path(trainer.ckpt_path), mapped=True)
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
