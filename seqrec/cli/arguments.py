@@ -58,9 +58,7 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
             continue
         value = value if equals else waiting.popleft()
         if option == "--ckpt":
-            value = find_checkpoint(value, to_resume=name == "fit")
-            # The parser would take such a name for an option.
-            value = f"./{value}" if value.startswith("-") else value
+            value = _plain(find_checkpoint(value, to_resume=name == "fit"))
         elif option == "--config":
             value = _config(value, refuse_length=is_run)
         elif option == "--protocol" and is_run:
@@ -76,16 +74,21 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
         return argv
     run = Path(given["--ckpt"][0]).parent.parent
     if is_run and (run / "config.yaml").is_file():
-        argv = ["--config", str(run / "config.yaml"), *argv]
+        argv = ["--config", _plain(str(run / "config.yaml")), *argv]
     elif name in ("recommend", "predict") and not is_run:
         if not given["--output"]:
-            argv += ["--output", str(run / "recommendations")]
+            argv += ["--output", _plain(str(run / "recommendations"))]
         if not given["--filter_seen"] and _kept_seen(run):
             sys.stderr.write(
                 "note: the run was evaluated with seen items (protocol.filter_seen: false), but items of the users' "
                 "histories are left out here; --filter-seen false recommends them too\n"
             )
     return argv
+
+
+def _plain(path: str) -> str:
+    """Return a path that no parser takes for an option (-x), a comment (#x) or the home folder (~)."""
+    return path if re.match(r"[\w./]", path) or not path else f"./{path}"
 
 
 def _new_version(given: Mapping[str, Sequence[str]]) -> list[str]:

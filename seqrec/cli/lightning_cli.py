@@ -25,7 +25,7 @@ from seqrec.cli.arguments import (
 )
 from seqrec.cli.help import short_help
 from seqrec.cli.parsing import ArgumentParser, with_names
-from seqrec.cli.trust import classes_of_the_user, only_trusted_classes
+from seqrec.cli.trust import classes_of_the_user, name_a_config, only_trusted_classes
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.errors import InputError
 from seqrec.evaluation.protocols import FullRanking, Protocol
@@ -351,7 +351,7 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
         argv = ["--model", "Popularity", *argv]
     argv = with_default_classes(argv)
     # A config beside a checkpoint may be of others, like the checkpoint itself.
-    named_by_user = name is None or any(word.partition("=")[0] in ("--config", "-c") for word in words)
+    named_by_user = name is None or name_a_config(words)
     classes = classes_of_the_user() if named_by_user else only_trusted_classes(words)
     argv = argv if name is None else [name, *argv]
     # Lightning starts the other processes of a job with the words of this one.

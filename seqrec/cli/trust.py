@@ -6,13 +6,16 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jsonargparse
-from jsonargparse import _common, _util
+from jsonargparse import _common, _typehints, _util
 
+from seqrec.cli.parsing import FLAGS
+from seqrec.errors import InputError
 from seqrec.registry import TRUST_VARIABLE, trusted_packages, trusting
 
 # Packages whose classes any config may name. The parser then requires a class of the kind that an argument declares.
@@ -39,14 +42,11 @@ def trust_of(words: Sequence[str]) -> Iterator[list[str]]:
     """
     rest: list[str] = []
     packages: list[str] = []
-    waiting = list(words)
-    while waiting:
-        word = waiting.pop(0)
-        option, equals, value = word.partition("=")
-        if option == OPTION and (equals or waiting):
-            packages += [name.strip() for name in (value if equals else waiting.pop(0)).split(",")]
+    for option, value, given in _pairs(words):
+        if option == OPTION and value:
+            packages += [name.strip() for name in value.split(",")]
         else:
-            rest.append(word)
+            rest += given
     before = os.environ.get(TRUST_VARIABLE)
     with trusting(packages):
         _find_classes_in_working_folder(rest)
@@ -67,8 +67,7 @@ def _find_classes_in_working_folder(words: Sequence[str]) -> None:
     The folder may have come with a checkpoint. Otherwise a file there would stand in for each optional package that is
     not installed, such as `wandb.py`.
     """
-    options = {word.partition("=")[0] for word in words}
-    if (trusted_packages() or _typed(words) or options & {"--config", "-c"}) and os.getcwd() not in sys.path:
+    if (trusted_packages() or _typed(words) or name_a_config(words)) and os.getcwd() not in sys.path:
         # At the end, where it hides no installed package.
         sys.path.append(os.getcwd())
 
@@ -94,37 +93,71 @@ def classes_of_the_user() -> Iterator[None]:
 
 @contextmanager
 def _policy(deny: list[str], allow: list[str], *, only_classes: bool) -> Iterator[None]:
-    before, paths_of = dict(_common.parsing_settings), _util.canonical_import_paths
+    before = dict(_common.parsing_settings), _util.canonical_import_paths, _typehints.adapt_classes_any
     jsonargparse.set_parsing_settings(import_path_denylist=deny, import_path_allowlist=allow)
     if only_classes:
-        jsonargparse.set_parsing_settings(instantiate_subclass_spec_in_any=False)
         named = {*trusted_packages(), *allow} - {*KNOWN_PACKAGES}
-
-        def paths_of_class(obj: Any) -> set[Any]:
-            paths: set[str] = paths_of(obj)
-            if not inspect.isclass(obj) and not any({path, path.partition(".")[0]} & named for path in paths):
-                raise _common.ImportDenied(f"Importing '{min(paths)}' is not allowed, because it is no class")
-            return paths
-
-        # The parser asks it about each object that a value names, before it uses the object.
-        _util.canonical_import_paths = paths_of_class
+        # The parser calls these for each object that a value names, before it uses the object, and for each value of an
+        # argument that declares no class.
+        _util.canonical_import_paths = partial(_paths_of_class, before[1], named)
+        _typehints.adapt_classes_any = partial(_no_object, before[2], named)
     try:
         yield
     finally:
-        _util.canonical_import_paths = paths_of
         _common.parsing_settings.clear()
-        _common.parsing_settings.update(before)
+        _common.parsing_settings.update(before[0])
+        _util.canonical_import_paths, _typehints.adapt_classes_any = before[1:]
+
+
+class _RefusedError(InputError, _common.ImportDenied):
+    def __init__(self, reason: str, path: str) -> None:
+        package = path.partition(".")[0]
+        super().__init__(
+            f"{reason}. If you trust {package}, add --trust {package}, or give the config yourself: --config FILE"
+        )
+
+
+def _paths_of_class(paths_of: Callable[[Any], set[str]], named: Collection[str], obj: Any) -> set[str]:
+    paths = paths_of(obj)
+    if not inspect.isclass(obj) and not any(_is_named(path, named) for path in paths):
+        raise _RefusedError(f"{min(paths)} is no class, but the config of a checkpoint's run names it", min(paths))
+    return paths
+
+
+def _no_object(adapt: Callable[..., Any], named: Collection[str], value: Any, *args: Any) -> Any:
+    path = value.get("class_path") if isinstance(value, (dict, jsonargparse.Namespace)) else None
+    if path is not None and not _is_named(str(path), named):
+        raise _RefusedError(f"the config of a checkpoint's run has {path} for an argument that declares no class", path)
+    return adapt(value, *args)
+
+
+def _is_named(path: str, named: Collection[str]) -> bool:
+    return path in named or path.partition(".")[0] in named
+
+
+def name_a_config(words: Sequence[str]) -> bool:
+    """Return whether the words of a command name a config."""
+    return any(option in ("--config", "-c") for option, _, _ in _pairs(words))
 
 
 def _typed(words: Sequence[str]) -> set[str]:
     """Return the dotted paths that the user typed, other than in names of files."""
-    found: set[str] = set()
-    before = ""
-    for word in words:
-        option, equals, value = word.partition("=")
-        if not word.startswith("-"):
-            option, value = before, word
-        before = "" if equals else option
-        if option not in _FILES:
-            found.update(_PATH.findall(value))
-    return found
+    values = [value for option, value, _ in _pairs(words) if option not in _FILES]
+    return {path for value in values for path in _PATH.findall(value)}
+
+
+def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield each option, its value and both as they were given; a value without an option has an empty option.
+
+    A value may look like an option: the name of a folder, for example, which others may have chosen.
+    """
+    waiting = list(words)
+    while waiting:
+        given = [waiting.pop(0)]
+        option, equals, value = given[0].partition("=")
+        if not option.startswith("-"):
+            option, value = "", given[0]
+        elif not equals and option not in FLAGS and waiting:
+            value = waiting.pop(0)
+            given.append(value)
+        yield option, value, given

@@ -73,9 +73,10 @@ def load_with_store(
     path = Path(ckpt)
     record = _record(path)
     try:
-        with trusting(trust):
+        # Open, because Lightning takes some names for URLs or for other files, such as those with http or ~.
+        with trusting(trust), path.open("rb") as file:
             cls = class_from_file(record["class_path"], (Recommender,))
-            model = cls.load_from_checkpoint(path, map_location=device, weights_only=True).eval()
+            model = cls.load_from_checkpoint(file, map_location=device, weights_only=True).eval()
     except InputError as error:
         raise InputError(f"ckpt={path}: {error}") from error
     except (MemoryError, torch.OutOfMemoryError):

@@ -100,9 +100,6 @@ class UseAtomicCheckpoints(pl.Callback):
         # Strategies that write folders, or files of their own, do not use it.
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO(lambda: trainer.state.fn == TrainerFn.FITTING)
-        elif not isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO) and trainer.ckpt_path is not None:
-            # Another plugin may not verify it, and may run code from it.
-            read_checkpoint(Path(trainer.ckpt_path), mapped=True)
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
