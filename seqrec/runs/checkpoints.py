@@ -81,15 +81,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Delete a file; its path may be from the callback state of a checkpoint, so no folder and no URL is deleted.
-
-        Raises:
-            CheckpointError: if the path leads upwards.
-        """
-        if ".." in Path(path).parts:
-            raise CheckpointError(f"{path} is to be deleted, but leads out of the folder of checkpoints; nothing is")
-        if Path(path).is_file():
-            Path(path).unlink()
+        """Delete a checkpoint file, and nothing else: its path may be from the callback state of a checkpoint."""
+        file = Path(path)
+        if ".." not in file.parts and _is_checkpoint(file):
+            file.unlink()
+        elif os.path.lexists(file):
+            rank_zero_warn(
+                f"{file} is not deleted, though a callback asks for it, because it is no checkpoint file here"
+            )
 
 
 class UseAtomicCheckpoints(pl.Callback):
@@ -168,6 +167,14 @@ def read_checkpoint(
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; it is no checkpoint to resume from")
     assert isinstance(content, dict)
     return content
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except Exception:  # a damaged directory can raise anything
+        return False
 
 
 def _verify(path: Path) -> None:
