@@ -79,12 +79,21 @@ def _build(value: Any, kinds: tuple[type[Any], ...], owner: type[Any] | None = N
     init_args = value.get("init_args", {})
     if not isinstance(init_args, dict):
         raise InputError(f"cannot build {value['class_path']}: its init_args must be a mapping")
-    declared = argument_kinds(cls)
-    arguments = {name: _build(item, declared.get(name, ()), cls) for name, item in init_args.items()}
+    arguments = arguments_from_specs(cls, init_args)
     try:
         return cls(**arguments)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise InputError(f"cannot build {value['class_path']}: {error}") from error
+
+
+def arguments_from_specs(cls: type[Any], init_args: Spec) -> dict[str, Any]:
+    """Return constructor arguments of a class with the objects of their specs, under the same rules as `from_spec`.
+
+    Raises:
+        InputError: if an argument may not be of the class that its spec names.
+    """
+    declared = argument_kinds(cls)
+    return {name: _build(item, declared.get(name, ()), cls) for name, item in init_args.items()}
 
 
 def _undeclared(path: object, owner: type[Any] | None) -> tuple[type[Any], ...]:
@@ -123,7 +132,7 @@ def argument_kinds(cls: type[Any]) -> dict[str, tuple[type[Any], ...]]:
 def classes_in(hint: Any) -> Iterator[type[Any]]:
     """Yield the classes in an annotation, such as `Schedule` in `Schedule | None`; no built-in ones."""
     if isinstance(hint, type) and not get_args(hint):
-        if hint.__module__ != "builtins":
+        if hint.__module__ != "builtins" and hint is not Any:
             yield hint
         return
     for part in get_args(hint):

@@ -44,9 +44,6 @@ def main(args: Sequence[str] | None = None) -> None:
         seqrec 0.2.0
     """
     _silence_third_parties()
-    # A class of your own may be in a file of the working folder. At the end, where it hides no installed package.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     # If the system ends the process, for example when a disk fails under a memory-mapped file, print the stack.
     if not faulthandler.is_enabled() and sys.__stderr__ is not None:
         faulthandler.enable(sys.__stderr__)

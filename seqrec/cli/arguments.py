@@ -60,7 +60,8 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
         if option == "--ckpt":
             # Other commands refuse a missing file after the parser has refused what is misspelt.
             if is_run or value in WORDS or Path(value).exists():
-                value = find_checkpoint(value, to_resume=name == "fit", argument=f"{as_typed} ", runs=runs)
+                found = find_checkpoint(value, to_resume=name == "fit", argument=f"{as_typed} ", runs=runs)
+                value = _plain(found)
         elif option == "--config":
             value = restored_config(value) or _config(value, refuse_length=is_run)
         elif option == "--protocol" and is_run:
@@ -77,16 +78,21 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
         own = given["--config"][-1]
         argv += _new_version(own if Path(own).parent == run or "\n" in own else None)
     elif is_run and (config := config_of_run(Path(given["--ckpt"][0]), words)) is not None:
-        argv = ["--config", config, *argv, *_new_version(config)]
+        argv = ["--config", _plain(config), *argv, *_new_version(config)]
     elif name in ("recommend", "predict") and not is_run:
         if not given["--output"]:
-            argv += ["--output", str(run / "recommendations")]
+            argv += ["--output", _plain(str(run / "recommendations"))]
         if not given["--filter_seen"] and _setting(str(run / "config.yaml"), *_KEPT_SEEN) is False:
             sys.stderr.write(
                 "note: the run was evaluated with seen items (protocol.filter_seen: false), but items of the users' "
                 "histories are left out here; --filter-seen false recommends them too\n"
             )
     return argv
+
+
+def _plain(path: str) -> str:
+    """Return a path that no parser takes for an option (-x), a comment (#x) or the home folder (~)."""
+    return path if re.match(r"[\w./]", path) or not path else f"./{path}"
 
 
 def _new_version(config: str | None) -> list[str]:

@@ -7,6 +7,7 @@ import sys
 from argparse import HelpFormatter, _HelpAction
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from seqrec.cli.arguments import (
 from seqrec.cli.help import short_help
 from seqrec.cli.parsing import ArgumentParser, with_names
 from seqrec.cli.run_config import KEY as RUN_KEY
-from seqrec.cli.trust import classes_of_the_user, only_trusted_classes
+from seqrec.cli.trust import classes_of_the_user, name_a_config, only_trusted_classes
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.errors import InputError
 from seqrec.evaluation.protocols import FullRanking, Protocol
@@ -367,8 +368,9 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
     if name == "prepare" and not sets(argv, "model"):
         argv = ["--model", "Popularity", *argv]
     argv = with_default_classes(argv)
-    # A config beside a checkpoint may be of others, like the checkpoint itself.
-    named_by_user = name is None or any(word.partition("=")[0] in ("--config", "-c") for word in words)
+    # A config beside or inside a checkpoint may be of others, like the checkpoint itself; one inside comes as text.
+    inside = any(option == "--config" and "\n" in value for option, value in pairwise(argv))
+    named_by_user = name is None or (name_a_config(words) and not inside)
     classes = classes_of_the_user() if named_by_user else only_trusted_classes(words)
     argv = argv if name is None else [name, *argv]
     # Lightning starts the other processes of a job with the words of this one.

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import jsonargparse
-from jsonargparse import _common
+from jsonargparse import _common, _typehints, _util
 
+from seqrec.cli.parsing import FLAGS
+from seqrec.errors import InputError
 from seqrec.registry import TRUST_VARIABLE, trusted_packages, trusting
 
 # Packages whose classes any config may name. The parser then requires a class of the kind that an argument declares.
 KNOWN_PACKAGES = ("seqrec", "lightning.pytorch", "lightning.fabric")
 OPTION = "--trust"
+# Options whose values are files or folders, the names of which others may have chosen.
+_FILES = ("--ckpt", "--ckpt_path", "--config", "-c", "--store", "--data.store", "--output")
+# A dotted path that is no part of the name of a file.
+_PATH = re.compile(r"(?<![\w./-])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?![\w./-])")
 
 
 @contextmanager
@@ -32,16 +42,14 @@ def trust_of(words: Sequence[str]) -> Iterator[list[str]]:
     """
     rest: list[str] = []
     packages: list[str] = []
-    waiting = list(words)
-    while waiting:
-        word = waiting.pop(0)
-        option, equals, value = word.partition("=")
-        if option == OPTION and (equals or waiting):
-            packages += [name.strip() for name in (value if equals else waiting.pop(0)).split(",")]
+    for option, value, given in _pairs(words):
+        if option == OPTION and value:
+            packages += [name.strip() for name in value.split(",")]
         else:
-            rest.append(word)
+            rest += given
     before = os.environ.get(TRUST_VARIABLE)
     with trusting(packages):
+        _find_classes_in_working_folder(rest)
         if packages:
             os.environ[TRUST_VARIABLE] = ",".join(sorted(trusted_packages()))
         try:
@@ -53,31 +61,103 @@ def trust_of(words: Sequence[str]) -> Iterator[list[str]]:
                 os.environ[TRUST_VARIABLE] = before
 
 
+def _find_classes_in_working_folder(words: Sequence[str]) -> None:
+    """Make modules of the working folder importable if a command names classes of the user's.
+
+    The folder may have come with a checkpoint. Otherwise a file there would stand in for each optional package that is
+    not installed, such as `wandb.py`.
+    """
+    if (trusted_packages() or _typed(words) or name_a_config(words)) and os.getcwd() not in sys.path:
+        # At the end, where it hides no installed package.
+        sys.path.append(os.getcwd())
+
+
 @contextmanager
 def only_trusted_classes(words: Sequence[str]) -> Iterator[None]:
-    """Let a config name classes only of seqrec, Lightning, trusted packages, and those that are typed in `words`."""
-    typed = {path for word in words for path in re.findall(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", _value(word))}
-    with _policy(deny=["*"], allow=sorted({*KNOWN_PACKAGES, *trusted_packages(), *typed})):
+    """Let a config name classes only of seqrec, Lightning, trusted packages, and those that are typed in `words`.
+
+    Functions and other objects are refused, except those of trusted packages and typed ones. An argument without a
+    declared class gets no object.
+    """
+    typed = _typed(words)
+    with _policy(deny=["*"], allow=sorted({*KNOWN_PACKAGES, *trusted_packages(), *typed}), only_classes=True):
         yield
 
 
 @contextmanager
 def classes_of_the_user() -> Iterator[None]:
     """Let a config name any class but those that run commands, which jsonargparse lists."""
-    with _policy(deny=[], allow=[]):
+    with _policy(deny=[], allow=[], only_classes=False):
         yield
 
 
 @contextmanager
-def _policy(deny: list[str], allow: list[str]) -> Iterator[None]:
-    before = dict(_common.parsing_settings)
+def _policy(deny: list[str], allow: list[str], *, only_classes: bool) -> Iterator[None]:
+    before = dict(_common.parsing_settings), _util.canonical_import_paths, _typehints.adapt_classes_any
     jsonargparse.set_parsing_settings(import_path_denylist=deny, import_path_allowlist=allow)
+    if only_classes:
+        named = {*trusted_packages(), *allow} - {*KNOWN_PACKAGES}
+        # The parser calls these for each object that a value names, before it uses the object, and for each value of an
+        # argument that declares no class.
+        _util.canonical_import_paths = partial(_paths_of_class, before[1], named)
+        _typehints.adapt_classes_any = partial(_no_object, before[2], named)
     try:
         yield
     finally:
         _common.parsing_settings.clear()
-        _common.parsing_settings.update(before)
+        _common.parsing_settings.update(before[0])
+        _util.canonical_import_paths, _typehints.adapt_classes_any = before[1:]
 
 
-def _value(word: str) -> str:
-    return word.partition("=")[2] if word.startswith("--") else word
+class _RefusedError(InputError, _common.ImportDenied):
+    def __init__(self, reason: str, path: str) -> None:
+        package = path.partition(".")[0]
+        super().__init__(
+            f"{reason}. If you trust {package}, add --trust {package}, or give the config yourself: --config FILE"
+        )
+
+
+def _paths_of_class(paths_of: Callable[[Any], set[str]], named: Collection[str], obj: Any) -> set[str]:
+    paths = paths_of(obj)
+    if not inspect.isclass(obj) and not any(_is_named(path, named) for path in paths):
+        raise _RefusedError(f"{min(paths)} is no class, but the config of a checkpoint's run names it", min(paths))
+    return paths
+
+
+def _no_object(adapt: Callable[..., Any], named: Collection[str], value: Any, *args: Any) -> Any:
+    path = value.get("class_path") if isinstance(value, (dict, jsonargparse.Namespace)) else None
+    if path is not None and not _is_named(str(path), named):
+        raise _RefusedError(f"the config of a checkpoint's run has {path} for an argument that declares no class", path)
+    return adapt(value, *args)
+
+
+def _is_named(path: str, named: Collection[str]) -> bool:
+    return path in named or path.partition(".")[0] in named
+
+
+def name_a_config(words: Sequence[str]) -> bool:
+    """Return whether the words of a command name a config."""
+    return any(option in ("--config", "-c") for option, _, _ in _pairs(words))
+
+
+def _typed(words: Sequence[str]) -> set[str]:
+    """Return the dotted paths that the user typed, other than in names of files."""
+    values = [value for option, value, _ in _pairs(words) if option not in _FILES]
+    return {path for value in values for path in _PATH.findall(value)}
+
+
+def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield each option, its value and both as they were given; a value without an option has an empty option.
+
+    A value may look like an option: the name of a folder, for example, which others may have chosen.
+    """
+    waiting = list(words)
+    while waiting:
+        given = [waiting.pop(0)]
+        option, equals, value = given[0].partition("=")
+        if not option.startswith("-"):
+            option, value = "", given[0]
+        elif not equals and option not in FLAGS and waiting:
+            value = waiting.pop(0)
+            given.append(value)
+        yield option, value, given

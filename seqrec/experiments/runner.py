@@ -147,13 +147,15 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def start(words: Sequence[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start words such as `seqrec fit --config a.yaml` in a process that ends with this one and writes a log."""
+    # `-m` puts the working folder first, where its files hide installed packages.
+    hidden = {} if sys.path[0] in ("", os.getcwd()) else {"PYTHONSAFEPATH": "1"}
     with log.open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", *words],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
+            env={**os.environ, **hidden, **environment},
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
 

@@ -10,7 +10,7 @@ import torch
 
 from seqrec.data.manifest import MissingStoreError
 from seqrec.data.store import EventStore
-from seqrec.errors import InputError
+from seqrec.errors import CheckpointError, InputError
 from seqrec.models import Recommender
 from seqrec.models.trained_on import CHECKPOINT_KEY, check_same_log
 from seqrec.registry import class_from_file, trusting
@@ -75,11 +75,16 @@ def load_with_store(
     path = Path(find_checkpoint(str(ckpt)))
     record = _record(path)
     try:
-        with trusting(trust):
+        # Open, because Lightning takes some names for URLs or for other files, such as those with http or ~.
+        with trusting(trust), path.open("rb") as file:
             cls = class_from_file(record["class_path"], (Recommender,))
-            model = cls.load_from_checkpoint(path, map_location=device, weights_only=True).eval()
+            model = cls.load_from_checkpoint(file, map_location=device, weights_only=True).eval()
     except InputError as error:
         raise InputError(f"ckpt={path}: {error}") from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # hyperparameters of others can be anything
+        raise CheckpointError(f"{path} has settings or weights that make no {cls.__name__}: {error}") from error
     if not all_finite(model):
         raise InputError(f"{path} contains weights that are not finite; use an earlier checkpoint")
     trained_on = _store(record, path, store)
@@ -98,7 +103,7 @@ def _record(path: Path) -> dict[str, Any]:
 
 def _store(record: dict[str, Any], path: Path, store: str | Path | None) -> EventStore:
     folder = store if store is not None else record.get("store")
-    if folder is None:
+    if not isinstance(folder, (str, Path)):
         raise InputError(
             f"ckpt={path} was trained without an event store, so its items have no names; give the store of its items: "
             "store=FOLDER"

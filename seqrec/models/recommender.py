@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypedDict, overload
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
 
 import lightning.pytorch as pl
 import numpy as np
@@ -26,13 +26,17 @@ from seqrec.evaluation.metrics import RepeatedTargets, ranking_metrics
 from seqrec.evaluation.protocols import FullRanking, Protocol, TrainingCounts
 from seqrec.models.trained_on import CHECKPOINT_KEY, check_same_log, record_of
 from seqrec.runs.callbacks import FiniteLoss, StepSeeds, UseAtomicCheckpoints
-from seqrec.runs.lightning_internals import attached_trainer
+from seqrec.runs.lightning_internals import allow_instantiator, attached_trainer
 from seqrec.runs.trainer_checks import check_trainer
+from seqrec.specs import arguments_from_specs
 from seqrec.types import History, JudgedTargets, Recommendations, SequenceBatch
 
 if TYPE_CHECKING:
     import polars
     from typing_extensions import Unpack
+
+
+Model = TypeVar("Model", bound="Recommender")
 
 
 class RecommendArguments(TypedDict, total=False):
@@ -97,6 +101,30 @@ class Recommender(pl.LightningModule, ABC):
     @abstractmethod
     def last_states(self, batch: SequenceBatch) -> Tensor:
         """Return the (B, D) states after each row's newest event."""
+
+    @classmethod
+    def load_from_checkpoint(cls: type[Model], checkpoint_path: Any, *args: Any, **kwargs: Any) -> Model:
+        """Load a model from a checkpoint; see `LightningModule.load_from_checkpoint`.
+
+        No code runs from the file, unless `weights_only=False` is given: of the classes that it names, only those are
+        built that `seqrec.load` allows.
+        """
+        # Lightning calls the functions on this list, and its error for others asks to add them. Its own one imports
+        # every class that the file names.
+        builder = f"{__name__}.build_from_hyperparameters"
+        allow_instantiator(builder)
+        return super().load_from_checkpoint(
+            checkpoint_path, *args, **{"weights_only": True, **kwargs}, _instantiator=builder
+        )
+
+    @classmethod
+    def from_hyperparameters(cls: type[Model], hparams: dict[str, Any]) -> Model:
+        """Build a model without its weights from the hyperparameters of a checkpoint.
+
+        Raises:
+            InputError: if an argument may not be of the class that the checkpoint names.
+        """
+        return cls(**arguments_from_specs(cls, hparams))
 
     @abstractmethod
     def scorer(self) -> Scorer:
@@ -365,3 +393,8 @@ def evaluate(
     finally:
         model.train(was_training)
     return {name: float(value) for name, value in metrics.compute().items()}
+
+
+def build_from_hyperparameters(cls: type[Model], hparams: dict[str, Any]) -> Model:
+    """Build a model from the hyperparameters of a checkpoint, for Lightning."""
+    return cls.from_hyperparameters({name: value for name, value in hparams.items() if name != "_class_path"})

@@ -28,7 +28,7 @@ from seqrec.errors import InputError
 from seqrec.models.explain import explain
 from seqrec.models.recommender import Recommender
 from seqrec.runs.callbacks import GatherTables
-from seqrec.runs.lightning_internals import allow_instantiator, attached_trainer, is_accumulating, log_step
+from seqrec.runs.lightning_internals import attached_trainer, is_accumulating, log_step
 from seqrec.runs.measurement import PendingCopy
 from seqrec.runs.trainer_checks import check_sharding
 from seqrec.specs import from_spec, to_spec, with_public_paths
@@ -140,13 +140,15 @@ class SequentialRecommender(Recommender):
         cls.__signature__ = inspect.Signature(list(taken.values()))
 
     @classmethod
-    def load_from_checkpoint(cls: type[Model], checkpoint_path: Any, *args: Any, **kwargs: Any) -> Model:
-        """Load a model from a checkpoint; see `LightningModule.load_from_checkpoint`."""
-        # Lightning would pass every stored value to a class that takes `**shared`. It calls the functions on this list
-        # instead, and its error for others asks to add them.
-        builder = f"{__name__}.build_from_hyperparameters"
-        allow_instantiator(builder)
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs, _instantiator=builder)
+    def from_hyperparameters(cls: type[Model], hparams: dict[str, Any]) -> Model:
+        """Build a model from a checkpoint's hyperparameters, which contain more than one class takes."""
+        taken = set(inspect.signature(cls).parameters)
+        encoder = hparams.get("encoder")
+        if not isinstance(encoder, dict) or not isinstance(encoder.get("init_args"), dict):
+            raise InputError(f"the hyperparameters have no encoder, but {encoder!r}")
+        if not set(encoder["init_args"]) <= taken:
+            taken.add("encoder")
+        return cls(**{name: value for name, value in hparams.items() if name in taken})
 
     @property
     def num_user_vectors(self) -> int:
@@ -493,14 +495,6 @@ class SequentialRecommender(Recommender):
 
     def _sparse_embeddings(self) -> dict[str, nn.Embedding]:
         return {f"{name}.table.weight": table.table for name, table in self._tables() if table.sparse}
-
-
-def build_from_hyperparameters(cls: type[Model], hparams: dict[str, Any]) -> Model:
-    """Build a model from a checkpoint's hyperparameters, which contain more than one class takes."""
-    taken = set(inspect.signature(cls).parameters)
-    if not set(hparams["encoder"]["init_args"]) <= taken:
-        taken.add("encoder")
-    return cls(**{name: value for name, value in hparams.items() if name in taken})
 
 
 def _kind(spec: Any) -> Any:

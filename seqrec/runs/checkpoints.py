@@ -80,6 +80,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 return found
             raise
 
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Delete a checkpoint file, and nothing else: its path may be from the callback state of a checkpoint."""
+        file = Path(path)
+        if ".." not in file.parts and _is_checkpoint(file):
+            file.unlink()
+        elif os.path.lexists(file):
+            rank_zero_warn(
+                f"{file} is not deleted, though a callback asks for it, because it is no checkpoint file here"
+            )
+
 
 class UseAtomicCheckpoints(pl.Callback):
     """Makes a trainer use `AtomicCheckpointIO`, unless the user chose another checkpoint plugin."""
@@ -166,6 +176,14 @@ def peek(path: Path) -> dict[str, Any]:
     except Exception:  # damage can raise anything
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except Exception:  # a damaged directory can raise anything
+        return False
 
 
 def _verify(path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,81 +13,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from trained_models import one_step
 
 from seqrec import load
 from seqrec.cli import main
-from seqrec.data.sources import Synthetic
 from seqrec.encoders import SequenceEncoder
 from seqrec.errors import InputError
 from seqrec.models import MambaRec, SequentialRecommender
 from seqrec.specs import argument_kinds, from_spec
-from seqrec.training.losses import SampledSoftmax
-from seqrec.training.negatives import UniformNegatives
-from seqrec.training.optim import Adam, LinearWarmup
+from seqrec.training.optim import Adam
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-MODULE = """
-from pathlib import Path
-from torch import nn
-from seqrec.encoders import SequenceEncoder
-Path({marker!r}).touch()
-
-def touch(*args, **kwargs):
-    Path({marker!r}).touch()
-
-class Mean(SequenceEncoder):
-    def __init__(self, d_model: int = 8):
-        super().__init__(d_model, num_layers=1, dropout=0.0, layer_norm=False)
-
-    def forward(self, x, history):
-        return x.cumsum(1)
-"""
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with every part that holds a class, beside the config of its run."""
-    folder = tmp_path_factory.mktemp("trained")
-    source = Synthetic(num_users=20, num_items=30, mean_events=10)
-
-    def build(data: Any) -> MambaRec:
-        loss = SampledSoftmax(UniformNegatives(4))
-        schedule = Adam(schedule=LinearWarmup(10))
-        return MambaRec(data.num_items, d_model=8, d_state=4, max_length=8, loss=loss, optimizer=schedule)
-
-    _, data, trainer = one_step(build, source, folder)
-    (folder / "run" / "checkpoints").mkdir(parents=True)
-    trainer.save_checkpoint(folder / "run" / "checkpoints" / "best.ckpt")
-    config = {
-        "data": {
-            "source": {
-                "class_path": "seqrec.Synthetic",
-                "init_args": {"num_users": 20, "num_items": 30, "mean_events": 10},
-            },
-            "store": str(data.store_directory),
-            "max_length": 8,
-        },
-        "model": {
-            "class_path": "seqrec.MambaRec",
-            "init_args": {"d_model": 8, "d_state": 4},
-        },
-        "trainer": {"logger": False, "enable_progress_bar": False, "accelerator": "cpu"},
-    }
-    (folder / "run" / "config.yaml").write_text(yaml.safe_dump(config))
-    return folder
-
-
-@pytest.fixture
-def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A file that appears if the module `stranger`, which can be imported, runs, or a command that makes it."""
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / "marker"
-    (tmp_path / "stranger.py").write_text(MODULE.format(marker=str(file)))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield file
-    sys.modules.pop("stranger", None)
 
 
 def hostile(marker: Path) -> dict[str, dict[str, Any]]:
@@ -101,12 +37,32 @@ def hostile(marker: Path) -> dict[str, dict[str, Any]]:
         "submodule": {"class_path": "stranger.deeper.Mean", "init_args": {}},
         "through_ours": {"class_path": "seqrec.experiments.runner.subprocess.Popen", "init_args": {"args": touch}},
         "ours_of_another_kind": {"class_path": "seqrec.SQLiteStore", "init_args": {"path": str(marker)}},
+        "ours_as_a_function": {"class_path": "seqrec.load", "init_args": {"ckpt": "x.ckpt", "trust": ["stranger"]}},
+        "ours_as_a_method": {
+            "class_path": "seqrec.MambaRec.load_from_checkpoint",
+            "init_args": {"checkpoint_path": "pickled.ckpt", "weights_only": False},
+        },
+        "ours_with_code_of_others": {
+            "class_path": "seqrec.specs.from_spec",
+            "init_args": {"value": {"class_path": "stranger.Mean", "init_args": {}}},
+        },
+        "torch_function": {"class_path": "torch.load", "init_args": {"f": "pickled.ckpt", "weights_only": False}},
+        "torch_hub": {
+            "class_path": "torch.hub.load",
+            "init_args": {"repo_or_dir": ".", "model": "x", "source": "local"},
+        },
         "no_path": {"class_path": "__import__('os').system", "init_args": {}},
         "no_text": {"class_path": ["os", "system"], "init_args": {}},
     }
 
 
 NAMES = list(hostile(Path()))
+
+
+def pairs(places: Sequence[str], names: Sequence[str]) -> list[Any]:
+    """Each place with each name; a plain run of the tests takes every fourth."""
+    found = [(place, name) for place in places for name in names]
+    return [pytest.param(*each, marks=[pytest.mark.slow] if k % 4 else []) for k, each in enumerate(found)]
 
 
 def put(checkpoint: dict[str, Any], place: str, spec: dict[str, Any]) -> None:
@@ -143,8 +99,7 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("place", "name"), pairs(PLACES, NAMES))
 def test_a_checkpoint_builds_nothing_else(trained: Path, marker: Path, place: str, name: str):
     checkpoint = torch.load(trained / "run" / "checkpoints" / "best.ckpt", weights_only=True)
     put(checkpoint, place, hostile(marker)[name])
@@ -200,11 +155,15 @@ def in_config(place: str, spec: Any) -> Callable[[dict[str, Any]], None]:
 CONFIG_PLACES = [
     "model",
     "model/init_args/loss",
+    "model/init_args/loss/init_args/negatives",
     "model/init_args/optimizer",
+    "model/init_args/optimizer/init_args/schedule",
     "data/source",
     "data/split",
     "data/train_windows",
     "protocol",
+    "protocol/init_args/split",
+    "checkpoint/dirpath",
     "trainer/callbacks",
     "trainer/logger",
     "trainer/plugins",
@@ -213,8 +172,7 @@ CONFIG_PLACES = [
 ]
 
 
-@pytest.mark.parametrize("name", ["popen", "system", "function", "module", "through_ours"])
-@pytest.mark.parametrize("place", CONFIG_PLACES)
+@pytest.mark.parametrize(("place", "name"), pairs(CONFIG_PLACES, NAMES))
 def test_the_config_beside_a_checkpoint_builds_nothing_else(
     trained: Path, marker: Path, capsys: pytest.CaptureFixture[str], place: str, name: str
 ):
@@ -230,24 +188,82 @@ def test_the_config_beside_a_checkpoint_builds_nothing_else(
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize(
-    "callback",
-    [
-        {"class_path": "lightning.pytorch.callbacks.LambdaCallback", "init_args": {"setup": "stranger.touch"}},
-        {"class_path": "lightning.pytorch.callbacks.LambdaCallback", "init_args": {"setup": "os.system"}},
-        {
-            "class_path": "lightning.pytorch.callbacks.LambdaCallback",
-            "init_args": {"setup": {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "marker"]}}},
-        },
-    ],
-)
-def test_functions_in_the_config_beside_a_checkpoint_are_not_called(trained: Path, marker: Path, callback: Any):
+def of_lightning(path: str, **arguments: Any) -> dict[str, Any]:
+    return {"class_path": f"lightning.pytorch.{path}", "init_args": arguments}
+
+
+STORE = {"class_path": "seqrec.SQLiteStore", "init_args": {"path": "marker"}}
+POPEN = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "marker"]}}
+STRANGER = {"class_path": "stranger.Mean", "init_args": {}}
+# Arguments that take functions, or that declare no class.
+OPEN_ARGUMENTS: list[tuple[str, Any]] = [
+    *(
+        ("callbacks", [of_lightning("callbacks.LambdaCallback", **{hook: it})])
+        for hook in ("setup", "on_test_start", "on_exception")
+        for it in ("stranger.touch", "os.system", "seqrec.load", "seqrec.cli.main", POPEN, STORE, STRANGER)
+    ),
+    *(
+        ("strategy", of_lightning("strategies.DDPStrategy", **{name: it}))
+        for name in ("ddp_comm_state", "ddp_comm_hook", "ddp_comm_wrapper", "cluster_environment", "checkpoint_io")
+        for it in ("stranger.touch", "seqrec.load", STORE, STRANGER, [STRANGER], {"a": [STORE]})
+        # Text is text for an argument that takes anything.
+        if not (name == "ddp_comm_state" and isinstance(it, str))
+    ),
+    ("callbacks", [of_lightning("callbacks.WeightAveraging", avg_fn="stranger.touch")]),
+    ("callbacks", [of_lightning("callbacks.ModelCheckpoint", dirpath=STORE)]),
+    ("profiler", of_lightning("profilers.PyTorchProfiler", on_trace_ready="stranger.touch")),
+    ("plugins", [{"class_path": "lightning.fabric.plugins.TorchCheckpointIO", "init_args": {"x": STORE}}]),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), OPEN_ARGUMENTS, ids=str)
+def test_arguments_for_anything_get_no_object_from_the_config_beside_a_checkpoint(
+    trained: Path, marker: Path, capsys: pytest.CaptureFixture[str], key: str, value: Any
+):
     config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
-    config["trainer"]["callbacks"] = [callback]
+    config["trainer"][key] = value
     with pytest.raises(SystemExit) as end:
         run_test(trained, config)
     assert end.value.code == 2
     assert not marker.exists()
+    assert "stranger" not in sys.modules
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_config_beside_a_checkpoint_cannot_trust(trained: Path, marker: Path):
+    config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
+    run_test(trained, config | {"trust": "stranger", "ckpt_path": "pickled.ckpt"})
+    config["model"] = {"class_path": "SequentialRecommender", "init_args": {"encoder": STRANGER}}
+    with pytest.raises(SystemExit):
+        run_test(trained, config | {"trust": "stranger"})
+    assert not marker.exists()
+    assert "stranger" not in sys.modules
+
+
+FOLDERS = [
+    *("stranger.Mean", "stranger", "--trust=stranger", "--trust", "--config=named.yaml", "--config", "-c"),
+    *("--model.encoder=stranger.Mean", "-x", "~", "#h", "x #y", "x=stranger.Mean", "null", "a: b"),
+    *("{model: stranger.Mean}", "[stranger.Mean]", "http:x", "local:x", "x::y", "$(touch marker)", "!!python/name:os"),
+]
+
+
+@pytest.mark.parametrize("name", [*FOLDERS[:5], *(pytest.param(each, marks=pytest.mark.slow) for each in FOLDERS[5:])])
+def test_the_name_of_a_folder_is_no_option(trained: Path, marker: Path, name: str):
+    config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
+    own = {"class_path": "SequentialRecommender", "init_args": {"encoder": STRANGER}}
+    Path("named.yaml").write_text(yaml.safe_dump(config | {"model": own}))
+    shutil.copytree(trained / "run", name)
+    # Only this way is such a word the name.
+    words = [[f"--ckpt={name}"], *([] if name.startswith("--trust") else [["--ckpt", name]])]
+    for number, word in enumerate(words):
+        main(["test", *word])
+        main(["recommend", *word, "--output", f"r{number}"])
+    (Path(name) / "config.yaml").write_text(yaml.safe_dump(config | {"model": own}))
+    for command in ("test", "fit"):
+        with pytest.raises(SystemExit):
+            main([command, "--ckpt", name])
+    assert not marker.exists()
+    assert "stranger" not in sys.modules
 
 
 @pytest.mark.parametrize("key", ["data", "trainer", "model"])
@@ -266,8 +282,35 @@ def test_a_file_that_the_config_beside_a_checkpoint_names_is_under_the_same_rule
     assert not marker.exists()
 
 
-def run_test(trained: Path, config: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", ["popen", "module", "torch_function"])
+@pytest.mark.parametrize("words", [["--ckpt", "run"], ["--ckpt", "run", "--config", "run/config.yaml"]], ids=len)
+def test_the_config_inside_a_checkpoint_builds_nothing_else(
+    trained: Path, marker: Path, capsys: pytest.CaptureFixture[str], words: list[str], name: str
+):
+    config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
+    checkpoint = torch.load(trained / "run" / "checkpoints" / "best.ckpt", weights_only=True)
     Path("run/checkpoints").mkdir(parents=True)
+
+    def end(command: str) -> int:
+        checkpoint["seqrec_run"] = {"config": yaml.safe_dump(config), "folder": str(trained)}
+        torch.save(checkpoint, "run/checkpoints/best.ckpt")
+        try:
+            main([command, *words])
+        except SystemExit as status:
+            return int(status.code or 0)
+        return 0
+
+    assert end("test") == 0, "it is used if it is harmless"
+    config["trainer"]["callbacks"] = [hostile(marker)[name]]
+    for command in ("test", "validate", "fit"):
+        assert end(command) == 2
+    assert not marker.exists()
+    assert "stranger" not in sys.modules
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def run_test(trained: Path, config: dict[str, Any]) -> None:
+    Path("run/checkpoints").mkdir(parents=True, exist_ok=True)
     whole = (trained / "run" / "checkpoints" / "best.ckpt").read_bytes()
     Path("run/checkpoints/best.ckpt").write_bytes(whole)
     Path("run/config.yaml").write_text(yaml.safe_dump(config))

@@ -196,7 +196,9 @@ def verify_export(directory: str | Path) -> list[str]:
     damage = [] if whole and OWN_DIGEST.encode() in file.read_bytes() else [f"{file} is damaged: its SHA-256 differs"]
     for name, (size, digest) in digests.items():
         place = folder / name
-        if not place.is_file():
+        if not place.resolve().is_relative_to(folder.resolve()):
+            damage.append(f"{file} is damaged: it names a file of another folder")
+        elif not place.is_file():
             damage.append(f"{place} is missing")
         elif place.stat().st_size != size:
             damage.append(f"{place} has {place.stat().st_size} bytes, expected {size}")

@@ -118,16 +118,17 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score and files if the best file is in this callback's folder, and of the same metric.
 
-        Commands other than `fit` save no checkpoint, and restore nothing.
+        Only names of files are taken from the state, because this callback deletes files. Commands other than `fit`
+        save no checkpoint, and restore nothing.
         """
         if not self._fitting:
             return
-        if state_dict.get("monitor", self.monitor) != self.monitor:
+        best = self._here(state_dict["best_model_path"])
+        if state_dict.get("monitor", self.monitor) != self.monitor or not (best and Path(best).is_file()):
             rank_zero_info(f"checkpoint: the best epoch by {self.monitor} is searched from here on")
             return
-        best = self._here(state_dict["best_model_path"])
-        if best and Path(best).is_file():
-            state_dict = {
+        super().load_state_dict(
+            {
                 **state_dict,
                 "dirpath": self.dirpath,
                 "best_model_path": best,
@@ -135,10 +136,12 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
                 "last_model_path": self._here(state_dict["last_model_path"]),
                 "best_k_models": {self._here(path): score for path, score in state_dict["best_k_models"].items()},
             }
-        super().load_state_dict(state_dict)
+        )
 
     def _here(self, path: str) -> str:
-        return str(Path(self.dirpath) / Path(path).name) if path and self.dirpath else path
+        """Return the checkpoint of that name in this callback's folder; empty if there is none."""
+        name = Path(path).name
+        return str(Path(self.dirpath) / name) if name.endswith(self.FILE_EXTENSION) and self.dirpath else ""
 
 
 class ResumableEarlyStopping(callbacks.EarlyStopping):

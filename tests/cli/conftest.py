@@ -1,0 +1,101 @@
+"""A run of others, and a file that shows whether something of theirs ran."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from trained_models import one_step
+
+from seqrec.data.sources import Synthetic
+from seqrec.models import MambaRec
+from seqrec.training.losses import SampledSoftmax
+from seqrec.training.negatives import UniformNegatives
+from seqrec.training.optim import Adam, LinearWarmup
+
+STRANGER = """
+from pathlib import Path
+from torch import nn
+from seqrec.encoders import SequenceEncoder
+Path({marker!r}).touch()
+
+def touch(*args, **kwargs):
+    Path({marker!r}).touch()
+
+class Mean(SequenceEncoder):
+    def __init__(self, d_model: int = 8):
+        super().__init__(d_model, num_layers=1, dropout=0.0, layer_norm=False)
+
+    def forward(self, x, history):
+        return x.cumsum(1)
+"""
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.file}",)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with every part that holds a class, beside the config of its run."""
+    folder = tmp_path_factory.mktemp("trained")
+    source = Synthetic(num_users=20, num_items=30, mean_events=10)
+
+    def build(data: Any) -> MambaRec:
+        loss = SampledSoftmax(UniformNegatives(4))
+        schedule = Adam(schedule=LinearWarmup(10))
+        return MambaRec(data.num_items, d_model=8, d_state=4, max_length=8, loss=loss, optimizer=schedule)
+
+    _, data, trainer = one_step(build, source, folder)
+    (folder / "run" / "checkpoints").mkdir(parents=True)
+    trainer.save_checkpoint(folder / "run" / "checkpoints" / "best.ckpt")
+    config = {
+        "data": {
+            "source": {
+                "class_path": "seqrec.Synthetic",
+                "init_args": {"num_users": 20, "num_items": 30, "mean_events": 10},
+            },
+            "store": str(data.store_directory),
+            "max_length": 8,
+        },
+        "model": {
+            "class_path": "seqrec.MambaRec",
+            "init_args": {
+                "d_model": 8,
+                "d_state": 4,
+                "loss": {"class_path": "seqrec.SampledSoftmax", "init_args": {}},
+                "optimizer": {
+                    "class_path": "seqrec.Adam",
+                    "init_args": {"schedule": {"class_path": "seqrec.LinearWarmup", "init_args": {"warmup_steps": 10}}},
+                },
+            },
+        },
+        "protocol": {"class_path": "seqrec.FullRanking", "init_args": {}},
+        "trainer": {"logger": False, "enable_progress_bar": False, "accelerator": "cpu"},
+    }
+    (folder / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture
+def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file that appears if the module `stranger`, which can be imported, runs, or a command that makes it."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "marker"
+    (tmp_path / "stranger.py").write_text(STRANGER.format(marker=str(file)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    torch.save({"state_dict": {}, "code": Touch(file)}, "pickled.ckpt")
+    yield file
+    sys.modules.pop("stranger", None)
