@@ -113,7 +113,7 @@ class Session:
             )
         num_events, time, has_time, size, *more = head.unpack_from(content)
         # Without a model's name, no events are kept either.
-        num_ids, kept_from, made_by = (*more, *(0, num_events, b"")[len(more) :])
+        num_ids, kept_from, made_by = tuple(more) + (0, num_events, b"")[len(more) :]
         ids = head.size + size
         seen = ids + 8 * num_ids
         return Session(
@@ -169,14 +169,15 @@ class SessionKeeper:
         self._made_by = model + bytes.fromhex(catalogue)
         self._keep_events = self.store.keep_events if isinstance(self.store, SessionStore) else 0
         kept = self.store.claim(text.encode())
-        # The model of sessions that do not name theirs is that of the description.
-        self._fits = kept == text.encode()
-        if self._fits:
+        # Sessions that do not name their model are of the one of an old description.
+        self._fits = False
+        if kept == text.encode():
             return
         try:
             found = json.loads(kept)
             theirs = {name: found.pop(name) for name in ours}
-            theirs["format"] = FORMAT if theirs["format"] in OLD_FORMATS else theirs["format"]
+            is_old = theirs["format"] in OLD_FORMATS
+            theirs["format"] = FORMAT if is_old else theirs["format"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SessionStoreError("the store's description cannot be read; begin with a new store") from error
         try:
@@ -186,7 +187,7 @@ class SessionKeeper:
                     "model a store of its own, and observe the events again"
                 )
             self.user_state.check(found)
-            self._fits = True
+            self._fits = is_old
         except SessionStoreError as error:
             if theirs["format"] != FORMAT:
                 raise
@@ -194,7 +195,8 @@ class SessionKeeper:
                 raise SessionStoreError(
                     f"{error}; keep_events, which SQLiteStore and RedisStore have, would have kept the events in it"
                 ) from error
-            _LOG.info("the store was begun by another model: sessions are made again from their events when needed")
+            self.store.redescribe(text.encode())
+            _LOG.info("the store is of another model: its sessions are made again from their events when needed")
 
     def stored(self, keys: Sequence[bytes], users: Sequence[Id]) -> list[Session | None]:
         """Return the sessions in the store; None for users without one.

@@ -173,6 +173,11 @@ class RedisStore:
         self._run("")
         return found
 
+    def redescribe(self, description: bytes) -> None:
+        """See `SessionStore.redescribe`."""
+        with self._errors():
+            self._server.set(self._description, description)
+
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See `StateStore.get_many`."""
         if not keys:

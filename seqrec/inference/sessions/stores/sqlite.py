@@ -127,6 +127,11 @@ class SQLiteStore:
             (found,) = connection.execute("SELECT value FROM meta WHERE name = 'description'").fetchone()
         return bytes(found)
 
+    def redescribe(self, description: bytes) -> None:
+        """See `SessionStore.redescribe`."""
+        with self._transaction() as connection:
+            connection.execute("UPDATE meta SET value = ? WHERE name = 'description'", (description,))
+
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See `StateStore.get_many`."""
         with self._lock, self._errors():

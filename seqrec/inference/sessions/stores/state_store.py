@@ -98,6 +98,13 @@ class SessionStore(StateStore, Protocol):
 
     keep_events: int
 
+    def redescribe(self, description: bytes) -> None:
+        """Replace the store's description.
+
+        Raises:
+            SessionStoreError: if the store cannot be written.
+        """
+
     def put_many(self, rows: Sequence[tuple[bytes, bytes]], chunks: Sequence[Chunk] = ()) -> None:
         """Set the value of each key, and add events: both or, after an error, neither.
 
@@ -178,6 +185,10 @@ class InMemoryStore:
         """See `StateStore.claim`."""
         self._description = self._description or description
         return self._description
+
+    def redescribe(self, description: bytes) -> None:
+        """See `SessionStore.redescribe`."""
+        self._description = description
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See `StateStore.get_many`."""
