@@ -21,11 +21,12 @@ TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL)
 CREATE TABLE sessions (user BLOB PRIMARY KEY, session BLOB NOT NULL)
 """
-# Of version 2. Usage has a table of its own, as a change of a session's row writes the whole session.
+# Of version 2. Usage has a table of its own, as a change of a session's row writes the whole session. Its index has all
+# numbers twice, which shows damage.
 MORE_TABLES = """
 CREATE TABLE events (user BLOB, ends INTEGER, content BLOB NOT NULL, PRIMARY KEY (user, ends))
 CREATE TABLE usage (user BLOB PRIMARY KEY, used REAL NOT NULL, states INTEGER NOT NULL, events INTEGER NOT NULL)
-CREATE INDEX used ON usage (used)
+CREATE INDEX used ON usage (used, states, events)
 INSERT INTO usage SELECT user, strftime('%s', 'now'), length(user) + length(session), 0 FROM sessions
 """
 # Files up to this size are checked when they are opened; that takes less than a second.
