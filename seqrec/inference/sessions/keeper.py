@@ -10,7 +10,7 @@ import threading
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import DamagedSessionError, SessionStoreError
 from seqrec.inference.sessions.entries import HistoryOf, Id, UserHistory
 from seqrec.inference.sessions.kept_events import MERGED, KeptEvents, joined, read_events
-from seqrec.inference.sessions.stores import Chunk, SessionStore, StateStore, StoreSizes
+from seqrec.inference.sessions.stores import SessionStore, StateStore, StoreSizes
 from seqrec.inference.sessions.user_state import UserState
 
 _LOG = logging.getLogger(__name__)
@@ -68,10 +68,12 @@ class Session:
         state: bytes,
         max_seen: int | None,
         event_ids: Sequence[int] = (),
+        keep_events: int = 0,
     ) -> Session:
         """Return the session after further events (N,), oldest first.
 
-        `event_ids` are digests of those events that have an id; `max_seen` is as of `SessionKeeper`.
+        `event_ids` are digests of those events that have an id; `max_seen` is as of `SessionKeeper`, and `keep_events`
+        of its store.
         """
         # From the end, so that each item takes the place at which it was last seen.
         new = np.array([*dict.fromkeys(reversed(item_ids.tolist()))][::-1], np.int32)
@@ -84,7 +86,8 @@ class Session:
         if event_ids:
             kept = np.concatenate([kept, np.array(event_ids, np.uint64)])[-KEPT_EVENT_IDS:]
         num_events = self.num_events + len(item_ids)
-        return Session(state, num_events, newest_time, seen, kept, self.kept_from, self.made_by)
+        kept_from = max(self.kept_from, num_events - keep_events)
+        return Session(state, num_events, newest_time, seen, kept, kept_from, self.made_by)
 
     def to_bytes(self, key: bytes) -> bytes:
         """Return the session of a key as bytes with a checksum of both."""
@@ -269,10 +272,10 @@ class SessionKeeper:
 
     def _rebuilt(self, old: Session | None, events: KeptEvents, item_ids: NDArray[np.int64]) -> Session:
         """Return the session after events, without a state; `old` is the one of another model if it can be read."""
-        start = Session(b"", kept_from=events.begin, made_by=self._made_by)
+        start = Session(b"", made_by=self._made_by)
         new = start.observed(item_ids, events.newest_time, b"", self.max_seen, events.event_ids)
         if old is None:
-            return replace(new, num_events=events.end)
+            return replace(new, num_events=events.end, kept_from=events.begin)
         # Of events that are not kept any more, too.
         seen = old.seen if old.made_by[8:] == self._made_by[8:] else new.seen
         return replace(old, state=b"", seen=seen, made_by=self._made_by)
@@ -326,33 +329,33 @@ class SessionKeeper:
         ids = event_ids or [()] * len(keys)
         before = [session or Session(b"", made_by=self._made_by) for session in sessions]
         states = self.user_state.extend([session.state or None for session in before], item_ids, self.user_ids(users))
-        rows, chunks = [], []
-        for key, old, new, time, state, own in zip(keys, before, item_ids, newest_times, states, ids, strict=True):
-            kept_from = max(old.kept_from, old.num_events + len(new) - self._keep_events)
-            session = replace(old.observed(new, time, state, self.max_seen, own), kept_from=kept_from)
-            rows.append((key, session.to_bytes(key)))
-            chunks.append(self._chunk(key, old, new, time, own))
-        if isinstance(self.store, SessionStore):
-            self.store.put_many(rows, chunks)
-        else:
+        rows = [
+            (key, old.observed(new, time, state, self.max_seen, own, self._keep_events).to_bytes(key))
+            for key, old, new, time, state, own in zip(keys, before, item_ids, newest_times, states, ids, strict=True)
+        ]
+        if not isinstance(self.store, SessionStore):
             self.store.put_many(rows)
+            return
+        ends = [old.num_events + len(new) for old, new in zip(before, item_ids, strict=True)]
+        kept = [new[max(0, len(new) - self._keep_events) :] for new in item_ids]
+        names = self.items.external_ids(np.concatenate(kept))
+        rest = iter(names.tolist() if isinstance(names, np.ndarray) else names)
+        chunks = []
+        for key, new, end, time, own in zip(keys, kept, ends, newest_times, ids, strict=True):
+            events = KeptEvents(end - len(new), list(islice(rest, len(new))), time, list(own))
+            chunks.append(self._merged(key, events).chunk(key))
+        self.store.put_many(rows, chunks)
 
-    def _chunk(
-        self, key: bytes, old: Session, item_ids: NDArray[np.int64], time: int | None, event_ids: Sequence[int]
-    ) -> Chunk:
-        """Return the chunk of further events, together with the last chunks before them if these are many."""
-        end, keep = old.num_events + len(item_ids), self._keep_events
-        names = self.items.external_ids(item_ids[max(0, len(item_ids) - keep) :])
-        items = names.tolist() if isinstance(names, np.ndarray) else names
-        events = KeptEvents(end - len(items), items, time, list(event_ids))
+    def _merged(self, key: bytes, events: KeptEvents) -> KeptEvents:
+        """Return further events of a key, together with the last chunks before them if these are many."""
         last = events.begin // MERGED * MERGED
-        if last < events.begin and end - last >= MERGED and keep:
+        if events.items and last < events.begin and events.end - last >= MERGED:
             assert isinstance(self.store, SessionStore)
             parts = [read_events(key, [content]) for content in self.store.events_of([key])[0]]
             newest = [*(part for part in parts if part is not None and part.begin >= last), events]
             if all(before.end == after.begin for before, after in pairwise(newest)):
-                events = joined(newest)
-        return events.chunk(key)
+                return joined(newest)
+        return events
 
     def user_ids(self, users: Sequence[Id]) -> Tensor:
         """Return (B,) internal ids, 0 for users that training did not know or if the model has no user vectors."""

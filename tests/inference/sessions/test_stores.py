@@ -145,7 +145,7 @@ def test_events_are_kept_next_to_states(limited: Callable[..., SessionStore]):
     assert store.events_of([b"ada"]) == [[b"two to six", b"seven"]]
     check_sizes(store, keys, dict.fromkeys(keys, b"s"))
     # Events of no bytes only drop those that are too old.
-    store.put_many([], [Chunk(b"ada", 11, 11, b"")])
+    store.put_many([(b"ada", b"s")], [Chunk(b"ada", 11, 11, b"")])
     assert store.events_of([b"ada"]) == [[b"seven"]]
     assert store.delete(b"ada")
     assert store.events_of([b"ada"]) == [[]]

@@ -34,8 +34,8 @@ CHECKED_BYTES = 64 << 20
 REMEDY = "move it away to start with new sessions"
 PUT = "INSERT INTO sessions VALUES (?, ?) ON CONFLICT (user) DO UPDATE SET session = excluded.session"
 PUT_USAGE = (
-    "INSERT INTO usage VALUES (?, ?, ?, 0) ON CONFLICT (user) DO UPDATE SET used = excluded.used, "
-    "states = excluded.states"
+    "INSERT INTO usage VALUES (?, ?, ?, ?) ON CONFLICT (user) DO UPDATE SET used = excluded.used, "
+    "states = excluded.states, events = events + excluded.events"
 )
 # Damage can change the type of a column.
 USAGE = "SELECT rowid, CAST(user AS BLOB), CAST(states AS INTEGER), CAST(events AS INTEGER) FROM usage"
@@ -146,14 +146,17 @@ class SQLiteStore:
         """See `SessionStore.put_many`."""
         now = time.time()
         with self._transaction() as connection:
+            added = {chunk.key: self._put_events(chunk) for chunk in chunks}
+            users = growth = 0
             for key, row in rows:
-                found = connection.execute(f"{USAGE} WHERE user = ?", (key,)).fetchone()
+                found = connection.execute(
+                    "SELECT CAST(states AS INTEGER) FROM usage WHERE user = ?", (key,)
+                ).fetchone()
                 size = len(key) + len(row)
+                users, growth = users + (found is None), growth + size - (found[0] if found else 0)
                 connection.execute(PUT, (key, row))
-                connection.execute(PUT_USAGE, (key, now, size))
-                self._count(users=found is None, state_bytes=size - (found[2] if found else 0))
-            for chunk in chunks:
-                self._put_events(chunk)
+                connection.execute(PUT_USAGE, (key, now, size, added.get(key, 0)))
+            self._count(users=users, state_bytes=growth, event_bytes=sum(added.values()))
             self._keep_limits(now)
 
     def events_of(self, keys: Sequence[bytes]) -> list[list[bytes]]:
@@ -217,9 +220,9 @@ class SQLiteStore:
                     pass
             self._connection.close()
 
-    def _put_events(self, chunk: Chunk) -> None:
+    def _put_events(self, chunk: Chunk) -> int:
+        """Write a chunk, delete those that it replaces or that are too old, and return the change in bytes."""
         execute, added = self._connection.execute, len(chunk.content)
-        # Those that are too old, and those in place of which the chunk comes.
         for low, high in ((-1, chunk.end - self.keep_events), (chunk.begin, 1 << 62)):
             if high > 0:
                 (size,) = execute(f"SELECT sum(length(content)) {CHUNKS}", (chunk.key, low, high)).fetchone()
@@ -228,9 +231,7 @@ class SQLiteStore:
                     added -= size
         if chunk.content:
             execute("INSERT INTO events VALUES (?, ?, ?)", (chunk.key, chunk.end, chunk.content))
-        if added:
-            execute("UPDATE usage SET events = events + ? WHERE user = ?", (added, chunk.key))
-            self._count(event_bytes=added)
+        return added
 
     def _mark_read(self, keys: Sequence[bytes]) -> None:
         now, due = time.time(), len(self._read) >= MANY_READ

@@ -106,7 +106,7 @@ class SessionStore(StateStore, Protocol):
         """
 
     def put_many(self, rows: Sequence[tuple[bytes, bytes]], chunks: Sequence[Chunk] = ()) -> None:
-        """Set the value of each key, and add events: both or, after an error, neither.
+        """Set the value of each key, and add events of some of these keys: both or, after an error, neither.
 
         A user's chunk takes the place of chunks that end after its `begin`. Chunks without any of the newest
         `keep_events` events are deleted.
