@@ -223,6 +223,18 @@ def test_a_limit_counts_from_the_last_use_before_the_store_was_opened(
     assert store.get_many([*keys, b"d"]) == [b"s", None, b"s", b"s"]
 
 
+def test_sessions_that_redis_has_from_an_earlier_version_are_counted_and_dropped(redis_url: str, tmp_path: Path):
+    redis = pytest.importorskip("redis")
+    with closing(redis.Redis.from_url(redis_url)) as server:
+        server.hset(f"{tmp_path}:sessions", mapping={"a": "old", "b": "old"})
+    with closing(RedisStore(redis_url, prefix=str(tmp_path), max_users=2)) as store:
+        store.claim(b"first")
+        check_sizes(store, [b"a", b"b"], {b"a": b"old", b"b": b"old"})
+        store.put_many([(b"c", b"new")], [Chunk(b"c", 0, 1, b"e")])
+        assert len(store) == 2
+        assert store.sizes().dropped == 1
+
+
 def test_a_write_that_fails_changes_neither_states_nor_events_nor_sizes(tmp_path: Path):
     with closing(SQLiteStore(tmp_path / "s.db", max_users=2)) as store:
         store.put_many([(b"a", b"old"), (b"b", b"old")], [Chunk(b"a", 0, 1, b"event")])
