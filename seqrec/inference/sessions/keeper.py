@@ -159,7 +159,6 @@ class SessionKeeper:
     max_seen: int | None
     history_of: HistoryOf | None
     lock: threading.RLock = field(default_factory=threading.RLock, init=False)
-
     rebuilt: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -226,8 +225,6 @@ class SessionKeeper:
             try:
                 session = None if row is None else Session.from_bytes(row, key, user, index)
             except DamagedSessionError as error:
-                if not isinstance(self.store, SessionStore):
-                    raise
                 reasons[index] = str(error)
             if session is not None and not session.made_by and self._fits:
                 session = replace(session, made_by=self._made_by)
@@ -240,10 +237,11 @@ class SessionKeeper:
         self, keys: Sequence[bytes], users: Sequence[Id], found: list[Session | None], reasons: dict[int, str]
     ) -> None:
         """Make the sessions at some places again, write them, and put them into `found`."""
-        assert isinstance(self.store, SessionStore)
-        places = {keys[place]: place for place in reasons}
+        # A user's first place.
+        places = {keys[place]: place for place in reversed(reasons)}
+        kept = self.store.events_of(list(places)) if isinstance(self.store, SessionStore) else [[]] * len(places)
         made, item_ids, errors = {}, [], []
-        for (key, place), contents in zip(places.items(), self.store.events_of(list(places)), strict=True):
+        for (key, place), contents in zip(places.items(), kept, strict=True):
             events, old = read_events(key, contents), found[place]
             is_whole = old is None or (
                 events is not None and events.begin <= old.kept_from and events.end == old.num_events
@@ -263,7 +261,8 @@ class SessionKeeper:
         for number, state in zip(some, states, strict=True):
             key = keys[rows[number]]
             made[key] = replace(made[key], state=state)
-        self.store.put_many([(key, session.to_bytes(key)) for key, session in made.items()])
+        if made:
+            self.store.put_many([(key, session.to_bytes(key)) for key, session in made.items()])
         self.rebuilt += len(made)
         for place, key in enumerate(keys):
             found[place] = made.get(key, found[place])

@@ -278,7 +278,7 @@ class SQLiteStore:
             execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
         )
         is_new = not execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        statements = MORE_TABLES.strip().splitlines() if version < VERSION else []
+        statements = [*MORE_TABLES.strip().splitlines(), f"PRAGMA user_version = {VERSION}"]
         if is_new and application == 0:
             statements = [*TABLES.strip().splitlines(), f"PRAGMA application_id = {APPLICATION_ID}", *statements]
         elif application != APPLICATION_ID:
@@ -287,18 +287,16 @@ class SQLiteStore:
             raise SessionStoreError(
                 f"{self.path} is a store of sessions of version {version}, expected {VERSION}; {REMEDY}"
             )
-        for statement in (*statements, f"PRAGMA user_version = {VERSION}"):
+        execute("PRAGMA cell_size_check = ON")
+        if self.path.stat().st_size <= CHECKED_BYTES:
+            self.verify()
+        for statement in statements if version < VERSION else ():
             execute(statement)
         execute("COMMIT")
         (mode,) = execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise SessionStoreError(f"{self.path} cannot have a write-ahead log here; give a path on a local disk")
         execute("PRAGMA synchronous = FULL")
-        execute("PRAGMA cell_size_check = ON")
-        if self.path.stat().st_size <= CHECKED_BYTES:
-            (found,) = execute("PRAGMA integrity_check(1)").fetchone()
-            if found != "ok":
-                raise SessionStoreError(f"{self.path} is damaged: {' '.join(found.split())}; {REMEDY}")
         total = "total(CAST(states AS INTEGER)), total(CAST(events AS INTEGER))"
         self._sizes = StoreSizes(*map(int, execute(f"SELECT count(*), {total} FROM usage").fetchone()))
         # On macOS a plain fsync leaves data in the disk's cache.
