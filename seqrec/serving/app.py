@@ -183,7 +183,7 @@ def _add_state(
                 "model": recommender.model.title,
                 "version": __version__,
                 "streams": recommender.streams,
-                "users": await health.users(),
+                "users": (await health.sizes()).users,
                 "items": num_items,
             }
         )
@@ -191,8 +191,8 @@ def _add_state(
     @routes.get("/metrics", response_class=Response, responses=_errors(*ALL))
     async def print_metrics() -> Response:
         """Return counts for Prometheus."""
-        metrics.users.set(await health.users())
-        return Response(metrics.text(), headers={"Content-Type": metrics.content_type})
+        text = metrics.text(await health.sizes(), recommender.rebuilt)
+        return Response(text, headers={"Content-Type": metrics.content_type})
 
     @routes.delete("/users/{user:path}", status_code=204, responses=_errors(*ALL, 404, 422))
     async def forget(user: Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH)]) -> Response:

@@ -66,7 +66,7 @@ def serve(
     Raises:
         InputError: if an argument is out of range, or packages are not installed.
         MissingInputError: if the checkpoint or the event store does not exist.
-        SessionStoreError: if the sessions belong to another model, or cannot be used.
+        SessionStoreError: if the sessions belong to another model and have no events, or cannot be used.
     """
     check_packages()
     from seqrec.serving.app import create_app

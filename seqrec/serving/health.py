@@ -1,4 +1,4 @@
-"""Whether the model and the sessions answer, and how many users have a session, without waiting for either."""
+"""Whether the model and the sessions answer, and how much is kept of sessions, without waiting for either."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 from typing import Any
 
 from seqrec.errors import InputError
+from seqrec.inference.sessions import StoreSizes
 from seqrec.serving.answers import RefusedError
 from seqrec.serving.batcher import Batcher
 from seqrec.serving.work import Count, Probe
@@ -29,7 +30,7 @@ class Health:
         self._ready_seconds = ready_seconds
         self._probe: asyncio.Future[Any] | None = None
         self._count: asyncio.Future[Any] | None = None
-        self._users = 0
+        self._sizes = StoreSizes(0)
 
     async def check_ready(self) -> None:
         """Raise a `RefusedError` if a thread does not answer in time, or the sessions cannot be read.
@@ -45,14 +46,14 @@ class Health:
         if any(isinstance(outcome, BaseException) for outcome in self._probe.result()):
             raise RefusedError(503, "the sessions cannot be read; see the server's log", {"Retry-After": "1"})
 
-    async def users(self) -> int:
-        """Return the number of users with a session as last counted; a count may still be under way."""
+    async def sizes(self) -> StoreSizes:
+        """Return how much the store of sessions keeps as last counted; a count may still be under way."""
         if self._count is None or self._count.done():
             self._count = asyncio.ensure_future(self._counted())
         await asyncio.wait([self._count], timeout=COUNT_SECONDS)
-        return self._users
+        return self._sizes
 
     async def _counted(self) -> None:
         # `check_ready` reports errors.
         with contextlib.suppress(InputError):
-            self._users = await self._sessions.submit(Count())
+            self._sizes = await self._sessions.submit(Count())

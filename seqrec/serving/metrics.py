@@ -5,6 +5,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from seqrec.inference.sessions import StoreSizes
+
 LATENCY_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -16,7 +18,6 @@ class Metrics:
         events: Events that were observed and are kept.
         in_progress: Requests that are not answered yet.
         connections: Open connections.
-        users: Users with a session; set before printing.
     """
 
     content_type = CONTENT_TYPE_LATEST
@@ -47,7 +48,14 @@ class Metrics:
             ("reason",),
             registry=self._registry,
         )
-        self.users = Gauge("seqrec_users", "Users with a session.", registry=self._registry)
+        gauges = {
+            "users": "Users with a session.",
+            "state_bytes": "Bytes of all sessions, without events.",
+            "event_bytes": "Bytes of the events that are kept to make sessions again.",
+            "dropped_sessions": "Sessions that a limit of the store dropped.",
+            "rebuilt_sessions": "Sessions that were made again from their events since the server started.",
+        }
+        self._sessions = {name: Gauge(f"seqrec_{name}", text, registry=self._registry) for name, text in gauges.items()}
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count an answer `seconds` after the request arrived; `route` is one of few, as each gets its own counter."""
@@ -62,6 +70,8 @@ class Metrics:
         """Count a connection that the server closed; `reason` is one of few."""
         self._closed.labels(reason).inc()
 
-    def text(self) -> bytes:
-        """Return all counts in Prometheus' format."""
+    def text(self, sizes: StoreSizes, rebuilt: int) -> bytes:
+        """Return all counts in Prometheus' format, given what the store keeps and the number of rebuilt sessions."""
+        for gauge, value in zip(self._sessions.values(), (*sizes, rebuilt), strict=True):
+            gauge.set(value)
         return generate_latest(self._registry)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,8 +21,6 @@ from seqrec.serving.metrics import Metrics
 from seqrec.types import RaggedItems, SequenceBatch
 
 Entry = TypeVar("Entry")
-# Most of the time that counting users may take, as a share.
-COUNT_SHARE = 0.01
 # Bytes of state that count as one event.
 BYTES_PER_EVENT = 1 << 15
 
@@ -41,7 +38,7 @@ class Forget(NamedTuple):
 
 
 class Count(NamedTuple):
-    """The outcome is the number of users with a session; a recent number if counting takes long."""
+    """The outcome is how much the store of sessions keeps, as `StoreSizes`."""
 
 
 class Probe(NamedTuple):
@@ -100,7 +97,6 @@ class SessionWork:
     def __init__(self, recommender: SessionRecommender, metrics: Metrics) -> None:
         self._recommender = recommender
         self._metrics = metrics
-        self._users, self._count_again = 0, 0.0
 
     def __call__(self, works: Sequence[Any]) -> Iterator[Outcomes]:
         """Yield the outcomes of a batch; see `Batcher`."""
@@ -110,8 +106,9 @@ class SessionWork:
             self._metrics.batch("recommend", len(requests))
             found = done_together(self._recommender.recommend_many, [[work] for _, work in requests], self._is_known)
             yield places_of(requests, [each[0] if isinstance(each, list) else each for each in found])
-        if counts := [(place, self._count()) for place, work in placed if isinstance(work, Count)]:
-            yield counts
+        if counts := [place for place, work in placed if isinstance(work, Count)]:
+            sizes = attempt(lambda _: self._recommender.sizes(), None)
+            yield [(place, sizes) for place in counts]
         if probes := [(place, attempt(self._probe, "")) for place, work in placed if isinstance(work, Probe)]:
             yield probes
         writes = [(place, work) for place, work in placed if isinstance(work, (Observe, Forget))]
@@ -148,16 +145,6 @@ class SessionWork:
     def _probe(self, user: Id) -> None:
         """Read a session from the store."""
         self._recommender.events_seen(user)
-
-    def _count(self) -> Any:
-        begin = time.monotonic()
-        if begin >= self._count_again:
-            count = attempt(len, self._recommender)
-            if isinstance(count, Exception):
-                return count
-            end = time.monotonic()
-            self._users, self._count_again = count, end + (end - begin) / COUNT_SHARE
-        return self._users
 
 
 class HistoryWork:

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import torch
 from served_models import ITEMS, NUM_ITEMS, best_of, error_of, items_of, model, serving
 
 from seqrec import __version__
@@ -149,6 +150,34 @@ def test_metrics_count_answers_batches_users_and_events(client: httpx.Client):
     assert added('seqrec_request_seconds_count{route="/observe"}') == 1
     assert after["seqrec_users"] >= 1
     assert after["seqrec_requests_in_work"] == 1  # the one for the metrics
+
+
+def test_a_retrained_model_goes_on_with_the_users_of_the_one_before(tmp_path: Path):
+    path, events = tmp_path / "s.db", [{"user": f"u{n % 3}", "item": item} for n, item in enumerate(ITEMS[:30])]
+
+    def gauges(client: httpx.Client) -> dict[str, float]:
+        lines = [line.split() for line in client.get("/metrics").text.splitlines() if line[0] != "#"]
+        return {name.removeprefix("seqrec_"): float(value) for name, value in lines if "{" not in name}
+
+    recommender = SessionRecommender(model(), SQLiteStore(path, max_users=2))
+    with recommender, serving(create_app(recommender)) as url, httpx.Client(base_url=url) as client:
+        assert client.post("/observe", json=events).status_code == 200
+        kept = gauges(client)
+        users = [each for each in ("u0", "u1", "u2") if each in recommender]
+    assert (kept["users"], kept["dropped_sessions"], kept["rebuilt_sessions"]) == (2, 1, 0)
+    assert kept["event_bytes"] > 0
+    retrained = model()
+    with torch.no_grad():
+        retrained.items.table.weight.mul_(-1)
+    fresh = SessionRecommender(retrained)
+    fresh.observe_many([Event(each["user"], each["item"]) for each in events])
+    recommender = SessionRecommender(retrained, SQLiteStore(path))
+    with recommender, serving(create_app(recommender)) as url, httpx.Client(base_url=url) as client:
+        assert gauges(client)["state_bytes"] == kept["state_bytes"]
+        for user in users:
+            assert items_of(client.post("/recommend", json={"user": user})) == best_of(fresh, user)
+        found = gauges(client)
+    assert (found["users"], found["event_bytes"], found["rebuilt_sessions"]) == (2, kept["event_bytes"], 2)
 
 
 @pytest.mark.parametrize(

@@ -213,23 +213,3 @@ def test_work_is_as_large_as_its_events_and_the_states_it_moves():
     assert size_of(Request("u", block=[10, 20])) == 3 + 128
     assert size_of(RecommendToHistory([10, 20], block=[30])) == 3
     assert size_of(Count()) == size_of(Forget("u")) == 1
-
-
-def test_users_are_counted_again_after_a_hundred_times_what_counting_takes(monkeypatch: pytest.MonkeyPatch):
-    now = [100.0]
-    monkeypatch.setattr("seqrec.serving.work.time.monotonic", lambda: now[0])
-
-    class SlowToCount(InMemoryStore):
-        def __len__(self) -> int:
-            now[0] += 0.5
-            return super().__len__()
-
-    recommender = SessionRecommender(model(), SlowToCount())
-    work = SessionWork(recommender, Metrics())
-    recommender.observe("a", 10)
-    assert outcomes(work, [Count()]) == [1]
-    recommender.observe("b", 10)
-    now[0] += 49
-    assert outcomes(work, [Count(), Count()]) == [1, 1]
-    now[0] += 2
-    assert outcomes(work, [Count(), Count()]) == [2, 2]

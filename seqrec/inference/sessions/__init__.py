@@ -11,7 +11,14 @@ from seqrec.inference.sessions.entries import (
     log_histories,
 )
 from seqrec.inference.sessions.recommender import SessionRecommender, warm
-from seqrec.inference.sessions.stores import InMemoryStore, RedisStore, SQLiteStore, StateStore
+from seqrec.inference.sessions.stores import (
+    InMemoryStore,
+    RedisStore,
+    SessionStore,
+    SQLiteStore,
+    StateStore,
+    StoreSizes,
+)
 from seqrec.inference.sessions.user_state import ReencodedState, StreamedState, UserState
 
 __all__ = [
@@ -25,8 +32,10 @@ __all__ = [
     "Request",
     "Scored",
     "SessionRecommender",
+    "SessionStore",
     "SQLiteStore",
     "StateStore",
+    "StoreSizes",
     "StreamedState",
     "UserHistory",
     "log_histories",

@@ -9,7 +9,8 @@ import struct
 import threading
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,20 @@ from torch import Tensor
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import DamagedSessionError, SessionStoreError
 from seqrec.inference.sessions.entries import HistoryOf, Id, UserHistory
-from seqrec.inference.sessions.stores import StateStore
+from seqrec.inference.sessions.kept_events import MERGED, KeptEvents, joined, read_events
+from seqrec.inference.sessions.stores import SessionStore, StateStore, StoreSizes
 from seqrec.inference.sessions.user_state import UserState
 
 _LOG = logging.getLogger(__name__)
-# Stores of seqrec 0.1 have format 1, whose sessions have no event ids and a checksum without the user's key.
-FORMAT, OLD_FORMAT = 2, 1
+# Stores of seqrec 0.1 have format 1, whose sessions have no event ids and a checksum without the user's key. Sessions
+# of format 2 do not name their model.
+FORMAT, OLD_FORMATS = 3, (1, 2)
 # Checksum of all bytes after it, and then of the user's key.
 CHECKSUM = struct.Struct("<I")
-# Events, newest time, whether it is known, bytes of the state, and number of event ids.
-HEAD = struct.Struct("<Qq?IH")
-OLD_HEAD = struct.Struct("<Qq?I")
+# Events, newest time, whether it is known, bytes of the state; since format 2 the number of event ids; since format 3
+# the first event that is kept, and digests of the model and of its catalogue.
+HEADS = {1: struct.Struct("<Qq?I"), 2: struct.Struct("<Qq?IH"), 3: struct.Struct("<Qq?IHQ16s")}
+REMEDY = "forget the user, and observe the events again"
 # The last event ids of each user that are known again.
 KEPT_EVENT_IDS = 256
 
@@ -45,6 +49,8 @@ class Session:
         newest_time: The latest time of an event; None if no event had one.
         seen: (N,) int32 distinct internal item ids, in the order in which they were last seen.
         event_ids: (M,) uint64 digests of the last event ids, the newest last; M is at most `KEPT_EVENT_IDS`.
+        kept_from: Number of the first events that need not be in the store; all later ones are.
+        made_by: Digests of the model and of its catalogue, 8 bytes each; empty if unknown.
     """
 
     state: bytes
@@ -52,6 +58,8 @@ class Session:
     newest_time: int | None = None
     seen: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     event_ids: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    kept_from: int = 0
+    made_by: bytes = b""
 
     def observed(
         self,
@@ -60,10 +68,12 @@ class Session:
         state: bytes,
         max_seen: int | None,
         event_ids: Sequence[int] = (),
+        keep_events: int = 0,
     ) -> Session:
         """Return the session after further events (N,), oldest first.
 
-        `event_ids` are digests of those events that have an id; `max_seen` is as of `SessionKeeper`.
+        `event_ids` are digests of those events that have an id; `max_seen` is as of `SessionKeeper`, and `keep_events`
+        of its store.
         """
         # From the end, so that each item takes the place at which it was last seen.
         new = np.array([*dict.fromkeys(reversed(item_ids.tolist()))][::-1], np.int32)
@@ -75,15 +85,18 @@ class Session:
         kept = self.event_ids
         if event_ids:
             kept = np.concatenate([kept, np.array(event_ids, np.uint64)])[-KEPT_EVENT_IDS:]
-        return Session(state, self.num_events + len(item_ids), newest_time, seen, kept)
+        num_events = self.num_events + len(item_ids)
+        kept_from = max(self.kept_from, num_events - keep_events)
+        return Session(state, num_events, newest_time, seen, kept, kept_from, self.made_by)
 
     def to_bytes(self, key: bytes) -> bytes:
         """Return the session of a key as bytes with a checksum of both."""
         time = self.newest_time
-        head = HEAD.pack(self.num_events, time or 0, time is not None, len(self.state), len(self.event_ids))
+        known = (self.num_events, time or 0, time is not None)
+        head = HEADS[FORMAT].pack(*known, len(self.state), len(self.event_ids), self.kept_from, self.made_by)
         numbers = [self.event_ids.astype("<u8", copy=False), self.seen.astype("<i4", copy=False)]
         content = b"".join([head, self.state, *(each.tobytes() for each in numbers)])
-        return CHECKSUM.pack(zlib.crc32(key, zlib.crc32(content))) + content
+        return CHECKSUM.pack(checksum(content, key, FORMAT)) + content
 
     @staticmethod
     def from_bytes(data: bytes, key: bytes, user: Any, index: int = 0) -> Session:
@@ -93,34 +106,35 @@ class Session:
             DamagedSessionError: if the checksum does not match; it names the user and its place `index` in a batch.
         """
         content = memoryview(data)[CHECKSUM.size :]
-        checksum = CHECKSUM.unpack_from(data)[0] if len(data) >= CHECKSUM.size else None
-        own = zlib.crc32(content)
-        if len(content) >= HEAD.size and checksum == zlib.crc32(key, own):
-            num_events, time, has_time, size, num_ids = HEAD.unpack_from(content)
-            begin = HEAD.size
-        elif len(content) >= OLD_HEAD.size and checksum == own:
-            num_events, time, has_time, size = OLD_HEAD.unpack_from(content)
-            begin, num_ids = OLD_HEAD.size, 0
+        found = CHECKSUM.unpack_from(data)[0] if len(data) >= CHECKSUM.size else None
+        for version, head in reversed(HEADS.items()):
+            if len(content) >= head.size and found == checksum(content, key, version):
+                break
         else:
             raise DamagedSessionError(
-                f"the session of user={user!r} is damaged: its checksum does not match its content; forget the user, "
-                "and observe the events again",
-                index,
+                f"the session of user={user!r} is damaged: its checksum does not match its content; {REMEDY}", index
             )
-        ids = begin + size
+        num_events, time, has_time, size, *more = head.unpack_from(content)
+        # Without a model's name, no events are kept either.
+        num_ids, kept_from, made_by = tuple(more) + (0, num_events, b"")[len(more) :]
+        ids = head.size + size
         seen = ids + 8 * num_ids
         return Session(
-            bytes(content[begin:ids]),
+            bytes(content[head.size : ids]),
             num_events,
             time if has_time else None,
             np.frombuffer(content[seen:], "<i4").astype(np.int32, copy=False),
             np.frombuffer(content[ids:seen], "<u8").astype(np.uint64, copy=False),
+            kept_from,
+            made_by,
         )
 
 
 @dataclass(kw_only=True, eq=False)
 class SessionKeeper:
     """Reads sessions from a store, and writes them back after further events.
+
+    A session that is damaged or of another model is made again from the user's events, if the store keeps them.
 
     Args:
         store: The store.
@@ -132,9 +146,10 @@ class SessionKeeper:
 
     Attributes:
         lock: Held from reading sessions to writing them back.
+        rebuilt: Number of sessions that were made again from their events.
 
     Raises:
-        SessionStoreError: if the store belongs to another model, or cannot be used.
+        SessionStoreError: if the store belongs to another model and has no events, or cannot be used.
     """
 
     store: StateStore
@@ -144,39 +159,125 @@ class SessionKeeper:
     max_seen: int | None
     history_of: HistoryOf | None
     lock: threading.RLock = field(default_factory=threading.RLock, init=False)
+    rebuilt: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        # Claim a new store for this model; refuse a store of another model.
-        ours = {"format": FORMAT, "vocabulary": vocabulary_digest(self.items)}
-        text = json.dumps({**ours, **self.user_state.describe()}, separators=(",", ":"))
+        # Claim a new store for this model. A store of another model needs events.
+        catalogue = vocabulary_digest(self.items)
+        ours = {"format": FORMAT, "vocabulary": catalogue}
+        description = self.user_state.describe()
+        text = json.dumps({**ours, **description}, separators=(",", ":"))
+        model = hashlib.sha256(json.dumps(description).encode()).digest()[:8]
+        self._made_by = model + bytes.fromhex(catalogue)
+        self._keep_events = self.store.keep_events if isinstance(self.store, SessionStore) else 0
         kept = self.store.claim(text.encode())
+        # Sessions that do not name their model are of the one of an old description.
+        self._fits = False
         if kept == text.encode():
             return
         try:
             found = json.loads(kept)
             theirs = {name: found.pop(name) for name in ours}
-            theirs["format"] = FORMAT if theirs["format"] == OLD_FORMAT else theirs["format"]
+            is_old = theirs["format"] in OLD_FORMATS
+            theirs["format"] = FORMAT if is_old else theirs["format"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SessionStoreError("the store's description cannot be read; begin with a new store") from error
-        if theirs != ours:
-            raise SessionStoreError(
-                f"the store is of another catalogue or version: it has {theirs}, the model {ours}; give each model a "
-                "store of its own, and observe the events again"
-            )
-        self.user_state.check(found)
+        try:
+            if theirs != ours:
+                raise SessionStoreError(
+                    f"the store is of another catalogue or version: it has {theirs}, the model {ours}; give each "
+                    "model a store of its own, and observe the events again"
+                )
+            self.user_state.check(found)
+            self._fits = is_old
+        except SessionStoreError as error:
+            if theirs["format"] != FORMAT:
+                raise
+            if not isinstance(self.store, SessionStore) or not has_events(self.store.sizes()):
+                raise SessionStoreError(
+                    f"{error}; keep_events, which SQLiteStore and RedisStore have, would have kept the events in it"
+                ) from error
+            self.store.redescribe(text.encode())
+            _LOG.info("the store is of another model: its sessions are made again from their events when needed")
 
     def stored(self, keys: Sequence[bytes], users: Sequence[Id]) -> list[Session | None]:
         """Return the sessions in the store; None for users without one.
 
         Raises:
-            DamagedSessionError: if a session is damaged; its `index` is the user's place.
+            DamagedSessionError: if a session is damaged or of another model, and cannot be made again from its events;
+                its `index` is the user's place.
             SessionStoreError: if the store cannot be read.
         """
-        rows = self.store.get_many(keys)
-        return [
-            None if row is None else Session.from_bytes(row, key, user, index)
-            for index, (key, row, user) in enumerate(zip(keys, rows, users, strict=True))
-        ]
+        found, reasons = self._read(keys, users)
+        if reasons:
+            with self.lock:
+                # Another thread may have made them meanwhile.
+                found, reasons = self._read(keys, users)
+                self._rebuild(keys, users, found, reasons)
+        return found
+
+    def _read(self, keys: Sequence[bytes], users: Sequence[Id]) -> tuple[list[Session | None], dict[int, str]]:
+        """Return the sessions that can be read, and why some places' sessions are not to be used."""
+        found: list[Session | None] = []
+        reasons = {}
+        for index, (key, row, user) in enumerate(zip(keys, self.store.get_many(keys), users, strict=True)):
+            session = None
+            try:
+                session = None if row is None else Session.from_bytes(row, key, user, index)
+            except DamagedSessionError as error:
+                reasons[index] = str(error)
+            if session is not None and not session.made_by and self._fits:
+                session = replace(session, made_by=self._made_by)
+            if session is not None and session.made_by != self._made_by:
+                reasons[index] = f"the session of user={user!r} is of another model; {REMEDY}"
+            found.append(session)
+        return found, reasons
+
+    def _rebuild(
+        self, keys: Sequence[bytes], users: Sequence[Id], found: list[Session | None], reasons: dict[int, str]
+    ) -> None:
+        """Make the sessions at some places again, write them, and put them into `found`."""
+        # A user's first place.
+        places = {keys[place]: place for place in reversed(reasons)}
+        kept = self.store.events_of(list(places)) if isinstance(self.store, SessionStore) else [[]] * len(places)
+        made, item_ids, errors = {}, [], []
+        for (key, place), contents in zip(places.items(), kept, strict=True):
+            events, old = read_events(key, contents), found[place]
+            is_whole = old is None or (
+                events is not None and events.begin <= old.kept_from and events.end == old.num_events
+            )
+            if events is None or not is_whole:
+                lack = "some of its events are damaged or lost" if contents else "none of its events are kept"
+                errors.append(DamagedSessionError(f"{reasons[place]}, as {lack}", place))
+                continue
+            known = self._known_items(users[place], UserHistory(events.items))
+            item_ids.append(np.empty(0, np.int64) if known is None else known)
+            made[key] = self._rebuilt(old, events, item_ids[-1])
+        # A user without an item of this catalogue has no state, and starts with the next event.
+        some = [number for number, items in enumerate(item_ids) if len(items)]
+        rows = [places[key] for key in made]
+        user_ids = self.user_ids([users[rows[number]] for number in some])
+        states = self.user_state.extend([None] * len(some), [item_ids[number] for number in some], user_ids)
+        for number, state in zip(some, states, strict=True):
+            key = keys[rows[number]]
+            made[key] = replace(made[key], state=state)
+        if made:
+            self.store.put_many([(key, session.to_bytes(key)) for key, session in made.items()])
+        self.rebuilt += len(made)
+        for place, key in enumerate(keys):
+            found[place] = made.get(key, found[place])
+        if errors:
+            raise min(errors, key=lambda error: error.index)
+
+    def _rebuilt(self, old: Session | None, events: KeptEvents, item_ids: NDArray[np.int64]) -> Session:
+        """Return the session after events, without a state; `old` is the one of another model if it can be read."""
+        start = Session(b"", made_by=self._made_by)
+        new = start.observed(item_ids, events.newest_time, b"", self.max_seen, events.event_ids)
+        if old is None:
+            return replace(new, num_events=events.end, kept_from=events.begin)
+        # Of events that are not kept any more, too.
+        seen = old.seen if old.made_by[8:] == self._made_by[8:] else new.seen
+        return replace(old, state=b"", seen=seen, made_by=self._made_by)
 
     def sessions(self, keys: Sequence[bytes], users: Sequence[Id]) -> list[Session | None]:
         """Return the sessions, after making those of users whose history `history_of` knows."""
@@ -225,16 +326,35 @@ class SessionKeeper:
             event_ids: Digests of the events' ids of each user; None if none has an id.
         """
         ids = event_ids or [()] * len(keys)
-        before = [session or Session(b"") for session in sessions]
+        before = [session or Session(b"", made_by=self._made_by) for session in sessions]
         states = self.user_state.extend([session.state or None for session in before], item_ids, self.user_ids(users))
-        self.store.put_many(
-            [
-                (key, session.observed(new, time, state, self.max_seen, own).to_bytes(key))
-                for key, session, new, time, state, own in zip(
-                    keys, before, item_ids, newest_times, states, ids, strict=True
-                )
-            ]
-        )
+        rows = [
+            (key, old.observed(new, time, state, self.max_seen, own, self._keep_events).to_bytes(key))
+            for key, old, new, time, state, own in zip(keys, before, item_ids, newest_times, states, ids, strict=True)
+        ]
+        if not isinstance(self.store, SessionStore):
+            self.store.put_many(rows)
+            return
+        ends = [old.num_events + len(new) for old, new in zip(before, item_ids, strict=True)]
+        kept = [new[max(0, len(new) - self._keep_events) :] for new in item_ids]
+        names = self.items.external_ids(np.concatenate(kept))
+        rest = iter(names.tolist() if isinstance(names, np.ndarray) else names)
+        chunks = []
+        for key, new, end, time, own in zip(keys, kept, ends, newest_times, ids, strict=True):
+            events = KeptEvents(end - len(new), list(islice(rest, len(new))), time, list(own))
+            chunks.append(self._merged(key, events).chunk(key))
+        self.store.put_many(rows, chunks)
+
+    def _merged(self, key: bytes, events: KeptEvents) -> KeptEvents:
+        """Return further events of a key, together with the last chunks before them if these are many."""
+        last = events.begin // MERGED * MERGED
+        if events.items and last < events.begin and events.end - last >= MERGED:
+            assert isinstance(self.store, SessionStore)
+            parts = [read_events(key, [content]) for content in self.store.events_of([key])[0]]
+            newest = [*(part for part in parts if part is not None and part.begin >= last), events]
+            if all(before.end == after.begin for before, after in pairwise(newest)):
+                return joined(newest)
+        return events
 
     def user_ids(self, users: Sequence[Id]) -> Tensor:
         """Return (B,) internal ids, 0 for users that training did not know or if the model has no user vectors."""
@@ -254,6 +374,18 @@ class SessionKeeper:
                 user,
             )
         return known if len(known) else None
+
+
+def checksum(content: bytes | memoryview, key: bytes, version: int) -> int:
+    """Return the checksum of a session in a version of the format; each covers other bytes, or has another start."""
+    if version == 1:
+        return zlib.crc32(content)
+    return zlib.crc32(key, zlib.crc32(content, 0 if version == 2 else version))
+
+
+def has_events(sizes: StoreSizes) -> bool:
+    """Return whether sessions may be made again from a store's events; also if there are no sessions."""
+    return sizes.event_bytes > 0 or sizes.users == 0
 
 
 def vocabulary_digest(vocabulary: Vocabulary) -> str:

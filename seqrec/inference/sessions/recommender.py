@@ -27,7 +27,7 @@ from seqrec.inference.sessions.entries import (
     user_key,
 )
 from seqrec.inference.sessions.keeper import Session, SessionKeeper
-from seqrec.inference.sessions.stores import InMemoryStore, StateStore
+from seqrec.inference.sessions.stores import InMemoryStore, SessionStore, StateStore, StoreSizes
 from seqrec.inference.sessions.user_state import UserState, user_state_of
 from seqrec.models import Recommender, SequentialRecommender
 
@@ -48,6 +48,11 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
     **Repeats.** An event with an `event_id` that is among the user's last 256 is acknowledged and changes nothing. So a
     client that does not know whether an event arrived sends it again.
 
+    **Events.** `SQLiteStore` and `RedisStore` keep each user's newest events next to the state (`keep_events`), as the
+    log's item ids. If a session is damaged, or another model, catalogue or version of seqrec has made it, it is made
+    again from these events when the user is first observed or asks for items, exactly as if they were observed
+    together. Items that are no longer in the catalogue are left out.
+
     **Batches** are applied whole or not at all: bad entries are refused before anything changes, and the error's
     `index` is the entry's place. When `observe` returns, the store has the event.
 
@@ -62,7 +67,7 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
 
     Raises:
         InputError: if the model does not know the log's ids, or a value is out of range.
-        SessionStoreError: if the store belongs to another model, or cannot be used.
+        SessionStoreError: if the store belongs to another model and has no events, or cannot be used.
 
     Example:
         >>> from seqrec import MambaRec, SessionRecommender
@@ -188,9 +193,10 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
                 )
         users = [request.user for request in requests]
         found = self._keeper.sessions(keys, users)
-        sessions = [session for session in found if session is not None]
+        # One without a state has had no item of this catalogue.
+        sessions = [session for session in found if session is not None and session.state]
         if len(sessions) < len(found):
-            index = found.index(None)
+            index = next(index for index, session in enumerate(found) if session is None or not session.state)
             raise UnknownUserError(
                 f"requests[{index}]: no event of user={users[index]!r} is known; observe one first", index
             )
@@ -236,6 +242,16 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
     def __len__(self) -> int:
         """Return the number of users with a session."""
         return len(self._keeper.store)
+
+    def sizes(self) -> StoreSizes:
+        """Return how much the store keeps; of a store that keeps no events, the number of users alone."""
+        store = self._keeper.store
+        return store.sizes() if isinstance(store, SessionStore) else StoreSizes(len(store))
+
+    @property
+    def rebuilt(self) -> int:
+        """Number of sessions that were damaged or of another model, and were made again from their events."""
+        return self._keeper.rebuilt
 
     def close(self) -> None:
         """Close the store."""

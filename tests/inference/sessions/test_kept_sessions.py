@@ -7,7 +7,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from seqrec.inference.sessions import (
     Event,
     InMemoryStore,
     ReencodedState,
+    Scored,
     SessionRecommender,
     SQLiteStore,
 )
@@ -51,8 +52,8 @@ from seqrec.data.vocabulary import Vocabulary
 from seqrec.inference.sessions import Event
 from seqrec.models import MambaRec
 
-def model():
-    torch.manual_seed(0)
+def model(seed=0):
+    torch.manual_seed(seed)
     made = MambaRec(30, d_model=8, d_state=4, max_length=12, positions=False).eval()
     made.item_vocabulary = Vocabulary(np.arange(10, 301, 10))
     return made
@@ -90,7 +91,51 @@ def test_what_was_acknowledged_before_a_kill_is_there(kills: int, tmp_path: Path
                 replayed.observe(*kept_sessions.event(number))
             for user in range(3):
                 assert kept.recommend(f"user {user}") == replayed.recommend(f"user {user}")
+            (tmp_path / "b.db").unlink(missing_ok=True)
+            store.backup(tmp_path / "b.db")
+        # Events were kept with the states.
+        fresh = SessionRecommender(kept_sessions.model(seed=1))
+        fresh.observe_many([kept_sessions.event(number) for number in range(found)])
+        with SessionRecommender(kept_sessions.model(seed=1), SQLiteStore(tmp_path / "b.db")) as again:
+            for user in range(3):
+                assert again.events_seen(f"user {user}") == fresh.events_seen(f"user {user}")
+                same(again.recommend(f"user {user}"), fresh.recommend(f"user {user}"))
         done = found
+
+
+def same(found: Sequence[Scored], expected: Sequence[Scored]) -> None:
+    assert [each.item for each in found] == [each.item for each in expected]
+    np.testing.assert_allclose([each.score for each in found], [each.score for each in expected], rtol=1e-4)
+
+
+@pytest.mark.parametrize("cuts", [10, pytest.param(300, marks=pytest.mark.slow)])
+def test_after_a_loss_of_power_states_and_events_are_of_one_moment(cuts: int, build: Build, tmp_path: Path):
+    """A loss of power leaves a beginning of the log, perhaps with other bytes after it."""
+    store = SQLiteStore(tmp_path / "s.db")
+    sessions = SessionRecommender(build(), store)
+    events, users = [Event(f"u{t % 3}", 10 * (1 + t * t % 29), t, str(t)) for t in range(60)], ("u0", "u1", "u2")
+    sizes = []
+    for event in events:
+        sessions.observe_many([event])
+        sizes.append((tmp_path / "s.db-wal").stat().st_size)
+    base, log = (tmp_path / "s.db").read_bytes(), (tmp_path / "s.db-wal").read_bytes()
+    sessions.close()
+    draws, counts = random.Random(0), set()
+    for _ in range(cuts):
+        cut = draws.randint(sizes[0], len(log))
+        (tmp_path / "s.db").write_bytes(base)
+        (tmp_path / "s.db-wal").write_bytes(log[:cut] + draws.randbytes(draws.choice([0, 1, 5000])))
+        with SessionRecommender(build(seed=1), SQLiteStore(tmp_path / "s.db")) as again:
+            number = sum(again.events_seen(user) for user in users)
+            assert number >= sum(size <= cut for size in sizes)
+            fresh = SessionRecommender(build(seed=1))
+            fresh.observe_many(events[:number])
+            for user in users:
+                assert again.events_seen(user) == fresh.events_seen(user)
+                if user in again:
+                    same(again.recommend(user), fresh.recommend(user))
+        counts.add(number)
+    assert len(counts) > 5
 
 
 def test_sessions_go_on_with_the_same_model_in_a_new_process(build: Build, tmp_path: Path):

@@ -8,14 +8,23 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from seqrec.errors import InputError, MissingInputError, SessionStoreError
-from seqrec.inference.sessions import InMemoryStore, RedisStore, SQLiteStore, StateStore
+from seqrec.inference.sessions import (
+    InMemoryStore,
+    RedisStore,
+    SessionStore,
+    SQLiteStore,
+    StateStore,
+    StoreSizes,
+)
+from seqrec.inference.sessions.stores import Chunk
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +91,167 @@ def test_a_store_keeps_bytes_by_key(store: StateStore):
     assert len(store) == 5
 
 
-def test_the_first_description_stays(store: StateStore):
+def test_the_first_description_stays(store: SessionStore):
     assert store.claim(b"first\x00") == b"first\x00"
     assert store.claim(b"second") == b"first\x00"
+    store.redescribe(b"third")
+    assert store.claim(b"first\x00") == b"third"
+
+
+@pytest.fixture
+def limited(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., SessionStore]]:
+    """Opens one store again and again, with other limits."""
+    opened: list[SessionStore] = []
+
+    def make(**limits: Any) -> SessionStore:
+        if kind == "redis":
+            opened.append(RedisStore(request.getfixturevalue("redis_url"), prefix=str(tmp_path), **limits))
+        else:
+            for each in opened:
+                each.close()
+            opened.append(SQLiteStore(tmp_path / "s.db", **limits) if kind == "sqlite" else InMemoryStore(**limits))
+        return opened[-1]
+
+    yield make
+    for each in opened:
+        each.close()
+
+
+KINDS = ("memory", "sqlite", "redis")
+
+
+def check_sizes(store: SessionStore, keys: Sequence[bytes], kept: dict[bytes, bytes], dropped: int = 0) -> None:
+    """Compare what a store says that it keeps with what it has."""
+    assert dict(zip(keys, store.get_many(keys), strict=True)) == {key: kept.get(key) for key in keys}
+    events = [content for chunks in store.events_of(keys) for content in chunks]
+    states = sum(len(key) + len(row) for key, row in kept.items())
+    assert store.sizes() == StoreSizes(len(kept), states, sum(map(len, events)), dropped)
+    assert len(store) == len(kept)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_events_are_kept_next_to_states(limited: Callable[..., SessionStore]):
+    store = limited(keep_events=5)
+    assert isinstance(store, SessionStore)
+    keys = [b"ada", b"", b"\x00\xff"]
+    store.put_many([(key, b"s") for key in keys], [Chunk(key, 0, 2, b"one") for key in keys])
+    store.put_many([(b"ada", b"state")], [Chunk(b"ada", 2, 3, b"\xfftwo\x00")])
+    assert store.events_of([*keys, b"none"]) == [[b"one", b"\xfftwo\x00"], [b"one"], [b"one"], []]
+    # One chunk in the place of the last two, and then the first is too old.
+    store.put_many([(b"ada", b"s")], [Chunk(b"ada", 3, 4, b"three")])
+    store.put_many([(b"ada", b"s")], [Chunk(b"ada", 2, 6, b"two to six")])
+    assert store.events_of([b"ada"]) == [[b"one", b"two to six"]]
+    store.put_many([(b"ada", b"s")], [Chunk(b"ada", 6, 7, b"seven")])
+    assert store.events_of([b"ada"]) == [[b"two to six", b"seven"]]
+    check_sizes(store, keys, dict.fromkeys(keys, b"s"))
+    # Events of no bytes only drop those that are too old.
+    store.put_many([(b"ada", b"s")], [Chunk(b"ada", 11, 11, b"")])
+    assert store.events_of([b"ada"]) == [[b"seven"]]
+    assert store.delete(b"ada")
+    assert store.events_of([b"ada"]) == [[]]
+    check_sizes(store, keys, dict.fromkeys(keys[1:], b"s"))
+    store.put_many([(b"ada", b"s")], [Chunk(b"ada", 0, 1, b"anew")])
+    assert store.events_of([b"ada"]) == [[b"anew"]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("limit", ["max_users", "max_bytes"])
+def test_a_limit_drops_the_users_of_longest_ago_with_their_events(limited: Callable[..., SessionStore], limit: str):
+    # 30 bytes a user.
+    store = limited(keep_events=9, **{limit: {"max_users": 3, "max_bytes": 100}[limit]})
+    keys = [b"%03d" % number for number in range(10)]
+
+    def put(*keys: bytes) -> None:
+        store.put_many([(key, bytes(17)) for key in keys], [Chunk(key, 0, 1, bytes(10)) for key in keys])
+
+    for key in keys[:3]:
+        put(key)
+    store.get_many([keys[0], b"none"])
+    put(keys[3])
+    check_sizes(store, keys, {key: bytes(17) for key in (keys[0], *keys[2:4])}, 1)
+    put(*keys[4:7])
+    check_sizes(store, keys, {key: bytes(17) for key in keys[4:7]}, 4)
+    # What a user asks to be deleted is not dropped.
+    assert store.delete(keys[5])
+    check_sizes(store, keys, {key: bytes(17) for key in (keys[4], keys[6])}, 4)
+    # A user's events count, and so does one user who is too large alone.
+    store.put_many([(keys[4], bytes(17))], [Chunk(keys[4], 1, 2, bytes(90))])
+    if limit == "max_bytes":
+        check_sizes(store, keys, {}, 6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_idle_users_are_dropped_with_their_events(limited: Callable[..., SessionStore], monkeypatch):
+    now = [1e9]
+    for clock in ("time.time", "time.monotonic"):
+        monkeypatch.setattr(clock, lambda: now[0])
+    store, keys = limited(keep_events=9, idle_seconds=10), [b"a", b"b", b"c"]
+    store.put_many([(key, b"s") for key in keys], [Chunk(key, 0, 1, b"e") for key in keys])
+    now[0] += 8
+    store.get_many([b"a"])
+    store.put_many([(b"b", b"s")], [Chunk(b"b", 1, 2, b"e")])
+    now[0] += 4
+    check_sizes(store, keys, {b"a": b"s", b"b": b"s"}, 1)
+    now[0] += 11
+    store.put_many([(b"c", b"s")], [Chunk(b"c", 0, 1, b"e")])
+    check_sizes(store, keys, {b"c": b"s"}, 3)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_a_limit_counts_from_the_last_use_before_the_store_was_opened(
+    limited: Callable[..., SessionStore], monkeypatch
+):
+    now = [1e9]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    keys = [b"a", b"b", b"c"]
+    store = limited(idle_seconds=100)
+    for key in keys:
+        now[0] += 1
+        store.put_many([(key, b"s")], [Chunk(key, 0, 1, b"e")])
+    now[0] += 1
+    store.get_many([b"a"])
+    store.close()
+    store = limited(max_users=2)
+    assert store.sizes()[:3] == (3, 6, 3)
+    store.put_many([(b"c", b"s")])
+    assert store.get_many(keys) == [b"s", None, b"s"]
+    store.close()
+    # As long as no limit is set, nothing is dropped, however late it is.
+    now[0] += 1e9
+    store = limited()
+    store.put_many([(b"d", b"s")])
+    assert store.get_many([*keys, b"d"]) == [b"s", None, b"s", b"s"]
+
+
+def test_sessions_that_redis_has_from_an_earlier_version_are_counted_and_dropped(redis_url: str, tmp_path: Path):
+    redis = pytest.importorskip("redis")
+    with closing(redis.Redis.from_url(redis_url)) as server:
+        server.hset(f"{tmp_path}:sessions", mapping={"a": "old", "b": "old"})
+    with closing(RedisStore(redis_url, prefix=str(tmp_path), max_users=2)) as store:
+        store.claim(b"first")
+        check_sizes(store, [b"a", b"b"], {b"a": b"old", b"b": b"old"})
+        store.put_many([(b"c", b"new")], [Chunk(b"c", 0, 1, b"e")])
+        assert len(store) == 2
+        assert store.sizes().dropped == 1
+
+
+def test_a_write_that_fails_changes_neither_states_nor_events_nor_sizes(tmp_path: Path):
+    with closing(SQLiteStore(tmp_path / "s.db", max_users=2)) as store:
+        store.put_many([(b"a", b"old"), (b"b", b"old")], [Chunk(b"a", 0, 1, b"event")])
+        pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
+        store._connection.execute(f"PRAGMA max_page_count = {pages + 20}")
+        with pytest.raises(SessionStoreError, match="is full; check that the disk has space"):
+            store.put_many([(b"a", b"new"), (b"c", b"new")], [Chunk(b"a", 1, 2, bytes(1 << 20))])
+        check_sizes(store, [b"a", b"b", b"c"], {b"a": b"old", b"b": b"old"})
+        assert store.events_of([b"a"]) == [[b"event"]]
+
+
+@pytest.mark.parametrize("store", [InMemoryStore, lambda **limits: SQLiteStore("s.db", **limits), RedisStore])
+@pytest.mark.parametrize("name", ["max_bytes", "max_users", "idle_seconds", "keep_events"])
+def test_limits_out_of_range_are_refused(store: Callable[..., SessionStore], name: str):
+    given = {"url": "redis://127.0.0.1:1"} if store is RedisStore else {}
+    with pytest.raises(InputError, match=f"{name}=-1 must be"):
+        store(**given, **{name: -1})
 
 
 def test_threads_share_a_store(store: StateStore):
@@ -179,7 +346,7 @@ def opened_and_read(path: Path) -> None:
             "it is not a store of sessions; give another path",
         ),
         (other_database, "is an SQLite file of another program; give another path"),
-        (later_version, "is a store of sessions of version 9, expected 1; move it away"),
+        (later_version, "is a store of sessions of version 9, expected 2; move it away"),
         (cut, r"it is damaged \(.*malformed\); move it away"),
         (lambda path: path.mkdir(), "cannot be used: unable to open database file"),
     ],

@@ -5,27 +5,47 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from seqrec.errors import MissingInputError, SessionStoreError
 from seqrec.files import PARTIAL, move
+from seqrec.inference.sessions.stores.state_store import Chunk, StoreSizes, check_limits
 
 # Identify the file in its header: "seqS", and the version of the tables.
-APPLICATION_ID, VERSION = 0x73657153, 1
+APPLICATION_ID, VERSION = 0x73657153, 2
 TABLES = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL);
-CREATE TABLE sessions (user BLOB PRIMARY KEY, session BLOB NOT NULL);
+CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL)
+CREATE TABLE sessions (user BLOB PRIMARY KEY, session BLOB NOT NULL)
+"""
+# Of version 2. Usage has a table of its own, as a change of a session's row writes the whole session. Its index has all
+# numbers twice, which shows damage.
+MORE_TABLES = """
+CREATE TABLE events (user BLOB, ends INTEGER, content BLOB NOT NULL, PRIMARY KEY (user, ends))
+CREATE TABLE usage (user BLOB PRIMARY KEY, used REAL NOT NULL, states INTEGER NOT NULL, events INTEGER NOT NULL)
+CREATE INDEX used ON usage (used, states, events)
+INSERT INTO usage SELECT user, strftime('%s', 'now'), length(user) + length(session), 0 FROM sessions
 """
 # Files up to this size are checked when they are opened; that takes less than a second.
 CHECKED_BYTES = 64 << 20
 REMEDY = "move it away to start with new sessions"
 PUT = "INSERT INTO sessions VALUES (?, ?) ON CONFLICT (user) DO UPDATE SET session = excluded.session"
+PUT_USAGE = (
+    "INSERT INTO usage VALUES (?, ?, ?, ?) ON CONFLICT (user) DO UPDATE SET used = excluded.used, "
+    "states = excluded.states, events = events + excluded.events"
+)
+# Damage can change the type of a column.
+USAGE = "SELECT rowid, CAST(user AS BLOB), CAST(states AS INTEGER), CAST(events AS INTEGER) FROM usage"
+CHUNKS = "FROM events WHERE user = ? AND ends > ? AND ends <= ?"
+# Users that were read, after which the times are written.
+MANY_READ = 10_000
 
 
 class SQLiteStore:
-    """Keeps sessions in one file, which outlives the process; see `StateStore`.
+    """Keeps sessions in one file, which outlives the process; see `SessionStore`.
 
     A call of `put_many` is one transaction that is on disk when it returns (write-ahead log, `synchronous=FULL`): an
     acknowledged write survives `kill -9` and a loss of power. The log, `<path>-wal`, is next to the file and belongs
@@ -35,11 +55,20 @@ class SQLiteStore:
     A new file can be read by its owner alone. A file of up to 64 MiB is checked for damage when it is opened;
     `verify` checks a larger one.
 
+    A limit drops sessions, with their events, as in `InMemoryStore`, and `sizes` counts them. The file reuses their
+    space, but does not shrink. Times of reads are written with the next event, so a kill may forget some.
+
     Args:
         path: The file, in a folder that exists; created if it does not exist.
         busy_seconds: Longest wait for another process to close the file.
+        keep_events: Most events that are kept per user, the newest; 0 keeps none. From them, a new model or version
+            makes the sessions again.
+        max_bytes: Most bytes of all sessions, events and keys; None is any number.
+        max_users: Most users; None is any number.
+        idle_seconds: Seconds after which a session is dropped that is neither read nor written; None is never.
 
     Raises:
+        InputError: if a limit is out of range.
         MissingInputError: if the folder does not exist.
         SessionStoreError: if the file is not a store of sessions, has another version, is damaged, or is open in
             another process.
@@ -57,11 +86,27 @@ class SQLiteStore:
         [b'state', None]
     """
 
-    def __init__(self, path: str | Path, *, busy_seconds: float = 5.0) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        busy_seconds: float = 5.0,
+        keep_events: int = 10_000,
+        max_bytes: int | None = None,
+        max_users: int | None = None,
+        idle_seconds: float | None = None,
+    ) -> None:
+        check_limits(max_bytes, max_users, idle_seconds, keep_events)
+        self.keep_events, self.max_bytes, self.max_users = keep_events, max_bytes, max_users
+        self.idle_seconds = idle_seconds
+        self._limited = (max_bytes, max_users, idle_seconds) != (None, None, None)
+        # When users were read since the last write.
+        self._read: dict[bytes, float] = {}
+        self._sizes = StoreSizes(0)
         self.path = Path(path)
         if not self.path.absolute().parent.is_dir():
             raise MissingInputError(f"path={self.path} is in a folder that does not exist; make it first")
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         with self._errors():
             # Our lock keeps threads apart.
             if not self.path.exists():
@@ -83,22 +128,53 @@ class SQLiteStore:
             (found,) = connection.execute("SELECT value FROM meta WHERE name = 'description'").fetchone()
         return bytes(found)
 
+    def redescribe(self, description: bytes) -> None:
+        """See `SessionStore.redescribe`."""
+        with self._transaction() as connection:
+            connection.execute("UPDATE meta SET value = ? WHERE name = 'description'", (description,))
+
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See `StateStore.get_many`."""
         with self._lock, self._errors():
-            select = self._connection.execute
-            rows = [select("SELECT session FROM sessions WHERE user = ?", (key,)).fetchone() for key in keys]
+            if self._limited:
+                self._mark_read(keys)
+            select = "SELECT ifnull(CAST(session AS BLOB), x'') FROM sessions WHERE user = ?"
+            rows = [self._connection.execute(select, (key,)).fetchone() for key in keys]
         return [None if row is None else row[0] for row in rows]
 
-    def put_many(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
-        """See `StateStore.put_many`."""
+    def put_many(self, rows: Sequence[tuple[bytes, bytes]], chunks: Sequence[Chunk] = ()) -> None:
+        """See `SessionStore.put_many`."""
+        now = time.time()
         with self._transaction() as connection:
-            connection.executemany(PUT, rows)
+            added = {chunk.key: self._put_events(chunk) for chunk in chunks}
+            users = growth = 0
+            for key, row in rows:
+                found = connection.execute(
+                    "SELECT CAST(states AS INTEGER) FROM usage WHERE user = ?", (key,)
+                ).fetchone()
+                size = len(key) + len(row)
+                users, growth = users + (found is None), growth + size - (found[0] if found else 0)
+                connection.execute(PUT, (key, row))
+                connection.execute(PUT_USAGE, (key, now, size, added.get(key, 0)))
+            self._count(users=users, state_bytes=growth, event_bytes=sum(added.values()))
+            self._keep_limits(now)
+
+    def events_of(self, keys: Sequence[bytes]) -> list[list[bytes]]:
+        """See `SessionStore.events_of`."""
+        select = "SELECT ifnull(CAST(content AS BLOB), x'') FROM events WHERE user = ? ORDER BY ends"
+        with self._lock, self._errors():
+            return [[row[0] for row in self._connection.execute(select, (key,))] for key in keys]
+
+    def sizes(self) -> StoreSizes:
+        """See `SessionStore.sizes`."""
+        return self._sizes
 
     def delete(self, key: bytes) -> bool:
         """See `StateStore.delete`."""
         with self._transaction() as connection:
-            return connection.execute("DELETE FROM sessions WHERE user = ?", (key,)).rowcount > 0
+            found = self._drop(connection.execute(f"{USAGE} WHERE user = ?", (key,)).fetchall())
+            self._count(dropped=-found)
+        return found > 0
 
     def verify(self) -> None:
         """Read the whole file and check that it is intact; the content of sessions is checked when they are read.
@@ -134,14 +210,64 @@ class SQLiteStore:
             partial.unlink(missing_ok=True)
 
     def __len__(self) -> int:
-        with self._lock, self._errors():
-            count: int = self._connection.execute("SELECT count(*) FROM sessions").fetchone()[0]
-        return count
+        return self._sizes.users
 
     def close(self) -> None:
         """See `StateStore.close`."""
         with self._lock:
+            if self._read:
+                with suppress(SessionStoreError), self._transaction():
+                    pass
             self._connection.close()
+
+    def _put_events(self, chunk: Chunk) -> int:
+        """Write a chunk, delete those that it replaces or that are too old, and return the change in bytes."""
+        execute, added = self._connection.execute, len(chunk.content)
+        for low, high in ((-1, chunk.end - self.keep_events), (chunk.begin, 1 << 62)):
+            if high > 0:
+                (size,) = execute(f"SELECT sum(length(content)) {CHUNKS}", (chunk.key, low, high)).fetchone()
+                if size is not None:
+                    execute(f"DELETE {CHUNKS}", (chunk.key, low, high))
+                    added -= size
+        if chunk.content:
+            execute("INSERT INTO events VALUES (?, ?, ?)", (chunk.key, chunk.end, chunk.content))
+        return added
+
+    def _mark_read(self, keys: Sequence[bytes]) -> None:
+        now, due = time.time(), len(self._read) >= MANY_READ
+        if self.idle_seconds is not None:
+            (oldest,) = self._connection.execute("SELECT min(used) FROM usage").fetchone()
+            due |= oldest is not None and oldest < now - self.idle_seconds
+        if due:
+            # On a full disk, sessions can still be read.
+            with suppress(SessionStoreError), self._transaction():
+                self._keep_limits(now)
+        self._read.update(dict.fromkeys(keys, now))
+
+    def _keep_limits(self, now: float) -> None:
+        execute = self._connection.execute
+        if self.idle_seconds is not None:
+            self._drop(execute(f"{USAGE} WHERE used < ?", (now - self.idle_seconds,)).fetchall())
+        while self._is_full() and self._drop(execute(f"{USAGE} ORDER BY used LIMIT 1").fetchall()):
+            pass
+
+    def _is_full(self) -> bool:
+        size, users, most = self._sizes, self.max_users, self.max_bytes
+        too_large = most is not None and size.state_bytes + size.event_bytes > most
+        return too_large or (users is not None and size.users > users)
+
+    def _drop(self, found: Sequence[tuple[Any, ...]]) -> int:
+        """Delete rows of `USAGE`, with sessions and events, and return how many."""
+        for rowid, key, states, events in found:
+            self._connection.execute("DELETE FROM usage WHERE rowid = ?", (rowid,))
+            for table in ("sessions", "events"):
+                self._connection.execute(f"DELETE FROM {table} WHERE user = ?", (key,))
+            self._count(users=-1, state_bytes=-states, event_bytes=-events, dropped=1)
+        return len(found)
+
+    def _count(self, **changes: int) -> None:
+        found = self._sizes._asdict()
+        self._sizes = StoreSizes(**{name: value + changes.get(name, 0) for name, value in found.items()})
 
     def _open(self) -> None:
         execute = self._connection.execute
@@ -152,37 +278,43 @@ class SQLiteStore:
             execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
         )
         is_new = not execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        statements = [*MORE_TABLES.strip().splitlines(), f"PRAGMA user_version = {VERSION}"]
         if is_new and application == 0:
-            for statement in (*TABLES.strip().splitlines(), f"PRAGMA application_id = {APPLICATION_ID}"):
-                execute(statement)
-            execute(f"PRAGMA user_version = {VERSION}")
+            statements = [*TABLES.strip().splitlines(), f"PRAGMA application_id = {APPLICATION_ID}", *statements]
         elif application != APPLICATION_ID:
             raise SessionStoreError(f"{self.path} is an SQLite file of another program; give another path")
-        elif version != VERSION:
+        elif version not in (1, VERSION):
             raise SessionStoreError(
                 f"{self.path} is a store of sessions of version {version}, expected {VERSION}; {REMEDY}"
             )
+        execute("PRAGMA cell_size_check = ON")
+        if self.path.stat().st_size <= CHECKED_BYTES:
+            self.verify()
+        for statement in statements if version < VERSION else ():
+            execute(statement)
         execute("COMMIT")
         (mode,) = execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise SessionStoreError(f"{self.path} cannot have a write-ahead log here; give a path on a local disk")
         execute("PRAGMA synchronous = FULL")
-        execute("PRAGMA cell_size_check = ON")
-        if self.path.stat().st_size <= CHECKED_BYTES:
-            (found,) = execute("PRAGMA integrity_check(1)").fetchone()
-            if found != "ok":
-                raise SessionStoreError(f"{self.path} is damaged: {' '.join(found.split())}; {REMEDY}")
+        total = "total(CAST(states AS INTEGER)), total(CAST(events AS INTEGER))"
+        self._sizes = StoreSizes(*map(int, execute(f"SELECT count(*), {total} FROM usage").fetchone()))
         # On macOS a plain fsync leaves data in the disk's cache.
         execute("PRAGMA fullfsync = ON")
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock, self._errors():
+            before = self._sizes
             self._connection.execute("BEGIN IMMEDIATE")
             try:
+                times = [(used, key) for key, used in self._read.items()]
+                self._connection.executemany("UPDATE usage SET used = ? WHERE user = ?", times)
                 yield self._connection
                 self._connection.execute("COMMIT")
+                self._read.clear()
             except BaseException:
+                self._sizes = before
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from seqrec.errors import InputError, check_at_least
 
@@ -54,19 +54,96 @@ class StateStore(Protocol):
         """Close files and connections; a second call does nothing."""
 
 
+class Chunk(NamedTuple):
+    """Some consecutive events of a user, as bytes.
+
+    Attributes:
+        key: The user's key.
+        begin: Number of the user's events before these.
+        end: Number of the user's events up to the last of these.
+        content: The events; empty keeps none.
+    """
+
+    key: bytes
+    begin: int
+    end: int
+    content: bytes
+
+
+class StoreSizes(NamedTuple):
+    """What a store keeps.
+
+    Attributes:
+        users: Users with a session.
+        state_bytes: Bytes of all sessions and keys, without events.
+        event_bytes: Bytes of all events.
+        dropped: Sessions that a limit dropped.
+    """
+
+    users: int
+    state_bytes: int = 0
+    event_bytes: int = 0
+    dropped: int = 0
+
+
+@runtime_checkable
+class SessionStore(StateStore, Protocol):
+    """A `StateStore` that keeps each user's events as well, from which another model can make the states.
+
+    If a limit is reached, it drops the sessions that were read or written longest ago, with their events.
+
+    Attributes:
+        keep_events: Most events that are kept per user, the newest; 0 keeps none.
+    """
+
+    keep_events: int
+
+    def redescribe(self, description: bytes) -> None:
+        """Replace the store's description.
+
+        Raises:
+            SessionStoreError: if the store cannot be written.
+        """
+
+    def put_many(self, rows: Sequence[tuple[bytes, bytes]], chunks: Sequence[Chunk] = ()) -> None:
+        """Set the value of each key, and add events of some of these keys: both or, after an error, neither.
+
+        A user's chunk takes the place of chunks that end after its `begin`. Chunks without any of the newest
+        `keep_events` events are deleted.
+
+        Raises:
+            SessionStoreError: if the store cannot be written; then nothing has changed.
+        """
+
+    def events_of(self, keys: Sequence[bytes]) -> list[list[bytes]]:
+        """Return the contents of each key's chunks, the oldest first.
+
+        Raises:
+            SessionStoreError: if the store cannot be read.
+        """
+
+    def sizes(self) -> StoreSizes:
+        """Return how much is kept.
+
+        Raises:
+            SessionStoreError: if the store cannot be read.
+        """
+
+
 class InMemoryStore:
-    """Keeps sessions in a dictionary, which ends with the process; see `StateStore`.
+    """Keeps sessions in a dictionary, which ends with the process; see `SessionStore`.
 
     If its limits are reached, the sessions that were read or written longest ago are dropped, and `dropped` counts
     them. These users are unknown afterwards.
 
     Args:
-        max_bytes: Most bytes of all sessions and keys.
+        max_bytes: Most bytes of all sessions, events and keys.
         max_users: Most users; None is any number.
         idle_seconds: Seconds after which a session is dropped that is neither read nor written; None is never.
+        keep_events: Most events that are kept per user, the newest; 0 keeps none.
 
     Attributes:
-        num_bytes: Bytes of all sessions and keys now.
+        num_bytes: Bytes of all sessions, events and keys now.
         dropped: Number of sessions that a limit dropped.
 
     Raises:
@@ -81,23 +158,37 @@ class InMemoryStore:
     """
 
     def __init__(
-        self, *, max_bytes: int = 2 << 30, max_users: int | None = None, idle_seconds: float | None = None
+        self,
+        *,
+        max_bytes: int = 2 << 30,
+        max_users: int | None = None,
+        idle_seconds: float | None = None,
+        keep_events: int = 0,
     ) -> None:
-        check_at_least(1, max_bytes=max_bytes, max_users=1 if max_users is None else max_users)
-        if idle_seconds is not None and not idle_seconds > 0:
-            raise InputError(f"idle_seconds={idle_seconds} must be above 0, or None")
+        check_limits(max_bytes, max_users, idle_seconds, keep_events)
         self.max_bytes, self.max_users, self.idle_seconds = max_bytes, max_users, idle_seconds
-        self.num_bytes = self.dropped = 0
+        self.keep_events = keep_events
+        self._state_bytes = self._event_bytes = self.dropped = 0
         self._description: bytes | None = None
         # The least recently used first.
         self._rows: OrderedDict[bytes, bytes] = OrderedDict()
+        self._chunks: dict[bytes, list[Chunk]] = {}
         self._used: dict[bytes, float] = {}
         self._lock = threading.Lock()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all sessions, events and keys now."""
+        return self._state_bytes + self._event_bytes
 
     def claim(self, description: bytes) -> bytes:
         """See `StateStore.claim`."""
         self._description = self._description or description
         return self._description
+
+    def redescribe(self, description: bytes) -> None:
+        """See `SessionStore.redescribe`."""
+        self._description = description
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See `StateStore.get_many`."""
@@ -107,17 +198,33 @@ class InMemoryStore:
                 self._touch(key)
             return [self._rows.get(key) for key in keys]
 
-    def put_many(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
-        """See `StateStore.put_many`."""
+    def put_many(self, rows: Sequence[tuple[bytes, bytes]], chunks: Sequence[Chunk] = ()) -> None:
+        """See `SessionStore.put_many`."""
         with self._lock:
             self._drop_idle()
             for key, row in rows:
-                self.num_bytes += len(row) - len(self._rows[key]) if key in self._rows else len(row) + len(key)
+                self._state_bytes += len(row) - len(self._rows[key]) if key in self._rows else len(row) + len(key)
                 self._rows[key] = row
                 self._touch(key)
+            for chunk in chunks:
+                old = self._chunks.pop(chunk.key, [])
+                kept = [each for each in old if chunk.end - self.keep_events < each.end <= chunk.begin]
+                kept += [chunk] * bool(chunk.content)
+                self._event_bytes += _size(kept) - _size(old)
+                if kept:
+                    self._chunks[chunk.key] = kept
             most = self.max_users
             while self.num_bytes > self.max_bytes or (most is not None and len(self._rows) > most):
                 self._drop(next(iter(self._rows)))
+
+    def events_of(self, keys: Sequence[bytes]) -> list[list[bytes]]:
+        """See `SessionStore.events_of`."""
+        with self._lock:
+            return [[chunk.content for chunk in self._chunks.get(key, ())] for key in keys]
+
+    def sizes(self) -> StoreSizes:
+        """See `SessionStore.sizes`."""
+        return StoreSizes(len(self._rows), self._state_bytes, self._event_bytes, self.dropped)
 
     def delete(self, key: bytes) -> bool:
         """See `StateStore.delete`."""
@@ -135,7 +242,8 @@ class InMemoryStore:
                 self._used[key] = time.monotonic()
 
     def _drop(self, key: bytes) -> None:
-        self.num_bytes -= len(self._rows.pop(key)) + len(key)
+        self._state_bytes -= len(self._rows.pop(key)) + len(key)
+        self._event_bytes -= _size(self._chunks.pop(key, []))
         self._used.pop(key, None)
         self.dropped += 1
 
@@ -151,3 +259,16 @@ class InMemoryStore:
 
     def close(self) -> None:
         """Do nothing: the sessions live as long as the object."""
+
+
+def check_limits(max_bytes: int | None, max_users: int | None, idle_seconds: float | None, keep_events: int) -> None:
+    """Raise an `InputError` if a limit of a store is out of range; None is no limit."""
+    named = {"max_bytes": max_bytes, "max_users": max_users}
+    check_at_least(1, **{name: value for name, value in named.items() if value is not None})
+    check_at_least(0, keep_events=keep_events)
+    if idle_seconds is not None and not idle_seconds > 0:
+        raise InputError(f"idle_seconds={idle_seconds} must be above 0, or None")
+
+
+def _size(chunks: Sequence[Chunk]) -> int:
+    return sum(len(chunk.content) for chunk in chunks)

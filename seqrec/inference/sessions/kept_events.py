@@ -1,0 +1,67 @@
+"""A user's events as bytes in chunks, from which another model can make the user's session again."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from seqrec.inference.sessions.entries import Id
+from seqrec.inference.sessions.stores import Chunk
+
+# Checksum of the JSON after it, and then of the user's key.
+CHECKSUM = struct.Struct("<I")
+# Chunks that begin after the last multiple of this number of events become one when the next multiple is reached.
+MERGED = 256
+
+
+class KeptEvents(NamedTuple):
+    """Consecutive events of a user.
+
+    Attributes:
+        begin: Number of the user's events before these.
+        items: The log's item ids, oldest first.
+        newest_time: The latest time of all of the user's events up to the last of these; None if none had one.
+        event_ids: Digests of those event ids that these events have.
+    """
+
+    begin: int
+    items: Sequence[Id]
+    newest_time: int | None
+    event_ids: Sequence[int]
+
+    @property
+    def end(self) -> int:
+        """Number of the user's events up to the last of these."""
+        return self.begin + len(self.items)
+
+    def chunk(self, key: bytes) -> Chunk:
+        """Return the events of a key as bytes with a checksum of both; no bytes for no events."""
+        if not self.items:
+            return Chunk(key, self.begin, self.end, b"")
+        content = json.dumps(self, separators=(",", ":")).encode()
+        return Chunk(key, self.begin, self.end, CHECKSUM.pack(zlib.crc32(key, zlib.crc32(content))) + content)
+
+
+def read_events(key: bytes, contents: Sequence[bytes]) -> KeptEvents | None:
+    """Return the events of a key's chunks; None if one is damaged or missing between two others, or there are none."""
+    found: list[KeptEvents] = []
+    for content in contents:
+        text = content[CHECKSUM.size :]
+        if content[: CHECKSUM.size] != CHECKSUM.pack(zlib.crc32(key, zlib.crc32(text))):
+            return None
+        found.append(KeptEvents(*json.loads(text)))
+        if len(found) > 1 and found[-1].begin != found[-2].end:
+            return None
+    if not found:
+        return None
+    return joined(found)
+
+
+def joined(parts: Sequence[KeptEvents]) -> KeptEvents:
+    """Return consecutive parts as one, at least one part."""
+    items = [item for part in parts for item in part.items]
+    event_ids = [event_id for part in parts for event_id in part.event_ids]
+    return KeptEvents(parts[0].begin, items, parts[-1].newest_time, event_ids)
