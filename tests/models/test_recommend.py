@@ -285,7 +285,7 @@ def test_ids_as_text_in_a_frame_are_read_by_the_rule_of_logs(written: str):
 
 def test_text_in_a_frame_has_no_blanks_and_one_form_of_accents():
     popularity = Popularity.from_counts(np.array([0, 1, 9]))
-    popularity.item_vocabulary = Vocabulary(["\u00e9t\u00e9", "tea"])
+    popularity.item_vocabulary = Vocabulary(["tea", "\u00e9t\u00e9"])
     for written in ("e\u0301te\u0301", " \u00e9t\u00e9 "):
         best = popularity.recommend(polars.DataFrame({"user_id": [1], "item_id": [written]}), top_k=1)
         assert best["item_id"].to_list() == ["tea"]
