@@ -28,6 +28,8 @@ _NEEDLESS = (
     # A resumed run writes next to the checkpoint that it resumes from.
     "Checkpoint directory .* exists and is not empty",
     "Couldn't infer the batch indices",
+    # Our callbacks log another metric in one line.
+    r"Be aware that when using `ckpt_path`.*: \[(\"(BestCheckpoint|ResumableEarlyStopping)\{[^\"]*\"(, )?)+\]",
 )
 # Option of every command: show the traceback of a failure.
 DEBUG = "--debug"
