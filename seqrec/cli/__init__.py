@@ -13,6 +13,7 @@ from typing import Any
 
 from seqrec.cli.commands import run_command
 from seqrec.cli.last_net import line_and_status
+from seqrec.cli.parsing import with_underscores
 from seqrec.errors import StoppedError
 
 __all__ = ["main"]
@@ -67,7 +68,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except Exception as error:
         if debug or os.environ.get("SEQREC_TRACEBACK"):
             raise
-        line, status = line_and_status(error)
+        line, status = line_and_status(error, with_underscores(words))
         sys.stderr.write(f"error: {line}\n")
         raise SystemExit(status) from None
     except SystemExit as end:
