@@ -6,6 +6,7 @@ The command line prints these without a traceback. Any other exception is a bug 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class InputError(ValueError):
@@ -32,6 +33,21 @@ def check_at_least(least: float, **values: float | None) -> None:
             raise InputError(f"{name} is required: give a number of at least {least}")
         if not value >= least:
             raise InputError(f"{name}={value} must be at least {least}")
+
+
+def first_difference(name: str, was: Any, now: Any) -> str:
+    """Return the first setting that differs, for a message.
+
+    Example:
+        >>> first_difference("users", {"path": "a.csv", "item": "id"}, {"path": "b.csv", "item": "id"})
+        "users.path='a.csv', now it is 'b.csv'"
+    """
+    if isinstance(was, dict) and isinstance(now, dict):
+        others = (key for key in {*was, *now} if was.get(key) != now.get(key))
+        key = min(others, key=lambda key: (isinstance(was.get(key), (dict, list)), key))
+        return first_difference(f"{name}.{key}", was.get(key), now.get(key))
+    nested = isinstance(was, (dict, list)) or isinstance(now, (dict, list))
+    return f"other {name} than now" if nested else f"{name}={was!r}, now it is {now!r}"
 
 
 class NothingToDrawError(InputError):

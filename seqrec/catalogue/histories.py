@@ -107,6 +107,8 @@ def read_block_list(path: str | Path) -> list[Any]:
     except (UnicodeDecodeError, OSError, csv.Error, polars.exceptions.PolarsError) as error:
         if isinstance(error, InputError):
             raise
+        if isinstance(error, PermissionError):
+            raise InputError(f"block={str(path)!r} cannot be read: permission denied") from error
         reason = str(error).splitlines()[0]
         raise InputError(
             f"block={str(path)!r} cannot be read as a list of item ids: {reason}; give one id per line, or Parquet "

@@ -13,6 +13,7 @@ from typing import Any
 
 from seqrec.cli.commands import run_command
 from seqrec.cli.last_net import line_and_status
+from seqrec.cli.parsing import with_underscores
 from seqrec.errors import StoppedError
 
 __all__ = ["main"]
@@ -28,6 +29,8 @@ _NEEDLESS = (
     # A resumed run writes next to the checkpoint that it resumes from.
     "Checkpoint directory .* exists and is not empty",
     "Couldn't infer the batch indices",
+    # Our callbacks log another metric in one line.
+    r"Be aware that when using `ckpt_path`.*: \[(\"(BestCheckpoint|ResumableEarlyStopping)\{[^\"]*\"(, )?)+\]",
 )
 # Option of every command: show the traceback of a failure.
 DEBUG = "--debug"
@@ -62,7 +65,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except Exception as error:
         if debug or os.environ.get("SEQREC_TRACEBACK"):
             raise
-        line, status = line_and_status(error)
+        line, status = line_and_status(error, with_underscores(words))
         sys.stderr.write(f"error: {line}\n")
         raise SystemExit(status) from None
     except SystemExit as end:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import tempfile
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from seqrec.cli.errors import in_one_line
+from seqrec.cli.run_config import content_of
 from seqrec.files import write_text
 
 # Message of torch, Lightning or the system -> what to change. Each is tested with a message that it must not match.
@@ -38,25 +41,73 @@ _BUGS = (AssertionError, AttributeError, IndexError, KeyError, NameError, Recurs
 _WRITING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
 
 
-def line_and_status(error: BaseException) -> tuple[str, int]:
-    """Return what a user should read of an exception, and the exit status: 2 for input, 1 for all other failures."""
+def line_and_status(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:
+    """Return what a user should read of an exception, and the exit status: 2 for input, 1 for all other failures.
+
+    Args:
+        error: The exception.
+        words: Arguments of the command, of which the one that named a forbidden place is named.
+    """
     known = in_one_line(error)
     if known is not None:
-        return " ".join(known.split()), 2
+        line, refused = " ".join(known.split()), _refused_by_system(error)
+        if refused is not None and "ermission denied" in line and "choose another" not in line:
+            option = argument_of(Path(refused.filename or line.split()[0]), words) or "place"
+            line = f"{line.removesuffix('.')}; allow it, or choose another {option}"
+        return line, 2
     place = _keep_traceback(error)
     text = " ".join(str(error).split()) or type(error).__name__
     text = text if len(text) <= 300 else text[:297] + "..."
     if isinstance(error, MemoryError):
         text = f"memory ran out ({text}); lower --data.batch_size or --data.memory_limit, or use a larger machine"
     elif isinstance(error, OSError) and error.errno in _WRITING:
-        where = error.filename or "a file"
-        text = f"{where} cannot be written: {error.strerror}; choose another folder, or allow writing there"
+        where = Path(error.filename or ".")
+        verb = "read" if os.path.exists(where) and not os.access(where, os.R_OK) else "written"
+        verb = verb if os.access(_existing(where), os.X_OK) or verb == "read" else "reached"
+        option = argument_of(where, words) or "folder"
+        text = f"{where} cannot be {verb}: {error.strerror}; allow it, or choose another {option}"
     elif is_ours(error):
         return f"seqrec failed with {type(error).__name__}: {text}. This is a bug; please report it with {place}", 1
     else:
         hint = next((hint for pattern, hint in HINTS if re.search(pattern, text, re.IGNORECASE)), None)
         text = f"{type(error).__name__}: {text}" if isinstance(error, _BUGS) else f"{text}; {hint}" if hint else text
     return f"{text} (traceback: {place})", 1
+
+
+def argument_of(path: Path, words: Sequence[str]) -> str:
+    """Return the option, of a command's arguments and their configs, that names a path or a folder above it."""
+    given = [(word, value) for word, value in itertools.pairwise(words) if word.startswith("--")]
+    given += [(option, value) for option, _, value in (word.partition("=") for word in words) if value]
+    for config in [value for option, value in given if option == "--config"]:
+        given += _texts(content_of(config), "-")
+    store = "--store" if words[:1] and words[0] in ("recommend", "export", "serve", "inspect") else "--data.store"
+    given += [("--trainer.default_root_dir", "runs"), (store, "stores")]
+    place, found = path.absolute(), ("", Path())
+    for option, value in given:
+        named = Path(value).absolute()
+        # Results are collected in a folder next to their place.
+        if named in (place, *place.parents) or (named.parent == place.parent and named.name in place.name):
+            found = max(found, (option, named), key=lambda each: len(str(each[1])))
+    return found[0]
+
+
+def _texts(content: object, key: str) -> list[tuple[str, str]]:
+    """Return the texts in a config, with their options."""
+    if isinstance(content, dict):
+        inner = ((value, key if name == "init_args" else f"{key}.{name}") for name, value in content.items())
+        return [each for value, name in inner for each in _texts(value, name.replace("-.", "--", 1))]
+    return [(key, content)] if isinstance(content, str) and not key.endswith("class_path") else []
+
+
+def _existing(path: Path) -> Path:
+    return next(each for each in (path, *path.absolute().parents) if os.path.exists(each))
+
+
+def _refused_by_system(error: BaseException | None) -> OSError | None:
+    """Return the first error of the system about a place that led to an exception; None if another error did."""
+    while error is not None and not (isinstance(error, OSError) and error.errno in _WRITING):
+        error = error.__cause__
+    return error
 
 
 def is_ours(error: BaseException) -> bool:

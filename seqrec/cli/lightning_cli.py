@@ -335,7 +335,7 @@ class SeqrecCLI(LightningCLI):
     def _show(
         self, stage: str, rows: dict[str, dict[str, float]], terms: str, note: str | None, folder: str | None
     ) -> None:
-        print(f"\n{stage} of {terms}")
+        print(f"\n{stage} of {terms}{' (fresh weights)' if self.model.has_fresh_weights else ''}")
         print(metrics_table(rows))
         if note is not None:
             print(note)

@@ -98,11 +98,14 @@ class RecommendationWriter(BasePredictionWriter):
         frame.write_parquet(self._folder / f"part-{trainer.global_rank}-{batch_idx:06d}.parquet")
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the metrics of all processes' lists."""
+        """Write the metrics of all processes' lists, and print where the lists are."""
         # Computing sums over processes, so all of them call it.
         values = _plain(self._metrics)
         if trainer.is_global_zero:
             _write(values, self._folder)
+            parts = len(list(self._folder.glob("part-*.parquet")))
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
+            print(f"{self._folder}: lists of up to {self.top_k} items in {parts:,} files\n{shown}")
 
 
 def list_report(folder: Path, store: EventStore, top_k: int) -> dict[str, float | None]:

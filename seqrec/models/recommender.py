@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -62,6 +64,7 @@ class Recommender(pl.LightningModule, ABC):
         item_vocabulary: The log's item ids, set by a trainer's commands on a `SequenceDataModule` and by
             `seqrec.load`; None before.
         user_vocabulary: The log's user ids, likewise.
+        has_fresh_weights: Whether the weights were neither trained nor loaded; false if nothing is trained.
         repeated_targets: Share of the last judged targets that were in the user's history, by stage ("val", "test").
 
     Example:
@@ -74,6 +77,8 @@ class Recommender(pl.LightningModule, ABC):
         >>> model.recommend(history, top_k=5).item_ids.shape
         torch.Size([1, 5])
     """
+
+    has_fresh_weights = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -288,7 +293,20 @@ class Recommender(pl.LightningModule, ABC):
         events, answer = read_histories(self, histories)
         return answer(recommend_block(self, events, options, max_length=max_length, batch_size=batch_size))
 
+    def on_predict_start(self) -> None:
+        """Warn if the weights were neither trained nor loaded."""
+        self._warn_of_fresh_weights()
+
+    def _warn_of_fresh_weights(self) -> None:
+        if self.has_fresh_weights and self.trainer.state.fn != TrainerFn.FITTING:
+            rank_zero_warn(
+                f"{self.title} is used with fresh weights: it was not trained and no weights were loaded, "
+                "so its numbers mean nothing; call trainer.fit before, or give ckpt_path (after a loop of your own "
+                "without training_step, set has_fresh_weights = False)"
+            )
+
     def _start_judging(self, stage: str) -> None:
+        self._warn_of_fresh_weights()
         data, counts, several = getattr(self.trainer, "datamodule", None), None, False
         if isinstance(data, SequenceDataModule):
             self.protocol = self.protocol.on(data.split, data.event_order)
@@ -296,6 +314,8 @@ class Recommender(pl.LightningModule, ABC):
             if self.protocol.candidates.needs_item_counts:
                 counts = TrainingCounts(torch.from_numpy(data.train_item_counts())).to(self.device)
         self.metrics[stage] = ranking_metrics(self.protocol.normaliser, several_targets=several).to(self.device)
+        # Those of a command in inference mode cannot be changed in another.
+        self.repeats[stage] = RepeatedTargets().to(self.device)
         # Once per epoch, as the weights do not change within it.
         self._judging = (self.scorer(), counts)
 

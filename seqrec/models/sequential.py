@@ -106,7 +106,10 @@ class SequentialRecommender(Recommender):
         self.users = self._make_table(num_users) if user_embedding else None
         self._losses: PendingCopy | None = None
         self._weight: Tensor | None = None
-        self._optimizer_changed = False
+        # Settings that a resumed run's optimizer had, if they were others; and the optimizer that this model built.
+        self._optimizer_before: OptimizerFactory | None = None
+        self._built: Optimizer | None = None
+        self.has_fresh_weights = True
         # DDP would send all rows of these tables.
         self._ddp_params_and_buffers_to_ignore = list(self._sparse_embeddings())
         encoder_spec = to_spec(self.encoder)
@@ -321,6 +324,11 @@ class SequentialRecommender(Recommender):
         super().on_save_checkpoint(checkpoint)
         save_whole_state(checkpoint, self.trainer.optimizers, self._sparse_embeddings())
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights, which are then no fresh ones."""
+        self.has_fresh_weights = False
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compare the log; if training resumes, compare the optimizer and keep only this process's shard of its state.
 
@@ -331,15 +339,15 @@ class SequentialRecommender(Recommender):
         super().on_load_checkpoint(checkpoint)
         trainer = attached_trainer(self)
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
-            self._optimizer_changed = self._asks_for_another_optimizer(checkpoint)
+            self._optimizer_before = self._other_optimizer(checkpoint)
             keep_own_state(checkpoint, self._sparse_embeddings())
 
-    def _asks_for_another_optimizer(self, checkpoint: Mapping[str, Any]) -> bool:
-        """Return whether a resumed run has other settings of the optimizer than its checkpoint; refuse another kind."""
+    def _other_optimizer(self, checkpoint: Mapping[str, Any]) -> OptimizerFactory | None:
+        """Return a checkpoint's optimizer if a resumed run has other settings, else None; refuse another kind."""
         was = with_public_paths(checkpoint.get("hyper_parameters", {}).get("optimizer"))
         now = with_public_paths(to_spec(self.optimizer))
         if not isinstance(was, dict) or was == now:
-            return False
+            return None
         old, new = was.get("init_args", {}), now["init_args"]
         for name, before, after in (
             ("optimizer", was.get("class_path"), now["class_path"]),
@@ -351,24 +359,28 @@ class SequentialRecommender(Recommender):
                     f"model.{name} is {_shown(after)}, but the checkpoint has the state of {_shown(before)}; resume "
                     "with that, or begin a new run without --ckpt_path"
                 )
-        return True
+        had: OptimizerFactory = from_spec(was, OptimizerFactory)
+        return had
 
     def on_train_start(self) -> None:
         """Give the resumed optimizer the settings that were asked for; the checkpoint's are those of before."""
-        if not self._optimizer_changed:
+        before, self._optimizer_before = self._optimizer_before, None
+        if before is None:
             return
-        self._optimizer_changed = False
-        # The state of a group has the settings that it had.
-        optimizers, fresh = self.trainer.optimizers, self.optimizer.build(self)
-        (live,) = optimizers
-        for group, asked in zip(live.param_groups, fresh.param_groups, strict=True):
-            group.update({name: value for name, value in asked.items() if name != "params"})
-            group["initial_lr"] = group["lr"]
+        live = next((each for each in self.trainer.optimizers if each is self._built), None)
+        if live is None:
+            rank_zero_info("model.optimizer is not what it was, and is not used: configure_optimizers builds its own")
+            return
+        old_groups, new_groups = (each.build(self).param_groups for each in (before, self.optimizer))
+        for group, was, asked in zip(live.param_groups, old_groups, new_groups, strict=True):
+            # Whatever schedule there is, its step sizes are proportional to the first.
+            scaled = {name: group[name] for name in ("lr", "initial_lr", "max_lr", "min_lr") if name in group}
+            new, old = asked["lr"], was["lr"]
+            group.update({name: asked[name] for name in asked if name != "params" and asked[name] != was.get(name)})
+            group.update({name: new if value == old else value * new / old for name, value in scaled.items()})
         for config in self.trainer.lr_scheduler_configs:
-            scheduler: Any = config.scheduler
-            scheduler.base_lrs = [group["lr"] for group in live.param_groups]
-            for group, factor in zip(live.param_groups, scheduler.lr_lambdas, strict=True):
-                group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
+            if hasattr(config.scheduler, "base_lrs"):
+                config.scheduler.base_lrs = [group.get("initial_lr", group["lr"]) for group in live.param_groups]
         rank_zero_info(f"resumed with other settings of the optimizer: {describe_optimizer(live)}")
 
     def on_fit_start(self) -> None:
@@ -382,6 +394,7 @@ class SequentialRecommender(Recommender):
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
         """Return the mean loss over a batch's targets."""
+        self.has_fresh_weights = False
         states = self.to_scoring_space(self(batch.history, batch.user_ids))
         remedy = "leave such users out, or allow seen items: --model.loss.negatives.exclude_seen false"
         with self._naming_users(batch, remedy):
@@ -429,7 +442,7 @@ class SequentialRecommender(Recommender):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return one optimizer of all parameters, and its schedule, which advances with each update."""
-        optimizer = self.optimizer.build(self)
+        optimizer = self._built = self.optimizer.build(self)
         rank_zero_info(f"optimizer: {describe_optimizer(optimizer)}")
         if self.optimizer.schedule is None:
             return optimizer

@@ -288,11 +288,13 @@ def _points_before(path: Path) -> list[Path]:
 
 
 def _refusal(path: Path, error: OSError, written: int) -> str:
-    free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
     before = f"{path} is from before, and complete" if path.is_file() else "there is none from before"
+    remedy, free = "Allow it", ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy, free = "Make room", f" after {written:,} bytes, {shutil.disk_usage(path.parent).free:,} bytes are free"
     return (
-        f"cannot write the checkpoint {path}: {error.strerror or error} after {written:,} bytes, {free:,} bytes are "
-        f"free; {before}. Make room or choose another folder (--resume_points.dirpath, --checkpoint.dirpath)"
+        f"cannot write the checkpoint {path}: {error.strerror or error}{free}; {before}. {remedy} or choose another "
+        "folder (--trainer.default_root_dir, --resume_points.dirpath, --checkpoint.dirpath)"
     )
 
 

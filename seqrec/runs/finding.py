@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from seqrec.errors import MissingInputError
+from seqrec.errors import InputError, MissingInputError
 from seqrec.files import write_text
 from seqrec.registry import did_you_mean
 
@@ -36,8 +37,11 @@ def find_checkpoint(name: str, *, to_resume: bool = False, argument: str = "ckpt
 
     Raises:
         MissingInputError: if there is no such file, or a folder contains no checkpoint.
+        InputError: if the file may not be read.
     """
     place = Path(name)
+    if place.is_file() and not os.access(place, os.R_OK):
+        raise InputError(f"{argument}{name}: permission denied; allow the file to be read, or {HELP}")
     if name in ("", "null") or "://" in name or place.is_file():
         return name
     word = name if name in WORDS and not place.exists() else None

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from small_runs import FIT, SMALL, checkpoint, metrics, refusal, write_config
 
 import seqrec
@@ -76,3 +77,31 @@ def test_a_run_is_used_from_another_folder(capsys: pytest.CaptureFixture[str], m
     shutil.rmtree("stores")
     message = refusal(capsys, "test", "--ckpt", "../runs/version_0")
     assert f"path='log.csv': no such file or folder in {Path.cwd()}, the working folder" in message
+
+
+def test_a_trial_of_a_sweep_is_a_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    parameters = {"model.optimizer.lr": {"type": "float", "low": 0.001, "high": 0.1}}
+    sweep = {"folder": "sw", "configs": ["small.yaml"], "parameters": parameters, "trials": 2}
+    Path("sweep.yaml").write_text(yaml.safe_dump(sweep))
+    main(["sweep", "--config", "sweep.yaml"])
+    main(["test", "--ckpt_path", "sw/trial_0000"])
+    assert metrics("sw/version_0") == metrics("sw/trial_0000")
+    main(["test", "--ckpt_path", "sw"])  # the trial that started last
+    assert metrics("sw/version_1") == metrics("sw/trial_0001")
+    main(["fit", "--ckpt_path", "sw/trial_0000", "--trainer.max_epochs", "3"])
+    assert checkpoint("sw/trial_0000")["epoch"] == 2
+    # In a folder without the sweep.
+    Path("other").mkdir()
+    monkeypatch.chdir("other")
+    main(["fit", "--ckpt_path", "../sw/trial_0001", "--trainer.max_epochs", "3"])
+    assert checkpoint("../sw/trial_0001")["epoch"] == 2
+
+
+def test_predict_prints_where_its_lists_are(capsys: pytest.CaptureFixture[str]):
+    main(FIT)
+    main(["predict", "--ckpt", "last", "--trainer.devices", "1"])
+    assert (
+        "\nruns/version_1/recommendations: lists of up to 10 items in 1 files\nCoverage@10 " in capsys.readouterr().out
+    )
+    main(["predict", "--ckpt", "last", "--top_k", "3", "--output", "lists"])
+    assert "lists: 90 recommendations to 30 users" in capsys.readouterr().out

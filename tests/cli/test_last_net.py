@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from small_runs import write_config
 
-from seqrec.cli.last_net import HINTS, PACKAGE, is_ours, line_and_status
+from seqrec.cli.last_net import HINTS, PACKAGE, argument_of, is_ours, line_and_status
 
 # For each hint, messages that need it, and one with the same words that does not.
 MESSAGES = {
@@ -111,3 +112,63 @@ def test_warnings_as_errors_end_no_command(tmp_path: Path):
         environment.pop("JSONARGPARSE_DEPRECATION_WARNINGS", None)
         run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert run.returncode == 0, run.stderr
+
+
+def test_a_forbidden_place_is_named_by_its_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text("data: {source: {class_path: Table, init_args: {path: logs/a.csv}}, store: mine/s}\n")
+    words = ["fit", "--config", "c.yaml", "--output=out/x", "--trainer.default_root_dir", "D"]
+    for place, option in (
+        ("out/x/part-0.parquet", "--output"),
+        ("out/.x-4711", "--output"),  # a folder that becomes the output
+        ("D/runs/version_0", "--trainer.default_root_dir"),
+        ("runs/version_0", "--trainer.default_root_dir"),
+        ("mine/s.lock", "--data.store"),
+        ("stores/s/manifest.json", "--data.store"),
+        ("logs/a.csv", "--data.source.path"),
+        ("c.yaml", "--config"),
+        ("/elsewhere", "folder"),
+    ):
+        line, _ = line_and_status(PermissionError(13, "Permission denied", place), words)
+        verb = "read" if place == "c.yaml" else "written"
+        assert (
+            f"cannot be {verb}: Permission denied; allow it, or choose another {option} (" in line or place == "c.yaml"
+        )
+    assert argument_of(Path("stores/s"), ["recommend"]) == "--store"
+
+
+@pytest.mark.process
+@pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may write anywhere")
+def test_a_folder_without_permission_is_refused_by_name(tmp_path: Path):
+    write_config(tmp_path)
+    lines = "\n".join(f"{u},{(u + t) % 9},{t}" for u in range(6) for t in range(6))
+    (tmp_path / "log.csv").write_text(f"user_id,item_id,timestamp\n{lines}\n")
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+
+    def run(*words: str) -> str:
+        command = [*drop, sys.executable, "-m", "seqrec", *words]
+        environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert "Traceback" not in done.stderr
+        return next((line for line in done.stderr.splitlines() if line.startswith("error: ")), "")
+
+    assert run("fit", "--config", "small.yaml") == ""
+    shutil.copy(tmp_path / "runs/version_0/checkpoints/best.ckpt", tmp_path / "secret.ckpt")
+    (tmp_path / "forbidden").mkdir(mode=0o555)
+    for name in ("log.csv", "secret.ckpt"):
+        (tmp_path / name).chmod(0)
+    ckpt = ["--ckpt", "runs/version_0"]
+    for words, said in (
+        (["fit", "--config", "small.yaml", "--trainer.default_root_dir", "forbidden"], "--trainer.default_root_dir"),
+        (["recommend", *ckpt, "--output", "forbidden/r"], "--output"),
+        (["export", *ckpt, "--output", "forbidden/e"], "--output"),
+        (["recommend", *ckpt, "--output", "r", "--input", "log.csv"], "--input"),
+        (["recommend", *ckpt, "--output", "r", "--block", "log.csv"], "--block"),
+        (["prepare", "--data.source", "Table", "--data.source.path", "log.csv"], "--data.source.path"),
+        (["test", "--ckpt_path", "secret.ckpt"], "--ckpt_path secret.ckpt"),
+    ):
+        message = run(*words)
+        assert said in message
+        assert "ermission denied" in message
+        assert re.search(r"\ballow\b", message)
+        assert "damaged" not in message

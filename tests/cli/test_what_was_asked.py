@@ -191,3 +191,21 @@ def test_a_user_who_has_met_every_item_is_named(capsys: pytest.CaptureFixture[st
     message = refusal(capsys, *FIT, *source, *words)
     assert message.startswith("error: user 8: a user has seen all")
     assert remedy in message
+
+
+def test_fresh_weights_stand_above_the_table(capsys: pytest.CaptureFixture[str]):
+    main(["test", "--config", "small.yaml", "--fresh_weights", "true"])
+    assert "-loo (fresh weights)\n" in capsys.readouterr().out
+    main(FIT)
+    assert "fresh weights" not in capsys.readouterr().out
+
+
+def test_another_monitor_is_logged_in_one_line(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
+    main(FIT)
+    monitors = ["--checkpoint.monitor", "val_HR@10", "--early_stopping.monitor", "val_HR@10"]
+    main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "3", *monitors])
+    for kind in ("BestCheckpoint", "ResumableEarlyStopping"):
+        assert caplog.text.count(f"{kind}: resumed with monitor val_HR@10 instead of val_NDCG@10") == 1
+    main(["test", "--ckpt_path", "last"])
+    assert caplog.text.count("resumed with monitor") == 2
+    assert "Be aware that" not in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,6 +107,9 @@ def reading(origin: Path | str, kind: str = "text") -> Iterator[None]:
         if isinstance(error, InputError):
             raise
         reason = str(error).strip().split("\n")[0]
+        if "Permission denied" in reason:
+            refused = PermissionError(errno.EACCES, "Permission denied", str(origin))
+            raise InputError(f"{origin} cannot be read: permission denied; allow it, or give another path") from refused
         hint = " (save it as UTF-8)" if re.search("utf-?8", reason) else ""
         raise InputError(f"{origin} cannot be read as {kind}: {reason}{hint}") from error
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from seqrec.errors import InputError
+from seqrec.errors import InputError, first_difference
 from seqrec.registry import did_you_mean
 from seqrec.runs.config_files import find_config
 
@@ -111,8 +111,8 @@ class SweepSettings:
             theirs = yaml.safe_load(file.read_text(encoding="utf-8"))
             for key, value in mine.items():
                 if key not in ("trials", "folder") and theirs.get(key) != value:
-                    other = f"{self.folder} contains a sweep with {key}={theirs.get(key)!r}"
-                    raise InputError(f"{other}, now it is {value!r}: choose another folder")
+                    other = first_difference(key, theirs.get(key), value)
+                    raise InputError(f"{self.folder} contains a sweep with {other}: choose another folder")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(yaml.safe_dump(mine, sort_keys=False), encoding="utf-8")
 
@@ -124,7 +124,7 @@ class SweepSettings:
 
 def _distribution(key: str, given: Any) -> Any:
     if not isinstance(given, Mapping) or given.get("type") not in KEYS:
-        raise InputError(f"{key} must have a type, one of {', '.join(KEYS)}; got {given!r}")
+        raise InputError(f"{key} must have a type, one of {', '.join(KEYS)}, as in {{type: int, low: 1, high: 4}}")
     kind = given["type"]
     needed, allowed = KEYS[kind]
     named = set(given) - {"type"}

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_info
 
 from seqrec.errors import InputError
+from seqrec.experiments.sweep.settings import FILE_NAME as SETTINGS
 from seqrec.experiments.sweep.settings import SweepSettings, optuna
 
 if TYPE_CHECKING:
@@ -89,7 +91,13 @@ class TrialReporter(pl.Callback):
         self.folder = folder
         self.trial = trial
         self.pruned = False
-        self._validated = False
+        self._validated = self._is_there = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Log if the sweep is not there, as for a trial that is resumed by hand from another folder."""
+        self._is_there = (Path(self.folder) / SETTINGS).is_file()
+        if stage == "fit" and not self._is_there:
+            rank_zero_info(f"there is no sweep in {self.folder} here: the run trains as a run of its own")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record that validation has logged a value."""
@@ -101,7 +109,7 @@ class TrialReporter(pl.Callback):
         Raises:
             InputError: if validation does not log the metric.
         """
-        if not self._validated:
+        if not (self._validated and self._is_there):
             return
         self._validated = False
         settings = SweepSettings.read(self.folder)

@@ -12,7 +12,7 @@ from typing import Any
 import polars
 from filelock import FileLock
 
-from seqrec.errors import InputError
+from seqrec.errors import InputError, first_difference
 from seqrec.files import create, move, synchronise, write_json
 
 # Name of a part's numbers in its metadata.
@@ -113,7 +113,7 @@ class BulkOutput:
             was, now = found.get(name), self.job.get(name)
             if was != now:
                 raise InputError(
-                    f"output={str(self.folder)!r} holds recommendations with {name}={was!r}, now it is {now!r}; give "
+                    f"output={str(self.folder)!r} holds recommendations with {first_difference(name, was, now)}; give "
                     "the earlier arguments to resume, or another output"
                 )
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch import callbacks
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from seqrec.errors import InputError
@@ -76,6 +78,18 @@ def is_validated(trainer: pl.Trainer) -> bool:
     return bool(trainer.limit_val_batches)
 
 
+def _log_other_monitor(callback: pl.Callback, monitor: str | None, trainer: pl.Trainer, states: Iterable[str]) -> None:
+    """Log that a resumed run has another metric than its checkpoint, which has the states of callbacks by key."""
+    kind = type(callback).__qualname__
+    theirs = [key for key in states if key.partition("{")[0] == kind]
+    if trainer.state.fn == TrainerFn.FITTING and theirs and callback.state_key not in theirs:
+        before = re.search(r"'monitor': '?([^',}]+)", theirs[0])
+        rank_zero_info(
+            f"{kind}: resumed with monitor {monitor} instead of {before[1] if before else 'another'}; the best value "
+            "is searched from here on"
+        )
+
+
 class BestCheckpoint(callbacks.ModelCheckpoint):
     """Lightning's `ModelCheckpoint`, which finds its files again after their folder was moved or renamed.
 
@@ -115,8 +129,14 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
             check_monitor(self.monitor, trainer, pl_module)
         super().setup(trainer, pl_module, stage)
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Log if the metric is another one."""
+        _log_other_monitor(self, self.monitor, trainer, checkpoint.get("callbacks", {}))
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score and files if the best file is in this callback's folder, and of the same metric.
+        """Restore the best score and files if the best file is in this callback's folder.
 
         Only names of files are taken from the state, because this callback deletes files. Commands other than `fit`
         save no checkpoint, and restore nothing.
@@ -124,8 +144,7 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         if not self._fitting:
             return
         best = self._here(state_dict["best_model_path"])
-        if state_dict.get("monitor", self.monitor) != self.monitor or not (best and Path(best).is_file()):
-            rank_zero_info(f"checkpoint: the best epoch by {self.monitor} is searched from here on")
+        if not (best and Path(best).is_file()):
             return
         super().load_state_dict(
             {
@@ -182,11 +201,15 @@ class ResumableEarlyStopping(callbacks.EarlyStopping):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Find the state in a checkpoint of seqrec 0.1, where this class was called EarlyStopping."""
+        """Find the state in a checkpoint of seqrec 0.1, where this class was called EarlyStopping.
+
+        Log if the metric is another one.
+        """
         states = checkpoint.get("callbacks", {})
         old = self.state_key.replace(type(self).__qualname__, "EarlyStopping", 1)
         if self.state_key not in states and old in states:
             states[self.state_key] = states[old]
+        _log_other_monitor(self, self.monitor, trainer, states)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the count of epochs without improvement, and keep the patience that was asked for."""
