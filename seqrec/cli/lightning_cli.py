@@ -25,7 +25,7 @@ from seqrec.cli.arguments import (
 )
 from seqrec.cli.help import short_help
 from seqrec.cli.parsing import ArgumentParser, with_names
-from seqrec.cli.trust import classes_of_the_user, name_a_config, only_trusted_classes
+from seqrec.cli.trust import RefusedError, classes_of_the_user, name_a_config, only_trusted_classes
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.errors import InputError
 from seqrec.evaluation.protocols import FullRanking, Protocol
@@ -157,11 +157,13 @@ class SeqrecCLI(LightningCLI):
 
     Args:
         command: The command to build the parser of; None builds those of all commands, which takes longer.
+        refused: Paths of classes that the config may not name, which parsing fills.
         **settings: Arguments of `LightningCLI`.
     """
 
-    def __init__(self, command: str | None, **settings: Any) -> None:
+    def __init__(self, command: str | None, refused: Sequence[str] = (), **settings: Any) -> None:
         self.command = command
+        self.refused = refused
         super().__init__(**settings)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -207,6 +209,9 @@ class SeqrecCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; `prepare` builds only the data."""
+        if self.refused:
+            # As text, it would go into the config of this run, which a later command gets by name.
+            raise RefusedError(f"the config of a checkpoint's run names {self.refused[0]}", self.refused[0])
         if self.subcommand == "prepare":
             parser = RunParser()
             parser.add_lightning_class_args(SequenceDataModule, "data")
@@ -356,9 +361,10 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
     argv = argv if name is None else [name, *argv]
     # Lightning starts the other processes of a job with the words of this one.
     sys.argv = [sys.argv[0], *argv]
-    with classes:
+    with classes as refused:
         SeqrecCLI(
             name,
+            refused,
             model_class=Recommender,
             datamodule_class=SequenceDataModule,
             trainer_class=Trainer,

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -336,3 +340,81 @@ def test_the_kinds_of_arguments_are_those_of_their_annotations():
     assert argument_kinds(SequentialRecommender)["encoder"] == (SequenceEncoder,)
     assert argument_kinds(MambaRec)["encoder"] == (SequenceEncoder,)
     assert argument_kinds(Adam)["lr"] == ()
+
+
+def seqrec(*words: str, status: int = 0) -> str:
+    """What the command prints, started by a script, which does not make the working folder importable."""
+    Path("bin").mkdir(exist_ok=True)
+    Path("bin/seqrec").write_text("from seqrec.cli import main\nmain()\n")
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "bin/seqrec", *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    )
+    assert done.returncode == status, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.mark.process
+def test_trust_reaches_all_processes_and_the_command_that_resumes(trained: Path, marker: Path):
+    config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
+    config["model"] = {"class_path": "SequentialRecommender", "init_args": {"encoder": STRANGER}}
+    ranks = {"devices": 2, "strategy": "ddp", "max_epochs": 1, "logger": {"class_path": "RunFolder"}}
+    Path("own.yaml").write_text(yaml.safe_dump(config | {"trainer": config["trainer"] | ranks}))
+    seqrec("fit", "--config", "own.yaml")
+    marker.unlink()
+    assert "add --trust stranger" in seqrec("test", "--ckpt", "runs/version_0", status=2)
+    assert not marker.exists()
+
+    seqrec("test", "--ckpt", "runs/version_0", "--trust", "stranger")
+    assert marker.exists()
+    seqrec("fit", "--ckpt", "runs/version_0", "--trust", "stranger", "--trainer.max_epochs", "2")
+    (resumed,) = (file for file in Path("runs").glob("*/summary.json") if json.loads(file.read_text())["resumed_from"])
+    command = shlex.split(json.loads(resumed.read_text())["resume"])
+    seqrec(*command[1:], "--trainer.max_epochs", "3")
+
+    sweep = {"folder": "sweep", "configs": ["own.yaml"], "trials": 1}
+    sweep["parameters"] = {"data.batch_size": {"type": "int", "low": 8, "high": 9}}
+    Path("sweep.yaml").write_text(yaml.safe_dump(sweep))
+    seqrec("sweep", "--config", "sweep.yaml", "--trust", "stranger")
+
+
+@pytest.mark.process
+def test_the_other_processes_of_a_job_run_nothing_either(trained: Path, marker: Path):
+    config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
+    strategy = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "dict_kwargs": {"unknown": STRANGER}}
+    config["trainer"] |= {"devices": 2, "strategy": strategy}
+    shutil.copytree(trained / "run", "run")
+    Path("run/config.yaml").write_text(yaml.safe_dump(config))
+    seqrec("test", "--ckpt", "run")
+    assert not marker.exists()
+
+
+@pytest.mark.process
+def test_files_of_the_working_folder_stand_in_for_no_package(trained: Path, marker: Path):
+    shutil.copytree(trained / "run", "run")
+    for name in (
+        "torch",
+        "yaml",
+        "lightning",
+        "wandb",
+        "mlflow",
+        "comet_ml",
+        "deepspeed",
+        "litmodels",
+        "faiss",
+        "sitecustomize",
+    ):
+        shutil.copy("stranger.py", f"{name}.py")
+    seqrec("test", "--ckpt", "run")
+    seqrec("recommend", "--ckpt", "run", "--output", "r")
+    for logger in ("WandbLogger", "MLFlowLogger", "CometLogger"):
+        config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
+        config["trainer"]["logger"] = {"class_path": f"lightning.pytorch.loggers.{logger}", "init_args": {}}
+        Path("run/config.yaml").write_text(yaml.safe_dump(config))
+        seqrec("test", "--ckpt", "run", status=2)
+    assert not marker.exists()
