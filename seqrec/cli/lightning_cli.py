@@ -25,7 +25,7 @@ from seqrec.cli.arguments import (
 )
 from seqrec.cli.help import short_help
 from seqrec.cli.parsing import ArgumentParser, with_names
-from seqrec.cli.trust import RefusedError, classes_of_the_user, name_a_config, only_trusted_classes
+from seqrec.cli.trust import Check, classes_of_the_user, name_a_config, only_trusted_classes
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.errors import InputError
 from seqrec.evaluation.protocols import FullRanking, Protocol
@@ -157,13 +157,13 @@ class SeqrecCLI(LightningCLI):
 
     Args:
         command: The command to build the parser of; None builds those of all commands, which takes longer.
-        refused: Paths of classes that the config may not name, which parsing fills.
+        check: Checks the parsed config; see `seqrec.cli.trust`.
         **settings: Arguments of `LightningCLI`.
     """
 
-    def __init__(self, command: str | None, refused: Sequence[str] = (), **settings: Any) -> None:
+    def __init__(self, command: str | None, check: Check, **settings: Any) -> None:
         self.command = command
-        self.refused = refused
+        self.check = check
         super().__init__(**settings)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -209,9 +209,7 @@ class SeqrecCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; `prepare` builds only the data."""
-        if self.refused:
-            # As text, it would go into the config of this run, which a later command gets by name.
-            raise RefusedError(f"the config of a checkpoint's run names {self.refused[0]}", self.refused[0])
+        self.check(self.config[self.subcommand].as_dict())
         if self.subcommand == "prepare":
             parser = RunParser()
             parser.add_lightning_class_args(SequenceDataModule, "data")
@@ -357,14 +355,15 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
     argv = with_default_classes(argv)
     # A config beside a checkpoint may be of others, like the checkpoint itself.
     named_by_user = name is None or name_a_config(words)
-    classes = classes_of_the_user() if named_by_user else only_trusted_classes(words)
+    run_folder = Path(dict(itertools.pairwise(argv)).get("--config", "")).parent
+    classes = classes_of_the_user() if named_by_user else only_trusted_classes(words, run_folder)
     argv = argv if name is None else [name, *argv]
     # Lightning starts the other processes of a job with the words of this one.
     sys.argv = [sys.argv[0], *argv]
-    with classes as refused:
+    with classes as check:
         SeqrecCLI(
             name,
-            refused,
+            check,
             model_class=Recommender,
             datamodule_class=SequenceDataModule,
             trainer_class=Trainer,

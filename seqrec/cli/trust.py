@@ -6,9 +6,10 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jsonargparse
@@ -72,26 +73,58 @@ def _find_classes_in_working_folder(words: Sequence[str]) -> None:
         sys.path.append(os.getcwd())
 
 
-@contextmanager
-def only_trusted_classes(words: Sequence[str]) -> Iterator[list[str]]:
-    """Let a config name classes only of seqrec, Lightning, trusted packages, and those that are typed in `words`.
+Check = Callable[[Mapping[str, Any]], None]
 
-    Functions and other objects are refused, except those of trusted packages and typed ones. An argument without a
-    declared class gets no object.
+
+@contextmanager
+def only_trusted_classes(words: Sequence[str], run: Path) -> Iterator[Check]:
+    """Let the config of the folder `run` name classes only of seqrec, Lightning, trusted packages, and typed ones.
+
+    Functions and other objects are refused, except those of trusted packages and those typed in `words`. An argument
+    without a declared class gets no object.
 
     Yields:
-        The paths that were refused so far. The parser takes such a path for text if an argument accepts that too.
+        What checks the parsed config, before it is used.
     """
     typed = _typed(words)
     with _policy(["*"], sorted({*KNOWN_PACKAGES, *trusted_packages(), *typed}), only_classes=True) as refused:
-        yield refused
+
+        def check(config: Mapping[str, Any]) -> None:
+            if refused:
+                # Taken for text, it would go into the config of this run, which a later command gets by name.
+                raise RefusedError(f"the config of a checkpoint's run names {refused[0]}", refused[0])
+            _refuse_other_places(config, run, {value for _, value, _ in _pairs(words)})
+
+        yield check
 
 
 @contextmanager
-def classes_of_the_user() -> Iterator[list[str]]:
+def classes_of_the_user() -> Iterator[Check]:
     """Let a config name any class but those that run commands, which jsonargparse lists."""
     with _policy([], [], only_classes=False):
-        yield []
+        yield lambda config: None
+
+
+def _refuse_other_places(config: Mapping[str, Any], run: Path, typed: Collection[str]) -> None:
+    """Refuse a config that writes outside of the working folder and the folder of its runs, or to another machine."""
+    runs = run.resolve().parent
+    parts = (part for key, part in config.items() if key not in ("data", "model", "protocol", "ckpt_path", "config"))
+    for text in (text for part in parts for text in _texts(part) if text not in typed and "\0" not in text):
+        place = Path(text).expanduser().resolve()
+        within = place == runs.parent or any(place.is_relative_to(root) for root in (Path.cwd(), runs))
+        if "://" in text or not within:
+            raise InputError(
+                f"the config of a checkpoint's run names {text}, which is neither in the working folder nor in {runs}; "
+                f"give the config yourself if results may be written there: --config {run / 'config.yaml'}"
+            )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, (Mapping, list, tuple)):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(each)
+    elif isinstance(value, (str, Path)):
+        yield str(value)
 
 
 @contextmanager

@@ -418,3 +418,60 @@ def test_files_of_the_working_folder_stand_in_for_no_package(trained: Path, mark
         Path("run/config.yaml").write_text(yaml.safe_dump(config))
         seqrec("test", "--ckpt", "run", status=2)
     assert not marker.exists()
+
+
+PLACES_OF_OUTPUT = [
+    "trainer/default_root_dir",
+    "trainer/logger/init_args/save_dir",
+    "results/path",
+    "recommendations/directory",
+    "checkpoint/dirpath",
+    "checkpoint/filename",
+    "resume_points/dirpath",
+]
+
+
+ELSEWHERE = ["{home}/x", "~/x", "../home/x", "run/../../home/x", "s3://bucket/x", "file://{home}/x", "link/x"]
+
+
+@pytest.mark.parametrize(("place", "where"), pairs(PLACES_OF_OUTPUT, ELSEWHERE))
+def test_the_config_beside_a_checkpoint_writes_nothing_elsewhere(
+    trained: Path,
+    marker: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: str,
+    where: str,
+):
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    Path("link").symlink_to(home)
+    Path("work").mkdir()
+    shutil.copytree(trained / "run", "work/run")
+    monkeypatch.chdir("work")
+    Path("link").symlink_to(home)
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    config["trainer"]["logger"] = {"class_path": "seqrec.RunFolder", "init_args": {"save_dir": "runs"}}
+    in_config(place, where.format(home=home))(config)
+    Path("run/config.yaml").write_text(yaml.safe_dump(config))
+    for command in ("test", "fit", "predict"):
+        with pytest.raises(SystemExit) as end:
+            main(
+                [command, "--ckpt", "run", *(["--trainer.limit_predict_batches", "1"] if command == "predict" else [])]
+            )
+        assert end.value.code == 2
+        assert "give the config yourself if results may be written there" in capsys.readouterr().err
+    assert list(home.rglob("*")) == []
+    assert sorted(os.listdir()) == ["link", "run"]
+
+
+def test_results_replace_only_results(trained: Path, marker: Path, capsys: pytest.CaptureFixture[str]):
+    Path("notes.txt").write_text("mine")
+    config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
+    with pytest.raises(SystemExit):
+        run_test(trained, config | {"results": {"path": "notes.txt"}})
+    assert "results.path='notes.txt' exists and is no results file" in capsys.readouterr().err
+    assert Path("notes.txt").read_text() == "mine"
+    for _ in range(2):
+        run_test(trained, config | {"results": {"path": "new.parquet"}})
