@@ -14,8 +14,8 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from conftest import Touch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from strangers import Touch
 from torch.utils.data import DataLoader
 
 from seqrec import EventStore, load
