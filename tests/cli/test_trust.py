@@ -286,6 +286,37 @@ def test_a_file_that_the_config_beside_a_checkpoint_names_is_under_the_same_rule
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("name", ["popen", "check_output", "system", "through_ours"])
+@pytest.mark.parametrize("place", ["model/init_args/loss", "data/source", "trainer/callbacks", "protocol"])
+def test_commands_of_python_are_refused_in_any_config(
+    trained: Path, marker: Path, capsys: pytest.CaptureFixture[str], place: str, name: str
+):
+    config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
+    in_config(place, [hostile(marker)[name]] if place == "trainer/callbacks" else hostile(marker)[name])(config)
+    Path("named.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", "named.yaml"])
+    assert end.value.code == 2
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["!!python/object/apply:os.system ['touch marker']", "!!python/name:os.system", "!!python/module:stranger"]
+)
+def test_the_text_of_a_config_makes_no_objects(trained: Path, marker: Path, text: str):
+    shutil.copytree(trained / "run", "run")
+    whole = Path("run/config.yaml").read_text()
+    for content in (f"seed_everything: {text}\n{whole}", f"{whole}\nresults: {{path: {text}}}\n", text):
+        Path("run/config.yaml").write_text(content)
+        Path("named.yaml").write_text(content)
+        for words in (["--ckpt", "run"], ["--ckpt", "run", "--config", "named.yaml"]):
+            with pytest.raises(SystemExit) as end:
+                main(["test", *words])
+            assert end.value.code == 2
+    assert not marker.exists()
+    assert "stranger" not in sys.modules
+
+
 def run_test(trained: Path, config: dict[str, Any]) -> None:
     Path("run/checkpoints").mkdir(parents=True, exist_ok=True)
     whole = (trained / "run" / "checkpoints" / "best.ckpt").read_bytes()
