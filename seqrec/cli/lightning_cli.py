@@ -107,13 +107,22 @@ class SavedConfig(SaveConfigCallback):
     """Lightning's callback that writes `config.yaml` into the run's folder, flushed to disk like the checkpoints."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write the file."""
-        super().setup(trainer, pl_module, stage)
+        """Write the file; refuse to replace one that someone else wrote."""
         folder = trainer.log_dir  # a broadcast, so every process asks
         file = None if folder is None else Path(folder) / self.config_filename
+        if self.overwrite and file is not None and file.is_file() and not _is_saved_config(file):
+            raise InputError(
+                f"{file} is not a config that seqrec saved, and would be replaced; choose another folder: "
+                "--trainer.default_root_dir, or a logger"
+            )
+        super().setup(trainer, pl_module, stage)
         if trainer.is_global_zero and file is not None and file.is_file():
             synchronise(file)
             synchronise(file.parent)
+
+
+def _is_saved_config(file: Path) -> bool:
+    return file.read_bytes().startswith(b"# lightning.pytorch==")
 
 
 class RunParser(ArgumentParser, LightningArgumentParser):

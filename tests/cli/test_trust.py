@@ -497,6 +497,20 @@ def test_the_config_beside_a_checkpoint_writes_nothing_elsewhere(
     assert sorted(os.listdir()) == ["link", "run"]
 
 
+def test_a_run_without_logger_replaces_no_config_of_the_user(
+    trained: Path, marker: Path, capsys: pytest.CaptureFixture[str]
+):
+    Path("config.yaml").write_text("mine: 1\n")
+    config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
+    with pytest.raises(SystemExit):
+        run_test(trained, config)
+    assert "config.yaml is not a config that seqrec saved" in capsys.readouterr().err
+    assert Path("config.yaml").read_text() == "mine: 1\n"
+    Path("config.yaml").unlink()
+    for _ in range(2):
+        run_test(trained, config)
+
+
 def test_results_replace_only_results(trained: Path, marker: Path, capsys: pytest.CaptureFixture[str]):
     Path("notes.txt").write_text("mine")
     config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
