@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer, check_top_k
+from seqrec.data.integrity import sha256
 from seqrec.errors import InputError
 from seqrec.files import move, write_json
 from seqrec.types import ROW_STRIDE, Recommendations, SeenItems
@@ -296,10 +297,11 @@ def _among(candidates: Tensor, exclude: SeenItems) -> Tensor:
 
 
 def _read(path: Path, digest: str) -> Any:
-    """Return the index of the file; None if it has other vectors or cannot be read."""
+    """Return the index of the file; None if it has other vectors, is damaged or cannot be read."""
     description = path.with_name(path.name + ".json")
     try:
-        if json.loads(description.read_text(encoding="utf-8"))["digest"] != digest:
+        written = json.loads(description.read_text(encoding="utf-8"))
+        if written["digest"] != digest or written["sha256"] != sha256(path):
             return None
         return _faiss().read_index(str(path))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError):
@@ -313,4 +315,4 @@ def _write(index: Any, path: Path, digest: str) -> None:
     _faiss().write_index(index, str(aside))
     move(aside, path)
     # Written last, so an index is never taken for that of other vectors.
-    write_json(description, {"digest": digest})
+    write_json(description, {"digest": digest, "sha256": sha256(path)})

@@ -7,7 +7,6 @@ import sys
 from argparse import HelpFormatter, _HelpAction
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +27,7 @@ from seqrec.cli.arguments import (
 from seqrec.cli.help import short_help
 from seqrec.cli.parsing import ArgumentParser, with_names
 from seqrec.cli.run_config import KEY as RUN_KEY
-from seqrec.cli.trust import classes_of_the_user, name_a_config, only_trusted_classes
+from seqrec.cli.trust import Check, classes_of_the_user, name_a_config, only_trusted_classes
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.errors import InputError
 from seqrec.evaluation.protocols import FullRanking, Protocol
@@ -121,13 +120,22 @@ class SavedConfig(SaveConfigCallback):
         checkpoint[RUN_KEY] = {"config": self._text, "folder": str(Path.cwd())}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write the file."""
-        super().setup(trainer, pl_module, stage)
+        """Write the file; refuse to replace one that someone else wrote."""
         folder = trainer.log_dir  # a broadcast, so every process asks
         file = None if folder is None else Path(folder) / self.config_filename
+        if self.overwrite and file is not None and file.is_file() and not _is_saved_config(file):
+            raise InputError(
+                f"{file} is not a config that seqrec saved, and would be replaced; choose another folder: "
+                "--trainer.default_root_dir, or a logger"
+            )
+        super().setup(trainer, pl_module, stage)
         if trainer.is_global_zero and file is not None and file.is_file():
             synchronise(file)
             synchronise(file.parent)
+
+
+def _is_saved_config(file: Path) -> bool:
+    return file.read_bytes().startswith(b"# lightning.pytorch==")
 
 
 class RunParser(ArgumentParser, LightningArgumentParser):
@@ -171,11 +179,13 @@ class SeqrecCLI(LightningCLI):
 
     Args:
         command: The command to build the parser of; None builds those of all commands, which takes longer.
+        check: Checks the parsed config; see `seqrec.cli.trust`.
         **settings: Arguments of `LightningCLI`.
     """
 
-    def __init__(self, command: str | None, **settings: Any) -> None:
+    def __init__(self, command: str | None, check: Check, **settings: Any) -> None:
         self.command = command
+        self.check = check
         super().__init__(**settings)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -221,6 +231,7 @@ class SeqrecCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; `prepare` builds only the data."""
+        self.check(self.config[self.subcommand].as_dict())
         if self.subcommand == "prepare":
             parser = RunParser()
             parser.add_lightning_class_args(SequenceDataModule, "data")
@@ -369,15 +380,20 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
         argv = ["--model", "Popularity", *argv]
     argv = with_default_classes(argv)
     # A config beside or inside a checkpoint may be of others, like the checkpoint itself; one inside comes as text.
-    inside = any(option == "--config" and "\n" in value for option, value in pairwise(argv))
+    given_files = dict(itertools.pairwise(argv))
+    inside = "\n" in given_files.get("--config", "")
     named_by_user = name is None or (name_a_config(words) and not inside)
-    classes = classes_of_the_user() if named_by_user else only_trusted_classes(words)
+    # A checkpoint alone has no run, and its config writes only beside it.
+    place = Path(given_files.get("--ckpt_path", "")).parent
+    run_folder = place.parent if place.name == "checkpoints" else place / "run"
+    classes = classes_of_the_user() if named_by_user else only_trusted_classes(words, run_folder)
     argv = argv if name is None else [name, *argv]
     # Lightning starts the other processes of a job with the words of this one.
     sys.argv = [sys.argv[0], *argv]
-    with classes:
+    with classes as check:
         SeqrecCLI(
             name,
+            check,
             model_class=Recommender,
             datamodule_class=SequenceDataModule,
             trainer_class=Trainer,

@@ -6,9 +6,10 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jsonargparse
@@ -72,28 +73,71 @@ def _find_classes_in_working_folder(words: Sequence[str]) -> None:
         sys.path.append(os.getcwd())
 
 
-@contextmanager
-def only_trusted_classes(words: Sequence[str]) -> Iterator[None]:
-    """Let a config name classes only of seqrec, Lightning, trusted packages, and those that are typed in `words`.
+Check = Callable[[Mapping[str, Any]], None]
 
-    Functions and other objects are refused, except those of trusted packages and typed ones. An argument without a
-    declared class gets no object.
+
+@contextmanager
+def only_trusted_classes(words: Sequence[str], run: Path) -> Iterator[Check]:
+    """Let the config of the folder `run` name classes only of seqrec, Lightning, trusted packages, and typed ones.
+
+    Functions and other objects are refused, except those of trusted packages and those typed in `words`. An argument
+    without a declared class gets no object.
+
+    Yields:
+        What checks the parsed config, before it is used.
     """
     typed = _typed(words)
-    with _policy(deny=["*"], allow=sorted({*KNOWN_PACKAGES, *trusted_packages(), *typed}), only_classes=True):
-        yield
+    with _policy(["*"], sorted({*KNOWN_PACKAGES, *trusted_packages(), *typed}), only_classes=True) as refused:
+
+        def check(config: Mapping[str, Any]) -> None:
+            if refused:
+                # Taken for text, it would go into the config of this run, which a later command gets by name.
+                raise RefusedError(f"the config of a checkpoint's run names {refused[0]}", refused[0])
+            _refuse_other_places(config, run, {value for _, value, _ in _pairs(words)})
+
+        yield check
 
 
 @contextmanager
-def classes_of_the_user() -> Iterator[None]:
+def classes_of_the_user() -> Iterator[Check]:
     """Let a config name any class but those that run commands, which jsonargparse lists."""
-    with _policy(deny=[], allow=[], only_classes=False):
-        yield
+    with _policy([], [], only_classes=False):
+        yield lambda config: None
+
+
+def _refuse_other_places(config: Mapping[str, Any], run: Path, typed: Collection[str]) -> None:
+    """Refuse a config that writes outside of the working folder and the folder of its runs, or to another machine."""
+    runs = run.resolve().parent
+    parts = (part for key, part in config.items() if key not in ("data", "model", "protocol", "ckpt_path", "config"))
+    for text in (text for part in parts for text in _texts(part) if text not in typed and "\0" not in text):
+        place = Path(text).expanduser().resolve()
+        within = place == runs.parent or any(place.is_relative_to(root) for root in (Path.cwd(), runs))
+        if "://" in text or not within:
+            raise InputError(
+                f"the config of a checkpoint's run names {text}, which is neither in the working folder nor in {runs}; "
+                f"give the config yourself if results may be written there: --config {run / 'config.yaml'}"
+            )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, (Mapping, list, tuple)):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(each)
+    elif isinstance(value, (str, Path)):
+        yield str(value)
 
 
 @contextmanager
-def _policy(deny: list[str], allow: list[str], *, only_classes: bool) -> Iterator[None]:
+def _policy(deny: list[str], allow: list[str], *, only_classes: bool) -> Iterator[list[str]]:
     before = dict(_common.parsing_settings), _util.canonical_import_paths, _typehints.adapt_classes_any
+    entry_of, refused = _common.denying_import_path_entry, list[str]()
+
+    def remembered_entry_of(path: str) -> str | None:
+        entry: str | None = entry_of(path)
+        if entry is not None:
+            refused.append(path)
+        return entry
+
     jsonargparse.set_parsing_settings(import_path_denylist=deny, import_path_allowlist=allow)
     if only_classes:
         named = {*trusted_packages(), *allow} - {*KNOWN_PACKAGES}
@@ -101,15 +145,19 @@ def _policy(deny: list[str], allow: list[str], *, only_classes: bool) -> Iterato
         # argument that declares no class.
         _util.canonical_import_paths = partial(_paths_of_class, before[1], named)
         _typehints.adapt_classes_any = partial(_no_object, before[2], named)
+        _common.denying_import_path_entry = remembered_entry_of
     try:
-        yield
+        yield refused
     finally:
+        _common.denying_import_path_entry = entry_of
         _common.parsing_settings.clear()
         _common.parsing_settings.update(before[0])
         _util.canonical_import_paths, _typehints.adapt_classes_any = before[1:]
 
 
-class _RefusedError(InputError, _common.ImportDenied):
+class RefusedError(InputError, _common.ImportDenied):
+    """The config of a checkpoint's run names what it may not."""
+
     def __init__(self, reason: str, path: str) -> None:
         package = path.partition(".")[0]
         super().__init__(
@@ -120,14 +168,14 @@ class _RefusedError(InputError, _common.ImportDenied):
 def _paths_of_class(paths_of: Callable[[Any], set[str]], named: Collection[str], obj: Any) -> set[str]:
     paths = paths_of(obj)
     if not inspect.isclass(obj) and not any(_is_named(path, named) for path in paths):
-        raise _RefusedError(f"{min(paths)} is no class, but the config of a checkpoint's run names it", min(paths))
+        raise RefusedError(f"{min(paths)} is no class, but the config of a checkpoint's run names it", min(paths))
     return paths
 
 
 def _no_object(adapt: Callable[..., Any], named: Collection[str], value: Any, *args: Any) -> Any:
     path = value.get("class_path") if isinstance(value, (dict, jsonargparse.Namespace)) else None
     if path is not None and not _is_named(str(path), named):
-        raise _RefusedError(f"the config of a checkpoint's run has {path} for an argument that declares no class", path)
+        raise RefusedError(f"the config of a checkpoint's run has {path} for an argument that declares no class", path)
     return adapt(value, *args)
 
 

@@ -166,6 +166,8 @@ def read_checkpoint(
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; it is no checkpoint to resume from")
     assert isinstance(content, dict)
+    if odd := [name for name in ("state_dict", "hyper_parameters") if not isinstance(content.get(name, {}), dict)]:
+        raise CheckpointError(f"{path} has something else than named values as {odd[0]}; it is no checkpoint")
     return content
 
 

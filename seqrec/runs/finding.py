@@ -123,4 +123,7 @@ def _checkpoints_of_resumed(run: Path) -> list[Path]:
     if not isinstance(file, str):
         return []
     # The path is from the folder that the run was started in, which is most often that of `runs`.
-    return [Path(file).parent, run.parent / Path(file).parent.parent.name / Path(file).parent.name]
+    places = [Path(file).parent, run.parent / Path(file).parent.parent.name / Path(file).parent.name]
+    # A run of others may name any folder, and training writes there.
+    known = (Path.cwd(), run.resolve().parent)
+    return [place for place in places if any(place.resolve().is_relative_to(folder) for folder in known)]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from strangers import MODULE, Touch
 from trained_models import one_step
 
 from seqrec.data.sources import Synthetic
@@ -18,33 +18,6 @@ from seqrec.models import MambaRec
 from seqrec.training.losses import SampledSoftmax
 from seqrec.training.negatives import UniformNegatives
 from seqrec.training.optim import Adam, LinearWarmup
-
-STRANGER = """
-from pathlib import Path
-from torch import nn
-from seqrec.encoders import SequenceEncoder
-Path({marker!r}).touch()
-
-def touch(*args, **kwargs):
-    Path({marker!r}).touch()
-
-class Mean(SequenceEncoder):
-    def __init__(self, d_model: int = 8):
-        super().__init__(d_model, num_layers=1, dropout=0.0, layer_norm=False)
-
-    def forward(self, x, history):
-        return x.cumsum(1)
-"""
-
-
-class Touch:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-        return os.system, (f"touch {self.file}",)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +67,7 @@ def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A file that appears if the module `stranger`, which can be imported, runs, or a command that makes it."""
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "marker"
-    (tmp_path / "stranger.py").write_text(STRANGER.format(marker=str(file)))
+    (tmp_path / "stranger.py").write_text(MODULE.format(marker=str(file)))
     monkeypatch.syspath_prepend(str(tmp_path))
     torch.save({"state_dict": {}, "code": Touch(file)}, "pickled.ckpt")
     yield file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import sys
@@ -14,10 +15,11 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from conftest import Touch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from strangers import Touch
 from torch.utils.data import DataLoader
 
+import seqrec
 from seqrec import EventStore, load
 from seqrec.errors import CheckpointError, InputError, StoreError
 from seqrec.models import MambaRec, Popularity
@@ -137,6 +139,30 @@ def test_arrays_of_objects_in_a_store_are_refused(trained: Path, marker: Path):
         with pytest.raises(StoreError):
             read("store")
     assert not marker.exists()
+
+
+UNSAFE = ("eval", "exec", "yaml.load", "pickle.load", "pickle.loads", "joblib.load", "marshal.loads")
+
+
+def test_nothing_in_the_package_unpickles_or_evaluates():
+    found = []
+    for file in (Path(seqrec.__file__).parent).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                call = ast.unparse(node)
+                name = ast.unparse(node.func)
+                unsafe = name in (
+                    "eval",
+                    "exec",
+                    "yaml.load",
+                    "pickle.load",
+                    "pickle.loads",
+                    "joblib.load",
+                    "marshal.loads",
+                )
+                if unsafe or "allow_pickle=True" in call or (name == "torch.load" and "weights_only=True" not in call):
+                    found.append(f"{file}:{node.lineno} {call}")
+    assert not found
 
 
 OTHERS: list[Callable[[Path, Path], str]] = [

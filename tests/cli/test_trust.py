@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -309,6 +313,37 @@ def test_the_config_inside_a_checkpoint_builds_nothing_else(
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["popen", "check_output", "system", "through_ours"])
+@pytest.mark.parametrize("place", ["model/init_args/loss", "data/source", "trainer/callbacks", "protocol"])
+def test_commands_of_python_are_refused_in_any_config(
+    trained: Path, marker: Path, capsys: pytest.CaptureFixture[str], place: str, name: str
+):
+    config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
+    in_config(place, [hostile(marker)[name]] if place == "trainer/callbacks" else hostile(marker)[name])(config)
+    Path("named.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", "named.yaml"])
+    assert end.value.code == 2
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["!!python/object/apply:os.system ['touch marker']", "!!python/name:os.system", "!!python/module:stranger"]
+)
+def test_the_text_of_a_config_makes_no_objects(trained: Path, marker: Path, text: str):
+    shutil.copytree(trained / "run", "run")
+    whole = Path("run/config.yaml").read_text()
+    for content in (f"seed_everything: {text}\n{whole}", f"{whole}\nresults: {{path: {text}}}\n", text):
+        Path("run/config.yaml").write_text(content)
+        Path("named.yaml").write_text(content)
+        for words in (["--ckpt", "run"], ["--ckpt", "run", "--config", "named.yaml"]):
+            with pytest.raises(SystemExit) as end:
+                main(["test", *words])
+            assert end.value.code == 2
+    assert not marker.exists()
+    assert "stranger" not in sys.modules
+
+
 def run_test(trained: Path, config: dict[str, Any]) -> None:
     Path("run/checkpoints").mkdir(parents=True, exist_ok=True)
     whole = (trained / "run" / "checkpoints" / "best.ckpt").read_bytes()
@@ -363,3 +398,152 @@ def test_the_kinds_of_arguments_are_those_of_their_annotations():
     assert argument_kinds(SequentialRecommender)["encoder"] == (SequenceEncoder,)
     assert argument_kinds(MambaRec)["encoder"] == (SequenceEncoder,)
     assert argument_kinds(Adam)["lr"] == ()
+
+
+def seqrec(*words: str, status: int = 0) -> str:
+    """What the command prints, started by a script, which does not make the working folder importable."""
+    Path("bin").mkdir(exist_ok=True)
+    Path("bin/seqrec").write_text("from seqrec.cli import main\nmain()\n")
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "bin/seqrec", *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    )
+    assert done.returncode == status, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.mark.process
+def test_trust_reaches_all_processes_and_the_command_that_resumes(trained: Path, marker: Path):
+    config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
+    config["model"] = {"class_path": "SequentialRecommender", "init_args": {"encoder": STRANGER}}
+    ranks = {"devices": 2, "strategy": "ddp", "max_epochs": 1, "logger": {"class_path": "RunFolder"}}
+    Path("own.yaml").write_text(yaml.safe_dump(config | {"trainer": config["trainer"] | ranks}))
+    seqrec("fit", "--config", "own.yaml")
+    marker.unlink()
+    assert "add --trust stranger" in seqrec("test", "--ckpt", "runs/version_0", status=2)
+    assert not marker.exists()
+
+    seqrec("test", "--ckpt", "runs/version_0", "--trust", "stranger")
+    assert marker.exists()
+    seqrec("fit", "--ckpt", "runs/version_0", "--trust", "stranger", "--trainer.max_epochs", "2")
+    (resumed,) = (file for file in Path("runs").glob("*/summary.json") if json.loads(file.read_text())["resumed_from"])
+    command = shlex.split(json.loads(resumed.read_text())["resume"])
+    seqrec(*command[1:], "--trainer.max_epochs", "3")
+
+    sweep = {"folder": "sweep", "configs": ["own.yaml"], "trials": 1}
+    sweep["parameters"] = {"data.batch_size": {"type": "int", "low": 8, "high": 9}}
+    Path("sweep.yaml").write_text(yaml.safe_dump(sweep))
+    seqrec("sweep", "--config", "sweep.yaml", "--trust", "stranger")
+
+
+@pytest.mark.process
+def test_the_other_processes_of_a_job_run_nothing_either(trained: Path, marker: Path):
+    config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
+    strategy = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "dict_kwargs": {"unknown": STRANGER}}
+    config["trainer"] |= {"devices": 2, "strategy": strategy}
+    shutil.copytree(trained / "run", "run")
+    Path("run/config.yaml").write_text(yaml.safe_dump(config))
+    seqrec("test", "--ckpt", "run")
+    assert not marker.exists()
+
+
+@pytest.mark.process
+def test_files_of_the_working_folder_stand_in_for_no_package(trained: Path, marker: Path):
+    shutil.copytree(trained / "run", "run")
+    for name in (
+        "torch",
+        "yaml",
+        "lightning",
+        "wandb",
+        "mlflow",
+        "comet_ml",
+        "deepspeed",
+        "litmodels",
+        "faiss",
+        "sitecustomize",
+    ):
+        shutil.copy("stranger.py", f"{name}.py")
+    seqrec("test", "--ckpt", "run")
+    seqrec("recommend", "--ckpt", "run", "--output", "r")
+    for logger in ("WandbLogger", "MLFlowLogger", "CometLogger"):
+        config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
+        config["trainer"]["logger"] = {"class_path": f"lightning.pytorch.loggers.{logger}", "init_args": {}}
+        Path("run/config.yaml").write_text(yaml.safe_dump(config))
+        seqrec("test", "--ckpt", "run", status=2)
+    assert not marker.exists()
+
+
+PLACES_OF_OUTPUT = [
+    "trainer/default_root_dir",
+    "trainer/logger/init_args/save_dir",
+    "results/path",
+    "recommendations/directory",
+    "checkpoint/dirpath",
+    "checkpoint/filename",
+    "resume_points/dirpath",
+]
+
+
+ELSEWHERE = ["{home}/x", "~/x", "../home/x", "run/../../home/x", "s3://bucket/x", "file://{home}/x", "link/x"]
+
+
+@pytest.mark.parametrize(("place", "where"), pairs(PLACES_OF_OUTPUT, ELSEWHERE))
+def test_the_config_beside_a_checkpoint_writes_nothing_elsewhere(
+    trained: Path,
+    marker: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: str,
+    where: str,
+):
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    Path("link").symlink_to(home)
+    Path("work").mkdir()
+    shutil.copytree(trained / "run", "work/run")
+    monkeypatch.chdir("work")
+    Path("link").symlink_to(home)
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    config["trainer"]["logger"] = {"class_path": "seqrec.RunFolder", "init_args": {"save_dir": "runs"}}
+    in_config(place, where.format(home=home))(config)
+    Path("run/config.yaml").write_text(yaml.safe_dump(config))
+    for command in ("test", "fit", "predict"):
+        with pytest.raises(SystemExit) as end:
+            main(
+                [command, "--ckpt", "run", *(["--trainer.limit_predict_batches", "1"] if command == "predict" else [])]
+            )
+        assert end.value.code == 2
+        assert "give the config yourself if results may be written there" in capsys.readouterr().err
+    assert list(home.rglob("*")) == []
+    assert sorted(os.listdir()) == ["link", "run"]
+
+
+def test_a_run_without_logger_replaces_no_config_of_the_user(
+    trained: Path, marker: Path, capsys: pytest.CaptureFixture[str]
+):
+    Path("config.yaml").write_text("mine: 1\n")
+    config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
+    with pytest.raises(SystemExit):
+        run_test(trained, config)
+    assert "config.yaml is not a config that seqrec saved" in capsys.readouterr().err
+    assert Path("config.yaml").read_text() == "mine: 1\n"
+    Path("config.yaml").unlink()
+    for _ in range(2):
+        run_test(trained, config)
+
+
+def test_results_replace_only_results(trained: Path, marker: Path, capsys: pytest.CaptureFixture[str]):
+    Path("notes.txt").write_text("mine")
+    config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
+    with pytest.raises(SystemExit):
+        run_test(trained, config | {"results": {"path": "notes.txt"}})
+    assert "results.path='notes.txt' exists and is no results file" in capsys.readouterr().err
+    assert Path("notes.txt").read_text() == "mine"
+    for _ in range(2):
+        run_test(trained, config | {"results": {"path": "new.parquet"}})

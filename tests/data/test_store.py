@@ -179,7 +179,8 @@ def content_of(store: EventStore) -> list[object]:
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_a_flipped_bit_anywhere_is_found_or_harmless(directory: Path, monkeypatch, large: bool):
+@pytest.mark.parametrize("count", [40, pytest.param(250, marks=pytest.mark.slow)])
+def test_a_flipped_bit_anywhere_is_found_or_harmless(directory: Path, monkeypatch, large: bool, count: int):
     if large:
         monkeypatch.setattr("seqrec.data.store.SMALL_STORE_BYTES", 0)
     before = content_of(EventStore.open(directory))
@@ -187,7 +188,7 @@ def test_a_flipped_bit_anywhere_is_found_or_harmless(directory: Path, monkeypatc
     found = 0
     for file in sorted(directory.iterdir()):
         whole = file.read_bytes()
-        for place in rng.sample(range(len(whole)), 40):
+        for place in rng.choices(range(len(whole)), k=count):
             flip(file, place, rng.randrange(8))
             try:
                 store = EventStore.open(directory)
@@ -197,7 +198,7 @@ def test_a_flipped_bit_anywhere_is_found_or_harmless(directory: Path, monkeypatc
             else:
                 assert content_of(store) == before, (file.name, place)
             file.write_bytes(whole)
-    assert found > 0.9 * 40 * len(list(directory.iterdir()))
+    assert found > 0.9 * count * len(list(directory.iterdir()))
 
 
 def test_a_damaged_event_of_a_large_store_is_raised_while_it_is_used(directory: Path, monkeypatch):

@@ -249,6 +249,21 @@ def test_a_damaged_newest_point_gives_way_to_the_one_before(tmp_path: Path):
         files.load_checkpoint(newest)
 
 
+@pytest.mark.filterwarnings("ignore:.*is damaged.*resumes from the point before")
+@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
+def test_a_run_resumes_from_the_point_before_one_with_a_flipped_bit(tmp_path: Path, count: int):
+    newest, *_ = points(tmp_path)
+    whole, rng, files = newest.read_bytes(), random.Random(2), AtomicCheckpointIO(lambda: True)
+    # All but the digest itself, which may be damaged if the rest is not.
+    for place in rng.sample(range(len(whole) - 78), count):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << rng.randrange(8)
+        newest.write_bytes(damaged)
+        assert files.load_checkpoint(newest)["global_step"] == 2, place
+        with pytest.raises(CheckpointError, match="is damaged"):
+            read_checkpoint(newest)
+
+
 def test_evaluation_of_a_damaged_file_takes_no_other(tmp_path: Path):
     newest, *_ = points(tmp_path)
     newest.write_bytes(cut(newest.read_bytes()))

@@ -125,6 +125,14 @@ class Results:
             )
 
 
+def is_results(file: Path) -> bool:
+    """Return whether a file is a results file, of any version."""
+    try:
+        return METADATA_KEY in pl.read_parquet_metadata(file)
+    except (OSError, pl.exceptions.PolarsError):
+        return False
+
+
 def read_results(path: str | Path) -> Results:
     """Read the results of a run.
 

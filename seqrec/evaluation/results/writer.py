@@ -15,7 +15,7 @@ from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 from seqrec.evaluation.protocols import Protocol
-from seqrec.evaluation.results.file import FILE_NAME, Header, popularity_bounds
+from seqrec.evaluation.results.file import FILE_NAME, Header, is_results, popularity_bounds
 from seqrec.files import move
 from seqrec.types import JudgedTargets
 
@@ -48,7 +48,7 @@ class ResultsWriter(pl.Callback):
         """Count the training events of the items and create the folder of parts.
 
         Raises:
-            InputError: if the trainer has no data module with the log's ids.
+            InputError: if the trainer has no data module with the log's ids, or `path` is a file of another kind.
         """
         self._file, self._waiting, self._parts = None, [], 0
         if not self.write:
@@ -59,6 +59,8 @@ class ResultsWriter(pl.Callback):
             return
         self._item_counts = _data(trainer).train_item_counts()
         self._file = Path(self.path or f"{root}/{FILE_NAME}")
+        if self._file.exists() and not is_results(self._file):
+            raise InputError(f"results.path={str(self._file)!r} exists and is no results file; choose another path")
         if trainer.is_global_zero:
             # Remove the parts of a test that was killed.
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -129,6 +129,11 @@ def test_an_index_is_kept_and_taken_only_for_its_own_vectors(tmp_path: Path, mon
     path.write_bytes(path.read_bytes()[:1000])
     best(other)
     assert len(builds) == 3
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    best(other)
+    assert len(builds) == 4
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch):

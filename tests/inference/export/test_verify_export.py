@@ -9,6 +9,7 @@ import pytest
 
 from seqrec import GRU4Rec, export
 from seqrec.cli import main
+from seqrec.data.integrity import sealed, sha256, unsealed
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import MissingInputError
 from seqrec.inference.export import verify_export
@@ -52,6 +53,19 @@ def test_missing_and_cut_files_are_named(exported: Path, tmp_path: Path):
     assert any("full.pt2 has 0 bytes, expected" in line for line in lines)
     with pytest.raises(MissingInputError, match="is no export"):
         verify_export(tmp_path)
+
+
+def test_a_manifest_names_only_files_of_its_folder(exported: Path, tmp_path: Path):
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    (tmp_path / "secret").write_bytes(b"x")
+    content, _ = unsealed((copy / "manifest.json").read_text(), "manifest_sha256")
+    entry = {"bytes": 1, "sha256": sha256(tmp_path / "secret")}
+    for name in ("../secret", str(tmp_path / "secret"), "x/../../secret"):
+        changed = {**content, "digests": {**content["digests"], name: entry}}
+        (copy / "manifest.json").write_text(sealed(changed, "manifest_sha256"))
+        (line,) = verify_export(copy)
+        assert "names a file of another folder" in line
 
 
 def test_the_command_line_verifies(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
