@@ -23,6 +23,7 @@ from seqrec.inference.sessions import (
     Scored,
     SessionRecommender,
     SQLiteStore,
+    StoreSizes,
     UserHistory,
 )
 from seqrec.inference.sessions.kept_events import MERGED
@@ -185,6 +186,46 @@ def test_a_user_from_before_events_were_kept_is_refused_alone(build: Build):
     for user in ("bob", "cyn"):
         assert again.recommend(user, filter_seen=False) == fresh.recommend(user, filter_seen=False)
     assert 20 not in [each.item for each in again.recommend("bob", 28)]
+
+
+class Minimal:
+    """A store of another package: what `StateStore` asks for, without events."""
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, bytes] = {}
+        self.description = b""
+
+    def claim(self, description: bytes) -> bytes:
+        self.description = self.description or description
+        return self.description
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [self.rows.get(key) for key in keys]
+
+    def put_many(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        self.rows.update(rows)
+
+    def delete(self, key: bytes) -> bool:
+        return self.rows.pop(key, None) is not None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_store_of_another_package_needs_to_know_nothing_of_events(build: Build):
+    store = Minimal()
+    sessions = observed_one_by_one(build(), store)
+    for user in HISTORIES:
+        same(sessions.recommend(user), observed_one_by_one(build(), InMemoryStore()).recommend(user))
+    assert sessions.sizes() == StoreSizes(3)
+    with pytest.raises(SessionStoreError, match="keep_events, which SQLiteStore and RedisStore have"):
+        SessionRecommender(build(seed=1), store)
+    store.rows[b"ada"] += b"?"
+    with pytest.raises(DamagedSessionError, match=r"user='ada' is damaged: .* none of its events are kept"):
+        sessions.recommend("ada")
 
 
 @pytest.mark.parametrize("same_model", [True, False])
