@@ -258,12 +258,12 @@ def test_damage_costs_no_user_unless_state_and_events_have_it(same_model: bool, 
     store.close()
 
 
-@pytest.mark.parametrize("lost", ["min", "max"])
+@pytest.mark.parametrize("lost", ["min(ends)", "max(ends)", "5"])
 def test_events_that_are_missing_are_noticed(lost: str, build: Build, tmp_path: Path):
     store = SQLiteStore(tmp_path / "s.db")
     observed_one_by_one(build(), store)
     store._connection.execute(
-        f"DELETE FROM events WHERE user = x'37' AND ends = (SELECT {lost}(ends) FROM events WHERE user = x'37')"
+        f"DELETE FROM events WHERE user = x'37' AND ends = (SELECT {lost} FROM events WHERE user = x'37')"
     )
     with pytest.raises(DamagedSessionError, match=r"user='7' is of another model; .* events are damaged or lost"):
         SessionRecommender(build(seed=1), store).recommend("7")

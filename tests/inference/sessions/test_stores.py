@@ -244,6 +244,12 @@ def test_a_write_that_fails_changes_neither_states_nor_events_nor_sizes(tmp_path
             store.put_many([(b"a", b"new"), (b"c", b"new")], [Chunk(b"a", 1, 2, bytes(1 << 20))])
         check_sizes(store, [b"a", b"b", b"c"], {b"a": b"old", b"b": b"old"})
         assert store.events_of([b"a"]) == [[b"event"]]
+        # When all is counted, and the oldest user cannot be dropped.
+        no = "BEGIN SELECT RAISE(ABORT, 'no space'); END"
+        store._connection.execute(f"CREATE TEMP TRIGGER no BEFORE DELETE ON main.sessions {no}")
+        with pytest.raises(SessionStoreError, match="no space"):
+            store.put_many([(b"c", b"new")], [Chunk(b"c", 0, 1, b"event")])
+        check_sizes(store, [b"a", b"b", b"c"], {b"a": b"old", b"b": b"old"})
 
 
 @pytest.mark.parametrize("store", [InMemoryStore, lambda **limits: SQLiteStore("s.db", **limits), RedisStore])
