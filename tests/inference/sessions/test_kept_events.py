@@ -258,6 +258,16 @@ def test_damage_costs_no_user_unless_state_and_events_have_it(same_model: bool, 
     store.close()
 
 
+def test_a_gap_in_the_events_is_noticed_without_the_session(build: Build, tmp_path: Path):
+    store = SQLiteStore(tmp_path / "s.db")
+    sessions = observed_one_by_one(build(), store)
+    store._connection.execute("DELETE FROM events WHERE user = x'37' AND ends = 5")
+    flip(store, "sessions", "session", "user = x'37'", 60)
+    with pytest.raises(DamagedSessionError, match=r"user='7' is damaged: .* events are damaged or lost"):
+        sessions.recommend("7")
+    store.close()
+
+
 @pytest.mark.parametrize("lost", ["min(ends)", "max(ends)", "5"])
 def test_events_that_are_missing_are_noticed(lost: str, build: Build, tmp_path: Path):
     store = SQLiteStore(tmp_path / "s.db")
