@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
 import sqlite3
@@ -195,6 +196,41 @@ def test_idle_users_are_dropped_with_their_events(limited: Callable[..., Session
     now[0] += 11
     store.put_many([(b"c", b"s")], [Chunk(b"c", 0, 1, b"e")])
     check_sizes(store, keys, {b"c": b"s"}, 3)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+@pytest.mark.parametrize("limits", [{"max_users": 4}, {"max_bytes": 200}, {"idle_seconds": 9.0}, {}])
+def test_a_durable_store_does_what_the_one_in_memory_does(
+    limited: Callable[..., SessionStore], kind: str, limits: dict[str, Any], monkeypatch
+):
+    now, draws, keys = [1e9], random.Random(0), [b"%d" % number for number in range(8)]
+    for clock in ("time.time", "time.monotonic"):
+        monkeypatch.setattr(clock, lambda: now[0])
+    expected, store, ends = InMemoryStore(keep_events=6, **limits), limited(keep_events=6, **limits), {}
+    dropped = 0
+    for _ in range(400):
+        now[0] += draws.choice([0.5, 1, 4])
+        key, action = draws.choice(keys), draws.random()
+        if action < 0.6:
+            (known,) = expected.get_many([key])
+            assert store.get_many([key]) == [known]
+            end = ends.get(key, 0) if known else 0
+            ends[key] = end + draws.randint(1, 3)
+            begin = max(0, end - draws.choice([0, 0, 3]))
+            row, chunk = (key, draws.randbytes(draws.randint(1, 30))), Chunk(key, begin, ends[key], draws.randbytes(5))
+            for each in (expected, store):
+                each.put_many([row], [chunk])
+        elif action < 0.9:
+            assert store.get_many([key]) == expected.get_many([key])
+        elif action < 0.97:
+            assert store.delete(key) == expected.delete(key)
+        else:
+            # What one process of SQLite has dropped is not in its file.
+            dropped += store.sizes().dropped if kind == "sqlite" else 0
+            store.close()
+            store = limited(keep_events=6, **limits)
+        assert store.events_of(keys) == expected.events_of(keys)
+        assert store.sizes()._replace(dropped=store.sizes().dropped + dropped) == expected.sizes()
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "redis"])
