@@ -89,14 +89,18 @@ def test_weights_that_are_not_finite_are_refused(capsys: pytest.CaptureFixture[s
     assert "contains weights that are not finite" in line
 
 
-def test_sessions_of_another_model_are_refused(capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path):
+def test_sessions_of_another_model_are_refused_without_events(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path
+):
     model = load(checkpoint)
     torch.nn.init.normal_(next(model.encoder.parameters()).detach())
-    SessionRecommender(model, SQLiteStore(tmp_path / "users.sqlite")).close()
     path = str(tmp_path / "users.sqlite")
+    with SessionRecommender(model, SQLiteStore(path, keep_events=0)) as sessions:
+        sessions.observe("ada", model.item_vocabulary.external_ids([1])[0])
     words = ("--port", "0", "--sessions", "SQLiteStore", "--sessions.path", path)
     line = refusal(capsys, "--ckpt", str(checkpoint), *words)
     assert "the store is of another model" in line
+    assert "keep_events, which SQLiteStore and RedisStore have, would have kept the events" in line
 
 
 def test_a_missing_package_is_named_with_the_command(

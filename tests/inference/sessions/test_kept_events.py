@@ -23,6 +23,7 @@ from seqrec.inference.sessions import (
     Scored,
     SessionRecommender,
     SQLiteStore,
+    StoreSizes,
     UserHistory,
 )
 from seqrec.inference.sessions.kept_events import MERGED
@@ -187,6 +188,46 @@ def test_a_user_from_before_events_were_kept_is_refused_alone(build: Build):
     assert 20 not in [each.item for each in again.recommend("bob", 28)]
 
 
+class Minimal:
+    """A store of another package: what `StateStore` asks for, without events."""
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, bytes] = {}
+        self.description = b""
+
+    def claim(self, description: bytes) -> bytes:
+        self.description = self.description or description
+        return self.description
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [self.rows.get(key) for key in keys]
+
+    def put_many(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        self.rows.update(rows)
+
+    def delete(self, key: bytes) -> bool:
+        return self.rows.pop(key, None) is not None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_store_of_another_package_needs_to_know_nothing_of_events(build: Build):
+    store = Minimal()
+    sessions = observed_one_by_one(build(), store)
+    for user in HISTORIES:
+        same(sessions.recommend(user), observed_one_by_one(build(), InMemoryStore()).recommend(user))
+    assert sessions.sizes() == StoreSizes(3)
+    with pytest.raises(SessionStoreError, match="keep_events, which SQLiteStore and RedisStore have"):
+        SessionRecommender(build(seed=1), store)
+    store.rows[b"ada"] += b"?"
+    with pytest.raises(DamagedSessionError, match=r"user='ada' is damaged: .* none of its events are kept"):
+        sessions.recommend("ada")
+
+
 @pytest.mark.parametrize("same_model", [True, False])
 def test_damage_costs_no_user_unless_state_and_events_have_it(same_model: bool, build: Build, tmp_path: Path):
     store = SQLiteStore(tmp_path / "s.db")
@@ -217,12 +258,22 @@ def test_damage_costs_no_user_unless_state_and_events_have_it(same_model: bool, 
     store.close()
 
 
-@pytest.mark.parametrize("lost", ["min", "max"])
+def test_a_gap_in_the_events_is_noticed_without_the_session(build: Build, tmp_path: Path):
+    store = SQLiteStore(tmp_path / "s.db")
+    sessions = observed_one_by_one(build(), store)
+    store._connection.execute("DELETE FROM events WHERE user = x'37' AND ends = 5")
+    flip(store, "sessions", "session", "user = x'37'", 60)
+    with pytest.raises(DamagedSessionError, match=r"user='7' is damaged: .* events are damaged or lost"):
+        sessions.recommend("7")
+    store.close()
+
+
+@pytest.mark.parametrize("lost", ["min(ends)", "max(ends)", "5"])
 def test_events_that_are_missing_are_noticed(lost: str, build: Build, tmp_path: Path):
     store = SQLiteStore(tmp_path / "s.db")
     observed_one_by_one(build(), store)
     store._connection.execute(
-        f"DELETE FROM events WHERE user = x'37' AND ends = (SELECT {lost}(ends) FROM events WHERE user = x'37')"
+        f"DELETE FROM events WHERE user = x'37' AND ends = (SELECT {lost} FROM events WHERE user = x'37')"
     )
     with pytest.raises(DamagedSessionError, match=r"user='7' is of another model; .* events are damaged or lost"):
         SessionRecommender(build(seed=1), store).recommend("7")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
 import sqlite3
@@ -198,6 +199,41 @@ def test_idle_users_are_dropped_with_their_events(limited: Callable[..., Session
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "redis"])
+@pytest.mark.parametrize("limits", [{"max_users": 4}, {"max_bytes": 200}, {"idle_seconds": 9.0}, {}])
+def test_a_durable_store_does_what_the_one_in_memory_does(
+    limited: Callable[..., SessionStore], kind: str, limits: dict[str, Any], monkeypatch
+):
+    now, draws, keys = [1e9], random.Random(0), [b"%d" % number for number in range(8)]
+    for clock in ("time.time", "time.monotonic"):
+        monkeypatch.setattr(clock, lambda: now[0])
+    expected, store, ends = InMemoryStore(keep_events=6, **limits), limited(keep_events=6, **limits), {}
+    dropped = 0
+    for _ in range(400):
+        now[0] += draws.choice([0.5, 1, 4])
+        key, action = draws.choice(keys), draws.random()
+        if action < 0.6:
+            (known,) = expected.get_many([key])
+            assert store.get_many([key]) == [known]
+            end = ends.get(key, 0) if known else 0
+            ends[key] = end + draws.randint(1, 3)
+            begin = max(0, end - draws.choice([0, 0, 3]))
+            row, chunk = (key, draws.randbytes(draws.randint(1, 30))), Chunk(key, begin, ends[key], draws.randbytes(5))
+            for each in (expected, store):
+                each.put_many([row], [chunk])
+        elif action < 0.9:
+            assert store.get_many([key]) == expected.get_many([key])
+        elif action < 0.97:
+            assert store.delete(key) == expected.delete(key)
+        else:
+            # What one process of SQLite has dropped is not in its file.
+            dropped += store.sizes().dropped if kind == "sqlite" else 0
+            store.close()
+            store = limited(keep_events=6, **limits)
+        assert store.events_of(keys) == expected.events_of(keys)
+        assert store.sizes()._replace(dropped=store.sizes().dropped + dropped) == expected.sizes()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
 def test_a_limit_counts_from_the_last_use_before_the_store_was_opened(
     limited: Callable[..., SessionStore], monkeypatch
 ):
@@ -244,6 +280,12 @@ def test_a_write_that_fails_changes_neither_states_nor_events_nor_sizes(tmp_path
             store.put_many([(b"a", b"new"), (b"c", b"new")], [Chunk(b"a", 1, 2, bytes(1 << 20))])
         check_sizes(store, [b"a", b"b", b"c"], {b"a": b"old", b"b": b"old"})
         assert store.events_of([b"a"]) == [[b"event"]]
+        # When all is counted, and the oldest user cannot be dropped.
+        no = "BEGIN SELECT RAISE(ABORT, 'no space'); END"
+        store._connection.execute(f"CREATE TEMP TRIGGER no BEFORE DELETE ON main.sessions {no}")
+        with pytest.raises(SessionStoreError, match="no space"):
+            store.put_many([(b"c", b"new")], [Chunk(b"c", 0, 1, b"event")])
+        check_sizes(store, [b"a", b"b", b"c"], {b"a": b"old", b"b": b"old"})
 
 
 @pytest.mark.parametrize("store", [InMemoryStore, lambda **limits: SQLiteStore("s.db", **limits), RedisStore])
