@@ -133,3 +133,18 @@ def test_hidden_files_are_skipped_and_named(tmp_path: Path):
 def test_stores_from_before_the_argument_are_still_those_of_their_logs(tmp_path: Path):
     assert "missing_values" not in Table("log.csv").describe()["arguments"]
     assert Table("log.csv", missing_values=["-"]).describe()["arguments"]["missing_values"] == ["-"]
+
+
+def test_ids_above_int64_are_to_be_cast_to_text(tmp_path: Path):
+    ids = pl.Series("user_id", [2**63, 5], dtype=pl.UInt64)
+    pl.DataFrame({"user_id": ids, "item_id": [1, 2], "timestamp": [1, 2]}).write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(InputError, match=r"user='user_id' .*'9223372036854775808', which is above .*cast .* to text"):
+        prepare(Table(str(tmp_path / "log.parquet")), Filters(), tmp_path / "store")
+
+
+@pytest.mark.parametrize("text", ["user_id\n1\n2\n", "5\n6\n"])
+def test_one_column_has_no_separator(tmp_path: Path, text: str):
+    (tmp_path / "users.csv").write_text(text)
+    with pytest.raises(InputError, match=r"has no column '\w+'") as refused:
+        Table(str(tmp_path / "users.csv")).scan()
+    assert "separator" not in str(refused.value)

@@ -261,7 +261,10 @@ def _reason(file: TableFile, values: dict[str, Any], is_missing: dict[str, bool]
     layout, time = file.layout, file.time
     for argument, name, column in (("user", USER_ID, layout.user), ("item", ITEM_ID, layout.item)):
         if is_missing[name]:
-            return f"{argument}={column!r} expected an id, got {_shown(values[column])}"
+            value = values[column]
+            large = file.csv is None and isinstance(value, int) and value >= 2**63
+            remedy = ", which is above 2^63 - 1: cast the column to text" if large else ""
+            return f"{argument}={column!r} expected an id, got {_shown(value)}{remedy}"
     assert layout.timestamp is not None
     assert time is not None
     value = values[layout.timestamp]
