@@ -142,12 +142,15 @@ class Table(Source):
             inside = sorted(file for folder in path.glob("*=*") for file in folder.rglob("*") if file.is_file())
             found += [file for file in inside if _is_table(file)]
             if not found:
-                raise MissingInputError(f"path={self.path!r}: no {', '.join(_SUFFIXES)} file in this folder")
+                raise MissingInputError(
+                    f"path={self.path!r}: no {', '.join(_SUFFIXES)} file in this folder; give another"
+                )
         else:
             found = matching_files(self.path)
             if not found:
                 raise MissingInputError(
-                    f"path={self.path!r}: no such file or folder{from_here(self.path)}, and no file matches it"
+                    f"path={self.path!r}: no such file or folder{from_here(self.path)}, and no file matches "
+                    "it; give the log's path"
                 )
         hidden = [file for file in found if file.name.startswith((".", "_"))]
         seen = [file for file in found if file not in hidden]
