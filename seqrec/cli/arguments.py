@@ -230,6 +230,7 @@ def _refuse_unreadable(path: str) -> None:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""
         reason = getattr(error, "problem", None) or str(error)
+        reason += "; indent with spaces" if "'\\t'" in reason else "; mend that line"
         raise InputError(f"config {path}{line} is no YAML: {reason}") from error
     if content is not None and not isinstance(content, dict):
         kind = type(content).__name__

@@ -47,6 +47,9 @@ UNKNOWN_CLASS = (
     r"Expected a dot import path string: (\S+)|given class_path '([^']+)':\s+module \S+ has no attribute|"
     r"does not correspond to a subclass of .*?Given value: (\S+)"
 )
+# Part of a message of jsonargparse for a value of another type, and what the types are called here.
+_EXPECTED = r"Expected an? (<class '\w+'>|typing\.Literal\[[^\]]*\])"
+_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 # Messages of torch.distributed if the process at the other end of a connection has gone.
 LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
@@ -75,6 +78,12 @@ def refusal_in_one_line(message: str, parser: ArgumentParser, error: BaseExcepti
     missing = re.fullmatch(r"the following arguments are required: ([\w., ]+)", message)
     if missing:
         return _missing_arguments(missing[1].split(", "), parser)
+    wrong = re.search(r"(?:Got|Given) value: (.*)", message)
+    expected = {text for text in re.findall(_EXPECTED, message) if "NoneType" not in text}
+    if key and wrong and len(expected) == 1:
+        kind = re.sub(r"<class '(\w+)'>", lambda found: _TYPES.get(found[1], found[1]), expected.pop())
+        allowed = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", kind)
+        return f"{key[1]}={wrong[1]} must be {allowed}"
     lines = [line.strip(" -") for line in message.splitlines()]
     return " ".join(line for line in lines if line and "<class 'NoneType'>" not in line)
 

@@ -31,6 +31,7 @@ HINTS = (
         r"`val_check_interval` \(\S+\) must be less than",
         "set --trainer.val_check_interval to at most the batches of an epoch",
     ),
+    (r"invalid accelerator name", "set --trainer.accelerator to auto, cpu or gpu"),
     (
         r"machine only has|`devices` selected with `\w+` should be",
         "set --trainer.devices to the number that this machine has",
@@ -63,7 +64,8 @@ def line_and_status(error: BaseException, words: Sequence[str] = ()) -> tuple[st
     elif isinstance(error, OSError) and error.errno in _WRITING:
         where = Path(error.filename or ".")
         verb = "read" if os.path.exists(where) and not os.access(where, os.R_OK) else "written"
-        verb = verb if os.access(_existing(where), os.X_OK) or verb == "read" else "reached"
+        if verb == "written" and error.errno == errno.EACCES and not os.access(_existing(where), os.X_OK):
+            verb = "reached"
         option = argument_of(where, words) or "folder"
         text = f"{where} cannot be {verb}: {error.strerror}; allow it, or choose another {option}"
     elif is_ours(error):
@@ -86,6 +88,8 @@ def argument_of(path: Path, words: Sequence[str]) -> str:
     for option, value in given:
         named = Path(value).absolute()
         # Results are collected in a folder next to their place.
+        if place.is_file() and place in named.parents:
+            return option
         if named in (place, *place.parents) or (named.parent == place.parent and named.name in place.name):
             found = max(found, (option, named), key=lambda each: len(str(each[1])))
     return found[0]
@@ -100,7 +104,7 @@ def _texts(content: object, key: str) -> list[tuple[str, str]]:
 
 
 def _existing(path: Path) -> Path:
-    return next(each for each in (path, *path.absolute().parents) if os.path.exists(each))
+    return next(each for each in path.absolute().parents if os.path.exists(each))
 
 
 def _refused_by_system(error: BaseException | None) -> OSError | None:

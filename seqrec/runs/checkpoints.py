@@ -32,6 +32,7 @@ _MARK = b"seqrec sha256 "
 _COMMENT_BYTES = len(_MARK) + 64
 _END_RECORD = b"PK\x05\x06"
 _END_RECORD_BYTES = 22
+_INSTEAD = "give another, such as best.ckpt or last-1.ckpt of its run"
 # Entries that a run needs to resume, and entries that a model needs.
 NEEDED_TO_FIT = frozenset({"state_dict", "loops", "optimizer_states", "lr_schedulers", "callbacks"})
 NEEDED = frozenset({"state_dict"})
@@ -161,7 +162,7 @@ def read_checkpoint(
     except MemoryError:
         raise
     except Exception as error:  # damage that no checksum covers can raise anything
-        raise CheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
+        raise CheckpointError(f"{path} is damaged or no checkpoint: {error}; {_INSTEAD}") from error
     missing = sorted(set(needed) - set(content)) if isinstance(content, dict) else sorted(needed)
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; it is no checkpoint to resume from")
@@ -198,7 +199,7 @@ def _verify(path: Path) -> None:
             if comment.startswith(_MARK):
                 stream.seek(0)
                 if _sha256(stream, size - _COMMENT_BYTES) != comment[len(_MARK) :]:
-                    raise CheckpointError(f"{path} is damaged: its SHA-256 differs")
+                    raise CheckpointError(f"{path} is damaged: its SHA-256 differs; {_INSTEAD}")
                 return
         with zipfile.ZipFile(path) as archive:
             # Attributes make torch take an entry for something else, such as a folder without content.
@@ -207,7 +208,7 @@ def _verify(path: Path) -> None:
     except CheckpointError:
         raise
     except Exception as error:  # a damaged directory can raise anything
-        raise CheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
+        raise CheckpointError(f"{path} is damaged or no checkpoint: {error}; {_INSTEAD}") from error
     if damaged is not None:
         raise CheckpointError(f"{path} is damaged: the checksum of its part {damaged} is wrong")
 

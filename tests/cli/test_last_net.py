@@ -34,6 +34,10 @@ MESSAGES = {
         ["`val_check_interval` (1000) must be less than or equal to the number of the training batches (4)."],
         "val_check_interval is given twice",
     ),
+    "--trainer.accelerator to auto": (
+        ["You selected an invalid accelerator name: `accelerator='quantum'`."],
+        "the accelerator has no name",
+    ),
     "--trainer.devices": (
         [
             "You requested gpu: [3] But your machine only has: [0]",

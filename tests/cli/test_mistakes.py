@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -245,6 +246,11 @@ SERVE = {
     "no token file": [*CKPT, "--token_file", "nowhere.txt"],
     "an option without value": [*CKPT, "--port"],
 }
+# Words that say what to do, or what is allowed.
+REMEDY = re.compile(
+    r"\b(give|set|choose|add|allow|allowed|known|did you mean|must|expected|expects|lower|raise|make|use|leave|save|"
+    r"mend|train|prepare|needs?|between|try|indent|loosen|write|makes one)\b|--\w|one of|columns:|`seqrec configs`"
+)
 COMMANDS = {"prepare": PREPARE, "fit": FIT, "test": TEST, "recommend": RECOMMEND, "export": EXPORT, "serve": SERVE}
 
 
@@ -252,10 +258,14 @@ COMMANDS = {"prepare": PREPARE, "fit": FIT, "test": TEST, "recommend": RECOMMEND
     ("command", "mistake"), [(command, mistake) for command, mistakes in COMMANDS.items() for mistake in mistakes]
 )
 def test_a_mistake_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], work: Path, command: str, mistake: str):
-    message = refusal(capsys, command, *COMMANDS[command][mistake])
+    words = COMMANDS[command][mistake]
+    message = refusal(capsys, command, *words)
     assert 20 < len(message) < 700, message
-    assert "\n" not in message
     assert "This is a bug" not in message
+    assert "{'" not in message
+    named = [part for word in words for part in (word.lstrip("-"), word.rpartition("/")[2]) if len(part) > 2]
+    assert any(name in message for name in named) or re.search(r"--\w|\w=|'[\w.]+'", message), message
+    assert REMEDY.search(message), message
     assert (work / "taken" / "thesis.txt").read_text() == "mine"
 
 

@@ -229,4 +229,6 @@ def _check_rows(spool: Spool, source: Source, filters: Filters, origin: str) -> 
         )
     if spool.num_events == 0:
         asked = filters.event_filter
-        raise InputError("the log has no events" if asked is None else f"filters.event_filter={asked!r} keeps no event")
+        raise InputError(
+            "the log has no events" if asked is None else f"filters.event_filter={asked!r} keeps no event; loosen it"
+        )

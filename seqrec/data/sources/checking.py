@@ -110,7 +110,7 @@ def reading(origin: Path | str, kind: str = "text") -> Iterator[None]:
         if "Permission denied" in reason:
             refused = PermissionError(errno.EACCES, "Permission denied", str(origin))
             raise InputError(f"{origin} cannot be read: permission denied; allow it, or give another path") from refused
-        hint = " (save it as UTF-8)" if re.search("utf-?8", reason) else ""
+        hint = " (save it as UTF-8)" if re.search("utf-?8", reason) else "; save it again, or give another file"
         raise InputError(f"{origin} cannot be read as {kind}: {reason}{hint}") from error
 
 

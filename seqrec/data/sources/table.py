@@ -155,12 +155,15 @@ class Table(Source):
                     f"{path / '**' / '*.csv'}"
                 )
             if not found:
-                raise MissingInputError(f"path={self.path!r}: no {', '.join(_SUFFIXES)} file in this folder")
+                raise MissingInputError(
+                    f"path={self.path!r}: no {', '.join(_SUFFIXES)} file in this folder; give another"
+                )
         else:
             found = matching_files(self.path)
             if not found:
                 raise MissingInputError(
-                    f"path={self.path!r}: no such file or folder{from_here(self.path)}, and no file matches it"
+                    f"path={self.path!r}: no such file or folder{from_here(self.path)}, and no file matches "
+                    "it; give the log's path"
                 )
         # Names that the user wrote are not hidden.
         given = len((path if path.is_dir() else Path(self.path.partition("*")[0])).parts)

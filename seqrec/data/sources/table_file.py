@@ -239,8 +239,11 @@ class TableFile:
                 continue
             near = difflib.get_close_matches(column, self.names, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            if len(self.names) == 1 and self.csv is not None:
+            # A column alone whose name is a word was separated rightly.
+            if len(self.names) == 1 and self.csv is not None and not self.names[0].replace("_", "").isalnum():
                 hint = f"; is separator={self._separator()!r} right?"
+            elif len(self.names) == 1 and self.names[0] in self.layout.required().values():
+                hint = "; a log needs users and items, one event a row"
             elif not near and self.csv is not None and self.layout.header is None and not self._has_any_column():
                 hint = "; if its first line has no names, give them all: header=[user_id, item_id, ..]"
             elif not near and column == self.layout.timestamp:

@@ -155,7 +155,7 @@ def test_a_whole_job_is_left_alone(ckpt: Path, capsys: pytest.CaptureFixture[str
         ({"max_length": 4}, "with max_length=None, now it is 4"),
         ({"part_users": 8}, "with part_users=7, now it is 8"),
         ({"block": "block.txt"}, "with block=None, now it is '"),
-        ({"input": "new.parquet"}, "with users='.*, now it is {'path': 'new.parquet'"),
+        ({"input": "new.parquet"}, "with other users than now"),
     ],
 )
 def test_a_job_goes_on_with_its_own_arguments_alone(ckpt: Path, done: bool, changes: dict[str, Any], message: str):
@@ -211,7 +211,7 @@ def test_files_that_are_not_there_are_named(ckpt: Path):
     for argument in ("input", "block"):
         with pytest.raises(MissingInputError, match=r"gone\.parquet"):
             recommend(ckpt=str(ckpt), output="recs", **{argument: "gone.parquet"})
-    with pytest.raises(MissingInputError, match=r"there is no checkpoint .*gone\.ckpt"):
+    with pytest.raises(MissingInputError, match=r"ckpt=.*gone\.ckpt: there is no such checkpoint"):
         recommend(ckpt="gone.ckpt", output="recs")
 
 

@@ -197,4 +197,4 @@ def test_the_command_refuses_in_one_line(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stop:
         main(("export", "--ckpt", "nowhere.ckpt", "--output", "out"))
     assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith("error: there is no checkpoint nowhere.ckpt")
+    assert capsys.readouterr().err.startswith("error: --ckpt nowhere.ckpt: there is no such checkpoint")
