@@ -22,6 +22,7 @@ from seqrec import load
 from seqrec.cli import main
 from seqrec.encoders import SequenceEncoder
 from seqrec.errors import InputError
+from seqrec.experiments.runner import start
 from seqrec.models import MambaRec, SequentialRecommender
 from seqrec.specs import argument_kinds, from_spec
 from seqrec.training.optim import Adam
@@ -524,3 +525,13 @@ def test_results_replace_only_results(trained: Path, marker: Path, capsys: pytes
     assert Path("notes.txt").read_text() == "mine"
     for _ in range(2):
         run_test(trained, config | {"results": {"path": "new.parquet"}})
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always searches the working folder first")
+def test_jobs_of_a_grid_take_no_package_from_the_working_folder(marker: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("yaml", "jsonargparse", "lightning"):
+        shutil.copy("stranger.py", f"{name}.py")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", os.getcwd())])
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    assert start(["seqrec", "configs"], Path("log"), {}).wait(timeout=100) == 0, Path("log").read_text()
+    assert not marker.exists()
