@@ -22,6 +22,7 @@ from seqrec import load
 from seqrec.cli import main
 from seqrec.encoders import SequenceEncoder
 from seqrec.errors import InputError
+from seqrec.experiments.runner import start
 from seqrec.models import MambaRec, SequentialRecommender
 from seqrec.specs import argument_kinds, from_spec
 from seqrec.training.optim import Adam
@@ -64,9 +65,9 @@ NAMES = list(hostile(Path()))
 
 
 def pairs(places: Sequence[str], names: Sequence[str]) -> list[Any]:
-    """Each place with each name; a plain run of the tests takes every fourth."""
+    """Each place with each name; a plain run of the tests takes every eighth."""
     found = [(place, name) for place in places for name in names]
-    return [pytest.param(*each, marks=[pytest.mark.slow] if k % 4 else []) for k, each in enumerate(found)]
+    return [pytest.param(*each, marks=[pytest.mark.slow] if k % 8 else []) for k, each in enumerate(found)]
 
 
 def put(checkpoint: dict[str, Any], place: str, spec: dict[str, Any]) -> None:
@@ -220,7 +221,11 @@ OPEN_ARGUMENTS: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value"), OPEN_ARGUMENTS, ids=str)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [pytest.param(*each, marks=[pytest.mark.slow] if k % 5 else []) for k, each in enumerate(OPEN_ARGUMENTS)],
+    ids=str,
+)
 def test_arguments_for_anything_get_no_object_from_the_config_beside_a_checkpoint(
     trained: Path, marker: Path, capsys: pytest.CaptureFixture[str], key: str, value: Any
 ):
@@ -251,7 +256,7 @@ FOLDERS = [
 ]
 
 
-@pytest.mark.parametrize("name", [*FOLDERS[:5], *(pytest.param(each, marks=pytest.mark.slow) for each in FOLDERS[5:])])
+@pytest.mark.parametrize("name", [*FOLDERS[:3], *(pytest.param(each, marks=pytest.mark.slow) for each in FOLDERS[3:])])
 def test_the_name_of_a_folder_is_no_option(trained: Path, marker: Path, name: str):
     config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
     own = {"class_path": "SequentialRecommender", "init_args": {"encoder": STRANGER}}
@@ -314,7 +319,7 @@ def test_the_config_inside_a_checkpoint_builds_nothing_else(
 
 
 @pytest.mark.parametrize("name", ["popen", "check_output", "system", "through_ours"])
-@pytest.mark.parametrize("place", ["model/init_args/loss", "data/source", "trainer/callbacks", "protocol"])
+@pytest.mark.parametrize("place", ["model/init_args/loss", "trainer/callbacks"])
 def test_commands_of_python_are_refused_in_any_config(
     trained: Path, marker: Path, capsys: pytest.CaptureFixture[str], place: str, name: str
 ):
@@ -547,3 +552,13 @@ def test_results_replace_only_results(trained: Path, marker: Path, capsys: pytes
     assert Path("notes.txt").read_text() == "mine"
     for _ in range(2):
         run_test(trained, config | {"results": {"path": "new.parquet"}})
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always searches the working folder first")
+def test_jobs_of_a_grid_take_no_package_from_the_working_folder(marker: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("yaml", "jsonargparse", "lightning"):
+        shutil.copy("stranger.py", f"{name}.py")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", os.getcwd())])
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    assert start(["seqrec", "configs"], Path("log"), {}).wait(timeout=100) == 0, Path("log").read_text()
+    assert not marker.exists()
