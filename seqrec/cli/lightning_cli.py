@@ -6,13 +6,12 @@ import itertools
 import sys
 from argparse import HelpFormatter, _HelpAction
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from seqrec.aliases import __version__
@@ -26,7 +25,7 @@ from seqrec.cli.arguments import (
 )
 from seqrec.cli.help import short_help
 from seqrec.cli.parsing import ArgumentParser, with_names
-from seqrec.cli.run_config import KEY as RUN_KEY
+from seqrec.cli.saved_config import SavedConfig
 from seqrec.cli.trust import Check, classes_of_the_user, name_a_config, only_trusted_classes
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.errors import InputError
@@ -36,7 +35,6 @@ from seqrec.evaluation.results import ResultsWriter
 from seqrec.evaluation.results.file import FILE_NAME as RESULTS_FILE
 from seqrec.experiments.sweep import TrialReporter
 from seqrec.experiments.tuning import find_batch_size, find_lr
-from seqrec.files import synchronise
 from seqrec.inference import RecommendationWriter
 from seqrec.models import Baseline, Popularity, Recommender, SequentialRecommender, evaluate
 from seqrec.runs import RunFolder
@@ -104,38 +102,6 @@ class Trainer(pl.Trainer):
         else:
             size = find_batch_size(self, model, datamodule, max_batch_size=max_batch_size)
             print(f"largest that was tried and fits: --data.batch_size {size}")
-
-
-class SavedConfig(SaveConfigCallback):
-    """Writes `config.yaml` into the run's folder, flushed to disk like the checkpoints, and into each of these."""
-
-    @cached_property
-    def _text(self) -> str:
-        return str(self.parser.dump(self.config, skip_none=False))
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Keep the config, and the folder that its relative paths are from."""
-        checkpoint[RUN_KEY] = {"config": self._text, "folder": str(Path.cwd())}
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write the file; refuse to replace one that someone else wrote."""
-        folder = trainer.log_dir  # a broadcast, so every process asks
-        file = None if folder is None else Path(folder) / self.config_filename
-        if self.overwrite and file is not None and file.is_file() and not _is_saved_config(file):
-            raise InputError(
-                f"{file} is not a config that seqrec saved, and would be replaced; choose another folder: "
-                "--trainer.default_root_dir, or a logger"
-            )
-        super().setup(trainer, pl_module, stage)
-        if trainer.is_global_zero and file is not None and file.is_file():
-            synchronise(file)
-            synchronise(file.parent)
-
-
-def _is_saved_config(file: Path) -> bool:
-    return file.read_bytes().startswith(b"# lightning.pytorch==")
 
 
 class RunParser(ArgumentParser, LightningArgumentParser):

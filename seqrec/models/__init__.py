@@ -2,8 +2,9 @@
 
 from seqrec.models.baselines import Baseline, ItemKNN, Markov, Popularity, RecentPopularity, TrainingEvents
 from seqrec.models.explain import Explanation
+from seqrec.models.judging import evaluate
 from seqrec.models.presets import GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, SASRec
-from seqrec.models.recommender import Recommender, evaluate
+from seqrec.models.recommender import Recommender
 from seqrec.models.sequential import SequentialRecommender
 
 __all__ = [

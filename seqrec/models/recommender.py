@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -363,56 +361,6 @@ class Recommender(pl.LightningModule, ABC):
         self.repeated_targets[stage] = float(self._repeats(stage).compute())
         self._repeats(stage).reset()
         self._judging = None
-
-
-@torch.no_grad()
-def evaluate(
-    model: Recommender,
-    batches: Iterable[SequenceBatch],
-    *,
-    item_counts: NDArray[np.int64] | None = None,
-    several_targets: bool = False,
-) -> dict[str, float]:
-    """Return the metrics of a model without a trainer, by the model's protocol.
-
-    Runs on the model's device with dropout off. In a distributed job all processes must call it, each with its share.
-
-    Args:
-        model: A trained recommender.
-        batches: Validation or test batches.
-        item_counts: (V,) how often each item occurs in training, as `SequenceDataModule.train_item_counts` returns
-            it. Needed if the protocol draws candidates from trained items or by popularity.
-        several_targets: Whether users may have more than one target; adds recall and precision.
-
-    Raises:
-        InputError: if the protocol needs `item_counts`.
-
-    Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from seqrec import Filters, Popularity, SequenceDataModule, Synthetic, evaluate, prepare
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     log = Synthetic(num_users=20, num_items=30, mean_events=10, seed=1)
-        ...     store = prepare(log, Filters(), Path(folder) / "store")
-        ...     data = SequenceDataModule(log, store=str(store.directory), num_workers=0)
-        ...     data.setup("test")
-        ...     model = Popularity.from_counts(data.train_item_counts())
-        ...     metrics = evaluate(model, data.test_dataloader())
-        >>> 0 <= metrics["NDCG@10"] <= metrics["HR@10"] <= 1
-        True
-    """
-    was_training = model.training
-    model.eval()
-    metrics = ranking_metrics(model.protocol.normaliser, several_targets=several_targets).to(model.device)
-    counts = None if item_counts is None else TrainingCounts(torch.from_numpy(item_counts)).to(model.device)
-    scorer = model.scorer()
-    try:
-        for batch in batches:
-            here = batch.to(model.device)
-            metrics.update(model.protocol.judge(model.last_states(here), here, scorer, counts))
-    finally:
-        model.train(was_training)
-    return {name: float(value) for name, value in metrics.compute().items()}
 
 
 def build_from_hyperparameters(cls: type[Model], hparams: dict[str, Any]) -> Model:

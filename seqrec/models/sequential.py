@@ -77,6 +77,7 @@ class SequentialRecommender(Recommender):
     """
 
     __signature__: ClassVar[inspect.Signature]
+    has_fresh_weights = True
 
     def __init__(
         self,
@@ -96,11 +97,10 @@ class SequentialRecommender(Recommender):
         self.loss: Loss = from_spec(loss, Loss) or BCE()
         self.optimizer: OptimizerFactory = from_spec(optimizer, OptimizerFactory) or Adam()
         self.item_table: ItemTable = from_spec(item_table, ItemTable) or ItemTable()
-        d_model = self.encoder.d_model
         self.items, self.output_items = self._make_tables(num_items)
         if max_length < 1:
             raise InputError(f"max_length={max_length} must be at least 1")
-        self.positions = LearnedPositions(max_length, d_model) if positions else None
+        self.positions = LearnedPositions(max_length, self.encoder.d_model) if positions else None
         if user_embedding and num_users < 1:
             raise InputError("user_embedding needs num_users: the number of users in the training log")
         self.users = self._make_table(num_users) if user_embedding else None
@@ -109,12 +109,11 @@ class SequentialRecommender(Recommender):
         # Settings that a resumed run's optimizer had, if they were others; and the optimizer that this model built.
         self._optimizer_before: OptimizerFactory | None = None
         self._built: Optimizer | None = None
-        self.has_fresh_weights = True
         # DDP would send all rows of these tables.
         self._ddp_params_and_buffers_to_ignore = list(self._sparse_embeddings())
         encoder_spec = to_spec(self.encoder)
-        # Plain values only, so checkpoints load with weights_only=True. The encoder's own arguments are stored twice:
-        # in its spec for this class, and flat for the presets. Loading passes on the ones that the class takes.
+        # Plain values only, for weights_only=True. The encoder's arguments are stored twice: in its spec for this class,
+        # and flat for the presets. Loading passes on the ones that the class takes.
         self.save_hyperparameters(
             {
                 **encoder_spec["init_args"],

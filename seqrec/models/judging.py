@@ -1,0 +1,64 @@
+"""Metrics of a model without a trainer. V = num_items + 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from seqrec.evaluation.metrics import ranking_metrics
+from seqrec.evaluation.protocols import TrainingCounts
+from seqrec.models.recommender import Recommender
+from seqrec.types import SequenceBatch
+
+
+@torch.no_grad()
+def evaluate(
+    model: Recommender,
+    batches: Iterable[SequenceBatch],
+    *,
+    item_counts: NDArray[np.int64] | None = None,
+    several_targets: bool = False,
+) -> dict[str, float]:
+    """Return the metrics of a model without a trainer, by the model's protocol.
+
+    Runs on the model's device with dropout off. In a distributed job all processes must call it, each with its share.
+
+    Args:
+        model: A trained recommender.
+        batches: Validation or test batches.
+        item_counts: (V,) how often each item occurs in training, as `SequenceDataModule.train_item_counts` returns
+            it. Needed if the protocol draws candidates from trained items or by popularity.
+        several_targets: Whether users may have more than one target; adds recall and precision.
+
+    Raises:
+        InputError: if the protocol needs `item_counts`.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from seqrec import Filters, Popularity, SequenceDataModule, Synthetic, evaluate, prepare
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log = Synthetic(num_users=20, num_items=30, mean_events=10, seed=1)
+        ...     store = prepare(log, Filters(), Path(folder) / "store")
+        ...     data = SequenceDataModule(log, store=str(store.directory), num_workers=0)
+        ...     data.setup("test")
+        ...     model = Popularity.from_counts(data.train_item_counts())
+        ...     metrics = evaluate(model, data.test_dataloader())
+        >>> 0 <= metrics["NDCG@10"] <= metrics["HR@10"] <= 1
+        True
+    """
+    was_training = model.training
+    model.eval()
+    metrics = ranking_metrics(model.protocol.normaliser, several_targets=several_targets).to(model.device)
+    counts = None if item_counts is None else TrainingCounts(torch.from_numpy(item_counts)).to(model.device)
+    scorer = model.scorer()
+    try:
+        for batch in batches:
+            here = batch.to(model.device)
+            metrics.update(model.protocol.judge(model.last_states(here), here, scorer, counts))
+    finally:
+        model.train(was_training)
+    return {name: float(value) for name, value in metrics.compute().items()}
