@@ -42,6 +42,11 @@ EXAMPLES = {
     "inspect": "inspect stores/mine",
     "report": "report runs/paper",
 }
+# Config key -> the base class of Lightning's classes that it takes, which are too many to list.
+_LIGHTNINGS = {
+    "trainer.logger": "lightning.pytorch.loggers.Logger",
+    "trainer.callbacks": "lightning.pytorch.callbacks.Callback",
+}
 # Messages of jsonargparse for a name or a path that is no class of the kind that a key takes.
 UNKNOWN_CLASS = (
     r"Expected a dot import path string: (\S+)|given class_path '([^']+)':\s+module \S+ has no attribute|"
@@ -134,8 +139,9 @@ def _unknown_class(key: str, path: str) -> str:
         from seqrec.evaluation.protocols import PRESETS
 
         known += sorted(PRESETS)
-    allowed = f"; known: {', '.join(known)}" if known else ""
-    hint = did_you_mean(_last(path), known)
+    allowed = f"; known: {', '.join(known)}" if known else "; give a name of Lightning"
+    theirs = concrete_subclasses(class_named(_LIGHTNINGS[key])) if key in _LIGHTNINGS else ()
+    hint = did_you_mean(_last(path), [*known, *(cls.__name__ for cls in theirs)])
     return f"{key}: unknown class {path!r}{allowed}, or the import path of your own{hint}"
 
 

@@ -74,6 +74,12 @@ def table(path: str, *more: str) -> list[str]:
 
 
 PREPARE = {
+    "a config without value": ["--config"],
+    "a share above one": table("log.csv", "--data.source.max_bad_share", "2"),
+    "text for a count": table("log.csv", "--data.filters.min_item_events", "few"),
+    "an unknown time format": table("log.csv", "--data.source.time_format", "%Q"),
+    "two sources' options": ["--data.source", "Synthetic", "--data.source.path", "log.csv"],
+    "no users": ["--data.source", "Synthetic", "--data.source.num_users", "0"],
     "no source": [],
     "no such log": table("lgo.csv"),
     "no header": table("nohead.csv"),
@@ -101,6 +107,16 @@ PREPARE = {
 }
 RUN = ["--config", "small.yaml"]
 FIT = {
+    "no epochs": [*RUN, "--trainer.max_epochs", "many"],
+    "a logger of no name": [*RUN, "--trainer.logger", "Tensorbord"],
+    "a callback of no name": [*RUN, "--trainer.callbacks+=EarlyStoping"],
+    "no patience": [*RUN, "--early_stopping.patience", "-1"],
+    "a mode that contradicts": [*RUN, "--checkpoint.mode", "min"],
+    "resume points never": [*RUN, "--resume_points.every_minutes", "0"],
+    "a feedforward of nothing": [*RUN, "--model", "SASRec", "--model.d_feedforward", "0"],
+    "the model's length": [*RUN, "--model.max_length", "5"],
+    "the last of no runs": ["--ckpt_path", "last", "--trainer.default_root_dir", "nested"],
+    "hpc without a cluster": ["--ckpt_path", "hpc"],
     "no config of that name": ["--config", "smal.yaml"],
     "no YAML": ["--config", "bad.yaml"],
     "tabs": ["--config", "tabs.yaml"],
@@ -145,6 +161,11 @@ FIT = {
     "histories too short": [*RUN, *table("short.csv")],
 }
 TEST = {
+    "the best of no runs": ["--ckpt_path", "best", "--trainer.default_root_dir", "nested"],
+    "a run of another name": ["--ckpt_path", "runs/versoin_0"],
+    "text for a switch": ["--ckpt_path", "runs/version_0", "--fresh_weights", "perhaps"],
+    "an unknown tie rule": ["--ckpt", "runs/version_0", "--protocol", "FullRanking", "--protocol.ties", "none"],
+    "an encoder of other sizes": ["--ckpt", "runs/version_0", "--model.d_model", "4"],
     "no checkpoint": RUN,
     "misspelt checkpoint": ["--ckpt", "runs/version_0/checkpoints/bset.ckpt"],
     "no such run": ["--ckpt", "runs/version_9"],
@@ -178,6 +199,11 @@ TEST = {
 CKPT = ["--ckpt", "runs/version_0/checkpoints/best.ckpt"]
 TOP = ["--top_k", "3"]
 RECOMMEND = {
+    "a config of no file": ["--config", "nowhere.yaml"],
+    "the last of no runs": [*TOP, "--ckpt", "nested", "--output", "r"],
+    "a share that is no share": [*CKPT, *TOP, "--output", "r", "--shard", "one"],
+    "an unknown search": [*CKPT, *TOP, "--output", "r", "--search", "Faiss"],
+    "text for a switch": [*CKPT, *TOP, "--output", "r", "--filter_seen", "perhaps"],
     "nothing": [],
     "no checkpoint": ["--output", "r"],
     "misspelt checkpoint": ["--ckpt", "runs/version_0/checkpoints/bset.ckpt", "--output", "r"],
@@ -203,6 +229,11 @@ RECOMMEND = {
     "misspelt option": [*CKPT, *TOP, "--output", "r", "--topk", "5"],
 }
 EXPORT = {
+    "nothing": [],
+    "text as length": [*CKPT, "--output", "e", "--top_k", "ten"],
+    "an export that is none": ["--verify", "nested"],
+    "two outputs": [*CKPT, "--output", "e", "f"],
+    "hpc without a cluster": ["--ckpt", "hpc", "--output", "e"],
     "no checkpoint": ["--output", "e"],
     "no output": CKPT,
     "misspelt checkpoint": ["--ckpt", "runs/version_0/checkpoints/bset.ckpt", "--output", "e"],
@@ -225,6 +256,11 @@ EXPORT = {
     "a log as checkpoint": ["--ckpt", "log.csv", "--output", "e"],
 }
 SERVE = {
+    "a key twice": ["--config", "twice.yaml"],
+    "the folder of no run": ["--ckpt", "stores"],
+    "a negative port": [*CKPT, "--port", "-1"],
+    "no users kept": [*CKPT, "--max_users", "0"],
+    "hpc without a cluster": ["--ckpt", "hpc"],
     "no checkpoint": [],
     "misspelt checkpoint": ["--ckpt", "runs/version_0/checkpoints/bset.ckpt"],
     "half a checkpoint": ["--ckpt", "cut.ckpt"],

@@ -187,7 +187,9 @@ def verify_export(directory: str | Path) -> list[str]:
     folder = Path(directory)
     file = folder / FILE_NAME
     if not file.is_file():
-        raise MissingInputError(f"{folder} is no export: it has no {FILE_NAME}")
+        raise MissingInputError(
+            f"{folder} is no export: it has no {FILE_NAME}; give the folder that seqrec export wrote"
+        )
     try:
         content, whole = unsealed(file.read_bytes().decode(), OWN_DIGEST)
         digests = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in content[DIGESTS].items()}
