@@ -192,7 +192,7 @@ class Recommender(pl.LightningModule, ABC):
         plain = [name for name in was if name in now and not isinstance(was[name], (dict, list))]
         differing = [f"{name}={was[name]!r} (here {now[name]!r})" for name in plain if was[name] != now[name]]
         cls = str(self._trained_on.get("class_path", "")).rpartition(".")[2]
-        if cls and cls != type(self).__name__:
+        if cls.isidentifier() and cls != type(self).__name__:
             differing.insert(0, f"model {cls} (here {type(self).__name__})")
         raise InputError(
             f"the checkpoint has weights of another model: {', '.join(differing) or 'its weights have other shapes'}; "
