@@ -112,7 +112,7 @@ class SequentialRecommender(Recommender):
         # DDP would send all rows of these tables.
         self._ddp_params_and_buffers_to_ignore = list(self._sparse_embeddings())
         encoder_spec = to_spec(self.encoder)
-        # Plain values only, for weights_only=True. The encoder's arguments are stored twice: in its spec for this class,
+        # Plain values only, for weights_only=True. The encoder's arguments are there twice: in its spec for this class,
         # and flat for the presets. Loading passes on the ones that the class takes.
         self.save_hyperparameters(
             {
