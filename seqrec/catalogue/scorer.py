@@ -14,6 +14,7 @@ from torch import Tensor
 
 from seqrec.catalogue.sharding import ShardedEmbedding
 from seqrec.errors import InputError
+from seqrec.ops import pair_scores
 from seqrec.ops.row_gradients import sums_at_lookup
 from seqrec.types import Recommendations, SeenItems
 
@@ -106,11 +107,8 @@ class Scorer:
     def score(self, states: Tensor, item_ids: Tensor) -> Tensor:
         """Return scores (M, C) of items (M, C) for states (M, D); differentiable."""
         if self._sparse and isinstance(self._table, Tensor) and not sums_at_lookup(item_ids.device):
-            vectors = self.vectors(item_ids)
-        else:
-            distinct, places = self.gather(item_ids)
-            vectors = F.embedding(places, distinct)
-        return (vectors * states.unsqueeze(1)).sum(-1)
+            return (self.vectors(item_ids) * states.unsqueeze(1)).sum(-1)
+        return pair_scores(states, *self.gather(item_ids))
 
     def score_chunk(self, states: Tensor, first: int, size: int) -> Tensor:
         """Return scores (B, size) of the items `first`, .., `first + size - 1` for states (B, D).

@@ -18,6 +18,7 @@ from seqrec.ops.backends import Backends
 from seqrec.ops.causal_conv1d import CONV_BACKENDS
 from seqrec.ops.dropout import DROPOUT_BACKENDS
 from seqrec.ops.mamba_step import MAMBA_STEP_BACKENDS
+from seqrec.ops.pair_scores import PAIR_SCORES_BACKENDS
 from seqrec.ops.selective_scan import SCAN_BACKENDS
 from seqrec.ops.ssd import SSD_BACKENDS
 from seqrec.runs.provenance import package_version
@@ -29,6 +30,7 @@ OPS: tuple[Backends[Any], ...] = (
     ATTENTION_BACKENDS,
     DROPOUT_BACKENDS,
     MAMBA_STEP_BACKENDS,
+    PAIR_SCORES_BACKENDS,
 )
 PACKAGES = ("torch", "lightning", "polars", "numpy", "triton", "mamba-ssm", "causal-conv1d")
 

@@ -89,6 +89,12 @@ class MambaStepLayout(ctypes.Structure):
     )
 
 
+class PairScoresLayout(ctypes.Structure):
+    """`PairScoresProblem` of `cpp/problems.h`, field by field."""
+
+    _fields_ = _fields("events draws width parts threads", "item_ids states vectors scores dscores dstates dvectors")
+
+
 # Function of the library -> type of its one argument.
 LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
     "scan_forward": ScanLayout,
@@ -101,13 +107,15 @@ LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
     "attention_backward": AttentionLayout,
     "dropout": DropoutLayout,
     "mamba_step": MambaStepLayout,
+    "pair_scores_forward": PairScoresLayout,
+    "pair_scores_backward": PairScoresLayout,
 }
 
 
 def _open(path: Path, lanes: int) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    layouts = (ScanLayout, SsdLayout, ConvLayout, AttentionLayout, DropoutLayout, MambaStepLayout)
-    ops = ("scan", "ssd", "conv", "attention", "dropout", "mamba_step")
+    layouts = (ScanLayout, SsdLayout, ConvLayout, AttentionLayout, DropoutLayout, MambaStepLayout, PairScoresLayout)
+    ops = ("scan", "ssd", "conv", "attention", "dropout", "mamba_step", "pair_scores")
     names = ("kernel_lanes", *(f"{op}_problem_bytes" for op in ops))
     measures = [getattr(library, name) for name in names]
     for measure in measures:

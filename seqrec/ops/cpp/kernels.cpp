@@ -1,5 +1,5 @@
-// The scans, the causal convolution, attention and dropout on CPU, forward and hand-written backward, and one event of a
-// Mamba mixer, float32, behind a plain C ABI. One source, several builds: KERNEL_LANES is the number of floats in a vector register. Lanes run over channels.
+// The scans, the causal convolution, attention and dropout on CPU, forward and hand-written backward, one event of a
+// Mamba mixer, and scores of chosen items, float32, behind a plain C ABI. One source, several builds: KERNEL_LANES is the number of floats in a vector register. Lanes run over channels.
 // The order of sums does not depend on timing.
 
 #include <algorithm>
@@ -78,6 +78,7 @@ inline bool is_start(const Problem& p, int64_t event) {
 #include "attention.h"
 #include "dropout.h"
 #include "mamba_step.h"
+#include "pair_scores.h"
 
 }  // namespace
 
@@ -155,6 +156,8 @@ KERNEL_EXPORT int64_t dropout_problem_bytes() { return sizeof(DropoutProblem); }
 
 KERNEL_EXPORT int64_t mamba_step_problem_bytes() { return sizeof(MambaStepProblem); }
 
+KERNEL_EXPORT int64_t pair_scores_problem_bytes() { return sizeof(PairScoresProblem); }
+
 KERNEL_EXPORT int scan_forward(const ScanProblem* p) {
   return run(*p, p->batch * blocks_of(*p), scan_work(*p), scan_forward_scratch(*p), scan_forward_task);
 }
@@ -197,6 +200,14 @@ KERNEL_EXPORT int dropout(const DropoutProblem* p) {
 KERNEL_EXPORT int mamba_step(const MambaStepProblem* p) {
   const int64_t pieces = (p->batch + piece_of(*p) - 1) / piece_of(*p);
   return run(*p, pieces, mamba_step_work(*p), mamba_step_scratch(*p), mamba_step_task);
+}
+
+KERNEL_EXPORT int pair_scores_forward(const PairScoresProblem* p) {
+  return run(*p, event_tasks(*p), p->events * p->draws * p->width / 4, 1, pair_scores_forward_task);
+}
+
+KERNEL_EXPORT int pair_scores_backward(const PairScoresProblem* p) {
+  return run(*p, p->parts + event_tasks(*p), p->events * p->draws * p->width / 2, 1, pair_scores_backward_task);
 }
 }
 

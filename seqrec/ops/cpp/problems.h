@@ -121,4 +121,16 @@ struct MambaStepProblem {
   float* out;                 // (B, M)
   float *next_inputs, *next_state;
 };
+
+// Scores of N rows of a table (V, D) for each of M events.
+struct PairScoresProblem {
+  int64_t events, draws, width;  // M, N, D
+  int64_t parts;                 // parts into which backward splits the columns of the table
+  int64_t threads;
+  const int64_t* item_ids;       // (M, N) rows of the table
+  const float *states, *vectors; // (M, D), (V, D)
+  float* scores;                 // (M, N)
+  const float* dscores;          // (M, N)
+  float *dstates, *dvectors;     // (M, D); (V, D), zero at entry
+};
 }
