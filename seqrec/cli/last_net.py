@@ -64,10 +64,11 @@ def line_and_status(error: BaseException, words: Sequence[str] = ()) -> tuple[st
     elif isinstance(error, OSError) and error.errno in _WRITING:
         where = Path(error.filename or ".")
         verb = "read" if os.path.exists(where) and not os.access(where, os.R_OK) else "written"
-        if verb == "written" and error.errno == errno.EACCES and not os.access(_existing(where), os.X_OK):
-            verb = "reached"
+        above = next(each for each in where.absolute().parents if os.path.exists(each))
+        verb = verb if verb == "read" or os.access(above, os.X_OK) or os.path.isfile(above) else "reached"
+        remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "allow it"
         option = argument_of(where, words) or "folder"
-        text = f"{where} cannot be {verb}: {error.strerror}; allow it, or choose another {option}"
+        text = f"{where} cannot be {verb}: {error.strerror}; {remedy}, or choose another {option}"
     elif is_ours(error):
         return f"seqrec failed with {type(error).__name__}: {text}. This is a bug; please report it with {place}", 1
     else:
@@ -87,10 +88,11 @@ def argument_of(path: Path, words: Sequence[str]) -> str:
     place, found = path.absolute(), ("", Path())
     for option, value in given:
         named = Path(value).absolute()
-        # Results are collected in a folder next to their place.
-        if place.is_file() and place in named.parents:
+        if os.path.isfile(place) and place in named.parents:
             return option
-        if named in (place, *place.parents) or (named.parent == place.parent and named.name in place.name):
+        # Results are collected next to their place, under a name that contains its own.
+        beside = named.parent == place.parent and place.name.startswith((f".{named.name}-", f"{named.name}."))
+        if beside or named in (place, *place.parents):
             found = max(found, (option, named), key=lambda each: len(str(each[1])))
     return found[0]
 
@@ -101,10 +103,6 @@ def _texts(content: object, key: str) -> list[tuple[str, str]]:
         inner = ((value, key if name == "init_args" else f"{key}.{name}") for name, value in content.items())
         return [each for value, name in inner for each in _texts(value, name.replace("-.", "--", 1))]
     return [(key, content)] if isinstance(content, str) and not key.endswith("class_path") else []
-
-
-def _existing(path: Path) -> Path:
-    return next(each for each in path.absolute().parents if os.path.exists(each))
 
 
 def _refused_by_system(error: BaseException | None) -> OSError | None:

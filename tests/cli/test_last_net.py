@@ -139,6 +139,10 @@ def test_a_forbidden_place_is_named_by_its_argument(tmp_path: Path, monkeypatch:
             f"cannot be {verb}: Permission denied; allow it, or choose another {option} (" in line or place == "c.yaml"
         )
     assert argument_of(Path("stores/s"), ["recommend"]) == "--store"
+    assert argument_of(Path("reports"), ["recommend", "--output", "r"]) == ""
+    Path("log").write_text("")
+    assert argument_of(Path("log"), ["export", "--output", "log/e"]) == "--output"
+    assert "No space left on device; make room, or" in line_and_status(OSError(28, "No space left on device", "x"))[0]
 
 
 @pytest.mark.process
