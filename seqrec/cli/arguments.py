@@ -125,7 +125,12 @@ def find_checkpoint(name: str, *, to_resume: bool) -> str:
     from seqrec.runs.checkpoints import resume_points
 
     newest = _newest_of_runs([*folder.rglob(LAST), *folder.rglob(BEST)])
-    places = [folder, folder / "checkpoints", *(file.parent for file in newest), *_checkpoints_of_resumed(folder)]
+    places = [
+        folder,
+        folder / "checkpoints",
+        *(file.parent for file in newest),
+        *_checkpoints_of_resumed(folder, to_resume),
+    ]
     for place in places:
         best = [file for file in (place / BEST,) if file.is_file()]
         points = resume_points(place)
@@ -208,16 +213,16 @@ def refuse_missing_checkpoint(argv: Sequence[str]) -> None:
         )
 
 
-def _checkpoints_of_resumed(run: Path) -> list[Path]:
+def _checkpoints_of_resumed(run: Path, to_resume: bool) -> list[Path]:
     """Return where a run keeps its checkpoints that resumed another: in the folder of that run."""
     file = _setting(run / "summary.json", "best", "checkpoint")
     if not isinstance(file, str):
         return []
     # The path is from the folder that the run was started in, which is most often that of `runs`.
     places = [Path(file).parent, run.parent / Path(file).parent.parent.name / Path(file).parent.name]
-    # A run of others may name any folder, and training writes there.
+    # A run of others may name any folder, and training writes where it resumes.
     known = (Path.cwd(), run.resolve().parent)
-    return [place for place in places if any(place.resolve().is_relative_to(folder) for folder in known)]
+    return [each for each in places if not to_resume or any(each.resolve().is_relative_to(at) for at in known)]
 
 
 def asks_for_a_trainer(words: Sequence[str]) -> bool:
