@@ -60,7 +60,7 @@ def find_checkpoint(name: str, *, to_resume: bool = False, argument: str = "ckpt
             f"{argument}{name}: there is no folder {folder} here, so there is no run; {HELP}, or the folder that its "
             "command had as --trainer.default_root_dir"
         )
-    for files in _checkpoints(folder):
+    for files in _checkpoints(folder, to_resume):
         best = [file for file in files if file.name == BEST]
         others = _by_step([file for file in files if file.name.startswith("last")] or [*{*files} - {*best}])
         if found := best if word == "best" else [*others, *best] if to_resume else [*best, *others]:
@@ -77,14 +77,14 @@ def record_start(run: Path, runs: Path) -> None:
     write_text(run / START_FILE, f"{max([time.time_ns(), *(other + 1 for other in others)])}\n")
 
 
-def _checkpoints(folder: Path) -> Iterator[list[Path]]:
+def _checkpoints(folder: Path, to_resume: bool) -> Iterator[list[Path]]:
     """Yield the checkpoints of a folder, then those of the runs below, from the one that started last."""
     places = {file.parent for file in folder.rglob("*.ckpt")}
     runs = {place.parent if place.name == "checkpoints" else place for place in places} - {folder}
     runs |= {file.parent for file in folder.rglob(START_FILE)}
     newest_first = sorted(runs, key=lambda run: (_started(run), _number(run.name), str(run)), reverse=True)
     for run in [folder, *newest_first]:
-        for place in [run, run / "checkpoints", *_checkpoints_of_resumed(run)]:
+        for place in [run, run / "checkpoints", *_checkpoints_of_resumed(run, to_resume)]:
             if files := sorted(place.glob("*.ckpt")):
                 yield files
 
@@ -113,7 +113,7 @@ def _by_step(files: list[Path]) -> list[Path]:
     return sorted(named, key=lambda file: float(peek(file).get("global_step", math.inf)), reverse=True)
 
 
-def _checkpoints_of_resumed(run: Path) -> list[Path]:
+def _checkpoints_of_resumed(run: Path, to_resume: bool) -> list[Path]:
     """Return where a run keeps its checkpoints that resumed another: in the folder of that run."""
     try:
         summary: Any = json.loads((run / "summary.json").read_text(encoding="utf-8"))
@@ -124,6 +124,6 @@ def _checkpoints_of_resumed(run: Path) -> list[Path]:
         return []
     # The path is from the folder that the run was started in, which is most often that of `runs`.
     places = [Path(file).parent, run.parent / Path(file).parent.parent.name / Path(file).parent.name]
-    # A run of others may name any folder, and training writes there.
+    # A run of others may name any folder, and training writes where it resumes.
     known = (Path.cwd(), run.resolve().parent)
-    return [place for place in places if any(place.resolve().is_relative_to(folder) for folder in known)]
+    return [each for each in places if not to_resume or any(each.resolve().is_relative_to(at) for at in known)]

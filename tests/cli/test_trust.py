@@ -24,6 +24,7 @@ from seqrec.encoders import SequenceEncoder
 from seqrec.errors import InputError
 from seqrec.experiments.runner import start
 from seqrec.models import MambaRec, SequentialRecommender
+from seqrec.runs.finding import find_checkpoint
 from seqrec.specs import argument_kinds, from_spec
 from seqrec.training.optim import Adam
 
@@ -562,3 +563,21 @@ def test_jobs_of_a_grid_take_no_package_from_the_working_folder(marker: Path, mo
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     assert start(["seqrec", "configs"], Path("log"), {}).wait(timeout=100) == 0, Path("log").read_text()
     assert not marker.exists()
+
+
+def test_training_resumes_in_no_folder_that_only_the_summary_of_a_run_names(
+    trained: Path, marker: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.copytree(trained / "run", elsewhere / "run")
+    for best in (elsewhere / "run/checkpoints/best.ckpt", Path("near/checkpoints/best.ckpt")):
+        Path("run").mkdir(exist_ok=True)
+        Path("run/summary.json").write_text(json.dumps({"best": {"checkpoint": str(best)}}))
+        if not best.is_absolute():
+            shutil.copytree(trained / "run", "near")
+        assert find_checkpoint("run", to_resume=False) == str(best)
+        if best.is_absolute():
+            with pytest.raises(InputError, match="run contains neither"):
+                find_checkpoint("run", to_resume=True)
+        else:
+            assert find_checkpoint("run", to_resume=True) == str(best)
