@@ -66,7 +66,8 @@ def main(args: Sequence[str] | None = None) -> None:
         if debug or os.environ.get("SEQREC_TRACEBACK"):
             raise
         line, status = line_and_status(error, with_underscores(words))
-        sys.stderr.write(f"error: {line}\n")
+        # Text of a stranger's file may contain characters that steer a terminal.
+        sys.stderr.write(f"error: {''.join(c if c.isprintable() else repr(c)[1:-1] for c in line)}\n")
         raise SystemExit(status) from None
     except SystemExit as end:
         if isinstance(end, StoppedError):

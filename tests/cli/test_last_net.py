@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from small_runs import write_config
 
+from seqrec.cli import main
 from seqrec.cli.last_net import HINTS, PACKAGE, argument_of, is_ours, line_and_status
 
 # For each hint, messages that need it, and one with the same words that does not.
@@ -81,6 +82,17 @@ def test_a_file_is_ours_by_its_folder(tmp_path: Path):
         exec(compile("raise KeyError('x')", str(PACKAGE / "models/sequential.py"), "exec"))
     assert is_ours(caught.value)
     assert "This is a bug" in line_and_status(caught.value)[0]
+
+
+@pytest.mark.parametrize("command", ["fit", "recommend", "inspect"])
+def test_an_error_has_no_characters_that_steer_a_terminal(capsys: pytest.CaptureFixture[str], command: str):
+    name = "\x1b]0;title\x07\x1b[2J.yaml"
+    with pytest.raises(SystemExit):
+        main([command, *(["--config"] if command == "fit" else ["--ckpt"] if command == "recommend" else []), name])
+    error = capsys.readouterr().err
+    assert "\x1b" not in error
+    assert "\x07" not in error
+    assert r"x1b" in error or "#x001b" in error
 
 
 def test_the_traceback_is_in_the_folder_of_the_run(tmp_path: Path):

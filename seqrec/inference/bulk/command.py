@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +93,11 @@ def recommend(
     files = BulkOutput(Path(output), described)
     summary = files.summary
     if summary is None:
-        if isinstance(log, Table):
-            log = ensure_store(log, Filters(), files.work / "users", memory_limit=memory_limit, progress=print_line)
-        users = BulkUsers(log, model, own=input is None, part_users=part_users)
-        summary = recommend_in_bulk(model, users, files, job)
+        with _released_if_refused(files):
+            if isinstance(log, Table):
+                log = ensure_store(log, Filters(), files.work / "users", memory_limit=memory_limit, progress=print_line)
+            users = BulkUsers(log, model, own=input is None, part_users=part_users)
+            summary = recommend_in_bulk(model, users, files, job)
         log.finish_check()
     else:
         print_line(f"{output} was already complete")
@@ -104,6 +107,16 @@ def recommend(
         print_line(_summary_text(files, summary))
         metrics = list_report(files.folder, trained_on, top_k).items()
         print_line(", ".join(f"{name} {value:.4g}" for name, value in metrics if value is not None))
+
+
+@contextmanager
+def _released_if_refused(files: BulkOutput) -> Iterator[None]:
+    """Leave the place of the output free if the input is refused: the corrected command may have other arguments."""
+    try:
+        yield
+    except InputError:
+        files.release()
+        raise
 
 
 def _describe_users(log: EventStore | Table) -> Any:

@@ -78,6 +78,12 @@ class BulkOutput:
         # The rename completes the part, so the file above comes first.
         move(written, self._part(part))
 
+    def release(self) -> None:
+        """Remove what was made for the job, so that another may take its place, unless there is a part already."""
+        if not any(self.folder.iterdir()):
+            shutil.rmtree(self.work, ignore_errors=True)
+            self.folder.rmdir()
+
     def note(self, more: dict[str, Any]) -> None:
         """Keep further entries of the summary, among them the number of `parts`; call it before `write`."""
         write_json(self.work / "notes.json", more)

@@ -150,7 +150,8 @@ class RunSummary(pl.Callback):
             protocol=getattr(getattr(module, "protocol", None), "id", None),
             seeds=_seeds(trainer),
             job=_job(trainer),
-            command=shlex.join(sys.argv),
+            # A config from inside a checkpoint is text, with lines.
+            command=shlex.join("(config of the checkpoint)" if "\n" in word else word for word in sys.argv),
             resume=next(filter(None, (c.resume_command for c in saved if isinstance(c, ResumePoints))), None),
             resumed_from=self._resumed_from,
             started=self._started,

@@ -167,6 +167,16 @@ def test_a_job_goes_on_with_its_own_arguments_alone(ckpt: Path, done: bool, chan
         recommend(**arguments | changes)
 
 
+def test_a_job_whose_input_is_refused_leaves_its_output_free(ckpt: Path):
+    log_of(ckpt).write_parquet("new.parquet")
+    Path("bad.csv").write_text("user_id,item_id,timestamp\n1,,3\n")
+    with pytest.raises(InputError, match="expected an id"):
+        recommend(ckpt=str(ckpt), output="recs", input="bad.csv", top_k=5)
+    assert not Path("recs").exists()
+    recommend(ckpt=str(ckpt), output="recs", input="new.parquet", top_k=5)
+    assert len(read("recs")) == 300
+
+
 def test_a_job_does_not_go_on_with_other_weights(ckpt: Path):
     recommend(ckpt=str(ckpt), output="recs", part_users=7, shard="0/2")
     checkpoint = torch.load(ckpt, weights_only=True)
