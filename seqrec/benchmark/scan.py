@@ -20,6 +20,7 @@ from seqrec.benchmark.measurement import MemoryLimitError, peak_bytes, run_measu
 from seqrec.data.prepare.memory import spoken_bytes
 from seqrec.encoders import MambaRec, SASRec, SequenceEncoder
 from seqrec.ops import selective_scan
+from seqrec.ops.dropout import check_share
 from seqrec.ops.selective_scan import SCAN_BACKENDS
 from seqrec.types import History
 
@@ -45,6 +46,7 @@ def benchmark_scan(
     block_lengths: Sequence[int] = (200, 500, 1000, 2000, 5000, 10000),
     d_model: int = 64,
     d_state: int = 32,
+    dropout: float = 0.0,
     device: str = "auto",
     seconds: float = 2.0,
     json_file: str | None = None,
@@ -62,6 +64,7 @@ def benchmark_scan(
         block_lengths: Events per history, for the blocks; an empty list leaves the blocks out.
         d_model: Width of the blocks.
         d_state: States per inner channel of the Mamba blocks.
+        dropout: Dropout of the blocks in training, that of attention's weights among them.
         device: cpu, cuda, or auto: cuda if available.
         seconds: Approximate time to spend on each backend and size; each runs at least twice.
         json_file: File for the figures, as JSON.
@@ -71,10 +74,11 @@ def benchmark_scan(
     """
     harness.check_numbers(1, lengths=lengths, states=states, channels=channels)
     harness.check_numbers(1, batch_size=batch_size, d_model=d_model, d_state=d_state)
+    check_share(dropout)
     harness.check_device(device, "auto")
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     shared = {"batch_size": batch_size, "device": place, "seconds": seconds}
-    blocks = {"d_model": d_model, "d_state": d_state}
+    blocks = {"d_model": d_model, "d_state": d_state, "dropout": dropout}
     backends, left_out = _backends(place)
     settings = {**shared, **blocks}
     content = {"machine": harness.machine(place), "left_out": left_out, "scans": [], "blocks": []}
@@ -113,7 +117,7 @@ def report(figures: Benchmark | Mapping[str, Any]) -> list[str]:
     scans += [f"{name}: {why}" for name, why in figures["left_out"].items()]
     parts = [title, "\n".join(scans)]
     if blocks := figures["blocks"]:
-        parts.append("\n".join([_block_table(blocks, settings["d_model"]), *_crossings(blocks)]))
+        parts.append("\n".join([_block_table(blocks, settings), *_crossings(blocks)]))
     return parts
 
 
@@ -136,9 +140,10 @@ def _scan_table(rows: Sequence[Row]) -> str:
     return harness.table([*head, "fastest / bytes moved"] if has_floor else head, lines)
 
 
-def _block_table(rows: Sequence[Row], d_model: int) -> str:
+def _block_table(rows: Sequence[Row], settings: Mapping[str, Any]) -> str:
     others = _mamba_blocks(rows)
-    head = [f"one block, width {d_model}", f"{ATTENTION} ms", "memory"]
+    dropout = f", dropout {settings['dropout']}" if settings["dropout"] else ""
+    head = [f"one block, width {settings['d_model']}{dropout}", f"{ATTENTION} ms", "memory"]
     head += [part for name in others for part in (f"{name} time", "memory")]
     lines = []
     for row in rows:
@@ -254,7 +259,7 @@ def time_scans(
 
 
 def time_blocks(
-    length: int, *, batch_size: int, d_model: int, d_state: int, device: str, seconds: float
+    length: int, *, batch_size: int, d_model: int, d_state: int, dropout: float, device: str, seconds: float
 ) -> dict[str, dict[str, float]]:
     """Measure forward and backward of one block of the encoders, float32, weights' gradients included.
 
@@ -266,9 +271,9 @@ def time_blocks(
     """
     place = torch.device(device)
     encoders: dict[str, SequenceEncoder] = {
-        "SASRec": SASRec(d_model, num_layers=1, num_heads=2, d_feedforward=4 * d_model, dropout=0.0),
-        "MambaRec": MambaRec(d_model, num_layers=1, d_state=d_state, dropout=0.0),
-        "MambaRec, mamba2": MambaRec(d_model, num_layers=1, d_state=d_state, dropout=0.0, mixer="mamba2"),
+        "SASRec": SASRec(d_model, num_layers=1, num_heads=2, d_feedforward=4 * d_model, dropout=dropout),
+        "MambaRec": MambaRec(d_model, num_layers=1, d_state=d_state, dropout=dropout),
+        "MambaRec, mamba2": MambaRec(d_model, num_layers=1, d_state=d_state, dropout=dropout, mixer="mamba2"),
     }
     x = torch.randn(batch_size, length, d_model, device=place)
     direction = torch.randn_like(x)

@@ -124,7 +124,7 @@ def mamba_step_compiled(problem: MambaStepProblem) -> Stepped:
 
 
 MAMBA_STEP_BACKENDS: Backends[Callable[[MambaStepProblem], Stepped]] = Backends(
-    "mamba_step",
+    "step of a Mamba mixer",
     "SEQREC_MAMBA_STEP_BACKEND",
     [
         compiled_backend(mamba_step_compiled, frozenset({"gradients", "compilation", "autocast"})),

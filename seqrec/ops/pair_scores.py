@@ -182,7 +182,7 @@ pair_scores_compiled = differentiable(
 )
 
 PAIR_SCORES_BACKENDS: Backends[Callable[[Tensor, Tensor, Tensor], Tensor]] = Backends(
-    "pair_scores",
+    "scores of chosen items",
     "SEQREC_PAIR_SCORES_BACKEND",
     [
         compiled_backend(pair_scores_compiled, frozenset({"mixed dtypes", "autocast"})),

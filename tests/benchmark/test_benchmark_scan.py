@@ -62,7 +62,7 @@ def report(**changes) -> str:
     chunked, cpp = {"seconds": 0.5, "bytes": 200 << 20}, {"seconds": 0.05, "bytes": 50 << 20}
     attention, mamba = {"seconds": 2.0, "bytes": 1 << 30}, {"seconds": 0.5, "bytes": 1 << 29}
     values = {
-        "settings": {"batch_size": 4, "d_model": 64},
+        "settings": {"batch_size": 4, "d_model": 64, "dropout": 0.0},
         "machine": {"device": "cpu", "threads": 2, "torch": "2"},
         "left_out": {"mamba_ssm": "runs float32 on cuda"},
         "scans": [
