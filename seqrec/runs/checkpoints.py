@@ -293,8 +293,9 @@ def _points_before(path: Path) -> list[Path]:
 def _refusal(path: Path, error: OSError, written: int) -> str:
     before = f"{path} is from before, and complete" if path.is_file() else "there is none from before"
     remedy, free = "Allow it", ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        remedy, free = "Make room", f" after {written:,} bytes, {shutil.disk_usage(path.parent).free:,} bytes are free"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        remedy = "Raise the limit (ulimit -f)" if error.errno == errno.EFBIG else "Make room"
+        free = f" after {written:,} bytes, {shutil.disk_usage(path.parent).free:,} bytes are free"
     return (
         f"cannot write the checkpoint {path}: {error.strerror or error}{free}; {before}. {remedy} or choose another "
         "folder (--trainer.default_root_dir, --resume_points.dirpath, --checkpoint.dirpath)"

@@ -311,7 +311,7 @@ def test_an_encoder_of_ones_own_is_taken_by_its_import_path(
             r"unknown argument 'trainer.max_epoch'; did you mean trainer.max_epochs\?",
         ),
         (("--data.source.lagg", "3"), r"unknown argument 'lagg'; did you mean lag\?"),
-        (("--model", "MambaRec", "--model.mixer", "foo"), r"mixer.*'mamba', 'mamba2'.*Got value: foo"),
+        (("--model", "MambaRec", "--model.mixer", "foo"), r"mixer=foo must be one of 'mamba', 'mamba2'"),
         (
             ("--protocol", "Full"),
             r"protocol: unknown class 'Full'; known: FullRanking, SampledRanking, gsasrec, .*rectools",
@@ -321,7 +321,7 @@ def test_an_encoder_of_ones_own_is_taken_by_its_import_path(
             r"encoder: unknown class 'Foo'; known: .*GRU4Rec",
         ),
         (("--model", "SASRec", "--model.num_heads", "3"), r"num_heads=3 must divide d_model=8; try one of"),
-        (("--model.d_model", "x"), r"d_model.*Expected a <class 'int'>. Got value: x"),
+        (("--model.d_model", "x"), r"d_model=x must be a whole number"),
         (("--model.max_length", "3"), r"--model.max_length is not accepted: .* set data.max_length"),
         (("--data.batch_size", "0"), r"batch_size=0 must be at least 1"),
         (("--data.source", "Sequences", "--data.source.path", "no.txt"), r"no\.txt"),
@@ -423,7 +423,7 @@ def test_tune_suggests_a_step_size_and_a_batch_size_and_keeps_nothing(capsys: py
     assert "largest that was tried and fits: --data.batch_size 2" in capsys.readouterr().out
     assert not Path("runs").exists()
     message = refusal(capsys, "tune", "batchsize", *words)
-    assert re.search(r"'lr', 'batch_size'.*Got value: batchsize", message)
+    assert re.search(r"what=batchsize must be one of 'lr', 'batch_size'", message)
 
 
 def test_recommend_and_predict_are_one_command(capsys: pytest.CaptureFixture[str]):

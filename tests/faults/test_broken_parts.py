@@ -76,7 +76,7 @@ def test_a_full_disk_leaves_the_checkpoint_that_was_reported(start: Callable[...
     assert job.end() == 2, job.output
     assert re.fullmatch(
         r"error: cannot write the checkpoint runs/.*/last\.ckpt: File too large after [\d,]+ bytes, [\d,]+ bytes "
-        r"are free; .* is from before, and complete\. Make room .*",
+        r"are free; .* is from before, and complete\. Raise the limit .*",
         last_word(job),
     )
     step = read_checkpoint(last, needed=NEEDED_TO_FIT)["global_step"]

@@ -137,9 +137,10 @@ def test_others_are_served_while_connections_are_held(checkpoint: Path, tmp_path
             with repeated(drip, 0.5):
                 held = use(url, 4)
             grown = resident_bytes(process) - before
-            assert still_open(idle) == 0
-            assert still_open(slow) == 0
-            assert still_open(readers) == 0
+            deadline = time.monotonic() + TIMEOUT
+            while (left := [still_open(held) for held in (idle, slow, readers)]) != [0, 0, 0]:
+                assert time.monotonic() < deadline, left  # a loaded machine cuts them later
+                time.sleep(0.2)
         print(f"\nquiet: {shown(quiet)}\nheld: {shown(held)}\nmemory +{grown / MIB:.0f} MiB")
         assert len(held["/live"]) > 20
         assert sorted(held["/live"])[len(held["/live"]) // 2] < 0.1

@@ -198,11 +198,10 @@ def test_a_description_of_other_things_is_refused(build: Build, description: byt
 
 def test_a_description_without_its_state_is_refused(build: Build):
     store = InMemoryStore()
-    SessionRecommender(build(), store)
-    broken = InMemoryStore()
-    broken.claim(store.claim(b"").replace(b'"state":', b'"stale":'))
-    with pytest.raises(SessionStoreError, match="the store is of another model"):
-        SessionRecommender(build(), broken)
+    SessionRecommender(build(), store).observe("ada", 10)
+    store.redescribe(store.claim(b"").replace(b'"state":', b'"stale":'))
+    with pytest.raises(SessionStoreError, match=r"the store is of another model.*keep_events"):
+        SessionRecommender(build(), store)
 
 
 def test_every_damage_to_a_session_is_found_and_the_user_can_begin_anew(build: Build):
