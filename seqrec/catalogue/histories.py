@@ -38,7 +38,7 @@ def read_options(
     """Return options with a block list in the model's ids; arguments as of `Recommender.recommend`.
 
     Raises:
-        InputError: if `top_k` is out of range, or `block` is not a collection of ids.
+        InputError: if `top_k` is out of range, or `block` is not a collection of ids or has all items.
 
     Warns:
         UserWarning: if items of the block list are not in the catalogue; with their number.
@@ -169,7 +169,10 @@ def _blocked_items(vocabulary: Vocabulary, block: Collection[Any]) -> Tensor:
             + ("; no item is blocked" if unknown == len(found) else ""),
             stacklevel=CALLER - 1,
         )
-    return torch.from_numpy(np.unique(found[found > 0]))
+    blocked = np.unique(found[found > 0])
+    if len(blocked) == len(vocabulary):
+        raise InputError(f"block has all {len(blocked):,} items of the catalogue, so nothing is left to recommend")
+    return torch.from_numpy(blocked)
 
 
 def _is_whole_number(external_id: object) -> bool:

@@ -76,6 +76,12 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(_status(end)) from None
 
 
+def _warning_in_one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"warning: {' '.join(str(message).split())}\n"
+
+
 def _leave_job() -> None:
     # A job of several processes needs torch.
     if "torch" in sys.modules:
@@ -96,6 +102,7 @@ def _silence_third_parties() -> None:
     """Hide warnings about which a user of the command line can do nothing."""
     for message in _NEEDLESS:
         warnings.filterwarnings("ignore", message=message)
+    warnings.formatwarning = _warning_in_one_line
     # Lightning calls jsonargparse in a way that will change, which it says by a warning of its own.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

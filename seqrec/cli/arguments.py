@@ -174,6 +174,15 @@ def refuse_missing_config(argv: Sequence[str]) -> None:
         )
 
 
+def refuse_unused_batch_size(words: Sequence[str], argv: Sequence[str]) -> None:
+    """Refuse a size of batches that is typed in `words`, if the arguments limit the tokens of a batch instead."""
+    tokens = value_of(argv, "data.max_tokens")
+    if sets(words, "data.batch_size") and tokens not in (None, "null"):
+        raise InputError(
+            f"--data.batch_size has no effect, because max_tokens={tokens} sets the batches: add --data.max_tokens null"
+        )
+
+
 def asks_for_a_trainer(words: Sequence[str]) -> bool:
     """Return whether the arguments of `recommend` contain options of a run, or the config of one."""
     for word, following in itertools.pairwise([*words, ""]):

@@ -77,6 +77,9 @@ def refusal_in_one_line(message: str, parser: ArgumentParser, error: BaseExcepti
         name = next(group for group in option.groups() if group).lstrip("-").partition("=")[0]
         return _unknown_argument(name, parser)
     key = re.search(r'Parser key "([^"]+)"', message)
+    file = re.search(r"Config file loop detected: (.+?) -> ", message, re.DOTALL)
+    if key and file:
+        return f"{key[1]} is a class, not a file; for a log of your own give --{key[1]}.path {file[1].strip()}"
     path = re.search(UNKNOWN_CLASS, message, re.DOTALL)
     if key and path:
         return _unknown_class(key[1], next(group for group in path.groups() if group))

@@ -20,6 +20,7 @@ from seqrec.cli.arguments import (
     expand,
     refuse_missing_config,
     refuse_slurm_without_srun,
+    refuse_unused_batch_size,
     sets,
     with_default_classes,
 )
@@ -342,6 +343,8 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
     given = with_names(words, positional)
     argv = expand(named, given, checkpoint="--ckpt_path")
     refuse_missing_config(argv)
+    if named == "fit":
+        refuse_unused_batch_size([word for word in words if word.startswith("--data.")], argv)
     if name == "prepare" and not sets(argv, "model"):
         argv = ["--model", "Popularity", *argv]
     argv = with_default_classes(argv)

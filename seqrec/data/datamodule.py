@@ -30,6 +30,9 @@ from seqrec.errors import InputError
 from seqrec.specs import to_spec
 from seqrec.types import SequenceBatch
 
+# More loader processes than this a core are a mistake.
+MAX_WORKERS_PER_CORE = 32
+
 
 class ResumableLoader(DataLoader[SequenceBatch]):
     """A loader that can start in the middle of an epoch. Lightning recognizes it by `state_dict`.
@@ -59,6 +62,12 @@ class ResumableLoader(DataLoader[SequenceBatch]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Do nothing; see `SequenceDataModule.load_state_dict`."""
+
+
+def _check_workers(num_workers: int) -> None:
+    most = MAX_WORKERS_PER_CORE * (os.cpu_count() or 1)
+    if not 0 <= num_workers <= most:
+        raise InputError(f"num_workers={num_workers} must be between 0 and {most} on this machine")
 
 
 class SequenceDataModule(pl.LightningDataModule):
@@ -133,6 +142,7 @@ class SequenceDataModule(pl.LightningDataModule):
         ):
             if value < 1:
                 raise InputError(f"{name}={value} must be at least 1")
+        _check_workers(num_workers)
         self.source = source
         self.filters = filters
         self.split = split or LeaveOneOut()

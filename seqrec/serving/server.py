@@ -149,7 +149,9 @@ def url_of(listener: socket.socket) -> str:
 
 
 def check_host(host: str, token: str | None, *, allow_no_token: bool) -> None:
-    """Raise an `InputError` if other machines can reach an address and there is no token."""
+    """Raise an `InputError` if an address is none, or if other machines can reach it and there is no token."""
+    if "/" in host or host.count(":") == 1:
+        raise InputError(f"host={host} must be an address or a name alone; the port is an option of its own: --port")
     if token is None and not allow_no_token and not is_loopback(host):
         raise InputError(
             f"host={host} can be reached by others, who could read and write users' sessions: set {TOKEN_VARIABLE} or "

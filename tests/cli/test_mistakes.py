@@ -74,6 +74,7 @@ def table(path: str, *more: str) -> list[str]:
 
 
 PREPARE = {
+    "a file for a class": ["--data.source", "log.csv"],
     "a config without value": ["--config"],
     "a share above one": table("log.csv", "--data.source.max_bad_share", "2"),
     "text for a count": table("log.csv", "--data.filters.min_item_events", "few"),
@@ -107,6 +108,9 @@ PREPARE = {
 }
 RUN = ["--config", "small.yaml"]
 FIT = {
+    "a worker for each star": [*RUN, "--data.num_workers", "100000"],
+    "fewer workers than none": [*RUN, "--data.num_workers", "-1"],
+    "a size of batches beside tokens": [*RUN, "--data.max_tokens", "400", "--data.batch_size", "8"],
     "no epochs": [*RUN, "--trainer.max_epochs", "many"],
     "a logger of no name": [*RUN, "--trainer.logger", "Tensorbord"],
     "a callback of no name": [*RUN, "--trainer.callbacks+=EarlyStoping"],
@@ -256,6 +260,8 @@ EXPORT = {
     "a log as checkpoint": ["--ckpt", "log.csv", "--output", "e"],
 }
 SERVE = {
+    "a port in the host": [*CKPT, "--host", "127.0.0.1:8000"],
+    "a URL as the host": [*CKPT, "--host", "http://localhost"],
     "a key twice": ["--config", "twice.yaml"],
     "the folder of no run": ["--ckpt", "stores"],
     "a negative port": [*CKPT, "--port", "-1"],
@@ -309,6 +315,14 @@ def test_a_mistake_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], wo
     ("command", "mistake", "part"),
     [
         ("prepare", "no source", "source"),
+        (
+            "prepare",
+            "a file for a class",
+            "is a class, not a file; for a log of your own give --data.source.path log.csv",
+        ),
+        ("fit", "a worker for each star", "num_workers=100000 must be between 0 and"),
+        ("fit", "a size of batches beside tokens", "add --data.max_tokens null"),
+        ("serve", "a port in the host", "--port"),
         ("prepare", "no header", "header=[user_id, item_id, ..]"),
         ("prepare", "no times", "timestamp to null"),
         ("fit", "no YAML", "config bad.yaml line 2 is no YAML"),

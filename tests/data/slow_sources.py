@@ -173,6 +173,8 @@ def number_time(text: str) -> tuple[int | None, int | None, bool]:
         number = number_of(text)
         if number is None or number != number or not abs(number) < 2**63:
             return None, None, False
+        if "e" in text.lower() and abs(number) >= 1e8:
+            return None, None, False  # a spreadsheet cut its digits
         whole = round(number)
         rest = number - whole
     is_fraction = abs(rest) >= 0.5e-6

@@ -291,3 +291,19 @@ def test_folders_of_partitions_are_columns(tmp_path: Path, suffix: str):
         assert len(set(store.timestamps.tolist())) == 2
     some = Table(str(tmp_path), timestamp=None)
     assert prepare(some, Filters(event_filter="dt >= '2024-01-02'"), tmp_path / "some").num_events == 1
+
+
+@pytest.mark.parametrize("text", ["1.6E+09", "1.6e9"])
+def test_times_with_an_exponent_may_have_lost_digits(tmp_path: Path, text: str):
+    (tmp_path / "log.csv").write_text(f"user_id,item_id,timestamp\n1,2,1600000000\n1,3,{text}\n")
+    with pytest.raises(InputError, match=r"line 3: timestamp='timestamp' expected a number without exponent"):
+        read(tmp_path / "log.csv")
+    (tmp_path / "log.csv").write_text(f"user_id,item_id,timestamp\n1,2,{text}\n1,3,{text}\n")
+    with pytest.raises(InputError, match="expected a number without exponent"):
+        read(tmp_path / "log.csv")
+
+
+def test_utf_16_is_named(tmp_path: Path):
+    (tmp_path / "log.csv").write_bytes(ROWS.encode("utf-16"))
+    with pytest.raises(InputError, match=r"log\.csv is UTF-16; save it as UTF-8"):
+        read(tmp_path / "log.csv")

@@ -130,6 +130,9 @@ class CsvRows:
         return frame
 
     def _names(self) -> list[str]:
+        with self.path.open("rb") as stream:
+            if stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+                raise InputError(f"{self.origin} is UTF-16; save it as UTF-8")
         names = self._scan(has_header=True).collect_schema().names()
         if any("\r" in name for name in names):
             raise InputError(f"{self.origin} ends its lines with carriage returns alone; save it with line feeds")

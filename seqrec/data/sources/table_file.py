@@ -248,6 +248,7 @@ class TableFile:
                 hint = "; if its first line has no names, give them all: header=[user_id, item_id, ..]"
             elif not near and column == self.layout.timestamp:
                 hint = "; if the log has no times, set timestamp to null"
+            hint = hint or "; choose one of these"
             raise InputError(f"{self.path} has no column {column!r} ({argument}); it has {', '.join(self.names)}{hint}")
 
     def _has_any_column(self) -> bool:

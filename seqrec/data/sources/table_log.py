@@ -376,6 +376,8 @@ def _reason(file: TableFile, values: dict[str, Any], is_missing: dict[str, bool]
     if not time.is_date and _is_finite(value):
         furthest = f"{FURTHEST_IN_MILLIONTHS:,}, as some times have fractions" if file.in_millionths else "2^63"
         bounds = f" nearer to 0 than {furthest}"
+        if isinstance(value, str) and "e" in value.lower():
+            bounds = " without exponent, which may have cut digits"
     return f"timestamp={layout.timestamp!r} expected {time.expects}{bounds}, got {_shown(value)}"
 
 

@@ -13,6 +13,8 @@ TIMES_IN_SAMPLE = 1000
 MICROSECONDS = 1_000_000
 # Largest time for which the millionths fit into int64, with any fraction.
 FURTHEST_IN_MILLIONTHS = (2**63 - 1) // MICROSECONDS - 1
+# Times from here on, with an exponent, are no times: spreadsheets write so what does not fit into a column.
+CUT_FROM = 1e8
 # A time that is nearer than this to a whole number counts as whole.
 _HALF_A_MILLIONTH = 0.5 / MICROSECONDS
 # Forms to try on a column's first values; "%.f" also takes no fraction. No text has two of these forms.
@@ -108,7 +110,10 @@ def time_column(
         return None
     if best is None:
         integer = column.cast(pl.Int64, strict=False)
-        return replace(_integers(integer), looser=_numbers(column.cast(pl.Float64, strict=False), integer))
+        number = column.cast(pl.Float64, strict=False)
+        # Whoever wrote 1.6E+09 may have cut its digits.
+        is_cut = column.str.contains("[eE]") & (number.abs() >= CUT_FROM)
+        return replace(_integers(integer), looser=_numbers(pl.when(~is_cut).then(number), integer))
     if best in WORDS:
         return _of_format(column, best)
     example = sample.to_frame().filter(_moment(pl.first(), best).is_not_null()).item(0, 0)

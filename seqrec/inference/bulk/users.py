@@ -37,7 +37,7 @@ class BulkUsers:
         unknown_items: Items of the store that the model does not know.
 
     Raises:
-        InputError: if `part_users` is below 1.
+        InputError: if `part_users` is below 1, or the model knows no item of the store.
     """
 
     def __init__(self, store: EventStore, model: Recommender, *, own: bool, part_users: int) -> None:
@@ -54,6 +54,14 @@ class BulkUsers:
             if model.hparams.get("user_embedding") and model.user_vocabulary is not None:
                 self._user_map = model.user_vocabulary.translation(store.user_vocabulary)
         self.unknown_items = 0 if self._item_map is None else int((self._item_map[1:] == 0).sum())
+        if self.unknown_items and self.unknown_items == store.num_items:
+            theirs, ours = (
+                each.external_series(np.array([1]))[0] for each in (store.item_vocabulary, item_ids_of(model))
+            )
+            raise InputError(
+                f"the model knows none of the {store.num_items:,} items of the input, such as {theirs!r}; it knows "
+                f"{ours!r} and the like: are the columns of users and items exchanged, or is it another log?"
+            )
         self.bounds = _bounds(np.asarray(store.offsets), part_users)
 
     def __len__(self) -> int:

@@ -79,7 +79,7 @@ def export(
     sequential = _checked(model)
     target = Path(directory)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} exists already; give a folder that does not exist, or an empty one")
+        raise InputError(f"output={str(target)!r} exists already; give a folder that does not exist, or an empty one")
     tables = model_tables(sequential)
     inside = _inside(tables, separate_table, top_k, format)
     if not 0 <= top_k <= sequential.items.num_items:

@@ -177,6 +177,17 @@ def test_a_job_whose_input_is_refused_leaves_its_output_free(ckpt: Path):
     assert len(read("recs")) == 300
 
 
+def test_an_input_of_which_nothing_is_known_and_a_block_list_of_everything_are_refused(ckpt: Path):
+    log = log_of(ckpt)
+    log.select(polars.col("user_id") + 10**6, polars.col("item_id") + 10**6, "timestamp").write_parquet("new.parquet")
+    with pytest.raises(InputError, match=r"the model knows none of the .* items of the input, such as 1000"):
+        recommend(ckpt=str(ckpt), output="recs", input="new.parquet", top_k=5)
+    assert not Path("recs").exists()
+    Path("block.txt").write_text("\n".join(map(str, log["item_id"].unique())))
+    with pytest.raises(InputError, match=r"block has all .* items of the catalogue"):
+        recommend(ckpt=str(ckpt), output="recs", block="block.txt", top_k=5)
+
+
 def test_a_job_does_not_go_on_with_other_weights(ckpt: Path):
     recommend(ckpt=str(ckpt), output="recs", part_users=7, shard="0/2")
     checkpoint = torch.load(ckpt, weights_only=True)
