@@ -194,8 +194,12 @@ class Recommender(pl.LightningModule, ABC):
         cls = str(self._trained_on.get("class_path", "")).rpartition(".")[2]
         if cls.isidentifier() and cls != type(self).__name__:
             differing.insert(0, f"model {cls} (here {type(self).__name__})")
+        if not differing:
+            names = [name for name in {**own, **found} if own.get(name) != found.get(name)]
+            state = "has no" if names[0] not in found else "has a needless" if names[0] not in own else "has another"
+            differing = [f"it {state} {names[0]}, so it may be of another version of the code"]
         raise InputError(
-            f"the checkpoint has weights of another model: {', '.join(differing) or 'its weights have other shapes'}; "
+            f"the checkpoint has weights of another model: {', '.join(differing)}; "
             "give the same settings (--ckpt_path of a run's folder has them all), or begin a new run"
         )
 

@@ -12,7 +12,8 @@ import torch
 import seqrec.models
 from seqrec import encoders
 from seqrec.encoders import ENCODERS
-from seqrec.models import Popularity, Recommender, SequentialRecommender
+from seqrec.errors import InputError
+from seqrec.models import MambaRec, Popularity, Recommender, SequentialRecommender
 from seqrec.specs import to_spec
 from seqrec.training.losses import BCE
 from seqrec.training.negatives import UniformNegatives
@@ -122,3 +123,18 @@ def test_popularity_loads_with_its_counts(batches: Sequence[SequenceBatch], make
     assert torch.load(tmp_path / "model.ckpt", weights_only=True)["hyper_parameters"] == {"num_items": 3}
     loaded = Popularity.load_from_checkpoint(tmp_path / "model.ckpt")
     assert loaded.item_counts.tolist() == [0, 5, 2, 2**40 + 1]
+
+
+@pytest.mark.parametrize("change", ["renamed", "lacking", "longer"])
+def test_weights_of_another_version_name_the_first_that_differs(change: str):
+    model = MambaRec(20, d_model=8, num_layers=1, max_length=5)
+    weights = dict(model.state_dict())
+    name = next(name for name in weights if "conv_bias" in name)
+    value = weights.pop(name)
+    if change != "lacking":
+        weights[name if change == "longer" else f"{name}_renamed"] = torch.cat([value, value])
+    state = "has another" if change == "longer" else "has no"
+    with pytest.raises(
+        InputError, match=f"weights of another model: it {state} {name}, so it may be of another version"
+    ):
+        model._check_weights({"state_dict": weights, "hyper_parameters": dict(model.hparams)})
