@@ -1,6 +1,5 @@
 """Attention: every backend against the float64 reference, causality, padding, dropout, memory, bad input."""
 
-import os
 import subprocess
 import sys
 
@@ -10,17 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqrec.errors import InputError
-from seqrec.ops import attention, compiled_library
+from seqrec.ops import attention
 from seqrec.ops.attention import ATTENTION_BACKENDS
 
 SEED = torch.tensor([-1234567890123])
 NAMES = ("out", "query", "key", "value")
-
-
-@pytest.fixture
-def cpp():
-    if reason := ATTENTION_BACKENDS["cpp"].why_unusable("cpu", torch.float32):
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
 
 
 def heads(batch=2, heads=2, length=70, width=8, dtype=torch.float64, seed=0):
@@ -84,19 +77,10 @@ def test_many_events_equal_the_float64_reference(cpp, dropout):
     assert_close(run(inputs, "cpp", **options), run(inputs, "reference", torch.float64, **options))
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in compiled_library.VARIANTS])
-def test_every_variant_that_runs_here_draws_the_same_and_agrees(cpp, monkeypatch, name):
-    chosen = [variant for variant in compiled_library.VARIANTS if variant[0] == name]
-    monkeypatch.setattr(compiled_library, "VARIANTS", chosen)
-    compiled_library.load.cache_clear()
-    try:
-        if compiled_library.variant() is None:
-            pytest.skip("this CPU lacks its instructions")
-        for width in (3, 16, 64):
-            inputs, options = heads(2, 2, 150, width), {"dropout": 0.5, "seed": SEED}
-            assert_close(run(inputs, "cpp", **options), run(inputs, "reference", torch.float64, **options))
-    finally:
-        compiled_library.load.cache_clear()
+@pytest.mark.parametrize("width", [3, 16, 64])
+def test_every_variant_that_runs_here_draws_the_same_and_agrees(variant, width):
+    inputs, options = heads(2, 2, 150, width), {"dropout": 0.5, "seed": SEED}
+    assert_close(run(inputs, "cpp", **options), run(inputs, "reference", torch.float64, **options))
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 900, 8), (5, 4, 130, 8)])

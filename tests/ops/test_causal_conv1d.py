@@ -18,11 +18,6 @@ def backend(request):
     return request.param[1]
 
 
-@pytest.fixture
-def cpp():
-    CONVOLUTION.require("cpp")
-
-
 @pytest.mark.parametrize("taps", [1, 2, 4, 7])
 @pytest.mark.parametrize("length", [1, 3, 9])
 def test_the_reference_equals_torch(length, taps):

@@ -10,19 +10,6 @@ from seqrec.ops import compiled_library
 make_inputs, run, assert_close = SCAN.make, SCAN.run, SCAN.assert_close
 
 
-@pytest.fixture
-def cpp():
-    SCAN.require("cpp")
-
-
-@pytest.fixture
-def loading():
-    """For a test that changes which library is found."""
-    compiled_library.load.cache_clear()
-    yield compiled_library.load
-    compiled_library.load.cache_clear()
-
-
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_gradients_do_not_depend_on_how_channels_are_split_between_threads(cpp, monkeypatch, threads):
     inputs = make_inputs(B=1, L=90, D=100, N=40, flags=True)
@@ -96,13 +83,7 @@ def test_a_library_of_another_version_is_refused(cpp, loading, monkeypatch):
     assert "was built from another version of its source" in compiled_library.load_error()
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in compiled_library.VARIANTS])
-def test_every_variant_that_runs_here_agrees(cpp, loading, monkeypatch, name):
-    chosen = [variant for variant in compiled_library.VARIANTS if variant[0] == name]
-    monkeypatch.setattr(compiled_library, "VARIANTS", chosen)
-    loading.cache_clear()
-    if compiled_library.variant() is None:
-        pytest.skip("this CPU lacks its instructions")
+def test_every_variant_that_runs_here_agrees(variant):
     inputs = make_inputs(**SCAN.larger, flags=True)
     SCAN.assert_reference(inputs, "cpp")
     CONVOLUTION.assert_reference(CONVOLUTION.make(L=300, D=37, flags=True), "cpp")

@@ -1,44 +1,27 @@
 """Dropout by counter: the compiled library against the reference, its statistics, and bad input."""
 
 import math
-import os
 
 import pytest
 import torch
 
 from seqrec.encoders.layers import Dropout
 from seqrec.errors import InputError
-from seqrec.ops import compiled_library, dropout
-from seqrec.ops.dropout import DROPOUT_BACKENDS
+from seqrec.ops import dropout
 from seqrec.ops.random import kept, new_seed
 
 SEED = torch.tensor([987654321])
 
 
-@pytest.fixture
-def cpp():
-    if reason := DROPOUT_BACKENDS["cpp"].why_unusable("cpu", torch.float32):
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
-
-
 @pytest.mark.parametrize("count", [1, 15, 16, 31, 32, 33, 4095, 4096, 4097, 10_007])
-@pytest.mark.parametrize("name", [name for name, _, _ in compiled_library.VARIANTS])
-def test_every_variant_drops_what_the_reference_drops(cpp, monkeypatch, name, count):
-    chosen = [variant for variant in compiled_library.VARIANTS if variant[0] == name]
-    monkeypatch.setattr(compiled_library, "VARIANTS", chosen)
-    compiled_library.load.cache_clear()
-    try:
-        if compiled_library.variant() is None:
-            pytest.skip("this CPU lacks its instructions")
-        x = torch.randn(count, requires_grad=True)
-        y = dropout(x, 0.3, seed=SEED, backend="cpp")
-        expected = dropout(x, 0.3, seed=SEED, backend="reference")
-        torch.testing.assert_close(y, expected)
-        weights = torch.randn(count)
-        gradients = [torch.autograd.grad(out, x, weights)[0] for out in (y, expected)]
-        torch.testing.assert_close(*gradients)
-    finally:
-        compiled_library.load.cache_clear()
+def test_every_variant_drops_what_the_reference_drops(variant, count):
+    x = torch.randn(count, requires_grad=True)
+    y = dropout(x, 0.3, seed=SEED, backend="cpp")
+    expected = dropout(x, 0.3, seed=SEED, backend="reference")
+    torch.testing.assert_close(y, expected)
+    weights = torch.randn(count)
+    gradients = [torch.autograd.grad(out, x, weights)[0] for out in (y, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("backend", ["cpp", "torch", "reference"])

@@ -10,12 +10,7 @@ from torch import Tensor
 
 from seqrec.encoders.layers import MambaMixer
 from seqrec.errors import InputError
-from seqrec.ops import compiled_library
-from seqrec.ops.mamba_step import MAMBA_STEP_BACKENDS, MambaStepProblem, mamba_step, mamba_step_reference
-
-needs_cpp = pytest.mark.skipif(
-    MAMBA_STEP_BACKENDS["cpp"].why_unusable("cpu", torch.float32) is not None, reason="no compiled library"
-)
+from seqrec.ops.mamba_step import MambaStepProblem, mamba_step, mamba_step_reference
 
 
 def problem(
@@ -42,7 +37,7 @@ def problem(
     )
 
 
-@needs_cpp
+@pytest.mark.usefixtures("cpp")
 @settings(deadline=None, max_examples=80, derandomize=True)
 @given(
     batch=st.integers(0, 5),
@@ -63,7 +58,7 @@ def test_the_compiled_step_is_the_plain_one(**sizes: int):
     assert all(torch.equal(one, other) for one, other in zip(before, case, strict=True)), "an argument was written to"
 
 
-@needs_cpp
+@pytest.mark.usefixtures("cpp")
 @torch.inference_mode()
 def test_the_bits_do_not_depend_on_threads_or_on_other_rows():
     case = problem(300, width=64, channels=128, states=32, rank=4)
@@ -82,25 +77,17 @@ def test_the_bits_do_not_depend_on_threads_or_on_other_rows():
     assert all(torch.equal(one, other[7:8]) for one, other in zip(alone, whole[1], strict=True))
 
 
-@needs_cpp
-@pytest.mark.parametrize("name", [name for name, _, _ in compiled_library.VARIANTS])
+@pytest.mark.parametrize(
+    "sizes", [{"batch": 3}, {"batch": 2, "width": 5, "channels": 19, "states": 21, "taps": 1, "rank": 17}], ids=len
+)
 @torch.inference_mode()
-def test_every_variant_that_runs_here_agrees(monkeypatch: pytest.MonkeyPatch, name: str):
-    chosen = [variant for variant in compiled_library.VARIANTS if variant[0] == name]
-    monkeypatch.setattr(compiled_library, "VARIANTS", chosen)
-    compiled_library.load.cache_clear()
-    try:
-        if compiled_library.variant() is None:
-            pytest.skip("this CPU lacks its instructions")
-        for sizes in ({"batch": 3}, {"batch": 2, "width": 5, "channels": 19, "states": 21, "taps": 1, "rank": 17}):
-            case = problem(**sizes)
-            for one, other in zip(mamba_step(case, backend="cpp"), mamba_step_reference(case), strict=True):
-                torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-6)
-    finally:
-        compiled_library.load.cache_clear()
+def test_every_variant_that_runs_here_agrees(variant: None, sizes: dict[str, int]):
+    case = problem(**sizes)
+    for one, other in zip(mamba_step(case, backend="cpp"), mamba_step_reference(case), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-6)
 
 
-@needs_cpp
+@pytest.mark.usefixtures("cpp")
 @torch.inference_mode()
 def test_views_are_read_as_their_values():
     case = problem(3)
@@ -111,7 +98,7 @@ def test_views_are_read_as_their_values():
     assert all(torch.equal(one, other) for one, other in zip(found, mamba_step(case, backend="cpp"), strict=True))
 
 
-@needs_cpp
+@pytest.mark.usefixtures("cpp")
 @torch.inference_mode()
 def test_extreme_and_missing_numbers_come_out_as_in_plain_torch():
     case = problem(4)

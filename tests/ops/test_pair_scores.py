@@ -11,20 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from seqrec.errors import InputError
-from seqrec.ops import compiled_library, pair_scores
-from seqrec.ops.pair_scores import PAIR_SCORES_BACKENDS
+from seqrec.ops import pair_scores
 
-BACKENDS = [
-    "torch",
-    pytest.param(
-        "cpp",
-        marks=pytest.mark.skipif(
-            PAIR_SCORES_BACKENDS["cpp"].why_unusable("cpu", torch.float32) is not None, reason="no compiled library"
-        ),
-    ),
-]
-every_backend = pytest.mark.parametrize("backend", BACKENDS)
 module = sys.modules["seqrec.ops.pair_scores"]  # the package has the function under this name
+
+
+@pytest.fixture(scope="module", params=["torch", "cpp"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "cpp":
+        request.getfixturevalue("cpp")
+    return str(request.param)
 
 
 def results(states: Tensor, vectors: Tensor, item_ids: Tensor, backend: str) -> list[Tensor]:
@@ -35,7 +31,6 @@ def results(states: Tensor, vectors: Tensor, item_ids: Tensor, backend: str) -> 
     return [scores.detach(), *torch.autograd.grad((scores * weights.to(scores.dtype)).sum(), leaves)]
 
 
-@every_backend
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(
     events=st.integers(0, 40),
@@ -58,40 +53,28 @@ def test_values_and_gradients_are_those_of_the_plain_product(
         torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in compiled_library.VARIANTS])
-def test_every_variant_that_runs_here_agrees(monkeypatch: pytest.MonkeyPatch, name: str):
-    chosen = [variant for variant in compiled_library.VARIANTS if variant[0] == name]
-    monkeypatch.setattr(compiled_library, "VARIANTS", chosen)
-    compiled_library.load.cache_clear()
-    try:
-        if compiled_library.variant() is None:
-            pytest.skip("this CPU lacks its instructions")
-        for width in (3, 16, 37):
-            case = torch.randn(50, width), torch.randn(30, width), torch.randint(0, 30, (50, 9))
-            for one, other in zip(results(*case, "cpp"), results(*case, "reference"), strict=True):
-                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    finally:
-        compiled_library.load.cache_clear()
+@pytest.mark.parametrize("width", [3, 16, 37])
+def test_every_variant_that_runs_here_agrees(variant: None, width: int):
+    case = torch.randn(50, width), torch.randn(30, width), torch.randint(0, 30, (50, 9))
+    for one, other in zip(results(*case, "cpp"), results(*case, "reference"), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS[1:])
-def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch, backend: str):
+def test_threads_change_no_bit(cpp: None, monkeypatch: pytest.MonkeyPatch):
     case = torch.randn(3000, 64), torch.randn(50, 64), torch.randint(0, 50, (3000, 8))
     found = []
     for threads in (1, 2, 3, 7):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        found.append(results(*case, backend))
+        found.append(results(*case, "cpp"))
     assert all(torch.equal(one, other) for more in found[1:] for one, other in zip(found[0], more, strict=True))
 
 
-@every_backend
 @pytest.mark.parametrize("item", [-1, 4])
 def test_an_id_that_is_no_row_is_refused(backend: str, item: int):
     with pytest.raises(IndexError):
         pair_scores(torch.ones(1, 2), torch.ones(4, 2), torch.tensor([[0, item]]), backend=backend)
 
 
-@every_backend
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_a_frozen_side_gets_no_gradient(backend: str, frozen: int):
     leaves = [torch.randn(3, 2), torch.randn(4, 2)]
@@ -110,7 +93,6 @@ def test_sixteen_bit_tables_sum_gradients_in_float32():
     assert vectors.grad.dtype == torch.bfloat16
 
 
-@every_backend
 def test_a_second_derivative_is_refused(backend: str):
     states, vectors = torch.ones(1, 2, requires_grad=True), torch.ones(3, 2)
     scores = pair_scores(states, vectors, torch.tensor([[1, 2]]), backend=backend)
@@ -125,11 +107,10 @@ def test_a_backend_that_cannot_compute_this_is_refused():
         pair_scores(torch.ones(1, 2).bfloat16(), torch.ones(3, 2), torch.tensor([[1]]), backend="cpp")
 
 
-@pytest.mark.parametrize("backend", BACKENDS[1:])
-def test_a_compiled_model_has_the_same_gradients(backend: str):
+def test_a_compiled_model_has_the_same_gradients(cpp: None):
     case = torch.randn(20, 8), torch.randn(9, 8), torch.randint(0, 9, (20, 3))
     leaves = [x.clone().requires_grad_() for x in case[:2]]
-    compiled = torch.compile(lambda s, v: pair_scores(s, v, case[2]).square().sum(), backend="aot_eager")
+    compiled = torch.compile(lambda s, v: pair_scores(s, v, case[2], backend="cpp").square().sum(), backend="aot_eager")
     plain = [x.clone().requires_grad_() for x in case[:2]]
     pair_scores(*plain, case[2], backend="reference").square().sum().backward()
     compiled(*leaves).backward()
