@@ -175,15 +175,14 @@ class Backends(Generic[Function]):
         if wanted == "auto" and is_exporting():
             function = exported
         else:
-            function = self[self.choose_name(wanted, x.device.type, dtype, given)].function
+            function = self[self._chosen(wanted, x.device.type, dtype, given)].function
         if not precise:
             return function(problem)
         with without_autocast(x.device.type):
             return function(moved(problem, dtype))
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-    def choose_name(self, wanted: str, device: str, dtype: torch.dtype, given: tuple[str, ...]) -> str:
-        """Return the name of the backend of `choose`; a constant while torch compiles."""
+    def _chosen(self, wanted: str, device: str, dtype: torch.dtype, given: tuple[str, ...]) -> str:
         return self.choose(wanted, device, dtype, given).name
 
 

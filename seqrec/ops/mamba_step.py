@@ -78,11 +78,14 @@ def mamba_step(problem: MambaStepProblem, *, backend: str = "auto") -> Stepped:
     Raises:
         InputError: if the backend is unknown, missing or cannot compute this.
     """
-    given = [*["gradients"] * wants_gradient(problem), *["compilation"] * torch.compiler.is_compiling()]
-    if torch.is_autocast_enabled(problem.x.device.type):
-        given.append("autocast")
+    unusual = {
+        "gradients": wants_gradient(problem),
+        "compilation": torch.compiler.is_compiling(),
+        "autocast": torch.is_autocast_enabled(problem.x.device.type),
+    }
+    given = tuple(name for name, holds in unusual.items() if holds)
     stepped: Stepped = MAMBA_STEP_BACKENDS.run(
-        problem, backend, exported=mamba_step_reference, given=tuple(given), precise=False
+        problem, backend, exported=mamba_step_reference, given=given, precise=False
     )
     return stepped
 

@@ -6,7 +6,7 @@ M events, N items of an event, V rows of the table, D width; m events of one blo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,6 @@ from torch import Tensor
 from seqrec.ops.autograd import differentiable, refuse_second_derivative
 from seqrec.ops.backends import Backend, Backends
 from seqrec.ops.compiled_library import call, compiled_backend
-from seqrec.ops.export import is_exporting
 
 __all__ = ["PAIR_SCORES_BACKENDS", "pair_scores"]
 
@@ -54,27 +53,38 @@ def pair_scores(states: Tensor, vectors: Tensor, item_ids: Tensor, *, backend: s
         >>> pair_scores(torch.tensor([[1.0, 2.0]]), torch.eye(2), torch.tensor([[1, 0, 1]])).tolist()
         [[2.0, 1.0, 2.0]]
     """
-    if backend == "auto" and is_exporting():
-        return pair_scores_reference(states, vectors, item_ids)
-    given = [*["mixed dtypes"] * (states.dtype != vectors.dtype), *["autocast"] * _is_autocast(states)]
-    name = PAIR_SCORES_BACKENDS.choose_name(backend, states.device.type, vectors.dtype, tuple(given))
-    return PAIR_SCORES_BACKENDS[name].function(states, vectors, item_ids)
+    unusual = {
+        "mixed dtypes": states.dtype != vectors.dtype,
+        "autocast": torch.is_autocast_enabled(states.device.type),
+    }
+    scores: Tensor = PAIR_SCORES_BACKENDS.run(
+        PairScoresProblem(vectors, states, item_ids),
+        backend,
+        exported=pair_scores_reference,
+        given=tuple(name for name, holds in unusual.items() if holds),
+        precise=False,
+    )
+    return scores
 
 
-def _is_autocast(x: Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type)
+class PairScoresProblem(NamedTuple):
+    """Input of a backend; see `pair_scores` for each argument."""
+
+    vectors: Tensor
+    states: Tensor
+    item_ids: Tensor
 
 
-def pair_scores_reference(states: Tensor, vectors: Tensor, item_ids: Tensor) -> Tensor:
+def pair_scores_reference(problem: PairScoresProblem) -> Tensor:
     """Compute `pair_scores` from the vectors of all pairs."""
-    return (F.embedding(item_ids, vectors) * states.unsqueeze(1)).sum(-1)
+    return (F.embedding(problem.item_ids, problem.vectors) * problem.states.unsqueeze(1)).sum(-1)
 
 
-def pair_scores_torch(states: Tensor, vectors: Tensor, item_ids: Tensor) -> Tensor:
+def pair_scores_torch(problem: PairScoresProblem) -> Tensor:
     """Compute `pair_scores` for a block of events at a time; one item of each needs no blocks."""
-    if item_ids.shape[1] == 1:
-        return pair_scores_reference(states, vectors, item_ids)
-    scores: Tensor = _PairScores.apply(states, vectors, item_ids)  # type: ignore[no-untyped-call]
+    if problem.item_ids.shape[1] == 1:
+        return pair_scores_reference(problem)
+    scores: Tensor = _PairScores.apply(problem.states, problem.vectors, problem.item_ids)  # type: ignore[no-untyped-call]
     return scores
 
 
@@ -168,7 +178,7 @@ def _differentiate(ctx: Any, backward: Any, dscores: Tensor) -> tuple[Tensor | N
 
 
 _INPUTS = "Tensor states, Tensor vectors, Tensor item_ids"
-pair_scores_compiled = differentiable(
+_compiled = differentiable(
     "pair_scores_compiled",
     _forward,
     _backward,
@@ -181,7 +191,14 @@ pair_scores_compiled = differentiable(
     refusal="compiled scores of chosen items have no second derivative; use backend='reference' for it",
 )
 
-PAIR_SCORES_BACKENDS: Backends[Callable[[Tensor, Tensor, Tensor], Tensor]] = Backends(
+
+def pair_scores_compiled(problem: PairScoresProblem) -> Tensor:
+    """Compute `pair_scores` in float32 on CPU by the compiled library."""
+    scores: Tensor = _compiled(problem.states, problem.vectors, problem.item_ids)
+    return scores
+
+
+PAIR_SCORES_BACKENDS: Backends[Callable[[PairScoresProblem], Tensor]] = Backends(
     "scores of chosen items",
     "SEQREC_PAIR_SCORES_BACKEND",
     [
