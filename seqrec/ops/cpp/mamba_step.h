@@ -10,16 +10,9 @@ void product(float* out, const float* weight, int64_t rows, int64_t columns, con
     const int count = static_cast<int>(std::min<int64_t>(LANES, rows - o));
     Vec sums[LANES]{};
     const float* row = weight + o * columns;
-    if (count == LANES) {
-      for (int64_t i = 0; i < whole; i += LANES) {
-        const Vec v = load(x + i);
-        for (int k = 0; k < LANES; ++k) sums[k] += load(row + k * columns + i) * v;
-      }
-    } else {
-      for (int64_t i = 0; i < whole; i += LANES) {
-        const Vec v = load(x + i);
-        for (int k = 0; k < count; ++k) sums[k] += load(row + k * columns + i) * v;
-      }
+    for (int64_t i = 0; i < whole; i += LANES) {
+      const Vec v = load(x + i);
+      for (int k = 0; k < count; ++k) sums[k] += load(row + k * columns + i) * v;
     }
     if (rest) {
       const Vec v = load(x + whole, rest);
