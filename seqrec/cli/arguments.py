@@ -19,7 +19,6 @@ from seqrec.runs.config_files import find_config
 from seqrec.runs.finding import LAST, RUNS, WORDS, find_checkpoint
 
 # Options of a run. With one of them, `recommend` uses a trainer.
-_KEPT_SEEN = ("protocol", "init_args", "filter_seen")
 RUN_OPTIONS = {"trainer", "data", "model", "protocol", "execution", "recommendations", "seed_everything"}
 
 
@@ -82,7 +81,8 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
     elif name in ("recommend", "predict") and not is_run:
         if not given["--output"]:
             argv += ["--output", _plain(str(run / "recommendations"))]
-        if not given["--filter_seen"] and _setting(str(run / "config.yaml"), *_KEPT_SEEN) is False:
+        kept_seen = value_of(["--config", str(run / "config.yaml")], "protocol.filter_seen") is False
+        if not given["--filter_seen"] and kept_seen:
             sys.stderr.write(
                 "note: the run was evaluated with seen items (protocol.filter_seen: false), but items of the users' "
                 "histories are left out here; --filter-seen false recommends them too\n"
@@ -97,16 +97,8 @@ def _plain(path: str) -> str:
 
 def _new_version(config: str | None) -> list[str]:
     """Return arguments that let a run choose a folder of its own if the config is of a run that named its folder."""
-    named = _setting(config, "trainer", "logger", "init_args", "version") is not None
+    named = config is not None and sets(["--config", config], "trainer.logger.version")
     return ["--trainer.logger.init_args.version", "null"] if named else []
-
-
-def _setting(config: str | None, *keys: str) -> object:
-    """Return a value inside nested mappings of a config; None if it does not have it."""
-    found: object = content_of(config) if config is not None else {}
-    for key in keys:
-        found = found.get(key) if isinstance(found, dict) else None
-    return found
 
 
 def sets(argv: Sequence[str], key: str) -> bool:
@@ -177,7 +169,8 @@ def refuse_missing_config(argv: Sequence[str]) -> None:
 def refuse_unused_batch_size(words: Sequence[str], argv: Sequence[str]) -> None:
     """Refuse a size of batches that is typed in `words`, if the arguments limit the tokens of a batch instead."""
     tokens = value_of(argv, "data.max_tokens")
-    if sets(words, "data.batch_size") and tokens not in (None, "null"):
+    typed = any(word.partition("=")[0] == "--data.batch_size" for word in words)
+    if typed and tokens not in (None, "null"):
         raise InputError(
             f"--data.batch_size has no effect, because max_tokens={tokens} sets the batches: add --data.max_tokens null"
         )

@@ -344,7 +344,7 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
     argv = expand(named, given, checkpoint="--ckpt_path")
     refuse_missing_config(argv)
     if named == "fit":
-        refuse_unused_batch_size([word for word in words if word.startswith("--data.")], argv)
+        refuse_unused_batch_size(words, argv)
     if name == "prepare" and not sets(argv, "model"):
         argv = ["--model", "Popularity", *argv]
     argv = with_default_classes(argv)

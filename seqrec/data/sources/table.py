@@ -168,7 +168,8 @@ class Table(Source):
         # Names that the user wrote are not hidden.
         given = len((path if path.is_dir() else Path(self.path.partition("*")[0])).parts)
         hidden = [file for file in found if any(map(_is_hidden, map(Path, file.parts[given:])))]
-        seen = sorted(set(found) - set(hidden), key=found.index) if hidden else found
+        skipped = set(hidden)
+        seen = [file for file in found if file not in skipped]
         if not seen:
             raise MissingInputError(
                 f"path={self.path!r} has only hidden files, such as {hidden[0].name}; give the file itself to read it"

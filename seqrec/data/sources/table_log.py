@@ -16,7 +16,7 @@ from seqrec.data.schema import ITEM_ID, USER_ID
 from seqrec.data.sources.checking import Tally, estimate_lines, is_integer, leave_out, shorten, tally
 from seqrec.data.sources.source import CheckedLog, Malformed
 from seqrec.data.sources.table_file import TableFile
-from seqrec.data.sources.time_column import FURTHEST_IN_MILLIONTHS, TimeColumn
+from seqrec.data.sources.time_column import FURTHEST_IN_MILLIONTHS
 from seqrec.errors import InputError
 
 _ROW = "row number"
@@ -91,8 +91,7 @@ def _settle_orders(files: Sequence[TableFile], progress: Progress) -> list[str]:
             found = _tally(file, "finding the order of day and month in", conditions, progress)
         for order, rows in found.first.items():
             if rows and order not in shown:
-                number = rows[0] + 1 if file.csv is None else file.csv.lines_of(rows[:1])[0]
-                shown[order] = f"{file.path}, {'row' if file.csv is None else 'line'} {number}"
+                shown[order] = f"{file.path}, {_numbered(file, rows[:1])[0]}"
     if not open_files:
         return []
     path, name, time = open_files[0].path, open_files[0].layout.timestamp, open_files[0].time
@@ -111,12 +110,12 @@ def _settle_orders(files: Sequence[TableFile], progress: Progress) -> list[str]:
     ((order, place),) = shown.items()
     for file in open_files:
         assert file.time is not None
-        file.time = file.time.orders.get(order) or _no_order(file, order)
+        if order not in file.time.orders:
+            raise InputError(
+                f"{file.path} has times with dots, in which the day is first, but in other files the {order} is"
+            )
+        file.time = file.time.orders[order]
     return [f"timestamp: read with the {order} first, as in {place}"]
-
-
-def _no_order(file: TableFile, order: str) -> TimeColumn:
-    raise InputError(f"{file.path} has times with dots, in which the day is first, but in other files the {order} is")
 
 
 def _id_type(name: str, files: Sequence[TableFile], surveys: Sequence[_Survey]) -> Any:
@@ -136,15 +135,16 @@ def _notes(files: Sequence[TableFile], surveys: Sequence[_Survey], id_types: dic
     for name, dtype in id_types.items():
         yield from _why_text(name, files, surveys)
         of_files = [(file.path, found.ids[name]) for file, found in zip(files, surveys, strict=True)]
-        for count, where in (_total((path, ids.blanks) for path, ids in of_files),):
+        changes = {
+            "cut the blanks around {:,} ids": "blanks",
+            "wrote {:,} ids in one form of Unicode (NFC)": "composed",
+        }
+        if dtype == pl.Int64:
+            changes["read {:,} ids such as 12.0 as whole numbers"] = "decimals"
+        for change, attribute in changes.items():
+            count, where = _total((path, getattr(ids, attribute)) for path, ids in of_files)
             if count:
-                yield f"{name}: cut the blanks around {count:,} ids, first in {where}"
-        for count, where in (_total((path, ids.composed) for path, ids in of_files),):
-            if count:
-                yield f"{name}: wrote {count:,} ids in one form of Unicode (NFC), first in {where}"
-        for count, where in (_total((path, ids.decimals) for path, ids in of_files),):
-            if count and dtype == pl.Int64:
-                yield f"{name}: read {count:,} ids such as 12.0 as whole numbers, first in {where}"
+                yield f"{name}: {change.format(count)}, first in {where}"
 
 
 def _two_units(files: Sequence[TableFile], surveys: Sequence[_Survey]) -> Iterator[str]:
@@ -312,7 +312,7 @@ def _ids(file: TableFile, name: str, texts: dict[str, str], found: Tally) -> _Id
         if not rows:
             return None
         value = file.frame.slice(rows[0], 1).select(file.ids[name].alias(name)).collect(engine="streaming")[name][0]
-        return f"row {rows[0] + 1}" if file.csv is None else f"line {file.csv.lines_of(rows)[0]}", str(value)
+        return _numbered(file, rows)[0], str(value)
 
     exponent, text = first(f"{name} has exponent"), first(f"{name} is text")
     return _Ids(
@@ -350,12 +350,15 @@ def _places(file: TableFile, rows: list[int]) -> tuple[str, ...]:
     raw = chosen.collect(engine="streaming").rows(named=True)
     missing = chosen.select(**{name: column.is_null() for name, column in file.parsed.items()})
     flags = missing.collect(engine="streaming").rows(named=True)
-    numbers = [row + 1 for row in rows] if file.csv is None else file.csv.lines_of(rows)
-    place = "row" if file.csv is None else "line"
     return tuple(
-        f"{place} {number}: {_reason(file, values, is_missing)}"
-        for number, values, is_missing in zip(numbers, raw, flags, strict=True)
+        f"{place}: {_reason(file, values, is_missing)}"
+        for place, values, is_missing in zip(_numbered(file, rows), raw, flags, strict=True)
     )
+
+
+def _numbered(file: TableFile, rows: list[int]) -> list[str]:
+    """Return "line 7" or, in a file without lines, "row 6" for rows in ascending order, which count from 0."""
+    return [f"row {row + 1}" for row in rows] if file.csv is None else [f"line {n}" for n in file.csv.lines_of(rows)]
 
 
 def _reason(file: TableFile, values: dict[str, Any], is_missing: dict[str, bool]) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import DamagedSessionError, SessionStoreError
 from seqrec.inference.sessions.entries import HistoryOf, Id, UserHistory
-from seqrec.inference.sessions.kept_events import MERGED, KeptEvents, joined, read_events
+from seqrec.inference.sessions.kept_events import CHECKSUM, MERGED, KeptEvents, checksum, joined, read_events
 from seqrec.inference.sessions.stores import SessionStore, StateStore, StoreSizes
 from seqrec.inference.sessions.user_state import UserState
 
@@ -29,8 +29,6 @@ _LOG = logging.getLogger(__name__)
 # Stores of seqrec 0.1 have format 1, whose sessions have no event ids and a checksum without the user's key. Sessions
 # of format 2 do not name their model.
 FORMAT, OLD_FORMATS = 3, (1, 2)
-# Checksum of all bytes after it, and then of the user's key.
-CHECKSUM = struct.Struct("<I")
 # Events, newest time, whether it is known, bytes of the state; since format 2 the number of event ids; since format 3
 # the first event that is kept, and digests of the model and of its catalogue.
 HEADS = {1: struct.Struct("<Qq?I"), 2: struct.Struct("<Qq?IH"), 3: struct.Struct("<Qq?IHQ16s")}
@@ -96,7 +94,7 @@ class Session:
         head = HEADS[FORMAT].pack(*known, len(self.state), len(self.event_ids), self.kept_from, self.made_by)
         numbers = [self.event_ids.astype("<u8", copy=False), self.seen.astype("<i4", copy=False)]
         content = b"".join([head, self.state, *(each.tobytes() for each in numbers)])
-        return CHECKSUM.pack(checksum(content, key, FORMAT)) + content
+        return CHECKSUM.pack(_checksum(content, key, FORMAT)) + content
 
     @staticmethod
     def from_bytes(data: bytes, key: bytes, user: Any, index: int = 0) -> Session:
@@ -108,7 +106,7 @@ class Session:
         content = memoryview(data)[CHECKSUM.size :]
         found = CHECKSUM.unpack_from(data)[0] if len(data) >= CHECKSUM.size else None
         for version, head in reversed(HEADS.items()):
-            if len(content) >= head.size and found == checksum(content, key, version):
+            if len(content) >= head.size and found == _checksum(content, key, version):
                 break
         else:
             raise DamagedSessionError(
@@ -376,11 +374,11 @@ class SessionKeeper:
         return known if len(known) else None
 
 
-def checksum(content: bytes | memoryview, key: bytes, version: int) -> int:
+def _checksum(content: bytes | memoryview, key: bytes, version: int) -> int:
     """Return the checksum of a session in a version of the format; each covers other bytes, or has another start."""
     if version == 1:
         return zlib.crc32(content)
-    return zlib.crc32(key, zlib.crc32(content, 0 if version == 2 else version))
+    return checksum(content, key, 0 if version == 2 else version)
 
 
 def has_events(sizes: StoreSizes) -> bool:

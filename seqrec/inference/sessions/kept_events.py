@@ -11,10 +11,15 @@ from typing import NamedTuple
 from seqrec.inference.sessions.entries import Id
 from seqrec.inference.sessions.stores import Chunk
 
-# Checksum of the JSON after it, and then of the user's key.
+# Checksum of all bytes after it, and then of the user's key, as of a session.
 CHECKSUM = struct.Struct("<I")
 # Chunks that begin after the last multiple of this number of events become one when the next multiple is reached.
 MERGED = 256
+
+
+def checksum(content: bytes | memoryview, key: bytes, start: int = 0) -> int:
+    """Return the CRC-32 of a content and then of its key; with another start, that of another version of a format."""
+    return zlib.crc32(key, zlib.crc32(content, start))
 
 
 class KeptEvents(NamedTuple):
@@ -42,7 +47,7 @@ class KeptEvents(NamedTuple):
         if not self.items:
             return Chunk(key, self.begin, self.end, b"")
         content = json.dumps(self, separators=(",", ":")).encode()
-        return Chunk(key, self.begin, self.end, CHECKSUM.pack(zlib.crc32(key, zlib.crc32(content))) + content)
+        return Chunk(key, self.begin, self.end, CHECKSUM.pack(checksum(content, key)) + content)
 
 
 def read_events(key: bytes, contents: Sequence[bytes]) -> KeptEvents | None:
@@ -50,7 +55,7 @@ def read_events(key: bytes, contents: Sequence[bytes]) -> KeptEvents | None:
     found: list[KeptEvents] = []
     for content in contents:
         text = content[CHECKSUM.size :]
-        if content[: CHECKSUM.size] != CHECKSUM.pack(zlib.crc32(key, zlib.crc32(text))):
+        if content[: CHECKSUM.size] != CHECKSUM.pack(checksum(text, key)):
             return None
         found.append(KeptEvents(*json.loads(text)))
         if len(found) > 1 and found[-1].begin != found[-2].end:
