@@ -1,4 +1,4 @@
-"""A run of others, and a file that shows whether something of theirs ran."""
+"""Folders in which commands run, a run of others, and a file that shows whether something of theirs ran."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from small_runs import write_config
 from strangers import MODULE, Touch
 from trained_models import one_step
 
@@ -18,6 +19,14 @@ from seqrec.models import MambaRec
 from seqrec.training.losses import SampledSoftmax
 from seqrec.training.negatives import UniformNegatives
 from seqrec.training.optim import Adam, LinearWarmup
+
+
+@pytest.fixture
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with nothing but the small config of a run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["seqrec"])
+    write_config()
 
 
 @pytest.fixture(scope="module")

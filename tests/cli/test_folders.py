@@ -12,14 +12,7 @@ from small_runs import FIT, SMALL, checkpoint, metrics, refusal, write_config
 import seqrec
 from seqrec.cli import main
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(autouse=True)
-def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["seqrec"])
-    write_config()
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("in_empty_folder")]
 
 
 def test_runs_are_below_the_root_folder_and_found_there():

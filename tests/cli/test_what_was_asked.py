@@ -6,18 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from small_runs import FIT, checkpoint, metrics, refusal, write_config
+from small_runs import FIT, checkpoint, metrics, refusal
 
 from seqrec.cli import main
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(autouse=True)
-def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["seqrec"])
-    write_config()
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("in_empty_folder")]
 
 
 @pytest.mark.parametrize("command", ["test", "validate"])
