@@ -63,8 +63,10 @@ def replacing(path: Path, *, mode: int = 0o666) -> Iterator[IO[bytes]]:
             yield stream
             os.fsync(stream.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk refuses a stream, which has no name
         raise
     synchronise(path.parent)
 

@@ -32,6 +32,8 @@ HINTS = (
         "set --trainer.val_check_interval to at most the batches of an epoch",
     ),
     (r"invalid accelerator name", "set --trainer.accelerator to auto, cpu or gpu"),
+    # polars, whose writer keeps the system's reason to itself
+    (r"os error 28|Invalid thrift: transport error", "the disk is full: make room, or choose another folder"),
     (
         r"machine only has|`devices` selected with `\w+` should be",
         "set --trainer.devices to the number that this machine has",
@@ -52,9 +54,9 @@ def line_and_status(error: BaseException, words: Sequence[str] = ()) -> tuple[st
     known = in_one_line(error)
     if known is not None:
         line, refused = " ".join(known.split()), _refused_by_system(error)
-        if refused is not None and "ermission denied" in line and "choose another" not in line:
+        if refused is not None and str(refused.strerror).lower() in line.lower() and "choose another" not in line:
             option = argument_of(Path(refused.filename or line.split()[0]), words) or "place"
-            line = f"{line.removesuffix('.')}; allow it, or choose another {option}"
+            line = f"{line.removesuffix('.')}; {_remedy(refused)}, or choose another {option}"
         return line, 2
     place = _keep_traceback(error)
     text = " ".join(str(error).split()) or type(error).__name__
@@ -66,9 +68,8 @@ def line_and_status(error: BaseException, words: Sequence[str] = ()) -> tuple[st
         verb = "read" if os.path.exists(where) and not os.access(where, os.R_OK) else "written"
         above = next(each for each in where.absolute().parents if os.path.exists(each))
         verb = verb if verb == "read" or os.access(above, os.X_OK) or os.path.isfile(above) else "reached"
-        remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "allow it"
         option = argument_of(where, words) or "folder"
-        text = f"{where} cannot be {verb}: {error.strerror}; {remedy}, or choose another {option}"
+        text = f"{where} cannot be {verb}: {error.strerror}; {_remedy(error)}, or choose another {option}"
     elif is_ours(error):
         return f"seqrec failed with {type(error).__name__}: {text}. This is a bug; please report it with {place}", 1
     else:
@@ -103,6 +104,10 @@ def _texts(content: object, key: str) -> list[tuple[str, str]]:
         inner = ((value, key if name == "init_args" else f"{key}.{name}") for name, value in content.items())
         return [each for value, name in inner for each in _texts(value, name.replace("-.", "--", 1))]
     return [(key, content)] if isinstance(content, str) and not key.endswith("class_path") else []
+
+
+def _remedy(error: OSError) -> str:
+    return "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "allow it"
 
 
 def _refused_by_system(error: BaseException | None) -> OSError | None:

@@ -15,6 +15,7 @@ from small_runs import write_config
 
 from seqrec.cli import main
 from seqrec.cli.last_net import HINTS, PACKAGE, argument_of, is_ours, line_and_status
+from seqrec.errors import InputError, StoreError
 
 # For each hint, messages that need it, and one with the same words that does not.
 MESSAGES = {
@@ -38,6 +39,13 @@ MESSAGES = {
     "--trainer.accelerator to auto": (
         ["You selected an invalid accelerator name: `accelerator='quantum'`."],
         "the accelerator has no name",
+    ),
+    "the disk is full": (
+        [
+            "parquet: File out of specification: underlying IO error: No space left on device (os error 28)",
+            "parquet: File out of specification: Invalid thrift: transport error",
+        ],
+        "parquet: File out of specification: The file must end with PAR1 or PARE",
     ),
     "--trainer.devices": (
         [
@@ -155,6 +163,20 @@ def test_a_forbidden_place_is_named_by_its_argument(tmp_path: Path, monkeypatch:
     Path("log").write_text("")
     assert argument_of(Path("log"), ["export", "--output", "log/e"]) == "--output"
     assert "No space left on device; make room, or" in line_and_status(OSError(28, "No space left on device", "x"))[0]
+
+
+def test_a_refusal_of_the_disk_has_a_remedy_once(tmp_path: Path):
+    words = ["prepare", "--data.store", "s"]
+    for number, remedy in ((30, "allow it"), (28, "make room"), (13, "allow it")):
+        cause = OSError(number, os.strerror(number), "s.lock")
+        error = StoreError(f"the event store s cannot be written: {cause.strerror}")
+        error.__cause__ = cause
+        line, status = line_and_status(error, words)
+        assert line.endswith(f"cannot be written: {os.strerror(number)}; {remedy}, or choose another --data.store")
+        assert status == 2
+        told = InputError(f"{line}!")
+        told.__cause__ = cause
+        assert line_and_status(told, words)[0] == f"{line}!"
 
 
 @pytest.mark.process

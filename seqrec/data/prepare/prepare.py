@@ -269,4 +269,4 @@ def _locked(directory: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, InputError):
             raise
-        raise StoreError(f"the event store {directory} cannot be written: {error}") from error
+        raise StoreError(f"the event store {directory} cannot be written: {error.strerror}") from error

@@ -109,7 +109,7 @@ def reading(origin: Path | str, kind: str = "text") -> Iterator[None]:
         reason = str(error).strip().split("\n")[0]
         if "Permission denied" in reason:
             refused = PermissionError(errno.EACCES, "Permission denied", str(origin))
-            raise InputError(f"{origin} cannot be read: permission denied; allow it, or give another path") from refused
+            raise InputError(f"{origin} cannot be read: permission denied") from refused
         hint = " (save it as UTF-8)" if re.search("utf-?8", reason) else "; save it again, or give another file"
         raise InputError(f"{origin} cannot be read as {kind}: {reason}{hint}") from error
 

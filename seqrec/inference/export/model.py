@@ -176,6 +176,9 @@ def _folder(target: Path) -> Iterator[Path]:
         if target.exists():
             target.rmdir()
         move(folder, target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            # Writers of other packages name no place, or the temporary one.
+            raise OSError(error.errno, error.strerror, str(target)) from error
         raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +101,17 @@ def test_a_program_that_differs_leaves_no_file(wrong: str, tmp_path: Path, monke
 class LoopEncoder(SumEncoder):
     def forward(self, x: torch.Tensor, history: History) -> torch.Tensor:
         return torch.stack([x[:, : t + 1].sum(1) for t in range(x.shape[1])], 1) * self.weight
+
+
+def test_a_full_disk_names_the_output_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(export_model, "write", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        export(GRU4Rec(NUM_ITEMS, d_model=8), tmp_path / "model", format="torch")
+    assert caught.value.filename == str(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_encoder_that_loops_over_events_cannot_be_traced(tmp_path: Path):
