@@ -1,9 +1,12 @@
-"""`seqrec benchmark training`: a training step in several precisions, compiled, and with recomputed blocks."""
+"""`seqrec benchmark training`: a training step in several precisions, compiled, recomputed, and in plain PyTorch."""
 
 from __future__ import annotations
 
+import itertools
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,10 +21,15 @@ from seqrec.data.prepare.memory import spoken_bytes
 from seqrec.encoders import ENCODERS
 from seqrec.errors import InputError
 from seqrec.experiments import MODELS
+from seqrec.ops import ALL_BACKENDS
+from seqrec.ops.dropout import check_share
 from seqrec.runs.callbacks import EncoderCompile
 
-# The trainer's precision, and the switches of `EncoderCompile`.
+# The same model with every op of `seqrec.ops` computed by torch's own functions, as a user would write it.
+PLAIN = "plain PyTorch"
+# How to compute a step: the trainer's precision, and the switches of `EncoderCompile`.
 VARIANTS: dict[str, tuple[str, dict[str, bool]]] = {
+    PLAIN: ("32-true", {}),
     "fp32": ("32-true", {}),
     "bf16": ("bf16-mixed", {}),
     "fp16": ("16-mixed", {}),
@@ -40,6 +48,7 @@ def benchmark_training(
     d_model: int = 64,
     num_layers: int = 2,
     num_items: int = 100_000,
+    dropout: float = 0.0,
     steps: int = 5,
     seed: int = 0,
     device: str = "cpu",
@@ -47,17 +56,18 @@ def benchmark_training(
 ) -> None:
     """Time training steps and their memory, computed in several ways, and compare their losses.
 
-    Each combination runs in a process of its own, through Lightning's trainer.
+    Each combination runs in a process of its own, through Lightning's trainer. Variants: fp32, bf16, fp16, compiled,
+    recomputed, "bf16, compiled, recomputed", and "plain PyTorch", which is fp32 with no kernels but torch's own.
 
     Args:
         lengths: Events per history.
         encoders: Names of presets.
-        variants: Of fp32, bf16, fp16 (cuda only), compiled, recomputed, and "bf16, compiled, recomputed". The others
-            are compared with the first.
+        variants: Names of `VARIANTS`; fp16 is for cuda only. The others are compared with the first.
         batch_size: Histories per batch.
         d_model: Width.
         num_layers: Blocks.
         num_items: Items of the catalogue.
+        dropout: Share that is set to 0. Variants draw it from different generators, so that losses differ.
         steps: Timed steps; the fastest counts.
         seed: Seed of weights, items and draws.
         device: cpu or cuda.
@@ -72,8 +82,9 @@ def benchmark_training(
     harness.check_device(device)
     if "fp16" in variants and device == "cpu":
         raise InputError("variants: fp16 needs device=cuda; on a CPU use bf16")
+    check_share(dropout)
     shape = {"d_model": d_model, "num_layers": num_layers, "batch_size": batch_size, "num_items": num_items}
-    settings = {**shape, "steps": steps, "seed": seed, "device": device}
+    settings = {**shape, "dropout": dropout, "steps": steps, "seed": seed, "device": device}
     benchmark = Benchmark(json_file, settings=settings, figures=[])
 
     def measure(cell: Row) -> Row:
@@ -89,18 +100,15 @@ def benchmark_training(
 
     cells = [
         {"encoder": encoder, "length": length, "variant": variant}
-        for encoder in encoders
-        for length in lengths
-        for variant in variants
+        for encoder, length, variant in itertools.product(encoders, lengths, variants)
     ]
     benchmark.run("figures", cells, measure, "{encoder}, {length:,} events, {variant}")
     head = "encoder | events | computed | ms a step | ratio | memory | ratio | last loss | first step"
     rows = harness.with_first(benchmark["figures"], "encoder", "length")
     text = harness.table(head, (_cells(row, first) for row, first in rows))
-    notes = harness.failures(benchmark["figures"], "{encoder}, {length:,}, {variant}")
-    sizes = f"width {d_model}, {num_layers} blocks, batch {batch_size}, {num_items:,} items"
-    title = f"training step, {sizes}, fastest of {steps} on {device}"
-    benchmark.finish(title, f"{text}\n{notes}".rstrip())
+    text += "\n" + harness.failures(benchmark["figures"], "{encoder}, {length:,}, {variant}")
+    sizes = f"width {d_model}, {num_layers} blocks, batch {batch_size}, {num_items:,} items, dropout {dropout:g}"
+    benchmark.finish(f"training step, {sizes}, fastest of {steps} on {device}", text.rstrip())
 
 
 def _cells(row: Row, first: Row) -> list[str]:
@@ -113,7 +121,7 @@ def _cells(row: Row, first: Row) -> list[str]:
 
 
 def train_steps(encoder: str, variant: str, length: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Train as `seqrec fit` does, without dropout, on one batch with full rows and items uniform over the catalogue.
+    """Train as `seqrec fit` does, on one batch with full rows and items uniform over the catalogue.
 
     See `benchmark_training` for the arguments. The first two steps, in which memory is first taken and kernels are
     compiled, are not timed.
@@ -125,8 +133,8 @@ def train_steps(encoder: str, variant: str, length: int, settings: Mapping[str, 
     device, steps = settings["device"], settings["steps"]
     torch.manual_seed(settings["seed"])
     preset: Any = MODELS[encoder]
-    width = {name: settings[name] for name in ("d_model", "num_layers")}
-    model = preset(settings["num_items"], **width, dropout=0.0, max_length=length)
+    width = {name: settings[name] for name in ("d_model", "num_layers", "dropout")}
+    model = preset(settings["num_items"], **width, max_length=length)
     batch = full_batch(settings["num_items"], settings["batch_size"], length)
     precision, switches = VARIANTS[variant]
     clock = _Clock(torch.device(device))
@@ -138,13 +146,27 @@ def train_steps(encoder: str, variant: str, length: int, settings: Mapping[str, 
         max_steps=steps + 2,
         **harness.QUIET,
     )
-    trainer.fit(model, DataLoader([batch] * (steps + 2), batch_size=None))  # type: ignore[arg-type]  # a list will do
+    with _plain_torch() if variant == PLAIN else nullcontext():
+        trainer.fit(model, DataLoader([batch] * (steps + 2), batch_size=None))  # type: ignore[arg-type]  # a list will do
     return {
         "first_seconds": clock.seconds[0],
         "step_seconds": clock.seconds[2:],
         "losses": clock.losses,
         "device_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
     }
+
+
+@contextmanager
+def _plain_torch() -> Iterator[None]:
+    """Let each op choose its preferred backend of those that need nothing but torch."""
+    before = dict(os.environ)
+    os.environ.update({op.variable: op.plain for op in ALL_BACKENDS})
+    try:
+        yield
+    finally:
+        for op in ALL_BACKENDS:
+            os.environ.pop(op.variable, None)
+        os.environ.update(before)
 
 
 class _Clock(pl.Callback):

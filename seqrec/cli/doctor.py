@@ -12,26 +12,10 @@ import torch
 
 from seqrec.aliases import __version__
 from seqrec.errors import InputError
-from seqrec.ops import compiled_library
-from seqrec.ops.attention import ATTENTION_BACKENDS
+from seqrec.ops import ALL_BACKENDS, compiled_library
 from seqrec.ops.backends import Backends
-from seqrec.ops.causal_conv1d import CONV_BACKENDS
-from seqrec.ops.dropout import DROPOUT_BACKENDS
-from seqrec.ops.mamba_step import MAMBA_STEP_BACKENDS
-from seqrec.ops.pair_scores import PAIR_SCORES_BACKENDS
-from seqrec.ops.selective_scan import SCAN_BACKENDS
-from seqrec.ops.ssd import SSD_BACKENDS
 from seqrec.runs.provenance import package_version
 
-OPS: tuple[Backends[Any], ...] = (
-    SCAN_BACKENDS,
-    SSD_BACKENDS,
-    CONV_BACKENDS,
-    ATTENTION_BACKENDS,
-    DROPOUT_BACKENDS,
-    MAMBA_STEP_BACKENDS,
-    PAIR_SCORES_BACKENDS,
-)
 PACKAGES = ("torch", "lightning", "polars", "numpy", "triton", "mamba-ssm", "causal-conv1d")
 
 
@@ -116,7 +100,7 @@ def examine() -> Report:
         cpu=f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         compiled=compiled_library.variant() or f"none; {compiled_library.load_error()}",
         cuda=devices,
-        ops=[_examine_op(backends, device) for backends in OPS for device in ("cpu", "cuda")],
+        ops=[_examine_op(backends, device) for backends in ALL_BACKENDS for device in ("cpu", "cuda")],
     )
 
 

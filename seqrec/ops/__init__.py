@@ -1,10 +1,27 @@
 """Numerics without parameters: each op has an obvious `reference`, faster backends, and one function that chooses."""
 
-from seqrec.ops.attention import attention
-from seqrec.ops.causal_conv1d import causal_conv1d
-from seqrec.ops.dropout import dropout
-from seqrec.ops.pair_scores import pair_scores
-from seqrec.ops.selective_scan import selective_scan
-from seqrec.ops.ssd import ssd_scan
+from __future__ import annotations
+
+from typing import Any
+
+from seqrec.ops.attention import ATTENTION_BACKENDS, attention
+from seqrec.ops.backends import Backends
+from seqrec.ops.causal_conv1d import CONV_BACKENDS, causal_conv1d
+from seqrec.ops.dropout import DROPOUT_BACKENDS, dropout
+from seqrec.ops.mamba_step import MAMBA_STEP_BACKENDS
+from seqrec.ops.pair_scores import PAIR_SCORES_BACKENDS, pair_scores
+from seqrec.ops.selective_scan import SCAN_BACKENDS, selective_scan
+from seqrec.ops.ssd import SSD_BACKENDS, ssd_scan
 
 __all__ = ["attention", "causal_conv1d", "dropout", "pair_scores", "selective_scan", "ssd_scan"]
+
+# The backends of every op.
+ALL_BACKENDS: tuple[Backends[Any], ...] = (
+    SCAN_BACKENDS,
+    SSD_BACKENDS,
+    CONV_BACKENDS,
+    ATTENTION_BACKENDS,
+    DROPOUT_BACKENDS,
+    MAMBA_STEP_BACKENDS,
+    PAIR_SCORES_BACKENDS,
+)

@@ -89,6 +89,11 @@ class Backends(Generic[Function]):
         """Names, in the order in which "auto" prefers them."""
         return list(self._backends)
 
+    @property
+    def plain(self) -> str:
+        """The preferred backend of those that need nothing but torch, which run on every machine."""
+        return next(backend.name for backend in self._backends.values() if backend.missing is _present)
+
     def __getitem__(self, name: str) -> Backend[Function]:
         return self._backends[name]
 
@@ -114,8 +119,7 @@ class Backends(Generic[Function]):
         if name != "auto":
             reason = self._backends[name].why_unusable(device, dtype, given)
             if reason is not None:
-                anywhere = next(backend.name for backend in self._backends.values() if backend.missing is _present)
-                raise InputError(f"{source} {reason}; or use 'auto' or {anywhere!r}")
+                raise InputError(f"{source} {reason}; or use 'auto' or {self.plain!r}")
             return self._backends[name]
         chosen, passed_over = self.auto(device, dtype, given)
         for backend in passed_over:

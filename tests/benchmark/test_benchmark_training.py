@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from seqrec.benchmark import training
 from seqrec.benchmark.measurement import Measurement, MemoryLimitError
-from seqrec.benchmark.training import benchmark_training, train_steps
+from seqrec.benchmark.training import PLAIN, benchmark_training, train_steps
 from seqrec.errors import InputError
+from seqrec.ops import ALL_BACKENDS
+from seqrec.ops.backends import Backend, Backends
 
-SMALL = {"batch_size": 2, "d_model": 4, "num_layers": 1, "num_items": 300, "steps": 2}
+SMALL = {"batch_size": 2, "d_model": 4, "num_layers": 1, "num_items": 300, "dropout": 0.0, "steps": 2}
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -25,6 +28,35 @@ def test_variants_have_the_losses_of_float32(encoder: str):
     assert losses["recomputed"] == losses["fp32"]
     assert losses["bf16"] != losses["fp32"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=2e-2)
+
+
+@pytest.mark.parametrize("encoder", ["MambaRec", "SASRec", "GRU4Rec"])
+def test_plain_pytorch_is_the_same_model_by_other_functions(encoder: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SEQREC_SCAN_BACKEND", "reference")
+    used = set()
+    choose = Backends.choose
+
+    def recorded(self: Backends, wanted: str, *arguments: object) -> Backend:
+        backend = choose(self, wanted, *arguments)
+        used.add(backend.name)
+        return backend
+
+    monkeypatch.setattr(Backends, "choose", recorded)
+    settings = {**SMALL, "seed": 0, "device": "cpu"}
+    plain = train_steps(encoder, PLAIN, 40, settings)["losses"]
+    assert used <= {op.plain for op in ALL_BACKENDS}
+    assert used
+    assert os.environ["SEQREC_SCAN_BACKEND"] == "reference"
+    assert "SEQREC_DROPOUT_BACKEND" not in os.environ
+    assert plain == pytest.approx(train_steps(encoder, "fp32", 40, settings)["losses"], rel=1e-5)
+
+
+def test_dropout_takes_part():
+    losses = {
+        share: train_steps("SASRec", "fp32", 40, {**SMALL, "dropout": share, "seed": 0, "device": "cpu"})["losses"]
+        for share in (0.0, 0.5)
+    }
+    assert losses[0.0] != losses[0.5]
 
 
 def test_a_table_is_printed_and_written(
@@ -79,6 +111,7 @@ def test_a_table_is_printed_and_written(
         ({"encoders": ("BERT",)}, "encoders="),
         ({"variants": ("fp8",)}, "variants="),
         ({"steps": 0}, "steps=0"),
+        ({"dropout": 1.0}, "dropout=1.0"),
         ({"device": "tpu"}, "device='tpu'"),
         ({"variants": ("fp16",)}, "fp16 needs device=cuda"),
         ({"json_file": "no/such/folder/f.json"}, "json_file="),

@@ -13,20 +13,21 @@ import pytest
 import torch
 
 from seqrec.cli import main
-from seqrec.cli.doctor import OPS, examine
+from seqrec.cli.doctor import examine
+from seqrec.ops import ALL_BACKENDS
 from seqrec.ops.selective_scan import SCAN_BACKENDS
 
 
 @pytest.fixture(autouse=True)
 def without_variables(monkeypatch: pytest.MonkeyPatch):
-    for backends in OPS:
+    for backends in ALL_BACKENDS:
         monkeypatch.delenv(backends.variable, raising=False)
 
 
 def test_every_backend_of_every_op_is_accounted_for():
     report = examine()
-    assert [(op.op, op.device) for op in report.ops] == [(b.op, d) for b in OPS for d in ("cpu", "cuda")]
-    for op, backends in zip(report.ops[::2], OPS, strict=True):
+    assert [(op.op, op.device) for op in report.ops] == [(b.op, d) for b in ALL_BACKENDS for d in ("cpu", "cuda")]
+    for op, backends in zip(report.ops[::2], ALL_BACKENDS, strict=True):
         assert {op.used, *op.others} == set(backends.names)
         assert backends.choose("auto", "cpu", torch.float32).name == op.used
         assert op.others["reference"] == "runs here too"
@@ -67,7 +68,7 @@ def test_a_variable_that_asks_for_what_cannot_be_is_the_machines_illness(
 def test_programs_get_json(capsys: pytest.CaptureFixture[str]):
     main(["doctor", "--json", "true"])
     report = json.loads(capsys.readouterr().out)
-    assert {op["op"] for op in report["ops"]} == {backends.op for backends in OPS}
+    assert {op["op"] for op in report["ops"]} == {backends.op for backends in ALL_BACKENDS}
 
 
 @pytest.mark.process
