@@ -10,6 +10,7 @@ import ctypes
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,6 +88,20 @@ def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
 def write_json(path: Path, content: Any, *, mode: int = 0o666) -> None:
     """Write plain data as indented JSON, replacing a file that exists; see `replacing`."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", mode=mode)
+
+
+def write_parquet(frame: Any, path: Path, **options: Any) -> None:
+    """Write a polars frame, a lazy one in parts. The file is not flushed; see `move`.
+
+    Raises:
+        OSError: if the disk is full. polars itself reports an error of the format.
+    """
+    try:
+        (frame.write_parquet if hasattr(frame, "write_parquet") else frame.sink_parquet)(path, **options)
+    except Exception as error:
+        if re.search(r"os error 28|thrift: transport error", str(error)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
 
 
 def create(path: Path, content: bytes) -> None:

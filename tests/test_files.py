@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import stat
 
+import polars
 import pytest
 
 from seqrec import files
@@ -59,6 +60,23 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert caught.value.filename == str(tmp_path / "a")
     assert (tmp_path / "a").read_text() == "old"
     assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("said", ["underlying IO error: No space left on device (os error 28)", "transport error"])
+def test_a_full_disk_under_polars_is_an_error_of_the_system(tmp_path, monkeypatch, lazy, said):
+    frame = polars.DataFrame({"a": [1]})
+    frame = frame.lazy() if lazy else frame
+    files.write_parquet(frame, tmp_path / "a", metadata={"b": "c"})
+    assert polars.read_parquet_metadata(tmp_path / "a")["b"] == "c"
+
+    def full(*_, **__):
+        raise polars.exceptions.ComputeError(f"parquet: File out of specification: Invalid thrift: {said}")
+
+    monkeypatch.setattr(type(frame), "sink_parquet" if lazy else "write_parquet", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        files.write_parquet(frame, tmp_path / "a")
+    assert caught.value.filename == str(tmp_path / "a")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")

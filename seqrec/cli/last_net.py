@@ -32,8 +32,6 @@ HINTS = (
         "set --trainer.val_check_interval to at most the batches of an epoch",
     ),
     (r"invalid accelerator name", "set --trainer.accelerator to auto, cpu or gpu"),
-    # polars, whose writer keeps the system's reason to itself
-    (r"os error 28|Invalid thrift: transport error", "the disk is full: make room, or choose another folder"),
     (
         r"machine only has|`devices` selected with `\w+` should be",
         "set --trainer.devices to the number that this machine has",

@@ -21,7 +21,7 @@ from seqrec.data.splits import item_counts
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 from seqrec.evaluation.metrics import list_metrics
-from seqrec.files import move
+from seqrec.files import move, write_parquet
 from seqrec.models import Recommender
 from seqrec.types import Recommendations
 
@@ -95,7 +95,7 @@ class RecommendationWriter(BasePredictionWriter):
         store: EventStore = trainer.datamodule.store  # type: ignore[attr-defined]
         users = store.user_vocabulary.external_series(prediction.user_ids.cpu().numpy())
         frame = recommendation_frame(prediction.to("cpu"), users, store.item_vocabulary)
-        frame.write_parquet(self._folder / f"part-{trainer.global_rank}-{batch_idx:06d}.parquet")
+        write_parquet(frame, self._folder / f"part-{trainer.global_rank}-{batch_idx:06d}.parquet")
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the metrics of all processes' lists, and print where the lists are."""

@@ -40,13 +40,6 @@ MESSAGES = {
         ["You selected an invalid accelerator name: `accelerator='quantum'`."],
         "the accelerator has no name",
     ),
-    "the disk is full": (
-        [
-            "parquet: File out of specification: underlying IO error: No space left on device (os error 28)",
-            "parquet: File out of specification: Invalid thrift: transport error",
-        ],
-        "parquet: File out of specification: The file must end with PAR1 or PARE",
-    ),
     "--trainer.devices": (
         [
             "You requested gpu: [3] But your machine only has: [0]",

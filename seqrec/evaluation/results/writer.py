@@ -16,7 +16,7 @@ from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 from seqrec.evaluation.protocols import Protocol
 from seqrec.evaluation.results.file import FILE_NAME, Header, is_results, popularity_bounds
-from seqrec.files import move
+from seqrec.files import move, write_parquet
 from seqrec.types import JudgedTargets
 
 # Targets that a process holds before it writes them: 2^18 take some 20 MiB.
@@ -101,7 +101,7 @@ class ResultsWriter(pl.Callback):
         if trainer.is_global_zero:
             joined = self._folder / "joined"
             parts = polars.scan_parquet(sorted(self._folder.glob("part-*.parquet")))
-            parts.sink_parquet(joined, metadata=self._header(pl_module).as_metadata())
+            write_parquet(parts, joined, metadata=self._header(pl_module).as_metadata())
             move(joined, self._file)
             shutil.rmtree(self._folder)
         trainer.strategy.barrier()
@@ -132,7 +132,7 @@ class ResultsWriter(pl.Callback):
     def _write_part(self, trainer: pl.Trainer) -> None:
         store = _data(trainer).store
         frame = polars.concat([results_frame(judged, store, self._item_counts) for judged in self._waiting])
-        frame.write_parquet(self._folder / f"part-{trainer.global_rank:05d}-{self._parts:06d}.parquet")
+        write_parquet(frame, self._folder / f"part-{trainer.global_rank:05d}-{self._parts:06d}.parquet")
         self._waiting, self._parts = [], self._parts + 1
 
 

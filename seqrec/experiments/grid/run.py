@@ -21,7 +21,7 @@ from seqrec.evaluation.results.file import FILE_NAME as RANKS_FILE
 from seqrec.experiments import is_baseline, runner
 from seqrec.experiments.grid.cells import Cell, Settings
 from seqrec.experiments.runner import Slot
-from seqrec.files import move, write_json
+from seqrec.files import move, write_json, write_parquet
 from seqrec.runs import Summary
 from seqrec.runs.summary import read_summary
 
@@ -177,7 +177,7 @@ def gather(folder: Path) -> None:
     curves = polars.DataFrame(points, schema=CURVE_COLUMNS)
     for name, frame in ((RESULTS_FILE, results), (CURVES_FILE, curves)):
         partial = folder / f"{name}.partial"
-        frame.write_parquet(partial)
+        write_parquet(frame, partial)
         move(partial, folder / name)
 
 

@@ -13,7 +13,7 @@ import polars
 from filelock import FileLock
 
 from seqrec.errors import InputError, first_difference
-from seqrec.files import create, move, synchronise, write_json
+from seqrec.files import create, move, synchronise, write_json, write_parquet
 
 # Name of a part's numbers in its metadata.
 COUNTS = "seqrec"
@@ -71,10 +71,10 @@ class BulkOutput:
         """Write a part: recommendations, users without any, and numbers that the summary adds up."""
         if len(left_out):
             users = self._aside(f"part-{part:06d}-left-out.parquet")
-            polars.DataFrame({"user_id": left_out}).write_parquet(users)
+            write_parquet(polars.DataFrame({"user_id": left_out}), users)
             move(users, self._left_out(part))
         written = self._aside(f"part-{part:06d}.parquet")
-        frame.write_parquet(written, metadata={COUNTS: json.dumps(counts | {"rows": len(frame)})})
+        write_parquet(frame, written, metadata={COUNTS: json.dumps(counts | {"rows": len(frame)})})
         # The rename completes the part, so the file above comes first.
         move(written, self._part(part))
 
@@ -105,7 +105,7 @@ class BulkOutput:
             left_out = [file for part in range(num_parts) if (file := self._left_out(part)).is_file()]
             if left_out:
                 aside = self._aside("left_out.parquet")
-                polars.scan_parquet(left_out).sink_parquet(aside)
+                write_parquet(polars.scan_parquet(left_out), aside)
                 move(aside, self.left_out_file)
             summary = {**counts, **notes, "job": _read(self.work / "job.json")}
             write_json(self.summary_file, summary)
