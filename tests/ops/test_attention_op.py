@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from seqrec.errors import InputError
 from seqrec.ops import attention
-from seqrec.ops.attention import ATTENTION_BACKENDS
+from seqrec.ops.attention import ATTENTION_BACKENDS, split_heads
 
 SEED = torch.tensor([-1234567890123])
 NAMES = ("out", "query", "key", "value")
@@ -75,6 +75,50 @@ def test_many_events_equal_the_float64_reference(cpp, dropout):
     # Gradients of one head are then split into parts.
     inputs, options = heads(1, 1, 1500, 16), {"dropout": dropout, "seed": SEED}
     assert_close(run(inputs, "cpp", **options), run(inputs, "reference", torch.float64, **options))
+
+
+def gradient_of_packed(packed, split, change, backend="cpp"):
+    packed = packed.clone().requires_grad_()
+    out = attention(*change(split(packed)), dropout=0.3, seed=SEED, backend=backend)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad(out, packed, weights)
+    return gradient
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 70, 8), (1, 1, 600, 4), (3, 1, 1, 5), (0, 1, 2, 4)], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda heads: heads,
+        lambda heads: (heads[0] * 2, heads[1], heads[2]),
+        lambda heads: (heads[1], heads[0], heads[2]),
+        lambda heads: (heads[0], heads[0], heads[2] + heads[1]),
+    ],
+    ids=["none", "one of them", "other order", "one twice"],
+)
+def test_the_gradient_of_the_projection_is_that_of_its_parts(cpp, sizes, change):
+    batch, heads, length, width = sizes
+    packed = torch.randn(batch, length, 3, heads, width, generator=torch.Generator().manual_seed(0))
+    expected = gradient_of_packed(packed, lambda x: x.permute(2, 0, 3, 1, 4), change)
+    assert torch.equal(gradient_of_packed(packed, split_heads, change), expected)
+
+
+def test_gradients_side_by_side_are_not_copied(cpp, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("copied")
+
+    packed = torch.randn(2, 50, 3, 2, 8)
+    expected = gradient_of_packed(packed, lambda x: x.permute(2, 0, 3, 1, 4), lambda heads: heads)
+    monkeypatch.setattr(torch, "stack", refuse)
+    assert torch.equal(gradient_of_packed(packed, split_heads, lambda heads: heads), expected)
+    with pytest.raises(AssertionError, match="copied"):
+        gradient_of_packed(packed, split_heads, lambda heads: heads, backend="reference")
+
+
+def test_second_derivatives_of_split_heads():
+    packed = torch.randn(2, 5, 3, 2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(split_heads, packed)
+    assert torch.autograd.gradgradcheck(split_heads, packed)
 
 
 @pytest.mark.parametrize("width", [3, 16, 64])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from seqrec.encoders.layers.positions import rotary_turns, rotate
 from seqrec.encoders.layers.streamed import Tensors
 from seqrec.errors import InputError, check_at_least
-from seqrec.ops.attention import attention
+from seqrec.ops.attention import attention, split_heads
 from seqrec.ops.dropout import check_share
 
 # New events of a stream that attend together; the mask then has at most this times W + this elements.
@@ -122,8 +122,8 @@ class CausalSelfAttention(nn.Module):
     def _heads(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values (B, H, L, D / H) of events at `positions`, which broadcast to (B, H, L)."""
         batch, length, width = x.shape
-        heads = self.in_projection(x).view(batch, length, 3, self.num_heads, width // self.num_heads)
-        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        packed = self.in_projection(x).view(batch, length, 3, self.num_heads, width // self.num_heads)
+        query, key, value = split_heads(packed)
         if self.turns is not None:
             query, key = (rotate(y, positions, self.turns) for y in (query, key))
         return query, key, value

@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from seqrec.ops.attention.backends import ATTENTION_BACKENDS
+from seqrec.ops.attention.heads import split_heads
 from seqrec.ops.attention.problem import AttentionProblem, check_problem
 from seqrec.ops.attention.torch_attention import attention_torch
 
-__all__ = ["ATTENTION_BACKENDS", "attention"]
+__all__ = ["ATTENTION_BACKENDS", "attention", "split_heads"]
 
 
 def attention(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from seqrec.ops.attention.problem import AttentionProblem
@@ -33,12 +34,6 @@ def _numbers(query: Tensor, causal: bool, window: int, threshold: int) -> dict[s
     return {**sizes, "causal": int(causal), "window": window, "threshold": threshold, "parts": parts}
 
 
-def _empty(query: Tensor, *lead: int) -> Tensor:
-    """Allocate (*lead, B, L, H, P) and return it as (*lead, B, H, L, P): heads are merged without a copy."""
-    batch, heads, length, width = query.shape
-    return query.new_empty(*lead, batch, length, heads, width).transpose(-3, -2)
-
-
 def _new_outputs(
     query: Tensor,
     key: Tensor,
@@ -50,8 +45,10 @@ def _new_outputs(
     threshold: int,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    batch, heads, length, _ = query.shape
-    return _empty(query), query.new_empty((batch, heads, 2, length) if keep else 0)
+    batch, heads, length, width = query.shape
+    # Heads are then merged without a copy.
+    out = query.new_empty(batch, length, heads, width).transpose(1, 2)
+    return out, query.new_empty((batch, heads, 2, length) if keep else 0)
 
 
 def _forward(
@@ -85,18 +82,24 @@ def _backward(
     threshold: int,
     out: Tensor,
     statistics: Tensor,
-) -> list[Tensor]:
+) -> Tensor:
     strides, inputs = _strided(query=query, key=key, value=value, dout=dout)
     numbers = {**_numbers(query, causal, window, threshold), **strides}
-    parts = numbers["parts"]
-    dquery, dkey, dvalue = _empty(query), _empty(query, parts), _empty(query, parts)
-    results = {"dquery": dquery, "dkey": dkey, "dvalue": dvalue, "out": out, "statistics": statistics}
+    gradients = _new_gradients(dout, query)
+    dquery, *sums = gradients.unbind(2)
+    parts = [x if numbers["parts"] == 1 else x.new_empty(numbers["parts"], *x.shape) for x in sums]
+    results = {"dquery": dquery, "dkey": parts[0], "dvalue": parts[1], "out": out, "statistics": statistics}
     call("attention_backward", numbers, {**inputs, **results, "seed": seed, "lengths": lengths})
-    return [dquery, *(x[0] if parts == 1 else x.sum(0) for x in (dkey, dvalue))]
+    for total, part in zip(sums, parts, strict=True):
+        if part is not total:
+            torch.sum(part, 0, out=total)
+    return gradients
 
 
-def _new_gradients(dout: Tensor, query: Tensor, *others: Any) -> list[Tensor]:
-    return [_empty(query) for _ in range(3)]
+def _new_gradients(dout: Tensor, query: Tensor, *others: Any) -> Tensor:
+    """Allocate the gradients of query, key and value side by side: (B, L, 3, H, P)."""
+    batch, heads, length, width = query.shape
+    return query.new_empty(batch, length, 3, heads, width)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -107,7 +110,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _differentiate(ctx: Any, backward: Any, dout: Tensor, dstatistics: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, out, statistics = ctx.saved_tensors
     gradients = backward(dout, *tensors, ctx.causal, ctx.window, ctx.threshold, out, statistics)
-    return (*gradients, *[None] * 6)
+    return (*gradients.permute(2, 0, 3, 1, 4), *[None] * 6)
 
 
 _INPUTS = (
@@ -119,7 +122,7 @@ _attention = differentiable(
     _backward,
     schemas=(
         f"({_INPUTS}, bool keep) -> (Tensor, Tensor)",
-        f"(Tensor dout, {_INPUTS}, Tensor out, Tensor statistics) -> Tensor[]",
+        f"(Tensor dout, {_INPUTS}, Tensor out, Tensor statistics) -> Tensor",
     ),
     device_types="cpu",
     new_outputs=_new_outputs,

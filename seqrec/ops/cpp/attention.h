@@ -279,6 +279,11 @@ inline void softmax_gradients(const AttentionProblem& p, const Drawn& drawn, int
   for (int64_t row = 0; row < rows; ++row) use(row, ~Bits{});
 }
 
+// Place of a head's first number in (parts, B, L, H, P), of which events are `apart` times H P from each other.
+inline int64_t head_at(const AttentionProblem& p, int64_t part, int64_t row, int64_t head, int64_t apart) {
+  return ((part * p.batch + row) * p.length * apart * p.heads + head) * p.width;
+}
+
 void attention_backward_queries(const AttentionProblem& p, const Queries& q, const AttentionScratch& r) {
   const Events keys = events_of(p.key, p.key_strides, q.row, q.head);
   const Events values = events_of(p.value, p.value_strides, q.row, q.head);
@@ -329,7 +334,7 @@ void attention_backward_queries(const AttentionProblem& p, const Queries& q, con
             p.width, columns);
   }
   for (int64_t i = 0; i < p.width * COLUMNS; ++i) r.dquery[i] *= all(scale);
-  transpose_out(q, r.dquery, p.width, p.dquery + at, p.heads * p.width);
+  transpose_out(q, r.dquery, p.width, p.dquery + head_at(p, 0, q.row, q.head, 3), 3 * p.heads * p.width);
 }
 
 // Every `parts`-th block of queries of a head.
@@ -340,7 +345,7 @@ void attention_backward_task(const AttentionProblem& p, int64_t task, Vec* scrat
   clear(r.dkey, 2 * p.length * vectors);
   for (int64_t block = part; block < blocks; block += p.parts)
     attention_backward_queries(p, queries_at(p, row, head, block), r);
-  const int64_t at = (((part * p.batch + row) * p.length) * p.heads + head) * p.width, stride = p.heads * p.width;
+  const int64_t apart = p.parts == 1 ? 3 : 1, at = head_at(p, part, row, head, apart), stride = apart * p.heads * p.width;
   for (int64_t event = 0; event < p.length; ++event) {
     for (int64_t v = 0; v < vectors; ++v) {
       const int lanes = static_cast<int>(std::min<int64_t>(LANES, p.width - v * LANES));

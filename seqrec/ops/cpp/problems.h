@@ -89,8 +89,8 @@ struct AttentionProblem {
   float* out;                         // (B, L, H, P)
   float* statistics;                  // (B, H, 2, L): a query's largest score, and 1 / the sum of weights
   const float* dout;                  // (B, H, L, P), strided
-  float* dquery;                      // (B, L, H, P)
-  float *dkey, *dvalue;               // (parts, B, L, H, P), to be summed
+  float* dquery;                      // (B, L, H, P), every third event of (B, 3 L, H, P)
+  float *dkey, *dvalue;               // like dquery; if there are parts, (parts, B, L, H, P), to be summed
 };
 
 struct DropoutProblem {
