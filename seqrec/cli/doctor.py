@@ -17,6 +17,7 @@ from seqrec.ops.attention import ATTENTION_BACKENDS
 from seqrec.ops.backends import Backends
 from seqrec.ops.causal_conv1d import CONV_BACKENDS
 from seqrec.ops.dropout import DROPOUT_BACKENDS
+from seqrec.ops.linear import LINEAR_BACKENDS
 from seqrec.ops.mamba_step import MAMBA_STEP_BACKENDS
 from seqrec.ops.pair_scores import PAIR_SCORES_BACKENDS
 from seqrec.ops.selective_scan import SCAN_BACKENDS
@@ -29,6 +30,7 @@ OPS: tuple[Backends[Any], ...] = (
     CONV_BACKENDS,
     ATTENTION_BACKENDS,
     DROPOUT_BACKENDS,
+    LINEAR_BACKENDS,
     MAMBA_STEP_BACKENDS,
     PAIR_SCORES_BACKENDS,
 )
