@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -142,18 +145,65 @@ def recommend_block(
     for name, value in (("max_length", max_length), ("batch_size", batch_size), ("max_tokens", max_tokens)):
         if value is not None and value < 1:
             raise InputError(f"{name}={value} must be at least 1")
-    scorer = model.scorer()
+    scorer, on_cpu = model.scorer(), model.device.type == "cpu"
     longest = int((block.offsets[1:] - block.offsets[:-1]).max(initial=1))
+    length = max_length or trained_length(model) or longest
+    batches = block.batches(length, batch_size=batch_size, max_tokens=max_tokens)
     shape = (len(block), options.top_k)
-    item_ids, scores = torch.zeros(shape, dtype=torch.int64), torch.full(shape, -torch.inf)
-    with evaluating(model):
-        for places, batch in block.batches(
-            max_length or trained_length(model) or longest, batch_size=batch_size, max_tokens=max_tokens
-        ):
+    item_ids, scores = np.zeros(shape, np.int64), np.full(shape, -np.inf, np.float32)
+
+    def recommend(rows: NDArray[np.int64], batch: SequenceBatch) -> None:
+        with torch.no_grad():
             best = best_items(model, scorer, batch.to(model.device), options)
-            rows = torch.from_numpy(places)
-            item_ids[rows], scores[rows] = best.item_ids.cpu(), best.scores.float().cpu()
-    return Recommendations(item_ids, scores, torch.from_numpy(block.user_ids))
+            item_ids[rows], scores[rows] = best.item_ids.cpu().numpy(), best.scores.float().cpu().numpy()
+
+    # Autocast holds for the thread that turned it on.
+    several = on_cpu and model.search.concurrent and not torch.is_autocast_enabled("cpu")
+    with evaluating(model):
+        _for_each(batches, recommend, torch.get_num_threads() if several else 1)
+    return Recommendations(torch.from_numpy(item_ids), torch.from_numpy(scores), torch.from_numpy(block.user_ids))
+
+
+def _for_each(batches: Iterator[Any], work: Callable[..., None], threads: int) -> None:
+    """Call `work(*batch)` for each batch: on several threads, with one thread of torch's in each.
+
+    Work that torch does not divide is then divided too, and results do not depend on the number of threads. Fewer
+    batches than threads are each computed by all of torch's threads.
+    """
+    first = list(islice(batches, threads))
+    batches = chain(first, batches)
+    if threads == 1 or len(first) < threads:
+        for batch in batches:
+            work(*batch)
+        return
+    lock = Lock()
+
+    def run() -> None:
+        nonlocal batches
+        try:
+            while True:
+                with lock:
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                work(*batch)
+        finally:
+            # After an error the other threads stop too.
+            with lock:
+                batches = iter(())
+
+    try:
+        # torch counts threads for each thread that calls it, and for those that will.
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            running = [pool.submit(run) for _ in range(threads)]
+            try:
+                for each in running:
+                    each.result()
+            finally:
+                with lock:
+                    batches = iter(())
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -33,7 +33,13 @@ TRAINED_ON = 64
 
 
 class ItemSearch(ABC):
-    """Finds the items with the best scores. Subclasses keep their constructor arguments as attributes."""
+    """Finds the items with the best scores. Subclasses keep their constructor arguments as attributes.
+
+    Attributes:
+        concurrent: Whether several threads may search at the same time.
+    """
+
+    concurrent = False
 
     def prepare(self, scorer: Scorer) -> None:  # noqa: B027  # optional
         """Prepare for a scorer's item vectors; call it before `top_k`, and again after they change."""
@@ -71,6 +77,8 @@ class ExactSearch(ItemSearch):
         >>> model = SASRec(num_items=20, d_model=8)
         >>> model.search = ExactSearch()  # which is the default
     """
+
+    concurrent = True
 
     def top_k(
         self,

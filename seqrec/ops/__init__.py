@@ -8,12 +8,13 @@ from seqrec.ops.attention import ATTENTION_BACKENDS, attention
 from seqrec.ops.backends import Backends
 from seqrec.ops.causal_conv1d import CONV_BACKENDS, causal_conv1d
 from seqrec.ops.dropout import DROPOUT_BACKENDS, dropout
+from seqrec.ops.linear import LINEAR_BACKENDS, linear
 from seqrec.ops.mamba_step import MAMBA_STEP_BACKENDS
 from seqrec.ops.pair_scores import PAIR_SCORES_BACKENDS, pair_scores
 from seqrec.ops.selective_scan import SCAN_BACKENDS, selective_scan
 from seqrec.ops.ssd import SSD_BACKENDS, ssd_scan
 
-__all__ = ["attention", "causal_conv1d", "dropout", "pair_scores", "selective_scan", "ssd_scan"]
+__all__ = ["attention", "causal_conv1d", "dropout", "linear", "pair_scores", "selective_scan", "ssd_scan"]
 
 # The backends of every op.
 ALL_BACKENDS: tuple[Backends[Any], ...] = (
@@ -22,6 +23,7 @@ ALL_BACKENDS: tuple[Backends[Any], ...] = (
     CONV_BACKENDS,
     ATTENTION_BACKENDS,
     DROPOUT_BACKENDS,
+    LINEAR_BACKENDS,
     MAMBA_STEP_BACKENDS,
     PAIR_SCORES_BACKENDS,
 )

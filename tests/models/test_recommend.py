@@ -11,7 +11,7 @@ import torch
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError
 from seqrec.models import Popularity, SASRec
-from seqrec.types import History
+from seqrec.types import History, SequenceBatch
 
 NAMES = [f"song-{letter}" for letter in "abcdefghijkl"]
 HISTORIES = [list("abc"), list("ghijkl"), list("d"), list("fedcb"), list("ab")]
@@ -298,3 +298,38 @@ def test_a_block_list_of_other_ids_is_refused_and_one_of_unknown_items_named():
         popularity.recommend([[20]], 2, block=["song-b", "song-c"])
     with pytest.warns(UserWarning, match="1 of 1 items .* such as '99'; no item is blocked"):
         popularity.recommend([[20]], 2, block=["99"])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 6])
+def test_threads_change_no_bit(model: SASRec, batch_size: int):
+    frames, before = [], torch.get_num_threads()
+    events = polars.DataFrame({"user_id": np.arange(60) % 20, "item_id": NAMES * 5})
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            frames.append(model.recommend(events, 5, batch_size=batch_size))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert frames[1].equals(frames[0])
+    assert frames[2].equals(frames[0])
+
+
+def test_an_error_in_one_thread_ends_all(model: SASRec, monkeypatch: pytest.MonkeyPatch):
+    calls, before = [], torch.get_num_threads()
+
+    def fails(batch: SequenceBatch) -> torch.Tensor:
+        calls.append(torch.get_num_threads())
+        raise InputError("no states")
+
+    monkeypatch.setattr(model, "last_states", fails)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(InputError, match="no states"):
+            model.recommend(HISTORIES, top_k=5, batch_size=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    # One of torch's threads in each, and none takes another batch.
+    assert calls in ([1], [1, 1])
+    assert model.training

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.encoders.layers.positions import rotary_turns, rotate
+from seqrec.encoders.layers.positionwise import Linear
 from seqrec.encoders.layers.streamed import Tensors
 from seqrec.errors import InputError, check_at_least
 from seqrec.ops.attention import attention, split_heads
@@ -54,8 +55,8 @@ class CausalSelfAttention(nn.Module):
         check_share(dropout)
         self.num_heads = num_heads
         self.dropout = dropout
-        self.in_projection = nn.Linear(d_model, 3 * d_model)
-        self.out_projection = nn.Linear(d_model, d_model)
+        self.in_projection = Linear(d_model, 3 * d_model)
+        self.out_projection = Linear(d_model, d_model)
         self.register_buffer("turns", rotary_turns(head_width) if rotary else None, persistent=False)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:

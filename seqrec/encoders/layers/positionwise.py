@@ -1,4 +1,4 @@
-"""Layers that map each position by itself: the feed-forward layer, and the gate of a mixture."""
+"""Layers that map each position by itself: linear maps, the feed-forward layer, and the gate of a mixture."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from torch import Tensor, nn
 from seqrec.encoders.layers.dropout import Dropout
 from seqrec.encoders.layers.streamed import Tensors
 from seqrec.errors import check_at_least
+from seqrec.ops.linear import linear
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear`, computed by `seqrec.ops.linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., D) to (..., E)."""
+        return linear(x, self.weight, self.bias)
 
 
 class FeedForward(nn.Module):
@@ -26,10 +35,10 @@ class FeedForward(nn.Module):
         width = d_model if d_feedforward is None else d_feedforward
         check_at_least(1, d_model=d_model, d_feedforward=width)
         self.layers = nn.Sequential(
-            nn.Linear(d_model, width),
+            Linear(d_model, width),
             nn.ReLU(),
             Dropout(dropout),
-            nn.Linear(width, d_model),
+            Linear(width, d_model),
             Dropout(dropout),
         )
 

@@ -1,0 +1,112 @@
+"""Linear maps by oneDNN: the values, gradients and second derivatives of torch's own."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from seqrec.errors import InputError
+from seqrec.ops import linear
+
+module = sys.modules["seqrec.ops.linear"]  # the package has the function under this name
+REASON = module.LINEAR_BACKENDS["onednn"].missing()
+NEEDS_ONEDNN = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+
+
+def results(leaves: list[Tensor], backend: str, **options: bool) -> list[Tensor]:
+    """Outputs, and gradients of a weighted sum of their squares."""
+    leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+    out = linear(*leaves, backend=backend)
+    weights = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)
+    return [out, *torch.autograd.grad((out.square() * weights).sum(), leaves, **options), *leaves]
+
+
+@NEEDS_ONEDNN
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(
+    shape=st.lists(st.integers(1, 9), max_size=2),
+    rows=st.integers(1, 300),
+    inputs=st.integers(1, 70),
+    outputs=st.integers(1, 200),
+    bias=st.booleans(),
+)
+def test_values_and_gradients_are_those_of_torch(shape: list[int], rows: int, inputs: int, outputs: int, bias: bool):
+    generator = torch.Generator().manual_seed(rows)
+    sizes = [(*shape, rows, inputs), (outputs, inputs), (outputs,)][: 2 + bias]
+    leaves = [torch.randn(size, generator=generator) for size in sizes]
+    found = results(leaves, "onednn")
+    expected = results([leaf.double() for leaf in leaves], "reference")
+    for one, other in zip(found, expected, strict=True):
+        largest = float(other.detach().abs().max())
+        torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-5 * largest)
+
+
+@NEEDS_ONEDNN
+def test_second_derivatives_are_those_of_torch():
+    leaves = [torch.randn(7, 5), torch.randn(6, 5), torch.randn(6)]
+    seconds = []
+    for backend in ("onednn", "reference"):
+        _, *gradients, x, weight, bias = results(leaves, backend, create_graph=True)
+        seconds.append(torch.autograd.grad(sum(each.square().sum() for each in gradients), [x, weight, bias]))
+    for one, other in zip(*seconds, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
+@NEEDS_ONEDNN
+def test_strides_do_not_matter():
+    x, weight = torch.randn(40, 30), torch.randn(30, 20)
+    torch.testing.assert_close(linear(x[:, ::2], weight[::2].T, backend="onednn"), x[:, ::2] @ weight[::2])
+
+
+@NEEDS_ONEDNN
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_what_is_frozen_gets_no_gradient(frozen: int):
+    leaves = [torch.randn(3, 2), torch.randn(4, 2), torch.randn(4)]
+    for place, leaf in enumerate(leaves):
+        leaf.requires_grad_(place != frozen)
+    linear(*leaves, backend="onednn").sum().backward()
+    assert [leaf.grad is None for leaf in leaves] == [place == frozen for place in range(3)]
+
+
+@pytest.mark.parametrize("rows", [3, 2000])
+def test_the_gradient_of_the_weight_is_a_product(rows: int):
+    gradient, x = torch.randn(rows, 70), torch.randn(rows, 20)
+    torch.testing.assert_close(module.weight_gradient(gradient, x), gradient.T @ x, rtol=1e-4, atol=1e-3)
+
+
+@NEEDS_ONEDNN
+def test_auto_takes_it_for_large_products_alone(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    monkeypatch.setattr(module, "_product", lambda *given: calls.append(len(given[0])) or given[0] @ given[1].T)
+    with torch.no_grad():
+        linear(torch.ones(10, 64), torch.ones(64, 64))
+        linear(torch.ones(256, 64), torch.ones(64, 64))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert linear(torch.ones(256, 64), torch.ones(64, 64)).dtype == torch.bfloat16
+        linear(torch.ones(256, 64).double(), torch.ones(64, 64).double())
+    assert calls == [256]
+
+
+def test_what_onednn_cannot_compute_is_refused():
+    with pytest.raises(InputError, match=r"backend='onednn' .*got torch\.float64 on cpu"):
+        linear(torch.ones(1, 2).double(), torch.ones(3, 2).double(), backend="onednn")
+    with pytest.raises(InputError, match="has no mixed dtypes"):
+        linear(torch.ones(1, 2), torch.ones(3, 2).double(), backend="onednn")
+
+
+def test_exported_and_compiled_programs_contain_torchs_own(monkeypatch: pytest.MonkeyPatch):
+    def fails(*given: Tensor | None) -> Tensor:
+        raise AssertionError("oneDNN was asked")
+
+    monkeypatch.setattr(module, "_product", fails)
+    layer = torch.nn.Module()
+    layer.forward = lambda x: linear(x, torch.ones(64, 64))
+    x = torch.ones(512, 64)
+    program = torch.export.export(layer, (x,), strict=False)
+    for found in (program.module()(x), torch.compile(layer.forward, backend="eager")(x)):
+        assert found.equal(torch.full((512, 64), 64.0))
