@@ -95,6 +95,12 @@ class PairScoresLayout(ctypes.Structure):
     _fields_ = _fields("events draws width parts threads", "item_ids states vectors scores dscores dstates dvectors")
 
 
+class WeightGradientLayout(ctypes.Structure):
+    """`WeightGradientProblem` of `cpp/problems.h`, field by field."""
+
+    _fields_ = _fields("rows outputs inputs dout_row x_row parts threads", "dout x dweight dbias")
+
+
 # Function of the library -> type of its one argument.
 LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
     "scan_forward": ScanLayout,
@@ -109,18 +115,19 @@ LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
     "mamba_step": MambaStepLayout,
     "pair_scores_forward": PairScoresLayout,
     "pair_scores_backward": PairScoresLayout,
+    "weight_gradient": WeightGradientLayout,
 }
 
 
 def _open(path: Path, lanes: int) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    layouts = (ScanLayout, SsdLayout, ConvLayout, AttentionLayout, DropoutLayout, MambaStepLayout, PairScoresLayout)
-    ops = ("scan", "ssd", "conv", "attention", "dropout", "mamba_step", "pair_scores")
-    names = ("kernel_lanes", *(f"{op}_problem_bytes" for op in ops))
+    # Layout -> the op, by the name of its first function.
+    ops = {layout: function.removesuffix("_forward") for function, layout in reversed(list(LAYOUTS.items()))}
+    names = ("kernel_lanes", *(f"{op}_problem_bytes" for op in ops.values()))
     measures = [getattr(library, name) for name in names]
     for measure in measures:
         measure.restype = ctypes.c_int64
-    expected = [lanes, *map(ctypes.sizeof, layouts)]
+    expected = [lanes, *map(ctypes.sizeof, ops)]
     if [measure() for measure in measures] != expected:
         raise OSError(f"{path} was built from another version of its source; install seqrec again")
     return library

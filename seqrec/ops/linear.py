@@ -14,9 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqrec.ops.backends import Backend, Backends
+from seqrec.ops.compiled_library import call, load_error
 
 __all__ = ["LINEAR_BACKENDS", "linear", "weight_gradient"]
 
+# Parts into which the rows of a weight's gradient are split among threads. Fixed, so that results do not depend on the
+# number of threads.
+PARTS = 16
 # Smaller products, in multiplications, take longer in oneDNN, which starts in 12 us instead of 3.
 LEAST_WORK = 1 << 20
 
@@ -61,20 +65,30 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     return out
 
 
-def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
-    """Return `gradient.T @ x` (E, D), the gradient of `linear`'s weight, by the backend that "auto" chooses for it.
+def weight_gradient(gradient: Tensor, x: Tensor, *, bias: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Return `gradient.T @ x` (E, D) and sums over rows (E,), the gradients of `linear`'s weight and bias.
+
+    float32 on a CPU is computed by the compiled library, in blocks of rows, which takes about half as long as torch.
+    Sums are added in an order that does not depend on the number of threads. Has no gradient of its own.
 
     Args:
-        gradient: (N, E) gradient of the outputs; without a gradient of its own.
+        gradient: (N, E) gradient of the outputs.
         x: (N, D) inputs.
+        bias: Whether to compute the sums; else None.
     """
-    small = gradient.numel() * x.shape[1] < LEAST_WORK
-    if small or LINEAR_BACKENDS.choose("auto", x.device.type, x.dtype).name == "reference":
-        return gradient.T @ x
-    # The last two arguments give the weight's shape, and leave out the gradient of a bias.
-    operands = (gradient.to_mkldnn(), x.to_mkldnn(), x.new_empty(gradient.shape[1], x.shape[1]), False)
-    out: Tensor = torch.ops.aten.mkldnn_linear_backward_weights(*operands)[0]
-    return out
+    rows, outputs, inputs = *gradient.shape, x.shape[1]
+    compiled = x.device.type == "cpu" and x.dtype == gradient.dtype == torch.float32 and load_error() is None
+    if not compiled or rows * outputs * inputs < LEAST_WORK:
+        return gradient.T @ x, gradient.sum(0) if bias else None
+    operands = {"dout": gradient, "x": x}
+    operands = {name: each if each.stride(1) == 1 else each.contiguous() for name, each in operands.items()}
+    parts = min(PARTS, rows)
+    dweight = x.new_empty(parts, outputs, inputs)
+    dbias = x.new_empty(parts, outputs) if bias else None
+    sizes = {"rows": rows, "outputs": outputs, "inputs": inputs, "parts": parts}
+    strides = {f"{name}_row": each.stride(0) for name, each in operands.items()}
+    call("weight_gradient", {**sizes, **strides}, {**operands, "dweight": dweight, "dbias": dbias})
+    return dweight.sum(0), None if dbias is None else dbias.sum(0)
 
 
 class LinearProblem(NamedTuple):
@@ -115,12 +129,11 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         to_x, to_weight, to_bias = ctx.needs_input_grad
         product = linear_reference if torch.is_grad_enabled() else linear_onednn
-        rows = gradient.flatten(0, -2)
-        return (
-            product(LinearProblem(gradient, weight.T)) if to_x else None,
-            rows.T @ x.flatten(0, -2) if to_weight else None,
-            rows.sum(0) if to_bias else None,
-        )
+        dx = product(LinearProblem(gradient, weight.T)) if to_x else None
+        rows, inputs = gradient.flatten(0, -2), x.flatten(0, -2)
+        if torch.is_grad_enabled() or not to_weight:
+            return dx, rows.T @ inputs if to_weight else None, rows.sum(0) if to_bias else None
+        return (dx, *weight_gradient(rows, inputs, bias=to_bias))
 
 
 def _missing() -> str | None:

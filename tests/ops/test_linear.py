@@ -73,10 +73,41 @@ def test_what_is_frozen_gets_no_gradient(frozen: int):
     assert [leaf.grad is None for leaf in leaves] == [place == frozen for place in range(3)]
 
 
-@pytest.mark.parametrize("rows", [3, 2000])
-def test_the_gradient_of_the_weight_is_a_product(rows: int):
-    gradient, x = torch.randn(rows, 70), torch.randn(rows, 20)
-    torch.testing.assert_close(module.weight_gradient(gradient, x), gradient.T @ x, rtol=1e-4, atol=1e-3)
+def assert_sums(gradient: Tensor, x: Tensor) -> None:
+    weight, bias = module.weight_gradient(gradient, x, bias=True)
+    exact = gradient.double().T @ x.double(), gradient.double().sum(0)
+    for found, expected in zip((weight, bias), exact, strict=True):
+        assert float((found - expected).abs().max()) <= 1e-6 * len(x) ** 0.5 * 10
+    assert module.weight_gradient(gradient, x)[1] is None
+
+
+@pytest.mark.parametrize("sizes", [(3, 70, 20), (2000, 70, 20), (15, 900, 100), (40_001, 5, 17), (0, 3, 2)], ids=str)
+def test_the_gradient_of_the_weight_is_a_product(sizes: tuple[int, int, int]):
+    rows, outputs, inputs = sizes
+    gradient, x = torch.randn(rows, outputs), torch.randn(rows, inputs)
+    assert_sums(gradient, x)
+    assert_sums(torch.randn(rows, 3 * outputs)[:, 1::3], torch.randn(rows, inputs + 3)[:, 2:-1])
+    assert_sums(torch.randn(outputs, rows).T, torch.randn(1, inputs).expand(rows, -1))
+
+
+def test_every_variant_that_runs_here_sums_rows(variant: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "LEAST_WORK", 0)
+    for sizes in ((1, 1, 1), (300, 33, 21), (5000, 16, 64)):
+        assert_sums(torch.randn(sizes[0], sizes[1]), torch.randn(sizes[0], sizes[2]))
+
+
+def test_threads_change_no_bit_of_sums(cpp: None, monkeypatch: pytest.MonkeyPatch):
+    gradient, x, found = torch.randn(30_000, 64), torch.randn(30_000, 64), []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found.append(module.weight_gradient(gradient, x, bias=True))
+    assert all(torch.equal(one, other) for each in found[1:] for one, other in zip(found[0], each, strict=True))
+
+
+def test_without_the_compiled_library_torch_sums_rows(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "load_error", lambda: "not here")
+    monkeypatch.setattr(module, "call", None)
+    assert_sums(torch.randn(2000, 70), torch.randn(2000, 20))
 
 
 @NEEDS_ONEDNN

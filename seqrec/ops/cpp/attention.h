@@ -23,7 +23,7 @@ inline void product_block(const Product& m, int64_t row, int64_t column) {
   Vec sum[R][V];
   Vec* C = m.C + row * m.c_row + column;
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) sum[r][v] = m.add ? C[r * m.c_row + v] : Vec{};
+    for (int v = 0; v < V; ++v) sum[r][v] = Vec{};
   const float* A = m.A + row * m.a_row;
   const Vec* B = m.B + column;
   for (int64_t step = 0; step < m.steps; ++step, A += m.a_step, B += m.b_row) {
@@ -33,7 +33,7 @@ inline void product_block(const Product& m, int64_t row, int64_t column) {
     }
   }
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) C[r * m.c_row + v] = sum[r][v];
+    for (int v = 0; v < V; ++v) C[r * m.c_row + v] = m.add ? C[r * m.c_row + v] + sum[r][v] : sum[r][v];
 }
 
 // The rows that are left over after whole blocks of R.

@@ -79,6 +79,7 @@ inline bool is_start(const Problem& p, int64_t event) {
 #include "dropout.h"
 #include "mamba_step.h"
 #include "pair_scores.h"
+#include "weight_gradient.h"
 
 }  // namespace
 
@@ -158,6 +159,8 @@ KERNEL_EXPORT int64_t mamba_step_problem_bytes() { return sizeof(MambaStepProble
 
 KERNEL_EXPORT int64_t pair_scores_problem_bytes() { return sizeof(PairScoresProblem); }
 
+KERNEL_EXPORT int64_t weight_gradient_problem_bytes() { return sizeof(WeightGradientProblem); }
+
 KERNEL_EXPORT int scan_forward(const ScanProblem* p) {
   return run(*p, p->batch * blocks_of(*p), scan_work(*p), scan_forward_scratch(*p), scan_forward_task);
 }
@@ -208,6 +211,10 @@ KERNEL_EXPORT int pair_scores_forward(const PairScoresProblem* p) {
 
 KERNEL_EXPORT int pair_scores_backward(const PairScoresProblem* p) {
   return run(*p, p->parts + event_tasks(*p), p->events * p->draws * p->width / 2, 1, pair_scores_backward_task);
+}
+
+KERNEL_EXPORT int weight_gradient(const WeightGradientProblem* p) {
+  return run(*p, p->parts, weight_gradient_work(*p), weight_gradient_scratch(*p), weight_gradient_task);
 }
 }
 

@@ -133,4 +133,14 @@ struct PairScoresProblem {
   const float* dscores;          // (M, N)
   float *dstates, *dvectors;     // (M, D); (V, D), zero at entry
 };
+
+// The gradient of a linear map from D inputs to E outputs: sums over N rows, in some parts.
+struct WeightGradientProblem {
+  int64_t rows, outputs, inputs;    // N, E, D
+  int64_t dout_row, x_row;          // floats from one row to the next
+  int64_t parts;
+  int64_t threads;
+  const float *dout, *x;            // (N, E), (N, D)
+  float *dweight, *dbias;           // (parts, E, D), (parts, E), to be summed; dbias may be null
+};
 }
