@@ -15,6 +15,7 @@ from torch import Tensor
 from seqrec.catalogue.sharding import ShardedEmbedding
 from seqrec.errors import InputError
 from seqrec.ops import pair_scores
+from seqrec.ops.best_items import best_items, finds_best_items
 from seqrec.ops.row_gradients import sums_at_lookup
 from seqrec.types import Recommendations, SeenItems
 
@@ -187,13 +188,19 @@ class Scorer:
             blocked: (N,) int64, ascending: items that are not recommended to any user.
 
         Returns:
-            Best first; the order of equal scores is torch's. Items with a NaN score are left out.
+            Best first. Of equal scores the smaller id comes first if the compiled library finds them
+            (`seqrec.ops.best_items`: dot products with a table in memory in float32 on CPU), else the order is torch's.
+            Items with a NaN score are left out.
 
         Raises:
             InputError: if `k` is out of range.
         """
         check_top_k(k, self.num_items)
-        states = self.cast(states)
+        states, table = self.cast(states), self._table
+        is_product = type(self).score_chunk is Scorer.score_chunk and self._unit_columns is None
+        if isinstance(table, Tensor) and table.dtype == states.dtype and is_product and finds_best_items(states, k):
+            scores, item_ids = best_items(states, table, k, excluded=exclude, blocked=blocked)
+            return Recommendations(item_ids, scores, user_ids)
         best_scores = states.new_full((len(states), 0), -torch.inf)
         best_ids = torch.zeros((len(states), 0), dtype=torch.int64, device=states.device)
         seen = None if exclude is None else (exclude.rows, exclude.item_ids)

@@ -6,6 +6,7 @@ from typing import Any
 
 from seqrec.ops.attention import ATTENTION_BACKENDS, attention
 from seqrec.ops.backends import Backends
+from seqrec.ops.best_items import BEST_ITEMS_BACKENDS
 from seqrec.ops.causal_conv1d import CONV_BACKENDS, causal_conv1d
 from seqrec.ops.dropout import DROPOUT_BACKENDS, dropout
 from seqrec.ops.linear import LINEAR_BACKENDS, linear
@@ -26,4 +27,5 @@ ALL_BACKENDS: tuple[Backends[Any], ...] = (
     LINEAR_BACKENDS,
     MAMBA_STEP_BACKENDS,
     PAIR_SCORES_BACKENDS,
+    BEST_ITEMS_BACKENDS,
 )

@@ -101,6 +101,15 @@ class WeightGradientLayout(ctypes.Structure):
     _fields_ = _fields("rows outputs inputs dout_row x_row parts threads", "dout x dweight dbias")
 
 
+class BestItemsLayout(ctypes.Structure):
+    """`BestItemsProblem` of `cpp/problems.h`, field by field."""
+
+    _fields_ = _fields(
+        "users rows width first k num_blocked tile threads",
+        "states vectors offsets excluded blocked scores item_ids",
+    )
+
+
 # Function of the library -> type of its one argument.
 LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
     "scan_forward": ScanLayout,
@@ -116,6 +125,7 @@ LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
     "pair_scores_forward": PairScoresLayout,
     "pair_scores_backward": PairScoresLayout,
     "weight_gradient": WeightGradientLayout,
+    "best_items": BestItemsLayout,
 }
 
 

@@ -1,6 +1,7 @@
 // The scans, the causal convolution, attention and dropout on CPU, forward and hand-written backward, one event of a
-// Mamba mixer, and scores of chosen items, float32, behind a plain C ABI. One source, several builds: KERNEL_LANES is the number of floats in a vector register. Lanes run over channels.
-// The order of sums does not depend on timing.
+// Mamba mixer, scores of chosen items, and the best items, float32, behind a plain C ABI. One source, several builds:
+// KERNEL_LANES is the number of floats in a vector register. Lanes run over channels. The order of sums does not
+// depend on timing.
 
 #include <algorithm>
 #include <atomic>
@@ -8,6 +9,7 @@
 #include <cstddef>
 #include <cstring>
 #include <exception>
+#include <functional>
 #include <new>
 #include <thread>
 #include <utility>
@@ -80,6 +82,7 @@ inline bool is_start(const Problem& p, int64_t event) {
 #include "mamba_step.h"
 #include "pair_scores.h"
 #include "weight_gradient.h"
+#include "best_items.h"
 
 }  // namespace
 
@@ -161,6 +164,8 @@ KERNEL_EXPORT int64_t pair_scores_problem_bytes() { return sizeof(PairScoresProb
 
 KERNEL_EXPORT int64_t weight_gradient_problem_bytes() { return sizeof(WeightGradientProblem); }
 
+KERNEL_EXPORT int64_t best_items_problem_bytes() { return sizeof(BestItemsProblem); }
+
 KERNEL_EXPORT int scan_forward(const ScanProblem* p) {
   return run(*p, p->batch * blocks_of(*p), scan_work(*p), scan_forward_scratch(*p), scan_forward_task);
 }
@@ -215,6 +220,11 @@ KERNEL_EXPORT int pair_scores_backward(const PairScoresProblem* p) {
 
 KERNEL_EXPORT int weight_gradient(const WeightGradientProblem* p) {
   return run(*p, p->parts, weight_gradient_work(*p), weight_gradient_scratch(*p), weight_gradient_task);
+}
+
+KERNEL_EXPORT int best_items(const BestItemsProblem* p) {
+  const int64_t tasks = (p->users + p->tile - 1) / p->tile;
+  return run(*p, tasks, p->users * (p->rows - p->first) * p->width / 4, best_items_scratch(*p), best_items_task);
 }
 }
 

@@ -143,4 +143,18 @@ struct WeightGradientProblem {
   const float *dout, *x;            // (N, E), (N, D)
   float *dweight, *dbias;           // (parts, E, D), (parts, E), to be summed; dbias may be null
 };
+
+// The K best rows of a table (V, D) for each of B users, from row `first` on.
+struct BestItemsProblem {
+  int64_t users, rows, width, first, k;  // B, V, D, -, K
+  int64_t num_blocked;            // N
+  int64_t tile;                   // users that one thread takes at a time
+  int64_t threads;
+  const float *states, *vectors;  // (B, D), (V, D)
+  const int64_t* offsets;         // (B + 1,) of `excluded`
+  const int64_t* excluded;        // rows that each user does not get, ascending; none
+  const int64_t* blocked;         // (N,) rows that no user gets, ascending; none
+  float* scores;                  // (B, K), best first; -inf if no more rows may be given
+  int64_t* item_ids;              // (B, K), 0 likewise
+};
 }
