@@ -5,7 +5,6 @@ B users, M positions, C candidates, D width, V = num_items + 1, K top-k.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from seqrec.catalogue.sharding import ShardedEmbedding
 from seqrec.errors import InputError
 from seqrec.ops import pair_scores
-from seqrec.ops.best_items import best_items, finds_best_items
+from seqrec.ops.best_items import BEST_ITEMS_BACKENDS, MOST_ITEMS, best_items
 from seqrec.ops.row_gradients import sums_at_lookup
 from seqrec.types import Recommendations, SeenItems
 
@@ -197,15 +196,17 @@ class Scorer:
         """
         check_top_k(k, self.num_items)
         states, table = self.cast(states), self._table
-        is_product = type(self).score_chunk is Scorer.score_chunk and self._unit_columns is None
-        if isinstance(table, Tensor) and table.dtype == states.dtype and is_product and finds_best_items(states, k):
+        is_product = type(self).score_chunk is Scorer.score_chunk and self._unit_columns is None and k <= MOST_ITEMS
+        if is_product and isinstance(table, Tensor) and table.dtype == states.dtype and _never_writes_scores(states):
             scores, item_ids = best_items(states, table, k, excluded=exclude, blocked=blocked)
             return Recommendations(item_ids, scores, user_ids)
         best_scores = states.new_full((len(states), 0), -torch.inf)
         best_ids = torch.zeros((len(states), 0), dtype=torch.int64, device=states.device)
         seen = None if exclude is None else (exclude.rows, exclude.item_ids)
-        for first, scores in self._chunks(states):
-            end = first + scores.shape[1]
+        size = max(1, self.score_budget // max(len(states), 1))
+        for first in range(1, self.num_items + 1, size):
+            end = min(first + size, self.num_items + 1)
+            scores = self.score_chunk(states, first, end - first)
             if seen is not None:
                 rows, item_ids = seen
                 here = (item_ids >= first) & (item_ids < end)
@@ -220,12 +221,6 @@ class Scorer:
                 best_scores, order = best_scores.sort(dim=1, descending=True, stable=True)
                 best_scores, best_ids = best_scores[:, :k], best_ids.gather(1, order[:, :k])
         return Recommendations(best_ids.masked_fill(best_scores == -torch.inf, 0), best_scores, user_ids)
-
-    def _chunks(self, states: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield the first item id and scores (B, chunk) of one part of the catalogue after another."""
-        size = max(1, self.score_budget // max(len(states), 1))
-        for first in range(1, self.num_items + 1, size):
-            yield first, self.score_chunk(states, first, min(size, self.num_items + 1 - first))
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -243,6 +238,10 @@ def check_top_k(k: int, num_items: int) -> None:
     """Raise an `InputError` if `k` is not in 1..num_items."""
     if not 1 <= k <= num_items:
         raise InputError(f"top_k={k} must be between 1 and num_items={num_items}")
+
+
+def _never_writes_scores(states: Tensor) -> bool:
+    return BEST_ITEMS_BACKENDS.choose("auto", states.device.type, states.dtype).name == "cpp"
 
 
 def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

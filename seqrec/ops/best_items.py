@@ -15,7 +15,7 @@ from seqrec.ops.backends import Backend, Backends
 from seqrec.ops.compiled_library import call, compiled_backend, contiguous
 from seqrec.types import SeenItems
 
-__all__ = ["BEST_ITEMS_BACKENDS", "best_items", "finds_best_items"]
+__all__ = ["BEST_ITEMS_BACKENDS", "MOST_ITEMS", "best_items"]
 
 # Users whose candidates a thread keeps at a time (`USERS` of `cpp/best_items.h`), and the most items of each, for
 # which it has room.
@@ -79,12 +79,6 @@ def best_items(
             problem, backend, exported=best_items_reference, given=given, precise=False
         )
     return found
-
-
-def finds_best_items(states: Tensor, k: int) -> bool:
-    """Return whether "auto" chooses the compiled library, which does not write all scores."""
-    given = (LARGE_K,) if k > MOST_ITEMS else ()
-    return BEST_ITEMS_BACKENDS.choose("auto", states.device.type, states.dtype, given).name == "cpp"
 
 
 def best_items_reference(problem: BestItemsProblem) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,10 @@
 """Softmax cross-entropy against many candidates without holding all of their scores at once.
 
-Shapes: M events, C candidates, D width, B users; m events and c candidates of one tile of scores.
+Shapes: M events, C candidates, D width, B users; m events of one block of scores.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +12,12 @@ import torch
 from torch import Tensor
 
 from seqrec.ops.autograd import refuse_second_derivative
+from seqrec.ops.linear import LINEAR_BACKENDS, linear
 from seqrec.training.losses.loss import at_least_float32
 
-# Default number of scores held at a time. Tiles of 4 MiB stay in a CPU's cache, and large ones keep a GPU busy.
+# Default number of scores held at a time. Blocks of 4 MiB stay in a CPU's cache, and large ones keep a GPU busy.
 CPU_CHUNK, DEVICE_CHUNK = 1 << 20, 1 << 25
-# With fewer events than this, products with all candidates take longer than computing the scores twice.
+# By default a block has so many events at least: products of fewer events with many candidates take longer for each.
 LEAST_EVENTS = 32
 NO_SECOND_DERIVATIVE = (
     "chunked softmax losses have no second derivative: call backward or grad without create_graph=True"
@@ -52,9 +51,8 @@ def chunked_cross_entropy(
 ) -> Tensor:
     """Return the mean of `-log(exp(target) / (exp(target) + sum over candidates of weight * exp(score)))` over events.
 
-    If the scores of `LEAST_EVENTS` events fit into the chunk, scores are computed once, a block of events at a time,
-    together with the gradients (three matrix products in all). Otherwise they are computed in tiles, once for the
-    value and again in the backward pass (four products). Only tiles are held, and tensors of the inputs' size.
+    Scores are computed once, a block of events at a time, together with the gradients: three matrix products in all.
+    Only one block is held, and tensors of the inputs' size.
 
     Scores have autocast's type if autocast is on and the inputs are float32, else the inputs' type. All sums,
     exponentials and accumulated gradients are at least float32. Without gradient mode only the value is computed.
@@ -64,52 +62,37 @@ def chunked_cross_entropy(
         states: (M, D).
         target_scores: (M,) or (M, 1), with their gradient.
         candidates: The targets' competitors; gradients flow to their vectors.
-        chunk: Maximum number of scores held at a time; None is 2^20 on CPU, 2^25 elsewhere.
+        chunk: Maximum number of scores held at a time, but those of one event at least; None is 2^20 on CPU, 2^25
+            elsewhere, but 32 events at least.
 
     Returns:
         Scalar.
     """
-    chunk = chunk or (CPU_CHUNK if states.device.type == "cpu" else DEVICE_CHUNK)
-    arguments = (states, candidates.vectors, target_scores.flatten(), candidates, chunk)
-    loss: Tensor
-    if len(candidates.vectors) - candidates.first <= chunk // min(len(states), LEAST_EVENTS):
-        loss = _OnePass.apply(*arguments, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
-    else:
-        loss = _TwoPasses.apply(*arguments)  # type: ignore[no-untyped-call]
+    default = CPU_CHUNK if states.device.type == "cpu" else DEVICE_CHUNK
+    columns = len(candidates.vectors) - candidates.first
+    events = max(1, chunk // columns) if chunk else max(LEAST_EVENTS, default // columns)
+    arguments = (states, candidates.vectors, target_scores.flatten(), candidates, events, torch.is_grad_enabled())
+    loss: Tensor = _BlockedCrossEntropy.apply(*arguments)  # type: ignore[no-untyped-call]
     return loss
 
 
-def _score_dtype(states: Tensor, vectors: Tensor) -> torch.dtype:
-    """Return the type of the matrix products of scores and gradients."""
-    dtype = torch.promote_types(states.dtype, vectors.dtype)
-    device = states.device.type
-    if dtype == torch.float32 and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return dtype
-
-
-def _parts(start: int, stop: int, size: int) -> Iterator[slice]:
-    for begin in range(start, stop, size):
-        yield slice(begin, min(begin + size, stop))
-
-
-def _scores(states: Tensor, vectors: Tensor, candidates: Competitors, events: slice, columns: slice) -> Tensor:
-    """Return the scores (m, c) of a tile, at least float32; -inf if a candidate does not compete."""
-    scores = at_least_float32(states @ vectors.T)
+def _scores(states: Tensor, vectors: Tensor, candidates: Competitors, events: slice) -> Tensor:
+    """Return the scores (m, C) of a block, at least float32; -inf if a candidate does not compete."""
+    scores = at_least_float32(linear(states, vectors))
     if candidates.log_weights is not None:
-        scores += candidates.log_weights[columns]
+        scores += candidates.log_weights[candidates.first :]
     if candidates.excluded is not None:
         assert candidates.rows is not None, "excluded needs rows"
-        scores.masked_fill_(candidates.excluded[candidates.rows[events], columns], -torch.inf)
-    # A gather and a scatter: selecting the events with a target in the tile would make Python wait for the device.
-    own = candidates.own[events] - columns.start
+        scores.masked_fill_(candidates.excluded[candidates.rows[events], candidates.first :], -torch.inf)
+    # A gather and a scatter: selecting the events that have their target here would make Python wait for the device.
+    own = candidates.own[events] - candidates.first
     inside = (own >= 0) & (own < scores.shape[1])
     place = own.clamp(0, scores.shape[1] - 1).unsqueeze(1)
     kept = scores.gather(1, place).masked_fill_(inside.unsqueeze(1), -torch.inf)
     return scores.scatter_(1, place, kept)
 
 
-class _OnePass(torch.autograd.Function):
+class _BlockedCrossEntropy(torch.autograd.Function):
     """Blocks of events against all candidates; gradients are computed in the forward pass."""
 
     @staticmethod
@@ -119,33 +102,35 @@ class _OnePass(torch.autograd.Function):
         vectors: Tensor,
         target_scores: Tensor,
         candidates: Competitors,
-        chunk: int,
+        events_at_a_time: int,
         with_gradients: bool,
     ) -> Tensor:
-        dtype = _score_dtype(states, vectors)
-        columns = slice(candidates.first, len(vectors))
-        table = vectors[columns].to(dtype)
+        dtype, device = torch.promote_types(states.dtype, vectors.dtype), states.device.type
+        if dtype == torch.float32 and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        table = vectors[candidates.first :].to(dtype)
         losses = torch.empty_like(target_scores)
         to_states = to_vectors = None
         if with_gradients and ctx.needs_input_grad[0]:
             to_states = torch.empty_like(states, dtype=target_scores.dtype)
         if with_gradients and ctx.needs_input_grad[1]:
             to_vectors = torch.zeros_like(vectors, dtype=target_scores.dtype)
-        with torch.autocast(states.device.type, enabled=False):
-            for events in _parts(0, len(states), max(1, chunk // len(table))):
+        with torch.autocast(device, enabled=False):
+            for begin in range(0, len(states), events_at_a_time):
+                events = slice(begin, begin + events_at_a_time)
                 block = states[events].to(dtype)
-                scores = _scores(block, table, candidates, events, columns)
+                scores = _scores(block, table, candidates, events)
                 own = target_scores[events].unsqueeze(1)
                 largest = torch.maximum(scores.amax(1, keepdim=True), own)
                 weights = scores.sub_(largest).exp_()
                 total = weights.sum(1, keepdim=True) + (own - largest).exp()
                 losses[events] = (total.log() + (largest - own)).squeeze(1)
-                # Probabilities are weights / total. Dividing the narrow side saves a pass over the tile.
+                # Probabilities are weights / total. Dividing the narrow side saves a pass over the block.
                 weights = weights.to(dtype)
                 if to_states is not None:
-                    to_states[events] = at_least_float32(weights @ table) / total
+                    to_states[events] = at_least_float32(linear(weights, table.T)) / total
                 if to_vectors is not None:
-                    _add_product(to_vectors[columns], weights.T, (block / total).to(dtype))
+                    _add_product(to_vectors[candidates.first :], weights, (block / total).to(dtype))
         ctx.save_for_backward(to_states, to_vectors, losses if with_gradients else None)
         ctx.dtypes = states.dtype, vectors.dtype
         return losses.mean()
@@ -163,69 +148,13 @@ class _OnePass(torch.autograd.Function):
         )
 
 
-class _TwoPasses(torch.autograd.Function):
-    """Tiles of events and candidates, computed for the value and again for the gradients."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, states: Tensor, vectors: Tensor, target_scores: Tensor, candidates: Competitors, chunk: int
-    ) -> Tensor:
-        ctx.candidates = candidates
-        ctx.dtype = dtype = _score_dtype(states, vectors)
-        # About as many events as candidates.
-        events_at_a_time = min(len(states), math.isqrt(chunk))
-        ctx.tile = events_at_a_time, chunk // events_at_a_time
-        # The target's own weight is added last: a much smaller sum would be lost next to it.
-        largest, total = target_scores.clone(), torch.zeros_like(target_scores)
-        with torch.autocast(states.device.type, enabled=False):
-            for columns in _parts(candidates.first, len(vectors), ctx.tile[1]):
-                part = vectors[columns].to(dtype)
-                for events in _parts(0, len(states), ctx.tile[0]):
-                    scores = _scores(states[events].to(dtype), part, candidates, events, columns)
-                    before = largest[events]
-                    now = torch.maximum(scores.amax(1), before)
-                    total[events] *= (before - now).exp_()
-                    total[events] += scores.sub_(now.unsqueeze(1)).exp_().sum(1)
-                    largest[events] = now
-        losses = (total + (target_scores - largest).exp()).log_() + (largest - target_scores)
-        ctx.save_for_backward(states, vectors, target_scores, losses)
-        return losses.mean()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative(NO_SECOND_DERIVATIVE)
-        states, vectors, target_scores, losses = ctx.saved_tensors
-        candidates, dtype = ctx.candidates, ctx.dtype
-        each = gradient / len(losses)
-        logs = (losses + target_scores).unsqueeze(1)
-        accumulated = target_scores.dtype
-        to_states = torch.zeros_like(states, dtype=accumulated) if ctx.needs_input_grad[0] else None
-        to_vectors = torch.zeros_like(vectors) if ctx.needs_input_grad[1] else None
-        with torch.autocast(states.device.type, enabled=False):
-            for columns in _parts(candidates.first, len(vectors), ctx.tile[1]):
-                part = vectors[columns].to(dtype)
-                to_part = torch.zeros_like(part, dtype=accumulated)
-                for events in _parts(0, len(states), ctx.tile[0]):
-                    block = states[events].to(dtype)
-                    scores = _scores(block, part, candidates, events, columns)
-                    weights = scores.sub_(logs[events]).exp_().to(dtype)
-                    if to_states is not None:
-                        _add_product(to_states[events], weights, part)
-                    if to_vectors is not None:
-                        _add_product(to_part, weights.T, block)
-                if to_vectors is not None:
-                    to_vectors[columns] = to_part * each
-        return (
-            None if to_states is None else (to_states * each).to(states.dtype),
-            to_vectors,
-            torch.expm1(-losses) * each,
-            *[None] * 2,
-        )
-
-
-def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add a matrix product to `out`, in place and in its type."""
-    if out.dtype == left.dtype:
-        out.addmm_(left, right)
+def _add_product(out: Tensor, weights: Tensor, block: Tensor) -> None:
+    """Add `weights.T @ block` (C, D) to `out`, in place and in its type."""
+    if weights.numel() and LINEAR_BACKENDS.choose("auto", block.device.type, block.dtype).name == "onednn":
+        # oneDNN's gradient of a linear layer's weight. The third argument gives its shape, the last leaves out a bias.
+        operands = (weights.to_mkldnn(), block.to_mkldnn(), out, False)
+        out += torch.ops.aten.mkldnn_linear_backward_weights(*operands)[0]
+    elif out.dtype == weights.dtype:
+        out.addmm_(weights.T, block)
     else:
-        out += left @ right
+        out += weights.T @ block

@@ -10,7 +10,7 @@ from torch import Tensor
 from seqrec.benchmark.measurement import peak_bytes
 from seqrec.training.losses.chunked_cross_entropy import Competitors, chunked_cross_entropy
 
-# One that makes scores once, and one that makes them twice.
+# All events at a time, and four of them.
 CHUNKS = [1 << 20, 40]
 
 
@@ -63,6 +63,21 @@ def test_value_and_gradients_equal_the_formula(chunk: int):
         rtol=1e-12,
         atol=1e-13,
     )
+
+
+@pytest.mark.parametrize("columns", [3, 400])
+def test_gradients_in_float32_equal_plain_cross_entropy(columns: int):
+    # 100 events and 400 columns are enough for oneDNN.
+    torch.manual_seed(0)
+    leaves = [torch.randn(300, 32).requires_grad_(), torch.randn(columns, 32).requires_grad_()]
+    targets = torch.randint(0, columns, (300,))
+    candidates = Competitors(leaves[1], own=targets)
+    scores = (leaves[0] * leaves[1][targets]).sum(1)
+    found = torch.autograd.grad(chunked_cross_entropy(leaves[0], scores, candidates, chunk=100 * columns), leaves)
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    expected = torch.autograd.grad(F.cross_entropy(exact[0] @ exact[1].T, targets), exact)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
