@@ -133,8 +133,8 @@ def recommend_block(
         options: Items per user, and those that are left out.
         max_length: Newest events that the model sees; None is the length that it was trained with, or all events if
             it has none.
-        batch_size: Users encoded at a time; None with `max_tokens`.
-        max_tokens: Events encoded at a time, padding included.
+        batch_size: Users that each thread encodes at a time; None with `max_tokens`.
+        max_tokens: Events that each thread encodes at a time, padding included.
 
     Returns:
         (U, K); users without events get no items.

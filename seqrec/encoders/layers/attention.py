@@ -12,6 +12,7 @@ from seqrec.encoders.layers.streamed import Tensors
 from seqrec.errors import InputError, check_at_least
 from seqrec.ops.attention import attention, split_heads
 from seqrec.ops.dropout import check_share
+from seqrec.ops.linear import linear
 
 # New events of a stream that attend together; the mask then has at most this times W + this elements.
 CHUNK_EVENTS = 256
@@ -79,13 +80,18 @@ class CausalSelfAttention(nn.Module):
             x: (B, L, D), padded on the right.
             lengths: (B,) events per row, at least 1.
         """
-        positions = torch.arange(x.shape[1], device=x.device)
-        query, key, value = self._heads(x, positions)
-        newest = (lengths - 1)[:, None, None, None].expand(-1, self.num_heads, 1, query.shape[-1])
+        positions, width = torch.arange(x.shape[1], device=x.device), x.shape[2]
+        newest = (lengths - 1).unsqueeze(1)
+        weights, biases = (torch.split(each, [width, 2 * width]) for each in self.in_projection.parameters())
+        query = linear(x.gather(1, newest.unsqueeze(2).expand(-1, -1, width)), weights[0], biases[0])
+        query = query.view(len(x), 1, self.num_heads, -1).transpose(1, 2)
+        key, value = linear(x, weights[1], biases[1]).view(*x.shape[:2], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        if self.turns is not None:
+            query, key = rotate(query, newest.unsqueeze(1), self.turns), rotate(key, positions, self.turns)
         # torch's polarity: True is seen.
         seen = (positions < lengths.unsqueeze(1))[:, None, None, :]
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query.gather(2, newest), key, value, attn_mask=seen, dropout_p=dropout)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout)
         return self._merged(mixed)
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:

@@ -41,7 +41,7 @@ def recommend(
     item: str = "item_id",
     timestamp: str | None = "timestamp",
     max_length: int | None = None,
-    max_tokens: int = 1 << 14,
+    max_tokens: int = 1 << 13,
     part_users: int = 1 << 14,
     shard: str | None = None,
     device: str = "auto",
@@ -68,7 +68,7 @@ def recommend(
         item: Name of the table's column of items.
         timestamp: Name of the table's column of times; null for a table without times, with rows in time order.
         max_length: Newest events that the model sees; None is the length that it was trained with.
-        max_tokens: Events encoded at a time, padding included; fewer take less memory.
+        max_tokens: Events that each thread encodes at a time, padding included; fewer take less memory.
         part_users: Most users of a file.
         shard: This process's share of the files, as 0/4 .. 3/4 for four processes on one folder; None is the share
             that torchrun gives, or all.

@@ -34,14 +34,14 @@ class BulkJob:
     Attributes:
         options: Items per user, and those that are left out.
         max_length: Newest events that the model sees; None is the length that it was trained with.
-        max_tokens: Events encoded at a time, padding included. It changes rounding only.
+        max_tokens: Events that each thread encodes at a time, padding included. It changes rounding only.
         shard: Share of the parts that this process makes: (0, 1) is all, (1, 4) the second of four.
         search: Finds the best items, and becomes the model's; None is the search that the model has.
     """
 
     options: RecommendOptions
     max_length: int | None = None
-    max_tokens: int = 1 << 14
+    max_tokens: int = 1 << 13
     shard: tuple[int, int] = (0, 1)
     search: ItemSearch | None = None
 
