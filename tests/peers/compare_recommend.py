@@ -80,13 +80,13 @@ def ours(store: EventStore, folder: Path, top_k: int) -> dict[str, float]:
     }
 
 
-def theirs(events: Path, settings: Path, python: str) -> dict[str, Any]:
-    """RecTools' users and seconds.
+def theirs(name: str, events: Path, settings: Path, python: str) -> dict[str, Any]:
+    """What a script here of RecTools' prints.
 
     Raises:
         RuntimeError: the other interpreter fails; the message is its own.
     """
-    script = Path(__file__).with_name("rectools_recommend.py")
+    script = Path(__file__).with_name(name)
     done = subprocess.run(
         [python, str(script), str(events), str(settings)], capture_output=True, text=True, check=False
     )
@@ -107,7 +107,7 @@ def compare(source: Source, python: str, *, top_k: int = 100, rounds: int = 2) -
         settings = SETTINGS | {"top_k": top_k, "threads": threads, "repetitions": 2}
         (folder / "settings.json").write_text(json.dumps(settings))
         for _ in range(rounds):
-            found = theirs(folder / "events.csv", folder / "settings.json", python)
+            found = theirs("rectools_recommend.py", folder / "events.csv", folder / "settings.json", python)
             assert found["users"] == store.num_users
             seconds = {"RecTools": min(found["seconds"])}
             for _ in range(2):
