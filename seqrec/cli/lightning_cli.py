@@ -29,7 +29,7 @@ from seqrec.cli.parsing import ArgumentParser, with_names
 from seqrec.cli.saved_config import SavedConfig
 from seqrec.cli.trust import Check, classes_of_the_user, name_a_config, only_trusted_classes
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.errors import InputError
+from seqrec.errors import DivergenceError, InputError
 from seqrec.evaluation.protocols import FullRanking, Protocol
 from seqrec.evaluation.report import metrics_table, note_on_repeats, write_metrics
 from seqrec.evaluation.results import ResultsWriter
@@ -248,12 +248,25 @@ class SeqrecCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand == "prepare":
             Trainer.prepare(self.datamodule, overwrite=self._get(self.config, "overwrite"))
-        else:
+            return
+        try:
             super()._run_subcommand(subcommand)
+        except DivergenceError:
+            raise
+        except InputError:
+            # A refused run leaves no folder.
+            if not any(isinstance(each, RunSummary) and each.has_trained for each in self._callbacks()):
+                for logger in self.trainer.loggers:
+                    if isinstance(logger, RunFolder):
+                        logger.discard()
+            raise
+
+    def _callbacks(self) -> list[pl.Callback]:
+        return self.trainer.callbacks  # type: ignore[attr-defined,no-any-return]  # set by its callback connector
 
     def after_fit(self) -> None:
         """Test the best checkpoint, and compare it with popularity."""
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = self._callbacks()
         pruned = any(isinstance(callback, TrialReporter) and callback.pruned for callback in callbacks)
         if getattr(self.trainer, "fast_dev_run", False) or self.trainer.interrupted or pruned:
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,11 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from seqrec.runs.finding import RUNS, record_start
+from seqrec.runs.finding import RUNS, START_FILE, record_start
+from seqrec.runs.summary import FILE_NAME
+
+# Files that a run has before it does anything.
+_RECORDS = (START_FILE, "config.yaml", "hparams.yaml", "metrics.csv", FILE_NAME)
 
 
 class RunFolder(CSVLogger):
@@ -44,6 +50,7 @@ class RunFolder(CSVLogger):
         super().__init__(save_dir, name=name, version=version)
         self.tensorboard = tensorboard
         self._boards = 0
+        self._made: list[Path] = []
 
     @property
     @rank_zero_experiment
@@ -59,6 +66,16 @@ class RunFolder(CSVLogger):
         """Put the default folder of runs into another folder, before the run has one; a chosen `save_dir` stays."""
         if Path(self.save_dir) == RUNS:
             self._save_dir = str(root / RUNS)
+
+    def discard(self) -> None:
+        """Delete the folder of a refused run, if this process made it and it holds no more than records of the start."""
+        folder = Path(self.log_dir)
+        found = [file for file in folder.rglob("*") if file.is_file()] if folder in self._made else []
+        if found and all(file.name in _RECORDS or file.name.startswith("events.out.") for file in found):
+            shutil.rmtree(folder)
+            with suppress(OSError):
+                for above in self._made[1:]:
+                    above.rmdir()
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
@@ -104,8 +121,10 @@ class RunFolder(CSVLogger):
         version: int = super()._get_next_version()
         # The other processes get the first one's folder.
         while rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            folder = Path(self.root_dir) / f"version_{version}"
+            self._made = [folder, *(above for above in folder.parents if not above.exists())]
             try:
-                (Path(self.root_dir) / f"version_{version}").mkdir(parents=True)
+                folder.mkdir(parents=True)
                 break
             except FileExistsError:
                 version += 1

@@ -301,7 +301,9 @@ COMMANDS = {"prepare": PREPARE, "fit": FIT, "test": TEST, "recommend": RECOMMEND
 )
 def test_a_mistake_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], work: Path, command: str, mistake: str):
     words = COMMANDS[command][mistake]
+    before = {*work.rglob("*")}
     message = refusal(capsys, command, *words)
+    assert {*work.rglob("*")} == before
     assert 20 < len(message) < 700, message
     assert "This is a bug" not in message
     assert "{'" not in message

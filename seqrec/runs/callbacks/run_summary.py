@@ -27,6 +27,9 @@ class RunSummary(pl.Callback):
 
     See `seqrec.runs.Summary` for its content. The trainer needs a `RunMonitor` too. Without a folder, as in a
     `fast_dev_run`, nothing is written.
+
+    Attributes:
+        has_trained: Whether a batch was trained on by this process.
     """
 
     def __init__(self) -> None:
@@ -36,6 +39,7 @@ class RunSummary(pl.Callback):
         self._made_with: dict[str, Any] = {}
         self._epochs = 0
         self._steps = 0
+        self.has_trained = False
         self._resumed_from: str | None = None
         self._best: dict[str, Any] | None = None
         self._metrics: dict[str, dict[str, float]] = {}
@@ -66,7 +70,7 @@ class RunSummary(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count steps."""
-        self._steps = trainer.global_step
+        self._steps, self.has_trained = trainer.global_step, True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the metrics, and whether they are the best."""
