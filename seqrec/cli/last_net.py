@@ -22,20 +22,6 @@ HINTS = (
         "set --trainer.accelerator cpu",
     ),
     (r"\bout of memory\b|can't allocate memory", "lower --data.batch_size or --data.max_length"),
-    (r"`gradient_clip_algorithm` \S+ is invalid", "set --trainer.gradient_clip_algorithm to norm or value"),
-    (
-        r"Invalid seed specified|is not in bounds, numpy accepts",
-        "set --seed_everything to a number from 0 to 4294967295",
-    ),
-    (
-        r"`val_check_interval` \(\S+\) must be less than",
-        "set --trainer.val_check_interval to at most the batches of an epoch",
-    ),
-    (r"invalid accelerator name", "set --trainer.accelerator to auto, cpu or gpu"),
-    (
-        r"machine only has|`devices` selected with `\w+` should be",
-        "set --trainer.devices to the number that this machine has",
-    ),
 )
 PACKAGE = Path(__file__).resolve().parents[1]
 _BUGS = (AssertionError, AttributeError, IndexError, KeyError, NameError, RecursionError, TypeError, ZeroDivisionError)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 
 from seqrec.aliases import __version__
 from seqrec.cli.arguments import (
@@ -27,9 +27,16 @@ from seqrec.cli.arguments import (
 from seqrec.cli.help import short_help
 from seqrec.cli.parsing import ArgumentParser, with_names
 from seqrec.cli.saved_config import SavedConfig
+from seqrec.cli.trainer_arguments import (
+    check_arguments,
+    check_seed,
+    leave_nothing,
+    refusal_of_lightning,
+    refuse_fresh_weights,
+    too_large,
+)
 from seqrec.cli.trust import Check, classes_of_the_user, name_a_config, only_trusted_classes
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.errors import DivergenceError, InputError
 from seqrec.evaluation.protocols import FullRanking, Protocol
 from seqrec.evaluation.report import metrics_table, note_on_repeats, write_metrics
 from seqrec.evaluation.results import ResultsWriter
@@ -49,6 +56,7 @@ from seqrec.runs.callbacks import (
     RunSummary,
 )
 from seqrec.runs.summary import FILE_NAME as SUMMARY_FILE
+from seqrec.runs.trainer_checks import caveats
 
 CALLBACKS: dict[str, type[pl.Callback]] = {
     "checkpoint": BestCheckpoint,
@@ -196,31 +204,34 @@ class SeqrecCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Do nothing: the config of the run has the model's arguments, and Lightning checks the weights."""
 
+    def _set_seed(self) -> None:
+        check_seed(self._get(self.config, "seed_everything"))
+        super()._set_seed()
+
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; `prepare` builds only the data."""
-        self.check(self.config[self.subcommand].as_dict())
-        if self.subcommand == "prepare":
+        command, config = str(self.subcommand), self.config[self.subcommand].as_dict()
+        self.check(config)
+        if command == "prepare":
             parser = RunParser()
             parser.add_lightning_class_args(SequenceDataModule, "data")
-            config = parser.parse_object({"data": self._get(self.config, "data")})
-            self.datamodule = parser.instantiate_classes(config).data
+            data = parser.parse_object({"data": self._get(self.config, "data")})
+            self.datamodule = parser.instantiate_classes(data).data
             return
         refuse_slurm_without_srun(self._get(self.config, "trainer.plugins"))
-        super().instantiate_classes()
-        self._refuse_fresh_weights()
+        self._trainer_arguments = config["trainer"]
+        check_arguments(command, config["trainer"])
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            refusal = too_large(error, config) or refusal_of_lightning(error, config["trainer"])
+            if refusal is None:
+                raise
+            raise refusal from error
+        refuse_fresh_weights(command, config, self.model)
         self.model.protocol = self._get(self.config_init, "protocol") or FullRanking()
         if self.subcommand == "fit" and self._get(self.config, "ckpt_path"):
             self._keep_checkpoints_together(Path(self._get(self.config, "ckpt_path")))
-
-    def _refuse_fresh_weights(self) -> None:
-        """Refuse to judge a model that nothing was trained, which would give numbers like those of any other."""
-        judges = self.subcommand in ("test", "validate", "predict")
-        asked = self._get(self.config, "ckpt_path") or self._get(self.config, "fresh_weights")
-        if judges and not asked and not isinstance(self.model, Baseline):
-            raise InputError(
-                f"{self.subcommand} needs a trained model: give --ckpt_path, a run's folder, a checkpoint or last (the "
-                "newest run). --fresh_weights true judges the weights before any training"
-            )
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         """Build the trainer without those of our callbacks that its other settings exclude."""
@@ -251,24 +262,22 @@ class SeqrecCLI(LightningCLI):
             return
         try:
             super()._run_subcommand(subcommand)
-        except DivergenceError:
-            raise
-        except InputError:
-            # A refused run leaves no folder.
-            if not any(isinstance(each, RunSummary) and each.has_trained for each in self._callbacks()):
-                for logger in self.trainer.loggers:
-                    if isinstance(logger, RunFolder):
-                        logger.discard()
-            raise
-
-    def _callbacks(self) -> list[pl.Callback]:
-        return self.trainer.callbacks  # type: ignore[attr-defined,no-any-return]  # set by its callback connector
+        except Exception as error:
+            refusal = refusal_of_lightning(error, self._trainer_arguments)
+            leave_nothing(self.trainer, refusal or error)
+            if refusal is None:
+                raise
+            raise refusal from error
 
     def after_fit(self) -> None:
         """Test the best checkpoint, and compare it with popularity."""
-        callbacks = self._callbacks()
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        untested = getattr(self.trainer, "fast_dev_run", False) or self.trainer.interrupted
+        if not untested and self.trainer.limit_test_batches == 0:
+            rank_zero_info("trainer.limit_test_batches is 0: nothing is tested")
+            return
         pruned = any(isinstance(callback, TrialReporter) and callback.pruned for callback in callbacks)
-        if getattr(self.trainer, "fast_dev_run", False) or self.trainer.interrupted or pruned:
+        if untested or pruned:
             return
         if isinstance(self.model, Baseline):
             self.test(self.model, self.datamodule)
@@ -311,26 +320,24 @@ class SeqrecCLI(LightningCLI):
         left_out = datamodule.split.left_out(datamodule.store, stage)
         folder = self.trainer.log_dir  # a broadcast, so every process asks
         repeated = model.repeated_targets[prefix.removesuffix("_")]
-        self._show(
-            stage,
-            rows,
-            f"{users:,} users{_reasons(left_out)}, protocol {model.protocol.id}",
-            note_on_repeats(repeated, model.protocol),
-            folder,
-        )
+        found = caveats(self.trainer, model, prefix.removesuffix("_"))
+        if self.trainer.is_global_zero:
+            print(f"\n{stage} of {users:,} users{_reasons(left_out)}, protocol {model.protocol.id}")
+            if found:
+                print(f"warning: these are figures of {' and '.join(found)}; compare them with no others")
+            print(metrics_table(rows))
+            if note := note_on_repeats(repeated, model.protocol):
+                print(note)
         if folder is not None and self.trainer.is_global_zero:
-            file = Path(folder) / f"{stage}_metrics.json"
-            write_metrics(file, rows, model.protocol.describe(), users=users, left_out=left_out, repeated=repeated)
-
-    @rank_zero_only
-    def _show(
-        self, stage: str, rows: dict[str, dict[str, float]], terms: str, note: str | None, folder: str | None
-    ) -> None:
-        print(f"\n{stage} of {terms}{' (fresh weights)' if self.model.has_fresh_weights else ''}")
-        print(metrics_table(rows))
-        if note is not None:
-            print(note)
-        if folder is not None:
+            write_metrics(
+                Path(folder) / f"{stage}_metrics.json",
+                rows,
+                model.protocol.describe(),
+                users=users,
+                left_out=left_out,
+                repeated=repeated,
+                caveats=found,
+            )
             names = ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml"]
             written = [f"{stage}_metrics.json", SUMMARY_FILE]
             names += [*written, *([RESULTS_FILE] if stage == "test" else [])]

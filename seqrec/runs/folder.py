@@ -68,7 +68,7 @@ class RunFolder(CSVLogger):
             self._save_dir = str(root / RUNS)
 
     def discard(self) -> None:
-        """Delete the folder of a refused run, if this process made it and it holds no more than records of the start."""
+        """Delete the folder of a refused run, if this process made it and it holds only records of the start."""
         folder = Path(self.log_dir)
         found = [file for file in folder.rglob("*") if file.is_file()] if folder in self._made else []
         if found and all(file.name in _RECORDS or file.name.startswith("events.out.") for file in found):
