@@ -379,6 +379,7 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
     argv = argv if name is None else [name, *argv]
     # Lightning starts the other processes of a job with the words of this one.
     sys.argv = [sys.argv[0], *argv]
+    ArgumentParser.given, ArgumentParser.of_run = argv, True
     with classes as check:
         SeqrecCLI(
             name,

@@ -208,8 +208,10 @@ def test_figures_of_no_trained_model_or_of_few_users_are_marked(
 
 
 def test_a_run_that_is_not_to_be_tested_is_not(capsys: pytest.CaptureFixture[str]):
+    main(FIT)
+    assert json.loads(Path("runs/version_0/summary.json").read_text())["caveats"] == []
     main([*FIT, "--trainer.limit_test_batches", "0"])
-    assert not Path("runs/version_0/test_metrics.json").exists()
+    assert not Path("runs/version_1/test_metrics.json").exists()
     assert "=0 leaves test nothing to do" in refusal(
         capsys, "test", "--ckpt", "last", "--trainer.limit_test_batches", "0"
     )
