@@ -152,16 +152,25 @@ def with_default_classes(argv: Sequence[str]) -> list[str]:
     return found
 
 
-def refuse_missing_config(argv: Sequence[str]) -> None:
+def refuse_missing_config(argv: Sequence[str], *, to_resume: bool) -> None:
     """Refuse a run's checkpoint without the config that it was made with.
 
     Args:
         argv: Arguments as `expand` returns them.
+        to_resume: Whether the command resumes a run.
 
     Raises:
         MissingInputError: with what to give.
+        CheckpointError: if the file is no checkpoint.
     """
     name = dict(itertools.pairwise(argv)).get("--ckpt_path", "")
+    if Path(name).is_file():
+        from seqrec.runs.checkpoints import peek, read_checkpoint  # needs torch
+
+        content = peek(Path(name))
+        # A damaged resume point may have an older one beside it.
+        if "state_dict" not in content and (content or not to_resume or Path(name).suffix != ".ckpt"):
+            read_checkpoint(Path(name))  # says why it is none
     if name not in ("", "null") and "://" not in name and "--config" not in argv and not sets(argv, "data.source"):
         raise MissingInputError(
             f"{name} has no {Path(name).parent.parent / 'config.yaml'} that says how the run was made; give its "

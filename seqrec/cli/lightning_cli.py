@@ -72,12 +72,19 @@ class Trainer(pl.Trainer):
     """Lightning's trainer with two more methods, which are commands with the configs of the others."""
 
     @staticmethod
-    def prepare(datamodule: SequenceDataModule, overwrite: bool = False) -> None:
+    def prepare(
+        datamodule: SequenceDataModule,
+        overwrite: bool = False,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
         """Prepare the event store from the raw log, and summarise it.
 
         Args:
             datamodule: The log and the folder of the store.
             overwrite: Whether to replace a store that exists.
+            ckpt_path: A run's folder, a checkpoint or `last`: the data of that run is prepared.
+            weights_only: Unused; the config of a run has it.
         """
         if overwrite:
             datamodule.prepare_again()
@@ -362,7 +369,7 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
     named = name or next((word for word in words if word == "fit"), None)
     given = with_names(words, positional)
     argv = expand(named, given, checkpoint="--ckpt_path")
-    refuse_missing_config(argv)
+    refuse_missing_config(argv, to_resume=named == "fit")
     if named == "fit":
         refuse_unused_batch_size(words, argv)
     if name == "prepare" and not sets(argv, "model"):

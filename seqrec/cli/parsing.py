@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import inspect
 import json
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -80,7 +81,11 @@ def with_names(words: Sequence[str], positional: str | None = None, lists: Colle
                 values.append(waiting.popleft())
             found += values if len(values) == 1 and values[0].startswith("[") else [json.dumps(values)]
         elif word.startswith("-") and "=" not in word and word not in FLAGS and waiting:
-            found.append(waiting.popleft())
+            value = waiting.popleft()
+            if re.match(r"-[^-]", value) and value not in ("-c", "-h"):
+                found[-1] += f"={value}"  # -2GiB, which the parser would take for an option
+            else:
+                found.append(value)
     return found
 
 

@@ -100,5 +100,7 @@ def belongs(
     homes |= {each for each in known if each.endswith(f".{wanted}") or (each == wanted and of_run and each in RUN_KEYS)}
     homes -= {"model.max_length", "model.init_args.max_length"}  # the data's
     # A name in very many classes, such as `d_model` in every encoder, belongs to the outermost.
-    places = sorted(homes, key=lambda home: (home.replace("init_args.", "").count("."), home))[:2]
+    near, places = f"{above.partition('.')[0]}.", list(homes)
+    places.sort(key=lambda home: (not home.startswith(near), home.replace("init_args.", "").count("."), home))
+    places = places[:2]
     return f"it belongs to {' or '.join(place if in_config else f'--{place}' for place in places)}" if places else ""

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from seqrec.data.collate import WindowDataset
 from seqrec.data.position import EpochPosition, count_as_done
 from seqrec.data.prepare import Filters, ensure_store, fingerprint, prepare
+from seqrec.data.prepare.memory import MemoryLimit
 from seqrec.data.progress import print_line
 from seqrec.data.sampler import BatchSampler, SequentialBatches
 from seqrec.data.sources import Source
@@ -143,6 +144,8 @@ class SequenceDataModule(pl.LightningDataModule):
             if value < 1:
                 raise InputError(f"{name}={value} must be at least 1")
         _check_workers(num_workers)
+        if memory_limit is not None:
+            MemoryLimit(memory_limit)
         self.source = source
         self.filters = filters
         self.split = split or LeaveOneOut()

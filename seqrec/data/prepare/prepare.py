@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from seqrec.data.manifest import MANIFEST, VERSION, is_store, read_manifest
+from seqrec.data.manifest import MANIFEST, PREPARE_AGAIN, VERSION, is_store, read_manifest
 from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
 from seqrec.data.progress import Progress, Show
@@ -25,7 +25,7 @@ from seqrec.files import exchange, locked, rename
 _SILENT = {each.name: each.default for each in fields(Filters) if each.name.startswith("as_published_")}
 # Errors of a full disk, an exceeded quota and a file that is too large. Windows has no quota.
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_REMEDY = "choose another --data.store, or run seqrec prepare --overwrite true"
+_REMEDY = f"choose another --data.store, or run {PREPARE_AGAIN}"
 
 
 def fingerprint(source: Source, filters: Filters) -> str:
