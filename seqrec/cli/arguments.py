@@ -168,9 +168,9 @@ def refuse_missing_config(argv: Sequence[str], *, to_resume: bool) -> None:
         from seqrec.runs.checkpoints import peek, read_checkpoint  # needs torch
 
         content = peek(Path(name))
-        # A damaged resume point may have an older one beside it.
+        # A damaged resume point may have an older one next to it.
         if "state_dict" not in content and (content or not to_resume or Path(name).suffix != ".ckpt"):
-            read_checkpoint(Path(name))  # says why it is none
+            read_checkpoint(Path(name))  # raises the reason
     if name not in ("", "null") and "://" not in name and "--config" not in argv and not sets(argv, "data.source"):
         raise MissingInputError(
             f"{name} has no {Path(name).parent.parent / 'config.yaml'} that says how the run was made; give its "

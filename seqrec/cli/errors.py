@@ -176,7 +176,7 @@ def _wrong_shape(key: str, message: str, parser: ArgumentParser) -> str | None:
     if text:
         dests = [action.dest for action in parser._actions]
         keys = [dest for dest in dests if dest.startswith(f"{key}.") and not dest.endswith(".help")]
-        return f"{where}{full} takes keys, such as {', '.join(keys[:3])}, not the text {text[1]!r}"
+        return f"{where}{full} must be keys, such as {', '.join(keys[:3])}, not the text {text[1]!r}"
     given = re.search(r"Given value: ([\[{].*)", message, re.DOTALL)
     if not given or not classes_of(key):
         return None
@@ -188,7 +188,7 @@ def _wrong_shape(key: str, message: str, parser: ArgumentParser) -> str | None:
     others = [name for name in value if name not in ("class_path", "init_args", "dict_kwargs")]
     if isinstance(value, dict) and others and "class_path" in value:
         where = place_of(f"{key}.{others[0]}", getattr(parser, "given", ()))[0]
-        return f"{where}unknown key {f'{full}.{others[0]}'!r}; it belongs to {full}.init_args.{others[0]}"
+        return f"{where}unknown key {f'{full}.{others[0]}'!r}; use {full}.init_args.{others[0]}"
     found = (
         f"a {type(value).__name__}" if isinstance(value, list) else f"{', '.join(value) or 'nothing'}, no class_path"
     )

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
 from seqrec.aliases import __version__
+from seqrec.cli import trainer_arguments
 from seqrec.cli.arguments import (
     as_prediction,
     expand,
@@ -27,14 +28,6 @@ from seqrec.cli.arguments import (
 from seqrec.cli.help import short_help
 from seqrec.cli.parsing import ArgumentParser, with_names
 from seqrec.cli.saved_config import SavedConfig
-from seqrec.cli.trainer_arguments import (
-    check_arguments,
-    check_seed,
-    leave_nothing,
-    refusal_of_lightning,
-    refuse_fresh_weights,
-    too_large,
-)
 from seqrec.cli.trust import Check, classes_of_the_user, name_a_config, only_trusted_classes
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.evaluation.protocols import FullRanking, Protocol
@@ -212,7 +205,7 @@ class SeqrecCLI(LightningCLI):
         """Do nothing: the config of the run has the model's arguments, and Lightning checks the weights."""
 
     def _set_seed(self) -> None:
-        check_seed(self._get(self.config, "seed_everything"))
+        trainer_arguments.check_seed(self._get(self.config, "seed_everything"))
         super()._set_seed()
 
     def instantiate_classes(self) -> None:
@@ -227,15 +220,16 @@ class SeqrecCLI(LightningCLI):
             return
         refuse_slurm_without_srun(self._get(self.config, "trainer.plugins"))
         self._trainer_arguments = config["trainer"]
-        check_arguments(command, config["trainer"])
+        trainer_arguments.check_arguments(command, config["trainer"])
         try:
             super().instantiate_classes()
         except Exception as error:
-            refusal = too_large(error, config) or refusal_of_lightning(error, config["trainer"])
+            refusal = trainer_arguments.too_large(error, config)
+            refusal = refusal or trainer_arguments.refusal_of_lightning(error, config["trainer"])
             if refusal is None:
                 raise
             raise refusal from error
-        refuse_fresh_weights(command, config, self.model)
+        trainer_arguments.refuse_fresh_weights(command, config, self.model)
         self.model.protocol = self._get(self.config_init, "protocol") or FullRanking()
         if self.subcommand == "fit" and self._get(self.config, "ckpt_path"):
             self._keep_checkpoints_together(Path(self._get(self.config, "ckpt_path")))
@@ -270,8 +264,8 @@ class SeqrecCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except Exception as error:
-            refusal = refusal_of_lightning(error, self._trainer_arguments)
-            leave_nothing(self.trainer, refusal or error)
+            refusal = trainer_arguments.refusal_of_lightning(error, self._trainer_arguments)
+            trainer_arguments.leave_nothing(self.trainer, refusal or error)
             if refusal is None:
                 raise
             raise refusal from error
@@ -336,15 +330,9 @@ class SeqrecCLI(LightningCLI):
             if note := note_on_repeats(repeated, model.protocol):
                 print(note)
         if folder is not None and self.trainer.is_global_zero:
-            write_metrics(
-                Path(folder) / f"{stage}_metrics.json",
-                rows,
-                model.protocol.describe(),
-                users=users,
-                left_out=left_out,
-                repeated=repeated,
-                caveats=found,
-            )
+            file = Path(folder) / f"{stage}_metrics.json"
+            about: dict[str, Any] = {"users": users, "left_out": left_out, "repeated": repeated, "caveats": found}
+            write_metrics(file, rows, model.protocol.describe(), **about)
             names = ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml"]
             written = [f"{stage}_metrics.json", SUMMARY_FILE]
             names += [*written, *([RESULTS_FILE] if stage == "test" else [])]

@@ -80,14 +80,13 @@ def belongs(
         in_config: Whether a config has it, not the command line.
     """
     if name in RUN_KEYS and (above or not of_run):
-        place = (
-            "belongs at the top of the file, without indentation" if of_run else "is for the config of a run: remove it"
-        )
-        return f"{name} {place}"
+        return f"{'move it to the top of the file' if of_run else 'leave it out'}: {name} is for the config of a run"
     last = [part for part in above.split(".") if part != "init_args"][-1:]
     of_class = bool(last) and last[0] in {key.rpartition(".")[2] for key in kinds}
     if above and not of_class and name in ("init_args", "class_path"):
-        return f"{above} is no class: its keys belong directly below it"
+        return f"give its keys directly below {above}, which is no class"
+    if of_class and name == "class_path":
+        return f"give the arguments of a class below {above}.init_args, not beside class_path"
     near = did_you_mean(name, ["init_args", "class_path"]).removeprefix("; ")
     if in_config and of_class and (near or name in _ARGUMENTS):
         return near or "did you mean init_args?"
@@ -103,4 +102,4 @@ def belongs(
     near, places = f"{above.partition('.')[0]}.", list(homes)
     places.sort(key=lambda home: (not home.startswith(near), home.replace("init_args.", "").count("."), home))
     places = places[:2]
-    return f"it belongs to {' or '.join(place if in_config else f'--{place}' for place in places)}" if places else ""
+    return f"use {' or '.join(place if in_config else f'--{place}' for place in places)}" if places else ""

@@ -12,34 +12,22 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from seqrec.data.prepare.memory import machine_memory, spoken_bytes
-from seqrec.errors import DivergenceError, InputError
+from seqrec.errors import DivergenceError, InputError, check_at_least
 from seqrec.models import Baseline, Recommender
 from seqrec.runs import RunFolder
 from seqrec.runs.callbacks import RunSummary
 
 LARGEST_SEED = 2**32 - 1
-# Argument -> its least value. Lightning refuses some smaller ones in words of its own, and uses others.
+# Argument -> its least value, if Lightning takes smaller ones and fails later.
 _LEAST = {
-    "max_epochs": -1,
-    "max_steps": -1,
-    "min_epochs": 0,
-    "min_steps": 0,
-    "num_nodes": 1,
     "accumulate_grad_batches": 1,
     "check_val_every_n_epoch": 1,
     "log_every_n_steps": 0,
     "gradient_clip_val": 0,
     "num_sanity_val_steps": -1,
-    "reload_dataloaders_every_n_epochs": 0,
-    "fast_dev_run": 0,
-    "overfit_batches": 0,
-    **dict.fromkeys((f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")), 0),
 }
-# Command -> the limit that must leave it something to do.
-_LIMITS = {
-    command: f"limit_{stage}_batches"
-    for command, stage in (("fit", "train"), ("validate", "val"), ("test", "test"), ("predict", "predict"))
-}
+# Command -> the stage that it is for.
+_STAGES = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
 
 
 def check_seed(seed: object) -> None:
@@ -58,23 +46,18 @@ def check_arguments(command: str, arguments: Mapping[str, Any]) -> None:
         InputError: if there is one.
     """
     numbers = {name: value for name, value in arguments.items() if type(value) in (int, float)}
-    for name, least in _LEAST.items():
-        if name in numbers:
-            _check_least(name, numbers[name], least)
-    devices = arguments.get("devices", "auto")
-    if not re.fullmatch(r"auto|-1|0*[1-9]\d*|\[.+\]|\d+(,\d*)+", str(devices).strip()):
-        raise InputError(f"trainer.devices={devices!r} must be a number of at least 1, a list of numbers, or auto")
-    most = max(4, os.cpu_count() or 1)
-    if arguments.get("accelerator") == "cpu" and str(devices).isdecimal() and int(devices) > most:
+    for name in _LEAST.keys() & numbers.keys():
+        check_at_least(_LEAST[name], **{f"trainer.{name}": numbers[name]})
+    devices, most = str(arguments.get("devices", "auto")).strip(), max(4, os.cpu_count() or 1)
+    if not re.fullmatch(r"auto|-1|0*[1-9]\d*|\[.+\]|\d+(,\d*)+", devices):
+        raise InputError(f"trainer.devices={devices} must be a number of at least 1, a list of numbers, or auto")
+    if arguments.get("accelerator") == "cpu" and devices.isdecimal() and int(devices) > most:
         raise InputError(f"trainer.devices={devices} processes on a CPU must be at most {most} on this machine")
-    limit = _LIMITS.get(command, "")
+    limit = f"limit_{_STAGES.get(command)}_batches"
     if numbers.get(limit) == 0:
         raise InputError(f"trainer.{limit}=0 leaves {command} nothing to do: give a number of batches, or leave it out")
     if numbers.get("val_check_interval", 1) <= 0:
-        raise InputError(
-            f"trainer.val_check_interval={numbers['val_check_interval']} must be above 0: a number of batches, or a "
-            "share of an epoch such as 0.25"
-        )
+        raise InputError("trainer.val_check_interval must be above 0: a number of batches, or a share of an epoch")
     for unit in ("epochs", "steps"):
         least, most = numbers.get(f"min_{unit}", 0), numbers.get(f"max_{unit}", -1)
         if 0 <= most < least:
@@ -89,12 +72,6 @@ def refuse_fresh_weights(command: str, config: Mapping[str, Any], model: Recomme
             f"{command} needs a trained model: give --ckpt_path, a run's folder, a checkpoint or last (the newest "
             "run). --fresh_weights true judges the weights before any training"
         )
-
-
-def _check_least(name: str, value: float, least: int) -> None:
-    if not value >= least:
-        unlimited = ", which sets no limit" if least == -1 else ""
-        raise InputError(f"trainer.{name}={value} must be at least {least}{unlimited}")
 
 
 def leave_nothing(trainer: pl.Trainer, error: Exception) -> None:
@@ -128,20 +105,17 @@ def too_large(error: BaseException, config: Mapping[str, Any]) -> InputError | N
     asked = re.search(r"tried to allocate (\d+)", str(error))
     if not asked and not isinstance(error, MemoryError):
         return None
-    sizes = sorted(_sizes({key: config.get(key) or {} for key in ("model", "data")}), reverse=True)
+    parts = {"model": config.get("model") or {}, "data.max_length": config["data"]["max_length"]}
+    sizes = sorted(((size, key) for key, part in parts.items() for size, key in _sizes(part, key)), reverse=True)
     lower = " or ".join(f"--{key} ({size})" for size, key in sizes[:2])
-    needs = f"needs {spoken_bytes(int(asked[1]))} for one of its arrays, and" if asked else "does not fit:"
-    return InputError(
-        f"the model {needs} this machine has {spoken_bytes(machine_memory())} of memory; lower {lower}, or leave out "
-        "rare items: --data.filters.min_item_events"
-    )
+    needs = f"needs {spoken_bytes(int(asked[1]))} for one array" if asked else "does not fit into memory"
+    return InputError(f"the model {needs}, the machine has {spoken_bytes(machine_memory())}: lower {lower}")
 
 
-def _sizes(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[int, str]]:
-    """Yield the whole numbers on which the size of a model depends, with their options."""
-    for name, inner in value.items():
-        key = above if name == "init_args" else f"{above}.{name}".lstrip(".")
-        if isinstance(inner, Mapping):
-            yield from _sizes(inner, key)
-        elif type(inner) is int and key != "model.max_length" and (key[:6] == "model." or key == "data.max_length"):
-            yield inner, key
+def _sizes(value: object, key: str) -> Iterator[tuple[int, str]]:
+    """Yield the whole numbers in a part of a config, with their options."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _sizes(inner, key if name == "init_args" else f"{key}.{name}")
+    elif type(value) is int and key != "model.max_length":  # that is the data's
+        yield value, key

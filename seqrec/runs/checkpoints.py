@@ -32,7 +32,6 @@ _MARK = b"seqrec sha256 "
 _COMMENT_BYTES = len(_MARK) + 64
 _END_RECORD = b"PK\x05\x06"
 _END_RECORD_BYTES = 22
-_NO_CHECKPOINTS = (".json", ".yaml", ".yml", ".csv", ".txt", ".parquet", ".npy")
 _INSTEAD = "give another, such as best.ckpt or last-1.ckpt of its run"
 # Entries that a run needs to resume, and entries that a model needs.
 NEEDED_TO_FIT = frozenset({"state_dict", "loops", "optimizer_states", "lr_schedulers", "callbacks"})
@@ -151,8 +150,9 @@ def read_checkpoint(
     if not path.is_file():
         beside = [str(file) for file in path.parent.glob("*.ckpt")] if path.parent.is_dir() else []
         raise MissingInputError(f"there is no checkpoint {path}{did_you_mean(str(path), beside)}")
-    if not zipfile.is_zipfile(path) and path.suffix in _NO_CHECKPOINTS:
-        raise CheckpointError(f"{path} is no checkpoint, which ends in .ckpt; {_of_run(path)}")
+    if path.suffix in (".json", ".yaml", ".yml", ".csv"):
+        run = path.parent if (path.parent / "checkpoints").is_dir() else "a run's folder"
+        raise CheckpointError(f"{path} is no checkpoint: give {run}, whose best checkpoint is used")
     _verify(path)
     try:
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
@@ -169,20 +169,12 @@ def read_checkpoint(
     missing = sorted(set(needed) - set(content)) if isinstance(content, dict) else sorted(needed)
     if missing:
         if isinstance(content, dict) and content and all(isinstance(each, torch.Tensor) for each in content.values()):
-            raise CheckpointError(
-                f"{path} has only weights, without the model's settings: give the checkpoint that seqrec fit wrote, or "
-                "load them in Python: model.load_state_dict(torch.load(..))"
-            )
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}; it is no checkpoint: give one that seqrec fit wrote")
+            raise CheckpointError(f"{path} has weights without the model's settings: give a checkpoint of seqrec fit")
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}; it is no checkpoint to resume from")
     assert isinstance(content, dict)
     if odd := [name for name in ("state_dict", "hyper_parameters") if not isinstance(content.get(name, {}), dict)]:
         raise CheckpointError(f"{path} has something else than named values as {odd[0]}; it is no checkpoint")
     return content
-
-
-def _of_run(path: Path) -> str:
-    run = next((each for each in (path.parent, path.parent.parent) if (each / "checkpoints").is_dir()), None)
-    return f"give {run}, whose best checkpoint is used" if run else "give a run's folder, or last"
 
 
 def peek(path: Path) -> dict[str, Any]:

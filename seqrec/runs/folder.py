@@ -57,6 +57,7 @@ class RunFolder(CSVLogger):
     def experiment(self) -> Any:
         """The writer of `metrics.csv`; the first call creates the folder, and records when the run started."""
         new = self._experiment is None
+        self.version  # noqa: B018  # chosen before Lightning makes the folders above
         writer = super().experiment
         if new:
             record_start(Path(self.log_dir), Path(self.save_dir))
@@ -74,8 +75,8 @@ class RunFolder(CSVLogger):
         if found and all(file.name in _RECORDS or file.name.startswith("events.out.") for file in found):
             shutil.rmtree(folder)
             with suppress(OSError):
-                for above in self._made[1:]:
-                    above.rmdir()
+                for each in self._made[1:]:
+                    each.rmdir()
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
@@ -118,11 +119,13 @@ class RunFolder(CSVLogger):
         )
 
     def _get_next_version(self) -> int:
+        root = Path(self.root_dir)
+        above = [each for each in (root, *root.parents) if not each.exists()]
         version: int = super()._get_next_version()
         # The other processes get the first one's folder.
         while rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            folder = Path(self.root_dir) / f"version_{version}"
-            self._made = [folder, *(above for above in folder.parents if not above.exists())]
+            folder = root / f"version_{version}"
+            self._made = [folder, *above]
             try:
                 folder.mkdir(parents=True)
                 break

@@ -354,7 +354,7 @@ SERVE = {
 # Words that say what to do, or what is allowed.
 REMEDY = re.compile(
     r"\b(give|set|choose|add|allow|allowed|known|did you mean|must|expected|expects|lower|raise|make|use|leave|save|"
-    r"mend|train|prepare|needs?|between|try|indent|loosen|write|makes one)\b|--\w|one of|columns:|`seqrec configs`"
+    r"mend|train|prepare|needs?|between|try|indent|loosen|write|move|makes one)\b|--\w|one of|columns:|`seqrec configs`"
 )
 COMMANDS = {"prepare": PREPARE, "fit": FIT, "test": TEST, "recommend": RECOMMEND, "export": EXPORT, "serve": SERVE}
 
@@ -402,24 +402,24 @@ def test_a_mistake_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], wo
         ),
         ("recommend", "nothing", "ckpt, output are required: give --ckpt and --output, here"),
         ("fit", "a list", "config list.yaml has a list"),
-        ("fit", "the config trainer_in_model", "line 3: unknown key 'model.trainer'; trainer belongs at the top"),
+        ("fit", "the config trainer_in_model", "line 3: unknown key 'model.trainer'; move it to the top of the file"),
         ("fit", "the config args", "config args.yaml line 3: unknown key 'model.args'; did you mean init_args?"),
-        ("fit", "the config no_init_args", "it belongs to model.init_args.d_model"),
-        ("fit", "the config class", "model has class, no class_path"),
+        ("fit", "the config no_init_args", "give the arguments of a class below model.init_args"),
+        ("fit", "the config class", "unknown key 'model.class'; did you mean class_path?"),
         ("fit", "the config list_as_model", "model has a list: give the name of a class"),
-        ("fit", "the config top", "line 1: unknown key 'd_model'; it belongs to model.init_args.d_model"),
-        ("fit", "the config source_at_the_top", "it belongs to data.source"),
-        ("fit", "the config init_args_of_data", "its keys belong directly below it"),
+        ("fit", "the config top", "line 1: unknown key 'd_model'; use model.init_args.d_model"),
+        ("fit", "the config source_at_the_top", "use data.source"),
+        ("fit", "the config init_args_of_data", "give its keys directly below data"),
         ("fit", "the config deep", "'model.init_args.optimizer.init_args.learning_rate'; did you mean lr?"),
         ("fit", "the config under_fit", "leave it out, with its keys at the top"),
         ("fit", "hyperparameters as config", "--config runs/version_0/config.yaml"),
         ("fit", "a run as model", "did you mean --ckpt_path runs/version_0?"),
-        ("fit", "an argument of the data", "it belongs to --data.batch_size"),
-        ("fit", "an argument of other libraries", "it belongs to --trainer.max_epochs"),
+        ("fit", "an argument of the data", "use --data.batch_size"),
+        ("fit", "an argument of other libraries", "use --trainer.max_epochs"),
         ("fit", "a width for each atom", "lower --model.d_model (100000000)"),
         ("serve", "a file as session store", "did you mean --sessions SQLiteStore --sessions.path users.sqlite?"),
         ("serve", "a server that is away", "redis://:***@127.0.0.1:1 cannot be used"),
-        ("serve", "the config of a run", "data is for the config of a run"),
+        ("serve", "the config of a run", "leave it out: data is for the config of a run"),
         (
             "test",
             "other settings than the store's",

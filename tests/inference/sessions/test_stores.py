@@ -439,7 +439,7 @@ def test_a_full_disk_changes_nothing(tmp_path: Path):
 
 def test_a_server_that_is_away_is_named():
     with pytest.raises(
-        SessionStoreError, match=r"server at redis://:\*\*\*@127\.0\.0\.1:1 cannot be used: Error .*; start it"
+        SessionStoreError, match=r"at redis://:\*\*\*@127\.0\.0\.1:1 cannot be used: Error .*; start it"
     ):
         RedisStore("redis://:secret@127.0.0.1:1", timeout_seconds=0.5)
     with pytest.raises(InputError, match="url='localhost' is no address of a Redis server"):
