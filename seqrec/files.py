@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -161,3 +161,33 @@ def exchange(first: Path, second: Path) -> None:
     synchronise(first.parent)
     if first.parent != second.parent:
         synchronise(second.parent)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file while a block runs: other processes wait. The file is deleted at the end.
+
+    A process that waited for the deleted file notices it, and makes a new one. Folders above the file are made; if the
+    block raises, those that are empty then are deleted again.
+    """
+    from filelock import FileLock  # most commands need none
+
+    made = [folder for folder in path.absolute().parents if not folder.exists()]
+    lock = FileLock(path)
+    try:
+        while not lock.is_locked:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # another process has just deleted the empty folder
+                lock.acquire()
+        try:
+            yield
+        finally:
+            # Windows deletes no open file; it stays there.
+            with suppress(OSError):
+                path.unlink()
+            lock.release()
+    except BaseException:
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+        raise

@@ -102,6 +102,30 @@ def test_of_several_processes_one_creates_a_file(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
+def _count(folder, times):
+    for _ in range(times):
+        with files.locked(folder / "deep" / "a.lock"):
+            number = int((folder / "count").read_text())
+            (folder / "count").write_text(str(number + 1))
+
+
+def test_a_lock_whose_file_is_deleted_lets_one_process_in_at_a_time(tmp_path):
+    (tmp_path / "count").write_text("0")
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        pool.starmap(_count, [(tmp_path, 25)] * 4)
+    assert (tmp_path / "count").read_text() == "100"
+    assert not os.listdir(tmp_path / "deep")
+
+
+def test_a_failed_block_leaves_no_folder_of_its_lock(tmp_path):
+    (tmp_path / "there").mkdir()
+    for place in ("there/a.lock", "new/deep/a.lock"):
+        with pytest.raises(KeyError), files.locked(tmp_path / place):
+            raise KeyError
+    assert os.listdir(tmp_path) == ["there"]
+    assert not os.listdir(tmp_path / "there")
+
+
 def test_exchange_swaps_two_folders(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()

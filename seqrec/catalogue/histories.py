@@ -19,6 +19,7 @@ from seqrec.catalogue.recommend import RecommendingModel, RecommendOptions, item
 from seqrec.catalogue.scorer import check_top_k
 from seqrec.data.event_block import EventBlock
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
+from seqrec.data.user_files import read_text, refuse_special
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError, MissingInputError
 from seqrec.types import History, Recommendations
@@ -95,6 +96,7 @@ def read_block_list(path: str | Path) -> list[Any]:
     from seqrec.data.ids import read_ids
 
     file = Path(path)
+    refuse_special(file, f"block={str(path)!r}")
     if not file.is_file():
         raise MissingInputError(
             f"block={str(path)!r} does not exist; give a file with one item id per line, or Parquet"
@@ -104,7 +106,7 @@ def read_block_list(path: str | Path) -> list[Any]:
             column = polars.scan_parquet(file).select(ITEM_ID).collect()[ITEM_ID]
         else:
             column = polars.Series(ITEM_ID, _text_ids(file), polars.String)
-    except (UnicodeDecodeError, OSError, csv.Error, polars.exceptions.PolarsError) as error:
+    except (OSError, csv.Error, polars.exceptions.PolarsError) as error:
         if isinstance(error, InputError):
             raise
         if isinstance(error, PermissionError):
@@ -124,7 +126,7 @@ def read_block_list(path: str | Path) -> list[Any]:
 
 def _text_ids(file: Path) -> list[str]:
     """Return the fields of a text file that contain ids."""
-    text = file.read_text(encoding="utf-8-sig")
+    text = read_text(file, f"block={str(file)!r}")
     first = next((line for line in text.splitlines() if line.strip()), "")
     separator = next((each for each in "\t;," if each in first), ",")
     rows = [row for row in csv.reader(io.StringIO(text), delimiter=separator) if any(field.strip() for field in row)]

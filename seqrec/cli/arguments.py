@@ -13,7 +13,9 @@ from pathlib import Path
 
 import yaml
 
+from seqrec.cli.places import keys_of
 from seqrec.cli.run_config import config_of_run, content_of, restored_config
+from seqrec.data.user_files import read_text, refuse_special
 from seqrec.errors import InputError, MissingInputError
 from seqrec.runs.config_files import find_config
 from seqrec.runs.finding import LAST, RUNS, WORDS, find_checkpoint
@@ -62,6 +64,7 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
                 found = find_checkpoint(value, to_resume=name == "fit", argument=f"{as_typed} ", runs=runs)
                 value = _plain(found)
         elif option == "--config":
+            refuse_special(value, f"config {value}")
             value = restored_config(value) or _config(value, refuse_length=is_run)
         elif option == "--protocol" and is_run:
             value = _protocol(value)
@@ -149,16 +152,25 @@ def with_default_classes(argv: Sequence[str]) -> list[str]:
     return found
 
 
-def refuse_missing_config(argv: Sequence[str]) -> None:
+def refuse_missing_config(argv: Sequence[str], *, to_resume: bool) -> None:
     """Refuse a run's checkpoint without the config that it was made with.
 
     Args:
         argv: Arguments as `expand` returns them.
+        to_resume: Whether the command resumes a run.
 
     Raises:
         MissingInputError: with what to give.
+        CheckpointError: if the file is no checkpoint.
     """
     name = dict(itertools.pairwise(argv)).get("--ckpt_path", "")
+    if Path(name).is_file():
+        from seqrec.runs.checkpoints import peek, read_checkpoint  # needs torch
+
+        content = peek(Path(name))
+        # A damaged resume point may have an older one next to it.
+        if "state_dict" not in content and (content or not to_resume or Path(name).suffix != ".ckpt"):
+            read_checkpoint(Path(name))  # raises the reason
     if name not in ("", "null") and "://" not in name and "--config" not in argv and not sets(argv, "data.source"):
         raise MissingInputError(
             f"{name} has no {Path(name).parent.parent / 'config.yaml'} that says how the run was made; give its "
@@ -210,6 +222,10 @@ def refuse_slurm_without_srun(plugins: object) -> None:
 _REFUSED_LENGTH = "{} is not accepted: a model's max_length is the data's; set data.max_length"
 
 
+# Files of a run's folder that look like a config.
+_RECORDS = ("hparams.yaml", "summary.json", "test_metrics.json", "validate_metrics.json")
+
+
 def _config(value: str, *, refuse_length: bool) -> str:
     # A config may also be a URL or YAML text, which the parser reads itself.
     path = str(find_config(value)) if re.fullmatch(r"[\w./+-]+", value) else value
@@ -224,11 +240,21 @@ def _refuse_unreadable(path: str) -> None:
     """Refuse a config file that is no YAML, or no mapping, by its name and line."""
     if not Path(path).is_file():
         return
+    own = Path(path).with_name("config.yaml")
+    if Path(path).name in _RECORDS and own.is_file():
+        raise InputError(f"config {path} is a record of a run, and no config; the run's is {own}: --config {own}")
+    text = read_text(Path(path), f"config {path}")
     try:
-        text = Path(path).read_text(encoding="utf-8")
         content = yaml.safe_load(text)
-        _refuse_key_twice(path, yaml.compose(text, yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        lines: dict[str, int] = {}
+        for key, number in keys_of(yaml.compose(text, yaml.SafeLoader)):
+            if key in lines:
+                name = key.rpartition(".")[2]
+                raise InputError(
+                    f"config {path} line {number} sets {name} again, which line {lines[key]} sets: leave one out"
+                )
+            lines[key] = number
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""
         reason = getattr(error, "problem", None) or str(error)
@@ -237,22 +263,6 @@ def _refuse_unreadable(path: str) -> None:
     if content is not None and not isinstance(content, dict):
         kind = type(content).__name__
         raise InputError(f"config {path} has a {kind} at its top, expected keys such as data and model")
-
-
-def _refuse_key_twice(path: str, node: yaml.Node | None) -> None:
-    """Refuse a mapping with a key that occurs twice, of which YAML would keep the last."""
-    pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    lines: dict[str, int] = {}
-    for key, value in pairs:
-        line = key.start_mark.line + 1
-        if key.value in lines:
-            raise InputError(
-                f"config {path} line {line} sets {key.value} again, which line {lines[key.value]} sets: leave one out"
-            )
-        lines[str(key.value)] = line
-        _refuse_key_twice(path, value)
-    for item in node.value if isinstance(node, yaml.SequenceNode) else []:
-        _refuse_key_twice(path, item)
 
 
 def _protocol(value: str) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import os
 import re
+import shlex
 import traceback
 from argparse import ArgumentParser
 from typing import Any
 
+from seqrec.cli.places import belongs, place_of
 from seqrec.errors import InputError
 from seqrec.registry import class_named, concrete_subclasses, did_you_mean
 
@@ -29,6 +33,10 @@ KINDS = {
     "protocol.split": "seqrec.Split",
     "search": "seqrec.catalogue.search.ItemSearch",
 }
+# Arguments that a message lists.
+_MOST = 24
+# Keys that are no part of a run's config.
+_OF_OTHERS = ("search", "sessions")
 # Config key -> the classes that it takes, which share no base.
 CHOICES = {"sessions": ("seqrec.InMemoryStore", "seqrec.SQLiteStore", "seqrec.RedisStore")}
 # Command -> one that has all that is required, without `seqrec`.
@@ -49,8 +57,10 @@ _LIGHTNINGS = {
 }
 # Messages of jsonargparse for a name or a path that is no class of the kind that a key takes.
 UNKNOWN_CLASS = (
-    r"Expected a dot import path string: (\S+)|given class_path '([^']+)':\s+module \S+ has no attribute|"
-    r"does not correspond to a subclass of .*?Given value: (\S+)"
+    r"(?:Expected a dot import path string|Unexpected import path format): ([^\n]+)|"
+    r"given class_path '([^']+)':\s+module \S+ has no attribute|"
+    r"given class_path '((?P<module>\w+)[^']*)':\s+No module named '(?P=module)'|"
+    r"does not correspond to a subclass of .*?Given value: ([^\n]+)"
 )
 # Part of a message of jsonargparse for a value of another type, and what the types are called here.
 _EXPECTED = r"Expected an? (<class '\w+'>|typing\.Literal\[[^\]]*\])"
@@ -79,19 +89,21 @@ def refusal_in_one_line(message: str, parser: ArgumentParser, error: BaseExcepti
     key = re.search(r'Parser key "([^"]+)"', message)
     file = re.search(r"Config file loop detected: (.+?) -> ", message, re.DOTALL)
     if key and file:
-        return f"{key[1]} is a class, not a file; for a log of your own give --{key[1]}.path {file[1].strip()}"
+        return _unknown_class(key[1], file[1].strip())
     path = re.search(UNKNOWN_CLASS, message, re.DOTALL)
     if key and path:
         return _unknown_class(key[1], next(group for group in path.groups() if group))
     missing = re.fullmatch(r"the following arguments are required: ([\w., ]+)", message)
     if missing:
         return _missing_arguments(missing[1].split(", "), parser)
+    if key and (shape := _wrong_shape(key[1], message, parser)):
+        return shape
     wrong = re.search(r"(?:Got|Given) value: (.*)", message)
     expected = {text for text in re.findall(_EXPECTED, message) if "NoneType" not in text}
-    if key and wrong and len(expected) == 1:
-        kind = re.sub(r"<class '(\w+)'>", lambda found: _TYPES.get(found[1], found[1]), expected.pop())
-        allowed = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", kind)
-        return f"{key[1]}={wrong[1]} must be {allowed}"
+    if key and wrong and expected:
+        kinds = [re.sub(r"<class '(\w+)'>", lambda found: _TYPES.get(found[1], found[1]), each) for each in expected]
+        allowed = " or ".join(re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", kind) for kind in sorted(kinds))
+        return f"{place_of(key[1], getattr(parser, 'given', ()))[0]}{key[1]}={wrong[1]} must be {allowed}"
     lines = [line.strip(" -") for line in message.splitlines()]
     return " ".join(line for line in lines if line and "<class 'NoneType'>" not in line)
 
@@ -137,6 +149,15 @@ def classes_of(key: str, *, exact: bool = False) -> list[type[Any]]:
 
 
 def _unknown_class(key: str, path: str) -> str:
+    if "/" in path or "\\" in path or os.path.exists(path) or re.fullmatch(r"\w+\.(\w{2,8})", path):
+        argument = "url" if "://" in path else "path"
+        option = {"model": "--ckpt_path", "trainer.logger": "--trainer.logger.save_dir"}.get(key)
+        takers = [cls.__name__ for cls in classes_of(key) if argument in inspect.signature(cls).parameters]
+        takers.sort(key=lambda name: name not in ("Table", "SQLiteStore"))
+        value = shlex.quote(path)
+        if option or takers:
+            instead = f"{option} {value}" if option else f"--{key} {takers[0]} --{key}.{argument} {value}"
+            return f"{key} is a class, not a file: {path!r}; did you mean {instead}?"
     known = sorted({cls.__name__ for cls in classes_of(key)})
     if key == "protocol":
         from seqrec.evaluation.protocols import PRESETS
@@ -146,6 +167,32 @@ def _unknown_class(key: str, path: str) -> str:
     theirs = concrete_subclasses(class_named(_LIGHTNINGS[key])) if key in _LIGHTNINGS else ()
     hint = did_you_mean(_last(path), [*known, *(cls.__name__ for cls in theirs)])
     return f"{key}: unknown class {path!r}{allowed}, or the import path of your own{hint}"
+
+
+def _wrong_shape(key: str, message: str, parser: ArgumentParser) -> str | None:
+    """Return why a value has not the form that a key takes: a class, or keys; None if the form is right."""
+    where, full = place_of(key, getattr(parser, "given", ()))
+    text = re.search(r"Unable to load config '(.*?)'", message)
+    if text:
+        dests = [action.dest for action in parser._actions]
+        keys = [dest for dest in dests if dest.startswith(f"{key}.") and not dest.endswith(".help")]
+        return f"{where}{full} must be keys, such as {', '.join(keys[:3])}, not the text {text[1]!r}"
+    given = re.search(r"Given value: ([\[{].*)", message, re.DOTALL)
+    if not given or not classes_of(key):
+        return None
+    form = "give the name of a class, or class_path and init_args"
+    try:
+        value = ast.literal_eval(given[1])
+    except (ValueError, SyntaxError):
+        return None
+    others = [name for name in value if name not in ("class_path", "init_args", "dict_kwargs")]
+    if isinstance(value, dict) and others and "class_path" in value:
+        where = place_of(f"{key}.{others[0]}", getattr(parser, "given", ()))[0]
+        return f"{where}unknown key {f'{full}.{others[0]}'!r}; use {full}.init_args.{others[0]}"
+    found = (
+        f"a {type(value).__name__}" if isinstance(value, list) else f"{', '.join(value) or 'nothing'}, no class_path"
+    )
+    return f"{where}{full} has {found}: {form}"
 
 
 def _missing_arguments(names: list[str], parser: ArgumentParser) -> str:
@@ -169,16 +216,36 @@ def _missing_arguments(names: list[str], parser: ArgumentParser) -> str:
 
 
 def _unknown_argument(name: str, parser: ArgumentParser) -> str:
-    top = name.partition(".")[0]
-    if top in ("optimizer", "lr_scheduler"):
-        instead = "model.optimizer" if top == "optimizer" else "model.optimizer.schedule"
-        names = ", ".join(sorted({cls.__name__ for cls in classes_of(instead)}))
-        return f"{name!r} is set at the model: --{instead}, one of {names}"
     known = [action.dest for action in parser._actions if action.option_strings and "help" not in action.dest]
-    parent = name.rpartition(".")[0]
+    where, full = place_of(name, getattr(parser, "given", ()))
+    # The first key that is refused, and those above it that are not.
+    parts = name.split(".")
+    count = next((n for n in range(1, len(parts)) if not _has_prefix(known, ".".join(parts[:n]))), len(parts))
+    refused, parent = parts[count - 1], ".".join(parts[: count - 1])
+    above = full.removesuffix(name).removesuffix(".")
+    above = ".".join(part for part in (above, parent) if part)
+    shown = f"{where}unknown {'key' if where else 'argument'} {'.'.join(part for part in (above, refused) if part)!r}"
+    if refused in ("optimizer", "lr_scheduler") and not above:
+        instead = "model.optimizer" if refused == "optimizer" else "model.optimizer.schedule"
+        names = ", ".join(sorted({cls.__name__ for cls in classes_of(instead)}))
+        return f"{shown}: it is set at the model: --{instead}, one of {names}"
+    of_run = getattr(parser, "of_run", False)
+    if refused in EXAMPLES and not above:
+        return f"{shown}: leave it out, with its keys at the top"
+    kinds = {key: classes_of(key, exact=True) for key in (*KINDS, *CHOICES) if (key in _OF_OTHERS) != of_run}
+    if home := belongs(refused, above, kinds, known, of_run=of_run, in_config=bool(where)):
+        return f"{shown}; {home}"
     siblings = sorted(each for each in known if each.rpartition(".")[0] == parent)
-    near = did_you_mean(name, known).removeprefix("; ")
-    return f"unknown argument {name!r}; {f'{near} ' if near else ''}allowed here: {', '.join(siblings) or 'none'}"
+    near = did_you_mean(".".join(parts[:count]), siblings).removeprefix("; ")
+    allowed = f"allowed here: {', '.join(each.rpartition('.')[2] for each in siblings) or 'none'}"
+    if len(siblings) > _MOST:
+        option = f"--{parent}.help" if parent else f"seqrec {parser.command} --help"  # type: ignore[attr-defined]
+        allowed = f"{option} lists what is allowed"
+    return f"{shown}; {f'{near} ' if near else ''}{allowed}"
+
+
+def _has_prefix(known: list[str], name: str) -> bool:
+    return any(f"{each}.".startswith(f"{name}.") for each in known)
 
 
 def _last(key: str) -> str:

@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import re
+import shlex
 import tempfile
 import traceback
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from seqrec.cli.errors import in_one_line
 from seqrec.cli.run_config import content_of
+from seqrec.data.manifest import PREPARE_AGAIN
 from seqrec.files import write_text
 
 # Message of torch, Lightning or the system -> what to change. Each is tested with a message that it must not match.
@@ -22,20 +24,6 @@ HINTS = (
         "set --trainer.accelerator cpu",
     ),
     (r"\bout of memory\b|can't allocate memory", "lower --data.batch_size or --data.max_length"),
-    (r"`gradient_clip_algorithm` \S+ is invalid", "set --trainer.gradient_clip_algorithm to norm or value"),
-    (
-        r"Invalid seed specified|is not in bounds, numpy accepts",
-        "set --seed_everything to a number from 0 to 4294967295",
-    ),
-    (
-        r"`val_check_interval` \(\S+\) must be less than",
-        "set --trainer.val_check_interval to at most the batches of an epoch",
-    ),
-    (r"invalid accelerator name", "set --trainer.accelerator to auto, cpu or gpu"),
-    (
-        r"machine only has|`devices` selected with `\w+` should be",
-        "set --trainer.devices to the number that this machine has",
-    ),
 )
 PACKAGE = Path(__file__).resolve().parents[1]
 _BUGS = (AssertionError, AttributeError, IndexError, KeyError, NameError, RecursionError, TypeError, ZeroDivisionError)
@@ -55,7 +43,7 @@ def line_and_status(error: BaseException, words: Sequence[str] = ()) -> tuple[st
         if refused is not None and str(refused.strerror).lower() in line.lower() and "choose another" not in line:
             option = argument_of(Path(refused.filename or line.split()[0]), words) or "place"
             line = f"{line.removesuffix('.')}; {_remedy(refused)}, or choose another {option}"
-        return line, 2
+        return line.replace(PREPARE_AGAIN, prepare_again(words)), 2
     place = _keep_traceback(error)
     text = " ".join(str(error).split()) or type(error).__name__
     text = text if len(text) <= 300 else text[:297] + "..."
@@ -74,6 +62,21 @@ def line_and_status(error: BaseException, words: Sequence[str] = ()) -> tuple[st
         hint = next((hint for pattern, hint in HINTS if re.search(pattern, text, re.IGNORECASE)), None)
         text = f"{type(error).__name__}: {text}" if isinstance(error, _BUGS) else f"{text}; {hint}" if hint else text
     return f"{text} (traceback: {place})", 1
+
+
+def prepare_again(words: Sequence[str]) -> str:
+    """Return the command that prepares the store of a command again, from that command's arguments."""
+    command, given = " ".join(words[:1]), list(itertools.pairwise([*words, ""]))
+    pairs = [(word.partition("=")[0], word.partition("=")[2] or value) for word, value in given if word[:1] == "-"]
+    of_run = command not in ("recommend", "serve", "export", "inspect") or any(key[:7] == "--data." for key, _ in pairs)
+    names = {"--ckpt": "--ckpt", "--ckpt_path": "--ckpt", "--store": "--data.store"}
+    names |= {"--config": "--config", "-c": "--config"} if of_run else {}
+    kept = [(names.get(key, key), value) for key, value in pairs if key in names or key.startswith("--data.")]
+    if command == "inspect":
+        kept.append(("--data.store", next((word for word in words[1:] if word[:1] != "-"), "FOLDER")))
+    if not any(key in ("--ckpt", "--config", "--data.source") for key, _ in kept):
+        kept.insert(0, ("--config", "FILE"))
+    return shlex.join(["seqrec", "prepare", *itertools.chain.from_iterable(kept), "--overwrite", "true"])
 
 
 def argument_of(path: Path, words: Sequence[str]) -> str:

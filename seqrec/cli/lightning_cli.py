@@ -12,9 +12,10 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 
 from seqrec.aliases import __version__
+from seqrec.cli import trainer_arguments
 from seqrec.cli.arguments import (
     as_prediction,
     expand,
@@ -29,7 +30,6 @@ from seqrec.cli.parsing import ArgumentParser, with_names
 from seqrec.cli.saved_config import SavedConfig
 from seqrec.cli.trust import Check, classes_of_the_user, name_a_config, only_trusted_classes
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.errors import InputError
 from seqrec.evaluation.protocols import FullRanking, Protocol
 from seqrec.evaluation.report import metrics_table, note_on_repeats, write_metrics
 from seqrec.evaluation.results import ResultsWriter
@@ -49,6 +49,7 @@ from seqrec.runs.callbacks import (
     RunSummary,
 )
 from seqrec.runs.summary import FILE_NAME as SUMMARY_FILE
+from seqrec.runs.trainer_checks import caveats
 
 CALLBACKS: dict[str, type[pl.Callback]] = {
     "checkpoint": BestCheckpoint,
@@ -64,12 +65,19 @@ class Trainer(pl.Trainer):
     """Lightning's trainer with two more methods, which are commands with the configs of the others."""
 
     @staticmethod
-    def prepare(datamodule: SequenceDataModule, overwrite: bool = False) -> None:
+    def prepare(
+        datamodule: SequenceDataModule,
+        overwrite: bool = False,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
         """Prepare the event store from the raw log, and summarise it.
 
         Args:
             datamodule: The log and the folder of the store.
             overwrite: Whether to replace a store that exists.
+            ckpt_path: A run's folder, a checkpoint or `last`: the data of that run is prepared.
+            weights_only: Unused; the config of a run has it.
         """
         if overwrite:
             datamodule.prepare_again()
@@ -196,31 +204,35 @@ class SeqrecCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Do nothing: the config of the run has the model's arguments, and Lightning checks the weights."""
 
+    def _set_seed(self) -> None:
+        trainer_arguments.check_seed(self._get(self.config, "seed_everything"))
+        super()._set_seed()
+
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; `prepare` builds only the data."""
-        self.check(self.config[self.subcommand].as_dict())
-        if self.subcommand == "prepare":
+        command, config = str(self.subcommand), self.config[self.subcommand].as_dict()
+        self.check(config)
+        if command == "prepare":
             parser = RunParser()
             parser.add_lightning_class_args(SequenceDataModule, "data")
-            config = parser.parse_object({"data": self._get(self.config, "data")})
-            self.datamodule = parser.instantiate_classes(config).data
+            data = parser.parse_object({"data": self._get(self.config, "data")})
+            self.datamodule = parser.instantiate_classes(data).data
             return
         refuse_slurm_without_srun(self._get(self.config, "trainer.plugins"))
-        super().instantiate_classes()
-        self._refuse_fresh_weights()
+        self._trainer_arguments = config["trainer"]
+        trainer_arguments.check_arguments(command, config["trainer"])
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            refusal = trainer_arguments.too_large(error, config)
+            refusal = refusal or trainer_arguments.refusal_of_lightning(error, config["trainer"])
+            if refusal is None:
+                raise
+            raise refusal from error
+        trainer_arguments.refuse_fresh_weights(command, config, self.model)
         self.model.protocol = self._get(self.config_init, "protocol") or FullRanking()
         if self.subcommand == "fit" and self._get(self.config, "ckpt_path"):
             self._keep_checkpoints_together(Path(self._get(self.config, "ckpt_path")))
-
-    def _refuse_fresh_weights(self) -> None:
-        """Refuse to judge a model that nothing was trained, which would give numbers like those of any other."""
-        judges = self.subcommand in ("test", "validate", "predict")
-        asked = self._get(self.config, "ckpt_path") or self._get(self.config, "fresh_weights")
-        if judges and not asked and not isinstance(self.model, Baseline):
-            raise InputError(
-                f"{self.subcommand} needs a trained model: give --ckpt_path, a run's folder, a checkpoint or last (the "
-                "newest run). --fresh_weights true judges the weights before any training"
-            )
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         """Build the trainer without those of our callbacks that its other settings exclude."""
@@ -248,14 +260,25 @@ class SeqrecCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand == "prepare":
             Trainer.prepare(self.datamodule, overwrite=self._get(self.config, "overwrite"))
-        else:
+            return
+        try:
             super()._run_subcommand(subcommand)
+        except Exception as error:
+            refusal = trainer_arguments.refusal_of_lightning(error, self._trainer_arguments)
+            trainer_arguments.leave_nothing(self.trainer, refusal or error)
+            if refusal is None:
+                raise
+            raise refusal from error
 
     def after_fit(self) -> None:
         """Test the best checkpoint, and compare it with popularity."""
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        untested = getattr(self.trainer, "fast_dev_run", False) or self.trainer.interrupted
+        if not untested and self.trainer.limit_test_batches == 0:
+            rank_zero_info("trainer.limit_test_batches is 0: nothing is tested")
+            return
         pruned = any(isinstance(callback, TrialReporter) and callback.pruned for callback in callbacks)
-        if getattr(self.trainer, "fast_dev_run", False) or self.trainer.interrupted or pruned:
+        if untested or pruned:
             return
         if isinstance(self.model, Baseline):
             self.test(self.model, self.datamodule)
@@ -298,26 +321,18 @@ class SeqrecCLI(LightningCLI):
         left_out = datamodule.split.left_out(datamodule.store, stage)
         folder = self.trainer.log_dir  # a broadcast, so every process asks
         repeated = model.repeated_targets[prefix.removesuffix("_")]
-        self._show(
-            stage,
-            rows,
-            f"{users:,} users{_reasons(left_out)}, protocol {model.protocol.id}",
-            note_on_repeats(repeated, model.protocol),
-            folder,
-        )
+        found = caveats(self.trainer, model, prefix.removesuffix("_"))
+        if self.trainer.is_global_zero:
+            print(f"\n{stage} of {users:,} users{_reasons(left_out)}, protocol {model.protocol.id}")
+            if found:
+                print(f"warning: these are figures of {' and '.join(found)}; compare them with no others")
+            print(metrics_table(rows))
+            if note := note_on_repeats(repeated, model.protocol):
+                print(note)
         if folder is not None and self.trainer.is_global_zero:
             file = Path(folder) / f"{stage}_metrics.json"
-            write_metrics(file, rows, model.protocol.describe(), users=users, left_out=left_out, repeated=repeated)
-
-    @rank_zero_only
-    def _show(
-        self, stage: str, rows: dict[str, dict[str, float]], terms: str, note: str | None, folder: str | None
-    ) -> None:
-        print(f"\n{stage} of {terms}{' (fresh weights)' if self.model.has_fresh_weights else ''}")
-        print(metrics_table(rows))
-        if note is not None:
-            print(note)
-        if folder is not None:
+            about: dict[str, Any] = {"users": users, "left_out": left_out, "repeated": repeated, "caveats": found}
+            write_metrics(file, rows, model.protocol.describe(), **about)
             names = ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml"]
             written = [f"{stage}_metrics.json", SUMMARY_FILE]
             names += [*written, *([RESULTS_FILE] if stage == "test" else [])]
@@ -342,7 +357,7 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
     named = name or next((word for word in words if word == "fit"), None)
     given = with_names(words, positional)
     argv = expand(named, given, checkpoint="--ckpt_path")
-    refuse_missing_config(argv)
+    refuse_missing_config(argv, to_resume=named == "fit")
     if named == "fit":
         refuse_unused_batch_size(words, argv)
     if name == "prepare" and not sets(argv, "model"):
@@ -359,6 +374,7 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
     argv = argv if name is None else [name, *argv]
     # Lightning starts the other processes of a job with the words of this one.
     sys.argv = [sys.argv[0], *argv]
+    ArgumentParser.given, ArgumentParser.of_run = argv, True
     with classes as check:
         SeqrecCLI(
             name,

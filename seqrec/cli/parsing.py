@@ -5,11 +5,12 @@ from __future__ import annotations
 import collections.abc
 import inspect
 import json
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, is_dataclass
-from typing import NoReturn, get_args, get_origin, get_type_hints
+from typing import ClassVar, NoReturn, get_args, get_origin, get_type_hints
 
 import jsonargparse
 
@@ -26,6 +27,9 @@ class ArgumentParser(jsonargparse.ArgumentParser):
 
     # The command, for examples in refusals.
     command = ""
+    # Arguments of the command, and whether it is one of a run: the parsers of classes need them too.
+    given: ClassVar[Sequence[str]] = ()
+    of_run: ClassVar[bool] = False
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the reason and exit with status 2."""
@@ -77,7 +81,11 @@ def with_names(words: Sequence[str], positional: str | None = None, lists: Colle
                 values.append(waiting.popleft())
             found += values if len(values) == 1 and values[0].startswith("[") else [json.dumps(values)]
         elif word.startswith("-") and "=" not in word and word not in FLAGS and waiting:
-            found.append(waiting.popleft())
+            value = waiting.popleft()
+            if re.match(r"-[^-]", value) and value not in ("-c", "-h"):
+                found[-1] += f"={value}"  # -2GiB, which the parser would take for an option
+            else:
+                found.append(value)
     return found
 
 
@@ -110,6 +118,7 @@ def call(
         parser.add_class_arguments(cls, None, as_group=False)
         hints |= get_type_hints(cls)
     lists = [f"--{key}" for key, kind in hints.items() if get_origin(kind) in (list, collections.abc.Sequence)]
+    ArgumentParser.given, ArgumentParser.of_run = words, False
     values = parser.parse_args(with_names(words, positional, lists)).as_dict()
     del values["config"], values["trust"]
     objects = {key: cls(**{field.name: values.pop(field.name) for field in fields(cls)}) for key, cls in groups.items()}

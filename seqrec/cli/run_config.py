@@ -24,6 +24,8 @@ def content_of(config: str) -> dict[str, Any]:
         {'data': {'seed': 1}}
     """
     try:
+        if "\n" not in config and not Path(config).is_file():
+            return {}  # a pipe could be read only once
         content = yaml.safe_load(config if "\n" in config else Path(config).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from seqrec.data.collate import WindowDataset
 from seqrec.data.position import EpochPosition, count_as_done
 from seqrec.data.prepare import Filters, ensure_store, fingerprint, prepare
+from seqrec.data.prepare.memory import MemoryLimit
 from seqrec.data.progress import print_line
 from seqrec.data.sampler import BatchSampler, SequentialBatches
 from seqrec.data.sources import Source
@@ -64,7 +65,9 @@ class ResumableLoader(DataLoader[SequenceBatch]):
         """Do nothing; see `SequenceDataModule.load_state_dict`."""
 
 
-def _check_workers(num_workers: int) -> None:
+def _check_machine(num_workers: int, memory_limit: str | None) -> None:
+    if memory_limit is not None:
+        MemoryLimit(memory_limit)
     most = MAX_WORKERS_PER_CORE * (os.cpu_count() or 1)
     if not 0 <= num_workers <= most:
         raise InputError(f"num_workers={num_workers} must be between 0 and {most} on this machine")
@@ -142,7 +145,7 @@ class SequenceDataModule(pl.LightningDataModule):
         ):
             if value < 1:
                 raise InputError(f"{name}={value} must be at least 1")
-        _check_workers(num_workers)
+        _check_machine(num_workers, memory_limit)
         self.source = source
         self.filters = filters
         self.split = split or LeaveOneOut()

@@ -13,7 +13,9 @@ from seqrec.files import write_text
 FORMAT = "seqrec-event-store"
 VERSION = 2
 MANIFEST = "manifest.json"
-REMEDY = "prepare it again: seqrec prepare --overwrite true"
+# The command line adds what names the data.
+PREPARE_AGAIN = "seqrec prepare --overwrite true"
+REMEDY = f"prepare it again: {PREPARE_AGAIN}"
 # Name of the manifest's own digest, its last entry. Stores of seqrec 0.1 have none.
 DIGEST = "manifest_sha256"
 

@@ -69,6 +69,7 @@ def write_metrics(
     users: int,
     left_out: Mapping[str, int],
     repeated: float,
+    caveats: Sequence[str] = (),
 ) -> None:
     """Write metrics with their protocol as JSON; NaN becomes null.
 
@@ -79,6 +80,7 @@ def write_metrics(
         users: Number of evaluated users.
         left_out: Numbers of users that the split leaves out, by reason.
         repeated: Share of the targets that are in the user's history.
+        caveats: From the function of that name.
     """
     models = {
         name: {metric: None if math.isnan(value) else value for metric, value in values.items()}
@@ -90,6 +92,7 @@ def write_metrics(
         "users": users,
         "left_out": dict(left_out),
         "repeated_targets": repeated,
+        "caveats": list(caveats),
         "models": models,
     }
     write_json(path, content)

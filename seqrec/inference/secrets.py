@@ -7,6 +7,7 @@ import re
 import stat
 from pathlib import Path
 
+from seqrec.data.user_files import read_text, refuse_special
 from seqrec.errors import InputError, MissingInputError
 
 HIDDEN = "***"
@@ -26,6 +27,7 @@ def read_secret(path: str | None, name: str, variable: str) -> tuple[str, str] |
     """
     if path is None:
         return (os.environ[variable].strip(), variable) if variable in os.environ else None
+    refuse_special(path, f"{name}={path}")
     if not Path(path).is_file():
         raise MissingInputError(f"{name}={path} does not exist")
     mode = Path(path).stat().st_mode
@@ -33,7 +35,7 @@ def read_secret(path: str | None, name: str, variable: str) -> tuple[str, str] |
         raise InputError(
             f"{name}={path} can be read by every user of this machine (mode {stat.S_IMODE(mode):o}): chmod 600 {path}"
         )
-    return Path(path).read_text(encoding="utf-8", errors="replace").strip(), name
+    return read_text(Path(path), f"{name}={path}").strip(), name
 
 
 def without_password(url: str) -> str:

@@ -150,6 +150,9 @@ def read_checkpoint(
     if not path.is_file():
         beside = [str(file) for file in path.parent.glob("*.ckpt")] if path.parent.is_dir() else []
         raise MissingInputError(f"there is no checkpoint {path}{did_you_mean(str(path), beside)}")
+    if path.suffix in (".json", ".yaml", ".yml", ".csv"):
+        run = path.parent if (path.parent / "checkpoints").is_dir() else "a run's folder"
+        raise CheckpointError(f"{path} is no checkpoint: give {run}, whose best checkpoint is used")
     _verify(path)
     try:
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
@@ -165,6 +168,8 @@ def read_checkpoint(
         raise CheckpointError(f"{path} is damaged or no checkpoint: {error}; {_INSTEAD}") from error
     missing = sorted(set(needed) - set(content)) if isinstance(content, dict) else sorted(needed)
     if missing:
+        if isinstance(content, dict) and content and all(isinstance(each, torch.Tensor) for each in content.values()):
+            raise CheckpointError(f"{path} has weights without the model's settings: give a checkpoint of seqrec fit")
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; it is no checkpoint to resume from")
     assert isinstance(content, dict)
     if odd := [name for name in ("state_dict", "hyper_parameters") if not isinstance(content.get(name, {}), dict)]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from seqrec.data.user_files import refuse_special
 from seqrec.errors import InputError, MissingInputError
 from seqrec.files import write_text
 from seqrec.registry import did_you_mean
@@ -42,6 +43,7 @@ def find_checkpoint(name: str, *, to_resume: bool = False, argument: str = "ckpt
     place = Path(name)
     if place.is_file() and not os.access(place, os.R_OK):
         raise InputError(f"{argument}{name}: permission denied; allow the file to be read, or {HELP}")
+    refuse_special(place, f"{argument}{name}")
     if name in ("", "null") or "://" in name or place.is_file():
         return name
     word = name if name in WORDS and not place.exists() else None

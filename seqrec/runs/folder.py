@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,11 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from seqrec.runs.finding import RUNS, record_start
+from seqrec.runs.finding import RUNS, START_FILE, record_start
+from seqrec.runs.summary import FILE_NAME
+
+# Files that a run has before it does anything.
+_RECORDS = (START_FILE, "config.yaml", "hparams.yaml", "metrics.csv", FILE_NAME)
 
 
 class RunFolder(CSVLogger):
@@ -44,12 +50,14 @@ class RunFolder(CSVLogger):
         super().__init__(save_dir, name=name, version=version)
         self.tensorboard = tensorboard
         self._boards = 0
+        self._made: list[Path] = []
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The writer of `metrics.csv`; the first call creates the folder, and records when the run started."""
         new = self._experiment is None
+        self.version  # noqa: B018  # chosen before Lightning makes the folders above
         writer = super().experiment
         if new:
             record_start(Path(self.log_dir), Path(self.save_dir))
@@ -59,6 +67,16 @@ class RunFolder(CSVLogger):
         """Put the default folder of runs into another folder, before the run has one; a chosen `save_dir` stays."""
         if Path(self.save_dir) == RUNS:
             self._save_dir = str(root / RUNS)
+
+    def discard(self) -> None:
+        """Delete the folder of a refused run, if this process made it and it holds only records of the start."""
+        folder = Path(self.log_dir)
+        found = [file for file in folder.rglob("*") if file.is_file()] if folder in self._made else []
+        if found and all(file.name in _RECORDS or file.name.startswith("events.out.") for file in found):
+            shutil.rmtree(folder)
+            with suppress(OSError):
+                for each in self._made[1:]:
+                    each.rmdir()
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
@@ -101,11 +119,15 @@ class RunFolder(CSVLogger):
         )
 
     def _get_next_version(self) -> int:
+        root = Path(self.root_dir)
+        above = [each for each in (root, *root.parents) if not each.exists()]
         version: int = super()._get_next_version()
         # The other processes get the first one's folder.
         while rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            folder = root / f"version_{version}"
+            self._made = [folder, *above]
             try:
-                (Path(self.root_dir) / f"version_{version}").mkdir(parents=True)
+                folder.mkdir(parents=True)
                 break
             except FileExistsError:
                 version += 1

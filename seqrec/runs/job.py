@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,7 +20,7 @@ from filelock import FileLock, Timeout
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from seqrec.errors import LockedError
-from seqrec.files import write_text
+from seqrec.files import write_bytes, write_text
 from seqrec.runs.lightning_internals import cluster_environment
 
 LOCK_FILE = ".lock"
@@ -40,8 +41,10 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._made = [each for each in (folder, *folder.absolute().parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         self._job = folder / JOB_FILE
+        self._job_before = self._job.read_bytes() if self._job.is_file() else None
         self._lock = FileLock(folder / LOCK_FILE)
         try:
             self._lock.acquire(timeout=PATIENCE_SECONDS, poll_interval=0.1)
@@ -58,9 +61,22 @@ class FolderLock:
         }
         write_text(self._job, json.dumps(content) + "\n")
 
-    def release(self) -> None:
-        """Release the lock. The job's name stays in the folder: SLURM may start the job again, to resume there."""
+    def release(self, *, undo: bool = False) -> None:
+        """Release the lock, and delete its file.
+
+        The job's name stays in the folder: SLURM may start the job again, to resume there. With `undo` the folder is
+        left as it was before.
+        """
+        with suppress(OSError):  # Windows deletes no open file
+            if undo and self._job_before is None:
+                self._job.unlink()
+            elif undo and self._job_before is not None:
+                write_bytes(self._job, self._job_before)
+            (self._job.parent / LOCK_FILE).unlink()
         self._lock.release()
+        with suppress(OSError):
+            for folder in self._made if undo else []:
+                folder.rmdir()
 
 
 def folder_of_slurm_job(base: Path, job: str) -> Path | None:

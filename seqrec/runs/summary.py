@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Summary:
             `checkpoint`, its file; None before the first.
         validation: Metrics of the newest validation, by name without `val_`.
         test: Metrics of the test, by name without `test_`; None before the first.
+        caveats: What the figures of `test`, or else of `validation`, are of, if not of a trained model and all users.
         protocol: Id of the protocol that the metrics belong to.
         seeds: `run`: seed of weights, dropout and negatives; `data`: seed of the training order.
         versions: Of python and of the packages that numbers depend on.
@@ -84,6 +85,7 @@ class Summary:
     resumed_from: str | None
     started: str
     updated: str
+    caveats: list[str] = field(default_factory=list)
 
     def write(self, folder: Path | str) -> None:
         """Write the file into a folder in one move: an existing file is always complete."""
@@ -102,10 +104,11 @@ def read_summary(folder: Path | str) -> Summary:
     file = Path(folder) / FILE_NAME
     if not file.is_file():
         raise MissingInputError(f"{folder} has no {FILE_NAME}: it is no run's folder, or the run used another logger")
-    names = [field.name for field in fields(Summary)]
+    # Summaries of seqrec 0.1 have no caveats.
+    names = [each.name for each in fields(Summary)]
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        return Summary(**{name: content[name] for name in names})
+        return Summary(**{name: content[name] for name in names if name in content or name != "caveats"})
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is damaged or of another version: {type(error).__name__}: {error}") from None
 

@@ -66,6 +66,17 @@ def check_sharding(trainer: pl.Trainer) -> None:
         )
 
 
+def caveats(trainer: pl.Trainer, model: pl.LightningModule, stage: str) -> list[str]:
+    """Return what the figures of a stage, `val` or `test`, are of, if not of a trained model and all users."""
+    found = ["fresh weights"] if getattr(model, "has_fresh_weights", False) else []
+    loader = trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders
+    judged = trainer.num_val_batches if stage == "val" else trainer.num_test_batches
+    if loader is not None and sum(judged) < len(loader):
+        limit = getattr(trainer, f"limit_{stage}_batches")
+        found.append(f"part of the users (trainer.limit_{stage}_batches={limit})")
+    return found
+
+
 def _refuse_other_stores(store: EventStore, strategy: Any, rank: int) -> None:
     """Compare the manifests' hashes of all processes, before one waits for steps that another does not have."""
     files = {name: entry["sha256"] for name, entry in store.manifest["files"].items()}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gzip
+import os
 from pathlib import Path
 
 import polars
@@ -19,10 +21,9 @@ def test_a_list_is_a_line_for_each_item_or_a_column(tmp_path: Path):
 def test_what_is_no_list_is_refused(tmp_path: Path):
     with pytest.raises(MissingInputError, match=r"block='nowhere.txt' does not exist; give a file"):
         read_block_list("nowhere.txt")
-    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x80")
     (tmp_path / "b.parquet").write_bytes(b"no parquet")
     polars.DataFrame({"song": [1]}).write_parquet(tmp_path / "c.parquet")
-    for name in ("b.txt", "b.parquet", "c.parquet"):
+    for name in ("b.parquet", "c.parquet"):
         with pytest.raises(InputError, match=r"cannot be read as a list of item ids: .* with a column item_id"):
             read_block_list(tmp_path / name)
     polars.DataFrame({"item_id": [1.5]}).write_parquet(tmp_path / "d.parquet")
@@ -61,3 +62,24 @@ def test_an_unclear_list_is_refused(tmp_path: Path, content: str, message: str):
     (tmp_path / "block.csv").write_text(content)
     with pytest.raises(InputError, match=message):
         read_block_list(tmp_path / "block.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("1\n2\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
+        (gzip.compress(b"1\n2\n"), "is compressed with gzip; give it unpacked"),
+        (b"1\n\xff\n", "line 2 is not UTF-8"),
+        (b"1\n\x00\n", "is no text, but binary; give a text file"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named_by_what_it_is(tmp_path: Path, content: bytes, message: str):
+    (tmp_path / "b.txt").write_bytes(content)
+    with pytest.raises(InputError, match=rf"block='.*b.txt' {message}"):
+        read_block_list(tmp_path / "b.txt")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is a pipe, which can be read only once; write its content to a file"):
+        read_block_list(tmp_path / "pipe")

@@ -24,29 +24,6 @@ MESSAGES = {
         "the column cuda is not available in log.csv",
     ),
     "--data.batch_size": (["CUDA out of memory. Tried 2 GiB", "can't allocate memory: you tried"], "out_of_memory.csv"),
-    "--trainer.gradient_clip_algorithm": (
-        ["`gradient_clip_algorithm` l2 is invalid. Allowed algorithms: ['value', 'norm']."],
-        "gradient_clip_val -1 must be positive",
-    ),
-    "--seed_everything": (
-        ["-1 is not in bounds, numpy accepts from 0 to 4294967295", "Invalid seed specified via PL_GLOBAL_SEED: 'x'"],
-        "index 7 is not in bounds: the seed of this range is an integer",
-    ),
-    "--trainer.val_check_interval": (
-        ["`val_check_interval` (1000) must be less than or equal to the number of the training batches (4)."],
-        "val_check_interval is given twice",
-    ),
-    "--trainer.accelerator to auto": (
-        ["You selected an invalid accelerator name: `accelerator='quantum'`."],
-        "the accelerator has no name",
-    ),
-    "--trainer.devices": (
-        [
-            "You requested gpu: [3] But your machine only has: [0]",
-            "`devices` selected with `CPUAccelerator` should be an int > 0.",
-        ],
-        "Expected all tensors to be on the same device, but found at least two devices, cpu and cuda:0",
-    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shutil
@@ -16,6 +17,21 @@ from seqrec.cli import main
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LOG = "user_id,item_id,timestamp\n" + "".join(f"{u},{(u + t) % 9},{t}\n" for u in range(6) for t in range(6))
+
+# Configs with a key at a wrong place.
+CONFIGS = {
+    "trainer_in_model": "model:\n  class_path: GRU4Rec\n  trainer: {max_epochs: 1}\n",
+    "args": "model:\n  class_path: GRU4Rec\n  args: {d_model: 8}\n",
+    "no_init_args": "model: {class_path: GRU4Rec, d_model: 8}\n",
+    "class": "model:\n  class: GRU4Rec\n",
+    "list_as_model": "model: [GRU4Rec]\n",
+    "text_as_trainer": "trainer: gpu\n",
+    "top": "d_model: 8\n",
+    "source_at_the_top": "source: {class_path: Table, init_args: {path: log.csv}}\n",
+    "init_args_of_data": "data: {init_args: {batch_size: 3}}\n",
+    "deep": "model:\n  init_args:\n    optimizer: {class_path: Adam, init_args: {learning_rate: 0.1}}\n",
+    "under_fit": "fit:\n  trainer: {max_epochs: 1}\n",
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +74,12 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path("taken").mkdir()
         Path("taken/thesis.txt").write_text("mine")
         Path("users.csv").write_text("user_id\n1\n2\n")
+        torch.save(content["state_dict"], "weights.pt")
+        Path("utf16.yaml").write_text("data: {batch_size: 2}\n", encoding="utf-16")
+        Path("packed.yaml").write_bytes(gzip.compress(b"data: {batch_size: 2}\n"))
+        os.mkfifo("pipe")
+        for name, text in CONFIGS.items():
+            Path(f"{name}.yaml").write_text(text)
     finally:
         os.chdir(before)
     return folder
@@ -103,6 +125,11 @@ PREPARE = {
     "a folder that is no store": [*table("log.csv"), "--data.store", "taken"],
     "a store that exists": ["--config", "small.yaml", "--data.filters.min_user_events", "2"],
     "no size": table("log.csv", "--data.memory_limit", "lots"),
+    "a pipe": table("pipe"),
+    "a device": table("/dev/null"),
+    "a negative size": table("log.csv", "--data.memory_limit", "-2GiB"),
+    "a size beside a store": ["--config", "small.yaml", "--data.memory_limit", "nan"],
+    "weights as checkpoint": ["--ckpt", "weights.pt"],
     "misspelt source": ["--data.source", "Tabel"],
     "misspelt option": table("log.csv", "--data.stroe", "x"),
 }
@@ -111,6 +138,27 @@ FIT = {
     "a worker for each star": [*RUN, "--data.num_workers", "100000"],
     "fewer workers than none": [*RUN, "--data.num_workers", "-1"],
     "a size of batches beside tokens": [*RUN, "--data.max_tokens", "400", "--data.batch_size", "8"],
+    **{f"the config {name}": [*RUN, "--config", f"{name}.yaml"] for name in CONFIGS},
+    "hyperparameters as config": ["--config", "runs/version_0/hparams.yaml"],
+    "a config in UTF-16": [*RUN, "--config", "utf16.yaml"],
+    "a packed config": [*RUN, "--config", "packed.yaml"],
+    "a pipe as config": ["--config", "pipe"],
+    "a run as model": [*RUN, "--model", "runs/version_0"],
+    "an argument of the data": [*RUN, "--batch_size", "8"],
+    "an argument of other libraries": [*RUN, "--epochs", "3"],
+    "a precision of no name": [*RUN, "--trainer.precision", "fp8"],
+    "fewer epochs than none": [*RUN, "--trainer.max_epochs", "-3"],
+    "more least than most": [*RUN, "--trainer.min_epochs", "5"],
+    "no device": [*RUN, "--trainer.devices", "0"],
+    "a device for each star": [*RUN, "--trainer.devices", "100000"],
+    "a duration": [*RUN, "--trainer.max_time", "1h"],
+    "no batches to train on": [*RUN, "--trainer.limit_train_batches", "0"],
+    "steps of nothing": [*RUN, "--trainer.accumulate_grad_batches", "0"],
+    "validation of nothing": [*RUN, "--trainer.val_check_interval", "0"],
+    "a negative norm": [*RUN, "--trainer.gradient_clip_val", "-1"],
+    "a seed for each atom": [*RUN, "--seed_everything", "99999999999999999999"],
+    "a width for each atom": [*RUN, "--model.d_model", "100000000"],
+    "weights to resume": [*RUN, "--ckpt_path", "weights.pt"],
     "no epochs": [*RUN, "--trainer.max_epochs", "many"],
     "a logger of no name": [*RUN, "--trainer.logger", "Tensorbord"],
     "a callback of no name": [*RUN, "--trainer.callbacks+=EarlyStoping"],
@@ -170,6 +218,12 @@ TEST = {
     "text for a switch": ["--ckpt_path", "runs/version_0", "--fresh_weights", "perhaps"],
     "an unknown tie rule": ["--ckpt", "runs/version_0", "--protocol", "FullRanking", "--protocol.ties", "none"],
     "an encoder of other sizes": ["--ckpt", "runs/version_0", "--model.d_model", "4"],
+    "weights as checkpoint": ["--ckpt", "weights.pt"],
+    "a summary as checkpoint": ["--ckpt", "runs/version_0/summary.json"],
+    "a store as checkpoint": [*RUN, "--ckpt", "stores/s"],
+    "a pipe as checkpoint": ["--ckpt", "pipe"],
+    "no batches": ["--ckpt", "runs/version_0", "--trainer.limit_test_batches", "0"],
+    "other settings than the store's": ["--ckpt", "runs/version_0", "--data.source.separator", ";"],
     "no checkpoint": RUN,
     "misspelt checkpoint": ["--ckpt", "runs/version_0/checkpoints/bset.ckpt"],
     "no such run": ["--ckpt", "runs/version_9"],
@@ -222,6 +276,10 @@ RECOMMEND = {
     "prose as input": [*CKPT, *TOP, "--output", "r", "--input", "text.csv"],
     "no input's column": [*CKPT, *TOP, "--output", "r", "--input", "log.csv", "--user", "who"],
     "users alone as input": [*CKPT, *TOP, "--output", "r", "--input", "users.csv"],
+    "an index as search": [*CKPT, *TOP, "--output", "r", "--search", "index.faiss"],
+    "weights as checkpoint": ["--ckpt", "weights.pt", "--output", "r"],
+    "a pipe as input": [*CKPT, *TOP, "--output", "r", "--input", "pipe"],
+    "a picture as block list": [*CKPT, *TOP, "--output", "r", "--block", "picture.png"],
     "no such block list": [*CKPT, *TOP, "--output", "r", "--block", "block.txt"],
     "a block list of two columns": [*CKPT, *TOP, "--output", "r", "--block", "block.csv"],
     "an output that is a file": [*CKPT, *TOP, "--output", "log.csv"],
@@ -276,6 +334,11 @@ SERVE = {
     "an open host without token": [*CKPT, "--host", "0.0.0.0"],
     "no such store": [*CKPT, "--store", "stores/none"],
     "an unknown session store": [*CKPT, "--sessions", "Postgres"],
+    "a file as session store": [*CKPT, "--sessions", "users.sqlite"],
+    "the path of no session store": [*CKPT, "--path", "users.sqlite"],
+    "an address as session store": [*CKPT, "--sessions", "redis://localhost:6379"],
+    "a server that is away": [*CKPT, "--sessions", "RedisStore", "--sessions.url", "redis://:secret@127.0.0.1:1"],
+    "the config of a run": ["--config", "small.yaml"],
     "a session store without place": [*CKPT, "--sessions", "SQLiteStore"],
     "sessions in a folder that is none": [*CKPT, "--sessions", "SQLiteStore", "--sessions.path", "log.csv/u.sqlite"],
     "a misspelt option": [*CKPT, "--prot", "8000"],
@@ -291,7 +354,7 @@ SERVE = {
 # Words that say what to do, or what is allowed.
 REMEDY = re.compile(
     r"\b(give|set|choose|add|allow|allowed|known|did you mean|must|expected|expects|lower|raise|make|use|leave|save|"
-    r"mend|train|prepare|needs?|between|try|indent|loosen|write|makes one)\b|--\w|one of|columns:|`seqrec configs`"
+    r"mend|train|prepare|needs?|between|try|indent|loosen|write|move|makes one)\b|--\w|one of|columns:|`seqrec configs`"
 )
 COMMANDS = {"prepare": PREPARE, "fit": FIT, "test": TEST, "recommend": RECOMMEND, "export": EXPORT, "serve": SERVE}
 
@@ -301,7 +364,11 @@ COMMANDS = {"prepare": PREPARE, "fit": FIT, "test": TEST, "recommend": RECOMMEND
 )
 def test_a_mistake_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], work: Path, command: str, mistake: str):
     words = COMMANDS[command][mistake]
+    before = {*work.rglob("*")}
     message = refusal(capsys, command, *words)
+    # A whole store of another log stays: it is used again.
+    stores = [manifest.parent for manifest in work.glob("stores/*/manifest.json")]
+    assert not [each for each in {*work.rglob("*")} - before if not {each, each.parent} & {*stores}]
     assert 20 < len(message) < 700, message
     assert "This is a bug" not in message
     assert "{'" not in message
@@ -318,7 +385,7 @@ def test_a_mistake_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], wo
         (
             "prepare",
             "a file for a class",
-            "is a class, not a file; for a log of your own give --data.source.path log.csv",
+            "is a class, not a file: 'log.csv'; did you mean --data.source Table --data.source.path log.csv?",
         ),
         ("fit", "a worker for each star", "num_workers=100000 must be between 0 and"),
         ("fit", "a size of batches beside tokens", "add --data.max_tokens null"),
@@ -335,6 +402,29 @@ def test_a_mistake_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], wo
         ),
         ("recommend", "nothing", "ckpt, output are required: give --ckpt and --output, here"),
         ("fit", "a list", "config list.yaml has a list"),
+        ("fit", "the config trainer_in_model", "line 3: unknown key 'model.trainer'; move it to the top of the file"),
+        ("fit", "the config args", "config args.yaml line 3: unknown key 'model.args'; did you mean init_args?"),
+        ("fit", "the config no_init_args", "give the arguments of a class below model.init_args"),
+        ("fit", "the config class", "unknown key 'model.class'; did you mean class_path?"),
+        ("fit", "the config list_as_model", "model has a list: give the name of a class"),
+        ("fit", "the config top", "line 1: unknown key 'd_model'; use model.init_args.d_model"),
+        ("fit", "the config source_at_the_top", "use data.source"),
+        ("fit", "the config init_args_of_data", "give its keys directly below data"),
+        ("fit", "the config deep", "'model.init_args.optimizer.init_args.learning_rate'; did you mean lr?"),
+        ("fit", "the config under_fit", "leave it out, with its keys at the top"),
+        ("fit", "hyperparameters as config", "--config runs/version_0/config.yaml"),
+        ("fit", "a run as model", "did you mean --ckpt_path runs/version_0?"),
+        ("fit", "an argument of the data", "use --data.batch_size"),
+        ("fit", "an argument of other libraries", "use --trainer.max_epochs"),
+        ("fit", "a width for each atom", "lower --model.d_model (100000000)"),
+        ("serve", "a file as session store", "did you mean --sessions SQLiteStore --sessions.path users.sqlite?"),
+        ("serve", "a server that is away", "redis://:***@127.0.0.1:1 cannot be used"),
+        ("serve", "the config of a run", "leave it out: data is for the config of a run"),
+        (
+            "test",
+            "other settings than the store's",
+            "seqrec prepare --ckpt runs/version_0 --data.source.separator ';' --overwrite true",
+        ),
         ("fit", "Lightning's option of the optimizer", "--model.optimizer, one of Adam, AdamW"),
         ("fit", "misspelt metric", "did you mean val_NDCG@10?"),
         ("fit", "a GPU that is not there", "--trainer.accelerator cpu"),

@@ -186,11 +186,35 @@ def test_a_user_who_has_met_every_item_is_named(capsys: pytest.CaptureFixture[st
     assert remedy in message
 
 
-def test_fresh_weights_stand_above_the_table(capsys: pytest.CaptureFixture[str]):
-    main(["test", "--config", "small.yaml", "--fresh_weights", "true"])
-    assert "-loo (fresh weights)\n" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("words", "caveat"),
+    [
+        (["--fresh_weights", "true"], "fresh weights"),
+        (
+            ["--model", "Markov", "--trainer.limit_test_batches", "1", "--data.eval_batch_size", "2"],
+            "part of the users (trainer.limit_test_batches=1)",
+        ),
+    ],
+)
+def test_figures_of_no_trained_model_or_of_few_users_are_marked(
+    capsys: pytest.CaptureFixture[str], words: list[str], caveat: str
+):
+    main(["test", "--config", "small.yaml", *words])
+    assert f"warning: these are figures of {caveat}; " in capsys.readouterr().out
+    for name in ("summary", "test_metrics"):
+        assert json.loads(Path(f"runs/version_0/{name}.json").read_text())["caveats"] == [caveat]
+    main(["compare", "runs/version_0"])
+    assert f" ({caveat})" in capsys.readouterr().out
+
+
+def test_a_run_that_is_not_to_be_tested_is_not(capsys: pytest.CaptureFixture[str]):
     main(FIT)
-    assert "fresh weights" not in capsys.readouterr().out
+    assert json.loads(Path("runs/version_0/summary.json").read_text())["caveats"] == []
+    main([*FIT, "--trainer.limit_test_batches", "0"])
+    assert not Path("runs/version_1/test_metrics.json").exists()
+    assert "=0 leaves test nothing to do" in refusal(
+        capsys, "test", "--ckpt", "last", "--trainer.limit_test_batches", "0"
+    )
 
 
 def test_another_monitor_is_logged_in_one_line(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):

@@ -95,7 +95,7 @@ class TestDisk:
         message = r"writing the store to .* failed \(File too large\): about 3 MiB are needed, .*B are free"
         with self.largest_file(50_000), pytest.raises(StoreError, match=message):
             prepare(source, Filters(), tmp_path / "store")
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv", "store.lock"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv"]
 
     @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
     def test_that_fills_up_late_leaves_the_store_that_was_there(self, tmp_path: Path, monkeypatch, number):
@@ -109,7 +109,7 @@ class TestDisk:
         with pytest.raises(StoreError, match=r"failed \(full\): about \d+ bytes are needed, .* are free"):
             prepare(small(), Filters(min_history=2), tmp_path / "store", overwrite=True)
         assert contents(tmp_path / "store") == before
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "store.lock"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
 
     def test_that_fails_otherwise_says_how(self, tmp_path: Path, monkeypatch):
         def broken(*_: object) -> None:
@@ -126,7 +126,7 @@ class TestDisk:
         with pytest.raises(StoreError, match=r"partial is too small: \d+ bytes more are needed, 10 bytes are"):
             prepare(small(), filters, tmp_path / "store", progress=lines.append)
         assert not any("ordering" in line or "bringing" in line for line in lines)
-        assert [path.name for path in tmp_path.iterdir()] == ["store.lock"]
+        assert not list(tmp_path.iterdir())
 
     def test_takes_no_more_than_was_estimated(self, tmp_path: Path, monkeypatch):
         # The most that lies in the folder, seen at every stage, against what was asked for before ordering.

@@ -279,3 +279,13 @@ def test_a_folder_means_its_newest_point(tmp_path: Path):
     assert newest_point(tmp_path) == before
     with pytest.raises(MissingInputError, match=r"has no last\.ckpt, nor checkpoints/last\.ckpt"):
         newest_point(tmp_path.parent / "nowhere")
+
+
+def test_a_file_that_is_no_checkpoint_is_named_by_what_it_is(tmp_path: Path):
+    torch.save(CONTENT["state_dict"], tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match="weights without the model's settings: give a checkpoint"):
+        read_checkpoint(tmp_path / "weights.pt")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"summary.json is no checkpoint: give .*run, whose best"):
+        read_checkpoint(tmp_path / "run" / "summary.json")

@@ -48,3 +48,13 @@ def test_a_job_of_slurm_finds_its_folder_again(tmp_path: Path, monkeypatch: pyte
         os.utime(folder / ".job.json", (number, number))
     assert folder_of_slurm_job(tmp_path, "7") == tmp_path / "2" / "checkpoints"
     assert folder_of_slurm_job(tmp_path, "6") is None
+
+
+def test_a_refused_job_leaves_a_folder_as_it_was(tmp_path: Path):
+    FolderLock(tmp_path / "new" / "deep").release(undo=True)
+    assert not (tmp_path / "new").exists()
+    FolderLock(tmp_path / "run").release()
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    assert [*before] == [".job.json"]
+    FolderLock(tmp_path / "run").release(undo=True)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before

@@ -72,3 +72,21 @@ def test_other_ranks_make_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_version_that_is_given_is_taken(tmp_path: Path):
     assert Path(RunFolder(str(tmp_path), version="cell").log_dir) == tmp_path / "cell"
     assert Path(RunFolder(str(tmp_path), version=7).log_dir) == tmp_path / "version_7"
+
+
+def test_a_refused_run_deletes_only_a_folder_that_it_made_and_did_not_use(tmp_path: Path):
+    refused = RunFolder(str(tmp_path / "runs"))
+    refused.log_hyperparams({"a": 1})
+    refused.save()
+    refused.discard()
+    assert not (tmp_path / "runs").exists()
+    used = RunFolder(str(tmp_path / "runs"))
+    used.log_metrics({"loss": 0.5}, step=1)
+    (Path(used.log_dir) / "checkpoints").mkdir()
+    (Path(used.log_dir) / "checkpoints" / "last.ckpt").write_text("")
+    used.discard()
+    (tmp_path / "runs" / "mine").mkdir()
+    named = RunFolder(str(tmp_path / "runs"), version="mine")
+    named.log_metrics({"loss": 0.5}, step=1)
+    named.discard()
+    assert {folder.name for folder in (tmp_path / "runs").iterdir()} == {"version_0", "mine"}

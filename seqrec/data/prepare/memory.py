@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from pathlib import Path
 
 import psutil
@@ -60,14 +61,14 @@ def parse_bytes(size: int | str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]*)", str(size).strip(), re.IGNORECASE)
     if not found or found[2].upper() not in _UNITS:
         raise InputError(f"memory_limit={size!r} is not a size in bytes; write it as 3GiB, 1500MB or 3221225472")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+    return int(Decimal(found[1]) * _UNITS[found[2].upper()])
 
 
 def spoken_bytes(size: int) -> str:
     """Return a size for people: "3.0 GiB", "120 MiB"."""
     for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if size >= unit:
-            return f"{size / unit:.1f} {name}" if unit == 1 << 30 else f"{size / unit:.0f} {name}"
+            return f"{size / unit:,.1f} {name}" if unit == 1 << 30 else f"{size / unit:.0f} {name}"
     return f"{size} bytes"
 
 

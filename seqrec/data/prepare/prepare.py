@@ -12,22 +12,20 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from seqrec.data.manifest import MANIFEST, VERSION, is_store, read_manifest
+from seqrec.data.manifest import MANIFEST, PREPARE_AGAIN, VERSION, is_store, read_manifest
 from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
 from seqrec.data.progress import Progress, Show
 from seqrec.data.sources.source import Source
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError, MissingInputError, StoreError
-from seqrec.files import exchange, rename
+from seqrec.files import exchange, locked, rename
 
 # Manifests contain these filters only if they are set. Stores that are older than the filters thus stay valid.
 _SILENT = {each.name: each.default for each in fields(Filters) if each.name.startswith("as_published_")}
 # Errors of a full disk, an exceeded quota and a file that is too large. Windows has no quota.
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_REMEDY = "choose another --data.store, or run seqrec prepare --overwrite true"
+_REMEDY = f"choose another --data.store, or run {PREPARE_AGAIN}"
 
 
 def fingerprint(source: Source, filters: Filters) -> str:
@@ -263,8 +261,7 @@ def _check_source_files(directory: Path, manifest: dict[str, Any], source: Sourc
 def _locked(directory: Path) -> Iterator[None]:
     # One process at a time may write this store.
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(directory.with_name(directory.name + ".lock")):
+        with locked(directory.with_name(directory.name + ".lock")):
             yield
     except OSError as error:
         if isinstance(error, InputError):

@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from seqrec.data.ids import BLANKS, MISSING_VALUES, cleaned
+from seqrec.data.user_files import kind_of_bytes
 from seqrec.errors import InputError
 
 # polars cuts a row after the requested columns, so some fields beyond the header's are requested, too. A row is too
@@ -131,8 +132,9 @@ class CsvRows:
 
     def _names(self) -> list[str]:
         with self.path.open("rb") as stream:
-            if stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-                raise InputError(f"{self.origin} is UTF-16; save it as UTF-8")
+            kind = kind_of_bytes(stream.read(4))
+        if kind and kind.startswith("UTF"):
+            raise InputError(f"{self.origin} is {kind}")
         names = self._scan(has_header=True).collect_schema().names()
         if any("\r" in name for name in names):
             raise InputError(f"{self.origin} ends its lines with carriage returns alone; save it with line feeds")

@@ -14,11 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from filelock import FileLock
-
 from seqrec.data.progress import Progress
 from seqrec.errors import InputError, MissingInputError
-from seqrec.files import move, write_json
+from seqrec.files import locked, move, write_json
 
 _BLOCK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 30
@@ -46,8 +44,7 @@ def download(url: str, target: Path, md5: str, progress: Progress | None) -> Non
     partial = target.with_name(target.name + ".part")
     progress = progress or Progress()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(target.name + ".lock")):
+        with locked(target.with_name(target.name + ".lock")):
             if target.is_file():
                 return
             _fetch(url, partial, progress)
@@ -86,8 +83,8 @@ def extract(archive: Path, names: Sequence[str], folder: Path, progress: Progres
     if all(is_extracted(file) for file in files):
         return files
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(folder.name + ".lock")):
+        with locked(folder.with_name(folder.name + ".lock")):
+            folder.mkdir(exist_ok=True)
             missing = {file.name for file in files if not is_extracted(file)}
             if missing:
                 missing -= _extract(archive, missing, folder, progress or Progress())

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from seqrec.data.progress import Progress
+from seqrec.data.user_files import refuse_special
 from seqrec.errors import InputError, MissingInputError
 from seqrec.registry import Registry
 
@@ -141,6 +142,7 @@ def existing_file(path: str) -> Path:
     """Return `path` as a Path if it is a file."""
     file = Path(path)
     if not file.is_file():
+        refuse_special(path, f"path={path!r}")
         raise MissingInputError(f"path={path!r}: no such file{from_here(path)}")
     return file
 

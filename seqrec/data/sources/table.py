@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.sources.source import Source, check_max_bad_share, from_here, matching_files, suffix
+from seqrec.data.user_files import refuse_special
 from seqrec.errors import InputError, MissingInputError
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ class Table(Source):
                     f"path={self.path!r}: no {', '.join(_SUFFIXES)} file in this folder; give another"
                 )
         else:
+            refuse_special(self.path, f"path={self.path!r}")
             found = matching_files(self.path)
             if not found:
                 raise MissingInputError(

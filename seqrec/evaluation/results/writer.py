@@ -17,6 +17,7 @@ from seqrec.errors import InputError
 from seqrec.evaluation.protocols import Protocol
 from seqrec.evaluation.results.file import FILE_NAME, Header, is_results, popularity_bounds
 from seqrec.files import move, write_parquet
+from seqrec.runs.trainer_checks import caveats
 from seqrec.types import JudgedTargets
 
 # Targets that a process holds before it writes them: 2^18 take some 20 MiB.
@@ -101,7 +102,7 @@ class ResultsWriter(pl.Callback):
         if trainer.is_global_zero:
             joined = self._folder / "joined"
             parts = polars.scan_parquet(sorted(self._folder.glob("part-*.parquet")))
-            write_parquet(parts, joined, metadata=self._header(pl_module).as_metadata())
+            write_parquet(parts, joined, metadata=self._header(trainer, pl_module).as_metadata())
             move(joined, self._file)
             shutil.rmtree(self._folder)
         trainer.strategy.barrier()
@@ -116,11 +117,11 @@ class ResultsWriter(pl.Callback):
         assert self._file is not None
         return self._file.with_name(self._file.name + ".parts")
 
-    def _header(self, model: Any) -> Header:
+    def _header(self, trainer: pl.Trainer, model: Any) -> Header:
         protocol: Protocol = model.protocol
         head_from, torso_from = popularity_bounds(self._item_counts)
         return Header(
-            model=model.title,
+            model=f"{model.title} ({', '.join(found)})" if (found := caveats(trainer, model, "test")) else model.title,
             protocol=protocol.id,
             settings=protocol.describe(),
             normaliser=protocol.normaliser,

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import polars
-from filelock import FileLock
 
 from seqrec.errors import InputError, first_difference
-from seqrec.files import create, move, synchronise, write_json, write_parquet
+from seqrec.files import create, locked, move, synchronise, write_json, write_parquet
 
 # Name of a part's numbers in its metadata.
 COUNTS = "seqrec"
@@ -90,7 +89,7 @@ class BulkOutput:
 
     def finish(self) -> dict[str, Any] | None:
         """Write the summary if all parts exist; returns None if other processes still have parts to write."""
-        with FileLock(self.folder.with_name(self.folder.name + ".lock")):
+        with locked(self.folder.with_name(self.folder.name + ".lock")):
             notes_file = self.work / "notes.json"
             if self.summary is not None or not notes_file.is_file():
                 return self.summary

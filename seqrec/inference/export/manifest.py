@@ -167,7 +167,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def verify_export(directory: str | Path) -> list[str]:
-    """Compare the files of an export with what was written, and return a line for each that differs.
+    """Compare the files of an export with what was written, and return a line for each that differs or was added.
 
     Args:
         directory: A folder that `export` wrote.
@@ -206,4 +206,6 @@ def verify_export(directory: str | Path) -> list[str]:
             damage.append(f"{place} has {place.stat().st_size} bytes, expected {size}")
         elif sha256(place) != digest:
             damage.append(f"{place} is damaged: its SHA-256 differs")
-    return damage
+    known = {file, *(folder / name for name in digests)}
+    others = [each for each in sorted(folder.rglob("*")) if each not in known and not each.is_dir()]
+    return damage + [f"{each} is not of this export: remove it" for each in others]

@@ -151,7 +151,7 @@ class ResumePoints(Checkpoint):
         if (asked or begun) and trainer.is_global_zero:
             sys.stderr.write(self._closing_message(trainer, exception) + "\n")
             sys.stderr.flush()
-        self._unlock_folder()
+        self._unlock_folder(undo=self._saved_at == 0)
 
     def _lock_folder(self, trainer: pl.Trainer, folder: Path) -> None:
         refusal: LockedError | None = None
@@ -163,9 +163,9 @@ class ResumePoints(Checkpoint):
         if ranks_where(refusal is not None, trainer.strategy.root_device):
             raise refusal or LockedError(f"{folder} is in use by another job; process 0's message names it")
 
-    def _unlock_folder(self) -> None:
+    def _unlock_folder(self, *, undo: bool = False) -> None:
         if self._lock is not None:
-            self._lock.release()
+            self._lock.release(undo=undo)
             self._lock = None
 
     def _stop_is_wanted(self, trainer: pl.Trainer, after: float = 0.0) -> bool:

@@ -20,6 +20,7 @@ from seqrec.runs.callbacks.monitoring import RunMonitor
 from seqrec.runs.callbacks.resume_points import ResumePoints
 from seqrec.runs.callbacks.step_seeds import StepSeeds
 from seqrec.runs.provenance import git_state, hardware, parameter_counts, versions
+from seqrec.runs.trainer_checks import caveats
 
 
 class RunSummary(pl.Callback):
@@ -27,6 +28,9 @@ class RunSummary(pl.Callback):
 
     See `seqrec.runs.Summary` for its content. The trainer needs a `RunMonitor` too. Without a folder, as in a
     `fast_dev_run`, nothing is written.
+
+    Attributes:
+        has_trained: Whether a batch was trained on by this process.
     """
 
     def __init__(self) -> None:
@@ -36,9 +40,11 @@ class RunSummary(pl.Callback):
         self._made_with: dict[str, Any] = {}
         self._epochs = 0
         self._steps = 0
+        self.has_trained = False
         self._resumed_from: str | None = None
         self._best: dict[str, Any] | None = None
         self._metrics: dict[str, dict[str, float]] = {}
+        self._caveats: list[str] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Choose the folder, and collect hardware and versions.
@@ -66,7 +72,7 @@ class RunSummary(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count steps."""
-        self._steps = trainer.global_step
+        self._steps, self.has_trained = trainer.global_step, True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the metrics, and whether they are the best."""
@@ -74,6 +80,7 @@ class RunSummary(pl.Callback):
             return
         values = _numbers(trainer.callback_metrics)
         self._keep("val_", values)
+        self._caveats = caveats(trainer, pl_module, "val")
         found = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
         if not self._fitting or not found or found[0].monitor not in values:
             return
@@ -97,6 +104,7 @@ class RunSummary(pl.Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the metrics."""
         self._keep("test_", _numbers(trainer.callback_metrics))
+        self._caveats = caveats(trainer, pl_module, "test")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Report that the command has finished."""
@@ -156,6 +164,7 @@ class RunSummary(pl.Callback):
             resumed_from=self._resumed_from,
             started=self._started,
             updated=_now(),
+            caveats=self._caveats,
             **self._made_with,
         ).write(self._folder)
 

@@ -48,7 +48,10 @@ def test_missing_and_cut_files_are_named(exported: Path, tmp_path: Path):
     shutil.copytree(exported, copy)
     (copy / "items.npy").unlink()
     (copy / "full.pt2").write_bytes(b"")
+    (copy / "more").mkdir()
+    (copy / "more" / ".hidden").write_bytes(b"")
     lines = verify_export(copy)
+    assert any(line.endswith("more/.hidden is not of this export: remove it") for line in lines)
     assert any(line.endswith("items.npy is missing") for line in lines)
     assert any("full.pt2 has 0 bytes, expected" in line for line in lines)
     with pytest.raises(MissingInputError, match="is no export"):

@@ -438,8 +438,10 @@ def test_a_full_disk_changes_nothing(tmp_path: Path):
 
 
 def test_a_server_that_is_away_is_named():
-    with pytest.raises(SessionStoreError, match=r"the Redis server cannot be used: Error .* connecting to 127"):
-        RedisStore("redis://127.0.0.1:1", timeout_seconds=0.5)
+    with pytest.raises(
+        SessionStoreError, match=r"at redis://:\*\*\*@127\.0\.0\.1:1 cannot be used: Error .*; start it"
+    ):
+        RedisStore("redis://:secret@127.0.0.1:1", timeout_seconds=0.5)
     with pytest.raises(InputError, match="url='localhost' is no address of a Redis server"):
         RedisStore("localhost")
 

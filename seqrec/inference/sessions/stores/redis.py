@@ -118,8 +118,8 @@ class RedisStore:
         >>> try:
         ...     store = RedisStore("redis://127.0.0.1:1/0", timeout_seconds=0.1)
         ... except SessionStoreError as error:
-        ...     print(str(error)[:31])
-        the Redis server cannot be used
+        ...     print(str(error)[:61])
+        the Redis server at redis://127.0.0.1:1/0 cannot be used: Err
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class RedisStore:
         except ImportError as error:
             raise InputError("RedisStore needs the package redis: pip install 'seqrec[redis]'") from error
         self._error = redis.RedisError
-        shown = without_password(url)
+        self._shown = shown = without_password(url)
         found = read_secret(password_file, "password_file", PASSWORD_VARIABLE)
         if found is not None and shown != url:
             raise InputError(f"both url={shown} and {found[1]} have a password; remove that of the URL")
@@ -229,4 +229,5 @@ class RedisStore:
         try:
             yield
         except self._error as error:
-            raise SessionStoreError(f"the Redis server cannot be used: {error}") from error
+            reason = f"{str(error).rstrip('.')}; start it, or give another url"
+            raise SessionStoreError(f"the Redis server at {self._shown} cannot be used: {reason}") from error
