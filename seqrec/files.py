@@ -167,7 +167,8 @@ def exchange(first: Path, second: Path) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock file while a block runs: other processes wait. The file is deleted at the end.
 
-    A process that waited for the deleted file notices it, and makes a new one. Folders above the file are made; if the
+    A process that waited for the deleted file notices it, and makes a new one. (filelock before 4.0 deletes the file,
+    too, and then perhaps another process's, so two would hold the lock.) Folders above the file are made; if the
     block raises, those that are empty then are deleted again.
     """
     from filelock import FileLock  # most commands need none

@@ -252,7 +252,7 @@ def test_the_config_beside_a_checkpoint_cannot_trust(trained: Path, marker: Path
 
 FOLDERS = [
     *("stranger.Mean", "stranger", "--trust=stranger", "--trust", "--config=named.yaml", "--config", "-c"),
-    *("--model.encoder=stranger.Mean", "-x", "~", "#h", "x #y", "x=stranger.Mean", "null", "a: b"),
+    *("--model.encoder=stranger.Mean", "-x", "~", "#h", "x #y", "x=stranger.Mean", "./null", "a: b"),
     *("{model: stranger.Mean}", "[stranger.Mean]", "http:x", "local:x", "x::y", "$(touch marker)", "!!python/name:os"),
 ]
 
