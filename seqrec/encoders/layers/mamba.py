@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from seqrec.encoders.layers.streamed import Tensors
 from seqrec.errors import InputError, check_at_least
 from seqrec.ops import causal_conv1d, selective_scan, ssd_scan
+from seqrec.ops.mamba_mixer import NORM_EPS, Mamba2Problem, MambaProblem, mamba2_mixer, mamba_mixer
 from seqrec.ops.mamba_step import MambaStepProblem, mamba_step
 from seqrec.ops.ssd import ssd_step
 from seqrec.registry import did_you_mean
@@ -66,10 +67,9 @@ class MambaMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t."""
-        path, gate = self.in_projection(x).chunk(2, dim=-1)
-        path = causal_conv1d(path, self.conv_weight, self.conv_bias, silu=True)
-        out: Tensor = self.out_projection(self._scan(path, gate))
-        return out
+        A = -torch.exp(self.A_log.float())
+        *weights, _, D, out_weight = self._weights()
+        return mamba_mixer(MambaProblem(x, *weights, A, D, out_weight))
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return the state before the first event, for any `max_length`; see `Streamed.zero_state`."""
@@ -152,14 +152,15 @@ class Mamba2Mixer(nn.Module):
         self.dt_bias = nn.Parameter(initial_dt_bias(heads))
         self.A_log = nn.Parameter(torch.empty(heads).uniform_(A_MIN, A_MAX).log())
         self.D = nn.Parameter(torch.ones(heads))
-        self.norm = nn.RMSNorm(self.d_inner, eps=1e-5)
+        self.norm = nn.RMSNorm(self.d_inner, eps=NORM_EPS)
         self.out_projection = nn.Linear(self.d_inner, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t."""
-        gate, path, delta = self._projected(x)
-        path = causal_conv1d(path, self.conv_weight, self.conv_bias, silu=True)
-        return self._normed(self._scan(path, delta, gate))
+        A = -torch.exp(self.A_log.float())
+        projection = (self.in_projection.weight, self.conv_weight, self.conv_bias)
+        weights = (*projection, self.dt_bias, A, self.D, self.norm.weight, self.out_projection.weight)
+        return mamba2_mixer(Mamba2Problem(x, *weights))
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return the state before the first event, for any `max_length`; see `Streamed.zero_state`."""

@@ -28,6 +28,10 @@ inline void store(float* to, Vec v, int count) {
   for (int i = 0; i < count; ++i) to[i] = v[i];
 }
 
+inline float* floats(Vec* v) { return reinterpret_cast<float*>(v); }
+
+inline const float* floats(const Vec* v) { return reinterpret_cast<const float*>(v); }
+
 inline Vec load_or_zero(const float* from, int64_t offset, int count) {
   return from ? load(from + offset, count) : Vec{};
 }
@@ -119,6 +123,12 @@ inline Vec log1p(Vec y) {
 
 inline Vec sigmoid(Vec x) { return all(1.f) / (all(1.f) + exp(-x)); }
 
+inline float lanes_sum(Vec v) {
+  float sum = 0;
+  for (int i = 0; i < LANES; ++i) sum += v[i];
+  return sum;
+}
+
 template <int HALF, int... LANE>
 inline Vec fold(Vec a, Vec b, std::integer_sequence<int, LANE...>) {
 #ifdef __clang__
@@ -137,4 +147,24 @@ inline Vec sums_of(Vec* v) {
   for (int i = 0; i < HALF; ++i) v[i] = fold<HALF>(v[i], v[i + HALF], std::make_integer_sequence<int, LANES>{});
   if constexpr (HALF > 1) return sums_of<HALF / 2>(v);
   return v[0];
+}
+
+template <int HALF, int... LANE>
+inline void swap_lanes(Vec& a, Vec& b, std::integer_sequence<int, LANE...>) {
+#ifdef __clang__
+  const Vec first = __builtin_shufflevector(a, b, (LANE & HALF ? LANES + (LANE ^ HALF) : LANE)...);
+  b = __builtin_shufflevector(a, b, (LANE & HALF ? LANES + LANE : LANE ^ HALF)...);
+#else
+  const Vec first = __builtin_shuffle(a, b, Bits{(LANE & HALF ? LANES + (LANE ^ HALF) : LANE)...});
+  b = __builtin_shuffle(a, b, Bits{(LANE & HALF ? LANES + LANE : LANE ^ HALF)...});
+#endif
+  a = first;
+}
+
+// Lane j of v[i] becomes lane i of v[j].
+template <int HALF = LANES / 2>
+inline void transpose_lanes(Vec* v) {
+  for (int i = 0; i < LANES; ++i)
+    if (!(i & HALF)) swap_lanes<HALF>(v[i], v[i + HALF], std::make_integer_sequence<int, LANES>{});
+  if constexpr (HALF > 1) transpose_lanes<HALF / 2>(v);
 }

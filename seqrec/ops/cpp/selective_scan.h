@@ -19,8 +19,8 @@ inline Step step_of(Vec delta, int64_t softplus) {
   return {positive + log1p(y), delta > Vec{} ? inverse : y * inverse};
 }
 
-// to[n] += the sum over lanes of products[n]; products is overwritten and padded to whole blocks of LANES.
-inline void add_sums(float* to, Vec* products, int64_t N, int lanes) {
+// to[n] = or += the sum over lanes of products[n]; products is overwritten and padded to whole blocks of LANES.
+inline void add_sums(float* to, Vec* products, int64_t N, int lanes, bool add) {
   if (lanes < LANES) {
     // A lane without a channel holds zero times B or C, which is NaN if those are infinite.
     Bits used{};
@@ -30,7 +30,8 @@ inline void add_sums(float* to, Vec* products, int64_t N, int lanes) {
   for (int64_t n = 0; n < N; n += LANES) {
     const int count = static_cast<int>(std::min<int64_t>(LANES, N - n));
     for (int i = count; i < LANES; ++i) products[n + i] = Vec{};
-    store(to + n, load(to + n, count) + sums_of(products + n), count);
+    const Vec sums = sums_of(products + n);
+    store(to + n, add ? load(to + n, count) + sums : sums, count);
   }
 }
 
@@ -76,15 +77,16 @@ void scan_forward_task(const ScanProblem& p, int64_t task, Vec* scratch) {
       continue;
     }
     const Vec step = step_of(load(p.delta + at, k.lanes) + bias, p.softplus).size, u = load(p.u + at, k.lanes);
-    Vec y = advance<false>(h, h, nullptr, A2, step, step * u, p.B + event * N, p.C + event * N, N);
+    Vec y = advance<false>(h, h, nullptr, A2, step, step * u, p.B + event * p.weights_event,
+                            p.C + event * p.weights_event, N);
     if (p.D) y += D * u;
     if (p.z) {
-      const Vec z = load(p.z + at, k.lanes);
+      const Vec z = load(p.z + event * p.z_event + k.channel, k.lanes);
       y *= z / (all(1.f) + exp(-z));
     }
     store(p.y + at, y, k.lanes);
   }
-  store_rows(p.last_state + state_offset, h, N, k.lanes);
+  if (p.last_state) store_rows(p.last_state + state_offset, h, N, k.lanes);
 }
 
 // Working memory of one backward thread, in vectors: S events of one block.
@@ -120,28 +122,28 @@ void rebuild(const ScanProblem& p, const Block& k, int64_t chunk, int64_t count,
     const Vec* before = HAS_FLAGS && is_start(p, event) ? r.zeros : r.h + t * N;
     if (HAS_FLAGS && is_padding(p, event)) {
       copy(r.h + (t + 1) * N, before, N);
-      if (p.z) store(p.dz + at, Vec{}, k.lanes);
+      if (p.z) store(p.dz + event * p.dz_event + k.channel, Vec{}, k.lanes);
       continue;
     }
     const Step step = step_of(load(p.delta + at, k.lanes) + bias, p.softplus);
     const Vec u = load(p.u + at, k.lanes);
     Vec y = advance<true>(r.h + (t + 1) * N, before, r.decay + t * N, r.A2, step.size, step.size * u,
-                          p.B + event * N, p.C + event * N, N);
+                          p.B + event * p.weights_event, p.C + event * p.weights_event, N);
     r.step[t] = step.size;
     r.slope[t] = step.slope;
     r.u[t] = u;
     r.dy[t] = load_or_zero(p.dy, at, k.lanes);
     if (p.z) {
-      const Vec z = load(p.z + at, k.lanes), open = sigmoid(z);
+      const Vec z = load(p.z + event * p.z_event + k.channel, k.lanes), open = sigmoid(z);
       if (p.D) y += D * u;
-      store(p.dz + at, r.dy[t] * y * open * (all(1.f) + z * (all(1.f) - open)), k.lanes);
+      store(p.dz + event * p.dz_event + k.channel, r.dy[t] * y * open * (all(1.f) + z * (all(1.f) - open)), k.lanes);
       r.dy[t] *= z * open;
     }
   }
 }
 
 template <bool HAS_FLAGS>
-void scan_backward_block(const ScanProblem& p, const Block& k, float* dB, float* dC, const Rebuilt& r) {
+void scan_backward_block(const ScanProblem& p, const Block& k, float* dB, float* dC, bool add, const Rebuilt& r) {
   const int64_t N = p.states, S = p.interval, state_offset = (k.row * p.channels + k.channel) * N;
   load_rows(r.A, p.A + k.channel * N, N, k.lanes);
   load_rows(r.dh, p.dlast_state ? p.dlast_state + state_offset : nullptr, N, k.lanes);
@@ -159,10 +161,11 @@ void scan_backward_block(const ScanProblem& p, const Block& k, float* dB, float*
       if (HAS_FLAGS && is_padding(p, event)) {
         store(p.du + at, Vec{}, k.lanes);
         store(p.ddelta + at, Vec{}, k.lanes);
+        for (int64_t n = 0; n < N && !add; ++n) dB[event * p.dweights_event + n] = dC[event * p.dweights_event + n] = 0.f;
         if (is_start(p, event)) clear(r.dh, N);
         continue;
       }
-      const float *B = p.B + event * N, *C = p.C + event * N;
+      const float *B = p.B + event * p.weights_event, *C = p.C + event * p.weights_event;
       const Vec dy = r.dy[t], step = r.step[t], u = r.u[t], step_u = step * u;
       const Vec *after = r.h + (t + 1) * N, *decay = r.decay + t * N;
       const Vec* before = HAS_FLAGS && is_start(p, event) ? r.zeros : r.h + t * N;
@@ -177,8 +180,8 @@ void scan_backward_block(const ScanProblem& p, const Block& k, float* dB, float*
         r.dA[n] += dexponent * step;
         r.dh[n] = dbefore;
       }
-      add_sums(dB + event * N, r.dB, N, k.lanes);
-      add_sums(dC + event * N, r.dC, N, k.lanes);
+      add_sums(dB + event * p.dweights_event, r.dB, N, k.lanes, add);
+      add_sums(dC + event * p.dweights_event, r.dC, N, k.lanes, add);
       const Vec ddelta = (dstep + dstep_u * u) * r.slope[t];
       store(p.du + at, dstep_u * step + D * dy, k.lanes);
       store(p.ddelta + at, ddelta, k.lanes);
@@ -196,8 +199,8 @@ void scan_backward_block(const ScanProblem& p, const Block& k, float* dB, float*
 template <bool HAS_FLAGS>
 void scan_backward_task(const ScanProblem& p, int64_t task, Vec* scratch) {
   const int64_t row = task / p.groups, group = task % p.groups, blocks = blocks_of(p);
-  const int64_t slice = group * p.batch * p.length * p.states;
+  const int64_t slice = group * p.batch * p.length * p.dweights_event, first = group * blocks / p.groups;
   const Rebuilt r = rebuilt_in(p, scratch);
-  for (int64_t block = group * blocks / p.groups; block < (group + 1) * blocks / p.groups; ++block)
-    scan_backward_block<HAS_FLAGS>(p, block_at(p, row, block), p.dB + slice, p.dC + slice, r);
+  for (int64_t block = first; block < (group + 1) * blocks / p.groups; ++block)
+    scan_backward_block<HAS_FLAGS>(p, block_at(p, row, block), p.dB + slice, p.dC + slice, block > first, r);
 }
