@@ -19,6 +19,10 @@
 #define KERNEL_LANES 4
 #endif
 
+#if KERNEL_LANES == 16 && defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "problems.h"
 
 // If this architecture lacks a build's instructions, the library has no functions.
@@ -177,7 +181,10 @@ KERNEL_EXPORT int scan_forward(const ScanProblem* p) {
 }
 
 KERNEL_EXPORT int scan_backward(const ScanProblem* p) {
-  const auto task = p->valid || p->start ? scan_backward_task<true> : scan_backward_task<false>;
+  const auto task = p->valid || p->start ? scan_backward_task<true, 0>
+                    : p->states == 32    ? scan_backward_task<false, 32>
+                    : p->states == 16    ? scan_backward_task<false, 16>
+                                         : scan_backward_task<false, 0>;
   return run(*p, p->batch * p->groups, scan_work(*p), scan_backward_scratch(*p), task);
 }
 
