@@ -230,7 +230,7 @@ def call(function: str, numbers: Mapping[str, int], tensors: Mapping[str, Tensor
 
 
 def distance(x: Tensor) -> int:
-    """Return the floats from one event of x (B, L, ...), as of `by_event`, to the next; torch's of one event may differ."""
+    """Return the floats from one event of x (B, L, ...) to the next; torch's stride may differ if it is the only one."""
     return x.stride(0) if x.shape[1] == 1 else x.stride(1)
 
 

@@ -69,7 +69,7 @@ class MambaMixer(nn.Module):
         """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t."""
         A = -torch.exp(self.A_log.float())
         *weights, _, D, out_weight = self._weights()
-        return mamba_mixer(MambaProblem(x, *weights, A, D, out_weight))
+        return mamba_mixer(MambaProblem._make((x, *weights, A, D, out_weight)))
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return the state before the first event, for any `max_length`; see `Streamed.zero_state`."""

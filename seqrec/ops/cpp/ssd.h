@@ -5,7 +5,7 @@
 // multiplied up event by event. Nothing of size (B, L, H, P, N) is kept: forward writes the state before every S-th
 // event. Chunks end before a start, and what is not finite is a chunk of its own, because products with 0 let NaN through.
 
-constexpr int64_t TRIANGLE = 8;  // rows of a triangular matrix that are multiplied together
+constexpr int64_t TRIANGLE = LANES < 8 ? LANES : 8;  // rows of a triangular matrix that are multiplied together
 
 struct Head {
   int64_t row, head, group;

@@ -48,8 +48,8 @@ class MambaProblem(NamedTuple):
 def mamba_mixer(problem: MambaProblem, *, backend: str = "auto") -> Tensor:
     """Compute Mamba's mixer (Gu & Dao 2023, figure 3) over whole histories: its outputs (B, L, M).
 
-    In-projection, causal convolution with SiLU, step sizes, B and C, selective scan, gate and out-projection. Causal: an
-    output depends on inputs up to its event.
+    In-projection, causal convolution with SiLU, step sizes, B and C, selective scan, gate and out-projection. Causal:
+    an output depends on inputs up to its event.
 
     Backends, in the order in which "auto" prefers them; all give the same values and gradients:
 
@@ -76,7 +76,8 @@ def mamba_reference(p: MambaProblem) -> Tensor:
     u = causal_conv1d(path, p.conv_weight, p.conv_bias, silu=True)
     dt, B, C = torch.split(F.linear(u, p.scan_weight), [rank, states, states], dim=-1)
     delta = F.linear(dt, p.delta_weight)
-    y = selective_scan(u, delta, p.A, B, C, p.D, z=gate, delta_bias=p.delta_bias, delta_softplus=True)
+    y = selective_scan(u, delta, p.A, B, C, p.D, gate, p.delta_bias, delta_softplus=True)
+    assert isinstance(y, Tensor)
     return F.linear(y, p.out_weight)
 
 
@@ -143,9 +144,7 @@ def _backward(
     dA, (dD, dbias) = u.new_empty(batch, *p.A.shape), u.new_empty(2, batch, len(p.A))
     results = {"du": du, "ddelta": ddelta, "dz": dgate, "dA": dA, "dD": dD, "ddelta_bias": dbias}
     results |= {"dB": shared[0], "dC": shared[1], "kept_states": kept, "dy": dy}
-    call_scan(
-        "scan_backward", {**_inputs(p, gate, u, scanned, delta), **results}, groups=groups, softplus=True
-    )
+    call_scan("scan_backward", {**_inputs(p, gate, u, scanned, delta), **results}, groups=groups, softplus=True)
     if groups > 1:
         for value, sums in zip((dB, dC), shared, strict=True):
             torch.sum(sums, 0, out=value)

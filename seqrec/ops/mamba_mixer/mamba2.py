@@ -83,6 +83,7 @@ def mamba2_reference(p: Mamba2Problem) -> Tensor:
     x, gate = (torch.unflatten(value, -1, (heads, -1)) for value in (x, gate))
     operands = (x, delta, p.A, B.unsqueeze(2), C.unsqueeze(2), p.D)
     y = ssd_scan(*operands, z=gate, delta_bias=p.delta_bias, delta_softplus=True)
+    assert isinstance(y, Tensor)
     # Under autocast the scan's output may be narrower than the weight, for which the norm would warn.
     normed = F.rms_norm(y.flatten(2).to(p.norm_weight.dtype), (inner,), p.norm_weight, NORM_EPS)
     return F.linear(normed, p.out_weight)
@@ -97,7 +98,7 @@ def _allocate(p: Mamba2Problem, keep: bool) -> Buffers:
     )
     x, B, _ = _operands(p, convolved)
     kept = kept_states(x, B) if keep else p.x.new_empty(0)
-    return torch.empty_like(p.x), projected, convolved, y.unflatten(-1, (heads, -1)), normed, kept
+    return torch.empty_like(p.x), projected, convolved, torch.unflatten(y, -1, (heads, -1)), normed, kept
 
 
 def _operands(p: Mamba2Problem, convolved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,12 +151,11 @@ def _backward(
     dnorm = p.x.new_empty(-(-sizes["events"] // EVENTS), sizes["width"])
     tensors = {"y": y, "z": gate, "weight": p.norm_weight, "dout": dnormed, "dy": dnormed, "dz": dgate}
     call("gated_norm_backward", sizes, {**tensors, "dweight": dnorm})
-    batch, length, heads, _ = y.shape
     parts = parts_of(y, 1)
     dx, dB, dC = _operands(p, dconvolved)
     # A part of the heads has sums of its own.
     shared = [value.unsqueeze(0) if parts == 1 else p.x.new_empty(parts, *value.shape) for value in (dB, dC)]
-    dA, dD = p.x.new_empty(2, batch, heads)
+    dA, dD = p.x.new_empty(2, len(p.x), len(p.A))
     results = {"dx": dx, "ddelta": ddelta, "dA": dA, "dD": dD, "dB": shared[0], "dC": shared[1]}
     inputs = _inputs(p, delta, convolved) | {"kept_states": kept, "dy": dnormed}
     call_ssd("ssd_backward", {**inputs, **results}, parts=parts, softplus=True)
@@ -172,6 +172,4 @@ def _backward(
 # Same as `mamba2_mixer` in float32 on a CPU.
 mamba2_compiled = compiled_mixer("mamba2_mixer", Mamba2Problem, _allocate, 6, _forward, _backward, mamba2_reference)
 
-MAMBA2_BACKENDS = mixer_backends(
-    "Mamba-2 mixer", "SEQREC_MAMBA2_MIXER_BACKEND", mamba2_compiled, mamba2_reference
-)
+MAMBA2_BACKENDS = mixer_backends("Mamba-2 mixer", "SEQREC_MAMBA2_MIXER_BACKEND", mamba2_compiled, mamba2_reference)

@@ -28,7 +28,9 @@ def call_scan(function: str, tensors: Mapping[str, Tensor | None], *, groups: in
         softplus: Whether delta, with its bias, goes through softplus.
     """
     given = {name: x for name, x in tensors.items() if x is not None}
-    numbers = dict(zip(("batch", "length", "channels", "states"), (*given["u"].shape, given["A"].shape[1]), strict=True))
+    numbers = dict(
+        zip(("batch", "length", "channels", "states"), (*given["u"].shape, given["A"].shape[1]), strict=True)
+    )
     for field, name in (("z", "z"), ("weights", "B"), ("dz", "dz")):
         numbers[f"{field}_event"] = distance(given[name]) if name in given else 0
     numbers["dweights_event"] = distance(given["dB"][0]) if "dB" in given else 0
