@@ -230,7 +230,7 @@ def call(function: str, numbers: Mapping[str, int], tensors: Mapping[str, Tensor
 
 
 def distance(x: Tensor) -> int:
-    """Return the floats from one event of x (B, L, ...) to the next; torch's stride may differ if it is the only one."""
+    """Return the floats from one event of x (B, L, ...) to the next; torch's stride of a single event may differ."""
     return x.stride(0) if x.shape[1] == 1 else x.stride(1)
 
 
