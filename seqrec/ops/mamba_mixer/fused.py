@@ -11,7 +11,8 @@ from torch import Tensor
 
 from seqrec.ops.autograd import differentiable, schema_arguments
 from seqrec.ops.backends import Backend, Backends
-from seqrec.ops.compiled_library import compiled_backend
+from seqrec.ops.compiled_library import compiled_backend, distance
+from seqrec.ops.linear import weight_gradient
 from seqrec.ops.problems import wants_gradient
 
 Mixer = Callable[[Any], Tensor]
@@ -23,6 +24,11 @@ def mixer_backends(op: str, variable: str, compiled: Mixer, reference: Mixer) ->
     """Return the backends of a mixer: the compiled library, and the ops that it consists of."""
     unsupported = frozenset({"autocast", "chosen parts"})
     return Backends(op, variable, [compiled_backend(compiled, unsupported), Backend("reference", reference)])
+
+
+def gradient_of(dout: Tensor, x: Tensor) -> Tensor:
+    """Return `weight_gradient` for outputs (B, L, E) and inputs (B, L, D), laid out as of `by_event`."""
+    return weight_gradient(*(y.as_strided((y.shape[:2].numel(), y.shape[2]), (distance(y), 1)) for y in (dout, x)))[0]
 
 
 def run_mixer(

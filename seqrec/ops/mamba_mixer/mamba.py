@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from seqrec.ops.causal_conv1d import CONV_BACKENDS, causal_conv1d
 from seqrec.ops.causal_conv1d.compiled import convolve, convolve_backward
 from seqrec.ops.causal_conv1d.problem import ConvProblem
-from seqrec.ops.mamba_mixer.fused import Buffers, compiled_mixer, mixer_backends, run_mixer
-from seqrec.ops.products import PADDING, multiply, weight_gradient
+from seqrec.ops.linear import LINEAR_BACKENDS, linear
+from seqrec.ops.mamba_mixer.fused import Buffers, compiled_mixer, gradient_of, mixer_backends, run_mixer
+from seqrec.ops.products import PADDING, multiply
 from seqrec.ops.selective_scan import SCAN_BACKENDS, selective_scan
 from seqrec.ops.selective_scan.compiled import call_scan, groups_of, kept_shape
 
@@ -55,7 +55,7 @@ def mamba_mixer(problem: MambaProblem, *, backend: str = "auto") -> Tensor:
 
     - "cpp": compiled library, float32 on a CPU, without autocast. Each step reads its operands where the step before
       wrote them, parts of wider tensors among them.
-    - "reference": `causal_conv1d`, `selective_scan` and plain torch, any device and dtype; the only one with second
+    - "reference": `linear`, `causal_conv1d`, `selective_scan`, any device and dtype; the only one with second
       derivatives. "auto" takes it too if an environment variable chooses a backend of those ops.
 
     Args:
@@ -66,19 +66,19 @@ def mamba_mixer(problem: MambaProblem, *, backend: str = "auto") -> Tensor:
     Raises:
         InputError: if the backend is unknown, missing or cannot compute this.
     """
-    return run_mixer(problem, backend, MAMBA_BACKENDS, mamba_reference, (CONV_BACKENDS, SCAN_BACKENDS))
+    return run_mixer(problem, backend, MAMBA_BACKENDS, mamba_reference, (LINEAR_BACKENDS, CONV_BACKENDS, SCAN_BACKENDS))
 
 
 def mamba_reference(p: MambaProblem) -> Tensor:
     """Compute `mamba_mixer` by the ops that it consists of."""
     rank, states = p.delta_weight.shape[1], p.A.shape[1]
-    path, gate = F.linear(p.x, p.in_weight).chunk(2, dim=-1)
+    path, gate = linear(p.x, p.in_weight).chunk(2, dim=-1)
     u = causal_conv1d(path, p.conv_weight, p.conv_bias, silu=True)
-    dt, B, C = torch.split(F.linear(u, p.scan_weight), [rank, states, states], dim=-1)
-    delta = F.linear(dt, p.delta_weight)
+    dt, B, C = torch.split(linear(u, p.scan_weight), [rank, states, states], dim=-1)
+    delta = linear(dt, p.delta_weight)
     y = selective_scan(u, delta, p.A, B, C, p.D, gate, p.delta_bias, delta_softplus=True)
     assert isinstance(y, Tensor)
-    return F.linear(y, p.out_weight)
+    return linear(y, p.out_weight)
 
 
 def _allocate(p: MambaProblem, keep: bool) -> Buffers:
@@ -153,9 +153,9 @@ def _backward(
     multiply(whole, p.scan_weight, du, add=True)
     dconv = convolve_backward(ConvProblem(path, p.conv_weight, p.conv_bias, silu=True), du, None, dpath)[1:3]
     of_x = multiply(dprojected, p.in_weight, torch.empty_like(p.x))
-    of_weights = [weight_gradient(whole, u), weight_gradient(ddelta, _parts(p, scanned)[0])]
+    of_weights = [gradient_of(whole, u), gradient_of(_parts(p, scanned)[0], ddelta).t()]
     of_scan = [dbias.sum(0), dA.sum(0), dD.sum(0)]
-    return [of_x, weight_gradient(dprojected, p.x), *dconv, *of_weights, *of_scan, weight_gradient(dout, y)]
+    return [of_x, gradient_of(dprojected, p.x), *dconv, *of_weights, *of_scan, gradient_of(dout, y)]
 
 
 # Same as `mamba_mixer` in float32 on a CPU.

@@ -12,8 +12,9 @@ from seqrec.ops.causal_conv1d import CONV_BACKENDS, causal_conv1d
 from seqrec.ops.causal_conv1d.compiled import convolve, convolve_backward
 from seqrec.ops.causal_conv1d.problem import ConvProblem
 from seqrec.ops.compiled_library import call, distance
-from seqrec.ops.mamba_mixer.fused import Buffers, compiled_mixer, mixer_backends, run_mixer
-from seqrec.ops.products import PADDING, multiply, weight_gradient
+from seqrec.ops.linear import LINEAR_BACKENDS, linear
+from seqrec.ops.mamba_mixer.fused import Buffers, compiled_mixer, gradient_of, mixer_backends, run_mixer
+from seqrec.ops.products import PADDING, multiply
 from seqrec.ops.ssd import SSD_BACKENDS, ssd_scan
 from seqrec.ops.ssd.compiled import call_ssd, kept_states, parts_of
 
@@ -59,7 +60,7 @@ def mamba2_mixer(problem: Mamba2Problem, *, backend: str = "auto") -> Tensor:
 
     - "cpp": compiled library, float32 on a CPU, without autocast. Each step reads its operands where the step before
       wrote them, parts of wider tensors among them.
-    - "reference": `causal_conv1d`, `ssd_scan` and plain torch, any device and dtype; the only one with second
+    - "reference": `linear`, `causal_conv1d`, `ssd_scan` and plain torch, any device and dtype; the only one with second
       derivatives. "auto" takes it too if an environment variable chooses a backend of those ops.
 
     Args:
@@ -70,13 +71,15 @@ def mamba2_mixer(problem: Mamba2Problem, *, backend: str = "auto") -> Tensor:
     Raises:
         InputError: if the backend is unknown, missing or cannot compute this.
     """
-    return run_mixer(problem, backend, MAMBA2_BACKENDS, mamba2_reference, (CONV_BACKENDS, SSD_BACKENDS))
+    return run_mixer(
+        problem, backend, MAMBA2_BACKENDS, mamba2_reference, (LINEAR_BACKENDS, CONV_BACKENDS, SSD_BACKENDS)
+    )
 
 
 def mamba2_reference(p: Mamba2Problem) -> Tensor:
     """Compute `mamba2_mixer` by the ops that it consists of."""
     inner, convolved, heads = len(p.norm_weight), len(p.conv_bias), len(p.A)
-    gate, path, delta = torch.split(F.linear(p.x, p.in_weight), [inner, convolved, heads], dim=-1)
+    gate, path, delta = torch.split(linear(p.x, p.in_weight), [inner, convolved, heads], dim=-1)
     path = causal_conv1d(path, p.conv_weight, p.conv_bias, silu=True)
     states = (convolved - inner) // 2
     x, B, C = torch.split(path, [inner, states, states], dim=-1)
@@ -86,7 +89,7 @@ def mamba2_reference(p: Mamba2Problem) -> Tensor:
     assert isinstance(y, Tensor)
     # Under autocast the scan's output may be narrower than the weight, for which the norm would warn.
     normed = F.rms_norm(y.flatten(2).to(p.norm_weight.dtype), (inner,), p.norm_weight, NORM_EPS)
-    return F.linear(normed, p.out_weight)
+    return linear(normed, p.out_weight)
 
 
 def _allocate(p: Mamba2Problem, keep: bool) -> Buffers:
@@ -166,7 +169,7 @@ def _backward(
     whole = dprojected[..., : p.in_weight.shape[0]]
     of_x = multiply(whole, p.in_weight, torch.empty_like(p.x))
     of_scan = [ddelta.sum((0, 1)), dA.sum(0), dD.sum(0), dnorm.sum(0)]
-    return [of_x, weight_gradient(whole, p.x), *dconv, *of_scan, weight_gradient(dout, normed)]
+    return [of_x, gradient_of(whole, p.x), *dconv, *of_scan, gradient_of(dout, normed)]
 
 
 # Same as `mamba2_mixer` in float32 on a CPU.
