@@ -87,7 +87,10 @@ class MambaMixer(nn.Module):
             return out.unsqueeze(1), {"inputs": inputs, "scan": scan}
         path, gate = self.in_projection(x).chunk(2, dim=-1)
         path, inputs = convolve_further(path, self.conv_weight, self.conv_bias, valid, state["inputs"])
-        mixed, scan = self._scan(path, gate, initial_state=state["scan"], return_last_state=True, valid=valid)
+        dt, B, C = self.scan_projection(path).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        operands = (path, self.dt_projection(dt), -torch.exp(self.A_log.float()), B, C, self.D, gate, self.dt_bias)
+        further: dict[str, Any] = {"initial_state": state["scan"], "return_last_state": True, "valid": valid}
+        mixed, scan = selective_scan(*operands, delta_softplus=True, **further)
         return self.out_projection(mixed), {"inputs": inputs, "scan": scan}
 
     def _weights(self) -> tuple[Tensor, ...]:
@@ -96,16 +99,6 @@ class MambaMixer(nn.Module):
             *(self.in_projection.weight, self.conv_weight, self.conv_bias, self.scan_projection.weight),
             *(self.dt_projection.weight, self.dt_bias, self.A_log, self.D, self.out_projection.weight),
         )
-
-    def _scan(self, path: Tensor, gate: Tensor, **more: Any) -> Any:
-        """Run `selective_scan` over the convolved path (B, L, E), with more arguments."""
-        operands = self._operands(path)
-        return selective_scan(*operands, self.D, z=gate, delta_bias=self.dt_bias, delta_softplus=True, **more)
-
-    def _operands(self, path: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return the scan's u, delta, A, B and C for the convolved path (..., E)."""
-        dt, B, C = self.scan_projection(path).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return path, self.dt_projection(dt), -torch.exp(self.A_log.float()), B, C
 
 
 class Mamba2Mixer(nn.Module):
@@ -173,39 +166,27 @@ class Mamba2Mixer(nn.Module):
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""
-        gate, path, delta = self._projected(x)
+        widths = [self.d_inner, self.d_inner + 2 * self.d_state, len(self.D)]
+        gate, path, delta = torch.split(self.in_projection(x), widths, dim=-1)
+        gate = torch.unflatten(gate, -1, (-1, self.head_dim))
         path, inputs = convolve_further(path, self.conv_weight, self.conv_bias, valid, state["inputs"])
         if x.shape[1] == 1 and valid is None:
             operands = (*self._operands(path[:, 0], delta[:, 0]), state["scan"], self.D, gate[:, 0], self.dt_bias)
             mixed, scan = ssd_step(*operands, delta_softplus=True)
             mixed = mixed.unsqueeze(1)
         else:
-            further = {"initial_state": state["scan"], "return_last_state": True, "valid": valid}
-            mixed, scan = self._scan(path, delta, gate, **further)
-        return self._normed(mixed), {"inputs": inputs, "scan": scan}
-
-    def _scan(self, path: Tensor, delta: Tensor, gate: Tensor, **more: Any) -> Any:
-        """Run `ssd_scan` over the convolved path (B, L, E + 2 N), with more arguments."""
-        operands = self._operands(path, delta)
-        return ssd_scan(*operands, self.D, z=gate, delta_bias=self.dt_bias, delta_softplus=True, **more)
-
-    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gate (B, L, H, P), the input of the convolution (B, L, E + 2 N), and step sizes (B, L, H)."""
-        widths = [self.d_inner, self.d_inner + 2 * self.d_state, len(self.D)]
-        gate, path, delta = torch.split(self.in_projection(x), widths, dim=-1)
-        return torch.unflatten(gate, -1, (-1, self.head_dim)), path, delta
+            further: dict[str, Any] = {"initial_state": state["scan"], "return_last_state": True, "valid": valid}
+            further |= {"z": gate, "delta_bias": self.dt_bias, "delta_softplus": True}
+            mixed, scan = ssd_scan(*self._operands(path, delta), self.D, **further)
+        # Under autocast the scan's output may be narrower than the weight, for which the norm would warn.
+        normed = self.norm(mixed.flatten(2).to(self.norm.weight.dtype))
+        return self.out_projection(normed), {"inputs": inputs, "scan": scan}
 
     def _operands(self, path: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return the scan's x, delta, A, B and C for convolved (..., E + 2 N) and step sizes (..., H)."""
         path, B, C = torch.split(path, [self.d_inner, self.d_state, self.d_state], dim=-1)
         path = torch.unflatten(path, -1, (-1, self.head_dim))
         return path, delta, -torch.exp(self.A_log.float()), B.unsqueeze(-2), C.unsqueeze(-2)
-
-    def _normed(self, mixed: Tensor) -> Tensor:
-        """Return outputs (B, L, D) of the gated scan (B, L, H, P)."""
-        # Under autocast the scan's output may be narrower than the weight, for which the norm would warn.
-        out: Tensor = self.out_projection(self.norm(mixed.flatten(2).to(self.norm.weight.dtype)))
-        return out
 
 
 def _head_dim(d_inner: int, wanted: int | None) -> int:

@@ -76,7 +76,7 @@ def mamba_reference(p: MambaProblem) -> Tensor:
     u = causal_conv1d(path, p.conv_weight, p.conv_bias, silu=True)
     dt, B, C = torch.split(linear(u, p.scan_weight), [rank, states, states], dim=-1)
     delta = linear(dt, p.delta_weight)
-    y = selective_scan(u, delta, p.A, B, C, p.D, gate, p.delta_bias, delta_softplus=True)
+    y = selective_scan(u, delta, p.A, B, C, p.D, z=gate, delta_bias=p.delta_bias, delta_softplus=True)
     assert isinstance(y, Tensor)
     return linear(y, p.out_weight)
 
