@@ -10,6 +10,7 @@ from seqrec.ops.best_items import BEST_ITEMS_BACKENDS
 from seqrec.ops.causal_conv1d import CONV_BACKENDS, causal_conv1d
 from seqrec.ops.dropout import DROPOUT_BACKENDS, dropout
 from seqrec.ops.linear import LINEAR_BACKENDS, linear
+from seqrec.ops.mamba_mixer import MAMBA2_BACKENDS, MAMBA_BACKENDS
 from seqrec.ops.mamba_step import MAMBA_STEP_BACKENDS
 from seqrec.ops.pair_scores import PAIR_SCORES_BACKENDS, pair_scores
 from seqrec.ops.selective_scan import SCAN_BACKENDS, selective_scan
@@ -25,6 +26,8 @@ ALL_BACKENDS: tuple[Backends[Any], ...] = (
     ATTENTION_BACKENDS,
     DROPOUT_BACKENDS,
     LINEAR_BACKENDS,
+    MAMBA_BACKENDS,
+    MAMBA2_BACKENDS,
     MAMBA_STEP_BACKENDS,
     PAIR_SCORES_BACKENDS,
     BEST_ITEMS_BACKENDS,

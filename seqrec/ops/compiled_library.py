@@ -39,7 +39,7 @@ class ScanLayout(ctypes.Structure):
     """`ScanProblem` of `cpp/problems.h`, field by field."""
 
     _fields_ = _fields(
-        "batch length channels states interval groups threads softplus",
+        "batch length channels states interval groups z_event weights_event dz_event dweights_event threads softplus",
         "valid start u delta z A B C D delta_bias initial_state y last_state kept_states"
         " dy dlast_state du ddelta dz dA dD ddelta_bias dB dC dinitial_state",
     )
@@ -49,18 +49,32 @@ class SsdLayout(ctypes.Structure):
     """`SsdProblem` of `cpp/problems.h`, field by field."""
 
     _fields_ = _fields(
-        "batch length heads width groups states interval parts threads",
-        "start x step A B C initial_state y last_state kept_states dy dlast_state dx dstep dA dB dC dinitial_state",
+        "batch length heads width groups states interval parts x_event delta_event weights_event"
+        " dx_event ddelta_event dweights_event threads softplus",
+        "start x delta A B C D delta_bias initial_state y last_state kept_states"
+        " dy dlast_state dx ddelta dA dD dB dC dinitial_state",
     )
+
+
+class GatedNormLayout(ctypes.Structure):
+    """`GatedNormProblem` of `cpp/problems.h`, field by field."""
+
+    _fields_ = _fields("events width z_event dz_event piece threads", "y z weight out dout dy dz dweight")
 
 
 class ConvLayout(ctypes.Structure):
     """`ConvProblem` of `cpp/problems.h`, field by field."""
 
     _fields_ = _fields(
-        "batch length channels taps row_stride event_stride piece threads silu",
+        "batch length channels taps row_stride event_stride dx_event piece threads silu",
         "valid start x weight bias initial_state out last_state dout dlast_state dx dweight dbias dinitial_state",
     )
+
+
+class ProductLayout(ctypes.Structure):
+    """`ProductProblem` of `cpp/problems.h`, field by field."""
+
+    _fields_ = _fields("rows columns steps c_row a_row b_row add threads", "A B C")
 
 
 class AttentionLayout(ctypes.Structure):
@@ -118,6 +132,9 @@ LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
     "ssd_backward": SsdLayout,
     "conv_forward": ConvLayout,
     "conv_backward": ConvLayout,
+    "gated_norm_forward": GatedNormLayout,
+    "gated_norm_backward": GatedNormLayout,
+    "product": ProductLayout,
     "attention_forward": AttentionLayout,
     "attention_backward": AttentionLayout,
     "dropout": DropoutLayout,
@@ -210,6 +227,22 @@ def call(function: str, numbers: Mapping[str, int], tensors: Mapping[str, Tensor
     problem = LAYOUTS[function](threads=torch.get_num_threads(), **numbers, **pointers)
     if getattr(library, function)(ctypes.byref(problem)):
         raise MemoryError(f"the compiled {function} cannot allocate its working memory")
+
+
+def distance(x: Tensor) -> int:
+    """Return the floats from one event of x (B, L, ...) to the next; torch's stride of a single event may differ."""
+    return x.stride(0) if x.shape[1] == 1 else x.stride(1)
+
+
+def by_event(*tensors: Tensor) -> list[Tensor]:
+    """Return tensors (B, L, ...) whose rows follow each other at one distance between events, the same for all.
+
+    A part of the last axis of a contiguous tensor is returned as it is.
+    """
+    fits = len({distance(x) for x in tensors}) == 1 and all(
+        x.numel() == 0 or (x.stride(0) == x.shape[1] * distance(x) and x[0, 0].is_contiguous()) for x in tensors
+    )
+    return list(tensors) if fits else [x.contiguous() for x in tensors]
 
 
 def contiguous(**tensors: Tensor | None) -> dict[str, Tensor | None]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conformance import ARCHITECTURES, Case
 from torch import Tensor
 
+from seqrec import ops
 from seqrec.encoders.contract import check_causality, check_padding
-from seqrec.encoders.layers import TokenGate, mamba
-from seqrec.ops import attention
+from seqrec.encoders.layers import TokenGate
+from seqrec.ops import attention, causal_conv1d
 
 every_mamba = pytest.mark.parametrize("case", [case for case in ARCHITECTURES if case.mixer], ids=str)
-# The scan that each mixer calls.
+# The scan of each mixer.
 SCANS = {"mamba": "selective_scan", "mamba2": "ssd_scan"}
 sees_the_future = pytest.raises(AssertionError, match="sees the future event")
 
@@ -39,14 +42,18 @@ def test_a_gate_that_pools_over_the_sequence_is_found(monkeypatch: pytest.Monkey
         check_causality(Case("MoEMaTrRec").build())
 
 
+def replace_part(case: Case, monkeypatch: pytest.MonkeyPatch, name: str, part: Callable[..., Tensor]) -> None:
+    """Make a case's mixer compute by its parts, one of which is replaced."""
+    monkeypatch.setenv(f"SEQREC_{case.mixer.upper()}_MIXER_BACKEND", "reference")
+    monkeypatch.setattr(f"seqrec.ops.mamba_mixer.{case.mixer}.{name}", part)
+
+
 @every_mamba
 def test_a_convolution_centred_on_the_event_is_found(case: Case, monkeypatch: pytest.MonkeyPatch):
-    convolve = mamba.causal_conv1d
-
     def centred(x: Tensor, *arguments: Tensor, **rest: bool) -> Tensor:
-        return convolve(F.pad(x, (0, 0, 0, 1)), *arguments, **rest)[:, 1:]
+        return causal_conv1d(F.pad(x, (0, 0, 0, 1)), *arguments, **rest)[:, 1:]
 
-    monkeypatch.setattr(mamba, "causal_conv1d", centred)
+    replace_part(case, monkeypatch, "causal_conv1d", centred)
     with sees_the_future:
         check_causality(case.build())
 
@@ -54,13 +61,13 @@ def test_a_convolution_centred_on_the_event_is_found(case: Case, monkeypatch: py
 @every_mamba
 def test_a_scan_from_newest_to_oldest_is_found(case: Case, monkeypatch: pytest.MonkeyPatch):
     name = SCANS[case.mixer]
-    scan = getattr(mamba, name)
+    scan = getattr(ops, name)
 
     def backwards(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *args: Tensor, **rest) -> Tensor:
         rest["z"] = rest["z"].flip(1)
         return scan(x.flip(1), delta.flip(1), A, B.flip(1), C.flip(1), *args, **rest).flip(1)
 
-    monkeypatch.setattr(mamba, name, backwards)
+    replace_part(case, monkeypatch, name, backwards)
     with sees_the_future:
         check_causality(case.build())
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from seqrec.encoders.layers.streamed import Tensors
 from seqrec.errors import InputError, check_at_least
 from seqrec.ops import causal_conv1d, selective_scan, ssd_scan
+from seqrec.ops.mamba_mixer import NORM_EPS, Mamba2Problem, MambaProblem, mamba2_mixer, mamba_mixer
 from seqrec.ops.mamba_step import MambaStepProblem, mamba_step
 from seqrec.ops.ssd import ssd_step
 from seqrec.registry import did_you_mean
@@ -66,10 +67,9 @@ class MambaMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t."""
-        path, gate = self.in_projection(x).chunk(2, dim=-1)
-        path = causal_conv1d(path, self.conv_weight, self.conv_bias, silu=True)
-        out: Tensor = self.out_projection(self._scan(path, gate))
-        return out
+        A = -torch.exp(self.A_log.float())
+        *weights, _, D, out_weight = self._weights()
+        return mamba_mixer(MambaProblem._make((x, *weights, A, D, out_weight)))
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return the state before the first event, for any `max_length`; see `Streamed.zero_state`."""
@@ -87,7 +87,10 @@ class MambaMixer(nn.Module):
             return out.unsqueeze(1), {"inputs": inputs, "scan": scan}
         path, gate = self.in_projection(x).chunk(2, dim=-1)
         path, inputs = convolve_further(path, self.conv_weight, self.conv_bias, valid, state["inputs"])
-        mixed, scan = self._scan(path, gate, initial_state=state["scan"], return_last_state=True, valid=valid)
+        dt, B, C = self.scan_projection(path).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        operands = (path, self.dt_projection(dt), -torch.exp(self.A_log.float()), B, C, self.D, gate, self.dt_bias)
+        further: dict[str, Any] = {"initial_state": state["scan"], "return_last_state": True, "valid": valid}
+        mixed, scan = selective_scan(*operands, delta_softplus=True, **further)
         return self.out_projection(mixed), {"inputs": inputs, "scan": scan}
 
     def _weights(self) -> tuple[Tensor, ...]:
@@ -96,16 +99,6 @@ class MambaMixer(nn.Module):
             *(self.in_projection.weight, self.conv_weight, self.conv_bias, self.scan_projection.weight),
             *(self.dt_projection.weight, self.dt_bias, self.A_log, self.D, self.out_projection.weight),
         )
-
-    def _scan(self, path: Tensor, gate: Tensor, **more: Any) -> Any:
-        """Run `selective_scan` over the convolved path (B, L, E), with more arguments."""
-        operands = self._operands(path)
-        return selective_scan(*operands, self.D, z=gate, delta_bias=self.dt_bias, delta_softplus=True, **more)
-
-    def _operands(self, path: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return the scan's u, delta, A, B and C for the convolved path (..., E)."""
-        dt, B, C = self.scan_projection(path).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return path, self.dt_projection(dt), -torch.exp(self.A_log.float()), B, C
 
 
 class Mamba2Mixer(nn.Module):
@@ -152,14 +145,15 @@ class Mamba2Mixer(nn.Module):
         self.dt_bias = nn.Parameter(initial_dt_bias(heads))
         self.A_log = nn.Parameter(torch.empty(heads).uniform_(A_MIN, A_MAX).log())
         self.D = nn.Parameter(torch.ones(heads))
-        self.norm = nn.RMSNorm(self.d_inner, eps=1e-5)
+        self.norm = nn.RMSNorm(self.d_inner, eps=NORM_EPS)
         self.out_projection = nn.Linear(self.d_inner, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t."""
-        gate, path, delta = self._projected(x)
-        path = causal_conv1d(path, self.conv_weight, self.conv_bias, silu=True)
-        return self._normed(self._scan(path, delta, gate))
+        A = -torch.exp(self.A_log.float())
+        projection = (self.in_projection.weight, self.conv_weight, self.conv_bias)
+        weights = (*projection, self.dt_bias, A, self.D, self.norm.weight, self.out_projection.weight)
+        return mamba2_mixer(Mamba2Problem(x, *weights))
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return the state before the first event, for any `max_length`; see `Streamed.zero_state`."""
@@ -172,39 +166,27 @@ class Mamba2Mixer(nn.Module):
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""
-        gate, path, delta = self._projected(x)
+        widths = [self.d_inner, self.d_inner + 2 * self.d_state, len(self.D)]
+        gate, path, delta = torch.split(self.in_projection(x), widths, dim=-1)
+        gate = torch.unflatten(gate, -1, (-1, self.head_dim))
         path, inputs = convolve_further(path, self.conv_weight, self.conv_bias, valid, state["inputs"])
         if x.shape[1] == 1 and valid is None:
             operands = (*self._operands(path[:, 0], delta[:, 0]), state["scan"], self.D, gate[:, 0], self.dt_bias)
             mixed, scan = ssd_step(*operands, delta_softplus=True)
             mixed = mixed.unsqueeze(1)
         else:
-            further = {"initial_state": state["scan"], "return_last_state": True, "valid": valid}
-            mixed, scan = self._scan(path, delta, gate, **further)
-        return self._normed(mixed), {"inputs": inputs, "scan": scan}
-
-    def _scan(self, path: Tensor, delta: Tensor, gate: Tensor, **more: Any) -> Any:
-        """Run `ssd_scan` over the convolved path (B, L, E + 2 N), with more arguments."""
-        operands = self._operands(path, delta)
-        return ssd_scan(*operands, self.D, z=gate, delta_bias=self.dt_bias, delta_softplus=True, **more)
-
-    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gate (B, L, H, P), the input of the convolution (B, L, E + 2 N), and step sizes (B, L, H)."""
-        widths = [self.d_inner, self.d_inner + 2 * self.d_state, len(self.D)]
-        gate, path, delta = torch.split(self.in_projection(x), widths, dim=-1)
-        return torch.unflatten(gate, -1, (-1, self.head_dim)), path, delta
+            further: dict[str, Any] = {"initial_state": state["scan"], "return_last_state": True, "valid": valid}
+            further |= {"z": gate, "delta_bias": self.dt_bias, "delta_softplus": True}
+            mixed, scan = ssd_scan(*self._operands(path, delta), self.D, **further)
+        # Under autocast the scan's output may be narrower than the weight, for which the norm would warn.
+        normed = self.norm(mixed.flatten(2).to(self.norm.weight.dtype))
+        return self.out_projection(normed), {"inputs": inputs, "scan": scan}
 
     def _operands(self, path: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return the scan's x, delta, A, B and C for convolved (..., E + 2 N) and step sizes (..., H)."""
         path, B, C = torch.split(path, [self.d_inner, self.d_state, self.d_state], dim=-1)
         path = torch.unflatten(path, -1, (-1, self.head_dim))
         return path, delta, -torch.exp(self.A_log.float()), B.unsqueeze(-2), C.unsqueeze(-2)
-
-    def _normed(self, mixed: Tensor) -> Tensor:
-        """Return outputs (B, L, D) of the gated scan (B, L, H, P)."""
-        # Under autocast the scan's output may be narrower than the weight, for which the norm would warn.
-        out: Tensor = self.out_projection(self.norm(mixed.flatten(2).to(self.norm.weight.dtype)))
-        return out
 
 
 def _head_dim(d_inner: int, wanted: int | None) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from seqrec.ops.causal_conv1d.autograd import differentiable_convolution, new_outputs
 from seqrec.ops.causal_conv1d.problem import ConvProblem
-from seqrec.ops.compiled_library import call, contiguous
+from seqrec.ops.compiled_library import call, contiguous, distance
 from seqrec.ops.problems import empty_like
 
 # Events that one thread takes at a time. It does not depend on the number of threads, and neither do the sums.
@@ -26,26 +26,41 @@ def _arguments(problem: ConvProblem) -> tuple[dict[str, int], dict[str, Tensor |
     return numbers, {"x": x, **tensors}
 
 
-def _forward(problem: ConvProblem) -> tuple[Tensor, Tensor]:
+def convolve(problem: ConvProblem, out: Tensor, last: Tensor | None = None) -> None:
+    """Write the outputs, contiguous, and the last state."""
     numbers, tensors = _arguments(problem)
-    out, last = new_outputs(problem)
     call("conv_forward", numbers, {**tensors, "out": out, "last_state": last})
+
+
+def _forward(problem: ConvProblem) -> tuple[Tensor, Tensor]:
+    out, last = new_outputs(problem)
+    convolve(problem, out, last)
     return out, last
 
 
-def _backward(problem: ConvProblem, dout: Tensor | None, dlast: Tensor | None) -> list[Tensor]:
+def convolve_backward(
+    problem: ConvProblem, dout: Tensor | None, dlast: Tensor | None, dx: Tensor | None = None
+) -> list[Tensor]:
+    """Return the gradients of x, weight, bias and initial state, empty if it is None.
+
+    Args:
+        problem: What was computed.
+        dout: Gradient of the outputs.
+        dlast: Gradient of the last state.
+        dx: Where to write that of x: laid out as of `by_event`; None is a new tensor.
+    """
     x, weight, bias, _, initial_state, *_ = problem
     numbers, tensors = _arguments(problem)
     tensors |= contiguous(dout=dout, dlast_state=dlast)
     batch, length, channels = x.shape
     slices = batch * max(1, -(-length // PIECE))
-    dx, dinitial = empty_like(x, initial_state)
+    new_dx, dinitial = empty_like(x, initial_state) if dx is None else (dx, x.new_empty(0))
     dweight, dbias = x.new_empty(slices, weight.shape[1], channels), x.new_empty(slices, channels)
-    results = {"dx": dx, "dweight": dweight, "dbias": dbias}
+    results = {"dx": new_dx, "dweight": dweight, "dbias": dbias}
     results |= {} if initial_state is None else {"dinitial_state": dinitial}
-    call("conv_backward", numbers, {**tensors, **results})
+    call("conv_backward", numbers | {"dx_event": distance(new_dx)}, {**tensors, **results})
     of_bias = torch.empty(0) if bias is None else dbias.sum(0)
-    return [dx, dweight.sum(0).t().contiguous(), of_bias, dinitial]
+    return [new_dx, dweight.sum(0).t().contiguous(), of_bias, dinitial]
 
 
 def _new_gradients(problem: ConvProblem) -> list[Tensor]:
@@ -54,5 +69,5 @@ def _new_gradients(problem: ConvProblem) -> list[Tensor]:
 
 # Same as `causal_conv1d` in float32 on CPU, in one pass.
 conv_compiled = differentiable_convolution(
-    "causal_conv1d", _forward, _backward, _new_gradients, device_types="cpu", label="compiled"
+    "causal_conv1d", _forward, convolve_backward, _new_gradients, device_types="cpu", label="compiled"
 )

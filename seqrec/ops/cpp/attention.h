@@ -7,61 +7,6 @@
 
 constexpr int64_t QUERIES = 64, KEYS = 32, COLUMNS = QUERIES / LANES;
 
-// C (rows, columns) = A B, or C + A B: `steps` products, A at [row * a_row + step * a_step].
-struct Product {
-  Vec* C;
-  int64_t c_row;
-  const float* A;
-  int64_t a_row, a_step;
-  const Vec* B;
-  int64_t b_row, steps;
-  bool add;
-};
-
-template <int R, int V>
-inline void product_block(const Product& m, int64_t row, int64_t column) {
-  Vec sum[R][V];
-  Vec* C = m.C + row * m.c_row + column;
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) sum[r][v] = Vec{};
-  const float* A = m.A + row * m.a_row;
-  const Vec* B = m.B + column;
-  for (int64_t step = 0; step < m.steps; ++step, A += m.a_step, B += m.b_row) {
-    for (int r = 0; r < R; ++r) {
-      const Vec a = all(A[r * m.a_row]);
-      for (int v = 0; v < V; ++v) sum[r][v] += a * B[v];
-    }
-  }
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) C[r * m.c_row + v] = m.add ? C[r * m.c_row + v] + sum[r][v] : sum[r][v];
-}
-
-// The rows that are left over after whole blocks of R.
-template <int R, int V>
-inline void product_rest(const Product& m, int64_t row, int64_t rows, int64_t column) {
-  if constexpr (R > 0) {
-    if (rows == R) return product_block<R, V>(m, row, column);
-    product_rest<R - 1, V>(m, row, rows, column);
-  }
-}
-
-template <int V>
-inline void product_columns(const Product& m, int64_t rows, int64_t column) {
-  constexpr int R = V == 1 ? 8 : 4;
-  int64_t row = 0;
-  for (; row + R <= rows; row += R) product_block<R, V>(m, row, column);
-  product_rest<R - 1, V>(m, row, rows - row, column);
-}
-
-inline void product(const Product& m, int64_t rows, int64_t columns) {
-  constexpr int V = LANES == 16 ? 4 : 2;
-  int64_t column = 0;
-  for (; column + V <= columns; column += V) product_columns<V>(m, rows, column);
-  if constexpr (V == 4)
-    for (; column + 2 <= columns; column += 2) product_columns<2>(m, rows, column);
-  for (; column < columns; ++column) product_columns<1>(m, rows, column);
-}
-
 // Events of one head of one row.
 struct Events {
   const float* data;
@@ -161,8 +106,9 @@ inline void transpose_out(const Queries& q, const Vec* from, int64_t width, floa
 // Scores of a block of keys, hidden ones at -infinity.
 inline void scores_of(const AttentionProblem& p, const Queries& q, const Events& keys, int64_t key, int64_t rows,
                       int64_t column, const Vec* query, Vec* tile) {
-  product({tile + column, COLUMNS, keys.data + key * keys.stride, keys.stride, 1, query + column, COLUMNS, p.width, false},
-          rows, q.columns - column);
+  product({floats(tile + column), QUERIES, keys.data + key * keys.stride, keys.stride, 1, floats(query + column), QUERIES,
+           p.width, false},
+          rows, (q.columns - column) * LANES);
   hide(p, q, key, rows, column, tile);
 }
 
@@ -220,8 +166,9 @@ void attention_forward_task(const AttentionProblem& p, int64_t task, Vec* scratc
       with_dropout(p, drawn[c], key, rows, [&](int64_t r, Bits kept) {
         tile[r * COLUMNS + c] = where(kept, tile[r * COLUMNS + c]);
       });
-    product({out + column, COLUMNS, values.data + key * values.stride, 1, values.stride, tile + column, COLUMNS, rows, true},
-            p.width, q.columns - column);
+    product({floats(out + column), QUERIES, values.data + key * values.stride, 1, values.stride, floats(tile + column),
+             QUERIES, rows, true},
+            p.width, (q.columns - column) * LANES);
   }
   for (int64_t column = 0; column < q.columns; ++column) {
     const Vec share = soft.sum[column] > Vec{} ? all(1.f) / soft.sum[column] : Vec{};
@@ -289,7 +236,7 @@ void attention_backward_queries(const AttentionProblem& p, const Queries& q, con
   const Events values = events_of(p.value, p.value_strides, q.row, q.head);
   const Events queries = events_of(p.query, p.query_strides, q.row, q.head);
   const Events douts = events_of(p.dout, p.dout_strides, q.row, q.head);
-  const int64_t vectors = width_vectors(p), at = (q.row * p.length * p.heads + q.head) * p.width;
+  const int64_t vectors = width_vectors(p), natural = vectors * LANES, at = (q.row * p.length * p.heads + q.head) * p.width;
   const float scale = attention_scale(p), kept_scale = dropout_scale(p);
   Vec top[COLUMNS], share[COLUMNS], delta[COLUMNS];
   Drawn drawn[COLUMNS];
@@ -313,23 +260,22 @@ void attention_backward_queries(const AttentionProblem& p, const Queries& q, con
     }
   }
   for (int64_t key = q.begin; key < q.end; key += KEYS) {
-    const int64_t rows = std::min(KEYS, q.end - key), column = first_column(p, q, key), columns = q.columns - column;
-    const int64_t skipped = column * LANES, seeing = q.count - skipped;
+    const int64_t rows = std::min(KEYS, q.end - key), column = first_column(p, q, key);
+    const int64_t columns = (q.columns - column) * LANES, skipped = column * LANES, seeing = q.count - skipped;
     scores_of(p, q, keys, key, rows, column, r.query, r.weights);
-    product({r.dscores + column, COLUMNS, values.data + key * values.stride, values.stride, 1, r.dout + column, COLUMNS,
-             p.width, false},
+    product({floats(r.dscores + column), QUERIES, values.data + key * values.stride, values.stride, 1,
+             floats(r.dout + column), QUERIES, p.width, false},
             rows, columns);
     for (int64_t c = column; c < q.columns; ++c)
       softmax_gradients(p, drawn[c], key, rows, c, top[c], share[c], delta[c], r);
-    const auto weights = reinterpret_cast<const float*>(r.weights) + skipped;
-    const auto dscores = reinterpret_cast<const float*>(r.dscores) + skipped;
-    product({r.dvalue + key * vectors, vectors, weights, QUERIES, 1, r.natural_dout + skipped * vectors, vectors, seeing,
-             true},
-            rows, vectors);
-    product({r.dkey + key * vectors, vectors, dscores, QUERIES, 1, r.natural_query + skipped * vectors, vectors, seeing,
-             true},
-            rows, vectors);
-    product({r.dquery + column, COLUMNS, keys.data + key * keys.stride, 1, keys.stride, r.dscores + column, COLUMNS, rows,
+    const float *weights = floats(r.weights) + skipped, *dscores = floats(r.dscores) + skipped;
+    product({floats(r.dvalue + key * vectors), natural, weights, QUERIES, 1, floats(r.natural_dout + skipped * vectors),
+             natural, seeing, true},
+            rows, natural);
+    product({floats(r.dkey + key * vectors), natural, dscores, QUERIES, 1, floats(r.natural_query + skipped * vectors),
+             natural, seeing, true},
+            rows, natural);
+    product({floats(r.dquery + column), QUERIES, keys.data + key * keys.stride, 1, keys.stride, dscores, QUERIES, rows,
              true},
             p.width, columns);
   }

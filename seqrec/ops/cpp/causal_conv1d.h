@@ -73,7 +73,7 @@ void conv_forward_block(const ConvProblem& p, const Block& k, int64_t begin, int
     for (int64_t w = 0; w + 2 < W; ++w) r.x[w] = r.x[w + 1];
     if (W > 1) r.x[W - 2] = now;
   }
-  if (end == p.length)
+  if (end == p.length && p.last_state)
     for (int64_t w = 0; w < W - 1; ++w) store(p.last_state + state_offset(p, k, w), r.x[w], k.lanes);
 }
 
@@ -101,6 +101,7 @@ void conv_backward_block(const ConvProblem& p, const Block& k, int64_t begin, in
   // After the piece, the windows of W - 1 valid events contain its inputs.
   for (int64_t t = begin, left = W - 1; t < p.length && (t < end || left > 0); ++t) {
     const int64_t event = k.row * p.length + t, at = event * p.channels + k.channel;
+    float* dx_at = p.dx + event * p.dx_event + k.channel;
     const bool is_own = t < end;
     if (is_start(p, event)) {
       release(r, W, k.lanes);
@@ -108,7 +109,7 @@ void conv_backward_block(const ConvProblem& p, const Block& k, int64_t begin, in
       clear(r.x, W - 1);
     }
     if (is_padding(p, event)) {
-      if (is_own) store(p.dx + at, Vec{}, k.lanes);
+      if (is_own) store(dx_at, Vec{}, k.lanes);
       continue;
     }
     const Vec now = load(input_at(p, k, t), k.lanes);
@@ -126,7 +127,7 @@ void conv_backward_block(const ConvProblem& p, const Block& k, int64_t begin, in
     }
     for (int64_t w = 0; w < W - 1; ++w) r.dx[w] += dout * r.weight[w];
     r.dx[W - 1] = dout * r.weight[W - 1];
-    r.owner[W - 1] = is_own ? p.dx + at : nullptr;
+    r.owner[W - 1] = is_own ? dx_at : nullptr;
     if (r.owner[0]) store(r.owner[0], r.dx[0], k.lanes);
     for (int64_t w = 0; w + 1 < W; ++w) {
       r.x[w] = w + 2 < W ? r.x[w + 1] : now;

@@ -19,6 +19,10 @@
 #define KERNEL_LANES 4
 #endif
 
+#if KERNEL_LANES == 16 && defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "problems.h"
 
 // If this architecture lacks a build's instructions, the library has no functions.
@@ -73,10 +77,12 @@ inline bool is_start(const Problem& p, int64_t event) {
   return p.start && p.start[event];
 }
 
+#include "products.h"
 #include "selective_scan.h"
-#include "ssd.h"
 #include "causal_conv1d.h"
 #include "random.h"
+#include "ssd.h"
+#include "gated_norm.h"
 #include "attention.h"
 #include "dropout.h"
 #include "mamba_step.h"
@@ -154,6 +160,10 @@ KERNEL_EXPORT int64_t ssd_problem_bytes() { return sizeof(SsdProblem); }
 
 KERNEL_EXPORT int64_t conv_problem_bytes() { return sizeof(ConvProblem); }
 
+KERNEL_EXPORT int64_t gated_norm_problem_bytes() { return sizeof(GatedNormProblem); }
+
+KERNEL_EXPORT int64_t product_problem_bytes() { return sizeof(ProductProblem); }
+
 KERNEL_EXPORT int64_t attention_problem_bytes() { return sizeof(AttentionProblem); }
 
 KERNEL_EXPORT int64_t dropout_problem_bytes() { return sizeof(DropoutProblem); }
@@ -171,16 +181,19 @@ KERNEL_EXPORT int scan_forward(const ScanProblem* p) {
 }
 
 KERNEL_EXPORT int scan_backward(const ScanProblem* p) {
-  const auto task = p->valid || p->start ? scan_backward_task<true> : scan_backward_task<false>;
+  const auto task = p->valid || p->start ? scan_backward_task<true, 0>
+                    : p->states == 32    ? scan_backward_task<false, 32>
+                    : p->states == 16    ? scan_backward_task<false, 16>
+                                         : scan_backward_task<false, 0>;
   return run(*p, p->batch * p->groups, scan_work(*p), scan_backward_scratch(*p), task);
 }
 
 KERNEL_EXPORT int ssd_forward(const SsdProblem* p) {
-  return run(*p, p->batch * p->heads, ssd_work(*p), ssd_forward_scratch(*p), ssd_forward_task);
+  return run(*p, p->batch * p->heads, ssd_work(*p), ssd_scratch_vectors(*p, false), ssd_forward_task);
 }
 
 KERNEL_EXPORT int ssd_backward(const SsdProblem* p) {
-  return run(*p, p->batch * p->groups * p->parts, 3 * ssd_work(*p), ssd_backward_scratch(*p), ssd_backward_task);
+  return run(*p, p->batch * p->groups * p->parts, 3 * ssd_work(*p), ssd_scratch_vectors(*p, true), ssd_backward_task);
 }
 
 KERNEL_EXPORT int conv_forward(const ConvProblem* p) {
@@ -189,6 +202,18 @@ KERNEL_EXPORT int conv_forward(const ConvProblem* p) {
 
 KERNEL_EXPORT int conv_backward(const ConvProblem* p) {
   return run(*p, p->batch * pieces_of(*p), 2 * conv_work(*p), conv_scratch(*p), conv_backward_task);
+}
+
+KERNEL_EXPORT int gated_norm_forward(const GatedNormProblem* p) {
+  return run(*p, gated_norm_tasks(*p), p->events * p->width, gated_norm_scratch(*p), gated_norm_forward_task);
+}
+
+KERNEL_EXPORT int gated_norm_backward(const GatedNormProblem* p) {
+  return run(*p, gated_norm_tasks(*p), 2 * p->events * p->width, gated_norm_scratch(*p), gated_norm_backward_task);
+}
+
+KERNEL_EXPORT int product(const ProductProblem* p) {
+  return run(*p, (p->rows + PRODUCT_ROWS - 1) / PRODUCT_ROWS, p->rows * p->columns * p->steps / 4, 1, product_task);
 }
 
 KERNEL_EXPORT int attention_forward(const AttentionProblem* p) {

@@ -5,7 +5,8 @@ constexpr int LANES = KERNEL_LANES;
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t Bits __attribute__((vector_size(4 * LANES)));
 
-inline Vec all(float x) { return Vec{} + x; }
+// Less 0, because x + 0 is not -0 for -0: compilers would add.
+inline Vec all(float x) { return x - Vec{}; }
 
 inline Vec load(const float* from) {
   Vec v;
@@ -27,6 +28,10 @@ inline void store(float* to, Vec v, int count) {
   if (count == LANES) return store(to, v);
   for (int i = 0; i < count; ++i) to[i] = v[i];
 }
+
+inline float* floats(Vec* v) { return reinterpret_cast<float*>(v); }
+
+inline const float* floats(const Vec* v) { return reinterpret_cast<const float*>(v); }
 
 inline Vec load_or_zero(const float* from, int64_t offset, int count) {
   return from ? load(from + offset, count) : Vec{};
@@ -71,7 +76,20 @@ inline Vec power_of_two(Vec k_plus_round) {
   return scale;
 }
 
-// 2^x to about 1 ulp, exactly 1 at 0; 0 below 2^-126.5, infinity above 2^127.5.
+// 2^x to about 1 ulp, exactly 1 at 0; 0 below 2^-126, infinity from 2^128 on.
+#if KERNEL_LANES == 16
+inline Vec exp2(Vec x) {
+  const Vec r = Vec(_mm512_reduce_ps(__m512(x), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
+  Vec p = r * all(2.161291486e-04f) + all(1.246784697e-03f);
+  p = p * r + all(9.675451554e-03f);
+  p = p * r + all(5.548528209e-02f);
+  p = p * r + all(2.402293086e-01f);
+  p = p * r + all(6.931470633e-01f);
+  p = p * r + all(1.f);
+  const __mmask16 normal = _mm512_cmp_ps_mask(__m512(x), __m512(all(-126.f)), _CMP_NLT_UQ);  // or NaN
+  return Vec(_mm512_maskz_scalef_ps(normal, __m512(p), __m512(x)));
+}
+#else
 inline Vec exp2(Vec x) {
   x = clamp(x, -127.f, 128.f);
   const Vec k = x + all(ROUND), r = x - (k - all(ROUND));
@@ -83,6 +101,7 @@ inline Vec exp2(Vec x) {
   p = p * r + all(1.f);
   return p * power_of_two(k);
 }
+#endif
 
 // e^x with the same properties. ln 2 is split in two (Cody and Waite), which keeps large |x| accurate.
 inline Vec exp(Vec x) {
@@ -98,26 +117,27 @@ inline Vec exp(Vec x) {
   return p * power_of_two(k);
 }
 
-// log(1 + y) for y in [0, 1]: the logarithm of the rounded w = 1 + y (coefficients of Cephes' logf), corrected for
-// the rounding by y / (w - 1).
+// log(1 + y) for y in [0, 1], to about 1 ulp: y times a polynomial of least relative error.
 inline Vec log1p(Vec y) {
-  const Vec w = all(1.f) + y, rounded = w - all(1.f);
-  const auto big = w > all(1.41421356f);
-  const Vec x = (big ? w * all(0.5f) : w) - all(1.f), e = big ? all(1.f) : Vec{}, x2 = x * x;
-  Vec p = x * all(7.0376836292e-2f) + all(-1.1514610310e-1f);
-  p = p * x + all(1.1676998740e-1f);
-  p = p * x + all(-1.2420140846e-1f);
-  p = p * x + all(1.4249322787e-1f);
-  p = p * x + all(-1.6668057665e-1f);
-  p = p * x + all(2.0000714765e-1f);
-  p = p * x + all(-2.4999993993e-1f);
-  p = p * x + all(3.3333331174e-1f);
-  const Vec log_w = x + (x * x2 * p + e * all(-2.12194440e-4f) - all(0.5f) * x2) + e * all(0.693359375f);
-  const auto tiny = rounded == Vec{};
-  return tiny ? y : log_w * (y / (tiny ? all(1.f) : rounded));
+  Vec p = y * all(-3.318474628e-03f) + all(2.020459436e-02f);
+  p = p * y + all(-5.766446143e-02f);
+  p = p * y + all(1.068055704e-01f);
+  p = p * y + all(-1.535539776e-01f);
+  p = p * y + all(1.969540119e-01f);
+  p = p * y + all(-2.495858818e-01f);
+  p = p * y + all(3.333051205e-01f);
+  p = p * y + all(-4.999993145e-01f);
+  p = p * y + all(1.f);
+  return p * y;
 }
 
 inline Vec sigmoid(Vec x) { return all(1.f) / (all(1.f) + exp(-x)); }
+
+inline float lanes_sum(Vec v) {
+  float sum = 0;
+  for (int i = 0; i < LANES; ++i) sum += v[i];
+  return sum;
+}
 
 template <int HALF, int... LANE>
 inline Vec fold(Vec a, Vec b, std::integer_sequence<int, LANE...>) {
@@ -137,4 +157,24 @@ inline Vec sums_of(Vec* v) {
   for (int i = 0; i < HALF; ++i) v[i] = fold<HALF>(v[i], v[i + HALF], std::make_integer_sequence<int, LANES>{});
   if constexpr (HALF > 1) return sums_of<HALF / 2>(v);
   return v[0];
+}
+
+template <int HALF, int... LANE>
+inline void swap_lanes(Vec& a, Vec& b, std::integer_sequence<int, LANE...>) {
+#ifdef __clang__
+  const Vec first = __builtin_shufflevector(a, b, (LANE & HALF ? LANES + (LANE ^ HALF) : LANE)...);
+  b = __builtin_shufflevector(a, b, (LANE & HALF ? LANES + LANE : LANE ^ HALF)...);
+#else
+  const Vec first = __builtin_shuffle(a, b, Bits{(LANE & HALF ? LANES + (LANE ^ HALF) : LANE)...});
+  b = __builtin_shuffle(a, b, Bits{(LANE & HALF ? LANES + LANE : LANE ^ HALF)...});
+#endif
+  a = first;
+}
+
+// Lane j of v[i] becomes lane i of v[j].
+template <int HALF = LANES / 2>
+inline void transpose_lanes(Vec* v) {
+  for (int i = 0; i < LANES; ++i)
+    if (!(i & HALF)) swap_lanes<HALF>(v[i], v[i + HALF], std::make_integer_sequence<int, LANES>{});
+  if constexpr (HALF > 1) transpose_lanes<HALF / 2>(v);
 }

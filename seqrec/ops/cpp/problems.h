@@ -11,49 +11,69 @@ struct ScanProblem {
   int64_t batch, length, channels, states;
   int64_t interval;  // S
   int64_t groups;    // parts into which backward splits the channel blocks of a row; one slice of dB, dC each
+  // Floats from one event to the next of z, of B and C, and of their gradients.
+  int64_t z_event, weights_event, dz_event, dweights_event;
   int64_t threads, softplus;
   const uint8_t *valid, *start;       // (B, L), 0 or 1; all valid, no starts
-  const float *u, *delta, *z;         // (B, L, D)
+  const float *u, *delta, *z;         // (B, L, D), z strided
   const float *A;                     // (D, N)
-  const float *B, *C;                 // (B, L, N)
+  const float *B, *C;                 // (B, L, N), strided
   const float *D, *delta_bias;        // (D,)
   const float *initial_state;         // (B, D, N)
   float *y;                           // (B, L, D)
   float *last_state;                  // (B, D, N)
   float *kept_states;                 // (B, ceil(L / S), N, D rounded up to 16)
   const float *dy, *dlast_state;      // as y, last_state
-  float *du, *ddelta, *dz;            // (B, L, D)
+  float *du, *ddelta, *dz;            // (B, L, D), dz strided
   float *dA, *dD, *ddelta_bias;       // (B, D, N), (B, D), (B, D): one slice per row, to be summed
-  float *dB, *dC;                     // (groups, B, L, N), zero at entry, to be summed
+  float *dB, *dC;                     // (groups, B, L, N), strided, to be summed
   float *dinitial_state;              // (B, D, N)
 };
 
 // H heads in G groups, P rows and N columns of the state of each head, S events between two kept states.
 struct SsdProblem {
   int64_t batch, length, heads, width, groups, states;
-  int64_t interval;  // S
+  int64_t interval;  // S, a multiple of 16
   int64_t parts;     // parts into which backward splits the heads of a group; one slice of dB, dC each
-  int64_t threads;
+  // Floats from one event to the next of x, delta, B and C, and of their gradients.
+  int64_t x_event, delta_event, weights_event, dx_event, ddelta_event, dweights_event;
+  int64_t threads, softplus;
   const uint8_t *start;          // (B, L), 0 or 1; no starts
   const float *x;                // (B, L, H, P)
-  const float *step;             // (B, L, H)
+  const float *delta;            // (B, L, H)
   const float *A;                // (H,)
   const float *B, *C;            // (B, L, G, N)
+  const float *D, *delta_bias;   // (H,)
   const float *initial_state;    // (B, H, P, N)
   float *y;                      // (B, L, H, P)
   float *last_state;             // (B, H, P, N)
-  float *kept_states;            // (B, H, ceil(L / S), P rounded up to 16, N) numbers, in an order of its own
+  float *kept_states;            // (B, H, ceil(L / S), N, P rounded up to 16)
   const float *dy, *dlast_state; // as y, last_state
-  float *dx, *dstep;             // as x, step
-  float *dA;                     // (B, H): one slice per row, to be summed
-  float *dB, *dC;                // (parts, B, L, G, N), zero at entry, to be summed
+  float *dx, *ddelta;            // as x, delta
+  float *dA, *dD;                // (B, H): one slice per row, to be summed
+  float *dB, *dC;                // (parts, B, L, G, N), to be summed
   float *dinitial_state;         // (B, H, P, N)
+};
+
+// RMS norm over D numbers of each event, after a gate.
+struct GatedNormProblem {
+  int64_t events, width;      // B L, D
+  int64_t z_event, dz_event;  // floats from one event to the next
+  int64_t piece;              // events that a thread takes at a time
+  int64_t threads;
+  const float *y, *z;  // (B, L, D), z strided
+  const float* weight;  // (D,)
+  float* out;           // (B, L, D)
+  const float* dout;
+  float *dy, *dz;  // (B, L, D), dz strided
+  float* dweight;  // (pieces, D), to be summed
 };
 
 // W taps, E events of a piece, which is the part of a row that one thread takes at a time.
 struct ConvProblem {
   int64_t batch, length, channels, taps;
   int64_t row_stride, event_stride;  // of x, in floats
+  int64_t dx_event;                  // floats from one event of dx to the next
   int64_t piece;                     // E
   int64_t threads, silu;
   const uint8_t *valid, *start;  // (B, L), 0 or 1; all valid, no starts
@@ -64,9 +84,19 @@ struct ConvProblem {
   float *out;                    // (B, L, D)
   float *last_state;             // as initial_state
   const float *dout, *dlast_state;
-  float *dx;                // (B, L, D)
+  float *dx;                // (B, L, D), strided
   float *dweight, *dbias;   // (B, ceil(L / E), W, D), (B, ceil(L / E), D): one slice per piece, to be summed
   float *dinitial_state;    // (B, W - 1, D)
+};
+
+// C (M, N) = A B, or C + A B, with A (M, K) and B (K, N).
+struct ProductProblem {
+  int64_t rows, columns, steps;  // M, N, K
+  int64_t c_row, a_row, b_row;   // floats from one row to the next; those of B may be read up to 16 columns
+  int64_t add;
+  int64_t threads;
+  const float *A, *B;
+  float* C;
 };
 
 // Floats between rows, heads and events; a head's numbers follow each other.

@@ -19,8 +19,8 @@ inline Step step_of(Vec delta, int64_t softplus) {
   return {positive + log1p(y), delta > Vec{} ? inverse : y * inverse};
 }
 
-// to[n] += the sum over lanes of products[n]; products is overwritten and padded to whole blocks of LANES.
-inline void add_sums(float* to, Vec* products, int64_t N, int lanes) {
+// to[n] = or += the sum over lanes of products[n]; products is overwritten and padded to whole blocks of LANES.
+inline void add_sums(float* to, Vec* products, int64_t N, int lanes, bool add) {
   if (lanes < LANES) {
     // A lane without a channel holds zero times B or C, which is NaN if those are infinite.
     Bits used{};
@@ -30,7 +30,8 @@ inline void add_sums(float* to, Vec* products, int64_t N, int lanes) {
   for (int64_t n = 0; n < N; n += LANES) {
     const int count = static_cast<int>(std::min<int64_t>(LANES, N - n));
     for (int i = count; i < LANES; ++i) products[n + i] = Vec{};
-    store(to + n, load(to + n, count) + sums_of(products + n), count);
+    const Vec sums = sums_of(products + n);
+    store(to + n, add ? load(to + n, count) + sums : sums, count);
   }
 }
 
@@ -56,93 +57,113 @@ inline float* kept_at(const ScanProblem& p, const Block& k, int64_t chunk, int64
   return p.kept_states + ((k.row * chunks + chunk) * p.states + n) * width + k.channel;
 }
 
-int64_t scan_forward_scratch(const ScanProblem& p) { return 2 * p.states; }
+int64_t scan_forward_scratch(const ScanProblem& p) { return 2 * p.states + 3 * p.interval; }
 
+// The events of a chunk are read before any state is computed and written after all: their exponentials wait for each
+// other then, not the states for them.
 void scan_forward_task(const ScanProblem& p, int64_t task, Vec* scratch) {
   const Block k = block_at(p, task / blocks_of(p), task % blocks_of(p));
-  const int64_t N = p.states, state_offset = (k.row * p.channels + k.channel) * N;
-  Vec *h = scratch, *A2 = h + N;
+  const int64_t N = p.states, S = p.interval, state_offset = (k.row * p.channels + k.channel) * N;
+  Vec *h = scratch, *A2 = h + N, *steps = A2 + N, *u = steps + S, *y = u + S;
   load_rows(A2, p.A + k.channel * N, N, k.lanes);
   for (int64_t n = 0; n < N; ++n) A2[n] *= all(LOG2_E);
   load_rows(h, p.initial_state ? p.initial_state + state_offset : nullptr, N, k.lanes);
   const Vec bias = load_or_zero(p.delta_bias, k.channel, k.lanes), D = load_or_zero(p.D, k.channel, k.lanes);
-  for (int64_t t = 0; t < p.length; ++t) {
-    if (p.kept_states && t % p.interval == 0)
-      for (int64_t n = 0; n < N; ++n) store(kept_at(p, k, t / p.interval, n), h[n]);
-    const int64_t event = k.row * p.length + t, at = event * p.channels + k.channel;
-    if (is_start(p, event)) clear(h, N);
-    if (is_padding(p, event)) {
-      store(p.y + at, Vec{}, k.lanes);
-      continue;
+  for (int64_t begin = 0; begin < p.length; begin += S) {
+    const int64_t count = std::min(S, p.length - begin), first = k.row * p.length + begin;
+    if (p.kept_states)
+      for (int64_t n = 0; n < N; ++n) store(kept_at(p, k, begin / S, n), h[n]);
+    for (int64_t t = 0; t < count; ++t) {
+      const int64_t at = (first + t) * p.channels + k.channel;
+      if (is_padding(p, first + t)) continue;
+      steps[t] = step_of(load(p.delta + at, k.lanes) + bias, p.softplus).size;
+      u[t] = load(p.u + at, k.lanes);
     }
-    const Vec step = step_of(load(p.delta + at, k.lanes) + bias, p.softplus).size, u = load(p.u + at, k.lanes);
-    Vec y = advance<false>(h, h, nullptr, A2, step, step * u, p.B + event * N, p.C + event * N, N);
-    if (p.D) y += D * u;
-    if (p.z) {
-      const Vec z = load(p.z + at, k.lanes);
-      y *= z / (all(1.f) + exp(-z));
+    for (int64_t t = 0; t < count; ++t) {
+      const int64_t event = first + t;
+      if (is_start(p, event)) clear(h, N);
+      if (!is_padding(p, event))
+        y[t] = advance<false>(h, h, nullptr, A2, steps[t], steps[t] * u[t], p.B + event * p.weights_event,
+                              p.C + event * p.weights_event, N);
     }
-    store(p.y + at, y, k.lanes);
+    for (int64_t t = 0; t < count; ++t) {
+      const int64_t event = first + t;
+      Vec out = is_padding(p, event) ? Vec{} : p.D ? y[t] + D * u[t] : y[t];
+      if (p.z && !is_padding(p, event)) {
+        const Vec z = load(p.z + event * p.z_event + k.channel, k.lanes);
+        out *= z / (all(1.f) + exp(-z));
+      }
+      store(p.y + event * p.channels + k.channel, out, k.lanes);
+    }
   }
-  store_rows(p.last_state + state_offset, h, N, k.lanes);
+  if (p.last_state) store_rows(p.last_state + state_offset, h, N, k.lanes);
 }
 
-// Working memory of one backward thread, in vectors: S events of one block.
+// Working memory of one backward thread, in vectors: S events of one block. What is read together lies at distances that
+// are constant if N is.
 struct Rebuilt {
-  Vec *h, *decay, *step, *slope, *u, *dy, *A, *A2, *dh, *dA, *dB, *dC;
+  Vec *A, *A2, *dh, *dA, *dB, *dC;
   Vec* zeros;  // the state before a start
+  Vec* h;      // (S + 1, 2, N): the state before each event, and the event's decay
+  Vec *step, *slope, *u, *y, *dy;
 };
 
 int64_t scan_backward_scratch(const ScanProblem& p) {
-  return (2 * p.interval + 1) * p.states + 4 * p.interval + 7 * p.states + 2 * LANES;
+  return (2 * p.interval + 2) * p.states + 5 * p.interval + 7 * p.states + 2 * LANES;
 }
 
-Rebuilt rebuilt_in(const ScanProblem& p, Vec* scratch) {
-  const int64_t N = p.states, S = p.interval, padded = N + LANES;
-  const int64_t sizes[] = {(S + 1) * N, S * N, S, S, S, S, N, N, N, N, padded, padded, N};
-  Vec* parts[13];
-  for (int i = 0; i < 13; ++i) {
-    parts[i] = scratch;
-    scratch += sizes[i];
-  }
-  return {parts[0], parts[1], parts[2], parts[3], parts[4],  parts[5],
-          parts[6], parts[7], parts[8], parts[9], parts[10], parts[11], parts[12]};
+inline Rebuilt rebuilt_in(Vec* scratch, int64_t N, int64_t S) {
+  Rebuilt r;
+  r.A = scratch, r.A2 = r.A + N, r.dh = r.A2 + N, r.dA = r.dh + N, r.zeros = r.dA + N;
+  r.dB = r.zeros + N, r.dC = r.dB + N + LANES, r.h = r.dC + N + LANES;
+  r.step = r.h + (S + 1) * 2 * N, r.slope = r.step + S, r.u = r.slope + S, r.y = r.u + S, r.dy = r.y + S;
+  return r;
 }
 
 // Recompute the states of `count` events from the kept one, and compute dy before the gate. HAS_FLAGS, here and below,
-// is true if `valid` or `start` is given. If not, all of this is inlined as one loop, which saves a sixth of the time.
-template <bool HAS_FLAGS>
+// is true if `valid` or `start` is given. If not, all of this is inlined, which saves a sixth of the time. STATES is N, or
+// 0 if N is known only at run time.
+template <bool HAS_FLAGS, int STATES>
 void rebuild(const ScanProblem& p, const Block& k, int64_t chunk, int64_t count, Vec bias, Vec D, const Rebuilt& r) {
-  const int64_t N = p.states;
+  const int64_t N = STATES ? STATES : p.states, first = k.row * p.length + chunk * p.interval;
   for (int64_t n = 0; n < N; ++n) r.h[n] = load(kept_at(p, k, chunk, n));
   for (int64_t t = 0; t < count; ++t) {
-    const int64_t event = k.row * p.length + chunk * p.interval + t, at = event * p.channels + k.channel;
-    const Vec* before = HAS_FLAGS && is_start(p, event) ? r.zeros : r.h + t * N;
-    if (HAS_FLAGS && is_padding(p, event)) {
-      copy(r.h + (t + 1) * N, before, N);
-      if (p.z) store(p.dz + at, Vec{}, k.lanes);
-      continue;
-    }
+    const int64_t at = (first + t) * p.channels + k.channel;
+    if (HAS_FLAGS && is_padding(p, first + t)) continue;
     const Step step = step_of(load(p.delta + at, k.lanes) + bias, p.softplus);
-    const Vec u = load(p.u + at, k.lanes);
-    Vec y = advance<true>(r.h + (t + 1) * N, before, r.decay + t * N, r.A2, step.size, step.size * u,
-                          p.B + event * N, p.C + event * N, N);
     r.step[t] = step.size;
     r.slope[t] = step.slope;
-    r.u[t] = u;
+    r.u[t] = load(p.u + at, k.lanes);
     r.dy[t] = load_or_zero(p.dy, at, k.lanes);
-    if (p.z) {
-      const Vec z = load(p.z + at, k.lanes), open = sigmoid(z);
-      if (p.D) y += D * u;
-      store(p.dz + at, r.dy[t] * y * open * (all(1.f) + z * (all(1.f) - open)), k.lanes);
-      r.dy[t] *= z * open;
+  }
+  for (int64_t t = 0; t < count; ++t) {
+    const int64_t event = first + t;
+    Vec* h = r.h + t * 2 * N;
+    const Vec* before = HAS_FLAGS && is_start(p, event) ? r.zeros : h;
+    if (HAS_FLAGS && is_padding(p, event))
+      copy(h + 2 * N, before, N);
+    else
+      r.y[t] = advance<true>(h + 2 * N, before, h + N, r.A2, r.step[t], r.step[t] * r.u[t],
+                             p.B + event * p.weights_event, p.C + event * p.weights_event, N);
+  }
+  for (int64_t t = 0; p.z && t < count; ++t) {
+    const int64_t event = first + t;
+    float* dz = p.dz + event * p.dz_event + k.channel;
+    if (HAS_FLAGS && is_padding(p, event)) {
+      store(dz, Vec{}, k.lanes);
+      continue;
     }
+    const Vec z = load(p.z + event * p.z_event + k.channel, k.lanes), open = sigmoid(z);
+    const Vec y = p.D ? r.y[t] + D * r.u[t] : r.y[t];
+    store(dz, r.dy[t] * y * open * (all(1.f) + z * (all(1.f) - open)), k.lanes);
+    r.dy[t] *= z * open;
   }
 }
 
-template <bool HAS_FLAGS>
-void scan_backward_block(const ScanProblem& p, const Block& k, float* dB, float* dC, const Rebuilt& r) {
-  const int64_t N = p.states, S = p.interval, state_offset = (k.row * p.channels + k.channel) * N;
+template <bool HAS_FLAGS, int STATES>
+void scan_backward_block(const ScanProblem& p, const Block& k, float* dB, float* dC, bool add, const Rebuilt& r) {
+  const int64_t N = STATES ? STATES : p.states, S = p.interval;
+  const int64_t state_offset = (k.row * p.channels + k.channel) * N;
   load_rows(r.A, p.A + k.channel * N, N, k.lanes);
   load_rows(r.dh, p.dlast_state ? p.dlast_state + state_offset : nullptr, N, k.lanes);
   for (int64_t n = 0; n < N; ++n) {
@@ -153,19 +174,20 @@ void scan_backward_block(const ScanProblem& p, const Block& k, float* dB, float*
   Vec dD{}, dbias{};
   for (int64_t chunk = (p.length + S - 1) / S - 1; chunk >= 0; --chunk) {
     const int64_t count = std::min(S, p.length - chunk * S);
-    rebuild<HAS_FLAGS>(p, k, chunk, count, bias, D, r);
+    rebuild<HAS_FLAGS, STATES>(p, k, chunk, count, bias, D, r);
     for (int64_t t = count - 1; t >= 0; --t) {
       const int64_t event = k.row * p.length + chunk * S + t, at = event * p.channels + k.channel;
       if (HAS_FLAGS && is_padding(p, event)) {
         store(p.du + at, Vec{}, k.lanes);
         store(p.ddelta + at, Vec{}, k.lanes);
+        for (int64_t n = 0; n < N && !add; ++n) dB[event * p.dweights_event + n] = dC[event * p.dweights_event + n] = 0.f;
         if (is_start(p, event)) clear(r.dh, N);
         continue;
       }
-      const float *B = p.B + event * N, *C = p.C + event * N;
+      const float *B = p.B + event * p.weights_event, *C = p.C + event * p.weights_event;
       const Vec dy = r.dy[t], step = r.step[t], u = r.u[t], step_u = step * u;
-      const Vec *after = r.h + (t + 1) * N, *decay = r.decay + t * N;
-      const Vec* before = HAS_FLAGS && is_start(p, event) ? r.zeros : r.h + t * N;
+      const Vec *h = r.h + t * 2 * N, *decay = h + N, *after = h + 2 * N;
+      const Vec* before = HAS_FLAGS && is_start(p, event) ? r.zeros : h;
       Vec dstep_u{}, dstep{};
       for (int64_t n = 0; n < N; ++n) {
         const Vec dh = r.dh[n] + dy * all(C[n]);
@@ -177,8 +199,8 @@ void scan_backward_block(const ScanProblem& p, const Block& k, float* dB, float*
         r.dA[n] += dexponent * step;
         r.dh[n] = dbefore;
       }
-      add_sums(dB + event * N, r.dB, N, k.lanes);
-      add_sums(dC + event * N, r.dC, N, k.lanes);
+      add_sums(dB + event * p.dweights_event, r.dB, N, k.lanes, add);
+      add_sums(dC + event * p.dweights_event, r.dC, N, k.lanes, add);
       const Vec ddelta = (dstep + dstep_u * u) * r.slope[t];
       store(p.du + at, dstep_u * step + D * dy, k.lanes);
       store(p.ddelta + at, ddelta, k.lanes);
@@ -193,11 +215,11 @@ void scan_backward_block(const ScanProblem& p, const Block& k, float* dB, float*
   if (p.ddelta_bias) store(p.ddelta_bias + k.row * p.channels + k.channel, dbias, k.lanes);
 }
 
-template <bool HAS_FLAGS>
+template <bool HAS_FLAGS, int STATES>
 void scan_backward_task(const ScanProblem& p, int64_t task, Vec* scratch) {
   const int64_t row = task / p.groups, group = task % p.groups, blocks = blocks_of(p);
-  const int64_t slice = group * p.batch * p.length * p.states;
-  const Rebuilt r = rebuilt_in(p, scratch);
-  for (int64_t block = group * blocks / p.groups; block < (group + 1) * blocks / p.groups; ++block)
-    scan_backward_block<HAS_FLAGS>(p, block_at(p, row, block), p.dB + slice, p.dC + slice, r);
+  const int64_t slice = group * p.batch * p.length * p.dweights_event, first = group * blocks / p.groups;
+  const Rebuilt r = rebuilt_in(scratch, STATES ? STATES : p.states, p.interval);
+  for (int64_t block = first; block < (group + 1) * blocks / p.groups; ++block)
+    scan_backward_block<HAS_FLAGS, STATES>(p, block_at(p, row, block), p.dB + slice, p.dC + slice, block > first, r);
 }

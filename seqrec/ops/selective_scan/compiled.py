@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from seqrec.ops.compiled_library import call, contiguous
+from seqrec.ops.compiled_library import call, contiguous, distance
 from seqrec.ops.problems import empty_like
 from seqrec.ops.selective_scan.autograd import differentiable_scan, new_outputs
 from seqrec.ops.selective_scan.problem import ScanProblem
@@ -16,15 +18,35 @@ INTERVAL = 32
 PADDING = 16
 
 
-def _kept_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
+def call_scan(function: str, tensors: Mapping[str, Tensor | None], *, groups: int = 1, softplus: bool) -> None:
+    """Run `scan_forward` or `scan_backward` of the library.
+
+    Args:
+        function: Which.
+        tensors: By field of `ScanProblem` in `cpp/problems.h`; z, B, C and their gradients as of `by_event`.
+        groups: The first axis of dB and dC.
+        softplus: Whether delta, with its bias, goes through softplus.
+    """
+    given = {name: x for name, x in tensors.items() if x is not None}
+    numbers = dict(
+        zip(("batch", "length", "channels", "states"), (*given["u"].shape, given["A"].shape[1]), strict=True)
+    )
+    for field, name in (("z", "z"), ("weights", "B"), ("dz", "dz")):
+        numbers[f"{field}_event"] = distance(given[name]) if name in given else 0
+    numbers["dweights_event"] = distance(given["dB"][0]) if "dB" in given else 0
+    call(function, {**numbers, "interval": INTERVAL, "groups": groups, "softplus": softplus}, given)
+
+
+def groups_of(u: Tensor) -> int:
+    """Return the parts of a row's channels in backward: twice as many tasks as threads if there are fewer rows."""
+    batch, _, channels = u.shape
+    return max(1, min(-(-channels // PADDING), -(-2 * torch.get_num_threads() // max(batch, 1))))
+
+
+def kept_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
+    """Return the shape of the states that forward keeps for backward."""
     batch, length, channels = u.shape
     return batch, -(-length // INTERVAL), A.shape[1], -(-channels // PADDING) * PADDING
-
-
-def _numbers(problem: ScanProblem, groups: int) -> dict[str, int]:
-    names = ("batch", "length", "channels", "states", "interval", "softplus", "groups")
-    sizes = (*problem.u.shape, problem.A.shape[1], INTERVAL, int(problem.delta_softplus), groups)
-    return dict(zip(names, sizes, strict=True))
 
 
 def _inputs(problem: ScanProblem) -> dict[str, Tensor | None]:
@@ -34,9 +56,9 @@ def _inputs(problem: ScanProblem) -> dict[str, Tensor | None]:
 def _forward(problem: ScanProblem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     u, A = problem.u, problem.A
     inputs = _inputs(problem)
-    y, last, kept = new_outputs(u, A, _kept_shape(u, A) if keep else None)
+    y, last, kept = new_outputs(u, A, kept_shape(u, A) if keep else None)
     results = {"y": y, "last_state": last, "kept_states": kept if keep else None}
-    call("scan_forward", _numbers(problem, groups=1), {**inputs, **results})
+    call_scan("scan_forward", {**inputs, **results}, softplus=problem.delta_softplus)
     return y, last, kept
 
 
@@ -44,24 +66,23 @@ def _backward(problem: ScanProblem, kept: Tensor, dy: Tensor | None, dlast: Tens
     u, delta, A, _, _, D, z, delta_bias, *_ = problem
     inputs = _inputs(problem) | contiguous(kept_states=kept, dy=dy, dlast_state=dlast)
     batch, length, channels = u.shape
-    states = A.shape[1]
-    # Twice as many tasks as threads if there are fewer rows than that. Each group has its own dB and dC.
-    groups = max(1, min(-(-channels // PADDING), -(-2 * torch.get_num_threads() // max(batch, 1))))
+    states, groups = A.shape[1], groups_of(u)
     du, ddelta, dz = empty_like(u, delta, z)
     dA = u.new_empty(batch, channels, states)
     dD, dbias = u.new_empty(batch, channels), u.new_empty(batch, channels)
-    dB, dC = u.new_zeros(groups, batch, length, states), u.new_zeros(groups, batch, length, states)
+    # Each group has its own dB and dC.
+    dB, dC = (u.new_empty(groups, batch, length, states) for _ in "BC")
     dinitial = u.new_empty(batch, channels, states)
     results = {"du": du, "ddelta": ddelta, "dA": dA, "dB": dB, "dC": dC, "dD": dD, "dinitial_state": dinitial}
     results |= {"ddelta_bias": dbias} | ({} if z is None else {"dz": dz})
-    call("scan_backward", _numbers(problem, groups), {**inputs, **results})
-    total = [x[0] if groups == 1 else x.sum(0) for x in (dB, dC)]
+    call_scan("scan_backward", {**inputs, **results}, groups=groups, softplus=problem.delta_softplus)
+    dB, dC = (x[0] if groups == 1 else x.sum(0) for x in (dB, dC))
     dD = torch.empty(0) if D is None else dD.sum(0)
     dbias = torch.empty(0) if delta_bias is None else dbias.sum(0)
-    return [du, ddelta, dA.sum(0), *total, dD, dz, dbias, dinitial]
+    return [du, ddelta, dA.sum(0), dB, dC, dD, dz, dbias, dinitial]
 
 
 # Same as `selective_scan` in float32 on CPU, with bias, softplus, skip, gate, padding and starts in one pass.
 scan_compiled = differentiable_scan(
-    "selective_scan", _forward, _backward, _kept_shape, device_types="cpu", label="compiled"
+    "selective_scan", _forward, _backward, kept_shape, device_types="cpu", label="compiled"
 )
