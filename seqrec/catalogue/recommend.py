@@ -168,7 +168,7 @@ def _for_each(batches: Iterator[Any], work: Callable[..., None], threads: int) -
     """Call `work(*batch)` for each batch: on several threads, with one thread of torch's in each.
 
     Work that torch does not divide is then divided too, and results do not depend on the number of threads. Fewer
-    batches than threads are each computed by all of torch's threads.
+    batches than threads are computed one after another by all of torch's threads.
     """
     first = list(islice(batches, threads))
     batches = chain(first, batches)

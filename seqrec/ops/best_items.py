@@ -100,7 +100,7 @@ def best_items_compiled(problem: BestItemsProblem) -> tuple[Tensor, Tensor]:
     states, vectors, k, excluded, blocked = problem
     users, (rows, width) = len(states), vectors.shape
     scores, item_ids = states.new_empty(users, k), torch.empty((users, k), dtype=torch.int64)
-    tile = min(TILE, -(-users // torch.get_num_threads()))
+    tile = max(4, min(TILE, -(-users // torch.get_num_threads())))
     operands = contiguous(
         states=states,
         vectors=vectors,

@@ -115,6 +115,20 @@ def test_a_graph_that_is_kept_gives_the_same_gradients_again(chunk: int):
     torch.testing.assert_close(torch.autograd.grad(loss, leaves), tuple(first), rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*:DeprecationWarning")
+def test_a_compiled_loss_has_the_same_gradients():
+    leaves = [torch.randn(300, 32).requires_grad_(), torch.randn(400, 32).requires_grad_()]
+    targets = torch.randint(0, 400, (300,))
+
+    def loss(states: Tensor, vectors: Tensor) -> Tensor:
+        scores = (states * vectors[targets]).sum(1)
+        return chunked_cross_entropy(states, scores, Competitors(vectors, own=targets))
+
+    found = torch.autograd.grad(torch.compile(loss, backend="aot_eager")(*leaves), leaves)
+    for one, other in zip(found, torch.autograd.grad(loss(*leaves), leaves), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 def autocast(call: Callable[[], Tensor]) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         return call()
