@@ -1,17 +1,14 @@
-"""Users' sessions as bytes, and their reading from and writing to a store."""
+"""The reading of users' sessions from a store, and their writing after further events."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import struct
 import threading
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,111 +18,12 @@ from torch import Tensor
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import DamagedSessionError, SessionStoreError
 from seqrec.inference.sessions.entries import HistoryOf, Id, UserHistory
-from seqrec.inference.sessions.kept_events import CHECKSUM, MERGED, KeptEvents, checksum, joined, read_events
-from seqrec.inference.sessions.stores import SessionStore, StateStore, StoreSizes
+from seqrec.inference.sessions.kept_events import MERGED, KeptEvents, joined, read_events
+from seqrec.inference.sessions.session import FORMAT, OLD_FORMATS, REMEDY, Session
+from seqrec.inference.sessions.stores import Chunk, LiveStore, SessionStore, StateStore, StoreSizes
 from seqrec.inference.sessions.user_state import UserState
 
 _LOG = logging.getLogger(__name__)
-# Stores of seqrec 0.1 have format 1, whose sessions have no event ids and a checksum without the user's key. Sessions
-# of format 2 do not name their model.
-FORMAT, OLD_FORMATS = 3, (1, 2)
-# Events, newest time, whether it is known, bytes of the state; since format 2 the number of event ids; since format 3
-# the first event that is kept, and digests of the model and of its catalogue.
-HEADS = {1: struct.Struct("<Qq?I"), 2: struct.Struct("<Qq?IH"), 3: struct.Struct("<Qq?IHQ16s")}
-REMEDY = "forget the user, and observe the events again"
-# The last event ids of each user that are known again.
-KEPT_EVENT_IDS = 256
-
-
-@dataclass(frozen=True)
-class Session:
-    """All that is kept of a user.
-
-    Attributes:
-        state: The state that the model continues from, as bytes; see `UserState`.
-        num_events: Events so far.
-        newest_time: The latest time of an event; None if no event had one.
-        seen: (N,) int32 distinct internal item ids, in the order in which they were last seen.
-        event_ids: (M,) uint64 digests of the last event ids, the newest last; M is at most `KEPT_EVENT_IDS`.
-        kept_from: Number of the first events that need not be in the store; all later ones are.
-        made_by: Digests of the model and of its catalogue, 8 bytes each; empty if unknown.
-    """
-
-    state: bytes
-    num_events: int = 0
-    newest_time: int | None = None
-    seen: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    event_ids: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
-    kept_from: int = 0
-    made_by: bytes = b""
-
-    def observed(
-        self,
-        item_ids: NDArray[np.int64],
-        newest_time: int | None,
-        state: bytes,
-        max_seen: int | None,
-        event_ids: Sequence[int] = (),
-        keep_events: int = 0,
-    ) -> Session:
-        """Return the session after further events (N,), oldest first.
-
-        `event_ids` are digests of those events that have an id; `max_seen` is as of `SessionKeeper`, and `keep_events`
-        of its store.
-        """
-        # From the end, so that each item takes the place at which it was last seen.
-        new = np.array([*dict.fromkeys(reversed(item_ids.tolist()))][::-1], np.int32)
-        # A shortcut for the common case of one event.
-        again = self.seen == new[0] if len(new) == 1 else np.isin(self.seen, new)
-        seen = np.concatenate([self.seen[~again], new])
-        if max_seen is not None:
-            seen = seen[len(seen) - min(max_seen, len(seen)) :]
-        kept = self.event_ids
-        if event_ids:
-            kept = np.concatenate([kept, np.array(event_ids, np.uint64)])[-KEPT_EVENT_IDS:]
-        num_events = self.num_events + len(item_ids)
-        kept_from = max(self.kept_from, num_events - keep_events)
-        return Session(state, num_events, newest_time, seen, kept, kept_from, self.made_by)
-
-    def to_bytes(self, key: bytes) -> bytes:
-        """Return the session of a key as bytes with a checksum of both."""
-        time = self.newest_time
-        known = (self.num_events, time or 0, time is not None)
-        head = HEADS[FORMAT].pack(*known, len(self.state), len(self.event_ids), self.kept_from, self.made_by)
-        numbers = [self.event_ids.astype("<u8", copy=False), self.seen.astype("<i4", copy=False)]
-        content = b"".join([head, self.state, *(each.tobytes() for each in numbers)])
-        return CHECKSUM.pack(_checksum(content, key, FORMAT)) + content
-
-    @staticmethod
-    def from_bytes(data: bytes, key: bytes, user: Any, index: int = 0) -> Session:
-        """Return the session that `to_bytes` wrote for the same key.
-
-        Raises:
-            DamagedSessionError: if the checksum does not match; it names the user and its place `index` in a batch.
-        """
-        content = memoryview(data)[CHECKSUM.size :]
-        found = CHECKSUM.unpack_from(data)[0] if len(data) >= CHECKSUM.size else None
-        for version, head in reversed(HEADS.items()):
-            if len(content) >= head.size and found == _checksum(content, key, version):
-                break
-        else:
-            raise DamagedSessionError(
-                f"the session of user={user!r} is damaged: its checksum does not match its content; {REMEDY}", index
-            )
-        num_events, time, has_time, size, *more = head.unpack_from(content)
-        # Without a model's name, no events are kept either.
-        num_ids, kept_from, made_by = tuple(more) + (0, num_events, b"")[len(more) :]
-        ids = head.size + size
-        seen = ids + 8 * num_ids
-        return Session(
-            bytes(content[head.size : ids]),
-            num_events,
-            time if has_time else None,
-            np.frombuffer(content[seen:], "<i4").astype(np.int32, copy=False),
-            np.frombuffer(content[ids:seen], "<u8").astype(np.uint64, copy=False),
-            kept_from,
-            made_by,
-        )
 
 
 @dataclass(kw_only=True, eq=False)
@@ -218,10 +116,11 @@ class SessionKeeper:
         """Return the sessions that can be read, and why some places' sessions are not to be used."""
         found: list[Session | None] = []
         reasons = {}
-        for index, (key, row, user) in enumerate(zip(keys, self.store.get_many(keys), users, strict=True)):
-            session = None
+        rows = self.store.get_live(keys) if isinstance(self.store, LiveStore) else self.store.get_many(keys)
+        for index, row in enumerate(rows):
+            session, user = None, users[index]
             try:
-                session = None if row is None else Session.from_bytes(row, key, user, index)
+                session = Session.from_bytes(row, keys[index], user, index) if isinstance(row, bytes) else row
             except DamagedSessionError as error:
                 reasons[index] = str(error)
             if session is not None and not session.made_by and self._fits:
@@ -260,7 +159,7 @@ class SessionKeeper:
             key = keys[rows[number]]
             made[key] = replace(made[key], state=state)
         if made:
-            self.store.put_many([(key, session.to_bytes(key)) for key, session in made.items()])
+            self._put(list(made.items()))
         self.rebuilt += len(made)
         for place, key in enumerate(keys):
             found[place] = made.get(key, found[place])
@@ -270,12 +169,12 @@ class SessionKeeper:
     def _rebuilt(self, old: Session | None, events: KeptEvents, item_ids: NDArray[np.int64]) -> Session:
         """Return the session after events, without a state; `old` is the one of another model if it can be read."""
         start = Session(b"", made_by=self._made_by)
-        new = start.observed(item_ids, events.newest_time, b"", self.max_seen, events.event_ids)
+        new = start.observed(item_ids.tolist(), events.newest_time, b"", self.max_seen, events.event_ids)
         if old is None:
             return replace(new, num_events=events.end, kept_from=events.begin)
         # Of events that are not kept any more, too.
         seen = old.seen if old.made_by[8:] == self._made_by[8:] else new.seen
-        return replace(old, state=b"", seen=seen, made_by=self._made_by)
+        return replace(old, state=b"", seen_before=seen, newer=(), made_by=self._made_by)
 
     def sessions(self, keys: Sequence[bytes], users: Sequence[Id]) -> list[Session | None]:
         """Return the sessions, after making those of users whose history `history_of` knows."""
@@ -327,11 +226,16 @@ class SessionKeeper:
         before = [session or Session(b"", made_by=self._made_by) for session in sessions]
         states = self.user_state.extend([session.state or None for session in before], item_ids, self.user_ids(users))
         rows = [
-            (key, old.observed(new, time, state, self.max_seen, own, self._keep_events).to_bytes(key))
-            for key, old, new, time, state, own in zip(keys, before, item_ids, newest_times, states, ids, strict=True)
+            (key, old.observed(new, time, state, self.max_seen, own, self._keep_events))
+            for key, old, new, time, state, own in zip(
+                keys, before, [new.tolist() for new in item_ids], newest_times, states, ids, strict=True
+            )
         ]
-        if not isinstance(self.store, SessionStore):
-            self.store.put_many(rows)
+        if not self._keep_events and (
+            not isinstance(self.store, SessionStore)
+            or (isinstance(self.store, LiveStore) and not self.store.sizes().event_bytes)
+        ):
+            self._put(rows)
             return
         ends = [old.num_events + len(new) for old, new in zip(before, item_ids, strict=True)]
         kept = [new[max(0, len(new) - self._keep_events) :] for new in item_ids]
@@ -341,7 +245,18 @@ class SessionKeeper:
         for key, new, end, time, own in zip(keys, kept, ends, newest_times, ids, strict=True):
             events = KeptEvents(end - len(new), list(islice(rest, len(new))), time, list(own))
             chunks.append(self._merged(key, events).chunk(key))
-        self.store.put_many(rows, chunks)
+        self._put(rows, chunks)
+
+    def _put(self, rows: Sequence[tuple[bytes, Session]], chunks: Sequence[Chunk] = ()) -> None:
+        """Write sessions and events."""
+        if isinstance(self.store, LiveStore):
+            self.store.put_many(rows, chunks)
+            return
+        content = [(key, session.to_bytes(key)) for key, session in rows]
+        if isinstance(self.store, SessionStore):
+            self.store.put_many(content, chunks)
+        else:
+            self.store.put_many(content)
 
     def _merged(self, key: bytes, events: KeptEvents) -> KeptEvents:
         """Return further events of a key, together with the last chunks before them if these are many."""
@@ -372,13 +287,6 @@ class SessionKeeper:
                 user,
             )
         return known if len(known) else None
-
-
-def _checksum(content: bytes | memoryview, key: bytes, version: int) -> int:
-    """Return the checksum of a session in a version of the format; each covers other bytes, or has another start."""
-    if version == 1:
-        return zlib.crc32(content)
-    return checksum(content, key, 0 if version == 2 else version)
 
 
 def has_events(sizes: StoreSizes) -> bool:

@@ -26,7 +26,8 @@ from seqrec.inference.sessions.entries import (
     scored_lists,
     user_key,
 )
-from seqrec.inference.sessions.keeper import Session, SessionKeeper
+from seqrec.inference.sessions.keeper import SessionKeeper
+from seqrec.inference.sessions.session import Session
 from seqrec.inference.sessions.stores import InMemoryStore, SessionStore, StateStore, StoreSizes
 from seqrec.inference.sessions.user_state import UserState, user_state_of
 from seqrec.models import Recommender, SequentialRecommender

@@ -16,7 +16,7 @@ from seqrec import Event, InMemoryStore, SessionRecommender, SQLiteStore
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import BatchEntryError, DamagedSessionError, InputError, LateEventError, SessionStoreError
 from seqrec.inference.sessions import StoreSizes
-from seqrec.inference.sessions.keeper import KEPT_EVENT_IDS, Session
+from seqrec.inference.sessions.session import KEPT_EVENT_IDS, Session
 from seqrec.models import GRU4Rec, MambaRec, SASRec
 
 ITEMS = 20
