@@ -65,7 +65,10 @@ class SessionKeeper:
         text = json.dumps({**ours, **description}, separators=(",", ":"))
         model = hashlib.sha256(json.dumps(description).encode()).digest()[:8]
         self._made_by = model + bytes.fromhex(catalogue)
-        self._keep_events = self.store.keep_events if isinstance(self.store, SessionStore) else 0
+        # Looked up once, as such a question to a protocol takes longer than a user's step.
+        self._live = self.store if isinstance(self.store, LiveStore) else None
+        self._events = self.store if isinstance(self.store, SessionStore) else None
+        self._keep_events = 0 if self._events is None else self._events.keep_events
         kept = self.store.claim(text.encode())
         # Sessions that do not name their model are of the one of an old description.
         self._fits = False
@@ -89,11 +92,11 @@ class SessionKeeper:
         except SessionStoreError as error:
             if theirs["format"] != FORMAT:
                 raise
-            if not isinstance(self.store, SessionStore) or not has_events(self.store.sizes()):
+            if self._events is None or not has_events(self._events.sizes()):
                 raise SessionStoreError(
                     f"{error}; keep_events, which SQLiteStore and RedisStore have, would have kept the events in it"
                 ) from error
-            self.store.redescribe(text.encode())
+            self._events.redescribe(text.encode())
             _LOG.info("the store is of another model: its sessions are made again from their events when needed")
 
     def stored(self, keys: Sequence[bytes], users: Sequence[Id]) -> list[Session | None]:
@@ -116,7 +119,7 @@ class SessionKeeper:
         """Return the sessions that can be read, and why some places' sessions are not to be used."""
         found: list[Session | None] = []
         reasons = {}
-        rows = self.store.get_live(keys) if isinstance(self.store, LiveStore) else self.store.get_many(keys)
+        rows = self.store.get_many(keys) if self._live is None else self._live.get_live(keys)
         for index, row in enumerate(rows):
             session, user = None, users[index]
             try:
@@ -136,7 +139,7 @@ class SessionKeeper:
         """Make the sessions at some places again, write them, and put them into `found`."""
         # A user's first place.
         places = {keys[place]: place for place in reversed(reasons)}
-        kept = self.store.events_of(list(places)) if isinstance(self.store, SessionStore) else [[]] * len(places)
+        kept = [[]] * len(places) if self._events is None else self._events.events_of(list(places))
         made, item_ids, errors = {}, [], []
         for (key, place), contents in zip(places.items(), kept, strict=True):
             events, old = read_events(key, contents), found[place]
@@ -154,7 +157,7 @@ class SessionKeeper:
         some = [number for number, items in enumerate(item_ids) if len(items)]
         rows = [places[key] for key in made]
         user_ids = self.user_ids([users[rows[number]] for number in some])
-        states = self.user_state.extend([None] * len(some), [item_ids[number] for number in some], user_ids)
+        states = self.user_state.extend([b""] * len(some), [item_ids[number] for number in some], user_ids)
         for number, state in zip(some, states, strict=True):
             key = keys[rows[number]]
             made[key] = replace(made[key], state=state)
@@ -223,18 +226,15 @@ class SessionKeeper:
             event_ids: Digests of the events' ids of each user; None if none has an id.
         """
         ids = event_ids or [()] * len(keys)
-        before = [session or Session(b"", made_by=self._made_by) for session in sessions]
-        states = self.user_state.extend([session.state or None for session in before], item_ids, self.user_ids(users))
+        before = [Session(b"", made_by=self._made_by) if session is None else session for session in sessions]
+        states = self.user_state.extend([session.state for session in before], item_ids, self.user_ids(users))
         rows = [
             (key, old.observed(new, time, state, self.max_seen, own, self._keep_events))
             for key, old, new, time, state, own in zip(
                 keys, before, [new.tolist() for new in item_ids], newest_times, states, ids, strict=True
             )
         ]
-        if not self._keep_events and (
-            not isinstance(self.store, SessionStore)
-            or (isinstance(self.store, LiveStore) and not self.store.sizes().event_bytes)
-        ):
+        if self._events is None or (self._live and not self._keep_events and not self._live.sizes().event_bytes):
             self._put(rows)
             return
         ends = [old.num_events + len(new) for old, new in zip(before, item_ids, strict=True)]
@@ -249,12 +249,12 @@ class SessionKeeper:
 
     def _put(self, rows: Sequence[tuple[bytes, Session]], chunks: Sequence[Chunk] = ()) -> None:
         """Write sessions and events."""
-        if isinstance(self.store, LiveStore):
-            self.store.put_many(rows, chunks)
+        if self._live is not None:
+            self._live.put_many(rows, chunks)
             return
         content = [(key, session.to_bytes(key)) for key, session in rows]
-        if isinstance(self.store, SessionStore):
-            self.store.put_many(content, chunks)
+        if self._events is not None:
+            self._events.put_many(content, chunks)
         else:
             self.store.put_many(content)
 
@@ -262,8 +262,8 @@ class SessionKeeper:
         """Return further events of a key, together with the last chunks before them if these are many."""
         last = events.begin // MERGED * MERGED
         if events.items and last < events.begin and events.end - last >= MERGED:
-            assert isinstance(self.store, SessionStore)
-            parts = [read_events(key, [content]) for content in self.store.events_of([key])[0]]
+            assert self._events is not None
+            parts = [read_events(key, [content]) for content in self._events.events_of([key])[0]]
             newest = [*(part for part in parts if part is not None and part.begin >= last), events]
             if all(before.end == after.begin for before, after in pairwise(newest)):
                 return joined(newest)

@@ -24,7 +24,7 @@ HEADS = {1: struct.Struct("<Qq?I"), 2: struct.Struct("<Qq?IH"), 3: struct.Struct
 REMEDY = "forget the user, and observe the events again"
 # The last event ids of each user that are known again.
 KEPT_EVENT_IDS = 256
-# Items of a session that wait to be merged into those that the user has seen.
+# Items of a session that wait to be merged into those that the user has seen, at least.
 UNMERGED = 64
 NO_IDS = np.empty(0, np.uint64)
 NO_ITEMS = np.empty(0, np.int32)
@@ -90,14 +90,18 @@ class Session:
         `event_ids` are digests of those events that have an id; `max_seen` is as of `SessionKeeper`, and `keep_events`
         of its store.
         """
-        merged = self._seen is not None or len(self.newer) >= UNMERGED
-        seen, newer = (self.seen, tuple(item_ids)) if merged else (self.seen_before, (*self.newer, *item_ids))
-        kept = self.event_ids
+        seen, newer, kept = self.seen_before, self.newer, self.event_ids
+        # Not all users of a batch at once, as their first items differ.
+        if self._seen is not None or (len(newer) >= UNMERGED and len(newer) >= UNMERGED + newer[0] % UNMERGED):
+            seen, newer = self.seen, ()
         if event_ids:
             kept = np.concatenate([kept, np.array(event_ids, np.uint64)])[-KEPT_EVENT_IDS:]
+        newer = (*newer, *item_ids)
         num_events = self.num_events + len(item_ids)
         kept_from = max(self.kept_from, num_events - keep_events)
-        return Session(state, num_events, newest_time, seen, kept, kept_from, self.made_by, newer, max_seen)
+        return Session(
+            state, num_events, newest_time, seen, kept, kept_from, self.made_by, (*newer, *item_ids), max_seen
+        )
 
     def to_bytes(self, key: bytes) -> bytes:
         """Return the session of a key as bytes with a checksum of both."""

@@ -71,10 +71,11 @@ class Slab:
         self._reserve(FIRST_ROWS)
         (self._first,) = self.written(self._start)
 
-    def before(self, states: Sequence[KeptState | None]) -> list[SlabState]:
-        """Return states as rows of this slab, after copying those that are not; None is the first."""
-        found = [self._first if state is None else state for state in states]
-        given = [place for place, state in enumerate(found) if isinstance(state, bytes) or state.slab is not self]
+    def before(self, states: Sequence[KeptState]) -> list[SlabState]:
+        """Return states as rows of this slab, after copying those that are not; no bytes are the first."""
+        # Faster than asking each for its length.
+        found = [state if type(state) is SlabState else state or self._first for state in states]
+        given = [place for place, state in enumerate(found) if type(state) is bytes or state.slab is not self]
         if given:
             # A copy, as tensors are writable and bytes are not.
             content = torch.frombuffer(bytearray(b"".join(bytes(found[place]) for place in given)), dtype=torch.uint8)
@@ -122,7 +123,9 @@ class Slab:
         """Have a number of rows free. The system takes memory for rows only when they are written."""
         old = len(self._rows)
         if len(self.free) < count:
-            rows = torch.empty(max(2 * old, old + count), self.row_bytes, dtype=torch.uint8)
+            shape = max(2 * old, old + count), self.row_bytes
+            with torch.inference_mode(False):
+                rows = torch.empty(shape, dtype=torch.uint8)
             rows[:old] = self._rows
             self._rows = rows
             self.content = memoryview(rows.numpy()).cast("B")

@@ -53,12 +53,12 @@ class UserState(Protocol):
         """
 
     def extend(
-        self, states_before: Sequence[KeptState | None], item_ids: Sequence[Int64Array], user_ids: Tensor
+        self, states_before: Sequence[KeptState], item_ids: Sequence[Int64Array], user_ids: Tensor
     ) -> Sequence[KeptState]:
         """Return the states after further events, at least one per user.
 
         Args:
-            states_before: One per user; None for a user without events so far.
+            states_before: One per user; no bytes for a user without events so far.
             item_ids: The further events of each user, oldest first.
             user_ids: (B,) int64 internal ids, 0 for unknown.
         """
@@ -119,7 +119,7 @@ class StreamedState:
         _check(description, self.describe())
 
     def extend(
-        self, states_before: Sequence[KeptState | None], item_ids: Sequence[Int64Array], user_ids: Tensor
+        self, states_before: Sequence[KeptState], item_ids: Sequence[Int64Array], user_ids: Tensor
     ) -> Sequence[KeptState]:
         """See `UserState.extend`; a batch has at most `MAX_EVENTS` events with padding."""
         new: list[KeptState] = [b""] * len(states_before)
@@ -133,7 +133,7 @@ class StreamedState:
 
     @torch.inference_mode()
     def _extended(
-        self, states_before: Sequence[KeptState | None], item_ids: Sequence[Int64Array], user_ids: Tensor
+        self, states_before: Sequence[KeptState], item_ids: Sequence[Int64Array], user_ids: Tensor
     ) -> list[SlabState]:
         model, device = self._model, self._model.device
         before, users = self._slab.before(states_before), user_ids.to(device)
@@ -206,12 +206,12 @@ class ReencodedState:
         _check(description, self.describe())
 
     def extend(
-        self, states_before: Sequence[KeptState | None], item_ids: Sequence[Int64Array], user_ids: Tensor
+        self, states_before: Sequence[KeptState], item_ids: Sequence[Int64Array], user_ids: Tensor
     ) -> Sequence[KeptState]:
         """See `UserState.extend`; nothing is encoded."""
         size = 4 * self.max_length
         return [
-            (bytes(before or b"") + new[-self.max_length :].astype("<i4").tobytes())[-size:]
+            (bytes(before) + new[-self.max_length :].astype("<i4").tobytes())[-size:]
             for before, new in zip(states_before, item_ids, strict=True)
         ]
 
