@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,12 +19,19 @@ from torch import Tensor
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import DamagedSessionError, SessionStoreError
 from seqrec.inference.sessions.entries import HistoryOf, Id, UserHistory
-from seqrec.inference.sessions.kept_events import MERGED, KeptEvents, joined, read_events
+from seqrec.inference.sessions.kept_events import MERGED, KeptEvents, joined, read_chunks
 from seqrec.inference.sessions.session import FORMAT, OLD_FORMATS, REMEDY, Session
-from seqrec.inference.sessions.stores import Chunk, LiveStore, SessionStore, StateStore, StoreSizes
+from seqrec.inference.sessions.stores import Behind, Chunk, LiveStore, SessionStore, StateStore, StoreSizes
 from seqrec.inference.sessions.user_state import UserState
 
 _LOG = logging.getLogger(__name__)
+
+
+class Flaw(NamedTuple):
+    """Why a session is not to be used as it is, and the number of events after it."""
+
+    reason: str
+    behind: int
 
 
 @dataclass(kw_only=True, eq=False)
@@ -107,77 +115,107 @@ class SessionKeeper:
                 its `index` is the user's place.
             SessionStoreError: if the store cannot be read.
         """
-        found, reasons = self._read(keys, users)
-        if reasons:
+        found, flaws = self._read(keys, users)
+        if flaws:
             with self.lock:
                 # Another thread may have made them meanwhile.
-                found, reasons = self._read(keys, users)
-                self._rebuild(keys, users, found, reasons)
+                found, flaws = self._read(keys, users)
+                self._rebuild(keys, users, found, flaws)
         return found
 
-    def _read(self, keys: Sequence[bytes], users: Sequence[Id]) -> tuple[list[Session | None], dict[int, str]]:
+    def rows(self, keys: Sequence[bytes]) -> Sequence[Any]:
+        """Return what the store has for each key, bytes or objects; None if it has nothing."""
+        return self.store.get_many(keys) if self._live is None else self._live.get_live(keys)
+
+    def _read(self, keys: Sequence[bytes], users: Sequence[Id]) -> tuple[list[Session | None], dict[int, Flaw]]:
         """Return the sessions that can be read, and why some places' sessions are not to be used."""
         found: list[Session | None] = []
-        reasons = {}
-        rows = self.store.get_many(keys) if self._live is None else self._live.get_live(keys)
-        for index, row in enumerate(rows):
-            session, user = None, users[index]
+        flaws = {}
+        for index, row in enumerate(self.rows(keys)):
+            session: Session | None = row if isinstance(row, Session) else None
+            user, behind = users[index], 0
+            if isinstance(row, Behind):
+                row, behind = row.session, row.num_events or 0
+                flaws[index] = Flaw(f"the session of user={user!r} lacks events; {REMEDY}", behind)
             try:
-                session = Session.from_bytes(row, keys[index], user, index) if isinstance(row, bytes) else row
+                session = Session.from_bytes(row, keys[index], user, index) if isinstance(row, bytes) else session
             except DamagedSessionError as error:
-                reasons[index] = str(error)
+                flaws[index] = Flaw(str(error), behind)
             if session is not None and not session.made_by and self._fits:
                 session = replace(session, made_by=self._made_by)
             if session is not None and session.made_by != self._made_by:
-                reasons[index] = f"the session of user={user!r} is of another model; {REMEDY}"
+                flaws[index] = Flaw(f"the session of user={user!r} is of another model; {REMEDY}", behind)
             found.append(session)
-        return found, reasons
+        return found, flaws
 
     def _rebuild(
-        self, keys: Sequence[bytes], users: Sequence[Id], found: list[Session | None], reasons: dict[int, str]
+        self, keys: Sequence[bytes], users: Sequence[Id], found: list[Session | None], flaws: dict[int, Flaw]
     ) -> None:
         """Make the sessions at some places again, write them, and put them into `found`."""
         # A user's first place.
-        places = {keys[place]: place for place in reversed(reasons)}
+        places = {keys[place]: place for place in reversed(flaws)}
         kept = [[]] * len(places) if self._events is None else self._events.events_of(list(places))
-        made, item_ids, errors = {}, [], []
+        made: dict[bytes, Session] = {}
+        further: dict[bytes, list[KeptEvents]] = {}
+        others: dict[bytes, Session | None] = {}
+        errors = []
         for (key, place), contents in zip(places.items(), kept, strict=True):
-            events, old = read_events(key, contents), found[place]
+            parts, old, (reason, behind) = read_chunks(key, contents), found[place], flaws[place]
             is_whole = old is None or (
-                events is not None and events.begin <= old.kept_from and events.end == old.num_events
+                parts and parts[0].begin <= old.kept_from + behind and parts[-1].end == old.num_events + behind
             )
-            if events is None or not is_whole:
+            if not parts or not is_whole:
                 lack = "some of its events are damaged or lost" if contents else "none of its events are kept"
-                errors.append(DamagedSessionError(f"{reasons[place]}, as {lack}", place))
+                errors.append(DamagedSessionError(f"{reason}, as {lack}", place))
                 continue
-            known = self._known_items(users[place], UserHistory(events.items))
-            item_ids.append(np.empty(0, np.int64) if known is None else known)
-            made[key] = self._rebuilt(old, events, item_ids[-1])
-        # A user without an item of this catalogue has no state, and starts with the next event.
-        some = [number for number, items in enumerate(item_ids) if len(items)]
-        rows = [places[key] for key in made]
-        user_ids = self.user_ids([users[rows[number]] for number in some])
-        states = self.user_state.extend([b""] * len(some), [item_ids[number] for number in some], user_ids)
-        for number, state in zip(some, states, strict=True):
-            key = keys[rows[number]]
-            made[key] = replace(made[key], state=state)
+            later = [part for part in parts if old is not None and part.begin >= old.num_events]
+            if old is not None and old.made_by == self._made_by and sum(len(part.items) for part in later) == behind:
+                # In the steps in which they were observed.
+                made[key], further[key] = old, later
+                continue
+            made[key], further[key] = Session(b"", made_by=self._made_by), [joined(parts)]
+            others[key] = None if old is None else self._advanced(old, later)
+        self._observe_again(made, further, {key: users[place] for key, place in places.items()})
+        for key, past in others.items():
+            made[key] = self._completed(made[key], past, further[key][0])
         if made:
             self._put(list(made.items()))
-        self.rebuilt += len(made)
+        self.rebuilt += len(others)
         for place, key in enumerate(keys):
             found[place] = made.get(key, found[place])
         if errors:
             raise min(errors, key=lambda error: error.index)
 
-    def _rebuilt(self, old: Session | None, events: KeptEvents, item_ids: NDArray[np.int64]) -> Session:
-        """Return the session after events, without a state; `old` is the one of another model if it can be read."""
-        start = Session(b"", made_by=self._made_by)
-        new = start.observed(item_ids.tolist(), events.newest_time, b"", self.max_seen, events.event_ids)
-        if old is None:
+    def _observe_again(
+        self, sessions: dict[bytes, Session], further: dict[bytes, list[KeptEvents]], users: dict[bytes, Id]
+    ) -> None:
+        """Observe each user's further events, one part after another; users without a known item keep no state."""
+        for number in range(max(map(len, further.values()), default=0)):
+            parts = {key: own[number] for key, own in further.items() if number < len(own)}
+            known = {key: self._known_items(users[key], UserHistory(part.items)) for key, part in parts.items()}
+            some = [key for key, items in known.items() if len(items)]
+            user_ids, before = self.user_ids([users[key] for key in some]), [sessions[key].state for key in some]
+            states = dict(
+                zip(some, self.user_state.extend(before, [known[key] for key in some], user_ids), strict=True)
+            )
+            for key, part in parts.items():
+                changes = known[key].tolist(), part.newest_time, states.get(key, b""), self.max_seen, part.event_ids
+                sessions[key] = sessions[key].observed(*changes, self._keep_events)
+
+    def _advanced(self, old: Session, later: Sequence[KeptEvents]) -> Session:
+        """Return another model's session after events, with its state from before them."""
+        for part in later:
+            changes = self.items.lookup(part.items).tolist(), part.newest_time, old.state, self.max_seen, part.event_ids
+            old = old.observed(*changes, part.end)
+        return old
+
+    def _completed(self, new: Session, past: Session | None, events: KeptEvents) -> Session:
+        """Return a session that was made from events, with what is known of the time before them."""
+        if past is None:
             return replace(new, num_events=events.end, kept_from=events.begin)
         # Of events that are not kept any more, too.
-        seen = old.seen if old.made_by[8:] == self._made_by[8:] else new.seen
-        return replace(old, state=b"", seen_before=seen, newer=(), made_by=self._made_by)
+        seen = past.seen if past.made_by[8:] == self._made_by[8:] else new.seen
+        return replace(past, state=new.state, seen_before=seen, newer=(), made_by=self._made_by)
 
     def sessions(self, keys: Sequence[bytes], users: Sequence[Id]) -> list[Session | None]:
         """Return the sessions, after making those of users whose history `history_of` knows."""
@@ -192,12 +230,11 @@ class SessionKeeper:
         """Make sessions of users who have none, from their histories, and return how many; keys may repeat."""
         new_keys, new_users, item_ids, times = [], [], [], []
         with self.lock:
-            rows = self.store.get_many(keys)
-            missing = {key: user for key, user, row in zip(keys, users, rows, strict=True) if row is None}
+            missing = {key: user for key, user, row in zip(keys, users, self.rows(keys), strict=True) if row is None}
             for key, user in missing.items():
                 history = history_of(user)
                 known = None if history is None else self._known_items(user, history)
-                if history is not None and known is not None:
+                if history is not None and known is not None and len(known):
                     new_keys.append(key)
                     new_users.append(user)
                     item_ids.append(known)
@@ -263,8 +300,8 @@ class SessionKeeper:
         last = events.begin // MERGED * MERGED
         if events.items and last < events.begin and events.end - last >= MERGED:
             assert self._events is not None
-            parts = [read_events(key, [content]) for content in self._events.events_of([key])[0]]
-            newest = [*(part for part in parts if part is not None and part.begin >= last), events]
+            parts = [read_chunks(key, [content]) for content in self._events.events_of([key])[0]]
+            newest = [*(part[0] for part in parts if part is not None and part[0].begin >= last), events]
             if all(before.end == after.begin for before, after in pairwise(newest)):
                 return joined(newest)
         return events
@@ -275,8 +312,8 @@ class SessionKeeper:
             return torch.zeros(len(users), dtype=torch.int64)
         return torch.from_numpy(self.users.lookup(users))
 
-    def _known_items(self, user: Id, history: UserHistory) -> NDArray[np.int64] | None:
-        """Return internal ids of a history's items; None if none is known."""
+    def _known_items(self, user: Id, history: UserHistory) -> NDArray[np.int64]:
+        """Return internal ids of a history's items, without those that are unknown."""
         found = self.items.lookup(history.items)
         known = found[found > 0]
         if len(known) < len(found):
@@ -286,7 +323,7 @@ class SessionKeeper:
                 len(found),
                 user,
             )
-        return known if len(known) else None
+        return known
 
 
 def has_events(sizes: StoreSizes) -> bool:

@@ -46,12 +46,18 @@ class KeptEvents(NamedTuple):
         """Return the events of a key as bytes with a checksum of both; no bytes for no events."""
         if not self.items:
             return Chunk(key, self.begin, self.end, b"")
-        content = json.dumps(self, separators=(",", ":")).encode()
+        if all(type(item) is int for item in self.items):
+            # Much faster for the most common kind of ids.
+            items, ids = (",".join(map(str, each)) for each in (self.items, self.event_ids))
+            time = "null" if self.newest_time is None else self.newest_time
+            content = f"[{self.begin},[{items}],{time},[{ids}]]".encode()
+        else:
+            content = json.dumps(self, separators=(",", ":")).encode()
         return Chunk(key, self.begin, self.end, CHECKSUM.pack(checksum(content, key)) + content)
 
 
-def read_events(key: bytes, contents: Sequence[bytes]) -> KeptEvents | None:
-    """Return the events of a key's chunks; None if one is damaged or missing between two others, or there are none."""
+def read_chunks(key: bytes, contents: Sequence[bytes]) -> list[KeptEvents] | None:
+    """Return the events of a key's chunks; None if one is damaged or missing between two others."""
     found: list[KeptEvents] = []
     for content in contents:
         text = content[CHECKSUM.size :]
@@ -60,9 +66,7 @@ def read_events(key: bytes, contents: Sequence[bytes]) -> KeptEvents | None:
         found.append(KeptEvents(*json.loads(text)))
         if len(found) > 1 and found[-1].begin != found[-2].end:
             return None
-    if not found:
-        return None
-    return joined(found)
+    return found
 
 
 def joined(parts: Sequence[KeptEvents]) -> KeptEvents:

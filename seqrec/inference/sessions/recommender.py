@@ -234,7 +234,7 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
 
     def __contains__(self, user: Id) -> bool:
         """Return whether the user has a session."""
-        return self._keeper.store.get_many([user_key(user)])[0] is not None
+        return self._keeper.rows([user_key(user)])[0] is not None
 
     def __len__(self) -> int:
         """Return the number of users with a session."""

@@ -388,7 +388,7 @@ def opened_and_read(path: Path) -> None:
             "it is not a store of sessions; give another path",
         ),
         (other_database, "is an SQLite file of another program; give another path"),
-        (later_version, "is a store of sessions of version 9, expected 2; move it away"),
+        (later_version, "is a store of sessions of version 9, expected 3; move it away"),
         (cut, r"it is damaged \(.*malformed\); move it away"),
         (lambda path: path.mkdir(), "cannot be used: unable to open database file"),
     ],

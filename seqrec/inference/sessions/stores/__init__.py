@@ -4,6 +4,7 @@ from seqrec.aliases import old_names
 from seqrec.inference.sessions.stores.redis import RedisStore
 from seqrec.inference.sessions.stores.sqlite import SQLiteStore
 from seqrec.inference.sessions.stores.state_store import (
+    Behind,
     Chunk,
     InMemoryStore,
     LiveSession,
@@ -14,6 +15,7 @@ from seqrec.inference.sessions.stores.state_store import (
 )
 
 __all__ = [
+    "Behind",
     "Chunk",
     "InMemoryStore",
     "LiveSession",

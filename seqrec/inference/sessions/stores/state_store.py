@@ -82,6 +82,18 @@ class Chunk(NamedTuple):
     content: bytes
 
 
+class Behind(NamedTuple):
+    """A session as bytes that lacks the user's last events, which the store has.
+
+    Attributes:
+        session: The session.
+        num_events: Number of the events; None if it is lost.
+    """
+
+    session: bytes
+    num_events: int | None
+
+
 class StoreSizes(NamedTuple):
     """What a store keeps.
 
@@ -149,7 +161,7 @@ class LiveStore(SessionStore, Protocol):
     def put_many(self, rows: Sequence[tuple[bytes, bytes | LiveSession]], chunks: Sequence[Chunk] = ()) -> None:
         """See `SessionStore.put_many`."""
 
-    def get_live(self, keys: Sequence[bytes]) -> Sequence[bytes | LiveSession | None]:
+    def get_live(self, keys: Sequence[bytes]) -> Sequence[bytes | LiveSession | Behind | None]:
         """Return what `get_many` does, without making bytes of objects."""
 
 
