@@ -190,16 +190,15 @@ def time_sessions(batch_sizes: Sequence[int], folder: str | None, settings: Mapp
         seconds: dict[tuple[str, int, str], float] = {}
         for _ in range(settings["rounds"]):
             for store, size, calls in cells:
-                observe = partial(recommenders[store].observe_many, events(range(size)))
-                for name, call in {"observe": observe, **calls}.items():
+                calls["observe"] = partial(recommenders[store].observe_many, events(range(size)))
+                for name, call in calls.items():
                     last = timed(call, device)
                     seconds[store, size, name] = min(last, seconds.get((store, size, name), last))
         for opened in recommenders.values():
             opened.close()
     return [
-        {"store": store, "batch_size": size}
-        | {name: seconds[store, size, name] for name in ("step", "observe", "recommend")}
-        for store, size, _ in cells
+        {"store": store, "batch_size": size} | {name: seconds[store, size, name] for name in calls}
+        for store, size, calls in cells
     ]
 
 

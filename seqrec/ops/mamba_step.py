@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -112,41 +112,42 @@ def mamba_step(problem: MambaStepProblem, *, backend: str = "auto") -> Stepped:
 
 def mamba_step_reference(problem: MambaStepProblem) -> Stepped:
     """Compute `mamba_step` in plain torch."""
-    p = problem
-    if isinstance(p.inputs, SlabRows) and isinstance(p.state, SlabRows):
-        slabs = p.inputs, p.state
+    p, slabs = problem, [x for x in (problem.inputs, problem.state) if isinstance(x, SlabRows)]
+    if slabs:
         gathered = [each.slab.index_select(0, each.before) for each in slabs]
-        out, *new = mamba_step_reference(p._replace(inputs=gathered[0], state=gathered[1]))
-        for each, x in zip(slabs, new, strict=True):
-            each.slab.index_copy_(0, each.after, x)
+        out, *after = mamba_step_reference(p._replace(inputs=gathered[0], state=gathered[1]))
+        for each, x in zip(slabs, after, strict=True):
+            each.slab.index_copy_(0, each.after, cast("Tensor", x))
         return out, p.inputs, p.state
     rank, num_states = p.delta_weight.shape[1], p.A_log.shape[1]
+    inputs, before = cast("Tensor", p.inputs), cast("Tensor", p.state)
     path, gate = F.linear(p.x, p.in_weight).chunk(2, dim=-1)
-    seen = torch.cat([p.inputs, path.unsqueeze(1).to(p.inputs.dtype)], 1)
+    seen = torch.cat([inputs, path.unsqueeze(1).to(inputs.dtype)], 1)
     u = F.silu((seen * p.conv_weight.t()).sum(1) + p.conv_bias).to(path.dtype)
     dt, B, C = torch.split(F.linear(u, p.scan_weight), [rank, num_states, num_states], dim=-1)
     delta, A = F.linear(dt, p.delta_weight), -torch.exp(p.A_log.float())
     mixed, state = selective_scan_step(
-        u, delta, A, B, C, p.state, p.D, gate, p.delta_bias, delta_softplus=True, check=False
+        u, delta, A, B, C, before, p.D, gate, p.delta_bias, delta_softplus=True, check=False
     )
     return F.linear(mixed, p.out_weight), seen[:, 1:], state
 
 
 def mamba_step_compiled(problem: MambaStepProblem) -> Stepped:
     """Compute `mamba_step` in float32 on CPU by the compiled library, without gradients."""
-    p = problem
-    given = {name: x for name, x in p._asdict().items() if isinstance(x, Tensor)}
-    tensors = {**contiguous(**given), "out": torch.empty_like(p.x, memory_format=torch.contiguous_format)}
-    kept: dict[str, Tensor | SlabRows] = {"inputs": p.inputs, "state": p.state}
-    strides, new = {}, {}
-    for name, x in kept.items():
+    p, out = problem, torch.empty_like(problem.x, memory_format=torch.contiguous_format)
+    tensors = contiguous(**{name: x for name, x in p._asdict().items() if isinstance(x, Tensor)})
+    strides: dict[str, int] = {}
+    after: list[Tensor | SlabRows] = []
+    for name, x in (("inputs", p.inputs), ("state", p.state)):
         if isinstance(x, SlabRows):
             tensors |= {name: x.slab, f"next_{name}": x.slab, "rows": x.before, "next_rows": x.after}
-            strides[f"{name}_stride"], new[name] = x.slab.stride(0), x
+            strides[f"{name}_stride"] = x.slab.stride(0)
+            after.append(x)
         else:
-            made = torch.empty_like(x, memory_format=torch.contiguous_format)
-            tensors[f"next_{name}"] = new[name] = made
-            strides[f"{name}_stride"] = made.stride(0)
+            new = torch.empty_like(x, memory_format=torch.contiguous_format)
+            tensors[f"next_{name}"] = new
+            strides[f"{name}_stride"] = new.stride(0)
+            after.append(new)
     sizes = {
         "batch": p.x.shape[0],
         "width": p.x.shape[1],
@@ -156,8 +157,8 @@ def mamba_step_compiled(problem: MambaStepProblem) -> Stepped:
         "rank": p.delta_weight.shape[1],
     }
     if p.x.shape[0]:
-        call("mamba_step", {**sizes, **strides}, tensors)
-    return tensors["out"], new["inputs"], new["state"]
+        call("mamba_step", {**sizes, **strides}, {**tensors, "out": out})
+    return out, after[0], after[1]
 
 
 MAMBA_STEP_BACKENDS: Backends[Callable[[MambaStepProblem], Stepped]] = Backends(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ def user_key(user: Id, index: int = 0, place: str = "") -> bytes:
 def user_keys(users: Sequence[Id], name: str) -> list[bytes]:
     """Return the keys of users' sessions; a `BatchEntryError` calls them entries of `name`."""
     if all(map(_is_int64, users)):
-        return [b"%d" % user for user in users]
+        return [b"%d" % cast("int", user) for user in users]
     return [user_key(user, i, f"{name}[{i}]: ") for i, user in enumerate(users)]
 
 

@@ -131,6 +131,7 @@ class SessionKeeper:
         """Return the sessions that can be read, and why some places' sessions are not to be used."""
         found: list[Session | None] = []
         flaws = {}
+        row: Any
         for index, row in enumerate(self.rows(keys)):
             session: Session | None = row if isinstance(row, Session) else None
             user, behind = users[index], 0

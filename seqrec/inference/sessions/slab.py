@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,8 +74,7 @@ class Slab:
 
     def before(self, states: Sequence[KeptState]) -> list[SlabState]:
         """Return states as rows of this slab, after copying those that are not; no bytes are the first."""
-        # Faster than asking each for its length.
-        found = [state if type(state) is SlabState else state or self._first for state in states]
+        found: list[Any] = [state if type(state) is SlabState else state or self._first for state in states]
         given = [place for place, state in enumerate(found) if type(state) is bytes or state.slab is not self]
         if given:
             # A copy, as tensors are writable and bytes are not.
@@ -110,7 +110,7 @@ class Slab:
         floats = self._rows.view(torch.float32)
         for name, like in self._start.tensors.items():
             end = begin + like[0].numel()
-            found[name] = SlabRows(floats[:, begin:end].unflatten(1, like.shape[1:]), *rows)
+            found[name] = SlabRows(torch.unflatten(floats[:, begin:end], 1, like.shape[1:]), *rows)
             begin = end
         return found
 
@@ -128,7 +128,7 @@ class Slab:
                 rows = torch.empty(shape, dtype=torch.uint8)
             rows[:old] = self._rows
             self._rows = rows
-            self.content = memoryview(rows.numpy()).cast("B")
+            self.content = memoryview(rows.numpy()).cast("B")  # type: ignore[arg-type]
             # Those at the front are taken first.
             self.free[:0] = range(len(rows) - 1, old - 1, -1)
 

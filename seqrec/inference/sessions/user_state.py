@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from seqrec.catalogue.recommend import trained_length
 from seqrec.data.collate import padded_rows
+from seqrec.encoders.layers import Tensors
 from seqrec.encoders.state import State, StateFormat, weights_digest
 from seqrec.errors import InputError, SessionStoreError
 from seqrec.inference.sessions.slab import KeptState, Slab, SlabState
@@ -143,7 +144,7 @@ class StreamedState:
             after = self._slab.taken(len(before))
             tensors = self._slab.in_place(before, after)
             newest = tensors.pop(LAST)
-            last, _ = model.step(history.item_ids[:, 0], State(tensors, self._encoder), users)
+            last, _ = model.step(history.item_ids[:, 0], State(cast("Tensors", tensors), self._encoder), users)
             newest.slab.index_copy_(0, newest.after, last)
             return after
         kept = self._slab.gathered(before, device)

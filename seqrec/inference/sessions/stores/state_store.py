@@ -250,10 +250,10 @@ class InMemoryStore:
             self._state_bytes += growth
             self._touch([key for key, _ in rows])
             for chunk in chunks:
-                old = self._chunks.pop(chunk.key, [])
-                kept = [each for each in old if chunk.end - self.keep_events < each.end <= chunk.begin]
+                past = self._chunks.pop(chunk.key, [])
+                kept = [each for each in past if chunk.end - self.keep_events < each.end <= chunk.begin]
                 kept += [chunk] * bool(chunk.content)
-                self._event_bytes += _size(kept) - _size(old)
+                self._event_bytes += _size(kept) - _size(past)
                 if kept:
                     self._chunks[chunk.key] = kept
             most = self.max_users
