@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -275,14 +275,19 @@ class SessionKeeper:
         if self._events is None or (self._live and not self._keep_events and not self._live.sizes().event_bytes):
             self._put(rows)
             return
-        ends = [old.num_events + len(new) for old, new in zip(before, item_ids, strict=True)]
-        kept = [new[max(0, len(new) - self._keep_events) :] for new in item_ids]
-        names = self.items.external_ids(np.concatenate(kept))
-        rest = iter(names.tolist() if isinstance(names, np.ndarray) else names)
-        chunks = []
-        for key, new, end, time, own in zip(keys, kept, ends, newest_times, ids, strict=True):
-            events = KeptEvents(end - len(new), list(islice(rest, len(new))), time, list(own))
-            chunks.append(self._merged(key, events).chunk(key))
+        most = self._keep_events
+        kept = [new if len(new) <= most else new[len(new) - most :] for new in item_ids]
+        found = self.items.external_ids(np.concatenate(kept))
+        names: list[Id] = found.tolist() if isinstance(found, np.ndarray) else list(found)
+        chunks, place = [], 0
+        for (key, session), new, time, own in zip(rows, kept, newest_times, ids, strict=True):
+            end, count = session.num_events, len(new)
+            events = KeptEvents(end - count, names[place : place + count], time, own)
+            place += count
+            # A multiple of the number lies among these events.
+            if end % MERGED < count < end:
+                events = self._merged(key, events)
+            chunks.append(events.chunk(key))
         self._put(rows, chunks)
 
     def _put(self, rows: Sequence[tuple[bytes, Session]], chunks: Sequence[Chunk] = ()) -> None:
@@ -299,7 +304,7 @@ class SessionKeeper:
     def _merged(self, key: bytes, events: KeptEvents) -> KeptEvents:
         """Return further events of a key, together with the last chunks before them if these are many."""
         last = events.begin // MERGED * MERGED
-        if events.items and last < events.begin and events.end - last >= MERGED:
+        if last < events.begin and events.end - last >= MERGED:
             assert self._events is not None
             parts = [read_chunks(key, [content]) for content in self._events.events_of([key])[0]]
             newest = [*(part[0] for part in parts if part is not None and part[0].begin >= last), events]

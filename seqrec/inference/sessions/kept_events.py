@@ -44,16 +44,17 @@ class KeptEvents(NamedTuple):
 
     def chunk(self, key: bytes) -> Chunk:
         """Return the events of a key as bytes with a checksum of both; no bytes for no events."""
-        if not self.items:
-            return Chunk(key, self.begin, self.end, b"")
-        if all(type(item) is int for item in self.items):
+        begin, items, time, ids = self
+        end = begin + len(items)
+        if not items:
+            return Chunk(key, begin, end, b"")
+        if set(map(type, items)) == {int}:
             # Much faster for the most common kind of ids.
-            items, ids = (",".join(map(str, each)) for each in (self.items, self.event_ids))
-            time = "null" if self.newest_time is None else self.newest_time
-            content = f"[{self.begin},[{items}],{time},[{ids}]]".encode()
+            numbers = ",".join(map(str, items)), ",".join(map(str, ids))
+            content = f"[{begin},[{numbers[0]}],{'null' if time is None else time},[{numbers[1]}]]".encode()
         else:
             content = json.dumps(self, separators=(",", ":")).encode()
-        return Chunk(key, self.begin, self.end, CHECKSUM.pack(checksum(content, key)) + content)
+        return Chunk(key, begin, end, CHECKSUM.pack(checksum(content, key)) + content)
 
 
 def read_chunks(key: bytes, contents: Sequence[bytes]) -> list[KeptEvents] | None:

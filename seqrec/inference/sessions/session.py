@@ -21,6 +21,7 @@ FORMAT, OLD_FORMATS = 3, (1, 2)
 # Events, newest time, whether it is known, bytes of the state; since format 2 the number of event ids; since format 3
 # the first event that is kept, and digests of the model and of its catalogue.
 HEADS = {1: struct.Struct("<Qq?I"), 2: struct.Struct("<Qq?IH"), 3: struct.Struct("<Qq?IHQ16s")}
+FIXED_BYTES = CHECKSUM.size + HEADS[FORMAT].size
 REMEDY = "forget the user, and observe the events again"
 # The last event ids of each user that are known again.
 KEPT_EVENT_IDS = 256
@@ -73,8 +74,7 @@ class Session:
 
     def __len__(self) -> int:
         """Return the size in bytes; items that wait to be merged count, though they may repeat."""
-        items = len(self.seen_before) + len(self.newer)
-        return CHECKSUM.size + HEADS[FORMAT].size + len(self.state) + 8 * len(self.event_ids) + 4 * items
+        return FIXED_BYTES + len(self.state) + 8 * len(self.event_ids) + 4 * (len(self.seen_before) + len(self.newer))
 
     def observed(
         self,

@@ -49,7 +49,7 @@ GET = (
 )
 PUT_EVENTS = "INSERT INTO events VALUES (?, ?, ?)"
 # A session's row is written again after this number of events to twice as many. Not all users of a batch have the same.
-MOST_BEHIND = 32
+MOST_BEHIND = 64
 # Damage can change the type of a column.
 USAGE = "SELECT rowid, CAST(user AS BLOB), CAST(states AS INTEGER), CAST(events AS INTEGER) FROM usage"
 CHUNKS = "FROM events WHERE user = ? AND ends > ? AND ends <= ?"
@@ -63,7 +63,7 @@ class SQLiteStore:
     A call of `put_many` is one transaction that is on disk when it returns (write-ahead log, `synchronous=FULL`): an
     acknowledged write survives `kill -9` and a loss of power. Sessions in use are kept in memory as well. The file gets
     each event of theirs at once, and the state after some tens of events, when the session leaves the memory, and in
-    `close`. After a kill, the events that a state lacks are observed again on first use. With `keep_events` below 64,
+    `close`. After a kill, the events that a state lacks are observed again on first use. With `keep_events` below 128,
     each event writes the state. The log, `<path>-wal`, is next to the file and belongs
     to it. Only one process at a time can open the file: two that continue the same session would each undo the
     other's writes.
@@ -116,10 +116,11 @@ class SQLiteStore:
     ) -> None:
         check_limits(max_bytes, max_users, idle_seconds, keep_events)
         check_at_least(0, memory_bytes=memory_bytes)
-        # Sessions in memory, the least recently used first, their bytes, and the events that their rows have.
+        # Sessions in memory, the least recently used first, and their bytes. Of each, events and bytes when its row was
+        # written.
         self._live: OrderedDict[bytes, LiveSession] = OrderedDict()
         self._live_bytes, self._memory_bytes = 0, memory_bytes
-        self._written: dict[bytes, int] = {}
+        self._written: dict[bytes, tuple[int, int]] = {}
         self.keep_events, self.max_bytes, self.max_users = keep_events, max_bytes, max_users
         self.idle_seconds = idle_seconds
         self._limited = (max_bytes, max_users, idle_seconds) != (None, None, None)
@@ -187,6 +188,7 @@ class SQLiteStore:
         with self._transaction() as connection:
             self._put_leaving()
             events = {chunk.key: chunk for chunk in chunks}
+            waiting: dict[bytes, Any] = {}
             full, behind, new, growth = [], [], [], 0
             for key, row in rows:
                 chunk = events.get(key)
@@ -200,13 +202,15 @@ class SQLiteStore:
                 else:
                     new.append((key, chunk.end, chunk.content))
                 growth += size
-                behind.append((now, size, chunk.end - self._written[key], key))
+                waiting[key] = row
+                behind.append((now, size, chunk.end - self._written[key][0], key))
             connection.executemany(PUT_EVENTS, new)
             connection.executemany(PUT_BEHIND, behind)
             self._put_full(full, {key: self._put_events(chunk) for key, chunk in events.items()}, now)
             self._count(event_bytes=growth)
-            for key, row in rows:
-                self._remember(key, None if isinstance(row, bytes) else row)
+            self._live.update(waiting)
+            for key in waiting:
+                self._live.move_to_end(key)
             self._keep_limits(now)
 
     def events_of(self, keys: Sequence[bytes]) -> list[list[bytes]]:
@@ -277,29 +281,25 @@ class SQLiteStore:
         if live is None or isinstance(row, bytes) or chunk.begin != live.num_events or not chunk.content:
             return False
         most = MOST_BEHIND + hash(key) % MOST_BEHIND
-        return chunk.end - self._written[key] < most and self.keep_events >= 2 * MOST_BEHIND
+        return chunk.end - self._written[key][0] < most and self.keep_events >= 2 * MOST_BEHIND
 
     def _put_leaving(self) -> None:
         """Take sessions out of memory until its limit is kept, and write those whose rows lack events."""
         while self._live_bytes > self._memory_bytes and self._live:
             key, live = next(iter(self._live.items()))
-            if self._written[key] < live.num_events:
+            if self._written[key][0] < live.num_events:
                 content = live.to_bytes(key)
                 self._connection.execute(PUT, (key, content))
                 select = "SELECT used, CAST(states AS INTEGER) FROM usage WHERE user = ?"
-                used, states = self._connection.execute(select, (key,)).fetchone()
+                used, states = self._connection.execute(select, (key,)).fetchone() or (0, 0)
                 self._connection.execute(PUT_USAGE, (key, used, len(key) + len(content), 0))
                 self._count(state_bytes=len(key) + len(content) - states)
-            self._remember(key, None)
+            self._forget(key)
 
-    def _remember(self, key: bytes, live: LiveSession | None) -> None:
-        """Keep a session in memory; None takes it out."""
-        old = self._live.pop(key, None)
-        self._live_bytes += (0 if live is None else len(live)) - (0 if old is None else len(old))
-        if live is None:
-            self._written.pop(key, None)
-        else:
-            self._live[key] = live
+    def _forget(self, key: bytes) -> None:
+        """Take a session out of memory."""
+        if self._live.pop(key, None) is not None:
+            self._live_bytes -= self._written.pop(key)[1]
 
     def _put_full(self, rows: Sequence[tuple[bytes, bytes | LiveSession]], added: dict[bytes, int], now: float) -> None:
         """Write sessions; `added` are bytes of events."""
@@ -313,8 +313,10 @@ class SQLiteStore:
             users, growth = users + (found is None), growth + size - (found[0] if found else 0)
             self._connection.execute(PUT, (key, content))
             self._connection.execute(PUT_USAGE, (key, now, size, added.get(key, 0)))
+            self._forget(key)
             if not isinstance(row, bytes):
-                self._written[key] = row.num_events
+                self._live[key], self._written[key] = row, (row.num_events, size)
+                self._live_bytes += size
         self._count(users=users, state_bytes=growth, event_bytes=sum(added.values()))
 
     def _put_events(self, chunk: Chunk) -> int:
@@ -359,7 +361,7 @@ class SQLiteStore:
             self._connection.execute("DELETE FROM usage WHERE rowid = ?", (rowid,))
             for table in ("sessions", "events"):
                 self._connection.execute(f"DELETE FROM {table} WHERE user = ?", (key,))
-            self._remember(key, None)
+            self._forget(key)
             self._count(users=-1, state_bytes=-states, event_bytes=-events, dropped=1)
         return len(found)
 
