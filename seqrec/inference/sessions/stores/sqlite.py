@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 import time
@@ -14,29 +13,9 @@ from typing import Any
 
 from seqrec.errors import MissingInputError, SessionStoreError, check_at_least
 from seqrec.files import PARTIAL, move
+from seqrec.inference.sessions.stores.sqlite_file import REMEDY, create_private, prepare
 from seqrec.inference.sessions.stores.state_store import Behind, Chunk, LiveSession, StoreSizes, check_limits
 
-# Identify the file in its header: "seqS", and the version of the tables.
-APPLICATION_ID, VERSION = 0x73657153, 3
-TABLES = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL)
-CREATE TABLE sessions (user BLOB PRIMARY KEY, session BLOB NOT NULL)
-"""
-# Of version 2. Usage has a table of its own, as a change of a session's row writes the whole session.
-MORE_TABLES = """
-CREATE TABLE events (user BLOB, ends INTEGER, content BLOB NOT NULL, PRIMARY KEY (user, ends))
-CREATE TABLE usage (user BLOB PRIMARY KEY, used REAL NOT NULL, states INTEGER NOT NULL, events INTEGER NOT NULL)
-INSERT INTO usage SELECT user, strftime('%s', 'now'), length(user) + length(session), 0 FROM sessions
-"""
-# Of version 3: the events that a session's row lacks. The index has all numbers twice, which shows damage.
-BEHIND = """
-ALTER TABLE usage ADD COLUMN behind INTEGER NOT NULL DEFAULT 0
-DROP INDEX IF EXISTS used
-CREATE INDEX used ON usage (used, states, events, behind)
-"""
-# Files up to this size are checked when they are opened; that takes less than a second.
-CHECKED_BYTES = 64 << 20
-REMEDY = "move it away to start with new sessions"
 PUT = "INSERT INTO sessions VALUES (?, ?) ON CONFLICT (user) DO UPDATE SET session = excluded.session"
 PUT_USAGE = (
     "INSERT INTO usage VALUES (?, ?, ?, ?, 0) ON CONFLICT (user) DO UPDATE SET used = excluded.used, "
@@ -134,7 +113,7 @@ class SQLiteStore:
         with self._errors():
             # Our lock keeps threads apart.
             if not self.path.exists():
-                _create_private(self.path)
+                create_private(self.path)
             self._connection = sqlite3.connect(
                 self.path, timeout=busy_seconds, isolation_level=None, check_same_thread=False
             )
@@ -250,7 +229,7 @@ class SQLiteStore:
         target = Path(path)
         partial = target.with_name(target.name + PARTIAL)
         try:
-            _create_private(partial)
+            create_private(partial)
             copy = sqlite3.connect(partial)
             try:
                 with self._lock, self._errors():
@@ -370,37 +349,10 @@ class SQLiteStore:
         self._sizes = StoreSizes(**{name: value + changes.get(name, 0) for name, value in found.items()})
 
     def _open(self) -> None:
-        execute = self._connection.execute
-        # Set before the log is opened, so that it shares no memory with other processes.
-        execute("PRAGMA locking_mode = EXCLUSIVE")
-        execute("BEGIN EXCLUSIVE")
-        (application,), (version,) = (
-            execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
-        )
-        is_new = not execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        steps = [TABLES + f"PRAGMA application_id = {APPLICATION_ID}", MORE_TABLES, BEHIND][0 if is_new else version :]
-        if application != APPLICATION_ID and not (is_new and application == 0):
-            raise SessionStoreError(f"{self.path} is an SQLite file of another program; give another path")
-        if not is_new and version not in range(1, VERSION + 1):
-            raise SessionStoreError(
-                f"{self.path} is a store of sessions of version {version}, expected {VERSION}; {REMEDY}"
-            )
-        execute("PRAGMA cell_size_check = ON")
-        if self.path.stat().st_size <= CHECKED_BYTES:
-            self.verify()
-        for statement in [line for step in steps for line in step.strip().splitlines()]:
-            execute(statement)
-        if steps:
-            execute(f"PRAGMA user_version = {VERSION}")
-        execute("COMMIT")
-        (mode,) = execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raise SessionStoreError(f"{self.path} cannot have a write-ahead log here; give a path on a local disk")
-        execute("PRAGMA synchronous = FULL")
+        prepare(self._connection, self.path, self.verify)
         total = "total(CAST(states AS INTEGER)), total(CAST(events AS INTEGER))"
-        self._sizes = StoreSizes(*map(int, execute(f"SELECT count(*), {total} FROM usage").fetchone()))
-        # On macOS a plain fsync leaves data in the disk's cache.
-        execute("PRAGMA fullfsync = ON")
+        counts = self._connection.execute(f"SELECT count(*), {total} FROM usage").fetchone()
+        self._sizes = StoreSizes(*map(int, counts))
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -438,8 +390,3 @@ class SQLiteStore:
             else:
                 reason = f"{text}; check that the disk has space and the path can be written"
             raise SessionStoreError(f"{self.path} cannot be used: {reason}") from error
-
-
-def _create_private(path: Path) -> None:
-    """Create an empty file that only its owner can read; SQLite gives its log the same permissions."""
-    os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600))
