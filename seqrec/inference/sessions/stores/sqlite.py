@@ -137,7 +137,7 @@ class SQLiteStore:
             connection.execute("UPDATE meta SET value = ? WHERE name = 'description'", (description,))
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """See `StateStore.get_many`; after a kill, a session may lack events, as `get_live` says."""
+        """See `StateStore.get_many`; after a kill, a session may lack events (`Behind`)."""
         found: list[bytes | None] = []
         for key, row in zip(keys, self.get_live(keys), strict=True):
             content = row.session if isinstance(row, Behind) else row
