@@ -272,7 +272,8 @@ class SessionKeeper:
                 keys, before, [new.tolist() for new in item_ids], newest_times, states, ids, strict=True
             )
         ]
-        if self._events is None or (self._live and not self._keep_events and not self._live.sizes().event_bytes):
+        store = self._live
+        if self._events is None or (store is not None and not self._keep_events and not store.sizes().event_bytes):
             self._put(rows)
             return
         most = self._keep_events

@@ -157,7 +157,9 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
             further = zip(places, users, sessions, fresh, times, strict=True)
             if chosen := [each for each in further if each[3]]:
                 own_keys, own_users, own_sessions, own_places, own_times = zip(*chosen, strict=True)
-                ids = [[x for i in own if (x := events[i].id_digest) is not None] for own in own_places]
+                ids = None
+                if any(event.event_id is not None for event in events):
+                    ids = [[x for i in own if (x := events[i].id_digest) is not None] for own in own_places]
                 self._keeper.extend(own_keys, own_users, own_sessions, parts_of(item_ids, own_places), own_times, ids)
 
     def recommend(self, user: Id, k: int = 10, *, filter_seen: bool = True) -> list[Scored]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from seqrec.encoders.state import State, as_bytes
 from seqrec.ops.mamba_step import SlabRows
 
-# Rows of a slab when it is made; it doubles when all are in use.
-FIRST_ROWS = 16
+# Rows of a slab when it is made; it doubles when all are in use. The state before any event is in the first.
+FIRST_ROWS, FIRST_ROW = 16, 0
 
 
 class SlabState:
@@ -40,7 +40,8 @@ class SlabState:
         return self.slab.content[begin : begin + self.slab.row_bytes][part]
 
     def __del__(self) -> None:
-        self.slab.free.append(self.row)
+        if self.row != FIRST_ROW:
+            self.slab.free.append(self.row)
 
 
 # A user's state between events.
@@ -51,8 +52,7 @@ class Slab:
     """Rows of states next to each other, each of which is written once and then read until nothing refers to it.
 
     A new state never takes the place of the one that it continues: after an error, the old one is still whole, and
-    other threads can read it meanwhile. The first row is the state before any event. `written` and `before` are for
-    one thread at a time.
+    other threads can read it meanwhile. `written`, `taken` and `before` are for one thread at a time.
 
     Args:
         start: The state before the first event, of one row. Its tensors lie one after another in a row, and so in a
@@ -70,11 +70,14 @@ class Slab:
         self._rows = torch.empty(0, self.row_bytes, dtype=torch.uint8)
         self.free: list[int] = []
         self._reserve(FIRST_ROWS)
-        (self._first,) = self.written(self._start)
+        self.written(self._start)
 
     def before(self, states: Sequence[KeptState]) -> list[SlabState]:
         """Return states as rows of this slab, after copying those that are not; no bytes are the first."""
-        found: list[Any] = [state if type(state) is SlabState else state or self._first for state in states]
+        # Made here, as a slab that referred to itself would outlive its last user.
+        first = SlabState(self, FIRST_ROW)
+        # Faster than asking each for its length.
+        found: list[Any] = [state if type(state) is SlabState else state or first for state in states]
         given = [place for place, state in enumerate(found) if type(state) is bytes or state.slab is not self]
         if given:
             # A copy, as tensors are writable and bytes are not.

@@ -6,6 +6,7 @@ import gc
 import random
 import shutil
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,20 @@ def test_a_row_is_free_when_nothing_refers_to_it_and_is_taken_again():
     again = slab.written(states(8, 9))
     assert {row.row for row in again} == rows - {kept[0].row}
     assert slab.gathered([kept[0], *again], "cpu").tensors["b"].tolist() == [1, 8, 9]
+
+
+def test_a_slab_ends_with_its_last_user():
+    slab = Slab(states(0))
+    (kept,) = slab.written(states(1))
+    slab.before([b"", b""])
+    ended, slab = weakref.ref(slab), None  # type: ignore[assignment]
+    assert ended() is not None
+    gc.disable()
+    try:
+        del kept
+        assert ended() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("name", list(ENCODERS))
