@@ -28,7 +28,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Flaw(NamedTuple):
-    """Why a session is not to be used as it is, and the number of events after it."""
+    """Why a session needs repair, and the number of events after it."""
 
     reason: str
     behind: int
@@ -128,7 +128,7 @@ class SessionKeeper:
         return self.store.get_many(keys) if self._live is None else self._live.get_live(keys)
 
     def _read(self, keys: Sequence[bytes], users: Sequence[Id]) -> tuple[list[Session | None], dict[int, Flaw]]:
-        """Return the sessions that can be read, and why some places' sessions are not to be used."""
+        """Return the sessions that can be read, and what is wrong at some places."""
         found: list[Session | None] = []
         flaws = {}
         row: Any
