@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,6 +121,10 @@ class Vocabulary:
         """
         if isinstance(external_ids, np.ndarray) and external_ids.dtype.kind == "i" and self._offsets is None:
             return self._lookup_integers(external_ids.astype(np.int64, copy=False))
+        if self._offsets is None and all(type(external_id) is int for external_id in external_ids):
+            # Faster than one by one, unless an id is too large.
+            with suppress(OverflowError):
+                return self._lookup_integers(np.array(external_ids, np.int64))
         for external_id in external_ids:
             if isinstance(external_id, (bool, np.bool_)) or not isinstance(external_id, (int, str, np.integer)):
                 raise TypeError(f"external id {external_id!r} must be an integer or a string")

@@ -42,6 +42,7 @@ class MambaRec(SequenceEncoder):
     ) -> None:
         super().__init__(d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm)
         self.mixer = mixer
+        self.takes_slab_rows = mixer == "mamba"
         self.d_state = d_state
         self.d_conv = d_conv
         self.expand = expand

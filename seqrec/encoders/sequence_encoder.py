@@ -39,6 +39,10 @@ class SequenceEncoder(nn.Module, ABC):
         dropout: Share of inputs, and of other parts that the encoder documents, set to 0 in training, 0 <= dropout < 1.
         layer_norm: False omits every layer norm (ablation).
 
+    Attributes:
+        takes_slab_rows: Whether `step` also takes a state whose tensors are `seqrec.ops.mamba_step.SlabRows`, which it
+            reads and writes in place. False gets copies of them.
+
     Raises:
         InputError: if a width or count is below 1, or dropout is outside [0, 1).
 
@@ -58,6 +62,8 @@ class SequenceEncoder(nn.Module, ABC):
         >>> RunningMean()(torch.zeros(1, 3, 8), history).shape
         torch.Size([1, 3, 8])
     """
+
+    takes_slab_rows = False
 
     def __init__(self, d_model: int, *, num_layers: int, dropout: float, layer_norm: bool) -> None:
         super().__init__()

@@ -97,9 +97,9 @@ class MambaStepLayout(ctypes.Structure):
     """`MambaStepProblem` of `cpp/problems.h`, field by field."""
 
     _fields_ = _fields(
-        "batch width channels states taps rank threads",
+        "batch width channels states taps rank inputs_stride state_stride threads",
         "x in_weight conv_weight conv_bias scan_weight delta_weight delta_bias A_log D out_weight inputs state"
-        " out next_inputs next_state",
+        " rows next_rows out next_inputs next_state",
     )
 
 

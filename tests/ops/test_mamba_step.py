@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seqrec.encoders.layers import MambaMixer
 from seqrec.errors import InputError
-from seqrec.ops.mamba_step import MambaStepProblem, mamba_step, mamba_step_reference
+from seqrec.ops.mamba_step import MambaStepProblem, SlabRows, mamba_step, mamba_step_reference
 
 
 def problem(
@@ -137,3 +137,40 @@ def test_gradients_of_the_plain_step_are_right():
     assert torch.autograd.gradcheck(
         lambda *tensors: mamba_step_reference(MambaStepProblem._make(tensors)), double, fast_mode=True
     )
+
+
+@pytest.mark.usefixtures("cpp")
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@torch.inference_mode()
+def test_rows_of_a_slab_are_read_and_written_where_they_are(backend: str):
+    case = problem(3)
+    # A row of the slab holds both tensors, and other numbers around them.
+    (inputs, state), size = (x[0].numel() for x in (case.inputs, case.state)), 2000
+    slab = torch.randn(9, size)
+    parts = slab[:, 5 : 5 + inputs].unflatten(1, case.inputs.shape[1:]), slab[:, 700 : 700 + state]
+    parts = parts[0], parts[1].unflatten(1, case.state.shape[1:])
+    before, after = torch.tensor([7, 0, 7]), torch.tensor([3, 8, 1])
+    expected = mamba_step(case._replace(inputs=parts[0][before], state=parts[1][before]), backend=backend)
+    untouched = slab.clone()
+    rows = [SlabRows(part, before, after) for part in parts]
+    out, *given = mamba_step(case._replace(inputs=rows[0], state=rows[1]), backend=backend)
+    assert torch.equal(out, expected[0])
+    assert given == rows
+    for part, x, old in zip(parts, expected[1:], (untouched[:, 5 : 5 + inputs], untouched[:, 700:]), strict=True):
+        assert torch.equal(part[after], x)
+        old[after, : x[0].numel()] = x.flatten(1)
+    assert torch.equal(slab, untouched), "numbers outside of the rows were written to"
+
+
+@torch.inference_mode()
+def test_a_single_user_and_no_user_of_a_slab():
+    case = problem(1)
+    slabs = [torch.cat([x, torch.zeros_like(x)]) for x in (case.inputs, case.state)]
+    for users in (0, 1):
+        rows = [
+            SlabRows(slab, torch.zeros(users, dtype=torch.int64), torch.ones(users, dtype=torch.int64))
+            for slab in slabs
+        ]
+        out, *_ = mamba_step(case._replace(x=case.x[:users], inputs=rows[0], state=rows[1]))
+        assert torch.equal(out, mamba_step(case)[0][:users])
+    assert all(torch.equal(slab[1:], x) for slab, x in zip(slabs, mamba_step(case)[1:], strict=True))

@@ -293,10 +293,10 @@ class UnreachableStore(InMemoryStore):
 
     error: Exception | None = None
 
-    def get_many(self, keys):
+    def get_live(self, keys):
         if self.error is not None:
             raise self.error
-        return super().get_many(keys)
+        return super().get_live(keys)
 
 
 class BlockedStore(InMemoryStore):
@@ -307,9 +307,9 @@ class BlockedStore(InMemoryStore):
         self.resume = threading.Event()
         self.resume.set()
 
-    def get_many(self, keys):
+    def get_live(self, keys):
         assert self.resume.wait(20)
-        return super().get_many(keys)
+        return super().get_live(keys)
 
 
 def test_a_blocked_model_is_alive_but_not_ready():

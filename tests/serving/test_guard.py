@@ -146,9 +146,9 @@ class HeldStore(InMemoryStore):
         super().__init__()
         self.resume = threading.Event()
 
-    def get_many(self, keys):
+    def get_live(self, keys):
         assert self.resume.wait(20)
-        return super().get_many(keys)
+        return super().get_live(keys)
 
 
 def test_bodies_of_all_requests_together_are_bounded():

@@ -6,7 +6,7 @@ Shapes: B batch, L events, D width, E = expand * D inner width, N states per cha
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +84,7 @@ class MambaMixer(nn.Module):
         if x.shape[1] == 1 and valid is None:
             step = MambaStepProblem._make((x[:, 0], *self._weights(), state["inputs"], state["scan"]))
             out, inputs, scan = mamba_step(step)
-            return out.unsqueeze(1), {"inputs": inputs, "scan": scan}
+            return out.unsqueeze(1), cast("Tensors", {"inputs": inputs, "scan": scan})
         path, gate = self.in_projection(x).chunk(2, dim=-1)
         path, inputs = convolve_further(path, self.conv_weight, self.conv_bias, valid, state["inputs"])
         dt, B, C = self.scan_projection(path).split([self.dt_rank, self.d_state, self.d_state], dim=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -116,6 +116,13 @@ def user_key(user: Id, index: int = 0, place: str = "") -> bytes:
     return _text("user", user, index, place).encode()
 
 
+def user_keys(users: Sequence[Id], name: str) -> list[bytes]:
+    """Return the keys of users' sessions; a `BatchEntryError` calls them entries of `name`."""
+    if all(map(_is_int64, users)):
+        return [b"%d" % cast("int", user) for user in users]
+    return [user_key(user, i, f"{name}[{i}]: ") for i, user in enumerate(users)]
+
+
 def known_items(events: Sequence[Event], vocabulary: Vocabulary) -> NDArray[np.int64]:
     """Return the (N,) internal item ids of events.
 
@@ -123,9 +130,11 @@ def known_items(events: Sequence[Event], vocabulary: Vocabulary) -> NDArray[np.i
         UnknownItemError: if the model was not trained on an item.
         BatchEntryError: if an item is not an id.
     """
-    for index, event in enumerate(events):
-        _text("item", event.item, index, f"events[{index}]: ")
-    item_ids = vocabulary.lookup([event.item for event in events])
+    items = [event.item for event in events]
+    if not all(map(_is_int64, items)):
+        for index, item in enumerate(items):
+            _text("item", item, index, f"events[{index}]: ")
+    item_ids = vocabulary.lookup(items)
     unknown = np.flatnonzero(item_ids == 0)
     if len(unknown):
         index = int(unknown[0])
@@ -176,6 +185,11 @@ def scored_lists(best: Recommendations, ks: Sequence[int], items: Vocabulary) ->
         names = names.tolist() if isinstance(names, np.ndarray) else names
         results.append([Scored(*pair) for pair in zip(names, scores[: len(names)].tolist(), strict=True)])
     return results
+
+
+def _is_int64(value: object) -> bool:
+    """Return whether an id is the most common kind, for which no more needs to be checked."""
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def _text(kind: str, value: object, index: int, place: str) -> str:

@@ -1,17 +1,15 @@
-"""Users' sessions as bytes, and their reading from and writing to a store."""
+"""The reading of users' sessions from a store, and their writing after further events."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import struct
 import threading
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, pairwise
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,111 +19,19 @@ from torch import Tensor
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import DamagedSessionError, SessionStoreError
 from seqrec.inference.sessions.entries import HistoryOf, Id, UserHistory
-from seqrec.inference.sessions.kept_events import CHECKSUM, MERGED, KeptEvents, checksum, joined, read_events
-from seqrec.inference.sessions.stores import SessionStore, StateStore, StoreSizes
+from seqrec.inference.sessions.kept_events import MERGED, KeptEvents, joined, read_chunks
+from seqrec.inference.sessions.session import FORMAT, OLD_FORMATS, REMEDY, Session
+from seqrec.inference.sessions.stores import Behind, Chunk, LiveStore, SessionStore, StateStore, StoreSizes
 from seqrec.inference.sessions.user_state import UserState
 
 _LOG = logging.getLogger(__name__)
-# Stores of seqrec 0.1 have format 1, whose sessions have no event ids and a checksum without the user's key. Sessions
-# of format 2 do not name their model.
-FORMAT, OLD_FORMATS = 3, (1, 2)
-# Events, newest time, whether it is known, bytes of the state; since format 2 the number of event ids; since format 3
-# the first event that is kept, and digests of the model and of its catalogue.
-HEADS = {1: struct.Struct("<Qq?I"), 2: struct.Struct("<Qq?IH"), 3: struct.Struct("<Qq?IHQ16s")}
-REMEDY = "forget the user, and observe the events again"
-# The last event ids of each user that are known again.
-KEPT_EVENT_IDS = 256
 
 
-@dataclass(frozen=True)
-class Session:
-    """All that is kept of a user.
+class Flaw(NamedTuple):
+    """Why a session needs repair, and the number of events after it."""
 
-    Attributes:
-        state: The state that the model continues from, as bytes; see `UserState`.
-        num_events: Events so far.
-        newest_time: The latest time of an event; None if no event had one.
-        seen: (N,) int32 distinct internal item ids, in the order in which they were last seen.
-        event_ids: (M,) uint64 digests of the last event ids, the newest last; M is at most `KEPT_EVENT_IDS`.
-        kept_from: Number of the first events that need not be in the store; all later ones are.
-        made_by: Digests of the model and of its catalogue, 8 bytes each; empty if unknown.
-    """
-
-    state: bytes
-    num_events: int = 0
-    newest_time: int | None = None
-    seen: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    event_ids: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
-    kept_from: int = 0
-    made_by: bytes = b""
-
-    def observed(
-        self,
-        item_ids: NDArray[np.int64],
-        newest_time: int | None,
-        state: bytes,
-        max_seen: int | None,
-        event_ids: Sequence[int] = (),
-        keep_events: int = 0,
-    ) -> Session:
-        """Return the session after further events (N,), oldest first.
-
-        `event_ids` are digests of those events that have an id; `max_seen` is as of `SessionKeeper`, and `keep_events`
-        of its store.
-        """
-        # From the end, so that each item takes the place at which it was last seen.
-        new = np.array([*dict.fromkeys(reversed(item_ids.tolist()))][::-1], np.int32)
-        # A shortcut for the common case of one event.
-        again = self.seen == new[0] if len(new) == 1 else np.isin(self.seen, new)
-        seen = np.concatenate([self.seen[~again], new])
-        if max_seen is not None:
-            seen = seen[len(seen) - min(max_seen, len(seen)) :]
-        kept = self.event_ids
-        if event_ids:
-            kept = np.concatenate([kept, np.array(event_ids, np.uint64)])[-KEPT_EVENT_IDS:]
-        num_events = self.num_events + len(item_ids)
-        kept_from = max(self.kept_from, num_events - keep_events)
-        return Session(state, num_events, newest_time, seen, kept, kept_from, self.made_by)
-
-    def to_bytes(self, key: bytes) -> bytes:
-        """Return the session of a key as bytes with a checksum of both."""
-        time = self.newest_time
-        known = (self.num_events, time or 0, time is not None)
-        head = HEADS[FORMAT].pack(*known, len(self.state), len(self.event_ids), self.kept_from, self.made_by)
-        numbers = [self.event_ids.astype("<u8", copy=False), self.seen.astype("<i4", copy=False)]
-        content = b"".join([head, self.state, *(each.tobytes() for each in numbers)])
-        return CHECKSUM.pack(_checksum(content, key, FORMAT)) + content
-
-    @staticmethod
-    def from_bytes(data: bytes, key: bytes, user: Any, index: int = 0) -> Session:
-        """Return the session that `to_bytes` wrote for the same key.
-
-        Raises:
-            DamagedSessionError: if the checksum does not match; it names the user and its place `index` in a batch.
-        """
-        content = memoryview(data)[CHECKSUM.size :]
-        found = CHECKSUM.unpack_from(data)[0] if len(data) >= CHECKSUM.size else None
-        for version, head in reversed(HEADS.items()):
-            if len(content) >= head.size and found == _checksum(content, key, version):
-                break
-        else:
-            raise DamagedSessionError(
-                f"the session of user={user!r} is damaged: its checksum does not match its content; {REMEDY}", index
-            )
-        num_events, time, has_time, size, *more = head.unpack_from(content)
-        # Without a model's name, no events are kept either.
-        num_ids, kept_from, made_by = tuple(more) + (0, num_events, b"")[len(more) :]
-        ids = head.size + size
-        seen = ids + 8 * num_ids
-        return Session(
-            bytes(content[head.size : ids]),
-            num_events,
-            time if has_time else None,
-            np.frombuffer(content[seen:], "<i4").astype(np.int32, copy=False),
-            np.frombuffer(content[ids:seen], "<u8").astype(np.uint64, copy=False),
-            kept_from,
-            made_by,
-        )
+    reason: str
+    behind: int
 
 
 @dataclass(kw_only=True, eq=False)
@@ -167,7 +73,10 @@ class SessionKeeper:
         text = json.dumps({**ours, **description}, separators=(",", ":"))
         model = hashlib.sha256(json.dumps(description).encode()).digest()[:8]
         self._made_by = model + bytes.fromhex(catalogue)
-        self._keep_events = self.store.keep_events if isinstance(self.store, SessionStore) else 0
+        # Looked up once, as such a question to a protocol takes longer than a user's step.
+        self._live = self.store if isinstance(self.store, LiveStore) else None
+        self._events = self.store if isinstance(self.store, SessionStore) else None
+        self._keep_events = 0 if self._events is None else self._events.keep_events
         kept = self.store.claim(text.encode())
         # Sessions that do not name their model are of the one of an old description.
         self._fits = False
@@ -191,11 +100,11 @@ class SessionKeeper:
         except SessionStoreError as error:
             if theirs["format"] != FORMAT:
                 raise
-            if not isinstance(self.store, SessionStore) or not has_events(self.store.sizes()):
+            if self._events is None or not has_events(self._events.sizes()):
                 raise SessionStoreError(
                     f"{error}; keep_events, which SQLiteStore and RedisStore have, would have kept the events in it"
                 ) from error
-            self.store.redescribe(text.encode())
+            self._events.redescribe(text.encode())
             _LOG.info("the store is of another model: its sessions are made again from their events when needed")
 
     def stored(self, keys: Sequence[bytes], users: Sequence[Id]) -> list[Session | None]:
@@ -206,76 +115,108 @@ class SessionKeeper:
                 its `index` is the user's place.
             SessionStoreError: if the store cannot be read.
         """
-        found, reasons = self._read(keys, users)
-        if reasons:
+        found, flaws = self._read(keys, users)
+        if flaws:
             with self.lock:
                 # Another thread may have made them meanwhile.
-                found, reasons = self._read(keys, users)
-                self._rebuild(keys, users, found, reasons)
+                found, flaws = self._read(keys, users)
+                self._rebuild(keys, users, found, flaws)
         return found
 
-    def _read(self, keys: Sequence[bytes], users: Sequence[Id]) -> tuple[list[Session | None], dict[int, str]]:
-        """Return the sessions that can be read, and why some places' sessions are not to be used."""
+    def rows(self, keys: Sequence[bytes]) -> Sequence[Any]:
+        """Return what the store has for each key, bytes or objects; None if it has nothing."""
+        return self.store.get_many(keys) if self._live is None else self._live.get_live(keys)
+
+    def _read(self, keys: Sequence[bytes], users: Sequence[Id]) -> tuple[list[Session | None], dict[int, Flaw]]:
+        """Return the sessions that can be read, and what is wrong at some places."""
         found: list[Session | None] = []
-        reasons = {}
-        for index, (key, row, user) in enumerate(zip(keys, self.store.get_many(keys), users, strict=True)):
-            session = None
+        flaws = {}
+        row: Any
+        for index, row in enumerate(self.rows(keys)):
+            session: Session | None = row if isinstance(row, Session) else None
+            user, behind = users[index], 0
+            if isinstance(row, Behind):
+                row, behind = row.session, row.num_events or 0
+                flaws[index] = Flaw(f"the session of user={user!r} lacks events; {REMEDY}", behind)
             try:
-                session = None if row is None else Session.from_bytes(row, key, user, index)
+                session = Session.from_bytes(row, keys[index], user, index) if isinstance(row, bytes) else session
             except DamagedSessionError as error:
-                reasons[index] = str(error)
+                flaws[index] = Flaw(str(error), behind)
             if session is not None and not session.made_by and self._fits:
                 session = replace(session, made_by=self._made_by)
             if session is not None and session.made_by != self._made_by:
-                reasons[index] = f"the session of user={user!r} is of another model; {REMEDY}"
+                flaws[index] = Flaw(f"the session of user={user!r} is of another model; {REMEDY}", behind)
             found.append(session)
-        return found, reasons
+        return found, flaws
 
     def _rebuild(
-        self, keys: Sequence[bytes], users: Sequence[Id], found: list[Session | None], reasons: dict[int, str]
+        self, keys: Sequence[bytes], users: Sequence[Id], found: list[Session | None], flaws: dict[int, Flaw]
     ) -> None:
         """Make the sessions at some places again, write them, and put them into `found`."""
         # A user's first place.
-        places = {keys[place]: place for place in reversed(reasons)}
-        kept = self.store.events_of(list(places)) if isinstance(self.store, SessionStore) else [[]] * len(places)
-        made, item_ids, errors = {}, [], []
+        places = {keys[place]: place for place in reversed(flaws)}
+        kept = [[]] * len(places) if self._events is None else self._events.events_of(list(places))
+        made: dict[bytes, Session] = {}
+        further: dict[bytes, list[KeptEvents]] = {}
+        others: dict[bytes, Session | None] = {}
+        errors = []
         for (key, place), contents in zip(places.items(), kept, strict=True):
-            events, old = read_events(key, contents), found[place]
+            parts, old, (reason, behind) = read_chunks(key, contents), found[place], flaws[place]
             is_whole = old is None or (
-                events is not None and events.begin <= old.kept_from and events.end == old.num_events
+                parts and parts[0].begin <= old.kept_from + behind and parts[-1].end == old.num_events + behind
             )
-            if events is None or not is_whole:
+            if not parts or not is_whole:
                 lack = "some of its events are damaged or lost" if contents else "none of its events are kept"
-                errors.append(DamagedSessionError(f"{reasons[place]}, as {lack}", place))
+                errors.append(DamagedSessionError(f"{reason}, as {lack}", place))
                 continue
-            known = self._known_items(users[place], UserHistory(events.items))
-            item_ids.append(np.empty(0, np.int64) if known is None else known)
-            made[key] = self._rebuilt(old, events, item_ids[-1])
-        # A user without an item of this catalogue has no state, and starts with the next event.
-        some = [number for number, items in enumerate(item_ids) if len(items)]
-        rows = [places[key] for key in made]
-        user_ids = self.user_ids([users[rows[number]] for number in some])
-        states = self.user_state.extend([None] * len(some), [item_ids[number] for number in some], user_ids)
-        for number, state in zip(some, states, strict=True):
-            key = keys[rows[number]]
-            made[key] = replace(made[key], state=state)
+            later = [part for part in parts if old is not None and part.begin >= old.num_events]
+            if old is not None and old.made_by == self._made_by and sum(len(part.items) for part in later) == behind:
+                # In the steps in which they were observed.
+                made[key], further[key] = old, later
+                continue
+            made[key], further[key] = Session(b"", made_by=self._made_by), [joined(parts)]
+            others[key] = None if old is None else self._advanced(old, later)
+        self._observe_again(made, further, {key: users[place] for key, place in places.items()})
+        for key, past in others.items():
+            made[key] = self._completed(made[key], past, further[key][0])
         if made:
-            self.store.put_many([(key, session.to_bytes(key)) for key, session in made.items()])
-        self.rebuilt += len(made)
+            self._put(list(made.items()))
+        self.rebuilt += len(others)
         for place, key in enumerate(keys):
             found[place] = made.get(key, found[place])
         if errors:
             raise min(errors, key=lambda error: error.index)
 
-    def _rebuilt(self, old: Session | None, events: KeptEvents, item_ids: NDArray[np.int64]) -> Session:
-        """Return the session after events, without a state; `old` is the one of another model if it can be read."""
-        start = Session(b"", made_by=self._made_by)
-        new = start.observed(item_ids, events.newest_time, b"", self.max_seen, events.event_ids)
-        if old is None:
+    def _observe_again(
+        self, sessions: dict[bytes, Session], further: dict[bytes, list[KeptEvents]], users: dict[bytes, Id]
+    ) -> None:
+        """Observe each user's further events, one part after another; users without a known item keep no state."""
+        for number in range(max(map(len, further.values()), default=0)):
+            parts = {key: own[number] for key, own in further.items() if number < len(own)}
+            known = {key: self._known_items(users[key], UserHistory(part.items)) for key, part in parts.items()}
+            some = [key for key, items in known.items() if len(items)]
+            user_ids, before = self.user_ids([users[key] for key in some]), [sessions[key].state for key in some]
+            states = dict(
+                zip(some, self.user_state.extend(before, [known[key] for key in some], user_ids), strict=True)
+            )
+            for key, part in parts.items():
+                changes = known[key].tolist(), part.newest_time, states.get(key, b""), self.max_seen, part.event_ids
+                sessions[key] = sessions[key].observed(*changes, self._keep_events)
+
+    def _advanced(self, old: Session, later: Sequence[KeptEvents]) -> Session:
+        """Return another model's session after events, with its state from before them."""
+        for part in later:
+            changes = self.items.lookup(part.items).tolist(), part.newest_time, old.state, self.max_seen, part.event_ids
+            old = old.observed(*changes, part.end)
+        return old
+
+    def _completed(self, new: Session, past: Session | None, events: KeptEvents) -> Session:
+        """Return a session that was made from events, with what is known of the time before them."""
+        if past is None:
             return replace(new, num_events=events.end, kept_from=events.begin)
         # Of events that are not kept any more, too.
-        seen = old.seen if old.made_by[8:] == self._made_by[8:] else new.seen
-        return replace(old, state=b"", seen=seen, made_by=self._made_by)
+        seen = past.seen if past.made_by[8:] == self._made_by[8:] else new.seen
+        return replace(past, state=new.state, seen_before=seen, newer=(), made_by=self._made_by)
 
     def sessions(self, keys: Sequence[bytes], users: Sequence[Id]) -> list[Session | None]:
         """Return the sessions, after making those of users whose history `history_of` knows."""
@@ -290,12 +231,11 @@ class SessionKeeper:
         """Make sessions of users who have none, from their histories, and return how many; keys may repeat."""
         new_keys, new_users, item_ids, times = [], [], [], []
         with self.lock:
-            rows = self.store.get_many(keys)
-            missing = {key: user for key, user, row in zip(keys, users, rows, strict=True) if row is None}
+            missing = {key: user for key, user, row in zip(keys, users, self.rows(keys), strict=True) if row is None}
             for key, user in missing.items():
                 history = history_of(user)
                 known = None if history is None else self._known_items(user, history)
-                if history is not None and known is not None:
+                if history is not None and known is not None and len(known):
                     new_keys.append(key)
                     new_users.append(user)
                     item_ids.append(known)
@@ -324,32 +264,51 @@ class SessionKeeper:
             event_ids: Digests of the events' ids of each user; None if none has an id.
         """
         ids = event_ids or [()] * len(keys)
-        before = [session or Session(b"", made_by=self._made_by) for session in sessions]
-        states = self.user_state.extend([session.state or None for session in before], item_ids, self.user_ids(users))
+        before = [Session(b"", made_by=self._made_by) if session is None else session for session in sessions]
+        states = self.user_state.extend([session.state for session in before], item_ids, self.user_ids(users))
         rows = [
-            (key, old.observed(new, time, state, self.max_seen, own, self._keep_events).to_bytes(key))
-            for key, old, new, time, state, own in zip(keys, before, item_ids, newest_times, states, ids, strict=True)
+            (key, old.observed(new, time, state, self.max_seen, own, self._keep_events))
+            for key, old, new, time, state, own in zip(
+                keys, before, [new.tolist() for new in item_ids], newest_times, states, ids, strict=True
+            )
         ]
-        if not isinstance(self.store, SessionStore):
-            self.store.put_many(rows)
+        store = self._live
+        if self._events is None or (store is not None and not self._keep_events and not store.sizes().event_bytes):
+            self._put(rows)
             return
-        ends = [old.num_events + len(new) for old, new in zip(before, item_ids, strict=True)]
-        kept = [new[max(0, len(new) - self._keep_events) :] for new in item_ids]
-        names = self.items.external_ids(np.concatenate(kept))
-        rest = iter(names.tolist() if isinstance(names, np.ndarray) else names)
-        chunks = []
-        for key, new, end, time, own in zip(keys, kept, ends, newest_times, ids, strict=True):
-            events = KeptEvents(end - len(new), list(islice(rest, len(new))), time, list(own))
-            chunks.append(self._merged(key, events).chunk(key))
-        self.store.put_many(rows, chunks)
+        most = self._keep_events
+        kept = [new if len(new) <= most else new[len(new) - most :] for new in item_ids]
+        found = self.items.external_ids(np.concatenate(kept))
+        names: list[Id] = found.tolist() if isinstance(found, np.ndarray) else list(found)
+        chunks, place = [], 0
+        for (key, session), new, time, own in zip(rows, kept, newest_times, ids, strict=True):
+            end, count = session.num_events, len(new)
+            events = KeptEvents(end - count, names[place : place + count], time, own)
+            place += count
+            # A multiple of the number lies among these events.
+            if end % MERGED < count < end:
+                events = self._merged(key, events)
+            chunks.append(events.chunk(key))
+        self._put(rows, chunks)
+
+    def _put(self, rows: Sequence[tuple[bytes, Session]], chunks: Sequence[Chunk] = ()) -> None:
+        """Write sessions and events."""
+        if self._live is not None:
+            self._live.put_many(rows, chunks)
+            return
+        content = [(key, session.to_bytes(key)) for key, session in rows]
+        if self._events is not None:
+            self._events.put_many(content, chunks)
+        else:
+            self.store.put_many(content)
 
     def _merged(self, key: bytes, events: KeptEvents) -> KeptEvents:
         """Return further events of a key, together with the last chunks before them if these are many."""
         last = events.begin // MERGED * MERGED
-        if events.items and last < events.begin and events.end - last >= MERGED:
-            assert isinstance(self.store, SessionStore)
-            parts = [read_events(key, [content]) for content in self.store.events_of([key])[0]]
-            newest = [*(part for part in parts if part is not None and part.begin >= last), events]
+        if last < events.begin and events.end - last >= MERGED:
+            assert self._events is not None
+            parts = [read_chunks(key, [content]) for content in self._events.events_of([key])[0]]
+            newest = [*(part[0] for part in parts if part is not None and part[0].begin >= last), events]
             if all(before.end == after.begin for before, after in pairwise(newest)):
                 return joined(newest)
         return events
@@ -360,8 +319,8 @@ class SessionKeeper:
             return torch.zeros(len(users), dtype=torch.int64)
         return torch.from_numpy(self.users.lookup(users))
 
-    def _known_items(self, user: Id, history: UserHistory) -> NDArray[np.int64] | None:
-        """Return internal ids of a history's items; None if none is known."""
+    def _known_items(self, user: Id, history: UserHistory) -> NDArray[np.int64]:
+        """Return internal ids of a history's items, without those that are unknown."""
         found = self.items.lookup(history.items)
         known = found[found > 0]
         if len(known) < len(found):
@@ -371,14 +330,7 @@ class SessionKeeper:
                 len(found),
                 user,
             )
-        return known if len(known) else None
-
-
-def _checksum(content: bytes | memoryview, key: bytes, version: int) -> int:
-    """Return the checksum of a session in a version of the format; each covers other bytes, or has another start."""
-    if version == 1:
-        return zlib.crc32(content)
-    return checksum(content, key, 0 if version == 2 else version)
+        return known
 
 
 def has_events(sizes: StoreSizes) -> bool:

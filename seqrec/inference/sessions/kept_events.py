@@ -44,14 +44,21 @@ class KeptEvents(NamedTuple):
 
     def chunk(self, key: bytes) -> Chunk:
         """Return the events of a key as bytes with a checksum of both; no bytes for no events."""
-        if not self.items:
-            return Chunk(key, self.begin, self.end, b"")
-        content = json.dumps(self, separators=(",", ":")).encode()
-        return Chunk(key, self.begin, self.end, CHECKSUM.pack(checksum(content, key)) + content)
+        begin, items, time, ids = self
+        end = begin + len(items)
+        if not items:
+            return Chunk(key, begin, end, b"")
+        if set(map(type, items)) == {int}:
+            # Much faster for the most common kind of ids.
+            numbers = ",".join(map(str, items)), ",".join(map(str, ids))
+            content = f"[{begin},[{numbers[0]}],{'null' if time is None else time},[{numbers[1]}]]".encode()
+        else:
+            content = json.dumps(self, separators=(",", ":")).encode()
+        return Chunk(key, begin, end, CHECKSUM.pack(checksum(content, key)) + content)
 
 
-def read_events(key: bytes, contents: Sequence[bytes]) -> KeptEvents | None:
-    """Return the events of a key's chunks; None if one is damaged or missing between two others, or there are none."""
+def read_chunks(key: bytes, contents: Sequence[bytes]) -> list[KeptEvents] | None:
+    """Return the events of a key's chunks; None if one is damaged or missing between two others."""
     found: list[KeptEvents] = []
     for content in contents:
         text = content[CHECKSUM.size :]
@@ -60,9 +67,7 @@ def read_events(key: bytes, contents: Sequence[bytes]) -> KeptEvents | None:
         found.append(KeptEvents(*json.loads(text)))
         if len(found) > 1 and found[-1].begin != found[-2].end:
             return None
-    if not found:
-        return None
-    return joined(found)
+    return found
 
 
 def joined(parts: Sequence[KeptEvents]) -> KeptEvents:

@@ -1,4 +1,4 @@
-"""The state that a model continues from, per user and as bytes: its streaming state, or the newest events.
+"""The state that a model continues from, per user: its streaming state in a row of a slab, or the newest events.
 
 Shapes: B users, D width of states.
 """
@@ -6,8 +6,9 @@ Shapes: B users, D width of states.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from seqrec.catalogue.recommend import trained_length
 from seqrec.data.collate import padded_rows
-from seqrec.encoders.state import State, StateFormat, as_bytes, weights_digest
+from seqrec.encoders.layers import Tensors
+from seqrec.encoders.state import State, StateFormat, weights_digest
 from seqrec.errors import InputError, SessionStoreError
+from seqrec.inference.sessions.slab import KeptState, Slab, SlabState
 from seqrec.models import Recommender, SequentialRecommender
 from seqrec.types import History, RaggedItems, SequenceBatch
 
@@ -51,20 +54,20 @@ class UserState(Protocol):
         """
 
     def extend(
-        self, states_before: Sequence[bytes | None], item_ids: Sequence[Int64Array], user_ids: Tensor
-    ) -> list[bytes]:
+        self, states_before: Sequence[KeptState], item_ids: Sequence[Int64Array], user_ids: Tensor
+    ) -> Sequence[KeptState]:
         """Return the states after further events, at least one per user.
 
         Args:
-            states_before: One per user; None for a user without events so far.
+            states_before: One per user; no bytes for a user without events so far.
             item_ids: The further events of each user, oldest first.
             user_ids: (B,) int64 internal ids, 0 for unknown.
         """
 
-    def batches(self, kept: Sequence[bytes]) -> list[list[int]]:
+    def batches(self, kept: Sequence[KeptState]) -> list[list[int]]:
         """Return groups of users, by their places, that `states` takes together."""
 
-    def states(self, kept: Sequence[bytes], user_ids: Tensor) -> Tensor:
+    def states(self, kept: Sequence[KeptState], user_ids: Tensor) -> Tensor:
         """Return (B, D) states for the model's scorer."""
 
 
@@ -89,10 +92,16 @@ class StreamedState:
         self._model = model
         start = model.init_state(1)
         last, _ = model.step(torch.ones(1, dtype=torch.int64, device=model.device), start)
-        like = State({**start.tensors, LAST: last}, start.encoder)
-        self._format = StateFormat(model.encoder, like)
-        self._rows = StateRows(like)
-        (self._start,) = self._rows.to_rows(State({**start.tensors, LAST: torch.zeros_like(last)}, start.encoder))
+        self._format = StateFormat(model.encoder, State({**start.tensors, LAST: last}, start.encoder))
+        self._slab = Slab(State({**start.tensors, LAST: torch.zeros_like(last)}, start.encoder))
+        tensors = start.tensors.values()
+        self._in_place = model.encoder.takes_slab_rows and all(
+            x.dtype == last.dtype == torch.float32 and x.device.type == "cpu" for x in tensors
+        )
+        self._encoder = start.encoder
+        self._last_bytes = last[0].numel() * last.element_size()
+        self._dtype = last.dtype
+        self._lock = threading.Lock()
 
     def describe(self) -> dict[str, Any]:
         """See `UserState.describe`."""
@@ -111,40 +120,53 @@ class StreamedState:
         _check(description, self.describe())
 
     def extend(
-        self, states_before: Sequence[bytes | None], item_ids: Sequence[Int64Array], user_ids: Tensor
-    ) -> list[bytes]:
+        self, states_before: Sequence[KeptState], item_ids: Sequence[Int64Array], user_ids: Tensor
+    ) -> Sequence[KeptState]:
         """See `UserState.extend`; a batch has at most `MAX_EVENTS` events with padding."""
-        new = [b""] * len(states_before)
+        new: list[KeptState] = [b""] * len(states_before)
         for places in length_groups([len(row) for row in item_ids]):
-            started = [states_before[place] or self._start for place in places]
-            rows = self._extended(started, [item_ids[place] for place in places], user_ids[places])
+            started = [states_before[place] for place in places]
+            with self._lock:
+                rows = self._extended(started, [item_ids[place] for place in places], user_ids[places])
             for place, row in zip(places, rows, strict=True):
                 new[place] = row
         return new
 
+    @torch.inference_mode()
     def _extended(
-        self, states_before: Sequence[bytes], item_ids: Sequence[Int64Array], user_ids: Tensor
-    ) -> list[bytes]:
+        self, states_before: Sequence[KeptState], item_ids: Sequence[Int64Array], user_ids: Tensor
+    ) -> list[SlabState]:
         model, device = self._model, self._model.device
-        users = user_ids.to(device)
-        kept = self._rows.from_rows(states_before, device)
-        state = State({name: x for name, x in kept.tensors.items() if name != LAST}, kept.encoder)
+        before, users = self._slab.before(states_before), user_ids.to(device)
         history = padded(item_ids).to(device)
-        if history.item_ids.shape[1] == 1:
+        is_step = history.item_ids.shape[1] == 1
+        if is_step and self._in_place:
+            after = self._slab.taken(len(before))
+            tensors = self._slab.in_place(before, after)
+            newest = tensors.pop(LAST)
+            last, _ = model.step(history.item_ids[:, 0], State(cast("Tensors", tensors), self._encoder), users)
+            newest.slab.index_copy_(0, newest.after, last)
+            return after
+        kept = self._slab.gathered(before, device)
+        state = State({name: x for name, x in kept.tensors.items() if name != LAST}, kept.encoder)
+        if is_step:
             last, state = model.step(history.item_ids[:, 0], state, users)
         else:
             states, state = model.extend(history, state, users)
             last = states[torch.arange(len(users), device=device), history.lengths - 1]
-        return self._rows.to_rows(State({**state.tensors, LAST: last}, state.encoder))
+        return self._slab.written(State({**state.tensors, LAST: last}, state.encoder))
 
-    def batches(self, kept: Sequence[bytes]) -> list[list[int]]:
+    def batches(self, kept: Sequence[KeptState]) -> list[list[int]]:
         """See `UserState.batches`; all users are one group."""
         return [list(range(len(kept)))]
 
     @torch.no_grad()
-    def states(self, kept: Sequence[bytes], user_ids: Tensor) -> Tensor:
+    def states(self, kept: Sequence[KeptState], user_ids: Tensor) -> Tensor:
         """See `UserState.states`; nothing is encoded."""
-        return self._model.to_scoring_space(self._rows.from_rows(kept, self._model.device).tensors[LAST])
+        # A copy, as tensors are writable and bytes are not.
+        newest = bytearray(b"".join([state[-self._last_bytes :] for state in kept]))
+        last = torch.frombuffer(newest, dtype=self._dtype).view(len(kept), -1)
+        return self._model.to_scoring_space(last.to(self._model.device))
 
 
 class ReencodedState:
@@ -185,59 +207,26 @@ class ReencodedState:
         _check(description, self.describe())
 
     def extend(
-        self, states_before: Sequence[bytes | None], item_ids: Sequence[Int64Array], user_ids: Tensor
-    ) -> list[bytes]:
+        self, states_before: Sequence[KeptState], item_ids: Sequence[Int64Array], user_ids: Tensor
+    ) -> Sequence[KeptState]:
         """See `UserState.extend`; nothing is encoded."""
         size = 4 * self.max_length
         return [
-            ((before or b"") + new[-self.max_length :].astype("<i4").tobytes())[-size:]
+            (bytes(before) + new[-self.max_length :].astype("<i4").tobytes())[-size:]
             for before, new in zip(states_before, item_ids, strict=True)
         ]
 
-    def batches(self, kept: Sequence[bytes]) -> list[list[int]]:
+    def batches(self, kept: Sequence[KeptState]) -> list[list[int]]:
         """See `UserState.batches`; users of similar length, with at most `MAX_EVENTS` events including padding."""
         return length_groups([len(events) // 4 for events in kept])
 
     @torch.no_grad()
-    def states(self, kept: Sequence[bytes], user_ids: Tensor) -> Tensor:
+    def states(self, kept: Sequence[KeptState], user_ids: Tensor) -> Tensor:
         """See `UserState.states`."""
-        rows = [np.frombuffer(events, "<i4").astype(np.int64) for events in kept]
+        rows = [np.frombuffer(bytes(events), "<i4").astype(np.int64) for events in kept]
         history = padded(rows)
         seen = RaggedItems.from_rows([torch.from_numpy(row) for row in rows])
         return self._model.last_states(SequenceBatch(history, None, user_ids, seen).to(self._model.device))
-
-
-class StateRows:
-    """Turns states into bytes row by row, and back, without a header: the store keeps one for all rows. B rows.
-
-    Nothing is checked here; compare the store's header with `StateFormat` first.
-
-    Args:
-        like: A state with the names, types and shapes of all others.
-    """
-
-    def __init__(self, like: State) -> None:
-        self._like = like.to("meta")
-        self._sizes = [x.shape[1:].numel() * x.element_size() for x in like.tensors.values()]
-
-    def to_rows(self, state: State) -> list[bytes]:
-        """Return B byte strings of `State.row_bytes` bytes each."""
-        parts = [
-            as_bytes(x).view(len(state), size) for x, size in zip(state.tensors.values(), self._sizes, strict=True)
-        ]
-        return [row.tobytes() for row in torch.cat(parts, 1).numpy()]
-
-    def from_rows(self, rows: Sequence[bytes], device: torch.device | str) -> State:
-        """Return the state that `to_rows` wrote, bit for bit, for one row or more."""
-        # A copy, as tensors are writable and bytes are not.
-        flat = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).view(len(rows), sum(self._sizes))
-        tensors, begin = {}, 0
-        for (name, like), size in zip(self._like.tensors.items(), self._sizes, strict=True):
-            # Copied for alignment.
-            part = flat[:, begin : begin + size].clone(memory_format=torch.contiguous_format)
-            tensors[name] = part.view(-1).view(like.dtype).view(len(rows), *like.shape[1:]).to(device)
-            begin += size
-        return State(tensors, self._like.encoder)
 
 
 def user_state_of(model: Recommender) -> UserState:

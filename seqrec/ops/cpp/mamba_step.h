@@ -42,8 +42,9 @@ void mamba_step_event(const MambaStepProblem& p, int64_t row, const float* A2, f
   const float *path = path_and_gate, *gate = path_and_gate + E;
   product(path_and_gate, p.in_weight, 2 * E, p.width, p.x + row * p.width);
   // The convolution over the kept inputs and the new one, which are then kept without the oldest.
-  const float* kept = p.inputs + row * (W - 1) * E;
-  float* keep = p.next_inputs + row * (W - 1) * E;
+  const int64_t before = p.rows ? p.rows[row] : row, after = p.rows ? p.next_rows[row] : row;
+  const float* kept = p.inputs + before * p.inputs_stride;
+  float* keep = p.next_inputs + after * p.inputs_stride;
   for (int64_t e = 0; e < E; ++e) {
     float sum = path[e] * p.conv_weight[e * W + W - 1];
     for (int64_t j = 0; j < W - 1; ++j) sum += kept[j * E + e] * p.conv_weight[e * W + j];
@@ -65,19 +66,21 @@ void mamba_step_event(const MambaStepProblem& p, int64_t row, const float* A2, f
     delta[e] = sum;
   }
   const float *B = projected + p.rank, *C = B + N;
+  const float* state = p.state + before * p.state_stride;
+  float* next_state = p.next_state + after * p.state_stride;
   for (int64_t e = 0; e < E; e += LANES) {
     const int count = static_cast<int>(std::min<int64_t>(LANES, E - e));
     const Vec step = step_of(load(delta + e, count), 1).size, in = load(u + e, count), step_u = step * in;
     Vec sums[LANES]{};
     for (int k = 0; k < count; ++k) {
       const int64_t at = (e + k) * N;
-      const float *before = p.state + row * E * N + at, *exponent = A2 + at;
-      float* after = p.next_state + row * E * N + at;
+      const float *h_before = state + at, *exponent = A2 + at;
+      float* h_after = next_state + at;
       for (int64_t n = 0; n < N; n += LANES) {
         const int some = static_cast<int>(std::min<int64_t>(LANES, N - n));
-        const Vec h = exp2(all(step[k]) * load(exponent + n, some)) * load(before + n, some) +
+        const Vec h = exp2(all(step[k]) * load(exponent + n, some)) * load(h_before + n, some) +
                       all(step_u[k]) * load(B + n, some);
-        store(after + n, h, some);
+        store(h_after + n, h, some);
         sums[k] += h * load(C + n, some);
       }
     }

@@ -135,6 +135,7 @@ struct DropoutProblem {
 // One event of a Mamba mixer: model width M, E channels, N states per channel, W taps, step sizes of rank R.
 struct MambaStepProblem {
   int64_t batch, width, channels, states, taps, rank;
+  int64_t inputs_stride, state_stride;  // floats from a row of inputs, and of state, to the next; also of the new ones
   int64_t threads;
   const float* x;             // (B, M)
   const float* in_weight;     // (2 E, M): the path, then the gate
@@ -148,6 +149,8 @@ struct MambaStepProblem {
   const float* out_weight;    // (M, E)
   const float* inputs;        // (B, W - 1, E): the last inputs of the convolution, the newest last
   const float* state;         // (B, E, N)
+  const int64_t* rows;        // (B,) of inputs and state; null is 0 to B - 1
+  const int64_t* next_rows;   // (B,) of next_inputs and next_state
   float* out;                 // (B, M)
   float *next_inputs, *next_state;
 };

@@ -230,9 +230,9 @@ def test_a_store_of_another_package_needs_to_know_nothing_of_events(build: Build
 
 @pytest.mark.parametrize("same_model", [True, False])
 def test_damage_costs_no_user_unless_state_and_events_have_it(same_model: bool, build: Build, tmp_path: Path):
+    with observed_one_by_one(build(), SQLiteStore(tmp_path / "s.db")) as before:
+        expected = {user: before.recommend(user) for user in HISTORIES}
     store = SQLiteStore(tmp_path / "s.db")
-    before = observed_one_by_one(build(), store)
-    expected = {user: before.recommend(user) for user in HISTORIES}
     flip(store, "sessions", "session", "user = x'616461'", 60)
     flip(store, "events", "content", "user = x'37'")
     sessions = SessionRecommender(build(seed=0 if same_model else 1), store)
@@ -259,8 +259,9 @@ def test_damage_costs_no_user_unless_state_and_events_have_it(same_model: bool, 
 
 
 def test_a_gap_in_the_events_is_noticed_without_the_session(build: Build, tmp_path: Path):
+    observed_one_by_one(build(), SQLiteStore(tmp_path / "s.db")).close()
     store = SQLiteStore(tmp_path / "s.db")
-    sessions = observed_one_by_one(build(), store)
+    sessions = SessionRecommender(build(), store)
     store._connection.execute("DELETE FROM events WHERE user = x'37' AND ends = 5")
     flip(store, "sessions", "session", "user = x'37'", 60)
     with pytest.raises(DamagedSessionError, match=r"user='7' is damaged: .* events are damaged or lost"):

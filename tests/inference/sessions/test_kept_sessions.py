@@ -27,7 +27,7 @@ from seqrec.inference.sessions import (
     SessionRecommender,
     SQLiteStore,
 )
-from seqrec.inference.sessions.keeper import Session
+from seqrec.inference.sessions.session import Session
 from seqrec.models import GRU4Rec, Recommender
 
 pytestmark = pytest.mark.process

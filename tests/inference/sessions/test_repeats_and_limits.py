@@ -16,7 +16,7 @@ from seqrec import Event, InMemoryStore, SessionRecommender, SQLiteStore
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import BatchEntryError, DamagedSessionError, InputError, LateEventError, SessionStoreError
 from seqrec.inference.sessions import StoreSizes
-from seqrec.inference.sessions.keeper import KEPT_EVENT_IDS, Session
+from seqrec.inference.sessions.session import KEPT_EVENT_IDS, Session
 from seqrec.models import GRU4Rec, MambaRec, SASRec
 
 ITEMS = 20
@@ -174,13 +174,13 @@ def test_a_flipped_bit_in_the_file_makes_no_user_unknown_or_another(
         for time in range(4):
             events = [Event(user, f"i{(place + time) % ITEMS}", time) for place, user in enumerate(users)]
             sessions.observe_many([each._replace(event_id=f"e{time}") for each in events])
-        sizes = sessions.sizes()
     with sqlite3.connect(file) as connection:
         (page,) = connection.execute("PRAGMA page_size").fetchone()
     whole, rng, model = file.read_bytes(), random.Random(flips), second if retrained else first
     outcomes = {"refused": 0, "one": 0, "rebuilt": 0, "harmless": 0}
     places = [start + offset for start in range(0, len(whole), page) for offset in range(150)]
     with SessionRecommender(model, SQLiteStore(file)) as sessions:
+        sizes = sessions.sizes()
         expected = {user: kept_of(sessions, user) for user in users}
     for start in rng.choices(places if place == "headers" else range(len(whole)), k=flips):
         damaged = bytearray(whole)

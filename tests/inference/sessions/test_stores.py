@@ -388,7 +388,7 @@ def opened_and_read(path: Path) -> None:
             "it is not a store of sessions; give another path",
         ),
         (other_database, "is an SQLite file of another program; give another path"),
-        (later_version, "is a store of sessions of version 9, expected 2; move it away"),
+        (later_version, "is a store of sessions of version 9, expected 3; move it away"),
         (cut, r"it is damaged \(.*malformed\); move it away"),
         (lambda path: path.mkdir(), "cannot be used: unable to open database file"),
     ],
@@ -415,7 +415,7 @@ def test_damage_inside_a_file_is_found(tmp_path: Path):
         SQLiteStore(path)
     # A large file is not read when it is opened.
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("seqrec.inference.sessions.stores.sqlite.CHECKED_BYTES", 0)
+        patched.setattr("seqrec.inference.sessions.stores.sqlite_file.CHECKED_BYTES", 0)
         with closing(SQLiteStore(path)) as store, pytest.raises(SessionStoreError, match=r"s\.db .*damaged"):
             store.verify()
 
@@ -500,3 +500,31 @@ def test_a_password_in_a_wrong_url_is_not_shown(asked: dict, url: str):
     with pytest.raises(InputError, match="is no address of a Redis server") as refused:
         RedisStore(url)
     assert "hush" not in str(refused.value)
+
+
+def test_a_file_of_version_2_is_converted_with_its_events(tmp_path: Path):
+    path = tmp_path / "s.db"
+    with closing(sqlite3.connect(path)) as connection:
+        for statement in (
+            "CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL)",
+            "CREATE TABLE sessions (user BLOB PRIMARY KEY, session BLOB NOT NULL)",
+            "CREATE TABLE events (user BLOB, ends INTEGER, content BLOB NOT NULL, PRIMARY KEY (user, ends))",
+            "CREATE TABLE usage (user BLOB PRIMARY KEY, used REAL NOT NULL, states INTEGER NOT NULL, "
+            "events INTEGER NOT NULL)",
+            "CREATE INDEX used ON usage (used, states, events)",
+            "INSERT INTO sessions VALUES (x'61', x'0102')",
+            "INSERT INTO events VALUES (x'61', 1, x'03')",
+            "INSERT INTO usage VALUES (x'61', 5, 3, 1)",
+            f"PRAGMA application_id = {0x73657153}",
+            "PRAGMA user_version = 2",
+        ):
+            connection.execute(statement)
+        connection.commit()
+    for _ in range(2):
+        with closing(SQLiteStore(path)) as store:
+            check_sizes(store, [b"a"], {b"a": b"\1\2"})
+            assert store.get_live([b"a"]) == [b"\1\2"]
+            assert store.events_of([b"a"]) == [[b"\3"]]
+    with closing(SQLiteStore(path, max_users=1)) as store:
+        store.put_many([(b"b", b"new")])
+        assert store.get_many([b"a", b"b"]) == [None, b"new"]

@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from seqrec.errors import MissingInputError, SessionStoreError
+from seqrec.errors import MissingInputError, SessionStoreError, check_at_least
 from seqrec.files import PARTIAL, move
-from seqrec.inference.sessions.stores.state_store import Chunk, StoreSizes, check_limits
+from seqrec.inference.sessions.stores.sqlite_file import REMEDY, create_private, prepare
+from seqrec.inference.sessions.stores.state_store import Behind, Chunk, LiveSession, StoreSizes, check_limits
 
-# Identify the file in its header: "seqS", and the version of the tables.
-APPLICATION_ID, VERSION = 0x73657153, 2
-TABLES = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL)
-CREATE TABLE sessions (user BLOB PRIMARY KEY, session BLOB NOT NULL)
-"""
-# Of version 2. Usage has a table of its own, as a change of a session's row writes the whole session. Its index has all
-# numbers twice, which shows damage.
-MORE_TABLES = """
-CREATE TABLE events (user BLOB, ends INTEGER, content BLOB NOT NULL, PRIMARY KEY (user, ends))
-CREATE TABLE usage (user BLOB PRIMARY KEY, used REAL NOT NULL, states INTEGER NOT NULL, events INTEGER NOT NULL)
-CREATE INDEX used ON usage (used, states, events)
-INSERT INTO usage SELECT user, strftime('%s', 'now'), length(user) + length(session), 0 FROM sessions
-"""
-# Files up to this size are checked when they are opened; that takes less than a second.
-CHECKED_BYTES = 64 << 20
-REMEDY = "move it away to start with new sessions"
 PUT = "INSERT INTO sessions VALUES (?, ?) ON CONFLICT (user) DO UPDATE SET session = excluded.session"
 PUT_USAGE = (
-    "INSERT INTO usage VALUES (?, ?, ?, ?) ON CONFLICT (user) DO UPDATE SET used = excluded.used, "
-    "states = excluded.states, events = events + excluded.events"
+    "INSERT INTO usage VALUES (?, ?, ?, ?, 0) ON CONFLICT (user) DO UPDATE SET used = excluded.used, "
+    "states = excluded.states, events = events + excluded.events, behind = 0"
 )
+PUT_BEHIND = "UPDATE usage SET used = ?, events = events + ?, behind = ? WHERE user = ?"
+GET = (
+    "SELECT ifnull(CAST(session AS BLOB), x''), (SELECT CAST(behind AS INTEGER) FROM usage WHERE usage.user = "
+    "sessions.user) FROM sessions WHERE user = ?"
+)
+PUT_EVENTS = "INSERT INTO events VALUES (?, ?, ?)"
+# A session's row is written again after this number of events to twice as many. Not all users of a batch have the same.
+MOST_BEHIND = 64
 # Damage can change the type of a column.
 USAGE = "SELECT rowid, CAST(user AS BLOB), CAST(states AS INTEGER), CAST(events AS INTEGER) FROM usage"
 CHUNKS = "FROM events WHERE user = ? AND ends > ? AND ends <= ?"
@@ -48,7 +40,10 @@ class SQLiteStore:
     """Keeps sessions in one file, which outlives the process; see `SessionStore`.
 
     A call of `put_many` is one transaction that is on disk when it returns (write-ahead log, `synchronous=FULL`): an
-    acknowledged write survives `kill -9` and a loss of power. The log, `<path>-wal`, is next to the file and belongs
+    acknowledged write survives `kill -9` and a loss of power. Sessions in use are kept in memory as well. The file gets
+    each event of theirs at once, and the state after some tens of events, when the session leaves the memory, and in
+    `close`. After a kill, the events that a state lacks are observed again on first use. With `keep_events` below 128,
+    each event writes the state. The log, `<path>-wal`, is next to the file and belongs
     to it. Only one process at a time can open the file: two that continue the same session would each undo the
     other's writes.
 
@@ -66,6 +61,7 @@ class SQLiteStore:
         max_bytes: Most bytes of all sessions, events and keys; None is any number.
         max_users: Most users; None is any number.
         idle_seconds: Seconds after which a session is dropped that is neither read nor written; None is never.
+        memory_bytes: Most bytes of the sessions that are kept in memory as well, and one batch.
 
     Raises:
         InputError: if a limit is out of range.
@@ -95,8 +91,15 @@ class SQLiteStore:
         max_bytes: int | None = None,
         max_users: int | None = None,
         idle_seconds: float | None = None,
+        memory_bytes: int = 256 << 20,
     ) -> None:
         check_limits(max_bytes, max_users, idle_seconds, keep_events)
+        check_at_least(0, memory_bytes=memory_bytes)
+        # Sessions in memory, the least recently used first, and their bytes. Of each, events and bytes when its row was
+        # written.
+        self._live: OrderedDict[bytes, LiveSession] = OrderedDict()
+        self._live_bytes, self._memory_bytes = 0, memory_bytes
+        self._written: dict[bytes, tuple[int, int]] = {}
         self.keep_events, self.max_bytes, self.max_users = keep_events, max_bytes, max_users
         self.idle_seconds = idle_seconds
         self._limited = (max_bytes, max_users, idle_seconds) != (None, None, None)
@@ -110,7 +113,7 @@ class SQLiteStore:
         with self._errors():
             # Our lock keeps threads apart.
             if not self.path.exists():
-                _create_private(self.path)
+                create_private(self.path)
             self._connection = sqlite3.connect(
                 self.path, timeout=busy_seconds, isolation_level=None, check_same_thread=False
             )
@@ -134,29 +137,59 @@ class SQLiteStore:
             connection.execute("UPDATE meta SET value = ? WHERE name = 'description'", (description,))
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """See `StateStore.get_many`."""
+        """See `StateStore.get_many`; after a kill, a session may lack events (`Behind`)."""
+        found: list[bytes | None] = []
+        for key, row in zip(keys, self.get_live(keys), strict=True):
+            content = row.session if isinstance(row, Behind) else row
+            found.append(content if content is None or isinstance(content, bytes) else content.to_bytes(key))
+        return found
+
+    def get_live(self, keys: Sequence[bytes]) -> Sequence[bytes | LiveSession | Behind | None]:
+        """See `LiveStore.get_live`."""
         with self._lock, self._errors():
             if self._limited:
                 self._mark_read(keys)
-            select = "SELECT ifnull(CAST(session AS BLOB), x'') FROM sessions WHERE user = ?"
-            rows = [self._connection.execute(select, (key,)).fetchone() for key in keys]
-        return [None if row is None else row[0] for row in rows]
+            found: list[bytes | LiveSession | Behind | None] = []
+            for key in keys:
+                live = self._live.get(key)
+                if live is not None:
+                    self._live.move_to_end(key)
+                    found.append(live)
+                elif (row := self._connection.execute(GET, (key,)).fetchone()) is None:
+                    found.append(None)
+                else:
+                    found.append(row[0] if row[1] == 0 else Behind(*row))
+        return found
 
-    def put_many(self, rows: Sequence[tuple[bytes, bytes]], chunks: Sequence[Chunk] = ()) -> None:
+    def put_many(self, rows: Sequence[tuple[bytes, bytes | LiveSession]], chunks: Sequence[Chunk] = ()) -> None:
         """See `SessionStore.put_many`."""
         now = time.time()
         with self._transaction() as connection:
-            added = {chunk.key: self._put_events(chunk) for chunk in chunks}
-            users = growth = 0
+            self._put_leaving()
+            events = {chunk.key: chunk for chunk in chunks}
+            waiting: dict[bytes, Any] = {}
+            full, behind, new, growth = [], [], [], 0
             for key, row in rows:
-                found = connection.execute(
-                    "SELECT CAST(states AS INTEGER) FROM usage WHERE user = ?", (key,)
-                ).fetchone()
-                size = len(key) + len(row)
-                users, growth = users + (found is None), growth + size - (found[0] if found else 0)
-                connection.execute(PUT, (key, row))
-                connection.execute(PUT_USAGE, (key, now, size, added.get(key, 0)))
-            self._count(users=users, state_bytes=growth, event_bytes=sum(added.values()))
+                chunk = events.get(key)
+                if chunk is None or not self._may_wait(key, row, chunk):
+                    full.append((key, row))
+                    continue
+                del events[key]
+                size = len(chunk.content)
+                if chunk.end > self.keep_events:
+                    size = self._put_events(chunk)
+                else:
+                    new.append((key, chunk.end, chunk.content))
+                growth += size
+                waiting[key] = row
+                behind.append((now, size, chunk.end - self._written[key][0], key))
+            connection.executemany(PUT_EVENTS, new)
+            connection.executemany(PUT_BEHIND, behind)
+            self._put_full(full, {key: self._put_events(chunk) for key, chunk in events.items()}, now)
+            self._count(event_bytes=growth)
+            self._live.update(waiting)
+            for key in waiting:
+                self._live.move_to_end(key)
             self._keep_limits(now)
 
     def events_of(self, keys: Sequence[bytes]) -> list[list[bytes]]:
@@ -196,7 +229,7 @@ class SQLiteStore:
         target = Path(path)
         partial = target.with_name(target.name + PARTIAL)
         try:
-            _create_private(partial)
+            create_private(partial)
             copy = sqlite3.connect(partial)
             try:
                 with self._lock, self._errors():
@@ -215,10 +248,55 @@ class SQLiteStore:
     def close(self) -> None:
         """See `StateStore.close`."""
         with self._lock:
-            if self._read:
+            if self._read or self._live:
                 with suppress(SessionStoreError), self._transaction():
-                    pass
+                    self._memory_bytes = -1
+                    self._put_leaving()
             self._connection.close()
+
+    def _may_wait(self, key: bytes, row: bytes | LiveSession, chunk: Chunk) -> bool:
+        """Return whether a session can be made from its row and its events, of which the chunk is the next."""
+        live = self._live.get(key)
+        if live is None or isinstance(row, bytes) or chunk.begin != live.num_events or not chunk.content:
+            return False
+        most = MOST_BEHIND + hash(key) % MOST_BEHIND
+        return chunk.end - self._written[key][0] < most and self.keep_events >= 2 * MOST_BEHIND
+
+    def _put_leaving(self) -> None:
+        """Take sessions out of memory until its limit is kept, and write those whose rows lack events."""
+        while self._live_bytes > self._memory_bytes and self._live:
+            key, live = next(iter(self._live.items()))
+            if self._written[key][0] < live.num_events:
+                content = live.to_bytes(key)
+                self._connection.execute(PUT, (key, content))
+                select = "SELECT used, CAST(states AS INTEGER) FROM usage WHERE user = ?"
+                used, states = self._connection.execute(select, (key,)).fetchone() or (0, 0)
+                self._connection.execute(PUT_USAGE, (key, used, len(key) + len(content), 0))
+                self._count(state_bytes=len(key) + len(content) - states)
+            self._forget(key)
+
+    def _forget(self, key: bytes) -> None:
+        """Take a session out of memory."""
+        if self._live.pop(key, None) is not None:
+            self._live_bytes -= self._written.pop(key)[1]
+
+    def _put_full(self, rows: Sequence[tuple[bytes, bytes | LiveSession]], added: dict[bytes, int], now: float) -> None:
+        """Write sessions; `added` are bytes of events."""
+        users = growth = 0
+        for key, row in rows:
+            found = self._connection.execute(
+                "SELECT CAST(states AS INTEGER) FROM usage WHERE user = ?", (key,)
+            ).fetchone()
+            content = row if isinstance(row, bytes) else row.to_bytes(key)
+            size = len(key) + len(content)
+            users, growth = users + (found is None), growth + size - (found[0] if found else 0)
+            self._connection.execute(PUT, (key, content))
+            self._connection.execute(PUT_USAGE, (key, now, size, added.get(key, 0)))
+            self._forget(key)
+            if not isinstance(row, bytes):
+                self._live[key], self._written[key] = row, (row.num_events, size)
+                self._live_bytes += size
+        self._count(users=users, state_bytes=growth, event_bytes=sum(added.values()))
 
     def _put_events(self, chunk: Chunk) -> int:
         """Write a chunk, delete those that it replaces or that are too old, and return the change in bytes."""
@@ -262,6 +340,7 @@ class SQLiteStore:
             self._connection.execute("DELETE FROM usage WHERE rowid = ?", (rowid,))
             for table in ("sessions", "events"):
                 self._connection.execute(f"DELETE FROM {table} WHERE user = ?", (key,))
+            self._forget(key)
             self._count(users=-1, state_bytes=-states, event_bytes=-events, dropped=1)
         return len(found)
 
@@ -270,37 +349,10 @@ class SQLiteStore:
         self._sizes = StoreSizes(**{name: value + changes.get(name, 0) for name, value in found.items()})
 
     def _open(self) -> None:
-        execute = self._connection.execute
-        # Set before the log is opened, so that it shares no memory with other processes.
-        execute("PRAGMA locking_mode = EXCLUSIVE")
-        execute("BEGIN EXCLUSIVE")
-        (application,), (version,) = (
-            execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
-        )
-        is_new = not execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        statements = [*MORE_TABLES.strip().splitlines(), f"PRAGMA user_version = {VERSION}"]
-        if is_new and application == 0:
-            statements = [*TABLES.strip().splitlines(), f"PRAGMA application_id = {APPLICATION_ID}", *statements]
-        elif application != APPLICATION_ID:
-            raise SessionStoreError(f"{self.path} is an SQLite file of another program; give another path")
-        elif version not in (1, VERSION):
-            raise SessionStoreError(
-                f"{self.path} is a store of sessions of version {version}, expected {VERSION}; {REMEDY}"
-            )
-        execute("PRAGMA cell_size_check = ON")
-        if self.path.stat().st_size <= CHECKED_BYTES:
-            self.verify()
-        for statement in statements if version < VERSION else ():
-            execute(statement)
-        execute("COMMIT")
-        (mode,) = execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raise SessionStoreError(f"{self.path} cannot have a write-ahead log here; give a path on a local disk")
-        execute("PRAGMA synchronous = FULL")
+        prepare(self._connection, self.path, self.verify)
         total = "total(CAST(states AS INTEGER)), total(CAST(events AS INTEGER))"
-        self._sizes = StoreSizes(*map(int, execute(f"SELECT count(*), {total} FROM usage").fetchone()))
-        # On macOS a plain fsync leaves data in the disk's cache.
-        execute("PRAGMA fullfsync = ON")
+        counts = self._connection.execute(f"SELECT count(*), {total} FROM usage").fetchone()
+        self._sizes = StoreSizes(*map(int, counts))
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -315,6 +367,10 @@ class SQLiteStore:
                 self._read.clear()
             except BaseException:
                 self._sizes = before
+                # The file has all of them, some as a state and events.
+                self._live.clear()
+                self._written.clear()
+                self._live_bytes = 0
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
@@ -334,8 +390,3 @@ class SQLiteStore:
             else:
                 reason = f"{text}; check that the disk has space and the path can be written"
             raise SessionStoreError(f"{self.path} cannot be used: {reason}") from error
-
-
-def _create_private(path: Path) -> None:
-    """Create an empty file that only its owner can read; SQLite gives its log the same permissions."""
-    os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600))

@@ -54,6 +54,18 @@ class StateStore(Protocol):
         """Close files and connections; a second call does nothing."""
 
 
+class LiveSession(Protocol):
+    """A session as an object, which a store in this process can keep without its bytes; it never changes."""
+
+    num_events: int
+
+    def __len__(self) -> int:
+        """Return its size in bytes."""
+
+    def to_bytes(self, key: bytes) -> bytes:
+        """Return it as a store on a disk keeps it."""
+
+
 class Chunk(NamedTuple):
     """Some consecutive events of a user, as bytes.
 
@@ -68,6 +80,18 @@ class Chunk(NamedTuple):
     begin: int
     end: int
     content: bytes
+
+
+class Behind(NamedTuple):
+    """A session as bytes that lacks the user's last events, which the store has.
+
+    Attributes:
+        session: The session.
+        num_events: Number of the events; None if it is lost.
+    """
+
+    session: bytes
+    num_events: int | None
 
 
 class StoreSizes(NamedTuple):
@@ -130,6 +154,17 @@ class SessionStore(StateStore, Protocol):
         """
 
 
+@runtime_checkable
+class LiveStore(SessionStore, Protocol):
+    """A `SessionStore` that also takes sessions as objects, and returns them as they are."""
+
+    def put_many(self, rows: Sequence[tuple[bytes, bytes | LiveSession]], chunks: Sequence[Chunk] = ()) -> None:
+        """See `SessionStore.put_many`."""
+
+    def get_live(self, keys: Sequence[bytes]) -> Sequence[bytes | LiveSession | Behind | None]:
+        """Return what `get_many` does, without making bytes of objects."""
+
+
 class InMemoryStore:
     """Keeps sessions in a dictionary, which ends with the process; see `SessionStore`.
 
@@ -171,7 +206,7 @@ class InMemoryStore:
         self._state_bytes = self._event_bytes = self.dropped = 0
         self._description: bytes | None = None
         # The least recently used first.
-        self._rows: OrderedDict[bytes, bytes] = OrderedDict()
+        self._rows: OrderedDict[bytes, bytes | LiveSession] = OrderedDict()
         self._chunks: dict[bytes, list[Chunk]] = {}
         self._used: dict[bytes, float] = {}
         self._lock = threading.Lock()
@@ -192,25 +227,33 @@ class InMemoryStore:
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See `StateStore.get_many`."""
+        rows = zip(keys, self.get_live(keys), strict=True)
+        return [row if row is None or isinstance(row, bytes) else row.to_bytes(key) for key, row in rows]
+
+    def get_live(self, keys: Sequence[bytes]) -> Sequence[bytes | LiveSession | None]:
+        """See `LiveStore.get_live`."""
         with self._lock:
             self._drop_idle()
-            for key in keys:
-                self._touch(key)
-            return [self._rows.get(key) for key in keys]
+            found = list(map(self._rows.get, keys))
+            self._touch([key for key, row in zip(keys, found, strict=True) if row is not None])
+            return found
 
-    def put_many(self, rows: Sequence[tuple[bytes, bytes]], chunks: Sequence[Chunk] = ()) -> None:
+    def put_many(self, rows: Sequence[tuple[bytes, bytes | LiveSession]], chunks: Sequence[Chunk] = ()) -> None:
         """See `SessionStore.put_many`."""
         with self._lock:
             self._drop_idle()
+            growth, get = 0, self._rows.get
             for key, row in rows:
-                self._state_bytes += len(row) - len(self._rows[key]) if key in self._rows else len(row) + len(key)
+                old = get(key)
+                growth += len(row) + (len(key) if old is None else -len(old))
                 self._rows[key] = row
-                self._touch(key)
+            self._state_bytes += growth
+            self._touch([key for key, _ in rows])
             for chunk in chunks:
-                old = self._chunks.pop(chunk.key, [])
-                kept = [each for each in old if chunk.end - self.keep_events < each.end <= chunk.begin]
+                past = self._chunks.pop(chunk.key, [])
+                kept = [each for each in past if chunk.end - self.keep_events < each.end <= chunk.begin]
                 kept += [chunk] * bool(chunk.content)
-                self._event_bytes += _size(kept) - _size(old)
+                self._event_bytes += _size(kept) - _size(past)
                 if kept:
                     self._chunks[chunk.key] = kept
             most = self.max_users
@@ -235,11 +278,12 @@ class InMemoryStore:
                 self.dropped -= 1
         return found
 
-    def _touch(self, key: bytes) -> None:
-        if key in self._rows:
-            self._rows.move_to_end(key)
-            if self.idle_seconds is not None:
-                self._used[key] = time.monotonic()
+    def _touch(self, keys: Sequence[bytes]) -> None:
+        move = self._rows.move_to_end
+        for key in keys:
+            move(key)
+        if self.idle_seconds is not None:
+            self._used.update(dict.fromkeys(keys, time.monotonic()))
 
     def _drop(self, key: bytes) -> None:
         self._state_bytes -= len(self._rows.pop(key)) + len(key)
