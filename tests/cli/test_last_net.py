@@ -125,9 +125,7 @@ def test_a_forbidden_place_is_named_by_its_argument(tmp_path: Path, monkeypatch:
     ):
         line, _ = line_and_status(PermissionError(13, "Permission denied", place), words)
         verb = "read" if place == "c.yaml" else "written"
-        assert (
-            f"cannot be {verb}: Permission denied; allow it, or choose another {option} (" in line or place == "c.yaml"
-        )
+        assert f"cannot be {verb}: Permission denied; allow it, or choose another {option}" in line or place == "c.yaml"
     assert argument_of(Path("stores/s"), ["recommend"]) == "--store"
     assert argument_of(Path("reports"), ["recommend", "--output", "r"]) == ""
     Path("log").write_text("")
