@@ -17,14 +17,8 @@ from seqrec.cli.run_config import content_of
 from seqrec.data.manifest import PREPARE_AGAIN
 from seqrec.files import write_text
 
-# Message of torch, Lightning or the system -> what to change. Each is tested with a message that it must not match.
-HINTS = (
-    (
-        r"No supported gpu backend|No CUDA GPUs are available|not compiled with CUDA|Accelerator` can not run on your",
-        "set --trainer.accelerator cpu",
-    ),
-    (r"\bout of memory\b|can't allocate memory", "lower --data.batch_size or --data.max_length"),
-)
+# Messages of torch and of the system about memory.
+MEMORY = r"\bout of memory\b|can't allocate memory"
 PACKAGE = Path(__file__).resolve().parents[1]
 _BUGS = (AssertionError, AttributeError, IndexError, KeyError, NameError, RecursionError, TypeError, ZeroDivisionError)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -63,8 +57,8 @@ def line_and_status(error: BaseException, words: Sequence[str] = ()) -> tuple[st
         bug = f"seqrec failed with {type(error).__name__}: {text}. This is a bug; please report it with"
         return f"{bug} {_keep_traceback(error)}", 1
     else:
-        hint = next((hint for pattern, hint in HINTS if re.search(pattern, text, re.IGNORECASE)), None)
-        text = f"{type(error).__name__}: {text}" if isinstance(error, _BUGS) else f"{text}; {hint}" if hint else text
+        hint = "; lower --data.batch_size or --data.max_length" if re.search(MEMORY, text, re.IGNORECASE) else ""
+        text = f"{type(error).__name__}: {text}" if isinstance(error, _BUGS) else f"{text}{hint}"
     return f"{text} (traceback: {_keep_traceback(error)})", 1
 
 
