@@ -361,6 +361,7 @@ SERVE = {
     "no such store": [*CKPT, "--store", "stores/none"],
     "an unknown session store": [*CKPT, "--sessions", "Postgres"],
     "a folder as token file": [*CKPT, "--token_file", "nested"],
+    "an address out of range": [*CKPT, "--host", "256.1.1.1"],
     "an empty host": [*CKPT, "--host", ""],
     "a path for sessions in memory": [*CKPT, "--sessions", "InMemoryStore", "--sessions.path", "x"],
     "a file as session store": [*CKPT, "--sessions", "users.sqlite"],
