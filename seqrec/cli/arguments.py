@@ -171,7 +171,9 @@ def refuse_missing_config(argv: Sequence[str], *, to_resume: bool) -> None:
         # A damaged resume point may have an older one next to it.
         if "state_dict" not in content and (content or not to_resume or Path(name).suffix != ".ckpt"):
             read_checkpoint(Path(name))  # raises the reason
-    if name not in ("", "null") and "://" not in name and "--config" not in argv and not sets(argv, "data.source"):
+    if "://" in name and "--config" not in argv:
+        raise MissingInputError(f"--ckpt_path {name} is an address; download the checkpoint, and give its file")
+    if name not in ("", "null") and "--config" not in argv and not sets(argv, "data.source"):
         raise MissingInputError(
             f"{name} has no {Path(name).parent.parent / 'config.yaml'} that says how the run was made; give its "
             "config: --config FILE"
@@ -228,7 +230,7 @@ _RECORDS = ("hparams.yaml", "summary.json", "test_metrics.json", "validate_metri
 
 def _config(value: str, *, refuse_length: bool) -> str:
     # A config may also be a URL or YAML text, which the parser reads itself.
-    path = str(find_config(value)) if re.fullmatch(r"[\w./+-]+", value) else value
+    path = value if re.search(r"\n|\{|://", value) else str(find_config(os.path.expanduser(value)))
     _refuse_unreadable(path)
     model = content_of(path).get("model") if refuse_length else None
     if isinstance(model, dict) and "max_length" in {*model, *(model.get("init_args") or {})}:
@@ -258,6 +260,7 @@ def _refuse_unreadable(path: str) -> None:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""
         reason = getattr(error, "problem", None) or str(error)
+        reason += "; write that text in single quotes" if "unknown escape" in reason else ""
         reason += "; indent with spaces" if "'\\t'" in reason else "; mend that line"
         raise InputError(f"config {path}{line} is no YAML: {reason}") from error
     if content is not None and not isinstance(content, dict):

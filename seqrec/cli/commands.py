@@ -6,6 +6,7 @@ each function there, which would load a public name.
 
 from __future__ import annotations
 
+import itertools
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,6 +97,10 @@ def _run(words: list[str]) -> None:
     else:
         name = command_named(words)
         command, arguments = COMMANDS[name], words[len(name.split()) :]
+    for word, value in itertools.pairwise([*arguments, "-"]):
+        # The folder of runs of one kind may have an empty name.
+        if word.startswith("--") and (word.endswith("=") or not value) and not word.rstrip("=").endswith(".name"):
+            raise InputError(f"{word.rstrip('=')} has an empty value: give one, or leave it out")
     by_trainer = name in ("recommend", "predict") and asks_for_a_trainer(arguments)
     if name is None or command.function is None or by_trainer:
         from seqrec.cli.lightning_cli import run
@@ -244,6 +249,8 @@ def export_checkpoint(
     Raises:
         InputError: if the model cannot be exported, a package is missing, or an argument does not fit.
     """
+    if verify is not None and (ckpt, output) != (None, None):
+        raise InputError("--verify compares an export that is there, and --ckpt and --output write one: leave one out")
     if verify is not None:
         from seqrec.inference.export.manifest import verify_export
 

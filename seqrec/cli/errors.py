@@ -83,9 +83,15 @@ def refusal_in_one_line(message: str, parser: ArgumentParser, error: BaseExcepti
     option = re.search(
         r"accept option '([^']+)'|Option '([^']+)' is not accepted|unrecognized arguments: (\S+)", message
     )
+    if option and option[3] and not option[3].startswith("-"):
+        return _without_option(option[3])
     if option:
         name = next(group for group in option.groups() if group).lstrip("-").partition("=")[0]
         return _unknown_argument(name, parser)
+    alone = re.search(r"argument (--([\w.]+)): expected one argument", message)
+    if alone:
+        kinds = [str(getattr(each, "_typehint", "")) for each in parser._actions if each.dest == alone[2]]
+        return f"{alone[1]} needs a value: give {'true or false' if 'bool' in str(kinds) else 'one'} after it"
     key = re.search(r'Parser key "([^"]+)"', message)
     file = re.search(r"Config file loop detected: (.+?) -> ", message, re.DOTALL)
     if key and file:
@@ -212,7 +218,9 @@ def _missing_arguments(names: list[str], parser: ArgumentParser) -> str:
         for cls in classes_of(key)
         if (parameter := inspect.signature(cls).parameters.get(names[0])) and parameter.default is parameter.empty
     ]
-    return f"{required}: {' or '.join(places) or given}"
+    words = getattr(parser, "given", ())
+    places += [f"--{key}.{names[0]}" for key in _LIGHTNINGS if any(word.startswith(f"--{key}") for word in words)]
+    return f"{required}: {'give ' + ' or '.join(places) if places else given}"
 
 
 def _unknown_argument(name: str, parser: ArgumentParser) -> str:
@@ -242,6 +250,14 @@ def _unknown_argument(name: str, parser: ArgumentParser) -> str:
         option = f"--{parent}.help" if parent else f"seqrec {parser.command} --help"  # type: ignore[attr-defined]
         allowed = f"{option} lists what is allowed"
     return f"{shown}; {f'{near} ' if near else ''}{allowed}"
+
+
+def _without_option(word: str) -> str:
+    """Return a refusal of a word that belongs to no option."""
+    if word[0] in "\u2010\u2011\u2012\u2013\u2014\u2212":
+        return f"{word!r} begins with a typographic dash; use two hyphens: --{word.lstrip(word[0] + '-')}"
+    option = "--config" if word.endswith((".yaml", ".yml")) else "--ckpt" if os.path.exists(word) else "--OPTION"
+    return f"{word!r} belongs to no option, since each takes one value; give the option too: {option} {word}"
 
 
 def _has_prefix(known: list[str], name: str) -> bool:

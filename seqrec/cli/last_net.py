@@ -17,17 +17,12 @@ from seqrec.cli.run_config import content_of
 from seqrec.data.manifest import PREPARE_AGAIN
 from seqrec.files import write_text
 
-# Message of torch, Lightning or the system -> what to change. Each is tested with a message that it must not match.
-HINTS = (
-    (
-        r"No supported gpu backend|No CUDA GPUs are available|not compiled with CUDA|Accelerator` can not run on your",
-        "set --trainer.accelerator cpu",
-    ),
-    (r"\bout of memory\b|can't allocate memory", "lower --data.batch_size or --data.max_length"),
-)
+# Messages of torch and of the system about memory.
+MEMORY = r"\bout of memory\b|can't allocate memory"
 PACKAGE = Path(__file__).resolve().parents[1]
 _BUGS = (AssertionError, AttributeError, IndexError, KeyError, NameError, RecursionError, TypeError, ZeroDivisionError)
-_WRITING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_WRITING = {errno.EACCES, errno.EPERM, errno.EROFS, *_FULL, errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
 
 
 def line_and_status(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:
@@ -42,9 +37,9 @@ def line_and_status(error: BaseException, words: Sequence[str] = ()) -> tuple[st
         line, refused = " ".join(known.split()), _refused_by_system(error)
         if refused is not None and str(refused.strerror).lower() in line.lower() and "choose another" not in line:
             option = argument_of(Path(refused.filename or line.split()[0]), words) or "place"
-            line = f"{line.removesuffix('.')}; {_remedy(refused)}, or choose another {option}"
-        return line.replace(PREPARE_AGAIN, prepare_again(words)), 2
-    place = _keep_traceback(error)
+            line = f"{line.removesuffix('.')}; {_remedy(refused)}choose another {option}"
+        line = line.replace(PREPARE_AGAIN, prepare_again(words))
+        return re.sub(r"\bstore=FOLDER", "--store FOLDER", line), 2
     text = " ".join(str(error).split()) or type(error).__name__
     text = text if len(text) <= 300 else text[:297] + "..."
     if isinstance(error, MemoryError):
@@ -54,14 +49,17 @@ def line_and_status(error: BaseException, words: Sequence[str] = ()) -> tuple[st
         verb = "read" if os.path.exists(where) and not os.access(where, os.R_OK) else "written"
         above = next(each for each in where.absolute().parents if os.path.exists(each))
         verb = verb if verb == "read" or os.access(above, os.X_OK) or os.path.isfile(above) else "reached"
-        option = argument_of(where, words) or "folder"
-        text = f"{where} cannot be {verb}: {error.strerror}; {_remedy(error)}, or choose another {option}"
+        option = argument_of(where, words)
+        text = f"{where} cannot be {verb}: {error.strerror}; {_remedy(error)}choose another {option or 'folder'}"
+        if option and error.errno not in _FULL:
+            return text, 2
     elif is_ours(error):
-        return f"seqrec failed with {type(error).__name__}: {text}. This is a bug; please report it with {place}", 1
+        bug = f"seqrec failed with {type(error).__name__}: {text}. This is a bug; please report it with"
+        return f"{bug} {_keep_traceback(error)}", 1
     else:
-        hint = next((hint for pattern, hint in HINTS if re.search(pattern, text, re.IGNORECASE)), None)
-        text = f"{type(error).__name__}: {text}" if isinstance(error, _BUGS) else f"{text}; {hint}" if hint else text
-    return f"{text} (traceback: {place})", 1
+        hint = "; lower --data.batch_size or --data.max_length" if re.search(MEMORY, text, re.IGNORECASE) else ""
+        text = f"{type(error).__name__}: {text}" if isinstance(error, _BUGS) else f"{text}{hint}"
+    return f"{text} (traceback: {_keep_traceback(error)})", 1
 
 
 def prepare_again(words: Sequence[str]) -> str:
@@ -90,7 +88,7 @@ def argument_of(path: Path, words: Sequence[str]) -> str:
     place, found = path.absolute(), ("", Path())
     for option, value in given:
         named = Path(value).absolute()
-        if os.path.isfile(place) and place in named.parents:
+        if not os.path.isdir(place) and place in named.parents:
             return option
         # Results are collected next to their place, under a name that contains its own.
         beside = named.parent == place.parent and place.name.startswith((f".{named.name}-", f"{named.name}."))
@@ -108,7 +106,8 @@ def _texts(content: object, key: str) -> list[tuple[str, str]]:
 
 
 def _remedy(error: OSError) -> str:
-    return "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "allow it"
+    denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return "make room, or " if error.errno in _FULL else "allow it, or " if denied else ""
 
 
 def _refused_by_system(error: BaseException | None) -> OSError | None:

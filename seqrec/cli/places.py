@@ -53,11 +53,12 @@ def place_of(name: str, words: Sequence[str]) -> tuple[str, str]:
         words: Arguments of the command, of which the last config that has the key counts.
 
     Returns:
-        "" and the name if no config has the key.
+        "" and the option if it was typed, or the name if neither is found.
     """
     found = ("", name)
-    if any(f".{word.lstrip('-').partition('=')[0]}".endswith(f".{name}") for word in words if word.startswith("--")):
-        return found  # it was typed
+    for typed in (word[2:].partition("=")[0] for word in words if word.startswith("--")):
+        if f".{typed}".endswith(f".{name}"):
+            return "", typed
     files = [Path(value) for option, value in itertools.pairwise(words) if option == "--config" and "\n" not in value]
     for file in filter(Path.is_file, files):
         for key, line in keys_of(yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)):
@@ -97,9 +98,10 @@ def belongs(
     found = {key for key, each in classes.items() if any(wanted in inspect.signature(cls).parameters for cls in each)}
     homes = {f"{key}.{'init_args.' if key in kinds and in_config else ''}{wanted}" for key in found}
     homes |= {each for each in known if each.endswith(f".{wanted}") or (each == wanted and of_run and each in RUN_KEYS)}
-    homes -= {"model.max_length", "model.init_args.max_length"}  # the data's
+    # The length is the data's. What is refused here is no home, and lists are for another command.
+    homes -= {"model.max_length", "model.init_args.max_length", f"{above}.{name}"}
+    homes = {home for home in homes if not home.startswith("recommendations.")}
     # A name in very many classes, such as `d_model` in every encoder, belongs to the outermost.
-    near, places = f"{above.partition('.')[0]}.", list(homes)
-    places.sort(key=lambda home: (not home.startswith(near), home.replace("init_args.", "").count("."), home))
-    places = places[:2]
+    parts = {*above.split(".")}
+    places = sorted(homes, key=lambda home: (-len(parts & {*home.split(".")}), home.count("."), home))[:3]
     return f"use {' or '.join(place if in_config else f'--{place}' for place in places)}" if places else ""

@@ -43,13 +43,14 @@ def find_checkpoint(name: str, *, to_resume: bool = False, argument: str = "ckpt
     place = Path(name)
     if place.is_file() and not os.access(place, os.R_OK):
         raise InputError(f"{argument}{name}: permission denied; allow the file to be read, or {HELP}")
-    refuse_special(place, f"{argument}{name}")
+    refuse_special(place, f"{argument}{name}", may_be_folder=True)
     if name in ("", "null") or "://" in name or place.is_file():
         return name
     word = name if name in WORDS and not place.exists() else None
     if word is None and not place.is_dir():
         beside = [str(other) for other in place.parent.glob("*.ckpt")] if place.parent.is_dir() else []
-        hint = did_you_mean(name, beside) or f"; {HELP}"
+        below = f"; did you mean {runs / name}?" if (runs / name).exists() else ""
+        hint = below or did_you_mean(name, beside) or f"; {HELP}"
         raise MissingInputError(f"{argument}{name}: there is no such checkpoint or folder{hint}")
     folder = runs if word else place
     if word == "hpc":
@@ -67,6 +68,10 @@ def find_checkpoint(name: str, *, to_resume: bool = False, argument: str = "ckpt
         others = _by_step([file for file in files if file.name.startswith("last")] or [*{*files} - {*best}])
         if found := best if word == "best" else [*others, *best] if to_resume else [*best, *others]:
             return str(found[0])
+    closed = (each for each in folder.rglob("*") if each.is_dir() and not os.access(each, os.R_OK | os.X_OK))
+    denied = next(closed, None)
+    if denied is not None:
+        raise InputError(f"{argument}{name}: permission denied in {denied}; allow it to be read, or {HELP}")
     wanted = BEST if word == "best" else f"neither {LAST} nor {BEST}"
     raise MissingInputError(
         f"{argument}{name}: {folder} contains {'no ' if word == 'best' else ''}{wanted}, also deeper down; {HELP}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import socket
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from fastapi import FastAPI
 from seqrec.errors import InputError, MissingInputError
 from seqrec.inference.secrets import read_secret
 from seqrec.serving.connections import LimitedProtocol, Listener, limit_log_lines
-from seqrec.serving.hosts import is_loopback
+from seqrec.serving.hosts import is_address, is_loopback
 from seqrec.serving.limits import Limits
 from seqrec.serving.metrics import Metrics
 
@@ -152,6 +153,8 @@ def check_host(host: str, token: str | None, *, allow_no_token: bool) -> None:
     """Raise an `InputError` if an address is none, or if other machines can reach it and there is no token."""
     if "/" in host or host.count(":") == 1:
         raise InputError(f"host={host} must be an address or a name alone; the port is an option of its own: --port")
+    if re.fullmatch(r"[\d.]+", host) and not is_address(host):
+        raise InputError(f"host={host} is no address; give four numbers up to 255, or a name")
     if token is None and not allow_no_token and not is_loopback(host):
         raise InputError(
             f"host={host} can be reached by others, who could read and write users' sessions: set {TOKEN_VARIABLE} or "

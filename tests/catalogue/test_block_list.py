@@ -67,10 +67,10 @@ def test_an_unclear_list_is_refused(tmp_path: Path, content: str, message: str):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("1\n2\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
+        ("1\n2\n".encode("utf-16"), "is UTF-16; give a text file in UTF-8"),
         (gzip.compress(b"1\n2\n"), "is compressed with gzip; give it unpacked"),
         (b"1\n\xff\n", "line 2 is not UTF-8"),
-        (b"1\n\x00\n", "is no text, but binary; give a text file"),
+        (b"1\n\x00\n", "is no text, but binary; give a text file in UTF-8"),
     ],
 )
 def test_a_file_that_is_no_text_is_named_by_what_it_is(tmp_path: Path, content: bytes, message: str):

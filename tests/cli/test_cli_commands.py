@@ -59,7 +59,7 @@ def test_inspect_fails_on_a_damaged_store(store: Path, capsys: pytest.CaptureFix
     [
         (("inspect", "nowhere"), "error: no event store at nowhere"),
         (("inspect", "a", "--verfy", "true"), "error: unknown argument 'verfy'; did you mean verify?"),
-        (("inspect", "a", "b"), "error: unknown argument 'b'; allowed here: config, json"),
+        (("inspect", "a", "b"), "error: 'b' belongs to no option, since each takes one value"),
         (("inspect",), "error: the argument 'store' is required: give --store, here"),
         (("fitt",), "error: unknown command 'fitt'; known: prepare, fit, "),
         (

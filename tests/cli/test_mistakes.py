@@ -78,6 +78,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path("utf16.yaml").write_text("data: {batch_size: 2}\n", encoding="utf-16")
         Path("packed.yaml").write_bytes(gzip.compress(b"data: {batch_size: 2}\n"))
         os.mkfifo("pipe")
+        os.symlink("gone", "link")
+        Path("array.json").write_text('[{"user_id": 1, "item_id": 2}]')
+        Path("database.csv").write_bytes(b"SQLite format 3" + bytes(50))
+        Path("windows.yaml").write_text('data: {store: "C:\\logs"}\n')
         for name, text in CONFIGS.items():
             Path(f"{name}.yaml").write_text(text)
     finally:
@@ -126,6 +130,11 @@ PREPARE = {
     "a store that exists": ["--config", "small.yaml", "--data.filters.min_user_events", "2"],
     "no size": table("log.csv", "--data.memory_limit", "lots"),
     "a pipe": table("pipe"),
+    "a link to nothing": table("link"),
+    "a JSON array": table("array.json"),
+    "a database": table("database.csv"),
+    "an empty path": table(""),
+    "an option of recommend": table("log.csv", "--top_k", "5"),
     "a device": table("/dev/null"),
     "a negative size": table("log.csv", "--data.memory_limit", "-2GiB"),
     "a size beside a store": ["--config", "small.yaml", "--data.memory_limit", "nan"],
@@ -143,6 +152,13 @@ FIT = {
     "a config in UTF-16": [*RUN, "--config", "utf16.yaml"],
     "a packed config": [*RUN, "--config", "packed.yaml"],
     "a pipe as config": ["--config", "pipe"],
+    "an empty value": [*RUN, "--trainer.max_epochs="],
+    "a typographic dash": ["\u2013-config", "small.yaml"],
+    "a config without option": ["small.yaml"],
+    "a root that is a file": [*RUN, "--trainer.default_root_dir", "log.csv"],
+    "a callback without its argument": [*RUN, "--trainer.callbacks+=EarlyStopping"],
+    "an argument of the negatives": [*RUN, "--model.loss", "SampledSoftmax", "--model.loss.num_negatives", "5"],
+    "a path of Windows": ["--config", "windows.yaml"],
     "a run as model": [*RUN, "--model", "runs/version_0"],
     "an argument of the data": [*RUN, "--batch_size", "8"],
     "an argument of other libraries": [*RUN, "--epochs", "3"],
@@ -221,6 +237,9 @@ TEST = {
     "weights as checkpoint": ["--ckpt", "weights.pt"],
     "a summary as checkpoint": ["--ckpt", "runs/version_0/summary.json"],
     "a store as checkpoint": [*RUN, "--ckpt", "stores/s"],
+    "an address": ["--ckpt", "https://example.com/best.ckpt"],
+    "a run without its folder": ["--ckpt", "version_0"],
+    "a link as checkpoint": ["--ckpt", "link"],
     "a pipe as checkpoint": ["--ckpt", "pipe"],
     "no batches": ["--ckpt", "runs/version_0", "--trainer.limit_test_batches", "0"],
     "other settings than the store's": ["--ckpt", "runs/version_0", "--data.source.separator", ";"],
@@ -278,6 +297,10 @@ RECOMMEND = {
     "users alone as input": [*CKPT, *TOP, "--output", "r", "--input", "users.csv"],
     "an index as search": [*CKPT, *TOP, "--output", "r", "--search", "index.faiss"],
     "weights as checkpoint": ["--ckpt", "weights.pt", "--output", "r"],
+    "a switch without value": [*CKPT, *TOP, "--output", "r", "--filter_seen"],
+    "a link as output": [*CKPT, *TOP, "--output", "link"],
+    "a folder as block list": [*CKPT, *TOP, "--output", "r", "--block", "nested"],
+    "a file as store": [*CKPT, *TOP, "--output", "r", "--store", "log.csv"],
     "a pipe as input": [*CKPT, *TOP, "--output", "r", "--input", "pipe"],
     "a picture as block list": [*CKPT, *TOP, "--output", "r", "--block", "picture.png"],
     "no such block list": [*CKPT, *TOP, "--output", "r", "--block", "block.txt"],
@@ -293,6 +316,9 @@ RECOMMEND = {
 EXPORT = {
     "nothing": [],
     "text as length": [*CKPT, "--output", "e", "--top_k", "ten"],
+    "both verify and write": [*CKPT, "--output", "e", "--verify", "nested"],
+    "a link as output": [*CKPT, "--output", "link"],
+    "a run without option": ["runs/version_0"],
     "an export that is none": ["--verify", "nested"],
     "two outputs": [*CKPT, "--output", "e", "f"],
     "hpc without a cluster": ["--ckpt", "hpc", "--output", "e"],
@@ -334,6 +360,10 @@ SERVE = {
     "an open host without token": [*CKPT, "--host", "0.0.0.0"],
     "no such store": [*CKPT, "--store", "stores/none"],
     "an unknown session store": [*CKPT, "--sessions", "Postgres"],
+    "a folder as token file": [*CKPT, "--token_file", "nested"],
+    "an address out of range": [*CKPT, "--host", "256.1.1.1"],
+    "an empty host": [*CKPT, "--host", ""],
+    "a path for sessions in memory": [*CKPT, "--sessions", "InMemoryStore", "--sessions.path", "x"],
     "a file as session store": [*CKPT, "--sessions", "users.sqlite"],
     "the path of no session store": [*CKPT, "--path", "users.sqlite"],
     "an address as session store": [*CKPT, "--sessions", "redis://localhost:6379"],
@@ -412,6 +442,16 @@ def test_a_mistake_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], wo
         ("fit", "the config init_args_of_data", "give its keys directly below data"),
         ("fit", "the config deep", "'model.init_args.optimizer.init_args.learning_rate'; did you mean lr?"),
         ("fit", "the config under_fit", "leave it out, with its keys at the top"),
+        ("prepare", "a link to nothing", "is a link to gone, which is not there"),
+        ("prepare", "a JSON array", "save it as JSON lines"),
+        ("prepare", "a database", "this is an SQLite database"),
+        ("fit", "a typographic dash", "use two hyphens: --config"),
+        ("fit", "a config without option", "give the option too: --config small.yaml"),
+        ("fit", "a callback without its argument", "give --trainer.callbacks.monitor"),
+        ("fit", "an argument of the negatives", "or --model.loss.negatives.num_negatives"),
+        ("test", "a run without its folder", "did you mean runs/version_0?"),
+        ("recommend", "a file as store", "give its present folder: --store FOLDER"),
+        ("recommend", "a switch without value", "give true or false"),
         ("fit", "hyperparameters as config", "--config runs/version_0/config.yaml"),
         ("fit", "a run as model", "did you mean --ckpt_path runs/version_0?"),
         ("fit", "an argument of the data", "use --data.batch_size"),

@@ -266,4 +266,7 @@ def _locked(directory: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, InputError):
             raise
-        raise StoreError(f"the event store {directory} cannot be written: {error.strerror}") from error
+        place = Path(error.filename or directory).absolute()
+        if error.errno in (errno.EACCES, errno.EPERM) and not place.is_relative_to(directory.absolute().parent):
+            raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
+        raise StoreError(f"the event store {directory} cannot be written: {error.strerror or error}") from error

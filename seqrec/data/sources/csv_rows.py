@@ -132,9 +132,11 @@ class CsvRows:
 
     def _names(self) -> list[str]:
         with self.path.open("rb") as stream:
-            kind = kind_of_bytes(stream.read(4))
-        if kind and kind.startswith("UTF"):
-            raise InputError(f"{self.origin} is {kind}")
+            kind = kind_of_bytes(stream.read(16))
+        if kind == "UTF-16":
+            raise InputError(f"{self.origin} is UTF-16; save it as UTF-8")
+        if kind and not kind.startswith("compressed"):
+            raise InputError(f"{self.origin}: this is {kind}, which is not read so; save the table as CSV or Parquet")
         names = self._scan(has_header=True).collect_schema().names()
         if any("\r" in name for name in names):
             raise InputError(f"{self.origin} ends its lines with carriage returns alone; save it with line feeds")

@@ -160,7 +160,7 @@ class Table(Source):
                     f"path={self.path!r}: no {', '.join(_SUFFIXES)} file in this folder; give another"
                 )
         else:
-            refuse_special(self.path, f"path={self.path!r}")
+            refuse_special(self.path, f"path={self.path!r}", may_be_folder=True)
             found = matching_files(self.path)
             if not found:
                 raise MissingInputError(

@@ -19,30 +19,20 @@ from seqrec.data.sources.checking import reading, shorten
 from seqrec.data.sources.csv_rows import CsvRows
 from seqrec.data.sources.source import suffix
 from seqrec.data.sources.time_column import TIMES_IN_SAMPLE, TimeColumn, time_column
+from seqrec.data.user_files import kind_of_bytes
 from seqrec.errors import InputError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-# First bytes of files that are no tables of text -> what they are.
-_MAGIC = (
-    (b"\x89PNG", "a picture"),
-    (b"PK\x03\x04", "a zip archive or a spreadsheet"),
-    (b"SQLite format 3", "an SQLite database"),
-    (b"\x93NUMPY", "an array of numpy"),
-    (b"\x80\x04", "a pickle"),
-    (b"\x80\x05", "a pickle"),
-    (b"\xd0\xcf\x11\xe0", "an old spreadsheet"),
-    (b"ARROW1", "an Arrow file"),
-    (b"%PDF", "a PDF"),
-)
 
 
 def _what_it_is(path: Path) -> str:
     """Return why a file is not read as text."""
     with path.open("rb") as stream:
         start = stream.read(16)
-    for magic, kind in _MAGIC:
-        if start.startswith(magic):
-            return f"this is {kind}, which is not read; save the table as CSV or Parquet"
+    if kind := kind_of_bytes(start):
+        return f"this is {kind}, which is not read; save the table as CSV or Parquet"
+    if start.lstrip()[:1] == b"[":
+        return "this is a JSON array; save it as JSON lines (.jsonl), with one object a line"
     return "the name does not show what separates the fields; give separator"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import polars
 
+from seqrec.data.user_files import refuse_special
 from seqrec.errors import InputError, first_difference
 from seqrec.files import create, locked, move, synchronise, write_json, write_parquet
 
@@ -34,6 +35,7 @@ class BulkOutput:
     """
 
     def __init__(self, folder: Path, job: dict[str, Any]) -> None:
+        refuse_special(folder, f"output={str(folder)!r}", may_be_folder=True)
         self.folder = folder
         self.job = json.loads(json.dumps(job))  # as JSON reads it back
         self.work = folder.with_name(folder.name + ".work")

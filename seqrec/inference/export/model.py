@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from seqrec.catalogue.recommend import evaluating
+from seqrec.data.user_files import refuse_special
 from seqrec.errors import InputError
 from seqrec.files import move
 from seqrec.inference.export import formats
@@ -78,6 +79,7 @@ def export(
     check_packages(format)
     sequential = _checked(model)
     target = Path(directory)
+    refuse_special(target, f"output={str(target)!r}", may_be_folder=True)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"output={str(target)!r} exists already; give a folder that does not exist, or an empty one")
     tables = model_tables(sequential)
