@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from seqrec.data.manifest import REMEDY
+from seqrec.data.splits import ends_of
 from seqrec.data.store import EventStore
 from seqrec.errors import StoreError
 
@@ -224,8 +225,7 @@ def _top_share(ascending: NDArray[np.int64], parts: int) -> float:
 
 
 def _times(timestamps: NDArray[np.int64]) -> Times:
-    ends = [(int(chunk.min()), int(chunk.max())) for chunk in _chunks(timestamps)]
-    first, last = min(low for low, _ in ends), max(high for _, high in ends)
+    first, last = ends_of(_chunks(timestamps))
     for unit, ticks in _UNITS.items():
         if _EARLIEST * ticks <= first and last <= _LATEST * ticks:
             return Times(first, last, unit, _utc(first, ticks), _utc(last, ticks))

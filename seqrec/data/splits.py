@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from seqrec.data.store import EventStore
 from seqrec.data.windows import ranges
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 
 Int64 = NDArray[np.int64]
 
@@ -121,8 +121,7 @@ class LastN(Split):
     """
 
     def __init__(self, n: int) -> None:
-        if n < 1:
-            raise InputError(f"n={n} must be at least 1")
+        check_at_least(1, n=n)
         self.n = n
         self.several_targets = n > 1
 
@@ -232,8 +231,7 @@ class GlobalTime(Split):
         if not isinstance(point, str) and _is_quantile(point):
             time: float = time_quantile(times, point)
         else:
-            first = min(int(piece.min()) for piece in _pieces(times))
-            last = max(int(piece.max()) for piece in _pieces(times))
+            first, last = ends_of(pieces_of(times))
             time = _number(point) * _units_a_second(last) if isinstance(point, str) else point
             if not first < time <= last:
                 shown = f"{point}, which is {time:,.0f}," if isinstance(point, str) else f"{time:,}"
@@ -254,7 +252,7 @@ def training_item_counts(store: EventStore, split: Split) -> NDArray[np.int64]:
 def item_counts(store: EventStore) -> NDArray[np.int64]:
     """Return the number of events (num_items + 1,) of each item in the whole log; item 0 has none."""
     counts = np.zeros(store.num_items + 1, dtype=np.int64)
-    for piece in _pieces(store.item_ids):
+    for piece in pieces_of(store.item_ids):
         counts += np.bincount(piece, minlength=len(counts))
     return counts
 
@@ -262,29 +260,42 @@ def item_counts(store: EventStore) -> NDArray[np.int64]:
 def time_quantile(times: NDArray[np.integer[Any]], quantile: float) -> int:
     """Return the earliest time with at least the share `quantile` of all events before it or at it.
 
-    It counts events in ever narrower ranges of time, reading them three or four times. Memory does not grow with
-    their number.
-
     Args:
         times: (E,) integers, in any order, E >= 1.
         quantile: Above 0 and below 1.
     """
-    wanted = int(np.ceil(quantile * len(times)))
-    low = min(int(piece.min()) for piece in _pieces(times))
-    high = max(int(piece.max()) for piece in _pieces(times))
+    return nth_smallest(lambda: pieces_of(times), int(np.ceil(quantile * len(times))))
+
+
+def nth_smallest(pieces: Callable[[], Iterable[NDArray[np.integer[Any]]]], n: int) -> int:
+    """Return the n-th smallest number, from 1, of all in some arrays.
+
+    It counts numbers in ever narrower ranges, reading them three or four times. Memory does not grow with them.
+
+    Args:
+        pieces: Returns the arrays, at least one number in all, each time that it is called.
+        n: At most their number.
+    """
+    low, high = ends_of(pieces())
     before = 0
     while low < high:
-        # Equal parts of whole time units; the last one may be shorter.
+        # Equal parts of whole numbers; the last one may be shorter.
         step = (high - low) // PARTS + 1
         counts = np.zeros(PARTS + 1, dtype=np.int64)
-        for piece in _pieces(times):
+        for piece in pieces():
             inside = piece[(piece >= low) & (piece <= high)].astype(np.int64)
             counts += np.bincount((inside - low) // step, minlength=len(counts))
         reached = before + np.cumsum(counts)
-        part = int(np.searchsorted(reached, wanted))
+        part = int(np.searchsorted(reached, n))
         before = int(reached[part] - counts[part])
         low, high = low + part * step, min(low + (part + 1) * step - 1, high)
     return low
+
+
+def ends_of(pieces: Iterable[NDArray[np.integer[Any]]]) -> tuple[int, int]:
+    """Return the smallest and the largest number of some arrays, at least one number in all."""
+    ends = [(int(piece.min()), int(piece.max())) for piece in pieces if len(piece)]
+    return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 def events_before(times: NDArray[np.integer[Any]], offsets: Int64, time: float) -> Int64:
@@ -307,7 +318,8 @@ def events_before(times: NDArray[np.integer[Any]], offsets: Int64, time: float) 
     return counts
 
 
-def _pieces(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+def pieces_of(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield an array, most often memory-mapped, in pieces of at most `PIECE_EVENTS`."""
     for begin in range(0, len(values), PIECE_EVENTS):
         yield values[begin : begin + PIECE_EVENTS]
 
