@@ -96,7 +96,7 @@ def benchmark_catalogue(
     rows = harness.with_first(benchmark["figures"], "objective", "optimizer")
     text = harness.table(head, (_cells(row, smallest) for row, smallest in rows))
     notes = harness.failures(benchmark["figures"], "{objective}, {optimizer}, {num_items:,}")
-    benchmark.finish(f"{title}, fastest of {steps} on {device}", f"{text}\n{notes}".rstrip())
+    benchmark.finish(title, f"{text}\n{notes}".rstrip())
 
 
 def _combinations(objectives: Sequence[str], optimizers: Sequence[str]) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.files import move
 
 MIN_EVENTS = 1000
@@ -127,10 +127,8 @@ def ensure_log(folder: Path, profile: Profile, events: int, *, seed: int = 0, pr
     Raises:
         InputError: if `events` or `seed` is too small, or the log's folder contains something else.
     """
-    if events < MIN_EVENTS:
-        raise InputError(f"events={events} must be at least {MIN_EVENTS}")
-    if seed < 0:
-        raise InputError(f"seed={seed} must be at least 0")
+    check_at_least(MIN_EVENTS, events=events)
+    check_at_least(0, seed=seed)
     log = log_folder(folder, profile, events, seed)
     description = {"version": VERSION, "profile": asdict(profile), "events": events, "seed": seed}
     if log.exists():

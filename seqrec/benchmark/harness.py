@@ -68,12 +68,8 @@ class Benchmark:
     ) -> None:
         """Measure cells one after the other, and write the file anew after each.
 
-        Args:
-            key: Key of the list that gets a row per cell: the cell, with its figures or `failure`, a reason.
-            cells: The cells.
-            measure: Returns the figures of a cell.
-            name: Format of a cell's name, for progress.
-            outcome: Returns a line about a row, for progress.
+        The list `key` gets a row per cell: the cell with the figures from `measure`, or with `failure`, a reason.
+        For progress, `name` is the format of a cell's name, and `outcome` returns a line about a row.
         """
         for cell in cells:
             self.note(f"{name.format(**cell)} ...")
@@ -101,9 +97,7 @@ class Benchmark:
 def table(head: str | Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return an aligned table: the first column to the left, the others, which are figures, to the right.
 
-    Args:
-        head: Headings, as a list or with " | " between them.
-        rows: Cells; a short row is filled with empty ones.
+    `head` is a list of headings, or text with " | " between them. A short row is filled with empty cells.
     """
     head = head.split(" | ") if isinstance(head, str) else head
     alignment = ("left", *["right"] * (len(head) - 1))

@@ -139,8 +139,7 @@ def route_table(rows: list[Row]) -> str:
 def running_server(settings: dict[str, Any]) -> Iterator[str]:
     """Yield the address of a server in a process of its own, and terminate it, which must end with status 0.
 
-    Args:
-        settings: See `seqrec.benchmark.serve_child`.
+    See `seqrec.benchmark.serve_child` for the settings.
 
     Raises:
         InputError: if the server does not start, or ends with another status; the message is its last line.
