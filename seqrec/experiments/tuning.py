@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.models import SequentialRecommender
 
 
@@ -58,8 +58,7 @@ def find_lr(
     """
     if not 0 < min_lr < max_lr:
         raise InputError(f"min_lr={min_lr} must be above 0 and below max_lr={max_lr}")
-    if steps < 2 * _window(steps):
-        raise InputError(f"steps={steps} must be at least 20")
+    check_at_least(20, steps=steps)
     if not hasattr(model, "lr"):
         name = type(model.optimizer).__name__
         raise InputError(f"the optimizer {name} has no lr to search; give it an attribute lr")
@@ -138,8 +137,7 @@ def find_batch_size(
         raise InputError(f"{trainer.world_size} processes: search with one (devices: 1); each has that size")
     if data.max_tokens is not None:
         raise InputError(f"max_tokens={data.max_tokens} sets the batches, and batch_size is unused: leave it out")
-    if max_batch_size < 1:
-        raise InputError(f"max_batch_size={max_batch_size} must be at least 1")
+    check_at_least(1, max_batch_size=max_batch_size)
     trials = 1 + int(math.log2(max_batch_size))
     before = data.batch_size
     # Lightning makes the first batches before it sets the first size, and returns max_val itself without trying it.

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from seqrec.aliases import __version__
-from seqrec.errors import InputError, MissingInputError
+from seqrec.errors import InputError, MissingInputError, check_at_least
 from seqrec.experiments import MODELS, is_baseline
 
 # Joins fragments of a log, and an encoder with its ablation.
@@ -210,8 +210,7 @@ def plan(
             raise InputError(f"{name}={list(values)} names one twice")
     if (least := min(lengths)) < 2:
         raise InputError(f"lengths={list(lengths)}: {least} must be at least 2")
-    if seeds < 1:
-        raise InputError(f"seeds={seeds} must be at least 1")
+    check_at_least(1, seeds=seeds)
     trained = itertools.product(range(seeds), data, lengths, encoders, ("", *ablations))
     cells = [Cell(log, length, model, ablation, seed) for seed, log, length, model, ablation in trained]
     counted = [Cell(log, length, model, "", 0) for log in data for length in lengths for model in baselines]

@@ -76,12 +76,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Log:
-    """All rows of one log.
-
-    Attributes:
-        data: Its name.
-        rows: Length after length, baselines first, then the encoders in table order, each followed by its ablations.
-    """
+    """All rows of one log, by length: baselines, then encoders in table order, each followed by its ablations."""
 
     data: str
     rows: tuple[Row, ...]

@@ -12,7 +12,7 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.registry import did_you_mean
 
 # Metrics of which more is better, and what is logged of the training.
@@ -188,8 +188,7 @@ class ResumableEarlyStopping(callbacks.EarlyStopping):
     def __init__(
         self, monitor: str, min_delta: float = 0.0, patience: int = 3, mode: str = "auto", **others: Any
     ) -> None:
-        if patience < 0:
-            raise InputError(f"patience={patience} must be at least 0")
+        check_at_least(0, patience=patience)
         super().__init__(monitor, min_delta=min_delta, patience=patience, mode=mode_of(monitor, mode), **others)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
