@@ -284,12 +284,7 @@ def _ids(vocabulary: Vocabulary, external_ids: polars.Series) -> Int64:
 
 
 def _known(
-    vocabulary: Vocabulary,
-    item_ids: Int64,
-    rows: Int64,
-    user_ids: Int64,
-    name: Any,
-    times: Int64 | None = None,
+    vocabulary: Vocabulary, item_ids: Int64, rows: Int64, user_ids: Int64, name: Any, times: Int64 | None = None
 ) -> EventBlock:
     """Return the events with known items; refuse a row without any, which `name` names."""
     known = item_ids > 0

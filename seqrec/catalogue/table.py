@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from seqrec.catalogue.distributed import average_row_gradient, equal_on_all_ranks
 from seqrec.catalogue.sharding import ShardedEmbedding
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.ops.row_gradients import sums_at_lookup
 
 # Tables with at least so many rows have row-sparse gradients by default. For smaller ones a fused dense step over all
@@ -115,8 +115,7 @@ class ItemEmbedding(nn.Module):
         sharded: bool = False,
     ) -> None:
         super().__init__()
-        if num_items < 1:
-            raise InputError(f"num_items={num_items} must be at least 1")
+        check_at_least(1, num_items=num_items)
         self.num_items = num_items
         if sharded and not sparse:
             raise InputError("sharded=True needs sparse=True")

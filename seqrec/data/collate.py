@@ -55,12 +55,7 @@ class WindowDataset(Dataset[SequenceBatch]):
     """
 
     def __init__(
-        self,
-        store: EventArrays,
-        history_stops: Int64,
-        *,
-        target_stops: Int64 | None = None,
-        with_targets: bool = True,
+        self, store: EventArrays, history_stops: Int64, *, target_stops: Int64 | None = None, with_targets: bool = True
     ) -> None:
         self.store = store
         self.history_stops = history_stops
@@ -115,10 +110,7 @@ class WindowDataset(Dataset[SequenceBatch]):
 def padded_rows(column: NDArray[np.integer[Any]], starts: Int64, lengths: Int64) -> Tensor:
     """Return rows (B, L) int64: row b is `column[starts[b]:starts[b] + lengths[b]]`, followed by zeros.
 
-    Args:
-        column: (E,) integers, most often memory-mapped.
-        starts: (B,) int64.
-        lengths: (B,) int64; L is the largest of them.
+    `column` (E,) is most often memory-mapped. L is the largest of the `lengths` (B,).
     """
     # Each slice of the map itself would make another map object.
     column = np.asarray(column)

@@ -29,15 +29,9 @@ _BAR = 40
 
 @dataclass(frozen=True)
 class Lengths:
-    """Events a user. Percentiles are interpolated.
+    """Events a user: of the shortest history, mean, median, 95th percentile, interpolated, and of the longest.
 
-    Attributes:
-        minimum: Events of the shortest history.
-        mean: Mean.
-        median: Median.
-        p95: 95th percentile.
-        maximum: Events of the longest history.
-        histogram: (least, most, users) of each bin. The bins are 1, 2, 4, ... events wide.
+    `histogram` has (least, most, users) of each bin. The bins are 1, 2, 4, ... events wide.
     """
 
     minimum: int

@@ -38,11 +38,8 @@ class Progress:
     ) -> Iterator[T]:
         """Yield the parts of some work, as one stage that advances with each and is summed up after the last.
 
-        Args:
-            name: Name of the stage.
-            parts: The parts.
-            rows: Returns the number of rows, or of other units, of a part.
-            total: Number of all parts' rows, which may be an estimate; None if unknown.
+        `rows` returns the number of rows, or of other units, of a part. `total` is that of all, which may be an
+        estimate; None if unknown.
         """
         self._show(f"{name} ...")
         began = shown = time.monotonic()

@@ -258,23 +258,19 @@ def item_counts(store: EventStore) -> NDArray[np.int64]:
 
 
 def time_quantile(times: NDArray[np.integer[Any]], quantile: float) -> int:
-    """Return the earliest time with at least the share `quantile` of all events before it or at it.
+    """Return the earliest time with at least the share `quantile`, above 0 and below 1, of all events before it or at
+    it.
 
-    Args:
-        times: (E,) integers, in any order, E >= 1.
-        quantile: Above 0 and below 1.
+    `times` (E,) are integers in any order, E >= 1.
     """
     return nth_smallest(lambda: pieces_of(times), int(np.ceil(quantile * len(times))))
 
 
 def nth_smallest(pieces: Callable[[], Iterable[NDArray[np.integer[Any]]]], n: int) -> int:
-    """Return the n-th smallest number, from 1, of all in some arrays.
+    """Return the n-th smallest number, from 1, of all in some arrays, which `pieces` returns each time that it is
+    called.
 
     It counts numbers in ever narrower ranges, reading them three or four times. Memory does not grow with them.
-
-    Args:
-        pieces: Returns the arrays, at least one number in all, each time that it is called.
-        n: At most their number.
     """
     low, high = ends_of(pieces())
     before = 0
@@ -301,10 +297,8 @@ def ends_of(pieces: Iterable[NDArray[np.integer[Any]]]) -> tuple[int, int]:
 def events_before(times: NDArray[np.integer[Any]], offsets: Int64, time: float) -> Int64:
     """Return the number (U,) of each user's events before a time.
 
-    Args:
-        times: (E,) each user's times in ascending order, user after user.
-        offsets: (U + 1,) start of each user's events.
-        time: In the unit of `times`.
+    `times` (E,) are in ascending order for each user, user after user; `offsets` (U + 1,) are the starts of users'
+    events.
     """
     counts = np.zeros(len(offsets) - 1, dtype=np.int64)
     first = 0

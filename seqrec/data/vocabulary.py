@@ -67,10 +67,7 @@ class Vocabulary:
         return len(self._values) if self._offsets is None else len(self._offsets) - 1
 
     def external_ids(self, internal_ids: ArrayLike) -> Int64Array | list[str]:
-        """Return the log's ids of `internal_ids`.
-
-        Args:
-            internal_ids: (N,) integers in 1..len(self).
+        """Return the log's ids of `internal_ids` (N,), which lie in 1..len(self).
 
         Returns:
             An int64 array (N,), or a list if the log's ids are strings.

@@ -25,13 +25,7 @@ from seqrec.types import History
 
 
 class AttentionMambaMixture(nn.Module):
-    """Attention and Mamba in parallel, summed with weights from a gate.
-
-    Args:
-        attention: Maps (B, L, D) to (B, L, D), causal.
-        mamba: Maps (B, L, D) to (B, L, D), causal.
-        d_model: D.
-    """
+    """Causal attention and Mamba in parallel, on (B, L, D), summed with weights from a gate."""
 
     def __init__(self, attention: CausalSelfAttention, mamba: nn.Module, d_model: int) -> None:
         super().__init__()

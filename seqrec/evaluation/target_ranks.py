@@ -117,12 +117,7 @@ def candidate_ranks(scorer: Scorer, states: Tensor, targets: Targets, candidates
 
 
 def _catalogue_blocks(
-    scorer: Scorer,
-    states: Tensor,
-    targets: Targets,
-    hidden: RaggedItems | None,
-    trained: Tensor | None,
-    size: int,
+    scorer: Scorer, states: Tensor, targets: Targets, hidden: RaggedItems | None, trained: Tensor | None, size: int
 ) -> Iterator[_Block]:
     """Yield the catalogue in blocks of `size` items."""
     device, end = states.device, scorer.num_items + 1

@@ -54,9 +54,7 @@ class Explanation:
 class ExplainableModel(RecommendingModel, Protocol):
     """The part of a model around an encoder that an explanation uses; every `SequentialRecommender` has it.
 
-    Attributes:
-        items: Vectors of items.
-        users: Vectors of users; None if the model has none.
+    `users` is None if the model has no vectors of users.
     """
 
     items: ItemEmbedding

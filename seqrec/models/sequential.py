@@ -422,10 +422,7 @@ class SequentialRecommender(Recommender):
                 table.share_gradient()
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip gradients as Lightning does, including row-sparse ones and the shards of all processes."""
         spread = [table.weight for table in self._sparse_tables() if table.spread is not None]

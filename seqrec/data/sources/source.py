@@ -22,13 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Malformed:
-    """Rows of a file that are not events, which a scan left out.
+    """Rows of a file that are not events, which a scan left out: `count` of its `rows`, without blank lines.
 
-    Attributes:
-        file: The file.
-        count: Number of malformed rows.
-        rows: Number of all rows of the file. Blank lines do not count.
-        places: The first few malformed rows: "line 7: expected an id, got nothing".
+    `places` describes the first few of them: "line 7: expected an id, got nothing".
     """
 
     file: str

@@ -55,13 +55,7 @@ def recompute_blocks(module: nn.Module, recompute: bool) -> None:
 
 
 class Residual(nn.Module):
-    """`x + layer(norm(x))` (pre-norm, Xiong et al. 2020).
-
-    Args:
-        layer: Maps (B, L, D) to (B, L, D).
-        d_model: D.
-        layer_norm: False omits the norm.
-    """
+    """`x + layer(norm(x))` (pre-norm, Xiong et al. 2020) for x (B, L, D); without `layer_norm` there is no norm."""
 
     def __init__(self, layer: nn.Module, d_model: int, *, layer_norm: bool = True) -> None:
         super().__init__()

@@ -98,11 +98,9 @@ class Novelty(ListMetric):
 
 
 def list_metrics(item_counts: Tensor, cutoffs: Sequence[int] = (10,)) -> MetricCollection:
-    """Return Coverage@K, Popularity@K and Novelty@K, which share one vector of counts for each cutoff.
+    """Return Coverage@K, Popularity@K and Novelty@K, which share one vector of counts for each cutoff K.
 
-    Args:
-        item_counts: (V,) training events of each item.
-        cutoffs: Numbers K of items of each list that count.
+    `item_counts` (V,) are the training events of each item.
 
     Raises:
         InputError: if a cutoff is below 1.

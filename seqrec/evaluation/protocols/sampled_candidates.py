@@ -227,11 +227,8 @@ def draw_by_weight(uniforms: Tensor, avoid: SeenItems, weights: Tensor) -> Tenso
 def first_distinct(draw: Callable[[int], Tensor], count: int) -> Tensor:
     """Return the first `count` different items (B, count) of each user's draws, in their order.
 
-    Repeated draws are skipped, which gives draws without replacement in proportion to the remaining weights.
-
-    Args:
-        draw: Returns (B, n) draws for a number n; those for a smaller n are the first of them.
-        count: Number of items of a user.
+    `draw` returns (B, n) draws for a number n; those for a smaller n are the first of them. Repeated draws are skipped,
+    which gives draws without replacement in proportion to the remaining weights.
 
     Raises:
         InputError: if the maximum number of draws contains too few different items, because some are rarely drawn.
