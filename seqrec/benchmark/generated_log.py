@@ -115,14 +115,11 @@ def parse_events(text: str | int) -> int:
 
 
 def ensure_log(folder: Path, profile: Profile, events: int, *, seed: int = 0, progress: Progress | None = None) -> Path:
-    """Write a generated log, unless it exists from the same arguments.
+    """Write a generated log, unless it exists from the same arguments, and return its own folder in `folder`.
 
     The files `part-000.csv`, `part-001.csv`, ... of 50 million rows have the columns user_id, item_id, timestamp
     and is_click; ids are integers from 0. The same arguments give the same bytes. Memory is a few blocks of a
-    million events, however long the log.
-
-    Returns:
-        The log's own folder in `folder`, named after the arguments; it appears when it is complete.
+    million events, however long the log. The folder is named after the arguments, and appears when it is complete.
 
     Raises:
         InputError: if `events` or `seed` is too small, or the log's folder contains something else.

@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from seqrec.benchmark.measurement import MemoryLimitError
 from seqrec.data.progress import Progress, print_line
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 
 Row = dict[str, Any]
 # Arguments of a trainer that writes and shows nothing.
@@ -24,9 +24,8 @@ DID_NOT_RUN = "did not run"
 class Benchmark:
     """One run of a benchmark: shows its progress, collects its figures and writes them.
 
-    Args:
-        json_file: File for the figures; None is none. Its folder is checked now rather than after an hour.
-        **content: Content of the file by key, in this order: settings, and an empty list per table.
+    The content of the file by key, in this order, is the settings, and an empty list per table. The file's folder is
+    checked now rather than after an hour.
 
     Raises:
         InputError: if `json_file` is in a folder that does not exist.
@@ -135,8 +134,7 @@ def check_numbers(least: float, *, empty: bool = True, **values: float | Sequenc
     """Raise InputError if a number, or one of a list, is below `least`, or a list is empty that must not be."""
     for name, value in values.items():
         if isinstance(value, (int, float)):
-            if not value >= least:
-                raise InputError(f"{name}={value} must be at least {least}")
+            check_at_least(least, **{name: value})
         elif any(number < least for number in value) or not (value or empty):
             one = "" if empty else "one or more, and "
             raise InputError(f"{name}={list(value)} must be {one}all at least {least}")

@@ -46,15 +46,13 @@ class MemoryLimitError(InputError):
 
 @dataclass(frozen=True)
 class Measurement:
-    """Time and memory of a call in a process of its own.
+    """Time and memory of a call in a process of its own, without the start of the process and its imports.
 
     Attributes:
-        seconds: Time of the call, without the start of the process and its imports.
         peak_anonymous: Bytes, most memory without pages of files, read 100 times a second. The system drops pages
             of files when it needs room.
         peak_resident: Bytes, most memory of every kind, pages of mapped files included.
         anonymous_before: Bytes of memory without pages of files when the call began: interpreter and imports.
-        value: Return value of the function.
     """
 
     seconds: float

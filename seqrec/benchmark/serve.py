@@ -96,12 +96,10 @@ def benchmark_serve(
 
 @dataclass
 class Answers:
-    """Answers that clients received.
+    """Answers that clients received: by route, the seconds from sending each request to the end of its answer.
 
-    Attributes:
-        seconds: Route -> time of each answer, from sending the request to the end.
-        errors: Answers other than 200, and lost connections.
-        wall_seconds: From the first counted request to the end of the last.
+    `errors` counts answers other than 200, and lost connections. `wall_seconds` are those from the first counted
+    request to the end of the last.
     """
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
