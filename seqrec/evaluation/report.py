@@ -42,9 +42,7 @@ def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
 def note_on_repeats(repeated: float, protocol: Protocol) -> str | None:
     """Return a line for people if lists by a protocol can never contain some targets; None if they can.
 
-    Args:
-        repeated: Share of the targets that are in the user's history.
-        protocol: The protocol that ranked them.
+    `repeated` is the share of the targets that are in the user's history.
 
     Example:
         >>> from seqrec import FullRanking

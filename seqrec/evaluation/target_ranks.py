@@ -27,9 +27,7 @@ RECOUNT_PAIRS = 1 << 16
 class Targets(TensorRecord):
     """Targets to rank. All targets of a user are in one list, together with the user's other candidates.
 
-    Attributes:
-        rows: (T,) int64, user row of each target, ascending; every user has a target.
-        item_ids: (T,) int64, distinct within a row.
+    `rows` (T,) are the users' rows, ascending; every user has a target. `item_ids` (T,) are distinct within a row.
     """
 
     rows: Tensor

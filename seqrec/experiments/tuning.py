@@ -41,17 +41,9 @@ def find_lr(
 ) -> LrSearch:
     """Search a step size (Cyclical Learning Rates for Training Neural Networks, Smith 2017), and set `model.lr` to it.
 
-    Weights, optimizer and the position in the data are restored afterwards, and nothing is logged. The search trains
-    all parameters with the same step size. Tables with an optimizer of their own, such as `RowwiseAdagrad`, keep its
-    step size later.
-
-    Args:
-        trainer: The trainer.
-        model: A model with an `lr` in its optimizer.
-        data: Training windows.
-        min_lr: The first step size.
-        max_lr: The last one.
-        steps: Optimizer steps, each with a larger step size.
+    Each of `steps` optimizer steps has a larger step size. Weights, optimizer and the position in the data are restored
+    afterwards, and nothing is logged. The search trains all parameters with the same step size. Tables with an
+    optimizer of their own, such as `RowwiseAdagrad`, keep its step size later.
 
     Raises:
         InputError: if the range is empty, `steps` is too small, the optimizer has no `lr`, or the loss does not fall.
@@ -82,12 +74,9 @@ def find_lr(
 def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> float:
     """Return the step size at which the loss is halfway between its level at small step sizes and its minimum.
 
-    Lightning's own suggestion takes the slope by the step size itself. By chance, that slope is largest among the
+    Step sizes ascend, and each has the loss of one step, which is smoothed here by the mean of a tenth of them around
+    each. Lightning's own suggestion takes the slope by the step size itself. By chance, that slope is largest among the
     smallest step sizes.
-
-    Args:
-        lrs: Ascending.
-        losses: Loss of one step each; smoothed here by the mean of a tenth of them around each.
 
     Raises:
         InputError: if too few are finite, or the loss falls no more than by chance.
@@ -123,12 +112,6 @@ def find_batch_size(
     Each size trains on the longest windows. Weights and optimizer are restored afterwards, and nothing is logged. On a
     CPU only `max_batch_size` and the number of windows end the search, because the system kills processes that need
     too much memory.
-
-    Args:
-        trainer: The trainer, with one process.
-        model: The model.
-        data: Training windows.
-        max_batch_size: Largest size to try.
 
     Raises:
         InputError: if several processes train, `max_tokens` is set, or the smallest size does not fit.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -105,11 +105,7 @@ def list_metrics(item_counts: Tensor, cutoffs: Sequence[int] = (10,)) -> MetricC
     Raises:
         InputError: if a cutoff is below 1.
     """
-    classes: dict[str, Callable[[Tensor, int], ListMetric]] = {
-        "Coverage": Coverage,
-        "Popularity": MeanPopularity,
-        "Novelty": Novelty,
-    }
+    classes: dict[str, type[ListMetric]] = {"Coverage": Coverage, "Popularity": MeanPopularity, "Novelty": Novelty}
     metrics = {f"{title}@{k}": cls(item_counts, k) for k in cutoffs for title, cls in classes.items()}
     groups = [[f"{title}@{k}" for title in classes] for k in cutoffs]
     return MetricCollection(metrics, compute_groups=groups)  # type: ignore[arg-type]  # invariant dict

@@ -67,12 +67,8 @@ class Loss(nn.Module, ABC):
 
 
 class TargetEvents(NamedTuple):
-    """The batch's events that have a target, without padding.
-
-    Attributes:
-        rows: (M,) user row of each event.
-        states: (M, D), at least float32.
-        targets: (M,) item ids.
+    """The batch's events that have a target, without padding: rows of users (M,), states (M, D), at least float32, and
+    targets (M,), item ids.
     """
 
     rows: Tensor
