@@ -47,11 +47,9 @@ class EventArrays(Protocol):
 class WindowDataset(Dataset[SequenceBatch]):
     """Batches of windows by their plans. The data set can be pickled if its events can.
 
-    Args:
-        store: The events.
-        history_stops: (U,) end of each user's seen events, from `Split.history_stops`.
-        target_stops: (U,) end of each user's held-out events, from `Split.target_stops`; None if no events are.
-        with_targets: False if no event follows the windows (prediction).
+    `history_stops` (U,) are the ends of users' seen events, from `Split.history_stops`; `target_stops` (U,) those of
+    held-out events, from `Split.target_stops`, None if no events are. Without `with_targets` no event follows the
+    windows (prediction).
     """
 
     def __init__(

@@ -11,12 +11,7 @@ Show = Callable[[str], None]
 
 
 class Progress:
-    """Shows one stage after the other.
-
-    Args:
-        show: Takes each line; None shows nothing.
-        interval: Seconds between the lines of a stage.
-        unit: Word for what is counted.
+    """Shows one stage after the other, and its progress every `interval` seconds; without `show` it shows nothing.
 
     Example:
         >>> progress = Progress(lambda line: print(line.split(",")[0]))

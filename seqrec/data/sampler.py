@@ -45,10 +45,9 @@ class TrainedSegment:
 
 @dataclass(frozen=True)
 class _EpochPlan:
-    """Steps of an epoch, for all processes.
+    """Steps of an epoch, for all processes: all windows, step after step.
 
     Attributes:
-        windows: All windows, step after step.
         bounds: (S + 1,) start of each step in `windows`; the last one is W.
         sequence: (S,) the order of the steps.
         first_ranks: (S,) rank of the process that gets each step's first window; the others follow in turn.

@@ -47,31 +47,19 @@ class Split(ABC):
 
     @abstractmethod
     def history_stops(self, store: EventStore, stage: str) -> Int64:
-        """Return the end of each user's known history in a stage.
+        """Return the end (U,) int64 of each user's known history in a stage, one of `STAGES`.
 
-        For "validate" and "test" the targets follow, up to `target_stops`. For "train" all targets lie before the
-        stop. For "predict" it is the end of the log.
-
-        Args:
-            store: The events.
-            stage: One of `STAGES`.
-
-        Returns:
-            (U,) int64, index into the store's events: history is [offsets[u], stop[u]).
+        It is an index into the store's events. For "validate" and "test" the targets follow, up to `target_stops`. For
+        "train" all targets lie before the stop. For "predict" it is the end of the log.
 
         Raises:
             InputError: if a user has too few events, or if the split needs timestamps and the log has none.
         """
 
     def target_stops(self, store: EventStore, stage: str) -> Int64:
-        """Return the end of each user's targets, which are the events [history_stops[u], target_stops[u]).
+        """Return the end (U,) int64 of each user's targets, which are the events [history_stops[u], target_stops[u]).
 
-        Args:
-            store: The events.
-            stage: "validate" or "test".
-
-        Returns:
-            (U,) int64; the stop of the history if a user is not judged.
+        In "validate" and "test" it is the stop of the history if a user is not judged.
         """
         return self.history_stops(store, stage) + 1
 
@@ -312,10 +300,11 @@ def events_before(times: NDArray[np.integer[Any]], offsets: Int64, time: float) 
     return counts
 
 
-def pieces_of(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Yield an array, most often memory-mapped, in pieces of at most `PIECE_EVENTS`."""
-    for begin in range(0, len(values), PIECE_EVENTS):
-        yield values[begin : begin + PIECE_EVENTS]
+def pieces_of(values: NDArray[Any], size: int | None = None) -> Iterator[NDArray[Any]]:
+    """Yield an array, most often memory-mapped, in pieces of at most `size` numbers; None is `PIECE_EVENTS`."""
+    size = size or PIECE_EVENTS
+    for begin in range(0, len(values), size):
+        yield np.asarray(values[begin : begin + size])
 
 
 def _is_quantile(point: float | str) -> bool:

@@ -23,10 +23,7 @@ class Vocabulary:
     """The log's ids of one kind, users or items: internal id i is the i-th smallest external id.
 
     Internal id 0 is padding. Strings are ordered by their UTF-8 bytes, which is also the order of Python strings.
-    They are stored as one run of bytes, so millions of them open at once.
-
-    Args:
-        external_ids: Distinct ids in ascending order: an int64 array, or a sequence of strings.
+    They are stored as one run of bytes, so millions of them open at once. External ids are an int64 array or strings.
 
     Raises:
         ValueError: if the ids are not ascending and distinct.

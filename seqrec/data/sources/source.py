@@ -83,10 +83,8 @@ class Source(ABC):
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
         """Return the interaction frame (see `seqrec.data.schema`), with every row checked.
 
-        The frame is collected in batches by polars' streaming engine, so it must not hold the log in memory.
-
-        Args:
-            progress: Shows the progress of a first pass over the log, if the source makes one.
+        The frame is collected in batches by polars' streaming engine, so it must not hold the log in memory. `progress`
+        shows a first pass over the log, if the source makes one.
 
         Raises:
             MissingInputError: if an input file does not exist.

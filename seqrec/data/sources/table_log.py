@@ -66,10 +66,8 @@ def check_tables(files: Sequence[TableFile], max_bad_share: float, progress: Pro
 
 
 def _settle_orders(files: Sequence[TableFile], progress: Progress) -> list[str]:
-    """Decide for all files whether times such as 03/04/2020 have the day first, by the times that have one reading.
-
-    Returns:
-        What was decided, in a sentence, if anything was.
+    """Decide for all files whether times such as 03/04/2020 have the day first, by the times that have one reading;
+    return what was decided, in a sentence, if anything was.
 
     Raises:
         InputError: if no time decides it, or some have the day first and others the month.
