@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 class PhaseClock:
     """Adds up seconds by phase; an inner phase stops the outer one's clock until it ends.
 
-    Attributes:
-        synchronise: Waits for the device; called when a phase starts or ends, and when seconds are read.
+    `synchronise` waits for the device; it is called when a phase starts or ends, and when seconds are read.
     """
 
     def __init__(self) -> None:

@@ -29,10 +29,7 @@ PIECE_BYTES = 1 << 26
 class RowShards:
     """Contiguous shards of ceil(V / N) rows, as `torch.distributed.tensor.Shard(0)`; the last ones may have fewer.
 
-    Attributes:
-        num_rows: V rows of the whole table.
-        num_ranks: N processes; with 1 the table is whole.
-        rank: Rank of the process with the shard `local`.
+    With one process the table is whole. `rank` is that of the process with the shard `local`.
     """
 
     num_rows: int
