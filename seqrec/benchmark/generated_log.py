@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.files import move
 
 MIN_EVENTS = 1000
@@ -115,22 +115,17 @@ def parse_events(text: str | int) -> int:
 
 
 def ensure_log(folder: Path, profile: Profile, events: int, *, seed: int = 0, progress: Progress | None = None) -> Path:
-    """Write a generated log, unless it exists from the same arguments.
+    """Write a generated log, unless it exists from the same arguments, and return its own folder in `folder`.
 
     The files `part-000.csv`, `part-001.csv`, ... of 50 million rows have the columns user_id, item_id, timestamp
     and is_click; ids are integers from 0. The same arguments give the same bytes. Memory is a few blocks of a
-    million events, however long the log.
-
-    Returns:
-        The log's own folder in `folder`, named after the arguments; it appears when it is complete.
+    million events, however long the log. The folder is named after the arguments, and appears when it is complete.
 
     Raises:
         InputError: if `events` or `seed` is too small, or the log's folder contains something else.
     """
-    if events < MIN_EVENTS:
-        raise InputError(f"events={events} must be at least {MIN_EVENTS}")
-    if seed < 0:
-        raise InputError(f"seed={seed} must be at least 0")
+    check_at_least(MIN_EVENTS, events=events)
+    check_at_least(0, seed=seed)
     log = log_folder(folder, profile, events, seed)
     description = {"version": VERSION, "profile": asdict(profile), "events": events, "seed": seed}
     if log.exists():

@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from seqrec.benchmark.measurement import MemoryLimitError
 from seqrec.data.progress import Progress, print_line
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 
 Row = dict[str, Any]
 # Arguments of a trainer that writes and shows nothing.
@@ -24,9 +24,8 @@ DID_NOT_RUN = "did not run"
 class Benchmark:
     """One run of a benchmark: shows its progress, collects its figures and writes them.
 
-    Args:
-        json_file: File for the figures; None is none. Its folder is checked now rather than after an hour.
-        **content: Content of the file by key, in this order: settings, and an empty list per table.
+    The content of the file by key, in this order, is the settings, and an empty list per table. The file's folder is
+    checked now rather than after an hour.
 
     Raises:
         InputError: if `json_file` is in a folder that does not exist.
@@ -68,12 +67,8 @@ class Benchmark:
     ) -> None:
         """Measure cells one after the other, and write the file anew after each.
 
-        Args:
-            key: Key of the list that gets a row per cell: the cell, with its figures or `failure`, a reason.
-            cells: The cells.
-            measure: Returns the figures of a cell.
-            name: Format of a cell's name, for progress.
-            outcome: Returns a line about a row, for progress.
+        The list `key` gets a row per cell: the cell with the figures from `measure`, or with `failure`, a reason.
+        For progress, `name` is the format of a cell's name, and `outcome` returns a line about a row.
         """
         for cell in cells:
             self.note(f"{name.format(**cell)} ...")
@@ -101,9 +96,7 @@ class Benchmark:
 def table(head: str | Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return an aligned table: the first column to the left, the others, which are figures, to the right.
 
-    Args:
-        head: Headings, as a list or with " | " between them.
-        rows: Cells; a short row is filled with empty ones.
+    `head` is a list of headings, or text with " | " between them. A short row is filled with empty cells.
     """
     head = head.split(" | ") if isinstance(head, str) else head
     alignment = ("left", *["right"] * (len(head) - 1))
@@ -141,8 +134,7 @@ def check_numbers(least: float, *, empty: bool = True, **values: float | Sequenc
     """Raise InputError if a number, or one of a list, is below `least`, or a list is empty that must not be."""
     for name, value in values.items():
         if isinstance(value, (int, float)):
-            if not value >= least:
-                raise InputError(f"{name}={value} must be at least {least}")
+            check_at_least(least, **{name: value})
         elif any(number < least for number in value) or not (value or empty):
             one = "" if empty else "one or more, and "
             raise InputError(f"{name}={list(value)} must be {one}all at least {least}")

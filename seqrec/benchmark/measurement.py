@@ -46,15 +46,13 @@ class MemoryLimitError(InputError):
 
 @dataclass(frozen=True)
 class Measurement:
-    """Time and memory of a call in a process of its own.
+    """Time and memory of a call in a process of its own, without the start of the process and its imports.
 
     Attributes:
-        seconds: Time of the call, without the start of the process and its imports.
         peak_anonymous: Bytes, most memory without pages of files, read 100 times a second. The system drops pages
             of files when it needs room.
         peak_resident: Bytes, most memory of every kind, pages of mapped files included.
         anonymous_before: Bytes of memory without pages of files when the call began: interpreter and imports.
-        value: Return value of the function.
     """
 
     seconds: float
@@ -71,18 +69,14 @@ def run_measured(
     memory_limit: int | None = None,
     show: Show | None = None,
 ) -> Measurement:
-    """Call a function in a process of its own.
+    """Call a function, at the top level of a module, in a process of its own. Imports are not timed.
 
-    The kernel enforces the limit, RLIMIT_DATA, which is set before the child begins its work. It counts private
-    writable memory of the child, touched or not, with interpreter and imports, but no pages of mapped files. It is
-    therefore stricter than a limit on resident memory. A child without a limit is killed if less than a twentieth of
+    The kernel enforces the limit in bytes, RLIMIT_DATA, which is set before the child begins its work. It counts
+    private writable memory of the child, touched or not, with interpreter and imports, but no pages of mapped files. It
+    is therefore stricter than a limit on resident memory. A child without a limit is killed if less than a twentieth of
     the machine's memory is available.
 
-    Args:
-        function: A function at the top level of a module that the child can import.
-        arguments: Its arguments, as plain JSON values. It must return a JSON value, too. Imports are not timed.
-        memory_limit: Bytes; None is no limit.
-        show: Takes each line that the function prints.
+    Arguments and result are plain JSON values. `show` takes each line that the function prints.
 
     Raises:
         MemoryLimitError: if the child needs more than its limit, or the machine runs out of memory.

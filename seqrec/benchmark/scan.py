@@ -167,11 +167,8 @@ def _crossings(rows: Sequence[Row]) -> list[str]:
 
 
 def crossing_text(lengths: Sequence[int], ratios: Sequence[float]) -> str:
-    """Return from which length on a block takes less time than attention.
-
-    Args:
-        lengths: Ascending.
-        ratios: Its time divided by attention's, at each length.
+    """Return from which length on a block takes less time than attention, given the ratios of both at ascending
+    lengths.
     """
     if ratios[-1] >= 1:
         return f"does not overtake {ATTENTION} up to {lengths[-1]:,} events"

@@ -96,12 +96,10 @@ def benchmark_serve(
 
 @dataclass
 class Answers:
-    """Answers that clients received.
+    """Answers that clients received: by route, the seconds from sending each request to the end of its answer.
 
-    Attributes:
-        seconds: Route -> time of each answer, from sending the request to the end.
-        errors: Answers other than 200, and lost connections.
-        wall_seconds: From the first counted request to the end of the last.
+    `errors` counts answers other than 200, and lost connections. `wall_seconds` are those from the first counted
+    request to the end of the last.
     """
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -139,8 +137,7 @@ def route_table(rows: list[Row]) -> str:
 def running_server(settings: dict[str, Any]) -> Iterator[str]:
     """Yield the address of a server in a process of its own, and terminate it, which must end with status 0.
 
-    Args:
-        settings: See `seqrec.benchmark.serve_child`.
+    See `seqrec.benchmark.serve_child` for the settings.
 
     Raises:
         InputError: if the server does not start, or ends with another status; the message is its last line.

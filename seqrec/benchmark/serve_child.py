@@ -20,7 +20,7 @@ from seqrec.inference.sessions import SessionRecommender, SQLiteStore
 from seqrec.models import MambaRec
 from seqrec.serving import Limits
 from seqrec.serving.app import create_app
-from seqrec.serving.server import bind, run_server, url_of
+from seqrec.serving.server import Server, bind, url_of
 
 
 def bare_app() -> FastAPI:
@@ -63,10 +63,10 @@ def main() -> None:
             print(url_of(listener), flush=True)
 
         if settings["kind"] == "bare":
-            run_server(bare_app(), listener, limits=limits, ready=ready)
+            Server(bare_app(), limits=limits, ready=ready).run(sockets=[listener])
             return
         with recommender(settings) as sessions:
-            run_server(create_app(sessions, limits=limits), listener, limits=limits, ready=ready)
+            Server(create_app(sessions, limits=limits), limits=limits, ready=ready).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -54,12 +54,9 @@ def equal_on_all_ranks(weight: Tensor) -> None:
 def average_row_gradient(weight: nn.Parameter) -> None:
     """Replace a table's row-sparse gradient by its mean over processes; all must call, also those without one.
 
-    DDP sends gradients of the table's size, or with NCCL refuses sparse ones. Here each process sends its rows, padded
-    to the largest number of any process: `ranks * max U * (D + 2)` numbers arrive. All processes then add the same
-    rows in the same order, so their tables stay bit-identical.
-
-    Args:
-        weight: (V, D); its `grad` is None or a sparse tensor of rows.
+    DDP sends gradients of the table's size (V, D), or with NCCL refuses sparse ones. Here each process sends its rows,
+    padded to the largest number of any process: `ranks * max U * (D + 2)` numbers arrive. All processes then add the
+    same rows in the same order, so their tables stay bit-identical.
     """
     ranks = num_ranks()
     if ranks == 1:

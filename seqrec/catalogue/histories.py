@@ -56,9 +56,8 @@ def read_histories(
 ) -> tuple[EventBlock, Callable[[Recommendations], Any]]:
     """Read histories in one of the forms that `Recommender.recommend` takes, with its errors and warnings.
 
-    Returns:
-        The histories in the model's ids, and a function that turns recommendations for them, on the CPU, into lists, a
-        frame or internal ids, as they were given.
+    The function that is returned, too, turns recommendations for them, on the CPU, into lists, a frame or internal ids,
+    as they were given.
     """
     if isinstance(histories, History):
         return _block_of_history(model, histories), lambda best: best
@@ -284,12 +283,7 @@ def _ids(vocabulary: Vocabulary, external_ids: polars.Series) -> Int64:
 
 
 def _known(
-    vocabulary: Vocabulary,
-    item_ids: Int64,
-    rows: Int64,
-    user_ids: Int64,
-    name: Any,
-    times: Int64 | None = None,
+    vocabulary: Vocabulary, item_ids: Int64, rows: Int64, user_ids: Int64, name: Any, times: Int64 | None = None
 ) -> EventBlock:
     """Return the events with known items; refuse a row without any, which `name` names."""
     known = item_ids > 0

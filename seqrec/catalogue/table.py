@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from seqrec.catalogue.distributed import average_row_gradient, equal_on_all_ranks
 from seqrec.catalogue.sharding import ShardedEmbedding
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.ops.row_gradients import sums_at_lookup
 
 # Tables with at least so many rows have row-sparse gradients by default. For smaller ones a fused dense step over all
@@ -88,16 +88,9 @@ class ItemEmbedding(nn.Module):
     """One vector per item; row 0 is padding, zero, and never trained.
 
     With `sparse`, gradients are torch's sparse tensors over the rows that were read, for the optimizers of
-    `seqrec.training.optim` and `torch.optim.SparseAdam`; a step allocates nothing of the table's size.
-
-    Args:
-        num_items: Items 1..num_items.
-        d_model: Width D.
-        std: Standard deviation at initialisation.
-        sparse: Whether gradients are row-sparse.
-        dtype: Storage type of the table.
-        bias: Whether the table has another column of zeros, the items' biases, that `forward` leaves out.
-        sharded: Whether processes may each hold a part of a sparse table, which has no rows until `make_rows`.
+    `seqrec.training.optim` and `torch.optim.SparseAdam`; a step allocates nothing of the table's size. With `bias` the
+    table has another column of zeros, the items' biases, that `forward` leaves out. If it is `sharded`, it has no rows
+    until `make_rows`. See `ItemTable` for the other arguments.
 
     Raises:
         InputError: if there are no items, or a sharded table is not sparse.
@@ -115,8 +108,7 @@ class ItemEmbedding(nn.Module):
         sharded: bool = False,
     ) -> None:
         super().__init__()
-        if num_items < 1:
-            raise InputError(f"num_items={num_items} must be at least 1")
+        check_at_least(1, num_items=num_items)
         self.num_items = num_items
         if sharded and not sparse:
             raise InputError("sharded=True needs sparse=True")
@@ -188,10 +180,7 @@ class ItemEmbedding(nn.Module):
         """Return vectors (..., D) of item ids (...), at least in float32.
 
         On CPU a sparse table is read once per distinct item, and its gradient has one row for each. For a sharded
-        table processes exchange rows, so all must call.
-
-        Raises:
-            InputError: if a sharded table has no rows yet.
+        table, which must have rows, processes exchange rows, so all must call.
         """
         self._check_rows()
         if self.spread is not None:

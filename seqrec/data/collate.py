@@ -47,20 +47,13 @@ class EventArrays(Protocol):
 class WindowDataset(Dataset[SequenceBatch]):
     """Batches of windows by their plans. The data set can be pickled if its events can.
 
-    Args:
-        store: The events.
-        history_stops: (U,) end of each user's seen events, from `Split.history_stops`.
-        target_stops: (U,) end of each user's held-out events, from `Split.target_stops`; None if no events are.
-        with_targets: False if no event follows the windows (prediction).
+    `history_stops` (U,) are the ends of users' seen events, from `Split.history_stops`; `target_stops` (U,) those of
+    held-out events, from `Split.target_stops`, None if no events are. Without `with_targets` no event follows the
+    windows (prediction).
     """
 
     def __init__(
-        self,
-        store: EventArrays,
-        history_stops: Int64,
-        *,
-        target_stops: Int64 | None = None,
-        with_targets: bool = True,
+        self, store: EventArrays, history_stops: Int64, *, target_stops: Int64 | None = None, with_targets: bool = True
     ) -> None:
         self.store = store
         self.history_stops = history_stops
@@ -115,10 +108,7 @@ class WindowDataset(Dataset[SequenceBatch]):
 def padded_rows(column: NDArray[np.integer[Any]], starts: Int64, lengths: Int64) -> Tensor:
     """Return rows (B, L) int64: row b is `column[starts[b]:starts[b] + lengths[b]]`, followed by zeros.
 
-    Args:
-        column: (E,) integers, most often memory-mapped.
-        starts: (B,) int64.
-        lengths: (B,) int64; L is the largest of them.
+    `column` (E,) is most often memory-mapped. L is the largest of the `lengths` (B,).
     """
     # Each slice of the map itself would make another map object.
     column = np.asarray(column)

@@ -47,10 +47,8 @@ class EventBlock:
     ) -> Iterator[tuple[Int64, SequenceBatch]]:
         """Yield users in batches of similar length, the longest first. Users without events are left out.
 
-        Args:
-            max_length: Newest events of a user, at most.
-            batch_size: Users a batch; None with `max_tokens`.
-            max_tokens: Events a batch, padding included; a batch has at least one user.
+        Each has at most `max_length` events, the newest. A batch has `batch_size` users, or `max_tokens` events,
+        padding included, but at least one user.
 
         Yields:
             (B,) places of the batch's users in this block, and the batch.

@@ -19,22 +19,9 @@ import polars as pl
 from seqrec.errors import InputError
 
 # Markers that databases, pandas, R, JavaScript and spreadsheets write. "na" alone may be an id.
-_WORDS: tuple[str, ...] = (
-    "null",
-    "none",
-    "nil",
-    "nan",
-    "-nan",
-    "nat",
-    "n/a",
-    "<na>",
-    "#n/a",
-    "#n/a n/a",
-    "#na",
-    "undefined",
-)
-_WORDS += tuple(f"{left}null{right}" for left, right in ("()", "<>", "[]", "{}"))
-_WRITTEN = [case(word) for word in _WORDS for case in (str.lower, str.upper, str.title)]
+_WORDS = ("null", "none", "nil", "nan", "-nan", "nat", "n/a", "<na>", "#n/a", "#n/a n/a", "#na", "undefined")
+_NULLS = ("(null)", "<null>", "[null]", "{null}")
+_WRITTEN = [case(word) for word in (*_WORDS, *_NULLS) for case in (str.lower, str.upper, str.title)]
 MISSING_VALUES = tuple(dict.fromkeys(["\\N", "NA", "NaN", "-NaN", "NaT", *_WRITTEN]))
 BLANKS = " \t\r\n\v\f\u00a0\u2007\u202f\ufeff\u200b"
 WHOLE_NUMBER = r"^[+-]?\d{1,18}\.0*$"
@@ -55,13 +42,9 @@ def whole_numbers(text: pl.Expr) -> pl.Expr:
     return text.str.replace(_FRACTION, "").cast(pl.Int64, strict=False)
 
 
-def read_ids(values: pl.Series, origin: str, missing_values: Sequence[str] = MISSING_VALUES) -> pl.Series:
-    """Return the ids of a short list as Int64, if every one is a whole number, or as text, by the rule above.
-
-    Args:
-        values: Text, or integers, which are returned unchanged.
-        origin: What they are from, for messages.
-        missing_values: Text that is no id; such values are left out.
+def read_ids(values: pl.Series, origin: str) -> pl.Series:
+    """Return the ids of a short list, text or integers, as Int64, if every one is a whole number, or as text, by the
+    rule above. `origin` is what they are from, for messages.
 
     Raises:
         InputError: if an id has an exponent, or is in the list in two spellings.
@@ -69,7 +52,7 @@ def read_ids(values: pl.Series, origin: str, missing_values: Sequence[str] = MIS
     if values.dtype.is_integer():
         return values
     name = values.name
-    text = values.to_frame("text").select(cleaned(pl.col("text"), missing_values))["text"].drop_nulls()
+    text = values.to_frame("text").select(cleaned(pl.col("text")))["text"].drop_nulls()
     numbers = text.to_frame().select(whole_numbers(pl.col("text")))["text"]
     canonical = (numbers.cast(pl.String) == text) | text.str.contains(WHOLE_NUMBER)
     exponents = text.str.contains(EXPONENT)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from seqrec.data.manifest import REMEDY
+from seqrec.data.splits import ends_of, pieces_of
 from seqrec.data.store import EventStore
 from seqrec.errors import StoreError
 
@@ -28,15 +29,9 @@ _BAR = 40
 
 @dataclass(frozen=True)
 class Lengths:
-    """Events a user. Percentiles are interpolated.
+    """Events a user: of the shortest history, mean, median, 95th percentile, interpolated, and of the longest.
 
-    Attributes:
-        minimum: Events of the shortest history.
-        mean: Mean.
-        median: Median.
-        p95: 95th percentile.
-        maximum: Events of the longest history.
-        histogram: (least, most, users) of each bin. The bins are 1, 2, 4, ... events wide.
+    `histogram` has (least, most, users) of each bin. The bins are 1, 2, 4, ... events wide.
     """
 
     minimum: int
@@ -68,11 +63,9 @@ class ItemPopularity:
 
 @dataclass(frozen=True)
 class Times:
-    """First and last time.
+    """First and last time, in the log's unit.
 
     Attributes:
-        first: The earliest, in the log's unit.
-        last: The latest.
         unit: Probable unit of the log's times since 1970, judged by the size of both; None if no unit fits.
         first_utc: `first` as a date in that unit; None without one.
         last_utc: `last` as a date.
@@ -87,16 +80,15 @@ class Times:
 
 @dataclass(frozen=True)
 class StoreReport:
-    """Description of a store.
+    """Description of a store, in its folder; lengths, popularity and times are None if the store is damaged.
 
     Attributes:
-        directory: Its folder.
         counts: Counts in the manifest, by name: users, items, events and others.
         damage: Damage that `verify` found; None if it found none or did not run.
         verified: Whether every file was hashed.
-        lengths: Events a user; None for a damaged store.
-        popularity: Events an item; None for a damaged store.
-        times: First and last time; None for a damaged store, or if the log has none.
+        lengths: Events a user.
+        popularity: Events an item.
+        times: First and last time; None if the log has none.
         columns: Type of each array with one value an event, by name.
         files: Bytes of each file, by name.
         settings: The manifest's source, filters, order and source files.
@@ -166,15 +158,10 @@ def describe(store: EventStore, *, verify: bool = True) -> StoreReport:
     )
 
 
-def _chunks(column: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    for begin in range(0, len(column), CHUNK_EVENTS):
-        yield np.asarray(column[begin : begin + CHUNK_EVENTS])
-
-
 def _item_counts(store: EventStore) -> NDArray[np.int64]:
     # (num_items,) events of each item.
     counts = np.zeros(store.num_items + 1, np.int64)
-    for chunk in _chunks(store.item_ids):
+    for chunk in pieces_of(store.item_ids, CHUNK_EVENTS):
         if chunk.max() > store.num_items:
             raise StoreError(
                 f"{store.directory / 'item_ids.npy'} is damaged: it has item id {chunk.max()}, "
@@ -206,7 +193,7 @@ def _popularity(counts: NDArray[np.int64]) -> ItemPopularity:
     size, total = len(counts), int(counts.sum())
     ranked = sum(
         int(np.arange(begin + 1, begin + 1 + len(chunk)) @ chunk)
-        for begin, chunk in zip(range(0, size, CHUNK_EVENTS), _chunks(counts), strict=True)
+        for begin, chunk in zip(range(0, size, CHUNK_EVENTS), pieces_of(counts, CHUNK_EVENTS), strict=True)
     )
     return ItemPopularity(
         top_1_percent=_top_share(counts, 100),
@@ -224,8 +211,7 @@ def _top_share(ascending: NDArray[np.int64], parts: int) -> float:
 
 
 def _times(timestamps: NDArray[np.int64]) -> Times:
-    ends = [(int(chunk.min()), int(chunk.max())) for chunk in _chunks(timestamps)]
-    first, last = min(low for low, _ in ends), max(high for _, high in ends)
+    first, last = ends_of(pieces_of(timestamps, CHUNK_EVENTS))
     for unit, ticks in _UNITS.items():
         if _EARLIEST * ticks <= first and last <= _LATEST * ticks:
             return Times(first, last, unit, _utc(first, ticks), _utc(last, ticks))

@@ -53,9 +53,6 @@ class BackgroundCheck:
 
     The files are opened now, and the same files are read to the end if others take their places. A fork of this
     process has no such thread; there `wait` returns at once.
-
-    Args:
-        digests: SHA-256 of each file.
     """
 
     def __init__(self, digests: Mapping[Path, str]) -> None:

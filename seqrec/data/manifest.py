@@ -30,19 +30,9 @@ def is_store(directory: Path) -> bool:
 
 
 def write_manifest(
-    directory: Path,
-    files: Mapping[str, Mapping[str, Any]],
-    counts: Mapping[str, int | None],
-    extra: Mapping[str, Any],
+    directory: Path, files: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int | None], extra: Mapping[str, Any]
 ) -> None:
-    """Write the manifest, which makes complete files a store.
-
-    Args:
-        directory: Folder of the files.
-        files: Size in bytes and SHA-256 of each file.
-        counts: Numbers of users, items and events, and further ones.
-        extra: Further entries: source, filters, order.
-    """
+    """Write the manifest, which makes complete files a store; it has size and SHA-256 of each of the `files`."""
     content = {"format": FORMAT, "version": VERSION, "counts": dict(counts), **extra, "files": dict(files)}
     write_text(directory / MANIFEST, sealed(content, DIGEST))
 

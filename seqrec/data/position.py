@@ -32,12 +32,8 @@ class EpochPosition:
         }
 
     def resume(self, sampler: BatchSampler, state: dict[str, Any], order: dict[str, Any]) -> int:
-        """Let the sampler yield the rest of a checkpoint's epoch.
-
-        Args:
-            sampler: This job's sampler.
-            state: Values of `state`.
-            order: As for `state`, of this job.
+        """Let this job's sampler yield the rest of a checkpoint's epoch, given the values of `state` and this job's
+        order.
 
         Returns:
             Number of batches that count as done, out of `len(sampler)`.
@@ -66,12 +62,7 @@ class EpochPosition:
 
 
 def count_as_done(counts: Any, done: int, *, limit: float) -> None:
-    """Adapt a trainer's counts of an epoch's batches to a job of another size.
-
-    Args:
-        counts: `ready`, `started`, `processed` and `completed` of the checkpoint.
-        done: The new value of `ready`.
-        limit: The trainer's `limit_train_batches`.
+    """Adapt a trainer's counts of an epoch's batches, so that `done` are ready, to a job of another size.
 
     Raises:
         InputError: if the epoch has a limit, which leaves open the number of remaining batches.

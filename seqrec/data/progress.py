@@ -11,12 +11,7 @@ Show = Callable[[str], None]
 
 
 class Progress:
-    """Shows one stage after the other.
-
-    Args:
-        show: Takes each line; None shows nothing.
-        interval: Seconds between the lines of a stage.
-        unit: Word for what is counted.
+    """Shows one stage after the other, and its progress every `interval` seconds; without `show` it shows nothing.
 
     Example:
         >>> progress = Progress(lambda line: print(line.split(",")[0]))
@@ -38,11 +33,8 @@ class Progress:
     ) -> Iterator[T]:
         """Yield the parts of some work, as one stage that advances with each and is summed up after the last.
 
-        Args:
-            name: Name of the stage.
-            parts: The parts.
-            rows: Returns the number of rows, or of other units, of a part.
-            total: Number of all parts' rows, which may be an estimate; None if unknown.
+        `rows` returns the number of rows, or of other units, of a part. `total` is that of all, which may be an
+        estimate; None if unknown.
         """
         self._show(f"{name} ...")
         began = shown = time.monotonic()

@@ -24,12 +24,7 @@ LIKE_BITS = 6
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The windows of one batch, which a sampler sends to the loader.
-
-    Attributes:
-        windows: The batch's rows.
-        weight: See `SequenceBatch.weight`.
-    """
+    """The windows of one batch, which a sampler sends to the loader, and `SequenceBatch.weight`."""
 
     windows: WindowIndex
     weight: float
@@ -37,13 +32,9 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class TrainedSegment:
-    """The part of an epoch that one job trained on, before another one with other settings resumed the run.
+    """The steps of an epoch that one job trained on, before another one with other settings resumed the run.
 
-    Attributes:
-        steps: Number of steps.
-        world_size: Processes that shared the windows.
-        batch_size: As of `BatchSampler`.
-        max_tokens: As of `BatchSampler`.
+    `world_size` processes shared the windows; see `BatchSampler` for the other settings.
     """
 
     steps: int
@@ -54,10 +45,9 @@ class TrainedSegment:
 
 @dataclass(frozen=True)
 class _EpochPlan:
-    """Steps of an epoch, for all processes.
+    """Steps of an epoch, for all processes: all windows, step after step.
 
     Attributes:
-        windows: All windows, step after step.
         bounds: (S + 1,) start of each step in `windows`; the last one is W.
         sequence: (S,) the order of the steps.
         first_ranks: (S,) rank of the process that gets each step's first window; the others follow in turn.
@@ -145,15 +135,12 @@ class BatchSampler(DistributedSampler[BatchPlan]):
     def resume(self, segments: Sequence[TrainedSegment], steps: int) -> int:
         """Let the next iteration, and only that one, yield the rest of an epoch that other jobs began.
 
-        The windows that they did not train on are ordered and split anew, for this job's processes. Each window is
-        thus still trained on once in the epoch. `len` stays that of the whole epoch.
-
-        Args:
-            segments: The parts that were trained with other settings than this sampler's, in order.
-            steps: Number of steps after these parts, with this sampler's settings.
+        The windows that they did not train on are ordered and split anew, for this job's processes. Each window is thus
+        still trained on once in the epoch. `segments` were trained with other settings than this sampler's, in order;
+        `steps` followed with its own settings.
 
         Returns:
-            The number of batches to count as done. With the remaining ones they make up `len`.
+            The number of batches to count as done. With the remaining ones they make up `len`, that of the whole epoch.
 
         Raises:
             InputError: if the epoch has fewer steps, if a number is negative, or if fewer windows than processes are
@@ -254,14 +241,10 @@ def like_lengths(lengths: Int64) -> Int64:
 
 
 def split_into_steps(sizes: Int64, least: int) -> Int64:
-    """Split a row of W windows into steps.
+    """Split a row of W windows into steps, and return the start (S,) of each, ascending from 0.
 
-    Args:
-        sizes: (W,) number of windows in a step that starts there.
-        least: Fewest windows of the last step. If it has fewer, it joins the step before.
-
-    Returns:
-        (S,) start of each step, ascending from 0.
+    `sizes` (W,) are the numbers of windows in a step that starts there. A last step of fewer than `least` windows joins
+    the step before.
     """
     changes = np.flatnonzero(np.diff(sizes)) + 1
     runs, begin = [], 0

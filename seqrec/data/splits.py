@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from seqrec.data.store import EventStore
 from seqrec.data.windows import ranges
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 
 Int64 = NDArray[np.int64]
 
@@ -47,31 +47,19 @@ class Split(ABC):
 
     @abstractmethod
     def history_stops(self, store: EventStore, stage: str) -> Int64:
-        """Return the end of each user's known history in a stage.
+        """Return the end (U,) int64 of each user's known history in a stage, one of `STAGES`.
 
-        For "validate" and "test" the targets follow, up to `target_stops`. For "train" all targets lie before the
-        stop. For "predict" it is the end of the log.
-
-        Args:
-            store: The events.
-            stage: One of `STAGES`.
-
-        Returns:
-            (U,) int64, index into the store's events: history is [offsets[u], stop[u]).
+        It is an index into the store's events. For "validate" and "test" the targets follow, up to `target_stops`. For
+        "train" all targets lie before the stop. For "predict" it is the end of the log.
 
         Raises:
             InputError: if a user has too few events, or if the split needs timestamps and the log has none.
         """
 
     def target_stops(self, store: EventStore, stage: str) -> Int64:
-        """Return the end of each user's targets, which are the events [history_stops[u], target_stops[u]).
+        """Return the end (U,) int64 of each user's targets, which are the events [history_stops[u], target_stops[u]).
 
-        Args:
-            store: The events.
-            stage: "validate" or "test".
-
-        Returns:
-            (U,) int64; the stop of the history if a user is not judged.
+        In "validate" and "test" it is the stop of the history if a user is not judged.
         """
         return self.history_stops(store, stage) + 1
 
@@ -121,8 +109,7 @@ class LastN(Split):
     """
 
     def __init__(self, n: int) -> None:
-        if n < 1:
-            raise InputError(f"n={n} must be at least 1")
+        check_at_least(1, n=n)
         self.n = n
         self.several_targets = n > 1
 
@@ -232,8 +219,7 @@ class GlobalTime(Split):
         if not isinstance(point, str) and _is_quantile(point):
             time: float = time_quantile(times, point)
         else:
-            first = min(int(piece.min()) for piece in _pieces(times))
-            last = max(int(piece.max()) for piece in _pieces(times))
+            first, last = ends_of(pieces_of(times))
             time = _number(point) * _units_a_second(last) if isinstance(point, str) else point
             if not first < time <= last:
                 shown = f"{point}, which is {time:,.0f}," if isinstance(point, str) else f"{time:,}"
@@ -254,46 +240,53 @@ def training_item_counts(store: EventStore, split: Split) -> NDArray[np.int64]:
 def item_counts(store: EventStore) -> NDArray[np.int64]:
     """Return the number of events (num_items + 1,) of each item in the whole log; item 0 has none."""
     counts = np.zeros(store.num_items + 1, dtype=np.int64)
-    for piece in _pieces(store.item_ids):
+    for piece in pieces_of(store.item_ids):
         counts += np.bincount(piece, minlength=len(counts))
     return counts
 
 
 def time_quantile(times: NDArray[np.integer[Any]], quantile: float) -> int:
-    """Return the earliest time with at least the share `quantile` of all events before it or at it.
+    """Return the earliest time with at least the share `quantile`, above 0 and below 1, of all events before it or at
+    it.
 
-    It counts events in ever narrower ranges of time, reading them three or four times. Memory does not grow with
-    their number.
-
-    Args:
-        times: (E,) integers, in any order, E >= 1.
-        quantile: Above 0 and below 1.
+    `times` (E,) are integers in any order, E >= 1.
     """
-    wanted = int(np.ceil(quantile * len(times)))
-    low = min(int(piece.min()) for piece in _pieces(times))
-    high = max(int(piece.max()) for piece in _pieces(times))
+    return nth_smallest(lambda: pieces_of(times), int(np.ceil(quantile * len(times))))
+
+
+def nth_smallest(pieces: Callable[[], Iterable[NDArray[np.integer[Any]]]], n: int) -> int:
+    """Return the n-th smallest number, from 1, of all in some arrays, which `pieces` returns each time that it is
+    called.
+
+    It counts numbers in ever narrower ranges, reading them three or four times. Memory does not grow with them.
+    """
+    low, high = ends_of(pieces())
     before = 0
     while low < high:
-        # Equal parts of whole time units; the last one may be shorter.
+        # Equal parts of whole numbers; the last one may be shorter.
         step = (high - low) // PARTS + 1
         counts = np.zeros(PARTS + 1, dtype=np.int64)
-        for piece in _pieces(times):
+        for piece in pieces():
             inside = piece[(piece >= low) & (piece <= high)].astype(np.int64)
             counts += np.bincount((inside - low) // step, minlength=len(counts))
         reached = before + np.cumsum(counts)
-        part = int(np.searchsorted(reached, wanted))
+        part = int(np.searchsorted(reached, n))
         before = int(reached[part] - counts[part])
         low, high = low + part * step, min(low + (part + 1) * step - 1, high)
     return low
 
 
+def ends_of(pieces: Iterable[NDArray[np.integer[Any]]]) -> tuple[int, int]:
+    """Return the smallest and the largest number of some arrays, at least one number in all."""
+    ends = [(int(piece.min()), int(piece.max())) for piece in pieces if len(piece)]
+    return min(low for low, _ in ends), max(high for _, high in ends)
+
+
 def events_before(times: NDArray[np.integer[Any]], offsets: Int64, time: float) -> Int64:
     """Return the number (U,) of each user's events before a time.
 
-    Args:
-        times: (E,) each user's times in ascending order, user after user.
-        offsets: (U + 1,) start of each user's events.
-        time: In the unit of `times`.
+    `times` (E,) are in ascending order for each user, user after user; `offsets` (U + 1,) are the starts of users'
+    events.
     """
     counts = np.zeros(len(offsets) - 1, dtype=np.int64)
     first = 0
@@ -307,9 +300,11 @@ def events_before(times: NDArray[np.integer[Any]], offsets: Int64, time: float) 
     return counts
 
 
-def _pieces(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    for begin in range(0, len(values), PIECE_EVENTS):
-        yield values[begin : begin + PIECE_EVENTS]
+def pieces_of(values: NDArray[Any], size: int | None = None) -> Iterator[NDArray[Any]]:
+    """Yield an array, most often memory-mapped, in pieces of at most `size` numbers; None is `PIECE_EVENTS`."""
+    size = size or PIECE_EVENTS
+    for begin in range(0, len(values), size):
+        yield np.asarray(values[begin : begin + size])
 
 
 def _is_quantile(point: float | str) -> bool:

@@ -24,10 +24,7 @@ class Vocabulary:
     """The log's ids of one kind, users or items: internal id i is the i-th smallest external id.
 
     Internal id 0 is padding. Strings are ordered by their UTF-8 bytes, which is also the order of Python strings.
-    They are stored as one run of bytes, so millions of them open at once.
-
-    Args:
-        external_ids: Distinct ids in ascending order: an int64 array, or a sequence of strings.
+    They are stored as one run of bytes, so millions of them open at once. External ids are an int64 array or strings.
 
     Raises:
         ValueError: if the ids are not ascending and distinct.
@@ -68,10 +65,7 @@ class Vocabulary:
         return len(self._values) if self._offsets is None else len(self._offsets) - 1
 
     def external_ids(self, internal_ids: ArrayLike) -> Int64Array | list[str]:
-        """Return the log's ids of `internal_ids`.
-
-        Args:
-            internal_ids: (N,) integers in 1..len(self).
+        """Return the log's ids of `internal_ids` (N,), which lie in 1..len(self).
 
         Returns:
             An int64 array (N,), or a list if the log's ids are strings.

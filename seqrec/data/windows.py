@@ -50,23 +50,12 @@ def newest_windows(offsets: Int64, stops: Int64, max_length: int) -> WindowIndex
 
 
 def judged_windows(
-    offsets: Int64,
-    stops: Int64,
-    target_stops: Int64,
-    max_length: int,
-    *,
-    most: int | None = None,
-    seed: int = 0,
+    offsets: Int64, stops: Int64, target_stops: Int64, max_length: int, *, most: int | None = None, seed: int = 0
 ) -> WindowIndex:
-    """Return the newest windows of users who have history and targets, or of a fixed sample of them.
+    """Return the newest windows of users who have history and targets, or of a fixed sample of `most` of them.
 
-    Args:
-        offsets: (U,) first event of each user.
-        stops: (U,) end of each user's history.
-        target_stops: (U,) end of each user's targets, which follow the history.
-        max_length: Events a window, at most.
-        most: Users, at most; None is all.
-        seed: Seed of the sample. For equal seeds and users the sample is the same.
+    The history of each user is between its `offsets` and `stops` (U,); the targets follow, up to `target_stops` (U,).
+    For equal seeds and users the sample is the same.
     """
     windows = newest_windows(offsets, stops, max_length)
     windows = windows[np.flatnonzero((target_stops > stops)[windows.user_rows])]

@@ -81,13 +81,7 @@ def check_gradients(encoder: SequenceEncoder) -> None:
 
 
 def random_events(lengths: list[int], d_model: int, *, seed: int = 1) -> tuple[Tensor, History]:
-    """Draw random embedded events (B, L, D) and their history, padded on the right to the longest.
-
-    Args:
-        lengths: Events per row.
-        d_model: Width D.
-        seed: Seed of the numbers.
-    """
+    """Draw random embedded events (B, L, D) and their history, of so many events per row, padded on the right."""
     generator = torch.Generator().manual_seed(seed)
     longest, rows = max(lengths), len(lengths)
     item_ids = torch.randint(1, 50, (rows, longest), generator=generator)
@@ -178,11 +172,8 @@ def check_streaming(
 ) -> None:
     """Check that events one by one, all at once and in random pieces have the states of the full pass, to 1e-5.
 
-    Args:
-        encoder: In evaluation mode.
-        lengths: Events per row, the longest first.
-        longest_piece: Maximum events of a random piece.
-        one_by_one: Newest events of the first row that are streamed one by one; None is all.
+    `lengths` are events per row, the longest first; `one_by_one` is the number of newest events of the first row that
+    are streamed one by one, None for all.
     """
     x, history = random_events(lengths, encoder.d_model)
     valid = history.valid.unsqueeze(-1)

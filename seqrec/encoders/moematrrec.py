@@ -25,13 +25,7 @@ from seqrec.types import History
 
 
 class AttentionMambaMixture(nn.Module):
-    """Attention and Mamba in parallel, summed with weights from a gate.
-
-    Args:
-        attention: Maps (B, L, D) to (B, L, D), causal.
-        mamba: Maps (B, L, D) to (B, L, D), causal.
-        d_model: D.
-    """
+    """Causal attention and Mamba in parallel, on (B, L, D), summed with weights from a gate."""
 
     def __init__(self, attention: CausalSelfAttention, mamba: nn.Module, d_model: int) -> None:
         super().__init__()
@@ -40,13 +34,10 @@ class AttentionMambaMixture(nn.Module):
         self.gate = TokenGate(d_model, 2)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Map (B, L, D) to (B, L, D).
+        """Map (B, L, D) to (B, L, D), causally, with weights of the gate at each position.
 
-        Args:
-            x: (B, L, D).
-            valid: (B, L) bool, True at events: attention then sees newer events too, and the gate computes one pair
-                of weights per row, from the mean of x over the row's events. None is causal, with weights at each
-                position.
+        With `valid` (B, L) bool, True at events, attention sees newer events too, and the gate computes one pair of
+        weights per row, from the mean of x over the row's events.
         """
         gated = x if valid is None else _mean_of_events(x, valid)
         attention_weight, mamba_weight = self.gate(gated).split(1, dim=-1)
@@ -144,20 +135,12 @@ class MoEMaTrRec(SequenceEncoder):
         return self.stack.through(x, [partial(_unmasked, block, valid=valid) for block in self.stack.blocks])
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
-        """Return the state before the first event; see `Streamed.zero_state`.
-
-        Raises:
-            InputError: if `causal` is False.
-        """
+        """Return the state before the first event; see `Streamed.zero_state`. `causal=False` is refused."""
         self._refuse_newer_events()
         return self.stack.zero_state(batch_size, max_length, like)
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
-        """Compute further events; see `Streamed.advance`.
-
-        Raises:
-            InputError: if `causal` is False.
-        """
+        """Compute further events; see `Streamed.advance`. `causal=False` is refused."""
         self._refuse_newer_events()
         return self.stack.advance(x, valid, state)
 

@@ -88,16 +88,9 @@ class SequenceEncoder(nn.Module, ABC):
         """
 
     def newest(self, x: Tensor, history: History) -> Tensor:
-        """Return `forward` at each row's newest event only, as recommending needs it.
+        """Return `forward`, up to rounding, at each row's newest event only, (B, D), as recommending needs it.
 
         An encoder overrides it if that saves work.
-
-        Args:
-            x: (B, L, D) embedded events.
-            history: As in `forward`.
-
-        Returns:
-            (B, D) states, equal to those of `forward` up to rounding.
         """
         return newest_events(self(x, history), history.lengths)
 

@@ -103,11 +103,7 @@ class StateFormat:
     The bytes begin with a header: the library's version, the encoder's arguments and weights (as digests), and names,
     dtypes and shapes of the tensors. States of a retrained model are refused, because they mean nothing to other
     weights; compute them again from the events. The digest of the weights is computed once, here: make a new format
-    when weights change.
-
-    Args:
-        encoder: The encoder of the states.
-        like: Any state of it, such as `model.init_state(1)`.
+    when weights change. `like` is any state of the encoder, such as `model.init_state(1)`.
 
     Raises:
         InputError: if `like` is of another encoder.
@@ -153,11 +149,7 @@ class StateFormat:
         return b"".join([*head, COUNTS.pack(len(state), zlib.crc32(payload)), payload])
 
     def from_bytes(self, data: bytes, device: torch.device | str | None = None) -> State:
-        """Invert `to_bytes`, bit for bit.
-
-        Args:
-            data: Result of `to_bytes`.
-            device: Device of the tensors; None is that of `like`.
+        """Invert `to_bytes`, bit for bit; the device None is that of `like`.
 
         Raises:
             InputError: if the bytes are no state, are incomplete or damaged, or are a state of another model, another

@@ -42,9 +42,7 @@ def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
 def note_on_repeats(repeated: float, protocol: Protocol) -> str | None:
     """Return a line for people if lists by a protocol can never contain some targets; None if they can.
 
-    Args:
-        repeated: Share of the targets that are in the user's history.
-        protocol: The protocol that ranked them.
+    `repeated` is the share of the targets that are in the user's history.
 
     Example:
         >>> from seqrec import FullRanking
@@ -71,16 +69,10 @@ def write_metrics(
     repeated: float,
     caveats: Sequence[str] = (),
 ) -> None:
-    """Write metrics with their protocol as JSON; NaN becomes null.
+    """Write metrics by model with the settings of their protocol, from `Protocol.describe`, as JSON; NaN becomes null.
 
-    Args:
-        path: The file.
-        rows: Metrics by model.
-        protocol: Settings from `Protocol.describe`.
-        users: Number of evaluated users.
-        left_out: Numbers of users that the split leaves out, by reason.
-        repeated: Share of the targets that are in the user's history.
-        caveats: From the function of that name.
+    `users` were evaluated; `left_out` counts those that the split leaves out, by reason. `repeated` is the share of the
+    targets that are in the user's history; `caveats` are from the function of that name.
     """
     models = {
         name: {metric: None if math.isnan(value) else value for metric, value in values.items()}

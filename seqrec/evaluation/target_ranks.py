@@ -27,9 +27,7 @@ RECOUNT_PAIRS = 1 << 16
 class Targets(TensorRecord):
     """Targets to rank. All targets of a user are in one list, together with the user's other candidates.
 
-    Attributes:
-        rows: (T,) int64, user row of each target, ascending; every user has a target.
-        item_ids: (T,) int64, distinct within a row.
+    `rows` (T,) are the users' rows, ascending; every user has a target. `item_ids` (T,) are distinct within a row.
     """
 
     rows: Tensor
@@ -117,12 +115,7 @@ def candidate_ranks(scorer: Scorer, states: Tensor, targets: Targets, candidates
 
 
 def _catalogue_blocks(
-    scorer: Scorer,
-    states: Tensor,
-    targets: Targets,
-    hidden: RaggedItems | None,
-    trained: Tensor | None,
-    size: int,
+    scorer: Scorer, states: Tensor, targets: Targets, hidden: RaggedItems | None, trained: Tensor | None, size: int
 ) -> Iterator[_Block]:
     """Yield the catalogue in blocks of `size` items."""
     device, end = states.device, scorer.num_items + 1

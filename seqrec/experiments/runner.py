@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 from filelock import FileLock, Timeout
 
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 
 LOCK_FILE = ".lock"
 _POLL_SECONDS = 0.1
@@ -29,11 +29,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Call:
-    """A run in this process that has returned.
-
-    Attributes:
-        failure: Why it failed; None if it did not.
-    """
+    """A run in this process that has returned; `failure` is the reason if it failed."""
 
     failure: str | None = None
 
@@ -44,12 +40,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one run at a time.
-
-    Attributes:
-        accelerator: "cpu" or "gpu".
-        environment: Environment variables of its processes, in addition to this one's.
-    """
+    """A place for one run at a time, on "cpu" or "gpu", with environment variables in addition to this process's."""
 
     accelerator: str = "cpu"
     environment: dict[str, str] = field(default_factory=dict)
@@ -60,18 +51,12 @@ Run = TypeVar("Run", "subprocess.Popen[bytes]", Call)
 
 
 def run_all(
-    jobs: Iterable[Job],
-    slots: Sequence[Slot],
-    start: Callable[[Job, Slot], Run],
-    finish: Callable[[Job, Run], None],
+    jobs: Iterable[Job], slots: Sequence[Slot], start: Callable[[Job, Slot], Run], finish: Callable[[Job, Run], None]
 ) -> None:
     """Run jobs, each in a slot of its own; runs that have not ended are killed if this is interrupted.
 
-    Args:
-        jobs: Jobs, drawn one at a time when a slot is free: they may depend on the results of finished ones.
-        slots: Places for runs.
-        start: Starts a job as a process, or runs it in this one.
-        finish: Called when a job's run has ended.
+    Jobs are drawn one at a time when a slot is free: they may depend on the results of finished ones. `start` starts
+    one as a process, or runs it in this one; `finish` is called when its run has ended.
 
     Example:
         >>> def start(job: str, slot: Slot) -> subprocess.Popen[bytes]:
@@ -103,19 +88,14 @@ def run_all(
 
 
 def make_slots(jobs: int, device: str) -> list[Slot]:
-    """Return one slot per visible GPU, or `jobs` slots of the CPU, which share its cores.
-
-    Args:
-        jobs: Slots of the CPU.
-        device: cpu, cuda, or auto: GPUs if available.
+    """Return one slot per visible GPU for the device cuda, or auto if there are any; else `jobs` that share the CPU.
 
     Raises:
-        InputError: if a value is none of these, or no GPU is visible for cuda.
+        InputError: if a value is out of range, or no GPU is visible for cuda.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"device={device!r} must be auto, cpu or cuda")
-    if jobs < 1:
-        raise InputError(f"jobs={jobs} must be at least 1")
+    check_at_least(1, jobs=jobs)
     gpus = 0 if device == "cpu" else torch.cuda.device_count()
     if device == "cuda" and not gpus:
         raise InputError("device='cuda', but no GPU is visible here; use cpu")

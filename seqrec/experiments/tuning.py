@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.models import SequentialRecommender
 
 
@@ -41,25 +41,16 @@ def find_lr(
 ) -> LrSearch:
     """Search a step size (Cyclical Learning Rates for Training Neural Networks, Smith 2017), and set `model.lr` to it.
 
-    Weights, optimizer and the position in the data are restored afterwards, and nothing is logged. The search trains
-    all parameters with the same step size. Tables with an optimizer of their own, such as `RowwiseAdagrad`, keep its
-    step size later.
-
-    Args:
-        trainer: The trainer.
-        model: A model with an `lr` in its optimizer.
-        data: Training windows.
-        min_lr: The first step size.
-        max_lr: The last one.
-        steps: Optimizer steps, each with a larger step size.
+    Each of `steps` optimizer steps has a larger step size. Weights, optimizer and the position in the data are restored
+    afterwards, and nothing is logged. The search trains all parameters with the same step size. Tables with an
+    optimizer of their own, such as `RowwiseAdagrad`, keep its step size later.
 
     Raises:
         InputError: if the range is empty, `steps` is too small, the optimizer has no `lr`, or the loss does not fall.
     """
     if not 0 < min_lr < max_lr:
         raise InputError(f"min_lr={min_lr} must be above 0 and below max_lr={max_lr}")
-    if steps < 2 * _window(steps):
-        raise InputError(f"steps={steps} must be at least 20")
+    check_at_least(20, steps=steps)
     if not hasattr(model, "lr"):
         name = type(model.optimizer).__name__
         raise InputError(f"the optimizer {name} has no lr to search; give it an attribute lr")
@@ -83,12 +74,9 @@ def find_lr(
 def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> float:
     """Return the step size at which the loss is halfway between its level at small step sizes and its minimum.
 
-    Lightning's own suggestion takes the slope by the step size itself. By chance, that slope is largest among the
+    Step sizes ascend, and each has the loss of one step, which is smoothed here by the mean of a tenth of them around
+    each. Lightning's own suggestion takes the slope by the step size itself. By chance, that slope is largest among the
     smallest step sizes.
-
-    Args:
-        lrs: Ascending.
-        losses: Loss of one step each; smoothed here by the mean of a tenth of them around each.
 
     Raises:
         InputError: if too few are finite, or the loss falls no more than by chance.
@@ -125,12 +113,6 @@ def find_batch_size(
     CPU only `max_batch_size` and the number of windows end the search, because the system kills processes that need
     too much memory.
 
-    Args:
-        trainer: The trainer, with one process.
-        model: The model.
-        data: Training windows.
-        max_batch_size: Largest size to try.
-
     Raises:
         InputError: if several processes train, `max_tokens` is set, or the smallest size does not fit.
     """
@@ -138,8 +120,7 @@ def find_batch_size(
         raise InputError(f"{trainer.world_size} processes: search with one (devices: 1); each has that size")
     if data.max_tokens is not None:
         raise InputError(f"max_tokens={data.max_tokens} sets the batches, and batch_size is unused: leave it out")
-    if max_batch_size < 1:
-        raise InputError(f"max_batch_size={max_batch_size} must be at least 1")
+    check_at_least(1, max_batch_size=max_batch_size)
     trials = 1 + int(math.log2(max_batch_size))
     before = data.batch_size
     # Lightning makes the first batches before it sets the first size, and returns max_val itself without trying it.

@@ -14,7 +14,7 @@ from seqrec.catalogue.histories import looked_up, read_histories
 from seqrec.catalogue.recommend import RecommendingModel, evaluating, item_ids_of
 from seqrec.catalogue.table import ItemEmbedding
 from seqrec.data.vocabulary import Vocabulary
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.types import History
 
 Method = Literal["leave_one_out", "gradient_x_input"]
@@ -54,9 +54,7 @@ class Explanation:
 class ExplainableModel(RecommendingModel, Protocol):
     """The part of a model around an encoder that an explanation uses; every `SequentialRecommender` has it.
 
-    Attributes:
-        items: Vectors of items.
-        users: Vectors of users; None if the model has none.
+    `users` is None if the model has no vectors of users.
     """
 
     items: ItemEmbedding
@@ -108,8 +106,7 @@ def explain(
     methods = {"leave_one_out": _leave_one_out, "gradient_x_input": _gradient_x_input}
     if method not in methods:
         raise InputError(f"method={method!r} must be one of {', '.join(methods)}")
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size} must be at least 1")
+    check_at_least(1, batch_size=batch_size)
     vocabulary = None if isinstance(history, History) else item_ids_of(model)
     if isinstance(history, (str, bytes)):
         raise InputError(f"history={history!r} must be a list of item ids, as in [{history!r}]")
@@ -133,23 +130,12 @@ def explain(
         baseline = float(score(torch.zeros_like(vectors).unsqueeze(0), every))
         contributions = methods[method](score, vectors, whole, baseline, batch_size)
     item_ids = events.cpu() if vocabulary is None else vocabulary.external_ids(events.cpu().numpy())
-    return Explanation(
-        item,
-        item_ids if isinstance(item_ids, list) else item_ids.tolist(),
-        contributions.cpu(),
-        whole,
-        baseline,
-        method,
-    )
+    named = item_ids if isinstance(item_ids, list) else item_ids.tolist()
+    return Explanation(item, named, contributions.cpu(), whole, baseline, method)
 
 
 def _scores(
-    model: ExplainableModel,
-    events: Tensor,
-    timestamps: Tensor | None,
-    target: Tensor,
-    user_id: int,
-    stream: bool,
+    model: ExplainableModel, events: Tensor, timestamps: Tensor | None, target: Tensor, user_id: int, stream: bool
 ) -> _Score:
     """Return the score as a function of embedded items."""
 

@@ -6,12 +6,18 @@ Each preset has its encoder's arguments, and takes those of `SequentialRecommend
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal
 
 from seqrec import encoders
 from seqrec.models.sequential import SequentialRecommender
 
 __all__ = ["GRU4Rec", "MambaRec", "MoEMaTrRec", "RecMamba", "SASRec"]
+
+
+def _encoder(make: type[encoders.SequenceEncoder], given: dict[str, Any]) -> encoders.SequenceEncoder:
+    """Return the encoder of a preset, which has all of its arguments, from the names in the preset's constructor."""
+    return make(**{name: given[name] for name in inspect.signature(make).parameters})
 
 
 class GRU4Rec(SequentialRecommender):
@@ -41,7 +47,7 @@ class GRU4Rec(SequentialRecommender):
         layer_norm: bool = True,
         **shared: Any,
     ) -> None:
-        encoder = encoders.GRU4Rec(d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm)
+        encoder = _encoder(encoders.GRU4Rec, locals())
         super().__init__(num_items, encoder=encoder, **shared)
 
 
@@ -79,15 +85,7 @@ class SASRec(SequentialRecommender):
         rotary: bool = False,
         **shared: Any,
     ) -> None:
-        encoder = encoders.SASRec(
-            d_model,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            d_feedforward=d_feedforward,
-            dropout=dropout,
-            layer_norm=layer_norm,
-            rotary=rotary,
-        )
+        encoder = _encoder(encoders.SASRec, locals())
         super().__init__(num_items, encoder=encoder, **shared)
 
 
@@ -128,17 +126,7 @@ class RecMamba(SequentialRecommender):
         layer_norm: bool = True,
         **shared: Any,
     ) -> None:
-        encoder = encoders.RecMamba(
-            d_model,
-            num_layers=num_layers,
-            mixer=mixer,
-            d_state=d_state,
-            d_conv=d_conv,
-            expand=expand,
-            d_feedforward=d_feedforward,
-            dropout=dropout,
-            layer_norm=layer_norm,
-        )
+        encoder = _encoder(encoders.RecMamba, locals())
         super().__init__(num_items, encoder=encoder, **shared)
 
 
@@ -177,16 +165,7 @@ class MambaRec(SequentialRecommender):
         layer_norm: bool = True,
         **shared: Any,
     ) -> None:
-        encoder = encoders.MambaRec(
-            d_model,
-            num_layers=num_layers,
-            mixer=mixer,
-            d_state=d_state,
-            d_conv=d_conv,
-            expand=expand,
-            dropout=dropout,
-            layer_norm=layer_norm,
-        )
+        encoder = _encoder(encoders.MambaRec, locals())
         super().__init__(num_items, encoder=encoder, **shared)
 
 
@@ -234,18 +213,5 @@ class MoEMaTrRec(SequentialRecommender):
         causal: bool = True,
         **shared: Any,
     ) -> None:
-        encoder = encoders.MoEMaTrRec(
-            d_model,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            mixer=mixer,
-            d_state=d_state,
-            d_conv=d_conv,
-            expand=expand,
-            d_feedforward=d_feedforward,
-            dropout=dropout,
-            layer_norm=layer_norm,
-            rotary=rotary,
-            causal=causal,
-        )
+        encoder = _encoder(encoders.MoEMaTrRec, locals())
         super().__init__(num_items, encoder=encoder, **shared)

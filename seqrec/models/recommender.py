@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast, overload
 
 import lightning.pytorch as pl
 import torch
@@ -204,33 +204,23 @@ class Recommender(pl.LightningModule, ABC):
         )
 
     # Lightning passes a step's result to callbacks unchanged, but its types only allow tensors and mappings.
-    def validation_step(  # type: ignore[override]
-        self, batch: SequenceBatch, batch_idx: int
-    ) -> JudgedTargets:
+    def validation_step(self, batch: SequenceBatch, batch_idx: int) -> JudgedTargets:  # type: ignore[override]
         """Add a batch to the validation metrics and return its ranks."""
         return self._judge("val", batch)
 
-    def test_step(  # type: ignore[override]
-        self, batch: SequenceBatch, batch_idx: int
-    ) -> JudgedTargets:
+    def test_step(self, batch: SequenceBatch, batch_idx: int) -> JudgedTargets:  # type: ignore[override]
         """Add a batch to the test metrics and return its ranks."""
         return self._judge("test", batch)
 
     def on_validation_epoch_start(self) -> None:
         """Take split, event order and counts from the data, and the scorer of the current weights."""
-        self._start_judging("val")
-
-    def on_test_epoch_start(self) -> None:
-        """Take split, event order and counts from the data, and the scorer of the current weights."""
-        self._start_judging("test")
+        self._start_judging("test" if self.trainer.testing else "val")
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation metrics of all users."""
-        self._log_metrics("val")
+        """Log the metrics of all users."""
+        self._log_metrics("test" if self.trainer.testing else "val")
 
-    def on_test_epoch_end(self) -> None:
-        """Log the test metrics of all users."""
-        self._log_metrics("test")
+    on_test_epoch_start, on_test_epoch_end = on_validation_epoch_start, on_validation_epoch_end
 
     def predict_step(self, batch: SequenceBatch, batch_idx: int) -> Recommendations:
         """Return the best items for each user of the batch, by `options`."""
@@ -325,8 +315,8 @@ class Recommender(pl.LightningModule, ABC):
         scorer, counts = self._judging or (self.scorer(), None)
         with self._naming_users(batch, "leave such users out, or keep seen items: --protocol.filter_seen false"):
             judged = self.protocol.judge(self.last_states(batch), batch, scorer, counts)
-        self._metrics(stage).update(judged)
-        self._repeats(stage).update(judged)
+        for metrics in self._of_stage(stage):
+            metrics.update(judged)
         return judged
 
     @contextmanager
@@ -344,26 +334,20 @@ class Recommender(pl.LightningModule, ABC):
             reason = str(error).partition("; ")[0]
             raise NothingToDrawError(f"user {shown}: {reason}; {remedy}", error.users) from error
 
-    def _metrics(self, stage: str) -> MetricCollection:
-        metrics = self.metrics[stage]
-        assert isinstance(metrics, MetricCollection)
-        return metrics
-
-    def _repeats(self, stage: str) -> RepeatedTargets:
-        repeats = self.repeats[stage]
-        assert isinstance(repeats, RepeatedTargets)
-        return repeats
+    def _of_stage(self, stage: str) -> tuple[MetricCollection, RepeatedTargets]:
+        return cast("MetricCollection", self.metrics[stage]), cast("RepeatedTargets", self.repeats[stage])
 
     def _log_metrics(self, stage: str) -> None:
+        metrics, repeats = self._of_stage(stage)
         # compute() sums over processes, so each of them logs the same number.
-        values: dict[str, Any] = self._metrics(stage).compute()
+        values: dict[str, Any] = metrics.compute()
         for name, value in values.items():
             shown = name in ("HR@10", "NDCG@10")
             # All processes have the same number already; `max` keeps it, while a mean could round.
             self.log(f"{stage}_{name}", value.float(), prog_bar=shown, sync_dist=True, reduce_fx="max")
-        self._metrics(stage).reset()
-        self.repeated_targets[stage] = float(self._repeats(stage).compute())
-        self._repeats(stage).reset()
+        self.repeated_targets[stage] = float(repeats.compute())
+        metrics.reset()
+        repeats.reset()
         self._judging = None
 
 

@@ -24,7 +24,7 @@ from seqrec.data.datamodule import SequenceDataModule
 from seqrec.encoders import SequenceEncoder
 from seqrec.encoders.layers import LearnedPositions
 from seqrec.encoders.state import State
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.models.explain import explain
 from seqrec.models.recommender import Recommender
 from seqrec.runs.callbacks import GatherTables
@@ -98,8 +98,7 @@ class SequentialRecommender(Recommender):
         self.optimizer: OptimizerFactory = from_spec(optimizer, OptimizerFactory) or Adam()
         self.item_table: ItemTable = from_spec(item_table, ItemTable) or ItemTable()
         self.items, self.output_items = self._make_tables(num_items)
-        if max_length < 1:
-            raise InputError(f"max_length={max_length} must be at least 1")
+        check_at_least(1, max_length=max_length)
         self.positions = LearnedPositions(max_length, self.encoder.d_model) if positions else None
         if user_embedding and num_users < 1:
             raise InputError("user_embedding needs num_users: the number of users in the training log")
@@ -423,10 +422,7 @@ class SequentialRecommender(Recommender):
                 table.share_gradient()
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip gradients as Lightning does, including row-sparse ones and the shards of all processes."""
         spread = [table.weight for table in self._sparse_tables() if table.spread is not None]

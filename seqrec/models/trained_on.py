@@ -26,10 +26,7 @@ def record_of(cls: type, store: EventStore | None) -> dict[str, Any]:
 def check_same_log(record: Mapping[str, Any], store: EventStore, *, user_vectors: int) -> None:
     """Refuse a store whose internal ids mean other items, or other users if the model has vectors of users.
 
-    Args:
-        record: From a checkpoint; records of seqrec 0.1 have no digest of the users.
-        store: The store that the model meets.
-        user_vectors: Users whose own vectors the model has; 0 if it has none.
+    The model has `user_vectors` of these. Records of checkpoints of seqrec 0.1 have no digest of the users.
 
     Raises:
         StoreError: if the model would read its vectors of other items or users.

@@ -18,11 +18,9 @@ CONFIGS = next(folder for folder in (_HERE / "configs", _HERE.parents[1] / "conf
 
 
 def find_config(name: str) -> Path:
-    """Return the config file of a name: a path, or else a config of the package.
+    """Return the file of a path, or else of the name of a shipped config: `quickstart`, `trainer/ddp`, ..
 
-    Args:
-        name: Path of a file; or the name of a shipped config, such as `quickstart`, `trainer/ddp` or
-            `fragments/model/SASRec`. The prefix `configs/` and the suffix `.yaml` may be given.
+    The prefix `configs/` and the suffix `.yaml` may be given.
 
     Raises:
         MissingInputError: if neither a file nor a config of the package has that name.

@@ -43,17 +43,12 @@ def validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:
 
 
 def log_step(module: pl.LightningModule, name: str, value: Tensor, *, on_step: bool, weight: float = 1.0) -> None:
-    """Log a value at every step, as `module.log(name, value, prog_bar=True)` in a fraction of the time.
+    """Log a scalar at every step, as `module.log(name, value, prog_bar=True)` in a fraction of the time.
 
     The first call of an epoch calls `log`. Later ones pass the value to the object that Lightning created then; `log`
-    would copy and compare all settings, and search everything that belongs to the value for tensors to move.
-
-    Args:
-        module: Module inside one of its hooks.
-        name: Name in logs.
-        value: Scalar, on the same device at all steps.
-        on_step: Whether the step's value is logged; else the mean of the epoch, at its end.
-        weight: Weight of the value in that mean.
+    would copy and compare all settings, and search everything that belongs to the value for tensors to move. The
+    module must be inside one of its hooks, and the value on the same device at all steps. Without `on_step` the mean
+    of the epoch is logged at its end, in which the value has a `weight`.
     """
     trainer = attached_trainer(module)
     results = None if trainer is None else trainer._results

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 class PhaseClock:
     """Adds up seconds by phase; an inner phase stops the outer one's clock until it ends.
 
-    Attributes:
-        synchronise: Waits for the device; called when a phase starts or ends, and when seconds are read.
+    `synchronise` waits for the device; it is called when a phase starts or ends, and when seconds are read.
     """
 
     def __init__(self) -> None:
@@ -74,14 +73,11 @@ class PhaseClock:
 
 
 class PendingCopy:
-    """Copies a small tensor to the CPU without stalling the GPU.
+    """Copies a small tensor, of any shape and device, to the CPU without stalling the GPU.
 
     Reading a GPU's tensor makes Python wait for all operations launched so far, and nothing is launched meanwhile.
-    This class starts the copy when it is created. Reading it waits only for operations launched before the copy;
-    those launched since keep the GPU busy.
-
-    Args:
-        value: Tensor of any shape and device, detached from its graph; must not change until it is read.
+    This class starts the copy when it is created; the tensor must not change until it is read. Reading waits only for
+    operations launched before the copy; those launched since keep the GPU busy.
     """
 
     def __init__(self, value: Tensor) -> None:

@@ -74,13 +74,9 @@ def _cpu_name() -> str:
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """Count a model's parameters, all rows of sharded tables included.
+    """Return the model's parameters, all rows of sharded tables included: `total`, `item_table`, `encoder` and `other`.
 
-    Args:
-        model: A recommender with children `items`, `output_items` and `encoder`; other models have only a total.
-
-    Returns:
-        `total`, `item_table`, `encoder` and `other`, which is the rest.
+    A recommender has children `items`, `output_items` and `encoder`; all parameters of another model are `other`.
     """
     children = {name: _count(child) for name, child in model.named_children()}
     own = sum(parameter.numel() for parameter in model.parameters(recurse=False))

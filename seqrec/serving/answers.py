@@ -24,13 +24,7 @@ STATUSES: tuple[tuple[type[InputError], int], ...] = (
 
 
 class RefusedError(Exception):
-    """A request that is answered with an error.
-
-    Args:
-        status: HTTP status.
-        reason: One line for the client.
-        headers: Further headers.
-    """
+    """A request that is answered with an HTTP status and a reason, one line for the client."""
 
     def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)

@@ -9,7 +9,7 @@ import logging
 import torch
 
 from seqrec.data.store import EventStore
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.inference import load
 from seqrec.inference.sessions import (
     InMemoryStore,
@@ -71,10 +71,9 @@ def serve(
     check_packages()
     from seqrec.serving.app import create_app
     from seqrec.serving.hosts import host_names
-    from seqrec.serving.server import allow_open_files, bind, check_host, read_token, run_server, url_of
+    from seqrec.serving.server import Server, allow_open_files, bind, check_host, read_token, url_of
 
-    if threads < 1:
-        raise InputError(f"threads={threads} must be at least 1")
+    check_at_least(1, threads=threads)
     token, names = read_token(token_file), host_names(allowed_hosts or "")
     check_host(host, token, allow_no_token=allow_no_token)
     limits = limits or Limits()
@@ -96,7 +95,7 @@ def serve(
                 gc.freeze()
                 print(line, flush=True)
 
-            run_server(app, listener, limits=limits, ready=ready, access_log=access_log)
+            Server(app, limits=limits, ready=ready, access_log=access_log).run(sockets=[listener])
 
 
 def kind_of(recommender: SessionRecommender, store: StateStore) -> str:

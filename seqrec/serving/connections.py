@@ -47,14 +47,7 @@ class LimitedProtocol(H11Protocol):
 
     It is in one of four phases. `idle`: no byte of a request has come. `head`: a head has begun, or the rest of a body
     follows that the answer did not wait for. `send`: the client has not read all that was sent. None: a request is in
-    progress, whose body `Guard` receives.
-
-    Args:
-        config: Settings of uvicorn.
-        server_state: State that all connections of uvicorn share.
-        app_state: State of the application.
-        limits: Longest time of each phase, and largest head.
-        pool: The connections that this one belongs to.
+    progress, whose body `Guard` receives. The limits are the longest time of each, and the largest head.
     """
 
     def __init__(
@@ -175,11 +168,7 @@ class LimitedProtocol(H11Protocol):
 class Listener:
     """Accepts connections up to a limit, in the place of an `asyncio.Server` of uvicorn.
 
-    Args:
-        listening: A socket that listens.
-        limits: Limits of connections.
-        metrics: Counts connections.
-        make_protocol: Makes the protocol of a new connection, given this object.
+    `make_protocol` makes the protocol of a new connection, given this object.
 
     Attributes:
         waiting: Connections that wait for their client, the longest waiting first.
@@ -280,12 +269,10 @@ class Listener:
 
 
 class LinesPerMinute(logging.Filter):
-    """Lets through a few log lines of a kind per minute, so that clients cannot fill a disk.
+    """Lets through `most` log lines of a kind per minute, so that clients cannot fill a disk.
 
-    Lines are of a kind if they come from one logger with the same text, before its values are put in.
-
-    Args:
-        most: Most lines of a kind per minute; the last one says that further ones are left out.
+    Lines are of a kind if they come from one logger with the same text, before its values are put in. The last one says
+    that further ones are left out.
     """
 
     def __init__(self, most: int) -> None:

@@ -28,12 +28,7 @@ RETRY = {"Retry-After": "1"} | CLOSE
 class Guard:
     """ASGI middleware that passes on requests with their whole body, and refuses others.
 
-    Args:
-        app: The application.
-        limits: Limits of requests.
-        metrics: Counts the answers.
-        token: Token that clients must send as `Authorization: Bearer <token>`; None needs none.
-        hosts: Names of this server.
+    Clients must send the token as `Authorization: Bearer <token>`; None needs none.
     """
 
     def __init__(
@@ -131,9 +126,7 @@ class Guard:
 class Admission:
     """The share of the guard's limits that a request takes until its answer begins.
 
-    Args:
-        guard: The guard.
-        limited: Whether it counts as a request in progress.
+    If it is not `limited`, it does not count as a request in progress.
     """
 
     def __init__(self, guard: Guard, *, limited: bool) -> None:

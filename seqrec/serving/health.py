@@ -17,13 +17,7 @@ COUNT_SECONDS = 0.05
 
 
 class Health:
-    """Asks the model's threads, at most one question of a kind at a time.
-
-    Args:
-        sessions: Work on sessions.
-        histories: Work on histories.
-        ready_seconds: Longest time that an answer may take.
-    """
+    """Asks the model's threads, at most one question of a kind at a time, and waits `ready_seconds` for an answer."""
 
     def __init__(self, sessions: Batcher, histories: Batcher, *, ready_seconds: float) -> None:
         self._sessions, self._histories = sessions, histories

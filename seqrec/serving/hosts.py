@@ -14,14 +14,12 @@ CLOSE = {"Connection": "close"}
 
 
 class Hosts:
-    """Decides whether a request is meant for this server.
+    """Decides whether a request is meant for this server: it may name `localhost`, IP addresses and `names`; `*` allows
+    all.
 
     A web page whose name is made to point to the server's address (DNS rebinding) could otherwise use it from the
     browser of someone who can reach it. Such a request has the page's name as its `Host`. IP addresses are always
     allowed, since they are not names that could be made to point elsewhere.
-
-    Args:
-        names: Names that are allowed besides `localhost` and IP addresses; `*` allows all.
     """
 
     def __init__(self, names: Sequence[str] = ()) -> None:

@@ -3,25 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from seqrec.errors import InputError
-
-AT_LEAST_ONE = (
-    "max_k",
-    "max_history",
-    "max_events",
-    "max_body_bytes",
-    "max_waiting_bytes",
-    "max_request_state_bytes",
-    "max_requests",
-    "max_batch",
-    "max_batch_events",
-    "max_connections",
-)
-SECONDS = ("body_seconds", "head_seconds", "idle_seconds", "send_seconds", "ready_seconds", "stop_seconds")
-# A head of fewer bytes would refuse ordinary clients.
-LEAST_HEAD_BYTES = 1024
+from seqrec.errors import InputError, check_at_least
 
 
 @dataclass(frozen=True)
@@ -80,17 +64,15 @@ class Limits:
     stop_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        for name in AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.max_head_bytes < LEAST_HEAD_BYTES:
-            raise InputError(f"max_head_bytes={self.max_head_bytes} must be at least {LEAST_HEAD_BYTES}")
+        check_at_least(1, **{name: value for name, value in asdict(self).items() if name.startswith("max_")})
+        # A head of fewer bytes would refuse ordinary clients.
+        check_at_least(1024, max_head_bytes=self.max_head_bytes)
         if self.max_waiting_bytes < self.max_body_bytes:
             raise InputError(
                 f"max_waiting_bytes={self.max_waiting_bytes} must be at least max_body_bytes={self.max_body_bytes}"
             )
-        for name in SECONDS:
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name}={getattr(self, name)} must be a number of seconds above 0")
+        for name, value in asdict(self).items():
+            if name.endswith("_seconds") and not 0 < value < math.inf:
+                raise InputError(f"{name}={value} must be a number of seconds above 0")
         if not 0 <= self.batch_wait_ms <= 1000:
             raise InputError(f"batch_wait_ms={self.batch_wait_ms} must be between 0 and 1000")

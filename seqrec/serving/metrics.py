@@ -12,13 +12,7 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Counts of one server; several servers of a process have separate ones.
-
-    Attributes:
-        events: Events that were observed and are kept.
-        in_progress: Requests that are not answered yet.
-        connections: Open connections.
-    """
+    """Counts of one server; several servers of a process have separate ones."""
 
     content_type = CONTENT_TYPE_LATEST
 

@@ -32,13 +32,9 @@ OTHER_FILES = 128
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server with limits, which reports when it is ready, and finishes its requests before it stops.
+    """A uvicorn server with limits of connections, which finishes its requests before it stops.
 
-    Args:
-        app: The application; its own metrics, `app.state.metrics`, count the connections.
-        limits: Limits of connections.
-        ready: Called once requests are accepted.
-        access_log: Whether to log each request.
+    The application's metrics, `app.state.metrics`, count the connections. `ready` is called once requests are accepted.
     """
 
     def __init__(
@@ -83,26 +79,6 @@ class Server(uvicorn.Server):
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
         self.should_exit = True
-
-
-def run_server(
-    app: FastAPI,
-    listener: socket.socket,
-    *,
-    limits: Limits,
-    ready: Callable[[], None],
-    access_log: bool = False,
-) -> None:
-    """Answer requests until a signal arrives.
-
-    Args:
-        app: From `create_app`.
-        listener: From `bind`.
-        limits: Limits of connections, and time that requests in progress have when the server stops.
-        ready: Called once requests are accepted.
-        access_log: Whether to log each request.
-    """
-    Server(app, limits=limits, ready=ready, access_log=access_log).run(sockets=[listener])
 
 
 def allow_open_files(max_connections: int) -> None:

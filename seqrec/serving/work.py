@@ -63,11 +63,7 @@ def row_bytes_of(recommender: SessionRecommender) -> int:
 
 
 class Sizes:
-    """Measures work in events: what is decoded, encoded or looked up, and the states that are moved.
-
-    Args:
-        row_bytes: Bytes of a user's session.
-    """
+    """Measures work in events: what is decoded, encoded or looked up, and the states of `row_bytes` that are moved."""
 
     def __init__(self, row_bytes: int) -> None:
         self._per_user = row_bytes // BYTES_PER_EVENT
@@ -88,10 +84,6 @@ class SessionWork:
 
     The requests of a batch are concurrent, so any order of reads and writes is right. Recommendations come first, as
     they need not wait for the disk. Writes keep the order of arrival.
-
-    Args:
-        recommender: Model and sessions.
-        metrics: Counts batches and events.
     """
 
     def __init__(self, recommender: SessionRecommender, metrics: Metrics) -> None:
@@ -150,9 +142,7 @@ class SessionWork:
 class HistoryWork:
     """Does `Probe`, and `RecommendToHistory`: encodes each history's newest events, as many as training did.
 
-    Args:
-        model: A recommender in evaluation mode that knows the log's ids.
-        metrics: Counts batches.
+    The model is in evaluation mode and knows the log's ids.
     """
 
     def __init__(self, model: Recommender, metrics: Metrics) -> None:
@@ -209,16 +199,12 @@ def done_together(
     works: Sequence[Sequence[Entry]],
     check: Callable[[Sequence[Entry]], None],
 ) -> list[Any]:
-    """Do the entries of several pieces of work in one call, which does all of them or none.
+    """Do the entries of several pieces of work in one call of `do`, which does all of them or none.
 
-    After a bad entry, all pieces are checked. Those that fail are done separately, which counts the entries in their
-    errors from the piece's own first one. The others are done together. If an entry is still bad, because of the
-    user's session, the first half of the pieces is done before the second: earlier pieces may have made it bad.
-
-    Args:
-        do: Does entries; returns a result for each, or raises `BatchEntryError` and does none of them.
-        works: The entries of each piece, at least one.
-        check: Raises an `InputError` for a piece that is probably bad, cheaper than `do`.
+    After a bad entry, all pieces are checked, which raises an `InputError` for a piece that is probably bad, cheaper
+    than `do`. Those that fail are done separately, which counts the entries in their errors from the piece's own first
+    one. The others are done together. If an entry is still bad, because of the user's session, the first half of the
+    pieces is done before the second: earlier pieces may have made it bad.
 
     Returns:
         For each piece the results of its entries, or an exception as its outcome.

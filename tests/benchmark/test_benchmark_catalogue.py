@@ -28,12 +28,11 @@ def test_every_objective_steps(objective: str):
     optimizer = "dense_adam" if objective == "FullSoftmax" else "rowwise_adagrad"
     figures = time_steps(300, objective, optimizer, SMALL)
     assert len(figures["step_seconds"]) == 2
-    assert 1 < figures["rows"] <= 12
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_steps(optimizer: str):
-    assert time_steps(300, "BCE", optimizer, SMALL)["build_seconds"] > 0
+    assert len(time_steps(300, "BCE", optimizer, SMALL)["step_seconds"]) == 2
 
 
 def test_a_table_of_all_combinations_is_printed_and_written(

@@ -15,12 +15,8 @@ from seqrec.errors import InputError
 def clip_norm(parameters: Iterable[Tensor], spread: Collection[Tensor], max_norm: float) -> Tensor:
     """Scale gradients in place to an L2 norm, over all of them and all processes, of at most `max_norm`.
 
-    Each shard counts once, and a gradient that all processes have counts once. All processes must call.
-
-    Args:
-        parameters: Parameters with gradients, averaged over processes before; sparse ones have each row once.
-        spread: Those of them that are sharded.
-        max_norm: Largest norm.
+    Each shard, of the parameters in `spread`, counts once, and a gradient that all processes have counts once. All
+    processes must call. Gradients were averaged over processes before; sparse ones have each row once.
 
     Returns:
         The norm before clipping, a scalar, equal in all processes.

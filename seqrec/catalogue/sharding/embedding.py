@@ -51,9 +51,6 @@ class ShardedEmbedding(nn.Embedding):
         std: Standard deviation at initialisation.
         zeros_from: First column that starts at 0; None for none.
         dtype: Storage type.
-
-    Attributes:
-        shards: Shards of the table.
     """
 
     def __init__(

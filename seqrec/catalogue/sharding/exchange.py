@@ -29,10 +29,7 @@ PIECE_BYTES = 1 << 26
 class RowShards:
     """Contiguous shards of ceil(V / N) rows, as `torch.distributed.tensor.Shard(0)`; the last ones may have fewer.
 
-    Attributes:
-        num_rows: V rows of the whole table.
-        num_ranks: N processes; with 1 the table is whole.
-        rank: Rank of the process with the shard `local`.
+    With one process the table is whole. `rank` is that of the process with the shard `local`.
     """
 
     num_rows: int
@@ -60,13 +57,9 @@ class RowShards:
 
 
 class Route:
-    """Numbers of rows that each process sends to each other one, for one list of rows of this process.
+    """Numbers of rows that each process sends to each other one, for ascending rows (U,) that this process asks for.
 
     Python waits for the device once, to read the numbers.
-
-    Args:
-        row_ids: (U,) ascending numbers of rows.
-        shards: Shards with the rows.
     """
 
     def __init__(self, row_ids: Tensor, shards: RowShards) -> None:
@@ -121,13 +114,9 @@ def gathered(local: Tensor, shards: RowShards) -> Tensor:
 class HostCopy:
     """A table's rows in a memory-mapped file that the processes of a host share; all must make it together.
 
-    The first process of each host writes the rows, a piece at a time. The file is unlinked once all have mapped it, so
-    the system frees it after the last process, however that ends. It is in the folder for temporary files, which
-    `TMPDIR` sets; if that folder is in memory, so is the table.
-
-    Args:
-        local: (V_local, D) this process's rows.
-        shards: Shards of the table.
+    Each process gives its own rows (V_local, D), and the first of each host writes all, a piece at a time. The file is
+    unlinked once all have mapped it, so the system frees it after the last process, however that ends. It is in the
+    folder for temporary files, which `TMPDIR` sets; if that folder is in memory, so is the table.
 
     Raises:
         InputError: if a host's folder has too little space, or its processes do not share it.

@@ -22,12 +22,8 @@ def save_whole_state(
     """Put the whole optimizer state of tables into a checkpoint, in place; all processes must call.
 
     State with rows, such as the moments (V_local, D) of Adam, becomes that of all rows on rank 0's CPU, and a tensor
-    without data elsewhere. Numbers, such as a table's steps, are equal in all processes and unchanged.
-
-    Args:
-        checkpoint: The checkpoint.
-        optimizers: Optimizers in the order of its `optimizer_states`.
-        tables: Row-sparse tables by the names of their weights, sharded or not.
+    without data elsewhere. Numbers, such as a table's steps, are equal in all processes and unchanged. The tables,
+    sharded or not, have the names of their weights; optimizers are in the order of the checkpoint's `optimizer_states`.
 
     Raises:
         InputError: if an optimizer keeps anything but numbers and one entry per row for a sharded table.

@@ -125,11 +125,7 @@ def shorten(text: str, width: int = 60) -> str:
 
 
 def estimate_lines(file: Path | bytes) -> int | None:
-    """Return about how many lines a text has, judged by its first MiB; None if it is compressed as Zstandard.
-
-    Args:
-        file: A file, plain or `.gz`, or its content.
-    """
+    """Return about how many lines a file, plain or `.gz`, or its content has, by its first MiB; None for Zstandard."""
     if isinstance(file, bytes):
         size, sample = len(file), file[:_SAMPLE_BYTES]
     else:

@@ -9,15 +9,7 @@ import polars as pl
 
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, USER_ID
-from seqrec.data.sources.checking import (
-    PLACES,
-    estimate_lines,
-    is_integer,
-    leave_out,
-    reading,
-    shorten,
-    tally,
-)
+from seqrec.data.sources.checking import PLACES, estimate_lines, is_integer, leave_out, reading, shorten, tally
 from seqrec.data.sources.source import CheckedLog, Malformed
 from seqrec.errors import InputError
 
@@ -44,14 +36,7 @@ class LineForm:
 def check_lines(
     text: Path | bytes, form: LineForm, origin: str, max_bad_share: float, progress: Progress | None
 ) -> CheckedLog:
-    """Read a log of lines to check it. Blank lines count as lines but are not events.
-
-    Args:
-        text: A file, plain or compressed, or its content.
-        form: Form of the lines.
-        origin: The file's name for messages.
-        max_bad_share: Largest share of malformed lines that are left out.
-        progress: Shows the pass over the file.
+    """Read a log of lines, a file or its content, to check it. Blank lines count as lines but are not events.
 
     Returns:
         The columns as text, or as the numbers that `form` asks for. `user_id` and `item_id` are Int64 if all of

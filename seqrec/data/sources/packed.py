@@ -17,11 +17,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 def unpacked(file: Path, folder: Path) -> Path:
-    """Unpack the one table in a `.zip`, `.bz2` or `.xz` file, a block at a time.
-
-    Args:
-        file: The compressed file.
-        folder: Where the table is written, in a new folder.
+    """Unpack the one table in a `.zip`, `.bz2` or `.xz` file, a block at a time, into a new folder in `folder`.
 
     Raises:
         InputError: if the file is damaged, a zip has no or several files, or the disk has no room.

@@ -22,13 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Malformed:
-    """Rows of a file that are not events, which a scan left out.
+    """Rows of a file that are not events, which a scan left out: `count` of its `rows`, without blank lines.
 
-    Attributes:
-        file: The file.
-        count: Number of malformed rows.
-        rows: Number of all rows of the file. Blank lines do not count.
-        places: The first few malformed rows: "line 7: expected an id, got nothing".
+    `places` describes the first few of them: "line 7: expected an id, got nothing".
     """
 
     file: str
@@ -87,10 +83,8 @@ class Source(ABC):
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
         """Return the interaction frame (see `seqrec.data.schema`), with every row checked.
 
-        The frame is collected in batches by polars' streaming engine, so it must not hold the log in memory.
-
-        Args:
-            progress: Shows the progress of a first pass over the log, if the source makes one.
+        The frame is collected in batches by polars' streaming engine, so it must not hold the log in memory. `progress`
+        shows a first pass over the log, if the source makes one.
 
         Raises:
             MissingInputError: if an input file does not exist.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.sources.source import Source
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 
 if TYPE_CHECKING:
     import polars as pl
@@ -83,21 +83,10 @@ class Synthetic(Source):
         session_events: float = 20,
         seed: int = 0,
     ) -> None:
-        at_least = {
-            "num_users": (num_users, 1),
-            "num_items": (num_items, 2),
-            "mean_events": (mean_events, MIN_EVENTS),
-            "lag": (lag, 1),
-            "signal": (signal, 0),
-            "repeat": (repeat, 0),
-            "popularity_exponent": (popularity_exponent, 0),
-            "session_events": (session_events, 1),
-            "seed": (seed, 0),
-        }
-        for argument, (value, least) in at_least.items():
-            # A NaN is refused too.
-            if not value >= least:
-                raise InputError(f"{argument}={value} must be at least {least}")
+        check_at_least(1, num_users=num_users, lag=lag, session_events=session_events)
+        check_at_least(2, num_items=num_items)
+        check_at_least(MIN_EVENTS, mean_events=mean_events)
+        check_at_least(0, signal=signal, repeat=repeat, popularity_exponent=popularity_exponent, seed=seed)
         if signal + repeat > 1:
             raise InputError(f"signal={signal} and repeat={repeat} are probabilities; their sum must be at most 1")
         self.num_users = num_users

@@ -72,17 +72,11 @@ class Layout:
 
 @dataclass
 class TableFile:
-    """A file of a table. The constructor reads its first rows only.
-
-    Args:
-        path: The file.
-        layout: Its columns and text.
-        unpacked: Where its content was unpacked; None if it was not packed.
+    """A file of a table, maybe unpacked elsewhere. The constructor reads its first rows only.
 
     Attributes:
         csv: The rows as text; None for Parquet.
-        frame: The raw columns, with blank lines and malformed rows.
-        names: The names of these columns, in order.
+        frame: The raw columns, with blank lines and malformed rows; `names` are theirs, in order.
         partitions: Columns that the file's folders give, such as dt=2024-01-02, with their value.
         raw_ids: The columns `user_id` and `item_id` of the interaction frame, as the file has them.
         loose: Whether ids are read by all rules of `seqrec.data.ids`. If all are plain integers, as in most logs, that
@@ -274,8 +268,10 @@ class TableFile:
             sample = sample if len(sample) else pl.Series(["0"])
         if self.layout.time_format is not None and dtype != pl.String:
             raise InputError(f"{self.path}: time_format is for times in text, but timestamp={name!r} is {dtype}")
-        with self._naming_times(name):
+        try:
             time = time_column(column, dtype, sample, self.layout.time_format)
+        except InputError as error:
+            raise InputError(f"{self.path}: timestamp={name!r} {error}") from error
         if time is None:
             two_digits = dtype == pl.String and sample.str.contains(r"^\d{1,2}[-/. ]\w{1,9}[-/. ]\d{1,2}(?:\D|$)").any()
             got = f"starts with {shorten(sample[0])!r}" if dtype == pl.String else f"is {dtype}"
@@ -285,13 +281,6 @@ class TableFile:
                 f"2022-04-10 08:59:09{years or '; other forms by time_format, such as ' + repr('%d %B %Y, %Hh')}"
             )
         return time
-
-    @contextmanager
-    def _naming_times(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except InputError as error:
-            raise InputError(f"{self.path}: timestamp={name!r} {error}") from error
 
     def _features(self) -> list[pl.Expr]:
         names = self.layout.features

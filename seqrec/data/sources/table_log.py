@@ -25,15 +25,11 @@ _ROWS_IN_SAMPLE = 1000
 
 
 def check_tables(files: Sequence[TableFile], max_bad_share: float, progress: Progress | None) -> CheckedLog:
-    """Read all files of a log to check them.
-
-    Args:
-        files: The files in the order of the log, at least one.
-        max_bad_share: Largest share of malformed rows, of all files' rows, that are left out.
-        progress: Shows each pass over a file.
+    """Read all files of a log, at least one, to check them.
 
     Returns:
-        The interaction frame, one file after the other, with the same types for all.
+        The interaction frame, one file after the other, with the same types for all. The share of malformed rows that
+        are left out is that of all files' rows.
 
     Raises:
         InputError: if a file is unreadable or empty, if too many rows are malformed, or if the times of one file are
@@ -70,10 +66,8 @@ def check_tables(files: Sequence[TableFile], max_bad_share: float, progress: Pro
 
 
 def _settle_orders(files: Sequence[TableFile], progress: Progress) -> list[str]:
-    """Decide for all files whether times such as 03/04/2020 have the day first, by the times that have one reading.
-
-    Returns:
-        What was decided, in a sentence, if anything was.
+    """Decide for all files whether times such as 03/04/2020 have the day first, by the times that have one reading;
+    return what was decided, in a sentence, if anything was.
 
     Raises:
         InputError: if no time decides it, or some have the day first and others the month.

@@ -81,12 +81,8 @@ def time_column(
 ) -> TimeColumn | None:
     """Return the strictest way to read a time column; None if it contains no times.
 
-    Args:
-        column: The column.
-        dtype: Its type.
-        sample: Its first values that are not null. The form of most of them is the form of times written as text.
-            The looser way also reads the other forms, but no times with a zone among times without one.
-        time_format: The form of times written as text; None finds it.
+    The form of most values of `sample`, the first that are not null, is the form of times written as text, if no
+    `time_format` is given. The looser way also reads the other forms, but no times with a zone among times without one.
 
     Raises:
         InputError: if the form is none.

@@ -6,13 +6,7 @@ from seqrec.encoders.layers.dropout import Dropout
 from seqrec.encoders.layers.mamba import MIXERS, Mamba2Mixer, MambaMixer, make_mixer
 from seqrec.encoders.layers.positions import LearnedPositions, rotary_turns, rotate
 from seqrec.encoders.layers.positionwise import FeedForward, TokenGate
-from seqrec.encoders.layers.residual import (
-    ResidualStack,
-    make_norm,
-    newest_events,
-    recompute_blocks,
-    run_block,
-)
+from seqrec.encoders.layers.residual import ResidualStack, make_norm, newest_events, recompute_blocks, run_block
 from seqrec.encoders.layers.streamed import Streamed, Tensors, as_streaming, joined, separated
 
 __all__ = [

@@ -10,9 +10,6 @@ from seqrec.ops.dropout import check_share, dropout
 class Dropout(nn.Dropout):
     """`torch.nn.Dropout` by `seqrec.ops.dropout`: on a CPU random numbers come from a counter, not one by one.
 
-    Args:
-        share: Share of the elements set to 0 in training.
-
     Raises:
         InputError: if the share is below 0, or not below 1.
     """

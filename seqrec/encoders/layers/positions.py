@@ -22,14 +22,10 @@ BASE = 10_000.0
 
 
 class LearnedPositions(nn.Module):
-    """A vector for each distance from the newest event: 0 for the newest, 1 for the one before, and so on.
+    """A vector for each of `max_length` distances from the newest event: 0 for the newest, 1 for the one before, ..
 
     These are SASRec's positions, because its left padding puts the newest event at a fixed place: recency
     means the same in short and in long histories.
-
-    Args:
-        max_length: Number of distances that have a vector.
-        d_model: Width D.
 
     Raises:
         InputError: (in `forward`) if a history is longer than `max_length`.
@@ -65,19 +61,13 @@ def rotary_turns(width: int) -> Tensor:
 
 
 def rotate(x: Tensor, positions: Tensor, turns: Tensor) -> Tensor:
-    """Rotate queries or keys by their positions, which makes their products depend on distances alone (RoFormer:
-    Enhanced Transformer with Rotary Position Embedding, Su et al. 2021, equation 15).
+    """Rotate queries or keys x (..., L, W) by their positions, which makes their products depend on distances alone
+    (RoFormer: Enhanced Transformer with Rotary Position Embedding, Su et al. 2021, equation 15).
 
     Channel i is paired with channel i + W / 2, whereas the paper pairs 2i with 2i + 1. That is the same up to the order
     of the projection's outputs, and two halves are cheaper to split. Angles are computed in float32 at least.
-
-    Args:
-        x: (..., L, W).
-        positions: int64, broadcasts to (..., L); any origin that queries and keys share.
-        turns: (W / 2,) of `rotary_turns`.
-
-    Returns:
-        (..., L, W) in x's dtype.
+    Positions, int64, broadcast to (..., L), from any origin that queries and keys share; `turns` (W / 2,) are from
+    `rotary_turns`.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     angles = (positions.unsqueeze(-1) * turns).remainder(TURN).to(dtype) * (math.tau / TURN)

@@ -55,13 +55,7 @@ def recompute_blocks(module: nn.Module, recompute: bool) -> None:
 
 
 class Residual(nn.Module):
-    """`x + layer(norm(x))` (pre-norm, Xiong et al. 2020).
-
-    Args:
-        layer: Maps (B, L, D) to (B, L, D).
-        d_model: D.
-        layer_norm: False omits the norm.
-    """
+    """`x + layer(norm(x))` (pre-norm, Xiong et al. 2020) for x (B, L, D); without `layer_norm` there is no norm."""
 
     def __init__(self, layer: nn.Module, d_model: int, *, layer_norm: bool = True) -> None:
         super().__init__()
@@ -129,12 +123,7 @@ class ResidualStack(nn.Module):
         return self.through(x, self.blocks)
 
     def through(self, x: Tensor, blocks: Iterable[Callable[[Tensor], Tensor]]) -> Tensor:
-        """Compute `forward` with other functions in place of the blocks.
-
-        Args:
-            x: (B, L, D).
-            blocks: A function per block, which maps (B, L, D) to (B, L, D).
-        """
+        """Compute `forward` with other functions in place of the blocks; each maps (B, L, D) to (B, L, D)."""
         x = self.dropout(x)
         for block in blocks:
             x = run_block(block, x, recompute=self.recompute)
@@ -142,13 +131,9 @@ class ResidualStack(nn.Module):
         return out
 
     def newest(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Return `forward` at each row's newest event (B, D).
+        """Return `forward` at each row's newest event (B, D), for x (B, L, D) with `lengths` (B,) of at least 1 event.
 
         The last block's first branch must have a `newest`, and its other branches must not mix events.
-
-        Args:
-            x: (B, L, D), padded on the right.
-            lengths: (B,) events per row, at least 1.
         """
         x = self.dropout(x)
         *before, last = self.blocks

@@ -197,12 +197,10 @@ def _per_user(judged: JudgedTargets, values: Tensor) -> Tensor:
 
 
 def to_fixed_point(values: Tensor) -> Tensor:
-    """Return integers (.., 2) int64 with sums that are exact in any order.
+    """Return integers (.., 2) int64 of values (..) float64, at least 0, with sums that are exact in any order.
 
-    Sums of floats depend on their order, and therefore on batches and processes.
-
-    Args:
-        values: (..) float64, at least 0. The high part counts units of 2^-31, the low one units of 2^-62.
+    Sums of floats depend on their order, and therefore on batches and processes. The high part counts units of 2^-31,
+    the low one units of 2^-62.
     """
     scaled = values * 2.0**PART_BITS
     high = scaled.floor()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -98,20 +98,14 @@ class Novelty(ListMetric):
 
 
 def list_metrics(item_counts: Tensor, cutoffs: Sequence[int] = (10,)) -> MetricCollection:
-    """Return Coverage@K, Popularity@K and Novelty@K, which share one vector of counts for each cutoff.
+    """Return Coverage@K, Popularity@K and Novelty@K, which share one vector of counts for each cutoff K.
 
-    Args:
-        item_counts: (V,) training events of each item.
-        cutoffs: Numbers K of items of each list that count.
+    `item_counts` (V,) are the training events of each item.
 
     Raises:
         InputError: if a cutoff is below 1.
     """
-    classes: dict[str, Callable[[Tensor, int], ListMetric]] = {
-        "Coverage": Coverage,
-        "Popularity": MeanPopularity,
-        "Novelty": Novelty,
-    }
+    classes: dict[str, type[ListMetric]] = {"Coverage": Coverage, "Popularity": MeanPopularity, "Novelty": Novelty}
     metrics = {f"{title}@{k}": cls(item_counts, k) for k in cutoffs for title, cls in classes.items()}
     groups = [[f"{title}@{k}" for title in classes] for k in cutoffs]
     return MetricCollection(metrics, compute_groups=groups)  # type: ignore[arg-type]  # invariant dict

@@ -31,11 +31,8 @@ class RankMetric(Metric, ABC):
     The sum is kept in fixed point; sums of floats depend on their order, and therefore on batches and processes. A
     subclass sets `function`, or overrides `per_user` if the metric has further parameters.
 
-    Args:
-        k: Length of the list, at least 1.
-
     Raises:
-        InputError: if `k` is below 1.
+        InputError: if `k`, the length of the list, is below 1.
     """
 
     full_state_update = False
@@ -147,14 +144,10 @@ class RepeatedTargets(Metric):
 
 
 def ranking_metrics(normaliser: str = "achievable", *, several_targets: bool = False) -> MetricCollection:
-    """Return HR@K and NDCG@K for K = 5, 10, 20, and with several targets also Recall@K and Precision@K.
-
-    Args:
-        normaliser: Normaliser of NDCG; see `seqrec.evaluation.metrics.ndcg`.
-        several_targets: Whether users may have more than one target.
+    """Return HR@K and NDCG@K for K = 5, 10, 20, and if users may have several targets also Recall@K and Precision@K.
 
     Raises:
-        InputError: if the normaliser is unknown.
+        InputError: if the normaliser, that of `seqrec.evaluation.metrics.ndcg`, is unknown.
 
     Example:
         >>> list(ranking_metrics())
@@ -172,9 +165,7 @@ def ranking_metrics(normaliser: str = "achievable", *, several_targets: bool = F
 def metric_named(name: str, normaliser: str = "achievable") -> RankMetric:
     """Return a metric by its name in tables: HR, MRR, NDCG, Recall or Precision, `@` and the length of the list.
 
-    Args:
-        name: Name, such as "NDCG@10".
-        normaliser: Normaliser of NDCG; see `seqrec.evaluation.metrics.ndcg`.
+    `normaliser` is that of `seqrec.evaluation.metrics.ndcg`.
 
     Raises:
         InputError: if the name is unknown, or the length below 1.

@@ -3,11 +3,7 @@
 from seqrec.evaluation.protocols.candidates import Candidates, TrainingCounts, WholeCatalogue
 from seqrec.evaluation.protocols.presets import PRESETS
 from seqrec.evaluation.protocols.protocol import FullRanking, Protocol, SampledRanking
-from seqrec.evaluation.protocols.sampled_candidates import (
-    PopularityCandidates,
-    SampledCandidates,
-    UniformCandidates,
-)
+from seqrec.evaluation.protocols.sampled_candidates import PopularityCandidates, SampledCandidates, UniformCandidates
 
 __all__ = [
     "PRESETS",

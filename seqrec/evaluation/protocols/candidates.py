@@ -19,11 +19,7 @@ from seqrec.types import SequenceBatch, TargetRanks, TensorRecord
 
 @dataclass(frozen=True)
 class TrainingCounts(TensorRecord):
-    """Number of training events of each item.
-
-    Attributes:
-        counts: (V,) int64; 0 for item 0.
-    """
+    """Number (V,) int64 of training events of each item; 0 for item 0."""
 
     counts: Tensor
 

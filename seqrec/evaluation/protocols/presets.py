@@ -34,10 +34,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "sasrec-100": {"candidates": UniformCandidates(100), "split": LeaveOneOut()},
     "gsasrec": {"candidates": WholeCatalogue(), "split": LeaveOneOut()},
     "recbole": {"candidates": WholeCatalogue(), "filter_seen": False, "split": LeaveOneOut()},
-    "rectools": {
-        "candidates": WholeCatalogue(trained_only=True),
-        "normaliser": "cutoff",
-        "split": LeaveOneOut(),
-    },
+    "rectools": {"candidates": WholeCatalogue(trained_only=True), "normaliser": "cutoff", "split": LeaveOneOut()},
     "hstu": {"candidates": WholeCatalogue(), "split": LeaveOneOut()},
 }

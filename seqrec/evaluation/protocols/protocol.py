@@ -124,11 +124,7 @@ class Protocol:
         }
 
     def on(self, split: Split, order: str) -> Protocol:
-        """Return the same protocol with the data's split and order.
-
-        Args:
-            split: The data module's split.
-            order: The store's order of a user's events.
+        """Return the same protocol with the data module's split and the store's order of a user's events.
 
         Raises:
             InputError: if the protocol has another split or order.

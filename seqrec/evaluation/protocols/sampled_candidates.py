@@ -28,14 +28,6 @@ class SampledCandidates(Candidates):
     Draws depend only on the seed and the user's id: every model, batch size and number of processes gets the same
     candidates. They are never the user's targets, nor seen items if these are filtered. Sampled metrics can order
     models differently from full ones (Krichene & Rendle 2020, On Sampled Metrics for Item Recommendation).
-
-    Args:
-        count: Candidates C of a user, without its targets.
-        replacement: Whether an item may be drawn twice; it then counts twice.
-        seed: Seed of the draws.
-
-    Raises:
-        InputError: if `count` is below 1.
     """
 
     seed: int
@@ -189,18 +181,11 @@ def hashed_uniforms(keys: Tensor, count: int, seed: int) -> Tensor:
 
 
 def draw_by_weight(uniforms: Tensor, avoid: SeenItems, weights: Tensor) -> Tensor:
-    """Map uniform numbers to items in proportion to their weights, without avoided items and without rejection.
+    """Map uniform numbers (B, N), float64 in [0, 1), to items (B, N) in proportion to their weights, with replacement.
 
-    Item i owns `weights[i]` slots in a row of all slots. A user's free slots are those of the items that it does not
-    avoid. One binary search finds the avoided items before the x-th free slot.
-
-    Args:
-        uniforms: (B, N) float64 in [0, 1).
-        avoid: Items that each user must not get.
-        weights: (V,) int64, at least 0, and 0 for padding.
-
-    Returns:
-        (B, N) int64 item ids; with replacement.
+    Each user gets none of the items in `avoid`, without rejection. Item i owns `weights[i]` slots in a row of all
+    slots; `weights` (V,) int64 are at least 0, and 0 for padding. A user's free slots are those of the items that it
+    does not avoid. One binary search finds the avoided items before the x-th free slot.
 
     Raises:
         InputError: if a user avoids all items that have a weight.
@@ -227,11 +212,8 @@ def draw_by_weight(uniforms: Tensor, avoid: SeenItems, weights: Tensor) -> Tenso
 def first_distinct(draw: Callable[[int], Tensor], count: int) -> Tensor:
     """Return the first `count` different items (B, count) of each user's draws, in their order.
 
-    Repeated draws are skipped, which gives draws without replacement in proportion to the remaining weights.
-
-    Args:
-        draw: Returns (B, n) draws for a number n; those for a smaller n are the first of them.
-        count: Number of items of a user.
+    `draw` returns (B, n) draws for a number n; those for a smaller n are the first of them. Repeated draws are skipped,
+    which gives draws without replacement in proportion to the remaining weights.
 
     Raises:
         InputError: if the maximum number of draws contains too few different items, because some are rarely drawn.

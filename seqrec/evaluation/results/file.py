@@ -88,13 +88,10 @@ class Results:
         return Results(self.name, self.header, self.frame.filter(kept))
 
     def metrics(self, names: Sequence[str]) -> NDArray[np.float64]:
-        """Return each user's metrics (U, M) in float64, NDCG with the protocol's normaliser.
-
-        Args:
-            names: Names such as "HR@10"; see `seqrec.evaluation.metrics.metric_named`.
+        """Return each user's metrics (U, M) in float64 by names such as "HR@10", NDCG with the protocol's normaliser.
 
         Raises:
-            InputError: if a name is unknown.
+            InputError: if `metric_named` does not know a name.
         """
         metrics = [metric_named(name, self.header.normaliser) for name in names]
         parts = [
@@ -180,12 +177,7 @@ def read_results(path: str | Path) -> Results:
 
 @dataclass(frozen=True)
 class Slice:
-    """Some of the targets of a results file.
-
-    Attributes:
-        name: Its name in tables.
-        kept: (T,) bool, True at its targets.
-    """
+    """Some of the targets of a results file: the slice's name, and `kept` (T,) bool, True at its targets."""
 
     name: str
     kept: NDArray[np.bool_]

@@ -23,20 +23,12 @@ BLOCK_USERS = 1 << 14
 
 
 def bootstrap_means(values: Float64, *, resamples: int, seed: int) -> Float64:
-    """Return the means of R resamples of U users each, drawn with replacement.
+    """Return the means (R, M) of R resamples of U users each, drawn with replacement.
 
-    Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 6. All columns get the same resamples,
-    so differences of columns are those of paired runs. Users are drawn by counting: the number of times that each
-    distinct row of values is drawn is multinomial, and ranks leave few distinct rows. If most rows differ, users are
-    drawn block by block. Memory is that of `values` and a few MiB.
-
-    Args:
-        values: (U, M) float64, one row a user, at least one.
-        resamples: Number of resamples R.
-        seed: Seed of the draws.
-
-    Returns:
-        (R, M) float64.
+    Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 6. All columns of `values` (U, M), U >= 1, get
+    the same resamples, so differences of columns are those of paired runs. Users are drawn by counting: the number of
+    times that each distinct row of values is drawn is multinomial, and ranks leave few distinct rows. If most rows
+    differ, users are drawn block by block. Memory is that of `values` and a few MiB.
     """
     rng = np.random.default_rng(seed)
     rows, counts = np.unique(values, axis=0, return_counts=True)
@@ -62,19 +54,13 @@ def percentile_intervals(means: Float64, confidence: float) -> Float64:
 
 
 def sign_flip_p_values(differences: Float64, *, resamples: int, seed: int) -> Float64:
-    """Return the probability of a mean difference at least this far from 0 if the runs were exchangeable.
+    """Return the two-sided probability (M,) of a mean difference at least this far from 0 if the runs were
+    exchangeable.
 
     Fisher's randomisation test for paired runs (Smucker, Allan & Carterette 2007, A Comparison of Statistical
-    Significance Tests for Information Retrieval Evaluation): each user's difference keeps or changes its sign with
-    equal probability. The observed signs count as one draw, so no p-value is 0 (Phipson & Smyth 2010).
-
-    Args:
-        differences: (U, M) float64, of two runs, one row a user, at least one.
-        resamples: Number of draws R; the smallest p-value is 1 / (R + 1).
-        seed: Seed of the draws.
-
-    Returns:
-        (M,) two-sided p-values.
+    Significance Tests for Information Retrieval Evaluation): each user's difference, of `differences` (U, M), U >= 1,
+    keeps or changes its sign with equal probability, R times. The observed signs count as one draw, so no p-value is 0
+    (Phipson & Smyth 2010); the smallest is 1 / (R + 1).
     """
     rng = np.random.default_rng(seed)
     rows, counts = np.unique(differences, axis=0, return_counts=True)

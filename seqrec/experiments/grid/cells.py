@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from seqrec.aliases import __version__
-from seqrec.errors import InputError, MissingInputError
+from seqrec.errors import InputError, MissingInputError, check_at_least
 from seqrec.experiments import MODELS, is_baseline
 
 # Joins fragments of a log, and an encoder with its ablation.
@@ -33,10 +33,8 @@ BUDGETS = {
 class Budget:
     """Length of the training, the same for all cells.
 
-    Attributes:
-        kind: "epochs"; "seconds" of wall-clock time of `fit`, validation included; or "convergence": until validation
-            NDCG@10 has not risen for so many epochs.
-        amount: Number of epochs or seconds.
+    The kind is "epochs"; "seconds" of wall-clock time of `fit`, validation included; or "convergence": until validation
+    NDCG@10 has not risen for so many epochs.
 
     Example:
         >>> Budget.parse("epochs=8").description
@@ -81,12 +79,8 @@ class Budget:
 class Cell:
     """One run of a grid.
 
-    Attributes:
-        data: Names of the log's fragments, joined by "+".
-        length: Most events of a history.
-        model: Name of an encoder or a baseline.
-        ablation: Name of a fragment that changes it; empty for none.
-        seed: Seed of weights, draws and the order of training.
+    `data` are the names of the log's fragments, joined by "+"; `model` is the name of an encoder or a baseline, and
+    `ablation` that of a fragment that changes it, empty for none. The seed is that of weights, draws and order.
     """
 
     data: str
@@ -117,7 +111,6 @@ class Settings:
     Attributes:
         configs: Folder of the fragments.
         study: Name of the fragment that all rows share.
-        budget: Length of the training.
         path: The log, if its fragment does not contain it.
         overrides: Further arguments of `seqrec fit`, such as "--model.d_model=32".
     """
@@ -210,8 +203,7 @@ def plan(
             raise InputError(f"{name}={list(values)} names one twice")
     if (least := min(lengths)) < 2:
         raise InputError(f"lengths={list(lengths)}: {least} must be at least 2")
-    if seeds < 1:
-        raise InputError(f"seeds={seeds} must be at least 1")
+    check_at_least(1, seeds=seeds)
     trained = itertools.product(range(seeds), data, lengths, encoders, ("", *ablations))
     cells = [Cell(log, length, model, ablation, seed) for seed, log, length, model, ablation in trained]
     counted = [Cell(log, length, model, "", 0) for log in data for length in lengths for model in baselines]

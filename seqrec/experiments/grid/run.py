@@ -47,19 +47,11 @@ def run_grid(
     *,
     keep_checkpoints: bool,
 ) -> None:
-    """Run the cells that are not finished, and gather the results of all that are.
+    """Run the cells that are not finished, in their order, and gather the results of all that are.
 
     A cell that was stopped starts anew: its times are those of one complete run. A cell of other settings is run again
-    in the same folder.
-
-    Args:
-        folder: Folder of the grid.
-        cells: Cells, in the order in which they start.
-        settings: Settings of all cells.
-        slots: Places to run them.
-        progress: Shows each cell that ends.
-        made_by: The command that makes the grid, for its tables.
-        keep_checkpoints: Whether checkpoints stay when a cell is finished.
+    in the same folder. `made_by` is the command that makes the grid, for its tables. With `keep_checkpoints` those of
+    finished cells stay.
 
     Raises:
         InputError: if another command is running in the folder, or cells fail; the others are finished then.

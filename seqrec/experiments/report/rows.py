@@ -26,12 +26,9 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Row:
-    """One model at one length.
+    """One model at one length; `ablation` is empty if nothing is changed.
 
     Attributes:
-        length: Most events of a history.
-        model: Name of the encoder or baseline.
-        ablation: Name of the change; empty for none.
         runs: Columns of the grid's results for each run, seed after seed.
         users: (S, U, M) float64, `METRICS` of each user in each run.
     """
@@ -76,12 +73,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Log:
-    """All rows of one log.
-
-    Attributes:
-        data: Its name.
-        rows: Length after length, baselines first, then the encoders in table order, each followed by its ablations.
-    """
+    """All rows of one log, by length: baselines, then encoders in table order, each followed by its ablations."""
 
     data: str
     rows: tuple[Row, ...]
@@ -136,7 +128,6 @@ class Quality:
     """Metrics of rows of one length, of the same users. R rows, M metrics.
 
     Attributes:
-        rows: The rows.
         means: (R, M) over users and seeds.
         intervals: (R, M, 2) bootstrap intervals over the users.
         deviations: (R, M) standard deviation between seeds; NaN for one seed.

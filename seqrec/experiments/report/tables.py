@@ -71,15 +71,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table with its notes.
+    """A table with its notes, which hold for all rows or explain signs.
 
-    Attributes:
-        name: Name of its file, and label in LaTeX.
-        title: One line.
-        columns: Headings.
-        words: Number of columns with words, from the left; the others contain figures.
-        rows: As many cells each as columns.
-        notes: Notes that hold for all rows, and the meaning of signs.
+    `name` is that of its file, and its label in LaTeX. The first `words` columns contain words, the others figures.
 
     Example:
         >>> rows = ((Entry("SASRec"), Entry("0.14", bold=True)),)

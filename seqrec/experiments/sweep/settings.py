@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from seqrec.errors import InputError, first_difference
+from seqrec.errors import InputError, check_at_least, first_difference
 from seqrec.registry import did_you_mean
 from seqrec.runs.config_files import find_config
 
@@ -77,8 +77,7 @@ class SweepSettings:
         """Raise InputError, with the key, if no trial could run with the settings."""
         if not self.parameters:
             raise InputError("parameters is empty: name one, as in model.optimizer.lr: {type: float, ..}")
-        if self.trials < 1:
-            raise InputError(f"trials={self.trials} must be at least 1")
+        check_at_least(1, trials=self.trials)
         if both := sorted(set(self.parameters) & set(self.fixed)):
             raise InputError(f"{both[0]} is in parameters and in fixed: leave one out")
         for config in self.configs:

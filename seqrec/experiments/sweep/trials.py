@@ -28,18 +28,12 @@ BEST_NAME, TABLE_NAME, REPORTER = "best.yaml", "trials.csv", "TrialReporter"
 
 
 def run_sweep(settings: SweepSettings, fit: Fit) -> str:
-    """Run the trials that a sweep still lacks, and return the results of all.
+    """Run the trials that a sweep still lacks; return the table of all and the file of the best config.
 
     Trials that were running when the sweep was killed are marked as failed and repeated. A trial's value is its best
     metric of all epochs, which is that of its best checkpoint. A trial that fails is left out and the sweep continues.
-    If the first one fails, the sweep ends, because the others would fail, too.
-
-    Args:
-        settings: The sweep.
-        fit: Runs the words of a `seqrec` command, in this process.
-
-    Returns:
-        The table of trials and the file of the best config.
+    If the first one fails, the sweep ends, because the others would fail, too. `fit` runs the words of a `seqrec`
+    command in this process.
 
     Raises:
         InputError: if a setting is wrong, another process runs this sweep, or no trial completes.

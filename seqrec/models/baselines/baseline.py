@@ -47,20 +47,11 @@ class Baseline(Recommender):
         self.count(TrainingEvents.of(data.store, data.split))
 
     def on_validation_start(self) -> None:
-        """Count before the first evaluation, unless it is counted or loaded already."""
-        self._count_once()
-
-    def on_test_start(self) -> None:
-        """Count before the first evaluation, unless it is counted or loaded already."""
-        self._count_once()
-
-    def on_predict_start(self) -> None:
-        """Count before the first prediction, unless it is counted or loaded already."""
-        self._count_once()
-
-    def _count_once(self) -> None:
+        """Count before the first evaluation or prediction, unless it is counted or loaded already."""
         if not any(bool(buffer.any()) for buffer in self.buffers()):
             self.on_fit_start()
+
+    on_test_start = on_predict_start = on_validation_start
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> None:
         """Do nothing: everything was counted at the start."""

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.models.baselines.baseline import Baseline, check_catalogue
 from seqrec.models.baselines.neighbors import NeighborScorer, fill_best, newest_first
 from seqrec.models.baselines.pair_counts import pair_counts, user_counts
@@ -70,9 +70,7 @@ class ItemKNN(Baseline):
         half_life: float | None = 2.0,
     ) -> None:
         super().__init__()
-        for name, value in (("num_neighbors", num_neighbors), ("window", window)):
-            if value < 1:
-                raise InputError(f"{name}={value} must be at least 1")
+        check_at_least(1, num_neighbors=num_neighbors, window=window)
         if not 0 <= shrinkage < float("inf"):
             raise InputError(f"shrinkage={shrinkage} must be a number of at least 0; 0 is the plain cosine")
         if half_life is not None and not half_life > 0:

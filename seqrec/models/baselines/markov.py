@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seqrec.errors import InputError
+from seqrec.errors import check_at_least
 from seqrec.models.baselines.baseline import Baseline, check_catalogue
 from seqrec.models.baselines.neighbors import NeighborScorer, fill_best
 from seqrec.models.baselines.pair_counts import pair_counts
@@ -49,8 +49,7 @@ class Markov(Baseline):
 
     def __init__(self, num_items: int, *, num_successors: int = 200) -> None:
         super().__init__()
-        if num_successors < 1:
-            raise InputError(f"num_successors={num_successors} must be at least 1")
+        check_at_least(1, num_successors=num_successors)
         self.save_hyperparameters({"num_items": num_items, "num_successors": num_successors})
         self.num_successors = num_successors
         table = num_items + 1, num_successors

@@ -49,13 +49,9 @@ def pair_counts(
     """Count for each item (the anchor) the items at some steps from it in a user's training part.
 
     Anchors are counted one after another, without a table of all pairs: memory is that of `piece_pairs` pairs, of the
-    anchor's own pairs and of `TrainingEvents.piece_events` events. One user's pairs of one anchor stay together.
-
-    Args:
-        events: The training part.
-        steps: (S,) places of the other event relative to the anchor's: 1 is the next event, -1 the previous one.
-        once_a_user: Whether a pair counts once per user, instead of once per pair of events.
-        piece_pairs: Pairs of events in memory at a time.
+    anchor's own pairs and of `TrainingEvents.piece_events` events. One user's pairs of one anchor stay together. A pair
+    counts `once_a_user`, or once per pair of events. `steps` (S,) are places of the other event relative to the
+    anchor's: 1 is the next event, -1 the previous one.
 
     Yields:
         Some anchors with all their counts; items without a pair are left out.

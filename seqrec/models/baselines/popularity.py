@@ -10,13 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer
+from seqrec.data.splits import nth_smallest
 from seqrec.errors import InputError
 from seqrec.models.baselines.baseline import Baseline, check_catalogue
 from seqrec.models.baselines.training_events import TrainingEvents
 from seqrec.types import SequenceBatch
-
-# Bins of one pass over the timestamps; with 2^16, four passes find any int64.
-TIME_BINS = 1 << 16
 
 
 class _ItemCounts(Baseline):
@@ -110,36 +108,11 @@ class RecentPopularity(_ItemCounts):
             raise InputError(
                 "RecentPopularity needs timestamps and the log has none: use a source with times, or Popularity"
             )
-        total = int(events.item_counts().sum())
-        since = newest_since(events, math.ceil(self.share * total))
+        total, times = int(events.item_counts().sum()), events.timestamps
+        older = total - math.ceil(self.share * total)
+        since = nth_smallest(lambda: (times[some.places] for some in events.pieces()), older + 1)
         counts = np.zeros(events.num_items + 1, dtype=np.int64)
         for some in events.pieces():
-            new = events.timestamps[some.places] >= since
+            new = times[some.places] >= since
             counts += np.bincount(some.item_ids[new], minlength=len(counts))
         self.item_counts.copy_(torch.from_numpy(counts))
-
-
-def newest_since(events: TrainingEvents, wanted: int) -> int:
-    """Return the latest time since which at least `wanted` training events happened, 1 <= wanted <= their number.
-
-    Each pass narrows it down by a histogram, so timestamps are neither sorted nor kept.
-    """
-    assert events.timestamps is not None
-    times = events.timestamps
-    extremes = [
-        (int(times[some.places].min()), int(times[some.places].max())) for some in events.pieces() if len(some.places)
-    ]
-    first, last = min(low for low, _ in extremes), max(high for _, high in extremes)
-    later = 0  # events after `last`
-    while first < last:
-        width = -(-(last - first + 1) // TIME_BINS)
-        counts = np.zeros(TIME_BINS, dtype=np.int64)
-        for some in events.pieces():
-            here = times[some.places]
-            here = here[(here >= first) & (here <= last)]
-            counts += np.bincount((here - first) // width, minlength=TIME_BINS)
-        since_bin = later + np.cumsum(counts[::-1])[::-1]
-        chosen = int(np.flatnonzero(since_bin >= wanted)[-1])
-        later = int(since_bin[chosen] - counts[chosen])
-        first, last = first + chosen * width, min(last, first + (chosen + 1) * width - 1)
-    return first

@@ -19,13 +19,7 @@ PIECE_EVENTS = 1 << 22
 
 
 class LogEvents(NamedTuple):
-    """Some events of a log.
-
-    Attributes:
-        places: (N,) int64, places in the log.
-        user_rows: (N,) int64.
-        item_ids: (N,) int64.
-    """
+    """Some events of a log: their places in it, rows of users, and items, (N,) int64 each."""
 
     places: Int64
     user_rows: Int64

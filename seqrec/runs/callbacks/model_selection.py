@@ -12,7 +12,7 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.registry import did_you_mean
 
 # Metrics of which more is better, and what is logged of the training.
@@ -21,11 +21,10 @@ _LOSSES = ("train_loss_step", "train_loss_epoch")
 
 
 def mode_of(monitor: str | None, mode: str = "auto") -> str:
-    """Return whether the best value of a metric is the largest ("max") or the smallest ("min").
+    """Return whether the best value of a metric, None if none is compared, is the largest ("max") or the smallest
+    ("min").
 
-    Args:
-        monitor: Name of the metric; None if none is compared.
-        mode: "min", "max", or "auto": "min" for losses, "max" for ranking metrics.
+    The mode "auto" is "min" for losses and "max" for ranking metrics.
 
     Raises:
         InputError: if the mode contradicts the metric, or the metric is unknown and the mode is "auto".
@@ -64,18 +63,10 @@ def check_monitor(monitor: str | None, trainer: pl.Trainer, module: pl.Lightning
     known = [*_LOSSES, *validation, "gradient_norm", "events/s", "tokens/s"]
     # Metrics of several targets, and of callbacks of others.
     others = any(not type(each).__module__.startswith(("seqrec.", "lightning.")) for each in trainer.callbacks)  # type: ignore[attr-defined]
-    if monitor not in known and not others and not _is_of_several_targets(monitor):
+    several = re.fullmatch(r"val_(Recall|Precision)@(5|10|20)", monitor) is not None
+    if monitor not in known and not others and not several:
         shown = ", ".join([*validation, *_LOSSES])
         raise InputError(f"monitor={monitor!r} is not logged; known: {shown}{did_you_mean(monitor, known)}")
-
-
-def _is_of_several_targets(monitor: str) -> bool:
-    return re.fullmatch(r"val_(Recall|Precision)@(5|10|20)", monitor) is not None
-
-
-def is_validated(trainer: pl.Trainer) -> bool:
-    """Return whether a trainer's runs validate at all."""
-    return bool(trainer.limit_val_batches)
 
 
 def _log_other_monitor(callback: pl.Callback, monitor: str | None, trainer: pl.Trainer, states: Iterable[str]) -> None:
@@ -188,8 +179,7 @@ class ResumableEarlyStopping(callbacks.EarlyStopping):
     def __init__(
         self, monitor: str, min_delta: float = 0.0, patience: int = 3, mode: str = "auto", **others: Any
     ) -> None:
-        if patience < 0:
-            raise InputError(f"patience={patience} must be at least 0")
+        check_at_least(0, patience=patience)
         super().__init__(monitor, min_delta=min_delta, patience=patience, mode=mode_of(monitor, mode), **others)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -222,6 +212,6 @@ class ResumableEarlyStopping(callbacks.EarlyStopping):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check the metric, unless the run has no validation, or ends by its number of steps before the first."""
-        ends = 0 < trainer.max_steps <= trainer.global_step or not is_validated(trainer)
+        ends = 0 < trainer.max_steps <= trainer.global_step or not trainer.limit_val_batches
         if not (ends and self.monitor not in trainer.callback_metrics):
             super().on_train_epoch_end(trainer, pl_module)

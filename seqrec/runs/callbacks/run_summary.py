@@ -87,12 +87,8 @@ class RunSummary(pl.Callback):
         metric, sign = str(found[0].monitor), -1 if found[0].mode == "min" else 1
         value = values[metric]
         if self._best is None or sign * value > sign * self._best["value"]:
-            self._best = {
-                "metric": metric,
-                "value": value,
-                "epoch": trainer.current_epoch,
-                "step": trainer.global_step,
-            }
+            place = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+            self._best = {"metric": metric, "value": value, **place}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report the run's progress."""

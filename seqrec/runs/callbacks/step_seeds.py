@@ -24,10 +24,7 @@ class StepSeeds(pl.Callback):
     and of flash and memory-efficient attention. This package's Triton kernels add in a fixed order.
     `trainer.deterministic: true` (or `warn`) makes torch's own operations repeatable, slower, or names those that
     cannot be; it does not cover kernels of other packages. Another number of processes, batch size or GPU rounds
-    differently.
-
-    Attributes:
-        seed: The run's seed; None until training starts.
+    differently. `seed` is the run's seed, None until training starts.
     """
 
     def __init__(self) -> None:

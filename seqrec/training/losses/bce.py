@@ -89,11 +89,7 @@ class GBCE(Loss):
         return (self.beta(draws, scorer.num_items) * positive + negative).mean() / (draws + 1)
 
     def beta(self, draws: int, num_items: int) -> float:
-        """Return the power of the target's sigmoid.
-
-        Args:
-            draws: Negatives N of an event.
-            num_items: Items of the catalogue.
+        """Return the power of the target's sigmoid for N draws of an event.
 
         Raises:
             InputError: if there are more draws than other items; their share would be above 1.

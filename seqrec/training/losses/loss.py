@@ -48,11 +48,7 @@ class Loss(nn.Module, ABC):
         return self.negatives is not None and self.negatives.needs_item_counts
 
     def use_item_counts(self, counts: Tensor) -> None:
-        """Set the number of training events of each item; the model calls this when fitting starts.
-
-        Args:
-            counts: (num_items + 1,) int64; 0 for item 0.
-        """
+        """Set the number (num_items + 1,) of training events of each item, 0 for item 0, when fitting starts."""
         if self.negatives is not None:
             self.negatives.use_item_counts(counts)
 
@@ -71,12 +67,8 @@ class Loss(nn.Module, ABC):
 
 
 class TargetEvents(NamedTuple):
-    """The batch's events that have a target, without padding.
-
-    Attributes:
-        rows: (M,) user row of each event.
-        states: (M, D), at least float32.
-        targets: (M,) item ids.
+    """The batch's events that have a target, without padding: rows of users (M,), states (M, D), at least float32, and
+    targets (M,), item ids.
     """
 
     rows: Tensor

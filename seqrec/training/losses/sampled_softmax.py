@@ -12,13 +12,7 @@ from seqrec.errors import InputError
 from seqrec.training.losses.chunked_cross_entropy import Competitors, chunked_cross_entropy
 from seqrec.training.losses.loss import Loss, TargetEvents, select_events
 from seqrec.training.losses.sampled_scores import draw_negatives, negative_scores, target_scores
-from seqrec.training.negatives import (
-    InBatchNegatives,
-    MixedNegatives,
-    Negatives,
-    NegativeSampler,
-    UniformNegatives,
-)
+from seqrec.training.negatives import InBatchNegatives, MixedNegatives, Negatives, NegativeSampler, UniformNegatives
 from seqrec.types import SequenceBatch
 
 

@@ -38,16 +38,15 @@ class AliasTable(TensorRecord):
 
 
 def alias_table(weights: Tensor) -> AliasTable:
-    """Build the table of a distribution proportional to weights, without a loop.
+    """Build the table of a distribution proportional to weights (V,), float64, at least 0 and not all 0, without a
+    loop.
 
     Vose's (1991) construction visits light items (below the mean). The present heavy item fills up their columns
     until it is light itself; then the next heavy one fills it up. The heavy item that fills a column follows from the
     cumulative deficits of the light and the cumulative excesses of the heavy items, as in the sweep of
     Hubschle-Schneider & Sanders (2022, Parallel Weighted Random Sampling, section 4.2). The remainder that rounding
-    leaves goes to one heavy item: a few millionths of its probability at 30 M items, of others a billionth.
-
-    Args:
-        weights: (V,) float64, at least 0 and not all 0; V below 2^31.
+    leaves goes to one heavy item: a few millionths of its probability at 30 M items, of others a billionth. V is below
+    2^31.
     """
     # Relative to the largest first, because the sum of the smallest floats has no reciprocal.
     relative = weights / weights.max()

@@ -40,12 +40,7 @@ class Negatives(TensorRecord):
         return self.item_ids.dim() == 1
 
     def counted(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """Return (M, N) bool, True at draws that count: neither excluded nor the position's own target.
-
-        Args:
-            rows: (M,) user row of each position.
-            targets: (M,) item ids.
-        """
+        """Return (M, N) bool, True at draws that count: neither excluded nor the own target of the position (M,)."""
         counted = self.item_ids != targets.unsqueeze(1)
         if self.excluded is None:
             return counted
@@ -72,10 +67,8 @@ class NegativeSampler(ABC):
     needs_item_counts: bool = False
 
     def use_item_counts(self, counts: Tensor) -> None:  # noqa: B027  # most samplers need none
-        """Set the number of training events of each item; the model calls this when fitting starts.
-
-        Args:
-            counts: (V,) int64; 0 for item 0.
+        """Set the number (V,) int64 of training events of each item, 0 for item 0; the model calls this when fitting
+        starts.
 
         Raises:
             InputError: if a count is negative, all are 0, or item 0 has one.

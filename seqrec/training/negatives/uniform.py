@@ -70,19 +70,11 @@ class UniformNegatives(NegativeSampler):
 
 
 def draw_unseen(uniforms: Tensor, rows: Tensor, seen: SeenItems, num_items: int) -> Tensor:
-    """Map uniform numbers to uniform draws from each user's unseen items, exactly and without rejection.
+    """Map uniform numbers (M, N), float64 in [0, 1), to draws (M, N) with replacement from the items 1..num_items.
 
-    The r-th unseen item (from 0) is item r + 1 + j, with j the number of seen items s_0 < s_1 < .. that have
-    s_j - 1 - j <= r. One binary search in a sorted array of all rows finds it, on the device and without a loop.
-
-    Args:
-        uniforms: (M, N) float64 in [0, 1), N draws for each of M rows.
-        rows: (M,) row of `seen` for each row of draws.
-        seen: Items to avoid.
-        num_items: Items 1..num_items.
-
-    Returns:
-        (M, N) int64 item ids; with replacement.
+    Row m has uniform draws of the items that row `rows[m]` of `seen` lacks, exactly and without rejection. The r-th
+    unseen item (from 0) is item r + 1 + j, with j the number of seen items s_0 < s_1 < .. that have s_j - 1 - j <= r.
+    One binary search in a sorted array of all rows finds it, on the device and without a loop.
 
     Raises:
         InputError: if a user has seen every item; a GPU raises its own assertion error instead.

@@ -150,8 +150,5 @@ class AdamW(Adam):
         for name, parameter in named:
             is_matrix = parameter.ndim >= 2 and id(parameter) not in tables and not name.endswith(UNDECAYED)
             (decayed if is_matrix else kept).append(parameter)
-        groups = [
-            {"params": decayed, "weight_decay": self.weight_decay},
-            {"params": kept, "weight_decay": 0.0},
-        ]
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": kept, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=fused)

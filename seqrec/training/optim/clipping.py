@@ -18,12 +18,8 @@ def clip_gradients(
 ) -> Tensor | None:
     """Clip gradients in place, as `torch.nn.utils` would if all were dense.
 
-    Rows of a sparse gradient are summed first: a row that occurs twice counts as its sum.
-
-    Args:
-        parameters: Parameters with gradients to clip; those without a gradient are left out.
-        max_norm: Largest L2 norm of all gradients together. None does not clip by norm.
-        max_value: Largest absolute value of a gradient's number. None does not clip by value.
+    Rows of a sparse gradient are summed first: a row that occurs twice counts as its sum. `max_norm` is the largest L2
+    norm of all gradients together, `max_value` the largest absolute value of a gradient's number; None does not clip.
 
     Returns:
         Norm of all gradients before clipping, a scalar; None if there is no `max_norm`.

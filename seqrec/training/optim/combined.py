@@ -14,16 +14,10 @@ from seqrec.training.optim.row_optimizer import RowOptimizer, loss_of
 
 
 class CombinedOptimizer(Optimizer):
-    """Optimisers of different parameters that step, save and load together.
+    """Optimisers of different parameters, at least one, that step, save and load together.
 
     `param_groups` holds the parts' own groups, and all parts use `state` as their one mapping. Schedulers, gradient
     scalers and Lightning therefore reach every part.
-
-    Args:
-        parts: The optimisers, at least one; no two share a parameter.
-
-    Attributes:
-        parts: The same.
     """
 
     def __init__(self, parts: Sequence[Optimizer]) -> None:

@@ -144,19 +144,12 @@ def step_generator(seed: int, step: int, part: int, device: torch.device) -> tor
 
 
 def round_stochastically(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Round each number to one of its two bfloat16 neighbours, the nearer the likelier; the expectation is `values`.
+    """Round each float32 to one of its two bfloat16 neighbours, the nearer the likelier; the expectation is `values`.
 
     With rounding to nearest, a weight never moves if its updates are below half of its last place, which is 2^-9 of
     the weight. With stochastic rounding such updates arrive on average (Gupta et al. 2015, Deep Learning with Limited
     Numerical Precision, section 3). Exact bfloat16 numbers, infinities and NaN are unchanged. Numbers beyond the
-    largest bfloat16 are rounded to it or to infinity.
-
-    Args:
-        values: Float32 of any shape.
-        generator: Draws 16 bits a value.
-
-    Returns:
-        Bfloat16 of the same shape.
+    largest bfloat16 are rounded to it or to infinity. The generator draws 16 bits a value.
     """
     # One 64-bit draw gives four times 16 bits, in a sixth of the time of four draws.
     drawn = torch.empty(-(-values.numel() // 4), dtype=torch.int64, device=values.device)

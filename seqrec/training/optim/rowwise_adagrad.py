@@ -35,12 +35,7 @@ class RowwiseAdagrad(TableOptimizer):
     """
 
     def __init__(
-        self,
-        lr: float = 0.05,
-        *,
-        eps: float = 1e-8,
-        initial_accumulator: float = 0.0,
-        stochastic_rounding: bool = True,
+        self, lr: float = 0.05, *, eps: float = 1e-8, initial_accumulator: float = 0.0, stochastic_rounding: bool = True
     ) -> None:
         check_positive(lr=lr, eps=eps)
         check_at_least(0, initial_accumulator=initial_accumulator)

@@ -19,21 +19,14 @@ class Schedule(ABC):
 
     @abstractmethod
     def ratio(self, total_steps: float) -> Ratio:
-        """Return the share of the step size at update 0, 1, ...
-
-        Args:
-            total_steps: T; infinite if the run has no end.
+        """Return the share of the step size at update 0, 1, ...; T is infinite if the run has no end.
 
         Raises:
             InputError: if the schedule needs an end, or a later one.
         """
 
     def build(self, optimizer: Optimizer, total_steps: float) -> LRScheduler:
-        """Return a scheduler of all groups, each relative to its own step size; step it after each update.
-
-        Args:
-            optimizer: Optimiser with the groups.
-            total_steps: Updates of the run; infinite if it has no end.
+        """Return a scheduler of all groups, each relative to its own step size; step it after each of T updates.
 
         Raises:
             InputError: see `ratio`.
