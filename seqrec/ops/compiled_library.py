@@ -237,7 +237,7 @@ def distance(x: Tensor) -> int:
 def by_event(*tensors: Tensor) -> list[Tensor]:
     """Return tensors (B, L, ...) whose rows follow each other at one distance between events, the same for all.
 
-    A part of the last axis of a contiguous tensor is returned as it is.
+    A part of the last axis of a contiguous tensor is returned unchanged.
     """
     fits = len({distance(x) for x in tensors}) == 1 and all(
         x.numel() == 0 or (x.stride(0) == x.shape[1] * distance(x) and x[0, 0].is_contiguous()) for x in tensors

@@ -156,7 +156,7 @@ class SessionStore(StateStore, Protocol):
 
 @runtime_checkable
 class LiveStore(SessionStore, Protocol):
-    """A `SessionStore` that also takes sessions as objects, and returns them as they are."""
+    """A `SessionStore` that also takes sessions as objects, and returns them unchanged."""
 
     def put_many(self, rows: Sequence[tuple[bytes, bytes | LiveSession]], chunks: Sequence[Chunk] = ()) -> None:
         """See `SessionStore.put_many`."""
