@@ -6,7 +6,6 @@ Each preset has its encoder's arguments, and takes those of `SequentialRecommend
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Literal
 
 from seqrec import encoders
@@ -16,8 +15,8 @@ __all__ = ["GRU4Rec", "MambaRec", "MoEMaTrRec", "RecMamba", "SASRec"]
 
 
 def _encoder(make: type[encoders.SequenceEncoder], given: dict[str, Any]) -> encoders.SequenceEncoder:
-    """Return the encoder of a preset, which has all of its arguments, from the names in the preset's constructor."""
-    return make(**{name: given[name] for name in inspect.signature(make).parameters})
+    """Return the encoder of a preset, from the names in the preset's constructor."""
+    return make(**{name: given[name] for name in given.keys() - {"self", "num_items", "shared", "__class__"}})
 
 
 class GRU4Rec(SequentialRecommender):
