@@ -45,8 +45,7 @@ def ssd_scan(
       unless `torch.set_float32_matmul_precision` allows that, or the environment variable TRITON_F32_DEFAULT=ieee
       makes them exact; and under `torch.use_deterministic_algorithms`. After a step so large that the state fades
       at once, the decays of the same chunk lose digits.
-    - "cpp": compiled library (`seqrec.ops.compiled_library`), float32 on CPU; event by event, with the state of a head
-      in cache.
+    - "cpp": compiled library (`seqrec.ops.compiled_library`), float32 on CPU; matrix products inside chunks.
     - "chunked": plain torch, any device, float32 and float64; matrix products inside chunks.
     - "reference": sequential, for tests; the only one with second derivatives. Never "auto".
 
