@@ -71,7 +71,7 @@ def test_the_file_has_a_row_a_user_with_the_logs_own_ids_and_what_is_known_of_th
     seen = [targets[u] in store.item_ids[starts[u] : stops[u]] for u in range(37)]
     assert frame["repeated"].to_list() == seen
     header = results.header
-    assert (header.model, header.protocol) == ("MambaRec", model.protocol.id)
+    assert (header.model, header.protocol) == ("MambaRec (fresh weights)", model.protocol.id)
     assert header.settings == json.loads(json.dumps(model.protocol.describe()))
     assert header.num_items == data.num_items
     assert (header.head_from, header.torso_from) == popularity_bounds(counts)
