@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from seqrec.cli.places import keys_of
+from seqrec.cli.errors import keys_of
 from seqrec.cli.run_config import config_of_run, content_of, restored_config
 from seqrec.data.user_files import read_text, refuse_special
 from seqrec.errors import InputError, MissingInputError

@@ -68,7 +68,7 @@ def spoken_bytes(size: int) -> str:
     """Return a size for people: "3.0 GiB", "120 MiB"."""
     for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if size >= unit:
-            return f"{size / unit:,.1f} {name}" if unit == 1 << 30 else f"{size / unit:.0f} {name}"
+            return f"{size / unit:.1f} {name}" if unit == 1 << 30 else f"{size / unit:.0f} {name}"
     return f"{size} bytes"
 
 

@@ -1,4 +1,4 @@
-"""Unpack a compressed table that cannot be read as it is."""
+"""Unpack a compressed table whose form polars does not read."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 
 
-# Ends of names of compressed files that are unpacked first; gzip and Zstandard are read as they are.
+# Ends of names of compressed files that are unpacked first; gzip and Zstandard need not be.
 PACKED = (".zip", ".bz2", ".xz")
 
 
