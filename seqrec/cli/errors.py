@@ -87,6 +87,8 @@ _SYNONYMS = {
 }
 # Names of the mapping with a class's arguments elsewhere.
 _ARGUMENTS = ("args", "arguments", "kwargs", "params", "parameters", "options", "settings")
+# Ends of the names of files that are given where a class is wanted.
+_ENDS = "csv|tsv|txt|dat|inter|parquet|json|jsonl|ya?ml|ckpt|pth?|sqlite3?|db|gz|zip|zst|bz2|xz|npz"
 # Part of a message of jsonargparse for a value of another type, and what the types are called here.
 _EXPECTED = r"Expected an? (<class '\w+'>|typing\.Literal\[[^\]]*\])"
 _TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
@@ -180,7 +182,7 @@ def classes_of(key: str, *, exact: bool = False) -> list[type[Any]]:
 
 
 def _unknown_class(key: str, path: str) -> str:
-    if "/" in path or "\\" in path or os.path.exists(path) or re.fullmatch(r"\w+\.(\w{2,8})", path):
+    if "/" in path or "\\" in path or os.path.exists(path) or re.fullmatch(rf"[^.]+\.(?:{_ENDS})", path):
         argument = "url" if "://" in path else "path"
         option = {"model": "--ckpt_path", "trainer.logger": "--trainer.logger.save_dir"}.get(key)
         takers = [cls.__name__ for cls in classes_of(key) if argument in inspect.signature(cls).parameters]
@@ -265,11 +267,12 @@ def _unknown_argument(name: str, parser: ArgumentParser) -> str:
     of_run = getattr(parser, "of_run", False)
     if refused in EXAMPLES and not above:
         return f"{shown}: leave it out, with its keys at the top"
-    kinds = {key: classes_of(key, exact=True) for key in (*KINDS, *CHOICES) if (key in _OF_OTHERS) != of_run}
-    if home := belongs(refused, above, kinds, known, of_run=of_run, in_config=bool(where)):
-        return f"{shown}; {home}"
     siblings = sorted(each for each in known if each.rpartition(".")[0] == parent)
     near = did_you_mean(".".join(parts[:count]), siblings).removeprefix("; ")
+    if of_run or not near:  # the classes need torch, which a misspelt option of another command need not wait for
+        kinds = {key: classes_of(key, exact=True) for key in (*KINDS, *CHOICES) if (key in _OF_OTHERS) != of_run}
+        if home := belongs(refused, above, kinds, known, of_run=of_run, in_config=bool(where)):
+            return f"{shown}; {home}"
     allowed = f"allowed here: {', '.join(each.rpartition('.')[2] for each in siblings) or 'none'}"
     if len(siblings) > _MOST:
         option = f"--{parent}.help" if parent else f"seqrec {parser.command} --help"  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from seqrec.ops.backends import Backend, Backends
 from seqrec.ops.compiled_library import call, load_error
+from seqrec.ops.export import is_exporting
 
 __all__ = ["LINEAR_BACKENDS", "linear", "weight_gradient"]
 
@@ -53,7 +54,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
         >>> linear(torch.tensor([[1.0, 2.0]]), torch.eye(2), torch.tensor([0.5, 0.0])).tolist()
         [[1.5, 2.0]]
     """
-    if backend == "auto" and (x.numel() * len(weight) < LEAST_WORK or torch.compiler.is_compiling()):
+    if backend == "auto" and (torch.compiler.is_compiling() or is_exporting() or x.numel() * len(weight) < LEAST_WORK):
         return F.linear(x, weight, bias)
     unusual = {
         "mixed dtypes": x.dtype != weight.dtype or (bias is not None and bias.dtype != x.dtype),

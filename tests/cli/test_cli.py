@@ -303,14 +303,14 @@ def test_an_encoder_of_ones_own_is_taken_by_its_import_path(
         (("--model", "SASrec"), r"model: unknown class 'SASrec'; known: GRU4Rec, .*; did you mean SASRec\?"),
         (
             ("--model.d_modell", "3"),
-            r"unknown argument 'd_modell'; did you mean d_model\? allowed here: d_conv, d_model",
+            r"unknown argument 'model.d_modell'; did you mean d_model\? allowed here: d_conv, d_model",
         ),
         (("--data.max_lenth", "3"), r"unknown argument 'data.max_lenth'; did you mean data.max_length\?"),
         (
             ("--trainer.max_epoch", "3"),
             r"unknown argument 'trainer.max_epoch'; did you mean trainer.max_epochs\?",
         ),
-        (("--data.source.lagg", "3"), r"unknown argument 'lagg'; did you mean lag\?"),
+        (("--data.source.lagg", "3"), r"unknown argument 'data.source.lagg'; did you mean lag\?"),
         (("--model", "MambaRec", "--model.mixer", "foo"), r"mixer=foo must be one of 'mamba', 'mamba2'"),
         (
             ("--protocol", "Full"),
@@ -464,7 +464,7 @@ def test_prediction_takes_the_config_of_a_run():
             r"unknown class .*FulSoftmax'.*did you mean FullSoftmax\?",
         ),
         (("--ckpt", "empty"), r"--ckpt empty: empty contains neither last\.ckpt nor best\.ckpt"),
-        (("--model.d-modell", "3"), r"unknown argument 'd_modell'; did you mean d_model\?"),
+        (("--model.d-modell", "3"), r"unknown argument 'model.d_modell'; did you mean d_model\?"),
     ],
 )
 def test_names_are_refused_with_the_nearest(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str):
