@@ -96,7 +96,6 @@ class Session:
             seen, newer = self.seen, ()
         if event_ids:
             kept = np.concatenate([kept, np.array(event_ids, np.uint64)])[-KEPT_EVENT_IDS:]
-        newer = (*newer, *item_ids)
         num_events = self.num_events + len(item_ids)
         kept_from = max(self.kept_from, num_events - keep_events)
         return Session(
