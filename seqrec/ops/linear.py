@@ -19,9 +19,9 @@ from seqrec.ops.export import is_exporting
 
 __all__ = ["LINEAR_BACKENDS", "linear", "weight_gradient"]
 
-# Parts into which the rows of a weight's gradient are split among threads. Fixed, so that results do not depend on the
-# number of threads.
-PARTS = 16
+# Most parts into which the rows of a weight's gradient are split among threads, and the fewest rows of a part. Fixed:
+# results do not depend on the number of threads.
+PARTS, PART_ROWS = 16, 128
 # Smaller products, in multiplications, take longer in oneDNN, which starts in 12 us instead of 3.
 LEAST_WORK = 1 << 20
 
@@ -83,7 +83,7 @@ def weight_gradient(gradient: Tensor, x: Tensor, *, bias: bool = False) -> tuple
         return gradient.T @ x, gradient.sum(0) if bias else None
     operands = {"dout": gradient, "x": x}
     operands = {name: each if each.stride(1) == 1 else each.contiguous() for name, each in operands.items()}
-    parts = min(PARTS, rows)
+    parts = max(1, min(PARTS, rows // PART_ROWS))
     dweight = x.new_empty(parts, outputs, inputs)
     dbias = x.new_empty(parts, outputs) if bias else None
     sizes = {"rows": rows, "outputs": outputs, "inputs": inputs, "parts": parts}

@@ -153,7 +153,8 @@ class _BlockedCrossEntropy(torch.autograd.Function):
 
 def _add_product(out: Tensor, weights: Tensor, block: Tensor) -> None:
     """Add `weights.T @ block` (C, D) to `out`, in place and in its type."""
-    eager = weights.numel() and not torch.compiler.is_compiling()
+    # oneDNN makes a tensor of its own, which costs more than it saves once it leaves the cache.
+    eager = weights.numel() and out.numel() <= CPU_CHUNK and not torch.compiler.is_compiling()
     if eager and LINEAR_BACKENDS.choose("auto", block.device.type, block.dtype).name == "onednn":
         # oneDNN's gradient of a linear layer's weight. The third argument gives its shape, the last leaves out a bias.
         operands = (weights.to_mkldnn(), block.to_mkldnn(), out, False)
