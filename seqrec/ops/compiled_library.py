@@ -10,7 +10,7 @@ import ctypes
 import functools
 import importlib.machinery
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -243,6 +243,18 @@ def by_event(*tensors: Tensor) -> list[Tensor]:
         x.numel() == 0 or (x.stride(0) == x.shape[1] * distance(x) and x[0, 0].is_contiguous()) for x in tensors
     )
     return list(tensors) if fits else [x.contiguous() for x in tensors]
+
+
+def in_parts(values: Sequence[Tensor], parts: int) -> list[Tensor]:
+    """Return room for `parts` sums of each value (parts, ...): the value itself if there is one part."""
+    return [x.unsqueeze(0) if parts == 1 else x.new_empty(parts, *x.shape) for x in values]
+
+
+def add_parts(values: Sequence[Tensor], sums: Sequence[Tensor]) -> None:
+    """Write the totals of the sums, as of `in_parts`, to the values."""
+    for value, parts in zip(values, sums, strict=True):
+        if len(parts) > 1:
+            torch.sum(parts, 0, out=value)
 
 
 def contiguous(**tensors: Tensor | None) -> dict[str, Tensor | None]:

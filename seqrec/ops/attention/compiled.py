@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from seqrec.ops.attention.problem import AttentionProblem
 from seqrec.ops.autograd import differentiable
-from seqrec.ops.compiled_library import call
+from seqrec.ops.compiled_library import add_parts, call, in_parts
 from seqrec.ops.problems import wants_gradient
 from seqrec.ops.random import new_seed, threshold_of
 
@@ -87,12 +86,10 @@ def _backward(
     numbers = {**_numbers(query, causal, window, threshold), **strides}
     gradients = _new_gradients(dout, query)
     dquery, *sums = gradients.unbind(2)
-    parts = [x if numbers["parts"] == 1 else x.new_empty(numbers["parts"], *x.shape) for x in sums]
+    parts = in_parts(sums, numbers["parts"])
     results = {"dquery": dquery, "dkey": parts[0], "dvalue": parts[1], "out": out, "statistics": statistics}
     call("attention_backward", numbers, {**inputs, **results, "seed": seed, "lengths": lengths})
-    for total, part in zip(sums, parts, strict=True):
-        if part is not total:
-            torch.sum(part, 0, out=total)
+    add_parts(sums, parts)
     return gradients
 
 

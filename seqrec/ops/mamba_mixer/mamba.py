@@ -10,6 +10,7 @@ from torch import Tensor
 from seqrec.ops.causal_conv1d import CONV_BACKENDS, causal_conv1d
 from seqrec.ops.causal_conv1d.compiled import convolve, convolve_backward
 from seqrec.ops.causal_conv1d.problem import ConvProblem
+from seqrec.ops.compiled_library import add_parts, in_parts
 from seqrec.ops.linear import LINEAR_BACKENDS, linear
 from seqrec.ops.mamba_mixer.fused import Buffers, compiled_mixer, gradient_of, mixer_backends, run_mixer
 from seqrec.ops.products import PADDING, multiply
@@ -140,14 +141,12 @@ def _backward(
     multiply(dout, p.out_weight, dy)
     groups, batch = groups_of(u), len(u)
     ddt, dB, dC = _parts(p, dscanned)
-    shared = [value.unsqueeze(0) if groups == 1 else u.new_empty(groups, *value.shape) for value in (dB, dC)]
+    shared = in_parts((dB, dC), groups)
     dA, (dD, dbias) = u.new_empty(batch, *p.A.shape), u.new_empty(2, batch, len(p.A))
     results = {"du": du, "ddelta": ddelta, "dz": dgate, "dA": dA, "dD": dD, "ddelta_bias": dbias}
     results |= {"dB": shared[0], "dC": shared[1], "kept_states": kept, "dy": dy}
     call_scan("scan_backward", {**_inputs(p, gate, u, scanned, delta), **results}, groups=groups, softplus=True)
-    if groups > 1:
-        for value, sums in zip((dB, dC), shared, strict=True):
-            torch.sum(sums, 0, out=value)
+    add_parts((dB, dC), shared)
     multiply(ddelta, p.delta_weight, ddt)
     whole = dscanned[..., : p.scan_weight.shape[0]]
     multiply(whole, p.scan_weight, du, add=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from seqrec.ops.causal_conv1d import CONV_BACKENDS, causal_conv1d
 from seqrec.ops.causal_conv1d.compiled import convolve, convolve_backward
 from seqrec.ops.causal_conv1d.problem import ConvProblem
-from seqrec.ops.compiled_library import call, distance
+from seqrec.ops.compiled_library import add_parts, call, distance, in_parts
 from seqrec.ops.linear import LINEAR_BACKENDS, linear
 from seqrec.ops.mamba_mixer.fused import Buffers, compiled_mixer, gradient_of, mixer_backends, run_mixer
 from seqrec.ops.products import PADDING, multiply
@@ -157,14 +157,12 @@ def _backward(
     parts = parts_of(y, 1)
     dx, dB, dC = _operands(p, dconvolved)
     # A part of the heads has sums of its own.
-    shared = [value.unsqueeze(0) if parts == 1 else p.x.new_empty(parts, *value.shape) for value in (dB, dC)]
+    shared = in_parts((dB, dC), parts)
     dA, dD = p.x.new_empty(2, len(p.x), len(p.A))
     results = {"dx": dx, "ddelta": ddelta, "dA": dA, "dD": dD, "dB": shared[0], "dC": shared[1]}
     inputs = _inputs(p, delta, convolved) | {"kept_states": kept, "dy": dnormed}
     call_ssd("ssd_backward", {**inputs, **results}, parts=parts, softplus=True)
-    if parts > 1:
-        for value, sums in zip((dB, dC), shared, strict=True):
-            torch.sum(sums, 0, out=value)
+    add_parts((dB, dC), shared)
     dconv = convolve_backward(ConvProblem(path, p.conv_weight, p.conv_bias, silu=True), dconvolved, None, dpath)[1:3]
     whole = dprojected[..., : p.in_weight.shape[0]]
     of_x = multiply(whole, p.in_weight, torch.empty_like(p.x))
