@@ -41,9 +41,8 @@ def untrained_model(settings: dict[str, Any]) -> Any:
     )
 
 
-def main() -> None:
-    """Print the seconds of each repetition."""
-    warnings.simplefilter("ignore")
+def read_arguments() -> tuple[Any, Any, dict[str, Any]]:
+    """RecTools' data set of the first argument, users of its events, and the settings, whose threads torch then has."""
     import torch
     from rectools import Columns
     from rectools.dataset import Dataset
@@ -53,10 +52,16 @@ def main() -> None:
     events = events.rename(columns={"timestamp": Columns.Datetime})
     events[Columns.Datetime] = pd.to_datetime(events[Columns.Datetime], unit="s")
     events[Columns.Weight] = 1.0
-    dataset = Dataset.construct(events)
+    return Dataset.construct(events), events[Columns.User].unique(), settings
+
+
+def main() -> None:
+    """Print the seconds of each repetition."""
+    warnings.simplefilter("ignore")
+    dataset, users, settings = read_arguments()
     model = untrained_model(settings)
     model.fit(dataset)
-    users, seconds = events[Columns.User].unique(), []
+    seconds = []
     for _ in range(settings["repetitions"]):
         begin = time.perf_counter()
         found = model.recommend(users, dataset, k=settings["top_k"], filter_viewed=True)

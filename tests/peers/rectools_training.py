@@ -7,14 +7,12 @@ number of targets of an epoch, and versions; `compare_training.py` calls it. Imp
 from __future__ import annotations
 
 import json
-import sys
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytorch_lightning as pl
+from rectools_recommend import read_arguments
 
 
 class Clock(pl.Callback):
@@ -74,15 +72,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     import rectools
     import torch
-    from rectools import Columns
-    from rectools.dataset import Dataset
 
-    events, settings = pd.read_csv(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
-    torch.set_num_threads(settings["threads"])
-    events = events.rename(columns={"timestamp": Columns.Datetime})
-    events[Columns.Datetime] = pd.to_datetime(events[Columns.Datetime], unit="s")
-    events[Columns.Weight] = 1.0
-    dataset, found = Dataset.construct(events), {}
+    (dataset, _, settings), found = read_arguments(), {}
     for loss in settings["losses"]:
         fits = [timed_fit(dataset, loss, settings) for _ in range(settings["repetitions"])]
         found[loss] = [speed for speed, _ in fits]
