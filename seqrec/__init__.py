@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from seqrec.data.windows import NewestWindow, RandomCrop, StridedWindows, TrainWindows
     from seqrec.encoders import SequenceEncoder
     from seqrec.encoders.contract import check_encoder
+    from seqrec.encoders.event_time import EventTime
     from seqrec.errors import InputError
     from seqrec.evaluation.protocols import (
         FullRanking,
@@ -91,6 +92,7 @@ _MODULES = {
     "seqrec.data.windows": "NewestWindow RandomCrop StridedWindows TrainWindows",
     "seqrec.encoders": "SequenceEncoder",
     "seqrec.encoders.contract": "check_encoder",
+    "seqrec.encoders.event_time": "EventTime",
     "seqrec.errors": "InputError",
     "seqrec.evaluation.protocols": (
         "FullRanking PopularityCandidates Protocol SampledRanking UniformCandidates WholeCatalogue"
@@ -125,6 +127,7 @@ __all__ = [
     "ResumableEarlyStopping",
     "Event",
     "EventStore",
+    "EventTime",
     "ExactSearch",
     "Explanation",
     "FaissSearch",

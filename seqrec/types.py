@@ -16,6 +16,9 @@ Batch = TypeVar("Batch", bound="TensorRecord")
 # because reading the largest item from a GPU would make Python wait.
 ROW_STRIDE = 1 << 40
 
+# Stands for the time of an event before a user's first one.
+NO_TIME = -(1 << 63)
+
 
 class TensorRecord:
     """Base of frozen dataclasses of tensors, with `to` and `pin_memory` as Lightning calls them."""
@@ -49,6 +52,8 @@ class History(TensorRecord):
         item_ids: (B, L) int64; 0 is padding, only after the last event.
         lengths: (B,) int64, number of events of each row, 1..L.
         timestamps: (B, L) int64 in the log's unit, or None if the log has none.
+        time_before: (B,) int64, time of the event before the first one here, as in a stream; `NO_TIME` without one.
+            None is without one in each row.
 
     Example:
         >>> import torch
@@ -60,6 +65,16 @@ class History(TensorRecord):
     item_ids: Tensor
     lengths: Tensor
     timestamps: Tensor | None = None
+    time_before: Tensor | None = None
+
+    @property
+    def times_before(self) -> Tensor:
+        """(B, L) int64, time of the event before each event, `NO_TIME` without one; the history must have times."""
+        assert self.timestamps is not None
+        before = self.time_before
+        if before is None:
+            before = self.timestamps.new_full(self.timestamps.shape[:1], NO_TIME)
+        return torch.cat([before.unsqueeze(1), self.timestamps], 1)[:, :-1]
 
     @property
     def valid(self) -> Tensor:
@@ -149,6 +164,8 @@ class SequenceBatch(TensorRecord):
             batches differ in targets it is their number divided by the epoch's mean number, with which all targets
             of an epoch count the same; otherwise 1.
         held_out: The items that evaluation ranks; None ranks each row's last target, the event after its newest.
+        request_times: (B, L) int64, when the item after each event is asked for: its target's own time, or the time of
+            a request. None if the log has no times, and in prediction without such a time.
 
     Example:
         >>> import torch
@@ -167,6 +184,7 @@ class SequenceBatch(TensorRecord):
     seen_events: RaggedItems
     weight: Tensor = field(default_factory=lambda: torch.ones(()))
     held_out: HeldOutItems | None = None
+    request_times: Tensor | None = None
 
     @cached_property
     def seen(self) -> SeenItems:

@@ -10,7 +10,12 @@ import pytest
 # processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import torch
+
+# A busy machine would fail a test for its time.
+hypothesis.settings.register_profile("seqrec", deadline=None)
+hypothesis.settings.load_profile("seqrec")
 
 # Without a GPU, Triton's kernels are tested in its interpreter. Read when triton loads.
 if not torch.cuda.is_available():

@@ -7,6 +7,7 @@ import io
 import itertools
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
@@ -34,21 +35,24 @@ CALLER = 5
 
 
 def read_options(
-    model: RecommendingModel, top_k: int, filter_seen: bool, block: Collection[Any] | None
+    model: RecommendingModel,
+    top_k: int,
+    filter_seen: bool,
+    block: Collection[Any] | None,
+    at: int | datetime | None = None,
 ) -> RecommendOptions:
     """Return options with a block list in the model's ids; arguments as of `Recommender.recommend`.
 
     Raises:
-        InputError: if `top_k` is out of range, or `block` is not a collection of ids or has all items.
+        InputError: if `top_k` is out of range, `block` is not a collection of ids or has all items, or the model's
+            `request_timestamp` refuses `at`.
 
     Warns:
         UserWarning: if items of the block list are not in the catalogue; with their number.
     """
     check_top_k(top_k, model.scorer().num_items)
-    if block is None:
-        return RecommendOptions(top_k, filter_seen)
-    vocabulary = item_ids_of(model)
-    return RecommendOptions(top_k, filter_seen, _blocked_items(vocabulary, block))
+    blocked = None if block is None else _blocked_items(item_ids_of(model), block)
+    return RecommendOptions(top_k, filter_seen, blocked, model.request_timestamp(at))
 
 
 def read_histories(

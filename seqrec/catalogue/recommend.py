@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import chain, islice
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +20,7 @@ from seqrec.catalogue.scorer import Scorer
 from seqrec.catalogue.search import ItemSearch
 from seqrec.data.event_block import EventBlock
 from seqrec.data.vocabulary import Vocabulary
+from seqrec.encoders.layers import newest_events
 from seqrec.errors import InputError
 from seqrec.types import RaggedItems, Recommendations, SeenItems, SequenceBatch
 
@@ -34,11 +36,14 @@ class RecommendOptions:
         top_k: Items per user.
         filter_seen: Whether to leave out the items of the user's history.
         blocked: (N,) int64, ascending: items that are never recommended; None blocks none.
+        at: When the recommendations are asked for, in the log's unit, for users without a time of their own; None for
+            a model that does not read it.
     """
 
     top_k: int = 10
     filter_seen: bool = True
     blocked: Tensor | None = None
+    at: int | None = None
 
 
 class RecommendingModel(Protocol):
@@ -70,6 +75,9 @@ class RecommendingModel(Protocol):
     def scorer(self) -> Scorer:
         """Return the scorer of the current weights."""
 
+    def request_timestamp(self, at: int | datetime | None) -> int | None:
+        """Return the time of a request in the log's unit."""
+
     def train(self, mode: bool = True) -> Any:
         """Set training or evaluation mode."""
 
@@ -80,10 +88,31 @@ class RecommendingModel(Protocol):
 def best_items(
     model: RecommendingModel, scorer: Scorer, batch: SequenceBatch, options: RecommendOptions
 ) -> Recommendations:
-    """Return the best items for each user of a batch, which is on the model's device."""
+    """Return the best items for each user of a batch, which is on the model's device.
+
+    Raises:
+        InputError: if a user is asked for at a time before its newest event.
+    """
+    if options.at is not None and batch.request_times is None:
+        batch = replace(batch, request_times=torch.full_like(batch.history.item_ids, options.at))
+    _refuse_requests_before_events(batch)
     states, exclude = model.last_states(batch), batch.seen if options.filter_seen else None
     blocked = None if options.blocked is None else options.blocked.to(states.device)
     return model.search.top_k(scorer, states, options.top_k, batch.user_ids, exclude=exclude, blocked=blocked)
+
+
+def _refuse_requests_before_events(batch: SequenceBatch) -> None:
+    history = batch.history
+    if batch.request_times is None or history.timestamps is None:
+        return
+    newest, at = (newest_events(each, history.lengths) for each in (history.timestamps, batch.request_times))
+    if (at < newest).any():
+        row = int((at < newest).nonzero()[0])
+        user = f"user {int(batch.user_ids[row])} of the log" if batch.user_ids[row] else f"row {row} of the batch"
+        raise InputError(
+            f"at={int(at[row])} is before the newest event, at {int(newest[row])}, of {user}: ask at a later time, or "
+            "leave the events after it out"
+        )
 
 
 def best_items_of_each(

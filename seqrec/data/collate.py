@@ -70,11 +70,14 @@ class WindowDataset(Dataset[SequenceBatch]):
             lengths=torch.from_numpy(lengths),
             timestamps=None if timestamps is None else padded_rows(timestamps, starts, lengths),
         )
-        targets = padded_rows(item_ids, starts + 1, lengths) if self.with_targets else None
+        targets, request_times = None, None
+        if self.with_targets:
+            targets = padded_rows(item_ids, starts + 1, lengths)
+            request_times = None if timestamps is None else padded_rows(timestamps, starts + 1, lengths)
         seen_events, user_ids = self._seen_events(windows.user_rows), torch.from_numpy(windows.user_rows + 1)
         weight = torch.tensor(plan.weight, dtype=torch.float32)
         held_out = None if self.target_stops is None else self._held_out(windows.user_rows, self.target_stops)
-        return SequenceBatch(history, targets, user_ids, seen_events, weight, held_out)
+        return SequenceBatch(history, targets, user_ids, seen_events, weight, held_out, request_times)
 
     def _seen_events(self, user_rows: Int64) -> RaggedItems:
         starts, stops = np.asarray(self.store.offsets)[user_rows], self.history_stops[user_rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from seqrec.data.collate import WindowDataset
 from seqrec.data.sampler import BatchSampler
 from seqrec.data.windows import newest_windows
+from seqrec.errors import InputError
 from seqrec.types import SequenceBatch
 
 Int64 = NDArray[np.int64]
@@ -28,6 +29,7 @@ class EventBlock:
         user_ids: (U,) int64 internal user ids; 0 is a user that the model does not know.
         num_items: Items of the catalogue.
         timestamps: (E,) int64; None without times.
+        request_times: (U,) int64, when each user is asked for; None if that is not known.
     """
 
     item_ids: NDArray[np.integer[Any]]
@@ -35,12 +37,23 @@ class EventBlock:
     user_ids: Int64
     num_items: int
     timestamps: Int64 | None = None
+    request_times: Int64 | None = None
 
     def __len__(self) -> int:
         return len(self.user_ids)
 
     def check_in_use(self) -> None:
         """Do nothing: events in memory can always be read."""
+
+    def asked_at(self, times: Sequence[int | None]) -> EventBlock:
+        """Return the block with the time (U,) of each user's request.
+
+        Raises:
+            InputError: if their number is not that of the users.
+        """
+        if len(times) != len(self):
+            raise InputError(f"at has {len(times)} times for {len(self)} users; give one, or one for each")
+        return replace(self, request_times=np.array(times, np.int64))
 
     def batches(
         self, max_length: int, *, batch_size: int | None = None, max_tokens: int | None = None
@@ -63,4 +76,8 @@ class EventBlock:
         plans = BatchSampler(lambda _: windows, batch_size=batch_size, max_tokens=max_tokens, shuffle=False)
         for plan in plans:
             rows = plan.windows.user_rows
-            yield rows, replace(dataset[plan], user_ids=torch.from_numpy(self.user_ids[rows]))
+            batch = replace(dataset[plan], user_ids=torch.from_numpy(self.user_ids[rows]))
+            if self.request_times is not None:
+                times = torch.from_numpy(self.request_times[rows]).unsqueeze(1)
+                batch = replace(batch, request_times=times.expand_as(batch.history.item_ids))
+            yield rows, batch

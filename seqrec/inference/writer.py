@@ -38,6 +38,7 @@ class RecommendationWriter(BasePredictionWriter):
         filter_seen: Whether to leave out the items of the user's history.
         block: File with the log's ids of items that are never recommended: one per line, or the column item_id of a
             Parquet file.
+        at: When the items are recommended, in the log's unit, for a model that reads it (`time.request`).
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class RecommendationWriter(BasePredictionWriter):
         top_k: int = 10,
         filter_seen: bool = True,
         block: str | None = None,
+        at: int | None = None,
     ) -> None:
         super().__init__(write_interval="batch")
         if top_k < 1:
@@ -55,6 +57,7 @@ class RecommendationWriter(BasePredictionWriter):
         self.top_k = top_k
         self.filter_seen = filter_seen
         self.block = block
+        self.at = at
         self._folder = Path()
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -65,7 +68,7 @@ class RecommendationWriter(BasePredictionWriter):
         """
         if isinstance(pl_module, Recommender):
             blocked = None if self.block is None else read_block_list(self.block)
-            pl_module.options = read_options(pl_module, self.top_k, self.filter_seen, blocked)
+            pl_module.options = read_options(pl_module, self.top_k, self.filter_seen, blocked, self.at)
         # `log_dir` is a collective call, so all processes make it here.
         root = trainer.log_dir if self.directory is None else None
         if self.directory is None and root is None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from seqrec.catalogue.table import ItemEmbedding
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError, check_at_least
 from seqrec.types import History
+
+if TYPE_CHECKING:
+    import polars
 
 Method = Literal["leave_one_out", "gradient_x_input"]
 
@@ -60,8 +64,10 @@ class ExplainableModel(RecommendingModel, Protocol):
     items: ItemEmbedding
     users: ItemEmbedding | None
 
-    def newest_states(self, x: Tensor, history: History, user_ids: Tensor | None, *, stream: bool = False) -> Tensor:
-        """Return the (B, D) states after the newest events, for scaled item vectors (B, L, D)."""
+    def newest_states(
+        self, x: Tensor, history: History, user_ids: Tensor | None, *, at: Tensor | None = None, stream: bool = False
+    ) -> Tensor:
+        """Return the (B, D) states after the newest events of scaled item vectors (B, L, D), as asked at `at` (B,)."""
 
 
 # Scores (B,) of the item for embedded items (B, L, D) of the events at a (B, L) index.
@@ -70,13 +76,14 @@ _Score = Callable[[Tensor, Tensor], Tensor]
 
 def explain(
     model: ExplainableModel,
-    history: Sequence[Any] | History,
+    history: Sequence[Any] | History | polars.DataFrame,
     item: Any,
     *,
     method: Method = "leave_one_out",
     stream: bool = False,
     user: Any = None,
     batch_size: int = 64,
+    at: int | datetime | None = None,
 ) -> Explanation:
     """Return how much each event of a history contributes to the score of an item.
 
@@ -90,14 +97,16 @@ def explain(
 
     Args:
         model: The model; the function is its method.
-        history: The log's item ids, oldest first; unknown ones are dropped with a warning. Or a `History` of one
-            row, and then all ids are internal ones.
+        history: The log's item ids, oldest first; unknown ones are dropped with a warning. Or a frame of one user, as
+            `Recommender.recommend` takes it, which has times too. Or a `History` of one row, and then all ids are
+            internal ones.
         item: The item to explain.
         method: As above.
         stream: Whether to explain the score of a stream over all events (`init_state`, then `step`) instead of
             the score of the newest `max_length` events in one pass.
         user: The user, for models with user embeddings; None and unknown users have none.
         batch_size: Histories encoded at a time.
+        at: When the recommendation is asked for, for a model that reads it; see `Recommender.recommend`.
 
     Raises:
         InputError: if the item is not in the catalogue, the history has no known item, the model does not know
@@ -113,9 +122,12 @@ def explain(
     if isinstance(history, History) and len(history.item_ids) != 1:
         raise InputError(f"history has {len(history.item_ids)} rows; give one, such as row 0 of each tensor")
     # Read here, so that warnings of unknown items point at the caller.
-    block, _ = read_histories(model, history if isinstance(history, History) else [history])
+    block, _ = read_histories(model, [history] if isinstance(history, Sequence) else history)
+    if len(block) != 1:
+        raise InputError(f"history is a frame of {len(block)} users; give one")
     events = torch.from_numpy(block.item_ids).to(model.device)
     timestamps = None if block.timestamps is None else torch.from_numpy(block.timestamps).to(model.device)
+    asked_at = model.request_timestamp(at)
     item_id = _item(model, item, vocabulary)
     user_id = _user(model, user, internal=vocabulary is None)
     if not stream:
@@ -124,7 +136,7 @@ def explain(
     with evaluating(model):
         vectors = model.items(events) * model.items.d_model**0.5
         target = model.scorer().vectors(torch.tensor(item_id, device=model.device))
-        score = _scores(model, events, timestamps, target, user_id, stream)
+        score = _scores(model, events, timestamps, target, user_id, stream, asked_at)
         every = torch.arange(len(events), device=model.device).unsqueeze(0)
         whole = float(score(vectors.unsqueeze(0), every))
         baseline = float(score(torch.zeros_like(vectors).unsqueeze(0), every))
@@ -135,7 +147,13 @@ def explain(
 
 
 def _scores(
-    model: ExplainableModel, events: Tensor, timestamps: Tensor | None, target: Tensor, user_id: int, stream: bool
+    model: ExplainableModel,
+    events: Tensor,
+    timestamps: Tensor | None,
+    target: Tensor,
+    user_id: int,
+    stream: bool,
+    asked_at: int | None,
 ) -> _Score:
     """Return the score as a function of embedded items."""
 
@@ -144,7 +162,8 @@ def _scores(
         lengths = torch.full((batch,), length, device=index.device)
         history = History(events[index], lengths, None if timestamps is None else timestamps[index])
         user_ids = torch.full((batch,), user_id, device=index.device)
-        states = model.newest_states(vectors, history, user_ids, stream=stream)
+        at = None if asked_at is None else torch.full_like(user_ids, asked_at)
+        states = model.newest_states(vectors, history, user_ids, at=at, stream=stream)
         return (states.to(target.dtype) * target).sum(-1)
 
     return score

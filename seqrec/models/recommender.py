@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast, overload
 
 import lightning.pytorch as pl
@@ -46,6 +47,7 @@ class RecommendArguments(TypedDict, total=False):
     block: Collection[Any] | None
     max_length: int | None
     batch_size: int
+    at: int | datetime | Sequence[int | datetime] | None
 
 
 class Recommender(pl.LightningModule, ABC):
@@ -95,6 +97,24 @@ class Recommender(pl.LightningModule, ABC):
     def num_user_vectors(self) -> int:
         """Users whose own vectors the model has, so it fits no log with other users; 0 if it has none."""
         return 0
+
+    @property
+    def reads_request_time(self) -> bool:
+        """Whether the model is told when a recommendation is asked for, as the protocol's id states."""
+        return False
+
+    def request_timestamp(self, at: int | datetime | None) -> int | None:
+        """Return the time of a request in the log's unit, None for a model that reads none.
+
+        Raises:
+            InputError: if the model does not read the time of requests, but `at` is given, or the other way round.
+        """
+        if at is not None:
+            raise InputError(
+                f"at={at!r} would have no effect: {self.title} was not trained to read the time of a request; leave it "
+                "out, or train with model.time.request: true"
+            )
+        return None
 
     @property
     def title(self) -> str:
@@ -247,6 +267,7 @@ class Recommender(pl.LightningModule, ABC):
         block: Collection[Any] | None = None,
         max_length: int | None = None,
         batch_size: int = 128,
+        at: int | datetime | Sequence[int | datetime] | None = None,
     ) -> Any:
         """Return the best next items for users given by their histories; they need not have been in training.
 
@@ -259,6 +280,8 @@ class Recommender(pl.LightningModule, ABC):
             block: The log's ids of items that are never recommended.
             max_length: Newest events that the model sees; None is the length that it was trained with.
             batch_size: Users encoded at a time.
+            at: When the recommendations are asked for, needed by a model that reads it (`EventTime.request`): a
+                timestamp in the log's unit or a datetime with a time zone, for all users or one for each.
 
         Returns:
             For lists, the log's item ids for each user, best first. For a frame, a frame with the columns user_id,
@@ -266,8 +289,8 @@ class Recommender(pl.LightningModule, ABC):
             scores on the CPU. A user gets fewer than `top_k` items if no more are allowed.
 
         Raises:
-            InputError: if a user has no known item, a number is out of range, a frame lacks a column, or the model
-                does not know the log's ids.
+            InputError: if a user has no known item, a number is out of range, a frame lacks a column, the model does
+                not know the log's ids, or a time is missing, is not read, or is before the user's newest event.
 
         Warns:
             UserWarning: if items that the model does not know were dropped; with their number.
@@ -281,8 +304,11 @@ class Recommender(pl.LightningModule, ABC):
             >>> model.recommend([["bread"], ["cheese", "apple"]], top_k=2)
             [['apple', 'cheese'], ['bread']]
         """
-        options = read_options(self, top_k, filter_seen, block)
+        for_all = at if not isinstance(at, Sequence) else at[0] if at else None
+        options = read_options(self, top_k, filter_seen, block, for_all)
         events, answer = read_histories(self, histories)
+        if isinstance(at, Sequence):
+            events = events.asked_at([self.request_timestamp(time) for time in at])
         return answer(recommend_block(self, events, options, max_length=max_length, batch_size=batch_size))
 
     def on_predict_start(self) -> None:
@@ -301,7 +327,7 @@ class Recommender(pl.LightningModule, ABC):
         self._warn_of_fresh_weights()
         data, counts, several = getattr(self.trainer, "datamodule", None), None, False
         if isinstance(data, SequenceDataModule):
-            self.protocol = self.protocol.on(data.split, data.event_order)
+            self.protocol = self.protocol.on(data.split, data.event_order, request_time=self.reads_request_time)
             several = data.split.several_targets
             if self.protocol.candidates.needs_item_counts:
                 counts = TrainingCounts(torch.from_numpy(data.train_item_counts())).to(self.device)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, ClassVar, TypeVar
 
 import lightning.pytorch as pl
@@ -22,11 +23,11 @@ from seqrec.catalogue.sharding import clip_norm, keep_own_state, save_whole_stat
 from seqrec.catalogue.table import ItemEmbedding, ItemTable
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.encoders import SequenceEncoder
-from seqrec.encoders.layers import LearnedPositions
-from seqrec.encoders.state import State
+from seqrec.encoders.event_time import EventTime, RequestReadOut, TimeEmbedding, needed_times
+from seqrec.encoders.layers import LearnedPositions, newest_events
 from seqrec.errors import InputError, check_at_least
 from seqrec.models.explain import explain
-from seqrec.models.recommender import Recommender
+from seqrec.models.streaming import StreamingRecommender
 from seqrec.runs.callbacks import GatherTables
 from seqrec.runs.lightning_internals import attached_trainer, is_accumulating, log_step
 from seqrec.runs.measurement import PendingCopy
@@ -40,12 +41,12 @@ from seqrec.types import History, SequenceBatch
 Model = TypeVar("Model", bound="SequentialRecommender")
 
 
-class SequentialRecommender(Recommender):
+class SequentialRecommender(StreamingRecommender):
     """P(next item | history, user): embeds events, encodes them, scores items by dot products.
 
-    `x = sqrt(D) * item + position + user`, states = encoder(x), score = state . item, as in SASRec
-    (Kang & McAuley 2018). The presets `GRU4Rec`, `SASRec`, .. are this class with one encoder and plain arguments;
-    `SequentialRecommender.load_from_checkpoint` also reads their checkpoints.
+    `x = sqrt(D) * item + position + time + user`, states = encoder(x), score = state . item, as in SASRec
+    (Kang & McAuley 2018), which has neither time nor user. The presets `GRU4Rec`, `SASRec`, .. are this class with one
+    encoder and plain arguments; `SequentialRecommender.load_from_checkpoint` also reads their checkpoints.
 
     Args:
         num_items: Items of the catalogue; ids are 1..num_items.
@@ -54,6 +55,7 @@ class SequentialRecommender(Recommender):
         positions: Whether events get learned positions, counted back from the newest.
         user_embedding: Whether to add a vector of the user to each event. Unknown users get none.
         num_users: Users of the log; needed with `user_embedding`.
+        time: What the model reads of the time of events and requests; None is nothing.
         item_table: How items are stored and compared with states; None is `ItemTable()`.
         loss: Objective; None is `BCE` with one uniform negative.
         optimizer: None is `Adam` with step size 1e-3.
@@ -62,6 +64,8 @@ class SequentialRecommender(Recommender):
         items: Vectors of items.
         output_items: Vectors that score candidates if these have a table of their own; otherwise None.
         users: Vectors of users; None without `user_embedding`.
+        event_time: Vectors of the time of events; None without `time`.
+        read_out: Reads the time of a request; None without `time.request`.
 
     Raises:
         InputError: if `user_embedding` is set without `num_users`, or a value is out of range.
@@ -88,6 +92,7 @@ class SequentialRecommender(Recommender):
         positions: bool = True,
         user_embedding: bool = False,
         num_users: int = 0,
+        time: EventTime | None = None,
         item_table: ItemTable | None = None,
         loss: Loss | None = None,
         optimizer: OptimizerFactory | None = None,
@@ -103,6 +108,9 @@ class SequentialRecommender(Recommender):
         if user_embedding and num_users < 1:
             raise InputError("user_embedding needs num_users: the number of users in the training log")
         self.users = self._make_table(num_users) if user_embedding else None
+        self.time: EventTime | None = from_spec(time, EventTime)
+        self.event_time = TimeEmbedding(self.time, self.encoder.d_model) if self.time else None
+        self.read_out = RequestReadOut(self.time, self.encoder.d_model) if self.time and self.time.request else None
         self._losses: PendingCopy | None = None
         self._weight: Tensor | None = None
         # Settings that a resumed run's optimizer had, if they were others; and the optimizer that this model built.
@@ -110,23 +118,13 @@ class SequentialRecommender(Recommender):
         self._built: Optimizer | None = None
         # DDP would send all rows of these tables.
         self._ddp_params_and_buffers_to_ignore = list(self._sparse_embeddings())
-        encoder_spec = to_spec(self.encoder)
         # Plain values only, for weights_only=True. The encoder's arguments are there twice: in its spec for this class,
         # and flat for the presets. Loading passes on the ones that the class takes.
-        self.save_hyperparameters(
-            {
-                **encoder_spec["init_args"],
-                "num_items": num_items,
-                "encoder": encoder_spec,
-                "max_length": max_length,
-                "positions": positions,
-                "user_embedding": user_embedding,
-                "num_users": num_users,
-                "item_table": to_spec(self.item_table),
-                "loss": to_spec(self.loss),
-                "optimizer": to_spec(self.optimizer),
-            }
-        )
+        plain = {"max_length": max_length, "positions": positions, "num_items": num_items, "num_users": num_users}
+        parts = ("encoder", "time", "item_table", "loss", "optimizer")
+        specs = {name: None if (part := getattr(self, name)) is None else to_spec(part) for name in parts}
+        flat = to_spec(self.encoder)["init_args"]
+        self.save_hyperparameters({**flat, **plain, "user_embedding": user_embedding, **specs})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """List the arguments that a subclass forwards as `**shared` in its signature."""
@@ -175,8 +173,13 @@ class SequentialRecommender(Recommender):
         self.optimizer.lr = value  # type: ignore[attr-defined]
         self.hparams["optimizer"] = to_spec(self.optimizer)
 
+    @property
+    def reads_request_time(self) -> bool:
+        """Whether the model is told when a recommendation is asked for."""
+        return self.read_out is not None
+
     def forward(self, history: History, user_ids: Tensor | None = None) -> Tensor:
-        """Return the states of all events.
+        """Return the states of all events, before any time of a request is read.
 
         Args:
             history: (B, L) events.
@@ -186,27 +189,65 @@ class SequentialRecommender(Recommender):
             (B, L, D); states at padding mean nothing.
 
         Raises:
-            InputError: if a history is longer than `max_length` and positions are learned.
+            InputError: if a history is longer than `max_length` and positions are learned, or has no timestamps and
+                the model reads them.
         """
-        states: Tensor = self.encoder(self.add_positions(self._scaled(history.item_ids), history, user_ids), history)
+        states: Tensor = self.encoder(self.encoder_input(self._scaled(history.item_ids), history, user_ids), history)
         return states
 
     def last_states(self, batch: SequenceBatch) -> Tensor:
-        """Return the (B, D) states after each row's newest event."""
-        return self.newest_states(self._scaled(batch.history.item_ids), batch.history, batch.user_ids)
+        """Return the (B, D) states after each row's newest event, as asked at the batch's times of requests."""
+        history, times = batch.history, batch.request_times
+        at = None if times is None else newest_events(times, history.lengths)
+        return self.newest_states(self._scaled(history.item_ids), history, batch.user_ids, at=at)
 
-    def newest_states(self, x: Tensor, history: History, user_ids: Tensor | None, *, stream: bool = False) -> Tensor:
-        """Return what `last_states` returns, for scaled item vectors x (B, L, D).
+    def newest_states(
+        self, x: Tensor, history: History, user_ids: Tensor | None, *, at: Tensor | None = None, stream: bool = False
+    ) -> Tensor:
+        """Return what `last_states` returns, for scaled item vectors x (B, L, D), and requests at times `at` (B,).
 
         `stream` computes the state of a stream over all L events of each row from its start, with the errors of
         `init_state`.
         """
+        x = self.encoder_input(x, history, user_ids)
         if stream:
-            start = self.init_state(len(x)).tensors
-            states = self.encoder.advance(self.add_positions(x, history, user_ids), None, start)[0][:, -1]
+            self._refuse_learned_positions()
+            start = self.encoder.init_state(len(x), max_length=int(self.hparams["max_length"]))
+            states = self.encoder.advance(x, None, start.tensors)[0][:, -1]
         else:
-            states = self.encoder.newest(self.add_positions(x, history, user_ids), history)
+            states = self.encoder.newest(x, history)
+        if self.read_out is not None:
+            states = self.at_request(states, newest_events(needed_times(history), history.lengths), at)
         return self.to_scoring_space(states)
+
+    def at_request(self, states: Tensor, newest: Tensor, at: Tensor | None) -> Tensor:
+        """Return states as asked at a given time; unchanged unless the model has a `read_out`.
+
+        Args:
+            states: (..., D) of the encoder.
+            newest: (...) int64, the time of the newest event of each.
+            at: (...) int64, the times of the requests.
+
+        Raises:
+            InputError: if `at` is None, but the model reads it.
+        """
+        if self.read_out is None:
+            return states
+        if at is None:
+            self.request_timestamp(None)
+        out: Tensor = self.read_out(states, newest, at)
+        return out
+
+    def request_timestamp(self, at: int | datetime | None) -> int | None:
+        """Return the time of a request in the log's unit; see `Recommender.request_timestamp`."""
+        if self.time is None or not self.time.request:
+            return super().request_timestamp(at)
+        if at is None:
+            raise InputError(
+                f"{self.title} was trained with time.request, so it must know when it is asked: give at=.., a "
+                f"timestamp in {self.time.unit} as in the log, or a datetime with a time zone"
+            )
+        return self.time.timestamp(at)
 
     def to_scoring_space(self, states: Tensor) -> Tensor:
         """Return states (..., D) in the form in which their dot products with item vectors are scores.
@@ -227,71 +268,36 @@ class SequentialRecommender(Recommender):
             unit_columns=None if self.item_table.temperature is None else items.d_model,
         )
 
-    def init_state(
-        self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> State:
-        """Return the state before users' first events, from which `step` and `extend` continue in evaluation mode.
-
-        Up to `max_length` events, the states that follow are those of `forward`. `SequenceEncoder` documents what
-        encoders make of more events.
-
-        Args:
-            batch_size: Users.
-            device: None is the weights' device.
-            dtype: Type of embedded events; None is the weights' type.
-
-        Raises:
-            InputError: if the model has learned positions, or `SequenceEncoder.init_state` refuses.
-        """
-        self._refuse_learned_positions()
-        max_length = int(self.hparams["max_length"])
-        return self.encoder.init_state(batch_size, max_length=max_length, device=device, dtype=dtype)
-
-    def step(self, item_ids: Tensor, state: State, user_ids: Tensor | None = None) -> tuple[Tensor, State]:
-        """Return the states after one more event per user, at a cost that does not depend on earlier events.
-
-        Args:
-            item_ids: (B,) int64, items of the catalogue.
-            state: State after the earlier events; unchanged.
-            user_ids: (B,) int64, 0 for unknown, the same at each call; None means unknown for all.
-
-        Returns:
-            (B, D) states, and the state after the event.
-
-        Raises:
-            InputError: if an item is not in the catalogue, or `SequenceEncoder.step` refuses.
-        """
-        if item_ids.dim() != 1:
-            raise InputError(f"item_ids must be (B,), got {tuple(item_ids.shape)}; use `extend` for several")
-        return self.encoder.step(self._further_events(item_ids, user_ids), state)
-
-    def extend(self, history: History, state: State, user_ids: Tensor | None = None) -> tuple[Tensor, State]:
-        """Return the states of any number of further events per user.
-
-        Args:
-            history: (B, L) the new events alone. A length may be 0 here, which leaves that user's state unchanged.
-            state: State after the earlier events; unchanged.
-            user_ids: (B,) int64, 0 for unknown, the same at each call; None means unknown for all.
-
-        Returns:
-            (B, L, D) states, meaningless at padding, and the state after each user's newest event.
-
-        Raises:
-            InputError: if an item is not in the catalogue, or `SequenceEncoder.extend` refuses.
-        """
-        # Padding is never seen, but its ids must be ones that can be embedded.
-        item_ids = torch.where(history.valid, history.item_ids, 1)
-        return self.encoder.extend(self._further_events(item_ids, user_ids), history.lengths, state)
-
     explain = explain
 
-    def add_positions(self, x: Tensor, history: History, user_ids: Tensor | None) -> Tensor:
-        """Return the encoder's input for scaled item vectors (B, L, D): positions and users are added."""
+    def encoder_input(self, x: Tensor, history: History, user_ids: Tensor | None) -> Tensor:
+        """Return the encoder's input for scaled item vectors (B, L, D): positions, times and users are added."""
         if self.positions is not None:
             x = x + self.positions(history)
+        if self.event_time is not None:
+            x = x + self.event_time(needed_times(history), history.times_before)
         if self.users is not None and user_ids is not None:
             x = x + self.users(user_ids).unsqueeze(1)
         return x
+
+    def setup(self, stage: str) -> None:
+        """Check the trainer's settings and the log, also its times if the model reads them.
+
+        Raises:
+            InputError: if the log has no times, or they are no dates in the unit of `time`, as hours and weekdays need.
+        """
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        if self.time is None or not isinstance(data, SequenceDataModule):
+            return
+        times = data.store.timestamps
+        if times is None:
+            raise InputError(
+                f"model.time is set, but {data.store.directory} has no timestamps: name the column of times in "
+                "data.source, or leave model.time out"
+            )
+        some = times[:: max(1, len(times) // 10_000)]
+        self.time.check_log(int(some.min()), int(some.max()))
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Return the default callbacks, plus one that gathers sharded tables for evaluation."""
@@ -393,7 +399,10 @@ class SequentialRecommender(Recommender):
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
         """Return the mean loss over a batch's targets."""
         self.has_fresh_weights = False
-        states = self.to_scoring_space(self(batch.history, batch.user_ids))
+        states = self(batch.history, batch.user_ids)
+        if self.read_out is not None:
+            states = self.at_request(states, needed_times(batch.history), batch.request_times)
+        states = self.to_scoring_space(states)
         remedy = "leave such users out, or allow seen items: --model.loss.negatives.exclude_seen false"
         with self._naming_users(batch, remedy):
             loss: Tensor = self.loss(states, batch, self.scorer())
@@ -443,37 +452,6 @@ class SequentialRecommender(Recommender):
             return optimizer
         scheduler = self.optimizer.schedule.build(optimizer, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _scaled(self, item_ids: Tensor) -> Tensor:
-        """Return scaled item vectors (..., D)."""
-        vectors: Tensor = self.items(item_ids) * self.encoder.d_model**0.5
-        return vectors
-
-    def _further_events(self, item_ids: Tensor, user_ids: Tensor | None) -> Tensor:
-        """Return embedded events (B, D) or (B, L, D) of a stream."""
-        self._refuse_learned_positions()
-        num_items = self.items.num_items
-        if item_ids.numel():
-            least, most = (int(item) for item in item_ids.aminmax())
-            if not 1 <= least <= most <= num_items:
-                raise InputError(
-                    f"item_ids hold {least}..{most}, but the catalogue has items 1..{num_items}; leave unknown items "
-                    "out"
-                )
-        with torch.inference_mode():
-            x = self._scaled(item_ids)
-            if self.users is not None and user_ids is not None:
-                users: Tensor = self.users(user_ids)
-                x = x + (users if x.dim() == 2 else users.unsqueeze(1))
-        return x
-
-    def _refuse_learned_positions(self) -> None:
-        if self.positions is not None:
-            raise InputError(
-                "positions=True cannot be streamed: learned positions count back from the newest event, so that each "
-                "new event changes the vectors of all others; train with positions: false, and for SASRec and "
-                "MoEMaTrRec with rotary: true, which counts distances between events instead"
-            )
 
     def _make_tables(self, num_items: int) -> tuple[ItemEmbedding, ItemEmbedding | None]:
         """Return the table of the history, and that of the candidates if it is another."""

@@ -116,7 +116,7 @@ def test_gradient_times_input_is_the_scores_slope_when_an_event_grows(name: str,
                 if stream:
                     state = recommender.newest_states(x, history(*given), None, stream=True)[0]
                 else:
-                    x = recommender.add_positions(x, history(*given), None)
+                    x = recommender.encoder_input(x, history(*given), None)
                     state = recommender.encoder(x, history(*given))[0, -1]
                 scores.append(float(state @ recommender.items.weight[5]))
             slopes.append((scores[0] - scores[1]) / (2 * step))
@@ -135,7 +135,7 @@ def test_a_single_event_contributes_all_that_is_not_the_baseline(name: str):
 def test_the_baseline_is_what_positions_and_the_user_say_without_items():
     recommender = model("SASRec", user_embedding=True, num_users=3)
     found = recommender.explain(history(4, 9, 1), 5, user=2)
-    x = recommender.add_positions(torch.zeros(1, 3, 8), history(4, 9, 1), torch.tensor([2]))
+    x = recommender.encoder_input(torch.zeros(1, 3, 8), history(4, 9, 1), torch.tensor([2]))
     states = recommender.encoder(x, history(4, 9, 1))
     assert found.baseline == pytest.approx(float(states[0, -1] @ recommender.items.weight[5]), abs=1e-6)
     assert found.score != recommender.explain(history(4, 9, 1), 5, user=1).score

@@ -20,8 +20,8 @@ def make_norm(d_model: int, layer_norm: bool) -> nn.Module:
 
 
 def newest_events(x: Tensor, lengths: Tensor) -> Tensor:
-    """Return x (B, L, D) at each row's newest event, as (B, D); `lengths` (B,) are at least 1."""
-    newest: Tensor = x[torch.arange(len(x), device=x.device), lengths - 1]
+    """Return x (B, L, ...) at each row's newest event, as (B, ...); `lengths` (B,) are at least 1."""
+    newest: Tensor = x[torch.arange(x.shape[0], device=x.device), lengths - 1]
     return newest
 
 

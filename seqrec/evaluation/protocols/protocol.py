@@ -37,6 +37,7 @@ class Protocol:
         split: Rule that holds events out. None is the data module's; any other is refused.
         order: Order of a user's events of equal time, as the event store names it. None is the store's; any other
             is refused.
+        request_time: Whether the model is told the time of the target, as that of the request. The model decides.
 
     Raises:
         InputError: if the tie rule or the normaliser is unknown.
@@ -58,6 +59,7 @@ class Protocol:
         normaliser: Literal["achievable", "cutoff", "none"] = "achievable",
         split: Split | None = None,
         order: str | None = None,
+        request_time: bool = False,
     ) -> None:
         for name, value, known in (("ties", ties, TIE_RULES), ("normaliser", normaliser, NORMALISERS)):
             if value not in known:
@@ -68,6 +70,7 @@ class Protocol:
         self.normaliser = normaliser
         self.split = split
         self.order = order
+        self.request_time = request_time
         self._frozen = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -96,8 +99,9 @@ class Protocol:
     def id(self) -> str:
         """Short name, such as `full-seenout-tiemean-loo`; printed with each table.
 
-        Candidates, seen items, tie rule and split, then the normaliser if it is not "achievable", then the seed if
-        something is drawn. The split is `loo`, the data module's default, for a protocol without a split or data.
+        Candidates, seen items, tie rule and split, then the normaliser if it is not "achievable", `requesttime` if the
+        model is told the time of the target, and the seed if something is drawn. The split is `loo`, the data module's
+        default, for a protocol without a split or data.
         """
         parts = [
             self.candidates.id,
@@ -107,6 +111,8 @@ class Protocol:
         ]
         if self.normaliser != "achievable":
             parts.append(f"ndcg{self.normaliser}")
+        if self.request_time:
+            parts.append("requesttime")
         if self.candidates.seed is not None:
             parts.append(f"seed{self.candidates.seed}")
         return "-".join(parts)
@@ -121,10 +127,12 @@ class Protocol:
             "normaliser": self.normaliser,
             "split": _described(self.split or LeaveOneOut()),
             "order": self.order,
+            "request_time": self.request_time,
         }
 
-    def on(self, split: Split, order: str) -> Protocol:
-        """Return the same protocol with the data module's split and the store's order of a user's events.
+    def on(self, split: Split, order: str, *, request_time: bool = False) -> Protocol:
+        """Return the same protocol with the data module's split and the store's order of a user's events, and with
+        whether the model reads the time of a request.
 
         Raises:
             InputError: if the protocol has another split or order.
@@ -148,6 +156,7 @@ class Protocol:
             normaliser=self.normaliser,
             split=split,
             order=order,
+            request_time=request_time,
         )
 
     @torch.no_grad()

@@ -36,6 +36,7 @@ def recommend(
     top_k: int = 10,
     filter_seen: bool = True,
     block: str | None = None,
+    at: int | None = None,
     search: ItemSearch | None = None,
     user: str = "user_id",
     item: str = "item_id",
@@ -63,6 +64,7 @@ def recommend(
         filter_seen: Whether to leave out the items of the user's history.
         block: File with the log's ids of items that are never recommended: one per line, or the column item_id of a
             Parquet file.
+        at: When the items are recommended, in the log's unit, for a model that reads it (`time.request`).
         search: Finds the best items; None scores the whole catalogue.
         user: Name of the table's column of users.
         item: Name of the table's column of items.
@@ -82,8 +84,7 @@ def recommend(
         raise InputError(f"max_tokens={max_tokens} must be at least 1")
     rank, ranks = share(shard)
     model, trained_on = load_with_store(ckpt, store=store, device=_device(device))
-    blocked = None if block is None else read_block_list(block)
-    options = read_options(model, top_k, filter_seen, blocked)
+    options = read_options(model, top_k, filter_seen, None if block is None else read_block_list(block), at)
     job = BulkJob(options, max_length, max_tokens, (rank, ranks), search or ExactSearch())
     log: EventStore | Table = trained_on
     if input is not None:

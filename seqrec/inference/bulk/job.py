@@ -124,6 +124,7 @@ def describe(model: Recommender, job: BulkJob) -> dict[str, Any]:
         "top_k": job.options.top_k,
         "filter_seen": job.options.filter_seen,
         "block": None if blocked is None else hashlib.sha256(json.dumps(blocked.tolist()).encode()).hexdigest()[:16],
+        **({} if job.options.at is None else {"at": job.options.at}),
         "max_length": job.max_length,
         "search": to_spec(job.search or model.search),
     }

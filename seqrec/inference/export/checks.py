@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from seqrec.encoders.layers import Tensors
+from seqrec.encoders.event_time import UNITS
+from seqrec.encoders.layers import Tensors, newest_events
 from seqrec.inference.export.formats import ExportError, Run
 from seqrec.inference.export.programs import NEXT_STATE, STATE
 from seqrec.models import SequentialRecommender
@@ -37,8 +38,13 @@ def check_full_pass(model: SequentialRecommender, run: Run, longest: int | None)
         item_ids = _random_items(model, (batch, length), generator) * valid
         user_ids = _users(model, batch)
         seen = RaggedItems.from_rows([item_ids[0, :1]] * batch)
-        states = model.last_states(SequenceBatch(History(item_ids, lengths), None, user_ids, seen))
+        timestamps = (_first_time(model) + _random_times((batch, length), generator).cumsum(1)) * valid
+        newest = newest_events(timestamps, lengths)
+        at = newest + _random_times((batch,), generator)
+        history, asked = History(item_ids, lengths, timestamps), at.unsqueeze(1).expand_as(item_ids)
+        states = model.last_states(SequenceBatch(history, None, user_ids, seen, request_times=asked))
         given = {"item_ids": item_ids, "lengths": lengths, "user_ids": user_ids}
+        given |= {"timestamps": timestamps, "request_times": at}
         place = f"the full pass of {batch} histories of up to {length} events"
         worst = max(worst, _compare(model, run(given), {"states": states}, place))
     return worst
@@ -55,15 +61,39 @@ def check_one_step(model: SequentialRecommender, run: Run) -> float:
         generator = torch.Generator().manual_seed(batch)
         state = model.init_state(batch)
         recurrent = {STATE + name: x for name, x in state.tensors.items()}
+        timestamps = torch.full((batch,), _first_time(model))
         for event in range(STEPS):
             item_ids, user_ids = _random_items(model, (batch,), generator), _users(model, batch)
-            states, state = model.step(item_ids, state, user_ids)
-            outputs = run({"item_ids": item_ids, "user_ids": user_ids, **recurrent})
+            timestamps = timestamps + _random_times((batch,), generator)
+            at = timestamps + _random_times((batch,), generator)
+            states, state = model.step(item_ids, state, user_ids, timestamps)
+            given = {"item_ids": item_ids, "user_ids": user_ids, "timestamps": timestamps, "request_times": at}
+            outputs = run({**given, **recurrent})
             expected = {NEXT_STATE + name: x for name, x in state.tensors.items()}
-            expected["states"] = model.to_scoring_space(states)
+            if model.read_out is not None:
+                expected["event_states"] = states
+            expected["states"] = model.to_scoring_space(model.at_request(states, timestamps, at))
             place = f"step {event + 1} of {batch} users"
             worst = max(worst, _compare(model, outputs, expected, place))
             recurrent = {STATE + name: outputs[NEXT_STATE + name] for name in state.tensors}
+    return worst
+
+
+def check_ask(model: SequentialRecommender, run: Run) -> float:
+    """Return the largest relative difference from the model of random states that are asked at random times.
+
+    Raises:
+        ExportError: if it is above `TOLERANCE`, or an output is not finite.
+    """
+    worst = 0.0
+    for batch in STEP_BATCHES:
+        generator = torch.Generator().manual_seed(batch)
+        states = torch.randn(batch, model.encoder.d_model, generator=generator)
+        newest = _first_time(model) + _random_times((batch,), generator)
+        at = newest + _random_times((batch,), generator)
+        expected = {"states": model.to_scoring_space(model.at_request(states, newest, at))}
+        given = {"event_states": states, "newest_times": newest, "request_times": at}
+        worst = max(worst, _compare(model, run(given), expected, f"{batch} states asked"))
     return worst
 
 
@@ -94,6 +124,16 @@ def _compare(model: SequentialRecommender, outputs: Tensors, expected: Mapping[s
 
 def _random_items(model: SequentialRecommender, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randint(1, model.items.num_items + 1, shape, generator=generator)
+
+
+def _first_time(model: SequentialRecommender) -> int:
+    """Return a timestamp of this age, which has more digits than float32."""
+    return 1_600_000_000 * (1 if model.time is None else UNITS[model.time.unit])
+
+
+def _random_times(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return gaps from 0 to some weeks, most of them short."""
+    return (2.0 ** (torch.rand(shape, generator=generator) * 21)).long() - 1
 
 
 def _users(model: SequentialRecommender, batch: int) -> Tensor:

@@ -16,7 +16,9 @@ from seqrec.files import write_text
 from seqrec.inference.export.programs import NEXT_STATE, STATE, Program
 from seqrec.inference.export.tables import ExportedTable
 from seqrec.models import SequentialRecommender
+from seqrec.models.streaming import NEWEST_TIME
 from seqrec.specs import to_spec
+from seqrec.types import NO_TIME
 
 FILE_NAME = "manifest.json"
 # Entries with the digests of the other files, and of the manifest itself.
@@ -25,6 +27,10 @@ MEANINGS = {
     "item_ids": "full: the history, oldest first, 0 after its end; step: the new event; items are 1..num_items",
     "lengths": "events of each history, 1 or more",
     "user_ids": "1..num_users; 0 is an unknown user",
+    "timestamps": "times of the events in the log's unit, 0 after the end of a history; never before the event before",
+    "request_times": "when a recommendation is asked for, in the log's unit; not before the newest event",
+    "event_states": "the encoder's output for the newest event; `ask` reads it at any later time",
+    "newest_times": "time of the newest event",
     "states": "vectors; their products with the vectors of items are scores",
     "best_items": "the items with the highest scores, best first; items of the history are among them",
     "best_scores": "their scores",
@@ -90,7 +96,11 @@ def _program(
 ) -> dict[str, Any]:
     inputs = []
     for name, x in program.inputs.items():
-        entry = {"name": name, "dtype": str(x.dtype).removeprefix("torch."), "shape": program.shape(name)}
+        entry: dict[str, Any] = {
+            "name": name,
+            "dtype": str(x.dtype).removeprefix("torch."),
+            "shape": program.shape(name),
+        }
         if name in tables:
             if file.endswith(".onnx"):
                 continue  # ONNX refers to the table's file itself
@@ -98,25 +108,27 @@ def _program(
         if name in MEANINGS:
             entry["meaning"] = MEANINGS[name]
         elif name.startswith(STATE):
-            entry["meaning"] = f"zeros before the first event, then {NEXT_STATE + name.removeprefix(STATE)}"
+            entry["initial"] = NO_TIME if name == STATE + NEWEST_TIME else 0
+            entry["meaning"] = f"`initial` before the first event, then {NEXT_STATE + name.removeprefix(STATE)}"
         inputs.append(entry)
     has_window = any("window" in program.shape(name) for name in program.inputs)
     return {
         "file": file,
         "inputs": inputs,
-        "outputs": _outputs(program, tables, top_k),
+        "outputs": _outputs(program, tables, top_k, model.encoder.d_model),
         "longest_history": program.longest,
         **({"window": int(model.hparams["max_length"])} if has_window else {}),
         "largest_difference": difference,
     }
 
 
-def _outputs(program: Program, tables: Mapping[str, ExportedTable], top_k: int) -> list[dict[str, Any]]:
+def _outputs(program: Program, tables: Mapping[str, ExportedTable], top_k: int, d_model: int) -> list[dict[str, Any]]:
     width = tables.get("candidates", tables["items"]).width
     known: dict[str, tuple[str, list[int | str]]] = {
         "states": ("float32", ["batch", width]),
         "best_items": ("int64", ["batch", top_k]),
         "best_scores": ("float32", ["batch", top_k]),
+        "event_states": ("float32", ["batch", d_model]),
     }
     for name, x in program.inputs.items():
         if name.startswith(STATE):
@@ -133,10 +145,12 @@ def _outputs(program: Program, tables: Mapping[str, ExportedTable], top_k: int) 
 def _example(form: str, scored_by: ExportedTable, full: Program, outer: list[str]) -> list[str]:
     """Return lines of Python that rank items."""
     users = ", 'user_ids': numpy.array([0])" if "user_ids" in full.inputs else ""
+    times = ", 'timestamps': numpy.array([[0]])" if "timestamps" in full.inputs else ""
+    times += ", 'request_times': numpy.array([60])" if "request_times" in full.inputs else ""
     lines = [
         "import numpy",
         f"vectors = numpy.load('{scored_by.file}', mmap_mode='r')",
-        f"inputs = {{'item_ids': numpy.array([[1]]), 'lengths': numpy.array([1]){users}}}",
+        f"inputs = {{'item_ids': numpy.array([[1]]), 'lengths': numpy.array([1]){users}{times}}}",
     ]
     if form == "onnx":
         lines += [

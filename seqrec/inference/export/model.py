@@ -17,10 +17,10 @@ from seqrec.data.user_files import refuse_special
 from seqrec.errors import InputError
 from seqrec.files import move
 from seqrec.inference.export import formats
-from seqrec.inference.export.checks import check_full_pass, check_one_step
+from seqrec.inference.export.checks import check_ask, check_full_pass, check_one_step
 from seqrec.inference.export.formats import Format, check_packages, write
 from seqrec.inference.export.manifest import manifest, write_manifest
-from seqrec.inference.export.programs import full_pass, one_step
+from seqrec.inference.export.programs import ask, full_pass, one_step
 from seqrec.inference.export.tables import ExportedTable, model_tables
 from seqrec.models import Recommender, SequentialRecommender
 
@@ -40,13 +40,15 @@ def export(
 ) -> dict[str, Any]:
     """Write a recommender as programs for onnxruntime or plain torch, each checked against the model.
 
-    Two programs for any batch size are written; `manifest.json` lists their inputs, outputs, types and shapes:
+    Programs for any batch size are written; `manifest.json` lists their inputs, outputs, types and shapes:
 
     - `full`: from a history of any length to the state after its newest event. Dot products of states with item
       vectors are scores. Mamba's and GRU's recurrences run event by event in it (ONNX's Scan).
     - `step`: from one more event and the recurrent state to the next state, in constant time. It does not depend on
       `max_length`; attention's window is the size of the given state. If a model cannot be streamed, as with learned
       positions, the program is left out, with the reason in the manifest.
+    - `ask`, if the model reads the time of a request: from a state of `step` and the time at which it is asked to the
+      vectors that score items then.
 
     The vectors of all items in float32 are written next to them, for numpy to map into memory (row 0 is padding),
     unless the programs rank items themselves. So is the item vocabulary, as in an event store, if the model knows it.
@@ -106,6 +108,10 @@ def export(
             programs["step"] = (step, file.name, check_one_step(sequential, formats.load(step, file, tables)))
         else:
             omitted["step"] = reason
+        if sequential.read_out is not None:
+            asked = ask(*arguments)
+            file = write(asked, folder, format, written)
+            programs["ask"] = (asked, file.name, check_ask(sequential, formats.load(asked, file, tables)))
         content = manifest(sequential, format, programs, omitted, tables, files=files, top_k=top_k)
         return write_manifest(folder, content)
 

@@ -1,4 +1,4 @@
-"""Programs to export: the full pass and the one-step update of a recommender as functions of plain tensors.
+"""Programs to export: a recommender's full pass, its step, and its read-out, as functions of plain tensors.
 
 Shapes: B batch, L events, D width, V rows of a table, W newest events that attention sees.
 """
@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.encoders import SequenceEncoder
-from seqrec.encoders.layers import Tensors
+from seqrec.encoders.layers import Tensors, newest_events
 from seqrec.inference.export.tables import ExportedTable
 from seqrec.models import SequentialRecommender
+from seqrec.models.streaming import NEWEST_TIME
 from seqrec.ops.export import scan_events
 from seqrec.types import History
 
@@ -34,7 +35,7 @@ class Program:
     """A function of named tensors.
 
     Attributes:
-        name: "full" or "step".
+        name: "full", "step" or "ask".
         module: Takes the inputs in order and returns a tuple of the outputs.
         inputs: Example of each input.
         axes: Input -> axis -> name, for axes with a free size.
@@ -55,7 +56,7 @@ class Program:
 
 
 class _Pass(nn.Module):
-    """Base of both programs: embeds events and scales states as `SequentialRecommender` does.
+    """Base of the programs: embeds events and reads states out as `SequentialRecommender` does.
 
     Args:
         model: A model in evaluation mode; its weights are shared.
@@ -69,7 +70,7 @@ class _Pass(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = traceable(model.encoder)
-        self.positions = model.positions
+        self.positions, self.event_time, self.read_out = model.positions, model.event_time, model.read_out
         self.inside = list(inside)
         for name, table in inside.items():
             self.register_buffer(name, table)
@@ -79,16 +80,24 @@ class _Pass(nn.Module):
         """Return all inputs and tables by name."""
         return dict(zip(self.names, tensors, strict=True)) | {x: self.get_buffer(x) for x in self.inside}
 
-    def embedded(self, given: Tensors) -> Tensor:
-        """Return events (B, L, D) of items (B, L), without positions."""
+    def embedded(self, history: History, given: Tensors) -> Tensor:
+        """Return events (B, L, D)."""
         width = self.encoder.d_model
-        x: Tensor = F.embedding(given["item_ids"], given["items"])[..., :width] * width**0.5
+        x: Tensor = F.embedding(history.item_ids, given["items"])[..., :width] * width**0.5
+        if self.positions is not None:
+            x = x + self.positions(history)
+        if self.event_time is not None:
+            x = x + self.event_time(history.timestamps, history.times_before)
         if "user_ids" in given:
             x = x + F.embedding(given["user_ids"], given["users"]).unsqueeze(1)
         return x
 
-    def results(self, states: Tensor, given: Tensors) -> tuple[Tensor, ...]:
-        """Return the program's outputs for states (B, D): scaled states, and the best items if `top_k` is set."""
+    def results(self, states: Tensor, newest: Tensor | None, given: Tensors) -> tuple[Tensor, ...]:
+        """Return the program's outputs for states (B, D) after newest events at times (B,): states as asked at the
+        request's time, scaled, and the best items if `top_k` is set.
+        """
+        if self.read_out is not None:
+            states = self.read_out(states, newest, given["request_times"])
         states = self.to_scoring_space(states)
         if not self.top_k:
             return (states,)
@@ -100,21 +109,33 @@ class _Pass(nn.Module):
 class _FullPass(_Pass):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         given = self.given(tensors)
-        history, x = History(given["item_ids"], given["lengths"]), self.embedded(given)
-        if self.positions is not None:
-            x = x + self.positions(history)
-        states: Tensor = self.encoder(x, history)
-        last = states[torch.arange(x.shape[0], device=x.device), history.lengths - 1]
-        return self.results(last, given)
+        history = History(given["item_ids"], given["lengths"], given.get("timestamps"))
+        states = self.encoder(self.embedded(history, given), history)
+        times = history.timestamps
+        newest = None if times is None else newest_events(times, history.lengths)
+        return self.results(newest_events(states, history.lengths), newest, given)
 
 
 class _OneStep(_Pass):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         given = self.given(tensors)
-        state = {name.removeprefix(STATE): x for name, x in given.items() if name.startswith(STATE)}
-        x = self.embedded(given | {"item_ids": given["item_ids"].unsqueeze(1)})
-        states, after = self.encoder.advance(x, None, state)
-        return (*self.results(states.squeeze(1), given), *(after[name] for name in state))
+        before = {name.removeprefix(STATE): x for name, x in given.items() if name.startswith(STATE)}
+        item_ids, newest = given["item_ids"].unsqueeze(1), given.get("timestamps")
+        times = None if newest is None else newest.unsqueeze(1)
+        history = History(item_ids, torch.ones_like(given["item_ids"]), times, before.get(NEWEST_TIME))
+        encoder_state = {name: x for name, x in before.items() if name != NEWEST_TIME}
+        states, after = self.encoder.advance(self.embedded(history, given), None, encoder_state)
+        if newest is not None:
+            # A copy, as ONNX does not allow an input as an output.
+            after = {**after, NEWEST_TIME: newest.clone()}
+        own = (states.squeeze(1),) if self.read_out is not None else ()
+        return (*self.results(states.squeeze(1), newest, given), *own, *(after[name] for name in before))
+
+
+class _Ask(_Pass):
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        given = self.given(tensors)
+        return self.results(given["event_states"], given["newest_times"], given)
 
 
 def full_pass(
@@ -131,7 +152,10 @@ def full_pass(
     # A single position is a constant for torch.
     axes["item_ids"] = {0: "batch", 1: "length"} if length > 1 else {0: "batch"}
     inputs["lengths"], axes["lengths"] = torch.full((BATCH,), length), {0: "batch"}
+    if model.event_time is not None:
+        inputs["timestamps"], axes["timestamps"] = torch.ones(BATCH, length, dtype=torch.int64), axes["item_ids"]
     _add_users(inputs, axes, model)
+    _add_request(inputs, axes, model)
     module = _FullPass(model, inside, list(inputs), top_k)
     return Program("full", module, inputs, axes, _outputs(top_k), longest)
 
@@ -148,7 +172,10 @@ def one_step(
     """
     inputs, axes = _outer_inputs(tables, inside)
     inputs["item_ids"], axes["item_ids"] = torch.ones(BATCH, dtype=torch.int64), {0: "batch"}
+    if model.event_time is not None:
+        inputs["timestamps"], axes["timestamps"] = torch.ones(BATCH, dtype=torch.int64), {0: "batch"}
     _add_users(inputs, axes, model)
+    _add_request(inputs, axes, model)
     like = model.items.weight.new_empty(0, dtype=torch.float32)
     state = model.encoder.zero_state(BATCH, WINDOW, like)
     other = model.encoder.zero_state(BATCH, WINDOW + 1, like)
@@ -156,8 +183,26 @@ def one_step(
         inputs[STATE + name] = x
         windows = [axis for axis, size in enumerate(x.shape) if size != other[name].shape[axis]]
         axes[STATE + name] = {0: "batch"} | dict.fromkeys(windows, "window")
+    outputs = [*_outputs(top_k), *(["event_states"] if model.read_out is not None else [])]
+    if model.event_time is not None:
+        state = {**state, NEWEST_TIME: torch.ones(BATCH, dtype=torch.int64)}
+        inputs[STATE + NEWEST_TIME], axes[STATE + NEWEST_TIME] = state[NEWEST_TIME], {0: "batch"}
     module = _OneStep(model, inside, list(inputs), top_k)
-    return Program("step", module, inputs, axes, [*_outputs(top_k), *(NEXT_STATE + name for name in state)])
+    return Program("step", module, inputs, axes, [*outputs, *(NEXT_STATE + name for name in state)])
+
+
+def ask(
+    model: SequentialRecommender,
+    tables: Mapping[str, ExportedTable],
+    inside: Mapping[str, Tensor],
+    top_k: int,
+) -> Program:
+    """Return the program from a stored state and the time of a request to the state as asked then."""
+    inputs, axes = _outer_inputs({} if not top_k else tables, inside)
+    inputs["event_states"], axes["event_states"] = torch.zeros(BATCH, model.encoder.d_model), {0: "batch"}
+    inputs["newest_times"], axes["newest_times"] = torch.ones(BATCH, dtype=torch.int64), {0: "batch"}
+    _add_request(inputs, axes, model)
+    return Program("ask", _Ask(model, inside, list(inputs), top_k), inputs, axes, _outputs(top_k))
 
 
 def _outer_inputs(tables: Mapping[str, ExportedTable], inside: Mapping[str, Tensor]) -> tuple[Tensors, Axes]:
@@ -170,6 +215,11 @@ def _outer_inputs(tables: Mapping[str, ExportedTable], inside: Mapping[str, Tens
 def _add_users(inputs: Tensors, axes: Axes, model: SequentialRecommender) -> None:
     if model.users is not None:
         inputs["user_ids"], axes["user_ids"] = torch.ones(BATCH, dtype=torch.int64), {0: "batch"}
+
+
+def _add_request(inputs: Tensors, axes: Axes, model: SequentialRecommender) -> None:
+    if model.read_out is not None:
+        inputs["request_times"], axes["request_times"] = torch.full((BATCH,), 2), {0: "batch"}
 
 
 def _outputs(top_k: int) -> list[str]:

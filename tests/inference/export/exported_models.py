@@ -11,6 +11,7 @@ import torch
 
 import seqrec.models
 from seqrec.encoders import SequenceEncoder
+from seqrec.encoders.event_time import EventTime
 from seqrec.encoders.layers import Tensors
 from seqrec.models import SequentialRecommender
 from seqrec.types import History, RaggedItems, SequenceBatch
@@ -24,6 +25,7 @@ ENCODERS = {
     "RecMamba": ("RecMamba", {"d_state": 4}),
     "MoEMaTrRec": ("MoEMaTrRec", {"d_state": 4, "rotary": True}),
 }
+TIME = EventTime(hour=True, weekday=True, request=True)
 
 
 def build(name: str, **arguments: object) -> SequentialRecommender:
@@ -62,6 +64,8 @@ def _with_vectors(model: SequentialRecommender) -> SequentialRecommender:
     for table in (model.items, model.users):
         if table is not None:
             torch.nn.init.normal_(table.weight.detach()[1:], std=0.1)
+    if model.read_out is not None:
+        torch.nn.init.normal_(model.read_out.out.weight.detach(), std=0.1)
     return model
 
 
@@ -115,7 +119,7 @@ class Served:
     def zero_state(self, batch: int, window: int) -> dict[str, np.ndarray]:
         sizes = {"batch": batch, "window": window}
         return {
-            x["name"]: np.zeros([sizes.get(size, size) for size in x["shape"]], x["dtype"])
+            x["name"]: np.full([sizes.get(size, size) for size in x["shape"]], x["initial"], x["dtype"])
             for x in self.manifest["programs"]["step"]["inputs"]
             if x["name"].startswith("state.")
         }

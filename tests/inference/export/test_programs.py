@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from exported_models import ENCODERS, MAX_LENGTH, NUM_ITEMS, Served, build, last_states, random_history, small
+from exported_models import ENCODERS, MAX_LENGTH, NUM_ITEMS, TIME, Served, build, last_states, random_history, small
 
 from seqrec import __version__
 from seqrec.catalogue.table import ItemTable
@@ -46,6 +46,41 @@ def check_steps(model: SequentialRecommender, served: Served, events: int, toler
 @every_encoder
 def test_onnxruntimes_steps_are_the_models_over_a_thousand_events(name: str, served: Export):
     check_steps(*served(name), events=1000, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("form", ["onnx", pytest.param("torch", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [name if name == "MambaRec" else pytest.param(name, marks=pytest.mark.slow) for name in ENCODERS]
+)
+def test_steps_with_times_are_the_models_over_a_thousand_events_and_can_be_asked_later(
+    name: str, form: str, tmp_path: Path
+):
+    model = build(name, time=TIME)
+    export(model, tmp_path / "out", format=form)
+    served, generator = Served(tmp_path / "out"), torch.Generator().manual_seed(0)
+    item_ids = torch.randint(1, NUM_ITEMS + 1, (2, 1000), generator=generator)
+    timestamps = 1_600_000_000 + (2.0 ** (torch.rand(2, 1000, generator=generator) * 20)).long().cumsum(1)
+    state, remembered = model.init_state(2), served.zero_state(2, MAX_LENGTH)
+    for event in range(1000):
+        now = timestamps[:, event]
+        at = now + 40 * (event % 7)
+        states, state = model.step(item_ids[:, event], state, timestamps=now)
+        outputs = served.run(
+            "step",
+            item_ids=item_ids[:, event].numpy(),
+            timestamps=now.numpy(),
+            request_times=at.numpy(),
+            **remembered,
+        )
+        expected = model.to_scoring_space(model.at_request(states, now, at)).detach()
+        np.testing.assert_allclose(outputs["states"], expected.numpy(), rtol=0, atol=1e-4)
+        remembered = {name: outputs[f"next_{name}"] for name in remembered}
+    later = now + 10**6
+    asked = served.run(
+        "ask", event_states=outputs["event_states"], newest_times=now.numpy(), request_times=later.numpy()
+    )
+    expected = model.to_scoring_space(model.at_request(states, now, later)).detach()
+    np.testing.assert_allclose(asked["states"], expected.numpy(), rtol=0, atol=1e-4)
 
 
 @every_encoder

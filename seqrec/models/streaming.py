@@ -1,0 +1,169 @@
+"""Continue users' states by further events. B users, L events, D width."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from seqrec.catalogue.table import ItemEmbedding
+from seqrec.encoders import SequenceEncoder
+from seqrec.encoders.event_time import TimeEmbedding, needed_times
+from seqrec.encoders.layers import LearnedPositions
+from seqrec.encoders.state import State
+from seqrec.errors import InputError
+from seqrec.models.recommender import Recommender
+from seqrec.types import NO_TIME, History
+
+# The tensor of a stream's state with the time of the newest event, if the model reads times.
+NEWEST_TIME = "newest_time"
+
+
+class StreamingRecommender(Recommender):
+    """The part of `SequentialRecommender` that continues states; the attributes are documented there."""
+
+    encoder: SequenceEncoder
+    items: ItemEmbedding
+    users: ItemEmbedding | None
+    positions: LearnedPositions | None
+    event_time: TimeEmbedding | None
+
+    def init_state(
+        self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> State:
+        """Return the state before users' first events, from which `step` and `extend` continue in evaluation mode.
+
+        Up to `max_length` events, the states that follow are those of `forward`. `SequenceEncoder` documents what
+        encoders make of more events.
+
+        Args:
+            batch_size: Users.
+            device: None is the weights' device.
+            dtype: Type of embedded events; None is the weights' type.
+
+        Raises:
+            InputError: if the model has learned positions, or `SequenceEncoder.init_state` refuses.
+        """
+        self._refuse_learned_positions()
+        max_length = int(self.hparams["max_length"])
+        state = self.encoder.init_state(batch_size, max_length=max_length, device=device, dtype=dtype)
+        if self.event_time is None:
+            return state
+        newest = next(iter(state.tensors.values())).new_full((batch_size,), NO_TIME, dtype=torch.int64)
+        return State({**state.tensors, NEWEST_TIME: newest}, state.encoder)
+
+    def step(
+        self, item_ids: Tensor, state: State, user_ids: Tensor | None = None, timestamps: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Return the states after one more event per user, at a cost that does not depend on earlier events.
+
+        Args:
+            item_ids: (B,) int64, items of the catalogue.
+            state: State after the earlier events; unchanged.
+            user_ids: (B,) int64, 0 for unknown, the same at each call; None means unknown for all.
+            timestamps: (B,) int64, times of the events; needed with `time`, else unused.
+
+        Returns:
+            (B, D) states before any time of a request is read (`at_request`), and the state after the event.
+
+        Raises:
+            InputError: if an item is not in the catalogue, a time is missing or before that of the event before, or
+                `SequenceEncoder.step` refuses.
+        """
+        if item_ids.dim() != 1:
+            raise InputError(f"item_ids must be (B,), got {tuple(item_ids.shape)}; use `extend` for several")
+        if self.event_time is None:
+            return self.encoder.step(self._further_events(item_ids, user_ids), state)
+        history = History(item_ids.unsqueeze(1), torch.ones_like(item_ids), _as_column(timestamps))
+        encoder_state, history = self._separated(history, state)
+        x = self._further_events(history.item_ids, user_ids) + self._time_vectors(history)
+        states, after = self.encoder.step(x.squeeze(1), encoder_state)
+        return states, State({**after.tensors, NEWEST_TIME: needed_times(history)[:, 0]}, after.encoder)
+
+    def extend(self, history: History, state: State, user_ids: Tensor | None = None) -> tuple[Tensor, State]:
+        """Return the states of any number of further events per user.
+
+        Args:
+            history: (B, L) the new events alone. A length may be 0 here, which leaves that user's state unchanged.
+            state: State after the earlier events; unchanged.
+            user_ids: (B,) int64, 0 for unknown, the same at each call; None means unknown for all.
+
+        Returns:
+            (B, L, D) states before any time of a request is read (`at_request`), meaningless at padding, and the
+            state after each user's newest event.
+
+        Raises:
+            InputError: if an item is not in the catalogue, a time is missing or before that of the event before, or
+                `SequenceEncoder.extend` refuses.
+        """
+        # Padding is never seen, but its ids must be ones that can be embedded.
+        x = self._further_events(torch.where(history.valid, history.item_ids, 1), user_ids)
+        if self.event_time is None:
+            return self.encoder.extend(x, history.lengths, state)
+        encoder_state, history = self._separated(history, state)
+        states, after = self.encoder.extend(x + self._time_vectors(history), history.lengths, encoder_state)
+        times = torch.cat([state.tensors[NEWEST_TIME].unsqueeze(1), needed_times(history)], 1)
+        newest = times.gather(1, history.lengths.unsqueeze(1)).squeeze(1)
+        return states, State({**after.tensors, NEWEST_TIME: newest}, after.encoder)
+
+    def _scaled(self, item_ids: Tensor) -> Tensor:
+        """Return scaled item vectors (..., D)."""
+        vectors: Tensor = self.items(item_ids) * self.encoder.d_model**0.5
+        return vectors
+
+    def _further_events(self, item_ids: Tensor, user_ids: Tensor | None) -> Tensor:
+        """Return embedded events (B, D) or (B, L, D) of a stream."""
+        self._refuse_learned_positions()
+        num_items = self.items.num_items
+        if item_ids.numel():
+            least, most = (int(item) for item in item_ids.aminmax())
+            if not 1 <= least <= most <= num_items:
+                raise InputError(
+                    f"item_ids hold {least}..{most}, but the catalogue has items 1..{num_items}; leave unknown items "
+                    "out"
+                )
+        with torch.inference_mode():
+            x = self._scaled(item_ids)
+            if self.users is not None and user_ids is not None:
+                users: Tensor = self.users(user_ids)
+                x = x + (users if x.dim() == 2 else users.unsqueeze(1))
+        return x
+
+    def _time_vectors(self, history: History) -> Tensor:
+        """Return vectors (B, L, D) of the time of a stream's further events."""
+        with torch.inference_mode():
+            vectors: Tensor = cast("TimeEmbedding", self.event_time)(needed_times(history), history.times_before)
+        return vectors
+
+    def _separated(self, history: History, state: State) -> tuple[State, History]:
+        """Return the encoder's part of a state, and the further events with the time before them, which may not go
+        back.
+        """
+        tensors = dict(state.tensors)
+        newest = tensors.pop(NEWEST_TIME, None)
+        if newest is None:
+            raise InputError("the state has no time of the newest event, so it is of another model: use `init_state`")
+        history = replace(history, time_before=newest)
+        times, before = needed_times(history), history.times_before
+        gone_back = (times < before) & history.valid
+        if gone_back.any():
+            row, column = gone_back.nonzero()[0].tolist()
+            raise InputError(
+                f"timestamps of row {row} go back: {int(times[row, column])} after {int(before[row, column])}; give "
+                "events in the order of time"
+            )
+        return State(tensors, state.encoder), history
+
+    def _refuse_learned_positions(self) -> None:
+        if self.positions is not None:
+            raise InputError(
+                "positions=True cannot be streamed: learned positions count back from the newest event, so that each "
+                "new event changes the vectors of all others; train with positions: false, and for SASRec and "
+                "MoEMaTrRec with rotary: true, which counts distances between events instead"
+            )
+
+
+def _as_column(times: Tensor | None) -> Tensor | None:
+    return None if times is None else times.unsqueeze(1)
