@@ -30,6 +30,7 @@ class Split(ABC):
 
     Attributes:
         several_targets: Whether a user may be judged by more than one item.
+        train_on_validation: Whether the validation targets are trained on, too, so that validation tells nothing.
 
     Example:
         >>> from seqrec import LeaveOneOut, Split
@@ -39,6 +40,7 @@ class Split(ABC):
     """
 
     several_targets: bool = False
+    train_on_validation: bool = False
 
     @property
     def id(self) -> str:
@@ -74,20 +76,29 @@ class LeaveOneOut(Split):
     Kang & McAuley 2018 (SASRec), section 4.1. Users are judged at different times: events that happened after one
     user's test event are in another's training. Compare its results only with others of the same split.
 
+    Args:
+        train_on_validation: Whether the event before the newest is trained on as well, as in the code of HSTU (Zhai et
+            al. 2024). Then no validation metric may choose the epoch, which a fit refuses.
+
     Example:
         >>> from seqrec import LeaveOneOut
-        >>> LeaveOneOut().id
-        'loo'
+        >>> LeaveOneOut().id, LeaveOneOut(train_on_validation=True).id
+        ('loo', 'loo-trainval')
     """
+
+    def __init__(self, *, train_on_validation: bool = False) -> None:
+        self.train_on_validation = train_on_validation
 
     @property
     def id(self) -> str:
-        """`loo`."""
-        return "loo"
+        """`loo`, or `loo-trainval` with `train_on_validation`."""
+        return "loo-trainval" if self.train_on_validation else "loo"
 
     def history_stops(self, store: EventStore, stage: str) -> Int64:
-        """Return the ends of histories; training ends before the validation target."""
-        return _stops_by_count(store, stage, 1, "leave-one-out needs one event each to train, validate and test")
+        """Return the ends of histories; training ends before the validation target, unless that is trained on."""
+        reason = "leave-one-out needs one event each to train, validate and test"
+        stage = "test" if stage == "train" and self.train_on_validation else stage
+        return _stops_by_count(store, stage, 1, reason)
 
 
 class LastN(Split):

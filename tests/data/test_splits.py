@@ -37,6 +37,14 @@ def test_leave_one_out_ends_each_stages_history_before_its_target(tmp_path: Path
     assert stops.dtype == np.int64
 
 
+def test_with_validation_in_training_only_the_newest_event_is_held_out(tmp_path: Path):
+    store = store_of(tmp_path, [3, 3, 9], ["a", "b", "c"])
+    split = LeaveOneOut(train_on_validation=True)
+    assert split.history_stops(store, "train").tolist() == split.history_stops(store, "test").tolist() == [2, 5, 14]
+    assert split.history_stops(store, "validate").tolist() == [1, 4, 13]
+    assert split.id == "loo-trainval"
+
+
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_user_with_too_few_events_is_named_with_store_and_remedy(tmp_path: Path, stage: str, count: int):

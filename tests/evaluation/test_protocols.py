@@ -401,7 +401,8 @@ class TestProtocol:
         (Protocol.preset("gsasrec"), "full-seenout-tiemean-loo"),
         (Protocol.preset("recbole"), "full-seenin-tiemean-loo"),
         (Protocol.preset("rectools"), "full-trained-seenout-tiemean-loo-ndcgcutoff"),
-        (Protocol.preset("hstu"), "full-seenout-tiemean-loo"),
+        (Protocol.preset("hstu"), "full-seenout-tiemean-loo-trainval"),
+        (Protocol(request_time=True), "full-seenout-tiemean-loo-requesttime"),
     ],
 )
 def test_a_protocols_name_holds_each_of_its_settings(protocol: Protocol, expected: str):

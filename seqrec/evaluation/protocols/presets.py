@@ -15,10 +15,12 @@ each user as the target.
 - `rectools`: RecTools' `cross_validate` with `LastNSplitter(1)` and `filter_viewed=True`: the items of the
   training part without the viewed ones, and an NDCG that divides by the ideal gain of k relevant items. Its
   splitter leaves out test events with a cold or viewed item (`filter_cold_items`, `filter_already_seen`); here they
-  count.
+  count. Its tutorials hold out a validation event as here, and do not train on it.
 - `hstu`: Zhai et al. 2024 (HSTU), `data/eval.py` of facebookresearch/generative-recommenders: the whole catalogue
   without the events in the model's window (`filter_invalid_ids=True`); here without the whole history. In their code,
-  items of MovieLens without an event are candidates too.
+  items of MovieLens without an event are candidates too. It trains on all events but the newest and judges that one
+  after each epoch, so nothing but the test chooses the epoch: train with `LeaveOneOut(train_on_validation=True)` and a
+  number of epochs that is fixed beforehand. Its model reads the time of the target: `model.time.request`.
 """
 
 from __future__ import annotations
@@ -35,5 +37,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gsasrec": {"candidates": WholeCatalogue(), "split": LeaveOneOut()},
     "recbole": {"candidates": WholeCatalogue(), "filter_seen": False, "split": LeaveOneOut()},
     "rectools": {"candidates": WholeCatalogue(trained_only=True), "normaliser": "cutoff", "split": LeaveOneOut()},
-    "hstu": {"candidates": WholeCatalogue(), "split": LeaveOneOut()},
+    "hstu": {"candidates": WholeCatalogue(), "split": LeaveOneOut(train_on_validation=True)},
 }

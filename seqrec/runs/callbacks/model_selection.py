@@ -54,8 +54,15 @@ def check_monitor(monitor: str | None, trainer: pl.Trainer, module: pl.Lightning
     """Refuse, before the first step, a metric that a model of seqrec does not log.
 
     Raises:
-        InputError: if it is misspelt, or of a validation that is switched off.
+        InputError: if it is misspelt, or of a validation that is switched off, or of targets that are trained on.
     """
+    split = getattr(getattr(trainer, "datamodule", None), "split", None)
+    if monitor is not None and monitor.startswith("val_") and getattr(split, "train_on_validation", False):
+        raise InputError(
+            f"monitor={monitor!r} would choose by targets that are trained on (data.split.train_on_validation): test "
+            "the last epoch with --checkpoint.monitor null --early_stopping.monitor train_loss_epoch, and find the "
+            "number of epochs in a run without train_on_validation"
+        )
     metrics = getattr(module, "metrics", None)
     if monitor is None or metrics is None or not type(module).__module__.startswith("seqrec."):
         return
