@@ -120,9 +120,13 @@ class HeldOutItems(RaggedItems):
         item_ids: (S,) int64, real items, distinct within a row, in the order of their first held-out event.
         offsets: (B + 1,) int64, as in `RaggedItems`; every row has an item.
         timestamps: (S,) int64 of the first held-out event of each, in the log's unit; None if the log has none.
+        positions: (S,) int64, number of the row's events before each, if each held-out event is judged by itself from
+            those events; then items may repeat, and the history reaches up to the event before the last of them. None
+            if all of a row are judged from the whole history.
     """
 
     timestamps: Tensor | None = None
+    positions: Tensor | None = None
 
 
 @dataclass(frozen=True)

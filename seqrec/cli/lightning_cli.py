@@ -317,6 +317,7 @@ class SeqrecCLI(LightningCLI):
                 itertools.islice(loader, int(batches)),
                 item_counts=counts,
                 several_targets=datamodule.split.several_targets,
+                separate_lists=datamodule.split.prequential,
             )
         left_out = datamodule.split.left_out(datamodule.store, stage)
         folder = self.trainer.log_dir  # a broadcast, so every process asks

@@ -49,16 +49,24 @@ class WindowDataset(Dataset[SequenceBatch]):
 
     `history_stops` (U,) are the ends of users' seen events, from `Split.history_stops`; `target_stops` (U,) those of
     held-out events, from `Split.target_stops`, None if no events are. Without `with_targets` no event follows the
-    windows (prediction).
+    windows (prediction). With `prequential`, windows are whole histories up to the event before the last target, and
+    each target keeps its position in them.
     """
 
     def __init__(
-        self, store: EventArrays, history_stops: Int64, *, target_stops: Int64 | None = None, with_targets: bool = True
+        self,
+        store: EventArrays,
+        history_stops: Int64,
+        *,
+        target_stops: Int64 | None = None,
+        with_targets: bool = True,
+        prequential: bool = False,
     ) -> None:
         self.store = store
         self.history_stops = history_stops
         self.target_stops = target_stops
         self.with_targets = with_targets
+        self.prequential = prequential
 
     def __getitem__(self, plan: BatchPlan) -> SequenceBatch:
         """Return the batch of a plan, with rows right-padded to the longest."""
@@ -95,7 +103,7 @@ class WindowDataset(Dataset[SequenceBatch]):
         counts = target_stops[user_rows] - starts
         places = ranges(starts, counts)
         item_ids = np.asarray(self.store.item_ids)[places].astype(np.int64)
-        if counts.max() > 1:
+        if counts.max() > 1 and not self.prequential:
             rows = np.repeat(np.arange(len(counts)), counts)
             # The first event of each item. A pair's number fits, because its row is a place in a batch.
             _, first = np.unique(rows * (self.store.num_items + 1) + item_ids, return_index=True)
@@ -105,7 +113,10 @@ class WindowDataset(Dataset[SequenceBatch]):
         offsets = np.concatenate([[0], np.cumsum(counts)])
         times = self.store.timestamps
         timestamps = None if times is None else torch.from_numpy(np.asarray(times)[places].astype(np.int64))
-        return HeldOutItems(torch.from_numpy(item_ids), torch.from_numpy(offsets), timestamps)
+        positions = None
+        if self.prequential:
+            positions = torch.from_numpy(places - np.repeat(np.asarray(self.store.offsets)[user_rows], counts))
+        return HeldOutItems(torch.from_numpy(item_ids), torch.from_numpy(offsets), timestamps, positions)
 
 
 def padded_rows(column: NDArray[np.integer[Any]], starts: Int64, lengths: Int64) -> Tensor:

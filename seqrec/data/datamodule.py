@@ -26,7 +26,14 @@ from seqrec.data.sampler import BatchSampler, SequentialBatches
 from seqrec.data.sources import Source
 from seqrec.data.splits import LeaveOneOut, Split, training_item_counts
 from seqrec.data.store import EventStore
-from seqrec.data.windows import NewestWindow, TrainWindows, WindowIndex, judged_windows, newest_windows
+from seqrec.data.windows import (
+    NewestWindow,
+    TrainWindows,
+    WindowIndex,
+    judged_windows,
+    newest_windows,
+    prequential_windows,
+)
 from seqrec.errors import InputError
 from seqrec.specs import to_spec
 from seqrec.types import SequenceBatch
@@ -309,14 +316,21 @@ class SequenceDataModule(pl.LightningDataModule):
         ends = self.split.target_stops(self.store, stage)
         fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         most = self.val_users if fitting and stage == "validate" else None
-        judged = judged_windows(self._offsets, stops, ends, self.max_length, most=most, seed=self.seed)
+        users = (self._offsets, stops, ends)
+        if self.split.prequential:
+            judged = prequential_windows(*users, most=most, seed=self.seed)
+        else:
+            judged = judged_windows(*users, self.max_length, most=most, seed=self.seed)
         if not len(judged):
             raise InputError(
                 f"{self.store_directory}: the split {self.split.id} leaves no user to {stage}: "
                 f"{self.split.left_out(self.store, stage)}; hold out more, or ask for a shorter warm-up"
             )
-        dataset = WindowDataset(self.store, stops, target_stops=ends)
-        return self._loader(dataset, lambda _: judged, self.eval_batch_size, shuffle=False)
+        dataset = WindowDataset(self.store, stops, target_stops=ends, prequential=self.split.prequential)
+        tokens = None
+        if self.split.prequential:
+            tokens = max(self.eval_batch_size * self.max_length, int(judged.lengths.max()))
+        return self._loader(dataset, lambda _: judged, self.eval_batch_size, shuffle=False, max_tokens=tokens)
 
     def _loader(
         self,
@@ -325,12 +339,15 @@ class SequenceDataModule(pl.LightningDataModule):
         batch_size: int,
         *,
         shuffle: bool,
+        max_tokens: int | None = None,
     ) -> ResumableLoader:
+        if shuffle and self.max_tokens:
+            max_tokens = self.max_tokens
         # Lightning replaces any other sampler if the trainer overfits a few batches.
         sampler = (SequentialBatches if self._overfits else BatchSampler)(
             windows,
-            batch_size=None if shuffle and self.max_tokens else batch_size,
-            max_tokens=self.max_tokens if shuffle else None,
+            batch_size=None if max_tokens else batch_size,
+            max_tokens=max_tokens,
             shuffle=shuffle,
             bucket=self.bucket_by_length,
             seed=self.seed,

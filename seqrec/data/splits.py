@@ -30,7 +30,8 @@ class Split(ABC):
 
     Attributes:
         several_targets: Whether a user may be judged by more than one item.
-        train_on_validation: Whether the validation targets are trained on, too, so that validation tells nothing.
+        prequential: Whether each target is judged by itself, from all events of its user before it.
+        train_on_validation: Whether the validation targets are trained on, too, so that validation shows nothing.
 
     Example:
         >>> from seqrec import LeaveOneOut, Split
@@ -40,6 +41,7 @@ class Split(ABC):
     """
 
     several_targets: bool = False
+    prequential: bool = False
     train_on_validation: bool = False
 
     @property
@@ -156,7 +158,13 @@ class GlobalTime(Split):
             events' times. For dates, the size of the log's times shows whether they are in seconds, or thousandths,
             millionths or billionths of them, since 1970.
         validation_from: Start of the validation time, of the same kind and not after `test_from`.
-        warm_up: Events that a user must have before a stage's time to be judged in it, at least 1.
+        warm_up: Events that a user must have before it is judged, at least 1: before a stage's time, or before the
+            target if `prequential`.
+        prequential: Whether each event of a stage's time is judged by itself, from all events of its user before it,
+            also those of the same time, as a server would be asked (Gama et al. 2013, On Evaluating Stream Learning
+            Algorithms). A user's metrics are then means over its events. The model's weights stay those of the
+            training. Models that can be streamed read each history once and see all of it; others see the newest
+            `max_length` events before each target, which costs a history for each.
 
     Raises:
         InputError: if a value is out of range.
@@ -167,9 +175,14 @@ class GlobalTime(Split):
         'time0.9-val0.8-warm1'
     """
 
-    several_targets = True
-
-    def __init__(self, test_from: float | str = 0.9, validation_from: float | str = 0.8, *, warm_up: int = 1) -> None:
+    def __init__(
+        self,
+        test_from: float | str = 0.9,
+        validation_from: float | str = 0.8,
+        *,
+        warm_up: int = 1,
+        prequential: bool = False,
+    ) -> None:
         for name, point in (("test_from", test_from), ("validation_from", validation_from)):
             if isinstance(point, str):
                 _seconds(name, point)
@@ -188,17 +201,26 @@ class GlobalTime(Split):
         self.test_from = test_from
         self.validation_from = validation_from
         self.warm_up = warm_up
+        self.prequential = prequential
+        # Each list has one target, whose recall is the hit rate.
+        self.several_targets = not prequential
 
     @property
     def id(self) -> str:
-        """`time0.9-val0.8-warm1` with the defaults."""
-        return f"time{_text(self.test_from)}-val{_text(self.validation_from)}-warm{self.warm_up}"
+        """`time0.9-val0.8-warm1` with the defaults, followed by `-prequential` if it is that."""
+        each = "-prequential" if self.prequential else ""
+        return f"time{_text(self.test_from)}-val{_text(self.validation_from)}-warm{self.warm_up}{each}"
 
     def history_stops(self, store: EventStore, stage: str) -> Int64:
         """Return the ends of histories; those for training end at `validation_from`."""
         if stage == "predict":
             return np.asarray(store.offsets)[1:].astype(np.int64)
-        return self._stops(store, self.test_from if stage == "test" else self.validation_from)
+        stops = self._stops(store, self.test_from if stage == "test" else self.validation_from)
+        if not self.prequential or stage == "train":
+            return stops
+        # A user's first events are no targets, but they are known to the next ones.
+        warm = np.asarray(store.offsets)[:-1] + self.warm_up
+        return np.minimum(np.maximum(stops, warm), self._ends(store, stage)).astype(np.int64)
 
     def target_stops(self, store: EventStore, stage: str) -> Int64:
         """Return the ends of targets: `test_from` for validation, the end of the log for test."""
@@ -209,16 +231,23 @@ class GlobalTime(Split):
     def left_out(self, store: EventStore, stage: str) -> dict[str, int]:
         """Return the number of users who are not judged in "validate" or "test", by reason."""
         starts, ends = self._stage(store, stage)
-        absent, known = ends == starts, starts - np.asarray(store.offsets)[:-1]
+        since = self._stops(store, self.test_from if stage == "test" else self.validation_from)
+        absent, known = ends == since, starts - np.asarray(store.offsets)[:-1]
+        judged = (ends > starts) & (known >= self.warm_up)
         return {
             "no event in its time": int(absent.sum()),
-            f"fewer than {self.warm_up} event(s) before": int((~absent & (known < self.warm_up)).sum()),
+            f"fewer than {self.warm_up} event(s) before": int((~absent & ~judged).sum()),
         }
 
     def _stage(self, store: EventStore, stage: str) -> tuple[Int64, Int64]:
-        """Return the start and end (U,) of each user's events in the time of a stage."""
-        ends = np.asarray(store.offsets)[1:] if stage == "test" else self._stops(store, self.test_from)
-        return self.history_stops(store, stage), ends
+        """Return the start and end (U,) of each user's targets in a stage."""
+        return self.history_stops(store, stage), self._ends(store, stage)
+
+    def _ends(self, store: EventStore, stage: str) -> Int64:
+        """Return the end (U,) of each user's events in the time of a stage."""
+        if stage == "test":
+            return np.asarray(store.offsets)[1:].astype(np.int64)
+        return self._stops(store, self.test_from)
 
     def _stops(self, store: EventStore, point: float | str) -> Int64:
         """Return the end (U,) of each user's events before a point."""

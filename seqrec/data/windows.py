@@ -58,7 +58,18 @@ def judged_windows(
     For equal seeds and users the sample is the same.
     """
     windows = newest_windows(offsets, stops, max_length)
-    windows = windows[np.flatnonzero((target_stops > stops)[windows.user_rows])]
+    return _sample(windows[np.flatnonzero((target_stops > stops)[windows.user_rows])], most, seed)
+
+
+def prequential_windows(
+    offsets: Int64, stops: Int64, target_stops: Int64, *, most: int | None = None, seed: int = 0
+) -> WindowIndex:
+    """Return the whole history of each user up to the event before its last target, as `judged_windows` does."""
+    rows = np.flatnonzero((target_stops > stops) & (stops > offsets))
+    return _sample(WindowIndex(rows, offsets[rows].astype(np.int64), target_stops[rows] - 1), most, seed)
+
+
+def _sample(windows: WindowIndex, most: int | None, seed: int) -> WindowIndex:
     if most is None or most >= len(windows):
         return windows
     return windows[np.sort(np.random.default_rng(seed).permutation(len(windows))[:most])]

@@ -39,7 +39,7 @@ class EventTime:
             "continuous" maps waves of the gap's logarithm, None leaves gaps out.
         hour: Whether each hour of the day has a vector.
         weekday: Whether each day of the week has a vector.
-        request: Whether the model is told when a recommendation is asked for: the gap from the newest event to then,
+        request: Whether the model reads the time of a request: the gap from the newest event to then,
             and hour and weekday of then if these are on. It is read after the encoder, so a stored state can be asked
             at any time. In training, and when targets are judged, each target's own time is that of the request.
         unit: Unit of the log's timestamps, counted from 1970: "s", "ms", "us" or "ns".

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from seqrec.evaluation.metrics import ranking_metrics
 from seqrec.evaluation.protocols import TrainingCounts
+from seqrec.models.prequential import judge_batch
 from seqrec.models.recommender import Recommender
 from seqrec.types import SequenceBatch
 
@@ -21,6 +22,7 @@ def evaluate(
     *,
     item_counts: NDArray[np.int64] | None = None,
     several_targets: bool = False,
+    separate_lists: bool = False,
 ) -> dict[str, float]:
     """Return the metrics of a model without a trainer, by the model's protocol.
 
@@ -32,6 +34,7 @@ def evaluate(
         item_counts: (V,) how often each item occurs in training, as `SequenceDataModule.train_item_counts` returns
             it. Needed if the protocol draws candidates from trained items or by popularity.
         several_targets: Whether users may have more than one target; adds recall and precision.
+        separate_lists: Whether each target is in a list of its own (`GlobalTime.prequential`).
 
     Raises:
         InputError: if the protocol needs `item_counts`.
@@ -52,13 +55,14 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    metrics = ranking_metrics(model.protocol.normaliser, several_targets=several_targets).to(model.device)
+    shape = {"several_targets": several_targets, "separate_lists": separate_lists}
+    metrics = ranking_metrics(model.protocol.normaliser, **shape).to(model.device)
     counts = None if item_counts is None else TrainingCounts(torch.from_numpy(item_counts)).to(model.device)
     scorer = model.scorer()
     try:
         for batch in batches:
             here = batch.to(model.device)
-            metrics.update(model.protocol.judge(model.last_states(here), here, scorer, counts))
+            metrics.update(judge_batch(model, here, scorer, counts))
     finally:
         model.train(was_training)
     return {name: float(value) for name, value in metrics.compute().items()}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from seqrec.catalogue.histories import read_histories, read_options
-from seqrec.catalogue.recommend import RecommendOptions, best_items, recommend_block
+from seqrec.catalogue.recommend import RecommendOptions, best_items, recommend_block, trained_length
 from seqrec.catalogue.scorer import Scorer
 from seqrec.catalogue.search import ExactSearch, ItemSearch
 from seqrec.catalogue.sharding import ShardedEmbedding
@@ -25,6 +25,7 @@ from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError, NothingToDrawError
 from seqrec.evaluation.metrics import RepeatedTargets, ranking_metrics
 from seqrec.evaluation.protocols import FullRanking, Protocol, TrainingCounts
+from seqrec.models.prequential import judge_batch, prefix_batches
 from seqrec.models.trained_on import CHECKPOINT_KEY, check_same_log, record_of
 from seqrec.runs.callbacks import FiniteLoss, StepSeeds, UseAtomicCheckpoints
 from seqrec.runs.lightning_internals import allow_instantiator, attached_trainer
@@ -100,7 +101,7 @@ class Recommender(pl.LightningModule, ABC):
 
     @property
     def reads_request_time(self) -> bool:
-        """Whether the model is told when a recommendation is asked for, as the protocol's id states."""
+        """Whether the model reads the time of a request, as the protocol's id states."""
         return False
 
     def request_timestamp(self, at: int | datetime | None) -> int | None:
@@ -124,6 +125,11 @@ class Recommender(pl.LightningModule, ABC):
     @abstractmethod
     def last_states(self, batch: SequenceBatch) -> Tensor:
         """Return the (B, D) states after each row's newest event."""
+
+    def states_before_targets(self, batch: SequenceBatch) -> Tensor:
+        """Return the (T, D) states before each target of a prequential batch, from the newest `max_length` events."""
+        prefixes = prefix_batches(batch, trained_length(self))
+        return torch.cat([self.last_states(prefix) for _, prefix in prefixes])
 
     @classmethod
     def load_from_checkpoint(cls: type[Model], checkpoint_path: Any, *args: Any, **kwargs: Any) -> Model:
@@ -325,13 +331,14 @@ class Recommender(pl.LightningModule, ABC):
 
     def _start_judging(self, stage: str) -> None:
         self._warn_of_fresh_weights()
-        data, counts, several = getattr(self.trainer, "datamodule", None), None, False
+        data, counts, several, separate = getattr(self.trainer, "datamodule", None), None, False, False
         if isinstance(data, SequenceDataModule):
             self.protocol = self.protocol.on(data.split, data.event_order, request_time=self.reads_request_time)
-            several = data.split.several_targets
+            several, separate = data.split.several_targets, data.split.prequential
             if self.protocol.candidates.needs_item_counts:
                 counts = TrainingCounts(torch.from_numpy(data.train_item_counts())).to(self.device)
-        self.metrics[stage] = ranking_metrics(self.protocol.normaliser, several_targets=several).to(self.device)
+        metrics = ranking_metrics(self.protocol.normaliser, several_targets=several, separate_lists=separate)
+        self.metrics[stage] = metrics.to(self.device)
         # Those of a command in inference mode cannot be changed in another.
         self.repeats[stage] = RepeatedTargets().to(self.device)
         # Once per epoch, as the weights do not change within it.
@@ -340,7 +347,7 @@ class Recommender(pl.LightningModule, ABC):
     def _judge(self, stage: str, batch: SequenceBatch) -> JudgedTargets:
         scorer, counts = self._judging or (self.scorer(), None)
         with self._naming_users(batch, "leave such users out, or keep seen items: --protocol.filter_seen false"):
-            judged = self.protocol.judge(self.last_states(batch), batch, scorer, counts)
+            judged = judge_batch(self, batch, scorer, counts)
         for metrics in self._of_stage(stage):
             metrics.update(judged)
         return judged

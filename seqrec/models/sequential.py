@@ -175,7 +175,7 @@ class SequentialRecommender(StreamingRecommender):
 
     @property
     def reads_request_time(self) -> bool:
-        """Whether the model is told when a recommendation is asked for."""
+        """Whether the model reads the time of a request."""
         return self.read_out is not None
 
     def forward(self, history: History, user_ids: Tensor | None = None) -> Tensor:
@@ -200,6 +200,25 @@ class SequentialRecommender(StreamingRecommender):
         history, times = batch.history, batch.request_times
         at = None if times is None else newest_events(times, history.lengths)
         return self.newest_states(self._scaled(history.item_ids), history, batch.user_ids, at=at)
+
+    def states_before_targets(self, batch: SequenceBatch) -> Tensor:
+        """Return the (T, D) states before each target of a prequential batch, as asked at the target's time.
+
+        They are those of one stream over each row's history, so a state sees all events before it. A model that cannot
+        be streamed encodes the newest `max_length` events before each target.
+        """
+        if self.positions is not None or type(self.encoder).advance is SequenceEncoder.advance:
+            return super().states_before_targets(batch)
+        assert batch.held_out is not None
+        assert batch.held_out.positions is not None
+        history = batch.history
+        every, _ = self.extend(history, self.init_state(len(batch)), batch.user_ids)
+        places = (batch.held_out.rows, batch.held_out.positions - 1)
+        states = every[places]
+        if self.read_out is not None:
+            at = None if batch.request_times is None else batch.request_times[places]
+            states = self.at_request(states, needed_times(history)[places], at)
+        return self.to_scoring_space(states)
 
     def newest_states(
         self, x: Tensor, history: History, user_ids: Tensor | None, *, at: Tensor | None = None, stream: bool = False

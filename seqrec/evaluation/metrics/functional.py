@@ -11,6 +11,8 @@ have equal `better`, and take distinct places among those that they share.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -115,6 +117,18 @@ def recall(judged: JudgedTargets, k: int) -> Tensor:
 def precision(judged: JudgedTargets, k: int) -> Tensor:
     """Return (B,) float64, the expected share of the first `k` that are targets; a shorter catalogue counts as `k`."""
     return _hits(judged, k) / k
+
+
+def mean_of_lists(judged: JudgedTargets, metric: Callable[[JudgedTargets], Tensor]) -> Tensor:
+    """Return (B,) float64, the mean of a metric over a user's targets, of which each is in a list of its own."""
+    rows = judged.rows
+    alone = replace(
+        judged,
+        user_ids=judged.user_ids[rows],
+        history_lengths=judged.history_lengths[rows],
+        rows=torch.arange(len(rows), device=rows.device),
+    )
+    return _per_user(judged, metric(alone)) / judged.counts
 
 
 def check_normaliser(normaliser: str) -> None:

@@ -14,6 +14,7 @@ from seqrec.evaluation.metrics.functional import (
     check_normaliser,
     from_fixed_point,
     hit_rate,
+    mean_of_lists,
     mrr,
     ndcg,
     precision,
@@ -29,7 +30,11 @@ class RankMetric(Metric, ABC):
     """Mean over users of a function of their targets' ranks, exact to the last digit for any batches and processes.
 
     The sum is kept in fixed point; sums of floats depend on their order, and therefore on batches and processes. A
-    subclass sets `function`, or overrides `per_user` if the metric has further parameters.
+    subclass sets `function`, or overrides `of_list` if the metric has further parameters.
+
+    Attributes:
+        separate_lists: Whether each target is in a list of its own (`GlobalTime.prequential`): the metric of a user is
+            then the mean over these lists.
 
     Raises:
         InputError: if `k`, the length of the list, is below 1.
@@ -37,6 +42,7 @@ class RankMetric(Metric, ABC):
 
     full_state_update = False
     higher_is_better = True
+    separate_lists = False
     function: ClassVar[staticmethod[[JudgedTargets, int], Tensor]]
     total: Tensor
     count: Tensor
@@ -50,6 +56,10 @@ class RankMetric(Metric, ABC):
 
     def per_user(self, judged: JudgedTargets) -> Tensor:
         """Return the metric of each user, (B,) float64."""
+        return mean_of_lists(judged, self.of_list) if self.separate_lists else self.of_list(judged)
+
+    def of_list(self, judged: JudgedTargets) -> Tensor:
+        """Return the metric of each user, (B,) float64, whose targets are in one list."""
         return self.function(judged, self.k)
 
     def update(self, judged: JudgedTargets) -> None:
@@ -90,7 +100,7 @@ class NDCG(RankMetric):
         check_normaliser(normaliser)
         self.normaliser = normaliser
 
-    def per_user(self, judged: JudgedTargets) -> Tensor:
+    def of_list(self, judged: JudgedTargets) -> Tensor:
         """Return `ndcg`."""
         return ndcg(judged, self.k, self.normaliser)
 
@@ -143,8 +153,12 @@ class RepeatedTargets(Metric):
         return self.repeated.double() / self.count
 
 
-def ranking_metrics(normaliser: str = "achievable", *, several_targets: bool = False) -> MetricCollection:
+def ranking_metrics(
+    normaliser: str = "achievable", *, several_targets: bool = False, separate_lists: bool = False
+) -> MetricCollection:
     """Return HR@K and NDCG@K for K = 5, 10, 20, and if users may have several targets also Recall@K and Precision@K.
+
+    `separate_lists` is that of `RankMetric`.
 
     Raises:
         InputError: if the normaliser, that of `seqrec.evaluation.metrics.ndcg`, is unknown.
@@ -158,6 +172,8 @@ def ranking_metrics(normaliser: str = "achievable", *, several_targets: bool = F
         metrics |= {f"HR@{k}": HitRate(k), f"NDCG@{k}": NDCG(k, normaliser)}
         if several_targets:
             metrics |= {f"Recall@{k}": Recall(k), f"Precision@{k}": Precision(k)}
+    for metric in metrics.values():
+        metric.separate_lists = separate_lists
     # torchmetrics would group metrics with equal values after the first batch, and HR@5 can equal HR@10 by chance.
     return MetricCollection(metrics, compute_groups=False)  # type: ignore[arg-type]  # invariant dict
 

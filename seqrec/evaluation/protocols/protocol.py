@@ -37,7 +37,7 @@ class Protocol:
         split: Rule that holds events out. None is the data module's; any other is refused.
         order: Order of a user's events of equal time, as the event store names it. None is the store's; any other
             is refused.
-        request_time: Whether the model is told the time of the target, as that of the request. The model decides.
+        request_time: Whether the model reads the time of the target, as that of the request. The model decides.
 
     Raises:
         InputError: if the tie rule or the normaliser is unknown.
@@ -100,7 +100,7 @@ class Protocol:
         """Short name, such as `full-seenout-tiemean-loo`; printed with each table.
 
         Candidates, seen items, tie rule and split, then the normaliser if it is not "achievable", `requesttime` if the
-        model is told the time of the target, and the seed if something is drawn. The split is `loo`, the data module's
+        model reads the time of the target, and the seed if something is drawn. The split is `loo`, the data module's
         default, for a protocol without a split or data.
         """
         parts = [

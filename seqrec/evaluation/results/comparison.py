@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -201,11 +202,8 @@ def _refuse_other_terms(first: Results, other: Results, across_protocols: bool) 
         difference = f"{one.protocol} and {two.protocol}"
     else:
         missing = object()
-        changed = [
-            key
-            for key in {**one.settings, **two.settings}
-            if one.settings.get(key, missing) != two.settings.get(key, missing)
-        ]
+        mine, theirs = _switched_on(one.settings), _switched_on(two.settings)
+        changed = [key for key in {**mine, **theirs} if mine.get(key, missing) != theirs.get(key, missing)]
         if not changed:
             return
         difference = f"both named {one.protocol}, with different {', '.join(changed)}"
@@ -213,6 +211,12 @@ def _refuse_other_terms(first: Results, other: Results, across_protocols: bool) 
         f"{first.name} and {other.name} were judged by different protocols, {difference}; test both by one, or "
         "compare them anyway: --across_protocols true"
     )
+
+
+def _switched_on(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings without switches that are off, which older files do not have."""
+    inner = {key: _switched_on(value) if isinstance(value, dict) else value for key, value in settings.items()}
+    return {key: value for key, value in inner.items() if value is not False}
 
 
 def _refuse_other_targets(first: Results, other: Results) -> None:

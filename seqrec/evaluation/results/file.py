@@ -94,6 +94,9 @@ class Results:
             InputError: if `metric_named` does not know a name.
         """
         metrics = [metric_named(name, self.header.normaliser) for name in names]
+        split = self.header.settings.get("split")
+        for metric in metrics:
+            metric.separate_lists = isinstance(split, dict) and bool(split.get("prequential"))
         parts = [
             torch.stack([metric.per_user(judged) for metric in metrics], dim=1).numpy() for judged in self._judged()
         ]

@@ -44,7 +44,9 @@ def test_a_folder_without_the_best_file_is_another_runs(tmp_path: Path):
 
 def test_targets_that_are_trained_on_choose_no_epoch(tmp_path: Path):
     split = LeaveOneOut(train_on_validation=True)
-    data = SequenceDataModule(Synthetic(num_users=20, num_items=60, mean_events=10), store=str(tmp_path / "store"), split=split)
+    data = SequenceDataModule(
+        Synthetic(num_users=20, num_items=60, mean_events=10), store=str(tmp_path / "store"), split=split
+    )
     model = GRU4Rec(data.num_items, d_model=4)
     quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 
