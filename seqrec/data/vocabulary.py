@@ -115,7 +115,7 @@ class Vocabulary:
         """
         if isinstance(external_ids, np.ndarray) and external_ids.dtype.kind == "i" and self._offsets is None:
             return self._lookup_integers(external_ids.astype(np.int64, copy=False))
-        if self._offsets is None and all(type(external_id) is int for external_id in external_ids):
+        if self._offsets is None and set(map(type, external_ids)) <= {int}:
             # Faster than one by one, unless an id is too large.
             with suppress(OverflowError):
                 return self._lookup_integers(np.array(external_ids, np.int64))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -118,7 +118,7 @@ def user_key(user: Id, index: int = 0, place: str = "") -> bytes:
 
 def user_keys(users: Sequence[Id], name: str) -> list[bytes]:
     """Return the keys of users' sessions; a `BatchEntryError` calls them entries of `name`."""
-    if all(map(_is_int64, users)):
+    if _are_int64(users):
         return [b"%d" % cast("int", user) for user in users]
     return [user_key(user, i, f"{name}[{i}]: ") for i, user in enumerate(users)]
 
@@ -131,7 +131,7 @@ def known_items(events: Sequence[Event], vocabulary: Vocabulary) -> NDArray[np.i
         BatchEntryError: if an item is not an id.
     """
     items = [event.item for event in events]
-    if not all(map(_is_int64, items)):
+    if not _are_int64(items):
         for index, item in enumerate(items):
             _text("item", item, index, f"events[{index}]: ")
     item_ids = vocabulary.lookup(items)
@@ -187,9 +187,9 @@ def scored_lists(best: Recommendations, ks: Sequence[int], items: Vocabulary) ->
     return results
 
 
-def _is_int64(value: object) -> bool:
-    """Return whether an id is the most common kind, for which no more needs to be checked."""
-    return type(value) is int and -(2**63) <= value < 2**63
+def _are_int64(values: Sequence[Any]) -> bool:
+    """Return whether all ids are of the most common kind, for which no more needs to be checked."""
+    return set(map(type, values)) == {int} and -(2**63) <= min(values) and max(values) < 2**63
 
 
 def _text(kind: str, value: object, index: int, place: str) -> str:

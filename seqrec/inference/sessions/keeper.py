@@ -22,7 +22,7 @@ from seqrec.inference.sessions.entries import HistoryOf, Id, UserHistory
 from seqrec.inference.sessions.kept_events import MERGED, KeptEvents, joined, read_chunks
 from seqrec.inference.sessions.session import FORMAT, OLD_FORMATS, REMEDY, Session
 from seqrec.inference.sessions.stores import Behind, Chunk, LiveStore, SessionStore, StateStore, StoreSizes
-from seqrec.inference.sessions.user_state import UserState
+from seqrec.inference.sessions.user_state import ItemRows, UserState
 
 _LOG = logging.getLogger(__name__)
 
@@ -129,10 +129,11 @@ class SessionKeeper:
 
     def _read(self, keys: Sequence[bytes], users: Sequence[Id]) -> tuple[list[Session | None], dict[int, Flaw]]:
         """Return the sessions that can be read, and what is wrong at some places."""
-        found: list[Session | None] = []
+        found: list[Any] = list(self.rows(keys))
         flaws = {}
-        row: Any
-        for index, row in enumerate(self.rows(keys)):
+        for index, row in enumerate(found):
+            if row is None or (type(row) is Session and row.made_by == self._made_by):
+                continue
             session: Session | None = row if isinstance(row, Session) else None
             user, behind = users[index], 0
             if isinstance(row, Behind):
@@ -146,7 +147,7 @@ class SessionKeeper:
                 session = replace(session, made_by=self._made_by)
             if session is not None and session.made_by != self._made_by:
                 flaws[index] = Flaw(f"the session of user={user!r} is of another model; {REMEDY}", behind)
-            found.append(session)
+            found[index] = session
         return found, flaws
 
     def _rebuild(
@@ -200,14 +201,15 @@ class SessionKeeper:
                 zip(some, self.user_state.extend(before, [known[key] for key in some], user_ids), strict=True)
             )
             for key, part in parts.items():
-                changes = known[key].tolist(), part.newest_time, states.get(key, b""), self.max_seen, part.event_ids
-                sessions[key] = sessions[key].observed(*changes, self._keep_events)
+                items = known[key].astype(np.int32).tobytes()
+                changes = part.newest_time, states.get(key, b""), self.max_seen, part.event_ids
+                sessions[key] = sessions[key].observed(items, *changes, self._keep_events)
 
     def _advanced(self, old: Session, later: Sequence[KeptEvents]) -> Session:
         """Return another model's session after events, with its state from before them."""
         for part in later:
-            changes = self.items.lookup(part.items).tolist(), part.newest_time, old.state, self.max_seen, part.event_ids
-            old = old.observed(*changes, part.end)
+            items = self.items.lookup(part.items).astype(np.int32).tobytes()
+            old = old.observed(items, part.newest_time, old.state, self.max_seen, part.event_ids, part.end)
         return old
 
     def _completed(self, new: Session, past: Session | None, events: KeptEvents) -> Session:
@@ -216,7 +218,7 @@ class SessionKeeper:
             return replace(new, num_events=events.end, kept_from=events.begin)
         # Of events that are not kept any more, too.
         seen = past.seen if past.made_by[8:] == self._made_by[8:] else new.seen
-        return replace(past, state=new.state, seen_before=seen, newer=(), made_by=self._made_by)
+        return replace(past, state=new.state, seen_before=seen, newer=b"", made_by=self._made_by)
 
     def sessions(self, keys: Sequence[bytes], users: Sequence[Id]) -> list[Session | None]:
         """Return the sessions, after making those of users whose history `history_of` knows."""
@@ -249,7 +251,7 @@ class SessionKeeper:
         keys: Sequence[bytes],
         users: Sequence[Id],
         sessions: Sequence[Session | None],
-        item_ids: Sequence[NDArray[np.int64]],
+        item_ids: ItemRows,
         newest_times: Sequence[int | None],
         event_ids: Sequence[Sequence[int]] | None = None,
     ) -> None:
@@ -269,7 +271,7 @@ class SessionKeeper:
         rows = [
             (key, old.observed(new, time, state, self.max_seen, own, self._keep_events))
             for key, old, new, time, state, own in zip(
-                keys, before, [new.tolist() for new in item_ids], newest_times, states, ids, strict=True
+                keys, before, int32_bytes(item_ids), newest_times, states, ids, strict=True
             )
         ]
         store = self._live
@@ -331,6 +333,14 @@ class SessionKeeper:
                 user,
             )
         return known
+
+
+def int32_bytes(rows: ItemRows) -> list[bytes]:
+    """Return each row's numbers as int32."""
+    if not isinstance(rows, np.ndarray):
+        return [row.astype(np.int32).tobytes() for row in rows]
+    content, size = rows.astype(np.int32).tobytes(), 4 * rows.shape[1]
+    return [content[begin : begin + size] for begin in range(0, len(content), size)]
 
 
 def has_events(sizes: StoreSizes) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from itertools import chain, compress
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from seqrec.inference.sessions.entries import (
 from seqrec.inference.sessions.keeper import SessionKeeper
 from seqrec.inference.sessions.session import Session
 from seqrec.inference.sessions.stores import InMemoryStore, SessionStore, StateStore, StoreSizes
-from seqrec.inference.sessions.user_state import UserState, user_state_of
+from seqrec.inference.sessions.user_state import ItemRows, UserState, user_state_of
 from seqrec.models import Recommender, SequentialRecommender
 
 _LOG = logging.getLogger(__name__)
@@ -136,11 +137,10 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
             return
         keys = user_keys([event.user for event in events], "events")
         item_ids = known_items(events, self._keeper.items)
-        places: dict[bytes, list[int]] = {}
         for index, event in enumerate(events):
             if event.time is not None or event.event_id is not None:
                 check_time(event, index)
-            places.setdefault(keys[index], []).append(index)
+        places = places_of(keys)
         users = [events[own[0]].user for own in places.values()]
         with self._keeper.lock:
             try:
@@ -148,19 +148,15 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
             except DamagedSessionError as error:
                 error.index = list(places.values())[error.index][0]  # of the user's first event
                 raise
-            fresh = [unrepeated(events, own, each) for own, each in zip(places.values(), sessions, strict=True)]
-            times = [
-                newest_time(events, own, None if session is None else session.newest_time)
-                for own, session in zip(fresh, sessions, strict=True)
-            ]
+            fresh, ids = list(places.values()), None
+            if any(event.event_id is not None for event in events):
+                fresh = [unrepeated(events, own, each) for own, each in zip(fresh, sessions, strict=True)]
+                ids = [[x for i in own if (x := events[i].id_digest) is not None] for own in fresh if own]
             # All are checked before anything changes.
-            further = zip(places, users, sessions, fresh, times, strict=True)
-            if chosen := [each for each in further if each[3]]:
-                own_keys, own_users, own_sessions, own_places, own_times = zip(*chosen, strict=True)
-                ids = None
-                if any(event.event_id is not None for event in events):
-                    ids = [[x for i in own if (x := events[i].id_digest) is not None] for own in own_places]
-                self._keeper.extend(own_keys, own_users, own_sessions, parts_of(item_ids, own_places), own_times, ids)
+            times = [newest_time(events, own, each) for own, each in zip(fresh, sessions, strict=True)]
+            columns = [list(compress(column, fresh)) for column in (places, users, sessions, fresh, times)]
+            if any(fresh):
+                self._keeper.extend(*columns[:3], parts_of(item_ids, columns[3]), columns[4], ids)
 
     def recommend(self, user: Id, k: int = 10, *, filter_seen: bool = True) -> list[Scored]:
         """Return the best items for one user; see `recommend_many`."""
@@ -279,7 +275,18 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
         return scored_lists(best, [own.top_k for own in options], items)
 
 
-def unrepeated(events: Sequence[Event], places: list[int], session: Session | None) -> list[int]:
+def places_of(keys: Sequence[bytes]) -> dict[bytes, Sequence[int]]:
+    """Return the places of each key, in the order of its first."""
+    if len(set(keys)) == len(keys):
+        # Much faster for the most common case.
+        return dict(zip(keys, zip(range(len(keys)), strict=True), strict=True))
+    places: dict[bytes, list[int]] = {}
+    for index, key in enumerate(keys):
+        places.setdefault(key, []).append(index)
+    return dict(places)
+
+
+def unrepeated(events: Sequence[Event], places: Sequence[int], session: Session | None) -> Sequence[int]:
     """Return a user's places without events whose id is among the user's last ones, or earlier in the batch."""
     if len(places) == 1 and events[places[0]].event_id is None:
         return places
@@ -294,16 +301,17 @@ def unrepeated(events: Sequence[Event], places: list[int], session: Session | No
     return found
 
 
-def parts_of(item_ids: NDArray[np.int64], places: Sequence[Sequence[int]]) -> list[NDArray[np.int64]]:
+def parts_of(item_ids: NDArray[np.int64], places: Sequence[Sequence[int]]) -> ItemRows:
     """Return the item ids of each user, whose events have some places."""
-    if all(len(own) == 1 for own in places):
-        # Much faster than one selection a user.
-        return list(item_ids[np.ravel(places), None])
-    return [item_ids[own] for own in places]
+    found = item_ids[np.fromiter(chain.from_iterable(places), np.int64)]
+    if len(found) == len(places):
+        return found[:, None]
+    return np.split(found, np.cumsum([len(own) for own in places])[:-1])
 
 
-def newest_time(events: Sequence[Event], places: Sequence[int], newest: int | None) -> int | None:
+def newest_time(events: Sequence[Event], places: Sequence[int], session: Session | None) -> int | None:
     """Return the latest time after the events at a user's places; a `LateEventError` refuses an earlier time."""
+    newest = None if session is None else session.newest_time
     for index in places:
         event = events[index]
         if event.time is None:

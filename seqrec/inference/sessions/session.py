@@ -25,8 +25,8 @@ FIXED_BYTES = CHECKSUM.size + HEADS[FORMAT].size
 REMEDY = "forget the user, and observe the events again"
 # The last event ids of each user that are known again.
 KEPT_EVENT_IDS = 256
-# Items of a session that wait to be merged into those that the user has seen, at least.
-UNMERGED = 64
+# Bytes of a session's items that wait to be merged into those that the user has seen: this many to twice as many.
+UNMERGED_BYTES = 4 * 64
 NO_IDS = np.empty(0, np.uint64)
 NO_ITEMS = np.empty(0, np.int32)
 
@@ -43,7 +43,7 @@ class Session:
         event_ids: (M,) uint64 digests of the last event ids, the newest last; M is at most `KEPT_EVENT_IDS`.
         kept_from: Number of the first events that need not be in the store; all later ones are.
         made_by: Digests of the model and of its catalogue, 8 bytes each; empty if unknown.
-        newer: Items after `seen_before`, oldest first, which may repeat: merging takes longer than a step.
+        newer: Items after `seen_before` as int32, oldest first, which may repeat: merging takes longer than a step.
         max_seen: Most seen items that are kept, the last ones; None keeps all.
     """
 
@@ -54,9 +54,10 @@ class Session:
     event_ids: NDArray[np.uint64] = field(default_factory=lambda: NO_IDS)
     kept_from: int = 0
     made_by: bytes = b""
-    newer: tuple[int, ...] = ()
+    newer: bytes = b""
     max_seen: int | None = None
     _seen: NDArray[np.int32] | None = field(default=None, init=False)
+    _bytes: int = field(default=0, init=False)
 
     @property
     def seen(self) -> NDArray[np.int32]:
@@ -65,7 +66,8 @@ class Session:
             return self.seen_before
         if self._seen is None:
             # From the end, so that each item takes the place at which it was last seen.
-            new = np.array([*dict.fromkeys(reversed(self.newer))][::-1], np.int32)
+            items = np.frombuffer(self.newer, np.int32).tolist()
+            new = np.array([*dict.fromkeys(reversed(items))][::-1], np.int32)
             # A shortcut for the common case of one event.
             again = self.seen_before == new[0] if len(new) == 1 else np.isin(self.seen_before, new)
             seen = np.concatenate([self.seen_before[~again], new])
@@ -74,11 +76,14 @@ class Session:
 
     def __len__(self) -> int:
         """Return the size in bytes; items that wait to be merged count, though they may repeat."""
-        return FIXED_BYTES + len(self.state) + 8 * len(self.event_ids) + 4 * (len(self.seen_before) + len(self.newer))
+        if not self._bytes:
+            rest = 8 * len(self.event_ids) + 4 * len(self.seen_before) + len(self.newer)
+            self._bytes = FIXED_BYTES + len(self.state) + rest
+        return self._bytes
 
     def observed(
         self,
-        item_ids: Sequence[int],
+        items: bytes,
         newest_time: int | None,
         state: KeptState,
         max_seen: int | None,
@@ -87,20 +92,18 @@ class Session:
     ) -> Session:
         """Return the session after further events, oldest first.
 
-        `event_ids` are digests of those events that have an id; `max_seen` is as of `SessionKeeper`, and `keep_events`
-        of its store.
+        `items` are their internal item ids as int32, and `event_ids` digests of those that have an id; `max_seen` is as
+        of `SessionKeeper`, and `keep_events` of its store.
         """
         seen, newer, kept = self.seen_before, self.newer, self.event_ids
         # Not all users of a batch at once, as their first items differ.
-        if self._seen is not None or (len(newer) >= UNMERGED and len(newer) >= UNMERGED + newer[0] % UNMERGED):
-            seen, newer = self.seen, ()
+        if self._seen is not None or (newer and len(newer) >= UNMERGED_BYTES + newer[0] % 64 * 4):
+            seen, newer = self.seen, b""
         if event_ids:
             kept = np.concatenate([kept, np.array(event_ids, np.uint64)])[-KEPT_EVENT_IDS:]
-        num_events = self.num_events + len(item_ids)
+        num_events = self.num_events + len(items) // 4
         kept_from = max(self.kept_from, num_events - keep_events)
-        return Session(
-            state, num_events, newest_time, seen, kept, kept_from, self.made_by, (*newer, *item_ids), max_seen
-        )
+        return Session(state, num_events, newest_time, seen, kept, kept_from, self.made_by, newer + items, max_seen)
 
     def to_bytes(self, key: bytes) -> bytes:
         """Return the session of a key as bytes with a checksum of both."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -138,4 +139,5 @@ class Slab:
 
 def numbers(states: Sequence[SlabState]) -> Tensor:
     """Return the (B,) int64 rows of states."""
-    return torch.tensor([state.row for state in states])
+    # Faster than a tensor of a list.
+    return torch.from_numpy(np.array([state.row for state in states], np.int64))

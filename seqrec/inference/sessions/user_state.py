@@ -25,6 +25,8 @@ from seqrec.models import Recommender, SequentialRecommender
 from seqrec.types import History, RaggedItems, SequenceBatch
 
 Int64Array = NDArray[np.int64]
+# Further events of each user; (B, L) if all users have the same number.
+ItemRows = Sequence[Int64Array] | Int64Array
 
 # Events encoded at a time, padding included.
 MAX_EVENTS = 1 << 16
@@ -54,7 +56,7 @@ class UserState(Protocol):
         """
 
     def extend(
-        self, states_before: Sequence[KeptState], item_ids: Sequence[Int64Array], user_ids: Tensor
+        self, states_before: Sequence[KeptState], item_ids: ItemRows, user_ids: Tensor
     ) -> Sequence[KeptState]:
         """Return the states after further events, at least one per user.
 
@@ -120,11 +122,15 @@ class StreamedState:
         _check(description, self.describe())
 
     def extend(
-        self, states_before: Sequence[KeptState], item_ids: Sequence[Int64Array], user_ids: Tensor
+        self, states_before: Sequence[KeptState], item_ids: ItemRows, user_ids: Tensor
     ) -> Sequence[KeptState]:
         """See `UserState.extend`; a batch has at most `MAX_EVENTS` events with padding."""
+        groups = length_groups(row_lengths(item_ids))
+        if len(groups) == 1:
+            with self._lock:
+                return self._extended(states_before, item_ids, user_ids)
         new: list[KeptState] = [b""] * len(states_before)
-        for places in length_groups([len(row) for row in item_ids]):
+        for places in groups:
             started = [states_before[place] for place in places]
             with self._lock:
                 rows = self._extended(started, [item_ids[place] for place in places], user_ids[places])
@@ -134,7 +140,7 @@ class StreamedState:
 
     @torch.inference_mode()
     def _extended(
-        self, states_before: Sequence[KeptState], item_ids: Sequence[Int64Array], user_ids: Tensor
+        self, states_before: Sequence[KeptState], item_ids: ItemRows, user_ids: Tensor
     ) -> list[SlabState]:
         model, device = self._model, self._model.device
         before, users = self._slab.before(states_before), user_ids.to(device)
@@ -207,7 +213,7 @@ class ReencodedState:
         _check(description, self.describe())
 
     def extend(
-        self, states_before: Sequence[KeptState], item_ids: Sequence[Int64Array], user_ids: Tensor
+        self, states_before: Sequence[KeptState], item_ids: ItemRows, user_ids: Tensor
     ) -> Sequence[KeptState]:
         """See `UserState.extend`; nothing is encoded."""
         size = 4 * self.max_length
@@ -247,9 +253,16 @@ def why_not_streamed(model: Recommender) -> str | None:
     return None
 
 
-def padded(rows: Sequence[Int64Array]) -> History:
+def row_lengths(rows: ItemRows) -> list[int]:
+    """Return the number of events of each row."""
+    return [rows.shape[1]] * len(rows) if isinstance(rows, np.ndarray) else [len(row) for row in rows]
+
+
+def padded(rows: ItemRows) -> History:
     """Return rows of item ids, at least one event each, as a history on the CPU."""
-    lengths = np.array([len(row) for row in rows])
+    lengths = np.array(row_lengths(rows))
+    if isinstance(rows, np.ndarray):
+        return History(torch.from_numpy(rows), torch.from_numpy(lengths))
     item_ids = padded_rows(np.concatenate(rows), np.cumsum(lengths) - lengths, lengths)
     return History(item_ids, torch.from_numpy(lengths))
 
@@ -257,6 +270,8 @@ def padded(rows: Sequence[Int64Array]) -> History:
 def length_groups(lengths: Sequence[int]) -> list[list[int]]:
     """Return groups of rows by place, shortest first: at most `MAX_EVENTS` with padding, or a single row."""
     groups: list[list[int]] = []
+    if lengths and len(lengths) * max(lengths) <= MAX_EVENTS:
+        return [list(range(len(lengths)))]
     for place in sorted(range(len(lengths)), key=lengths.__getitem__):
         if not groups or (len(groups[-1]) + 1) * lengths[place] > MAX_EVENTS:
             groups.append([])

@@ -293,7 +293,7 @@ def test_sessions_are_the_same_after_a_round_trip(state: bytes, num_events: int,
 def test_seen_items_are_those_met_last(batches: list, max_seen: int | None):
     session, events = Session(b""), []
     for batch in batches:
-        session = session.observed(np.array(batch, np.int64), None, b"", max_seen)
+        session = session.observed(np.array(batch, np.int32).tobytes(), None, b"", max_seen)
         events += batch
     naive = [item for t, item in enumerate(events) if item not in events[t + 1 :]]
     assert session.seen.tolist() == (naive if max_seen is None else naive[len(naive) - min(max_seen, len(naive)) :])
