@@ -19,14 +19,14 @@ from seqrec.inference.sessions.stores import (
     StateStore,
     StoreSizes,
 )
-from seqrec.inference.sessions.user_state import ReencodedState, StreamedState, UserState
+from seqrec.inference.sessions.user_state import ItemRows, ReencodedState, StreamedState, UserState
 
 __all__ = [
     "Event",
     "HistoryOf",
     "Id",
-    "UserState",
     "InMemoryStore",
+    "ItemRows",
     "RedisStore",
     "ReencodedState",
     "Request",
@@ -38,6 +38,7 @@ __all__ = [
     "StoreSizes",
     "StreamedState",
     "UserHistory",
+    "UserState",
     "log_histories",
     "warm",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ def user_key(user: Id, index: int = 0, place: str = "") -> bytes:
 def user_keys(users: Sequence[Id], name: str) -> list[bytes]:
     """Return the keys of users' sessions; a `BatchEntryError` calls them entries of `name`."""
     if _are_int64(users):
-        return [b"%d" % cast("int", user) for user in users]
+        return [b"%d" % user for user in users]
     return [user_key(user, i, f"{name}[{i}]: ") for i, user in enumerate(users)]
 
 
@@ -187,9 +187,9 @@ def scored_lists(best: Recommendations, ks: Sequence[int], items: Vocabulary) ->
     return results
 
 
-def _are_int64(values: Sequence[Any]) -> bool:
+def _are_int64(values: Sequence[Any]) -> TypeGuard[Sequence[int]]:
     """Return whether all ids are of the most common kind, for which no more needs to be checked."""
-    return set(map(type, values)) == {int} and -(2**63) <= min(values) and max(values) < 2**63
+    return set(map(type, values)) == {int} and min(values) >= -(2**63) and max(values) < 2**63
 
 
 def _text(kind: str, value: object, index: int, place: str) -> str:

@@ -20,7 +20,8 @@ from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import DamagedSessionError, SessionStoreError
 from seqrec.inference.sessions.entries import HistoryOf, Id, UserHistory
 from seqrec.inference.sessions.kept_events import MERGED, KeptEvents, joined, read_chunks
-from seqrec.inference.sessions.session import FORMAT, OLD_FORMATS, REMEDY, Session
+from seqrec.inference.sessions.session import FORMAT, OLD_FORMATS, REMEDY, Session, observed
+from seqrec.inference.sessions.slab import KeptState
 from seqrec.inference.sessions.stores import Behind, Chunk, LiveStore, SessionStore, StateStore, StoreSizes
 from seqrec.inference.sessions.user_state import ItemRows, UserState
 
@@ -131,6 +132,7 @@ class SessionKeeper:
         """Return the sessions that can be read, and what is wrong at some places."""
         found: list[Any] = list(self.rows(keys))
         flaws = {}
+        row: Any
         for index, row in enumerate(found):
             if row is None or (type(row) is Session and row.made_by == self._made_by):
                 continue
@@ -197,20 +199,27 @@ class SessionKeeper:
             known = {key: self._known_items(users[key], UserHistory(part.items)) for key, part in parts.items()}
             some = [key for key, items in known.items() if len(items)]
             user_ids, before = self.user_ids([users[key] for key in some]), [sessions[key].state for key in some]
-            states = dict(
-                zip(some, self.user_state.extend(before, [known[key] for key in some], user_ids), strict=True)
-            )
+            states: dict[bytes, KeptState] = {}
+            if some:
+                rows = ItemRows.of([known[key] for key in some])
+                states = dict(zip(some, self.user_state.extend(before, rows, user_ids), strict=True))
             for key, part in parts.items():
-                items = known[key].astype(np.int32).tobytes()
-                changes = part.newest_time, states.get(key, b""), self.max_seen, part.event_ids
-                sessions[key] = sessions[key].observed(items, *changes, self._keep_events)
+                state = states.get(key, b"")
+                sessions[key] = self._observed(sessions[key], part, known[key], state, self._keep_events)
 
     def _advanced(self, old: Session, later: Sequence[KeptEvents]) -> Session:
         """Return another model's session after events, with its state from before them."""
         for part in later:
-            items = self.items.lookup(part.items).astype(np.int32).tobytes()
-            old = old.observed(items, part.newest_time, old.state, self.max_seen, part.event_ids, part.end)
+            old = self._observed(old, part, self.items.lookup(part.items), old.state, part.end)
         return old
+
+    def _observed(
+        self, old: Session, part: KeptEvents, item_ids: NDArray[np.int64], state: KeptState, keep_events: int
+    ) -> Session:
+        """Return a session after kept events, whose items have these internal ids."""
+        items, time, ids = item_ids.astype(np.int32).tobytes(), part.newest_time, part.event_ids
+        (new,) = observed([old], [items], [time], [state], [ids], self.max_seen, keep_events)
+        return new
 
     def _completed(self, new: Session, past: Session | None, events: KeptEvents) -> Session:
         """Return a session that was made from events, with what is known of the time before them."""
@@ -243,7 +252,7 @@ class SessionKeeper:
                     item_ids.append(known)
                     times.append(history.newest_time)
             if new_keys:
-                self.extend(new_keys, new_users, [None] * len(new_keys), item_ids, times)
+                self.extend(new_keys, new_users, [None] * len(new_keys), times, ItemRows.of(item_ids))
         return len(new_keys)
 
     def extend(
@@ -251,8 +260,8 @@ class SessionKeeper:
         keys: Sequence[bytes],
         users: Sequence[Id],
         sessions: Sequence[Session | None],
-        item_ids: ItemRows,
         newest_times: Sequence[int | None],
+        item_ids: ItemRows,
         event_ids: Sequence[Sequence[int]] | None = None,
     ) -> None:
         """Write sessions after further events, at least one per user; hold the lock since they were read.
@@ -261,32 +270,27 @@ class SessionKeeper:
             keys: Distinct keys.
             users: The same users.
             sessions: The sessions that were read.
+            newest_times: The latest time of all events of each user, with the further ones.
             item_ids: Further events of each user.
-            newest_times: The latest time of all events of each user.
             event_ids: Digests of the events' ids of each user; None if none has an id.
         """
         ids = event_ids or [()] * len(keys)
         before = [Session(b"", made_by=self._made_by) if session is None else session for session in sessions]
         states = self.user_state.extend([session.state for session in before], item_ids, self.user_ids(users))
-        rows = [
-            (key, old.observed(new, time, state, self.max_seen, own, self._keep_events))
-            for key, old, new, time, state, own in zip(
-                keys, before, int32_bytes(item_ids), newest_times, states, ids, strict=True
-            )
-        ]
+        new = item_ids.int32_bytes()
+        after = observed(before, new, newest_times, states, ids, self.max_seen, self._keep_events)
+        rows = list(zip(keys, after, strict=True))
         store = self._live
         if self._events is None or (store is not None and not self._keep_events and not store.sizes().event_bytes):
             self._put(rows)
             return
-        most = self._keep_events
-        kept = [new if len(new) <= most else new[len(new) - most :] for new in item_ids]
-        found = self.items.external_ids(np.concatenate(kept))
+        kept = item_ids.newest(self._keep_events)
+        found = self.items.external_ids(kept.flat)
         names: list[Id] = found.tolist() if isinstance(found, np.ndarray) else list(found)
-        chunks, place = [], 0
-        for (key, session), new, time, own in zip(rows, kept, newest_times, ids, strict=True):
-            end, count = session.num_events, len(new)
-            events = KeptEvents(end - count, names[place : place + count], time, own)
-            place += count
+        chunks = []
+        for (key, session), (first, last), own in zip(rows, pairwise(kept.offsets), ids, strict=True):
+            end, count = session.num_events, last - first
+            events = KeptEvents(end - count, names[first:last], session.newest_time, own)
             # A multiple of the number lies among these events.
             if end % MERGED < count < end:
                 events = self._merged(key, events)
@@ -333,14 +337,6 @@ class SessionKeeper:
                 user,
             )
         return known
-
-
-def int32_bytes(rows: ItemRows) -> list[bytes]:
-    """Return each row's numbers as int32."""
-    if not isinstance(rows, np.ndarray):
-        return [row.astype(np.int32).tobytes() for row in rows]
-    content, size = rows.astype(np.int32).tobytes(), 4 * rows.shape[1]
-    return [content[begin : begin + size] for begin in range(0, len(content), size)]
 
 
 def has_events(sizes: StoreSizes) -> bool:

@@ -6,7 +6,7 @@ import json
 import struct
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from seqrec.inference.sessions.entries import Id
 from seqrec.inference.sessions.stores import Chunk
@@ -15,6 +15,10 @@ from seqrec.inference.sessions.stores import Chunk
 CHECKSUM = struct.Struct("<I")
 # Chunks that begin after the last multiple of this number of events become one when the next multiple is reached.
 MERGED = 256
+
+
+def _numbers(values: Sequence[Any]) -> bytes:
+    return b",".join([b"%d" % value for value in values])
 
 
 def checksum(content: bytes | memoryview, key: bytes, start: int = 0) -> int:
@@ -50,8 +54,8 @@ class KeptEvents(NamedTuple):
             return Chunk(key, begin, end, b"")
         if set(map(type, items)) == {int}:
             # Much faster for the most common kind of ids.
-            numbers = ",".join(map(str, items)), ",".join(map(str, ids))
-            content = f"[{begin},[{numbers[0]}],{'null' if time is None else time},[{numbers[1]}]]".encode()
+            newest = b"null" if time is None else b"%d" % time
+            content = b"[%d,[%b],%b,[%b]]" % (begin, _numbers(items), newest, _numbers(ids))
         else:
             content = json.dumps(self, separators=(",", ":")).encode()
         return Chunk(key, begin, end, CHECKSUM.pack(checksum(content, key)) + content)

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from itertools import chain, compress
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from seqrec.catalogue.recommend import best_items_of_each, item_ids_of
@@ -137,9 +137,9 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
             return
         keys = user_keys([event.user for event in events], "events")
         item_ids = known_items(events, self._keeper.items)
-        for index, event in enumerate(events):
-            if event.time is not None or event.event_id is not None:
-                check_time(event, index)
+        marked = [i for i, event in enumerate(events) if event.time is not None or event.event_id is not None]
+        for index in marked:
+            check_time(events[index], index)
         places = places_of(keys)
         users = [events[own[0]].user for own in places.values()]
         with self._keeper.lock:
@@ -148,15 +148,20 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
             except DamagedSessionError as error:
                 error.index = list(places.values())[error.index][0]  # of the user's first event
                 raise
-            fresh, ids = list(places.values()), None
-            if any(event.event_id is not None for event in events):
-                fresh = [unrepeated(events, own, each) for own, each in zip(fresh, sessions, strict=True)]
-                ids = [[x for i in own if (x := events[i].id_digest) is not None] for own in fresh if own]
             # All are checked before anything changes.
-            times = [newest_time(events, own, each) for own, each in zip(fresh, sessions, strict=True)]
-            columns = [list(compress(column, fresh)) for column in (places, users, sessions, fresh, times)]
-            if any(fresh):
-                self._keeper.extend(*columns[:3], parts_of(item_ids, columns[3]), columns[4], ids)
+            fresh, ids = list(places.values()), None
+            times = [None if each is None else each.newest_time for each in sessions]
+            if marked:
+                fresh = [unrepeated(events, own, each) for own, each in zip(fresh, sessions, strict=True)]
+                times = [newest_time(events, own, time) for own, time in zip(fresh, times, strict=True)]
+            if any(events[index].event_id is not None for index in marked):
+                ids = [[x for i in own if (x := events[i].id_digest) is not None] for own in fresh if own]
+            columns: Any = (list(compress(column, fresh)) for column in (places, users, sessions, times, fresh))
+            own_keys, users, sessions, times, own = columns
+            if own:
+                # If all users have one event, these are in order.
+                items = item_ids if len(own) == len(events) else item_ids[np.fromiter(chain(*own), np.int64)]
+                self._keeper.extend(own_keys, users, sessions, times, ItemRows(items, map(len, own)), ids)
 
     def recommend(self, user: Id, k: int = 10, *, filter_seen: bool = True) -> list[Scored]:
         """Return the best items for one user; see `recommend_many`."""
@@ -301,17 +306,8 @@ def unrepeated(events: Sequence[Event], places: Sequence[int], session: Session 
     return found
 
 
-def parts_of(item_ids: NDArray[np.int64], places: Sequence[Sequence[int]]) -> ItemRows:
-    """Return the item ids of each user, whose events have some places."""
-    found = item_ids[np.fromiter(chain.from_iterable(places), np.int64)]
-    if len(found) == len(places):
-        return found[:, None]
-    return np.split(found, np.cumsum([len(own) for own in places])[:-1])
-
-
-def newest_time(events: Sequence[Event], places: Sequence[int], session: Session | None) -> int | None:
+def newest_time(events: Sequence[Event], places: Sequence[int], newest: int | None) -> int | None:
     """Return the latest time after the events at a user's places; a `LateEventError` refuses an earlier time."""
-    newest = None if session is None else session.newest_time
     for index in places:
         event = events[index]
         if event.time is None:

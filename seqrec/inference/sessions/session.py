@@ -25,8 +25,8 @@ FIXED_BYTES = CHECKSUM.size + HEADS[FORMAT].size
 REMEDY = "forget the user, and observe the events again"
 # The last event ids of each user that are known again.
 KEPT_EVENT_IDS = 256
-# Bytes of a session's items that wait to be merged into those that the user has seen: this many to twice as many.
-UNMERGED_BYTES = 4 * 64
+# A session's items are merged into those that the user has seen when they have this number of bytes to twice as many.
+UNMERGED = 4 * 256
 NO_IDS = np.empty(0, np.uint64)
 NO_ITEMS = np.empty(0, np.int32)
 
@@ -81,30 +81,6 @@ class Session:
             self._bytes = FIXED_BYTES + len(self.state) + rest
         return self._bytes
 
-    def observed(
-        self,
-        items: bytes,
-        newest_time: int | None,
-        state: KeptState,
-        max_seen: int | None,
-        event_ids: Sequence[int] = (),
-        keep_events: int = 0,
-    ) -> Session:
-        """Return the session after further events, oldest first.
-
-        `items` are their internal item ids as int32, and `event_ids` digests of those that have an id; `max_seen` is as
-        of `SessionKeeper`, and `keep_events` of its store.
-        """
-        seen, newer, kept = self.seen_before, self.newer, self.event_ids
-        # Not all users of a batch at once, as their first items differ.
-        if self._seen is not None or (newer and len(newer) >= UNMERGED_BYTES + newer[0] % 64 * 4):
-            seen, newer = self.seen, b""
-        if event_ids:
-            kept = np.concatenate([kept, np.array(event_ids, np.uint64)])[-KEPT_EVENT_IDS:]
-        num_events = self.num_events + len(items) // 4
-        kept_from = max(self.kept_from, num_events - keep_events)
-        return Session(state, num_events, newest_time, seen, kept, kept_from, self.made_by, newer + items, max_seen)
-
     def to_bytes(self, key: bytes) -> bytes:
         """Return the session of a key as bytes with a checksum of both."""
         time = self.newest_time
@@ -144,6 +120,41 @@ class Session:
             kept_from,
             made_by,
         )
+
+
+def observed(
+    sessions: Sequence[Session],
+    items: Sequence[bytes],
+    newest_times: Sequence[int | None],
+    states: Sequence[KeptState],
+    event_ids: Sequence[Sequence[int]],
+    max_seen: int | None,
+    keep_events: int,
+) -> list[Session]:
+    """Return sessions after further events, oldest first.
+
+    Args:
+        sessions: The sessions before.
+        items: Internal item ids of each user's further events, as int32.
+        newest_times: The latest time of all events of each user.
+        states: Each user's state after the events.
+        event_ids: Digests of those of each user's further events that have an id.
+        max_seen: See `SessionKeeper`.
+        keep_events: That of the store.
+    """
+    found = []
+    for old, new, time, state, ids in zip(sessions, items, newest_times, states, event_ids, strict=True):
+        seen, newer, kept = old.seen_before, old.newer, old.event_ids
+        # Not all users of a batch at once, as their first items differ.
+        if old._seen is not None or (len(newer) >= UNMERGED and len(newer) >= UNMERGED + 4 * newer[0]):
+            seen, newer = old.seen, b""
+        if ids:
+            kept = np.concatenate([kept, np.array(ids, np.uint64)])[-KEPT_EVENT_IDS:]
+        num_events = old.num_events + len(new) // 4
+        # Faster than `max`.
+        kept_from = num_events - keep_events if num_events - keep_events > old.kept_from else old.kept_from
+        found.append(Session(state, num_events, time, seen, kept, kept_from, old.made_by, newer + new, max_seen))
+    return found
 
 
 def _checksum(content: bytes | memoryview, key: bytes, version: int) -> int:

@@ -69,6 +69,7 @@ class Slab:
         self._start = start.to("cpu")
         self.row_bytes = start.row_bytes
         self._rows = torch.empty(0, self.row_bytes, dtype=torch.uint8)
+        self._views: dict[str, Tensor] = {}
         self.free: list[int] = []
         self._reserve(FIRST_ROWS)
         self.written(self._start)
@@ -110,13 +111,20 @@ class Slab:
 
     def in_place(self, before: Sequence[SlabState], after: Sequence[SlabState]) -> dict[str, SlabRows]:
         """Return the tensors of states that are read in some rows and written to others; all must be float32."""
-        rows, begin, found = (numbers(before), numbers(after)), 0, {}
-        floats = self._rows.view(torch.float32)
-        for name, like in self._start.tensors.items():
-            end = begin + like[0].numel()
-            found[name] = SlabRows(torch.unflatten(floats[:, begin:end], 1, like.shape[1:]), *rows)
-            begin = end
-        return found
+        rows = numbers(before), numbers(after)
+        return {name: SlabRows(x, *rows) for name, x in self._floats().items()}
+
+    def _floats(self) -> dict[str, Tensor]:
+        """Return all rows of each tensor, of which all are float32."""
+        if not self._views:
+            begin = 0
+            with torch.inference_mode(False):
+                floats = self._rows.view(torch.float32)
+                for name, like in self._start.tensors.items():
+                    end = begin + like[0].numel()
+                    self._views[name] = torch.unflatten(floats[:, begin:end], 1, like.shape[1:])
+                    begin = end
+        return self._views
 
     def _copied(self, content: Tensor) -> list[SlabState]:
         taken = self.taken(len(content))
@@ -129,9 +137,11 @@ class Slab:
         if len(self.free) < count:
             shape = max(2 * old, old + count), self.row_bytes
             with torch.inference_mode(False):
-                rows = torch.empty(shape, dtype=torch.uint8)
+                # Not torch's: numpy asks the system for huge pages, with which steps are faster.
+                rows = torch.from_numpy(np.empty(shape, np.uint8))
             rows[:old] = self._rows
             self._rows = rows
+            self._views.clear()
             self.content = memoryview(rows.numpy()).cast("B")  # type: ignore[arg-type]
             # Those at the front are taken first.
             self.free[:0] = range(len(rows) - 1, old - 1, -1)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -25,13 +26,63 @@ from seqrec.models import Recommender, SequentialRecommender
 from seqrec.types import History, RaggedItems, SequenceBatch
 
 Int64Array = NDArray[np.int64]
-# Further events of each user; (B, L) if all users have the same number.
-ItemRows = Sequence[Int64Array] | Int64Array
 
 # Events encoded at a time, padding included.
 MAX_EVENTS = 1 << 16
 # Name under which a state keeps the encoder's output for the newest event.
 LAST = "last_state"
+
+
+class ItemRows:
+    """Items of each of B users, at least one each, as one array.
+
+    Args:
+        flat: (E,) int64 internal item ids, those of the first user first.
+        lengths: The number of each user's items.
+
+    Attributes:
+        offsets: The items of user b are `flat[offsets[b]:offsets[b + 1]]`.
+    """
+
+    def __init__(self, flat: Int64Array, lengths: Iterable[int]) -> None:
+        self.flat = flat
+        self.offsets = list(accumulate(lengths, initial=0))
+
+    @staticmethod
+    def of(rows: Sequence[Int64Array]) -> ItemRows:
+        """Return rows as one array."""
+        return ItemRows(np.concatenate(rows), map(len, rows))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, place: int) -> Int64Array:
+        return self.flat[self.offsets[place] : self.offsets[place + 1]]
+
+    def __iter__(self) -> Iterator[Int64Array]:
+        return map(self.__getitem__, range(len(self)))
+
+    @property
+    def lengths(self) -> list[int]:
+        """The number of each user's items."""
+        return [end - begin for begin, end in pairwise(self.offsets)]
+
+    def newest(self, most: int) -> ItemRows:
+        """Return the last items of each user, at most this many."""
+        if max(self.lengths) <= most:
+            return self
+        return ItemRows.of([row[max(0, len(row) - most) :] for row in self])
+
+    def padded(self) -> History:
+        """Return the items as a history on the CPU."""
+        offsets = np.array(self.offsets)
+        lengths = np.diff(offsets)
+        return History(padded_rows(self.flat, offsets[:-1], lengths), torch.from_numpy(lengths))
+
+    def int32_bytes(self) -> list[bytes]:
+        """Return each user's items as the bytes of int32."""
+        content = self.flat.astype(np.int32).tobytes()
+        return [content[4 * begin : 4 * end] for begin, end in pairwise(self.offsets)]
 
 
 class UserState(Protocol):
@@ -55,9 +106,7 @@ class UserState(Protocol):
             SessionStoreError: if the store belongs to another model.
         """
 
-    def extend(
-        self, states_before: Sequence[KeptState], item_ids: ItemRows, user_ids: Tensor
-    ) -> Sequence[KeptState]:
+    def extend(self, states_before: Sequence[KeptState], item_ids: ItemRows, user_ids: Tensor) -> Sequence[KeptState]:
         """Return the states after further events, at least one per user.
 
         Args:
@@ -121,11 +170,9 @@ class StreamedState:
                 raise SessionStoreError(f"the store is of another model: {error}") from error
         _check(description, self.describe())
 
-    def extend(
-        self, states_before: Sequence[KeptState], item_ids: ItemRows, user_ids: Tensor
-    ) -> Sequence[KeptState]:
+    def extend(self, states_before: Sequence[KeptState], item_ids: ItemRows, user_ids: Tensor) -> Sequence[KeptState]:
         """See `UserState.extend`; a batch has at most `MAX_EVENTS` events with padding."""
-        groups = length_groups(row_lengths(item_ids))
+        groups = length_groups(item_ids.lengths)
         if len(groups) == 1:
             with self._lock:
                 return self._extended(states_before, item_ids, user_ids)
@@ -133,31 +180,30 @@ class StreamedState:
         for places in groups:
             started = [states_before[place] for place in places]
             with self._lock:
-                rows = self._extended(started, [item_ids[place] for place in places], user_ids[places])
+                rows = self._extended(started, ItemRows.of([item_ids[place] for place in places]), user_ids[places])
             for place, row in zip(places, rows, strict=True):
                 new[place] = row
         return new
 
     @torch.inference_mode()
-    def _extended(
-        self, states_before: Sequence[KeptState], item_ids: ItemRows, user_ids: Tensor
-    ) -> list[SlabState]:
+    def _extended(self, states_before: Sequence[KeptState], item_ids: ItemRows, user_ids: Tensor) -> list[SlabState]:
         model, device = self._model, self._model.device
         before, users = self._slab.before(states_before), user_ids.to(device)
-        history = padded(item_ids).to(device)
-        is_step = history.item_ids.shape[1] == 1
+        is_step = len(item_ids.flat) == len(item_ids)
+        items = torch.from_numpy(item_ids.flat).to(device)
         if is_step and self._in_place:
             after = self._slab.taken(len(before))
             tensors = self._slab.in_place(before, after)
             newest = tensors.pop(LAST)
-            last, _ = model.step(history.item_ids[:, 0], State(cast("Tensors", tensors), self._encoder), users)
+            last, _ = model.step(items, State(cast("Tensors", tensors), self._encoder), users)
             newest.slab.index_copy_(0, newest.after, last)
             return after
         kept = self._slab.gathered(before, device)
         state = State({name: x for name, x in kept.tensors.items() if name != LAST}, kept.encoder)
         if is_step:
-            last, state = model.step(history.item_ids[:, 0], state, users)
+            last, state = model.step(items, state, users)
         else:
+            history = item_ids.padded().to(device)
             states, state = model.extend(history, state, users)
             last = states[torch.arange(len(users), device=device), history.lengths - 1]
         return self._slab.written(State({**state.tensors, LAST: last}, state.encoder))
@@ -212,9 +258,7 @@ class ReencodedState:
         """See `UserState.check`."""
         _check(description, self.describe())
 
-    def extend(
-        self, states_before: Sequence[KeptState], item_ids: ItemRows, user_ids: Tensor
-    ) -> Sequence[KeptState]:
+    def extend(self, states_before: Sequence[KeptState], item_ids: ItemRows, user_ids: Tensor) -> Sequence[KeptState]:
         """See `UserState.extend`; nothing is encoded."""
         size = 4 * self.max_length
         return [
@@ -253,18 +297,9 @@ def why_not_streamed(model: Recommender) -> str | None:
     return None
 
 
-def row_lengths(rows: ItemRows) -> list[int]:
-    """Return the number of events of each row."""
-    return [rows.shape[1]] * len(rows) if isinstance(rows, np.ndarray) else [len(row) for row in rows]
-
-
-def padded(rows: ItemRows) -> History:
+def padded(rows: Sequence[Int64Array]) -> History:
     """Return rows of item ids, at least one event each, as a history on the CPU."""
-    lengths = np.array(row_lengths(rows))
-    if isinstance(rows, np.ndarray):
-        return History(torch.from_numpy(rows), torch.from_numpy(lengths))
-    item_ids = padded_rows(np.concatenate(rows), np.cumsum(lengths) - lengths, lengths)
-    return History(item_ids, torch.from_numpy(lengths))
+    return ItemRows.of(rows).padded()
 
 
 def length_groups(lengths: Sequence[int]) -> list[list[int]]:

@@ -27,7 +27,7 @@ from seqrec.inference.sessions import (
     SessionRecommender,
     SQLiteStore,
 )
-from seqrec.inference.sessions.session import Session
+from seqrec.inference.sessions.session import Session, observed
 from seqrec.models import GRU4Rec, Recommender
 
 pytestmark = pytest.mark.process
@@ -293,7 +293,7 @@ def test_sessions_are_the_same_after_a_round_trip(state: bytes, num_events: int,
 def test_seen_items_are_those_met_last(batches: list, max_seen: int | None):
     session, events = Session(b""), []
     for batch in batches:
-        session = session.observed(np.array(batch, np.int32).tobytes(), None, b"", max_seen)
+        (session,) = observed([session], [np.array(batch, np.int32).tobytes()], [None], [b""], [()], max_seen, 0)
         events += batch
     naive = [item for t, item in enumerate(events) if item not in events[t + 1 :]]
     assert session.seen.tolist() == (naive if max_seen is None else naive[len(naive) - min(max_seen, len(naive)) :])
