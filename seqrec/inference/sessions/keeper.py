@@ -19,7 +19,7 @@ from torch import Tensor
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import DamagedSessionError, SessionStoreError
 from seqrec.inference.sessions.entries import HistoryOf, Id, UserHistory
-from seqrec.inference.sessions.kept_events import MERGED, KeptEvents, joined, read_chunks
+from seqrec.inference.sessions.kept_events import MERGED, KeptEvents, chunk, joined, read_chunks
 from seqrec.inference.sessions.session import FORMAT, OLD_FORMATS, REMEDY, Session, observed
 from seqrec.inference.sessions.slab import KeptState
 from seqrec.inference.sessions.stores import Behind, Chunk, LiveStore, SessionStore, StateStore, StoreSizes
@@ -290,11 +290,11 @@ class SessionKeeper:
         chunks = []
         for (key, session), (first, last), own in zip(rows, pairwise(kept.offsets), ids, strict=True):
             end, count = session.num_events, last - first
-            events = KeptEvents(end - count, names[first:last], session.newest_time, own)
+            events: Any = end - count, names[first:last], session.newest_time, own
             # A multiple of the number lies among these events.
             if end % MERGED < count < end:
-                events = self._merged(key, events)
-            chunks.append(events.chunk(key))
+                events = self._merged(key, KeptEvents(*events))
+            chunks.append(chunk(key, *events))
         self._put(rows, chunks)
 
     def _put(self, rows: Sequence[tuple[bytes, Session]], chunks: Sequence[Chunk] = ()) -> None:

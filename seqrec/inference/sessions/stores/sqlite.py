@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from seqrec.errors import MissingInputError, SessionStoreError, check_at_least
 from seqrec.files import PARTIAL, move
@@ -21,7 +21,7 @@ PUT_USAGE = (
     "INSERT INTO usage VALUES (?, ?, ?, ?, 0) ON CONFLICT (user) DO UPDATE SET used = excluded.used, "
     "states = excluded.states, events = events + excluded.events, behind = 0"
 )
-PUT_BEHIND = "UPDATE usage SET used = ?, events = events + ?, behind = ? WHERE user = ?"
+PUT_BEHIND = "UPDATE usage SET used = ?, events = events + ?, behind = ? WHERE rowid = ?"
 GET = (
     "SELECT ifnull(CAST(session AS BLOB), x''), (SELECT CAST(behind AS INTEGER) FROM usage WHERE usage.user = "
     "sessions.user) FROM sessions WHERE user = ?"
@@ -96,10 +96,10 @@ class SQLiteStore:
         check_limits(max_bytes, max_users, idle_seconds, keep_events)
         check_at_least(0, memory_bytes=memory_bytes)
         # Sessions in memory, the least recently used first, and their bytes. Of each, events and bytes when its row was
-        # written.
+        # written, and its row of usage.
         self._live: OrderedDict[bytes, LiveSession] = OrderedDict()
         self._live_bytes, self._memory_bytes = 0, memory_bytes
-        self._written: dict[bytes, tuple[int, int]] = {}
+        self._written: dict[bytes, tuple[int, int, int]] = {}
         self.keep_events, self.max_bytes, self.max_users = keep_events, max_bytes, max_users
         self.idle_seconds = idle_seconds
         self._limited = (max_bytes, max_users, idle_seconds) != (None, None, None)
@@ -167,7 +167,6 @@ class SQLiteStore:
         with self._transaction() as connection:
             self._put_leaving()
             events = {chunk.key: chunk for chunk in chunks}
-            waiting: dict[bytes, Any] = {}
             full, behind, new, growth = [], [], [], 0
             for key, row in rows:
                 chunk = events.get(key)
@@ -175,21 +174,19 @@ class SQLiteStore:
                     full.append((key, row))
                     continue
                 del events[key]
-                size = len(chunk.content)
+                size, (last, _, usage) = len(chunk.content), self._written[key]
                 if chunk.end > self.keep_events:
                     size = self._put_events(chunk)
                 else:
                     new.append((key, chunk.end, chunk.content))
                 growth += size
-                waiting[key] = row
-                behind.append((now, size, chunk.end - self._written[key][0], key))
+                behind.append((now, size, chunk.end - last, usage))
+                self._live[key] = cast("LiveSession", row)
+                self._live.move_to_end(key)
             connection.executemany(PUT_EVENTS, new)
             connection.executemany(PUT_BEHIND, behind)
             self._put_full(full, {key: self._put_events(chunk) for key, chunk in events.items()}, now)
             self._count(event_bytes=growth)
-            self._live.update(waiting)
-            for key in waiting:
-                self._live.move_to_end(key)
             self._keep_limits(now)
 
     def events_of(self, keys: Sequence[bytes]) -> list[list[bytes]]:
@@ -284,17 +281,17 @@ class SQLiteStore:
         """Write sessions; `added` are bytes of events."""
         users = growth = 0
         for key, row in rows:
-            found = self._connection.execute(
-                "SELECT CAST(states AS INTEGER) FROM usage WHERE user = ?", (key,)
-            ).fetchone()
+            select = "SELECT CAST(states AS INTEGER), rowid FROM usage WHERE user = ?"
+            found = self._connection.execute(select, (key,)).fetchone()
             content = row if isinstance(row, bytes) else row.to_bytes(key)
             size = len(key) + len(content)
             users, growth = users + (found is None), growth + size - (found[0] if found else 0)
             self._connection.execute(PUT, (key, content))
-            self._connection.execute(PUT_USAGE, (key, now, size, added.get(key, 0)))
+            usage: Any = self._connection.execute(PUT_USAGE, (key, now, size, added.get(key, 0))).lastrowid
             self._forget(key)
             if not isinstance(row, bytes):
-                self._live[key], self._written[key] = row, (row.num_events, size)
+                self._live[key] = row
+                self._written[key] = row.num_events, size, found[1] if found else usage
                 self._live_bytes += size
         self._count(users=users, state_bytes=growth, event_bytes=sum(added.values()))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from seqrec.errors import InputError, check_at_least
@@ -242,13 +242,13 @@ class InMemoryStore:
         """See `SessionStore.put_many`."""
         with self._lock:
             self._drop_idle()
-            growth, get = 0, self._rows.get
-            for key, row in rows:
-                old = get(key)
-                growth += len(row) + (len(key) if old is None else -len(old))
-                self._rows[key] = row
-            self._state_bytes += growth
-            self._touch([key for key, _ in rows])
+            new = dict(rows)
+            old = [row for row in map(self._rows.get, new) if row is not None]
+            if len(old) < len(new):
+                self._state_bytes += sum(len(key) for key in new if key not in self._rows)
+            self._state_bytes += sum(map(len, new.values())) - sum(map(len, old))
+            self._rows.update(new)
+            self._touch(new)
             for chunk in chunks:
                 past = self._chunks.pop(chunk.key, [])
                 kept = [each for each in past if chunk.end - self.keep_events < each.end <= chunk.begin]
@@ -278,7 +278,7 @@ class InMemoryStore:
                 self.dropped -= 1
         return found
 
-    def _touch(self, keys: Sequence[bytes]) -> None:
+    def _touch(self, keys: Iterable[bytes]) -> None:
         move = self._rows.move_to_end
         for key in keys:
             move(key)
