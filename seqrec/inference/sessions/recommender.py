@@ -156,7 +156,9 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
                 times = [newest_time(events, own, time) for own, time in zip(fresh, times, strict=True)]
             if any(events[index].event_id is not None for index in marked):
                 ids = [[x for i in own if (x := events[i].id_digest) is not None] for own in fresh if own]
-            columns: Any = (list(compress(column, fresh)) for column in (places, users, sessions, times, fresh))
+            columns: Any = list(places), users, sessions, times, fresh
+            if not all(fresh):
+                columns = (list(compress(column, fresh)) for column in columns)
             own_keys, users, sessions, times, own = columns
             if own:
                 # If all users have one event, these are in order.
