@@ -103,6 +103,12 @@ def test_sessions_of_another_model_are_refused_without_events(
     assert "keep_events, which SQLiteStore and RedisStore have, would have kept the events" in line
 
 
+def test_a_refused_command_creates_no_file(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    words = ("--sessions", "SQLiteStore", "--sessions.path", str(tmp_path / "users.sqlite"))
+    assert "there is no such checkpoint" in refusal(capsys, "--ckpt", "gone.ckpt", "--port", "0", *words)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_missing_package_is_named_with_the_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -362,7 +362,8 @@ def other_database(path: Path) -> None:
 
 
 def later_version(path: Path) -> None:
-    SQLiteStore(path).close()
+    with closing(SQLiteStore(path)) as store:
+        store.claim(b"whose")
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 9")
     connection.close()

@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,7 +55,7 @@ class SQLiteStore:
     space, but does not shrink. Times of reads are written with the next event, so a kill may forget some.
 
     Args:
-        path: The file, in a folder that exists; created if it does not exist.
+        path: The file, in a folder that exists; created on first use if it does not exist.
         busy_seconds: Longest wait for another process to close the file.
         keep_events: Most events that are kept per user, the newest; 0 keeps none. From them, a new model or version
             makes the sessions again.
@@ -110,19 +111,10 @@ class SQLiteStore:
         if not self.path.absolute().parent.is_dir():
             raise MissingInputError(f"path={self.path} is in a folder that does not exist; make it first")
         self._lock = threading.RLock()
-        with self._errors():
-            # Our lock keeps threads apart.
-            if not self.path.exists():
-                create_private(self.path)
-            self._connection = sqlite3.connect(
-                self.path, timeout=busy_seconds, isolation_level=None, check_same_thread=False
-            )
-        try:
-            with self._errors():
-                self._open()
-        except BaseException:
-            self._connection.close()
-            raise
+        self._busy_seconds = busy_seconds
+        # A new file is created on first use, so that a command which is refused before leaves none.
+        if self.path.exists():
+            self._open()
 
     def claim(self, description: bytes) -> bytes:
         """See `StateStore.claim`."""
@@ -249,7 +241,8 @@ class SQLiteStore:
                 with suppress(SessionStoreError), self._transaction():
                     self._memory_bytes = -1
                     self._put_leaving()
-            self._connection.close()
+            if "_connection" in vars(self):
+                self._connection.close()
 
     def _may_wait(self, key: bytes, row: bytes | LiveSession, chunk: Chunk) -> bool:
         """Return whether a session can be made from its row and its events, of which the chunk is the next."""
@@ -345,10 +338,28 @@ class SQLiteStore:
         found = self._sizes._asdict()
         self._sizes = StoreSizes(**{name: value + changes.get(name, 0) for name, value in found.items()})
 
+    @cached_property
+    def _connection(self) -> sqlite3.Connection:
+        self._open()
+        return self._connection
+
     def _open(self) -> None:
-        prepare(self._connection, self.path, self.verify)
+        """Set the connection, to a new file if it does not exist."""
         total = "total(CAST(states AS INTEGER)), total(CAST(events AS INTEGER))"
-        counts = self._connection.execute(f"SELECT count(*), {total} FROM usage").fetchone()
+        with self._errors():
+            if not self.path.exists():
+                create_private(self.path)
+            # Our lock keeps threads apart.
+            connection = self._connection = sqlite3.connect(
+                self.path, timeout=self._busy_seconds, isolation_level=None, check_same_thread=False
+            )
+            try:
+                prepare(connection, self.path, self.verify)
+                counts = connection.execute(f"SELECT count(*), {total} FROM usage").fetchone()
+            except BaseException:
+                connection.close()
+                del self._connection
+                raise
         self._sizes = StoreSizes(*map(int, counts))
 
     @contextmanager
