@@ -42,6 +42,13 @@ class ItemRows:
 
     Attributes:
         offsets: The items of user b are `flat[offsets[b]:offsets[b + 1]]`.
+
+    Example:
+        >>> import numpy as np
+        >>> from seqrec.inference.sessions import ItemRows
+        >>> rows = ItemRows(np.array([7, 8, 9]), [1, 2])
+        >>> len(rows), rows[1].tolist()
+        (2, [8, 9])
     """
 
     def __init__(self, flat: Int64Array, lengths: Iterable[int]) -> None:

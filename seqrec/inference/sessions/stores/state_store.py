@@ -247,7 +247,8 @@ class InMemoryStore:
             if len(old) < len(new):
                 self._state_bytes += sum(len(key) for key in new if key not in self._rows)
             self._state_bytes += sum(map(len, new.values())) - sum(map(len, old))
-            self._rows.update(new)
+            for key, row in new.items():
+                self._rows[key] = row
             self._touch(new)
             for chunk in chunks:
                 past = self._chunks.pop(chunk.key, [])
