@@ -151,11 +151,12 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
             # All are checked before anything changes.
             fresh, ids = list(places.values()), None
             times = [None if each is None else each.newest_time for each in sessions]
-            if marked:
-                fresh = [unrepeated(events, own, each) for own, each in zip(fresh, sessions, strict=True)]
-                times = [newest_time(events, own, time) for own, time in zip(fresh, times, strict=True)]
             if any(events[index].event_id is not None for index in marked):
-                ids = [[x for i in own if (x := events[i].id_digest) is not None] for own in fresh if own]
+                digests = [event.id_digest for event in events]
+                fresh = [unrepeated(digests, own, each) for own, each in zip(fresh, sessions, strict=True)]
+                ids = [[x for i in own if (x := digests[i]) is not None] for own in fresh if own]
+            if marked:
+                times = [newest_time(events, own, time) for own, time in zip(fresh, times, strict=True)]
             columns: Any = list(places), users, sessions, times, fresh
             if not all(fresh):
                 columns = (list(compress(column, fresh)) for column in columns)
@@ -293,14 +294,12 @@ def places_of(keys: Sequence[bytes]) -> dict[bytes, Sequence[int]]:
     return dict(places)
 
 
-def unrepeated(events: Sequence[Event], places: Sequence[int], session: Session | None) -> Sequence[int]:
+def unrepeated(digests: Sequence[int | None], places: Sequence[int], session: Session | None) -> Sequence[int]:
     """Return a user's places without events whose id is among the user's last ones, or earlier in the batch."""
-    if len(places) == 1 and events[places[0]].event_id is None:
-        return places
     known = set() if session is None else set(session.event_ids.tolist())
     found = []
     for index in places:
-        digest = events[index].id_digest
+        digest = digests[index]
         if digest is None or digest not in known:
             found.append(index)
         if digest is not None:
