@@ -10,7 +10,7 @@ from torch import Tensor
 from seqrec.ops.compiled_library import call, contiguous, distance
 from seqrec.ops.problems import empty_like
 from seqrec.ops.selective_scan.autograd import differentiable_scan, new_outputs
-from seqrec.ops.selective_scan.problem import ScanProblem
+from seqrec.ops.selective_scan.reference import ScanProblem
 
 # Events between two states that forward keeps; backward recomputes the states in between.
 INTERVAL = 32
