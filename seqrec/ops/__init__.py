@@ -13,10 +13,13 @@ from seqrec.ops.linear import LINEAR_BACKENDS, linear
 from seqrec.ops.mamba_mixer import MAMBA2_BACKENDS, MAMBA_BACKENDS
 from seqrec.ops.mamba_step import MAMBA_STEP_BACKENDS
 from seqrec.ops.pair_scores import PAIR_SCORES_BACKENDS, pair_scores
+from seqrec.ops.residual_norm import RESIDUAL_NORM_BACKENDS, residual_norm
 from seqrec.ops.selective_scan import SCAN_BACKENDS, selective_scan
 from seqrec.ops.ssd import SSD_BACKENDS, ssd_scan
 
-__all__ = ["attention", "causal_conv1d", "dropout", "linear", "pair_scores", "selective_scan", "ssd_scan"]
+__all__ = [
+    "attention", "causal_conv1d", "dropout", "linear", "pair_scores", "residual_norm", "selective_scan", "ssd_scan",
+]  # fmt: skip
 
 # The backends of every op.
 ALL_BACKENDS: tuple[Backends[Any], ...] = (
@@ -25,6 +28,7 @@ ALL_BACKENDS: tuple[Backends[Any], ...] = (
     CONV_BACKENDS,
     ATTENTION_BACKENDS,
     DROPOUT_BACKENDS,
+    RESIDUAL_NORM_BACKENDS,
     LINEAR_BACKENDS,
     MAMBA_BACKENDS,
     MAMBA2_BACKENDS,

@@ -74,6 +74,10 @@ LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
         "users rows width first k num_blocked tile threads",
         "states vectors offsets excluded blocked scores item_ids",
     ),
+    "residual_norm": _layout(
+        "events width threshold piece threads",
+        "seed x branch weight bias out norm means roots dout dnorm dx dbranch dweight dbias",
+    ),
 }
 
 

@@ -69,6 +69,22 @@ struct GatedNormProblem {
   float* dweight;  // (pieces, D), to be summed
 };
 
+// A residual sum over N events of D numbers, with dropout of the branch, and the layer norm of it.
+struct ResidualNormProblem {
+  int64_t events, width;  // N, D, a multiple of 16
+  int64_t threshold;      // numbers of 16 bits below it drop an element of the branch
+  int64_t piece;          // events that a thread takes at a time
+  int64_t threads;
+  const int64_t* seed;         // one number; not read without dropout
+  const float *x, *branch;     // (N, D); x may be null, which is zeros
+  const float *weight, *bias;  // (D,)
+  float *out, *norm;           // (N, D)
+  float *means, *roots;        // (N,): mean of `out`, and 1 / its standard deviation
+  const float *dout, *dnorm;   // as out, norm
+  float *dx, *dbranch;         // (N, D); they are equal without dropout
+  float *dweight, *dbias;      // (pieces, D), to be summed
+};
+
 // W taps, E events of a piece, which is the part of a row that one thread takes at a time.
 struct ConvProblem {
   int64_t batch, length, channels, taps;
