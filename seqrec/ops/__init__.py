@@ -11,7 +11,7 @@ from seqrec.ops.causal_conv1d import CONV_BACKENDS, causal_conv1d
 from seqrec.ops.dropout import DROPOUT_BACKENDS, dropout
 from seqrec.ops.linear import LINEAR_BACKENDS, linear
 from seqrec.ops.mamba_mixer import MAMBA2_BACKENDS, MAMBA_BACKENDS
-from seqrec.ops.mamba_step import MAMBA_STEP_BACKENDS
+from seqrec.ops.mamba_step import MAMBA2_STEP_BACKENDS, MAMBA_STEP_BACKENDS
 from seqrec.ops.pair_scores import PAIR_SCORES_BACKENDS, pair_scores
 from seqrec.ops.residual_norm import RESIDUAL_NORM_BACKENDS, residual_norm
 from seqrec.ops.selective_scan import SCAN_BACKENDS, selective_scan
@@ -33,6 +33,7 @@ ALL_BACKENDS: tuple[Backends[Any], ...] = (
     MAMBA_BACKENDS,
     MAMBA2_BACKENDS,
     MAMBA_STEP_BACKENDS,
+    MAMBA2_STEP_BACKENDS,
     PAIR_SCORES_BACKENDS,
     BEST_ITEMS_BACKENDS,
 )

@@ -66,6 +66,11 @@ LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
         "x in_weight conv_weight conv_bias scan_weight delta_weight delta_bias A_log D out_weight inputs state"
         " rows next_rows out next_inputs next_state",
     ),
+    "mamba2_step": _layout(
+        "batch width heads head_width states taps inputs_stride state_stride threads",
+        "x in_weight conv_weight conv_bias delta_bias A_log D norm_weight out_weight inputs state"
+        " rows next_rows out next_inputs next_state",
+    ),
     "pair_scores": _layout(
         "events draws width parts threads", "item_ids states vectors scores dscores dstates dvectors"
     ),

@@ -173,6 +173,8 @@ KERNEL_EXPORT int64_t residual_norm_problem_bytes() { return sizeof(ResidualNorm
 
 KERNEL_EXPORT int64_t mamba_step_problem_bytes() { return sizeof(MambaStepProblem); }
 
+KERNEL_EXPORT int64_t mamba2_step_problem_bytes() { return sizeof(Mamba2StepProblem); }
+
 KERNEL_EXPORT int64_t pair_scores_problem_bytes() { return sizeof(PairScoresProblem); }
 
 KERNEL_EXPORT int64_t weight_gradient_problem_bytes() { return sizeof(WeightGradientProblem); }
@@ -246,6 +248,11 @@ KERNEL_EXPORT int residual_norm_backward(const ResidualNormProblem* p) {
 KERNEL_EXPORT int mamba_step(const MambaStepProblem* p) {
   const int64_t pieces = (p->batch + piece_of(*p) - 1) / piece_of(*p);
   return run(*p, pieces, mamba_step_work(*p), mamba_step_scratch(*p), mamba_step_task);
+}
+
+KERNEL_EXPORT int mamba2_step(const Mamba2StepProblem* p) {
+  const int64_t pieces = (p->batch + piece_of(*p) - 1) / piece_of(*p);
+  return run(*p, pieces, mamba2_step_work(*p), mamba2_step_scratch(*p), mamba2_step_task);
 }
 
 KERNEL_EXPORT int pair_scores_forward(const PairScoresProblem* p) {

@@ -171,6 +171,26 @@ struct MambaStepProblem {
   float *next_inputs, *next_state;
 };
 
+// One event of a Mamba-2 mixer: model width M, H heads of width P, E = H P, N states per channel, W taps.
+struct Mamba2StepProblem {
+  int64_t batch, width, heads, head_width, states, taps;
+  int64_t inputs_stride, state_stride;  // floats from a row of inputs, and of state, to the next; also of the new ones
+  int64_t threads;
+  const float* x;            // (B, M)
+  const float* in_weight;    // (2 E + 2 N + H, M): gate, path, B, C, step sizes
+  const float* conv_weight;  // (E + 2 N, W)
+  const float* conv_bias;    // (E + 2 N,)
+  const float *delta_bias, *A_log, *D;  // (H,)
+  const float* norm_weight;  // (E,)
+  const float* out_weight;   // (M, E)
+  const float* inputs;       // (B, W - 1, E + 2 N): the last inputs of the convolution, the newest last
+  const float* state;        // (B, H, P, N)
+  const int64_t* rows;       // (B,) of inputs and state; null is 0 to B - 1
+  const int64_t* next_rows;  // (B,) of next_inputs and next_state
+  float* out;                // (B, M)
+  float *next_inputs, *next_state;
+};
+
 // Scores of N rows of a table (V, D) for each of M events.
 struct PairScoresProblem {
   int64_t events, draws, width;  // M, N, D
