@@ -19,7 +19,7 @@
 #define KERNEL_LANES 4
 #endif
 
-#if KERNEL_LANES == 16 && defined(__x86_64__)
+#if KERNEL_LANES >= 8 && defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
