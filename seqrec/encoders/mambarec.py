@@ -28,6 +28,8 @@ class MambaRec(SequenceEncoder):
         layer_norm: False omits every norm.
     """
 
+    takes_slab_rows = True
+
     def __init__(
         self,
         d_model: int = 64,
@@ -42,7 +44,6 @@ class MambaRec(SequenceEncoder):
     ) -> None:
         super().__init__(d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm)
         self.mixer = mixer
-        self.takes_slab_rows = mixer == "mamba"
         self.d_state = d_state
         self.d_conv = d_conv
         self.expand = expand

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Literal, cast
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -128,11 +127,8 @@ class MoEMaTrRec(SequenceEncoder):
 
     def forward(self, x: Tensor, history: History) -> Tensor:
         """Return states (B, L, D) of embedded events x (B, L, D)."""
-        if self.causal:
-            out: Tensor = self.stack(x)
-            return out
-        valid = history.valid
-        return self.stack.through(x, [partial(_unmasked, block, valid=valid) for block in self.stack.blocks])
+        out: Tensor = self.stack(x) if self.causal else self.stack(x, history.valid)
+        return out
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return the state before the first event; see `Streamed.zero_state`. `causal=False` is refused."""
@@ -150,13 +146,6 @@ class MoEMaTrRec(SequenceEncoder):
                 "causal=False sees newer events and cannot be streamed: each new event changes the states of all "
                 "others; train with causal: true"
             )
-
-
-def _unmasked(block: nn.Module, x: Tensor, *, valid: Tensor) -> Tensor:
-    """Compute a block with a mixture that is not causal."""
-    mixture, feed_forward = cast("nn.Sequential", block)
-    out: Tensor = feed_forward(mixture(x, valid))
-    return out
 
 
 def _mean_of_events(x: Tensor, valid: Tensor) -> Tensor:

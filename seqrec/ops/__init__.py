@@ -11,12 +11,15 @@ from seqrec.ops.causal_conv1d import CONV_BACKENDS, causal_conv1d
 from seqrec.ops.dropout import DROPOUT_BACKENDS, dropout
 from seqrec.ops.linear import LINEAR_BACKENDS, linear
 from seqrec.ops.mamba_mixer import MAMBA2_BACKENDS, MAMBA_BACKENDS
-from seqrec.ops.mamba_step import MAMBA_STEP_BACKENDS
+from seqrec.ops.mamba_step import MAMBA2_STEP_BACKENDS, MAMBA_STEP_BACKENDS
 from seqrec.ops.pair_scores import PAIR_SCORES_BACKENDS, pair_scores
+from seqrec.ops.residual_norm import RESIDUAL_NORM_BACKENDS, residual_norm
 from seqrec.ops.selective_scan import SCAN_BACKENDS, selective_scan
 from seqrec.ops.ssd import SSD_BACKENDS, ssd_scan
 
-__all__ = ["attention", "causal_conv1d", "dropout", "linear", "pair_scores", "selective_scan", "ssd_scan"]
+__all__ = [
+    "attention", "causal_conv1d", "dropout", "linear", "pair_scores", "residual_norm", "selective_scan", "ssd_scan",
+]  # fmt: skip
 
 # The backends of every op.
 ALL_BACKENDS: tuple[Backends[Any], ...] = (
@@ -25,10 +28,12 @@ ALL_BACKENDS: tuple[Backends[Any], ...] = (
     CONV_BACKENDS,
     ATTENTION_BACKENDS,
     DROPOUT_BACKENDS,
+    RESIDUAL_NORM_BACKENDS,
     LINEAR_BACKENDS,
     MAMBA_BACKENDS,
     MAMBA2_BACKENDS,
     MAMBA_STEP_BACKENDS,
+    MAMBA2_STEP_BACKENDS,
     PAIR_SCORES_BACKENDS,
     BEST_ITEMS_BACKENDS,
 )

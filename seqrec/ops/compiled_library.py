@@ -28,133 +28,71 @@ VARIANTS = (
 )
 
 
-def _fields(numbers: str, pointers: str) -> list[tuple[str, type]]:
-    return [
-        *((name, ctypes.c_int64) for name in numbers.split()),
-        *((name, ctypes.c_void_p) for name in pointers.split()),
+def _layout(numbers: str, pointers: str) -> type[ctypes.Structure]:
+    """Return a struct of `cpp/problems.h` by the names of its fields, integers and then pointers."""
+    fields = [(name, ctypes.c_int64) for name in numbers.split()] + [
+        (name, ctypes.c_void_p) for name in pointers.split()
     ]
+    return type("Layout", (ctypes.Structure,), {"_fields_": fields})
 
 
-class ScanLayout(ctypes.Structure):
-    """`ScanProblem` of `cpp/problems.h`, field by field."""
-
-    _fields_ = _fields(
+# Op -> type of the one argument of its functions: OP, or OP_forward and OP_backward.
+LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
+    "scan": _layout(
         "batch length channels states interval groups z_event weights_event dz_event dweights_event threads softplus",
         "valid start u delta z A B C D delta_bias initial_state y last_state kept_states"
         " dy dlast_state du ddelta dz dA dD ddelta_bias dB dC dinitial_state",
-    )
-
-
-class SsdLayout(ctypes.Structure):
-    """`SsdProblem` of `cpp/problems.h`, field by field."""
-
-    _fields_ = _fields(
+    ),
+    "ssd": _layout(
         "batch length heads width groups states interval parts x_event delta_event weights_event"
         " dx_event ddelta_event dweights_event threads softplus",
         "start x delta A B C D delta_bias initial_state y last_state kept_states"
         " dy dlast_state dx ddelta dA dD dB dC dinitial_state",
-    )
-
-
-class GatedNormLayout(ctypes.Structure):
-    """`GatedNormProblem` of `cpp/problems.h`, field by field."""
-
-    _fields_ = _fields("events width z_event dz_event piece threads", "y z weight out dout dy dz dweight")
-
-
-class ConvLayout(ctypes.Structure):
-    """`ConvProblem` of `cpp/problems.h`, field by field."""
-
-    _fields_ = _fields(
+    ),
+    "gated_norm": _layout("events width z_event dz_event piece threads", "y z weight out dout dy dz dweight"),
+    "conv": _layout(
         "batch length channels taps row_stride event_stride dx_event piece threads silu",
         "valid start x weight bias initial_state out last_state dout dlast_state dx dweight dbias dinitial_state",
-    )
-
-
-class ProductLayout(ctypes.Structure):
-    """`ProductProblem` of `cpp/problems.h`, field by field."""
-
-    _fields_ = _fields("rows columns steps c_row a_row b_row add threads", "A B C")
-
-
-class AttentionLayout(ctypes.Structure):
-    """`AttentionProblem` of `cpp/problems.h`, field by field."""
-
-    _fields_ = _fields(
+    ),
+    "product": _layout("rows columns steps c_row a_row b_row add threads", "A B C"),
+    "attention": _layout(
         "batch length heads width query_row query_head query_event key_row key_head key_event"
         " value_row value_head value_event dout_row dout_head dout_event causal window threshold parts threads",
         "seed lengths query key value out statistics dout dquery dkey dvalue",
-    )
-
-
-class DropoutLayout(ctypes.Structure):
-    """`DropoutProblem` of `cpp/problems.h`, field by field."""
-
-    _fields_ = _fields("count threshold threads", "seed x y")
-
-
-class MambaStepLayout(ctypes.Structure):
-    """`MambaStepProblem` of `cpp/problems.h`, field by field."""
-
-    _fields_ = _fields(
+    ),
+    "dropout": _layout("count threshold threads", "seed x y"),
+    "mamba_step": _layout(
         "batch width channels states taps rank inputs_stride state_stride threads",
         "x in_weight conv_weight conv_bias scan_weight delta_weight delta_bias A_log D out_weight inputs state"
         " rows next_rows out next_inputs next_state",
-    )
-
-
-class PairScoresLayout(ctypes.Structure):
-    """`PairScoresProblem` of `cpp/problems.h`, field by field."""
-
-    _fields_ = _fields("events draws width parts threads", "item_ids states vectors scores dscores dstates dvectors")
-
-
-class WeightGradientLayout(ctypes.Structure):
-    """`WeightGradientProblem` of `cpp/problems.h`, field by field."""
-
-    _fields_ = _fields("rows outputs inputs dout_row x_row parts threads", "dout x dweight dbias")
-
-
-class BestItemsLayout(ctypes.Structure):
-    """`BestItemsProblem` of `cpp/problems.h`, field by field."""
-
-    _fields_ = _fields(
+    ),
+    "mamba2_step": _layout(
+        "batch width heads head_width states taps inputs_stride state_stride threads",
+        "x in_weight conv_weight conv_bias delta_bias A_log D norm_weight out_weight inputs state"
+        " rows next_rows out next_inputs next_state",
+    ),
+    "pair_scores": _layout(
+        "events draws width parts threads", "item_ids states vectors scores dscores dstates dvectors"
+    ),
+    "weight_gradient": _layout("rows outputs inputs dout_row x_row parts threads", "dout x dweight dbias"),
+    "best_items": _layout(
         "users rows width first k num_blocked tile threads",
         "states vectors offsets excluded blocked scores item_ids",
-    )
-
-
-# Function of the library -> type of its one argument.
-LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
-    "scan_forward": ScanLayout,
-    "scan_backward": ScanLayout,
-    "ssd_forward": SsdLayout,
-    "ssd_backward": SsdLayout,
-    "conv_forward": ConvLayout,
-    "conv_backward": ConvLayout,
-    "gated_norm_forward": GatedNormLayout,
-    "gated_norm_backward": GatedNormLayout,
-    "product": ProductLayout,
-    "attention_forward": AttentionLayout,
-    "attention_backward": AttentionLayout,
-    "dropout": DropoutLayout,
-    "mamba_step": MambaStepLayout,
-    "pair_scores_forward": PairScoresLayout,
-    "pair_scores_backward": PairScoresLayout,
-    "weight_gradient": WeightGradientLayout,
-    "best_items": BestItemsLayout,
+    ),
+    "residual_norm": _layout(
+        "events width threshold piece threads",
+        "seed x branch weight bias out norm means roots dout dnorm dx dbranch dweight dbias",
+    ),
 }
 
 
 def _open(path: Path, lanes: int) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    # Layout -> the op, by the name of its first function.
-    ops = {layout: function.removesuffix("_forward") for function, layout in reversed(list(LAYOUTS.items()))}
-    names = ("kernel_lanes", *(f"{op}_problem_bytes" for op in ops.values()))
+    names = ("kernel_lanes", *(f"{op}_problem_bytes" for op in LAYOUTS))
     measures = [getattr(library, name) for name in names]
     for measure in measures:
         measure.restype = ctypes.c_int64
-    expected = [lanes, *map(ctypes.sizeof, ops)]
+    expected = [lanes, *map(ctypes.sizeof, LAYOUTS.values())]
     if [measure() for measure in measures] != expected:
         raise OSError(f"{path} was built from another version of its source; install seqrec again")
     return library
@@ -211,7 +149,7 @@ def call(function: str, numbers: Mapping[str, int], tensors: Mapping[str, Tensor
     """Run one of the library's functions on torch's number of threads.
 
     Args:
-        function: Name in `LAYOUTS`.
+        function: Its name.
         numbers: Field -> number.
         tensors: Field -> float32, int64 or bool tensor on CPU, laid out as in `cpp/problems.h`. The caller keeps a
             reference during the call. None is a null pointer.
@@ -224,7 +162,8 @@ def call(function: str, numbers: Mapping[str, int], tensors: Mapping[str, Tensor
     if library is None:
         raise InputError(f"the compiled {function} is unavailable: {reason}")
     pointers = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
-    problem = LAYOUTS[function](threads=torch.get_num_threads(), **numbers, **pointers)
+    op = function.removesuffix("_forward").removesuffix("_backward")
+    problem = LAYOUTS[op](threads=torch.get_num_threads(), **numbers, **pointers)
     if getattr(library, function)(ctypes.byref(problem)):
         raise MemoryError(f"the compiled {function} cannot allocate its working memory")
 

@@ -5,6 +5,7 @@ N rows (of any leading shape), D inputs, E outputs.
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,13 +18,16 @@ from seqrec.ops.backends import Backend, Backends
 from seqrec.ops.compiled_library import call, load_error
 from seqrec.ops.export import is_exporting
 
-__all__ = ["LINEAR_BACKENDS", "linear", "weight_gradient"]
+__all__ = ["LINEAR_BACKENDS", "add_product", "linear", "weight_gradient"]
 
 # Most parts into which the rows of a weight's gradient are split among threads, and the fewest rows of a part. Fixed:
 # results do not depend on the number of threads.
 PARTS, PART_ROWS = 16, 128
 # Smaller products, in multiplications, take longer in oneDNN, which starts in 12 us instead of 3.
 LEAST_WORK = 1 << 20
+# Most numbers of a product that oneDNN adds to a tensor: it makes one of its own first, which costs more than it saves
+# once it leaves the cache.
+MOST_ADDED = 1 << 20
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str = "auto") -> Tensor:
@@ -92,6 +96,21 @@ def weight_gradient(gradient: Tensor, x: Tensor, *, bias: bool = False) -> tuple
     return dweight.sum(0), None if dbias is None else dbias.sum(0)
 
 
+def add_product(out: Tensor, x: Tensor, y: Tensor) -> None:
+    """Add `x.T @ y` (E, D) to `out`, in place and in its type, for x (N, E) and y (N, D). It has no gradient."""
+    eager = x.numel() and out.numel() <= MOST_ADDED and not torch.compiler.is_compiling()
+    if (
+        eager
+        and LINEAR_BACKENDS.choose("auto", y.device.type, y.dtype).name == "onednn"
+        and _fault("_transposed_product") is None
+    ):
+        out += _transposed_product(x, y)
+    elif out.dtype == x.dtype:
+        out.addmm_(x.T, y)
+    else:
+        out += x.T @ y
+
+
 class LinearProblem(NamedTuple):
     """Input of a backend; see `linear` for each argument."""
 
@@ -119,6 +138,33 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out
 
 
+def _transposed_product(x: Tensor, y: Tensor) -> Tensor:
+    # oneDNN's gradient of a linear layer's weight. The third argument gives its shape, the last leaves out a bias.
+    shape = y.new_empty(x.shape[1], y.shape[1])
+    out: Tensor = torch.ops.aten.mkldnn_linear_backward_weights(x.to_mkldnn(), y.to_mkldnn(), shape, False)[0]
+    return out
+
+
+# The private functions of torch that this file calls, and what they compute.
+_PRIVATE: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "_product": (_product, F.linear),
+    "_transposed_product": (_transposed_product, lambda x, y: x.T @ y),
+}
+
+
+@functools.cache
+def _fault(name: str) -> str | None:
+    """Return why a function of `_PRIVATE` cannot be used with this torch; None if it computes what it should."""
+    function, expected = _PRIVATE[name]
+    x, y = torch.arange(6.0).view(2, 3), torch.arange(6.0, 12.0).view(2, 3)
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+            same = torch.equal(function(x, y), expected(x, y))
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return f"torch {torch.__version__} has another function for products of oneDNN: {error}"
+    return None if same else f"torch {torch.__version__} computes something else by its function of oneDNN"
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -140,10 +186,9 @@ class _Linear(torch.autograd.Function):
 def _missing() -> str | None:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return "it is for x86 CPUs; on others torch's own products are as fast"
-    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if has_onednn and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return None
-    return "this build of torch has no oneDNN; take one from pytorch.org"
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return "this build of torch has no oneDNN; take one from pytorch.org"
+    return _fault("_product")
 
 
 LINEAR_BACKENDS: Backends[Callable[[LinearProblem], Tensor]] = Backends(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -141,3 +144,81 @@ def test_exported_and_compiled_programs_contain_torchs_own(monkeypatch: pytest.M
     program = torch.export.export(layer, (x,), strict=False)
     for found in (program.module()(x), torch.compile(layer.forward, backend="eager")(x)):
         assert found.equal(torch.full((512, 64), 64.0))
+
+
+class Without:
+    """A namespace of torch's functions that lacks one, or has it with another meaning."""
+
+    def __init__(self, functions: object, name: str, instead: Callable[..., Any] | None) -> None:
+        self.functions, self.name, self.instead = functions, name, instead
+
+    def __getattr__(self, name: str) -> Any:
+        if name != self.name:
+            return getattr(self.functions, name)
+        if self.instead is None:
+            raise AttributeError(f"no {name}")
+        return self.instead
+
+
+@pytest.fixture
+def checked_anew() -> Iterator[None]:
+    module._fault.cache_clear()
+    yield
+    module._fault.cache_clear()
+
+
+def refuses(*given: object) -> Tensor:
+    raise RuntimeError("expected 7 arguments")
+
+
+CHANGED = {"gone": None, "of other arguments": refuses, "of other values": lambda x, *others: [x]}
+
+
+@NEEDS_ONEDNN
+@pytest.mark.usefixtures("checked_anew")
+@pytest.mark.parametrize("instead", CHANGED.values(), ids=CHANGED)
+def test_a_torch_without_the_product_is_found_and_torchs_own_used(
+    instead: Callable[..., Any] | None, monkeypatch: pytest.MonkeyPatch
+):
+    given = [torch.randn(300, 64), torch.randn(70, 64), torch.randn(70)]
+    expected = torch.nn.functional.linear(*given)
+    instead = (lambda x, *others: x) if instead is CHANGED["of other values"] else instead
+    monkeypatch.setattr(torch.ops, "mkldnn", Without(torch.ops.mkldnn, "_linear_pointwise", instead))
+    assert linear(*given).equal(expected)
+    with pytest.raises(InputError, match=rf"backend='onednn' is unavailable: torch {re.escape(torch.__version__)}"):
+        linear(*given, backend="onednn")
+
+
+@NEEDS_ONEDNN
+@pytest.mark.usefixtures("checked_anew")
+@pytest.mark.parametrize("instead", CHANGED.values(), ids=CHANGED)
+def test_a_torch_without_the_gradient_of_weights_is_found_and_torchs_own_used(
+    instead: Callable[..., Any] | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.ops, "aten", Without(torch.ops.aten, "mkldnn_linear_backward_weights", instead))
+    x, y, out = torch.randn(300, 70), torch.randn(300, 64), torch.randn(70, 64)
+    expected = out.double() + x.double().T @ y.double()
+    module.add_product(out, x, y)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-4)
+    assert module.LINEAR_BACKENDS["onednn"].missing() is None, "linear maps need the other function alone"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [(300, 70, 64), (1, 2, 3), (0, 5, 4), (20, 1100, 1000)], ids=str)
+def test_products_are_added_in_place(sizes: tuple[int, int, int], dtype: torch.dtype):
+    rows, outputs, inputs = sizes
+    x, y, out = torch.randn(rows, outputs).to(dtype), torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs)
+    expected = out.double() + x.double().T @ y.double()
+    module.add_product(out, x, y)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.3
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=tolerance)
+
+
+@NEEDS_ONEDNN
+def test_small_products_are_added_by_onednn(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    monkeypatch.setattr(module, "_transposed_product", lambda x, y: calls.append(len(x)) or x.T @ y)
+    for rows in (3, 5):
+        module.add_product(torch.zeros(4, 4), torch.ones(rows, 4), torch.ones(rows, 4))
+    module.add_product(torch.zeros(1025, 1024), torch.ones(7, 1025), torch.ones(7, 1024))
+    assert calls == [3, 5]

@@ -10,8 +10,7 @@ from problems import SSD, without
 from seqrec.errors import InputError
 from seqrec.ops.problems import with_gate_and_padding
 from seqrec.ops.ssd import SSD_BACKENDS, cuda_package, ssd_scan
-from seqrec.ops.ssd.problem import SsdProblem
-from seqrec.ops.ssd.reference import ssd_reference
+from seqrec.ops.ssd.reference import SsdProblem, ssd_reference
 
 make_inputs, assert_close = SSD.make, SSD.assert_close
 MODULE = "mamba_ssm.ops.triton.ssd_combined"

@@ -9,15 +9,13 @@ import math
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.encoders.layers.streamed import Tensors
 from seqrec.errors import InputError, check_at_least
 from seqrec.ops import causal_conv1d, selective_scan, ssd_scan
 from seqrec.ops.mamba_mixer import NORM_EPS, Mamba2Problem, MambaProblem, mamba2_mixer, mamba_mixer
-from seqrec.ops.mamba_step import MambaStepProblem, mamba_step
-from seqrec.ops.ssd import ssd_step
+from seqrec.ops.mamba_step import Mamba2StepProblem, MambaStepProblem, mamba2_step, mamba_step
 from seqrec.registry import did_you_mean
 
 # Step sizes at initialisation are log-uniform in this range (Gu & Dao 2023, section 3.6).
@@ -150,10 +148,9 @@ class Mamba2Mixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t."""
+        *weights, _, D, norm_weight, out_weight = self._weights()
         A = -torch.exp(self.A_log.float())
-        projection = (self.in_projection.weight, self.conv_weight, self.conv_bias)
-        weights = (*projection, self.dt_bias, A, self.D, self.norm.weight, self.out_projection.weight)
-        return mamba2_mixer(Mamba2Problem(x, *weights))
+        return mamba2_mixer(Mamba2Problem._make((x, *weights, A, D, norm_weight, out_weight)))
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return the state before the first event, for any `max_length`; see `Streamed.zero_state`."""
@@ -166,27 +163,29 @@ class Mamba2Mixer(nn.Module):
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""
+        if x.shape[1] == 1 and valid is None:
+            step = Mamba2StepProblem._make((x[:, 0], *self._weights(), state["inputs"], state["scan"]))
+            out, inputs, scan = mamba2_step(step)
+            return out.unsqueeze(1), cast("Tensors", {"inputs": inputs, "scan": scan})
         widths = [self.d_inner, self.d_inner + 2 * self.d_state, len(self.D)]
         gate, path, delta = torch.split(self.in_projection(x), widths, dim=-1)
         gate = torch.unflatten(gate, -1, (-1, self.head_dim))
         path, inputs = convolve_further(path, self.conv_weight, self.conv_bias, valid, state["inputs"])
-        if x.shape[1] == 1 and valid is None:
-            operands = (*self._operands(path[:, 0], delta[:, 0]), state["scan"], self.D, gate[:, 0], self.dt_bias)
-            mixed, scan = ssd_step(*operands, delta_softplus=True)
-            mixed = mixed.unsqueeze(1)
-        else:
-            further: dict[str, Any] = {"initial_state": state["scan"], "return_last_state": True, "valid": valid}
-            further |= {"z": gate, "delta_bias": self.dt_bias, "delta_softplus": True}
-            mixed, scan = ssd_scan(*self._operands(path, delta), self.D, **further)
+        path, B, C = torch.split(path, [self.d_inner, self.d_state, self.d_state], dim=-1)
+        operands = (torch.unflatten(path, -1, (-1, self.head_dim)), delta, -torch.exp(self.A_log.float()))
+        further: dict[str, Any] = {"initial_state": state["scan"], "return_last_state": True, "valid": valid}
+        further |= {"z": gate, "delta_bias": self.dt_bias, "delta_softplus": True}
+        mixed, scan = ssd_scan(*operands, B.unsqueeze(-2), C.unsqueeze(-2), self.D, **further)
         # Under autocast the scan's output may be narrower than the weight, for which the norm would warn.
         normed = self.norm(mixed.flatten(2).to(self.norm.weight.dtype))
         return self.out_projection(normed), {"inputs": inputs, "scan": scan}
 
-    def _operands(self, path: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return the scan's x, delta, A, B and C for convolved (..., E + 2 N) and step sizes (..., H)."""
-        path, B, C = torch.split(path, [self.d_inner, self.d_state, self.d_state], dim=-1)
-        path = torch.unflatten(path, -1, (-1, self.head_dim))
-        return path, delta, -torch.exp(self.A_log.float()), B.unsqueeze(-2), C.unsqueeze(-2)
+    def _weights(self) -> tuple[Tensor, ...]:
+        """Return the weights in the order of `Mamba2StepProblem`."""
+        return (
+            *(self.in_projection.weight, self.conv_weight, self.conv_bias, self.dt_bias),
+            *(self.A_log, self.D, self.norm.weight, self.out_projection.weight),
+        )
 
 
 def _head_dim(d_inner: int, wanted: int | None) -> int:
@@ -224,14 +223,7 @@ def make_mixer(name: str, d_model: int, *, d_state: int, d_conv: int, expand: in
 def convolve_further(
     x: Tensor, weight: Tensor, bias: Tensor, valid: Tensor | None, inputs: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Run `causal_conv1d` with SiLU over further events (B, L, E); return outputs and last inputs (B, W - 1, E).
-
-    A single event without `valid` is convolved in plain torch, because the dispatch would cost more than the work.
-    """
-    if x.shape[1] == 1 and valid is None:
-        seen = torch.cat([inputs, x.to(inputs.dtype)], 1)
-        out = (seen * weight.t()).sum(1, keepdim=True) + bias
-        return F.silu(out).to(x.dtype), seen[:, 1:]
+    """Run `causal_conv1d` with SiLU over further events (B, L, E); return outputs and last inputs (B, W - 1, E)."""
     out, last = causal_conv1d(x, weight, bias, silu=True, initial_state=inputs, return_last_state=True, valid=valid)
     return out, last.to(inputs.dtype)
 

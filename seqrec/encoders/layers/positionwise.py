@@ -47,6 +47,12 @@ class FeedForward(nn.Module):
         out: Tensor = self.layers(x)
         return out
 
+    def before_dropout(self, x: Tensor) -> Tensor:
+        """Return `forward` without the dropout of outputs."""
+        for layer in list(self.layers)[:-1]:
+            x = layer(x)
+        return x
+
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return no tensors; see `Streamed.zero_state`."""
         return {}

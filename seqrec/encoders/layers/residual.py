@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from seqrec.encoders.layers.dropout import Dropout
+from seqrec.encoders.layers.positionwise import FeedForward
 from seqrec.encoders.layers.streamed import Tensors, as_streaming, joined, separated
 from seqrec.errors import InputError
+from seqrec.ops.dropout import dropout
+from seqrec.ops.residual_norm import NORM_EPS, residual_norm
+
+Out = TypeVar("Out")
 
 
 def make_norm(d_model: int, layer_norm: bool) -> nn.Module:
     """Return a LayerNorm over (..., D), or the identity for the ablation without it."""
-    return nn.LayerNorm(d_model) if layer_norm else nn.Identity()
+    return nn.LayerNorm(d_model, eps=NORM_EPS) if layer_norm else nn.Identity()
 
 
 def newest_events(x: Tensor, lengths: Tensor) -> Tensor:
@@ -25,15 +31,15 @@ def newest_events(x: Tensor, lengths: Tensor) -> Tensor:
     return newest
 
 
-def run_block(block: Callable[[Tensor], Tensor], x: Tensor, *, recompute: bool) -> Tensor:
-    """Return `block(x)`; with `recompute`, keep only x for the backward pass (activation checkpointing, Training
-    Deep Nets with Sublinear Memory Cost, Chen et al. 2016).
+def run_block(block: Callable[..., Out], *inputs: Tensor, recompute: bool) -> Out:
+    """Return `block(*inputs)`; with `recompute`, keep only the inputs for the backward pass (activation
+    checkpointing, Training Deep Nets with Sublinear Memory Cost, Chen et al. 2016).
 
     The second computation has the first one's dropout and precision, so values and gradients are the same.
     """
     if not (recompute and torch.is_grad_enabled()):
-        return block(x)
-    out: Tensor = checkpoint(block, x, use_reentrant=False)
+        return block(*inputs)
+    out: Out = checkpoint(block, *inputs, use_reentrant=False)
     return out
 
 
@@ -62,10 +68,16 @@ class Residual(nn.Module):
         self.norm = make_norm(d_model, layer_norm)
         self.layer = layer
 
-    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
-        """Map (B, L, D) to (B, L, D); `others` are further arguments of the layer."""
-        out: Tensor = x + self.layer(self.norm(x), *others)
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, L, D) to (B, L, D)."""
+        out: Tensor = x + self.layer(self.norm(x))
         return out
+
+    def add(self, x: Tensor, normed: Tensor, norm: nn.Module, *others: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `forward(x)` and a norm of it, given `self.norm(x)`; `others` are further arguments of the layer."""
+        if isinstance(self.layer, FeedForward):
+            return _add_and_norm(self.layer.before_dropout(normed), x, norm, self.layer.layers[-1])
+        return _add_and_norm(self.layer(normed, *others), x, norm)
 
     def newest(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Return `forward` at each row's newest event (B, 1, D); the layer must have a `newest`."""
@@ -118,17 +130,16 @@ class ResidualStack(nn.Module):
         self.norm = make_norm(d_model, layer_norm)
         self.recompute = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, L, D) to (B, L, D)."""
-        return self.through(x, self.blocks)
-
-    def through(self, x: Tensor, blocks: Iterable[Callable[[Tensor], Tensor]]) -> Tensor:
-        """Compute `forward` with other functions in place of the blocks; each maps (B, L, D) to (B, L, D)."""
-        x = self.dropout(x)
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        """Map (B, L, D) to (B, L, D); `others` are further arguments of the layer of each block's first branch."""
+        blocks = [[cast("Residual", branch) for branch in cast("nn.Sequential", block)] for block in self.blocks]
+        first, *norms = [*(branch.norm for block in blocks for branch in block), self.norm]
+        x, normed = _add_and_norm(x, None, first, self.dropout)
         for block in blocks:
-            x = run_block(block, x, recompute=self.recompute)
-        out: Tensor = self.norm(x)
-        return out
+            run = partial(_run_branches, block, norms[: len(block)], others)
+            x, normed = run_block(run, x, normed, recompute=self.recompute)
+            norms = norms[len(block) :]
+        return normed
 
     def newest(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Return `forward` at each row's newest event (B, D), for x (B, L, D) with `lengths` (B,) of at least 1 event.
@@ -161,3 +172,28 @@ class ResidualStack(nn.Module):
     def _branches(self) -> Iterator[tuple[str, Residual]]:
         branches = (branch for block in self.blocks for branch in cast("nn.Sequential", block))
         return ((str(number), cast("Residual", branch)) for number, branch in enumerate(branches))
+
+
+def _run_branches(
+    branches: Sequence[Residual], norms: Sequence[nn.Module], others: tuple[Tensor, ...], x: Tensor, normed: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return x (B, L, D) after a block's branches, and its norm, given the first branch's norm of x.
+
+    A sum is normed in the pass that computes it, so `norms` are those that follow each branch.
+    """
+    for branch, norm in zip(branches, norms, strict=True):
+        x, normed = branch.add(x, normed, norm, *others)
+        others = ()
+    return x, normed
+
+
+def _add_and_norm(
+    branch: Tensor, x: Tensor | None, norm: nn.Module, layer: nn.Module | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return `x + layer(branch)`, for a layer of dropout or none, and its norm."""
+    share = layer.p if isinstance(layer, Dropout) and layer.training else 0.0
+    if isinstance(norm, nn.LayerNorm):
+        return residual_norm(branch, x, norm.weight, norm.bias, dropout=share)
+    dropped = dropout(branch, share)
+    out = dropped if x is None else x + dropped
+    return out, norm(out)

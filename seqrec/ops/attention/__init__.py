@@ -4,12 +4,35 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from seqrec.ops.attention.backends import ATTENTION_BACKENDS
+from seqrec.ops.attention.compiled import attention_compiled
 from seqrec.ops.attention.heads import split_heads
-from seqrec.ops.attention.problem import AttentionProblem, check_problem
-from seqrec.ops.attention.torch_attention import attention_torch
+from seqrec.ops.attention.reference import (
+    Attention,
+    AttentionProblem,
+    attention_reference,
+    attention_torch,
+    check_problem,
+)
+from seqrec.ops.backends import Backend, Backends
+from seqrec.ops.compiled_library import compiled_backend
 
 __all__ = ["ATTENTION_BACKENDS", "attention", "split_heads"]
+
+# In the order in which "auto" prefers them.
+ATTENTION_BACKENDS: Backends[Attention] = Backends(
+    "attention",
+    "SEQREC_ATTENTION_BACKEND",
+    [
+        compiled_backend(attention_compiled),
+        Backend(
+            "torch",
+            attention_torch,
+            supports=lambda device, dtype: dtype.is_floating_point,
+            unsupported_args=frozenset({"seed"}),
+        ),
+        Backend("reference", attention_reference),
+    ],
+)
 
 
 def attention(

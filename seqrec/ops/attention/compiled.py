@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from seqrec.ops.attention.problem import AttentionProblem
+from seqrec.ops.attention.reference import AttentionProblem
 from seqrec.ops.autograd import differentiable
 from seqrec.ops.compiled_library import add_parts, call, in_parts
 from seqrec.ops.problems import wants_gradient

@@ -6,12 +6,37 @@ from typing import Literal, overload
 
 from torch import Tensor
 
-from seqrec.ops.causal_conv1d.backends import CONV_BACKENDS
-from seqrec.ops.causal_conv1d.cuda_package import OTHER_TAPS, TAPS
-from seqrec.ops.causal_conv1d.problem import ConvProblem, check_problem
-from seqrec.ops.causal_conv1d.shifted import conv_exported
+from seqrec.ops.backends import Backend, Backends
+from seqrec.ops.causal_conv1d.compiled import conv_compiled
+from seqrec.ops.causal_conv1d.cuda_package import OTHER_TAPS, TAPS, conv_package, missing
+from seqrec.ops.causal_conv1d.reference import (
+    Convolution,
+    ConvProblem,
+    check_problem,
+    conv_exported,
+    conv_reference,
+    convolve_shifted,
+    with_state_and_padding,
+)
+from seqrec.ops.causal_conv1d.triton_launch import conv_triton, kernels
+from seqrec.ops.compiled_library import compiled_backend
+from seqrec.ops.cuda_packages import package_backend
+from seqrec.ops.triton_support import triton_backend
 
 __all__ = ["CONV_BACKENDS", "causal_conv1d"]
+
+# In the order in which "auto" prefers them.
+CONV_BACKENDS: Backends[Convolution] = Backends(
+    "causal convolution",
+    "SEQREC_CONV_BACKEND",
+    [
+        compiled_backend(conv_compiled),
+        triton_backend(conv_triton, kernels),
+        package_backend("causal_conv1d", conv_package, missing, unsupported_args={OTHER_TAPS}),
+        Backend("shifted", with_state_and_padding(convolve_shifted)),
+        Backend("reference", conv_reference),
+    ],
+)
 
 
 @overload

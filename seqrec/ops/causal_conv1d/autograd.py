@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from seqrec.ops.autograd import differentiable, schema_arguments
-from seqrec.ops.causal_conv1d.problem import Convolution, ConvProblem
+from seqrec.ops.causal_conv1d.reference import Convolution, ConvProblem
 
 
 def differentiable_convolution(

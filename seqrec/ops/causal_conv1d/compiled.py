@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from seqrec.ops.causal_conv1d.autograd import differentiable_convolution, new_outputs
-from seqrec.ops.causal_conv1d.problem import ConvProblem
+from seqrec.ops.causal_conv1d.reference import ConvProblem
 from seqrec.ops.compiled_library import call, contiguous, distance
 from seqrec.ops.problems import empty_like
 

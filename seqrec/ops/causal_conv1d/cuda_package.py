@@ -13,9 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqrec.ops.causal_conv1d.problem import Convolution, ConvProblem, with_state_and_padding
-from seqrec.ops.causal_conv1d.reference import conv_reference
-from seqrec.ops.causal_conv1d.shifted import convolve_shifted
+from seqrec.ops.causal_conv1d.reference import (
+    Convolution,
+    ConvProblem,
+    conv_reference,
+    convolve_shifted,
+    with_state_and_padding,
+)
 from seqrec.ops.cuda_packages import isolated, kernel_fault, load_function, why_no_device
 
 TAPS = (2, 3, 4)

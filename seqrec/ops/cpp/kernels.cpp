@@ -1,4 +1,4 @@
-// The scans, the causal convolution, attention and dropout on CPU, forward and hand-written backward, one event of a
+// The scans, the causal convolution, attention, dropout and norms on CPU, forward and hand-written backward, one event of a
 // Mamba mixer, scores of chosen items, and the best items, float32, behind a plain C ABI. One source, several builds:
 // KERNEL_LANES is the number of floats in a vector register. Lanes run over channels. The order of sums does not
 // depend on timing.
@@ -19,7 +19,7 @@
 #define KERNEL_LANES 4
 #endif
 
-#if KERNEL_LANES == 16 && defined(__x86_64__)
+#if KERNEL_LANES >= 8 && defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -85,6 +85,7 @@ inline bool is_start(const Problem& p, int64_t event) {
 #include "gated_norm.h"
 #include "attention.h"
 #include "dropout.h"
+#include "residual_norm.h"
 #include "mamba_step.h"
 #include "pair_scores.h"
 #include "weight_gradient.h"
@@ -168,7 +169,11 @@ KERNEL_EXPORT int64_t attention_problem_bytes() { return sizeof(AttentionProblem
 
 KERNEL_EXPORT int64_t dropout_problem_bytes() { return sizeof(DropoutProblem); }
 
+KERNEL_EXPORT int64_t residual_norm_problem_bytes() { return sizeof(ResidualNormProblem); }
+
 KERNEL_EXPORT int64_t mamba_step_problem_bytes() { return sizeof(MambaStepProblem); }
+
+KERNEL_EXPORT int64_t mamba2_step_problem_bytes() { return sizeof(Mamba2StepProblem); }
 
 KERNEL_EXPORT int64_t pair_scores_problem_bytes() { return sizeof(PairScoresProblem); }
 
@@ -230,9 +235,24 @@ KERNEL_EXPORT int dropout(const DropoutProblem* p) {
   return run(*p, (p->count + ROW - 1) / ROW, p->count, 1, dropout_task);
 }
 
+KERNEL_EXPORT int residual_norm_forward(const ResidualNormProblem* p) {
+  const auto task = p->width == 64 ? residual_norm_forward_task<64 / LANES> : residual_norm_forward_task<0>;
+  return run(*p, residual_norm_tasks(*p), p->events * p->width, residual_norm_scratch(*p), task);
+}
+
+KERNEL_EXPORT int residual_norm_backward(const ResidualNormProblem* p) {
+  const auto task = p->width == 64 ? residual_norm_backward_task<64 / LANES> : residual_norm_backward_task<0>;
+  return run(*p, residual_norm_tasks(*p), 2 * p->events * p->width, residual_norm_scratch(*p), task);
+}
+
 KERNEL_EXPORT int mamba_step(const MambaStepProblem* p) {
   const int64_t pieces = (p->batch + piece_of(*p) - 1) / piece_of(*p);
   return run(*p, pieces, mamba_step_work(*p), mamba_step_scratch(*p), mamba_step_task);
+}
+
+KERNEL_EXPORT int mamba2_step(const Mamba2StepProblem* p) {
+  const int64_t pieces = (p->batch + piece_of(*p) - 1) / piece_of(*p);
+  return run(*p, pieces, mamba2_step_work(*p), mamba2_step_scratch(*p), mamba2_step_task);
 }
 
 KERNEL_EXPORT int pair_scores_forward(const PairScoresProblem* p) {

@@ -16,7 +16,19 @@ inline Vec load(const float* from) {
 
 inline void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 
-// Load the first `count` lanes; the others are zero.
+// Load the first `count` lanes; the others are zero, and their memory is not read.
+#if KERNEL_LANES == 8
+inline __m256i first_lanes(int count) { return __m256i(Bits{0, 1, 2, 3, 4, 5, 6, 7} < Bits{} + count); }
+
+inline Vec load(const float* from, int count) {
+  return count == LANES ? load(from) : Vec(_mm256_maskload_ps(from, first_lanes(count)));
+}
+
+inline void store(float* to, Vec v, int count) {
+  if (count == LANES) return store(to, v);
+  _mm256_maskstore_ps(to, first_lanes(count), __m256(v));
+}
+#else
 inline Vec load(const float* from, int count) {
   if (count == LANES) return load(from);
   Vec v{};
@@ -28,6 +40,7 @@ inline void store(float* to, Vec v, int count) {
   if (count == LANES) return store(to, v);
   for (int i = 0; i < count; ++i) to[i] = v[i];
 }
+#endif
 
 inline float* floats(Vec* v) { return reinterpret_cast<float*>(v); }
 

@@ -1,4 +1,5 @@
-// One further event of a Mamba mixer, from its input to its output. Letters as in problems.h; part of kernels.cpp.
+// One further event of a mixer of Mamba or Mamba-2, from its input to its output. Letters as in problems.h; part of
+// kernels.cpp.
 //
 // Threads run over pieces of the batch. All of an event's numbers stay in the cache, and nothing is allocated per event.
 
@@ -30,21 +31,20 @@ int64_t mamba_step_scratch(const MambaStepProblem& p) {
 }
 
 // The events that one thread takes at a time.
-inline int64_t piece_of(const MambaStepProblem& p) { return std::max<int64_t>(1, (p.batch + p.threads - 1) / p.threads); }
+template <typename Problem>
+inline int64_t piece_of(const Problem& p) { return std::max<int64_t>(1, (p.batch + p.threads - 1) / p.threads); }
 
 int64_t mamba_step_work(const MambaStepProblem& p) {
   return p.batch * (2 * p.channels * p.states + p.channels * (3 * p.width + p.rank) / 8);
 }
 
-void mamba_step_event(const MambaStepProblem& p, int64_t row, const float* A2, float* path_and_gate, float* u,
-                      float* delta, float* y, float* projected) {
-  const int64_t E = p.channels, N = p.states, W = p.taps;
-  const float *path = path_and_gate, *gate = path_and_gate + E;
-  product(path_and_gate, p.in_weight, 2 * E, p.width, p.x + row * p.width);
-  // The convolution over the kept inputs and the new one, which are then kept without the oldest.
-  const int64_t before = p.rows ? p.rows[row] : row, after = p.rows ? p.next_rows[row] : row;
-  const float* kept = p.inputs + before * p.inputs_stride;
-  float* keep = p.next_inputs + after * p.inputs_stride;
+// The convolution of E channels with SiLU over a row's kept inputs and the new one, which are then kept without the
+// oldest.
+template <typename Problem>
+void step_convolution(const Problem& p, int64_t row, int64_t E, const float* path, float* u) {
+  const int64_t W = p.taps;
+  const float* kept = p.inputs + (p.rows ? p.rows[row] : row) * p.inputs_stride;
+  float* keep = p.next_inputs + (p.rows ? p.next_rows[row] : row) * p.inputs_stride;
   for (int64_t e = 0; e < E; ++e) {
     float sum = path[e] * p.conv_weight[e * W + W - 1];
     for (int64_t j = 0; j < W - 1; ++j) sum += kept[j * E + e] * p.conv_weight[e * W + j];
@@ -59,6 +59,14 @@ void mamba_step_event(const MambaStepProblem& p, int64_t row, const float* A2, f
     const Vec v = load(u + e, count);
     store(u + e, v / (all(1.f) + exp(-v)), count);
   }
+}
+
+void mamba_step_event(const MambaStepProblem& p, int64_t row, const float* A2, float* path_and_gate, float* u,
+                      float* delta, float* y, float* projected) {
+  const int64_t E = p.channels, N = p.states;
+  const float *path = path_and_gate, *gate = path_and_gate + E;
+  product(path_and_gate, p.in_weight, 2 * E, p.width, p.x + row * p.width);
+  step_convolution(p, row, E, path, u);
   product(projected, p.scan_weight, p.rank + 2 * N, E, u);
   for (int64_t e = 0; e < E; ++e) {
     float sum = p.delta_bias[e];
@@ -66,8 +74,8 @@ void mamba_step_event(const MambaStepProblem& p, int64_t row, const float* A2, f
     delta[e] = sum;
   }
   const float *B = projected + p.rank, *C = B + N;
-  const float* state = p.state + before * p.state_stride;
-  float* next_state = p.next_state + after * p.state_stride;
+  const float* state = p.state + (p.rows ? p.rows[row] : row) * p.state_stride;
+  float* next_state = p.next_state + (p.rows ? p.next_rows[row] : row) * p.state_stride;
   for (int64_t e = 0; e < E; e += LANES) {
     const int count = static_cast<int>(std::min<int64_t>(LANES, E - e));
     const Vec step = step_of(load(delta + e, count), 1).size, in = load(u + e, count), step_u = step * in;
@@ -105,4 +113,71 @@ void mamba_step_task(const MambaStepProblem& p, int64_t task, Vec* scratch) {
   float* projected = reinterpret_cast<float*>(next += line);
   const int64_t begin = task * piece_of(p), end = std::min(p.batch, begin + piece_of(p));
   for (int64_t row = begin; row < end; ++row) mamba_step_event(p, row, A2, path_and_gate, u, delta, y, projected);
+}
+
+inline int64_t inner_of(const Mamba2StepProblem& p) { return p.heads * p.head_width; }
+
+int64_t mamba2_step_scratch(const Mamba2StepProblem& p) {
+  const int64_t E = inner_of(p), convolved = E + 2 * p.states;
+  return whole_vectors(E + convolved + p.heads) + whole_vectors(convolved) + whole_vectors(E) +
+         2 * whole_vectors(p.heads);
+}
+
+int64_t mamba2_step_work(const Mamba2StepProblem& p) {
+  const int64_t E = inner_of(p);
+  return p.batch * (E * p.states + (3 * E + 2 * p.states) * p.width / 8);
+}
+
+void mamba2_step_event(const Mamba2StepProblem& p, int64_t row, float* projected, float* u, float* gated, float* steps,
+                       float* decays) {
+  const int64_t E = inner_of(p), H = p.heads, P = p.head_width, N = p.states;
+  const float *gate = projected, *path = gate + E, *delta = path + E + 2 * N;
+  product(projected, p.in_weight, 2 * E + 2 * N + H, p.width, p.x + row * p.width);
+  step_convolution(p, row, E + 2 * N, path, u);
+  const float *B = u + E, *C = B + N;
+  for (int64_t h = 0; h < H; h += LANES) {
+    const int count = static_cast<int>(std::min<int64_t>(LANES, H - h));
+    const Vec step = step_of(load(delta + h, count) + load(p.delta_bias + h, count), 1).size;
+    store(steps + h, step, count);
+    store(decays + h, exp2(exp(load(p.A_log + h, count)) * all(-LOG2_E) * step), count);
+  }
+  const float* state = p.state + (p.rows ? p.rows[row] : row) * p.state_stride;
+  float* next_state = p.next_state + (p.rows ? p.next_rows[row] : row) * p.state_stride;
+  Vec squares{};
+  for (int64_t h = 0; h < H; ++h)
+    for (int64_t i = 0; i < P; i += LANES) {
+      const int64_t e = h * P + i;
+      const int count = static_cast<int>(std::min<int64_t>(LANES, P - i));
+      const Vec in = load(u + e, count), step_u = all(steps[h]) * in, decay = all(decays[h]);
+      Vec sums[LANES]{};
+      for (int k = 0; k < count; ++k)
+        for (int64_t n = 0; n < N; n += LANES) {
+          const int some = static_cast<int>(std::min<int64_t>(LANES, N - n));
+          const int64_t at = (e + k) * N + n;
+          const Vec after = decay * load(state + at, some) + all(step_u[k]) * load(B + n, some);
+          store(next_state + at, after, some);
+          sums[k] += after * load(C + n, some);
+        }
+      const Vec z = load(gate + e, count);
+      const Vec g = (sums_of(sums) + all(p.D[h]) * in) * (z / (all(1.f) + exp(-z)));
+      store(gated + e, g, count);
+      squares += g * g;
+    }
+  const Vec scale = all(inverse_root(squares, E));
+  for (int64_t e = 0; e < E; e += LANES) {
+    const int count = static_cast<int>(std::min<int64_t>(LANES, E - e));
+    store(gated + e, load(gated + e, count) * scale * load(p.norm_weight + e, count), count);
+  }
+  product(p.out + row * p.width, p.out_weight, p.width, E, gated);
+}
+
+void mamba2_step_task(const Mamba2StepProblem& p, int64_t task, Vec* scratch) {
+  const int64_t E = inner_of(p), convolved = E + 2 * p.states;
+  float* projected = floats(scratch);
+  float* u = floats(scratch += whole_vectors(E + convolved + p.heads));
+  float* gated = floats(scratch += whole_vectors(convolved));
+  float* steps = floats(scratch += whole_vectors(E));
+  float* decays = floats(scratch += whole_vectors(p.heads));
+  const int64_t begin = task * piece_of(p), end = std::min(p.batch, begin + piece_of(p));
+  for (int64_t row = begin; row < end; ++row) mamba2_step_event(p, row, projected, u, gated, steps, decays);
 }

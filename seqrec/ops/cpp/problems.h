@@ -69,6 +69,22 @@ struct GatedNormProblem {
   float* dweight;  // (pieces, D), to be summed
 };
 
+// A residual sum over N events of D numbers, with dropout of the branch, and the layer norm of it.
+struct ResidualNormProblem {
+  int64_t events, width;  // N, D, a multiple of 16
+  int64_t threshold;      // numbers of 16 bits below it drop an element of the branch
+  int64_t piece;          // events that a thread takes at a time
+  int64_t threads;
+  const int64_t* seed;         // one number; not read without dropout
+  const float *x, *branch;     // (N, D); x may be null, which is zeros
+  const float *weight, *bias;  // (D,)
+  float *out, *norm;           // (N, D)
+  float *means, *roots;        // (N,): mean of `out`, and 1 / its standard deviation
+  const float *dout, *dnorm;   // as out, norm
+  float *dx, *dbranch;         // (N, D); they are equal without dropout
+  float *dweight, *dbias;      // (pieces, D), to be summed
+};
+
 // W taps, E events of a piece, which is the part of a row that one thread takes at a time.
 struct ConvProblem {
   int64_t batch, length, channels, taps;
@@ -152,6 +168,26 @@ struct MambaStepProblem {
   const int64_t* rows;        // (B,) of inputs and state; null is 0 to B - 1
   const int64_t* next_rows;   // (B,) of next_inputs and next_state
   float* out;                 // (B, M)
+  float *next_inputs, *next_state;
+};
+
+// One event of a Mamba-2 mixer: model width M, H heads of width P, E = H P, N states per channel, W taps.
+struct Mamba2StepProblem {
+  int64_t batch, width, heads, head_width, states, taps;
+  int64_t inputs_stride, state_stride;  // floats from a row of inputs, and of state, to the next; also of the new ones
+  int64_t threads;
+  const float* x;            // (B, M)
+  const float* in_weight;    // (2 E + 2 N + H, M): gate, path, B, C, step sizes
+  const float* conv_weight;  // (E + 2 N, W)
+  const float* conv_bias;    // (E + 2 N,)
+  const float *delta_bias, *A_log, *D;  // (H,)
+  const float* norm_weight;  // (E,)
+  const float* out_weight;   // (M, E)
+  const float* inputs;       // (B, W - 1, E + 2 N): the last inputs of the convolution, the newest last
+  const float* state;        // (B, H, P, N)
+  const int64_t* rows;       // (B,) of inputs and state; null is 0 to B - 1
+  const int64_t* next_rows;  // (B,) of next_inputs and next_state
+  float* out;                // (B, M)
   float *next_inputs, *next_state;
 };
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from seqrec.ops.causal_conv1d import CONV_BACKENDS, causal_conv1d
 from seqrec.ops.causal_conv1d.compiled import convolve, convolve_backward
-from seqrec.ops.causal_conv1d.problem import ConvProblem
+from seqrec.ops.causal_conv1d.reference import ConvProblem
 from seqrec.ops.compiled_library import add_parts, in_parts
 from seqrec.ops.linear import LINEAR_BACKENDS, linear
 from seqrec.ops.mamba_mixer.fused import Buffers, compiled_mixer, gradient_of, mixer_backends, run_mixer

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seqrec.ops.autograd import differentiable, schema_arguments
 from seqrec.ops.problems import empty_like, wants_gradient
-from seqrec.ops.selective_scan.problem import Scan, ScanProblem
+from seqrec.ops.selective_scan.reference import Scan, ScanProblem
 
 
 def differentiable_scan(

@@ -20,8 +20,7 @@ from torch import Tensor
 from seqrec.ops.cuda_packages import isolated, kernel_fault, load_function, why_no_device
 from seqrec.ops.problems import moved, wants_gradient, with_gate_and_padding
 from seqrec.ops.selective_scan.chunked import scan_chunked
-from seqrec.ops.selective_scan.problem import ScanProblem
-from seqrec.ops.selective_scan.reference import scan_reference
+from seqrec.ops.selective_scan.reference import ScanProblem, scan_reference
 
 MAX_STATES = 256
 TOO_MANY_STATES = f"more than {MAX_STATES} states a channel"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seqrec.ops.selective_scan.autograd import differentiable_scan, new_outputs
-from seqrec.ops.selective_scan.problem import ScanProblem
+from seqrec.ops.selective_scan.reference import ScanProblem
 from seqrec.ops.triton_support import DEVICES, launching_on
 
 # Events between two states that forward keeps; backward recomputes the states in between.

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from seqrec.ops.cuda_packages import isolated, kernel_fault, load_function, why_no_device
 from seqrec.ops.problems import moved, with_gate_and_padding
-from seqrec.ops.ssd.problem import SsdProblem
-from seqrec.ops.ssd.reference import ssd_reference
+from seqrec.ops.ssd.reference import SsdProblem, ssd_reference
 
 # Its kernels clamp a decay above 1 to 1, and only softplus ensures that no step is negative.
 PLAIN_STEPS = "step sizes without softplus"

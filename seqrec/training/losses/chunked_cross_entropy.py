@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seqrec.ops.autograd import refuse_second_derivative
-from seqrec.ops.linear import LINEAR_BACKENDS, linear
+from seqrec.ops.linear import add_product, linear
 from seqrec.training.losses.loss import at_least_float32
 
 # Default number of scores held at a time. Blocks of 4 MiB stay in a CPU's cache, and large ones keep a GPU busy.
@@ -133,7 +133,7 @@ class _BlockedCrossEntropy(torch.autograd.Function):
                 if to_states is not None:
                     to_states[events] = at_least_float32(linear(weights, table.T)) / total
                 if to_vectors is not None:
-                    _add_product(to_vectors[candidates.first :], weights, (block / (total * UNITS)).to(dtype))
+                    add_product(to_vectors[candidates.first :], weights, (block / (total * UNITS)).to(dtype))
         ctx.save_for_backward(to_states, to_vectors, losses if with_gradients else None)
         ctx.dtypes = states.dtype, vectors.dtype
         return losses.mean()
@@ -149,17 +149,3 @@ class _BlockedCrossEntropy(torch.autograd.Function):
             torch.expm1(-losses) * each,
             *[None] * 3,
         )
-
-
-def _add_product(out: Tensor, weights: Tensor, block: Tensor) -> None:
-    """Add `weights.T @ block` (C, D) to `out`, in place and in its type."""
-    # oneDNN makes a tensor of its own, which costs more than it saves once it leaves the cache.
-    eager = weights.numel() and out.numel() <= CPU_CHUNK and not torch.compiler.is_compiling()
-    if eager and LINEAR_BACKENDS.choose("auto", block.device.type, block.dtype).name == "onednn":
-        # oneDNN's gradient of a linear layer's weight. The third argument gives its shape, the last leaves out a bias.
-        operands = (weights.to_mkldnn(), block.to_mkldnn(), out, False)
-        out += torch.ops.aten.mkldnn_linear_backward_weights(*operands)[0]
-    elif out.dtype == weights.dtype:
-        out.addmm_(weights.T, block)
-    else:
-        out += weights.T @ block

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from seqrec.encoders.layers import ResidualStack
+from seqrec.encoders.layers import CausalSelfAttention, Dropout, FeedForward, ResidualStack
 from seqrec.encoders.layers.residual import Residual
 
 
@@ -35,3 +35,37 @@ def test_blocks_run_in_order_and_the_norm_comes_last():
     assert torch.equal(stack(torch.ones(1, 1, 2)), torch.full((1, 1, 2), 15.0))
     normed = ResidualStack([[Add()]], 2, dropout=0.0)
     torch.testing.assert_close(normed(torch.randn(3, 2, 2)).mean(-1), torch.zeros(3, 2))
+
+
+def two_blocks(share: float, layer_norm: bool = True) -> ResidualStack:
+    torch.manual_seed(0)
+    blocks = [[CausalSelfAttention(32, num_heads=2), FeedForward(32, dropout=share)] for _ in range(2)]
+    stack = ResidualStack(blocks, 32, dropout=share, layer_norm=layer_norm)
+    for parameter in stack.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+    return stack
+
+
+@pytest.mark.parametrize("layer_norm", [True, False])
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_the_stack_is_its_branches_one_after_another(layer_norm: bool, backend: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SEQREC_RESIDUAL_NORM_BACKEND", backend)
+    stack, x = two_blocks(0.3, layer_norm), torch.randn(32, 70, 32, requires_grad=True)
+    for train in (True, False):
+        stack.train(train)
+        found = []
+        for run in (stack, nn.Sequential(stack.dropout, *stack.blocks, stack.norm)):
+            torch.manual_seed(5)
+            out = run(x)
+            found.append([out, *torch.autograd.grad(out.square().sum(), [x, *stack.parameters()])])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(other.detach().abs().max()))
+
+
+def test_the_last_dropout_of_a_feed_forward_layer_is_left_to_the_sum():
+    layer, x = FeedForward(8, d_feedforward=12, dropout=0.5), torch.randn(5, 8)
+    torch.manual_seed(1)
+    expected = layer(x)
+    torch.manual_seed(1)
+    assert torch.equal(Dropout(0.5)(layer.before_dropout(x)), expected)
+    assert torch.equal(layer.eval().before_dropout(x), layer(x))
