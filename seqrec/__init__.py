@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from seqrec.catalogue.table import ItemTable
     from seqrec.data.datamodule import SequenceDataModule
     from seqrec.data.prepare import Filters, prepare
+    from seqrec.data.schema import Schema
     from seqrec.data.sources import ML1M, KuaiRand, LFM1b, Sequences, Source, Synthetic, Table
     from seqrec.data.splits import GlobalTime, LastN, LeaveOneOut, Split
     from seqrec.data.store import EventStore
@@ -86,6 +87,7 @@ _MODULES = {
     "seqrec.catalogue.table": "ItemTable",
     "seqrec.data.datamodule": "SequenceDataModule",
     "seqrec.data.prepare": "Filters prepare",
+    "seqrec.data.schema": "Schema",
     "seqrec.data.sources": "KuaiRand LFM1b ML1M Sequences Source Synthetic Table",
     "seqrec.data.splits": "GlobalTime LastN LeaveOneOut Split",
     "seqrec.data.store": "EventStore",
@@ -176,6 +178,7 @@ __all__ = [
     "SQLiteStore",
     "SampledRanking",
     "SampledSoftmax",
+    "Schema",
     "SequenceBatch",
     "SequenceDataModule",
     "SequenceEncoder",

@@ -89,9 +89,9 @@ class StoreReport:
         lengths: Events a user.
         popularity: Events an item.
         times: First and last time; None if the log has none.
-        columns: Type of each array with one value an event, by name.
+        columns: Type of the item ids and times, and kind, size and missing values of each further column, by name.
         files: Bytes of each file, by name.
-        settings: The manifest's source, filters, order and source files.
+        settings: The manifest's source, filters, schema, order and source files.
         malformed: The manifest's list of rows that were left out as malformed.
     """
 
@@ -141,8 +141,9 @@ def describe(store: EventStore, *, verify: bool = True) -> StoreReport:
         except StoreError as error:
             damage = str(error)
     manifest, intact = store.manifest, damage is None
-    features = {f"feature {name}": column for name, column in sorted(store.features.items())}
-    columns = {"item_ids": store.item_ids, "timestamps": store.timestamps, **features}
+    columns = {"item_ids": str(store.item_ids.dtype)}
+    if store.timestamps is not None:
+        columns["timestamps"] = str(store.timestamps.dtype)
     return StoreReport(
         directory=str(store.directory),
         counts=manifest["counts"],
@@ -151,9 +152,13 @@ def describe(store: EventStore, *, verify: bool = True) -> StoreReport:
         lengths=_lengths(np.diff(store.offsets)) if intact else None,
         popularity=_popularity(_item_counts(store)) if intact else None,
         times=_times(store.timestamps) if intact and store.timestamps is not None else None,
-        columns={name: str(column.dtype) for name, column in columns.items() if column is not None},
+        columns=columns | store.described_columns(),
         files={name: file["bytes"] for name, file in manifest["files"].items()},
-        settings={name: manifest[name] for name in ("source", "filters", "order", "source_files") if name in manifest},
+        settings={
+            name: manifest[name]
+            for name in ("source", "filters", "schema", "order", "source_files")
+            if name in manifest
+        },
         malformed=manifest.get("malformed", []),
     )
 
@@ -307,8 +312,8 @@ def _setting_lines(settings: dict[str, Any]) -> Iterator[str]:
         if name == "source":
             yield f"source: {value['name']}"
             yield from (f"  {argument}: {_plain(given)}" for argument, given in value["arguments"].items())
-        elif name == "filters":
-            yield "filters:"
+        elif name in ("filters", "schema"):
+            yield f"{name}:"
             yield from (f"  {argument}: {_plain(given)}" for argument, given in value.items())
         elif name == "source_files":
             yield "source files:"

@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from seqrec.data.columns import file_names
 from seqrec.data.integrity import sealed, unsealed
+from seqrec.data.schema import GROUPS, KINDS
 from seqrec.errors import MissingInputError, StoreError
 from seqrec.files import write_text
 
 FORMAT = "seqrec-event-store"
-VERSION = 2
+VERSION = 3
+# Stores of version 2 have no columns besides users, items and times.
+READABLE_VERSIONS = (2, VERSION)
 MANIFEST = "manifest.json"
 # The command line adds what names the data.
 PREPARE_AGAIN = "seqrec prepare --overwrite true"
@@ -32,8 +36,13 @@ def is_store(directory: Path) -> bool:
 def write_manifest(
     directory: Path, files: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int | None], extra: Mapping[str, Any]
 ) -> None:
-    """Write the manifest, which makes complete files a store; it has size and SHA-256 of each of the `files`."""
-    content = {"format": FORMAT, "version": VERSION, "counts": dict(counts), **extra, "files": dict(files)}
+    """Write the manifest, which makes complete files a store; it has size and SHA-256 of each of the `files`.
+
+    A store has a list of segments, runs of events in files of their own. Until stores grow it has one.
+    """
+    segments = [{name: counts[name] for name in ("users", "events")}]
+    content = {"format": FORMAT, "version": VERSION, "counts": dict(counts), "segments": segments, **extra}
+    content["files"] = dict(files)
     write_text(directory / MANIFEST, sealed(content, DIGEST))
 
 
@@ -56,7 +65,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise StoreError(f"{path} is not the manifest of an event store; {REMEDY}") from error
     if found != FORMAT:
         raise StoreError(f"{path}: format is {found!r}, expected {FORMAT!r}; {REMEDY}")
-    if version != VERSION:
+    if version not in READABLE_VERSIONS:
         raise StoreError(f"{directory} is an event store of version {version}, expected {VERSION}; {REMEDY}")
     if not whole:
         raise StoreError(f"{path} is damaged: its SHA-256 differs; {REMEDY}")
@@ -77,8 +86,26 @@ def _check_shape(path: Path, manifest: Mapping[str, Any]) -> None:
         and {"item_ids.npy", "offsets.npy"} <= files.keys()
         and all(isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in files.values())
         and all("/" not in name and "\\" not in name for name in files)
-        and isinstance(manifest.get("features", []), list)
-        and {f"feature_{name}.npy" for name in manifest.get("features", [])} <= files.keys()
+        and _has_columns(manifest.get("columns", {}), files)
+        and isinstance(manifest.get("segments", [{}]), list)
     )
     if not whole:
         raise StoreError(f"{path} is damaged: it does not describe the files of an event store; {REMEDY}")
+    if (segments := len(manifest.get("segments", [{}]))) != 1:
+        raise StoreError(f"{path} has {segments} segments, which only a later seqrec reads; update it, or {REMEDY}")
+
+
+def _has_columns(columns: Any, files: Mapping[str, Any]) -> bool:
+    """Return whether each column of a manifest has a known kind and its files."""
+    if not isinstance(columns, dict) or not all(isinstance(group, dict) for group in columns.values()):
+        return False
+    described = [(group, name, entry) for group in columns for name, entry in columns[group].items()]
+    return columns.keys() <= set(GROUPS) and all(
+        isinstance(entry, dict)
+        and entry.get("kind") in KINDS
+        and all(
+            f"{stem}.npy" in files or (attribute == "vocabulary" and f"{stem}.bytes.npy" in files)
+            for attribute, stem in file_names(group, name, entry["kind"]).items()
+        )
+        for group, name, entry in described
+    )

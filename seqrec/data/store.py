@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from seqrec.data.columns import Column, open_columns
 from seqrec.data.integrity import BackgroundCheck, changed
 from seqrec.data.manifest import REMEDY, read_manifest
+from seqrec.data.schema import EVENTS, GROUPS, ITEMS, USERS
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import StoreError
 from seqrec.files import synchronise
@@ -36,7 +38,7 @@ class EventStore:
 
     Attributes:
         directory: The folder.
-        manifest: Format, version, counts, names of the features, source, filters, order rule, sizes of the
+        manifest: Format, version, counts, segments, columns, source, filters, schema, order rule, sizes of the
             source files, rows that were left out as malformed, and size and SHA-256 of each file of the store.
         num_users: Number of users, U.
         num_items: Number of distinct items; with `Filters.as_published_raw_ids` the largest item id, and some items
@@ -44,7 +46,9 @@ class EventStore:
         num_events: Number of events, E.
         item_ids: (E,) internal item ids in the smallest unsigned integer type that holds `num_items`.
         timestamps: (E,) int64 in the log's unit; None if the log has no times.
-        features: Event features by name, (E,) each, aligned with `item_ids`.
+        event_columns: Columns of `Schema.events` by name, with E rows, aligned with `item_ids`.
+        item_columns: Columns of `Schema.items` by name, with num_items + 1 rows; row i is internal item id i.
+        user_columns: Columns of `Schema.users` by name, with U + 1 rows; row u is internal user id u.
         offsets: (U + 1,) int64.
         item_vocabulary: The log's item ids.
         user_vocabulary: The log's user ids.
@@ -70,11 +74,17 @@ class EventStore:
         self.offsets: NDArray[np.int64] = _map(directory / "offsets.npy")
         has_times = "timestamps.npy" in manifest["files"]
         self.timestamps: NDArray[np.int64] | None = _map(directory / "timestamps.npy") if has_times else None
-        self.features: dict[str, NDArray[Any]] = {
-            name: _map(directory / f"feature_{name}.npy") for name in manifest.get("features", [])
+        columns = {
+            group: open_columns(directory, group, manifest.get("columns", {}).get(group, {})) for group in GROUPS
         }
-        columns = ("item_ids.npy", "offsets.npy", *(["timestamps.npy"] if has_times else []))
-        self._opened = {directory / name: (directory / name).stat() for name in columns}
+        self.event_columns: dict[str, Column] = columns[EVENTS]
+        self.item_columns: dict[str, Column] = columns[ITEMS]
+        self.user_columns: dict[str, Column] = columns[USERS]
+        self._opened = {
+            directory / name: (directory / name).stat()
+            for name in manifest["files"]
+            if name == "offsets.npy" or _is_large(directory / name)
+        }
         self._background: BackgroundCheck | None = None
         self.item_vocabulary = Vocabulary.open(directory, "item_vocabulary")
         self.user_vocabulary = Vocabulary.open(directory, "user_vocabulary")
@@ -83,9 +93,9 @@ class EventStore:
     def open(cls, directory: Path | str) -> EventStore:
         """Open a store and check its files.
 
-        Vocabularies and offsets are hashed now, and the events too if the store is small (256 MiB). The events of a
-        larger store are hashed in the background, by the first process of each host: `check_in_use` and `finish_check`
-        raise what was found. `seqrec fit`, `test`, `recommend` and the like wait for it before they end.
+        Vocabularies and offsets are hashed now, and the rest too if the store is small (256 MiB). Events and columns of
+        a larger store are hashed in the background, by the first process of each host: `check_in_use` and
+        `finish_check` raise what was found. `seqrec fit`, `test`, `recommend` and the like wait for it before they end.
 
         Raises:
             MissingStoreError: if `directory` is not a store.
@@ -95,7 +105,7 @@ class EventStore:
         manifest = _manifest_of_whole_files(directory)
         digests = {directory / name: entry["sha256"] for name, entry in manifest["files"].items()}
         small = sum(entry["bytes"] for entry in manifest["files"].values()) <= SMALL_STORE_BYTES
-        now = {file: digest for file, digest in digests.items() if small or not _is_event_column(file)}
+        now = {file: digest for file, digest in digests.items() if small or not _is_large(file)}
         _refuse_changed(now)
         store = _opened(cls, directory, manifest)
         later = {file: digest for file, digest in digests.items() if file not in now}
@@ -118,7 +128,7 @@ class EventStore:
         return EventStore.open_unchecked, (self.directory.absolute(),)
 
     def check_in_use(self) -> None:
-        """Check in microseconds that no file of the events was truncated after it was opened, or found damaged.
+        """Check in microseconds that no file that is read by rows was truncated since it was opened, or found damaged.
 
         Raises:
             StoreError: if one was. Reading a truncated one would end the process.
@@ -187,6 +197,13 @@ class EventStore:
         parts = " ".join(f"{name}={self.manifest['files'][name]['sha256']}" for name in files)
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
+    def described_columns(self) -> dict[str, str]:
+        """Return kind, size and missing values of each column, by names such as "items.year"."""
+        groups = {EVENTS: self.event_columns, ITEMS: self.item_columns, USERS: self.user_columns}
+        return {
+            f"{group}.{name}": column.describe() for group, found in groups.items() for name, column in found.items()
+        }
+
     def summary(self) -> str:
         """Return a few lines of text: counts, history lengths, order, folder."""
         lengths = np.diff(self.offsets)
@@ -197,6 +214,7 @@ class EventStore:
             *self._left_out(),
             *self.manifest.get("notes", []),
             "ordered by timestamp" if self.timestamps is not None else "no timestamps: log order",
+            *(f"{name}: {text}" for name, text in self.described_columns().items()),
             f"event store: {self.directory}",
         ]
         if "items_that_occur" in (counts := self.manifest["counts"]):
@@ -209,22 +227,24 @@ class EventStore:
 class ArrayFile:
     """An `.npy` file of a store, written and hashed piece after piece.
 
-    The file is open only while a piece is written, so an interrupted preparation leaves none open.
+    The file is open only while a piece is written, so an interrupted preparation leaves none open. With a `width` each
+    of the `length` rows has so many numbers.
     """
 
-    def __init__(self, directory: Path, name: str, dtype: DTypeLike, length: int) -> None:
+    def __init__(self, directory: Path, name: str, dtype: DTypeLike, length: int, width: int | None = None) -> None:
         self.path = directory / f"{name}.npy"
         self.dtype = np.dtype(dtype)
         self._missing = length
         self._digest = hashlib.sha256()
         header = io.BytesIO()
         description = np.lib.format.dtype_to_descr(self.dtype)
-        np.lib.format.write_array_header_1_0(header, {"descr": description, "fortran_order": False, "shape": (length,)})
+        shape = (length,) if width is None else (length, width)
+        np.lib.format.write_array_header_1_0(header, {"descr": description, "fortran_order": False, "shape": shape})
         self.path.touch(exist_ok=False)
         self._write(header.getbuffer())
 
     def append(self, values: NDArray[Any]) -> None:
-        """Write values (N,) at the end of the file."""
+        """Write values (N,) or, with a width, (N, width) at the end of the file."""
         self._missing -= len(values)
         self._write(np.ascontiguousarray(values, self.dtype).data.cast("B") if len(values) else b"")
 
@@ -270,8 +290,10 @@ def _opened(cls: type[EventStore], directory: Path, manifest: dict[str, Any]) ->
         raise StoreError(f"{directory} is damaged ({error}); {REMEDY}") from error
 
 
-def _is_event_column(file: Path) -> bool:
-    return file.name in ("item_ids.npy", "timestamps.npy") or file.name.startswith("feature_")
+def _is_large(file: Path) -> bool:
+    # Events and columns; the ids of vocabularies are checked before they are used.
+    is_column = file.name.startswith(tuple(f"{group}." for group in GROUPS))
+    return file.name in ("item_ids.npy", "timestamps.npy") or (is_column and ".vocabulary." not in file.name)
 
 
 def _map(file: Path) -> NDArray[Any]:

@@ -9,16 +9,22 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from seqrec.data.prepare.filters import Filters
+from seqrec.data.schema import Schema
 from seqrec.data.sources import Source
+from seqrec.data.sources.source import SideTable
 from seqrec.data.store import EventStore
 
 
 class Frame(Source):
-    """A log held in memory."""
+    """A log held in memory, and its tables of items and users."""
 
     def __init__(self, label: str = "frame", **columns: Any) -> None:
         self.label = label
         self.columns = columns
+        self.side: dict[str, list[SideTable]] = {}
+
+    def tables(self, group: str, progress: object = None) -> list[SideTable]:
+        return self.side.get(group, [])
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.label, "arguments": {}}
@@ -39,13 +45,23 @@ class Event(NamedTuple):
     weight: float
 
 
+# Columns of `frame_of`.
+WEIGHT = Schema(events={"weight": "numeric", "mark": "categorical"})
+
+
+def mark_of(weight: float) -> str | None:
+    """The value of the categorical column, of which some are missing."""
+    return None if weight % 3 == 0 else f"mark {weight % 7:g}"
+
+
 def frame_of(events: list[Event]) -> Frame:
-    """The events as a source, with the feature `weight`."""
+    """The events as a source, with the columns `weight` and `mark`."""
     columns: dict[str, Any] = {
         "user_id": [event.user for event in events],
         "item_id": [event.item for event in events],
         "timestamp": [event.time for event in events],
         "weight": [event.weight for event in events],
+        "mark": pl.Series([mark_of(event.weight) for event in events], dtype=pl.String),
     }
     if events[0].time is None:
         del columns["timestamp"]
@@ -92,11 +108,15 @@ def slow_duplicates(events: list[Event]) -> int:
 
 
 def stored_histories(store: EventStore) -> dict[Any, list[Event]]:
-    """The events of a store with the feature `weight`, as `slow_histories` gives them."""
+    """The events of a store as `slow_histories` gives them. Each has the mark of its weight."""
     items = list(store.item_vocabulary.external_ids(store.item_ids))
     users = list(store.user_vocabulary.external_ids(range(1, store.num_users + 1)))
     times = [None] * store.num_events if store.timestamps is None else store.timestamps.tolist()
-    weights = store.features["weight"].tolist()
+    weights = store.event_columns["weight"].values.tolist()
+    marks = store.event_columns["mark"]
+    names = [None, *marks.vocabulary.external_ids(range(1, marks.num_codes))]
+    assert [names[code] for code in marks.values] == [mark_of(weight) for weight in weights]
+    assert marks.missing == sum(mark_of(weight) is None for weight in weights)
     starts, stops = store.offsets[:-1], store.offsets[1:]
     return {
         user: [Event(user, items[k], times[k], weights[k]) for k in range(start, stop)]

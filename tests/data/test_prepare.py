@@ -16,6 +16,7 @@ from slow_preparation import Frame, contents, histories, small
 
 from seqrec.data.manifest import DIGEST
 from seqrec.data.prepare import Filters, ensure_store, fingerprint, prepare
+from seqrec.data.schema import Schema
 from seqrec.data.sources import ML1M, Sequences, Synthetic, Table
 from seqrec.data.sources.source import Malformed
 from seqrec.data.store import EventStore
@@ -107,63 +108,16 @@ def test_a_feature_that_changes_its_type_late_is_refused_by_the_filter_that_need
         ({"min_history": -1}, r"filters\.min_history=-1 must be at least 0"),
         ({"event_filter": " "}, r"filters\.event_filter is blank"),
         ({"duplicates": "remove"}, r"filters\.duplicates='remove' must be one of keep, drop, refuse"),
-        ({"event_features": "is_click"}, r"event_features='is_click' must be a list .* \[is_click\]"),
-        ({"event_features": ("a", "a")}, r"event_features lists 'a' twice"),
-        ({"event_features": ("timestamp",)}, r"event_features: 'timestamp' is kept anyway"),
-        ({"event_features": ("a/b",)}, r"event_features: 'a/b' must become a file name, .* rename"),
-        ({"event_features": ("",)}, r"event_features: '' must become a file name"),
+        (
+            {"event_features": "rating"},
+            r"event_features=\['rating'\] is now .* schema: \{events: \{rating: numeric\}\}",
+        ),
+        ({"event_features": ["a", "b"]}, r"leave it out, .* schema: \{events: \{a: numeric, b: numeric\}\}"),
     ],
 )
 def test_filters_out_of_range_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         Filters(**arguments)
-
-
-def test_event_features_are_kept_beside_the_items(tmp_path: Path):
-    columns = {
-        "is_click": [True, False, True, False, True],
-        "watched": pl.Series([50, 20, 51, 10, 90], dtype=pl.Int16),
-        "share": pl.Series([0.5, None, 0.25, 1.0, 2.0], dtype=pl.Float32),
-        "kind": ["x", "y", "x", "x", "y"],
-    }
-    filters = Filters(min_history=2, event_features=["share", "is_click", "watched"])
-    store = prepare(small(**columns), filters, tmp_path / "store")
-    assert histories(store) == {1: ["b", "a"], 2: ["b", "a"]}
-    assert {name: str(values.dtype) for name, values in store.features.items()} == {
-        "share": "float32",
-        "is_click": "bool",
-        "watched": "int16",
-    }
-    assert store.features["watched"].tolist() == [10, 20, 50, 51]
-    assert store.features["is_click"].tolist() == [False, False, True, True]
-    assert str(store.features["share"].tolist()) == "[1.0, nan, 0.5, 0.25]"
-    assert store.manifest["features"] == ["share", "is_click", "watched"]
-    assert ensure_store(small(**columns), filters, tmp_path / "store").num_events == 4
-    with pytest.raises(StoreError, match=r"filters\.event_features=\['share', .*, now it is \[\]"):
-        ensure_store(small(**columns), Filters(min_history=2), tmp_path / "store")
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("rank", r"event_features: no column 'rank'; columns: user_id, item_id, timestamp, kind, flag, day"),
-        ("kind", r"event_features: 'kind' is String; it must be integers of at most 64 bits, floats or bool"),
-        ("day", r"event_features: 'day' is Date; it must be integers"),
-        ("flag", r"event_features: 'flag' \(Int64\) has an event without .*: flag IS NOT NULL"),
-    ],
-)
-def test_an_event_feature_that_cannot_be_kept_is_refused(tmp_path: Path, name: str, message: str):
-    source = small(kind=list("xyxxy"), flag=[1, 0, None, 1, 0], day=pl.Series([0] * 5, dtype=pl.Date))
-    with pytest.raises(InputError, match=message):
-        prepare(source, Filters(event_features=(name,)), tmp_path / "store")
-    assert not (tmp_path / "store").exists()
-
-
-def test_a_missing_feature_of_an_event_that_is_filtered_out_does_not_matter(tmp_path: Path):
-    filters = Filters(event_filter="flag IS NOT NULL", event_features=("flag",))
-    store = prepare(small(flag=[1, 0, None, 1, 0]), filters, tmp_path / "store")
-    assert store.features["flag"].tolist() == [1, 0, 1, 0]
-    assert (store.manifest["counts"]["rows_read"], store.manifest["counts"]["events_after_filter"]) == (5, 4)
 
 
 class TestDuplicates:
@@ -176,8 +130,8 @@ class TestDuplicates:
     }
 
     def prepared(self, directory: Path, lines: list[str], **filters: Any) -> EventStore:
-        filters = {"event_features": ("place",), **filters}
-        return prepare(Frame(**self.COLUMNS), Filters(**filters), directory, progress=lines.append)
+        schema = Schema(events={"place": "numeric"})
+        return prepare(Frame(**self.COLUMNS), Filters(**filters), directory, schema=schema, progress=lines.append)
 
     def test_are_kept_and_told(self, tmp_path: Path):
         lines: list[str] = []
@@ -189,7 +143,7 @@ class TestDuplicates:
     def test_are_dropped_but_for_the_first_in_log_order(self, tmp_path: Path):
         lines: list[str] = []
         store = self.prepared(tmp_path / "store", lines, duplicates="drop")
-        assert store.features["place"].tolist() == [0, 1, 3, 5]
+        assert store.event_columns["place"].values.tolist() == [0, 1, 3, 5]
         assert store.manifest["counts"] == {
             "users": 2,
             "items": 2,

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_preparation import (
+    WEIGHT,
     Event,
     Frame,
     contents,
@@ -41,7 +42,7 @@ NUMBERS = st.integers(1, 3)
 def test_stores_are_those_of_the_slow_way(tmp_path_factory, events, thresholds, duplicates, oldest, raw_ids):
     log = [Event(*event, weight=float(place)) for place, event in enumerate(events)]
     users, items, history = thresholds
-    filters = Filters(users, items, None, history, ("weight",), duplicates, oldest, raw_ids)
+    filters = Filters(users, items, None, history, (), duplicates, oldest, raw_ids)
     expected = slow_histories(log, filters)
     folder = tmp_path_factory.mktemp("property")
     with pytest.MonkeyPatch.context() as patch:
@@ -49,15 +50,15 @@ def test_stores_are_those_of_the_slow_way(tmp_path_factory, events, thresholds, 
             patch.setattr(f"seqrec.data.prepare.{name}", 4)
         if not expected:
             with pytest.raises(InputError, match=r"no event of \d+ is left after the filters min_user"):
-                prepare(frame_of(log), filters, folder / "tiny")
+                prepare(frame_of(log), filters, folder / "tiny", schema=WEIGHT)
             return
-        store = prepare(frame_of(log), filters, folder / "tiny")
+        store = prepare(frame_of(log), filters, folder / "tiny", schema=WEIGHT)
     assert stored_histories(store) == expected
     used = sorted({event.item for history in expected.values() for event in history})
     catalogue = list(range(1, max(event.item for event in log) + 1)) if raw_ids else used
     assert store.item_vocabulary.external_ids(range(1, store.num_items + 1)).tolist() == catalogue
     assert store.manifest["counts"].get("items_that_occur") == (len(used) if raw_ids else None)
-    prepare(frame_of(log), filters, folder / "whole").verify()
+    prepare(frame_of(log), filters, folder / "whole", schema=WEIGHT).verify()
     assert contents(folder / "tiny") == contents(folder / "whole")
 
 

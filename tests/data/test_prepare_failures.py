@@ -295,10 +295,10 @@ class TestPeakMemory:
     CODE = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
-from seqrec.data.prepare import Filters, prepare
-from seqrec.data.sources import Table
+from seqrec import Filters, Schema, Table, prepare
 
-prepare(Table(sys.argv[1]), Filters(event_features=("is_click",)), sys.argv[2], memory_limit="1GiB").verify()
+schema = Schema(events={"is_click": "categorical", "seconds": "numeric"})
+prepare(Table(sys.argv[1]), Filters(), sys.argv[2], schema=schema, memory_limit="1GiB").verify()
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
@@ -315,6 +315,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
                     "item_id": (places * 104_729 + part) % 500_009,
                     "timestamp": places + part * self.PART,
                     "is_click": places % 2 == 0,
+                    "seconds": places / 7,
                 }
             ).write_parquet(tmp_path / "log" / f"{part}.parquet", row_group_size=250_000)
         arguments = [sys.executable, "-c", self.CODE, str(tmp_path / "log"), str(tmp_path / "store")]

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_preparation import (
+    WEIGHT,
     Event,
     Frame,
     contents,
@@ -81,17 +82,17 @@ def test_stores_are_those_of_the_slow_way_in_pieces_and_at_once(tmp_path_factory
     if events[0].time is None:
         duplicates = "keep"
     users, items, history = thresholds
-    filters = Filters(users, items, None, history, ("weight",), duplicates)
+    filters = Filters(users, items, None, history, (), duplicates)
     folder = tmp_path_factory.mktemp("property")
     expected = slow_histories(events, filters)
     with pytest.MonkeyPatch.context() as monkeypatch:
         make_tiny(monkeypatch)
         if not expected:
             with pytest.raises(InputError, match=r"no event of \d+ is left after the filters min_user"):
-                prepare(frame_of(events), filters, folder / "tiny")
+                prepare(frame_of(events), filters, folder / "tiny", schema=WEIGHT)
             assert not (folder / "tiny").exists()
             return
-        store = prepare(frame_of(events), filters, folder / "tiny")
+        store = prepare(frame_of(events), filters, folder / "tiny", schema=WEIGHT)
     assert stored_histories(store) == expected
     used = {event.item for history in expected.values() for event in history}
     assert list(store.item_vocabulary.external_ids(range(1, store.num_items + 1))) == sorted(used)
@@ -103,7 +104,7 @@ def test_stores_are_those_of_the_slow_way_in_pieces_and_at_once(tmp_path_factory
         "events_after_filter": len(events),
         "duplicates": None if events[0].time is None else slow_duplicates(events),
     }
-    prepare(frame_of(events), filters, folder / "whole").verify()
+    prepare(frame_of(events), filters, folder / "whole", schema=WEIGHT).verify()
     assert contents(folder / "tiny") == contents(folder / "whole")
 
 
@@ -131,8 +132,8 @@ def test_the_core_of_a_log_that_shrinks_much_is_that_of_the_slow_way(tmp_path: P
     chain = [Event(k, k + d, None, 0.0) for k in range(30) for d in (0, 1)]
     square = [Event(100 + a, 100 + b, None, 0.0) for a in range(2) for b in range(2)]
     lines: list[str] = []
-    filters = Filters(2, 2, event_features=("weight",))
-    store = prepare(frame_of(chain + square), filters, tmp_path / "store", progress=lines.append)
+    filters = Filters(2, 2)
+    store = prepare(frame_of(chain + square), filters, tmp_path / "store", schema=WEIGHT, progress=lines.append)
     assert stored_histories(store) == slow_histories(chain + square, filters)
     passes = [line for line in lines if line.startswith("k-core, pass") and not line.endswith("...")]
     rows = [int(line.split(": ")[1].split()[0]) for line in passes]

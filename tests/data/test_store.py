@@ -121,7 +121,7 @@ def test_a_folder_without_a_store_is_refused(tmp_path: Path, kind):
 
 def test_another_version_is_refused(directory: Path):
     edit_manifest(directory, version=99)
-    with pytest.raises(StoreError, match=r"version 99, expected 2; prepare it again"):
+    with pytest.raises(StoreError, match=r"version 99, expected 3; prepare it again"):
         EventStore.open(directory)
 
 
@@ -242,8 +242,11 @@ def test_a_store_of_an_earlier_version_has_a_manifest_without_digest(directory: 
         {"counts": [1]},
         {"files": {}},
         {"files": {"item_ids.npy": {}, "offsets.npy": {}}},
-        {"features": ["price"]},
-        {"features": 3},
+        {"columns": {"events": {"price": {"kind": "numeric"}}}},
+        {"columns": {"events": {"price": {"kind": "text"}}}},
+        {"columns": {"shops": {}}},
+        {"columns": 3},
+        {"segments": 3},
     ],
 )
 def test_a_manifest_of_another_shape_is_refused(directory: Path, changes: dict[str, object]):

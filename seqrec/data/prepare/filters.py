@@ -1,16 +1,13 @@
-"""The filters of a log: events, users, items and event features to keep."""
+"""The filters of a log: events, users and items to keep."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.errors import InputError
 
 Duplicates = Literal["keep", "drop", "refuse"]
-# Characters that the file name of a feature cannot have on some system.
-_NOT_IN_FILE_NAMES = set('/\\:*?"<>|') | {chr(code) for code in range(32)}
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Filters:
             whole, such as "rating > AVG(rating)", may hold the columns in memory.
         min_history: Fewest events a user may have after the k-core. Users with fewer are dropped once, and items
             that then have fewer than `min_item_events` stay.
-        event_features: Numeric columns kept with each event: integers, floats (a null becomes NaN), booleans.
+        event_features: Former name of `Schema.events`; configs that are older have it, as an empty list.
         duplicates: Treatment of an event with the user, item and timestamp of an earlier one: "keep" it, "drop" it,
             or "refuse" the log. Duplicates are counted in any case. A log without timestamps has none: a repeated
             item is a repeated event.
@@ -40,8 +37,8 @@ class Filters:
             have vectors and are drawn as negatives, in training and in evaluation; any model ranks them low.
 
     Raises:
-        InputError: if a number is out of range, if the event filter is blank, if an event feature is listed twice, is
-            not a file name or is one of the three columns that are always kept, or if `duplicates` is another word.
+        InputError: if a number is out of range, if the event filter is blank, if `duplicates` is another word, or if
+            `event_features` has names.
 
     Example:
         >>> import tempfile
@@ -73,27 +70,16 @@ class Filters:
             )
         if self.event_filter is not None and not self.event_filter.strip():
             raise InputError("filters.event_filter is blank; leave it out (null) to keep all events")
-        if isinstance(self.event_features, str):
+        if self.event_features:
+            names = [self.event_features] if isinstance(self.event_features, str) else list(self.event_features)
             raise InputError(
-                f"filters.event_features={self.event_features!r} must be a list of names, as in [{self.event_features}]"
+                f"filters.event_features={names} is now part of the schema; leave it out, and write "
+                f"schema: {{events: {{{', '.join(f'{name}: numeric' for name in names)}}}}}"
             )
-        # Python and JSON pass lists; a tuple keeps the filters hashable.
-        object.__setattr__(self, "event_features", tuple(self.event_features))
-        self._check_event_features()
+        # Configs and JSON pass lists; a tuple keeps the filters hashable.
+        object.__setattr__(self, "event_features", ())
         if self.duplicates not in get_args(Duplicates):
             raise InputError(f"filters.duplicates={self.duplicates!r} must be one of {', '.join(get_args(Duplicates))}")
-
-    def _check_event_features(self) -> None:
-        names = self.event_features
-        for place, name in enumerate(names):
-            if name in (USER_ID, ITEM_ID, TIMESTAMP):
-                raise InputError(f"filters.event_features: {name!r} is kept anyway; leave it out")
-            if name in names[:place]:
-                raise InputError(f"filters.event_features lists {name!r} twice")
-            if not name or _NOT_IN_FILE_NAMES & set(name):
-                raise InputError(
-                    f"filters.event_features: {name!r} must become a file name, but cannot; rename the log's column"
-                )
 
     @property
     def keeps_every_event(self) -> bool:

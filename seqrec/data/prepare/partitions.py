@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from seqrec.data.prepare.numbering import Ids, Numbering
 from seqrec.data.prepare.spool import RawColumn, Spool
 from seqrec.data.progress import Progress
+from seqrec.data.schema import EVENTS
 
 # Columns of some events, (N,) each, by the names of the store's files: `item_ids`, `timestamps` if the log has times,
-# and `feature_<name>` for each feature.
+# and `events.<name>` for each column of the schema.
 Events: TypeAlias = dict[str, NDArray[Any]]
 # Events to sort at a time, unless one user has more. Small, because using more memory is slower.
 PARTITION_EVENTS = 1 << 21
@@ -36,7 +37,7 @@ def column_types(spool: Spool, items: Numbering) -> dict[str, np.dtype[Any]]:
     types = {"item_ids": items.dtype}
     if spool.timestamps is not None:
         types["timestamps"] = np.dtype(np.int64)
-    return types | {f"feature_{name}": feature.dtype for name, feature in spool.features.items()}
+    return types | {f"{EVENTS}.{name}": column.dtype for name, column in spool.columns.items()}
 
 
 class Partitions:
@@ -116,8 +117,8 @@ def _bounds(ends: NDArray[np.int64]) -> NDArray[np.int64]:
 def _chunk(spool: Spool, chunk: int, start: int, item_ids: Ids) -> Events:
     stop = start + spool.lengths[chunk]
     times = {} if spool.timestamps is None else {"timestamps": spool.timestamps.read(chunk)}
-    features = {f"feature_{name}": column.read(start, stop) for name, column in spool.features.items()}
-    return {"item_ids": item_ids, **times, **features}
+    columns = {f"{EVENTS}.{name}": column.read(start, stop) for name, column in spool.columns.items()}
+    return {"item_ids": item_ids, **times, **columns}
 
 
 def _scatter(

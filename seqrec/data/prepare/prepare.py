@@ -12,25 +12,28 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from seqrec.data.manifest import MANIFEST, PREPARE_AGAIN, VERSION, is_store, read_manifest
+from seqrec.data.manifest import MANIFEST, PREPARE_AGAIN, is_store, read_manifest
 from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
 from seqrec.data.progress import Progress, Show
+from seqrec.data.schema import EVENTS, GROUPS, Schema
 from seqrec.data.sources.source import Source
 from seqrec.data.store import EventStore
-from seqrec.errors import InputError, MissingInputError, StoreError
+from seqrec.errors import InputError, StoreError
 from seqrec.files import exchange, locked, rename
 
 # Manifests contain these filters only if they are set. Stores that are older than the filters thus stay valid.
 _SILENT = {each.name: each.default for each in fields(Filters) if each.name.startswith("as_published_")}
 # Errors of a full disk, an exceeded quota and a file that is too large. Windows has no quota.
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+# A part of the names of stores, which stay if a later version reads the stores of this one.
+_NAMES_VERSION = 2
 _REMEDY = f"choose another --data.store, or run {PREPARE_AGAIN}"
 
 
-def fingerprint(source: Source, filters: Filters) -> str:
-    """Return 12 hexadecimal digits that differ if source, filters or the store's version do."""
-    text = json.dumps({"version": VERSION, **_settings(source, filters)}, sort_keys=True)
+def fingerprint(source: Source, filters: Filters, schema: Schema = Schema()) -> str:  # noqa: B008  # not changed
+    """Return 12 hexadecimal digits that differ if source, filters or schema do."""
+    text = json.dumps({"version": _NAMES_VERSION, **_settings(source, filters, schema)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -39,6 +42,7 @@ def prepare(
     filters: Filters,
     directory: Path | str,
     *,
+    schema: Schema = Schema(),  # noqa: B008  # not changed
     memory_limit: int | str | None = None,
     progress: Show | None = None,
     overwrite: bool = False,
@@ -57,7 +61,9 @@ def prepare(
     - integers in a small range: 5 bytes for each value of the range;
     - other integers: 36 bytes for each id;
     - text: four times the size of the ids;
-    - and 10 bytes for each user and item if a filter counts their events.
+    - 10 bytes for each user and item if a filter counts their events;
+    - and of the schema: the distinct values of each categorical column, and each column of items and users except
+      vectors.
 
     The disk needs about as much space as the log takes as text.
 
@@ -65,6 +71,7 @@ def prepare(
         source: The raw log.
         filters: The filters.
         directory: The new store's folder; its parents are made.
+        schema: Columns of events, items and users to keep.
         memory_limit: Most memory that the whole process may hold: bytes, or text such as "3GiB" or "1500MB", 1 GiB
             or more. None is half of the machine's memory, or half of its control group's limit if that is smaller.
         progress: Called with lines of text: at the start of each stage, every few seconds (rows, rows a second, time
@@ -75,8 +82,8 @@ def prepare(
         The store, opened.
 
     Raises:
-        InputError: if the log cannot be read or changes meanwhile, if no event is left, or if the memory limit is
-            too small.
+        InputError: if the log or a table cannot be read or changes meanwhile, if a column of the schema is missing or
+            does not suit its kind, if no event is left, or if the memory limit is too small.
         StoreError: if `directory` exists, and `overwrite` is False or it is not a store; or if the disk is full.
 
     Example:
@@ -90,7 +97,7 @@ def prepare(
     """
     directory, limit = Path(directory), MemoryLimit(memory_limit)
     with _locked(directory):
-        return _prepare(source, filters, directory, limit, Progress(progress), overwrite)
+        return _prepare(source, filters, schema, directory, limit, Progress(progress), overwrite)
 
 
 def ensure_store(
@@ -98,6 +105,7 @@ def ensure_store(
     filters: Filters,
     directory: Path | str,
     *,
+    schema: Schema = Schema(),  # noqa: B008  # not changed
     memory_limit: int | str | None = None,
     progress: Show | None = None,
 ) -> EventStore:
@@ -109,6 +117,7 @@ def ensure_store(
         source: The raw log. Its files need not exist if the store does.
         filters: The filters.
         directory: The store's folder.
+        schema: As for `prepare`.
         memory_limit: As for `prepare`.
         progress: As for `prepare`.
 
@@ -123,17 +132,23 @@ def ensure_store(
             _finish_exchange(directory)
             if not is_store(directory):
                 limit = MemoryLimit(memory_limit)
-                return _prepare(source, filters, directory, limit, Progress(progress), False)
+                return _prepare(source, filters, schema, directory, limit, Progress(progress), False)
     manifest = read_manifest(directory)
     if not {"source", "filters", "source_files"} <= manifest.keys():
         raise StoreError(f"the manifest of {directory} does not name its log; {_REMEDY}")
-    _check_settings(directory, manifest, _settings(source, filters))
-    _check_source_files(directory, manifest, source)
+    _check_settings(directory, manifest, _settings(source, filters, schema))
+    _check_source_files(directory, manifest, source, schema)
     return EventStore.open(directory)
 
 
 def _prepare(
-    source: Source, filters: Filters, directory: Path, limit: MemoryLimit, progress: Progress, overwrite: bool
+    source: Source,
+    filters: Filters,
+    schema: Schema,
+    directory: Path,
+    limit: MemoryLimit,
+    progress: Progress,
+    overwrite: bool,
 ) -> EventStore:
     # The only modules of this package that import polars.
     from seqrec.data.prepare.spool import Workspace
@@ -148,11 +163,11 @@ def _prepare(
     partial, replaced = _partial(directory), _replaced(directory)
     for leftover in (partial, replaced):
         _delete_own(leftover)
-    workspace = Workspace(partial / "spool", filters, limit, progress)
+    workspace = Workspace(partial / "spool", filters, schema, limit, progress)
     workspace.folder.mkdir(parents=True)
     full: OSError | None = None
     try:
-        write_store_of(source, _settings(source, filters), partial, workspace)
+        write_store_of(source, _settings(source, filters, schema), partial, workspace)
         workspace.folder.rmdir()
         _put_in_place(partial, directory)
     except OSError as error:
@@ -220,35 +235,39 @@ def _delete_own(leftover: Path) -> None:
     leftover.rmdir()
 
 
-def _settings(source: Source, filters: Filters) -> dict[str, Any]:
-    # Through JSON, like the manifest, to compare equal with it.
+def _settings(source: Source, filters: Filters, schema: Schema) -> dict[str, Any]:
+    # Through JSON, like the manifest, to compare equal with it. Stores that are older than schemas have none.
     shown = {name: value for name, value in asdict(filters).items() if _SILENT.get(name, ...) != value}
-    settings: dict[str, Any] = json.loads(json.dumps({"source": source.describe(), "filters": shown}))
+    columns = {"schema": named} if (named := schema.named()) else {}
+    settings: dict[str, Any] = json.loads(json.dumps({"source": source.describe(), "filters": shown, **columns}))
     return settings
 
 
 def _check_settings(directory: Path, manifest: dict[str, Any], settings: dict[str, Any]) -> None:
     stored, wanted = _flatten(manifest), _flatten(settings)
     for name in sorted(stored.keys() | wanted.keys()):
-        if name.split(".")[0] not in settings or stored.get(name) == wanted.get(name):
-            continue
-        raise StoreError(
-            f"{directory} was prepared with {name}={stored.get(name)!r}, now it is {wanted.get(name)!r}; {_REMEDY}"
-        )
+        if stored.get(name) != wanted.get(name):
+            raise StoreError(
+                f"{directory} was prepared with {name}={stored.get(name)!r}, now it is {wanted.get(name)!r}; {_REMEDY}"
+            )
 
 
 def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
-    source, filters = settings["source"], {**_SILENT, **settings["filters"]}
+    source, filters, schema = settings["source"], {**_SILENT, **settings["filters"]}, settings.get("schema", {})
     flat = {"source": source["name"]}
     flat |= {f"source.{name}": value for name, value in source["arguments"].items()}
+    flat |= {f"schema.{group}": schema.get(group, {}) for group in GROUPS}
     return flat | {f"filters.{name}": value for name, value in filters.items()}
 
 
-def _check_source_files(directory: Path, manifest: dict[str, Any], source: Source) -> None:
+def _check_source_files(directory: Path, manifest: dict[str, Any], source: Source, schema: Schema) -> None:
     # A missing file is not an error: a store outlives its log.
     try:
-        found = {file.as_posix(): file.stat().st_size for file in source.files()}
-    except MissingInputError:
+        files = source.files()
+        for group in schema.named().keys() - {EVENTS}:
+            files += source.table_files(group)
+        found = {file.as_posix(): file.stat().st_size for file in files}
+    except FileNotFoundError:
         return
     stored = {entry["name"]: entry["bytes"] for entry in manifest["source_files"]}
     for name, size in found.items():

@@ -7,13 +7,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from seqrec.data.prepare.columns import check_type, width_of
 from seqrec.data.prepare.filters import Filters
-from seqrec.data.prepare.spool import EVENT_BYTES, IntegerColumn, RawColumn, Spool, TextColumn, Workspace
-from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID, check_interactions
+from seqrec.data.prepare.spool import (
+    EVENT_BYTES,
+    CategoricalEvents,
+    EventColumn,
+    IntegerColumn,
+    NumericEvents,
+    Spool,
+    TextColumn,
+    VectorEvents,
+    Workspace,
+)
+from seqrec.data.schema import CATEGORICAL, ITEM_ID, NUMERIC, TIMESTAMP, USER_ID, check_interactions
 from seqrec.data.sources.checking import reading
 from seqrec.data.sources.source import Source
 from seqrec.errors import InputError
@@ -34,10 +43,10 @@ def read_log(source: Source, work: Workspace) -> tuple[Spool, list[dict[str, Any
         The spool, and name and size in bytes of each of the source's files.
 
     Raises:
-        InputError: if the log cannot be read, changes while it is read, lacks a column that the filters need, or has
-            no event.
+        InputError: if the log cannot be read, changes while it is read, lacks a column that the filters or the schema
+            need, or has no event.
     """
-    filters, progress = work.filters, work.progress
+    filters, progress, wanted = work.filters, work.progress, work.schema.events
     buffers = _POLARS_BYTES + _POLARS_BYTES_PER_THREAD * pl.thread_pool_size()
     work.limit.require(buffers, "the buffers of polars (fewer with a smaller POLARS_MAX_THREADS)")
     title = source.name or type(source).__name__
@@ -49,8 +58,8 @@ def read_log(source: Source, work: Workspace) -> tuple[Spool, list[dict[str, Any
         schema = frame.collect_schema()
     # A source that downloads its files has none before.
     before = before or _state(source.files())
-    _check_filters(filters, schema)
-    _refuse_lacking_columns(filters, source)
+    _check_columns(filters, wanted, schema)
+    _refuse_lacking_columns(filters, wanted, source)
     for note in source.notes:
         progress.note(note)
     for left_out in source.malformed:
@@ -60,11 +69,13 @@ def read_log(source: Source, work: Workspace) -> tuple[Spool, list[dict[str, Any
         )
     total = sum(size for size, *_ in before.values())
     work.needed = total if source.num_rows is None else EVENT_BYTES * source.num_rows
-    spool = _new_spool(work.folder / "log", schema, filters)
+    with reading(origin, "an interaction log"):
+        spool = _new_spool(work.folder / "log", frame, work)
     first, *others = [*before, title]
     name = f"reading {first}" + (f" and {len(others) - 1} more" if len(others) > 1 else "")
     try:
-        for batch in progress.track(name, _batches(frame, schema, filters, origin), total=source.num_rows):
+        batches = _batches(frame, wanted, _chunk_events(spool), filters, origin)
+        for batch in progress.track(name, batches, total=source.num_rows):
             _append(spool, batch, filters, origin)
     except InputError:
         # If a file has changed, that is the cause of any error of polars.
@@ -92,22 +103,18 @@ def _refuse_change(before: dict[str, tuple[int, int, int]], source: Source) -> N
             raise InputError(f"{file} {was} while it was read; prepare again when the log is complete")
 
 
-def _check_filters(filters: Filters, schema: pl.Schema) -> None:
+def _check_columns(filters: Filters, wanted: dict[str, str], schema: pl.Schema) -> None:
     if filters.duplicates != "keep" and TIMESTAMP not in schema:
         raise InputError(f"filters.duplicates={filters.duplicates!r} needs timestamps, but this log has none; use keep")
-    for name in filters.event_features:
+    for name, kind in wanted.items():
         if name not in schema:
-            raise InputError(f"filters.event_features: no column {name!r}; columns: {', '.join(schema)}")
-        if _numpy_type(schema[name]) is None:
-            raise InputError(
-                f"filters.event_features: {name!r} is {schema[name]}; "
-                "it must be integers of at most 64 bits, floats or booleans"
-            )
+            raise InputError(f"schema.events: no column {name!r}; columns: {', '.join(schema)}")
+        check_type(kind, schema[name], f"schema.events: {name!r}")
 
 
-def _refuse_lacking_columns(filters: Filters, source: Source) -> None:
-    """Refuse filters that need a column which only some files have; the events of the others would be dropped."""
-    needed = dict.fromkeys(filters.event_features, "filters.event_features")
+def _refuse_lacking_columns(filters: Filters, wanted: dict[str, str], source: Source) -> None:
+    """Refuse to need a column that only some files have; the events of the others would be dropped, or lack it."""
+    needed = dict.fromkeys(wanted, "schema.events")
     if filters.event_filter is not None:
         with suppress(pl.exceptions.PolarsError):  # `_event_condition` refuses it with the reason
             names = pl.sql_expr(filters.event_filter).meta.root_names()
@@ -120,37 +127,41 @@ def _refuse_lacking_columns(filters: Filters, source: Source) -> None:
             )
 
 
-def _numpy_type(dtype: pl.DataType) -> np.dtype[Any] | None:
-    kinds: dict[Any, Any] = {pl.Boolean: np.bool_, pl.Float32: np.float32, pl.Float64: np.float64}
-    kinds |= {pl.Int8: np.int8, pl.Int16: np.int16, pl.Int32: np.int32, pl.Int64: np.int64}
-    kinds |= {pl.UInt8: np.uint8, pl.UInt16: np.uint16, pl.UInt32: np.uint32, pl.UInt64: np.uint64}
-    return np.dtype(kinds[dtype]) if dtype in kinds else None
-
-
-def _new_spool(folder: Path, schema: pl.Schema, filters: Filters) -> Spool:
+def _new_spool(folder: Path, frame: pl.LazyFrame, work: Workspace) -> Spool:
     folder.mkdir()
+    schema = frame.collect_schema()
     users, items = (
         (TextColumn if schema[name] == pl.String else IntegerColumn)(folder / name) for name in (USER_ID, ITEM_ID)
     )
     times = IntegerColumn(folder / TIMESTAMP) if TIMESTAMP in schema else None
-    features = {}
-    for place, name in enumerate(filters.event_features):
-        dtype = _numpy_type(schema[name])
-        assert dtype is not None
-        features[name] = RawColumn(folder / f"feature_{place}", dtype)
-    return Spool(folder, users, items, times, features)
+    columns: dict[str, EventColumn] = {}
+    for place, (name, kind) in enumerate(work.schema.events.items()):
+        file, where = folder / f"column_{place}", f"schema.events: {name!r}"
+        if kind == CATEGORICAL:
+            columns[name] = CategoricalEvents(file, where, schema[name], work.limit)
+        elif kind == NUMERIC:
+            columns[name] = NumericEvents(file, where)
+        else:
+            columns[name] = VectorEvents(file, where, width_of(frame, name, where))
+    return Spool(folder, users, items, times, columns)
 
 
-def _batches(frame: pl.LazyFrame, schema: pl.Schema, filters: Filters, origin: str) -> Iterator[pl.DataFrame]:
+def _chunk_events(spool: Spool) -> int:
+    # Vectors take more memory than other columns.
+    numbers = sum(column.width or 0 for column in spool.columns.values())
+    return max(CHUNK_EVENTS * EVENT_BYTES // (EVENT_BYTES + 4 * numbers), 1)
+
+
+def _batches(
+    frame: pl.LazyFrame, wanted: dict[str, str], chunk: int, filters: Filters, origin: str
+) -> Iterator[pl.DataFrame]:
     # All rows of the log. A column shows whether they meet the event filter, so all rows can be counted.
-    columns: list[Any] = [name for name in (USER_ID, ITEM_ID, TIMESTAMP) if name in schema]
-    columns += filters.event_features
+    schema = frame.collect_schema()
+    columns: list[Any] = [*(name for name in (USER_ID, ITEM_ID, TIMESTAMP) if name in schema), *wanted]
     if filters.event_filter is not None:
         columns.append(_event_condition(frame, filters.event_filter).alias(_KEPT))
     with _collecting(origin, filters):
-        batches = frame.select(columns).collect_batches(
-            chunk_size=CHUNK_EVENTS, maintain_order=True, engine="streaming"
-        )
+        batches = frame.select(columns).collect_batches(chunk_size=chunk, maintain_order=True, engine="streaming")
         batch = next(batches, None)
     while batch is not None:
         # Outside of `_collecting`, because an error in writing the spool is not one in reading the log.
@@ -207,18 +218,9 @@ def _append(spool: Spool, batch: pl.DataFrame, filters: Filters, origin: str) ->
             column.append(values)
         else:
             column.append(values.to_numpy())
-    for name, feature in spool.features.items():
-        feature.append(_feature(batch[name], name))
+    for name, kept in spool.columns.items():
+        kept.append(batch[name])
     spool.lengths.append(len(batch))
-
-
-def _feature(values: pl.Series, name: str) -> NDArray[Any]:
-    if values.null_count() and not values.dtype.is_float():
-        raise InputError(
-            f"filters.event_features: {name!r} ({values.dtype}) has an event without a value; "
-            f"keep events that have one, as in event_filter: {name} IS NOT NULL"
-        )
-    return values.to_numpy()
 
 
 def _check_rows(spool: Spool, source: Source, filters: Filters, origin: str) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import DTypeLike, NDArray
 
+from seqrec.data.prepare.columns import Codes, numbers, vectors
 from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
 from seqrec.data.progress import Progress
+from seqrec.data.schema import CATEGORICAL, NUMERIC, VECTOR, Schema
 from seqrec.errors import StoreError
 
 # Bytes an event of a log for the spool, partitions and the store together, at most times; a first estimate.
@@ -29,6 +32,7 @@ class Workspace:
     Attributes:
         folder: An empty folder, in that of the incomplete store.
         filters: The filters.
+        schema: Columns to keep.
         limit: Memory that the process may hold.
         progress: Shows the stages.
         needed: Estimate of all bytes that preparation takes on that disk; 0 before the first estimate.
@@ -36,6 +40,7 @@ class Workspace:
 
     folder: Path
     filters: Filters
+    schema: Schema
     limit: MemoryLimit
     progress: Progress
     needed: int = 0
@@ -147,6 +152,99 @@ class TextColumn:
         return self.places.file.with_suffix(f".{chunk}.ipc")
 
 
+class EventColumn(ABC):
+    """A column of events in a file, in log order.
+
+    Attributes:
+        kind: One of the kinds of events.
+        dtype: Type of `read`.
+        width: Numbers of a vector; None for other kinds.
+        codes: The values of a categorical column, else None.
+    """
+
+    kind: ClassVar[str]
+    width: int | None = None
+    codes: Codes | None = None
+
+    def __init__(self, file: Path, raw: np.dtype[Any], where: str) -> None:
+        self._raw = RawColumn(file, raw)
+        self._where = where
+
+    @property
+    def dtype(self) -> np.dtype[Any]:  # noqa: D102
+        return self._raw.dtype
+
+    @abstractmethod
+    def append(self, values: pl.Series) -> None:
+        """Write a chunk (C,).
+
+        Raises:
+            InputError: if a value does not suit the kind of the column.
+        """
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Return the values of events start..stop, (stop - start,). All must be written."""
+        return self._raw.read(start, stop)
+
+
+class NumericEvents(EventColumn):
+    """Numbers, float32; NaN is missing."""
+
+    kind = NUMERIC
+
+    def __init__(self, file: Path, where: str) -> None:
+        super().__init__(file, np.dtype(np.float32), where)
+
+    def append(self, values: pl.Series) -> None:  # noqa: D102
+        self._raw.append(numbers(values, self._where))
+
+
+class CategoricalEvents(EventColumn):
+    """Codes in ascending order of value, in the smallest type that holds them; 0 is missing."""
+
+    kind = CATEGORICAL
+    codes: Codes
+
+    def __init__(self, file: Path, where: str, dtype: pl.DataType, limit: MemoryLimit) -> None:
+        super().__init__(file, np.dtype(np.uint32), where)
+        self.codes = Codes(dtype, limit, where)
+        self._ranks: NDArray[np.unsignedinteger[Any]] | None = None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:  # noqa: D102
+        return self._final().dtype
+
+    def append(self, values: pl.Series) -> None:  # noqa: D102
+        self._raw.append(self.codes.add(values))
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:  # noqa: D102
+        codes: NDArray[Any] = self._final()[self._raw.read(start, stop)]
+        return codes
+
+    def _final(self) -> NDArray[np.unsignedinteger[Any]]:
+        if self._ranks is None:
+            self._ranks = self.codes.ranks()
+        return self._ranks
+
+
+class VectorEvents(EventColumn):
+    """Vectors, each as one value of 4 W bytes, so that they are ordered like other columns."""
+
+    kind = VECTOR
+    width: int
+
+    def __init__(self, file: Path, where: str, width: int) -> None:
+        super().__init__(file, np.dtype((np.void, 4 * width)), where)
+        self.width = width
+        self._rows = 0
+
+    def append(self, values: pl.Series) -> None:  # noqa: D102
+        rows = np.arange(self._rows + 1, self._rows + 1 + len(values))
+        found = vectors(values, self.width, self._where, rows)
+        self._rows += len(values)
+        self._raw.append(found.view(self.dtype).reshape(-1))
+
+
 @dataclass
 class Spool:
     """The events that were read of a log, in log order.
@@ -156,7 +254,7 @@ class Spool:
         users: External ids of the users.
         items: External ids of the items.
         timestamps: Times; None if the log has none.
-        features: Event features by name.
+        columns: Columns of the schema by name.
         lengths: Events of each chunk; all columns have the same chunks.
         rows: Rows that were read, including those that the event filter left out.
     """
@@ -165,7 +263,7 @@ class Spool:
     users: IntegerColumn | TextColumn
     items: IntegerColumn | TextColumn
     timestamps: IntegerColumn | None
-    features: dict[str, RawColumn]
+    columns: dict[str, EventColumn]
     lengths: list[int] = field(default_factory=list)
     rows: int = 0
 

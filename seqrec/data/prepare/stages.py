@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,15 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seqrec.data.columns import file_names
 from seqrec.data.manifest import write_manifest
 from seqrec.data.prepare.k_core import Core, core_blocks, k_core
 from seqrec.data.prepare.numbering import Numbering, RawIntegers, SortedTexts, number_ids
 from seqrec.data.prepare.ordering import Block, BlockSpool, DuplicateCount, ordered_blocks, ordering_bytes
 from seqrec.data.prepare.partitions import Partitions, column_types
 from seqrec.data.prepare.reading import read_log
-from seqrec.data.prepare.spool import IntegerColumn, RawColumn, Spool, TextColumn, Workspace
+from seqrec.data.prepare.spool import EventColumn, IntegerColumn, RawColumn, Spool, TextColumn, Workspace
+from seqrec.data.prepare.tables import OpenedTable, open_tables, write_table_columns, write_vocabulary
+from seqrec.data.schema import EVENTS, ITEMS, USERS
 from seqrec.data.sources.source import Source
 from seqrec.data.store import ArrayFile
+from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError
 
 ORDER = {
@@ -39,13 +44,17 @@ class _Numbered:
     items: Numbering
     types: dict[str, np.dtype[Any]]
     partitions: Partitions
+    columns: dict[str, EventColumn]
     num_events: int
     duplicates: DuplicateCount = field(default_factory=DuplicateCount)
+    # Events of the store without a value, by the columns' names in `types`.
+    missing: Counter[str] = field(default_factory=Counter)
 
 
 def write_store_of(source: Source, settings: dict[str, Any], directory: Path, work: Workspace) -> None:
     """Write the store of a log into `directory`, with `settings` in its manifest."""
     filters = work.filters
+    tables = {group: open_tables(source, group, work) for group in (ITEMS, USERS)}
     spool, source_files = read_log(source, work)
     log = _partition(spool, work)
     # Which of the raw ids occur is only known when all events are counted.
@@ -53,6 +62,12 @@ def write_store_of(source: Source, settings: dict[str, Any], directory: Path, wo
     core, files = write(log, directory, work)
     files += _write_vocabulary(directory, "user_vocabulary", log.users, core.users)
     files += _write_vocabulary(directory, "item_vocabulary", log.items, core.catalogue[1:])
+    described, more = _event_columns(directory, log)
+    columns, files, notes = {EVENTS: described}, files + more, list(source.notes)
+    for group, stem in ((ITEMS, "item_vocabulary"), (USERS, "user_vocabulary")):
+        ids = Vocabulary.open(directory, stem)
+        columns[group], more, found = write_table_columns(group, tables[group], ids, directory, work)
+        files, notes = files + more, notes + found
     has_times = "timestamps" in log.types
     counts = {
         "users": int(np.count_nonzero(core.users)),
@@ -66,12 +81,12 @@ def write_store_of(source: Source, settings: dict[str, Any], directory: Path, wo
         counts["items_that_occur"] = int(np.count_nonzero(core.items))
     work.progress.note("making the store last on disk ...")
     extra = {
-        "features": list(filters.event_features),
+        "columns": {group: entries for group, entries in columns.items() if entries},
         **settings,
         "order": ORDER[has_times],
-        "source_files": source_files,
+        "source_files": [*source_files, *_table_files(source, tables)],
         "malformed": [asdict(malformed) for malformed in source.malformed],
-        "notes": list(source.notes),
+        "notes": notes,
     }
     write_manifest(directory, {file.path.name: file.finish() for file in files}, counts, extra)
 
@@ -94,7 +109,7 @@ def _partition(spool: Spool, work: Workspace) -> _Numbered:
     )
     partitions.fill(spool, rows, items, spool.chunks("bringing users together", work.progress))
     shutil.rmtree(spool.folder)
-    return _Numbered(users, items, types, partitions, spool.num_events)
+    return _Numbered(users, items, types, partitions, spool.columns, spool.num_events)
 
 
 def _number(what: str, column: IntegerColumn | TextColumn, spool: Spool, work: Workspace) -> Numbering:
@@ -129,7 +144,7 @@ def _write_all(log: _Numbered, directory: Path, work: Workspace) -> tuple[Core, 
     # Ordered events go straight to the store.
     core = Core.of_all(log.users.size, log.items.size, log.num_events)
     blocks = _ordered("ordering and writing", log, work)
-    return core, _write_columns(directory, blocks, core, log.types)
+    return core, _write_columns(directory, blocks, core, log)
 
 
 def _write_core(log: _Numbered, directory: Path, work: Workspace) -> tuple[Core, list[ArrayFile]]:
@@ -147,7 +162,7 @@ def _write_core(log: _Numbered, directory: Path, work: Workspace) -> tuple[Core,
         settings = ", ".join(f"{name}={value!r}" for name, value in asdict(work.filters).items())
         raise InputError(f"no event of {log.num_events:,} is left after the filters {settings}; loosen them")
     blocks = work.progress.track("writing", ordered.blocks(), total=ordered.num_events)
-    files = _write_columns(directory, core_blocks(blocks, core), core, log.types)
+    files = _write_columns(directory, core_blocks(blocks, core), core, log)
     shutil.rmtree(ordered.folder)
     return core, files
 
@@ -169,12 +184,14 @@ def _ordered(name: str, log: _Numbered, work: Workspace) -> Iterator[Block]:
         work.progress.note(f"{duplicates.count:,} events repeat user, item and timestamp of an earlier one: {done}")
 
 
-def _write_columns(
-    directory: Path, blocks: Iterator[Block], core: Core, types: dict[str, np.dtype[Any]]
-) -> list[ArrayFile]:
+def _write_columns(directory: Path, blocks: Iterator[Block], core: Core, log: _Numbered) -> list[ArrayFile]:
     # Events and offsets of the store. The catalogue determines the type of item ids.
-    types = {**types, "item_ids": np.min_scalar_type(np.count_nonzero(core.catalogue))}
-    columns = {name: ArrayFile(directory, name, dtype, core.num_events) for name, dtype in types.items()}
+    types = {**log.types, "item_ids": np.min_scalar_type(np.count_nonzero(core.catalogue))}
+    widths = {f"{EVENTS}.{name}": column.width for name, column in log.columns.items()}
+    types |= {name: np.dtype(np.float32) for name, width in widths.items() if width is not None}
+    columns = {
+        name: ArrayFile(directory, name, dtype, core.num_events, widths.get(name)) for name, dtype in types.items()
+    }
     num_users = int(np.count_nonzero(core.users))
     offsets = ArrayFile(directory, "offsets", np.int64, num_users + 1)
     offsets.append(np.zeros(1, np.int64))
@@ -183,11 +200,38 @@ def _write_columns(
         assert block.first == users
         users += len(block.lengths)
         for name, values in block.events.items():
+            if (width := widths.get(name)) is not None:
+                values = values.view(np.float32).reshape(-1, width)
             columns[name].append(values)
+            if name in widths:
+                log.missing[name] += _count_missing(values)
         ends = written + np.cumsum(block.lengths)
         offsets.append(ends)
         written = int(ends[-1]) if len(ends) else written
     return [*columns.values(), offsets]
+
+
+def _count_missing(values: NDArray[Any]) -> int:
+    if values.ndim > 1:
+        return int((~values.any(axis=1)).sum())
+    return int((np.isnan(values) if values.dtype.kind == "f" else values == 0).sum())
+
+
+def _event_columns(directory: Path, log: _Numbered) -> tuple[dict[str, dict[str, Any]], list[ArrayFile]]:
+    # Description of each column of events for the manifest, and the files of their vocabularies.
+    described, files = {}, []
+    for name, column in log.columns.items():
+        described[name] = {"kind": column.kind, "missing": log.missing[f"{EVENTS}.{name}"]}
+        if column.codes is not None:
+            stems = file_names(EVENTS, name, column.kind)
+            files += write_vocabulary(directory, stems["vocabulary"], column.codes)
+    return described, files
+
+
+def _table_files(source: Source, tables: dict[str, list[OpenedTable]]) -> list[dict[str, Any]]:
+    # Name and size in bytes of each file of tables.
+    files = [file for group, opened in tables.items() if opened for file in source.table_files(group)]
+    return [{"name": file.as_posix(), "bytes": file.stat().st_size} for file in files]
 
 
 def _write_vocabulary(directory: Path, stem: str, numbering: Numbering, kept: NDArray[np.bool_]) -> list[ArrayFile]:

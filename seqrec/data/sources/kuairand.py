@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seqrec.data.progress import Progress
 from seqrec.data.sources.download import download, extract
-from seqrec.data.sources.source import Source, check_max_bad_share, from_here, matching_files, suffix
+from seqrec.data.sources.source import (
+    SideTable,
+    Source,
+    check_max_bad_share,
+    from_here,
+    matching_files,
+    suffix,
+)
 from seqrec.errors import InputError, MissingInputError
 
 if TYPE_CHECKING:
@@ -27,6 +35,12 @@ class KuaiRand(Source):
 
     The event filter may use the flags `is_click`, `is_like`, `is_follow`, `is_comment`, `is_forward`, `is_hate` and
     `long_view` (0 or 1), `is_rand`, `tab` and the times played and stayed (milliseconds), as in `is_click = 1`.
+    A schema may name these columns of events too, and `hourmin` (the hour, as 1700). Its columns of items are those of
+    `video_features_basic_..csv`, such as `video_duration`, `music_id` and `tag` (categories), and of
+    `video_features_statistic_..csv`; those of users are in `user_features_..csv`. The files lie next to the log's. The
+    statistics are counts over all days of the log, so a model that reads them sees the future of the events that judge
+    it.
+
     Without a filter every video shown is an event. 27K has 322 M of them, from 27,285 users; 1K has 11.7 M from 1,000
     users; Pure has 1.4 M from 27,285 users over a small pool of videos.
 
@@ -75,7 +89,7 @@ class KuaiRand(Source):
     def files(self) -> list[Path]:
         """Return the log files in the order of reading, or the archive at `path`; none before the download."""
         if self.path is None:
-            folder = self._data_folder(Path(self.download_dir) / self._archive)
+            folder = self._data_folder(self._downloaded)
             parts = [folder / name for name in self._parts()]
             return parts if all(part.is_file() for part in parts) else []
         path = Path(self.path)
@@ -111,17 +125,68 @@ class KuaiRand(Source):
                 )
         return self._accept(check_tables(files, self.max_bad_share, progress))
 
+    def tables(self, group: str, progress: Progress | None = None) -> list[SideTable]:
+        """Return the tables of videos or of users that are in the folder of the log."""
+        import polars as pl
+
+        from seqrec.data.sources.side_table import read_table
+
+        archive = self._packed(progress)
+        if archive is None and self.path is None and self._downloaded.is_file():
+            archive = self._downloaded
+        if archive is not None:
+            # The log's parts too: reading the archive takes long.
+            names = [name for table in self._table_names(group) for name in table]
+            extract(archive, self._parts(everything=True) + names, self._data_folder(archive), progress)
+        found = []
+        for table in self._found_tables(group):
+            side = read_table(table, "user_id" if group == "users" else "video_id")
+            if "tag" in side.frame.collect_schema():
+                tags = pl.col("tag").cast(pl.String).str.split(",")
+                side = replace(side, frame=side.frame.with_columns(tags))
+            found.append(side)
+        return found
+
+    def table_files(self, group: str) -> list[Path]:
+        """Return the files of the tables in the folder of the log; none before they are extracted."""
+        return [file for table in self._found_tables(group) for file in table]
+
+    def _found_tables(self, group: str) -> list[list[Path]]:
+        files = self.files()
+        packed = (files or [self._downloaded])[0]
+        folder = packed.parent if files and not _is_archive(packed) else self._data_folder(packed)
+        tables = [[folder / name for name in names] for names in self._table_names(group)]
+        return [table for table in tables if all(file.is_file() for file in table)]
+
+    def _table_names(self, group: str) -> list[list[str]]:
+        # Names of the files of each table.
+        ending = self.version.lower()
+        if group == "users":
+            return [[f"user_features_{ending}.csv"]]
+        numbers = [f"_part{number}" for number in (1, 2, 3)] if self.version == "27K" else [""]
+        statistics = [f"video_features_statistic_{ending}{number}.csv" for number in numbers]
+        return [[f"video_features_basic_{ending}.csv"], statistics]
+
     def _extracted(self, progress: Progress | None) -> list[Path]:
         # The log files, extracted if they are still in the archive.
-        files = self.files()
-        if files and not _is_archive(files[0]):
-            return files
-        archive = files[0] if files else Path(self.download_dir) / self._archive
-        if not files:
-            download(self._url, archive, MD5[self.version], progress)
+        archive = self._packed(progress)
+        if archive is None:
+            return self.files()
         # All parts at once: reading the archive takes long.
         extract(archive, self._parts(everything=True), self._data_folder(archive), progress)
         return [self._data_folder(archive) / name for name in self._parts()]
+
+    def _packed(self, progress: Progress | None) -> Path | None:
+        # The archive, downloaded if it does not exist; None if the log files are there.
+        files = self.files()
+        if files:
+            return files[0] if _is_archive(files[0]) else None
+        download(self._url, self._downloaded, MD5[self.version], progress)
+        return self._downloaded
+
+    @property
+    def _downloaded(self) -> Path:
+        return Path(self.download_dir) / self._archive
 
     @property
     def _archive(self) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.sources.download import download
-from seqrec.data.sources.source import Source, check_max_bad_share, from_here
+from seqrec.data.sources.source import SideTable, Source, check_max_bad_share, from_here
 from seqrec.errors import InputError, MissingInputError
 
 if TYPE_CHECKING:
@@ -21,6 +21,11 @@ URL = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
 MD5 = "c4d9eecfca2ab87c1945afe126590906"
 _ARCHIVE = "ml-1m.zip"
 _RATINGS = "ratings.dat"
+# Table of items and of users -> its file, and the names of its fields.
+_TABLES = {
+    "items": ("movies.dat", ("item_id", "title", "genres")),
+    "users": ("users.dat", ("user_id", "gender", "age", "occupation", "zip")),
+}
 _LINE = r"^([0-9]+)::([0-9]+)::([0-9]+(?:\.[0-9]+)?)::([0-9]{1,18})$"
 # Exceptions of zipfile for a zip that is damaged, encrypted or of an unknown kind (NotImplementedError).
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
@@ -31,6 +36,9 @@ class ML1M(Source):
 
     Every rating is an event, also a low one; the event filter may use the column `rating`. More than half of
     neighbouring events share a timestamp; such ties keep the order of `ratings.dat`.
+
+    A schema may name the event column `rating`, the item columns `title`, `year` and `genres`, and the user columns
+    `gender`, `age`, `occupation` (numbers of groups) and `zip`.
 
     Args:
         path: The zip file of GroupLens, its extracted folder, or `ratings.dat` itself. None is `ml-1m.zip` in
@@ -83,9 +91,39 @@ class ML1M(Source):
         text: Path | bytes = file
         origin = str(file)
         if file.suffix == ".zip":
-            text, member = _ratings_in(file)
+            text, member = _content(file, _RATINGS)
             origin = f"{file}/{member}"
         return self._accept(check_lines(text, form, origin, self.max_bad_share, progress))
+
+    def tables(self, group: str, progress: Progress | None = None) -> list[SideTable]:
+        """Return the films of `movies.dat` or the users of `users.dat`, which are next to `ratings.dat`."""
+        import polars as pl
+
+        file, (name, columns) = self._file(progress), _TABLES[group]
+        if file.suffix == ".zip":
+            content, member = _content(file, name)
+            origin = f"{file}/{member}"
+        else:
+            place = file.with_name(name)
+            if not place.is_file():
+                raise MissingInputError(f"{place} does not exist; it has the columns of schema.{group}")
+            content, origin = place.read_bytes(), str(place)
+        rows = [line.split("::") for line in content.decode("latin-1").splitlines() if line]
+        for number, row in enumerate(rows, start=1):
+            if len(row) != len(columns):
+                raise InputError(f"{origin} line {number}: expected {'::'.join(columns)}, got {'::'.join(row)!r}")
+        frame = pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row").lazy()
+        if group == "items":
+            year = pl.col("title").str.extract(r"\((\d{4})\)\s*$").cast(pl.Int64)
+            frame = frame.with_columns(pl.col("genres").str.split("|"), year=year)
+        else:
+            frame = frame.with_columns(pl.col("age", "occupation").cast(pl.Int64))
+        return [SideTable(origin, columns[0], frame)]
+
+    def table_files(self, group: str) -> list[Path]:
+        """Return the file of the table, unless it is in the zip of the log."""
+        files = self.files()
+        return [] if not files or files[0].suffix == ".zip" else [files[0].with_name(_TABLES[group][0])]
 
     def _file(self, progress: Progress | None) -> Path:
         for file in self.files():
@@ -95,13 +133,13 @@ class ML1M(Source):
         return target
 
 
-def _ratings_in(archive: Path) -> tuple[bytes, str]:
-    # Content (25 MB) and name of the ratings in a zip file.
+def _content(archive: Path, file: str) -> tuple[bytes, str]:
+    # Content (25 MB for the ratings) of a file in the zip file, and its name there.
     try:
         with zipfile.ZipFile(archive) as opened:
-            members = [name for name in opened.namelist() if name.split("/")[-1] == _RATINGS]
+            members = [name for name in opened.namelist() if name.split("/")[-1] == file]
             if not members:
-                raise InputError(f"{archive} contains no {_RATINGS}; expected the ml-1m.zip of {URL}")
+                raise InputError(f"{archive} contains no {file}; expected the ml-1m.zip of {URL}")
             return opened.read(members[0]), members[0]
     except _ZIP_ERRORS as error:
         raise InputError(f"{archive} is not a readable zip file ({error}); download it again: {URL}") from error

@@ -17,7 +17,9 @@ from seqrec.errors import InputError, MissingInputError
 from seqrec.registry import Registry
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,24 @@ class CheckedLog:
     malformed: tuple[Malformed, ...]
     notes: tuple[str, ...] = ()
     lacking: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SideTable:
+    """A table of items or of users, one a row, next to the log.
+
+    Attributes:
+        origin: Its file, for messages.
+        key: Name of the column of ids, Int64 or String: the log's `item_id` or `user_id`.
+        frame: Its columns. It is collected in batches, so it must not hold the table in memory.
+        vectors: Further columns of the kind `vector`, most often memory-mapped, by name: (rows, W) float16, float32 or
+            float64. Row k belongs to row k of the frame.
+    """
+
+    origin: str
+    key: str
+    frame: pl.LazyFrame
+    vectors: Mapping[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
 
 
 class Source(ABC):
@@ -99,6 +119,23 @@ class Source(ABC):
         Raises:
             MissingInputError: if nothing exists at the given path.
         """
+
+    def tables(self, group: str, progress: Progress | None = None) -> list[SideTable]:
+        """Return the tables of "items" or of "users", of which a `Schema` names columns; none if the log has none.
+
+        Raises:
+            MissingInputError: if an input file does not exist.
+            InputError: if a file cannot be read. The message names it.
+        """
+        return []
+
+    def table_files(self, group: str) -> list[Path]:
+        """Return the files of these tables that are no files of the log.
+
+        Raises:
+            MissingInputError: if nothing exists at a given path.
+        """
+        return []
 
     def _accept(self, log: CheckedLog) -> pl.LazyFrame:
         """Keep the results of the check as attributes, and return the frame."""

@@ -7,17 +7,20 @@ import tempfile
 import weakref
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
-from seqrec.data.sources.source import Source, check_max_bad_share, from_here, matching_files, suffix
+from seqrec.data.sources.source import SideTable, Source, check_max_bad_share, from_here, matching_files, suffix
 from seqrec.data.user_files import refuse_special
 from seqrec.errors import InputError, MissingInputError
+from seqrec.registry import did_you_mean
 
 if TYPE_CHECKING:
     import polars as pl
 
+# Entries of the arguments `items` and `users`.
+_OF_TABLE = ("path", "key", "separator", "vectors")
 _SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 
 
@@ -74,6 +77,10 @@ class Table(Source):
         missing_values: Text that stands for a missing value, in any column; a row without user or item is malformed.
             None is `seqrec.data.ids.MISSING_VALUES`: NULL, \N, NaN, None, NA and the like. [] if such words are ids.
         time_format: Form of times written as text, such as "%d/%m/%Y %H:%M" (strftime). None finds the usual forms.
+        items: Table of the items, of which a schema names columns: `path`, a file or a glob, and `key`, its column of
+            item ids. `separator` is that of its text files, as above. `vectors` are `.npy` files by the name of the
+            column that each gives; row k belongs to row k of the table.
+        users: Table of the users, likewise.
 
     Raises:
         InputError: if the arguments contradict each other.
@@ -90,7 +97,7 @@ class Table(Source):
     """
 
     name = "table"
-    later = frozenset({"missing_values", "time_format"})
+    later = frozenset({"missing_values", "time_format", "items", "users"})
 
     def __init__(
         self,
@@ -105,6 +112,8 @@ class Table(Source):
         max_bad_share: float = 0.0,
         missing_values: list[str] | None = None,
         time_format: str | None = None,
+        items: dict[str, Any] | None = None,
+        users: dict[str, Any] | None = None,
     ) -> None:
         if len({user, item, timestamp}) < 3:
             raise InputError(f"{user=}, {item=} and {timestamp=} must be different columns")
@@ -132,10 +141,38 @@ class Table(Source):
         self.max_bad_share = check_max_bad_share(max_bad_share)
         self.missing_values = missing_values
         self.time_format = time_format
+        self.items = _checked_table("items", items)
+        self.users = _checked_table("users", users)
 
     def files(self) -> list[Path]:
         """Return the files in the order of reading."""
         return self._files()[0]
+
+    def table_files(self, group: str) -> list[Path]:
+        """Return the files of a table in the order of reading, then those of its vectors."""
+        table = getattr(self, group)
+        if table is None:
+            return []
+        path = table["path"]
+        refuse_special(path, f"{group}.path={path!r}")
+        found = [Path(path)] if Path(path).is_file() else matching_files(path)
+        if not found:
+            raise MissingInputError(f"{group}.path={path!r}: no such file{from_here(path)}, and no file matches it")
+        return [*found, *map(Path, table.get("vectors", {}).values())]
+
+    def tables(self, group: str, progress: Progress | None = None) -> list[SideTable]:
+        """Return the table that the argument `items` or `users` names."""
+        from seqrec.data.ids import BLANKS, MISSING_VALUES
+        from seqrec.data.sources.side_table import read_table
+
+        table = getattr(self, group)
+        if table is None:
+            return []
+        vectors = table.get("vectors", {})
+        files = self.table_files(group)[: -len(vectors) or None]
+        missing = MISSING_VALUES if self.missing_values is None else tuple(self.missing_values)
+        options = {"separator": table.get("separator"), "missing_values": missing, "vectors": vectors}
+        return [read_table(files, table["key"].strip(BLANKS), **options)]
 
     def _files(self) -> tuple[list[Path], list[str]]:
         """Return the files, and in sentences what is skipped: hidden files and folders, and folders with tables."""
@@ -212,3 +249,22 @@ class Table(Source):
         files = [TableFile(file, layout, content.get(file)) for file in found]
         log = check_tables(files, self.max_bad_share, progress)
         return self._accept(replace(log, notes=(*notes, *log.notes)))
+
+
+def _checked_table(argument: str, table: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the argument `items` or `users` as a plain dictionary.
+
+    Raises:
+        InputError: if it lacks an entry, or has another or one of another type.
+    """
+    if table is None:
+        return None
+    if not isinstance(table, dict) or not all(isinstance(table.get(name), str) for name in ("path", "key")):
+        raise InputError(f"{argument}={table!r} must have a path and a key, as in {{path: {argument}.csv, key: id}}")
+    if unknown := [name for name in table if name not in _OF_TABLE]:
+        hint = did_you_mean(str(unknown[0]), _OF_TABLE)
+        raise InputError(f"{argument} has {unknown[0]!r}; its entries are {', '.join(_OF_TABLE)}{hint}")
+    vectors = table.get("vectors", {})
+    if not isinstance(vectors, dict) or not all(isinstance(file, str) for file in vectors.values()):
+        raise InputError(f"{argument}.vectors={vectors!r} must be files by name, as in {{text: text.npy}}")
+    return dict(table)

@@ -1,0 +1,115 @@
+"""The columns of a store besides users, items and times, memory-mapped, and their statistics.
+
+R rows: events, or items or users with row 0 for padding and for the unknown. S values of all rows together. W numbers
+a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqrec.data.schema import CATEGORICAL, CATEGORIES, NUMERIC, VECTOR
+from seqrec.data.vocabulary import Vocabulary
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of events, items or users, as `Schema` declares it.
+
+    Attributes:
+        kind: One of `seqrec.data.schema.KINDS`.
+        values: By kind: `categorical` (R,) codes; `numeric` (R,) float32, not standardised, NaN is missing;
+            `categories` (S,) codes, row after row; `vector` (R, W) float16 or float32. Code 0 is missing or unknown.
+        missing: Number of rows without a value; row 0 of items and users does not count.
+        vocabulary: The values of the codes 1, 2, ..; None for numbers and vectors.
+        offsets: (R + 1,) int64 with `categories`: row r has `values[offsets[r]:offsets[r + 1]]`, possibly none.
+        mean: With which a number is standardised. Items and users: the mean of all rows with a value. Events: 0,
+            because the mean is that of the training part, which a store does not know; see `training_scales`.
+        std: The standard deviation, likewise; 1 if all values are equal.
+    """
+
+    kind: str
+    values: NDArray[Any]
+    missing: int = 0
+    vocabulary: Vocabulary | None = None
+    offsets: Int64 | None = None
+    mean: float = 0.0
+    std: float = 1.0
+
+    @property
+    def num_codes(self) -> int:
+        """Number of codes, that of missing values included; 0 for numbers and vectors."""
+        return 0 if self.vocabulary is None else len(self.vocabulary) + 1
+
+    @property
+    def width(self) -> int:
+        """Numbers of a vector, W; 1 for other kinds."""
+        return int(self.values.shape[1]) if self.kind == VECTOR else 1
+
+    def describe(self) -> str:
+        """Return kind, size and missing values in a few words."""
+        size = {CATEGORICAL: f"{self.num_codes - 1:,} values", CATEGORIES: f"{self.num_codes - 1:,} values"}
+        size |= {NUMERIC: str(self.values.dtype), VECTOR: f"{self.width} numbers, {self.values.dtype}"}
+        return f"{self.kind}, {size[self.kind]}, {self.missing:,} missing"
+
+
+def file_names(group: str, name: str, kind: str) -> dict[str, str]:
+    """Return the stems of a column's files in a store, by the attribute of `Column` that they hold."""
+    stem = f"{group}.{name}"
+    names = {"values": stem}
+    if kind in (CATEGORICAL, CATEGORIES):
+        names["vocabulary"] = f"{stem}.vocabulary"
+    if kind == CATEGORIES:
+        names["offsets"] = f"{stem}.offsets"
+    return names
+
+
+def open_columns(directory: Path, group: str, described: Mapping[str, Mapping[str, Any]]) -> dict[str, Column]:
+    """Return the columns of a group by name, from the description of each in the store's manifest."""
+    columns = {}
+    for name, entry in described.items():
+        stems = file_names(group, name, entry["kind"])
+        arrays = {
+            attribute: np.load(directory / f"{stem}.npy", mmap_mode="r", allow_pickle=False)
+            for attribute, stem in stems.items()
+            if attribute != "vocabulary"
+        }
+        vocabulary = Vocabulary.open(directory, stems["vocabulary"]) if "vocabulary" in stems else None
+        columns[name] = Column(**{**entry, **arrays}, vocabulary=vocabulary)
+    return columns
+
+
+@dataclass
+class Moments:
+    """Count, mean and variance of numbers that come in pieces, without NaN."""
+
+    count: int = 0
+    mean: float = 0.0
+    _squares: float = field(default=0.0, repr=False)
+
+    def add(self, values: NDArray[np.floating[Any]]) -> None:
+        """Add numbers (N,), and leave out NaN."""
+        known = values[~np.isnan(values)].astype(np.float64)
+        if not len(known):
+            return
+        mean, count = float(known.mean()), self.count + len(known)
+        shift = mean - self.mean
+        # Chan, Golub and LeVeque 1979: the squares about the common mean, from those of both parts about theirs.
+        self._squares += float(np.square(known - mean).sum()) + shift**2 * self.count * len(known) / count
+        self.mean += shift * len(known) / count
+        self.count = count
+
+    @property
+    def std(self) -> float:
+        """Standard deviation; 1 if all numbers are equal, which then become 0."""
+        std = float(np.sqrt(self._squares / self.count)) if self.count else 0.0
+        # float32 distinguishes no smaller differences.
+        return std if std > 1e-7 * abs(self.mean) else 1.0
