@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,10 +37,13 @@ class TensorRecord:
         return self._map("pin_memory")
 
     def _map(self: Batch, method: str, *args: object, **kwargs: object) -> Batch:
-        moved = {}
+        moved: dict[str, Any] = {}
         for each in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
             value = getattr(self, each.name)
-            moved[each.name] = value if value is None else getattr(value, method)(*args, **kwargs)
+            if isinstance(value, dict):
+                moved[each.name] = {key: getattr(one, method)(*args, **kwargs) for key, one in value.items()}
+            else:
+                moved[each.name] = value if value is None else getattr(value, method)(*args, **kwargs)
         return type(self)(**moved)
 
 
@@ -54,6 +57,9 @@ class History(TensorRecord):
         timestamps: (B, L) int64 in the log's unit, or None if the log has none.
         time_before: (B,) int64, time of the event before the first one here, as in a stream; `NO_TIME` without one.
             None is without one in each row.
+        features: Columns of the events by name, as `Schema.events` declares them, 0 at padding: codes (B, L) int64 of a
+            categorical column, 0 if missing; (B, L) float32 of a numeric one, standardised, 0 if missing; (B, L, W)
+            float32 of vectors. None if the store has none.
 
     Example:
         >>> import torch
@@ -66,6 +72,7 @@ class History(TensorRecord):
     lengths: Tensor
     timestamps: Tensor | None = None
     time_before: Tensor | None = None
+    features: dict[str, Tensor] | None = None
 
     @property
     def times_before(self) -> Tensor:

@@ -30,6 +30,22 @@ def test_length_of_a_batch_is_its_number_of_rows():
     assert len(batch(None)) == 2
 
 
+def test_moving_and_pinning_reach_every_feature(monkeypatch):
+    features = {"rating": torch.zeros(1, 2), "kind": torch.zeros(1, 2, dtype=torch.int64)}
+    history = History(torch.tensor([[1, 2]]), torch.tensor([2]), features=features)
+    moved = history.to("meta")
+    assert moved.features is not None
+    assert {name: (one.device.type, one.dtype) for name, one in moved.features.items()} == {
+        "rating": ("meta", torch.float32),
+        "kind": ("meta", torch.int64),
+    }
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 7)
+    pinned = history.pin_memory()
+    assert pinned.features is not None
+    assert pinned.features["kind"].tolist() == [[7, 7]]
+    assert history.features is features
+
+
 def test_moving_reaches_every_tensor_and_keeps_none():
     moved = batch(torch.ones(2, 3, dtype=torch.int64)).to("meta")
     assert moved.targets.device.type == "meta"

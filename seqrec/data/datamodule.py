@@ -23,8 +23,9 @@ from seqrec.data.prepare import Filters, ensure_store, fingerprint, prepare
 from seqrec.data.prepare.memory import MemoryLimit
 from seqrec.data.progress import print_line
 from seqrec.data.sampler import BatchSampler, SequentialBatches
+from seqrec.data.schema import Schema
 from seqrec.data.sources import Source
-from seqrec.data.splits import LeaveOneOut, Split, training_item_counts
+from seqrec.data.splits import LeaveOneOut, Split, training_item_counts, training_scales
 from seqrec.data.store import EventStore
 from seqrec.data.windows import (
     NewestWindow,
@@ -89,8 +90,9 @@ class SequenceDataModule(pl.LightningDataModule):
 
     Args:
         source: The raw log.
-        store: Folder of the prepared store; None is `stores/<source>-<fingerprint of source and filters>`.
+        store: Folder of the prepared store; None is `stores/<source>-<fingerprint of source, filters and schema>`.
         filters: Users, items and events to keep.
+        schema: Columns of events, items and users to keep.
         split: Division into training, validation and test; the default is leave-one-out.
         train_windows: Windows of training histories; the default is the newest window of each user.
         max_length: Events a window, at most.
@@ -130,6 +132,7 @@ class SequenceDataModule(pl.LightningDataModule):
         *,
         store: str | None = None,
         filters: Filters = Filters(),  # noqa: B008  # frozen
+        schema: Schema = Schema(),  # noqa: B008  # not changed
         split: Split | None = None,
         train_windows: TrainWindows | None = None,
         max_length: int = 200,
@@ -155,6 +158,7 @@ class SequenceDataModule(pl.LightningDataModule):
         _check_machine(num_workers, memory_limit)
         self.source = source
         self.filters = filters
+        self.schema = schema
         self.split = split or LeaveOneOut()
         self.train_windows = train_windows or NewestWindow()
         self.max_length = max_length
@@ -172,7 +176,7 @@ class SequenceDataModule(pl.LightningDataModule):
         self._resume_from: dict[str, Any] | None = None
         self._train_sampler: BatchSampler | None = None
         self._position = EpochPosition()
-        self.store_directory = Path(store or f"stores/{source.name}-{fingerprint(source, filters)}")
+        self.store_directory = Path(store or f"stores/{source.name}-{fingerprint(source, filters, schema)}")
 
     @cached_property
     def store(self) -> EventStore:
@@ -182,6 +186,7 @@ class SequenceDataModule(pl.LightningDataModule):
             self.source,
             self.filters,
             self.store_directory,
+            schema=self.schema,
             memory_limit=self.memory_limit,
             progress=print_line,
         )
@@ -202,13 +207,23 @@ class SequenceDataModule(pl.LightningDataModule):
         """Return the number of events (num_items + 1,) of each item in the training part; item 0 has none."""
         return training_item_counts(self.store, self.split)
 
+    @cached_property
+    def event_scales(self) -> dict[str, tuple[float, float]]:
+        """Mean and standard deviation of each numeric column of events in the training part, by name.
+
+        Batches are standardised with them.
+        """
+        return training_scales(self.store, self.split)
+
     def prepare_again(self) -> None:
         """Prepare the store even if it exists. Only one process may call this."""
-        self.__dict__.pop("store", None)
+        for name in ("store", "event_scales"):
+            self.__dict__.pop(name, None)
         prepare(
             self.source,
             self.filters,
             self.store_directory,
+            schema=self.schema,
             memory_limit=self.memory_limit,
             progress=print_line,
             overwrite=True,
@@ -224,7 +239,10 @@ class SequenceDataModule(pl.LightningDataModule):
         if not (stops - 1 > self._offsets).any():
             raise InputError(f"{self.store_directory}: no user has two training events, there is nothing to learn")
         windows = partial(self.train_windows.index, self._offsets, stops - 1, self.max_length)
-        dataset, shuffle = WindowDataset(self.store, stops), not (self.longest_first or self._overfits)
+        dataset, shuffle = (
+            WindowDataset(self.store, stops, scales=self.event_scales),
+            not (self.longest_first or self._overfits),
+        )
         loader = self._loader(dataset, windows, self.batch_size, shuffle=shuffle)
         self._train_sampler = loader.sampler
         self._resume(loader.sampler)
@@ -311,7 +329,7 @@ class SequenceDataModule(pl.LightningDataModule):
         stops = self.split.history_stops(self.store, stage)
         if stage == "predict":
             newest = newest_windows(self._offsets, stops, self.max_length)
-            dataset = WindowDataset(self.store, stops, with_targets=False)
+            dataset = WindowDataset(self.store, stops, with_targets=False, scales=self.event_scales)
             return self._loader(dataset, lambda _: newest, self.eval_batch_size, shuffle=False)
         ends = self.split.target_stops(self.store, stage)
         fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
@@ -326,7 +344,13 @@ class SequenceDataModule(pl.LightningDataModule):
                 f"{self.store_directory}: the split {self.split.id} leaves no user to {stage}: "
                 f"{self.split.left_out(self.store, stage)}; hold out more, or ask for a shorter warm-up"
             )
-        dataset = WindowDataset(self.store, stops, target_stops=ends, prequential=self.split.prequential)
+        dataset = WindowDataset(
+            self.store,
+            stops,
+            target_stops=ends,
+            prequential=self.split.prequential,
+            scales=self.event_scales,
+        )
         tokens = None
         if self.split.prequential:
             tokens = max(self.eval_batch_size * self.max_length, int(judged.lengths.max()))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from seqrec.data.collate import WindowDataset
+from seqrec.data.columns import Column
 from seqrec.data.sampler import BatchSampler
 from seqrec.data.windows import newest_windows
 from seqrec.errors import InputError
@@ -30,6 +31,7 @@ class EventBlock:
         num_items: Items of the catalogue.
         timestamps: (E,) int64; None without times.
         request_times: (U,) int64, when each user is asked for; None if that is not known.
+        event_columns: Further columns with E rows, by name.
     """
 
     item_ids: NDArray[np.integer[Any]]
@@ -38,6 +40,7 @@ class EventBlock:
     num_items: int
     timestamps: Int64 | None = None
     request_times: Int64 | None = None
+    event_columns: Mapping[str, Column] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.user_ids)

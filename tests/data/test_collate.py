@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader
 from written_stores import write_store
 
 from seqrec.data.collate import WindowDataset
+from seqrec.data.columns import Column
+from seqrec.data.event_block import EventBlock
 from seqrec.data.sampler import BatchPlan, BatchSampler
 from seqrec.data.splits import LastN, LeaveOneOut
 from seqrec.data.store import EventStore
@@ -264,3 +266,64 @@ def test_held_out_items_equal_a_loop_over_users(tmp_path: Path, times: bool, sta
 def test_nothing_is_held_out_in_training_and_prediction(stores: dict[bool, EventStore]):
     for stage in ("train", "predict"):
         assert stage_batch(stores[True], stage, 5, [0, 1]).held_out is None
+
+
+def features_slowly(block: EventBlock, windows: WindowIndex, scale: tuple[float, float]) -> dict[str, np.ndarray]:
+    """The features of a batch, one event after another."""
+    shape = len(windows), int(windows.lengths.max())
+    kind, share, text = np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros((*shape, 3), np.float32)
+    for row, (start, stop) in enumerate(zip(windows.starts, windows.stops, strict=True)):
+        for place, event in enumerate(range(start, stop)):
+            kind[row, place] = block.event_columns["kind"].values[event]
+            value = float(block.event_columns["share"].values[event])
+            share[row, place] = 0 if np.isnan(value) else (value - scale[0]) / scale[1]
+            text[row, place] = block.event_columns["text"].values[event]
+    return {"kind": kind, "share": share, "text": text}
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    max_length=st.integers(1, 30),
+    long_rows=st.sampled_from([0, 15, 1000]),
+    missing=st.booleans(),
+    scale=st.sampled_from([None, (2.0, 0.25)]),
+    data=st.data(),
+)
+def test_features_equal_a_loop_over_events(max_length: int, long_rows: int, missing: bool, scale, data: st.DataObject):
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 25, 12)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    share = rng.normal(size=offsets[-1]).astype(np.float32)
+    share[::5] = np.nan if missing else 1
+    columns = {
+        "kind": Column("categorical", rng.integers(0, 4, offsets[-1]).astype(np.uint8)),
+        "share": Column("numeric", share, missing=int(np.isnan(share).sum()), mean=0.5, std=2.0),
+        "text": Column("vector", rng.normal(size=(offsets[-1], 3)).astype(np.float16)),
+    }
+    block = EventBlock(rng.integers(1, 9, offsets[-1]), offsets, np.arange(12), 9, None, columns)
+    windows = StridedWindows().index(offsets[:-1], offsets[1:], max_length, rng)
+    numbers = data.draw(st.lists(st.integers(0, len(windows) - 1), min_size=1, max_size=9))
+    windows = windows[np.array(numbers)]
+    dataset = WindowDataset(block, offsets[1:], with_targets=False, scales={"share": scale} if scale else None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("seqrec.data.collate.LONG_ROWS", long_rows)
+        found = dataset[BatchPlan(windows, 1.0)].history.features
+    assert found is not None
+    expected = features_slowly(block, windows, scale or (0.5, 2.0))
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name].numpy().dtype == values.dtype
+        np.testing.assert_allclose(found[name].numpy(), values, rtol=1e-6, atol=1e-6)
+
+
+def test_a_batch_without_columns_has_no_features(stores: dict[bool, EventStore]):
+    assert stage_batch(stores[True], "train", 5, [0, 1]).history.features is None
+
+
+def test_a_block_gives_the_features_of_its_users():
+    columns = {"kind": Column("categorical", np.array([3, 1, 2], np.uint8))}
+    block = EventBlock(np.array([5, 6, 7]), np.array([0, 1, 3]), np.array([1, 2]), 9, None, columns)
+    ((rows, batch),) = block.batches(2, batch_size=2)
+    assert rows.tolist() == [1, 0]
+    assert batch.history.features is not None
+    assert batch.history.features["kind"].tolist() == [[1, 2], [3, 0]]

@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.schema import Schema
 from seqrec.data.sources import Sequences, Source, Synthetic
 from seqrec.data.splits import GlobalTime, LastN
 from seqrec.data.windows import NewestWindow, StridedWindows
@@ -239,6 +240,40 @@ def test_validation_judges_a_fixed_sample_of_users_while_fitting_and_all_otherwi
     assert users(TrainerFn.FITTING, seed=1) != sample
     for stage in (TrainerFn.VALIDATING, None):
         assert users(stage) == list(range(1, 51))
+
+
+class Rated(Histories):
+    """The log with a rating of each event, 1, 2, .. in log order."""
+
+    def scan(self, progress: object = None) -> polars.LazyFrame:
+        return super().scan(progress).with_row_index("rating", offset=1)
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.process)])
+def test_batches_of_every_stage_have_features_standardised_by_the_training_part(tmp_path: Path, num_workers: int):
+    schema = Schema(events={"rating": "numeric"})
+    data = module(tmp_path, Rated(), schema=schema, split=LastN(1), batch_size=9, num_workers=num_workers)
+    training = np.array([1, 2, 3, 4, 7, 10, 11, 12, 15, 16])
+    mean, std = data.event_scales["rating"]
+    assert (mean, std) == (pytest.approx(training.mean()), pytest.approx(training.std()))
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
+        for batch in loader:
+            for user, length, found in zip(
+                batch.user_ids, batch.history.lengths, batch.history.features["rating"], strict=True
+            ):
+                first = 1 + int(data.store.offsets[user - 1])
+                expected = torch.arange(first, first + length)
+                torch.testing.assert_close(found[:length], ((expected - mean) / std).float())
+                assert not found[length:].any()
+
+
+def test_a_store_without_the_columns_of_the_schema_is_refused(tmp_path: Path):
+    assert module(tmp_path, Rated()).store.event_columns == {}
+    data = module(tmp_path, Rated(), schema=Schema(events={"rating": "numeric"}))
+    with pytest.raises(StoreError, match=r"with schema\.events=\{\}, now it is \{'rating': 'numeric'\}"):
+        data.store  # noqa: B018
+    data.prepare_again()
+    assert data.store.event_columns["rating"].values.tolist() == list(range(1, 19))
 
 
 def test_train_windows_policy_is_used(tmp_path: Path):
