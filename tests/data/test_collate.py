@@ -300,7 +300,7 @@ def test_features_equal_a_loop_over_events(max_length: int, long_rows: int, miss
         "share": Column("numeric", share, missing=int(np.isnan(share).sum()), mean=0.5, std=2.0),
         "text": Column("vector", rng.normal(size=(offsets[-1], 3)).astype(np.float16)),
     }
-    block = EventBlock(rng.integers(1, 9, offsets[-1]), offsets, np.arange(12), 9, None, columns)
+    block = EventBlock(rng.integers(1, 9, offsets[-1]), offsets, np.arange(12), 9, event_columns=columns)
     windows = StridedWindows().index(offsets[:-1], offsets[1:], max_length, rng)
     numbers = data.draw(st.lists(st.integers(0, len(windows) - 1), min_size=1, max_size=9))
     windows = windows[np.array(numbers)]
@@ -322,7 +322,7 @@ def test_a_batch_without_columns_has_no_features(stores: dict[bool, EventStore])
 
 def test_a_block_gives_the_features_of_its_users():
     columns = {"kind": Column("categorical", np.array([3, 1, 2], np.uint8))}
-    block = EventBlock(np.array([5, 6, 7]), np.array([0, 1, 3]), np.array([1, 2]), 9, None, columns)
+    block = EventBlock(np.array([5, 6, 7]), np.array([0, 1, 3]), np.array([1, 2]), 9, event_columns=columns)
     ((rows, batch),) = block.batches(2, batch_size=2)
     assert rows.tolist() == [1, 0]
     assert batch.history.features is not None

@@ -173,7 +173,7 @@ class TestItems:
         assert (columns["year"].mean, columns["year"].std, columns["year"].missing) == (1985, 5, 1)
         assert values_of(columns["maker"]) == [None, None, None, "x"]
         assert values_of(columns["genres"]) == [[], [], [], ["jazz", "pop"]]
-        assert values_of(columns["tags"]) == [[], ["s"], [], ["s", "t"]]
+        assert values_of(columns["tags"]) == [[], ["s"], [], ["t", "s"]]
         assert columns["text"].values.tolist() == [[0, 0], [3, 4], [0, 0], [1, 2]]
         assert [column.missing for column in columns.values()] == [1, 2, 2, 1, 1]
         assert list(columns) == list(self.KINDS)

@@ -107,6 +107,13 @@ def refuse_not_finite(vectors: NDArray[np.floating[Any]], where: str, rows: NDAr
         raise InputError(f"{where}, row {rows[place]}, has the number {bad}; every number must be finite")
 
 
+def count_missing(values: NDArray[Any]) -> int:
+    """Return how many of numbers (N,), codes (N,) or vectors (N, W) are missing."""
+    if values.ndim > 1:
+        return int((~values.any(axis=1)).sum())
+    return int((np.isnan(values) if values.dtype.kind == "f" else values == 0).sum())
+
+
 class Codes:
     """The values of a categorical column, text or integers. They get codes as they come, and others in the end.
 
@@ -121,9 +128,10 @@ class Codes:
         self._limit = limit
         self._where = where
         self._known = pl.Series("text", [], pl.String)
+        self._ranks: NDArray[np.unsignedinteger[Any]] | None = None
 
     def add(self, values: pl.Series) -> NDArray[np.uint32]:
-        """Return codes (C,) by order of arrival, 0 if missing; `ranks` has the final ones.
+        """Return codes (C,) by order of arrival, 0 if missing; see `final`.
 
         Raises:
             InputError: if a value is a number with a fraction, or the distinct values exceed the memory limit.
@@ -135,6 +143,7 @@ class Codes:
             needed = 4 * int(self._known.estimated_size() + new.estimated_size())
             self._limit.require(needed, f"the distinct values of {self._where}")
             self._known = pl.concat([self._known, new], rechunk=True)
+            self._ranks = None
         codes = text.cast(pl.Enum(self._known)).to_physical().cast(pl.UInt32) + 1
         return codes.fill_null(0).to_numpy()
 
@@ -150,12 +159,14 @@ class Codes:
             )
         return integers.cast(pl.String)
 
-    def ranks(self) -> NDArray[np.unsignedinteger[Any]]:
-        """Return the final code (number of values + 1,) of each code by arrival: 1, 2, .. in ascending order."""
-        values = self._known if self._is_text else self._known.cast(pl.Int64)
-        ranks = np.zeros(len(values) + 1, np.min_scalar_type(len(values)))
-        ranks[1 + values.arg_sort().to_numpy()] = np.arange(1, len(ranks))
-        return ranks
+    def final(self, codes: NDArray[np.uint32]) -> NDArray[np.unsignedinteger[Any]]:
+        """Return the final codes of codes by order of arrival: 1, 2, .. in ascending order of value; 0 stays."""
+        if self._ranks is None:
+            values = self._known if self._is_text else self._known.cast(pl.Int64)
+            self._ranks = np.zeros(len(values) + 1, np.min_scalar_type(len(values)))
+            self._ranks[1 + values.arg_sort().to_numpy()] = np.arange(1, len(self._ranks))
+        found: NDArray[np.unsignedinteger[Any]] = self._ranks[codes]
+        return found
 
     def vocabulary(self) -> Vocabulary:
         """Return the values of the codes 1, 2, ..."""

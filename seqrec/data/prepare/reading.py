@@ -9,20 +9,10 @@ from typing import Any
 
 import polars as pl
 
-from seqrec.data.prepare.columns import check_type, width_of
+from seqrec.data.prepare.columns import check_type
 from seqrec.data.prepare.filters import Filters
-from seqrec.data.prepare.spool import (
-    EVENT_BYTES,
-    CategoricalEvents,
-    EventColumn,
-    IntegerColumn,
-    NumericEvents,
-    Spool,
-    TextColumn,
-    VectorEvents,
-    Workspace,
-)
-from seqrec.data.schema import CATEGORICAL, ITEM_ID, NUMERIC, TIMESTAMP, USER_ID, check_interactions
+from seqrec.data.prepare.spool import EVENT_BYTES, IntegerColumn, Spool, TextColumn, Workspace, spooled_column
+from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID, check_interactions
 from seqrec.data.sources.checking import reading
 from seqrec.data.sources.source import Source
 from seqrec.errors import InputError
@@ -134,15 +124,10 @@ def _new_spool(folder: Path, frame: pl.LazyFrame, work: Workspace) -> Spool:
         (TextColumn if schema[name] == pl.String else IntegerColumn)(folder / name) for name in (USER_ID, ITEM_ID)
     )
     times = IntegerColumn(folder / TIMESTAMP) if TIMESTAMP in schema else None
-    columns: dict[str, EventColumn] = {}
-    for place, (name, kind) in enumerate(work.schema.events.items()):
-        file, where = folder / f"column_{place}", f"schema.events: {name!r}"
-        if kind == CATEGORICAL:
-            columns[name] = CategoricalEvents(file, where, schema[name], work.limit)
-        elif kind == NUMERIC:
-            columns[name] = NumericEvents(file, where)
-        else:
-            columns[name] = VectorEvents(file, where, width_of(frame, name, where))
+    columns = {
+        name: spooled_column(kind, folder / f"column_{place}", frame, name, f"schema.events: {name!r}", work.limit)
+        for place, (name, kind) in enumerate(work.schema.events.items())
+    }
     return Spool(folder, users, items, times, columns)
 
 

@@ -13,11 +13,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import DTypeLike, NDArray
 
-from seqrec.data.prepare.columns import Codes, numbers, vectors
+from seqrec.data.prepare.columns import BETWEEN, Codes, numbers, vectors, width_of
 from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
 from seqrec.data.progress import Progress
-from seqrec.data.schema import CATEGORICAL, NUMERIC, VECTOR, Schema
+from seqrec.data.schema import CATEGORICAL, CATEGORIES, NUMERIC, VECTOR, Schema
+from seqrec.data.windows import ranges
 from seqrec.errors import StoreError
 
 # Bytes an event of a log for the spool, partitions and the store together, at most times; a first estimate.
@@ -77,6 +78,10 @@ class RawColumn:
         values = np.fromfile(self.file, self.dtype, count=stop - start, offset=start * size)
         assert len(values) == stop - start
         return values
+
+    def mapped(self) -> NDArray[Any]:
+        """Return all values, memory-mapped."""
+        return np.memmap(self.file, self.dtype, "r") if self.file.stat().st_size else np.zeros(0, self.dtype)
 
 
 class _Packing(NamedTuple):
@@ -152,26 +157,31 @@ class TextColumn:
         return self.places.file.with_suffix(f".{chunk}.ipc")
 
 
-class EventColumn(ABC):
-    """A column of events in a file, in log order.
+class SpooledColumn(ABC):
+    """A column of the schema in a file, in the order of the log or of a table.
+
+    Args:
+        file: A new file.
+        raw: Type of its values.
+        where: The column, for messages.
 
     Attributes:
-        kind: One of the kinds of events.
-        dtype: Type of `read`.
+        kind: The column's kind.
         width: Numbers of a vector; None for other kinds.
-        codes: The values of a categorical column, else None.
+        codes: The values of a categorical column; None for numbers and vectors.
     """
 
     kind: ClassVar[str]
     width: int | None = None
     codes: Codes | None = None
 
-    def __init__(self, file: Path, raw: np.dtype[Any], where: str) -> None:
+    def __init__(self, file: Path, raw: DTypeLike, where: str) -> None:
         self._raw = RawColumn(file, raw)
         self._where = where
 
     @property
-    def dtype(self) -> np.dtype[Any]:  # noqa: D102
+    def dtype(self) -> np.dtype[Any]:
+        """Type of `read`. A vector is one value, so that it is ordered like a number."""
         return self._raw.dtype
 
     @abstractmethod
@@ -179,56 +189,84 @@ class EventColumn(ABC):
         """Write a chunk (C,).
 
         Raises:
-            InputError: if a value does not suit the kind of the column.
+            InputError: if a value does not suit the kind.
         """
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Return the values of events start..stop, (stop - start,). All must be written."""
+        """Return the values start..stop, (stop - start,), after the last `append`."""
         return self._raw.read(start, stop)
 
+    @abstractmethod
+    def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the values (N,), or vectors (N, W), of some rows, which count from 1; row 0 is missing."""
 
-class NumericEvents(EventColumn):
+
+class SpooledNumbers(SpooledColumn):
     """Numbers, float32; NaN is missing."""
 
     kind = NUMERIC
 
     def __init__(self, file: Path, where: str) -> None:
-        super().__init__(file, np.dtype(np.float32), where)
+        super().__init__(file, np.float32, where)
 
     def append(self, values: pl.Series) -> None:  # noqa: D102
         self._raw.append(numbers(values, self._where))
 
+    def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:  # noqa: D102
+        return gather(self._raw.mapped(), rows, np.nan)
 
-class CategoricalEvents(EventColumn):
+
+class SpooledCodes(SpooledColumn):
     """Codes in ascending order of value, in the smallest type that holds them; 0 is missing."""
 
     kind = CATEGORICAL
     codes: Codes
 
     def __init__(self, file: Path, where: str, dtype: pl.DataType, limit: MemoryLimit) -> None:
-        super().__init__(file, np.dtype(np.uint32), where)
+        super().__init__(file, np.uint32, where)
         self.codes = Codes(dtype, limit, where)
-        self._ranks: NDArray[np.unsignedinteger[Any]] | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:  # noqa: D102
-        return self._final().dtype
+        return self.codes.final(np.zeros(0, np.uint32)).dtype
 
     def append(self, values: pl.Series) -> None:  # noqa: D102
         self._raw.append(self.codes.add(values))
 
     def read(self, start: int, stop: int) -> NDArray[Any]:  # noqa: D102
-        codes: NDArray[Any] = self._final()[self._raw.read(start, stop)]
-        return codes
+        return self.codes.final(self._raw.read(start, stop))
 
-    def _final(self) -> NDArray[np.unsignedinteger[Any]]:
-        if self._ranks is None:
-            self._ranks = self.codes.ranks()
-        return self._ranks
+    def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:  # noqa: D102
+        return self.codes.final(gather(self._raw.mapped(), rows))
 
 
-class VectorEvents(EventColumn):
-    """Vectors, each as one value of 4 W bytes, so that they are ordered like other columns."""
+class SpooledLists(SpooledCodes):
+    """Codes of lists, each list's without repeats, one list after the other. `ends` (rows + 1,) are their ends."""
+
+    kind = CATEGORIES
+
+    def __init__(self, file: Path, where: str, dtype: pl.DataType, limit: MemoryLimit) -> None:
+        super().__init__(file, where, dtype, limit)
+        self.ends = np.zeros(1, np.int64)
+
+    def append(self, values: pl.Series) -> None:  # noqa: D102
+        lists = values if values.dtype.is_nested() else values.cast(pl.String).str.split(BETWEEN)
+        flat = pl.DataFrame({"row": np.arange(len(lists)), "value": lists}).explode("value")
+        codes = flat.select("row", code=self.codes.add(flat["value"])).filter(pl.col("code") > 0)
+        codes = codes.unique(maintain_order=True)
+        self._raw.append(codes["code"].to_numpy())
+        counts = np.bincount(codes["row"].to_numpy(), minlength=len(lists))
+        self.ends = np.concatenate([self.ends, self.ends[-1] + np.cumsum(counts)])
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the codes (S,) of the lists of some rows, one list after the other, without row 0."""
+        rows = rows[rows > 0]
+        places = ranges(self.ends[rows - 1], np.diff(self.ends)[rows - 1])
+        return self.codes.final(self._raw.mapped()[places])
+
+
+class SpooledVectors(SpooledColumn):
+    """Vectors, float32; zeros are missing."""
 
     kind = VECTOR
     width: int
@@ -243,6 +281,32 @@ class VectorEvents(EventColumn):
         found = vectors(values, self.width, self._where, rows)
         self._rows += len(values)
         self._raw.append(found.view(self.dtype).reshape(-1))
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:  # noqa: D102
+        return gather(self._raw.mapped().view(np.float32).reshape(-1, self.width), rows)
+
+
+def spooled_column(
+    kind: str, file: Path, frame: pl.LazyFrame, name: str, where: str, limit: MemoryLimit
+) -> SpooledColumn:
+    """Return an empty column for the column `name` of a frame.
+
+    Raises:
+        InputError: if it is to have vectors, and has none.
+    """
+    dtype = frame.collect_schema()[name]
+    if kind == NUMERIC:
+        return SpooledNumbers(file, where)
+    if kind == VECTOR:
+        return SpooledVectors(file, where, width_of(frame, name, where))
+    return (SpooledCodes if kind == CATEGORICAL else SpooledLists)(file, where, dtype, limit)
+
+
+def gather(array: NDArray[Any], rows: NDArray[np.int64], fill: float = 0) -> NDArray[Any]:
+    """Return rows (N, ..) of an array by their numbers, which count from 1; `fill` for the number 0."""
+    found = np.full((len(rows), *array.shape[1:]), fill, array.dtype)
+    found[rows > 0] = array[rows[rows > 0] - 1]
+    return found
 
 
 @dataclass
@@ -263,7 +327,7 @@ class Spool:
     users: IntegerColumn | TextColumn
     items: IntegerColumn | TextColumn
     timestamps: IntegerColumn | None
-    columns: dict[str, EventColumn]
+    columns: dict[str, SpooledColumn]
     lengths: list[int] = field(default_factory=list)
     rows: int = 0
 

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from seqrec.data.columns import file_names
 from seqrec.data.manifest import write_manifest
+from seqrec.data.prepare.columns import count_missing
 from seqrec.data.prepare.k_core import Core, core_blocks, k_core
 from seqrec.data.prepare.numbering import Numbering, RawIntegers, SortedTexts, number_ids
 from seqrec.data.prepare.ordering import Block, BlockSpool, DuplicateCount, ordered_blocks, ordering_bytes
 from seqrec.data.prepare.partitions import Partitions, column_types
 from seqrec.data.prepare.reading import read_log
-from seqrec.data.prepare.spool import EventColumn, IntegerColumn, RawColumn, Spool, TextColumn, Workspace
+from seqrec.data.prepare.spool import IntegerColumn, RawColumn, Spool, SpooledColumn, TextColumn, Workspace
 from seqrec.data.prepare.tables import OpenedTable, open_tables, write_table_columns, write_vocabulary
 from seqrec.data.schema import EVENTS, ITEMS, USERS
 from seqrec.data.sources.source import Source
@@ -44,7 +45,7 @@ class _Numbered:
     items: Numbering
     types: dict[str, np.dtype[Any]]
     partitions: Partitions
-    columns: dict[str, EventColumn]
+    columns: dict[str, SpooledColumn]
     num_events: int
     duplicates: DuplicateCount = field(default_factory=DuplicateCount)
     # Events of the store without a value, by the columns' names in `types`.
@@ -204,17 +205,11 @@ def _write_columns(directory: Path, blocks: Iterator[Block], core: Core, log: _N
                 values = values.view(np.float32).reshape(-1, width)
             columns[name].append(values)
             if name in widths:
-                log.missing[name] += _count_missing(values)
+                log.missing[name] += count_missing(values)
         ends = written + np.cumsum(block.lengths)
         offsets.append(ends)
         written = int(ends[-1]) if len(ends) else written
     return [*columns.values(), offsets]
-
-
-def _count_missing(values: NDArray[Any]) -> int:
-    if values.ndim > 1:
-        return int((~values.any(axis=1)).sum())
-    return int((np.isnan(values) if values.dtype.kind == "f" else values == 0).sum())
 
 
 def _event_columns(directory: Path, log: _Numbered) -> tuple[dict[str, dict[str, Any]], list[ArrayFile]]:

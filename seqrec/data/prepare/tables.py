@@ -6,8 +6,8 @@ vector.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from seqrec.data.columns import Moments, file_names
 from seqrec.data.ids import cleaned, whole_numbers
-from seqrec.data.prepare.columns import BETWEEN, Codes, check_type, numbers, refuse_not_finite, vectors, width_of
-from seqrec.data.prepare.spool import RawColumn, Workspace
-from seqrec.data.schema import CATEGORICAL, NUMERIC, VECTOR
+from seqrec.data.prepare.columns import Codes, check_type, count_missing, refuse_not_finite
+from seqrec.data.prepare.spool import SpooledColumn, SpooledLists, Workspace, gather, spooled_column
+from seqrec.data.schema import VECTOR
 from seqrec.data.sources.checking import reading
 from seqrec.data.sources.source import SideTable, Source
 from seqrec.data.store import ArrayFile
@@ -84,7 +84,7 @@ def open_tables(source: Source, group: str, work: Workspace) -> list[OpenedTable
 def write_table_columns(
     group: str, tables: list[OpenedTable], vocabulary: Vocabulary, directory: Path, work: Workspace
 ) -> tuple[dict[str, dict[str, Any]], list[ArrayFile], list[str]]:
-    """Write the columns of some tables into a store.
+    """Write the columns of some tables into a store. Values of rows without an id are in the vocabularies too.
 
     Returns:
         The description of each column by name, for the manifest; the files; and notes on ids without a row, and on rows
@@ -97,26 +97,40 @@ def write_table_columns(
     files: list[ArrayFile] = []
     notes: list[str] = []
     for opened in tables:
-        columns = {
-            name: _column(group, name, opened, len(vocabulary), work)
-            for name in opened.kinds
-            if name not in opened.table.vectors
-        }
+        table, folder = opened.table, work.folder / group
+        folder.mkdir()
+        columns = _spooled(group, opened, folder, work)
         rows, unknown = _read(group, opened, columns, vocabulary, work)
-        for name in opened.table.vectors:
-            if name in opened.kinds:
-                columns[name] = _MappedVectors(opened.table.vectors[name], rows, _where(group, name, opened.table))
         for name, kind in opened.kinds.items():
-            entry, written = columns[name].write(directory, file_names(group, name, kind))
+            stems, column = file_names(group, name, kind), columns.get(name)
+            if isinstance(column, SpooledLists):
+                entry, written = _write_lists(directory, stems, column, rows)
+            else:
+                take = _taker(table.vectors[name], _where(group, name, table)) if column is None else column.take
+                entry, written = _write_values(directory, stems["values"], take, rows)
+            if column is not None and column.codes is not None:
+                written += write_vocabulary(directory, stems["vocabulary"], column.codes)
             described[name] = {"kind": kind, **entry}
             files += written
+        shutil.rmtree(folder)
         if absent := int((rows[1:] == 0).sum()):
-            notes.append(f"{absent:,} of {len(vocabulary):,} {group} have no row in {opened.table.origin}: unknown")
+            notes.append(f"{absent:,} of {len(vocabulary):,} {group} have no row in {table.origin}: unknown")
         if unknown:
-            notes.append(f"{opened.table.origin}: left out {unknown:,} {group} that have no event")
+            notes.append(f"{table.origin}: left out {unknown:,} {group} that have no event")
     for note in notes:
         work.progress.note(note)
     return {name: described[name] for name in getattr(work.schema, group)}, files, notes
+
+
+def _spooled(group: str, opened: OpenedTable, folder: Path, work: Workspace) -> dict[str, SpooledColumn]:
+    # Empty columns for those that the table itself has.
+    table, columns = opened.table, {}
+    names = [name for name in opened.kinds if name not in table.vectors]
+    for place, name in enumerate(names):
+        file, where = folder / str(place), _where(group, name, table)
+        with reading(table.origin, "a table"):
+            columns[name] = spooled_column(opened.kinds[name], file, table.frame, name, where, work.limit)
+    return columns
 
 
 def _where(group: str, name: str, table: SideTable) -> str:
@@ -124,14 +138,14 @@ def _where(group: str, name: str, table: SideTable) -> str:
 
 
 def _read(
-    group: str, opened: OpenedTable, columns: dict[str, _Column], vocabulary: Vocabulary, work: Workspace
+    group: str, opened: OpenedTable, columns: dict[str, SpooledColumn], vocabulary: Vocabulary, work: Workspace
 ) -> tuple[Int64, int]:
     # The row (N + 1,) of each id in the table, from 1, or 0 if it has none, and the number of rows without an id.
     table = opened.table
     work.limit.require(8 * (len(vocabulary) + 1), f"the places of {group} in {table.origin}")
     rows, count = np.zeros(len(vocabulary) + 1, np.int64), 0
     others = pl.DataFrame(schema={"key": pl.String, "row": pl.Int64})
-    width = sum(column.width for column in columns.values())
+    width = sum(column.width or 0 for column in columns.values())
     for batch in work.progress.track(f"reading {table.origin}", _batches(table, list(columns), width)):
         keys = _keys(batch[table.key], vocabulary)
         numbered = np.arange(count + 1, count + 1 + len(batch))
@@ -145,9 +159,8 @@ def _read(
         if not known.all():
             strangers = pl.DataFrame({"key": keys.cast(pl.String), "row": numbered}).filter(pl.Series(~known))
             others = pl.concat([others, strangers])
-        chosen = batch.filter(pl.Series(known))
         for name, column in columns.items():
-            column.add(ids[known], chosen[name], numbered[known])
+            column.append(batch[name])
         count += len(batch)
     if (twice := others.filter(pl.col("key").is_duplicated())).height:
         key = twice["key"][0]
@@ -199,158 +212,58 @@ def _repeated(table: SideTable, key: object, first: int, second: int) -> InputEr
     return InputError(f"{table.origin}: rows {first} and {second} have the same {table.key}={key!r}; keep one of them")
 
 
-def _column(group: str, name: str, opened: OpenedTable, size: int, work: Workspace) -> _Column:
-    kind, where, frame = opened.kinds[name], _where(group, name, opened.table), opened.table.frame
-    dtype = frame.collect_schema()[name]
-    if kind == VECTOR:
-        with reading(opened.table.origin, "a table"):
-            width = width_of(frame, name, where)
-        return _Vectors(work.folder / f"{group}_{name}", size, width, where)
-    work.limit.require(8 * (size + 1), f"the values of {where}")
-    if kind == NUMERIC:
-        return _Numbers(size, where)
-    codes = Codes(dtype, work.limit, where)
-    return _Categorical(size, codes) if kind == CATEGORICAL else _Categories(size, codes, work, where)
+def _taker(array: NDArray[np.floating[Any]], where: str) -> Callable[[Int64], NDArray[Any]]:
+    # The vectors of an array by row, checked. float16 stays, others become float32.
+    dtype = np.float16 if array.dtype == np.float16 else np.float32
+
+    def take(rows: Int64) -> NDArray[Any]:
+        with np.errstate(over="ignore"):  # refused on the next line
+            found: NDArray[np.floating[Any]] = gather(array, rows).astype(dtype)
+        refuse_not_finite(found, where, rows)
+        return found
+
+    return take
 
 
-class _Column(ABC):
-    """A column while a table is read. `width` is 0 unless a row has several numbers."""
-
-    width = 0
-
-    @abstractmethod
-    def add(self, ids: Int64, values: pl.Series, rows: Int64) -> None:
-        """Take the values (C,) of some ids; `rows` are their numbers in the table, for messages."""
-
-    @abstractmethod
-    def write(self, directory: Path, stems: dict[str, str]) -> tuple[dict[str, Any], list[ArrayFile]]:
-        """Write the files, and return the column's description for the manifest, and the files."""
-
-
-class _Numbers(_Column):
-    def __init__(self, size: int, where: str) -> None:
-        self._values = np.full(size + 1, np.nan, np.float32)
-        self._where = where
-
-    def add(self, ids: Int64, values: pl.Series, rows: Int64) -> None:
-        self._values[ids] = numbers(values, self._where)
-
-    def write(self, directory: Path, stems: dict[str, str]) -> tuple[dict[str, Any], list[ArrayFile]]:
-        moments = Moments()
-        moments.add(self._values)
-        entry = {"missing": int(np.isnan(self._values[1:]).sum()), "mean": moments.mean, "std": moments.std}
-        return entry, [write_array(directory, stems["values"], self._values)]
+def _write_values(
+    directory: Path, stem: str, take: Callable[[Int64], NDArray[Any]], rows: Int64
+) -> tuple[dict[str, Any], list[ArrayFile]]:
+    # The value of each of `rows` (N + 1,), a block at a time, and the description of the column.
+    first = take(rows[:1])
+    file = ArrayFile(directory, stem, first.dtype, len(rows), first.shape[1] if first.ndim > 1 else None)
+    moments, missing = Moments(), -count_missing(first)
+    for block in _blocks(rows, first.size):
+        values = take(block)
+        file.append(values)
+        missing += count_missing(values)
+        if first.dtype == np.float32 and first.ndim == 1:
+            moments.add(values)
+    scale = {"mean": moments.mean, "std": moments.std} if moments.count else {}
+    return {"missing": missing, **scale}, [file]
 
 
-class _Categorical(_Column):
-    def __init__(self, size: int, codes: Codes) -> None:
-        self._values = np.zeros(size + 1, np.uint32)
-        self._codes = codes
-
-    def add(self, ids: Int64, values: pl.Series, rows: Int64) -> None:
-        self._values[ids] = self._codes.add(values)
-
-    def write(self, directory: Path, stems: dict[str, str]) -> tuple[dict[str, Any], list[ArrayFile]]:
-        final = self._codes.ranks()[self._values]
-        files = [write_array(directory, stems["values"], final)]
-        files += write_vocabulary(directory, stems["vocabulary"], self._codes)
-        return {"missing": int((final[1:] == 0).sum())}, files
+def _write_lists(
+    directory: Path, stems: dict[str, str], column: SpooledLists, rows: Int64
+) -> tuple[dict[str, Any], list[ArrayFile]]:
+    counts = gather(np.diff(column.ends), rows)
+    values = ArrayFile(directory, stems["values"], column.dtype, int(counts.sum()))
+    for block in _blocks(rows, 1):
+        values.append(column.take(block))
+    offsets = ArrayFile(directory, stems["offsets"], np.int64, len(rows) + 1)
+    offsets.append(np.concatenate([[0], np.cumsum(counts)]))
+    return {"missing": int((counts[1:] == 0).sum())}, [values, offsets]
 
 
-class _Categories(_Column):
-    """Lists of values, without repeated ones, each in ascending order."""
-
-    def __init__(self, size: int, codes: Codes, work: Workspace, where: str) -> None:
-        self._size = size
-        self._codes = codes
-        self._pieces: list[tuple[NDArray[np.uint32], NDArray[np.uint32]]] = []
-        self._limit, self._where = work.limit, where
-
-    def add(self, ids: Int64, values: pl.Series, rows: Int64) -> None:
-        lists = values
-        if not isinstance(values.dtype, (pl.List, pl.Array)):
-            lists = values.cast(pl.String).str.split(BETWEEN)
-        frame = pl.DataFrame({"id": ids.astype(np.uint32), "value": lists}).explode("value")
-        codes = self._codes.add(frame["value"])
-        self._limit.require(32 * len(codes), f"the values of {self._where}")
-        self._pieces.append((frame["id"].to_numpy()[codes > 0], codes[codes > 0]))
-
-    def write(self, directory: Path, stems: dict[str, str]) -> tuple[dict[str, Any], list[ArrayFile]]:
-        owners = np.concatenate([np.zeros(0, np.uint32), *(ids for ids, _ in self._pieces)])
-        final = self._codes.ranks()
-        codes = final[np.concatenate([np.zeros(0, np.uint32), *(found for _, found in self._pieces)])]
-        order = np.lexsort((codes, owners))
-        owners, codes = owners[order], codes[order]
-        kept = np.ones(len(owners), np.bool_)
-        kept[1:] = (owners[1:] != owners[:-1]) | (codes[1:] != codes[:-1])
-        owners, codes = owners[kept], codes[kept]
-        offsets = np.zeros(self._size + 2, np.int64)
-        np.cumsum(np.bincount(owners, minlength=self._size + 1), out=offsets[1:])
-        files = [write_array(directory, stems["values"], codes), write_array(directory, stems["offsets"], offsets)]
-        files += write_vocabulary(directory, stems["vocabulary"], self._codes)
-        return {"missing": int((np.diff(offsets)[1:] == 0).sum())}, files
-
-
-class _Vectors(_Column):
-    """Vectors in lists. They are copied to a file first, because their order in the table may be any."""
-
-    def __init__(self, file: Path, size: int, width: int, where: str) -> None:
-        self.width = width
-        self._copy, self._where = RawColumn(file, np.float32), where
-        self._places, self._count, self._missing = np.zeros(size + 1, np.int64), 0, size
-
-    def add(self, ids: Int64, values: pl.Series, rows: Int64) -> None:
-        self._copy.append(vectors(values, self.width, self._where, rows))
-        self._places[ids] = np.arange(self._count + 1, self._count + 1 + len(ids))
-        self._count += len(ids)
-        self._missing -= len(values) - values.null_count()
-
-    def write(self, directory: Path, stems: dict[str, str]) -> tuple[dict[str, Any], list[ArrayFile]]:
-        shape = (self._count, self.width)
-        copied = np.memmap(self._copy.file, np.float32, "r", shape=shape) if self._count else np.zeros(shape)
-        file = _write_vectors(directory, stems["values"], copied, self._places, self._where)
-        del copied
-        self._copy.file.unlink()
-        return {"missing": self._missing}, [file]
-
-
-class _MappedVectors(_Column):
-    """Vectors in a file of numpy, row k for row k of the table."""
-
-    def __init__(self, array: NDArray[np.floating[Any]], rows: Int64, where: str) -> None:
-        self._array, self._rows, self._where = array, rows, where
-
-    def add(self, ids: Int64, values: pl.Series, rows: Int64) -> None:
-        raise AssertionError("its values are not in the table")
-
-    def write(self, directory: Path, stems: dict[str, str]) -> tuple[dict[str, Any], list[ArrayFile]]:
-        file = _write_vectors(directory, stems["values"], self._array, self._rows, self._where)
-        return {"missing": int((self._rows[1:] == 0).sum())}, [file]
-
-
-def _write_vectors(directory: Path, stem: str, array: NDArray[np.floating[Any]], rows: Int64, where: str) -> ArrayFile:
-    # For each of `rows` (N + 1,), from 1, its vector in `array`; zeros for row 0. float16 stays, others become float32.
-    width = array.shape[1]
-    dtype = np.dtype(np.float16 if array.dtype == np.float16 else np.float32)
-    file = ArrayFile(directory, stem, dtype, len(rows), width)
+def _blocks(rows: Int64, width: int) -> Iterator[Int64]:
     size = max(_BATCH_NUMBERS // width, 1)
     for start in range(0, len(rows), size):
-        of_block = rows[start : start + size]
-        block = np.zeros((len(of_block), width), dtype)
-        with np.errstate(over="ignore"):  # refused on the next line
-            block[of_block > 0] = array[of_block[of_block > 0] - 1]
-        refuse_not_finite(block, where, of_block)
-        file.append(block)
-    return file
-
-
-def write_array(directory: Path, stem: str, values: NDArray[Any]) -> ArrayFile:
-    """Write an array (N,) as one file of a store."""
-    file = ArrayFile(directory, stem, values.dtype, len(values))
-    file.append(values)
-    return file
+        yield rows[start : start + size]
 
 
 def write_vocabulary(directory: Path, stem: str, codes: Codes) -> list[ArrayFile]:
     """Write the values of a categorical column, in the form that `Vocabulary.open` reads."""
-    return [write_array(directory, name, values) for name, values in codes.vocabulary().arrays(stem).items()]
+    files = []
+    for name, values in codes.vocabulary().arrays(stem).items():
+        files.append(ArrayFile(directory, name, values.dtype, len(values)))
+        files[-1].append(values)
+    return files
