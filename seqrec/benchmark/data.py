@@ -313,6 +313,8 @@ def time_loader(
 def tensor_bytes(record: TensorRecord) -> int:
     """Return the bytes of all tensors in a record, nested records included."""
     values = [getattr(record, field.name) for field in fields(record)]  # type: ignore[arg-type]  # a dataclass
+    values += [tensor for value in values if isinstance(value, dict) for tensor in value.values()]
+    values = [value for value in values if not isinstance(value, dict)]
     return sum(v.nbytes if hasattr(v, "nbytes") else tensor_bytes(v) for v in values if v is not None)
 
 

@@ -73,11 +73,16 @@ def _resolve(config: dict[str, Any], folder: Path, store: str | None, words: Seq
     """Replace the paths of a config's data by those in the folder that the run was started in."""
     sys.stderr.write(f"note: the run was started in {folder}: relative paths of its data are looked up there\n")
     data = config.get("data") or {}
-    named = any(word.startswith(("--data.source", "--data.store", "--data.filters")) for word in words)
+    named = any(word.startswith(("--data.source", "--data.store", "--data.filters", "--data.schema")) for word in words)
     if store is not None and Path(store).is_dir() and not named:
         data["store"] = store  # needs no log, whose path is one of its settings
     elif isinstance(source := data.get("source"), dict):
-        arguments = source.get("init_args") or {}
-        for key, value in arguments.items():
-            if isinstance(value, str) and not Path(value).exists() and (folder / value).exists():
-                arguments[key] = str(folder / value)
+        _resolve_paths(source.get("init_args") or {}, folder)
+
+
+def _resolve_paths(arguments: dict[str, Any], folder: Path) -> None:
+    for key, value in arguments.items():
+        if isinstance(value, dict):
+            _resolve_paths(value, folder)
+        elif isinstance(value, str) and not Path(value).exists() and (folder / value).exists():
+            arguments[key] = str(folder / value)

@@ -60,8 +60,8 @@ class WindowDataset(Dataset[SequenceBatch]):
     windows (prediction). With `prequential`, windows are whole histories up to the event before the last target, and
     each target keeps its position in them.
 
-    `scales` are mean and standard deviation by which numeric columns are standardised, by name, from `training_scales`; a
-    column without some has those of its own.
+    `scales` are mean and standard deviation by which numeric columns are standardised, by name, from `training_scales`;
+    a column without them has those of its own.
     """
 
     def __init__(

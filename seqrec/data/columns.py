@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.data.schema import CATEGORICAL, CATEGORIES, NUMERIC, VECTOR
+from seqrec.data.schema import CATEGORICAL, CATEGORIES, NUMERIC, VECTOR, file_names
 from seqrec.data.vocabulary import Vocabulary
 
 Int64 = NDArray[np.int64]
@@ -59,17 +59,6 @@ class Column:
         size = {CATEGORICAL: f"{self.num_codes - 1:,} values", CATEGORIES: f"{self.num_codes - 1:,} values"}
         size |= {NUMERIC: str(self.values.dtype), VECTOR: f"{self.width} numbers, {self.values.dtype}"}
         return f"{self.kind}, {size[self.kind]}, {self.missing:,} missing"
-
-
-def file_names(group: str, name: str, kind: str) -> dict[str, str]:
-    """Return the stems of a column's files in a store, by the attribute of `Column` that they hold."""
-    stem = f"{group}.{name}"
-    names = {"values": stem}
-    if kind in (CATEGORICAL, CATEGORIES):
-        names["vocabulary"] = f"{stem}.vocabulary"
-    if kind == CATEGORIES:
-        names["offsets"] = f"{stem}.offsets"
-    return names
 
 
 def open_columns(directory: Path, group: str, described: Mapping[str, Mapping[str, Any]]) -> dict[str, Column]:

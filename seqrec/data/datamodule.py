@@ -35,7 +35,7 @@ from seqrec.data.windows import (
     newest_windows,
     prequential_windows,
 )
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.specs import to_spec
 from seqrec.types import SequenceBatch
 
@@ -146,15 +146,10 @@ class SequenceDataModule(pl.LightningDataModule):
         memory_limit: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("max_length", max_length),
-            ("batch_size", batch_size),
-            ("max_tokens", 1 if max_tokens is None else max_tokens),
-            ("eval_batch_size", eval_batch_size),
-            ("val_users", 1 if val_users is None else val_users),
-        ):
-            if value < 1:
-                raise InputError(f"{name}={value} must be at least 1")
+        given = {
+            name: size for name, size in (("max_tokens", max_tokens), ("val_users", val_users)) if size is not None
+        }
+        check_at_least(1, max_length=max_length, batch_size=batch_size, eval_batch_size=eval_batch_size, **given)
         _check_machine(num_workers, memory_limit)
         self.source = source
         self.filters = filters

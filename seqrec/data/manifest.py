@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from seqrec.data.columns import file_names
 from seqrec.data.integrity import sealed, unsealed
-from seqrec.data.schema import GROUPS, KINDS
+from seqrec.data.schema import GROUPS, KINDS, file_names
 from seqrec.errors import MissingInputError, StoreError
 from seqrec.files import write_text
 

@@ -99,6 +99,17 @@ def _check_column(group: str, name: object, kind: object) -> None:
         )
 
 
+def file_names(group: str, name: str, kind: str) -> dict[str, str]:
+    """Return the stems of the files of a column in a store, by the attribute of `Column` that each holds."""
+    stem = f"{group}.{name}"
+    names = {"values": stem}
+    if kind in (CATEGORICAL, CATEGORIES):
+        names["vocabulary"] = f"{stem}.vocabulary"
+    if kind == CATEGORIES:
+        names["offsets"] = f"{stem}.offsets"
+    return names
+
+
 def check_interactions(frame: pl.LazyFrame, origin: str) -> None:
     """Refuse a frame without the columns of an interaction frame.
 

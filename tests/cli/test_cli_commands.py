@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -163,3 +164,53 @@ def test_what_needs_no_model_imports_no_torch(words: tuple[str, ...]):
     )
     process = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
     assert process.stdout.splitlines()[-1] == "loaded: []"
+
+
+@pytest.fixture
+def columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """A command that prepares a log with columns."""
+    monkeypatch.chdir(tmp_path)
+    Path("log.csv").write_text("user_id,item_id,timestamp,rating\n1,7,1,5\n1,8,2,\n2,7,3,4\n")
+    Path("items.csv").write_text("id,genres\n7,a|b\n8,\n")
+    table = {"path": "log.csv", "items": {"path": "items.csv", "key": "id"}}
+    schema = {"events": {"rating": "numeric"}, "items": {"genres": "categories"}}
+    data = {"source": {"class_path": "Table", "init_args": table}, "schema": schema, "store": "here"}
+    Path("data.yaml").write_text(yaml.safe_dump({"data": data}))
+    return "prepare", "--config", "data.yaml"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_schema_is_stated_in_a_config(columns: tuple[str, ...], capsys: pytest.CaptureFixture[str]):
+    main(columns)
+    assert "events.rating: numeric, float32, 1 missing\nitems.genres: categories, 2 values, 1 missing" in (
+        capsys.readouterr().out
+    )
+    main(("inspect", "here"))
+    assert re.search(r"events\.rating +numeric, float32, 1 missing", report := capsys.readouterr().out)
+    assert '  schema:\n    events: {"rating": "numeric"}' in report
+    main((*columns, "--data.schema.events", "{rating: categorical}", "--data.store", "there"))
+    assert "events.rating: categorical, 2 values, 1 missing" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--data.schema.events", "{rating: number}"), "schema.events.rating='number' must be one of categorical, "),
+        (
+            ("--data.schema.itms", "{a: numeric}"),
+            "unknown argument 'data.schema.itms'; did you mean data.schema.items?",
+        ),
+        (("--data.filters.event_features", "[rating]"), "write schema: {events: {rating: numeric}}"),
+        (("--data.source.items.key", "item"), "items.csv has no column 'item'; it has id, genres"),
+        (("--data.source.items", "{path: items.csv}"), "must have a path and a key, as in {path: items.csv, key: id}"),
+    ],
+)
+def test_a_bad_schema_is_refused_in_one_line(columns, words, said: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        main((*columns, *words))
+    assert stop.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert not Path("here").exists()

@@ -52,8 +52,10 @@ def test_a_run_is_used_from_another_folder(capsys: pytest.CaptureFixture[str], m
     Path("log.csv").write_text(
         "user_id,item_id,timestamp\n" + "".join(f"{u},{(u + t) % 9},{t}\n" for u in range(6) for t in range(6))
     )
-    source = {"class_path": "Table", "init_args": {"path": "log.csv"}}
-    write_config(data=SMALL["data"] | {"source": source})
+    Path("items.csv").write_text("id,year\n" + "".join(f"{item},{1990 + item}\n" for item in range(9)))
+    table = {"path": "log.csv", "items": {"path": "items.csv", "key": "id"}}
+    source = {"class_path": "Table", "init_args": table}
+    write_config(data=SMALL["data"] | {"source": source, "schema": {"items": {"year": "numeric"}}})
     main(FIT)
     here = Path.cwd()
     Path("other").mkdir()

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.data.columns import file_names
 from seqrec.data.manifest import write_manifest
 from seqrec.data.prepare.columns import count_missing
 from seqrec.data.prepare.k_core import Core, core_blocks, k_core
@@ -22,7 +21,7 @@ from seqrec.data.prepare.partitions import Partitions, column_types
 from seqrec.data.prepare.reading import read_log
 from seqrec.data.prepare.spool import IntegerColumn, RawColumn, Spool, SpooledColumn, TextColumn, Workspace
 from seqrec.data.prepare.tables import OpenedTable, open_tables, write_table_columns, write_vocabulary
-from seqrec.data.schema import EVENTS, ITEMS, USERS
+from seqrec.data.schema import EVENTS, ITEMS, USERS, file_names
 from seqrec.data.sources.source import Source
 from seqrec.data.store import ArrayFile
 from seqrec.data.vocabulary import Vocabulary

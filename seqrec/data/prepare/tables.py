@@ -16,11 +16,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from seqrec.data.columns import Moments, file_names
+from seqrec.data.columns import Moments
 from seqrec.data.ids import cleaned, whole_numbers
 from seqrec.data.prepare.columns import Codes, check_type, count_missing, refuse_not_finite
 from seqrec.data.prepare.spool import SpooledColumn, SpooledLists, Workspace, gather, spooled_column
-from seqrec.data.schema import VECTOR
+from seqrec.data.schema import VECTOR, file_names
 from seqrec.data.sources.checking import reading
 from seqrec.data.sources.source import SideTable, Source
 from seqrec.data.store import ArrayFile
