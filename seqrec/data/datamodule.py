@@ -146,10 +146,9 @@ class SequenceDataModule(pl.LightningDataModule):
         memory_limit: str | None = None,
     ) -> None:
         super().__init__()
-        given = {
-            name: size for name, size in (("max_tokens", max_tokens), ("val_users", val_users)) if size is not None
-        }
-        check_at_least(1, max_length=max_length, batch_size=batch_size, eval_batch_size=eval_batch_size, **given)
+        sizes = {"max_length": max_length, "batch_size": batch_size, "max_tokens": max_tokens}
+        sizes |= {"eval_batch_size": eval_batch_size, "val_users": val_users}
+        check_at_least(1, **{name: size for name, size in sizes.items() if size is not None})
         _check_machine(num_workers, memory_limit)
         self.source = source
         self.filters = filters
@@ -204,25 +203,15 @@ class SequenceDataModule(pl.LightningDataModule):
 
     @cached_property
     def event_scales(self) -> dict[str, tuple[float, float]]:
-        """Mean and standard deviation of each numeric column of events in the training part, by name.
-
-        Batches are standardised with them.
-        """
+        """Mean and standard deviation of numeric columns in the training part, by name; batches are scaled by them."""
         return training_scales(self.store, self.split)
 
     def prepare_again(self) -> None:
         """Prepare the store even if it exists. Only one process may call this."""
         for name in ("store", "event_scales"):
             self.__dict__.pop(name, None)
-        prepare(
-            self.source,
-            self.filters,
-            self.store_directory,
-            schema=self.schema,
-            memory_limit=self.memory_limit,
-            progress=print_line,
-            overwrite=True,
-        )
+        log = self.source, self.filters, self.store_directory
+        prepare(*log, schema=self.schema, memory_limit=self.memory_limit, progress=print_line, overwrite=True)
 
     def prepare_data(self) -> None:
         """Prepare the store on one process of each host."""
@@ -339,13 +328,8 @@ class SequenceDataModule(pl.LightningDataModule):
                 f"{self.store_directory}: the split {self.split.id} leaves no user to {stage}: "
                 f"{self.split.left_out(self.store, stage)}; hold out more, or ask for a shorter warm-up"
             )
-        dataset = WindowDataset(
-            self.store,
-            stops,
-            target_stops=ends,
-            prequential=self.split.prequential,
-            scales=self.event_scales,
-        )
+        scales, one_by_one = self.event_scales, self.split.prequential
+        dataset = WindowDataset(self.store, stops, target_stops=ends, prequential=one_by_one, scales=scales)
         tokens = None
         if self.split.prequential:
             tokens = max(self.eval_batch_size * self.max_length, int(judged.lengths.max()))
