@@ -6,7 +6,7 @@ a vector.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from seqrec.data.schema import CATEGORICAL, CATEGORIES, NUMERIC, VECTOR, file_na
 from seqrec.data.vocabulary import Vocabulary
 
 Int64 = NDArray[np.int64]
+# Events to read at a time for their mean, which bounds the memory.
+SCALED_EVENTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -102,3 +104,24 @@ class Moments:
         std = float(np.sqrt(self._squares / self.count)) if self.count else 0.0
         # float32 distinguishes no smaller differences.
         return std if std > 1e-7 * abs(self.mean) else 1.0
+
+
+def training_scales(
+    columns: Mapping[str, Column], offsets: Int64, stops: Callable[[], Int64]
+) -> dict[str, tuple[float, float]]:
+    """Return mean and standard deviation of each numeric column of events in the training part, by name.
+
+    User u has the events [offsets[u], offsets[u + 1]), of which those before `stops()[u]` are for training.
+    """
+    moments = {name: Moments() for name, column in columns.items() if column.kind == NUMERIC}
+    if not moments:
+        return {}
+    offsets, ends = np.asarray(offsets), stops()
+    for begin in range(0, int(offsets[-1]), SCALED_EVENTS):
+        end = min(begin + SCALED_EVENTS, int(offsets[-1]))
+        first, last = np.searchsorted(offsets, [begin, end - 1], side="right") - 1
+        bounds = np.clip(offsets[first : last + 2], begin, end)
+        is_training = np.arange(begin, end) < np.repeat(ends[first : last + 1], bounds[1:] - bounds[:-1])
+        for name, found in moments.items():
+            found.add(np.asarray(columns[name].values[begin:end])[is_training])
+    return {name: (found.mean, found.std) for name, found in moments.items()}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from seqrec.data.collate import WindowDataset
+from seqrec.data.columns import training_scales
 from seqrec.data.position import EpochPosition, count_as_done
 from seqrec.data.prepare import Filters, ensure_store, fingerprint, prepare
 from seqrec.data.prepare.memory import MemoryLimit
@@ -25,7 +26,7 @@ from seqrec.data.progress import print_line
 from seqrec.data.sampler import BatchSampler, SequentialBatches
 from seqrec.data.schema import Schema
 from seqrec.data.sources import Source
-from seqrec.data.splits import LeaveOneOut, Split, training_item_counts, training_scales
+from seqrec.data.splits import LeaveOneOut, Split, training_item_counts
 from seqrec.data.store import EventStore
 from seqrec.data.windows import (
     NewestWindow,
@@ -204,7 +205,8 @@ class SequenceDataModule(pl.LightningDataModule):
     @cached_property
     def event_scales(self) -> dict[str, tuple[float, float]]:
         """Mean and standard deviation of numeric columns in the training part, by name; batches are scaled by them."""
-        return training_scales(self.store, self.split)
+        stops = partial(self.split.history_stops, self.store, "train")
+        return training_scales(self.store.event_columns, self.store.offsets, stops)
 
     def prepare_again(self) -> None:
         """Prepare the store even if it exists. Only one process may call this."""

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.data.columns import Moments
-from seqrec.data.schema import NUMERIC
 from seqrec.data.store import EventStore
 from seqrec.data.windows import ranges
 from seqrec.errors import InputError, check_at_least
@@ -21,8 +19,6 @@ Int64 = NDArray[np.int64]
 STAGES = ("train", "validate", "test", "predict")
 # Events to read at a time, which bounds the memory: 128 MiB of times.
 PIECE_EVENTS = 1 << 24
-# The same for numbers, which are copied.
-SCALED_EVENTS = 1 << 20
 # Parts of a range of times in the search for a quantile.
 PARTS = 1 << 16
 
@@ -279,22 +275,6 @@ def training_item_counts(store: EventStore, split: Split) -> NDArray[np.int64]:
     stops = split.history_stops(store, "train")
     held_out = store.item_ids[ranges(stops, np.asarray(store.offsets)[1:] - stops)]
     return item_counts(store) - np.bincount(held_out, minlength=store.num_items + 1)
-
-
-def training_scales(store: EventStore, split: Split) -> dict[str, tuple[float, float]]:
-    """Return mean and standard deviation of each numeric column of events in the training part, by name."""
-    moments = {name: Moments() for name, column in store.event_columns.items() if column.kind == NUMERIC}
-    if not moments:
-        return {}
-    offsets, stops = np.asarray(store.offsets), split.history_stops(store, "train")
-    for begin in range(0, store.num_events, SCALED_EVENTS):
-        end = min(begin + SCALED_EVENTS, store.num_events)
-        first, last = np.searchsorted(offsets, [begin, end - 1], side="right") - 1
-        bounds = np.clip(offsets[first : last + 2], begin, end)
-        is_training = np.arange(begin, end) < np.repeat(stops[first : last + 1], bounds[1:] - bounds[:-1])
-        for name, found in moments.items():
-            found.add(np.asarray(store.event_columns[name].values[begin:end])[is_training])
-    return {name: (found.mean, found.std) for name, found in moments.items()}
 
 
 def item_counts(store: EventStore) -> NDArray[np.int64]:

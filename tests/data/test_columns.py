@@ -13,10 +13,9 @@ from slow_preparation import Frame, contents, small
 from test_store import edit_manifest, flip
 
 from seqrec import ML1M, EventStore, Filters, InputError, KuaiRand, LastN, LeaveOneOut, Schema, Table, prepare
-from seqrec.data.columns import Column, Moments
+from seqrec.data.columns import Column, Moments, training_scales
 from seqrec.data.prepare import ensure_store
 from seqrec.data.sources.source import SideTable
-from seqrec.data.splits import training_scales
 from seqrec.errors import StoreError
 
 
@@ -431,7 +430,7 @@ class TestScales:
 
     @pytest.mark.parametrize("split", [LeaveOneOut(), LastN(2)])
     def test_only_training_events_count(self, tmp_path: Path, monkeypatch, split):
-        monkeypatch.setattr("seqrec.data.splits.SCALED_EVENTS", 5)
+        monkeypatch.setattr("seqrec.data.columns.SCALED_EVENTS", 5)
         rng = np.random.default_rng(0)
         users = np.repeat(np.arange(6), [5, 5, 11, 9, 5, 5])
         share = rng.normal(size=40)
@@ -445,7 +444,8 @@ class TestScales:
         known = share.astype(np.float32).astype(np.float64)[training]
         known = known[~np.isnan(known)]
         assert 10 < len(known) < 35
-        np.testing.assert_allclose(training_scales(store, split)["share"], (known.mean(), known.std()), rtol=1e-12)
+        found = training_scales(store.event_columns, store.offsets, lambda: stops)
+        np.testing.assert_allclose(found["share"], (known.mean(), known.std()), rtol=1e-12)
 
 
 class TestPublicLogs:
