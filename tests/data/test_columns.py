@@ -15,6 +15,8 @@ from test_store import edit_manifest, flip
 from seqrec import ML1M, EventStore, Filters, InputError, KuaiRand, LastN, LeaveOneOut, Schema, Table, prepare
 from seqrec.data.columns import Column, Moments, training_scales
 from seqrec.data.prepare import ensure_store
+from seqrec.data.prepare.spool import Workspace
+from seqrec.data.prepare.tables import write_table_columns
 from seqrec.data.sources.source import SideTable
 from seqrec.errors import StoreError
 
@@ -191,6 +193,19 @@ class TestItems:
             prepared(with_items(self.TABLE), tmp_path / name, items=self.KINDS)
             monkeypatch.setattr("seqrec.data.prepare.tables._BATCH_NUMBERS", 1)
         assert contents(tmp_path / "tiny/store") == contents(tmp_path / "whole/store")
+
+    def test_ids_must_fit_the_memory(self, tmp_path: Path, monkeypatch):
+        monkeypatch.setattr("seqrec.data.prepare.tables._texts", lambda vocabulary: pytest.fail("read"))
+        monkeypatch.setattr(
+            "seqrec.data.prepare.stages.write_table_columns",
+            lambda *arguments: limited(arguments[-1]) or write_table_columns(*arguments),
+        )
+
+        def limited(work: Workspace) -> None:
+            monkeypatch.setattr("seqrec.data.prepare.memory.resident_bytes", lambda: work.limit.bytes - 10)
+
+        with pytest.raises(InputError, match=r"ids of items and their rows in items\.csv take"):
+            prepared(with_items(self.TABLE), tmp_path, items={"year": "numeric"})
 
     def test_vectors_of_numpy_are_copied_by_row(self, tmp_path: Path):
         for dtype, kept in ((np.float16, np.float16), (np.float32, np.float32), (np.float64, np.float32)):

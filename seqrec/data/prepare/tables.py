@@ -24,7 +24,7 @@ from seqrec.data.schema import VECTOR, file_names
 from seqrec.data.sources.checking import reading
 from seqrec.data.sources.source import SideTable, Source
 from seqrec.data.store import ArrayFile
-from seqrec.data.vocabulary import Vocabulary
+from seqrec.data.vocabulary import TRANSLATED, Vocabulary
 from seqrec.errors import InputError
 from seqrec.registry import did_you_mean
 
@@ -142,8 +142,10 @@ def _read(
 ) -> tuple[Int64, int]:
     # The row (N + 1,) of each id in the table, from 1, or 0 if it has none, and the number of rows without an id.
     table = opened.table
-    work.limit.require(8 * (len(vocabulary) + 1), f"the places of {group} in {table.origin}")
-    rows, count = np.zeros(len(vocabulary) + 1, np.int64), 0
+    # Text is held once more as a column, which is made of Python's strings.
+    size = sum(array.nbytes for array in vocabulary.arrays("").values())
+    work.limit.require(8 * (len(vocabulary) + 1) + 4 * size, f"ids of {group} and their rows in {table.origin}")
+    rows, count, texts = np.zeros(len(vocabulary) + 1, np.int64), 0, _texts(vocabulary)
     others = pl.DataFrame(schema={"key": pl.String, "row": pl.Int64})
     width = sum(column.width or 0 for column in columns.values())
     for batch in work.progress.track(f"reading {table.origin}", _batches(table, list(columns), width)):
@@ -152,7 +154,7 @@ def _read(
         if keys.null_count():
             row = numbered[int(keys.is_null().arg_max() or 0)]
             raise InputError(f"{table.origin}: row {row} has no {table.key}, which must name one of the {group}")
-        ids = vocabulary.lookup(keys.to_list() if keys.dtype == pl.String else keys.to_numpy())
+        ids = _lookup(keys, vocabulary, texts)
         known = ids > 0
         _refuse_repeated_keys(table, keys, ids, rows, numbered)
         rows[ids[known]] = numbered[known]
@@ -193,6 +195,24 @@ def _keys(keys: pl.Series, vocabulary: Vocabulary) -> pl.Series:
     # Text that is no whole number may be the id of an item that the log does not have.
     whole = text.select(pl.coalesce(whole_numbers(pl.col("key")).cast(pl.String), pl.col("key")))["key"]
     return whole if whole.cast(pl.Int64, strict=False).null_count() > whole.null_count() else whole.cast(pl.Int64)
+
+
+def _texts(vocabulary: Vocabulary) -> pl.Series | None:
+    """Return the ids of a vocabulary of text as one column, in which thousands are found at once; None of integers."""
+    if vocabulary.is_integer or not len(vocabulary):
+        return None
+    firsts = range(1, len(vocabulary) + 1, TRANSLATED)
+    blocks = (np.arange(first, min(first + TRANSLATED, len(vocabulary) + 1)) for first in firsts)
+    return pl.concat([vocabulary.external_series(block) for block in blocks], rechunk=True)
+
+
+def _lookup(keys: pl.Series, vocabulary: Vocabulary, texts: pl.Series | None) -> Int64:
+    # Internal ids (C,), 0 if unknown.
+    if texts is None:
+        return vocabulary.lookup(keys.to_list() if keys.dtype == pl.String else keys.to_numpy())
+    places = np.minimum(texts.search_sorted(keys).to_numpy(), len(texts) - 1)
+    ids: Int64 = np.where((texts.gather(places) == keys).to_numpy(), places.astype(np.int64) + 1, 0)
+    return ids
 
 
 def _refuse_repeated_keys(table: SideTable, keys: pl.Series, ids: Int64, rows: Int64, numbered: Int64) -> None:
