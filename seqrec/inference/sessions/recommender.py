@@ -70,7 +70,7 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
             are first observed or ask for items; their histories become sessions.
 
     Raises:
-        InputError: if the model does not know the log's ids, or a value is out of range.
+        InputError: if the model does not know the log's ids or reads the time of events, or a value is out of range.
         SessionStoreError: if the store belongs to another model and has no events, or cannot be used.
 
     Example:
@@ -96,6 +96,11 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
     ) -> None:
         if max_seen is not None and max_seen < 0:
             raise InputError(f"max_seen={max_seen} must be at least 0, or None for all items")
+        if isinstance(model, SequentialRecommender) and model.time is not None:
+            raise InputError(
+                f"{model.title} was trained with model.time, which sessions and seqrec serve do not support: ask it "
+                "by model.recommend(frame with timestamps, at=..) or seqrec recommend, or train without model.time"
+            )
         self.model = model.eval()
         # Made once, as the weights do not change.
         self._scorer = model.scorer()
