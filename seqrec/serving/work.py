@@ -14,7 +14,7 @@ from seqrec.catalogue.recommend import best_items_of_each, item_ids_of, trained_
 from seqrec.errors import BatchEntryError, InputError, UnknownItemError, UnknownUserError
 from seqrec.inference.sessions import Event, Id, Request, Scored, SessionRecommender
 from seqrec.inference.sessions.entries import check_time, known_items, recommend_options, scored_lists, user_key
-from seqrec.inference.sessions.user_state import length_groups, padded
+from seqrec.inference.sessions.user_state import ItemRows, length_groups
 from seqrec.models import Recommender, SequentialRecommender
 from seqrec.serving.batcher import Outcomes
 from seqrec.serving.metrics import Metrics
@@ -184,7 +184,7 @@ class HistoryWork:
 
     @torch.no_grad()
     def _best(self, works: Sequence[RecommendToHistory], histories: Sequence[NDArray[np.int64]]) -> list[list[Scored]]:
-        newest = padded([history[-(self._max_length or 0) :] for history in histories])
+        newest = ItemRows.of([history[-(self._max_length or 0) :] for history in histories]).padded()
         events = RaggedItems.from_rows([torch.from_numpy(history) for history in histories])
         batch = SequenceBatch(newest, None, torch.zeros(len(works), dtype=torch.int64), events)
         batch = batch.to(self._model.device)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seqrec.catalogue.recommend import RecommendOptions
+from seqrec.catalogue.recommend import RecommendingModel, RecommendOptions
 from seqrec.data.store import EventStore
 from seqrec.data.vocabulary import Vocabulary
-from seqrec.errors import BatchEntryError, UnknownItemError
+from seqrec.errors import BatchEntryError, InputError, UnknownItemError
 from seqrec.types import Recommendations
 
 MAX_EVENT_ID = 256
@@ -27,7 +28,7 @@ class Event(NamedTuple):
     Attributes:
         user: The log's user id, or a new one.
         item: The log's item id.
-        time: Time in the log's unit; None if only the order is known.
+        time: Time in the log's unit; None if only the order is known. A model that reads time needs it.
         event_id: Name of the event, by which it is known again if it is sent twice; None if it has none.
 
     Example:
@@ -57,12 +58,15 @@ class Request(NamedTuple):
         k: Number of items.
         filter_seen: Whether to leave out items that the user has seen.
         block: Ids of items that are not recommended; unknown ones are ignored.
+        at: When the user asks, in the log's unit or as a datetime with a time zone; only for a model that reads the
+            time of requests, which needs it.
     """
 
     user: Id
     k: int = 10
     filter_seen: bool = True
     block: Sequence[Id] = ()
+    at: int | datetime | None = None
 
 
 class Scored(NamedTuple):
@@ -82,11 +86,14 @@ class UserHistory(NamedTuple):
 
     Attributes:
         items: The log's item ids, oldest first.
-        newest_time: Time of the newest event in the log's unit; None if unknown.
+        newest_time: Time of the newest event in the log's unit; None if unknown, or if `times` has it.
+        times: Time of each event in the log's unit, never before that of the event before; needed for a model that
+            reads the time of events.
     """
 
     items: Sequence[Id] | NDArray[np.int64]
     newest_time: int | None = None
+    times: Sequence[int] | NDArray[np.int64] | None = None
 
 
 # Finds the history of a user without a session; returns None, or a history without items, if it knows none.
@@ -105,8 +112,9 @@ def log_histories(log: EventStore) -> HistoryOf:
         if user_id == 0:
             return None
         own = slice(int(log.offsets[user_id - 1]), int(log.offsets[user_id]))
-        newest = None if log.timestamps is None else int(log.timestamps[own.stop - 1])
-        return UserHistory(log.item_vocabulary.external_ids(log.item_ids[own]), newest)
+        times = None if log.timestamps is None else log.timestamps[own]
+        newest = None if times is None else int(times[-1])
+        return UserHistory(log.item_vocabulary.external_ids(log.item_ids[own]), newest, times)
 
     return history_of
 
@@ -163,6 +171,46 @@ def check_time(event: Event, index: int) -> None:
             "unit, or None",
             index,
         )
+
+
+def event_times(events: Sequence[Event]) -> NDArray[np.int64]:
+    """Return the (N,) times of checked events; a `BatchEntryError` refuses an event without one."""
+    for index, event in enumerate(events):
+        if event.time is None:
+            raise BatchEntryError(
+                f"events[{index}]: time of user={event.user!r} is missing, but the model reads the time of events; "
+                "give a whole number in the log's unit",
+                index,
+            )
+    return np.fromiter((event.time for event in events), np.int64, len(events))
+
+
+def history_times(user: Id, history: UserHistory, index: int) -> NDArray[np.int64]:
+    """Return the (L,) times of a history with events; a `BatchEntryError` refuses missing ones, and ones that go
+    back.
+    """
+    times = np.asarray(() if history.times is None else history.times)
+    if times.dtype.kind != "i" or len(times) != len(history.items) or (times[1:] < times[:-1]).any():
+        raise BatchEntryError(
+            f"the history of user={user!r} needs a time for each of its {len(history.items)} events, in order, as the "
+            "model reads them: give UserHistory(items, times=..)",
+            index,
+        )
+    return times.astype(np.int64)
+
+
+def request_time(model: RecommendingModel, at: int | datetime | None, place: str, index: int = 0) -> int | None:
+    """Return the time of a request, None if the model reads none; a `BatchEntryError` refuses one that does not fit.
+
+    `place` begins its message.
+    """
+    try:
+        time = model.request_timestamp(at)
+    except InputError as error:
+        raise BatchEntryError(f"{place}{error}", index) from error
+    if time is not None and not -(2**63) <= time < 2**63:
+        raise BatchEntryError(f"{place}at={at!r} must be a time of 64 bits in the log's unit", index)
+    return time
 
 
 def recommend_options(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import DamagedSessionError, SessionStoreError
-from seqrec.inference.sessions.entries import HistoryOf, Id, UserHistory
+from seqrec.inference.sessions.entries import HistoryOf, Id, UserHistory, history_times
 from seqrec.inference.sessions.kept_events import MERGED, KeptEvents, chunk, joined, read_chunks
 from seqrec.inference.sessions.session import FORMAT, OLD_FORMATS, REMEDY, Session, observed
 from seqrec.inference.sessions.slab import KeptState
@@ -26,6 +26,9 @@ from seqrec.inference.sessions.stores import Behind, Chunk, LiveStore, SessionSt
 from seqrec.inference.sessions.user_state import ItemRows, UserState
 
 _LOG = logging.getLogger(__name__)
+
+# Internal item ids of a user's events, and their times if the model reads them.
+KnownEvents = tuple[NDArray[np.int64], NDArray[np.int64] | None]
 
 
 class Flaw(NamedTuple):
@@ -48,6 +51,7 @@ class SessionKeeper:
         users: The log's user ids, for models with vectors of users; None if the model does not distinguish users.
         max_seen: Most seen items that are kept, the last ones; None keeps all.
         history_of: Finds histories of users without a session; None finds none.
+        reads_times: Whether the model reads the time of events.
 
     Attributes:
         lock: Held from reading sessions to writing them back.
@@ -63,6 +67,7 @@ class SessionKeeper:
     users: Vocabulary | None
     max_seen: int | None
     history_of: HistoryOf | None
+    reads_times: bool = False
     lock: threading.RLock = field(default_factory=threading.RLock, init=False)
     rebuilt: int = field(default=0, init=False)
 
@@ -168,8 +173,10 @@ class SessionKeeper:
             is_whole = old is None or (
                 parts and parts[0].begin <= old.kept_from + behind and parts[-1].end == old.num_events + behind
             )
-            if not parts or not is_whole:
+            has_times = not self.reads_times or all(part.times is not None for part in parts or ())
+            if not parts or not is_whole or not has_times:
                 lack = "some of its events are damaged or lost" if contents else "none of its events are kept"
+                lack = lack if has_times else "its events are kept without their times, which the model reads"
                 errors.append(DamagedSessionError(f"{reason}, as {lack}", place))
                 continue
             later = [part for part in parts if old is not None and part.begin >= old.num_events]
@@ -196,16 +203,19 @@ class SessionKeeper:
         """Observe each user's further events, one part after another; users without a known item keep no state."""
         for number in range(max(map(len, further.values()), default=0)):
             parts = {key: own[number] for key, own in further.items() if number < len(own)}
-            known = {key: self._known_items(users[key], UserHistory(part.items)) for key, part in parts.items()}
-            some = [key for key, items in known.items() if len(items)]
+            known = {
+                key: self._known_events(users[key], UserHistory(part.items, times=part.times))
+                for key, part in parts.items()
+            }
+            some = [key for key, (items, _) in known.items() if len(items)]
             user_ids, before = self.user_ids([users[key] for key in some]), [sessions[key].state for key in some]
             states: dict[bytes, KeptState] = {}
             if some:
-                rows = ItemRows.of([known[key] for key in some])
+                rows = rows_of([known[key] for key in some])
                 states = dict(zip(some, self.user_state.extend(before, rows, user_ids), strict=True))
             for key, part in parts.items():
                 state = states.get(key, b"")
-                sessions[key] = self._observed(sessions[key], part, known[key], state, self._keep_events)
+                sessions[key] = self._observed(sessions[key], part, known[key][0], state, self._keep_events)
 
     def _advanced(self, old: Session, later: Sequence[KeptEvents]) -> Session:
         """Return another model's session after events, with its state from before them."""
@@ -240,20 +250,24 @@ class SessionKeeper:
 
     def begin(self, keys: Sequence[bytes], users: Sequence[Id], history_of: HistoryOf) -> int:
         """Make sessions of users who have none, from their histories, and return how many; keys may repeat."""
-        new_keys, new_users, item_ids, times = [], [], [], []
+        new_users, events, newest = {}, [], []
         with self.lock:
-            missing = {key: user for key, user, row in zip(keys, users, self.rows(keys), strict=True) if row is None}
-            for key, user in missing.items():
-                history = history_of(user)
-                known = None if history is None else self._known_items(user, history)
-                if history is not None and known is not None and len(known):
-                    new_keys.append(key)
-                    new_users.append(user)
-                    item_ids.append(known)
-                    times.append(history.newest_time)
-            if new_keys:
-                self.extend(new_keys, new_users, [None] * len(new_keys), times, ItemRows.of(item_ids))
-        return len(new_keys)
+            for place, (key, row) in enumerate(zip(keys, self.rows(keys), strict=True)):
+                if row is not None or key in new_users:
+                    continue
+                history = history_of(users[place])
+                if history is None or not len(history.items):
+                    continue
+                known = self._known_events(users[place], history, place)
+                if len(known[0]):
+                    new_users[key] = users[place]
+                    events.append(known)
+                    last = history.newest_time if history.times is None else int(history.times[-1])
+                    newest.append(last)
+            if new_users:
+                sessions = [None] * len(new_users)
+                self.extend(list(new_users), list(new_users.values()), sessions, newest, rows_of(events))
+        return len(new_users)
 
     def extend(
         self,
@@ -290,7 +304,8 @@ class SessionKeeper:
         chunks = []
         for (key, session), (first, last), own in zip(rows, pairwise(kept.offsets), ids, strict=True):
             end, count = session.num_events, last - first
-            events: Any = end - count, names[first:last], session.newest_time, own
+            times = None if kept.times is None else kept.times[first:last].tolist()
+            events: Any = end - count, names[first:last], session.newest_time, own, times
             # A multiple of the number lies among these events.
             if end % MERGED < count < end:
                 events = self._merged(key, KeptEvents(*events))
@@ -325,18 +340,26 @@ class SessionKeeper:
             return torch.zeros(len(users), dtype=torch.int64)
         return torch.from_numpy(self.users.lookup(users))
 
-    def _known_items(self, user: Id, history: UserHistory) -> NDArray[np.int64]:
-        """Return internal ids of a history's items, without those that are unknown."""
+    def _known_events(self, user: Id, history: UserHistory, index: int = 0) -> KnownEvents:
+        """Return a history's events without those of unknown items; `index` names the user in a `BatchEntryError`."""
         found = self.items.lookup(history.items)
+        times = history_times(user, history, index) if self.reads_times else None
         known = found[found > 0]
         if len(known) < len(found):
+            times = None if times is None else times[found > 0]
             _LOG.warning(
                 "left out %d of %d events in the history of user=%r, with items that the model was not trained on",
                 len(found) - len(known),
                 len(found),
                 user,
             )
-        return known
+        return known, times
+
+
+def rows_of(events: Sequence[KnownEvents]) -> ItemRows:
+    """Return the events of users as one array."""
+    times = [each for _, each in events if each is not None]
+    return ItemRows.of([items for items, _ in events], times or None)
 
 
 def has_events(sizes: StoreSizes) -> bool:

@@ -17,7 +17,14 @@ CHECKSUM = struct.Struct("<I")
 MERGED = 256
 
 
-def chunk(key: bytes, begin: int, items: Sequence[Any], newest_time: int | None, event_ids: Sequence[int]) -> Chunk:
+def chunk(
+    key: bytes,
+    begin: int,
+    items: Sequence[Any],
+    newest_time: int | None,
+    event_ids: Sequence[int],
+    times: Sequence[int] | None = None,
+) -> Chunk:
     """Return the `KeptEvents` of a key as bytes with a checksum of both; no bytes for no events."""
     if not items:
         return Chunk(key, begin, begin, b"")
@@ -25,11 +32,13 @@ def chunk(key: bytes, begin: int, items: Sequence[Any], newest_time: int | None,
         # Much faster for the most common kind of ids, integers.
         numbers = b",".join([b"%d" % item for item in items])
     except TypeError:
-        content = json.dumps((begin, items, newest_time, event_ids), separators=(",", ":")).encode()
+        each = () if times is None else (times,)
+        content = json.dumps((begin, items, newest_time, event_ids, *each), separators=(",", ":")).encode()
     else:
         time = b"null" if newest_time is None else b"%d" % newest_time
         ids = b",".join([b"%d" % event_id for event_id in event_ids]) if event_ids else b""
-        content = b"[%d,[%b],%b,[%b]]" % (begin, numbers, time, ids)
+        last = b"" if times is None else b",[%b]" % b",".join([b"%d" % each for each in times])
+        content = b"[%d,[%b],%b,[%b]%b]" % (begin, numbers, time, ids, last)
     return Chunk(key, begin, begin + len(items), CHECKSUM.pack(checksum(content, key)) + content)
 
 
@@ -46,12 +55,14 @@ class KeptEvents(NamedTuple):
         items: The log's item ids, oldest first.
         newest_time: The latest time of all of the user's events up to the last of these; None if none had one.
         event_ids: Digests of those event ids that these events have.
+        times: The time of each event; None if the model that observed them does not read it.
     """
 
     begin: int
     items: Sequence[Id]
     newest_time: int | None
     event_ids: Sequence[int]
+    times: Sequence[int] | None = None
 
     @property
     def end(self) -> int:
@@ -76,4 +87,7 @@ def joined(parts: Sequence[KeptEvents]) -> KeptEvents:
     """Return consecutive parts as one, at least one part."""
     items = [item for part in parts for item in part.items]
     event_ids = [event_id for part in parts for event_id in part.event_ids]
-    return KeptEvents(parts[0].begin, items, parts[-1].newest_time, event_ids)
+    times = [time for part in parts for time in part.times or ()]
+    # Without the times of some, those of the others are of no use.
+    known = times if len(times) == len(items) else None
+    return KeptEvents(parts[0].begin, items, parts[-1].newest_time, event_ids, known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from datetime import datetime
 from itertools import chain, compress
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from seqrec.catalogue.recommend import best_items_of_each, item_ids_of
 from seqrec.data.store import EventStore
-from seqrec.errors import BatchEntryError, DamagedSessionError, InputError, LateEventError, UnknownUserError
+from seqrec.errors import BatchEntryError, InputError, LateEventError, UnknownUserError
 from seqrec.inference.sessions.entries import (
     Event,
     HistoryOf,
@@ -22,9 +23,11 @@ from seqrec.inference.sessions.entries import (
     Request,
     Scored,
     check_time,
+    event_times,
     known_items,
     log_histories,
     recommend_options,
+    request_time,
     scored_lists,
     user_key,
     user_keys,
@@ -32,7 +35,7 @@ from seqrec.inference.sessions.entries import (
 from seqrec.inference.sessions.keeper import SessionKeeper
 from seqrec.inference.sessions.session import Session
 from seqrec.inference.sessions.stores import InMemoryStore, SessionStore, StateStore, StoreSizes
-from seqrec.inference.sessions.user_state import ItemRows, UserState, user_state_of
+from seqrec.inference.sessions.user_state import ItemRows, UserState, reads_times, user_state_of
 from seqrec.models import Recommender, SequentialRecommender
 
 _LOG = logging.getLogger(__name__)
@@ -47,7 +50,8 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
 
     **Order.** A user's events count in the order of arrival. An event with an earlier time than the user's newest one
     is refused: a state cannot insert it at its place, and an event that is sent twice or late would pass for the
-    newest. Equal times are allowed. Events without a time count in the order of arrival.
+    newest. Equal times are allowed. Events without a time count in the order of arrival; a model that reads the time
+    of events refuses them.
 
     **Repeats.** An event with an `event_id` that is among the user's last 256 is acknowledged and changes nothing. So a
     client that does not know whether an event arrived sends it again.
@@ -70,7 +74,7 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
             are first observed or ask for items; their histories become sessions.
 
     Raises:
-        InputError: if the model does not know the log's ids or reads the time of events, or a value is out of range.
+        InputError: if the model does not know the log's ids, or a value is out of range.
         SessionStoreError: if the store belongs to another model and has no events, or cannot be used.
 
     Example:
@@ -96,11 +100,6 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
     ) -> None:
         if max_seen is not None and max_seen < 0:
             raise InputError(f"max_seen={max_seen} must be at least 0, or None for all items")
-        if isinstance(model, SequentialRecommender) and model.time is not None:
-            raise InputError(
-                f"{model.title} was trained with model.time, which sessions and seqrec serve do not support: ask it "
-                "by model.recommend(frame with timestamps, at=..) or seqrec recommend, or train without model.time"
-            )
         self.model = model.eval()
         # Made once, as the weights do not change.
         self._scorer = model.scorer()
@@ -113,6 +112,7 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
             users=model.user_vocabulary if has_users else None,
             max_seen=max_seen,
             history_of=history_of,
+            reads_times=reads_times(model),
         )
         _LOG.info("sessions of %s: %s", model.title, self._user_state.description)
 
@@ -134,7 +134,7 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
         Raises:
             UnknownItemError: if an item is not in the catalogue.
             LateEventError: if an event has an earlier time than the user's newest.
-            BatchEntryError: if a user, item or time has another type.
+            BatchEntryError: if a user, item or time has another type, or the model reads times and one is missing.
             DamagedSessionError: if a user's session cannot be read.
             SessionStoreError: if the store cannot be used.
         """
@@ -145,12 +145,13 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
         marked = [i for i, event in enumerate(events) if event.time is not None or event.event_id is not None]
         for index in marked:
             check_time(events[index], index)
+        event_time = event_times(events) if self._keeper.reads_times else None
         places = places_of(keys)
         users = [events[own[0]].user for own in places.values()]
         with self._keeper.lock:
             try:
                 sessions = self._keeper.sessions(list(places), users)
-            except DamagedSessionError as error:
+            except BatchEntryError as error:
                 error.index = list(places.values())[error.index][0]  # of the user's first event
                 raise
             # All are checked before anything changes.
@@ -168,12 +169,18 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
             own_keys, users, sessions, times, own = columns
             if own:
                 # If all users have one event, these are in order.
-                items = item_ids if len(own) == len(events) else item_ids[np.fromiter(chain(*own), np.int64)]
-                self._keeper.extend(own_keys, users, sessions, times, ItemRows(items, map(len, own)), ids)
+                if len(own) < len(events):
+                    order = np.fromiter(chain(*own), np.int64)
+                    item_ids, event_time = item_ids[order], None if event_time is None else event_time[order]
+                self._keeper.extend(
+                    own_keys, users, sessions, times, ItemRows(item_ids, map(len, own), event_time), ids
+                )
 
-    def recommend(self, user: Id, k: int = 10, *, filter_seen: bool = True) -> list[Scored]:
+    def recommend(
+        self, user: Id, k: int = 10, *, filter_seen: bool = True, at: int | datetime | None = None
+    ) -> list[Scored]:
         """Return the best items for one user; see `recommend_many`."""
-        return self.recommend_many([Request(user, k, filter_seen)])[0]
+        return self.recommend_many([Request(user, k, filter_seen, at=at)])[0]
 
     def recommend_many(self, requests: Sequence[Request]) -> list[list[Scored]]:
         """Return the best items for each request, best first, by an exact search of the whole catalogue.
@@ -186,7 +193,8 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
 
         Raises:
             UnknownUserError: if no event of a user is known.
-            BatchEntryError: if `k` is not a number from 1 to the catalogue's size, or an id has another type.
+            BatchEntryError: if `k` is not a number from 1 to the catalogue's size, an id has another type, or `at` is
+                missing, not read by the model, or before the user's newest event.
             DamagedSessionError: if a user's session cannot be read.
             SessionStoreError: if the store cannot be used.
         """
@@ -201,6 +209,11 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
                     f"requests[{index}]: k={k!r} must be a whole number between 1 and the catalogue's {most:,} items",
                     index,
                 )
+        asked = [
+            request_time(self.model, request.at, f"requests[{index}]: ", index)
+            for index, request in enumerate(requests)
+            if request.at is not None or self.model.reads_request_time
+        ]
         found = self._keeper.sessions(keys, users)
         # One without a state has had no item of this catalogue.
         sessions = [session for session in found if session is not None and session.state]
@@ -210,9 +223,10 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
                 f"requests[{index}]: no event of user={users[index]!r} is known; observe one first", index
             )
         results: list[list[Scored]] = [[] for _ in requests]
+        at = asked_at(asked, sessions, users) if asked else None
         user_ids = self._keeper.user_ids(users)
         for places in self._user_state.batches([session.state for session in sessions]):
-            lists = self._best(places, sessions, requests, user_ids[places])
+            lists = self._best(places, sessions, requests, user_ids[places], None if at is None else at[places])
             for place, best in zip(places, lists, strict=True):
                 results[place] = best
         return results
@@ -275,10 +289,11 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
         sessions: Sequence[Session],
         requests: Sequence[Request],
         user_ids: Tensor,
+        at: Tensor | None,
     ) -> list[list[Scored]]:
         """Return the best items of one batch, the requests at some places."""
         items = self._keeper.items
-        states = self._user_state.states([sessions[place].state for place in places], user_ids)
+        states = self._user_state.states([sessions[place].state for place in places], user_ids, at)
         seen = [sessions[place].seen for place in places]
         options = [
             recommend_options(requests[place].k, requests[place].filter_seen, requests[place].block, items, place)
@@ -297,6 +312,18 @@ def places_of(keys: Sequence[bytes]) -> dict[bytes, Sequence[int]]:
     for index, key in enumerate(keys):
         places.setdefault(key, []).append(index)
     return dict(places)
+
+
+def asked_at(times: Sequence[Any], sessions: Sequence[Session], users: Sequence[Id]) -> Tensor:
+    """Return the times (B,) of requests; a `BatchEntryError` refuses one before the user's newest event."""
+    for index, (time, session) in enumerate(zip(times, sessions, strict=True)):
+        if session.newest_time is not None and time < session.newest_time:
+            raise BatchEntryError(
+                f"requests[{index}]: at={time} is before the newest event, at {session.newest_time}, of "
+                f"user={users[index]!r}: ask at a later time",
+                index,
+            )
+    return torch.tensor(times, dtype=torch.int64)
 
 
 def unrepeated(digests: Sequence[int | None], places: Sequence[int], session: Session | None) -> Sequence[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,10 @@ class Slab:
         self.row_bytes = start.row_bytes
         self._rows = torch.empty(0, self.row_bytes, dtype=torch.uint8)
         self._views: dict[str, Tensor] = {}
+        # The bytes of each tensor in a row.
+        sizes = [x[0].numel() * x.element_size() for x in self._start.tensors.values()]
+        spans = pairwise(accumulate(sizes, initial=0))
+        self._parts = {name: slice(*span) for name, span in zip(self._start.tensors, spans, strict=True)}
         self.free: list[int] = []
         self._reserve(FIRST_ROWS)
         self.written(self._start)
@@ -96,34 +101,44 @@ class Slab:
 
     def gathered(self, states: Sequence[SlabState], device: torch.device | str) -> State:
         """Return a copy of states of this slab."""
-        flat, tensors, begin = self._rows.index_select(0, numbers(states)), {}, 0
-        for name, like in self._start.tensors.items():
-            end = begin + like[0].numel() * like.element_size()
-            # Copied for alignment.
-            part = flat[:, begin:end].clone(memory_format=torch.contiguous_format)
-            tensors[name] = part.view(-1).view(like.dtype).view(len(states), *like.shape[1:]).to(device)
-            begin = end
+        flat = self._rows.index_select(0, numbers(states))
+        tensors = {name: self._tensor(name, flat[:, part]).to(device) for name, part in self._parts.items()}
         return State(tensors, self._start.encoder)
+
+    def read(self, name: str, states: Sequence[SlabState]) -> Tensor:
+        """Return a copy of one tensor of states of this slab, on the CPU."""
+        return self._tensor(name, self._rows[:, self._parts[name]].index_select(0, numbers(states)))
+
+    def write(self, name: str, states: Sequence[SlabState], x: Tensor) -> None:
+        """Write one tensor of states that are rows of this slab."""
+        self._rows[:, self._parts[name]].index_copy_(0, numbers(states), as_bytes(x).view(len(states), -1))
+
+    def _tensor(self, name: str, content: Tensor) -> Tensor:
+        """Return the bytes (B, ..) of one tensor of B states as that tensor."""
+        like = self._start.tensors[name]
+        # Copied for alignment.
+        flat = content.clone(memory_format=torch.contiguous_format).view(-1)
+        return flat.view(like.dtype).view(len(content), *like.shape[1:])
 
     def written(self, state: State) -> list[SlabState]:
         """Write states, and return them as rows."""
         return self._copied(torch.cat([as_bytes(x).view(len(state), -1) for x in state.tensors.values()], 1))
 
     def in_place(self, before: Sequence[SlabState], after: Sequence[SlabState]) -> dict[str, SlabRows]:
-        """Return the tensors of states that are read in some rows and written to others; all must be float32."""
+        """Return those tensors of states that are float32, to be read in some rows and written to others."""
         rows = numbers(before), numbers(after)
         return {name: SlabRows(x, *rows) for name, x in self._floats().items()}
 
     def _floats(self) -> dict[str, Tensor]:
-        """Return all rows of each tensor, of which all are float32."""
+        """Return all rows of each tensor that is float32."""
         if not self._views:
-            begin = 0
             with torch.inference_mode(False):
                 floats = self._rows.view(torch.float32)
                 for name, like in self._start.tensors.items():
-                    end = begin + like[0].numel()
-                    self._views[name] = torch.unflatten(floats[:, begin:end], 1, like.shape[1:])
-                    begin = end
+                    if like.dtype == torch.float32:
+                        part = self._parts[name]
+                        own = floats[:, part.start // 4 : part.stop // 4]
+                        self._views[name] = torch.unflatten(own, 1, like.shape[1:])
         return self._views
 
     def _copied(self, content: Tensor) -> list[SlabState]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from seqrec.catalogue.recommend import trained_length
 from seqrec.data.collate import padded_rows
-from seqrec.encoders.layers import Tensors
 from seqrec.encoders.state import State, StateFormat, weights_digest
 from seqrec.errors import InputError, SessionStoreError
 from seqrec.inference.sessions.slab import KeptState, Slab, SlabState
 from seqrec.models import Recommender, SequentialRecommender
+from seqrec.models.streaming import NEWEST_TIME
 from seqrec.types import History, RaggedItems, SequenceBatch
 
 Int64Array = NDArray[np.int64]
@@ -31,14 +31,19 @@ Int64Array = NDArray[np.int64]
 MAX_EVENTS = 1 << 16
 # Name under which a state keeps the encoder's output for the newest event.
 LAST = "last_state"
+# The newest time, if any, is just before that in a state's bytes, and has this number of bytes.
+TIME_BYTES = 8
+# An event as `ReencodedState` keeps it, for models that read times.
+TIMED_EVENT = np.dtype([("item", "<i4"), ("time", "<i8")])
 
 
 class ItemRows:
-    """Items of each of B users, at least one each, as one array.
+    """Items of each of B users, at least one each, as one array, and the times of their events.
 
     Args:
         flat: (E,) int64 internal item ids, those of the first user first.
         lengths: The number of each user's items.
+        times: (E,) int64, for models that read the time of events; None for others.
 
     Attributes:
         offsets: The items of user b are `flat[offsets[b]:offsets[b + 1]]`.
@@ -51,14 +56,14 @@ class ItemRows:
         (2, [8, 9])
     """
 
-    def __init__(self, flat: Int64Array, lengths: Iterable[int]) -> None:
-        self.flat, self.lengths = flat, list(lengths)
+    def __init__(self, flat: Int64Array, lengths: Iterable[int], times: Int64Array | None = None) -> None:
+        self.flat, self.lengths, self.times = flat, list(lengths), times
         self.offsets = list(accumulate(self.lengths, initial=0))
 
     @staticmethod
-    def of(rows: Sequence[Int64Array]) -> ItemRows:
+    def of(rows: Sequence[Int64Array], times: Sequence[Int64Array] | None = None) -> ItemRows:
         """Return rows as one array."""
-        return ItemRows(np.concatenate(rows), map(len, rows))
+        return ItemRows(np.concatenate(rows), map(len, rows), None if times is None else np.concatenate(times))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -66,19 +71,32 @@ class ItemRows:
     def __getitem__(self, place: int) -> Int64Array:
         return self.flat[self.offsets[place] : self.offsets[place + 1]]
 
-    def __iter__(self) -> Iterator[Int64Array]:
-        return map(self.__getitem__, range(len(self)))
-
     def newest(self, most: int) -> ItemRows:
         """Return the last items of each user, at most this many."""
         if max(self.lengths) <= most:
             return self
-        return ItemRows.of([row[max(0, len(row) - most) :] for row in self])
+        return self._parts([slice(max(begin, end - most), end) for begin, end in pairwise(self.offsets)])
+
+    def of_users(self, places: Sequence[int]) -> ItemRows:
+        """Return the items of the users at some places."""
+        return self._parts([slice(self.offsets[place], self.offsets[place + 1]) for place in places])
+
+    def _parts(self, parts: Sequence[slice]) -> ItemRows:
+        times = None if self.times is None else [self.times[part] for part in parts]
+        return ItemRows.of([self.flat[part] for part in parts], times)
 
     def padded(self) -> History:
         """Return the items as a history on the CPU."""
-        lengths = np.array(self.lengths)
-        return History(padded_rows(self.flat, np.array(self.offsets[:-1]), lengths), torch.from_numpy(lengths))
+        lengths, starts = np.array(self.lengths), np.array(self.offsets[:-1])
+        times = None if self.times is None else padded_rows(self.times, starts, lengths)
+        return History(padded_rows(self.flat, starts, lengths), torch.from_numpy(lengths), times)
+
+    def batch(self, user_ids: Tensor, at: Tensor | None) -> SequenceBatch:
+        """Return a batch on the CPU of users (B,) who ask at times (B,), without targets; None is without times."""
+        history = self.padded()
+        seen = RaggedItems(torch.from_numpy(self.flat), torch.tensor(self.offsets))
+        asked = None if at is None else at.unsqueeze(1).expand_as(history.item_ids)
+        return SequenceBatch(history, None, user_ids, seen, request_times=asked)
 
     def int32_bytes(self) -> list[bytes]:
         """Return each user's items as the bytes of int32."""
@@ -117,15 +135,21 @@ class UserState(Protocol):
 
         Args:
             states_before: One per user; no bytes for a user without events so far.
-            item_ids: The further events of each user, oldest first.
+            item_ids: The further events of each user, oldest first; with their times if the model reads them.
             user_ids: (B,) int64 internal ids, 0 for unknown.
         """
 
     def batches(self, kept: Sequence[KeptState]) -> list[list[int]]:
         """Return groups of users, by their places, that `states` takes together."""
 
-    def states(self, kept: Sequence[KeptState], user_ids: Tensor) -> Tensor:
-        """Return (B, D) states for the model's scorer."""
+    def states(self, kept: Sequence[KeptState], user_ids: Tensor, at: Tensor | None = None) -> Tensor:
+        """Return (B, D) states for the model's scorer.
+
+        Args:
+            kept: One state per user.
+            user_ids: (B,) int64 internal ids, 0 for unknown.
+            at: (B,) int64, when each user asks; None if the model does not read it.
+        """
 
 
 class StreamedState:
@@ -147,11 +171,11 @@ class StreamedState:
             raise InputError(f"{model.title} cannot be streamed: {reason}")
         assert isinstance(model, SequentialRecommender)
         self._model = model
-        start = model.init_state(1)
-        last, _ = model.step(torch.ones(1, dtype=torch.int64, device=model.device), start)
+        start, one = model.init_state(1), torch.ones(1, dtype=torch.int64, device=model.device)
+        last, _ = model.step(one, start, timestamps=one)
         self._format = StateFormat(model.encoder, State({**start.tensors, LAST: last}, start.encoder))
         self._slab = Slab(State({**start.tensors, LAST: torch.zeros_like(last)}, start.encoder))
-        tensors = start.tensors.values()
+        tensors = [x for name, x in start.tensors.items() if name != NEWEST_TIME]
         self._in_place = model.encoder.takes_slab_rows and all(
             x.dtype == last.dtype == torch.float32 and x.device.type == "cpu" for x in tensors
         )
@@ -163,8 +187,8 @@ class StreamedState:
     def describe(self) -> dict[str, Any]:
         """See `UserState.describe`."""
         model = self._model
-        tables = {"items": model.items, "users": model.users}
-        digests = {name: weights_digest(table) for name, table in tables.items() if table is not None}
+        parts = {"items": model.items, "users": model.users, "event_time": model.event_time, "read_out": model.read_out}
+        digests = {name: weights_digest(part) for name, part in parts.items() if part is not None}
         return {"memory": "states", "state": json.loads(self._format.header), **digests}
 
     def check(self, description: dict[str, Any]) -> None:
@@ -186,7 +210,7 @@ class StreamedState:
         for places in groups:
             started = [states_before[place] for place in places]
             with self._lock:
-                rows = self._extended(started, ItemRows.of([item_ids[place] for place in places]), user_ids[places])
+                rows = self._extended(started, item_ids.of_users(places), user_ids[places])
             for place, row in zip(places, rows, strict=True):
                 new[place] = row
         return new
@@ -197,17 +221,22 @@ class StreamedState:
         before, users = self._slab.before(states_before), user_ids.to(device)
         is_step = len(item_ids.flat) == len(item_ids)
         items = torch.from_numpy(item_ids.flat).to(device)
+        times = None if item_ids.times is None else torch.from_numpy(item_ids.times).to(device)
         if is_step and self._in_place:
             after = self._slab.taken(len(before))
-            tensors = self._slab.in_place(before, after)
+            tensors: dict[str, Any] = self._slab.in_place(before, after)
             newest = tensors.pop(LAST)
-            last, _ = model.step(items, State(cast("Tensors", tensors), self._encoder), users)
+            if times is not None:
+                tensors[NEWEST_TIME] = self._slab.read(NEWEST_TIME, before)
+            last, _ = model.step(items, State(tensors, self._encoder), users, times)
             newest.slab.index_copy_(0, newest.after, last)
+            if times is not None:
+                self._slab.write(NEWEST_TIME, after, times)
             return after
         kept = self._slab.gathered(before, device)
         state = State({name: x for name, x in kept.tensors.items() if name != LAST}, kept.encoder)
         if is_step:
-            last, state = model.step(items, state, users)
+            last, state = model.step(items, state, users, times)
         else:
             history = item_ids.padded().to(device)
             states, state = model.extend(history, state, users)
@@ -219,12 +248,17 @@ class StreamedState:
         return [list(range(len(kept)))]
 
     @torch.no_grad()
-    def states(self, kept: Sequence[KeptState], user_ids: Tensor) -> Tensor:
+    def states(self, kept: Sequence[KeptState], user_ids: Tensor, at: Tensor | None = None) -> Tensor:
         """See `UserState.states`; nothing is encoded."""
+        model, begin = self._model, -self._last_bytes
         # A copy, as tensors are writable and bytes are not.
-        newest = bytearray(b"".join([state[-self._last_bytes :] for state in kept]))
-        last = torch.frombuffer(newest, dtype=self._dtype).view(len(kept), -1)
-        return self._model.to_scoring_space(last.to(self._model.device))
+        newest = bytearray(b"".join([state[begin:] for state in kept]))
+        last = torch.frombuffer(newest, dtype=self._dtype).view(len(kept), -1).to(model.device)
+        if at is not None:
+            times = bytearray(b"".join([state[begin - TIME_BYTES : begin] for state in kept]))
+            newest_times = torch.frombuffer(times, dtype=torch.int64)
+            last = model.at_request(last, newest_times.to(model.device), at.to(model.device))
+        return model.to_scoring_space(last)
 
 
 class ReencodedState:
@@ -252,13 +286,15 @@ class ReencodedState:
         if has_positions and own is not None and length > own:
             raise InputError(f"max_length={length} must be at most {own}, for which the model has positions")
         self._model = model
+        self._event = TIMED_EVENT if reads_times(model) else np.dtype("<i4")
         self.max_length = length
         reason = why_not_streamed(model)
         self.description = f"re-encoding up to {length} events: {reason or 'asked for'}"
 
     def describe(self) -> dict[str, Any]:
         """See `UserState.describe`; item ids are the same for all models of a catalogue."""
-        return {"memory": "events", "max_length": self.max_length}
+        times = {"times": True} if self._event == TIMED_EVENT else {}
+        return {"memory": "events", "max_length": self.max_length, **times}
 
     def check(self, description: dict[str, Any]) -> None:
         """See `UserState.check`."""
@@ -266,23 +302,29 @@ class ReencodedState:
 
     def extend(self, states_before: Sequence[KeptState], item_ids: ItemRows, user_ids: Tensor) -> Sequence[KeptState]:
         """See `UserState.extend`; nothing is encoded."""
-        size = 4 * self.max_length
+        new, size = item_ids.newest(self.max_length), self._event.itemsize * self.max_length
+        events = new.flat.astype("<i4")
+        if new.times is not None:
+            events = np.empty(len(new.flat), TIMED_EVENT)
+            events["item"], events["time"] = new.flat, new.times
         return [
-            (bytes(before) + new[-self.max_length :].astype("<i4").tobytes())[-size:]
-            for before, new in zip(states_before, item_ids, strict=True)
+            (bytes(before) + events[begin:end].tobytes())[-size:]
+            for before, (begin, end) in zip(states_before, pairwise(new.offsets), strict=True)
         ]
 
     def batches(self, kept: Sequence[KeptState]) -> list[list[int]]:
         """See `UserState.batches`; users of similar length, with at most `MAX_EVENTS` events including padding."""
-        return length_groups([len(events) // 4 for events in kept])
+        return length_groups([len(events) // self._event.itemsize for events in kept])
 
     @torch.no_grad()
-    def states(self, kept: Sequence[KeptState], user_ids: Tensor) -> Tensor:
+    def states(self, kept: Sequence[KeptState], user_ids: Tensor, at: Tensor | None = None) -> Tensor:
         """See `UserState.states`."""
-        rows = [np.frombuffer(bytes(events), "<i4").astype(np.int64) for events in kept]
-        history = padded(rows)
-        seen = RaggedItems.from_rows([torch.from_numpy(row) for row in rows])
-        return self._model.last_states(SequenceBatch(history, None, user_ids, seen).to(self._model.device))
+        rows: list[Any] = [np.frombuffer(bytes(events), self._event) for events in kept]
+        times = None
+        if self._event == TIMED_EVENT:
+            rows, times = ([row[name] for row in rows] for name in ("item", "time"))
+        events = ItemRows.of([row.astype(np.int64) for row in rows], times)
+        return self._model.last_states(events.batch(user_ids, at).to(self._model.device))
 
 
 def user_state_of(model: Recommender) -> UserState:
@@ -303,9 +345,9 @@ def why_not_streamed(model: Recommender) -> str | None:
     return None
 
 
-def padded(rows: Sequence[Int64Array]) -> History:
-    """Return rows of item ids, at least one event each, as a history on the CPU."""
-    return ItemRows.of(rows).padded()
+def reads_times(model: Recommender) -> bool:
+    """Return whether a model reads the time of events."""
+    return isinstance(model, SequentialRecommender) and model.event_time is not None
 
 
 def length_groups(lengths: Sequence[int]) -> list[list[int]]:

@@ -13,7 +13,6 @@ import pytest
 
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.encoders import ENCODERS
-from seqrec.encoders.event_time import EventTime
 from seqrec.errors import BatchEntryError, InputError, LateEventError, UnknownItemError, UnknownUserError
 from seqrec.inference.sessions import (
     Event,
@@ -341,9 +340,3 @@ def test_users_of_any_length_are_observed_in_groups(build: Build, full_pass: Ful
         found = sessions.recommend_many([Request(user, 5) for user in HISTORIES])
         for best, items in zip(found, HISTORIES.values(), strict=True):
             same(best, full_pass(model, items))
-
-
-def test_a_model_that_reads_time_is_refused_with_what_works(build: Build):
-    for positions in (False, True):
-        with pytest.raises(InputError, match=r"trained with model\.time, .* ask it by model\.recommend\(frame"):
-            SessionRecommender(build(positions=positions, time=EventTime()))
