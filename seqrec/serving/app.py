@@ -5,6 +5,7 @@
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime, timezone
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, FastAPI, Path, Security
@@ -17,6 +18,7 @@ from starlette.responses import Response
 from seqrec.aliases import __version__
 from seqrec.errors import InputError, UnknownUserError
 from seqrec.inference.sessions import Event, Request, Scored, SessionRecommender
+from seqrec.models import Recommender
 from seqrec.serving.answers import RefusedError, error_response, refusal_of, validation_response
 from seqrec.serving.batcher import Batcher
 from seqrec.serving.bodies import (
@@ -129,7 +131,7 @@ def create_app(
     num_items = recommender.model.scorer().num_items
     health = Health(sessions, histories, ready_seconds=limits.ready_seconds)
     new_state = NewState(row_bytes, limits.max_request_state_bytes)
-    _add_work(routes, *request_types(limits, num_items), sessions, histories, new_state)
+    _add_work(routes, *request_types(limits, num_items), sessions, histories, new_state, recommender.model)
     _add_state(routes, recommender, num_items, metrics, sessions, health)
     _add_probes(app, health)
     app.include_router(routes)
@@ -145,7 +147,13 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def _add_work(
-    routes: APIRouter, Observed: Any, Recommended: Any, sessions: Batcher, histories: Batcher, new_state: NewState
+    routes: APIRouter,
+    Observed: Any,
+    Recommended: Any,
+    sessions: Batcher,
+    histories: Batcher,
+    new_state: NewState,
+    model: Recommender,
 ) -> None:
     @routes.post("/observe", response_model=ObserveAnswer, responses=_errors(*BODY, 409))
     async def observe(body: Observed) -> Response:
@@ -160,10 +168,14 @@ def _add_work(
     async def recommend(body: Recommended) -> Response:
         """Recommend items to a user with observed events, or for a history in the request."""
         best: list[Scored]
+        at = body.at
+        if at is None and model.reads_request_time:
+            at = model.request_timestamp(datetime.now(timezone.utc))
+        options = body.k, body.filter_seen, body.block, at
         if hasattr(body, "history"):
-            best = await histories.submit(RecommendToHistory(body.history, body.k, body.filter_seen, body.block))
+            best = await histories.submit(RecommendToHistory(body.history, *options, body.times))
         else:
-            best = await sessions.submit(Request(body.user, body.k, body.filter_seen, body.block))
+            best = await sessions.submit(Request(body.user, *options))
         return _json({"items": [{"item": item, "score": score} for item, score in best]})
 
 

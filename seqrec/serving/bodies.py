@@ -15,6 +15,8 @@ Id = (
     | Annotated[StrictStr, Field(min_length=1, max_length=MAX_ID_LENGTH)]
 )
 
+Time = Annotated[StrictInt, Field(ge=-INT64, lt=INT64)]
+
 
 class Body(BaseModel):
     """Base of requests; it refuses misspelt fields."""
@@ -27,8 +29,8 @@ class EventBody(Body):
 
     user: Id = Field(description="The log's user id, or a new one; 7 and '7' are the same.")
     item: Id = Field(description="The log's item id.")
-    time: Annotated[StrictInt, Field(ge=-INT64, lt=INT64)] | None = Field(
-        None, description="Time in the log's unit; not before the user's newest event."
+    time: Time | None = Field(
+        None, description="Time in the log's unit; not before the user's newest event. Models that read time need it."
     )
     event_id: Annotated[StrictStr, Field(min_length=1, max_length=MAX_ID_LENGTH)] | None = Field(
         None, description="Name of the event: an event that is sent again with the same name counts once."
@@ -88,6 +90,9 @@ def request_types(limits: Limits, num_items: int) -> tuple[Any, Any]:
         k: StrictInt = Field(min(10, max_k), ge=1, le=max_k, description="Number of items, best first.")
         filter_seen: StrictBool = Field(True, description="Whether to leave out items that the user has seen.")
         block: Ids = Field([], description="Items that are not recommended; unknown ones are ignored.")
+        at: Time | None = Field(
+            None, description="When the user asks, in the log's unit, if the model reads it; else now, by our clock."
+        )
 
     class RecommendToUser(Recommend):
         """Items for a user with observed events."""
@@ -98,6 +103,9 @@ def request_types(limits: Limits, num_items: int) -> tuple[Any, Any]:
         """Items for the events in the request; nothing is kept."""
 
         history: Ids = Field(min_length=1, description="Items of the history, oldest first.")
+        times: Annotated[list[Time], Field(max_length=limits.max_history)] | None = Field(
+            None, description="Time of each event of the history in the log's unit. Models that read time need it."
+        )
 
     events = Annotated[list[EventBody], Field(min_length=1, max_length=limits.max_events)]
     observe = Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -13,12 +14,20 @@ from numpy.typing import NDArray
 from seqrec.catalogue.recommend import best_items_of_each, item_ids_of, trained_length
 from seqrec.errors import BatchEntryError, InputError, UnknownItemError, UnknownUserError
 from seqrec.inference.sessions import Event, Id, Request, Scored, SessionRecommender
-from seqrec.inference.sessions.entries import check_time, known_items, recommend_options, scored_lists, user_key
-from seqrec.inference.sessions.user_state import ItemRows, length_groups
+from seqrec.inference.sessions.entries import (
+    check_time,
+    event_times,
+    known_items,
+    recommend_options,
+    request_time,
+    scored_lists,
+    user_key,
+)
+from seqrec.inference.sessions.user_state import TIMED_EVENT, ItemRows, length_groups, reads_times
 from seqrec.models import Recommender, SequentialRecommender
 from seqrec.serving.batcher import Outcomes
 from seqrec.serving.metrics import Metrics
-from seqrec.types import RaggedItems, SequenceBatch
+from seqrec.types import RaggedItems
 
 Entry = TypeVar("Entry")
 # Bytes of state that count as one event.
@@ -46,12 +55,25 @@ class Probe(NamedTuple):
 
 
 class RecommendToHistory(NamedTuple):
-    """Items for a history, oldest first; the outcome is a list of `Scored`."""
+    """Items for a history, oldest first, with the time of each event, asked for at a time, if the model reads these.
+
+    The outcome is a list of `Scored`.
+    """
 
     history: Sequence[Id]
     k: int = 10
     filter_seen: bool = True
     block: Sequence[Id] = ()
+    at: int | None = None
+    times: Sequence[int] | None = None
+
+
+class KnownHistory(NamedTuple):
+    """Internal item ids (L,) of a history, the times (L,) of its events, and when it is asked for, if they are read."""
+
+    item_ids: NDArray[np.int64]
+    times: NDArray[np.int64] | None
+    at: int | None
 
 
 def row_bytes_of(recommender: SessionRecommender) -> int:
@@ -59,7 +81,7 @@ def row_bytes_of(recommender: SessionRecommender) -> int:
     model = recommender.model
     if recommender.streams and isinstance(model, SequentialRecommender):
         return model.init_state(1).row_bytes
-    return 4 * (trained_length(model) or 200)
+    return (TIMED_EVENT.itemsize if reads_times(model) else 4) * (trained_length(model) or 200)
 
 
 class Sizes:
@@ -96,7 +118,9 @@ class SessionWork:
         requests = [(place, work) for place, work in placed if isinstance(work, Request)]
         if requests:
             self._metrics.batch("recommend", len(requests))
-            found = done_together(self._recommender.recommend_many, [[work] for _, work in requests], self._is_known)
+            found = done_together(
+                self._recommender.recommend_many, [[work] for _, work in requests], self._check_requests
+            )
             yield places_of(requests, [each[0] if isinstance(each, list) else each for each in found])
         if counts := [place for place, work in placed if isinstance(work, Count)]:
             sizes = attempt(lambda _: self._recommender.sizes(), None)
@@ -126,11 +150,14 @@ class SessionWork:
         for index, event in enumerate(events):
             user_key(event.user, index)
             check_time(event, index)
+        if reads_times(self._recommender.model):
+            event_times(events)
         known_items(events, item_ids_of(self._recommender.model))
 
-    def _is_known(self, requests: Sequence[Request]) -> None:
-        """Raise an `InputError` if the user of a request has no session, or a damaged one."""
+    def _check_requests(self, requests: Sequence[Request]) -> None:
+        """Raise an `InputError` if the user of a request has no session, or a damaged one, or its time is wrong."""
         for request in requests:
+            request_time(self._recommender.model, request.at, "")
             if not self._recommender.events_seen(request.user):
                 raise UnknownUserError(f"no session of user={request.user!r}")
 
@@ -150,7 +177,7 @@ class HistoryWork:
         self._model = model
         self._items = model.item_vocabulary
         self._scorer = model.scorer()
-        self._max_length = trained_length(model)
+        self._max_length, self._reads_times = trained_length(model), reads_times(model)
         self._metrics = metrics
 
     def __call__(self, works: Sequence[Any]) -> Iterator[Outcomes]:
@@ -160,17 +187,24 @@ class HistoryWork:
         if not asked:
             return
         self._metrics.batch("history", len(asked))
-        found = {place: attempt(self._known, works[place].history) for place in asked}
+        found = {place: attempt(self._known, works[place]) for place in asked}
         yield [(place, error) for place, error in found.items() if isinstance(error, Exception)]
         places = [place for place, known in found.items() if not isinstance(known, Exception)]
-        lengths = [min(len(found[place]), self._max_length or len(found[place])) for place in places]
+        counts = [len(found[place].item_ids) for place in places]
+        lengths = [min(count, self._max_length or count) for count in counts]
         for group in length_groups(lengths):
             own = [places[row] for row in group]
             best = self._best([works[place] for place in own], [found[place] for place in own])
             yield list(zip(own, best, strict=True))
 
-    def _known(self, history: Sequence[Id]) -> NDArray[np.int64]:
-        """Return (L,) internal ids; an `UnknownItemError` refuses items that are not in the catalogue."""
+    def _known(self, work: RecommendToHistory) -> KnownHistory:
+        """Return a history as the model reads it.
+
+        Raises:
+            UnknownItemError: if an item is not in the catalogue.
+            InputError: if times are missing or not in order, or the model does not read the time of requests.
+        """
+        history = work.history
         item_ids = self._items.lookup(history)
         unknown = np.flatnonzero(item_ids == 0)
         if len(unknown):
@@ -180,18 +214,46 @@ class HistoryWork:
                 "was trained on; leave it out",
                 place,
             )
-        return item_ids
+        times, at = times_of(work, self._reads_times), request_time(self._model, work.at, "")
+        if at is not None and times is not None and at < times[-1]:
+            raise InputError(f"at={at} is before the newest event, at {times[-1]}, of history: ask at a later time")
+        return KnownHistory(item_ids, times, at)
 
     @torch.no_grad()
-    def _best(self, works: Sequence[RecommendToHistory], histories: Sequence[NDArray[np.int64]]) -> list[list[Scored]]:
-        newest = ItemRows.of([history[-(self._max_length or 0) :] for history in histories]).padded()
+    def _best(self, works: Sequence[RecommendToHistory], known: Sequence[KnownHistory]) -> list[list[Scored]]:
+        newest, histories = slice(-(self._max_length or 0), None), [each.item_ids for each in known]
+        times = [each.times[newest] for each in known if each.times is not None]
+        at = [each.at for each in known if each.at is not None]
+        rows = ItemRows.of([history[newest] for history in histories], times or None)
+        users, asked = torch.zeros(len(works), dtype=torch.int64), torch.tensor(at) if at else None
         events = RaggedItems.from_rows([torch.from_numpy(history) for history in histories])
-        batch = SequenceBatch(newest, None, torch.zeros(len(works), dtype=torch.int64), events)
-        batch = batch.to(self._model.device)
+        batch = replace(rows.batch(users, asked), seen_events=events).to(self._model.device)
         options = [recommend_options(work.k, work.filter_seen, work.block, self._items) for work in works]
         states = self._model.last_states(batch)
         best = best_items_of_each(self._scorer, states, batch.user_ids, histories, options)
         return scored_lists(best, [own.top_k for own in options], self._items)
+
+
+def times_of(work: RecommendToHistory, are_read: bool) -> NDArray[np.int64] | None:
+    """Return the times (L,) of a history's events; None if they are not read.
+
+    Raises:
+        InputError: if they are missing but read, not as many as the events, or not in order.
+    """
+    if work.times is None:
+        if are_read:
+            raise InputError("times: the model reads the time of events; give one for each event of history")
+        return None
+    times = np.array(work.times, np.int64)
+    if len(times) != len(work.history):
+        raise InputError(f"times: {len(times)} for {len(work.history)} events of history; give one for each")
+    if len(back := np.flatnonzero(times[1:] < times[:-1])):
+        place = int(back[0])
+        raise InputError(
+            f"times[{place + 1}]={times[place + 1]} is before times[{place}]={times[place]}; give events "
+            "in the order of time"
+        )
+    return times if are_read else None
 
 
 def done_together(
