@@ -190,7 +190,7 @@ def history_times(user: Id, history: UserHistory, index: int) -> NDArray[np.int6
     back.
     """
     times = np.asarray(() if history.times is None else history.times)
-    if times.dtype.kind != "i" or len(times) != len(history.items) or (times[1:] < times[:-1]).any():
+    if times.dtype.kind not in "iu" or len(times) != len(history.items) or (times[1:] < times[:-1]).any():
         raise BatchEntryError(
             f"the history of user={user!r} needs a time for each of its {len(history.items)} events, in order, as the "
             "model reads them: give UserHistory(items, times=..)",

@@ -262,8 +262,8 @@ class SessionKeeper:
                 if len(known[0]):
                     new_users[key] = users[place]
                     events.append(known)
-                    last = history.newest_time if history.times is None else int(history.times[-1])
-                    newest.append(last)
+                    times = () if history.times is None else history.times
+                    newest.append(int(times[-1]) if len(times) else history.newest_time)
             if new_users:
                 sessions = [None] * len(new_users)
                 self.extend(list(new_users), list(new_users.values()), sessions, newest, rows_of(events))

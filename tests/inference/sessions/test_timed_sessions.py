@@ -14,6 +14,7 @@ import torch
 from written_stores import write_store
 
 from seqrec.data.store import EventStore
+from seqrec.data.vocabulary import Vocabulary
 from seqrec.encoders.event_time import EventTime
 from seqrec.errors import BatchEntryError, DamagedSessionError, LateEventError, SessionStoreError
 from seqrec.inference.sessions import (
@@ -215,17 +216,23 @@ def test_another_model_makes_each_session_again_from_events_and_times(
             assert again.recommend(user, at=at + 5) == fresh.recommend(user, at=at + 5)
 
 
-def test_many_events_and_text_ids_keep_their_times(timed: Build):
-    """Chunks are merged after 256 events."""
-    model, store, rng = timed(), InMemoryStore(keep_events=1000), np.random.default_rng(0)
+@pytest.mark.parametrize("text", [False, True])
+def test_chunks_that_are_merged_keep_their_times(text: bool, timed: Build):
+    def named(seed: int) -> SequentialRecommender:
+        model = timed(seed=seed)
+        if text:
+            model.item_vocabulary = Vocabulary(sorted(f"{10 * item}" for item in range(1, 31)))
+        return model
+
+    model, store, rng = named(0), InMemoryStore(keep_events=1000), np.random.default_rng(0)
     times = NOON + rng.integers(0, 10_000, 600).cumsum()
     events = [
-        Event("ada", 10 * int(item), int(time)) for item, time in zip(rng.integers(1, 31, 600), times, strict=True)
+        Event("ada", f"{10 * item}", int(time)) for item, time in zip(rng.integers(1, 31, 600), times, strict=True)
     ]
     sessions = SessionRecommender(model, store)
     for begin in range(0, 600, 50):
         sessions.observe_many(events[begin : begin + 50])
-    again, fresh = (SessionRecommender(timed(seed=1), each) for each in (store, None))
+    again, fresh = (SessionRecommender(named(1), each) for each in (store, None))
     fresh.observe_many(events)
     at = int(times[-1]) + 60
     expected = fresh.recommend("ada", filter_seen=False, at=at)
@@ -243,6 +250,23 @@ def test_a_damaged_session_is_made_again_with_its_times(timed: Build, tmp_path: 
     with SessionRecommender(timed(), store) as sessions:
         assert sessions.recommend("eve", at=NOON + 10**7) == expected
         assert sessions.rebuilt == 1
+
+
+@pytest.mark.parametrize(("name", "arguments"), MODELS.values(), ids=MODELS)
+def test_events_after_the_state_in_a_file_are_observed_again_at_their_times(
+    name: str, arguments: dict, timed: Build, tmp_path: Path
+):
+    store, fresh = SQLiteStore(tmp_path / "s.db"), SessionRecommender(timed(name, **arguments))
+    with SessionRecommender(timed(name, **arguments), store) as sessions:
+        for event in events_of("eve"):
+            sessions.observe_many([event])
+            fresh.observe_many([event])
+        # The file has no state yet, or an old one, as after a kill.
+        store.backup(tmp_path / "b.db")
+    with SessionRecommender(timed(name, **arguments), SQLiteStore(tmp_path / "b.db")) as again:
+        found, expected = (each.recommend("eve", at=NOON + 10**7) for each in (again, fresh))
+        assert [each.item for each in found] == [each.item for each in expected]
+        again.observe("eve", 30, NOON + 10**7)
 
 
 def test_events_that_were_kept_without_times_need_to_be_forgotten(build: Build, timed: Build):
