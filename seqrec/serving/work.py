@@ -17,6 +17,7 @@ from seqrec.inference.sessions import Event, Id, Request, Scored, SessionRecomme
 from seqrec.inference.sessions.entries import (
     check_time,
     event_times,
+    history_times,
     known_items,
     recommend_options,
     request_time,
@@ -214,10 +215,12 @@ class HistoryWork:
                 "was trained on; leave it out",
                 place,
             )
-        times, at = times_of(work, self._reads_times), request_time(self._model, work.at, "")
+        times, at = None, request_time(self._model, work.at, "")
+        if self._reads_times or work.times is not None:
+            times = history_times(work.times, len(history), "the history")
         if at is not None and times is not None and at < times[-1]:
             raise InputError(f"at={at} is before the newest event, at {times[-1]}, of history: ask at a later time")
-        return KnownHistory(item_ids, times, at)
+        return KnownHistory(item_ids, times if self._reads_times else None, at)
 
     @torch.no_grad()
     def _best(self, works: Sequence[RecommendToHistory], known: Sequence[KnownHistory]) -> list[list[Scored]]:
@@ -232,28 +235,6 @@ class HistoryWork:
         states = self._model.last_states(batch)
         best = best_items_of_each(self._scorer, states, batch.user_ids, histories, options)
         return scored_lists(best, [own.top_k for own in options], self._items)
-
-
-def times_of(work: RecommendToHistory, are_read: bool) -> NDArray[np.int64] | None:
-    """Return the times (L,) of a history's events; None if they are not read.
-
-    Raises:
-        InputError: if they are missing but read, not as many as the events, or not in order.
-    """
-    if work.times is None:
-        if are_read:
-            raise InputError("times: the model reads the time of events; give one for each event of history")
-        return None
-    times = np.array(work.times, np.int64)
-    if len(times) != len(work.history):
-        raise InputError(f"times: {len(times)} for {len(work.history)} events of history; give one for each")
-    if len(back := np.flatnonzero(times[1:] < times[:-1])):
-        place = int(back[0])
-        raise InputError(
-            f"times[{place + 1}]={times[place + 1]} is before times[{place}]={times[place]}; give events "
-            "in the order of time"
-        )
-    return times if are_read else None
 
 
 def done_together(

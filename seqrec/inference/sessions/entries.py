@@ -20,6 +20,7 @@ from seqrec.types import Recommendations
 MAX_EVENT_ID = 256
 # The log's id of a user or an item. An integer and its decimal string are the same id, as in `Vocabulary`.
 Id = int | str
+Times = NDArray[np.int64]
 
 
 class Event(NamedTuple):
@@ -185,18 +186,12 @@ def event_times(events: Sequence[Event]) -> NDArray[np.int64]:
     return np.fromiter((event.time for event in events), np.int64, len(events))
 
 
-def history_times(user: Id, history: UserHistory, index: int) -> NDArray[np.int64]:
-    """Return the (L,) times of a history with events; a `BatchEntryError` refuses missing ones, and ones that go
-    back.
-    """
-    times = np.asarray(() if history.times is None else history.times)
-    if times.dtype.kind not in "iu" or len(times) != len(history.items) or (times[1:] < times[:-1]).any():
-        raise BatchEntryError(
-            f"the history of user={user!r} needs a time for each of its {len(history.items)} events, in order, as the "
-            "model reads them: give UserHistory(items, times=..)",
-            index,
-        )
-    return times.astype(np.int64)
+def history_times(times: Sequence[int] | NDArray[Any] | None, num_events: int, whose: str, index: int = 0) -> Times:
+    """Return the times (L,) of a history's events; a `BatchEntryError` refuses missing ones, and ones that go back."""
+    found = np.asarray(() if times is None else times)
+    if found.dtype.kind not in "iu" or len(found) != num_events or (found[1:] < found[:-1]).any():
+        raise BatchEntryError(f"times: {whose} needs one for each of its {num_events} events, oldest first", index)
+    return found.astype(np.int64)
 
 
 def request_time(model: RecommendingModel, at: int | datetime | None, place: str, index: int = 0) -> int | None:

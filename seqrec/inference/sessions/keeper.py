@@ -343,7 +343,9 @@ class SessionKeeper:
     def _known_events(self, user: Id, history: UserHistory, index: int = 0) -> KnownEvents:
         """Return a history's events without those of unknown items; `index` names the user in a `BatchEntryError`."""
         found = self.items.lookup(history.items)
-        times = history_times(user, history, index) if self.reads_times else None
+        times = None
+        if self.reads_times:
+            times = history_times(history.times, len(found), f"the history of user={user!r}", index)
         known = found[found > 0]
         if len(known) < len(found):
             times = None if times is None else times[found > 0]

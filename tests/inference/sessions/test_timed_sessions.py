@@ -325,7 +325,7 @@ def test_a_history_without_fitting_times_is_refused_alone(times: Any, timed: Bui
         return UserHistory([10, 20], NOON, times) if user == "ada" else None
 
     sessions = SessionRecommender(timed(), history_of=history_of)
-    named = "the history of user='ada' needs a time for each of its 2 events"
+    named = "times: the history of user='ada' needs one for each of its 2 events"
     with pytest.raises(BatchEntryError, match=named) as error:
         sessions.observe_many([Event("bob", 10, NOON), Event("bob", 10, NOON), Event("ada", 10, NOON)])
     assert error.value.index == 2
