@@ -291,6 +291,14 @@ def test_events_that_were_kept_without_times_need_to_be_forgotten(build: Build, 
         SessionRecommender(timed(), store).recommend("ada", at=NOON + 10)
 
 
+def test_times_are_not_kept_in_part_of_a_merged_chunk(build: Build, timed: Build):
+    store = InMemoryStore(keep_events=1000)
+    SessionRecommender(timed(), store).observe_many([Event("ada", 10, NOON + n) for n in range(200)])
+    SessionRecommender(build(), store).observe_many([Event("ada", 20, NOON + 200 + n) for n in range(100)])
+    with pytest.raises(DamagedSessionError, match="its events are kept without their times"):
+        SessionRecommender(timed(), store).recommend("ada", at=NOON + 10**6)
+
+
 @pytest.fixture
 def log(tmp_path: Path) -> EventStore:
     events = [event for user in HISTORIES for event in HISTORIES[user]]
