@@ -23,6 +23,7 @@ from seqrec.errors import InputError, SessionStoreError
 from seqrec.inference.sessions.slab import KeptState, Slab, SlabState
 from seqrec.models import Recommender, SequentialRecommender
 from seqrec.models.streaming import NEWEST_TIME
+from seqrec.specs import to_spec
 from seqrec.types import History, RaggedItems, SequenceBatch
 
 Int64Array = NDArray[np.int64]
@@ -189,7 +190,8 @@ class StreamedState:
         model = self._model
         parts = {"items": model.items, "users": model.users, "event_time": model.event_time, "read_out": model.read_out}
         digests = {name: weights_digest(part) for name, part in parts.items() if part is not None}
-        return {"memory": "states", "state": json.loads(self._format.header), **digests}
+        time = {} if model.time is None else {"time": to_spec(model.time)}
+        return {"memory": "states", "state": json.loads(self._format.header), **digests, **time}
 
     def check(self, description: dict[str, Any]) -> None:
         """See `UserState.check`."""

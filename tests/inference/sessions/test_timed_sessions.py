@@ -25,6 +25,7 @@ from seqrec.inference.sessions import (
     Scored,
     SessionRecommender,
     SQLiteStore,
+    StreamedState,
     UserHistory,
     log_histories,
     warm,
@@ -183,17 +184,16 @@ def test_sessions_continue_after_a_restart(name: str, arguments: dict, keep_even
 
 
 def test_a_store_knows_the_weights_that_read_time(timed: Build, tmp_path: Path):
-    def opened(model: SequentialRecommender) -> SessionRecommender:
-        return SessionRecommender(model, SQLiteStore(tmp_path / "s.db", keep_events=0))
-
-    with opened(timed()) as sessions:
+    with SessionRecommender(timed(), SQLiteStore(tmp_path / "s.db", keep_events=0)) as sessions:
         sessions.observe_many(events_of("ada"))
     for part, of in (("event_time", "gaps"), ("read_out", "out")):
         model = timed()
         with torch.no_grad():
             getattr(getattr(model, part), of).weight[0] += 1
+        store = SQLiteStore(tmp_path / "s.db", keep_events=0)
         with pytest.raises(SessionStoreError, match=f"of another model: its {part} is"):
-            opened(model)
+            SessionRecommender(model, store)
+        store.close()
 
 
 @pytest.mark.parametrize(("name", "arguments"), MODELS.values(), ids=MODELS)
@@ -359,3 +359,12 @@ def test_a_model_that_re_encodes_sees_times_of_the_newest_events_alone(timed: Bu
         sessions.observe_many([event])
     expected = model.recommend(frame(events_of("eve")), 5, filter_seen=False, max_length=3, at=NOON + 10**7)
     same(sessions.recommend("eve", 5, filter_seen=False, at=NOON + 10**7), expected)
+
+
+def test_states_of_other_settings_of_time_are_not_continued(timed: Build):
+    ours = StreamedState(timed())
+    # The same weights read the same numbers as other hours.
+    theirs = StreamedState(timed(time=EventTime(hour=True, weekday=True, request=True, utc_offset=9)))
+    ours.check(ours.describe())
+    with pytest.raises(SessionStoreError, match="the store is of another model: its time is"):
+        theirs.check(ours.describe())
