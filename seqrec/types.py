@@ -16,7 +16,7 @@ Batch = TypeVar("Batch", bound="TensorRecord")
 # because reading the largest item from a GPU would make Python wait.
 ROW_STRIDE = 1 << 40
 
-# Stands for the time of an event before a user's first one.
+# The time of the event before a user's first one, which has none.
 NO_TIME = -(1 << 63)
 
 

@@ -42,7 +42,7 @@ def read_table(
         files: The files.
         key: Name of the column of ids.
         separator: Character between the fields of a text file; None is a tab for `.tsv`, else a comma.
-        missing_values: Text that stands for a missing value.
+        missing_values: Text of a missing value.
         vectors: `.npy` files by the name of the column that each gives.
 
     Raises:
