@@ -54,7 +54,8 @@ def test_peak_memory_is_what_a_call_holds_and_not_what_it_returns_to_the_system(
         return lambda: torch.ones(megabytes << 18).sum()
 
     for megabytes in (32, 256, 64):
-        found = peak_bytes(holds(megabytes), torch.device("cpu")) / 2**20
+        # The middle of three, as other threads of the process may free memory meanwhile.
+        found = sorted(peak_bytes(holds(megabytes), torch.device("cpu")) / 2**20 for _ in range(3))[1]
         assert megabytes - 1 < found < megabytes + 16
 
 
