@@ -423,7 +423,7 @@ def seqrec(*words: str, status: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_trust_reaches_all_processes_and_the_command_that_resumes(trained: Path, marker: Path):
     config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
     config["model"] = {"class_path": "SequentialRecommender", "init_args": {"encoder": STRANGER}}
