@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -202,6 +202,10 @@ class SequenceBatch(TensorRecord):
         """Distinct items of `seen_events`, sorted at the first access, on the batch's device at that time."""
         events = self.seen_events
         return SeenItems.from_events(events.rows, events.item_ids, len(self))
+
+    def asked_at(self, times: Tensor) -> SequenceBatch:
+        """Return the batch with the time (B,) int64 of each row's request."""
+        return replace(self, request_times=times.unsqueeze(1).expand_as(self.history.item_ids))
 
     @property
     def last_targets(self) -> Tensor:

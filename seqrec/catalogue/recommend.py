@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain, islice
 from threading import Lock
@@ -94,7 +94,7 @@ def best_items(
         InputError: if a user is asked for at a time before its newest event.
     """
     if options.at is not None and batch.request_times is None:
-        batch = replace(batch, request_times=torch.full_like(batch.history.item_ids, options.at))
+        batch = batch.asked_at(torch.full_like(batch.user_ids, options.at))
     _refuse_requests_before_events(batch)
     states, exclude = model.last_states(batch), batch.seen if options.filter_seen else None
     blocked = None if options.blocked is None else options.blocked.to(states.device)

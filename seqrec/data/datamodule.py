@@ -225,10 +225,8 @@ class SequenceDataModule(pl.LightningDataModule):
         if not (stops - 1 > self._offsets).any():
             raise InputError(f"{self.store_directory}: no user has two training events, there is nothing to learn")
         windows = partial(self.train_windows.index, self._offsets, stops - 1, self.max_length)
-        dataset, shuffle = (
-            WindowDataset(self.store, stops, scales=self.event_scales),
-            not (self.longest_first or self._overfits),
-        )
+        dataset = WindowDataset(self.store, stops, scales=self.event_scales)
+        shuffle = not (self.longest_first or self._overfits)
         loader = self._loader(dataset, windows, self.batch_size, shuffle=shuffle)
         self._train_sampler = loader.sampler
         self._resume(loader.sampler)

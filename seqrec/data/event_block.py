@@ -81,6 +81,5 @@ class EventBlock:
             rows = plan.windows.user_rows
             batch = replace(dataset[plan], user_ids=torch.from_numpy(self.user_ids[rows]))
             if self.request_times is not None:
-                times = torch.from_numpy(self.request_times[rows]).unsqueeze(1)
-                batch = replace(batch, request_times=times.expand_as(batch.history.item_ids))
+                batch = batch.asked_at(torch.from_numpy(self.request_times[rows]))
             yield rows, batch

@@ -215,7 +215,7 @@ class GlobalTime(Split):
         """Return the ends of histories; those for training end at `validation_from`."""
         if stage == "predict":
             return np.asarray(store.offsets)[1:].astype(np.int64)
-        stops = self._stops(store, self.test_from if stage == "test" else self.validation_from)
+        stops = self._since(store, stage)
         if not self.prequential or stage == "train":
             return stops
         # A user's first events are no targets, but they are known to the next ones.
@@ -231,7 +231,8 @@ class GlobalTime(Split):
     def left_out(self, store: EventStore, stage: str) -> dict[str, int]:
         """Return the number of users who are not judged in "validate" or "test", by reason."""
         starts, ends = self._stage(store, stage)
-        since = self._stops(store, self.test_from if stage == "test" else self.validation_from)
+        # Finding a point in time reads all times of the log.
+        since = self._since(store, stage) if self.prequential else starts
         absent, known = ends == since, starts - np.asarray(store.offsets)[:-1]
         judged = (ends > starts) & (known >= self.warm_up)
         return {
@@ -242,6 +243,10 @@ class GlobalTime(Split):
     def _stage(self, store: EventStore, stage: str) -> tuple[Int64, Int64]:
         """Return the start and end (U,) of each user's targets in a stage."""
         return self.history_stops(store, stage), self._ends(store, stage)
+
+    def _since(self, store: EventStore, stage: str) -> Int64:
+        """Return the start (U,) of each user's events in the time of a stage; for "train", the end of them."""
+        return self._stops(store, self.test_from if stage == "test" else self.validation_from)
 
     def _ends(self, store: EventStore, stage: str) -> Int64:
         """Return the end (U,) of each user's events in the time of a stage."""

@@ -77,23 +77,24 @@ def prefix_batches(batch: SequenceBatch, max_length: int | None) -> Iterator[tup
         part = slice(begin, begin + size)
         own, known = rows[part], positions[part]
         seen = _newest_before(history.item_ids, own, known, known)
-        lengths = known if max_length is None else known.clamp_max(max_length)
+        lengths, items = known, seen
+        if max_length is not None:
+            lengths = known.clamp_max(max_length)
+            items = _newest_before(history.item_ids, own, known, lengths)
         times = None if history.timestamps is None else _newest_before(history.timestamps, own, known, lengths)
-        windows = History(_newest_before(history.item_ids, own, known, lengths), lengths, times)
-        asked = None if requests is None else requests[own, known - 1].unsqueeze(1).expand_as(windows.item_ids)
         one_each = torch.arange(len(own) + 1, device=rows.device)
         prefix = replace(
             batch,
-            history=windows,
+            history=History(items, lengths, times),
             targets=None,
             user_ids=batch.user_ids[own],
             seen_events=RaggedItems(seen[seen > 0], F.pad(known.cumsum(0), (1, 0))),
             held_out=HeldOutItems(
                 held_out.item_ids[part], one_each, None if held_out.timestamps is None else held_out.timestamps[part]
             ),
-            request_times=asked,
+            request_times=None,
         )
-        yield part, prefix
+        yield part, prefix if requests is None else prefix.asked_at(requests[own, known - 1])
 
 
 def _newest_before(column: Tensor, rows: Tensor, stops: Tensor, lengths: Tensor) -> Tensor:

@@ -41,8 +41,8 @@ def check_full_pass(model: SequentialRecommender, run: Run, longest: int | None)
         timestamps = (_first_time(model) + _random_times((batch, length), generator).cumsum(1)) * valid
         newest = newest_events(timestamps, lengths)
         at = newest + _random_times((batch,), generator)
-        history, asked = History(item_ids, lengths, timestamps), at.unsqueeze(1).expand_as(item_ids)
-        states = model.last_states(SequenceBatch(history, None, user_ids, seen, request_times=asked))
+        events = SequenceBatch(History(item_ids, lengths, timestamps), None, user_ids, seen)
+        states = model.last_states(events.asked_at(at))
         given = {"item_ids": item_ids, "lengths": lengths, "user_ids": user_ids}
         given |= {"timestamps": timestamps, "request_times": at}
         place = f"the full pass of {batch} histories of up to {length} events"

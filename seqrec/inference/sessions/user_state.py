@@ -94,10 +94,9 @@ class ItemRows:
 
     def batch(self, user_ids: Tensor, at: Tensor | None) -> SequenceBatch:
         """Return a batch on the CPU of users (B,) who ask at times (B,), without targets; None is without times."""
-        history = self.padded()
         seen = RaggedItems(torch.from_numpy(self.flat), torch.tensor(self.offsets))
-        asked = None if at is None else at.unsqueeze(1).expand_as(history.item_ids)
-        return SequenceBatch(history, None, user_ids, seen, request_times=asked)
+        batch = SequenceBatch(self.padded(), None, user_ids, seen)
+        return batch if at is None else batch.asked_at(at)
 
     def int32_bytes(self) -> list[bytes]:
         """Return each user's items as the bytes of int32."""
