@@ -79,9 +79,9 @@ class Residual(nn.Module):
             return _add_and_norm(self.layer.before_dropout(normed), x, norm, self.layer.layers[-1])
         return _add_and_norm(self.layer(normed, *others), x, norm)
 
-    def newest(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Return `forward` at each row's newest event (B, 1, D); the layer must have a `newest`."""
-        out: Tensor = newest_events(x, lengths).unsqueeze(1) + self.layer.newest(self.norm(x), lengths)  # type: ignore[operator]
+    def newest(self, x: Tensor, normed: Tensor, lengths: Tensor) -> Tensor:
+        """Return `forward` at each row's newest event (B, 1, D), given `self.norm(x)`; the layer has a `newest`."""
+        out: Tensor = newest_events(x, lengths).unsqueeze(1) + self.layer.newest(normed, lengths)  # type: ignore[operator]
         return out
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
@@ -132,26 +132,15 @@ class ResidualStack(nn.Module):
 
     def forward(self, x: Tensor, *others: Tensor) -> Tensor:
         """Map (B, L, D) to (B, L, D); `others` are further arguments of the layer of each block's first branch."""
-        blocks = [[cast("Residual", branch) for branch in cast("nn.Sequential", block)] for block in self.blocks]
-        first, *norms = [*(branch.norm for block in blocks for branch in block), self.norm]
-        x, normed = _add_and_norm(x, None, first, self.dropout)
-        for block in blocks:
-            run = partial(_run_branches, block, norms[: len(block)], others)
-            x, normed = run_block(run, x, normed, recompute=self.recompute)
-            norms = norms[len(block) :]
-        return normed
+        return self._run(len(self.blocks), x, *others)[1]
 
     def newest(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Return `forward` at each row's newest event (B, D), for x (B, L, D) with `lengths` (B,) of at least 1 event.
 
         The last block's first branch must have a `newest`, and its other branches must not mix events.
         """
-        x = self.dropout(x)
-        *before, last = self.blocks
-        for block in before:
-            x = block(x)
-        mixer, *others = cast("nn.Sequential", last)
-        out = cast("Residual", mixer).newest(x, lengths)
+        mixer, *others = self._blocks()[-1]
+        out = mixer.newest(*self._run(len(self.blocks) - 1, x), lengths)
         for branch in others:
             out = branch(out)
         normed: Tensor = self.norm(out.squeeze(1))
@@ -169,9 +158,23 @@ class ResidualStack(nn.Module):
             x, parts[name] = branch.advance(x, valid, parts.get(name, {}))
         return self.norm(x), joined(parts)
 
+    def _blocks(self) -> list[list[Residual]]:
+        return [[cast("Residual", branch) for branch in cast("nn.Sequential", block)] for block in self.blocks]
+
     def _branches(self) -> Iterator[tuple[str, Residual]]:
-        branches = (branch for block in self.blocks for branch in cast("nn.Sequential", block))
-        return ((str(number), cast("Residual", branch)) for number, branch in enumerate(branches))
+        branches = (branch for block in self._blocks() for branch in block)
+        return ((str(number), branch) for number, branch in enumerate(branches))
+
+    def _run(self, count: int, x: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x (B, L, D) after input dropout and the first `count` blocks, and the norm of it that follows."""
+        blocks = self._blocks()
+        first, *norms = [*(branch.norm for block in blocks for branch in block), self.norm]
+        x, normed = _add_and_norm(x, None, first, self.dropout)
+        for block in blocks[:count]:
+            run = partial(_run_branches, block, norms[: len(block)], others)
+            x, normed = run_block(run, x, normed, recompute=self.recompute)
+            norms = norms[len(block) :]
+        return x, normed
 
 
 def _run_branches(

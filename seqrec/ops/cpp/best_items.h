@@ -33,10 +33,27 @@ struct Candidates {
   float least;  // lower scores, and as high ones of later items, are not among the K best
   const int64_t *excluded, *end;
 
-  void select(int64_t k) {
-    std::nth_element(keys, keys + k - 1, keys + count, std::greater<uint64_t>());
-    count = k;
-    least = score_of(keys[k - 1]);
+  // Keep the K best in any order, and at most `spare` more.
+  void select(int64_t k, int64_t spare) {
+    int64_t begin = 0, end = count;  // the first `begin` are among the K best, and those from `end` on are not
+    for (int rounds = 0; end - k > spare && end - begin > 8 && rounds < 64; ++rounds) {
+      const uint64_t a = keys[begin], b = keys[(begin + end) / 2], c = keys[end - 1];
+      const uint64_t middle = std::max(std::min(a, b), std::min(std::max(a, b), c));
+      int64_t larger = begin;  // keys differ, so this is neither none nor all of them
+      for (int64_t i = begin; i < end; ++i) {
+        const uint64_t key = keys[i];
+        keys[i] = keys[larger];
+        keys[larger] = key;
+        larger += key > middle;  // without a branch, which would be guessed wrongly every other time
+      }
+      (larger < k ? begin : end) = larger;
+    }
+    if (end - k > spare) {
+      std::nth_element(keys + begin, keys + k - 1, keys + end, std::greater<uint64_t>());
+      end = k;
+    }
+    count = end;
+    least = score_of(*std::min_element(keys, keys + end));
   }
 };
 
@@ -84,11 +101,12 @@ inline void keep_best(const BestItemsProblem& p, const float* scores, int64_t fi
     std::memcpy(parts, &above, sizeof above);
     for (uint64_t part : parts) any |= part;
     if (!any) continue;
-    if (best.count + CHECKED > best_items_room(p)) best.select(p.k);
-    for (int64_t i = at; i < at + CHECKED; ++i) {
-      best.keys[best.count] = key_of(scores[i], first + i);
-      best.count += scores[i] > best.least;  // not for NaN
-    }
+    if (best.count + CHECKED > best_items_room(p)) best.select(p.k, CHECKED);
+    for (int64_t i = at; i < at + CHECKED; i += LANES)
+      for (uint32_t above = lanes_above(load(scores + i), best.least); above; above &= above - 1) {
+        const int64_t found = i + __builtin_ctz(above);
+        best.keys[best.count++] = key_of(scores[found], first + found);
+      }
   }
 }
 
@@ -126,7 +144,7 @@ void best_items_task(const BestItemsProblem& p, int64_t task, Vec* scratch) {
   }
   for (int64_t user = begin; user < end; ++user) {
     Candidates& own = best[user - begin];
-    if (own.count > p.k) own.select(p.k);
+    if (own.count > p.k) own.select(p.k, 0);
     std::sort(own.keys, own.keys + own.count, std::greater<uint64_t>());
     for (int64_t k = 0; k < p.k; ++k) {
       const bool found = k < own.count;

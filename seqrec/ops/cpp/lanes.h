@@ -71,6 +71,20 @@ inline void store_rows(float* to, const Vec* from, int64_t N, int count) {
     for (int i = 0; i < count; ++i) to[i * N + n] = from[n][i];
 }
 
+// Bit i is set if lane i is larger, not for NaN.
+inline uint32_t lanes_above(Vec x, float least) {
+#if KERNEL_LANES == 16
+  return _mm512_cmp_ps_mask(__m512(x), __m512(all(least)), _CMP_GT_OQ);
+#elif KERNEL_LANES == 8
+  return _mm256_movemask_ps(__m256(Vec(x > all(least))));
+#else
+  const Bits above = x > all(least);
+  uint32_t bits = 0;
+  for (int i = 0; i < LANES; ++i) bits |= static_cast<uint32_t>(above[i] & 1) << i;
+  return bits;
+#endif
+}
+
 // The order of the operands lets a NaN through.
 inline Vec clamp(Vec x, float low, float high) {
   x = all(low) > x ? all(low) : x;
