@@ -8,6 +8,7 @@ from seqrec.ops.attention import ATTENTION_BACKENDS, attention
 from seqrec.ops.backends import Backends
 from seqrec.ops.best_items import BEST_ITEMS_BACKENDS
 from seqrec.ops.causal_conv1d import CONV_BACKENDS, causal_conv1d
+from seqrec.ops.cross_entropy import CROSS_ENTROPY_BACKENDS
 from seqrec.ops.dropout import DROPOUT_BACKENDS, dropout
 from seqrec.ops.linear import LINEAR_BACKENDS, linear
 from seqrec.ops.mamba_mixer import MAMBA2_BACKENDS, MAMBA_BACKENDS
@@ -35,5 +36,6 @@ ALL_BACKENDS: tuple[Backends[Any], ...] = (
     MAMBA_STEP_BACKENDS,
     MAMBA2_STEP_BACKENDS,
     PAIR_SCORES_BACKENDS,
+    CROSS_ENTROPY_BACKENDS,
     BEST_ITEMS_BACKENDS,
 )

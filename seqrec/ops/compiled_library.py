@@ -75,6 +75,10 @@ LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
         "events draws width parts threads", "item_ids states vectors scores dscores dstates dvectors"
     ),
     "weight_gradient": _layout("rows outputs inputs dout_row x_row parts threads", "dout x dweight dbias"),
+    "cross_entropy": _layout(
+        "events candidates width row tile threads",
+        "own states target vectors packed log_weights weights largest totals dstates scaled dvectors",
+    ),
     "best_items": _layout(
         "users rows width first k num_blocked tile threads",
         "states vectors offsets excluded blocked scores item_ids",

@@ -27,6 +27,11 @@ def moved(problem: Problem, target: torch.dtype | torch.device) -> Problem:
     )
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Return 16-bit values as float32, for sums and exponentials; other values unchanged."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
 def wants_gradient(problem: tuple[Any, ...]) -> bool:
     """Return True if autograd records operations on a tensor of the problem."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in problem if isinstance(x, Tensor))

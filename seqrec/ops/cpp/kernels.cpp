@@ -1,5 +1,5 @@
 // The scans, the causal convolution, attention, dropout and norms on CPU, forward and hand-written backward, one event of a
-// Mamba mixer, scores of chosen items, and the best items, float32, behind a plain C ABI. One source, several builds:
+// Mamba mixer, scores of chosen items, softmax over a catalogue, and the best items, float32, behind a plain C ABI. One source, several builds:
 // KERNEL_LANES is the number of floats in a vector register. Lanes run over channels. The order of sums does not
 // depend on timing.
 
@@ -90,6 +90,7 @@ inline bool is_start(const Problem& p, int64_t event) {
 #include "pair_scores.h"
 #include "weight_gradient.h"
 #include "best_items.h"
+#include "cross_entropy.h"
 
 }  // namespace
 
@@ -179,6 +180,8 @@ KERNEL_EXPORT int64_t pair_scores_problem_bytes() { return sizeof(PairScoresProb
 
 KERNEL_EXPORT int64_t weight_gradient_problem_bytes() { return sizeof(WeightGradientProblem); }
 
+KERNEL_EXPORT int64_t cross_entropy_problem_bytes() { return sizeof(CrossEntropyProblem); }
+
 KERNEL_EXPORT int64_t best_items_problem_bytes() { return sizeof(BestItemsProblem); }
 
 KERNEL_EXPORT int scan_forward(const ScanProblem* p) {
@@ -265,6 +268,15 @@ KERNEL_EXPORT int pair_scores_backward(const PairScoresProblem* p) {
 
 KERNEL_EXPORT int weight_gradient(const WeightGradientProblem* p) {
   return run(*p, p->parts, weight_gradient_work(*p), weight_gradient_scratch(*p), weight_gradient_task);
+}
+
+KERNEL_EXPORT int cross_entropy_forward(const CrossEntropyProblem* p) {
+  const int64_t tasks = (p->events + p->tile - 1) / p->tile;
+  return run(*p, tasks, 2 * cross_entropy_work(*p), cross_entropy_scratch(*p), cross_entropy_forward_task);
+}
+
+KERNEL_EXPORT int cross_entropy_backward(const CrossEntropyProblem* p) {
+  return run(*p, panels_of(*p), cross_entropy_work(*p), 1, cross_entropy_backward_task);
 }
 
 KERNEL_EXPORT int best_items(const BestItemsProblem* p) {

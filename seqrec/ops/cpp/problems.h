@@ -213,6 +213,25 @@ struct WeightGradientProblem {
   float *dweight, *dbias;           // (parts, E, D), (parts, E), to be summed; dbias may be null
 };
 
+// Softmax cross-entropy of M events against C candidates, of width D; scores are in units of log 2.
+struct CrossEntropyProblem {
+  int64_t events, candidates, width;  // M, C, D
+  int64_t row;                        // R, room for events in `weights`, at least M
+  int64_t tile;                       // events that one thread takes at a time
+  int64_t threads;
+  const int64_t* own;                 // (M,) the candidate that does not compete, or none of them
+  const float* states;                // (M, D)
+  const float* target;                // (M,) scores of the targets
+  const float* vectors;               // (C, D)
+  const float* packed;                // (P, D, 64) the same in P panels of columns
+  const float* log_weights;           // (C,) added to the scores; may be null
+  float* weights;                     // (P, R, 64) from forward to backward
+  float *largest, *totals;            // (M,) largest score, and sum of the weights 2^(score - largest)
+  float* dstates;                     // (M, D); may be null
+  float* scaled;                      // (M, D) states / totals, not in units of log 2, for backward; may be null
+  float* dvectors;                    // (C, D), added to
+};
+
 // The K best rows of a table (V, D) for each of B users, from row `first` on.
 struct BestItemsProblem {
   int64_t users, rows, width, first, k;  // B, V, D, -, K

@@ -5,7 +5,6 @@ Shapes: M events, C candidates, D width, B users; m events of one block of score
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +12,10 @@ import torch
 from torch import Tensor
 
 from seqrec.ops.autograd import refuse_second_derivative
-from seqrec.ops.linear import add_product, linear
-from seqrec.training.losses.loss import at_least_float32
+from seqrec.ops.cross_entropy import CrossEntropyProblem, cross_entropy
 
 # Default number of scores held at a time. Blocks of 4 MiB stay in a CPU's cache, and large ones keep a GPU busy.
 CPU_CHUNK, DEVICE_CHUNK = 1 << 20, 1 << 25
-# Scores are computed in units of log 2: torch's 2^x takes a quarter of the time of e^x on a CPU.
-UNITS = math.log2(math.e)
 # By default a block has so many events at least: products of fewer events with many candidates take longer for each.
 LEAST_EVENTS = 32
 NO_SECOND_DERIVATIVE = (
@@ -54,7 +50,7 @@ def chunked_cross_entropy(
 ) -> Tensor:
     """Return the mean of `-log(exp(target) / (exp(target) + sum over candidates of weight * exp(score)))` over events.
 
-    Scores are computed once, a block of events at a time, together with the gradients: three matrix products in all.
+    Scores are computed once, a block of events at a time, together with the gradients, by `seqrec.ops.cross_entropy`.
     Only one block is held, and tensors of the inputs' size.
 
     Scores have autocast's type if autocast is on and the inputs are float32, else the inputs' type. All sums,
@@ -79,22 +75,6 @@ def chunked_cross_entropy(
     return loss
 
 
-def _scores(states: Tensor, vectors: Tensor, candidates: Competitors, events: slice) -> Tensor:
-    """Return the scores (m, C) of a block in the units of its states; -inf if a candidate does not compete."""
-    scores = at_least_float32(linear(states, vectors))
-    if candidates.log_weights is not None:
-        scores += candidates.log_weights[candidates.first :] * UNITS
-    if candidates.excluded is not None:
-        assert candidates.rows is not None, "excluded needs rows"
-        scores.masked_fill_(candidates.excluded[candidates.rows[events], candidates.first :], -torch.inf)
-    # A gather and a scatter: selecting the events that have their target here would make Python wait for the device.
-    own = candidates.own[events] - candidates.first
-    inside = (own >= 0) & (own < scores.shape[1])
-    place = own.clamp(0, scores.shape[1] - 1).unsqueeze(1)
-    kept = scores.gather(1, place).masked_fill_(inside.unsqueeze(1), -torch.inf)
-    return scores.scatter_(1, place, kept)
-
-
 class _BlockedCrossEntropy(torch.autograd.Function):
     """Blocks of events against all candidates; gradients are computed in the forward pass."""
 
@@ -111,29 +91,23 @@ class _BlockedCrossEntropy(torch.autograd.Function):
         dtype, device = torch.promote_types(states.dtype, vectors.dtype), states.device.type
         if dtype == torch.float32 and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-        table = vectors[candidates.first :].to(dtype)
-        losses = torch.empty_like(target_scores)
-        to_states = to_vectors = None
-        if with_gradients and ctx.needs_input_grad[0]:
-            to_states = torch.empty_like(states, dtype=target_scores.dtype)
+        to_vectors = None
         if with_gradients and ctx.needs_input_grad[1]:
             to_vectors = torch.zeros_like(vectors, dtype=target_scores.dtype)
+        problem = CrossEntropyProblem(
+            states.to(dtype),
+            vectors[candidates.first :].to(dtype),
+            target_scores,
+            candidates.own - candidates.first,
+            block=events_at_a_time,
+            to_states=with_gradients and ctx.needs_input_grad[0],
+            to_vectors=None if to_vectors is None else to_vectors[candidates.first :],
+            log_weights=None if candidates.log_weights is None else candidates.log_weights[candidates.first :],
+            excluded=None if candidates.excluded is None else candidates.excluded[:, candidates.first :],
+            rows=candidates.rows,
+        )
         with torch.autocast(device, enabled=False):
-            for begin in range(0, len(states), events_at_a_time):
-                events = slice(begin, begin + events_at_a_time)
-                block = (states[events] * UNITS).to(dtype)
-                scores = _scores(block, table, candidates, events)
-                own = target_scores[events].unsqueeze(1) * UNITS
-                largest = torch.maximum(scores.amax(1, keepdim=True), own)
-                weights = scores.sub_(largest).exp2_()
-                total = weights.sum(1, keepdim=True) + (own - largest).exp2()
-                losses[events] = ((total.log2() + (largest - own)) / UNITS).squeeze(1)
-                # Probabilities are weights / total. Dividing the narrow side saves a pass over the block.
-                weights = weights.to(dtype)
-                if to_states is not None:
-                    to_states[events] = at_least_float32(linear(weights, table.T)) / total
-                if to_vectors is not None:
-                    add_product(to_vectors[candidates.first :], weights, (block / (total * UNITS)).to(dtype))
+            losses, to_states = cross_entropy(problem)
         ctx.save_for_backward(to_states, to_vectors, losses if with_gradients else None)
         ctx.dtypes = states.dtype, vectors.dtype
         return losses.mean()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from seqrec.catalogue.scorer import Scorer
+from seqrec.ops.problems import at_least_float32
 from seqrec.registry import Registry
 from seqrec.training.negatives import NegativeSampler
 from seqrec.types import SequenceBatch
@@ -85,11 +85,6 @@ def select_events(states: Tensor, batch: SequenceBatch) -> TargetEvents:
     return TargetEvents(
         places // states.shape[1], at_least_float32(found), batch.targets.flatten().index_select(0, places)
     )
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """Return 16-bit values as float32, for sums and exponentials; other values unchanged."""
-    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 LOSSES: Registry[Loss] = Registry("loss", Loss)  # type: ignore[type-abstract]

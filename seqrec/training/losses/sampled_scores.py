@@ -10,7 +10,8 @@ from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer
 from seqrec.ops import pair_scores
-from seqrec.training.losses.loss import TargetEvents, at_least_float32
+from seqrec.ops.problems import at_least_float32
+from seqrec.training.losses.loss import TargetEvents
 from seqrec.training.negatives import Negatives, NegativeSampler
 from seqrec.types import SequenceBatch
 
