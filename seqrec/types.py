@@ -167,10 +167,11 @@ class SequenceBatch(TensorRecord):
 
     Attributes:
         history: The windows' events.
-        targets: (B, L) int64, the event that follows each event, 0 at padding; None in prediction.
+        targets: (B, L) int64, the event that follows each event; 0 at padding, and where that event is no target, as a
+            filter of targets decides. None in prediction.
         user_ids: (B,) int64, 1..num_users; 0 is a user without training events.
-        seen_events: Items of all of the user's events before the split's target, also of those before the window
-            (in training: of its whole training history), oldest first; `seen` is the set of them.
+        seen_events: Items of all of the user's events before the split's target, targets or not, also of those before
+            the window (in training: of its whole training history), oldest first; `seen` is the set of them.
         weight: () float32, weight of the mean over this batch's targets in an average over steps and processes. If
             batches differ in targets it is their number divided by the epoch's mean number, with which all targets
             of an epoch count the same; otherwise 1.
@@ -206,6 +207,12 @@ class SequenceBatch(TensorRecord):
     def asked_at(self, times: Tensor) -> SequenceBatch:
         """Return the batch with the time (B,) int64 of each row's request."""
         return replace(self, request_times=times.unsqueeze(1).expand_as(self.history.item_ids))
+
+    @property
+    def is_target(self) -> Tensor:
+        """(B, L) bool, True at events with a target, at which losses are computed."""
+        assert self.targets is not None
+        return self.targets > 0
 
     @property
     def last_targets(self) -> Tensor:

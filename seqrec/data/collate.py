@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from seqrec.data.columns import Column
 from seqrec.data.sampler import BatchPlan
 from seqrec.data.schema import CATEGORICAL, NUMERIC
+from seqrec.data.targets import TargetEvents
 from seqrec.data.windows import ranges
 from seqrec.types import HeldOutItems, History, RaggedItems, SequenceBatch
 
@@ -48,6 +49,10 @@ class EventArrays(Protocol):
     def event_columns(self) -> Mapping[str, Column]:
         """Further columns with E rows, by name."""
 
+    @property
+    def targets(self) -> TargetEvents | None:
+        """The events that are targets; None is all."""
+
     def check_in_use(self) -> None:
         """Raise an error if the events can no longer be read; see `EventStore.check_in_use`."""
 
@@ -57,7 +62,7 @@ class WindowDataset(Dataset[SequenceBatch]):
 
     `history_stops` (U,) are the ends of users' seen events, from `Split.history_stops`; `target_stops` (U,) those of
     held-out events, from `Split.target_stops`, None if no events are. Without `with_targets` no event follows the
-    windows (prediction). With `prequential`, windows are whole histories up to the event before the last target, and
+    windows (prediction). Of the events that follow, only `store.targets` are targets. With `prequential`, windows are whole histories up to the event before the last target, and
     each target keeps its position in them.
 
     `scales` are mean and standard deviation by which numeric columns are standardised, by name, from `training_scales`;
@@ -96,10 +101,17 @@ class WindowDataset(Dataset[SequenceBatch]):
         if self.with_targets:
             following = _Places(windows.starts + 1, windows.lengths)
             targets = following.rows(item_ids)
+            if self.store.targets is not None:
+                targets = following.only(targets, self.store.targets)
             request_times = None if timestamps is None else following.rows(timestamps)
         seen_events, user_ids = self._seen_events(windows.user_rows), torch.from_numpy(windows.user_rows + 1)
         weight = torch.tensor(plan.weight, dtype=torch.float32)
         held_out = None if self.target_stops is None else self._held_out(windows.user_rows, self.target_stops)
+        if held_out is not None and held_out.timestamps is not None and not self.prequential:
+            # The first target may follow events that are none.
+            rows, newest = torch.arange(len(user_ids)), history.lengths - 1
+            assert request_times is not None
+            request_times[rows, newest] = held_out.timestamps[held_out.offsets[:-1]]
         return SequenceBatch(history, targets, user_ids, seen_events, weight, held_out, request_times)
 
     def _features(self, events: _Places) -> dict[str, Tensor] | None:
@@ -127,6 +139,9 @@ class WindowDataset(Dataset[SequenceBatch]):
         starts = self.history_stops[user_rows]
         counts = target_stops[user_rows] - starts
         places = ranges(starts, counts)
+        if (targets := self.store.targets) is not None:
+            rows, there = np.repeat(np.arange(len(counts)), counts), targets.at(places)
+            places, counts = places[there], np.bincount(rows[there], minlength=len(counts))
         item_ids = np.asarray(self.store.item_ids)[places].astype(np.int64)
         if counts.max() > 1 and not self.prequential:
             rows = np.repeat(np.arange(len(counts)), counts)
@@ -178,6 +193,11 @@ class _Places:
             for row, start, length in zip(rows, self.starts.tolist(), self.lengths.tolist(), strict=True):
                 _standardise(column[start : start + length], mean, std, row[:length], has_missing=has_missing)
         return torch.from_numpy(rows)
+
+    def only(self, rows: Tensor, targets: TargetEvents) -> Tensor:
+        """Return rows (B, L) with 0 at events that are no targets."""
+        there = targets.at(np.minimum(self._events, self.starts[:, None] + self.lengths[:, None]))
+        return rows.mul_(torch.from_numpy(there))
 
     def _copied(self, column: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
         rows = np.zeros((len(self.starts), self.longest, *column.shape[1:]), dtype=dtype)

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seqrec.data.schema import CATEGORICAL, CATEGORIES, NUMERIC, VECTOR, file_names
 from seqrec.data.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import polars
 
 Int64 = NDArray[np.int64]
 # Events to read at a time for their mean, which bounds the memory.
@@ -55,6 +59,23 @@ class Column:
     def width(self) -> int:
         """Numbers of a vector, W; 1 for other kinds."""
         return int(self.values.shape[1]) if self.kind == VECTOR else 1
+
+    def series(self, begin: int, end: int) -> polars.Series:
+        """Return the log's values of the rows [begin, end) of a categorical or numeric column; null is missing."""
+        # Training needs no polars.
+        import polars
+
+        if self.vocabulary is None:
+            return polars.Series(np.asarray(self.values[begin:end])).fill_nan(None)
+        return self._values_of_codes.gather(polars.Series(np.asarray(self.values[begin:end])).cast(polars.UInt32))
+
+    @cached_property
+    def _values_of_codes(self) -> polars.Series:
+        import polars
+
+        assert self.vocabulary is not None
+        values = self.vocabulary.external_series(np.arange(1, self.num_codes))
+        return polars.concat([polars.Series([None], dtype=values.dtype), values])
 
     def describe(self) -> str:
         """Return kind, size and missing values in a few words."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,11 +12,13 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 
 from seqrec.data.collate import WindowDataset
 from seqrec.data.columns import training_scales
+from seqrec.data.item_counts import training_item_counts
+from seqrec.data.loader import ResumableLoader, outlive_signals
 from seqrec.data.position import EpochPosition, count_as_done
 from seqrec.data.prepare import Filters, ensure_store, fingerprint, prepare
 from seqrec.data.prepare.memory import MemoryLimit
@@ -26,8 +26,9 @@ from seqrec.data.progress import print_line
 from seqrec.data.sampler import BatchSampler, SequentialBatches
 from seqrec.data.schema import Schema
 from seqrec.data.sources import Source
-from seqrec.data.splits import LeaveOneOut, Split, training_item_counts
+from seqrec.data.splits import LeaveOneOut, Split, judged_ranges
 from seqrec.data.store import EventStore
+from seqrec.data.targets import TargetEvents
 from seqrec.data.windows import (
     NewestWindow,
     TrainWindows,
@@ -38,40 +39,9 @@ from seqrec.data.windows import (
 )
 from seqrec.errors import InputError, check_at_least
 from seqrec.specs import to_spec
-from seqrec.types import SequenceBatch
 
 # More loader processes than this a core are a mistake.
 MAX_WORKERS_PER_CORE = 32
-
-
-class ResumableLoader(DataLoader[SequenceBatch]):
-    """A loader that can start in the middle of an epoch. Lightning recognizes it by `state_dict`.
-
-    The position is the data module's state, because the loader fetches batches before they are trained on.
-    """
-
-    sampler: BatchSampler
-
-    def __iter__(self) -> Any:
-        """Return an iterator over batches. If a worker has died, the next batch raises an error within 5 s.
-
-        torch's handler of SIGCHLD is removed. It would raise at any point of the run, even within a checkpoint.
-        """
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if not self.num_workers or not in_main_thread or not hasattr(signal, "SIGCHLD"):
-            return super().__iter__()
-        before = signal.getsignal(signal.SIGCHLD)
-        try:
-            return super().__iter__()
-        finally:
-            signal.signal(signal.SIGCHLD, before)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing; see `SequenceDataModule.state_dict`."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Do nothing; see `SequenceDataModule.load_state_dict`."""
 
 
 def _check_machine(num_workers: int, memory_limit: str | None) -> None:
@@ -94,6 +64,9 @@ class SequenceDataModule(pl.LightningDataModule):
         store: Folder of the prepared store; None is `stores/<source>-<fingerprint of source, filters and schema>`.
         filters: Users, items and events to keep.
         schema: Columns of events, items and users to keep.
+        targets: SQL condition over columns of the store, such as "event_type = 'buy'": only events that meet it are
+            trained for and judged, and all others are context; see `EventStore.select_targets`. None is all events. It
+            is evaluated when the store is opened, so another condition needs no preparation.
         split: Division into training, validation and test; the default is leave-one-out.
         train_windows: Windows of training histories; the default is the newest window of each user.
         max_length: Events a window, at most.
@@ -134,6 +107,7 @@ class SequenceDataModule(pl.LightningDataModule):
         store: str | None = None,
         filters: Filters = Filters(),  # noqa: B008  # frozen
         schema: Schema = Schema(),  # noqa: B008  # not changed
+        targets: str | None = None,
         split: Split | None = None,
         train_windows: TrainWindows | None = None,
         max_length: int = 200,
@@ -151,9 +125,12 @@ class SequenceDataModule(pl.LightningDataModule):
         sizes |= {"eval_batch_size": eval_batch_size, "val_users": val_users}
         check_at_least(1, **{name: size for name, size in sizes.items() if size is not None})
         _check_machine(num_workers, memory_limit)
+        if targets is not None and not targets.strip():
+            raise InputError("targets is blank; leave it out (null) to make all events targets")
         self.source = source
         self.filters = filters
         self.schema = schema
+        self.targets = targets
         self.split = split or LeaveOneOut()
         self.train_windows = train_windows or NewestWindow()
         self.max_length = max_length
@@ -185,6 +162,8 @@ class SequenceDataModule(pl.LightningDataModule):
             memory_limit=self.memory_limit,
             progress=print_line,
         )
+        if self.targets is not None:
+            store.select_targets(self.targets)
         self.prepare_seconds += perf_counter() - started
         return store
 
@@ -199,7 +178,10 @@ class SequenceDataModule(pl.LightningDataModule):
         return self.store.num_users
 
     def train_item_counts(self) -> NDArray[np.int64]:
-        """Return the number of events (num_items + 1,) of each item in the training part; item 0 has none."""
+        """Return the number of events (num_items + 1,) of each item in the training part; item 0 has none.
+
+        With a target filter, the number of targets.
+        """
         return training_item_counts(self.store, self.split)
 
     @cached_property
@@ -219,18 +201,50 @@ class SequenceDataModule(pl.LightningDataModule):
         """Prepare the store on one process of each host."""
         self.store  # noqa: B018  # opens or prepares
 
+    def described_targets(self) -> dict[str, Any] | None:
+        """Return the target filter and what it selects, as plain values; None without one.
+
+        `condition`, `events` and `targets` of the log, `users_without_targets`, and the log's ids of the `first_users`
+        without any, at most five.
+        """
+        if (targets := self.store.targets) is None:
+            return None
+        rows = np.flatnonzero(targets.count(self._offsets, np.asarray(self.store.offsets)[1:]) == 0)
+        return {
+            "condition": targets.condition,
+            "events": self.store.num_events,
+            "targets": targets.total,
+            "users_without_targets": len(rows),
+            "first_users": np.asarray(self.store.user_vocabulary.external_ids(rows[:5] + 1)).tolist(),
+        }
+
     def train_dataloader(self) -> ResumableLoader:
         """Return a loader of shuffled windows of the training part; every window has at least one target."""
-        stops = self.split.history_stops(self.store, "train")
-        if not (stops - 1 > self._offsets).any():
-            raise InputError(f"{self.store_directory}: no user has two training events, there is nothing to learn")
-        windows = partial(self.train_windows.index, self._offsets, stops - 1, self.max_length)
+        stops, targets = self.split.history_stops(self.store, "train"), self.store.targets
+        last = stops - 1 if targets is None else targets.last(self._offsets + 1, stops)
+        if not (last > self._offsets).any():
+            needed = "two training events" if targets is None else "a training target with an event before it"
+            raise InputError(f"{self.store_directory}: no user has {needed}, there is nothing to learn")
+
+        def windows(rng: np.random.Generator) -> WindowIndex:
+            found = self.train_windows.index(self._offsets, last, self.max_length, rng)
+            return found if targets is None else found.with_targets(targets, slide=self.train_windows.random)
+
+        if targets is not None:
+            self._report_targets(targets)
         dataset = WindowDataset(self.store, stops, scales=self.event_scales)
         shuffle = not (self.longest_first or self._overfits)
         loader = self._loader(dataset, windows, self.batch_size, shuffle=shuffle)
         self._train_sampler = loader.sampler
         self._resume(loader.sampler)
         return loader
+
+    def _report_targets(self, targets: TargetEvents) -> None:
+        found = self.described_targets() or {}
+        rank_zero_info(targets.summary(self.store.num_events))
+        if count := found["users_without_targets"]:
+            users = ", ".join(map(repr, found["first_users"])) + (", .." if count > len(found["first_users"]) else "")
+            rank_zero_info(f"{count:,} users have no target, so they are neither trained for nor judged: {users}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return epoch and number of the next training batch, and the settings that determine the order.
@@ -275,6 +289,7 @@ class SequenceDataModule(pl.LightningDataModule):
         """Return all settings that determine the order of an epoch, as plain values."""
         return {
             "events": self.store.num_events,
+            "targets": self.targets,
             **self._policies,
             "max_length": self.max_length,
             "batch_size": self.batch_size,
@@ -310,12 +325,12 @@ class SequenceDataModule(pl.LightningDataModule):
         return np.asarray(self.store.offsets)[:-1]
 
     def _eval_loader(self, stage: str) -> ResumableLoader:
-        stops = self.split.history_stops(self.store, stage)
         if stage == "predict":
+            stops = self.split.history_stops(self.store, stage)
             newest = newest_windows(self._offsets, stops, self.max_length)
             dataset = WindowDataset(self.store, stops, with_targets=False, scales=self.event_scales)
             return self._loader(dataset, lambda _: newest, self.eval_batch_size, shuffle=False)
-        ends = self.split.target_stops(self.store, stage)
+        stops, ends = judged_ranges(self.split, self.store, stage)
         fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         most = self.val_users if fitting and stage == "validate" else None
         users = (self._offsets, stops, ends)
@@ -367,28 +382,3 @@ class SequenceDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
-
-
-def outlive_signals(worker: int) -> None:
-    """Keep a worker alive if a terminal or a cluster sends its run's signals to all processes.
-
-    The run needs its workers to finish its step. Then it ends them by a SIGTERM of its own. Workers also end by
-    themselves if the run is gone. If a process cannot see the sender of a signal (macOS, Windows), any SIGTERM ends
-    it.
-
-    Args:
-        worker: Number of the worker, for use as a loader's `worker_init_fn`.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if os.name == "posix":
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        # A signal must be blocked in all threads to wait for the thread that checks its sender.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_the_run, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with_the_run(run: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
-        pass
-    os._exit(0)

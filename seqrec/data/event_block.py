@@ -32,6 +32,7 @@ class EventBlock:
         timestamps: (E,) int64; None without times.
         request_times: (U,) int64, when each user is asked for; None if that is not known.
         event_columns: Further columns with E rows, by name.
+        targets: None: a block is only for prediction.
     """
 
     item_ids: NDArray[np.integer[Any]]
@@ -41,6 +42,7 @@ class EventBlock:
     timestamps: Int64 | None = None
     request_times: Int64 | None = None
     event_columns: Mapping[str, Column] = field(default_factory=dict)
+    targets: None = None
 
     def __len__(self) -> int:
         return len(self.user_ids)

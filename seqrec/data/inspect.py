@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from seqrec.data.manifest import REMEDY
-from seqrec.data.splits import ends_of, pieces_of
+from seqrec.data.pieces import ends_of, pieces_of
 from seqrec.data.store import EventStore
 from seqrec.errors import StoreError
 

@@ -170,12 +170,12 @@ class BatchSampler(DistributedSampler[BatchPlan]):
                 f"windows of epoch {self.epoch} make {len(plan.sequence)} batches, those of epoch 0 made {len(self)}; "
                 "their number and lengths must not depend on the epoch"
             )
-        tokens_a_batch = plan.windows.lengths.sum() / (len(plan.sequence) * self.world_size)
+        targets_a_batch = _num_targets(plan.windows) / (len(plan.sequence) * self.world_size)
         for step in plan.sequence[skipped:]:
             begin, end = plan.bounds[step : step + 2]
             begin += (self.rank - plan.first_ranks[step]) % self.world_size
             mine = plan.windows[begin : end : self.world_size]
-            yield BatchPlan(mine, float(mine.lengths.sum() / tokens_a_batch) if self.bucket else 1.0)
+            yield BatchPlan(mine, _num_targets(mine) / targets_a_batch if self.bucket else 1.0)
 
     def _plan(self, epoch: int, segments: Sequence[TrainedSegment] = ()) -> _EpochPlan:
         """Return the steps of an epoch after segments, with this sampler's settings."""
@@ -214,6 +214,10 @@ class BatchSampler(DistributedSampler[BatchPlan]):
 
 class SequentialBatches(BatchSampler, SequentialSampler):  # type: ignore[misc]  # the class is only a mark
     """Batches in the same order at each epoch, which Lightning recognizes by the class."""
+
+
+def _num_targets(windows: WindowIndex) -> float:
+    return float((windows.lengths if windows.num_targets is None else windows.num_targets).sum())
 
 
 def step_sizes(lengths: Int64, segment: TrainedSegment) -> Int64:

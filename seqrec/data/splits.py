@@ -1,26 +1,27 @@
-"""Splits: the events of each user for training, validation and test. U users, E events."""
+"""Splits: the events of each user for training, validation and test. U users, E events.
+
+A target filter (`EventStore.select_targets`) leaves the order of a log as it is. Splits hold out targets instead of
+events, and the history of a target is everything before it, targets or not. So all other events stay context: they are
+read, but neither trained for nor judged.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from seqrec.data.pieces import ends_of, events_before, pieces_of, time_quantile
 from seqrec.data.store import EventStore
-from seqrec.data.windows import ranges
+from seqrec.data.targets import TargetEvents
 from seqrec.errors import InputError, check_at_least
 
 Int64 = NDArray[np.int64]
 
 STAGES = ("train", "validate", "test", "predict")
-# Events to read at a time, which bounds the memory: 128 MiB of times.
-PIECE_EVENTS = 1 << 24
-# Parts of a range of times in the search for a quantile.
-PARTS = 1 << 16
 
 
 class Split(ABC):
@@ -63,7 +64,8 @@ class Split(ABC):
     def target_stops(self, store: EventStore, stage: str) -> Int64:
         """Return the end (U,) int64 of each user's targets, which are the events [history_stops[u], target_stops[u]).
 
-        In "validate" and "test" it is the stop of the history if a user is not judged.
+        In "validate" and "test" it is the stop of the history if a user is not judged. With a target filter, other
+        events may be among them; see `judged_ranges`.
         """
         return self.history_stops(store, stage) + 1
 
@@ -72,11 +74,24 @@ class Split(ABC):
         return {}
 
 
+def judged_ranges(split: Split, store: EventStore, stage: str) -> tuple[Int64, Int64]:
+    """Return the start and end (U,) of each user's held-out events in "validate" or "test".
+
+    With a target filter, the targets among them are judged; the end is that of the last one, or the start without any.
+    """
+    stops, ends = split.history_stops(store, stage), split.target_stops(store, stage)
+    return (stops, ends) if store.targets is None else (stops, store.targets.last(stops, ends) + 1)
+
+
 class LeaveOneOut(Split):
     """Newest event of each user for test, the one before for validation, the rest for training.
 
     Kang & McAuley 2018 (SASRec), section 4.1. Users are judged at different times: events that happened after one
     user's test event are in another's training. Compare its results only with others of the same split.
+
+    With a target filter, the newest target is for test and the target before it for validation. Training ends before
+    that one, and events after the last target are unused. A user with one target is only tested, one with two is not
+    trained for, and one without any is left out.
 
     Args:
         train_on_validation: Whether the event before the newest is trained on as well, as in the code of HSTU (Zhai et
@@ -102,12 +117,23 @@ class LeaveOneOut(Split):
         stage = "test" if stage == "train" and self.train_on_validation else stage
         return _stops_by_count(store, stage, 1, reason)
 
+    def target_stops(self, store: EventStore, stage: str) -> Int64:
+        """Return the ends of targets: the test target for validation, the end of the log for test."""
+        return _target_stops_by_count(self, store, stage)
+
+    def left_out(self, store: EventStore, stage: str) -> dict[str, int]:
+        """Return the number of users without a target to judge, by reason; none without a target filter."""
+        return _left_out_by_count(self, store, stage, 1)
+
 
 class LastN(Split):
     """The n newest events of each user for test, the n before for validation, the rest for training.
 
     A user is judged by all n at once, from the history before the first of them; a repeated item counts once. Users
     are judged at different times, as with `LeaveOneOut`, which is n = 1.
+
+    With a target filter, n counts targets, and users without 2 n targets are not judged in validation, those without n
+    in neither; what is not held out is trained for.
 
     Args:
         n: Events of each user that are held out for test, and as many for validation; at least 1.
@@ -137,8 +163,12 @@ class LastN(Split):
         return _stops_by_count(store, stage, self.n, reason)
 
     def target_stops(self, store: EventStore, stage: str) -> Int64:
-        """Return the ends of targets: n events after the history."""
-        return self.history_stops(store, stage) + self.n
+        """Return the ends of targets: the first test target for validation, the end of the log for test."""
+        return _target_stops_by_count(self, store, stage)
+
+    def left_out(self, store: EventStore, stage: str) -> dict[str, int]:
+        """Return the number of users without targets to judge, by reason; none without a target filter."""
+        return _left_out_by_count(self, store, stage, self.n)
 
 
 class GlobalTime(Split):
@@ -150,7 +180,8 @@ class GlobalTime(Split):
     Data Leakage in Recommender System Offline Evaluation).
 
     A user is not judged in a stage if it has no event in that time, or fewer than `warm_up` before it. `left_out`
-    counts such users. Their events before `validation_from` are trained on like all others.
+    counts such users. Their events before `validation_from` are trained on like all others. With a target filter, only
+    targets of that time are judged; quantiles and `warm_up` still count all events.
 
     Args:
         test_from: Start of the test time: a time in the log's unit, a date or time such as "2020-09-14" or
@@ -233,10 +264,13 @@ class GlobalTime(Split):
         starts, ends = self._stage(store, stage)
         # Finding a point in time reads all times of the log.
         since = self._since(store, stage) if self.prequential else starts
-        absent, known = ends == since, starts - np.asarray(store.offsets)[:-1]
-        judged = (ends > starts) & (known >= self.warm_up)
+        known, name = starts - np.asarray(store.offsets)[:-1], "event"
+        absent, some = ends == since, ends > starts
+        if (targets := store.targets) is not None:
+            absent, some, name = targets.count(since, ends) == 0, targets.count(starts, ends) > 0, "target"
+        judged = some & (known >= self.warm_up)
         return {
-            "no event in its time": int(absent.sum()),
+            f"no {name} in its time": int(absent.sum()),
             f"fewer than {self.warm_up} event(s) before": int((~absent & ~judged).sum()),
         }
 
@@ -275,83 +309,6 @@ class GlobalTime(Split):
         return offsets[:-1] + events_before(times, offsets, time)
 
 
-def training_item_counts(store: EventStore, split: Split) -> NDArray[np.int64]:
-    """Return the number of events (num_items + 1,) of each item in the training part; item 0 has none."""
-    stops = split.history_stops(store, "train")
-    held_out = store.item_ids[ranges(stops, np.asarray(store.offsets)[1:] - stops)]
-    return item_counts(store) - np.bincount(held_out, minlength=store.num_items + 1)
-
-
-def item_counts(store: EventStore) -> NDArray[np.int64]:
-    """Return the number of events (num_items + 1,) of each item in the whole log; item 0 has none."""
-    counts = np.zeros(store.num_items + 1, dtype=np.int64)
-    for piece in pieces_of(store.item_ids):
-        counts += np.bincount(piece, minlength=len(counts))
-    return counts
-
-
-def time_quantile(times: NDArray[np.integer[Any]], quantile: float) -> int:
-    """Return the earliest time with at least the share `quantile`, above 0 and below 1, of all events before it or at
-    it.
-
-    `times` (E,) are integers in any order, E >= 1.
-    """
-    return nth_smallest(lambda: pieces_of(times), int(np.ceil(quantile * len(times))))
-
-
-def nth_smallest(pieces: Callable[[], Iterable[NDArray[np.integer[Any]]]], n: int) -> int:
-    """Return the n-th smallest number, from 1, of all in some arrays, which `pieces` returns each time that it is
-    called.
-
-    It counts numbers in ever narrower ranges, reading them three or four times. Memory does not grow with them.
-    """
-    low, high = ends_of(pieces())
-    before = 0
-    while low < high:
-        # Equal parts of whole numbers; the last one may be shorter.
-        step = (high - low) // PARTS + 1
-        counts = np.zeros(PARTS + 1, dtype=np.int64)
-        for piece in pieces():
-            inside = piece[(piece >= low) & (piece <= high)].astype(np.int64)
-            counts += np.bincount((inside - low) // step, minlength=len(counts))
-        reached = before + np.cumsum(counts)
-        part = int(np.searchsorted(reached, n))
-        before = int(reached[part] - counts[part])
-        low, high = low + part * step, min(low + (part + 1) * step - 1, high)
-    return low
-
-
-def ends_of(pieces: Iterable[NDArray[np.integer[Any]]]) -> tuple[int, int]:
-    """Return the smallest and the largest number of some arrays, at least one number in all."""
-    ends = [(int(piece.min()), int(piece.max())) for piece in pieces if len(piece)]
-    return min(low for low, _ in ends), max(high for _, high in ends)
-
-
-def events_before(times: NDArray[np.integer[Any]], offsets: Int64, time: float) -> Int64:
-    """Return the number (U,) of each user's events before a time.
-
-    `times` (E,) are in ascending order for each user, user after user; `offsets` (U + 1,) are the starts of users'
-    events.
-    """
-    counts = np.zeros(len(offsets) - 1, dtype=np.int64)
-    first = 0
-    while first < len(counts):
-        # As many users as fit into a piece, at least one.
-        end = max(first + 1, int(np.searchsorted(offsets, offsets[first] + PIECE_EVENTS, side="right")) - 1)
-        passed = np.zeros(int(offsets[end] - offsets[first]) + 1, dtype=np.int64)
-        np.cumsum(times[offsets[first] : offsets[end]] < time, out=passed[1:])
-        counts[first:end] = np.diff(passed[offsets[first : end + 1] - offsets[first]])
-        first = end
-    return counts
-
-
-def pieces_of(values: NDArray[Any], size: int | None = None) -> Iterator[NDArray[Any]]:
-    """Yield an array, most often memory-mapped, in pieces of at most `size` numbers; None is `PIECE_EVENTS`."""
-    size = size or PIECE_EVENTS
-    for begin in range(0, len(values), size):
-        yield np.asarray(values[begin : begin + size])
-
-
 def _is_quantile(point: float | str) -> bool:
     return not isinstance(point, str) and 0 < point < 1
 
@@ -382,10 +339,12 @@ def _text(point: float | str) -> str:
 
 
 def _stops_by_count(store: EventStore, stage: str, n: int, reason: str) -> Int64:
-    """Return stops (U,) if the `n` newest events are for test and as many before for validation."""
+    """Return stops (U,) if the `n` newest targets are for test and as many before for validation."""
     held_out = {"train": 2, "validate": 2, "test": 1, "predict": 0}[stage] * n
     least = 2 * n + 1
     offsets = np.asarray(store.offsets)
+    if store.targets is not None:
+        return _stops_by_targets(store.targets, offsets, n, held_out)
     counts = np.diff(offsets)
     short = np.flatnonzero(counts < least)
     if len(short):
@@ -396,3 +355,31 @@ def _stops_by_count(store: EventStore, stage: str, n: int, reason: str) -> Int64
             "such users out"
         )
     return (offsets[1:] - held_out).astype(np.int64)
+
+
+def _stops_by_targets(targets: TargetEvents, offsets: Int64, n: int, held_out: int) -> Int64:
+    """Return the place (U,) of the first of each user's `held_out` newest targets; the end of the log without any.
+
+    A user with fewer targets has as many multiples of `n` held out as there are.
+    """
+    stops, counts = offsets[1:].astype(np.int64), targets.count(offsets[:-1], offsets[1:])
+    held = np.minimum(held_out, counts // n * n)
+    rows = np.flatnonzero(held)
+    stops[rows] = targets.select(targets.rank(offsets[1:][rows]) - held[rows])
+    return stops
+
+
+def _target_stops_by_count(split: Split, store: EventStore, stage: str) -> Int64:
+    if stage == "validate":
+        return split.history_stops(store, "test")
+    return np.asarray(store.offsets)[1:].astype(np.int64)
+
+
+def _left_out_by_count(split: Split, store: EventStore, stage: str, n: int) -> dict[str, int]:
+    if (targets := store.targets) is None:
+        return {}
+    offsets = np.asarray(store.offsets)
+    needed = 2 * n if stage == "validate" else n
+    few = targets.count(offsets[:-1], offsets[1:]) < needed
+    first = split.history_stops(store, stage) == offsets[:-1]
+    return {f"fewer than {needed} target(s)": int(few.sum()), "no event before": int((first & ~few).sum())}

@@ -5,24 +5,32 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from seqrec.data.columns import Column, open_columns
+from seqrec.data.conditions import condition_error, event_condition
 from seqrec.data.integrity import BackgroundCheck, changed
 from seqrec.data.manifest import REMEDY, read_manifest
-from seqrec.data.schema import EVENTS, GROUPS, ITEMS, USERS
+from seqrec.data.schema import CATEGORICAL, EVENTS, GROUPS, ITEM_ID, ITEMS, NUMERIC, TIMESTAMP, USER_ID, USERS
+from seqrec.data.targets import TargetEvents
 from seqrec.data.vocabulary import Vocabulary
-from seqrec.errors import StoreError
+from seqrec.errors import InputError, StoreError
 from seqrec.files import synchronise
+
+if TYPE_CHECKING:
+    import polars
 
 # A store of at most so many bytes is hashed as a whole when it is opened, some .2 s; a larger one's events in the
 # background.
 SMALL_STORE_BYTES = 1 << 28
+# Events to test by a condition at a time: a multiple of 64.
+TESTED_EVENTS = 1 << 20
 
 
 class EventStore:
@@ -52,6 +60,7 @@ class EventStore:
         offsets: (U + 1,) int64.
         item_vocabulary: The log's item ids.
         user_vocabulary: The log's user ids.
+        targets: The events that are trained for and judged, from `select_targets`; None is all.
 
     Example:
         >>> import tempfile
@@ -86,6 +95,7 @@ class EventStore:
             if name == "offsets.npy" or _is_large(directory / name)
         }
         self._background: BackgroundCheck | None = None
+        self.targets: TargetEvents | None = None
         self.item_vocabulary = Vocabulary.open(directory, "item_vocabulary")
         self.user_vocabulary = Vocabulary.open(directory, "user_vocabulary")
 
@@ -124,8 +134,65 @@ class EventStore:
         directory = Path(directory)
         return _opened(cls, directory, _manifest_of_whole_files(directory))
 
-    def __reduce__(self) -> tuple[Callable[[Path], EventStore], tuple[Path]]:
-        return EventStore.open_unchecked, (self.directory.absolute(),)
+    def __reduce__(self) -> tuple[Callable[[Path], EventStore], tuple[Path], dict[str, Any]]:
+        return EventStore.open_unchecked, (self.directory.absolute(),), {"targets": self.targets}
+
+    def select_targets(self, condition: str) -> None:
+        """Make the events that meet a condition the only targets; all others become their context.
+
+        The condition is SQL as in `Filters.event_filter`, but over the columns that the store keeps: the categorical
+        and numeric ones of `Schema.events` (booleans are 0 and 1, numbers float32), `user_id`, `item_id` and
+        `timestamp`. It is evaluated now, a part of the log at a time, so another condition needs no preparation. Events
+        for which it is null are no targets.
+
+        Raises:
+            InputError: if it is not SQL, names a column that the store does not keep, is not true or false for each
+                event, or is true for none.
+        """
+        import polars
+        from polars.io.plugins import register_io_source
+
+        def pieces(names: list[str] | None, *_: object) -> Iterator[polars.DataFrame]:
+            for begin in range(0, self.num_events, TESTED_EVENTS):
+                yield self._frame(list(known if names is None else names), begin, begin + TESTED_EVENTS)
+
+        known = self._frame(None, 0, 1).schema
+        frame = register_io_source(pieces, schema=known)
+        try:
+            met = event_condition(frame, condition, "targets").fill_null(value=False).alias("met")
+            found = frame.select(met).collect(engine="streaming")["met"]
+        except polars.exceptions.PolarsError as error:
+            raise condition_error(condition, "targets", error) from error
+        except InputError as error:
+            raise InputError(f"{error}; other columns of the log can be kept by schema.events") from error
+        if len(found) != self.num_events:
+            raise InputError(f"targets={condition!r} is one value for the whole log; it must depend on the event")
+        parts = (found.slice(begin, TESTED_EVENTS).to_numpy() for begin in range(0, len(found), TESTED_EVENTS))
+        targets = TargetEvents.from_flags(condition, parts)
+        if not targets.total:
+            raise InputError(f"targets={condition!r} is true for none of {self.num_events:,} events; loosen it")
+        self.targets = targets
+
+    def _frame(self, names: list[str] | None, begin: int, end: int) -> polars.DataFrame:
+        """Return columns of the events [begin, end) with the log's own values; None is all that conditions can name."""
+        import polars
+
+        end = min(end, self.num_events)
+        columns: dict[str, Callable[[], polars.Series]] = {
+            USER_ID: lambda: self.user_vocabulary.external_series(self.user_rows(np.arange(begin, end)) + 1),
+            ITEM_ID: lambda: self.item_vocabulary.external_series(self.item_ids[begin:end]),
+        }
+        if (times := self.timestamps) is not None:
+            columns[TIMESTAMP] = lambda: polars.Series(times[begin:end])
+        for name, column in self.event_columns.items():
+            if column.kind in (CATEGORICAL, NUMERIC):
+                columns[name] = partial(column.series, begin, end)
+        return polars.DataFrame({name: columns[name]() for name in columns if names is None or name in names})
+
+    def user_rows(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the row (N,) of the user of each event at `places` (N,)."""
+        rows: NDArray[np.int64] = np.searchsorted(self.offsets, places, side="right") - 1
+        return rows
 
     def check_in_use(self) -> None:
         """Check in microseconds that no file that is read by rows was truncated since it was opened, or found damaged.
@@ -215,6 +282,7 @@ class EventStore:
             *self.manifest.get("notes", []),
             "ordered by timestamp" if self.timestamps is not None else "no timestamps: log order",
             *(f"{name}: {text}" for name, text in self.described_columns().items()),
+            *([] if self.targets is None else [self.targets.summary(self.num_events)]),
             f"event store: {self.directory}",
         ]
         if "items_that_occur" in (counts := self.manifest["counts"]):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from seqrec.data.targets import TargetEvents
 from seqrec.errors import InputError
 
 Int64 = NDArray[np.int64]
@@ -23,11 +24,13 @@ class WindowIndex:
         user_rows: (W,) int64, row of the user in the store.
         starts: (W,) int64.
         stops: (W,) int64, greater than starts.
+        num_targets: (W,) int64, number of events in a window whose next event is a target; None is all of them.
     """
 
     user_rows: Int64
     starts: Int64
     stops: Int64
+    num_targets: Int64 | None = None
 
     @property
     def lengths(self) -> Int64:
@@ -39,7 +42,23 @@ class WindowIndex:
 
     def __getitem__(self, numbers: Int64 | slice) -> WindowIndex:
         """Return the windows with these numbers, in their order."""
-        return WindowIndex(self.user_rows[numbers], self.starts[numbers], self.stops[numbers])
+        targets = None if self.num_targets is None else self.num_targets[numbers]
+        return WindowIndex(self.user_rows[numbers], self.starts[numbers], self.stops[numbers], targets)
+
+    def with_targets(self, targets: TargetEvents, *, slide: bool) -> WindowIndex:
+        """Return the windows with their numbers of targets, each at least 1.
+
+        A window without any is left out, or if `slide` it moves forward up to the user's next target, which must exist.
+        """
+        starts, stops = self.starts, self.stops
+        found = targets.count(starts + 1, stops + 1)
+        if not slide:
+            return replace(self, num_targets=found)[np.flatnonzero(found)]
+        empty = np.flatnonzero(found == 0)
+        following = targets.select(targets.rank(stops[empty] + 1))
+        stops = stops.copy()
+        stops[empty] = following
+        return WindowIndex(self.user_rows, stops - self.lengths, stops, np.maximum(found, 1))
 
 
 def newest_windows(offsets: Int64, stops: Int64, max_length: int) -> WindowIndex:
@@ -85,6 +104,12 @@ def ranges(starts: Int64, counts: Int64) -> Int64:
 class TrainWindows(ABC):
     """Policy that cuts training histories into windows, anew each epoch.
 
+    With a target filter, `stops` are each user's last training target, and windows without a target are not trained on.
+
+    Attributes:
+        random: Whether the choice of windows depends on `rng`. If a window without a target turns up then, it moves
+            forward to the user's next target, because the number of windows must not depend on the epoch.
+
     Example:
         >>> import numpy as np
         >>> from seqrec import NewestWindow, TrainWindows
@@ -93,6 +118,8 @@ class TrainWindows(ABC):
         >>> index.starts.tolist(), index.stops.tolist()
         ([2, 5], [5, 7])
     """
+
+    random: bool = False
 
     @abstractmethod
     def index(self, offsets: Int64, stops: Int64, max_length: int, rng: np.random.Generator) -> WindowIndex:
@@ -174,6 +201,8 @@ class RandomCrop(TrainWindows):
         >>> index.lengths.tolist()
         [10]
     """
+
+    random = True
 
     def index(self, offsets: Int64, stops: Int64, max_length: int, rng: np.random.Generator) -> WindowIndex:
         """Return one window a user. Users without events are left out."""

@@ -17,7 +17,7 @@ from torchmetrics import MetricCollection
 
 from seqrec.catalogue.histories import read_block_list, read_options
 from seqrec.catalogue.recommend import recommendation_frame
-from seqrec.data.splits import item_counts
+from seqrec.data.item_counts import item_counts
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 from seqrec.evaluation.metrics import list_metrics

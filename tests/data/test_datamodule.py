@@ -65,7 +65,7 @@ def test_train_item_counts_leave_the_held_out_events_out(tmp_path: Path):
 
 @pytest.mark.parametrize("events_at_a_time", [7, 10**6])
 def test_train_item_counts_equal_a_loop_over_users(tmp_path: Path, monkeypatch, events_at_a_time: int):
-    monkeypatch.setattr("seqrec.data.splits.PIECE_EVENTS", events_at_a_time)
+    monkeypatch.setattr("seqrec.data.pieces.PIECE_EVENTS", events_at_a_time)
     data = module(tmp_path, Synthetic(num_users=20, num_items=300, mean_events=12))
     assert data.train_item_counts().tolist() == naive_train_counts(data)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from seqrec.data.datamodule import outlive_signals
+from seqrec.data.loader import outlive_signals
 
 pytestmark = pytest.mark.process
 

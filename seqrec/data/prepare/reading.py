@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from seqrec.data.conditions import condition_error, event_condition
 from seqrec.data.prepare.columns import check_type
 from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.spool import EVENT_BYTES, IntegerColumn, Spool, TextColumn, Workspace, spooled_column
@@ -24,6 +25,7 @@ _POLARS_BYTES = 256 << 20
 _POLARS_BYTES_PER_THREAD = 32 << 20
 # Name of the condition's column. The log's own columns have no line break in their names.
 _KEPT = "kept\nby the event filter"
+_FILTER = "filters.event_filter"
 
 
 def read_log(source: Source, work: Workspace) -> tuple[Spool, list[dict[str, Any]]]:
@@ -106,7 +108,7 @@ def _refuse_lacking_columns(filters: Filters, wanted: dict[str, str], source: So
     """Refuse to need a column that only some files have; the events of the others would be dropped, or lack it."""
     needed = dict.fromkeys(wanted, "schema.events")
     if filters.event_filter is not None:
-        with suppress(pl.exceptions.PolarsError):  # `_event_condition` refuses it with the reason
+        with suppress(pl.exceptions.PolarsError):  # `event_condition` refuses it with the reason
             names = pl.sql_expr(filters.event_filter).meta.root_names()
             needed |= dict.fromkeys(names, f"filters.event_filter={filters.event_filter!r}")
     for name, argument in needed.items():
@@ -144,7 +146,7 @@ def _batches(
     schema = frame.collect_schema()
     columns: list[Any] = [*(name for name in (USER_ID, ITEM_ID, TIMESTAMP) if name in schema), *wanted]
     if filters.event_filter is not None:
-        columns.append(_event_condition(frame, filters.event_filter).alias(_KEPT))
+        columns.append(event_condition(frame, filters.event_filter, _FILTER).alias(_KEPT))
     with _collecting(origin, filters):
         batches = frame.select(columns).collect_batches(chunk_size=chunk, maintain_order=True, engine="streaming")
         batch = next(batches, None)
@@ -164,27 +166,7 @@ def _collecting(origin: str, filters: Filters) -> Iterator[None]:
         except pl.exceptions.PolarsError as error:
             if filters.event_filter is None:
                 raise
-            raise _filter_error(filters.event_filter, error) from error
-
-
-def _event_condition(frame: pl.LazyFrame, event_filter: str) -> pl.Expr:
-    # Refuses a condition that is not SQL, that names an unknown column, or that is not true or false.
-    try:
-        condition = pl.sql_expr(event_filter)
-        kind = frame.select(condition.alias("condition")).collect_schema()["condition"]
-    except pl.exceptions.PolarsError as error:
-        raise _filter_error(event_filter, error, frame.collect_schema().names()) from error
-    if kind != pl.Boolean:
-        raise InputError(
-            f"filters.event_filter={event_filter!r} gives {kind}; it must be true or false, as in rating >= 4"
-        )
-    return condition
-
-
-def _filter_error(event_filter: str, error: Exception, columns: list[str] | None = None) -> InputError:
-    reason = str(error).strip().split("\n")[0].split("; valid columns")[0]
-    known = f"; columns: {', '.join(columns)}" if columns else ""
-    return InputError(f"filters.event_filter={event_filter!r}: {reason}{known}")
+            raise condition_error(filters.event_filter, _FILTER, error) from error
 
 
 def _append(spool: Spool, batch: pl.DataFrame, filters: Filters, origin: str) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer
-from seqrec.data.splits import nth_smallest
+from seqrec.data.pieces import nth_smallest
 from seqrec.errors import InputError
 from seqrec.models.baselines.baseline import Baseline, check_catalogue
 from seqrec.models.baselines.training_events import TrainingEvents

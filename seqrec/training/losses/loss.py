@@ -15,7 +15,9 @@ from seqrec.types import SequenceBatch
 
 
 class Loss(nn.Module, ABC):
-    """Objective over all events' next items. Constructor arguments are kept as attributes of the same name.
+    """Objective over the events of a batch whose next event is a target (`SequenceBatch.is_target`).
+
+    Unless the data module filters targets, these are all events. No scores are computed at others. Constructor arguments are kept as attributes of the same name.
 
     Attributes:
         negatives: Draws the negatives; None if the objective draws none.
@@ -24,8 +26,8 @@ class Loss(nn.Module, ABC):
         >>> from seqrec import Loss
         >>> class TargetScore(Loss):
         ...     def forward(self, states, batch, scorer):
-        ...         valid = batch.history.valid
-        ...         return -scorer.score(states[valid], batch.targets[valid].unsqueeze(1)).mean()
+        ...         here = batch.is_target
+        ...         return -scorer.score(states[here], batch.targets[here].unsqueeze(1)).mean()
         >>> TargetScore().reads_all_items
         False
     """
@@ -57,7 +59,7 @@ class Loss(nn.Module, ABC):
         """Return the mean over the batch's targets.
 
         Args:
-            states: (B, L, D) encoder states; those at padding are ignored.
+            states: (B, L, D) encoder states; those at padding, and without a target, are ignored.
             batch: Targets, and the items that the users have seen.
             scorer: Scores any items for any states; an objective scores only the items that it needs.
 
@@ -67,7 +69,7 @@ class Loss(nn.Module, ABC):
 
 
 class TargetEvents(NamedTuple):
-    """The batch's events that have a target, without padding: rows of users (M,), states (M, D), at least float32, and
+    """The batch's events that have a target: rows of users (M,), states (M, D), at least float32, and
     targets (M,), item ids.
     """
 
@@ -77,9 +79,9 @@ class TargetEvents(NamedTuple):
 
 
 def select_events(states: Tensor, batch: SequenceBatch) -> TargetEvents:
-    """Return the events of `states` (B, L, D) that are not padding."""
+    """Return the events of `states` (B, L, D) that have a target."""
     assert batch.targets is not None
-    places = batch.history.valid.flatten().nonzero().squeeze(1)
+    places = batch.is_target.flatten().nonzero().squeeze(1)
     # One index, because its places are distinct and their gradients are simply added. A GPU would first sort two.
     found = states.flatten(0, 1).index_select(0, places)
     return TargetEvents(

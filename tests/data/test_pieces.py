@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqrec.data import splits
-from seqrec.data.splits import events_before, time_quantile
+from seqrec.data import pieces
+from seqrec.data.pieces import events_before, time_quantile
 
 TIMES = st.lists(st.integers(-(10**13), 10**13), min_size=1, max_size=60)
 
@@ -19,7 +19,7 @@ TIMES = st.lists(st.integers(-(10**13), 10**13), min_size=1, max_size=60)
 )
 def test_quantiles_equal_those_of_sorted_times(times: list[int], quantile: float, piece: int):
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(splits, "PIECE_EVENTS", piece)
+        monkeypatch.setattr(pieces, "PIECE_EVENTS", piece)
         found = time_quantile(np.array(times), quantile)
     assert found == sorted(times)[int(np.ceil(quantile * len(times))) - 1]
 
@@ -34,6 +34,6 @@ def test_events_before_equal_a_loop_over_users(users: list[list[int]], time: int
     offsets = np.cumsum([0, *map(len, users)])
     times = np.array([t for user in users for t in user], dtype=np.int64)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(splits, "PIECE_EVENTS", piece)
+        monkeypatch.setattr(pieces, "PIECE_EVENTS", piece)
         found = events_before(times, offsets, time)
     assert found.tolist() == [sum(t < time for t in user) for user in users]

@@ -1,0 +1,37 @@
+"""How often each item occurs in a log, and in the training part of it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqrec.data.pieces import pieces_of
+from seqrec.data.splits import Split
+from seqrec.data.store import EventStore
+from seqrec.data.windows import ranges
+
+
+def training_item_counts(store: EventStore, split: Split) -> NDArray[np.int64]:
+    """Return the number of events (num_items + 1,) of each item in the training part; item 0 has none.
+
+    With a target filter, the number of targets: it is how often each item is what a model is trained to predict.
+    """
+    stops = split.history_stops(store, "train")
+    places = ranges(stops, np.asarray(store.offsets)[1:] - stops)
+    if store.targets is not None:
+        places = places[store.targets.at(places)]
+    return item_counts(store) - np.bincount(store.item_ids[places], minlength=store.num_items + 1)
+
+
+def item_counts(store: EventStore) -> NDArray[np.int64]:
+    """Return the number of events (num_items + 1,) of each item in the whole log; item 0 has none.
+
+    With a target filter, the number of targets.
+    """
+    counts = np.zeros(store.num_items + 1, dtype=np.int64)
+    begin = 0
+    for piece in pieces_of(store.item_ids):
+        here = piece if store.targets is None else piece[store.targets.at(np.arange(begin, begin + len(piece)))]
+        counts += np.bincount(here, minlength=len(counts))
+        begin += len(piece)
+    return counts
