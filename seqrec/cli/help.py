@@ -24,6 +24,7 @@ GROUPS = {
         "data.source": "the raw log",
         "data.store": "",
         "data.split": "which events are held out",
+        "data.targets": "condition for the events that are trained for and judged",
         "data.max_length": "",
         "data.train_windows": "which windows of a history an epoch trains on",
         "data.batch_size": "",

@@ -61,9 +61,9 @@ class WindowDataset(Dataset[SequenceBatch]):
     """Batches of windows by their plans. The data set can be pickled if its events can.
 
     `history_stops` (U,) are the ends of users' seen events, from `Split.history_stops`; `target_stops` (U,) those of
-    held-out events, from `Split.target_stops`, None if no events are. Without `with_targets` no event follows the
-    windows (prediction). Of the events that follow, only `store.targets` are targets. With `prequential`, windows are whole histories up to the event before the last target, and
-    each target keeps its position in them.
+    held-out events, from `judged_ranges`, None if no events are. Of the events that follow, only `store.targets` are
+    targets. Without `with_targets` no event follows the windows (prediction). With `prequential`, windows are whole
+    histories up to the event before the last target, and each target keeps its position in them.
 
     `scales` are mean and standard deviation by which numeric columns are standardised, by name, from `training_scales`;
     a column without them has those of its own.

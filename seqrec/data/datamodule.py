@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from seqrec.data.collate import WindowDataset
@@ -202,12 +202,13 @@ class SequenceDataModule(pl.LightningDataModule):
         self.store  # noqa: B018  # opens or prepares
 
     def described_targets(self) -> dict[str, Any] | None:
-        """Return the target filter and what it selects, as plain values; None without one.
+        """Return the target filter and what it selects, as plain values; None without one, or if no store is open.
 
         `condition`, `events` and `targets` of the log, `users_without_targets`, and the log's ids of the `first_users`
         without any, at most five.
         """
-        if (targets := self.store.targets) is None:
+        # A run that fails because its store cannot be opened reports that.
+        if "store" not in self.__dict__ or (targets := self.store.targets) is None:
             return None
         rows = np.flatnonzero(targets.count(self._offsets, np.asarray(self.store.offsets)[1:]) == 0)
         return {

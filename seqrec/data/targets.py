@@ -71,14 +71,15 @@ class TargetEvents:
             # Either half of the remaining bits contains it.
             low = _ones(bits & np.uint64((1 << width) - 1))
             upper = left >= low
-            left = left - np.where(upper, low, 0)
+            left -= np.where(upper, low, 0)
             bits = np.where(upper, bits >> np.uint64(width), bits)
-            places = places + np.where(upper, width, 0)
+            places += np.where(upper, width, 0)
         return places
 
     def count(self, starts: Int64, stops: Int64) -> Int64:
         """Return (N,) the number of targets in [starts, stops); 0 if a range ends before it starts."""
-        return np.maximum(self.rank(stops) - self.rank(starts), 0)
+        counts: Int64 = np.maximum(self.rank(stops) - self.rank(starts), 0)
+        return counts
 
     def last(self, starts: Int64, stops: Int64) -> Int64:
         """Return (N,) the place of the last target in [starts, stops), `starts - 1` if there is none."""

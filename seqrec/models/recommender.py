@@ -333,7 +333,8 @@ class Recommender(pl.LightningModule, ABC):
         self._warn_of_fresh_weights()
         data, counts, several, separate = getattr(self.trainer, "datamodule", None), None, False, False
         if isinstance(data, SequenceDataModule):
-            self.protocol = self.protocol.on(data.split, data.event_order, request_time=self.reads_request_time)
+            times = self.reads_request_time
+            self.protocol = self.protocol.on(data.split, data.event_order, request_time=times, targets=data.targets)
             several, separate = data.split.several_targets, data.split.prequential
             if self.protocol.candidates.needs_item_counts:
                 counts = TrainingCounts(torch.from_numpy(data.train_item_counts())).to(self.device)

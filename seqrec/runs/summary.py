@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Summary:
         steps: Optimiser steps.
         events: Events of the windows trained on, without padding.
         tokens: The same with padding.
+        targets: Targets trained on: fewer than `events` if `data.targets` is set, else as many.
         seconds: By phase: `prepare` (opening or preparing the store), `train` (reading batches included), `validate`
             (while fitting, or by that command), `test`, `checkpoint` (writing them). Phases do not overlap.
         events_per_second: `events` divided by the seconds of `train`; None without training.
@@ -45,6 +46,8 @@ class Summary:
             `checkpoint`, its file; None before the first.
         validation: Metrics of the newest validation, by name without `val_`.
         test: Metrics of the test, by name without `test_`; None before the first.
+        target_filter: `condition`, `events` and `targets` of the log, `users_without_targets` and the log's ids of the
+            `first_users` without any; None if all events are targets.
         caveats: What the figures of `test`, or else of `validation`, are of, if not of a trained model and all users.
         protocol: Id of the protocol that the metrics belong to.
         seeds: `run`: seed of weights, dropout and negatives; `data`: seed of the training order.
@@ -86,6 +89,8 @@ class Summary:
     started: str
     updated: str
     caveats: list[str] = field(default_factory=list)
+    targets: int = 0
+    target_filter: dict[str, Any] | None = None
 
     def write(self, folder: Path | str) -> None:
         """Write the file into a folder in one move: an existing file is always complete."""
@@ -104,11 +109,13 @@ def read_summary(folder: Path | str) -> Summary:
     file = Path(folder) / FILE_NAME
     if not file.is_file():
         raise MissingInputError(f"{folder} has no {FILE_NAME}: it is no run's folder, or the run used another logger")
-    # Summaries of seqrec 0.1 have no caveats.
-    names = [each.name for each in fields(Summary)]
+    # Older summaries lack what has a default; they counted events only, which were all targets.
+    needed = [each.name for each in fields(Summary) if each.default is MISSING and each.default_factory is MISSING]
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        return Summary(**{name: content[name] for name in names if name in content or name != "caveats"})
+        content = {"targets": content.get("events"), **content}
+        names = [each.name for each in fields(Summary) if each.name in content or each.name in needed]
+        return Summary(**{name: content[name] for name in names})
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is damaged or of another version: {type(error).__name__}: {error}") from None
 

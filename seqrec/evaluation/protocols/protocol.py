@@ -38,6 +38,8 @@ class Protocol:
         order: Order of a user's events of equal time, as the event store names it. None is the store's; any other
             is refused.
         request_time: Whether the model reads the time of the target, as that of the request. The model decides.
+        targets: Condition that events must meet to be judged (and trained for). None is the data module's; any other
+            is refused.
 
     Raises:
         InputError: if the tie rule or the normaliser is unknown.
@@ -60,6 +62,7 @@ class Protocol:
         split: Split | None = None,
         order: str | None = None,
         request_time: bool = False,
+        targets: str | None = None,
     ) -> None:
         for name, value, known in (("ties", ties, TIE_RULES), ("normaliser", normaliser, NORMALISERS)):
             if value not in known:
@@ -71,6 +74,7 @@ class Protocol:
         self.split = split
         self.order = order
         self.request_time = request_time
+        self.targets = targets
         self._frozen = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -99,9 +103,9 @@ class Protocol:
     def id(self) -> str:
         """Short name, such as `full-seenout-tiemean-loo`; printed with each table.
 
-        Candidates, seen items, tie rule and split, then the normaliser if it is not "achievable", `requesttime` if the
-        model reads the time of the target, and the seed if something is drawn. The split is `loo`, the data module's
-        default, for a protocol without a split or data.
+        Candidates, seen items, tie rule and split, then the filter of targets if there is one, the normaliser if it is
+        not "achievable", `requesttime` if the model reads the time of the target, and the seed if something is drawn.
+        The split is `loo`, the data module's default, for a protocol without a split or data.
         """
         parts = [
             self.candidates.id,
@@ -109,6 +113,8 @@ class Protocol:
             f"tie{self.ties}",
             (self.split or LeaveOneOut()).id,
         ]
+        if self.targets is not None:
+            parts.append(f"targets({' '.join(self.targets.split())})")
         if self.normaliser != "achievable":
             parts.append(f"ndcg{self.normaliser}")
         if self.request_time:
@@ -128,14 +134,15 @@ class Protocol:
             "split": _described(self.split or LeaveOneOut()),
             "order": self.order,
             "request_time": self.request_time,
+            "targets": self.targets,
         }
 
-    def on(self, split: Split, order: str, *, request_time: bool = False) -> Protocol:
-        """Return the same protocol with the data module's split and the store's order of a user's events, and with
-        whether the model reads the time of a request.
+    def on(self, split: Split, order: str, *, request_time: bool = False, targets: str | None = None) -> Protocol:
+        """Return the same protocol with the data module's split and targets, the store's order of a user's events, and
+        with whether the model reads the time of a request.
 
         Raises:
-            InputError: if the protocol has another split or order.
+            InputError: if the protocol has another split, other targets or another order.
         """
         if self.split is not None and self.split.id != split.id:
             spec = _described(self.split)
@@ -149,6 +156,11 @@ class Protocol:
                 f"protocol.order={self.order!r}, but the store has {order!r}: leave it out, or prepare the log in "
                 "that order"
             )
+        if self.targets is not None and self.targets != targets:
+            raise InputError(
+                f"protocol.targets={self.targets!r}, but data.targets={targets!r}: leave it out, or set "
+                "data.targets to the same condition"
+            )
         return Protocol(
             candidates=self.candidates,
             filter_seen=self.filter_seen,
@@ -157,6 +169,7 @@ class Protocol:
             split=split,
             order=order,
             request_time=request_time,
+            targets=targets,
         )
 
     @torch.no_grad()

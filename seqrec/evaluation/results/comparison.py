@@ -214,9 +214,9 @@ def _refuse_other_terms(first: Results, other: Results, across_protocols: bool) 
 
 
 def _switched_on(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings without switches that are off, which older files do not have."""
+    """Return settings without switches that are off and filters that are unset, which older files do not have."""
     inner = {key: _switched_on(value) if isinstance(value, dict) else value for key, value in settings.items()}
-    return {key: value for key, value in inner.items() if value is not False}
+    return {key: value for key, value in inner.items() if value is not False and value is not None}
 
 
 def _refuse_other_targets(first: Results, other: Results) -> None:

@@ -33,6 +33,8 @@ class ItemKNN(Baseline):
     `score(j) = sum of 0.5^(a / half_life) * similarity(i_a, j)` over the events of the history, a events before the
     newest; a repeated item counts each time. Items near none of them tie at 0.
 
+    With a target filter, i is an item of any event and j of a target; users(j) counts those with j as a target.
+
     Args:
         num_items: Items of the catalogue V - 1.
         num_neighbors: Neighbours K of each item; the table takes 8 V K bytes.
@@ -95,11 +97,13 @@ class ItemKNN(Baseline):
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]]:
         """Yield similar pairs of items, all pairs of an item together, for `fill_best`."""
         norms = np.sqrt(user_counts(events) + self.shrinkage)
+        # Of any event; equal unless targets are filtered.
+        own = norms if events.targets is None else np.sqrt(user_counts(events.with_context) + self.shrinkage)
         after = np.arange(1, self.window + 1)
         for pairs in pair_counts(events, np.concatenate([-after, after]), once_a_user=True):
             others = pairs.anchors != pairs.others
             i, j, users = pairs.anchors[others], pairs.others[others], pairs.counts[others]
-            similarities = users / (norms[i] * norms[j])
+            similarities = users / (own[i] * norms[j])
             yield i, j, similarities, similarities
 
     def last_states(self, batch: SequenceBatch) -> Tensor:

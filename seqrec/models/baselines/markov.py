@@ -22,7 +22,7 @@ class Markov(Baseline):
     Recommendation, section 4) start from, one for all users. `score(j) = count(last item -> j) + level(j)`, with
     `level` the place of j's popularity among all popularities that occur, scaled to 0 <= level < 1. Transitions
     come first; popularity orders equal counts and all items that never followed. Items that are equal in both are
-    tied. An item may follow itself.
+    tied. An item may follow itself. With a target filter, only targets are counted, as successors of any event.
 
     Args:
         num_items: Items of the catalogue V - 1.

@@ -35,7 +35,7 @@ class PairCounts(NamedTuple):
 
 
 def user_counts(events: TrainingEvents) -> Int64:
-    """Return (num_items + 1,) the number of users with each item in their training part."""
+    """Return (num_items + 1,) the number of users with each item among the targets of their training part."""
     counts = np.zeros(events.num_items + 1, dtype=np.int64)
     for some in events.by_item():
         visits = np.flatnonzero(_starts_visit(some))
@@ -46,7 +46,9 @@ def user_counts(events: TrainingEvents) -> Int64:
 def pair_counts(
     events: TrainingEvents, steps: Int64, *, once_a_user: bool, piece_pairs: int = PIECE_PAIRS
 ) -> Iterator[PairCounts]:
-    """Count for each item (the anchor) the items at some steps from it in a user's training part.
+    """Count for each item (the anchor) the targets at some steps from it in a user's training part.
+
+    An anchor is any event: models look up the items of histories.
 
     Anchors are counted one after another, without a table of all pairs: memory is that of `piece_pairs` pairs, of the
     anchor's own pairs and of `TrainingEvents.piece_events` events. One user's pairs of one anchor stay together. A pair
@@ -56,7 +58,7 @@ def pair_counts(
     Yields:
         Some anchors with all their counts; items without a pair are left out.
     """
-    for some in events.by_item():
+    for some in events.with_context.by_item():
         carried = PairCounts(*(np.empty(0, dtype=np.int64) for _ in range(3)))
         bounds = _piece_bounds(some, max(1, piece_pairs // len(steps)))
         for begin, end in itertools.pairwise(bounds):
@@ -92,6 +94,8 @@ def _count(events: TrainingEvents, piece: LogEvents, steps: Int64, once_a_user: 
     near = piece.places[:, None] + steps
     first, end = events.starts[piece.user_rows], events.stops[piece.user_rows]
     inside = (near >= first[:, None]) & (near < end[:, None])
+    if events.targets is not None:
+        inside &= events.is_target(near.clip(0, len(events.item_ids)))
     others = events.item_ids[near[inside]].astype(np.int64)
     starts = _starts_visit(piece)
     pairs = np.broadcast_to((np.cumsum(starts) - 1)[:, None], near.shape)[inside]

@@ -39,6 +39,8 @@ class _ItemCounts(Baseline):
 class Popularity(_ItemCounts):
     """Ranks items by how often they occur in the training part of the log; the same list for every user.
 
+    With a target filter, by how often they are targets there.
+
     Args:
         num_items: Items of the catalogue.
 
@@ -77,8 +79,8 @@ class RecentPopularity(_ItemCounts):
 
     Args:
         num_items: Items of the catalogue.
-        share: Share of all training events that is counted, 0 < share <= 1, plus events with the same time as the
-            oldest of them.
+        share: Share of all training events that is counted (with a target filter, of the targets), 0 < share <= 1, plus
+            events with the same time as the oldest of them.
 
     Raises:
         InputError: if `share` is out of range.

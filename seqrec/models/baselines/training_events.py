@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from seqrec.data.splits import Split
 from seqrec.data.store import EventStore
+from seqrec.data.targets import TargetEvents
 
 Int64 = NDArray[np.int64]
 
@@ -30,6 +31,9 @@ class LogEvents(NamedTuple):
 class TrainingEvents:
     """The events that a model may learn from: for the user in row u, the log's events `starts[u]` to `stops[u]` - 1.
 
+    With a target filter, baselines learn from targets as what is predicted: they count how often an item is a target,
+    and which targets are near any events.
+
     Attributes:
         item_ids: (E,) items of the whole log, usually memory-mapped.
         timestamps: (E,) int64, or None if the log has no times.
@@ -37,6 +41,7 @@ class TrainingEvents:
         stops: (U,) int64, end of each user's training part.
         num_items: Items of the catalogue; ids are 1..num_items.
         piece_events: Events in memory at a time; all events of one item are always read together.
+        targets: The events that are predicted; None is all.
 
     Example:
         >>> import numpy as np
@@ -52,6 +57,7 @@ class TrainingEvents:
     stops: Int64
     num_items: int
     piece_events: int = PIECE_EVENTS
+    targets: TargetEvents | None = None
 
     @staticmethod
     def of(store: EventStore, split: Split) -> TrainingEvents:
@@ -59,23 +65,33 @@ class TrainingEvents:
         timestamps = None if store.timestamps is None else np.asarray(store.timestamps)
         starts = np.asarray(store.offsets)[:-1]
         stops = split.history_stops(store, "train")
-        return TrainingEvents(np.asarray(store.item_ids), timestamps, starts, stops, store.num_items)
+        log = np.asarray(store.item_ids), timestamps, starts, stops, store.num_items
+        return TrainingEvents(*log, targets=store.targets)
+
+    @property
+    def with_context(self) -> TrainingEvents:
+        """The same events as if all of them were targets."""
+        return replace(self, targets=None)
+
+    def is_target(self, places: Int64) -> NDArray[np.bool_]:
+        """Return which of the log's events at `places`, of any shape, are targets."""
+        return np.ones(places.shape, dtype=np.bool_) if self.targets is None else self.targets.at(places)
 
     def pieces(self) -> Iterator[LogEvents]:
-        """Yield all training events in the log's order, at most `piece_events` at a time."""
+        """Yield all training targets in the log's order, those of `piece_events` events at a time."""
         for begin in range(0, len(self.item_ids), self.piece_events):
             end = min(begin + self.piece_events, len(self.item_ids))
             yield self._at(np.arange(begin, end))
 
     def item_counts(self) -> Int64:
-        """Return (num_items + 1,) the number of events of each item; item 0 has none."""
+        """Return (num_items + 1,) the number of targets of each item; item 0 has none."""
         counts = np.zeros(self.num_items + 1, dtype=np.int64)
         for events in self.pieces():
             counts += np.bincount(events.item_ids, minlength=len(counts))
         return counts
 
     def by_item(self) -> Iterator[LogEvents]:
-        """Yield all training events by item, then in the log's order; an item's events stay together.
+        """Yield all training targets by item, then in the log's order; an item's targets stay together.
 
         The log is read once per piece, as it may not fit into memory to be sorted.
         """
@@ -91,7 +107,7 @@ class TrainingEvents:
             first = end
 
     def _of_items(self, first: int, end: int) -> LogEvents:
-        """Return the training events of the items `first` to `end` - 1."""
+        """Return the training targets of the items `first` to `end` - 1."""
         found = []
         for begin in range(0, len(self.item_ids), self.piece_events):
             item_ids = self.item_ids[begin : begin + self.piece_events]
@@ -99,9 +115,9 @@ class TrainingEvents:
         return LogEvents(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
 
     def _at(self, places: Int64) -> LogEvents:
-        """Return the events at these places, without those that are held out."""
+        """Return the targets at these places, without those that are held out."""
         # Users without events have the start of the next user, which is the one to find.
         user_rows = np.searchsorted(self.starts, places, side="right") - 1
-        known = places < self.stops[user_rows]
+        known = (places < self.stops[user_rows]) & self.is_target(places)
         places, user_rows = places[known], user_rows[known]
         return LogEvents(places, user_rows, self.item_ids[places].astype(np.int64))

@@ -35,15 +35,16 @@ class RunMonitor(pl.Callback):
         clock: Seconds by phase.
         events: Events trained on by all processes, as of the last `gather`.
         tokens: Events and padding trained on by all processes, as of the last `gather`.
+        targets: Targets trained on by all processes, as of the last `gather`.
         peak_memory: See `Summary.peak_memory`; as of the last `gather`.
     """
 
     def __init__(self) -> None:
         self.clock = PhaseClock()
-        self.events = self.tokens = 0
+        self.events = self.tokens = self.targets = 0
         self.peak_memory: dict[str, int | None] = {"host": None, "device": None, "device_reserved": None}
         # Counts of this process since the last `gather`.
-        self._new_events = torch.zeros((), dtype=torch.int64)
+        self._new_events = self._new_targets = torch.zeros((), dtype=torch.int64)
         self._new_tokens = 0
         self._logged = (0, 0, 0.0)
         self._fitting = False
@@ -51,10 +52,11 @@ class RunMonitor(pl.Callback):
     def gather(self, trainer: pl.Trainer) -> None:
         """Add up the counts of all processes, and keep their largest memory; all processes must call it."""
         device = trainer.strategy.root_device
-        counts = torch.stack([self._new_events.to(device), torch.tensor(self._new_tokens, device=device)])
-        events, tokens = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
-        self.events, self.tokens = self.events + events, self.tokens + tokens
-        self._new_events, self._new_tokens = torch.zeros_like(self._new_events), 0
+        new = (self._new_events.to(device), torch.tensor(self._new_tokens, device=device), self._new_targets.to(device))
+        events, tokens, targets = trainer.strategy.reduce(torch.stack(new), reduce_op="sum").tolist()
+        self.events, self.tokens, self.targets = self.events + events, self.tokens + tokens, self.targets + targets
+        self._new_events, self._new_targets = torch.zeros_like(self._new_events), torch.zeros_like(self._new_targets)
+        self._new_tokens = 0
         now = torch.tensor(memory_peaks(device), device=device)
         peaks = trainer.strategy.reduce(now, reduce_op="max").tolist()
         for name, value in zip(self.peak_memory, peaks, strict=True):
@@ -87,6 +89,7 @@ class RunMonitor(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock of training."""
         self._new_events = self._new_events.to(pl_module.device)
+        self._new_targets = self._new_targets.to(pl_module.device)
         self.clock.start("train")
         self._remember()
 
@@ -109,8 +112,9 @@ class RunMonitor(pl.Callback):
     ) -> None:
         """Count a batch, and log every `log_every_n_steps`."""
         if isinstance(batch, SequenceBatch):
-            # In place and on the device, so that Python does not wait for it.
-            self._new_events += batch.history.lengths.sum()
+            # On the device, so that Python does not wait for it.
+            self._new_events = self._new_events + batch.history.lengths.sum()
+            self._new_targets = self._new_targets + batch.is_target.sum()
             self._new_tokens += batch.history.item_ids.numel()
         if is_accumulating(trainer) or not is_logged(trainer, trainer.global_step):
             return
@@ -128,6 +132,7 @@ class RunMonitor(pl.Callback):
         return {
             "events": self.events,
             "tokens": self.tokens,
+            "targets": self.targets,
             "seconds": self.clock.seconds,
             "peak_memory": dict(self.peak_memory),
         }
@@ -138,6 +143,8 @@ class RunMonitor(pl.Callback):
             return
         here = self.clock.seconds.get("prepare", 0.0)
         self.events, self.tokens = state_dict["events"], state_dict["tokens"]
+        # Older checkpoints are of runs in which all events were targets.
+        self.targets = state_dict.get("targets", self.events)
         self.peak_memory = dict(state_dict["peak_memory"])
         self.clock.restore(state_dict["seconds"])
         self.clock.add("prepare", here)

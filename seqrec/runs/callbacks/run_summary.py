@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from seqrec.data.datamodule import SequenceDataModule
 from seqrec.errors import InputError, StoppedError
 from seqrec.runs import Summary
 from seqrec.runs.callbacks.monitoring import RunMonitor
@@ -143,6 +144,8 @@ class RunSummary(pl.Callback):
             steps=self._steps,
             events=monitor.events,
             tokens=monitor.tokens,
+            targets=monitor.targets,
+            target_filter=_target_filter(trainer),
             seconds={name: round(value, 6) for name, value in seconds.items()},
             events_per_second=monitor.events / trained if trained else None,
             tokens_per_second=monitor.tokens / trained if trained else None,
@@ -192,6 +195,11 @@ def _seeds(trainer: pl.Trainer) -> dict[str, int | None]:
         "run": int(given) if run is None and given is not None else run,
         "data": getattr(getattr(trainer, "datamodule", None), "seed", None),
     }
+
+
+def _target_filter(trainer: pl.Trainer) -> dict[str, Any] | None:
+    data = getattr(trainer, "datamodule", None)
+    return data.described_targets() if isinstance(data, SequenceDataModule) else None
 
 
 def _job(trainer: pl.Trainer) -> dict[str, Any]:

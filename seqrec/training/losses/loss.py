@@ -17,7 +17,8 @@ from seqrec.types import SequenceBatch
 class Loss(nn.Module, ABC):
     """Objective over the events of a batch whose next event is a target (`SequenceBatch.is_target`).
 
-    Unless the data module filters targets, these are all events. No scores are computed at others. Constructor arguments are kept as attributes of the same name.
+    Unless the data module filters targets, these are all events. No scores are computed at others. Constructor
+    arguments are kept as attributes of the same name.
 
     Attributes:
         negatives: Draws the negatives; None if the objective draws none.
