@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, get_args, get_type_hints
 
 from seqrec.errors import InputError
@@ -137,6 +138,25 @@ def classes_in(hint: Any) -> Iterator[type[Any]]:
         return
     for part in get_args(hint):
         yield from classes_in(part)
+
+
+def with_defaults(was: Any, now: Any) -> Any:
+    """Return a spec from a file as `to_spec` would write it now, for comparing it with the spec `now`.
+
+    If both are of one class, arguments that the older version of it did not have get their defaults. Otherwise, and if
+    it cannot be built, only its paths become public ones.
+
+    Example:
+        >>> from seqrec import LeaveOneOut
+        >>> with_defaults({"class_path": "seqrec.LeaveOneOut", "init_args": {}}, to_spec(LeaveOneOut()))
+        {'class_path': 'seqrec.LeaveOneOut', 'init_args': {'train_on_validation': False}}
+    """
+    was = with_public_paths(was)
+    path = now.get("class_path") if isinstance(now, dict) else None
+    if path is not None and isinstance(was, dict) and was.get("class_path") == path:
+        with suppress(InputError, TypeError):
+            return to_spec(from_spec(was, class_from_file(path, (object,))))
+    return was
 
 
 def with_public_paths(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -245,7 +246,7 @@ class SequenceDataModule(pl.LightningDataModule):
         rank_zero_info(targets.summary(self.store.num_events))
         if count := found["users_without_targets"]:
             users = ", ".join(map(repr, found["first_users"])) + (", .." if count > len(found["first_users"]) else "")
-            rank_zero_info(f"{count:,} users have no target, so they are neither trained for nor judged: {users}")
+            rank_zero_info(f"{count:,} user(s) without a target are neither trained for nor judged: {users}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return epoch and number of the next training batch, and the settings that determine the order.
@@ -277,7 +278,11 @@ class SequenceDataModule(pl.LightningDataModule):
         state, self._resume_from = self._resume_from, None
         if state is None:
             return
-        done = self._position.resume(sampler, state, self._order())
+        order = self._order()
+        # Checkpoints of older versions lack newer settings.
+        known = inspect.signature(SequenceDataModule).parameters
+        defaults = {name: known[name].default for name in order if name in known}
+        done = self._position.resume(sampler, {**state, "order": {**defaults, **state["order"]}}, order)
         assert self.trainer is not None
         loop, limit = self.trainer.fit_loop, self.trainer.limit_train_batches
         if state["batch"]:

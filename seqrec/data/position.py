@@ -7,7 +7,7 @@ from typing import Any
 
 from seqrec.data.sampler import BatchSampler, TrainedSegment
 from seqrec.errors import InputError
-from seqrec.specs import with_public_paths
+from seqrec.specs import with_defaults
 
 # Settings that may differ between the jobs of one run: the rest of an epoch is split anew.
 RESIZABLE = ("world_size", "batch_size", "max_tokens")
@@ -43,7 +43,7 @@ class EpochPosition:
                 now.
         """
         segments, steps = tuple(TrainedSegment(*values) for values in state.get("legs", [])), state["batch"]
-        was = with_public_paths(state["order"])
+        was = {name: with_defaults(value, order.get(name)) for name, value in state["order"].items()}
         if steps or segments:
             changed = [name for name in order if name not in RESIZABLE and was.get(name) != order[name]]
             if changed:

@@ -32,7 +32,7 @@ from seqrec.runs.callbacks import GatherTables
 from seqrec.runs.lightning_internals import attached_trainer, is_accumulating, log_step
 from seqrec.runs.measurement import PendingCopy
 from seqrec.runs.trainer_checks import check_sharding
-from seqrec.specs import from_spec, to_spec, with_public_paths
+from seqrec.specs import from_spec, to_spec, with_defaults
 from seqrec.training.losses import BCE, Loss
 from seqrec.training.optim import Adam, OptimizerFactory, describe_optimizer
 from seqrec.training.optim.clipping import clip_gradients
@@ -367,8 +367,8 @@ class SequentialRecommender(StreamingRecommender):
 
     def _other_optimizer(self, checkpoint: Mapping[str, Any]) -> OptimizerFactory | None:
         """Return a checkpoint's optimizer if a resumed run has other settings, else None; refuse another kind."""
-        was = with_public_paths(checkpoint.get("hyper_parameters", {}).get("optimizer"))
-        now = with_public_paths(to_spec(self.optimizer))
+        now = to_spec(self.optimizer)
+        was = with_defaults(checkpoint.get("hyper_parameters", {}).get("optimizer"), now)
         if not isinstance(was, dict) or was == now:
             return None
         old, new = was.get("init_args", {}), now["init_args"]

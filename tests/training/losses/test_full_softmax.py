@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_problems import (
+    NUM_ITEMS,
     assert_equal_with_gradients,
     random_batch,
     random_item_vectors,
@@ -16,6 +19,7 @@ from torch import Tensor
 from seqrec.catalogue.scorer import Scorer
 from seqrec.errors import InputError
 from seqrec.training.losses import FullSoftmax
+from seqrec.training.losses.chunked_cross_entropy import chunked_cross_entropy
 from seqrec.types import SequenceBatch
 
 
@@ -43,6 +47,25 @@ def test_loss_and_gradients_equal_plain_cross_entropy(
         random_item_vectors(num_items),
         lambda states, vectors: plain(batch, states, vectors),
     )
+
+
+def test_only_events_with_a_target_are_scored(monkeypatch):
+    """A filter that keeps one event in twenty leaves a twentieth of the scores to compute."""
+    batch, rows = random_batch([60, 40], num_items=NUM_ITEMS), []
+
+    def counted(states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        rows.append(len(states))
+        return chunked_cross_entropy(states, *args, **kwargs)
+
+    monkeypatch.setattr("seqrec.training.losses.full_softmax.chunked_cross_entropy", counted)
+    kept = torch.zeros_like(batch.targets)
+    kept.flatten()[batch.history.valid.flatten().nonzero().flatten()[::20]] = 1
+    some = replace(batch, targets=batch.targets * kept)
+    states, vectors = random_states(batch), random_item_vectors()
+    loss = FullSoftmax()(states, some, Scorer(vectors))
+    assert rows == [5]
+    here = kept.bool()
+    torch.testing.assert_close(loss, F.cross_entropy(states[here] @ vectors[1:].T, batch.targets[here] - 1))
 
 
 @pytest.mark.parametrize("chunk", [None, 3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,36 @@ def test_padding_changes_neither_loss_nor_gradients(name: str):
         assert by_vectors[0].eq(0).all()
         results.append((loss, by_states[valid], by_vectors))
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+
+
+@every_loss
+def test_events_without_a_target_cost_nothing(name: str):
+    """A batch with a filter of targets is one whose rows contain only the selected events, in value and gradients."""
+    batch = random_batch([6, 4, 3])
+    assert batch.targets is not None
+    kept = torch.zeros_like(batch.targets, dtype=torch.bool)
+    for row, positions in enumerate([[1, 4, 5], [2], [0, 1]]):
+        kept[row, positions] = True
+    states, vectors = random_states(batch), random_item_vectors()
+    selected, compact = replace(batch, targets=batch.targets * kept), random_batch([3, 1, 2])
+    fewer = replace(compact, targets=torch.zeros_like(compact.targets), seen_events=batch.seen_events)
+    fewer_states = torch.full((*compact.history.item_ids.shape, states.shape[-1]), 1e3, dtype=torch.float64)
+    fewer.targets[compact.history.valid] = batch.targets[kept]
+    fewer_states[compact.history.valid] = states[kept]
+    states[~kept] = torch.nan
+    found, expected = (
+        (each.requires_grad_(), table.requires_grad_(), seeded(ready(name), each, of, table))
+        for each, table, of in (
+            (states, vectors.clone(), selected),
+            (fewer_states, vectors.clone(), fewer),
+        )
+    )
+    torch.testing.assert_close(found[2], expected[2], rtol=1e-12, atol=0)
+    by_states, by_vectors = torch.autograd.grad(found[2], found[:2])
+    wanted_states, wanted_vectors = torch.autograd.grad(expected[2], expected[:2])
+    assert by_states[~kept].eq(0).all()
+    torch.testing.assert_close(by_states[kept], wanted_states[compact.history.valid], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(by_vectors, wanted_vectors, rtol=1e-12, atol=1e-14)
 
 
 @every_loss
