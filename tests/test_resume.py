@@ -176,6 +176,26 @@ def test_a_run_that_had_stopped_early_trains_no_further(tmp_path: Path):
     assert_same_run(tmp_path, [KillAt("on_train_end")], patience=1, trainer={"max_epochs": 100})
 
 
+def test_a_checkpoint_resumes_without_settings_that_it_does_not_know(tmp_path: Path):
+    """As of a version in which neither the split nor the data module had all of today's arguments."""
+    with pytest.raises(KilledError):
+        run(tmp_path / "run", Diary(), kill=KillAt("on_train_batch_start", 0, 3))
+    file = tmp_path / "run" / "last.ckpt"
+    checkpoint = torch.load(file)
+    order = checkpoint["SequenceDataModule"]["order"]
+    assert order["split"]["init_args"].pop("train_on_validation") is False
+    assert order.pop("targets") is None
+    assert order.pop("bucket_by_length") is True
+    torch.save(checkpoint, file)
+    with pytest.raises(InputError, match="ordered with bucket_by_length=True; now it is False"):
+        run(tmp_path / "run", Diary(), bucket_by_length=False)
+    with pytest.raises(InputError, match="ordered with targets=None; now it is item_id > 3"):
+        run(tmp_path / "run", Diary(), targets="item_id > 3")
+    diary = Diary()
+    run(tmp_path / "run", diary)
+    assert min(diary.batches) == (0, 3)
+
+
 def test_an_order_that_has_changed_is_refused_in_the_middle_of_an_epoch_alone(tmp_path: Path):
     with pytest.raises(KilledError):
         run(tmp_path / "run", Diary(), kill=KillAt("on_train_batch_start", 0, 3))

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
 
+from seqrec.data.splits import LastN, LeaveOneOut, Split
 from seqrec.errors import InputError
-from seqrec.specs import from_spec, to_spec
+from seqrec.specs import from_spec, to_spec, with_defaults
 from seqrec.training.losses import BCE
 from seqrec.training.negatives import UniformNegatives
-from seqrec.training.optim import AdamW
+from seqrec.training.optim import AdamW, WarmupCosine
 
 
 class Forgetful:
@@ -56,6 +58,29 @@ def test_objects_in_lists_and_dictionaries_are_found():
 def test_objects_pass_through_from_spec_unchanged():
     loss = BCE()
     assert from_spec(loss) is loss
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "same"),
+    [
+        ({}, LeaveOneOut(), True),
+        ({}, LeaveOneOut(train_on_validation=True), False),
+        ({"n": 2}, LastN(2), False),
+        ({"an_argument_of_later": 1}, LeaveOneOut(), False),
+    ],
+)
+def test_arguments_that_an_older_spec_lacks_have_their_defaults(was: dict, now: Split, same: bool):
+    older = {"class_path": "seqrec.data.splits.LeaveOneOut", "init_args": was}
+    found = with_defaults(older, to_spec(now))
+    assert found["class_path"] == "seqrec.LeaveOneOut"
+    assert (found == to_spec(now)) == same
+
+
+def test_objects_within_an_older_spec_are_completed_too():
+    now = to_spec(AdamW(schedule=WarmupCosine(10)))
+    older = copy.deepcopy(now)
+    assert older["init_args"]["schedule"]["init_args"].pop("min_ratio") == 0.0
+    assert with_defaults(older, now) == now
 
 
 def test_class_path_alone_builds_with_defaults():

@@ -42,9 +42,12 @@ class Diary(pl.Callback):
             raise self.error
 
 
-def parts(folder: Path, diary: Diary, **options: Any) -> tuple[pl.Trainer, SASRec, SequenceDataModule]:
+def parts(
+    folder: Path, diary: Diary, targets: str | None = None, **options: Any
+) -> tuple[pl.Trainer, SASRec, SequenceDataModule]:
     log = Synthetic(num_users=40, num_items=30, mean_events=12)
-    data = SequenceDataModule(log, store=str(folder / "store"), max_length=10, batch_size=8, seed=5)
+    sizes = {"max_length": 10, "batch_size": 8}
+    data = SequenceDataModule(log, store=str(folder / "store"), targets=targets, **sizes, seed=5)
     pl.seed_everything(3, verbose=False)
     model = SASRec(data.num_items, d_model=4, num_layers=1, max_length=10)
     kept = str(folder / "checkpoints")
@@ -83,6 +86,7 @@ def test_a_run_tells_what_it_did(whole: tuple[Path, Diary, Any]):
     assert (fitted.epochs, fitted.steps) == (EPOCHS, EPOCHS * STEPS)
     assert fitted.events == sum(events for events, _ in diary.events.values())
     assert fitted.tokens == sum(tokens for _, tokens in diary.events.values()) > fitted.events
+    assert (fitted.targets, fitted.target_filter) == (fitted.events, None)
     assert set(fitted.seconds) == {"prepare", "train", "validate", "checkpoint"}
     assert all(seconds > 0 for seconds in fitted.seconds.values())
     assert fitted.events_per_second == pytest.approx(fitted.events / fitted.seconds["train"], rel=1e-3)
@@ -105,6 +109,17 @@ def test_a_run_tells_what_it_did(whole: tuple[Path, Diary, Any]):
     assert tested.seconds["train"] == fitted.seconds["train"]
     assert tested.seconds["test"] > 0
     assert tested.protocol == "full-seenout-tiemean-loo"
+
+
+def test_targets_are_counted_apart_from_the_events_around_them(tmp_path: Path):
+    trainer, model, data = parts(tmp_path, Diary(), "item_id > 20")
+    trainer.fit(model, data)
+    summary = read_summary(tmp_path / "runs" / "version_0")
+    assert summary.targets == EPOCHS * sum(int(batch.is_target.sum()) for batch in data.train_dataloader())
+    assert 0 < summary.targets < summary.events
+    assert summary.target_filter == data.described_targets()
+    assert summary.target_filter["condition"] == "item_id > 20"
+    assert summary.protocol == "full-seenout-tiemean-loo-targets(item_id > 20)"
 
 
 @pytest.mark.parametrize(
@@ -221,6 +236,16 @@ def test_a_trial_of_one_batch_writes_nothing(tmp_path: Path):
     trainer, model, data = parts(tmp_path, Diary(), fast_dev_run=True)
     trainer.fit(model, data)
     assert not list(tmp_path.rglob("summary.json"))
+
+
+def test_a_summary_from_before_targets_were_counted_has_as_many_as_events(
+    whole: tuple[Path, Diary, Any], tmp_path: Path
+):
+    content = json.loads((whole[0] / "summary.json").read_text())
+    del content["targets"], content["target_filter"], content["caveats"]
+    (tmp_path / "summary.json").write_text(json.dumps(content))
+    found = read_summary(tmp_path)
+    assert (found.targets, found.target_filter, found.caveats) == (found.events, None, [])
 
 
 def test_a_folder_without_a_summary_and_a_damaged_one_are_refused(tmp_path: Path):
