@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     )
     from seqrec.runs import RunFolder
     from seqrec.runs.callbacks import BestCheckpoint, ResumableEarlyStopping, ResumePoints
-    from seqrec.training.losses import BCE, GBCE, FullSoftmax, InBatchSoftmax, Loss, SampledSoftmax
+    from seqrec.training.losses import BCE, GBCE, FullSoftmax, InBatchSoftmax, Loss, NextTargets, SampledSoftmax
     from seqrec.training.negatives import (
         InBatchNegatives,
         MixedNegatives,
@@ -110,7 +110,7 @@ _MODULES = {
     ),
     "seqrec.runs": "RunFolder",
     "seqrec.runs.callbacks": "BestCheckpoint ResumableEarlyStopping ResumePoints",
-    "seqrec.training.losses": "BCE GBCE FullSoftmax InBatchSoftmax Loss SampledSoftmax",
+    "seqrec.training.losses": "BCE GBCE FullSoftmax InBatchSoftmax Loss NextTargets SampledSoftmax",
     "seqrec.training.negatives": (
         "InBatchNegatives MixedNegatives NegativeSampler PopularityNegatives UniformNegatives"
     ),
@@ -161,6 +161,7 @@ __all__ = [
     "MoEMaTrRec",
     "NegativeSampler",
     "NewestWindow",
+    "NextTargets",
     "Popularity",
     "PopularityCandidates",
     "PopularityNegatives",

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from seqrec.data.columns import Column
 from seqrec.data.sampler import BatchPlan
 from seqrec.data.schema import CATEGORICAL, NUMERIC
-from seqrec.data.targets import TargetEvents
+from seqrec.data.targets import LogTargets
 from seqrec.data.windows import ranges
 from seqrec.types import HeldOutItems, History, RaggedItems, SequenceBatch
 
@@ -50,7 +50,7 @@ class EventArrays(Protocol):
         """Further columns with E rows, by name."""
 
     @property
-    def targets(self) -> TargetEvents | None:
+    def targets(self) -> LogTargets | None:
         """The events that are targets; None is all."""
 
     def check_in_use(self) -> None:
@@ -194,7 +194,7 @@ class _Places:
                 _standardise(column[start : start + length], mean, std, row[:length], has_missing=has_missing)
         return torch.from_numpy(rows)
 
-    def only(self, rows: Tensor, targets: TargetEvents) -> Tensor:
+    def only(self, rows: Tensor, targets: LogTargets) -> Tensor:
         """Return rows (B, L) with 0 at events that are no targets."""
         there = targets.at(np.minimum(self._events, self.starts[:, None] + self.lengths[:, None]))
         return rows.mul_(torch.from_numpy(there))

@@ -29,7 +29,7 @@ from seqrec.data.schema import Schema
 from seqrec.data.sources import Source
 from seqrec.data.splits import LeaveOneOut, Split, judged_ranges
 from seqrec.data.store import EventStore
-from seqrec.data.targets import TargetEvents
+from seqrec.data.targets import LogTargets
 from seqrec.data.windows import (
     NewestWindow,
     TrainWindows,
@@ -241,7 +241,7 @@ class SequenceDataModule(pl.LightningDataModule):
         self._resume(loader.sampler)
         return loader
 
-    def _report_targets(self, targets: TargetEvents) -> None:
+    def _report_targets(self, targets: LogTargets) -> None:
         found = self.described_targets() or {}
         rank_zero_info(targets.summary(self.store.num_events))
         if count := found["users_without_targets"]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from seqrec.data.pieces import ends_of, events_before, pieces_of, time_quantile
 from seqrec.data.store import EventStore
-from seqrec.data.targets import TargetEvents
+from seqrec.data.targets import LogTargets
 from seqrec.errors import InputError, check_at_least
 
 Int64 = NDArray[np.int64]
@@ -356,7 +356,7 @@ def _stops_by_count(store: EventStore, stage: str, n: int, reason: str) -> Int64
     return (offsets[1:] - held_out).astype(np.int64)
 
 
-def _stops_by_targets(targets: TargetEvents, offsets: Int64, n: int, held_out: int) -> Int64:
+def _stops_by_targets(targets: LogTargets, offsets: Int64, n: int, held_out: int) -> Int64:
     """Return the place (U,) of the first of each user's `held_out` newest targets; the end of the log without any.
 
     A user with fewer targets has as many multiples of `n` held out as there are.

@@ -18,7 +18,7 @@ from seqrec.data.conditions import condition_error, event_condition
 from seqrec.data.integrity import BackgroundCheck, changed
 from seqrec.data.manifest import REMEDY, read_manifest
 from seqrec.data.schema import CATEGORICAL, EVENTS, GROUPS, ITEM_ID, ITEMS, NUMERIC, TIMESTAMP, USER_ID, USERS
-from seqrec.data.targets import TargetEvents
+from seqrec.data.targets import LogTargets
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError, StoreError
 from seqrec.files import synchronise
@@ -95,7 +95,7 @@ class EventStore:
             if name == "offsets.npy" or _is_large(directory / name)
         }
         self._background: BackgroundCheck | None = None
-        self.targets: TargetEvents | None = None
+        self.targets: LogTargets | None = None
         self.item_vocabulary = Vocabulary.open(directory, "item_vocabulary")
         self.user_vocabulary = Vocabulary.open(directory, "user_vocabulary")
 
@@ -168,7 +168,7 @@ class EventStore:
         if len(found) != self.num_events:
             raise InputError(f"targets={condition!r} is one value for the whole log; it must depend on the event")
         parts = (found.slice(begin, TESTED_EVENTS).to_numpy() for begin in range(0, len(found), TESTED_EVENTS))
-        targets = TargetEvents.from_flags(condition, parts)
+        targets = LogTargets.from_flags(condition, parts)
         if not targets.total:
             raise InputError(f"targets={condition!r} is true for none of {self.num_events:,} events; loosen it")
         self.targets = targets

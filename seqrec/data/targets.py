@@ -13,7 +13,7 @@ Words = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class TargetEvents:
+class LogTargets:
     """The events of a log that meet a condition, as bits: 1 GiB for four billion events, with their counts.
 
     Places are indexes into the store's events. All others are context: they are in histories, and models read them.
@@ -25,7 +25,7 @@ class TargetEvents:
 
     Example:
         >>> import numpy as np
-        >>> targets = TargetEvents.from_flags("event_type = 'buy'", [np.array([True, False, False, True])])
+        >>> targets = LogTargets.from_flags("event_type = 'buy'", [np.array([True, False, False, True])])
         >>> targets.at(np.array([0, 1, 3])).tolist(), targets.last(np.array([1]), np.array([3])).tolist()
         ([True, False, True], [0])
     """
@@ -35,7 +35,7 @@ class TargetEvents:
     before: Int64
 
     @staticmethod
-    def from_flags(condition: str, pieces: Iterable[NDArray[np.bool_]]) -> TargetEvents:
+    def from_flags(condition: str, pieces: Iterable[NDArray[np.bool_]]) -> LogTargets:
         """Return the targets of a log, whose events come in pieces; all pieces but the last have a multiple of 64."""
         packed = [np.packbits(piece, bitorder="little") for piece in pieces]
         length = sum(map(len, packed))
@@ -43,7 +43,7 @@ class TargetEvents:
         packed.append(np.zeros(-length % 8 + 8, np.uint8))
         words = np.concatenate(packed).view("<u8")
         counts = _ones(words)
-        return TargetEvents(condition, words, np.cumsum(counts) - counts)
+        return LogTargets(condition, words, np.cumsum(counts) - counts)
 
     @property
     def total(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.data.targets import TargetEvents
+from seqrec.data.targets import LogTargets
 from seqrec.errors import InputError
 
 Int64 = NDArray[np.int64]
@@ -45,7 +45,7 @@ class WindowIndex:
         targets = None if self.num_targets is None else self.num_targets[numbers]
         return WindowIndex(self.user_rows[numbers], self.starts[numbers], self.stops[numbers], targets)
 
-    def with_targets(self, targets: TargetEvents, *, slide: bool) -> WindowIndex:
+    def with_targets(self, targets: LogTargets, *, slide: bool) -> WindowIndex:
         """Return the windows with their numbers of targets, each at least 1.
 
         A window without any is left out, or if `slide` it moves forward up to the user's next target, which must exist.

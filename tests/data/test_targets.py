@@ -20,7 +20,7 @@ from seqrec.data.schema import Schema
 from seqrec.data.sources import Table
 from seqrec.data.splits import GlobalTime, LastN, LeaveOneOut, Split, judged_ranges
 from seqrec.data.store import EventStore
-from seqrec.data.targets import TargetEvents
+from seqrec.data.targets import LogTargets
 from seqrec.data.windows import NewestWindow, RandomCrop, StridedWindows, TrainWindows
 from seqrec.errors import InputError
 
@@ -29,8 +29,8 @@ FLAGS = st.lists(st.booleans(), min_size=1, max_size=300)
 USERS = st.lists(st.lists(st.booleans(), min_size=1, max_size=12), min_size=1, max_size=6)
 
 
-def targets_of(users: list[list[bool]]) -> TargetEvents:
-    return TargetEvents.from_flags("bought", [np.array([flag for user in users for flag in user])])
+def targets_of(users: list[list[bool]]) -> LogTargets:
+    return LogTargets.from_flags("bought", [np.array([flag for user in users for flag in user])])
 
 
 def store_of(directory: Path, users: list[list[bool]]) -> EventStore:
@@ -54,7 +54,7 @@ def places_of(users: list[list[bool]]) -> list[list[int]]:
 def test_counts_and_places_of_targets_equal_those_of_flags(flags: list[bool], words: int):
     size = 64 * words
     pieces = [np.array(flags[begin : begin + size]) for begin in range(0, len(flags), size)]
-    targets, places = TargetEvents.from_flags("x", pieces), np.arange(len(flags) + 1)
+    targets, places = LogTargets.from_flags("x", pieces), np.arange(len(flags) + 1)
     true = np.flatnonzero(flags)
     assert targets.total == len(true)
     assert targets.at(places).tolist() == [*flags, False]

@@ -21,7 +21,7 @@ from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.prepare import Filters
 from seqrec.data.schema import Schema
 from seqrec.data.sources import Table
-from seqrec.data.targets import TargetEvents
+from seqrec.data.targets import LogTargets
 from seqrec.errors import InputError
 from seqrec.evaluation.protocols import FullRanking, Protocol
 from seqrec.evaluation.results import Header, Results, compare
@@ -37,7 +37,7 @@ def filtered_logs(draw: st.DrawFn) -> tuple[TrainingEvents, list[list[tuple[int,
     events = training_events(draw(logs))
     size = len(events.item_ids)
     flags = np.array(draw(st.lists(st.booleans(), min_size=size, max_size=size)), dtype=bool)
-    events = replace(events, targets=TargetEvents.from_flags("bought", [flags]), timestamps=np.arange(size))
+    events = replace(events, targets=LogTargets.from_flags("bought", [flags]), timestamps=np.arange(size))
     users = [
         [(int(events.item_ids[place]), bool(flags[place])) for place in range(start, stop)]
         for start, stop in zip(events.starts, events.stops, strict=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from seqrec.data.splits import Split
 from seqrec.data.store import EventStore
-from seqrec.data.targets import TargetEvents
+from seqrec.data.targets import LogTargets
 
 Int64 = NDArray[np.int64]
 
@@ -57,7 +57,7 @@ class TrainingEvents:
     stops: Int64
     num_items: int
     piece_events: int = PIECE_EVENTS
-    targets: TargetEvents | None = None
+    targets: LogTargets | None = None
 
     @staticmethod
     def of(store: EventStore, split: Split) -> TrainingEvents:

@@ -7,7 +7,8 @@ from torch import Tensor
 from seqrec.catalogue.scorer import Scorer
 from seqrec.errors import InputError
 from seqrec.training.losses.chunked_cross_entropy import Competitors, chunked_cross_entropy
-from seqrec.training.losses.loss import Loss, select_events
+from seqrec.training.losses.loss import Loss, at_least_float32, select_events
+from seqrec.training.losses.next_targets import NextTargets
 from seqrec.training.losses.sampled_scores import target_scores
 from seqrec.types import SequenceBatch
 
@@ -21,6 +22,8 @@ class FullSoftmax(Loss):
     Args:
         chunk: Maximum number of scores held at a time, at 4 bytes each. None is 2^20 on CPU, because 4 MiB stay in
             the cache, and 2^25 elsewhere.
+        next_targets: Further positives of each position; None is only the next event. They cost their own scores, not
+            those of the catalogue once more.
 
     Raises:
         InputError: if `chunk` is below 1.
@@ -35,14 +38,22 @@ class FullSoftmax(Loss):
     needs_seen = False
     reads_all_items = True
 
-    def __init__(self, *, chunk: int | None = None) -> None:
+    def __init__(self, *, chunk: int | None = None, next_targets: NextTargets | None = None) -> None:
         super().__init__()
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk={chunk} must be at least 1, or None for the device's default")
         self.chunk = chunk
+        self.next_targets = next_targets
 
     def forward(self, states: Tensor, batch: SequenceBatch, scorer: Scorer) -> Tensor:
         """Return the mean over the batch's targets; see `Loss.forward`."""
         events = select_events(states, batch)
         items = Competitors(scorer.item_vectors, own=events.targets, first=1)
-        return chunked_cross_entropy(events.states, target_scores(events, scorer), items, chunk=self.chunk)
+        own = target_scores(events, scorer)
+        loss = chunked_cross_entropy(events.states, own, items, chunk=self.chunk)
+        if self.next_targets is None:
+            return loss
+        # The denominator is the same for all positives of a position, so only their own scores differ.
+        positives = self.next_targets.positives(events, batch)
+        scores = at_least_float32(scorer.score(events.states, positives)).masked_fill(positives == 0, 0)
+        return loss + (own.squeeze(1) - scores.sum(1) / (positives > 0).sum(1)).mean()

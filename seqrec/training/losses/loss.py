@@ -70,13 +70,14 @@ class Loss(nn.Module, ABC):
 
 
 class TargetEvents(NamedTuple):
-    """The batch's events that have a target: rows of users (M,), states (M, D), at least float32, and
-    targets (M,), item ids.
+    """The batch's events that have a target: rows of users (M,), states (M, D), at least float32, targets (M,), item
+    ids, and places (M,), ascending, of each in the flat batch.
     """
 
     rows: Tensor
     states: Tensor
     targets: Tensor
+    places: Tensor
 
 
 def select_events(states: Tensor, batch: SequenceBatch) -> TargetEvents:
@@ -85,9 +86,8 @@ def select_events(states: Tensor, batch: SequenceBatch) -> TargetEvents:
     places = batch.is_target.flatten().nonzero().squeeze(1)
     # One index, because its places are distinct and their gradients are simply added. A GPU would first sort two.
     found = states.flatten(0, 1).index_select(0, places)
-    return TargetEvents(
-        places // states.shape[1], at_least_float32(found), batch.targets.flatten().index_select(0, places)
-    )
+    targets = batch.targets.flatten().index_select(0, places)
+    return TargetEvents(places // states.shape[1], at_least_float32(found), targets, places)
 
 
 LOSSES: Registry[Loss] = Registry("loss", Loss)  # type: ignore[type-abstract]
