@@ -6,8 +6,9 @@ from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer
 from seqrec.errors import InputError
+from seqrec.ops.problems import at_least_float32
 from seqrec.training.losses.chunked_cross_entropy import Competitors, chunked_cross_entropy
-from seqrec.training.losses.loss import Loss, at_least_float32, select_events
+from seqrec.training.losses.loss import Loss, select_events
 from seqrec.training.losses.next_targets import NextTargets
 from seqrec.training.losses.sampled_scores import target_scores
 from seqrec.types import SequenceBatch
