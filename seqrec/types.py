@@ -160,6 +160,14 @@ class SeenItems(RaggedItems):
         flat = RaggedItems.from_rows(sets)
         return SeenItems(flat.item_ids, flat.offsets.to(self.offsets.device))
 
+    def places_in(self, chosen: Tensor) -> SeenItems:
+        """Return the sets as places in `chosen` (N,) int64, ascending items, without the items that it lacks."""
+        if not len(chosen):
+            return SeenItems(self.item_ids[:0], torch.zeros_like(self.offsets))
+        places = torch.searchsorted(chosen, self.item_ids.to(torch.int64))
+        found = chosen[places.clamp_max(len(chosen) - 1)] == self.item_ids
+        return SeenItems(places[found], torch.cat([self.offsets[:1], found.cumsum(0)])[self.offsets])
+
 
 @dataclass(frozen=True)
 class SequenceBatch(TensorRecord):

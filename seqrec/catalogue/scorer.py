@@ -20,6 +20,9 @@ from seqrec.types import Recommendations, SeenItems
 
 # Scores held at a time when the whole catalogue is scored: 2^25 floats are 128 MiB.
 SCORE_BUDGET = 1 << 25
+# Without the compiled library, candidates that are at most this share of the catalogue are scored alone, from a copy of
+# their vectors. Of more, the whole catalogue is scored, which copies nothing.
+GATHERED_SHARE = 1 / 4
 
 
 class Scorer:
@@ -176,8 +179,9 @@ class Scorer:
         *,
         exclude: SeenItems | None = None,
         blocked: Tensor | None = None,
+        allowed: Tensor | None = None,
     ) -> Recommendations:
-        """Return the K best items of the whole catalogue for each user.
+        """Return the K best items of the whole catalogue, or of some candidates, for each user.
 
         Args:
             states: (B, D).
@@ -185,6 +189,9 @@ class Scorer:
             user_ids: (B,) passed through to the result.
             exclude: Items that are not recommended, per user.
             blocked: (N,) int64, ascending: items that are not recommended to any user.
+            allowed: (N,) int64, ascending: the only items that are recommended; None allows all. Their scores and order
+                are those of a search of all items, bit by bit. Only if at most a quarter of the catalogue is allowed
+                and the compiled library does not find the items, scores may differ in rounding.
 
         Returns:
             Best first. Of equal scores the smaller id comes first if the compiled library finds them
@@ -195,11 +202,19 @@ class Scorer:
             InputError: if `k` is out of range.
         """
         check_top_k(k, self.num_items)
+        if allowed is not None and blocked is not None:
+            allowed, blocked = allowed[~torch.isin(allowed, blocked)], None
         states, table = self.cast(states), self._table
         is_product = type(self).score_chunk is Scorer.score_chunk and self._unit_columns is None and k <= MOST_ITEMS
         if is_product and isinstance(table, Tensor) and table.dtype == states.dtype and _never_writes_scores(states):
-            scores, item_ids = best_items(states, table, k, excluded=exclude, blocked=blocked)
+            scores, item_ids = best_items(states, table, k, excluded=exclude, blocked=blocked, allowed=allowed)
             return Recommendations(item_ids, scores, user_ids)
+        if allowed is not None:
+            if not len(allowed):
+                empty = states.new_full((len(states), k), -torch.inf)
+                return Recommendations(torch.zeros_like(empty, dtype=torch.int64), empty, user_ids)
+            if type(self).score_chunk is Scorer.score_chunk and len(allowed) <= GATHERED_SHARE * self.num_items:
+                return self._top_k_of(allowed, states, k, user_ids, exclude)
         best_scores = states.new_full((len(states), 0), -torch.inf)
         best_ids = torch.zeros((len(states), 0), dtype=torch.int64, device=states.device)
         seen = None if exclude is None else (exclude.rows, exclude.item_ids)
@@ -214,6 +229,10 @@ class Scorer:
             if blocked is not None:
                 here = (blocked >= first) & (blocked < end)
                 scores.index_fill_(1, blocked[here] - first, -torch.inf)
+            if allowed is not None:
+                here = (allowed >= first) & (allowed < end)
+                others = torch.ones(end - first, dtype=torch.bool, device=scores.device)
+                scores.masked_fill_(others.index_fill_(0, allowed[here] - first, False), -torch.inf)
             values, columns = _best(scores, min(k, scores.shape[1]))
             best_ids = torch.cat([best_ids, columns + first], 1)
             best_scores = torch.cat([best_scores, values], 1)
@@ -221,6 +240,30 @@ class Scorer:
                 best_scores, order = best_scores.sort(dim=1, descending=True, stable=True)
                 best_scores, best_ids = best_scores[:, :k], best_ids.gather(1, order[:, :k])
         return Recommendations(best_ids.masked_fill(best_scores == -torch.inf, 0), best_scores, user_ids)
+
+    def _top_k_of(
+        self, item_ids: Tensor, states: Tensor, k: int, user_ids: Tensor, exclude: SeenItems | None
+    ) -> Recommendations:
+        """Return `top_k` of some items (N,) by a scorer of their vectors alone, whose row n is item n - 1 of them."""
+        rows = torch.cat([item_ids.new_zeros(1), item_ids])
+        scorer = Scorer(self.vectors(rows), score_budget=self.score_budget)
+        own = None if exclude is None else exclude.places_in(rows)
+        best = scorer.top_k(states, min(k, len(item_ids)), user_ids, exclude=own)
+        missing = k - best.item_ids.shape[1]
+        scores = F.pad(best.scores, (0, missing), value=-torch.inf)
+        return Recommendations(F.pad(rows[best.item_ids], (0, missing)), scores, user_ids)
+
+    def cosines(self, num_columns: int) -> Scorer:
+        """Return a scorer of cosines of item vectors: of their first columns, without biases.
+
+        A table in this process is copied, with vectors of length 1, so that a search need not scale it again. Rows of a
+        table that is sharded over processes are scaled as they are read.
+        """
+        if isinstance(self._table, ShardedEmbedding):
+            return Scorer(self._table, unit_columns=num_columns, score_budget=self.score_budget)
+        with torch.no_grad():
+            vectors = F.normalize(self._table[:, :num_columns].to(self._dtype), dim=1)
+        return Scorer(vectors, score_budget=self.score_budget)
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -30,6 +30,8 @@ Kind = Literal["ivf_pq", "ivf_flat", "hnsw"]
 FLOATS = 1 << 25
 # Vectors per list that its centre is learned from. FAISS asks for 39 and takes up to 256; the time grows with it.
 TRAINED_ON = 64
+# Candidates that are at most this share of the catalogue are scored without the index.
+SCORED_SHARE = 1 / 64
 
 
 class ItemSearch(ABC):
@@ -54,6 +56,7 @@ class ItemSearch(ABC):
         *,
         exclude: SeenItems | None = None,
         blocked: Tensor | None = None,
+        allowed: Tensor | None = None,
     ) -> Recommendations:
         """Return the K best items for each user, or those that the search finds; arguments as of `Scorer.top_k`.
 
@@ -89,9 +92,10 @@ class ExactSearch(ItemSearch):
         *,
         exclude: SeenItems | None = None,
         blocked: Tensor | None = None,
+        allowed: Tensor | None = None,
     ) -> Recommendations:
         """See `Scorer.top_k`."""
-        return scorer.top_k(states, k, user_ids, exclude=exclude, blocked=blocked)
+        return scorer.top_k(states, k, user_ids, exclude=exclude, blocked=blocked, allowed=allowed)
 
 
 class FaissSearch(ItemSearch):
@@ -102,7 +106,9 @@ class FaissSearch(ItemSearch):
     It is faster than exact search from some millions of items. The largest inner products are the shortest distances
     once another column makes all vectors equally long (Bachrach et al. 2014, Speeding Up the Xbox Recommender System).
     Each user gets `overfetch` times K candidates, plus the number of its seen items up to 1,000. If fewer than K of
-    them are allowed, the user is searched exactly, and counted.
+    them are allowed, the user is searched exactly, and counted. Each kind of index skips items that are blocked, or no
+    candidates. Candidates that are at most a 64th of the catalogue are all scored, which costs no more than reading the
+    default share of the lists.
 
     Args:
         kind: `ivf_pq`: lists around centres, vectors as short codes, about D / 4 bytes per item. `ivf_flat`: the
@@ -188,42 +194,51 @@ class FaissSearch(ItemSearch):
         *,
         exclude: SeenItems | None = None,
         blocked: Tensor | None = None,
+        allowed: Tensor | None = None,
     ) -> Recommendations:
         """See `ItemSearch.top_k`; needs `prepare`."""
         check_top_k(k, scorer.num_items)
         if self._index is None:
             raise InputError("FaissSearch has no index yet; call prepare(model.scorer()) first")
         states = scorer.cast(states)
+        if allowed is not None and len(allowed) <= SCORED_SHARE * scorer.num_items:
+            return scorer.top_k(states, k, user_ids, exclude=exclude, blocked=blocked, allowed=allowed)
         seen = 0 if exclude is None else int(exclude.counts.max())
         wanted = min(scorer.num_items, self.overfetch * k + min(seen, 1000))
-        candidates = self._candidates(states, wanted, blocked)
+        candidates = self._candidates(states, wanted, blocked, allowed)
         scores = _scores(scorer, states, candidates)
         forbidden = (candidates == 0) | scores.isnan()
         if exclude is not None:
             forbidden |= _among(candidates, exclude)
         if blocked is not None:
             forbidden |= torch.isin(candidates, blocked)
+        if allowed is not None:
+            forbidden |= ~torch.isin(candidates, allowed)
         values, columns = scores.masked_fill_(forbidden, -torch.inf).topk(k, dim=1)
         item_ids = candidates.gather(1, columns).masked_fill_(values == -torch.inf, 0)
         short = (item_ids == 0).any(1)
         if short.any():
             rows = short.nonzero().flatten()
             own = None if exclude is None else exclude.of_rows(rows)
-            exact = scorer.top_k(states[rows], k, rows, exclude=own, blocked=blocked)
+            exact = scorer.top_k(states[rows], k, rows, exclude=own, blocked=blocked, allowed=allowed)
             self._exact_rows += len(rows)
             item_ids = item_ids.index_copy(0, rows, exact.item_ids)
             values = values.index_copy(0, rows, exact.scores)
         return Recommendations(item_ids, values, user_ids)
 
-    def _candidates(self, states: Tensor, wanted: int, blocked: Tensor | None) -> Tensor:
+    def _candidates(self, states: Tensor, wanted: int, blocked: Tensor | None, allowed: Tensor | None) -> Tensor:
         """Return (B, C) item ids, 0 if the index finds fewer."""
         faiss = _faiss()
         faiss.omp_set_num_threads(torch.get_num_threads())
         settings: dict[str, Any] = {}
         if blocked is not None:
             # The index numbers items from 0.
-            names = blocked.cpu().numpy() - 1
-            settings["sel"] = faiss.IDSelectorNot(faiss.IDSelectorBatch(names))
+            settings["sel"] = faiss.IDSelectorNot(faiss.IDSelectorBatch(blocked.cpu().numpy() - 1))
+        if allowed is not None:
+            bits = np.zeros(self._index.ntotal, bool)
+            bits[allowed.cpu().numpy() - 1] = True
+            chosen = faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
+            settings["sel"] = faiss.IDSelectorAnd(chosen, settings["sel"]) if settings else chosen
         if self.kind == "hnsw":
             parameters = faiss.SearchParametersHNSW(efSearch=2 * wanted, **settings)
         else:

@@ -31,6 +31,7 @@ class BestItemsProblem(NamedTuple):
     k: int
     excluded: SeenItems | None = None
     blocked: Tensor | None = None
+    allowed: Tensor | None = None
 
 
 def best_items(
@@ -40,6 +41,7 @@ def best_items(
     *,
     excluded: SeenItems | None = None,
     blocked: Tensor | None = None,
+    allowed: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Return the scores and ids (B, K) of the best items, without gradients: best first, of equal ones the smaller id.
@@ -47,7 +49,8 @@ def best_items(
     Backends, in the order in which "auto" prefers them:
 
     - "cpp": compiled library, float32 on CPU, K up to 4,096. Scores of a few users and items at a time, of which it
-      keeps those that may be among the K best. The same bits with any number of users or threads.
+      keeps those that may be among the K best. The same bits with any number of users or threads. Only allowed items
+      are scored, where they lie: the time is proportional to their number, and their scores have the same bits.
     - "reference": plain torch, any device and dtype: sorts all scores.
 
     Args:
@@ -56,6 +59,7 @@ def best_items(
         k: Items per user, 1..V - 1.
         excluded: Items that each user does not get.
         blocked: (N,) int64, ascending: items that no user gets.
+        allowed: (N,) int64, ascending: the only items that users get; None allows all.
         backend: A name above, or "auto": the environment variable SEQREC_BEST_ITEMS_BACKEND if set, else the first
             that can compute this.
 
@@ -72,7 +76,9 @@ def best_items(
         >>> scores.tolist(), item_ids.tolist()
         ([[6.0, 6.0]], [[2, 3]])
     """
-    problem = BestItemsProblem(states, vectors, k, excluded, blocked)
+    if allowed is not None and blocked is not None:
+        allowed, blocked = allowed[~torch.isin(allowed, blocked)], None
+    problem = BestItemsProblem(states, vectors, k, excluded, blocked, allowed)
     given = (LARGE_K,) if k > MOST_ITEMS else ()
     with torch.no_grad(), torch.autocast(states.device.type, enabled=False):
         found: tuple[Tensor, Tensor] = BEST_ITEMS_BACKENDS.run(
@@ -83,13 +89,16 @@ def best_items(
 
 def best_items_reference(problem: BestItemsProblem) -> tuple[Tensor, Tensor]:
     """Compute `best_items` from the scores of all items."""
-    states, vectors, k, excluded, blocked = problem
+    states, vectors, k, excluded, blocked, allowed = problem
     scores = (states @ vectors.T).nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     scores[:, 0] = -torch.inf
     if excluded is not None:
         scores[excluded.rows, excluded.item_ids] = -torch.inf
     if blocked is not None:
         scores[:, blocked] = -torch.inf
+    if allowed is not None:
+        others = torch.ones(len(vectors), dtype=torch.bool, device=scores.device).index_fill_(0, allowed, False)
+        scores.masked_fill_(others, -torch.inf)
     best, item_ids = scores.sort(dim=1, descending=True, stable=True)
     best, item_ids = best[:, :k], item_ids[:, :k]
     return best, item_ids.masked_fill(best == -torch.inf, 0)
@@ -97,18 +106,21 @@ def best_items_reference(problem: BestItemsProblem) -> tuple[Tensor, Tensor]:
 
 def best_items_compiled(problem: BestItemsProblem) -> tuple[Tensor, Tensor]:
     """Compute `best_items` in float32 on CPU by the compiled library."""
-    states, vectors, k, excluded, blocked = problem
+    states, vectors, k, excluded, blocked, allowed = problem
     users, (rows, width) = len(states), vectors.shape
+    if allowed is not None:
+        rows, excluded = len(allowed), None if excluded is None else excluded.places_in(allowed)
     scores, item_ids = states.new_empty(users, k), torch.empty((users, k), dtype=torch.int64)
     tile = max(4, min(TILE, -(-users // torch.get_num_threads())))
     operands = contiguous(
         states=states,
         vectors=vectors,
+        chosen=allowed,
         offsets=None if excluded is None else excluded.offsets,
         excluded=None if excluded is None else excluded.item_ids.to(torch.int64),
         blocked=blocked,
     )
-    sizes = {"users": users, "rows": rows, "width": width, "first": 1, "k": k, "tile": tile}
+    sizes = {"users": users, "rows": rows, "width": width, "first": int(allowed is None), "k": k, "tile": tile}
     sizes["num_blocked"] = 0 if blocked is None else len(blocked)
     if users:
         call("best_items", sizes, {**operands, "scores": scores, "item_ids": item_ids})

@@ -81,7 +81,7 @@ LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
     ),
     "best_items": _layout(
         "users rows width first k num_blocked tile threads",
-        "states vectors offsets excluded blocked scores item_ids",
+        "states vectors chosen offsets excluded blocked scores item_ids",
     ),
     "residual_norm": _layout(
         "events width threshold piece threads",

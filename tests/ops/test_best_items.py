@@ -26,10 +26,18 @@ def excluded_items(generator: torch.Generator, users: int, rows: int, share: flo
     width=st.integers(1, 40),
     share=st.sampled_from([None, 0.0, 0.3, 0.99]),
     blocks=st.booleans(),
+    allows=st.sampled_from([None, 0.0, 0.02, 0.5, 1.0]),
     data=st.data(),
 )
 def test_lists_are_those_of_a_sort(
-    cpp: None, users: int, items: int, width: int, share: float | None, blocks: bool, data: st.DataObject
+    cpp: None,
+    users: int,
+    items: int,
+    width: int,
+    share: float | None,
+    blocks: bool,
+    allows: float | None,
+    data: st.DataObject,
 ):
     k = data.draw(st.integers(1, items))
     generator = torch.Generator().manual_seed(users + items)
@@ -37,8 +45,10 @@ def test_lists_are_those_of_a_sort(
     states, vectors = (torch.randint(-1, 2, (n, width), generator=generator).float() for n in (users, items + 1))
     excluded = None if share is None else excluded_items(generator, users, items + 1, share)
     blocked = (torch.rand(items + 1, generator=generator) < 0.2).nonzero().flatten() if blocks else None
+    chosen = torch.rand(items, generator=generator) < (allows or 0)
+    allowed = None if allows is None else chosen.nonzero().flatten() + 1
     found, expected = (
-        best_items(states, vectors, k, excluded=excluded, blocked=blocked, backend=backend)
+        best_items(states, vectors, k, excluded=excluded, blocked=blocked, allowed=allowed, backend=backend)
         for backend in ("cpp", "reference")
     )
     assert found[0].equal(expected[0])
@@ -64,6 +74,17 @@ def test_neither_threads_nor_other_users_change_a_bit(cpp: None, monkeypatch: py
     alone = [best_items(state.unsqueeze(0), vectors, 30, backend="cpp") for state in states]
     for place, part in enumerate(whole):
         assert torch.cat([each[place] for each in alone]).equal(part)
+
+
+def test_scores_of_allowed_items_have_the_bits_of_a_search_of_all(variant: None):
+    states, vectors = torch.randn(35, 41), torch.randn(700, 41)
+    scores, item_ids = best_items(states, vectors, 699, backend="cpp")
+    for count in (1, 7, 255, 256, 600):
+        allowed = (torch.randperm(699)[:count] + 1).sort().values
+        found, found_ids = best_items(states, vectors, count, allowed=allowed, backend="cpp")
+        kept = torch.isin(item_ids, allowed)
+        assert found.equal(scores[kept].view(35, count))
+        assert found_ids.equal(item_ids[kept].view(35, count))
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])

@@ -57,6 +57,9 @@ struct Candidates {
   }
 };
 
+// Row of the table at a place of those that are scored.
+inline int64_t row_at(const BestItemsProblem& p, int64_t place) { return p.chosen ? p.chosen[place] : place; }
+
 // Scores of N users for `count` rows from `first` on, (N, ITEMS). Missing users repeat the last one.
 template <int N>
 void score_items(const BestItemsProblem& p, int64_t user, int users, int64_t first, int64_t count, float* scores) {
@@ -67,7 +70,7 @@ void score_items(const BestItemsProblem& p, int64_t user, int users, int64_t fir
   for (int k = 0; k < N; ++k) states[k] = p.states + (user + std::min(k, users - 1)) * D;
   for (int64_t item = 0; item < count; item += AT_ONCE) {
     const float* rows[AT_ONCE];
-    for (int j = 0; j < AT_ONCE; ++j) rows[j] = p.vectors + (first + std::min(item + j, count - 1)) * D;
+    for (int j = 0; j < AT_ONCE; ++j) rows[j] = p.vectors + row_at(p, first + std::min(item + j, count - 1)) * D;
     Vec sums[LANES]{};
     const auto add = [&](int64_t d, int some) {
       Vec row[AT_ONCE];
@@ -149,7 +152,7 @@ void best_items_task(const BestItemsProblem& p, int64_t task, Vec* scratch) {
     for (int64_t k = 0; k < p.k; ++k) {
       const bool found = k < own.count;
       p.scores[user * p.k + k] = found ? score_of(own.keys[k]) : -INFINITY;
-      p.item_ids[user * p.k + k] = found ? 0xffffffffu - static_cast<uint32_t>(own.keys[k]) : 0;
+      p.item_ids[user * p.k + k] = found ? row_at(p, 0xffffffffu - static_cast<uint32_t>(own.keys[k])) : 0;
     }
   }
 }

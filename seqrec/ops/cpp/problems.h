@@ -232,16 +232,18 @@ struct CrossEntropyProblem {
   float* dvectors;                    // (C, D), added to
 };
 
-// The K best rows of a table (V, D) for each of B users, from row `first` on.
+// The K best rows of a table (V, D) for each of B users, from row `first` on; or those of N chosen rows, which are then
+// numbered by their places in `chosen`, also in `excluded` and `blocked`.
 struct BestItemsProblem {
-  int64_t users, rows, width, first, k;  // B, V, D, -, K
-  int64_t num_blocked;            // N
+  int64_t users, rows, width, first, k;  // B, V or N, D, -, K
+  int64_t num_blocked;            // length of `blocked`
   int64_t tile;                   // users that one thread takes at a time
   int64_t threads;
   const float *states, *vectors;  // (B, D), (V, D)
+  const int64_t* chosen;          // (N,) ascending; all
   const int64_t* offsets;         // (B + 1,) of `excluded`
   const int64_t* excluded;        // rows that each user does not get, ascending; none
-  const int64_t* blocked;         // (N,) rows that no user gets, ascending; none
+  const int64_t* blocked;         // rows that no user gets, ascending; none
   float* scores;                  // (B, K), best first; -inf if no more rows may be given
   int64_t* item_ids;              // (B, K), 0 likewise
 };
