@@ -18,6 +18,7 @@ from seqrec.aliases import __version__ as __version__
 
 # For editors and type checkers; `_MODULES` is the same table at run time, and a test compares the two.
 if TYPE_CHECKING:
+    from seqrec.catalogue.candidates import Candidates
     from seqrec.catalogue.search import ExactSearch, FaissSearch
     from seqrec.catalogue.table import ItemTable
     from seqrec.data.datamodule import SequenceDataModule
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
 
 # Module -> the public names that it offers.
 _MODULES = {
+    "seqrec.catalogue.candidates": "Candidates",
     "seqrec.catalogue.search": "ExactSearch FaissSearch",
     "seqrec.catalogue.table": "ItemTable",
     "seqrec.data.datamodule": "SequenceDataModule",
@@ -125,6 +127,7 @@ __all__ = [
     "BCE",
     "Baseline",
     "BestCheckpoint",
+    "Candidates",
     "Comparison",
     "ResumableEarlyStopping",
     "Event",

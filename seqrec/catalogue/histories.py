@@ -16,7 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seqrec.catalogue.recommend import RecommendingModel, RecommendOptions, item_ids_of, recommendation_frame
+from seqrec.catalogue.candidates import Candidates, allowed_items
+from seqrec.catalogue.recommend import (
+    RecommendingModel,
+    RecommendOptions,
+    item_ids_of,
+    looked_up,
+    recommendation_frame,
+)
 from seqrec.catalogue.scorer import check_top_k
 from seqrec.data.event_block import EventBlock
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
@@ -40,19 +47,25 @@ def read_options(
     filter_seen: bool,
     block: Collection[Any] | None,
     at: int | datetime | None = None,
+    candidates: Candidates | Collection[Any] | None = None,
 ) -> RecommendOptions:
-    """Return options with a block list in the model's ids; arguments as of `Recommender.recommend`.
+    """Return options with lists of items in the model's ids; arguments as of `Recommender.recommend`.
 
     Raises:
-        InputError: if `top_k` is out of range, `block` is not a collection of ids or has all items, or the model's
-            `request_timestamp` refuses `at`.
+        InputError: if `top_k` is out of range, `block` is not a collection of ids, `candidates` are not of this
+            catalogue, both leave no item, or the model's `request_timestamp` refuses `at`.
 
     Warns:
         UserWarning: if items of the block list are not in the catalogue; with their number.
     """
     check_top_k(top_k, model.scorer().num_items)
     blocked = None if block is None else _blocked_items(item_ids_of(model), block)
-    return RecommendOptions(top_k, filter_seen, blocked, model.request_timestamp(at))
+    allowed = None if candidates is None else allowed_items(model, candidates)
+    if allowed is not None and blocked is not None:
+        allowed, blocked = allowed[~torch.isin(allowed, blocked)], None
+        if not len(allowed):
+            raise InputError("block has all items of candidates, so nothing is left to recommend")
+    return RecommendOptions(top_k, filter_seen, blocked, model.request_timestamp(at), allowed)
 
 
 def read_histories(
@@ -70,7 +83,7 @@ def read_histories(
         users, events = _block_of_frame(model, vocabulary, histories)
         return events, lambda best: recommendation_frame(best, users, vocabulary)
     lists = cast("Sequence[Sequence[Any]]", histories)
-    return _block_of_lists(vocabulary, lists), lambda best: _id_lists(best, vocabulary)
+    return _block_of_lists(vocabulary, lists), lambda best: id_lists(best.item_ids, vocabulary)
 
 
 def read_block_list(path: str | Path) -> list[Any]:
@@ -146,16 +159,9 @@ def _text_ids(file: Path) -> list[str]:
     return [row[0] for row in rows]
 
 
-def looked_up(vocabulary: Vocabulary, argument: str, external_ids: Sequence[Any] | NDArray[Any]) -> Int64:
-    """Return internal ids, 0 for ids that the log does not have; an `InputError` names the argument of a wrong type."""
-    try:
-        return vocabulary.lookup(external_ids)
-    except TypeError as error:
-        raise InputError(f"{argument}: {error}") from error
-
-
-def _id_lists(best: Recommendations, vocabulary: Vocabulary) -> list[list[Any]]:
-    found = best.item_ids.numpy()
+def id_lists(item_ids: Tensor, vocabulary: Vocabulary) -> list[list[Any]]:
+    """Return the log's ids of internal ids (U, K) on the CPU for each row, without 0."""
+    found = item_ids.numpy()
     names = iter(vocabulary.external_series(found[found > 0]).to_list())
     return [[next(names) for _ in range(count)] for count in (found > 0).sum(1).tolist()]
 
@@ -225,7 +231,9 @@ def _block_of_frame(model: RecommendingModel, vocabulary: Vocabulary, frame: Any
     users = frame[USER_ID].unique(maintain_order=True)
     keys = {
         USER_ID: polars.DataFrame({USER_ID: users, "row": np.arange(len(users))}),
-        ITEM_ID: polars.DataFrame({ITEM_ID: (items := frame[ITEM_ID].unique()), "item": _ids(vocabulary, items)}),
+        ITEM_ID: polars.DataFrame(
+            {ITEM_ID: (items := frame[ITEM_ID].unique()), "item": vocabulary.lookup_series(items)}
+        ),
     }
     for name, key in keys.items():
         frame = frame.join(key, on=name, how="left", maintain_order="left")
@@ -235,7 +243,7 @@ def _block_of_frame(model: RecommendingModel, vocabulary: Vocabulary, frame: Any
     times = frame[TIMESTAMP].to_physical().cast(polars.Int64).to_numpy() if has_times else None
     known_users = np.zeros(len(users), np.int64)
     if model.user_vocabulary is not None:
-        known_users = _ids(model.user_vocabulary, users)
+        known_users = model.user_vocabulary.lookup_series(users)
     events = _known(
         vocabulary,
         frame["item"].to_numpy(),
@@ -268,22 +276,6 @@ def _checked(frame: Any) -> polars.DataFrame:
             allowed = "integers or times" if name == TIMESTAMP else "integers or strings"
             raise InputError(f"column {name!r} of histories is {column.dtype}; it must be {allowed}: cast it")
     return frame.select(wanted)
-
-
-def _ids(vocabulary: Vocabulary, external_ids: polars.Series) -> Int64:
-    import polars
-
-    from seqrec.data.ids import cleaned, whole_numbers
-
-    if external_ids.dtype.is_integer() and external_ids.dtype != polars.UInt64:
-        return vocabulary.lookup(external_ids.cast(polars.Int64).to_numpy())
-    if external_ids.dtype == polars.String:
-        text = cleaned(polars.col("text"), [])
-        text = whole_numbers(text) if vocabulary.is_integer else text
-        external_ids = external_ids.to_frame("text").select(text)["text"]
-    found = np.zeros(len(external_ids), np.int64)
-    found[external_ids.is_not_null().to_numpy()] = vocabulary.lookup(external_ids.drop_nulls().to_list())
-    return found
 
 
 def _known(

@@ -38,12 +38,14 @@ class RecommendOptions:
         blocked: (N,) int64, ascending: items that are never recommended; None blocks none.
         at: When the recommendations are asked for, in the log's unit, for users without a time of their own; None for
             a model that does not read it.
+        allowed: (N,) int64, ascending: the only items that are recommended; None allows all.
     """
 
     top_k: int = 10
     filter_seen: bool = True
     blocked: Tensor | None = None
     at: int | None = None
+    allowed: Tensor | None = None
 
 
 class RecommendingModel(Protocol):
@@ -98,7 +100,9 @@ def best_items(
     _refuse_requests_before_events(batch)
     states, exclude = model.last_states(batch), batch.seen if options.filter_seen else None
     blocked = None if options.blocked is None else options.blocked.to(states.device)
-    return model.search.top_k(scorer, states, options.top_k, batch.user_ids, exclude=exclude, blocked=blocked)
+    # A search of the user's own may know no candidates.
+    chosen = {} if options.allowed is None else {"allowed": options.allowed.to(states.device)}
+    return model.search.top_k(scorer, states, options.top_k, batch.user_ids, exclude=exclude, blocked=blocked, **chosen)
 
 
 def _refuse_requests_before_events(batch: SequenceBatch) -> None:
@@ -142,7 +146,20 @@ def best_items_of_each(
         hidden.append(torch.from_numpy(np.unique(np.concatenate([np.empty(0, np.int64), *parts]))))
     rows = RaggedItems.from_rows(hidden)
     exclude = SeenItems(rows.item_ids, rows.offsets).to(states.device)
-    return scorer.top_k(states, max(own.top_k for own in options), user_ids, exclude=exclude)
+    k = max(own.top_k for own in options)
+    groups: dict[int, list[int]] = {}
+    for row, own in enumerate(options):
+        groups.setdefault(id(own.allowed), []).append(row)
+    found = []
+    for group in groups.values():
+        # Those with the same candidates are searched together.
+        allowed, places = options[group[0]].allowed, torch.tensor(group, device=states.device)
+        some = (states, exclude) if len(groups) == 1 else (states[places], exclude.of_rows(places))
+        chosen = None if allowed is None else allowed.to(states.device)
+        found.append(scorer.top_k(some[0], k, user_ids[places], exclude=some[1], allowed=chosen))
+    order = torch.tensor([row for group in groups.values() for row in group]).argsort().to(states.device)
+    item_ids, scores = (torch.cat(each)[order] for each in zip(*((f.item_ids, f.scores) for f in found), strict=True))
+    return Recommendations(item_ids, scores, user_ids)
 
 
 def recommend_block(
@@ -263,6 +280,14 @@ def item_ids_of(model: RecommendingModel) -> Vocabulary:
     if len(vocabulary) != num_items:
         raise InputError(f"model.item_vocabulary has {len(vocabulary)} items, but the model was trained on {num_items}")
     return vocabulary
+
+
+def looked_up(vocabulary: Vocabulary, argument: str, external_ids: Sequence[Any] | NDArray[Any]) -> NDArray[np.int64]:
+    """Return internal ids, 0 for ids that the log does not have; an `InputError` names the argument of a wrong type."""
+    try:
+        return vocabulary.lookup(external_ids)
+    except TypeError as error:
+        raise InputError(f"{argument}: {error}") from error
 
 
 def recommendation_frame(best: Recommendations, users: polars.Series, item_vocabulary: Vocabulary) -> polars.DataFrame:

@@ -129,6 +129,22 @@ class Vocabulary:
             return np.where(known, self._lookup_integers(keys), 0)
         return self._lookup_strings([str(external_id).encode() for external_id in external_ids])
 
+    def lookup_series(self, external_ids: polars.Series) -> Int64Array:
+        """Return internal ids (N,) int64 of a column, read by the rules of `seqrec.data.ids`; 0 if an id is unknown."""
+        import polars
+
+        from seqrec.data.ids import cleaned, whole_numbers
+
+        if external_ids.dtype.is_integer() and external_ids.dtype != polars.UInt64:
+            return self.lookup(external_ids.cast(polars.Int64).to_numpy())
+        if external_ids.dtype == polars.String:
+            text = cleaned(polars.col("text"), [])
+            text = whole_numbers(text) if self.is_integer else text
+            external_ids = external_ids.to_frame("text").select(text)["text"]
+        found = np.zeros(len(external_ids), np.int64)
+        found[external_ids.is_not_null().to_numpy()] = self.lookup(external_ids.drop_nulls().to_list())
+        return found
+
     def _lookup_integers(self, keys: Int64Array) -> Int64Array:
         if len(self) == 0:
             return np.zeros(len(keys), np.int64)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqrec.catalogue.histories import looked_up, read_histories
-from seqrec.catalogue.recommend import RecommendingModel, evaluating, item_ids_of
+from seqrec.catalogue.histories import read_histories
+from seqrec.catalogue.recommend import RecommendingModel, evaluating, item_ids_of, looked_up
 from seqrec.catalogue.table import ItemEmbedding
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError, check_at_least

@@ -1,5 +1,7 @@
 """The base of all recommenders: evaluation by a protocol, and recommendation of the best items."""
 
+# Longer than 400 lines because Lightning needs its hooks on one class.
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -15,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from seqrec.catalogue.candidates import Candidates
 from seqrec.catalogue.histories import read_histories, read_options
 from seqrec.catalogue.recommend import RecommendOptions, best_items, recommend_block, trained_length
 from seqrec.catalogue.scorer import Scorer
@@ -26,6 +29,7 @@ from seqrec.errors import InputError, NothingToDrawError
 from seqrec.evaluation.metrics import RepeatedTargets, ranking_metrics
 from seqrec.evaluation.protocols import FullRanking, Protocol, TrainingCounts
 from seqrec.models.prequential import judge_batch, prefix_batches
+from seqrec.models.similar_items import ItemSimilarity, similar_items
 from seqrec.models.trained_on import CHECKPOINT_KEY, check_same_log, record_of
 from seqrec.runs.callbacks import FiniteLoss, StepSeeds, UseAtomicCheckpoints
 from seqrec.runs.lightning_internals import allow_instantiator, attached_trainer
@@ -49,6 +53,7 @@ class RecommendArguments(TypedDict, total=False):
     max_length: int | None
     batch_size: int
     at: int | datetime | Sequence[int | datetime] | None
+    candidates: Candidates | Collection[Any] | None
 
 
 class Recommender(pl.LightningModule, ABC):
@@ -274,6 +279,7 @@ class Recommender(pl.LightningModule, ABC):
         max_length: int | None = None,
         batch_size: int = 128,
         at: int | datetime | Sequence[int | datetime] | None = None,
+        candidates: Candidates | Collection[Any] | None = None,
     ) -> Any:
         """Return the best next items for users given by their histories; they need not have been in training.
 
@@ -288,6 +294,7 @@ class Recommender(pl.LightningModule, ABC):
             batch_size: Users encoded at a time.
             at: When the recommendations are asked for, needed by a model that reads it (`EventTime.request`): a
                 timestamp in the log's unit or a datetime with a time zone, for all users or one for each.
+            candidates: The only items that are recommended: `Candidates`, or the log's ids; None is all.
 
         Returns:
             For lists, the log's item ids for each user, best first. For a frame, a frame with the columns user_id,
@@ -296,7 +303,8 @@ class Recommender(pl.LightningModule, ABC):
 
         Raises:
             InputError: if a user has no known item, a number is out of range, a frame lacks a column, the model does
-                not know the log's ids, or a time is missing, is not read, or is before the user's newest event.
+                not know the log's ids, candidates are unknown or of another catalogue, or a time is missing, is not
+                read, or is before the user's newest event.
 
         Warns:
             UserWarning: if items that the model does not know were dropped; with their number.
@@ -311,11 +319,23 @@ class Recommender(pl.LightningModule, ABC):
             [['apple', 'cheese'], ['bread']]
         """
         for_all = at if not isinstance(at, Sequence) else at[0] if at else None
-        options = read_options(self, top_k, filter_seen, block, for_all)
+        options = read_options(self, top_k, filter_seen, block, for_all, candidates)
         events, answer = read_histories(self, histories)
         if isinstance(at, Sequence):
             events = events.asked_at([self.request_timestamp(time) for time in at])
         return answer(recommend_block(self, events, options, max_length=max_length, batch_size=batch_size))
+
+    def item_similarity(self) -> ItemSimilarity:
+        """Return what `similar_items` searches.
+
+        Raises:
+            InputError: if the model has no natural similarity of items.
+        """
+        raise InputError(
+            f"{self.title} has no similarity of items: use a model with item vectors, such as SASRec, or ItemKNN"
+        )
+
+    similar_items = similar_items
 
     def on_predict_start(self) -> None:
         """Warn if the weights were neither trained nor loaded."""

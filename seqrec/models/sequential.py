@@ -27,6 +27,7 @@ from seqrec.encoders.event_time import EventTime, RequestReadOut, TimeEmbedding,
 from seqrec.encoders.layers import LearnedPositions, newest_events
 from seqrec.errors import InputError, check_at_least
 from seqrec.models.explain import explain
+from seqrec.models.similar_items import ItemSimilarity
 from seqrec.models.streaming import StreamingRecommender
 from seqrec.runs.callbacks import GatherTables
 from seqrec.runs.lightning_internals import attached_trainer, is_accumulating, log_step
@@ -286,6 +287,10 @@ class SequentialRecommender(StreamingRecommender):
             sparse=items.sparse,
             unit_columns=None if self.item_table.temperature is None else items.d_model,
         )
+
+    def item_similarity(self) -> ItemSimilarity:
+        """Return the cosines of the item vectors that score; see `similar_items`."""
+        return ItemSimilarity.of_vectors(self.scorer(), self.encoder.d_model)
 
     explain = explain
 

@@ -14,6 +14,7 @@ from seqrec.models.baselines.baseline import Baseline, check_catalogue
 from seqrec.models.baselines.neighbors import NeighborScorer, fill_best, newest_first
 from seqrec.models.baselines.pair_counts import pair_counts, user_counts
 from seqrec.models.baselines.training_events import TrainingEvents
+from seqrec.models.similar_items import ItemSimilarity
 from seqrec.types import SequenceBatch
 
 
@@ -115,3 +116,7 @@ class ItemKNN(Baseline):
         decay = 1.0 if self.half_life is None else 0.5 ** (1 / self.half_life)
         bias = self.similarities.new_zeros(len(self.similarities))
         return NeighborScorer(self.neighbors, self.similarities, bias, decay=decay)
+
+    def item_similarity(self) -> ItemSimilarity:
+        """Return the similarities that the model counted; items that are not among an item's neighbours have 0."""
+        return ItemSimilarity(self.scorer(), lambda item_ids: item_ids.unsqueeze(1))
