@@ -66,6 +66,18 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.item_ids)
 
+    def __and__(self, other: Candidates) -> Candidates:
+        """Return the items that both have.
+
+        Raises:
+            InputError: if there are none, or the catalogues differ.
+        """
+        other.check_catalogue(self.num_items, self._vocabulary)
+        both = np.intersect1d(self.item_ids.numpy(), other.item_ids.numpy(), assume_unique=True)
+        if not len(both):
+            raise InputError(f"{self} and {other} have no item in common, so nothing would be left to recommend")
+        return Candidates(both, self.num_items, vocabulary=self._vocabulary or other._vocabulary)
+
     def __repr__(self) -> str:
         return f"Candidates({len(self):,} of {self.num_items:,} items)"
 
@@ -89,8 +101,8 @@ class Candidates:
         if unknown := int((found == 0).sum()):
             example = next(iter(itertools.compress(items, found == 0)))
             raise InputError(
-                f"{argument} has {example!r}, which is not in the catalogue of {len(vocabulary):,} items; leave out such "
-                f"ids ({unknown:,} of {len(found):,})"
+                f"{argument} has {example!r}, which is not in the catalogue of {len(vocabulary):,} items; leave out "
+                f"such ids ({unknown:,} of {len(found):,})"
             )
         return cls(found, len(vocabulary), vocabulary=vocabulary)
 

@@ -27,6 +27,7 @@ from seqrec.catalogue.recommend import (
 from seqrec.catalogue.scorer import check_top_k
 from seqrec.data.event_block import EventBlock
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
+from seqrec.data.store import EventStore
 from seqrec.data.user_files import read_text, refuse_special
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError, MissingInputError
@@ -86,13 +87,14 @@ def read_histories(
     return _block_of_lists(vocabulary, lists), lambda best: id_lists(best.item_ids, vocabulary)
 
 
-def read_block_list(path: str | Path) -> list[Any]:
-    """Read a block list, the log's ids of items that are never recommended.
+def read_block_list(path: str | Path, argument: str = "block") -> list[Any]:
+    """Read a list of the log's item ids, such as those that are never recommended.
 
     Args:
         path: A Parquet file (`.parquet`) with the column item_id, or a text file. A text file has one id per line, or
             is a table with a line of column names, item_id among them, and fields between commas, semicolons or tabs.
             Quotes, a byte order mark and blanks around an id are no part of it; see `seqrec.data.ids`.
+        argument: What the file is called in messages.
 
     Raises:
         MissingInputError: if the file does not exist.
@@ -112,37 +114,37 @@ def read_block_list(path: str | Path) -> list[Any]:
     from seqrec.data.ids import read_ids
 
     file = Path(path)
-    refuse_special(file, f"block={str(path)!r}")
+    refuse_special(file, f"{argument}={str(path)!r}")
     if not file.is_file():
         raise MissingInputError(
-            f"block={str(path)!r} does not exist; give a file with one item id per line, or Parquet"
+            f"{argument}={str(path)!r} does not exist; give a file with one item id per line, or Parquet"
         )
     try:
         if file.suffix == ".parquet":
             column = polars.scan_parquet(file).select(ITEM_ID).collect()[ITEM_ID]
         else:
-            column = polars.Series(ITEM_ID, _text_ids(file), polars.String)
+            column = polars.Series(ITEM_ID, _text_ids(file, argument), polars.String)
     except (OSError, csv.Error, polars.exceptions.PolarsError) as error:
         if isinstance(error, InputError):
             raise
         if isinstance(error, PermissionError):
-            raise InputError(f"block={str(path)!r} cannot be read: permission denied") from error
+            raise InputError(f"{argument}={str(path)!r} cannot be read: permission denied") from error
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"block={str(path)!r} cannot be read as a list of item ids: {reason}; give one id per line, or Parquet "
-            f"with a column {ITEM_ID}"
+            f"{argument}={str(path)!r} cannot be read as a list of item ids: {reason}; give one id per line, or "
+            f"Parquet with a column {ITEM_ID}"
         ) from error
     if not (column.dtype.is_integer() or column.dtype == polars.String):
-        raise InputError(f"block={str(path)!r}: column {ITEM_ID} is {column.dtype}; make it integers or strings")
-    found = read_ids(column.drop_nulls(), f"block={str(path)!r}")
+        raise InputError(f"{argument}={str(path)!r}: column {ITEM_ID} is {column.dtype}; make it integers or strings")
+    found = read_ids(column.drop_nulls(), f"{argument}={str(path)!r}")
     if not len(found):
-        raise InputError(f"block={str(path)!r} has no item id; leave it out if no item is blocked")
+        raise InputError(f"{argument}={str(path)!r} has no item id; leave it out")
     return list(found)
 
 
-def _text_ids(file: Path) -> list[str]:
+def _text_ids(file: Path, argument: str) -> list[str]:
     """Return the fields of a text file that contain ids."""
-    text = read_text(file, f"block={str(file)!r}")
+    text = read_text(file, f"{argument}={str(file)!r}")
     first = next((line for line in text.splitlines() if line.strip()), "")
     separator = next((each for each in "\t;," if each in first), ",")
     rows = [row for row in csv.reader(io.StringIO(text), delimiter=separator) if any(field.strip() for field in row)]
@@ -153,10 +155,34 @@ def _text_ids(file: Path) -> list[str]:
     long = next((number for number, row in enumerate(rows, start=1) if len(row) > 1), None)
     if long is not None:
         raise InputError(
-            f"block={str(file)!r} row {long} has {len(rows[long - 1])} fields, expected one id; give one id per line, "
-            f"or a first line of column names with {ITEM_ID}"
+            f"{argument}={str(file)!r} row {long} has {len(rows[long - 1])} fields, expected one id; give one id per "
+            f"line, or a first line of column names with {ITEM_ID}"
         )
     return [row[0] for row in rows]
+
+
+def read_candidates(
+    model: RecommendingModel, file: str | None, where: str | None, items: EventStore | str, key: str = ITEM_ID
+) -> Candidates | None:
+    """Return the candidates of a list in a file, of a condition, or those of both; None without either.
+
+    Args:
+        model: The model, whose item ids are read.
+        file: A list of item ids, as `read_block_list` takes it.
+        where: A condition, as `Candidates.where` takes it.
+        items: The items' columns for the condition: a store, or a file of a table.
+        key: The column of a table with the item ids.
+
+    Raises:
+        InputError: if a file cannot be read, an id or a column is unknown, or no item is left.
+    """
+    vocabulary, found = item_ids_of(model), None
+    if file is not None:
+        found = Candidates.of_items(read_block_list(file, "candidates"), vocabulary, argument=f"candidates={file!r}")
+    if where is not None:
+        meeting = Candidates.where(where, items, vocabulary, key=key, argument="where")
+        found = meeting if found is None else found & meeting
+    return found
 
 
 def id_lists(item_ids: Tensor, vocabulary: Vocabulary) -> list[list[Any]]:

@@ -206,7 +206,10 @@ def asks_for_a_trainer(words: Sequence[str]) -> bool:
 
 def as_prediction(words: Sequence[str]) -> list[str]:
     """Return arguments of `recommend` under the names that they have in the config of a run."""
-    named = {name: f"--recommendations.{name[2:]}" for name in ("--top_k", "--filter_seen", "--block", "--at")}
+    named = {
+        name: f"--recommendations.{name[2:]}"
+        for name in ("--top_k", "--filter_seen", "--block", "--candidates", "--where", "--at")
+    }
     named["--output"] = "--recommendations.directory"
     pairs = (word.partition("=") for word in words)
     return [named.get(option, option) + equals + value for option, equals, value in pairs]

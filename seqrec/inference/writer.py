@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torchmetrics import MetricCollection
 
-from seqrec.catalogue.histories import read_block_list, read_options
+from seqrec.catalogue.histories import read_block_list, read_candidates, read_options
 from seqrec.catalogue.recommend import recommendation_frame
 from seqrec.data.item_counts import item_counts
 from seqrec.data.store import EventStore
@@ -38,6 +38,8 @@ class RecommendationWriter(BasePredictionWriter):
         filter_seen: Whether to leave out the items of the user's history.
         block: File with the log's ids of items that are never recommended: one per line, or the column item_id of a
             Parquet file.
+        candidates: File with the log's ids of the only items that are recommended, all of them known.
+        where: Condition on the columns of items in the event store that items must meet to be recommended.
         at: When the items are recommended, in the log's unit, for a model that reads it (`time.request`).
     """
 
@@ -48,6 +50,8 @@ class RecommendationWriter(BasePredictionWriter):
         top_k: int = 10,
         filter_seen: bool = True,
         block: str | None = None,
+        candidates: str | None = None,
+        where: str | None = None,
         at: int | None = None,
     ) -> None:
         super().__init__(write_interval="batch")
@@ -57,6 +61,8 @@ class RecommendationWriter(BasePredictionWriter):
         self.top_k = top_k
         self.filter_seen = filter_seen
         self.block = block
+        self.candidates = candidates
+        self.where = where
         self.at = at
         self._folder = Path()
 
@@ -68,7 +74,9 @@ class RecommendationWriter(BasePredictionWriter):
         """
         if isinstance(pl_module, Recommender):
             blocked = None if self.block is None else read_block_list(self.block)
-            pl_module.options = read_options(pl_module, self.top_k, self.filter_seen, blocked, self.at)
+            store: EventStore = trainer.datamodule.store  # type: ignore[attr-defined]
+            chosen = read_candidates(pl_module, self.candidates, self.where, store)
+            pl_module.options = read_options(pl_module, self.top_k, self.filter_seen, blocked, self.at, chosen)
         # `log_dir` is a collective call, so all processes make it here.
         root = trainer.log_dir if self.directory is None else None
         if self.directory is None and root is None:

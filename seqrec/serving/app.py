@@ -3,7 +3,7 @@
 # No `from __future__ import annotations`: the types of bodies are known only when the routes are made.
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from typing import Annotated, Any, NamedTuple
@@ -16,6 +16,9 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 
 from seqrec.aliases import __version__
+from seqrec.catalogue.candidates import Candidates
+from seqrec.catalogue.item_columns import ItemColumns
+from seqrec.catalogue.recommend import item_ids_of
 from seqrec.errors import InputError, UnknownUserError
 from seqrec.inference.sessions import Event, Request, Scored, SessionRecommender
 from seqrec.models import Recommender
@@ -30,12 +33,22 @@ from seqrec.serving.bodies import (
     RecommendAnswer,
     request_types,
 )
+from seqrec.serving.choices import Choices
 from seqrec.serving.guard import Guard
 from seqrec.serving.health import Health
 from seqrec.serving.hosts import CLOSE, Hosts
 from seqrec.serving.limits import Limits
 from seqrec.serving.metrics import Metrics
-from seqrec.serving.work import Forget, HistoryWork, Observe, RecommendToHistory, SessionWork, Sizes, row_bytes_of
+from seqrec.serving.work import (
+    FindSimilar,
+    Forget,
+    HistoryWork,
+    Observe,
+    RecommendToHistory,
+    SessionWork,
+    Sizes,
+    row_bytes_of,
+)
 
 DESCRIPTION = 'Recommends the items that users will want next. Errors are answered as `{"error": reason}`.'
 REASONS = {
@@ -79,6 +92,8 @@ def create_app(
     limits: Limits | None = None,
     token: str | None = None,
     allowed_hosts: Sequence[str] = (),
+    candidates: Mapping[str, Candidates] | None = None,
+    columns: ItemColumns | None = None,
 ) -> FastAPI:
     """Return an ASGI application that serves a model and its users' sessions.
 
@@ -88,6 +103,9 @@ def create_app(
         token: Token that clients must send as `Authorization: Bearer <token>`; None needs none.
         allowed_hosts: Names of this server besides `localhost` and IP addresses; requests that name others are
             refused. `*` allows all.
+        candidates: Candidates that requests may name, by name.
+        columns: Columns of items that conditions of requests (`where`) may read; None refuses conditions. Whoever may
+            send requests can find out their values.
 
     Example:
         >>> from seqrec import Popularity, SessionRecommender
@@ -109,6 +127,7 @@ def create_app(
     sessions = Batcher(SessionWork(recommender, metrics), **batching)
     # A separate thread, so that users with a session do not wait for long histories.
     histories = Batcher(HistoryWork(recommender.model, metrics), **batching)
+    choices = Choices(item_ids_of(recommender.model), candidates or {}, columns)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -117,6 +136,7 @@ def create_app(
         yield
         await sessions.close()
         await histories.close()
+        choices.close()
 
     app = FastAPI(
         title=f"seqrec: {recommender.model.title}",
@@ -131,7 +151,9 @@ def create_app(
     num_items = recommender.model.scorer().num_items
     health = Health(sessions, histories, ready_seconds=limits.ready_seconds)
     new_state = NewState(row_bytes, limits.max_request_state_bytes)
-    _add_work(routes, *request_types(limits, num_items), sessions, histories, new_state, recommender.model)
+    Observed, Recommended, Similar = request_types(limits, num_items)
+    _add_work(routes, Observed, Recommended, sessions, histories, new_state, recommender.model, choices)
+    _add_similar(routes, Similar, histories, choices)
     _add_state(routes, recommender, num_items, metrics, sessions, health)
     _add_probes(app, health)
     app.include_router(routes)
@@ -154,6 +176,7 @@ def _add_work(
     histories: Batcher,
     new_state: NewState,
     model: Recommender,
+    choices: Choices,
 ) -> None:
     @routes.post("/observe", response_model=ObserveAnswer, responses=_errors(*BODY, 409))
     async def observe(body: Observed) -> Response:
@@ -172,11 +195,23 @@ def _add_work(
         if at is None and model.reads_request_time:
             at = model.request_timestamp(datetime.now(timezone.utc))
         options = body.k, body.filter_seen, body.block, at
+        chosen = await choices.of(body)
         if hasattr(body, "history"):
-            best = await histories.submit(RecommendToHistory(body.history, *options, body.times))
+            best = await histories.submit(RecommendToHistory(body.history, *options, body.times, chosen))
         else:
-            best = await sessions.submit(Request(body.user, *options))
-        return _json({"items": [{"item": item, "score": score} for item, score in best]})
+            best = await sessions.submit(Request(body.user, *options, chosen))
+        return _scored(best)
+
+
+def _add_similar(routes: APIRouter, Similar: Any, histories: Batcher, choices: Choices) -> None:
+    @routes.post("/similar", response_model=RecommendAnswer, responses=_errors(*BODY))
+    async def similar(body: Similar) -> Response:
+        """Return the items most similar to an item, without the item itself; scores are cosines of item vectors."""
+        return _scored(await histories.submit(FindSimilar(body.item, body.k, await choices.of(body))))
+
+
+def _scored(best: Sequence[Scored]) -> Response:
+    return _json({"items": [{"item": item, "score": score} for item, score in best]})
 
 
 def _add_state(

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictInt, StrictStr, Tag
 
+from seqrec.catalogue.conditions import MAX_LENGTH
 from seqrec.serving.limits import Limits
 
 MAX_ID_LENGTH = 256
@@ -78,16 +79,31 @@ class ErrorAnswer(BaseModel):
     error: str
 
 
-def request_types(limits: Limits, num_items: int) -> tuple[Any, Any]:
-    """Return the types of bodies of /observe and /recommend that FastAPI checks and describes, with a server's limits.
+def request_types(limits: Limits, num_items: int) -> tuple[Any, Any, Any]:
+    """Return the types of bodies of /observe, /recommend and /similar that FastAPI checks, with a server's limits.
 
     `num_items` is the size of its catalogue.
     """
     max_k = min(limits.max_k, num_items)
     Ids = Annotated[list[Id], Field(max_length=limits.max_history)]
 
-    class Recommend(Body):
+    class Choose(Body):
         k: StrictInt = Field(min(10, max_k), ge=1, le=max_k, description="Number of items, best first.")
+        candidates: (
+            Annotated[StrictStr, Field(min_length=1, max_length=MAX_ID_LENGTH)]
+            | Annotated[list[Id], Field(min_length=1, max_length=limits.max_history)]
+            | None
+        ) = Field(None, description="The only items to choose from: a name that the server has for some, or their ids.")
+        where: Annotated[StrictStr, Field(min_length=1, max_length=MAX_LENGTH)] | None = Field(
+            None, description="Condition on the columns of items, such as: genres has 'jazz' and year > 1990."
+        )
+
+    class Similar(Choose):
+        """The items most similar to an item."""
+
+        item: Id = Field(description="The log's item id.")
+
+    class Recommend(Choose):
         filter_seen: StrictBool = Field(True, description="Whether to leave out items that the user has seen.")
         block: Ids = Field([], description="Items that are not recommended; unknown ones are ignored.")
         at: Time | None = Field(
@@ -116,4 +132,4 @@ def request_types(limits: Limits, num_items: int) -> tuple[Any, Any]:
         Annotated[RecommendToUser, Tag("user")] | Annotated[RecommendToHistory, Tag("history")],
         Discriminator(lambda body: "history" if isinstance(body, dict) and "history" in body else "user"),
     ]
-    return observe, recommend
+    return observe, recommend, Similar

@@ -8,9 +8,12 @@ import logging
 
 import torch
 
+from seqrec.catalogue.candidates import Candidates
+from seqrec.catalogue.item_columns import ItemColumns
+from seqrec.catalogue.recommend import item_ids_of
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError, check_at_least
-from seqrec.inference import load
+from seqrec.inference.loading import load_with_store
 from seqrec.inference.sessions import (
     InMemoryStore,
     RedisStore,
@@ -20,6 +23,7 @@ from seqrec.inference.sessions import (
     log_histories,
 )
 from seqrec.inference.sessions.stores.redis import PASSWORD_VARIABLE
+from seqrec.models import Recommender
 from seqrec.serving.limits import Limits
 
 _LOG = logging.getLogger(__name__)
@@ -39,11 +43,15 @@ def serve(
     threads: int = 1,
     access_log: bool = False,
     log: str | None = None,
+    candidates: dict[str, str] | None = None,
+    where_columns: str | None = None,
+    items: str | None = None,
+    items_key: str = "item_id",
     limits: Limits | None = None,
 ) -> None:
     """Serve recommendations and take in events over HTTP, until a signal stops the process.
 
-    POST /observe and /recommend, DELETE /users/USER, GET /live, /ready, /health, /metrics and /openapi.json.
+    POST /observe, /recommend and /similar, DELETE /users/USER, GET /live, /ready, /health, /metrics and /openapi.json.
 
     Args:
         ckpt: A checkpoint that `seqrec fit` wrote.
@@ -61,6 +69,13 @@ def serve(
         threads: Threads of a model call; small batches are fastest with one, catalogues of millions with more.
         access_log: Whether to log each request.
         log: Folder of an event store with histories that start its users' sessions; None starts all without events.
+        candidates: Conditions on items by name, such as --candidates.jazz "genres has 'jazz' and year > 1990". A
+            request with that name as its `candidates` gets only items that meet the condition.
+        where_columns: Columns of items, separated by commas, that conditions in requests (`where`) may read; '*' allows
+            all. Clients can find out their values. None refuses such conditions.
+        items: File of a table of items with these columns: Parquet, CSV, TSV or JSON lines. None reads the columns of
+            items in the event store.
+        items_key: Name of the table's column of item ids.
         limits: Limits of requests.
 
     Raises:
@@ -81,12 +96,16 @@ def serve(
     torch.set_num_threads(threads)
     # Before the model is loaded, to report a port in use at once.
     with bind(host, port) as listener:
-        model = load(ckpt, store=store)
+        model, trained_on = load_with_store(ckpt, store=store)
+        named, columns = _choices(model, trained_on if items is None else items, items_key, candidates, where_columns)
         history_of = None if log is None else log_histories(EventStore.open(log))
         kept = InMemoryStore() if sessions is None else sessions
         warn_of_password(kept)
         with SessionRecommender(model, kept, history_of=history_of) as recommender:
-            app = create_app(recommender, limits=limits, token=token, allowed_hosts=[host, *names])
+            hosts = [host, *names]
+            app = create_app(
+                recommender, limits=limits, token=token, allowed_hosts=hosts, candidates=named, columns=columns
+            )
             line = f"serving {model.title} at {url_of(listener)} ({kind_of(recommender, kept)})"
 
             def ready() -> None:
@@ -96,6 +115,25 @@ def serve(
                 print(line, flush=True)
 
             Server(app, limits=limits, ready=ready, access_log=access_log).run(sockets=[listener])
+
+
+def _choices(
+    model: Recommender, items: EventStore | str, key: str, conditions: dict[str, str] | None, where_columns: str | None
+) -> tuple[dict[str, Candidates], ItemColumns | None]:
+    """Return the candidates that requests may name, and the columns that their conditions may read."""
+    if not conditions and where_columns is None:
+        if isinstance(items, str):
+            raise InputError(f"items={items!r} has no effect without --candidates.NAME or --where_columns")
+        return {}, None
+    columns = ItemColumns.read(items, item_ids_of(model), key=key)
+    named = {
+        name: Candidates.where(condition, columns, argument=f"candidates.{name}")
+        for name, condition in (conditions or {}).items()
+    }
+    if where_columns is None:
+        return named, None
+    names = list(columns) if where_columns == "*" else [name.strip() for name in where_columns.split(",")]
+    return named, columns.only(names, "where_columns")
 
 
 def kind_of(recommender: SessionRecommender, store: StateStore) -> str:

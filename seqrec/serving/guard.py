@@ -18,7 +18,7 @@ from seqrec.serving.metrics import Metrics
 PROBES = ("/live", "/ready")
 # Not refused if too many requests are in progress, as they show why.
 UNLIMITED = ("/health", "/metrics")
-ROUTES = (*PROBES, *UNLIMITED, "/observe", "/recommend", "/openapi.json", "/docs")
+ROUTES = (*PROBES, *UNLIMITED, "/observe", "/recommend", "/similar", "/openapi.json", "/docs")
 USER_ROUTE = "/users/{user}"
 # A body up to so many times too large is read to its end, so that the client can read the refusal.
 READ_ON = 4

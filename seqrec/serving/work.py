@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from seqrec.catalogue.candidates import Candidates
 from seqrec.catalogue.recommend import best_items_of_each, item_ids_of, trained_length
 from seqrec.errors import BatchEntryError, InputError, UnknownItemError, UnknownUserError
 from seqrec.inference.sessions import Event, Id, Request, Scored, SessionRecommender
@@ -26,6 +27,7 @@ from seqrec.inference.sessions.entries import (
 )
 from seqrec.inference.sessions.user_state import TIMED_EVENT, ItemRows, length_groups, reads_times
 from seqrec.models import Recommender, SequentialRecommender
+from seqrec.models.similar_items import ItemSimilarity
 from seqrec.serving.batcher import Outcomes
 from seqrec.serving.metrics import Metrics
 from seqrec.types import RaggedItems
@@ -67,6 +69,15 @@ class RecommendToHistory(NamedTuple):
     block: Sequence[Id] = ()
     at: int | None = None
     times: Sequence[int] | None = None
+    candidates: Candidates | None = None
+
+
+class FindSimilar(NamedTuple):
+    """The items most similar to an item; the outcome is a list of `Scored`."""
+
+    item: Id
+    k: int = 10
+    candidates: Candidates | None = None
 
 
 class KnownHistory(NamedTuple):
@@ -168,7 +179,7 @@ class SessionWork:
 
 
 class HistoryWork:
-    """Does `Probe`, and `RecommendToHistory`: encodes each history's newest events, as many as training did.
+    """Does `Probe`, `FindSimilar`, and `RecommendToHistory`: encodes each history's newest events, as many as training did.
 
     The model is in evaluation mode and knows the log's ids.
     """
@@ -180,10 +191,14 @@ class HistoryWork:
         self._scorer = model.scorer()
         self._max_length, self._reads_times = trained_length(model), reads_times(model)
         self._metrics = metrics
+        self._similarity: ItemSimilarity | None = None
 
     def __call__(self, works: Sequence[Any]) -> Iterator[Outcomes]:
         """Yield the outcomes of a batch; see `Batcher`."""
         yield [(place, None) for place, work in enumerate(works) if isinstance(work, Probe)]
+        if similar := [(place, work) for place, work in enumerate(works) if isinstance(work, FindSimilar)]:
+            self._metrics.batch("similar", len(similar))
+            yield places_of(similar, self._similar([work for _, work in similar]))
         asked = [place for place, work in enumerate(works) if isinstance(work, RecommendToHistory)]
         if not asked:
             return
@@ -231,10 +246,39 @@ class HistoryWork:
         users, asked = torch.zeros(len(works), dtype=torch.int64), torch.tensor(at) if at else None
         events = RaggedItems.from_rows([torch.from_numpy(history) for history in histories])
         batch = replace(rows.batch(users, asked), seen_events=events).to(self._model.device)
-        options = [recommend_options(work.k, work.filter_seen, work.block, self._items) for work in works]
+        options = [
+            recommend_options(work.k, work.filter_seen, work.block, self._items, candidates=work.candidates)
+            for work in works
+        ]
         states = self._model.last_states(batch)
         best = best_items_of_each(self._scorer, states, batch.user_ids, histories, options)
         return scored_lists(best, [own.top_k for own in options], self._items)
+
+    def _similar(self, works: Sequence[FindSimilar]) -> list[Any]:
+        """Return the items most similar to those of some requests, or why there are none."""
+        try:
+            # Made for the first request, as it may copy the item table.
+            self._similarity = self._similarity or self._model.item_similarity()
+        except InputError as error:
+            return [error] * len(works)
+        items = self._items
+        outcomes: list[Any] = [
+            UnknownItemError(f"item={work.item!r} is not among the {len(items):,} items of the model") for work in works
+        ]
+        item_ids = items.lookup([work.item for work in works])
+        known = np.flatnonzero(item_ids).tolist()
+        if known:
+            asked = [works[place] for place in known]
+            options = [recommend_options(work.k, True, (), items, candidates=work.candidates) for work in asked]
+            ids = torch.from_numpy(item_ids[known]).to(self._model.device)
+            with torch.no_grad():
+                states = self._similarity.states(ids)
+            # The item itself counts as seen.
+            own = list(item_ids[known].reshape(-1, 1))
+            best = best_items_of_each(self._similarity.scorer, states, torch.zeros_like(ids), own, options)
+            for place, found in zip(known, scored_lists(best, [work.k for work in asked], items), strict=True):
+                outcomes[place] = found
+        return outcomes
 
 
 def done_together(

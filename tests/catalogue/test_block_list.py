@@ -53,7 +53,7 @@ def test_marks_quotes_names_and_further_columns_are_no_part_of_an_id(tmp_path: P
     [
         ("101,recalled\n105,recalled\n", r"row 1 has 2 fields, expected one id; give one id per line, or a first line"),
         ("101\n\n105,x\n", r"row 2 has 2 fields"),
-        ("\n \n", r"has no item id; leave it out if no item is blocked"),
+        ("\n \n", r"has no item id; leave it out"),
         ("1.2E+12\n5\n", r"the id '1.2E\+12' has an exponent, so digits may be lost"),
         ("a\n7\n7.0\n", r"has the ids '7' and '7.0', which are probably the same"),
     ],

@@ -405,7 +405,7 @@ def test_the_default_k_is_no_more_than_the_limit():
 def test_the_schema_names_every_answer(client: httpx.Client):
     schema = client.get("/openapi.json").json()
     assert set(schema["paths"]) == {
-        *("/observe", "/recommend", "/users/{user}"),
+        *("/observe", "/recommend", "/similar", "/users/{user}"),
         *("/live", "/ready", "/health", "/metrics"),
     }
     assert "HTTPValidationError" not in json.dumps(schema)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from seqrec.catalogue.histories import read_block_list, read_options
+from seqrec.catalogue.histories import read_block_list, read_candidates, read_options
 from seqrec.catalogue.search import ExactSearch, ItemSearch
 from seqrec.data.manifest import MANIFEST
 from seqrec.data.prepare import ensure_store
@@ -36,6 +36,10 @@ def recommend(
     top_k: int = 10,
     filter_seen: bool = True,
     block: str | None = None,
+    candidates: str | None = None,
+    where: str | None = None,
+    items: str | None = None,
+    items_key: str = "item_id",
     at: int | None = None,
     search: ItemSearch | None = None,
     user: str = "user_id",
@@ -64,6 +68,12 @@ def recommend(
         filter_seen: Whether to leave out the items of the user's history.
         block: File with the log's ids of items that are never recommended: one per line, or the column item_id of a
             Parquet file.
+        candidates: File with the log's ids of the only items that are recommended, all of them known, as for `block`.
+        where: Condition that items must meet to be recommended, such as "genres has 'jazz' and year > 1990". With
+            `candidates`, both count.
+        items: File of a table of items, for `where`: Parquet, CSV, TSV or JSON lines. None reads the columns of items
+            in the event store.
+        items_key: Name of the table's column of item ids.
         at: When the items are recommended, in the log's unit, for a model that reads it (`time.request`).
         search: Finds the best items; None scores the whole catalogue.
         user: Name of the table's column of users.
@@ -84,7 +94,8 @@ def recommend(
         raise InputError(f"max_tokens={max_tokens} must be at least 1")
     rank, ranks = share(shard)
     model, trained_on = load_with_store(ckpt, store=store, device=_device(device))
-    options = read_options(model, top_k, filter_seen, None if block is None else read_block_list(block), at)
+    chosen = read_candidates(model, candidates, where, trained_on if items is None else items, items_key)
+    options = read_options(model, top_k, filter_seen, None if block is None else read_block_list(block), at, chosen)
     job = BulkJob(options, max_length, max_tokens, (rank, ranks), search or ExactSearch())
     log: EventStore | Table = trained_on
     if input is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from seqrec.catalogue.recommend import RecommendOptions, item_ids_of, recommend_block, recommendation_frame
 from seqrec.catalogue.search import ExactSearch, ItemSearch
@@ -123,11 +124,16 @@ def describe(model: Recommender, job: BulkJob) -> dict[str, Any]:
         "weights": weights_digest(model),
         "top_k": job.options.top_k,
         "filter_seen": job.options.filter_seen,
-        "block": None if blocked is None else hashlib.sha256(json.dumps(blocked.tolist()).encode()).hexdigest()[:16],
+        "block": None if blocked is None else _digest(blocked),
         **({} if job.options.at is None else {"at": job.options.at}),
+        **({} if job.options.allowed is None else {"candidates": _digest(job.options.allowed)}),
         "max_length": job.max_length,
         "search": to_spec(job.search or model.search),
     }
+
+
+def _digest(item_ids: Tensor) -> str:
+    return hashlib.sha256(json.dumps(item_ids.tolist()).encode()).hexdigest()[:16]
 
 
 def weights_digest(model: Recommender) -> str:

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from seqrec.catalogue.candidates import Candidates
 from seqrec.catalogue.recommend import RecommendingModel, RecommendOptions
 from seqrec.data.store import EventStore
 from seqrec.data.vocabulary import Vocabulary
@@ -61,6 +63,7 @@ class Request(NamedTuple):
         block: Ids of items that are not recommended; unknown ones are ignored.
         at: When the user asks, in the log's unit or as a datetime with a time zone; only for a model that reads the
             time of requests, which needs it.
+        candidates: The only items that are recommended: `Candidates`, or ids, all of which must be known; None is all.
     """
 
     user: Id
@@ -68,6 +71,7 @@ class Request(NamedTuple):
     filter_seen: bool = True
     block: Sequence[Id] = ()
     at: int | datetime | None = None
+    candidates: Candidates | Sequence[Id] | None = None
 
 
 class Scored(NamedTuple):
@@ -209,15 +213,38 @@ def request_time(model: RecommendingModel, at: int | datetime | None, place: str
 
 
 def recommend_options(
-    k: int, filter_seen: bool, block: Sequence[Id], items: Vocabulary, index: int = 0
+    k: int,
+    filter_seen: bool,
+    block: Sequence[Id],
+    items: Vocabulary,
+    index: int = 0,
+    candidates: Candidates | Sequence[Id] | None = None,
 ) -> RecommendOptions:
-    """Return a request's options in the model's ids; a `BatchEntryError` refuses entries of `block` that are no ids."""
+    """Return a request's options in the model's ids.
+
+    Raises:
+        BatchEntryError: if an entry of `block` or of `candidates` is no id, or `candidates` are unknown, none, or of
+            another catalogue.
+    """
+    allowed = None if candidates is None else _allowed_items(candidates, items, index)
     if not block:
-        return RecommendOptions(k, filter_seen)
+        return RecommendOptions(k, filter_seen, allowed=allowed)
     for item in block:
         _text("block item", item, index, f"requests[{index}]: ")
     found = items.lookup(block)
-    return RecommendOptions(k, filter_seen, torch.from_numpy(np.unique(found[found > 0])))
+    return RecommendOptions(k, filter_seen, torch.from_numpy(np.unique(found[found > 0])), allowed=allowed)
+
+
+def _allowed_items(candidates: Candidates | Sequence[Id], items: Vocabulary, index: int) -> Tensor:
+    try:
+        if not isinstance(candidates, Candidates):
+            for item in () if isinstance(candidates, str) else candidates:
+                _text("candidates item", item, index, "")
+            candidates = Candidates.of_items(candidates, items, argument="candidates")
+        candidates.check_catalogue(len(items), items)
+    except InputError as error:
+        raise BatchEntryError(f"requests[{index}]: {error}", index) from error
+    return candidates.item_ids
 
 
 def scored_lists(best: Recommendations, ks: Sequence[int], items: Vocabulary) -> list[list[Scored]]:

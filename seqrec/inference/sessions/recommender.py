@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seqrec.catalogue.candidates import Candidates
 from seqrec.catalogue.recommend import best_items_of_each, item_ids_of
 from seqrec.data.store import EventStore
 from seqrec.errors import BatchEntryError, InputError, LateEventError, UnknownUserError
@@ -177,24 +178,31 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
                 )
 
     def recommend(
-        self, user: Id, k: int = 10, *, filter_seen: bool = True, at: int | datetime | None = None
+        self,
+        user: Id,
+        k: int = 10,
+        *,
+        filter_seen: bool = True,
+        at: int | datetime | None = None,
+        candidates: Candidates | Sequence[Id] | None = None,
     ) -> list[Scored]:
         """Return the best items for one user; see `recommend_many`."""
-        return self.recommend_many([Request(user, k, filter_seen, at=at)])[0]
+        return self.recommend_many([Request(user, k, filter_seen, at=at, candidates=candidates)])[0]
 
     def recommend_many(self, requests: Sequence[Request]) -> list[list[Scored]]:
-        """Return the best items for each request, best first, by an exact search of the whole catalogue.
+        """Return the best items for each request, best first, by an exact search of the catalogue or of its candidates.
 
         Args:
             requests: Requests of users with events so far, or with a history that `history_of` finds.
 
         Returns:
-            At most `k` items per request; fewer if the others are seen or blocked.
+            At most `k` items per request; fewer if the others are seen, blocked or no candidates.
 
         Raises:
             UnknownUserError: if no event of a user is known.
             BatchEntryError: if `k` is not a number from 1 to the catalogue's size, an id has another type, or `at` is
-                missing, not read by the model, or before the user's newest event.
+                missing, not read by the model, or before the user's newest event, or candidates are unknown, none or of
+                another catalogue.
             DamagedSessionError: if a user's session cannot be read.
             SessionStoreError: if the store cannot be used.
         """
@@ -296,8 +304,8 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
         states = self._user_state.states([sessions[place].state for place in places], user_ids, at)
         seen = [sessions[place].seen for place in places]
         options = [
-            recommend_options(requests[place].k, requests[place].filter_seen, requests[place].block, items, place)
-            for place in places
+            recommend_options(own.k, own.filter_seen, own.block, items, place, own.candidates)
+            for place, own in ((place, requests[place]) for place in places)
         ]
         best = best_items_of_each(self._scorer, states, user_ids, seen, options)
         return scored_lists(best, [own.top_k for own in options], items)
