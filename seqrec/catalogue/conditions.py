@@ -257,9 +257,7 @@ def _tokens(text: str) -> Iterator[_Token]:
             continue
         found = _TOKEN.match(text, place)
         if found is None:
-            raise InputError(
-                f"at character {place + 1} it has {text[place : place + 20]!r}, which is no part of a condition"
-            )
+            raise InputError(f"at character {place + 1} it has {text[place : place + 20]!r}, which no condition has")
         kind, word = found.lastgroup, found[0]
         place = found.end()
         yield _Token(*_meaning(kind, word), found.start() + 1, word)

@@ -179,7 +179,7 @@ class SessionWork:
 
 
 class HistoryWork:
-    """Does `Probe`, `FindSimilar`, and `RecommendToHistory`: encodes each history's newest events, as many as training did.
+    """Does `Probe`, `FindSimilar` and `RecommendToHistory`: encodes each history's newest events, as training did.
 
     The model is in evaluation mode and knows the log's ids.
     """

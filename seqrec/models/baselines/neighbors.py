@@ -58,7 +58,7 @@ class NeighborScorer(Scorer):
         """See `Scorer.score_chunk`; states (B, H) hold integers of any dtype."""
         history = states.long()
         scores = self.item_vectors[first : first + size, 0].repeat(len(states), 1)
-        columns = max(1, LOOKUPS // (len(states) * self.neighbor_ids.shape[1]))
+        columns = max(1, LOOKUPS // max(1, len(states) * self.neighbor_ids.shape[1]))
         for begin in range(0, history.shape[1], columns):
             items = history[:, begin : begin + columns]
             ages = torch.arange(begin, begin + items.shape[1], device=items.device)
