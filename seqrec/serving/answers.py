@@ -14,6 +14,8 @@ from seqrec.errors import DamagedSessionError, InputError, LateEventError, Sessi
 MAX_REASON = 600
 # Most bad fields that are named.
 MAX_SHOWN = 3
+# Kinds of bodies of routes that take several.
+BODY_KINDS = ("event", "events", "user", "history")
 # The first class that fits decides; any other `InputError` is 422.
 STATUSES: tuple[tuple[type[InputError], int], ...] = (
     (UnknownUserError, 404),
@@ -52,8 +54,10 @@ def validation_response(errors: Sequence[Mapping[str, Any]]) -> Response:
         return error_response(400, f"the body is not JSON: {reason} at character {place}")
     reasons: dict[str, list[Mapping[str, Any]]] = {}
     for error in errors:
-        # ("body", kind of body, field, .., kind of id); we name the kinds.
-        path = [str(part) for part in error["loc"][2:] if not str(part).startswith("constrained-")]
+        # ("body", kind of body if it has one, field, .., kind of id); we name the kinds.
+        _, *path = (str(part) for part in error["loc"] if not str(part).startswith(("constrained-", "list[")))
+        if path[:1] and path[0] in BODY_KINDS and (len(path) > 1 or error["type"] != "extra_forbidden"):
+            del path[0]
         reasons.setdefault(".".join(path) or "the body", []).append(error)
     shown = [f"{field}: {_reason(found)}" for field, found in reasons.items()]
     more = f"; and {len(shown) - MAX_SHOWN} more" if len(shown) > MAX_SHOWN else ""

@@ -152,12 +152,10 @@ def test_neighbourhoods_have_a_similarity_of_their_own():
     model = ItemKNN(num_items=5, num_neighbors=5, shrinkage=0.0, half_life=None)
     model.count(log())
     best = model.similar_items(torch.tensor([1, 4, 5]), top_k=4)
-    similar = {
-        tuple(pair): score for pair, score in zip(model.neighbors[1].unsqueeze(1).tolist(), model.similarities[1])
-    }
+    similar = dict(zip(model.neighbors[1].tolist(), model.similarities[1].tolist(), strict=True))
     kept = best.item_ids[0][best.scores[0] > 0].tolist()
     assert kept == model.neighbors[1][model.similarities[1] > 0].tolist()
-    assert best.scores[0][: len(kept)].tolist() == [float(similar[item,]) for item in kept]
+    assert best.scores[0][: len(kept)].tolist() == [similar[item] for item in kept]
     assert 1 not in best.item_ids[0].tolist()
     # Item 5 never occurs, so nothing is like it.
     assert best.scores[2].tolist() == [0.0] * 4
