@@ -28,6 +28,7 @@ from seqrec.catalogue.table import ItemTable
 from seqrec.errors import InputError
 from seqrec.evaluation.target_ranks import Targets, catalogue_ranks
 from seqrec.models import SASRec
+from seqrec.models.similar_items import ItemSimilarity
 from seqrec.runs.callbacks.gather_tables import sharded_tables
 from seqrec.training.losses import SampledSoftmax
 from seqrec.training.negatives import Negatives, NegativeSampler
@@ -290,6 +291,12 @@ def scores_of(table: ShardedEmbedding, rank: int) -> dict[str, Any]:
         answers.append(
             [ranks.better, ranks.tied, best.item_ids, best.scores, scorer.score(states, targets.unsqueeze(1))]
         )
+        last = table.num_embeddings - 1
+        # Few candidates, whose rows are read alone, and more, for which all are.
+        for allowed in (torch.tensor([last]), torch.arange(1, last + 1)):
+            among = scorer.top_k(states, 1, targets, allowed=allowed)
+            similar = ItemSimilarity.of_vectors(scorer, 2).best(targets, 1, allowed)
+            answers[-1] += [among.item_ids, among.scores, similar.item_ids, similar.scores]
     open_files = os.listdir(tempfile.gettempdir())
     table.close_whole()
     return {"scores": answers, "open files": open_files}

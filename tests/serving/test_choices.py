@@ -221,11 +221,11 @@ def test_the_commands_options_name_conditions_and_columns(checkpoint: Path, tmp_
     ("given", "message"),
     [
         ({"candidates": {"x": "year > 1"}}, "has no columns of items, which conditions read"),
-        ({"candidates": {"x": "yaer > 1"}, "items": "i.csv"}, "candidates.x='yaer > 1': it has the column 'yaer'"),
+        ({"candidates": {"x": "yeer > 1"}, "items": "i.csv"}, "candidates.x='yeer > 1': it has the column 'yeer'"),
         ({"candidates": {"x": "year > 999"}, "items": "i.csv"}, "candidates.x='year > 999' leaves none of the"),
         (
-            {"where_columns": "yaer", "items": "i.csv"},
-            "where_columns=yaer has the column 'yaer', which items do not have",
+            {"where_columns": "yeer", "items": "i.csv"},
+            "where_columns=yeer has the column 'yeer', which items do not have",
         ),
         ({"items": "i.csv"}, r"items='i.csv' has no effect without --candidates.NAME or --where_columns"),
         ({"items": "gone.csv", "where_columns": "*"}, "items='gone.csv' does not exist"),

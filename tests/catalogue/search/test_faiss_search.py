@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -87,6 +88,31 @@ def test_seen_and_blocked_items_are_never_found(kind: str):
         assert not {0, *own, *blocked.tolist()} & set(row)
         assert len(set(row)) == 20
     assert overlap(found.item_ids, exact.item_ids) > 0.9
+
+
+@every_kind
+def test_only_candidates_are_found(kind: str):
+    table, states = clustered(2000)
+    scorer = Scorer(table)
+    search = prepared(scorer, kind)
+    generator = torch.Generator().manual_seed(0)
+    for share, blocks in itertools.product((0.01, 0.05, 0.5), (False, True)):
+        allowed = (torch.rand(2000, generator=generator) < share).nonzero().flatten() + 1
+        best = scorer.top_k(states, 10, USERS, allowed=allowed).item_ids
+        seen = sets([set(row[:2].tolist()) - {0} for row in best])
+        blocked = best[:, 2].unique() if blocks else None
+        exact_before = search.counts()["exact_rows"]
+        found = search.top_k(scorer, states, 10, USERS, exclude=seen, blocked=blocked, allowed=allowed)
+        exact = scorer.top_k(states, 10, USERS, exclude=seen, blocked=blocked, allowed=allowed)
+        assert set(found.item_ids.flatten().tolist()) <= {0, *allowed.tolist()}
+        assert blocked is None or not torch.isin(found.item_ids, blocked).any()
+        for row, own in zip(found.item_ids, best[:, :2], strict=True):
+            assert not set(row.tolist()) & set(own.tolist()) - {0}
+        assert overlap(found.item_ids, exact.item_ids) > 0.9
+        if share < 1 / 64:
+            # So few are all scored.
+            assert found.item_ids.equal(exact.item_ids)
+            assert search.counts()["exact_rows"] == exact_before
 
 
 def test_users_for_whom_too_few_are_found_are_searched_exactly_and_counted():

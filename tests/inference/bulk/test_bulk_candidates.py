@@ -69,7 +69,7 @@ def test_a_job_with_other_candidates_is_another_job(ckpt: Path):
     [
         ({"where": "year > 2030"}, "has no columns of items, which conditions read: name them in data.schema.items"),
         ({"where": "year > 9999", "items": "items.csv"}, r"where='year > 9999' leaves none of the \d+ items"),
-        ({"where": "yaer > 1", "items": "items.csv"}, "where='yaer > 1': it has the column 'yaer'.*did you mean year"),
+        ({"where": "yeer > 1", "items": "items.csv"}, "where='yeer > 1': it has the column 'yeer'.*did you mean year"),
         ({"candidates": "list.txt"}, r"candidates='list.txt' has 99999, which is not in the catalogue of \d+ items"),
     ],
 )
