@@ -240,7 +240,9 @@ class FaissSearch(ItemSearch):
             chosen = faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
             settings["sel"] = faiss.IDSelectorAnd(chosen, settings["sel"]) if settings else chosen
         if self.kind == "hnsw":
-            parameters = faiss.SearchParametersHNSW(efSearch=2 * wanted, **settings)
+            # Vertices that are no candidates are visited too, so others are met more seldom.
+            rarity = 1 if allowed is None else math.ceil(self._index.ntotal / len(allowed))
+            parameters = faiss.SearchParametersHNSW(efSearch=2 * wanted * rarity, **settings)
         else:
             probes = self.probes or max(8, math.ceil(self._index.nlist / 64))
             parameters = faiss.SearchParametersIVF(nprobe=min(probes, self._index.nlist), **settings)

@@ -129,20 +129,11 @@ def create_app(
     histories = Batcher(HistoryWork(recommender.model, metrics), **batching)
     choices = Choices(item_ids_of(recommender.model), candidates or {}, columns)
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        sessions.start()
-        histories.start()
-        yield
-        await sessions.close()
-        await histories.close()
-        choices.close()
-
     app = FastAPI(
         title=f"seqrec: {recommender.model.title}",
         version=__version__,
         description=DESCRIPTION,
-        lifespan=lifespan,
+        lifespan=_lifespan((sessions, histories), choices),
         redoc_url=None,
     )
     app.state.metrics = metrics
@@ -161,6 +152,21 @@ def create_app(
         app.add_exception_handler(kind, _error)
     app.add_middleware(Guard, limits=limits, metrics=metrics, token=token, hosts=Hosts(allowed_hosts))
     return app
+
+
+def _lifespan(batchers: Sequence[Batcher], choices: Choices) -> Any:
+    """Return what starts the threads of an application, and stops them in the end."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        for batcher in batchers:
+            batcher.start()
+        yield
+        for batcher in batchers:
+            await batcher.close()
+        choices.close()
+
+    return lifespan
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

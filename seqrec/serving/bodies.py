@@ -16,6 +16,7 @@ Id = (
     | Annotated[StrictStr, Field(min_length=1, max_length=MAX_ID_LENGTH)]
 )
 
+Name = Annotated[StrictStr, Field(min_length=1, max_length=MAX_ID_LENGTH)]
 Time = Annotated[StrictInt, Field(ge=-INT64, lt=INT64)]
 
 
@@ -33,7 +34,7 @@ class EventBody(Body):
     time: Time | None = Field(
         None, description="Time in the log's unit; not before the user's newest event. Models that read time need it."
     )
-    event_id: Annotated[StrictStr, Field(min_length=1, max_length=MAX_ID_LENGTH)] | None = Field(
+    event_id: Name | None = Field(
         None, description="Name of the event: an event that is sent again with the same name counts once."
     )
 
@@ -89,11 +90,9 @@ def request_types(limits: Limits, num_items: int) -> tuple[Any, Any, Any]:
 
     class Choose(Body):
         k: StrictInt = Field(min(10, max_k), ge=1, le=max_k, description="Number of items, best first.")
-        candidates: (
-            Annotated[StrictStr, Field(min_length=1, max_length=MAX_ID_LENGTH)]
-            | Annotated[list[Id], Field(min_length=1, max_length=limits.max_history)]
-            | None
-        ) = Field(None, description="The only items to choose from: a name that the server has for some, or their ids.")
+        candidates: Name | Annotated[Ids, Field(min_length=1)] | None = Field(
+            None, description="The only items to choose from: a name that the server has for some, or their ids."
+        )
         where: Annotated[StrictStr, Field(min_length=1, max_length=MAX_LENGTH)] | None = Field(
             None, description="Condition on the columns of items, such as: genres has 'jazz' and year > 1990."
         )

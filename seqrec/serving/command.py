@@ -15,6 +15,7 @@ from seqrec.data.store import EventStore
 from seqrec.errors import InputError, check_at_least
 from seqrec.inference.loading import load_with_store
 from seqrec.inference.sessions import (
+    HistoryOf,
     InMemoryStore,
     RedisStore,
     SessionRecommender,
@@ -89,7 +90,7 @@ def serve(
     from seqrec.serving.server import Server, allow_open_files, bind, check_host, read_token, url_of
 
     check_at_least(1, threads=threads)
-    token, names = read_token(token_file), host_names(allowed_hosts or "")
+    token, hosts = read_token(token_file), [host, *host_names(allowed_hosts or "")]
     check_host(host, token, allow_no_token=allow_no_token)
     limits = limits or Limits()
     allow_open_files(limits.max_connections)
@@ -98,11 +99,9 @@ def serve(
     with bind(host, port) as listener:
         model, trained_on = load_with_store(ckpt, store=store)
         named, columns = _choices(model, trained_on if items is None else items, items_key, candidates, where_columns)
-        history_of = None if log is None else log_histories(EventStore.open(log))
         kept = InMemoryStore() if sessions is None else sessions
         warn_of_password(kept)
-        with SessionRecommender(model, kept, history_of=history_of) as recommender:
-            hosts = [host, *names]
+        with SessionRecommender(model, kept, history_of=_histories(log)) as recommender:
             app = create_app(
                 recommender, limits=limits, token=token, allowed_hosts=hosts, candidates=named, columns=columns
             )
@@ -115,6 +114,10 @@ def serve(
                 print(line, flush=True)
 
             Server(app, limits=limits, ready=ready, access_log=access_log).run(sockets=[listener])
+
+
+def _histories(log: str | None) -> HistoryOf | None:
+    return None if log is None else log_histories(EventStore.open(log))
 
 
 def _choices(

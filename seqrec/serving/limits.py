@@ -14,7 +14,7 @@ class Limits:
 
     Args:
         max_k: Most items that are recommended to a user; never more than the catalogue has.
-        max_history: Most items of a history or a block list in a request.
+        max_history: Most items of a history, of a block list or of candidates in a request.
         max_events: Most events of a request.
         max_body_bytes: Largest body of a request.
         max_waiting_bytes: Most bytes of bodies of requests in progress, of all clients; more are answered 503.

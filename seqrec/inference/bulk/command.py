@@ -19,7 +19,7 @@ from seqrec.data.prepare.filters import Filters
 from seqrec.data.progress import print_line
 from seqrec.data.sources import Table
 from seqrec.data.store import EventStore
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_at_least
 from seqrec.inference.bulk.job import BulkJob, describe, recommend_in_bulk
 from seqrec.inference.bulk.output import BulkOutput
 from seqrec.inference.bulk.users import BulkUsers, store_digest
@@ -90,17 +90,14 @@ def recommend(
     Raises:
         InputError: if an argument is out of range, a file is missing, or the output contains another job's.
     """
-    if max_tokens < 1:
-        raise InputError(f"max_tokens={max_tokens} must be at least 1")
+    check_at_least(1, max_tokens=max_tokens)
     rank, ranks = share(shard)
     model, trained_on = load_with_store(ckpt, store=store, device=_device(device))
     chosen = read_candidates(model, candidates, where, trained_on if items is None else items, items_key)
-    options = read_options(model, top_k, filter_seen, None if block is None else read_block_list(block), at, chosen)
+    blocked = None if block is None else read_block_list(block)
+    options = read_options(model, top_k, filter_seen, blocked, at, chosen)
     job = BulkJob(options, max_length, max_tokens, (rank, ranks), search or ExactSearch())
-    log: EventStore | Table = trained_on
-    if input is not None:
-        is_store = (Path(input) / MANIFEST).is_file()
-        log = EventStore.open(input) if is_store else Table(input, user, item, timestamp)
+    log = trained_on if input is None else _log(input, user, item, timestamp)
     described = {**describe(model, job), "part_users": part_users, "users": _describe_users(log)}
     files = BulkOutput(Path(output), described)
     summary = files.summary
@@ -116,9 +113,20 @@ def recommend(
     if summary is None:
         print_line(f"share {rank}/{ranks} is done; {output} still lacks parts of other shares")
     else:
-        print_line(_summary_text(files, summary))
-        metrics = list_report(files.folder, trained_on, top_k).items()
-        print_line(", ".join(f"{name} {value:.4g}" for name, value in metrics if value is not None))
+        _report(files, summary, trained_on, top_k)
+
+
+def _log(input: str, user: str, item: str, timestamp: str | None) -> EventStore | Table:
+    """Return the store that the input is, or else the table."""
+    is_store = (Path(input) / MANIFEST).is_file()
+    return EventStore.open(input) if is_store else Table(input, user, item, timestamp)
+
+
+def _report(files: BulkOutput, summary: dict[str, Any], trained_on: EventStore, top_k: int) -> None:
+    """Print what a complete job wrote, and the metrics of its lists."""
+    print_line(_summary_text(files, summary))
+    metrics = list_report(files.folder, trained_on, top_k).items()
+    print_line(", ".join(f"{name} {value:.4g}" for name, value in metrics if value is not None))
 
 
 @contextmanager
