@@ -53,7 +53,9 @@ class Candidates:
     """
 
     def __init__(self, item_ids: ArrayLike | Tensor, num_items: int, *, vocabulary: Vocabulary | None = None) -> None:
-        found = np.unique(np.asarray(item_ids).astype(np.int64))
+        found = np.asarray(item_ids).astype(np.int64)
+        if (found[1:] <= found[:-1]).any():
+            found = np.unique(found)
         if not len(found):
             raise InputError("item_ids is empty, so nothing would be left to recommend")
         if found[0] < 1 or found[-1] > num_items:

@@ -5,10 +5,8 @@ N items; a column has N + 1 rows, in the order of internal ids, and row 0 is no 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,20 +24,17 @@ if TYPE_CHECKING:
     import polars
 
 Int64 = NDArray[np.int64]
-# Conditions whose items are kept, and the most bytes of their ids.
-KEPT_CONDITIONS, KEPT_BYTES = 64, 1 << 26
 # Character between the values of a text that has several, as in a `Schema`.
 BETWEEN = "|"
 
 
 class ItemColumns:
-    """Columns of a catalogue's items by name. May be read from several threads.
-
-    The items of the last conditions are kept, so one that many requests have is computed once.
+    """Columns of a catalogue's items by name.
 
     Args:
         columns: The columns, with N + 1 rows each.
         vocabulary: The log's ids of the N items.
+        names: Columns that conditions may read; None is all.
 
     Example:
         >>> import polars
@@ -51,11 +46,12 @@ class ItemColumns:
         [1]
     """
 
-    def __init__(self, columns: Mapping[str, Column], vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, columns: Mapping[str, Column], vocabulary: Vocabulary, names: Collection[str] | None = None
+    ) -> None:
         self._columns = columns
+        self._names = list(columns if names is None else names)
         self.vocabulary = vocabulary
-        self._found: OrderedDict[str, Int64] = OrderedDict()
-        self._lock = Lock()
 
     @classmethod
     def read(
@@ -86,17 +82,14 @@ class ItemColumns:
             raise InputError("vocabulary is needed for a table of items: give model.item_vocabulary")
         return cls(_TableColumns(items, vocabulary, key), vocabulary)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._columns
-
     def __iter__(self) -> Iterator[str]:
-        return iter(self._columns)
+        return iter(self._names)
 
     def only(self, names: Collection[str], argument: str) -> ItemColumns:
         """Return some of the columns, those of conditions of strangers; an `InputError` names an unknown one."""
         for name in names:
             self._check(name, f"{argument}={', '.join(names)}")
-        return ItemColumns({name: self._columns[name] for name in names}, self.vocabulary)
+        return ItemColumns(self._columns, self.vocabulary, names)
 
     def items_where(self, condition: str, argument: str = "condition") -> Int64:
         """Return the internal ids (M,) of the items that meet a condition, ascending; see `Candidates.where`.
@@ -104,17 +97,6 @@ class ItemColumns:
         Raises:
             InputError: if it is no condition, has an unknown column or a value of another kind, or no item meets it.
         """
-        with self._lock:
-            if (kept := self._found.get(condition)) is not None:
-                self._found.move_to_end(condition)
-                return kept
-            found = self._items_where(condition, argument)
-            self._found[condition] = found
-            while len(self._found) > KEPT_CONDITIONS or sum(ids.nbytes for ids in self._found.values()) > KEPT_BYTES:
-                self._found.popitem(last=False)
-            return found
-
-    def _items_where(self, condition: str, argument: str) -> Int64:
         shown = f"{argument}={condition!r:.200}"
         try:
             tree = parse(condition)
@@ -129,10 +111,10 @@ class ItemColumns:
         return found
 
     def _check(self, name: str, place: str) -> None:
-        if name not in self._columns:
+        if name not in self._names:
             raise InputError(
-                f"{place} has the column {name!r:.60}, which items do not have; columns: {', '.join(self._columns)}"
-                f"{did_you_mean(name, self._columns)}"
+                f"{place} has the column {name!r:.60}, which items do not have; columns: {', '.join(self._names)}"
+                f"{did_you_mean(name, self._names)}"
             )
 
 

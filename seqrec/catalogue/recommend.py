@@ -147,18 +147,19 @@ def best_items_of_each(
     rows = RaggedItems.from_rows(hidden)
     exclude = SeenItems(rows.item_ids, rows.offsets).to(states.device)
     k = max(own.top_k for own in options)
-    groups: dict[int, list[int]] = {}
-    for row, own in enumerate(options):
-        groups.setdefault(id(own.allowed), []).append(row)
-    found = []
-    for group in groups.values():
+    chosen = {id(own.allowed): own.allowed for own in options}
+    candidates = {key: None if items is None else items.to(states.device) for key, items in chosen.items()}
+    if len(candidates) == 1:
+        (allowed,) = candidates.values()
+        return scorer.top_k(states, k, user_ids, exclude=exclude, allowed=allowed)
+    scores = scorer.cast(states).new_empty((len(states), k))
+    item_ids = torch.empty_like(scores, dtype=torch.int64)
+    for key, allowed in candidates.items():
         # Those with the same candidates are searched together.
-        allowed, places = options[group[0]].allowed, torch.tensor(group, device=states.device)
-        some = (states, exclude) if len(groups) == 1 else (states[places], exclude.of_rows(places))
-        chosen = None if allowed is None else allowed.to(states.device)
-        found.append(scorer.top_k(some[0], k, user_ids[places], exclude=some[1], allowed=chosen))
-    order = torch.tensor([row for group in groups.values() for row in group]).argsort().to(states.device)
-    item_ids, scores = (torch.cat(each)[order] for each in zip(*((f.item_ids, f.scores) for f in found), strict=True))
+        places = [place for place, own in enumerate(options) if id(own.allowed) == key]
+        own_rows = torch.tensor(places, device=states.device)
+        best = scorer.top_k(states[own_rows], k, user_ids[own_rows], exclude=exclude.of_rows(own_rows), allowed=allowed)
+        item_ids[own_rows], scores[own_rows] = best.item_ids, best.scores
     return Recommendations(item_ids, scores, user_ids)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -12,6 +13,9 @@ from seqrec.catalogue.item_columns import ItemColumns
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError
 from seqrec.registry import did_you_mean
+
+# Conditions whose candidates are kept, and the most bytes of their ids.
+KEPT_CONDITIONS, KEPT_BYTES = 64, 1 << 26
 
 
 class Choice(Protocol):
@@ -23,7 +27,7 @@ class Choice(Protocol):
 
 class Choices:
     """Makes the candidates of requests, one request at a time in a thread of its own: a long list or a condition holds
-    up neither other requests nor the model.
+    up neither other requests nor the model. The candidates of the last conditions are kept.
 
     Args:
         vocabulary: The log's item ids.
@@ -37,6 +41,7 @@ class Choices:
         self._vocabulary = vocabulary
         self._named = dict(named)
         self._columns = columns
+        self._kept: OrderedDict[str, Candidates] = OrderedDict()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="candidates")
 
     async def of(self, choice: Choice) -> Candidates | None:
@@ -72,8 +77,17 @@ class Choices:
                 self._named[given] if is_name else Candidates.of_items(given, self._vocabulary, argument="candidates")
             )
         if where is not None:
-            assert self._columns is not None
-            meeting = Candidates.where(where, self._columns, argument="where")
+            meeting = self._where(where)
             found = meeting if found is None else found & meeting
         assert found is not None
+        return found
+
+    def _where(self, condition: str) -> Candidates:
+        assert self._columns is not None
+        found = self._kept.pop(condition, None) or Candidates.where(condition, self._columns, argument="where")
+        self._kept[condition] = found
+        while (
+            len(self._kept) > KEPT_CONDITIONS or sum(each.item_ids.nbytes for each in self._kept.values()) > KEPT_BYTES
+        ):
+            self._kept.popitem(last=False)
         return found

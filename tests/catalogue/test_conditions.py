@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqrec.catalogue.conditions import MAX_COMPARISONS, MAX_DEPTH, MAX_LENGTH, columns_of, parse
-from seqrec.catalogue.item_columns import KEPT_CONDITIONS, ItemColumns
+from seqrec.catalogue.item_columns import ItemColumns
 from seqrec.data.columns import Column
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError, MissingInputError
@@ -182,16 +182,6 @@ def test_any_text_is_a_condition_or_refused(columns: ItemColumns, pieces: list[s
 
 def test_the_columns_of_a_condition_are_known():
     assert columns_of(parse("b = 1 and (a < 2 or not b in (3))")) == ["b", "a"]
-
-
-def test_conditions_are_computed_once_and_few_are_kept(columns: ItemColumns):
-    first = columns.items_where("year > 1990")
-    assert columns.items_where("year > 1990") is first
-    for number in range(KEPT_CONDITIONS + 1):
-        columns.items_where(f"price > {-3 - number}")
-    again = columns.items_where("year > 1990")
-    assert again is not first
-    assert again.tolist() == first.tolist()
 
 
 def store_like() -> dict[str, Column]:

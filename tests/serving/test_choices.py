@@ -22,6 +22,7 @@ from seqrec.inference.sessions import Event, SessionRecommender
 from seqrec.models import Popularity
 from seqrec.serving import Limits, command
 from seqrec.serving.app import create_app
+from seqrec.serving.choices import KEPT_CONDITIONS
 
 TABLE = polars.DataFrame(
     {"item_id": ITEMS, "genre": ["jazz", "pop", None, "folk"] * 10, "size": range(40), "margin": [0.5] * 40}
@@ -128,6 +129,28 @@ def test_bad_choices_are_refused(client: httpx.Client, route: str, choice: dict[
     reason = error_of(client.post(route, json={**whose, **choice}), 422)
     assert message in reason
     assert "\n" not in reason
+
+
+def test_conditions_are_computed_once_and_few_are_kept(client: httpx.Client, monkeypatch: pytest.MonkeyPatch):
+    computed: list[str] = []
+    where = Candidates.where
+
+    def counted(condition: str, *arguments: Any, **options: Any) -> Candidates:
+        computed.append(condition)
+        return where(condition, *arguments, **options)
+
+    monkeypatch.setattr(Candidates, "where", counted)
+
+    def ask(condition: str) -> list[int | str]:
+        return items_of(client.post("/similar", json={"item": 10, "where": condition}))
+
+    first = ask("size < 9 and size > 1")
+    assert ask("size < 9 and size > 1") == first
+    assert computed == ["size < 9 and size > 1"]
+    for number in range(KEPT_CONDITIONS):
+        ask(f"size < {50 + number}")
+    assert ask("size < 9 and size > 1") == first
+    assert computed.count("size < 9 and size > 1") == 2
 
 
 def test_half_a_character_is_refused(client: httpx.Client):
