@@ -155,7 +155,7 @@ def best_items_of_each(
     scores = scorer.cast(states).new_empty((len(states), k))
     item_ids = torch.empty_like(scores, dtype=torch.int64)
     for key, allowed in candidates.items():
-        # Those with the same candidates are searched together.
+        # Users with the same candidates are searched together.
         places = [place for place, own in enumerate(options) if id(own.allowed) == key]
         own_rows = torch.tensor(places, device=states.device)
         best = scorer.top_k(states[own_rows], k, user_ids[own_rows], exclude=exclude.of_rows(own_rows), allowed=allowed)
