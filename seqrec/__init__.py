@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from seqrec.catalogue.search import ExactSearch, FaissSearch
     from seqrec.catalogue.table import ItemTable
     from seqrec.data.datamodule import SequenceDataModule
+    from seqrec.data.event_columns import EventColumn
     from seqrec.data.prepare import Filters, prepare
     from seqrec.data.schema import Schema
     from seqrec.data.sources import ML1M, KuaiRand, LFM1b, Sequences, Source, Synthetic, Table
@@ -88,6 +89,7 @@ _MODULES = {
     "seqrec.catalogue.search": "ExactSearch FaissSearch",
     "seqrec.catalogue.table": "ItemTable",
     "seqrec.data.datamodule": "SequenceDataModule",
+    "seqrec.data.event_columns": "EventColumn",
     "seqrec.data.prepare": "Filters prepare",
     "seqrec.data.schema": "Schema",
     "seqrec.data.sources": "KuaiRand LFM1b ML1M Sequences Source Synthetic Table",
@@ -131,6 +133,7 @@ __all__ = [
     "Comparison",
     "ResumableEarlyStopping",
     "Event",
+    "EventColumn",
     "EventStore",
     "EventTime",
     "ExactSearch",

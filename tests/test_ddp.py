@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from featured_logs import SCHEMA, featured_log
 
 pytestmark = pytest.mark.process
 
@@ -17,7 +18,8 @@ RUN = """
 import json, sys
 import lightning.pytorch as pl
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.data.sources import Synthetic
+from seqrec.data.schema import Schema
+from seqrec.data.sources import Table
 from seqrec.data.splits import LastN
 from seqrec.catalogue.distributed import leave_job
 from seqrec.models import MambaRec
@@ -44,7 +46,7 @@ class Record(pl.Callback):
 
 pl.seed_everything(0, verbose=False)
 data = SequenceDataModule(
-    Synthetic(num_users=103, num_items=60, mean_events=30), store="store", max_length=40,
+    Table("log.parquet"), store="store", max_length=40, schema=Schema(events=json.loads(sys.argv[4])),
     split=LastN(held_out) if held_out > 1 else None, **options
 )
 record = Record()
@@ -52,7 +54,8 @@ trainer = pl.Trainer(
     accelerator="cpu", devices=ranks, strategy="ddp", max_epochs=1, logger=False, callbacks=[record],
     enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
 )
-model = MambaRec(data.num_items, d_model=8, num_layers=1, d_state=4, max_length=40)
+read = {"event_columns": list(data.schema.events), "log_columns": data.event_columns}
+model = MambaRec(data.num_items, d_model=8, num_layers=1, d_state=4, max_length=40, **read)
 if held_out > 1:
     model.protocol = Protocol(candidates=PopularityCandidates(20), ties="pessimistic")
 # Before training, where all numbers of ranks have the same weights.
@@ -68,8 +71,10 @@ RUNS = [({"batch_size": 8, "eval_batch_size": 10}, 1), ({"max_tokens": 320, "eva
 def run(folder: Path, ranks: int, options: dict[str, Any], held_out: int) -> list[dict[str, Any]]:
     """What each rank saw, where the `held_out` newest events of each user are judged."""
     (folder / "run.py").write_text(RUN)
+    if not (folder / "log.parquet").exists():
+        featured_log(folder / "log.parquet", num_users=103, num_items=60, mean_events=30)
     done = subprocess.run(
-        [sys.executable, "run.py", str(ranks), json.dumps(options), str(held_out)],
+        [sys.executable, "run.py", str(ranks), json.dumps(options), str(held_out), json.dumps(SCHEMA.events)],
         cwd=folder,
         capture_output=True,
         text=True,

@@ -9,8 +9,10 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from featured_logs import NAMES, SCHEMA, featured_log
 
 from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.schema import Schema
 from seqrec.data.sources import Synthetic
 from seqrec.data.windows import RandomCrop
 from seqrec.errors import InputError
@@ -69,18 +71,22 @@ def run(
     trainer: dict[str, Any] | None = None,
     every_n_steps: int = 1,
     patience: int = 2,
+    columns: bool = False,
     **data: Any,
 ) -> dict[str, Any]:
     """One process's part of a run: from the last resume point, if there is one, to the end or the kill."""
     last = folder / "last.ckpt"
     # A seed of its own must not matter to a run that is resumed: the run's is in the checkpoint.
     pl.seed_everything(99 if last.exists() else 0, verbose=False)
+    log: dict[str, Any] = {"num_users": 60, "num_items": 40, "mean_events": 20}
     module = SequenceDataModule(
-        Synthetic(num_users=60, num_items=40, mean_events=20),
+        featured_log(folder.parent / "log.parquet", **log) if columns else Synthetic(**log),
+        schema=SCHEMA if columns else Schema(),
         store=str(folder.parent / "store"),
         **{"max_length": 16, "batch_size": 8, "eval_batch_size": 32} | data,
     )
-    model = SASRec(module.num_items, d_model=8, num_heads=1, num_layers=1, max_length=16, dropout=0.3)
+    read = {"event_columns": NAMES, "log_columns": module.event_columns} if columns else {}
+    model = SASRec(module.num_items, d_model=8, num_heads=1, num_layers=1, max_length=16, dropout=0.3, **read)
     best = BestCheckpoint(
         dirpath=folder, filename="best", monitor="val_NDCG@10", mode="max", enable_version_counter=False
     )
@@ -154,6 +160,7 @@ def test_killed_and_resumed_is_as_never_killed(tmp_path: Path, kills: list[KillA
         {"trainer": {"check_val_every_n_epoch": 2}},
         {"trainer": {"max_steps": 20}},
         {"every_n_steps": 3},
+        {"columns": True},
         {"bucket_by_length": False},
     ],
     ids=lambda options: ",".join(options),

@@ -6,9 +6,11 @@ import csv
 import io
 import itertools
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import numpy as np
@@ -25,7 +27,9 @@ from seqrec.catalogue.recommend import (
     recommendation_frame,
 )
 from seqrec.catalogue.scorer import check_top_k
+from seqrec.data.columns import Column
 from seqrec.data.event_block import EventBlock
+from seqrec.data.event_columns import read_columns
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.store import EventStore
 from seqrec.data.user_files import read_text, refuse_special
@@ -83,6 +87,12 @@ def read_histories(
     if _is_frame(histories):
         users, events = _block_of_frame(model, vocabulary, histories)
         return events, lambda best: recommendation_frame(best, users, vocabulary)
+    if model.event_columns:
+        names = ", ".join(column.name for column in model.event_columns)
+        raise InputError(
+            f"histories are lists of item ids, but the model reads columns of events: {names}; give a frame with "
+            f"user_id, item_id and {names}, or a History with features"
+        )
     lists = cast("Sequence[Sequence[Any]]", histories)
     return _block_of_lists(vocabulary, lists), lambda best: id_lists(best.item_ids, vocabulary)
 
@@ -229,7 +239,14 @@ def _block_of_history(model: RecommendingModel, history: History) -> EventBlock:
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), history.lengths.cumsum(0)])
     times: Any = None if history.timestamps is None else history.timestamps[history.valid].numpy()
     users = torch.zeros(len(history.lengths), dtype=torch.int64)
-    return EventBlock(item_ids.numpy(), offsets.numpy(), users.numpy(), num_items, times)
+    columns = {}
+    for column in model.event_columns:
+        column.check_features(history.features, history.item_ids.shape)
+        assert history.features is not None
+        values = history.features[column.name][history.valid]
+        # Numbers are standardised already.
+        columns[column.name] = replace(column.column(values.numpy()), mean=0.0, std=1.0)
+    return EventBlock(item_ids.numpy(), offsets.numpy(), users.numpy(), num_items, times, event_columns=columns)
 
 
 def _is_frame(histories: object) -> TypeGuard[polars.DataFrame]:
@@ -253,7 +270,9 @@ def _block_of_frame(model: RecommendingModel, vocabulary: Vocabulary, frame: Any
     """Return the frame's users in order of appearance, and their events by time."""
     import polars
 
-    frame = _checked(frame)
+    checked = _checked(frame)
+    columns = _columns_of_frame(model, frame)
+    frame = checked.with_columns(place=np.arange(len(checked)))
     users = frame[USER_ID].unique(maintain_order=True)
     keys = {
         USER_ID: polars.DataFrame({USER_ID: users, "row": np.arange(len(users))}),
@@ -277,8 +296,23 @@ def _block_of_frame(model: RecommendingModel, vocabulary: Vocabulary, frame: Any
         known_users,
         lambda row: f"{USER_ID}={users[row]!r}",
         times,
+        {name: column.taken(frame["place"].to_numpy()) for name, column in columns.items()},
     )
     return users, events
+
+
+def _columns_of_frame(model: RecommendingModel, frame: Any) -> dict[str, Column]:
+    """Return the columns of a frame that the model reads, in the order of its rows."""
+
+    def values(name: str) -> list[Any]:
+        if name not in frame.columns:
+            raise InputError(
+                f"histories has no column {name!r}, which the model reads; it has {', '.join(frame.columns)}"
+            )
+        found: list[Any] = frame[name].to_list()
+        return found
+
+    return read_columns(model.event_columns, values, lambda row: f"histories, row {row}")
 
 
 def _checked(frame: Any) -> polars.DataFrame:
@@ -305,7 +339,13 @@ def _checked(frame: Any) -> polars.DataFrame:
 
 
 def _known(
-    vocabulary: Vocabulary, item_ids: Int64, rows: Int64, user_ids: Int64, name: Any, times: Int64 | None = None
+    vocabulary: Vocabulary,
+    item_ids: Int64,
+    rows: Int64,
+    user_ids: Int64,
+    name: Any,
+    times: Int64 | None = None,
+    columns: Mapping[str, Column] = MappingProxyType({}),
 ) -> EventBlock:
     """Return the events with known items; refuse a row without any, which `name` names."""
     known = item_ids > 0
@@ -320,4 +360,6 @@ def _known(
         message = f"dropped {dropped} of {len(known)} events with items that the model does not know"
         warnings.warn(message, stacklevel=CALLER)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return EventBlock(item_ids[known], offsets, user_ids, len(vocabulary), None if times is None else times[known])
+    times = None if times is None else times[known]
+    kept = {name: column.taken(known) for name, column in columns.items()}
+    return EventBlock(item_ids[known], offsets, user_ids, len(vocabulary), times, event_columns=kept)

@@ -19,6 +19,7 @@ from torch import Tensor
 from seqrec.catalogue.scorer import Scorer
 from seqrec.catalogue.search import ItemSearch
 from seqrec.data.event_block import EventBlock
+from seqrec.data.event_columns import EventColumn
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.encoders.layers import newest_events
 from seqrec.errors import InputError
@@ -55,12 +56,14 @@ class RecommendingModel(Protocol):
         search: Finds the best items.
         item_vocabulary: The log's item ids; None if the model does not know them.
         user_vocabulary: The log's user ids, likewise.
+        event_columns: Columns of events that the model reads.
         training: Whether the model is in training mode.
     """
 
     search: ItemSearch
     item_vocabulary: Vocabulary | None
     user_vocabulary: Vocabulary | None
+    event_columns: tuple[EventColumn, ...]
     training: bool
 
     @property

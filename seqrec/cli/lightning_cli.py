@@ -189,6 +189,7 @@ class SeqrecCLI(LightningCLI):
         parser.link_arguments("data.max_length", "model.init_args.max_length")
         parser.link_arguments("data.num_items", "model.init_args.num_items", apply_on="instantiate")
         parser.link_arguments("data.num_users", "model.init_args.num_users", apply_on="instantiate")
+        parser.link_arguments("data.event_columns", "model.init_args.log_columns", apply_on="instantiate")
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method of all commands
         """Return the trainer's methods that are commands, with the arguments that are not options."""

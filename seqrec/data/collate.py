@@ -95,7 +95,7 @@ class WindowDataset(Dataset[SequenceBatch]):
             item_ids=events.rows(item_ids),
             lengths=torch.from_numpy(windows.lengths),
             timestamps=None if timestamps is None else events.rows(timestamps),
-            features=self._features(events),
+            features=_features(self.store.event_columns, events, self.scales),
         )
         targets, request_times = None, None
         if self.with_targets:
@@ -113,16 +113,6 @@ class WindowDataset(Dataset[SequenceBatch]):
             assert request_times is not None
             request_times[rows, newest] = held_out.timestamps[held_out.offsets[:-1]]
         return SequenceBatch(history, targets, user_ids, seen_events, weight, held_out, request_times)
-
-    def _features(self, events: _Places) -> dict[str, Tensor] | None:
-        features = {}
-        for name, column in self.store.event_columns.items():
-            if column.kind == NUMERIC:
-                mean, std = self.scales.get(name, (column.mean, column.std))
-                features[name] = events.standardised(column.values, mean, std, has_missing=column.missing > 0)
-            else:
-                features[name] = events.rows(column.values, np.int64 if column.kind == CATEGORICAL else np.float32)
-        return features or None
 
     def _seen_events(self, user_rows: Int64) -> RaggedItems:
         starts, stops = np.asarray(self.store.offsets)[user_rows], self.history_stops[user_rows]
@@ -165,6 +155,24 @@ def padded_rows(column: NDArray[Any], starts: Int64, lengths: Int64) -> Tensor:
     `column` (E,) is most often memory-mapped. L is the largest of the `lengths` (B,).
     """
     return _Places(starts, lengths).rows(column)
+
+
+def padded_features(columns: Mapping[str, Column], starts: Int64, lengths: Int64) -> dict[str, Tensor] | None:
+    """Return `History.features` of columns with E rows; row b has the events of `padded_rows`."""
+    return _features(columns, _Places(starts, lengths), {})
+
+
+def _features(
+    columns: Mapping[str, Column], events: _Places, scales: Mapping[str, tuple[float, float]]
+) -> dict[str, Tensor] | None:
+    features = {}
+    for name, column in columns.items():
+        if column.kind == NUMERIC:
+            mean, std = scales.get(name, (column.mean, column.std))
+            features[name] = events.standardised(column.values, mean, std, has_missing=column.missing > 0)
+        else:
+            features[name] = events.rows(column.values, np.int64 if column.kind == CATEGORICAL else np.float32)
+    return features or None
 
 
 class _Places:

@@ -7,7 +7,7 @@ a vector.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,10 @@ class Column:
         assert self.vocabulary is not None
         values = self.vocabulary.external_series(np.arange(1, self.num_codes))
         return polars.concat([polars.Series([None], dtype=values.dtype), values])
+
+    def taken(self, events: Any) -> Column:
+        """Return the column of some rows, by an index of numpy's; kinds with one value a row only."""
+        return replace(self, values=np.asarray(self.values)[events])
 
     def describe(self) -> str:
         """Return kind, size and missing values in a few words."""

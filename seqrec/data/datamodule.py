@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property, partial
 from pathlib import Path
 from time import perf_counter
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from seqrec.data.collate import WindowDataset
 from seqrec.data.columns import training_scales
+from seqrec.data.event_columns import EventColumn, checked_scales
 from seqrec.data.item_counts import training_item_counts
 from seqrec.data.loader import ResumableLoader, outlive_signals
 from seqrec.data.position import EpochPosition, count_as_done
@@ -190,6 +191,15 @@ class SequenceDataModule(pl.LightningDataModule):
         """Mean and standard deviation of numeric columns in the training part, by name; batches are scaled by them."""
         stops = partial(self.split.history_stops, self.store, "train")
         return training_scales(self.store.event_columns, self.store.offsets, stops)
+
+    @property
+    def event_columns(self) -> list[EventColumn]:
+        """Columns of events as a model reads them, with the scales of the training part."""
+        return [EventColumn.of_store(*each, self.event_scales) for each in self.store.event_columns.items()]
+
+    def read_as(self, columns: Iterable[EventColumn]) -> None:
+        """Standardise numbers as a model does, with the errors of `seqrec.data.event_columns.checked_scales`."""
+        self.event_scales.update(checked_scales(columns, self.store.event_columns, self.store_directory))
 
     def prepare_again(self) -> None:
         """Prepare the store even if it exists. Only one process may call this."""

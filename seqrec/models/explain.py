@@ -33,8 +33,9 @@ class Explanation:
         item_ids: Items of the L events that the score depends on, oldest first, as they were given.
         contributions: (L,) on the CPU, one per event; above 0 if the event raises the score.
         score: Score of the item after all these events.
-        baseline: Score after as many events with zero item vectors, which is the part that positions and the user
-            account for. No encoder has a state before the first event, so there is no score of an empty history.
+        baseline: Score after as many events with zero item vectors, which is the part that positions, times, columns
+            and the user account for. No encoder has a state before the first event, so there is no score of an empty
+            history.
         method: How contributions were computed.
 
     Example:
@@ -125,42 +126,42 @@ def explain(
     block, _ = read_histories(model, [history] if isinstance(history, Sequence) else history)
     if len(block) != 1:
         raise InputError(f"history is a frame of {len(block)} users; give one")
-    events = torch.from_numpy(block.item_ids).to(model.device)
-    timestamps = None if block.timestamps is None else torch.from_numpy(block.timestamps).to(model.device)
+    length = len(block.item_ids) if stream else int(model.hparams["max_length"])
+    ((_, batch),) = block.batches(length, batch_size=1)
+    events = batch.history.to(model.device)
     asked_at = model.request_timestamp(at)
     item_id = _item(model, item, vocabulary)
     user_id = _user(model, user, internal=vocabulary is None)
-    if not stream:
-        events = events[-int(model.hparams["max_length"]) :]
-        timestamps = None if timestamps is None else timestamps[-len(events) :]
     with evaluating(model):
-        vectors = model.items(events) * model.items.d_model**0.5
+        vectors = model.items(events.item_ids[0]) * model.items.d_model**0.5
         target = model.scorer().vectors(torch.tensor(item_id, device=model.device))
-        score = _scores(model, events, timestamps, target, user_id, stream, asked_at)
-        every = torch.arange(len(events), device=model.device).unsqueeze(0)
+        score = _scores(model, events, target, user_id, stream, asked_at)
+        every = torch.arange(len(vectors), device=model.device).unsqueeze(0)
         whole = float(score(vectors.unsqueeze(0), every))
         baseline = float(score(torch.zeros_like(vectors).unsqueeze(0), every))
         contributions = methods[method](score, vectors, whole, baseline, batch_size)
-    item_ids = events.cpu() if vocabulary is None else vocabulary.external_ids(events.cpu().numpy())
+    own = events.item_ids[0].cpu()
+    item_ids = own if vocabulary is None else vocabulary.external_ids(own.numpy())
     named = item_ids if isinstance(item_ids, list) else item_ids.tolist()
     return Explanation(item, named, contributions.cpu(), whole, baseline, method)
 
 
 def _scores(
     model: ExplainableModel,
-    events: Tensor,
-    timestamps: Tensor | None,
+    events: History,
     target: Tensor,
     user_id: int,
     stream: bool,
     asked_at: int | None,
 ) -> _Score:
-    """Return the score as a function of embedded items."""
+    """Return the score as a function of embedded items, for events of one row."""
 
     def score(vectors: Tensor, index: Tensor) -> Tensor:
         batch, length = index.shape
         lengths = torch.full((batch,), length, device=index.device)
-        history = History(events[index], lengths, None if timestamps is None else timestamps[index])
+        times = None if events.timestamps is None else events.timestamps[0][index]
+        features = {name: values[0][index] for name, values in (events.features or {}).items()}
+        history = History(events.item_ids[0][index], lengths, times, features=features or None)
         user_ids = torch.full((batch,), user_id, device=index.device)
         at = None if asked_at is None else torch.full_like(user_ids, asked_at)
         states = model.newest_states(vectors, history, user_ids, at=at, stream=stream)

@@ -82,10 +82,11 @@ def prefix_batches(batch: SequenceBatch, max_length: int | None) -> Iterator[tup
             lengths = known.clamp_max(max_length)
             items = _newest_before(history.item_ids, own, known, lengths)
         times = None if history.timestamps is None else _newest_before(history.timestamps, own, known, lengths)
+        features = {name: _newest_before(x, own, known, lengths) for name, x in (history.features or {}).items()}
         one_each = torch.arange(len(own) + 1, device=rows.device)
         prefix = replace(
             batch,
-            history=History(items, lengths, times),
+            history=History(items, lengths, times, features=features or None),
             targets=None,
             user_ids=batch.user_ids[own],
             seen_events=RaggedItems(seen[seen > 0], F.pad(known.cumsum(0), (1, 0))),
@@ -99,10 +100,10 @@ def prefix_batches(batch: SequenceBatch, max_length: int | None) -> Iterator[tup
 
 def _newest_before(column: Tensor, rows: Tensor, stops: Tensor, lengths: Tensor) -> Tensor:
     """Return (T, L) the newest `lengths` (T,) events of `rows` (T,) of a column (B, ..) before `stops` (T,), padded
-    with 0.
+    with 0; (T, L, W) of a column of vectors.
     """
     steps = torch.arange(int(lengths.max()), device=column.device)
     events = (stops - lengths).unsqueeze(1) + steps
     here = steps < lengths.unsqueeze(1)
-    found: Tensor = column[rows.unsqueeze(1), events.where(here, 0)].where(here, 0)
-    return found
+    found: Tensor = column[rows.unsqueeze(1), events.where(here, 0)]
+    return found.where(here if found.dim() == 2 else here.unsqueeze(-1), 0)

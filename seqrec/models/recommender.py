@@ -24,6 +24,7 @@ from seqrec.catalogue.scorer import Scorer
 from seqrec.catalogue.search import ExactSearch, ItemSearch
 from seqrec.catalogue.sharding import ShardedEmbedding
 from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.event_columns import EventColumn
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError, NothingToDrawError
 from seqrec.evaluation.metrics import RepeatedTargets, ranking_metrics
@@ -67,6 +68,7 @@ class Recommender(pl.LightningModule, ABC):
             command on a `SequenceDataModule` replaces it by the same protocol with the data's split and event order.
         options: What `predict_step` recommends to each user.
         search: Finds the best items; the default scores the whole catalogue.
+        event_columns: Columns of events that the model reads, besides items and times.
         item_vocabulary: The log's item ids, set by a trainer's commands on a `SequenceDataModule` and by
             `seqrec.load`; None before.
         user_vocabulary: The log's user ids, likewise.
@@ -91,6 +93,7 @@ class Recommender(pl.LightningModule, ABC):
         self.protocol: Protocol = FullRanking()
         self.options = RecommendOptions()
         self.search: ItemSearch = ExactSearch()
+        self.event_columns: tuple[EventColumn, ...] = ()
         self.item_vocabulary: Vocabulary | None = None
         self.user_vocabulary: Vocabulary | None = None
         self.metrics = nn.ModuleDict({stage: ranking_metrics() for stage in ("val", "test")})
@@ -285,8 +288,8 @@ class Recommender(pl.LightningModule, ABC):
 
         Args:
             histories: One of: a list of the log's item ids per user, oldest first; a frame with the columns user_id
-                and item_id, and also timestamp unless each user's rows are in time order; a `History` of internal
-                ids.
+                and item_id, and also timestamp unless each user's rows are in time order, and the columns that the
+                model reads (`event_columns`), with the log's values; a `History` of internal ids.
             top_k: Items per user.
             filter_seen: Whether to leave out the items of the user's history.
             block: The log's ids of items that are never recommended.
@@ -302,9 +305,9 @@ class Recommender(pl.LightningModule, ABC):
             scores on the CPU. A user gets fewer than `top_k` items if no more are allowed.
 
         Raises:
-            InputError: if a user has no known item, a number is out of range, a frame lacks a column, the model does
-                not know the log's ids, candidates are unknown or of another catalogue, or a time is missing, is not
-                read, or is before the user's newest event.
+            InputError: if a user has no known item, a number is out of range, a frame lacks a column or has a value
+                of another type, the model does not know the log's ids, candidates are unknown or of another catalogue,
+                or a time is missing, is not read, or is before the user's newest event.
 
         Warns:
             UserWarning: if items that the model does not know were dropped; with their number.

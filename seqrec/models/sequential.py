@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, TypeVar
 
@@ -22,7 +22,9 @@ from seqrec.catalogue.scorer import Scorer
 from seqrec.catalogue.sharding import clip_norm, keep_own_state, save_whole_state
 from seqrec.catalogue.table import ItemEmbedding, ItemTable
 from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.event_columns import EventColumn, chosen_columns
 from seqrec.encoders import SequenceEncoder
+from seqrec.encoders.column_embedding import ColumnEmbedding
 from seqrec.encoders.event_time import EventTime, RequestReadOut, TimeEmbedding, needed_times
 from seqrec.encoders.layers import LearnedPositions, newest_events
 from seqrec.errors import InputError, check_at_least
@@ -45,9 +47,9 @@ Model = TypeVar("Model", bound="SequentialRecommender")
 class SequentialRecommender(StreamingRecommender):
     """P(next item | history, user): embeds events, encodes them, scores items by dot products.
 
-    `x = sqrt(D) * item + position + time + user`, states = encoder(x), score = state . item, as in SASRec
-    (Kang & McAuley 2018), which has neither time nor user. The presets `GRU4Rec`, `SASRec`, .. are this class with one
-    encoder and plain arguments; `SequentialRecommender.load_from_checkpoint` also reads their checkpoints.
+    `x = sqrt(D) * item + position + time + columns + user`, states = encoder(x), score = state . item, as in SASRec
+    (Kang & McAuley 2018), which has only items and positions. The presets `GRU4Rec`, `SASRec`, .. are this class with
+    one encoder and plain arguments; `SequentialRecommender.load_from_checkpoint` also reads their checkpoints.
 
     Args:
         num_items: Items of the catalogue; ids are 1..num_items.
@@ -57,6 +59,9 @@ class SequentialRecommender(StreamingRecommender):
         user_embedding: Whether to add a vector of the user to each event. Unknown users get none.
         num_users: Users of the log; needed with `user_embedding`.
         time: What the model reads of the time of events and requests; None is nothing.
+        event_columns: Columns of events that the model reads: descriptions, or names of columns of `log_columns`. None
+            is none, also if the log has columns. A checkpoint has their descriptions.
+        log_columns: Columns of the log, `SequenceDataModule.event_columns`; needed for names in `event_columns`.
         item_table: How items are stored and compared with states; None is `ItemTable()`.
         loss: Objective; None is `BCE` with one uniform negative.
         optimizer: None is `Adam` with step size 1e-3.
@@ -66,10 +71,12 @@ class SequentialRecommender(StreamingRecommender):
         output_items: Vectors that score candidates if these have a table of their own; otherwise None.
         users: Vectors of users; None without `user_embedding`.
         event_time: Vectors of the time of events; None without `time`.
+        column_embedding: Vectors of the columns of events; None without `event_columns`.
         read_out: Reads the time of a request; None without `time.request`.
 
     Raises:
-        InputError: if `user_embedding` is set without `num_users`, or a value is out of range.
+        InputError: if `user_embedding` is set without `num_users`, the log has no column of a name in `event_columns`,
+            or a value is out of range.
 
     Example:
         >>> from seqrec import SequentialRecommender
@@ -94,6 +101,8 @@ class SequentialRecommender(StreamingRecommender):
         user_embedding: bool = False,
         num_users: int = 0,
         time: EventTime | None = None,
+        event_columns: Sequence[str | EventColumn] | None = None,
+        log_columns: Sequence[EventColumn] | None = None,
         item_table: ItemTable | None = None,
         loss: Loss | None = None,
         optimizer: OptimizerFactory | None = None,
@@ -112,6 +121,10 @@ class SequentialRecommender(StreamingRecommender):
         self.time: EventTime | None = from_spec(time, EventTime)
         self.event_time = TimeEmbedding(self.time, self.encoder.d_model) if self.time else None
         self.read_out = RequestReadOut(self.time, self.encoder.d_model) if self.time and self.time.request else None
+        self.event_columns = chosen_columns(from_spec(event_columns, EventColumn), log_columns)
+        self.column_embedding = (
+            ColumnEmbedding(self.event_columns, self.encoder.d_model) if self.event_columns else None
+        )
         self._losses: PendingCopy | None = None
         self._weight: Tensor | None = None
         # Settings that a resumed run's optimizer had, if they were others; and the optimizer that this model built.
@@ -122,7 +135,7 @@ class SequentialRecommender(StreamingRecommender):
         # Plain values only, for weights_only=True. The encoder's arguments are there twice: in its spec for this class,
         # and flat for the presets. Loading passes on the ones that the class takes.
         plain = {"max_length": max_length, "positions": positions, "num_items": num_items, "num_users": num_users}
-        parts = ("encoder", "time", "item_table", "loss", "optimizer")
+        parts = ("encoder", "time", "event_columns", "item_table", "loss", "optimizer")
         specs = {name: None if (part := getattr(self, name)) is None else to_spec(part) for name in parts}
         flat = to_spec(self.encoder)["init_args"]
         self.save_hyperparameters({**flat, **plain, "user_embedding": user_embedding, **specs})
@@ -190,8 +203,8 @@ class SequentialRecommender(StreamingRecommender):
             (B, L, D); states at padding mean nothing.
 
         Raises:
-            InputError: if a history is longer than `max_length` and positions are learned, or has no timestamps and
-                the model reads them.
+            InputError: if a history is longer than `max_length` and positions are learned, or has no timestamps or
+                columns and the model reads them.
         """
         states: Tensor = self.encoder(self.encoder_input(self._scaled(history.item_ids), history, user_ids), history)
         return states
@@ -295,24 +308,36 @@ class SequentialRecommender(StreamingRecommender):
     explain = explain
 
     def encoder_input(self, x: Tensor, history: History, user_ids: Tensor | None) -> Tensor:
-        """Return the encoder's input for scaled item vectors (B, L, D): positions, times and users are added."""
+        """Return the encoder's input for scaled item vectors (B, L, D).
+
+        Positions, times, columns and users are added.
+        """
         if self.positions is not None:
             x = x + self.positions(history)
         if self.event_time is not None:
             x = x + self.event_time(needed_times(history), history.times_before)
+        if self.column_embedding is not None:
+            x = x + self.column_embedding(history.features, x.shape[:2])
         if self.users is not None and user_ids is not None:
             x = x + self.users(user_ids).unsqueeze(1)
         return x
 
     def setup(self, stage: str) -> None:
-        """Check the trainer's settings and the log, also its times if the model reads them.
+        """Check the trainer's settings and the log, also its times and columns if the model reads them.
+
+        Numbers of columns are then standardised as the model knows them, also in batches of another split.
 
         Raises:
-            InputError: if the log has no times, or they are no dates in the unit of `time`, as hours and weekdays need.
+            InputError: if the log has no times, or they are no dates in the unit of `time`, as hours and weekdays need,
+                or if the log lacks a column.
+            StoreError: if a column has other values than in the log that the model was trained on.
         """
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
-        if self.time is None or not isinstance(data, SequenceDataModule):
+        if not isinstance(data, SequenceDataModule):
+            return
+        data.read_as(self.event_columns)
+        if self.time is None:
             return
         times = data.store.timestamps
         if times is None:
@@ -366,9 +391,26 @@ class SequentialRecommender(StreamingRecommender):
         """
         super().on_load_checkpoint(checkpoint)
         trainer = attached_trainer(self)
+        self._keep_scales(checkpoint)
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             self._optimizer_before = self._other_optimizer(checkpoint)
             keep_own_state(checkpoint, self._sparse_embeddings())
+
+    def _keep_scales(self, checkpoint: Mapping[str, Any]) -> None:
+        """Standardise numbers of columns as a checkpoint's model does."""
+        specs = checkpoint.get("hyper_parameters", {}).get("event_columns")
+        theirs = {column.name: column for column in from_spec(specs, EventColumn) or ()}
+        if theirs.keys() != {column.name for column in self.event_columns}:
+            return  # its weights are refused
+        for column in self.event_columns:
+            column.check_codes(theirs[column.name].vocabulary, "the checkpoint")
+        self.event_columns = tuple(theirs[column.name] for column in self.event_columns)
+        self.hparams["event_columns"] = to_spec(self.event_columns)
+        if self.column_embedding is not None:
+            self.column_embedding.columns = self.event_columns
+        data = getattr(attached_trainer(self), "datamodule", None)
+        if isinstance(data, SequenceDataModule):
+            data.read_as(self.event_columns)
 
     def _other_optimizer(self, checkpoint: Mapping[str, Any]) -> OptimizerFactory | None:
         """Return a checkpoint's optimizer if a resumed run has other settings, else None; refuse another kind."""

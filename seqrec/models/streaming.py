@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from seqrec.catalogue.table import ItemEmbedding
 from seqrec.encoders import SequenceEncoder
+from seqrec.encoders.column_embedding import ColumnEmbedding
 from seqrec.encoders.event_time import TimeEmbedding, needed_times
 from seqrec.encoders.layers import LearnedPositions
 from seqrec.encoders.state import State
@@ -29,6 +31,7 @@ class StreamingRecommender(Recommender):
     users: ItemEmbedding | None
     positions: LearnedPositions | None
     event_time: TimeEmbedding | None
+    column_embedding: ColumnEmbedding | None
 
     def init_state(
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -55,7 +58,12 @@ class StreamingRecommender(Recommender):
         return State({**state.tensors, NEWEST_TIME: newest}, state.encoder)
 
     def step(
-        self, item_ids: Tensor, state: State, user_ids: Tensor | None = None, timestamps: Tensor | None = None
+        self,
+        item_ids: Tensor,
+        state: State,
+        user_ids: Tensor | None = None,
+        timestamps: Tensor | None = None,
+        features: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, State]:
         """Return the states after one more event per user, at a cost that does not depend on earlier events.
 
@@ -64,22 +72,25 @@ class StreamingRecommender(Recommender):
             state: State after the earlier events; unchanged.
             user_ids: (B,) int64, 0 for unknown, the same at each call; None means unknown for all.
             timestamps: (B,) int64, times of the events; needed with `time`, else unused.
+            features: Columns of the events as in `History.features`, but (B,) and (B, W); needed with `event_columns`.
 
         Returns:
             (B, D) states before any time of a request is read (`at_request`), and the state after the event.
 
         Raises:
-            InputError: if an item is not in the catalogue, a time is missing or before that of the event before, or
-                `SequenceEncoder.step` refuses.
+            InputError: if an item is not in the catalogue, a time is missing or before that of the event before, a
+                column is missing, or `SequenceEncoder.step` refuses.
         """
         if item_ids.dim() != 1:
             raise InputError(f"item_ids must be (B,), got {tuple(item_ids.shape)}; use `extend` for several")
+        x = self._further_events(item_ids, user_ids)
+        if self.column_embedding is not None:
+            x = x + self._column_vectors(features, x.shape[:1])
         if self.event_time is None:
-            return self.encoder.step(self._further_events(item_ids, user_ids), state)
+            return self.encoder.step(x, state)
         history = History(item_ids.unsqueeze(1), torch.ones_like(item_ids), _as_column(timestamps))
         encoder_state, history = self._separated(history, state)
-        x = self._further_events(history.item_ids, user_ids) + self._time_vectors(history)
-        states, after = self.encoder.step(x.squeeze(1), encoder_state)
+        states, after = self.encoder.step(x + self._time_vectors(history).squeeze(1), encoder_state)
         return states, State({**after.tensors, NEWEST_TIME: needed_times(history)[:, 0]}, after.encoder)
 
     def extend(self, history: History, state: State, user_ids: Tensor | None = None) -> tuple[Tensor, State]:
@@ -95,11 +106,13 @@ class StreamingRecommender(Recommender):
             state after each user's newest event.
 
         Raises:
-            InputError: if an item is not in the catalogue, a time is missing or before that of the event before, or
-                `SequenceEncoder.extend` refuses.
+            InputError: if an item is not in the catalogue, a time is missing or before that of the event before, a
+                column is missing, or `SequenceEncoder.extend` refuses.
         """
         # Padding is never seen, but its ids must be ones that can be embedded.
         x = self._further_events(torch.where(history.valid, history.item_ids, 1), user_ids)
+        if self.column_embedding is not None:
+            x = x + self._column_vectors(history.features, x.shape[:2])
         if self.event_time is None:
             return self.encoder.extend(x, history.lengths, state)
         encoder_state, history = self._separated(history, state)
@@ -135,6 +148,15 @@ class StreamingRecommender(Recommender):
         """Return vectors (B, L, D) of the time of a stream's further events."""
         with torch.inference_mode():
             vectors: Tensor = cast("TimeEmbedding", self.event_time)(needed_times(history), history.times_before)
+        return vectors
+
+    def _column_vectors(self, features: Mapping[str, Tensor] | None, shape: torch.Size) -> Tensor:
+        """Return vectors (*shape, D) of the columns of a stream's further events."""
+        layer = cast("ColumnEmbedding", self.column_embedding)
+        for column in layer.columns:
+            column.check_features(features, shape)
+        with torch.inference_mode():
+            vectors: Tensor = layer(features, shape)
         return vectors
 
     def _separated(self, history: History, state: State) -> tuple[State, History]:

@@ -7,14 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars
 import pytest
 import yaml
+from featured_logs import SCHEMA, featured_log
+from small_runs import SMALL, metrics, refusal
 
 from seqrec.cli import main
 from seqrec.cli.commands import COMMANDS, GROUPS, compare_runs
 from seqrec.data.prepare import Filters, prepare
 from seqrec.data.sources import Synthetic
 from seqrec.evaluation.results.comparison import METRICS
+from seqrec.inference.loading import load
 
 BENCHMARKS = [name for name in COMMANDS if name.startswith("benchmark ")]
 
@@ -214,3 +218,32 @@ def test_a_bad_schema_is_refused_in_one_line(columns, words, said: str, capsys: 
     assert len(errors) == 1
     assert said in errors[0]
     assert not Path("here").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_is_linked_to_the_columns_of_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    table = featured_log(tmp_path / "log.parquet", num_users=30, num_items=20, mean_events=12)
+    source = {"class_path": "Table", "init_args": {"path": table.path}}
+    data = {"source": source, "schema": {"events": SCHEMA.events}, "store": "here", "max_length": 10}
+    model = {"class_path": "GRU4Rec", "init_args": {"d_model": 8, "event_columns": ["watched", "tab"]}}
+    Path("run.yaml").write_text(yaml.safe_dump(SMALL | {"data": data, "model": model}))
+    main(("fit", "--config", "run.yaml"))
+    trained = load("runs/version_0")
+    assert [column.name for column in trained.event_columns] == ["watched", "tab"]
+    assert trained.event_columns[1].values == ["home", "search", "share"]
+    fitted = metrics("runs/version_0")
+    main(("test", "--ckpt_path", "runs/version_0"))
+    assert metrics("runs/version_1") == fitted
+    main(("recommend", "--ckpt", "runs/version_0", "--output", "own", "--top_k", "5"))
+    main(("recommend", "--ckpt", "runs/version_0", "--output", "same", "--top_k", "5", "--input", "log.parquet"))
+    own, same = (polars.scan_parquet(name).collect() for name in ("own", "same"))
+    assert own.equals(same)
+    assert own.equals(trained.recommend(polars.read_parquet("log.parquet"), 5))
+    # A baseline has nothing to link.
+    Path("other.yaml").write_text(yaml.safe_dump(SMALL | {"data": data, "model": {"class_path": "Popularity"}}))
+    main(("fit", "--config", "other.yaml"))
+    said = refusal(capsys, "fit", "--config", "run.yaml", "--model.event_columns", "[tabs]")
+    assert "event_columns: the log has no column 'tabs'; it has looks, tab, watched; did you mean tab?" in said

@@ -9,10 +9,11 @@ import numpy as np
 import polars
 import pytest
 import torch
+from featured_logs import NAMES, SCHEMA, featured_log
 
 import seqrec.models
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.data.sources import Synthetic, Table
+from seqrec.data.sources import Table
 from seqrec.data.splits import GlobalTime
 from seqrec.encoders.event_time import EventTime
 from seqrec.errors import InputError
@@ -36,14 +37,17 @@ MODELS = {
     "RecMamba-users": ("RecMamba", {"user_embedding": True}),
     "MoEMaTrRec-time": ("MoEMaTrRec", {"rotary": True, "time": TIME}),
     "SASRec-positions": ("SASRec", {"positions": True}),
+    "GRU4Rec-columns": ("GRU4Rec", {"event_columns": NAMES}),
+    "SASRec-positions-columns": ("SASRec", {"positions": True, "time": TIME, "event_columns": NAMES}),
 }
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> SequenceDataModule:
-    log = Synthetic(num_users=40, num_items=30, mean_events=14, seed=5)
-    return SequenceDataModule(log, store=str(tmp_path_factory.mktemp("store") / "s"), split=SPLIT, max_length=200)
+    folder = tmp_path_factory.mktemp("store")
+    log = featured_log(folder / "log.parquet", num_users=40, num_items=30, mean_events=14, seed=5)
+    return SequenceDataModule(log, schema=SCHEMA, store=str(folder / "s"), split=SPLIT, max_length=200)
 
 
 def build(name: str, data: SequenceDataModule) -> SequentialRecommender:
@@ -51,8 +55,11 @@ def build(name: str, data: SequenceDataModule) -> SequentialRecommender:
     preset, own = MODELS[name]
     users = {"num_users": data.num_users} if own.get("user_embedding") else {}
     arguments = {"d_model": 8, "max_length": 200, "positions": False, "dropout": 0.0} | own | users
+    arguments["log_columns"] = data.event_columns
     model: SequentialRecommender = getattr(seqrec.models, preset)(data.num_items, **arguments).eval()
     torch.nn.init.normal_(model.items.weight.detach()[1:], std=0.3)
+    for weight in [] if model.column_embedding is None else model.column_embedding.parameters():
+        torch.nn.init.normal_(weight.detach(), std=0.3)
     if model.read_out is not None:
         torch.nn.init.normal_(model.read_out.out.weight.detach(), std=0.3)
     return model

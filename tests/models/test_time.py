@@ -7,10 +7,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import event_inputs
 import lightning.pytorch as pl
 import polars
 import pytest
 import torch
+from event_inputs import ALL_TIMES, ENCODERS, ITEMS, part_of, random_history
 from torch import Tensor
 
 import seqrec.models
@@ -24,43 +26,18 @@ from seqrec.models import MambaRec, Popularity, SequentialRecommender
 from seqrec.training.losses import FullSoftmax
 from seqrec.types import History
 
-LENGTH, ITEMS = 9, 30
-ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "GRU4Rec": ("GRU4Rec", {}),
-    "SASRec": ("SASRec", {"rotary": True}),
-    "MambaRec": ("MambaRec", {}),
-    "MambaRec-mamba2": ("MambaRec", {"mixer": "mamba2"}),
-    "RecMamba": ("RecMamba", {}),
-    "MoEMaTrRec": ("MoEMaTrRec", {"rotary": True}),
-}
+LENGTH = 9
 TIMES = {
     "buckets": EventTime(request=True),
     "continuous": EventTime(gap="continuous", request=True),
     "calendar": EventTime(gap=None, hour=True, weekday=True, request=True),
-    "all": EventTime(hour=True, weekday=True, request=True),
+    "all": ALL_TIMES,
 }
 CASES = [(name, "all") for name in ENCODERS] + [("MambaRec", time) for time in TIMES if time != "all"]
 
 
 def build(name: str = "MambaRec", time: EventTime | None = TIMES["all"], **settings: Any) -> SequentialRecommender:
-    torch.manual_seed(0)
-    preset, own = ENCODERS[name]
-    arguments = {"d_model": 8, "max_length": 40, "positions": False, "dropout": 0.0, "time": time} | own | settings
-    model: SequentialRecommender = getattr(seqrec.models, preset)(ITEMS, **arguments).eval()
-    # So that times and requests matter from the beginning.
-    for part in (model.event_time, model.read_out):
-        for weight in [] if part is None else part.parameters():
-            torch.nn.init.normal_(weight, std=0.3)
-    return model
-
-
-def random_history(lengths: list[int], seed: int = 1) -> History:
-    generator = torch.Generator().manual_seed(seed)
-    shape, counts = (len(lengths), max(lengths)), torch.tensor(lengths)
-    valid = torch.arange(shape[1]) < counts.unsqueeze(1)
-    gaps = (2.0 ** (torch.rand(shape, generator=generator) * 20)).long() - 1
-    times = 1_600_000_000 + gaps.cumsum(1)
-    return History(torch.randint(1, ITEMS + 1, shape, generator=generator) * valid, counts, times * valid)
+    return event_inputs.build(name, time, **settings)
 
 
 @pytest.mark.parametrize(("name", "time"), CASES)
@@ -88,18 +65,8 @@ def test_padding_changes_no_state(name: str, time: str):
     assert history.timestamps is not None
     batch = model(history)
     for row, length in enumerate(lengths):
-        alone = History(
-            history.item_ids[row : row + 1, :length],
-            torch.tensor([length]),
-            history.timestamps[row : row + 1, :length],
-        )
+        alone = part_of(history, 0, length, slice(row, row + 1))
         torch.testing.assert_close(batch[row, :length], model(alone)[0], atol=1e-5, rtol=0)
-
-
-def pieces(history: History, begin: int, end: int) -> History:
-    assert history.timestamps is not None
-    lengths = (history.lengths - begin).clamp(0, end - begin)
-    return History(history.item_ids[:, begin:end], lengths, history.timestamps[:, begin:end])
 
 
 @pytest.mark.parametrize(("name", "time"), CASES)
@@ -110,8 +77,8 @@ def test_step_chunk_and_full_pass_agree_at_any_time_of_a_request(name: str, time
     assert history.timestamps is not None
     whole = model(history)
     for cut in (1, 7, 30):
-        _, state = model.extend(pieces(history, 0, cut), model.init_state(3))
-        states, state = model.extend(pieces(history, cut, 31), state)
+        _, state = model.extend(part_of(history, 0, cut), model.init_state(3))
+        states, state = model.extend(part_of(history, cut, 31), state)
         later = history.lengths > cut
         torch.testing.assert_close(states[later, 0], whole[later, cut], atol=1e-5, rtol=0)
         assert state.tensors["newest_time"].tolist() == history.timestamps.amax(1).tolist()
@@ -123,7 +90,7 @@ def test_step_chunk_and_full_pass_agree_at_any_time_of_a_request(name: str, time
     for wait in (0, 60, 10**7):
         at = state.tensors["newest_time"] + wait
         asked = model.to_scoring_space(model.at_request(states, state.tensors["newest_time"], at))
-        best = model.recommend(pieces(replace(history, lengths=history.lengths), 0, 31), 5, at=int(at) + 10**9)
+        best = model.recommend(part_of(history, 0, 31), 5, at=int(at) + 10**9)
         assert best.item_ids.shape == (3, 5)
         (scores,) = model.recommend(
             History(history.item_ids[:1], history.lengths[:1], history.timestamps[:1]),
