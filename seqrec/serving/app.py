@@ -188,7 +188,7 @@ def _add_work(
     async def observe(body: Observed) -> Response:
         """Take in one event, or several in order: all of them or none. An answer means that they are kept."""
         bodies = body if isinstance(body, list) else [body]
-        events = [Event(each.user, each.item, each.time, each.event_id) for each in bodies]
+        events = [Event(each.user, each.item, each.time, each.event_id, each.columns) for each in bodies]
         new_state.check(events)
         await sessions.submit(Observe(events))
         return _json({"observed": len(events)})
@@ -203,7 +203,8 @@ def _add_work(
         options = body.k, body.filter_seen, body.block, at
         chosen = await choices.of(body)
         if hasattr(body, "history"):
-            best = await histories.submit(RecommendToHistory(body.history, *options, body.times, chosen))
+            given = RecommendToHistory(body.history, *options, body.times, chosen, body.columns)
+            best = await histories.submit(given)
         else:
             best = await sessions.submit(Request(body.user, *options, chosen))
         return _scored(best)

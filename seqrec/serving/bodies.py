@@ -4,7 +4,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictInt, StrictStr, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictFloat, StrictInt, StrictStr, Tag
 
 from seqrec.catalogue.conditions import MAX_LENGTH
 from seqrec.serving.limits import Limits
@@ -18,6 +18,9 @@ Id = (
 
 Name = Annotated[StrictStr, Field(min_length=1, max_length=MAX_ID_LENGTH)]
 Time = Annotated[StrictInt, Field(ge=-INT64, lt=INT64)]
+Number = Annotated[StrictInt, Field(ge=-INT64, lt=INT64)] | StrictFloat
+# Of a column of an event; null is a missing value.
+Value = StrictBool | Number | Annotated[StrictStr, Field(max_length=MAX_ID_LENGTH)] | list[Number] | None
 
 
 class Body(BaseModel):
@@ -36,6 +39,9 @@ class EventBody(Body):
     )
     event_id: Name | None = Field(
         None, description="Name of the event: an event that is sent again with the same name counts once."
+    )
+    columns: dict[str, Value] | None = Field(
+        None, description="Values of the event's columns by name, as in the log. Models that read columns need them."
     )
 
 
@@ -86,7 +92,8 @@ def request_types(limits: Limits, num_items: int) -> tuple[Any, Any, Any]:
     `num_items` is the size of its catalogue.
     """
     max_k = min(limits.max_k, num_items)
-    Ids = Annotated[list[Id], Field(max_length=limits.max_history)]
+    most = Field(max_length=limits.max_history)
+    Ids = Annotated[list[Id], most]
 
     class Choose(Body):
         k: StrictInt = Field(min(10, max_k), ge=1, le=max_k, description="Number of items, best first.")
@@ -118,9 +125,8 @@ def request_types(limits: Limits, num_items: int) -> tuple[Any, Any, Any]:
         """Items for the events in the request; nothing is kept."""
 
         history: Ids = Field(min_length=1, description="Items of the history, oldest first.")
-        times: Annotated[list[Time], Field(max_length=limits.max_history)] | None = Field(
-            None, description="Time of each event of the history in the log's unit. Models that read time need it."
-        )
+        times: Annotated[list[Time], most] | None = Field(None, description="Times of its events, in the log's unit.")
+        columns: dict[str, Annotated[list[Value], most]] | None = Field(None, description="Columns of its events.")
 
     events = Annotated[list[EventBody], Field(min_length=1, max_length=limits.max_events)]
     observe = Annotated[

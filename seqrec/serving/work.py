@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 
 from seqrec.catalogue.candidates import Candidates
 from seqrec.catalogue.recommend import best_items_of_each, item_ids_of, trained_length
+from seqrec.data.columns import Column
 from seqrec.errors import BatchEntryError, InputError, UnknownItemError, UnknownUserError
 from seqrec.inference.sessions import Event, Id, Request, Scored, SessionRecommender
 from seqrec.inference.sessions.entries import (
     check_time,
     event_times,
+    events_columns,
+    history_columns,
     history_times,
     known_items,
     recommend_options,
@@ -25,7 +28,8 @@ from seqrec.inference.sessions.entries import (
     scored_lists,
     user_key,
 )
-from seqrec.inference.sessions.user_state import TIMED_EVENT, ItemRows, length_groups, reads_times
+from seqrec.inference.sessions.item_rows import ItemRows
+from seqrec.inference.sessions.user_state import event_dtype, length_groups, reads_times
 from seqrec.models import Recommender, SequentialRecommender
 from seqrec.models.similar_items import ItemSimilarity
 from seqrec.serving.batcher import Outcomes
@@ -58,7 +62,8 @@ class Probe(NamedTuple):
 
 
 class RecommendToHistory(NamedTuple):
-    """Items for a history, oldest first, with the time of each event, asked for at a time, if the model reads these.
+    """Items for a history, oldest first, with times and columns of its events, asked for at a time, if the model reads
+    these.
 
     The outcome is a list of `Scored`.
     """
@@ -70,6 +75,7 @@ class RecommendToHistory(NamedTuple):
     at: int | None = None
     times: Sequence[int] | None = None
     candidates: Candidates | None = None
+    columns: Mapping[str, Sequence[Any]] | None = None
 
 
 class FindSimilar(NamedTuple):
@@ -81,10 +87,13 @@ class FindSimilar(NamedTuple):
 
 
 class KnownHistory(NamedTuple):
-    """Internal item ids (L,) of a history, the times (L,) of its events, and when it is asked for, if they are read."""
+    """Internal item ids (L,) of a history, times (L,) and columns of its events, and when it is asked for, if they are
+    read.
+    """
 
     item_ids: NDArray[np.int64]
     times: NDArray[np.int64] | None
+    columns: dict[str, Column]
     at: int | None
 
 
@@ -93,7 +102,7 @@ def row_bytes_of(recommender: SessionRecommender) -> int:
     model = recommender.model
     if recommender.streams and isinstance(model, SequentialRecommender):
         return model.init_state(1).row_bytes
-    return (TIMED_EVENT.itemsize if reads_times(model) else 4) * (trained_length(model) or 200)
+    return event_dtype(model).itemsize * (trained_length(model) or 200)
 
 
 class Sizes:
@@ -164,6 +173,7 @@ class SessionWork:
             check_time(event, index)
         if reads_times(self._recommender.model):
             event_times(events)
+        events_columns(events, self._recommender.model.event_columns)
         known_items(events, item_ids_of(self._recommender.model))
 
     def _check_requests(self, requests: Sequence[Request]) -> None:
@@ -218,7 +228,8 @@ class HistoryWork:
 
         Raises:
             UnknownItemError: if an item is not in the catalogue.
-            InputError: if times are missing or not in order, or the model does not read the time of requests.
+            InputError: if times or columns are missing or not in order, or the model does not read the time of
+                requests.
         """
         history = work.history
         item_ids = self._items.lookup(history)
@@ -235,14 +246,16 @@ class HistoryWork:
             times = history_times(work.times, len(history), "the history")
         if at is not None and times is not None and at < times[-1]:
             raise InputError(f"at={at} is before the newest event, at {times[-1]}, of history: ask at a later time")
-        return KnownHistory(item_ids, times if self._reads_times else None, at)
+        columns = history_columns(work.columns, self._model.event_columns, len(history), "the history")
+        return KnownHistory(item_ids, times if self._reads_times else None, columns, at)
 
     @torch.no_grad()
     def _best(self, works: Sequence[RecommendToHistory], known: Sequence[KnownHistory]) -> list[list[Scored]]:
         newest, histories = slice(-(self._max_length or 0), None), [each.item_ids for each in known]
         times = [each.times[newest] for each in known if each.times is not None]
         at = [each.at for each in known if each.at is not None]
-        rows = ItemRows.of([history[newest] for history in histories], times or None)
+        columns = [{name: column.taken(newest) for name, column in each.columns.items()} for each in known]
+        rows = ItemRows.of([history[newest] for history in histories], times or None, columns)
         users, asked = torch.zeros(len(works), dtype=torch.int64), torch.tensor(at) if at else None
         events = RaggedItems.from_rows([torch.from_numpy(history) for history in histories])
         batch = replace(rows.batch(users, asked), seen_events=events).to(self._model.device)

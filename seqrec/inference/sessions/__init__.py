@@ -10,6 +10,7 @@ from seqrec.inference.sessions.entries import (
     UserHistory,
     log_histories,
 )
+from seqrec.inference.sessions.item_rows import ItemRows
 from seqrec.inference.sessions.recommender import SessionRecommender, warm
 from seqrec.inference.sessions.stores import (
     InMemoryStore,
@@ -19,7 +20,7 @@ from seqrec.inference.sessions.stores import (
     StateStore,
     StoreSizes,
 )
-from seqrec.inference.sessions.user_state import ItemRows, ReencodedState, StreamedState, UserState
+from seqrec.inference.sessions.user_state import ReencodedState, StreamedState, UserState
 
 __all__ = [
     "Event",

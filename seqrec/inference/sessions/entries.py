@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeGuard
 
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from seqrec.catalogue.candidates import Candidates
 from seqrec.catalogue.recommend import RecommendingModel, RecommendOptions
+from seqrec.data.columns import Column
+from seqrec.data.event_columns import EventColumn, read_columns
 from seqrec.data.store import EventStore
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import BatchEntryError, InputError, UnknownItemError
@@ -33,6 +35,8 @@ class Event(NamedTuple):
         item: The log's item id.
         time: Time in the log's unit; None if only the order is known. A model that reads time needs it.
         event_id: Name of the event, by which it is known again if it is sent twice; None if it has none.
+        columns: Values of the event's columns by name, as the log has them; None is a missing value. A model that reads
+            columns needs them; other columns are not read.
 
     Example:
         >>> from seqrec import Event
@@ -44,6 +48,7 @@ class Event(NamedTuple):
     item: Id
     time: int | None = None
     event_id: str | None = None
+    columns: Mapping[str, Any] | None = None
 
     @property
     def id_digest(self) -> int | None:
@@ -94,11 +99,14 @@ class UserHistory(NamedTuple):
         newest_time: Time of the newest event in the log's unit; None if unknown, or if `times` has it.
         times: Time of each event in the log's unit, never before that of the event before; needed for a model that
             reads the time of events.
+        columns: Values of each column that the model reads, one for each event, as the log has them; or a store's
+            column of these events.
     """
 
     items: Sequence[Id] | NDArray[np.int64]
     newest_time: int | None = None
     times: Sequence[int] | NDArray[np.int64] | None = None
+    columns: Mapping[str, Sequence[Any] | NDArray[Any] | Column] | None = None
 
 
 # Finds the history of a user without a session; returns None, or a history without items, if it knows none.
@@ -119,7 +127,8 @@ def log_histories(log: EventStore) -> HistoryOf:
         own = slice(int(log.offsets[user_id - 1]), int(log.offsets[user_id]))
         times = None if log.timestamps is None else log.timestamps[own]
         newest = None if times is None else int(times[-1])
-        return UserHistory(log.item_vocabulary.external_ids(log.item_ids[own]), newest, times)
+        columns = {name: column.taken(own) for name, column in log.event_columns.items()}
+        return UserHistory(log.item_vocabulary.external_ids(log.item_ids[own]), newest, times, columns)
 
     return history_of
 
@@ -196,6 +205,47 @@ def history_times(times: Sequence[int] | NDArray[Any] | None, num_events: int, w
     if found.dtype.kind not in "iu" or len(found) != num_events or (found[1:] < found[:-1]).any():
         raise BatchEntryError(f"times: {whose} needs one for each of its {num_events} events, oldest first", index)
     return found.astype(np.int64)
+
+
+def events_columns(events: Sequence[Event], columns: Sequence[EventColumn]) -> dict[str, Column]:
+    """Return the columns of events that a model reads; a `BatchEntryError` refuses an event without one."""
+
+    def values(name: str) -> list[Any]:
+        for index, event in enumerate(events):
+            if event.columns is None or name not in event.columns:
+                raise BatchEntryError(
+                    f"events[{index}]: the column {name!r} of user={event.user!r} is missing, but the model reads it; "
+                    f"give its value, or None if it has none",
+                    index,
+                )
+        return [event.columns[name] for event in events if event.columns is not None]
+
+    return read_columns(columns, values, lambda index: f"events[{index}]")
+
+
+def history_columns(
+    given: Mapping[str, Any] | None, columns: Sequence[EventColumn], num_events: int, whose: str, index: int = 0
+) -> dict[str, Column]:
+    """Return the columns of a history's events that a model reads; a `BatchEntryError` refuses missing ones."""
+    found = {}
+    for column in columns:
+        values = (given or {}).get(column.name, ())
+        count = len(values.values) if isinstance(values, Column) else len(values)
+        if count != num_events:
+            raise BatchEntryError(
+                f"columns: {whose} needs {column.name!r}, with one value for each of its {num_events} events", index
+            )
+        if isinstance(values, Column):
+            column.check_column(values, whose)
+            read = column.of_column(values)
+        else:
+            try:
+                read = column.read(values, lambda event: f"{whose}, event {event}")
+            except BatchEntryError as error:
+                error.index = index
+                raise
+        found[column.name] = column.column(read)
+    return found
 
 
 def request_time(model: RecommendingModel, at: int | datetime | None, place: str, index: int = 0) -> int | None:

@@ -16,19 +16,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from seqrec.data.columns import Column
+from seqrec.data.event_columns import EventColumn
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import DamagedSessionError, SessionStoreError
-from seqrec.inference.sessions.entries import HistoryOf, Id, UserHistory, history_times
+from seqrec.inference.sessions.entries import HistoryOf, Id, UserHistory, history_columns, history_times
+from seqrec.inference.sessions.item_rows import ItemRows
 from seqrec.inference.sessions.kept_events import MERGED, KeptEvents, chunk, joined, read_chunks
 from seqrec.inference.sessions.session import FORMAT, OLD_FORMATS, REMEDY, Session, observed
 from seqrec.inference.sessions.slab import KeptState
 from seqrec.inference.sessions.stores import Behind, Chunk, LiveStore, SessionStore, StateStore, StoreSizes
-from seqrec.inference.sessions.user_state import ItemRows, UserState
+from seqrec.inference.sessions.user_state import UserState
 
 _LOG = logging.getLogger(__name__)
 
-# Internal item ids of a user's events, and their times if the model reads them.
-KnownEvents = tuple[NDArray[np.int64], NDArray[np.int64] | None]
+
+class KnownEvents(NamedTuple):
+    """Internal item ids (L,) of a user's events, and their times and columns if the model reads them."""
+
+    item_ids: NDArray[np.int64]
+    times: NDArray[np.int64] | None
+    columns: dict[str, Column]
 
 
 class Flaw(NamedTuple):
@@ -52,6 +60,7 @@ class SessionKeeper:
         max_seen: Most seen items that are kept, the last ones; None keeps all.
         history_of: Finds histories of users without a session; None finds none.
         reads_times: Whether the model reads the time of events.
+        event_columns: Columns of events that it reads.
 
     Attributes:
         lock: Held from reading sessions to writing them back.
@@ -68,6 +77,7 @@ class SessionKeeper:
     max_seen: int | None
     history_of: HistoryOf | None
     reads_times: bool = False
+    event_columns: Sequence[EventColumn] = ()
     lock: threading.RLock = field(default_factory=threading.RLock, init=False)
     rebuilt: int = field(default=0, init=False)
 
@@ -173,10 +183,10 @@ class SessionKeeper:
             is_whole = old is None or (
                 parts and parts[0].begin <= old.kept_from + behind and parts[-1].end == old.num_events + behind
             )
-            has_times = not self.reads_times or all(part.times is not None for part in parts or ())
-            if not parts or not is_whole or not has_times:
+            without = self._not_kept(parts or ())
+            if not parts or not is_whole or without:
                 lack = "some of its events are damaged or lost" if contents else "none of its events are kept"
-                lack = lack if has_times else "its events are kept without their times, which the model reads"
+                lack = f"its events are kept without their {without}, which the model reads" if without else lack
                 errors.append(DamagedSessionError(f"{reason}, as {lack}", place))
                 continue
             later = [part for part in parts if old is not None and part.begin >= old.num_events]
@@ -197,6 +207,13 @@ class SessionKeeper:
         if errors:
             raise min(errors, key=lambda error: error.index)
 
+    def _not_kept(self, parts: Sequence[KeptEvents]) -> str | None:
+        """Return what kept events lack that the model reads."""
+        if self.reads_times and any(part.times is None for part in parts):
+            return "times"
+        names = (column.name for column in self.event_columns)
+        return next((f"column {x!r}" for x in names if any(x not in (part.columns or ()) for part in parts)), None)
+
     def _observe_again(
         self, sessions: dict[bytes, Session], further: dict[bytes, list[KeptEvents]], users: dict[bytes, Id]
     ) -> None:
@@ -204,10 +221,10 @@ class SessionKeeper:
         for number in range(max(map(len, further.values()), default=0)):
             parts = {key: own[number] for key, own in further.items() if number < len(own)}
             known = {
-                key: self._known_events(users[key], UserHistory(part.items, times=part.times))
+                key: self._known_events(users[key], UserHistory(part.items, None, part.times, part.columns))
                 for key, part in parts.items()
             }
-            some = [key for key, (items, _) in known.items() if len(items)]
+            some = [key for key, own in known.items() if len(own.item_ids)]
             user_ids, before = self.user_ids([users[key] for key in some]), [sessions[key].state for key in some]
             states: dict[bytes, KeptState] = {}
             if some:
@@ -215,7 +232,7 @@ class SessionKeeper:
                 states = dict(zip(some, self.user_state.extend(before, rows, user_ids), strict=True))
             for key, part in parts.items():
                 state = states.get(key, b"")
-                sessions[key] = self._observed(sessions[key], part, known[key][0], state, self._keep_events)
+                sessions[key] = self._observed(sessions[key], part, known[key].item_ids, state, self._keep_events)
 
     def _advanced(self, old: Session, later: Sequence[KeptEvents]) -> Session:
         """Return another model's session after events, with its state from before them."""
@@ -259,7 +276,7 @@ class SessionKeeper:
                 if history is None or not len(history.items):
                     continue
                 known = self._known_events(users[place], history, place)
-                if len(known[0]):
+                if len(known.item_ids):
                     new_users[key] = users[place]
                     events.append(known)
                     times = () if history.times is None else history.times
@@ -305,7 +322,8 @@ class SessionKeeper:
         for (key, session), (first, last), own in zip(rows, pairwise(kept.offsets), ids, strict=True):
             end, count = session.num_events, last - first
             times = None if kept.times is None else kept.times[first:last].tolist()
-            events: Any = end - count, names[first:last], session.newest_time, own, times
+            columns = {x.name: x.external(kept.columns[x.name].values[first:last]) for x in self.event_columns}
+            events: Any = end - count, names[first:last], session.newest_time, own, times, columns or None
             # A multiple of the number lies among these events.
             if end % MERGED < count < end:
                 events = self._merged(key, KeptEvents(*events))
@@ -343,25 +361,27 @@ class SessionKeeper:
     def _known_events(self, user: Id, history: UserHistory, index: int = 0) -> KnownEvents:
         """Return a history's events without those of unknown items; `index` names the user in a `BatchEntryError`."""
         found = self.items.lookup(history.items)
-        times = None
+        times, whose = None, f"the history of user={user!r}"
         if self.reads_times:
-            times = history_times(history.times, len(found), f"the history of user={user!r}", index)
+            times = history_times(history.times, len(found), whose, index)
+        columns = history_columns(history.columns, self.event_columns, len(found), whose, index)
         known = found[found > 0]
         if len(known) < len(found):
             times = None if times is None else times[found > 0]
+            columns = {name: column.taken(found > 0) for name, column in columns.items()}
             _LOG.warning(
                 "left out %d of %d events in the history of user=%r, with items that the model was not trained on",
                 len(found) - len(known),
                 len(found),
                 user,
             )
-        return known, times
+        return KnownEvents(known, times, columns)
 
 
 def rows_of(events: Sequence[KnownEvents]) -> ItemRows:
     """Return the events of users as one array."""
-    times = [each for _, each in events if each is not None]
-    return ItemRows.of([items for items, _ in events], times or None)
+    times = [each.times for each in events if each.times is not None]
+    return ItemRows.of([each.item_ids for each in events], times or None, [each.columns for each in events])
 
 
 def has_events(sizes: StoreSizes) -> bool:

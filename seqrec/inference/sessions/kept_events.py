@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from seqrec.inference.sessions.entries import Id
@@ -24,6 +24,7 @@ def chunk(
     newest_time: int | None,
     event_ids: Sequence[int],
     times: Sequence[int] | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None,
 ) -> Chunk:
     """Return the `KeptEvents` of a key as bytes with a checksum of both; no bytes for no events."""
     if not items:
@@ -32,12 +33,14 @@ def chunk(
         # Much faster for the most common kind of ids, integers.
         numbers = b",".join([b"%d" % item for item in items])
     except TypeError:
-        each = () if times is None else (times,)
+        each = (times, columns) if columns else () if times is None else (times,)
         content = json.dumps((begin, items, newest_time, event_ids, *each), separators=(",", ":")).encode()
     else:
         time = b"null" if newest_time is None else b"%d" % newest_time
         ids = b",".join([b"%d" % event_id for event_id in event_ids]) if event_ids else b""
         last = b"" if times is None else b",[%b]" % b",".join([b"%d" % each for each in times])
+        if columns:
+            last = b"%b,%b" % (last or b",null", json.dumps(columns, separators=(",", ":")).encode())
         content = b"[%d,[%b],%b,[%b]%b]" % (begin, numbers, time, ids, last)
     return Chunk(key, begin, begin + len(items), CHECKSUM.pack(checksum(content, key)) + content)
 
@@ -56,6 +59,7 @@ class KeptEvents(NamedTuple):
         newest_time: The latest time of all of the user's events up to the last of these; None if none had one.
         event_ids: Digests of those event ids that these events have.
         times: The time of each event; None if the model that observed them does not read it.
+        columns: The log's values of each column that this model reads, by name; None if it reads none.
     """
 
     begin: int
@@ -63,6 +67,7 @@ class KeptEvents(NamedTuple):
     newest_time: int | None
     event_ids: Sequence[int]
     times: Sequence[int] | None = None
+    columns: Mapping[str, Sequence[Any]] | None = None
 
     @property
     def end(self) -> int:
@@ -88,6 +93,8 @@ def joined(parts: Sequence[KeptEvents]) -> KeptEvents:
     items = [item for part in parts for item in part.items]
     event_ids = [event_id for part in parts for event_id in part.event_ids]
     times = [time for part in parts for time in part.times or ()]
-    # Without the times of some, those of the others are of no use.
+    # Without the times of some, those of the others are of no use; so it is with columns.
     known = times if len(times) == len(items) else None
-    return KeptEvents(parts[0].begin, items, parts[-1].newest_time, event_ids, known)
+    names = [name for name in parts[0].columns or () if all(name in (part.columns or ()) for part in parts)]
+    columns = {name: [value for part in parts for value in (part.columns or {})[name]] for name in names}
+    return KeptEvents(parts[0].begin, items, parts[-1].newest_time, event_ids, known, columns or None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from itertools import chain, compress
@@ -25,6 +25,7 @@ from seqrec.inference.sessions.entries import (
     Scored,
     check_time,
     event_times,
+    events_columns,
     known_items,
     log_histories,
     recommend_options,
@@ -33,10 +34,11 @@ from seqrec.inference.sessions.entries import (
     user_key,
     user_keys,
 )
+from seqrec.inference.sessions.item_rows import ItemRows
 from seqrec.inference.sessions.keeper import SessionKeeper
 from seqrec.inference.sessions.session import Session
 from seqrec.inference.sessions.stores import InMemoryStore, SessionStore, StateStore, StoreSizes
-from seqrec.inference.sessions.user_state import ItemRows, UserState, reads_times, user_state_of
+from seqrec.inference.sessions.user_state import UserState, reads_times, user_state_of
 from seqrec.models import Recommender, SequentialRecommender
 
 _LOG = logging.getLogger(__name__)
@@ -114,6 +116,7 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
             max_seen=max_seen,
             history_of=history_of,
             reads_times=reads_times(model),
+            event_columns=model.event_columns,
         )
         _LOG.info("sessions of %s: %s", model.title, self._user_state.description)
 
@@ -122,9 +125,16 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
         """Whether the cost of an event does not depend on earlier events; False if histories are re-encoded."""
         return self._user_state.streams
 
-    def observe(self, user: Id, item: Id, time: int | None = None, event_id: str | None = None) -> None:
+    def observe(
+        self,
+        user: Id,
+        item: Id,
+        time: int | None = None,
+        event_id: str | None = None,
+        columns: Mapping[str, Any] | None = None,
+    ) -> None:
         """Take in one event; see `observe_many`."""
-        self.observe_many([Event(user, item, time, event_id)])
+        self.observe_many([Event(user, item, time, event_id, columns)])
 
     def observe_many(self, events: Sequence[Event]) -> None:
         """Take in all of the events or, after an error, none; those of one user in their order here.
@@ -135,7 +145,7 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
         Raises:
             UnknownItemError: if an item is not in the catalogue.
             LateEventError: if an event has an earlier time than the user's newest.
-            BatchEntryError: if a user, item or time has another type, or the model reads times and one is missing.
+            BatchEntryError: if a user, item, time or column has another type, or one that the model reads is missing.
             DamagedSessionError: if a user's session cannot be read.
             SessionStoreError: if the store cannot be used.
         """
@@ -147,6 +157,7 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
         for index in marked:
             check_time(events[index], index)
         event_time = event_times(events) if self._keeper.reads_times else None
+        read = events_columns(events, self.model.event_columns)
         places = places_of(keys)
         users = [events[own[0]].user for own in places.values()]
         with self._keeper.lock:
@@ -173,9 +184,9 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
                 if len(own) < len(events):
                     order = np.fromiter(chain(*own), np.int64)
                     item_ids, event_time = item_ids[order], None if event_time is None else event_time[order]
-                self._keeper.extend(
-                    own_keys, users, sessions, times, ItemRows(item_ids, map(len, own), event_time), ids
-                )
+                    read = {name: column.taken(order) for name, column in read.items()}
+                rows = ItemRows(item_ids, map(len, own), event_time, read)
+                self._keeper.extend(own_keys, users, sessions, times, rows, ids)
 
     def recommend(
         self,

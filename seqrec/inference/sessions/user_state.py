@@ -5,28 +5,26 @@ Shapes: B users, D width of states.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
-from collections.abc import Iterable, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from seqrec.catalogue.recommend import trained_length
-from seqrec.data.collate import padded_rows
+from seqrec.data.schema import CATEGORICAL
 from seqrec.encoders.state import State, StateFormat, weights_digest
 from seqrec.errors import InputError, SessionStoreError
+from seqrec.inference.sessions.item_rows import ItemRows
 from seqrec.inference.sessions.slab import KeptState, Slab, SlabState
 from seqrec.models import Recommender, SequentialRecommender
 from seqrec.models.streaming import NEWEST_TIME
 from seqrec.specs import to_spec
-from seqrec.types import History, RaggedItems, SequenceBatch
-
-Int64Array = NDArray[np.int64]
 
 # Events encoded at a time, padding included.
 MAX_EVENTS = 1 << 16
@@ -34,79 +32,8 @@ MAX_EVENTS = 1 << 16
 LAST = "last_state"
 # The newest time, if any, is just before that in a state's bytes, and has this number of bytes.
 TIME_BYTES = 8
-# An event as `ReencodedState` keeps it, for models that read times.
-TIMED_EVENT = np.dtype([("item", "<i4"), ("time", "<i8")])
-
-
-class ItemRows:
-    """Items of each of B users, at least one each, as one array, and the times of their events.
-
-    Args:
-        flat: (E,) int64 internal item ids, those of the first user first.
-        lengths: The number of each user's items.
-        times: (E,) int64, for models that read the time of events; None for others.
-
-    Attributes:
-        offsets: The items of user b are `flat[offsets[b]:offsets[b + 1]]`.
-
-    Example:
-        >>> import numpy as np
-        >>> from seqrec.inference.sessions import ItemRows
-        >>> rows = ItemRows(np.array([7, 8, 9]), [1, 2])
-        >>> len(rows), rows[1].tolist()
-        (2, [8, 9])
-    """
-
-    def __init__(self, flat: Int64Array, lengths: Iterable[int], times: Int64Array | None = None) -> None:
-        self.flat, self.lengths, self.times = flat, list(lengths), times
-        self.offsets = list(accumulate(self.lengths, initial=0))
-
-    @staticmethod
-    def of(rows: Sequence[Int64Array], times: Sequence[Int64Array] | None = None) -> ItemRows:
-        """Return rows as one array."""
-        return ItemRows(np.concatenate(rows), map(len, rows), None if times is None else np.concatenate(times))
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, place: int) -> Int64Array:
-        return self.flat[self.offsets[place] : self.offsets[place + 1]]
-
-    def newest(self, most: int) -> ItemRows:
-        """Return the last items of each user, at most this many."""
-        if max(self.lengths) <= most:
-            return self
-        return self._parts([slice(max(begin, end - most), end) for begin, end in pairwise(self.offsets)])
-
-    def of_users(self, places: Sequence[int]) -> ItemRows:
-        """Return the items of the users at some places."""
-        return self._parts([slice(self.offsets[place], self.offsets[place + 1]) for place in places])
-
-    def _parts(self, parts: Sequence[slice]) -> ItemRows:
-        times = None if self.times is None else [self.times[part] for part in parts]
-        return ItemRows.of([self.flat[part] for part in parts], times)
-
-    def padded(self) -> History:
-        """Return the items as a history on the CPU."""
-        lengths, starts = np.array(self.lengths), np.array(self.offsets[:-1])
-        times = None if self.times is None else padded_rows(self.times, starts, lengths)
-        return History(padded_rows(self.flat, starts, lengths), torch.from_numpy(lengths), times)
-
-    def batch(self, user_ids: Tensor, at: Tensor | None) -> SequenceBatch:
-        """Return a batch on the CPU of users (B,) who ask at times (B,), without targets; None is without times."""
-        seen = RaggedItems(torch.from_numpy(self.flat), torch.tensor(self.offsets))
-        batch = SequenceBatch(self.padded(), None, user_ids, seen)
-        return batch if at is None else batch.asked_at(at)
-
-    def int32_bytes(self) -> list[bytes]:
-        """Return each user's items as the bytes of int32."""
-        items = self.flat.astype(np.int32)
-        if len(items) == len(self):
-            # Much faster for the most common case.
-            found: list[bytes] = items.view("V4").tolist()
-            return found
-        content = items.tobytes()
-        return [content[4 * begin : 4 * end] for begin, end in pairwise(self.offsets)]
+# Before the name of a column in the type of an event that is kept.
+_FIELD = "column "
 
 
 class UserState(Protocol):
@@ -172,7 +99,9 @@ class StreamedState:
         assert isinstance(model, SequentialRecommender)
         self._model = model
         start, one = model.init_state(1), torch.ones(1, dtype=torch.int64, device=model.device)
-        last, _ = model.step(one, start, timestamps=one)
+        columns = model.column_embedding
+        features = None if columns is None else {name: x.to(one.device) for name, x in columns.missing(1).items()}
+        last, _ = model.step(one, start, timestamps=one, features=features)
         self._format = StateFormat(model.encoder, State({**start.tensors, LAST: last}, start.encoder))
         self._slab = Slab(State({**start.tensors, LAST: torch.zeros_like(last)}, start.encoder))
         tensors = [x for name, x in start.tensors.items() if name != NEWEST_TIME]
@@ -187,10 +116,11 @@ class StreamedState:
     def describe(self) -> dict[str, Any]:
         """See `UserState.describe`."""
         model = self._model
-        parts = {"items": model.items, "users": model.users, "event_time": model.event_time, "read_out": model.read_out}
-        digests = {name: weights_digest(part) for name, part in parts.items() if part is not None}
+        names = ("items", "users", "event_time", "read_out", "column_embedding")
+        parts = {name: part for name in names if (part := getattr(model, name)) is not None}
+        digests = {name: weights_digest(part) for name, part in parts.items()}
         time = {} if model.time is None else {"time": to_spec(model.time)}
-        return {"memory": "states", "state": json.loads(self._format.header), **digests, **time}
+        return {"memory": "states", "state": json.loads(self._format.header), **digests, **time, **_columns_of(model)}
 
     def check(self, description: dict[str, Any]) -> None:
         """See `UserState.check`."""
@@ -223,13 +153,15 @@ class StreamedState:
         is_step = len(item_ids.flat) == len(item_ids)
         items = torch.from_numpy(item_ids.flat).to(device)
         times = None if item_ids.times is None else torch.from_numpy(item_ids.times).to(device)
+        columns = item_ids.of_one_event() if is_step else None
+        features = None if columns is None else {name: x.to(device) for name, x in columns.items()}
         if is_step and self._in_place:
             after = self._slab.taken(len(before))
             tensors: dict[str, Any] = self._slab.in_place(before, after)
             newest = tensors.pop(LAST)
             if times is not None:
                 tensors[NEWEST_TIME] = self._slab.read(NEWEST_TIME, before)
-            last, _ = model.step(items, State(tensors, self._encoder), users, times)
+            last, _ = model.step(items, State(tensors, self._encoder), users, times, features)
             newest.slab.index_copy_(0, newest.after, last)
             if times is not None:
                 self._slab.write(NEWEST_TIME, after, times)
@@ -237,7 +169,7 @@ class StreamedState:
         kept = self._slab.gathered(before, device)
         state = State({name: x for name, x in kept.tensors.items() if name != LAST}, kept.encoder)
         if is_step:
-            last, state = model.step(items, state, users, times)
+            last, state = model.step(items, state, users, times, features)
         else:
             history = item_ids.padded().to(device)
             states, state = model.extend(history, state, users)
@@ -287,15 +219,15 @@ class ReencodedState:
         if has_positions and own is not None and length > own:
             raise InputError(f"max_length={length} must be at most {own}, for which the model has positions")
         self._model = model
-        self._event = TIMED_EVENT if reads_times(model) else np.dtype("<i4")
+        self._event = event_dtype(model)
         self.max_length = length
         reason = why_not_streamed(model)
         self.description = f"re-encoding up to {length} events: {reason or 'asked for'}"
 
     def describe(self) -> dict[str, Any]:
         """See `UserState.describe`; item ids are the same for all models of a catalogue."""
-        times = {"times": True} if self._event == TIMED_EVENT else {}
-        return {"memory": "events", "max_length": self.max_length, **times}
+        times = {"times": True} if reads_times(self._model) else {}
+        return {"memory": "events", "max_length": self.max_length, **times, **_columns_of(self._model)}
 
     def check(self, description: dict[str, Any]) -> None:
         """See `UserState.check`."""
@@ -304,10 +236,12 @@ class ReencodedState:
     def extend(self, states_before: Sequence[KeptState], item_ids: ItemRows, user_ids: Tensor) -> Sequence[KeptState]:
         """See `UserState.extend`; nothing is encoded."""
         new, size = item_ids.newest(self.max_length), self._event.itemsize * self.max_length
-        events = new.flat.astype("<i4")
+        events = np.empty(len(new.flat), self._event)
+        events["item"] = new.flat
         if new.times is not None:
-            events = np.empty(len(new.flat), TIMED_EVENT)
-            events["item"], events["time"] = new.flat, new.times
+            events["time"] = new.times
+        for name, column in new.columns.items():
+            events[_FIELD + name] = column.values
         return [
             (bytes(before) + events[begin:end].tobytes())[-size:]
             for before, (begin, end) in zip(states_before, pairwise(new.offsets), strict=True)
@@ -320,11 +254,11 @@ class ReencodedState:
     @torch.no_grad()
     def states(self, kept: Sequence[KeptState], user_ids: Tensor, at: Tensor | None = None) -> Tensor:
         """See `UserState.states`."""
-        rows: list[Any] = [np.frombuffer(bytes(events), self._event) for events in kept]
-        times = None
-        if self._event == TIMED_EVENT:
-            rows, times = ([row[name] for row in rows] for name in ("item", "time"))
-        events = ItemRows.of([row.astype(np.int64) for row in rows], times)
+        lengths = [len(events) // self._event.itemsize for events in kept]
+        flat = np.frombuffer(b"".join(map(bytes, kept)), self._event)
+        times = flat["time"] if reads_times(self._model) else None
+        columns = {each.name: each.column(flat[_FIELD + each.name]) for each in self._model.event_columns}
+        events = ItemRows(flat["item"].astype(np.int64), lengths, times, columns)
         return self._model.last_states(events.batch(user_ids, at).to(self._model.device))
 
 
@@ -349,6 +283,23 @@ def why_not_streamed(model: Recommender) -> str | None:
 def reads_times(model: Recommender) -> bool:
     """Return whether a model reads the time of events."""
     return isinstance(model, SequentialRecommender) and model.event_time is not None
+
+
+def event_dtype(model: Recommender) -> np.dtype[Any]:
+    """Return the type of an event as `ReencodedState` keeps it."""
+    fields: list[Any] = [("item", "<i4"), *([("time", "<i8")] if reads_times(model) else [])]
+    for column in model.event_columns:
+        number = "<i4" if column.kind == CATEGORICAL else "<f4"
+        fields.append((_FIELD + column.name, number, (column.width,) if column.width else ()))
+    return np.dtype(fields)
+
+
+def _columns_of(model: Recommender) -> dict[str, Any]:
+    """Return a digest of the columns that a model reads, by the key of a store's description; empty without columns."""
+    if not model.event_columns:
+        return {}
+    text = json.dumps(to_spec(model.event_columns), sort_keys=True)
+    return {"columns": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
 def length_groups(lengths: Sequence[int]) -> list[list[int]]:
