@@ -17,6 +17,7 @@ from seqrec.data.manifest import MANIFEST
 from seqrec.data.prepare import ensure_store
 from seqrec.data.prepare.filters import Filters
 from seqrec.data.progress import print_line
+from seqrec.data.schema import Schema
 from seqrec.data.sources import Table
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError, check_at_least
@@ -25,6 +26,7 @@ from seqrec.inference.bulk.output import BulkOutput
 from seqrec.inference.bulk.users import BulkUsers, store_digest
 from seqrec.inference.loading import load_with_store
 from seqrec.inference.writer import list_report
+from seqrec.models import Recommender
 
 
 def recommend(
@@ -62,7 +64,8 @@ def recommend(
             <output>_summary.json is written once all files exist, and <output>_left_out.parquet lists users without
             recommendations, as the model knows none of their items.
         input: Histories of the users: a CSV, TSV or Parquet table, a glob or folder of such, one event per row, of
-            any size; or the folder of an event store. None takes all users of the log that the model was trained on.
+            any size, with the columns that the model reads (`event_columns`); or the folder of an event store. None
+            takes all users of the log that the model was trained on.
         store: Folder of the event store that the model was trained on; None is the folder that it had then.
         top_k: Items per user.
         filter_seen: Whether to leave out the items of the user's history.
@@ -104,7 +107,7 @@ def recommend(
     if summary is None:
         with _released_if_refused(files):
             if isinstance(log, Table):
-                log = ensure_store(log, Filters(), files.work / "users", memory_limit=memory_limit, progress=print_line)
+                log = _store_of_table(log, model, files.work / "users", memory_limit)
             users = BulkUsers(log, model, own=input is None, part_users=part_users)
             summary = recommend_in_bulk(model, users, files, job)
         log.finish_check()
@@ -137,6 +140,12 @@ def _released_if_refused(files: BulkOutput) -> Iterator[None]:
     except InputError:
         files.release()
         raise
+
+
+def _store_of_table(table: Table, model: Recommender, folder: Path, memory_limit: str | None) -> EventStore:
+    """Return a store of a table, with the columns that the model reads."""
+    schema = Schema(events={column.name: column.kind for column in model.event_columns})
+    return ensure_store(table, Filters(), folder, schema=schema, memory_limit=memory_limit, progress=print_line)
 
 
 def _describe_users(log: EventStore | Table) -> Any:

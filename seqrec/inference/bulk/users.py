@@ -37,13 +37,17 @@ class BulkUsers:
         unknown_items: Items of the store that the model does not know.
 
     Raises:
-        InputError: if `part_users` is below 1, or the model knows no item of the store.
+        InputError: if `part_users` is below 1, the model knows no item of the store, or the store lacks a column that
+            the model reads.
     """
 
     def __init__(self, store: EventStore, model: Recommender, *, own: bool, part_users: int) -> None:
         if part_users < 1:
             raise InputError(f"part_users={part_users} must be at least 1")
         self.store = store
+        self._columns = model.event_columns
+        for column in self._columns:
+            column.check_column(store.event_columns.get(column.name), store.directory)
         self._item_map: Int64 | None = None
         self._user_map: Int64 | None = None
         self._num_items = len(item_ids_of(model))
@@ -78,14 +82,17 @@ class BulkUsers:
         places = ranges(starts, counts)
         item_ids: NDArray[np.integer[Any]] = np.asarray(self.store.item_ids)[places]
         times = None if self.store.timestamps is None else np.asarray(self.store.timestamps)[places]
+        columns = {each.name: self.store.event_columns[each.name].taken(places) for each in self._columns}
         user_ids, events = rows + 1, len(places)
         if self._item_map is not None and self._user_map is not None:
             item_ids, user_ids = self._item_map[item_ids], self._user_map[user_ids]
             known = item_ids > 0
             counts = np.bincount(np.repeat(np.arange(len(rows)), counts)[known], minlength=len(rows))
             item_ids, times = item_ids[known], None if times is None else times[known]
+            columns = {name: column.taken(known) for name, column in columns.items()}
         block_offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        block = EventBlock(item_ids, block_offsets, user_ids, self._num_items, times)
+        read = {each.name: each.column(each.of_column(columns[each.name])) for each in self._columns}
+        block = EventBlock(item_ids, block_offsets, user_ids, self._num_items, times, event_columns=read)
         return block, events - len(item_ids)
 
     def names(self, rows: Int64) -> polars.Series:

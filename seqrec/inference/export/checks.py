@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from seqrec.data.schema import CATEGORICAL
 from seqrec.encoders.event_time import UNITS
 from seqrec.encoders.layers import Tensors, newest_events
 from seqrec.inference.export.formats import ExportError, Run
-from seqrec.inference.export.programs import NEXT_STATE, STATE
+from seqrec.inference.export.programs import COLUMN, NEXT_STATE, STATE
 from seqrec.models import SequentialRecommender
 from seqrec.types import History, RaggedItems, SequenceBatch
 
@@ -41,10 +42,12 @@ def check_full_pass(model: SequentialRecommender, run: Run, longest: int | None)
         timestamps = (_first_time(model) + _random_times((batch, length), generator).cumsum(1)) * valid
         newest = newest_events(timestamps, lengths)
         at = newest + _random_times((batch,), generator)
-        events = SequenceBatch(History(item_ids, lengths, timestamps), None, user_ids, seen)
+        features = _random_features(model, (batch, length), generator)
+        events = SequenceBatch(History(item_ids, lengths, timestamps, features=features), None, user_ids, seen)
         states = model.last_states(events.asked_at(at))
         given = {"item_ids": item_ids, "lengths": lengths, "user_ids": user_ids}
         given |= {"timestamps": timestamps, "request_times": at}
+        given |= {COLUMN + name: values for name, values in features.items()}
         place = f"the full pass of {batch} histories of up to {length} events"
         worst = max(worst, _compare(model, run(given), {"states": states}, place))
     return worst
@@ -66,8 +69,10 @@ def check_one_step(model: SequentialRecommender, run: Run) -> float:
             item_ids, user_ids = _random_items(model, (batch,), generator), _users(model, batch)
             timestamps = timestamps + _random_times((batch,), generator)
             at = timestamps + _random_times((batch,), generator)
-            states, state = model.step(item_ids, state, user_ids, timestamps)
+            features = _random_features(model, (batch,), generator)
+            states, state = model.step(item_ids, state, user_ids, timestamps, features)
             given = {"item_ids": item_ids, "user_ids": user_ids, "timestamps": timestamps, "request_times": at}
+            given |= {COLUMN + name: values for name, values in features.items()}
             outputs = run({**given, **recurrent})
             expected = {NEXT_STATE + name: x for name, x in state.tensors.items()}
             if model.read_out is not None:
@@ -124,6 +129,20 @@ def _compare(model: SequentialRecommender, outputs: Tensors, expected: Mapping[s
 
 def _random_items(model: SequentialRecommender, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randint(1, model.items.num_items + 1, shape, generator=generator)
+
+
+def _random_features(
+    model: SequentialRecommender, shape: tuple[int, ...], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return columns of events, also missing ones, by name."""
+    features = {}
+    for column in model.event_columns:
+        if column.kind == CATEGORICAL:
+            features[column.name] = torch.randint(0, column.num_codes, shape, generator=generator)
+        else:
+            size = (*shape, column.width) if column.width else shape
+            features[column.name] = torch.randn(size, generator=generator)
+    return features
 
 
 def _first_time(model: SequentialRecommender) -> int:

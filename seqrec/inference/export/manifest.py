@@ -11,9 +11,10 @@ import torch
 
 from seqrec.aliases import __version__
 from seqrec.data.integrity import sealed, sha256, unsealed
+from seqrec.data.schema import CATEGORICAL, NUMERIC, VECTOR
 from seqrec.errors import MissingInputError
 from seqrec.files import write_text
-from seqrec.inference.export.programs import NEXT_STATE, STATE, Program
+from seqrec.inference.export.programs import COLUMN, NEXT_STATE, STATE, Program
 from seqrec.inference.export.tables import ExportedTable
 from seqrec.models import SequentialRecommender
 from seqrec.models.streaming import NEWEST_TIME
@@ -23,6 +24,12 @@ from seqrec.types import NO_TIME
 FILE_NAME = "manifest.json"
 # Entries with the digests of the other files, and of the manifest itself.
 DIGESTS, OWN_DIGEST = "digests", "manifest_sha256"
+# Of inputs that are columns of events, by kind.
+COLUMN_MEANINGS = {
+    CATEGORICAL: "code 1, 2, .. of each event's value in `values`; 0 is missing or unknown, and after a history's end",
+    NUMERIC: "(number - mean) / std of each event, of float32; 0 is missing, and after a history's end",
+    VECTOR: "the vector of each event; zeros are missing, and after a history's end",
+}
 MEANINGS = {
     "item_ids": "full: the history, oldest first, 0 after its end; step: the new event; items are 1..num_items",
     "lengths": "events of each history, 1 or more",
@@ -68,6 +75,7 @@ def manifest(
         "num_items": model.items.num_items,
         "max_length": int(model.hparams["max_length"]),
         "padding_id": 0,
+        **({"event_columns": to_spec(model.event_columns)} if model.event_columns else {}),
         "programs": {
             **{name: _program(model, tables, *entry, top_k) for name, entry in programs.items()},
             **{name: {"omitted": reason} for name, reason in omitted.items()},
@@ -94,7 +102,7 @@ def _program(
     difference: float,
     top_k: int,
 ) -> dict[str, Any]:
-    inputs = []
+    inputs, columns = [], {column.name: column for column in model.event_columns}
     for name, x in program.inputs.items():
         entry: dict[str, Any] = {
             "name": name,
@@ -105,7 +113,9 @@ def _program(
             if file.endswith(".onnx"):
                 continue  # ONNX refers to the table's file itself
             entry |= {"file": tables[name].file, "shape": [tables[name].num_rows, tables[name].width]}
-        if name in MEANINGS:
+        if name.startswith(COLUMN):
+            entry["meaning"] = COLUMN_MEANINGS[columns[name.removeprefix(COLUMN)].kind]
+        elif name in MEANINGS:
             entry["meaning"] = MEANINGS[name]
         elif name.startswith(STATE):
             entry["initial"] = NO_TIME if name == STATE + NEWEST_TIME else 0
@@ -147,10 +157,15 @@ def _example(form: str, scored_by: ExportedTable, full: Program, outer: list[str
     users = ", 'user_ids': numpy.array([0])" if "user_ids" in full.inputs else ""
     times = ", 'timestamps': numpy.array([[0]])" if "timestamps" in full.inputs else ""
     times += ", 'request_times': numpy.array([60])" if "request_times" in full.inputs else ""
+    columns = "".join(
+        f", '{name}': numpy.zeros({[1, 1, *x.shape[2:]]}, '{str(x.dtype).removeprefix('torch.')}')"
+        for name, x in full.inputs.items()
+        if name.startswith(COLUMN)
+    )
     lines = [
         "import numpy",
         f"vectors = numpy.load('{scored_by.file}', mmap_mode='r')",
-        f"inputs = {{'item_ids': numpy.array([[1]]), 'lengths': numpy.array([1]){users}{times}}}",
+        f"inputs = {{'item_ids': numpy.array([[1]]), 'lengths': numpy.array([1]){columns}{users}{times}}}",
     ]
     if form == "onnx":
         lines += [

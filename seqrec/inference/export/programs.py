@@ -26,6 +26,8 @@ from seqrec.types import History
 BATCH, LENGTH, WINDOW, ROWS = 2, 3, 5, 7
 # Prefixes of the recurrent state's names, as an input and as an output.
 STATE, NEXT_STATE = "state.", "next_state."
+# Prefix of the names of inputs that are columns of events.
+COLUMN = "column."
 
 Axes = dict[str, dict[int, str]]
 
@@ -71,6 +73,7 @@ class _Pass(nn.Module):
         super().__init__()
         self.encoder = traceable(model.encoder)
         self.positions, self.event_time, self.read_out = model.positions, model.event_time, model.read_out
+        self.columns = model.column_embedding
         self.inside = list(inside)
         for name, table in inside.items():
             self.register_buffer(name, table)
@@ -88,6 +91,8 @@ class _Pass(nn.Module):
             x = x + self.positions(history)
         if self.event_time is not None:
             x = x + self.event_time(history.timestamps, history.times_before)
+        if self.columns is not None:
+            x = x + self.columns(history.features, history.item_ids.shape)
         if "user_ids" in given:
             x = x + F.embedding(given["user_ids"], given["users"]).unsqueeze(1)
         return x
@@ -109,7 +114,8 @@ class _Pass(nn.Module):
 class _FullPass(_Pass):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         given = self.given(tensors)
-        history = History(given["item_ids"], given["lengths"], given.get("timestamps"))
+        features = features_of(given)
+        history = History(given["item_ids"], given["lengths"], given.get("timestamps"), features=features)
         states = self.encoder(self.embedded(history, given), history)
         times = history.timestamps
         newest = None if times is None else newest_events(times, history.lengths)
@@ -122,7 +128,8 @@ class _OneStep(_Pass):
         before = {name.removeprefix(STATE): x for name, x in given.items() if name.startswith(STATE)}
         item_ids, newest = given["item_ids"].unsqueeze(1), given.get("timestamps")
         times = None if newest is None else newest.unsqueeze(1)
-        history = History(item_ids, torch.ones_like(given["item_ids"]), times, before.get(NEWEST_TIME))
+        features = {name: values.unsqueeze(1) for name, values in features_of(given).items()}
+        history = History(item_ids, torch.ones_like(given["item_ids"]), times, before.get(NEWEST_TIME), features)
         encoder_state = {name: x for name, x in before.items() if name != NEWEST_TIME}
         states, after = self.encoder.advance(self.embedded(history, given), None, encoder_state)
         if newest is not None:
@@ -154,6 +161,7 @@ def full_pass(
     inputs["lengths"], axes["lengths"] = torch.full((BATCH,), length), {0: "batch"}
     if model.event_time is not None:
         inputs["timestamps"], axes["timestamps"] = torch.ones(BATCH, length, dtype=torch.int64), axes["item_ids"]
+    _add_columns(inputs, axes, model, BATCH, length)
     _add_users(inputs, axes, model)
     _add_request(inputs, axes, model)
     module = _FullPass(model, inside, list(inputs), top_k)
@@ -174,6 +182,7 @@ def one_step(
     inputs["item_ids"], axes["item_ids"] = torch.ones(BATCH, dtype=torch.int64), {0: "batch"}
     if model.event_time is not None:
         inputs["timestamps"], axes["timestamps"] = torch.ones(BATCH, dtype=torch.int64), {0: "batch"}
+    _add_columns(inputs, axes, model, BATCH)
     _add_users(inputs, axes, model)
     _add_request(inputs, axes, model)
     like = model.items.weight.new_empty(0, dtype=torch.float32)
@@ -215,6 +224,17 @@ def _outer_inputs(tables: Mapping[str, ExportedTable], inside: Mapping[str, Tens
 def _add_users(inputs: Tensors, axes: Axes, model: SequentialRecommender) -> None:
     if model.users is not None:
         inputs["user_ids"], axes["user_ids"] = torch.ones(BATCH, dtype=torch.int64), {0: "batch"}
+
+
+def features_of(given: Tensors) -> Tensors:
+    """Return the columns of events among a program's inputs, by their own names."""
+    return {name.removeprefix(COLUMN): x for name, x in given.items() if name.startswith(COLUMN)}
+
+
+def _add_columns(inputs: Tensors, axes: Axes, model: SequentialRecommender, *shape: int) -> None:
+    if model.column_embedding is not None:
+        for name, x in model.column_embedding.missing(*shape).items():
+            inputs[COLUMN + name], axes[COLUMN + name] = x, axes["item_ids"]
 
 
 def _add_request(inputs: Tensors, axes: Axes, model: SequentialRecommender) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 import seqrec.models
+from seqrec.data.event_columns import EventColumn
 from seqrec.encoders import SequenceEncoder
 from seqrec.encoders.event_time import EventTime
 from seqrec.encoders.layers import Tensors
@@ -26,6 +27,11 @@ ENCODERS = {
     "MoEMaTrRec": ("MoEMaTrRec", {"d_state": 4, "rotary": True}),
 }
 TIME = EventTime(hour=True, weekday=True, request=True)
+COLUMNS = [
+    EventColumn("tab", "categorical", values=["home", "search", "share"]),
+    EventColumn("watched", "numeric", mean=20.0, std=8.0),
+    EventColumn("looks", "vector", width=3),
+]
 
 
 def build(name: str, **arguments: object) -> SequentialRecommender:
@@ -64,6 +70,8 @@ def _with_vectors(model: SequentialRecommender) -> SequentialRecommender:
     for table in (model.items, model.users):
         if table is not None:
             torch.nn.init.normal_(table.weight.detach()[1:], std=0.1)
+    for weight in [] if model.column_embedding is None else model.column_embedding.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
     if model.read_out is not None:
         torch.nn.init.normal_(model.read_out.out.weight.detach(), std=0.1)
     return model

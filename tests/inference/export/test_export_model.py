@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from exported_models import (
+    COLUMNS,
     MAX_LENGTH,
     NUM_ITEMS,
     Served,
@@ -63,6 +64,24 @@ def test_the_manifests_example_ranks_items(form: str, tmp_path: Path, monkeypatc
     (best,) = names["best"].tolist()
     assert len(set(best)) == 10
     assert set(best) <= set(range(1, NUM_ITEMS + 1))
+
+
+def test_the_manifest_tells_how_columns_of_events_become_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    said = export(small(event_columns=COLUMNS), tmp_path / "out", format="torch")
+    assert [each["init_args"]["name"] for each in said["event_columns"]] == ["tab", "watched", "looks"]
+    assert said["event_columns"][0]["init_args"]["values"] == ["home", "search", "share"]
+    assert said["event_columns"][1]["init_args"]["mean"] == 20.0
+    shapes = {x["name"]: (x["dtype"], x["shape"]) for x in said["programs"]["full"]["inputs"]}
+    assert shapes["column.tab"] == ("int64", ["batch", "length"])
+    assert shapes["column.looks"] == ("float32", ["batch", "length", 3])
+    of_step = {x["name"]: x for x in said["programs"]["step"]["inputs"]}
+    assert of_step["column.watched"]["shape"] == ["batch"]
+    assert "(number - mean) / std" in of_step["column.watched"]["meaning"]
+    monkeypatch.chdir(tmp_path / "out")
+    names: dict = {}
+    exec("\n".join(said["example"]), names)
+    assert names["best"].shape == (1, 10)
+    assert "event_columns" not in export(small(), tmp_path / "plain", format="torch")
 
 
 @pytest.mark.parametrize("names", [np.arange(NUM_ITEMS) * 7, [f"song-{i:02}" for i in range(NUM_ITEMS)]])

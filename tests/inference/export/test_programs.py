@@ -8,7 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from exported_models import ENCODERS, MAX_LENGTH, NUM_ITEMS, TIME, Served, build, last_states, random_history, small
+from exported_models import (
+    COLUMNS,
+    ENCODERS,
+    MAX_LENGTH,
+    NUM_ITEMS,
+    TIME,
+    Served,
+    build,
+    last_states,
+    random_history,
+    small,
+)
 
 from seqrec import __version__
 from seqrec.catalogue.table import ItemTable
@@ -52,24 +63,31 @@ def test_onnxruntimes_steps_are_the_models_over_a_thousand_events(name: str, ser
 @pytest.mark.parametrize(
     "name", [name if name == "MambaRec" else pytest.param(name, marks=pytest.mark.slow) for name in ENCODERS]
 )
-def test_steps_with_times_are_the_models_over_a_thousand_events_and_can_be_asked_later(
+def test_steps_with_times_and_columns_are_the_models_over_a_thousand_events_and_can_be_asked_later(
     name: str, form: str, tmp_path: Path
 ):
-    model = build(name, time=TIME)
+    model = build(name, time=TIME, event_columns=COLUMNS)
     export(model, tmp_path / "out", format=form)
     served, generator = Served(tmp_path / "out"), torch.Generator().manual_seed(0)
     item_ids = torch.randint(1, NUM_ITEMS + 1, (2, 1000), generator=generator)
     timestamps = 1_600_000_000 + (2.0 ** (torch.rand(2, 1000, generator=generator) * 20)).long().cumsum(1)
+    features = {
+        "tab": torch.randint(0, 4, (2, 1000), generator=generator),
+        "watched": torch.randn(2, 1000, generator=generator),
+        "looks": torch.randn(2, 1000, 3, generator=generator),
+    }
     state, remembered = model.init_state(2), served.zero_state(2, MAX_LENGTH)
     for event in range(1000):
+        columns = {column: values[:, event] for column, values in features.items()}
         now = timestamps[:, event]
         at = now + 40 * (event % 7)
-        states, state = model.step(item_ids[:, event], state, timestamps=now)
+        states, state = model.step(item_ids[:, event], state, timestamps=now, features=columns)
         outputs = served.run(
             "step",
             item_ids=item_ids[:, event].numpy(),
             timestamps=now.numpy(),
             request_times=at.numpy(),
+            **{f"column.{column}": values.numpy() for column, values in columns.items()},
             **remembered,
         )
         expected = model.to_scoring_space(model.at_request(states, now, at)).detach()
