@@ -15,6 +15,7 @@ import yaml
 from lightning_utilities.core.imports import RequirementCache
 
 from seqrec.cli import main
+from seqrec.data.event_columns import EventColumn
 from seqrec.encoders import ENCODERS
 from seqrec.evaluation.protocols import PRESETS, Protocol
 from seqrec.specs import from_spec
@@ -225,7 +226,9 @@ def test_fragments_of_a_study_compose(names: list[str], capsys: pytest.CaptureFi
         if file.parent.name == "study":
             del fragment["model"]["class_path"], fragment["model"]["init_args"]["dropout"]
         assert holds(config, fragment), file
-    model = from_spec({**config["model"], "init_args": {**config["model"]["init_args"], "num_items": 20}})
+    columns = [EventColumn(*column) for column in config["data"]["schema"]["events"].items()]
+    linked = {"num_items": 20, "log_columns": columns}
+    model = from_spec({**config["model"], "init_args": {**config["model"]["init_args"], **linked}})
     assert f"model/{model.title}" in names
 
 
