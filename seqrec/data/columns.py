@@ -81,6 +81,15 @@ class Column:
         """Return the column of some rows, by an index of numpy's; kinds with one value a row only."""
         return replace(self, values=np.asarray(self.values)[events])
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Kind, shapes and scale as plain values, from which a model makes its parameters for this column."""
+        rows = len(self.values) if self.offsets is None else len(self.offsets) - 1
+        held = self.values.nbytes + (0 if self.offsets is None else self.offsets.nbytes)
+        found = {"kind": self.kind, "num_rows": rows, "num_values": len(self.values), "bytes": int(held)}
+        found |= {"dtype": str(self.values.dtype), "num_codes": self.num_codes, "width": self.width}
+        return found | {"mean": float(self.mean), "std": float(self.std)}
+
     def describe(self) -> str:
         """Return kind, size and missing values in a few words."""
         size = {CATEGORICAL: f"{self.num_codes - 1:,} values", CATEGORIES: f"{self.num_codes - 1:,} values"}

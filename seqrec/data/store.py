@@ -17,7 +17,18 @@ from seqrec.data.columns import Column, open_columns
 from seqrec.data.conditions import condition_error, event_condition
 from seqrec.data.integrity import BackgroundCheck, changed
 from seqrec.data.manifest import REMEDY, read_manifest
-from seqrec.data.schema import CATEGORICAL, EVENTS, GROUPS, ITEM_ID, ITEMS, NUMERIC, TIMESTAMP, USER_ID, USERS
+from seqrec.data.schema import (
+    CATEGORICAL,
+    EVENTS,
+    GROUPS,
+    ITEM_ID,
+    ITEMS,
+    NUMERIC,
+    TIMESTAMP,
+    USER_ID,
+    USERS,
+    file_names,
+)
 from seqrec.data.targets import LogTargets
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError, StoreError
@@ -245,6 +256,15 @@ class EventStore:
         """Digest of the user ids and their order, equal for equal user vocabularies."""
         return self._digest_of("user_vocabulary.")
 
+    @property
+    def item_column_sizes(self) -> dict[str, dict[str, Any]]:
+        """`Column.sizes` of each column of items by name, with the SHA-256 of the file of its values."""
+        files = self.manifest["files"]
+        return {
+            name: {**column.sizes, "sha256": files[f"{file_names(ITEMS, name, column.kind)['values']}.npy"]["sha256"]}
+            for name, column in self.item_columns.items()
+        }
+
     def _left_out(self) -> list[str]:
         """Return how many events each step of the preparation dropped, a line each."""
         counts, malformed = self.manifest["counts"], self.manifest.get("malformed", [])
@@ -288,7 +308,8 @@ class EventStore:
         if "items_that_occur" in (counts := self.manifest["counts"]):
             absent = self.num_items - counts["items_that_occur"]
             share = f"{absent / self.num_items:.0%}"
-            lines.insert(1, f"as published: {absent:,} of {self.num_items:,} items ({share}) never occur")
+            origin = "" if self.manifest["filters"].get("items_without_events") else "as published: "
+            lines.insert(1, f"{origin}{absent:,} of {self.num_items:,} items ({share}) never occur")
         return "\n".join(lines)
 
 

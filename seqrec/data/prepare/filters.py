@@ -35,10 +35,12 @@ class Filters:
         as_published_raw_ids: Whether to keep item ids unchanged: the catalogue is every integer from 1 to the largest
             item id of the events that meet the event filter. Items that never occur, or not after the k-core, then
             have vectors and are drawn as negatives, in training and in evaluation; any model ranks them low.
+        items_without_events: Whether the items of the source's tables are in the catalogue even if they occur in
+            no event that is kept. A model whose `ItemTable.content` reads their columns recommends them as cold items.
 
     Raises:
-        InputError: if a number is out of range, if the event filter is blank, if `duplicates` is another word, or if
-            `event_features` has names.
+        InputError: if a number is out of range, if the event filter is blank, if `duplicates` is another word, if
+            `event_features` has names, or if both `items_without_events` and `as_published_raw_ids` are set.
 
     Example:
         >>> import tempfile
@@ -58,6 +60,7 @@ class Filters:
     duplicates: Duplicates = "keep"
     as_published_oldest_events: int | None = None
     as_published_raw_ids: bool = False
+    items_without_events: bool = False
 
     def __post_init__(self) -> None:
         for name, least in {"min_user_events": 1, "min_item_events": 1, "min_history": 0}.items():
@@ -78,6 +81,8 @@ class Filters:
             )
         # Configs and JSON pass lists; a tuple keeps the filters hashable.
         object.__setattr__(self, "event_features", ())
+        if self.items_without_events and self.as_published_raw_ids:
+            raise InputError("filters.items_without_events and as_published_raw_ids both choose the catalogue; set one")
         if self.duplicates not in get_args(Duplicates):
             raise InputError(f"filters.duplicates={self.duplicates!r} must be one of {', '.join(get_args(Duplicates))}")
 

@@ -23,8 +23,7 @@ class Core:
         users: (U,) True for the user rows that stay.
         items: (N + 1,) True for the internal item ids that stay; padding, 0, never does.
         num_events: Number of events that stay.
-        catalogue: (N + 1,) True for the items that the store numbers: `items`, or all with
-            `Filters.as_published_raw_ids`.
+        catalogue: (N + 1,) True for the items that the store numbers: `items`, and those that are listed anyway.
     """
 
     users: NDArray[np.bool_]
@@ -40,14 +39,15 @@ class Core:
         return cls(np.ones(num_users, np.bool_), items, num_events, catalogue=items)
 
 
-def k_core(spooled: BlockSpool, num_users: int, num_items: int, work: Workspace) -> Core:
-    """Return the users and items that k-core and minimum history keep.
+def k_core(
+    spooled: BlockSpool, num_users: int, num_items: int, work: Workspace, *, listed: NDArray[np.bool_] | None = None
+) -> Core:
+    """Return the users and items that k-core and minimum history keep; `listed` are as in `Numbering`.
 
     Memory: 10 bytes a user and item. Each pass reads all item ids, or the remaining ones once they are few.
     """
     everything, filters = Core.of_all(num_users, num_items, spooled.num_events), work.filters
     users, items = everything.users, everything.items
-    catalogue = items.copy() if filters.as_published_raw_ids else items
     events = _Shrinking(spooled, work)
     for number in count(1):
         user_counts, item_counts = events.count(users, items, f"k-core, pass {number}")
@@ -63,7 +63,7 @@ def k_core(spooled: BlockSpool, num_users: int, num_items: int, work: Workspace)
         user_counts, item_counts = events.count(users, items, "minimum history")
         items &= item_counts > 0
     events.delete()
-    return Core(users, items, int(user_counts.sum()), catalogue)
+    return Core(users, items, int(user_counts.sum()), items if listed is None else items | listed)
 
 
 def core_blocks(blocks: Iterable[Block], core: Core) -> Iterator[Block]:

@@ -36,9 +36,13 @@ class Numbering(ABC):
 
     Attributes:
         size: Number of distinct ids, N.
+        is_text: Whether external ids are text instead of integers.
+        listed: (N + 1,) True for ids that the store numbers even if no event of theirs is kept; None is none.
     """
 
     size: int
+    is_text: bool = False
+    listed: NDArray[np.bool_] | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -101,6 +105,7 @@ class RawIntegers(Numbering):
         limit.require(_BYTES_OF_RAW * column.high, f"the items 1..{column.high:,} of filters.as_published_raw_ids")
         self._column = column
         self.size = column.high
+        self.listed = np.arange(column.high + 1) > 0
 
     def ids(self, chunk: int) -> Ids:  # noqa: D102
         return self._column.read(chunk).astype(self.dtype)
@@ -144,6 +149,8 @@ class SortedIntegers(Numbering):
 class SortedTexts(Numbering):
     """Text: its distinct values in ascending order."""
 
+    is_text = True
+
     def __init__(self, column: TextColumn, chunks: Iterable[int], limit: MemoryLimit, what: str) -> None:
         self._column = column
 
@@ -168,6 +175,42 @@ class SortedTexts(Numbering):
     def blocks(self, kept: NDArray[np.bool_]) -> Iterator[pl.Series]:  # noqa: D102
         for start in range(0, self.size, _BLOCK):
             yield self._distinct[start : start + _BLOCK].filter(pl.Series(kept[start : start + _BLOCK]))
+
+
+class WithListed(Numbering):
+    """Another numbering, and further ids that need not occur in the column.
+
+    Args:
+        numbering: The other one.
+        listed: The further ids, integers or text as those of the column, in any order.
+        limit: Memory that the ids may take.
+        what: The ids, for messages.
+    """
+
+    def __init__(self, numbering: Numbering, listed: pl.Series, limit: MemoryLimit, what: str) -> None:
+        blocks = [pl.Series(block) for block in numbering.blocks(np.ones(numbering.size, np.bool_))]
+        own = pl.concat([pl.Series([], dtype=listed.dtype), *blocks])
+        limit.require(3 * int(own.estimated_size() + listed.estimated_size()), f"the distinct ids of {what}")
+        self._numbering, self.is_text = numbering, numbering.is_text
+        self._distinct = pl.concat([own, listed]).unique().sort().rechunk()
+        self.size = len(self._distinct)
+        self._ranks = np.zeros(len(own) + 1, self.dtype)
+        self._ranks[1:] = self._distinct.search_sorted(own).to_numpy() + 1
+        self.listed = np.zeros(self.size + 1, np.bool_)
+        self.listed[self._distinct.search_sorted(listed).to_numpy() + 1] = True
+
+    def ids(self, chunk: int) -> Ids:  # noqa: D102
+        found: Ids = self._ranks[self._numbering.ids(chunk)]
+        return found
+
+    def external_id(self, internal_id: int) -> int | str:  # noqa: D102
+        found: int | str = self._distinct[internal_id - 1]
+        return found
+
+    def blocks(self, kept: NDArray[np.bool_]) -> Iterator[NDArray[np.int64] | pl.Series]:  # noqa: D102
+        for start in range(0, self.size, _BLOCK):
+            block = self._distinct[start : start + _BLOCK].filter(pl.Series(kept[start : start + _BLOCK]))
+            yield block if self.is_text else block.to_numpy()
 
 
 def number_ids(

@@ -23,7 +23,9 @@ from seqrec.errors import InputError, StoreError
 from seqrec.files import exchange, locked, rename
 
 # Manifests contain these filters only if they are set. Stores that are older than the filters thus stay valid.
-_SILENT = {each.name: each.default for each in fields(Filters) if each.name.startswith("as_published_")}
+_SILENT = {
+    each.name: each.default for each in fields(Filters) if each.name.startswith(("as_published_", "items_without_"))
+}
 # Errors of a full disk, an exceeded quota and a file that is too large. Windows has no quota.
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 # A part of the names of stores, which stay if a later version reads the stores of this one.

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from seqrec.data.manifest import write_manifest
 from seqrec.data.prepare.columns import count_missing
 from seqrec.data.prepare.k_core import Core, core_blocks, k_core
-from seqrec.data.prepare.numbering import Numbering, RawIntegers, SortedTexts, number_ids
+from seqrec.data.prepare.numbering import Numbering, RawIntegers, WithListed, number_ids
 from seqrec.data.prepare.ordering import Block, BlockSpool, DuplicateCount, ordered_blocks, ordering_bytes
 from seqrec.data.prepare.partitions import Partitions, column_types
 from seqrec.data.prepare.reading import read_log
 from seqrec.data.prepare.spool import IntegerColumn, RawColumn, Spool, SpooledColumn, TextColumn, Workspace
-from seqrec.data.prepare.tables import OpenedTable, open_tables, write_table_columns, write_vocabulary
+from seqrec.data.prepare.tables import OpenedTable, listed_ids, open_tables, write_table_columns, write_vocabulary
 from seqrec.data.schema import EVENTS, ITEMS, USERS, file_names
 from seqrec.data.sources.source import Source
 from seqrec.data.store import ArrayFile
@@ -56,9 +57,9 @@ def write_store_of(source: Source, settings: dict[str, Any], directory: Path, wo
     filters = work.filters
     tables = {group: open_tables(source, group, work) for group in (ITEMS, USERS)}
     spool, source_files = read_log(source, work)
-    log = _partition(spool, work)
-    # Which of the raw ids occur is only known when all events are counted.
-    write = _write_all if filters.keeps_every_event and not filters.as_published_raw_ids else _write_core
+    log = _partition(spool, tables[ITEMS], work)
+    # Which of the listed ids occur is only known when all events are counted.
+    write = _write_all if filters.keeps_every_event and log.items.listed is None else _write_core
     core, files = write(log, directory, work)
     files += _write_vocabulary(directory, "user_vocabulary", log.users, core.users)
     files += _write_vocabulary(directory, "item_vocabulary", log.items, core.catalogue[1:])
@@ -77,7 +78,7 @@ def write_store_of(source: Source, settings: dict[str, Any], directory: Path, wo
         "events_after_filter": log.num_events,
         "duplicates": log.duplicates.count if has_times else None,
     }
-    if filters.as_published_raw_ids:
+    if log.items.listed is not None:
         counts["items_that_occur"] = int(np.count_nonzero(core.items))
     work.progress.note("making the store last on disk ...")
     extra = {
@@ -91,13 +92,15 @@ def write_store_of(source: Source, settings: dict[str, Any], directory: Path, wo
     write_manifest(directory, {file.path.name: file.finish() for file in files}, counts, extra)
 
 
-def _partition(spool: Spool, work: Workspace) -> _Numbered:
+def _partition(spool: Spool, tables: list[OpenedTable], work: Workspace) -> _Numbered:
     # Number users and items, and write the events of neighbouring users together.
     users = _number("users", spool.users, spool, work)
     if work.filters.as_published_raw_ids:
         items: Numbering = RawIntegers(spool.items, work.limit)
     else:
         items = _number("items", spool.items, spool, work)
+    if work.filters.items_without_events:
+        items = WithListed(items, listed_ids(tables, work, is_text=items.is_text), work.limit, "items")
     rows, lengths = _user_rows(spool, users, work)
     types = column_types(spool, items)
     partitions = Partitions(work.folder / "partitions", lengths, types)
@@ -157,7 +160,7 @@ def _write_core(log: _Numbered, directory: Path, work: Workspace) -> tuple[Core,
         newer = log.num_events - repeated - ordered.num_events
         work.progress.note(f"as published: {newer:,} events newer than a user's oldest {oldest:,} dropped")
     work.limit.require(_COUNT_BYTES * (log.users.size + log.items.size), "counts of users and items")
-    core = k_core(ordered, log.users.size, log.items.size, work)
+    core = k_core(ordered, log.users.size, log.items.size, work, listed=log.items.listed)
     if core.num_events == 0:
         settings = ", ".join(f"{name}={value!r}" for name, value in asdict(work.filters).items())
         raise InputError(f"no event of {log.num_events:,} is left after the filters {settings}; loosen them")
@@ -231,7 +234,7 @@ def _table_files(source: Source, tables: dict[str, list[OpenedTable]]) -> list[d
 def _write_vocabulary(directory: Path, stem: str, numbering: Numbering, kept: NDArray[np.bool_]) -> list[ArrayFile]:
     # The external ids for which `kept` (N,) is True, in the form that `Vocabulary.open` reads.
     size = int(np.count_nonzero(kept))
-    if not isinstance(numbering, SortedTexts):
+    if not numbering.is_text:
         file = ArrayFile(directory, stem, np.int64, size)
         for integers in numbering.blocks(kept):
             file.append(np.asarray(integers))
@@ -239,11 +242,11 @@ def _write_vocabulary(directory: Path, stem: str, numbering: Numbering, kept: ND
     offsets = ArrayFile(directory, f"{stem}.offsets", np.int64, size + 1)
     offsets.append(np.zeros(1, np.int64))
     total = 0
-    for texts in numbering.blocks(kept):
+    for texts in map(pl.Series, numbering.blocks(kept)):
         ends = total + np.cumsum(texts.str.len_bytes().to_numpy(), dtype=np.int64)
         offsets.append(ends)
         total = int(ends[-1]) if len(ends) else total
     text_bytes = ArrayFile(directory, f"{stem}.bytes", np.uint8, total)
-    for texts in numbering.blocks(kept):
+    for texts in map(pl.Series, numbering.blocks(kept)):
         text_bytes.append(np.frombuffer(texts.str.join("").item().encode(), np.uint8))
     return [text_bytes, offsets]

@@ -81,6 +81,28 @@ def open_tables(source: Source, group: str, work: Workspace) -> list[OpenedTable
     return [table for table in opened if table.kinds]
 
 
+def listed_ids(tables: list[OpenedTable], work: Workspace, *, is_text: bool) -> pl.Series:
+    """Return the ids of the items in some tables, which `Filters.items_without_events` keeps, as those of the log.
+
+    Raises:
+        InputError: if there is no table, or an id is text and those of the log are integers.
+    """
+    if not tables:
+        raise InputError("filters.items_without_events needs the source's table of items: name columns in schema.items")
+    of_log = Vocabulary([] if is_text else np.empty(0, np.int64))
+    found = [pl.Series("key", [], pl.String if is_text else pl.Int64)]
+    for table in (opened.table for opened in tables):
+        for batch in work.progress.track(f"listing items of {table.origin}", _batches(table, [], 0)):
+            keys = _keys(batch[table.key], of_log).drop_nulls()
+            if keys.dtype != found[0].dtype:
+                raise InputError(
+                    f"{table.origin}: {table.key} is not always a whole number as the log's item ids are, so "
+                    "filters.items_without_events cannot number its items"
+                )
+            found.append(keys.alias("key"))
+    return pl.concat(found)
+
+
 def write_table_columns(
     group: str, tables: list[OpenedTable], vocabulary: Vocabulary, directory: Path, work: Workspace
 ) -> tuple[dict[str, dict[str, Any]], list[ArrayFile], list[str]]:
