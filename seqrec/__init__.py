@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from seqrec.catalogue.candidates import Candidates
     from seqrec.catalogue.search import ExactSearch, FaissSearch
     from seqrec.catalogue.table import ItemTable
+    from seqrec.data.cold_items import ColdItems
     from seqrec.data.datamodule import SequenceDataModule
     from seqrec.data.event_columns import EventColumn
     from seqrec.data.prepare import Filters, prepare
@@ -88,6 +89,7 @@ _MODULES = {
     "seqrec.catalogue.candidates": "Candidates",
     "seqrec.catalogue.search": "ExactSearch FaissSearch",
     "seqrec.catalogue.table": "ItemTable",
+    "seqrec.data.cold_items": "ColdItems",
     "seqrec.data.datamodule": "SequenceDataModule",
     "seqrec.data.event_columns": "EventColumn",
     "seqrec.data.prepare": "Filters prepare",
@@ -130,6 +132,7 @@ __all__ = [
     "Baseline",
     "BestCheckpoint",
     "Candidates",
+    "ColdItems",
     "Comparison",
     "ResumableEarlyStopping",
     "Event",

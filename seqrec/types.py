@@ -273,6 +273,19 @@ class JudgedTargets(TensorRecord):
         """(B,) number of targets of each user."""
         return torch.bincount(self.rows, minlength=len(self.user_ids))
 
+    def only(self, kept: Tensor) -> JudgedTargets:
+        """Return only the targets with `kept` (T,) True; users without any are left out."""
+        users, rows = torch.unique(self.rows[kept], return_inverse=True)
+        return JudgedTargets(
+            user_ids=self.user_ids[users],
+            history_lengths=self.history_lengths[users],
+            rows=rows,
+            item_ids=self.item_ids[kept],
+            ranks=TargetRanks(self.ranks.better[kept], self.ranks.tied[kept]),
+            repeated=self.repeated[kept],
+            timestamps=None if self.timestamps is None else self.timestamps[kept],
+        )
+
 
 @dataclass(frozen=True)
 class Recommendations(TensorRecord):

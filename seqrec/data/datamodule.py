@@ -1,5 +1,7 @@
 """From a raw log to batches: the data module and its loader. No other module of `data` imports Lightning."""
 
+# Longer than 400 lines because Lightning needs its hooks on one class.
+
 from __future__ import annotations
 
 import inspect
@@ -16,7 +18,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
-from seqrec.data.collate import WindowDataset
+from seqrec.data.cold_items import without_items
+from seqrec.data.collate import EventArrays, WindowDataset
 from seqrec.data.columns import training_scales
 from seqrec.data.event_columns import EventColumn, checked_scales
 from seqrec.data.item_counts import training_item_counts
@@ -179,12 +182,26 @@ class SequenceDataModule(pl.LightningDataModule):
         """Users of the log; ids are 1..num_users."""
         return self.store.num_users
 
+    @property
+    def item_columns(self) -> dict[str, dict[str, Any]]:
+        """Sizes of the columns of items by name, from which a model that reads them makes its parameters."""
+        return self.store.item_column_sizes
+
     def train_item_counts(self) -> NDArray[np.int64]:
         """Return the number of events (num_items + 1,) of each item in the training part; item 0 has none.
 
         With a target filter, the number of targets.
         """
         return training_item_counts(self.store, self.split)
+
+    def trained_items(self) -> NDArray[np.bool_]:
+        """Return (num_items + 1,) True for items that occur in the training part, as targets or as context."""
+        return training_item_counts(self.store, self.split, all_events=True) > 0
+
+    @cached_property
+    def hidden_items(self) -> NDArray[np.bool_] | None:
+        """(num_items + 1,) True for items that the split hides from training; None if it hides none."""
+        return self.split.hidden_items(self.store)
 
     @cached_property
     def event_scales(self) -> dict[str, tuple[float, float]]:
@@ -203,7 +220,7 @@ class SequenceDataModule(pl.LightningDataModule):
 
     def prepare_again(self) -> None:
         """Prepare the store even if it exists. Only one process may call this."""
-        for name in ("store", "event_scales"):
+        for name in ("store", "event_scales", "hidden_items"):
             self.__dict__.pop(name, None)
         log = self.source, self.filters, self.store_directory
         prepare(*log, schema=self.schema, memory_limit=self.memory_limit, progress=print_line, overwrite=True)
@@ -232,19 +249,23 @@ class SequenceDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Return a loader of shuffled windows of the training part; every window has at least one target."""
-        stops, targets = self.split.history_stops(self.store, "train"), self.store.targets
-        last = stops - 1 if targets is None else targets.last(self._offsets + 1, stops)
-        if not (last > self._offsets).any():
+        stops = self.split.history_stops(self.store, "train")
+        events: EventArrays = self.store
+        if self.hidden_items is not None:
+            events, stops = without_items(self.store, self.hidden_items, stops)
+        offsets, targets = np.asarray(events.offsets)[:-1], events.targets
+        last = stops - 1 if targets is None else targets.last(offsets + 1, stops)
+        if not (last > offsets).any():
             needed = "two training events" if targets is None else "a training target with an event before it"
             raise InputError(f"{self.store_directory}: no user has {needed}, there is nothing to learn")
 
         def windows(rng: np.random.Generator) -> WindowIndex:
-            found = self.train_windows.index(self._offsets, last, self.max_length, rng)
+            found = self.train_windows.index(offsets, last, self.max_length, rng)
             return found if targets is None else found.with_targets(targets, slide=self.train_windows.random)
 
-        if targets is not None:
-            self._report_targets(targets)
-        dataset = WindowDataset(self.store, stops, scales=self.event_scales)
+        if self.store.targets is not None:
+            self._report_targets(self.store.targets)
+        dataset = WindowDataset(events, stops, scales=self.event_scales)
         shuffle = not (self.longest_first or self._overfits)
         loader = self._loader(dataset, windows, self.batch_size, shuffle=shuffle)
         self._train_sampler = loader.sampler

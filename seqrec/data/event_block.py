@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from seqrec.data.collate import WindowDataset
 from seqrec.data.columns import Column
 from seqrec.data.sampler import BatchSampler
+from seqrec.data.targets import LogTargets
 from seqrec.data.windows import newest_windows
 from seqrec.errors import InputError
 from seqrec.types import SequenceBatch
@@ -32,7 +33,7 @@ class EventBlock:
         timestamps: (E,) int64; None without times.
         request_times: (U,) int64, when each user is asked for; None if that is not known.
         event_columns: Further columns with E rows, by name.
-        targets: None: a block is only for prediction.
+        targets: The events that are targets in training; None is all, and in prediction.
     """
 
     item_ids: NDArray[np.integer[Any]]
@@ -42,7 +43,7 @@ class EventBlock:
     timestamps: Int64 | None = None
     request_times: Int64 | None = None
     event_columns: Mapping[str, Column] = field(default_factory=dict)
-    targets: None = None
+    targets: LogTargets | None = None
 
     def __len__(self) -> int:
         return len(self.user_ids)

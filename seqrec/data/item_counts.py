@@ -11,27 +11,32 @@ from seqrec.data.store import EventStore
 from seqrec.data.windows import ranges
 
 
-def training_item_counts(store: EventStore, split: Split) -> NDArray[np.int64]:
+def training_item_counts(store: EventStore, split: Split, *, all_events: bool = False) -> NDArray[np.int64]:
     """Return the number of events (num_items + 1,) of each item in the training part; item 0 has none.
 
-    With a target filter, the number of targets: it is how often each item is what a model is trained to predict.
+    With a target filter, the number of targets, unless `all_events`: it is how often each item is what a model is
+    trained to predict. Items that the split hides from training have none.
     """
+    targets = None if all_events else store.targets
     stops = split.history_stops(store, "train")
     places = ranges(stops, np.asarray(store.offsets)[1:] - stops)
-    if store.targets is not None:
-        places = places[store.targets.at(places)]
-    return item_counts(store) - np.bincount(store.item_ids[places], minlength=store.num_items + 1)
+    if targets is not None:
+        places = places[targets.at(places)]
+    held_out = np.bincount(store.item_ids[places], minlength=store.num_items + 1)
+    counts, hidden = item_counts(store, all_events=all_events) - held_out, split.hidden_items(store)
+    return counts if hidden is None else np.where(hidden, 0, counts)
 
 
-def item_counts(store: EventStore) -> NDArray[np.int64]:
+def item_counts(store: EventStore, *, all_events: bool = False) -> NDArray[np.int64]:
     """Return the number of events (num_items + 1,) of each item in the whole log; item 0 has none.
 
-    With a target filter, the number of targets.
+    With a target filter, the number of targets, unless `all_events`.
     """
+    targets = None if all_events else store.targets
     counts = np.zeros(store.num_items + 1, dtype=np.int64)
     begin = 0
     for piece in pieces_of(store.item_ids):
-        here = piece if store.targets is None else piece[store.targets.at(np.arange(begin, begin + len(piece)))]
+        here = piece if targets is None else piece[targets.at(np.arange(begin, begin + len(piece)))]
         counts += np.bincount(here, minlength=len(counts))
         begin += len(piece)
     return counts

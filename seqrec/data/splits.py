@@ -5,6 +5,8 @@ events, and the history of a target is everything before it, targets or not. So 
 read, but neither trained for nor judged.
 """
 
+# Longer than 400 lines because all splits share the search for points in time.
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -71,6 +73,10 @@ class Split(ABC):
     def left_out(self, store: EventStore, stage: str) -> dict[str, int]:
         """Return the number of users who are not judged in "validate" or "test", by reason."""
         return {}
+
+    def hidden_items(self, store: EventStore) -> NDArray[np.bool_] | None:
+        """Return (num_items + 1,) True for items that no training batch contains; None if none is hidden."""
+        return None
 
 
 def judged_ranges(split: Split, store: EventStore, stage: str) -> tuple[Int64, Int64]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from seqrec.evaluation.metrics import COLD, WARM
 from seqrec.evaluation.protocols import Protocol
 from seqrec.files import write_json
 
@@ -29,13 +30,23 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, names: 
 def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     """Return a table with a line for each model and a column for each metric, to four decimals.
 
+    Metrics of cold and warm targets, which have prefixes, are in lines of their own.
+
     Example:
         >>> print(metrics_table({"SASRec": {"HR@10": 0.75, "HR@5": 0.5}}))
         model      HR@5    HR@10
         SASRec   0.5000   0.7500
     """
-    columns = sorted(next(iter(rows.values())), key=_by_metric_and_cutoff)
-    lines = [[name, *(f"{values[column]:.4f}" for column in columns)] for name, values in rows.items()]
+    names = list(next(iter(rows.values())))
+    columns = sorted((name for name in names if not name.startswith((COLD, WARM))), key=_by_metric_and_cutoff)
+    parts = {"": ""}
+    if len(names) > len(columns):
+        parts |= {", cold items": COLD, ", warm items": WARM}
+    lines = [
+        [f"{name}{part}", *(f"{values[f'{prefix}{column}']:.4f}" for column in columns)]
+        for name, values in rows.items()
+        for part, prefix in parts.items()
+    ]
     return text_table(["model", *columns], lines)
 
 

@@ -23,6 +23,7 @@ def evaluate(
     item_counts: NDArray[np.int64] | None = None,
     several_targets: bool = False,
     separate_lists: bool = False,
+    cold_items: NDArray[np.bool_] | None = None,
 ) -> dict[str, float]:
     """Return the metrics of a model without a trainer, by the model's protocol.
 
@@ -35,6 +36,8 @@ def evaluate(
             it. Needed if the protocol draws candidates from trained items or by popularity.
         several_targets: Whether users may have more than one target; adds recall and precision.
         separate_lists: Whether each target is in a list of its own (`GlobalTime.prequential`).
+        cold_items: (V,) True for items that were hidden from training (`SequenceDataModule.hidden_items`); adds the
+            metrics of cold and warm targets, such as `cold_HR@10`.
 
     Raises:
         InputError: if the protocol needs `item_counts`.
@@ -55,8 +58,12 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    shape = {"several_targets": several_targets, "separate_lists": separate_lists}
-    metrics = ranking_metrics(model.protocol.normaliser, **shape).to(model.device)
+    metrics = ranking_metrics(
+        model.protocol.normaliser,
+        several_targets=several_targets,
+        separate_lists=separate_lists,
+        cold_items=None if cold_items is None else torch.from_numpy(cold_items),
+    ).to(model.device)
     counts = None if item_counts is None else TrainingCounts(torch.from_numpy(item_counts)).to(model.device)
     scorer = model.scorer()
     try:

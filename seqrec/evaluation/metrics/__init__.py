@@ -3,9 +3,11 @@
 from seqrec.evaluation.metrics.functional import NORMALISERS, hit_rate, mrr, ndcg, precision, recall
 from seqrec.evaluation.metrics.lists import Coverage, ListMetric, MeanPopularity, Novelty, list_metrics
 from seqrec.evaluation.metrics.ranking import (
+    COLD,
     CUTOFFS,
     MRR,
     NDCG,
+    WARM,
     HitRate,
     Precision,
     RankMetric,
@@ -16,6 +18,7 @@ from seqrec.evaluation.metrics.ranking import (
 )
 
 __all__ = [
+    "COLD",
     "CUTOFFS",
     "MRR",
     "NDCG",
@@ -29,6 +32,7 @@ __all__ = [
     "RankMetric",
     "Recall",
     "RepeatedTargets",
+    "WARM",
     "hit_rate",
     "list_metrics",
     "metric_named",

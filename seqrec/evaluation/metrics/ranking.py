@@ -24,6 +24,8 @@ from seqrec.evaluation.metrics.functional import (
 from seqrec.types import JudgedTargets
 
 CUTOFFS = (5, 10, 20)
+# Before the names of metrics of targets that are cold items, and of the others.
+COLD, WARM = "cold_", "warm_"
 
 
 class RankMetric(Metric, ABC):
@@ -35,6 +37,8 @@ class RankMetric(Metric, ABC):
     Attributes:
         separate_lists: Whether each target is in a list of its own (`GlobalTime.prequential`): the metric of a user is
             then the mean over these lists.
+        only_items: (num_items + 1,) bool, True for the items with which targets count; None counts all. Users without
+            such a target are left out.
 
     Raises:
         InputError: if `k`, the length of the list, is below 1.
@@ -46,11 +50,13 @@ class RankMetric(Metric, ABC):
     function: ClassVar[staticmethod[[JudgedTargets, int], Tensor]]
     total: Tensor
     count: Tensor
+    only_items: Tensor | None
 
     def __init__(self, k: int) -> None:
         super().__init__()
         check_at_least(1, k=k)
         self.k = k
+        self.register_buffer("only_items", None, persistent=False)
         self.add_state("total", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -64,6 +70,10 @@ class RankMetric(Metric, ABC):
 
     def update(self, judged: JudgedTargets) -> None:
         """Add a batch of users."""
+        if self.only_items is not None:
+            judged = judged.only(self.only_items[judged.item_ids])
+            if not len(judged.rows):
+                return
         self.total += to_fixed_point(self.per_user(judged)).sum(0)
         self.count += len(judged.user_ids)
 
@@ -154,11 +164,17 @@ class RepeatedTargets(Metric):
 
 
 def ranking_metrics(
-    normaliser: str = "achievable", *, several_targets: bool = False, separate_lists: bool = False
+    normaliser: str = "achievable",
+    *,
+    several_targets: bool = False,
+    separate_lists: bool = False,
+    cold_items: Tensor | None = None,
 ) -> MetricCollection:
     """Return HR@K and NDCG@K for K = 5, 10, 20, and if users may have several targets also Recall@K and Precision@K.
 
-    `separate_lists` is that of `RankMetric`.
+    `separate_lists` is that of `RankMetric`. With `cold_items` (num_items + 1,) bool, True for cold items, each metric
+    is also computed for the targets that are cold items, as `cold_HR@10`, and for the others, as `warm_HR@10`; a user
+    counts with its targets of that kind, and NaN means that no user has one.
 
     Raises:
         InputError: if the normaliser, that of `seqrec.evaluation.metrics.ndcg`, is unknown.
@@ -167,13 +183,18 @@ def ranking_metrics(
         >>> list(ranking_metrics())
         ['HR@10', 'HR@20', 'HR@5', 'NDCG@10', 'NDCG@20', 'NDCG@5']
     """
+    kinds: dict[str, Tensor | None] = {"": None}
+    if cold_items is not None:
+        kinds |= {COLD: cold_items, WARM: ~cold_items}
     metrics: dict[str, RankMetric] = {}
-    for k in CUTOFFS:
-        metrics |= {f"HR@{k}": HitRate(k), f"NDCG@{k}": NDCG(k, normaliser)}
-        if several_targets:
-            metrics |= {f"Recall@{k}": Recall(k), f"Precision@{k}": Precision(k)}
-    for metric in metrics.values():
-        metric.separate_lists = separate_lists
+    for prefix, only_items in kinds.items():
+        for k in CUTOFFS:
+            of_kind: dict[str, RankMetric] = {"HR": HitRate(k), "NDCG": NDCG(k, normaliser)}
+            if several_targets:
+                of_kind |= {"Recall": Recall(k), "Precision": Precision(k)}
+            for name, metric in of_kind.items():
+                metric.separate_lists, metric.only_items = separate_lists, only_items
+                metrics[f"{prefix}{name}@{k}"] = metric
     # torchmetrics would group metrics with equal values after the first batch, and HR@5 can equal HR@10 by chance.
     return MetricCollection(metrics, compute_groups=False)  # type: ignore[arg-type]  # invariant dict
 

@@ -203,7 +203,8 @@ def slices_of(results: Results) -> list[Slice]:
     """Return slices of the targets, without empty ones.
 
     - Quarters of the users by the length of their history (in events).
-    - Head, torso and tail of the items by training events (`popularity_bounds`).
+    - Head, torso and tail of the items by training events (`popularity_bounds`), and of the tail the items without any,
+      such as those that `ColdItems` hides.
     - Items that are new to the user, and repeated ones.
     - Quarters of the targets by time, if the log has timestamps.
 
@@ -221,6 +222,7 @@ def slices_of(results: Results) -> list[Slice]:
         Slice(f"head ({header.head_from:,}+ training events)", head),
         Slice(f"torso ({header.torso_from:,}+ training events)", torso & ~head),
         Slice("tail (fewer training events)", ~torso & ~head),
+        Slice("cold (no training event)", events == 0),
         Slice("new item", ~repeated),
         Slice("repeated item", repeated),
     ]

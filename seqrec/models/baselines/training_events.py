@@ -42,6 +42,7 @@ class TrainingEvents:
         num_items: Items of the catalogue; ids are 1..num_items.
         piece_events: Events in memory at a time; all events of one item are always read together.
         targets: The events that are predicted; None is all.
+        hidden: (num_items + 1,) True for items that are hidden from training; None hides none.
 
     Example:
         >>> import numpy as np
@@ -58,6 +59,7 @@ class TrainingEvents:
     num_items: int
     piece_events: int = PIECE_EVENTS
     targets: LogTargets | None = None
+    hidden: NDArray[np.bool_] | None = None
 
     @staticmethod
     def of(store: EventStore, split: Split) -> TrainingEvents:
@@ -66,7 +68,7 @@ class TrainingEvents:
         starts = np.asarray(store.offsets)[:-1]
         stops = split.history_stops(store, "train")
         log = np.asarray(store.item_ids), timestamps, starts, stops, store.num_items
-        return TrainingEvents(*log, targets=store.targets)
+        return TrainingEvents(*log, targets=store.targets, hidden=split.hidden_items(store))
 
     @property
     def with_context(self) -> TrainingEvents:
@@ -119,5 +121,7 @@ class TrainingEvents:
         # Users without events have the start of the next user, which is the one to find.
         user_rows = np.searchsorted(self.starts, places, side="right") - 1
         known = (places < self.stops[user_rows]) & self.is_target(places)
+        if self.hidden is not None:
+            known &= ~self.hidden[self.item_ids[places]]
         places, user_rows = places[known], user_rows[known]
         return LogEvents(places, user_rows, self.item_ids[places].astype(np.int64))

@@ -51,6 +51,16 @@ def test_items_are_split_by_training_events_and_by_being_new(results: Results):
         assert np.array_equal(slices[name].kept, kept)
 
 
+def test_items_without_training_events_are_a_slice_of_the_tail(results: Results):
+    events = results.frame["item_train_events"].to_numpy().copy()
+    events[::3] = 0
+    slices = by_name(Results("run", results.header, results.frame.with_columns(item_train_events=events)))
+    assert np.array_equal(slices["cold (no training event)"].kept, events == 0)
+    assert slices["tail (fewer training events)"].kept[::3].all()
+    trained = results.frame.with_columns(item_train_events=np.maximum(events, 1))
+    assert "cold (no training event)" not in by_name(Results("run", results.header, trained))
+
+
 def test_quarters_count_users_and_not_their_targets():
     # One user with many targets does not move the bounds of history.
     rows = frame(users=8)
