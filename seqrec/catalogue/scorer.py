@@ -5,6 +5,7 @@ B users, M positions, C candidates, D width, V = num_items + 1, K top-k.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -33,6 +34,12 @@ class Scorer:
         sparse: Whether the table's gradients are torch's sparse tensors over the rows that were read.
         unit_columns: Number of leading columns that are scaled to length 1 for cosine scores; None scales none.
         score_budget: Scores in memory at a time, B x catalogue chunk.
+        rows: Returns the vectors (U, D) of distinct items (U,), or (V, D) of all for None, if they are not the rows of
+            `table` alone; differentiable. For training: whole catalogues are scored by a table.
+        trained: (V,) bool, True for the items that objectives may take as negatives; None is all.
+
+    Attributes:
+        trained: As given.
 
     Example:
         >>> import torch
@@ -49,8 +56,12 @@ class Scorer:
         sparse: bool = False,
         unit_columns: int | None = None,
         score_budget: int = SCORE_BUDGET,
+        rows: Callable[[Tensor | None], Tensor] | None = None,
+        trained: Tensor | None = None,
     ) -> None:
+        self.trained = trained
         self._table = table
+        self._rows = rows
         self._sparse = sparse
         self._unit_columns = unit_columns
         self.score_budget = score_budget
@@ -78,10 +89,20 @@ class Scorer:
                 "this objective reads all item vectors, but the item table has row-sparse gradients: "
                 "read the items it needs with Scorer.vectors or Scorer.gather, or set item_table.sparse: false"
             )
-        return self._scaled(self._table)
+        return self._all_rows if self._rows is not None else self._scaled(self._table)
+
+    @cached_property
+    def _all_rows(self) -> Tensor:
+        assert self._rows is not None
+        return self._scaled(self._rows(None))
 
     def vectors(self, item_ids: Tensor) -> Tensor:
         """Return vectors (..., D) of items (...); differentiable."""
+        if self._rows is not None:
+            if "_all_rows" in vars(self):
+                return F.embedding(item_ids, self._all_rows)
+            distinct, places = torch.unique(item_ids, return_inverse=True)
+            return F.embedding(places, self._scaled(self._rows(distinct)))
         if isinstance(self._table, ShardedEmbedding):
             return self._scaled(self._table(item_ids))
         padding = 0 if self._sparse else None
@@ -90,7 +111,10 @@ class Scorer:
 
     def part(self, first: int, size: int) -> Tensor:
         """Return (size, D) vectors of the items from `first`, fewer at the end, in the precision of scores."""
-        if isinstance(self._table, ShardedEmbedding):
+        if self._rows is not None:
+            last = min(first + size, self.num_items + 1)
+            rows = self._rows(torch.arange(first, last, device=self._weight.device))
+        elif isinstance(self._table, ShardedEmbedding):
             rows = self._table.host_copy.part(first, size)
         else:
             rows = self._table[first : first + size]
@@ -102,14 +126,17 @@ class Scorer:
         For a dense table that is the table itself. From a sparse one each distinct item is read once, so its gradient
         has one row per item.
         """
-        if isinstance(self._table, Tensor) and not self._sparse and self._unit_columns is None:
+        if "_all_rows" in vars(self):
+            return self._all_rows, item_ids
+        if isinstance(self._table, Tensor) and not self._sparse and self._unit_columns is None and self._rows is None:
             return self._table, item_ids
         distinct, places = torch.unique(item_ids, return_inverse=True)
         return self.vectors(distinct), places
 
     def score(self, states: Tensor, item_ids: Tensor) -> Tensor:
         """Return scores (M, C) of items (M, C) for states (M, D); differentiable."""
-        if self._sparse and isinstance(self._table, Tensor) and not sums_at_lookup(item_ids.device):
+        is_table = isinstance(self._table, Tensor) and self._rows is None
+        if self._sparse and is_table and not sums_at_lookup(item_ids.device):
             return (self.vectors(item_ids) * states.unsqueeze(1)).sum(-1)
         return pair_scores(states, *self.gather(item_ids))
 
@@ -156,7 +183,10 @@ class Scorer:
     def precise_scores(self, states: Tensor, item_ids: Tensor) -> Tensor:
         """Return (M,) scores of one item per state (M, D): sums in float64, rounded to the precision of scores."""
         table = self._table
-        rows = table.host_copy.rows(item_ids) if isinstance(table, ShardedEmbedding) else table[item_ids]
+        if self._rows is not None:
+            rows = self._rows(item_ids)
+        else:
+            rows = table.host_copy.rows(item_ids) if isinstance(table, ShardedEmbedding) else table[item_ids]
         scores: Tensor = (states.double() * self._scaled(rows.double())).sum(1)
         return scores.to(self._dtype)
 
@@ -205,7 +235,7 @@ class Scorer:
         if allowed is not None and blocked is not None:
             allowed, blocked = allowed[~torch.isin(allowed, blocked)], None
         states, table = self.cast(states), self._table
-        is_product = type(self).score_chunk is Scorer.score_chunk and self._unit_columns is None and k <= MOST_ITEMS
+        is_product = self._is_product and k <= MOST_ITEMS
         if is_product and isinstance(table, Tensor) and table.dtype == states.dtype and _never_writes_scores(states):
             scores, item_ids = best_items(states, table, k, excluded=exclude, blocked=blocked, allowed=allowed)
             return Recommendations(item_ids, scores, user_ids)
@@ -259,16 +289,25 @@ class Scorer:
         A table in this process is copied, with vectors of length 1, so that a search need not scale it again. Rows of a
         table that is sharded over processes are scaled as they are read.
         """
-        if isinstance(self._table, ShardedEmbedding):
-            return Scorer(self._table, unit_columns=num_columns, score_budget=self.score_budget)
+        if isinstance(self._table, ShardedEmbedding) or self._rows is not None:
+            return Scorer(self._table, unit_columns=num_columns, score_budget=self.score_budget, rows=self._rows)
         with torch.no_grad():
             vectors = F.normalize(self._table[:, :num_columns].to(self._dtype), dim=1)
         return Scorer(vectors, score_budget=self.score_budget)
 
     @property
+    def _is_product(self) -> bool:
+        """Whether scores are products of states with the table's rows."""
+        is_own = type(self).score_chunk is Scorer.score_chunk
+        return is_own and self._unit_columns is None and self._rows is None
+
+    @property
     def _dtype(self) -> torch.dtype:
-        weight = self._table.weight if isinstance(self._table, ShardedEmbedding) else self._table
-        return torch.promote_types(weight.dtype, torch.float32)
+        return torch.promote_types(self._weight.dtype, torch.float32)
+
+    @property
+    def _weight(self) -> Tensor:
+        return self._table.weight if isinstance(self._table, ShardedEmbedding) else self._table
 
     def _scaled(self, vectors: Tensor) -> Tensor:
         columns = self._unit_columns

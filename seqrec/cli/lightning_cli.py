@@ -190,6 +190,7 @@ class SeqrecCLI(LightningCLI):
         parser.link_arguments("data.num_items", "model.init_args.num_items", apply_on="instantiate")
         parser.link_arguments("data.num_users", "model.init_args.num_users", apply_on="instantiate")
         parser.link_arguments("data.event_columns", "model.init_args.log_columns", apply_on="instantiate")
+        parser.link_arguments("data.item_columns", "model.init_args.item_columns", apply_on="instantiate")
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method of all commands
         """Return the trainer's methods that are commands, with the arguments that are not options."""
@@ -319,6 +320,7 @@ class SeqrecCLI(LightningCLI):
                 item_counts=counts,
                 several_targets=datamodule.split.several_targets,
                 separate_lists=datamodule.split.prequential,
+                cold_items=datamodule.hidden_items,
             )
         left_out = datamodule.split.left_out(datamodule.store, stage)
         folder = self.trainer.log_dir  # a broadcast, so every process asks

@@ -25,6 +25,7 @@ from seqrec.catalogue.search import ExactSearch, ItemSearch
 from seqrec.catalogue.sharding import ShardedEmbedding
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.event_columns import EventColumn
+from seqrec.data.store import EventStore
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError, NothingToDrawError
 from seqrec.evaluation.metrics import RepeatedTargets, ranking_metrics
@@ -184,8 +185,11 @@ class Recommender(pl.LightningModule, ABC):
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, SequenceDataModule):
             check_same_log(self._trained_on, data.store, user_vectors=self.num_user_vectors)
-            self.item_vocabulary = data.store.item_vocabulary
-            self.user_vocabulary = data.store.user_vocabulary
+            self.use_store(data.store)
+
+    def use_store(self, store: EventStore) -> None:
+        """Take the log's ids from the store that the model was trained on, or another one with the same items."""
+        self.item_vocabulary, self.user_vocabulary = store.item_vocabulary, store.user_vocabulary
 
     def teardown(self, stage: str) -> None:
         """After a fit, remember the log that the model was trained on."""
@@ -354,15 +358,17 @@ class Recommender(pl.LightningModule, ABC):
 
     def _start_judging(self, stage: str) -> None:
         self._warn_of_fresh_weights()
-        data, counts, several, separate = getattr(self.trainer, "datamodule", None), None, False, False
+        data, counts = getattr(self.trainer, "datamodule", None), None
+        shape: dict[str, Any] = {}
         if isinstance(data, SequenceDataModule):
             times = self.reads_request_time
             self.protocol = self.protocol.on(data.split, data.event_order, request_time=times, targets=data.targets)
-            several, separate = data.split.several_targets, data.split.prequential
+            shape = {"several_targets": data.split.several_targets, "separate_lists": data.split.prequential}
+            if data.hidden_items is not None:
+                shape["cold_items"] = torch.from_numpy(data.hidden_items)
             if self.protocol.candidates.needs_item_counts:
                 counts = TrainingCounts(torch.from_numpy(data.train_item_counts())).to(self.device)
-        metrics = ranking_metrics(self.protocol.normaliser, several_targets=several, separate_lists=separate)
-        self.metrics[stage] = metrics.to(self.device)
+        self.metrics[stage] = ranking_metrics(self.protocol.normaliser, **shape).to(self.device)
         # Those of a command in inference mode cannot be changed in another.
         self.repeats[stage] = RepeatedTargets().to(self.device)
         # Once per epoch, as the weights do not change within it.

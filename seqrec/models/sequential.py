@@ -18,11 +18,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from seqrec.catalogue.content import check_same_content, sizes_of_content
 from seqrec.catalogue.scorer import Scorer
 from seqrec.catalogue.sharding import clip_norm, keep_own_state, save_whole_state
 from seqrec.catalogue.table import ItemEmbedding, ItemTable
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.event_columns import EventColumn, chosen_columns
+from seqrec.data.store import EventStore
 from seqrec.encoders import SequenceEncoder
 from seqrec.encoders.column_embedding import ColumnEmbedding
 from seqrec.encoders.event_time import EventTime, RequestReadOut, TimeEmbedding, needed_times
@@ -63,6 +65,8 @@ class SequentialRecommender(StreamingRecommender):
             is none, also if the log has columns. A checkpoint has their descriptions.
         log_columns: Columns of the log, `SequenceDataModule.event_columns`; needed for names in `event_columns`.
         item_table: How items are stored and compared with states; None is `ItemTable()`.
+        item_columns: Sizes of the store's columns of items by name (`EventStore.item_column_sizes`), of which
+            `item_table.content` names some. `use_store` and trainers read their values.
         loss: Objective; None is `BCE` with one uniform negative.
         optimizer: None is `Adam` with step size 1e-3.
 
@@ -104,6 +108,7 @@ class SequentialRecommender(StreamingRecommender):
         event_columns: Sequence[str | EventColumn] | None = None,
         log_columns: Sequence[EventColumn] | None = None,
         item_table: ItemTable | None = None,
+        item_columns: dict[str, Any] | None = None,
         loss: Loss | None = None,
         optimizer: OptimizerFactory | None = None,
     ) -> None:
@@ -112,7 +117,8 @@ class SequentialRecommender(StreamingRecommender):
         self.loss: Loss = from_spec(loss, Loss) or BCE()
         self.optimizer: OptimizerFactory = from_spec(optimizer, OptimizerFactory) or Adam()
         self.item_table: ItemTable = from_spec(item_table, ItemTable) or ItemTable()
-        self.items, self.output_items = self._make_tables(num_items)
+        columns = sizes_of_content(self.item_table.content, item_columns)
+        self.items, self.output_items = self._make_tables(num_items, columns)
         check_at_least(1, max_length=max_length)
         self.positions = LearnedPositions(max_length, self.encoder.d_model) if positions else None
         if user_embedding and num_users < 1:
@@ -130,15 +136,16 @@ class SequentialRecommender(StreamingRecommender):
         # Settings that a resumed run's optimizer had, if they were others; and the optimizer that this model built.
         self._optimizer_before: OptimizerFactory | None = None
         self._built: Optimizer | None = None
-        # DDP would send all rows of these tables.
-        self._ddp_params_and_buffers_to_ignore = list(self._sparse_embeddings())
+        # DDP would send all rows of these tables, and the columns of items at each step.
+        self._ddp_params_and_buffers_to_ignore = [*self._sparse_embeddings(), *self._buffers_of_items()]
         # Plain values only, for weights_only=True. The encoder's arguments are there twice: in its spec for this class,
         # and flat for the presets. Loading passes on the ones that the class takes.
         plain = {"max_length": max_length, "positions": positions, "num_items": num_items, "num_users": num_users}
         parts = ("encoder", "time", "event_columns", "item_table", "loss", "optimizer")
         specs = {name: None if (part := getattr(self, name)) is None else to_spec(part) for name in parts}
         flat = to_spec(self.encoder)["init_args"]
-        self.save_hyperparameters({**flat, **plain, "user_embedding": user_embedding, **specs})
+        own = {"item_columns": columns} if columns else {}
+        self.save_hyperparameters({**flat, **plain, "user_embedding": user_embedding, **own, **specs})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """List the arguments that a subclass forwards as `**shared` in its signature."""
@@ -295,11 +302,7 @@ class SequentialRecommender(StreamingRecommender):
     def scorer(self) -> Scorer:
         """Return the scorer of the current weights."""
         items = self.items if self.output_items is None else self.output_items
-        return Scorer(
-            items.source,
-            sparse=items.sparse,
-            unit_columns=None if self.item_table.temperature is None else items.d_model,
-        )
+        return items.scorer(unit_columns=None if self.item_table.temperature is None else items.d_model)
 
     def item_similarity(self) -> ItemSimilarity:
         """Return the cosines of the item vectors that score; see `similar_items`."""
@@ -321,6 +324,17 @@ class SequentialRecommender(StreamingRecommender):
         if self.users is not None and user_ids is not None:
             x = x + self.users(user_ids).unsqueeze(1)
         return x
+
+    def use_store(self, store: EventStore) -> None:
+        """Take the log's ids, and the columns of items that the model reads but has not got from a checkpoint.
+
+        Raises:
+            InputError: if the store has other columns of items than the model was built for.
+        """
+        super().use_store(store)
+        for _, table in self._tables():
+            if table.content is not None:
+                table.content.read(store.item_columns, sizes=store.item_column_sizes)
 
     def setup(self, stage: str) -> None:
         """Check the trainer's settings and the log, also its times and columns if the model reads them.
@@ -392,6 +406,8 @@ class SequentialRecommender(StreamingRecommender):
         super().on_load_checkpoint(checkpoint)
         trainer = attached_trainer(self)
         self._keep_scales(checkpoint)
+        if trainer is not None:
+            check_same_content(checkpoint.get("hyper_parameters", {}).get("item_columns"), self.hparams)
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             self._optimizer_before = self._other_optimizer(checkpoint)
             keep_own_state(checkpoint, self._sparse_embeddings())
@@ -459,8 +475,14 @@ class SequentialRecommender(StreamingRecommender):
             rank_zero_info(f"{name}: {table.summary}")
             table.start_equal()
         data = getattr(self.trainer, "datamodule", None)
-        if self.loss.needs_item_counts and isinstance(data, SequenceDataModule):
+        if not isinstance(data, SequenceDataModule):
+            return
+        if self.loss.needs_item_counts:
             self.loss.use_item_counts(torch.from_numpy(data.train_item_counts()))
+        if self.item_table.content:
+            trained = torch.from_numpy(data.trained_items())
+            for _, table in self._tables():
+                table.use_trained_items(trained)
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
         """Return the mean loss over a batch's targets."""
@@ -519,15 +541,18 @@ class SequentialRecommender(StreamingRecommender):
         scheduler = self.optimizer.schedule.build(optimizer, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _make_tables(self, num_items: int) -> tuple[ItemEmbedding, ItemEmbedding | None]:
+    def _make_tables(
+        self, num_items: int, columns: Mapping[str, Mapping[str, Any]]
+    ) -> tuple[ItemEmbedding, ItemEmbedding | None]:
         """Return the table of the history, and that of the candidates if it is another."""
-        separate, bias = self.item_table.separate_output, self.item_table.bias
-        reads_all = self.loss.reads_all_items
-        if not separate:
-            return self._make_table(num_items, reads_all=reads_all, bias=bias), None
-        return self._make_table(num_items), self._make_table(num_items, reads_all=reads_all, bias=bias)
+        table = self.item_table
+        of_items: dict[str, Any] = {"content": columns, "ids": table.ids, "id_dropout": table.dropped_ids}
+        scoring: dict[str, Any] = {"reads_all": self.loss.reads_all_items, "bias": table.bias, **of_items}
+        if not table.separate_output:
+            return self._make_table(num_items, **scoring), None
+        return self._make_table(num_items, **of_items), self._make_table(num_items, **scoring)
 
-    def _make_table(self, num_items: int, *, reads_all: bool = False, bias: bool = False) -> ItemEmbedding:
+    def _make_table(self, num_items: int, *, reads_all: bool = False, **of_items: Any) -> ItemEmbedding:
         settings = self.item_table
         return ItemEmbedding(
             num_items,
@@ -535,9 +560,12 @@ class SequentialRecommender(StreamingRecommender):
             std=settings.std,
             sparse=settings.is_sparse(num_items + 1, reads_all=reads_all),
             dtype=getattr(torch, settings.dtype),
-            bias=bias,
             sharded=settings.sharded,
+            **of_items,
         )
+
+    def _buffers_of_items(self) -> list[str]:
+        return [f"{name}.{own}" for name, table in self._tables() for own, _ in table.named_buffers()]
 
     def _tables(self) -> list[tuple[str, ItemEmbedding]]:
         return [(name, module) for name, module in self.named_children() if isinstance(module, ItemEmbedding)]

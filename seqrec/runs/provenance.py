@@ -88,5 +88,6 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
 
 def _count(module: nn.Module) -> int:
     if isinstance(module, ItemEmbedding):
-        return (module.num_items + 1) * module.weight.shape[1]
+        content = [] if module.content is None else module.content.parameters()
+        return (module.num_items + 1) * module.weight.shape[1] + sum(weight.numel() for weight in content)
     return sum(parameter.numel() for parameter in module.parameters())

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -25,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from seqrec.catalogue.scorer import Scorer
 from seqrec.catalogue.sharding import ShardedEmbedding, exchange
 from seqrec.catalogue.table import ItemTable
+from seqrec.data.columns import Column
 from seqrec.errors import InputError
 from seqrec.evaluation.target_ranks import Targets, catalogue_ranks
 from seqrec.models import SASRec
@@ -53,7 +55,8 @@ ADAM = ADAGRAD | {
     "users": True,
 }
 BFLOAT16 = ADAGRAD | {"table": {"dtype": "bfloat16"}, "double": False}
-OPTIONS = {"adagrad": ADAGRAD, "adam": ADAM, "bfloat16": BFLOAT16}
+CONTENT = ADAGRAD | {"table": {"content": ("text", "year"), "id_dropout": 0.0, "temperature": 0.5}}
+OPTIONS = {"adagrad": ADAGRAD, "adam": ADAM, "content": CONTENT, "bfloat16": BFLOAT16}
 
 
 class NextItems(NegativeSampler):
@@ -100,6 +103,7 @@ def make(options: dict[str, Any], *, sharded: bool) -> SASRec:
     rank = int(os.environ.get("LOCAL_RANK", 0))
     torch.manual_seed(rank)  # ranks agree only where they are made to
     table = LazyAdam() if options["optimizer"] == "adam" else RowwiseAdagrad(1e-1)
+    columns = columns_of(options["num_items"])
     model = SASRec(
         options["num_items"],
         d_model=8,
@@ -110,9 +114,19 @@ def make(options: dict[str, Any], *, sharded: bool) -> SASRec:
         num_users=ROWS,
         loss=SampledSoftmax(NextItems()),
         item_table=ItemTable(sparse=True, sharded=sharded, **options["table"]),
+        item_columns={name: column.sizes for name, column in columns.items()},
         optimizer=Adam(1e-2, table=table),
     )
+    if model.items.content is not None:
+        model.items.content.read(columns)
     return model.double() if options["double"] else model
+
+
+def columns_of(num_items: int) -> dict[str, Column]:
+    rng = np.random.default_rng(0)
+    vectors, years = rng.normal(size=(num_items + 1, 4)), rng.normal(size=num_items + 1)
+    vectors[0], years[0] = 0, np.nan
+    return {"text": Column("vector", vectors.astype(np.float16)), "year": Column("numeric", years.astype(np.float32))}
 
 
 def as_unsharded(options: dict[str, Any]) -> SASRec:

@@ -63,7 +63,7 @@ def assert_same_weights(found: dict[str, Tensor], expected: dict[str, Tensor]) -
         torch.testing.assert_close(found[name], weight, **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("name", ["adagrad", "adam"])
+@pytest.mark.parametrize("name", ["adagrad", "adam", "content"])
 def test_two_ranks_train_as_one_does_with_whole_tables(runs: Path, name: str):
     (alone,) = returned(runs, "alone", 1)
     first, second = returned(runs, "spread", 2)
@@ -103,7 +103,7 @@ def test_runs_go_on_on_another_number_of_ranks(runs: Path):
 def test_tests_and_predictions_are_those_of_one_process(runs: Path):
     (alone,) = returned(runs, "alone", 1)
     first, second = returned(runs, "spread", 2)
-    for name in ("adagrad", "adam"):
+    for name in ("adagrad", "adam", "content"):
         assert first[name]["metrics"] == second[name]["metrics"] == pytest.approx(alone[name]["metrics"])
         assert alone[name]["metrics"]["test_NDCG@20"] > 0
         both = zip(first[name]["predicted"], second[name]["predicted"], strict=True)

@@ -59,7 +59,7 @@ def model_tables(model: SequentialRecommender) -> dict[str, ExportedTable]:
     tables = {}
     for name, embedding in (("items", model.items), ("users", model.users)):
         if embedding is not None:
-            tables[name] = _stored(name, embedding.weight.detach())
+            tables[name] = _stored(name, embedding.weight.detach() if embedding.content is None else embedding.whole())
     scorer = model.scorer()
     if model.output_items is not None or model.item_table.temperature is not None:
         width = scorer.vectors(torch.zeros(1, dtype=torch.int64, device=model.device)).shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer
@@ -18,7 +19,8 @@ class FullSoftmax(Loss):
     """`-log softmax(scores of items 1..num_items)[target]`, mean over targets; scores (B, L, V) are never held.
 
     Klenitskiy & Vasilev 2023 (Turning Dross Into Gold Loss: Is BERT4Rec really better than SASRec?) train SASRec with
-    this objective. Value and gradients equal those of plain cross-entropy; see `chunked_cross_entropy`.
+    this objective. Value and gradients equal those of plain cross-entropy; see `chunked_cross_entropy`. With
+    `ItemTable.content`, items without training events are left out of the sum, so they are not pushed down.
 
     Args:
         chunk: Maximum number of scores held at a time, at 4 bytes each. None is 2^20 on CPU, because 4 MiB stay in
@@ -49,7 +51,10 @@ class FullSoftmax(Loss):
     def forward(self, states: Tensor, batch: SequenceBatch, scorer: Scorer) -> Tensor:
         """Return the mean over the batch's targets; see `Loss.forward`."""
         events = select_events(states, batch)
-        items = Competitors(scorer.item_vectors, own=events.targets, first=1)
+        log_weights = None
+        if scorer.trained is not None:
+            log_weights = events.states.new_zeros(len(scorer.trained)).masked_fill(~scorer.trained, -torch.inf)
+        items = Competitors(scorer.item_vectors, own=events.targets, first=1, log_weights=log_weights)
         own = target_scores(events, scorer)
         loss = chunked_cross_entropy(events.states, own, items, chunk=self.chunk)
         if self.next_targets is None:

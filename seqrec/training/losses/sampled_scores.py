@@ -5,6 +5,8 @@ Shapes: M events, N draws.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -17,9 +19,18 @@ from seqrec.types import SequenceBatch
 
 
 def draw_negatives(sampler: NegativeSampler, events: TargetEvents, batch: SequenceBatch, scorer: Scorer) -> Negatives:
-    """Return negatives for a batch's events; seen items are sorted only if the sampler reads them."""
+    """Return negatives for a batch's events; seen items are sorted only if the sampler reads them.
+
+    Draws of items that are not `Scorer.trained` do not count.
+    """
     seen = batch.seen if sampler.exclude_seen else None
-    return sampler.sample(events.rows, events.targets, seen, scorer.num_items)
+    negatives = sampler.sample(events.rows, events.targets, seen, scorer.num_items)
+    if scorer.trained is None:
+        return negatives
+    excluded = ~scorer.trained[negatives.item_ids]
+    if negatives.shared:
+        excluded = excluded.expand(len(batch), -1)
+    return replace(negatives, excluded=excluded if negatives.excluded is None else negatives.excluded | excluded)
 
 
 def target_scores(events: TargetEvents, scorer: Scorer) -> Tensor:
