@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from seqrec.data.manifest import MissingStoreError
 from seqrec.data.store import EventStore
 from seqrec.errors import CheckpointError, InputError
-from seqrec.models import Recommender
+from seqrec.inference.new_items import with_items_of
+from seqrec.models import Recommender, SequentialRecommender
 from seqrec.models.trained_on import CHECKPOINT_KEY, check_same_log
 from seqrec.registry import class_from_file, trusting
 from seqrec.runs.checkpoints import all_finite, read_checkpoint
@@ -33,7 +34,9 @@ def load(
     Args:
         ckpt: A checkpoint written by `seqrec fit`, or by a trainer with a `SequenceDataModule`; a run's folder, a
             folder of runs, or `last`, for the best checkpoint of the run that started last; `best` or `hpc`.
-        store: Folder of the event store that the model was trained on; None is the folder that it had then.
+        store: Folder of the event store that the model was trained on; None is the folder that it had then. If the
+            model has `ItemTable.content`, a store with all of its items and others is allowed too: the others are
+            recommended by their content. Then the store that it was trained on must be where it was.
         device: Device of the model.
         trust: Packages whose classes the checkpoint may name, such as ["mypackage"]; their modules are imported.
 
@@ -88,8 +91,13 @@ def load_with_store(
     if not all_finite(model):
         raise InputError(f"{path} contains weights that are not finite; use an earlier checkpoint")
     trained_on = _store(record, path, store)
+    reads_content = isinstance(model, SequentialRecommender) and bool(model.item_table.content)
+    if reads_content and store is not None and record.get("items") != trained_on.items_digest:
+        # An item table with further items, which the model recommends by their content.
+        model = with_items_of(cast("SequentialRecommender", model), _store(record, path, None), trained_on)
+        record = {**record, "items": trained_on.items_digest}
     check_same_log(record, trained_on, user_vectors=model.num_user_vectors)
-    model.item_vocabulary, model.user_vocabulary = trained_on.item_vocabulary, trained_on.user_vocabulary
+    model.use_store(trained_on)
     return model, trained_on
 
 
