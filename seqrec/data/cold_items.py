@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -95,9 +93,7 @@ def without_items(store: EventStore, hidden: NDArray[np.bool_], stops: Int64) ->
     kept = np.concatenate([~hidden[piece] for piece in pieces_of(store.item_ids)])
     before = np.zeros(len(kept) + 1, np.int64)
     np.cumsum(kept, out=before[1:])
-    columns = {
-        name: replace(column, values=np.asarray(column.values)[kept]) for name, column in store.event_columns.items()
-    }
+    columns = {name: column.taken(kept) for name, column in store.event_columns.items()}
     targets = store.targets
     if targets is not None:
         targets = LogTargets.from_flags(targets.condition, [targets.at(np.arange(len(kept)))[kept]])

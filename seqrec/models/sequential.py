@@ -127,10 +127,8 @@ class SequentialRecommender(StreamingRecommender):
         self.time: EventTime | None = from_spec(time, EventTime)
         self.event_time = TimeEmbedding(self.time, self.encoder.d_model) if self.time else None
         self.read_out = RequestReadOut(self.time, self.encoder.d_model) if self.time and self.time.request else None
-        self.event_columns = chosen_columns(from_spec(event_columns, EventColumn), log_columns)
-        self.column_embedding = (
-            ColumnEmbedding(self.event_columns, self.encoder.d_model) if self.event_columns else None
-        )
+        self.event_columns = read = chosen_columns(from_spec(event_columns, EventColumn), log_columns)
+        self.column_embedding = ColumnEmbedding(read, self.encoder.d_model) if read else None
         self._losses: PendingCopy | None = None
         self._weight: Tensor | None = None
         # Settings that a resumed run's optimizer had, if they were others; and the optimizer that this model built.
