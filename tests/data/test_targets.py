@@ -132,7 +132,11 @@ def test_global_time_judges_the_targets_of_its_time(tmp_path_factory, users, war
         assert sum(split.left_out(store, stage).values()) == sum(ends == stops)
 
 
-@pytest.mark.parametrize("policy", [NewestWindow(), StridedWindows(), StridedWindows(2), RandomCrop()], ids=repr)
+@pytest.mark.parametrize(
+    "policy",
+    [NewestWindow(), StridedWindows(), StridedWindows(2), RandomCrop()],
+    ids=["newest", "strided", "stride 2", "crop"],
+)
 @settings(deadline=None, max_examples=40)
 @given(users=USERS, max_length=st.integers(2, 8), seed=st.integers(0, 9))
 def test_every_window_has_a_target(users, max_length: int, seed: int, policy: TrainWindows):
@@ -322,7 +326,7 @@ def weights_and_targets(data: SequenceDataModule) -> list[tuple[float, int]]:
     return [(batch.weight.item(), int(batch.is_target.sum())) for batch in data.train_dataloader()]
 
 
-@pytest.mark.parametrize("policy", [StridedWindows(), RandomCrop()], ids=repr)
+@pytest.mark.parametrize("policy", [StridedWindows(), RandomCrop()], ids=["strided", "crop"])
 def test_a_batch_weighs_as_many_targets_as_it_has(tmp_path: Path, policy: TrainWindows):
     rng = np.random.default_rng(0)
     rows: list[tuple[Any, ...]] = [
