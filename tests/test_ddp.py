@@ -65,7 +65,10 @@ with open(f"{ranks}-{trainer.global_rank}.json", "w") as file:
     json.dump({**record.seen, "metrics": metrics}, file)
 leave_job()
 """
-RUNS = [({"batch_size": 8, "eval_batch_size": 10}, 1), ({"max_tokens": 320, "eval_batch_size": 7}, 2)]
+RUNS = [
+    pytest.param({"batch_size": 8, "eval_batch_size": 10}, 1, marks=pytest.mark.slow),
+    ({"max_tokens": 320, "eval_batch_size": 7}, 2),
+]
 
 
 def run(folder: Path, ranks: int, options: dict[str, Any], held_out: int) -> list[dict[str, Any]]:

@@ -35,6 +35,7 @@ def test_every_optimizer_steps(optimizer: str):
     assert len(time_steps(300, "BCE", optimizer, SMALL)["step_seconds"]) == 2
 
 
+@pytest.mark.slow
 def test_a_table_of_all_combinations_is_printed_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

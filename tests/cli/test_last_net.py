@@ -130,6 +130,7 @@ def test_a_refusal_of_the_disk_has_a_remedy_once(tmp_path: Path):
         assert line_and_status(told, words)[0] == f"{line}!"
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may write anywhere")
 def test_a_folder_without_permission_is_refused_by_name(tmp_path: Path):

@@ -58,8 +58,15 @@ def test_the_sizes_are_found():
     assert {("MambaRec", "d_state"), ("GRU4Rec", "num_layers")} <= found
 
 
+def marks(case: Case) -> list[pytest.MarkDecorator]:
+    """Interpreted kernels take long, and the encoders use the same one: one encoder is enough for each run."""
+    if case.scan != "triton":
+        return []
+    return [pytest.mark.kernels] if str(case).startswith("MambaRec") else [pytest.mark.kernels, pytest.mark.slow]
+
+
 @pytest.fixture(
-    params=[pytest.param(case, marks=[pytest.mark.kernels] if case.scan == "triton" else []) for case in CASES],
+    params=[pytest.param(case, marks=marks(case)) for case in CASES],
     ids=[str(case) for case in CASES],
 )
 def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Case:

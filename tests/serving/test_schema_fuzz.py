@@ -22,7 +22,6 @@ CHECKS = [
     openapi_checks.status_code_conformance,
     openapi_checks.content_type_conformance,
     openapi_checks.response_schema_conformance,
-    openapi_checks.negative_data_rejection,
 ]
 
 
@@ -59,7 +58,7 @@ def test_no_request_from_the_schema_is_answered_5xx(url: str, examples: int, mod
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     statuses: set[int] = set()
     operations = [result.ok() for result in schema.get_all_operations()]
-    assert len(operations) == 7
+    assert len(operations) == 8
     for operation in operations:
         if mode == "NEGATIVE" and not (operation.body or operation.path_parameters):
             continue  # nothing that could be wrong
@@ -72,7 +71,9 @@ def test_no_request_from_the_schema_is_answered_5xx(url: str, examples: int, mod
                 case.body = with_known_ids(case.body)
             response = case.call()
             statuses.add(response.status_code)
-            case.validate_response(response, checks=CHECKS)
+            # A body that is too large is refused unread, of which this check knows nothing.
+            refusals = [] if response.status_code == 413 else [openapi_checks.negative_data_rejection]
+            case.validate_response(response, checks=[*CHECKS, *refusals])
 
         fuzz()
     # The requests came to something, and some were refused.
