@@ -72,6 +72,8 @@ def test_an_unclear_list_is_refused(tmp_path: Path, content: str, message: str):
         (b"1\n\xff\n", "line 2 is not UTF-8"),
         (b"1\n\x00\n", "is no text, but binary; give a text file in UTF-8"),
     ],
+    # The bytes of a gzip file have the time in them, and names must not.
+    ids=["utf-16", "gzip", "latin-1", "binary"],
 )
 def test_a_file_that_is_no_text_is_named_by_what_it_is(tmp_path: Path, content: bytes, message: str):
     (tmp_path / "b.txt").write_bytes(content)
