@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from seqrec.catalogue.conditions import columns_of, parse, rows_where, unknown_values
 from seqrec.data.columns import Column
-from seqrec.data.schema import CATEGORICAL, CATEGORIES, ITEM_ID, NUMERIC
+from seqrec.data.schema import BETWEEN, CATEGORICAL, CATEGORIES, ITEM_ID, NUMERIC
 from seqrec.data.store import EventStore
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError, MissingInputError
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     import polars
 
 Int64 = NDArray[np.int64]
-# Character between the values of a text that has several, as in a `Schema`.
-BETWEEN = "|"
 
 
 class ItemColumns:

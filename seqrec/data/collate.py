@@ -107,7 +107,8 @@ class WindowDataset(Dataset[SequenceBatch]):
         seen_events, user_ids = self._seen_events(windows.user_rows), torch.from_numpy(windows.user_rows + 1)
         weight = torch.tensor(plan.weight, dtype=torch.float32)
         held_out = None if self.target_stops is None else self._held_out(windows.user_rows, self.target_stops)
-        if held_out is not None and held_out.timestamps is not None and not self.prequential:
+        filtered = self.store.targets is not None
+        if filtered and held_out is not None and held_out.timestamps is not None and not self.prequential:
             # The first target may follow events that are none.
             rows, newest = torch.arange(len(user_ids)), history.lengths - 1
             assert request_times is not None

@@ -30,6 +30,8 @@ TIMESTAMP = "timestamp"
 CATEGORICAL, NUMERIC, CATEGORIES, VECTOR = KINDS = ("categorical", "numeric", "categories", "vector")
 # Groups of columns, which are the attributes of a schema.
 EVENTS, ITEMS, USERS = GROUPS = ("events", "items", "users")
+# Between the values of a text that has several.
+BETWEEN = "|"
 # Characters that the name of a file cannot have on some system, and the one that ends a column's name in a file's.
 _NOT_IN_NAMES = set('/\\:*?"<>|.') | {chr(code) for code in range(32)}
 

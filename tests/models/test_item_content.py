@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from loss_gradients import gradients
 from torch import Tensor
 
 from seqrec import FaissSearch, InputError, ItemTable, Schema, Table, export, load
@@ -110,15 +111,6 @@ def plain(made: SequentialRecommender, loss: Loss | None, **table: Any) -> Seque
     with torch.no_grad():
         other.items.table.weight.copy_(torch.cat([composed, biases], 1))
     return other
-
-
-def gradients(made: SequentialRecommender, batch: SequenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    torch.manual_seed(1)
-    made.loss.use_item_counts(torch.arange(NUM_ITEMS + 1))
-    states = made.to_scoring_space(made(batch.history, batch.user_ids))
-    loss = made.loss(states, batch, made.scorer())
-    loss.backward()
-    return loss.detach(), {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from loss_gradients import gradients
 
 from seqrec.catalogue.scorer import Scorer
 from seqrec.catalogue.table import SPARSE_FROM_ROWS, ItemEmbedding, ItemTable
@@ -47,15 +47,6 @@ def model(loss: Loss | None = None, *, width: int = 8, **table: object) -> Seque
             if table_ is not None:
                 table_.weight[1:, width:] += torch.randn(NUM_ITEMS, table_.weight.shape[1] - width)
     return made.double()
-
-
-def gradients(made: SequentialRecommender, batch: SequenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    torch.manual_seed(1)
-    made.loss.use_item_counts(torch.arange(NUM_ITEMS + 1))
-    states = made.to_scoring_space(made(batch.history, batch.user_ids))
-    loss = made.loss(states, batch, made.scorer())
-    loss.backward()
-    return loss.detach(), {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import numpy as np
@@ -13,7 +14,7 @@ from fastapi import FastAPI
 
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.inference.sessions import SessionRecommender
-from seqrec.models import MambaRec
+from seqrec.models import MambaRec, SequentialRecommender
 from seqrec.serving import Limits
 from seqrec.serving.server import Server, bind, url_of
 
@@ -30,6 +31,19 @@ def model() -> MambaRec:
         torch.nn.init.normal_(made.items.weight.detach()[1:])
     made.item_vocabulary = Vocabulary(np.array(ITEMS))
     made.user_vocabulary = Vocabulary(np.arange(1, 5))
+    return made.eval()
+
+
+def reading_model(kind: type[SequentialRecommender], parts: Sequence[str], **settings: Any) -> SequentialRecommender:
+    """A model for which the items and what some parts read matter, always the same."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = kind(NUM_ITEMS, **{"d_model": 16, "max_length": 30, "positions": False} | settings)
+        for part in (made.items, *(getattr(made, name) for name in parts)):
+            assert part is not None
+            for weight in part.parameters():
+                torch.nn.init.normal_(weight)
+    made.item_vocabulary = Vocabulary(np.array(ITEMS))
     return made.eval()
 
 

@@ -7,13 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-import torch
-from served_models import ITEMS, NUM_ITEMS, error_of, items_of, model, serving
+from served_models import error_of, items_of, model, reading_model, serving
 
 from seqrec.data.event_columns import EventColumn
-from seqrec.data.vocabulary import Vocabulary
 from seqrec.inference.sessions import Event, SessionRecommender
 from seqrec.models import MambaRec, SASRec, SequentialRecommender
 from seqrec.serving.app import create_app
@@ -34,16 +31,7 @@ EVENTS: list[tuple[int, dict[str, Any]]] = [
 
 def featured(kind: type[SequentialRecommender] = MambaRec, **arguments: Any) -> SequentialRecommender:
     """A model for which columns matter, always the same."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        settings = {"d_model": 16, "max_length": 30, "positions": False, "event_columns": COLUMNS} | arguments
-        made = kind(NUM_ITEMS, **settings)
-        for part in (made.items, made.column_embedding):
-            assert part is not None
-            for weight in part.parameters():
-                torch.nn.init.normal_(weight)
-    made.item_vocabulary = Vocabulary(np.array(ITEMS))
-    return made.eval()
+    return reading_model(kind, ["column_embedding"], **{"event_columns": COLUMNS} | arguments)
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-import torch
-from served_models import ITEMS, NUM_ITEMS, error_of, items_of, model, serving
+from served_models import error_of, items_of, model, reading_model, serving
 
-from seqrec.data.vocabulary import Vocabulary
 from seqrec.encoders.event_time import EventTime
 from seqrec.errors import BatchEntryError, InputError, UnknownUserError
 from seqrec.inference.sessions import Event, InMemoryStore, Request, SessionRecommender, SQLiteStore
@@ -30,17 +27,8 @@ LATER = NOON + 100_000
 
 def timed(kind: type[SequentialRecommender] = MambaRec, **arguments: Any) -> SequentialRecommender:
     """A model for which times matter, always the same."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        read = EventTime(hour=True, request=True)
-        settings = {"d_model": 16, "max_length": 30, "positions": False, "time": read} | arguments
-        made = kind(NUM_ITEMS, **settings)
-        for part in (made.items, made.event_time, made.read_out):
-            assert part is not None
-            for weight in part.parameters():
-                torch.nn.init.normal_(weight)
-    made.item_vocabulary = Vocabulary(np.array(ITEMS))
-    return made.eval()
+    read = EventTime(hour=True, request=True)
+    return reading_model(kind, ["event_time", "read_out"], **{"time": read} | arguments)
 
 
 @pytest.fixture(scope="module")

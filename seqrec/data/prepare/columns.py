@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 
 from seqrec.data.ids import cleaned
 from seqrec.data.prepare.memory import MemoryLimit
-from seqrec.data.schema import CATEGORICAL, CATEGORIES, NUMERIC, VECTOR
+from seqrec.data.schema import BETWEEN, CATEGORICAL, CATEGORIES, NUMERIC, VECTOR
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError
 
-# Character between the values of `categories` that are one text.
-BETWEEN = "|"
 _NEEDS = {
     CATEGORICAL: "text, integers or booleans",
     NUMERIC: "numbers or booleans",

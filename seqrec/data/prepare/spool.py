@@ -13,11 +13,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import DTypeLike, NDArray
 
-from seqrec.data.prepare.columns import BETWEEN, Codes, numbers, vectors, width_of
+from seqrec.data.prepare.columns import Codes, numbers, vectors, width_of
 from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
 from seqrec.data.progress import Progress
-from seqrec.data.schema import CATEGORICAL, CATEGORIES, NUMERIC, VECTOR, Schema
+from seqrec.data.schema import BETWEEN, CATEGORICAL, CATEGORIES, NUMERIC, VECTOR, Schema
 from seqrec.data.windows import ranges
 from seqrec.errors import StoreError
 

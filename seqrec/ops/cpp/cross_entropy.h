@@ -23,7 +23,8 @@ void cross_entropy_forward_task(const CrossEntropyProblem& p, int64_t task, Vec*
     product({scores, ACROSS, p.states + begin * D, D, 1, p.packed + first * D, ACROSS, D, false}, events, ACROSS);
     for (int64_t event = 0; event < events; ++event, scores += ACROSS) {
       std::fill(scores + count, scores + ACROSS, -INFINITY);
-      for (int64_t i = 0; p.log_weights && i < count; ++i) scores[i] += p.log_weights[first + i];
+      if (p.log_weights)
+        for (int64_t i = 0; i < count; ++i) scores[i] += p.log_weights[first + i];
       const int64_t own = p.own[begin + event] - first;
       if (own >= 0 && own < count) scores[own] = -INFINITY;
       for (int64_t i = 0; i < ACROSS; i += LANES) {
