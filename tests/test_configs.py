@@ -28,6 +28,8 @@ pytestmark = [
 CONFIGS = Path(__file__).parents[1] / "configs"
 FRAGMENTS = CONFIGS / "fragments"
 NAMES = {"kuairand_5k": "log_standard_1.csv", "lfm1b_1k": "LFM-1b_LEs.txt", "own_log": "log.csv"}
+# Two steps are less than the config's warm-up.
+FURTHER = {"ml_1m_time": ("--model.optimizer.schedule.warmup_steps", "1")}
 TWO_STEPS = (
     *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),
     *("--trainer.limit_test_batches", "1", "--trainer.accelerator", "cpu"),
@@ -41,7 +43,7 @@ def write_raw_log(source: str, folder: Path) -> Path | None:
     events = [(user, rng.randint(1, 60), 1_000_000 + t) for user in range(1, 41) for t in range(20)]
     if source == "quickstart":
         return None
-    if source == "ml_1m":
+    if source in ("ml_1m", "ml_1m_time"):
         path = folder / "ml-1m.zip"
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("ml-1m/ratings.dat", "".join(f"{u}::{i}::4::{t}\n" for u, i, t in events))
@@ -66,7 +68,8 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_config_runs_two_steps(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     log = write_raw_log(config.stem, tmp_path)
-    main(["fit", "--config", str(config), *(["--data.source.path", str(log)] if log else []), *TWO_STEPS])
+    path = ["--data.source.path", str(log)] if log else []
+    main(["fit", "--config", str(config), *path, *FURTHER.get(config.stem, ()), *TWO_STEPS])
     assert "run folder: runs/" in capsys.readouterr().out
 
 

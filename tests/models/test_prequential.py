@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -13,7 +16,7 @@ from featured_logs import NAMES, SCHEMA, featured_log
 
 import seqrec.models
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.data.sources import Table
+from seqrec.data.sources import ML1M, Table
 from seqrec.data.splits import GlobalTime
 from seqrec.encoders.event_time import EventTime
 from seqrec.errors import InputError
@@ -50,11 +53,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> SequenceDataModule:
     return SequenceDataModule(log, schema=SCHEMA, store=str(folder / "s"), split=SPLIT, max_length=200)
 
 
-def build(name: str, data: SequenceDataModule) -> SequentialRecommender:
+def build(name: str, data: SequenceDataModule, d_model: int = 8, max_length: int = 200) -> SequentialRecommender:
     torch.manual_seed(0)
     preset, own = MODELS[name]
     users = {"num_users": data.num_users} if own.get("user_embedding") else {}
-    arguments = {"d_model": 8, "max_length": 200, "positions": False, "dropout": 0.0} | own | users
+    arguments = {"d_model": d_model, "max_length": max_length, "positions": False, "dropout": 0.0} | own | users
     arguments["log_columns"] = data.event_columns
     model: SequentialRecommender = getattr(seqrec.models, preset)(data.num_items, **arguments).eval()
     torch.nn.init.normal_(model.items.weight.detach()[1:], std=0.3)
@@ -95,6 +98,32 @@ def test_one_pass_is_encoding_the_events_before_each_target(name: str, data: Seq
         encoded = Recommender.states_before_targets(model, batch)
         assert one_pass.shape == (len(batch.held_out.item_ids), 8)
         torch.testing.assert_close(one_pass, encoded, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MambaRec", "MambaRec-mamba2-time"])
+def test_a_tenth_of_ml_1m_in_one_pass_is_encoding_the_events_before_each(
+    name: str, real_data: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    split = GlobalTime(0.89, 0.85, prequential=True)
+    data = SequenceDataModule(
+        ML1M(str(real_data("ml-1m/ml-1m.zip"))), store=str(tmp_path), split=split, max_length=3000
+    )
+    model, events, seconds = build(name, data, d_model=32, max_length=3000), 0, np.zeros(2)
+    for batch in data.test_dataloader():
+        ways = (model.states_before_targets, partial(Recommender.states_before_targets, model))
+        states = []
+        with torch.inference_mode():
+            for way, read in enumerate(ways):
+                began = time.perf_counter()
+                states.append(read(batch))
+                seconds[way] += time.perf_counter() - began
+        torch.testing.assert_close(*states, atol=1e-5, rtol=1e-5)
+        events += len(states[0])
+    assert events >= 100_000
+    with capsys.disabled():
+        one_pass, prefixes = events / seconds
+        print(f"\n{name}: {events:,} targets, {one_pass:,.0f} a second in one pass, {prefixes:,.0f} encoding prefixes")
 
 
 def naive(model: Recommender, batch: SequenceBatch) -> tuple[list[int], list[bool]]:
