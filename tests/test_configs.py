@@ -29,7 +29,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 FRAGMENTS = CONFIGS / "fragments"
 NAMES = {"kuairand_5k": "log_standard_1.csv", "lfm1b_1k": "LFM-1b_LEs.txt", "own_log": "log.csv"}
 # Two steps are less than the config's warm-up.
-FURTHER = {"ml_1m_time": ("--model.optimizer.schedule.warmup_steps", "1")}
+FURTHER = {"ml_1m_time": ("--model.optimizer.schedule.warmup_steps", "1", "--data.batch_size", "16")}
 TWO_STEPS = (
     *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),
     *("--trainer.limit_test_batches", "1", "--trainer.accelerator", "cpu"),
