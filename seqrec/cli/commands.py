@@ -47,6 +47,7 @@ _BENCHMARKS = {
     "catalogue": "time and memory of a training step by catalogue size",
     "scan": "all backends of the selective scan",
     "training": "a training step in several precisions",
+    "columns": "what times and columns of events cost",
     "inference": "one further event, and the throughput of sessions",
     "serve": "a server with many clients",
     "recall": "which encoder finds a signal that lies far back",
