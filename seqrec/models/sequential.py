@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, TypeVar
 
@@ -129,6 +129,8 @@ class SequentialRecommender(StreamingRecommender):
         self.read_out = RequestReadOut(self.time, self.encoder.d_model) if self.time and self.time.request else None
         self.event_columns = read = chosen_columns(from_spec(event_columns, EventColumn), log_columns)
         self.column_embedding = ColumnEmbedding(read, self.encoder.d_model) if read else None
+        # Computes `loss_of_batch` in a way of its own, if a callback such as `GraphedStep` has one.
+        self.graphed_loss: Callable[[SequenceBatch], Tensor] | None = None
         self._losses: PendingCopy | None = None
         self._weight: Tensor | None = None
         # Settings that a resumed run's optimizer had, if they were others; and the optimizer that this model built.
@@ -485,15 +487,19 @@ class SequentialRecommender(StreamingRecommender):
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
         """Return the mean loss over a batch's targets."""
         self.has_fresh_weights = False
+        remedy = "leave such users out, or allow seen items: --model.loss.negatives.exclude_seen false"
+        with self._naming_users(batch, remedy):
+            loss = (self.graphed_loss or self.loss_of_batch)(batch)
+        self._weight = batch.weight
+        self._losses = PendingCopy(torch.stack([loss.detach(), batch.weight.to(loss.device, loss.dtype)]))
+        return loss
+
+    def loss_of_batch(self, batch: SequenceBatch) -> Tensor:
+        """Return the mean loss over a batch's targets, without the side effects of a step."""
         states = self(batch.history, batch.user_ids)
         if self.read_out is not None:
             states = self.at_request(states, needed_times(batch.history), batch.request_times)
-        states = self.to_scoring_space(states)
-        remedy = "leave such users out, or allow seen items: --model.loss.negatives.exclude_seen false"
-        with self._naming_users(batch, remedy):
-            loss: Tensor = self.loss(states, batch, self.scorer())
-        self._weight = batch.weight
-        self._losses = PendingCopy(torch.stack([loss.detach(), batch.weight.to(loss.device, loss.dtype)]))
+        loss: Tensor = self.loss(self.to_scoring_space(states), batch, self.scorer())
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

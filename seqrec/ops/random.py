@@ -13,7 +13,14 @@ _LOW = 0xFFFFFFFF
 
 
 def new_seed() -> Tensor:
-    """Draw a seed (1,) from torch's generator of the CPU."""
+    """Draw a seed (1,) from torch's generator of the CPU.
+
+    Raises:
+        RuntimeError: while a CUDA graph is recorded, whose launches would all have the same seed.
+    """
+    has_cuda = not torch.compiler.is_compiling() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if has_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("a seed from the CPU's generator would be the same at each launch of a recorded CUDA graph")
     return torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64)
 
 

@@ -4,6 +4,7 @@ from seqrec.aliases import old_names
 from seqrec.runs.callbacks.encoder_compile import EncoderCompile
 from seqrec.runs.callbacks.finite_loss import FiniteLoss
 from seqrec.runs.callbacks.gather_tables import GatherTables
+from seqrec.runs.callbacks.graphed_step import GraphedStep
 from seqrec.runs.callbacks.model_selection import BestCheckpoint, ResumableEarlyStopping
 from seqrec.runs.callbacks.monitoring import GradientNorm, RunMonitor
 from seqrec.runs.callbacks.resume_points import ResumePoints
@@ -18,6 +19,7 @@ __all__ = [
     "FiniteLoss",
     "GatherTables",
     "GradientNorm",
+    "GraphedStep",
     "ResumePoints",
     "RunMonitor",
     "RunSummary",

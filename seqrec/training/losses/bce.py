@@ -35,13 +35,19 @@ class BCE(Loss):
         super().__init__()
         self.negatives = negatives or UniformNegatives()
 
+    @property
+    def takes_padding(self) -> bool:
+        """Whether the draws' number does not depend on the batch; see `Loss.takes_padding`."""
+        return self.negatives.takes_padding
+
     def forward(self, states: Tensor, batch: SequenceBatch, scorer: Scorer) -> Tensor:
         """Return the mean over the batch's targets; see `Loss.forward`."""
         events = select_events(states, batch)
         negatives = draw_negatives(self.negatives, events, batch, scorer)
-        counted = negatives.counted(events.rows, events.targets)
+        counted = events.counted(negatives)
         costs = F.softplus(negative_scores(events, negatives, scorer)) * counted
-        return F.softplus(-target_scores(events, scorer)).mean() + costs.sum() / counted.sum().clamp(min=1)
+        positive = F.softplus(-target_scores(events, scorer)).squeeze(1)
+        return events.mean(positive) + costs.sum() / counted.sum().clamp(min=1)
 
 
 class GBCE(Loss):
@@ -78,15 +84,20 @@ class GBCE(Loss):
         self.negatives = negatives or UniformNegatives(256, exclude_seen=False)
         self.t = t
 
+    @property
+    def takes_padding(self) -> bool:
+        """Whether the draws' number does not depend on the batch; see `Loss.takes_padding`."""
+        return self.negatives.takes_padding
+
     def forward(self, states: Tensor, batch: SequenceBatch, scorer: Scorer) -> Tensor:
         """Return the mean over the batch's targets; see `Loss.forward`."""
         events = select_events(states, batch)
         negatives = draw_negatives(self.negatives, events, batch, scorer)
         draws = negatives.item_ids.shape[-1]
         costs = F.softplus(negative_scores(events, negatives, scorer))
-        negative = (costs * negatives.counted(events.rows, events.targets)).sum(1)
+        negative = (costs * events.counted(negatives)).sum(1)
         positive = F.softplus(-target_scores(events, scorer)).squeeze(1)
-        return (self.beta(draws, scorer.num_items) * positive + negative).mean() / (draws + 1)
+        return events.mean(self.beta(draws, scorer.num_items) * positive + negative) / (draws + 1)
 
     def beta(self, draws: int, num_items: int) -> float:
         """Return the power of the target's sigmoid for N draws of an event.

@@ -18,6 +18,8 @@ from seqrec.ops.cross_entropy import CrossEntropyProblem, cross_entropy
 CPU_CHUNK, DEVICE_CHUNK = 1 << 20, 1 << 25
 # By default a block has so many events at least: products of fewer events with many candidates take longer for each.
 LEAST_EVENTS = 32
+# A target's score next to which all candidates have probability 0 exactly, and so loss and gradients are 0.
+CERTAIN = 1e30
 NO_SECOND_DERIVATIVE = (
     "chunked softmax losses have no second derivative: call backward or grad without create_graph=True"
 )
@@ -46,7 +48,12 @@ class Competitors:
 
 
 def chunked_cross_entropy(
-    states: Tensor, target_scores: Tensor, candidates: Competitors, *, chunk: int | None = None
+    states: Tensor,
+    target_scores: Tensor,
+    candidates: Competitors,
+    *,
+    chunk: int | None = None,
+    has_target: Tensor | None = None,
 ) -> Tensor:
     """Return the mean of `-log(exp(target) / (exp(target) + sum over candidates of weight * exp(score)))` over events.
 
@@ -63,6 +70,7 @@ def chunked_cross_entropy(
         candidates: The targets' competitors; gradients flow to their vectors.
         chunk: Maximum number of scores held at a time, but those of one event at least; None is 2^20 on CPU, 2^25
             elsewhere, but 32 events at least.
+        has_target: (M,) bool, False at events that do not count; None counts all.
 
     Returns:
         Scalar.
@@ -70,9 +78,12 @@ def chunked_cross_entropy(
     default = CPU_CHUNK if states.device.type == "cpu" else DEVICE_CHUNK
     columns = len(candidates.vectors) - candidates.first
     events = max(1, chunk // columns) if chunk else max(LEAST_EVENTS, default // columns)
-    arguments = (states, candidates.vectors, target_scores.flatten(), candidates, events, torch.is_grad_enabled())
+    target_scores = target_scores.flatten()
+    if has_target is not None:
+        target_scores = target_scores.masked_fill(~has_target, CERTAIN)
+    arguments = (states, candidates.vectors, target_scores, candidates, events, torch.is_grad_enabled())
     loss: Tensor = _BlockedCrossEntropy.apply(*arguments)  # type: ignore[no-untyped-call]
-    return loss
+    return loss if has_target is None else loss * (len(has_target) / has_target.sum())
 
 
 class _BlockedCrossEntropy(torch.autograd.Function):

@@ -48,6 +48,11 @@ class FullSoftmax(Loss):
         self.chunk = chunk
         self.next_targets = next_targets
 
+    @property
+    def takes_padding(self) -> bool:
+        """Whether there is one positive a position; see `Loss.takes_padding`."""
+        return self.next_targets is None
+
     def forward(self, states: Tensor, batch: SequenceBatch, scorer: Scorer) -> Tensor:
         """Return the mean over the batch's targets; see `Loss.forward`."""
         events = select_events(states, batch)
@@ -56,7 +61,7 @@ class FullSoftmax(Loss):
             log_weights = events.states.new_zeros(len(scorer.trained)).masked_fill(~scorer.trained, -torch.inf)
         items = Competitors(scorer.item_vectors, own=events.targets, first=1, log_weights=log_weights)
         own = target_scores(events, scorer)
-        loss = chunked_cross_entropy(events.states, own, items, chunk=self.chunk)
+        loss = chunked_cross_entropy(events.states, own, items, chunk=self.chunk, has_target=events.has_target)
         if self.next_targets is None:
             return loss
         # The denominator is the same for all positives of a position, so only their own scores differ.

@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from seqrec.catalogue.scorer import Scorer
+from seqrec.data.padding import PaddedBatch
 from seqrec.ops.problems import at_least_float32
 from seqrec.registry import Registry
-from seqrec.training.negatives import NegativeSampler
+from seqrec.training.negatives import Negatives, NegativeSampler
 from seqrec.types import SequenceBatch
 
 
@@ -46,6 +48,14 @@ class Loss(nn.Module, ABC):
         return False
 
     @property
+    def takes_padding(self) -> bool:
+        """Whether the objective leaves out events without a target in a `PaddedBatch`, which `GraphedStep` needs.
+
+        `TargetEvents.mean` and `TargetEvents.counted` do. Those that do not may count padding as events.
+        """
+        return False
+
+    @property
     def needs_item_counts(self) -> bool:
         """Whether `use_item_counts` must be called before the first step."""
         return self.negatives is not None and self.negatives.needs_item_counts
@@ -70,19 +80,44 @@ class Loss(nn.Module, ABC):
 
 
 class TargetEvents(NamedTuple):
-    """The batch's events that have a target: rows of users (M,), states (M, D), at least float32, targets (M,), item
-    ids, and places (M,), ascending, of each in the flat batch.
+    """The batch's events that have a target, or all events of a `PaddedBatch`.
+
+    Attributes:
+        rows: (M,) rows of users.
+        states: (M, D), at least float32; 0 at events without a target.
+        targets: (M,) item ids; 0 without a target.
+        places: (M,) int64, ascending, place of each in the flat batch.
+        has_target: (M,) bool; None if all have one.
     """
 
     rows: Tensor
     states: Tensor
     targets: Tensor
     places: Tensor
+    has_target: Tensor | None = None
+
+    def mean(self, costs: Tensor) -> Tensor:
+        """Return the mean of costs (M,) of events that have a target."""
+        if self.has_target is None:
+            return costs.mean()
+        return costs.masked_fill(~self.has_target, 0).sum() / self.has_target.sum()
+
+    def counted(self, negatives: Negatives) -> Tensor:
+        """Return (M, N) bool, True at draws that count; see `Negatives.counted`."""
+        counted = negatives.counted(self.rows, self.targets)
+        return counted if self.has_target is None else counted & self.has_target.unsqueeze(1)
 
 
 def select_events(states: Tensor, batch: SequenceBatch) -> TargetEvents:
-    """Return the events of `states` (B, L, D) that have a target."""
+    """Return the events of `states` (B, L, D) that have a target; of a `PaddedBatch` all events."""
     assert batch.targets is not None
+    if isinstance(batch, PaddedBatch):
+        places = torch.arange(batch.targets.numel(), device=states.device)
+        has_target = batch.is_target.flatten()
+        # States at padding mean nothing, and may be anything.
+        found = at_least_float32(states.flatten(0, 1)).masked_fill(~has_target.unsqueeze(1), 0)
+        rows = torch.div(places, states.shape[1], rounding_mode="floor")
+        return TargetEvents(rows, found, batch.targets.flatten(), places, has_target)
     places = batch.is_target.flatten().nonzero().squeeze(1)
     # One index, because its places are distinct and their gradients are simply added. A GPU would first sort two.
     found = states.flatten(0, 1).index_select(0, places)

@@ -57,6 +57,11 @@ class SampledSoftmax(Loss):
         self.log_q = log_q
         self.log_q_target = log_q_target
 
+    @property
+    def takes_padding(self) -> bool:
+        """Whether the draws' number does not depend on the batch; see `Loss.takes_padding`."""
+        return self.negatives.takes_padding
+
     def forward(self, states: Tensor, batch: SequenceBatch, scorer: Scorer) -> Tensor:
         """Return the mean over the batch's targets; see `Loss.forward`."""
         events = select_events(states, batch)
@@ -127,12 +132,12 @@ def sampled_cross_entropy(
     """
     if negatives.shared:
         candidates = _distinct(events, negatives, scorer, log_q=log_q)
-        return chunked_cross_entropy(events.states, positive, candidates)
+        return chunked_cross_entropy(events.states, positive, candidates, has_target=events.has_target)
     scores = negative_scores(events, negatives, scorer)
     if log_q:
         scores = scores - _log_expected(negatives).to(scores.dtype)
-    scores = scores.masked_fill(~negatives.counted(events.rows, events.targets), -torch.inf)
-    return (torch.cat([positive, scores], dim=1).logsumexp(1) - positive.squeeze(1)).mean()
+    scores = scores.masked_fill(~events.counted(negatives), -torch.inf)
+    return events.mean(torch.cat([positive, scores], dim=1).logsumexp(1) - positive.squeeze(1))
 
 
 def _log_expected(negatives: Negatives) -> Tensor:
@@ -141,9 +146,19 @@ def _log_expected(negatives: Negatives) -> Tensor:
 
 
 def _distinct(events: TargetEvents, negatives: Negatives, scorer: Scorer, *, log_q: bool) -> Competitors:
-    """Return each item among shared draws once, weighted by how often it was drawn."""
-    item_ids, places, times = torch.unique(negatives.item_ids, return_inverse=True, return_counts=True)
-    log_weights = times.double().log()
+    """Return each item among shared draws once, weighted by how often it was drawn.
+
+    For a `PaddedBatch`, repeats stay in tensors of the draws' size, with weight 0.
+    """
+    if events.has_target is None:
+        item_ids, places, times = torch.unique(negatives.item_ids, return_inverse=True, return_counts=True)
+        log_weights = times.double().log()
+    else:
+        item_ids = negatives.item_ids.sort().values
+        places = torch.searchsorted(item_ids, negatives.item_ids)
+        times = torch.searchsorted(item_ids, item_ids, right=True) - torch.searchsorted(item_ids, item_ids)
+        log_weights = times.double().log()
+        log_weights[1:].masked_fill_(item_ids[1:] == item_ids[:-1], -torch.inf)
     if log_q:
         # All draws of an item have the same probability, so it does not matter which of them is kept.
         log_weights -= log_weights.new_zeros(len(item_ids)).index_copy(0, places, _log_expected(negatives))

@@ -49,6 +49,11 @@ class MixedNegatives(NegativeSampler):
         """Whether one of the samplers needs item counts."""
         return any(sampler.needs_item_counts for sampler in self.samplers)
 
+    @property
+    def takes_padding(self) -> bool:  # type: ignore[override]  # follows from the samplers
+        """Whether all samplers do."""
+        return all(sampler.takes_padding for sampler in self.samplers)
+
     def use_item_counts(self, counts: Tensor) -> None:
         """Set how often each item occurs in training; see `NegativeSampler.use_item_counts`."""
         for sampler in self.samplers:

@@ -54,6 +54,8 @@ class NegativeSampler(ABC):
         exclude_seen: Whether items of the user's training history, targets included, never count as negatives.
         shared: Whether all positions of a batch share their draws.
         needs_item_counts: Whether `use_item_counts` must be called before the first draw.
+        takes_padding: Whether positions without a target, whose draws do not count, may be among the positions, and no
+            size of a tensor depends on values, as `GraphedStep` needs.
 
     Example:
         >>> from seqrec import NegativeSampler, UniformNegatives
@@ -65,6 +67,7 @@ class NegativeSampler(ABC):
     exclude_seen: bool
     shared: bool
     needs_item_counts: bool = False
+    takes_padding: bool = False
 
     def use_item_counts(self, counts: Tensor) -> None:  # noqa: B027  # most samplers need none
         """Set the number (V,) int64 of training events of each item, 0 for item 0; the model calls this when fitting

@@ -39,6 +39,7 @@ class PopularityNegatives(NegativeSampler):
     """
 
     needs_item_counts = True
+    takes_padding = True
 
     def __init__(
         self, num_negatives: int = 1, *, alpha: float = 0.75, exclude_seen: bool = True, shared: bool = False

@@ -36,6 +36,8 @@ class UniformNegatives(NegativeSampler):
         torch.Size([256])
     """
 
+    takes_padding = True
+
     def __init__(self, num_negatives: int = 1, *, exclude_seen: bool = True, shared: bool = False) -> None:
         check_at_least(1, num_negatives=num_negatives)
         self.num_negatives = num_negatives

@@ -1,0 +1,302 @@
+"""Losses whose forward and backward pass are recorded once a shape, and then launched as a whole."""
+
+from __future__ import annotations
+
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqrec.data.padding import PaddedBatch, padded_size
+from seqrec.errors import InputError
+from seqrec.types import SequenceBatch
+
+# Runs before a recording, in which libraries load and allocate what they need only once.
+WARM_UPS = 2
+# Numbers between the starts of two gradients in memory, so that optimisers read whole vectors.
+ALIGNMENT = 64
+
+
+class Recorder(ABC):
+    """Records functions that take and return nothing, and read and write the same memory in each call."""
+
+    @abstractmethod
+    def warm_up(self, function: Callable[[], None]) -> None:
+        """Run a function as it will be recorded."""
+
+    @abstractmethod
+    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+        """Record a function without running it, and return a function that runs what was recorded."""
+
+
+class CudaRecorder(Recorder):
+    """Records functions as CUDA graphs, which share their memory: only one of them may run at a time.
+
+    Numbers drawn from torch's generator of the device are new at each run, from the generator's state.
+
+    Args:
+        device: A CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def warm_up(self, function: Callable[[], None]) -> None:
+        """Run a function on the stream of the recordings."""
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            function()
+        current.wait_stream(self._stream)
+
+    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+        """Record a function as a CUDA graph, and return the function that launches it."""
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        try:
+            # Other threads may allocate memory meanwhile, for batches to come.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                function()
+        finally:
+            # torch stays on the other stream if the recording fails.
+            torch.cuda.set_stream(current)
+        return graph.replay
+
+
+class GraphedLoss:
+    """The loss of a batch, with gradients, computed by two recordings of its padded shape: forward and backward.
+
+    A call copies the batch into a `PaddedBatch` and runs the first recording. The loss that it returns has an ordinary
+    backward pass, which runs the second one and gives each parameter a gradient. Accumulation, clipping, hooks of
+    parameters and DistributedDataParallel therefore work as without recordings.
+
+    Batches of another number of rows, and those whose shape would need another recording than `max_graphs`, are
+    computed without one. `recorded` and `eager` count batches, `num_graphs` recorded shapes.
+
+    Args:
+        model: A module with `loss_of_batch`, whose parameters keep their memory. If they get other memory, or another
+            `requires_grad`, shapes are recorded again.
+        recorder: Records the passes.
+        num_rows: Rows of batches that are recorded; None is those of the first batch.
+        max_length: Events of the longest batches, which are then not padded; None is unknown.
+        needs_seen: Whether the loss reads the items that users have seen.
+        max_graphs: Shapes that are recorded, at most.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recorder: Recorder,
+        *,
+        num_rows: int | None,
+        max_length: int | None,
+        needs_seen: bool,
+        max_graphs: int,
+    ) -> None:
+        self.recorded = self.eager = 0
+        self._loss_of: Callable[[SequenceBatch], Tensor] = model.loss_of_batch  # type: ignore[assignment]
+        self._model = model
+        self._recorder = recorder
+        self._num_rows = num_rows
+        self._max_length = max_length
+        self._needs_seen = needs_seen
+        self._max_graphs = max_graphs
+        self._steps: dict[int, _RecordedStep] = {}
+        self._memory: tuple[Any, ...] = ()
+        self._gradients: _Gradients | None = None
+        self._most_seen = 0
+
+    @property
+    def num_graphs(self) -> int:
+        """Number of shapes that are recorded."""
+        return len(self._steps)
+
+    def __call__(self, batch: SequenceBatch) -> Tensor:
+        """Return the mean loss over a batch's targets; see `Loss.forward`.
+
+        Raises:
+            InputError: if the model or its objective cannot be recorded.
+        """
+        step = self._step_for(batch)
+        if step is None:
+            self.eager += 1
+            return self._loss_of(batch)
+        self.recorded += 1
+        step.batch.fill(batch)
+        loss: Tensor = _Launch.apply(step, *step.gradients.parameters)  # type: ignore[no-untyped-call]
+        return loss
+
+    def _step_for(self, batch: SequenceBatch) -> _RecordedStep | None:
+        """Return the recording of a batch's shape, which is made now if there is none; None if it is not recorded."""
+        memory = tuple((each.data_ptr(), each.requires_grad) for each in self._model.parameters())
+        if memory != self._memory:
+            self._steps.clear()
+            self._memory, self._gradients = memory, None
+        rows, length = batch.history.item_ids.shape
+        self._num_rows = self._num_rows or rows
+        length = padded_size(length, most=self._max_length)
+        step = self._steps.get(length)
+        if rows != self._num_rows or (step is None and len(self._steps) >= self._max_graphs):
+            return None
+        num_seen = len(batch.seen_events.item_ids) if self._needs_seen else 0
+        if step is None or len(step.batch.seen_events.item_ids) < num_seen:
+            if self._gradients is None:
+                self._gradients = _Gradients([each for each in self._model.parameters() if each.requires_grad])
+            self._most_seen = max(self._most_seen, num_seen)
+            room = padded_size(self._most_seen) if self._most_seen else 0
+            padded = PaddedBatch.like(batch, num_events=length, num_seen=room)
+            padded.fill(batch)
+            step = self._steps[length] = self._record(padded)
+        return step
+
+    def _record(self, batch: PaddedBatch) -> _RecordedStep:
+        assert self._gradients is not None
+        step = _RecordedStep(self._model, self._loss_of, batch, self._gradients)
+        devices = [batch.user_ids.device] if batch.user_ids.is_cuda else []
+        try:
+            # The first launch then draws what the step would have drawn without a recording.
+            with torch.random.fork_rng(devices):
+                for _ in range(WARM_UPS):
+                    self._recorder.warm_up(step.forward)
+                    self._recorder.warm_up(step.backward)
+            step.launch_forward = self._recorder.record(step.forward)
+            step.launch_backward = self._recorder.record(step.backward)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            # The end of a failed recording is an error too, which hides the first one.
+            reason = str(error.__context__ or error).splitlines()[0]
+            raise InputError(
+                f"the training step of {type(self._model).__name__} cannot be recorded as a CUDA graph: {reason}; "
+                "leave GraphedStep out"
+            ) from error
+        return step
+
+
+class _Gradients:
+    """Memory of the gradients of parameters, one after another, which all recordings of a model write."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.parameters = parameters
+        self._sizes: dict[torch.dtype, list[int]] = {}
+        for each in parameters:
+            filler = -each.numel() % ALIGNMENT
+            self._sizes.setdefault(each.dtype, []).extend((each.numel(), filler))
+        self._flat = {
+            dtype: torch.zeros(sum(sizes), dtype=dtype, device=parameters[0].device)
+            for dtype, sizes in self._sizes.items()
+        }
+        self.written = self._parts(self._flat)
+        # Passes launched so far, because a backward pass must follow its forward pass.
+        self.launches = 0
+
+    def copies(self) -> list[Tensor]:
+        """Return copies of the gradients, which parameters may keep."""
+        return self._parts({dtype: flat.clone() for dtype, flat in self._flat.items()})
+
+    def _parts(self, flat: dict[torch.dtype, Tensor]) -> list[Tensor]:
+        parts = {dtype: iter(torch.split(each, self._sizes[dtype])[::2]) for dtype, each in flat.items()}
+        return [next(parts[each.dtype]).view(each.shape) for each in self.parameters]
+
+
+class _RecordedStep:
+    """The passes of one shape, their input and their results."""
+
+    launch_forward: Callable[[], None]
+    launch_backward: Callable[[], None]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_of: Callable[[SequenceBatch], Tensor],
+        batch: PaddedBatch,
+        gradients: _Gradients,
+    ) -> None:
+        device = batch.user_ids.device
+        self.batch = batch
+        self.gradients = gradients
+        self.loss = torch.zeros((), device=device)
+        # The gradient of the loss: its weight, its share of an accumulated batch, and the scale of fp16.
+        self.scale = torch.ones((), device=device)
+        self.has_gradient = [True] * len(gradients.parameters)
+        self._model = model
+        self._loss_of = loss_of
+        self._autocast: dict[str, Any] = {
+            "device_type": device.type,
+            "dtype": torch.get_autocast_dtype(device.type),
+            "enabled": torch.is_autocast_enabled(device.type),
+            # Weights that were cast before the recording would not be cast again.
+            "cache_enabled": False,
+        }
+        self._live: Tensor | None = None
+        self._leaves: list[nn.Parameter] = []
+
+    def forward(self) -> None:
+        """Compute the loss."""
+        with torch.enable_grad(), torch.autocast(**self._autocast), _aliases(self._model) as leaves:
+            self._live = self._loss_of(self.batch)
+        self._leaves = leaves
+        self.loss.copy_(self._live.detach())
+
+    def backward(self) -> None:
+        """Compute the gradients of the loss that `forward` computed."""
+        assert self._live is not None
+        with torch.autocast(self.batch.user_ids.device.type, enabled=False):
+            found = torch.autograd.grad(self._live, self._leaves, self.scale.to(self._live.dtype), allow_unused=True)
+        self._live, self._leaves = None, []
+        self.has_gradient = [each is not None for each in found]
+        pairs = [(own, new) for own, new in zip(self.gradients.written, found, strict=True) if new is not None]
+        torch._foreach_copy_([own for own, _ in pairs], [new for _, new in pairs])
+
+
+class _Launch(torch.autograd.Function):
+    """Launches a step's recordings as forward and backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, step: _RecordedStep, *parameters: Tensor) -> Tensor:
+        step.gradients.launches += 1
+        ctx.step, ctx.launches = step, step.gradients.launches
+        step.launch_forward()
+        return step.loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        step: _RecordedStep = ctx.step
+        if step.gradients.launches != ctx.launches:
+            raise RuntimeError("a recorded loss has one backward pass, before the next loss is computed")
+        step.gradients.launches += 1
+        step.scale.copy_(gradient)
+        step.launch_backward()
+        copies = step.gradients.copies()
+        return None, *(each if has else None for each, has in zip(copies, step.has_gradient, strict=True))
+
+
+@contextmanager
+def _aliases(model: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """Replace a model's parameters by others in the same memory; yield those that require a gradient.
+
+    The parameters themselves belong to the stream that first used them, on which DistributedDataParallel waits for
+    their gradients. A recording must not touch it.
+    """
+    places = [(part, name) for part in model.modules() for name, it in part._parameters.items() if it is not None]
+    originals = [getattr(part, name) for part, name in places]
+    aliases = {id(each): nn.Parameter(each.detach(), requires_grad=each.requires_grad) for each in originals}
+    try:
+        _put(places, [aliases[id(each)] for each in originals])
+        yield [each for each in aliases.values() if each.requires_grad]
+    finally:
+        _put(places, originals)
+
+
+def _put(places: list[tuple[nn.Module, str]], parameters: list[nn.Parameter]) -> None:
+    for (part, name), parameter in zip(places, parameters, strict=True):
+        setattr(part, name, parameter)
+        if isinstance(part, nn.RNNBase):
+            # Otherwise torch would move new weights into other memory, in one piece. These are there already.
+            refs = [None if each is None else weakref.ref(each) for each in part._flat_weights]
+            part._flat_weight_refs = refs

@@ -1,0 +1,198 @@
+"""Recorded training steps against steps without recordings, with a recorder for CPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from graphed_runs import ENCODERS, LOSSES, ROWS, assert_equal_runs, fit, make_batch, make_model, padded, varied
+from torch import Tensor
+
+from seqrec.catalogue.table import ItemTable
+from seqrec.errors import DivergenceError, InputError
+from seqrec.runs.callbacks import FiniteLoss, GraphedStep
+from seqrec.training.graphs import Recorder
+from seqrec.training.losses import BCE, FullSoftmax, InBatchSoftmax
+from seqrec.types import SequenceBatch
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+class CallsAgain(Recorder):
+    """Calls a function again, after the memory of the batch that the step was given is overwritten."""
+
+    def __init__(self) -> None:
+        self.batch: SequenceBatch | None = None
+        self.recordings = 0
+
+    def warm_up(self, function: Callable[[], None]) -> None:
+        function()
+
+    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+        self.recordings += 1
+
+        def call() -> None:
+            if self.batch is not None:
+                for tensor in (self.batch.history.item_ids, self.batch.targets, self.batch.seen_events.item_ids):
+                    tensor.fill_(-(10**6))
+                for tensor in (self.batch.history.lengths, self.batch.user_ids, self.batch.seen_events.offsets):
+                    tensor.fill_(-(10**6))
+            function()
+
+        return call
+
+
+class GraphedOnCPU(GraphedStep):
+    """`GraphedStep` with the recorder above."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.calls = CallsAgain()
+
+    def recorder(self, device: torch.device) -> Recorder:
+        return self.calls
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: SequenceBatch, batch_idx: int) -> None:
+        # Each step needs its own batch, because the step's memory is overwritten.
+        self.calls.batch = batch if len(batch) == ROWS else None
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_recorded_steps_are_those_of_the_padded_batches(encoder: str, loss: str):
+    graphed, model, other = GraphedOnCPU(), make_model(encoder, LOSSES[loss]()), make_model(encoder, LOSSES[loss]())
+    losses = fit(model, varied(), graphed)
+    assert losses == pytest.approx(fit(other, [padded(batch) for batch in varied()]), rel=1e-6)
+    assert_equal_runs(model, other)
+    # 32, 48 and 64 events, forward and backward; with more seen items than before, recorded again.
+    assert graphed.calls.recordings >= 6
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_padding_changes_neither_loss_nor_gradients(loss: str):
+    """With draws that are the same for the batch without padding: those of full rows of a padded length."""
+    generator = torch.Generator().manual_seed(0)
+    model = make_model("SASRec", LOSSES[loss](), dropout=0.0)
+    full = make_batch([48] * ROWS, generator)
+    found = []
+    for batch in (full, padded(full)):
+        torch.manual_seed(2)
+        value = model.loss_of_batch(batch)
+        found.append([value, *torch.autograd.grad(value, list(model.parameters()))])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_padded_rows_have_the_loss_and_the_gradients_of_ordinary_ones(encoder: str):
+    model = make_model(encoder, FullSoftmax(), dropout=0.0)
+    for batch in varied(4):
+        found = []
+        for each in (batch, padded(batch)):
+            value = model.loss_of_batch(each)
+            found.append([value, *torch.autograd.grad(value, list(model.parameters()))])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"accumulate_grad_batches": 2},
+        {"gradient_clip_val": 0.01},
+        {"gradient_clip_val": 0.001, "gradient_clip_algorithm": "value"},
+        {"precision": "bf16-mixed"},
+    ],
+    ids=str,
+)
+def test_settings_of_the_trainer_hold(settings: dict[str, Any]):
+    model, other = make_model("SASRec", BCE()), make_model("SASRec", BCE())
+    plain = make_model("SASRec", BCE())
+    losses = fit(model, varied(), GraphedOnCPU(), **settings)
+    assert losses == pytest.approx(fit(other, [padded(batch) for batch in varied()], **settings), rel=1e-6)
+    assert_equal_runs(model, other)
+    fit(plain, [padded(batch) for batch in varied()])
+    assert not torch.equal(plain.items.weight, model.items.weight)
+
+
+def test_an_epochs_last_batch_and_lengths_beyond_the_bound_are_computed_without_recording(
+    caplog: pytest.LogCaptureFixture,
+):
+    graphed, model = GraphedOnCPU(max_graphs=2), make_model("GRU4Rec", FullSoftmax())
+    with caplog.at_level("INFO"):
+        losses = fit(model, [*varied(), *varied(1, rows=ROWS - 1)], graphed)
+    assert len(losses) == 11
+    # 60 and 64 events come after 32 and 48; then three rows.
+    assert "GraphedStep: 8 batches by CUDA graphs of 2 lengths, 3 without" in caplog.text
+
+
+class Breaks(pl.Callback):
+    """Makes the loss of the sixth batch NaN."""
+
+    before: Tensor
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 5:
+            with torch.no_grad():
+                pl_module.encoder.stack.norm.weight.fill_(torch.nan)
+            self.before = pl_module.items.weight.detach().clone()
+
+
+def test_a_loss_of_nan_stops_the_run_before_the_update():
+    model, breaks = make_model("SASRec", BCE()), Breaks()
+    with pytest.raises(DivergenceError, match="step 5; the update was not made"):
+        fit(model, varied(), GraphedOnCPU(), breaks, FiniteLoss())
+    assert torch.equal(model.items.weight, breaks.before)
+    assert model.graphed_loss is None
+
+
+class Moves(pl.Callback):
+    """Moves a table to other memory."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 3:
+            pl_module.items.table.weight.data = pl_module.items.table.weight.data.clone()
+
+
+def test_weights_in_other_memory_are_recorded_again():
+    found, recordings = [], []
+    for others in ([Moves()], []):
+        graphed, model = GraphedOnCPU(), make_model("SASRec", FullSoftmax())
+        fit(model, varied(), graphed, *others)
+        found.append(model)
+        recordings.append(graphed.calls.recordings)
+    assert_equal_runs(*found)
+    assert recordings == [10, 6]
+
+
+class LooksAhead(pl.Callback):
+    """Computes the next loss before the backward pass of the present one."""
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        pl_module.graphed_loss(varied(1)[0])
+
+
+def test_one_backward_pass_follows_each_loss():
+    with pytest.raises(RuntimeError, match="one backward pass, before the next loss"):
+        fit(make_model("SASRec", BCE()), varied(2), GraphedOnCPU(), LooksAhead())
+
+
+@pytest.mark.parametrize(
+    ("loss", "settings", "message"),
+    [
+        (lambda: InBatchSoftmax(), {}, "model.loss=InBatchSoftmax with InBatchNegatives does not support"),
+        (lambda: BCE(), {"item_table": ItemTable(sparse=True)}, "row-sparse gradients"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused(loss: Any, settings: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        fit(make_model("SASRec", loss(), **settings), varied(2), GraphedOnCPU())
+
+
+def test_a_cpu_has_no_graphs():
+    with pytest.raises(InputError, match="GraphedStep needs a CUDA device, and this run is on cpu"):
+        fit(make_model("SASRec", BCE()), varied(2), GraphedStep())
+    assert len(fit(make_model("SASRec", BCE()), varied(2), GraphedStep(enabled=False))) == 2
