@@ -71,7 +71,7 @@ _PARTS = {"data": "seqrec.SequenceDataModule", "trainer": "lightning.pytorch.Tra
 # Keys at the top of a run's config.
 RUN_KEYS = (
     *("data", "model", "trainer", "protocol", "seed_everything", "ckpt_path", "fresh_weights", "checkpoint"),
-    *("early_stopping", "resume_points", "execution", "recommendations", "results"),
+    *("early_stopping", "resume_points", "execution", "graphed_step", "recommendations", "results"),
 )
 # Names that other libraries have.
 _SYNONYMS = {

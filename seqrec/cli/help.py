@@ -57,6 +57,7 @@ GROUPS = {
         "checkpoint.monitor": "metric that chooses the best checkpoint",
         "resume_points.every_minutes": "",
         "execution.compile": "",
+        "graphed_step.enabled": "",
     },
     "this command": dict.fromkeys(("overwrite", "what", "min_lr", "max_lr", "steps", "max_batch_size"), ""),
 }

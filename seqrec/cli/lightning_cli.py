@@ -43,6 +43,7 @@ from seqrec.runs.callbacks import (
     BestCheckpoint,
     EncoderCompile,
     GradientNorm,
+    GraphedStep,
     ResumableEarlyStopping,
     ResumePoints,
     RunMonitor,
@@ -56,6 +57,7 @@ CALLBACKS: dict[str, type[pl.Callback]] = {
     "early_stopping": ResumableEarlyStopping,
     "resume_points": ResumePoints,
     "execution": EncoderCompile,
+    "graphed_step": GraphedStep,
     "recommendations": RecommendationWriter,
     "results": ResultsWriter,
 }
@@ -178,19 +180,17 @@ class SeqrecCLI(LightningCLI):
             {
                 "protocol": {"class_path": "seqrec.FullRanking"},
                 "checkpoint.filename": "best",
-                "checkpoint.monitor": "val_NDCG@10",
-                "checkpoint.mode": "auto",
+                **dict.fromkeys(("checkpoint.monitor", "early_stopping.monitor"), "val_NDCG@10"),
+                **dict.fromkeys(("checkpoint.mode", "early_stopping.mode"), "auto"),
                 "checkpoint.enable_version_counter": False,
-                "early_stopping.monitor": "val_NDCG@10",
-                "early_stopping.mode": "auto",
                 "early_stopping.patience": 5,
+                "graphed_step.enabled": False,
             }
         )
         parser.link_arguments("data.max_length", "model.init_args.max_length")
-        parser.link_arguments("data.num_items", "model.init_args.num_items", apply_on="instantiate")
-        parser.link_arguments("data.num_users", "model.init_args.num_users", apply_on="instantiate")
+        for name in ("num_items", "num_users", "item_columns"):
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
         parser.link_arguments("data.event_columns", "model.init_args.log_columns", apply_on="instantiate")
-        parser.link_arguments("data.item_columns", "model.init_args.item_columns", apply_on="instantiate")
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method of all commands
         """Return the trainer's methods that are commands, with the arguments that are not options."""

@@ -47,6 +47,8 @@ from seqrec.specs import to_spec
 
 # More loader processes than this a core are a mistake.
 MAX_WORKERS_PER_CORE = 32
+# By default evaluation takes batches of so many windows, or of as many events as training, but so many at least.
+EVAL_WINDOWS, EVAL_EVENTS = 128, 25_600
 
 
 def _check_machine(num_workers: int, memory_limit: str | None) -> None:
@@ -77,7 +79,9 @@ class SequenceDataModule(pl.LightningDataModule):
         max_length: Events a window, at most.
         batch_size: Windows a batch and process, in training.
         max_tokens: Events a batch and process, in training, padding included, instead of `batch_size`.
-        eval_batch_size: Windows a batch and process, in evaluation and prediction.
+        eval_batch_size: Windows a batch and process, in evaluation and prediction. None is 128. If 128 windows of
+            `max_length` have more events than a training batch, None limits the events of a batch to those of a
+            training batch (25,600 at least), so evaluation takes no more memory than training.
         val_users: Users that validation judges while fitting, at most: a fixed sample, the same in each epoch and for
             any number of processes. None judges all; the commands `validate` and `test` always do.
         bucket_by_length: Whether the rows of a training batch have similar lengths (less padding). Batches are then
@@ -118,7 +122,7 @@ class SequenceDataModule(pl.LightningDataModule):
         max_length: int = 200,
         batch_size: int = 16,
         max_tokens: int | None = None,
-        eval_batch_size: int = 128,
+        eval_batch_size: int | None = None,
         val_users: int | None = None,
         bucket_by_length: bool = True,
         num_workers: int = 0,
@@ -366,7 +370,8 @@ class SequenceDataModule(pl.LightningDataModule):
             stops = self.split.history_stops(self.store, stage)
             newest = newest_windows(self._offsets, stops, self.max_length)
             dataset = WindowDataset(self.store, stops, with_targets=False, scales=self.event_scales)
-            return self._loader(dataset, lambda _: newest, self.eval_batch_size, shuffle=False)
+            size, tokens = self._eval_sizes()
+            return self._loader(dataset, lambda _: newest, size, shuffle=False, max_tokens=tokens)
         stops, ends = judged_ranges(self.split, self.store, stage)
         fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         most = self.val_users if fitting and stage == "validate" else None
@@ -382,10 +387,18 @@ class SequenceDataModule(pl.LightningDataModule):
             )
         scales, one_by_one = self.event_scales, self.split.prequential
         dataset = WindowDataset(self.store, stops, target_stops=ends, prequential=one_by_one, scales=scales)
-        tokens = None
+        size, tokens = self._eval_sizes()
         if self.split.prequential:
-            tokens = max(self.eval_batch_size * self.max_length, int(judged.lengths.max()))
-        return self._loader(dataset, lambda _: judged, self.eval_batch_size, shuffle=False, max_tokens=tokens)
+            tokens = max(tokens or size * self.max_length, int(judged.lengths.max()))
+        return self._loader(dataset, lambda _: judged, size, shuffle=False, max_tokens=tokens)
+
+    def _eval_sizes(self) -> tuple[int, int | None]:
+        """Return the windows of a batch of evaluation, and its most events if these decide."""
+        if self.eval_batch_size is not None:
+            return self.eval_batch_size, None
+        training = self.max_tokens or self.batch_size * self.max_length
+        events = max(training, EVAL_EVENTS, self.max_length)
+        return EVAL_WINDOWS, None if EVAL_WINDOWS * self.max_length <= events else events
 
     def _loader(
         self,

@@ -137,6 +137,33 @@ def test_a_token_budget_takes_the_place_of_the_batch_size(tmp_path: Path):
         module(tmp_path, max_tokens=2).train_dataloader()
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"batch_size": 16, "max_length": 200}, [128, 2]),
+        ({"batch_size": 16, "max_length": 1000}, [25, 25, 25, 25, 25, 5]),
+        ({"batch_size": 40, "max_length": 1000}, [40, 40, 40, 10]),
+        ({"max_tokens": 50_000, "max_length": 1000}, [50, 50, 30]),
+        ({"batch_size": 1, "max_length": 30_000}, [29, 29, 29, 29, 14]),
+        ({"batch_size": 16, "max_length": 1000, "eval_batch_size": 100}, [100, 30]),
+    ],
+    ids=str,
+)
+def test_evaluation_takes_as_many_events_at_a_time_as_training(
+    tmp_path: Path, settings: dict[str, Any], expected: list[int]
+):
+    length = min(settings["max_length"], 1024)
+    data = module(tmp_path, Histories([[1, 2] * 512 + [3, 1]] * 130), **settings)
+    most = max(25_600, settings.get("max_tokens", 0), settings.get("batch_size", 0) * settings["max_length"])
+    for loader in (data.test_dataloader(), data.predict_dataloader()):
+        batches = list(loader)
+        assert [len(batch) for batch in batches] == expected
+        shapes = [batch.history.item_ids.shape for batch in batches]
+        assert all(columns >= length for _, columns in shapes)
+        if "eval_batch_size" not in settings:
+            assert max(rows * columns for rows, columns in shapes) <= most
+
+
 def test_a_policy_that_checkpoints_cannot_describe_is_refused_at_once(tmp_path: Path):
     class Secretive(NewestWindow):
         def __init__(self, share: float) -> None:

@@ -58,7 +58,7 @@ class GraphedStep(pl.Callback):
             )
         return CudaRecorder(device)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prepare the recording.
 
         Raises:
