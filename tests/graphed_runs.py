@@ -14,6 +14,7 @@ from seqrec import models
 from seqrec.data.padding import PaddedBatch, padded_size
 from seqrec.models import SequentialRecommender
 from seqrec.runs.callbacks import GraphedStep
+from seqrec.training.graphs import Recorder
 from seqrec.training.losses import BCE, GBCE, FullSoftmax, Loss, SampledSoftmax
 from seqrec.training.negatives import MixedNegatives, PopularityNegatives, UniformNegatives
 from seqrec.types import History, RaggedItems, SequenceBatch
@@ -43,6 +44,45 @@ class Losses(pl.Callback):
         self.values.append(outputs["loss"])
 
 
+class CallsAgain(Recorder):
+    """Calls a function again, after the memory of the batch that the step was given is overwritten."""
+
+    def __init__(self) -> None:
+        self.batch: SequenceBatch | None = None
+        self.recordings = 0
+
+    def warm_up(self, function: Callable[[], None]) -> None:
+        function()
+
+    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+        self.recordings += 1
+
+        def call() -> None:
+            if self.batch is not None:
+                for tensor in (self.batch.history.item_ids, self.batch.targets, self.batch.seen_events.item_ids):
+                    tensor.fill_(-(10**6))
+                for tensor in (self.batch.history.lengths, self.batch.user_ids, self.batch.seen_events.offsets):
+                    tensor.fill_(-(10**6))
+            function()
+
+        return call
+
+
+class GraphedOnCPU(GraphedStep):
+    """`GraphedStep` with the recorder above."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.calls = CallsAgain()
+
+    def recorder(self, device: torch.device) -> Recorder:
+        return self.calls
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: SequenceBatch, batch_idx: int) -> None:
+        # Each step needs its own batch, because the step's memory is overwritten.
+        self.calls.batch = batch if len(batch) == ROWS else None
+
+
 def make_batch(lengths: list[int], generator: torch.Generator) -> SequenceBatch:
     """Return rows of these lengths. The ten last items are never seen."""
     longest = max(lengths)
@@ -53,6 +93,19 @@ def make_batch(lengths: list[int], generator: torch.Generator) -> SequenceBatch:
     history = History(events[:, :-1].where(inside, 0), count)
     weight = torch.tensor(sum(lengths) / (len(lengths) * 40))
     return SequenceBatch(history, events[:, 1:].where(inside, 0), torch.arange(1, len(lengths) + 1), seen, weight)
+
+
+def rows_of(batch: SequenceBatch, first: int, count: int) -> SequenceBatch:
+    """Return some rows of a batch."""
+    rows, bounds = slice(first, first + count), batch.seen_events.offsets[first : first + count + 1]
+    assert batch.targets is not None
+    return SequenceBatch(
+        History(batch.history.item_ids[rows], batch.history.lengths[rows]),
+        batch.targets[rows],
+        batch.user_ids[rows],
+        RaggedItems(batch.seen_events.item_ids[bounds[0] : bounds[-1]], bounds - bounds[0]),
+        batch.weight,
+    )
 
 
 def padded(batch: SequenceBatch) -> SequenceBatch:

@@ -2,62 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from graphed_runs import ENCODERS, LOSSES, ROWS, assert_equal_runs, fit, make_batch, make_model, padded, varied
+from graphed_runs import (
+    ENCODERS,
+    LOSSES,
+    ROWS,
+    GraphedOnCPU,
+    assert_equal_runs,
+    fit,
+    make_batch,
+    make_model,
+    padded,
+    varied,
+)
 from torch import Tensor
 
 from seqrec.catalogue.table import ItemTable
 from seqrec.errors import DivergenceError, InputError
 from seqrec.runs.callbacks import FiniteLoss, GraphedStep
-from seqrec.training.graphs import Recorder
 from seqrec.training.losses import BCE, FullSoftmax, InBatchSoftmax
-from seqrec.types import SequenceBatch
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
-
-
-class CallsAgain(Recorder):
-    """Calls a function again, after the memory of the batch that the step was given is overwritten."""
-
-    def __init__(self) -> None:
-        self.batch: SequenceBatch | None = None
-        self.recordings = 0
-
-    def warm_up(self, function: Callable[[], None]) -> None:
-        function()
-
-    def record(self, function: Callable[[], None]) -> Callable[[], None]:
-        self.recordings += 1
-
-        def call() -> None:
-            if self.batch is not None:
-                for tensor in (self.batch.history.item_ids, self.batch.targets, self.batch.seen_events.item_ids):
-                    tensor.fill_(-(10**6))
-                for tensor in (self.batch.history.lengths, self.batch.user_ids, self.batch.seen_events.offsets):
-                    tensor.fill_(-(10**6))
-            function()
-
-        return call
-
-
-class GraphedOnCPU(GraphedStep):
-    """`GraphedStep` with the recorder above."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.calls = CallsAgain()
-
-    def recorder(self, device: torch.device) -> Recorder:
-        return self.calls
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: SequenceBatch, batch_idx: int) -> None:
-        # Each step needs its own batch, because the step's memory is overwritten.
-        self.calls.batch = batch if len(batch) == ROWS else None
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -196,3 +169,49 @@ def test_a_cpu_has_no_graphs():
     with pytest.raises(InputError, match="GraphedStep needs a CUDA device, and this run is on cpu"):
         fit(make_model("SASRec", BCE()), varied(2), GraphedStep())
     assert len(fit(make_model("SASRec", BCE()), varied(2), GraphedStep(enabled=False))) == 2
+
+
+RANKS = """
+import os, sys
+import torch
+from graphed_runs import GraphedOnCPU, fit, make_batch, make_model, rows_of
+from seqrec.catalogue.distributed import leave_job
+from seqrec.training.losses import FullSoftmax
+
+ranks = int(sys.argv[1])
+generator = torch.Generator().manual_seed(0)
+model = make_model("GRU4Rec", FullSoftmax(), dropout=0.0)
+graphed = GraphedOnCPU()
+settings = {"strategy": "ddp", "devices": ranks} if ranks > 1 else {}
+rank = int(os.environ.get("LOCAL_RANK", 0))
+# Batches of two rows on each of two ranks, or of four on one.
+batches = []
+for length in (48, 32, 40, 48, 25):
+    whole = make_batch([length] * 4, generator)
+    batches.append(rows_of(whole, 2 * rank, 2) if ranks > 1 else whole)
+fit(model, batches, graphed, use_distributed_sampler=False, gradient_clip_val=0.1, **settings)
+assert graphed.calls.recordings >= 4
+torch.save(model.state_dict(), f"{ranks}-{rank}.pt")
+leave_job()
+"""
+
+
+@pytest.mark.process
+def test_two_ranks_train_as_one_with_the_rows_of_both(tmp_path: Path):
+    (tmp_path / "run.py").write_text(RANKS)
+    found = []
+    for ranks in (1, 2):
+        done = subprocess.run(
+            [sys.executable, "run.py", str(ranks)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path])},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        found += [torch.load(tmp_path / f"{ranks}-{rank}.pt") for rank in range(ranks)]
+    for name, weight in found[0].items():
+        torch.testing.assert_close(found[1][name], weight, rtol=1e-5, atol=1e-6, msg=name)
+        assert torch.equal(found[1][name], found[2][name])
