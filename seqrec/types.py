@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -35,6 +35,17 @@ class TensorRecord:
     def pin_memory(self: Batch) -> Batch:
         """Return a copy with every tensor in page-locked memory."""
         return self._map("pin_memory")
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield all tensors, in the order of fields and names."""
+        for each in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+            value = getattr(self, each.name)
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, TensorRecord):
+                yield from value.tensors()
+            elif isinstance(value, dict):
+                yield from (value[name] for name in sorted(value))
 
     def _map(self: Batch, method: str, *args: object, **kwargs: object) -> Batch:
         moved: dict[str, Any] = {}

@@ -422,13 +422,18 @@ class SequenceDataModule(pl.LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
         )
+        device = None if self.trainer is None else self.trainer.strategy.root_device
+        if device is not None and device.type != "cuda":
+            device = None
         # The sampler yields complete batches, so the loader itself must not batch.
-        return ResumableLoader(
+        loader = ResumableLoader(
             dataset,
             batch_size=None,
             sampler=sampler,
             num_workers=self.num_workers,
             worker_init_fn=outlive_signals,
             persistent_workers=self.num_workers > 0,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            pin_memory=device is not None,
         )
+        loader.device = device
+        return loader

@@ -7,8 +7,10 @@ import signal
 import threading
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
+from seqrec.data.prefetch import PrefetchedBatches
 from seqrec.data.sampler import BatchSampler
 from seqrec.types import SequenceBatch
 
@@ -17,15 +19,29 @@ class ResumableLoader(DataLoader[SequenceBatch]):
     """A loader that can start in the middle of an epoch. Lightning recognizes it by `state_dict`.
 
     The position is the data module's state, because the loader fetches batches before they are trained on.
+
+    Attributes:
+        device: A GPU to which a thread copies batches ahead of their steps; None yields them in memory.
     """
 
     sampler: BatchSampler
+    device: torch.device | None = None
+    _ahead: PrefetchedBatches | None = None
 
     def __iter__(self) -> Any:
         """Return an iterator over batches. If a worker has died, the next batch raises an error within 5 s.
 
         torch's handler of SIGCHLD is removed. It would raise at any point of the run, even within a checkpoint.
         """
+        if self.device is None:
+            return self._batches()
+        # Of an epoch that was left early, whose iterator torch uses again.
+        if self._ahead is not None:
+            self._ahead.close()
+        self._ahead = PrefetchedBatches(self._batches(), self.device)
+        return self._ahead
+
+    def _batches(self) -> Any:
         in_main_thread = threading.current_thread() is threading.main_thread()
         if not self.num_workers or not in_main_thread or not hasattr(signal, "SIGCHLD"):
             return super().__iter__()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from seqrec.types import ROW_STRIDE, RaggedItems, SeenItems, SequenceBatch, TensorRecord
+from seqrec.types import ROW_STRIDE, RaggedItems, SeenItems, SequenceBatch
 
 # Shorter rows are padded to so many events: their steps take as long.
 LEAST_EVENTS = 32
@@ -83,7 +82,7 @@ class PaddedBatch(SequenceBatch):
         """Copy a batch of at most this size, and set everything else to 0; with S = 0 no seen events are copied."""
         if not len(self.seen_events.item_ids):
             batch = replace(batch, seen_events=self.seen_events)
-        for own, new in zip(_tensors(self), _tensors(replace(batch, held_out=None)), strict=True):
+        for own, new in zip(self.tensors(), replace(batch, held_out=None).tensors(), strict=True):
             if own.shape != new.shape:
                 own.zero_()
             own[tuple(map(slice, new.shape))].copy_(new, non_blocking=True)
@@ -116,15 +115,3 @@ class PaddedSeen(SeenItems):
         """(S,) row of each entry of `item_ids`; B at padding."""
         places = torch.arange(len(self.item_ids), device=self.item_ids.device)
         return torch.searchsorted(self.offsets[1:], places, right=True)
-
-
-def _tensors(record: TensorRecord) -> Iterator[Tensor]:
-    """Yield a record's tensors, and those of the records in it, in the order of fields and names."""
-    for each in fields(record):  # type: ignore[arg-type]  # records are dataclasses
-        value = getattr(record, each.name)
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, TensorRecord):
-            yield from _tensors(value)
-        elif isinstance(value, dict):
-            yield from (value[name] for name in sorted(value))
