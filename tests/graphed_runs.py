@@ -95,6 +95,12 @@ def make_batch(lengths: list[int], generator: torch.Generator) -> SequenceBatch:
     return SequenceBatch(history, events[:, 1:].where(inside, 0), torch.arange(1, len(lengths) + 1), seen, weight)
 
 
+def full_rows() -> list[SequenceBatch]:
+    """Return batches of four rows, which are all as long."""
+    generator = torch.Generator().manual_seed(0)
+    return [make_batch([length] * ROWS, generator) for length in (48, 32, 40, 48, 25)]
+
+
 def rows_of(batch: SequenceBatch, first: int, count: int) -> SequenceBatch:
     """Return some rows of a batch."""
     rows, bounds = slice(first, first + count), batch.seen_events.offsets[first : first + count + 1]

@@ -16,11 +16,13 @@ from seqrec.catalogue.sharding import ShardedEmbedding
 from seqrec.errors import InputError
 from seqrec.ops import pair_scores
 from seqrec.ops.best_items import BEST_ITEMS_BACKENDS, MOST_ITEMS, best_items
-from seqrec.ops.row_gradients import sums_at_lookup
+from seqrec.ops.row_gradients import look_up, sums_at_lookup
 from seqrec.types import Recommendations, SeenItems
 
 # Scores held at a time when the whole catalogue is scored: 2^25 floats are 128 MiB.
 SCORE_BUDGET = 1 << 25
+# Numbers of item vectors that a GPU reads from a row-sparse table without looking for repeated items: 2^25 are 128 MiB.
+REPEATED_NUMBERS = 1 << 25
 # Without the compiled library, candidates that are at most this share of the catalogue are scored alone, from a copy of
 # their vectors. Of more, the whole catalogue is scored, which copies nothing.
 GATHERED_SHARE = 1 / 4
@@ -105,6 +107,8 @@ class Scorer:
             return F.embedding(places, self._scaled(self._rows(distinct)))
         if isinstance(self._table, ShardedEmbedding):
             return self._scaled(self._table(item_ids))
+        if self._sparse and torch.is_grad_enabled() and not sums_at_lookup(item_ids.device):
+            return self._scaled(look_up(self._table, item_ids).to(self._dtype))
         padding = 0 if self._sparse else None
         rows = F.embedding(item_ids, self._table, padding_idx=padding, sparse=self._sparse)
         return self._scaled(rows.to(self._dtype))
@@ -124,14 +128,26 @@ class Scorer:
         """Return vectors (U, D) that include those of `item_ids`, and the items' places (shape of `item_ids`) in them.
 
         For a dense table that is the table itself. From a sparse one each distinct item is read once, so its gradient
-        has one row per item.
+        has one row per item. A GPU reads a few items repeatedly, and scales a whole dense table, instead of letting
+        Python wait for the number of distinct ones.
         """
         if "_all_rows" in vars(self):
             return self._all_rows, item_ids
         if isinstance(self._table, Tensor) and not self._sparse and self._unit_columns is None and self._rows is None:
             return self._table, item_ids
+        if isinstance(self._table, Tensor) and self._rows is None and not sums_at_lookup(item_ids.device):
+            if not self._sparse:
+                return self._scaled_table, item_ids
+            if item_ids.numel() * self._table.shape[1] <= REPEATED_NUMBERS:
+                places = torch.arange(item_ids.numel(), device=item_ids.device).view(item_ids.shape)
+                return self.vectors(item_ids.flatten()), places
         distinct, places = torch.unique(item_ids, return_inverse=True)
         return self.vectors(distinct), places
+
+    @cached_property
+    def _scaled_table(self) -> Tensor:
+        assert isinstance(self._table, Tensor)
+        return self._scaled(self._table.to(self._dtype))
 
     def score(self, states: Tensor, item_ids: Tensor) -> Tensor:
         """Return scores (M, C) of items (M, C) for states (M, D); differentiable."""

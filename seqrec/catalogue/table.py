@@ -15,7 +15,7 @@ from seqrec.catalogue.distributed import average_row_gradient, equal_on_all_rank
 from seqrec.catalogue.scorer import Scorer
 from seqrec.catalogue.sharding import ShardedEmbedding
 from seqrec.errors import InputError, check_at_least
-from seqrec.ops.row_gradients import sums_at_lookup
+from seqrec.ops.row_gradients import look_up, sums_at_lookup
 
 # Tables with at least so many rows have row-sparse gradients by default. For smaller ones a fused dense step over all
 # rows costs less than finding the rows of a batch.
@@ -271,8 +271,10 @@ class ItemEmbedding(nn.Module):
         elif self.content is not None or (self.sparse and torch.is_grad_enabled() and sums_at_lookup(item_ids.device)):
             distinct, places = torch.unique(item_ids, return_inverse=True)
             out = F.embedding(places, self.table(distinct) if self.content is None else self.rows(distinct))
+        elif self.sparse and torch.is_grad_enabled() and self.spread is None:
+            out = look_up(self.table.weight, item_ids)
         else:
-            # Both lookups keep the padding's row at zero and drop its gradient.
+            # All lookups keep the padding's row at zero, without a gradient.
             out = self.table(item_ids)
         return out[..., : self.d_model].to(torch.promote_types(out.dtype, torch.float32))
 

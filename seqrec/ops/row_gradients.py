@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -49,3 +55,57 @@ def row_gradient(row_ids: Tensor, values: Tensor, shape: torch.Size, *, each_onc
         each_once: True if the numbers are ascending and distinct; False allows any order and repeats.
     """
     return torch.sparse_coo_tensor(row_ids.unsqueeze(0), values, shape, check_invariants=False, is_coalesced=each_once)
+
+
+class Lookup(NamedTuple):
+    """Rows (..., D) that were read from a table (V, D), and their numbers (...)."""
+
+    table: Tensor
+    row_ids: Tensor
+    rows: Tensor
+
+    def gradient_parts(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Return row numbers (N,) and values (N, D) of the table's gradient, for that of the rows; 0 for row 0."""
+        row_ids = self.row_ids.flatten()
+        return row_ids, gradient.reshape(len(row_ids), -1).masked_fill((row_ids == 0).unsqueeze(1), 0)
+
+
+_collected: ContextVar[list[Lookup] | None] = ContextVar("collected", default=None)
+
+
+@contextmanager
+def collected_lookups() -> Iterator[list[Lookup]]:
+    """Collect all calls of `look_up`, whose rows are then leaves with gradients of their own; the table gets none."""
+    found: list[Lookup] = []
+    before = _collected.set(found)
+    try:
+        yield found
+    finally:
+        _collected.reset(before)
+
+
+def look_up(table: Tensor, row_ids: Tensor) -> Tensor:
+    """Return rows (..., D) of a table (V, D) for row numbers (...); its gradient is sparse, with repeated rows.
+
+    Row 0 is padding: its gradient is listed, and 0. `torch.nn.functional.embedding` leaves it out, for which Python
+    waits for a GPU to count the other rows.
+    """
+    collected = _collected.get()
+    if collected is not None:
+        collected.append(Lookup(table, row_ids, F.embedding(row_ids, table.detach()).requires_grad_()))
+        return collected[-1].rows
+    rows: Tensor = _Lookup.apply(table, row_ids)  # type: ignore[no-untyped-call]
+    return rows
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, row_ids: Tensor) -> Tensor:
+        ctx.save_for_backward(row_ids)
+        ctx.shape = table.shape
+        return F.embedding(row_ids, table)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        parts = Lookup(gradient, ctx.saved_tensors[0], gradient).gradient_parts(gradient)
+        return row_gradient(*parts, ctx.shape, each_once=False), None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from seqrec.data.padding import PaddedBatch, padded_size
 from seqrec.errors import InputError
+from seqrec.ops.row_gradients import Lookup, collected_lookups, row_gradient
+from seqrec.training.optim.combined import sparse_tables
 from seqrec.types import SequenceBatch
 
 # Runs before a recording, in which libraries load and allocate what they need only once.
@@ -128,7 +130,7 @@ class GraphedLoss:
             return self._loss_of(batch)
         self.recorded += 1
         step.batch.fill(batch)
-        loss: Tensor = _Launch.apply(step, *step.gradients.parameters)  # type: ignore[no-untyped-call]
+        loss: Tensor = _Launch.apply(step, *step.memory.parameters)  # type: ignore[no-untyped-call]
         return loss
 
     def _step_for(self, batch: SequenceBatch) -> _RecordedStep | None:
@@ -146,7 +148,7 @@ class GraphedLoss:
         num_seen = len(batch.seen_events.item_ids) if self._needs_seen else 0
         if step is None or len(step.batch.seen_events.item_ids) < num_seen:
             if self._gradients is None:
-                self._gradients = _Gradients([each for each in self._model.parameters() if each.requires_grad])
+                self._gradients = _Gradients(self._model)
             self._most_seen = max(self._most_seen, num_seen)
             room = padded_size(self._most_seen) if self._most_seen else 0
             padded = PaddedBatch.like(batch, num_events=length, num_seen=room)
@@ -179,29 +181,39 @@ class GraphedLoss:
 
 
 class _Gradients:
-    """Memory of the gradients of parameters, one after another, which all recordings of a model write."""
+    """Memory of the dense gradients of parameters, one after another, which all recordings of a model write.
 
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self.parameters = parameters
-        self._sizes: dict[torch.dtype, list[int]] = {}
-        for each in parameters:
-            filler = -each.numel() % ALIGNMENT
-            self._sizes.setdefault(each.dtype, []).extend((each.numel(), filler))
-        self._flat = {
-            dtype: torch.zeros(sum(sizes), dtype=dtype, device=parameters[0].device)
-            for dtype, sizes in self._sizes.items()
-        }
-        self.written = self._parts(self._flat)
-        # Passes launched so far, because a backward pass must follow its forward pass.
+    Attributes:
+        parameters: Those that require a gradient.
+        dense: Memory of each gradient that is not row-sparse, by the place of its parameter.
+        launches: Passes launched so far, because a backward pass must follow its forward pass.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters = [each for each in model.parameters() if each.requires_grad]
         self.launches = 0
+        tables = {id(table) for table in sparse_tables(model)}
+        self._places = [place for place, each in enumerate(self.parameters) if id(each) not in tables]
+        self._sizes: dict[torch.dtype, list[int]] = {}
+        for each in self._dense_parameters():
+            self._sizes.setdefault(each.dtype, []).extend((each.numel(), -each.numel() % ALIGNMENT))
+        device = self.parameters[0].device
+        self._flat = {
+            dtype: torch.zeros(sum(sizes), dtype=dtype, device=device) for dtype, sizes in self._sizes.items()
+        }
+        self.dense = self._parts(self._flat)
 
-    def copies(self) -> list[Tensor]:
-        """Return copies of the gradients, which parameters may keep."""
+    def copies(self) -> dict[int, Tensor]:
+        """Return copies of `dense`, which parameters may keep."""
         return self._parts({dtype: flat.clone() for dtype, flat in self._flat.items()})
 
-    def _parts(self, flat: dict[torch.dtype, Tensor]) -> list[Tensor]:
+    def _parts(self, flat: dict[torch.dtype, Tensor]) -> dict[int, Tensor]:
         parts = {dtype: iter(torch.split(each, self._sizes[dtype])[::2]) for dtype, each in flat.items()}
-        return [next(parts[each.dtype]).view(each.shape) for each in self.parameters]
+        found = [next(parts[each.dtype]).view(each.shape) for each in self._dense_parameters()]
+        return dict(zip(self._places, found, strict=True))
+
+    def _dense_parameters(self) -> list[nn.Parameter]:
+        return [self.parameters[place] for place in self._places]
 
 
 class _RecordedStep:
@@ -215,15 +227,14 @@ class _RecordedStep:
         model: nn.Module,
         loss_of: Callable[[SequenceBatch], Tensor],
         batch: PaddedBatch,
-        gradients: _Gradients,
+        memory: _Gradients,
     ) -> None:
         device = batch.user_ids.device
         self.batch = batch
-        self.gradients = gradients
+        self.memory = memory
         self.loss = torch.zeros((), device=device)
         # The gradient of the loss: its weight, its share of an accumulated batch, and the scale of fp16.
         self.scale = torch.ones((), device=device)
-        self.has_gradient = [True] * len(gradients.parameters)
         self._model = model
         self._loss_of = loss_of
         self._autocast: dict[str, Any] = {
@@ -235,23 +246,62 @@ class _RecordedStep:
         }
         self._live: Tensor | None = None
         self._leaves: list[nn.Parameter] = []
+        self._lookups: list[Lookup] = []
+        # Places of parameters that have a dense gradient; rows (N,) and values (N, D) of each row-sparse one.
+        self._dense: list[int] = []
+        self._rows: dict[int, tuple[Tensor, Tensor]] = {}
 
     def forward(self) -> None:
         """Compute the loss."""
-        with torch.enable_grad(), torch.autocast(**self._autocast), _aliases(self._model) as leaves:
+        with (
+            torch.enable_grad(),
+            torch.autocast(**self._autocast),
+            _aliases(self._model) as self._leaves,
+            collected_lookups() as self._lookups,
+        ):
             self._live = self._loss_of(self.batch)
-        self._leaves = leaves
         self.loss.copy_(self._live.detach())
 
     def backward(self) -> None:
-        """Compute the gradients of the loss that `forward` computed."""
+        """Compute the gradients of the loss that `forward` computed, into memory that recordings do not reuse."""
         assert self._live is not None
-        with torch.autocast(self.batch.user_ids.device.type, enabled=False):
-            found = torch.autograd.grad(self._live, self._leaves, self.scale.to(self._live.dtype), allow_unused=True)
-        self._live, self._leaves = None, []
-        self.has_gradient = [each is not None for each in found]
-        pairs = [(own, new) for own, new in zip(self.gradients.written, found, strict=True) if new is not None]
-        torch._foreach_copy_([own for own, _ in pairs], [new for _, new in pairs])
+        inputs = [*self._leaves, *(lookup.rows for lookup in self._lookups)]
+        scale = self.scale.to(self._live.dtype)
+        with torch.autocast(self.scale.device.type, enabled=False):
+            found = torch.autograd.grad(self._live, inputs, scale, allow_unused=True)
+        count = len(self._leaves)
+        dense = {place: each for place, each in enumerate(found[:count]) if each is not None}
+        if strange := dense.keys() - self.memory.dense.keys():
+            shape = tuple(self._leaves[min(strange)].shape)
+            raise RuntimeError(f"row-sparse gradients of a table of shape {shape} that is no ItemEmbedding")
+        self._dense = list(dense)
+        torch._foreach_copy_([self.memory.dense[place] for place in dense], list(dense.values()))
+        self._keep_rows(found[count:])
+        self._live, self._leaves, self._lookups = None, [], []
+
+    def _keep_rows(self, gradients: Sequence[Tensor | None]) -> None:
+        """Copy the row-sparse gradients, given those of the rows of each lookup."""
+        places = {id(leaf): place for place, leaf in enumerate(self._leaves)}
+        parts: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for lookup, gradient in zip(self._lookups, gradients, strict=True):
+            if gradient is not None and id(lookup.table) in places:
+                parts.setdefault(places[id(lookup.table)], []).append(lookup.gradient_parts(gradient))
+        for place, of_table in parts.items():
+            row_ids, values = (torch.cat(each) for each in zip(*of_table, strict=True))
+            if place not in self._rows:
+                self._rows[place] = torch.empty_like(row_ids), torch.empty_like(values)
+            self._rows[place][0].copy_(row_ids)
+            self._rows[place][1].copy_(values)
+
+    def gradients(self) -> list[Tensor | None]:
+        """Return copies of what `backward` computed, for each parameter."""
+        parameters, copies = self.memory.parameters, self.memory.copies()
+        found: list[Tensor | None] = [None] * len(parameters)
+        for place in self._dense:
+            found[place] = copies[place]
+        for place, (row_ids, values) in self._rows.items():
+            found[place] = row_gradient(row_ids.clone(), values.clone(), parameters[place].shape, each_once=False)
+        return found
 
 
 class _Launch(torch.autograd.Function):
@@ -259,21 +309,20 @@ class _Launch(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, step: _RecordedStep, *parameters: Tensor) -> Tensor:
-        step.gradients.launches += 1
-        ctx.step, ctx.launches = step, step.gradients.launches
+        step.memory.launches += 1
+        ctx.step, ctx.launches = step, step.memory.launches
         step.launch_forward()
         return step.loss.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         step: _RecordedStep = ctx.step
-        if step.gradients.launches != ctx.launches:
+        if step.memory.launches != ctx.launches:
             raise RuntimeError("a recorded loss has one backward pass, before the next loss is computed")
-        step.gradients.launches += 1
+        step.memory.launches += 1
         step.scale.copy_(gradient)
         step.launch_backward()
-        copies = step.gradients.copies()
-        return None, *(each if has else None for each, has in zip(copies, step.has_gradient, strict=True))
+        return None, *step.gradients()
 
 
 @contextmanager

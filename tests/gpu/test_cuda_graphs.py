@@ -14,6 +14,7 @@ from torch import Tensor
 
 from seqrec import models
 from seqrec.benchmark.catalogue import full_batch
+from seqrec.catalogue.table import ItemTable
 from seqrec.errors import DivergenceError, InputError
 from seqrec.runs.callbacks import FiniteLoss, GraphedStep
 from seqrec.training.graphs import CudaRecorder, GraphedLoss
@@ -27,10 +28,13 @@ pytestmark = [
 GPU: dict[str, Any] = {"accelerator": "gpu", "devices": 1}
 
 
-def compare(encoder: str, loss: str, *, rel: float = 1e-4, **settings: Any) -> None:
+def compare(
+    encoder: str, loss: str, *, rel: float = 1e-4, item_table: ItemTable | None = None, **settings: Any
+) -> None:
     """Train on ten batches with and without graphs, and compare losses and weights."""
     graphed = GraphedStep()
-    model, other = (make_model(encoder, LOSSES[loss]()) for _ in range(2))
+    shared = {} if item_table is None else {"item_table": item_table}
+    model, other = (make_model(encoder, LOSSES[loss](), **shared) for _ in range(2))
     losses = fit(model, varied(), graphed, **GPU, **settings)
     assert losses == pytest.approx(fit(other, [padded(batch) for batch in varied()], **GPU, **settings), rel=rel)
     for name, weight in model.state_dict().items():
@@ -60,6 +64,12 @@ def test_each_objective_has_the_losses_and_weights_without_graphs(loss: str):
 @pytest.mark.parametrize("encoder", ["MambaRec", "SASRec"])
 def test_settings_of_the_trainer_hold(encoder: str, settings: dict[str, Any]):
     compare(encoder, "BCE", rel=1e-3 if "precision" in settings else 1e-4, **settings)
+
+
+@pytest.mark.parametrize("settings", [{"sparse": True}, {"temperature": 0.1}, {"sparse": True, "temperature": 0.1}])
+@pytest.mark.parametrize("loss", ["BCE", "BCE, seen", "SampledSoftmax"])
+def test_tables_of_each_kind_hold(loss: str, settings: dict[str, Any]):
+    compare("SASRec", loss, item_table=ItemTable(**settings))
 
 
 def test_each_launch_draws_other_negatives_and_drops_other_values():

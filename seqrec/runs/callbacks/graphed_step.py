@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from seqrec.catalogue.sharding import ShardedEmbedding
 from seqrec.catalogue.table import ItemEmbedding
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.errors import InputError, check_at_least
@@ -133,10 +134,7 @@ def _checked_loss(trainer: pl.Trainer, module: Any) -> Loss:
 
 def _check_tables(module: nn.Module) -> None:
     tables = [part for part in module.modules() if isinstance(part, ItemEmbedding)]
-    if any(table.sparse for table in tables):
-        raise InputError(
-            "GraphedStep cannot record row-sparse gradients of tables, whose rows differ from batch to batch: set "
-            "item_table.sparse: false, or leave GraphedStep out"
-        )
+    if any(isinstance(table.table, ShardedEmbedding) for table in tables):
+        raise InputError("GraphedStep cannot record item_table.sharded, whose rows processes exchange: leave one out")
     if any(table.content is not None for table in tables):
-        raise InputError("GraphedStep cannot record item_table.content, whose rows are looked up on the CPU")
+        raise InputError("GraphedStep cannot record item_table.content, which is read from the CPU: leave one out")

@@ -26,7 +26,8 @@ class RowOptimizer(Optimizer):
     """Base of optimisers that update the rows of a sparse gradient, with time and memory for U x D numbers a step.
 
     Rows without a gradient keep their weights and their state. So does the padding row, for which embeddings
-    make no gradient. Updates are computed, and state is kept, in float32, or in the table's type if that is wider.
+    make no gradient or one of 0. Updates are computed, and state is kept, in float32, or in the table's type if that is
+    wider.
 
     Args:
         tables: (V, D) parameters, in float32, bfloat16 or float64.
