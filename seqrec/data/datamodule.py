@@ -87,6 +87,8 @@ class SequenceDataModule(pl.LightningDataModule):
         bucket_by_length: Whether the rows of a training batch have similar lengths (less padding). Batches are then
             weighted by their events, to keep the weight of short histories.
         num_workers: Loader processes; 0 reads in the main process, which the memory-mapped store makes cheap.
+        prefetch: Whether a thread takes the next batches from the loader, and copies them to the trainer's GPU while
+            that computes. Batches and their order are the same.
         seed: Seed of the training order.
         memory_limit: Most memory that preparation may take, such as "8GiB"; None is half of the machine's.
 
@@ -126,6 +128,7 @@ class SequenceDataModule(pl.LightningDataModule):
         val_users: int | None = None,
         bucket_by_length: bool = True,
         num_workers: int = 0,
+        prefetch: bool = False,
         seed: int = 0,
         memory_limit: str | None = None,
     ) -> None:
@@ -148,9 +151,8 @@ class SequenceDataModule(pl.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.val_users = val_users
         self.bucket_by_length = bucket_by_length
-        self.num_workers = num_workers
-        self.seed = seed
-        self.memory_limit = memory_limit
+        self.num_workers, self.prefetch = num_workers, prefetch
+        self.seed, self.memory_limit = seed, memory_limit
         # A policy that cannot be described fails here, and not when the first checkpoint is written.
         self._policies = {"split": to_spec(self.split), "train_windows": to_spec(self.train_windows)}
         self.prepare_seconds, self.longest_first = 0.0, False
@@ -423,8 +425,6 @@ class SequenceDataModule(pl.LightningDataModule):
             world_size=self.trainer.world_size if self.trainer else 1,
         )
         device = None if self.trainer is None else self.trainer.strategy.root_device
-        if device is not None and device.type != "cuda":
-            device = None
         # The sampler yields complete batches, so the loader itself must not batch.
         loader = ResumableLoader(
             dataset,
@@ -433,7 +433,7 @@ class SequenceDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             worker_init_fn=outlive_signals,
             persistent_workers=self.num_workers > 0,
-            pin_memory=device is not None,
+            pin_memory=device is not None and device.type == "cuda",
         )
-        loader.device = device
+        loader.device = device if self.prefetch else None
         return loader

@@ -21,7 +21,7 @@ class ResumableLoader(DataLoader[SequenceBatch]):
     The position is the data module's state, because the loader fetches batches before they are trained on.
 
     Attributes:
-        device: A GPU to which a thread copies batches ahead of their steps; None yields them in memory.
+        device: Device to which a thread copies batches ahead of their steps; None makes each when it is asked for.
     """
 
     sampler: BatchSampler

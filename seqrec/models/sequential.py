@@ -94,6 +94,8 @@ class SequentialRecommender(StreamingRecommender):
 
     __signature__: ClassVar[inspect.Signature]
     has_fresh_weights = True
+    # Computes `loss_of_batch` in its own way while a callback such as `GraphedStep` sets it.
+    graphed_loss: Callable[[SequenceBatch], Tensor] | None = None
 
     def __init__(
         self,
@@ -129,8 +131,6 @@ class SequentialRecommender(StreamingRecommender):
         self.read_out = RequestReadOut(self.time, self.encoder.d_model) if self.time and self.time.request else None
         self.event_columns = read = chosen_columns(from_spec(event_columns, EventColumn), log_columns)
         self.column_embedding = ColumnEmbedding(read, self.encoder.d_model) if read else None
-        # Computes `loss_of_batch` in a way of its own, if a callback such as `GraphedStep` has one.
-        self.graphed_loss: Callable[[SequenceBatch], Tensor] | None = None
         self._losses: PendingCopy | None = None
         self._weight: Tensor | None = None
         # Settings that a resumed run's optimizer had, if they were others; and the optimizer that this model built.

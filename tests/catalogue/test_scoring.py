@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -184,3 +185,24 @@ class TestRounding:
         vectors, states = torch.randn(9, 4).to(dtype), torch.randn(3, 4).to(dtype)
         scores = Scorer(vectors).score_chunk(states, 1, 8)
         assert scores.equal(states.float() @ vectors[1:].float().T)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"sparse": True}, {"unit_columns": 3}, {"sparse": True, "unit_columns": 3}], ids=str
+)
+@pytest.mark.parametrize("budget", [0, 1 << 25])
+def test_gathered_vectors_are_those_of_a_device_that_does_not_look_for_repeats(
+    settings: dict[str, Any], budget: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("seqrec.catalogue.scorer.REPEATED_NUMBERS", budget)
+    item_ids, states, found = torch.tensor([[3, 1], [3, 0], [5, 3]]), torch.randn(3, 4), []
+    table = torch.randn(6, 4).index_fill_(0, torch.tensor(0), 0)
+    for looks in (True, False):
+        monkeypatch.setattr("seqrec.catalogue.scorer.sums_at_lookup", lambda device, looks=looks: looks)
+        leaf = table.clone().requires_grad_()
+        scores = Scorer(leaf, **settings).score(states, item_ids)
+        scores.square().sum().backward()
+        assert leaf.grad is not None
+        found.append((scores.detach(), leaf.grad.to_dense()[1:]))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

@@ -15,6 +15,7 @@ from torch import Tensor
 from seqrec import models
 from seqrec.benchmark.catalogue import full_batch
 from seqrec.catalogue.table import ItemTable
+from seqrec.data.prefetch import PrefetchedBatches
 from seqrec.errors import DivergenceError, InputError
 from seqrec.runs.callbacks import FiniteLoss, GraphedStep
 from seqrec.training.graphs import CudaRecorder, GraphedLoss
@@ -139,6 +140,20 @@ def test_lengths_share_the_memory_of_the_longest():
         del graphed, model
     print(f"\nmemory of one length {held[0] / 2**20:.0f} MiB, of seven {held[1] / 2**20:.0f} MiB")
     assert held[1] < 1.6 * held[0]
+
+
+def test_batches_are_copied_ahead_while_the_gpu_is_busy():
+    generator = torch.Generator().manual_seed(0)
+    batches = [make_batch([length] * ROWS, generator) for length in (20, 30, 40, 50, 60)]
+    ahead = PrefetchedBatches((batch.pin_memory() for batch in batches), torch.device("cuda", 0))
+    found = [next(ahead)]
+    # The copies do not wait for this.
+    torch.cuda._sleep(500_000_000)
+    found += ahead
+    for batch, moved in zip(batches, found, strict=True):
+        for own, new in zip(batch.tensors(), moved.tensors(), strict=True):
+            assert new.is_cuda
+            assert torch.equal(own, new.cpu())
 
 
 def test_a_loss_that_waits_for_the_device_is_refused():

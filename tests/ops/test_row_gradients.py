@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from seqrec.ops.row_gradients import row_gradient, sum_rows
+from seqrec.ops.row_gradients import collected_lookups, look_up, row_gradient, sum_rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -42,3 +43,32 @@ def test_sums_on_a_gpu_are_those_on_cpu(dtype: torch.dtype):
     gradient = torch.sparse_coo_tensor(row_ids, values, (60, 6), check_invariants=True)
     for found, expected in zip(sum_rows(gradient.cuda()), sum_rows(gradient), strict=True):
         torch.testing.assert_close(found.cpu(), expected)
+
+
+def test_a_lookup_has_the_gradient_of_an_embedding_with_padding():
+    table, row_ids, weights = torch.randn(6, 3), torch.tensor([[2, 0, 5], [2, 2, 0]]), torch.randn(2, 3, 3)
+    found = []
+    for look in (look_up, lambda *x: F.embedding(x[1], x[0], padding_idx=0, sparse=True)):
+        leaf = table.clone().requires_grad_()
+        rows = look(leaf, row_ids)
+        (rows * weights).sum().backward()
+        assert leaf.grad is not None
+        assert leaf.grad.is_sparse
+        found.append((rows.detach(), leaf.grad.to_dense()))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_collected_lookups_have_the_parts_of_the_gradient():
+    table, row_ids = torch.randn(6, 3, requires_grad=True), torch.tensor([4, 0, 4])
+    with collected_lookups() as found:
+        (look_up(table, row_ids) * torch.tensor([[1.0], [2.0], [3.0]])).sum().backward()
+    assert table.grad is None
+    (lookup,) = found
+    assert lookup.table is table
+    assert lookup.rows.grad is not None
+    places, values = lookup.gradient_parts(lookup.rows.grad)
+    assert places.tolist() == [4, 0, 4]
+    assert values.tolist() == [[1.0] * 3, [0.0] * 3, [3.0] * 3]
+    look_up(table, row_ids).sum().backward()
+    assert table.grad is not None

@@ -23,7 +23,11 @@ class GraphedStep(pl.Callback):
 
     Small models at short histories keep a GPU waiting for Python, which launches each kernel by itself. A graph is
     launched at once. Losses, gradients and draws are those of the same padded batch without graphs. The optimiser,
-    gradient clipping, accumulation, checks of the loss and logging stay as they are.
+    gradient clipping, accumulation, checks of the loss and logging stay as they are. Supported are one GPU and DDP, all
+    precisions, dense and row-sparse item tables, and the objectives with `Loss.takes_padding`.
+
+    Tests on a CPU prove the padding and the bookkeeping, with a stand-in that computes the passes again. Those in
+    `tests/gpu/test_cuda_graphs.py` prove the graphs themselves: run them on your GPU first.
 
     Histories are padded to 32, 48, 64, 96, 128, .. events, or to the longest window: at most half as many events more,
     which the GPU computes too. Batches with fewer rows, such as an epoch's last one, and shapes beyond `max_graphs` are

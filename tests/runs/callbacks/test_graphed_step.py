@@ -14,10 +14,12 @@ import torch
 from graphed_runs import (
     ENCODERS,
     LOSSES,
+    NUM_ITEMS,
     ROWS,
     GraphedOnCPU,
     assert_equal_runs,
     fit,
+    full_rows,
     make_batch,
     make_model,
     padded,
@@ -26,10 +28,12 @@ from graphed_runs import (
 from torch import Tensor
 
 from seqrec.catalogue.table import ItemTable
+from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.sources import Synthetic
 from seqrec.errors import DivergenceError, InputError
 from seqrec.models import SequentialRecommender
 from seqrec.runs.callbacks import FiniteLoss, GraphedStep
-from seqrec.training.losses import BCE, FullSoftmax, InBatchSoftmax
+from seqrec.training.losses import BCE, FullSoftmax, InBatchSoftmax, Loss
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -184,6 +188,28 @@ def test_one_backward_pass_follows_each_loss():
 def test_what_cannot_be_recorded_is_refused(loss: Any, settings: dict[str, Any], message: str):
     with pytest.raises(InputError, match=message):
         fit(make_model("SASRec", loss(), **settings), varied(2), GraphedOnCPU())
+
+
+def test_batches_whose_rows_depend_on_lengths_are_refused(tmp_path: Path):
+    data = SequenceDataModule(
+        Synthetic(num_users=9, num_items=NUM_ITEMS), store=str(tmp_path / "store"), max_length=64, max_tokens=128
+    )
+    trainer = pl.Trainer(callbacks=[GraphedOnCPU()], accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(InputError, match=r"needs batches of equal rows, but data\.max_tokens=128"):
+        trainer.fit(make_model("SASRec", BCE()), data)
+
+
+def test_an_objective_that_may_count_padding_is_refused():
+    class Own(Loss):
+        def __init__(self) -> None:
+            super().__init__()
+
+        def forward(self, states: Tensor, batch: Any, scorer: Any) -> Tensor:
+            here = batch.is_target
+            return -scorer.score(states[here], batch.targets[here].unsqueeze(1)).mean()
+
+    with pytest.raises(InputError, match=r"model\.loss=Own does not support"):
+        fit(make_model("SASRec", Own()), varied(2), GraphedOnCPU())
 
 
 def test_a_cpu_has_no_graphs():
