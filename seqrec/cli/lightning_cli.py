@@ -311,13 +311,13 @@ class SeqrecCLI(LightningCLI):
         users = loader.sampler.num_windows(int(batches))
         if not isinstance(model, Popularity):
             counts = datamodule.train_item_counts()
-            baseline = Popularity.from_counts(counts)
+            baseline = Popularity.from_counts(counts).to(self.trainer.strategy.root_device)  # where metrics are added
             baseline.protocol = model.protocol
-            baseline.to(self.trainer.strategy.root_device)  # processes add up metrics on their devices
             rows[baseline.title] = evaluate(
                 baseline,
                 itertools.islice(loader, int(batches)),
                 item_counts=counts,
+                first_times=datamodule.first_event_times if model.protocol.candidates.needs_first_times else None,
                 several_targets=datamodule.split.several_targets,
                 separate_lists=datamodule.split.prequential,
                 cold_items=datamodule.hidden_items,

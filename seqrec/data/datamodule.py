@@ -22,7 +22,7 @@ from seqrec.data.cold_items import without_items
 from seqrec.data.collate import EventArrays, WindowDataset
 from seqrec.data.columns import training_scales
 from seqrec.data.event_columns import EventColumn, checked_scales
-from seqrec.data.item_counts import training_item_counts
+from seqrec.data.item_counts import first_event_times, training_item_counts
 from seqrec.data.loader import ResumableLoader, outlive_signals
 from seqrec.data.position import EpochPosition, count_as_done
 from seqrec.data.prepare import Filters, ensure_store, fingerprint, prepare
@@ -205,6 +205,11 @@ class SequenceDataModule(pl.LightningDataModule):
         return training_item_counts(self.store, self.split, all_events=True) > 0
 
     @cached_property
+    def first_event_times(self) -> NDArray[np.int64]:
+        """(num_items + 1,) time of each item's first event in the whole log; see `seqrec.data.item_counts`."""
+        return first_event_times(self.store)
+
+    @cached_property
     def hidden_items(self) -> NDArray[np.bool_] | None:
         """(num_items + 1,) True for items that the split hides from training; None if it hides none."""
         return self.split.hidden_items(self.store)
@@ -226,7 +231,7 @@ class SequenceDataModule(pl.LightningDataModule):
 
     def prepare_again(self) -> None:
         """Prepare the store even if it exists. Only one process may call this."""
-        for name in ("store", "event_scales", "hidden_items"):
+        for name in ("store", "event_scales", "first_event_times", "hidden_items"):
             self.__dict__.pop(name, None)
         log = self.source, self.filters, self.store_directory
         prepare(*log, schema=self.schema, memory_limit=self.memory_limit, progress=print_line, overwrite=True)

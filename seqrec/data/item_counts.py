@@ -1,4 +1,4 @@
-"""How often each item occurs in a log, and in the training part of it."""
+"""How often each item occurs in a log and in the training part of it, and since when."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from seqrec.data.pieces import pieces_of
 from seqrec.data.splits import Split
 from seqrec.data.store import EventStore
 from seqrec.data.windows import ranges
+from seqrec.errors import InputError
 
 
 def training_item_counts(store: EventStore, split: Split, *, all_events: bool = False) -> NDArray[np.int64]:
@@ -40,3 +41,22 @@ def item_counts(store: EventStore, *, all_events: bool = False) -> NDArray[np.in
         counts += np.bincount(here, minlength=len(counts))
         begin += len(piece)
     return counts
+
+
+def first_event_times(store: EventStore) -> NDArray[np.int64]:
+    """Return the time (num_items + 1,) of each item's first event in the whole log, in the log's unit.
+
+    Events of all users and kinds count, targets or not. Item 0 and items without events have the largest int64.
+
+    Raises:
+        InputError: if the log has no timestamps.
+    """
+    if store.timestamps is None:
+        raise InputError(
+            f"{store.directory}: the log has no timestamps, so it is unknown which items had been met (alive_only): "
+            "name the column of times in data.source, or leave alive_only out"
+        )
+    first = np.full(store.num_items + 1, np.iinfo(np.int64).max)
+    for items, times in zip(pieces_of(store.item_ids), pieces_of(store.timestamps), strict=True):
+        np.minimum.at(first, items, times)
+    return first

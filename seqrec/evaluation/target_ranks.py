@@ -6,7 +6,7 @@ targets of a part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +43,7 @@ class _Block:
         item_ids: (1, C) if users share the candidates, else (B, C).
         hidden: (S,) int64, places of non-candidates in the flat scores, in any order, repeats allowed. Targets may be
             among them and are still candidates.
+        absent: (B, C) or (1, C) bool, further non-candidates, likewise; None is none.
         own: (T,) int64, places of the targets in the flat scores, -1 if a target is not in the block.
     """
 
@@ -50,6 +51,13 @@ class _Block:
     item_ids: Tensor
     hidden: Tensor
     own: Tensor
+    absent: Tensor | None = None
+
+    def hide(self, scores: Tensor, value: float) -> None:
+        """Set (B, C) numbers to `value` at all that are no candidates."""
+        scores.view(-1).index_fill_(0, self.hidden, value)
+        if self.absent is not None:
+            scores.masked_fill_(self.absent, value)
 
 
 @torch.no_grad()
@@ -60,6 +68,8 @@ def catalogue_ranks(
     *,
     hidden: RaggedItems | None = None,
     trained: Tensor | None = None,
+    first_times: Tensor | None = None,
+    asked_at: Tensor | None = None,
 ) -> TargetRanks:
     """Rank each target among the whole catalogue.
 
@@ -79,6 +89,9 @@ def catalogue_ranks(
         targets: The targets of the users.
         hidden: Items of each user that are no candidates, except for the user's targets. None hides none.
         trained: (V,) bool, the items that are candidates, next to the targets. None is all.
+        first_times: (V,) int64, the time of each item's first event; with it, items whose first event is after
+            `asked_at` are no candidates of a user, except for the user's targets. None is all.
+        asked_at: (B,) int64, when each user is asked; needed with `first_times`.
 
     Returns:
         Counts (T,); the target itself is not counted.
@@ -89,7 +102,16 @@ def catalogue_ranks(
         block_scores = min(block_scores, CPU_BLOCK_SCORES)
     size = min(max(1, block_scores // max(1, len(states))), scorer.num_items, MAX_BLOCK_ITEMS)
     count = _Count(scorer, states, targets, bound, single=size == scorer.num_items)
-    for block in _catalogue_blocks(scorer, states, targets, hidden, trained, size):
+
+    def absent(part: slice) -> Tensor | None:
+        found = None if trained is None else ~trained[part].unsqueeze(0)
+        if first_times is None:
+            return found
+        assert asked_at is not None
+        later = first_times[part] > asked_at.unsqueeze(1)
+        return later if found is None else later | found
+
+    for block in _catalogue_blocks(scorer, states, targets, hidden, absent, size):
         count.add(block)
     return count.ranks
 
@@ -115,9 +137,14 @@ def candidate_ranks(scorer: Scorer, states: Tensor, targets: Targets, candidates
 
 
 def _catalogue_blocks(
-    scorer: Scorer, states: Tensor, targets: Targets, hidden: RaggedItems | None, trained: Tensor | None, size: int
+    scorer: Scorer,
+    states: Tensor,
+    targets: Targets,
+    hidden: RaggedItems | None,
+    absent: Callable[[slice], Tensor | None],
+    size: int,
 ) -> Iterator[_Block]:
-    """Yield the catalogue in blocks of `size` items."""
+    """Yield the catalogue in blocks of `size` items; `absent` returns `_Block.absent` of a range of items."""
     device, end = states.device, scorer.num_items + 1
     starts = list(range(1, end, size))
     empty = torch.empty(0, dtype=torch.int64, device=device)
@@ -127,18 +154,15 @@ def _catalogue_blocks(
         items, order = items.sort()
         rows = rows[order]
         bounds = torch.searchsorted(items, torch.tensor([*starts, end], device=device)).tolist()
-    users = torch.arange(len(states), device=device).unsqueeze(1)
     for number, first in enumerate(starts):
         width = min(size, end - first)
         part = slice(bounds[number], bounds[number + 1])
         places = rows[part] * width + (items[part] - first)
-        if trained is not None:
-            unknown = (~trained[first : first + width]).nonzero().T
-            places = torch.cat([places, (users * width + unknown).flatten()])
         inside = (targets.item_ids >= first) & (targets.item_ids < first + width)
         own = torch.where(inside, targets.rows * width + (targets.item_ids - first), -1)
         item_ids = torch.arange(first, first + width, device=device).unsqueeze(0)
-        yield _Block(scorer.score_chunk(states, first, width), item_ids, places, own)
+        scores, others = scorer.score_chunk(states, first, width), absent(slice(first, first + width))
+        yield _Block(scores, item_ids, places, own, others)
 
 
 class _Count:
@@ -166,7 +190,7 @@ class _Count:
         own_scores = flat[own]
         if self.scores is None:
             self.scores = own_scores
-        flat.index_fill_(0, block.hidden, -torch.inf)
+        block.hide(block.scores, -torch.inf)
         flat[own] = own_scores
         # -inf equals the score of hidden items, and NaN compares with nothing.
         special = ~(self.scores > -torch.inf)
@@ -228,7 +252,7 @@ class _Count:
         """Count for the targets `numbers` with a score of NaN or minus infinity."""
         assert self.scores is not None
         visible = torch.ones_like(block.scores, dtype=torch.bool)
-        visible.view(-1).index_fill_(0, block.hidden, False)
+        block.hide(visible, False)
         visible.view(-1)[block.own[block.own >= 0]] = True
         for number in numbers.tolist():
             row, place = self.targets.rows[number], int(block.own[number])

@@ -21,6 +21,7 @@ def evaluate(
     batches: Iterable[SequenceBatch],
     *,
     item_counts: NDArray[np.int64] | None = None,
+    first_times: NDArray[np.int64] | None = None,
     several_targets: bool = False,
     separate_lists: bool = False,
     cold_items: NDArray[np.bool_] | None = None,
@@ -34,13 +35,15 @@ def evaluate(
         batches: Validation or test batches.
         item_counts: (V,) how often each item occurs in training, as `SequenceDataModule.train_item_counts` returns
             it. Needed if the protocol draws candidates from trained items or by popularity.
+        first_times: (V,) when each item first occurs in the log (`SequenceDataModule.first_event_times`). Needed if
+            candidates are those that were alive (`alive_only`).
         several_targets: Whether users may have more than one target; adds recall and precision.
         separate_lists: Whether each target is in a list of its own (`GlobalTime.prequential`).
         cold_items: (V,) True for items that were hidden from training (`SequenceDataModule.hidden_items`); adds the
             metrics of cold and warm targets, such as `cold_HR@10`.
 
     Raises:
-        InputError: if the protocol needs `item_counts`.
+        InputError: if the protocol needs `item_counts` or `first_times`.
 
     Example:
         >>> import tempfile
@@ -64,7 +67,8 @@ def evaluate(
         separate_lists=separate_lists,
         cold_items=None if cold_items is None else torch.from_numpy(cold_items),
     ).to(model.device)
-    counts = None if item_counts is None else TrainingCounts(torch.from_numpy(item_counts)).to(model.device)
+    known = (None if values is None else torch.from_numpy(values) for values in (item_counts, first_times))
+    counts = TrainingCounts(*known).to(model.device)
     scorer = model.scorer()
     try:
         for batch in batches:

@@ -366,8 +366,11 @@ class Recommender(pl.LightningModule, ABC):
             shape = {"several_targets": data.split.several_targets, "separate_lists": data.split.prequential}
             if data.hidden_items is not None:
                 shape["cold_items"] = torch.from_numpy(data.hidden_items)
-            if self.protocol.candidates.needs_item_counts:
-                counts = TrainingCounts(torch.from_numpy(data.train_item_counts())).to(self.device)
+            candidates = self.protocol.candidates
+            counts = TrainingCounts(
+                torch.from_numpy(data.train_item_counts()) if candidates.needs_item_counts else None,
+                torch.from_numpy(data.first_event_times) if candidates.needs_first_times else None,
+            ).to(self.device)
         self.metrics[stage] = ranking_metrics(self.protocol.normaliser, **shape).to(self.device)
         # Those of a command in inference mode cannot be changed in another.
         self.repeats[stage] = RepeatedTargets().to(self.device)

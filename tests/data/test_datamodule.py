@@ -17,11 +17,14 @@ import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from written_stores import write_store
 
 from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.item_counts import first_event_times
 from seqrec.data.schema import Schema
 from seqrec.data.sources import Sequences, Source, Synthetic
 from seqrec.data.splits import GlobalTime, LastN
+from seqrec.data.store import EventStore
 from seqrec.data.windows import NewestWindow, StridedWindows
 from seqrec.errors import InputError, StoreError
 from seqrec.types import SequenceBatch
@@ -68,6 +71,19 @@ def test_train_item_counts_equal_a_loop_over_users(tmp_path: Path, monkeypatch, 
     monkeypatch.setattr("seqrec.data.pieces.PIECE_EVENTS", events_at_a_time)
     data = module(tmp_path, Synthetic(num_users=20, num_items=300, mean_events=12))
     assert data.train_item_counts().tolist() == naive_train_counts(data)
+
+
+@pytest.mark.parametrize("events_at_a_time", [7, 10**6])
+def test_first_event_times_equal_a_loop_over_events(tmp_path: Path, monkeypatch, events_at_a_time: int):
+    monkeypatch.setattr("seqrec.data.pieces.PIECE_EVENTS", events_at_a_time)
+    rng, num_items = np.random.default_rng(0), 30
+    item_ids, times = rng.integers(1, num_items, 40), rng.integers(-50, 50, 40)
+    write_store(tmp_path, item_ids, np.array([0, 25, 40]), times, ["a", "b"], np.arange(num_items), {})
+    # Item 0 is padding, and the last one has no event.
+    never = np.iinfo(np.int64).max
+    expected = [min(times[item_ids == item], default=never) for item in range(num_items + 1)]
+    assert expected[num_items] == expected[0] == never
+    assert first_event_times(EventStore.open(tmp_path)).tolist() == expected
 
 
 def test_asking_for_the_catalogue_prepares_the_store_once(tmp_path: Path, capsys):

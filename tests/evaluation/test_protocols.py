@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from seqrec.evaluation.protocols.sampled_candidates import draw_by_weight, first
 from seqrec.evaluation.target_ranks import Targets
 from seqrec.specs import from_spec, to_spec
 from seqrec.training.negatives import draw_unseen
-from seqrec.types import History, RaggedItems, SeenItems, SequenceBatch
+from seqrec.types import HeldOutItems, History, RaggedItems, SeenItems, SequenceBatch
 
 NUM_ITEMS = 40
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -43,7 +44,10 @@ def counts_of(seed: int, num_items: int = NUM_ITEMS) -> TrainingCounts:
     """Counts of which a third are 0, as of items that training lacks."""
     counts = np.random.default_rng(seed).integers(0, 9, num_items + 1) * (np.arange(num_items + 1) % 3 != 1)
     counts[0] = 0
-    return TrainingCounts(torch.from_numpy(counts))
+    first = np.random.default_rng(seed + 1).integers(-20 * num_items, 7 * num_items, num_items + 1)
+    # One item has no event.
+    first[[0, -1]] = np.iinfo(np.int64).max
+    return TrainingCounts(torch.from_numpy(counts), torch.from_numpy(first))
 
 
 def users_batch(user_ids: list[int], num_items: int = NUM_ITEMS) -> SequenceBatch:
@@ -54,11 +58,13 @@ def users_batch(user_ids: list[int], num_items: int = NUM_ITEMS) -> SequenceBatc
         histories.append(torch.randint(1, num_items + 1, (6,), generator=generator).tolist())
     events = torch.tensor(histories)
     lengths = torch.full((len(user_ids),), 5)
+    asked_at = 100 + 17 * torch.tensor(user_ids) % (3 * num_items)
     return SequenceBatch(
         History(events[:, :5], lengths),
         events[:, 1:],
         torch.tensor(user_ids),
         RaggedItems.from_rows(list(events[:, :5])),
+        held_out=HeldOutItems(events[:, 5], torch.arange(len(user_ids) + 1), asked_at),
     )
 
 
@@ -92,6 +98,9 @@ def sampled(seed: int = 0, count: int = 25) -> list[SampledCandidates]:
         UniformCandidates(12, seed=seed, trained_only=True, replacement=False),
         PopularityCandidates(count, seed=seed, replacement=True),
         PopularityCandidates(12, seed=seed),
+        UniformCandidates(count, seed=seed, alive_only=True),
+        UniformCandidates(3, seed=seed, trained_only=True, alive_only=True, replacement=False),
+        PopularityCandidates(3, seed=seed, alive_only=True),
     ]
 
 
@@ -100,7 +109,7 @@ def by_id(policy: Candidates | Protocol) -> str:
 
 
 class TestSampledCandidates:
-    @pytest.mark.parametrize("kind", range(6))
+    @pytest.mark.parametrize("kind", range(9))
     def test_they_depend_on_seed_and_user_alone(self, kind: int):
         users, counts = list(range(1, 31)), counts_of(0)
         expected = drawn_by(sampled(3)[kind], users, 30, counts)
@@ -129,6 +138,9 @@ class TestSampledCandidates:
             met += len(items & set(history))
             if candidates.needs_item_counts:
                 assert counts.trained[drawn[user]].all()
+            if candidates.alive_only:
+                alive = counts.first_times[drawn[user]] <= batch.held_out.timestamps[user - 1]
+                assert alive.all()
             if not candidates.replacement:
                 assert len(items) == candidates.count
         assert (met == 0) == filter_seen
@@ -173,6 +185,7 @@ class TestSampledCandidates:
     @pytest.mark.parametrize("kind", [UniformCandidates, PopularityCandidates])
     def test_more_different_ones_than_there_are_are_refused(self, kind: type[SampledCandidates]):
         counts = TrainingCounts(torch.ones(NUM_ITEMS + 1, dtype=torch.int64))
+        assert counts.counts is not None
         counts.counts[0] = 0
         with pytest.raises(InputError, match=r"count=40 different candidates, but a user has only 3\d"):
             drawn_by(kind(40, replacement=False), [1], 1, counts)
@@ -192,6 +205,19 @@ class TestSampledCandidates:
             Protocol(candidates=candidates).judge(states, batch, scorer)
         with pytest.raises(InputError, match="item_counts has 12 items, but the model has 40"):
             Protocol(candidates=candidates).judge(states, batch, scorer, counts_of(0, 12))
+
+    @pytest.mark.parametrize("candidates", [WholeCatalogue(alive_only=True), UniformCandidates(3, alive_only=True)])
+    def test_missing_times_and_those_of_another_catalogue_are_refused(self, candidates: Candidates):
+        batch, scorer, states = users_batch([1, 2]), Scorer(torch.zeros(NUM_ITEMS + 1, 4)), torch.zeros(2, 4)
+        protocol, counts = Protocol(candidates=candidates), counts_of(0)
+        with pytest.raises(
+            InputError, match=r"-?alive\) needs the times of the items' first events: .*first_times=data"
+        ):
+            protocol.judge(states, batch, scorer, TrainingCounts(counts.counts))
+        with pytest.raises(InputError, match="first_times has 12 items, but the model has 40"):
+            protocol.judge(states, batch, scorer, counts_of(0, 12))
+        with pytest.raises(InputError, match="alive_only needs the times of the targets, but the batch has none"):
+            protocol.judge(states, replace(batch, held_out=None), scorer, counts)
 
     @pytest.mark.parametrize("kind", [UniformCandidates, PopularityCandidates])
     def test_no_candidates_are_refused(self, kind: type[SampledCandidates]):
@@ -233,6 +259,21 @@ class TestDrawByWeight:
         expected = draw_unseen(uniforms, torch.arange(rows), avoid, num_items)
         assert draw_by_weight(uniforms, avoid, weights).equal(expected)
 
+    @settings(deadline=None)
+    @given(SEEDS, st.integers(1, 4), st.integers(3, 12))
+    def test_with_a_last_item_it_draws_as_from_a_catalogue_that_ends_there(self, seed: int, rows: int, num_items: int):
+        rng = np.random.default_rng(seed)
+        weights = torch.from_numpy(rng.integers(1, 4, num_items + 1))
+        weights[0] = 0
+        last = torch.from_numpy(rng.integers(2, num_items + 1, rows))
+        # Item 1 is free for all.
+        sets = [(rng.permutation(end - 1)[: rng.integers(end)] + 2).tolist() for end in last.tolist()]
+        uniforms = hashed_uniforms(torch.arange(rows), 50, seed)
+        found = draw_by_weight(uniforms, avoided(sets), weights, last)
+        for row, end in enumerate(last.tolist()):
+            alone = draw_by_weight(uniforms[row : row + 1], avoided([sets[row]]), weights[: end + 1])
+            assert found[row : row + 1].equal(alone)
+
     @pytest.mark.parametrize("total", [3, 2**53 - 1, 2**53 + 3, 2**54 + 6])
     def test_the_largest_number_below_one_is_the_last_item(self, total: int):
         weights = torch.tensor([0, total - total // 2, total // 2])
@@ -248,9 +289,14 @@ def test_first_distinct_keeps_the_order_of_the_draws(rows: list[list[int]], coun
     assert found.tolist() == [list(dict.fromkeys(row))[:count] for row in stream.tolist()]
 
 
+ALL_WHOLE = [
+    WholeCatalogue(trained_only=trained_only, alive_only=alive_only)
+    for trained_only in (False, True)
+    for alive_only in (False, True)
+]
 ALL_PROTOCOLS = [
     Protocol(candidates=candidates, filter_seen=filter_seen, ties=ties)
-    for candidates in (WholeCatalogue(), WholeCatalogue(trained_only=True), *sampled(count=8))
+    for candidates in (*ALL_WHOLE, *sampled(count=8))
     for filter_seen in (True, False)
     for ties in ("mean", "pessimistic", "optimistic")
 ]
@@ -268,7 +314,12 @@ def listed(protocol: Protocol, problem: Problem, counts: TrainingCounts) -> list
     if protocol.candidates.needs_item_counts:
         allowed = [item for item in allowed if counts.trained[item]]
     hidden = problem.histories if protocol.filter_seen else [[]] * len(problem.histories)
-    return [[item for item in allowed if item not in history] for history in hidden]
+    found = [[item for item in allowed if item not in history] for history in hidden]
+    if protocol.candidates.needs_first_times:
+        # The first of a user's held-out events is when it is asked.
+        asked = [items[0] * 7 for items in problem.held_out]
+        found = [[i for i in row if counts.first_times[i] <= at] for row, at in zip(found, asked, strict=True)]
+    return found
 
 
 class TestProtocol:
@@ -307,7 +358,7 @@ class TestProtocol:
         assert found[0] == expected
 
     def test_a_batch_that_names_no_held_out_items_is_judged_by_its_last_targets(self):
-        batch, vectors = users_batch([3, 5, 9]), torch.randn(NUM_ITEMS + 1, 4)
+        batch, vectors = replace(users_batch([3, 5, 9]), held_out=None), torch.randn(NUM_ITEMS + 1, 4)
         judged = FullRanking().judge(torch.randn(3, 4), batch, Scorer(vectors))
         assert judged.item_ids.tolist() == batch.last_targets.tolist()
         assert judged.rows.tolist() == [0, 1, 2]
@@ -371,7 +422,7 @@ class TestProtocol:
     def test_every_setting_moves_the_id(self):
         protocols = [
             Protocol(candidates=candidates, filter_seen=filter_seen, ties=ties, normaliser=normaliser, split=split)
-            for candidates in (WholeCatalogue(), WholeCatalogue(trained_only=True), *sampled(0), *sampled(1))
+            for candidates in (*ALL_WHOLE, *sampled(0), *sampled(1))
             for filter_seen in (True, False)
             for ties in ("mean", "pessimistic", "optimistic")
             for normaliser in ("achievable", "cutoff", "none")
@@ -390,6 +441,11 @@ class TestProtocol:
     [
         (FullRanking(), "full-seenout-tiemean-loo"),
         (FullRanking(filter_seen=False), "full-seenin-tiemean-loo"),
+        (FullRanking(alive_only=True), "full-alive-seenout-tiemean-loo"),
+        (
+            Protocol(candidates=PopularityCandidates(9, alive_only=True)),
+            "popularity9-alive-distinct-seenout-tiemean-loo-seed0",
+        ),
         (SampledRanking(), "uniform100-seenout-tiemean-loo-seed0"),
         (SampledRanking(50, seed=7), "uniform50-seenout-tiemean-loo-seed7"),
         (Protocol(candidates=PopularityCandidates()), "popularity100-distinct-seenout-tiemean-loo-seed0"),

@@ -49,6 +49,7 @@ class TestCatalogueRanks:
         WRONG,
         st.booleans(),
         st.booleans(),
+        st.booleans(),
         st.sampled_from([Scorer, OneProduct]),
     )
     def test_ranks_equal_numpys(
@@ -61,18 +62,24 @@ class TestCatalogueRanks:
         wrong: str,
         filtered: bool,
         trained_only: bool,
+        alive_only: bool,
         scorer_class: type[Scorer],
     ):
         problem = random_problem(seed, num_users, num_items, most_targets)
         spoil(problem, wrong, seed)
         trained = torch.arange(num_items + 1) % 3 != seed % 3
+        first_times = (torch.arange(num_items + 1) + seed) * 5 % 7
+        asked_at = (torch.arange(num_users) + seed) % 7
+        alive = first_times <= asked_at.unsqueeze(1)
         candidates = [
             [
                 item
                 for item in range(1, num_items + 1)
-                if not (filtered and item in history) and (trained[item] or not trained_only)
+                if not (filtered and item in history)
+                and (trained[item] or not trained_only)
+                and (alive[row, item] or not alive_only)
             ]
-            for history in problem.histories
+            for row, history in enumerate(problem.histories)
         ]
         found = catalogue_ranks(
             scorer_class(problem.vectors, score_budget=budget),
@@ -80,6 +87,8 @@ class TestCatalogueRanks:
             problem.targets,
             hidden=problem.batch.seen_events if filtered else None,
             trained=trained if trained_only else None,
+            first_times=first_times if alive_only else None,
+            asked_at=asked_at if alive_only else None,
         )
         assert as_lists(found) == ranks_by_numpy(problem.scores(), problem.held_out, candidates)
 

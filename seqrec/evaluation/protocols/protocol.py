@@ -182,7 +182,7 @@ class Protocol:
             states: (B, D) states after the newest events.
             batch: Held-out items, and items that the users have seen before.
             scorer: Scores the candidates.
-            item_counts: Training events of each item; needed if `candidates.needs_item_counts`.
+            item_counts: Events of each item; needed if `candidates.needs_item_counts` or `needs_first_times`.
 
         Raises:
             InputError: if counts are missing, or a user has too few candidates.
@@ -209,6 +209,7 @@ class FullRanking(Protocol):
     Args:
         filter_seen: Whether items of the user's history are no candidates. Targets always are. Set False if users
             repeat items (music); otherwise repeats can never be counted against a model.
+        alive_only: Whether items that nobody had met when the user was asked are no candidates; see `WholeCatalogue`.
 
     Example:
         >>> from seqrec import FullRanking
@@ -216,8 +217,9 @@ class FullRanking(Protocol):
         'full-seenin-tiemean-loo'
     """
 
-    def __init__(self, *, filter_seen: bool = True) -> None:
-        super().__init__(filter_seen=filter_seen)
+    def __init__(self, *, filter_seen: bool = True, alive_only: bool = False) -> None:
+        self.alive_only = alive_only
+        super().__init__(candidates=WholeCatalogue(alive_only=alive_only), filter_seen=filter_seen)
 
 
 class SampledRanking(Protocol):

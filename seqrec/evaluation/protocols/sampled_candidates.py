@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer
 from seqrec.errors import InputError, NothingToDrawError, check_at_least
-from seqrec.evaluation.protocols.candidates import Candidates, TrainingCounts
+from seqrec.evaluation.protocols.candidates import Candidates, TrainingCounts, times_asked
 from seqrec.evaluation.target_ranks import Targets, candidate_ranks
 from seqrec.training.negatives import draw_unseen
 from seqrec.types import SeenItems, SequenceBatch, TargetRanks
@@ -32,9 +32,10 @@ class SampledCandidates(Candidates):
 
     seed: int
 
-    def __init__(self, count: int, *, replacement: bool, seed: int) -> None:
+    def __init__(self, count: int, *, alive_only: bool, replacement: bool, seed: int) -> None:
         check_at_least(1, count=count)
         self.count = count
+        self.alive_only = self.needs_first_times = alive_only
         self.replacement = replacement
         self.seed = seed
 
@@ -59,18 +60,31 @@ class SampledCandidates(Candidates):
         rows, items = [targets.rows], [targets.item_ids]
         if filter_seen:
             rows, items = [batch.seen_events.rows, *rows], [batch.seen_events.item_ids.long(), *items]
-        avoid = SeenItems.from_events(torch.cat(rows), torch.cat(items), len(batch))
-        weights = self.weights(item_counts)
+        pairs, weights, alive = (torch.cat(rows), torch.cat(items)), self.weights(item_counts), None
+        if self.alive_only:
+            # With items in the order of their first events, those that are alive are the first ones.
+            assert item_counts is not None
+            assert item_counts.first_times is not None
+            order = item_counts.by_first_time
+            if weights is None:
+                weights = (order > 0).long()
+            weights = weights[order]
+            alive = torch.searchsorted(item_counts.first_times[order[1:]], times_asked(batch), right=True)
+            places = order.argsort()[pairs[1]]
+            there = places <= alive[pairs[0]]
+            pairs = pairs[0][there], places[there]
+        avoid = SeenItems.from_events(*pairs, len(batch))
 
         def draw(number: int) -> Tensor:
             uniforms = hashed_uniforms(batch.user_ids, number, self.seed)
-            if weights is not None:
-                return draw_by_weight(uniforms, avoid, weights)
-            return draw_unseen(uniforms, torch.arange(len(batch), device=uniforms.device), avoid, num_items)
+            if weights is None:
+                return draw_unseen(uniforms, torch.arange(len(batch), device=uniforms.device), avoid, num_items)
+            drawn = draw_by_weight(uniforms, avoid, weights, alive)
+            return drawn if alive is None else order[drawn]
 
         if self.replacement:
             return draw(self.count)
-        fewest = int(_num_drawable(avoid, num_items, weights).min())
+        fewest = int(_num_drawable(avoid, num_items, weights, alive).min())
         if fewest < self.count:
             raise InputError(
                 f"count={self.count} different candidates, but a user has only {fewest} that it has not seen: lower "
@@ -89,7 +103,7 @@ class SampledCandidates(Candidates):
         item_counts: TrainingCounts | None = None,
     ) -> TargetRanks:
         """Rank each target among drawn candidates; see `Candidates.ranks`."""
-        counts = self.known_counts(item_counts, scorer) if self.needs_item_counts else None
+        counts = self.known_counts(item_counts, scorer)
         drawn = self.drawn(targets, batch, scorer.num_items, filter_seen=filter_seen, item_counts=counts)
         return candidate_ranks(scorer, states, targets, drawn)
 
@@ -100,6 +114,7 @@ class UniformCandidates(SampledCandidates):
     Args:
         count: Candidates C of a user, without its targets.
         trained_only: Whether only items with training events are drawn.
+        alive_only: Whether only items that somebody had met when the user was asked are drawn; see `WholeCatalogue`.
         replacement: Whether an item may be drawn twice; it then counts twice.
         seed: Seed of the draws.
 
@@ -113,17 +128,23 @@ class UniformCandidates(SampledCandidates):
     """
 
     def __init__(
-        self, count: int = 100, *, trained_only: bool = False, replacement: bool = True, seed: int = 0
+        self,
+        count: int = 100,
+        *,
+        trained_only: bool = False,
+        alive_only: bool = False,
+        replacement: bool = True,
+        seed: int = 0,
     ) -> None:
-        super().__init__(count, replacement=replacement, seed=seed)
+        super().__init__(count, alive_only=alive_only, replacement=replacement, seed=seed)
         self.trained_only = trained_only
         self.needs_item_counts = trained_only
 
     @property
     def id(self) -> str:
-        """`uniform100`, followed by `-trained` and `-distinct` if they apply."""
+        """`uniform100`, followed by `-trained`, `-alive` and `-distinct` if they apply."""
         trained, distinct = "-trained" * self.trained_only, "-distinct" * (not self.replacement)
-        return f"uniform{self.count}{trained}{distinct}"
+        return f"uniform{self.count}{trained}{'-alive' * self.alive_only}{distinct}"
 
     def weights(self, item_counts: TrainingCounts | None) -> Tensor | None:
         """Return 1 for each item with training events; None, which is all items, without `trained_only`."""
@@ -141,6 +162,7 @@ class PopularityCandidates(SampledCandidates):
 
     Args:
         count: Candidates C of a user, without its targets.
+        alive_only: Whether only items that somebody had met when the user was asked are drawn; see `WholeCatalogue`.
         replacement: Whether an item may be drawn twice; it then counts twice.
         seed: Seed of the draws.
 
@@ -155,17 +177,18 @@ class PopularityCandidates(SampledCandidates):
 
     needs_item_counts = True
 
-    def __init__(self, count: int = 100, *, replacement: bool = False, seed: int = 0) -> None:
-        super().__init__(count, replacement=replacement, seed=seed)
+    def __init__(self, count: int = 100, *, alive_only: bool = False, replacement: bool = False, seed: int = 0) -> None:
+        super().__init__(count, alive_only=alive_only, replacement=replacement, seed=seed)
 
     @property
     def id(self) -> str:
-        """`popularity100-distinct`, or `popularity100` with replacement."""
-        return f"popularity{self.count}{'' if self.replacement else '-distinct'}"
+        """`popularity100`, followed by `-alive` and `-distinct` if they apply."""
+        return f"popularity{self.count}{'-alive' * self.alive_only}{'' if self.replacement else '-distinct'}"
 
     def weights(self, item_counts: TrainingCounts | None) -> Tensor:
         """Return the number of training events of each item."""
         assert item_counts is not None
+        assert item_counts.counts is not None
         return item_counts.counts
 
 
@@ -180,12 +203,13 @@ def hashed_uniforms(keys: Tensor, count: int, seed: int) -> Tensor:
     return _logical_shift(_mix(x), 11).double() * 2.0**-53
 
 
-def draw_by_weight(uniforms: Tensor, avoid: SeenItems, weights: Tensor) -> Tensor:
+def draw_by_weight(uniforms: Tensor, avoid: SeenItems, weights: Tensor, last: Tensor | None = None) -> Tensor:
     """Map uniform numbers (B, N), float64 in [0, 1), to items (B, N) in proportion to their weights, with replacement.
 
     Each user gets none of the items in `avoid`, without rejection. Item i owns `weights[i]` slots in a row of all
     slots; `weights` (V,) int64 are at least 0, and 0 for padding. A user's free slots are those of the items that it
-    does not avoid. One binary search finds the avoided items before the x-th free slot.
+    does not avoid. One binary search finds the avoided items before the x-th free slot. With `last` (B,), each user
+    gets items up to that one, and avoids none after it.
 
     Raises:
         InputError: if a user avoids all items that have a weight.
@@ -193,7 +217,7 @@ def draw_by_weight(uniforms: Tensor, avoid: SeenItems, weights: Tensor) -> Tenso
     ends = weights.cumsum(0)
     taken = torch.cat([weights.new_zeros(1), weights[avoid.item_ids].cumsum(0)])
     base, total = taken[avoid.offsets[:-1]], ends[-1]
-    free = total - (taken[avoid.offsets[1:]] - base)
+    free = (total if last is None else ends[last]) - (taken[avoid.offsets[1:]] - base)
     if bool((free <= 0).any()):
         raise NothingToDrawError(
             "a user has seen all items that could be drawn as candidates; leave such users out, or keep seen items "
@@ -238,12 +262,13 @@ def first_distinct(draw: Callable[[int], Tensor], count: int) -> Tensor:
     )
 
 
-def _num_drawable(avoid: SeenItems, num_items: int, weights: Tensor | None) -> Tensor:
+def _num_drawable(avoid: SeenItems, num_items: int, weights: Tensor | None, last: Tensor | None) -> Tensor:
     """Return (B,) the number of different items that can be drawn for each user."""
     if weights is None:
         return num_items - avoid.counts
     taken = torch.cat([avoid.offsets.new_zeros(1), (weights > 0)[avoid.item_ids].cumsum(0)])
-    return (weights > 0).sum() - (taken[avoid.offsets[1:]] - taken[avoid.offsets[:-1]])
+    drawable = (weights > 0).cumsum(0)
+    return (drawable[-1] if last is None else drawable[last]) - (taken[avoid.offsets[1:]] - taken[avoid.offsets[:-1]])
 
 
 def _mix(x: Tensor) -> Tensor:
