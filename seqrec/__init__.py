@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from seqrec.inference.sessions import Event, InMemoryStore, RedisStore, SessionRecommender, SQLiteStore
     from seqrec.models import (
         Baseline,
+        ColumnHead,
         Explanation,
         GRU4Rec,
         ItemKNN,
@@ -110,7 +111,7 @@ _MODULES = {
     "seqrec.inference.export": "export",
     "seqrec.inference.sessions": "Event InMemoryStore RedisStore SQLiteStore SessionRecommender",
     "seqrec.models": (
-        "Baseline Explanation GRU4Rec ItemKNN MambaRec Markov MoEMaTrRec Popularity "
+        "Baseline ColumnHead Explanation GRU4Rec ItemKNN MambaRec Markov MoEMaTrRec Popularity "
         "RecMamba RecentPopularity Recommender SASRec SequentialRecommender "
         "TrainingEvents evaluate"
     ),
@@ -133,6 +134,7 @@ __all__ = [
     "BestCheckpoint",
     "Candidates",
     "ColdItems",
+    "ColumnHead",
     "Comparison",
     "ResumableEarlyStopping",
     "Event",

@@ -197,6 +197,8 @@ class SequenceBatch(TensorRecord):
         held_out: The items that evaluation ranks; None ranks each row's last target, the event after its newest.
         request_times: (B, L) int64, when the item after each event is asked for: its target's own time, or the time of
             a request. None if the log has no times, and in prediction without such a time.
+        target_features: Columns of the event after each event, those that a model predicts, by name: as in
+            `History.features`, but a missing number is NaN. None if none are predicted.
 
     Example:
         >>> import torch
@@ -216,6 +218,7 @@ class SequenceBatch(TensorRecord):
     weight: Tensor = field(default_factory=lambda: torch.ones(()))
     held_out: HeldOutItems | None = None
     request_times: Tensor | None = None
+    target_features: dict[str, Tensor] | None = None
 
     @cached_property
     def seen(self) -> SeenItems:

@@ -22,7 +22,7 @@ from seqrec.data.schema import Schema
 from seqrec.data.sources import Table
 from seqrec.data.splits import LastN
 from seqrec.catalogue.distributed import leave_job
-from seqrec.models import MambaRec
+from seqrec.models import ColumnHead, MambaRec
 from seqrec.evaluation.protocols import PopularityCandidates, Protocol
 
 ranks, options, held_out = int(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
@@ -55,6 +55,7 @@ trainer = pl.Trainer(
     enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
 )
 read = {"event_columns": list(data.schema.events), "log_columns": data.event_columns}
+read["heads"] = [ColumnHead(name) for name in data.schema.events if data.schema.events[name] != "vector"]
 model = MambaRec(data.num_items, d_model=8, num_layers=1, d_state=4, max_length=40, **read)
 if held_out > 1:
     model.protocol = Protocol(candidates=PopularityCandidates(20), ties="pessimistic")

@@ -1,4 +1,4 @@
-"""Vectors of items from the columns of the item table: categories, numbers and vectors.
+"""Vectors of items or users from the columns of their table: categories, numbers and vectors.
 
 N items that are read, V = num_items + 1, D width of item vectors, C codes of a column, W numbers of a vector column.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from seqrec.data.columns import Column
-from seqrec.data.schema import CATEGORICAL, CATEGORIES, NUMERIC, VECTOR
+from seqrec.data.schema import CATEGORICAL, CATEGORIES, ITEMS, NUMERIC, USERS, VECTOR
 from seqrec.errors import InputError
 from seqrec.registry import did_you_mean
 
@@ -39,10 +39,13 @@ class ItemContent(nn.Module):
     checkpoints. Larger ones are mapped from the store's files, never copied as a whole, and a checkpoint names them
     by their SHA-256.
 
+    With the group "users" all of this holds for users: row 0 is that of unknown users, without any value.
+
     Args:
         sizes: `Column.sizes` of each column by name.
         d_model: D.
         std: Standard deviation of the vectors and matrices at initialisation.
+        group: "items" or "users", whose columns they are.
 
     Raises:
         InputError: if there are no columns.
@@ -59,11 +62,14 @@ class ItemContent(nn.Module):
         (torch.Size([3, 4]), True)
     """
 
-    def __init__(self, sizes: Mapping[str, Mapping[str, Any]], d_model: int, *, std: float = 0.02) -> None:
+    def __init__(
+        self, sizes: Mapping[str, Mapping[str, Any]], d_model: int, *, std: float = 0.02, group: str = ITEMS
+    ) -> None:
         super().__init__()
         if not sizes:
             raise InputError("content needs at least one column of items")
         self.d_model = d_model
+        self.group = group
         self._names = list(sizes)
         # Names of columns may contain any character, those of modules may not.
         self.columns = nn.ModuleList([_KINDS[own["kind"]](own, d_model, std) for own in sizes.values()])
@@ -86,14 +92,15 @@ class ItemContent(nn.Module):
             if own.held and own.filled:
                 continue
             if name not in columns:
-                raise InputError(f"the model reads items.{name}, which the store has not: add it to data.schema.items")
+                where = f"data.schema.{self.group}"
+                raise InputError(f"the model reads {self.group}.{name}, which the store has not: add it to {where}")
             found = dict(columns[name].sizes if sizes is None else sizes[name])
             differing = [key for key in found if own.sizes.get(key, found[key]) != found[key]]
             if differing:
                 was = ", ".join(f"{key}={own.sizes[key]} (here {found[key]})" for key in differing)
                 raise InputError(
-                    f"items.{name} of the store is not the column that the model was built for: {was}; give the store "
-                    "that it was trained on, or train a model on this one"
+                    f"{self.group}.{name} of the store is not the column that the model was built for: {was}; give the "
+                    "store that it was trained on, or train a model on this one"
                 )
             own.fill(columns[name])
 
@@ -111,7 +118,8 @@ class ItemContent(nn.Module):
                     else "it is too large for checkpoints, so load the model by seqrec.load(.., store=FOLDER), or call "
                     "model.use_store(store)"
                 )
-                raise InputError(f"the model reads items.{name}, but has not got that column yet: {cure}")
+                column_name = f"{self.group}.{name}"
+                raise InputError(f"the model reads {column_name}, but has not got that column yet: {cure}")
         total: Tensor = self.columns[0](item_ids)
         for column in self.columns[1:]:
             total = total + column(item_ids)
@@ -278,40 +286,48 @@ _KINDS: dict[str, Any] = {CATEGORICAL: _Code, CATEGORIES: _Codes, NUMERIC: _Numb
 
 
 def sizes_of_content(
-    names: Sequence[str], sizes: Mapping[str, Mapping[str, Any]] | None
+    names: Sequence[str], sizes: Mapping[str, Mapping[str, Any]] | None, *, group: str = ITEMS
 ) -> dict[str, Mapping[str, Any]]:
-    """Return the sizes of the columns that `ItemTable.content` names.
+    """Return the sizes of the columns that `ItemTable.content` names, or `user_columns` with the group "users".
 
     Raises:
         InputError: if there are none of that name.
     """
     found: dict[str, Mapping[str, Any]] = {}
+    asked, given = {
+        ITEMS: ("item_table.content", "item_columns=store.item_column_sizes"),
+        USERS: ("user_columns", "log_user_columns=store.user_column_sizes"),
+    }[group]
+    if isinstance(names, str):
+        raise InputError(f"{asked}={names!r} must be a list of names, as in [{names}]")
     for name in names:
         if name not in (sizes or {}):
             known = ", ".join(sizes) if sizes else "none"
             raise InputError(
-                f"item_table.content: no column {name!r} of items; known: {known}"
-                f"{did_you_mean(name, list(sizes or {}))}. Add it to data.schema.items; without a data module, give "
-                "item_columns=store.item_column_sizes"
+                f"{asked}: no column {name!r} of {group}; known: {known}{did_you_mean(name, list(sizes or {}))}. Add "
+                f"it to data.schema.{group}; without a data module, give {given}"
             )
         found[name] = (sizes or {})[name]
     return found
 
 
-def check_same_content(was: object, now: Mapping[str, Any]) -> None:
+def check_same_content(was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Compare the columns that a checkpoint's model reads from the store with those of a model that gets its weights.
 
-    `was` are the checkpoint's sizes of columns by name, and `now` the hyperparameters of the model.
+    `was` and `now` are their hyperparameters.
 
     Raises:
         InputError: if a column that is not in the checkpoint has another SHA-256.
     """
-    before: dict[str, Any] = was if isinstance(was, dict) else {}
-    after: dict[str, Any] = now.get("item_columns") or {}
-    for name, sizes in before.items():
-        found = after.get(name, sizes)
-        if sizes["bytes"] > HELD_BYTES and sizes.get("sha256") != found.get("sha256"):
+    for group, argument in ((ITEMS, "item_columns"), (USERS, "log_user_columns")):
+        before, after = was.get(argument) or {}, now.get(argument) or {}
+        changed = [
+            name
+            for name, sizes in before.items()
+            if sizes["bytes"] > HELD_BYTES and sizes.get("sha256") != after.get(name, sizes).get("sha256")
+        ]
+        for name in changed:
             raise InputError(
-                f"items.{name} of the store is not the column that the checkpoint's model was trained with: give the "
+                f"{group}.{name} of the store is not the column that the checkpoint's model was trained with: give the "
                 "store that it was trained on, or begin a new run"
             )

@@ -100,7 +100,7 @@ def best_items(
     """
     if options.at is not None and batch.request_times is None:
         batch = batch.asked_at(torch.full_like(batch.user_ids, options.at))
-    _refuse_requests_before_events(batch)
+    refuse_requests_before_events(batch)
     states, exclude = model.last_states(batch), batch.seen if options.filter_seen else None
     blocked = None if options.blocked is None else options.blocked.to(states.device)
     # A search of the user's own may know no candidates.
@@ -108,7 +108,12 @@ def best_items(
     return model.search.top_k(scorer, states, options.top_k, batch.user_ids, exclude=exclude, blocked=blocked, **chosen)
 
 
-def _refuse_requests_before_events(batch: SequenceBatch) -> None:
+def refuse_requests_before_events(batch: SequenceBatch) -> None:
+    """Refuse a batch with a request before the newest event of its user.
+
+    Raises:
+        InputError: if there is one.
+    """
     history = batch.history
     if batch.request_times is None or history.timestamps is None:
         return

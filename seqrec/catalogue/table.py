@@ -14,6 +14,7 @@ from seqrec.catalogue.content import ItemContent
 from seqrec.catalogue.distributed import average_row_gradient, equal_on_all_ranks
 from seqrec.catalogue.scorer import Scorer
 from seqrec.catalogue.sharding import ShardedEmbedding
+from seqrec.data.schema import ITEMS
 from seqrec.errors import InputError, check_at_least
 from seqrec.ops.row_gradients import look_up, sums_at_lookup
 
@@ -137,7 +138,8 @@ class ItemEmbedding(nn.Module):
     until `make_rows`. See `ItemTable` for the other arguments.
 
     With `content`, the sizes of columns of items by name, vectors are the sum of the items' own and of their content.
-    Items that are not `trained` have no vector of their own.
+    Items that are not `trained` have no vector of their own. With the group "users" they are users, of whom there may
+    be too many to keep all vectors between lookups.
 
     Attributes:
         content: The part of vectors that columns of items determine; None without.
@@ -163,6 +165,7 @@ class ItemEmbedding(nn.Module):
         content: Mapping[str, Mapping[str, Any]] | None = None,
         ids: bool = True,
         id_dropout: float = 0.0,
+        group: str = ITEMS,
     ) -> None:
         super().__init__()
         check_at_least(1, num_items=num_items)
@@ -170,7 +173,7 @@ class ItemEmbedding(nn.Module):
         self.id_dropout = id_dropout
         self._own_columns = d_model if ids else 0
         self._whole: tuple[Any, Tensor] | None = None
-        self.content = ItemContent(content, d_model, std=std) if content else None
+        self.content = ItemContent(content, d_model, std=std, group=group) if content else None
         if self.content is not None:
             self.register_buffer("trained", torch.ones(num_items + 1, dtype=torch.bool))
         if sharded and not sparse:
@@ -322,7 +325,8 @@ class ItemEmbedding(nn.Module):
     @property
     def _keeps_whole(self) -> bool:
         # A process composes the rows of a sharded table in parts, because it may not have room for all.
-        return self.spread is None and not (self.training and torch.is_grad_enabled())
+        of_items = self.content is not None and self.content.group == ITEMS
+        return of_items and self.spread is None and not (self.training and torch.is_grad_enabled())
 
     def _check_rows(self) -> None:
         if isinstance(self.table, ShardedEmbedding):

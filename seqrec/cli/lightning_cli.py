@@ -188,9 +188,9 @@ class SeqrecCLI(LightningCLI):
             }
         )
         parser.link_arguments("data.max_length", "model.init_args.max_length")
-        for name in ("num_items", "num_users", "item_columns"):
-            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
-        parser.link_arguments("data.event_columns", "model.init_args.log_columns", apply_on="instantiate")
+        given = {name: name for name in ("num_items", "num_users", "item_columns")}
+        for name, argument in {**given, "event_columns": "log_columns", "user_columns": "log_user_columns"}.items():
+            parser.link_arguments(f"data.{name}", f"model.init_args.{argument}", apply_on="instantiate")
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method of all commands
         """Return the trainer's methods that are commands, with the arguments that are not options."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -66,7 +66,7 @@ class WindowDataset(Dataset[SequenceBatch]):
     histories up to the event before the last target, and each target keeps its position in them.
 
     `scales` are mean and standard deviation by which numeric columns are standardised, by name, from `training_scales`;
-    a column without them has those of its own.
+    a column without them has those of its own. `target_columns` are the columns of `SequenceBatch.target_features`.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class WindowDataset(Dataset[SequenceBatch]):
         with_targets: bool = True,
         prequential: bool = False,
         scales: Mapping[str, tuple[float, float]] | None = None,
+        target_columns: Sequence[str] = (),
     ) -> None:
         self.store = store
         self.history_stops = history_stops
@@ -85,6 +86,7 @@ class WindowDataset(Dataset[SequenceBatch]):
         self.with_targets = with_targets
         self.prequential = prequential
         self.scales = scales or {}
+        self.target_columns = target_columns
 
     def __getitem__(self, plan: BatchPlan) -> SequenceBatch:
         """Return the batch of a plan, with rows right-padded to the longest."""
@@ -97,13 +99,15 @@ class WindowDataset(Dataset[SequenceBatch]):
             timestamps=None if timestamps is None else events.rows(timestamps),
             features=_features(self.store.event_columns, events, self.scales),
         )
-        targets, request_times = None, None
+        targets, request_times, target_features = None, None, None
         if self.with_targets:
             following = _Places(windows.starts + 1, windows.lengths)
             targets = following.rows(item_ids)
             if self.store.targets is not None:
                 targets = following.only(targets, self.store.targets)
             request_times = None if timestamps is None else following.rows(timestamps)
+            predicted = {name: self.store.event_columns[name] for name in self.target_columns}
+            target_features = _features(predicted, following, self.scales, keep_missing=True)
         seen_events, user_ids = self._seen_events(windows.user_rows), torch.from_numpy(windows.user_rows + 1)
         weight = torch.tensor(plan.weight, dtype=torch.float32)
         held_out = None if self.target_stops is None else self._held_out(windows.user_rows, self.target_stops)
@@ -113,7 +117,7 @@ class WindowDataset(Dataset[SequenceBatch]):
             rows, newest = torch.arange(len(user_ids)), history.lengths - 1
             assert request_times is not None
             request_times[rows, newest] = held_out.timestamps[held_out.offsets[:-1]]
-        return SequenceBatch(history, targets, user_ids, seen_events, weight, held_out, request_times)
+        return SequenceBatch(history, targets, user_ids, seen_events, weight, held_out, request_times, target_features)
 
     def _seen_events(self, user_rows: Int64) -> RaggedItems:
         starts, stops = np.asarray(self.store.offsets)[user_rows], self.history_stops[user_rows]
@@ -164,13 +168,18 @@ def padded_features(columns: Mapping[str, Column], starts: Int64, lengths: Int64
 
 
 def _features(
-    columns: Mapping[str, Column], events: _Places, scales: Mapping[str, tuple[float, float]]
+    columns: Mapping[str, Column],
+    events: _Places,
+    scales: Mapping[str, tuple[float, float]],
+    *,
+    keep_missing: bool = False,
 ) -> dict[str, Tensor] | None:
     features = {}
     for name, column in columns.items():
         if column.kind == NUMERIC:
             mean, std = scales.get(name, (column.mean, column.std))
-            features[name] = events.standardised(column.values, mean, std, has_missing=column.missing > 0)
+            has_missing = column.missing > 0 and not keep_missing
+            features[name] = events.standardised(column.values, mean, std, has_missing=has_missing)
         else:
             features[name] = events.rows(column.values, np.int64 if column.kind == CATEGORICAL else np.float32)
     return features or None

@@ -94,6 +94,8 @@ class SequenceDataModule(pl.LightningDataModule):
 
     Attributes:
         prepare_seconds: Seconds that this process has spent on preparing or opening the store.
+        target_columns: Columns of the next event in training batches (`SequenceBatch.target_features`), which a model
+            with heads sets.
         longest_first: Whether training windows come longest first instead of shuffled, to measure their memory.
 
     Raises:
@@ -110,6 +112,8 @@ class SequenceDataModule(pl.LightningDataModule):
         ...     batch.history.item_ids.shape[0], batch.targets.shape == batch.history.item_ids.shape
         (4, True)
     """
+
+    target_columns: tuple[str, ...]
 
     def __init__(
         self,
@@ -155,7 +159,7 @@ class SequenceDataModule(pl.LightningDataModule):
         self.seed, self.memory_limit = seed, memory_limit
         # A policy that cannot be described fails here, and not when the first checkpoint is written.
         self._policies = {"split": to_spec(self.split), "train_windows": to_spec(self.train_windows)}
-        self.prepare_seconds, self.longest_first = 0.0, False
+        self.prepare_seconds, self.longest_first, self.target_columns = 0.0, False, ()
         self._resume_from: dict[str, Any] | None = None
         self._train_sampler: BatchSampler | None = None
         self._position = EpochPosition()
@@ -192,6 +196,11 @@ class SequenceDataModule(pl.LightningDataModule):
     def item_columns(self) -> dict[str, dict[str, Any]]:
         """Sizes of the columns of items by name, from which a model that reads them makes its parameters."""
         return self.store.item_column_sizes
+
+    @property
+    def user_columns(self) -> dict[str, dict[str, Any]]:
+        """Sizes of the columns of users by name, likewise."""
+        return self.store.user_column_sizes
 
     def train_item_counts(self) -> NDArray[np.int64]:
         """Return the number of events (num_items + 1,) of each item in the training part; item 0 has none.
@@ -276,7 +285,7 @@ class SequenceDataModule(pl.LightningDataModule):
 
         if self.store.targets is not None:
             self._report_targets(self.store.targets)
-        dataset = WindowDataset(events, stops, scales=self.event_scales)
+        dataset = WindowDataset(events, stops, scales=self.event_scales, target_columns=self.target_columns)
         shuffle = not (self.longest_first or self._overfits)
         loader = self._loader(dataset, windows, self.batch_size, shuffle=shuffle)
         self._train_sampler = loader.sampler

@@ -299,30 +299,34 @@ class EventColumn:
 
 
 def chosen_columns(
-    event_columns: Sequence[str | EventColumn] | None, log_columns: Iterable[EventColumn] | None
+    event_columns: Sequence[str | EventColumn] | None,
+    log_columns: Iterable[EventColumn] | None,
+    argument: str = "event_columns",
 ) -> tuple[EventColumn, ...]:
     """Return the columns of a model's `event_columns`, those that are given by name from the columns of its log.
+
+    Messages call them `argument`.
 
     Raises:
         InputError: if the log has no column of a name, or a column is given twice.
     """
     if isinstance(event_columns, str):
-        raise InputError(f"event_columns={event_columns!r} must be a list of names, as in [{event_columns}]")
+        raise InputError(f"{argument}={event_columns!r} must be a list of names, as in [{event_columns}]")
     known = {column.name: column for column in log_columns or ()}
     found: dict[str, EventColumn] = {}
     for each in event_columns or ():
         name = each if isinstance(each, str) else each.name
         if name in found:
-            raise InputError(f"event_columns has {name!r} twice")
+            raise InputError(f"{argument} has {name!r} twice")
         if isinstance(each, str) and each not in known:
             if log_columns is None:
                 raise InputError(
-                    f"event_columns: {each!r} is the name of a column; give log_columns=data.event_columns, or an "
+                    f"{argument}: {each!r} is the name of a column; give log_columns=data.event_columns, or an "
                     "EventColumn instead of the name"
                 )
             hint = did_you_mean(each, known) or "; name it in data.schema.events"
             has = ", ".join(known) or "no columns of events"
-            raise InputError(f"event_columns: the log has no column {each!r}; it has {has}{hint}")
+            raise InputError(f"{argument}: the log has no column {each!r}; it has {has}{hint}")
         found[name] = known[each] if isinstance(each, str) else each
     return tuple(found.values())
 

@@ -259,10 +259,18 @@ class EventStore:
     @property
     def item_column_sizes(self) -> dict[str, dict[str, Any]]:
         """`Column.sizes` of each column of items by name, with the SHA-256 of the file of its values."""
+        return self._column_sizes(ITEMS, self.item_columns)
+
+    @property
+    def user_column_sizes(self) -> dict[str, dict[str, Any]]:
+        """The same of each column of users."""
+        return self._column_sizes(USERS, self.user_columns)
+
+    def _column_sizes(self, group: str, columns: Mapping[str, Column]) -> dict[str, dict[str, Any]]:
         files = self.manifest["files"]
         return {
-            name: {**column.sizes, "sha256": files[f"{file_names(ITEMS, name, column.kind)['values']}.npy"]["sha256"]}
-            for name, column in self.item_columns.items()
+            name: {**column.sizes, "sha256": files[f"{file_names(group, name, column.kind)['values']}.npy"]["sha256"]}
+            for name, column in columns.items()
         }
 
     def _left_out(self) -> list[str]:

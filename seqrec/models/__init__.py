@@ -1,6 +1,7 @@
 """Models: presets with one encoder and plain arguments, the general recommender, baselines."""
 
 from seqrec.models.baselines import Baseline, ItemKNN, Markov, Popularity, RecentPopularity, TrainingEvents
+from seqrec.models.column_heads import ColumnHead
 from seqrec.models.explain import Explanation
 from seqrec.models.judging import evaluate
 from seqrec.models.presets import GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, SASRec
@@ -9,6 +10,7 @@ from seqrec.models.sequential import SequentialRecommender
 
 __all__ = [
     "Baseline",
+    "ColumnHead",
     "Explanation",
     "GRU4Rec",
     "ItemKNN",

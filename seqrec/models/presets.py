@@ -1,8 +1,8 @@
 """The encoders as whole models with plain arguments: `MambaRec(num_items=3416, d_model=64)`.
 
 Each preset has its encoder's arguments, and takes those of `SequentialRecommender` as `**shared`: `max_length`,
-`positions`, `user_embedding`, `num_users`, `time`, `event_columns`, `log_columns`, `item_table`, `loss` and
-`optimizer`. It refuses all other names.
+`positions`, `user_embedding`, `num_users`, `user_columns`, `log_user_columns`, `time`, `event_columns`, `log_columns`,
+`item_table`, `item_columns`, `loss`, `heads` and `optimizer`. It refuses all other names.
 """
 
 from __future__ import annotations

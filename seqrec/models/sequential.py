@@ -24,12 +24,14 @@ from seqrec.catalogue.sharding import clip_norm, keep_own_state, save_whole_stat
 from seqrec.catalogue.table import ItemEmbedding, ItemTable
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.event_columns import EventColumn, chosen_columns
+from seqrec.data.schema import USERS
 from seqrec.data.store import EventStore
 from seqrec.encoders import SequenceEncoder
 from seqrec.encoders.column_embedding import ColumnEmbedding
 from seqrec.encoders.event_time import EventTime, RequestReadOut, TimeEmbedding, needed_times
 from seqrec.encoders.layers import LearnedPositions, newest_events
 from seqrec.errors import InputError, check_at_least
+from seqrec.models.column_heads import ColumnHead, ColumnHeads, predict_columns
 from seqrec.models.explain import explain
 from seqrec.models.similar_items import ItemSimilarity
 from seqrec.models.streaming import StreamingRecommender
@@ -44,6 +46,8 @@ from seqrec.training.optim.clipping import clip_gradients
 from seqrec.types import History, SequenceBatch
 
 Model = TypeVar("Model", bound="SequentialRecommender")
+# `Column.sizes` by name.
+Sizes = Mapping[str, Mapping[str, Any]]
 
 
 class SequentialRecommender(StreamingRecommender):
@@ -59,7 +63,11 @@ class SequentialRecommender(StreamingRecommender):
         max_length: Longest history in events that positions are learned for.
         positions: Whether events get learned positions, counted back from the newest.
         user_embedding: Whether to add a vector of the user to each event. Unknown users get none.
-        num_users: Users of the log; needed with `user_embedding`.
+        num_users: Users of the log; needed with `user_embedding` and `user_columns`.
+        user_columns: Names of columns of users, such as age, that add vectors to each event of a user, as `ItemContent`
+            describes them. None is none, also if the log has columns. Unknown users have no values.
+        log_user_columns: Sizes of the store's columns of users by name (`EventStore.user_column_sizes`), of which
+            `user_columns` names some. `use_store` and trainers read their values.
         time: What the model reads of the time of events and requests; None is nothing.
         event_columns: Columns of events that the model reads: descriptions, or names of columns of `log_columns`. None
             is none, also if the log has columns. A checkpoint has their descriptions.
@@ -68,19 +76,22 @@ class SequentialRecommender(StreamingRecommender):
         item_columns: Sizes of the store's columns of items by name (`EventStore.item_column_sizes`), of which
             `item_table.content` names some. `use_store` and trainers read their values.
         loss: Objective; None is `BCE` with one uniform negative.
+        heads: Columns of the next event that the model predicts besides the item, with the weights of their losses; the
+            model need not read them. Their names are those of `log_columns`. None is none. See `predict_columns`.
         optimizer: None is `Adam` with step size 1e-3.
 
     Attributes:
         items: Vectors of items.
         output_items: Vectors that score candidates if these have a table of their own; otherwise None.
-        users: Vectors of users; None without `user_embedding`.
+        users: Vectors of users; None without `user_embedding` and `user_columns`.
         event_time: Vectors of the time of events; None without `time`.
         column_embedding: Vectors of the columns of events; None without `event_columns`.
         read_out: Reads the time of a request; None without `time.request`.
+        heads: Read-outs of columns of the next event, from the states before `to_scoring_space`; None without `heads`.
 
     Raises:
-        InputError: if `user_embedding` is set without `num_users`, the log has no column of a name in `event_columns`,
-            or a value is out of range.
+        InputError: if `user_embedding` or `user_columns` is set without `num_users`, the log has no column of a name in
+            `event_columns`, `user_columns` or `heads`, or a value is out of range.
 
     Example:
         >>> from seqrec import SequentialRecommender
@@ -96,6 +107,11 @@ class SequentialRecommender(StreamingRecommender):
     has_fresh_weights = True
     # Computes `loss_of_batch` in its own way while a callback such as `GraphedStep` sets it.
     graphed_loss: Callable[[SequenceBatch], Tensor] | None = None
+    _losses: PendingCopy | None = None
+    _weight: Tensor | None = None
+    # Settings that a resumed run's optimizer had, if they were others; and the optimizer that this model built.
+    _optimizer_before: OptimizerFactory | None = None
+    _built: Optimizer | None = None
 
     def __init__(
         self,
@@ -106,12 +122,15 @@ class SequentialRecommender(StreamingRecommender):
         positions: bool = True,
         user_embedding: bool = False,
         num_users: int = 0,
+        user_columns: Sequence[str] | None = None,
+        log_user_columns: dict[str, Any] | None = None,
         time: EventTime | None = None,
         event_columns: Sequence[str | EventColumn] | None = None,
         log_columns: Sequence[EventColumn] | None = None,
         item_table: ItemTable | None = None,
         item_columns: dict[str, Any] | None = None,
         loss: Loss | None = None,
+        heads: Sequence[ColumnHead] | None = None,
         optimizer: OptimizerFactory | None = None,
     ) -> None:
         super().__init__()
@@ -123,29 +142,29 @@ class SequentialRecommender(StreamingRecommender):
         self.items, self.output_items = self._make_tables(num_items, columns)
         check_at_least(1, max_length=max_length)
         self.positions = LearnedPositions(max_length, self.encoder.d_model) if positions else None
-        if user_embedding and num_users < 1:
-            raise InputError("user_embedding needs num_users: the number of users in the training log")
-        self.users = self._make_table(num_users) if user_embedding else None
+        of_users = sizes_of_content(user_columns or (), log_user_columns, group=USERS)
+        self.users = self._make_users(num_users, of_users, ids=user_embedding)
         self.time: EventTime | None = from_spec(time, EventTime)
         self.event_time = TimeEmbedding(self.time, self.encoder.d_model) if self.time else None
         self.read_out = RequestReadOut(self.time, self.encoder.d_model) if self.time and self.time.request else None
         self.event_columns = read = chosen_columns(from_spec(event_columns, EventColumn), log_columns)
         self.column_embedding = ColumnEmbedding(read, self.encoder.d_model) if read else None
-        self._losses: PendingCopy | None = None
-        self._weight: Tensor | None = None
-        # Settings that a resumed run's optimizer had, if they were others; and the optimizer that this model built.
-        self._optimizer_before: OptimizerFactory | None = None
-        self._built: Optimizer | None = None
+        predicted = from_spec(heads, ColumnHead)
+        self.heads = ColumnHeads(predicted, log_columns, self.encoder.d_model) if predicted else None
         # DDP would send all rows of these tables, and the columns of items at each step.
         self._ddp_params_and_buffers_to_ignore = [*self._sparse_embeddings(), *self._buffers_of_items()]
+        plain = {"max_length": max_length, "positions": positions, "num_items": num_items, "num_users": num_users}
+        self._save_settings({**plain, "user_embedding": user_embedding}, columns, of_users)
+
+    def _save_settings(self, plain: dict[str, Any], of_items: Sizes, of_users: Sizes) -> None:
         # Plain values only, for weights_only=True. The encoder's arguments are there twice: in its spec for this class,
         # and flat for the presets. Loading passes on the ones that the class takes.
-        plain = {"max_length": max_length, "positions": positions, "num_items": num_items, "num_users": num_users}
         parts = ("encoder", "time", "event_columns", "item_table", "loss", "optimizer")
         specs = {name: None if (part := getattr(self, name)) is None else to_spec(part) for name in parts}
-        flat = to_spec(self.encoder)["init_args"]
-        own = {"item_columns": columns} if columns else {}
-        self.save_hyperparameters({**flat, **plain, "user_embedding": user_embedding, **own, **specs})
+        own: dict[str, Any] = {} if self.heads is None else {"heads": to_spec(self.heads.described)}
+        own |= {"item_columns": of_items} if of_items else {}
+        own |= {"user_columns": list(of_users), "log_user_columns": of_users} if of_users else {}
+        self.save_hyperparameters({**to_spec(self.encoder)["init_args"], **plain, **own, **specs})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """List the arguments that a subclass forwards as `**shared` in its signature."""
@@ -172,7 +191,7 @@ class SequentialRecommender(StreamingRecommender):
 
     @property
     def num_user_vectors(self) -> int:
-        """Number of users of the log if the model was built with `user_embedding`; else 0."""
+        """Number of users of the log if the model was built with `user_embedding` or `user_columns`; else 0."""
         return int(self.hparams["num_users"]) if self.users is not None else 0
 
     @property
@@ -218,9 +237,13 @@ class SequentialRecommender(StreamingRecommender):
 
     def last_states(self, batch: SequenceBatch) -> Tensor:
         """Return the (B, D) states after each row's newest event, as asked at the batch's times of requests."""
+        return self.to_scoring_space(self.request_states(batch))
+
+    def request_states(self, batch: SequenceBatch) -> Tensor:
+        """Return what `last_states` returns, before `to_scoring_space`."""
         history, times = batch.history, batch.request_times
         at = None if times is None else newest_events(times, history.lengths)
-        return self.newest_states(self._scaled(history.item_ids), history, batch.user_ids, at=at)
+        return self._newest(self._scaled(history.item_ids), history, batch.user_ids, at=at)
 
     def states_before_targets(self, batch: SequenceBatch) -> Tensor:
         """Return the (T, D) states before each target of a prequential batch, as asked at the target's time.
@@ -249,6 +272,11 @@ class SequentialRecommender(StreamingRecommender):
         `stream` computes the state of a stream over all L events of each row from its start, with the errors of
         `init_state`.
         """
+        return self.to_scoring_space(self._newest(x, history, user_ids, at=at, stream=stream))
+
+    def _newest(
+        self, x: Tensor, history: History, user_ids: Tensor | None, *, at: Tensor | None, stream: bool = False
+    ) -> Tensor:
         x = self.encoder_input(x, history, user_ids)
         if stream:
             self._refuse_learned_positions()
@@ -258,7 +286,7 @@ class SequentialRecommender(StreamingRecommender):
             states = self.encoder.newest(x, history)
         if self.read_out is not None:
             states = self.at_request(states, newest_events(needed_times(history), history.lengths), at)
-        return self.to_scoring_space(states)
+        return states
 
     def at_request(self, states: Tensor, newest: Tensor, at: Tensor | None) -> Tensor:
         """Return states as asked at a given time; unchanged unless the model has a `read_out`.
@@ -309,6 +337,7 @@ class SequentialRecommender(StreamingRecommender):
         return ItemSimilarity.of_vectors(self.scorer(), self.encoder.d_model)
 
     explain = explain
+    predict_columns = predict_columns
 
     def encoder_input(self, x: Tensor, history: History, user_ids: Tensor | None) -> Tensor:
         """Return the encoder's input for scaled item vectors (B, L, D).
@@ -326,14 +355,16 @@ class SequentialRecommender(StreamingRecommender):
         return x
 
     def use_store(self, store: EventStore) -> None:
-        """Take the log's ids, and the columns of items that the model reads but has not got from a checkpoint.
+        """Take the log's ids, and the columns of items and users that the model reads, unless a checkpoint had them.
 
         Raises:
-            InputError: if the store has other columns of items than the model was built for.
+            InputError: if the store has other columns than the model was built for.
         """
         super().use_store(store)
         for _, table in self._tables():
-            if table.content is not None:
+            if table.content is not None and table.content.group == USERS:
+                table.content.read(store.user_columns, sizes=store.user_column_sizes)
+            elif table.content is not None:
                 table.content.read(store.item_columns, sizes=store.item_column_sizes)
 
     def setup(self, stage: str) -> None:
@@ -350,7 +381,7 @@ class SequentialRecommender(StreamingRecommender):
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, SequenceDataModule):
             return
-        data.read_as(self.event_columns)
+        self._tell_columns(data)
         if self.time is None:
             return
         times = data.store.timestamps
@@ -361,6 +392,12 @@ class SequentialRecommender(StreamingRecommender):
             )
         some = times[:: max(1, len(times) // 10_000)]
         self.time.check_log(int(some.min()), int(some.max()))
+
+    def _tell_columns(self, data: SequenceDataModule) -> None:
+        """Tell the data which columns the model reads and predicts, and how it standardises them."""
+        predicted = () if self.heads is None else self.heads.columns
+        data.read_as([*self.event_columns, *predicted])
+        data.target_columns = tuple(column.name for column in predicted)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Return the default callbacks, plus one that gathers sharded tables for evaluation."""
@@ -407,26 +444,31 @@ class SequentialRecommender(StreamingRecommender):
         trainer = attached_trainer(self)
         self._keep_scales(checkpoint)
         if trainer is not None:
-            check_same_content(checkpoint.get("hyper_parameters", {}).get("item_columns"), self.hparams)
+            check_same_content(checkpoint.get("hyper_parameters", {}), self.hparams)
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             self._optimizer_before = self._other_optimizer(checkpoint)
             keep_own_state(checkpoint, self._sparse_embeddings())
 
     def _keep_scales(self, checkpoint: Mapping[str, Any]) -> None:
         """Standardise numbers of columns as a checkpoint's model does."""
-        specs = checkpoint.get("hyper_parameters", {}).get("event_columns")
-        theirs = {column.name: column for column in from_spec(specs, EventColumn) or ()}
-        if theirs.keys() != {column.name for column in self.event_columns}:
+        saved, predicted = checkpoint.get("hyper_parameters", {}), () if self.heads is None else self.heads.columns
+        read = self.event_columns
+        theirs = {column.name: column for column in from_spec(saved.get("event_columns"), EventColumn) or ()}
+        heads = {head.column.name: head.column for head in from_spec(saved.get("heads"), ColumnHead) or ()}
+        if theirs.keys() != {column.name for column in read} or heads.keys() != {column.name for column in predicted}:
             return  # its weights are refused
-        for column in self.event_columns:
-            column.check_codes(theirs[column.name].vocabulary, "the checkpoint")
-        self.event_columns = tuple(theirs[column.name] for column in self.event_columns)
+        for column in (*read, *predicted):
+            column.check_codes({**heads, **theirs}[column.name].vocabulary, "the checkpoint")
+        self.event_columns = tuple(theirs[column.name] for column in read)
         self.hparams["event_columns"] = to_spec(self.event_columns)
         if self.column_embedding is not None:
             self.column_embedding.columns = self.event_columns
+        if self.heads is not None:
+            self.heads.columns = tuple(heads[column.name] for column in predicted)
+            self.hparams["heads"] = to_spec(self.heads.described)
         data = getattr(attached_trainer(self), "datamodule", None)
         if isinstance(data, SequenceDataModule):
-            data.read_as(self.event_columns)
+            self._tell_columns(data)
 
     def _other_optimizer(self, checkpoint: Mapping[str, Any]) -> OptimizerFactory | None:
         """Return a checkpoint's optimizer if a resumed run has other settings, else None; refuse another kind."""
@@ -482,25 +524,36 @@ class SequentialRecommender(StreamingRecommender):
         if self.item_table.content:
             trained = torch.from_numpy(data.trained_items())
             for _, table in self._tables():
-                table.use_trained_items(trained)
+                if table is not self.users:
+                    table.use_trained_items(trained)
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
-        """Return the mean loss over a batch's targets."""
+        """Return the mean loss over a batch's targets, plus the weighted losses of the columns that are predicted."""
         self.has_fresh_weights = False
         remedy = "leave such users out, or allow seen items: --model.loss.negatives.exclude_seen false"
+        parts: list[Tensor] = []
         with self._naming_users(batch, remedy):
-            loss = (self.graphed_loss or self.loss_of_batch)(batch)
+            loss = self.loss_of_batch(batch, parts) if self.graphed_loss is None else self.graphed_loss(batch)
         self._weight = batch.weight
-        self._losses = PendingCopy(torch.stack([loss.detach(), batch.weight.to(loss.device, loss.dtype)]))
+        shown = [loss, batch.weight, *parts]
+        self._losses = PendingCopy(torch.stack([each.detach().to(loss.device, loss.dtype) for each in shown]))
         return loss
 
-    def loss_of_batch(self, batch: SequenceBatch) -> Tensor:
-        """Return the mean loss over a batch's targets, without the side effects of a step."""
+    def loss_of_batch(self, batch: SequenceBatch, parts: list[Tensor] | None = None) -> Tensor:
+        """Return the mean loss over a batch's targets, without the side effects of a step.
+
+        With `heads` it is the weighted sum of the losses of the item and of the columns, which `parts` gets.
+        """
         states = self(batch.history, batch.user_ids)
         if self.read_out is not None:
             states = self.at_request(states, needed_times(batch.history), batch.request_times)
         loss: Tensor = self.loss(self.to_scoring_space(states), batch, self.scorer())
-        return loss
+        if self.heads is None:
+            return loss
+        of_columns = self.heads.losses(states, batch).values()
+        if parts is not None:
+            parts += [loss, *of_columns]
+        return loss + sum(weight * each for weight, each in zip(self.heads.weights, of_columns, strict=True))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute gradients of the loss times the batch's weight, so all targets of an epoch count the same.
@@ -515,9 +568,12 @@ class SequentialRecommender(StreamingRecommender):
         """Log the step's loss. If an update is due, average row-sparse gradients over processes, as DDP does others."""
         # Logged here and from the CPU, as the progress bar would otherwise wait for the GPU.
         if self._losses is not None:
-            (loss, weight), self._losses = self._losses.read(), None
+            (loss, weight, *parts), self._losses = self._losses.read(), None
             log_step(self, "train_loss_step", loss, on_step=True)
             log_step(self, "train_loss_epoch", loss, on_step=False, weight=float(weight))
+            if self.heads is not None:
+                for name, part in zip(self.heads.loss_names, parts, strict=True):
+                    log_step(self, name, part, on_step=False, weight=float(weight))
         if not is_accumulating(self.trainer):
             for table in self._sparse_tables():
                 table.share_gradient()
@@ -545,9 +601,7 @@ class SequentialRecommender(StreamingRecommender):
         scheduler = self.optimizer.schedule.build(optimizer, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _make_tables(
-        self, num_items: int, columns: Mapping[str, Mapping[str, Any]]
-    ) -> tuple[ItemEmbedding, ItemEmbedding | None]:
+    def _make_tables(self, num_items: int, columns: Sizes) -> tuple[ItemEmbedding, ItemEmbedding | None]:
         """Return the table of the history, and that of the candidates if it is another."""
         table = self.item_table
         of_items: dict[str, Any] = {"content": columns, "ids": table.ids, "id_dropout": table.dropped_ids}
@@ -555,6 +609,17 @@ class SequentialRecommender(StreamingRecommender):
         if not table.separate_output:
             return self._make_table(num_items, **scoring), None
         return self._make_table(num_items, **of_items), self._make_table(num_items, **scoring)
+
+    def _make_users(self, num_users: int, columns: Sizes, *, ids: bool) -> ItemEmbedding | None:
+        """Return the table of users, with vectors of their own if `ids`; None if nothing of them is read."""
+        if not ids and not columns:
+            return None
+        if num_users < 1:
+            asked = "user_embedding" if ids else "user_columns"
+            raise InputError(f"{asked} needs num_users: the number of users in the training log")
+        return self._make_table(
+            num_users, content=columns, ids=ids, sharded=self.item_table.sharded and ids, group=USERS
+        )
 
     def _make_table(self, num_items: int, *, reads_all: bool = False, **of_items: Any) -> ItemEmbedding:
         settings = self.item_table
@@ -564,8 +629,7 @@ class SequentialRecommender(StreamingRecommender):
             std=settings.std,
             sparse=settings.is_sparse(num_items + 1, reads_all=reads_all),
             dtype=getattr(torch, settings.dtype),
-            sharded=settings.sharded,
-            **of_items,
+            **{"sharded": settings.sharded, **of_items},
         )
 
     def _buffers_of_items(self) -> list[str]:

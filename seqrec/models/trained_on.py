@@ -41,5 +41,5 @@ def check_same_log(record: Mapping[str, Any], store: EventStore, *, user_vectors
     if user_vectors and others:
         raise StoreError(
             f"{store.directory} has other users than {than}, and the model has a vector of each user "
-            f"(user_embedding: true); {remedy}"
+            f"(user_embedding: true) or reads their columns (user_columns); {remedy}"
         )

@@ -226,3 +226,14 @@ def test_another_monitor_is_logged_in_one_line(capsys: pytest.CaptureFixture[str
     main(["test", "--ckpt_path", "last"])
     assert caplog.text.count("resumed with monitor") == 2
     assert "Be aware that" not in capsys.readouterr().err
+
+
+def test_a_run_as_hstus_code_does_it_trains_on_validation_and_chooses_no_epoch_by_it(
+    capsys: pytest.CaptureFixture[str],
+):
+    words = [*FIT, "--protocol", "hstu"]
+    assert "set --data.split LeaveOneOut --data.split.train_on_validation True" in refusal(capsys, *words)
+    words += ["--data.split", "LeaveOneOut", "--data.split.train_on_validation", "true"]
+    assert "would choose by targets that are trained on" in refusal(capsys, *words)
+    main([*words, "--checkpoint.monitor", "null", "--early_stopping.monitor", "train_loss_epoch"])
+    assert "protocol full-seenout-tiemean-loo-trainval" in capsys.readouterr().out

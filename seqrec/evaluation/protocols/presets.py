@@ -18,9 +18,10 @@ each user as the target.
   count. Its tutorials hold out a validation event as here, and do not train on it.
 - `hstu`: Zhai et al. 2024 (HSTU), `data/eval.py` of facebookresearch/generative-recommenders: the whole catalogue
   without the events in the model's window (`filter_invalid_ids=True`); here without the whole history. In their code,
-  items of MovieLens without an event are candidates too. It trains on all events but the newest and judges that one
-  after each epoch, so nothing but the test chooses the epoch: train with `LeaveOneOut(train_on_validation=True)` and a
-  number of epochs that is fixed beforehand. Its model reads the time of the target: `model.time.request`.
+  items of MovieLens without an event are candidates too, and an unstable sort orders events of equal time. It trains on
+  all events but the newest and judges that one after each epoch, so nothing but the test chooses the epoch: train with
+  `LeaveOneOut(train_on_validation=True)` and a number of epochs that is fixed beforehand. Its model reads the time of
+  the target: `model.time.request`.
 """
 
 from __future__ import annotations

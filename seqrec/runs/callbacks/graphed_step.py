@@ -127,6 +127,8 @@ def _checked_loss(trainer: pl.Trainer, module: Any) -> Loss:
             f"GraphedStep pads batches, which model.loss={type(loss).__name__}{drawing} does not support: use BCE, "
             "GBCE, SampledSoftmax or FullSoftmax with uniform or popularity negatives, or leave GraphedStep out"
         )
+    if getattr(module, "heads", None) is not None:
+        raise InputError("GraphedStep records the loss of the item alone: leave it or model.heads out")
     _check_tables(module)
     if any(getattr(part, "recompute", False) or part._compiled_call_impl is not None for part in module.modules()):
         raise InputError(
@@ -141,4 +143,6 @@ def _check_tables(module: nn.Module) -> None:
     if any(isinstance(table.table, ShardedEmbedding) for table in tables):
         raise InputError("GraphedStep cannot record item_table.sharded, whose rows processes exchange: leave one out")
     if any(table.content is not None for table in tables):
-        raise InputError("GraphedStep cannot record item_table.content, which is read from the CPU: leave one out")
+        raise InputError(
+            "GraphedStep cannot record item_table.content and user_columns, which are read from the CPU: leave one out"
+        )

@@ -71,6 +71,8 @@ def check_monitor(monitor: str | None, trainer: pl.Trainer, module: pl.Lightning
     # Metrics of several targets, and of callbacks of others.
     others = any(not type(each).__module__.startswith(("seqrec.", "lightning.")) for each in trainer.callbacks)  # type: ignore[attr-defined]
     several = re.fullmatch(r"val_(Recall|Precision)@(5|10|20)", monitor) is not None
+    heads = getattr(module, "heads", None)
+    known += [] if heads is None else heads.loss_names
     if monitor not in known and not others and not several:
         shown = ", ".join([*validation, *_LOSSES])
         raise InputError(f"monitor={monitor!r} is not logged; known: {shown}{did_you_mean(monitor, known)}")
