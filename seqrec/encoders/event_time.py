@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seqrec.encoders.layers.gaps import DOUBLINGS, GapBuckets
 from seqrec.encoders.layers.positionwise import Linear
 from seqrec.errors import InputError
 from seqrec.ops.export import is_exporting
@@ -19,9 +20,6 @@ from seqrec.types import NO_TIME, History
 
 # Timestamps in a second, by unit.
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-# Two buckets for each doubling of a gap, from 1 second to 2^31 seconds, which is 68 years.
-BUCKETS_PER_DOUBLING = 2
-DOUBLINGS = 31
 # Waves of the continuous form, each with twice the frequency of the one before; the slowest has half a turn over all
 # doublings.
 WAVES = 6
@@ -42,6 +40,9 @@ class EventTime:
         request: Whether the model reads the time of a request: the gap from the newest event to then,
             and hour and weekday of then if these are on. It is read after the encoder, so a stored state can be asked
             at any time. In training, and when targets are judged, each target's own time is that of the request.
+        in_mixers: Whether the mixers of the encoder read gaps too, in buckets whose numbers start at 0. In Mamba and
+            Mamba-2, the gap before an event changes the event's step size (`MambaMixer`); in attention, the gap
+            between two events changes the weight of one for the other (`CausalSelfAttention`). GRUs read none.
         unit: Unit of the log's timestamps, counted from 1970: "s", "ms", "us" or "ns".
         utc_offset: Hours that are added to the timestamps' UTC for hour and weekday.
 
@@ -61,6 +62,7 @@ class EventTime:
     hour: bool = False
     weekday: bool = False
     request: bool = False
+    in_mixers: bool = False
     unit: Literal["s", "ms", "us", "ns"] = "s"
     utc_offset: float = 0.0
 
@@ -73,6 +75,8 @@ class EventTime:
             raise InputError(f"time.utc_offset={self.utc_offset} must be hours between -24 and 24")
         if not (self.gap or self.hour or self.weekday):
             raise InputError("time reads nothing: set time.gap, time.hour or time.weekday, or leave time out")
+        if self.in_mixers and not self.gap:
+            raise InputError("time.in_mixers=True needs time.gap: set it to buckets or continuous")
 
     def check_log(self, first: int, last: int) -> None:
         """Refuse a log whose times, in this unit, are not dates of this age, if hours or weekdays are read.
@@ -113,18 +117,11 @@ class TimeEmbedding(nn.Module):
         d_model: Width D.
     """
 
-    boundaries: Tensor
-
     def __init__(self, settings: EventTime, d_model: int) -> None:
         super().__init__()
         self.settings = settings
-        ticks = UNITS[settings.unit]
-        steps = range(DOUBLINGS * BUCKETS_PER_DOUBLING)
-        # Gaps are compared as whole numbers, so a bucket does not depend on how a device rounds logarithms.
-        boundaries = [math.ceil(ticks * 2 ** (step / BUCKETS_PER_DOUBLING)) for step in steps]
-        self.register_buffer("boundaries", torch.tensor([1, *boundaries][ticks == 1 :]), persistent=False)
-        # Number 0 is "no event before".
-        self.gaps = nn.Embedding(len(self.boundaries) + 2, d_model) if settings.gap == "buckets" else None
+        self.buckets = GapBuckets(UNITS[settings.unit])
+        self.gaps = nn.Embedding(len(self.buckets), d_model) if settings.gap == "buckets" else None
         self.curve = Linear(2 * WAVES + 1, d_model) if settings.gap == "continuous" else None
         self.hours = nn.Embedding(24, d_model) if settings.hour else None
         self.weekdays = nn.Embedding(7, d_model) if settings.weekday else None
@@ -136,7 +133,7 @@ class TimeEmbedding(nn.Module):
         """Return vectors (..., D) of timestamps (...) int64 and those of the events before, `NO_TIME` without one."""
         parts = []
         if self.gaps is not None:
-            parts.append(F.embedding(self._bucket(times, before), self.gaps.weight))
+            parts.append(F.embedding(self.buckets(times, before), self.gaps.weight))
         if self.curve is not None:
             parts.append(self.curve(self._waves(times, before)))
         second = UNITS[self.settings.unit]
@@ -149,16 +146,6 @@ class TimeEmbedding(nn.Module):
             weekday = _whole((local + 3 * DAY * second).remainder(7 * DAY * second), DAY * second, 7)
             parts.append(F.embedding(weekday, self.weekdays.weight))
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
-
-    def _bucket(self, times: Tensor, before: Tensor) -> Tensor:
-        """Return 0 without an event before, 1 for a gap of 0, and 2, 3, .. for longer ones."""
-        first = before == NO_TIME
-        gap = times - torch.where(first, times, before)
-        if is_exporting():
-            bucket = (gap.unsqueeze(-1) >= self.boundaries).sum(-1)
-        else:
-            bucket = torch.bucketize(gap, self.boundaries, right=True)
-        return torch.where(first, 0, bucket + 1)
 
     def _waves(self, times: Tensor, before: Tensor) -> Tensor:
         """Return sines and cosines (..., 2 * WAVES) of the gap's logarithm, and whether there is no event before."""

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from seqrec.encoders.layers import Tensors, make_norm, run_block
+from seqrec.encoders.layers import Tensors, Times, make_norm, run_block
 from seqrec.encoders.layers.dropout import Dropout
 from seqrec.encoders.sequence_encoder import SequenceEncoder
 from seqrec.types import History
@@ -49,7 +49,7 @@ class GRU4Rec(SequenceEncoder):
         """Return each layer's hidden state, D numbers per row; see `Streamed.zero_state`."""
         return {f"{number}.hidden": like.new_zeros(batch_size, self.d_model) for number in range(self.num_layers)}
 
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""
         after = {}
         for number, layer in enumerate(self.layers):

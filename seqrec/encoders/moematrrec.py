@@ -12,6 +12,7 @@ from seqrec.encoders.layers import (
     ResidualStack,
     Streamed,
     Tensors,
+    Times,
     TokenGate,
     as_streaming,
     joined,
@@ -32,7 +33,7 @@ class AttentionMambaMixture(nn.Module):
         self.mamba = mamba
         self.gate = TokenGate(d_model, 2)
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None = None, *times: Times) -> Tensor:
         """Map (B, L, D) to (B, L, D), causally, with weights of the gate at each position.
 
         With `valid` (B, L) bool, True at events, attention sees newer events too, and the gate computes one pair of
@@ -40,18 +41,18 @@ class AttentionMambaMixture(nn.Module):
         """
         gated = x if valid is None else _mean_of_events(x, valid)
         attention_weight, mamba_weight = self.gate(gated).split(1, dim=-1)
-        out: Tensor = attention_weight * self.attention(x, valid) + mamba_weight * self.mamba(x)
+        out: Tensor = attention_weight * self.attention(x, valid, *times) + mamba_weight * self.mamba(x, *times)
         return out
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return the states of both experts; see `Streamed.zero_state`."""
         return joined({name: layer.zero_state(batch_size, max_length, like) for name, layer in self._experts().items()})
 
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""
         parts, outs = separated(state), {}
         for name, layer in self._experts().items():
-            outs[name], parts[name] = layer.advance(x, valid, parts[name])
+            outs[name], parts[name] = layer.advance(x, valid, parts[name], *times)
         attention_weight, mamba_weight = self.gate(x).split(1, dim=-1)
         return attention_weight * outs["attention"] + mamba_weight * outs["mamba"], joined(parts)
 
@@ -127,18 +128,24 @@ class MoEMaTrRec(SequenceEncoder):
 
     def forward(self, x: Tensor, history: History) -> Tensor:
         """Return states (B, L, D) of embedded events x (B, L, D)."""
-        out: Tensor = self.stack(x) if self.causal else self.stack(x, history.valid)
+        out: Tensor = self.stack(x, None if self.causal else history.valid, *self.times_of(history))
         return out
+
+    def read_gaps(self, ticks: int) -> None:
+        """See `SequenceEncoder.read_gaps`; `causal=False` is refused."""
+        if not self.causal:
+            raise InputError("causal=False is the published mixture, which reads no gaps: leave time.in_mixers out")
+        super().read_gaps(ticks)
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return the state before the first event; see `Streamed.zero_state`. `causal=False` is refused."""
         self._refuse_newer_events()
         return self.stack.zero_state(batch_size, max_length, like)
 
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`. `causal=False` is refused."""
         self._refuse_newer_events()
-        return self.stack.advance(x, valid, state)
+        return self.stack.advance(x, valid, state, *times)
 
     def _refuse_newer_events(self) -> None:
         if not self.causal:

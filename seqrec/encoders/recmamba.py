@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from seqrec.encoders.layers import FeedForward, ResidualStack, Tensors, make_mixer
+from seqrec.encoders.layers import FeedForward, ResidualStack, Tensors, Times, make_mixer
 from seqrec.encoders.sequence_encoder import SequenceEncoder
 from seqrec.types import History
 
@@ -59,13 +59,13 @@ class RecMamba(SequenceEncoder):
 
     def forward(self, x: Tensor, history: History) -> Tensor:
         """Return states (B, L, D) of embedded events x (B, L, D)."""
-        out: Tensor = self.stack(x)
+        out: Tensor = self.stack(x, *self.times_of(history))
         return out
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return the state before the first event; see `Streamed.zero_state`."""
         return self.stack.zero_state(batch_size, max_length, like)
 
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""
-        return self.stack.advance(x, valid, state)
+        return self.stack.advance(x, valid, state, *times)

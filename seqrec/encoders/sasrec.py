@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from seqrec.encoders.layers import CausalSelfAttention, FeedForward, ResidualStack, Tensors
+from seqrec.encoders.layers import CausalSelfAttention, FeedForward, ResidualStack, Tensors, Times
 from seqrec.encoders.sequence_encoder import SequenceEncoder
 from seqrec.types import History
 
@@ -62,17 +62,17 @@ class SASRec(SequenceEncoder):
 
     def forward(self, x: Tensor, history: History) -> Tensor:
         """Return states (B, L, D) of embedded events x (B, L, D)."""
-        out: Tensor = self.stack(x)
+        out: Tensor = self.stack(x, None, *self.times_of(history))
         return out
 
     def newest(self, x: Tensor, history: History) -> Tensor:
         """Return states (B, D) of the newest events; the last block is computed only for these."""
-        return self.stack.newest(x, history.lengths)
+        return self.stack.newest(x, history.lengths, *self.times_of(history))
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return the state before the first event; see `Streamed.zero_state`."""
         return self.stack.zero_state(batch_size, max_length, like)
 
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""
-        return self.stack.advance(x, valid, state)
+        return self.stack.advance(x, valid, state, *times)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from seqrec.encoders.layers import Tensors, newest_events
+from seqrec.encoders.event_time import needed_times
+from seqrec.encoders.layers import Tensors, Times, newest_events
 from seqrec.encoders.state import State, encoder_digest
 from seqrec.errors import InputError, check_at_least
 from seqrec.registry import Registry
@@ -42,6 +44,7 @@ class SequenceEncoder(nn.Module, ABC):
     Attributes:
         takes_slab_rows: Whether `step` also takes a state whose tensors are `seqrec.ops.mamba_step.SlabRows`, which it
             reads and writes in place. False gets copies of them.
+        reads_gaps: Whether the mixers read the time between events, which `read_gaps` turns on.
 
     Raises:
         InputError: if a width or count is below 1, or dropout is outside [0, 1).
@@ -64,6 +67,7 @@ class SequenceEncoder(nn.Module, ABC):
     """
 
     takes_slab_rows = False
+    reads_gaps = False
 
     def __init__(self, d_model: int, *, num_layers: int, dropout: float, layer_norm: bool) -> None:
         super().__init__()
@@ -86,6 +90,39 @@ class SequenceEncoder(nn.Module, ABC):
         Returns:
             (B, L, D) states.
         """
+
+    def read_gaps(self, ticks: int) -> None:
+        """Let attention and Mamba read the time between events; it changes nothing before training.
+
+        An encoder of your own passes `times_of` on to its mixers.
+
+        Args:
+            ticks: Timestamps in a second.
+
+        Raises:
+            InputError: if the encoder has no mixer that can.
+        """
+        mixers: list[Any] = [part for part in self.modules() if part is not self and hasattr(part, "read_gaps")]
+        if not mixers:
+            raise InputError(
+                f"time.in_mixers=True needs attention or Mamba, but {type(self).__name__} has neither: leave it out, "
+                "or take another encoder; time.gap alone adds gaps to the input of any encoder"
+            )
+        for mixer in mixers:
+            mixer.read_gaps(ticks)
+        self.reads_gaps = True
+
+    def times_of(self, events: History | None) -> tuple[Times, ...]:
+        """Return the times of events and of those before them, as the last argument of mixers; none if they read none.
+
+        Raises:
+            InputError: if mixers read them, but the events are not given or have no timestamps.
+        """
+        if not self.reads_gaps:
+            return ()
+        if events is None:
+            raise InputError("the encoder reads the time between events: give `events`, with timestamps")
+        return ((needed_times(events), events.times_before),)
 
     def newest(self, x: Tensor, history: History) -> Tensor:
         """Return `forward`, up to rounding, at each row's newest event only, (B, D), as recommending needs it.
@@ -122,7 +159,7 @@ class SequenceEncoder(nn.Module, ABC):
         return State(self.zero_state(batch_size, max_length, like), self._digest)
 
     @torch.inference_mode()
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x: Tensor, state: State, events: History | None = None) -> tuple[Tensor, State]:
         """Compute the states of one further event per row.
 
         Its cost does not depend on the number of earlier events. The results are torch's inference tensors, which
@@ -131,6 +168,7 @@ class SequenceEncoder(nn.Module, ABC):
         Args:
             x: (B, D) embedded events.
             state: State after the earlier events; not written to.
+            events: The events themselves, (B, 1), with the time before them; needed if the encoder reads gaps.
 
         Returns:
             (B, D) states, and the state after the event.
@@ -141,17 +179,20 @@ class SequenceEncoder(nn.Module, ABC):
         if x.dim() != 2:
             raise InputError(f"x must be (B, D), got {tuple(x.shape)}; use `extend` for several events a row")
         self._check(x, state)
-        states, tensors = self.advance(x.unsqueeze(1), None, state.tensors)
+        states, tensors = self.advance(x.unsqueeze(1), None, state.tensors, *self.times_of(events))
         return states.squeeze(1), State(tensors, state.encoder)
 
     @torch.no_grad()
-    def extend(self, x: Tensor, lengths: Tensor | None, state: State) -> tuple[Tensor, State]:
+    def extend(
+        self, x: Tensor, lengths: Tensor | None, state: State, events: History | None = None
+    ) -> tuple[Tensor, State]:
         """Compute the states of any number of further events per row.
 
         Args:
             x: (B, L, D) embedded events, padded on the right.
             lengths: (B,) int64, number of new events per row, 0..L; a row of 0 keeps its state. None is L for all.
             state: State after the earlier events; not written to.
+            events: The events themselves, (B, L), with the time before them; needed if the encoder reads gaps.
 
         Returns:
             (B, L, D) states, meaningless at padding, and the state after each row's newest event.
@@ -175,7 +216,7 @@ class SequenceEncoder(nn.Module, ABC):
                 valid = torch.arange(length, device=x.device) < lengths.unsqueeze(1)
         if not batch or not length:
             return x, state
-        states, tensors = self.advance(x, valid, state.tensors)
+        states, tensors = self.advance(x, valid, state.tensors, *self.times_of(events))
         return states, State(tensors, state.encoder)
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
@@ -185,7 +226,7 @@ class SequenceEncoder(nn.Module, ABC):
             "seqrec.encoders.layers.Streamed"
         )
 
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
         """Compute `step` and `extend` on tensors, as `seqrec.encoders.layers.Streamed.advance` does."""
         raise InputError(f"{type(self).__name__} cannot be streamed; give it `advance`")
 

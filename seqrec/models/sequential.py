@@ -28,7 +28,7 @@ from seqrec.data.schema import USERS
 from seqrec.data.store import EventStore
 from seqrec.encoders import SequenceEncoder
 from seqrec.encoders.column_embedding import ColumnEmbedding
-from seqrec.encoders.event_time import EventTime, RequestReadOut, TimeEmbedding, needed_times
+from seqrec.encoders.event_time import UNITS, EventTime, RequestReadOut, TimeEmbedding, needed_times
 from seqrec.encoders.layers import LearnedPositions, newest_events
 from seqrec.errors import InputError, check_at_least
 from seqrec.models.column_heads import ColumnHead, ColumnHeads, predict_columns
@@ -146,6 +146,8 @@ class SequentialRecommender(StreamingRecommender):
         self.users = self._make_users(num_users, of_users, ids=user_embedding)
         self.time: EventTime | None = from_spec(time, EventTime)
         self.event_time = TimeEmbedding(self.time, self.encoder.d_model) if self.time else None
+        if self.time and self.time.in_mixers:
+            self.encoder.read_gaps(UNITS[self.time.unit])
         self.read_out = RequestReadOut(self.time, self.encoder.d_model) if self.time and self.time.request else None
         self.event_columns = read = chosen_columns(from_spec(event_columns, EventColumn), log_columns)
         self.column_embedding = ColumnEmbedding(read, self.encoder.d_model) if read else None
@@ -281,7 +283,7 @@ class SequentialRecommender(StreamingRecommender):
         if stream:
             self._refuse_learned_positions()
             start = self.encoder.init_state(len(x), max_length=int(self.hparams["max_length"]))
-            states = self.encoder.advance(x, None, start.tensors)[0][:, -1]
+            states = self.encoder.advance(x, None, start.tensors, *self.encoder.times_of(history))[0][:, -1]
         else:
             states = self.encoder.newest(x, history)
         if self.read_out is not None:

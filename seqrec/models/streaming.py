@@ -90,7 +90,7 @@ class StreamingRecommender(Recommender):
             return self.encoder.step(x, state)
         history = History(item_ids.unsqueeze(1), torch.ones_like(item_ids), _as_column(timestamps))
         encoder_state, history = self._separated(history, state)
-        states, after = self.encoder.step(x + self._time_vectors(history).squeeze(1), encoder_state)
+        states, after = self.encoder.step(x + self._time_vectors(history).squeeze(1), encoder_state, history)
         return states, State({**after.tensors, NEWEST_TIME: needed_times(history)[:, 0]}, after.encoder)
 
     def extend(self, history: History, state: State, user_ids: Tensor | None = None) -> tuple[Tensor, State]:
@@ -116,7 +116,8 @@ class StreamingRecommender(Recommender):
         if self.event_time is None:
             return self.encoder.extend(x, history.lengths, state)
         encoder_state, history = self._separated(history, state)
-        states, after = self.encoder.extend(x + self._time_vectors(history), history.lengths, encoder_state)
+        x = x + self._time_vectors(history)
+        states, after = self.encoder.extend(x, history.lengths, encoder_state, history)
         times = torch.cat([state.tensors[NEWEST_TIME].unsqueeze(1), needed_times(history)], 1)
         newest = times.gather(1, history.lengths.unsqueeze(1)).squeeze(1)
         return states, State({**after.tensors, NEWEST_TIME: newest}, after.encoder)

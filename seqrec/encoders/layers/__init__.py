@@ -3,6 +3,7 @@
 from seqrec.aliases import old_names
 from seqrec.encoders.layers.attention import CausalSelfAttention
 from seqrec.encoders.layers.dropout import Dropout
+from seqrec.encoders.layers.gaps import Times
 from seqrec.encoders.layers.mamba import MIXERS, Mamba2Mixer, MambaMixer, make_mixer
 from seqrec.encoders.layers.positions import LearnedPositions, rotary_turns, rotate
 from seqrec.encoders.layers.positionwise import FeedForward, TokenGate
@@ -20,6 +21,7 @@ __all__ = [
     "ResidualStack",
     "Streamed",
     "Tensors",
+    "Times",
     "TokenGate",
     "as_streaming",
     "joined",

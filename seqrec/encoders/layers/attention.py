@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seqrec.encoders.layers.gaps import GapTable, Times, needed
 from seqrec.encoders.layers.positions import rotary_turns, rotate
 from seqrec.encoders.layers.positionwise import Linear
+from seqrec.encoders.layers.residual import run_block
 from seqrec.encoders.layers.streamed import Tensors
 from seqrec.errors import InputError, check_at_least
 from seqrec.ops.attention import attention, split_heads
 from seqrec.ops.dropout import check_share
+from seqrec.ops.export import is_exporting
 from seqrec.ops.linear import linear
 
-# New events of a stream that attend together; the mask then has at most this times W + this elements.
+# Events that attend together in a stream, or if gaps are read: the mask then has at most this times W + this elements,
+# or this times L.
 CHUNK_EVENTS = 256
 
 
@@ -26,6 +32,14 @@ class CausalSelfAttention(nn.Module):
 
     A stream keeps keys and values of the newest W events, 2 W D numbers per row, and the number of events. Each event
     sees the W - 1 events before it, so its outputs are those of `forward` up to W events.
+
+    With `read_gaps`, each head has a number for each bucket of the time between two events, which is added to the score
+    of the older one for the newer one: the relative time bias of HSTU (Actions Speak Louder than Words, Zhai et al.
+    2024, equation 3), and close to TiSASRec (Time Interval Aware Self-Attention, Li et al. 2020), which adds a vector to
+    keys and values instead. It is computed by `torch.nn.functional.scaled_dot_product_attention` with a mask of real
+    numbers, whatever backend is chosen, and needs a mask of B H L x L numbers in training. Above 256 events, 256
+    queries at a time have one, and backward computes it again, so memory grows with L, but time grows with L x L more
+    than without gaps. A stream then keeps the W times too.
 
     Args:
         d_model: Width D.
@@ -59,26 +73,44 @@ class CausalSelfAttention(nn.Module):
         self.in_projection = Linear(d_model, 3 * d_model)
         self.out_projection = Linear(d_model, d_model)
         self.register_buffer("turns", rotary_turns(head_width) if rotary else None, persistent=False)
+        self.gaps: GapTable | None = None
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+    def read_gaps(self, ticks: int) -> None:
+        """Let the time between two events change their score, by a number for each head; see `GapTable`."""
+        self.gaps = GapTable(self.num_heads, ticks)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None, times: Times | None = None) -> Tensor:
         """Map (B, L, D) to (B, L, D).
 
         Args:
             x: (B, L, D), padded on the right.
             valid: (B, L) bool, True at events, at least one per row: each event then attends to all events of its row,
-                newer ones too, and not to padding. None is causal.
+                newer ones too, and not to padding. None is causal, and the only choice with `read_gaps`.
+            times: For `read_gaps`.
         """
         query, key, value = self._heads(x, torch.arange(x.shape[1], device=x.device))
         lengths = None if valid is None else valid.sum(1)
         dropout = self.dropout if self.training else 0.0
-        return self._merged(attention(query, key, value, causal=valid is None, dropout=dropout, lengths=lengths))
+        if self.gaps is None:
+            return self._merged(attention(query, key, value, causal=valid is None, dropout=dropout, lengths=lengths))
+        assert valid is None
+        moments, length = needed(times)[0], x.shape[1]
+        size = length if is_exporting() else CHUNK_EVENTS
+        mixed = []
+        for begin in range(0, length, size):
+            end = min(begin + size, length)
+            # Newer keys are hidden from all of these queries.
+            part = query[:, :, begin:end], key[:, :, :end], value[:, :, :end], moments[:, :end]
+            mixed.append(run_block(self._attend_to_older, *part, recompute=length > size))
+        return self._merged(torch.cat(mixed, 2))
 
-    def newest(self, x: Tensor, lengths: Tensor) -> Tensor:
+    def newest(self, x: Tensor, lengths: Tensor, times: Times | None = None) -> Tensor:
         """Return `forward` at each row's newest event (B, 1, D): one query per row instead of L.
 
         Args:
             x: (B, L, D), padded on the right.
             lengths: (B,) events per row, at least 1.
+            times: For `read_gaps`.
         """
         positions, width = torch.arange(x.shape[1], device=x.device), x.shape[2]
         newest = (lengths - 1).unsqueeze(1)
@@ -90,6 +122,9 @@ class CausalSelfAttention(nn.Module):
             query, key = rotate(query, newest.unsqueeze(1), self.turns), rotate(key, positions, self.turns)
         # torch's polarity: True is seen.
         seen = (positions < lengths.unsqueeze(1))[:, None, None, :]
+        if self.gaps is not None:
+            moments = needed(times)[0]
+            seen = _mask(seen, self.gaps, moments.gather(1, newest), moments).to(query.dtype)
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout)
         return self._merged(mixed)
@@ -98,14 +133,18 @@ class CausalSelfAttention(nn.Module):
         """Return an empty window; see `Streamed.zero_state`."""
         width = self.in_projection.in_features // self.num_heads
         shape = (batch_size, self.num_heads, max_length, width)
-        return {
+        state = {
             "keys": like.new_zeros(shape),
             "values": like.new_zeros(shape),
             "num_events": like.new_zeros(batch_size, dtype=torch.int64),
         }
+        if self.gaps is not None:
+            state["times"] = like.new_zeros(batch_size, max_length, dtype=torch.int64)
+        return state
 
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""
+        moments = None if self.gaps is None else needed(*times)[0]
         length, window = x.shape[1], state["keys"].shape[2]
         positions = state["num_events"].unsqueeze(1) + torch.arange(length, device=x.device)
         query, key, value = self._heads(x, positions.unsqueeze(1))
@@ -122,9 +161,20 @@ class CausalSelfAttention(nn.Module):
                 None if valid is None else valid[:, part],
                 state,
                 empty=max(0, window - seen - begin),
+                gaps=self.gaps,
+                times=None if moments is None else moments[:, part],
             )
             mixed.append(out)
         return self._merged(torch.cat(mixed, 2)), state
+
+    def _attend_to_older(self, query: Tensor, key: Tensor, value: Tensor, times: Tensor) -> Tensor:
+        """Attend from the newest of some events, at times (B, L), to all of them."""
+        event = torch.arange(key.shape[2], device=key.device)
+        begin = key.shape[2] - query.shape[2]
+        # torch's polarity: True is seen.
+        mask = _mask(event <= event[begin:].unsqueeze(1), cast("GapTable", self.gaps), times[:, begin:], times)
+        dropout = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask.to(query.dtype), dropout_p=dropout)
 
     def _heads(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values (B, H, L, D / H) of events at `positions`, which broadcast to (B, H, L)."""
@@ -141,8 +191,24 @@ class CausalSelfAttention(nn.Module):
         return out
 
 
+def _mask(seen: Tensor, gaps: GapTable, query_times: Tensor, key_times: Tensor) -> Tensor:
+    """Return what is added to scores (B, H, Q, K): -inf if a key is not `seen`, which broadcasts to them, else the
+    number of the time between queries (B, Q) and keys (B, K).
+    """
+    numbers: Tensor = gaps(query_times.unsqueeze(2), key_times.unsqueeze(1))
+    # Kernels of GPUs take only masks whose keys are adjacent.
+    return numbers.permute(0, 3, 1, 2).contiguous().masked_fill(~seen, -torch.inf)
+
+
 def _attend_further(
-    query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, state: Tensors, empty: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    valid: Tensor | None,
+    state: Tensors,
+    empty: int,
+    gaps: GapTable | None,
+    times: Tensor | None,
 ) -> tuple[Tensor, Tensors]:
     """Attend from a few new events to the window; return heads and the new state.
 
@@ -156,10 +222,14 @@ def _attend_further(
     event = torch.arange(length, device=query.device).unsqueeze(1)
     holds = slot >= window - num_events[:, None, None]
     # torch's polarity: True is seen.
-    seen = holds & (slot > event) & (slot <= event + window)
-    out = F.scaled_dot_product_attention(query, keys[:, :, empty:], values[:, :, empty:], attn_mask=seen.unsqueeze(1))
-    count = num_events.new_full((), length) if valid is None else valid.sum(1)
+    seen = (holds & (slot > event) & (slot <= event + window)).unsqueeze(1)
     kept = {"keys": _newest(keys, window, valid), "values": _newest(values, window, valid)}
+    if gaps is not None and times is not None:
+        moments = torch.cat([state["times"], times], 1)
+        seen = _mask(seen, gaps, times, moments[:, empty:]).to(query.dtype)
+        kept["times"] = _newest(moments[:, None, :, None], window, valid)[:, 0, :, 0]
+    out = F.scaled_dot_product_attention(query, keys[:, :, empty:], values[:, :, empty:], attn_mask=seen)
+    count = num_events.new_full((), length) if valid is None else valid.sum(1)
     return out, {**kept, "num_events": num_events + count}
 
 

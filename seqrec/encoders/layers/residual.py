@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from seqrec.encoders.layers.dropout import Dropout
+from seqrec.encoders.layers.gaps import Times
 from seqrec.encoders.layers.positionwise import FeedForward
 from seqrec.encoders.layers.streamed import Tensors, as_streaming, joined, separated
 from seqrec.errors import InputError
@@ -73,24 +74,25 @@ class Residual(nn.Module):
         out: Tensor = x + self.layer(self.norm(x))
         return out
 
-    def add(self, x: Tensor, normed: Tensor, norm: nn.Module, *others: Tensor) -> tuple[Tensor, Tensor]:
+    def add(self, x: Tensor, normed: Tensor, norm: nn.Module, *others: Any) -> tuple[Tensor, Tensor]:
         """Return `forward(x)` and a norm of it, given `self.norm(x)`; `others` are further arguments of the layer."""
         if isinstance(self.layer, FeedForward):
             return _add_and_norm(self.layer.before_dropout(normed), x, norm, self.layer.layers[-1])
         return _add_and_norm(self.layer(normed, *others), x, norm)
 
-    def newest(self, x: Tensor, normed: Tensor, lengths: Tensor) -> Tensor:
+    def newest(self, x: Tensor, normed: Tensor, lengths: Tensor, times: Times | None) -> Tensor:
         """Return `forward` at each row's newest event (B, 1, D), given `self.norm(x)`; the layer has a `newest`."""
-        out: Tensor = newest_events(x, lengths).unsqueeze(1) + self.layer.newest(normed, lengths)  # type: ignore[operator]
+        mixed = self.layer.newest(normed, lengths, times)  # type: ignore[operator]
+        out: Tensor = newest_events(x, lengths).unsqueeze(1) + mixed
         return out
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return the layer's state; see `Streamed.zero_state`."""
         return as_streaming(self.layer).zero_state(batch_size, max_length, like)
 
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""
-        out, state = as_streaming(self.layer).advance(self.norm(x), valid, state)
+        out, state = as_streaming(self.layer).advance(self.norm(x), valid, state, *times)
         return x + out, state
 
 
@@ -130,17 +132,17 @@ class ResidualStack(nn.Module):
         self.norm = make_norm(d_model, layer_norm)
         self.recompute = False
 
-    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *others: Any) -> Tensor:
         """Map (B, L, D) to (B, L, D); `others` are further arguments of the layer of each block's first branch."""
         return self._run(len(self.blocks), x, *others)[1]
 
-    def newest(self, x: Tensor, lengths: Tensor) -> Tensor:
+    def newest(self, x: Tensor, lengths: Tensor, times: Times | None = None) -> Tensor:
         """Return `forward` at each row's newest event (B, D), for x (B, L, D) with `lengths` (B,) of at least 1 event.
 
         The last block's first branch must have a `newest`, and its other branches must not mix events.
         """
         mixer, *others = self._blocks()[-1]
-        out = mixer.newest(*self._run(len(self.blocks) - 1, x), lengths)
+        out = mixer.newest(*self._run(len(self.blocks) - 1, x, None, times), lengths, times)
         for branch in others:
             out = branch(out)
         normed: Tensor = self.norm(out.squeeze(1))
@@ -151,11 +153,12 @@ class ResidualStack(nn.Module):
         parts = {name: branch.zero_state(batch_size, max_length, like) for name, branch in self._branches()}
         return joined(parts)
 
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
-        """Compute further events; see `Streamed.advance`."""
-        parts = separated(state)
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
+        """Compute further events; see `Streamed.advance`. `times` are for the first branch of each block."""
+        parts, mixers = separated(state), [block[0] for block in self._blocks()]
         for name, branch in self._branches():
-            x, parts[name] = branch.advance(x, valid, parts.get(name, {}))
+            own = times if branch in mixers else ()
+            x, parts[name] = branch.advance(x, valid, parts.get(name, {}), *own)
         return self.norm(x), joined(parts)
 
     def _blocks(self) -> list[list[Residual]]:
@@ -165,7 +168,7 @@ class ResidualStack(nn.Module):
         branches = (branch for block in self._blocks() for branch in block)
         return ((str(number), branch) for number, branch in enumerate(branches))
 
-    def _run(self, count: int, x: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+    def _run(self, count: int, x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         """Return x (B, L, D) after input dropout and the first `count` blocks, and the norm of it that follows."""
         blocks = self._blocks()
         first, *norms = [*(branch.norm for block in blocks for branch in block), self.norm]
@@ -178,7 +181,7 @@ class ResidualStack(nn.Module):
 
 
 def _run_branches(
-    branches: Sequence[Residual], norms: Sequence[nn.Module], others: tuple[Tensor, ...], x: Tensor, normed: Tensor
+    branches: Sequence[Residual], norms: Sequence[nn.Module], others: tuple[Any, ...], x: Tensor, normed: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return x (B, L, D) after a block's branches, and its norm, given the first branch's norm of x.
 

@@ -7,6 +7,7 @@ from typing import Protocol, cast
 
 from torch import Tensor, nn
 
+from seqrec.encoders.layers.gaps import Times
 from seqrec.errors import InputError
 
 # Name -> (B, ...); a part's tensors are called `part.name`.
@@ -25,7 +26,7 @@ class Streamed(Protocol):
             like: A tensor of the events' dtype and device.
         """
 
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
         """Return the layer's outputs for further events, without dropout, and the state after them.
 
         The cost of a single event without `valid` does not depend on the earlier events.
@@ -35,6 +36,7 @@ class Streamed(Protocol):
             valid: (B, L) bool, True at events, False at padding on the right; a row may have no event. None is True
                 everywhere.
             state: State after the earlier events; not written to.
+            times: Only for a layer that reads gaps: those of the events.
 
         Returns:
             (B, L, D) outputs, finite and meaningless at padding, and the new state in the dtypes of the old one.

@@ -131,7 +131,8 @@ class _OneStep(_Pass):
         features = {name: values.unsqueeze(1) for name, values in features_of(given).items()}
         history = History(item_ids, torch.ones_like(given["item_ids"]), times, before.get(NEWEST_TIME), features)
         encoder_state = {name: x for name, x in before.items() if name != NEWEST_TIME}
-        states, after = self.encoder.advance(self.embedded(history, given), None, encoder_state)
+        x, read = self.embedded(history, given), self.encoder.times_of(history)
+        states, after = self.encoder.advance(x, None, encoder_state, *read)
         if newest is not None:
             # A copy, as ONNX does not allow an input as an output.
             after = {**after, NEWEST_TIME: newest.clone()}

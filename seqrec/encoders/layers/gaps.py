@@ -1,0 +1,78 @@
+"""Time between events, in buckets, as mixers read it. Shapes: B batch, L events."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seqrec.errors import InputError
+from seqrec.ops.export import is_exporting
+from seqrec.types import NO_TIME
+
+# Times (B, L) int64 of events, and of the events before them, `NO_TIME` without one.
+Times = tuple[Tensor, Tensor]
+# Two buckets for each doubling of a gap, from 1 second to 2^31 seconds, which is 68 years.
+BUCKETS_PER_DOUBLING = 2
+DOUBLINGS = 31
+
+
+class GapBuckets(nn.Module):
+    """Numbers of gaps: 0 without an event before, 1 for a gap of 0, then one number for each half doubling.
+
+    Args:
+        ticks: Timestamps in a second.
+    """
+
+    boundaries: Tensor
+
+    def __init__(self, ticks: int) -> None:
+        super().__init__()
+        steps = range(DOUBLINGS * BUCKETS_PER_DOUBLING)
+        # Gaps are compared as whole numbers, so a bucket does not depend on how a device rounds logarithms.
+        boundaries = [math.ceil(ticks * 2 ** (step / BUCKETS_PER_DOUBLING)) for step in steps]
+        self.register_buffer("boundaries", torch.tensor([1, *boundaries][ticks == 1 :]), persistent=False)
+
+    def __len__(self) -> int:
+        return len(self.boundaries) + 2
+
+    def forward(self, times: Tensor, before: Tensor) -> Tensor:
+        """Return the numbers of gaps between times int64 and earlier ones, which broadcast; 1 if time goes back."""
+        first = before == NO_TIME
+        gap = times - torch.where(first, times, before)
+        if is_exporting():
+            bucket = (gap.unsqueeze(-1) >= self.boundaries).sum(-1)
+        else:
+            bucket = torch.bucketize(gap, self.boundaries, right=True, out_int32=True)
+        return torch.where(first, 0, bucket + 1)
+
+
+class GapTable(nn.Module):
+    """Numbers of each bucket of gaps, which a mixer adds where it reads gaps. They start at 0, which changes nothing.
+
+    Args:
+        width: Numbers of a bucket.
+        ticks: Timestamps in a second.
+    """
+
+    def __init__(self, width: int, ticks: int) -> None:
+        super().__init__()
+        self.buckets = GapBuckets(ticks)
+        self.weight = nn.Parameter(torch.zeros(len(self.buckets), width))
+
+    def forward(self, times: Tensor, before: Tensor) -> Tensor:
+        """Return the numbers (..., width) of gaps as of `GapBuckets`."""
+        return F.embedding(self.buckets(times, before), self.weight)
+
+
+def needed(times: Times | None = None) -> Times:
+    """Return the times that a mixer with a `GapTable` reads.
+
+    Raises:
+        InputError: if there are none.
+    """
+    if times is None:
+        raise InputError("a mixer reads gaps, but its encoder passes no times: give it `SequenceEncoder.times_of`")
+    return times
