@@ -12,7 +12,7 @@ from torch import Tensor
 
 from seqrec.encoders import SequenceEncoder
 from seqrec.encoders.state import State
-from seqrec.types import History
+from seqrec.types import NO_TIME, History
 
 # Events of the histories that are changed one event at a time.
 LENGTH = 9
@@ -152,14 +152,31 @@ def random_cuts(lengths: Tensor, longest: int, seed: int) -> Iterator[Tensor]:
         yield taken
 
 
-def streamed_states(encoder: SequenceEncoder, x: Tensor, cuts: Iterable[Tensor], state: State) -> tuple[Tensor, State]:
+def piece_of(history: History, begins: Tensor, counts: Tensor) -> History:
+    """Return each row's `counts` (B,) events from place `begins` (B,) on, with the time of the event before them."""
+    assert history.timestamps is not None
+    steps = torch.arange(int(counts.max()))
+    places = (begins.unsqueeze(1) + steps).clamp_max(history.item_ids.shape[1] - 1)
+    valid = steps < counts.unsqueeze(1)
+    times = torch.cat([torch.full((len(counts), 1), NO_TIME), history.timestamps], 1)
+    return History(
+        history.item_ids.gather(1, places) * valid,
+        counts,
+        history.timestamps.gather(1, places) * valid,
+        times.gather(1, begins.unsqueeze(1)).squeeze(1),
+    )
+
+
+def streamed_states(
+    encoder: SequenceEncoder, x: Tensor, history: History, cuts: Iterable[Tensor], state: State
+) -> tuple[Tensor, State]:
     """Return states (B, L, D), 0 at padding, of events in pieces, with padding that must have no effect."""
     out, done = torch.zeros_like(x), torch.zeros(len(x), dtype=torch.int64)
     for taken in cuts:
         piece = torch.full((len(x), int(taken.max()), x.shape[2]), 100.0, dtype=x.dtype)
         for row, (begin, count) in enumerate(zip(done.tolist(), taken.tolist(), strict=True)):
             piece[row, :count] = x[row, begin : begin + count]
-        states, state = encoder.extend(piece, taken, state)
+        states, state = encoder.extend(piece, taken, state, piece_of(history, done, taken))
         for row, (begin, count) in enumerate(zip(done.tolist(), taken.tolist(), strict=True)):
             out[row, begin : begin + count] = states[row, :count]
         done += taken
@@ -179,15 +196,16 @@ def check_streaming(
     valid = history.valid.unsqueeze(-1)
     expected = encoder(x, history).where(valid, 0)
     start = encoder.init_state(len(lengths), max_length=max(lengths))
-    once, _ = encoder.extend(x, history.lengths, start)
+    once, _ = encoder.extend(x, history.lengths, start, history)
     error = (once.where(valid, 0) - expected).abs().max()
     assert error <= 1e-5, f"all events at once: the states differ by {error}"
     cuts = random_cuts(history.lengths, longest_piece, seed=4)
-    error = (streamed_states(encoder, x, cuts, start)[0] - expected).abs().max()
+    error = (streamed_states(encoder, x, history, cuts, start)[0] - expected).abs().max()
     assert error <= 1e-5, f"random pieces: the states differ by {error}"
     begin = 0 if one_by_one is None else lengths[0] - one_by_one
-    _, state = encoder.extend(x[:1, :begin], None, start.gather([0]))
+    row, one = cut(x, history, slice(1), lengths[0])[1], torch.ones(1, dtype=torch.int64)
+    _, state = encoder.extend(x[:1, :begin], None, start.gather([0]), piece_of(row, 0 * one, begin * one))
     for t in range(begin, lengths[0]):
-        states, state = encoder.step(x[:1, t], state)
+        states, state = encoder.step(x[:1, t], state, piece_of(row, t * one, one))
         error = (states - expected[:1, t]).abs().max()
         assert error <= 1e-5, f"one by one: the state of event {t} differs by {error}"

@@ -111,6 +111,7 @@ class SequenceEncoder(nn.Module, ABC):
         for mixer in mixers:
             mixer.read_gaps(ticks)
         self.reads_gaps = True
+        vars(self).pop("_digest", None)
 
     def times_of(self, events: History | None) -> tuple[Times, ...]:
         """Return the times of events and of those before them, as the last argument of mixers; none if they read none.

@@ -88,12 +88,12 @@ class State:
 
 
 def encoder_digest(encoder: nn.Module) -> str:
-    """Return the name of an encoder with a digest of its arguments, not of its weights.
+    """Return the name of an encoder with a digest of its arguments, and of whether it reads gaps, not of its weights.
 
     Raises:
         TypeError: if the encoder does not keep its constructor arguments as attributes.
     """
-    spec = json.dumps(to_spec(encoder), sort_keys=True)
+    spec = json.dumps(to_spec(encoder), sort_keys=True) + ("gaps" if getattr(encoder, "reads_gaps", False) else "")
     return f"{type(encoder).__name__}-{hashlib.sha256(spec.encode()).hexdigest()[:16]}"
 
 

@@ -32,17 +32,19 @@ class Case:
         mixer: None where the encoder takes none.
         scan: Backend of the mixer's scan; None is "auto".
         rotary: Whether its attention has rotary positions; False where it has no attention.
+        gaps: Whether its mixers read gaps, with tables that matter; False where none can.
     """
 
     name: str
     mixer: str | None = None
     scan: str | None = None
     rotary: bool = False
+    gaps: bool = False
 
     def __str__(self) -> str:
         default = self.mixer == default_mixer(self.name)
         rotary = "rotary" if self.rotary else None
-        parts = (self.name, None if default else self.mixer, rotary, self.scan)
+        parts = (self.name, None if default else self.mixer, rotary, "gaps" if self.gaps else None, self.scan)
         return "-".join(part for part in parts if part)
 
     @property
@@ -52,7 +54,13 @@ class Case:
 
     def build(self, *, dropout: float = 0.0, layer_norm: bool = True) -> SequenceEncoder:
         torch.manual_seed(0)
-        return ENCODERS[self.name](D, num_layers=2, dropout=dropout, layer_norm=layer_norm, **self.choices)
+        encoder = ENCODERS[self.name](D, num_layers=2, dropout=dropout, layer_norm=layer_norm, **self.choices)
+        if self.gaps:
+            encoder.read_gaps(1)
+            for name, weight in encoder.named_parameters():
+                if name.endswith("gaps.weight"):
+                    torch.nn.init.normal_(weight, std=0.3)
+        return encoder
 
     @property
     def choices(self) -> dict[str, object]:
@@ -67,20 +75,29 @@ def default_mixer(name: str) -> str | None:
     return None if parameter is None else parameter.default
 
 
+def reads_gaps(name: str) -> bool:
+    """Whether an encoder has mixers that can read gaps."""
+    return any(hasattr(part, "read_gaps") for part in list(ENCODERS[name](D).modules())[1:])
+
+
 def takes_rotary(name: str) -> bool:
     """Whether an encoder has attention that can have rotary positions."""
     return "rotary" in inspect.signature(ENCODERS[name]).parameters
 
 
-# Each encoder by itself and, where it takes a mixer, with every one of them; then those that can be rotary.
-ARCHITECTURES = [Case(name, mixer) for name in ENCODERS for mixer in (MIXERS if default_mixer(name) else [None])] + [
-    Case(name, default_mixer(name), rotary=True) for name in ENCODERS if takes_rotary(name)
+# Each encoder by itself and, where it takes a mixer, with every one of them; then those that can be rotary, and those
+# that can read gaps.
+PLAIN = [Case(name, mixer) for name in ENCODERS for mixer in (MIXERS if default_mixer(name) else [None])]
+ARCHITECTURES = [
+    *PLAIN,
+    *(Case(name, default_mixer(name), rotary=True) for name in ENCODERS if takes_rotary(name)),
+    *(replace(case, gaps=True) for case in PLAIN if reads_gaps(case.name)),
 ]
 # The same, with each backend of the mixer's scan too.
 CASES = [
     replace(case, scan=scan)
     for case in ARCHITECTURES
-    for scan in (None, *(case.backends.names if case.backends and not case.rotary else ()))
+    for scan in (None, *(case.backends.names if case in PLAIN and case.backends else ()))
 ]
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conformance import ARCHITECTURES, Case, D, events
+from torch import Tensor
 
 from seqrec.encoders import ENCODERS
-from seqrec.encoders.contract import check_streaming, random_cuts, streamed_states
+from seqrec.encoders.contract import check_streaming, cut, piece_of, random_cuts, random_events, streamed_states
 from seqrec.encoders.state import State, StateFormat
 from seqrec.errors import InputError
+from seqrec.types import History
 
 every_architecture = pytest.mark.parametrize("case", ARCHITECTURES, ids=str)
 MAX_LENGTH = 12
@@ -20,7 +24,13 @@ def after(case: Case, lengths: list[int], dtype: torch.dtype = torch.float32) ->
     encoder = case.build().eval().to(dtype)
     x, history = events(lengths)
     start = encoder.init_state(len(lengths), max_length=MAX_LENGTH)
-    return encoder.extend(x.to(dtype), history.lengths, start)[1]
+    return encoder.extend(x.to(dtype), history.lengths, start, history)[1]
+
+
+def further(rows: int, length: int = 1) -> tuple[Tensor, History]:
+    """Random events that follow others."""
+    x, history = random_events([length] * rows, D, seed=6)
+    return x, replace(history, time_before=torch.full((rows,), -500))
 
 
 def assert_equal(state: State, expected: State) -> None:
@@ -56,7 +66,7 @@ def test_double_precision_leaves_rounding_alone_between_stream_and_full_pass(cas
     x, history = events([40, 7])
     x = x.double()
     start = encoder.init_state(2, max_length=40)
-    states, _ = streamed_states(encoder, x, random_cuts(history.lengths, 6, seed=5), start)
+    states, _ = streamed_states(encoder, x, history, random_cuts(history.lengths, 6, seed=5), start)
     expected = encoder(x, history).where(history.valid.unsqueeze(-1), 0)
     torch.testing.assert_close(states, expected, rtol=0, atol=1e-12)
 
@@ -66,14 +76,14 @@ def test_users_can_be_gathered_and_stacked_between_events(case: Case):
     encoder = case.build().eval()
     x, history = events([9, 3, 5])
     start = encoder.init_state(3, max_length=MAX_LENGTH)
-    _, together = encoder.extend(x, history.lengths, start)
-    alone = [
-        encoder.extend(x[row : row + 1, :length], None, encoder.init_state(1, max_length=MAX_LENGTH))[1]
-        for row, length in enumerate(history.lengths.tolist())
-    ]
-    event = torch.randn(2, D, generator=torch.Generator().manual_seed(6))
-    states, later = encoder.step(event, together.gather([2, 0]))
-    stacked_states, stacked_later = encoder.step(event, State.stack([alone[2], alone[0]]))
+    _, together = encoder.extend(x, history.lengths, start, history)
+    alone = []
+    for row, length in enumerate(history.lengths.tolist()):
+        own, its_history = cut(x, history, slice(row, row + 1), length)
+        alone.append(encoder.extend(own, None, encoder.init_state(1, max_length=MAX_LENGTH), its_history)[1])
+    event, its_history = further(2)
+    states, later = encoder.step(event[:, 0], together.gather([2, 0]), its_history)
+    stacked_states, stacked_later = encoder.step(event[:, 0], State.stack([alone[2], alone[0]]), its_history)
     torch.testing.assert_close(stacked_states, states, rtol=0, atol=1e-5)
     for name, tensor in stacked_later.tensors.items():
         torch.testing.assert_close(tensor, later.tensors[name], rtol=0, atol=1e-5)
@@ -82,11 +92,12 @@ def test_users_can_be_gathered_and_stacked_between_events(case: Case):
 @every_architecture
 def test_a_row_without_new_events_keeps_its_state(case: Case):
     encoder, before = case.build().eval(), after(case, [5, 3])
-    _, later = encoder.extend(torch.randn(2, 4, D), torch.tensor([4, 0]), before)
+    x, history = further(2, 4)
+    _, later = encoder.extend(x, torch.tensor([4, 0]), before, history)
     assert_equal(later.gather([1]), before.gather([1]))
     assert any(not torch.equal(x[0], before.tensors[name][0]) for name, x in later.tensors.items())
     for width, lengths in ((4, torch.tensor([0, 0])), (0, torch.tensor([0, 0])), (0, None)):
-        states, unchanged = encoder.extend(torch.randn(2, width, D), lengths, before)
+        states, unchanged = encoder.extend(torch.randn(2, width, D), lengths, before, history)
         assert states.shape == (2, width, D)
         assert_equal(unchanged, before)
 
@@ -95,8 +106,9 @@ def test_a_row_without_new_events_keeps_its_state(case: Case):
 def test_a_state_is_not_written_to(case: Case):
     encoder, state = case.build().eval(), after(case, [5, 3])
     copy = State({name: x.clone() for name, x in state.tensors.items()}, state.encoder)
-    encoder.step(torch.randn(2, D), state)
-    encoder.extend(torch.randn(2, 20, D), torch.tensor([20, 1]), state)
+    (x, history), (one, its_history) = further(2, 20), further(2)
+    encoder.step(one[:, 0], state, its_history)
+    encoder.extend(x, torch.tensor([20, 1]), state, history)
     assert_equal(state, copy)
 
 
@@ -104,8 +116,9 @@ def test_a_state_is_not_written_to(case: Case):
 def test_a_state_does_not_grow_and_needs_no_gradient(case: Case):
     encoder = case.build().eval()
     start = encoder.init_state(2, max_length=MAX_LENGTH)
-    _, state = encoder.extend(torch.randn(2, 50, D).requires_grad_(), torch.tensor([50, 20]), start)
-    states, state = encoder.step(torch.randn(2, D).requires_grad_(), state)
+    (x, history), (one, its_history) = further(2, 50), further(2)
+    _, state = encoder.extend(x.requires_grad_(), torch.tensor([50, 20]), start, history)
+    states, state = encoder.step(one[:, 0].requires_grad_(), state, its_history)
     assert not states.requires_grad
     for name, x in state.tensors.items():
         assert (x.shape, x.dtype) == (start.tensors[name].shape, start.tensors[name].dtype)
@@ -127,10 +140,12 @@ def test_types_of_a_state_survive_bfloat16_autocast(case: Case):
     encoder = case.build().eval()
     x, history = events([9, 3])
     start = encoder.init_state(2, max_length=MAX_LENGTH)
-    expected, _ = encoder.extend(x, history.lengths, start)
+    expected, _ = encoder.extend(x, history.lengths, start, history)
+    begins, counts = torch.tensor([8, 3]), torch.tensor([1, 0])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        states, state = encoder.extend(x[:, :8], history.lengths.clamp_max(8), start)
-        last, state = encoder.step(x[:, 8], state)
+        older, its_history = cut(x, history, slice(None), 8)
+        states, state = encoder.extend(older, its_history.lengths, start, its_history)
+        last, state = encoder.step(x[:, 8], state, piece_of(history, begins, counts))
     for name, tensor in state.tensors.items():
         assert tensor.dtype == start.tensors[name].dtype
     # As in the full pass: bfloat16 keeps 8 bits.

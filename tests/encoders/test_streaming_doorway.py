@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from conformance import ARCHITECTURES, Case, D, events
 from torch import Tensor, nn
 
 from seqrec.encoders import GRU4Rec, MambaRec, SASRec, SequenceEncoder
-from seqrec.encoders.contract import check_streaming
-from seqrec.encoders.layers import MIXERS, CausalSelfAttention, MambaMixer
+from seqrec.encoders.contract import check_streaming, cut, piece_of
+from seqrec.encoders.layers import MIXERS, CausalSelfAttention, MambaMixer, Times
+from seqrec.encoders.layers import attention as attention_module
 from seqrec.encoders.layers import mamba as mamba_module
 from seqrec.encoders.state import StateFormat
 from seqrec.errors import InputError
@@ -25,12 +27,20 @@ STATE = MambaRec(D).init_state(2, max_length=5)
 differs = pytest.raises(AssertionError, match=r"differs? by")
 
 
-def one_by_one(encoder: SequenceEncoder, x: Tensor, max_length: int) -> Tensor:
+def one_by_one(encoder: SequenceEncoder, x: Tensor, history: History, max_length: int) -> Tensor:
     state, out = encoder.init_state(len(x), max_length=max_length), []
-    for event in x.unbind(1):
-        states, state = encoder.step(event, state)
+    one = torch.ones(len(x), dtype=torch.int64)
+    for t, event in enumerate(x.unbind(1)):
+        states, state = encoder.step(event, state, piece_of(history, t * one, one))
         out.append(states)
     return torch.stack(out, 1)
+
+
+def windowed_mask(seen: Tensor, *others: Any, mask: Any = attention_module._mask) -> Tensor:
+    """The mask of the newest queries, which see the newest 5 keys."""
+    queries, keys = seen.shape[-2:]
+    newer = torch.ones(keys, keys, dtype=torch.bool).triu(-4)[keys - queries :]
+    return mask(seen & newer, *others)
 
 
 @pytest.mark.parametrize("case", ATTENTION, ids=str)
@@ -43,12 +53,17 @@ def test_beyond_max_length_attention_is_that_of_a_sliding_window(
     encoder, (x, history) = case.build().eval(), events([23, 17])
     with monkeypatch.context() as patch:
         patch.setattr("seqrec.encoders.layers.attention.attention", functools.partial(attention, window=5))
+        patch.setattr("seqrec.encoders.layers.attention._mask", windowed_mask)
         expected = encoder(x, history)
-    torch.testing.assert_close(one_by_one(encoder, x, 5), expected, rtol=0, atol=1e-5)
-    states, state = encoder.extend(x, history.lengths, encoder.init_state(2, max_length=5))
+    # The states at padding are those of other times.
+    streamed = one_by_one(encoder, x, history, 5)
+    torch.testing.assert_close(streamed[0], expected[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(streamed[1, :17], expected[1, :17], rtol=0, atol=1e-5)
+    states, state = encoder.extend(x, history.lengths, encoder.init_state(2, max_length=5), history)
     torch.testing.assert_close(states[0], expected[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(states[1, :17], expected[1, :17], rtol=0, atol=1e-5)
-    later, _ = encoder.step(x[1:, 17], state.gather([1]))
+    next_event = piece_of(cut(x, history, slice(1, 2), 23)[1], torch.tensor([17]), torch.tensor([1]))
+    later, _ = encoder.step(x[1:, 17], state.gather([1]), next_event)
     torch.testing.assert_close(later, expected[1:, 17], rtol=0, atol=1e-5)
     assert (encoder(x, history)[0] - expected[0])[5:].abs().max() > 1e-3
 
@@ -57,8 +72,8 @@ def test_beyond_max_length_attention_is_that_of_a_sliding_window(
 @torch.no_grad()
 def test_a_single_layer_of_attention_is_the_full_pass_over_the_newest_events(rotary: bool):
     encoder = SASRec(D, num_layers=1, num_heads=2, rotary=rotary).eval()
-    x, _ = events([40])
-    states = one_by_one(encoder, x, 6)
+    x, history = events([40])
+    states = one_by_one(encoder, x, history, 6)
     for end in range(1, 41):
         newest = x[:, max(0, end - 6) : end]
         expected = encoder(newest, History(torch.ones(newest.shape[:2]).long(), torch.tensor([6])))[:, -1]
@@ -70,8 +85,9 @@ def test_a_single_layer_of_attention_is_the_full_pass_over_the_newest_events(rot
 def test_beyond_max_length_recurrences_still_see_all_events(case: Case):
     encoder, (x, history) = case.build().eval(), events([40])
     expected = encoder(x, history)
-    torch.testing.assert_close(one_by_one(encoder, x, 5), expected, rtol=0, atol=1e-5)
-    newest = encoder(x[:, -5:], History(history.item_ids[:, -5:], torch.tensor([5])))
+    torch.testing.assert_close(one_by_one(encoder, x, history, 5), expected, rtol=0, atol=1e-5)
+    assert history.timestamps is not None
+    newest = encoder(x[:, -5:], History(history.item_ids[:, -5:], torch.tensor([5]), history.timestamps[:, -5:]))
     assert (newest[:, -1] - expected[:, -1]).abs().max() > 1e-4
 
 
@@ -157,14 +173,15 @@ def test_a_lost_tail_of_the_convolution_is_found(monkeypatch: pytest.MonkeyPatch
         (MambaMixer, "scan", Case("MambaRec", "mamba")),
         (CausalSelfAttention, "values", Case("SASRec")),
         (CausalSelfAttention, "num_events", Case("SASRec", rotary=True)),
+        (CausalSelfAttention, "times", Case("SASRec", gaps=True)),
     ],
-    ids=["scan", "values", "num_events"],
+    ids=["scan", "values", "num_events", "times"],
 )
 def test_a_state_that_is_not_carried_on_is_found(kind: type, name: str, case: Case, monkeypatch: pytest.MonkeyPatch):
     advance = kind.advance
 
-    def forgetful(self, x: Tensor, valid: Tensor | None, state: dict):
-        out, later = advance(self, x, valid, state)
+    def forgetful(self, x: Tensor, valid: Tensor | None, state: dict, *times: Times):
+        out, later = advance(self, x, valid, state, *times)
         return out, {**later, name: torch.zeros_like(later[name])}
 
     monkeypatch.setattr(kind, "advance", forgetful)

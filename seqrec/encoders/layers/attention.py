@@ -223,14 +223,15 @@ def _attend_further(
     holds = slot >= window - num_events[:, None, None]
     # torch's polarity: True is seen.
     seen = (holds & (slot > event) & (slot <= event + window)).unsqueeze(1)
+    count = num_events.new_full((), length) if valid is None else valid.sum(1)
     kept = {"keys": _newest(keys, window, valid), "values": _newest(values, window, valid)}
+    kept["num_events"] = num_events + count
     if gaps is not None and times is not None:
         moments = torch.cat([state["times"], times], 1)
         seen = _mask(seen, gaps, times, moments[:, empty:]).to(query.dtype)
         kept["times"] = _newest(moments[:, None, :, None], window, valid)[:, 0, :, 0]
     out = F.scaled_dot_product_attention(query, keys[:, :, empty:], values[:, :, empty:], attn_mask=seen)
-    count = num_events.new_full((), length) if valid is None else valid.sum(1)
-    return out, {**kept, "num_events": num_events + count}
+    return out, kept
 
 
 def _newest(x: Tensor, window: int, valid: Tensor | None) -> Tensor:
