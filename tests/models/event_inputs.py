@@ -44,6 +44,9 @@ def build(
     for part in (model.event_time, model.read_out, model.column_embedding):
         for weight in [] if part is None else part.parameters():
             torch.nn.init.normal_(weight, std=0.3)
+    for name, weight in model.encoder.named_parameters():
+        if name.endswith("gaps.weight"):
+            torch.nn.init.normal_(weight, std=0.3)
     return model
 
 

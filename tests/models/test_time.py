@@ -32,8 +32,11 @@ TIMES = {
     "continuous": EventTime(gap="continuous", request=True),
     "calendar": EventTime(gap=None, hour=True, weekday=True, request=True),
     "all": ALL_TIMES,
+    "in mixers": EventTime(request=True, in_mixers=True),
 }
-CASES = [(name, "all") for name in ENCODERS] + [("MambaRec", time) for time in TIMES if time != "all"]
+MIXED = [name for name in ENCODERS if name != "GRU4Rec"]
+CASES = [(name, "all") for name in ENCODERS] + [("MambaRec", time) for time in ("buckets", "continuous", "calendar")]
+CASES += [(name, "in mixers") for name in MIXED]
 
 
 def build(name: str = "MambaRec", time: EventTime | None = TIMES["all"], **settings: Any) -> SequentialRecommender:
@@ -99,6 +102,26 @@ def test_step_chunk_and_full_pass_agree_at_any_time_of_a_request(name: str, time
             at=int(at),
         ).scores
         torch.testing.assert_close(model.scorer().score_chunk(asked, 1, ITEMS).topk(5).values[0], scores)
+
+
+@pytest.mark.parametrize("name", MIXED)
+@torch.no_grad()
+def test_gaps_in_mixers_change_nothing_before_training(name: str):
+    preset, own = ENCODERS[name]
+    history, states = random_history([LENGTH, 4]), []
+    for in_mixers in (False, True):
+        torch.manual_seed(0)
+        arguments = {"d_model": 8, "positions": False, "time": EventTime(in_mixers=in_mixers)} | own
+        model = getattr(seqrec.models, preset)(ITEMS, **arguments).eval()
+        states.append(model(history).where(history.valid.unsqueeze(-1), 0))
+    torch.testing.assert_close(*states)
+
+
+def test_encoders_without_mixers_that_read_gaps_are_refused_by_name():
+    with pytest.raises(InputError, match="needs attention or Mamba, but GRU4Rec has neither"):
+        build("GRU4Rec", TIMES["in mixers"])
+    with pytest.raises(InputError, match="causal=False is the published mixture, which reads no gaps"):
+        build("MoEMaTrRec", TIMES["in mixers"], causal=False)
 
 
 def test_the_states_of_the_encoder_do_not_depend_on_the_request_but_the_ranks_do():

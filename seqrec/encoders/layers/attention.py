@@ -95,13 +95,14 @@ class CausalSelfAttention(nn.Module):
             return self._merged(attention(query, key, value, causal=valid is None, dropout=dropout, lengths=lengths))
         assert valid is None
         moments, length = needed(times)[0], x.shape[1]
-        size = length if is_exporting() else CHUNK_EVENTS
+        if is_exporting() or length <= CHUNK_EVENTS:
+            return self._merged(self._attend_to_older(query, key, value, moments))
         mixed = []
-        for begin in range(0, length, size):
-            end = min(begin + size, length)
+        for begin in range(0, length, CHUNK_EVENTS):
+            end = min(begin + CHUNK_EVENTS, length)
             # Newer keys are hidden from all of these queries.
             part = query[:, :, begin:end], key[:, :, :end], value[:, :, :end], moments[:, :end]
-            mixed.append(run_block(self._attend_to_older, *part, recompute=length > size))
+            mixed.append(run_block(self._attend_to_older, *part, recompute=True))
         return self._merged(torch.cat(mixed, 2))
 
     def newest(self, x: Tensor, lengths: Tensor, times: Times | None = None) -> Tensor:

@@ -7,8 +7,8 @@ from seqrec.encoders.layers import CausalSelfAttention, rotary_turns, rotate
 from seqrec.errors import InputError
 
 
-def naive_attention(layer: CausalSelfAttention, x: torch.Tensor) -> torch.Tensor:
-    """Event by event and head by head: softmax over the event itself and older ones."""
+def naive_attention(layer: CausalSelfAttention, x: torch.Tensor, times: torch.Tensor | None = None) -> torch.Tensor:
+    """Event by event and head by head: softmax over the event itself and older ones, with the number of each gap."""
     _, length, width = x.shape
     size = width // layer.num_heads
     query, key, value = layer.in_projection(x).chunk(3, dim=-1)
@@ -17,6 +17,11 @@ def naive_attention(layer: CausalSelfAttention, x: torch.Tensor) -> torch.Tensor
         for head in range(layer.num_heads):
             part = slice(head * size, (head + 1) * size)
             scores = (key[:, : t + 1, part] * query[:, t : t + 1, part]).sum(-1) / size**0.5
+            if layer.gaps is not None and times is not None:
+                gaps = (times[:, t : t + 1] - times[:, : t + 1]).double()
+                # Two buckets for each doubling; the first two are "no event before" and a gap of 0.
+                buckets = torch.where(gaps < 1, 1, 2 + (2 * gaps.clamp_min(1).log2()).floor()).long()
+                scores = scores + layer.gaps.weight[buckets, head]
             out[:, t, part] = (scores.softmax(-1).unsqueeze(-1) * value[:, : t + 1, part]).sum(1)
     return layer.out_projection(out)
 
@@ -26,6 +31,24 @@ def test_attention_equals_a_loop_over_events_and_heads(num_heads: int):
     layer = CausalSelfAttention(8, num_heads=num_heads)
     x = torch.randn(3, 7, 8)
     torch.testing.assert_close(layer(x), naive_attention(layer, x))
+
+
+@pytest.mark.parametrize("chunk", [256, 3])
+@pytest.mark.parametrize("num_heads", [1, 4])
+def test_gaps_add_a_number_to_each_score(num_heads: int, chunk: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("seqrec.encoders.layers.attention.CHUNK_EVENTS", chunk)
+    layer = CausalSelfAttention(8, num_heads=num_heads)
+    x, times = torch.randn(3, 7, 8), torch.randint(0, 100_000, (3, 7)).cumsum(1)
+    before = layer(x)
+    layer.read_gaps(1)
+    torch.testing.assert_close(layer(x, None, (times, times)), before)
+    torch.nn.init.normal_(layer.gaps.weight)
+    found, expected, weights = layer(x, None, (times, times)), naive_attention(layer, x, times), list(layer.parameters())
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(*(torch.autograd.grad(y.square().sum(), weights) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="passes no times"):
+        layer(x)
 
 
 def test_the_first_event_attends_to_itself_alone():

@@ -74,6 +74,9 @@ def _with_vectors(model: SequentialRecommender) -> SequentialRecommender:
         torch.nn.init.normal_(weight, std=0.3)
     if model.read_out is not None:
         torch.nn.init.normal_(model.read_out.out.weight.detach(), std=0.1)
+    for name, weight in model.encoder.named_parameters():
+        if name.endswith("gaps.weight"):
+            torch.nn.init.normal_(weight.detach(), std=0.3)
     return model
 
 
