@@ -85,13 +85,14 @@ def takes_rotary(name: str) -> bool:
     return "rotary" in inspect.signature(ENCODERS[name]).parameters
 
 
-# Each encoder by itself and, where it takes a mixer, with every one of them; then those that can be rotary, and those
-# that can read gaps.
+# Each encoder by itself and, where it takes a mixer, with every one of them; then those that can be rotary, and, of
+# those that can read gaps, one for each mixer and a mixture.
+ALIKE = ("RecMamba", "RecMamba-mamba2", "MoEMaTrRec-mamba2")
 PLAIN = [Case(name, mixer) for name in ENCODERS for mixer in (MIXERS if default_mixer(name) else [None])]
 ARCHITECTURES = [
     *PLAIN,
     *(Case(name, default_mixer(name), rotary=True) for name in ENCODERS if takes_rotary(name)),
-    *(replace(case, gaps=True) for case in PLAIN if reads_gaps(case.name)),
+    *(replace(case, gaps=True) for case in PLAIN if reads_gaps(case.name) and str(case) not in ALIKE),
 ]
 # The same, with each backend of the mixer's scan too.
 CASES = [

@@ -16,6 +16,9 @@ from seqrec.errors import InputError
 from seqrec.types import History
 
 every_architecture = pytest.mark.parametrize("case", ARCHITECTURES, ids=str)
+# Masks of real numbers take long.
+SLOW = [case for case in ARCHITECTURES if case.gaps and case.name in ("SASRec", "MoEMaTrRec")]
+LONG = [pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case for case in ARCHITECTURES]
 MAX_LENGTH = 12
 
 
@@ -48,7 +51,7 @@ def test_a_stream_is_the_full_pass_however_it_is_cut(case: Case, layer_norm: boo
     check_streaming(case.build(layer_norm=layer_norm, dropout=0.5).eval(), lengths, longest_piece=7)
 
 
-@every_architecture
+@pytest.mark.parametrize("case", LONG, ids=str)
 def test_a_long_stream_is_the_full_pass_however_it_is_cut(case: Case):
     check_streaming(case.build().eval(), [3000, 1, 1777], longest_piece=900, one_by_one=50)
 

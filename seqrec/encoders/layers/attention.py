@@ -34,12 +34,11 @@ class CausalSelfAttention(nn.Module):
     sees the W - 1 events before it, so its outputs are those of `forward` up to W events.
 
     With `read_gaps`, each head has a number for each bucket of the time between two events, which is added to the score
-    of the older one for the newer one: the relative time bias of HSTU (Actions Speak Louder than Words, Zhai et al.
-    2024, equation 3), and close to TiSASRec (Time Interval Aware Self-Attention, Li et al. 2020), which adds a vector to
-    keys and values instead. It is computed by `torch.nn.functional.scaled_dot_product_attention` with a mask of real
-    numbers, whatever backend is chosen, and needs a mask of B H L x L numbers in training. Above 256 events, 256
-    queries at a time have one, and backward computes it again, so memory grows with L, but time grows with L x L more
-    than without gaps. A stream then keeps the W times too.
+    of the older one for the newer one: the temporal part of the relative attention bias of HSTU (Actions Speak Louder
+    than Words, Zhai et al. 2024, equation 2), where a query has the time of the event after it; here it has its own.
+    The backend is then always `torch.nn.functional.scaled_dot_product_attention`, with a mask of B H L L real numbers.
+    Above 256 events, 256 queries at a time have one, and the backward pass computes it again, so that memory grows with
+    L. A stream keeps the W times too.
 
     Args:
         d_model: Width D.
@@ -196,9 +195,7 @@ def _mask(seen: Tensor, gaps: GapTable, query_times: Tensor, key_times: Tensor) 
     """Return what is added to scores (B, H, Q, K): -inf if a key is not `seen`, which broadcasts to them, else the
     number of the time between queries (B, Q) and keys (B, K).
     """
-    numbers: Tensor = gaps(query_times.unsqueeze(2), key_times.unsqueeze(1))
-    # Kernels of GPUs take only masks whose keys are adjacent.
-    return numbers.permute(0, 3, 1, 2).contiguous().masked_fill(~seen, -torch.inf)
+    return gaps.of_pairs(query_times, key_times).masked_fill(~seen, -torch.inf)
 
 
 def _attend_further(

@@ -66,6 +66,13 @@ class GapTable(nn.Module):
         """Return the numbers (..., width) of gaps as of `GapBuckets`."""
         return F.embedding(self.buckets(times, before), self.weight)
 
+    def of_pairs(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Return the numbers (B, width, Q, K) of the gaps from keys at times (B, K) to queries at times (B, Q)."""
+        buckets = self.buckets(queries.unsqueeze(2), keys.unsqueeze(1))
+        # The gradient of an embedding of single numbers takes more than ten times as long on a CPU.
+        columns = [column.index_select(0, buckets.flatten()) for column in self.weight.unbind(1)]
+        return torch.stack([column.view_as(buckets) for column in columns], 1)
+
 
 def needed(times: Times | None = None) -> Times:
     """Return the times that a mixer with a `GapTable` reads.

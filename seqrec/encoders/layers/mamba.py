@@ -39,6 +39,10 @@ class MambaMixer(nn.Module):
     A stream keeps the convolution's last `d_conv - 1` inputs and the scan's state, E (d_conv - 1 + N) numbers per
     row, those of the scan in float32 at least. Neither that nor the cost of an event grows with the number of events.
 
+    With `read_gaps`, the number of a bucket of the gap before an event is added to the event's step sizes before
+    softplus. SS4Rec (Xiao et al. 2025) takes the time interval itself as step size; here each channel learns what a gap
+    means for it.
+
     Args:
         d_model: Width D.
         d_state: States N per inner channel.
@@ -121,7 +125,7 @@ class Mamba2Mixer(nn.Module):
     of `y * silu(z)`; out-projection. The bias of the step sizes starts as in `MambaMixer`.
 
     A stream keeps the convolution's last `d_conv - 1` inputs and the scan's state, (E + 2 N) (d_conv - 1) + E N
-    numbers per row, those of the scan in float32 at least.
+    numbers per row, those of the scan in float32 at least. `read_gaps` works as in `MambaMixer`, for each head.
 
     Args:
         d_model: Width D.

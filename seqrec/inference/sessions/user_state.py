@@ -24,7 +24,7 @@ from seqrec.inference.sessions.item_rows import ItemRows
 from seqrec.inference.sessions.slab import KeptState, Slab, SlabState
 from seqrec.models import Recommender, SequentialRecommender
 from seqrec.models.streaming import NEWEST_TIME
-from seqrec.specs import to_spec
+from seqrec.specs import to_spec, with_defaults
 
 # Events encoded at a time, padding included.
 MAX_EVENTS = 1 << 16
@@ -129,7 +129,10 @@ class StreamedState:
                 self._format.check_header(json.dumps(description.get("state"), separators=(",", ":")).encode())
             except InputError as error:
                 raise SessionStoreError(f"the store is of another model: {error}") from error
-        _check(description, self.describe())
+        ours = self.describe()
+        if "time" in description:
+            description = {**description, "time": with_defaults(description["time"], ours.get("time"))}
+        _check(description, ours)
 
     def extend(self, states_before: Sequence[KeptState], item_ids: ItemRows, user_ids: Tensor) -> Sequence[KeptState]:
         """See `UserState.extend`; a batch has at most `MAX_EVENTS` events with padding."""

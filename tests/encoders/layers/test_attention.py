@@ -43,7 +43,11 @@ def test_gaps_add_a_number_to_each_score(num_heads: int, chunk: int, monkeypatch
     layer.read_gaps(1)
     torch.testing.assert_close(layer(x, None, (times, times)), before)
     torch.nn.init.normal_(layer.gaps.weight)
-    found, expected, weights = layer(x, None, (times, times)), naive_attention(layer, x, times), list(layer.parameters())
+    found, expected, weights = (
+        layer(x, None, (times, times)),
+        naive_attention(layer, x, times),
+        list(layer.parameters()),
+    )
     torch.testing.assert_close(found, expected)
     for one, other in zip(*(torch.autograd.grad(y.square().sum(), weights) for y in (found, expected)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "copied": ("GRU4Rec", {}),
     "a window": ("SASRec", {"rotary": True}),
     "re-encoded": ("SASRec", {"positions": True}),
+    "in place, gaps in mixers": ("MambaRec", {"time": replace(TIME, in_mixers=True)}),
+    "a window, gaps in mixers": ("SASRec", {"rotary": True, "time": replace(TIME, in_mixers=True)}),
 }
 
 
@@ -59,6 +62,9 @@ def timed(build: Build) -> Build:
         for part in (model.event_time, model.read_out):
             for weight in [] if part is None else part.parameters():
                 torch.nn.init.normal_(weight, std=0.3)
+        for part_name, weight in model.encoder.named_parameters():
+            if part_name.endswith("gaps.weight"):
+                torch.nn.init.normal_(weight.detach(), std=0.3)
         return model
 
     return timed
@@ -368,3 +374,10 @@ def test_states_of_other_settings_of_time_are_not_continued(timed: Build):
     ours.check(ours.describe())
     with pytest.raises(SessionStoreError, match="the store is of another model: its time is"):
         theirs.check(ours.describe())
+
+
+def test_a_store_from_before_a_setting_of_time_has_its_default(timed: Build):
+    ours = StreamedState(timed())
+    older = ours.describe()
+    del older["time"]["init_args"]["in_mixers"]
+    ours.check(older)
