@@ -145,10 +145,7 @@ class SequentialRecommender(StreamingRecommender):
         of_users = sizes_of_content(user_columns or (), log_user_columns, group=USERS)
         self.users = self._make_users(num_users, of_users, ids=user_embedding)
         self.time: EventTime | None = from_spec(time, EventTime)
-        self.event_time = TimeEmbedding(self.time, self.encoder.d_model) if self.time else None
-        if self.time and self.time.in_mixers:
-            self.encoder.read_gaps(UNITS[self.time.unit])
-        self.read_out = RequestReadOut(self.time, self.encoder.d_model) if self.time and self.time.request else None
+        self.event_time, self.read_out = self._make_time(self.time)
         self.event_columns = read = chosen_columns(from_spec(event_columns, EventColumn), log_columns)
         self.column_embedding = ColumnEmbedding(read, self.encoder.d_model) if read else None
         predicted = from_spec(heads, ColumnHead)
@@ -602,6 +599,15 @@ class SequentialRecommender(StreamingRecommender):
             return optimizer
         scheduler = self.optimizer.schedule.build(optimizer, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _make_time(self, time: EventTime | None) -> tuple[TimeEmbedding | None, RequestReadOut | None]:
+        """Return the parts that read times, and let the encoder's mixers read gaps if they shall."""
+        if time is None:
+            return None, None
+        if time.in_mixers:
+            self.encoder.read_gaps(UNITS[time.unit])
+        width = self.encoder.d_model
+        return TimeEmbedding(time, width), RequestReadOut(time, width) if time.request else None
 
     def _make_tables(self, num_items: int, columns: Sizes) -> tuple[ItemEmbedding, ItemEmbedding | None]:
         """Return the table of the history, and that of the candidates if it is another."""

@@ -1,4 +1,4 @@
-"""What the mixers' ops have in common: the choice of a backend, and how torch calls the compiled one."""
+"""Parts that the mixers' ops share: the choice of a backend, and how torch calls the compiled one."""
 
 from __future__ import annotations
 
@@ -79,11 +79,8 @@ def compiled_mixer(
             problem's tensors; the last one is not used if that tensor is None.
         reference: Computes problems without events.
     """
-    fields, count, results = (
-        schema_arguments(problem_class),
-        len(problem_class._fields),
-        ", ".join(["Tensor"] * num_buffers),
-    )
+    fields, count = schema_arguments(problem_class), len(problem_class._fields)
+    results = ", ".join(["Tensor"] * num_buffers)
 
     def run_forward(*inputs: Any) -> Buffers:
         *tensors, keep = inputs
