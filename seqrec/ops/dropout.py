@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,12 +13,15 @@ from seqrec.errors import InputError
 from seqrec.ops.autograd import differentiable
 from seqrec.ops.backends import Backend, Backends
 from seqrec.ops.compiled_library import call, compiled_backend
-from seqrec.ops.random import kept, new_seed, threshold_of
+from seqrec.ops.random import check_seed, kept, new_seed, threshold_of
+from seqrec.ops.triton_support import DEVICES, launching_on, triton_backend
 
 __all__ = ["DROPOUT_BACKENDS", "check_share", "dropout"]
 
 # Elements that share a row of random numbers; `ROW` of `cpp/dropout.h`.
 ROW = 4096
+# Elements of a program of the Triton kernel, which divide a row.
+BLOCK = 2048
 
 
 def check_share(dropout: float, name: str = "dropout") -> None:
@@ -40,12 +43,15 @@ def dropout(x: Tensor, share: float, *, seed: Tensor | None = None, backend: str
     - "cpp": compiled library, float32 on CPU.
     - "torch": `torch.nn.functional.dropout`, any device and dtype. It draws from torch's generator of the device and
       keeps a mask; a seed is refused.
-    - "reference": plain torch, any device, the numbers of "cpp". Never "auto".
+    - "triton": a kernel for float32, float16 and bfloat16 on CUDA, the numbers of "cpp". "auto" takes it if a seed is
+      given: it saves the mask, but takes two launches, one of which draws the seed, where torch takes one.
+    - "reference": plain torch, any device, the numbers of "cpp". Never "auto" on a CPU.
 
     Args:
         x: Real numbers of any shape.
         share: Share that is set to 0, at least 0 and below 1; rounded to a multiple of 1 / 65,536.
-        seed: (1,) int64 on the CPU; None draws one from torch's generator of the CPU.
+        seed: (1,) int64 on the CPU or on x's device; None draws one, for x on a GPU from torch's generator of the GPU.
+            A seed on the GPU may change between replays of a CUDA graph.
         backend: A name above, or "auto": the environment variable SEQREC_DROPOUT_BACKEND if set, else the first that
             can compute this.
 
@@ -63,8 +69,7 @@ def dropout(x: Tensor, share: float, *, seed: Tensor | None = None, backend: str
         [0.0, 2.0]
     """
     check_share(share, "share")
-    if seed is not None and (seed.shape != (1,) or seed.dtype != torch.int64 or seed.device.type != "cpu"):
-        raise InputError(f"seed must be (1,) int64 on cpu, got {tuple(seed.shape)} {seed.dtype} on {seed.device}")
+    check_seed(seed, x.device)
     if share == 0:
         return x
     given = () if seed is None else ("seed",)
@@ -90,7 +95,7 @@ def dropout_torch(problem: DropoutProblem) -> Tensor:
 def dropout_reference(problem: DropoutProblem) -> Tensor:
     """Compute `dropout`; `seed` decides the elements."""
     x, share, seed = problem
-    seed, threshold = new_seed() if seed is None else seed, threshold_of(share)
+    seed, threshold = new_seed(x.device) if seed is None else seed, threshold_of(share)
     element = torch.arange(x.numel(), device=x.device)
     mask = kept(seed, torch.div(element, ROW, rounding_mode="floor"), element % ROW, threshold).view(x.shape)
     # Not a product with 0: dropped elements may be infinite.
@@ -117,19 +122,23 @@ def _differentiate(ctx: Any, backward: Any, dy: Tensor) -> tuple[Tensor, None, N
     return backward(dy, *ctx.saved_tensors, ctx.threshold), None, None
 
 
-_SCHEMA = "(Tensor x, Tensor seed, int threshold) -> Tensor"
-_dropout = differentiable(
-    "dropout_compiled",
-    _apply,
-    _apply,
-    schemas=(_SCHEMA, _SCHEMA),
-    device_types="cpu",
-    new_outputs=_new,
-    new_gradients=_new,
-    setup_context=_setup_context,
-    differentiate=_differentiate,
-    refusal="the compiled dropout has no second derivative; use backend='reference' for it",
-)
+def _differentiable(apply: Callable[..., Tensor], label: str, devices: str | Sequence[str]) -> Callable[..., Tensor]:
+    schema = "(Tensor x, Tensor seed, int threshold) -> Tensor"
+    return differentiable(
+        f"dropout_{label}",
+        apply,
+        apply,
+        schemas=(schema, schema),
+        device_types=devices,
+        new_outputs=_new,
+        new_gradients=_new,
+        setup_context=_setup_context,
+        differentiate=_differentiate,
+        refusal=f"the {label} dropout has no second derivative; use backend='reference' for it",
+    )
+
+
+_dropout = _differentiable(_apply, "compiled", "cpu")
 
 
 def dropout_compiled(problem: DropoutProblem) -> Tensor:
@@ -139,6 +148,34 @@ def dropout_compiled(problem: DropoutProblem) -> Tensor:
         return x
     y: Tensor = _dropout(x, new_seed() if seed is None else seed, threshold_of(share))
     return y
+
+
+def kernels() -> Any:
+    """Import the Triton kernels."""
+    from seqrec.ops import dropout_kernels
+
+    return dropout_kernels
+
+
+def _launch(x: Tensor, seed: Tensor, threshold: int) -> Tensor:
+    x, seed = x.contiguous(), seed.to(x.device)
+    y = torch.empty_like(x)
+    with launching_on(x):
+        kernels().drop[(-(-x.numel() // BLOCK),)](
+            x, seed, y, x.numel(), threshold, 65536 / (65536 - threshold), BLOCK=BLOCK
+        )
+    return y
+
+
+_dropout_triton = _differentiable(_launch, "triton", DEVICES)
+
+
+def dropout_triton(problem: DropoutProblem) -> Tensor:
+    """Compute `dropout_reference` on a GPU; nothing but the seed is kept for backward."""
+    x, share, seed = problem
+    if not x.numel():
+        return x
+    return _dropout_triton(x, new_seed(x.device) if seed is None else seed, threshold_of(share))
 
 
 DROPOUT_BACKENDS: Backends[Callable[[DropoutProblem], Tensor]] = Backends(
@@ -152,6 +189,7 @@ DROPOUT_BACKENDS: Backends[Callable[[DropoutProblem], Tensor]] = Backends(
             supports=lambda device, dtype: dtype.is_floating_point,
             unsupported_args=frozenset({"seed"}),
         ),
+        triton_backend(dropout_triton, kernels, dtypes=(torch.float32, torch.float16, torch.bfloat16)),
         Backend("reference", dropout_reference),
     ],
 )

@@ -7,21 +7,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from seqrec.errors import InputError
+
 # Numbers of a row that share 16 words: the low halves are the first 16 numbers, the high halves the others.
 DRAWN, WORDS = 32, 16
 _LOW = 0xFFFFFFFF
 
 
-def new_seed() -> Tensor:
-    """Draw a seed (1,) from torch's generator of the CPU.
+def new_seed(device: torch.device | str = "cpu") -> Tensor:
+    """Draw a seed (1,) on a device from torch's generator of the device.
+
+    On a GPU nothing waits for the number, and a recorded CUDA graph draws another one at each launch.
 
     Raises:
-        RuntimeError: while a CUDA graph is recorded, whose launches would all have the same seed.
+        RuntimeError: for the CPU while a CUDA graph is recorded, whose launches would all have the same seed.
     """
+    device = torch.device(device)
     has_cuda = not torch.compiler.is_compiling() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    if has_cuda and torch.cuda.is_current_stream_capturing():
+    if device.type == "cpu" and has_cuda and torch.cuda.is_current_stream_capturing():
         raise RuntimeError("a seed from the CPU's generator would be the same at each launch of a recorded CUDA graph")
-    return torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64)
+    return torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=device)
+
+
+def check_seed(seed: Tensor | None, device: torch.device) -> None:
+    """Raise InputError unless a seed is None, or (1,) int64 on the CPU or on a device."""
+    if seed is None:
+        return
+    if seed.shape != (1,) or seed.dtype != torch.int64 or seed.device not in (torch.device("cpu"), device):
+        there = "" if device.type == "cpu" else f" or {device}"
+        raise InputError(
+            f"seed must be (1,) int64 on cpu{there}, got {tuple(seed.shape)} {seed.dtype} on {seed.device}"
+        )
 
 
 def threshold_of(dropout: float) -> int:

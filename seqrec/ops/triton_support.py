@@ -9,7 +9,7 @@ import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -27,9 +27,11 @@ def interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
-def supports(device: str, dtype: torch.dtype) -> bool:
-    """Return True if kernels can compute on a device type in a dtype."""
-    return dtype == torch.float32 and device == ("cpu" if interprets() else "cuda")
+def supports(device: str, dtype: torch.dtype, dtypes: Collection[torch.dtype] = (torch.float32,)) -> bool:
+    """Return True if kernels of some dtypes can compute on a device type in a dtype; interpreted, only in float32."""
+    if interprets():
+        return device == "cpu" and dtype == torch.float32
+    return device == "cuda" and dtype in dtypes
 
 
 @functools.cache
@@ -56,14 +58,21 @@ def missing(load: Callable[[], object]) -> str | None:
     return None
 
 
-def triton_backend(function: Function, load: Callable[[], object]) -> Backend[Function]:
+def triton_backend(
+    function: Function,
+    load: Callable[[], object],
+    unsupported_args: frozenset[str] = frozenset(),
+    dtypes: Sequence[torch.dtype] = (torch.float32,),
+) -> Backend[Function]:
     """Describe an op's backend "triton", for a function that starts the kernels that `load` imports."""
+    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
     return Backend(
         "triton",
         function,
-        "float32 on cuda, or only on cpu if TRITON_INTERPRET=1",
-        supports=supports,
+        f"{names} on cuda, or only on cpu if TRITON_INTERPRET=1",
+        supports=functools.partial(supports, dtypes=dtypes),
         missing=functools.partial(missing, load),
+        unsupported_args=unsupported_args,
         never_auto=frozenset({"cpu"}),
     )
 

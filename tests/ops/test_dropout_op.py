@@ -8,6 +8,7 @@ import torch
 from seqrec.encoders.layers import Dropout
 from seqrec.errors import InputError
 from seqrec.ops import dropout
+from seqrec.ops.dropout import DROPOUT_BACKENDS
 from seqrec.ops.random import kept, new_seed
 
 SEED = torch.tensor([987654321])
@@ -22,6 +23,31 @@ def test_every_variant_drops_what_the_reference_drops(variant, count):
     weights = torch.randn(count)
     gradients = [torch.autograd.grad(out, x, weights)[0] for out in (y, expected)]
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("count", [1, 33, 4096, 10_007])
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_triton_drops_what_the_reference_drops(count, share):
+    if reason := DROPOUT_BACKENDS["triton"].why_unusable("cpu", torch.float32, ("seed",)):
+        pytest.skip(f"triton {reason}")
+    x, weights = torch.randn(2, count)
+    x = x.requires_grad_()
+    for seed in (SEED, -SEED, SEED << 30):
+        y, expected = (dropout(x, share, seed=seed, backend=backend) for backend in ("triton", "reference"))
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(out, x, weights)[0] for out in (y, expected)))
+    y = dropout(x, share, backend="triton")
+    with pytest.raises(NotImplementedError, match="the triton dropout has no second derivative"):
+        torch.autograd.grad(y.square().sum(), x, create_graph=True)[0].sum().backward()
+
+
+@pytest.mark.kernels
+def test_registration_of_triton_passes_opcheck():
+    if reason := DROPOUT_BACKENDS["triton"].why_unusable("cpu", torch.float32, ("seed",)):
+        pytest.skip(f"triton {reason}")
+    x = torch.randn(7, 5, requires_grad=True)
+    torch.library.opcheck(torch.ops.seqrec.dropout_triton_fwd, (x, SEED, 20_000))
 
 
 @pytest.mark.parametrize("backend", ["cpp", "torch", "reference"])

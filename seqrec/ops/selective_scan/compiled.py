@@ -9,8 +9,8 @@ from torch import Tensor
 
 from seqrec.ops.compiled_library import call, contiguous, distance
 from seqrec.ops.problems import empty_like
-from seqrec.ops.selective_scan.autograd import differentiable_scan, new_outputs
-from seqrec.ops.selective_scan.reference import ScanProblem
+from seqrec.ops.scans import differentiable_scan, new_outputs
+from seqrec.ops.selective_scan.reference import ScanProblem, state_shape
 
 # Events between two states that forward keeps; backward recomputes the states in between.
 INTERVAL = 32
@@ -54,9 +54,8 @@ def _inputs(problem: ScanProblem) -> dict[str, Tensor | None]:
 
 
 def _forward(problem: ScanProblem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    u, A = problem.u, problem.A
-    inputs = _inputs(problem)
-    y, last, kept = new_outputs(u, A, kept_shape(u, A) if keep else None)
+    u, inputs = problem.u, _inputs(problem)
+    y, last, kept = new_outputs(u, state_shape(problem), kept_shape(u, problem.A) if keep else None)
     if u.shape[2] % PADDING:
         # Builds with narrow vectors do not write all of the padding, and results of an op are compared.
         kept.zero_()
@@ -87,5 +86,12 @@ def _backward(problem: ScanProblem, kept: Tensor, dy: Tensor | None, dlast: Tens
 
 # Same as `selective_scan` in float32 on CPU, with bias, softplus, skip, gate, padding and starts in one pass.
 scan_compiled = differentiable_scan(
-    "selective_scan", _forward, _backward, kept_shape, device_types="cpu", label="compiled"
+    ScanProblem,
+    "selective_scan",
+    _forward,
+    _backward,
+    state_shape,
+    lambda problem: kept_shape(problem.u, problem.A),
+    device_types="cpu",
+    label="compiled",
 )

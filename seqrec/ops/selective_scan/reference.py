@@ -38,6 +38,11 @@ class ScanProblem(NamedTuple):
     return_last_state: bool = True  # False if the last state that a backend returns is not used
 
 
+def state_shape(problem: ScanProblem) -> tuple[int, ...]:
+    """Return the shape of a state (B, D, N)."""
+    return problem.u.shape[0], *problem.A.shape
+
+
 # y (B, L, D) and the last state (B, D, N).
 Scan = Callable[[ScanProblem], tuple[Tensor, Tensor]]
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from seqrec.ops.selective_scan.autograd import differentiable_scan, new_outputs
-from seqrec.ops.selective_scan.reference import ScanProblem
+from seqrec.ops.scans import differentiable_scan, new_outputs
+from seqrec.ops.selective_scan.reference import ScanProblem, state_shape
 from seqrec.ops.triton_support import DEVICES, launching_on
 
 # Events between two states that forward keeps; backward recomputes the states in between.
@@ -106,7 +106,7 @@ def _forward(problem: ScanProblem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     (batch, length, channels), states = u.shape, A.shape[1]
     if u.numel() == 0:
         last = u.new_zeros(batch, channels, states) if initial_state is None else initial_state.clone()
-        return torch.empty_like(u), last, u.new_empty(_kept_shape(u, A) if keep else (0,))
+        return torch.empty_like(u), last, u.new_empty(_kept_shape(problem) if keep else (0,))
     way = cut(u, A, room(u.device, FORWARD_PROGRAMS))
     begins = _states_first(initial_state)
     blocks = {"BLOCK_D": way.block_d, "BLOCK_N": way.block_n, "num_warps": 1, **FORWARD_REGISTERS}
@@ -120,7 +120,7 @@ def _forward(problem: ScanProblem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
                 **blocks,
             )
             begins = part.carried(A, begins, against_time=False)
-        y, last, kept = new_outputs(u, A, _kept_shape(u, A) if keep else None)
+        y, last, kept = new_outputs(u, state_shape(problem), _kept_shape(problem) if keep else None)
         kernels().outputs[(batch * way.runs * way.blocks,)](
             *(u, delta, A, B, C, D, z, bias, valid, start, begins, y, last, kept if keep else None),
             *(length, channels, states, way.runs, way.run_chunks, way.chunks),
@@ -173,9 +173,9 @@ def _backward(problem: ScanProblem, kept: Tensor, dy: Tensor | None, dlast: Tens
     return [du, ddelta, dA, dB, dC, dD, dz, dbias, dfirst]
 
 
-def _kept_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
+def _kept_shape(problem: ScanProblem) -> tuple[int, ...]:
     """Return the shape of the kept states (B, K, N, D)."""
-    return u.shape[0], -(-u.shape[1] // CHUNK), A.shape[1], A.shape[0]
+    return problem.u.shape[0], -(-problem.u.shape[1] // CHUNK), *problem.A.shape[::-1]
 
 
 def _prepared(problem: ScanProblem) -> ScanProblem:
@@ -213,5 +213,12 @@ class _Runs:
 
 # Same as `selective_scan` in float32 on a GPU, with everything in the same pass.
 scan_triton = differentiable_scan(
-    "selective_scan_triton", _forward, _backward, _kept_shape, device_types=DEVICES, label="triton"
+    ScanProblem,
+    "selective_scan_triton",
+    _forward,
+    _backward,
+    state_shape,
+    _kept_shape,
+    device_types=DEVICES,
+    label="triton",
 )

@@ -12,6 +12,8 @@ from seqrec.ops.ssd.chunked import ssd_chunked
 from seqrec.ops.ssd.compiled import ssd_compiled
 from seqrec.ops.ssd.cuda_package import PLAIN_STEPS, missing, ssd_mamba_ssm
 from seqrec.ops.ssd.reference import Ssd, SsdProblem, check_operands, ssd_exported, ssd_reference, ssd_step
+from seqrec.ops.ssd.triton_launch import MAX_STATES, TOO_MANY_STATES, kernels, ssd_triton
+from seqrec.ops.triton_support import triton_backend
 
 __all__ = ["SSD_BACKENDS", "ssd_scan", "ssd_step"]
 
@@ -24,6 +26,7 @@ SSD_BACKENDS: Backends[Ssd] = Backends(
             "mamba_ssm", with_gate_and_padding(ssd_mamba_ssm), missing, unsupported_args={"start", PLAIN_STEPS}
         ),
         compiled_backend(with_gate_and_padding(ssd_compiled)),
+        triton_backend(ssd_triton, kernels, frozenset({TOO_MANY_STATES})),
         Backend("chunked", with_gate_and_padding(ssd_chunked)),
         Backend("reference", with_gate_and_padding(ssd_reference)),
     ],
@@ -107,5 +110,6 @@ def ssd_scan(
     problem = SsdProblem(*(x, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, valid, start))
     check_operands(problem._asdict(), "B, L")
     unusual = [] if delta_softplus else [PLAIN_STEPS]
+    unusual += [TOO_MANY_STATES] if B.shape[-1] > MAX_STATES else []
     y, last = SSD_BACKENDS.compute(problem, backend, exported=ssd_exported, unusual=unusual)
     return (y, last) if return_last_state else y

@@ -37,6 +37,12 @@ class SsdProblem(NamedTuple):
     start: Tensor | None = None
 
 
+def state_shape(problem: SsdProblem) -> tuple[int, ...]:
+    """Return the shape of a state (B, H, P, N)."""
+    (batch, _, heads, width), states = problem.x.shape, problem.B.shape[3]
+    return batch, heads, width, states
+
+
 # y (B, L, H, P) and the last state (B, H, P, N).
 Ssd = Callable[[SsdProblem], tuple[Tensor, Tensor]]
 

@@ -1,4 +1,4 @@
-"""Custom ops of a scan with a hand-written backward pass. Letters as in `selective_scan`."""
+"""Custom ops of a scan with a hand-written backward pass. Letters as in `selective_scan` and `ssd_scan`."""
 
 from __future__ import annotations
 
@@ -10,41 +10,54 @@ from torch import Tensor
 
 from seqrec.ops.autograd import differentiable, schema_arguments
 from seqrec.ops.problems import empty_like, wants_gradient
-from seqrec.ops.selective_scan.reference import Scan, ScanProblem
+
+# An option of the whole op, which no backend computes.
+_OMITTED = "return_last_state"
 
 
 def differentiable_scan(
+    kind: type[Any],
     name: str,
-    forward: Callable[[ScanProblem, bool], tuple[Tensor, Tensor, Tensor]],
-    backward: Callable[[ScanProblem, Tensor, Tensor | None, Tensor | None], list[Tensor]],
-    kept_shape: Callable[[Tensor, Tensor], tuple[int, ...]],
+    forward: Callable[[Any, bool], tuple[Tensor, Tensor, Tensor]],
+    backward: Callable[[Any, Tensor, Tensor | None, Tensor | None], list[Tensor]],
+    state_shape: Callable[[Any], tuple[int, ...]],
+    kept_shape: Callable[[Any], tuple[int, ...]],
     *,
     device_types: str | Sequence[str],
     label: str,
-) -> Scan:
+) -> Callable[[Any], tuple[Tensor, Tensor]]:
     """Make a backend that torch can differentiate and compile; see `differentiable`.
 
     Args:
+        kind: Type of its problems, `ScanProblem` or `SsdProblem`.
         name: Name of its ops.
         forward: Maps a problem, and whether to keep states for `backward`, to y, the last state and the kept states.
         backward: Maps a problem without initial state, the kept states, and the gradients of y and the last state to
-            the gradients of u, delta, A, B, C, D, z, delta_bias and initial state; empty if the argument is None.
-        kept_shape: Maps u and A to the shape of the kept states.
+            the gradients of x, delta, A, B, C, D, z, delta_bias and initial state; empty if the argument is None.
+        state_shape: Maps a problem to the shape of a state.
+        kept_shape: Maps a problem to the shape of the kept states.
         device_types: Device types that it supports.
         label: Name in the error that a second derivative raises.
     """
 
     def run_forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         *fields, keep = inputs
-        return forward(ScanProblem(*fields), keep)
+        return forward(kind(*fields), keep)
 
     def run_backward(dy: Tensor | None, dlast: Tensor | None, *inputs: Any) -> list[Tensor]:
         *real, delta_softplus, valid, start, kept = inputs
-        fields = (*real, delta_softplus, None, valid, start)
-        return backward(ScanProblem(*fields), kept, dy, dlast)
+        return backward(kind(*real, delta_softplus, None, valid, start), kept, dy, dlast)
 
-    fields = schema_arguments(ScanProblem, ["return_last_state"])
-    saved = schema_arguments(ScanProblem, ["return_last_state", "initial_state"])
+    def new_results(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        problem = kind(*inputs[:-1])
+        return new_outputs(problem[0], state_shape(problem), kept_shape(problem) if inputs[-1] else None)
+
+    def new_gradients(dy: Tensor | None, dlast: Tensor | None, *inputs: Any) -> list[Tensor]:
+        x, *others = inputs[:8]
+        return [*empty_like(x, *others), x.new_empty(state_shape(kind(*inputs[:9])))]
+
+    fields = schema_arguments(kind, [_OMITTED])
+    saved = schema_arguments(kind, [_OMITTED, "initial_state"])
     run = differentiable(
         name,
         run_forward,
@@ -54,29 +67,26 @@ def differentiable_scan(
             f"(Tensor? dy, Tensor? dlast, {saved}, Tensor kept) -> Tensor[]",
         ),
         device_types=device_types,
-        new_outputs=lambda u, _, A, *others: new_outputs(u, A, kept_shape(u, A) if others[-1] else None),
-        new_gradients=_new_gradients,
+        new_outputs=new_results,
+        new_gradients=new_gradients,
         setup_context=_setup_context,
         differentiate=_differentiate,
         refusal=f"the {label} scan has no second derivative; use backend='reference' for it",
     )
 
-    def scan(problem: ScanProblem) -> tuple[Tensor, Tensor]:
-        y, last, _ = run(*problem[:-1], wants_gradient(problem))
+    def scan(problem: Any) -> tuple[Tensor, Tensor]:
+        y, last, _ = run(*problem[:12], wants_gradient(problem))
         return y, last
 
     return scan
 
 
-def new_outputs(u: Tensor, A: Tensor, kept_shape: tuple[int, ...] | None) -> tuple[Tensor, Tensor, Tensor]:
+def new_outputs(
+    x: Tensor, state_shape: tuple[int, ...], kept_shape: tuple[int, ...] | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Allocate y, the last state and the kept states, which are empty if their shape is None."""
-    y = torch.empty_like(u, memory_format=torch.contiguous_format)
-    return y, u.new_empty(u.shape[0], *A.shape), u.new_empty((0,) if kept_shape is None else kept_shape)
-
-
-def _new_gradients(dy: Tensor | None, dlast: Tensor | None, *inputs: Any) -> list[Tensor]:
-    u, delta, A, *others = inputs[:8]
-    return [*empty_like(u, delta, A, *others), u.new_empty(u.shape[0], *A.shape)]
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return y, x.new_empty(state_shape), x.new_empty((0,) if kept_shape is None else kept_shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
