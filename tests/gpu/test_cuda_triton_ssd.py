@@ -56,7 +56,13 @@ def assert_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 @pytest.mark.parametrize("flags", [False, True])
 @pytest.mark.parametrize(
     "sizes",
-    [(2, 1, 1, 1, 1, 1), (3, 150, 4, 5, 2, 3), (2, 333, 2, 64, 1, 32), (1, 200, 3, 130, 3, 200), (40, 60, 2, 32, 1, 64)],
+    [
+        (2, 1, 1, 1, 1, 1),
+        (3, 150, 4, 5, 2, 3),
+        (2, 333, 2, 64, 1, 32),
+        (1, 200, 3, 130, 3, 200),
+        (40, 60, 2, 32, 1, 64),
+    ],
     ids=str,
 )
 def test_values_and_gradients_equal_the_float64_reference_on_cpu(sizes: tuple[int, ...], flags: bool):

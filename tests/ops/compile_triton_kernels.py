@@ -6,15 +6,18 @@ from triton.compiler import ASTSource
 
 from seqrec.ops.causal_conv1d import triton_kernels as conv_kernels
 from seqrec.ops.causal_conv1d import triton_launch as conv
+from seqrec.ops import dropout_kernels
 from seqrec.ops.selective_scan import triton_kernels as scan_kernels
 from seqrec.ops.selective_scan import triton_launch as scan
+from seqrec.ops.ssd import triton_kernels as ssd_kernels
 
 FLAGS = ("valid", "start", "cuts")
-PLACES = ("order", "counts", "starts")
+PLACES = ("order", "counts", "starts", "seed")
 INTEGERS = ("length", "channels", "states", "rows", "runs", "run_events", "run_chunks", "chunks", "blocks")
-INTEGERS += ("row_stride", "event_stride")
+INTEGERS += ("row_stride", "event_stride", "heads", "width", "groups", "size", "count", "threshold")
+INTEGERS += tuple(f"{name}_{way}" for name in ("x", "delta", "B", "C", "z", "dy") for way in ("row", "event"))
 CONSTANTS = {"SOFTPLUS": True, "REVERSE": True, "CHUNK": scan.CHUNK, "GROUP": scan.GROUP, "BLOCK": 128}
-CONSTANTS |= {"SILU": True, "BLOCK_L": conv.BLOCK_L}
+CONSTANTS |= {"SILU": True, "BLOCK_L": conv.BLOCK_L, "PRECISION": "tf32x3", "S": 16}
 
 
 def compile_for_gpu(kernel, absent, warps=1, **blocks):
@@ -26,7 +29,7 @@ def compile_for_gpu(kernel, absent, warps=1, **blocks):
             values[(place,)] = constants[parameter]
         else:
             pointer = "*u8" if parameter in FLAGS else "*i64" if parameter in PLACES else "*fp32"
-            signature[parameter] = "i32" if parameter in INTEGERS else pointer
+            signature[parameter] = "i32" if parameter in INTEGERS else "fp32" if parameter == "scale" else pointer
     source = ASTSource(kernel, signature, values)
     compile_kernel(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
 
@@ -44,3 +47,17 @@ for name in ("conv_outputs", "conv_gradients"):
     absent = ("bias", "state", "dlast", *PLACES)
     compile_for_gpu(getattr(conv_kernels, name), absent, **blocks, TAPS=1, KEPT=1, channels=1, event_stride=1)
     print(name)
+LEFT_OUT = {
+    "run_ends": (),
+    "run_begins": (),
+    "carry": ("first",),
+    "outputs": ("begins", "kept"),
+    "gradients": ("dafter",),
+}
+for name, absent in LEFT_OUT.items():
+    compile_for_gpu(getattr(ssd_kernels, name), (), warps=4, BLOCK_P=16, BLOCK_N=16)
+    absent += () if name == "carry" else ("D", "z", "bias", "valid", "start")
+    compile_for_gpu(getattr(ssd_kernels, name), absent, BLOCK_P=16, BLOCK_N=16, groups=1, width=1, states=1)
+    print("ssd", name)
+compile_for_gpu(dropout_kernels.drop, (), BLOCK=2048)
+print("drop")
