@@ -26,7 +26,8 @@ def test_importing_seqrec_loads_nothing_heavy():
 
 def test_importing_models_and_data_loads_no_table_library_and_no_kernels():
     modules = "seqrec.models, seqrec.inference, seqrec.data.datamodule"
-    kernels = [f"seqrec.ops.{op}.triton_kernels" for op in ("selective_scan", "causal_conv1d")]
+    kernels = [f"seqrec.ops.{op}.triton_kernels" for op in ("selective_scan", "causal_conv1d", "ssd")]
+    kernels.append("seqrec.ops.dropout_kernels")
     assert loaded_by(f"import {modules}", "polars", "pandas", *kernels) == []
 
 

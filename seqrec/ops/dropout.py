@@ -45,7 +45,7 @@ def dropout(x: Tensor, share: float, *, seed: Tensor | None = None, backend: str
       keeps a mask; a seed is refused.
     - "triton": a kernel for float32, float16 and bfloat16 on CUDA, the numbers of "cpp". "auto" takes it if a seed is
       given: it saves the mask, but takes two launches, one of which draws the seed, where torch takes one.
-    - "reference": plain torch, any device, the numbers of "cpp". Never "auto" on a CPU.
+    - "reference": plain torch, any device, the numbers of "cpp". Never "auto".
 
     Args:
         x: Real numbers of any shape.

@@ -52,10 +52,6 @@ def differentiable_scan(
         problem = kind(*inputs[:-1])
         return new_outputs(problem[0], state_shape(problem), kept_shape(problem) if inputs[-1] else None)
 
-    def new_gradients(dy: Tensor | None, dlast: Tensor | None, *inputs: Any) -> list[Tensor]:
-        x, *others = inputs[:8]
-        return [*empty_like(x, *others), x.new_empty(state_shape(kind(*inputs[:9])))]
-
     fields = schema_arguments(kind, [_OMITTED])
     saved = schema_arguments(kind, [_OMITTED, "initial_state"])
     run = differentiable(
@@ -68,7 +64,7 @@ def differentiable_scan(
         ),
         device_types=device_types,
         new_outputs=new_results,
-        new_gradients=new_gradients,
+        new_gradients=lambda dy, dlast, *inputs: _new_gradients(state_shape(kind(*inputs[:9])), *inputs[:8]),
         setup_context=_setup_context,
         differentiate=_differentiate,
         refusal=f"the {label} scan has no second derivative; use backend='reference' for it",
@@ -87,6 +83,10 @@ def new_outputs(
     """Allocate y, the last state and the kept states, which are empty if their shape is None."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     return y, x.new_empty(state_shape), x.new_empty((0,) if kept_shape is None else kept_shape)
+
+
+def _new_gradients(state_shape: tuple[int, ...], x: Tensor, *others: Tensor | None) -> list[Tensor]:
+    return [*empty_like(x, *others), x.new_empty(state_shape)]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -60,10 +60,8 @@ def test_the_sizes_are_found():
 
 
 def marks(case: Case) -> list[pytest.MarkDecorator]:
-    """Interpreted kernels take long, and the encoders use the same one: one encoder is enough for each run."""
-    if case.scan != "triton":
-        return []
-    return [pytest.mark.kernels] if str(case).startswith("MambaRec") else [pytest.mark.kernels, pytest.mark.slow]
+    """Interpreted kernels take long; tests of ops have them at smaller sizes."""
+    return [pytest.mark.kernels, pytest.mark.slow] if case.scan == "triton" else []
 
 
 @pytest.fixture(

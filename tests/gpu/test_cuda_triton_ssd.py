@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from seqrec.ops import ssd_scan, triton_support
-from seqrec.ops.ssd import SSD_BACKENDS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -149,12 +148,6 @@ def test_tf32_is_used_only_if_torch_may_use_it():
     assert (lower["y"] - expected["y"]).abs().max() > 2 * (
         run(inputs, "triton", "cuda")["y"] - expected["y"]
     ).abs().max()
-
-
-def test_auto_takes_it_unless_mamba_ssm_is_there():
-    names = [name for name in SSD_BACKENDS.names if name in ("mamba_ssm", "triton")]
-    usable = [name for name in names if SSD_BACKENDS[name].why_unusable("cuda", torch.float32, ("start",)) is None]
-    assert SSD_BACKENDS.auto("cuda", torch.float32, ("start",))[0].name == usable[0] == "triton"
 
 
 def test_torch_compile_gives_the_same():

@@ -4,9 +4,9 @@ from triton import compile as compile_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from seqrec.ops import dropout_kernels
 from seqrec.ops.causal_conv1d import triton_kernels as conv_kernels
 from seqrec.ops.causal_conv1d import triton_launch as conv
-from seqrec.ops import dropout_kernels
 from seqrec.ops.selective_scan import triton_kernels as scan_kernels
 from seqrec.ops.selective_scan import triton_launch as scan
 from seqrec.ops.ssd import triton_kernels as ssd_kernels

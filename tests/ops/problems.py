@@ -239,9 +239,10 @@ SCANS = (SCAN, SSD)
 
 
 def cases(ops, leave_out=()):
-    """Pairs of an op and a backend as parameters; those that Triton interprets are marked."""
+    """Pairs of an op and a backend as parameters; those that Triton interprets are slow."""
+    interpreted = [pytest.mark.kernels, pytest.mark.slow]
     return [
-        pytest.param((op, name), marks=[pytest.mark.kernels] if name == "triton" else [], id=f"{op.name}-{name}")
+        pytest.param((op, name), marks=interpreted if name == "triton" else [], id=f"{op.name}-{name}")
         for op in ops
         for name in op.on_cpu
         if name not in leave_out

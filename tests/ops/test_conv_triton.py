@@ -32,6 +32,7 @@ def small_blocks(launch, monkeypatch):
     monkeypatch.setattr(launch, "BLOCK_D", 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "absent",
     [names for n in range(5) for names in itertools.combinations(CONVOLUTION.optional, n)],
@@ -42,6 +43,7 @@ def test_blocks_equal_the_float64_reference_whatever_is_given(small_blocks, abse
     CONVOLUTION.assert_reference(inputs, "triton")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("taps", "silu"), [(1, True), (2, False), (6, True)])
 def test_windows_may_be_wider_than_a_block_and_a_row(small_blocks, taps, silu):
     inputs = make_inputs(B=3, L=5, D=3, W=taps, seed=taps, flags=True)

@@ -79,9 +79,38 @@ def test_values_and_gradients_equal_the_float64_reference(case, data):
 @given(data=st.data())
 @settings(max_examples=8, deadline=None)  # Each takes seconds in the interpreter.
 @pytest.mark.kernels
-@pytest.mark.parametrize("op", [SCAN, CONVOLUTION], ids=lambda op: op.name)
+@pytest.mark.slow
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_tritons_values_and_gradients_equal_the_float64_reference(op, data):
     check_values_and_gradients(op, "triton", data)
+
+
+SMALLEST = {
+    SCAN: {"B": 1, "L": 5, "D": 2, "N": 2},
+    SSD: {"B": 1, "L": 5, "H": 2, "P": 2, "N": 2},
+    CONVOLUTION: {"B": 1, "L": 5, "D": 2, "W": 3},
+}
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize(
+    "given", [(), ("valid",), ("start",), ("initial_state",)], ids=["values", "padding", "packed", "states"]
+)
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_triton_at_the_smallest_sizes_equals_the_float64_reference(op, given):
+    """Outputs, last state and gradients; what is longer, or repeats this, is slow in the interpreter."""
+    op.require("triton", given)
+    inputs = op.make(**SMALLEST[op], flags=True)
+    inputs |= {"valid": torch.tensor([[True, True, False, True, False]])}
+    inputs |= {"start": torch.tensor([[False, True, False, False, True]])}
+    inputs = without(inputs, *({"valid", "start", "initial_state"} - set(given)))
+    op.assert_reference(inputs, "triton")
+    if given == ("valid",):
+        dirty = {name: inputs[name].detach().clone() for name in op.events}
+        for value in dirty.values():
+            value[0, 2] = NAN
+        clean, result = op.run(inputs, "triton"), op.run(inputs | dirty, "triton")
+        assert all(torch.equal(result[name], clean[name]) for name in clean)
 
 
 def test_many_events_states_and_channels_equal_the_float64_reference(case):

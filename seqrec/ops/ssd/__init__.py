@@ -26,8 +26,8 @@ SSD_BACKENDS: Backends[Ssd] = Backends(
             "mamba_ssm", with_gate_and_padding(ssd_mamba_ssm), missing, unsupported_args={"start", PLAIN_STEPS}
         ),
         compiled_backend(with_gate_and_padding(ssd_compiled)),
-        triton_backend(ssd_triton, kernels, frozenset({TOO_MANY_STATES})),
         Backend("chunked", with_gate_and_padding(ssd_chunked)),
+        triton_backend(ssd_triton, kernels, frozenset({TOO_MANY_STATES})),
         Backend("reference", with_gate_and_padding(ssd_reference)),
     ],
 )
@@ -68,6 +68,11 @@ def ssd_scan(
       at once, the decays of the same chunk lose digits.
     - "cpp": compiled library (`seqrec.ops.compiled_library`), float32 on CPU; matrix products inside chunks.
     - "chunked": plain torch, any device, float32 and float64; matrix products inside chunks.
+    - "triton": kernels for float32 on CUDA, up to 512 states, with gate, skip, softplus and padding in the same pass.
+      Forward takes at most three launches, backward three and the sums of its parts. A product of float32 is three
+      TF32 products (an error of about 2^-22 of a factor), or a single one if `torch.set_float32_matmul_precision`
+      allows that. "auto" does not take it, because it has no times on a GPU yet: the interpreter compares it with the
+      reference.
     - "reference": sequential, for tests; the only one with second derivatives. Never "auto".
 
     float16 and bfloat16 are computed in float32. While `torch.export` traces, "auto" is plain torch, whatever the

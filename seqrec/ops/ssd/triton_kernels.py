@@ -3,7 +3,7 @@
 A program walks one run of chunks of one row for one head and a block of its width. It keeps the state (P, N) in
 registers and computes a chunk of S events by matrix products, as `chunked` does, with rows i of outputs and columns j
 of inputs. Letters as in `ssd_scan`, but P and N are a block's: powers of two, of which `width` and `states` may fill
-less. Logarithms are of base 2, so a decay is one exp2; that of an event with a start is -inf, so its decay is exactly 0.
+less. Logarithms are of base 2, so a decay is one exp2; that of an event with a start is -inf, for a decay of exactly 0.
 Only sums of logarithms occur, never differences: a huge step costs its successors no digits.
 
 A matrix product would spread a NaN over its whole chunk, as 0 * NaN is NaN. So non-finite numbers are replaced by 0,
@@ -14,7 +14,7 @@ given.
 
 # Annotated arguments are constant at compile time, the others are pointers and integers. Triton is a subset of Python:
 # tuples are joined, not starred, and a `_` that a loop assigns must keep its type.
-# ruff: noqa: ANN001, ANN201, ANN202, RUF005, RUF059
+# ruff: noqa: ANN001, ANN201, RUF059
 # mypy: ignore-errors
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def carry(ends, logs, first, begins, heads, size, runs, REVERSE: tl.constexpr, B
 
 
 @triton.jit
-def mix(driven, first, c, log, between, scores, lost, PRECISION: tl.constexpr):
+def mix(driven, first, c, log, scores, lost, PRECISION: tl.constexpr):
     """Return outputs (S, P) without skip and gate; NaN where `lost` is not 0."""
     before = tl.exp2(tl.cumsum(log, 0))
     y = tl.dot(scores, driven, input_precision=PRECISION)
@@ -226,7 +226,7 @@ def outputs(
         lost = tl.maximum(lost, tl.where(whether(unfit(state)) & (count == 0), 1, unfit(c)))
         c = finite(c)
         scores = tl.where(reach, between * tl.dot(c, tl.trans(b), input_precision=PRECISION), 0.0)
-        out = mix(driven, finite(state), c, log, between, scores, lost, PRECISION) + skip * value
+        out = mix(driven, finite(state), c, log, scores, lost, PRECISION) + skip * value
         if z is not None:
             gate = read_wide(z, (z_row, z_event), row, t, here, p, has_p, head, width)
             out *= gate * sigmoid(gate)
@@ -235,6 +235,20 @@ def outputs(
         state = advance(state, driven, bad, b, log, count, t, PRECISION)
     if run == runs - 1:
         tl.store(last + (row * heads + head) * size + tile, state, mask=has_tile)
+
+
+@triton.jit
+def read_outer(source, row, t, here, p, has_p, head, width):
+    """Load the gradient of outputs; return it before the gate, and what the outputs before the gate give the gate's."""
+    dy, z, dy_strides, z_strides = source
+    dout = read_wide(dy, dy_strides, row, t, here, p, has_p, head, width)
+    dgate = dout
+    if z is not None:
+        gate = read_wide(z, z_strides, row, t, here, p, has_p, head, width)
+        open_ = sigmoid(gate)
+        dgate = dout * open_ * (1.0 + gate * (1.0 - open_))
+        dout *= gate * open_
+    return dout, dgate
 
 
 @triton.jit
@@ -257,6 +271,7 @@ def run_begins(
     row, run, head, block, p, has_p, n, has_n, tile, has_tile = locate(runs, heads, width, states, BLOCK_P, BLOCK_N)
     a, shift = tl.load(A + head) * LOG2E, of_head(bias, head)
     steps = (delta, valid, start, (delta_row, delta_event))
+    outer = (dy, z, (dy_row, dy_event), (z_row, z_event))
     group = head // (heads // groups)
     dstate, total = tl.zeros([BLOCK_P, BLOCK_N], tl.float32), 0.0
     end = tl.minimum((run + 1) * run_chunks, chunks)
@@ -264,10 +279,7 @@ def run_begins(
         begin = (end - back) * S
         t, here, raw, step, bad, log, count = read_steps(steps, row, begin, length, head, a, shift, SOFTPLUS, S)
         c = read_wide(C, (C_row, C_event), row, t, here, n, has_n, group, states)
-        dout = read_wide(dy, (dy_row, dy_event), row, t, here, p, has_p, head, width)
-        if z is not None:
-            gate = read_wide(z, (z_row, z_event), row, t, here, p, has_p, head, width)
-            dout *= gate * sigmoid(gate)
+        dout, dgate = read_outer(outer, row, t, here, p, has_p, head, width)
         bad = tl.maximum(bad, tl.maximum(unfit(c), unfit(dout)))
         dstate = retreat(dstate, finite(dout), bad, finite(c), log, count, PRECISION)
         total += tl.sum(log, 0)
@@ -284,10 +296,48 @@ def of_logarithms(dmixed, mixed, had, c, sent, driven, t):
     The decay of event k scales every term from an event before k, or from the state before the chunk, to event k or
     later, or to the state after the chunk.
     """
-    # Sums of each row's first k columns, exact products with 0 and 1.
+    # Sums of each row's columns before k, exact products with 0 and 1.
     pairs = tl.dot(dmixed * mixed, tl.where(t[:, None] < t[None, :], 1.0, 0.0), input_precision="tf32x3")
     arriving, leaving = tl.sum(had * c, 1), tl.sum(sent * driven, 1)
     return tl.sum(tl.where(t[:, None] >= t[None, :], pairs + arriving[:, None], leaving[:, None]), 0)
+
+
+@triton.jit
+def of_chunk(b, c, driven, dout, first, dlast, mixed, between, log, count, t, PRECISION: tl.constexpr):
+    """Return gradients of what a chunk adds to the state, of the logarithms of decays, of B and of C."""
+    after, before = decays_after(log, t)[:, None], tl.exp2(tl.cumsum(log, 0))[:, None]
+    dmixed = tl.dot(dout, tl.trans(driven), input_precision=PRECISION)
+    dscores = dmixed * between
+    sent = after * tl.dot(b, tl.trans(dlast), input_precision=PRECISION)
+    had = before * tl.dot(dout, first, input_precision=PRECISION)
+    ddriven = tl.dot(tl.trans(mixed), dout, input_precision=PRECISION) + sent
+    dc = tl.dot(dscores, b, input_precision=PRECISION) + had
+    db = tl.dot(tl.trans(dscores), c, input_precision=PRECISION)
+    db += after * tl.dot(driven, dlast, input_precision=PRECISION)
+    through = tl.where(tl.max(count, 0) > 0, 0.0, tl.exp2(tl.sum(log, 0)))
+    dlog = of_logarithms(dmixed, mixed, had, c, sent, driven, t) + through * tl.sum(tl.sum(first * dlast, 1), 0)
+    return ddriven, dlog, db, dc
+
+
+@triton.jit
+def lost_events(bad, count, first, dstate):
+    """Return True for events of a history of which something in the chunk is not finite."""
+    lost = tl.max(tl.where(count[:, None] == count[None, :], bad[None, :], 0), 1)
+    lost = tl.where(whether(unfit(first)) & (count == 0), 1, lost)
+    return tl.where(whether(unfit(dstate)) & (count == tl.max(count, 0)), 1, lost) != 0
+
+
+@triton.jit
+def settled(values, here, lost):
+    """Return gradients (S, X), 0 at padding, where what passes by is no gradient of it, and NaN where lost."""
+    return tl.where(here[:, None], tl.where(lost[:, None], float("nan"), values), 0.0)
+
+
+@triton.jit
+def store_sums(sums, every, place, values):
+    """Store this program's sums, each `every` numbers after the one before."""
+    for i in tl.static_range(len(values)):
+        tl.store(sums + i * every + place, values[i])
 
 
 @triton.jit(do_not_specialize=["length", "runs", "run_chunks", "chunks", "rows"])
@@ -305,9 +355,9 @@ def gradients(
     """
     row, run, head, block, p, has_p, n, has_n, tile, has_tile = locate(runs, heads, width, states, BLOCK_P, BLOCK_N)
     a, shift, skip = tl.load(A + head) * LOG2E, of_head(bias, head), of_head(D, head)
-    steps = (delta, valid, start, (delta_row, delta_event))
+    steps, outer = (delta, valid, start, (delta_row, delta_event)), (dy, z, (dy_row, dy_event), (z_row, z_event))
     members, size = heads // groups, width * states
-    group = head // members
+    group, part = head // members, (block * members + head % members) * rows + row
     dstate = read_tile(dafter, (row * runs + run) * heads + head, size, tile, has_tile)
     dA, dD, dshift = 0.0, 0.0, 0.0
     end = tl.minimum((run + 1) * run_chunks, chunks)
@@ -318,66 +368,31 @@ def gradients(
         b = read_wide(B, (B_row, B_event), row, t, here, n, has_n, group, states)
         c = read_wide(C, (C_row, C_event), row, t, here, n, has_n, group, states)
         value = read_wide(x, (x_row, x_event), row, t, here, p, has_p, head, width)
-        dout = read_wide(dy, (dy_row, dy_event), row, t, here, p, has_p, head, width)
-        dgate, open_ = dout, 1.0
-        if z is not None:
-            gate = read_wide(z, (z_row, z_event), row, t, here, p, has_p, head, width)
-            open_ = sigmoid(gate)
-            dgate = dout * open_ * (1.0 + gate * (1.0 - open_))
-            dout *= gate * open_
+        dout, dgate = read_outer(outer, row, t, here, p, has_p, head, width)
         dD += tl.sum(tl.sum(dout * value, 1), 0)
-        dskip = skip * dout
-        driven = step[:, None] * value
+        dskip, driven = skip * dout, step[:, None] * value
         bad = tl.maximum(bad, tl.maximum(unfit(c), unfit(dout)))
-        # Whatever is wrong in a chunk reaches all its events of the same history.
-        wrong = tl.maximum(bad, tl.maximum(unfit(b), unfit(driven)))
-        last = tl.max(count, 0)
-        same = count[:, None] == count[None, :]
-        lost = tl.max(tl.where(same, wrong[None, :], 0), 1)
-        lost = tl.where(whether(unfit(first)) & (count == 0), 1, lost)
-        lost = tl.where(whether(unfit(dstate)) & (count == last), 1, lost) != 0
+        lost = lost_events(tl.maximum(bad, tl.maximum(unfit(b), unfit(driven))), count, first, dstate)
         b, c, dout, driven, first = finite(b), finite(c), finite(dout), finite(driven), finite(first)
         between, reach = decays_between(log, count, t)
         mixed = tl.where(reach, between * tl.dot(c, tl.trans(b), input_precision=PRECISION), 0.0)
-        nothing = (lost & here)[:, None]
         if z is not None:
-            y = mix(driven, first, c, log, between, mixed, tl.zeros([S], tl.int32), PRECISION) + skip * value
-            dgate = tl.where(nothing, float("nan"), tl.where(here[:, None], dgate * y, 0.0))
-            store_wide(dz, dgate, row, t, length, p, has_p, head, heads, width)
-        dlast = finite(dstate)
-        after, before = decays_after(log, t)[:, None], tl.exp2(tl.cumsum(log, 0))[:, None]
-        dmixed = tl.dot(dout, tl.trans(driven), input_precision=PRECISION)
-        dscores = dmixed * between
-        sent = after * tl.dot(b, tl.trans(dlast), input_precision=PRECISION)
-        had = before * tl.dot(dout, first, input_precision=PRECISION)
-        ddriven = tl.dot(tl.trans(mixed), dout, input_precision=PRECISION) + sent
-        dc = tl.dot(dscores, b, input_precision=PRECISION) + had
-        db = tl.dot(tl.trans(dscores), c, input_precision=PRECISION)
-        db += after * tl.dot(driven, dlast, input_precision=PRECISION)
-        dlog = of_logarithms(dmixed, mixed, had, c, sent, driven, t)
-        through = tl.where(last > 0, 0.0, tl.exp2(tl.sum(log, 0)))
-        dlog += through * tl.sum(tl.sum(first * dlast, 1), 0)
-        # At padding, what passes by is not a gradient of the padding.
-        dlog = tl.where(here, tl.where(lost, float("nan"), dlog), 0.0)
-        dvalue = tl.where(nothing, float("nan"), tl.where(here[:, None], ddriven * step[:, None] + dskip, 0.0))
+            y = mix(driven, first, c, log, mixed, tl.zeros([S], tl.int32), PRECISION) + skip * value
+            store_wide(dz, settled(dgate * y, here, lost), row, t, length, p, has_p, head, heads, width)
+        of_last = finite(dstate)
+        ddriven, dlog, db, dc = of_chunk(b, c, driven, dout, first, of_last, mixed, between, log, count, t, PRECISION)
+        dvalue = settled(ddriven * step[:, None] + dskip, here, lost)
         store_wide(dx, dvalue, row, t, length, p, has_p, head, heads, width)
+        store_wide(dB, settled(db, here, lost), part, t, length, n, has_n, group, groups, states)
+        store_wide(dC, settled(dc, here, lost), part, t, length, n, has_n, group, groups, states)
+        dlog = tl.where(here, tl.where(lost, float("nan"), dlog), 0.0)
         dstep = tl.sum(tl.where(here[:, None], ddriven * value, 0.0), 1) + dlog * tl.load(A + head)
-        if SOFTPLUS:
-            dstep *= sigmoid(raw)
-        dstep = tl.where(here, dstep, 0.0)
+        dstep = tl.where(here, dstep * sigmoid(raw) if SOFTPLUS else dstep, 0.0)
         tl.store(ddelta + ((block * rows + row) * length + t) * heads + head, dstep, mask=t < length)
-        part = (block * members + head % members) * rows + row
-        db = tl.where(nothing, float("nan"), tl.where(here[:, None], db, 0.0))
-        store_wide(dB, db, part, t, length, n, has_n, group, groups, states)
-        dc = tl.where(nothing, float("nan"), tl.where(here[:, None], dc, 0.0))
-        store_wide(dC, dc, part, t, length, n, has_n, group, groups, states)
-        dA += tl.sum(dlog * step, 0)
-        dshift += tl.sum(dstep, 0)
+        dA, dshift = dA + tl.sum(dlog * step, 0), dshift + tl.sum(dstep, 0)
         dstate = retreat(dstate, dout, bad, c, log, count, PRECISION)
-    place = ((row * runs + run) * tl.cdiv(width, BLOCK_P) + block) * heads + head
-    every = rows * runs * tl.cdiv(width, BLOCK_P) * heads
-    tl.store(sums + place, dA)
-    tl.store(sums + every + place, dD)
-    tl.store(sums + 2 * every + place, dshift)
+    blocks = tl.cdiv(width, BLOCK_P)
+    place = ((row * runs + run) * blocks + block) * heads + head
+    store_sums(sums, rows * runs * blocks * heads, place, (dA, dD, dshift))
     if run == 0:
         tl.store(dfirst + (row * heads + head) * size + tile, dstate, mask=has_tile)
