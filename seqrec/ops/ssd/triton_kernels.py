@@ -118,12 +118,13 @@ def decays_after(log, t):
 
 
 @triton.jit
-def decays_between(log, count, t):
-    """Return the products (S, S) of the decays of events j + 1 .. i, 0 if j is later or of another history."""
+def mixing(b, c, log, count, t, PRECISION: tl.constexpr):
+    """Return (S, S) weights of event j in the output of event i; the decays of events j + 1 .. i; if j reaches i."""
     # Compared are the events themselves: numbers that are the same for all chunks would occupy registers all the time.
     reach = (t[:, None] >= t[None, :]) & (count[:, None] == count[None, :])
     logs = tl.cumsum(tl.where(t[:, None] > t[None, :], log[:, None], 0.0), 0)
-    return tl.where(reach, tl.exp2(logs), 0.0), reach
+    between = tl.where(reach, tl.exp2(logs), 0.0)
+    return tl.where(reach, between * tl.dot(c, tl.trans(b), input_precision=PRECISION), 0.0), between, reach
 
 
 @triton.jit
@@ -220,12 +221,10 @@ def outputs(
         value = read_wide(x, (x_row, x_event), row, t, here, p, has_p, head, width)
         driven = step[:, None] * value
         bad = tl.maximum(bad, tl.maximum(unfit(b), unfit(driven)))
-        driven, b = finite(driven), finite(b)
-        between, reach = decays_between(log, count, t)
-        lost = tl.max(tl.where(reach, bad[None, :], 0), 1)
-        lost = tl.maximum(lost, tl.where(whether(unfit(state)) & (count == 0), 1, unfit(c)))
-        c = finite(c)
-        scores = tl.where(reach, between * tl.dot(c, tl.trans(b), input_precision=PRECISION), 0.0)
+        lost = tl.where(whether(unfit(state)) & (count == 0), 1, unfit(c))
+        driven, b, c = finite(driven), finite(b), finite(c)
+        scores, between, reach = mixing(b, c, log, count, t, PRECISION)
+        lost = tl.maximum(lost, tl.max(tl.where(reach, bad[None, :], 0), 1))
         out = mix(driven, finite(state), c, log, scores, lost, PRECISION) + skip * value
         if z is not None:
             gate = read_wide(z, (z_row, z_event), row, t, here, p, has_p, head, width)
@@ -374,8 +373,7 @@ def gradients(
         bad = tl.maximum(bad, tl.maximum(unfit(c), unfit(dout)))
         lost = lost_events(tl.maximum(bad, tl.maximum(unfit(b), unfit(driven))), count, first, dstate)
         b, c, dout, driven, first = finite(b), finite(c), finite(dout), finite(driven), finite(first)
-        between, reach = decays_between(log, count, t)
-        mixed = tl.where(reach, between * tl.dot(c, tl.trans(b), input_precision=PRECISION), 0.0)
+        mixed, between, reach = mixing(b, c, log, count, t, PRECISION)
         if z is not None:
             y = mix(driven, first, c, log, mixed, tl.zeros([S], tl.int32), PRECISION) + skip * value
             store_wide(dz, settled(dgate * y, here, lost), row, t, length, p, has_p, head, heads, width)
