@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqrec.benchmark import harness
+from seqrec.benchmark.floors import time_copy
 from seqrec.benchmark.harness import Benchmark, Row
 from seqrec.benchmark.measurement import MemoryLimitError, peak_bytes, run_measured, timed
 from seqrec.data.prepare.memory import spoken_bytes
@@ -285,15 +286,6 @@ def time_blocks(
         return run
 
     return _compare({name: step(encoder.to(place)) for name, encoder in encoders.items()}, place, seconds)
-
-
-def time_copy(*, device: str, megabytes: int = 1024) -> float:
-    """Return bytes per second, read and written together, of a plain copy on a device."""
-    place = torch.device(device)
-    source = torch.ones(megabytes << 20, dtype=torch.uint8, device=place)
-    target = torch.empty_like(source)
-    best = min(timed(lambda: target.copy_(source), place) for _ in range(10))
-    return 2 * source.numel() / best
 
 
 def _compare(steps: Mapping[str, Step], device: torch.device, seconds: float) -> dict[str, dict[str, float]]:

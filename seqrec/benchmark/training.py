@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -15,20 +15,32 @@ from torch.utils.data import DataLoader
 
 from seqrec.benchmark import harness
 from seqrec.benchmark.catalogue import full_batch
+from seqrec.benchmark.floors import Rates, floor_seconds, measure_rates, work_of
 from seqrec.benchmark.harness import Benchmark, Row
-from seqrec.benchmark.measurement import run_measured
+from seqrec.benchmark.measurement import anonymous_bytes, peak_bytes, run_measured, timed
+from seqrec.benchmark.reference_models import REFERENCES, ReferenceModel, train_reference
+from seqrec.benchmark.step_clock import ClockCallback, StepClock
 from seqrec.data.prepare.memory import spoken_bytes
 from seqrec.encoders import ENCODERS
 from seqrec.errors import InputError
+from seqrec.evaluation.protocols import FullRanking, SampledRanking
 from seqrec.experiments import MODELS
+from seqrec.models import SequentialRecommender
+from seqrec.models.prequential import judge_batch
 from seqrec.ops import ALL_BACKENDS
 from seqrec.ops.dropout import check_share
 from seqrec.runs.callbacks import EncoderCompile
+from seqrec.types import SequenceBatch
 
-# The same model with every op of `seqrec.ops` computed by torch's own functions, as a user would write it.
+# The same model with every op of `seqrec.ops` computed by torch's own functions.
 PLAIN = "plain PyTorch"
+# A model of the same kind from torch's layers, in a loop of plain PyTorch, as a user would write both.
+REFERENCE = "torch.nn"
+# Settings of an encoder, which a preset takes.
+SHAPE = ("d_model", "num_layers", "dropout", "mixer")
 # How to compute a step: the trainer's precision, and the switches of `EncoderCompile`.
 VARIANTS: dict[str, tuple[str, dict[str, bool]]] = {
+    REFERENCE: ("32-true", {}),
     PLAIN: ("32-true", {}),
     "fp32": ("32-true", {}),
     "bf16": ("bf16-mixed", {}),
@@ -45,8 +57,10 @@ def benchmark_training(
     encoders: Sequence[str] = ("MambaRec", "SASRec"),
     variants: Sequence[str] = ("fp32", "bf16", "compiled", "recomputed"),
     batch_size: int = 4,
+    eval_batch_size: int = 0,
     d_model: int = 64,
     num_layers: int = 2,
+    mixer: Literal["mamba", "mamba2"] = "mamba",
     num_items: int = 100_000,
     dropout: float = 0.0,
     steps: int = 5,
@@ -56,19 +70,22 @@ def benchmark_training(
 ) -> None:
     """Time training steps and their memory, computed in several ways, and compare their losses.
 
-    Each combination runs in a process of its own, through Lightning's trainer. Variants: fp32, bf16, fp16, compiled,
-    recomputed, "bf16, compiled, recomputed", and "plain PyTorch", which is fp32 with no kernels but torch's own.
+    Each combination runs in a process of its own. Variants: fp32, bf16, fp16, compiled, recomputed, "bf16, compiled,
+    recomputed", all through Lightning's trainer; "plain PyTorch", which is fp32 with no kernels but torch's own; and
+    "torch.nn", a model from torch's layers in a loop of plain PyTorch, as a user would write it.
 
     Args:
         lengths: Events per history.
         encoders: Names of presets.
         variants: Names of `VARIANTS`; fp16 is for cuda only. The others are compared with the first.
         batch_size: Histories per batch.
+        eval_batch_size: Histories per batch of evaluation, for a second table; 0 leaves it out.
         d_model: Width.
         num_layers: Blocks.
+        mixer: Mixer of the encoders that have one.
         num_items: Items of the catalogue.
         dropout: Share that is set to 0. Variants draw it from different generators, so that losses differ.
-        steps: Timed steps; the fastest counts.
+        steps: Timed steps; the fastest counts, on a GPU the fastest third.
         seed: Seed of weights, items and draws.
         device: cpu or cuda.
         json_file: File for the figures, as JSON.
@@ -76,84 +93,215 @@ def benchmark_training(
     Raises:
         InputError: if an argument is out of range.
     """
-    harness.check_names(ENCODERS, encoders=encoders)
-    harness.check_names(VARIANTS, variants=variants)
+    _check(encoders, variants, device)
     harness.check_numbers(1, lengths=lengths, steps=steps, empty=False)
-    harness.check_device(device)
-    if "fp16" in variants and device == "cpu":
-        raise InputError("variants: fp16 needs device=cuda; on a CPU use bf16")
+    harness.check_numbers(0, eval_batch_size=eval_batch_size)
     check_share(dropout)
-    shape = {"d_model": d_model, "num_layers": num_layers, "batch_size": batch_size, "num_items": num_items}
-    settings = {**shape, "dropout": dropout, "steps": steps, "seed": seed, "device": device}
-    benchmark = Benchmark(json_file, settings=settings, figures=[])
+    shape = {"d_model": d_model, "num_layers": num_layers, "num_items": num_items, "dropout": dropout}
+    sizes: dict[str, Any] = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "steps": steps}
+    settings = {**shape, **sizes, "mixer": mixer, "seed": seed, "device": device}
+    benchmark = Benchmark(json_file, settings=settings, rates={}, figures=[], evaluation=[])
+    benchmark.note("rates of the device ...")
+    benchmark["rates"] = run_measured(measure_rates, {"device": device}).value
 
     def measure(cell: Row) -> Row:
         measured = run_measured(train_steps, {**cell, "settings": settings})
         found = measured.value
-        held = found["device_bytes"]
-        return {
-            "seconds": min(found["step_seconds"]),
-            "first_seconds": found["first_seconds"],
-            "bytes": measured.peak_anonymous - measured.anonymous_before if held is None else held,
-            "losses": found["losses"],
-        }
+        if found["device_bytes"] is None:
+            found["bytes"] = measured.peak_anonymous - measured.anonymous_before
+        return figures_of(cell, found, settings, benchmark["rates"])
 
-    cells = [
-        {"encoder": encoder, "length": length, "variant": variant}
-        for encoder, length, variant in itertools.product(encoders, lengths, variants)
-    ]
+    models = [{"encoder": encoder, "length": length} for encoder, length in itertools.product(encoders, lengths)]
+    cells = [{**model, "variant": variant} for model in models for variant in variants]
     benchmark.run("figures", cells, measure, "{encoder}, {length:,} events, {variant}")
-    head = "encoder | events | computed | ms a step | ratio | memory | ratio | last loss | first step"
-    rows = harness.with_first(benchmark["figures"], "encoder", "length")
-    text = harness.table(head, (_cells(row, first) for row, first in rows))
-    text += "\n" + harness.failures(benchmark["figures"], "{encoder}, {length:,}, {variant}")
-    sizes = f"width {d_model}, {num_layers} blocks, batch {batch_size}, {num_items:,} items, dropout {dropout:g}"
-    benchmark.finish(f"training step, {sizes}, fastest of {steps} on {device}", text.rstrip())
+    if eval_batch_size:
+
+        def judge(cell: Row) -> Row:
+            judged: Row = run_measured(evaluate_batch, {**cell, "settings": settings}).value
+            return judged
+
+        benchmark.run("evaluation", models, judge, "evaluation, {encoder}, {length:,} events")
+    benchmark.finish(*report(benchmark))
+
+
+def _check(encoders: Sequence[str], variants: Sequence[str], device: str) -> None:
+    harness.check_names(ENCODERS, encoders=encoders)
+    harness.check_names(VARIANTS, variants=variants)
+    harness.check_device(device)
+    if "fp16" in variants and device == "cpu":
+        raise InputError("variants: fp16 needs device=cuda; on a CPU use bf16")
+    if REFERENCE in variants and (unknown := set(encoders) - set(REFERENCES)):
+        raise InputError(f"variants: {REFERENCE} has no {unknown.pop()}, only {', '.join(REFERENCES)}; leave one out")
+
+
+def report(figures: Benchmark | Mapping[str, Any]) -> list[str]:
+    """Return the title and the tables of figures by key: `settings`, `figures`, `evaluation`."""
+    settings, rows, judged = figures["settings"], figures["figures"], figures["evaluation"]
+    sizes = f"width {settings['d_model']}, {settings['num_layers']} blocks, batch {settings['batch_size']}"
+    sizes += f", {settings['num_items']:,} items, dropout {settings['dropout']:g}"
+    title = f"training step, {sizes}, fastest of {settings['steps']} on {settings['device']}"
+    head = "encoder | events | computed | ms a step | ratio | events/s | of bytes floor | of FLOP floor | launches"
+    head += " | kernels | CPU ms | idle | ops | memory | ratio | last loss | first step"
+    text = harness.table(head, (_cells(row, first) for row, first in harness.with_first(rows, "encoder", "length")))
+    parts = [title, f"{text}\n{harness.failures(rows, '{encoder}, {length:,}, {variant}')}".rstrip()]
+    if judged:
+        head = f"evaluation, batch {settings['eval_batch_size']} | events | ms a batch | memory | of training's"
+        trained = {(row["encoder"], row["length"]): row for row in reversed(rows) if not harness.failed(row)}
+        text = harness.table(head, (_evaluation_cells(row, trained) for row in judged))
+        parts.append(f"{text}\n{harness.failures(judged, 'evaluation, {encoder}, {length:,}')}".rstrip())
+    return parts
 
 
 def _cells(row: Row, first: Row) -> list[str]:
     name = [row["encoder"], f"{row['length']:,}", row["variant"]]
     if harness.failed(row):
         return [*name, harness.DID_NOT_RUN]
-    times = [f"{row['seconds'] * 1e3:,.0f}", f"{row['seconds'] / first['seconds']:.2f}"]
+    times = [f"{row['seconds'] * 1e3:,.1f}", f"{row['seconds'] / first['seconds']:.2f}", f"{row['events/s']:,.0f}"]
+    shares = [f"{row['floors'][kind] / row['seconds']:.1%}" for kind in ("bytes", "flop")]
+    formats = {"launches": ",.0f", "kernels": ",.0f", "python_ms": ",.1f", "idle": ".0%", "ops": ",.0f"}
+    counts = ["" if row[key] is None else format(row[key], form) for key, form in formats.items()]
     memory = [spoken_bytes(row["bytes"]), f"{row['bytes'] / max(first['bytes'], 1):.2f}"]
-    return [*name, *times, *memory, f"{row['losses'][-1]:.5f}", f"{row['first_seconds']:.1f} s"]
+    return [*name, *times, *shares, *counts, *memory, f"{row['losses'][-1]:.5f}", f"{row['first_seconds']:.1f} s"]
+
+
+def _evaluation_cells(row: Row, trained: Mapping[tuple[str, int], Row]) -> list[str]:
+    name = [row["encoder"], f"{row['length']:,}"]
+    if harness.failed(row):
+        return [*name, harness.DID_NOT_RUN]
+    first = trained.get((row["encoder"], row["length"]))
+    share = "" if first is None else f"{row['bytes'] / max(first['bytes'], 1):.2f}"
+    return [*name, f"{row['seconds'] * 1e3:,.1f}", spoken_bytes(row["bytes"]), share]
+
+
+def figures_of(cell: Row, found: Row, settings: Mapping[str, Any], rates: Mapping[str, Any]) -> Row:
+    """Return the figures of a variant from what `train_steps` found.
+
+    Args:
+        cell: `encoder`, `length` and `variant`.
+        found: Result of `train_steps`, on a CPU with `bytes`, the memory of its process.
+        settings: Arguments of `benchmark_training`.
+        rates: Fields of `Rates`.
+
+    Returns:
+        Also the floors in seconds, `floors`; `idle`, the device's share without work, None if unknown.
+    """
+    seconds, busy, python = min(found["step_seconds"]), found["busy_seconds"], found["python_seconds"]
+    half = VARIANTS[cell["variant"]][0] != "32-true"
+    model = _model(cell["encoder"], cell["length"], settings, "meta")
+    work = work_of(model, settings["batch_size"], cell["length"], activation_bytes=2 if half else 4)
+    return {
+        "seconds": seconds,
+        "bytes": found["device_bytes"],
+        "events/s": settings["batch_size"] * cell["length"] / seconds,
+        "work": {"bytes": work.bytes, "flop": work.flop},
+        "floors": floor_seconds(work, Rates(**rates), "bf16" if half else "fp32"),
+        "idle": None if busy is None else max(0.0, 1 - busy / seconds),
+        "python_ms": None if python is None else python * 1e3,
+        **found,
+    }
 
 
 def train_steps(encoder: str, variant: str, length: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Train as `seqrec fit` does, on one batch with full rows and items uniform over the catalogue.
 
-    See `benchmark_training` for the arguments. The first two steps, in which memory is first taken and kernels are
+    See `benchmark_training` for the arguments. The first steps, in which memory is first taken and kernels are
     compiled, are not timed.
 
     Returns:
-        `first_seconds`, the first step with compilation; `step_seconds`, of each timed step; `losses`, of all steps;
-        `device_bytes`, the most memory of tensors on a CUDA device, None on CPU.
+        `first_seconds`, the first step with compilation; `step_seconds`, of each timed window; `losses`, of all steps
+        but the profiled ones; `device_bytes` and `reserved_bytes`, the most memory of tensors on a CUDA device, and the
+        most that torch kept, None on CPU; the figures of `StepClock.profiled`; `layer`, of which layers `REFERENCE` is.
     """
-    device, steps = settings["device"], settings["steps"]
+    device = torch.device(settings["device"])
     torch.manual_seed(settings["seed"])
-    preset: Any = MODELS[encoder]
-    width = {name: settings[name] for name in ("d_model", "num_layers", "dropout")}
-    model = preset(settings["num_items"], **width, max_length=length)
+    clock = StepClock(device, settings["steps"])
     batch = full_batch(settings["num_items"], settings["batch_size"], length)
+    if device.type == "cuda":
+        # As loaders do for a GPU.
+        batch = batch.pin_memory()
+    layer = None
+    with _plain_torch() if variant in (PLAIN, REFERENCE) else nullcontext():
+        if variant == REFERENCE:
+            layer = _train_reference(encoder, length, batch, clock, settings)
+        else:
+            _train(_model(encoder, length, settings, device), variant, batch, clock)
+    return {
+        "first_seconds": clock.first_seconds,
+        "step_seconds": clock.step_seconds,
+        "losses": clock.losses,
+        "device_bytes": clock.device_bytes,
+        "reserved_bytes": clock.reserved_bytes,
+        "layer": layer,
+        **dict.fromkeys(("launches", "kernels", "busy_seconds", "python_seconds", "ops")),
+        **clock.profiled,
+    }
+
+
+def _train(model: SequentialRecommender, variant: str, batch: SequenceBatch, clock: StepClock) -> None:
     precision, switches = VARIANTS[variant]
-    clock = _Clock(torch.device(device))
     trainer = pl.Trainer(
-        accelerator="gpu" if device == "cuda" else "cpu",
+        accelerator="gpu" if clock.device.type == "cuda" else "cpu",
         devices=1,
         precision=precision,  # type: ignore[arg-type]  # text that Lightning lists
-        callbacks=[EncoderCompile(**switches), clock],
-        max_steps=steps + 2,
+        callbacks=[EncoderCompile(**switches), ClockCallback(clock)],
+        max_steps=clock.total_steps,
         **harness.QUIET,
     )
-    with _plain_torch() if variant == PLAIN else nullcontext():
-        trainer.fit(model, DataLoader([batch] * (steps + 2), batch_size=None))  # type: ignore[arg-type]  # a list will do
-    return {
-        "first_seconds": clock.seconds[0],
-        "step_seconds": clock.seconds[2:],
-        "losses": clock.losses,
-        "device_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
-    }
+    loader: Any = DataLoader([batch] * clock.total_steps, batch_size=None)  # type: ignore[arg-type]  # a list will do
+    trainer.fit(model, loader)
+
+
+def _train_reference(
+    encoder: str, length: int, batch: SequenceBatch, clock: StepClock, settings: Mapping[str, Any]
+) -> str:
+    shape = {name: settings[name] for name in SHAPE if name in settings}
+    with clock.device:
+        model = ReferenceModel(encoder, settings["num_items"], max_length=length, device=clock.device.type, **shape)
+    train_reference(model, batch, clock, steps=clock.total_steps)
+    return model.layer
+
+
+def evaluate_batch(
+    encoder: str, length: int, settings: Mapping[str, Any], negatives: int | None = None
+) -> dict[str, Any]:
+    """Time the evaluation of a batch in float32, and its memory, with the optimizer's state there as in a fit.
+
+    See `benchmark_training` for the arguments. Each history's last target is ranked against the whole catalogue, or
+    against so many `negatives`.
+
+    Returns:
+        `seconds`, of the fastest of three; `bytes`, the most memory with weights and optimizer.
+    """
+    device = torch.device(settings["device"])
+    began = anonymous_bytes()
+    torch.manual_seed(settings["seed"])
+    model = _model(encoder, length, settings, device)
+    model.protocol = FullRanking() if negatives is None else SampledRanking(negatives)
+    optimizer = model.optimizer.build(model)
+    few = full_batch(settings["num_items"], 1, 2).to(device)
+    model.loss(model.to_scoring_space(model(few.history)), few, model.scorer()).backward()
+    optimizer.step()
+    batch = full_batch(settings["num_items"], settings["eval_batch_size"], length).to(device)
+    model.eval()
+
+    @torch.no_grad()
+    def judge() -> None:
+        judge_batch(model, batch, model.scorer())
+
+    judge()
+    held = torch.cuda.memory_allocated(device) if device.type == "cuda" else anonymous_bytes() - began
+    peak = held + peak_bytes(judge, device)
+    return {"seconds": min(timed(judge, device) for _ in range(3)), "bytes": peak}
+
+
+def _model(encoder: str, length: int, settings: Mapping[str, Any], device: torch.device | str) -> SequentialRecommender:
+    preset: Any = MODELS[encoder]
+    taken = inspect.signature(preset).parameters
+    shape = {name: settings[name] for name in SHAPE if name in taken and name in settings}
+    # On the device, since drawing millions of vectors on a CPU takes seconds.
+    with torch.device(device):
+        model: SequentialRecommender = preset(settings["num_items"], **shape, max_length=length)
+    return model
 
 
 @contextmanager
@@ -167,27 +315,3 @@ def _plain_torch() -> Iterator[None]:
         for op in ALL_BACKENDS:
             os.environ.pop(op.variable, None)
         os.environ.update(before)
-
-
-class _Clock(pl.Callback):
-    """Record seconds and losses of steps, and wait for the device before and after each."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.seconds: list[float] = []
-        self.losses: list[float] = []
-        self._device = device
-        self._began = 0.0
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        self._began = self._now()
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.seconds.append(self._now() - self._began)
-        self.losses.append(float(outputs["loss"]))
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from seqrec.benchmark import training
+from seqrec.benchmark.floors import measure_rates
 from seqrec.benchmark.measurement import Measurement, MemoryLimitError
-from seqrec.benchmark.training import PLAIN, benchmark_training, train_steps
+from seqrec.benchmark.training import PLAIN, REFERENCE, benchmark_training, evaluate_batch, train_steps
 from seqrec.errors import InputError
 from seqrec.ops import ALL_BACKENDS
 from seqrec.ops.backends import Backend, Backends
 
 SMALL = {"batch_size": 2, "d_model": 4, "num_layers": 1, "num_items": 300, "dropout": 0.0, "steps": 2}
+
+RATES = {"copy": 1e6, "matmul": {"fp32": 1e6, "bf16": 1e7}, "launch_seconds": 1e-5, "graph_seconds": None}
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -63,6 +66,10 @@ def test_a_table_is_printed_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     def run(function, arguments, **options):
+        if function is measure_rates:
+            return Measurement(1.0, 0, 0, 0, {**RATES})
+        if function is evaluate_batch:
+            return Measurement(1.0, 0, 0, 0, {"seconds": 0.5, "bytes": 100 << 20})
         if arguments["variant"] == "bf16":
             raise MemoryLimitError("not enough memory")
         seconds = {"fp32": 0.2, "recomputed": 0.3}[arguments["variant"]]
@@ -71,30 +78,27 @@ def test_a_table_is_printed_and_written(
             "first_seconds": 9.0,
             "losses": [1.5, 1.25],
             "device_bytes": None,
+            "busy_seconds": seconds / 4,
+            "python_seconds": 0.0125,
+            "launches": 300.0,
+            "kernels": 400.0,
+            "ops": None,
         }
         held = {"fp32": 400, "recomputed": 300}[arguments["variant"]] << 20
         return Measurement(5.0, held, 0, 200 << 20, value)
 
     monkeypatch.setattr(training, "run_measured", run)
     written = tmp_path / "figures.json"
-    benchmark_training(
-        (40,), encoders=("GRU4Rec",), variants=("fp32", "recomputed", "bf16"), json_file=str(written), **SMALL
-    )
+    sizes = {**SMALL, "eval_batch_size": 4}
+    chosen = {"encoders": ("GRU4Rec",), "variants": ("fp32", "recomputed", "bf16"), "json_file": str(written)}
+    benchmark_training((40,), **chosen, **sizes)
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if "recomputed" in line and "1.50" in line)
-    assert row.split() == [
-        "GRU4Rec",
-        "40",
-        "recomputed",
-        "300",
-        "1.50",
-        "100",
-        "MiB",
-        "0.50",
-        "1.25000",
-        "9.0",
-        "s",
-    ]
+    work = json.loads(written.read_text())["figures"][1]["work"]
+    shares = [f"{work['bytes'] / 1e6 / 0.3:.1%}", f"{work['flop'] / 1e6 / 0.3:.1%}"]
+    times = ["300.0", "1.50", "267", *shares, "300", "400", "12.5", "75%"]
+    assert row.split() == ["GRU4Rec", "40", "recomputed", *times, "100", "MiB", "0.50", "1.25000", "9.0", "s"]
+    assert ["GRU4Rec", "40", "500.0", "100", "MiB", "0.50"] in [line.split() for line in out.splitlines()]
     assert "GRU4Rec, 40, bf16: not enough memory" in out
     assert ["GRU4Rec", "40", "bf16", "did", "not", "run"] in [line.split() for line in out.splitlines()]
     assert [each["variant"] for each in json.loads(written.read_text())["figures"]] == [
@@ -110,6 +114,8 @@ def test_a_table_is_printed_and_written(
         ({"lengths": ()}, "lengths="),
         ({"encoders": ("BERT",)}, "encoders="),
         ({"variants": ("fp8",)}, "variants="),
+        ({"variants": (REFERENCE,), "encoders": ("MoEMaTrRec",)}, "torch.nn has no MoEMaTrRec, only GRU4Rec"),
+        ({"eval_batch_size": -1}, "eval_batch_size=-1"),
         ({"steps": 0}, "steps=0"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"device": "tpu"}, "device='tpu'"),

@@ -1,0 +1,383 @@
+"""Measure and check everything on a machine with one GPU, in ten minutes, most important parts first.
+
+    python -m tests.gpu.measure --out results.json
+    python -m tests.gpu.measure --out results.json --only machine,training --budget_s 300
+    python -m tests.gpu.measure --out results.json --dry_run      # the same at tiny sizes on a CPU
+
+Run it from the root of a checkout. Each part runs in a process of its own with a time limit, and the file is written
+after each, with all that a part found before it failed or was stopped. Only torch, lightning, torchmetrics, triton,
+numpy, psutil, tabulate, jsonargparse, pytest and hypothesis are needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+# Less time than this is not enough for a process to start.
+LEAST_SECONDS = 12
+# The log of the study's efficiency table: histories of 1,000 tracks of LFM-1b. Users and the rows of the item table,
+# raw ids that are not compacted, are those that its published outputs print for an excerpt with shorter histories.
+STUDY_USERS, STUDY_ITEMS, STUDY_EPOCHS = 25_001, 32_283_770, 5
+# Its memory in GB, seconds of five epochs, and seconds of an evaluation, on a GPU that it does not name.
+STUDY = {"SASRec": (25.42, 1319.18, 119.2), "RecMamba": (20.48, 819.13, 64.32), "MambaRec": (24.26, 840.28, 61.86)}
+STUDY_NEGATIVES = 100
+
+Note = Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is."""
+
+    device: str
+    lengths: Sequence[int]
+    batch_size: int
+    d_model: int
+    steps: int
+    num_items: int
+    study_items: int
+    bulk_items: int
+    bulk_users: int
+    bulk_length: int
+    eval_batch_size: int
+    rate_scale: int
+    seconds: float
+    rates: dict[str, Any] | None = None
+
+
+FULL = Sizes("cuda", (1000, 5000), 16, 64, 30, 100_000, STUDY_ITEMS, 1_000_000, 4096, 200, 128, 1, 0.3)
+DRY = Sizes("cpu", (12, 20), 2, 8, 2, 300, 500, 400, 32, 12, 4, 16, 0.001)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the run: what it does with the sizes and a function that notes results, and its time limit."""
+
+    limit_s: int
+    run: Callable[[Sizes, Note], None]
+    argument: str | None = None
+
+
+def machine(sizes: Sizes, note: Note) -> None:
+    """Versions, fast paths, and rates of the device."""
+    import platform
+
+    import lightning
+    import torch
+
+    from seqrec.benchmark.floors import measure_rates
+    from seqrec.ops import ALL_BACKENDS
+
+    facts = {"python": platform.python_version(), "torch": torch.__version__, "lightning": lightning.__version__}
+    facts["device"] = torch.cuda.get_device_name() if sizes.device == "cuda" else platform.processor()
+    note({"facts": facts})
+    note({"rates": measure_rates(device=sizes.device, scale=sizes.rate_scale)})
+    for op in ALL_BACKENDS:
+        unusable = {name: op[name].why_unusable(sizes.device, torch.float32) for name in op.names}
+        note({op.variable: {name: reason or "usable" for name, reason in unusable.items()}})
+
+
+def tests(sizes: Sizes, note: Note, pattern: str) -> None:
+    """`pytest -m gpu` of some files: counts, and the message of each failure."""
+    import pytest
+
+    counts: dict[str, int] = {}
+
+    class Recorder:
+        def pytest_runtest_logreport(self, report: Any) -> None:
+            if report.when != "call" and report.passed:
+                return
+            counts[report.outcome] = counts.get(report.outcome, 0) + 1
+            found: dict[str, Any] = {"counts": dict(counts)}
+            if report.failed:
+                found[report.nodeid] = str(report.longrepr)[-3000:]
+            elif report.skipped:
+                found[report.nodeid] = f"skipped: {str(report.longrepr)[-200:]}"
+            note(found)
+
+        def pytest_collectreport(self, report: Any) -> None:
+            if report.failed:
+                note({f"collecting {report.nodeid}": str(report.longrepr)[-3000:]})
+
+    files = sorted(str(file) for file in (ROOT / "tests/gpu").glob("test_*.py") if re.search(pattern, file.name))
+    # The kernels of many sizes are compiled on all cores.
+    parallel = ["-n", "8"] if sizes.device == "cuda" and importlib.util.find_spec("xdist") else []
+    options = ["-m", "gpu", "-o", "addopts=", "-q", "-p", "no:cacheprovider", "--durations=10", *parallel]
+    note({"status": int(pytest.main([*options, *files], plugins=[Recorder()]))})
+
+
+def training(sizes: Sizes, note: Note, encoder: str) -> None:
+    """The training table of one encoder at all lengths."""
+    from seqrec.benchmark.training import REFERENCE
+
+    name, _, mixer = encoder.partition(" ")
+    settings = _settings(sizes, mixer=mixer or "mamba")
+    for length in sizes.lengths:
+        for variant in ("fp32", REFERENCE, "bf16"):
+            note({**_trained(name, variant, length, settings, sizes), "encoder": encoder})
+        note({"evaluation": True, "encoder": encoder, "length": length, **_evaluated(name, length, settings)})
+
+
+def study(sizes: Sizes, note: Note) -> None:
+    """The rows of the study's efficiency table, and the same at five times the length."""
+    settings = _settings(sizes, d_model=min(32, sizes.d_model), num_items=sizes.study_items, dropout=0.5)
+    for length in sizes.lengths:
+        for encoder in STUDY:
+            row = _trained(encoder, "fp32", length, settings, sizes)
+            if "failure" not in row:
+                row["seconds of 5 epochs"] = STUDY_EPOCHS * (STUDY_USERS // sizes.batch_size) * row["seconds"]
+            names = ("GB", "seconds of 5 epochs", "seconds of evaluation")
+            row["study"] = dict(zip(names, STUDY[encoder], strict=True))
+            note(row)
+            for negatives in (STUDY_NEGATIVES, None):
+                found = _evaluated(encoder, length, settings, negatives)
+                if "failure" not in found:
+                    found["seconds of evaluation"] = STUDY_USERS / sizes.eval_batch_size * found["seconds"]
+                note({"evaluation": True, "encoder": encoder, "length": length, "negatives": negatives, **found})
+
+
+def streaming(sizes: Sizes, note: Note) -> None:
+    """One further event by a step and by encoding again, and lists from a large catalogue."""
+    from seqrec.benchmark.inference import time_events
+
+    shared = {"num_items": sizes.num_items, "d_model": sizes.d_model, "rounds": 3, "seed": 0, "device": sizes.device}
+    note({"bulk": True, **_attempt(_bulk, sizes)})
+    for encoder in ("MambaRec", "SASRec", "GRU4Rec", "RecMamba"):
+        settings = {**shared, "encoder": encoder}
+        note({"events": True, **_attempt(lambda of=settings: {"rows": time_events(sizes.lengths, of)})})
+
+
+def _bulk(sizes: Sizes) -> dict[str, Any]:
+    import torch
+
+    from seqrec.experiments import MODELS
+    from seqrec.types import History
+
+    with torch.device(sizes.device):
+        model: Any = MODELS["MambaRec"](sizes.bulk_items, d_model=sizes.d_model, max_length=sizes.bulk_length)
+    item_ids = torch.randint(1, sizes.bulk_items + 1, (sizes.bulk_users, sizes.bulk_length))
+    history = History(item_ids, torch.full((sizes.bulk_users,), sizes.bulk_length))
+    times = []
+    for _ in range(2):
+        began = time.perf_counter()
+        model.eval().recommend(history, top_k=10, batch_size=256)
+        times.append(time.perf_counter() - began)
+    rate = sizes.bulk_users / times[-1]
+    shape = {"encoder": "MambaRec", "items": sizes.bulk_items, "length": sizes.bulk_length, "users": sizes.bulk_users}
+    return {**shape, "lists/s": rate, "estimated seconds of 1,000,000 users": 1e6 / rate}
+
+
+def ops(sizes: Sizes, note: Note) -> None:
+    """The backends of the scan, and blocks of the encoders."""
+    import torch
+
+    from seqrec.benchmark.scan import time_blocks, time_scans
+    from seqrec.ops.selective_scan import SCAN_BACKENDS
+
+    shared = {"batch_size": sizes.batch_size, "device": sizes.device, "seconds": sizes.seconds}
+    reasons = {name: SCAN_BACKENDS[name].why_unusable(sizes.device, torch.float32) for name in SCAN_BACKENDS.names}
+    backends = [name for name, reason in reasons.items() if reason is None and name != "reference"]
+    for length in sizes.lengths:
+        size = (length, 2 * sizes.d_model, 32)
+        note({"scan": size, **_attempt(time_scans, backends, size, **shared)})
+        blocks = {"d_model": sizes.d_model, "d_state": 32, "dropout": 0.2}
+        note({"blocks": length, **_attempt(time_blocks, length, **blocks, **shared)})
+
+
+ENCODERS = ("MambaRec", "SASRec", "GRU4Rec", "RecMamba", "MambaRec mamba2", "RecMamba mamba2")
+PARTS = {
+    "machine": Part(60, machine),
+    "tests": Part(150, tests, r"^test_cuda(?!_training)"),
+    **{f"training {name}": Part(75, training, name) for name in ENCODERS},
+    "study": Part(120, study),
+    "streaming": Part(60, streaming),
+    "ops": Part(60, ops),
+    "tests of training": Part(180, tests, "^test_cuda_training"),
+}
+
+
+def _settings(sizes: Sizes, **others: Any) -> dict[str, Any]:
+    shape = {"batch_size": sizes.batch_size, "d_model": sizes.d_model, "num_layers": 2, "num_items": sizes.num_items}
+    shape |= {"mixer": "mamba", "eval_batch_size": sizes.eval_batch_size, "dropout": 0.2, "steps": sizes.steps}
+    return {**shape, "seed": 0, "device": sizes.device, **others}
+
+
+def _trained(encoder: str, variant: str, length: int, settings: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
+    from seqrec.benchmark.floors import measure_rates
+    from seqrec.benchmark.training import figures_of, train_steps
+
+    rates = sizes.rates or measure_rates(device=sizes.device, scale=sizes.rate_scale)
+    cell = {"encoder": encoder, "length": length, "variant": variant}
+
+    def measured() -> dict[str, Any]:
+        found = train_steps(encoder, variant, length, settings)
+        # The memory of a process that does many things would mean nothing.
+        found.update({} if sizes.device == "cuda" else {"bytes": 0})
+        return figures_of(cell, found, settings, rates)
+
+    return {**cell, **_attempt(measured)}
+
+
+def _evaluated(encoder: str, length: int, settings: dict[str, Any], negatives: int | None = None) -> dict[str, Any]:
+    from seqrec.benchmark.training import evaluate_batch
+
+    return _attempt(evaluate_batch, encoder, length, settings, negatives)
+
+
+def _attempt(function: Callable[..., dict[str, Any]], *arguments: Any, **options: Any) -> dict[str, Any]:
+    """Call a function, and return its result, or its error: the next cell may work."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    try:
+        return function(*arguments, **options)
+    except Exception:
+        return {"failure": traceback.format_exc()[-3000:]}
+
+
+def run_part(name: str, sizes: Sizes, reply: Path) -> None:
+    """Run a part in this process, and write what it noted into a file after each note."""
+    notes: list[Any] = []
+
+    def note(result: Any) -> None:
+        notes.append(result)
+        partial = reply.with_suffix(".partial")
+        partial.write_text(json.dumps(notes), encoding="utf-8")
+        partial.replace(reply)
+        text = json.dumps(result)
+        print(f"    {text[:400]}{' ..' if len(text) > 400 else ''}", file=sys.stderr, flush=True)
+
+    part = PARTS[name]
+    part.run(sizes, note, *([] if part.argument is None else [part.argument]))
+
+
+def watch_part(name: str, sizes: Sizes, limit_s: float) -> dict[str, Any]:
+    """Run a part in a process of its own; return its outcome, seconds, results, and the end of its errors."""
+    with tempfile.TemporaryDirectory() as folder:
+        reply, errors = Path(folder, "reply.json"), Path(folder, "errors.txt")
+        command = [sys.executable, "-m", "tests.gpu.measure", "--part", name, "--out", str(reply)]
+        began = time.monotonic()
+        with errors.open("w", encoding="utf-8") as file:
+            child = subprocess.Popen(
+                [*command, "--sizes", json.dumps(asdict(sizes))],
+                cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])},
+            )  # fmt: skip
+            try:
+                status = child.wait(limit_s)
+                outcome = "passed" if status == 0 else f"ended with status {status}"
+            except subprocess.TimeoutExpired:
+                outcome = f"stopped after {limit_s:.0f} s"
+            finally:
+                # The part's own processes as well.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+        seconds = round(time.monotonic() - began, 1)
+        results = json.loads(reply.read_text(encoding="utf-8")) if reply.exists() else []
+        tail = errors.read_text(encoding="utf-8", errors="replace")[-4000:]
+    return {"outcome": outcome, "seconds": seconds, "results": results, "output": tail}
+
+
+def run(out: Path, names: Sequence[str], budget_s: float, sizes: Sizes) -> dict[str, Any]:
+    """Run parts one after the other within a number of seconds, and write the file after each."""
+    began = time.monotonic()
+    found: dict[str, Any] = {"sizes": asdict(sizes), "parts": {}}
+    for name in names:
+        left = budget_s - (time.monotonic() - began)
+        limit = min(PARTS[name].limit_s, left)
+        print(f"{name}: up to {limit:.0f} s of {left:.0f} s ...", flush=True)
+        if left < LEAST_SECONDS:
+            found["parts"][name] = {"outcome": "no time was left", "seconds": 0.0, "results": [], "output": ""}
+        else:
+            found["parts"][name] = watch_part(name, sizes, limit)
+        part = found["parts"][name]
+        print(f"{name}: {part['outcome']}, {part['seconds']} s", flush=True)
+        if part["outcome"] != "passed":
+            print(part["output"][-1500:], flush=True)
+        if name == "machine":
+            rates = [each["rates"] for each in part["results"] if "rates" in each]
+            sizes = replace(sizes, rates=rates[0] if rates else None)
+        partial = out.with_suffix(".partial")
+        partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        partial.replace(out)
+    return found
+
+
+def report(found: dict[str, Any]) -> str:
+    """Return the tables and the failures of a run."""
+    from seqrec.benchmark import training
+
+    sizes = Sizes(**found["sizes"])
+    trained, lines = [], []
+    for name, part in found["parts"].items():
+        lines.append(f"{name}: {part['outcome']}, {part['seconds']} s")
+        rows = part["results"]
+        trained += rows if name.startswith("training") else []
+        lines += [f"    {json.dumps(row)[:1200]}" for row in rows if "failure" in row]
+        if name in ("machine", "study", "streaming", "ops"):
+            lines += [f"    {json.dumps(_short(row))}" for row in rows if "failure" not in row]
+        if name.startswith("tests"):
+            counts = [row["counts"] for row in rows if "counts" in row]
+            lines.append(f"    {counts[-1] if counts else 'no test ran'}")
+            failed = [each for row in rows for each in row.items() if each[0] != "counts"]
+            lines += [f"    {test}: {str(text)[-600:]}" for test, text in failed if not str(text).startswith("skipped")]
+    figures = {
+        "settings": _settings(sizes),
+        "figures": [row for row in trained if "evaluation" not in row],
+        "evaluation": [row for row in trained if "evaluation" in row],
+    }
+    tables = training.report(figures) if figures["figures"] else []
+    return "\n\n".join(["\n".join(lines), *tables])
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row without its long lists, and with four digits."""
+    kept = {key: value for key, value in row.items() if key not in ("losses", "step_seconds", "work")}
+    return json.loads(json.dumps(kept), parse_float=lambda text: float(f"{float(text):.4g}"))
+
+
+def main() -> None:
+    """Read the command line, and run the parts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file of all results")
+    parser.add_argument("--only", default="", help=f"parts, or their first words, with commas: {', '.join(PARTS)}")
+    parser.add_argument("--budget_s", type=float, default=570.0, help="seconds of all parts together")
+    parser.add_argument("--dry_run", action="store_true", help="tiny sizes on a CPU")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--sizes", type=json.loads, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.part:
+        run_part(given.part, Sizes(**given.sizes), given.out)
+        return
+    wanted = [name.strip() for name in given.only.split(",") if name.strip()]
+    names = [name for name in PARTS if not wanted or name in wanted or name.split()[0] in wanted]
+    if unknown := [each for each in wanted if each not in {*PARTS, *(name.split()[0] for name in PARTS)}]:
+        parser.error(f"--only: unknown part {unknown[0]!r}; known: {', '.join(PARTS)}")
+    if not given.out.absolute().parent.is_dir():
+        parser.error(f"--out: the folder of {given.out} does not exist; make it first")
+    found = run(given.out, names, given.budget_s, DRY if given.dry_run else FULL)
+    print("\n" + report(found))
+
+
+if __name__ == "__main__":
+    main()
