@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -29,7 +30,7 @@ from seqrec.models import SequentialRecommender
 from seqrec.models.prequential import judge_batch
 from seqrec.ops import ALL_BACKENDS
 from seqrec.ops.dropout import check_share
-from seqrec.runs.callbacks import EncoderCompile
+from seqrec.runs.callbacks import EncoderCompile, GraphedStep
 from seqrec.types import SequenceBatch
 
 # The same model with every op of `seqrec.ops` computed by torch's own functions.
@@ -38,16 +39,39 @@ PLAIN = "plain PyTorch"
 REFERENCE = "torch.nn"
 # Settings of an encoder, which a preset takes.
 SHAPE = ("d_model", "num_layers", "dropout", "mixer")
-# How to compute a step: the trainer's precision, and the switches of `EncoderCompile`.
-VARIANTS: dict[str, tuple[str, dict[str, bool]]] = {
-    REFERENCE: ("32-true", {}),
-    PLAIN: ("32-true", {}),
-    "fp32": ("32-true", {}),
-    "bf16": ("bf16-mixed", {}),
-    "fp16": ("16-mixed", {}),
-    "compiled": ("32-true", {"compile": True}),
-    "recomputed": ("32-true", {"activation_checkpointing": True}),
-    "bf16, compiled, recomputed": ("bf16-mixed", {"compile": True, "activation_checkpointing": True}),
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How to compute a step: the trainer's precision, and switches of `EncoderCompile` and `GraphedStep`."""
+
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    compile: bool = False
+    recompute: bool = False
+    graphed: bool = False
+
+    @property
+    def needs_cuda(self) -> bool:
+        """Whether it cannot be computed on a CPU."""
+        return self.graphed or self.precision == "16-mixed"
+
+    def callbacks(self) -> list[pl.Callback]:
+        """Return new callbacks for a trainer."""
+        compiled = EncoderCompile(compile=self.compile, activation_checkpointing=self.recompute)
+        return [compiled, GraphedStep(enabled=self.graphed)]
+
+
+VARIANTS = {
+    REFERENCE: Variant(),
+    PLAIN: Variant(),
+    "fp32": Variant(),
+    "bf16": Variant("bf16-mixed"),
+    "fp16": Variant("16-mixed"),
+    "graphed": Variant(graphed=True),
+    "bf16, graphed": Variant("bf16-mixed", graphed=True),
+    "compiled": Variant(compile=True),
+    "recomputed": Variant(recompute=True),
+    "bf16, compiled, recomputed": Variant("bf16-mixed", compile=True, recompute=True),
 }
 
 
@@ -70,14 +94,15 @@ def benchmark_training(
 ) -> None:
     """Time training steps and their memory, computed in several ways, and compare their losses.
 
-    Each combination runs in a process of its own. Variants: fp32, bf16, fp16, compiled, recomputed, "bf16, compiled,
-    recomputed", all through Lightning's trainer; "plain PyTorch", which is fp32 with no kernels but torch's own; and
-    "torch.nn", a model from torch's layers in a loop of plain PyTorch, as a user would write it.
+    Each combination runs in a process of its own. Variants: fp32, bf16, fp16, graphed, "bf16, graphed", compiled,
+    recomputed, "bf16, compiled, recomputed", all through Lightning's trainer; "plain PyTorch", which is fp32 with no
+    kernels but torch's own; and "torch.nn", a model from torch's layers in a loop of plain PyTorch, as a user would
+    write it.
 
     Args:
         lengths: Events per history.
         encoders: Names of presets.
-        variants: Names of `VARIANTS`; fp16 is for cuda only. The others are compared with the first.
+        variants: Names of `VARIANTS`; fp16 and graphs are for cuda only. The others are compared with the first.
         batch_size: Histories per batch.
         eval_batch_size: Histories per batch of evaluation, for a second table; 0 leaves it out.
         d_model: Width.
@@ -128,8 +153,8 @@ def _check(encoders: Sequence[str], variants: Sequence[str], device: str) -> Non
     harness.check_names(ENCODERS, encoders=encoders)
     harness.check_names(VARIANTS, variants=variants)
     harness.check_device(device)
-    if "fp16" in variants and device == "cpu":
-        raise InputError("variants: fp16 needs device=cuda; on a CPU use bf16")
+    if device == "cpu" and (found := [name for name in variants if VARIANTS[name].needs_cuda]):
+        raise InputError(f"variants: {found[0]} needs device=cuda; on a CPU use fp32 or bf16")
     if REFERENCE in variants and (unknown := set(encoders) - set(REFERENCES)):
         raise InputError(f"variants: {REFERENCE} has no {unknown.pop()}, only {', '.join(REFERENCES)}; leave one out")
 
@@ -186,7 +211,7 @@ def figures_of(cell: Row, found: Row, settings: Mapping[str, Any], rates: Mappin
         Also the floors in seconds, `floors`; `idle`, the device's share without work, None if unknown.
     """
     seconds, busy, python = min(found["step_seconds"]), found["busy_seconds"], found["python_seconds"]
-    half = VARIANTS[cell["variant"]][0] != "32-true"
+    half = VARIANTS[cell["variant"]].precision != "32-true"
     model = _model(cell["encoder"], cell["length"], settings, "meta")
     work = work_of(model, settings["batch_size"], cell["length"], activation_bytes=2 if half else 4)
     return {
@@ -238,12 +263,11 @@ def train_steps(encoder: str, variant: str, length: int, settings: Mapping[str, 
 
 
 def _train(model: SequentialRecommender, variant: str, batch: SequenceBatch, clock: StepClock) -> None:
-    precision, switches = VARIANTS[variant]
     trainer = pl.Trainer(
         accelerator="gpu" if clock.device.type == "cuda" else "cpu",
         devices=1,
-        precision=precision,  # type: ignore[arg-type]  # text that Lightning lists
-        callbacks=[EncoderCompile(**switches), ClockCallback(clock)],
+        precision=VARIANTS[variant].precision,
+        callbacks=[*VARIANTS[variant].callbacks(), ClockCallback(clock)],
         max_steps=clock.total_steps,
         **harness.QUIET,
     )

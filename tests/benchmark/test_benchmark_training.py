@@ -120,6 +120,7 @@ def test_a_table_is_printed_and_written(
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"device": "tpu"}, "device='tpu'"),
         ({"variants": ("fp16",)}, "fp16 needs device=cuda"),
+        ({"variants": ("fp32", "bf16, graphed")}, "bf16, graphed needs device=cuda"),
         ({"json_file": "no/such/folder/f.json"}, "json_file="),
     ],
 )

@@ -125,12 +125,14 @@ def tests(sizes: Sizes, note: Note, pattern: str) -> None:
 
 def training(sizes: Sizes, note: Note, encoder: str) -> None:
     """The training table of one encoder at all lengths."""
-    from seqrec.benchmark.training import REFERENCE
+    from seqrec.benchmark.training import REFERENCE, VARIANTS
 
     name, _, mixer = encoder.partition(" ")
     settings = _settings(sizes, mixer=mixer or "mamba")
     for length in sizes.lengths:
-        for variant in ("fp32", REFERENCE, "bf16"):
+        for variant in ("fp32", "graphed", REFERENCE, "bf16", "bf16, graphed"):
+            if VARIANTS[variant].needs_cuda and sizes.device == "cpu":
+                continue
             note({**_trained(name, variant, length, settings, sizes), "encoder": encoder})
         note({"evaluation": True, "encoder": encoder, "length": length, **_evaluated(name, length, settings)})
 
