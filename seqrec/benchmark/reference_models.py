@@ -118,16 +118,18 @@ class _MambaBlock(nn.Module):
 
 def _mamba(mixer: str, device: str) -> tuple[str, Callable[[int], nn.Module]]:
     # Return the name of the layer, and what makes one of a width.
+    name = "torch scan"
     if device == "cuda":
         try:
             from mamba_ssm import Mamba, Mamba2
-        except Exception:  # whatever a package that was built for another torch raises
-            pass
+        except Exception as error:  # whatever a package that was built for another torch raises
+            name += f", as mamba_ssm cannot be imported: {error}"
         else:
             if mixer == "mamba":
                 return "mamba_ssm", lambda width: Mamba(d_model=width, **STATES)
-            return "mamba_ssm", lambda width: Mamba2(d_model=width, headdim=min(64, 2 * width), **STATES)
-    return "torch scan", lambda width: make_mixer(mixer, width, **STATES)
+            # Its convolution needs rows of a multiple of 8 numbers, which 8 heads make.
+            return "mamba_ssm", lambda width: Mamba2(d_model=width, headdim=STATES["expand"] * width // 8, **STATES)
+    return name, lambda width: make_mixer(mixer, width, **STATES)
 
 
 def train_reference(model: ReferenceModel, batch: SequenceBatch, clock: StepClock, *, steps: int) -> None:

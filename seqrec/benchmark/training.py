@@ -235,21 +235,15 @@ def train_steps(encoder: str, variant: str, length: int, settings: Mapping[str, 
     Returns:
         `first_seconds`, the first step with compilation; `step_seconds`, of each timed window; `losses`, of all steps
         but the profiled ones; `device_bytes` and `reserved_bytes`, the most memory of tensors on a CUDA device, and the
-        most that torch kept, None on CPU; the figures of `StepClock.profiled`; `layer`, of which layers `REFERENCE` is.
+        most that torch kept, None on CPU; the figures of `StepClock.profiled`, None if a device has none; `layer`, of
+        which layers `REFERENCE` is. On a CPU, `python_seconds` is a step with two events and ten items, so the time
+        that a step takes however little it computes, None if it is compiled.
     """
-    device = torch.device(settings["device"])
-    torch.manual_seed(settings["seed"])
-    clock = StepClock(device, settings["steps"])
-    batch = full_batch(settings["num_items"], settings["batch_size"], length)
-    if device.type == "cuda":
-        # As loaders do for a GPU.
-        batch = batch.pin_memory()
-    layer = None
-    with _plain_torch() if variant in (PLAIN, REFERENCE) else nullcontext():
-        if variant == REFERENCE:
-            layer = _train_reference(encoder, length, batch, clock, settings)
-        else:
-            _train(_model(encoder, length, settings, device), variant, batch, clock)
+    clock, layer = _run_steps(encoder, variant, length, settings)
+    found: dict[str, Any] = dict.fromkeys(("launches", "kernels", "busy_seconds", "python_seconds", "ops"))
+    if settings["device"] == "cpu" and not VARIANTS[variant].compile:
+        least, _ = _run_steps(encoder, variant, 2, {**settings, "batch_size": 1, "num_items": 10})
+        found["python_seconds"] = min(least.step_seconds)
     return {
         "first_seconds": clock.first_seconds,
         "step_seconds": clock.step_seconds,
@@ -257,9 +251,24 @@ def train_steps(encoder: str, variant: str, length: int, settings: Mapping[str, 
         "device_bytes": clock.device_bytes,
         "reserved_bytes": clock.reserved_bytes,
         "layer": layer,
-        **dict.fromkeys(("launches", "kernels", "busy_seconds", "python_seconds", "ops")),
+        **found,
         **clock.profiled,
     }
+
+
+def _run_steps(encoder: str, variant: str, length: int, settings: Mapping[str, Any]) -> tuple[StepClock, str | None]:
+    device = torch.device(settings["device"])
+    torch.manual_seed(settings["seed"])
+    clock = StepClock(device, settings["steps"])
+    batch = full_batch(settings["num_items"], settings["batch_size"], length)
+    if device.type == "cuda":
+        # As loaders do for a GPU.
+        batch = batch.pin_memory()
+    with _plain_torch() if variant in (PLAIN, REFERENCE) else nullcontext():
+        if variant == REFERENCE:
+            return clock, _train_reference(encoder, length, batch, clock, settings)
+        _train(_model(encoder, length, settings, device), variant, batch, clock)
+    return clock, None
 
 
 def _train(model: SequentialRecommender, variant: str, batch: SequenceBatch, clock: StepClock) -> None:
