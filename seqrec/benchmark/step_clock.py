@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 # Steps in which memory is first taken, kernels are compiled and graphs are recorded, before any is timed.
 WARM_UP_STEPS = 2
-# The profiler's first step, which is slow, and those that count.
+# Steps that are profiled.
 PROFILED_STEPS = 3
 # Calls of CUDA that launch something, and those in which Python waits.
 _LAUNCH = re.compile(r"Launch|MemcpyAsync|MemsetAsync")
@@ -34,26 +34,27 @@ class StepClock:
     Args:
         device: Device.
         steps: Timed steps.
-        warm_up: Steps before them.
+        profiled: Profiled steps; on a GPU one more, which is slower, comes before them.
 
     Attributes:
         first_seconds: Of the first step.
         step_seconds: Mean of each window.
         device_bytes: Most memory of tensors up to the last timed step, None on a CPU.
         reserved_bytes: Most memory that torch kept, likewise.
-        profiled: Figures of `read_trace`, or `ops` on a CPU.
+        figures: Of the profiled steps: those of `read_trace`, or `ops` on a CPU.
     """
 
-    def __init__(self, device: torch.device, steps: int, *, warm_up: int = WARM_UP_STEPS) -> None:
+    def __init__(self, device: torch.device, steps: int, *, profiled: int = PROFILED_STEPS) -> None:
         self.device = device
         on_gpu = device.type == "cuda"
         self.first_seconds = 0.0
         self.step_seconds: list[float] = []
         self.device_bytes: int | None = None
         self.reserved_bytes: int | None = None
-        self.profiled: dict[str, Any] = {}
-        self._warm_up, self._window = warm_up, max(1, steps // 3) if on_gpu else 1
-        self._timed = steps // self._window * self._window
+        self.figures: dict[str, Any] = {}
+        self._window = max(1, steps // 3) if on_gpu else 1
+        self._timed = WARM_UP_STEPS + steps // self._window * self._window
+        self._unsettled, self._profiled = int(on_gpu and profiled > 0), profiled
         self._losses: list[Tensor] = []
         self._step, self._mark = 0, 0.0
         self._profiler: Any = None
@@ -63,7 +64,7 @@ class StepClock:
     @property
     def total_steps(self) -> int:
         """Steps to run."""
-        return self._warm_up + self._timed + 1 + PROFILED_STEPS
+        return self._timed + self._unsettled + self._profiled
 
     @property
     def losses(self) -> list[float]:
@@ -72,37 +73,43 @@ class StepClock:
 
     def start_step(self) -> None:
         """Begin a step."""
-        timed = self._step - self._warm_up
         if self._step == 0:
             self._mark = self._now()
         elif self._step == 1:
             self.first_seconds = self._now() - self._mark
-        if 0 <= timed <= self._timed and timed % self._window == 0:
-            now = self._now()
-            if timed:
-                self.step_seconds.append((now - self._mark) / self._window)
-            self._mark = now
-        if timed == self._timed:
-            self._read_memory()
+        self._end_window()
+        if self._timed <= self._step <= self._timed + self._unsettled:
             self._start_profiler()
-        elif timed == self._timed + 1:
-            self._now()
-            self._profiler.stop()
-            self._start_profiler()
-            self._mark = time.perf_counter()
+            self._mark = self._now()
 
     def finish_step(self, loss: Tensor) -> None:
         """End it."""
-        if self._step < self._warm_up + self._timed:
+        if self._step < self._timed:
             self._losses.append(loss.detach().float().clone())
         self._step += 1
         if self._step == self.total_steps:
             host_seconds = time.perf_counter() - self._mark
-            self._now()
-            self._profiler.stop()
-            self.profiled = self._read_profile(host_seconds)
+            self._end_window()
+            if self._profiler is not None:
+                self._now()
+                self._profiler.stop()
+                self.figures = self._read_profile(host_seconds)
+
+    def _end_window(self) -> None:
+        # A window reaches to the start of the step after it, so that loading and callbacks count.
+        since = self._step - WARM_UP_STEPS
+        if since < 0 or since % self._window or self._step > self._timed:
+            return
+        now = self._now()
+        if since and len(self.step_seconds) < since // self._window:
+            self.step_seconds.append((now - self._mark) / self._window)
+            self._read_memory()
+        self._mark = now
 
     def _start_profiler(self) -> None:
+        self._now()
+        if self._profiler is not None:
+            self._profiler.stop()
         # Of a GPU alone, since recording each operation of Python would double the time that Python takes.
         self._profiler = profile(activities=[getattr(ProfilerActivity, self.device.type.upper())])
         self._profiler.start()
@@ -120,12 +127,12 @@ class StepClock:
     def _read_profile(self, host_seconds: float) -> dict[str, Any]:
         if self.device.type == "cpu":
             ops = sum(event.name.startswith("aten::") and not _inside_op(event) for event in self._profiler.events())
-            return {"ops": ops / PROFILED_STEPS}
+            return {"ops": ops / self._profiled}
         with tempfile.TemporaryDirectory() as folder:
             file = str(Path(folder, "trace.json"))
             self._profiler.export_chrome_trace(file)
             events = json.loads(Path(file).read_text(encoding="utf-8"))["traceEvents"]
-        return read_trace(events, host_seconds, PROFILED_STEPS)
+        return read_trace(events, host_seconds, self._profiled)
 
 
 def read_trace(events: Iterable[Mapping[str, Any]], host_seconds: float, steps: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from seqrec.benchmark.floors import Rates, floor_seconds, measure_rates, work_of
 from seqrec.benchmark.harness import Benchmark, Row
 from seqrec.benchmark.measurement import anonymous_bytes, peak_bytes, run_measured, timed
 from seqrec.benchmark.reference_models import REFERENCES, ReferenceModel, train_reference
-from seqrec.benchmark.step_clock import ClockCallback, StepClock
+from seqrec.benchmark.step_clock import PROFILED_STEPS, ClockCallback, StepClock
 from seqrec.data.prepare.memory import spoken_bytes
 from seqrec.encoders import ENCODERS
 from seqrec.errors import InputError
@@ -235,14 +235,15 @@ def train_steps(encoder: str, variant: str, length: int, settings: Mapping[str, 
     Returns:
         `first_seconds`, the first step with compilation; `step_seconds`, of each timed window; `losses`, of all steps
         but the profiled ones; `device_bytes` and `reserved_bytes`, the most memory of tensors on a CUDA device, and the
-        most that torch kept, None on CPU; the figures of `StepClock.profiled`, None if a device has none; `layer`, of
+        most that torch kept, None on CPU; the figures of `StepClock.figures`, None if a device has none; `layer`, of
         which layers `REFERENCE` is. On a CPU, `python_seconds` is a step with two events and ten items, so the time
         that a step takes however little it computes, None if it is compiled.
     """
     clock, layer = _run_steps(encoder, variant, length, settings)
     found: dict[str, Any] = dict.fromkeys(("launches", "kernels", "busy_seconds", "python_seconds", "ops"))
     if settings["device"] == "cpu" and not VARIANTS[variant].compile:
-        least, _ = _run_steps(encoder, variant, 2, {**settings, "batch_size": 1, "num_items": 10})
+        few = {**settings, "batch_size": 1, "num_items": 10}
+        least, _ = _run_steps(encoder, variant, 2, few, profiled=0)
         found["python_seconds"] = min(least.step_seconds)
     return {
         "first_seconds": clock.first_seconds,
@@ -252,14 +253,16 @@ def train_steps(encoder: str, variant: str, length: int, settings: Mapping[str, 
         "reserved_bytes": clock.reserved_bytes,
         "layer": layer,
         **found,
-        **clock.profiled,
+        **clock.figures,
     }
 
 
-def _run_steps(encoder: str, variant: str, length: int, settings: Mapping[str, Any]) -> tuple[StepClock, str | None]:
+def _run_steps(
+    encoder: str, variant: str, length: int, settings: Mapping[str, Any], profiled: int = PROFILED_STEPS
+) -> tuple[StepClock, str | None]:
     device = torch.device(settings["device"])
     torch.manual_seed(settings["seed"])
-    clock = StepClock(device, settings["steps"])
+    clock = StepClock(device, settings["steps"], profiled=profiled)
     batch = full_batch(settings["num_items"], settings["batch_size"], length)
     if device.type == "cuda":
         # As loaders do for a GPU.

@@ -39,7 +39,7 @@ def test_a_trace_without_calls_has_no_launches():
 
 def test_steps_are_timed_between_warm_up_and_profile_and_ops_are_counted_once():
     clock = StepClock(torch.device("cpu"), 4)
-    assert clock.total_steps == WARM_UP_STEPS + 4 + 1 + PROFILED_STEPS
+    assert clock.total_steps == WARM_UP_STEPS + 4 + PROFILED_STEPS
     x = torch.ones(3)
     for step in range(clock.total_steps):
         clock.start_step()
@@ -50,5 +50,14 @@ def test_steps_are_timed_between_warm_up_and_profile_and_ops_are_counted_once():
     assert all(0 < seconds < clock.first_seconds + 10 for seconds in clock.step_seconds)
     assert clock.losses == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     # The linear layer, the identity matrix, and the two tensors of the loss and its place.
-    assert 2 <= clock.profiled["ops"] <= 8
+    assert 2 <= clock.figures["ops"] <= 8
     assert clock.device_bytes is None
+
+
+def test_without_profiled_steps_only_times_are_taken():
+    clock = StepClock(torch.device("cpu"), 3, profiled=0)
+    for _ in range(clock.total_steps):
+        clock.start_step()
+        clock.finish_step(torch.zeros(()))
+    assert len(clock.step_seconds) == 3
+    assert clock.figures == {}

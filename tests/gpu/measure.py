@@ -63,7 +63,7 @@ class Sizes:
 
 
 FULL = Sizes("cuda", (1000, 5000), 16, 64, 30, 100_000, STUDY_ITEMS, 1_000_000, 4096, 200, 128, 1, 0.3)
-DRY = Sizes("cpu", (12, 20), 2, 8, 2, 300, 500, 400, 32, 12, 4, 16, 0.001)
+DRY = Sizes("cpu", (12,), 2, 8, 1, 300, 500, 400, 32, 12, 4, 16, 0.001)
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,12 @@ def study(sizes: Sizes, note: Note) -> None:
     settings = _settings(sizes, d_model=min(32, sizes.d_model), num_items=sizes.study_items, dropout=0.5)
     for length in sizes.lengths:
         for encoder in STUDY:
-            row = _trained(encoder, "fp32", length, settings, sizes)
-            if "failure" not in row:
-                row["seconds of 5 epochs"] = STUDY_EPOCHS * (STUDY_USERS // sizes.batch_size) * row["seconds"]
-            names = ("GB", "seconds of 5 epochs", "seconds of evaluation")
-            row["study"] = dict(zip(names, STUDY[encoder], strict=True))
-            note(row)
+            for variant in ("fp32", "graphed") if sizes.device == "cuda" else ("fp32",):
+                row = _trained(encoder, variant, length, settings, sizes)
+                if "failure" not in row:
+                    row["seconds of 5 epochs"] = STUDY_EPOCHS * (STUDY_USERS // sizes.batch_size) * row["seconds"]
+                names = ("GB", "seconds of 5 epochs", "seconds of evaluation")
+                note({**row, "study": dict(zip(names, STUDY[encoder], strict=True))})
             for negatives in (STUDY_NEGATIVES, None):
                 found = _evaluated(encoder, length, settings, negatives)
                 if "failure" not in found:
