@@ -170,7 +170,7 @@ def report(figures: Benchmark | Mapping[str, Any]) -> list[str]:
     text = harness.table(head, (_cells(row, first) for row, first in harness.with_first(rows, "encoder", "length")))
     parts = [title, f"{text}\n{harness.failures(rows, '{encoder}, {length:,}, {variant}')}".rstrip()]
     if judged:
-        head = f"evaluation, batch {settings['eval_batch_size']} | events | ms a batch | memory | of training's"
+        head = "evaluation | events | histories | ms a batch | memory | of training's"
         trained = {(row["encoder"], row["length"]): row for row in reversed(rows) if not harness.failed(row)}
         text = harness.table(head, (_evaluation_cells(row, trained) for row in judged))
         parts.append(f"{text}\n{harness.failures(judged, 'evaluation, {encoder}, {length:,}')}".rstrip())
@@ -193,6 +193,7 @@ def _evaluation_cells(row: Row, trained: Mapping[tuple[str, int], Row]) -> list[
     name = [row["encoder"], f"{row['length']:,}"]
     if harness.failed(row):
         return [*name, harness.DID_NOT_RUN]
+    name.append(f"{row['histories']:,}")
     first = trained.get((row["encoder"], row["length"]))
     share = "" if first is None else f"{row['bytes'] / max(first['bytes'], 1):.2f}"
     return [*name, f"{row['seconds'] * 1e3:,.1f}", spoken_bytes(row["bytes"]), share]
@@ -306,7 +307,8 @@ def evaluate_batch(
     against so many `negatives`.
 
     Returns:
-        `seconds`, of the fastest of three; `bytes`, the most memory with weights and optimizer.
+        `histories` of the batch; `seconds`, of the fastest of three; `bytes`, the most memory with weights and
+        optimizer.
     """
     device = torch.device(settings["device"])
     began = anonymous_bytes()
@@ -327,7 +329,7 @@ def evaluate_batch(
     judge()
     held = torch.cuda.memory_allocated(device) if device.type == "cuda" else anonymous_bytes() - began
     peak = held + peak_bytes(judge, device)
-    return {"seconds": min(timed(judge, device) for _ in range(3)), "bytes": peak}
+    return {"histories": len(batch), "seconds": min(timed(judge, device) for _ in range(3)), "bytes": peak}
 
 
 def _model(encoder: str, length: int, settings: Mapping[str, Any], device: torch.device | str) -> SequentialRecommender:

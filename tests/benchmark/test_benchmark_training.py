@@ -69,7 +69,7 @@ def test_a_table_is_printed_and_written(
         if function is measure_rates:
             return Measurement(1.0, 0, 0, 0, {**RATES})
         if function is evaluate_batch:
-            return Measurement(1.0, 0, 0, 0, {"seconds": 0.5, "bytes": 100 << 20})
+            return Measurement(1.0, 0, 0, 0, {"histories": 4, "seconds": 0.5, "bytes": 100 << 20})
         if arguments["variant"] == "bf16":
             raise MemoryLimitError("not enough memory")
         seconds = {"fp32": 0.2, "recomputed": 0.3}[arguments["variant"]]
@@ -98,7 +98,7 @@ def test_a_table_is_printed_and_written(
     shares = [f"{work['bytes'] / 1e6 / 0.3:.1%}", f"{work['flop'] / 1e6 / 0.3:.1%}"]
     times = ["300.0", "1.50", "267", *shares, "300", "400", "12.5", "75%"]
     assert row.split() == ["GRU4Rec", "40", "recomputed", *times, "100", "MiB", "0.50", "1.25000", "9.0", "s"]
-    assert ["GRU4Rec", "40", "500.0", "100", "MiB", "0.50"] in [line.split() for line in out.splitlines()]
+    assert ["GRU4Rec", "40", "4", "500.0", "100", "MiB", "0.50"] in [line.split() for line in out.splitlines()]
     assert "GRU4Rec, 40, bf16: not enough memory" in out
     assert ["GRU4Rec", "40", "bf16", "did", "not", "run"] in [line.split() for line in out.splitlines()]
     assert [each["variant"] for each in json.loads(written.read_text())["figures"]] == [

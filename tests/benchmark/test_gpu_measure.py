@@ -44,7 +44,7 @@ def test_every_part_runs_without_polars(tmp_path: Path):
     assert results["tests"][-1] == {"status": 0}
     text = measure.report(found)
     assert "RecMamba mamba2" in text
-    assert "evaluation, batch 4" in text
+    assert "evaluation" in text
 
 
 def test_a_part_that_hangs_is_stopped_and_one_that_fails_has_its_error():

@@ -134,7 +134,10 @@ def training(sizes: Sizes, note: Note, encoder: str) -> None:
             if VARIANTS[variant].needs_cuda and sizes.device == "cpu":
                 continue
             note({**_trained(name, variant, length, settings, sizes), "encoder": encoder})
-        note({"evaluation": True, "encoder": encoder, "length": length, **_evaluated(name, length, settings)})
+        # As many histories as a training batch has, which is the default for long ones, and the default for others.
+        for histories in (sizes.batch_size, sizes.eval_batch_size):
+            found = _evaluated(name, length, {**settings, "eval_batch_size": histories})
+            note({"evaluation": True, "encoder": encoder, "length": length, **found})
 
 
 def study(sizes: Sizes, note: Note) -> None:
