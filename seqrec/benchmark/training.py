@@ -339,7 +339,7 @@ def _model(encoder: str, length: int, settings: Mapping[str, Any], device: torch
     # On the device, since drawing millions of vectors on a CPU takes seconds.
     with torch.device(device):
         model: SequentialRecommender = preset(settings["num_items"], **shape, max_length=length)
-    return model
+    return model.to(device)
 
 
 @contextmanager

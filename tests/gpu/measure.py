@@ -177,12 +177,13 @@ def _bulk(sizes: Sizes) -> dict[str, Any]:
 
     with torch.device(sizes.device):
         model: Any = MODELS["MambaRec"](sizes.bulk_items, d_model=sizes.d_model, max_length=sizes.bulk_length)
+    model = model.to(sizes.device).eval()
     item_ids = torch.randint(1, sizes.bulk_items + 1, (sizes.bulk_users, sizes.bulk_length))
     history = History(item_ids, torch.full((sizes.bulk_users,), sizes.bulk_length))
     times = []
     for _ in range(2):
         began = time.perf_counter()
-        model.eval().recommend(history, top_k=10, batch_size=256)
+        model.recommend(history, top_k=10, batch_size=256)
         times.append(time.perf_counter() - began)
     rate = sizes.bulk_users / times[-1]
     shape = {"encoder": "MambaRec", "items": sizes.bulk_items, "length": sizes.bulk_length, "users": sizes.bulk_users}
@@ -329,30 +330,58 @@ def run(out: Path, names: Sequence[str], budget_s: float, sizes: Sizes) -> dict[
 
 
 def report(found: dict[str, Any]) -> str:
-    """Return the tables and the failures of a run."""
+    """Return the failures and the tables of a run."""
     from seqrec.benchmark import training
 
-    sizes = Sizes(**found["sizes"])
-    trained, lines = [], []
+    rows = {name: part["results"] for name, part in found["parts"].items()}
+    lines = []
     for name, part in found["parts"].items():
         lines.append(f"{name}: {part['outcome']}, {part['seconds']} s")
-        rows = part["results"]
-        trained += rows if name.startswith("training") else []
-        lines += [f"    {json.dumps(row)[:1200]}" for row in rows if "failure" in row]
-        if name in ("machine", "study", "streaming", "ops"):
-            lines += [f"    {json.dumps(_short(row))}" for row in rows if "failure" not in row]
+        lines += [f"    {json.dumps(row)[-500:]}" for row in part["results"] if "failure" in row]
+        if name in ("machine", "streaming", "ops"):
+            lines += [f"    {json.dumps(_short(row))}" for row in part["results"] if "failure" not in row]
         if name.startswith("tests"):
-            counts = [row["counts"] for row in rows if "counts" in row]
-            lines.append(f"    {counts[-1] if counts else 'no test ran'}")
-            failed = [each for row in rows for each in row.items() if each[0] != "counts"]
-            lines += [f"    {test}: {str(text)[-600:]}" for test, text in failed if not str(text).startswith("skipped")]
+            lines += _test_lines(part["results"])
+    tables = [_study_table(rows["study"])] if rows.get("study") else []
+    trained = [row for name, each in rows.items() if name.startswith("training") for row in each]
     figures = {
-        "settings": _settings(sizes),
+        "settings": _settings(Sizes(**found["sizes"])),
         "figures": [row for row in trained if "evaluation" not in row],
         "evaluation": [row for row in trained if "evaluation" in row],
     }
-    tables = training.report(figures) if figures["figures"] else []
-    return "\n\n".join(["\n".join(lines), *tables])
+    return "\n\n".join(["\n".join(lines), *tables, *(training.report(figures) if figures["figures"] else [])])
+
+
+def _test_lines(rows: list[dict[str, Any]]) -> list[str]:
+    counts = [row["counts"] for row in rows if "counts" in row]
+    texts = [(test, text) for row in rows for test, text in row.items() if test not in ("counts", "status")]
+    failed = [f"    {test}: {text[-300:]}" for test, text in texts if not text.startswith("skipped")]
+    return [f"    {counts[-1] if counts else 'no test ran'}", *failed]
+
+
+def _study_table(rows: list[dict[str, Any]]) -> str:
+    """Return the study's efficiency table with ours; its figures are for 1,000 events."""
+    from seqrec.benchmark import harness
+
+    head = (
+        "study | events | computed | ms a step | 5 epochs s | its | memory GB | its | evaluation s | all items s | its"
+    )
+    judged = {
+        (row["encoder"], row["length"], row["negatives"]): f"{row['seconds of evaluation']:,.1f}"
+        for row in rows
+        if "evaluation" in row and "failure" not in row
+    }
+    cells = []
+    for row in rows:
+        if "study" not in row or "failure" in row:
+            continue
+        cell = (row["encoder"], row["length"])
+        GB, epochs, evaluation = row["study"].values()
+        times = [f"{row['seconds'] * 1e3:,.2f}", f"{row['seconds of 5 epochs']:,.1f}", f"{epochs:,.0f}"]
+        memory = [f"{(row['device_bytes'] or 0) / 1e9:.2f}", f"{GB:.2f}"]
+        evaluations = [judged.get((*cell, negatives), "") for negatives in (STUDY_NEGATIVES, None)]
+        cells.append([cell[0], f"{cell[1]:,}", row["variant"], *times, *memory, *evaluations, f"{evaluation:.1f}"])
+    return harness.table(head, cells)
 
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:
