@@ -191,20 +191,43 @@ def _bulk(sizes: Sizes) -> dict[str, Any]:
 
 
 def ops(sizes: Sizes, note: Note) -> None:
-    """The backends of the scan, and blocks of the encoders."""
-    import torch
-
-    from seqrec.benchmark.scan import time_blocks, time_scans
-    from seqrec.ops.selective_scan import SCAN_BACKENDS
+    """Forward and backward of each op by each of its backends, and of blocks of the encoders."""
+    from seqrec.benchmark.scan import time_blocks
+    from tests.gpu.test_cuda_backends import OPS
 
     shared = {"batch_size": sizes.batch_size, "device": sizes.device, "seconds": sizes.seconds}
-    reasons = {name: SCAN_BACKENDS[name].why_unusable(sizes.device, torch.float32) for name in SCAN_BACKENDS.names}
-    backends = [name for name, reason in reasons.items() if reason is None and name != "reference"]
     for length in sizes.lengths:
-        size = (length, 2 * sizes.d_model, 32)
-        note({"scan": size, **_attempt(time_scans, backends, size, **shared)})
+        for op in OPS:
+            note({"op": op, "length": length, **_attempt(_time_op, op, length, sizes)})
         blocks = {"d_model": sizes.d_model, "d_state": 32, "dropout": 0.2}
         note({"blocks": length, **_attempt(time_blocks, length, **blocks, **shared)})
+
+
+def _time_op(op: str, length: int, sizes: Sizes) -> dict[str, Any]:
+    """Return the fastest seconds of each backend but the reference."""
+    import torch
+
+    from seqrec.benchmark.measurement import timed
+    from tests.gpu.test_cuda_backends import OPS
+
+    function, backends, make, _ = OPS[op]
+    inner, last = 2 * sizes.d_model, 4 if op == "causal_conv1d" else 32
+    given = {name: x for name, x in make(sizes.batch_size, length, inner, last).items() if x.is_floating_point()}
+    del given["initial_state"]
+    leaves = {name: x.to(sizes.device, torch.float32).requires_grad_() for name, x in given.items()}
+    options = {} if op == "causal_conv1d" else {"delta_softplus": True}
+    seconds: dict[str, Any] = {}
+    for name in backends.names:
+        reason = backends[name].why_unusable(sizes.device, torch.float32)
+        if name == "reference" or reason is not None:
+            continue
+
+        def step(backend: str = name) -> None:
+            torch.autograd.grad(function(**leaves, **options, backend=backend).sum(), list(leaves.values()))
+
+        step()
+        seconds[name] = min(timed(step, sizes.device) for _ in range(5))
+    return {"seconds": seconds}
 
 
 ENCODERS = ("MambaRec", "SASRec", "GRU4Rec", "RecMamba", "MambaRec mamba2", "RecMamba mamba2")
