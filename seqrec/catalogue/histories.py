@@ -241,7 +241,7 @@ def _block_of_history(model: RecommendingModel, history: History) -> EventBlock:
     users = torch.zeros(len(history.lengths), dtype=torch.int64)
     columns = {}
     for column in model.event_columns:
-        column.check_features(history.features, history.item_ids.shape)
+        column.checked(history.features, history.item_ids.shape)
         assert history.features is not None
         values = history.features[column.name][history.valid]
         # Numbers are standardised already.

@@ -172,8 +172,8 @@ class EventColumn:
             raise InputError(f"features[{name!r}] is {values.dtype}, but {self.kind} needs {needs}")
         return values
 
-    def check_features(self, features: Mapping[str, Tensor] | None, shape: Sequence[int]) -> None:
-        """Refuse codes that no value has, and infinite numbers, besides what `needed` refuses. A GPU is waited for.
+    def checked(self, features: Mapping[str, Tensor] | None, shape: Sequence[int]) -> Tensor:
+        """Return what `needed` does, but refuse codes that no value has and infinite numbers. A GPU is waited for.
 
         Raises:
             InputError: if this column has one.
@@ -188,6 +188,7 @@ class EventColumn:
                     f"features[{self.name!r}] has the codes {least}..{most}, but the column has "
                     f"0..{len(self.vocabulary)}"
                 )
+        return values
 
     def column(self, values: NDArray[Any]) -> Column:
         """Return what `read` returned as a column, of which batches have the standardised values."""

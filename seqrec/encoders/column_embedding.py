@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.data.event_columns import EventColumn
@@ -38,21 +40,23 @@ class ColumnEmbedding(nn.Module):
         # Any name may be that of an attribute of a module.
         self.layers = nn.ModuleDict({f"column_{column.name}": _layer(column, d_model) for column in columns})
 
-    def forward(self, features: Mapping[str, Tensor] | None, shape: Sequence[int]) -> Tensor:
+    def forward(self, features: Mapping[str, Tensor] | None, shape: Sequence[int], *, check: bool = False) -> Tensor:
         """Return vectors (B, L, D) of features as `History.features` has them.
 
         Args:
             features: Codes (B, L) int64, numbers (B, L), vectors (B, L, W) by name; others are not read.
             shape: B and L.
+            check: Whether codes that no value has, and infinite numbers, are refused. A GPU is waited for.
 
         Raises:
-            InputError: if a column is missing, or has another shape or type.
+            InputError: if a column is missing, has another shape or type, or does not pass `check`.
         """
         total: Tensor | None = None
-        for column in self.columns:
-            layer, values = self.layers[f"column_{column.name}"], column.needed(features, shape)
+        for column, layer in zip(self.columns, self.layers.values(), strict=True):
+            values = column.checked(features, shape) if check else column.needed(features, shape)
             if column.kind == CATEGORICAL:
-                vectors = layer(values)
+                # Not by calling the layer, which takes as long again for one event.
+                vectors = F.embedding(values, cast("nn.Embedding", layer).weight)
             else:
                 floats = values.to(next(layer.parameters()).dtype)
                 if column.kind == NUMERIC:

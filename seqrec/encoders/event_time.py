@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from dataclasses import dataclass
@@ -137,7 +138,8 @@ class TimeEmbedding(nn.Module):
         if self.curve is not None:
             parts.append(self.curve(self._waves(times, before)))
         second = UNITS[self.settings.unit]
-        local = times + round(self.settings.utc_offset * 3600) * second
+        offset = round(self.settings.utc_offset * 3600) * second
+        local = times + offset if offset else times
         if self.hours is not None:
             hour = _whole(local.remainder(DAY * second), DAY // 24 * second, 24)
             parts.append(F.embedding(hour, self.hours.weight))
@@ -145,7 +147,7 @@ class TimeEmbedding(nn.Module):
             # 1970 began on a Thursday; Monday is 0.
             weekday = _whole((local + 3 * DAY * second).remainder(7 * DAY * second), DAY * second, 7)
             parts.append(F.embedding(weekday, self.weekdays.weight))
-        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+        return functools.reduce(operator.add, parts)
 
     def _waves(self, times: Tensor, before: Tensor) -> Tensor:
         """Return sines and cosines (..., 2 * WAVES) of the gap's logarithm, and whether there is no event before."""
@@ -198,9 +200,18 @@ def needed_times(history: History) -> Tensor:
     Raises:
         InputError: if it has none.
     """
-    if history.timestamps is None:
+    return given_times(history.timestamps)
+
+
+def given_times(timestamps: Tensor | None) -> Tensor:
+    """Return timestamps.
+
+    Raises:
+        InputError: if there are none.
+    """
+    if timestamps is None:
         raise InputError(
             "the model reads the time of events, but the history has no timestamps: give a frame with a column "
             "timestamp or History(.., timestamps=..), or train a model without `time`"
         )
-    return history.timestamps
+    return timestamps

@@ -12,7 +12,7 @@ from torch import Tensor
 from seqrec.catalogue.table import ItemEmbedding
 from seqrec.encoders import SequenceEncoder
 from seqrec.encoders.column_embedding import ColumnEmbedding
-from seqrec.encoders.event_time import TimeEmbedding, needed_times
+from seqrec.encoders.event_time import TimeEmbedding, given_times, needed_times
 from seqrec.encoders.layers import LearnedPositions
 from seqrec.encoders.state import State
 from seqrec.errors import InputError
@@ -88,10 +88,17 @@ class StreamingRecommender(Recommender):
             x = x + self._column_vectors(features, x.shape[:1])
         if self.event_time is None:
             return self.encoder.step(x, state)
-        history = History(item_ids.unsqueeze(1), torch.ones_like(item_ids), _as_column(timestamps))
-        encoder_state, history = self._separated(history, state)
-        states, after = self.encoder.step(x + self._time_vectors(history).squeeze(1), encoder_state, history)
-        return states, State({**after.tensors, NEWEST_TIME: needed_times(history)[:, 0]}, after.encoder)
+        # Without a `History`, whose columns of one event take as long to make as the step.
+        encoder_state, newest = _separated(state)
+        times = given_times(timestamps)
+        _refuse_going_back(times < newest, times, newest)
+        with torch.inference_mode():
+            x = x + self.event_time(times, newest)
+        events = None
+        if self.encoder.reads_gaps:
+            events = History(item_ids.unsqueeze(1), torch.ones_like(item_ids), times.unsqueeze(1), newest)
+        states, after = self.encoder.step(x, encoder_state, events)
+        return states, State({**after.tensors, NEWEST_TIME: times}, after.encoder)
 
     def extend(self, history: History, state: State, user_ids: Tensor | None = None) -> tuple[Tensor, State]:
         """Return the states of any number of further events per user.
@@ -115,10 +122,14 @@ class StreamingRecommender(Recommender):
             x = x + self._column_vectors(history.features, x.shape[:2])
         if self.event_time is None:
             return self.encoder.extend(x, history.lengths, state)
-        encoder_state, history = self._separated(history, state)
-        x = x + self._time_vectors(history)
+        encoder_state, newest = _separated(state)
+        history = replace(history, time_before=newest)
+        times, before = needed_times(history), history.times_before
+        _refuse_going_back((times < before) & history.valid, times, before)
+        with torch.inference_mode():
+            x = x + self.event_time(times, before)
         states, after = self.encoder.extend(x, history.lengths, encoder_state, history)
-        times = torch.cat([state.tensors[NEWEST_TIME].unsqueeze(1), needed_times(history)], 1)
+        times = torch.cat([newest.unsqueeze(1), times], 1)
         newest = times.gather(1, history.lengths.unsqueeze(1)).squeeze(1)
         return states, State({**after.tensors, NEWEST_TIME: newest}, after.encoder)
 
@@ -145,39 +156,11 @@ class StreamingRecommender(Recommender):
                 x = x + (users if x.dim() == 2 else users.unsqueeze(1))
         return x
 
-    def _time_vectors(self, history: History) -> Tensor:
-        """Return vectors (B, L, D) of the time of a stream's further events."""
-        with torch.inference_mode():
-            vectors: Tensor = cast("TimeEmbedding", self.event_time)(needed_times(history), history.times_before)
-        return vectors
-
     def _column_vectors(self, features: Mapping[str, Tensor] | None, shape: torch.Size) -> Tensor:
         """Return vectors (*shape, D) of the columns of a stream's further events."""
-        layer = cast("ColumnEmbedding", self.column_embedding)
-        for column in layer.columns:
-            column.check_features(features, shape)
         with torch.inference_mode():
-            vectors: Tensor = layer(features, shape)
+            vectors: Tensor = cast("ColumnEmbedding", self.column_embedding)(features, shape, check=True)
         return vectors
-
-    def _separated(self, history: History, state: State) -> tuple[State, History]:
-        """Return the encoder's part of a state, and the further events with the time before them, which may not go
-        back.
-        """
-        tensors = dict(state.tensors)
-        newest = tensors.pop(NEWEST_TIME, None)
-        if newest is None:
-            raise InputError("the state has no time of the newest event, so it is of another model: use `init_state`")
-        history = replace(history, time_before=newest)
-        times, before = needed_times(history), history.times_before
-        gone_back = (times < before) & history.valid
-        if gone_back.any():
-            row, column = gone_back.nonzero()[0].tolist()
-            raise InputError(
-                f"timestamps of row {row} go back: {int(times[row, column])} after {int(before[row, column])}; give "
-                "events in the order of time"
-            )
-        return State(tensors, state.encoder), history
 
     def _refuse_learned_positions(self) -> None:
         if self.positions is not None:
@@ -188,5 +171,20 @@ class StreamingRecommender(Recommender):
             )
 
 
-def _as_column(times: Tensor | None) -> Tensor | None:
-    return None if times is None else times.unsqueeze(1)
+def _separated(state: State) -> tuple[State, Tensor]:
+    """Return the encoder's part of a state, and the times (B,) of the newest events."""
+    tensors = dict(state.tensors)
+    newest = tensors.pop(NEWEST_TIME, None)
+    if newest is None:
+        raise InputError("the state has no time of the newest event, so it is of another model: use `init_state`")
+    return State(tensors, state.encoder), newest
+
+
+def _refuse_going_back(gone_back: Tensor, times: Tensor, before: Tensor) -> None:
+    """Refuse times (B,) or (B, L) where `gone_back` says that they are earlier than `before`."""
+    if gone_back.any():
+        place = tuple(gone_back.nonzero()[0].tolist())
+        raise InputError(
+            f"timestamps of row {place[0]} go back: {int(times[place])} after {int(before[place])}; give events in the "
+            "order of time"
+        )
