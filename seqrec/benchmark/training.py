@@ -132,8 +132,10 @@ def benchmark_training(
     def measure(cell: Row) -> Row:
         measured = run_measured(train_steps, {**cell, "settings": settings})
         found = measured.value
-        if found["device_bytes"] is None:
+        if device == "cpu":
             found["bytes"] = measured.peak_anonymous - measured.anonymous_before
+            # In another process, since the profiler's records take memory.
+            found |= run_measured(profile_on_cpu, {**cell, "settings": settings}).value
         return figures_of(cell, found, settings, benchmark["rates"])
 
     models = [{"encoder": encoder, "length": length} for encoder, length in itertools.product(encoders, lengths)]
@@ -236,16 +238,12 @@ def train_steps(encoder: str, variant: str, length: int, settings: Mapping[str, 
     Returns:
         `first_seconds`, the first step with compilation; `step_seconds`, of each timed window; `losses`, of all steps
         but the profiled ones; `device_bytes` and `reserved_bytes`, the most memory of tensors on a CUDA device, and the
-        most that torch kept, None on CPU; the figures of `StepClock.figures`, None if a device has none; `layer`, of
-        which layers `REFERENCE` is. On a CPU, `python_seconds` is a step with two events and ten items, so the time
-        that a step takes however little it computes, None if it is compiled.
+        most that torch kept, None on CPU; `layer`, of which layers `REFERENCE` is; the figures of `read_trace`, None on
+        CPU.
     """
-    clock, layer = _run_steps(encoder, variant, length, settings)
-    found: dict[str, Any] = dict.fromkeys(("launches", "kernels", "busy_seconds", "python_seconds", "ops"))
-    if settings["device"] == "cpu" and not VARIANTS[variant].compile:
-        few = {**settings, "batch_size": 1, "num_items": 10}
-        least, _ = _run_steps(encoder, variant, 2, few, profiled=0)
-        found["python_seconds"] = min(least.step_seconds)
+    profiled = PROFILED_STEPS if settings["device"] == "cuda" else 0
+    clock, layer = _run_steps(encoder, variant, length, settings, profiled)
+    figures = dict.fromkeys(("launches", "kernels", "busy_seconds", "python_seconds", "ops")) | clock.figures
     return {
         "first_seconds": clock.first_seconds,
         "step_seconds": clock.step_seconds,
@@ -253,13 +251,29 @@ def train_steps(encoder: str, variant: str, length: int, settings: Mapping[str, 
         "device_bytes": clock.device_bytes,
         "reserved_bytes": clock.reserved_bytes,
         "layer": layer,
-        **found,
-        **clock.figures,
+        **figures,
     }
 
 
+def profile_on_cpu(encoder: str, variant: str, length: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Count the operations of a step on a CPU, and time what does not depend on their sizes.
+
+    See `benchmark_training` for the arguments.
+
+    Returns:
+        `ops` per step, those that no other one calls; `python_seconds`, the fastest step with two events and ten items,
+        None if it is compiled.
+    """
+    clock, _ = _run_steps(encoder, variant, length, {**settings, "steps": 1}, PROFILED_STEPS)
+    if VARIANTS[variant].compile:
+        return {**clock.figures, "python_seconds": None}
+    few = {**settings, "batch_size": 1, "num_items": 10}
+    least, _ = _run_steps(encoder, variant, 2, few, 0)
+    return {**clock.figures, "python_seconds": min(least.step_seconds)}
+
+
 def _run_steps(
-    encoder: str, variant: str, length: int, settings: Mapping[str, Any], profiled: int = PROFILED_STEPS
+    encoder: str, variant: str, length: int, settings: Mapping[str, Any], profiled: int
 ) -> tuple[StepClock, str | None]:
     device = torch.device(settings["device"])
     torch.manual_seed(settings["seed"])

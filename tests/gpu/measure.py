@@ -250,15 +250,16 @@ def _settings(sizes: Sizes, **others: Any) -> dict[str, Any]:
 
 def _trained(encoder: str, variant: str, length: int, settings: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
     from seqrec.benchmark.floors import measure_rates
-    from seqrec.benchmark.training import figures_of, train_steps
+    from seqrec.benchmark.training import figures_of, profile_on_cpu, train_steps
 
     rates = sizes.rates or measure_rates(device=sizes.device, scale=sizes.rate_scale)
     cell = {"encoder": encoder, "length": length, "variant": variant}
 
     def measured() -> dict[str, Any]:
         found = train_steps(encoder, variant, length, settings)
-        # The memory of a process that does many things would mean nothing.
-        found.update({} if sizes.device == "cuda" else {"bytes": 0})
+        if sizes.device == "cpu":
+            # The memory of a process that does many things would mean nothing.
+            found |= {"bytes": 0, **profile_on_cpu(encoder, variant, length, settings)}
         return figures_of(cell, found, settings, rates)
 
     return {**cell, **_attempt(measured)}

@@ -75,6 +75,7 @@ def test_losses_at_5000_events_are_those_of_float32(
 
 
 def test_one_rank_over_nccl_trains_and_tests_as_none_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("polars", reason="a log is prepared by polars")
     data = SequenceDataModule(Synthetic(num_users=40, num_items=60, mean_events=25), store=str(tmp_path / "store"))
     results = []
     for strategy in ("auto", "ddp"):
