@@ -29,9 +29,10 @@ from torch import Tensor
 
 from seqrec.catalogue.table import ItemTable
 from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.event_columns import EventColumn
 from seqrec.data.sources import Synthetic
 from seqrec.errors import DivergenceError, InputError
-from seqrec.models import SequentialRecommender
+from seqrec.models import ColumnHead, SequentialRecommender
 from seqrec.runs.callbacks import FiniteLoss, GraphedStep
 from seqrec.training.losses import BCE, FullSoftmax, InBatchSoftmax, Loss
 
@@ -197,6 +198,12 @@ def test_batches_whose_rows_depend_on_lengths_are_refused(tmp_path: Path):
     trainer = pl.Trainer(callbacks=[GraphedOnCPU()], accelerator="cpu", logger=False, enable_checkpointing=False)
     with pytest.raises(InputError, match=r"needs batches of equal rows, but data\.max_tokens=128"):
         trainer.fit(make_model("SASRec", BCE()), data)
+
+
+def test_heads_are_refused():
+    liked = ColumnHead(EventColumn("liked", "categorical", values=[0, 1]))
+    with pytest.raises(InputError, match=r"records the loss of the item alone: leave it or model\.heads out"):
+        fit(make_model("SASRec", BCE(), heads=[liked]), varied(2), GraphedOnCPU())
 
 
 def test_an_objective_that_may_count_padding_is_refused():
