@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars
 import torch
 
 from seqrec.benchmark import harness
@@ -153,8 +154,6 @@ def time_columns(encoder: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _log(file: Path, settings: Mapping[str, Any]) -> Table:
     """Write so many events that an epoch has `BATCHES` batches of full windows, and return their table."""
-    import polars
-
     users, events = settings["batch_size"], BATCHES * settings["length"] + 3
     rng = np.random.default_rng(settings["seed"])
     size = users * events
