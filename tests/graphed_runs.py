@@ -164,3 +164,15 @@ def assert_equal_runs(model: SequentialRecommender, other: SequentialRecommender
     """Compare weights."""
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(weight, other.state_dict()[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+class Breaks(pl.Callback):
+    """Makes the loss of the sixth batch NaN."""
+
+    before: Tensor
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 5:
+            with torch.no_grad():
+                pl_module.encoder.stack.norm.weight.fill_(torch.nan)
+            self.before = pl_module.items.weight.detach().clone()

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from in_process import in_this_process
 
 from seqrec.benchmark import columns
 from seqrec.benchmark.columns import benchmark_columns
 from seqrec.errors import InputError
-
-
-def in_this_process(function: Callable, arguments: dict) -> SimpleNamespace:
-    """`run_measured` without the seconds that a process takes to start."""
-    return SimpleNamespace(value=json.loads(json.dumps(function(**json.loads(json.dumps(arguments))))))
 
 
 def test_small_sizes_are_measured_from_end_to_end(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from in_process import in_this_process
 
 from seqrec.benchmark import inference
 from seqrec.benchmark.inference import (
@@ -23,11 +22,6 @@ from seqrec.encoders import ENCODERS
 from seqrec.errors import InputError
 
 SMALL = {"num_items": 30, "d_model": 8, "rounds": 2, "seed": 0, "device": "cpu"}
-
-
-def in_this_process(function: Callable, arguments: dict, **options: object) -> SimpleNamespace:
-    """`run_measured` without the seconds that a process takes to start."""
-    return SimpleNamespace(value=json.loads(json.dumps(function(**json.loads(json.dumps(arguments))))))
 
 
 def test_small_sizes_are_measured_from_end_to_end(

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from graphed_runs import ENCODERS, LOSSES, ROWS, fit, make_batch, make_model, padded, varied
+from graphed_runs import ENCODERS, LOSSES, ROWS, Breaks, fit, make_batch, make_model, padded, varied
 from torch import Tensor
 
 from seqrec import models
@@ -85,18 +85,6 @@ def test_each_launch_draws_other_negatives_and_drops_other_values():
     first = float(graphed(batch))
     torch.manual_seed(3)
     assert float(graphed(batch)) == first
-
-
-class Breaks(pl.Callback):
-    """Makes the loss of the sixth batch NaN."""
-
-    before: Tensor
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 5:
-            with torch.no_grad():
-                pl_module.encoder.stack.norm.weight.fill_(torch.nan)
-            self.before = pl_module.items.weight.detach().clone()
 
 
 def test_a_loss_of_nan_stops_the_run_before_the_update():

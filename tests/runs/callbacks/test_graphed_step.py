@@ -16,6 +16,7 @@ from graphed_runs import (
     LOSSES,
     NUM_ITEMS,
     ROWS,
+    Breaks,
     GraphedOnCPU,
     assert_equal_runs,
     fit,
@@ -126,18 +127,6 @@ def test_an_epochs_last_batch_and_lengths_beyond_the_bound_are_computed_without_
     assert len(losses) == 11
     # 60 and 64 events come after 32 and 48; then three rows.
     assert "GraphedStep: 8 batches by CUDA graphs of 2 lengths, 3 without" in caplog.text
-
-
-class Breaks(pl.Callback):
-    """Makes the loss of the sixth batch NaN."""
-
-    before: Tensor
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 5:
-            with torch.no_grad():
-                pl_module.encoder.stack.norm.weight.fill_(torch.nan)
-            self.before = pl_module.items.weight.detach().clone()
 
 
 def test_a_loss_of_nan_stops_the_run_before_the_update():
