@@ -89,23 +89,23 @@ def run(folder: Path, ranks: int, options: dict[str, Any], held_out: int) -> lis
     return [json.loads((folder / f"{ranks}-{rank}.json").read_text()) for rank in range(ranks)]
 
 
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("options", "held_out"), RUNS, ids=str)
-def test_ranks_share_the_work_of_one(tmp_path: Path, options: dict[str, Any], held_out: int):
+def test_ranks_share_the_work_of_one(tmp_path: Path, options: dict[str, Any], held_out: int, ranks: int):
     (alone,) = run(tmp_path, 1, options, held_out)
     assert 103 * held_out >= len(alone["judged"]) > 103 * (held_out - 1)
     assert ("test_Recall@10" in alone["metrics"]) == (held_out > 1)
     assert sorted(itertools.chain(*alone["test"])) == list(range(1, 104))
-    for ranks in (2, 3):
-        seen = run(tmp_path, ranks, options, held_out)
-        for stage in ("train", "test"):
-            # Equal step counts; each user once.
-            assert len({len(rank[stage]) for rank in seen}) == 1
-            users = [user for rank in seen for batch in rank[stage] for user in batch]
-            assert sorted(users) == sorted(itertools.chain(*alone[stage]))
-        tokens = [sum(rank["tokens"]) for rank in seen]
-        assert max(tokens) < 1.1 * min(tokens)
-        for rank in seen:
-            # Sums of integers, so the same to the last digit.
-            assert rank["metrics"] == alone["metrics"]
-        judged = [target for rank in seen for target in rank["judged"]]
-        assert sorted(judged) == sorted(alone["judged"])
+    seen = run(tmp_path, ranks, options, held_out)
+    for stage in ("train", "test"):
+        # Equal step counts; each user once.
+        assert len({len(rank[stage]) for rank in seen}) == 1
+        users = [user for rank in seen for batch in rank[stage] for user in batch]
+        assert sorted(users) == sorted(itertools.chain(*alone[stage]))
+    tokens = [sum(rank["tokens"]) for rank in seen]
+    assert max(tokens) < 1.1 * min(tokens)
+    for rank in seen:
+        # Sums of integers, so the same to the last digit.
+        assert rank["metrics"] == alone["metrics"]
+    judged = [target for rank in seen for target in rank["judged"]]
+    assert sorted(judged) == sorted(alone["judged"])

@@ -21,6 +21,7 @@ from seqrec.ops.selective_scan import SCAN_BACKENDS
 pytestmark = pytest.mark.process
 
 
+@pytest.mark.slow
 def test_small_sizes_are_measured_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     written = tmp_path / "figures.json"
     benchmark_scan(

@@ -24,7 +24,7 @@ pathlib.Path(sys.argv[1], "found.json").write_text(json.dumps(found))
 """
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_every_part_runs_without_polars(tmp_path: Path):
     # Training parts differ only in their encoders.
     names = [name for name in measure.PARTS if not name.startswith("training") or name == "training RecMamba mamba2"]

@@ -75,7 +75,7 @@ def test_the_guide_names_debug():
     assert re.search(r"`--debug`.* prints the traceback", guide)
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_warnings_as_errors_end_no_command(tmp_path: Path):
     write_config(tmp_path)
     for words in (

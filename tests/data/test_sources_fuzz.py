@@ -25,7 +25,7 @@ from seqrec.data.sources import ML1M, KuaiRand, LFM1b, Sequences, Source, Table
 from seqrec.errors import InputError
 
 # The examples are the same in each run. SEQREC_FUZZ_EXAMPLES=600 tries some ten thousand logs, in a few minutes.
-EXAMPLES = int(os.environ.get("SEQREC_FUZZ_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("SEQREC_FUZZ_EXAMPLES", "30"))
 fuzz = settings(deadline=None, max_examples=EXAMPLES, derandomize=True, database=None)
 # The slow reading is that of Python's csv module.
 reads_any_text = pytest.mark.skipif(sys.version_info < (3, 11), reason="csv of Python 3.10 reads and writes no NUL")

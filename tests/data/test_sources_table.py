@@ -483,7 +483,7 @@ print(source.num_rows, peak)
 """
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path: Path):
     # Compressed, as pages of a plain file that are mapped count, too, though any other process may have their memory.
     rows = 12_000

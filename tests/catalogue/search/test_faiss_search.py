@@ -15,8 +15,7 @@ from seqrec.types import SeenItems
 
 pytestmark = pytest.mark.process
 
-KINDS = ("ivf_pq", "ivf_flat", "hnsw")
-# Training the index of ivf_pq takes 12 s: one test of it is enough for each run.
+# Training the index of ivf_pq takes 12 s.
 every_kind = pytest.mark.parametrize("kind", [pytest.param("ivf_pq", marks=pytest.mark.slow), "ivf_flat", "hnsw"])
 USERS = torch.arange(30)
 
@@ -51,7 +50,7 @@ def prepared(scorer: Scorer, kind: str, **settings: int | str) -> FaissSearch:
     return search
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 def test_most_of_the_best_items_are_found_with_their_exact_scores(kind: str):
     table, states = clustered(5000)
     scorer = Scorer(table)
