@@ -196,12 +196,13 @@ def _streamed(model: SequentialRecommender, batch: SequenceBatch, users: int) ->
         None if times is None else times[:, :-1],
         features={name: values[:, :-1] for name, values in columns.items()} or None,
     )
-    now = {name: values[:, -1] for name, values in columns.items()}
+    items, now = history.item_ids[:users, -1], {name: values[:, -1] for name, values in columns.items()} or None
+    at = None if times is None else times[:, -1]
     with torch.no_grad():
         state = model.extend(before, model.init_state(users))[1]
 
     @torch.no_grad()
     def step() -> None:
-        model.step(history.item_ids[:users, -1], state, None, None if times is None else times[:, -1], now or None)
+        model.step(items, state, None, at, now)
 
     return step
