@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from scan_runs import ALWAYS
+from scan_runs import run as run_scan
 
 from seqrec.ops import ssd_scan, triton_support
 
@@ -13,8 +17,8 @@ pytestmark = [
     pytest.mark.skipif(triton_support.interprets(), reason="TRITON_INTERPRET is set"),
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
 ]
-ALWAYS = {"delta_softplus": True, "return_last_state": True}
-FLAGS = ("valid", "start")
+
+run = partial(run_scan, ssd_scan)
 
 
 def make_inputs(
@@ -29,19 +33,6 @@ def make_inputs(
     inputs |= {"B": normal(B, L, G, N), "C": normal(B, L, G, N), "D": normal(H), "z": normal(B, L, H, P)}
     inputs |= {"delta_bias": normal(H), "initial_state": normal(B, H, P, N)}
     return inputs | ({"valid": normal(B, L) < 0.4, "start": normal(B, L) > 2} if flags else {})
-
-
-def run(
-    inputs: dict[str, torch.Tensor], backend: str, device: str, dtype: torch.dtype = torch.float32
-) -> dict[str, torch.Tensor]:
-    """Both outputs and, by fixed weights on them, the gradients of all real inputs; all on CPU."""
-    leaves = {name: x.to(device) for name, x in inputs.items()}
-    real = {name: x.to(dtype).requires_grad_() for name, x in leaves.items() if name not in FLAGS}
-    y, last = ssd_scan(**{**leaves, **real}, **ALWAYS, backend=backend)
-    weights = [torch.linspace(-1, 2, x.numel(), dtype=torch.float64).cos().view(x.shape) for x in (y, last)]
-    torch.autograd.backward((y, last), [x.to(device, dtype) for x in weights])
-    gradients = {name: x.grad for name, x in real.items()}
-    return {name: x.detach().cpu() for name, x in {"y": y, "last": last, **gradients}.items()}
 
 
 def assert_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
