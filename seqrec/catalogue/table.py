@@ -16,6 +16,7 @@ from seqrec.catalogue.scorer import Scorer
 from seqrec.catalogue.sharding import ShardedEmbedding
 from seqrec.data.schema import ITEMS
 from seqrec.errors import InputError, check_at_least
+from seqrec.ops.event_input import TableRows
 from seqrec.ops.row_gradients import look_up, sums_at_lookup
 
 # Tables with at least so many rows have row-sparse gradients by default. For smaller ones a fused dense step over all
@@ -280,6 +281,24 @@ class ItemEmbedding(nn.Module):
             # All lookups keep the padding's row at zero, without a gradient.
             out = self.table(item_ids)
         return out[..., : self.d_model].to(torch.promote_types(out.dtype, torch.float32))
+
+    def parts(self, item_ids: Tensor, *, scale: float = 1.0, least: int = 0) -> tuple[list[TableRows], list[Tensor]]:
+        """Return `scale` times the vectors of `forward`, without gradients: rows of a table, or vectors (..., D).
+
+        The table refuses ids below `least` and above the last item, if they are on a CPU.
+        """
+        weight = None
+        if self.content is None:
+            table = self.table
+            if not isinstance(table, ShardedEmbedding) or not table.is_spread:
+                weight = table.weight
+        elif self._keeps_whole:
+            weight = self.whole()
+        if weight is None or weight.dtype != torch.float32:
+            return [], [self(item_ids) * scale]
+        if weight.size(1) > self.d_model:
+            weight = weight[:, : self.d_model]
+        return [TableRows(weight, item_ids, scale=scale, least=least)], []
 
     def rows(self, item_ids: Tensor | None) -> Tensor:
         """Return the rows (N, D), with biases another column, of distinct items (N,) of a table with content.

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.data.event_columns import EventColumn
 from seqrec.data.schema import CATEGORICAL, NUMERIC
 from seqrec.encoders.layers.positionwise import Linear
+from seqrec.ops.event_input import TableRows, added
 
 
 class ColumnEmbedding(nn.Module):
@@ -40,31 +40,46 @@ class ColumnEmbedding(nn.Module):
         # Any name may be that of an attribute of a module.
         self.layers = nn.ModuleDict({f"column_{column.name}": _layer(column, d_model) for column in columns})
 
-    def forward(self, features: Mapping[str, Tensor] | None, shape: Sequence[int], *, check: bool = False) -> Tensor:
+    def forward(self, features: Mapping[str, Tensor] | None, shape: Sequence[int]) -> Tensor:
         """Return vectors (B, L, D) of features as `History.features` has them.
 
         Args:
             features: Codes (B, L) int64, numbers (B, L), vectors (B, L, W) by name; others are not read.
             shape: B and L.
-            check: Whether codes that no value has, and infinite numbers, are refused. A GPU is waited for.
 
         Raises:
-            InputError: if a column is missing, has another shape or type, or does not pass `check`.
+            InputError: if a column is missing, or has another shape or type.
         """
-        total: Tensor | None = None
+        return added(*self.parts(features, shape))
+
+    def parts(
+        self, features: Mapping[str, Tensor] | None, shape: Sequence[int], *, check: bool = False
+    ) -> tuple[list[TableRows], list[Tensor]]:
+        """Return what `forward` adds up: rows of tables, and vectors (*shape, D).
+
+        With `check` infinite numbers are refused, and codes are left to the tables, which refuse them on a CPU.
+        """
+        rows, vectors = [], []
         for column, layer in zip(self.columns, self.layers.values(), strict=True):
-            values = column.checked(features, shape) if check else column.needed(features, shape)
             if column.kind == CATEGORICAL:
-                # Not by calling the layer, which takes as long again for one event.
-                vectors = F.embedding(values, cast("nn.Embedding", layer).weight)
-            else:
-                floats = values.to(next(layer.parameters()).dtype)
-                if column.kind == NUMERIC:
-                    floats = torch.where(floats.isnan(), 0, floats).unsqueeze(-1)
-                vectors = layer(floats)
-            total = vectors if total is None else total + vectors
-        assert total is not None
-        return total
+                values = column.needed(features, shape)
+                rows.append(TableRows(cast("nn.Embedding", layer).weight, values))
+                continue
+            values = column.checked(features, shape) if check else column.needed(features, shape)
+            floats = values.to(next(layer.parameters()).dtype)
+            if column.kind == NUMERIC:
+                floats = torch.where(floats.isnan(), 0, floats).unsqueeze(-1)
+            vectors.append(layer(floats))
+        return rows, vectors
+
+    def check(self, features: Mapping[str, Tensor] | None, shape: Sequence[int]) -> None:
+        """Refuse infinite numbers and codes that no value has. A GPU is waited for.
+
+        Raises:
+            InputError: if a column has one, is missing, or has another shape or type.
+        """
+        for column in self.columns:
+            column.checked(features, shape)
 
     def missing(self, *shape: int) -> dict[str, Tensor]:
         """Return features of events whose columns are all missing, by name, for batches of a shape such as (B, L)."""

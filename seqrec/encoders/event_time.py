@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from seqrec.encoders.layers.gaps import DOUBLINGS, GapBuckets
 from seqrec.encoders.layers.positionwise import Linear
 from seqrec.errors import InputError
-from seqrec.ops.export import is_exporting
+from seqrec.ops.event_input import EventTimes, TableRows, TimeCode, added
 from seqrec.types import NO_TIME, History
 
 # Timestamps in a second, by unit.
@@ -24,7 +23,6 @@ UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 # Waves of the continuous form, each with twice the frequency of the one before; the slowest has half a turn over all
 # doublings.
 WAVES = 6
-DAY = 24 * 60 * 60
 # Other times are not of a log of clicks: the unit is wrong, or they only count.
 EARLIEST, LATEST = datetime(1990, 1, 1).timestamp(), datetime(2100, 1, 1).timestamp()
 
@@ -126,28 +124,30 @@ class TimeEmbedding(nn.Module):
         self.curve = Linear(2 * WAVES + 1, d_model) if settings.gap == "continuous" else None
         self.hours = nn.Embedding(24, d_model) if settings.hour else None
         self.weekdays = nn.Embedding(7, d_model) if settings.weekday else None
+        # Found once, as finding a module's parts takes a good part of the time of one event.
+        tables: dict[TimeCode, nn.Embedding | None] = {
+            "gap": self.gaps, "hour": self.hours, "weekday": self.weekdays
+        }  # fmt: skip
+        read = {code: f"{code}s" for code, table in tables.items() if table is not None}
+        second = UNITS[settings.unit]
+        self._read = read, second, round(settings.utc_offset * 3600) * second
         for part in (self.gaps, self.hours, self.weekdays, self.curve):
             if part is not None:
                 nn.init.normal_(part.weight, std=0.02)
 
     def forward(self, times: Tensor, before: Tensor) -> Tensor:
         """Return vectors (..., D) of timestamps (...) int64 and those of the events before, `NO_TIME` without one."""
-        parts = []
-        if self.gaps is not None:
-            parts.append(F.embedding(self.buckets(times, before), self.gaps.weight))
-        if self.curve is not None:
-            parts.append(self.curve(self._waves(times, before)))
-        second = UNITS[self.settings.unit]
-        offset = round(self.settings.utc_offset * 3600) * second
-        local = times + offset if offset else times
-        if self.hours is not None:
-            hour = _whole(local.remainder(DAY * second), DAY // 24 * second, 24)
-            parts.append(F.embedding(hour, self.hours.weight))
-        if self.weekdays is not None:
-            # 1970 began on a Thursday; Monday is 0.
-            weekday = _whole((local + 3 * DAY * second).remainder(7 * DAY * second), DAY * second, 7)
-            parts.append(F.embedding(weekday, self.weekdays.weight))
-        return functools.reduce(operator.add, parts)
+        return added(*self.parts(times, before))
+
+    def parts(self, times: Tensor, before: Tensor) -> tuple[list[TableRows], list[Tensor]]:
+        """Return what `forward` adds up: rows of tables, and vectors (..., D)."""
+        tables, second, offset = self._read
+        event_times = EventTimes(times, before, self.buckets.boundaries, second, offset)
+        rows = [TableRows(getattr(self, name).weight, event_times, code) for code, name in tables.items()]
+        if self.settings.gap != "continuous":
+            return rows, []
+        assert self.curve is not None
+        return rows, [self.curve(self._waves(times, before))]
 
     def _waves(self, times: Tensor, before: Tensor) -> Tensor:
         """Return sines and cosines (..., 2 * WAVES) of the gap's logarithm, and whether there is no event before."""
@@ -185,13 +185,6 @@ class RequestReadOut(nn.Module):
         joined = torch.cat([states, self.time(request, newest).to(states.dtype)], -1)
         out: Tensor = states + self.out(F.gelu(self.hidden(joined)))
         return out
-
-
-def _whole(ticks: Tensor, size: int, count: int) -> Tensor:
-    """Return how many times `size` fits into ticks (...), 0..count - 1; ONNX would divide in float32, which rounds."""
-    if not is_exporting():
-        return torch.div(ticks, size, rounding_mode="floor")
-    return (ticks.unsqueeze(-1) >= size * torch.arange(1, count, device=ticks.device)).sum(-1)
 
 
 def needed_times(history: History) -> Tensor:

@@ -13,10 +13,11 @@ from seqrec.catalogue.table import ItemEmbedding
 from seqrec.encoders import SequenceEncoder
 from seqrec.encoders.column_embedding import ColumnEmbedding
 from seqrec.encoders.event_time import TimeEmbedding, given_times, needed_times
-from seqrec.encoders.layers import LearnedPositions
+from seqrec.encoders.layers import LearnedPositions, Times
 from seqrec.encoders.state import State
 from seqrec.errors import InputError
 from seqrec.models.recommender import Recommender
+from seqrec.ops.event_input import added
 from seqrec.types import NO_TIME, History
 
 # The tensor of a stream's state with the time of the newest event, if the model reads times.
@@ -83,17 +84,13 @@ class StreamingRecommender(Recommender):
         """
         if item_ids.dim() != 1:
             raise InputError(f"item_ids must be (B,), got {tuple(item_ids.shape)}; use `extend` for several")
-        x = self._further_events(item_ids, user_ids)
-        if self.column_embedding is not None:
-            x = x + self._column_vectors(features, x.shape[:1])
         if self.event_time is None:
-            return self.encoder.step(x, state)
+            return self.encoder.step(self._further_events(item_ids, user_ids, features), state)
         # Without a `History`, whose columns of one event take as long to make as the step.
         encoder_state, newest = _separated(state)
         times = given_times(timestamps)
         _refuse_going_back(times < newest, times, newest)
-        with torch.inference_mode():
-            x = x + self.event_time(times, newest)
+        x = self._further_events(item_ids, user_ids, features, (times, newest))
         events = None
         if self.encoder.reads_gaps:
             events = History(item_ids.unsqueeze(1), torch.ones_like(item_ids), times.unsqueeze(1), newest)
@@ -117,17 +114,15 @@ class StreamingRecommender(Recommender):
                 column is missing, or `SequenceEncoder.extend` refuses.
         """
         # Padding is never seen, but its ids must be ones that can be embedded.
-        x = self._further_events(torch.where(history.valid, history.item_ids, 1), user_ids)
-        if self.column_embedding is not None:
-            x = x + self._column_vectors(history.features, x.shape[:2])
+        item_ids = torch.where(history.valid, history.item_ids, 1)
         if self.event_time is None:
+            x = self._further_events(item_ids, user_ids, history.features)
             return self.encoder.extend(x, history.lengths, state)
         encoder_state, newest = _separated(state)
         history = replace(history, time_before=newest)
         times, before = needed_times(history), history.times_before
         _refuse_going_back((times < before) & history.valid, times, before)
-        with torch.inference_mode():
-            x = x + self.event_time(times, before)
+        x = self._further_events(item_ids, user_ids, history.features, (times, before))
         states, after = self.encoder.extend(x, history.lengths, encoder_state, history)
         times = torch.cat([newest.unsqueeze(1), times], 1)
         newest = times.gather(1, history.lengths.unsqueeze(1)).squeeze(1)
@@ -138,29 +133,45 @@ class StreamingRecommender(Recommender):
         vectors: Tensor = self.items(item_ids) * self.encoder.d_model**0.5
         return vectors
 
-    def _further_events(self, item_ids: Tensor, user_ids: Tensor | None) -> Tensor:
-        """Return embedded events (B, D) or (B, L, D) of a stream."""
+    def _further_events(
+        self,
+        item_ids: Tensor,
+        user_ids: Tensor | None,
+        features: Mapping[str, Tensor] | None,
+        times: Times | None = None,
+    ) -> Tensor:
+        """Return embedded events (B, D) or (B, L, D) of a stream; `times` are theirs and those of the events before."""
         self._refuse_learned_positions()
-        num_items = self.items.num_items
-        if item_ids.numel():
-            least, most = (int(item) for item in item_ids.aminmax())
-            if not 1 <= least <= most <= num_items:
-                raise InputError(
-                    f"item_ids hold {least}..{most}, but the catalogue has items 1..{num_items}; leave unknown items "
-                    "out"
-                )
+        columns = self.column_embedding
+        if item_ids.device.type != "cpu":
+            # A wrong code would end all work on a GPU. On a CPU it is refused where it is read.
+            self._refuse_unknown(item_ids, features)
         with torch.inference_mode():
-            x = self._scaled(item_ids)
-            if self.users is not None and user_ids is not None:
-                users: Tensor = self.users(user_ids)
-                x = x + (users if x.dim() == 2 else users.unsqueeze(1))
-        return x
+            parts = [self.items.parts(item_ids, scale=self.encoder.d_model**0.5, least=1)]
+            if times is not None:
+                parts.append(cast("TimeEmbedding", self.event_time).parts(*times))
+            if columns is not None:
+                parts.append(columns.parts(features, item_ids.shape, check=True))
+            rows = [row for each, _ in parts for row in each]
+            vectors = [vector for _, each in parts for vector in each]
+            if user_ids is not None and (users := self.users) is not None:
+                vectors.append(users(user_ids) if item_ids.dim() == 1 else users(user_ids).unsqueeze(1))
+            try:
+                return added(rows, vectors)
+            except IndexError:
+                self._refuse_unknown(item_ids, features)
+                raise
 
-    def _column_vectors(self, features: Mapping[str, Tensor] | None, shape: torch.Size) -> Tensor:
-        """Return vectors (*shape, D) of the columns of a stream's further events."""
-        with torch.inference_mode():
-            vectors: Tensor = cast("ColumnEmbedding", self.column_embedding)(features, shape, check=True)
-        return vectors
+    def _refuse_unknown(self, item_ids: Tensor, features: Mapping[str, Tensor] | None) -> None:
+        """Refuse items that are not in the catalogue, and values that columns do not have."""
+        if self.column_embedding is not None:
+            self.column_embedding.check(features, item_ids.shape)
+        least, most = (int(item) for item in item_ids.aminmax()) if item_ids.numel() else (1, 1)
+        if not 1 <= least <= most <= self.items.num_items:
+            raise InputError(
+                f"item_ids hold {least}..{most}, but the catalogue has items 1..{self.items.num_items}; leave unknown "
+                "items out"
+            )
 
     def _refuse_learned_positions(self) -> None:
         if self.positions is not None:

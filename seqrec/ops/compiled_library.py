@@ -61,6 +61,9 @@ LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
         "seed lengths query key value out statistics dout dquery dkey dvalue",
     ),
     "dropout": _layout("count threshold threads", "seed x y"),
+    "event_input": _layout(
+        "events width tables boundaries second offset no_time threads", "parts times before boundary refused out"
+    ),
     "mamba_step": _layout(
         "batch width channels states taps rank inputs_stride state_stride threads",
         "x in_weight conv_weight conv_bias scan_weight delta_weight delta_bias A_log D out_weight inputs state"

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.errors import InputError
-from seqrec.ops.export import is_exporting
-from seqrec.types import NO_TIME
+from seqrec.ops.event_input import gap_codes
 
 # Times (B, L) int64 of events, and of the events before them, `NO_TIME` without one.
 Times = tuple[Tensor, Tensor]
@@ -40,13 +39,7 @@ class GapBuckets(nn.Module):
 
     def forward(self, times: Tensor, before: Tensor) -> Tensor:
         """Return the numbers of gaps between times int64 and earlier ones, which broadcast; 1 if time goes back."""
-        first = before == NO_TIME
-        gap = times - torch.where(first, times, before)
-        if is_exporting():
-            bucket = (gap.unsqueeze(-1) >= self.boundaries).sum(-1)
-        else:
-            bucket = torch.bucketize(gap, self.boundaries, right=True, out_int32=True)
-        return torch.where(first, 0, bucket + 1)
+        return gap_codes(times, before, self.boundaries)
 
 
 class GapTable(nn.Module):

@@ -1,7 +1,7 @@
-// The scans, the causal convolution, attention, dropout and norms on CPU, forward and hand-written backward, one event of a
-// Mamba mixer, scores of chosen items, softmax over a catalogue, and the best items, float32, behind a plain C ABI. One source, several builds:
-// KERNEL_LANES is the number of floats in a vector register. Lanes run over channels. The order of sums does not
-// depend on timing.
+// The scans, the causal convolution, attention, dropout and norms on CPU, forward and hand-written backward, the input
+// of an event and its step through a Mamba mixer, scores of chosen items, softmax over a catalogue, and the best items,
+// float32, behind a plain C ABI. One source, several builds: KERNEL_LANES is the number of floats in a vector register.
+// Lanes run over channels. The order of sums does not depend on timing.
 
 #include <algorithm>
 #include <atomic>
@@ -85,6 +85,7 @@ inline bool is_start(const Problem& p, int64_t event) {
 #include "gated_norm.h"
 #include "attention.h"
 #include "dropout.h"
+#include "event_input.h"
 #include "residual_norm.h"
 #include "mamba_step.h"
 #include "pair_scores.h"
@@ -170,6 +171,8 @@ KERNEL_EXPORT int64_t attention_problem_bytes() { return sizeof(AttentionProblem
 
 KERNEL_EXPORT int64_t dropout_problem_bytes() { return sizeof(DropoutProblem); }
 
+KERNEL_EXPORT int64_t event_input_problem_bytes() { return sizeof(EventInputProblem); }
+
 KERNEL_EXPORT int64_t residual_norm_problem_bytes() { return sizeof(ResidualNormProblem); }
 
 KERNEL_EXPORT int64_t mamba_step_problem_bytes() { return sizeof(MambaStepProblem); }
@@ -236,6 +239,13 @@ KERNEL_EXPORT int attention_backward(const AttentionProblem* p) {
 
 KERNEL_EXPORT int dropout(const DropoutProblem* p) {
   return run(*p, (p->count + ROW - 1) / ROW, p->count, 1, dropout_task);
+}
+
+KERNEL_EXPORT int event_input(const EventInputProblem* p) {
+  *p->refused = table_without_row(*p);
+  if (*p->refused >= 0) return 0;
+  const int64_t tasks = (p->events + EVENTS - 1) / EVENTS;
+  return run(*p, tasks, p->events * p->width * p->tables / 4, 1, event_input_task);
 }
 
 KERNEL_EXPORT int residual_norm_forward(const ResidualNormProblem* p) {

@@ -148,6 +148,30 @@ struct DropoutProblem {
   float* y;        // (count,)
 };
 
+// Rows of one of the tables that are added.
+struct TableRows {
+  const float* table;    // (rows, D)
+  const int64_t* codes;  // (events,), or null
+  int64_t rows, stride;  // floats from one row to the next
+  int64_t least;         // smallest code that is allowed
+  int64_t time;          // 0: codes are given; 1: those of gaps, 2: of hours, 3: of weekdays
+  double scale;
+};
+
+// Sums of rows of several tables; a given code that is no row is refused. Times are in ticks of 1 / `second`.
+struct EventInputProblem {
+  int64_t events, width, tables;
+  int64_t boundaries, second;
+  int64_t offset;   // ticks that are added for hour and weekday
+  int64_t no_time;  // stands in `before` for no event before
+  int64_t threads;
+  const TableRows* parts;         // (tables,)
+  const int64_t *times, *before;  // (events,)
+  const int64_t* boundary;        // (boundaries,), ascending
+  int64_t* refused;               // one number: the first table of which a code is no row, or -1
+  float* out;                     // (events, D)
+};
+
 // One event of a Mamba mixer: model width M, E channels, N states per channel, W taps, step sizes of rank R.
 struct MambaStepProblem {
   int64_t batch, width, channels, states, taps, rank;
