@@ -78,20 +78,21 @@ class EventTime:
             raise InputError("time.in_mixers=True needs time.gap: set it to buckets or continuous")
 
     def check_log(self, first: int, last: int) -> None:
-        """Refuse a log whose times, in this unit, are not dates of this age, if hours or weekdays are read.
+        """Refuse a log whose times are dates of this age in another unit than this one.
+
+        Times that are none in any unit, such as counters, are refused if hours or weekdays are read.
 
         Raises:
             InputError: if the first or last timestamp is before 1990 or after 2100; it names a unit that would fit.
         """
-        if not (self.hour or self.weekday):
-            return
         fitting = [unit for unit, ticks in UNITS.items() if first / ticks >= EARLIEST and last / ticks <= LATEST]
-        if self.unit not in fitting:
-            cure = f"set time.unit: {fitting[0]}" if fitting else "leave time.hour and time.weekday out"
-            raise InputError(
-                f"time.unit={self.unit!r}, but the log's timestamps, {first} to {last}, are then no dates between 1990 "
-                f"and 2100: {cure}"
-            )
+        if self.unit in fitting or not (fitting or self.hour or self.weekday):
+            return
+        cure = f"set time.unit: {fitting[0]}" if fitting else "leave time.hour and time.weekday out"
+        raise InputError(
+            f"time.unit={self.unit!r}, but the log's timestamps, {first} to {last}, are then no dates between 1990 "
+            f"and 2100: {cure}"
+        )
 
     def timestamp(self, at: int | datetime) -> int:
         """Return a moment as a timestamp of the log.

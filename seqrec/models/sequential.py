@@ -372,8 +372,8 @@ class SequentialRecommender(StreamingRecommender):
         Numbers of columns are then standardised as the model knows them, also in batches of another split.
 
         Raises:
-            InputError: if the log has no times, or they are no dates in the unit of `time`, as hours and weekdays need,
-                or if the log lacks a column.
+            InputError: if the log has no times, they are dates in another unit than that of `time`, or none although
+                hours or weekdays are read, or if the log lacks a column.
             StoreError: if a column has other values than in the log that the model was trained on.
         """
         super().setup(stage)

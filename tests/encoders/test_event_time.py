@@ -109,10 +109,15 @@ def test_settings_that_mean_nothing_are_refused_by_name(settings: dict[str, obje
         EventTime(**settings)  # type: ignore[arg-type]
 
 
-def test_a_log_in_another_unit_is_refused_where_hours_are_read_and_the_right_unit_is_named():
+@pytest.mark.parametrize("settings", [{}, {"hour": True}])
+def test_a_log_in_another_unit_is_refused_and_the_right_unit_is_named(settings: dict[str, bool]):
     milliseconds = NOON * 1000
     with pytest.raises(InputError, match=r"set time\.unit: ms"):
-        EventTime(hour=True).check_log(milliseconds, milliseconds + 5)
+        EventTime(**settings).check_log(milliseconds, milliseconds + 5)
+
+
+def test_times_that_are_no_dates_in_any_unit_are_refused_where_hours_are_read():
+    milliseconds = NOON * 1000
     EventTime(hour=True, unit="ms").check_log(milliseconds, milliseconds + 5)
     with pytest.raises(InputError, match=r"leave time\.hour and time\.weekday out"):
         EventTime(weekday=True).check_log(0, 500)
