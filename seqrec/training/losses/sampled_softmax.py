@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from seqrec.catalogue.scorer import Scorer
 from seqrec.errors import InputError
+from seqrec.ops.problems import at_least_float32
 from seqrec.training.losses.chunked_cross_entropy import Competitors, chunked_cross_entropy
 from seqrec.training.losses.loss import Loss, TargetEvents, select_events
+from seqrec.training.losses.next_targets import NextTargets
 from seqrec.training.losses.sampled_scores import draw_negatives, negative_scores, target_scores
 from seqrec.training.negatives import InBatchNegatives, MixedNegatives, Negatives, NegativeSampler, UniformNegatives
 from seqrec.types import SequenceBatch
+
+# A score whose exponential is 0.
+NEVER = -1e30
 
 
 class SampledSoftmax(Loss):
@@ -34,9 +40,11 @@ class SampledSoftmax(Loss):
             the full softmax.
         log_q: Whether scores of negatives are corrected. If False, items that are drawn often are pushed down more.
         log_q_target: Whether the target's score is corrected as well.
+        next_targets: Further positives of each position, each of which competes with the negatives alone; None is only
+            the next event. Scores (M, N) of M positions and N draws are then held, also of shared draws.
 
     Raises:
-        InputError: if `log_q_target` is set without `log_q`.
+        InputError: if `log_q_target` is set without `log_q`, or with `next_targets`.
 
     Example:
         >>> from seqrec import SASRec, SampledSoftmax, UniformNegatives
@@ -48,24 +56,35 @@ class SampledSoftmax(Loss):
     negatives: NegativeSampler
 
     def __init__(
-        self, negatives: NegativeSampler | None = None, *, log_q: bool = True, log_q_target: bool = False
+        self,
+        negatives: NegativeSampler | None = None,
+        *,
+        log_q: bool = True,
+        log_q_target: bool = False,
+        next_targets: NextTargets | None = None,
     ) -> None:
         super().__init__()
         if log_q_target and not log_q:
             raise InputError("log_q_target=True corrects the target's score like the negatives'; set log_q=True too")
+        if log_q_target and next_targets is not None:
+            raise InputError("log_q_target=True corrects the score of one target: leave it out, or next_targets")
         self.negatives = negatives or UniformNegatives(256, exclude_seen=False, shared=True)
         self.log_q = log_q
         self.log_q_target = log_q_target
+        self.next_targets = next_targets
 
     @property
     def takes_padding(self) -> bool:
-        """Whether the draws' number does not depend on the batch; see `Loss.takes_padding`."""
-        return self.negatives.takes_padding
+        """Whether sizes of draws and positives do not depend on the batch; see `Loss.takes_padding`."""
+        return self.negatives.takes_padding and self.next_targets is None
 
     def forward(self, states: Tensor, batch: SequenceBatch, scorer: Scorer) -> Tensor:
         """Return the mean over the batch's targets; see `Loss.forward`."""
         events = select_events(states, batch)
         negatives = draw_negatives(self.negatives, events, batch, scorer)
+        if self.next_targets is not None:
+            positives = self.next_targets.positives(events, batch)
+            return _cross_entropy_of_several(events, positives, negatives, scorer, log_q=self.log_q)
         positive = target_scores(events, scorer)
         if self.log_q_target:
             positive = positive - self._log_expected_targets(events, negatives, batch, scorer).to(positive.dtype)
@@ -97,9 +116,10 @@ class InBatchSoftmax(SampledSoftmax):
         log_q: Whether scores are corrected by the log-probability of being drawn.
         log_q_target: Whether the event's own target is corrected too, as Yi et al. do.
         exclude_seen: Whether items of the user's training history are left out; must equal that of `extra`.
+        next_targets: As of `SampledSoftmax`.
 
     Raises:
-        InputError: if `extra` is not shared or has another `exclude_seen`, or `log_q_target` is set without `log_q`.
+        InputError: if `extra` is not shared or has another `exclude_seen`, or `SampledSoftmax` refuses.
 
     Example:
         >>> from seqrec import InBatchSoftmax, UniformNegatives
@@ -115,10 +135,11 @@ class InBatchSoftmax(SampledSoftmax):
         log_q: bool = True,
         log_q_target: bool = False,
         exclude_seen: bool = False,
+        next_targets: NextTargets | None = None,
     ) -> None:
         in_batch = InBatchNegatives(exclude_seen=exclude_seen)
         negatives = in_batch if extra is None else MixedNegatives([in_batch, extra])
-        super().__init__(negatives, log_q=log_q, log_q_target=log_q_target)
+        super().__init__(negatives, log_q=log_q, log_q_target=log_q_target, next_targets=next_targets)
         self.extra = extra
         self.exclude_seen = exclude_seen
 
@@ -133,11 +154,34 @@ def sampled_cross_entropy(
     if negatives.shared:
         candidates = _distinct(events, negatives, scorer, log_q=log_q)
         return chunked_cross_entropy(events.states, positive, candidates, has_target=events.has_target)
-    scores = negative_scores(events, negatives, scorer)
-    if log_q:
-        scores = scores - _log_expected(negatives).to(scores.dtype)
+    scores = _corrected_scores(events, negatives, scorer, log_q=log_q)
     scores = scores.masked_fill(~events.counted(negatives), -torch.inf)
     return events.mean(torch.cat([positive, scores], dim=1).logsumexp(1) - positive.squeeze(1))
+
+
+def _cross_entropy_of_several(
+    events: TargetEvents, positives: Tensor, negatives: Negatives, scorer: Scorer, *, log_q: bool
+) -> Tensor:
+    """Return the mean of `SampledSoftmax`'s formula over each event's positives (M, P), 0 without one, and over events.
+
+    Draws of any positive of an event do not count for it.
+    """
+    scores = _corrected_scores(events, negatives, scorer, log_q=log_q)
+    counted = events.counted(negatives)
+    for others in positives.unbind(1)[1:]:
+        counted &= negatives.item_ids != others.unsqueeze(1)
+    # Finite, because the gradient of a sum of nothing but exp(-inf) is no number.
+    rivals = scores.masked_fill(~counted, NEVER).logsumexp(1, keepdim=True)
+    own = at_least_float32(scorer.score(events.states, positives))
+    is_positive = positives > 0
+    costs = F.softplus(rivals - own).masked_fill(~is_positive, 0)
+    return events.mean(costs.sum(1) / is_positive.sum(1))
+
+
+def _corrected_scores(events: TargetEvents, negatives: Negatives, scorer: Scorer, *, log_q: bool) -> Tensor:
+    """Return the scores (M, N) of all draws, less the log of their expected number with `log_q`."""
+    scores = negative_scores(events, negatives, scorer)
+    return scores - _log_expected(negatives).to(scores.dtype) if log_q else scores
 
 
 def _log_expected(negatives: Negatives) -> Tensor:

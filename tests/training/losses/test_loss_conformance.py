@@ -187,6 +187,7 @@ def test_a_spec_keeps_every_choice():
         },
         "log_q": False,
         "log_q_target": False,
+        "next_targets": None,
     }
 
 

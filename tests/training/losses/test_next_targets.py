@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_problems import (
+    NUM_ITEMS,
+    FixedNegatives,
     assert_equal_with_gradients,
     random_batch,
     random_item_vectors,
@@ -20,7 +23,7 @@ from torch import Tensor
 from seqrec.catalogue.scorer import Scorer
 from seqrec.errors import InputError
 from seqrec.specs import from_spec, to_spec
-from seqrec.training.losses import FullSoftmax, NextTargets
+from seqrec.training.losses import FullSoftmax, InBatchSoftmax, NextTargets, SampledSoftmax
 from seqrec.training.losses.loss import select_events
 from seqrec.types import SequenceBatch
 
@@ -76,6 +79,52 @@ def test_full_softmax_is_the_mean_over_each_positions_positives(lengths, kept: i
 
     loss = FullSoftmax(chunk=chunk, next_targets=wanted)
     assert_equal_with_gradients(loss, random_states(batch), batch, random_item_vectors(), plain)
+
+
+@settings(deadline=None, max_examples=40)
+@given(LENGTHS, st.integers(0, 2**20), st.sampled_from([None, 20]), st.booleans(), st.booleans(), st.booleans())
+def test_sampled_softmax_lets_each_positive_compete_with_the_draws_of_others(
+    lengths, kept: int, within, shared: bool, exclude_seen: bool, log_q: bool
+):
+    batch, wanted = timed_batch(lengths, kept), NextTargets(3, within=within)
+    sampler = FixedNegatives(5, shared=shared, exclude_seen=exclude_seen)
+    events = select_events(random_states(batch), batch)
+    drawn = sampler.sample(events.rows, events.targets, batch.seen, NUM_ITEMS)
+    seen = [set(batch.seen.item_ids[batch.seen.rows == row].tolist()) for row in range(len(lengths))]
+
+    def plain(states: Tensor, vectors: Tensor) -> Tensor:
+        costs = []
+        for event, (row, position, items) in enumerate(positives_slowly(batch, 3, within)):
+            logits = vectors @ states[row, position]
+            own = drawn.item_ids if shared else drawn.item_ids[event]
+            rivals = []
+            for item in own.tolist():
+                if item not in items and not (exclude_seen and item in seen[row]):
+                    chance = item / (NUM_ITEMS * (NUM_ITEMS + 1) / 2)
+                    rivals.append(logits[item] - (math.log(5 * chance) if log_q else 0))
+            each = [torch.stack([logits[item], *rivals]).logsumexp(0) - logits[item] for item in items]
+            costs.append(torch.stack(each).mean())
+        return torch.stack(costs).mean()
+
+    loss = SampledSoftmax(sampler, log_q=log_q, next_targets=wanted)
+    assert_equal_with_gradients(loss, random_states(batch), batch, random_item_vectors(), plain)
+
+
+def test_one_positive_is_the_loss_without_further_ones():
+    batch, states = timed_batch([5, 2], -1), random_states(timed_batch([5, 2], -1))
+    scorer = Scorer(random_item_vectors())
+    for kind in (SampledSoftmax, InBatchSoftmax):
+        values = []
+        for loss in (kind(), kind(next_targets=NextTargets(2, within=0))):
+            loss.use_item_counts(torch.arange(NUM_ITEMS + 1))
+            torch.manual_seed(0)
+            values.append(loss(states, batch, scorer))
+        torch.testing.assert_close(*values)
+
+
+def test_a_corrected_target_has_no_further_ones():
+    with pytest.raises(InputError, match="corrects the score of one target"):
+        SampledSoftmax(log_q_target=True, next_targets=NextTargets(2))
 
 
 def test_a_log_without_times_has_no_time_within():
