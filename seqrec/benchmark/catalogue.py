@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from seqrec.benchmark import harness
 from seqrec.benchmark.harness import Benchmark, Row
 from seqrec.benchmark.measurement import run_measured
 from seqrec.catalogue.table import ItemTable
+from seqrec.data.columns import Column
 from seqrec.data.prepare.memory import spoken_bytes
 from seqrec.experiments import MODELS
 from seqrec.models import SequentialRecommender
@@ -26,6 +30,8 @@ OBJECTIVES = ("BCE", "GBCE", "SampledSoftmax", "InBatchSoftmax", "FullSoftmax")
 OWN_NEGATIVES, SHARED_NEGATIVES = 1, 1024
 # Most scores of a step for which the whole catalogue is scored: a step of 2^32 takes about ten seconds on two cores.
 MAX_SCORES = 1 << 32
+# Items whose content is written at a time.
+ROWS_WRITTEN = 1 << 18
 
 
 def benchmark_catalogue(
@@ -37,6 +43,7 @@ def benchmark_catalogue(
     d_model: int = 32,
     batch_size: int = 16,
     length: int = 1000,
+    content: int = 0,
     steps: int = 5,
     seed: int = 0,
     device: str = "cpu",
@@ -46,7 +53,8 @@ def benchmark_catalogue(
 
     Each combination runs in a process of its own. The first objective is measured with every optimizer. The others
     are measured with the last optimizer only, because the update does not depend on them. `FullSoftmax`, with its dense
-    gradients, is measured with dense Adam.
+    gradients, is measured with dense Adam. With `content`, each row-sparse combination is measured once more, with a
+    column of vectors in float16 as `ItemTable.content`; the pages of its file are part of the peak.
 
     Args:
         items: Sizes of the catalogue, ascending.
@@ -56,6 +64,7 @@ def benchmark_catalogue(
         d_model: Width.
         batch_size: Histories per batch.
         length: Events per history.
+        content: Numbers of content of each item; 0 measures none. They are written to a temporary file.
         steps: Timed steps; the fastest counts.
         seed: Seed of weights, items and draws.
         device: cpu or cuda.
@@ -68,6 +77,7 @@ def benchmark_catalogue(
     harness.check_names(OPTIMIZERS, optimizers=optimizers)
     harness.check_numbers(2, items=items, empty=False)
     harness.check_numbers(1, steps=steps)
+    harness.check_numbers(0, content=content)
     MODELS[encoder]  # raises with the known ones
     shape = {"encoder": encoder, "d_model": d_model, "batch_size": batch_size, "length": length}
     settings = {**shape, "steps": steps, "seed": seed, "device": device}
@@ -77,7 +87,7 @@ def benchmark_catalogue(
         scores = cell["num_items"] * batch_size * length
         if cell["objective"] == "FullSoftmax" and scores > MAX_SCORES:
             return {"failure": f"{scores:.0e} scores a step are left out; use a sampled objective"}
-        arguments = {name: cell[name] for name in ("num_items", "objective", "optimizer")}
+        arguments = {name: cell[name] for name in ("num_items", "objective", "optimizer", "content")}
         measured = run_measured(time_steps, {**arguments, "settings": settings})
         on_device = measured.value["device_bytes"]
         peak = measured.peak_resident if on_device is None else on_device
@@ -85,15 +95,16 @@ def benchmark_catalogue(
 
     empty = {"seconds": None, "peak_bytes": None, "failure": None}
     cells = [
-        {"num_items": num_items, "objective": objective, "optimizer": optimizer, **empty}
+        {"num_items": num_items, "objective": objective, "optimizer": optimizer, "content": width, **empty}
         for objective, optimizer in _combinations(objectives, optimizers)
+        for width in ([0, content] if content and optimizer != "dense_adam" else [0])
         for num_items in items
     ]
-    name = "{objective}, {optimizer}, {num_items:,} items"
+    name = "{objective}, {optimizer}, {content} numbers of content, {num_items:,} items"
     benchmark.run("figures", cells, measure, name, lambda row: f"{row['seconds'] * 1e3:,.0f} ms a step")
     title = f"training step, {encoder} width {d_model}, batch {batch_size} x {length}, fastest of {steps} on {device}"
     head = "objective, optimizer | items | ms a step | of the smallest | peak memory"
-    rows = harness.with_first(benchmark["figures"], "objective", "optimizer")
+    rows = harness.with_first(benchmark["figures"], "objective", "optimizer", "content")
     text = harness.table(head, (_cells(row, smallest) for row, smallest in rows))
     notes = harness.failures(benchmark["figures"], "{objective}, {optimizer}, {num_items:,}")
     benchmark.finish(title, f"{text}\n{notes}".rstrip())
@@ -107,14 +118,17 @@ def _combinations(objectives: Sequence[str], optimizers: Sequence[str]) -> list[
 
 
 def _cells(row: Row, smallest: Row) -> list[str]:
-    name = [f"{row['objective']}, {row['optimizer']}", f"{row['num_items']:,}"]
+    content = f", {row['content']} numbers of content" if row["content"] else ""
+    name = [f"{row['objective']}, {row['optimizer']}{content}", f"{row['num_items']:,}"]
     if harness.failed(row):
         return [*name, harness.DID_NOT_RUN]
     ratio = row["seconds"] / smallest["seconds"]
     return [*name, f"{row['seconds'] * 1e3:,.0f}", f"{ratio:.2f}", spoken_bytes(row["peak_bytes"])]
 
 
-def time_steps(num_items: int, objective: str, optimizer: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def time_steps(
+    num_items: int, objective: str, optimizer: str, content: int, settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """Time training steps of a model with a catalogue of `num_items`; see `benchmark_catalogue` for the arguments.
 
     A step is forward pass, objective, backward pass and update. The rows of the batch are full, and their items are
@@ -125,23 +139,32 @@ def time_steps(num_items: int, objective: str, optimizer: str, settings: Mapping
         `step_seconds`, of each timed step, and `device_bytes`, the most memory of tensors on a CUDA device, None on
         CPU.
     """
-    device, length = settings["device"], settings["length"]
     torch.manual_seed(settings["seed"])
     preset: Any = MODELS[settings["encoder"]]
-    model: SequentialRecommender = preset(
-        num_items,
-        d_model=settings["d_model"],
-        max_length=length,
-        item_table=ItemTable(sparse=optimizer != "dense_adam"),
-        loss=_loss(objective),
-        optimizer=Adam(table=RowwiseAdagrad()) if optimizer == "rowwise_adagrad" else Adam(),
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        columns = {"vector": _random_vectors(Path(folder, "vectors.npy"), num_items, content)} if content else {}
+        model: SequentialRecommender = preset(
+            num_items,
+            d_model=settings["d_model"],
+            max_length=settings["length"],
+            item_table=ItemTable(sparse=optimizer != "dense_adam", content=tuple(columns)),
+            item_columns={name: column.sizes for name, column in columns.items()},
+            loss=_loss(objective),
+            optimizer=Adam(table=RowwiseAdagrad()) if optimizer == "rowwise_adagrad" else Adam(),
+        )
+        if model.items.content is not None:
+            model.items.content.read(columns)
+        return _time_steps(model, settings)
+
+
+def _time_steps(model: SequentialRecommender, settings: Mapping[str, Any]) -> dict[str, Any]:
+    device, num_items = settings["device"], model.items.num_items
     if model.loss.needs_item_counts:
         counts = torch.ones(num_items + 1, dtype=torch.int64)
         counts[0] = 0
         model.loss.use_item_counts(counts)
     updates = model.to(device).optimizer.build(model)
-    batch = full_batch(num_items, settings["batch_size"], length).to(device)
+    batch = full_batch(num_items, settings["batch_size"], settings["length"]).to(device)
     seconds = []
     for _ in range(settings["steps"] + 2):
         began = time.perf_counter()
@@ -154,6 +177,19 @@ def time_steps(num_items: int, objective: str, optimizer: str, settings: Mapping
         seconds.append(time.perf_counter() - began)
     memory = None if device == "cpu" else torch.cuda.max_memory_allocated()
     return {"step_seconds": seconds[2:], "device_bytes": memory}
+
+
+def _random_vectors(file: Path, num_items: int, width: int) -> Column:
+    """Write vectors of items to a file, a part at a time, and map it."""
+    written = np.lib.format.open_memmap(file, "w+", np.float16, (num_items + 1, width))
+    random = np.random.default_rng(0)
+    for first in range(0, len(written), ROWS_WRITTEN):
+        rows = written[first : first + ROWS_WRITTEN]
+        rows[:] = random.standard_normal(rows.shape, np.float32)
+    written[0] = 0
+    written.flush()
+    del written
+    return Column("vector", np.load(file, mmap_mode="r"))
 
 
 def _loss(objective: str) -> Loss:

@@ -26,13 +26,17 @@ SMALL = {
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_steps(objective: str):
     optimizer = "dense_adam" if objective == "FullSoftmax" else "rowwise_adagrad"
-    figures = time_steps(300, objective, optimizer, SMALL)
+    figures = time_steps(300, objective, optimizer, 0, SMALL)
     assert len(figures["step_seconds"]) == 2
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_steps(optimizer: str):
-    assert len(time_steps(300, "BCE", optimizer, SMALL)["step_seconds"]) == 2
+    assert len(time_steps(300, "BCE", optimizer, 0, SMALL)["step_seconds"]) == 2
+
+
+def test_content_steps():
+    assert len(time_steps(300, "SampledSoftmax", "rowwise_adagrad", 8, SMALL)["step_seconds"]) == 2
 
 
 @pytest.mark.slow
@@ -52,23 +56,28 @@ def test_a_table_of_all_combinations_is_printed_and_written(
     written = tmp_path / "figures.json"
     benchmark_catalogue(
         (100, 2_000_000_000), objectives=("BCE", "FullSoftmax"), optimizers=("dense_adam", "rowwise_adagrad"),
-        json_file=str(written), **small,
+        content=4, json_file=str(written), **small,
     )  # fmt: skip
     out = capsys.readouterr().out
     figures = json.loads(written.read_text())["figures"]
-    cells = [(f["objective"], f["optimizer"], f["num_items"], f["seconds"] is not None) for f in figures]
+    cells = [
+        (f["objective"], f["optimizer"], f["num_items"], f["seconds"] is not None, *[4] * (f["content"] == 4))
+        for f in figures
+    ]
     assert cells == [
         ("BCE", "dense_adam", 100, True),
         ("BCE", "dense_adam", 2_000_000_000, False),
         ("BCE", "rowwise_adagrad", 100, True),
         ("BCE", "rowwise_adagrad", 2_000_000_000, True),
+        ("BCE", "rowwise_adagrad", 100, True, 4),
+        ("BCE", "rowwise_adagrad", 2_000_000_000, True, 4),
         ("FullSoftmax", "dense_adam", 100, True),
         ("FullSoftmax", "dense_adam", 2_000_000_000, False),
     ]
-    assert len(calls) == 5
+    assert len(calls) == 7
     assert "BCE, dense_adam, 2,000,000,000: not enough memory" in out
     assert "2e+10 scores a step are left out" in out
-    assert "BCE, rowwise_adagrad" in out
+    assert "BCE, rowwise_adagrad, 4 numbers of content" in out
     assert figures[2]["peak_bytes"] > 50 << 20
 
 
@@ -80,6 +89,7 @@ def test_a_table_of_all_combinations_is_printed_and_written(
         ({"objectives": ("BPR",)}, "objectives="),
         ({"optimizers": ()}, "optimizers="),
         ({"steps": 0}, "steps=0"),
+        ({"content": -1}, "content=-1"),
         ({"encoder": "BERT4Rec"}, "unknown model 'BERT4Rec'; known: .*SASRec"),
         ({"json_file": "no/such/folder/f.json"}, "json_file="),
     ],
@@ -92,6 +102,6 @@ def test_bad_arguments_are_refused(arguments: dict[str, object], message: str):
 @pytest.mark.slow
 def test_a_step_over_thirty_million_items_costs_what_one_over_a_hundred_thousand_does():
     settings = {**SMALL, "encoder": "MambaRec", "d_model": 32, "batch_size": 16, "length": 1000}
-    arguments = {"objective": "BCE", "optimizer": "rowwise_adagrad", "settings": settings}
+    arguments = {"objective": "BCE", "optimizer": "rowwise_adagrad", "content": 0, "settings": settings}
     large = run_measured(time_steps, {**arguments, "num_items": 30_000_000})
     assert large.peak_resident < 6 << 30
