@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         Markov,
         MoEMaTrRec,
         Popularity,
+        RecentItems,
         RecentPopularity,
         RecMamba,
         Recommender,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
         TrainingEvents,
         evaluate,
     )
+    from seqrec.models.baselines.comparison import BaselineComparison
     from seqrec.runs import RunFolder
     from seqrec.runs.callbacks import BestCheckpoint, ResumableEarlyStopping, ResumePoints
     from seqrec.training.losses import BCE, GBCE, FullSoftmax, InBatchSoftmax, Loss, NextTargets, SampledSoftmax
@@ -112,9 +114,10 @@ _MODULES = {
     "seqrec.inference.sessions": "Event InMemoryStore RedisStore SQLiteStore SessionRecommender",
     "seqrec.models": (
         "Baseline ColumnHead Explanation GRU4Rec ItemKNN MambaRec Markov MoEMaTrRec Popularity "
-        "RecMamba RecentPopularity Recommender SASRec SequentialRecommender "
+        "RecMamba RecentItems RecentPopularity Recommender SASRec SequentialRecommender "
         "TrainingEvents evaluate"
     ),
+    "seqrec.models.baselines.comparison": "BaselineComparison",
     "seqrec.runs": "RunFolder",
     "seqrec.runs.callbacks": "BestCheckpoint ResumableEarlyStopping ResumePoints",
     "seqrec.training.losses": "BCE GBCE FullSoftmax InBatchSoftmax Loss NextTargets SampledSoftmax",
@@ -131,6 +134,7 @@ __all__ = [
     "AdamW",
     "BCE",
     "Baseline",
+    "BaselineComparison",
     "BestCheckpoint",
     "Candidates",
     "ColdItems",
@@ -179,6 +183,7 @@ __all__ = [
     "Protocol",
     "RandomCrop",
     "RecMamba",
+    "RecentItems",
     "RecentPopularity",
     "Recommendations",
     "Recommender",

@@ -5,11 +5,15 @@ V rows of a table, D width, U rows with a gradient in one process.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from seqrec.ops.row_gradients import row_gradient, sum_rows
+
+T = TypeVar("T")
 
 
 def num_ranks() -> int:
@@ -42,6 +46,15 @@ def of_all_ranks(values: Tensor) -> Tensor:
     parts = [torch.empty_like(values) for _ in range(num_ranks())]
     dist.all_gather(parts, values.contiguous())
     return torch.stack(parts)
+
+
+def gather_objects(value: T) -> list[T]:
+    """Return the values of all processes, which are pickled; all must call."""
+    if num_ranks() == 1:
+        return [value]
+    values: list[T] = [value] * num_ranks()
+    dist.all_gather_object(values, value)
+    return values
 
 
 @torch.no_grad()

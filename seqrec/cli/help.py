@@ -43,7 +43,10 @@ GROUPS = {
         "model.optimizer": "the optimiser",
         "model.optimizer.lr": "step size",
     },
-    "evaluation": {"protocol": "candidates and ties of the evaluation"},
+    "evaluation": {
+        "protocol": "candidates and ties of the evaluation",
+        "baselines.enabled": "whether baselines are compared with the model; by default unless the log is large",
+    },
     "training": {
         "trainer.max_epochs": "number of epochs; early stopping may end training before",
         "trainer.max_time": "longest training time, as DD:HH:MM:SS",

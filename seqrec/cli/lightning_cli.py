@@ -31,13 +31,14 @@ from seqrec.cli.saved_config import SavedConfig
 from seqrec.cli.trust import Check, classes_of_the_user, name_a_config, only_trusted_classes
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.evaluation.protocols import FullRanking, Protocol
-from seqrec.evaluation.report import metrics_table, note_on_repeats, write_metrics
+from seqrec.evaluation.report import note_on_repeats, report_text, write_metrics
 from seqrec.evaluation.results import ResultsWriter
 from seqrec.evaluation.results.file import FILE_NAME as RESULTS_FILE
 from seqrec.experiments.sweep import TrialReporter
 from seqrec.experiments.tuning import find_batch_size, find_lr
 from seqrec.inference import RecommendationWriter
-from seqrec.models import Baseline, Popularity, Recommender, SequentialRecommender, evaluate
+from seqrec.models import Baseline, Recommender, SequentialRecommender
+from seqrec.models.baselines.comparison import BaselineComparison, BaselineReport
 from seqrec.runs import RunFolder
 from seqrec.runs.callbacks import (
     BestCheckpoint,
@@ -60,6 +61,7 @@ CALLBACKS: dict[str, type[pl.Callback]] = {
     "graphed_step": GraphedStep,
     "recommendations": RecommendationWriter,
     "results": ResultsWriter,
+    "baselines": BaselineComparison,
 }
 
 
@@ -273,7 +275,7 @@ class SeqrecCLI(LightningCLI):
             raise refusal from error
 
     def after_fit(self) -> None:
-        """Test the best checkpoint, and compare it with popularity."""
+        """Test the best checkpoint, and compare it with baselines."""
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         untested = getattr(self.trainer, "fast_dev_run", False) or self.trainer.interrupted
         if not untested and self.trainer.limit_test_batches == 0:
@@ -306,42 +308,32 @@ class SeqrecCLI(LightningCLI):
         prefix = {"validate": "val_", "test": "test_"}[stage]
         rows = {model.title: {name.removeprefix(prefix): value for name, value in values.items()}}
         loader = datamodule.val_dataloader() if stage == "validate" else datamodule.test_dataloader()
-        # The trainer may limit the batches. The baseline gets the same ones.
+        # The trainer may limit the batches.
         (batches,) = self.trainer.num_val_batches if stage == "validate" else self.trainer.num_test_batches
         users = loader.sampler.num_windows(int(batches))
-        if not isinstance(model, Popularity):
-            counts = datamodule.train_item_counts()
-            baseline = Popularity.from_counts(counts).to(self.trainer.strategy.root_device)  # where metrics are added
-            baseline.protocol = model.protocol
-            rows[baseline.title] = evaluate(
-                baseline,
-                itertools.islice(loader, int(batches)),
-                item_counts=counts,
-                first_times=datamodule.first_event_times if model.protocol.candidates.needs_first_times else None,
-                several_targets=datamodule.split.several_targets,
-                separate_lists=datamodule.split.prequential,
-                cold_items=datamodule.hidden_items,
-            )
         left_out = datamodule.split.left_out(datamodule.store, stage)
         folder = self.trainer.log_dir  # a broadcast, so every process asks
+        if not self.trainer.is_global_zero:
+            return
         repeated = model.repeated_targets[prefix.removesuffix("_")]
         found = caveats(self.trainer, model, prefix.removesuffix("_"))
-        if self.trainer.is_global_zero:
-            print(f"\n{stage} of {users:,} users{_reasons(left_out)}, protocol {model.protocol.id}")
-            if found:
-                print(f"warning: these are figures of {' and '.join(found)}; compare them with no others")
-            print(metrics_table(rows))
-            if note := note_on_repeats(repeated, model.protocol):
-                print(note)
-        if folder is not None and self.trainer.is_global_zero:
-            file = Path(folder) / f"{stage}_metrics.json"
-            about: dict[str, Any] = {"users": users, "left_out": left_out, "repeated": repeated, "caveats": found}
-            write_metrics(file, rows, model.protocol.describe(), **about)
-            names = ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml"]
-            written = [f"{stage}_metrics.json", SUMMARY_FILE]
-            names += [*written, *([RESULTS_FILE] if stage == "test" else [])]
-            found = [name for name in names if name in written or (Path(folder) / name).exists()]
-            print(f"run folder: {folder} ({', '.join(found)})")
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        compared = (each.report for each in callbacks if isinstance(each, BaselineComparison))
+        report = next(compared, None) or BaselineReport({}, None, [], [])
+        notes = [note for note in (note_on_repeats(repeated, model.protocol),) if note]
+        heading = f"{stage} of {users:,} users{_reasons(left_out)}, protocol {model.protocol.id}"
+        rows |= report.rows
+        print(report_text(heading, rows, intervals=report.intervals, caveats=found, notes=[*report.notes, *notes]))
+        if folder is None:
+            return
+        about: dict[str, Any] = {"users": users, "left_out": left_out, "repeated": repeated, "caveats": found}
+        about["baselines"] = report.as_dict()
+        write_metrics(Path(folder) / f"{stage}_metrics.json", rows, model.protocol.describe(), **about)
+        names = ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml"]
+        written = [f"{stage}_metrics.json", SUMMARY_FILE]
+        names += [*written, *([RESULTS_FILE] if stage == "test" else [])]
+        shown = [name for name in names if name in written or (Path(folder) / name).exists()]
+        print(f"run folder: {folder} ({', '.join(shown)})")
 
 
 def _reasons(left_out: Mapping[str, int]) -> str:

@@ -27,10 +27,13 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, names: 
     return tabulate(rows, headers=headers, tablefmt="plain", colalign=align, disable_numparse=True)
 
 
-def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
+def metrics_table(
+    rows: Mapping[str, Mapping[str, float]], intervals: Mapping[str, tuple[float, float]] | None = None
+) -> str:
     """Return a table with a line for each model and a column for each metric, to four decimals.
 
-    Metrics of cold and warm targets, which have prefixes, are in lines of their own.
+    Metrics of cold and warm targets, which have prefixes, are in lines of their own. `intervals` are 95% intervals of
+    NDCG@10 by model, which get a column if there are any.
 
     Example:
         >>> print(metrics_table({"SASRec": {"HR@10": 0.75, "HR@5": 0.5}}))
@@ -42,12 +45,39 @@ def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     parts = {"": ""}
     if len(names) > len(columns):
         parts |= {", cold items": COLD, ", warm items": WARM}
+    ends = {name: " to ".join(f"{end:.4f}" for end in pair) for name, pair in (intervals or {}).items()}
     lines = [
-        [f"{name}{part}", *(f"{values[f'{prefix}{column}']:.4f}" for column in columns)]
+        [
+            f"{name}{part}",
+            *(_number(values.get(f"{prefix}{column}")) for column in columns),
+            *([ends.get(f"{name}{part}", "")] if ends else []),
+        ]
         for name, values in rows.items()
         for part, prefix in parts.items()
     ]
-    return text_table(["model", *columns], lines)
+    return text_table(["model", *columns, *(["NDCG@10, 95% interval"] if ends else [])], lines)
+
+
+def report_text(
+    heading: str,
+    rows: Mapping[str, Mapping[str, float]],
+    *,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+    caveats: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> str:
+    """Return what people read after a test: a heading, a warning if there are caveats, the table, and notes.
+
+    Example:
+        >>> print(report_text("test of 9 users", {"SASRec": {"HR@10": 0.75}}, notes=["a note"]))
+        <BLANKLINE>
+        test of 9 users
+        model      HR@10
+        SASRec    0.7500
+        a note
+    """
+    warning = f"warning: these are figures of {' and '.join(caveats)}; compare them with no others"
+    return "\n".join(["", heading, *([warning] if caveats else []), metrics_table(rows, intervals), *notes])
 
 
 def note_on_repeats(repeated: float, protocol: Protocol) -> str | None:
@@ -79,11 +109,13 @@ def write_metrics(
     left_out: Mapping[str, int],
     repeated: float,
     caveats: Sequence[str] = (),
+    baselines: Mapping[str, Any] | None = None,
 ) -> None:
     """Write metrics by model with the settings of their protocol, from `Protocol.describe`, as JSON; NaN becomes null.
 
     `users` were evaluated; `left_out` counts those that the split leaves out, by reason. `repeated` is the share of the
-    targets that are in the user's history; `caveats` are from the function of that name.
+    targets that are in the user's history; `caveats` are from the function of that name. `baselines` are intervals and
+    differences to those among the models; None if none are compared.
     """
     models = {
         name: {metric: None if math.isnan(value) else value for metric, value in values.items()}
@@ -97,8 +129,13 @@ def write_metrics(
         "repeated_targets": repeated,
         "caveats": list(caveats),
         "models": models,
+        "baselines": baselines,
     }
     write_json(path, content)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _by_metric_and_cutoff(name: str) -> tuple[str, int]:

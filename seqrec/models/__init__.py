@@ -1,6 +1,14 @@
 """Models: presets with one encoder and plain arguments, the general recommender, baselines."""
 
-from seqrec.models.baselines import Baseline, ItemKNN, Markov, Popularity, RecentPopularity, TrainingEvents
+from seqrec.models.baselines import (
+    Baseline,
+    ItemKNN,
+    Markov,
+    Popularity,
+    RecentItems,
+    RecentPopularity,
+    TrainingEvents,
+)
 from seqrec.models.column_heads import ColumnHead
 from seqrec.models.explain import Explanation
 from seqrec.models.judging import evaluate
@@ -19,6 +27,7 @@ __all__ = [
     "MoEMaTrRec",
     "Popularity",
     "RecMamba",
+    "RecentItems",
     "RecentPopularity",
     "Recommender",
     "SASRec",

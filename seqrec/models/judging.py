@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -12,10 +12,9 @@ from seqrec.evaluation.metrics import ranking_metrics
 from seqrec.evaluation.protocols import TrainingCounts
 from seqrec.models.prequential import judge_batch
 from seqrec.models.recommender import Recommender
-from seqrec.types import SequenceBatch
+from seqrec.types import JudgedTargets, SequenceBatch
 
 
-@torch.no_grad()
 def evaluate(
     model: Recommender,
     batches: Iterable[SequenceBatch],
@@ -59,21 +58,33 @@ def evaluate(
         >>> 0 <= metrics["NDCG@10"] <= metrics["HR@10"] <= 1
         True
     """
-    was_training = model.training
-    model.eval()
     metrics = ranking_metrics(
         model.protocol.normaliser,
         several_targets=several_targets,
         separate_lists=separate_lists,
         cold_items=None if cold_items is None else torch.from_numpy(cold_items),
     ).to(model.device)
+    for judged in judge(model, batches, item_counts=item_counts, first_times=first_times):
+        metrics.update(judged)
+    return {name: float(value) for name, value in metrics.compute().items()}
+
+
+@torch.no_grad()
+def judge(
+    model: Recommender,
+    batches: Iterable[SequenceBatch],
+    *,
+    item_counts: NDArray[np.int64] | None = None,
+    first_times: NDArray[np.int64] | None = None,
+) -> Iterator[JudgedTargets]:
+    """Yield the ranks of each batch's targets, on the model's device; see `evaluate` for the arguments and errors."""
+    was_training = model.training
+    model.eval()
     known = (None if values is None else torch.from_numpy(values) for values in (item_counts, first_times))
     counts = TrainingCounts(*known).to(model.device)
     scorer = model.scorer()
     try:
         for batch in batches:
-            here = batch.to(model.device)
-            metrics.update(judge_batch(model, here, scorer, counts))
+            yield judge_batch(model, batch.to(model.device), scorer, counts)
     finally:
         model.train(was_training)
-    return {name: float(value) for name, value in metrics.compute().items()}

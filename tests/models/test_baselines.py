@@ -17,10 +17,10 @@ from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.errors import InputError
 from seqrec.evaluation.protocols import FullRanking
-from seqrec.models import Baseline, ItemKNN, Markov, Popularity, RecentPopularity, evaluate
+from seqrec.models import Baseline, ItemKNN, Markov, Popularity, RecentItems, RecentPopularity, evaluate
 from seqrec.models.baselines.training_events import TrainingEvents
 
-BASELINES = {model.__name__: model for model in (ItemKNN, Markov, Popularity, RecentPopularity)}
+BASELINES = {model.__name__: model for model in (ItemKNN, Markov, Popularity, RecentItems, RecentPopularity)}
 every_baseline = pytest.mark.parametrize("name", sorted(BASELINES))
 without_steps = pytest.mark.filterwarnings(
     "ignore:`LightningModule.configure_optimizers` returned `None`",
@@ -128,6 +128,18 @@ def test_a_newer_event_outweighs_an_older_one_by_the_half_life():
     model = ItemKNN(NUM_ITEMS, shrinkage=0.0, half_life=2.0)
     model.count(training_events([([1, 2], 0), ([3, 4], 0)]))
     assert scores_of(model, [[1, 3, 3, 6, 6]])[0].tolist() == pytest.approx([0, 0.5**2, 0, 0.5 + 0.5**1.5, 0, 0, 0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(users=logs, histories=user_histories)
+def test_recent_items_rank_the_history_from_the_newest_and_then_by_popularity(users, histories):
+    model = RecentItems(NUM_ITEMS)
+    model.count(training_events(users))
+    popularity = Counter(item for history in training_histories(users) for item in history)
+    for row, history in zip(scores_of(model, histories), histories, strict=True):
+        newest = {item: place for place, item in enumerate(history, 1)}
+        keys = [(newest.get(item, 0), 0 if item in newest else popularity[item]) for item in range(1, NUM_ITEMS + 1)]
+        assert row.unique(sorted=True, return_inverse=True)[1].tolist() == [sorted({*keys}).index(key) for key in keys]
 
 
 def test_recent_popularity_counts_the_newest_share():

@@ -9,7 +9,7 @@ from random_events import NUM_ITEMS, batch_of, training_events
 
 from seqrec.evaluation.protocols import FullRanking
 from seqrec.evaluation.target_ranks import Targets, candidate_ranks
-from seqrec.models import ItemKNN, Markov, Popularity, RecentPopularity
+from seqrec.models import ItemKNN, Markov, Popularity, RecentItems, RecentPopularity
 from seqrec.models.baselines.neighbors import newest_first
 from seqrec.types import HeldOutItems, History
 
@@ -36,7 +36,7 @@ def test_item_ids_above_two_to_the_24_keep_their_last_digit():
     assert model.scorer().cast(torch.tensor([[2**24 + 1]])).long().tolist() == [[2**24 + 1]]
 
 
-@pytest.mark.parametrize("baseline", [ItemKNN, Markov, Popularity, RecentPopularity])
+@pytest.mark.parametrize("baseline", [ItemKNN, Markov, Popularity, RecentItems, RecentPopularity])
 def test_sampled_candidates_meet_the_scores_of_the_whole_catalogue(baseline):
     users = [(np.random.default_rng(seed).integers(1, NUM_ITEMS + 1, 9).tolist(), 0) for seed in range(5)]
     model = baseline(NUM_ITEMS)

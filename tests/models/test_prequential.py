@@ -24,7 +24,15 @@ from seqrec.evaluation.metrics import ranking_metrics
 from seqrec.evaluation.protocols import FullRanking
 from seqrec.evaluation.results import compare, read_results
 from seqrec.evaluation.results.writer import ResultsWriter
-from seqrec.models import ItemKNN, MambaRec, RecentPopularity, Recommender, SASRec, SequentialRecommender
+from seqrec.models import (
+    ItemKNN,
+    MambaRec,
+    RecentPopularity,
+    Recommender,
+    SASRec,
+    SequentialRecommender,
+    TrainingEvents,
+)
 from seqrec.models import prequential as room
 from seqrec.models.judging import evaluate
 from seqrec.models.prequential import judge_batch
@@ -190,6 +198,14 @@ def test_a_test_writes_one_row_a_target_and_two_runs_are_compared(data: Sequence
         runs.append(results)
     compared = compare(runs)
     assert {each.users for each in compared.estimates} == {runs[0].num_users}
+
+
+def test_long_histories_are_judged_in_parts(data: SequenceDataModule, monkeypatch: pytest.MonkeyPatch):
+    model = ItemKNN(data.num_items)
+    model.count(TrainingEvents.of(data.store, data.split))
+    whole = evaluate(model, data.test_dataloader(), separate_lists=True)
+    monkeypatch.setattr("seqrec.models.prequential.HELD_EVENTS", 40)
+    assert evaluate(model, data.test_dataloader(), separate_lists=True) == whole
 
 
 @pytest.mark.filterwarnings("ignore:.*no optimizer", "ignore:.*training_step")

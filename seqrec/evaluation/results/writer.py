@@ -118,17 +118,9 @@ class ResultsWriter(pl.Callback):
         return self._file.with_name(self._file.name + ".parts")
 
     def _header(self, trainer: pl.Trainer, model: Any) -> Header:
-        protocol: Protocol = model.protocol
-        head_from, torso_from = popularity_bounds(self._item_counts)
-        return Header(
-            model=f"{model.title} ({', '.join(found)})" if (found := caveats(trainer, model, "test")) else model.title,
-            protocol=protocol.id,
-            settings=protocol.describe(),
-            normaliser=protocol.normaliser,
-            num_items=len(self._item_counts) - 1,
-            head_from=head_from,
-            torso_from=torso_from,
-        )
+        found = caveats(trainer, model, "test")
+        title = f"{model.title} ({', '.join(found)})" if found else model.title
+        return header_of(title, model.protocol, self._item_counts)
 
     def _write_part(self, trainer: pl.Trainer) -> None:
         store = _data(trainer).store
@@ -137,10 +129,28 @@ class ResultsWriter(pl.Callback):
         self._waiting, self._parts = [], self._parts + 1
 
 
-def results_frame(judged: JudgedTargets, store: EventStore, item_counts: NDArray[np.int64]) -> polars.DataFrame:
-    """Return one row for each target on the CPU, with the columns of `seqrec.evaluation.results.Results`."""
+def header_of(model: str, protocol: Protocol, item_counts: NDArray[np.int64]) -> Header:
+    """Return the header of a model's results, from the (V,) training events of each item."""
+    head_from, torso_from = popularity_bounds(item_counts)
+    return Header(
+        model=model,
+        protocol=protocol.id,
+        settings=protocol.describe(),
+        normaliser=protocol.normaliser,
+        num_items=len(item_counts) - 1,
+        head_from=head_from,
+        torso_from=torso_from,
+    )
+
+
+def results_frame(judged: JudgedTargets, store: EventStore, item_counts: NDArray[np.int64] | None) -> polars.DataFrame:
+    """Return one row for each target on the CPU, with the columns of `seqrec.evaluation.results.Results`.
+
+    Without the items' training events, `item_counts` (V,), their column is null.
+    """
     rows, item_ids = judged.rows, judged.item_ids.numpy()
     times = [None] * len(rows) if judged.timestamps is None else judged.timestamps.numpy()
+    events = [None] * len(rows) if item_counts is None else item_counts[item_ids]
     return polars.DataFrame(
         {
             "user_id": store.user_vocabulary.external_ids(judged.user_ids[rows].numpy()),
@@ -148,7 +158,7 @@ def results_frame(judged: JudgedTargets, store: EventStore, item_counts: NDArray
             "better": judged.ranks.better.numpy(),
             "tied": judged.ranks.tied.numpy(),
             "history_length": judged.history_lengths[rows].numpy(),
-            "item_train_events": item_counts[item_ids],
+            "item_train_events": polars.Series(events, dtype=polars.Int64),
             "repeated": judged.repeated.numpy(),
             "timestamp": polars.Series(times, dtype=polars.Int64),
         }

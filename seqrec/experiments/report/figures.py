@@ -23,8 +23,8 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKS = "osD^vPX"
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
 # Baselines are grey, with one mark each.
-_BASELINES = ("Popularity", "RecentPopularity", "Markov", "ItemKNN")
-_BASELINE_MARKS = ".x+1"
+_BASELINES = ("Popularity", "RecentPopularity", "Markov", "ItemKNN", "RecentItems")
+_BASELINE_MARKS = ".x+12"
 # Reproducible files: no dates, and no random names within SVG.
 _SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "seqrec",

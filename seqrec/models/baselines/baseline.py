@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.errors import InputError
 from seqrec.models.baselines.training_events import TrainingEvents
+from seqrec.models.prequential import prefix_batches
 from seqrec.models.recommender import Recommender
 from seqrec.types import SequenceBatch
 
@@ -31,6 +36,12 @@ class Baseline(Recommender):
         Raises:
             InputError: if its catalogue is another one, or it lacks a column that is counted.
         """
+
+    def states_before_targets(self, batch: SequenceBatch) -> Tensor:
+        """Return the (T, D) states before each target of a prequential batch, those of histories padded with 0."""
+        states = [self.last_states(prefix) for _, prefix in prefix_batches(batch, None)]
+        width = max(part.shape[1] for part in states)
+        return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in states])
 
     def on_fit_start(self) -> None:
         """Count the data module's training part.

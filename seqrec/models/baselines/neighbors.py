@@ -1,4 +1,6 @@
-"""Scores from a table of each item's neighbours. B users, H events, K neighbours, V = num_items + 1, M positions."""
+"""Scores from histories, by a table of each item's neighbours. B users, H events, K neighbours, V = num_items + 1,
+M positions.
+"""
 
 from __future__ import annotations
 
@@ -17,26 +19,15 @@ from seqrec.types import History
 LOOKUPS = 1 << 20
 
 
-class NeighborScorer(Scorer):
-    """Sums the weights of the neighbours of a history's items.
-
-    A state is a history as item ids, newest first: `score(u, j) = bias_j + sum_a decay^a weight(item_a, j)`, over the
-    ages a = 0, 1, .. in events. `weight` is 0 for items that are not neighbours.
+class HistoryScorer(Scorer):
+    """Scores items from histories: a state is a history as item ids, newest first, and a subclass scores chunks.
 
     Args:
-        neighbor_ids: (V, K) integers, neighbours of each item; 0 is none. Row 0 is all 0.
-        neighbor_weights: (V, K).
-        item_bias: (V,) floating; scores have its dtype.
-        decay: Weight of an event relative to the next one, above 0 and at most 1.
+        item_bias: (V,) floating, the scores of items for an empty history; scores have its dtype.
     """
 
-    def __init__(
-        self, neighbor_ids: Tensor, neighbor_weights: Tensor, item_bias: Tensor, *, decay: float = 1.0
-    ) -> None:
+    def __init__(self, item_bias: Tensor) -> None:
         super().__init__(item_bias.unsqueeze(1))
-        self.neighbor_ids = neighbor_ids
-        self.neighbor_weights = neighbor_weights
-        self.decay = decay
 
     def score(self, states: Tensor, item_ids: Tensor) -> Tensor:
         """Return scores (M, C) of items (M, C) for states (M, H); those of item 0 mean nothing."""
@@ -53,6 +44,28 @@ class NeighborScorer(Scorer):
 
     def rounding(self, states: Tensor) -> None:
         """Return None: equal terms are summed in one order, so equal scores are equal numbers."""
+
+
+class NeighborScorer(HistoryScorer):
+    """Sums the weights of the neighbours of a history's items.
+
+    `score(u, j) = bias_j + sum_a decay^a weight(item_a, j)`, over the ages a = 0, 1, .. in events. `weight` is 0 for
+    items that are not neighbours.
+
+    Args:
+        neighbor_ids: (V, K) integers, neighbours of each item; 0 is none. Row 0 is all 0.
+        neighbor_weights: (V, K).
+        item_bias: (V,) floating; scores have its dtype.
+        decay: Weight of an event relative to the next one, above 0 and at most 1.
+    """
+
+    def __init__(
+        self, neighbor_ids: Tensor, neighbor_weights: Tensor, item_bias: Tensor, *, decay: float = 1.0
+    ) -> None:
+        super().__init__(item_bias)
+        self.neighbor_ids = neighbor_ids
+        self.neighbor_weights = neighbor_weights
+        self.decay = decay
 
     def score_chunk(self, states: Tensor, first: int, size: int) -> Tensor:
         """See `Scorer.score_chunk`; states (B, H) hold integers of any dtype."""
