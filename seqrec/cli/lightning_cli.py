@@ -38,7 +38,7 @@ from seqrec.experiments.sweep import TrialReporter
 from seqrec.experiments.tuning import find_batch_size, find_lr
 from seqrec.inference import RecommendationWriter
 from seqrec.models import Baseline, Recommender, SequentialRecommender
-from seqrec.models.baselines.comparison import BaselineComparison, BaselineReport
+from seqrec.models.baselines.comparison import BaselineComparison
 from seqrec.runs import RunFolder
 from seqrec.runs.callbacks import (
     BestCheckpoint,
@@ -319,15 +319,16 @@ class SeqrecCLI(LightningCLI):
         found = caveats(self.trainer, model, prefix.removesuffix("_"))
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         compared = (each.report for each in callbacks if isinstance(each, BaselineComparison))
-        report = next(compared, None) or BaselineReport({}, None, [], [])
-        notes = [note for note in (note_on_repeats(repeated, model.protocol),) if note]
+        report = next(compared, None)
+        rows |= {} if report is None else report.rows
+        intervals, notes = ({}, []) if report is None else (report.intervals, list(report.notes))
+        notes += filter(None, [note_on_repeats(repeated, model.protocol)])
         heading = f"{stage} of {users:,} users{_reasons(left_out)}, protocol {model.protocol.id}"
-        rows |= report.rows
-        print(report_text(heading, rows, intervals=report.intervals, caveats=found, notes=[*report.notes, *notes]))
+        print(report_text(heading, rows, intervals=intervals, caveats=found, notes=notes))
         if folder is None:
             return
         about: dict[str, Any] = {"users": users, "left_out": left_out, "repeated": repeated, "caveats": found}
-        about["baselines"] = report.as_dict()
+        about["baselines"] = None if report is None else report.as_dict()
         write_metrics(Path(folder) / f"{stage}_metrics.json", rows, model.protocol.describe(), **about)
         names = ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml"]
         written = [f"{stage}_metrics.json", SUMMARY_FILE]

@@ -25,6 +25,7 @@ SMALL: dict[str, Any] = {
         "batch_size": 8,
     },
     "model": {"class_path": "GRU4Rec", "init_args": {"d_model": 8}},
+    "baselines": {"enabled": False},
     "trainer": {
         "max_epochs": 2,
         "accelerator": "cpu",

@@ -72,9 +72,10 @@ def test_fit_prepares_trains_tests_and_says_where_things_are(capsys: pytest.Capt
     main(FIT)
     output = capsys.readouterr().out
     assert "test of 30 users, protocol full-seenout-tiemean-loo" in output
-    assert re.search(r"^model +HR@5 +HR@10 +HR@20 +NDCG@5 +NDCG@10 +NDCG@20$", output, re.MULTILINE)
-    assert re.search(r"^MambaRec( +[01]\.\d{4}){6}$", output, re.MULTILINE)
-    assert re.search(r"^Popularity( +[01]\.\d{4}){6}$", output, re.MULTILINE)
+    metrics = "HR@5 +HR@10 +HR@20 +NDCG@5 +NDCG@10 +NDCG@20"
+    assert re.search(rf"^model +{metrics} +NDCG@10, 95% interval$", output, re.MULTILINE)
+    for name in ("MambaRec", "Popularity", "Markov", "ItemKNN"):
+        assert re.search(rf"^{name}( +[01]\.\d{{4}}){{6}} +[01]\.\d{{4}} to [01]\.\d{{4}}$", output, re.MULTILINE)
     folder = Path(re.search(r"run folder: (\S+)", output)[1])
     for name in (
         "checkpoints/best.ckpt",
@@ -87,10 +88,35 @@ def test_fit_prepares_trains_tests_and_says_where_things_are(capsys: pytest.Capt
     assert list(folder.glob("events.out.tfevents.*"))
     result = json.loads((folder / "test_metrics.json").read_text())
     assert result["protocol"] == "full-seenout-tiemean-loo"
-    assert set(result["models"]) == {"MambaRec", "Popularity"}
+    assert list(result["models"]) == ["MambaRec", "Popularity", "Markov", "ItemKNN"]
+    assert {each["run"] for each in result["baselines"]["comparison"]["estimates"]} == set(result["models"])
     summary = read_summary(folder)
     assert summary.test == pytest.approx(result["models"]["MambaRec"])
     assert summary.resume.startswith(f"seqrec fit --config {folder}/config.yaml --ckpt_path {folder}/checkpoints/")
+
+
+def test_baselines_are_computed_once_and_left_out_on_demand(capsys: pytest.CaptureFixture[str]):
+    main(FIT)
+    output = capsys.readouterr().out
+    assert output.count("baselines: Popularity, Markov, ItemKNN counted and judged in") == 1
+    result = json.loads(Path("runs/version_0/test_metrics.json").read_text())
+    assert result["baselines"]["not_worse"]
+    for name in result["baselines"]["not_worse"]:
+        assert re.search(rf"^{name} is (not worse|better) than MambaRec: its NDCG@10 is ", output, re.MULTILINE)
+    assert re.search(r"^to try: more updates ", output, re.MULTILINE)
+    main(("test", "--ckpt", "last"))
+    again = capsys.readouterr().out
+    assert "counted and judged" not in again
+    rows = r"^(?:MambaRec|Popularity|Markov|ItemKNN) .*$"
+    assert re.findall(rows, again, re.MULTILINE) == re.findall(rows, output, re.MULTILINE)
+    main(("test", "--ckpt", "runs/version_0", "--protocol.filter_seen", "false"))
+    assert re.search(r"^RecentItems( +[01]\.\d{4}){6} ", capsys.readouterr().out, re.MULTILINE)
+    main(("test", "--ckpt", "runs/version_0", "--baselines.enabled", "false"))
+    assert re.findall(r"^(?:model|MambaRec|Popularity|Markov)\b", capsys.readouterr().out, re.MULTILINE) == [
+        "model",
+        "MambaRec",
+    ]
+    assert json.loads(Path("runs/version_3/test_metrics.json").read_text())["baselines"] is None
 
 
 def test_model_of_the_command_line_loads_by_the_defaults_and_scores_the_same():
@@ -158,7 +184,7 @@ def test_one_checkpoint_is_tested_by_the_protocols_of_others(capsys: pytest.Capt
         main((*words, "--protocol", name))
         output = capsys.readouterr().out
         assert f"test of 30 users, protocol {expected}" in output
-        assert re.search(r"^MambaRec( +[01]\.\d{4}){6}$", output, re.MULTILINE)
+        assert re.search(r"^MambaRec( +[01]\.\d{4}){6} ", output, re.MULTILINE)
         result = json.loads(Path(f"runs/version_{number}/test_metrics.json").read_text())
         assert result["settings"] == Protocol.preset(name).describe() | {"order": result["settings"]["order"]}
         assert result["settings"]["order"].startswith("a user's events by timestamp")
@@ -403,7 +429,10 @@ def test_two_ranks_prepare_once_and_test_like_one(tmp_path: Path):
     main(("test", "--config", "small.yaml", *ckpt, "--trainer.logger.save_dir", "alone"))
     one = json.loads(Path("alone/version_0/test_metrics.json").read_text())
     assert two["models"]["MambaRec"] == pytest.approx(one["models"]["MambaRec"], abs=1e-6)
-    assert two["models"]["Popularity"] == pytest.approx(one["models"]["Popularity"], abs=1e-6)
+    for name in ("Popularity", "Markov", "ItemKNN"):
+        assert two["models"][name] == one["models"][name]
+    assert run.stdout.count("counted and judged") == 1
+    assert two["baselines"] == one["baselines"]
     summary = read_summary("out/version_0")
     store = EventStore.open(next(Path("stores").glob("*/manifest.json")).parent)
     # Each user's training windows: all events but the last of those before the two that are held out.

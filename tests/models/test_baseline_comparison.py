@@ -124,8 +124,7 @@ def reported(make_trainer: Callable[..., pl.Trainer]) -> Callable[..., BaselineR
     ],
     ids=lambda value: value.id,
 )
-@pytest.mark.parametrize("targets", [None, "item_id % 3 > 0"])
-@pytest.mark.parametrize("stage", ["test", "validate"])
+@pytest.mark.parametrize(("stage", "targets"), [("test", None), ("validate", "item_id % 3 > 0")])
 def test_baselines_are_judged_as_the_model_is(
     data_of: Callable, reported: Callable, split: Split, protocol: Protocol, targets: str | None, stage: str
 ):
@@ -287,8 +286,8 @@ def test_a_model_that_is_trained_gets_what_to_try(data: SequenceDataModule, repo
     torch.nn.init.zeros_(model.items.weight)
     model.has_fresh_weights = False
     assert reported(data, model).notes[-1] == (
-        "to try: more updates (longer patience, smaller batches), dropout up to 0.5, FullSoftmax as the loss, a shorter "
-        "max_length"
+        "to try: more updates (longer patience, smaller batches), dropout up to 0.5, FullSoftmax as the loss, "
+        "a shorter max_length"
     )
     model.loss, model.hparams["dropout"] = FullSoftmax(), 0.5
     assert reported(data, model).notes[-1] == (
@@ -314,7 +313,7 @@ def test_a_large_log_is_compared_only_on_demand(
     data: SequenceDataModule,
     reported: Callable,
     monkeypatch: pytest.MonkeyPatch,
-    counted: Counter,
+    counted: Counter[str],
     limit: str,
     name: str,
 ):

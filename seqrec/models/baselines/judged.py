@@ -75,7 +75,7 @@ class BaselineResults:
                 found[baseline] = (self._read(baseline) if keeps else None) or self._judge(baseline, keep=keeps)
         names = ", ".join(baseline.__name__ for baseline in missing)
         kept = f"; kept in {self._folder}" if keeps else ""
-        print_line(f"{names}: counted and judged in {perf_counter() - started:.1f} s{kept}")
+        print_line(f"baselines: {names} counted and judged in {perf_counter() - started:.1f} s{kept}")
         return [results for results in found.values() if results is not None]
 
     @cached_property
