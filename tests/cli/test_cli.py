@@ -109,6 +109,9 @@ def test_baselines_are_computed_once_and_left_out_on_demand(capsys: pytest.Captu
     assert "counted and judged" not in again
     rows = r"^(?:MambaRec|Popularity|Markov|ItemKNN) .*$"
     assert re.findall(rows, again, re.MULTILINE) == re.findall(rows, output, re.MULTILINE)
+    (kept,) = Path("stores").glob("*/baselines/Markov-test-*.parquet")
+    main(("compare", "runs/version_0", str(kept)))
+    assert f"{kept}: Markov" in capsys.readouterr().out
     main(("test", "--ckpt", "runs/version_0", "--protocol.filter_seen", "false"))
     assert re.search(r"^RecentItems( +[01]\.\d{4}){6} ", capsys.readouterr().out, re.MULTILINE)
     main(("test", "--ckpt", "runs/version_0", "--baselines.enabled", "false"))
