@@ -40,6 +40,7 @@ def test_the_file_holds_the_protocol_the_users_and_the_exact_numbers(tmp_path: P
         "repeated_targets": 0.25,
         "caveats": [],
         "models": ROWS,
+        "baselines": None,
     }
 
 
