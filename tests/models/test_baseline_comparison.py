@@ -314,12 +314,14 @@ def test_a_large_log_is_compared_only_on_demand(
     reported: Callable,
     monkeypatch: pytest.MonkeyPatch,
     counted: Counter[str],
+    capsys: pytest.CaptureFixture[str],
     limit: str,
     name: str,
 ):
     monkeypatch.setattr(f"seqrec.models.baselines.comparison.MAX_{limit}", 29)
-    report = reported(data)
+    report = reported(data, verbose=True)
     (note,) = report.notes
+    assert note in capsys.readouterr().out.splitlines()
     assert re.fullmatch(
         rf"Popularity, Markov and ItemKNN are left out: [\d,]+ {name}.* are more than 29; --baselines.enabled true, or "
         r"BaselineComparison\(enabled=True\), compares them anyway",

@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from seqrec.catalogue.distributed import gather_objects
 from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 from seqrec.evaluation.metrics import COLD, WARM
 from seqrec.evaluation.report import report_text
@@ -100,6 +101,7 @@ class BaselineComparison(pl.Callback):
         self.enabled = enabled
         self._judged: _Judged | None = None
         self._frames: list[polars.DataFrame] | None = None
+        self._collects = False
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start to collect the model's ranks."""
@@ -113,7 +115,7 @@ class BaselineComparison(pl.Callback):
                 "BaselineComparison needs a Recommender and a SequenceDataModule, which has the log; test with them, "
                 "or leave the callback out"
             )
-        self._frames = []
+        self._frames, self._collects = [], bool(self.enabled) or _excess(data.store) is None
 
     def on_test_batch_end(
         self,
@@ -124,10 +126,19 @@ class BaselineComparison(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Collect a batch's targets."""
-        if self._frames is not None and isinstance(outputs, JudgedTargets):
-            store = trainer.datamodule.store  # type: ignore[attr-defined]  # checked at the start
-            self._frames.append(results_frame(outputs.to("cpu"), store, None))
+        """Collect a batch's targets.
+
+        Raises:
+            TypeError: if the model's step returns something else.
+        """
+        if self._frames is None or not self._collects:
+            return
+        if not isinstance(outputs, JudgedTargets):
+            raise TypeError(
+                f"{type(pl_module).__name__} returned {type(outputs).__name__} for a batch, expected JudgedTargets"
+            )
+        store = trainer.datamodule.store  # type: ignore[attr-defined]  # checked at the start
+        self._frames.append(results_frame(outputs.to("cpu"), store, None))
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Bring the targets of all processes together."""
@@ -137,12 +148,13 @@ class BaselineComparison(pl.Callback):
         stage = "test" if trainer.testing else "validate"
         prefix = {"test": "test_", "validate": "val_"}[stage]
         frames = [frame for of_rank in gather_objects(self._frames) for frame in of_rank]
+        frame = polars.concat(frames).sort("user_id", "item_id", "timestamp") if frames else polars.DataFrame()
         metrics = trainer.callback_metrics.items()
         self._judged = _Judged(
             stage=stage,
             model=pl_module,
             data=trainer.datamodule,  # type: ignore[attr-defined]  # as above
-            frame=polars.concat(frames).sort("user_id", "item_id", "timestamp"),
+            frame=frame,
             metrics={name.removeprefix(prefix): float(x) for name, x in metrics if name.startswith(prefix)},
             caveats=caveats(trainer, pl_module, prefix.removesuffix("_")),
             forced=bool(self.enabled),
@@ -183,7 +195,7 @@ class _Judged:
     def report(self) -> BaselineReport:
         baselines = self._baselines()
         names = " and ".join(", ".join(each.__name__ for each in baselines).rsplit(", ", 1))
-        if not self.forced and (excess := self._excess()):
+        if not self.forced and (excess := _excess(self.data.store, len(self.frame))):
             remedy = "--baselines.enabled true, or BaselineComparison(enabled=True), compares them anyway"
             return BaselineReport({}, None, [], [f"{names} are left out: {excess}; {remedy}"])
         results = [self._on_same_users(each) for each in self._results(baselines)]
@@ -202,9 +214,10 @@ class _Judged:
         return BaselineReport(rows, comparison, [each.run for each in lost], notes)
 
     def text(self) -> str:
-        report, users = self.report, self.frame["user_id"].n_unique()
+        report = self.report
+        users = f" of {self.frame['user_id'].n_unique():,} users" if len(self.frame) else ""
         return report_text(
-            f"{self.stage} of {users:,} users, protocol {self.model.protocol.id}",
+            f"{self.stage}{users}, protocol {self.model.protocol.id}",
             {self.model.title: self.metrics, **report.rows},
             intervals=report.intervals,
             caveats=self.caveats,
@@ -218,19 +231,6 @@ class _Judged:
 
     def _results(self, baselines: Sequence[type[Baseline]]) -> list[Results]:
         return BaselineResults(self.data, self.model.protocol, self.stage).of(baselines)
-
-    def _excess(self) -> str | None:
-        """Return why the log is too large to compare baselines unasked; None if it is not."""
-        store = self.data.store
-        sizes = {
-            "events": (store.num_events, MAX_EVENTS),
-            "items": (store.num_items, MAX_ITEMS),
-            "scores (targets times items)": (len(self.frame) * store.num_items, MAX_SCORES),
-        }
-        for name, (size, most) in sizes.items():
-            if size > most:
-                return f"{size:,} {name} are more than {most:,}"
-        return None
 
     def _on_same_users(self, results: Results) -> Results:
         """Return only the users that the model judged, if the trainer limited its batches."""
@@ -253,6 +253,19 @@ class _Judged:
             means = values.mean(0) if len(values) else np.full(len(names), np.nan)
             found |= {f"{prefix}{name}": float(mean) for name, mean in zip(names, means, strict=True)}
         return found
+
+
+def _excess(store: EventStore, targets: int = 0) -> str | None:
+    """Return why a log is too large to compare baselines unasked; None if it is not."""
+    sizes = {
+        "events": (store.num_events, MAX_EVENTS),
+        "items": (store.num_items, MAX_ITEMS),
+        "scores (targets times items)": (targets * store.num_items, MAX_SCORES),
+    }
+    for name, (size, most) in sizes.items():
+        if size > most:
+            return f"{size:,} {name} are more than {most:,}"
+    return None
 
 
 def _not_worse(comparison: Comparison) -> Iterator[Estimate]:

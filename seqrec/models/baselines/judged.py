@@ -104,7 +104,7 @@ class BaselineResults:
             "stage": self.stage,
             "max_length": self.data.max_length,
         }
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return f"{baseline.__name__}-{self.stage}-{digest[:16]}"
 
     def _read(self, baseline: type[Baseline]) -> Results | None:
