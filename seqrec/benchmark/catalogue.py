@@ -79,8 +79,8 @@ def benchmark_catalogue(
     harness.check_numbers(1, steps=steps)
     harness.check_numbers(0, content=content)
     MODELS[encoder]  # raises with the known ones
-    shape = {"encoder": encoder, "d_model": d_model, "batch_size": batch_size, "length": length}
-    settings = {**shape, "steps": steps, "seed": seed, "device": device}
+    settings = {"encoder": encoder, "d_model": d_model, "batch_size": batch_size, "length": length}
+    settings |= {"steps": steps, "seed": seed, "device": device}
     benchmark = Benchmark(json_file, settings=settings, figures=[])
 
     def measure(cell: Row) -> Row:
@@ -95,9 +95,8 @@ def benchmark_catalogue(
 
     empty = {"seconds": None, "peak_bytes": None, "failure": None}
     cells = [
-        {"num_items": num_items, "objective": objective, "optimizer": optimizer, "content": width, **empty}
-        for objective, optimizer in _combinations(objectives, optimizers)
-        for width in ([0, content] if content and optimizer != "dense_adam" else [0])
+        {**combination, "num_items": num_items, **empty}
+        for combination in _combinations(objectives, optimizers, content)
         for num_items in items
     ]
     name = "{objective}, {optimizer}, {content} numbers of content, {num_items:,} items"
@@ -110,11 +109,16 @@ def benchmark_catalogue(
     benchmark.finish(title, f"{text}\n{notes}".rstrip())
 
 
-def _combinations(objectives: Sequence[str], optimizers: Sequence[str]) -> list[tuple[str, str]]:
+def _combinations(objectives: Sequence[str], optimizers: Sequence[str], content: int) -> list[Row]:
     sampled = [objective for objective in objectives if objective != "FullSoftmax"]
     pairs = [(sampled[0], optimizer) for optimizer in optimizers] if sampled else []
     pairs += [(objective, optimizers[-1]) for objective in sampled[1:]]
-    return pairs + [("FullSoftmax", "dense_adam")] * ("FullSoftmax" in objectives)
+    pairs += [("FullSoftmax", "dense_adam")] * ("FullSoftmax" in objectives)
+    return [
+        {"objective": objective, "optimizer": optimizer, "content": width}
+        for objective, optimizer in pairs
+        for width in ([0, content] if content and optimizer != "dense_adam" else [0])
+    ]
 
 
 def _cells(row: Row, smallest: Row) -> list[str]:
