@@ -54,7 +54,7 @@ class MambaRec(SequenceEncoder):
 
     def forward(self, x: Tensor, history: History) -> Tensor:
         """Return states (B, L, D) of embedded events x (B, L, D)."""
-        out: Tensor = self.stack(x, *self.times_of(history))
+        out: Tensor = self.stack(x)
         return out
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:

@@ -41,7 +41,7 @@ class AttentionMambaMixture(nn.Module):
         """
         gated = x if valid is None else _mean_of_events(x, valid)
         attention_weight, mamba_weight = self.gate(gated).split(1, dim=-1)
-        out: Tensor = attention_weight * self.attention(x, valid, *times) + mamba_weight * self.mamba(x, *times)
+        out: Tensor = attention_weight * self.attention(x, valid, *times) + mamba_weight * self.mamba(x)
         return out
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
@@ -52,7 +52,8 @@ class AttentionMambaMixture(nn.Module):
         """Compute further events; see `Streamed.advance`."""
         parts, outs = separated(state), {}
         for name, layer in self._experts().items():
-            outs[name], parts[name] = layer.advance(x, valid, parts[name], *times)
+            own = times if layer is self.attention else ()
+            outs[name], parts[name] = layer.advance(x, valid, parts[name], *own)
         attention_weight, mamba_weight = self.gate(x).split(1, dim=-1)
         return attention_weight * outs["attention"] + mamba_weight * outs["mamba"], joined(parts)
 

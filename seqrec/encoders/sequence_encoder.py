@@ -92,7 +92,7 @@ class SequenceEncoder(nn.Module, ABC):
         """
 
     def read_gaps(self, ticks: int) -> None:
-        """Let attention and Mamba read the time between events; it changes nothing before training.
+        """Let attention read the time between events; it changes nothing before training.
 
         An encoder of your own passes `times_of` on to its mixers.
 
@@ -105,8 +105,8 @@ class SequenceEncoder(nn.Module, ABC):
         mixers: list[Any] = [part for part in self.modules() if part is not self and hasattr(part, "read_gaps")]
         if not mixers:
             raise InputError(
-                f"time.in_mixers=True needs attention or Mamba, but {type(self).__name__} has neither: leave it out, "
-                "or take another encoder; time.gap alone adds gaps to the input of any encoder"
+                f"time.in_mixers=True needs attention, but {type(self).__name__} has none: leave it out, or take "
+                "another encoder; time.gap alone adds gaps to the input of any encoder"
             )
         for mixer in mixers:
             mixer.read_gaps(ticks)

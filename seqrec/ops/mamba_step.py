@@ -17,7 +17,6 @@ from torch import Tensor
 from seqrec.ops.backends import Backend, Backends
 from seqrec.ops.compiled_library import call, compiled_backend, contiguous
 from seqrec.ops.mamba_mixer import NORM_EPS
-from seqrec.ops.mamba_mixer.fused import shifted
 from seqrec.ops.problems import wants_gradient
 from seqrec.ops.selective_scan import selective_scan_step
 from seqrec.ops.ssd import ssd_step
@@ -62,7 +61,6 @@ class MambaStepProblem(NamedTuple):
         out_weight: (M, E).
         inputs: (B, W - 1, E), the last inputs of the convolution, the newest last.
         state: (B, E, N) of the scan; of rows of a slab if `inputs` are, with the same numbers.
-        delta_shift: (B, E), added to the step sizes before softplus; None is 0.
     """
 
     x: Tensor
@@ -77,7 +75,6 @@ class MambaStepProblem(NamedTuple):
     out_weight: Tensor
     inputs: Tensor | SlabRows
     state: Tensor | SlabRows
-    delta_shift: Tensor | None = None
 
 
 class Mamba2StepProblem(NamedTuple):
@@ -95,7 +92,6 @@ class Mamba2StepProblem(NamedTuple):
         out_weight: (M, E).
         inputs: (B, W - 1, E + 2 N), as of `MambaStepProblem`.
         state: (B, H, P, N), as of `MambaStepProblem`.
-        delta_shift: (B, H), as of `MambaStepProblem`.
     """
 
     x: Tensor
@@ -109,7 +105,6 @@ class Mamba2StepProblem(NamedTuple):
     out_weight: Tensor
     inputs: Tensor | SlabRows
     state: Tensor | SlabRows
-    delta_shift: Tensor | None = None
 
 
 # Output (B, M), and `inputs` and `state` after the event.
@@ -125,7 +120,7 @@ def mamba_step(problem: MambaStepProblem, *, backend: str = "auto") -> Stepped:
 
     Backends, in the order in which "auto" prefers them:
 
-    - "cpp": compiled library, float32 on a CPU, without gradients and without `delta_shift`: all of it in one call.
+    - "cpp": compiled library, float32 on a CPU, without gradients: all of it in one call.
     - "reference": plain torch, any device and dtype, with gradients.
 
     Args:
@@ -158,7 +153,6 @@ def _run(problem: Any, wanted: str, backends: Backends[Step], reference: Step) -
         "gradients": wants_gradient(problem),
         "compilation": torch.compiler.is_compiling(),
         "autocast": torch.is_autocast_enabled(problem.x.device.type),
-        "delta_shift": problem.delta_shift is not None,
     }
     given = tuple(name for name, holds in unusual.items() if holds)
     stepped: Stepped = backends.run(problem, wanted, exported=reference, given=given, precise=False)
@@ -194,7 +188,7 @@ def mamba_step_reference(p: Any) -> Stepped:
     path, gate = F.linear(p.x, p.in_weight).chunk(2, dim=-1)
     u, inputs = _convolve(path, p)
     dt, B, C = torch.split(F.linear(u, p.scan_weight), [rank, num_states, num_states], dim=-1)
-    delta, A = shifted(F.linear(dt, p.delta_weight), p.delta_shift), -torch.exp(p.A_log.float())
+    delta, A = F.linear(dt, p.delta_weight), -torch.exp(p.A_log.float())
     mixed, state = selective_scan_step(
         u, delta, A, B, C, p.state, p.D, gate, p.delta_bias, delta_softplus=True, check=False
     )
@@ -209,7 +203,6 @@ def mamba2_step_reference(p: Any) -> Stepped:
     u, inputs = _convolve(path, p)
     x, B, C = torch.split(u, [inner, (convolved - inner) // 2, (convolved - inner) // 2], dim=-1)
     x, gate = (torch.unflatten(value, -1, (heads, -1)) for value in (x, gate))
-    delta = shifted(delta, p.delta_shift)
     operands = (x, delta, -torch.exp(p.A_log.float()), B.unsqueeze(1), C.unsqueeze(1), p.state)
     mixed, state = ssd_step(*operands, p.D, gate, p.delta_bias, delta_softplus=True)
     # Under autocast the scan's output may be narrower than the weight, for which the norm would warn.
@@ -252,7 +245,7 @@ def mamba2_step_compiled(p: Mamba2StepProblem) -> Stepped:
 
 
 def _backends(op: str, variable: str, compiled: Step, reference: Step) -> Backends[Step]:
-    unsupported = frozenset({"gradients", "compilation", "autocast", "delta_shift"})
+    unsupported = frozenset({"gradients", "compilation", "autocast"})
     return Backends(op, variable, [compiled_backend(compiled, unsupported), Backend("reference", reference)])
 
 

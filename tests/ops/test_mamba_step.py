@@ -86,12 +86,12 @@ def problem(step: Step, batch: int, seed: int = 0, **sizes: int) -> Any:
 @both
 def test_the_compiled_step_is_the_plain_one(step: Step, **sizes: int):
     case = problem(step, **sizes)
-    before = case._make(x if x is None else x.clone() for x in case)
+    before = [x.clone() for x in case]
     with torch.inference_mode():
         found, expected = step(case, backend="cpp"), step(case, backend="reference")
     for name, one, other in zip(("out", "inputs", "state"), found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
-    assert all(torch.equal(one, other) for one, other in zip(before[:-1], case[:-1], strict=True)), "written to"
+    assert all(torch.equal(one, other) for one, other in zip(before, case, strict=True)), "an argument was written to"
 
 
 @pytest.mark.usefixtures("cpp")
@@ -164,7 +164,7 @@ def test_gradients_autocast_and_other_dtypes_are_for_the_plain_step(kind: Any, s
     (gradient,) = torch.autograd.grad(out.sum(), x)
     assert gradient.abs().sum() > 0
     with pytest.raises(InputError, match="has no gradients"):
-        step(fields(x[:, 0], *mixer._weights(), state["inputs"], state["scan"]), backend="cpp")
+        step(fields._make((x[:, 0], *mixer._weights(), state["inputs"], state["scan"])), backend="cpp")
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert mixer.advance(x.detach(), None, state)[0].dtype == torch.bfloat16
     double = mixer.double()
@@ -176,7 +176,6 @@ def test_gradients_autocast_and_other_dtypes_are_for_the_plain_step(kind: Any, s
 @both
 def test_gradients_of_the_plain_step_are_right(step: Step):
     case = problem(step, 2, width=3, channels=4, states=2, taps=3, rank=1)
-    case = case._replace(delta_shift=torch.randn(2, len(case.delta_bias)))
     double = [x.double().requires_grad_() for x in case]
     # A is computed in float32, as in training, so its logarithm is checked on its own.
     place = case._fields.index("A_log")

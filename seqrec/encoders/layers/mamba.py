@@ -11,12 +11,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from seqrec.encoders.layers.gaps import GapTable, Times, needed
 from seqrec.encoders.layers.streamed import Tensors
 from seqrec.errors import InputError, check_at_least
 from seqrec.ops import causal_conv1d, selective_scan, ssd_scan
 from seqrec.ops.mamba_mixer import NORM_EPS, Mamba2Problem, MambaProblem, mamba2_mixer, mamba_mixer
-from seqrec.ops.mamba_mixer.fused import shifted
 from seqrec.ops.mamba_step import Mamba2StepProblem, MambaStepProblem, mamba2_step, mamba_step
 from seqrec.registry import did_you_mean
 
@@ -68,17 +66,12 @@ class MambaMixer(nn.Module):
         self.A_log = nn.Parameter(states.log().repeat(self.d_inner, 1))
         self.D = nn.Parameter(torch.ones(self.d_inner))
         self.out_projection = nn.Linear(self.d_inner, d_model, bias=False)
-        self.gaps: GapTable | None = None
 
-    def read_gaps(self, ticks: int) -> None:
-        """Let the gap before an event change its step sizes, by a number for each channel; see `GapTable`."""
-        self.gaps = GapTable(self.d_inner, ticks)
-
-    def forward(self, x: Tensor, times: Times | None = None) -> Tensor:
-        """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t. `times` are for `read_gaps`."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t."""
         A = -torch.exp(self.A_log.float())
         *weights, _, D, out_weight = self._weights()
-        return mamba_mixer(MambaProblem._make((x, *weights, A, D, out_weight, self._shift(times))))
+        return mamba_mixer(MambaProblem._make((x, *weights, A, D, out_weight)))
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return the state before the first event, for any `max_length`; see `Streamed.zero_state`."""
@@ -88,25 +81,19 @@ class MambaMixer(nn.Module):
             "scan": like.new_zeros(batch_size, self.d_inner, self.d_state, dtype=dtype),
         }
 
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""
-        shift = self._shift(*times)
         if x.shape[1] == 1 and valid is None:
-            shift = None if shift is None else shift[:, 0]
-            step = MambaStepProblem._make((x[:, 0], *self._weights(), state["inputs"], state["scan"], shift))
+            step = MambaStepProblem._make((x[:, 0], *self._weights(), state["inputs"], state["scan"]))
             out, inputs, scan = mamba_step(step)
             return out.unsqueeze(1), cast("Tensors", {"inputs": inputs, "scan": scan})
         path, gate = self.in_projection(x).chunk(2, dim=-1)
         path, inputs = convolve_further(path, self.conv_weight, self.conv_bias, valid, state["inputs"])
         dt, B, C = self.scan_projection(path).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = shifted(self.dt_projection(dt), shift)
-        operands = (path, delta, -torch.exp(self.A_log.float()), B, C, self.D, gate, self.dt_bias)
+        operands = (path, self.dt_projection(dt), -torch.exp(self.A_log.float()), B, C, self.D, gate, self.dt_bias)
         further: dict[str, Any] = {"initial_state": state["scan"], "return_last_state": True, "valid": valid}
         mixed, scan = selective_scan(*operands, delta_softplus=True, **further)
         return self.out_projection(mixed), {"inputs": inputs, "scan": scan}
-
-    def _shift(self, times: Times | None = None) -> Tensor | None:
-        return None if self.gaps is None else self.gaps(*needed(times))
 
     def _weights(self) -> tuple[Tensor, ...]:
         """Return the weights in the order of `MambaStepProblem`."""
@@ -162,17 +149,12 @@ class Mamba2Mixer(nn.Module):
         self.D = nn.Parameter(torch.ones(heads))
         self.norm = nn.RMSNorm(self.d_inner, eps=NORM_EPS)
         self.out_projection = nn.Linear(self.d_inner, d_model, bias=False)
-        self.gaps: GapTable | None = None
 
-    def read_gaps(self, ticks: int) -> None:
-        """Let the gap before an event change its step sizes, by a number for each head; see `GapTable`."""
-        self.gaps = GapTable(len(self.D), ticks)
-
-    def forward(self, x: Tensor, times: Times | None = None) -> Tensor:
-        """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t. `times` are for `read_gaps`."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t."""
         *weights, _, D, norm_weight, out_weight = self._weights()
         A = -torch.exp(self.A_log.float())
-        return mamba2_mixer(Mamba2Problem._make((x, *weights, A, D, norm_weight, out_weight, self._shift(times))))
+        return mamba2_mixer(Mamba2Problem._make((x, *weights, A, D, norm_weight, out_weight)))
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return the state before the first event, for any `max_length`; see `Streamed.zero_state`."""
@@ -183,12 +165,10 @@ class Mamba2Mixer(nn.Module):
             "scan": like.new_zeros(batch_size, len(self.D), self.head_dim, self.d_state, dtype=dtype),
         }
 
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""
-        shift = self._shift(*times)
         if x.shape[1] == 1 and valid is None:
-            shift = None if shift is None else shift[:, 0]
-            step = Mamba2StepProblem._make((x[:, 0], *self._weights(), state["inputs"], state["scan"], shift))
+            step = Mamba2StepProblem._make((x[:, 0], *self._weights(), state["inputs"], state["scan"]))
             out, inputs, scan = mamba2_step(step)
             return out.unsqueeze(1), cast("Tensors", {"inputs": inputs, "scan": scan})
         widths = [self.d_inner, self.d_inner + 2 * self.d_state, len(self.D)]
@@ -196,7 +176,6 @@ class Mamba2Mixer(nn.Module):
         gate = torch.unflatten(gate, -1, (-1, self.head_dim))
         path, inputs = convolve_further(path, self.conv_weight, self.conv_bias, valid, state["inputs"])
         path, B, C = torch.split(path, [self.d_inner, self.d_state, self.d_state], dim=-1)
-        delta = shifted(delta, shift)
         operands = (torch.unflatten(path, -1, (-1, self.head_dim)), delta, -torch.exp(self.A_log.float()))
         further: dict[str, Any] = {"initial_state": state["scan"], "return_last_state": True, "valid": valid}
         further |= {"z": gate, "delta_bias": self.dt_bias, "delta_softplus": True}
@@ -204,9 +183,6 @@ class Mamba2Mixer(nn.Module):
         # Under autocast the scan's output may be narrower than the weight, for which the norm would warn.
         normed = self.norm(mixed.flatten(2).to(self.norm.weight.dtype))
         return self.out_projection(normed), {"inputs": inputs, "scan": scan}
-
-    def _shift(self, times: Times | None = None) -> Tensor | None:
-        return None if self.gaps is None else self.gaps(*needed(times))
 
     def _weights(self) -> tuple[Tensor, ...]:
         """Return the weights in the order of `Mamba2StepProblem`."""

@@ -13,7 +13,7 @@ from seqrec.ops.autograd import differentiable, schema_arguments
 from seqrec.ops.backends import Backend, Backends
 from seqrec.ops.compiled_library import compiled_backend, distance
 from seqrec.ops.linear import weight_gradient
-from seqrec.ops.problems import empty_like, wants_gradient
+from seqrec.ops.problems import wants_gradient
 
 Mixer = Callable[[Any], Tensor]
 # Output, and what backward needs.
@@ -29,11 +29,6 @@ def mixer_backends(op: str, variable: str, compiled: Mixer, reference: Mixer) ->
 def gradient_of(dout: Tensor, x: Tensor) -> Tensor:
     """Return `weight_gradient` for outputs (B, L, E) and inputs (B, L, D), laid out as of `by_event`."""
     return weight_gradient(*(y.as_strided((y.shape[:2].numel(), y.shape[2]), (distance(y), 1)) for y in (dout, x)))[0]
-
-
-def shifted(delta: Tensor, shift: Tensor | None) -> Tensor:
-    """Return step sizes with the shift of a problem added, in their dtype."""
-    return delta if shift is None else delta + shift.to(delta.dtype)
 
 
 def run_mixer(
@@ -71,12 +66,12 @@ def compiled_mixer(
 
     Args:
         name: Name of its ops.
-        problem_class: Class of its problems, named tuples of tensors, of which the last, `delta_shift`, may be None.
+        problem_class: Class of its problems, named tuples of tensors.
         allocate: Maps a problem, and whether backward follows, to `Buffers`.
         num_buffers: How many buffers that are.
         forward: Fills the buffers of a problem.
         backward: Maps the gradient of the output, a problem and its buffers but the first, to the gradients of the
-            problem's tensors; the last one is not used if that tensor is None.
+            problem's tensors.
         reference: Computes problems without events.
     """
     fields, count = schema_arguments(problem_class), len(problem_class._fields)
@@ -84,40 +79,33 @@ def compiled_mixer(
 
     def run_forward(*inputs: Any) -> Buffers:
         *tensors, keep = inputs
-        problem = problem_class(*_contiguous(tensors))
+        problem = problem_class(*(x.contiguous() for x in tensors))
         buffers = allocate(problem, keep)
         forward(problem, *buffers)
         return buffers
 
-    def run_backward(dout: Tensor, saved: list[Tensor | None]) -> list[Tensor]:
-        problem = problem_class(*_contiguous(saved[:count]))
-        *gradients, of_shift = backward(dout.contiguous(), problem, *saved[count:])
-        return [*gradients, dout.new_empty(0) if saved[count - 1] is None else of_shift]
+    def run_backward(dout: Tensor, saved: list[Tensor]) -> list[Tensor]:
+        problem = problem_class(*(x.contiguous() for x in saved[:count]))
+        return backward(dout.contiguous(), problem, *saved[count:])
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
         ctx.save_for_backward(*inputs[:-1], *output[1:])
         ctx.set_materialize_grads(False)
 
     def differentiate(ctx: Any, backward: Any, dout: Tensor, *of_buffers: None) -> tuple[Tensor | None, ...]:
-        saved = list(ctx.saved_tensors)
-        *gradients, of_shift = backward(dout, saved)
-        return *gradients, None if saved[count - 1] is None else of_shift, None
+        return *backward(dout, list(ctx.saved_tensors)), None
 
     run = differentiable(
         name,
         run_forward,
         run_backward,
-        schemas=(f"({fields}, bool keep) -> ({results})", "(Tensor dout, Tensor?[] saved) -> Tensor[]"),
+        schemas=(f"({fields}, bool keep) -> ({results})", "(Tensor dout, Tensor[] saved) -> Tensor[]"),
         device_types="cpu",
         new_outputs=lambda *inputs: allocate(problem_class(*inputs[:-1]), inputs[-1]),
-        new_gradients=lambda dout, saved: empty_like(*saved[:count]),
+        new_gradients=lambda dout, saved: [torch.empty_like(x) for x in saved[:count]],
         setup_context=setup_context,
         differentiate=differentiate,
         refusal="the compiled mixer has no second derivative; use backend='reference' for it",
     )
 
     return lambda p: run(*p, wants_gradient(p))[0] if p.x.numel() else reference(p)
-
-
-def _contiguous(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    return [None if x is None else x.contiguous() for x in tensors]

@@ -12,7 +12,7 @@ from seqrec.ops.causal_conv1d.compiled import convolve, convolve_backward
 from seqrec.ops.causal_conv1d.reference import ConvProblem
 from seqrec.ops.compiled_library import add_parts, in_parts
 from seqrec.ops.linear import LINEAR_BACKENDS, linear
-from seqrec.ops.mamba_mixer.fused import Buffers, compiled_mixer, gradient_of, mixer_backends, run_mixer, shifted
+from seqrec.ops.mamba_mixer.fused import Buffers, compiled_mixer, gradient_of, mixer_backends, run_mixer
 from seqrec.ops.products import PADDING, multiply
 from seqrec.ops.selective_scan import SCAN_BACKENDS, selective_scan
 from seqrec.ops.selective_scan.compiled import call_scan, groups_of, kept_shape
@@ -32,7 +32,6 @@ class MambaProblem(NamedTuple):
         A: (E, N) negative.
         D: (E,) skip weights.
         out_weight: (M, E).
-        delta_shift: (B, L, E), added to the step sizes of each event before softplus; None is 0.
     """
 
     x: Tensor
@@ -45,7 +44,6 @@ class MambaProblem(NamedTuple):
     A: Tensor
     D: Tensor
     out_weight: Tensor
-    delta_shift: Tensor | None = None
 
 
 def mamba_mixer(problem: MambaProblem, *, backend: str = "auto") -> Tensor:
@@ -78,7 +76,7 @@ def mamba_reference(p: MambaProblem) -> Tensor:
     path, gate = linear(p.x, p.in_weight).chunk(2, dim=-1)
     u = causal_conv1d(path, p.conv_weight, p.conv_bias, silu=True)
     dt, B, C = torch.split(linear(u, p.scan_weight), [rank, states, states], dim=-1)
-    delta = shifted(linear(dt, p.delta_weight), p.delta_shift)
+    delta = linear(dt, p.delta_weight)
     y = selective_scan(u, delta, p.A, B, C, p.D, z=gate, delta_bias=p.delta_bias, delta_softplus=True)
     assert isinstance(y, Tensor)
     return linear(y, p.out_weight)
@@ -122,8 +120,6 @@ def _forward(
     convolve(ConvProblem(path, p.conv_weight, p.conv_bias, silu=True), u)
     multiply(u, p.scan_weight.t(), scanned[..., : p.scan_weight.shape[0]])
     multiply(_parts(p, scanned)[0], p.delta_weight.t(), delta)
-    if p.delta_shift is not None:
-        delta += p.delta_shift
     results = {"y": y, "kept_states": kept if kept.numel() else None}
     call_scan("scan_forward", {**_inputs(p, gate, u, scanned, delta), **results}, softplus=True)
     multiply(y, p.out_weight.t(), out)
@@ -158,7 +154,7 @@ def _backward(
     of_x = multiply(dprojected, p.in_weight, torch.empty_like(p.x))
     of_weights = [gradient_of(whole, u), gradient_of(_parts(p, scanned)[0], ddelta).t()]
     of_scan = [dbias.sum(0), dA.sum(0), dD.sum(0)]
-    return [of_x, gradient_of(dprojected, p.x), *dconv, *of_weights, *of_scan, gradient_of(dout, y), ddelta]
+    return [of_x, gradient_of(dprojected, p.x), *dconv, *of_weights, *of_scan, gradient_of(dout, y)]
 
 
 # Same as `mamba_mixer` in float32 on a CPU.

@@ -13,7 +13,7 @@ from seqrec.ops.causal_conv1d.compiled import convolve, convolve_backward
 from seqrec.ops.causal_conv1d.reference import ConvProblem
 from seqrec.ops.compiled_library import add_parts, call, distance, in_parts
 from seqrec.ops.linear import LINEAR_BACKENDS, linear
-from seqrec.ops.mamba_mixer.fused import Buffers, compiled_mixer, gradient_of, mixer_backends, run_mixer, shifted
+from seqrec.ops.mamba_mixer.fused import Buffers, compiled_mixer, gradient_of, mixer_backends, run_mixer
 from seqrec.ops.products import PADDING, multiply
 from seqrec.ops.ssd import SSD_BACKENDS, ssd_scan
 from seqrec.ops.ssd.compiled import call_ssd, kept_states, parts_of
@@ -37,7 +37,6 @@ class Mamba2Problem(NamedTuple):
         D: (H,) skip weights.
         norm_weight: (E,).
         out_weight: (M, E).
-        delta_shift: (B, L, H), added to the step sizes of each event before softplus; None is 0.
     """
 
     x: Tensor
@@ -49,7 +48,6 @@ class Mamba2Problem(NamedTuple):
     D: Tensor
     norm_weight: Tensor
     out_weight: Tensor
-    delta_shift: Tensor | None = None
 
 
 def mamba2_mixer(problem: Mamba2Problem, *, backend: str = "auto") -> Tensor:
@@ -86,7 +84,7 @@ def mamba2_reference(p: Mamba2Problem) -> Tensor:
     states = (convolved - inner) // 2
     x, B, C = torch.split(path, [inner, states, states], dim=-1)
     x, gate = (torch.unflatten(value, -1, (heads, -1)) for value in (x, gate))
-    operands = (x, shifted(delta, p.delta_shift), p.A, B.unsqueeze(2), C.unsqueeze(2), p.D)
+    operands = (x, delta, p.A, B.unsqueeze(2), C.unsqueeze(2), p.D)
     y = ssd_scan(*operands, z=gate, delta_bias=p.delta_bias, delta_softplus=True)
     assert isinstance(y, Tensor)
     # Under autocast the scan's output may be narrower than the weight, for which the norm would warn.
@@ -138,8 +136,6 @@ def _forward(
     gate, path, delta = _projections(p, projected)
     multiply(p.x, p.in_weight.t(), projected[..., : p.in_weight.shape[0]])
     convolve(ConvProblem(path, p.conv_weight, p.conv_bias, silu=True), convolved)
-    if p.delta_shift is not None:
-        delta += p.delta_shift
     results = {"y": y, "kept_states": kept if kept.numel() else None}
     call_ssd("ssd_forward", {**_inputs(p, delta, convolved), **results}, softplus=True)
     tensors = {"y": y, "z": gate, "weight": p.norm_weight, "out": normed}
@@ -171,7 +167,7 @@ def _backward(
     whole = dprojected[..., : p.in_weight.shape[0]]
     of_x = multiply(whole, p.in_weight, torch.empty_like(p.x))
     of_scan = [ddelta.sum((0, 1)), dA.sum(0), dD.sum(0), dnorm.sum(0)]
-    return [of_x, gradient_of(whole, p.x), *dconv, *of_scan, gradient_of(dout, normed), ddelta.contiguous()]
+    return [of_x, gradient_of(whole, p.x), *dconv, *of_scan, gradient_of(dout, normed)]
 
 
 # Same as `mamba2_mixer` in float32 on a CPU.

@@ -4,9 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from seqrec.encoders.layers import Mamba2Mixer, MambaMixer
-from seqrec.errors import InputError
-from seqrec.types import NO_TIME
+from seqrec.encoders.layers import MambaMixer
 
 
 def naive_mixer(mixer: MambaMixer, x: torch.Tensor) -> torch.Tensor:
@@ -47,27 +45,6 @@ def test_gradients_equal_those_of_the_recurrence():
     slow = torch.autograd.grad((naive_mixer(mixer, x) * direction).sum(), parameters)
     for (name, _), one, other in zip(mixer.named_parameters(), fast, slow, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4, msg=name)
-
-
-@pytest.mark.parametrize("kind", [MambaMixer, Mamba2Mixer])
-def test_gaps_are_a_bias_of_step_sizes_for_each_event(kind: type[MambaMixer] | type[Mamba2Mixer]):
-    torch.manual_seed(0)
-    mixer, x = kind(16, d_state=4), torch.randn(2, 6, 16)
-    times = torch.tensor([[0, 10, 20, 30, 40, 50]] * 2)
-    before = torch.cat([torch.full((2, 1), NO_TIME), times[:, :-1]], 1)
-    plain, bias = mixer(x), torch.randn_like(mixer.dt_bias)
-    mixer.read_gaps(1)
-    assert torch.equal(mixer(x, (times, before)), plain)
-    with torch.no_grad():
-        mixer.gaps.weight[[0, int(mixer.gaps.buckets(times, before)[0, 1])]] = bias
-    shifted = mixer(x, (times, before))
-    with pytest.raises(InputError, match="passes no times"):
-        mixer(x)
-    with torch.no_grad():
-        mixer.gaps.weight.zero_()
-        mixer.dt_bias += bias
-    torch.testing.assert_close(shifted, mixer(x, (times, before)))
-    assert not torch.allclose(shifted, plain)
 
 
 def test_initial_step_sizes_lie_in_the_papers_range():

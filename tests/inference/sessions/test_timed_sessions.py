@@ -48,7 +48,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "copied": ("GRU4Rec", {}),
     "a window": ("SASRec", {"rotary": True}),
     "re-encoded": ("SASRec", {"positions": True}),
-    "in place, gaps in mixers": ("MambaRec", {"time": replace(TIME, in_mixers=True)}),
     "a window, gaps in mixers": ("SASRec", {"rotary": True, "time": replace(TIME, in_mixers=True)}),
 }
 
