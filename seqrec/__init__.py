@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         SequentialRecommender,
         TrainingEvents,
         evaluate,
+        recipe,
     )
     from seqrec.models.baselines.comparison import BaselineComparison
     from seqrec.runs import RunFolder
@@ -115,7 +116,7 @@ _MODULES = {
     "seqrec.models": (
         "Baseline ColumnHead Explanation GRU4Rec ItemKNN MambaRec Markov MoEMaTrRec Popularity "
         "RecMamba RecentItems RecentPopularity Recommender SASRec SequentialRecommender "
-        "TrainingEvents evaluate"
+        "TrainingEvents evaluate recipe"
     ),
     "seqrec.models.baselines.comparison": "BaselineComparison",
     "seqrec.runs": "RunFolder",
@@ -220,6 +221,7 @@ __all__ = [
     "load",
     "prepare",
     "read_results",
+    "recipe",
 ]
 
 aliases.install()

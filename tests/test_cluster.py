@@ -210,6 +210,7 @@ def command_line(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], P
     folder = tmp_path_factory.mktemp("fit")
     words = ["-m", "seqrec", "fit", "--config", str(folder / "job.yaml")]
     (folder / "job.yaml").write_text(f"""
+recipe: false
 data:
   source: {{class_path: Synthetic, init_args: {{num_users: 80, num_items: 60, mean_events: 25}}}}
   max_length: 40

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import yaml
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from seqrec.aliases import __version__
 from seqrec.cli import trainer_arguments
@@ -27,6 +28,7 @@ from seqrec.cli.arguments import (
 )
 from seqrec.cli.help import short_help
 from seqrec.cli.parsing import ArgumentParser, with_names
+from seqrec.cli.recipe_arguments import chosen_arguments
 from seqrec.cli.saved_config import SavedConfig
 from seqrec.cli.trust import Check, classes_of_the_user, name_a_config, only_trusted_classes
 from seqrec.data.datamodule import SequenceDataModule
@@ -39,6 +41,7 @@ from seqrec.experiments.tuning import find_batch_size, find_lr
 from seqrec.inference import RecommendationWriter
 from seqrec.models import Baseline, Recommender, SequentialRecommender
 from seqrec.models.baselines.comparison import BaselineComparison
+from seqrec.registry import class_named
 from seqrec.runs import RunFolder
 from seqrec.runs.callbacks import (
     BestCheckpoint,
@@ -49,12 +52,14 @@ from seqrec.runs.callbacks import (
     ResumePoints,
     RunMonitor,
     RunSummary,
+    ValidationSteps,
 )
 from seqrec.runs.summary import FILE_NAME as SUMMARY_FILE
 from seqrec.runs.trainer_checks import caveats
 
 CALLBACKS: dict[str, type[pl.Callback]] = {
     "checkpoint": BestCheckpoint,
+    "validation": ValidationSteps,
     "early_stopping": ResumableEarlyStopping,
     "resume_points": ResumePoints,
     "execution": EncoderCompile,
@@ -159,12 +164,14 @@ class SeqrecCLI(LightningCLI):
     Args:
         command: The command to build the parser of; None builds those of all commands, which takes longer.
         check: Checks the parsed config; see `seqrec.cli.trust`.
+        given: The arguments that users and configs give, without those that we add.
         **settings: Arguments of `LightningCLI`.
     """
 
-    def __init__(self, command: str | None, check: Check, **settings: Any) -> None:
+    def __init__(self, command: str | None, check: Check, given: Sequence[str] = (), **settings: Any) -> None:
         self.command = command
         self.check = check
+        self.given = given
         super().__init__(**settings)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -176,6 +183,8 @@ class SeqrecCLI(LightningCLI):
         parser.add_subclass_arguments(Protocol, "protocol", required=False)
         help_of_fresh = "whether test, validate and predict may use a model that is not trained"
         parser.add_argument("--fresh_weights", type=bool, default=False, help=help_of_fresh)
+        help_of_recipe = "whether fit chooses what nothing sets by the size and shape of the log"
+        parser.add_argument("--recipe", type=bool, default=True, help=help_of_recipe)
         for key, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
         parser.set_defaults(
@@ -217,14 +226,13 @@ class SeqrecCLI(LightningCLI):
         command, config = str(self.subcommand), self.config[self.subcommand].as_dict()
         self.check(config)
         if command == "prepare":
-            parser = RunParser()
-            parser.add_lightning_class_args(SequenceDataModule, "data")
-            data = parser.parse_object({"data": self._get(self.config, "data")})
-            self.datamodule = parser.instantiate_classes(data).data
+            self.datamodule = self._data()
             return
         refuse_slurm_without_srun(self._get(self.config, "trainer.plugins"))
-        self._trainer_arguments = config["trainer"]
         trainer_arguments.check_arguments(command, config["trainer"])
+        prepared = self._choose_arguments(config) if command == "fit" and config["recipe"] else 0.0
+        config = self.config[command].as_dict()
+        self._trainer_arguments = config["trainer"]
         try:
             super().instantiate_classes()
         except Exception as error:
@@ -233,10 +241,41 @@ class SeqrecCLI(LightningCLI):
             if refusal is None:
                 raise
             raise refusal from error
+        self.datamodule.prepare_seconds += prepared
         trainer_arguments.refuse_fresh_weights(command, config, self.model)
         self.model.protocol = self._get(self.config_init, "protocol") or FullRanking()
         if self.subcommand == "fit" and self._get(self.config, "ckpt_path"):
             self._keep_checkpoints_together(Path(self._get(self.config, "ckpt_path")))
+
+    def _data(self) -> SequenceDataModule:
+        """Build the data alone."""
+        parser = RunParser()
+        parser.add_lightning_class_args(SequenceDataModule, "data")
+        data = parser.parse_object({"data": self._get(self.config, "data")})
+        found: SequenceDataModule = parser.instantiate_classes(data).data
+        return found
+
+    def _choose_arguments(self, config: Mapping[str, Any]) -> float:
+        """Parse again, with what the rule chooses for this log below all that is set; return seconds of preparation.
+
+        A run that is resumed has its choices in its config, and baselines have nothing to choose.
+        """
+        model = class_named(config["model"]["class_path"])
+        if config["ckpt_path"] or issubclass(model, Baseline):
+            return 0.0
+        data, argv = self._data(), list(ArgumentParser.given)
+        chosen, table = chosen_arguments(data, model, self.given, config)
+        if "model" in chosen:
+            chosen["model"] = {"class_path": config["model"]["class_path"], "init_args": chosen["model"]}
+        if rank_zero_only.rank == 0:
+            print(table)
+        # In front of the other configs, which win.
+        text = yaml.safe_dump(chosen if self.command else {"fit": chosen})
+        argv[:1] = [*argv[:1], "--config", text] if self.command else ["--config", text, *argv[:1]]
+        self.config = self.parser.parse_args(argv)
+        self.config["fit"]["recipe"] = False
+        self.config["fit"]["seed_everything"] = config["seed_everything"]
+        return data.prepare_seconds
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         """Build the trainer without those of our callbacks that its other settings exclude."""
@@ -359,7 +398,7 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
         refuse_unused_batch_size(words, argv)
     if name == "prepare" and not sets(argv, "model"):
         argv = ["--model", "Popularity", *argv]
-    argv = with_default_classes(argv)
+    explicit, argv = argv, with_default_classes(argv)
     # A config beside or inside a checkpoint may be of others, like the checkpoint itself; one inside comes as text.
     given_files = dict(itertools.pairwise(argv))
     inside = "\n" in given_files.get("--config", "")
@@ -376,6 +415,7 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
         SeqrecCLI(
             name,
             check,
+            explicit,
             model_class=Recommender,
             datamodule_class=SequenceDataModule,
             trainer_class=Trainer,

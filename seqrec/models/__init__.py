@@ -13,6 +13,7 @@ from seqrec.models.column_heads import ColumnHead
 from seqrec.models.explain import Explanation
 from seqrec.models.judging import evaluate
 from seqrec.models.presets import GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, SASRec
+from seqrec.models.recipes import recipe
 from seqrec.models.recommender import Recommender
 from seqrec.models.sequential import SequentialRecommender
 
@@ -34,4 +35,5 @@ __all__ = [
     "SequentialRecommender",
     "TrainingEvents",
     "evaluate",
+    "recipe",
 ]

@@ -44,6 +44,8 @@ class Summary:
             biases), `encoder`, and `other` (positions, users). A sharded table counts with all rows.
         best: `metric`, `value`, `epoch` (from 0) and `step` of the best validation by the monitored metric, and
             `checkpoint`, its file; None before the first.
+        ended: Why training ended, `by` "budget" (`max_steps` or `max_epochs`), "patience" or "a callback", and the
+            `step`; None before.
         validation: Metrics of the newest validation, by name without `val_`.
         test: Metrics of the test, by name without `test_`; None before the first.
         target_filter: `condition`, `events` and `targets` of the log, `users_without_targets` and the log's ids of the
@@ -91,6 +93,7 @@ class Summary:
     caveats: list[str] = field(default_factory=list)
     targets: int = 0
     target_filter: dict[str, Any] | None = None
+    ended: dict[str, Any] | None = None
 
     def write(self, folder: Path | str) -> None:
         """Write the file into a folder in one move: an existing file is always complete."""

@@ -16,6 +16,7 @@ from seqrec.cli import main
 # Loggers keep the stream of an earlier test, which pytest has closed.
 logging.raiseExceptions = False
 SMALL: dict[str, Any] = {
+    "recipe": False,
     "data": {
         "source": {
             "class_path": "Synthetic",

@@ -30,6 +30,7 @@ pytestmark = [
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = {
+    "recipe": False,
     "data": {
         "source": {
             "class_path": "Synthetic",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 TIMEOUT = 120.0
 CONFIG = {
+    "recipe": False,
     "data": {
         "source": {
             "class_path": "Synthetic",

@@ -113,6 +113,8 @@ def _start(place: Path, cell: Cell, settings: Settings, slot: Slot) -> subproces
     run = {"save_dir": str(place), "version": RUN_FOLDER, "tensorboard": False}
     config = settings.config(cell)
     logger = {"class_path": "seqrec.RunFolder", "init_args": run}
+    # Rows of a table share their settings, whatever the log.
+    config["recipe"] = False
     config["trainer"] |= {"accelerator": slot.accelerator, "devices": 1, "logger": logger}
     file = place / CONFIG_FILE
     file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")

@@ -10,6 +10,7 @@ from seqrec.runs.callbacks.monitoring import GradientNorm, RunMonitor
 from seqrec.runs.callbacks.resume_points import ResumePoints
 from seqrec.runs.callbacks.run_summary import RunSummary
 from seqrec.runs.callbacks.step_seeds import StepSeeds
+from seqrec.runs.callbacks.validation_steps import ValidationSteps
 from seqrec.runs.checkpoints import UseAtomicCheckpoints
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "RunSummary",
     "StepSeeds",
     "UseAtomicCheckpoints",
+    "ValidationSteps",
 ]
 
 __getattr__ = old_names(__name__)

@@ -1,9 +1,11 @@
-"""Choosing the best epoch: Lightning's checkpoint and early-stopping callbacks, made resumable."""
+"""Choosing the best validation: Lightning's checkpoint and early-stopping callbacks, made resumable."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from seqrec.errors import InputError, check_at_least
 from seqrec.registry import did_you_mean
+from seqrec.runs.callbacks.validation_steps import ValidationSteps
 
 # Metrics of which more is better, and what is logged of the training.
 _RANKING = re.compile(r"(?:(?:val|test)_)?(?:HR|NDCG|MRR|Recall|Precision)@\d+")
@@ -119,6 +122,9 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         mode: str = "auto",
         **others: Any,
     ) -> None:
+        if (monitor or "").startswith("train_") and others.get("save_on_train_epoch_end") is None:
+            # Known at the end of epochs, whenever validations are.
+            others["save_on_train_epoch_end"] = True
         super().__init__(dirpath, filename, monitor=monitor, mode=mode_of(monitor, mode), **others)
         self._fitting = True
 
@@ -164,9 +170,9 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
 
 
 class ResumableEarlyStopping(callbacks.EarlyStopping):
-    """Lightning's `EarlyStopping`; a stopped run that is resumed trains no further epoch.
+    """Lightning's `EarlyStopping` with a patience in updates; a stopped run that is resumed trains no further.
 
-    Lightning's checkpoints contain the number of epochs without improvement, but not the decision to stop. A resumed
+    Lightning's checkpoints contain the number of checks without improvement, but not the decision to stop. A resumed
     run uses the patience that it is given, not that of the checkpoint.
 
     Args:
@@ -174,10 +180,16 @@ class ResumableEarlyStopping(callbacks.EarlyStopping):
         min_delta: Likewise.
         patience: Checks without improvement after which the run stops: 0 and 1 stop at the first.
         mode: "min", "max", or "auto": what is better for the metric; see `mode_of`.
+        patience_steps: Updates since the best check after which the first check without improvement stops the run,
+            instead of `patience`. None counts checks.
         **others: Further arguments of `EarlyStopping`.
 
+    Attributes:
+        best_step: Update of the best check; 0 before the first.
+
     Raises:
-        InputError: if `mode_of` or `check_monitor` refuses, or `patience` is negative.
+        InputError: if `mode_of` or `check_monitor` refuses, `patience` is negative, or `patience_steps` is below 1 or
+            below the updates between two validations.
 
     Example:
         >>> from seqrec import ResumableEarlyStopping
@@ -186,15 +198,34 @@ class ResumableEarlyStopping(callbacks.EarlyStopping):
     """
 
     def __init__(
-        self, monitor: str, min_delta: float = 0.0, patience: int = 3, mode: str = "auto", **others: Any
+        self,
+        monitor: str,
+        min_delta: float = 0.0,
+        patience: int = 3,
+        mode: str = "auto",
+        patience_steps: int | None = None,
+        **others: Any,
     ) -> None:
         check_at_least(0, patience=patience)
+        if patience_steps is not None:
+            check_at_least(1, patience_steps=patience_steps)
+        if monitor.startswith("train_") and others.get("check_on_train_epoch_end") is None:
+            others["check_on_train_epoch_end"] = True
         super().__init__(monitor, min_delta=min_delta, patience=patience, mode=mode_of(monitor, mode), **others)
+        self.patience_steps = patience_steps
+        self.best_step = self._checked_step = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Check the metric before a fit."""
+        """Check the metric and the patience before a fit."""
         if stage == "fit":
             check_monitor(self.monitor, trainer, pl_module)
+            every: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            steps = max((c.every_n_steps or 0 for c in every if isinstance(c, ValidationSteps)), default=0)
+            if self.patience_steps is not None and self.patience_steps < steps:
+                raise InputError(
+                    f"early_stopping.patience_steps={self.patience_steps} must be at least "
+                    f"validation.every_n_steps={steps}, the updates between two validations"
+                )
         super().setup(trainer, pl_module, stage)
 
     def on_load_checkpoint(
@@ -210,17 +241,49 @@ class ResumableEarlyStopping(callbacks.EarlyStopping):
             states[self.state_key] = states[old]
         _log_other_monitor(self, self.monitor, trainer, states)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of `EarlyStopping`, and the updates of the best and of the last check."""
+        return {**super().state_dict(), "best_step": self.best_step, "checked_step": self._checked_step}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the count of epochs without improvement, and keep the patience that was asked for."""
+        """Restore the count of checks without improvement, and keep the patience that was asked for."""
         super().load_state_dict({**state_dict, "patience": self.patience})
+        # Checkpoints of earlier versions have no updates: patience in updates starts anew.
+        self.best_step, self._checked_step = (state_dict.get(name, 0) for name in ("best_step", "checked_step"))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop at once if the checkpoint's run had lost patience."""
-        if self.wait_count and self.wait_count >= self.patience:
+        if self.wait_count and self._is_lost(self.wait_count, self._checked_step):
             trainer.should_stop = True
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check the metric if it is checked at validations."""
+        with self._counting_steps(trainer.global_step):
+            super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check the metric, unless the run has no validation, or ends by its number of steps before the first."""
         ends = 0 < trainer.max_steps <= trainer.global_step or not trainer.limit_val_batches
         if not (ends and self.monitor not in trainer.callback_metrics):
-            super().on_train_epoch_end(trainer, pl_module)
+            with self._counting_steps(trainer.global_step):
+                super().on_train_epoch_end(trainer, pl_module)
+
+    def _is_lost(self, wait_count: int, step: int) -> bool:
+        """Return whether a check without improvement ends the run: the check of this number, at this update."""
+        if self.patience_steps is None:
+            return wait_count >= self.patience
+        return step - self.best_step >= self.patience_steps
+
+    @contextmanager
+    def _counting_steps(self, step: int) -> Iterator[None]:
+        """Let a check that is made in this context decide by updates; it may be made or not."""
+        given, best, waited = self.patience, self.best_score, self.wait_count
+        if self.patience_steps is not None:
+            # Lightning compares the number of checks.
+            self.patience = waited + 1 if self._is_lost(waited + 1, step) else sys.maxsize
+        yield
+        self.patience = given
+        if self.best_score is not best:
+            self.best_step = step
+        if self.best_score is not best or self.wait_count != waited:
+            self._checked_step = step

@@ -10,8 +10,10 @@ from datetime import datetime, timezone
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from seqrec.data.datamodule import SequenceDataModule
@@ -44,6 +46,8 @@ class RunSummary(pl.Callback):
         self.has_trained = False
         self._resumed_from: str | None = None
         self._best: dict[str, Any] | None = None
+        self._ended: dict[str, Any] | None = None
+        self._validated_at = 0
         self._metrics: dict[str, dict[str, float]] = {}
         self._caveats: list[str] = []
 
@@ -87,6 +91,7 @@ class RunSummary(pl.Callback):
             return
         metric, sign = str(found[0].monitor), -1 if found[0].mode == "min" else 1
         value = values[metric]
+        self._validated_at = trainer.global_step
         if self._best is None or sign * value > sign * self._best["value"]:
             place = {"epoch": trainer.current_epoch, "step": trainer.global_step}
             self._best = {"metric": metric, "value": value, **place}
@@ -97,6 +102,12 @@ class RunSummary(pl.Callback):
         self._epochs = trainer.current_epoch + trainer.is_last_batch
         _monitor(trainer).gather(trainer)
         self._write(trainer, pl_module, "running")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report why training ended, and how long ago validation was best."""
+        self._ended = {"by": _reason(trainer), "step": trainer.global_step}
+        if self.has_trained and self._best is not None:
+            rank_zero_info(end_of_training(self._ended, self._best, self._validated_at))
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the metrics."""
@@ -152,6 +163,7 @@ class RunSummary(pl.Callback):
             peak_memory=dict(monitor.peak_memory),
             parameters=parameter_counts(module),
             best=self._best_with_file(trainer),
+            ended=self._ended,
             validation=self._metrics.get("val_"),
             test=self._metrics.get("test_"),
             protocol=getattr(getattr(module, "protocol", None), "id", None),
@@ -170,6 +182,33 @@ class RunSummary(pl.Callback):
     def _best_with_file(self, trainer: pl.Trainer) -> dict[str, Any] | None:
         files = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         return None if self._best is None else {**self._best, "checkpoint": next(filter(None, files), None)}
+
+
+def end_of_training(ended: Mapping[str, Any], best: Mapping[str, Any], validated_at: int) -> str:
+    """Return a line for people: when and why training ended, and whether validation still rose.
+
+    Args:
+        ended: `by` and `step`, as in a `Summary`.
+        best: Likewise.
+        validated_at: Update of the last validation.
+
+    Example:
+        >>> best = {"metric": "val_NDCG@10", "value": 0.0512, "step": 2600}
+        >>> print(end_of_training({"by": "patience", "step": 4200}, best, 4200))
+        training ended after 4,200 updates, by patience: val_NDCG@10 was best, 0.0512, after 2,600
+    """
+    line = f"training ended after {ended['step']:,} updates, by {ended['by']}"
+    line += f": {best['metric']} was best, {best['value']:.4f}, after {best['step']:,}"
+    rising = ended["by"] == "budget" and best["step"] == validated_at
+    return f"{line}, its last validation: a larger budget (trainer.max_steps) may be better" if rising else line
+
+
+def _reason(trainer: pl.Trainer) -> str:
+    lost = EarlyStoppingReason.PATIENCE_EXHAUSTED
+    if any(isinstance(c, EarlyStopping) and c.stopping_reason == lost for c in _callbacks(trainer)):
+        return "patience"
+    epochs = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch
+    return "budget" if epochs or 0 <= trainer.max_steps <= trainer.global_step else "a callback"
 
 
 def _monitor(trainer: pl.Trainer) -> RunMonitor:

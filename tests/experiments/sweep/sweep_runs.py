@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 SMALL = {
+    "recipe": False,
     "data": {
         "source": {
             "class_path": "Synthetic",

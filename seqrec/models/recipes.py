@@ -1,0 +1,279 @@
+"""Settings that suit a log: the rule behind the defaults of `seqrec fit`.
+
+All numbers of the rule are in `choose`, each with its reason.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+
+from seqrec.catalogue.table import ItemTable
+from seqrec.data.datamodule import SequenceDataModule
+from seqrec.errors import InputError
+from seqrec.evaluation.report import text_table
+from seqrec.models import presets
+from seqrec.models.sequential import SequentialRecommender
+from seqrec.runs.callbacks import BestCheckpoint, ResumableEarlyStopping, ValidationSteps
+from seqrec.specs import from_spec
+
+# Encoders that know the order of events without learned positions, which they would need to give up to be streamed.
+_RECURRENT = {"GRU4Rec", "MambaRec", "RecMamba"}
+_ATTENDING = {"SASRec", "MoEMaTrRec"}
+
+
+@dataclass(frozen=True)
+class LogShape:
+    """Size and shape of the training part of a log.
+
+    Attributes:
+        users: Users with at least two events, of which one is a target.
+        events: Events of these users.
+        items: Items of the catalogue.
+    """
+
+    users: int
+    events: int
+    items: int
+
+    @property
+    def mean_length(self) -> float:
+        """Events a user."""
+        return self.events / max(1, self.users)
+
+    @classmethod
+    def of(cls, data: SequenceDataModule) -> LogShape:
+        """Return the shape of a data module's log, whose store is prepared if it does not exist.
+
+        Raises:
+            InputError: if no user has two training events.
+        """
+        store = data.store
+        lengths = data.split.history_stops(store, "train") - np.asarray(store.offsets)[:-1]
+        lengths = lengths[lengths > 1]
+        if not len(lengths):
+            raise InputError(f"{data.store_directory}: no user has two training events, there is nothing to learn")
+        return cls(users=len(lengths), events=int(lengths.sum()), items=store.num_items)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One choice of the rule.
+
+    Attributes:
+        values: Value by option of `seqrec fit`.
+        reason: Why, in a few words.
+    """
+
+    values: Mapping[str, Any]
+    reason: str
+
+
+def choose(shape: LogShape, model: str, given: Mapping[str, Any] = MappingProxyType({})) -> list[Choice]:
+    """Return the settings for a log of this size and shape.
+
+    Args:
+        shape: The training part of the log.
+        model: Name of the model's class. Only for presets there is a choice of positions.
+        given: Values by option that are no choice of the rule, but that it must fit to: `data.max_length`,
+            `data.max_tokens`, `data.batch_size`, `trainer.max_steps`, `trainer.max_epochs`,
+            `trainer.limit_train_batches`, `trainer.accumulate_grad_batches` and `validation.every_n_steps`.
+    """
+    mean, epoch = shape.mean_length, shape.events
+    # Histories beyond these cover little more of the log: ML-1M, mean 164, has its records at 200.
+    length = given.get("data.max_length") or next((each for each in (50, 100, 200, 500) if mean <= each), 1000)
+    # About 120 updates an epoch: larger batches left smaller logs undertrained. Above 8,000 no time is saved.
+    tokens = max(_rounded(min(max(epoch / 120, 1000), 8000), 500), length)
+    update = _events_an_update(given, tokens, mean, length)
+    steps = _budget(given, epoch, update)
+    # Thirty looks at the curve, about one in each epoch of most logs.
+    interval = given.get("validation.every_n_steps") or max(1, steps // 30)
+    judged = min(shape.users, 10_000)
+    # Few users make a noisy curve, whose best point can be far ahead.
+    checks = 8 if judged >= 5000 else 15
+    # SASRec's authors found .5 best on logs with means of 9 to 12, .2 on ML-1M. Smaller logs overfit sooner.
+    sparse = mean < 20 or epoch < 500_000
+    return [
+        Choice({"data.max_length": length}, f"the first of 50, 100, .. that the mean history, {mean:.0f}, fits into"),
+        Choice({"data.train_windows": {"class_path": "seqrec.StridedWindows"}}, "each event is a target once an epoch"),
+        Choice({"data.max_tokens": tokens}, f"an epoch of {epoch:,} events is {epoch / update:,.0f} updates"),
+        Choice({"model.d_model": 64}, "the width of our records on ML-1M; time grows with it"),
+        *_positions(model),
+        Choice(
+            {"model.dropout": 0.5 if sparse else 0.2},
+            "under 500,000 events, or 20 a user" if sparse else "500,000 events and 20 a user, or more",
+        ),
+        _loss(shape.items),
+        _optimizer(steps),
+        Choice({"trainer.max_steps": steps}, f"{steps * update / epoch:,.1f} epochs; half an hour on two cores"),
+        Choice({"validation.every_n_steps": interval}, f"{steps / interval:,.0f} validations in the budget"),
+        Choice({"early_stopping.patience_steps": checks * interval}, f"{checks} validations without a better one"),
+        *([Choice({"data.val_users": judged}, "more make validations slow")] if judged < shape.users else []),
+    ]
+
+
+def _events_an_update(given: Mapping[str, Any], tokens: int, mean: float, length: int) -> float:
+    windows = given.get("data.batch_size")
+    batch = given.get("data.max_tokens") or (windows * min(mean, length) if windows else tokens)
+    return float(batch * (given.get("trainer.accumulate_grad_batches") or 1))
+
+
+def _budget(given: Mapping[str, Any], epoch: int, update: float) -> int:
+    """Return the updates of the run."""
+    steps, epochs = given.get("trainer.max_steps") or 0, given.get("trainer.max_epochs") or 0
+    if steps > 0 or epochs > 0:
+        limit = given.get("trainer.limit_train_batches")
+        updates = epoch / update if limit is None else min(limit, epoch / update)
+        return int(steps if steps > 0 else max(1, epochs * updates))
+    # 30 epochs hold the records of ML-1M. Smaller logs need more of them, up to 6,000 updates. Larger logs are cut to
+    # half an hour on two cores, which train on 25,000 events a second, but not to less than an epoch.
+    seen = max(min(max(30 * epoch, 6_000_000), 45_000_000), epoch)
+    return _rounded(max(min(seen / update, 6000), epoch / update), 100)
+
+
+def _positions(model: str) -> Iterator[Choice]:
+    if model in _RECURRENT:
+        yield Choice({"model.positions": False}, f"{model} knows the order of events, and can then be streamed")
+    elif model in _ATTENDING:
+        yield Choice({"model.positions": True}, "attention does not know the order of events without them")
+
+
+def _loss(items: int) -> Choice:
+    # Above, the scores of all items would take most of the time of a step.
+    most, negatives = 20_000, 2048
+    # ML-1M: cosines divided by .05 beat dot products.
+    cosines = {"model.item_table.temperature": 0.05}
+    if items <= most:
+        reason = f"{items:,} items are not too many to score them all; cosines divided by a temperature"
+        return Choice({"model.loss": {"class_path": "seqrec.FullSoftmax"}, **cosines}, reason)
+    sampler = {"num_negatives": negatives, "exclude_seen": False, "shared": True}
+    uniform = {"class_path": "seqrec.UniformNegatives", "init_args": sampler}
+    loss = {"class_path": "seqrec.SampledSoftmax", "init_args": {"negatives": uniform}}
+    reason = f"{items:,} items, more than {most:,}, are too many to score them all"
+    return Choice({"model.loss": loss, **cosines}, reason)
+
+
+def _optimizer(steps: int) -> Choice:
+    # 100 updates are enough for Adam's moments; short runs warm up for a tenth.
+    warmup = min(100, steps // 10)
+    schedule = {"class_path": "seqrec.WarmupCosine", "init_args": {"warmup_steps": warmup}}
+    adam = {"class_path": "seqrec.Adam", "init_args": {"lr": 1e-3, "schedule": schedule}}
+    return Choice({"model.optimizer": adam}, f"{warmup} updates of warm-up, then a cosine to the end of the budget")
+
+
+def _rounded(value: float, unit: int) -> int:
+    return max(unit, round(value / unit) * unit)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings for a model and a log, from `recipe`. `print` shows them with their reasons.
+
+    Attributes:
+        model_class: Class of the model.
+        choices: The settings that the class takes.
+    """
+
+    model_class: type[SequentialRecommender]
+    choices: tuple[Choice, ...]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Value by option of `seqrec fit`, such as `data.max_tokens`."""
+        return {option: value for choice in self.choices for option, value in choice.values.items()}
+
+    def configure(self, data: SequenceDataModule) -> None:
+        """Set length, batches, windows and users of validation of a data module that has made no loader yet."""
+        for name, value in self._part("data").items():
+            setattr(data, name, from_spec(value))
+
+    def model(self, data: SequenceDataModule, **arguments: Any) -> SequentialRecommender:
+        """Return a fresh model of a data module's items; `arguments` win over the recipe."""
+        given = {name: from_spec(value) for name, value in self._part("model").items()}
+        if "item_table" in given:
+            given["item_table"] = ItemTable(**given["item_table"])
+        return self.model_class(data.num_items, **{"max_length": data.max_length, **given, **arguments})
+
+    def trainer(self, **arguments: Any) -> pl.Trainer:
+        """Return a trainer with budget, validations, early stopping and `BestCheckpoint`; `arguments` win.
+
+        `callbacks` are added to those of the recipe.
+        """
+        values, monitor = self.values, "val_NDCG@10"
+        callbacks = [
+            ValidationSteps(values["validation.every_n_steps"]),
+            ResumableEarlyStopping(monitor, patience_steps=values["early_stopping.patience_steps"]),
+            BestCheckpoint(monitor=monitor, filename="best"),
+            *arguments.pop("callbacks", []),
+        ]
+        return pl.Trainer(**{**self._part("trainer"), "callbacks": callbacks, **arguments})
+
+    def _part(self, part: str) -> dict[str, Any]:
+        """Return the values of the options below one name, nested as in a config."""
+        return nested(self.values).get(part, {})
+
+    def __str__(self) -> str:
+        rows = [[option, shown(value), c.reason] for c in self.choices for option, value in c.values.items()]
+        return text_table(["option", "value", "reason"], rows, names=3)
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by dotted option as nested mappings.
+
+    Example:
+        >>> nested({"data.max_length": 50, "data.max_tokens": 1000})
+        {'data': {'max_length': 50, 'max_tokens': 1000}}
+    """
+    found: dict[str, Any] = {}
+    for option, value in values.items():
+        *parts, last = option.split(".")
+        place = found
+        for part in parts:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return found
+
+
+def shown(value: Any) -> str:
+    """Return a value in a line: classes by their names, with their arguments."""
+    if not isinstance(value, dict):
+        return str(value)
+    arguments = ", ".join(f"{name}={shown(each)}" for name, each in value.get("init_args", {}).items())
+    return value["class_path"].rpartition(".")[2] + (f"({arguments})" if arguments else "")
+
+
+def recipe(data: SequenceDataModule, model: str | type[SequentialRecommender]) -> Recipe:
+    """Return settings that suit the log of a data module, whose store is prepared if it does not exist.
+
+    `seqrec fit` uses the same rule for all that a config or the command line does not set.
+
+    Args:
+        data: The log.
+        model: A preset's name, or a class.
+
+    Raises:
+        InputError: if no preset has that name, or no user has two training events.
+
+    Example:
+        >>> import tempfile
+        >>> from seqrec import SequenceDataModule, Synthetic, recipe
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log = SequenceDataModule(Synthetic(num_users=20, num_items=30, mean_events=8), store=f"{folder}/store")
+        ...     found = recipe(log, "SASRec")
+        ...     found.configure(log)
+        ...     log.max_length, found.model(log).title, found.trainer(accelerator="cpu", logger=False).max_steps
+        (50, 'SASRec', 6000)
+    """
+    if isinstance(model, str) and model not in presets.__all__:
+        raise InputError(f"model={model!r} must be one of {', '.join(presets.__all__)}, or a class")
+    cls = getattr(presets, model) if isinstance(model, str) else model
+    known = inspect.signature(cls).parameters
+    chosen = choose(LogShape.of(data), cls.__name__)
+    fits = (c for c in chosen if all(o.split(".")[1] in known for o in c.values if o.startswith("model.")))
+    return Recipe(cls, tuple(fits))
