@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-from argparse import HelpFormatter, _HelpAction
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -26,9 +25,9 @@ from seqrec.cli.arguments import (
     sets,
     with_default_classes,
 )
-from seqrec.cli.help import short_help
 from seqrec.cli.parsing import ArgumentParser, with_names
 from seqrec.cli.recipe_arguments import chosen_arguments
+from seqrec.cli.run_parser import RunParser, build_data
 from seqrec.cli.saved_config import SavedConfig
 from seqrec.cli.trust import Check, classes_of_the_user, name_a_config, only_trusted_classes
 from seqrec.data.datamodule import SequenceDataModule
@@ -122,42 +121,6 @@ class Trainer(pl.Trainer):
             print(f"largest that was tried and fits: --data.batch_size {size}")
 
 
-class RunParser(ArgumentParser, LightningArgumentParser):
-    """Parser of a command with the options of a run."""
-
-    # The command, if `--help` is to list only what most people set first.
-    shortened: str | None = None
-
-    def format_help(self, formatter: HelpFormatter | None = None) -> str:
-        """Return the help; a short one if `shortened` is set."""
-        return short_help(self, self.shortened) if self.shortened else super().format_help(formatter)
-
-    def add_long_help(self, command: str) -> None:
-        """Make `--help` short, and add `--help_all` and the help of each part, such as `--trainer.help`."""
-        self.shortened = command
-        self.add_argument("--help_all", action=_LongHelp, help="list every option")
-        self.add_argument("--trust", help="packages whose classes a checkpoint may name, separated by commas")
-        for part in self.groups or ():
-            if f"--{part}.help" not in self._option_string_actions:
-                self.add_argument(f"--{part}.help", action=_LongHelp, help=f"list the options of {part}")
-
-
-class _LongHelp(_HelpAction):
-    """Prints the help of all options, or those of one part."""
-
-    def __call__(self, parser: Any, namespace: object, values: object, option_string: str | None = None) -> None:
-        """Print and exit."""
-        part = (option_string or "")[2:].removesuffix(".help")
-        parser.shortened = None
-        if part in parser.groups:
-            formatter = parser._get_formatter()
-            formatter.add_arguments(parser.groups[part]._group_actions)
-            print(formatter.format_help())
-        else:
-            parser.print_help()
-        parser.exit()
-
-
 class SeqrecCLI(LightningCLI):
     """Lightning's command line with the callbacks, links and reports of a recommender's run.
 
@@ -226,7 +189,7 @@ class SeqrecCLI(LightningCLI):
         command, config = str(self.subcommand), self.config[self.subcommand].as_dict()
         self.check(config)
         if command == "prepare":
-            self.datamodule = self._data()
+            self.datamodule = build_data(self._get(self.config, "data"))
             return
         refuse_slurm_without_srun(self._get(self.config, "trainer.plugins"))
         trainer_arguments.check_arguments(command, config["trainer"])
@@ -247,14 +210,6 @@ class SeqrecCLI(LightningCLI):
         if self.subcommand == "fit" and self._get(self.config, "ckpt_path"):
             self._keep_checkpoints_together(Path(self._get(self.config, "ckpt_path")))
 
-    def _data(self) -> SequenceDataModule:
-        """Build the data alone."""
-        parser = RunParser()
-        parser.add_lightning_class_args(SequenceDataModule, "data")
-        data = parser.parse_object({"data": self._get(self.config, "data")})
-        found: SequenceDataModule = parser.instantiate_classes(data).data
-        return found
-
     def _choose_arguments(self, config: Mapping[str, Any]) -> float:
         """Parse again, with what the rule chooses for this log below all that is set; return seconds of preparation.
 
@@ -263,12 +218,11 @@ class SeqrecCLI(LightningCLI):
         model = class_named(config["model"]["class_path"])
         if config["ckpt_path"] or issubclass(model, Baseline):
             return 0.0
-        data, argv = self._data(), list(ArgumentParser.given)
+        data, argv = build_data(self._get(self.config, "data")), list(ArgumentParser.given)
         chosen, table = chosen_arguments(data, model, self.given, config)
         if "model" in chosen:
             chosen["model"] = {"class_path": config["model"]["class_path"], "init_args": chosen["model"]}
-        if rank_zero_only.rank == 0:
-            print(table)
+        rank_zero_only(print)(table)
         # In front of the other configs, which win.
         text = yaml.safe_dump(chosen if self.command else {"fit": chosen})
         argv[:1] = [*argv[:1], "--config", text] if self.command else ["--config", text, *argv[:1]]

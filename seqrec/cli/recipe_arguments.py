@@ -28,10 +28,10 @@ _IN_PARTS = ("model.optimizer",)
 
 
 def explicit_options(argv: Sequence[str]) -> dict[str, Any]:
-    """Return the options that arguments and their configs set, without `init_args`; a class is under its option.
+    r"""Return the options that arguments and their configs set, without `init_args`; a class is under its option.
 
     Example:
-        >>> explicit_options(["--config", "data: {max_length: 9}\\n", "--model.init_args.optimizer.lr=0.1"])
+        >>> explicit_options(["--config", "data: {max_length: 9}\n", "--model.init_args.optimizer.lr=0.1"])
         {'data.max_length': 9, 'model.optimizer.lr': 0.1}
     """
     found: dict[str, Any] = {}
@@ -51,7 +51,7 @@ def explicit_options(argv: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-# Parts of a key that say how a class is written.
+# Parts of a key that only mark where a class is.
 _FORM = ("init_args", "class_path")
 
 

@@ -88,10 +88,11 @@ def choose(shape: LogShape, model: str, given: Mapping[str, Any] = MappingProxyT
     mean, epoch = shape.mean_length, shape.events
     # Histories beyond these cover little more of the log: ML-1M, mean 164, has its records at 200.
     length = given.get("data.max_length") or next((each for each in (50, 100, 200, 500) if mean <= each), 1000)
-    # About 120 updates an epoch: larger batches left smaller logs undertrained. Above 8,000 no time is saved.
+    # 120 updates an epoch or more: larger batches left smaller logs undertrained. Above 8,000 no time is saved.
     tokens = max(_rounded(min(max(epoch / 120, 1000), 8000), 500), length)
     update = _events_an_update(given, tokens, mean, length)
     steps = _budget(given, epoch, update)
+    seen = steps * update
     # Thirty looks at the curve, about one in each epoch of most logs.
     interval = given.get("validation.every_n_steps") or max(1, steps // 30)
     judged = min(shape.users, 10_000)
@@ -111,7 +112,7 @@ def choose(shape: LogShape, model: str, given: Mapping[str, Any] = MappingProxyT
         ),
         _loss(shape.items),
         _optimizer(steps),
-        Choice({"trainer.max_steps": steps}, f"{steps * update / epoch:,.1f} epochs; half an hour on two cores"),
+        Choice({"trainer.max_steps": steps}, f"{steps * update / epoch:,.1f} epochs, {seen / 1e6:,.1f} million events"),
         Choice({"validation.every_n_steps": interval}, f"{steps / interval:,.0f} validations in the budget"),
         Choice({"early_stopping.patience_steps": checks * interval}, f"{checks} validations without a better one"),
         *([Choice({"data.val_users": judged}, "more make validations slow")] if judged < shape.users else []),
@@ -168,7 +169,7 @@ def _optimizer(steps: int) -> Choice:
 
 
 def _rounded(value: float, unit: int) -> int:
-    return max(unit, round(value / unit) * unit)
+    return max(unit, int(value / unit) * unit)
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,8 @@ class Recipe:
 
     def _part(self, part: str) -> dict[str, Any]:
         """Return the values of the options below one name, nested as in a config."""
-        return nested(self.values).get(part, {})
+        found: dict[str, Any] = nested(self.values).get(part, {})
+        return found
 
     def __str__(self) -> str:
         rows = [[option, shown(value), c.reason] for c in self.choices for option, value in c.values.items()]
@@ -245,7 +247,8 @@ def shown(value: Any) -> str:
     if not isinstance(value, dict):
         return str(value)
     arguments = ", ".join(f"{name}={shown(each)}" for name, each in value.get("init_args", {}).items())
-    return value["class_path"].rpartition(".")[2] + (f"({arguments})" if arguments else "")
+    name = str(value["class_path"]).rpartition(".")[2]
+    return f"{name}({arguments})" if arguments else name
 
 
 def recipe(data: SequenceDataModule, model: str | type[SequentialRecommender]) -> Recipe:
