@@ -193,7 +193,8 @@ class SeqrecCLI(LightningCLI):
             return
         refuse_slurm_without_srun(self._get(self.config, "trainer.plugins"))
         trainer_arguments.check_arguments(command, config["trainer"])
-        prepared = self._choose_arguments(config) if command == "fit" and config["recipe"] else 0.0
+        chooses = command in ("fit", "tune") and config["recipe"]
+        prepared = self._choose_arguments(command, config) if chooses else 0.0
         config = self.config[command].as_dict()
         self._trainer_arguments = config["trainer"]
         try:
@@ -210,13 +211,13 @@ class SeqrecCLI(LightningCLI):
         if self.subcommand == "fit" and self._get(self.config, "ckpt_path"):
             self._keep_checkpoints_together(Path(self._get(self.config, "ckpt_path")))
 
-    def _choose_arguments(self, config: Mapping[str, Any]) -> float:
+    def _choose_arguments(self, command: str, config: Mapping[str, Any]) -> float:
         """Parse again, with what the rule chooses for this log below all that is set; return seconds of preparation.
 
         A run that is resumed has its choices in its config, and baselines have nothing to choose.
         """
         model = class_named(config["model"]["class_path"])
-        if config["ckpt_path"] or issubclass(model, Baseline):
+        if config.get("ckpt_path") or issubclass(model, Baseline):
             return 0.0
         data, argv = build_data(self._get(self.config, "data")), list(ArgumentParser.given)
         chosen, table = chosen_arguments(data, model, self.given, config)
@@ -224,11 +225,11 @@ class SeqrecCLI(LightningCLI):
             chosen["model"] = {"class_path": config["model"]["class_path"], "init_args": chosen["model"]}
         rank_zero_only(print)(table)
         # In front of the other configs, which win.
-        text = yaml.safe_dump(chosen if self.command else {"fit": chosen})
+        text = yaml.safe_dump(chosen if self.command else {command: chosen})
         argv[:1] = [*argv[:1], "--config", text] if self.command else ["--config", text, *argv[:1]]
         self.config = self.parser.parse_args(argv)
-        self.config["fit"]["recipe"] = False
-        self.config["fit"]["seed_everything"] = config["seed_everything"]
+        self.config[command]["recipe"] = False
+        self.config[command]["seed_everything"] = config["seed_everything"]
         return data.prepare_seconds
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:

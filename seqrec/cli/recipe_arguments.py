@@ -93,7 +93,7 @@ def chosen_arguments(
             rows.append([option, shown(value), choice.reason])
     lines = ["chosen by the size of the log (--recipe false: none; see the guide, training)"]
     lines.append(text_table(["option", "value", "reason"], rows, names=3))
-    lines += [f"set by you: {', '.join(yours)}"] if yours else []
+    lines += [f"not chosen, because these or others in their place are set: {', '.join(yours)}"] if yours else []
     return nested(values), "\n".join(lines)
 
 

@@ -130,7 +130,8 @@ def _budget(given: Mapping[str, Any], epoch: int, update: float) -> int:
     steps, epochs = given.get("trainer.max_steps") or 0, given.get("trainer.max_epochs") or 0
     if steps > 0 or epochs > 0:
         limit = given.get("trainer.limit_train_batches")
-        updates = epoch / update if limit is None else min(limit, epoch / update)
+        updates = epoch / update * (limit if isinstance(limit, float) else 1)
+        updates = min(updates, limit) if isinstance(limit, int) else updates
         return int(steps if steps > 0 else max(1, epochs * updates))
     # 30 epochs hold the records of ML-1M. Smaller logs need more of them, up to 6,000 updates. Larger logs are cut to
     # half an hour on two cores, which train on 25,000 events a second, but not to less than an epoch.

@@ -52,7 +52,7 @@ def test_config_of_the_run_has_what_was_chosen_and_what_was_given(run: tuple[Pat
     config = config_of(folder / "runs/version_0")
     model = config["model"]["init_args"]
     assert CHOSEN in printed
-    assert "set by you: model.d_model, trainer.max_steps" in printed
+    assert "are set: model.d_model, trainer.max_steps\n" in printed
     assert (model["d_model"], model["dropout"], model["positions"]) == (8, 0.5, False)
     assert model["loss"]["class_path"] == "seqrec.FullSoftmax"
     assert model["item_table"]["temperature"] == 0.05

@@ -106,7 +106,8 @@ class RunSummary(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report why training ended, and how long ago validation was best."""
         self._ended = {"by": _reason(trainer), "step": trainer.global_step}
-        if self.has_trained and self._best is not None:
+        learns = any(parameter.requires_grad for parameter in pl_module.parameters())
+        if self.has_trained and learns and self._best is not None:
             rank_zero_info(end_of_training(self._ended, self._best, self._validated_at))
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
