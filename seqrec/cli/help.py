@@ -19,6 +19,7 @@ GROUPS = {
         "print_config": "print the whole config, and stop",
         "ckpt_path": "a checkpoint, a run folder, a folder of runs, or `last`",
         "seed_everything": "seed of weights, order and draws",
+        "recipe": "",
     },
     "data": {
         "data.source": "the raw log",
@@ -48,7 +49,8 @@ GROUPS = {
         "baselines.enabled": "whether baselines are compared with the model; by default unless the log is large",
     },
     "training": {
-        "trainer.max_epochs": "number of epochs; early stopping may end training before",
+        "trainer.max_steps": "number of updates; early stopping may end training before",
+        "trainer.max_epochs": "the same as a number of epochs",
         "trainer.max_time": "longest training time, as DD:HH:MM:SS",
         "trainer.accelerator": "cpu, gpu or auto",
         "trainer.devices": "number of devices, or auto",
@@ -56,6 +58,8 @@ GROUPS = {
         "trainer.gradient_clip_val": "largest norm of the gradient",
         "trainer.logger": "where metrics go; --trainer.logger.name X names the folder of the runs",
         "early_stopping.monitor": "metric that early stopping watches",
+        "validation.every_n_steps": "",
+        "early_stopping.patience_steps": "",
         "early_stopping.patience": "validations without improvement before training stops",
         "checkpoint.monitor": "metric that chooses the best checkpoint",
         "resume_points.every_minutes": "",

@@ -193,7 +193,8 @@ class SeqrecCLI(LightningCLI):
             return
         refuse_slurm_without_srun(self._get(self.config, "trainer.plugins"))
         trainer_arguments.check_arguments(command, config["trainer"])
-        chooses = command in ("fit", "tune") and config["recipe"]
+        # A search of the batch takes its size from no rule.
+        chooses = config["recipe"] and (command == "fit" or config.get("what") == "lr")
         prepared = self._choose_arguments(command, config) if chooses else 0.0
         config = self.config[command].as_dict()
         self._trainer_arguments = config["trainer"]

@@ -23,7 +23,7 @@ _INSTEAD = {
     "validation.every_n_steps": _BY_EPOCHS,
     "early_stopping.patience_steps": ("early_stopping.patience", *_BY_EPOCHS),
 }
-# Of these a single argument may be set, which changes the rule's choice; others are taken whole.
+# Of these single arguments may be set, which change the rule's choice; of others, an argument replaces the whole.
 _IN_PARTS = ("model.optimizer",)
 
 
@@ -86,7 +86,7 @@ def chosen_arguments(
         for option, value in choice.values.items():
             if option.startswith("model.") and option.split(".")[1] not in parameters:
                 continue
-            if _is_set(option, explicit):
+            if _is_set(option, value, explicit):
                 yours.append(option)
                 continue
             values[option] = value
@@ -97,10 +97,11 @@ def chosen_arguments(
     return nested(values), "\n".join(lines)
 
 
-def _is_set(option: str, explicit: Mapping[str, Any]) -> bool:
+def _is_set(option: str, value: Any, explicit: Mapping[str, Any]) -> bool:
     """Return whether an option is set, a part of it, all that contains it (to null), or one that does its work."""
     if option in _IN_PARTS:
-        return option in explicit
+        same = value["class_path"].rpartition(".")[2]
+        return str(explicit.get(option, same)).rpartition(".")[2] != same
     above = [".".join(option.split(".")[:count]) for count in range(1, option.count(".") + 1)]
     if any(each in explicit and explicit[each] is None for each in above):
         return True

@@ -145,6 +145,7 @@ EVERY = {
         (["--model.item_table.bias", "true"], set()),
         (["--model.item_table", "null"], {"model.item_table"}),
         (["--model.optimizer.lr", "0.1"], set()),
+        (["--model.optimizer", "Adam", "--model.optimizer.lr", "0.1"], set()),
         (["--model.optimizer", "AdamW"], {"model.optimizer"}),
         (["--trainer.max_epochs", "3"], {"trainer.max_steps"}),
         (["--early_stopping.patience", "3"], {"early_stopping.patience_steps"}),
