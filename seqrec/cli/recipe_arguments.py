@@ -25,6 +25,8 @@ _INSTEAD = {
 }
 # Of these single arguments may be set, which change the rule's choice; of others, an argument replaces the whole.
 _IN_PARTS = ("model.optimizer",)
+# Parts of a key that only mark where a class is.
+_FORM = ("init_args", "class_path")
 
 
 def explicit_options(argv: Sequence[str]) -> dict[str, Any]:
@@ -49,10 +51,6 @@ def explicit_options(argv: Sequence[str]) -> dict[str, Any]:
                 value = text
             _flatten(value, ".".join(part for part in option[2:].split(".") if part not in _FORM), found)
     return found
-
-
-# Parts of a key that only mark where a class is.
-_FORM = ("init_args", "class_path")
 
 
 def _flatten(value: Any, key: str, found: dict[str, Any]) -> None:
@@ -101,7 +99,7 @@ def _is_set(option: str, value: Any, explicit: Mapping[str, Any]) -> bool:
     """Return whether an option is set, a part of it, all that contains it (to null), or one that does its work."""
     if option in _IN_PARTS:
         same = value["class_path"].rpartition(".")[2]
-        return str(explicit.get(option, same)).rpartition(".")[2] != same
+        return bool(str(explicit.get(option, same)).rpartition(".")[2] != same)
     above = [".".join(option.split(".")[:count]) for count in range(1, option.count(".") + 1)]
     if any(each in explicit and explicit[each] is None for each in above):
         return True
