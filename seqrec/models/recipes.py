@@ -266,9 +266,11 @@ def recipe(data: SequenceDataModule, model: str | type[SequentialRecommender]) -
 
     Example:
         >>> import tempfile
-        >>> from seqrec import SequenceDataModule, Synthetic, recipe
+        >>> from seqrec import Filters, SequenceDataModule, Synthetic, prepare, recipe
+        >>> source = Synthetic(num_users=20, num_items=30, mean_events=8)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     log = SequenceDataModule(Synthetic(num_users=20, num_items=30, mean_events=8), store=f"{folder}/store")
+        ...     _ = prepare(source, Filters(), f"{folder}/store")
+        ...     log = SequenceDataModule(source, store=f"{folder}/store")
         ...     found = recipe(log, "SASRec")
         ...     found.configure(log)
         ...     log.max_length, found.model(log).title, found.trainer(accelerator="cpu", logger=False).max_steps
