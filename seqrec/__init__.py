@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from seqrec.data.event_columns import EventColumn
     from seqrec.data.prepare import Filters, prepare
     from seqrec.data.schema import Schema
-    from seqrec.data.sources import ML1M, KuaiRand, LFM1b, Sequences, Source, Synthetic, Table
+    from seqrec.data.sources import ML1M, KuaiRand, LFM1b, PublicLog, Sequences, Source, Synthetic, Table
     from seqrec.data.splits import GlobalTime, LastN, LeaveOneOut, Split
     from seqrec.data.store import EventStore
     from seqrec.data.windows import NewestWindow, RandomCrop, StridedWindows, TrainWindows
@@ -98,7 +98,7 @@ _MODULES = {
     "seqrec.data.event_columns": "EventColumn",
     "seqrec.data.prepare": "Filters prepare",
     "seqrec.data.schema": "Schema",
-    "seqrec.data.sources": "KuaiRand LFM1b ML1M Sequences Source Synthetic Table",
+    "seqrec.data.sources": "KuaiRand LFM1b ML1M PublicLog Sequences Source Synthetic Table",
     "seqrec.data.splits": "GlobalTime LastN LeaveOneOut Split",
     "seqrec.data.store": "EventStore",
     "seqrec.data.windows": "NewestWindow RandomCrop StridedWindows TrainWindows",
@@ -182,6 +182,7 @@ __all__ = [
     "PopularityCandidates",
     "PopularityNegatives",
     "Protocol",
+    "PublicLog",
     "RandomCrop",
     "RecMamba",
     "RecentItems",

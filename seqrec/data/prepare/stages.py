@@ -64,7 +64,7 @@ def write_store_of(source: Source, settings: dict[str, Any], directory: Path, wo
     files += _write_vocabulary(directory, "user_vocabulary", log.users, core.users)
     files += _write_vocabulary(directory, "item_vocabulary", log.items, core.catalogue[1:])
     described, more = _event_columns(directory, log)
-    columns, files, notes = {EVENTS: described}, files + more, list(source.notes)
+    columns, files, notes = {EVENTS: described}, files + more, [*source.notes, *_count_notes(source, spool, log, work)]
     for group, stem in ((ITEMS, "item_vocabulary"), (USERS, "user_vocabulary")):
         ids = Vocabulary.open(directory, stem)
         columns[group], more, found = write_table_columns(group, tables[group], ids, directory, work)
@@ -90,6 +90,24 @@ def write_store_of(source: Source, settings: dict[str, Any], directory: Path, wo
         "notes": notes,
     }
     write_manifest(directory, {file.path.name: file.finish() for file in files}, counts, extra)
+
+
+def _count_notes(source: Source, spool: Spool, log: _Numbered, work: Workspace) -> list[str]:
+    """Return which counts of the log differ from the published ones, in sentences, and show them."""
+    counts, filters = source.published, work.filters
+    if counts is None:
+        return []
+    found = {"rows": (spool.rows + sum(left.count for left in source.malformed), counts.rows)}
+    if filters.event_filter is None:
+        found["users"] = (log.users.size, counts.users)
+        if not filters.as_published_raw_ids and not filters.items_without_events:
+            found["items"] = (log.items.size, counts.items)
+    different = [f"{got:,} {what}, published are {n:,}" for what, (got, n) in found.items() if n not in (None, got)]
+    if not different:
+        return []
+    note = f"{source.name}: {'; '.join(different)} ({counts.origin}): part of the log, or another version of it"
+    work.progress.note(note)
+    return [note]
 
 
 def _partition(spool: Spool, tables: list[OpenedTable], work: Workspace) -> _Numbered:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -87,19 +88,21 @@ class CsvRows:
         counted = self.frame.with_row_index("row").head(rows[-1] + 1).select(earlier).collect(engine="streaming")
         return [line + in_names + more for line, more in zip(before, counted.row(0), strict=True)]
 
-    def typed(self, names: Sequence[str]) -> list[pl.Expr]:
+    def typed(self, names: Sequence[str], texts: Collection[str] = ()) -> list[pl.Expr]:
         """Return columns with the type of their first 10,000 values: Int64, Float64, Boolean (true, false) or text.
 
-        If a later value has another type, collecting the column fails, and polars' error names the column.
+        Those in `texts` are text. If a later value has another type, collecting the column fails, and polars' error
+        names the column.
         """
-        if not names:
-            return []
-        sample = self.frame.select(names).head(_ROWS_FOR_TYPES).collect(engine="streaming")
-        known = sample.select(cleaned(pl.col(names), self.missing_values))
-        return [_typed(cleaned(pl.col(name), self.missing_values), known[name].drop_nulls()) for name in names]
+        return typed_columns(self.frame, names, texts, self.missing_values)
+
+    def problem(self, values: dict[str, Any]) -> str | None:
+        """Return why a row is malformed, given its values, if it has too many fields."""
+        filled = [k for k, name in enumerate(self.extra, start=1) if values[name]]
+        return f"expected {len(self.names)} fields, got {len(self.names) + filled[-1]}" if filled else None
 
     @contextmanager
-    def naming_stray_quotes(self) -> Iterator[None]:
+    def naming_bad_lines(self) -> Iterator[None]:
         """Turn polars' error about a stray quote into one that names the line."""
         try:
             yield
@@ -160,7 +163,7 @@ class CsvRows:
         # Number of lines up to the line of names, which blank lines may precede.
         has_names = pl.any_horizontal(pl.exclude("row").is_not_null())
         named = self._positional(0).with_row_index("row").filter(has_names).head(1)
-        with self.naming_stray_quotes():
+        with self.naming_bad_lines():
             row = named.collect(engine="streaming")["row"]
         if len(row) == 0:
             raise InputError(f"{self.origin} names no column in its first line; expected names, or give header")
@@ -202,6 +205,18 @@ class CsvRows:
                 elif row + 1 - began > _MAX_LINES_IN_FIELD:
                     return began
         return began if record else None
+
+
+def typed_columns(
+    frame: pl.LazyFrame, names: Sequence[str], texts: Collection[str], missing_values: Sequence[str]
+) -> list[pl.Expr]:
+    """Return columns of a frame of text with the type of their first 10,000 values; see `CsvRows.typed`."""
+    if not names:
+        return []
+    sample = frame.select(names).head(_ROWS_FOR_TYPES).collect(engine="streaming")
+    known = sample.select(cleaned(pl.col(names), missing_values))
+    values = {name: cleaned(pl.col(name), missing_values) for name in names}
+    return [values[name] if name in texts else _typed(values[name], known[name].drop_nulls()) for name in names]
 
 
 def _typed(value: pl.Expr, values: pl.Series) -> pl.Expr:

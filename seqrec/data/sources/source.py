@@ -67,6 +67,16 @@ class SideTable:
     vectors: Mapping[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Published counts of a log; None if unknown. `origin` is who counted."""
+
+    rows: int | None = None
+    users: int | None = None
+    items: int | None = None
+    origin: str = ""
+
+
 class Source(ABC):
     """A raw log: its place and how to read it.
 
@@ -80,6 +90,8 @@ class Source(ABC):
         num_rows: Number of rows of the frame that the last scan returned; None if it did not count them.
         notes: What the last scan did with the log's text, in sentences: blanks that were cut, files that were skipped.
         lacking: Columns that some files of the last scan have and others lack, each with the first file without it.
+        published: Published counts of the log that the last scan read, which the preparation compares with its own.
+            None if there are none, or if the files are not known to be the whole log.
         later: Arguments that are newer than stores which exist; they are described only if they are set.
 
     Example:
@@ -91,12 +103,13 @@ class Source(ABC):
         ['user_id', 'item_id', 'timestamp']
     """
 
-    name: ClassVar[str] = ""
+    name: str = ""
     incidental: ClassVar[frozenset[str]] = frozenset()
     malformed: tuple[Malformed, ...] = ()
     num_rows: int | None = None
     notes: tuple[str, ...] = ()
     lacking: Mapping[str, str] = MappingProxyType({})
+    published: Counts | None = None
     later: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -221,7 +218,7 @@ class Table(Source):
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
         """Return the interaction frame. Each file is read once or twice to check it, and again for the events."""
         from seqrec.data.ids import BLANKS, MISSING_VALUES
-        from seqrec.data.sources.packed import unpacked
+        from seqrec.data.sources.packed import temporary_folder, unpacked
         from seqrec.data.sources.table_file import Layout, TableFile
         from seqrec.data.sources.table_log import check_tables
 
@@ -230,10 +227,8 @@ class Table(Source):
         packed = [file for file in found if file.suffix.lower() in PACKED]
         content: dict[Path, Path] = {}
         if packed:
-            folder = tempfile.mkdtemp(prefix="seqrec-")
-            # It is read when the frame is collected, so it stays as long as this source.
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            content = {file: unpacked(file, Path(folder)) for file in packed}
+            folder = temporary_folder(self)
+            content = {file: unpacked(file, folder) for file in packed}
         # Blanks around the names in files are cut off, too.
         layout = Layout(
             self.user.strip(BLANKS),

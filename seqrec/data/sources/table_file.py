@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from seqrec.data.ids import BLANKS, MISSING_VALUES, cleaned, whole_numbers
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.sources.checking import reading, shorten
 from seqrec.data.sources.csv_rows import CsvRows
+from seqrec.data.sources.json_rows import BadLineError, JsonRows
 from seqrec.data.sources.source import suffix
 from seqrec.data.sources.time_column import TIMES_IN_SAMPLE, TimeColumn, time_column
 from seqrec.data.user_files import kind_of_bytes
@@ -50,7 +51,16 @@ def _literal(value: str) -> pl.Expr:
 
 @dataclass(frozen=True)
 class Layout:
-    """Columns and text of a table; each attribute is an argument of `Table`."""
+    """Columns and text of a table.
+
+    Attributes:
+        user, item, timestamp, features, separator, quote, header, missing_values, time_format: Arguments of `Table`.
+        log: Name of the published log whose files have this layout; empty if the user gives the columns.
+        keys: Keys to read of the objects in JSON lines; none if the file is no such file, or all are read.
+        texts: Columns that are text though their first values may be numbers.
+        needs: Columns of the file that `derive` reads.
+        derive: Returns the frame with further columns, such as a time that is a date and a number.
+    """
 
     user: str
     item: str
@@ -61,6 +71,11 @@ class Layout:
     header: list[str] | None = None
     missing_values: tuple[str, ...] = MISSING_VALUES
     time_format: str | None = None
+    log: str = ""
+    keys: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    derive: Callable[[pl.LazyFrame], pl.LazyFrame] | None = None
 
     def required(self) -> dict[str, str]:
         """Return the columns that the file must have, by the text of the argument in messages."""
@@ -75,7 +90,8 @@ class TableFile:
     """A file of a table, maybe unpacked elsewhere. The constructor reads its first rows only.
 
     Attributes:
-        csv: The rows as text; None for Parquet.
+        text: The rows as text; None for Parquet, and for JSON lines if `layout` names no keys.
+        by_line: Whether each line is parsed alone; see `JsonRows`.
         frame: The raw columns, with blank lines and malformed rows; `names` are theirs, in order.
         partitions: Columns that the file's folders give, such as dt=2024-01-02, with their value.
         raw_ids: The columns `user_id` and `item_id` of the interaction frame, as the file has them.
@@ -92,7 +108,8 @@ class TableFile:
     path: Path
     layout: Layout
     unpacked: Path | None = None
-    csv: CsvRows | None = field(init=False, default=None)
+    text: CsvRows | JsonRows | None = field(init=False, default=None)
+    by_line: bool = field(init=False, default=False)
     frame: pl.LazyFrame = field(init=False)
     names: list[str] = field(init=False)
     partitions: dict[str, str] = field(init=False)
@@ -103,8 +120,24 @@ class TableFile:
     in_millionths: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
+        try:
+            self._open()
+        except BadLineError:
+            self.read_by_line()
+
+    def read_by_line(self) -> None:
+        """Open the file again and parse each line alone, which names those that cannot be parsed."""
+        self.by_line, self.loose = True, False
+        self._open()
+
+    def _open(self) -> None:
         with reading(self.path, self._kind):
-            if self._kind == "Parquet":
+            if self.layout.keys:
+                self.text = JsonRows(
+                    self.content, str(self.path), self.layout.keys, self.layout.missing_values, self.by_line
+                )
+                self.frame, self.names = self.text.frame, self.text.names
+            elif self._kind == "Parquet":
                 self.frame = pl.scan_parquet(self.content, glob=False)
                 self.names = self.frame.collect_schema().names()
             elif self._kind == "JSON lines":
@@ -112,10 +145,17 @@ class TableFile:
                 self.names = self.frame.collect_schema().names()
             else:
                 layout, origin = self.layout, str(self.path)
-                self.csv = CsvRows(
+                self.text = CsvRows(
                     self.content, origin, self._separator(), layout.quote, layout.header, layout.missing_values
                 )
-                self.frame, self.names = self.csv.frame, self.csv.names
+                self.frame, self.names = self.text.frame, self.text.names
+        for column in self.layout.needs:
+            self._check_column("", column)
+        if self.layout.derive is not None:
+            with self.reading():
+                self.frame = self.layout.derive(self.frame)
+                names = self.frame.collect_schema().names()
+            self.names = [name for name in names if self.text is None or name not in self.text.extra]
         self.partitions = {name: value for name, value in _partitions(self.path) if name not in self.names}
         self.frame = self.frame.with_columns(**{name: _literal(value) for name, value in self.partitions.items()})
         self.names = [*self.names, *self.partitions]
@@ -137,10 +177,10 @@ class TableFile:
     def reading(self) -> Iterator[None]:
         """Turn a failure to read the file into a one-line error."""
         with reading(self.path, self._kind):
-            if self.csv is None:
+            if self.text is None:
                 yield
             else:
-                with self.csv.naming_stray_quotes():
+                with self.text.naming_bad_lines():
                     yield
 
     def loosen_time(self) -> None:
@@ -181,7 +221,7 @@ class TableFile:
     def is_unfit(self) -> pl.Expr:
         """True for a row of `frame` that is not an event: malformed, or a blank line."""
         unfit = pl.any_horizontal(*(column.is_null() for column in self.parsed.values()))
-        return unfit if self.csv is None else unfit | self.csv.is_long
+        return unfit if self.text is None else unfit | self.text.is_long
 
     def interactions(self, id_types: dict[str, Any], *, all_fit: bool) -> pl.LazyFrame:
         """Return the file's interaction frame, without malformed rows and blank lines."""
@@ -196,6 +236,8 @@ class TableFile:
 
     @property
     def _kind(self) -> str:
+        if self.layout.keys:
+            return "JSON lines"
         kinds = {".parquet": "Parquet", ".jsonl": "JSON lines", ".ndjson": "JSON lines"}
         return kinds.get(suffix(self.content), "text")
 
@@ -219,21 +261,30 @@ class TableFile:
             # polars numbers columns of the same name.
             if f"{column}_duplicated_0" in self.names:
                 raise InputError(f"{self.path} has two columns {column!r} ({argument}); give each a name of its own")
-            if column in self.names:
-                continue
-            near = difflib.get_close_matches(column, self.names, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            # A column alone whose name is a word was separated rightly.
-            if len(self.names) == 1 and self.csv is not None and not self.names[0].replace("_", "").isalnum():
-                hint = f"; is separator={self._separator()!r} right?"
-            elif len(self.names) == 1 and self.names[0] in self.layout.required().values():
-                hint = "; a log needs users and items, one event a row"
-            elif not near and self.csv is not None and self.layout.header is None and not self._has_any_column():
-                hint = "; if its first line has no names, give them all: header=[user_id, item_id, ..]"
-            elif not near and column == self.layout.timestamp:
-                hint = "; if the log has no times, set timestamp to null"
-            hint = hint or "; choose one of these"
-            raise InputError(f"{self.path} has no column {column!r} ({argument}); it has {', '.join(self.names)}{hint}")
+            self._check_column(argument, column)
+
+    def _check_column(self, argument: str, column: str) -> None:
+        if column in self.names:
+            return
+        if self.layout.log:
+            has = self.text.found if isinstance(self.text, JsonRows) else self.names
+            raise InputError(
+                f"{self.path} has no column {column!r}; it has {', '.join(has)}; is it a file of {self.layout.log} as "
+                "it is published?"
+            )
+        near = difflib.get_close_matches(column, self.names, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        # A column alone whose name is a word was separated rightly.
+        if len(self.names) == 1 and self.text is not None and not self.names[0].replace("_", "").isalnum():
+            hint = f"; is separator={self._separator()!r} right?"
+        elif len(self.names) == 1 and self.names[0] in self.layout.required().values():
+            hint = "; a log needs users and items, one event a row"
+        elif not near and self.text is not None and self.layout.header is None and not self._has_any_column():
+            hint = "; if its first line has no names, give them all: header=[user_id, item_id, ..]"
+        elif not near and column == self.layout.timestamp:
+            hint = "; if the log has no times, set timestamp to null"
+        hint = hint or "; choose one of these"
+        raise InputError(f"{self.path} has no column {column!r} ({argument}); it has {', '.join(self.names)}{hint}")
 
     def _has_any_column(self) -> bool:
         return any(column in self.names for column in self.layout.required().values())
@@ -288,5 +339,5 @@ class TableFile:
             taken = {*self.layout.required().values(), USER_ID, ITEM_ID, TIMESTAMP}
             names = [name for name in self.names if name not in taken]
         own = [name for name in names if name not in self.partitions]
-        columns = [pl.col(name) for name in own] if self.csv is None else self.csv.typed(own)
+        columns = [pl.col(name) for name in own] if self.text is None else self.text.typed(own, self.layout.texts)
         return columns + [_literal(self.partitions[name]).alias(name) for name in names if name in self.partitions]

@@ -14,6 +14,7 @@ from seqrec.data.ids import BLANKS, EXPONENT, WHOLE_NUMBER, exponent_refusal
 from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, USER_ID
 from seqrec.data.sources.checking import Tally, estimate_lines, is_integer, leave_out, shorten, tally
+from seqrec.data.sources.json_rows import BadLineError
 from seqrec.data.sources.source import CheckedLog, Malformed
 from seqrec.data.sources.table_file import TableFile
 from seqrec.data.sources.time_column import FURTHEST_IN_MILLIONTHS
@@ -224,6 +225,14 @@ class _Survey:
 
 
 def _survey(file: TableFile, progress: Progress) -> _Survey:
+    try:
+        return _surveyed(file, progress)
+    except BadLineError:
+        file.read_by_line()
+        return _surveyed(file, progress)
+
+
+def _surveyed(file: TableFile, progress: Progress) -> _Survey:
     # One pass, or two if a row is malformed or blank.
     with file.reading():
         texts = _texts(file)
@@ -235,8 +244,8 @@ def _survey(file: TableFile, progress: Progress) -> _Survey:
                 file.loosen_time()
             conditions = _conditions(file, texts) | _reasons(file)
             found = _tally(file, "finding malformed rows and unusual ids of", conditions, progress)
-            if file.csv is not None and found.counts["long"]:
-                file.csv.check_no_line_is_swallowed(found.rows)
+            if file.text is not None and found.counts["long"]:
+                file.text.check_no_line_is_swallowed(found.rows)
         rows = found.rows - found.counts.get("blank", 0)
         places = _places(file, found.first.get("malformed", []))
     return _Survey(
@@ -322,14 +331,14 @@ def _ids(file: TableFile, name: str, texts: dict[str, str], found: Tally) -> _Id
 def _reasons(file: TableFile) -> dict[str, pl.Expr]:
     # Reasons why rows are unfit. Only a blank line is empty in all columns, so all must be read.
     unfit = file.is_unfit
-    if file.csv is None:
+    if file.text is None:
         return {"malformed": unfit}
-    blank = file.csv.is_blank
-    return {"malformed": unfit & ~blank, "blank": blank, "long": file.csv.is_long}
+    blank = file.text.is_blank
+    return {"malformed": unfit & ~blank, "blank": blank, "long": file.text.is_long}
 
 
 def _tally(file: TableFile, doing: str, conditions: dict[str, pl.Expr], progress: Progress) -> Tally:
-    if file.csv is None:
+    if file.text is None:
         total: int | None = int(file.frame.select(pl.len()).collect().item())
     else:
         total = estimate_lines(file.content)
@@ -352,15 +361,13 @@ def _places(file: TableFile, rows: list[int]) -> tuple[str, ...]:
 
 def _numbered(file: TableFile, rows: list[int]) -> list[str]:
     """Return "line 7" or, in a file without lines, "row 6" for rows in ascending order, which count from 0."""
-    return [f"row {row + 1}" for row in rows] if file.csv is None else [f"line {n}" for n in file.csv.lines_of(rows)]
+    return [f"row {row + 1}" for row in rows] if file.text is None else [f"line {n}" for n in file.text.lines_of(rows)]
 
 
 def _reason(file: TableFile, values: dict[str, Any], is_missing: dict[str, bool]) -> str:
     # The reason why a row is malformed, given its raw values.
-    if file.csv is not None:
-        filled = [k for k, name in enumerate(file.csv.extra, start=1) if values[name]]
-        if filled:
-            return f"expected {len(file.names)} fields, got {len(file.names) + filled[-1]}"
+    if file.text is not None and (problem := file.text.problem(values)):
+        return problem
     layout, time = file.layout, file.time
     for argument, name, column in (("user", USER_ID, layout.user), ("item", ITEM_ID, layout.item)):
         if is_missing[name]:
