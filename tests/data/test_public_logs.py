@@ -5,9 +5,12 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -292,7 +295,7 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
         ["latitude", "longitude"],
     ),
     "lastfm-1k": lambda: lastfm(
-        ['Deep Dish / Fuck "Me', "c605", "ab", "ab"], {"track": "ab", "title": "Live", "artist": "Deep Dish"}
+        ['Deep Dish / Fuck "Me', "c605", "ab", "ab"], {"track": "ab", "title": "Live", "artname": "Deep Dish"}
     ),
     "lastfm-1k-artists": lambda: lastfm(["f1b1", "None", "f1b1", "f1b1"], {"artist": "f1b1", "title": "Deep Dish"}),
     "yambda-50m": lambda: yambda("50m"),
@@ -350,7 +353,11 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
         {"itemId": "81766", "pricelog2": 11, "name_tokens": ["4875", "776"]},
     ),
 }
+MUSIC = SAMPLES["lastfm-1k"]()
 logs = pytest.mark.parametrize("log", PUBLIC_LOGS)
+# Sizes of logs whose format another log has, too.
+SIZES = ("ml-20m", "ml-25m", "ml-latest", "yambda-500m", "yambda-5b")
+formats = pytest.mark.parametrize("log", [log for log in PUBLIC_LOGS if log not in SIZES])
 
 
 def write(file: Path, content: Content) -> Path:
@@ -395,26 +402,26 @@ def refused(source: PublicLog, folder: Path, match: str, **schema: dict[str, str
 
 
 @logs
-class TestEachLog:
-    def test_a_folder_of_published_files_is_read(self, log: str, tmp_path: Path):
-        sample = written(tmp_path / "log", log)
-        source = PublicLog(log, str(tmp_path / "log"))
-        assert events_of(source) == sample.events
-        assert source.num_rows == len(sample.events)
-        features = [name for name in source.scan().collect_schema() if name not in ("user_id", "item_id", "timestamp")]
-        assert features == sample.columns
-        for group, row in (("items", sample.item), ("users", sample.user)):
-            found = [
-                row.items() <= each.items()
-                for table in source.tables(group)
-                if row
-                for each in table.frame.collect().rows(named=True)
-            ]
-            assert found.count(True) == bool(row)
-            assert [file.name for file in source.table_files(group)] == [
-                Path(name).name for name in getattr(sample, group)
-            ]
+def test_a_folder_of_published_files_is_read(self, log: str, tmp_path: Path):
+    sample = written(tmp_path / "log", log)
+    source = PublicLog(log, str(tmp_path / "log"))
+    assert events_of(source) == sample.events
+    assert source.num_rows == len(sample.events)
+    features = [name for name in source.scan().collect_schema() if name not in ("user_id", "item_id", "timestamp")]
+    assert features == sample.columns
+    for group, row in (("items", sample.item), ("users", sample.user)):
+        found = [
+            row.items() <= each.items()
+            for table in source.tables(group)
+            if row
+            for each in table.frame.collect().rows(named=True)
+        ]
+        assert found.count(True) == bool(row)
+        assert [file.name for file in source.table_files(group)] == [Path(name).name for name in getattr(sample, group)]
 
+
+@formats
+class TestEachFormat:
     def test_a_file_alone_is_read(self, log: str, tmp_path: Path):
         sample = written(tmp_path, log)
         assert events_of(PublicLog(log, str(tmp_path / sample.name))) == sample.events
@@ -458,7 +465,206 @@ class TestEachLog:
             ):
                 PublicLog(log, str(tmp_path)).tables("items")
 
-    def test_the_docstring_and_the_guide_name_it(self, log: str):
-        assert f"`{log}`" in (PublicLog.__doc__ or "")
-        guide = Path(__file__).parents[2] / "notebooks/guide/data.md"
-        assert f"| `{log}` |" in guide.read_text(encoding="utf-8")
+
+@logs
+def test_the_docstring_and_the_guide_name_it(self, log: str):
+    assert f"`{log}`" in (PublicLog.__doc__ or "")
+    guide = Path(__file__).parents[2] / "notebooks/guide/data.md"
+    assert f"| `{log}` |" in guide.read_text(encoding="utf-8")
+
+
+def test_an_unknown_log_is_refused():
+    with pytest.raises(InputError, match="log='ml-20n' must be one of ml-20m, .*; did you mean ml-20m"):
+        PublicLog("ml-20n")
+
+
+def test_a_log_without_download_needs_a_path():
+    with pytest.raises(
+        InputError, match="log='yelp' has no download: get its files at https://www.yelp.com/dataset and"
+    ):
+        PublicLog("yelp")
+
+
+class TestArchives:
+    def zipped(self, file: Path, **members: str) -> Path:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, text in members.items():
+                archive.writestr(f"ml-32m/{name}.csv", text)
+        return file
+
+    def packed(self, file: Path) -> Path:
+        with tarfile.open(file, "w:gz") as archive:
+            for name, text in {"README.txt": "x", MUSIC.name: MUSIC.text, "userid-profile.tsv": PROFILES}.items():
+                assert isinstance(text, str)
+                member = tarfile.TarInfo(f"lastfm-dataset-1K/{name}")
+                member.size = len(text.encode())
+                archive.addfile(member, io.BytesIO(text.encode()))
+        return file
+
+    def test_log_and_tables_are_read_from_a_zip_file_and_from_the_folder_of_downloads(self, tmp_path: Path):
+        self.zipped(tmp_path / "ml-32m.zip", ratings=RATINGS, movies=MOVIES, tags="userId\n")
+        for source in (
+            PublicLog("ml-32m", str(tmp_path / "ml-32m.zip")),
+            PublicLog("ml-32m", str(tmp_path)),
+            PublicLog("ml-32m", download_dir=str(tmp_path)),
+        ):
+            assert events_of(source) == MOVIELENS.events
+            (films,) = source.tables("items")
+            assert films.frame.collect()["title"].to_list() == [
+                "Jumanji (1995)",
+                "City of Lost Children, The (1995)",
+                "X",
+            ]
+            assert source.table_files("items") == []
+
+    def test_log_and_tables_are_read_from_a_tar_file(self, tmp_path: Path):
+        source = PublicLog("lastfm-1k", str(self.packed(tmp_path / "lastfm.tar.gz")))
+        assert events_of(source) == MUSIC.events
+        assert len(source.tables("items")[0].frame.collect()) == 3
+        assert source.tables("users")[0].frame.collect()["country"].to_list() == ["Japan", "Peru"]
+
+    def test_errors_name_the_file_in_the_archive(self, tmp_path: Path):
+        file = self.zipped(tmp_path / "a.zip", ratings=RATINGS + "1,,3.0,7\n")
+        refused(
+            PublicLog("ml-32m", str(file)), tmp_path, r"a\.zip/ml-32m/ratings\.csv: 1 of 5 .* line 6: item='movieId'"
+        )
+
+    @pytest.mark.parametrize("log", ["ml-32m", "lastfm-1k"])
+    def test_a_truncated_archive_is_named(self, log: str, tmp_path: Path):
+        zipped = log == "ml-32m"
+        file = self.zipped(tmp_path / "a.zip", ratings=RATINGS) if zipped else self.packed(tmp_path / "a.tgz")
+        file.write_bytes(file.read_bytes()[:-40])
+        refused(PublicLog(log, str(file)), tmp_path, r"a\.\w+ cannot be unpacked: ")
+
+    def test_an_archive_of_something_else_is_named(self, tmp_path: Path):
+        file = self.zipped(tmp_path / "a.zip", movies=MOVIES)
+        refused(
+            PublicLog("ml-32m", str(file)), tmp_path, r"a\.zip contains no ratings\.csv; leave path out to download"
+        )
+
+
+class TestAmazon:
+    def test_categories_in_one_folder_are_one_log_with_the_products_of_all(self, tmp_path: Path):
+        reviews = REVIEWS_2014[0] | {"reviewerID": "D", "asin": "T0"}
+        write(tmp_path / "reviews_Toys_5.json.gz", lines(reviews))
+        write(tmp_path / "meta_Toys.json.gz", lines({"asin": "T0", "title": "Toy"}, python=True))
+        sample = written(tmp_path, "amazon-2014")
+        source = PublicLog("amazon-2014", str(tmp_path))
+        assert events_of(source) == [*sample.events, ("D", "T0", 1252800000)]
+        assert source.tables("items")[0].frame.collect()["asin"].to_list() == ["0013714", "B0X", "T0"]
+        source = PublicLog("amazon-2014", str(tmp_path / "reviews_T*.json.gz"))
+        assert source.tables("items")[0].frame.collect()["title"].to_list() == ["Toy"]
+
+    def test_an_item_table_without_titles_is_named(self, tmp_path: Path):
+        written(tmp_path / "log", "amazon-2023")
+        write(tmp_path / "log/meta_All_Beauty.jsonl", lines({"parent_asin": "B1", "store": "x"}))
+        source = PublicLog("amazon-2023", str(tmp_path / "log"))
+        match = r"schema\.items: no column 'title' in .*meta_All_Beauty\.jsonl; columns: store"
+        refused(source, tmp_path, match, items={"title": "categorical"})
+
+    def test_a_bad_row_of_the_products_is_named(self, tmp_path: Path):
+        written(tmp_path / "log", "amazon-2023")
+        write(tmp_path / "log/meta_All_Beauty.jsonl", META_2023 + "\n{'parent_asin'}\n")
+        source = PublicLog("amazon-2023", str(tmp_path / "log"))
+        match = r"meta_All_Beauty\.jsonl line 4: expected a JSON object, got \"\{'parent_asin'\}\""
+        refused(source, tmp_path, match, items={"title": "categorical"})
+
+    def test_products_are_columns_of_the_store(self, tmp_path: Path):
+        written(tmp_path / "log", "amazon-2023")
+        schema = Schema(events={"rating": "numeric"}, items={"title": "categorical", "categories": "categories"})
+        store = prepare(PublicLog("amazon-2023", str(tmp_path / "log")), Filters(), tmp_path / "store", schema=schema)
+        titles = store.item_columns["title"]
+        assert [titles.vocabulary.external_ids([code])[0] for code in titles.values[1:]] == ["Spray", "7"]
+        assert store.manifest["notes"] == []
+
+    def test_blank_lines_and_lines_that_are_no_objects_keep_the_others_lines(self, tmp_path: Path):
+        texts = lines(*REVIEWS_2023).splitlines()
+        write(tmp_path / "All_Beauty.jsonl", "\n".join([texts[0], "", "[1]", texts[1], '"x"', " ", *texts[2:], "{}"]))
+        source = PublicLog("amazon-2023", str(tmp_path), max_bad_share=0.5)
+        assert events_of(source) == SAMPLES["amazon-2023"]().events
+        assert [place.split(",")[0] for place in source.malformed[0].places] == [
+            "line 3: expected a JSON object",
+            "line 5: expected a JSON object",
+            "line 9: user='user_id' expected an id",
+        ]
+
+
+class TestYambda:
+    def test_lists_of_events_are_the_same_log(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        # A slice a user.
+        monkeypatch.setattr("seqrec.data.sources.exploding._EVENTS_IN_SLICE", 1)
+        lists = YAMBDA.group_by("uid", maintain_order=True).all()
+        write(tmp_path / "sequential/50m/multi_event.parquet", lists)
+        source, flat = PublicLog("yambda-50m", str(tmp_path)), written(tmp_path / "flat", "yambda-50m")
+        assert events_of(source) == flat.events
+        frame = PublicLog("yambda-50m", str(tmp_path / "flat")).scan().collect()
+        assert source.scan().collect().equals(frame)
+        assert source.scan().filter(pl.col("item_id") > 7).select("user_id").collect().height == 3
+
+    def test_other_counts_than_the_published_are_noted(self, tmp_path: Path):
+        sample = written(tmp_path / "log", "yambda-50m")
+        store = prepare(PublicLog("yambda-50m", str(tmp_path / "log")), Filters(), tmp_path / "store")
+        expected = "yambda-50m: 4 rows, published are 47,790,449; 3 users, published are 10,000; 3 items, published are 934,057"
+        assert [note.split(" (")[0] for note in store.manifest["notes"]] == [expected]
+        file = (tmp_path / "log" / sample.name).rename(tmp_path / "listens.parquet")
+        store = prepare(PublicLog("yambda-50m", str(file)), Filters(), tmp_path / "other")
+        assert store.manifest["notes"] == []
+
+
+class TestVKLSVD:
+    def test_weeks_are_read_in_their_order(self, tmp_path: Path):
+        for number, part in enumerate(["train", "train", "validation", "test"]):
+            write(
+                tmp_path / f"subsamples/ur0.01/{part}/week_{number:02}.parquet", VK.with_columns(item_id=pl.lit(number))
+            )
+        events = events_of(PublicLog("vk-lsvd", str(tmp_path / "subsamples/ur0.01")))
+        assert [item for _, item, _ in events] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+    def test_a_missing_week_is_named(self, tmp_path: Path):
+        for number in (0, 2):
+            write(tmp_path / f"log/train/week_{number:02}.parquet", VK)
+        match = r"the part before week_02\.parquet is missing, as parts 0 and 2 are there"
+        refused(PublicLog("vk-lsvd", str(tmp_path / "log")), tmp_path, match)
+        assert len(events_of(PublicLog("vk-lsvd", str(tmp_path / "log/train/week_*.parquet")))) == 6
+
+    def test_two_subsamples_are_not_one_log(self, tmp_path: Path):
+        for name in ("ur0.01", "ir0.01"):
+            write(tmp_path / f"log/{name}/train/week_00.parquet", VK)
+        refused(
+            PublicLog("vk-lsvd", str(tmp_path / "log")), tmp_path, "is not the only week_00.parquet; give the folder"
+        )
+
+
+MEASURED = """
+import resource, sys
+from seqrec import PublicLog
+from seqrec.data.prepare import Filters, prepare
+store = prepare(PublicLog(*sys.argv[1:3]), Filters(), sys.argv[3])
+print(store.num_events, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["json", "json.gz", "flat", "sequential"])
+def test_memory_does_not_grow_with_rows(tmp_path: Path, form: str):
+    """Preparing 2 million reviews (1.1 GB), or 20 million listens, takes less than 500 MiB in all."""
+    users, length = 2_000, 1_000 if "json" in form else 10_000
+    with ExitStack() as stack:
+        if "json" in form:
+            file = tmp_path / f"All.jsonl{form[4:]}"
+            out = stack.enter_context(gzip.open(file, "wb", 1) if form.endswith("gz") else file.open("wb"))
+            for user in range(users):
+                rows = pl.DataFrame({"user_id": f"AG{user:025}", "parent_asin": pl.int_range(length, eager=True)})
+                rows = rows.with_columns(timestamp=pl.int_range(length) + 10**12, text=pl.lit("lorem ipsum " * 40))
+                rows.write_ndjson(out)
+        else:
+            events = pl.int_range(users * length, eager=True, dtype=pl.UInt32)
+            frame = pl.DataFrame({"uid": events // length, "timestamp": events % length, "item_id": events % 65_537})
+            frame = frame if form == "flat" else frame.group_by("uid", maintain_order=True).all()
+            frame.write_parquet(tmp_path / "multi_event.parquet", row_group_size=100_000 if form == "flat" else 100)
+    log = "amazon-2023" if "json" in form else "yambda-50m"
+    command = [sys.executable, "-c", MEASURED, log, str(tmp_path), str(tmp_path / "store")]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    events_read, mebibytes = map(int, process.stdout.split())
+    assert events_read == users * length
+    assert mebibytes < 500

@@ -17,6 +17,7 @@ ARGUMENTS = {
     "KuaiRand": ("kuairand", {"version": "1K"}),
     "LFM1b": ("lfm-1b", {"path": "x"}),
     "ML1M": ("ml-1m", {}),
+    "PublicLog": ("yelp", {"log": "yelp", "path": "x"}),
     "Sequences": ("sequences", {"path": "x"}),
     "Synthetic": ("synthetic", {}),
     "Table": ("table", {"path": "x"}),

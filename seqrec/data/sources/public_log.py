@@ -27,17 +27,17 @@ _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 class PublicLog(Source):
     r"""A published log by its name, read from the files that its publisher offers.
 
-    Logs: `ml-20m`, `ml-25m`, `ml-32m`, `ml-latest`, `amazon-2014`, `amazon-2014-ratings`, `amazon-2023`,
-    `amazon-2023-ratings`, `steam`, `yelp`, `gowalla`, `lastfm-1k`, `lastfm-1k-artists`, `yambda-50m`, `yambda-500m`,
-    `yambda-5b`, `vk-lsvd`, `yoochoose`, `yoochoose-buys`, `diginetica`. The guide lists their sizes, licences, units of
-    time and tables. `ML1M`, `KuaiRand` and `LFM1b` are sources of their own.
+    The guide lists the logs with their sizes, licences, units of time and tables. `ML1M`, `KuaiRand` and `LFM1b` are
+    sources of their own.
 
     The event filter and a schema may name the files' other columns, under the names that they have there, and those of
     the tables of items and users. A file without the published columns is refused. If a whole log has other counts than
     the published ones, the preparation says so.
 
     Args:
-        log: Name of the log, as above.
+        log: `ml-20m`, `ml-25m`, `ml-32m`, `ml-latest`, `amazon-2014`, `amazon-2014-ratings`, `amazon-2023`,
+            `amazon-2023-ratings`, `steam`, `yelp`, `gowalla`, `lastfm-1k`, `lastfm-1k-artists`, `yambda-50m`,
+            `yambda-500m`, `yambda-5b`, `vk-lsvd`, `yoochoose`, `yoochoose-buys` or `diginetica`.
         path: A file, a glob, the folder of the files, or an archive (`.zip`, `.tar`, `.tar.gz`). In a folder, the files
             with the publisher's names are read; `.gz` and `.zst` may follow these names. None downloads MovieLens.
         download_dir: Folder for the download.

@@ -139,10 +139,12 @@ def _businesses(frame: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def _sequences(frame: pl.LazyFrame) -> pl.LazyFrame:
-    import polars as pl
+    """Return a row for each event of a frame with a row for each user and lists of events; other frames unchanged."""
+    if not any(str(dtype).startswith("List") for dtype in frame.collect_schema().values()):
+        return frame
+    from seqrec.data.sources.exploding import exploded
 
-    lists = [name for name, dtype in frame.collect_schema().items() if isinstance(dtype, pl.List)]
-    return frame.explode(lists) if lists else frame
+    return exploded(frame)
 
 
 def _time_in_session(frame: pl.LazyFrame) -> pl.LazyFrame:
@@ -177,7 +179,7 @@ def _music(item: str, mbid: str, *names: str, title: str) -> Derive:
         import polars as pl
 
         found = _named_by(item, mbid, *names)(frame).filter(pl.col(item).is_not_null())
-        return found.select(item, pl.col(title).alias("title"), artist="artname").unique(item, keep="first")
+        return found.select(item, "artname", pl.col(title).alias("title")).unique(item, keep="first")
 
     return derive
 
