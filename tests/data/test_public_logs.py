@@ -59,7 +59,12 @@ def without(text: str, name: str, other: str = "renamed") -> str:
 RATINGS = (
     "userId,movieId,rating,timestamp\n1,2,3.5,1112486027\n1,29,3.5,1112484676\n2,2,4.0,974820889\n3,62,0.5,944919407\n"
 )
-MOVIES = 'movieId,title,genres\n2,Jumanji (1995),Adventure|Children|Fantasy\n29,"City of Lost Children, The (1995)",Drama\n62,X,(no genres listed)\n'
+MOVIES = (
+    "movieId,title,genres\n"
+    "2,Jumanji (1995),Adventure|Children|Fantasy\n"
+    '29,"City of Lost Children, The (1995)",Drama\n'
+    "62,X,(no genres listed)\n"
+)
 MOVIELENS = Sample(
     "ratings.csv",
     RATINGS,
@@ -134,9 +139,23 @@ BUSINESSES = lines(
     | {"attributes": {"a": "b"}, "categories": "Mexican, Burgers"},
     {"business_id": "Y", "name": "1880", "city": "x", "categories": None},
 )
-GOWALLA = "0\t2010-10-19T23:55:27Z\t30.2359091167\t-97.7951395833\t22847\n0\t2010-10-18T22:17:43Z\t30.26\t-97.74\t420315\n1\t2010-10-17T23:42:03Z\t30.2\t-97.7\t22847\n2\t2010-10-17T00:00:00Z\t30\t-97\t7\n"
-LASTFM = 'user_000001\t2009-05-04T23:08:57Z\tf1b1\tDeep Dish\t\tFuck "Me\nuser_000001\t2009-05-04T13:54:10Z\t\tNone\tc605\tSong\nuser_000002\t2009-05-04T13:54:10Z\tf1b1\tDeep Dish\tab\tLive\nuser_000003\t2009-05-04T13:54:10Z\tf1b1\tDeep Dish\tab\tLive\n'
-PROFILES = "#id\tgender\tage\tcountry\tregistered\nuser_000001\tm\t\tJapan\tAug 13, 2006\nuser_000002\tf\t22\tPeru\tFeb 24, 2006\n"
+GOWALLA = (
+    "0\t2010-10-19T23:55:27Z\t30.2359091167\t-97.7951395833\t22847\n"
+    "0\t2010-10-18T22:17:43Z\t30.26\t-97.74\t420315\n"
+    "1\t2010-10-17T23:42:03Z\t30.2\t-97.7\t22847\n"
+    "2\t2010-10-17T00:00:00Z\t30\t-97\t7\n"
+)
+LASTFM = (
+    'user_000001\t2009-05-04T23:08:57Z\tf1b1\tDeep Dish\t\tFuck "Me\n'
+    "user_000001\t2009-05-04T13:54:10Z\t\tNone\tc605\tSong\n"
+    "user_000002\t2009-05-04T13:54:10Z\tf1b1\tDeep Dish\tab\tLive\n"
+    "user_000003\t2009-05-04T13:54:10Z\tf1b1\tDeep Dish\tab\tLive\n"
+)
+PROFILES = (
+    "#id\tgender\tage\tcountry\tregistered\n"
+    "user_000001\tm\t\tJapan\tAug 13, 2006\n"
+    "user_000002\tf\t22\tPeru\tFeb 24, 2006\n"
+)
 YAMBDA = pl.DataFrame(
     {
         "uid": pl.Series([10, 10, 20, 30], dtype=pl.UInt32),
@@ -163,9 +182,25 @@ VK = pl.DataFrame(
     }
     | {"timespent": pl.Series([255, 3, 0], dtype=pl.UInt8), "like": [True, False, False], "dislike": [False] * 3}
 )
-CLICKS = "1,2014-04-07T10:51:09.277Z,214536502,0\n1,2014-04-07T10:54:09.868Z,214536500,0\n2,2014-04-07T13:56:37.614Z,214662742,S\n3,2014-04-07T13:57:19.373Z,214662742,0\n"
-BUYS = "420374,2014-04-06T18:44:58.314Z,214537888,12462,1\n420374,2014-04-06T18:44:58.325Z,214537850,10471,1\n281626,2014-04-06T09:40:13.032Z,214535653,1883,1\n420368,2014-04-04T06:13:28.848Z,214530572,6073,1\n"
-VIEWS = "sessionId;userId;itemId;timeframe;eventdate\n1;NA;81766;526309;2016-05-09\n1;NA;31331;1031018;2016-05-09\n2;7;81766;0;2016-05-10\n3;NA;5;10;2016-05-10\n"
+CLICKS = (
+    "1,2014-04-07T10:51:09.277Z,214536502,0\n"
+    "1,2014-04-07T10:54:09.868Z,214536500,0\n"
+    "2,2014-04-07T13:56:37.614Z,214662742,S\n"
+    "3,2014-04-07T13:57:19.373Z,214662742,0\n"
+)
+BUYS = (
+    "420374,2014-04-06T18:44:58.314Z,214537888,12462,1\n"
+    "420374,2014-04-06T18:44:58.325Z,214537850,10471,1\n"
+    "281626,2014-04-06T09:40:13.032Z,214535653,1883,1\n"
+    "420368,2014-04-04T06:13:28.848Z,214530572,6073,1\n"
+)
+VIEWS = (
+    "sessionId;userId;itemId;timeframe;eventdate\n"
+    "1;NA;81766;526309;2016-05-09\n"
+    "1;NA;31331;1031018;2016-05-09\n"
+    "2;7;81766;0;2016-05-10\n"
+    "3;NA;5;10;2016-05-10\n"
+)
 DAY = 1_462_752_000_000
 
 
@@ -318,8 +353,10 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
     "yoochoose": lambda: Sample(
         "yoochoose-clicks.dat",
         CLICKS,
-        [(1, 214536502, 1396867869277000), (1, 214536500, 1396868049868000), (2, 214662742, 1396878997614000)]
-        + [(3, 214662742, 1396879039373000)],
+        [
+            *((1, 214536502, 1396867869277000), (1, 214536500, 1396868049868000)),
+            *((2, 214662742, 1396878997614000), (3, 214662742, 1396879039373000)),
+        ],
         "3,2014-04-07T13:57:19.373Z,,0\n",
         "line 5: item='item' expected an id, got nothing",
         without(CLICKS, ",0\n", "\n").replace(",S", ""),
@@ -329,8 +366,10 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
     "yoochoose-buys": lambda: Sample(
         "yoochoose-buys.dat",
         BUYS,
-        [(420374, 214537888, 1396809898314000), (420374, 214537850, 1396809898325000)]
-        + [(281626, 214535653, 1396777213032000), (420368, 214530572, 1396592008848000)],
+        [
+            *((420374, 214537888, 1396809898314000), (420374, 214537850, 1396809898325000)),
+            *((281626, 214535653, 1396777213032000), (420368, 214530572, 1396592008848000)),
+        ],
         "420368,,214530572,6073,1\n",
         "line 5: timestamp='timestamp' expected a time like 2014-04-06T18:44:58.314Z, got nothing",
         without(BUYS, ",1\n", "\n"),
@@ -402,7 +441,7 @@ def refused(source: PublicLog, folder: Path, match: str, **schema: dict[str, str
 
 
 @logs
-def test_a_folder_of_published_files_is_read(self, log: str, tmp_path: Path):
+def test_a_folder_of_published_files_is_read(log: str, tmp_path: Path):
     sample = written(tmp_path / "log", log)
     source = PublicLog(log, str(tmp_path / "log"))
     assert events_of(source) == sample.events
@@ -467,20 +506,20 @@ class TestEachFormat:
 
 
 @logs
-def test_the_docstring_and_the_guide_name_it(self, log: str):
+def test_the_docstring_and_the_guide_name_it(log: str):
     assert f"`{log}`" in (PublicLog.__doc__ or "")
     guide = Path(__file__).parents[2] / "notebooks/guide/data.md"
     assert f"| `{log}` |" in guide.read_text(encoding="utf-8")
 
 
 def test_an_unknown_log_is_refused():
-    with pytest.raises(InputError, match="log='ml-20n' must be one of ml-20m, .*; did you mean ml-20m"):
+    with pytest.raises(InputError, match=r"log='ml-20n' must be one of ml-20m, .*; did you mean ml-20m"):
         PublicLog("ml-20n")
 
 
 def test_a_log_without_download_needs_a_path():
     with pytest.raises(
-        InputError, match="log='yelp' has no download: get its files at https://www.yelp.com/dataset and"
+        InputError, match=r"log='yelp' has no download: get its files at https://www\.yelp\.com/dataset and"
     ):
         PublicLog("yelp")
 
@@ -604,8 +643,8 @@ class TestYambda:
     def test_other_counts_than_the_published_are_noted(self, tmp_path: Path):
         sample = written(tmp_path / "log", "yambda-50m")
         store = prepare(PublicLog("yambda-50m", str(tmp_path / "log")), Filters(), tmp_path / "store")
-        expected = "yambda-50m: 4 rows, published are 47,790,449; 3 users, published are 10,000; 3 items, published are 934,057"
-        assert [note.split(" (")[0] for note in store.manifest["notes"]] == [expected]
+        (note,) = store.manifest["notes"]
+        assert note.startswith("yambda-50m: 4 rows, published are 47,790,449; 3 users, published are 10,000; 3 items, ")
         file = (tmp_path / "log" / sample.name).rename(tmp_path / "listens.parquet")
         store = prepare(PublicLog("yambda-50m", str(file)), Filters(), tmp_path / "other")
         assert store.manifest["notes"] == []
@@ -652,7 +691,9 @@ def test_memory_does_not_grow_with_rows(tmp_path: Path, form: str):
     with ExitStack() as stack:
         if "json" in form:
             file = tmp_path / f"All.jsonl{form[4:]}"
-            out = stack.enter_context(gzip.open(file, "wb", 1) if form.endswith("gz") else file.open("wb"))
+            out = (
+                stack.enter_context(gzip.open(file, "wb", 1)) if "gz" in form else stack.enter_context(file.open("wb"))
+            )
             for user in range(users):
                 rows = pl.DataFrame({"user_id": f"AG{user:025}", "parent_asin": pl.int_range(length, eager=True)})
                 rows = rows.with_columns(timestamp=pl.int_range(length) + 10**12, text=pl.lit("lorem ipsum " * 40))

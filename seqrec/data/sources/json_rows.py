@@ -113,7 +113,7 @@ class JsonRows:
         try:
             yield
         except pl.exceptions.ComputeError as error:
-            if self.by_line or "pars" not in str(error):
+            if self.by_line:
                 raise
             raise BadLineError(f"{self.origin} has a line that is no JSON object") from error
 

@@ -108,10 +108,13 @@ def _lists(*names: str) -> Derive:
         # Nested lists, as in Amazon's of 2014, become one.
         flat = [pl.col(name).str.replace_all(r"\]\s*,\s*\[", ",").str.replace_all(r"\[\[+|\]\]+", "") for name in found]
         lists = [
-            pl.when(text.str.strip_chars() == "").then(pl.lit("[]")).when(text.str.starts_with("[")).then(text)
+            pl.when(text.str.strip_chars() == "")
+            .then(pl.lit("[]"))
+            .when(text.str.starts_with("["))
+            .then(text)
             .otherwise(pl.format("[{}]", text))
             for text in flat
-        ]  # fmt: skip
+        ]
         return frame.with_columns(
             text.str.json_decode(pl.List(pl.String)).list.unique(maintain_order=True).alias(name)
             for name, text in zip(found, lists, strict=True)
@@ -209,13 +212,22 @@ _AMAZON_2014 = "https://jmcauley.ucsd.edu/data/amazon"
 _AMAZON_2023 = "https://amazon-reviews-2023.github.io"
 _NO_LICENCE = "none stated; the publisher asks for citations"
 _PRODUCTS_2014 = Files(
-    ("meta_*.json",), key="asin", keys=("asin", "title", "brand", "price", "categories"), literals=True,
-    missing_values=(), texts=("title", "brand"), derive=_lists("categories"),
-)  # fmt: skip
+    ("meta_*.json",),
+    key="asin",
+    keys=("asin", "title", "brand", "price", "categories"),
+    literals=True,
+    missing_values=(),
+    texts=("title", "brand"),
+    derive=_lists("categories"),
+)
 _PRODUCTS_2023 = Files(
-    ("meta_*.jsonl",), key="parent_asin",
-    keys=("parent_asin", "title", "main_category", "store", "price", "categories"), missing_values=(), texts=("title", "main_category", "store"), derive=_lists("categories"),
-)  # fmt: skip
+    ("meta_*.jsonl",),
+    key="parent_asin",
+    keys=("parent_asin", "title", "main_category", "store", "price", "categories"),
+    missing_values=(),
+    texts=("title", "main_category", "store"),
+    derive=_lists("categories"),
+)
 
 
 def _yambda(size: str, rows: int | None, users: int, items: int) -> Declaration:
@@ -268,7 +280,9 @@ PUBLIC_LOGS: dict[str, Declaration] = {
     "amazon-2014": Declaration(
         "Amazon reviews of 2014, 5-core, one or several categories",
         Files(
-            ("reviews_*_5.json",), keys=("reviewerID", "asin", "overall", "unixReviewTime"), missing_values=(),
+            ("reviews_*_5.json",),
+            keys=("reviewerID", "asin", "overall", "unixReviewTime"),
+            missing_values=(),
         ),
         user="reviewerID",
         item="asin",
@@ -330,9 +344,12 @@ PUBLIC_LOGS: dict[str, Declaration] = {
         unit="seconds; the file has days",
         items=(
             Files(
-                ("steam_games.json",), key="id",
+                ("steam_games.json",),
+                key="id",
                 keys=("id", "title", "app_name", "genres", "tags", "developer", "publisher", "release_date", "price"),
-                literals=True, missing_values=(), texts=("title", "app_name", "developer", "publisher", "price"),
+                literals=True,
+                missing_values=(),
+                texts=("title", "app_name", "developer", "publisher", "price"),
                 derive=_games,
             ),
         ),
@@ -353,9 +370,12 @@ PUBLIC_LOGS: dict[str, Declaration] = {
         unit="seconds",
         items=(
             Files(
-                ("yelp_academic_dataset_business.json", "business.json"), key="business_id",
+                ("yelp_academic_dataset_business.json", "business.json"),
+                key="business_id",
                 keys=("business_id", "name", "city", "state", "latitude", "longitude", "categories"),
-                missing_values=(), texts=("name", "city", "state"), derive=_businesses,
+                missing_values=(),
+                texts=("name", "city", "state"),
+                derive=_businesses,
             ),
         ),
         counts=Counts(6_990_280, 1_987_929, 150_346, "unverified: RecSysDatasets of RecBole, release of 2022"),
@@ -366,7 +386,9 @@ PUBLIC_LOGS: dict[str, Declaration] = {
     "gowalla": Declaration(
         "Gowalla check-ins",
         Files(
-            ("loc-gowalla_totalCheckins.txt", "Gowalla_totalCheckins.txt"), separator="\t", quote=None,
+            ("loc-gowalla_totalCheckins.txt", "Gowalla_totalCheckins.txt"),
+            separator="\t",
+            quote=None,
             header=("user", "check-in time", "latitude", "longitude", "location id"),
         ),
         user="user",
@@ -398,7 +420,9 @@ PUBLIC_LOGS: dict[str, Declaration] = {
     "yoochoose": Declaration(
         "Yoochoose clicks, RecSys Challenge 2015; users are sessions",
         Files(
-            ("yoochoose-clicks.dat",), separator=",", header=("session", "timestamp", "item", "category"),
+            ("yoochoose-clicks.dat",),
+            separator=",",
+            header=("session", "timestamp", "item", "category"),
             texts=("category",),
         ),
         user="session",
@@ -412,7 +436,9 @@ PUBLIC_LOGS: dict[str, Declaration] = {
     "yoochoose-buys": Declaration(
         "Yoochoose purchases, RecSys Challenge 2015; users are sessions",
         Files(
-            ("yoochoose-buys.dat",), separator=",", header=("session", "timestamp", "item", "price", "quantity"),
+            ("yoochoose-buys.dat",),
+            separator=",",
+            header=("session", "timestamp", "item", "price", "quantity"),
         ),
         user="session",
         item="item",
@@ -425,7 +451,10 @@ PUBLIC_LOGS: dict[str, Declaration] = {
     "diginetica": Declaration(
         "Diginetica item views, CIKM Cup 2016; users are sessions",
         Files(
-            ("train-item-views.csv",), separator=";", needs=("eventdate", "timeframe"), derive=_time_in_session,
+            ("train-item-views.csv",),
+            separator=";",
+            needs=("eventdate", "timeframe"),
+            derive=_time_in_session,
         ),
         user="sessionId",
         item="itemId",
@@ -439,4 +468,4 @@ PUBLIC_LOGS: dict[str, Declaration] = {
         licence="that of the competition; none stated in the files",
         place="https://competitions.codalab.org/competitions/11161",
     ),
-}  # fmt: skip
+}
