@@ -41,7 +41,7 @@ class JsonRows:
         path: The file, plain, `.gz` or `.zst`.
         origin: Its name for messages.
         keys: The keys to read. Those that none of the first 1,000 lines has are left out.
-        missing_values: Text that stands for a missing value.
+        missing_values: Text of a missing value.
         by_line: Whether to parse each line alone.
 
     Attributes:

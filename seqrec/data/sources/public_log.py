@@ -32,7 +32,7 @@ class PublicLog(Source):
 
     The event filter and a schema may name the files' other columns, under the names that they have there, and those of
     the tables of items and users. A file without the published columns is refused. If a whole log has other counts than
-    the published ones, the preparation says so.
+    the published ones, the preparation reports it.
 
     Args:
         log: `ml-20m`, `ml-25m`, `ml-32m`, `ml-latest`, `amazon-2014`, `amazon-2014-ratings`, `amazon-2023`,
@@ -256,7 +256,7 @@ def _matches(folder: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _star(name: str, part: Files) -> str | None:
-    """Return what the star in the name of a published file stands for, "" if there is none; None if it is renamed."""
+    """Return the text at the star in the name of a published file, "" if there is no star; None if it is renamed."""
     for end in COMPRESSED:
         for pattern in part.names:
             form = re.escape(pattern.split("/")[-1] + end).replace(r"\*", "(.*)")

@@ -4,7 +4,7 @@ To add one, add an entry to `PUBLIC_LOGS`, and a sample of its files to `tests/d
 
 Formats are those that the publishers describe, and those that the loaders of RecBole (`RUCAIBox/RecSysDatasets`),
 DataRec, the SR-GNN authors and `yandex/yambda` read. Counts are the publishers' own where `Counts.origin` names their
-page; otherwise it says whose they are. The MD5 digests of MovieLens are those that GroupLens publishes next to each
+page; otherwise it names theirs. The MD5 digests of MovieLens are those that GroupLens publishes next to each
 archive (`ml-32m.zip.md5`), as loaders quote them, DataRec (20M) and `eli-osherovich/papers_with_code` (20M, 25M) among
 them. Other logs have no download: their licence does not allow it, or no address with a checksum could be read.
 """
@@ -28,15 +28,15 @@ class Files:
     """Files of one table, and how to read them.
 
     Attributes:
-        names: Globs, relative to the log's folder; the first that matches reads. `.gz` or `.zst` may follow. What a `*`
-            in the name of a log's file stands for, it stands for in the names of its tables, too.
+        names: Globs, relative to the log's folder; the first that matches reads. `.gz` or `.zst` may follow. The text at a
+            `*` in the name of a log's file is also that at a `*` in the names of its tables.
         key: In a table of items or users, the column of ids.
         separator: Character between fields of text; None is a comma, or a tab for `.tsv`.
         quote: Character around fields; None if quotes are characters like others.
         header: Names of the columns, if the first line does not contain them.
         keys: Keys to read of the objects in JSON lines.
         literals: Whether the lines are dictionaries as Python prints them, not JSON.
-        missing_values: Text that stands for a missing value; None is `seqrec.data.ids.MISSING_VALUES`.
+        missing_values: Text of a missing value; None is `seqrec.data.ids.MISSING_VALUES`.
         texts: Columns that are text though their first values may be numbers.
         needs: Columns that `derive` reads.
         derive: Returns the frame with other columns.
