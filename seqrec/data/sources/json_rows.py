@@ -74,7 +74,9 @@ class JsonRows:
             values = {name: line.str.json_path_match(f"$['{name}']") for name in self.names}
             self.frame = self._lines().select(**values, **{self.extra[0]: pl.when(~is_object).then(line)})
         else:
-            self.frame = pl.scan_ndjson(self.path, schema=dict.fromkeys(self.names, pl.String))
+            # By its address a file is read in pieces; by its path it would be mapped into memory whole.
+            address = self.path.resolve().as_uri()
+            self.frame = pl.scan_ndjson(address, schema=dict.fromkeys(self.names, pl.String))
 
     @property
     def is_blank(self) -> pl.Expr:

@@ -9,6 +9,8 @@ archive (`ml-32m.zip.md5`), as loaders quote them, DataRec (20M) and `eli-oshero
 them. Other logs have no download: their licence does not allow it, or no address with a checksum could be read.
 """
 
+# Longer than 400 lines because it is one list of logs.
+
 from __future__ import annotations
 
 from collections.abc import Callable
