@@ -591,6 +591,9 @@ class TestAmazon:
         source = PublicLog("amazon-2014", str(tmp_path))
         assert events_of(source) == [*sample.events, ("D", "T0", 1252800000)]
         assert source.tables("items")[0].frame.collect()["asin"].to_list() == ["0013714", "B0X", "T0"]
+        # Its own, unpacked.
+        write(tmp_path / "reviews_Toys_5.json", lines(reviews))
+        assert len(events_of(PublicLog("amazon-2014", str(tmp_path)))) == 5
         source = PublicLog("amazon-2014", str(tmp_path / "reviews_T*.json.gz"))
         assert source.tables("items")[0].frame.collect()["title"].to_list() == ["Toy"]
 
@@ -633,6 +636,8 @@ class TestYambda:
         # A slice a user.
         monkeypatch.setattr("seqrec.data.sources.exploding._EVENTS_IN_SLICE", 1)
         lists = YAMBDA.group_by("uid", maintain_order=True).all()
+        empty = lists.head(1).with_columns(pl.exclude("uid").list.head(0), uid=pl.lit(99, pl.UInt32))
+        lists = pl.concat([lists, empty])
         write(tmp_path / "sequential/50m/multi_event.parquet", lists)
         source, flat = PublicLog("yambda-50m", str(tmp_path)), written(tmp_path / "flat", "yambda-50m")
         assert events_of(source) == flat.events

@@ -32,7 +32,9 @@ def exploded(frame: pl.LazyFrame) -> pl.LazyFrame:
         # Without a list the other columns would not be repeated.
         read = names if set(names) & set(lists) else [*names, lists[0]]
         for start in range(0, rows, size):
-            found = frame.slice(start, size).select(read).explode([name for name in read if name in lists]).collect()
+            # An empty list has no elements, but `explode` makes a null of it.
+            part = frame.slice(start, size).filter((lengths > 0).fill_null(True)).select(read)
+            found = part.explode([name for name in read if name in lists]).collect()
             found = found.select(names).head(len(found) if n_rows is None else n_rows)
             n_rows = None if n_rows is None else n_rows - len(found)
             yield found if predicate is None else found.filter(predicate)

@@ -248,10 +248,18 @@ def is_archive(file: Path) -> bool:
 
 
 def _matches(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Return the files in a folder that match the first of some globs that any matches."""
+    """Return the files in a folder that match the first of some globs that any matches.
+
+    Of a file that is there compressed, too, the other one is returned.
+    """
     for name in names:
-        if found := sorted(file for end in COMPRESSED for file in folder.glob(f"{name}{end}") if file.is_file()):
-            return found
+        found: dict[str, Path] = {}
+        for end in COMPRESSED:
+            for file in folder.glob(f"{name}{end}"):
+                if file.is_file():
+                    found.setdefault(str(file).removesuffix(end), file)
+        if found:
+            return sorted(found.values())
     return []
 
 

@@ -3,8 +3,8 @@
 To add one, add an entry to `PUBLIC_LOGS`, and a sample of its files to `tests/data/test_public_logs.py`.
 
 Formats are those that the publishers describe, and those that the loaders of RecBole (`RUCAIBox/RecSysDatasets`),
-DataRec, the SR-GNN authors and `yandex/yambda` read. Counts are the publishers' own where `Counts.origin` names their
-page; otherwise it names theirs. The MD5 digests of MovieLens are those that GroupLens publishes next to each
+DataRec, the SR-GNN authors and `yandex/yambda` read. Counts are the publishers' own unless
+`Counts.origin` calls them unverified. The MD5 digests of MovieLens are those that GroupLens publishes next to each
 archive (`ml-32m.zip.md5`), as loaders quote them, DataRec (20M) and `eli-osherovich/papers_with_code` (20M, 25M) among
 them. Other logs have no download: their licence does not allow it, or no address with a checksum could be read.
 """
@@ -30,8 +30,8 @@ class Files:
     """Files of one table, and how to read them.
 
     Attributes:
-        names: Globs, relative to the log's folder; the first that matches reads. `.gz` or `.zst` may follow. The text at a
-            `*` in the name of a log's file is also that at a `*` in the names of its tables.
+        names: Globs, relative to the log's folder; the first that any file matches is read. `.gz` or `.zst` may follow.
+            The text at a `*` in the name of a log's file is also that at a `*` in the names of its tables.
         key: In a table of items or users, the column of ids.
         separator: Character between fields of text; None is a comma, or a tab for `.tsv`.
         quote: Character around fields; None if quotes are characters like others.
@@ -130,7 +130,11 @@ def _games(frame: pl.LazyFrame) -> pl.LazyFrame:
 
     names = [name for name in ("title", "app_name") if name in frame.collect_schema()]
     titled = frame.with_columns(title=pl.coalesce(names)) if names else frame
-    return _lists("genres", "tags")(titled).filter(pl.col("id").is_not_null()).unique("id", keep="first")
+    return (
+        _lists("genres", "tags")(titled)
+        .filter(pl.col("id").is_not_null())
+        .unique("id", keep="first", maintain_order=True)
+    )
 
 
 def _businesses(frame: pl.LazyFrame) -> pl.LazyFrame:
@@ -184,7 +188,9 @@ def _music(item: str, mbid: str, *names: str, title: str) -> Derive:
         import polars as pl
 
         found = _named_by(item, mbid, *names)(frame).filter(pl.col(item).is_not_null())
-        return found.select(item, "artname", pl.col(title).alias("title")).unique(item, keep="first")
+        return found.select(item, "artname", pl.col(title).alias("title")).unique(
+            item, keep="first", maintain_order=True
+        )
 
     return derive
 
@@ -245,7 +251,7 @@ def _yambda(size: str, rows: int | None, users: int, items: int) -> Declaration:
         timestamp="timestamp",
         unit="seconds since the log began, in steps of 5",
         items=(Files(("embeddings.parquet",), key="item_id", up=3),),
-        counts=Counts(rows, users, items, "table 1 of the paper, arXiv 2505.22238"),
+        counts=Counts(rows, users, items, "table 1 of arXiv 2505.22238, as others quote it"),
         licence="Apache 2.0",
         place="https://huggingface.co/datasets/yandex/yambda",
     )
