@@ -53,7 +53,7 @@ class PublicLog(Source):
         >>> from seqrec import PublicLog
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = Path(folder, "ratings.csv")
-        ...     _ = file.write_text("userId,movieId,rating,timestamp\\n1,296,5.0,1147880044\\n1,306,3.5,1147868817\\n")
+        ...     _ = file.write_text("userId,movieId,rating,timestamp\n1,296,5.0,1147880044\n1,306,3.5,1147868817\n")
         ...     PublicLog("ml-32m", folder).scan().collect().rows()
         [(1, 296, 1147880044, 5.0), (1, 306, 1147868817, 3.5)]
     """
