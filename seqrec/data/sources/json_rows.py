@@ -1,4 +1,4 @@
-"""Rows of a file with one JSON object a line, as text, and files whose lines are dictionaries of Python."""
+"""Rows of a file with one JSON object a line, as text, and files of lines that are dictionaries of Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unpack compressed tables whose form polars does not read, and files of archives."""
+"""Unpack compressed tables that polars does not read, and files of archives."""
 
 from __future__ import annotations
 
