@@ -39,9 +39,9 @@ class EventTime:
         request: Whether the model reads the time of a request: the gap from the newest event to then,
             and hour and weekday of then if these are on. It is read after the encoder, so a stored state can be asked
             at any time. In training, and when targets are judged, each target's own time is that of the request.
-        in_mixers: Whether attention reads gaps too, with a number for each bucket, 0 at first: the time between two events
-            then changes their score. See `seqrec.encoders.layers.CausalSelfAttention`. Encoders without attention
-            refuse it: gaps in the step size of Mamba did not help.
+        in_mixers: Whether attention reads gaps too, with a number for each bucket, 0 at first: the time between two
+            events then changes their score. See `seqrec.encoders.layers.CausalSelfAttention`. Encoders without
+            attention refuse it: gaps in the step size of Mamba did not help.
         unit: Unit of the log's timestamps, counted from 1970: "s", "ms", "us" or "ns".
         utc_offset: Hours that are added to the timestamps' UTC for hour and weekday.
 
