@@ -165,7 +165,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "start",
-    ["torchrun", *(pytest.param(name, marks=pytest.mark.slow) for name in STARTS if name != "torchrun")],
+    [pytest.param(name, marks=pytest.mark.slow) for name in STARTS],
 )
 def test_two_ranks_train_as_one_process_does_on_the_joined_batches(start: str, alone: dict[str, Any], tmp_path: Path):
     launch, hosts = STARTS[start]

@@ -18,6 +18,7 @@ import torch
 pytestmark = pytest.mark.process
 
 CONFIG = """
+recipe: false
 data:
   source: {{class_path: Synthetic, init_args: {{num_users: 400, num_items: 300, mean_events: 40}}}}
   store: store

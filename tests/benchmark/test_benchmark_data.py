@@ -77,6 +77,7 @@ def tmp_path(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_small_log_is_measured_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     written = tmp_path / "figures.json"
     benchmark_data("100k", memory_limit="2GiB", folder=str(tmp_path / "folder"), json_file=str(written))

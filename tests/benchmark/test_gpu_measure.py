@@ -49,6 +49,7 @@ def test_every_part_runs_without_polars(tmp_path: Path):
     assert "evaluation" in text
 
 
+@pytest.mark.slow
 def test_a_part_that_hangs_is_stopped_and_one_that_fails_has_its_error():
     stopped = measure.watch_part("machine", measure.DRY, 0.05)
     assert stopped["outcome"] == "stopped after 0 s"

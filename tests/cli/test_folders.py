@@ -74,6 +74,7 @@ def test_a_run_is_used_from_another_folder(capsys: pytest.CaptureFixture[str], m
     assert f"path='log.csv': no such file or folder in {Path.cwd()}, the working folder" in message
 
 
+@pytest.mark.slow
 def test_a_trial_of_a_sweep_is_a_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     parameters = {"model.optimizer.lr": {"type": "float", "low": 0.001, "high": 0.1}}
     sweep = {"folder": "sw", "configs": ["small.yaml"], "parameters": parameters, "trials": 2}

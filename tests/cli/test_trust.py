@@ -447,6 +447,7 @@ def test_trust_reaches_all_processes_and_the_command_that_resumes(trained: Path,
     seqrec("sweep", "--config", "sweep.yaml", "--trust", "stranger")
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_the_other_processes_of_a_job_run_nothing_either(trained: Path, marker: Path):
     config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
@@ -476,11 +477,10 @@ def test_files_of_the_working_folder_stand_in_for_no_package(trained: Path, mark
         shutil.copy("stranger.py", f"{name}.py")
     seqrec("test", "--ckpt", "run")
     seqrec("recommend", "--ckpt", "run", "--output", "r")
-    for logger in ("WandbLogger", "MLFlowLogger", "CometLogger"):
-        config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
-        config["trainer"]["logger"] = {"class_path": f"lightning.pytorch.loggers.{logger}", "init_args": {}}
-        Path("run/config.yaml").write_text(yaml.safe_dump(config))
-        seqrec("test", "--ckpt", "run", status=2)
+    config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
+    config["trainer"]["logger"] = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {}}
+    Path("run/config.yaml").write_text(yaml.safe_dump(config))
+    seqrec("test", "--ckpt", "run", status=2)
     assert not marker.exists()
 
 

@@ -87,6 +87,7 @@ def test_a_full_disk_leaves_the_checkpoint_that_was_reported(start: Callable[...
     assert again.end(60) == 0, again.output
 
 
+@pytest.mark.slow
 def test_a_second_job_in_a_folder_is_refused_and_the_first_goes_on(start: Callable[..., Job], tmp_path: Path):
     """The second ends with status 2 and names the first, which goes on; one that names no folder has its own."""
     impatient = "from seqrec.runs import job; job.PATIENCE_SECONDS = 0.5"
@@ -173,6 +174,7 @@ def users_before(file: Path, step: int) -> list[int]:
     return [user for row in rows if row[0] < step for user in row[1:]]
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_other_and_one_rank_alone_finishes_the_epoch(start: Callable[..., Job], tmp_path: Path):
     """The other rank ends within seconds, with status 2; resumed on one rank each user is trained on once."""
     slow = RECORD + "import time; from seqrec.data import collate\nget = collate.WindowDataset.__getitem__\n"
@@ -203,6 +205,7 @@ def test_a_killed_rank_ends_the_other_and_one_rank_alone_finishes_the_epoch(star
     assert sorted(before + rest) == list(range(1, 101))
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_rank_stops_both_at_the_same_step(start: Callable[..., Job], tmp_path: Path):
     """The ranks agree on a step, rank 0 saves it, both end with 143."""
     first, second = ranks(start)

@@ -69,6 +69,7 @@ def test_sigint_twice_ends_at_once_and_leaves_the_newest_point_whole(start: Call
     assert "Traceback" not in job.output
 
 
+@pytest.mark.slow
 def test_a_job_that_slurm_announces_the_end_of_is_queued_again_and_goes_on(start: Callable[..., Job], tmp_path: Path):
     """SIGUSR1 under SLURM: saved, `scontrol requeue` called once, status 138; started again, it goes on by itself."""
     scontrol = tmp_path / "bin" / "scontrol"

@@ -105,6 +105,7 @@ def killed_sweep(folder: Path) -> None:
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_repeats_the_trial_and_goes_on_as_one_that_was_not(tmp_path: Path):
     # So long that the kill comes in the middle of it.
     endless = {

@@ -44,7 +44,8 @@ def kill_at(process: subprocess.Popen[bytes], folder: Path, parts: int, seconds:
     return True
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [2, 8])
 def test_a_job_that_is_killed_ends_with_the_rows_of_one_that_is_not(
     ckpt: Path,
     kills: int,

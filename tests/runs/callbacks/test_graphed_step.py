@@ -231,6 +231,7 @@ leave_job()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_two_ranks_train_as_one_with_the_rows_of_both(tmp_path: Path):
     (tmp_path / "run.py").write_text(RANKS)
