@@ -67,7 +67,7 @@ def chosen_arguments(
     """Return the arguments that the rule chooses, nested as in a config, and a table of them for people.
 
     Args:
-        data: The log, whose store is prepared if it does not exist.
+        data: The log; its store is prepared if it does not exist.
         model: Class of the model.
         argv: Arguments of the command, as `expand` returns them. What they set is no choice.
         config: Value of each option, nested, defaults included.

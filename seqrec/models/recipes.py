@@ -49,7 +49,7 @@ class LogShape:
 
     @classmethod
     def of(cls, data: SequenceDataModule) -> LogShape:
-        """Return the shape of a data module's log, whose store is prepared if it does not exist.
+        """Return the shape of a data module's log; its store is prepared if it does not exist.
 
         Raises:
             InputError: if no user has two training events.
@@ -96,7 +96,7 @@ def choose(shape: LogShape, model: str, given: Mapping[str, Any] = MappingProxyT
     # Thirty looks at the curve, about one in each epoch of most logs.
     interval = given.get("validation.every_n_steps") or max(1, steps // 30)
     judged = min(shape.users, 10_000)
-    # Few users make a noisy curve, whose best point can be far ahead.
+    # Few users make a noisy curve, and its best point can be far ahead.
     checks = 8 if judged >= 5000 else 15
     # SASRec's authors found .5 best on logs with means of 9 to 12, .2 on ML-1M. Smaller logs overfit sooner.
     sparse = mean < 20 or epoch < 500_000
@@ -253,7 +253,7 @@ def shown(value: Any) -> str:
 
 
 def recipe(data: SequenceDataModule, model: str | type[SequentialRecommender]) -> Recipe:
-    """Return settings that suit the log of a data module, whose store is prepared if it does not exist.
+    """Return settings that suit the log of a data module; its store is prepared if it does not exist.
 
     `seqrec fit` uses the same rule for all that a config or the command line does not set.
 

@@ -55,7 +55,7 @@ class Layout:
 
     Attributes:
         user, item, timestamp, features, separator, quote, header, missing_values, time_format: Arguments of `Table`.
-        log: Name of the published log whose files have this layout; empty if the user gives the columns.
+        log: Name of the published log with files of this layout; empty if the user gives the columns.
         keys: Keys to read of the objects in JSON lines; none if the file is no such file, or all are read.
         texts: Columns that are text though their first values may be numbers.
         needs: Columns of the file that `derive` reads.
