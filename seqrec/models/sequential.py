@@ -338,6 +338,11 @@ class SequentialRecommender(StreamingRecommender):
     explain = explain
     predict_columns = predict_columns
 
+    def _scaled(self, item_ids: Tensor) -> Tensor:
+        """Return scaled item vectors (..., D)."""
+        vectors: Tensor = self.items(item_ids) * self.encoder.d_model**0.5
+        return vectors
+
     def encoder_input(self, x: Tensor, history: History, user_ids: Tensor | None) -> Tensor:
         """Return the encoder's input for scaled item vectors (B, L, D).
 

@@ -128,11 +128,6 @@ class StreamingRecommender(Recommender):
         newest = times.gather(1, history.lengths.unsqueeze(1)).squeeze(1)
         return states, State({**after.tensors, NEWEST_TIME: newest}, after.encoder)
 
-    def _scaled(self, item_ids: Tensor) -> Tensor:
-        """Return scaled item vectors (..., D)."""
-        vectors: Tensor = self.items(item_ids) * self.encoder.d_model**0.5
-        return vectors
-
     def _further_events(
         self,
         item_ids: Tensor,

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from seqrec.catalogue.distributed import ranks_where
+from seqrec.catalogue.distributed import gather_objects, ranks_where
 from seqrec.errors import InputError
 
 # Bytes that a process sends at a time when it sends its whole shard.
@@ -125,8 +125,7 @@ class HostCopy:
     def __init__(self, local: Tensor, shards: RowShards) -> None:
         self._device = local.device
         self._last_part: tuple[int, Tensor] | None = None
-        hosts: list[tuple[str, str]] = [("", "")] * shards.num_ranks
-        dist.all_gather_object(hosts, (socket.gethostname(), uuid.uuid4().hex))
+        hosts = gather_objects((socket.gethostname(), uuid.uuid4().hex))
         first_of_host = [host for host, _ in hosts].index(hosts[shards.rank][0])
         self._writes = first_of_host == shards.rank
         path = Path(tempfile.gettempdir()) / f"seqrec-{hosts[first_of_host][1]}.rows"

@@ -19,8 +19,9 @@ def exploded(frame: pl.LazyFrame) -> pl.LazyFrame:
     Args:
         frame: A scan of which slices are cheap. All list columns have equally long lists in each row.
     """
-    schema = {name: dtype.inner if isinstance(dtype, pl.List) else dtype for name, dtype in _types(frame).items()}
-    lists = [name for name, dtype in _types(frame).items() if isinstance(dtype, pl.List)]
+    types = frame.collect_schema()
+    schema = {name: dtype.inner if isinstance(dtype, pl.List) else dtype for name, dtype in types.items()}
+    lists = [name for name, dtype in types.items() if isinstance(dtype, pl.List)]
     lengths = pl.col(lists[0]).list.len().cast(pl.Int64)
 
     def slices(
@@ -42,7 +43,3 @@ def exploded(frame: pl.LazyFrame) -> pl.LazyFrame:
                 return
 
     return register_io_source(slices, schema=schema)
-
-
-def _types(frame: pl.LazyFrame) -> dict[str, pl.DataType]:
-    return dict(frame.collect_schema())

@@ -84,11 +84,7 @@ class ResultsWriter(pl.Callback):
         """
         if self._file is None:
             return
-        if not isinstance(outputs, JudgedTargets):
-            raise TypeError(
-                f"{type(pl_module).__name__}.test_step returned {type(outputs).__name__}, expected JudgedTargets"
-            )
-        self._waiting.append(outputs.to("cpu"))
+        self._waiting.append(judged_targets(pl_module, "test_step", outputs).to("cpu"))
         if sum(len(judged.rows) for judged in self._waiting) >= HELD_TARGETS:
             self._write_part(trainer)
 
@@ -127,6 +123,17 @@ class ResultsWriter(pl.Callback):
         frame = polars.concat([results_frame(judged, store, self._item_counts) for judged in self._waiting])
         write_parquet(frame, self._folder / f"part-{trainer.global_rank:05d}-{self._parts:06d}.parquet")
         self._waiting, self._parts = [], self._parts + 1
+
+
+def judged_targets(module: pl.LightningModule, step: str, outputs: Any) -> JudgedTargets:
+    """Return what a step of a module returned.
+
+    Raises:
+        TypeError: if these are no judged targets.
+    """
+    if not isinstance(outputs, JudgedTargets):
+        raise TypeError(f"{type(module).__name__}.{step} returned {type(outputs).__name__}, expected JudgedTargets")
+    return outputs
 
 
 def header_of(model: str, protocol: Protocol, item_counts: NDArray[np.int64]) -> Header:

@@ -21,7 +21,7 @@ from seqrec.evaluation.metrics import COLD, WARM
 from seqrec.evaluation.report import report_text
 from seqrec.evaluation.results.comparison import Comparison, Difference, Estimate, compare
 from seqrec.evaluation.results.file import Results
-from seqrec.evaluation.results.writer import results_frame
+from seqrec.evaluation.results.writer import judged_targets, results_frame
 from seqrec.models.baselines.baseline import Baseline
 from seqrec.models.baselines.item_knn import ItemKNN
 from seqrec.models.baselines.judged import BaselineResults
@@ -32,7 +32,6 @@ from seqrec.models.recommender import Recommender
 from seqrec.models.sequential import SequentialRecommender
 from seqrec.runs.trainer_checks import caveats
 from seqrec.training.losses import FullSoftmax
-from seqrec.types import JudgedTargets
 
 # Beyond one of these, baselines are only compared on demand: on one core they would take more than some three minutes,
 # and their tables more than some 700 MB.
@@ -133,12 +132,9 @@ class BaselineComparison(pl.Callback):
         """
         if self._frames is None or not self._collects:
             return
-        if not isinstance(outputs, JudgedTargets):
-            raise TypeError(
-                f"{type(pl_module).__name__} returned {type(outputs).__name__} for a batch, expected JudgedTargets"
-            )
+        judged = judged_targets(pl_module, "test_step" if trainer.testing else "validation_step", outputs)
         store = trainer.datamodule.store  # type: ignore[attr-defined]  # checked at the start
-        self._frames.append(results_frame(outputs.to("cpu"), store, None))
+        self._frames.append(results_frame(judged.to("cpu"), store, None))
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Bring the targets of all processes together."""
