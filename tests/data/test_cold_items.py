@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.item_counts import training_item_counts
 from seqrec.data.windows import StridedWindows
 from seqrec.models import TrainingEvents
+from seqrec.models.baselines.pair_counts import pair_counts
 
 LOG = Synthetic(num_users=60, num_items=50, mean_events=30, seed=4)
 
@@ -110,6 +112,16 @@ def test_counts_and_baselines_leave_hidden_items_out(store: EventStore):
     events = TrainingEvents.of(store, split)
     assert np.array_equal(events.item_counts(), counts)
     assert np.array_equal(data_of(store, split=split).train_item_counts(), counts)
+    # Items around a hidden one are each other's neighbours, as they are in training windows.
+    found = {
+        (int(anchor), int(other)): int(count)
+        for pairs in pair_counts(events, np.ones(1, np.int64), once_a_user=False)
+        for anchor, other, count in zip(*pairs, strict=True)
+    }
+    expected: Counter[tuple[int, int]] = Counter()
+    for begin, stop in zip(store.offsets[:-1], split.history_stops(store, "train"), strict=True):
+        expected.update(pairwise(item for item in store.item_ids[begin:stop].tolist() if not hidden[item]))
+    assert found == expected
 
 
 def test_the_protocol_states_the_hidden_items():

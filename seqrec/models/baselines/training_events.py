@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from seqrec.data.cold_items import without_items
+from seqrec.data.event_block import EventBlock
 from seqrec.data.splits import Split
 from seqrec.data.store import EventStore
 from seqrec.data.targets import LogTargets
@@ -42,7 +44,6 @@ class TrainingEvents:
         num_items: Items of the catalogue; ids are 1..num_items.
         piece_events: Events in memory at a time; all events of one item are always read together.
         targets: The events that are predicted; None is all.
-        hidden: (num_items + 1,) True for items that are hidden from training; None hides none.
 
     Example:
         >>> import numpy as np
@@ -59,16 +60,17 @@ class TrainingEvents:
     num_items: int
     piece_events: int = PIECE_EVENTS
     targets: LogTargets | None = None
-    hidden: NDArray[np.bool_] | None = None
 
     @staticmethod
     def of(store: EventStore, split: Split) -> TrainingEvents:
-        """Return the training part of a store under a split."""
-        timestamps = None if store.timestamps is None else np.asarray(store.timestamps)
-        starts = np.asarray(store.offsets)[:-1]
+        """Return the training part of a store under a split, in memory if the split hides items from it."""
+        log: EventStore | EventBlock = store
         stops = split.history_stops(store, "train")
-        log = np.asarray(store.item_ids), timestamps, starts, stops, store.num_items
-        return TrainingEvents(*log, targets=store.targets, hidden=split.hidden_items(store))
+        if (hidden := split.hidden_items(store)) is not None:
+            log, stops = without_items(store, hidden, stops)
+        timestamps = None if log.timestamps is None else np.asarray(log.timestamps)
+        starts = np.asarray(log.offsets)[:-1]
+        return TrainingEvents(np.asarray(log.item_ids), timestamps, starts, stops, log.num_items, targets=log.targets)
 
     @property
     def with_context(self) -> TrainingEvents:
@@ -121,7 +123,5 @@ class TrainingEvents:
         # Users without events have the start of the next user, which is the one to find.
         user_rows = np.searchsorted(self.starts, places, side="right") - 1
         known = (places < self.stops[user_rows]) & self.is_target(places)
-        if self.hidden is not None:
-            known &= ~self.hidden[self.item_ids[places]]
         places, user_rows = places[known], user_rows[known]
         return LogEvents(places, user_rows, self.item_ids[places].astype(np.int64))
