@@ -10,6 +10,7 @@ Example:
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -233,12 +234,18 @@ def __getattr__(name: str) -> Any:
     if name in aliases.NAMES["seqrec"]:
         return aliases.old_names("seqrec")(name)
     if name not in _PLACES:
-        from seqrec.registry import did_you_mean
-
-        hint = did_you_mean(name, __all__) or "; `seqrec.__all__` lists the public names"
-        raise AttributeError(f"module 'seqrec' has no attribute {name!r}{hint}")
+        raise AttributeError(f"module 'seqrec' has no attribute {name!r}{_hint(name)}")
     value = globals()[name] = getattr(importlib.import_module(_PLACES[name]), name)
     return value
+
+
+# The command line looks for the same names again and again.
+@functools.cache
+def _hint(name: str) -> str:
+    """Return how to go on where a name is not public."""
+    from seqrec.registry import did_you_mean
+
+    return did_you_mean(name, __all__) or "; `seqrec.__all__` lists the public names"
 
 
 def __dir__() -> list[str]:

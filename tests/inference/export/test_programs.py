@@ -34,7 +34,7 @@ pytestmark = pytest.mark.process
 
 Export = Callable[[str], tuple[SequentialRecommender, Served]]
 # The others take minutes with the rest: pytest -m slow tests/inference/export
-QUICK = ("GRU4Rec", "SASRec", "MambaRec")
+QUICK = ("SASRec", "MambaRec")
 every_encoder = pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ENCODERS]
 )
