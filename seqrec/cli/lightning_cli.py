@@ -35,6 +35,7 @@ from seqrec.evaluation.protocols import FullRanking, Protocol
 from seqrec.evaluation.report import note_on_repeats, report_text, write_metrics
 from seqrec.evaluation.results import ResultsWriter
 from seqrec.evaluation.results.file import FILE_NAME as RESULTS_FILE
+from seqrec.experiments.report.card import leave_card
 from seqrec.experiments.sweep import TrialReporter
 from seqrec.experiments.tuning import find_batch_size, find_lr
 from seqrec.inference import RecommendationWriter
@@ -268,6 +269,10 @@ class SeqrecCLI(LightningCLI):
             if refusal is None:
                 raise
             raise refusal from error
+        finally:
+            found: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+            if subcommand in ("fit", "validate", "test") and self.trainer.is_global_zero:
+                leave_card(next((each.folder for each in found if isinstance(each, RunSummary)), None))
 
     def after_fit(self) -> None:
         """Test the best checkpoint, and compare it with baselines."""

@@ -30,15 +30,27 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, names: 
 def metrics_table(
     rows: Mapping[str, Mapping[str, float]], intervals: Mapping[str, tuple[float, float]] | None = None
 ) -> str:
-    """Return a table with a line for each model and a column for each metric, to four decimals.
-
-    Metrics of cold and warm targets, which have prefixes, are in lines of their own. `intervals` are 95% intervals of
-    NDCG@10 by model, which get a column if there are any.
+    """Return the cells of `metrics_cells` as text.
 
     Example:
         >>> print(metrics_table({"SASRec": {"HR@10": 0.75, "HR@5": 0.5}}))
         model      HR@5    HR@10
         SASRec   0.5000   0.7500
+    """
+    return text_table(*metrics_cells(rows, intervals))
+
+
+def metrics_cells(
+    rows: Mapping[str, Mapping[str, float | None]], intervals: Mapping[str, tuple[float, float]] | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """Return column names, and a line for each model with each metric to four decimals.
+
+    Metrics of cold and warm targets, which have prefixes, are in lines of their own. `intervals` are 95% intervals of
+    NDCG@10 by model, which get a column if there are any.
+
+    Example:
+        >>> metrics_cells({"SASRec": {"HR@10": 0.75, "HR@5": 0.5}})
+        (['model', 'HR@5', 'HR@10'], [['SASRec', '0.5000', '0.7500']])
     """
     names = list(next(iter(rows.values())))
     columns = sorted((name for name in names if not name.startswith((COLD, WARM))), key=_by_metric_and_cutoff)
@@ -55,7 +67,7 @@ def metrics_table(
         for name, values in rows.items()
         for part, prefix in parts.items()
     ]
-    return text_table(["model", *columns, *(["NDCG@10, 95% interval"] if ends else [])], lines)
+    return ["model", *columns, *(["NDCG@10, 95% interval"] if ends else [])], lines
 
 
 def report_text(

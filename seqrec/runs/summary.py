@@ -50,6 +50,9 @@ class Summary:
         test: Metrics of the test, by name without `test_`; None before the first.
         target_filter: `condition`, `events` and `targets` of the log, `users_without_targets` and the log's ids of the
             `first_users` without any; None if all events are targets.
+        data: `source` (its name), `licence` (empty if the source does not know it), `store` (the folder), and `counts`
+            of the store's manifest, such as `users`, `items` and `events`; None without a data module.
+        checkpoint: Checkpoint that the newest command other than `fit` loaded; None without one.
         caveats: What the figures of `test`, or else of `validation`, are of, if not of a trained model and all users.
         protocol: Id of the protocol that the metrics belong to.
         seeds: `run`: seed of weights, dropout and negatives; `data`: seed of the training order.
@@ -94,6 +97,8 @@ class Summary:
     targets: int = 0
     target_filter: dict[str, Any] | None = None
     ended: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None
+    checkpoint: str | None = None
 
     def write(self, folder: Path | str) -> None:
         """Write the file into a folder in one move: an existing file is always complete."""

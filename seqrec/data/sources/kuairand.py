@@ -68,6 +68,7 @@ class KuaiRand(Source):
     """
 
     name = "kuairand"
+    licence = "CC BY-SA 4.0"
     incidental = frozenset({"download_dir"})
 
     def __init__(

@@ -43,6 +43,7 @@ class LFM1b(Source):
     """
 
     name = "lfm-1b"
+    licence = "the terms of Last.fm's API, which it is derived from"
 
     def __init__(self, path: str, item: str = "track", max_bad_share: float = 0.0) -> None:
         if item not in ITEMS:

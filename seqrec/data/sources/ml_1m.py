@@ -57,6 +57,7 @@ class ML1M(Source):
     """
 
     name = "ml-1m"
+    licence = "research, non-commercial, no redistribution"
     incidental = frozenset({"download_dir"})
 
     def __init__(self, path: str | None = None, download_dir: str = "downloads", max_bad_share: float = 0.0) -> None:

@@ -69,6 +69,7 @@ class PublicLog(Source):
         if path is None and not self.declared.md5:
             raise InputError(f"log={log!r} has no download: get its files at {self.declared.place} and give their path")
         self.log = self.name = log
+        self.licence = self.declared.licence
         self.path = path
         self.download_dir = download_dir
         self.max_bad_share = check_max_bad_share(max_bad_share)

@@ -92,6 +92,7 @@ class Source(ABC):
         lacking: Columns that some files of the last scan have and others lack, each with the first file without it.
         published: Published counts of the log that the last scan read, which the preparation compares with its own.
             None if there are none, or if the files are not known to be the whole log.
+        licence: Licence of the log in its publisher's words, shortened; empty if the source does not know it.
         later: Arguments that are newer than stores which exist; they are described only if they are set.
 
     Example:
@@ -110,6 +111,7 @@ class Source(ABC):
     notes: tuple[str, ...] = ()
     lacking: Mapping[str, str] = MappingProxyType({})
     published: Counts | None = None
+    licence: str = ""
     later: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod

@@ -70,6 +70,7 @@ class Synthetic(Source):
     """
 
     name = "synthetic"
+    licence = "none, because it is generated"
 
     def __init__(
         self,

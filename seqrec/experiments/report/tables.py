@@ -1,7 +1,8 @@
-"""The tables of a report, quality, costs and ablations, as Markdown and LaTeX."""
+"""The tables of reports as Markdown, LaTeX and HTML, and those of a grid: quality, costs and ablations."""
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import dataclass
 from math import isnan
@@ -92,9 +93,28 @@ class ReportTable:
     def as_markdown(self) -> str:
         """Return Markdown, with the notes as a list below."""
         alignment = ["left"] * self.words + ["right"] * (len(self.columns) - self.words)
-        rows = [[f"**{entry.text}**" if entry.bold else entry.text for entry in row] for row in self.rows]
+        texts = [[(markdown_text(entry.text), entry.bold) for entry in row] for row in self.rows]
+        rows = [[f"**{text}**" if bold else text for text, bold in row] for row in texts]
         table = tabulate(rows, self.columns, tablefmt="pipe", disable_numparse=True, colalign=alignment)
         return "\n".join([f"### {self.title}", "", table, "", *(f"- {note}" for note in self.notes), ""])
+
+    def as_html(self) -> str:
+        """Return a `table` with its title as the caption, in an element that scrolls, and the notes as a list below."""
+        heads = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.columns)
+        lines = []
+        for row in self.rows:
+            texts = [f"<b>{html.escape(e.text)}</b>" if e.bold else html.escape(e.text) for e in row]
+            words = [f'<th scope="row">{texts[0]}</th>', *(f'<td class="word">{text}</td>' for text in texts[1:])]
+            cells = [*words[: self.words], *(f"<td>{text}</td>" for text in texts[self.words :])]
+            lines.append(f"<tr>{''.join(cells)}</tr>")
+        title, body = html.escape(self.title), "\n".join(lines)
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        # With the keyboard, too, a wide table is scrolled on a narrow screen.
+        return (
+            f'<div class="wide" role="region" tabindex="0" aria-label="{title}">\n<table><caption>{title}</caption>\n'
+            f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n"
+            + (f"<ul>{notes}</ul>\n" if notes else "")
+        )
 
     def as_latex(self) -> str:
         """Return a `table` of the package `booktabs`, with the notes in its caption; LaTeX of 2020 or newer."""
@@ -108,6 +128,16 @@ class ReportTable:
         caption = " ".join(f"{_escaped(part)}." for part in (self.title, *self.notes))
         heads = " & ".join(map(_escaped, self.columns))
         return _LATEX_TABLE % (_escaped(self.title), caption, self.name, form, heads, "\n".join(lines))
+
+
+def markdown_text(text: str) -> str:
+    r"""Return text that Markdown shows as it is, in one line.
+
+    Example:
+        >>> print(markdown_text("a|b <i>"))
+        a\|b &lt;i&gt;
+    """
+    return re.sub(r"[\\`*\[\]|]", r"\\\g<0>", html.escape(" ".join(text.split()), quote=False))
 
 
 def quality_table(log: Log) -> ReportTable | None:

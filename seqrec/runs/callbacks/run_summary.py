@@ -34,10 +34,11 @@ class RunSummary(pl.Callback):
 
     Attributes:
         has_trained: Whether a batch was trained on by this process.
+        folder: The run's folder; None without one.
     """
 
     def __init__(self) -> None:
-        self._folder: str | None = None
+        self.folder: str | None = None
         self._fitting = False
         self._started = ""
         self._made_with: dict[str, Any] = {}
@@ -50,6 +51,7 @@ class RunSummary(pl.Callback):
         self._validated_at = 0
         self._metrics: dict[str, dict[str, float]] = {}
         self._caveats: list[str] = []
+        self._checkpoint: str | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Choose the folder, and collect hardware and versions.
@@ -58,11 +60,14 @@ class RunSummary(pl.Callback):
             InputError: if the trainer has no `RunMonitor`.
         """
         _monitor(trainer)
-        self._folder = trainer.log_dir  # all processes must read it
+        self.folder = trainer.log_dir  # all processes must read it
         self._fitting = trainer.state.fn == TrainerFn.FITTING
+        if not self._fitting and trainer.ckpt_path is not None:
+            self._checkpoint = str(trainer.ckpt_path)
         if not self._started:
             self._started = _now()
             self._made_with = {"versions": versions(), "hardware": hardware(), "git": git_state()}
+            self._made_with["data"] = _data(trainer) if trainer.is_global_zero else None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record the checkpoint that this run resumes from."""
@@ -122,8 +127,8 @@ class RunSummary(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Report the reason for the run's end."""
-        if self._folder is not None:
-            exception.run_folder = self._folder  # type: ignore[attr-defined]  # where the command line keeps the traceback
+        if self.folder is not None:
+            exception.run_folder = self.folder  # type: ignore[attr-defined]  # where the command line keeps the traceback
         by_signal = isinstance(exception, (KeyboardInterrupt, SIGTERMException, StoppedError))
         error = f"{type(exception).__name__}: {exception}".removesuffix(": ")
         self._write(trainer, pl_module, "interrupted" if by_signal else "failed", error)
@@ -143,7 +148,7 @@ class RunSummary(pl.Callback):
         }
 
     def _write(self, trainer: pl.Trainer, module: pl.LightningModule, status: str, error: str | None = None) -> None:
-        if self._folder is None or not trainer.is_global_zero:
+        if self.folder is None or not trainer.is_global_zero:
             return
         monitor, saved = _monitor(trainer), trainer.checkpoint_callbacks
         seconds = monitor.clock.seconds
@@ -177,8 +182,9 @@ class RunSummary(pl.Callback):
             started=self._started,
             updated=_now(),
             caveats=self._caveats,
+            checkpoint=self._checkpoint,
             **self._made_with,
-        ).write(self._folder)
+        ).write(self.folder)
 
     def _best_with_file(self, trainer: pl.Trainer) -> dict[str, Any] | None:
         files = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
@@ -235,6 +241,15 @@ def _seeds(trainer: pl.Trainer) -> dict[str, int | None]:
         "run": int(given) if run is None and given is not None else run,
         "data": getattr(getattr(trainer, "datamodule", None), "seed", None),
     }
+
+
+def _data(trainer: pl.Trainer) -> dict[str, Any] | None:
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, SequenceDataModule):
+        return None
+    source, store = data.source, data.store
+    described = {"source": source.describe()["name"], "licence": source.licence, "store": str(store.directory)}
+    return {**described, "counts": store.manifest["counts"]}
 
 
 def _target_filter(trainer: pl.Trainer) -> dict[str, Any] | None:
