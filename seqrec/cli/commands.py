@@ -67,7 +67,7 @@ COMMANDS = {
     "configs": Command("list the configs of the package, or print one", f"{__name__}:configs", "name"),
     "inspect": Command("show the contents of an event store", f"{__name__}:inspect", "store"),
     "doctor": Command("list the fast paths of this machine", f"{__name__}:doctor"),
-    "report": Command("write the tables and figures of a grid", "seqrec.experiments.report:report", "folder"),
+    "report": Command("write the page of a run, or tables of a grid", "seqrec.experiments.report:report", "folder"),
     "benchmark paper": Command("a grid: every encoder at every length", "seqrec.experiments.paper:benchmark_paper"),
     **{
         f"benchmark {name}": Command(line, f"seqrec.benchmark.{name}:benchmark_{name}")

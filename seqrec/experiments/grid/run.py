@@ -186,7 +186,7 @@ def read_grid(folder: Path) -> tuple[polars.DataFrame, polars.DataFrame]:
     """
     file = folder / RESULTS_FILE
     if not file.is_file():
-        raise MissingInputError(f"no {RESULTS_FILE} in {folder}; give a folder of seqrec benchmark paper")
+        raise MissingInputError(f"no {RESULTS_FILE} in {folder}; give a folder of seqrec benchmark paper, or of a run")
     results = polars.read_parquet(file)
     if results.is_empty():
         hint = f"run the command again that made it, and see the {LOG_FILE} of its cells"

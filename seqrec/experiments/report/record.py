@@ -76,6 +76,11 @@ class RunRecord:
         return f"seqrec {name} --ckpt {shlex.quote(self.checkpoint or str(self.folder))}"
 
 
+def is_run(folder: Path | str) -> bool:
+    """Return whether a folder has files of a run: a summary, metrics or a config that was saved."""
+    return any(Path(folder, name).is_file() for name in (SUMMARY_FILE, *_FILES.values(), "metrics.csv", "config.yaml"))
+
+
 def read_run(folder: Path | str) -> RunRecord:
     """Read what a run's folder records.
 
@@ -187,16 +192,13 @@ def _costs(summary: Summary) -> Iterator[tuple[str, str]]:
         padded = f", {summary.tokens_per_second:,.0f} with padding" if summary.tokens_per_second else ""
         yield "speed", f"{summary.events_per_second:,.0f} events/s{padded}"
     kinds = {"host": "of the process", "device": "of tensors on the GPU"}
-    peaks = [f"{summary.peak_memory[key] / MIB:,.0f} MiB {text}" for key, text in kinds.items() if _peak(summary, key)]
+    found = {text: summary.peak_memory.get(key) for key, text in kinds.items()}
+    peaks = [f"{peak / MIB:,.0f} MiB {text}" for text, peak in found.items() if peak]
     if peaks:
         yield "peak memory", ", ".join(peaks)
     parts = {name: summary.parameters[name] for name in ("item_table", "encoder", "other")}
     shares = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in parts.items())
     yield "parameters", f"{summary.parameters['total']:,} ({shares})"
-
-
-def _peak(summary: Summary, key: str) -> int:
-    return summary.peak_memory.get(key) or 0
 
 
 def _origin(summary: Summary) -> Iterator[tuple[str, str]]:

@@ -75,10 +75,13 @@ class BulkUsers:
         """Return the user rows of a part."""
         return np.arange(self.bounds[part], self.bounds[part + 1])
 
-    def block(self, rows: Int64) -> tuple[EventBlock, int]:
-        """Return the known events of the users in rows (U,) of the store, and the number of dropped ones."""
+    def block(self, rows: Int64, counts: Int64 | None = None) -> tuple[EventBlock, int]:
+        """Return the known events of the users in rows (U,) of the store, and the number of dropped ones.
+
+        With `counts` (U,), only so many of each user's events, the oldest.
+        """
         offsets = np.asarray(self.store.offsets)
-        starts, counts = offsets[rows], offsets[rows + 1] - offsets[rows]
+        starts, counts = offsets[rows], offsets[rows + 1] - offsets[rows] if counts is None else counts
         places = ranges(starts, counts)
         item_ids: NDArray[np.integer[Any]] = np.asarray(self.store.item_ids)[places]
         times = None if self.store.timestamps is None else np.asarray(self.store.timestamps)[places]
