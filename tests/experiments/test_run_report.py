@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,11 @@ import yaml
 from seqrec.cli import main
 from seqrec.data.sources import Synthetic
 from seqrec.errors import InputError, MissingInputError
+from seqrec.evaluation.results import compare, read_results
+from seqrec.experiments.report import page, report
 from seqrec.experiments.report.card import MARK, card_of, leave_card, write_card
+from seqrec.experiments.report.charts import MAX_POINTS, read_curves
+from seqrec.experiments.report.page import RunPage
 from seqrec.experiments.report.record import read_run
 
 OLD = Path(__file__).parents[1] / "compatibility" / "v0_1_0" / "mambarec"
@@ -168,3 +174,142 @@ def test_a_folder_without_a_summary_is_refused(tmp_path: Path):
         write_card(tmp_path)
     leave_card(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+class Seen(HTMLParser):
+    """What a browser reads of a page: tags that are open at its end, all attributes, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def test_the_page_of_a_run_is_whole_and_needs_nothing_else(fitted: Path, capsys: pytest.CaptureFixture[str]):
+    capsys.readouterr()
+    main(["report", "runs/version_0", "--examples", "3", "--output", "page"])
+    assert capsys.readouterr().out == "page/report.html\n"
+    text = (fitted / "page" / "report.html").read_text()
+    seen = Seen(text)
+    assert not seen.open
+    assert not {"script", "img", "link", "iframe"} & set(seen.tags)
+    assert all((value or "").startswith("#") for name, value in seen.attributes if name in ("src", "href"))
+    assert not [name for name, _ in seen.attributes if name.startswith("on")]
+    assert "@import" not in text
+    assert "url(" not in text
+    assert "prefers-color-scheme: dark" in text
+    anchors = {value for name, value in seen.attributes if name == "href"}
+    assert anchors == {f"#{value}" for name, value in seen.attributes if name == "id"}
+    assert len(text) < 200_000
+    tested = json.loads(Path("runs/version_0/test_metrics.json").read_text())
+    for values in tested["models"].values():
+        assert f"{values['NDCG@10']:.4f}" in seen.text
+    for each in compare([read_results("runs/version_0")], metrics=["NDCG@10"], slices=True).estimates:
+        assert f"{each.slice} {each.users:,}" in seen.text
+        assert " to ".join(f"{end:.4f}" for end in each.interval) in seen.text
+
+
+def test_examples_are_those_of_the_model_with_titles_as_text(fitted: Path):
+    found = RunPage(read_run("runs/version_0"), examples=4)
+    seen = Seen(found.html())
+    assert found.missing == []
+    # Titles are shown letter by letter, and the log's ids after them.
+    assert f"{HOSTILE} 7 (7)" in seen.text or f"{HOSTILE} 9 (9)" in seen.text
+    log = polars.read_csv("log.csv").sort("user_id", "timestamp", maintain_order=True)
+    users = re.findall(r"User (\d+) Held out: .*? (\d+) \(\2\), rank ([\d,]+)", seen.text)
+    assert len(users) == 4
+    ranks = read_results("runs/version_0").frame
+    for user, target, rank in users:
+        assert log.filter(user_id=int(user))["item_id"][-1] == int(target)
+        (row,) = ranks.filter(user_id=int(user)).to_dicts()
+        assert (row["item_id"], row["better"] + 1) == (int(target), int(rank))
+        # An item is held out among ten recommendations if its rank is, as no two scores are equal here.
+        part = seen.text.partition(f"User {user} Held out")[2].partition(" User ")[0]
+        assert ("held out" in part) == (int(rank) <= 10)
+    assert seen.text.count("History (") == 4
+    assert "the score falls by that if the event is left out" in seen.text
+
+
+def test_what_a_run_lacks_is_said_with_the_command(run: Path, capsys: pytest.CaptureFixture[str]):
+    for name in ("test_metrics.json", "test_results.parquet", "metrics.csv"):
+        (run / name).unlink()
+    shutil.rmtree(run / "checkpoints")
+    change(run / "summary.json", lambda content: content.update(test=None, best=None))
+    report(str(run))
+    seen, said = Seen((run / "report.html").read_text()), capsys.readouterr().out.splitlines()
+    parts = ["Metrics", "Learning curves", "Metrics by slice", "Examples"]
+    assert [line.partition(" without ")[2].partition(":")[0] for line in said[1:]] == parts
+    assert f"The run has no test. Make one: seqrec test --ckpt {run}" in seen.text
+    assert f"seqrec test --ckpt {run} --results.write true" in seen.text
+    assert "The run has no checkpoint, so no model can be loaded. Train it again: " in seen.text
+    assert "has no metrics.csv" in seen.text
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "test_results.parquet", "checkpoints/best.ckpt"])
+def test_a_damaged_part_is_named_on_the_page(run: Path, name: str):
+    whole = (run / name).read_bytes()
+    (run / name).write_bytes(b"step,val_NDCG@10\nx,0.5\n" if name == "metrics.csv" else whole[: len(whole) // 2])
+    found = RunPage(read_run(run), examples=1)
+    seen = Seen(found.html())
+    assert len(found.missing) == 1
+    assert Path(name).name in found.missing[0]
+    assert Path(name).name in seen.text
+
+
+def test_the_page_of_an_older_run_shows_what_it_has(tmp_path: Path):
+    old = Path(shutil.copytree(OLD, tmp_path / "old"))
+    found = RunPage(read_run(old), examples=1)
+    seen = Seen(found.html())
+    assert "not recorded by the version of seqrec that wrote this run" in seen.text
+    assert [line.partition(":")[0] for line in found.missing] == ["Learning curves", "Examples"]
+    assert "give its present folder: store=FOLDER" in seen.text
+    assert "Popularity 0.3333 0.3667" in seen.text
+
+
+def test_many_users_are_sampled_and_it_is_said(run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(page, "SAMPLED_USERS", 20)
+    text = Seen(RunPage(read_run(run), examples=0).html()).text
+    assert "20 of 30 users, drawn with seed 0" in text
+    assert "all 20 " in text
+    assert "Held out" not in text
+
+
+def test_long_curves_are_thinned_to_their_ends(tmp_path: Path):
+    lines = [f"{step},{1 / (step + 1)},{'nan' if step % 2 else 0.5}" for step in range(5000)]
+    (tmp_path / "metrics.csv").write_text("\n".join(["step,train_loss_step,val_HR@10", *lines]))
+    (loss,), (hits,) = read_curves(tmp_path)
+    assert len(loss.points) == MAX_POINTS
+    assert (loss.points[0], loss.points[-1]) == ((1, 1.0), (5000, 1 / 5000))
+    assert {value for _, value in hits.points} == {0.5}
+
+
+def test_a_folder_that_is_neither_run_nor_grid_is_refused(tmp_path: Path):
+    with pytest.raises(MissingInputError, match="give a folder of seqrec benchmark paper, or of a run"):
+        report(str(tmp_path))
+    (tmp_path / "metrics.csv").touch()
+    with pytest.raises(MissingInputError, match=r"has no summary\.json"):
+        report(str(tmp_path))
+    with pytest.raises(InputError, match="examples=-1 must be at least 0"):
+        report(str(tmp_path), examples=-1)

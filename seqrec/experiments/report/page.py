@@ -39,7 +39,8 @@ body { margin: 0 auto; max-width: 68rem; padding: 1rem; background: var(--back);
 h1 { font-size: 1.6rem; margin: 0.5rem 0; } h2 { font-size: 1.25rem; margin: 2rem 0 0.5rem; }
 h2, footer { border-top: 1px solid var(--rule); padding-top: 0.75rem; }
 h3 { font-size: 1rem; margin: 0 0 0.5rem; } p, ul, ol { margin: 0.5rem 0; } ul, ol { padding-left: 1.5rem; }
-a { color: var(--c0); } nav a { margin-right: 1rem; } :focus-visible { outline: 2px solid var(--c0); }
+a { color: var(--c0); } nav a { display: inline-block; margin-right: 1rem; }
+:focus-visible { outline: 2px solid var(--c0); }
 .soft, caption, figcaption, dt, footer, ul { color: var(--soft); } .good { color: var(--good); font-weight: 600; }
 .missing { border-left: 4px solid var(--c1); padding: 0.25rem 0.75rem; background: var(--box); }
 pre { background: var(--box); padding: 0.75rem; white-space: pre-wrap; margin: 0.5rem 0; }
@@ -47,6 +48,8 @@ pre { background: var(--box); padding: 0.75rem; white-space: pre-wrap; margin: 0
 caption { text-align: left; padding-bottom: 0.25rem; } th, td { padding: 0.3rem 0.6rem; text-align: right;
   border-bottom: 1px solid var(--rule); white-space: nowrap; font-weight: 400; }
 thead th { color: var(--soft); } th:first-child, td.word { text-align: left; padding-left: 0; }
+th:first-child { position: sticky; left: 0; background: var(--back); }
+tbody th { white-space: normal; min-width: 7rem; }
 td b, th b { font-weight: 700; }
 .pair { display: grid; gap: 1rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
 figure { margin: 0.5rem 0; max-width: 34rem; } svg { width: 100%; display: block; }
@@ -56,7 +59,8 @@ path.c0 { stroke: var(--c0); } path.c1 { stroke: var(--c1); }
 circle.c0 { fill: var(--c0); } circle.c1 { fill: var(--c1); }
 .key { margin-left: 0.75rem; } .key::before { content: ""; display: inline-block; width: 1.5rem; margin-right: 0.3rem;
   border-top: 3px solid var(--c0); vertical-align: middle; } .key.c1::before { border-top: 3px dashed var(--c1); }
-dl { display: grid; grid-template-columns: minmax(6rem, auto) 1fr; gap: 0.25rem 1rem; margin: 0.5rem 0; }
+dl { display: grid; align-content: start;
+  grid-template-columns: minmax(6rem, auto) 1fr; gap: 0.25rem 1rem; margin: 0.5rem 0; }
 dd { margin: 0; }
 article { border: 1px solid var(--rule); padding: 1rem; margin: 1rem 0; } article ol { color: var(--text); }
 .bar { display: block; height: 4px; background: var(--c0); } .bar.less { background: var(--less); }
@@ -188,7 +192,7 @@ class RunPage:
         columns = ("slice", "users", *_METRICS, f"{DECIDING}, 95% interval")
         table = ReportTable("slices", "Users and items of the test", columns, 1, rows, notes)
         chart = dot_chart(f"{DECIDING}, with 95% intervals", [(g.slice, g.mean, g.interval) for g in gains])
-        return f'<div class="pair">{chart}<div>{table.as_html()}</div></div>\n'
+        return chart + table.as_html()
 
     def _examples(self) -> str:
         if self.record.checkpoint is None:
