@@ -52,7 +52,7 @@ class Summary:
             `first_users` without any; None if all events are targets.
         data: `source` (its name), `licence` (empty if the source does not know it), `store` (the folder), and `counts`
             of the store's manifest, such as `users`, `items` and `events`; None without a data module.
-        checkpoint: Checkpoint that the newest command other than `fit` loaded; None without one.
+        checkpoint: Checkpoint that the newest test, or validation outside of a fit, judged; None if it loaded none.
         caveats: What the figures of `test`, or else of `validation`, are of, if not of a trained model and all users.
         protocol: Id of the protocol that the metrics belong to.
         seeds: `run`: seed of weights, dropout and negatives; `data`: seed of the training order.

@@ -129,7 +129,7 @@ def test_a_run_without_a_test_names_the_command(run: Path):
     assert "The run was interrupted" in text
     assert "seqrec fit x" in text
     shutil.rmtree(run / "checkpoints")
-    change(run / "summary.json", lambda content: content.update(validation=None, best=None))
+    change(run / "summary.json", lambda content: content.update(validation=None, best=None, checkpoint=None))
     text = card_of(read_run(run))
     assert "This folder contains no checkpoint, so there is no model to load." in text
     assert "###" not in text
@@ -252,11 +252,28 @@ def test_examples_are_those_of_the_model_with_titles_as_text(fitted: Path):
     assert "the score falls by that if the event is left out" in seen.text
 
 
+def test_a_run_that_failed_has_a_card_and_one_that_tests_loads_its_model(fitted: Path):
+    words = ["--trainer.logger.tensorboard", "false", "--baselines.enabled", "false"]
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "small.yaml", *words, "--model.optimizer", "Adam", "--model.optimizer.lr", "1e30"])
+    failed = Path("runs/version_1/README.md").read_text()
+    assert "The run failed" in failed
+    assert "DivergenceError: " in failed
+    assert "This run has no test. Make one:" in failed
+    main(["test", "--ckpt", "runs/version_0", *words])
+    assert "seqrec.load('runs/version_0/checkpoints/best.ckpt')" in Path("runs/version_2/README.md").read_text()
+    found = RunPage(read_run("runs/version_2"), examples=1)
+    seen = Seen(found.html()).text
+    assert found.missing == []
+    assert "The command trained on nothing" in seen
+    assert seen.count("Held out: ") == 1
+
+
 def test_what_a_run_lacks_is_said_with_the_command(run: Path, capsys: pytest.CaptureFixture[str]):
     for name in ("test_metrics.json", "test_results.parquet", "metrics.csv"):
         (run / name).unlink()
     shutil.rmtree(run / "checkpoints")
-    change(run / "summary.json", lambda content: content.update(test=None, best=None))
+    change(run / "summary.json", lambda content: content.update(test=None, best=None, checkpoint=None))
     report(str(run))
     seen, said = Seen((run / "report.html").read_text()), capsys.readouterr().out.splitlines()
     parts = ["Metrics", "Learning curves", "Metrics by slice", "Examples"]

@@ -49,7 +49,7 @@ caption { text-align: left; padding-bottom: 0.25rem; } th, td { padding: 0.3rem 
   border-bottom: 1px solid var(--rule); white-space: nowrap; font-weight: 400; }
 thead th { color: var(--soft); } th:first-child, td.word { text-align: left; padding-left: 0; }
 th:first-child { position: sticky; left: 0; background: var(--back); }
-tbody th { white-space: normal; min-width: 7rem; }
+tbody th { white-space: normal; min-width: 8.5rem; overflow-wrap: normal; }
 td b, th b { font-weight: 700; }
 .pair { display: grid; gap: 1rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
 figure { margin: 0.5rem 0; max-width: 34rem; } svg { width: 100%; display: block; }
@@ -186,11 +186,11 @@ class RunPage:
             tuple(map(Entry, (g.slice, f"{g.users:,}", f"{h.mean:.4f}", f"{g.mean:.4f}", _interval(g.interval))))
             for h, g in zip(hits, gains, strict=True)
         )
-        notes = ("A user counts in each slice that contains one of its targets, with these targets only",)
+        notes = ["A user counts in each slice that contains one of its targets, with these targets only"]
         if users > SAMPLED_USERS:
-            notes += (f"{SAMPLED_USERS:,} of {users:,} users, drawn with seed 0",)
+            notes.append(f"{SAMPLED_USERS:,} of {users:,} users, drawn with seed 0")
         columns = ("slice", "users", *_METRICS, f"{DECIDING}, 95% interval")
-        table = ReportTable("slices", "Users and items of the test", columns, 1, rows, notes)
+        table = ReportTable("slices", "Users and items of the test", columns, 1, rows, tuple(notes))
         chart = dot_chart(f"{DECIDING}, with 95% intervals", [(g.slice, g.mean, g.interval) for g in gains])
         return chart + table.as_html()
 

@@ -62,8 +62,6 @@ class RunSummary(pl.Callback):
         _monitor(trainer)
         self.folder = trainer.log_dir  # all processes must read it
         self._fitting = trainer.state.fn == TrainerFn.FITTING
-        if not self._fitting and trainer.ckpt_path is not None:
-            self._checkpoint = str(trainer.ckpt_path)
         if not self._started:
             self._started = _now()
             self._made_with = {"versions": versions(), "hardware": hardware(), "git": git_state()}
@@ -71,7 +69,7 @@ class RunSummary(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record the checkpoint that this run resumes from."""
-        self._resumed_from = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
+        self._resumed_from = _loaded(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report that the run has started."""
@@ -90,6 +88,8 @@ class RunSummary(pl.Callback):
             return
         values = _numbers(trainer.callback_metrics)
         self._keep("val_", values)
+        if not self._fitting:
+            self._checkpoint = _loaded(trainer)
         self._caveats = caveats(trainer, pl_module, "val")
         found = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
         if not self._fitting or not found or found[0].monitor not in values:
@@ -118,6 +118,7 @@ class RunSummary(pl.Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the metrics."""
         self._keep("test_", _numbers(trainer.callback_metrics))
+        self._checkpoint = _loaded(trainer)
         self._caveats = caveats(trainer, pl_module, "test")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -227,6 +228,10 @@ def _monitor(trainer: pl.Trainer) -> RunMonitor:
 
 def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
     return trainer.callbacks  # type: ignore[attr-defined,no-any-return]  # set by its callback connector
+
+
+def _loaded(trainer: pl.Trainer) -> str | None:
+    return None if trainer.ckpt_path is None else str(trainer.ckpt_path)
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
