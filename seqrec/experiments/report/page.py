@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import escape
@@ -204,8 +203,9 @@ class RunPage:
         about = [f"{len(found.users)} users, drawn with seed 0"]
         about += [] if results else ["by their whole histories, as the run has no ranks user by user"]
         about += [_WHY[found.method]] if found.method else ["this model has no explanations"]
-        name = shlex.quote("{items: {title: categorical}}")
-        hint = f"items have no titles: prepare the log with an item table and --data.schema {name}"
+        hint = (
+            "items have no titles: prepare the log with a table of items and --data.schema.items '{title: categorical}'"
+        )
         about += [] if found.titles else [hint]
         return f"<p>{escape('; '.join(about))}.</p>\n{''.join(map(_example, found.users))}"
 
