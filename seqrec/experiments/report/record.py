@@ -31,7 +31,7 @@ Facts = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run's folder records.
+    """The records in a run's folder, as facts and a table.
 
     Attributes:
         folder: The folder.
