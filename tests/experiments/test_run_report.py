@@ -138,10 +138,12 @@ def test_a_run_without_a_test_names_the_command(run: Path):
 def test_text_of_others_stays_text_in_a_card(run: Path):
     alter = {"model": HOSTILE, "error": f"ValueError: {HOSTILE}\n# heading", "status": "failed", "command": "a ``` b"}
     change(run / "summary.json", lambda content: content.update(alter))
+    change(run / "summary.json", lambda content: content["data"].update(licence=HOSTILE, store="stores/log"))
     change(run / "test_metrics.json", lambda content: content.update(models={HOSTILE: {"NDCG@10": 0.5, "HR@10": None}}))
     text = card_of(read_run(run))
     assert "<img" not in text.partition("\n---\n")[2]
     assert "\n# heading" not in text
+    assert "- licence: &lt;/script&gt;&lt;img" in text
     assert "````bash\na ``` b\n````" in text
     assert yaml.safe_load(text.split("---\n")[1])["tags"][1] == HOSTILE
 

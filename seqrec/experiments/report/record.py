@@ -142,8 +142,10 @@ def _table(
         for place in range(1, len(columns))
         if "interval" not in columns[place]
     }
+    # Lines of cold and warm items are not compared with those of all items.
+    compared = 1 < len(lines) == len(models)
     rows = tuple(
-        tuple(Entry(text, bold=len(lines) > 1 and bool(text) and best.get(place) == text) for place, text in cells)
+        tuple(Entry(text, bold=compared and bool(text) and best.get(place) == text) for place, text in cells)
         for cells in (enumerate(line) for line in lines)
     )
     return ReportTable("metrics", title.capitalize(), tuple(columns), 1, rows, tuple(notes))
