@@ -61,7 +61,8 @@ circle.c0 { fill: var(--c0); } circle.c1 { fill: var(--c1); }
 dl { display: grid; align-content: start;
   grid-template-columns: minmax(6rem, auto) 1fr; gap: 0.25rem 1rem; margin: 0.5rem 0; }
 dd { margin: 0; }
-article { border: 1px solid var(--rule); padding: 1rem; margin: 1rem 0; } article ol { color: var(--text); padding-left: 3.5rem; }
+article { border: 1px solid var(--rule); padding: 1rem; margin: 1rem 0; }
+article ol { color: var(--text); padding-left: 3.5rem; }
 .bar { display: block; height: 4px; background: var(--c0); } .bar.less { background: var(--less); }
 """
 _PAGE = """<!DOCTYPE html>
