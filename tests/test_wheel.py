@@ -86,7 +86,7 @@ def test_a_grid_runs(installed: Path, folder: Path):
     small = ("data.source.num_users=40", "data.source.mean_events=12", "model.d_model=8")
     shared = ("--budget", "epochs=1", "--device", "cpu", "--set", *small)
     assert "NDCG@10" in run(installed, folder, "benchmark", "paper", *words, *shared)
-    assert (folder / "paper" / "results.parquet").is_file()
+    assert list((folder / "paper" / "results").rglob("seed_0.json"))
 
 
 def test_a_model_is_trained_recommends_and_is_served(installed: Path, folder: Path):

@@ -51,12 +51,16 @@ Run = TypeVar("Run", "subprocess.Popen[bytes]", Call)
 
 
 def run_all(
-    jobs: Iterable[Job], slots: Sequence[Slot], start: Callable[[Job, Slot], Run], finish: Callable[[Job, Run], None]
+    jobs: Iterable[Job | None],
+    slots: Sequence[Slot],
+    start: Callable[[Job, Slot], Run],
+    finish: Callable[[Job, Run], None],
 ) -> None:
     """Run jobs, each in a slot of its own; runs that have not ended are killed if this is interrupted.
 
-    Jobs are drawn one at a time when a slot is free: they may depend on the results of finished ones. `start` starts
-    one as a process, or runs it in this one; `finish` is called when its run has ended.
+    Jobs are drawn one at a time when a slot is free: they may depend on the results of finished ones. None stands for
+    a job that cannot start yet: it is asked for again later. `start` starts one as a process, or runs it in this one;
+    `finish` is called when its run has ended.
 
     Example:
         >>> def start(job: str, slot: Slot) -> subprocess.Popen[bytes]:
@@ -67,18 +71,24 @@ def run_all(
     """
     queue, free = iter(jobs), list(slots)
     running: list[tuple[Job, Slot, Run]] = []
+    are_left = True
     try:
-        while True:
-            while free and (job := next(queue, None)) is not None:
+        while are_left or running:
+            while free and are_left:
+                try:
+                    job = next(queue)
+                except StopIteration:
+                    are_left = False
+                    break
+                if job is None:
+                    break
                 slot = free.pop(0)
                 running.append((job, slot, start(job, slot)))
-            if not running:
-                return
             for each in [each for each in running if each[2].poll() is not None]:
                 running.remove(each)
                 free.append(each[1])
                 finish(each[0], each[2])
-            if running:
+            if running or are_left:
                 time.sleep(_POLL_SECONDS)
     finally:
         for _, _, run in running:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
-from polars.testing import assert_frame_equal
 
 from seqrec.cli import main
 from seqrec.errors import InputError, MissingInputError
@@ -20,7 +20,7 @@ from seqrec.evaluation.results import read_results
 from seqrec.experiments import runner
 from seqrec.experiments.grid import Budget, Cell, Settings
 from seqrec.experiments.grid.cells import plan
-from seqrec.experiments.grid.run import read_grid
+from seqrec.experiments.grid.result import METRICS, UserMetrics, read_grid
 from seqrec.experiments.paper import benchmark_paper
 from seqrec.experiments.report import figures, report
 from seqrec.experiments.runner import make_slots
@@ -112,9 +112,10 @@ def killed(tmp_path_factory: pytest.TempPathFactory, here: Callable[[Path], str]
     last = cells / "MambaRec" / "seed_0"
     wait_for(last / "run" / "config.yaml", first, folder / "log.txt")
     kill_while_a_cell_runs(first, folder)
-    assert not (last / "result.json").exists()
-    finished = {path: path.stat() for path in (cells / "GRU4Rec").rglob("*")}
-    assert {path.name for path in finished} >= {"result.json", "test_results.parquet", "log.txt"}
+    kept = folder / "grid" / "results" / "synthetic" / "20"
+    assert not (kept / "MambaRec").exists()
+    finished = {path: path.stat() for root in (cells, kept) for path in (root / "GRU4Rec").rglob("*")}
+    assert {path.name for path in finished} >= {"seed_0.json", "test_results.parquet", "log.txt"}
     said = here(folder)
     (folder / "log.txt").write_text((folder / "log.txt").read_text() + said)
     for path, before in finished.items():
@@ -136,10 +137,10 @@ def test_a_grid_that_is_killed_goes_on_without_running_finished_cells_again(kill
     assert "2 cells, 0 of them finished before" in log
     assert "2 cells, 1 of them finished before" in log
     assert "[1/1] synthetic 20 MambaRec seed 0: NDCG@10 " in log
-    results, curves = read_grid(killed / "grid")
-    assert results.select("model").unique().height == 2
-    assert results.filter(metric="NDCG@10").height == 2
-    assert curves.filter(model="MambaRec", metric="NDCG@10")["epoch"].to_list() == [1, 2]
+    results = {run["model"]: run for run in read_grid(killed / "grid")}
+    assert set(results) == {"GRU4Rec", "MambaRec"}
+    curve = results["MambaRec"]["curve"]
+    assert (curve["epoch"], curve["step"]) == ([1, 2], [2, 4])
 
 
 def test_a_grid_that_was_killed_ends_with_the_report_of_one_that_was_not(
@@ -151,12 +152,13 @@ def test_a_grid_that_was_killed_ends_with_the_report_of_one_that_was_not(
     for folder in (resumed, whole):
         report(str(folder))
     assert files_of(resumed) == files_of(whole)
-    for name in ("curves.parquet", "report/quality_synthetic.tex"):
-        assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
+    latex = "report/quality_synthetic.tex"
+    assert (resumed / latex).read_bytes() == (whole / latex).read_bytes()
     # Measured times and memory alone may differ, which stand in the table of costs.
-    seconds = ("train_seconds", "validation_seconds", "test_seconds")
-    measured = [*seconds, "epoch_seconds", "events_per_second", "peak_memory"]
-    assert_frame_equal(*(read_grid(folder)[0].drop(measured) for folder in (resumed, whole)), check_exact=True)
+    seconds = ("train_seconds", "validation_seconds", "test_seconds", "epoch_seconds")
+    for runs in zip(*map(read_grid, (resumed, whole)), strict=True):
+        first, second = ({**run, **dict.fromkeys((*seconds, "events_per_second", "peak_memory"))} for run in runs)
+        assert first == second
     costs = "### synthetic: costs by history length"
     texts = [(folder / "report" / "report.md").read_text().split(costs) for folder in (resumed, whole)]
     assert len(texts[0]) == 2
@@ -168,9 +170,7 @@ def files_of(folder: Path) -> set[Path]:
 
 
 def test_results_say_what_training_took_and_equal_the_ranks_of_the_run(killed: Path):
-    results, _ = read_grid(killed / "grid")
-    rows = results.filter(metric="NDCG@10").sort("model")
-    for row in rows.iter_rows(named=True):
+    for row in read_grid(killed / "grid"):
         assert (row["epochs"], row["steps"], row["users"], row["budget"]) == (2, 4, 30, "epochs=2")
         assert row["train_seconds"] > 0
         assert row["events_per_second"] == pytest.approx(row["events"] / row["train_seconds"], rel=1e-3)
@@ -183,8 +183,9 @@ def test_results_say_what_training_took_and_equal_the_ranks_of_the_run(killed: P
             "seqrec benchmark paper --data synthetic --lengths 20 --encoders GRU4Rec MambaRec --baselines --seeds 1 "
             "--budget epochs=2 --study small --set data.source.num_users=30"
         )
-        ranks = read_results(killed / "grid" / row["place"] / "run")
-        assert row["value"] == pytest.approx(ranks.metrics(["NDCG@10"]).mean(), abs=1e-6)
+        ranks = read_results(killed / "grid" / "cells" / "synthetic" / "20" / row["model"] / "seed_0" / "run")
+        assert row["metrics"]["NDCG@10"] == pytest.approx(ranks.metrics(["NDCG@10"]).mean(), abs=1e-6)
+        assert np.array_equal(UserMetrics.from_plain(row["user_metrics"]).values, ranks.metrics(METRICS))
     assert not list((killed / "grid").rglob("*.ckpt"))
 
 
@@ -202,16 +203,16 @@ CELL = Cell("ml_1m", 50, "SASRec", "", 0)
         {"budget": Budget("epochs", 2)},
         {"budget": Budget("seconds", 1)},
         {"path": "elsewhere/log.zip"},
-        {"overrides": ("--model.d_model=8",)},
+        {"overrides": ("model.d_model=8",)},
     ],
     ids=str,
 )
 def test_a_cell_of_other_settings_is_another(changed: dict[str, object]):
-    assert settings(**changed).digest(CELL) != settings().digest(CELL)
+    assert settings(**changed).record(CELL) != settings().record(CELL)
 
 
 def test_a_cell_stays_the_same_where_its_log_lies_elsewhere():
-    assert settings(path="a/log.zip").digest(CELL) == settings(path="/b/log.zip").digest(CELL)
+    assert settings(path="a/log.zip").record(CELL) == settings(path="/b/log.zip").record(CELL)
 
 
 def test_a_baseline_among_the_encoders_runs_once():
@@ -255,7 +256,7 @@ def test_ablations_of_what_an_encoder_does_not_have_are_left_out():
         ({"seeds": 0}, "seeds=0 must be at least 1"),
         ({"jobs": 0}, "jobs=0 must be at least 1"),
         ({"device": "tpu"}, "device='tpu' must be auto, cpu or cuda"),
-        ({"budget": "epochs"}, "budget='epochs' must be one of epochs=N, seconds=N, convergence=N"),
+        ({"budget": "epochs"}, "budget='epochs' must be one of epochs=N, steps=N, seconds=N, convergence=N"),
         ({"budget": "years=3"}, "budget='years=3' must be one of"),
         ({"budget": "epochs=0"}, "budget='epochs=0' must be one of"),
     ],
@@ -272,7 +273,7 @@ def test_what_cannot_be_run_is_refused_before_anything_runs(
 
 
 def test_a_folder_without_a_grid_is_refused(tmp_path: Path):
-    with pytest.raises(MissingInputError, match=r"no results.parquet in .*; give a folder of seqrec benchmark paper"):
+    with pytest.raises(MissingInputError, match=r"no results of cells in .*; give a folder of seqrec benchmark paper"):
         read_grid(tmp_path)
 
 
@@ -290,7 +291,7 @@ def test_a_grid_whose_cells_fail_says_so_and_keeps_the_others(
     assert "FAILED, error: num_heads=3 must divide d_model=8" in said.out
     assert "1 of 2 cells failed, see synthetic 20 SASRec seed 0: grid/cells" in said.err
     assert "the same command tries them again" in said.err
-    assert read_grid(tmp_path / "grid")[0]["model"].unique().to_list() == ["Popularity"]
+    assert [run["model"] for run in read_grid(tmp_path / "grid")] == ["Popularity"]
 
 
 def test_each_visible_gpu_is_a_slot(monkeypatch: pytest.MonkeyPatch):

@@ -1,83 +1,39 @@
 from __future__ import annotations
 
-import json
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import polars
 import pytest
+from grid_runs import USERS, write_run
 
 from seqrec import models
 from seqrec.cli import main
 from seqrec.errors import InputError, MissingInputError
 from seqrec.evaluation.results import read_results
-from seqrec.evaluation.results.file import Header
 from seqrec.evaluation.results.intervals import sign_flip_p_values
-from seqrec.experiments import is_baseline
-from seqrec.experiments.grid.run import gather, read_grid
+from seqrec.experiments.grid import Cell
+from seqrec.experiments.grid.result import read_grid, result_of, write_result
 from seqrec.experiments.report import figures, report
 from seqrec.experiments.report.figures import quality_figure
 from seqrec.experiments.report.rows import read_logs
 from seqrec.experiments.report.tables import Entry, ReportTable
 
-USERS = 60
-
 
 def add_cell(
-    root: Path,
-    length: int,
-    model: str,
-    ablation: str = "",
-    seed: int = 0,
-    *,
-    hits: float = 0.5,
-    users: int = USERS,
-) -> None:
-    """A finished cell whose model ranks about so many of the targets among the ten best."""
-    rng = np.random.default_rng(sum(map(ord, f"{length}{model}{ablation}{seed}")))
-    place = root / "cells" / "log_a" / str(length) / f"{model}+{ablation}".rstrip("+") / f"seed_{seed}"
-    (place / "run").mkdir(parents=True)
-    better = np.where(rng.random(users) < hits, rng.integers(0, 10, users), 40)
-    header = Header(model, "full-seenout-tiemean-loo", {}, "achievable", 100, 10, 2)
-    zeros = np.zeros(users, dtype=np.int64)
-    columns = {"better": better, "tied": zeros, "history_length": zeros + 9, "item_train_events": zeros}
-    polars.DataFrame(
-        {
-            "user_id": np.arange(users),
-            "item_id": np.arange(users),
-            **columns,
-            "repeated": zeros > 0,
-            "timestamp": zeros,
-        }
-    ).write_parquet(place / "run" / "test_results.parquet", metadata=header.as_metadata())
-    trained = 0 if is_baseline(model) else 1
-    names = ("table_parameters", "encoder_parameters", "other_parameters", "events")
-    seconds = ("train_seconds", "validation_seconds", "test_seconds", "events_per_second")
-    content = {
-        "data": "log_a",
-        "length": length,
-        "model": model,
-        "ablation": ablation,
-        "seed": seed,
-        "digest": "d",
-        "budget": "epochs=4",
-        "made_by": "seqrec benchmark paper --data log_a",
-        "command": "",
-        "users": users,
-        "protocol": header.protocol,
-        "hardware": "a CPU, 1 of 2 cores",
-        "versions": "seqrec 0, torch 9",
-        "epochs": 4 * trained,
-        "steps": 80 * trained,
-        "peak_memory": 200 << 20,
-        "commit": None,
-        **dict.fromkeys(names, 1000),
-        **dict.fromkeys(seconds, float(10 * (seed + 1) * trained)),
-        "metrics": {"NDCG@10": 0.1},
-        "curve": [{"epoch": e, "step": 20 * e, "metric": "NDCG@10", "value": e / 10} for e in (1, 2, 3, 4)],
-    }
-    (place / "result.json").write_text(json.dumps(content))
+    root: Path, length: int, model: str, ablation: str = "", seed: int = 0, *, hits: float = 0.5, **run: Any
+) -> Path:
+    """Write the result of a cell whose model ranks about so many of the targets among the ten best; return its file."""
+    cell = Cell("log_a", length, model, ablation, seed)
+    place = root / "cells" / cell.place
+    number = sum(map(ord, f"{length}{model}{ablation}{seed}"))
+    write_run(place, **{"model": model, "hits": hits, "seed": number, "seconds": 10.0 * (seed + 1)} | run)
+    content = result_of(place, cell) | {"budget": "epochs=4", "made_by": "seqrec benchmark paper --data log_a"}
+    file = root / "results" / f"{cell.place}.json"
+    write_result(file, content)
+    return file
 
 
 def make_grid(tmp_path: Path) -> Path:
@@ -87,7 +43,6 @@ def make_grid(tmp_path: Path) -> Path:
             add_cell(tmp_path, length, "SASRec", seed=seed, hits=0.4)
             add_cell(tmp_path, length, "MambaRec", seed=seed, hits=0.9)
     add_cell(tmp_path, 40, "MambaRec", "no_positions", hits=0.5)
-    gather(tmp_path)
     return tmp_path
 
 
@@ -113,7 +68,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def ndcg(root: Path, length: int, model: str, seeds: int = 2) -> np.ndarray:
     """(U,) NDCG@10 of each user, straight from the ranks, mean over seeds."""
     better = [
-        read_results(root / f"cells/log_a/{length}/{model}/seed_{seed}/run").frame["better"].to_numpy()
+        read_results(root / f"cells/log_a/{length}/{model}/seed_{seed}").frame["better"].to_numpy()
         for seed in range(seeds)
     ]
     return np.where(np.array(better) < 10, 1 / np.log2(np.array(better) + 2.0), 0).mean(0)
@@ -141,7 +96,7 @@ def test_figures_of_the_quality_table_are_those_of_the_ranks(reported: Path):
         best = row[1] == "MambaRec"
         assert row[5].startswith("**") == best
         assert row[5].endswith("†**") == best
-        assert row[8:] == (["1", "", ""] if row[1] == "Popularity" else ["2", "4", "80"])
+        assert row[8:] == (["1", "", "", "", ""] if row[1] == "Popularity" else ["2", "4", "80", "60", "no"])
     first, both = ndcg(reported, 20, "SASRec", 1).mean(), ndcg(reported, 20, "SASRec").mean()
     seeds = [first, 2 * both - first]
     assert float(rows[1][7]) == pytest.approx(np.std(seeds, ddof=1), abs=5.1e-5)
@@ -157,7 +112,6 @@ def test_the_best_is_tested_against_the_second_user_by_user(reported: Path):
 def test_rows_that_differ_by_chance_are_not_marked(tmp_path: Path, undrawn: None):
     for model in ("SASRec", "MambaRec"):
         add_cell(tmp_path, 20, model, hits=0.5)
-    gather(tmp_path)
     report(str(tmp_path))
     text = (tmp_path / "report" / "report.md").read_text()
     assert "**" in text
@@ -169,7 +123,7 @@ def test_costs_and_ablations_stand_in_tables_of_their_own(reported: Path):
     costs = table_rows(text, "log_a: costs by history length")
     assert [row[1] for row in costs] == ["SASRec", "MambaRec"] * 2
     # Seeds took 10 and 20 seconds, and 4 epochs each.
-    assert costs[0][2:] == ["1,000", "1,000", "1,000", "200", "15.0", "3.8", "15.0", "15.00", "15", "4", "80"]
+    assert costs[0][2:] == ["1,000", "1,000", "1,000", "200", "15.0", "3.8", "15.0", "15.00", "75", "4", "80"]
     same, changed = table_rows(text, "log_a: ablations")
     assert (same[1], changed[1]) == ("MambaRec", "MambaRec, no_positions")
     assert float(changed[4]) == pytest.approx(float(changed[2]) - float(same[2]), abs=1.1e-4)
@@ -192,9 +146,8 @@ def test_every_table_says_how_it_was_made(reported: Path):
 
 
 def test_rows_of_different_budgets_are_called_so(grid: Path, undrawn: None):
-    file = grid / "cells/log_a/20/SASRec/seed_0/result.json"
+    file = grid / "results/log_a/20/SASRec/seed_0.json"
     file.write_text(file.read_text().replace("epochs=4", "seconds=9"))
-    gather(grid)
     report(str(grid))
     assert "Budget: rows differ: epochs=4, seconds=9" in (grid / "report" / "report.md").read_text()
 
@@ -212,7 +165,7 @@ def test_figures_hold_every_model_and_unit(reported: Path):
     for name, words in {
         "quality": ("HR@10", "NDCG@10", "history length, events at most", "Popularity", "SASRec", "MambaRec"),
         "costs": ("training, s an epoch", "test, s", "peak memory, MiB", "SASRec"),
-        "curves": ("validation NDCG@10", "epoch", "MambaRec"),
+        "curves": ("validation NDCG@10", "updates", "MambaRec"),
     }.items():
         drawn = (reported / "report" / f"{name}_log_a.svg").read_text()
         for word in words:
@@ -221,24 +174,38 @@ def test_figures_hold_every_model_and_unit(reported: Path):
 
 def test_cells_that_judged_others_are_refused(grid: Path):
     add_cell(grid, 40, "GRU4Rec", users=USERS - 1)
-    gather(grid)
     with pytest.raises(InputError, match="were not tested on the same users and items by one protocol"):
         report(str(grid))
 
 
 def test_a_report_of_nothing_is_refused(tmp_path: Path):
-    with pytest.raises(MissingInputError, match="give a folder of seqrec benchmark paper"):
+    with pytest.raises(MissingInputError, match="give a folder of seqrec benchmark paper, or of a run; if cells failed"):
         report(str(tmp_path))
-    gather(tmp_path)
-    with pytest.raises(MissingInputError, match=r"no cell of .* is finished; run the command again"):
-        report(str(tmp_path))
+
+
+def test_a_report_needs_only_the_results(tmp_path: Path, undrawn: None):
+    shutil.copytree(make_grid(tmp_path / "grid") / "results", tmp_path / "kept")
+    shutil.rmtree(tmp_path / "grid" / "cells")
+    for folder in ("grid", "kept"):
+        report(str(tmp_path / folder), output=str(tmp_path / f"report_{folder}"))
+    texts = [(tmp_path / f"report_{folder}" / "report.md").read_text() for folder in ("grid", "kept")]
+    assert texts[0] == texts[1]
+
+
+def test_rows_whose_validation_still_rose_are_marked(tmp_path: Path, undrawn: None):
+    add_cell(tmp_path, 20, "SASRec", best=(80, 0.1))
+    add_cell(tmp_path, 20, "SASRec", seed=1, best=(80, 0.1), ended_by="patience")
+    add_cell(tmp_path, 20, "MambaRec", best=(80, 0.1), ended_by="a callback")
+    add_cell(tmp_path, 20, "GRU4Rec", best=None)
+    report(str(tmp_path))
+    rows = table_rows((tmp_path / "report" / "report.md").read_text(), "log_a: quality by history length")
+    assert [row[-2:] for row in rows] == [["", ""], ["80", "1 of 2"], ["80", "yes"]]
 
 
 def test_models_that_are_missing_at_a_length_are_named(tmp_path: Path, undrawn: None):
     add_cell(tmp_path, 20, "SASRec")
     add_cell(tmp_path, 4000, "SASRec")
     add_cell(tmp_path, 20, "GRU4Rec")
-    gather(tmp_path)
     report(str(tmp_path))
     text = (tmp_path / "report" / "report.md").read_text()
     assert "- Not run, or failed: GRU4Rec at 4,000\n" in text
@@ -248,7 +215,6 @@ def test_models_that_are_missing_at_a_length_are_named(tmp_path: Path, undrawn: 
 
 def test_one_row_is_tested_against_nothing(tmp_path: Path, undrawn: None):
     add_cell(tmp_path, 20, "SASRec")
-    gather(tmp_path)
     report(str(tmp_path))
     text = (tmp_path / "report" / "report.md").read_text()
     assert "Best compared with second" not in text
@@ -260,7 +226,6 @@ def test_ablations_of_models_that_failed_are_reported(tmp_path: Path, whole: tup
     add_cell(tmp_path, 20, "MambaRec", "no_positions")
     if whole is not None:
         add_cell(tmp_path, whole[1], whole[0])
-    gather(tmp_path)
     report(str(tmp_path))
     text = (tmp_path / "report" / "report.md").read_text()
     (row,) = table_rows(text, "log_a: ablations")
@@ -270,27 +235,17 @@ def test_ablations_of_models_that_failed_are_reported(tmp_path: Path, whole: tup
 
 
 def test_seconds_of_an_epoch_leave_out_one_that_the_budget_cut(tmp_path: Path, undrawn: None):
-    # Steps at each validation, of which the last is of the cut epoch.
-    for length, epochs, ends in ((20, 1, [20, 30]), (40, 0, [10])):
-        add_cell(tmp_path, length, "SASRec")
-        file = tmp_path / f"cells/log_a/{length}/SASRec/seed_0/result.json"
-        content = json.loads(file.read_text()) | {"epochs": epochs, "steps": ends[-1], "train_seconds": 30.0}
-        content["curve"] = [
-            {"epoch": epoch, "step": step, "metric": "NDCG@10", "value": 0.1}
-            for epoch, step in enumerate(ends, start=1)
-        ]
-        file.write_text(json.dumps(content))
-    gather(tmp_path)
+    # Updates at each validation, of which the last is of the cut epoch.
+    for length, epochs, ends in ((20, 1, (20, 30)), (40, 0, (10,))):
+        add_cell(tmp_path, length, "SASRec", epochs=epochs, steps=ends, seconds=30.0)
     report(str(tmp_path))
     rows = table_rows((tmp_path / "report" / "report.md").read_text(), "log_a: costs by history length")
     assert [row[6:8] for row in rows] == [["30.0", "20.0"], ["30.0", ""]]
 
 
 def test_a_run_without_validation_is_reported(tmp_path: Path, undrawn: None):
-    add_cell(tmp_path, 20, "SASRec")
-    file = tmp_path / "cells/log_a/20/SASRec/seed_0/result.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"curve": []}))
-    gather(tmp_path)
+    add_cell(tmp_path, 20, "SASRec", steps=(80,), best=None)
+    (tmp_path / "cells/log_a/20/SASRec/seed_0/metrics.csv").unlink()
     report(str(tmp_path))
     assert "![curves_log_a]" in (tmp_path / "report" / "report.md").read_text()
 
@@ -300,8 +255,7 @@ def test_baselines_are_told_apart(tmp_path: Path):
     names = [each.__name__ for each in classes if issubclass(each, models.Baseline) and each is not models.Baseline]
     for name in names:
         add_cell(tmp_path, 20, name)
-    gather(tmp_path)
-    (log,) = read_logs(tmp_path, read_grid(tmp_path)[0])
+    (log,) = read_logs(read_grid(tmp_path))
     axis = quality_figure(log).axes[0]
     marks = {bars.get_label(): bars.lines[0].get_marker() for bars in axis.containers}
     assert set(marks) == set(names)

@@ -1,4 +1,4 @@
-"""Grids of runs: each cell is a `seqrec fit` of its own, and the results of all are gathered as Parquet."""
+"""Grids of runs: each cell is a `seqrec fit` of its own, and its result a small JSON file."""
 
 from seqrec.experiments.grid.cells import Budget, Cell, Settings
 from seqrec.experiments.grid.run import run_grid

@@ -1,44 +1,45 @@
-"""Run the cells of a grid that are not finished, and gather the results of all as Parquet."""
+"""Run the cells of a grid that are not finished.
+
+Several commands may work on one grid: each claims a cell before it runs it. The system gives up a claim when its
+command ends, in any way, so a cell of a killed command is free again.
+"""
 
 from __future__ import annotations
 
-import csv
-import json
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-import polars
 import yaml
+from filelock import FileLock, Timeout
 
 from seqrec.data.progress import Progress
-from seqrec.errors import InputError, MissingInputError
-from seqrec.evaluation.results.file import FILE_NAME as RANKS_FILE
-from seqrec.experiments import is_baseline, runner
-from seqrec.experiments.grid.cells import Cell, Settings
+from seqrec.errors import InputError
+from seqrec.experiments import runner
+from seqrec.experiments.grid.cells import TRIALS, Cell, Settings
+from seqrec.experiments.grid.result import (
+    METRICS,
+    RUN_FOLDER,
+    failure_of,
+    read_result,
+    result_of,
+    row_of,
+    write_result,
+)
+from seqrec.experiments.grid.tuning import best_trial, choice_of, choice_text
 from seqrec.experiments.runner import Slot
-from seqrec.files import move, write_json, write_parquet
-from seqrec.runs import Summary
-from seqrec.runs.summary import read_summary
 
-LOG_FILE = "log.txt"
-CONFIG_FILE = "cell.yaml"
-RESULT_FILE = "result.json"
-RUN_FOLDER = "run"
-# Gathered from all cells: one row per cell and metric, and one per cell, epoch and metric.
-RESULTS_FILE = "results.parquet"
-CURVES_FILE = "curves.parquet"
-CELL_COLUMNS = get_type_hints(Cell)
-# Runs that end within their first epoch may have no curve to infer the types from.
-CURVE_COLUMNS = {**CELL_COLUMNS, "epoch": int, "step": int, "metric": str, "value": float}
+LOG_FILE, CONFIG_FILE, CHOICE_FILE = "log.txt", "cell.yaml", "tuned.json"
+CELLS_FOLDER, CLAIMS_FOLDER = "cells", ".claims"
 
 
 def run_grid(
     folder: Path,
+    results: Path,
     cells: Sequence[Cell],
     settings: Settings,
     slots: Sequence[Slot],
@@ -47,188 +48,272 @@ def run_grid(
     *,
     keep_checkpoints: bool,
 ) -> None:
-    """Run the cells that are not finished, in their order, and gather the results of all that are.
+    """Run the cells that have no result, in their order; those that tune others, or train the model of others, first.
 
-    A cell that was stopped starts anew: its times are those of one complete run. A cell of other settings is run again
-    in the same folder. `made_by` is the command that makes the grid, for its tables. With `keep_checkpoints` those of
-    finished cells stay.
+    A cell that was stopped starts anew: its times are those of one complete run. While another command runs the last
+    cells, this one waits for them, and takes over those that it leaves.
+
+    Args:
+        folder: Folder of the runs, which may be deleted when the command has ended.
+        results: Folder of the results, a small JSON file for each cell.
+        cells: Cells of the grid.
+        settings: Settings that they share.
+        slots: Places for one cell at a time.
+        progress: Shows a line for each cell.
+        made_by: The command that makes the grid, for its tables.
+        keep_checkpoints: Whether those of finished cells stay.
 
     Raises:
-        InputError: if another command is running in the folder, or cells fail; the others are finished then.
+        InputError: if a result of other settings is there, or cells fail; the others are finished then.
     """
-    with runner.alone_in(folder):
-        waiting = [cell for cell in cells if not is_finished(folder / cell.place, settings.digest(cell))]
-        progress.note(f"{len(cells)} cells, {len(cells) - len(waiting)} of them finished before")
-        for data in dict.fromkeys(cell.data for cell in waiting):
-            _prepare(folder, next(cell for cell in waiting if cell.data == data), settings)
-        failed, finished = list[Cell](), list[Cell]()
-        began: dict[Cell, float] = {}
+    grid = _Grid(folder, results, settings, list(cells), progress, made_by, keep_checkpoints)
+    grid.skip_finished()
+    runner.run_all(grid.ready(), slots, grid.start, grid.finish)
+    if grid.failed:
+        logs = "; ".join(f"{cell}: {reason}" for cell, reason in grid.failed.items())
+        raise InputError(
+            f"{len(grid.failed)} of {len(cells)} cells failed, see {logs}; the same command tries them again"
+        )
 
-        def start(cell: Cell, slot: Slot) -> subprocess.Popen[bytes]:
-            began[cell] = time.monotonic()
-            return _start(folder / cell.place, cell, settings, slot)
 
-        def finish(cell: Cell, process: subprocess.Popen[bytes]) -> None:
-            place = folder / cell.place
-            count = f"[{len(failed) + len(finished) + 1}/{len(waiting)}] {cell}"
+@dataclass
+class _Grid:
+    """The state of a grid while a command works on it. `failed` has a reason for each cell."""
+
+    folder: Path
+    results: Path
+    settings: Settings
+    waiting: list[Cell]
+    progress: Progress
+    made_by: str
+    keep_checkpoints: bool
+    failed: dict[Cell, str] = field(default_factory=dict)
+    claims: dict[Cell, list[FileLock]] = field(default_factory=dict)
+    began: dict[Cell, float] = field(default_factory=dict)
+    prepared: set[str] = field(default_factory=set)
+    chosen: dict[tuple[Cell, ...], dict[str, Any]] = field(default_factory=dict)
+    # Settings of cells, and results that have been read: they do not change.
+    records: dict[Cell, dict[str, Any]] = field(default_factory=dict)
+    known: dict[Cell, dict[str, Any]] = field(default_factory=dict)
+    to_run: int = 0
+    ended: int = 0
+
+    def skip_finished(self) -> None:
+        """Leave out the cells that are finished, and show how many are."""
+        count, found = len(self.waiting), [(cell, self._with_choice(cell)) for cell in list(self.waiting)]
+        self.waiting = [cell for cell, chosen in found if chosen is None or not self._is_finished(chosen)]
+        self.to_run = len(self.waiting)
+        self.progress.note(f"{count} cells, {count - self.to_run} of them finished before")
+
+    def ready(self) -> Iterator[Cell | None]:
+        """Yield cells as they can be run, claimed, without their trials; None if all depend on cells that are running,
+        here or by another command.
+        """
+        is_told = False
+        while self.waiting:
+            cell = self._next()
+            if cell is None and not self.claims and self.waiting and not is_told:
+                self.progress.note(
+                    f"another command runs the last {len(self.waiting)} cells, or what they need; waiting"
+                )
+                is_told = True
+            if cell is not None or self.waiting:
+                yield cell
+
+    def start(self, cell: Cell, slot: Slot) -> subprocess.Popen[bytes]:
+        """Start the command of a cell in a folder of its own."""
+        self.began[cell] = time.monotonic()
+        place = self._place(cell)
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        run = {"save_dir": str(place), "version": RUN_FOLDER, "tensorboard": False}
+        config = self.settings.config(cell)
+        logger = {"class_path": "seqrec.RunFolder", "init_args": run}
+        config["trainer"] |= {"accelerator": slot.accelerator, "devices": 1, "logger": logger}
+        file = place / CONFIG_FILE
+        file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        words = self._words("fit" if cell.model_of is None else "test", cell, [file])
+        if cell.model_of is not None:
+            words += ["--ckpt", str(self._checkpoint(cell))]
+        return runner.start(words, place / LOG_FILE, slot.environment)
+
+    def finish(self, cell: Cell, process: subprocess.Popen[bytes]) -> None:
+        """Write the result of a cell whose process has ended, and release its claim."""
+        self.ended += 1
+        place, count = self._place(cell), f"[{self.ended}/{self.to_run}] {cell}"
+        try:
             if process.returncode != 0:
-                failed.append(cell)
-                progress.note(f"{count}: FAILED, {runner.last_line(place / LOG_FILE)}")
+                self._fail(cell, count)
                 return
-            finished.append(cell)
-            terms = {"digest": settings.digest(cell), "budget": str(settings.budget), "made_by": made_by}
-            command = " ".join(_words("fit", cell, settings, [place / CONFIG_FILE]))
-            result = write_result(place, cell, **terms, command=command)
-            if not keep_checkpoints:
-                shutil.rmtree(place / RUN_FOLDER / "checkpoints", ignore_errors=True)
-            gather(folder)
-            seconds = time.monotonic() - began[cell]
-            progress.note(f"{count}: NDCG@10 {result['metrics']['NDCG@10']:.4f}, {seconds:,.0f} s")
+            trained = None if cell.model_of is None else self._result(cell.model_of)
+            content = result_of(place / RUN_FOLDER, cell, trained)
+            self._write(cell, content)
+            seconds = time.monotonic() - self.began[cell]
+            self.progress.note(f"{count}: {METRICS[1]} {content['metrics'][METRICS[1]]:.4f}, {seconds:,.0f} s")
+            self._drop_checkpoints(cell)
+        finally:
+            self._release(cell)
 
-        runner.run_all(waiting, slots, start, finish)
-        gather(folder)
-    if failed:
-        logs = "; ".join(f"{cell}: {folder / cell.place / LOG_FILE}" for cell in failed)
-        count = f"{len(failed)} of {len(cells)} cells failed"
-        raise InputError(f"{count}, see {logs}; the same command tries them again")
+    def _next(self) -> Cell | None:
+        """Return the next cell that can run, claimed; None if there is none now. Finished cells wait no longer."""
+        for cell in list(self.waiting):
+            found = self._with_choice(cell)
+            if found is None or not self._can_start(found):
+                continue
+            if self._is_finished(found):
+                self.waiting.remove(cell)
+            elif self._claim(found):
+                self.waiting.remove(cell)
+                # Another command may have finished it before the claim.
+                if not self._is_finished(found) and not self._take_from_trial(cell, found):
+                    self._prepare(found)
+                    return found
+                self._release(found)
+        return None
 
-
-def _prepare(folder: Path, cell: Cell, settings: Settings) -> None:
-    # Before any cell needs the event store: no cell's time includes it.
-    log = folder / "cells" / cell.data / "prepare.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-
-    def finish(words: list[str], process: subprocess.Popen[bytes]) -> None:
-        if process.returncode != 0:
-            reason = runner.last_line(log)
-            raise InputError(f"{cell.data} could not be prepared: {reason} (full log: {log})")
-
-    words = _words("prepare", cell, settings, [])
-    runner.run_all([words], [Slot()], lambda words, slot: runner.start(words, log, slot.environment), finish)
-
-
-def _start(place: Path, cell: Cell, settings: Settings, slot: Slot) -> subprocess.Popen[bytes]:
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    run = {"save_dir": str(place), "version": RUN_FOLDER, "tensorboard": False}
-    config = settings.config(cell)
-    logger = {"class_path": "seqrec.RunFolder", "init_args": run}
-    # Rows of a table share their settings, whatever the log.
-    config["recipe"] = False
-    config["trainer"] |= {"accelerator": slot.accelerator, "devices": 1, "logger": logger}
-    file = place / CONFIG_FILE
-    file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    return runner.start(_words("fit", cell, settings, [file]), place / LOG_FILE, slot.environment)
-
-
-def _words(command: str, cell: Cell, settings: Settings, further: Sequence[Path]) -> list[str]:
-    files = [*settings.fragments(cell), *further]
-    configs = [word for file in files for word in ("--config", str(file))]
-    return ["seqrec", command, *configs, *settings.words(cell)]
-
-
-def is_finished(folder: Path, digest: str) -> bool:
-    """Return whether a cell's folder contains the results of its settings."""
-    file = folder / RESULT_FILE
-    if not file.is_file() or not (folder / RUN_FOLDER / RANKS_FILE).is_file():
+    def _can_start(self, cell: Cell) -> bool:
+        """Return whether the model that a cell tests is there; one that is not trains again, unless that has failed."""
+        trained = cell.model_of
+        if trained is None or (self._result(trained) is not None and self._checkpoint(cell).is_file()):
+            return True
+        if trained in self.failed:
+            self._give_up(cell, f"{trained} failed")
+        elif trained not in self.waiting and trained not in self.claims:
+            self.waiting.insert(0, trained)
+            self.to_run += 1
         return False
-    return bool(json.loads(file.read_text(encoding="utf-8"))["digest"] == digest)
 
+    def _with_choice(self, cell: Cell) -> Cell | None:
+        """Return a cell with the changes that its trials choose; None before all have ended."""
+        if not cell.trials:
+            return cell
+        results = [self._result(trial) for trial in cell.trials]
+        found = [result for result in results if result is not None]
+        if len(found) < len(results):
+            if any(trial in self.failed for trial in cell.trials):
+                self._give_up(cell, "a trial failed")
+            return None
+        if cell.trials not in self.chosen:
+            try:
+                self.chosen[cell.trials] = best_trial(found)
+            except InputError as error:
+                self._give_up(cell, str(error))
+                return None
+            choice, first = choice_of(found), cell.trials[0]
+            self.progress.note(choice_text(choice))
+            if self._claim(first):
+                write_result((self.results / first.place).parents[2] / CHOICE_FILE, choice)
+                self._release(first)
+        return replace(cell, trials=(), changes=(*cell.changes, *self.chosen[cell.trials]["changes"]))
 
-def write_result(folder: Path, cell: Cell, **terms: Any) -> dict[str, Any]:
-    """Gather the results of a cell's run and further `terms` in one file, and return its content.
+    def _take_from_trial(self, cell: Cell, chosen: Cell) -> bool:
+        """Return whether the chosen trial is a cell's own run, and its result that of the cell."""
+        record = self._record(chosen)
+        for trial in cell.trials:
+            content = self._result(trial)
+            if content is not None and "failure" not in content and content["settings"] == record:
+                self._write(chosen, {**content, **row_of(chosen)})
+                self.ended += 1
+                self.progress.note(f"[{self.ended}/{self.to_run}] {cell}: the same run as {trial}")
+                return True
+        return False
 
-    The file is written atomically and last: it marks the cell as finished.
-    """
-    run = folder / RUN_FOLDER
-    judged = json.loads((run / "test_metrics.json").read_text(encoding="utf-8"))
-    summary = read_summary(run)
-    content = {
-        **asdict(cell),
-        **terms,
-        "protocol": judged["protocol"],
-        "users": judged["users"],
-        **_costs(summary, trained=not is_baseline(cell.model)),
-        # The run's own model is first, the popularity baseline second.
-        "metrics": next(iter(judged["models"].values())),
-        "curve": list(_curve(run / "metrics.csv")),
-    }
-    write_json(folder / RESULT_FILE, content)
-    return content
+    def _give_up(self, cell: Cell, reason: str) -> None:
+        self.failed[cell] = reason
+        self.waiting.remove(cell)
 
+    def _fail(self, cell: Cell, count: str) -> None:
+        place = self._place(cell)
+        diverged = failure_of(place / RUN_FOLDER, cell) if cell.label.startswith(TRIALS) else None
+        reason = runner.last_line(place / LOG_FILE)
+        self.progress.note(f"{count}: {'diverged' if diverged else 'FAILED'}, {reason}")
+        if diverged is not None:
+            # A result, too: this step size is too large.
+            self._write(cell, diverged)
+        else:
+            self.failed[cell] = str(place / LOG_FILE)
 
-def gather(folder: Path) -> None:
-    """Write the Parquet files of a grid from the results of all its cells, in the order of their names."""
-    rows: list[dict[str, Any]] = []
-    points: list[dict[str, Any]] = []
-    for file in sorted((folder / "cells").rglob(RESULT_FILE)):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        metrics, curve = content.pop("metrics"), content.pop("curve")
-        content |= {"place": file.parent.relative_to(folder).as_posix()}
-        rows += [{**content, "metric": name, "value": value} for name, value in metrics.items()]
-        points += [{**{name: content[name] for name in CELL_COLUMNS}, **point} for point in curve]
-    results = polars.DataFrame(rows, infer_schema_length=None)
-    curves = polars.DataFrame(points, schema=CURVE_COLUMNS)
-    for name, frame in ((RESULTS_FILE, results), (CURVES_FILE, curves)):
-        partial = folder / f"{name}.partial"
-        write_parquet(frame, partial)
-        move(partial, folder / name)
+    def _is_finished(self, cell: Cell) -> bool:
+        """Return whether a cell has a result of its settings, and none that waits needs its model trained again."""
+        others = [each for each in self.waiting if each.model_of == cell and self._result(each) is None]
+        return self._result(cell) is not None and all(self._checkpoint(each).is_file() for each in others)
 
+    def _record(self, cell: Cell) -> dict[str, Any]:
+        if cell not in self.records:
+            self.records[cell] = self.settings.record(cell)
+        return self.records[cell]
 
-def read_grid(folder: Path) -> tuple[polars.DataFrame, polars.DataFrame]:
-    """Return results and curves of a grid.
+    def _result(self, cell: Cell) -> dict[str, Any] | None:
+        if cell not in self.known:
+            found = read_result(self._file(cell), self._record(cell))
+            if found is None:
+                return None
+            self.known[cell] = found
+        return self.known[cell]
 
-    Returns:
-        Both as they were gathered; results also have `epoch_seconds`, of training an epoch, null if none was complete.
+    def _write(self, cell: Cell, content: dict[str, Any]) -> None:
+        terms = {"budget": str(self.settings.budget), "made_by": self.made_by, "settings": self._record(cell)}
+        write_result(self._file(cell), content | terms)
 
-    Raises:
-        MissingInputError: if the folder contains none, or no cell of it is finished.
-    """
-    file = folder / RESULTS_FILE
-    if not file.is_file():
-        raise MissingInputError(f"no {RESULTS_FILE} in {folder}; give a folder of seqrec benchmark paper, or of a run")
-    results = polars.read_parquet(file)
-    if results.is_empty():
-        hint = f"run the command again that made it, and see the {LOG_FILE} of its cells"
-        raise MissingInputError(f"no cell of {folder} is finished; {hint}")
-    curves = polars.read_parquet(folder / CURVES_FILE)
-    ends = curves.group_by(*CELL_COLUMNS, epochs="epoch").agg(whole_steps=polars.col("step").max())
-    results = results.join(ends, on=[*CELL_COLUMNS, "epochs"], how="left", maintain_order="left")
-    # Without the steps of an epoch that the budget cut short.
-    share = polars.col("whole_steps") / polars.col("steps")
-    seconds = polars.col("train_seconds") * share / polars.col("epochs")
-    return results.with_columns(epoch_seconds=seconds).drop("whole_steps"), curves
+    def _claim(self, cell: Cell) -> bool:
+        """Return whether no other command runs a cell, which none starts to until this one has released it."""
+        held: list[FileLock] = []
+        # Other commands may share the results, the folder of the runs, or both.
+        for root in dict.fromkeys((self.results, self.folder)):
+            claims = root / CLAIMS_FOLDER
+            claims.mkdir(parents=True, exist_ok=True)
+            # The claims of a folder that is committed stay out of it.
+            (claims / ".gitignore").write_text("*\n", encoding="utf-8")
+            lock = FileLock(claims / f"{'--'.join(cell.place.parts)}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                for each in held:
+                    each.release()
+                return False
+            held.append(lock)
+        self.claims[cell] = held
+        return True
 
+    def _release(self, cell: Cell) -> None:
+        for lock in self.claims.pop(cell):
+            lock.release()
 
-def _costs(summary: Summary, *, trained: bool) -> dict[str, Any]:
-    """Return the costs of a run, as columns of a table."""
-    machine, peak = summary.hardware, summary.peak_memory
-    parts = ("item_table", "encoder", "other")
-    on_cpu = f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores"
-    return {
-        # Lightning counts the batches of a baseline as steps, though nothing is optimised.
-        **{name: getattr(summary, name) if trained else 0 for name in ("epochs", "steps", "events")},
-        "events_per_second": summary.events_per_second if trained else None,
-        "train_seconds": summary.seconds.get("train", 0.0) if trained else 0.0,
-        "validation_seconds": summary.seconds.get("validate", 0.0),
-        "test_seconds": summary.seconds.get("test", 0.0),
-        # On a GPU its tensors; on a CPU the process, interpreter and libraries included.
-        "peak_memory": peak["host"] if peak["device"] is None else peak["device"],
-        **{f"{part.removeprefix('item_')}_parameters": summary.parameters[part] for part in parts},
-        "hardware": on_cpu if summary.job["device"] == "cpu" else machine["gpus"][0],
-        "versions": ", ".join(f"{name} {version}" for name, version in summary.versions.items()),
-        "commit": None if summary.git is None else summary.git["commit"],
-    }
+    def _drop_checkpoints(self, cell: Cell) -> None:
+        trained = cell.model_of or cell
+        left = (each for each in (*self.waiting, *self.claims, *self.failed) if each != cell)
+        if not self.keep_checkpoints and not any(each.model_of == trained for each in left):
+            shutil.rmtree(self._place(trained) / RUN_FOLDER / "checkpoints", ignore_errors=True)
 
+    def _prepare(self, cell: Cell) -> None:
+        # Before any cell needs the event store: no cell's time includes it.
+        if cell.data in self.prepared:
+            return
+        log = self.folder / CELLS_FOLDER / cell.data / "prepare.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
 
-def _curve(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield validation metrics and training loss after each epoch, from the run's log."""
-    if not file.is_file():
-        return
-    with file.open(encoding="utf-8", newline="") as lines:
-        for line in csv.DictReader(lines):
-            for name, value in line.items():
-                if value and (name.startswith("val_") or name == "train_loss_epoch"):
-                    # The log counts from 0.
-                    place = {"epoch": int(line["epoch"]) + 1, "step": int(line["step"]) + 1}
-                    yield {**place, "metric": name.removeprefix("val_"), "value": float(value)}
+        def finish(words: list[str], process: subprocess.Popen[bytes]) -> None:
+            if process.returncode != 0:
+                reason = runner.last_line(log)
+                raise InputError(f"{cell.data} could not be prepared: {reason} (full log: {log})")
+
+        words = self._words("prepare", cell, [])
+        runner.run_all([words], [Slot()], lambda words, slot: runner.start(words, log, slot.environment), finish)
+        self.prepared.add(cell.data)
+
+    def _words(self, command: str, cell: Cell, further: Sequence[Path]) -> list[str]:
+        files = [*self.settings.fragments(cell), *further]
+        configs = [word for file in files for word in ("--config", str(file))]
+        given = [f"--{key}={value}" for key, value in self.settings.arguments(cell).items()]
+        return ["seqrec", command, *configs, *given, *self.settings.path_words(cell)]
+
+    def _checkpoint(self, cell: Cell) -> Path:
+        assert cell.model_of is not None
+        return self._place(cell.model_of) / RUN_FOLDER / "checkpoints" / f"{cell.checkpoint}.ckpt"
+
+    def _place(self, cell: Cell) -> Path:
+        return self.folder / CELLS_FOLDER / cell.place
+
+    def _file(self, cell: Cell) -> Path:
+        # The name of a label may contain points.
+        return self.results / cell.place.with_name(f"{cell.place.name}.json")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seqrec.errors import check_at_least
-from seqrec.experiments.grid.run import read_grid
+from seqrec.experiments.grid.result import read_grid
 from seqrec.experiments.report import figures
 from seqrec.experiments.report.card import leave_card
 from seqrec.experiments.report.page import FILE_NAME, RunPage
@@ -17,7 +17,6 @@ from seqrec.experiments.report.tables import ablation_table, cost_table, quality
 from seqrec.files import write_text
 
 if TYPE_CHECKING:
-    import polars
     from matplotlib.figure import Figure
 
 __all__ = ["report"]
@@ -37,7 +36,8 @@ def report(folder: str, *, output: str | None = None, examples: int = 6, store: 
     files.
 
     Args:
-        folder: A run's folder, or a folder of `seqrec benchmark paper`.
+        folder: A run's folder, or the results of `seqrec benchmark paper` or its folder. The folders of a grid's runs are
+            not needed.
         output: Folder for the files; None is the run's folder, or `report` in that of a grid.
         examples: Users of a run to whom its model recommends; 0 loads no model.
         store: Folder of the event store that a run's model was trained on; None is the folder that it had then.
@@ -50,18 +50,18 @@ def report(folder: str, *, output: str | None = None, examples: int = 6, store: 
     if is_run(folder):
         _report_run(folder, Path(output or folder), RunPage(read_run(folder), examples, store))
         return
-    results, curves = read_grid(Path(folder))
+    results = read_grid(Path(folder))
     target = Path(output or Path(folder) / "report")
     target.mkdir(parents=True, exist_ok=True)
     parts: list[str] = []
-    for log in read_logs(Path(folder), results):
+    for log in read_logs(results):
         parts.append(f"## {log.data}\n")
         for table in (quality_table(log), cost_table(log), ablation_table(log)):
             if table is not None:
                 (target / f"{table.name}.tex").write_text(table.as_latex(), encoding="utf-8")
                 parts.append(table.as_markdown())
         with figures.look():
-            for name, figure in _figures(log, curves):
+            for name, figure in _figures(log):
                 figures.save(figure, target, name)
                 parts.append(f"![{name}]({name}.png)\n")
     (target / REPORT_FILE).write_text("\n".join(parts), encoding="utf-8")
@@ -76,11 +76,11 @@ def _report_run(folder: str, target: Path, page: RunPage) -> None:
     print("\n".join([str(target / FILE_NAME), *(f"note: without {each}" for each in page.missing)]))
 
 
-def _figures(log: Log, curves: polars.DataFrame) -> Iterator[tuple[str, Figure]]:
+def _figures(log: Log) -> Iterator[tuple[str, Figure]]:
     if log.unchanged:
         yield f"quality_{log.data}", figures.quality_figure(log)
     if any(row.is_trained for row in log.unchanged):
         yield f"costs_{log.data}", figures.cost_figure(log)
-        yield f"curves_{log.data}", figures.curve_figure(log, curves)
+        yield f"curves_{log.data}", figures.curve_figure(log)
     for length in log.ablated_lengths:
         yield f"ablations_{log.data}_{length}", figures.ablation_figure(log, length)

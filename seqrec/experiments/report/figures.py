@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars
 
 from seqrec.errors import MissingInputError
 from seqrec.experiments import ENCODERS
-from seqrec.experiments.report.rows import METRICS, Log, Row, judge
+from seqrec.experiments.grid.result import METRICS
+from seqrec.experiments.report.rows import Log, Row, judge
 from seqrec.experiments.report.tables import MIB
 
 if TYPE_CHECKING:
@@ -97,22 +97,25 @@ def cost_figure(log: Log) -> Figure:
     return figure
 
 
-def curve_figure(log: Log, curves: polars.DataFrame) -> Figure:
-    """Plot validation NDCG@10 after each epoch, mean over the seeds that reached it, in one panel per length."""
+def curve_figure(log: Log) -> Figure:
+    """Plot validation NDCG@10 after each validation, mean over the seeds that reached it, in a panel per length."""
     figure, axes = _panels(len(log.lengths), sharey=True)
-    own = curves.filter(data=log.data, ablation="", metric="NDCG@10")
     for axis, length in zip(axes, log.lengths, strict=True):
-        for model in [model for model, trained in _models(log) if trained]:
-            epochs = own.filter(length=length, model=model).group_by("epoch")
-            points = epochs.agg(polars.col("value").mean()).sort("epoch")
-            axis.plot(points["epoch"], points["value"], label=model, **_style(model, True))
+        for row in [row for row in log.at(length) if row.is_trained]:
+            values: dict[int, list[float]] = {}
+            for run in row.runs:
+                for step, value in zip(run["curve"]["step"], run["curve"]["NDCG@10"], strict=True):
+                    values.setdefault(step, []).append(value)
+            steps = sorted(values)
+            means = [np.mean(values[step]) for step in steps]
+            axis.plot(steps, means, label=row.model, **_style(row.model, True))
         axis.set_title(f"histories of up to {length:,} events", fontsize=9)
-        axis.set_xlabel("epoch")
-        axis.locator_params(axis="x", integer=True)
+        axis.set_xlabel("updates")
+        axis.locator_params(axis="x", integer=True, nbins=5)
     # After all panels have their lines, because they share the axis.
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("validation NDCG@10")
-    _finish(figure, axes, f"{log.data}: learning curves (mean over the seeds that reached an epoch)")
+    _finish(figure, axes, f"{log.data}: learning curves (mean over the seeds that reached an update)")
     return figure
 
 

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars
 from numpy.typing import NDArray
 
 from seqrec.errors import InputError
-from seqrec.evaluation.results import read_results
 from seqrec.evaluation.results.intervals import bootstrap_means, percentile_intervals, sign_flip_p_values
 from seqrec.experiments import ENCODERS, is_baseline
 from seqrec.experiments.grid.cells import Budget
-from seqrec.experiments.grid.run import RUN_FOLDER
+from seqrec.experiments.grid.result import METRICS, UserMetrics
 
-METRICS = ("HR@10", "NDCG@10")
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 Float64 = NDArray[np.float64]
@@ -29,7 +25,7 @@ class Row:
     """One model at one length; `ablation` is empty if nothing is changed.
 
     Attributes:
-        runs: Columns of the grid's results for each run, seed after seed.
+        runs: The result of each run, seed after seed.
         users: (S, U, M) float64, `METRICS` of each user in each run.
     """
 
@@ -66,9 +62,20 @@ class Row:
 
     def span(self, column: str) -> str:
         """Return a count in words: one number if all runs have it, else the least and the most."""
-        values = [run[column] for run in self.runs]
-        low, high = min(values), max(values)
-        return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        return _span([run[column] for run in self.runs])
+
+    @property
+    def best_after(self) -> str:
+        """Updates of the best validation, as `span` writes them; empty if no validation chose."""
+        return _span([run["validation"]["step"] for run in self.runs if run["validation"] is not None])
+
+    @property
+    def rising(self) -> str:
+        """Runs whose budget ended while validation still rose: "yes" means all, "no" none; else how many of them."""
+        values = [run["validation"]["rising"] for run in self.runs if run["validation"] is not None]
+        if not values:
+            return ""
+        return {0: "no", len(values): "yes"}.get(sum(values), f"{sum(values)} of {len(values)}")
 
 
 @dataclass(frozen=True)
@@ -159,33 +166,31 @@ def judge(rows: Sequence[Row]) -> Quality:
     return Quality(tuple(rows), np.stack([means.mean(0) for means in seeds]), intervals, np.stack(deviations))
 
 
-def read_logs(folder: Path, results: polars.DataFrame) -> list[Log]:
-    """Return the rows of each log of a grid in `folder`.
+def read_logs(results: Sequence[dict[str, Any]]) -> list[Log]:
+    """Return the rows of each log of a grid from the results of its cells.
 
     Raises:
         InputError: if cells of one log were tested on other users, or by other protocols.
     """
-    cells = results.unique(subset="place").sort("place")
     logs = []
-    for data in cells["data"].unique().sort():
-        runs = cells.filter(data=data).to_dicts()
-        rows = sorted(_rows(folder, runs), key=lambda row: (row.length, *_order(row)))
+    for data in sorted({run["data"] for run in results}):
+        runs = [run for run in results if run["data"] == data]
+        rows = sorted(_rows(runs), key=lambda row: (row.length, *_order(row)))
         logs.append(Log(data, tuple(rows)))
     return logs
 
 
-def _rows(folder: Path, runs: list[dict[str, Any]]) -> Iterator[Row]:
-    first = read_results(folder / runs[0]["place"] / RUN_FOLDER)
-    targets = first.frame.select("user_id", "item_id")
+def _rows(runs: list[dict[str, Any]]) -> Iterator[Row]:
+    first = UserMetrics.from_plain(runs[0]["user_metrics"])
     found: dict[tuple[int, str, str], list[tuple[dict[str, Any], Float64]]] = {}
-    for run in sorted(runs, key=lambda run: run["seed"]):
-        ranks = read_results(folder / run["place"] / RUN_FOLDER)
-        same = ranks.frame.select("user_id", "item_id").equals(targets)
-        if not same or ranks.header.protocol != first.header.protocol:
+    for run in sorted(runs, key=lambda run: int(run["seed"])):
+        own = UserMetrics.from_plain(run["user_metrics"])
+        if own.targets != first.targets or run["protocol"] != runs[0]["protocol"]:
+            names = " and ".join(f"{r['data']} {r['length']} {r['model']} seed {r['seed']}" for r in (runs[0], run))
             differ = "were not tested on the same users and items by one protocol, and cannot be in one table"
-            raise InputError(f"{runs[0]['place']} and {run['place']} {differ}; run the grid again in an empty folder")
+            raise InputError(f"{names} {differ}; run the grid again in an empty folder")
         key = (run["length"], run["model"], run["ablation"])
-        found.setdefault(key, []).append((run, ranks.metrics(METRICS)))
+        found.setdefault(key, []).append((run, own.values))
     for key, pairs in found.items():
         yield Row(*key, tuple(run for run, _ in pairs), np.stack([users for _, users in pairs]))
 
@@ -193,3 +198,10 @@ def _rows(folder: Path, runs: list[dict[str, Any]]) -> Iterator[Row]:
 def _order(row: Row) -> tuple[int, str, str]:
     place = ENCODERS.index(row.model) if row.model in ENCODERS else len(ENCODERS) if row.is_trained else -1
     return place, row.model, row.ablation
+
+
+def _span(values: Sequence[int]) -> str:
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -9,7 +9,8 @@ from math import isnan
 
 from tabulate import tabulate
 
-from seqrec.experiments.report.rows import CONFIDENCE, METRICS, RESAMPLES, Log, Quality, Row, judge
+from seqrec.experiments.grid.result import METRICS
+from seqrec.experiments.report.rows import CONFIDENCE, RESAMPLES, Log, Quality, Row, judge
 
 SIGNIFICANT = 0.05
 MIB = 1 << 20
@@ -22,6 +23,8 @@ QUALITY_NOTES = (
     f"† marks a best model that beats the second in a paired sign-flip test, p < {SIGNIFICANT:g}. The p-values are not "
     "adjusted for the number of comparisons",
     TESTED,
+    "`best after` is the number of updates of the best validation. `rising` is yes if training ended by its budget and "
+    "the last validation was the best: a larger budget may be better",
 )
 COST_NOTES = (
     "Values are means over seeds",
@@ -35,6 +38,7 @@ COST_NOTES = (
     "`events/s` is the number of events trained on, divided by `train s`",
     TESTED,
 )
+TRAINING = ("seeds", "epochs", "steps", "best after", "rising")
 CHANGES = "Changes are relative to the same model unchanged, user by user, with a sign-flip test"
 _LATEX = {sign: rf"\{sign}" for sign in "{}$%&_#"} | {
     "\\": r"\textbackslash{}",
@@ -167,7 +171,7 @@ def quality_table(log: Log) -> ReportTable | None:
             rows.append((*cells, *_training(row)))
     heads = [head for metric in METRICS for head in (metric, INTERVAL, "± seeds")]
     compared = [f"Best compared with second: {'; '.join(tested)}"] if tested else []
-    columns = ("length", "model", *heads, "seeds", "epochs", "steps")
+    columns = ("length", "model", *heads, *TRAINING)
     notes = (*QUALITY_NOTES, *compared, *log.missing(), *log.terms(log.unchanged))
     title = f"{log.data}: quality by history length"
     return ReportTable(f"quality_{log.data}", title, columns, 2, tuple(rows), notes)
@@ -195,7 +199,7 @@ def ablation_table(log: Log) -> ReportTable | None:
             rows.append((*_name(row), mean, _interval(quality, number, metric), *change, *_training(row)))
     if not rows:
         return None
-    columns = ("length", "model", "NDCG@10", INTERVAL, "change", "p", "seeds", "epochs", "steps")
+    columns = ("length", "model", "NDCG@10", INTERVAL, "change", "p", *TRAINING)
     notes = (CHANGES, TESTED, *log.terms(shown))
     return ReportTable(f"ablations_{log.data}", f"{log.data}: ablations", columns, 2, tuple(rows), notes)
 
@@ -231,7 +235,7 @@ def _interval(quality: Quality, number: int, metric: int) -> Entry:
 
 def _training(row: Row) -> list[Entry]:
     counts = (row.span(name) if row.is_trained else "" for name in ("epochs", "steps"))
-    return [Entry(f"{len(row.runs)}"), *map(Entry, counts)]
+    return [Entry(text) for text in (f"{len(row.runs)}", *counts, row.best_after, row.rising)]
 
 
 def _escaped(text: str) -> str:
