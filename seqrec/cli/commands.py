@@ -69,6 +69,7 @@ COMMANDS = {
     "doctor": Command("list the fast paths of this machine", f"{__name__}:doctor"),
     "report": Command("write the page of a run, or tables of a grid", "seqrec.experiments.report:report", "folder"),
     "benchmark paper": Command("a grid: every encoder at every length", "seqrec.experiments.paper:benchmark_paper"),
+    "benchmark ladder": Command("one model, step by step", "seqrec.experiments.ladder:benchmark_ladder", "ladder"),
     **{
         f"benchmark {name}": Command(line, f"seqrec.benchmark.{name}:benchmark_{name}")
         for name, line in _BENCHMARKS.items()
