@@ -1,4 +1,4 @@
-"""Many runs: sweeps, grids, searches of step and batch sizes, and reports; with the models that they train, by name."""
+"""Many runs: sweeps, grids, ladders, searches of step and batch sizes, reports; with the models to train, by name."""
 
 from __future__ import annotations
 

@@ -68,7 +68,10 @@ def run_grid(
     """
     grid = _Grid(folder, results, settings, list(cells), progress, made_by, keep_checkpoints)
     grid.skip_finished()
-    runner.run_all(grid.ready(), slots, grid.start, grid.finish)
+    try:
+        runner.run_all(grid.ready(), slots, grid.start, grid.finish)
+    finally:
+        grid.release_all()
     if grid.failed:
         logs = "; ".join(f"{cell}: {reason}" for cell, reason in grid.failed.items())
         raise InputError(
@@ -154,6 +157,11 @@ class _Grid:
         finally:
             self._release(cell)
 
+    def release_all(self) -> None:
+        """Release the claims of cells that were stopped."""
+        for cell in list(self.claims):
+            self._release(cell)
+
     def _next(self) -> Cell | None:
         """Return the next cell that can run, claimed; None if there is none now. Finished cells wait no longer."""
         for cell in list(self.waiting):
@@ -172,9 +180,14 @@ class _Grid:
         return None
 
     def _can_start(self, cell: Cell) -> bool:
-        """Return whether the model that a cell tests is there; one that is not trains again, unless that has failed."""
+        """Return whether the model that a cell tests is there; one that is not trains again, unless that has failed.
+
+        A cell that trains, or that another command has finished, needs none.
+        """
         trained = cell.model_of
-        if trained is None or (self._result(trained) is not None and self._checkpoint(cell).is_file()):
+        if trained is None or self._result(cell) is not None:
+            return True
+        if self._result(trained) is not None and self._checkpoint(cell).is_file():
             return True
         if trained in self.failed:
             self._give_up(cell, f"{trained} failed")
