@@ -120,6 +120,12 @@ def test_other_users_are_not_compared(fake: FakeRunner):
     assert rows[3]["change"] is not None
 
 
+def test_users_of_another_log_are_not_compared(fake: FakeRunner):
+    steps = [*STEPS[:4], {**STEPS[4], "data": "ml_1m_sasrec"}]
+    Path("steps.yaml").write_text(yaml.safe_dump({**SHARED, "steps": steps}))
+    assert run()["steps"][4]["change"] is None
+
+
 def test_a_killed_ladder_resumes_without_its_run_folders(fake: FakeRunner, monkeypatch: pytest.MonkeyPatch):
     # It takes most of the time.
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -36,8 +36,8 @@ def report(folder: str, *, output: str | None = None, examples: int = 6, store: 
     files.
 
     Args:
-        folder: A run's folder, or the results of `seqrec benchmark paper` or its folder. The folders of a grid's runs are
-            not needed.
+        folder: A run's folder, or the results of `seqrec benchmark paper`, or its folder. The folders of a grid's runs
+            are not needed.
         output: Folder for the files; None is the run's folder, or `report` in that of a grid.
         examples: Users of a run to whom its model recommends; 0 loads no model.
         store: Folder of the event store that a run's model was trained on; None is the folder that it had then.

@@ -31,6 +31,7 @@ _NOTES = (
     f"Intervals come from {RESAMPLES:,} bootstrap resamples of the users",
     "`change` is relative to the step in the column `from`, user by user, p of a sign-flip test. The p-values are not "
     "adjusted for the number of comparisons. A change of protocol is a difference of what is measured, not of models",
+    "A step on another log than the one in `from` has no test: another file may number the same users differently",
     "A step with `=` in the column `model` is tested on the model of an earlier step. Its costs of training are those "
     "of that model",
     "`peak MiB` is the memory of tensors on a GPU. On a CPU it is the memory of the process, libraries included",
@@ -49,14 +50,15 @@ def ladder_rows(steps: Sequence[Mapping[str, Any]], runs: Sequence[dict[str, Any
     Returns:
         Rows with `step` (from 1), `from` (likewise), name, part, whether the step trained, data, length, model, seed,
         changes, protocol id, users, `metrics` (mean, low and high end of the interval), `change` relative to `from`
-        (the same and `p`; None for the first step, or if the users are others), validation, costs (seconds, bytes,
+        (the same and `p`; None for the first step, or if log or users are others), validation, costs (seconds, bytes,
         number of parameters), hardware, versions and commit.
     """
     users = [UserMetrics.from_plain(run["user_metrics"]) for run in runs]
     rows = []
     for number, (step, run) in enumerate(zip(steps, runs, strict=True)):
         base, change = step["base"], None
-        if base is not None and users[base].users == users[number].users:
+        # Two files of one log may number its users differently.
+        if base is not None and runs[base]["data"] == run["data"] and users[base].users == users[number].users:
             differences = users[number].values - users[base].values
             p_values = sign_flip_p_values(differences, resamples=RESAMPLES, seed=0)
             change = {
