@@ -54,6 +54,8 @@ _BENCHMARKS = {
 }
 COMMANDS = {
     "prepare": Command("prepare the event store from the raw log, and summarise it"),
+    "append": Command("add new events to the prepared store"),
+    "compact": Command("rewrite a store that has grown as one segment"),
     "fit": Command("prepare, train, and test the best checkpoint"),
     "validate": Command("compute the validation metrics of a checkpoint"),
     "test": Command("compute the test metrics of a checkpoint"),

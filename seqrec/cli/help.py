@@ -66,10 +66,12 @@ GROUPS = {
         "execution.compile": "",
         "graphed_step.enabled": "",
     },
-    "this command": dict.fromkeys(("overwrite", "what", "min_lr", "max_lr", "steps", "max_batch_size"), ""),
+    "this command": dict.fromkeys(
+        ("overwrite", "input", "duplicates", "late", "what", "min_lr", "max_lr", "steps", "max_batch_size"), ""
+    ),
 }
 LEFT_OUT = {
-    "prepare": ("model", "evaluation", "training"),
+    **dict.fromkeys(("prepare", "append", "compact"), ("model", "evaluation", "training")),
     "tune": ("evaluation",),
     **dict.fromkeys(("validate", "test", "predict"), ("training",)),
 }

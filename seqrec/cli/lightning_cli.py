@@ -1,4 +1,6 @@
-"""The commands that run a trainer: prepare, tune, fit, validate, test, and recommend with a trainer."""
+"""The commands with the options of a run: those of the data, tune, fit, validate, test, recommend with a trainer."""
+
+# Longer than 400 lines because Lightning takes the commands and their options from one class.
 
 from __future__ import annotations
 
@@ -24,6 +26,7 @@ from seqrec.cli.arguments import (
     refuse_unused_batch_size,
     sets,
     with_default_classes,
+    with_list,
 )
 from seqrec.cli.parsing import ArgumentParser, with_names
 from seqrec.cli.recipe_arguments import chosen_arguments
@@ -31,6 +34,8 @@ from seqrec.cli.run_parser import RunParser, build_data
 from seqrec.cli.saved_config import SavedConfig
 from seqrec.cli.trust import Check, classes_of_the_user, name_a_config, only_trusted_classes
 from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.prepare import compact
+from seqrec.data.progress import print_line
 from seqrec.evaluation.protocols import FullRanking, Protocol
 from seqrec.evaluation.report import note_on_repeats, report_text, write_metrics
 from seqrec.evaluation.results import ResultsWriter
@@ -57,6 +62,8 @@ from seqrec.runs.callbacks import (
 from seqrec.runs.summary import FILE_NAME as SUMMARY_FILE
 from seqrec.runs.trainer_checks import caveats
 
+# Commands that need only the data -> their options.
+OF_THE_DATA = {"prepare": ("overwrite",), "append": ("input", "duplicates", "late"), "compact": ()}
 CALLBACKS: dict[str, type[pl.Callback]] = {
     "checkpoint": BestCheckpoint,
     "validation": ValidationSteps,
@@ -91,6 +98,40 @@ class Trainer(pl.Trainer):
         if overwrite:
             datamodule.prepare_again()
         print(datamodule.store.summary())
+
+    @staticmethod
+    def append(
+        datamodule: SequenceDataModule,
+        input: list[str],
+        duplicates: Literal["keep", "drop", "refuse"] | None = None,
+        late: Literal["merge", "refuse"] = "merge",
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Add new events to the prepared store, as a segment of it.
+
+        Args:
+            datamodule: The log and the folder of the store.
+            input: Files with new events, with the columns of the log: paths, globs or folders.
+            duplicates: Events with the user, item and timestamp of an earlier one: keep, drop or refuse. null is
+                data.filters.duplicates.
+            late: Events that are older than the newest of their user in the store: merge or refuse.
+            ckpt_path: A run's folder, a checkpoint or `last`: the data of that run grows.
+            weights_only: Unused; the config of a run has it.
+        """
+        datamodule.append(input, duplicates=duplicates, late=late)
+        print(datamodule.store.summary())
+
+    @staticmethod
+    def compact(datamodule: SequenceDataModule, ckpt_path: str | None = None, weights_only: bool | None = None) -> None:
+        """Rewrite a store that has grown as one segment, with the same ids.
+
+        Args:
+            datamodule: The log and the folder of the store.
+            ckpt_path: A run's folder, a checkpoint or `last`: the store of that run is rewritten.
+            weights_only: Unused; the config of a run has it.
+        """
+        print(compact(datamodule.store_directory, progress=print_line).summary())
 
     def tune(
         self,
@@ -169,7 +210,11 @@ class SeqrecCLI(LightningCLI):
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method of all commands
         """Return the trainer's methods that are commands, with the arguments that are not options."""
-        every = {"prepare": {"datamodule"}, "tune": {"model", "datamodule"}, **LightningCLI.subcommands()}
+        every = {
+            **{name: {"datamodule"} for name in OF_THE_DATA},
+            "tune": {"model", "datamodule"},
+            **LightningCLI.subcommands(),
+        }
         return every if self.command is None else {self.command: every[self.command]}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -186,10 +231,10 @@ class SeqrecCLI(LightningCLI):
         super()._set_seed()
 
     def instantiate_classes(self) -> None:
-        """Build data, model and trainer; `prepare` builds only the data."""
+        """Build data, model and trainer; the commands of the data build only these."""
         command, config = str(self.subcommand), self.config[self.subcommand].as_dict()
         self.check(config)
-        if command == "prepare":
+        if command in OF_THE_DATA:
             self.datamodule = build_data(self._get(self.config, "data"))
             return
         refuse_slurm_without_srun(self._get(self.config, "trainer.plugins"))
@@ -258,8 +303,9 @@ class SeqrecCLI(LightningCLI):
                 callback.dirpath = str(resumed_from.parent)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if subcommand == "prepare":
-            Trainer.prepare(self.datamodule, overwrite=self._get(self.config, "overwrite"))
+        if subcommand in OF_THE_DATA:
+            names = OF_THE_DATA[subcommand]
+            getattr(Trainer, subcommand)(self.datamodule, **{name: self._get(self.config, name) for name in names})
             return
         try:
             super()._run_subcommand(subcommand)
@@ -353,11 +399,12 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
         words = as_prediction(words)
     named = name or next((word for word in words if word == "fit"), None)
     given = with_names(words, positional)
+    given = with_list(given, "--input") if name == "append" else given
     argv = expand(named, given, checkpoint="--ckpt_path")
     refuse_missing_config(argv, to_resume=named == "fit")
     if named == "fit":
         refuse_unused_batch_size(words, argv)
-    if name == "prepare" and not sets(argv, "model"):
+    if name in OF_THE_DATA and not sets(argv, "model"):
         argv = ["--model", "Popularity", *argv]
     explicit, argv = argv, with_default_classes(argv)
     # A config beside or inside a checkpoint may be of others, like the checkpoint itself; one inside comes as text.

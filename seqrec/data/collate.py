@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from seqrec.data.columns import Column
 from seqrec.data.sampler import BatchPlan
 from seqrec.data.schema import CATEGORICAL, NUMERIC
+from seqrec.data.segments import plain
 from seqrec.data.targets import LogTargets
 from seqrec.data.windows import ranges
 from seqrec.types import HeldOutItems, History, RaggedItems, SequenceBatch
@@ -125,7 +126,7 @@ class WindowDataset(Dataset[SequenceBatch]):
         np.cumsum(stops - starts, out=offsets[1:])
         small = self.store.num_items <= np.iinfo(np.int32).max
         item_ids = np.empty(offsets[-1], dtype=np.int32 if small else np.int64)
-        column = np.asarray(self.store.item_ids)
+        column = plain(self.store.item_ids)
         rows = [column[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
         np.concatenate(rows, out=item_ids, casting="unsafe")
         return RaggedItems(torch.from_numpy(item_ids), torch.from_numpy(offsets))
@@ -137,7 +138,7 @@ class WindowDataset(Dataset[SequenceBatch]):
         if (targets := self.store.targets) is not None:
             rows, there = np.repeat(np.arange(len(counts)), counts), targets.at(places)
             places, counts = places[there], np.bincount(rows[there], minlength=len(counts))
-        item_ids = np.asarray(self.store.item_ids)[places].astype(np.int64)
+        item_ids = plain(self.store.item_ids)[places].astype(np.int64)
         if counts.max() > 1 and not self.prequential:
             rows = np.repeat(np.arange(len(counts)), counts)
             # The first event of each item. A pair's number fits, because its row is a place in a batch.
@@ -147,7 +148,7 @@ class WindowDataset(Dataset[SequenceBatch]):
             counts = np.bincount(rows[first], minlength=len(counts))
         offsets = np.concatenate([[0], np.cumsum(counts)])
         times = self.store.timestamps
-        timestamps = None if times is None else torch.from_numpy(np.asarray(times)[places].astype(np.int64))
+        timestamps = None if times is None else torch.from_numpy(plain(times)[places].astype(np.int64))
         positions = None
         if self.prequential:
             positions = torch.from_numpy(places - np.repeat(np.asarray(self.store.offsets)[user_rows], counts))
@@ -195,13 +196,12 @@ class _Places:
 
     def rows(self, column: NDArray[Any], dtype: DTypeLike = np.int64) -> Tensor:
         """Return rows (B, L) of a column (E,), most often memory-mapped, or (B, L, W) of (E, W), zeros at padding."""
-        # Each slice of the map itself would make another map object.
-        column = np.asarray(column)
+        column = plain(column)
         return torch.from_numpy((self._copied if self.longest >= LONG_ROWS else self._gathered)(column, dtype))
 
     def standardised(self, column: NDArray[Any], mean: float, std: float, *, has_missing: bool) -> Tensor:
         """Return rows (B, L) float32 of `(column - mean) / std`; 0 at padding and, if some are missing, for NaN."""
-        column = np.asarray(column)
+        column = plain(column)
         if self.longest < LONG_ROWS:
             rows = self._gathered(column, np.float32)
             _standardise(rows, mean, std, rows, has_missing=has_missing)

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.data.schema import CATEGORICAL, CATEGORIES, NUMERIC, VECTOR, file_names
+from seqrec.data.schema import CATEGORICAL, CATEGORIES, EVENTS, NUMERIC, VECTOR, file_names
+from seqrec.data.segments import Layout, plain
 from seqrec.data.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Column:
 
     def taken(self, events: Any) -> Column:
         """Return the column of some rows, by an index of numpy's; kinds with one value a row only."""
-        return replace(self, values=np.asarray(self.values)[events])
+        return replace(self, values=plain(self.values)[events])
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -97,17 +97,21 @@ class Column:
         return f"{self.kind}, {size[self.kind]}, {self.missing:,} missing"
 
 
-def open_columns(directory: Path, group: str, described: Mapping[str, Mapping[str, Any]]) -> dict[str, Column]:
+def open_columns(layout: Layout, group: str, described: Mapping[str, Mapping[str, Any]]) -> dict[str, Column]:
     """Return the columns of a group by name, from the description of each in the store's manifest."""
     columns = {}
     for name, entry in described.items():
         stems = file_names(group, name, entry["kind"])
         arrays = {
-            attribute: np.load(directory / f"{stem}.npy", mmap_mode="r", allow_pickle=False)
+            attribute: layout.events(stem) if group == EVENTS else layout.newest(stem)
             for attribute, stem in stems.items()
             if attribute != "vocabulary"
         }
-        vocabulary = Vocabulary.open(directory, stems["vocabulary"]) if "vocabulary" in stems else None
+        vocabulary = (
+            Vocabulary.open(layout.folder_of(stems["vocabulary"]), stems["vocabulary"])
+            if "vocabulary" in stems
+            else None
+        )
         columns[name] = Column(**{**entry, **arrays}, vocabulary=vocabulary)
     return columns
 

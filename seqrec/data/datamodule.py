@@ -25,7 +25,8 @@ from seqrec.data.event_columns import EventColumn, checked_scales
 from seqrec.data.item_counts import first_event_times, training_item_counts
 from seqrec.data.loader import ResumableLoader, outlive_signals
 from seqrec.data.position import EpochPosition, count_as_done
-from seqrec.data.prepare import Filters, ensure_store, fingerprint, prepare
+from seqrec.data.prepare import Filters, append, ensure_store, fingerprint, prepare
+from seqrec.data.prepare.filters import Duplicates, Late
 from seqrec.data.prepare.memory import MemoryLimit
 from seqrec.data.progress import print_line
 from seqrec.data.sampler import BatchSampler, SequentialBatches
@@ -240,10 +241,20 @@ class SequenceDataModule(pl.LightningDataModule):
 
     def prepare_again(self) -> None:
         """Prepare the store even if it exists. Only one process may call this."""
-        for name in ("store", "event_scales", "first_event_times", "hidden_items"):
-            self.__dict__.pop(name, None)
+        self._forget_store()
         log = self.source, self.filters, self.store_directory
         prepare(*log, schema=self.schema, memory_limit=self.memory_limit, progress=print_line, overwrite=True)
+
+    def append(self, input: list[str], *, duplicates: Duplicates | None = None, late: Late = "merge") -> None:
+        """Add new events to the prepared store; see `seqrec.data.prepare.append`. Only one process may call this."""
+        self._forget_store()
+        log = self.source, self.filters, self.store_directory, input
+        options = {"schema": self.schema, "memory_limit": self.memory_limit, "progress": print_line}
+        append(*log, duplicates=duplicates, late=late, **options)  # type: ignore[arg-type]
+
+    def _forget_store(self) -> None:
+        for name in ("store", "event_scales", "first_event_times", "hidden_items"):
+            self.__dict__.pop(name, None)
 
     def prepare_data(self) -> None:
         """Prepare the store on one process of each host."""

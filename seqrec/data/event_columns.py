@@ -35,7 +35,7 @@ class EventColumn:
     Args:
         name: Name of the column in the log, as in `Schema.events`.
         kind: "categorical", "numeric" or "vector", as in `Schema`.
-        values: Values of the codes 1, 2, .. of a categorical column, text or integers, ascending. Code 0 is a missing
+        values: Values of the codes 1, 2, .. of a categorical column, text or integers. Code 0 is a missing
             value, and any other.
         mean: With which a number is standardised; that of the training part.
         std: The standard deviation, likewise.
@@ -363,9 +363,9 @@ def _vocabulary(name: str, values: Sequence[str] | Sequence[int]) -> Vocabulary:
     if not is_text and not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
         raise InputError(f"the column {name!r} has values of several types; give text only, or integers only")
     try:
-        return Vocabulary([str(value) for value in values] if is_text else np.array(values, np.int64))
+        return Vocabulary([str(value) for value in values] if is_text else np.array(values, np.int64), any_order=True)
     except (ValueError, OverflowError) as error:
-        raise InputError(f"the values of the column {name!r} must be distinct and in ascending order") from error
+        raise InputError(f"the values of the column {name!r} must be distinct") from error
 
 
 def _same(one: Vocabulary, other: Vocabulary) -> bool:

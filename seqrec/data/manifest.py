@@ -13,9 +13,12 @@ from seqrec.files import write_text
 
 FORMAT = "seqrec-event-store"
 VERSION = 3
-# Stores of version 2 have no columns besides users, items and times.
-READABLE_VERSIONS = (2, VERSION)
+# Stores of version 2 have no columns besides users, items and times. Those that have grown are of version 4.
+GROWN = 4
+READABLE_VERSIONS = (2, VERSION, GROWN)
 MANIFEST = "manifest.json"
+# Copy, in the folder of a segment, of the manifest before that segment.
+BEFORE = "before.json"
 # The command line adds what names the data.
 PREPARE_AGAIN = "seqrec prepare --overwrite true"
 REMEDY = f"prepare it again: {PREPARE_AGAIN}"
@@ -37,22 +40,24 @@ def write_manifest(
 ) -> None:
     """Write the manifest, which makes complete files a store; it has size and SHA-256 of each of the `files`.
 
-    A store has a list of segments, runs of events in files of their own. Until stores grow it has one.
+    A store has a list of segments, runs of events in files of their own. One that `prepare` made has a single one; see
+    `seqrec.data.segments`. `extra` has the list if there are more.
     """
     segments = [{name: counts[name] for name in ("users", "events")}]
     content = {"format": FORMAT, "version": VERSION, "counts": dict(counts), "segments": segments, **extra}
-    content["files"] = dict(files)
+    has_grown = len(content["segments"]) > 1 or any(name.endswith(".order.npy") for name in files)
+    content |= {"version": GROWN if has_grown else VERSION, "files": dict(files)}
     write_text(directory / MANIFEST, sealed(content, DIGEST))
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """Return the manifest of the store in `directory`, without its digest.
+def read_manifest(directory: Path, name: str = MANIFEST) -> dict[str, Any]:
+    """Return the manifest of the store in `directory`, or another of its manifests, without its digest.
 
     Raises:
         MissingStoreError: if `directory` is not a store.
         StoreError: if the manifest cannot be read, is damaged or has another version.
     """
-    path = directory / MANIFEST
+    path = directory / name
     try:
         manifest, whole = unsealed(path.read_bytes().decode(), DIGEST)
         found, version = manifest["format"], manifest["version"]
@@ -84,14 +89,22 @@ def _check_shape(path: Path, manifest: Mapping[str, Any]) -> None:
         and isinstance(files, dict)
         and {"item_ids.npy", "offsets.npy"} <= files.keys()
         and all(isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in files.values())
-        and all("/" not in name and "\\" not in name for name in files)
+        and isinstance(segments := manifest.get("segments", [{}]), list)
+        and all(isinstance(each, dict) for each in segments)
+        and all(_is_file_of(name, segments) for name in files)
         and _has_columns(manifest.get("columns", {}), files)
-        and isinstance(manifest.get("segments", [{}]), list)
     )
     if not whole:
         raise StoreError(f"{path} is damaged: it does not describe the files of an event store; {REMEDY}")
-    if (segments := len(manifest.get("segments", [{}]))) != 1:
-        raise StoreError(f"{path} has {segments} segments, which only a later seqrec reads; update it, or {REMEDY}")
+    if len(segments) > 1 and manifest["version"] < GROWN:
+        raise StoreError(f"{path} has {len(segments)} segments, but version {manifest['version']}; {REMEDY}")
+
+
+def _is_file_of(name: str, segments: list[dict[str, Any]]) -> bool:
+    """Return whether a name is of a file in the store's folder, or in that of a later segment."""
+    folder, separator, file = name.rpartition("/")
+    folders = [f"segment_{number:04}" for number in range(2, len(segments) + 1)]
+    return "/" not in file and "\\" not in name and (not separator or folder in folders)
 
 
 def _has_columns(columns: Any, files: Mapping[str, Any]) -> bool:

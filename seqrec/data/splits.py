@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqrec.data.pieces import ends_of, events_before, pieces_of, time_quantile
+from seqrec.data.segments import plain
 from seqrec.data.store import EventStore
 from seqrec.data.targets import LogTargets
 from seqrec.errors import InputError, check_at_least
@@ -299,7 +300,7 @@ class GlobalTime(Split):
             raise InputError(
                 f"{store.directory}: the log has no timestamps, which GlobalTime divides by; use LeaveOneOut or LastN"
             )
-        times, offsets = np.asarray(store.timestamps), np.asarray(store.offsets)
+        times, offsets = plain(store.timestamps), np.asarray(store.offsets)
         if not isinstance(point, str) and _is_quantile(point):
             time: float = time_quantile(times, point)
         else:

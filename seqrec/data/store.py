@@ -1,5 +1,7 @@
 """The event store: a prepared log on disk, immutable, versioned, memory-mapped. U users, E events."""
 
+# Longer than 400 lines because opening, checking and reading a store share its manifest.
+
 from __future__ import annotations
 
 import hashlib
@@ -16,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 from seqrec.data.columns import Column, open_columns
 from seqrec.data.conditions import condition_error, event_condition
 from seqrec.data.integrity import BackgroundCheck, changed
-from seqrec.data.manifest import REMEDY, read_manifest
+from seqrec.data.manifest import BEFORE, MANIFEST, REMEDY, read_manifest
 from seqrec.data.schema import (
     CATEGORICAL,
     EVENTS,
@@ -29,6 +31,7 @@ from seqrec.data.schema import (
     USERS,
     file_names,
 )
+from seqrec.data.segments import Layout
 from seqrec.data.targets import LogTargets
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError, StoreError
@@ -48,8 +51,11 @@ class EventStore:
     """A prepared log: every user's events in order, as flat arrays. `prepare` makes a store, `open` opens it.
 
     User row r, with internal user id r + 1, has the events [offsets[r], offsets[r + 1]), oldest first. Item ids are
-    1..num_items; 0, padding, never occurs. Pickling keeps only the path, so a copy in another process maps the same
-    files.
+    1..num_items; 0, padding, never occurs. Pickling keeps only the path and the number of segments, so a copy in
+    another process maps the same files, also if the store has grown meanwhile.
+
+    The events of a store that has grown lie in several files. Its arrays of events are then `JoinedArray`s: slices and
+    places are read as of one array, and `numpy.asarray` copies all.
 
     Args:
         directory: Folder of a store with complete files; `open` checks them, the constructor does not.
@@ -90,25 +96,24 @@ class EventStore:
         self.num_users: int = counts["users"]
         self.num_items: int = counts["items"]
         self.num_events: int = counts["events"]
-        self.item_ids: NDArray[np.unsignedinteger[Any]] = _map(directory / "item_ids.npy")
-        self.offsets: NDArray[np.int64] = _map(directory / "offsets.npy")
+        layout = Layout(directory, manifest)
+        self.item_ids: NDArray[np.unsignedinteger[Any]] = layout.events("item_ids")
+        self.offsets: NDArray[np.int64] = layout.newest("offsets")
         has_times = "timestamps.npy" in manifest["files"]
-        self.timestamps: NDArray[np.int64] | None = _map(directory / "timestamps.npy") if has_times else None
-        columns = {
-            group: open_columns(directory, group, manifest.get("columns", {}).get(group, {})) for group in GROUPS
-        }
+        self.timestamps: NDArray[np.int64] | None = layout.events("timestamps") if has_times else None
+        columns = {group: open_columns(layout, group, manifest.get("columns", {}).get(group, {})) for group in GROUPS}
         self.event_columns: dict[str, Column] = columns[EVENTS]
         self.item_columns: dict[str, Column] = columns[ITEMS]
         self.user_columns: dict[str, Column] = columns[USERS]
         self._opened = {
             directory / name: (directory / name).stat()
             for name in manifest["files"]
-            if name == "offsets.npy" or _is_large(directory / name)
+            if name.endswith("offsets.npy") or _is_large(directory / name)
         }
         self._background: BackgroundCheck | None = None
         self.targets: LogTargets | None = None
-        self.item_vocabulary = Vocabulary.open(directory, "item_vocabulary")
-        self.user_vocabulary = Vocabulary.open(directory, "user_vocabulary")
+        self.item_vocabulary = Vocabulary.open(layout.folder_of("item_vocabulary"), "item_vocabulary")
+        self.user_vocabulary = Vocabulary.open(layout.folder_of("user_vocabulary"), "user_vocabulary")
 
     @classmethod
     def open(cls, directory: Path | str) -> EventStore:
@@ -145,8 +150,9 @@ class EventStore:
         directory = Path(directory)
         return _opened(cls, directory, _manifest_of_whole_files(directory))
 
-    def __reduce__(self) -> tuple[Callable[[Path], EventStore], tuple[Path], dict[str, Any]]:
-        return EventStore.open_unchecked, (self.directory.absolute(),), {"targets": self.targets}
+    def __reduce__(self) -> tuple[Callable[..., EventStore], tuple[Path, int, int], dict[str, Any]]:
+        opened = self.directory.absolute(), len(self.manifest.get("segments", [{}])), self.num_events
+        return _reopened, opened, {"targets": self.targets}
 
     def select_targets(self, condition: str) -> None:
         """Make the events that meet a condition the only targets; all others become their context.
@@ -288,8 +294,13 @@ class EventStore:
         return lines
 
     def _digest_of(self, vocabulary: str) -> str:
-        files = sorted(name for name in self.manifest["files"] if name.startswith(vocabulary))
-        parts = " ".join(f"{name}={self.manifest['files'][name]['sha256']}" for name in files)
+        folder = Layout(self.directory, self.manifest).folder_of(vocabulary.rstrip("."))
+        files = {
+            file.name: entry["sha256"]
+            for name, entry in self.manifest["files"].items()
+            if (file := self.directory / name).name.startswith(vocabulary) and file.parent == folder
+        }
+        parts = " ".join(f"{name}={files[name]}" for name in sorted(files))
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     def described_columns(self) -> dict[str, str]:
@@ -357,8 +368,8 @@ class ArrayFile:
             stream.write(piece)
 
 
-def _manifest_of_whole_files(directory: Path) -> dict[str, Any]:
-    manifest = read_manifest(directory)
+def _manifest_of_whole_files(directory: Path, name: str = MANIFEST) -> dict[str, Any]:
+    manifest = read_manifest(directory, name)
     for name, expected in manifest["files"].items():
         file = directory / name
         if not file.is_file():
@@ -393,6 +404,15 @@ def _is_large(file: Path) -> bool:
     return file.name in ("item_ids.npy", "timestamps.npy") or (is_column and ".vocabulary." not in file.name)
 
 
-def _map(file: Path) -> NDArray[Any]:
-    mapped: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
-    return mapped
+def _reopened(directory: Path, segments: int, num_events: int) -> EventStore:
+    """Open a store as it was when it had some segments.
+
+    Raises:
+        StoreError: if it was made anew since then.
+    """
+    manifest = _manifest_of_whole_files(directory)
+    if len(manifest.get("segments", [{}])) > segments:
+        manifest = _manifest_of_whole_files(directory, f"segment_{segments + 1:04}/{BEFORE}")
+    if manifest["counts"]["events"] != num_events:
+        raise StoreError(f"{directory} was compacted or prepared again while it was in use; start again")
+    return _opened(EventStore, directory, manifest)

@@ -1,4 +1,4 @@
-"""External ids <-> internal ids, memory-mapped. Internal ids are 1..N in ascending order of external id."""
+"""External ids <-> internal ids, memory-mapped. Internal ids are 1..N, most often in order of external id."""
 
 from __future__ import annotations
 
@@ -21,13 +21,18 @@ TRANSLATED = 1 << 20
 
 
 class Vocabulary:
-    """The log's ids of one kind, users or items: internal id i is the i-th smallest external id.
+    """The log's ids of one kind, users or items.
 
-    Internal id 0 is padding. Strings are ordered by their UTF-8 bytes, which is also the order of Python strings.
-    They are stored as one run of bytes, so millions of them open at once. External ids are an int64 array or strings.
+    Internal id 0 is padding. In a store that `prepare` made, internal id i is the i-th smallest external id. In one
+    that has grown, later ids follow in the order of their arrival. Strings are ordered by their UTF-8 bytes, which is
+    also the order of Python strings. They are stored as one run of bytes, so millions of them open at once.
+
+    Args:
+        external_ids: The ids 1, 2, .., an int64 array or strings.
+        any_order: Whether they may come in any order.
 
     Raises:
-        ValueError: if the ids are not ascending and distinct.
+        ValueError: if the ids are not distinct, or not ascending without `any_order`.
 
     Example:
         >>> import numpy as np
@@ -36,25 +41,39 @@ class Vocabulary:
         ([3, 1, 0], [20, 7])
     """
 
-    def __init__(self, external_ids: Int64Array | Sequence[str]) -> None:
+    def __init__(self, external_ids: Int64Array | Sequence[str], *, any_order: bool = False) -> None:
         if isinstance(external_ids, np.ndarray) and external_ids.dtype.kind in "iu":
             integers = external_ids.astype(np.int64, copy=False)
             self._set(integers, None)
-            ascending = bool(np.all(integers[1:] > integers[:-1]))
+            order: Int64Array = np.argsort(integers, kind="stable").astype(np.int64)
         else:
             encoded = [str(external_id).encode() for external_id in external_ids]
             offsets = np.zeros(len(encoded) + 1, np.int64)
             np.cumsum([len(text) for text in encoded], out=offsets[1:])
             self._set(np.frombuffer(b"".join(encoded), np.uint8), offsets)
-            ascending = all(low < high for low, high in pairwise(encoded))
-        if not ascending:
-            raise ValueError("external_ids must be distinct and in ascending order")
+            order = np.array(sorted(range(len(encoded)), key=encoded.__getitem__), np.int64)
+        if not np.array_equal(order, np.arange(len(order))):
+            if not any_order:
+                raise ValueError("external_ids must be distinct and in ascending order")
+            self._set(self._values, self._offsets, order)
+        if not self._is_distinct():
+            raise ValueError("external_ids must be distinct" + ("" if any_order else " and in ascending order"))
 
-    def _set(self, values: NDArray[np.generic], offsets: Int64Array | None) -> None:
+    def _is_distinct(self) -> bool:
+        if self._offsets is None:
+            values = self._values if self._order is None else self._values[self._order]
+            return bool(np.all(values[1:] != values[:-1]))
+        return all(low != high for low, high in pairwise(self._bytes(row) for row in range(len(self))))
+
+    def _set(
+        self, values: NDArray[np.generic], offsets: Int64Array | None, order: NDArray[np.integer[Any]] | None = None
+    ) -> None:
         # `values` are the ids if these are integers. If they are strings, `values` are their bytes, and string k
         # ends before offsets[k + 1].
         self._values = values
         self._offsets = offsets
+        # Row order[k], from 0, has the k-th smallest id; None if the rows are in this order.
+        self._order: NDArray[np.integer[Any]] | None = order
 
     @property
     def is_integer(self) -> bool:
@@ -81,7 +100,7 @@ class Vocabulary:
             raise ValueError(f"internal id {bad} must lie in 1..{len(self)}{reason}")
         if self._offsets is None:
             return np.asarray(self._values)[rows].astype(np.int64, copy=False)
-        return [self._bytes(int(row)).decode() for row in rows]
+        return [self._text(int(row)).decode() for row in rows]
 
     def external_series(self, internal_ids: NDArray[np.integer[Any]]) -> polars.Series:
         """Return the log's ids of `internal_ids` (N,) as a column, Int64 or String.
@@ -149,7 +168,9 @@ class Vocabulary:
         if len(self) == 0:
             return np.zeros(len(keys), np.int64)
         values = np.asarray(self._values)
-        rows = np.searchsorted(values, keys)
+        rows = np.searchsorted(values, keys, sorter=self._order)
+        if self._order is not None:
+            rows = self._order[np.minimum(rows, len(self) - 1)].astype(np.int64)
         found = values[np.minimum(rows, len(self) - 1)] == keys
         return np.where(found, rows + 1, 0).astype(np.int64)
 
@@ -160,28 +181,59 @@ class Vocabulary:
             start = self._place(key, start if key >= last else 0)
             last = key
             if start < len(self) and self._bytes(start) == key:
-                found[place] = start + 1
+                found[place] = 1 + (start if self._order is None else int(self._order[start]))
         return found
 
     def _place(self, key: bytes, start: int) -> int:
-        """Return the first row from `start` on with an id of at least `key`. A near one is found in few steps."""
+        """Return the first place, in order, from `start` on with an id of at least `key`. A near one is found soon."""
         step, end = 1, start
         while end < len(self) and self._bytes(end) < key:
             start, end, step = end + 1, end + step, 2 * step
         return bisect_left(range(len(self)), key, start, min(end, len(self)), key=self._bytes)
 
-    def _bytes(self, row: int) -> bytes:
+    def _bytes(self, place: int) -> bytes:
+        return self._text(place if self._order is None else int(self._order[place]))
+
+    def _text(self, row: int) -> bytes:
         assert self._offsets is not None
         return self._values[self._offsets[row] : self._offsets[row + 1]].tobytes()
+
+    def grown(self, others: Vocabulary) -> Vocabulary:
+        """Return a vocabulary with the same ids and, after them, those of another, of which this one knows none."""
+        first, size = len(self), len(self) + len(others)
+        mine = np.arange(first) if self._order is None else self._order.astype(np.int64)
+        theirs = np.arange(len(others)) if others._order is None else others._order
+        found = Vocabulary.__new__(Vocabulary)
+        if self._offsets is None:
+            assert others._offsets is None
+            values = np.concatenate([self._values, others._values])
+            places = np.searchsorted(self._values, others._values[theirs], sorter=self._order)
+            found._set(values, None)
+        else:
+            given = (
+                others if others._offsets is not None else Vocabulary(list(map(str, others._values)), any_order=True)
+            )
+            assert given._offsets is not None
+            theirs = np.arange(len(given)) if given._order is None else given._order
+            ends = given._offsets[1:] + self._offsets[-1]
+            found._set(np.concatenate([self._values, given._values]), np.concatenate([self._offsets, ends]))
+            keys = [given._text(int(row)) for row in theirs]
+            places = np.array([self._place(key, 0) for key in keys], np.int64)
+        order = np.insert(mine, places, theirs + first)
+        if not np.array_equal(order, np.arange(size)):
+            found._order = order.astype(np.min_scalar_type(size))
+        return found
 
     def arrays(self, stem: str) -> dict[str, NDArray[Any]]:
         """Return the arrays that `open` reads, by file name without `.npy`.
 
-        Integers are the array `<stem>`; strings are `<stem>.bytes` and `<stem>.offsets`.
+        Integers are the array `<stem>`; strings are `<stem>.bytes` and `<stem>.offsets`. Ids that are not in ascending
+        order have a third array `<stem>.order`.
         """
+        order = {} if self._order is None else {f"{stem}.order": self._order}
         if self._offsets is None:
-            return {stem: self._values}
-        return {f"{stem}.bytes": self._values, f"{stem}.offsets": self._offsets}
+            return {stem: self._values, **order}
+        return {f"{stem}.bytes": self._values, f"{stem}.offsets": self._offsets, **order}
 
     @classmethod
     def open(cls, directory: Path, stem: str) -> Vocabulary:
@@ -190,12 +242,14 @@ class Vocabulary:
         Raises:
             FileNotFoundError: if the files do not exist.
         """
-        vocabulary = cls.__new__(cls)
+        vocabulary, order = cls.__new__(cls), None
+        if (directory / f"{stem}.order.npy").exists():
+            order = np.load(directory / f"{stem}.order.npy", mmap_mode="r")
         if (directory / f"{stem}.npy").exists():
-            vocabulary._set(np.load(directory / f"{stem}.npy", mmap_mode="r"), None)
+            vocabulary._set(np.load(directory / f"{stem}.npy", mmap_mode="r"), None, order)
         else:
             values = np.load(directory / f"{stem}.bytes.npy", mmap_mode="r")
-            vocabulary._set(values, np.load(directory / f"{stem}.offsets.npy", mmap_mode="r"))
+            vocabulary._set(values, np.load(directory / f"{stem}.offsets.npy", mmap_mode="r"), order)
         return vocabulary
 
 

@@ -66,7 +66,7 @@ def test_inspect_fails_on_a_damaged_store(store: Path, capsys: pytest.CaptureFix
         (("inspect", "a", "--verfy", "true"), "error: unknown argument 'verfy'; did you mean verify?"),
         (("inspect", "a", "b"), "error: 'b' belongs to no option, since each takes one value"),
         (("inspect",), "error: the argument 'store' is required: give --store, here"),
-        (("fitt",), "error: unknown command 'fitt'; known: prepare, fit, "),
+        (("fitt",), "error: unknown command 'fitt'; known: prepare, append, compact, fit, "),
         (
             ("benchmark", "dat"),
             f"error: unknown command 'benchmark dat'; known: {', '.join(BENCHMARKS)}; did you mean benchmark data?",

@@ -421,9 +421,9 @@ class TestStore:
         ):
             ensure_store(small(), Filters(), tmp_path / "store", schema=Schema(events={"kind": "numeric"}))
 
-    def test_a_store_of_several_segments_is_for_a_later_version(self, directory: Path):
+    def test_several_segments_in_a_store_that_has_not_grown_are_damage(self, directory: Path):
         edit_manifest(directory, segments=[{"users": 1, "events": 2}, {"users": 2, "events": 3}])
-        with pytest.raises(StoreError, match=r"manifest\.json has 2 segments, which only a later seqrec reads; update"):
+        with pytest.raises(StoreError, match=r"manifest\.json has 2 segments, but version 3; prepare it again"):
             EventStore.open(directory)
 
 

@@ -8,6 +8,8 @@ from typing import Literal, get_args
 from seqrec.errors import InputError
 
 Duplicates = Literal["keep", "drop", "refuse"]
+# Treatment of new events that are older than the newest of their user in a store.
+Late = Literal["merge", "refuse"]
 
 
 @dataclass(frozen=True)

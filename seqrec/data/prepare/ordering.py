@@ -71,7 +71,7 @@ def ordered_blocks(
         rows, events = partitions.read(place)
         order = _order(rows, events.get("timestamps"))
         rows, events = rows[order], take(events, order)
-        repeated = _repeated(rows, events)
+        repeated = repeated_places(rows, events)
         if len(repeated):
             if found.example is None:
                 place = int(repeated[0])
@@ -133,8 +133,8 @@ def _ascends(rows: NDArray[np.uint16], times: NDArray[np.int64]) -> bool:
     return not bool(np.any((times[1:] < times[:-1]) & (rows[1:] == rows[:-1])))
 
 
-def _repeated(rows: NDArray[np.uint16], events: Events) -> NDArray[np.intp]:
-    # Ascending places, among ordered events, of duplicates: all but the first of equal events in log order.
+def repeated_places(rows: NDArray[np.integer[Any]], events: Events) -> NDArray[np.intp]:
+    """Return the places, ascending, of duplicates among ordered events: all but the first of equal ones in order."""
     times = events.get("timestamps")
     if times is None:
         return np.empty(0, np.intp)

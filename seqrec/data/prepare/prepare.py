@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,7 +28,7 @@ _SILENT = {
     each.name: each.default for each in fields(Filters) if each.name.startswith(("as_published_", "items_without_"))
 }
 # Errors of a full disk, an exceeded quota and a file that is too large. Windows has no quota.
-_DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 # A part of the names of stores, which stay if a later version reads the stores of this one.
 _NAMES_VERSION = 2
 _REMEDY = f"choose another --data.store, or run {PREPARE_AGAIN}"
@@ -35,7 +36,7 @@ _REMEDY = f"choose another --data.store, or run {PREPARE_AGAIN}"
 
 def fingerprint(source: Source, filters: Filters, schema: Schema = Schema()) -> str:  # noqa: B008  # not changed
     """Return 12 hexadecimal digits that differ if source, filters or schema do."""
-    text = json.dumps({"version": _NAMES_VERSION, **_settings(source, filters, schema)}, sort_keys=True)
+    text = json.dumps({"version": _NAMES_VERSION, **settings_of(source, filters, schema)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -98,8 +99,8 @@ def prepare(
         (20, array([0]))
     """
     directory, limit = Path(directory), MemoryLimit(memory_limit)
-    with _locked(directory):
-        return _prepare(source, filters, schema, directory, limit, Progress(progress), overwrite)
+    with store_locked(directory):
+        return prepare_unlocked(source, filters, schema, directory, limit, Progress(progress), overwrite)
 
 
 def ensure_store(
@@ -130,20 +131,20 @@ def ensure_store(
     """
     directory = Path(directory)
     if not is_store(directory):
-        with _locked(directory):
-            _finish_exchange(directory)
+        with store_locked(directory):
+            finish_exchange(directory)
             if not is_store(directory):
                 limit = MemoryLimit(memory_limit)
-                return _prepare(source, filters, schema, directory, limit, Progress(progress), False)
+                return prepare_unlocked(source, filters, schema, directory, limit, Progress(progress), False)
     manifest = read_manifest(directory)
     if not {"source", "filters", "source_files"} <= manifest.keys():
         raise StoreError(f"the manifest of {directory} does not name its log; {_REMEDY}")
-    _check_settings(directory, manifest, _settings(source, filters, schema))
+    check_settings(directory, manifest, settings_of(source, filters, schema))
     _check_source_files(directory, manifest, source, schema)
     return EventStore.open(directory)
 
 
-def _prepare(
+def prepare_unlocked(
     source: Source,
     filters: Filters,
     schema: Schema,
@@ -152,35 +153,36 @@ def _prepare(
     progress: Progress,
     overwrite: bool,
 ) -> EventStore:
+    """Write a store as `prepare` does, while the caller holds the lock."""
     # The only modules of this package that import polars.
     from seqrec.data.prepare.spool import Workspace
     from seqrec.data.prepare.stages import write_store_of
 
-    _finish_exchange(directory)
+    finish_exchange(directory)
     occupied = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
     if occupied and not is_store(directory):
         raise StoreError(f"{directory} exists and is not an event store; choose another --data.store")
     if occupied and not overwrite:
         raise StoreError(f"{directory} already contains an event store; {_REMEDY}")
-    partial, replaced = _partial(directory), _replaced(directory)
+    partial, replaced = partial_of(directory), _replaced(directory)
     for leftover in (partial, replaced):
-        _delete_own(leftover)
+        delete_own(leftover)
     workspace = Workspace(partial / "spool", filters, schema, limit, progress)
     workspace.folder.mkdir(parents=True)
     full: OSError | None = None
     try:
-        write_store_of(source, _settings(source, filters, schema), partial, workspace)
+        write_store_of(source, settings_of(source, filters, schema), partial, workspace)
         workspace.folder.rmdir()
-        _put_in_place(partial, directory)
+        put_in_place(partial, directory)
     except OSError as error:
-        if isinstance(error, InputError) or error.errno not in _DISK_FULL:
+        if isinstance(error, InputError) or error.errno not in DISK_FULL:
             raise
         full = error
     finally:
-        _finish_exchange(directory)
+        finish_exchange(directory)
         for leftover in (partial, replaced):
             with suppress(OSError):
-                _delete_own(leftover)
+                delete_own(leftover)
     if full is not None:
         # Only now the incomplete files are gone, and the free space is that of a new attempt.
         raise StoreError(
@@ -192,7 +194,8 @@ def _prepare(
     return EventStore.open(directory)
 
 
-def _partial(directory: Path) -> Path:
+def partial_of(directory: Path) -> Path:
+    """Return the folder in which a store is written."""
     return directory.with_name(directory.name + ".partial")
 
 
@@ -200,7 +203,7 @@ def _replaced(directory: Path) -> Path:
     return directory.with_name(directory.name + ".replaced")
 
 
-def _put_in_place(partial: Path, directory: Path) -> None:
+def put_in_place(partial: Path, directory: Path) -> None:
     """Give a finished store its name, which an older store may have; then that one has the name `partial`."""
     if not directory.exists():
         rename(partial, directory)
@@ -210,18 +213,18 @@ def _put_in_place(partial: Path, directory: Path) -> None:
     except OSError as error:
         if error.errno != errno.ENOSYS:
             raise
-        # Two renames; if the process ends between them, `_finish_exchange` undoes the first.
+        # Two renames; if the process ends between them, `finish_exchange` undoes the first.
         rename(directory, _replaced(directory))
         rename(partial, directory)
 
 
-def _finish_exchange(directory: Path) -> None:
+def finish_exchange(directory: Path) -> None:
     """Give a store its name back if the process that replaced it ended without another store in its place."""
     if is_store(_replaced(directory)) and not directory.exists():
         rename(_replaced(directory), directory)
 
 
-def _delete_own(leftover: Path) -> None:
+def delete_own(leftover: Path) -> None:
     """Delete what a preparation left; refuse to delete anything else of that name."""
     if not leftover.exists():
         return
@@ -237,7 +240,8 @@ def _delete_own(leftover: Path) -> None:
     leftover.rmdir()
 
 
-def _settings(source: Source, filters: Filters, schema: Schema) -> dict[str, Any]:
+def settings_of(source: Source, filters: Filters, schema: Schema) -> dict[str, Any]:
+    """Return what identifies a store, as plain values."""
     # Through JSON, like the manifest, to compare equal with it. Stores that are older than schemas have none.
     shown = {name: value for name, value in asdict(filters).items() if _SILENT.get(name, ...) != value}
     columns = {"schema": named} if (named := schema.named()) else {}
@@ -245,7 +249,12 @@ def _settings(source: Source, filters: Filters, schema: Schema) -> dict[str, Any
     return settings
 
 
-def _check_settings(directory: Path, manifest: dict[str, Any], settings: dict[str, Any]) -> None:
+def check_settings(directory: Path, manifest: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Compare the settings in a manifest with others.
+
+    Raises:
+        StoreError: if they differ; the message has the first difference.
+    """
     stored, wanted = _flatten(manifest), _flatten(settings)
     for name in sorted(stored.keys() | wanted.keys()):
         if stored.get(name) != wanted.get(name):
@@ -268,19 +277,26 @@ def _check_source_files(directory: Path, manifest: dict[str, Any], source: Sourc
         files = source.files()
         for group in schema.named().keys() - {EVENTS}:
             files += source.table_files(group)
-        found = {file.as_posix(): file.stat().st_size for file in files}
+        found = {file: file.stat().st_size for file in files}
     except FileNotFoundError:
         return
-    stored = {entry["name"]: entry["bytes"] for entry in manifest["source_files"]}
-    for name, size in found.items():
-        if stored.get(name) != size:
-            was = f"had {stored[name]} bytes" if name in stored else "did not exist"
-            raise StoreError(f"{name} has {size} bytes; it {was} when {directory} was prepared; {_REMEDY}")
+    stored = {os.path.abspath(entry["name"]): entry["bytes"] for entry in manifest["source_files"]}
+    for file, size in found.items():
+        was = stored.get(os.path.abspath(file))
+        if was is None:
+            raise StoreError(
+                f"{file.as_posix()} has {size} bytes; it did not exist when {directory} was prepared; add it by "
+                f"seqrec append --input {file.as_posix()}, {_REMEDY}"
+            )
+        if was != size:
+            raise StoreError(
+                f"{file.as_posix()} has {size} bytes; it had {was} bytes when {directory} was prepared; {_REMEDY}"
+            )
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    # One process at a time may write this store.
+def store_locked(directory: Path) -> Iterator[None]:
+    """Wait until no other process writes a store, and let none do so meanwhile; name the store in errors."""
     try:
         with locked(directory.with_name(directory.name + ".lock")):
             yield

@@ -60,7 +60,7 @@ class Table(Source):
     column, a later value of another type is an error.
 
     Args:
-        path: A file, a glob such as `log/part-*.csv.gz`, or a folder.
+        path: A file, a glob such as `log/part-*.csv.gz`, a folder, or a list of these, which are read in its order.
         user: Name of the column of user ids.
         item: Name of the column of item ids.
         timestamp: Name of the column of times. None if the log has none; its rows must then be in time order.
@@ -98,7 +98,7 @@ class Table(Source):
 
     def __init__(
         self,
-        path: str,
+        path: str | list[str],
         user: str = "user_id",
         item: str = "item_id",
         timestamp: str | None = "timestamp",
@@ -172,48 +172,13 @@ class Table(Source):
         return [read_table(files, table["key"].strip(BLANKS), **options)]
 
     def _files(self) -> tuple[list[Path], list[str]]:
-        """Return the files, and in sentences what is skipped: hidden files and folders, and folders with tables."""
-        path = Path(self.path)
-        notes = []
-        if path.is_file():
-            return [path], []
-        if path.is_dir():
-            found = [file for file in sorted(path.iterdir()) if file.is_file() and _is_table(file)]
-            # Folders of partitions, such as dt=2024-01-02/.
-            inside = sorted(file for folder in path.glob("*=*") for file in folder.rglob("*") if file.is_file())
-            found += [file for file in inside if _is_table(file)]
-            folders = [each for each in sorted(path.iterdir()) if each.is_dir() and "=" not in each.name]
-            others = [each for each in folders if not _is_hidden(each) and any(map(_is_table, each.iterdir()))]
-            if others:
-                notes.append(
-                    f"skipped the tables in {len(others):,} folder(s), first {others[0]}; a glob reads them, such as "
-                    f"{path / '**' / '*.csv'}"
-                )
-            if not found:
-                raise MissingInputError(
-                    f"path={self.path!r}: no {', '.join(_SUFFIXES)} file in this folder; give another"
-                )
-        else:
-            refuse_special(self.path, f"path={self.path!r}", may_be_folder=True)
-            found = matching_files(self.path)
-            if not found:
-                raise MissingInputError(
-                    f"path={self.path!r}: no such file or folder{from_here(self.path)}, and no file matches "
-                    "it; give the log's path"
-                )
-        # Names that the user wrote are not hidden.
-        given = len((path if path.is_dir() else Path(self.path.partition("*")[0])).parts)
-        hidden = [file for file in found if any(map(_is_hidden, map(Path, file.parts[given:])))]
-        skipped = set(hidden)
-        seen = [file for file in found if file not in skipped]
-        if not seen:
-            raise MissingInputError(
-                f"path={self.path!r} has only hidden files, such as {hidden[0].name}; give the file itself to read it"
-            )
-        if hidden:
-            names = ", ".join(str(file.relative_to(path) if path.is_dir() else file) for file in hidden[:3])
-            notes.append(f"skipped {len(hidden):,} hidden file(s): {names}{', ..' if len(hidden) > 3 else ''}")
-        return seen, notes
+        """Return the files, and in sentences what is skipped."""
+        found = [_files_at(path) for path in ([self.path] if isinstance(self.path, str) else self.path)]
+        files = [file for files, _ in found for file in files]
+        if len(set(files)) < len(files):
+            twice = next(file for place, file in enumerate(files) if file in files[:place])
+            raise InputError(f"path={self.path!r} has {twice} twice; leave one out")
+        return files, [note for _, notes in found for note in notes]
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
         """Return the interaction frame. Each file is read once or twice to check it, and again for the events."""
@@ -244,6 +209,48 @@ class Table(Source):
         files = [TableFile(file, layout, content.get(file)) for file in found]
         log = check_tables(files, self.max_bad_share, progress)
         return self._accept(replace(log, notes=(*notes, *log.notes)))
+
+
+def _files_at(given: str) -> tuple[list[Path], list[str]]:
+    """Return the files at a path, and in sentences what is skipped: hidden files, and folders with tables."""
+    path = Path(given)
+    notes = []
+    if path.is_file():
+        return [path], []
+    if path.is_dir():
+        found = [file for file in sorted(path.iterdir()) if file.is_file() and _is_table(file)]
+        # Folders of partitions, such as dt=2024-01-02/.
+        inside = sorted(file for folder in path.glob("*=*") for file in folder.rglob("*") if file.is_file())
+        found += [file for file in inside if _is_table(file)]
+        folders = [each for each in sorted(path.iterdir()) if each.is_dir() and "=" not in each.name]
+        others = [each for each in folders if not _is_hidden(each) and any(map(_is_table, each.iterdir()))]
+        if others:
+            notes.append(
+                f"skipped the tables in {len(others):,} folder(s), first {others[0]}; a glob reads them, such as "
+                f"{path / '**' / '*.csv'}"
+            )
+        if not found:
+            raise MissingInputError(f"path={given!r}: no {', '.join(_SUFFIXES)} file in this folder; give another")
+    else:
+        refuse_special(given, f"path={given!r}", may_be_folder=True)
+        found = matching_files(given)
+        if not found:
+            raise MissingInputError(
+                f"path={given!r}: no such file or folder{from_here(given)}, and no file matches it; give the log's path"
+            )
+    # Names that the user wrote are not hidden.
+    depth = len((path if path.is_dir() else Path(given.partition("*")[0])).parts)
+    hidden = [file for file in found if any(map(_is_hidden, map(Path, file.parts[depth:])))]
+    skipped = set(hidden)
+    seen = [file for file in found if file not in skipped]
+    if not seen:
+        raise MissingInputError(
+            f"path={given!r} has only hidden files, such as {hidden[0].name}; give the file itself to read it"
+        )
+    if hidden:
+        names = ", ".join(str(file.relative_to(path) if path.is_dir() else file) for file in hidden[:3])
+        notes.append(f"skipped {len(hidden):,} hidden file(s): {names}{', ..' if len(hidden) > 3 else ''}")
+    return seen, notes
 
 
 def _checked_table(argument: str, table: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from seqrec.catalogue.recommend import item_ids_of
 from seqrec.data.event_block import EventBlock
+from seqrec.data.segments import plain
 from seqrec.data.store import EventStore
 from seqrec.data.windows import ranges
 from seqrec.errors import InputError
@@ -83,8 +84,8 @@ class BulkUsers:
         offsets = np.asarray(self.store.offsets)
         starts, counts = offsets[rows], offsets[rows + 1] - offsets[rows] if counts is None else counts
         places = ranges(starts, counts)
-        item_ids: NDArray[np.integer[Any]] = np.asarray(self.store.item_ids)[places]
-        times = None if self.store.timestamps is None else np.asarray(self.store.timestamps)[places]
+        item_ids: NDArray[np.integer[Any]] = plain(self.store.item_ids)[places]
+        times = None if self.store.timestamps is None else plain(self.store.timestamps)[places]
         columns = {each.name: self.store.event_columns[each.name].taken(places) for each in self._columns}
         user_ids, events = rows + 1, len(places)
         if self._item_map is not None and self._user_map is not None:

@@ -1,0 +1,320 @@
+"""Append new events to the store of a log, and compact a store that has grown."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqrec.data.manifest import BEFORE, MANIFEST, read_manifest, write_manifest
+from seqrec.data.pieces import pieces_of
+from seqrec.data.prepare.filters import Duplicates, Filters, Late
+from seqrec.data.prepare.memory import MemoryLimit
+from seqrec.data.prepare.prepare import (
+    DISK_FULL,
+    check_settings,
+    delete_own,
+    finish_exchange,
+    partial_of,
+    prepare_unlocked,
+    put_in_place,
+    settings_of,
+    store_locked,
+)
+from seqrec.data.progress import Progress, Show
+from seqrec.data.schema import EVENTS, ITEMS, USERS, Schema
+from seqrec.data.segments import Layout
+from seqrec.data.sources.source import Source
+from seqrec.data.store import ArrayFile, EventStore
+from seqrec.data.vocabulary import Vocabulary
+from seqrec.errors import InputError, StoreError
+from seqrec.files import rename, write_bytes
+
+if TYPE_CHECKING:
+    from seqrec.data.prepare.append import Appended
+
+# Events to copy at a time.
+COPIED_EVENTS = 1 << 20
+
+
+def append(
+    source: Source,
+    filters: Filters,
+    directory: Path | str,
+    input: str | Sequence[str],
+    *,
+    schema: Schema = Schema(),  # noqa: B008  # not changed
+    duplicates: Duplicates | None = None,
+    late: Late = "merge",
+    memory_limit: int | str | None = None,
+    progress: Show | None = None,
+) -> EventStore:
+    r"""Add new events to a store. They become a segment of it: no file of the store changes.
+
+    - New users and items get the ids after the last. Old ids never move.
+    - Filters: the event filter applies to new events. What an earlier count has let in stays. A new user or item is let
+      in if it has `min_user_events`, `min_item_events` or `min_history` events among the new ones alone.
+    - Events that are older than the newest of their user are merged in the order of time, after the events of equal
+      time that the store has.
+    - Duplicates are counted, and treated as by `duplicates`.
+
+    The store switches when its manifest is replaced, which is the last step: an append that is killed at any moment
+    leaves it as before. Whoever has the store open keeps on reading it as it was. Another append, or a preparation,
+    waits for this one.
+
+    Memory does not grow with the store's events, only with its users and ids, some 40 bytes each.
+
+    Args:
+        source: The log that the store was prepared from, a `Table`; only its path is not read.
+        filters: Those of the store.
+        directory: The store's folder.
+        input: Files with new events: a file, a glob, a folder, or a list of them, with the columns of the log.
+        schema: Schema of the store. Columns of items and users are refused.
+        duplicates: Treatment of an event with the user, item and timestamp of an earlier one: "keep", "drop" or
+            "refuse"; None is that of the filters.
+        late: Treatment of events that are older than the newest of their user in the store: "merge" or "refuse".
+        memory_limit: As for `prepare`.
+        progress: As for `prepare`.
+
+    Returns:
+        The store with the new events, opened.
+
+    Raises:
+        InputError: if the input cannot be read, was appended before, does not suit the store, or has no event that is
+            new; or if an argument is out of range.
+        StoreError: if `directory` is not a store of this log, or if the disk is full.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from seqrec import Filters, Table, prepare
+        >>> from seqrec.data.prepare import append
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     old, new = Path(folder, "old.csv"), Path(folder, "new.csv")
+        ...     _ = old.write_text("user_id,item_id,timestamp\n1,7,10\n2,9,11\n")
+        ...     _ = new.write_text("user_id,item_id,timestamp\n2,3,12\n")
+        ...     _ = prepare(Table(str(old)), Filters(), f"{folder}/store")
+        ...     store = append(Table(str(old)), Filters(), f"{folder}/store", str(new))
+        ...     store.num_events, store.item_vocabulary.lookup([7, 9, 3]).tolist()
+        (3, [1, 2, 3])
+    """
+    directory, limit = Path(directory), MemoryLimit(memory_limit)
+    inputs = [input] if isinstance(input, str) else list(input)
+    for name, value, known in (("duplicates", duplicates, get_args(Duplicates)), ("late", late, get_args(Late))):
+        if value is not None and value not in known:
+            raise InputError(f"{name}={value!r} must be one of {', '.join(known)}")
+    _refuse_unsupported(source, filters, schema, inputs)
+    treatment = filters.duplicates if duplicates is None else duplicates
+    with store_locked(directory):
+        finish_exchange(directory)
+        manifest = read_manifest(directory)
+        if not {"source", "filters", "source_files"} <= manifest.keys():
+            raise StoreError(f"the manifest of {directory} does not name its log; prepare it again")
+        check_settings(directory, manifest, settings_of(source, filters, schema))
+        fresh = copy.copy(source)
+        fresh.path = inputs[0] if len(inputs) == 1 else inputs  # type: ignore[attr-defined]  # a Table
+        _refuse_known_files(manifest["source_files"], fresh, directory)
+        with _work_folder(directory) as work:
+            kept = Filters(event_filter=filters.event_filter, duplicates=treatment)
+            delta = prepare_unlocked(
+                fresh, kept, Schema(events=schema.events), work / "new", limit, Progress(progress), False
+            )
+            _append(EventStore.open_unchecked(directory), delta, work, filters, treatment, late, Progress(progress))
+    return EventStore.open(directory)
+
+
+def compact(directory: Path | str, *, progress: Show | None = None) -> EventStore:
+    """Rewrite a store that has grown as one segment, with the same ids.
+
+    The new store is written next to the old one, and takes its place at once. Processes that have the old one open keep
+    on reading its files.
+
+    Args:
+        directory: The store's folder.
+        progress: As for `prepare`.
+
+    Returns:
+        The store, opened; unchanged if it has one segment.
+
+    Raises:
+        StoreError: if `directory` is not a store, if a file of it is damaged, or if the disk is full.
+    """
+    directory = Path(directory)
+    with store_locked(directory):
+        finish_exchange(directory)
+        store = EventStore.open_unchecked(directory)
+        if len(store.manifest.get("segments", [{}])) > 1:
+            store.verify()
+            partial = partial_of(directory)
+            delete_own(partial)
+            try:
+                # The mark by which a rest of it is known.
+                (partial / "spool").mkdir(parents=True)
+                with _naming_full_disk(directory):
+                    _write_compact(store, partial, Progress(progress))
+                    (partial / "spool").rmdir()
+                    put_in_place(partial, directory)
+            finally:
+                finish_exchange(directory)
+                with suppress(OSError):
+                    delete_own(partial)
+    return EventStore.open(directory)
+
+
+def _refuse_unsupported(source: Source, filters: Filters, schema: Schema, inputs: Sequence[str]) -> None:
+    if not inputs or not all(inputs):
+        raise InputError("input is empty; give the files with new events")
+    if source.name != "table":
+        raise InputError(f"data.source={type(source).__name__} cannot grow; append needs the source Table")
+    for group in (ITEMS, USERS):
+        if getattr(schema, group):
+            raise InputError(
+                f"schema.{group} has columns, which append cannot extend yet; prepare the whole log again, or leave "
+                "them out"
+            )
+    for name in ("as_published_oldest_events", "as_published_raw_ids", "items_without_events"):
+        if getattr(filters, name):
+            raise InputError(f"filters.{name} is set, so the store cannot grow; prepare the whole log again")
+
+
+def _refuse_known_files(known: Sequence[dict[str, object]], source: Source, directory: Path) -> None:
+    there = {os.path.abspath(str(each["name"])): each["bytes"] for each in known}
+    for file in source.files():
+        if os.path.abspath(file) in there:
+            raise InputError(
+                f"input: {file} is in {directory} already; give files that are new. A file that has grown is a new "
+                "log: prepare the store again, or write its new rows to a file of their own"
+            )
+
+
+def _append(
+    store: EventStore,
+    delta: EventStore,
+    work: Path,
+    filters: Filters,
+    duplicates: Duplicates,
+    late: Late,
+    progress: Progress,
+) -> None:
+    from seqrec.data.prepare.append import write_segment
+
+    with _naming_full_disk(store.directory):
+        files, columns, counts = write_segment(store, delta, work, filters, duplicates, late)
+        number = len(store.manifest.get("segments", [{}])) + 1
+        place = store.directory / f"segment_{number:04}"
+        # An append that was killed before it replaced the manifest left it.
+        if place.exists():
+            shutil.rmtree(place)
+        write_bytes(work / "segment" / BEFORE, (store.directory / MANIFEST).read_bytes())
+        rename(work / "segment", place)
+        try:
+            _switch(store, files, columns, counts, delta, number)
+        except BaseException:
+            # The manifest may have been replaced, and the error have come after that.
+            if len(read_manifest(store.directory).get("segments", [{}])) < number:
+                shutil.rmtree(place)
+            raise
+    progress.note(
+        f"appended {counts.events:,} events; {counts.late:,} were older than the newest of their user, "
+        f"{counts.duplicates:,} repeat user, item and timestamp of an earlier one"
+        f"{' and were dropped' if counts.duplicates and duplicates == 'drop' else ''}"
+    )
+
+
+def _switch(
+    store: EventStore, files: dict[str, Any], columns: dict[str, Any], counts: Appended, delta: EventStore, number: int
+) -> None:
+    """Replace the manifest of a store by one with a further segment, the files of which are in their place."""
+    old, folder = store.manifest, f"segment_{number:04}"
+    users, items = (
+        len(Vocabulary.open(_holder(store, files, number, stem), stem))
+        for stem in ("user_vocabulary", "item_vocabulary")
+    )
+    read = {name: old["counts"].get(name) for name in ("rows_read", "events_after_filter")}
+    added = {name: count + delta.manifest["counts"][name] for name, count in read.items() if count is not None}
+    before = old["counts"].get("duplicates")
+    if before is not None:
+        added["duplicates"] = before + counts.duplicates
+    new_counts = {**old["counts"], **added, "users": users, "items": items, "events": store.num_events + counts.events}
+    sources = {each["name"]: each for each in (*old["source_files"], *delta.manifest["source_files"])}
+    names = [each["name"] for each in delta.manifest["source_files"]]
+    segment = {"events": counts.events, "late": counts.late, "duplicates": counts.duplicates, "input": names}
+    extra = {name: value for name, value in old.items() if name not in ("format", "version", "counts", "files")}
+    extra |= {
+        "segments": [*old.get("segments", [{}]), segment],
+        "source_files": list(sources.values()),
+        "malformed": [*old.get("malformed", []), *delta.manifest["malformed"]],
+    }
+    if columns:
+        extra["columns"] = {**old.get("columns", {}), EVENTS: columns}
+    named = {f"{folder}/{name}": entry for name, entry in files.items()}
+    write_manifest(store.directory, {**old["files"], **named}, new_counts, extra)
+
+
+def _holder(store: EventStore, files: dict[str, Any], number: int, stem: str) -> Path:
+    is_new = any(name in files for name in (f"{stem}.npy", f"{stem}.bytes.npy"))
+    folder = store.directory / f"segment_{number:04}"
+    return folder if is_new else Layout(store.directory, store.manifest).folder_of(stem)
+
+
+def _write_compact(store: EventStore, partial: Path, progress: Progress) -> None:
+    files = []
+    sources: dict[str, tuple[NDArray[Any], int]] = {"item_ids": (store.item_ids, store.num_items)}
+    if store.timestamps is not None:
+        sources["timestamps"] = store.timestamps, 0
+    for name, column in store.event_columns.items():
+        sources[f"{EVENTS}.{name}"] = column.values, column.num_codes - 1
+    for name, (values, largest) in sources.items():
+        dtype = np.min_scalar_type(largest) if values.dtype.kind == "u" else values.dtype
+        width = values.shape[1] if len(values.shape) > 1 else None
+        files.append(ArrayFile(partial, name, dtype, store.num_events, width))
+        for piece in progress.track(f"writing {name}", pieces_of(values, COPIED_EVENTS), total=store.num_events):
+            files[-1].append(piece)
+    arrays: dict[str, NDArray[Any]] = {"offsets": np.asarray(store.offsets)}
+    arrays |= store.item_vocabulary.arrays("item_vocabulary") | store.user_vocabulary.arrays("user_vocabulary")
+    for name, column in store.event_columns.items():
+        if column.vocabulary is not None:
+            arrays |= column.vocabulary.arrays(f"{EVENTS}.{name}.vocabulary")
+    for name, values in arrays.items():
+        files.append(ArrayFile(partial, name, values.dtype, len(values)))
+        files[-1].append(values)
+    left_out = ("format", "version", "counts", "files", "segments")
+    extra = {name: value for name, value in store.manifest.items() if name not in left_out}
+    counts = store.manifest["counts"]
+    write_manifest(partial, {file.path.name: file.finish() for file in files}, counts, extra)
+
+
+@contextmanager
+def _work_folder(directory: Path) -> Iterator[Path]:
+    """Make a folder of temporary files next to a store; it is removed at the end."""
+    work = directory.with_name(f"{directory.name}.append")
+    mark = work / ".seqrec"
+    if work.exists() and not (mark.exists() or not any(work.iterdir())):
+        raise StoreError(f"{work} is in the way: append uses that name; rename it, or choose another --data.store")
+    if work.exists():
+        shutil.rmtree(work)
+    work.mkdir()
+    mark.touch()
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _naming_full_disk(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, InputError) or error.errno not in DISK_FULL:
+            raise
+        raise StoreError(
+            f"writing to {directory.parent} failed ({error.strerror}); the store is as it was: free some space"
+        ) from error

@@ -1,0 +1,303 @@
+"""Stores that grow: append and compact equal a preparation of the whole log."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from seqrec import EventStore, Filters, InputError, LeaveOneOut, Schema, SequenceDataModule, Table, prepare
+from seqrec.data.item_counts import item_counts
+from seqrec.data.prepare import append, compact, ensure_store
+from seqrec.errors import StoreError
+
+GROWING = importlib.import_module("seqrec.data.prepare.growing")
+FILES = importlib.import_module("seqrec.files")
+SCHEMA = Schema(events={"kind": "categorical", "score": "numeric"})
+Row = tuple[Any, Any, int, str, float]
+EVENT = st.tuples(
+    st.integers(1, 5), st.integers(1, 6), st.integers(0, 9), st.sampled_from("abc"), st.sampled_from([0.5, 1.0, None])
+)
+
+
+def write(folder: Path, name: str, rows: list[Row]) -> str:
+    columns = ["user_id", "item_id", "timestamp", "kind", "score"]
+    types = {} if rows else {"user_id": pl.Int64, "item_id": pl.Int64}
+    types |= {"timestamp": pl.Int64, "kind": pl.String, "score": pl.Float64}
+    pl.DataFrame(rows, schema=columns, orient="row", schema_overrides=types).write_parquet(folder / name)
+    return str(folder / name)
+
+
+def events(store: EventStore) -> dict[Any, list[tuple[Any, ...]]]:
+    """Each user's events in order, in the log's own ids and values."""
+    frame = store._frame(None, 0, store.num_events)
+    return {user: part.rows() for (user,), part in frame.group_by("user_id", maintain_order=True)}
+
+
+def grow(folder: Path, pieces: list[list[Row]], filters: Filters | None = None, **switches: Any) -> EventStore:
+    files = [write(folder, f"piece_{place}.parquet", rows) for place, rows in enumerate(pieces)]
+    log = Table(files[0]), filters or Filters()
+    store = prepare(*log, folder / "store", schema=SCHEMA)
+    for file in files[1:]:
+        store = append(*log, folder / "store", file, schema=SCHEMA, **switches)
+    return store
+
+
+def as_text(pieces: list[list[Row]]) -> list[list[Row]]:
+    return [[(f"u{row[0]}", f"i{row[1]}", *row[2:]) for row in piece] for piece in pieces]
+
+
+@settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.generate])
+@given(
+    st.lists(st.lists(EVENT, min_size=1, max_size=12), min_size=2, max_size=4),
+    st.sampled_from(["keep", "drop"]),
+    st.booleans(),
+)
+def test_append_and_compact_equal_preparation_at_once(tmp_path_factory, pieces, duplicates, text):
+    folder, filters = tmp_path_factory.mktemp("log"), Filters(duplicates=duplicates)
+    pieces = as_text(pieces) if text else pieces
+    everything = [row for piece in pieces for row in piece]
+    whole = prepare(Table(write(folder, "all.parquet", everything)), filters, folder / "whole", schema=SCHEMA)
+    seen: set[Any] = set()
+    for piece in pieces:
+        fresh = {row[:3] for row in piece} - seen
+        seen |= fresh
+        if not fresh and duplicates == "drop":
+            with pytest.raises(InputError, match="no new event is left"):
+                grow(folder, pieces, filters)
+            return
+    store = grow(folder, pieces, filters)
+    assert events(store) == events(whole)
+    counts = {name: store.manifest["counts"][name] for name in ("users", "items", "events", "duplicates", "rows_read")}
+    assert counts == {name: whole.manifest["counts"][name] for name in counts}
+    assert [column.missing for column in store.event_columns.values()] == [
+        column.missing for column in whole.event_columns.values()
+    ]
+    check_reading(store)
+    digest, before = store.items_digest, events(store)
+    compacted = compact(folder / "store")
+    assert isinstance(compacted.item_ids, np.ndarray)
+    assert events(compacted) == before
+    assert compacted.items_digest == digest
+    assert compacted.manifest["counts"] == store.manifest["counts"]
+    assert not list((folder / "store").glob("segment_*"))
+    compacted.verify()
+
+
+def check_reading(store: EventStore) -> None:
+    """Compare slices, places and masks of the arrays of a store with those of a copy in memory."""
+    for array in (store.item_ids, store.timestamps, store.event_columns["score"].values):
+        whole = np.asarray(array)
+        assert len(whole) == len(array) == store.num_events
+        places = np.random.default_rng(0).permutation(len(whole))
+        np.testing.assert_array_equal(array[places], whole[places])
+        np.testing.assert_array_equal(array[whole > 1], whole[whole > 1])
+        for begin in range(len(whole)):
+            np.testing.assert_array_equal(array[begin : begin + 3], whole[begin : begin + 3])
+    np.testing.assert_array_equal(
+        item_counts(store)[1:], np.bincount(store.item_ids, minlength=store.num_items + 1)[1:]
+    )
+
+
+OLD: list[Row] = [(1, 1, 5, "a", 1.0), (1, 2, 7, "b", 2.0), (1, 3, 9, "b", 2.0), (2, 2, 5, "a", None)]
+NEW: list[Row] = [(1, 9, 8, "c", 3.0), (1, 3, 9, "b", 2.0), (3, 1, 10, "a", 1.0), (2, 1, 11, "a", None)]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> tuple[Table, Filters]:
+    table = Table(write(tmp_path, "old.parquet", OLD)), Filters()
+    prepare(*table, tmp_path / "store", schema=SCHEMA)
+    write(tmp_path, "new.parquet", NEW)
+    return table
+
+
+def test_ids_stay_and_late_events_are_merged(tmp_path: Path, log):
+    notes: list[str] = []
+    store = append(*log, tmp_path / "store", str(tmp_path / "new.parquet"), schema=SCHEMA, progress=notes.append)
+    assert store.item_vocabulary.external_ids([1, 2, 3, 4]).tolist() == [1, 2, 3, 9]
+    assert np.asarray(store.item_ids).tolist() == [1, 2, 4, 3, 3, 2, 1, 1]
+    assert store.event_columns["kind"].vocabulary.external_ids([1, 2, 3]) == ["a", "b", "c"]
+    assert any("appended 4 events; 1 were older" in note and "1 repeat" in note for note in notes)
+    assert store.manifest["version"] == 4
+
+
+def test_fit_accepts_the_grown_store_also_by_a_path_that_matches_all_files(tmp_path: Path, log, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, rows in (("day_1.parquet", OLD), ("new/day_2.parquet", NEW)):
+        Path(name).parent.mkdir(exist_ok=True)
+        write(tmp_path, name, rows)
+    source = Table("day_*.parquet")
+    prepare(source, Filters(), "days", schema=SCHEMA)
+    Path("new/day_2.parquet").rename("day_2.parquet")
+    with pytest.raises(StoreError, match=r"did not exist .* seqrec append --input day_2.parquet"):
+        ensure_store(source, Filters(), "days", schema=SCHEMA)
+    append(source, Filters(), "days", str(tmp_path / "day_2.parquet"), schema=SCHEMA)
+    assert ensure_store(source, Filters(), "days", schema=SCHEMA).num_events == 8
+
+
+def test_batches_of_a_grown_store_are_those_of_a_compact_one(tmp_path: Path, log):
+    append(*log, tmp_path / "store", str(tmp_path / "new.parquet"), schema=SCHEMA)
+
+    def batches() -> list[Any]:
+        data = SequenceDataModule(
+            log[0], store=str(tmp_path / "store"), schema=SCHEMA, max_length=3, split=LeaveOneOut(), filters=log[1]
+        )
+        data.split.history_stops = lambda store, stage: np.asarray(store.offsets)[1:]
+        batch = next(iter(data.predict_dataloader()))
+        return [
+            batch.history.item_ids.tolist(),
+            batch.history.timestamps.tolist(),
+            batch.history.features["score"].tolist(),
+        ]
+
+    grown = batches()
+    compact(tmp_path / "store")
+    assert batches() == grown
+
+
+def test_readers_with_an_old_handle_see_the_old_history(tmp_path: Path, log):
+    old = EventStore.open(tmp_path / "store")
+    pickled, before = pickle.dumps(old), events(old)
+    new = append(*log, tmp_path / "store", str(tmp_path / "new.parquet"), schema=SCHEMA)
+    assert events(old) == before
+    assert events(pickle.loads(pickled)) == before
+    grown = pickle.dumps(new)
+    assert events(pickle.loads(grown)) == events(new)
+    compact(tmp_path / "store")
+    assert events(old) == before
+    with pytest.raises(StoreError, match="compacted or prepared again"):
+        pickle.loads(pickled)
+
+
+@pytest.mark.parametrize(
+    ("module", "step"),
+    [(GROWING, "prepare_unlocked"), (GROWING, "write_bytes"), (GROWING, "rename"), (FILES, "write_bytes")],
+)
+@pytest.mark.parametrize("full", [False, True])
+def test_a_failure_between_the_steps_leaves_the_store_as_it_was(tmp_path: Path, log, monkeypatch, module, step, full):
+    before = {file.name: file.read_bytes() for file in (tmp_path / "store").iterdir()}
+    whole = getattr(module, step)
+
+    def fail(*arguments: Any, **switches: Any) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, step, fail)
+    with pytest.raises(StoreError if full else KeyboardInterrupt):
+        append(*log, tmp_path / "store", str(tmp_path / "new.parquet"), schema=SCHEMA)
+    monkeypatch.setattr(module, step, whole)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "store").iterdir()} == before
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["new.parquet", "old.parquet", "store"]
+    assert append(*log, tmp_path / "store", str(tmp_path / "new.parquet"), schema=SCHEMA).num_events == 8
+
+
+def test_what_a_killed_append_left_is_removed_by_the_next(tmp_path: Path, log):
+    (tmp_path / "store" / "segment_0002").mkdir()
+    (tmp_path / "store" / "segment_0002" / "item_ids.npy").write_bytes(b"half")
+    assert EventStore.open(tmp_path / "store").num_events == 4
+    assert append(*log, tmp_path / "store", str(tmp_path / "new.parquet"), schema=SCHEMA).num_events == 8
+
+
+def test_counts_let_new_users_and_items_in_and_old_ones_stay(tmp_path: Path):
+    old = [(1, 1, 1, "a", 1.0), (1, 2, 2, "a", 1.0), (2, 1, 3, "a", 1.0), (2, 2, 4, "a", 1.0)]
+    # Item 8 has one new event, item 9 two; user 3 has one event, user 4 two.
+    new = [(1, 8, 5, "a", 1.0), (1, 9, 6, "a", 1.0), (3, 1, 7, "a", 1.0), (4, 9, 8, "a", 1.0), (4, 2, 9, "a", 1.0)]
+    store = grow(tmp_path, [old, new], Filters(min_user_events=2, min_item_events=2))
+    assert {user: [row[1] for row in rows] for user, rows in events(store).items()} == {
+        1: [1, 2, 9],
+        2: [1, 2],
+        4: [9, 2],
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "switches", "message"),
+    [
+        ([], {}, "is empty; expected at least one event"),
+        (NEW, {"late": "refuse"}, "late='refuse': 1 events are older than the newest of their user in the store"),
+        (NEW, {"duplicates": "refuse"}, r"duplicates='refuse': 1 events repeat .*user_id=1, item_id=3, timestamp=9"),
+        (NEW, {"late": "never"}, "late='never' must be one of merge, refuse"),
+        ([("x", 1, 12, "a", 1.0)], {}, "user_id has text such as 'x'"),
+        ([(1, 1, 12_000_000, "a", 1.0)], {}, "another unit"),
+        (OLD[:1], {"duplicates": "drop"}, "no new event is left"),
+    ],
+)
+def test_bad_input_is_refused_and_the_store_stays(tmp_path: Path, log, rows, switches, message):
+    file = write(tmp_path, "bad.parquet", rows)
+    with pytest.raises(InputError, match=message):
+        append(*log, tmp_path / "store", file, schema=SCHEMA, **switches)
+    assert EventStore.open(tmp_path / "store").num_events == 4
+
+
+def test_other_columns_versions_and_settings_are_refused(tmp_path: Path, log):
+    pl.DataFrame({"user_id": [1], "item_id": [2], "timestamp": [12]}).write_parquet(tmp_path / "few.parquet")
+    store, new = tmp_path / "store", str(tmp_path / "new.parquet")
+    with pytest.raises(InputError, match="no column 'kind'"):
+        append(*log, store, str(tmp_path / "few.parquet"), schema=SCHEMA)
+    with pytest.raises(StoreError, match=r"was prepared with schema\.events"):
+        append(*log, store, new)
+    with pytest.raises(InputError, match=r"old\.parquet is in .* already"):
+        append(*log, store, str(tmp_path / "old.parquet"), schema=SCHEMA)
+    with pytest.raises(InputError, match=r"schema\.items has columns"):
+        append(*log, store, new, schema=Schema(events=SCHEMA.events, items={"year": "numeric"}))
+    with pytest.raises(InputError, match="input is empty"):
+        append(*log, store, [], schema=SCHEMA)
+    with pytest.raises(StoreError, match="no event store"):
+        append(*log, tmp_path / "none", new, schema=SCHEMA)
+    manifest = json.loads((store / "manifest.json").read_text())
+    manifest.pop("manifest_sha256")
+    (store / "manifest.json").write_text(json.dumps(manifest | {"version": 99}))
+    with pytest.raises(StoreError, match="version 99"):
+        append(*log, store, new, schema=SCHEMA)
+
+
+KILLED = """
+import importlib, os, signal, sys
+from seqrec import Filters, Schema, Table
+growing = importlib.import_module("seqrec.data.prepare.growing")
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(growing, sys.argv[1], die)
+schema = Schema(events={"kind": "categorical", "score": "numeric"})
+if sys.argv[2] == "append":
+    growing.append(Table("old.parquet"), Filters(), "store", "new.parquet", schema=schema)
+else:
+    growing.compact("store")
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.process
+@pytest.mark.parametrize(("step", "command"), [("write_manifest", "append"), ("put_in_place", "compact")])
+def test_a_killed_command_leaves_the_store_as_before(tmp_path: Path, monkeypatch, step, command):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "old.parquet", OLD)
+    log = Table("old.parquet"), Filters()
+    store = prepare(*log, "store", schema=SCHEMA)
+    if command == "compact":
+        store = append(*log, "store", write(tmp_path, "day.parquet", NEW), schema=SCHEMA)
+    write(tmp_path, "new.parquet", NEW)
+    before = events(store)
+    ended = subprocess.run([sys.executable, "-c", KILLED, step, command], cwd=tmp_path, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    killed = EventStore.open("store")
+    killed.verify()
+    assert events(killed) == before
+    if command == "append":
+        assert append(*log, "store", "new.parquet", schema=SCHEMA).num_events == 8
+    else:
+        assert events(compact("store")) == before
+    assert not [each.name for each in tmp_path.iterdir() if each.name.startswith("store.")]
