@@ -19,7 +19,7 @@ from seqrec.registry import did_you_mean
 if TYPE_CHECKING:
     import polars as pl
 
-# What may follow the name of a file.
+# Ends of names of files.
 COMPRESSED = ("", ".gz", ".zst")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
