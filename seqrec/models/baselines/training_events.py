@@ -68,9 +68,8 @@ class TrainingEvents:
         stops = split.history_stops(store, "train")
         if (hidden := split.hidden_items(store)) is not None:
             log, stops = without_items(store, hidden, stops)
-        timestamps = None if log.timestamps is None else np.asarray(log.timestamps)
         starts = np.asarray(log.offsets)[:-1]
-        return TrainingEvents(np.asarray(log.item_ids), timestamps, starts, stops, log.num_items, targets=log.targets)
+        return TrainingEvents(log.item_ids, log.timestamps, starts, stops, log.num_items, targets=log.targets)
 
     @property
     def with_context(self) -> TrainingEvents:
