@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from seqrec.encoders.contract import check_encoder
     from seqrec.encoders.event_time import EventTime
     from seqrec.errors import InputError
+    from seqrec.evaluation.exposures import ExposureReport
+    from seqrec.evaluation.list_report import ListReport
     from seqrec.evaluation.protocols import (
         FullRanking,
         PopularityCandidates,
@@ -110,6 +112,8 @@ _MODULES = {
     "seqrec.evaluation.protocols": (
         "FullRanking PopularityCandidates Protocol SampledRanking UniformCandidates WholeCatalogue"
     ),
+    "seqrec.evaluation.exposures": "ExposureReport",
+    "seqrec.evaluation.list_report": "ListReport",
     "seqrec.evaluation.results": "Comparison compare read_results",
     "seqrec.inference": "load",
     "seqrec.inference.export": "export",
@@ -149,6 +153,7 @@ __all__ = [
     "EventTime",
     "ExactSearch",
     "Explanation",
+    "ExposureReport",
     "FaissSearch",
     "Filters",
     "FullRanking",
@@ -170,6 +175,7 @@ __all__ = [
     "LazyAdam",
     "LeaveOneOut",
     "LinearWarmup",
+    "ListReport",
     "Loss",
     "ML1M",
     "MambaRec",

@@ -47,6 +47,8 @@ GROUPS = {
     "evaluation": {
         "protocol": "candidates and ties of the evaluation",
         "baselines.enabled": "whether baselines are compared with the model; by default unless the log is large",
+        "lists.metrics": "metrics of the lists themselves, such as Coverage, Gini, Novelty, Diversity",
+        "exposures.path": "log of items shown at random, among which the test also ranks",
     },
     "training": {
         "trainer.max_steps": "number of updates; early stopping may end training before",

@@ -36,6 +36,8 @@ from seqrec.cli.trust import Check, classes_of_the_user, name_a_config, only_tru
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.prepare import compact
 from seqrec.data.progress import print_line
+from seqrec.evaluation.exposures import ExposureReport
+from seqrec.evaluation.list_report import ListReport
 from seqrec.evaluation.protocols import FullRanking, Protocol
 from seqrec.evaluation.report import note_on_repeats, report_text, write_metrics
 from seqrec.evaluation.results import ResultsWriter
@@ -74,6 +76,8 @@ CALLBACKS: dict[str, type[pl.Callback]] = {
     "recommendations": RecommendationWriter,
     "results": ResultsWriter,
     "baselines": BaselineComparison,
+    "lists": ListReport,
+    "exposures": ExposureReport,
 }
 
 
@@ -368,13 +372,15 @@ class SeqrecCLI(LightningCLI):
         report = next(compared, None)
         rows |= {} if report is None else report.rows
         intervals, notes = ({}, []) if report is None else (report.intervals, list(report.notes))
-        notes += filter(None, [note_on_repeats(repeated, model.protocol)])
+        own = [each for each in callbacks if isinstance(each, (ListReport, ExposureReport))]
+        texts = [*(each.text() for each in own), *notes, note_on_repeats(repeated, model.protocol)]
         heading = f"{stage} of {users:,} users{_reasons(left_out)}, protocol {model.protocol.id}"
-        print(report_text(heading, rows, intervals=intervals, caveats=found, notes=notes))
+        print(report_text(heading, rows, intervals=intervals, caveats=found, notes=[*filter(None, texts)]))
         if folder is None:
             return
         about: dict[str, Any] = {"users": users, "left_out": left_out, "repeated": repeated, "caveats": found}
         about["baselines"] = None if report is None else report.as_dict()
+        about |= {each.key: each.as_dict() for each in own}
         write_metrics(Path(folder) / f"{stage}_metrics.json", rows, model.protocol.describe(), **about)
         names = ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml"]
         written = [f"{stage}_metrics.json", SUMMARY_FILE]

@@ -9,7 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from seqrec.evaluation.metrics import COLD, WARM
+from seqrec.evaluation.metrics import COLD, EXPOSED, LIST_METRICS, WARM
 from seqrec.evaluation.protocols import Protocol
 from seqrec.files import write_json
 
@@ -25,6 +25,16 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, names: 
     """
     align = ["left" if column < names else "right" for column in range(len(headers))]
     return tabulate(rows, headers=headers, tablefmt="plain", colalign=align, disable_numparse=True)
+
+
+def interval_text(pair: tuple[float, float] | None) -> str:
+    """Return the ends of an interval to four decimals; empty for None and NaN."""
+    return "" if pair is None or math.isnan(pair[0]) else " to ".join(f"{end:.4f}" for end in pair)
+
+
+def finite(value: float) -> float | None:
+    """Return a number as JSON has it: NaN becomes None."""
+    return None if math.isnan(value) else value
 
 
 def metrics_table(
@@ -45,19 +55,22 @@ def metrics_cells(
 ) -> tuple[list[str], list[list[str]]]:
     """Return column names, and a line for each model with each metric to four decimals.
 
-    Metrics of cold and warm targets, which have prefixes, are in lines of their own. `intervals` are 95% intervals of
-    NDCG@10 by model, which get a column if there are any.
+    Metrics of cold and warm targets, which have prefixes, are in lines of their own. Those of lists and exposed items
+    are left out, for the tables of `ListReport` and `ExposureReport`. `intervals` are 95% intervals of NDCG@10 by
+    model, which get a column if there are any.
 
     Example:
         >>> metrics_cells({"SASRec": {"HR@10": 0.75, "HR@5": 0.5}})
         (['model', 'HR@5', 'HR@10'], [['SASRec', '0.5000', '0.7500']])
     """
     names = list(next(iter(rows.values())))
-    columns = sorted((name for name in names if not name.startswith((COLD, WARM))), key=_by_metric_and_cutoff)
+    others = (COLD, WARM, EXPOSED)
+    shown = (name for name in names if not name.startswith(others) and name.partition("@")[0] not in LIST_METRICS)
+    columns = sorted(shown, key=_by_metric_and_cutoff)
     parts = {"": ""}
-    if len(names) > len(columns):
+    if any(name.startswith((COLD, WARM)) for name in names):
         parts |= {", cold items": COLD, ", warm items": WARM}
-    ends = {name: " to ".join(f"{end:.4f}" for end in pair) for name, pair in (intervals or {}).items()}
+    ends = {name: interval_text(pair) for name, pair in (intervals or {}).items()}
     lines = [
         [
             f"{name}{part}",
@@ -122,17 +135,17 @@ def write_metrics(
     repeated: float,
     caveats: Sequence[str] = (),
     baselines: Mapping[str, Any] | None = None,
+    lists: Mapping[str, Any] | None = None,
+    exposures: Mapping[str, Any] | None = None,
 ) -> None:
     """Write metrics by model with the settings of their protocol, from `Protocol.describe`, as JSON; NaN becomes null.
 
     `users` were evaluated; `left_out` counts those that the split leaves out, by reason. `repeated` is the share of the
     targets that are in the user's history; `caveats` are from the function of that name. `baselines` are intervals and
-    differences to those among the models; None if none are compared.
+    differences to those among the models; None if none are compared. `lists` and `exposures` are `as_dict` of
+    `ListReport` and `ExposureReport`.
     """
-    models = {
-        name: {metric: None if math.isnan(value) else value for metric, value in values.items()}
-        for name, values in rows.items()
-    }
+    models = {name: {metric: finite(value) for metric, value in values.items()} for name, values in rows.items()}
     content = {
         "protocol": protocol["id"],
         "settings": dict(protocol),
@@ -142,6 +155,8 @@ def write_metrics(
         "caveats": list(caveats),
         "models": models,
         "baselines": baselines,
+        "lists": lists,
+        "exposures": exposures,
     }
     write_json(path, content)
 

@@ -120,7 +120,7 @@ def catalogue_ranks(
 def candidate_ranks(scorer: Scorer, states: Tensor, targets: Targets, candidates: Tensor) -> TargetRanks:
     """Rank each target among given candidates and the user's other targets, by the rules of `catalogue_ranks`.
 
-    `candidates` (B, C) are item ids, none of them a target of the row; a repeated one counts repeatedly.
+    `candidates` (B, C) are item ids, none of them a target of the row; a repeated one counts repeatedly, and 0 is none.
     """
     counts = torch.bincount(targets.rows, minlength=len(states))
     places = torch.arange(len(targets.rows), device=states.device) - (counts.cumsum(0) - counts)[targets.rows]
@@ -129,7 +129,7 @@ def candidate_ranks(scorer: Scorer, states: Tensor, targets: Targets, candidates
     item_ids[targets.rows, places] = targets.item_ids
     width = item_ids.shape[1]
     # Users with fewer targets than others have no candidate in the places after theirs.
-    rows, columns = (item_ids[:, :most] == 0).nonzero(as_tuple=True)
+    rows, columns = (item_ids == 0).nonzero(as_tuple=True)
     count = _Count(scorer, states, targets, scorer.rounding(states), single=True)
     scores = scorer.score(count.states, item_ids)
     count.add(_Block(scores, item_ids, rows * width + columns, targets.rows * width + places))

@@ -597,3 +597,27 @@ def test_an_encoder_in_a_file_of_the_working_folder_is_found(
     assert "d_model" in capsys.readouterr().err
     main([*words, "--model.encoder.d_model", "8"])
     assert "own_encoder" in sys.modules
+
+
+def test_lists_and_exposures_are_judged_on_demand(capsys: pytest.CaptureFixture[str]):
+    main((*FIT, "--trainer.max_epochs", "1", "--lists.metrics", "[Coverage, Novelty]", "--lists.cutoffs", "[3]"))
+    output = capsys.readouterr().out
+    assert re.search(r"^Coverage@3 +[01]\.\d{4}\nNovelty@3 +\d\.\d{4} +\d\.\d{4} to \d\.\d{4}$", output, re.MULTILINE)
+    result = json.loads(Path("runs/version_0/test_metrics.json").read_text())
+    assert result["models"]["MambaRec"]["Coverage@3"] == pytest.approx(result["lists"]["metrics"]["Coverage@3"])
+    assert set(result["lists"]["intervals"]) == {"Novelty@3"}
+    assert result["exposures"] is None
+    assert read_summary("runs/version_0").test == pytest.approx(result["models"]["MambaRec"])
+    frame = Synthetic(**SMALL["data"]["source"]["init_args"]).scan().collect()
+    # Everything was shown again, later; even items were clicked.
+    later = frame["timestamp"] + frame["timestamp"].max() + 1
+    frame.with_columns(timestamp=later, clicked=frame["item_id"] % 2).write_csv("shown.csv")
+    words = ("--exposures.item", "item_id", "--exposures.timestamp", "timestamp", "--exposures.positive", "clicked = 0")
+    main(("test", "--ckpt", "runs/version_0", "--lists.metrics", "null", "--exposures.path", "shown.csv", *words))
+    output = capsys.readouterr().out
+    assert "protocol exposed(clicked = 0)-seenin-tiemean-loo" in output
+    assert re.search(r"^Chance +0\.5000", output, re.MULTILINE)
+    result = json.loads(Path("runs/version_1/test_metrics.json").read_text())
+    assert result["lists"] is None
+    assert result["exposures"]["models"]["Chance"]["AUC"] == 0.5
+    assert {"exposed_AUC", "NDCG@10"} <= set(result["models"]["MambaRec"])

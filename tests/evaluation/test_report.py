@@ -41,6 +41,8 @@ def test_the_file_holds_the_protocol_the_users_and_the_exact_numbers(tmp_path: P
         "caveats": [],
         "models": ROWS,
         "baselines": None,
+        "lists": None,
+        "exposures": None,
     }
 
 

@@ -1,10 +1,19 @@
 """Metrics: ranking metrics of targets, and metrics of recommended lists without targets."""
 
 from seqrec.evaluation.metrics.functional import NORMALISERS, hit_rate, mrr, ndcg, precision, recall
-from seqrec.evaluation.metrics.lists import Coverage, ListMetric, MeanPopularity, Novelty, list_metrics
+from seqrec.evaluation.metrics.lists import (
+    LIST_METRICS,
+    Coverage,
+    Gini,
+    ListMetric,
+    MeanPopularity,
+    Novelty,
+    list_metrics,
+)
 from seqrec.evaluation.metrics.ranking import (
     COLD,
     CUTOFFS,
+    EXPOSED,
     MRR,
     NDCG,
     WARM,
@@ -16,14 +25,29 @@ from seqrec.evaluation.metrics.ranking import (
     metric_named,
     ranking_metrics,
 )
+from seqrec.evaluation.metrics.user_lists import (
+    Calibration,
+    Diversity,
+    RepeatShare,
+    UserListMetric,
+    UserMean,
+    UserNovelty,
+    column_distance,
+    item_codes,
+)
 
 __all__ = [
     "COLD",
     "CUTOFFS",
+    "EXPOSED",
+    "LIST_METRICS",
     "MRR",
     "NDCG",
     "NORMALISERS",
+    "Calibration",
     "Coverage",
+    "Diversity",
+    "Gini",
     "HitRate",
     "ListMetric",
     "MeanPopularity",
@@ -31,9 +55,15 @@ __all__ = [
     "Precision",
     "RankMetric",
     "Recall",
+    "RepeatShare",
     "RepeatedTargets",
+    "UserListMetric",
+    "UserMean",
+    "UserNovelty",
     "WARM",
+    "column_distance",
     "hit_rate",
+    "item_codes",
     "list_metrics",
     "metric_named",
     "mrr",

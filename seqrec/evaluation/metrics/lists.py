@@ -1,4 +1,4 @@
-"""Metrics of recommended lists, without targets: coverage, popularity and novelty. V = num_items + 1."""
+"""Metrics of all recommended lists together: coverage, Gini index, popularity, novelty. V = num_items + 1."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from torchmetrics import Metric, MetricCollection
 
 from seqrec.errors import InputError, check_at_least
 from seqrec.types import Recommendations
+
+# Metrics of lists without targets by their names in tables, in the order of tables.
+LIST_METRICS = ("Coverage", "Gini", "Popularity", "Novelty", "Diversity", "Repeats", "Calibration")
 
 
 class ListMetric(Metric, ABC):
@@ -72,6 +75,22 @@ class Coverage(ListMetric):
     def compute(self) -> Tensor:
         """Return the share."""
         return (self.recommended[1:] > 0).double().mean()
+
+
+class Gini(ListMetric):
+    """Gini@k: how unequally recommendations are spread over the catalogue; 0 is equally, 1 is always one item.
+
+    Shani & Gunawardana 2011, Evaluating Recommendation Systems: `sum((2 j - n - 1) p(j)) / (n - 1)`
+    over all n items of the catalogue, ascending by their share p of the recommendations. RecBole's `GiniIndex` divides
+    by n instead, and Elliot's and RankSys' is 1 minus this one. A catalogue of one item has 0.
+    """
+
+    def compute(self) -> Tensor:
+        """Return the index; NaN before the first item."""
+        times = self.recommended[1:].sort().values.double()
+        num_items = len(times)
+        weights = 2 * torch.arange(1, num_items + 1, dtype=torch.float64, device=times.device) - num_items - 1
+        return (weights * times).sum() / (max(num_items - 1, 1) * times.sum())
 
 
 class MeanPopularity(ListMetric):

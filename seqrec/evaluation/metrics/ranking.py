@@ -26,6 +26,8 @@ from seqrec.types import JudgedTargets
 CUTOFFS = (5, 10, 20)
 # Before the names of metrics of targets that are cold items, and of the others.
 COLD, WARM = "cold_", "warm_"
+# Before the names of metrics among items that were exposed.
+EXPOSED = "exposed_"
 
 
 class RankMetric(Metric, ABC):

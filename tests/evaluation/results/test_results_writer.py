@@ -176,6 +176,8 @@ from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.evaluation.metrics import list_metrics, ranking_metrics
 from seqrec.models import MambaRec
+from seqrec.evaluation.exposures import ExposureReport
+from seqrec.evaluation.list_report import ListReport
 from seqrec.evaluation.results import ResultsWriter
 
 
@@ -190,6 +192,10 @@ class Sums(pl.Callback):
 
     def on_test_end(self, trainer, model):
         values = {**self.metrics.compute(), **self.lists.compute()}
+        values |= {name: torch.tensor(value) for name, value in reports[0].values.items()}
+        values |= {f"exposed {name}": torch.tensor(value) for name, value in reports[1].models["MambaRec"].items()}
+        values["exposed users"] = torch.tensor(float(reports[1].users))
+        values |= {f"{name} from": torch.tensor(pair[0]) for name, pair in reports[0].intervals.items()}
         if trainer.is_global_zero:
             with open(f"{trainer.world_size}.txt", "w") as file:
                 file.writelines(f"{name} {value.item().hex()}\\n" for name, value in values.items())
@@ -200,11 +206,15 @@ for ranks, strategy in ((2, "ddp_fork"), (1, "auto")):
     data = SequenceDataModule(
         Synthetic(num_users=37, num_items=50, mean_events=12), store="store", max_length=10, eval_batch_size=2 + ranks
     )
+    reports = [
+        ListReport(["Gini", "Novelty", "Repeats", "Diversity"], cutoffs=[5]),
+        ExposureReport("shown.csv", "clicked = 0", item="item_id", timestamp="timestamp"),
+    ]
     pl.seed_everything(0, verbose=False)
     model = MambaRec(data.num_items, d_model=8, num_layers=1, d_state=4, max_length=10)
     pl.Trainer(
         accelerator="cpu", devices=ranks, strategy=strategy, logger=False, enable_progress_bar=False,
-        callbacks=[Sums(), ResultsWriter(f"{ranks}.parquet")], enable_model_summary=False,
+        callbacks=[*reports, Sums(), ResultsWriter(f"{ranks}.parquet")], enable_model_summary=False,
     ).test(model, data, verbose=False)
 """
 
@@ -213,12 +223,15 @@ for ranks, strategy in ((2, "ddp_fork"), (1, "auto")):
 def test_two_ranks_give_the_sums_of_one_to_the_last_digit_and_the_same_file(data: SequenceDataModule):
     assert data.store.num_users == 37
     Path("run.py").write_text(RUN)
+    log = data.source.scan().collect()
+    later = log["timestamp"] + log["timestamp"].max() + 1
+    log.with_columns(timestamp=later, clicked=log["item_id"] % 3).write_csv("shown.csv")
     done = subprocess.run([sys.executable, "run.py"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     said = Path("1.txt").read_text()
-    assert len(said.splitlines()) == 15
+    assert len(said.splitlines()) == 15 + 4 + 6 + 3
     assert said == Path("2.txt").read_text()
     one, two = read_results("1.parquet"), read_results("2.parquet")
     assert two.frame.equals(one.frame)
     assert two.header == one.header
-    assert files() == ["1.parquet", "1.txt", "2.parquet", "2.txt", "run.py"]
+    assert files() == ["1.parquet", "1.txt", "2.parquet", "2.txt", "run.py", "shown.csv"]
