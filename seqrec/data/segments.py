@@ -109,7 +109,7 @@ class JoinedArray:
 
 
 def plain(array: NDArray[Any]) -> NDArray[Any]:
-    """Return an array that is read by slices and places at once: a map as a plain array, and a joined array as it is.
+    """Return an array that is read by slices and places at once: a map as a plain array, and a joined array unchanged.
 
     `numpy.asarray` would copy the events of all segments.
     """
