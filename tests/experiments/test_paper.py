@@ -132,6 +132,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, here: Callable[[Path
     return folder
 
 
+# With real processes (pytest -m slow tests/experiments/test_paper.py); test_grid.py has the same without.
+@pytest.mark.slow
 def test_a_grid_that_is_killed_goes_on_without_running_finished_cells_again(killed: Path):
     log = (killed / "log.txt").read_text()
     assert "2 cells, 0 of them finished before" in log
@@ -143,6 +145,7 @@ def test_a_grid_that_is_killed_goes_on_without_running_finished_cells_again(kill
     assert (curve["epoch"], curve["step"]) == ([1, 2], [2, 4])
 
 
+@pytest.mark.slow
 def test_a_grid_that_was_killed_ends_with_the_report_of_one_that_was_not(
     killed: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -169,8 +172,8 @@ def files_of(folder: Path) -> set[Path]:
     return {path.relative_to(folder) for path in folder.rglob("*")}
 
 
-def test_results_say_what_training_took_and_equal_the_ranks_of_the_run(killed: Path):
-    for row in read_grid(killed / "grid"):
+def test_results_say_what_training_took_and_equal_the_ranks_of_the_run(uninterrupted: Path):
+    for row in read_grid(uninterrupted / "grid"):
         assert (row["epochs"], row["steps"], row["users"], row["budget"]) == (2, 4, 30, "epochs=2")
         assert row["train_seconds"] > 0
         assert row["events_per_second"] == pytest.approx(row["events"] / row["train_seconds"], rel=1e-3)
@@ -183,10 +186,10 @@ def test_results_say_what_training_took_and_equal_the_ranks_of_the_run(killed: P
             "seqrec benchmark paper --data synthetic --lengths 20 --encoders GRU4Rec MambaRec --baselines --seeds 1 "
             "--budget epochs=2 --study small --set data.source.num_users=30"
         )
-        ranks = read_results(killed / "grid" / "cells" / "synthetic" / "20" / row["model"] / "seed_0" / "run")
+        ranks = read_results(uninterrupted / "grid" / "cells" / "synthetic" / "20" / row["model"] / "seed_0" / "run")
         assert row["metrics"]["NDCG@10"] == pytest.approx(ranks.metrics(["NDCG@10"]).mean(), abs=1e-6)
         assert np.array_equal(UserMetrics.from_plain(row["user_metrics"]).values, ranks.metrics(METRICS))
-    assert not list((killed / "grid").rglob("*.ckpt"))
+    assert not list((uninterrupted / "grid").rglob("*.ckpt"))
 
 
 def settings(**changed: object) -> Settings:

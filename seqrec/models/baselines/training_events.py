@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from seqrec.data.cold_items import without_items
 from seqrec.data.event_block import EventBlock
+from seqrec.data.segments import plain
 from seqrec.data.splits import Split
 from seqrec.data.store import EventStore
 from seqrec.data.targets import LogTargets
@@ -68,8 +69,9 @@ class TrainingEvents:
         stops = split.history_stops(store, "train")
         if (hidden := split.hidden_items(store)) is not None:
             log, stops = without_items(store, hidden, stops)
+        timestamps = None if log.timestamps is None else plain(log.timestamps)
         starts = np.asarray(log.offsets)[:-1]
-        return TrainingEvents(log.item_ids, log.timestamps, starts, stops, log.num_items, targets=log.targets)
+        return TrainingEvents(plain(log.item_ids), timestamps, starts, stops, log.num_items, targets=log.targets)
 
     @property
     def with_context(self) -> TrainingEvents:
