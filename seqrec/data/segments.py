@@ -1,6 +1,6 @@
 """A store that has grown, read as one history: which file holds which events. U users, E events.
 
-`prepare` writes one segment, whose files lie in the store's folder. Each `append` adds a folder `segment_0002`, .. with
+`prepare` writes one segment, with its files in the store's folder. Each `append` adds a folder `segment_0002`, .. with
 
 - for each user with new events, the end of the history from the first event that is new: the new events and, if some
   of them are late, the older ones that now follow them. A history is therefore what is left of the earlier files,

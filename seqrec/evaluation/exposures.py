@@ -280,7 +280,7 @@ def read_exposures(source: Table, positive: str, store: EventStore, known: Int64
         counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
         raise InputError(
             f"{argument}: none of its {len(rows):,} rows can be judged: {counted or 'it is empty'}; name the random "
-            "log of the same data set, and a split whose test begins before it, such as GlobalTime"
+            "log of the same data set, and a split with a test that begins before it, such as GlobalTime"
         )
     chosen = judged[pairs[0]]
     first_times = np.full(num_users, NEVER)

@@ -107,7 +107,7 @@ class ListReport(pl.Callback):
                     f"lists.{name.lower()}_column={column!r} has no effect without {name}; add it to lists.metrics"
                 )
         if "Calibration" in self.metrics and self.calibration_column is None:
-            raise InputError("Calibration needs the column whose values it compares: --lists.calibration_column genres")
+            raise InputError("Calibration needs the column that it compares: --lists.calibration_column genres")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse before the training what the test after it would refuse; see `on_test_start`."""

@@ -172,7 +172,7 @@ def plan_ladder(content: Mapping[str, Any]) -> list[Step]:
             cell = replace(cell, model_of=models[key], checkpoint=now["checkpoint"])
         elif now["checkpoint"] == "last":
             raise InputError(
-                f"{where} trains a model, whose best checkpoint it tests: set checkpoint: best, or add it first"
+                f"{where} trains a model and tests its best checkpoint: set checkpoint: best, or add it first"
             )
         models.setdefault(key, cell)
         steps.append(Step(name, given["part"], base, cell))

@@ -187,7 +187,7 @@ def test_steps_of_the_shipped_ladder_are_commands_that_fit_accepts(
         ({"checkpoint": "first"}, "checkpoint='first' must be best or last"),
         ({"from": "c"}, "from='c' is no earlier step; earlier: a"),
         ({"name": "a"}, "step 2, 'a': an earlier step has the same name"),
-        ({"checkpoint": "last", "model": "GRU4Rec"}, "trains a model, whose best checkpoint it tests"),
+        ({"checkpoint": "last", "model": "GRU4Rec"}, "trains a model and tests its best checkpoint"),
         ({"sets": {}}, "step 2: sets is not known; known: name, part"),
         ({"name": ""}, "step 2: name is missing"),
         ({"length": "50"}, "step 2: length='50' must be of type int"),

@@ -204,7 +204,7 @@ class Calibration(UserListMetric):
     history, q that in the list, and `q' = (1 - alpha) q + alpha p` with alpha .01. 0 is a list with the history's
     shares. An item with several values gives each an equal part. All events of the history weigh the same, and so do
     all places of the list; the paper allows other weights. Items without a value are left out of p and
-    q, and users whose history has none are left out. A list without any value has the largest divergence,
+    q, and users without any in their history are left out. A list without any value has the largest divergence,
     `-log(alpha)`. In nats; the often copied code of E. Liu ("Calibrated Recommendations", ethen8181) takes log2.
 
     Args:

@@ -139,7 +139,7 @@ def result_of(run: Path, cell: Cell, trained: dict[str, Any] | None = None) -> d
 
 
 def failure_of(run: Path, cell: Cell) -> dict[str, Any] | None:
-    """Return the result of a run whose loss stopped being finite; None if it ended for another reason."""
+    """Return the result of a run with a loss that stopped being finite; None if it ended for another reason."""
     try:
         error = read_summary(run).error or ""
     except InputError:

@@ -141,7 +141,7 @@ class _Grid:
         return runner.start(words, place / LOG_FILE, slot.environment)
 
     def finish(self, cell: Cell, process: subprocess.Popen[bytes]) -> None:
-        """Write the result of a cell whose process has ended, and release its claim."""
+        """Write the result of a cell after the end of its process, and release its claim."""
         self.ended += 1
         place, count = self._place(cell), f"[{self.ended}/{self.to_run}] {cell}"
         try:

@@ -95,7 +95,7 @@ class RunPage:
 
     Args:
         record: What the run's folder records.
-        examples: Number of users whose recommendations are shown; 0 loads no model.
+        examples: Number of users with recommendations on the page; 0 loads no model.
         store: Folder of the event store that the model was trained on; None is the folder that it had then.
 
     Attributes:
