@@ -124,6 +124,13 @@ class RaggedItems(TensorRecord):
         index = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
         return torch.repeat_interleave(index, self.counts, output_size=len(self.item_ids))
 
+    def places_of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return places in `item_ids` (.., C) of the entries of rows (..), and which are entries; others are 0."""
+        counts = self.counts[rows]
+        steps = torch.arange(int(counts.max()), device=counts.device)
+        is_entry = steps < counts.unsqueeze(-1)
+        return (self.offsets[rows].unsqueeze(-1) + steps).where(is_entry, 0), is_entry
+
     @staticmethod
     def from_rows(rows: Sequence[Tensor]) -> RaggedItems:
         """Concatenate rows of item ids, at least one row."""

@@ -23,7 +23,8 @@ from seqrec.errors import InputError
 from seqrec.evaluation.metrics import EXPOSED, UserMean, hit_rate, ndcg
 from seqrec.evaluation.report import finite, interval_text, text_table
 from seqrec.evaluation.target_ranks import Targets, candidate_ranks
-from seqrec.types import JudgedTargets, SequenceBatch, TensorRecord
+from seqrec.runs.trainer_checks import data_of, is_printed
+from seqrec.types import JudgedTargets, RaggedItems, SequenceBatch
 
 CUTOFFS = (5, 10)
 METRICS = ("AUC", *(f"{name}@{k}" for name in ("HR", "NDCG") for k in CUTOFFS))
@@ -118,9 +119,7 @@ class ExposureReport(pl.Callback):
         }
 
     def _read(self, trainer: pl.Trainer, path: str) -> tuple[SequenceDataModule, Exposures]:
-        data = getattr(trainer, "datamodule", None)
-        if not isinstance(data, SequenceDataModule):
-            raise InputError("ExposureReport needs a SequenceDataModule, which has the log; test with one")
+        data = data_of(trainer, self)
         if data.split.prequential:
             raise InputError(
                 f"exposures.path judges one state a user, but the split {data.split.id} asks before each target: leave "
@@ -180,7 +179,7 @@ class ExposureReport(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Print the table, in the first process, unless the command is not `verbose`."""
-        if stage == "test" and self.models and trainer.test_loop.verbose and trainer.is_global_zero:
+        if stage == "test" and self.models and is_printed(trainer, stage):
             print(self.text())
 
     def text(self) -> str:
@@ -204,36 +203,26 @@ class ExposureReport(pl.Callback):
 
 
 @dataclass(frozen=True)
-class Exposures(TensorRecord):
+class Exposures(RaggedItems):
     """The items that users were shown at random, of users with targets and others; U users of the store.
 
     Attributes:
-        offsets: (U + 2,) int64; user u, from 1, has the items `item_ids[offsets[u]:offsets[u + 1]]`.
         item_ids: (N,) int64 internal ids, ascending and distinct for each user.
+        offsets: (U + 2,) int64, as in `RaggedItems`; row u is that of user u, from 1.
         is_target: (N,) bool, whether the item met the condition.
         first_times: (U + 1,) int64, time of each user's first exposure; of others, `NEVER` or that of the newest event.
     """
 
-    offsets: Tensor
-    item_ids: Tensor
     is_target: Tensor
     first_times: Tensor
 
-    @property
-    def counts(self) -> Tensor:
-        """(U + 1,) number of each user's items."""
-        return self.offsets[1:] - self.offsets[:-1]
-
     def candidates(self, user_ids: Tensor) -> tuple[Targets, Tensor]:
         """Return the targets of users (B,) who have items, and their other candidates (B, C), padded with 0."""
-        counts = self.counts[user_ids]
-        steps = torch.arange(int(counts.max()), device=counts.device)
-        here = steps < counts.unsqueeze(1)
-        places = (self.offsets[user_ids].unsqueeze(1) + steps).where(here, 0)
-        is_target = self.is_target[places] & here
+        places, is_shown = self.places_of(user_ids)
+        is_target = self.is_target[places] & is_shown
         rows, columns = is_target.nonzero(as_tuple=True)
         item_ids = self.item_ids[places]
-        return Targets(rows, item_ids[rows, columns]), item_ids.where(here & ~is_target, 0)
+        return Targets(rows, item_ids[rows, columns]), item_ids.where(is_shown & ~is_target, 0)
 
 
 def read_exposures(source: Table, positive: str, store: EventStore, known: Int64) -> Exposures:
@@ -288,7 +277,7 @@ def read_exposures(source: Table, positive: str, store: EventStore, known: Int64
     # Users of the same batch without exposures are asked, too.
     first_times = np.where(judged, first_times, np.concatenate([[0], known]))
     offsets = np.searchsorted(pairs[0, chosen], np.arange(num_users + 1))
-    arrays = (offsets, pairs[1, chosen], is_target[chosen], first_times)
+    arrays = (pairs[1, chosen], offsets, is_target[chosen], first_times)
     return Exposures(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
 

@@ -31,6 +31,7 @@ from seqrec.evaluation.metrics import (
 from seqrec.evaluation.protocols import Protocol, WholeCatalogue
 from seqrec.evaluation.report import finite, interval_text, text_table
 from seqrec.registry import did_you_mean
+from seqrec.runs.trainer_checks import data_of, is_printed
 
 
 class ListReport(pl.Callback):
@@ -126,9 +127,7 @@ class ListReport(pl.Callback):
             self._collection = self._built(trainer, pl_module)
 
     def _built(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> MetricCollection:
-        data, model = getattr(trainer, "datamodule", None), cast("Any", pl_module)
-        if not isinstance(data, SequenceDataModule):
-            raise InputError("ListReport needs a SequenceDataModule, which has the log; test with one, or leave it out")
+        data, model = data_of(trainer, self), cast("Any", pl_module)
         protocol: Protocol = model.protocol
         self._refuse(protocol, data)
         counts = torch.from_numpy(data.train_item_counts())
@@ -218,8 +217,7 @@ class ListReport(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Print the table, in the first process, unless the command is not `verbose`."""
-        loop = trainer.test_loop if stage == "test" else trainer.validate_loop
-        if stage in ("test", "validate") and self.values and loop.verbose and trainer.is_global_zero:
+        if self.values and is_printed(trainer, stage):
             print(self.text())
 
     def text(self) -> str:

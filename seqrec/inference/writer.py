@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from seqrec.data.item_counts import item_counts
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 from seqrec.evaluation.metrics import list_metrics
+from seqrec.evaluation.report import finite
 from seqrec.files import move, write_parquet
 from seqrec.models import Recommender
 from seqrec.types import Recommendations
@@ -146,8 +146,7 @@ def list_report(folder: Path, store: EventStore, top_k: int) -> dict[str, float 
 
 def _plain(metrics: MetricCollection) -> dict[str, float | None]:
     """Return the metrics as JSON has them: NaN is None."""
-    values = {name: float(value) for name, value in metrics.compute().items()}
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
+    return {name: finite(float(value)) for name, value in metrics.compute().items()}
 
 
 def _write(values: dict[str, float | None], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checks of a trainer before the first step.
+"""Checks of a trainer before the first step, and what callbacks ask it.
 
 Only data parallelism is supported for several processes. FSDP and DeepSpeed shard the weights of the layers, and our
 encoders have few of those: 4 blocks of width 512 are 7 million numbers, and a table of 30 million items has 15
@@ -64,6 +64,27 @@ def check_sharding(trainer: pl.Trainer) -> None:
             "item_table.sharded=True on several processes does not work with trainer.precision 16-mixed: its scaler "
             "may skip an update in one process only. Use bf16-mixed or 32-true"
         )
+
+
+def data_of(trainer: pl.Trainer, callback: pl.Callback) -> SequenceDataModule:
+    """Return the trainer's data module, for a callback that needs the log.
+
+    Raises:
+        InputError: if it has no `SequenceDataModule`.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, SequenceDataModule):
+        raise InputError(
+            f"{type(callback).__name__} needs a SequenceDataModule, which has the log; test with one, or leave the "
+            "callback out"
+        )
+    return data
+
+
+def is_printed(trainer: pl.Trainer, stage: str) -> bool:
+    """Return whether this process prints the table of a test or validation: the first, unless it is not `verbose`."""
+    loops = {"test": trainer.test_loop, "validate": trainer.validate_loop}
+    return stage in loops and loops[stage].verbose and trainer.is_global_zero
 
 
 def caveats(trainer: pl.Trainer, model: pl.LightningModule, stage: str) -> list[str]:

@@ -49,10 +49,7 @@ class ListMetric(Metric, ABC):
         Raises:
             InputError: if lists are shorter than `k`, or an item is not in the catalogue.
         """
-        width = recommendations.item_ids.shape[1]
-        if width < self.k:
-            raise InputError(f"lists of {width} items cannot be judged at k={self.k}; recommend {self.k} or more")
-        counts = torch.bincount(recommendations.item_ids[:, : self.k].flatten(), minlength=len(self.recommended))
+        counts = torch.bincount(first_items(recommendations, self.k).flatten(), minlength=len(self.recommended))
         if len(counts) > len(self.recommended):
             raise InputError(
                 f"item {len(counts) - 1} was recommended, but item_counts ends at {len(self.recommended) - 1}"
@@ -112,8 +109,21 @@ class Novelty(ListMetric):
 
     def compute(self) -> Tensor:
         """Return the mean, in bits."""
-        counts = self.item_counts.double()
-        return self._mean(torch.log2(counts.sum().clamp_min(1) / counts.clamp_min(1)))
+        return self._mean(self_information(self.item_counts))
+
+
+def first_items(recommendations: Recommendations, k: int) -> Tensor:
+    """Return the first k items (B, k) of lists; an `InputError` if these are shorter."""
+    width = recommendations.item_ids.shape[1]
+    if width < k:
+        raise InputError(f"lists of {width} items cannot be judged at k={k}; recommend {k} or more")
+    return recommendations.item_ids[:, :k]
+
+
+def self_information(item_counts: Tensor) -> Tensor:
+    """Return the self-information (V,) float64 of items in bits, by their training events; see `Novelty`."""
+    counts = item_counts.double()
+    return torch.log2(counts.sum().clamp_min(1) / counts.clamp_min(1))
 
 
 def list_metrics(item_counts: Tensor, cutoffs: Sequence[int] = (10,)) -> MetricCollection:

@@ -17,6 +17,7 @@ from seqrec.data.columns import Column
 from seqrec.data.schema import CATEGORICAL, CATEGORIES, NUMERIC
 from seqrec.errors import InputError, check_at_least
 from seqrec.evaluation.metrics.functional import from_fixed_point, to_fixed_point
+from seqrec.evaluation.metrics.lists import first_items, self_information
 from seqrec.types import ROW_STRIDE, RaggedItems, Recommendations, SeenItems
 
 # Half the width of a 95% interval, in standard errors.
@@ -109,14 +110,6 @@ class UserListMetric(UserMean, ABC):
         super().update(self.per_user(first_items(recommendations, self.k), seen))
 
 
-def first_items(recommendations: Recommendations, k: int) -> Tensor:
-    """Return the first k items (B, k) of lists; an `InputError` if these are shorter."""
-    width = recommendations.item_ids.shape[1]
-    if width < k:
-        raise InputError(f"lists of {width} items cannot be judged at k={k}; recommend {k} or more")
-    return recommendations.item_ids[:, :k]
-
-
 class UserNovelty(UserListMetric):
     """Novelty@k: mean self-information `-log2 p(item)` of a list's items, in bits, averaged over users.
 
@@ -149,9 +142,7 @@ class UserNovelty(UserListMetric):
 
     def per_user(self, item_ids: Tensor, seen: RaggedItems) -> Tensor:
         """See `UserListMetric.per_user`."""
-        counts = self.item_counts.double()
-        bits = torch.log2(counts.sum().clamp_min(1) / counts.clamp_min(1))
-        return _mean_where(bits[item_ids], item_ids > 0)
+        return _mean_where(self_information(self.item_counts)[item_ids], item_ids > 0)
 
 
 class RepeatShare(UserListMetric):
@@ -298,10 +289,8 @@ class _JaccardDistance:
     def __call__(self, item_ids: Tensor) -> Tensor:
         self.values = values = self.values.to(item_ids.device)
         counts = values.counts[item_ids]
-        steps = torch.arange(int(counts.max()), device=item_ids.device)
-        here = steps < counts.unsqueeze(-1)
-        places = (values.offsets[item_ids].unsqueeze(-1) + steps).where(here, 0)
-        codes = values.item_ids[places].where(here, 0) if steps.numel() else places
+        places, is_value = values.places_of(item_ids)
+        codes = values.item_ids[places].where(is_value, 0) if places.numel() else places
         shared = counts.new_zeros((*item_ids.shape, item_ids.shape[1]))
         for place in range(item_ids.shape[1]):
             own = codes[:, place, None, :, None]

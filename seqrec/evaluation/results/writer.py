@@ -11,13 +11,12 @@ import numpy as np
 import polars
 from numpy.typing import NDArray
 
-from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 from seqrec.evaluation.protocols import Protocol
 from seqrec.evaluation.results.file import FILE_NAME, Header, is_results, popularity_bounds
 from seqrec.files import move, write_parquet
-from seqrec.runs.trainer_checks import caveats
+from seqrec.runs.trainer_checks import caveats, data_of
 from seqrec.types import JudgedTargets
 
 # Targets that a process holds before it writes them: 2^18 take some 20 MiB.
@@ -58,7 +57,7 @@ class ResultsWriter(pl.Callback):
         root = trainer.log_dir if self.path is None else None
         if self.path is None and root is None:
             return
-        self._item_counts = _data(trainer).train_item_counts()
+        self._item_counts = data_of(trainer, self).train_item_counts()
         self._file = Path(self.path or f"{root}/{FILE_NAME}")
         if self._file.exists() and not is_results(self._file):
             raise InputError(f"results.path={str(self._file)!r} exists and is no results file; choose another path")
@@ -119,7 +118,7 @@ class ResultsWriter(pl.Callback):
         return header_of(title, model.protocol, self._item_counts)
 
     def _write_part(self, trainer: pl.Trainer) -> None:
-        store = _data(trainer).store
+        store = data_of(trainer, self).store
         frame = polars.concat([results_frame(judged, store, self._item_counts) for judged in self._waiting])
         write_parquet(frame, self._folder / f"part-{trainer.global_rank:05d}-{self._parts:06d}.parquet")
         self._waiting, self._parts = [], self._parts + 1
@@ -170,13 +169,3 @@ def results_frame(judged: JudgedTargets, store: EventStore, item_counts: NDArray
             "timestamp": polars.Series(times, dtype=polars.Int64),
         }
     )
-
-
-def _data(trainer: pl.Trainer) -> SequenceDataModule:
-    data = getattr(trainer, "datamodule", None)
-    if not isinstance(data, SequenceDataModule):
-        raise InputError(
-            "ResultsWriter needs a SequenceDataModule, which has the log's ids; test with one, "
-            "or leave the callback out"
-        )
-    return data

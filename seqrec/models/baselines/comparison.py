@@ -30,7 +30,7 @@ from seqrec.models.baselines.popularity import Popularity
 from seqrec.models.baselines.recent_items import RecentItems
 from seqrec.models.recommender import Recommender
 from seqrec.models.sequential import SequentialRecommender
-from seqrec.runs.trainer_checks import caveats
+from seqrec.runs.trainer_checks import caveats, is_printed
 from seqrec.training.losses import FullSoftmax
 
 # Beyond one of these, baselines are only compared on demand: on one core they would take more than some three minutes,
@@ -162,8 +162,7 @@ class BaselineComparison(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Print the table, in the first process, unless the command is not `verbose`."""
-        loop = trainer.test_loop if stage == "test" else trainer.validate_loop
-        if stage in ("test", "validate") and self._judged and loop.verbose and trainer.is_global_zero:
+        if self._judged and is_printed(trainer, stage):
             print(self._judged.text())
 
     @property
