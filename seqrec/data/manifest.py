@@ -35,6 +35,17 @@ def is_store(directory: Path) -> bool:
     return (directory / MANIFEST).is_file()
 
 
+def segments_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the segments of a store. Manifests of older versions, which do not list them, have one."""
+    segments: list[dict[str, Any]] = manifest.get("segments", [{}])
+    return segments
+
+
+def segment_folder(number: int) -> str:
+    """Return the name of the folder of a later segment, from 2."""
+    return f"segment_{number:04}"
+
+
 def write_manifest(
     directory: Path, files: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int | None], extra: Mapping[str, Any]
 ) -> None:
@@ -43,10 +54,11 @@ def write_manifest(
     A store has a list of segments, runs of events in files of their own. One that `prepare` made has a single one; see
     `seqrec.data.segments`. `extra` has the list if there are more.
     """
-    segments = [{name: counts[name] for name in ("users", "events")}]
-    content = {"format": FORMAT, "version": VERSION, "counts": dict(counts), "segments": segments, **extra}
-    has_grown = len(content["segments"]) > 1 or any(name.endswith(".order.npy") for name in files)
-    content |= {"version": GROWN if has_grown else VERSION, "files": dict(files)}
+    segments = extra.get("segments", [{name: counts[name] for name in ("users", "events")}])
+    has_grown = len(segments) > 1 or any(name.endswith(".order.npy") for name in files)
+    version = GROWN if has_grown else VERSION
+    content = {"format": FORMAT, "version": version, "counts": dict(counts), "segments": segments, **extra}
+    content["files"] = dict(files)
     write_text(directory / MANIFEST, sealed(content, DIGEST))
 
 
@@ -89,7 +101,7 @@ def _check_shape(path: Path, manifest: Mapping[str, Any]) -> None:
         and isinstance(files, dict)
         and {"item_ids.npy", "offsets.npy"} <= files.keys()
         and all(isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in files.values())
-        and isinstance(segments := manifest.get("segments", [{}]), list)
+        and isinstance(segments := segments_of(manifest), list)
         and all(isinstance(each, dict) for each in segments)
         and all(_is_file_of(name, segments) for name in files)
         and _has_columns(manifest.get("columns", {}), files)
@@ -102,9 +114,9 @@ def _check_shape(path: Path, manifest: Mapping[str, Any]) -> None:
 
 def _is_file_of(name: str, segments: list[dict[str, Any]]) -> bool:
     """Return whether a name is of a file in the store's folder, or in that of a later segment."""
-    folder, separator, file = name.rpartition("/")
-    folders = [f"segment_{number:04}" for number in range(2, len(segments) + 1)]
-    return "/" not in file and "\\" not in name and (not separator or folder in folders)
+    folder, separator, _ = name.rpartition("/")
+    folders = [segment_folder(number) for number in range(2, len(segments) + 1)]
+    return "\\" not in name and (not separator or folder in folders)
 
 
 def _has_columns(columns: Any, files: Mapping[str, Any]) -> bool:

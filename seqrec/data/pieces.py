@@ -60,15 +60,20 @@ def events_before(times: NDArray[np.integer[Any]], offsets: Int64, time: float) 
     events.
     """
     counts = np.zeros(len(offsets) - 1, dtype=np.int64)
-    first = 0
-    while first < len(counts):
-        # As many users as fit into a piece, at least one.
-        end = max(first + 1, int(np.searchsorted(offsets, offsets[first] + PIECE_EVENTS, side="right")) - 1)
+    for first, end in user_blocks(offsets, PIECE_EVENTS):
         passed = np.zeros(int(offsets[end] - offsets[first]) + 1, dtype=np.int64)
         np.cumsum(times[offsets[first] : offsets[end]] < time, out=passed[1:])
         counts[first:end] = np.diff(passed[offsets[first : end + 1] - offsets[first]])
-        first = end
     return counts
+
+
+def user_blocks(offsets: Int64, size: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges of rows with at most `size` events each, or one row; `offsets` (U + 1,) are the starts of events."""
+    first = 0
+    while first < len(offsets) - 1:
+        end = max(first + 1, int(np.searchsorted(offsets, offsets[first] + size, side="right")) - 1)
+        yield first, end
+        first = end
 
 
 def pieces_of(values: NDArray[Any], size: int | None = None) -> Iterator[NDArray[Any]]:

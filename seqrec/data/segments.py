@@ -22,6 +22,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from seqrec.data.manifest import segment_folder, segments_of
+
 Int64 = NDArray[np.int64]
 # Events to find at a time, which bounds the memory of long slices.
 FOUND_EVENTS = 1 << 20
@@ -52,11 +54,6 @@ class JoinedArray:
 
     def __len__(self) -> int:
         return int(self.shape[0])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the array as a whole."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
 
     @property
     def runs(self) -> tuple[Int64, Int64, Int64]:
@@ -133,14 +130,17 @@ class Layout:
 
     def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
         self._files = manifest["files"]
-        later = range(2, len(manifest.get("segments", [{}])) + 1)
-        self._folders = [directory, *(directory / f"segment_{number:04}" for number in later)]
+        later = range(2, len(segments_of(manifest)) + 1)
+        self._prefixes = ["", *(f"{segment_folder(number)}/" for number in later)]
         self._directory = directory
 
     def folder_of(self, stem: str) -> Path:
         """Return the folder with the newest file or vocabulary of a name."""
-        names = (f"{stem}.npy", f"{stem}.bytes.npy")
-        return next(each for each in reversed(self._folders) if any(self._has(each / name) for name in names))
+        files = (f"{stem}.npy", f"{stem}.bytes.npy")
+        prefix = next(
+            each for each in reversed(self._prefixes) if any(f"{each}{file}" in self._files for file in files)
+        )
+        return self._directory / prefix
 
     def newest(self, stem: str) -> NDArray[Any]:
         """Return the newest array of a name, memory-mapped."""
@@ -148,13 +148,10 @@ class Layout:
 
     def events(self, stem: str) -> NDArray[Any]:
         """Return an array with E rows, memory-mapped."""
-        parts = [_map(folder / f"{stem}.npy") for folder in self._folders]
+        parts = [_map(self._directory / f"{prefix}{stem}.npy") for prefix in self._prefixes]
         if len(parts) == 1:
             return parts[0]
         return cast("NDArray[Any]", JoinedArray(parts, self.newest("run_starts"), self.newest("run_places")))
-
-    def _has(self, file: Path) -> bool:
-        return file.relative_to(self._directory).as_posix() in self._files
 
 
 def _map(file: Path) -> NDArray[Any]:

@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 from seqrec.data.columns import Column, open_columns
 from seqrec.data.conditions import condition_error, event_condition
 from seqrec.data.integrity import BackgroundCheck, changed
-from seqrec.data.manifest import BEFORE, MANIFEST, REMEDY, read_manifest
+from seqrec.data.manifest import BEFORE, MANIFEST, REMEDY, read_manifest, segment_folder, segments_of
 from seqrec.data.schema import (
     CATEGORICAL,
     EVENTS,
@@ -108,7 +108,7 @@ class EventStore:
         self._opened = {
             directory / name: (directory / name).stat()
             for name in manifest["files"]
-            if name.endswith("offsets.npy") or _is_large(directory / name)
+            if Path(name).name == "offsets.npy" or _is_large(directory / name)
         }
         self._background: BackgroundCheck | None = None
         self.targets: LogTargets | None = None
@@ -151,7 +151,7 @@ class EventStore:
         return _opened(cls, directory, _manifest_of_whole_files(directory))
 
     def __reduce__(self) -> tuple[Callable[..., EventStore], tuple[Path, int, int], dict[str, Any]]:
-        opened = self.directory.absolute(), len(self.manifest.get("segments", [{}])), self.num_events
+        opened = self.directory.absolute(), len(segments_of(self.manifest)), self.num_events
         return _reopened, opened, {"targets": self.targets}
 
     def select_targets(self, condition: str) -> None:
@@ -368,6 +368,15 @@ class ArrayFile:
             stream.write(piece)
 
 
+def write_arrays(directory: Path, arrays: Mapping[str, NDArray[Any]]) -> list[ArrayFile]:
+    """Write arrays (N,) by their names without `.npy`; the files are to be finished."""
+    files = []
+    for name, values in arrays.items():
+        files.append(ArrayFile(directory, name, values.dtype, len(values)))
+        files[-1].append(values)
+    return files
+
+
 def _manifest_of_whole_files(directory: Path, name: str = MANIFEST) -> dict[str, Any]:
     manifest = read_manifest(directory, name)
     for name, expected in manifest["files"].items():
@@ -411,8 +420,8 @@ def _reopened(directory: Path, segments: int, num_events: int) -> EventStore:
         StoreError: if it was made anew since then.
     """
     manifest = _manifest_of_whole_files(directory)
-    if len(manifest.get("segments", [{}])) > segments:
-        manifest = _manifest_of_whole_files(directory, f"segment_{segments + 1:04}/{BEFORE}")
+    if len(segments_of(manifest)) > segments:
+        manifest = _manifest_of_whole_files(directory, f"{segment_folder(segments + 1)}/{BEFORE}")
     if manifest["counts"]["events"] != num_events:
         raise StoreError(f"{directory} was compacted or prepared again while it was in use; start again")
     return _opened(EventStore, directory, manifest)

@@ -43,27 +43,23 @@ class Vocabulary:
 
     def __init__(self, external_ids: Int64Array | Sequence[str], *, any_order: bool = False) -> None:
         if isinstance(external_ids, np.ndarray) and external_ids.dtype.kind in "iu":
-            integers = external_ids.astype(np.int64, copy=False)
-            self._set(integers, None)
-            order: Int64Array = np.argsort(integers, kind="stable").astype(np.int64)
+            values = keys = external_ids.astype(np.int64, copy=False)
+            offsets = None
+            ascending = bool(np.all(values[1:] > values[:-1]))
         else:
             encoded = [str(external_id).encode() for external_id in external_ids]
             offsets = np.zeros(len(encoded) + 1, np.int64)
             np.cumsum([len(text) for text in encoded], out=offsets[1:])
-            self._set(np.frombuffer(b"".join(encoded), np.uint8), offsets)
-            order = np.array(sorted(range(len(encoded)), key=encoded.__getitem__), np.int64)
-        if not np.array_equal(order, np.arange(len(order))):
+            values, keys = np.frombuffer(b"".join(encoded), np.uint8), np.array(encoded, object)
+            ascending = all(low < high for low, high in pairwise(encoded))
+        order: Int64Array | None = None
+        if not ascending:
             if not any_order:
                 raise ValueError("external_ids must be distinct and in ascending order")
-            self._set(self._values, self._offsets, order)
-        if not self._is_distinct():
-            raise ValueError("external_ids must be distinct" + ("" if any_order else " and in ascending order"))
-
-    def _is_distinct(self) -> bool:
-        if self._offsets is None:
-            values = self._values if self._order is None else self._values[self._order]
-            return bool(np.all(values[1:] != values[:-1]))
-        return all(low != high for low, high in pairwise(self._bytes(row) for row in range(len(self))))
+            order = np.argsort(keys, kind="stable").astype(np.int64)
+            if np.any(keys[order[1:]] == keys[order[:-1]]):
+                raise ValueError("external_ids must be distinct")
+        self._set(values, offsets, order)
 
     def _set(
         self, values: NDArray[np.generic], offsets: Int64Array | None, order: NDArray[np.integer[Any]] | None = None
@@ -198,8 +194,9 @@ class Vocabulary:
         assert self._offsets is not None
         return self._values[self._offsets[row] : self._offsets[row + 1]].tobytes()
 
-    def grown(self, others: Vocabulary) -> Vocabulary:
-        """Return a vocabulary with the same ids and, after them, those of another, of which this one knows none."""
+    def grown(self, external_ids: Int64Array | Sequence[str]) -> Vocabulary:
+        """Return a vocabulary with the same ids and, after them, further ones, of which this one knows none."""
+        others = Vocabulary(external_ids if self.is_integer else list(map(str, external_ids)), any_order=True)
         first, size = len(self), len(self) + len(others)
         mine = np.arange(first) if self._order is None else self._order.astype(np.int64)
         theirs = np.arange(len(others)) if others._order is None else others._order
@@ -210,14 +207,10 @@ class Vocabulary:
             places = np.searchsorted(self._values, others._values[theirs], sorter=self._order)
             found._set(values, None)
         else:
-            given = (
-                others if others._offsets is not None else Vocabulary(list(map(str, others._values)), any_order=True)
-            )
-            assert given._offsets is not None
-            theirs = np.arange(len(given)) if given._order is None else given._order
-            ends = given._offsets[1:] + self._offsets[-1]
-            found._set(np.concatenate([self._values, given._values]), np.concatenate([self._offsets, ends]))
-            keys = [given._text(int(row)) for row in theirs]
+            assert others._offsets is not None
+            ends = others._offsets[1:] + self._offsets[-1]
+            found._set(np.concatenate([self._values, others._values]), np.concatenate([self._offsets, ends]))
+            keys = [others._text(int(row)) for row in theirs]
             places = np.array([self._place(key, 0) for key in keys], np.int64)
         order = np.insert(mine, places, theirs + first)
         if not np.array_equal(order, np.arange(size)):

@@ -267,10 +267,10 @@ def test_other_columns_versions_and_settings_are_refused(tmp_path: Path, log):
 KILLED = """
 import importlib, os, signal, sys
 from seqrec import Filters, Schema, Table
-growing = importlib.import_module("seqrec.data.prepare.growing")
+growing, prepare = (importlib.import_module(f"seqrec.data.prepare.{name}") for name in ("growing", "prepare"))
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
-setattr(growing, sys.argv[1], die)
+setattr(growing if sys.argv[2] == "append" else prepare, sys.argv[1], die)
 schema = Schema(events={"kind": "categorical", "score": "numeric"})
 if sys.argv[2] == "append":
     growing.append(Table("old.parquet"), Filters(), "store", "new.parquet", schema=schema)
@@ -281,7 +281,7 @@ else:
 
 @pytest.mark.faults
 @pytest.mark.process
-@pytest.mark.parametrize(("step", "command"), [("write_manifest", "append"), ("put_in_place", "compact")])
+@pytest.mark.parametrize(("step", "command"), [("write_manifest", "append"), ("_put_in_place", "compact")])
 def test_a_killed_command_leaves_the_store_as_before(tmp_path: Path, monkeypatch, step, command):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "old.parquet", OLD)

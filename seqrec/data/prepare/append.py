@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from seqrec.data.pieces import pieces_of, user_blocks
 from seqrec.data.prepare.columns import count_missing
 from seqrec.data.prepare.filters import Duplicates, Filters, Late
 from seqrec.data.prepare.ordering import repeated_places
@@ -19,7 +18,7 @@ from seqrec.data.prepare.partitions import Events, take
 from seqrec.data.prepare.spool import RawColumn
 from seqrec.data.schema import CATEGORICAL, EVENTS, ITEM_ID, USER_ID, file_names
 from seqrec.data.segments import grown_runs, plain, runs_of
-from seqrec.data.store import ArrayFile, EventStore
+from seqrec.data.store import ArrayFile, EventStore, write_arrays
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.data.windows import ranges
 from seqrec.errors import InputError
@@ -104,7 +103,6 @@ def write_segment(
         name: {"kind": column.kind, "missing": column.missing + tails.missing[f"{EVENTS}.{name}"]}
         for name, column in store.event_columns.items()
     }
-    shutil.rmtree(spool)
     return {each.path.name: each.finish() for each in files}, columns, tails.counts
 
 
@@ -120,6 +118,9 @@ def _check(store: EventStore, delta: EventStore) -> None:
                 "or prepare the whole log again"
             )
     for name, column in store.event_columns.items():
+        known, given = column.vocabulary, delta.event_columns[name].vocabulary
+        if known is not None and given is not None and known.is_integer and not given.is_integer and len(given):
+            raise InputError(f"input: the column {name!r} has text, but the store's values are whole numbers")
         if (width := delta.event_columns[name].width) != column.width:
             raise InputError(f"input: vectors of {name!r} have {width} numbers, but the store's {column.width}")
     if store.timestamps is not None and delta.timestamps is not None:
@@ -136,31 +137,24 @@ def _numbered(store: EventStore, delta: EventStore, filters: Filters) -> _Grown:
     of_users = store.user_vocabulary.translation(delta.user_vocabulary)
     of_items = store.item_vocabulary.translation(delta.item_vocabulary)
     users, items = _admitted(delta, of_users > 0, of_items > 0, filters)
-    vocabularies, codes = {}, {}
-    for stem, ids, kept, old, new in (
+    numbered = [
         ("user_vocabulary", of_users, users, store.user_vocabulary, delta.user_vocabulary),
         ("item_vocabulary", of_items, items, store.item_vocabulary, delta.item_vocabulary),
-    ):
+    ]
+    codes = {}
+    for name, column in store.event_columns.items():
+        known, given = column.vocabulary, delta.event_columns[name].vocabulary
+        if known is not None and given is not None:
+            codes[name] = known.translation(given)
+            stem = file_names(EVENTS, name, column.kind)["vocabulary"]
+            numbered.append((stem, codes[name], np.arange(len(given) + 1) > 0, known, given))
+    vocabularies = {}
+    for stem, ids, kept, old, new in numbered:
         fresh = np.flatnonzero(kept & (ids == 0))
         ids[~kept] = 0
         if len(fresh):
             ids[fresh] = len(old) + 1 + np.arange(len(fresh))
-            vocabularies[stem] = old.grown(Vocabulary(new.external_ids(fresh)))
-    for name, column in store.event_columns.items():
-        if column.kind != CATEGORICAL:
-            continue
-        known, given = column.vocabulary, delta.event_columns[name].vocabulary
-        assert known is not None
-        assert given is not None
-        if known.is_integer and not given.is_integer and len(given):
-            raise InputError(f"input: the column {name!r} has text, but the store's values are whole numbers")
-        found = known.translation(given)
-        fresh = np.flatnonzero(found[1:] == 0) + 1
-        if len(fresh):
-            found[fresh] = len(known) + 1 + np.arange(len(fresh))
-            stem = file_names(EVENTS, name, column.kind)["vocabulary"]
-            vocabularies[stem] = known.grown(Vocabulary(given.external_ids(fresh)))
-        codes[name] = found
+            vocabularies[stem] = old.grown(new.external_ids(fresh))
     return _Grown(store, delta, of_users, of_items, codes, vocabularies)
 
 
@@ -173,7 +167,7 @@ def _admitted(
     short = False
     while True:
         of_users, of_items = np.zeros(len(users), np.int64), np.zeros(len(items), np.int64)
-        for first, last in _blocks(np.asarray(delta.offsets)):
+        for first, last in user_blocks(np.asarray(delta.offsets), MERGED_EVENTS):
             begin, end = int(delta.offsets[first]), int(delta.offsets[last])
             ids = np.repeat(np.arange(first, last) + 1, np.diff(delta.offsets[first : last + 1]))
             there = np.asarray(delta.item_ids[begin:end]).astype(np.int64)
@@ -188,16 +182,6 @@ def _admitted(
             if short or filters.min_history <= 1:
                 return users, items
             short = True
-
-
-def _blocks(offsets: Int64) -> Iterator[tuple[int, int]]:
-    # Ranges of rows with a bounded number of events, at least one row each.
-    first = 0
-    while first < len(offsets) - 1:
-        last = int(np.searchsorted(offsets, offsets[first] + MERGED_EVENTS, side="right")) - 1
-        last = max(first + 1, min(last, len(offsets) - 1))
-        yield first, last
-        first = last
 
 
 def _merged(grown: _Grown, spool: Path, duplicates: Duplicates, late: Late) -> _Tails:
@@ -215,7 +199,7 @@ def _merged(grown: _Grown, spool: Path, duplicates: Duplicates, late: Late) -> _
     order = np.argsort(grown.user_ids[1:], kind="stable")
     order = order[grown.user_ids[1:][order] > 0]
     ends = np.append(0, np.cumsum(np.diff(delta.offsets)[order]))
-    for first, last in _blocks(ends):
+    for first, last in user_blocks(ends, MERGED_EVENTS):
         _merge(grown, order[first:last], tails, duplicates, late)
     return tails
 
@@ -224,7 +208,10 @@ def _merge(grown: _Grown, rows: Int64, tails: _Tails, duplicates: Duplicates, la
     # `rows` are those of the new events' store; `local` numbers the users of this block.
     store, delta, user_ids = grown.store, grown.delta, grown.user_ids[1:][rows]
     counts = np.diff(delta.offsets)[rows]
-    local, events = np.repeat(np.arange(len(rows)), counts), _new_events(grown, ranges(delta.offsets[rows], counts))
+    local, events = np.repeat(np.arange(len(rows)), counts), _events_at(delta, ranges(delta.offsets[rows], counts))
+    events["item_ids"] = grown.item_ids[events["item_ids"]]
+    for name, codes in grown.codes.items():
+        events[f"{EVENTS}.{name}"] = codes[events[f"{EVENTS}.{name}"]]
     there = events["item_ids"] > 0
     local, events = local[there], take(events, there)
     present = np.flatnonzero(np.bincount(local, minlength=len(rows)))
@@ -249,7 +236,7 @@ def _merge(grown: _Grown, rows: Int64, tails: _Tails, duplicates: Duplicates, la
         from_places = _first_from(times, begins, ends, earliest)
     old = ranges(from_places, ends - from_places)
     all_rows = np.concatenate([np.repeat(np.arange(len(user_ids)), ends - from_places), local])
-    merged = {name: np.concatenate([values, events[name]]) for name, values in _old_events(store, old, events).items()}
+    merged = {name: np.concatenate([values, events[name]]) for name, values in _events_at(store, old).items()}
     is_new = np.arange(len(all_rows)) >= len(old)
     keys = (merged["timestamps"], all_rows) if "timestamps" in merged else (all_rows,)
     order = np.lexsort(keys)
@@ -284,8 +271,7 @@ def _append_tails(
     places = np.flatnonzero(is_new)
     np.minimum.at(firsts, rows[places], places)
     touched = firsts < len(rows)
-    in_tail = np.zeros(len(rows), bool)
-    in_tail[touched[rows]] = (np.arange(len(rows)) >= firsts[rows])[touched[rows]]
+    in_tail = np.arange(len(rows)) >= firsts[rows]
     tails.rows.append(user_ids[touched] - 1)
     tails.kept.append((from_places + firsts - starts)[touched])
     tails.lengths.append(np.bincount(rows[in_tail], minlength=len(user_ids))[touched])
@@ -319,29 +305,13 @@ def _first_from(times: NDArray[np.int64], begins: Int64, ends: Int64, earliest: 
     return low
 
 
-def _new_events(grown: _Grown, places: Int64) -> Events:
-    delta = grown.delta
-    events: Events = {"item_ids": grown.item_ids[np.asarray(delta.item_ids)[places]]}
-    if delta.timestamps is not None:
-        events["timestamps"] = np.asarray(delta.timestamps)[places]
-    for name in grown.store.event_columns:
-        values = np.asarray(delta.event_columns[name].values)[places]
-        events[f"{EVENTS}.{name}"] = grown.codes[name][values] if name in grown.codes else values
-    return events
-
-
-def _old_events(store: EventStore, places: Int64, like: Events) -> Events:
+def _events_at(store: EventStore, places: Int64) -> Events:
     events: Events = {"item_ids": plain(store.item_ids)[places]}
     if store.timestamps is not None:
         events["timestamps"] = plain(store.timestamps)[places]
     for name, column in store.event_columns.items():
         events[f"{EVENTS}.{name}"] = plain(column.values)[places]
-    return {name: values.astype(like[name].dtype) for name, values in events.items()}
-
-
-def _read(column: RawColumn, width: int | None, begin: int, end: int) -> NDArray[Any]:
-    values = column.read(begin * (width or 1), end * (width or 1))
-    return values if width is None else values.reshape(-1, width)
+    return events
 
 
 def _cat(parts: list[Int64]) -> Int64:
@@ -360,9 +330,10 @@ def _write(grown: _Grown, tails: _Tails, folder: Path) -> list[ArrayFile]:
             sizes[f"{EVENTS}.{name}"] = len(vocabularies.get(stem, column.vocabulary))
     for name, raw in tails.columns.items():
         dtype = np.min_scalar_type(sizes[name]) if name in sizes else raw.dtype
-        files.append(ArrayFile(folder, name, dtype, size, tails.widths[name]))
-        for begin in range(0, size, MERGED_EVENTS):
-            files[-1].append(_read(raw, tails.widths[name], begin, min(begin + MERGED_EVENTS, size)))
+        width = tails.widths[name]
+        files.append(ArrayFile(folder, name, dtype, size, width))
+        for piece in pieces_of(raw.mapped() if width is None else raw.mapped().reshape(-1, width), MERGED_EVENTS):
+            files[-1].append(piece)
     _, ends = _histories(store, rows + 1)
     num_users = len(vocabularies.get("user_vocabulary", store.user_vocabulary))
     begins = np.append(np.asarray(store.offsets), np.full(num_users - store.num_users, store.num_events))
@@ -373,7 +344,4 @@ def _write(grown: _Grown, tails: _Tails, folder: Path) -> list[ArrayFile]:
     arrays = {"offsets": np.append(0, np.cumsum(counts)), "run_starts": starts, "run_places": places}
     for stem, vocabulary in vocabularies.items():
         arrays |= vocabulary.arrays(stem)
-    for name, values in arrays.items():
-        files.append(ArrayFile(folder, name, values.dtype, len(values)))
-        files[-1].append(values)
-    return files
+    return files + write_arrays(folder, arrays)

@@ -6,25 +6,24 @@ import copy
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.data.manifest import BEFORE, MANIFEST, read_manifest, write_manifest
+from seqrec.data.manifest import BEFORE, MANIFEST, read_manifest, segment_folder, segments_of, write_manifest
 from seqrec.data.pieces import pieces_of
 from seqrec.data.prepare.filters import Duplicates, Filters, Late
 from seqrec.data.prepare.memory import MemoryLimit
 from seqrec.data.prepare.prepare import (
-    DISK_FULL,
     check_settings,
-    delete_own,
     finish_exchange,
-    partial_of,
+    is_full_disk,
     prepare_unlocked,
-    put_in_place,
+    replacing,
     settings_of,
     store_locked,
 )
@@ -32,7 +31,7 @@ from seqrec.data.progress import Progress, Show
 from seqrec.data.schema import EVENTS, ITEMS, USERS, Schema
 from seqrec.data.segments import Layout
 from seqrec.data.sources.source import Source
-from seqrec.data.store import ArrayFile, EventStore
+from seqrec.data.store import ArrayFile, EventStore, write_arrays
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError, StoreError
 from seqrec.files import rename, write_bytes
@@ -115,8 +114,6 @@ def append(
     with store_locked(directory):
         finish_exchange(directory)
         manifest = read_manifest(directory)
-        if not {"source", "filters", "source_files"} <= manifest.keys():
-            raise StoreError(f"the manifest of {directory} does not name its log; prepare it again")
         check_settings(directory, manifest, settings_of(source, filters, schema))
         fresh = copy.copy(source)
         fresh.path = inputs[0] if len(inputs) == 1 else inputs  # type: ignore[attr-defined]  # a Table
@@ -150,21 +147,10 @@ def compact(directory: Path | str, *, progress: Show | None = None) -> EventStor
     with store_locked(directory):
         finish_exchange(directory)
         store = EventStore.open_unchecked(directory)
-        if len(store.manifest.get("segments", [{}])) > 1:
+        if len(segments_of(store.manifest)) > 1:
             store.verify()
-            partial = partial_of(directory)
-            delete_own(partial)
-            try:
-                # The mark by which a rest of it is known.
-                (partial / "spool").mkdir(parents=True)
-                with _naming_full_disk(directory):
-                    _write_compact(store, partial, Progress(progress))
-                    (partial / "spool").rmdir()
-                    put_in_place(partial, directory)
-            finally:
-                finish_exchange(directory)
-                with suppress(OSError):
-                    delete_own(partial)
+            with _naming_full_disk(directory), replacing(directory) as partial:
+                _write_compact(store, partial, Progress(progress))
     return EventStore.open(directory)
 
 
@@ -185,7 +171,7 @@ def _refuse_unsupported(source: Source, filters: Filters, schema: Schema, inputs
 
 
 def _refuse_known_files(known: Sequence[dict[str, object]], source: Source, directory: Path) -> None:
-    there = {os.path.abspath(str(each["name"])): each["bytes"] for each in known}
+    there = {os.path.abspath(str(each["name"])) for each in known}
     for file in source.files():
         if os.path.abspath(file) in there:
             raise InputError(
@@ -207,8 +193,8 @@ def _append(
 
     with _naming_full_disk(store.directory):
         files, columns, counts = write_segment(store, delta, work, filters, duplicates, late)
-        number = len(store.manifest.get("segments", [{}])) + 1
-        place = store.directory / f"segment_{number:04}"
+        number = len(segments_of(store.manifest)) + 1
+        place = store.directory / segment_folder(number)
         # An append that was killed before it replaced the manifest left it.
         if place.exists():
             shutil.rmtree(place)
@@ -218,7 +204,7 @@ def _append(
             _switch(store, files, columns, counts, delta, number)
         except BaseException:
             # The manifest may have been replaced, and the error have come after that.
-            if len(read_manifest(store.directory).get("segments", [{}])) < number:
+            if len(segments_of(read_manifest(store.directory))) < number:
                 shutil.rmtree(place)
             raise
     progress.note(
@@ -232,10 +218,13 @@ def _switch(
     store: EventStore, files: dict[str, Any], columns: dict[str, Any], counts: Appended, delta: EventStore, number: int
 ) -> None:
     """Replace the manifest of a store by one with a further segment, the files of which are in their place."""
-    old, folder = store.manifest, f"segment_{number:04}"
+    old = store.manifest
+    names = [each["name"] for each in delta.manifest["source_files"]]
+    segments = [*segments_of(old), {**asdict(counts), "input": names}]
+    all_files = {**old["files"], **{f"{segment_folder(number)}/{name}": entry for name, entry in files.items()}}
+    layout = Layout(store.directory, {"files": all_files, "segments": segments})
     users, items = (
-        len(Vocabulary.open(_holder(store, files, number, stem), stem))
-        for stem in ("user_vocabulary", "item_vocabulary")
+        len(Vocabulary.open(layout.folder_of(stem), stem)) for stem in ("user_vocabulary", "item_vocabulary")
     )
     read = {name: old["counts"].get(name) for name in ("rows_read", "events_after_filter")}
     added = {name: count + delta.manifest["counts"][name] for name, count in read.items() if count is not None}
@@ -244,24 +233,15 @@ def _switch(
         added["duplicates"] = before + counts.duplicates
     new_counts = {**old["counts"], **added, "users": users, "items": items, "events": store.num_events + counts.events}
     sources = {each["name"]: each for each in (*old["source_files"], *delta.manifest["source_files"])}
-    names = [each["name"] for each in delta.manifest["source_files"]]
-    segment = {"events": counts.events, "late": counts.late, "duplicates": counts.duplicates, "input": names}
     extra = {name: value for name, value in old.items() if name not in ("format", "version", "counts", "files")}
     extra |= {
-        "segments": [*old.get("segments", [{}]), segment],
+        "segments": segments,
         "source_files": list(sources.values()),
         "malformed": [*old.get("malformed", []), *delta.manifest["malformed"]],
     }
     if columns:
         extra["columns"] = {**old.get("columns", {}), EVENTS: columns}
-    named = {f"{folder}/{name}": entry for name, entry in files.items()}
-    write_manifest(store.directory, {**old["files"], **named}, new_counts, extra)
-
-
-def _holder(store: EventStore, files: dict[str, Any], number: int, stem: str) -> Path:
-    is_new = any(name in files for name in (f"{stem}.npy", f"{stem}.bytes.npy"))
-    folder = store.directory / f"segment_{number:04}"
-    return folder if is_new else Layout(store.directory, store.manifest).folder_of(stem)
+    write_manifest(store.directory, all_files, new_counts, extra)
 
 
 def _write_compact(store: EventStore, partial: Path, progress: Progress) -> None:
@@ -282,9 +262,7 @@ def _write_compact(store: EventStore, partial: Path, progress: Progress) -> None
     for name, column in store.event_columns.items():
         if column.vocabulary is not None:
             arrays |= column.vocabulary.arrays(f"{EVENTS}.{name}.vocabulary")
-    for name, values in arrays.items():
-        files.append(ArrayFile(partial, name, values.dtype, len(values)))
-        files[-1].append(values)
+    files += write_arrays(partial, arrays)
     left_out = ("format", "version", "counts", "files", "segments")
     extra = {name: value for name, value in store.manifest.items() if name not in left_out}
     counts = store.manifest["counts"]
@@ -313,7 +291,7 @@ def _naming_full_disk(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, InputError) or error.errno not in DISK_FULL:
+        if not is_full_disk(error):
             raise
         raise StoreError(
             f"writing to {directory.parent} failed ({error.strerror}); the store is as it was: free some space"

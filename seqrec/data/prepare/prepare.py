@@ -28,9 +28,11 @@ _SILENT = {
     each.name: each.default for each in fields(Filters) if each.name.startswith(("as_published_", "items_without_"))
 }
 # Errors of a full disk, an exceeded quota and a file that is too large. Windows has no quota.
-DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 # A part of the names of stores, which stay if a later version reads the stores of this one.
 _NAMES_VERSION = 2
+# Folder of temporary files, and the mark by which the rest of a store is known.
+SPOOL = "spool"
 _REMEDY = f"choose another --data.store, or run {PREPARE_AGAIN}"
 
 
@@ -137,8 +139,6 @@ def ensure_store(
                 limit = MemoryLimit(memory_limit)
                 return prepare_unlocked(source, filters, schema, directory, limit, Progress(progress), False)
     manifest = read_manifest(directory)
-    if not {"source", "filters", "source_files"} <= manifest.keys():
-        raise StoreError(f"the manifest of {directory} does not name its log; {_REMEDY}")
     check_settings(directory, manifest, settings_of(source, filters, schema))
     _check_source_files(directory, manifest, source, schema)
     return EventStore.open(directory)
@@ -164,38 +164,48 @@ def prepare_unlocked(
         raise StoreError(f"{directory} exists and is not an event store; choose another --data.store")
     if occupied and not overwrite:
         raise StoreError(f"{directory} already contains an event store; {_REMEDY}")
-    partial, replaced = partial_of(directory), _replaced(directory)
-    for leftover in (partial, replaced):
-        delete_own(leftover)
-    workspace = Workspace(partial / "spool", filters, schema, limit, progress)
-    workspace.folder.mkdir(parents=True)
-    full: OSError | None = None
+    workspace = Workspace(_partial(directory) / SPOOL, filters, schema, limit, progress)
     try:
-        write_store_of(source, settings_of(source, filters, schema), partial, workspace)
-        workspace.folder.rmdir()
-        put_in_place(partial, directory)
+        with replacing(directory) as partial:
+            write_store_of(source, settings_of(source, filters, schema), partial, workspace)
     except OSError as error:
-        if isinstance(error, InputError) or error.errno not in DISK_FULL:
+        if not is_full_disk(error):
             raise
-        full = error
-    finally:
-        finish_exchange(directory)
-        for leftover in (partial, replaced):
-            with suppress(OSError):
-                delete_own(leftover)
-    if full is not None:
-        # Only now the incomplete files are gone, and the free space is that of a new attempt.
+        # The incomplete files are gone, and the free space is that of a new attempt.
         raise StoreError(
-            f"writing the store to {directory.parent} failed ({full.strerror}): about "
+            f"writing the store to {directory.parent} failed ({error.strerror}): about "
             f"{spoken_bytes(workspace.needed)} are needed, "
             f"{spoken_bytes(shutil.disk_usage(directory.parent).free)} are free there; free some, or choose another "
             "--data.store"
-        ) from full
+        ) from error
     return EventStore.open(directory)
 
 
-def partial_of(directory: Path) -> Path:
-    """Return the folder in which a store is written."""
+def is_full_disk(error: OSError) -> bool:
+    """Return whether a write failed because the disk or a quota is full."""
+    return not isinstance(error, InputError) and error.errno in _DISK_FULL
+
+
+@contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """Give a folder to write a store into, which takes its place at the end; an error leaves the old store."""
+    partial = _partial(directory)
+    leftovers = partial, _replaced(directory)
+    for leftover in leftovers:
+        _delete_own(leftover)
+    (partial / SPOOL).mkdir(parents=True)
+    try:
+        yield partial
+        (partial / SPOOL).rmdir()
+        _put_in_place(partial, directory)
+    finally:
+        finish_exchange(directory)
+        for leftover in leftovers:
+            with suppress(OSError):
+                _delete_own(leftover)
+
+
+def _partial(directory: Path) -> Path:
     return directory.with_name(directory.name + ".partial")
 
 
@@ -203,7 +213,7 @@ def _replaced(directory: Path) -> Path:
     return directory.with_name(directory.name + ".replaced")
 
 
-def put_in_place(partial: Path, directory: Path) -> None:
+def _put_in_place(partial: Path, directory: Path) -> None:
     """Give a finished store its name, which an older store may have; then that one has the name `partial`."""
     if not directory.exists():
         rename(partial, directory)
@@ -224,11 +234,11 @@ def finish_exchange(directory: Path) -> None:
         rename(_replaced(directory), directory)
 
 
-def delete_own(leftover: Path) -> None:
+def _delete_own(leftover: Path) -> None:
     """Delete what a preparation left; refuse to delete anything else of that name."""
     if not leftover.exists():
         return
-    spool = leftover / "spool"
+    spool = leftover / SPOOL
     if not (leftover.is_dir() and (is_store(leftover) or spool.is_dir() or not any(leftover.iterdir()))):
         raise StoreError(
             f"{leftover} is in the way: preparation uses that name, and it is no store nor the rest of one; rename it, "
@@ -253,8 +263,10 @@ def check_settings(directory: Path, manifest: dict[str, Any], settings: dict[str
     """Compare the settings in a manifest with others.
 
     Raises:
-        StoreError: if they differ; the message has the first difference.
+        StoreError: if there are none, or they differ; the message has the first difference.
     """
+    if not {"source", "filters", "source_files"} <= manifest.keys():
+        raise StoreError(f"the manifest of {directory} does not name its log; {_REMEDY}")
     stored, wanted = _flatten(manifest), _flatten(settings)
     for name in sorted(stored.keys() | wanted.keys()):
         if stored.get(name) != wanted.get(name):

@@ -23,7 +23,7 @@ from seqrec.data.prepare.spool import SpooledColumn, SpooledLists, Workspace, ga
 from seqrec.data.schema import VECTOR, file_names
 from seqrec.data.sources.checking import reading
 from seqrec.data.sources.source import SideTable, Source
-from seqrec.data.store import ArrayFile
+from seqrec.data.store import ArrayFile, write_arrays
 from seqrec.data.vocabulary import TRANSLATED, Vocabulary
 from seqrec.errors import InputError
 from seqrec.registry import did_you_mean
@@ -304,8 +304,4 @@ def _blocks(rows: Int64, width: int) -> Iterator[Int64]:
 
 def write_vocabulary(directory: Path, stem: str, codes: Codes) -> list[ArrayFile]:
     """Write the values of a categorical column, in the form that `Vocabulary.open` reads."""
-    files = []
-    for name, values in codes.vocabulary().arrays(stem).items():
-        files.append(ArrayFile(directory, name, values.dtype, len(values)))
-        files[-1].append(values)
-    return files
+    return write_arrays(directory, codes.vocabulary().arrays(stem))
