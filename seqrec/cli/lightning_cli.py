@@ -42,7 +42,6 @@ from seqrec.evaluation.protocols import FullRanking, Protocol
 from seqrec.evaluation.report import note_on_repeats, report_text, write_metrics
 from seqrec.evaluation.results import ResultsWriter
 from seqrec.evaluation.results.file import FILE_NAME as RESULTS_FILE
-from seqrec.experiments.report.card import leave_card
 from seqrec.experiments.sweep import TrialReporter
 from seqrec.experiments.tuning import find_batch_size, find_lr
 from seqrec.inference import RecommendationWriter
@@ -322,6 +321,9 @@ class SeqrecCLI(LightningCLI):
         finally:
             found: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
             if subcommand in ("fit", "validate", "test") and self.trainer.is_global_zero:
+                # Loads what reports need, which is not needed to train.
+                from seqrec.experiments.report.card import leave_card
+
                 leave_card(next((each.folder for each in found if isinstance(each, RunSummary)), None))
 
     def after_fit(self) -> None:

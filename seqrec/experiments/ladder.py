@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import yaml
 from seqrec.data.progress import Progress, print_line
 from seqrec.errors import InputError
 from seqrec.experiments.grid import Budget, Cell, Settings, run_grid
-from seqrec.experiments.grid.result import RESULTS_FOLDER, read_result
+from seqrec.experiments.grid.cells import merged
+from seqrec.experiments.grid.result import RESULTS_FOLDER, read_result, result_file
 from seqrec.experiments.report.ladder import write_ladder
 from seqrec.experiments.runner import make_slots
 from seqrec.runs.config_files import CONFIGS, find_config
@@ -102,14 +103,11 @@ def benchmark_ladder(
     kept, cells = Path(folder, RESULTS_FOLDER) if results is None else Path(results), [step.cell for step in steps]
     slots, progress = make_slots(jobs, device), Progress(print_line)
     run_grid(Path(folder), kept, cells, settings, slots, progress, made_by, keep_checkpoints=keep_checkpoints)
-    found = [read_result(kept / f"{cell.place}.json", settings.record(cell)) for cell in cells]
+    found = [read_result(result_file(kept, cell), settings.record(cell)) for cell in cells]
     runs = [run for run in found if run is not None]
     assert len(runs) == len(steps)
     about = [
-        {
-            **{name: value for name, value in asdict(step).items() if name != "cell"},
-            "trained": step.cell.model_of is None,
-        }
+        {"name": step.name, "part": step.part, "base": step.base, "trained": step.cell.model_of is None}
         for step in steps
     ]
     print(f"\n{write_ladder(kept, Path(ladder).stem, about, runs, made_by, terms)}")
@@ -160,7 +158,7 @@ def plan_ladder(content: Mapping[str, Any]) -> list[Step]:
         base = names.index(given["from"]) if "from" in given else number - 2 if steps else None
         before = {"checkpoint": "best", "set": {}, **content} if base is None else settings[base]
         now = {key: given.get(key, before[key]) for key in ("data", "length", "model", "seed", "checkpoint")}
-        now["set"] = _merged(before["set"], given.get("set", {}))
+        now["set"] = merged(before["set"], given.get("set", {}))
         label = re.sub(r"[^-A-Za-z0-9_]+", "_", name)
         if label in [step.cell.label for step in steps]:
             raise InputError(f"{where}: an earlier step has the same name, apart from signs that files cannot have")
@@ -178,12 +176,6 @@ def plan_ladder(content: Mapping[str, Any]) -> list[Step]:
         steps.append(Step(name, given["part"], base, cell))
         settings.append(now)
     return steps
-
-
-def _merged(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings of which later ones replace those of the same name, and of their parts."""
-    kept = {old: value for old, value in before.items() if not any(f"{old}.".startswith(f"{key}.") for key in now)}
-    return {**kept, **now}
 
 
 def _by_name(paths: Sequence[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Many runs in one folder: one command at a time works there, on one slot per device.
+"""Many runs of one command, on one slot per device.
 
 A command may be killed at any time. Its processes end with it, and the same command started again resumes.
 """

@@ -152,6 +152,12 @@ class Cell:
         return f"{self.data} {self.length} {self.row} seed {self.seed}"
 
 
+def merged(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of which later ones replace those of the same name, and of their parts."""
+    kept = {old: value for old, value in before.items() if not any(f"{old}.".startswith(f"{key}.") for key in now)}
+    return {**kept, **now}
+
+
 @dataclass(frozen=True)
 class Settings:
     """Settings that all cells of a grid share.
@@ -201,21 +207,23 @@ class Settings:
             key, _, value = word.partition("=")
             baseline = is_baseline(cell.model) and key.startswith("model.")
             if not baseline and ".".join(key.split(".")[:2]) not in ablated:
-                found = {name: old for name, old in found.items() if not f"{name}.".startswith(f"{key}.")}
-                found[key] = value
+                found = merged(found, {key: value})
         return found
 
     def path_words(self, cell: Cell) -> list[str]:
         """Return the words that give the path of a cell's log."""
-        path = self.paths.get(cell.data, self.path)
+        path = self._path(cell)
         return [] if path is None else ["--data.source.path", path]
+
+    def _path(self, cell: Cell) -> str | None:
+        return self.paths.get(cell.data, self.path)
 
     def record(self, cell: Cell) -> dict[str, Any]:
         """Return everything that decides a cell's numbers, except the log's events, the code and the machine.
 
         The log enters by its name: results stay valid if folders move.
         """
-        path = self.paths.get(cell.data, self.path)
+        path = self._path(cell)
         record = {
             "fragments": {
                 f"{file.parent.name}/{file.stem}": yaml.safe_load(file.read_text(encoding="utf-8"))

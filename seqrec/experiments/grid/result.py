@@ -29,7 +29,7 @@ METRICS = ("HR@10", "NDCG@10")
 # Folder of results in the folder of a grid, and the folder of a run within that of its cell.
 RESULTS_FOLDER, RUN_FOLDER = "results", "run"
 SCHEMA = "seqrec-cell-1"
-# Ends of a run after which it would train no longer, whatever its budget.
+# The end of a run after which it would train no longer, whatever its budget.
 _PATIENCE = "patience"
 
 
@@ -78,6 +78,12 @@ class UserMetrics:
         """Return what `as_plain` returned plain values of."""
         rows = np.frombuffer(zlib.decompress(base64.b64decode(content["rows"])), dtype="<u4")
         return UserMetrics(np.array(content["distinct"])[rows], content["users"], content["targets"])
+
+
+def result_file(results: Path, cell: Cell) -> Path:
+    """Return the file of a cell's result below the folder of results."""
+    # The name of a label may contain points.
+    return results / cell.place.with_name(f"{cell.place.name}.json")
 
 
 def write_result(file: Path, content: dict[str, Any]) -> None:

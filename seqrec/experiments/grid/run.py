@@ -26,11 +26,12 @@ from seqrec.experiments.grid.result import (
     RUN_FOLDER,
     failure_of,
     read_result,
+    result_file,
     result_of,
     row_of,
     write_result,
 )
-from seqrec.experiments.grid.tuning import best_trial, choice_of, choice_text
+from seqrec.experiments.grid.tuning import choice_of, choice_text
 from seqrec.experiments.runner import Slot
 
 LOG_FILE, CONFIG_FILE, CHOICE_FILE = "log.txt", "cell.yaml", "tuned.json"
@@ -208,16 +209,16 @@ class _Grid:
             return None
         if cell.trials not in self.chosen:
             try:
-                self.chosen[cell.trials] = best_trial(found)
+                choice = choice_of(found)
             except InputError as error:
                 self._give_up(cell, str(error))
                 return None
-            choice, first = choice_of(found), cell.trials[0]
+            self.chosen[cell.trials], first = choice["chosen"], cell.trials[0]
             self.progress.note(choice_text(choice))
             if self._claim(first):
                 write_result((self.results / first.place).parents[2] / CHOICE_FILE, choice)
                 self._release(first)
-        return replace(cell, trials=(), changes=(*cell.changes, *self.chosen[cell.trials]["changes"]))
+        return replace(cell, trials=(), changes=(*cell.changes, *self.chosen[cell.trials]))
 
     def _take_from_trial(self, cell: Cell, chosen: Cell) -> bool:
         """Return whether the chosen trial is a cell's own run, and its result that of the cell."""
@@ -248,8 +249,11 @@ class _Grid:
 
     def _is_finished(self, cell: Cell) -> bool:
         """Return whether a cell has a result of its settings, and none that waits needs its model trained again."""
-        others = [each for each in self.waiting if each.model_of == cell and self._result(each) is None]
-        return self._result(cell) is not None and all(self._checkpoint(each).is_file() for each in others)
+        return self._result(cell) is not None and all(
+            self._checkpoint(each).is_file()
+            for each in self.waiting
+            if each.model_of == cell and self._result(each) is None
+        )
 
     def _record(self, cell: Cell) -> dict[str, Any]:
         if cell not in self.records:
@@ -274,9 +278,11 @@ class _Grid:
         # Other commands may share the results, the folder of the runs, or both.
         for root in dict.fromkeys((self.results, self.folder)):
             claims = root / CLAIMS_FOLDER
-            claims.mkdir(parents=True, exist_ok=True)
             # The claims of a folder that is committed stay out of it.
-            (claims / ".gitignore").write_text("*\n", encoding="utf-8")
+            ignore = claims / ".gitignore"
+            if not ignore.is_file():
+                claims.mkdir(parents=True, exist_ok=True)
+                ignore.write_text("*\n", encoding="utf-8")
             lock = FileLock(claims / f"{'--'.join(cell.place.parts)}.lock")
             try:
                 lock.acquire(timeout=0)
@@ -328,5 +334,4 @@ class _Grid:
         return self.folder / CELLS_FOLDER / cell.place
 
     def _file(self, cell: Cell) -> Path:
-        # The name of a label may contain points.
-        return self.results / cell.place.with_name(f"{cell.place.name}.json")
+        return result_file(self.results, cell)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tabulate import tabulate
-
 from seqrec.errors import InputError
+from seqrec.evaluation.report import text_table
 
 
 def best_trial(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -35,10 +34,13 @@ def choice_of(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the chosen changes with the validation of all trials, as plain values."""
     best = best_trial(trials)
     about = {name: best[name] for name in ("data", "length", "model", "seed")}
-    seconds = [{"train_seconds": trial.get("train_seconds")} for trial in trials]
     rows = [
-        {"changes": trial["changes"], **(trial["validation"] or {"failure": trial["failure"]}), **cost}
-        for trial, cost in zip(trials, seconds, strict=True)
+        {
+            "changes": trial["changes"],
+            **(trial["validation"] or {"failure": trial["failure"]}),
+            "train_seconds": trial.get("train_seconds"),
+        }
+        for trial in trials
     ]
     return {**about, "chosen": best["changes"], "at_the_end_of": ends_of(trials, best), "trials": rows}
 
@@ -54,7 +56,8 @@ def choice_text(choice: dict[str, Any]) -> str:
         end = "still rising" if trial["rising"] else trial["ended_by"]
         rows.append([*values, f"{trial['value']:.4f}", f"{trial['step']:,}", end])
     names = [change.partition("=")[0] for change in choice["trials"][0]["changes"]]
-    table = tabulate(rows, [*names, "val NDCG@10", "best after", "ended"], tablefmt="plain", disable_numparse=True)
+    heads = [*names, "val NDCG@10", "best after", "ended"]
+    table = text_table(heads, rows, names=len(heads))
     title = (
         f"{choice['data']} {choice['length']} {choice['model']}: {len(rows)} trials by validation, the first is taken"
     )

@@ -18,7 +18,7 @@ from seqrec.experiments.grid.cells import Budget
 from seqrec.experiments.grid.result import METRICS, UserMetrics
 from seqrec.experiments.report import figures
 from seqrec.experiments.report.rows import CONFIDENCE, RESAMPLES
-from seqrec.experiments.report.tables import INTERVAL, MIB, Entry, ReportTable
+from seqrec.experiments.report.tables import INTERVAL, MIB, PEAK_MEMORY, RISING, Entry, ReportTable
 from seqrec.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -34,9 +34,8 @@ _NOTES = (
     "A step on another log than the one in `from` has no test: another file may number the same users differently",
     "A step with `=` in the column `model` is tested on the model of an earlier step. Its costs of training are those "
     "of that model",
-    "`peak MiB` is the memory of tensors on a GPU. On a CPU it is the memory of the process, libraries included",
-    "`best after` is the number of updates of the best validation. `rising` is yes if training ended by its budget and "
-    "the last validation was the best: a larger budget may be better",
+    PEAK_MEMORY,
+    RISING,
 )
 
 

@@ -10,17 +10,18 @@ import numpy as np
 import polars
 
 from seqrec.errors import InputError, MissingInputError
+from seqrec.evaluation.report import interval_text
 from seqrec.evaluation.results import Results, compare, read_results
 from seqrec.experiments.report.charts import dot_chart, line_chart, read_curves
 from seqrec.experiments.report.examples import Event, Example, make_examples
-from seqrec.experiments.report.record import DECIDING, Facts, RunRecord
+from seqrec.experiments.report.record import Facts, RunRecord
 from seqrec.experiments.report.tables import Entry, ReportTable
+from seqrec.models.baselines.comparison import DECIDING, METRICS
 from seqrec.models.explain import Method
 
 FILE_NAME = "report.html"
 # Slices are of so many users at most, who are drawn from all.
 SAMPLED_USERS = 100_000
-_METRICS = ("HR@10", DECIDING)
 _WHY: dict[Method, str] = {
     "leave_one_out": "the bar below an event is how much it raises the score of the first recommendation: the score "
     "falls by that if the event is left out",
@@ -180,16 +181,16 @@ class RunPage:
             kept = np.zeros(users, bool)
             kept[np.random.default_rng(0).choice(users, SAMPLED_USERS, replace=False)] = True
             results = results.only(kept[results.rows])
-        estimates = compare([results], metrics=_METRICS, slices=True).estimates
-        hits, gains = ([each for each in estimates if each.metric == metric] for metric in _METRICS)
+        estimates = compare([results], metrics=METRICS, slices=True).estimates
+        hits, gains = ([each for each in estimates if each.metric == metric] for metric in METRICS)
         rows = tuple(
-            tuple(map(Entry, (g.slice, f"{g.users:,}", f"{h.mean:.4f}", f"{g.mean:.4f}", _interval(g.interval))))
+            tuple(map(Entry, (g.slice, f"{g.users:,}", f"{h.mean:.4f}", f"{g.mean:.4f}", interval_text(g.interval))))
             for h, g in zip(hits, gains, strict=True)
         )
         notes = ["A user counts in each slice that contains one of its targets, with these targets only"]
         if users > SAMPLED_USERS:
             notes.append(f"{SAMPLED_USERS:,} of {users:,} users, drawn with seed 0")
-        columns = ("slice", "users", *_METRICS, f"{DECIDING}, 95% interval")
+        columns = ("slice", "users", *METRICS, f"{DECIDING}, 95% interval")
         table = ReportTable("slices", "Users and items of the test", columns, 1, rows, tuple(notes))
         chart = dot_chart(f"{DECIDING}, with 95% intervals", [(g.slice, g.mean, g.interval) for g in gains])
         return chart + table.as_html()
@@ -243,10 +244,6 @@ def _bar(event: Event, most: float) -> str:
     less = " less" if event.contribution < 0 else ""
     bar = f'<span class="bar{less}" style="width: {share:.0f}%"></span>'
     return f' <span class="soft">{event.contribution:+.3f}</span>{bar}'
-
-
-def _interval(ends: tuple[float, float]) -> str:
-    return " to ".join(f"{end:.4f}" for end in ends)
 
 
 def _list(facts: Facts) -> str:

@@ -12,11 +12,11 @@ from typing import Any
 from seqrec.errors import InputError
 from seqrec.evaluation.report import metrics_cells
 from seqrec.experiments.report.tables import MIB, Entry, ReportTable
+from seqrec.models.baselines.comparison import DECIDING
 from seqrec.runs import Summary, read_summary
 from seqrec.runs.finding import find_checkpoint
 from seqrec.runs.summary import FILE_NAME as SUMMARY_FILE
 
-DECIDING = "NDCG@10"
 _STATES = {
     "finished": "The run finished",
     "interrupted": "The run was interrupted",

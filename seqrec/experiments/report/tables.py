@@ -16,6 +16,13 @@ SIGNIFICANT = 0.05
 MIB = 1 << 20
 INTERVAL = f"{CONFIDENCE:.0%} interval"
 TESTED = "The epoch with the best validation is tested"
+PEAK_MEMORY = (
+    "`peak MiB` is the memory of tensors on a GPU. On a CPU it is the memory of the process, libraries included"
+)
+RISING = (
+    "`best after` is the number of updates of the best validation. `rising` is yes if training ended by its budget and "
+    "the last validation was the best: a larger budget may be better"
+)
 QUALITY_NOTES = (
     f"Metrics are means over seeds and users. Intervals come from {RESAMPLES:,} bootstrap resamples of the users",
     "± is the standard deviation between seeds. Neither the intervals nor the test include it",
@@ -23,14 +30,13 @@ QUALITY_NOTES = (
     f"† marks a best model that beats the second in a paired sign-flip test, p < {SIGNIFICANT:g}. The p-values are not "
     "adjusted for the number of comparisons",
     TESTED,
-    "`best after` is the number of updates of the best validation. `rising` is yes if training ended by its budget and "
-    "the last validation was the best: a larger budget may be better",
+    RISING,
 )
 COST_NOTES = (
     "Values are means over seeds",
     "`table`, `encoder` and `other` are numbers of parameters: of the item table, of the encoder, and of the rest, "
     "such as positions",
-    "`peak MiB` is the memory of tensors on a GPU. On a CPU it is the memory of the process, libraries included",
+    PEAK_MEMORY,
     "Seconds are measured with the device synchronised",
     "`train s` includes reading. It excludes validation and checkpoints",
     "`s/epoch` counts complete epochs",
