@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         RecentPopularity,
         RecMamba,
         Recommender,
+        Samba,
         SASRec,
         SequentialRecommender,
         TrainingEvents,
@@ -120,7 +121,7 @@ _MODULES = {
     "seqrec.inference.sessions": "Event InMemoryStore RedisStore SQLiteStore SessionRecommender",
     "seqrec.models": (
         "Baseline ColumnHead Explanation GRU4Rec ItemKNN MambaRec Markov MoEMaTrRec Popularity "
-        "RecMamba RecentItems RecentPopularity Recommender SASRec SequentialRecommender "
+        "RecMamba RecentItems RecentPopularity Recommender SASRec Samba SequentialRecommender "
         "TrainingEvents evaluate recipe"
     ),
     "seqrec.models.baselines.comparison": "BaselineComparison",
@@ -201,6 +202,7 @@ __all__ = [
     "RowwiseAdagrad",
     "RunFolder",
     "SASRec",
+    "Samba",
     "SQLiteStore",
     "SampledRanking",
     "SampledSoftmax",

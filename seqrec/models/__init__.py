@@ -12,7 +12,7 @@ from seqrec.models.baselines import (
 from seqrec.models.column_heads import ColumnHead
 from seqrec.models.explain import Explanation
 from seqrec.models.judging import evaluate
-from seqrec.models.presets import GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, SASRec
+from seqrec.models.presets import GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, Samba, SASRec
 from seqrec.models.recipes import recipe
 from seqrec.models.recommender import Recommender
 from seqrec.models.sequential import SequentialRecommender
@@ -32,6 +32,7 @@ __all__ = [
     "RecentPopularity",
     "Recommender",
     "SASRec",
+    "Samba",
     "SequentialRecommender",
     "TrainingEvents",
     "evaluate",

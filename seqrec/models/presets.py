@@ -12,7 +12,7 @@ from typing import Any, Literal
 from seqrec import encoders
 from seqrec.models.sequential import SequentialRecommender
 
-__all__ = ["GRU4Rec", "MambaRec", "MoEMaTrRec", "RecMamba", "SASRec"]
+__all__ = ["GRU4Rec", "MambaRec", "MoEMaTrRec", "RecMamba", "SASRec", "Samba"]
 
 
 def _encoder(make: type[encoders.SequenceEncoder], given: dict[str, Any]) -> encoders.SequenceEncoder:
@@ -214,4 +214,49 @@ class MoEMaTrRec(SequentialRecommender):
         **shared: Any,
     ) -> None:
         encoder = _encoder(encoders.MoEMaTrRec, locals())
+        super().__init__(num_items, encoder=encoder, **shared)
+
+
+class Samba(SequentialRecommender):
+    """Samba: Mamba and sliding window attention in turns (Ren et al. 2024); see `seqrec.encoders.Samba`.
+
+    Args:
+        num_items: Items of the catalogue.
+        d_model: Width D of item vectors and states.
+        num_layers: Blocks, at least 2.
+        window: Newest events that attention sees, the present one included, at most `max_length`; None is 64.
+        num_heads: Attention heads, a divisor of `d_model` that leaves them an even width.
+        mixer: "mamba" or "mamba2".
+        d_state: States per inner channel of Mamba.
+        d_conv: Events that Mamba's convolution sees.
+        expand: Inner width of Mamba divided by `d_model`.
+        d_feedforward: Hidden width of the feed-forward layer; None is `d_model`.
+        dropout: Share of the embedded values, and of the encoder's activations, that training sets to 0.
+        layer_norm: False leaves out every layer norm.
+        shared: Further arguments of `SequentialRecommender`.
+
+    Example:
+        >>> from seqrec import Samba
+        >>> Samba(num_items=100, d_model=16, max_length=100).title
+        'Samba'
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        d_model: int = 64,
+        num_layers: int = 2,
+        window: int | None = None,
+        num_heads: int = 1,
+        mixer: Literal["mamba", "mamba2"] = "mamba",
+        d_state: int = 32,
+        d_conv: int = 4,
+        expand: int = 2,
+        d_feedforward: int | None = None,
+        dropout: float = 0.2,
+        layer_norm: bool = True,
+        **shared: Any,
+    ) -> None:
+        encoder = _encoder(encoders.Samba, locals())
         super().__init__(num_items, encoder=encoder, **shared)

@@ -24,7 +24,7 @@ from seqrec.runs.callbacks import BestCheckpoint, ResumableEarlyStopping, Valida
 from seqrec.specs import from_spec
 
 # Encoders that know the order of events without learned positions, which they would need to give up to be streamed.
-_RECURRENT = {"GRU4Rec", "MambaRec", "RecMamba"}
+_RECURRENT = {"GRU4Rec", "MambaRec", "RecMamba", "Samba"}
 _ATTENDING = {"SASRec", "MoEMaTrRec"}
 
 

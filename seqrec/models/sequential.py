@@ -141,6 +141,7 @@ class SequentialRecommender(StreamingRecommender):
         columns = sizes_of_content(self.item_table.content, item_columns)
         self.items, self.output_items = self._make_tables(num_items, columns)
         check_at_least(1, max_length=max_length)
+        self._check_window(max_length)
         self.positions = LearnedPositions(max_length, self.encoder.d_model) if positions else None
         of_users = sizes_of_content(user_columns or (), log_user_columns, group=USERS)
         self.users = self._make_users(num_users, of_users, ids=user_embedding)
@@ -154,6 +155,14 @@ class SequentialRecommender(StreamingRecommender):
         self._ddp_params_and_buffers_to_ignore = [*self._sparse_embeddings(), *self._buffers_of_items()]
         plain = {"max_length": max_length, "positions": positions, "num_items": num_items, "num_users": num_users}
         self._save_settings({**plain, "user_embedding": user_embedding}, columns, of_users)
+
+    def _check_window(self, max_length: int) -> None:
+        window = getattr(self.encoder, "window", None)
+        if window is not None and window > max_length:
+            raise InputError(
+                f"window={window} is longer than the histories, max_length={max_length}, so that attention would see "
+                "all of their events: give a smaller window, or longer histories"
+            )
 
     def _save_settings(self, plain: dict[str, Any], of_items: Sizes, of_users: Sizes) -> None:
         # Plain values only, for weights_only=True. The encoder's arguments are there twice: in its spec for this class,

@@ -17,6 +17,8 @@ from seqrec.ops.ssd import SSD_BACKENDS
 from seqrec.types import History
 
 B, L, D = 3, LENGTH, 16
+# Of attention that sees only the newest events: shorter than the histories.
+WINDOW = 4
 
 
 # The scan inside each mixer. One that is not here is tested with the backend that it takes by itself.
@@ -66,7 +68,8 @@ class Case:
     def choices(self) -> dict[str, object]:
         """The arguments that make this way of computing."""
         mixer = {} if self.mixer is None else {"mixer": self.mixer}
-        return {**mixer, "rotary": True} if self.rotary else mixer
+        window = {"window": WINDOW} if "window" in inspect.signature(ENCODERS[self.name]).parameters else {}
+        return {**mixer, **window, **({"rotary": True} if self.rotary else {})}
 
 
 def default_mixer(name: str) -> str | None:
@@ -87,7 +90,7 @@ def takes_rotary(name: str) -> bool:
 
 # Each encoder by itself and, where it takes a mixer, with every one of them; then those that can be rotary, and, of
 # those that can read gaps, one for each mixer and a mixture.
-ALIKE = ("RecMamba", "RecMamba-mamba2", "MoEMaTrRec-mamba2")
+ALIKE = ("RecMamba", "RecMamba-mamba2", "MoEMaTrRec-mamba2", "Samba-mamba2")
 PLAIN = [Case(name, mixer) for name in ENCODERS for mixer in (MIXERS if default_mixer(name) else [None])]
 ARCHITECTURES = [
     *PLAIN,

@@ -23,7 +23,7 @@ sees_the_future = pytest.raises(AssertionError, match="sees the future event")
 
 @pytest.mark.parametrize("name", ["SASRec", "MoEMaTrRec"])
 def test_attention_without_the_causal_rule_is_found(name: str, monkeypatch: pytest.MonkeyPatch):
-    def bidirectional(*heads: Tensor, causal: bool, dropout: float, lengths: None) -> Tensor:
+    def bidirectional(*heads: Tensor, causal: bool, dropout: float, window: None, lengths: None) -> Tensor:
         return attention(*heads, causal=False)
 
     monkeypatch.setattr("seqrec.encoders.layers.attention.attention", bidirectional)

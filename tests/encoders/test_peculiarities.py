@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from seqrec.encoders import ENCODERS, GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, SASRec
+import seqrec
+from seqrec.encoders import ENCODERS, GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, Samba, SASRec
 from seqrec.encoders.layers import MIXERS, CausalSelfAttention, FeedForward, MambaMixer
 from seqrec.errors import InputError
 from seqrec.specs import from_spec, to_spec
@@ -22,7 +23,14 @@ def count(encoder: nn.Module, kind: type[nn.Module]) -> int:
 
 @pytest.mark.parametrize(
     ("encoder", "attentions", "mambas", "feed_forwards"),
-    [(SASRec, 3, 0, 3), (RecMamba, 0, 3, 3), (MambaRec, 0, 3, 0), (MoEMaTrRec, 3, 3, 3), (GRU4Rec, 0, 0, 0)],
+    [
+        (SASRec, 3, 0, 3),
+        (RecMamba, 0, 3, 3),
+        (MambaRec, 0, 3, 0),
+        (MoEMaTrRec, 3, 3, 3),
+        (Samba, 1, 2, 3),
+        (GRU4Rec, 0, 0, 0),
+    ],
 )
 def test_blocks_are_made_of_the_papers_parts(encoder: type, attentions: int, mambas: int, feed_forwards: int):
     model = encoder(8, num_layers=3)
@@ -91,3 +99,28 @@ def test_a_spec_from_before_there_were_mixers_is_that_of_mamba(encoder: type):
     rebuilt = from_spec(spec)
     assert count(rebuilt, MambaMixer) == 1
     assert rebuilt.mixer == "mamba"
+
+
+def test_samba_sees_windows_through_attention_and_all_events_through_mamba():
+    encoder = Samba(8, num_layers=2, window=2, d_conv=1).eval()
+    with torch.no_grad():
+        encoder.stack.blocks[0][0].layer.out_projection.weight.zero_()
+    other = X.clone()
+    other[:, 1] += 1
+    moved = (encoder(other, HISTORY) - encoder(X, HISTORY)).abs().amax((0, 2))
+    assert (moved > 0).tolist() == [False, True, True, False, False, False]
+    assert Samba(8).stack.blocks[1][0].layer.window == 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_layers": 1}, "num_layers=1 must be at least 2"),
+        ({"window": 0}, "window=0 must be at least 1"),
+        ({"window": 51}, "window=51 is longer than the histories, max_length=50"),
+        ({"num_heads": 8}, "rotary=True needs heads of even width"),
+    ],
+)
+def test_samba_refuses_what_cannot_be(arguments: dict[str, int], message: str):
+    with pytest.raises(InputError, match=message):
+        seqrec.Samba(10, d_model=8, max_length=50, **arguments)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import re
-from typing import Any
 
 import pytest
 import torch
@@ -14,11 +12,9 @@ from torch import Tensor, nn
 from seqrec.encoders import GRU4Rec, MambaRec, SASRec, SequenceEncoder
 from seqrec.encoders.contract import check_streaming, cut, piece_of
 from seqrec.encoders.layers import MIXERS, CausalSelfAttention, MambaMixer, Times
-from seqrec.encoders.layers import attention as attention_module
 from seqrec.encoders.layers import mamba as mamba_module
 from seqrec.encoders.state import StateFormat
 from seqrec.errors import InputError
-from seqrec.ops import attention
 from seqrec.types import History
 
 ATTENTION = [case for case in ARCHITECTURES if case.name in ("SASRec", "MoEMaTrRec")]
@@ -36,11 +32,11 @@ def one_by_one(encoder: SequenceEncoder, x: Tensor, history: History, max_length
     return torch.stack(out, 1)
 
 
-def windowed_mask(seen: Tensor, *others: Any, mask: Any = attention_module._mask) -> Tensor:
-    """The mask of the newest queries, which see the newest 5 keys."""
-    queries, keys = seen.shape[-2:]
-    newer = torch.ones(keys, keys, dtype=torch.bool).triu(-4)[keys - queries :]
-    return mask(seen & newer, *others)
+def see_newest(encoder: SequenceEncoder, window: int | None) -> None:
+    """Give each attention of an encoder a window."""
+    for layer in encoder.modules():
+        if isinstance(layer, CausalSelfAttention):
+            layer.window = window
 
 
 @pytest.mark.parametrize("case", ATTENTION, ids=str)
@@ -51,10 +47,9 @@ def test_beyond_max_length_attention_is_that_of_a_sliding_window(
 ):
     monkeypatch.setattr("seqrec.encoders.layers.attention.CHUNK_EVENTS", chunk)
     encoder, (x, history) = case.build().eval(), events([23, 17])
-    with monkeypatch.context() as patch:
-        patch.setattr("seqrec.encoders.layers.attention.attention", functools.partial(attention, window=5))
-        patch.setattr("seqrec.encoders.layers.attention._mask", windowed_mask)
-        expected = encoder(x, history)
+    see_newest(encoder, 5)
+    expected = encoder(x, history)
+    see_newest(encoder, None)
     # The states at padding are those of other times.
     streamed = one_by_one(encoder, x, history, 5)
     torch.testing.assert_close(streamed[0], expected[0], rtol=0, atol=1e-5)

@@ -21,6 +21,7 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "MambaRec-mamba2": ("MambaRec", {"mixer": "mamba2"}),
     "RecMamba": ("RecMamba", {}),
     "MoEMaTrRec": ("MoEMaTrRec", {"rotary": True}),
+    "Samba": ("Samba", {"window": 4}),
 }
 ALL_TIMES = EventTime(hour=True, weekday=True, request=True)
 TAB = EventColumn("tab", "categorical", values=["home", "search", "share"])

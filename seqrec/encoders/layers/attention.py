@@ -30,8 +30,12 @@ class CausalSelfAttention(nn.Module):
     Histories are padded on the right, so with the causal rule alone no event sees padding. Memory grows with L, also
     with dropout; see `seqrec.ops.attention`. States at padded positions are finite and meaningless.
 
-    A stream keeps keys and values of the newest W events, 2 W D numbers per row, and the number of events. Each event
-    sees the W - 1 events before it, so its outputs are those of `forward` up to W events.
+    With a `window`, each event attends to itself and to the `window - 1` events before it (sliding window attention,
+    Longformer: The Long-Document Transformer, Beltagy et al. 2020, section 3.1): time grows with L, not with L L.
+
+    A stream keeps keys and values of the newest W events, 2 W D numbers per row, and the number of events. W is the
+    stream's `max_length`, or the window if that is smaller. Each event sees the W - 1 events before it, so its outputs
+    are those of `forward` up to W events, and with a window for any number of them.
 
     With `read_gaps`, each head has a number for each bucket of the time between two events, which is added to the score
     of the older one for the newer one: the temporal part of the relative attention bias of HSTU (Actions Speak Louder
@@ -46,17 +50,28 @@ class CausalSelfAttention(nn.Module):
         dropout: Share of attention weights set to 0 in training.
         rotary: Whether queries and keys are rotated by their positions; see `seqrec.encoders.layers.rotate`.
             Scores then depend on distances between events, and the keys of a stream stay valid.
+        window: Newest events that each event attends to, itself included; None is all.
 
     Raises:
-        InputError: if `num_heads` does not divide `d_model`, heads are of odd width with `rotary`, or dropout is not in
-            [0, 1).
+        InputError: if `num_heads` does not divide `d_model`, heads are of odd width with `rotary`, dropout is not in
+            [0, 1), or `window` is below 1.
     """
 
     turns: Tensor | None
 
-    def __init__(self, d_model: int, *, num_heads: int, dropout: float = 0.0, rotary: bool = False) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        num_heads: int,
+        dropout: float = 0.0,
+        rotary: bool = False,
+        window: int | None = None,
+    ) -> None:
         super().__init__()
         check_at_least(1, d_model=d_model)
+        if window is not None:
+            check_at_least(1, window=window)
         if num_heads < 1 or d_model % num_heads:
             divisors = [n for n in range(1, d_model + 1) if d_model % n == 0]
             raise InputError(f"num_heads={num_heads} must divide d_model={d_model}; try one of {divisors[:6]}")
@@ -69,6 +84,7 @@ class CausalSelfAttention(nn.Module):
         check_share(dropout)
         self.num_heads = num_heads
         self.dropout = dropout
+        self.window = window
         self.in_projection = Linear(d_model, 3 * d_model)
         self.out_projection = Linear(d_model, d_model)
         self.register_buffer("turns", rotary_turns(head_width) if rotary else None, persistent=False)
@@ -88,10 +104,18 @@ class CausalSelfAttention(nn.Module):
             times: For `read_gaps`.
         """
         query, key, value = self._heads(x, torch.arange(x.shape[1], device=x.device))
-        lengths = None if valid is None else valid.sum(1)
-        dropout = self.dropout if self.training else 0.0
         if self.gaps is None:
-            return self._merged(attention(query, key, value, causal=valid is None, dropout=dropout, lengths=lengths))
+            return self._merged(
+                attention(
+                    query,
+                    key,
+                    value,
+                    causal=valid is None,
+                    dropout=self.dropout if self.training else 0.0,
+                    window=self.window,
+                    lengths=None if valid is None else valid.sum(1),
+                )
+            )
         assert valid is None
         moments, length = needed(times)[0], x.shape[1]
         if is_exporting() or length <= CHUNK_EVENTS:
@@ -99,8 +123,9 @@ class CausalSelfAttention(nn.Module):
         mixed = []
         for begin in range(0, length, CHUNK_EVENTS):
             end = min(begin + CHUNK_EVENTS, length)
-            # Newer keys are hidden from all of these queries.
-            part = query[:, :, begin:end], key[:, :, :end], value[:, :, :end], moments[:, :end]
+            # Other keys are hidden from all of these queries.
+            seen = slice(0 if self.window is None else max(0, begin - self.window + 1), end)
+            part = query[:, :, begin:end], key[:, :, seen], value[:, :, seen], moments[:, seen]
             mixed.append(run_block(self._attend_to_older, *part, recompute=True))
         return self._merged(torch.cat(mixed, 2))
 
@@ -121,7 +146,7 @@ class CausalSelfAttention(nn.Module):
         if self.turns is not None:
             query, key = rotate(query, newest.unsqueeze(1), self.turns), rotate(key, positions, self.turns)
         # torch's polarity: True is seen.
-        seen = (positions < lengths.unsqueeze(1))[:, None, None, :]
+        seen = _in_window(newest - positions, self.window)[:, None, None, :]
         if self.gaps is not None:
             moments = needed(times)[0]
             seen = _mask(seen, self.gaps, moments.gather(1, newest), moments).to(query.dtype)
@@ -132,6 +157,7 @@ class CausalSelfAttention(nn.Module):
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return an empty window; see `Streamed.zero_state`."""
         width = self.in_projection.in_features // self.num_heads
+        max_length = max_length if self.window is None else min(max_length, self.window)
         shape = (batch_size, self.num_heads, max_length, width)
         state = {
             "keys": like.new_zeros(shape),
@@ -172,7 +198,8 @@ class CausalSelfAttention(nn.Module):
         event = torch.arange(key.shape[2], device=key.device)
         begin = key.shape[2] - query.shape[2]
         # torch's polarity: True is seen.
-        mask = _mask(event <= event[begin:].unsqueeze(1), cast("GapTable", self.gaps), times[:, begin:], times)
+        seen = _in_window(event[begin:].unsqueeze(1) - event, self.window)
+        mask = _mask(seen, cast("GapTable", self.gaps), times[:, begin:], times)
         dropout = self.dropout if self.training else 0.0
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask.to(query.dtype), dropout_p=dropout)
 
@@ -189,6 +216,11 @@ class CausalSelfAttention(nn.Module):
         """Return outputs (B, L, D) of heads (B, H, L, D / H)."""
         out: Tensor = self.out_projection(mixed.transpose(1, 2).flatten(2))
         return out
+
+
+def _in_window(distance: Tensor, window: int | None) -> Tensor:
+    """Return True where a query sees a key that is so many events older; None is all of them."""
+    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
 
 def _mask(seen: Tensor, gaps: GapTable, query_times: Tensor, key_times: Tensor) -> Tensor:

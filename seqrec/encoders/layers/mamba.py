@@ -37,16 +37,14 @@ class MambaMixer(nn.Module):
     A stream keeps the convolution's last `d_conv - 1` inputs and the scan's state, E (d_conv - 1 + N) numbers per
     row, those of the scan in float32 at least. Neither that nor the cost of an event grows with the number of events.
 
-    With `read_gaps`, the number of a bucket of the gap before an event is added to the event's step sizes before
-    softplus. SS4Rec (Xiao et al. 2025) takes the time interval itself as step size; here each channel learns what a gap
-    means for it.
-
     Args:
         d_model: Width D.
         d_state: States N per inner channel.
         d_conv: Events that the convolution sees.
         expand: Inner width E divided by D.
     """
+
+    takes_others = False
 
     def __init__(self, d_model: int, *, d_state: int = 16, d_conv: int = 4, expand: int = 2) -> None:
         super().__init__()
@@ -112,7 +110,7 @@ class Mamba2Mixer(nn.Module):
     of `y * silu(z)`; out-projection. The bias of the step sizes starts as in `MambaMixer`.
 
     A stream keeps the convolution's last `d_conv - 1` inputs and the scan's state, (E + 2 N) (d_conv - 1) + E N
-    numbers per row, those of the scan in float32 at least. `read_gaps` works as in `MambaMixer`, for each head.
+    numbers per row, those of the scan in float32 at least.
 
     Args:
         d_model: Width D.
@@ -124,6 +122,8 @@ class Mamba2Mixer(nn.Module):
     Raises:
         InputError: if `head_dim` does not divide the inner width.
     """
+
+    takes_others = False
 
     def __init__(
         self,

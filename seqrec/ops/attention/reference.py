@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seqrec.errors import InputError
 from seqrec.ops.dropout import check_share
+from seqrec.ops.export import is_exporting
 from seqrec.ops.problems import check_shapes
 from seqrec.ops.random import kept, new_seed, threshold_of
 
@@ -59,11 +60,33 @@ def check_problem(problem: AttentionProblem) -> None:
 def attention_torch(problem: AttentionProblem) -> Tensor:
     """Compute `attention` by `torch.nn.functional.scaled_dot_product_attention`, with torch's random numbers."""
     query, key, value, causal, dropout, window, lengths, _ = problem
+    if window is not None and window < query.shape[2] and not is_exporting():
+        return _in_windows(query, key, value, window, dropout)
     if window is None and (causal or lengths is None):
         # Right padding is in the future of all events, so the causal rule hides it from them.
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal)
     # torch's polarity: True is seen.
     return F.scaled_dot_product_attention(query, key, value, attn_mask=_seen(problem), dropout_p=dropout)
+
+
+def _in_windows(query: Tensor, key: Tensor, value: Tensor, window: int, dropout: float) -> Tensor:
+    """Attend in blocks of `window` queries, each to its own block and the one before, so that memory grows with L."""
+    batch, length = query.shape[0], query.shape[2]
+    blocks = -(-length // window)
+    query, key, value = (
+        F.pad(x, (0, 0, 0, blocks * window - length)).unflatten(2, (blocks, window)) for x in (query, key, value)
+    )
+    first = F.scaled_dot_product_attention(query[:, :, 0], key[:, :, 0], value[:, :, 0], None, dropout, is_causal=True)
+    # torch's polarity: True is seen.
+    distance = torch.arange(window, device=query.device).unsqueeze(1) - torch.arange(
+        -window, window, device=query.device
+    )
+    seen = (distance >= 0) & (distance < window)
+    key, value = (torch.cat([x[:, :, :-1], x[:, :, 1:]], 3) for x in (key, value))
+    later = [x.transpose(1, 2).flatten(0, 1) for x in (query[:, :, 1:], key, value)]
+    out = F.scaled_dot_product_attention(*later, attn_mask=seen, dropout_p=dropout)
+    out = out.unflatten(0, (batch, blocks - 1)).transpose(1, 2)
+    return torch.cat([first.unsqueeze(2), out], 2).flatten(2, 3)[:, :, :length]
 
 
 def attention_reference(problem: AttentionProblem) -> Tensor:

@@ -25,6 +25,7 @@ ENCODERS = {
     "MambaRec-mamba2": ("MambaRec", {"d_state": 4, "mixer": "mamba2"}),
     "RecMamba": ("RecMamba", {"d_state": 4}),
     "MoEMaTrRec": ("MoEMaTrRec", {"d_state": 4, "rotary": True}),
+    "Samba": ("Samba", {"d_state": 4, "num_layers": 2, "window": 5}),
 }
 TIME = EventTime(hour=True, weekday=True, request=True)
 COLUMNS = [
