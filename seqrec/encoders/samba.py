@@ -8,7 +8,6 @@ from torch import Tensor
 
 from seqrec.encoders.layers import CausalSelfAttention, FeedForward, ResidualStack, Tensors, Times, make_mixer
 from seqrec.encoders.sequence_encoder import SequenceEncoder
-from seqrec.errors import check_at_least
 from seqrec.types import History
 
 # Newest events that attention sees by default.
@@ -29,7 +28,7 @@ class Samba(SequenceEncoder):
 
     Args:
         d_model: Width D.
-        num_layers: Blocks, at least 2.
+        num_layers: Blocks; with 1 there is no attention.
         window: Newest events that attention sees, the present one included; None is 64.
         num_heads: Attention heads, a divisor of D that leaves them an even width.
         mixer: "mamba" or "mamba2".
@@ -57,7 +56,6 @@ class Samba(SequenceEncoder):
         layer_norm: bool = True,
     ) -> None:
         super().__init__(d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm)
-        check_at_least(2, num_layers=num_layers)
         self.window = window
         self.num_heads = num_heads
         self.mixer = mixer

@@ -223,7 +223,7 @@ class Samba(SequentialRecommender):
     Args:
         num_items: Items of the catalogue.
         d_model: Width D of item vectors and states.
-        num_layers: Blocks, at least 2.
+        num_layers: Blocks; with 1 there is no attention.
         window: Newest events that attention sees, the present one included, at most `max_length`; None is 64.
         num_heads: Attention heads, a divisor of `d_model` that leaves them an even width.
         mixer: "mamba" or "mamba2".

@@ -115,7 +115,6 @@ def test_samba_sees_windows_through_attention_and_all_events_through_mamba():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_layers": 1}, "num_layers=1 must be at least 2"),
         ({"window": 0}, "window=0 must be at least 1"),
         ({"window": 51}, "window=51 is longer than the histories, max_length=50"),
         ({"num_heads": 8}, "rotary=True needs heads of even width"),
