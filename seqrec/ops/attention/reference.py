@@ -71,22 +71,21 @@ def attention_torch(problem: AttentionProblem) -> Tensor:
 
 def _in_windows(query: Tensor, key: Tensor, value: Tensor, window: int, dropout: float) -> Tensor:
     """Attend in blocks of `window` queries, each to its own block and the one before, so that memory grows with L."""
-    batch, length = query.shape[0], query.shape[2]
+    length = query.shape[2]
     blocks = -(-length // window)
-    query, key, value = (
-        F.pad(x, (0, 0, 0, blocks * window - length)).unflatten(2, (blocks, window)) for x in (query, key, value)
+    q, k, v = (F.pad(x, (0, 0, 0, blocks * window - length)) for x in (query, key, value))
+    first = F.scaled_dot_product_attention(
+        q[:, :, :window], k[:, :, :window], v[:, :, :window], dropout_p=dropout, is_causal=True
     )
-    first = F.scaled_dot_product_attention(query[:, :, 0], key[:, :, 0], value[:, :, 0], None, dropout, is_causal=True)
+    q, k, v = (x.view(*x.shape[:2], blocks, window, -1).transpose(1, 2) for x in (q, k, v))
+    k, v = (torch.cat([x[:, :-1], x[:, 1:]], 3).flatten(0, 1) for x in (k, v))
+    event = torch.arange(-window, window, device=query.device)
+    distance = event[window:].unsqueeze(1) - event
     # torch's polarity: True is seen.
-    distance = torch.arange(window, device=query.device).unsqueeze(1) - torch.arange(
-        -window, window, device=query.device
-    )
     seen = (distance >= 0) & (distance < window)
-    key, value = (torch.cat([x[:, :, :-1], x[:, :, 1:]], 3) for x in (key, value))
-    later = [x.transpose(1, 2).flatten(0, 1) for x in (query[:, :, 1:], key, value)]
-    out = F.scaled_dot_product_attention(*later, attn_mask=seen, dropout_p=dropout)
-    out = out.unflatten(0, (batch, blocks - 1)).transpose(1, 2)
-    return torch.cat([first.unsqueeze(2), out], 2).flatten(2, 3)[:, :, :length]
+    later = F.scaled_dot_product_attention(q[:, 1:].flatten(0, 1), k, v, attn_mask=seen, dropout_p=dropout)
+    later = later.view(len(query), blocks - 1, *later.shape[1:]).transpose(1, 2).flatten(2, 3)
+    return torch.cat([first, later], 2)[:, :, :length]
 
 
 def attention_reference(problem: AttentionProblem) -> Tensor:
