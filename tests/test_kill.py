@@ -6,14 +6,13 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked_commands import ForkedCommand
 
 pytestmark = pytest.mark.process
 
@@ -41,17 +40,15 @@ STEPS = 80
 TIMEOUT = 300
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "seqrec", "fit", *words]
-    with (folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+def start(folder: Path, *words: str) -> ForkedCommand:
+    return ForkedCommand(folder, "fit", *words, log=folder / "log.txt")
 
 
-def finish(process: subprocess.Popen[bytes], folder: Path) -> None:
+def finish(process: ForkedCommand, folder: Path) -> None:
     assert process.wait(TIMEOUT) == 0, (folder / "log.txt").read_text()
 
 
-def kill_after(process: subprocess.Popen[bytes], last: Path, points: int, seconds: float) -> bool:
+def kill_after(process: ForkedCommand, last: Path, points: int, seconds: float) -> bool:
     """Kill the process, and its workers, some time behind its n-th resume point; False where it ends before."""
     seen, deadline = modified(last), time.monotonic() + TIMEOUT
     while points and process.poll() is None:

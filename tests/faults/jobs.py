@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
-import sys
 import time
-import warnings
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from forked_commands import ForkedCommand
 
 TIMEOUT = 120.0
 CONFIG = {
@@ -40,29 +38,8 @@ CONFIG = {
 }
 
 
-def command(folder: Path, words: tuple[str, ...], log: Path, environment: dict[str, str], code: str) -> None:
-    """What the process of a job does: `seqrec` in a group of processes of its own."""
-    os.setpgid(0, 0)
-    os.chdir(folder)
-    with log.open("ab", buffering=0) as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
-    # As in a terminal, where print does not wait.
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-    sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
-    os.environ.update(environment)
-    # For loaders, as in a process that nobody forked.
-    multiprocessing.set_start_method("fork", force=True)
-    sys.argv = ["seqrec", *words]
-    warnings.simplefilter("ignore")
-    exec(code, {})
-    from seqrec.cli import main
-
-    main(words)
-
-
-class Job:
-    """`seqrec fit` in a process that is forked from one which has imported it.
+class Job(ForkedCommand):
+    """`seqrec fit` in a forked process.
 
     Args:
         folder: Where it runs, and where its config and store lie.
@@ -74,19 +51,9 @@ class Job:
     def __init__(self, folder: Path, *words: str, environment: dict[str, str] | None = None, code: str = "") -> None:
         self.folder = folder
         self.log = folder / f"{time.monotonic_ns()}.log"
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["seqrec.cli"])
         named = any(word.startswith("--ckpt_path") for word in words)
         arguments = ("fit", *(() if named else ("--config", "config.yaml")), *words)
-        self.process: BaseProcess = context.Process(
-            target=command, args=(folder, arguments, self.log, environment or {}, code)
-        )
-        self.process.start()
-
-    @property
-    def pid(self) -> int:
-        assert self.process.pid is not None
-        return self.process.pid
+        super().__init__(folder, *arguments, log=self.log, environment=environment, code=code)
 
     @property
     def output(self) -> str:

@@ -1,0 +1,91 @@
+"""The command line in processes that are forked from one which has imported it, so that none imports torch again."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from subprocess import TimeoutExpired
+
+import seqrec
+
+PRELOADED = ["polars", "seqrec.cli.lightning_cli", "seqrec.inference", "tensorboardX"]
+
+
+def command(
+    folder: Path, words: tuple[str, ...], log: Path, errors: Path, environment: dict[str, str], code: str
+) -> None:
+    """What the process does: `seqrec` in a group of processes of its own."""
+    os.setpgid(0, 0)
+    os.chdir(folder)
+    for number, file in ((1, log), (2, errors)):
+        with file.open("ab", buffering=0) as stream:
+            os.dup2(stream.fileno(), number)
+    # As in a terminal, where print does not wait.
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
+    os.environ.clear()
+    os.environ.update(environment)
+    # For loaders, as in a process that nobody forked.
+    multiprocessing.set_start_method("fork", force=True)
+    # As after `python -m seqrec`: Lightning starts other ranks with it.
+    sys.argv = [str(Path(seqrec.__file__).with_name("__main__.py")), *words]
+    warnings.simplefilter("ignore")
+    exec(code, {})
+    from seqrec.cli import main
+
+    main(words)
+
+
+class ForkedCommand:
+    """A command of `seqrec` in a forked process, with methods of `subprocess.Popen`.
+
+    Args:
+        folder: Where it runs.
+        words: The command and its arguments.
+        log: File to which its output is appended.
+        errors: The same for its error output; None is `log`.
+        environment: What its environment has more than that of this process.
+        code: What runs in the process before.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *words: str,
+        log: Path,
+        errors: Path | None = None,
+        environment: dict[str, str] | None = None,
+        code: str = "",
+    ) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        arguments = (folder, words, log, errors or log, {**os.environ, **(environment or {})}, code)
+        self.process = context.Process(target=command, args=arguments)
+        self.process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def poll(self) -> int | None:
+        """Exit status, that of a signal below 0; None while it runs."""
+        return self.process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise TimeoutExpired(str(self.process), timeout or 0)
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the process alone, if it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
