@@ -12,7 +12,7 @@ from subprocess import TimeoutExpired
 
 import seqrec
 
-PRELOADED = ["polars", "seqrec.cli.lightning_cli", "seqrec.inference", "tensorboardX"]
+PRELOADED = ["polars", "seqrec.cli.lightning_cli", "seqrec.inference", "seqrec.serving.app", "tensorboardX"]
 
 
 def command(
@@ -48,7 +48,7 @@ class ForkedCommand:
         words: The command and its arguments.
         log: File to which its output is appended.
         errors: The same for its error output; None is `log`.
-        environment: What its environment has more than that of this process.
+        environment: None is that of this process.
         code: What runs in the process before.
     """
 
@@ -63,7 +63,7 @@ class ForkedCommand:
     ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
-        arguments = (folder, words, log, errors or log, {**os.environ, **(environment or {})}, code)
+        arguments = (folder, words, log, errors or log, dict(os.environ) if environment is None else environment, code)
         self.process = context.Process(target=command, args=arguments)
         self.process.start()
 

@@ -53,6 +53,7 @@ class Job(ForkedCommand):
         self.log = folder / f"{time.monotonic_ns()}.log"
         named = any(word.startswith("--ckpt_path") for word in words)
         arguments = ("fit", *(() if named else ("--config", "config.yaml")), *words)
+        environment = {**os.environ, **(environment or {})}
         super().__init__(folder, *arguments, log=self.log, environment=environment, code=code)
 
     @property

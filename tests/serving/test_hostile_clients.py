@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from forked_commands import ForkedCommand
 from served_processes import AUTHORIZED, TIMEOUT, resident_bytes, server
 
 pytestmark = [
@@ -118,7 +118,7 @@ def log_bytes(folder: Path) -> int:
 
 def test_others_are_served_while_connections_are_held(checkpoint: Path, tmp_path: Path):
     limits = ("--idle_seconds", "3", "--head_seconds", "3", "--send_seconds", "2", "--max_requests", "40")
-    with server(checkpoint, tmp_path, *limits) as (process, url):
+    with server(checkpoint, tmp_path, *limits, forked=True) as (process, url):
         quiet = use(url, 1.5)
         before = resident_bytes(process)
         with connections(url, NOT_READING) as readers, connections(url, SLOW) as slow, connections(url, IDLE) as idle:
@@ -150,7 +150,7 @@ def test_others_are_served_while_connections_are_held(checkpoint: Path, tmp_path
 
 @pytest.mark.parametrize("line", [b"X-a: " + b"a" * 16_000 + b"\r\n", b"a: b\r\n" * 2000], ids=["long", "short"])
 def test_heads_without_end_are_cut_and_take_no_memory(checkpoint: Path, tmp_path: Path, line: bytes):
-    with server(checkpoint, tmp_path) as (process, url):
+    with server(checkpoint, tmp_path, forked=True) as (process, url):
         httpx.get(f"{url}/live")
         before = resident_bytes(process)
         sent = 0
@@ -166,12 +166,12 @@ def test_heads_without_end_are_cut_and_take_no_memory(checkpoint: Path, tmp_path
     assert log_bytes(tmp_path) < 10_000
 
 
-def open_files(process: subprocess.Popen[str]) -> int:
+def open_files(process: ForkedCommand) -> int:
     return len(os.listdir(f"/proc/{process.pid}/fd"))
 
 
 def test_a_server_whose_descriptors_are_used_up_serves_on(checkpoint: Path, tmp_path: Path):
-    with server(checkpoint, tmp_path) as (process, url):
+    with server(checkpoint, tmp_path, forked=True) as (process, url):
         httpx.get(f"{url}/live")
         _, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
         # Below the limit of connections, as if something else had opened files.
@@ -188,13 +188,10 @@ def test_a_server_whose_descriptors_are_used_up_serves_on(checkpoint: Path, tmp_
 
 
 def test_too_few_descriptors_are_refused_in_one_line(checkpoint: Path, tmp_path: Path):
-    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 512)); "
-    code += "from seqrec.cli import main; main(sys.argv[1:])"
-    words = ["serve", "--ckpt", str(checkpoint), "--port", "0"]
-    found = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=TIMEOUT, check=False
-    )
-    assert found.returncode == 2
-    (line,) = found.stderr.splitlines()
+    code = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 512))"
+    words = ("serve", "--ckpt", str(checkpoint), "--port", "0")
+    found = ForkedCommand(tmp_path, *words, log=tmp_path / "log.txt", code=code)
+    assert found.wait(TIMEOUT) == 2
+    (line,) = (tmp_path / "log.txt").read_text().splitlines()
     assert "max_connections=2048 needs 2176 open files, and the system allows 512" in line
     assert "give --max_connections 384" in line

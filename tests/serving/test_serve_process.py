@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from forked_commands import ForkedCommand
 from served_models import items_of
 from served_processes import AUTHORIZED, TIMEOUT, TOKEN, server
 
@@ -88,7 +89,7 @@ def check_replay(checkpoint: Path, plans: dict, acknowledged: dict, found: dict)
         assert found[user] in lists
 
 
-def check_stop(process: subprocess.Popen[str], url: str, item: int) -> None:
+def check_stop(process: subprocess.Popen[bytes] | ForkedCommand, url: str, item: int) -> None:
     """A request in work is answered, new ones are not taken, and the process ends well."""
     with half_a_request(url, f'{{"user": 1, "item": {item}}}'.encode()) as connection:
         time.sleep(0.3)
