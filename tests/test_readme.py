@@ -20,7 +20,7 @@ def test_ci_finds_its_commands_in_the_readme():
         assert tool in block("test")
     script = (ROOT / ".ci/run").read_text()
     assert 'block "quick start" | bash' in script
-    assert "block test | bash" in script
+    assert "block test | xargs --max-procs=0 -d '\\n' -n 1 bash" in script
 
 
 def test_constraints_pin_every_dependency():
