@@ -28,6 +28,11 @@ REPOSITORY = Path(__file__).parents[1]
 gc.set_threshold(10_000, 10, 10)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files run in this order: the longest one first, so that no process ends long before another."""
+    items.sort(key=lambda item: item.get_closest_marker("notebook") is None)
+
+
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
