@@ -38,7 +38,6 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-
 @pytest.fixture
 def real_data() -> Callable[[str], Path]:
     """Path of a real log by its place in the data folder, such as "ml-1m/ml-1m.zip".

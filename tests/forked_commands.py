@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import warnings
 from pathlib import Path
@@ -18,7 +19,7 @@ PRELOADED = ["polars", "seqrec.cli.lightning_cli", "seqrec.inference", "seqrec.s
 def command(
     folder: Path, words: tuple[str, ...], log: Path, errors: Path, environment: dict[str, str], code: str
 ) -> None:
-    """What the process does: `seqrec` in a group of processes of its own."""
+    """What the process does: `seqrec`, or `-c PROGRAM`, in a group of processes of its own."""
     os.setpgid(0, 0)
     os.chdir(folder)
     for number, file in ((1, log), (2, errors)):
@@ -31,10 +32,14 @@ def command(
     os.environ.update(environment)
     # For loaders, as in a process that nobody forked.
     multiprocessing.set_start_method("fork", force=True)
-    # As after `python -m seqrec`: Lightning starts other ranks with it.
-    sys.argv = [str(Path(seqrec.__file__).with_name("__main__.py")), *words]
     warnings.simplefilter("ignore")
     exec(code, {})
+    if words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        exec(words[1], {"__name__": "__main__"})
+        return
+    # As after `python -m seqrec`: Lightning starts other ranks with it.
+    sys.argv = [str(Path(seqrec.__file__).with_name("__main__.py")), *words]
     from seqrec.cli import main
 
     main(words)
@@ -45,7 +50,7 @@ class ForkedCommand:
 
     Args:
         folder: Where it runs.
-        words: The command and its arguments.
+        words: The command and its arguments; `-c` runs a program in Python instead.
         log: File to which its output is appended.
         errors: The same for its error output; None is `log`.
         environment: None is that of this process.
@@ -89,3 +94,21 @@ class ForkedCommand:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+def run_ranks(folder: Path, ranks: int, program: str, *words: str) -> None:
+    """Run a program in Python on so many ranks, which do not start each other, and wait for them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
+    logs = [folder / f"rank-{rank}-of-{ranks}.txt" for rank in range(ranks)]
+    started = []
+    for rank, log in enumerate(logs):
+        own = {} if ranks == 1 else {**job, "RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+        started.append(ForkedCommand(folder, "-c", program, *words, log=log, environment={**os.environ, **own}))
+    try:
+        for process, log in zip(started, logs, strict=True):
+            assert process.wait(300) == 0, log.read_text()
+    finally:
+        for process in started:
+            process.kill()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from featured_logs import SCHEMA, featured_log
+from forked_commands import run_ranks
 
 pytestmark = pytest.mark.process
 
@@ -74,18 +73,9 @@ RUNS = [
 
 def run(folder: Path, ranks: int, options: dict[str, Any], held_out: int) -> list[dict[str, Any]]:
     """What each rank saw, where the `held_out` newest events of each user are judged."""
-    (folder / "run.py").write_text(RUN)
     if not (folder / "log.parquet").exists():
         featured_log(folder / "log.parquet", num_users=103, num_items=60, mean_events=30)
-    done = subprocess.run(
-        [sys.executable, "run.py", str(ranks), json.dumps(options), str(held_out), json.dumps(SCHEMA.events)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_ranks(folder, ranks, RUN, str(ranks), json.dumps(options), str(held_out), json.dumps(SCHEMA.events))
     return [json.loads((folder / f"{ranks}-{rank}.json").read_text()) for rank in range(ranks)]
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
+from forked_commands import run_ranks
 
 pytestmark = pytest.mark.process
 
@@ -132,12 +131,9 @@ Results = dict[str, dict[str, Any]]
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Results, Results]:
     """Weights and bytes sent of one rank alone and of two, for each of `RUNS`."""
     folder = tmp_path_factory.mktemp("ranks")
-    (folder / "run.py").write_text(RUN)
     runs = json.dumps({name: DEFAULTS | options for name, options in RUNS.items()})
     for ranks in (1, 2):
-        command = [sys.executable, "-W", "ignore", "run.py", str(ranks), runs]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
+        run_ranks(folder, ranks, RUN, str(ranks), runs)
     alone, first, second = (torch.load(folder / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
     return alone, first, second
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -12,6 +10,7 @@ import numpy as np
 import polars
 import pytest
 import torch
+from forked_commands import ForkedCommand
 
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
@@ -222,16 +221,15 @@ for ranks, strategy in ((2, "ddp_fork"), (1, "auto")):
 @pytest.mark.process
 def test_two_ranks_give_the_sums_of_one_to_the_last_digit_and_the_same_file(data: SequenceDataModule):
     assert data.store.num_users == 37
-    Path("run.py").write_text(RUN)
     log = data.source.scan().collect()
     later = log["timestamp"] + log["timestamp"].max() + 1
     log.with_columns(timestamp=later, clicked=log["item_id"] % 3).write_csv("shown.csv")
-    done = subprocess.run([sys.executable, "run.py"], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = ForkedCommand(Path.cwd(), "-c", RUN, log=Path("log.txt"))
+    assert done.wait(300) == 0, Path("log.txt").read_text()
     said = Path("1.txt").read_text()
     assert len(said.splitlines()) == 15 + 4 + 6 + 3
     assert said == Path("2.txt").read_text()
     one, two = read_results("1.parquet"), read_results("2.parquet")
     assert two.frame.equals(one.frame)
     assert two.header == one.header
-    assert files() == ["1.parquet", "1.txt", "2.parquet", "2.txt", "run.py", "shown.csv"]
+    assert files() == ["1.parquet", "1.txt", "2.parquet", "2.txt", "log.txt", "shown.csv"]
