@@ -1,75 +1,70 @@
-"""`seqrec benchmark recall`: which encoder finds a signal a given number of events back, and at which cost."""
+"""`seqrec benchmark recall`: what encoders remember over which distance, and at which cost."""
 
 from __future__ import annotations
 
 import itertools
-import tempfile
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
-import lightning.pytorch as pl
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor, nn
 
 from seqrec.benchmark import harness
+from seqrec.benchmark.abilities import ABILITIES, NUM_ITEMS, Ability, Asked
 from seqrec.benchmark.harness import Benchmark, Row
-from seqrec.benchmark.measurement import run_measured
-from seqrec.catalogue.table import ItemTable
-from seqrec.data.datamodule import SequenceDataModule
-from seqrec.data.prepare import Filters
+from seqrec.benchmark.measurement import run_measured, timed
 from seqrec.data.prepare.memory import spoken_bytes
-from seqrec.data.sources import Synthetic
-from seqrec.data.windows import StridedWindows
+from seqrec.encoders import ENCODERS, SequenceEncoder
+from seqrec.encoders.layers import LearnedPositions
 from seqrec.errors import InputError
-from seqrec.evaluation.protocols import FullRanking
-from seqrec.experiments import ENCODERS, MODELS, is_baseline
-from seqrec.models import Recommender
-from seqrec.runs.callbacks import RunMonitor
-from seqrec.runs.provenance import parameter_counts
-from seqrec.training.losses import FullSoftmax
-from seqrec.training.optim import Adam
+from seqrec.types import History
 
-# Items of the catalogue, all alike: ten random items contain the target in one case of fifteen.
-NUM_ITEMS = 150
-# A signal counts as found above this HR@10 of the test. Training stops above the other HR@10 of validation.
+# An ability counts as found above this share of right first answers. Training stops above the other in validation.
 FOUND, ENOUGH = 0.9, 0.95
-# Presets with attention that knows distances between events, and not only their items.
-ROTARY = ("SASRec", "MoEMaTrRec")
-# Baselines that need no times: those of the generated log have no meaning.
-BASELINES = ("Popularity", "Markov", "ItemKNN")
+DEFAULT = ("GRU4Rec", "SASRec", "SASRec:rotary=true", "RecMamba", "MambaRec", "MambaRec:mixer=mamba2", "Samba")
+# Updates of warm-up; updates between two validations; questions of a validation and of the test.
+WARMUP, INTERVAL, QUESTIONS = 100, 100, 1024
 
 
 def benchmark_recall(
     lags: Sequence[int] = (10, 100, 1000),
     *,
-    encoders: Sequence[str] = ("Popularity", *ENCODERS),
-    events: int = 2_400_000,
-    minutes: float = 10.0,
+    encoders: Sequence[str] = DEFAULT,
+    abilities: Sequence[str] = tuple(ABILITIES),
+    steps: int = 3000,
+    lrs: Sequence[float] = (0.001, 0.003),
+    seeds: int = 1,
     d_model: int = 64,
-    num_layers: int = 1,
-    lr: float = 0.003,
-    batch_size: int = 8,
-    seed: int = 0,
+    num_layers: int = 2,
+    batch_events: int = 4096,
     device: str = "cpu",
     json_file: str | None = None,
 ) -> None:
-    """Train encoders on logs in which the next event follows only from the one `lag` places back.
+    """Train encoders on histories that ask for one ability at a time, and test on others.
 
-    Every event from the `lag`-th on is the known successor of the event `lag` places back. The events before are drawn
-    evenly from 150 items. The events in between therefore carry no information, and popularity is chance. Attention
-    has rotary positions, the other encoders know only the order of events. Items have separate vectors as input and as
-    output. Each cell trains in a process of its own until validation HR@10 is above .95 or its time is over. The test
-    has other targets.
+    The abilities are delay (the item so many events back), recall (what followed the present item), selection (what
+    stood behind a marker) and count (the item that was marked most often). All items are drawn anew for each history,
+    so that nothing else can be learned. `lag` is the number of events of filler that lie in between.
+
+    Each cell trains in a process of its own until more than .95 of the first answers in validation are right, or its
+    updates are used up. The step size is chosen at the first lag. An encoder that does not find an ability at one lag
+    is not tried at the next.
 
     Args:
-        lags: Events from the signal to the target. Histories are windows of twice as many events.
-        encoders: Names of presets and baselines.
-        events: Events of each generated log. Equal at any lag, to give all encoders the same amount of data.
-        minutes: Most time of a cell's training.
+        lags: Events of filler, ascending.
+        encoders: Names, with arguments after a colon where they differ from the defaults, as in
+            `MambaRec:mixer=mamba2,d_state=64`. Attention that is not rotary gets learned positions.
+        abilities: Some of delay, recall, selection and count.
+        steps: Most updates of a cell.
+        lrs: Step sizes of Adam to choose from.
+        seeds: Seeds from 0 on; the table has their mean.
         d_model: Width.
         num_layers: Blocks.
-        lr: Step size of Adam.
-        batch_size: Windows per batch.
-        seed: Seed of weights and order.
+        batch_events: Events of a batch, at least one history.
         device: cpu or cuda.
         json_file: File for the figures, as JSON; written anew after each cell.
 
@@ -77,132 +72,193 @@ def benchmark_recall(
         InputError: if an argument is out of range.
     """
     harness.check_numbers(1, lags=lags, empty=False)
-    harness.check_names([*ENCODERS, *BASELINES], encoders=encoders)
-    for name, value in {"events": events, "minutes": minutes, "lr": lr, "num_layers": num_layers}.items():
-        if not value > 0:
-            raise InputError(f"{name}={value} must be positive")
+    numbers = {"steps": steps, "seeds": seeds, "batch_events": batch_events}
+    harness.check_numbers(1, d_model=d_model, num_layers=num_layers, **numbers)
+    if list(lags) != sorted(set(lags)):
+        raise InputError(f"lags={list(lags)} must be ascending: the step size is chosen at the first")
+    harness.check_names(ABILITIES, abilities=abilities)
+    if not lrs or not all(lr > 0 for lr in lrs):
+        raise InputError(f"lrs={list(lrs)} must be one or more, and all positive")
     harness.check_device(device)
-    settings = {"d_model": d_model, "num_layers": num_layers, "lr": lr, "batch_size": batch_size}
-    shared = {"events": events, "seconds": 60 * minutes, "seed": seed, "device": device, "settings": settings}
-    benchmark = Benchmark(json_file, settings=shared, cells=[])
-    with tempfile.TemporaryDirectory(prefix="seqrec-recall-") as folder:
+    for encoder in encoders:
+        build_encoder(encoder, d_model, num_layers)
+    shared = {"steps": steps, "batch_events": batch_events, "device": device}
+    shared |= {"d_model": d_model, "num_layers": num_layers}
+    benchmark = Benchmark(json_file, settings={**shared, "lrs": list(lrs), "seeds": seeds}, cells=[])
 
-        def measure(cell: Row) -> Row:
-            measured = run_measured(find_signal, {**cell, "folder": folder, "shared": shared})
-            return {**measured.value, "peak_bytes": measured.peak_resident}
+    def measure(cell: Row) -> Row:
+        measured = run_measured(find_ability, {**cell, "shared": shared})
+        return {**measured.value, "peak_bytes": measured.peak_resident}
 
-        cells = [{"lag": lag, "model": model} for lag, model in itertools.product(lags, encoders)]
-        benchmark.run("cells", cells, measure, "{model}, {lag:,} events back", _outcome)
+    for ability, encoder in itertools.product(abilities, encoders):
+        cell = {"ability": ability, "encoder": encoder}
+        _run_lags(partial(_run, benchmark, measure, cell), lags, lrs, seeds)
     title = (
-        f"signal so many events back, {NUM_ITEMS} items, histories of up to twice as many events; width {d_model}, "
-        f"blocks {num_layers}, Adam {lr:g}, batches of {batch_size}, {events:,} events before short histories are "
-        f"left out, at most {minutes:g} min of training on {device}; found: test HR@10 > {FOUND:g}"
+        f"share of right first answers, {NUM_ITEMS:,} items; width {d_model}, blocks {num_layers}, batches of "
+        f"{batch_events:,} events, at most {steps:,} updates on {device}, seeds: {seeds}; found: above {FOUND:g}"
     )
-    head = "model | events back | found | HR@10 | NDCG@10 | epochs | steps | train s | events/s | memory"
-    benchmark.finish(title, harness.table(head, map(_cells, benchmark["cells"])))
+    asks = "\n".join(f"{name}: {ABILITIES[name].asks}" for name in abilities)
+    head = "encoder | ability | lag | found | HR@1 | steps | train s | events/s | lr | state | memory"
+    benchmark.finish(title, asks, harness.table(head, map(_cells, _means(benchmark["cells"]))))
+
+
+def _run_lags(run: Callable[..., Row], lags: Sequence[int], lrs: Sequence[float], seeds: int) -> None:
+    """Choose a step size at the first lag, and go on to longer ones as long as the ability is found."""
+    tried = [run(lag=lags[0], lr=lr, seed=0) for lr in lrs]
+    best = max(tried, key=lambda row: (row.get("validation", -1.0), -row.get("train_seconds", 0.0)))
+    if harness.failed(best):
+        return
+    best["chosen"] = True
+    for lag in lags:
+        rows = [best] if lag == lags[0] else []
+        rows += [run(lag=lag, lr=best["lr"], seed=seed) for seed in range(len(rows), seeds)]
+        if any(harness.failed(row) for row in rows) or np.mean([row["HR@1"] for row in rows]) <= FOUND:
+            return
+
+
+def _run(benchmark: Benchmark, measure: Callable[[Row], Row], cell: Row, **own: float) -> Row:
+    name = "{encoder}, {ability}, {lag:,} events, lr {lr:g}, seed {seed}"
+    benchmark.run("cells", [{**cell, **own}], measure, name, _outcome)
+    row: Row = benchmark["cells"][-1]
+    return row
 
 
 def _outcome(row: Row) -> str:
-    found = "found" if row["HR@10"] > FOUND else "not found"
-    return f"{found}, HR@10 {row['HR@10']:.4f} after {row['train_seconds']:,.0f} s"
+    found = "found" if row["HR@1"] > FOUND else "not found"
+    return f"{found}, HR@1 {row['HR@1']:.4f} after {row['steps']:,} steps, {row['train_seconds']:,.0f} s"
+
+
+def _means(rows: Sequence[Row]) -> Iterator[Row]:
+    """Yield a row for each ability, encoder and lag: the chosen step size, and means over its seeds."""
+
+    def key(row: Row) -> tuple[Any, ...]:
+        return row["ability"], row["encoder"], row["lag"]
+
+    for _, same in itertools.groupby(rows, key):
+        group = list(same)
+        lr = next((row["lr"] for row in group if row.get("chosen")), group[0]["lr"])
+        group = [row for row in group if row["lr"] == lr]
+        if any(harness.failed(row) for row in group):
+            yield next(row for row in group if harness.failed(row))
+            continue
+        numbers = ("HR@1", "steps", "events", "train_seconds", "peak_bytes")
+        yield group[0] | {name: float(np.mean([row[name] for row in group])) for name in numbers}
 
 
 def _cells(row: Row) -> list[str]:
-    name = [f"{row['model']}{' (rotary)' if row['model'] in ROTARY else ''}", f"{row['lag']:,}"]
+    name = [row["encoder"], row["ability"], f"{row['lag']:,}"]
     if harness.failed(row):
         return [*name, harness.DID_NOT_RUN]
-    found = ["yes" if row["HR@10"] > FOUND else "no", f"{row['HR@10']:.4f}", f"{row['NDCG@10']:.4f}"]
-    counts = [f"{row[count]:,}" for count in ("epochs", "steps")]
-    rate = f"{row['events'] / row['train_seconds']:,.0f}" if row["steps"] else ""
-    return [*name, *found, *counts, f"{row['train_seconds']:,.0f}", rate, spoken_bytes(row["peak_bytes"])]
+    found = ["yes" if row["HR@1"] > FOUND else "no", f"{row['HR@1']:.3f}"]
+    cost = [f"{row['steps']:,.0f}", f"{row['train_seconds']:,.0f}", f"{row['events'] / row['train_seconds']:,.0f}"]
+    return [*name, *found, *cost, f"{row['lr']:g}", spoken_bytes(row["state_bytes"]), spoken_bytes(row["peak_bytes"])]
 
 
-def find_signal(folder: str, lag: int, model: str, shared: dict[str, Any]) -> dict[str, Any]:
-    """Train one model until it finds the signal or its time is over, and test it.
+def build_encoder(text: str, d_model: int, num_layers: int) -> SequenceEncoder:
+    """Return an encoder without dropout, from its name and arguments, as in `MambaRec:mixer=mamba2,d_state=64`.
 
-    See `benchmark_recall` for the arguments. `folder` contains event stores. `shared` are `events`, `seconds` of
-    training with validation, `seed`, `device`, and `settings`: `d_model`, `num_layers`, `lr` and `batch_size`.
+    Raises:
+        InputError: if the name or an argument is unknown, or a value is not allowed.
+    """
+    name, _, given = text.partition(":")
+    pairs = [pair.partition("=") for pair in given.split(",") if pair]
+    try:
+        return ENCODERS[name](
+            d_model, num_layers=num_layers, dropout=0.0, **{key: yaml.safe_load(value) for key, _, value in pairs}
+        )
+    except TypeError as error:
+        raise InputError(f"encoders: {text!r}: {error}; write NAME:argument=value,argument=value") from None
+
+
+class Answerer(nn.Module):
+    """An encoder between two tables of items; scores (B, L, items) answer at each event.
+
+    An item and its answer share no vector, which would have to be unlearned.
+    """
+
+    def __init__(self, encoder: SequenceEncoder, max_length: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.items = nn.Embedding(NUM_ITEMS + 1, encoder.d_model)
+        self.answers = nn.Linear(encoder.d_model, NUM_ITEMS + 1)
+        needs_positions = getattr(encoder, "rotary", None) is False
+        self.positions = LearnedPositions(max_length, encoder.d_model) if needs_positions else None
+
+    def forward(self, items: Tensor, asked: Tensor) -> Tensor:
+        """Return scores (Q, items) of the events of items (B, L) that `asked` (B, L) bool selects."""
+        history = History(items, torch.full((len(items),), items.shape[1], device=items.device))
+        x = self.items(items)
+        x = x if self.positions is None else x + self.positions(history)
+        scores: Tensor = self.answers(self.encoder(x, history)[asked])
+        return scores
+
+
+def find_ability(ability: str, encoder: str, lag: int, lr: float, seed: int, shared: dict[str, Any]) -> dict[str, Any]:
+    """Train one encoder until it has found an ability or its time is over, and test it; see `benchmark_recall`.
 
     Returns:
-        `HR@10` and `NDCG@10` of the test, `epochs`, `steps`, `events` and `train_seconds` of the training, and
-        `parameters` of the encoder.
+        `HR@1` of the test, `validation` of the last validation, `steps`, `events` and `train_seconds` of the training,
+        and `state_bytes` of a user's stream; 0 if the encoder cannot be streamed.
     """
-    seed, settings = shared["seed"], shared["settings"]
-    pl.seed_everything(seed, verbose=False)
-    data = signal_log(folder, lag, shared["events"], settings["batch_size"], seed)
-    recommender = _recommender(model, data, settings)
-    monitor = RunMonitor()
-    trainer = pl.Trainer(
-        max_epochs=-1,
-        max_time=timedelta(seconds=shared["seconds"]),
-        accelerator="cpu" if shared["device"] == "cpu" else "gpu",
-        devices=1,
-        callbacks=[monitor, _StopWhenFound()],
-        num_sanity_val_steps=0,
-        **harness.QUIET,
-    )
-    trainer.fit(recommender, data)
-    (metrics,) = trainer.test(recommender, data, verbose=False)
-    # Lightning counts the batches of a baseline as steps, though nothing is optimised.
-    trained = not is_baseline(model)
+    torch.manual_seed(seed)
+    task, device = ABILITIES[ability], torch.device(shared["device"])
+    built = build_encoder(encoder, shared["d_model"], shared["num_layers"])
+    length = task.draw(1, lag, np.random.default_rng(0)).items.shape[1]
+    model = Answerer(built, length).to(device)
+    rows, generator = max(1, shared["batch_events"] // length), np.random.default_rng([seed, 0])
+    judged = _questions(task, lag, np.random.default_rng([seed, 1]))
+    adam = torch.optim.Adam(model.parameters(), lr=lr)
+    steps, seconds, validation = 0, 0.0, 0.0
+    while steps < shared["steps"] and validation <= ENOUGH:
+        for group in adam.param_groups:
+            group["lr"] = lr * min(1.0, (steps + 1) / WARMUP)
+        batch = task.draw(rows, lag, generator)
+        seconds += timed(partial(_update, model, adam, batch), device)
+        steps += 1
+        if steps % INTERVAL == 0:
+            validation = _share_right(model, judged, rows)
     return {
-        "HR@10": metrics["test_HR@10"],
-        "NDCG@10": metrics["test_NDCG@10"],
-        "epochs": trainer.current_epoch if trained else 0,
-        "steps": trainer.global_step if trained else 0,
-        "events": monitor.events,
-        "train_seconds": monitor.clock.seconds.get("train", 0.0),
-        "parameters": parameter_counts(recommender)["encoder"],
+        "HR@1": _share_right(model, _questions(task, lag, np.random.default_rng([seed, 2])), rows),
+        "validation": validation,
+        "steps": steps,
+        "events": steps * rows * length,
+        "train_seconds": seconds,
+        "state_bytes": _state_bytes(built, length),
     }
 
 
-def signal_log(folder: str, lag: int, events: int, batch_size: int, seed: int) -> SequenceDataModule:
-    """Return a log in which every event follows from the one `lag` places back, and from nothing else.
-
-    Histories have at least 1.1 times as many events, which makes every target predictable, and 1.6 times on average.
-    Windows of twice the lag contain each of them completely, or nearly.
-    """
-    mean_events = max(1.6 * lag, 8)
-    num_users = max(1, round(events / mean_events))
-    source = Synthetic(num_users, NUM_ITEMS, mean_events, lag, signal=1.0, repeat=0.0, popularity_exponent=0.0)
-    return SequenceDataModule(
-        source,
-        store=f"{folder}/lag_{lag}",
-        # The two newest events are held out.
-        filters=Filters(min_user_events=int(1.1 * lag) + 3),
-        train_windows=StridedWindows(),
-        max_length=2 * lag,
-        batch_size=batch_size,
-        eval_batch_size=32,
-        val_users=500,
-        seed=seed,
-    )
+def _update(model: Answerer, adam: torch.optim.Adam, batch: Asked) -> None:
+    device = model.items.weight.device
+    items, targets = batch.items.to(device), batch.targets.to(device)
+    asked = targets > 0
+    if not asked.any():
+        return
+    model.train()
+    adam.zero_grad(set_to_none=True)
+    F.cross_entropy(model(items, asked), targets[asked]).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    adam.step()
 
 
-def _recommender(name: str, data: SequenceDataModule, settings: dict[str, Any]) -> Recommender:
-    make: Any = MODELS[name]
-    arguments: dict[str, Any] = {
-        "d_model": settings["d_model"],
-        "num_layers": settings["num_layers"],
-        # Learned positions would have to learn each pair of places anew.
-        "positions": False,
-        "max_length": data.max_length,
-        "dropout": 0.0,
-        "loss": FullSoftmax(),
-        "optimizer": Adam(settings["lr"]),
-        # An item and its successor then share no vector, which would have to be unlearned.
-        "item_table": ItemTable(separate_output=True),
-        **({"rotary": True} if name in ROTARY else {}),
-    }
-    recommender: Recommender = make(data.num_items, **({} if is_baseline(name) else arguments))
-    # With so few items, every user has seen all of them.
-    recommender.protocol = FullRanking(filter_seen=False)
-    return recommender
+def _questions(task: Ability, lag: int, generator: np.random.Generator) -> Asked:
+    """Return as many histories as ask about `QUESTIONS` questions, at least 8."""
+    one = task.draw(8, lag, generator)
+    return task.draw(max(8, 8 * QUESTIONS // max(1, int((one.targets > 0).sum()))), lag, generator)
 
 
-class _StopWhenFound(pl.Callback):
-    """Stop training when validation shows that the signal is found."""
+@torch.no_grad()
+def _share_right(model: Answerer, judged: Asked, rows: int) -> float:
+    model.eval()
+    device, right, count = model.items.weight.device, 0, 0
+    for items, targets in zip(judged.items.split(rows), judged.targets.split(rows), strict=True):
+        asked = targets > 0
+        best = model(items.to(device), asked.to(device)).argmax(-1).cpu()
+        right += int((best == targets[asked]).sum())
+        count += int(asked.sum())
+    return right / count
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if float(trainer.callback_metrics["val_HR@10"]) > ENOUGH:
-            trainer.should_stop = True
+
+def _state_bytes(encoder: SequenceEncoder, length: int) -> int:
+    if type(encoder).zero_state is SequenceEncoder.zero_state:
+        return 0
+    return encoder.init_state(1, max_length=length).row_bytes
