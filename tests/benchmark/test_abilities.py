@@ -52,6 +52,9 @@ def test_recall_asks_for_what_followed_the_only_earlier_occurrence():
     asked = drawn("recall")
     events = events_asked(asked)
     assert len(events) == 16 * PAIRS
+    few = ABILITIES["recall"].draw(3, LAG, np.random.default_rng(0), kept=2)
+    assert few.items.shape == (3, LAG + 8)
+    assert len(events_asked(few)) == 6
     for row, event in events:
         before = (asked.items[row, :event] == asked.items[row, event]).nonzero().flatten().tolist()
         assert len(before) == 1

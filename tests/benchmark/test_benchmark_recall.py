@@ -16,7 +16,7 @@ from seqrec.errors import InputError
 SHARED = {"steps": 400, "batch_events": 400, "device": "cpu", "d_model": 32, "num_layers": 1}
 
 
-def _echo(lag: int, generator: np.random.Generator) -> History:
+def _echo(lag: int, kept: int, generator: np.random.Generator) -> History:
     """Asks at each event for the item of the event itself."""
     items = generator.integers(1, 9, 10 + lag)
     return History(items, items, np.arange(len(items)))
