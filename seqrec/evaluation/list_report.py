@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -29,9 +29,10 @@ from seqrec.evaluation.metrics import (
     item_codes,
 )
 from seqrec.evaluation.protocols import Protocol, WholeCatalogue
-from seqrec.evaluation.report import finite, interval_text, text_table
+from seqrec.evaluation.report import finite, interval_text, number_text, text_table
 from seqrec.registry import did_you_mean
 from seqrec.runs.trainer_checks import data_of, is_printed
+from seqrec.types import SequenceBatch
 
 
 class ListReport(pl.Callback):
@@ -45,6 +46,8 @@ class ListReport(pl.Callback):
     - `Popularity`: mean training events of the items. `Novelty`: their mean self-information in bits.
     - `Diversity`: mean distance of the items of a list. `Repeats`: share of items from the user's history.
     - `Calibration`: divergence of a column's values in the list from those in the history.
+
+    With `BaselineComparison`, the lists of the baselines that it compares are judged too, by the same distance.
 
     `seqrec.evaluation.metrics` names the formula and the paper of each. Their state has the size of the catalogue at
     most, and is summed over processes.
@@ -83,6 +86,7 @@ class ListReport(pl.Callback):
         self.calibration_column = calibration_column
         self.values: dict[str, float] = {}
         self.intervals: dict[str, tuple[float, float]] = {}
+        self.others: dict[str, dict[str, float]] = {}
         self._collection: MetricCollection | None = None
         self._scorer: Any = None
         self._options = RecommendOptions()
@@ -113,7 +117,7 @@ class ListReport(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse before the training what the test after it would refuse; see `on_test_start`."""
         if self.metrics:
-            self._built(trainer, pl_module)
+            self._built(data_of(trainer, self), pl_module)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Build the metrics.
@@ -122,12 +126,12 @@ class ListReport(pl.Callback):
             InputError: if the trainer has no `SequenceDataModule`, the protocol does not rank the whole catalogue for
                 one request a user, a list is longer than the catalogue, or the store lacks a column.
         """
-        self.values, self.intervals, self._collection, self._scorer = {}, {}, None, None
+        self.values, self.intervals, self.others, self._collection, self._scorer = {}, {}, {}, None, None
         if self.metrics and trainer.state.fn != TrainerFn.FITTING:
-            self._collection = self._built(trainer, pl_module)
+            self._collection = self._built(data_of(trainer, self), pl_module)
 
-    def _built(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> MetricCollection:
-        data, model = data_of(trainer, self), cast("Any", pl_module)
+    def _built(self, data: SequenceDataModule, pl_module: pl.LightningModule) -> MetricCollection:
+        model = cast("Any", pl_module)
         protocol: Protocol = model.protocol
         self._refuse(protocol, data)
         counts = torch.from_numpy(data.train_item_counts())
@@ -202,9 +206,7 @@ class ListReport(pl.Callback):
             return
         # compute() sums over processes, so each of them logs the same number.
         values: dict[str, Tensor] = self._collection.compute()
-        # The collection sorts its names.
-        ordered = (f"{name}@{k}" for name in self.metrics for k in self.cutoffs)
-        self.values = {name: float(values[name]) for name in ordered}
+        self.values = self._ordered(values)
         judged = {name: metric for name, metric in self._collection.items() if isinstance(metric, UserListMetric)}
         self.intervals = {name: metric.interval for name, metric in judged.items()}
         prefix = "test" if trainer.testing else "val"
@@ -215,6 +217,29 @@ class ListReport(pl.Callback):
     on_validation_start, on_validation_batch_end = on_test_start, on_test_batch_end
     on_validation_epoch_end = on_test_epoch_end
 
+    def judge_other(
+        self, other: Any, tested: pl.LightningModule, data: SequenceDataModule, batches: Iterable[SequenceBatch]
+    ) -> None:
+        """Judge the lists of another model as those of the tested one, by its protocol and its distance of items.
+
+        Args:
+            other: The model, counted or trained.
+            tested: The model of the last test or validation.
+            data: Its log.
+            batches: Batches of the users who were judged, on the device of `other`.
+        """
+        collection = self._built(data, tested)
+        scorer = other.scorer()
+        with torch.no_grad():
+            for batch in batches:
+                best = best_items(other, scorer, batch, self._options)
+                collection.update(best.to(tested.device), seen=batch.seen_events.to(tested.device))
+        self.others[other.title] = self._ordered(collection.compute())
+
+    def _ordered(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return values in the order of `metrics`, by which the collection does not sort."""
+        return {f"{name}@{k}": float(values[f"{name}@{k}"]) for name in self.metrics for k in self.cutoffs}
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Print the table, in the first process, unless the command is not `verbose`."""
         if self.values and is_printed(trainer, stage):
@@ -224,8 +249,7 @@ class ListReport(pl.Callback):
         """Return a table of the metrics of the last test or validation; empty without any."""
         if not self.values:
             return ""
-        rows = [[name, f"{value:.4f}", interval_text(self.intervals.get(name))] for name, value in self.values.items()]
-        return text_table(["lists", "value", "95% interval"], rows)
+        return text_table(*lists_cells(self.values, self.intervals, self.others))
 
     def as_dict(self) -> dict[str, Any] | None:
         """Return values, intervals and columns as plain values, for JSON; None without metrics. NaN is None."""
@@ -235,9 +259,35 @@ class ListReport(pl.Callback):
         return {
             "metrics": {name: finite(value) for name, value in self.values.items()},
             "intervals": pairs,
+            "baselines": {
+                title: {name: finite(value) for name, value in values.items()} for title, values in self.others.items()
+            },
             "diversity_column": self.diversity_column,
             "calibration_column": self.calibration_column,
         }
+
+
+def lists_cells(
+    values: Mapping[str, float | None],
+    intervals: Mapping[str, Sequence[float | None]],
+    others: Mapping[str, Mapping[str, float | None]],
+) -> tuple[list[str], list[list[str]]]:
+    """Return column names, and a line for each metric of lists: the model's value, its interval, and other models'.
+
+    Example:
+        >>> lists_cells({"Gini@10": 0.5}, {}, {"Popularity": {"Gini@10": 0.98}})
+        (['lists', 'value', '95% interval', 'Popularity'], [['Gini@10', '0.5000', '', '0.9800']])
+    """
+    lines = [
+        [
+            name,
+            number_text(value),
+            interval_text(intervals.get(name)),
+            *(number_text(other.get(name)) for other in others.values()),
+        ]
+        for name, value in values.items()
+    ]
+    return ["lists", "value", "95% interval", *others], lines
 
 
 def _column(data: SequenceDataModule, name: str, argument: str) -> Column:

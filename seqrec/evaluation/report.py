@@ -27,9 +27,15 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, names: 
     return tabulate(rows, headers=headers, tablefmt="plain", colalign=align, disable_numparse=True)
 
 
-def interval_text(pair: tuple[float, float] | None) -> str:
-    """Return the ends of an interval to four decimals; empty for None and NaN."""
-    return "" if pair is None or math.isnan(pair[0]) else " to ".join(f"{end:.4f}" for end in pair)
+def interval_text(pair: Sequence[float | None] | None) -> str:
+    """Return the ends of an interval to four decimals; empty if it, or one of its ends, is None or NaN."""
+    ends = [] if pair is None else [end for end in pair if end is not None and not math.isnan(end)]
+    return " to ".join(f"{end:.4f}" for end in ends) if len(ends) == 2 else ""
+
+
+def number_text(value: float | None) -> str:
+    """Return a number to four decimals; empty for None."""
+    return "" if value is None else f"{value:.4f}"
 
 
 def finite(value: float) -> float | None:
@@ -74,7 +80,7 @@ def metrics_cells(
     lines = [
         [
             f"{name}{part}",
-            *(_number(values.get(f"{prefix}{column}")) for column in columns),
+            *(number_text(values.get(f"{prefix}{column}")) for column in columns),
             *([ends.get(f"{name}{part}", "")] if ends else []),
         ]
         for name, values in rows.items()
@@ -159,10 +165,6 @@ def write_metrics(
         "exposures": exposures,
     }
     write_json(path, content)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
 
 
 def _by_metric_and_cutoff(name: str) -> tuple[str, int]:

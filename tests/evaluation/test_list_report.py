@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from seqrec import (
+    BaselineComparison,
     ColdItems,
     FullRanking,
     GlobalTime,
@@ -162,6 +163,37 @@ def test_a_fit_refuses_before_it_trains_what_its_test_would_refuse(make):
     with pytest.raises(InputError, match=r"lists.diversity_column='genre' is no column"):
         trainer.fit(model(data), data)
     assert trainer.global_step == 0
+
+
+def test_lists_of_baselines_are_judged_by_the_rules_of_the_model(make, capsys: pytest.CaptureFixture[str]):
+    data, judged = make(), ListReport(["Gini", "Novelty", "Diversity"], cutoffs=[4])
+    compared = BaselineComparison()
+
+    def tested(report: ListReport, with_baselines: bool, limit: int | None = None) -> None:
+        callbacks: list[pl.Callback] = [compared, report] if with_baselines else [report]
+        options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "limit_test_batches": limit}
+        trainer = pl.Trainer(accelerator="cpu", callbacks=callbacks, enable_model_summary=False, **options)
+        trainer.test(given, data, verbose=False)
+
+    given = model(data)
+    tested(judged, True)
+    assert compared.report is not None
+    assert list(judged.others) == ["Popularity", "Markov", "ItemKNN", "RecentItems"]
+    popular, alone = Popularity.from_counts(data.train_item_counts()), ListReport(["Gini", "Novelty"], cutoffs=[4])
+    popular.protocol = given.protocol
+    run(popular, data, alone)
+    found = judged.others["Popularity"]
+    assert {name: found[name] for name in alone.values} == pytest.approx(alone.values, abs=1e-12)
+    # Popularity recommends the same items to all, and their distance is that of the tested model.
+    best = data.store.item_vocabulary.lookup(popular.recommend([[3]], top_k=4, filter_seen=False)[0])
+    vectors = torch.nn.functional.normalize(given.items(torch.from_numpy(best)).detach())
+    assert found["Diversity@4"] == pytest.approx(float((1 - vectors @ vectors.T).sum() / 12), abs=1e-6)
+    assert judged.text().splitlines()[0].split()[-4:] == list(judged.others)
+    assert json.loads(json.dumps(judged.as_dict()))["baselines"]["Markov"].keys() == judged.values.keys()
+    tested(judged, True, limit=1)
+    assert compared.report is not None
+    assert judged.others == {}
+    assert compared.report.notes[-1].endswith("RecentItems are not judged, as the trainer limited its batches")
 
 
 @pytest.mark.parametrize(

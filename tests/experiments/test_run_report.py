@@ -135,6 +135,32 @@ def test_a_run_without_a_test_names_the_command(run: Path):
     assert "###" not in text
 
 
+def test_a_card_without_baselines_has_the_models_own_interval(run: Path):
+    change(
+        run / "test_metrics.json",
+        lambda content: content.update(baselines=None, models={"GRU4Rec": content["models"]["GRU4Rec"]}),
+    )
+    (estimate,) = compare([read_results(run)], metrics=["NDCG@10"]).estimates
+    low, high = estimate.interval
+    assert f"{low:.4f} to {high:.4f} |" in card_of(read_run(run))
+    change(run / "test_metrics.json", lambda content: content.update(protocol="other"))
+    assert "- Without interval: the ranks user by user are of protocol full-seenout-" in card_of(read_run(run))
+    (run / "test_results.parquet").write_bytes(b"PAR1")
+    assert re.search(r"- Without interval: .*test\_results\.parquet is not a Parquet file", card_of(read_run(run)))
+
+
+def test_metrics_of_lists_are_on_the_card_and_the_page(run: Path):
+    lists = {"metrics": {"Gini@10": 0.5}, "intervals": {}, "diversity_column": "genres", "calibration_column": None}
+    change(run / "test_metrics.json", lambda content: content.update(lists=lists))
+    assert "### Recommended lists" in card_of(read_run(run))
+    # A run of a version that did not judge the lists of baselines has only those of the model.
+    assert "| Gini@10 | 0.5000 |" in re.sub(" +", " ", card_of(read_run(run)))
+    lists["baselines"] = {"Popularity": {"Gini@10": 0.98}}
+    change(run / "test_metrics.json", lambda content: content.update(lists=lists))
+    seen = Seen(RunPage(read_run(run), examples=0).html())
+    assert "Popularity Gini@10 0.5000 0.9800 diversity column genres" in seen.text
+
+
 def test_text_of_others_stays_text_in_a_card(run: Path):
     alter = {"model": HOSTILE, "error": f"ValueError: {HOSTILE}\n# heading", "status": "failed", "command": "a ``` b"}
     change(run / "summary.json", lambda content: content.update(alter))

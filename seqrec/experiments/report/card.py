@@ -84,6 +84,8 @@ def _header(record: RunRecord) -> dict[str, Any]:
 def _metrics(record: RunRecord) -> Iterator[str]:
     if record.metrics is not None:
         yield record.metrics.as_markdown()
+    if record.lists is not None:
+        yield record.lists.as_markdown()
     if not record.is_tested:
         yield f"This run has no test. Make one:\n\n{_fenced(record.command('test'), 'bash')}"
 

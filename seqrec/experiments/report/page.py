@@ -157,7 +157,8 @@ class RunPage:
             return error
 
     def _metrics(self) -> str:
-        table = "" if self.record.metrics is None else self.record.metrics.as_html()
+        tables = (self.record.metrics, self.record.lists)
+        table = "".join(each.as_html() for each in tables if each is not None)
         if self.record.is_tested:
             return table
         self.missing.append(f"Metrics: the run has no test: {self.record.command('test')}")

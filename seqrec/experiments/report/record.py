@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars
+
 from seqrec.errors import InputError
+from seqrec.evaluation.list_report import lists_cells
 from seqrec.evaluation.report import metrics_cells
+from seqrec.evaluation.results import compare, read_results
 from seqrec.experiments.report.tables import MIB, Entry, ReportTable
 from seqrec.models.baselines.comparison import DECIDING
 from seqrec.runs import Summary, read_summary
@@ -38,6 +42,7 @@ class RunRecord:
         summary: Its `summary.json`.
         status: How the run ended, in a sentence.
         metrics: Metrics of the test, or else of a validation, next to those of baselines; None without any.
+        lists: Metrics of the recommended lists, likewise; None if they were not judged.
         is_tested: Whether they are of a test.
         values: The model's own metrics, by name.
         data: Facts about the log.
@@ -49,6 +54,7 @@ class RunRecord:
     summary: Summary
     status: str
     metrics: ReportTable | None
+    lists: ReportTable | None
     is_tested: bool
     values: dict[str, float | None]
     data: Facts
@@ -97,15 +103,16 @@ def read_run(folder: Path | str) -> RunRecord:
         for stage, name in _FILES.items():
             if (file := folder / name).is_file():
                 content = json.loads(file.read_text(encoding="utf-8"))
-                table, values = _judged(stage, content), dict(content["models"][summary.model])
-                return RunRecord(folder, summary, status, table, stage == "test", values, **facts)
+                table, lists = _judged(stage, content, folder), _lists(content.get("lists"))
+                values = dict(content["models"][summary.model])
+                return RunRecord(folder, summary, status, table, lists, stage == "test", values, **facts)
         file = folder / SUMMARY_FILE
         # A trainer in Python leaves no file of metrics.
         stage = "test" if summary.test else "validation"
         values = dict(summary.test or summary.validation or {})
         notes = ["Baselines are compared after fit by seqrec test"]
         table = _table(stage, {summary.model: values}, None, [*notes, *_terms(summary.protocol, summary.caveats)])
-        return RunRecord(folder, summary, status, table if values else None, stage == "test", values, **facts)
+        return RunRecord(folder, summary, status, table if values else None, None, stage == "test", values, **facts)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{file} is damaged or of another version: {type(error).__name__}: {error}; delete it, or write it again: "
@@ -113,11 +120,17 @@ def read_run(folder: Path | str) -> RunRecord:
         ) from None
 
 
-def _judged(stage: str, content: Mapping[str, Any]) -> ReportTable:
-    """Return the table of a file of metrics."""
+def _judged(stage: str, content: Mapping[str, Any], folder: Path) -> ReportTable:
+    """Return the table of a file of metrics in a run's folder."""
     compared = content.get("baselines") or {}
     estimates = (compared.get("comparison") or {}).get("estimates", [])
     intervals = {each["run"]: tuple(each["interval"]) for each in estimates if each["metric"] == DECIDING}
+    lacking: list[str] = []
+    if not intervals and stage == "test":
+        try:
+            intervals = {next(iter(content["models"])): _own_interval(folder, content["protocol"])}
+        except (InputError, OSError, polars.exceptions.PolarsError) as error:
+            lacking = [f"Without interval: {' '.join(str(error).split())}"]
     left_out = [f"{users:,} users were not judged: {reason}" for reason, users in content["left_out"].items() if users]
     repeated = content.get("repeated_targets")
     notes = [
@@ -125,9 +138,36 @@ def _judged(stage: str, content: Mapping[str, Any]) -> ReportTable:
         *left_out,
         *([f"{repeated:.1%} of the targets were in the user's history"] if repeated else []),
         *compared.get("notes", []),
-        *([] if intervals else ["Without baselines, no intervals are recorded here; seqrec compare computes them"]),
+        *lacking,
     ]
     return _table(f"{stage} of {content['users']:,} users", content["models"], intervals, notes)
+
+
+def _own_interval(folder: Path, protocol: str) -> tuple[float, float]:
+    """Return the interval of a model without baselines, from its ranks user by user.
+
+    Raises:
+        InputError: if the folder has none of this protocol.
+    """
+    results = read_results(folder)
+    if results.header.protocol != protocol:
+        raise InputError(f"the ranks user by user are of protocol {results.header.protocol}; test it again")
+    (estimate,) = compare([results], metrics=[DECIDING]).estimates
+    return estimate.interval
+
+
+def _lists(content: Mapping[str, Any] | None) -> ReportTable | None:
+    """Return the table of a file's metrics of lists."""
+    if content is None:
+        return None
+    columns, lines = lists_cells(content["metrics"], content["intervals"], content.get("baselines") or {})
+    used = [
+        f"{name.replace('_', ' ')} {content[name]}"
+        for name in ("diversity_column", "calibration_column")
+        if content[name]
+    ]
+    rows = tuple(tuple(map(Entry, line)) for line in lines)
+    return ReportTable("lists", "Recommended lists", tuple(columns), 1, rows, tuple(used))
 
 
 def _table(

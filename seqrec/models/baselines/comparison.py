@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from seqrec.catalogue.distributed import gather_objects
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
+from seqrec.evaluation.list_report import ListReport
 from seqrec.evaluation.metrics import COLD, WARM
 from seqrec.evaluation.report import report_text
 from seqrec.evaluation.results.comparison import Comparison, Difference, Estimate, compare
@@ -80,8 +81,8 @@ class BaselineComparison(pl.Callback):
     If seen items are candidates (`filter_seen=False`), `RecentItems` is compared too. The baselines have their default
     arguments and are judged on the same targets by the same protocol, except that they read no time of a request. Their
     results are kept in the store's folder: another run with the same store, split, protocol and length computes
-    nothing. Trainer commands print a table unless they are called with `verbose=False`. Validations while fitting and a
-    `fast_dev_run` are not compared.
+    nothing. If a `ListReport` judges the model's lists, it judges theirs, too. Trainer commands print a table unless
+    they are called with `verbose=False`. Validations while fitting and a `fast_dev_run` are not compared.
 
     Args:
         enabled: Whether baselines are compared. None: unless the log has more than 20 million events or 200,000 items,
@@ -146,6 +147,7 @@ class BaselineComparison(pl.Callback):
         frames = [frame for of_rank in gather_objects(self._frames) for frame in of_rank]
         frame = polars.concat(frames).sort("user_id", "item_id", "timestamp") if frames else polars.DataFrame()
         metrics = trainer.callback_metrics.items()
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by its callback connector
         self._judged = _Judged(
             stage=stage,
             model=pl_module,
@@ -154,6 +156,7 @@ class BaselineComparison(pl.Callback):
             metrics={name.removeprefix(prefix): float(x) for name, x in metrics if name.startswith(prefix)},
             caveats=caveats(trainer, pl_module, prefix.removesuffix("_")),
             forced=bool(self.enabled),
+            lists=next((each for each in callbacks if isinstance(each, ListReport) and each.values), None),
         )
         self._frames = None
 
@@ -176,7 +179,7 @@ class BaselineComparison(pl.Callback):
 
 @dataclass(frozen=True)
 class _Judged:
-    """A model's results of a stage, and the report on them."""
+    """A model's results of a stage, and the report on them; `lists` has those of the model, if they are judged."""
 
     stage: str
     model: Recommender
@@ -185,6 +188,7 @@ class _Judged:
     metrics: dict[str, float]
     caveats: list[str]
     forced: bool
+    lists: ListReport | None
 
     @cached_property
     def report(self) -> BaselineReport:
@@ -193,7 +197,9 @@ class _Judged:
         if not self.forced and (excess := _excess(self.data.store, len(self.frame))):
             remedy = "--baselines.enabled true, or BaselineComparison(enabled=True), compares them anyway"
             return BaselineReport({}, None, [], [f"{names} are left out: {excess}; {remedy}"])
-        results = [self._on_same_users(each) for each in self._results(baselines)]
+        judged = BaselineResults(self.data, self.model.protocol, self.stage)
+        whole = judged.of(baselines)
+        results = [self._on_same_users(each) for each in whole]
         title, protocol = self.model.title, self.model.protocol
         header = replace(results[0].header, model=title, protocol=protocol.id, settings=protocol.describe())
         # Of the protocol, only that the model reads the time of a request may differ.
@@ -205,6 +211,10 @@ class _Judged:
             notes.append(f"to try: {', '.join(_remedies(self.model))}")
         if protocol.request_time:
             notes.append(f"{title} reads the time of the request, {names} do not")
+        if self.lists is not None and len(whole[0].frame) == len(self.frame):
+            judged.judge_lists(baselines, self.lists, self.model)
+        elif self.lists is not None:
+            notes.append(f"lists of {names} are not judged, as the trainer limited its batches")
         rows = {each.name: self._metrics_of(each) for each in results}
         return BaselineReport(rows, comparison, [each.run for each in lost], notes)
 
@@ -223,9 +233,6 @@ class _Judged:
         every: list[type[Baseline]] = [Popularity, Markov, ItemKNN]
         every += [] if self.model.protocol.filter_seen else [RecentItems]
         return [each for each in every if each.__name__ != self.model.title]
-
-    def _results(self, baselines: Sequence[type[Baseline]]) -> list[Results]:
-        return BaselineResults(self.data, self.model.protocol, self.stage).of(baselines)
 
     def _on_same_users(self, results: Results) -> Results:
         """Return only the users that the model judged, if the trainer limited its batches."""

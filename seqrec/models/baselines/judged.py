@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from seqrec.aliases import __version__
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.progress import print_line
+from seqrec.evaluation.list_report import ListReport
 from seqrec.evaluation.protocols import Protocol
 from seqrec.evaluation.results.file import Results, read_results
 from seqrec.evaluation.results.writer import header_of, results_frame
@@ -27,6 +28,8 @@ from seqrec.files import PARTIAL, locked, move, write_parquet
 from seqrec.models.baselines.baseline import Baseline
 from seqrec.models.baselines.training_events import TrainingEvents
 from seqrec.models.judging import judge
+from seqrec.models.recommender import Recommender
+from seqrec.types import SequenceBatch
 
 # Folder of the kept results in that of the store.
 FOLDER = "baselines"
@@ -122,17 +125,29 @@ class BaselineResults:
                 file.unlink()
         return None
 
-    def _judge(self, baseline: type[Baseline], *, keep: bool) -> Results:
-        """Count a baseline, rank all targets by it, and keep the results."""
-        data, protocol = self._alone, self._terms
-        model = baseline(data.num_items)  # type: ignore[call-arg]  # of all baselines
-        model.protocol = protocol
+    def judge_lists(self, baselines: Sequence[type[Baseline]], lists: ListReport, tested: Recommender) -> None:
+        """Judge the lists of baselines as those of the tested model; unlike results, these values are not kept."""
+        for baseline in baselines:
+            lists.judge_other(self._counted(baseline), tested, self._alone, self._batches())
+
+    def _counted(self, baseline: type[Baseline]) -> Baseline:
+        """Return a baseline that has counted the training part."""
+        model = baseline(self._alone.num_items)  # type: ignore[call-arg]  # of all baselines
+        model.protocol = self._terms
         model.count(self._training)
+        return model
+
+    def _batches(self) -> Iterable[SequenceBatch]:
+        data = self._alone
+        return data.val_dataloader() if self.stage == "validate" else data.test_dataloader()
+
+    def _judge(self, baseline: type[Baseline], *, keep: bool) -> Results:
+        """Rank all targets by a baseline, and keep the results."""
+        data, protocol, model = self._alone, self._terms, self._counted(baseline)
         times = data.first_event_times if protocol.candidates.needs_first_times else None
-        loader = data.val_dataloader() if self.stage == "validate" else data.test_dataloader()
         frames = [
             results_frame(judged, data.store, self._item_counts)
-            for judged in judge(model, loader, item_counts=self._item_counts, first_times=times)
+            for judged in judge(model, self._batches(), item_counts=self._item_counts, first_times=times)
         ]
         frame = polars.concat(frames).sort("user_id", "item_id", "timestamp")
         results = Results(baseline.__name__, header_of(model.title, protocol, self._item_counts), frame)
