@@ -505,6 +505,48 @@ class TestEachFormat:
                 PublicLog(log, str(tmp_path)).tables("items")
 
 
+@pytest.mark.parametrize(
+    ("log", "name", "text", "match"),
+    [
+        (
+            "ml-32m",
+            "ratings.csv",
+            "1::1193::5::978300760\n",
+            "has no column 'userId'; it has 1::1193::5::978300760; is",
+        ),
+        ("amazon-2023", "Beauty.jsonl", lines(*REVIEWS_2014), "no column 'user_id'; .* of amazon-2023 as it is publ"),
+        ("amazon-2014", "reviews_Beauty_5.json", lines(*REVIEWS_2023), "no column 'reviewerID'; it has rating, title"),
+        (
+            "amazon-2014-ratings",
+            "ratings_Beauty.csv",
+            "B00005N7P0,AH2IFH762VY5U,5.0,1005177600\n",
+            ": its items come first, as",
+        ),
+        ("amazon-2014-ratings", "ratings_Beauty.csv", RATINGS_2023, "line 1: timestamp='timestamp' expected a number"),
+        (
+            "steam",
+            "steam_reviews.json",
+            repr({"user_id": "a", "items": []}),
+            "no column 'username'; it has none that is",
+        ),
+        ("lastfm-1k", "log.tsv", "00000c\t3bd73256\tbetty blowtorch\t2137\n", "has 4 columns, but header names 6"),
+        ("yoochoose", "yoochoose-clicks.dat", BUYS, "has 5 columns, but header names 4"),
+        ("yoochoose", "yoochoose-data.7z", "7z", "is an archive that is not read: unpack it, and give the folder"),
+        (
+            "diginetica",
+            "train-item-views.csv",
+            VIEWS.replace(";", ","),
+            "no column 'eventdate'; it has sessionId,userId",
+        ),
+    ],
+)
+def test_a_file_of_another_version_or_log_is_named(log: str, name: str, text: str, match: str, tmp_path: Path):
+    source = PublicLog(log, str(write(tmp_path / name, text)))
+    with pytest.raises(InputError, match=match) as error:
+        source.scan()
+    assert name in str(error.value)
+
+
 @logs
 def test_the_docstring_and_the_guide_name_it(log: str):
     assert f"`{log}`" in (PublicLog.__doc__ or "")

@@ -152,8 +152,14 @@ class TestML1M:
             ML1M(zipped(tmp_path / "a.zip", **{"ml-1m__ratings_dat": ""})).scan()
 
     def test_a_zip_without_ratings_is_refused(self, tmp_path: Path):
-        with pytest.raises(InputError, match=r"a\.zip contains no ratings\.dat; expected the ml-1m\.zip of http"):
+        with pytest.raises(InputError, match=r"^[^ ]*a\.zip contains no ratings\.dat; expected the ml-1m\.zip of http"):
             ML1M(zipped(tmp_path / "a.zip", other_dat="")).scan()
+
+    def test_a_truncated_zip_is_refused(self, tmp_path: Path):
+        path = Path(zipped(tmp_path / "a.zip", **{"ml-1m__ratings_dat": RATINGS}))
+        path.write_bytes(path.read_bytes()[:-30])
+        with pytest.raises(InputError, match=r"a\.zip is not a readable zip file \(.*; download it again: https"):
+            ML1M(str(path)).scan()
 
     def test_what_is_no_zip_is_refused(self, tmp_path: Path):
         with pytest.raises(InputError, match=r"a\.zip is not a readable zip file"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import hashlib
 import tarfile
 from pathlib import Path
@@ -146,6 +147,25 @@ class TestBadInput:
             match=r"4_22_to_5_08_1k\.csv does not have the columns of .*: only .* comment_stay_time,",
         ):
             KuaiRand(str(data), "1K").scan()
+
+    def test_a_column_that_no_part_has_is_named(self, tmp_path: Path):
+        data = write_parts(tmp_path / "data", "1K")
+        for name in PARTS["1K"]:
+            (data / name).write_text((data / name).read_text().replace("video_id", "item"))
+        with pytest.raises(InputError, match=r"4_08_to_4_21_1k\.csv has no column 'video_id' \(item='video_id'\)"):
+            KuaiRand(str(data), "1K").scan()
+
+    def test_a_truncated_archive_and_part_are_named(self, tmp_path: Path):
+        data = write_parts(tmp_path / "data", "1K")
+        archive, part = tmp_path / "KuaiRand-1K.tar.gz", tmp_path / "log.csv.gz"
+        with tarfile.open(archive, "w:gz") as packed:
+            packed.add(data, "KuaiRand-1K/data")
+        archive.write_bytes(archive.read_bytes()[:-60])
+        with pytest.raises(InputError, match=r"KuaiRand-1K\.tar\.gz cannot be extracted to .*KuaiRand-1K/data: "):
+            KuaiRand(str(archive), "1K").scan()
+        part.write_bytes(gzip.compress((data / PARTS["1K"][0]).read_bytes())[:-9])
+        with pytest.raises(InputError, match=r"log\.csv\.gz cannot be read as text: unexpected end of file"):
+            KuaiRand(str(part)).scan()
 
     def test_nothing_at_the_path_is_refused(self, tmp_path: Path):
         with pytest.raises(

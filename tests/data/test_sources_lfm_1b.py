@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,16 @@ def test_malformed_rows_are_named_or_left_out(tmp_path: Path):
     source = LFM1b(str(path), max_bad_share=0.5)
     assert source.scan().collect()["item_id"].to_list() == [4, 5, 7]
     assert source.malformed[0].count == 3
+
+
+def test_a_missing_column_and_a_truncated_file_are_named(tmp_path: Path):
+    path = write(tmp_path, EVENTS.replace("\t4\t", "\t").replace("\t6\t", "\t"))
+    with pytest.raises(InputError, match=r"LEs\.txt has 4 columns, but header names 5"):
+        LFM1b(str(path)).scan()
+    packed = tmp_path / "LFM-1b_LEs.txt.gz"
+    packed.write_bytes(gzip.compress(EVENTS.encode())[:-9])
+    with pytest.raises(InputError, match=r"LEs\.txt\.gz cannot be read as text: unexpected end of file"):
+        LFM1b(str(packed)).scan()
 
 
 def test_an_unknown_item_is_refused():

@@ -139,8 +139,10 @@ def _content(archive: Path, file: str) -> tuple[bytes, str]:
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [name for name in opened.namelist() if name.split("/")[-1] == file]
-            if not members:
-                raise InputError(f"{archive} contains no {file}; expected the ml-1m.zip of {URL}")
-            return opened.read(members[0]), members[0]
+            if members:
+                return opened.read(members[0]), members[0]
     except _ZIP_ERRORS as error:
         raise InputError(f"{archive} is not a readable zip file ({error}); download it again: {URL}") from error
+    raise InputError(
+        f"{archive} contains no {file}; expected the ml-1m.zip of {URL}; PublicLog reads the other logs of MovieLens"
+    )

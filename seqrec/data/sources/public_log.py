@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Ends of names of files.
 COMPRESSED = ("", ".gz", ".zst")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+_UNREAD_ARCHIVES = (".7z", ".rar")
 
 
 class PublicLog(Source):
@@ -80,6 +81,8 @@ class PublicLog(Source):
         if self.path is None:
             return [self._downloaded] if self._downloaded.is_file() else []
         folder = Path(self.path)
+        if folder.suffix.lower() in _UNREAD_ARCHIVES:
+            raise InputError(f"path={self.path!r} is an archive that is not read: unpack it, and give the folder")
         if folder.is_file():
             return [folder]
         if not folder.is_dir():

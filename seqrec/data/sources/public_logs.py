@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from seqrec.data.sources.source import Counts
+from seqrec.errors import InputError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -123,6 +124,25 @@ def _lists(*names: str) -> Derive:
         )
 
     return derive
+
+
+def _users_first(frame: pl.LazyFrame) -> pl.LazyFrame:
+    """Return the frame of ratings of 2014; refuse those of 2018, in which the item comes before the user.
+
+    Ids of items have 10 characters, and those of users most often more.
+
+    Raises:
+        InputError: if they are of 2018.
+    """
+    import polars as pl
+
+    wide = frame.head(1000).select((pl.col("user", "item").str.len_chars() == 10).fill_null(False)).collect()
+    if len(wide) and wide["user"].all() and not wide["item"].any():
+        raise InputError(
+            "its items come first, as in the ratings of 2018: read them as a Table, with header=[item, user, rating, "
+            "timestamp]"
+        )
+    return frame
 
 
 def _games(frame: pl.LazyFrame) -> pl.LazyFrame:
@@ -302,7 +322,7 @@ PUBLIC_LOGS: dict[str, Declaration] = {
     ),
     "amazon-2014-ratings": Declaration(
         "Amazon reviews of 2014, ratings only, one or several categories",
-        Files(("ratings_*.csv",), header=("user", "item", "rating", "timestamp"), separator=","),
+        Files(("ratings_*.csv",), header=("user", "item", "rating", "timestamp"), separator=",", derive=_users_first),
         user="user",
         item="item",
         timestamp="timestamp",

@@ -153,7 +153,10 @@ class TableFile:
             self._check_column("", column)
         if self.layout.derive is not None:
             with self.reading():
-                self.frame = self.layout.derive(self.frame)
+                try:
+                    self.frame = self.layout.derive(self.frame)
+                except InputError as error:
+                    raise InputError(f"{self.path}: {error}") from error
                 names = self.frame.collect_schema().names()
             self.names = [name for name in names if self.text is None or name not in self.text.extra]
         self.partitions = {name: value for name, value in _partitions(self.path) if name not in self.names}
@@ -269,8 +272,8 @@ class TableFile:
         if self.layout.log:
             has = self.text.found if isinstance(self.text, JsonRows) else self.names
             raise InputError(
-                f"{self.path} has no column {column!r}; it has {', '.join(has)}; is it a file of {self.layout.log} as "
-                "it is published?"
+                f"{self.path} has no column {column!r}; it has {', '.join(has) or 'none that is read'}; is it a file "
+                f"of {self.layout.log} as it is published?"
             )
         near = difflib.get_close_matches(column, self.names, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
