@@ -57,8 +57,8 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "small.yaml").write_text(yaml.safe_dump(config))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("sys.argv", ["seqrec"])
-        main(["fit", "--config", "small.yaml", "--trainer.logger.tensorboard", "false"])
+        patch.setattr("sys.argv", ["/opt/python/seqrec/__main__.py"])
+        main(["fit", "--config", "trainer/cpu", "--config", "small.yaml", "--trainer.logger.tensorboard", "false"])
         yield folder
 
 
@@ -97,6 +97,7 @@ def test_fit_leaves_a_card_with_what_the_json_files_record(fitted: Path):
     assert "licence: not known to seqrec" in card
     assert "seqrec serve --ckpt runs/version_0" in card
     assert "seqrec.load('runs/version_0')" in card
+    assert "```bash\nseqrec fit --config trainer/cpu --config small.yaml --trainer.logger" in card
     # A run in another folder, or of another version, gets the same card from its files.
     write_card("runs/version_0")
     assert (folder / "README.md").read_text() == card
@@ -331,6 +332,15 @@ def test_the_page_of_an_older_run_shows_what_it_has(tmp_path: Path):
     assert [line.partition(":")[0] for line in found.missing] == ["Learning curves", "Examples"]
     assert "give its present folder: store=FOLDER" in seen.text
     assert "Popularity 0.3333 0.3667" in seen.text
+
+
+def test_items_without_titles_have_their_ids_and_the_page_says_how_to_get_titles(
+    fitted: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("seqrec.experiments.report.examples.TITLES", ())
+    seen = Seen(RunPage(read_run("runs/version_0"), examples=1).html())
+    assert "items have no titles: prepare the log with a table of items and --data.schema.items" in seen.text
+    assert "onerror" not in seen.text
 
 
 def test_many_users_are_sampled_and_it_is_said(run: Path, monkeypatch: pytest.MonkeyPatch):

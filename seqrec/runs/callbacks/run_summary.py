@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,6 +23,7 @@ from seqrec.runs import Summary
 from seqrec.runs.callbacks.monitoring import RunMonitor
 from seqrec.runs.callbacks.resume_points import ResumePoints
 from seqrec.runs.callbacks.step_seeds import StepSeeds
+from seqrec.runs.config_files import CONFIGS
 from seqrec.runs.provenance import git_state, hardware, parameter_counts, versions
 from seqrec.runs.trainer_checks import caveats
 
@@ -176,8 +178,7 @@ class RunSummary(pl.Callback):
             protocol=getattr(getattr(module, "protocol", None), "id", None),
             seeds=_seeds(trainer),
             job=_job(trainer),
-            # A config from inside a checkpoint is text, with lines.
-            command=shlex.join("(config of the checkpoint)" if "\n" in word else word for word in sys.argv),
+            command=_as_typed(sys.argv),
             resume=next(filter(None, (c.resume_command for c in saved if isinstance(c, ResumePoints))), None),
             resumed_from=self._resumed_from,
             started=self._started,
@@ -190,6 +191,22 @@ class RunSummary(pl.Callback):
     def _best_with_file(self, trainer: pl.Trainer) -> dict[str, Any] | None:
         files = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         return None if self._best is None else {**self._best, "checkpoint": next(filter(None, files), None)}
+
+
+def _as_typed(words: Sequence[str]) -> str:
+    """Return a command as people type it: the program by its name, and configs of the package by theirs."""
+    program, *options = map(Path, words)
+    is_ours = program.name == "seqrec" or program.parts[-2:] == ("seqrec", "__main__.py")
+    typed = ["seqrec" if is_ours else words[0]]
+    for option, word in zip(options, words[1:], strict=True):
+        if "\n" in word:
+            # A config from inside a checkpoint is text, with lines.
+            typed.append("(config of the checkpoint)")
+        elif option.is_relative_to(CONFIGS):
+            typed.append(option.relative_to(CONFIGS).with_suffix("").as_posix())
+        else:
+            typed.append(word)
+    return shlex.join(typed)
 
 
 def end_of_training(ended: Mapping[str, Any], best: Mapping[str, Any], validated_at: int) -> str:
