@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import subprocess
+from collections import Counter
 from itertools import chain
 from pathlib import Path
 
@@ -115,6 +116,18 @@ def in_our_terms(given: peer_lists.Problem):
 def test_metrics_of_lists_equal_what_peers_printed(ours, in_our_terms, printed: dict[str, dict[str, float]]):
     for (peer, metric), value in in_our_terms(printed).items():
         assert ours[metric] == pytest.approx(value, abs=1e-9), peer
+
+
+def test_gini_and_popularity_equal_the_formulas_of_two_more_peers(given: peer_lists.Problem, ours: dict[str, float]):
+    # Elliot 0.3.1, `GiniIndex`, is 1 minus this sum over the items that are recommended, ascending.
+    times = sorted(Counter(chain(*given.lists)).values())
+    first = 1 + ITEMS - len(times)
+    shares = [(2 * place - ITEMS - 1) * number / (USERS * K) for place, number in enumerate(times, start=first)]
+    assert ours["Gini"] == pytest.approx(sum(shares) / (ITEMS - 1), abs=1e-9)
+    # RecBole 1.2.1, `AveragePopularity`: the mean of the means of the lists.
+    events = Counter(chain(*given.histories))
+    means = [sum(events[item] for item in row) / K for row in given.lists]
+    assert ours["Popularity"] == pytest.approx(sum(means) / USERS, abs=1e-9)
 
 
 def test_peers_still_print_the_same():
