@@ -99,7 +99,10 @@ class PublicLog(Source):
         return found
 
     def scan(self, progress: Progress | None = None) -> pl.LazyFrame:
-        """Return the interaction frame, with the files' other columns as features."""
+        """Return the interaction frame, with the files' other columns as features.
+
+        Keep the source until the frame is collected: what it unpacked is deleted with it.
+        """
         from seqrec.data.ids import MISSING_VALUES
         from seqrec.data.sources.table_file import Layout, TableFile
         from seqrec.data.sources.table_log import check_tables
