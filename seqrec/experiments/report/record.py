@@ -147,11 +147,13 @@ def _own_interval(folder: Path, protocol: str) -> tuple[float, float]:
     """Return the interval of a model without baselines, from its ranks user by user.
 
     Raises:
-        InputError: if the folder has none of this protocol.
+        InputError: if the folder has none of this protocol, or of no user.
     """
     results = read_results(folder)
     if results.header.protocol != protocol:
         raise InputError(f"the ranks user by user are of protocol {results.header.protocol}; test it again")
+    if not results.num_users:
+        raise InputError("no user was tested")
     (estimate,) = compare([results], metrics=[DECIDING]).estimates
     return estimate.interval
 
