@@ -34,7 +34,7 @@ class Asked(NamedTuple):
     Attributes:
         items: (B, L) int64 items 1 to `NUM_ITEMS`.
         targets: (B, L) int64 item that is the answer at an event; 0 where nothing is asked.
-        places: (B, L) int64 event at which the answer stands, the newest of several; -1 where nothing is asked.
+        places: (B, L) int64 event that is the answer, the newest of several; -1 where nothing is asked.
     """
 
     items: Tensor
@@ -102,7 +102,7 @@ def _recall(lag: int, kept: int, generator: np.random.Generator) -> History:
 
 
 def _selection(lag: int, kept: int, generator: np.random.Generator) -> History:
-    """Marked items anywhere in the filler, and the markers in random order: what stood behind this marker?"""
+    """Marked items anywhere in the filler, and the markers in random order: what followed this marker?"""
     drawn = generator.integers(_FIRST_FREE, NUM_ITEMS + 1, 2 * kept + lag)
     begins = _apart(kept, len(drawn), generator)
     markers = generator.permutation(MARKERS)[:kept]
@@ -154,6 +154,6 @@ def _asked(items: np.ndarray, places: np.ndarray) -> History:
 ABILITIES = {
     "delay": Ability("the item so many events back", _delay),
     "recall": Ability(f"what followed the present item, of {PAIRS} pairs", _recall, PAIRS),
-    "selection": Ability(f"what stood behind a marker, of {SELECTED}", _selection, SELECTED),
+    "selection": Ability(f"what followed a marker, of {SELECTED}", _selection, SELECTED),
     "count": Ability(f"the item that was marked most often, of {CANDIDATES}", _count, COUNTED),
 }

@@ -47,7 +47,7 @@ def benchmark_recall(
     """Train encoders on histories that ask for one ability at a time, and test on others.
 
     The abilities are delay (the item so many events back), recall (what followed the present item), selection (what
-    stood behind a marker) and count (the item that was marked most often). All items are drawn anew for each history,
+    followed a marker) and count (the item that was marked most often). All items are drawn anew for each history,
     so that nothing else can be learned. `lag` is the number of events of filler that lie in between.
 
     Each batch of training keeps a random number of things at once, validation and test the most: 32 pairs, 4 markers or
@@ -73,8 +73,8 @@ def benchmark_recall(
         InputError: if an argument is out of range.
     """
     harness.check_numbers(1, lags=lags, empty=False)
-    numbers = {"steps": steps, "seeds": seeds, "batch_events": batch_events}
-    harness.check_numbers(1, d_model=d_model, num_layers=num_layers, **numbers)
+    harness.check_numbers(1, steps=steps, seeds=seeds, batch_events=batch_events)
+    harness.check_numbers(1, d_model=d_model, num_layers=num_layers)
     if list(lags) != sorted(set(lags)):
         raise InputError(f"lags={list(lags)} must be ascending: the step size is chosen at the first")
     harness.check_names(ABILITIES, abilities=abilities)
@@ -241,7 +241,7 @@ def _update(model: Answerer, adam: torch.optim.Adam, batch: Asked) -> None:
         return
     model.train()
     adam.zero_grad(set_to_none=True)
-    F.cross_entropy(model(items, asked), targets[asked]).backward()
+    torch.autograd.backward(F.cross_entropy(model(items, asked), targets[asked]))
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     adam.step()
 
@@ -256,7 +256,7 @@ def _questions(task: Ability, lag: int, generator: np.random.Generator) -> Asked
 def _share_right(model: Answerer, judged: Asked) -> float:
     model.eval()
     device, right, count = model.items.weight.device, 0, 0
-    for items, targets in zip(judged.items.split(8), judged.targets.split(8), strict=True):
+    for items, targets in zip(torch.split(judged.items, 8), torch.split(judged.targets, 8), strict=True):
         asked = targets > 0
         best = model(items.to(device), asked.to(device)).argmax(-1).cpu()
         right += int((best == targets[asked]).sum())

@@ -62,7 +62,7 @@ def test_recall_asks_for_what_followed_the_only_earlier_occurrence():
         assert event - before[0] > LAG
 
 
-def test_selection_asks_for_what_stood_behind_each_marker():
+def test_selection_asks_for_what_followed_each_marker():
     asked = drawn("selection")
     markers = set(MARKERS.tolist())
     for row in range(16):
