@@ -1,11 +1,11 @@
-"""The columns of a catalogue's items, from an event store or a table of items, for conditions.
+"""The columns of a catalogue's items, from an event store or a table of items, for conditions and titles.
 
 N items; a column has N + 1 rows, in the order of internal ids, and row 0 is no item.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     import polars
 
 Int64 = NDArray[np.int64]
+# Columns that contain what people call the items.
+TITLES = ("title", "name", "item_name", "item_title", "product_name", "product_title")
+# Longer titles are cut on pages.
+SHOWN_CHARACTERS = 100
 
 
 class ItemColumns:
@@ -89,6 +93,29 @@ class ItemColumns:
             self._check(name, f"{argument}={', '.join(names)}")
         return ItemColumns(self._columns, self.vocabulary, names)
 
+    @property
+    def title_column(self) -> str | None:
+        """Name of the column that contains what people call the items, the first of `TITLES`; None if none is text."""
+        by_name = {name.casefold(): name for name in self._columns}
+        texts = (name for title in TITLES if (name := by_name.get(title)) and self._columns[name].vocabulary is not None)
+        return next(texts, None)
+
+    def titles(self, item_ids: Sequence[int] | Int64) -> list[str | None]:
+        """Return the titles of items by internal id, shortened to `SHOWN_CHARACTERS`; None for an item without one."""
+        name = self.title_column
+        if name is None:
+            return [None] * len(item_ids)
+        column = self._columns[name]
+        assert column.vocabulary is not None
+        found: list[str | None] = []
+        for item in map(int, item_ids):
+            own = slice(item, item + 1) if column.offsets is None else slice(*column.offsets[item : item + 2])
+            codes = np.asarray(column.values[own]).astype(np.int64)
+            # A table's text with this sign in between was read as several values.
+            text = BETWEEN.join(map(str, column.vocabulary.external_ids(codes[codes > 0])))
+            found.append(shortened(text) or None)
+        return found
+
     def items_where(self, condition: str, argument: str = "condition") -> Int64:
         """Return the internal ids (M,) of the items that meet a condition, ascending; see `Candidates.where`.
 
@@ -114,6 +141,11 @@ class ItemColumns:
                 f"{place} has the column {name!r:.60}, which items do not have; columns: {', '.join(self._names)}"
                 f"{did_you_mean(name, self._names)}"
             )
+
+
+def shortened(text: str) -> str:
+    """Return a text with at most `SHOWN_CHARACTERS`."""
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 2]}.."
 
 
 class _TableColumns(Mapping[str, Column]):

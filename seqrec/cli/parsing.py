@@ -20,6 +20,8 @@ from seqrec.errors import MissingInputError
 from seqrec.specs import classes_in, from_spec
 
 FLAGS = ("-h", "--debug", "--help", "--help_all", "--print_config", "--version")
+# Options that are true if no value follows.
+SWITCHES = ("--demo",)
 
 
 class ArgumentParser(jsonargparse.ArgumentParser):
@@ -40,17 +42,19 @@ class ArgumentParser(jsonargparse.ArgumentParser):
 
 
 def with_underscores(words: Sequence[str]) -> list[str]:
-    """Return words with underscores instead of dashes in the names of options.
+    """Return words with underscores instead of dashes in the names of options, and with the values of bare switches.
 
     Example:
-        >>> with_underscores(["--top-k=5", "--protocol", "sasrec-100"])
-        ['--top_k=5', '--protocol', 'sasrec-100']
+        >>> with_underscores(["--top-k=5", "--demo", "--protocol", "sasrec-100"])
+        ['--top_k=5', '--demo', 'true', '--protocol', 'sasrec-100']
     """
     found = []
-    for word in words:
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
         option, equals, value = word.partition("=")
         named = word.startswith("--") and word != "--"
         found.append(f"--{option[2:].replace('-', '_')}{equals}{value}" if named else word)
+        if word in SWITCHES and following.startswith("--"):
+            found.append("true")
     return found
 
 

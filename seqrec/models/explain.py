@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import polars
 
 Method = Literal["leave_one_out", "gradient_x_input"]
+# Longer histories are explained by a gradient: leaving each event out encodes as many histories.
+LEFT_OUT_EVENTS = 256
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ class ExplainableModel(RecommendingModel, Protocol):
 
 # Scores (B,) of the item for embedded items (B, L, D) of the events at a (B, L) index.
 _Score = Callable[[Tensor, Tensor], Tensor]
+
+
+def method_for(num_events: int) -> Method:
+    """Return the exact method for histories of up to `LEFT_OUT_EVENTS`, and the cheap one for longer ones."""
+    return "leave_one_out" if num_events <= LEFT_OUT_EVENTS else "gradient_x_input"
 
 
 def explain(

@@ -1,4 +1,4 @@
-"""Errors as HTTP responses: a status and `{"error": reason}`."""
+"""Answers as HTTP responses: JSON, and errors as a status and `{"error": reason}`."""
 
 from __future__ import annotations
 
@@ -68,6 +68,11 @@ def _reason(errors: Sequence[Mapping[str, Any]]) -> str:
     """Return why a field is refused: the errors of its own kind of id, or that it is of neither kind."""
     of_kind = [error for error in errors if error["type"] not in ("int_type", "string_type")]
     return " or ".join(error["msg"] for error in of_kind or errors)
+
+
+def json_response(answer: Mapping[str, Any]) -> Response:
+    """Return an answer with status 200."""
+    return Response(json.dumps(answer), media_type="application/json")
 
 
 def error_response(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:

@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations`: the types of bodies are known only when the routes are made.
 
-import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
@@ -22,7 +21,7 @@ from seqrec.catalogue.recommend import item_ids_of
 from seqrec.errors import InputError, UnknownUserError
 from seqrec.inference.sessions import Event, Request, Scored, SessionRecommender
 from seqrec.models import Recommender
-from seqrec.serving.answers import RefusedError, error_response, refusal_of, validation_response
+from seqrec.serving.answers import RefusedError, error_response, json_response, refusal_of, validation_response
 from seqrec.serving.batcher import Batcher
 from seqrec.serving.bodies import (
     MAX_ID_LENGTH,
@@ -34,6 +33,7 @@ from seqrec.serving.bodies import (
     request_types,
 )
 from seqrec.serving.choices import Choices
+from seqrec.serving.demo import add_demo
 from seqrec.serving.guard import Guard
 from seqrec.serving.health import Health
 from seqrec.serving.hosts import CLOSE, Hosts
@@ -94,6 +94,8 @@ def create_app(
     allowed_hosts: Sequence[str] = (),
     candidates: Mapping[str, Candidates] | None = None,
     columns: ItemColumns | None = None,
+    demo: bool = False,
+    titles: ItemColumns | None = None,
 ) -> FastAPI:
     """Return an ASGI application that serves a model and its users' sessions.
 
@@ -106,6 +108,8 @@ def create_app(
         candidates: Candidates that requests may name, by name.
         columns: Columns of items that conditions of requests (`where`) may read; None refuses conditions. Whoever may
             send requests can find out their values.
+        demo: Whether `/` is a page on which one looks up users and adds events.
+        titles: Columns of items, in which the page finds titles.
 
     Example:
         >>> from seqrec import Popularity, SessionRecommender
@@ -147,10 +151,12 @@ def create_app(
     _add_similar(routes, Similar, histories, choices)
     _add_state(routes, recommender, num_items, metrics, sessions, health)
     _add_probes(app, health)
+    if demo:
+        add_demo(app, routes, recommender, titles, min(limits.max_k, num_items), sessions, histories)
     app.include_router(routes)
     for kind in (RequestValidationError, HTTPException, RefusedError, InputError, Exception):
         app.add_exception_handler(kind, _error)
-    app.add_middleware(Guard, limits=limits, metrics=metrics, token=token, hosts=Hosts(allowed_hosts))
+    app.add_middleware(Guard, limits=limits, metrics=metrics, token=token, hosts=Hosts(allowed_hosts), demo=demo)
     return app
 
 
@@ -191,7 +197,7 @@ def _add_work(
         events = [Event(each.user, each.item, each.time, each.event_id, each.columns) for each in bodies]
         new_state.check(events)
         await sessions.submit(Observe(events))
-        return _json({"observed": len(events)})
+        return json_response({"observed": len(events)})
 
     @routes.post("/recommend", response_model=RecommendAnswer, responses=_errors(*BODY, 404, 409))
     async def recommend(body: Recommended) -> Response:
@@ -218,7 +224,7 @@ def _add_similar(routes: APIRouter, Similar: Any, histories: Batcher, choices: C
 
 
 def _scored(best: Sequence[Scored]) -> Response:
-    return _json({"items": [{"item": item, "score": score} for item, score in best]})
+    return json_response({"items": [{"item": item, "score": score} for item, score in best]})
 
 
 def _add_state(
@@ -232,7 +238,7 @@ def _add_state(
     @routes.get("/health", response_model=HealthAnswer, responses=_errors(*ALL))
     async def describe() -> Response:
         """Describe the server, also while the model does not answer. The number of users may be some seconds old."""
-        return _json(
+        return json_response(
             {
                 "model": recommender.model.title,
                 "version": __version__,
@@ -260,17 +266,13 @@ def _add_probes(app: FastAPI, health: Health) -> None:
     @app.get("/live", response_model=ProbeAnswer)
     async def live() -> Response:
         """Answer at once, whatever the model does. Needs no token."""
-        return _json({"status": "live"})
+        return json_response({"status": "live"})
 
     @app.get("/ready", response_model=ProbeAnswer, responses=_errors(503))
     async def ready() -> Response:
         """Answer if the model and the session store work, within a few seconds. Needs no token."""
         await health.check_ready()
-        return _json({"status": "ready"})
-
-
-def _json(answer: dict[str, Any]) -> Response:
-    return Response(json.dumps(answer), media_type="application/json")
+        return json_response({"status": "ready"})
 
 
 async def _error(request: HTTPRequest, error: Exception) -> Response:

@@ -29,6 +29,8 @@ from seqrec.serving.limits import Limits
 
 _LOG = logging.getLogger(__name__)
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+# Events per user that are kept in memory for the page.
+DEMO_EVENTS = 10_000
 
 
 def serve(
@@ -48,17 +50,19 @@ def serve(
     where_columns: str | None = None,
     items: str | None = None,
     items_key: str = "item_id",
+    demo: bool = False,
     limits: Limits | None = None,
 ) -> None:
     """Serve recommendations and take in events over HTTP, until a signal stops the process.
 
-    POST /observe, /recommend and /similar, DELETE /users/USER, GET /live, /ready, /health, /metrics and /openapi.json.
+    POST /observe, /recommend and /similar, DELETE /users/USER, GET /live, /ready, /health, /metrics and /openapi.json;
+    with --demo, a page at /.
 
     Args:
         ckpt: A checkpoint that `seqrec fit` wrote.
         store: Folder of the event store that the model was trained on; None is the folder that it had then.
         sessions: Store of users' sessions: InMemoryStore, SQLiteStore or RedisStore; None keeps them in memory until
-            the process ends.
+            the process ends, and for the page of --demo their events too.
         host: Address to listen at; addresses that other machines can reach need a token.
         port: Port to listen at; 0 takes a free one and prints it.
         token_file: File with the token that clients must send as `Authorization: Bearer TOKEN`. None takes the
@@ -77,6 +81,8 @@ def serve(
         items: File of a table of items with these columns: Parquet, CSV, TSV or JSON lines. None reads the columns of
             items in the event store.
         items_key: Name of the table's column of item ids.
+        demo: Whether / is a page on which one looks up users, sees their newest events, recommendations and
+            explanations, and adds events. Titles of items are those of the event store, or of `items`.
         limits: Limits of requests.
 
     Raises:
@@ -98,14 +104,23 @@ def serve(
     # Before the model is loaded, to report a port in use at once.
     with bind(host, port) as listener:
         model, trained_on = load_with_store(ckpt, store=store)
-        named, columns = _choices(model, trained_on if items is None else items, items_key, candidates, where_columns)
-        kept = InMemoryStore() if sessions is None else sessions
+        table = _item_columns(model, trained_on, items, items_key, demo=demo, conditions=bool(candidates) or where_columns is not None)
+        named, columns = _choices(table, candidates, where_columns)
+        kept = InMemoryStore(keep_events=DEMO_EVENTS if demo else 0) if sessions is None else sessions
         warn_of_password(kept)
         with SessionRecommender(model, kept, history_of=_histories(log)) as recommender:
             app = create_app(
-                recommender, limits=limits, token=token, allowed_hosts=hosts, candidates=named, columns=columns
+                recommender,
+                limits=limits,
+                token=token,
+                allowed_hosts=hosts,
+                candidates=named,
+                columns=columns,
+                demo=demo,
+                titles=table,
             )
-            line = f"serving {model.title} at {url_of(listener)} ({kind_of(recommender, kept)})"
+            page = ", with a page for browsers" if demo else ""
+            line = f"serving {model.title} at {url_of(listener)} ({kind_of(recommender, kept)}){page}"
 
             def ready() -> None:
                 # Modules and weights stay; searching them for garbage would take many milliseconds.
@@ -120,15 +135,24 @@ def _histories(log: str | None) -> HistoryOf | None:
     return None if log is None else log_histories(EventStore.open(log))
 
 
+def _item_columns(
+    model: Recommender, store: EventStore, items: str | None, key: str, *, demo: bool, conditions: bool
+) -> ItemColumns | None:
+    """Return the columns of items that conditions or the page read; None if nothing reads them, or items have none."""
+    if items is not None and not (conditions or demo):
+        raise InputError(f"items={items!r} has no effect without --candidates.NAME, --where_columns or --demo")
+    # Without columns, the page has no titles; conditions need some.
+    if items is None and not (conditions or (demo and store.item_columns)):
+        return None
+    return ItemColumns.read(store if items is None else items, item_ids_of(model), key=key)
+
+
 def _choices(
-    model: Recommender, items: EventStore | str, key: str, conditions: dict[str, str] | None, where_columns: str | None
+    columns: ItemColumns | None, conditions: dict[str, str] | None, where_columns: str | None
 ) -> tuple[dict[str, Candidates], ItemColumns | None]:
     """Return the candidates that requests may name, and the columns that their conditions may read."""
-    if not conditions and where_columns is None:
-        if isinstance(items, str):
-            raise InputError(f"items={items!r} has no effect without --candidates.NAME or --where_columns")
+    if columns is None:
         return {}, None
-    columns = ItemColumns.read(items, item_ids_of(model), key=key)
     named = {
         name: Candidates.where(condition, columns, argument=f"candidates.{name}")
         for name, condition in (conditions or {}).items()

@@ -20,6 +20,8 @@ PROBES = ("/live", "/ready")
 UNLIMITED = ("/health", "/metrics")
 ROUTES = (*PROBES, *UNLIMITED, "/observe", "/recommend", "/similar", "/openapi.json", "/docs")
 USER_ROUTE = "/users/{user}"
+# With `seqrec serve --demo`. The page needs no token, as it contains nothing of the model or the users.
+PAGE, DEMO_ROUTES = "/", ("/demo/about", "/demo/user")
 # A body up to so many times too large is read to its end, so that the client can read the refusal.
 READ_ON = 4
 RETRY = {"Retry-After": "1"} | CLOSE
@@ -28,17 +30,26 @@ RETRY = {"Retry-After": "1"} | CLOSE
 class Guard:
     """ASGI middleware that passes on requests with their whole body, and refuses others.
 
-    Clients must send the token as `Authorization: Bearer <token>`; None needs none.
+    Clients must send the token as `Authorization: Bearer <token>`; None needs none. `demo` is whether `PAGE` is served.
     """
 
     def __init__(
-        self, app: ASGIApp, *, limits: Limits, metrics: Metrics, token: str | None = None, hosts: Hosts | None = None
+        self,
+        app: ASGIApp,
+        *,
+        limits: Limits,
+        metrics: Metrics,
+        token: str | None = None,
+        hosts: Hosts | None = None,
+        demo: bool = False,
     ) -> None:
         self.app = app
         self.limits = limits
         self.metrics = metrics
         self._token = None if token is None else token.encode()
         self._hosts = hosts or Hosts()
+        self._pages = (PAGE,) if demo else ()
+        self._routes = (*ROUTES, PAGE, *DEMO_ROUTES) if demo else ROUTES
         self.in_progress = 0
         self.body_bytes = 0
 
@@ -65,14 +76,15 @@ class Guard:
             await error.response()(scope, receive, watched)
         finally:
             request.end()
-            self.metrics.answered(_route(scope["path"]), status, time.perf_counter() - begin)
+            self.metrics.answered(self._route(scope["path"]), status, time.perf_counter() - begin)
 
     async def _admit(self, scope: Scope, receive: Receive, request: Admission) -> Receive:
         """Read the request's body and return a function that receives it; a `RefusedError` refuses the request."""
         headers = dict(scope["headers"])
         if scope["path"] not in PROBES:
             self._hosts.check(headers)
-            self._check_token(headers.get(b"authorization", b""))
+            if scope["path"] not in self._pages:
+                self._check_token(headers.get(b"authorization", b""))
         if self.in_progress > self.limits.max_requests and scope["path"] not in (*PROBES, *UNLIMITED):
             reason = f"{self.limits.max_requests} requests are already in progress; try again in a second"
             raise RefusedError(503, reason, RETRY)
@@ -89,6 +101,12 @@ class Guard:
             return messages.pop() if messages else await receive()
 
         return replay
+
+    def _route(self, path: str) -> str:
+        """Return the name under which a request is counted."""
+        if path in self._routes:
+            return path
+        return USER_ROUTE if path.startswith("/users/") else "other"
 
     def _check_token(self, authorization: bytes) -> None:
         if self._token is None:
@@ -148,9 +166,3 @@ class Admission:
         self._guard.body_bytes -= self._bytes
         self._guard.metrics.in_progress.dec(self._requests)
         self._requests = self._bytes = 0
-
-
-def _route(path: str) -> str:
-    if path in ROUTES:
-        return path
-    return USER_ROUTE if path.startswith("/users/") else "other"

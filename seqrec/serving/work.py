@@ -15,7 +15,7 @@ from seqrec.catalogue.candidates import Candidates
 from seqrec.catalogue.recommend import best_items_of_each, item_ids_of, trained_length
 from seqrec.data.columns import Column
 from seqrec.errors import BatchEntryError, InputError, UnknownItemError, UnknownUserError
-from seqrec.inference.sessions import Event, Id, Request, Scored, SessionRecommender
+from seqrec.inference.sessions import Event, Id, Request, Scored, SessionRecommender, UserHistory
 from seqrec.inference.sessions.entries import (
     check_time,
     event_times,
@@ -31,6 +31,7 @@ from seqrec.inference.sessions.entries import (
 from seqrec.inference.sessions.item_rows import ItemRows
 from seqrec.inference.sessions.user_state import event_dtype, length_groups, reads_times
 from seqrec.models import Recommender, SequentialRecommender
+from seqrec.models.explain import Method, method_for
 from seqrec.models.similar_items import ItemSimilarity
 from seqrec.serving.batcher import Outcomes
 from seqrec.serving.metrics import Metrics
@@ -86,6 +87,41 @@ class FindSimilar(NamedTuple):
     candidates: Candidates | None = None
 
 
+class Look(NamedTuple):
+    """The outcome is a `Session`: what a request recommends, and what is kept of its user."""
+
+    request: Request
+
+
+class Session(NamedTuple):
+    """Recommendations to a user, the events that the store keeps, None if it keeps none, and the number of all events.
+    """
+
+    best: list[Scored]
+    events: UserHistory | None
+    num_events: int
+
+
+class Explain(NamedTuple):
+    """How much each of a user's events raises an item's score, as asked for at a time; the outcome is an `Explained`.
+
+    The newest `max_length` events count. Events of items that the catalogue lacks do not.
+    """
+
+    events: UserHistory
+    item: Id
+    user: Id
+    at: int | None = None
+
+
+class Explained(NamedTuple):
+    """A contribution for each event, None for those that do not count; the item's score, and the method."""
+
+    contributions: list[float | None]
+    score: float
+    method: Method
+
+
 class KnownHistory(NamedTuple):
     """Internal item ids (L,) of a history, times (L,) and columns of its events, and when it is asked for, if they are
     read.
@@ -115,6 +151,10 @@ class Sizes:
         """Return the size of a piece of work."""
         if isinstance(work, Observe):
             return len(work.events) + self._per_user * len({event.user for event in work.events})
+        if isinstance(work, Explain):
+            return len(work.events.items) ** 2
+        if isinstance(work, Look):
+            work = work.request
         if isinstance(work, Request):
             return 1 + self._per_user + len(work.block)
         if isinstance(work, RecommendToHistory):
@@ -123,7 +163,7 @@ class Sizes:
 
 
 class SessionWork:
-    """Does `Observe`, `Forget`, `Request`, `Count` and `Probe` on users' sessions.
+    """Does `Observe`, `Forget`, `Request`, `Look`, `Count` and `Probe` on users' sessions.
 
     The requests of a batch are concurrent, so any order of reads and writes is right. Recommendations come first, as
     they need not wait for the disk. Writes keep the order of arrival.
@@ -143,6 +183,8 @@ class SessionWork:
                 self._recommender.recommend_many, [[work] for _, work in requests], self._check_requests
             )
             yield places_of(requests, [each[0] if isinstance(each, list) else each for each in found])
+        if looks := [(place, attempt(self._look, work)) for place, work in placed if isinstance(work, Look)]:
+            yield looks
         if counts := [place for place, work in placed if isinstance(work, Count)]:
             sizes = attempt(lambda _: self._recommender.sizes(), None)
             yield [(place, sizes) for place in counts]
@@ -183,13 +225,19 @@ class SessionWork:
             if not self._recommender.events_seen(request.user):
                 raise UnknownUserError(f"no session of user={request.user!r}")
 
+    def _look(self, work: Look) -> Session:
+        user = work.request.user
+        (best,) = self._recommender.recommend_many([work.request])
+        return Session(best, self._recommender.kept_events(user), self._recommender.events_seen(user))
+
     def _probe(self, user: Id) -> None:
         """Read a session from the store."""
         self._recommender.events_seen(user)
 
 
 class HistoryWork:
-    """Does `Probe`, `FindSimilar` and `RecommendToHistory`: encodes each history's newest events, as training did.
+    """Does `Probe`, `FindSimilar`, `Explain` and `RecommendToHistory`: encodes each history's newest events, as
+    training did.
 
     The model is in evaluation mode and knows the log's ids.
     """
@@ -209,6 +257,10 @@ class HistoryWork:
         if similar := [(place, work) for place, work in enumerate(works) if isinstance(work, FindSimilar)]:
             self._metrics.batch("similar", len(similar))
             yield places_of(similar, self._similar([work for _, work in similar]))
+        for place, work in enumerate(works):
+            if isinstance(work, Explain):
+                self._metrics.batch("explain", 1)
+                yield [(place, attempt(self._explained, work))]
         asked = [place for place, work in enumerate(works) if isinstance(work, RecommendToHistory)]
         if not asked:
             return
@@ -266,6 +318,29 @@ class HistoryWork:
         states = self._model.last_states(batch)
         best = best_items_of_each(self._scorer, states, batch.user_ids, histories, options)
         return scored_lists(best, [own.top_k for own in options], self._items)
+
+    def _explained(self, work: Explain) -> Explained:
+        model, items, (_, _, times, columns) = self._model, work.events.items, work.events
+        if not isinstance(model, SequentialRecommender):
+            raise InputError(f"{model.title} reads no sequence of events, so its recommendations have no explanations")
+        (item_id,) = self._items.lookup([work.item]).tolist()
+        if not item_id:
+            raise UnknownItemError(f"item={work.item!r} is not among the {len(self._items):,} items of the model")
+        places = np.flatnonzero(self._items.lookup(items))[-int(model.hparams["max_length"]) :].tolist()
+        if not places:
+            raise InputError("none of the user's kept events has an item of the model's catalogue")
+        taken = {name: [values[place] for place in places] for name, values in (columns or {}).items()}
+        own_times = None if times is None else [int(times[place]) for place in places]
+        history = [items[place] for place in places]
+        known = self._known(RecommendToHistory(history, at=work.at, times=own_times, columns=taken))
+        rows = ItemRows.of([known.item_ids], None if known.times is None else [known.times], [known.columns])
+        users = model.user_vocabulary if model.users is not None else None
+        user = 0 if users is None else int(users.lookup([work.user])[0])
+        found = model.explain(rows.padded(), item_id, method=method_for(len(places)), user=user, at=known.at)
+        contributions: list[float | None] = [None] * len(items)
+        for place, contribution in zip(places, found.contributions.tolist(), strict=True):
+            contributions[place] = contribution
+        return Explained(contributions, found.score, found.method)
 
     def _similar(self, works: Sequence[FindSimilar]) -> list[Any]:
         """Return the items most similar to those of some requests, or why there are none."""

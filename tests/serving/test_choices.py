@@ -250,7 +250,7 @@ def test_the_commands_options_name_conditions_and_columns(checkpoint: Path, tmp_
             {"where_columns": "yeer", "items": "i.csv"},
             "where_columns=yeer has the column 'yeer', which items do not have",
         ),
-        ({"items": "i.csv"}, r"items='i.csv' has no effect without --candidates.NAME or --where_columns"),
+        ({"items": "i.csv"}, r"items='i.csv' has no effect without --candidates.NAME, --where_columns or --demo"),
         ({"items": "gone.csv", "where_columns": "*"}, "items='gone.csv' does not exist"),
     ],
 )

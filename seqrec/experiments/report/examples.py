@@ -9,22 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seqrec.catalogue.item_columns import ItemColumns, shortened
 from seqrec.catalogue.recommend import RecommendOptions, recommend_block
-from seqrec.data.schema import CATEGORICAL
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 from seqrec.evaluation.results import Results
 from seqrec.inference.bulk.users import BulkUsers
 from seqrec.inference.loading import load_with_store
 from seqrec.models import Recommender, SequentialRecommender
-from seqrec.models.explain import Method
+from seqrec.models.explain import Method, method_for
 
 Int64 = NDArray[np.int64]
-# Columns of items that contain what people call them.
-TITLES = ("title", "name", "item_name", "item_title", "product_name", "product_title")
-TOP_K, SHOWN_EVENTS, SHOWN_TARGETS, SHOWN_CHARACTERS = 10, 12, 3, 100
-# Longer histories are explained by a gradient: leaving each event out encodes as many histories.
-LEFT_OUT_EVENTS = 256
+TOP_K, SHOWN_EVENTS, SHOWN_TARGETS = 10, 12, 3
 
 
 @dataclass(frozen=True)
@@ -94,15 +90,14 @@ class _Maker:
     def __init__(self, model: Recommender, store: EventStore, results: Results | None) -> None:
         self.model, self.store = model, store
         self.users = BulkUsers(store, model, own=True, part_users=1 << 14)
-        columns = {name.casefold(): name for name, each in store.item_columns.items() if each.kind == CATEGORICAL}
-        self.titles = next((columns[name] for name in TITLES if name in columns), None)
+        self.columns = ItemColumns(store.item_columns, store.item_vocabulary)
+        self.titles = self.columns.title_column
         self.results = results
         settings = {} if results is None else results.header.settings
         self.options = RecommendOptions(min(TOP_K, store.num_items), bool(settings.get("filter_seen", True)))
         self.method: Method | None = None
         if isinstance(model, SequentialRecommender):
-            few = int(model.hparams["max_length"]) <= LEFT_OUT_EVENTS
-            self.method = "leave_one_out" if few else "gradient_x_input"
+            self.method = method_for(int(model.hparams["max_length"]))
 
     def drawn(self, count: int) -> Int64:
         """Return rows (count,) of users in the store, all with a history."""
@@ -142,7 +137,7 @@ class _Maker:
             shares = ([None] * len(newest) + found)[-len(newest) :]
         names = self._names([*newest.tolist(), *(item for item, _ in pairs), *held_out])
         return Example(
-            user=_shortened(str(user)),
+            user=shortened(str(user)),
             length=end - begin,
             events=tuple(Event(names[item], share) for item, share in zip(newest.tolist(), shares, strict=True)),
             targets=tuple((names[int(item)], _rank(each)) for item, each in zip(held_out, targets, strict=True))[
@@ -155,21 +150,11 @@ class _Maker:
         """Return what people call items, by internal id: the title and the log's id, or the id alone."""
         ids = np.unique(np.array(item_ids, np.int64))
         external = self.store.item_vocabulary.external_ids(ids)
-        names = dict(zip(ids.tolist(), (_shortened(str(each)) for each in external), strict=True))
-        if self.titles is not None:
-            column = self.store.item_columns[self.titles]
-            assert column.vocabulary is not None
-            codes = np.asarray(column.values)[ids].astype(np.int64)
-            titles = column.vocabulary.external_ids(codes[codes > 0])
-            for item, title in zip(ids[codes > 0].tolist(), titles, strict=True):
-                names[item] = f"{_shortened(str(title))} ({names[item]})"
-        return names
+        names = (shortened(str(each)) for each in external)
+        titled = zip(ids.tolist(), names, self.columns.titles(ids), strict=True)
+        return {item: name if title is None else f"{title} ({name})" for item, name, title in titled}
 
 
 def _rank(target: dict[str, Any]) -> str:
     first, last = target["better"] + 1, target["better"] + target["tied"] + 1
     return f"{first:,}" if first == last else f"{first:,} to {last:,}"
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 2]}.."

@@ -18,7 +18,7 @@ from seqrec.data.columns import Column
 from seqrec.data.event_columns import EventColumn, read_columns
 from seqrec.data.store import EventStore
 from seqrec.data.vocabulary import Vocabulary
-from seqrec.errors import BatchEntryError, InputError, UnknownItemError
+from seqrec.errors import BatchEntryError, InputError, LateEventError, UnknownItemError
 from seqrec.types import Recommendations
 
 MAX_EVENT_ID = 256
@@ -205,6 +205,22 @@ def history_times(times: Sequence[int] | NDArray[Any] | None, num_events: int, w
     if found.dtype.kind not in "iu" or len(found) != num_events or (found[1:] < found[:-1]).any():
         raise BatchEntryError(f"times: {whose} needs one for each of its {num_events} events, oldest first", index)
     return found.astype(np.int64)
+
+
+def newest_time(events: Sequence[Event], places: Sequence[int], newest: int | None) -> int | None:
+    """Return the latest time after the events at a user's places; a `LateEventError` refuses an earlier time."""
+    for index in places:
+        event = events[index]
+        if event.time is None:
+            continue
+        if newest is not None and event.time < newest:
+            raise LateEventError(
+                f"events[{index}]: time={event.time} of user={event.user!r} is before the user's newest event at "
+                f"{newest}; send a user's events in order, or without times to have them as they come",
+                index,
+            )
+        newest = int(event.time)
+    return newest
 
 
 def events_columns(events: Sequence[Event], columns: Sequence[EventColumn]) -> dict[str, Column]:

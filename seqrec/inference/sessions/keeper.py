@@ -25,7 +25,7 @@ from seqrec.inference.sessions.item_rows import ItemRows
 from seqrec.inference.sessions.kept_events import MERGED, KeptEvents, chunk, joined, read_chunks
 from seqrec.inference.sessions.session import FORMAT, OLD_FORMATS, REMEDY, Session, observed
 from seqrec.inference.sessions.slab import KeptState
-from seqrec.inference.sessions.stores import Behind, Chunk, LiveStore, SessionStore, StateStore, StoreSizes
+from seqrec.inference.sessions.stores import Behind, Chunk, LiveStore, SessionStore, StateStore
 from seqrec.inference.sessions.user_state import UserState
 
 _LOG = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class SessionKeeper:
         except SessionStoreError as error:
             if theirs["format"] != FORMAT:
                 raise
-            if self._events is None or not has_events(self._events.sizes()):
+            if self._events is None or not self._events.sizes().can_rebuild:
                 raise SessionStoreError(
                     f"{error}; keep_events, which SQLiteStore and RedisStore have, would have kept the events in it"
                 ) from error
@@ -166,6 +166,13 @@ class SessionKeeper:
                 flaws[index] = Flaw(f"the session of user={user!r} is of another model; {REMEDY}", behind)
             found[index] = session
         return found, flaws
+
+    def kept_events(self, key: bytes, user: Id) -> KeptEvents | None:
+        """Return the events of a user that the store keeps; None if it keeps none."""
+        parts = read_chunks(key, [] if self._events is None else self._events.events_of([key])[0])
+        if parts is None:
+            raise DamagedSessionError(f"the kept events of user={user!r} are damaged; {REMEDY}", 0)
+        return joined(parts) if parts else None
 
     def _rebuild(
         self, keys: Sequence[bytes], users: Sequence[Id], found: list[Session | None], flaws: dict[int, Flaw]
@@ -382,11 +389,6 @@ def rows_of(events: Sequence[KnownEvents]) -> ItemRows:
     """Return the events of users as one array."""
     times = [each.times for each in events if each.times is not None]
     return ItemRows.of([each.item_ids for each in events], times or None, [each.columns for each in events])
-
-
-def has_events(sizes: StoreSizes) -> bool:
-    """Return whether sessions may be made again from a store's events; also if there are no sessions."""
-    return sizes.event_bytes > 0 or sizes.users == 0
 
 
 def vocabulary_digest(vocabulary: Vocabulary) -> str:

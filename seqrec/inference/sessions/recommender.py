@@ -16,18 +16,20 @@ from torch import Tensor
 from seqrec.catalogue.candidates import Candidates
 from seqrec.catalogue.recommend import best_items_of_each, item_ids_of
 from seqrec.data.store import EventStore
-from seqrec.errors import BatchEntryError, InputError, LateEventError, UnknownUserError
+from seqrec.errors import BatchEntryError, InputError, UnknownUserError
 from seqrec.inference.sessions.entries import (
     Event,
     HistoryOf,
     Id,
     Request,
     Scored,
+    UserHistory,
     check_time,
     event_times,
     events_columns,
     known_items,
     log_histories,
+    newest_time,
     recommend_options,
     request_time,
     scored_lists,
@@ -276,6 +278,18 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
         (session,) = self._keeper.stored([user_key(user)], [user])
         return 0 if session is None else session.num_events
 
+    def kept_events(self, user: Id) -> UserHistory | None:
+        """Return the newest events of a user that the store keeps; None if it keeps none.
+
+        They have times and columns if the model that observed them reads these.
+
+        Raises:
+            DamagedSessionError: if the events are damaged.
+            SessionStoreError: if the store cannot be used.
+        """
+        kept = self._keeper.kept_events(user_key(user), user)
+        return None if kept is None else UserHistory(kept.items, kept.newest_time, kept.times, kept.columns)
+
     def __contains__(self, user: Id) -> bool:
         """Return whether the user has a session."""
         return self._keeper.rows([user_key(user)])[0] is not None
@@ -356,22 +370,6 @@ def unrepeated(digests: Sequence[int | None], places: Sequence[int], session: Se
         if digest is not None:
             known.add(digest)
     return found
-
-
-def newest_time(events: Sequence[Event], places: Sequence[int], newest: int | None) -> int | None:
-    """Return the latest time after the events at a user's places; a `LateEventError` refuses an earlier time."""
-    for index in places:
-        event = events[index]
-        if event.time is None:
-            continue
-        if newest is not None and event.time < newest:
-            raise LateEventError(
-                f"events[{index}]: time={event.time} of user={event.user!r} is before the user's newest event at "
-                f"{newest}; send a user's events in order, or without times to have them as they come",
-                index,
-            )
-        newest = int(event.time)
-    return newest
 
 
 def warm(sessions: SessionRecommender, log: EventStore, *, batch_events: int = 1 << 16) -> int:

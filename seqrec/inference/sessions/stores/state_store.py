@@ -109,6 +109,11 @@ class StoreSizes(NamedTuple):
     event_bytes: int = 0
     dropped: int = 0
 
+    @property
+    def can_rebuild(self) -> bool:
+        """Whether sessions may be made again from the store's events; also if there are no sessions."""
+        return self.event_bytes > 0 or self.users == 0
+
 
 @runtime_checkable
 class SessionStore(StateStore, Protocol):
