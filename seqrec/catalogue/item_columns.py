@@ -97,7 +97,9 @@ class ItemColumns:
     def title_column(self) -> str | None:
         """Name of the column that contains what people call the items, the first of `TITLES`; None if none is text."""
         by_name = {name.casefold(): name for name in self._columns}
-        texts = (name for title in TITLES if (name := by_name.get(title)) and self._columns[name].vocabulary is not None)
+        texts = (
+            name for title in TITLES if (name := by_name.get(title)) and self._columns[name].vocabulary is not None
+        )
         return next(texts, None)
 
     def titles(self, item_ids: Sequence[int] | Int64) -> list[str | None]:

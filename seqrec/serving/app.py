@@ -36,13 +36,13 @@ from seqrec.serving.choices import Choices
 from seqrec.serving.demo import add_demo
 from seqrec.serving.guard import Guard
 from seqrec.serving.health import Health
+from seqrec.serving.history_work import HistoryWork
 from seqrec.serving.hosts import CLOSE, Hosts
 from seqrec.serving.limits import Limits
 from seqrec.serving.metrics import Metrics
 from seqrec.serving.work import (
     FindSimilar,
     Forget,
-    HistoryWork,
     Observe,
     RecommendToHistory,
     SessionWork,
@@ -132,7 +132,6 @@ def create_app(
     # A separate thread, so that users with a session do not wait for long histories.
     histories = Batcher(HistoryWork(recommender.model, metrics), **batching)
     choices = Choices(item_ids_of(recommender.model), candidates or {}, columns)
-
     app = FastAPI(
         title=f"seqrec: {recommender.model.title}",
         version=__version__,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import importlib.util
 import logging
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -104,31 +106,24 @@ def serve(
     # Before the model is loaded, to report a port in use at once.
     with bind(host, port) as listener:
         model, trained_on = load_with_store(ckpt, store=store)
-        table = _item_columns(model, trained_on, items, items_key, demo=demo, conditions=bool(candidates) or where_columns is not None)
+        table = _item_columns(model, trained_on, items, items_key, bool(candidates) or where_columns is not None, demo)
         named, columns = _choices(table, candidates, where_columns)
         kept = InMemoryStore(keep_events=DEMO_EVENTS if demo else 0) if sessions is None else sessions
         warn_of_password(kept)
+        given: dict[str, Any] = {"limits": limits, "token": token, "allowed_hosts": hosts, "demo": demo}
         with SessionRecommender(model, kept, history_of=_histories(log)) as recommender:
-            app = create_app(
-                recommender,
-                limits=limits,
-                token=token,
-                allowed_hosts=hosts,
-                candidates=named,
-                columns=columns,
-                demo=demo,
-                titles=table,
-            )
+            app = create_app(recommender, candidates=named, columns=columns, titles=table, **given)
             page = ", with a page for browsers" if demo else ""
             line = f"serving {model.title} at {url_of(listener)} ({kind_of(recommender, kept)}){page}"
-
-            def ready() -> None:
-                # Modules and weights stay; searching them for garbage would take many milliseconds.
-                gc.collect()
-                gc.freeze()
-                print(line, flush=True)
-
+            ready = partial(_announce, line)
             Server(app, limits=limits, ready=ready, access_log=access_log).run(sockets=[listener])
+
+
+def _announce(line: str) -> None:
+    # Modules and weights stay; searching them for garbage would take many milliseconds.
+    gc.collect()
+    gc.freeze()
+    print(line, flush=True)
 
 
 def _histories(log: str | None) -> HistoryOf | None:
@@ -136,7 +131,7 @@ def _histories(log: str | None) -> HistoryOf | None:
 
 
 def _item_columns(
-    model: Recommender, store: EventStore, items: str | None, key: str, *, demo: bool, conditions: bool
+    model: Recommender, store: EventStore, items: str | None, key: str, conditions: bool, demo: bool
 ) -> ItemColumns | None:
     """Return the columns of items that conditions or the page read; None if nothing reads them, or items have none."""
     if items is not None and not (conditions or demo):

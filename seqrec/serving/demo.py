@@ -19,7 +19,7 @@ from seqrec.catalogue.recommend import item_ids_of
 from seqrec.data.schema import CATEGORICAL
 from seqrec.encoders.event_time import UNITS
 from seqrec.errors import InputError
-from seqrec.inference.sessions import Request, SessionRecommender, UserHistory
+from seqrec.inference.sessions import KeptEvents, Request, SessionRecommender
 from seqrec.models import Recommender, SequentialRecommender
 from seqrec.serving.answers import json_response
 from seqrec.serving.batcher import Batcher
@@ -176,15 +176,13 @@ def _about(model: Recommender, names: ItemNames, max_k: int) -> dict[str, Any]:
     }
 
 
-def _shown(
-    model: Recommender, names: ItemNames, session: Session, explained: Explained | None
-) -> dict[str, Any]:
+def _shown(model: Recommender, names: ItemNames, session: Session, explained: Explained | None) -> dict[str, Any]:
     """Return the recommendations, and the newest events, the newest first, with their contributions."""
-    events = session.events or UserHistory([])
+    events = session.events or KeptEvents(0, [], None, [])
     newest = range(len(events.items))[: -SHOWN_EVENTS - 1 : -1]
-    shown = names.of([events.items[place] for place in newest])
+    shown: list[dict[str, Any]] = [*names.of([events.items[place] for place in newest])]
     for event, place in zip(shown, newest, strict=True):
-        event["time"] = None if events.times is None else _time_text(model, int(events.times[place]))
+        event["time"] = None if events.times is None else _time_text(model, events.times[place])
         event["contribution"] = None if explained is None else explained.contributions[place]
     items = names.of([each.item for each in session.best])
     return {

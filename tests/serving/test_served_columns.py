@@ -14,8 +14,9 @@ from seqrec.data.event_columns import EventColumn
 from seqrec.inference.sessions import Event, SessionRecommender
 from seqrec.models import MambaRec, SASRec, SequentialRecommender
 from seqrec.serving.app import create_app
+from seqrec.serving.history_work import HistoryWork
 from seqrec.serving.metrics import Metrics
-from seqrec.serving.work import HistoryWork, RecommendToHistory
+from seqrec.serving.work import RecommendToHistory
 
 COLUMNS = [
     EventColumn("tab", "categorical", values=["home", "search"]),

@@ -17,8 +17,9 @@ from seqrec.errors import BatchEntryError, InputError, UnknownUserError
 from seqrec.inference.sessions import Event, InMemoryStore, Request, SessionRecommender, SQLiteStore
 from seqrec.models import MambaRec, SASRec, SequentialRecommender
 from seqrec.serving.app import create_app
+from seqrec.serving.history_work import HistoryWork
 from seqrec.serving.metrics import Metrics
-from seqrec.serving.work import HistoryWork, Observe, RecommendToHistory, SessionWork, row_bytes_of
+from seqrec.serving.work import Observe, RecommendToHistory, SessionWork, row_bytes_of
 
 NOON = 1_600_000_000
 EVENTS = [(30, NOON), (70, NOON + 60), (20, NOON + 90_000)]

@@ -15,11 +15,11 @@ from seqrec.errors import (
     UnknownUserError,
 )
 from seqrec.inference.sessions import Event, InMemoryStore, Request, SessionRecommender
+from seqrec.serving.history_work import HistoryWork
 from seqrec.serving.metrics import Metrics
 from seqrec.serving.work import (
     Count,
     Forget,
-    HistoryWork,
     Observe,
     RecommendToHistory,
     SessionWork,

@@ -11,6 +11,7 @@ from seqrec.inference.sessions.entries import (
     log_histories,
 )
 from seqrec.inference.sessions.item_rows import ItemRows
+from seqrec.inference.sessions.kept_events import KeptEvents
 from seqrec.inference.sessions.recommender import SessionRecommender, warm
 from seqrec.inference.sessions.stores import (
     InMemoryStore,
@@ -28,6 +29,7 @@ __all__ = [
     "Id",
     "InMemoryStore",
     "ItemRows",
+    "KeptEvents",
     "RedisStore",
     "ReencodedState",
     "Request",

@@ -23,7 +23,6 @@ from seqrec.inference.sessions.entries import (
     Id,
     Request,
     Scored,
-    UserHistory,
     check_time,
     event_times,
     events_columns,
@@ -38,6 +37,7 @@ from seqrec.inference.sessions.entries import (
 )
 from seqrec.inference.sessions.item_rows import ItemRows
 from seqrec.inference.sessions.keeper import SessionKeeper
+from seqrec.inference.sessions.kept_events import KeptEvents
 from seqrec.inference.sessions.session import Session
 from seqrec.inference.sessions.stores import InMemoryStore, SessionStore, StateStore, StoreSizes
 from seqrec.inference.sessions.user_state import UserState, reads_times, user_state_of
@@ -278,17 +278,14 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
         (session,) = self._keeper.stored([user_key(user)], [user])
         return 0 if session is None else session.num_events
 
-    def kept_events(self, user: Id) -> UserHistory | None:
+    def kept_events(self, user: Id) -> KeptEvents | None:
         """Return the newest events of a user that the store keeps; None if it keeps none.
-
-        They have times and columns if the model that observed them reads these.
 
         Raises:
             DamagedSessionError: if the events are damaged.
             SessionStoreError: if the store cannot be used.
         """
-        kept = self._keeper.kept_events(user_key(user), user)
-        return None if kept is None else UserHistory(kept.items, kept.newest_time, kept.times, kept.columns)
+        return self._keeper.kept_events(user_key(user), user)
 
     def __contains__(self, user: Id) -> bool:
         """Return whether the user has a session."""

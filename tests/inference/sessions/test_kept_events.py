@@ -247,6 +247,8 @@ def test_damage_costs_no_user_unless_state_and_events_have_it(same_model: bool, 
     ) as error:
         sessions.recommend_many([Request("ada"), Request("7"), Request("bob")])
     assert error.value.index == 1
+    with pytest.raises(DamagedSessionError, match="the kept events of user='7' are damaged; forget the user"):
+        sessions.kept_events("7")
     # The others of the request are made again all the same.
     assert sessions.rebuilt == (1 if same_model else 2)
     # A repeat is known, and so is the newest time.
@@ -345,6 +347,8 @@ def test_a_history_of_the_log_is_kept_as_events(build: Build):
     fresh.observe_many([Event("ada", item) for item in (10, 50, 60, 70, 80)])
     assert again.recommend("ada", filter_seen=False) == fresh.recommend("ada", filter_seen=False)
     assert again.events_seen("ada") == 8
+    assert [again.kept_events("ada").items, again.kept_events("ada").begin] == [[10, 50, 60, 70, 80], 3]
+    assert fresh.kept_events("ada") is None
 
 
 def test_a_backup_has_the_events(build: Build, tmp_path: Path):

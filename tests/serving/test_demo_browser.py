@@ -1,0 +1,134 @@
+"""The page of `seqrec serve --demo` in a browser, by keyboard: pytest -m browser.
+
+Needs Chromium with its driver (Debian's chromium-driver) and `pip install "seqrec[browser]"`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import polars
+import pytest
+from served_models import ITEMS, model, serving
+
+from seqrec.catalogue.item_columns import ItemColumns
+from seqrec.inference.sessions import InMemoryStore, SessionRecommender
+from seqrec.serving.app import create_app
+
+pytestmark = pytest.mark.browser
+webdriver = pytest.importorskip("selenium.webdriver", reason='needs pip install "seqrec[browser]"')
+
+TOKEN = "a-token-of-some-length"
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found, driver = next(filter(None, map(shutil.which, names)), None), shutil.which("chromedriver")
+    if found is None or driver is None:
+        pytest.skip("needs Chromium and its driver: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = found
+    for word in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(word)
+    if os.geteuid() == 0:
+        # Chromium's sandbox refuses the superuser.
+        options.add_argument("--no-sandbox")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        yield started
+    finally:
+        started.quit()
+
+
+class Page:
+    """The page as a user of a keyboard meets it."""
+
+    def __init__(self, browser: Any) -> None:
+        self.browser = browser
+
+    def texts(self, selector: str) -> list[str]:
+        return [each.text for each in self.browser.find_elements("css selector", selector)]
+
+    def wait(self, text: str) -> None:
+        """Wait until the status contains a text."""
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        WebDriverWait(self.browser, 60).until(lambda _: text in self.texts("#status")[0])
+
+    def type(self, text: str) -> None:
+        """Type into what has the focus."""
+        self.browser.switch_to.active_element.send_keys(text)
+
+    def focused(self) -> str:
+        element = self.browser.switch_to.active_element
+        return element.get_attribute("aria-label") or element.get_attribute("id")
+
+    def tab_to(self, name: str) -> None:
+        for _ in range(50):
+            if self.focused() == name:
+                return
+            self.type("\ue004")
+        raise AssertionError(f"{name} cannot be reached by Tab; the focus is at {self.focused()}")
+
+    def resize(self, width: int, scheme: str) -> None:
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def test_a_user_is_looked_up_and_changed_by_keyboard(browser: Any):
+    served = model()
+    titles = polars.DataFrame({"item_id": ITEMS, "title": [f"{HOSTILE} {item}" for item in ITEMS]})
+    recommender = SessionRecommender(served, InMemoryStore(keep_events=100))
+    columns = ItemColumns.read(titles, served.item_vocabulary)
+    page = Page(browser)
+    with serving(create_app(recommender, demo=True, titles=columns, token=TOKEN)) as url:
+        browser.get(url)
+        page.wait("needs a token")
+        assert page.focused() == "token"
+        page.type("another-token-of-some-length\n")
+        page.wait("This token is wrong")
+        page.type(f"{TOKEN}\n")
+        page.wait("Look up a user")
+        page.type("ada\n")
+        page.wait("No event of user ada is known")
+        page.tab_to("item")
+        page.type("30\n")
+        page.wait("Added an event of 30 to user ada. 10 recommendations.")
+        # The first recommendation becomes an event, and the list changes.
+        best = [each.item for each in recommender.recommend("ada")]
+        page.tab_to(f"Add an event of {HOSTILE} {best[0]}")
+        page.type("\n")
+        page.wait(f"Added an event of {HOSTILE} {best[0]}")
+        after = [each.item for each in recommender.recommend("ada")]
+        assert page.texts("#items .name") == [f"{HOSTILE} {item} ({item})" for item in after]
+        assert page.texts("#events .name") == [f"{HOSTILE} {item} ({item})" for item in (best[0], 30)]
+        assert page.texts("#items .change").count("new") == len(set(after) - set(best))
+        # The focus stays in the list, and another item is explained.
+        assert page.focused() == f"Add an event of {HOSTILE} {after[0]}"
+        page.tab_to(f"Why {HOSTILE} {after[1]}")
+        page.type(" ")
+        page.wait(f"Explained: {HOSTILE} {after[1]}")
+        shares = served.explain([30, best[0]], after[1]).contributions.tolist()
+        assert page.texts("#events .number") == [f"{share:+.3f}".replace("-", "\u2212") for share in reversed(shares)]
+        for width in (390, 1280):
+            for scheme, back in (("light", "rgb(255, 255, 255)"), ("dark", "rgb(15, 20, 25)")):
+                page.resize(width, scheme)
+                assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+                assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == back
+    # Titles stay text, nothing is stored, and nobody else is asked.
+    assert not browser.find_elements("css selector", "img, iframe, main script")
+    assert browser.execute_script("return localStorage.length + sessionStorage.length + document.cookie.length") == 0
+    requests = browser.execute_script("return performance.getEntriesByType('resource').map((each) => each.name)")
+    assert {request.removeprefix(url) for request in requests} == {"/demo/about", "/demo/user", "/observe"}
+    errors = [
+        each["message"] for each in browser.get_log("browser") if "the server responded with" not in each["message"]
+    ]
+    assert errors == []
