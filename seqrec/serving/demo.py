@@ -119,7 +119,7 @@ class ItemNames:
         self.titled = titles is not None and titles.title_column is not None
 
     def of(self, items: Sequence[Any]) -> list[dict[str, str | None]]:
-        """Return each item's id, as numbers of 64 bits are none of JavaScript, and its title; None without one."""
+        """Return each item's id, as text, since JavaScript's numbers have fewer than 64 bits, and its title or None."""
         found: list[str | None] = [None] * len(items)
         if self._titles is not None and self.titled:
             found = self._titles.titles(self._items.lookup(items))
@@ -214,10 +214,11 @@ def _next_time(model: Recommender, newest: int | None) -> str | None:
 
 
 def _time_text(model: Recommender, time: int) -> str:
-    """Return a time as a date in UTC, or the number if it is too far away for one."""
+    """Return a time as a date in UTC; the number if that is too far away, or only a model before read times."""
     unit = _unit(model)
+    if unit is None:
+        return str(time)
     try:
-        assert unit is not None
         return datetime.fromtimestamp(time // UNITS[unit], timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
     except (ValueError, OverflowError, OSError):
         return str(time)

@@ -192,7 +192,9 @@ def test_a_model_that_reads_times_and_columns_is_shown():
     time = EventTime(gap="buckets", request=True, unit="ns")
     columns = [EventColumn("tab", "categorical", values=["home", "search"]), EventColumn("looks", "vector", width=2)]
     served = reading_model(MambaRec, ["column_embedding"], event_columns=columns, time=time)
-    with serving(demo(served)) as url, httpx.Client(base_url=url) as client:
+    store = InMemoryStore(keep_events=100)
+    app = create_app(SessionRecommender(served, store), demo=True)
+    with serving(app) as url, httpx.Client(base_url=url) as client:
         about = client.get("/demo/about").json()
         assert about["unit"] == "ns"
         assert about["columns"] == [
@@ -207,6 +209,12 @@ def test_a_model_that_reads_times_and_columns_is_shown():
         assert int(found["time"]) >= second
         assert all(each["contribution"] for each in found["events"])
         assert found["explained"]["score"] == pytest.approx(found["items"][0]["score"], rel=1e-3)
+    # A model that reads no times goes on with these events, and shows their times as they are.
+    with (
+        serving(create_app(SessionRecommender(model(), store), demo=True)) as url,
+        httpx.Client(base_url=url) as client,
+    ):
+        assert [each["time"] for each in look(client, "ada")["events"]] == [str(second), str(first)]
 
 
 def explained(served: Recommender, items: Sequence[int]) -> Explained:
