@@ -1,0 +1,3 @@
+#define KERNEL_LANES 16
+#define KERNEL_MODULE _kernels_avx512
+#include "kernels.cpp"
