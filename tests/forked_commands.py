@@ -8,12 +8,20 @@ import signal
 import socket
 import sys
 import warnings
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from subprocess import TimeoutExpired
 
 import seqrec
 
 PRELOADED = ["polars", "seqrec.cli.lightning_cli", "seqrec.inference", "seqrec.serving.app", "tensorboardX"]
+
+
+def forkserver() -> ForkServerContext:
+    """Processes that have imported what they need, and of which this one's threads and open files are unknown."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
 
 
 def command(
@@ -66,10 +74,8 @@ class ForkedCommand:
         environment: dict[str, str] | None = None,
         code: str = "",
     ) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
         arguments = (folder, words, log, errors or log, dict(os.environ) if environment is None else environment, code)
-        self.process = context.Process(target=command, args=arguments)
+        self.process = forkserver().Process(target=command, args=arguments)
         self.process.start()
 
     @property

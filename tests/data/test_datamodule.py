@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gzip
-import multiprocessing
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +14,7 @@ import numpy as np
 import polars
 import pytest
 import torch
+from forked_commands import forkserver
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from written_stores import write_store
@@ -121,7 +121,7 @@ def ask_in_a_process(directory: Path, start: Any, queue: Any) -> None:
 
 @pytest.mark.process
 def test_of_two_processes_that_start_at_once_one_prepares(tmp_path: Path):
-    context = multiprocessing.get_context("spawn")
+    context = forkserver()
     start, queue = context.Barrier(2), context.Queue()
     other = context.Process(target=ask_in_a_process, args=(tmp_path, start, queue), daemon=True)
     other.start()

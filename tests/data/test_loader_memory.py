@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked_commands import forkserver
 from torch.utils.data import DataLoader
 from written_stores import write_store
 
@@ -62,7 +62,7 @@ def test_memory_does_not_grow_with_the_store(tmp_path: Path):
         directory = tmp_path / str(size)
         write_events(directory, size)
         # A process each, as memory that was freed is not always given back.
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        with ProcessPoolExecutor(1, mp_context=forkserver()) as process:
             measured.append(process.submit(events_and_memory, directory).result())
         for file in directory.glob("large_*"):
             file.unlink()

@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import importlib
 import json
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any, ClassVar
 
 import polars as pl
 import pytest
+from forked_commands import forkserver
 from slow_preparation import Frame, contents, histories, small
 
 from seqrec.data.manifest import DIGEST
@@ -392,7 +392,7 @@ class TestEnsureStore:
             ensure_store(small(), Filters(), tmp_path / "store")
 
     def test_of_several_processes_one_prepares_and_the_others_wait(self, tmp_path: Path):
-        context = multiprocessing.get_context("spawn")
+        context = forkserver()
         queue = context.Queue()
         processes = [context.Process(target=ensure_in_a_process, args=(tmp_path / "store", queue)) for _ in range(3)]
         for process in processes:

@@ -1,8 +1,7 @@
 // The scans, the causal convolution, attention, dropout and norms on CPU, forward and hand-written backward, the input
 // of an event and its step through a Mamba mixer, scores of chosen items, softmax over a catalogue, and the best items,
-// float32, behind a plain C ABI. One source, several builds, each by a file of its
-// own: KERNEL_LANES is the number of floats in a vector register.
-// Lanes run over channels. The order of sums does not depend on timing.
+// float32, behind a plain C ABI. One source, several builds, each by a file of its own: KERNEL_LANES is the number of
+// floats in a vector register. Lanes run over channels. The order of sums does not depend on timing.
 
 #include <algorithm>
 #include <atomic>
