@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,14 @@ from seqrec.files import synchronise
 class SavedConfig(SaveConfigCallback):
     """Writes `config.yaml` into the run's folder, flushed to disk like the checkpoints, and into each of these."""
 
-    @cached_property
-    def _text(self) -> str:
-        return str(self.parser.dump(self.config, skip_none=False))
+    _text: str | None = None  # content of the file
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keep the config, and the folder that its relative paths are from."""
+        if self._text is None:  # this process wrote no file
+            self._text = str(self.parser.dump(self.config, skip_none=False))
         checkpoint[RUN_KEY] = {"config": self._text, "folder": str(Path.cwd())}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -36,8 +35,11 @@ class SavedConfig(SaveConfigCallback):
                 f"{file} is not a config that seqrec saved, and would be replaced; choose another folder: "
                 "--trainer.default_root_dir, or a logger"
             )
+        saved_before = self.already_saved
         super().setup(trainer, pl_module, stage)
         if trainer.is_global_zero and file is not None and file.is_file():
+            if not saved_before:
+                self._text = file.read_text()
             synchronise(file)
             synchronise(file.parent)
 
