@@ -17,6 +17,7 @@ from typing import Any
 import cluster_runs
 import pytest
 import torch
+from forked_commands import ForkedCommand
 
 from seqrec.cli import main
 
@@ -46,13 +47,18 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def plain_environment() -> dict[str, str]:
+    """The variables of this process without those of schedulers, for ranks that meet on this machine."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(SCHEDULERS)}
+    return plain | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+
+
 def run_hosts(
     commands: Sequence[tuple[list[str], dict[str, str]]],
     folder: Path,
     prefixes: Sequence[tuple[str, ...]] = ((), ()),
 ) -> list[str]:
     """Run each host's Python command at once, in folders `host0`, `host1`, ..; returns what each printed."""
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(SCHEDULERS)}
     children = []
     for number, (command, variables) in enumerate(commands):
         (own := folder / f"host{number}").mkdir(exist_ok=True)
@@ -60,7 +66,7 @@ def run_hosts(
             subprocess.Popen(
                 [*prefixes[number], sys.executable, "-W", "ignore", *command],
                 cwd=own,
-                env=plain | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"} | variables,
+                env=plain_environment() | variables,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -120,7 +126,19 @@ def slurm_tasks(words: list[str], hosts: Sequence[str]) -> list[tuple[list[str],
 
 def by_slurm(words: list[str], folder: Path) -> list[str]:
     """Two nodes with loopback addresses."""
-    return run_hosts(slurm_tasks(words, HOSTS), folder)
+    if words[:2] != ["-m", "seqrec"]:
+        return run_hosts(slurm_tasks(words, HOSTS), folder)
+    tasks, logs = [], []
+    for number, (_, variables) in enumerate(slurm_tasks(words, HOSTS)):
+        (own := folder / f"host{number}").mkdir()
+        logs.append(own / "log.txt")
+        tasks.append(ForkedCommand(own, *words[2:], log=logs[-1], environment=plain_environment() | variables))
+    try:
+        assert [task.wait(240) for task in tasks] == [0, 0], "\n".join(log.read_text() for log in logs)
+    finally:
+        for task in tasks:
+            task.kill()
+    return [log.read_text() for log in logs]
 
 
 def by_slurm_in_namespaces(words: list[str], folder: Path) -> list[str]:
