@@ -406,10 +406,15 @@ def test_the_kinds_of_arguments_are_those_of_their_annotations():
     assert argument_kinds(Adam)["lr"] == ()
 
 
-def seqrec(*words: str, status: int = 0) -> str:
-    """What the command prints, started by a script, which does not make the working folder importable."""
+def seqrec(*words: str, status: int = 0, first: str = "") -> str:
+    """What the command prints, started by a script, which does not make the working folder importable.
+
+    Other commands may run before it in the same process.
+    """
     Path("bin").mkdir(exist_ok=True)
-    Path("bin/seqrec").write_text("from seqrec.cli import main\nmain()\n")
+    Path("bin/seqrec").write_text(
+        f"import sys\nfrom seqrec.cli import main\nwords = sys.argv[1:]\n{first}\nmain(words)\n"
+    )
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, "bin/seqrec", *words],
@@ -475,12 +480,12 @@ def test_files_of_the_working_folder_stand_in_for_no_package(trained: Path, mark
         "sitecustomize",
     ):
         shutil.copy("stranger.py", f"{name}.py")
-    seqrec("test", "--ckpt", "run")
-    seqrec("recommend", "--ckpt", "run", "--output", "r")
+    shutil.copytree("run", "logged")
     config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
     config["trainer"]["logger"] = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {}}
-    Path("run/config.yaml").write_text(yaml.safe_dump(config))
-    seqrec("test", "--ckpt", "run", status=2)
+    Path("logged/config.yaml").write_text(yaml.safe_dump(config))
+    first = "main(['test', '--ckpt', 'run']); main(['recommend', '--ckpt', 'run', '--output', 'r']); print('both ran')"
+    assert "both ran" in seqrec("test", "--ckpt", "logged", status=2, first=first)
     assert not marker.exists()
 
 
