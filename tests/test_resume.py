@@ -115,10 +115,22 @@ def run(
     }
 
 
-def assert_same_run(folder: Path, kills: list[KillAt], **options: Any) -> None:
-    """Run once in peace, once with kills, and compare all that can be seen."""
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Diary, dict[str, Any]]:
+    """A run in peace, as it is set up by default."""
+    diary = Diary()
+    return diary, run(tmp_path_factory.mktemp("uninterrupted") / "whole", diary)
+
+
+def assert_same_run(
+    folder: Path, kills: list[KillAt], uninterrupted: tuple[Diary, dict[str, Any]] | None = None, **options: Any
+) -> None:
+    """Run once in peace, unless that is given, once with kills, and compare all that can be seen."""
     whole, pieces = Diary(), Diary()
-    expected = run(folder / "whole", whole, **options)
+    if uninterrupted is None:
+        expected = run(folder / "whole", whole, **options)
+    else:
+        whole, expected = uninterrupted
     for kill in kills:
         with pytest.raises(KilledError):
             run(folder / "pieces", pieces, kill=kill, **options)
@@ -145,8 +157,10 @@ def assert_same_run(folder: Path, kills: list[KillAt], **options: Any) -> None:
     ],
     ids=lambda kills: ",".join(next(name for name in vars(kill) if name.startswith("on_")) for kill in kills),
 )
-def test_killed_and_resumed_is_as_never_killed(tmp_path: Path, kills: list[KillAt]):
-    assert_same_run(tmp_path, kills)
+def test_killed_and_resumed_is_as_never_killed(
+    tmp_path: Path, kills: list[KillAt], uninterrupted: tuple[Diary, dict[str, Any]]
+):
+    assert_same_run(tmp_path, kills, uninterrupted)
 
 
 @pytest.mark.parametrize(

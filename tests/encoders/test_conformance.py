@@ -30,6 +30,16 @@ REPOSITORY = Path(__file__).parents[2]
 every_encoder = pytest.mark.parametrize("name", list(ENCODERS))
 # Whether gaps are read is no argument of an encoder.
 every_architecture = pytest.mark.parametrize("architecture", [each for each in ARCHITECTURES if not each.gaps], ids=str)
+# Each of both choices with one of the other; the other two are slow only because they are many.
+with_and_without_norm_and_training = pytest.mark.parametrize(
+    ("layer_norm", "training"),
+    [
+        pytest.param(True, False, id="eval-norm"),
+        pytest.param(False, True, id="train-no-norm"),
+        pytest.param(True, True, id="train-norm", marks=pytest.mark.slow),
+        pytest.param(False, False, id="eval-no-norm", marks=pytest.mark.slow),
+    ],
+)
 with_and_without_norm = pytest.mark.parametrize("layer_norm", [True, False], ids=["norm", "no-norm"])
 
 
@@ -99,14 +109,12 @@ def test_the_newest_events_have_the_states_of_the_whole_pass(case: Case, layer_n
     torch.testing.assert_close(encoder.newest(x, history), whole, rtol=1e-5, atol=1e-5)
 
 
-@with_and_without_norm
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@with_and_without_norm_and_training
 def test_states_ignore_future_events(case: Case, layer_norm: bool, training: bool):
     check_causality(case.build(layer_norm=layer_norm).train(training))
 
 
-@with_and_without_norm
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@with_and_without_norm_and_training
 def test_padding_does_not_change_states_of_events(case: Case, layer_norm: bool, training: bool):
     check_padding(case.build(layer_norm=layer_norm).train(training))
 
