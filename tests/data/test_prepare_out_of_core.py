@@ -72,7 +72,7 @@ def logs(draw: st.DrawFn) -> list[Event]:
     return [Event(*event, weight=float(place)) for place, event in enumerate(events)]
 
 
-@settings(deadline=None, max_examples=100, derandomize=True)
+@settings(deadline=None, max_examples=60, derandomize=True)
 @given(
     events=logs(),
     thresholds=st.tuples(THRESHOLDS, THRESHOLDS, THRESHOLDS),
