@@ -47,6 +47,9 @@ class ItemContent(nn.Module):
         std: Standard deviation of the vectors and matrices at initialisation.
         group: "items" or "users", whose columns they are.
 
+    Attributes:
+        names: Names of the columns.
+
     Raises:
         InputError: if there are no columns.
 
@@ -70,7 +73,7 @@ class ItemContent(nn.Module):
             raise InputError("content needs at least one column of items")
         self.d_model = d_model
         self.group = group
-        self._names = list(sizes)
+        self.names = list(sizes)
         # Names of columns may contain any character, those of modules may not.
         self.columns = nn.ModuleList([_KINDS[own["kind"]](own, d_model, std) for own in sizes.values()])
 
@@ -104,6 +107,19 @@ class ItemContent(nn.Module):
                 )
             own.fill(columns[name])
 
+    @property
+    def sizes(self) -> dict[str, dict[str, Any]]:
+        """`Column.sizes` of each column by name."""
+        return {name: own.sizes for name, own in self._named()}
+
+    def use_scales(self, sizes: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Column]) -> None:
+        """Standardise numbers of a store's columns by the mean and standard deviation in other `sizes`."""
+        for name, own in self._named():
+            scale = {key: sizes[name][key] for key in ("mean", "std") if key in sizes[name]}
+            if own.sizes["kind"] == NUMERIC and not scale.items() <= own.sizes.items():
+                own.sizes |= scale
+                own.fill(columns[name])
+
     def forward(self, item_ids: Tensor) -> Tensor:
         """Return the vectors (N, D) of item ids (N,), best distinct ones.
 
@@ -126,7 +142,7 @@ class ItemContent(nn.Module):
         return total
 
     def _named(self) -> list[tuple[str, _ContentColumn]]:
-        return list(zip(self._names, cast("Iterable[_ContentColumn]", self.columns), strict=True))
+        return list(zip(self.names, cast("Iterable[_ContentColumn]", self.columns), strict=True))
 
 
 class _Mapped:

@@ -144,6 +144,7 @@ class ItemEmbedding(nn.Module):
 
     Attributes:
         content: The part of vectors that columns of items determine; None without.
+        own_columns: Leading columns of the table that are vectors of the items' own, D or 0; biases follow.
         trained: (V,) bool with content, True for items with training events; for all until `use_trained_items`.
 
     Raises:
@@ -172,7 +173,7 @@ class ItemEmbedding(nn.Module):
         check_at_least(1, num_items=num_items)
         self.num_items = num_items
         self.id_dropout = id_dropout
-        self._own_columns = d_model if ids else 0
+        self.own_columns = d_model if ids else 0
         self._whole: tuple[Any, Tensor] | None = None
         self.content = ItemContent(content, d_model, std=std, group=group) if content else None
         if self.content is not None:
@@ -184,14 +185,14 @@ class ItemEmbedding(nn.Module):
         if sharded:
             self.table = ShardedEmbedding(num_items + 1, d_model + bias, std=std, zeros_from=d_model, dtype=dtype)
             return
-        width = self._own_columns + bias
+        width = self.own_columns + bias
         self.table = nn.Embedding(num_items + 1, width, padding_idx=0, sparse=sparse and width > 0, dtype=dtype)
         # Without vectors of items and biases nothing is learned here.
         self.table.weight.requires_grad_(width > 0)
         nn.init.normal_(self.table.weight, std=std)
         with torch.no_grad():
             self.table.weight[0].zero_()
-            self.table.weight[:, self._own_columns :].zero_()
+            self.table.weight[:, self.own_columns :].zero_()
 
     @property
     def weight(self) -> Tensor:
@@ -314,8 +315,8 @@ class ItemEmbedding(nn.Module):
             item_ids = torch.arange(self.num_items + 1, device=own.device)
         content = self.content(item_ids)
         own = own.to(torch.promote_types(own.dtype, torch.float32)) * self.trained[item_ids].unsqueeze(1)
-        vectors, biases = own.split([self._own_columns, own.shape[1] - self._own_columns], 1)
-        if self._own_columns:
+        vectors, biases = own.split([self.own_columns, own.shape[1] - self.own_columns], 1)
+        if self.own_columns:
             if self.id_dropout and self.training:
                 kept = torch.rand(len(item_ids), 1, device=own.device) >= self.id_dropout
                 vectors = vectors * kept
@@ -333,7 +334,7 @@ class ItemEmbedding(nn.Module):
             device = self.table.weight.device.type
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
                 weight = self.table.weight
-                found = weight.new_empty(len(weight), self.d_model + weight.shape[1] - self._own_columns)
+                found = weight.new_empty(len(weight), self.d_model + weight.shape[1] - self.own_columns)
                 step = max(1, COMPOSED_NUMBERS // self.d_model)
                 for first in range(0, len(found), step):
                     item_ids = torch.arange(first, min(first + step, len(found)), device=weight.device)

@@ -68,6 +68,7 @@ class WindowDataset(Dataset[SequenceBatch]):
 
     `scales` are mean and standard deviation by which numeric columns are standardised, by name, from `training_scales`;
     a column without them has those of its own. `target_columns` are the columns of `SequenceBatch.target_features`.
+    `targets` stand in for those of the store.
     """
 
     def __init__(
@@ -80,8 +81,10 @@ class WindowDataset(Dataset[SequenceBatch]):
         prequential: bool = False,
         scales: Mapping[str, tuple[float, float]] | None = None,
         target_columns: Sequence[str] = (),
+        targets: LogTargets | None = None,
     ) -> None:
         self.store = store
+        self.targets = store.targets if targets is None else targets
         self.history_stops = history_stops
         self.target_stops = target_stops
         self.with_targets = with_targets
@@ -104,15 +107,15 @@ class WindowDataset(Dataset[SequenceBatch]):
         if self.with_targets:
             following = _Places(windows.starts + 1, windows.lengths)
             targets = following.rows(item_ids)
-            if self.store.targets is not None:
-                targets = following.only(targets, self.store.targets)
+            if self.targets is not None:
+                targets = following.only(targets, self.targets)
             request_times = None if timestamps is None else following.rows(timestamps)
             predicted = {name: self.store.event_columns[name] for name in self.target_columns}
             target_features = _features(predicted, following, self.scales, keep_missing=True)
         seen_events, user_ids = self._seen_events(windows.user_rows), torch.from_numpy(windows.user_rows + 1)
         weight = torch.tensor(plan.weight, dtype=torch.float32)
         held_out = None if self.target_stops is None else self._held_out(windows.user_rows, self.target_stops)
-        filtered = self.store.targets is not None
+        filtered = self.targets is not None
         if filtered and held_out is not None and held_out.timestamps is not None and not self.prequential:
             # The first target may follow events that are none.
             rows, newest = torch.arange(len(user_ids)), history.lengths - 1
@@ -135,7 +138,7 @@ class WindowDataset(Dataset[SequenceBatch]):
         starts = self.history_stops[user_rows]
         counts = target_stops[user_rows] - starts
         places = ranges(starts, counts)
-        if (targets := self.store.targets) is not None:
+        if (targets := self.targets) is not None:
             rows, there = np.repeat(np.arange(len(counts)), counts), targets.at(places)
             places, counts = places[there], np.bincount(rows[there], minlength=len(counts))
         item_ids = plain(self.store.item_ids)[places].astype(np.int64)

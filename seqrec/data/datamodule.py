@@ -24,6 +24,7 @@ from seqrec.data.columns import training_scales
 from seqrec.data.event_columns import EventColumn, checked_scales
 from seqrec.data.item_counts import first_event_times, training_item_counts
 from seqrec.data.loader import ResumableLoader, outlive_signals
+from seqrec.data.new_events import NewEvents
 from seqrec.data.position import EpochPosition, count_as_done
 from seqrec.data.prepare import Filters, append, ensure_store, fingerprint, prepare
 from seqrec.data.prepare.filters import Duplicates, Late
@@ -97,6 +98,7 @@ class SequenceDataModule(pl.LightningDataModule):
         prepare_seconds: Seconds that this process has spent on preparing or opening the store.
         target_columns: Columns of the next event in training batches (`SequenceBatch.target_features`), which a model
             with heads sets.
+        new_events: What is trained on, if not all events, which `WarmStart` sets.
         longest_first: Whether training windows come longest first instead of shuffled, to measure their memory.
 
     Raises:
@@ -115,6 +117,7 @@ class SequenceDataModule(pl.LightningDataModule):
     """
 
     target_columns: tuple[str, ...]
+    new_events: NewEvents | None = None
 
     def __init__(
         self,
@@ -220,6 +223,13 @@ class SequenceDataModule(pl.LightningDataModule):
         return first_event_times(self.store)
 
     @cached_property
+    def newest_trained(self) -> int | None:
+        """Time of the newest event of the training part; None if the log has no times."""
+        times, stops = self.store.timestamps, self.split.history_stops(self.store, "train")
+        stops = stops[stops > np.asarray(self.store.offsets)[:-1]]
+        return None if times is None or not len(stops) else int(times[stops - 1].max())
+
+    @cached_property
     def hidden_items(self) -> NDArray[np.bool_] | None:
         """(num_items + 1,) True for items that the split hides from training; None if it hides none."""
         return self.split.hidden_items(self.store)
@@ -253,7 +263,7 @@ class SequenceDataModule(pl.LightningDataModule):
         append(*log, duplicates=duplicates, late=late, **options)  # type: ignore[arg-type]
 
     def _forget_store(self) -> None:
-        for name in ("store", "event_scales", "first_event_times", "hidden_items"):
+        for name in ("store", "event_scales", "first_event_times", "newest_trained", "hidden_items"):
             self.__dict__.pop(name, None)
 
     def prepare_data(self) -> None:
@@ -285,6 +295,26 @@ class SequenceDataModule(pl.LightningDataModule):
         if self.hidden_items is not None:
             events, stops = without_items(self.store, self.hidden_items, stops)
         offsets, targets = np.asarray(events.offsets)[:-1], events.targets
+        if self.new_events is not None:
+            everything = self._windows(offsets, stops, targets)(np.random.default_rng(self.seed))
+            targets = self.new_events.targets(events, stops, everything, self.seed)
+            rank_zero_info(targets.summary(self.store.num_events))
+        windows = self._windows(offsets, stops, targets)
+        if self.store.targets is not None:
+            self._report_targets(self.store.targets)
+        predicted = self.target_columns
+        dataset = WindowDataset(
+            events, stops, scales=self.event_scales, target_columns=predicted, targets=targets
+        )
+        shuffle = not (self.longest_first or self._overfits)
+        loader = self._loader(dataset, windows, self.batch_size, shuffle=shuffle)
+        self._train_sampler = loader.sampler
+        self._resume(loader.sampler)
+        return loader
+
+    def _windows(
+        self, offsets: NDArray[np.int64], stops: NDArray[np.int64], targets: LogTargets | None
+    ) -> Callable[[np.random.Generator], WindowIndex]:
         last = stops - 1 if targets is None else targets.last(offsets + 1, stops)
         if not (last > offsets).any():
             needed = "two training events" if targets is None else "a training target with an event before it"
@@ -294,14 +324,7 @@ class SequenceDataModule(pl.LightningDataModule):
             found = self.train_windows.index(offsets, last, self.max_length, rng)
             return found if targets is None else found.with_targets(targets, slide=self.train_windows.random)
 
-        if self.store.targets is not None:
-            self._report_targets(self.store.targets)
-        dataset = WindowDataset(events, stops, scales=self.event_scales, target_columns=self.target_columns)
-        shuffle = not (self.longest_first or self._overfits)
-        loader = self._loader(dataset, windows, self.batch_size, shuffle=shuffle)
-        self._train_sampler = loader.sampler
-        self._resume(loader.sampler)
-        return loader
+        return windows
 
     def _report_targets(self, targets: LogTargets) -> None:
         found = self.described_targets() or {}
@@ -358,6 +381,7 @@ class SequenceDataModule(pl.LightningDataModule):
         return {
             "events": self.store.num_events,
             "targets": self.targets,
+            "new_events": to_spec(self.new_events),
             **self._policies,
             "max_length": self.max_length,
             "batch_size": self.batch_size,

@@ -262,6 +262,19 @@ class EventStore:
         """Digest of the user ids and their order, equal for equal user vocabularies."""
         return self._digest_of("user_vocabulary.")
 
+    def digest_of_first(self, group: str, count: int) -> str | None:
+        """Return `items_digest`, or `users_digest` for the group "users", of a store with the first `count` ids alone.
+
+        None if this store has fewer. It is the digest that this store had before it grew to more ids.
+        """
+        vocabulary, stem = {
+            ITEMS: (self.item_vocabulary, "item_vocabulary"),
+            USERS: (self.user_vocabulary, "user_vocabulary"),
+        }[group]
+        if count > len(vocabulary):
+            return None
+        return _joined({f"{name}.npy": _npy_digest(each) for name, each in vocabulary.first(count).arrays(stem).items()})
+
     @property
     def item_column_sizes(self) -> dict[str, dict[str, Any]]:
         """`Column.sizes` of each column of items by name, with the SHA-256 of the file of its values."""
@@ -300,8 +313,7 @@ class EventStore:
             for name, entry in self.manifest["files"].items()
             if (file := self.directory / name).name.startswith(vocabulary) and file.parent == folder
         }
-        parts = " ".join(f"{name}={files[name]}" for name in sorted(files))
-        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+        return _joined(files)
 
     def described_columns(self) -> dict[str, str]:
         """Return kind, size and missing values of each column, by names such as "items.year"."""
@@ -344,12 +356,8 @@ class ArrayFile:
         self.dtype = np.dtype(dtype)
         self._missing = length
         self._digest = hashlib.sha256()
-        header = io.BytesIO()
-        description = np.lib.format.dtype_to_descr(self.dtype)
-        shape = (length,) if width is None else (length, width)
-        np.lib.format.write_array_header_1_0(header, {"descr": description, "fortran_order": False, "shape": shape})
         self.path.touch(exist_ok=False)
-        self._write(header.getbuffer())
+        self._write(_npy_header(self.dtype, (length,) if width is None else (length, width)))
 
     def append(self, values: NDArray[Any]) -> None:
         """Write values (N,) or, with a width, (N, width) at the end of the file."""
@@ -366,6 +374,26 @@ class ArrayFile:
         self._digest.update(piece)
         with self.path.open("ab") as stream:
             stream.write(piece)
+
+
+def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> memoryview:
+    header = io.BytesIO()
+    description = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(header, {"descr": description, "fortran_order": False, "shape": shape})
+    return header.getbuffer()
+
+
+def _npy_digest(array: NDArray[Any]) -> str:
+    """Return the SHA-256 of the file that `ArrayFile` would write."""
+    digest = hashlib.sha256(_npy_header(array.dtype, array.shape))
+    digest.update(np.ascontiguousarray(array).data.cast("B") if len(array) else b"")
+    return digest.hexdigest()
+
+
+def _joined(digests: Mapping[str, str]) -> str:
+    """Return one digest of those of files by name."""
+    parts = " ".join(f"{name}={digests[name]}" for name in sorted(digests))
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
 def write_arrays(directory: Path, arrays: Mapping[str, NDArray[Any]]) -> list[ArrayFile]:

@@ -45,6 +45,10 @@ class LogTargets:
         counts = _ones(words)
         return LogTargets(condition, words, np.cumsum(counts) - counts)
 
+    def flags(self, count: int) -> NDArray[np.bool_]:
+        """Return (count,) which of the first events of the log are targets."""
+        return np.unpackbits(self.words.view(np.uint8), count=count, bitorder="little").view(np.bool_)
+
     @property
     def total(self) -> int:
         """Number of targets of the whole log."""

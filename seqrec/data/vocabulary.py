@@ -194,6 +194,18 @@ class Vocabulary:
         assert self._offsets is not None
         return self._values[self._offsets[row] : self._offsets[row + 1]].tobytes()
 
+    def first(self, count: int) -> Vocabulary:
+        """Return a vocabulary with the ids 1..count alone, at most all: what this one was before it grew."""
+        found, order = Vocabulary.__new__(Vocabulary), None
+        if self._order is not None:
+            order = self._order[self._order < count].astype(np.min_scalar_type(count))
+            order = None if np.array_equal(order, np.arange(count)) else order
+        if self._offsets is None:
+            found._set(self._values[:count], None, order)
+        else:
+            found._set(self._values[: self._offsets[count]], self._offsets[: count + 1], order)
+        return found
+
     def grown(self, external_ids: Int64Array | Sequence[str]) -> Vocabulary:
         """Return a vocabulary with the same ids and, after them, further ones, of which this one knows none."""
         others = Vocabulary(external_ids if self.is_integer else list(map(str, external_ids)), any_order=True)

@@ -195,12 +195,12 @@ class Recommender(pl.LightningModule, ABC):
         """After a fit, remember the log that the model was trained on."""
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and isinstance(data, SequenceDataModule):
-            self._trained_on = record_of(type(self), data.store)
+            self._trained_on = record_of(type(self), data)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record the model's class and the store of its items in a checkpoint; `seqrec.load` reads them."""
         data = getattr(attached_trainer(self), "datamodule", None)
-        checkpoint[CHECKPOINT_KEY] = record_of(type(self), data.store if isinstance(data, SequenceDataModule) else None)
+        checkpoint[CHECKPOINT_KEY] = record_of(type(self), data if isinstance(data, SequenceDataModule) else None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compare the log that a checkpoint is from with the trainer's, before its weights are read.

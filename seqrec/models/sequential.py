@@ -24,7 +24,7 @@ from seqrec.catalogue.sharding import clip_norm, keep_own_state, save_whole_stat
 from seqrec.catalogue.table import ItemEmbedding, ItemTable
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.event_columns import EventColumn, chosen_columns
-from seqrec.data.schema import USERS
+from seqrec.data.schema import NUMERIC, USERS
 from seqrec.data.store import EventStore
 from seqrec.encoders import SequenceEncoder
 from seqrec.encoders.column_embedding import ColumnEmbedding
@@ -374,7 +374,7 @@ class SequentialRecommender(StreamingRecommender):
             InputError: if the store has other columns than the model was built for.
         """
         super().use_store(store)
-        for _, table in self._tables():
+        for _, table in self.item_tables():
             if table.content is not None and table.content.group == USERS:
                 table.content.read(store.user_columns, sizes=store.user_column_sizes)
             elif table.content is not None:
@@ -433,7 +433,7 @@ class SequentialRecommender(StreamingRecommender):
         if (trainer := attached_trainer(self)) is not None:
             check_sharding(trainer)
             ranks, rank, device = trainer.world_size, trainer.global_rank, trainer.strategy.root_device
-        for _, table in self._tables():
+        for _, table in self.item_tables():
             table.make_rows(ranks, rank, device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -472,16 +472,29 @@ class SequentialRecommender(StreamingRecommender):
             return  # its weights are refused
         for column in (*read, *predicted):
             column.check_codes({**heads, **theirs}[column.name].vocabulary, "the checkpoint")
-        self.event_columns = tuple(theirs[column.name] for column in read)
+        self.use_scales({**heads, **theirs})
+
+    def use_scales(self, columns: Mapping[str, EventColumn]) -> None:
+        """Standardise the numbers of columns of events that are read or predicted as in `columns`, by name."""
+        self.event_columns = tuple(_scaled(column, columns) for column in self.event_columns)
         self.hparams["event_columns"] = to_spec(self.event_columns)
         if self.column_embedding is not None:
             self.column_embedding.columns = self.event_columns
         if self.heads is not None:
-            self.heads.columns = tuple(heads[column.name] for column in predicted)
+            self.heads.columns = tuple(_scaled(column, columns) for column in self.heads.columns)
             self.hparams["heads"] = to_spec(self.heads.described)
         data = getattr(attached_trainer(self), "datamodule", None)
         if isinstance(data, SequenceDataModule):
             self._tell_columns(data)
+
+    def use_content_scales(self, hparams: Mapping[str, Any], store: EventStore) -> None:
+        """Standardise the numbers of a store's columns of items and users as a model with these hyperparameters."""
+        for _, table in self.item_tables():
+            if table.content is not None:
+                of_users = table.content.group == USERS
+                argument = "log_user_columns" if of_users else "item_columns"
+                table.content.use_scales(hparams[argument], store.user_columns if of_users else store.item_columns)
+                self.hparams[argument] = {**self.hparams[argument], **table.content.sizes}
 
     def _other_optimizer(self, checkpoint: Mapping[str, Any]) -> OptimizerFactory | None:
         """Return a checkpoint's optimizer if a resumed run has other settings, else None; refuse another kind."""
@@ -493,11 +506,11 @@ class SequentialRecommender(StreamingRecommender):
         for name, before, after in (
             ("optimizer", was.get("class_path"), now["class_path"]),
             ("optimizer.schedule", old.get("schedule"), new.get("schedule")),
-            ("optimizer.table", _kind(old.get("table")), _kind(new.get("table"))),
+            ("optimizer.table", kind_of(old.get("table")), kind_of(new.get("table"))),
         ):
             if before != after:
                 raise InputError(
-                    f"model.{name} is {_shown(after)}, but the checkpoint has the state of {_shown(before)}; resume "
+                    f"model.{name} is {shown_spec(after)}, but the checkpoint has the state of {shown_spec(before)}; resume "
                     "with that, or begin a new run without --ckpt_path"
                 )
         had: OptimizerFactory = from_spec(was, OptimizerFactory)
@@ -526,7 +539,7 @@ class SequentialRecommender(StreamingRecommender):
 
     def on_fit_start(self) -> None:
         """Start with equal tables in all processes, and pass the training's item counts to a loss that needs them."""
-        for name, table in self._tables():
+        for name, table in self.item_tables():
             rank_zero_info(f"{name}: {table.summary}")
             table.start_equal()
         data = getattr(self.trainer, "datamodule", None)
@@ -536,7 +549,7 @@ class SequentialRecommender(StreamingRecommender):
             self.loss.use_item_counts(torch.from_numpy(data.train_item_counts()))
         if self.item_table.content:
             trained = torch.from_numpy(data.trained_items())
-            for _, table in self._tables():
+            for _, table in self.item_tables():
                 if table is not self.users:
                     table.use_trained_items(trained)
 
@@ -655,26 +668,33 @@ class SequentialRecommender(StreamingRecommender):
         )
 
     def _buffers_of_items(self) -> list[str]:
-        return [f"{name}.{own}" for name, table in self._tables() for own, _ in table.named_buffers()]
+        return [f"{name}.{own}" for name, table in self.item_tables() for own, _ in table.named_buffers()]
 
-    def _tables(self) -> list[tuple[str, ItemEmbedding]]:
+    def item_tables(self) -> list[tuple[str, ItemEmbedding]]:
+        """Return the tables of items and users with their names in the model."""
         return [(name, module) for name, module in self.named_children() if isinstance(module, ItemEmbedding)]
 
     def _sparse_tables(self) -> list[ItemEmbedding]:
-        return [table for _, table in self._tables() if table.sparse]
+        return [table for _, table in self.item_tables() if table.sparse]
 
     def _sparse_embeddings(self) -> dict[str, nn.Embedding]:
-        return {f"{name}.table.weight": table.table for name, table in self._tables() if table.sparse}
+        return {f"{name}.table.weight": table.table for name, table in self.item_tables() if table.sparse}
 
 
-def _kind(spec: Any) -> Any:
+def _scaled(column: EventColumn, columns: Mapping[str, EventColumn]) -> EventColumn:
+    if column.kind != NUMERIC:
+        return column
+    return EventColumn(column.name, NUMERIC, mean=columns[column.name].mean, std=columns[column.name].std)
+
+
+def kind_of(spec: Any) -> Any:
     """Return the class of a spec, without its arguments."""
     return spec.get("class_path") if isinstance(spec, dict) else spec
 
 
-def _shown(spec: Any) -> str:
+def shown_spec(spec: Any) -> str:
     """Return a spec in one line for a message."""
     if not isinstance(spec, dict):
         return str(spec).rpartition(".")[2]
     arguments = ", ".join(f"{name}={value}" for name, value in spec.get("init_args", {}).items())
-    return f"{_shown(_kind(spec))}({arguments})"
+    return f"{shown_spec(kind_of(spec))}({arguments})"

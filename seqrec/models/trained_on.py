@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from seqrec.aliases import __version__
+from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.store import EventStore
 from seqrec.errors import StoreError
 from seqrec.registry import public_path
@@ -14,12 +15,16 @@ from seqrec.registry import public_path
 CHECKPOINT_KEY = "seqrec"
 
 
-def record_of(cls: type, store: EventStore | None) -> dict[str, Any]:
-    """Return the record of a checkpoint: version, the model's class, and the store with digests of its ids."""
+def record_of(cls: type, data: SequenceDataModule | None) -> dict[str, Any]:
+    """Return the record of a checkpoint: version, the model's class, and the store with digests of its ids.
+
+    `newest` is the time of the newest event of the training part, if the log has times.
+    """
     record: dict[str, Any] = {"version": __version__, "class_path": public_path(cls)}
-    if store is not None:
-        folder = str(store.directory.absolute())
-        record |= {"store": folder, "items": store.items_digest, "users": store.users_digest}
+    if data is not None:
+        folder = str(data.store.directory.absolute())
+        record |= {"store": folder, "items": data.store.items_digest, "users": data.store.users_digest}
+        record |= {} if data.newest_trained is None else {"newest": data.newest_trained}
     return record
 
 
