@@ -14,12 +14,14 @@ from pathlib import Path
 import yaml
 
 from seqrec.cli.errors import keys_of
-from seqrec.cli.run_config import config_of_run, content_of, restored_config
+from seqrec.cli.run_config import config_of_run, config_to_continue, content_of, restored_config
 from seqrec.data.user_files import read_text, refuse_special
 from seqrec.errors import InputError, MissingInputError
 from seqrec.runs.config_files import find_config
 from seqrec.runs.finding import LAST, RUNS, WORDS, find_checkpoint
 
+# Option of the checkpoint whose weights a new run starts from.
+WARM_START = "--warm_start.ckpt"
 # Options of a run. With one of them, `recommend` uses a trainer.
 RUN_OPTIONS = {"trainer", "data", "model", "protocol", "execution", "recommendations", "seed_everything"}
 
@@ -32,8 +34,10 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
     - `--protocol` may be the name of a preset, or `FullRanking` or `SampledRanking` with their defaults. Later
       arguments may change parts of it.
 
-    A run that names a checkpoint and no config gets the config of the checkpoint's run, and `recommend` without an
-    output writes to that run's folder. A `fit` that SLURM restarts gets the resume point that its job left in `runs`.
+    - `--warm_start` is `--warm_start.ckpt`, a checkpoint.
+
+    A run that names a checkpoint and no config gets the config of the checkpoint's run, without its budget if it starts
+    from the checkpoint's weights. `recommend` without an output writes to that run's folder. A `fit` that SLURM restarts gets the resume point that its job left in `runs`.
 
     Args:
         name: The command.
@@ -42,16 +46,16 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
 
     Raises:
         MissingInputError: if no checkpoint or config has that name.
-        InputError: if `max_length` of the model is set, which is the data's.
+        InputError: if `max_length` of the model is set, which is the data's, or a run shall both resume and start anew.
     """
     is_run = checkpoint == "--ckpt_path"
     argv: list[str] = []
-    given: dict[str, list[str]] = {"--ckpt": [], "--config": [], "--output": [], "--filter_seen": []}
+    given: dict[str, list[str]] = {name: [] for name in ("--ckpt", "--config", "--output", "--filter_seen", WARM_START)}
     waiting, runs = deque(words), _folder_of_runs(words) if is_run else RUNS
     while waiting:
         option, equals, value = waiting.popleft().partition("=")
         as_typed = option
-        option = {"-c": "--config", "--ckpt_path": "--ckpt"}.get(option, option)
+        option = {"-c": "--config", "--ckpt_path": "--ckpt", "--warm_start": WARM_START}.get(option, option)
         if option in ("--model.max_length", "--model.init_args.max_length"):
             raise InputError(_REFUSED_LENGTH.format(option))
         if option not in (*given, "--protocol") or not (equals or waiting):
@@ -63,6 +67,8 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
             if is_run or value in WORDS or Path(value).exists():
                 found = find_checkpoint(value, to_resume=name == "fit", argument=f"{as_typed} ", runs=runs)
                 value = _plain(found)
+        elif option == WARM_START and value != "null":
+            value = _plain(find_checkpoint(value, argument=f"{as_typed} ", runs=runs))
         elif option == "--config":
             refuse_special(value, f"config {value}")
             value = restored_config(value) or _config(value, refuse_length=is_run)
@@ -70,11 +76,17 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
             value = _protocol(value)
         given.setdefault(option, []).append(value)
         argv += [checkpoint if option == "--ckpt" else option, value]
+    if given[WARM_START] and given["--ckpt"]:
+        raise InputError(
+            "--ckpt resumes a run, and --warm_start begins one with the weights of another: give one of them"
+        )
     if name == "fit" and not given["--ckpt"]:
         given["--ckpt"] = _resume_point_of_slurm_job(runs)
         argv += [word for file in given["--ckpt"] for word in (checkpoint, file)]
     if not given["--ckpt"]:
-        return argv
+        starts = name == "fit" and not given["--config"]
+        config = config_to_continue(Path(given[WARM_START][-1]), words) if starts and given[WARM_START] else None
+        return argv if config is None else ["--config", config, *argv]
     run = Path(given["--ckpt"][0]).parent.parent
     if is_run and given["--config"]:
         own = given["--config"][-1]

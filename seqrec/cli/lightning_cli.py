@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from seqrec.aliases import __version__
 from seqrec.cli import trainer_arguments
 from seqrec.cli.arguments import (
+    WARM_START,
     as_prediction,
     expand,
     refuse_missing_config,
@@ -47,6 +48,7 @@ from seqrec.experiments.tuning import find_batch_size, find_lr
 from seqrec.inference import RecommendationWriter
 from seqrec.models import Baseline, Recommender, SequentialRecommender
 from seqrec.models.baselines.comparison import BaselineComparison
+from seqrec.models.warm_start import WarmStart
 from seqrec.registry import class_named
 from seqrec.runs import RunFolder
 from seqrec.runs.callbacks import (
@@ -72,6 +74,7 @@ CALLBACKS: dict[str, type[pl.Callback]] = {
     "resume_points": ResumePoints,
     "execution": EncoderCompile,
     "graphed_step": GraphedStep,
+    "warm_start": WarmStart,
     "recommendations": RecommendationWriter,
     "results": ResultsWriter,
     "baselines": BaselineComparison,
@@ -420,7 +423,7 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
     inside = "\n" in given_files.get("--config", "")
     named_by_user = name is None or (name_a_config(words) and not inside)
     # A checkpoint alone has no run, and its config writes only beside it.
-    place = Path(given_files.get("--ckpt_path", "")).parent
+    place = Path(given_files.get("--ckpt_path") or given_files.get(WARM_START, "")).parent
     run_folder = place.parent if place.name == "checkpoints" else place / "run"
     classes = classes_of_the_user() if named_by_user else only_trusted_classes(words, run_folder)
     argv = argv if name is None else [name, *argv]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,7 +13,8 @@ import yaml
 from seqrec.cli.run_config import content_of
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.evaluation.report import text_table
-from seqrec.models.recipes import LogShape, choose, nested, shown
+from seqrec.models.recipes import LogShape, choose, choose_to_continue, nested, shown
+from seqrec.runs.checkpoints import peek
 
 # Option of the rule -> options that do its work: if one of them is set, the rule leaves its own out.
 _BY_EPOCHS = ("trainer.check_val_every_n_epoch", "trainer.val_check_interval")
@@ -72,7 +74,7 @@ def chosen_arguments(
         argv: Arguments of the command, as `expand` returns them. What they set is no choice.
         config: Value of each option, nested, defaults included.
     """
-    explicit = explicit_options(argv)
+    explicit, ckpt = explicit_options(argv), config["warm_start"]["ckpt"]
     given = {option: _value(config, option) for option in explicit if option.startswith(("data.", "trainer.", "valid"))}
     if config["trainer"].get("fast_dev_run"):
         given["trainer.max_steps"] = explicit["trainer.max_epochs"] = 1
@@ -80,22 +82,31 @@ def chosen_arguments(
     values: dict[str, Any] = {}
     rows: list[list[str]] = []
     yours: list[str] = []
-    for choice in choose(LogShape.of(data), model.__name__, given):
+    shape = LogShape.of(data)
+    if ckpt is None:
+        choices, instead = choose(shape, model.__name__, given), _INSTEAD
+        lines = ["chosen by the size of the log (--recipe false: none; see the guide, training)"]
+    else:
+        saved = peek(Path(ckpt))
+        choices = choose_to_continue(shape, model, saved.get("hyper_parameters", {}), given)
+        # The model's settings belong together.
+        instead = {name: others for name, others in _INSTEAD.items() if not name.startswith("model.")}
+        lines = [f"chosen to continue from {ckpt} (--recipe false: nothing; see the guide, training)"]
+    for choice in choices:
         for option, value in choice.values.items():
             if option.startswith("model.") and option.split(".")[1] not in parameters:
                 continue
-            if _is_set(option, value, explicit):
+            if _is_set(option, value, explicit, instead):
                 yours.append(option)
                 continue
             values[option] = value
             rows.append([option, shown(value), choice.reason])
-    lines = ["chosen by the size of the log (--recipe false: none; see the guide, training)"]
     lines.append(text_table(["option", "value", "reason"], rows, names=3))
     lines += [f"not chosen, because these or others in their place are set: {', '.join(yours)}"] if yours else []
     return nested(values), "\n".join(lines)
 
 
-def _is_set(option: str, value: Any, explicit: Mapping[str, Any]) -> bool:
+def _is_set(option: str, value: Any, explicit: Mapping[str, Any], instead: Mapping[str, tuple[str, ...]]) -> bool:
     """Return whether an option is set, a part of it, all that contains it (to null), or one that does its work."""
     if option in _IN_PARTS:
         same = value["class_path"].rpartition(".")[2]
@@ -103,7 +114,7 @@ def _is_set(option: str, value: Any, explicit: Mapping[str, Any]) -> bool:
     above = [".".join(option.split(".")[:count]) for count in range(1, option.count(".") + 1)]
     if any(each in explicit and explicit[each] is None for each in above):
         return True
-    names = (option, *_INSTEAD.get(option, ()))
+    names = (option, *instead.get(option, ()))
     return any(key == name or key.startswith(f"{name}.") for key in explicit for name in names)
 
 

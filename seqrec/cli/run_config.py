@@ -14,6 +14,12 @@ from seqrec.runs.finding import find_checkpoint
 FILE_NAME = "config.yaml"
 # Key of a checkpoint: `config`, the text of its run's config, and `folder`, the one that relative paths are from.
 KEY = "seqrec_run"
+# Options that a run does not take over when it starts from the weights of another.
+_OF_ONE_RUN = (
+    *("ckpt_path", "recipe", "warm_start", "validation", "early_stopping.patience", "early_stopping.patience_steps"),
+    *("trainer.max_steps", "trainer.max_epochs", "trainer.check_val_every_n_epoch", "trainer.val_check_interval"),
+    *("trainer.logger.init_args.version", "model.init_args.optimizer"),
+)
 
 
 def content_of(config: str) -> dict[str, Any]:
@@ -54,6 +60,25 @@ def config_of_run(checkpoint: Path, words: Sequence[str] = ()) -> str | None:
         return str(file)
     if not _is_here(saved):
         _resolve(config, Path(saved[KEY]["folder"]), saved.get("seqrec", {}).get("store"), words)
+    return yaml.safe_dump(config, sort_keys=False)
+
+
+def config_to_continue(checkpoint: Path, words: Sequence[str] = ()) -> str | None:
+    """Return the config of a checkpoint's run as YAML text for a run that starts from its weights; None if it is lost.
+
+    What belongs to the run itself is left out: its folder, the optimizer, and how long it trained.
+    """
+    found = config_of_run(checkpoint, words)
+    config = content_of(found) if found is not None else {}
+    if not config:
+        return None
+    for key in _OF_ONE_RUN:
+        *parts, last = key.split(".")
+        place: Any = config
+        for part in parts:
+            place = place.get(part) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            place.pop(last, None)
     return yaml.safe_dump(config, sort_keys=False)
 
 

@@ -23,7 +23,10 @@ from seqrec.registry import TRUST_VARIABLE, trusted_packages, trusting
 KNOWN_PACKAGES = ("seqrec", "lightning.pytorch", "lightning.fabric")
 OPTION = "--trust"
 # Options whose values are files or folders, the names of which others may have chosen.
-_FILES = ("--ckpt", "--ckpt_path", "--config", "-c", "--store", "--data.store", "--output")
+_FILES = (
+    *("--ckpt", "--ckpt_path", "--config", "-c", "--store", "--data.store", "--output"),
+    *("--warm_start", "--warm_start.ckpt", "--warm_start.store"),
+)
 # A dotted path that is no part of the name of a file.
 _PATH = re.compile(r"(?<![\w./-])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?![\w./-])")
 

@@ -303,9 +303,7 @@ class SequenceDataModule(pl.LightningDataModule):
         if self.store.targets is not None:
             self._report_targets(self.store.targets)
         predicted = self.target_columns
-        dataset = WindowDataset(
-            events, stops, scales=self.event_scales, target_columns=predicted, targets=targets
-        )
+        dataset = WindowDataset(events, stops, scales=self.event_scales, target_columns=predicted, targets=targets)
         shuffle = not (self.longest_first or self._overfits)
         loader = self._loader(dataset, windows, self.batch_size, shuffle=shuffle)
         self._train_sampler = loader.sampler

@@ -273,7 +273,9 @@ class EventStore:
         }[group]
         if count > len(vocabulary):
             return None
-        return _joined({f"{name}.npy": _npy_digest(each) for name, each in vocabulary.first(count).arrays(stem).items()})
+        return _joined(
+            {f"{name}.npy": _npy_digest(each) for name, each in vocabulary.first(count).arrays(stem).items()}
+        )
 
     @property
     def item_column_sizes(self) -> dict[str, dict[str, Any]]:

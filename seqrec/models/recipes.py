@@ -21,11 +21,16 @@ from seqrec.evaluation.report import text_table
 from seqrec.models import presets
 from seqrec.models.sequential import SequentialRecommender
 from seqrec.runs.callbacks import BestCheckpoint, ResumableEarlyStopping, ValidationSteps
-from seqrec.specs import from_spec
+from seqrec.specs import arguments_from_specs, from_spec, to_spec
 
 # Encoders that know the order of events without learned positions, which they would need to give up to be streamed.
 _RECURRENT = {"GRU4Rec", "MambaRec", "RecMamba", "Samba"}
 _ATTENDING = {"SASRec", "MoEMaTrRec"}
+_STEPS = "trainer.max_steps"
+# Arguments of a model that its log determines, or that options name in another way.
+_OF_LOG = {"num_items", "num_users", "max_length", "item_columns", "log_user_columns", "log_columns", "heads"}
+# Share of the budget of a fresh run that continued training gets.
+CONTINUED_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,56 @@ def choose(shape: LogShape, model: str, given: Mapping[str, Any] = MappingProxyT
         Choice({"early_stopping.patience_steps": checks * interval}, f"{checks} validations without a better one"),
         *([Choice({"data.val_users": judged}, "more make validations slow")] if judged < shape.users else []),
     ]
+
+
+def choose_to_continue(
+    shape: LogShape,
+    model: type[SequentialRecommender],
+    saved: Mapping[str, Any],
+    given: Mapping[str, Any] = MappingProxyType({}),
+) -> list[Choice]:
+    """Return the settings for training that starts from a checkpoint: its model, and a share of the budget.
+
+    Args:
+        shape: The training part of the log as a whole.
+        model: Class of the model.
+        saved: Hyperparameters of the checkpoint.
+        given: As for `choose`.
+
+    Raises:
+        InputError: if the checkpoint names a class that it may not name.
+    """
+    given = {"data.max_length": saved.get("max_length"), **given}
+    if not ((given.get("trainer.max_steps") or 0) > 0 or given.get("trainer.max_epochs")):
+        (whole,) = (each.values[_STEPS] for each in choose(shape, model.__name__, given) if _STEPS in each.values)
+        given[_STEPS] = _rounded(CONTINUED_SHARE * whole, 100)
+    chosen = choose(shape, model.__name__, given)
+    (optimizer,) = (each for each in chosen if "model.optimizer" in each.values)
+    found = _settings_of(saved, model, optimizer.values["model.optimizer"]["init_args"]["schedule"])
+    same = {name: value for name, value in found.items() if name != "optimizer"}
+    choices = [Choice({f"model.{name}": value}, "as in the checkpoint") for name, value in same.items()]
+    of_run = (each for each in chosen if not any(option.startswith("model.") for option in each.values))
+    return [*choices, Choice({"model.optimizer": found["optimizer"]}, f"as there, but {optimizer.reason}"), *of_run]
+
+
+def _settings_of(saved: Mapping[str, Any], model: type[SequentialRecommender], schedule: Any) -> dict[str, Any]:
+    """Return the arguments of a checkpoint's model as options have them, with another schedule."""
+    names = [name for name in inspect.signature(model).parameters if name in saved and name not in _OF_LOG]
+    found: dict[str, Any] = {}
+    for name, value in arguments_from_specs(model, {name: saved[name] for name in names}).items():
+        spec = to_spec(value)
+        if name == "event_columns":
+            spec = [column.name for column in value]
+        elif name == "item_table":
+            found |= {f"item_table.{key}": each for key, each in spec["init_args"].items() if each not in (None, [])}
+            continue
+        elif name == "time" and spec is not None:
+            spec = spec["init_args"]
+        elif name == "optimizer" and "schedule" in spec["init_args"]:
+            spec["init_args"]["schedule"] = schedule
+        if spec not in (None, []):
+            found[name] = spec
+    return found
 
 
 def _events_an_update(given: Mapping[str, Any], tokens: int, mean: float, length: int) -> float:

@@ -695,6 +695,6 @@ def kind_of(spec: Any) -> Any:
 def shown_spec(spec: Any) -> str:
     """Return a spec in one line for a message."""
     if not isinstance(spec, dict):
-        return str(spec).rpartition(".")[2]
+        return spec.rpartition(".")[2] if isinstance(spec, str) else str(spec)
     arguments = ", ".join(f"{name}={value}" for name, value in spec.get("init_args", {}).items())
     return f"{shown_spec(kind_of(spec))}({arguments})"

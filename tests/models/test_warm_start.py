@@ -29,7 +29,7 @@ from seqrec.errors import StoreError
 from seqrec.models.warm_start import WarmStart
 from seqrec.runs.checkpoints import read_checkpoint
 from seqrec.training.losses import BCE, SampledSoftmax
-from seqrec.training.optim import AdamW, LazyAdam, RowwiseAdagrad, Schedule
+from seqrec.training.optim import AdamW, RowwiseAdagrad, Schedule
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 QUIET: dict[str, Any] = {
@@ -178,4 +178,122 @@ def test_rows_are_carried_over_to_another_catalogue_by_external_id(folder: Path,
     assert 5 < len(here) < data.num_items
     assert torch.equal(model.items.weight[here], weights["items.table.weight"][there])
     moments = trainer.optimizers[0].state[model.items.weight]["exp_avg"]
-    assert torch.equal(moments[here], state[0]["exp_avg"][there])
+    (carried,) = [each["exp_avg"] for each in state.values() if len(each["exp_avg"]) == old.num_items + 1]
+    assert torch.equal(moments[here], carried[there])
+
+
+def test_new_items_start_from_the_items_that_entered_last(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("seqrec.models.warm_start.NEWEST_ITEMS", 3)
+    data, table = data_of(folder / "grown"), saved_state(folder / "old.ckpt")[0]["items.table.weight"]
+    model, fresh = model_of(data), model_of(data)
+    fit(data, model, 0, WarmStart(str(folder / "old.ckpt")))
+    newest = np.argsort(data.first_event_times[1 : len(table)], kind="stable")[-3:] + 1
+    expected = table[torch.from_numpy(newest)].mean(0)
+    assert torch.allclose(model.items.weight[len(table) :], expected.expand(data.num_items + 1 - len(table), -1))
+    model = model_of(data)
+    fit(data, model, 0, WarmStart(str(folder / "old.ckpt"), new_items="random"))
+    assert torch.equal(model.items.weight[len(table) :], fresh.items.weight[len(table) :])
+
+
+def test_values_of_columns_keep_their_vectors_and_numbers_their_scale(folder: Path, tmp_path: Path):
+    old, data = data_of(folder / "old"), data_of(folder / "grown")
+    read: dict[str, Any] = {"event_columns": ["kind", "score"], "user_embedding": True}
+
+    def with_columns(data: SequenceDataModule) -> Any:
+        return model_of(data, **read, log_columns=data.event_columns, num_users=data.num_users)
+
+    file = checkpoint(tmp_path / "a.ckpt", old, with_columns(old))
+    model = with_columns(data)
+    fit(data, model, 0, WarmStart(file))
+    weights = saved_state(file)[0]
+    kinds, was = (
+        model.column_embedding.layers["column_kind"].weight,
+        weights["column_embedding.layers.column_kind.weight"],
+    )
+    assert model.event_columns[0].values == ["a", "b", "c", "d"]
+    assert torch.equal(kinds[:3], was)
+    assert torch.equal(kinds[3:], was[:1].expand(2, -1))
+    assert data.event_scales["score"] == old.event_scales["score"]
+    assert torch.equal(model.users.weight[: old.num_users + 1], weights["users.table.weight"])
+    assert SASRec.from_hyperparameters(dict(model.hparams)).event_columns == model.event_columns
+
+
+def test_a_table_that_became_sparse_keeps_its_state(folder: Path):
+    data, state = data_of(folder / "grown"), saved_state(folder / "old.ckpt")[1]
+    model = model_of(data, **SPARSE)
+    trainer = fit(data, model, 0, WarmStart(str(folder / "old.ckpt")))
+    found = trainer.optimizers[0].state[model.items.weight]
+    (was,) = [each for each in state.values() if len(each["exp_avg"]) == data_of(folder / "old").num_items + 1]
+    assert (found["step"], type(found["step"])) == (3, int)
+    assert torch.equal(found["exp_avg_sq"][: len(was["exp_avg_sq"])], was["exp_avg_sq"])
+    fit(data, model_of(data, **SPARSE), 2, WarmStart(str(folder / "old.ckpt")))
+
+
+@pytest.mark.parametrize(("replay", "windows"), [(0.0, 0), (0.4, 1)])
+def test_replay_trains_on_new_events_and_a_share_of_older_windows(folder: Path, replay: float, windows: int):
+    data = data_of(folder / "grown", batch_size=100, max_length=4)
+    trainer = fit(data, model_of(data), 1, WarmStart(str(folder / "old.ckpt"), replay=replay))
+    batch = next(iter(trainer.train_dataloader))
+    times = batch.request_times
+    is_new = (times > data_of(folder / "old").newest_trained) & batch.is_target
+    trained = batch.is_target.any(1)
+    new_rows = is_new.any(1)
+    assert trained.all()
+    # New windows have new targets alone, and replayed ones only older targets.
+    assert (is_new == batch.is_target)[new_rows].all()
+    replayed = int((~new_rows).sum())
+    assert replayed == round(replay / (1 - replay) * int(new_rows.sum()))
+    assert (replayed > 0) == bool(windows)
+
+
+@pytest.mark.parametrize(
+    ("settings", "start", "message"),
+    [
+        ({"d_model": 16}, {}, r"d_model=8 \(here 16\)"),
+        ({"cls": GRU4Rec}, {}, r"encoder=SASRec \(here GRU4Rec\)"),
+        ({"loss": SampledSoftmax()}, {}, r"loss=BCE \(here SampledSoftmax\)"),
+        ({"item_table": ItemTable(temperature=0.1)}, {}, r"item_table.temperature=None \(here 0.1\)"),
+        ({"positions": False}, {}, r"positions=True \(here False\)"),
+        ({"optimizer": AdamW(0.01)}, {}, r"has the state of Adam, but model.optimizer is AdamW"),
+        ({**SPARSE, "optimizer": Adam(table=RowwiseAdagrad())}, {}, "table optimiser keeps exp_avg"),
+        ({}, {"store": "nothing"}, "no store with its items is at nothing"),
+        ({}, {"ckpt": "nothing.ckpt"}, "warm_start.ckpt=nothing.ckpt: there is no such checkpoint"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_by_name(folder: Path, settings: Any, start: Any, message: str):
+    data = data_of(folder / "grown")
+    with pytest.raises((InputError, StoreError), match=message):
+        fit(data, model_of(data, **settings), 0, WarmStart(**{"ckpt": str(folder / "old.ckpt"), **start}))
+
+
+def test_ids_of_another_catalogue_and_missing_new_events_are_refused(folder: Path, tmp_path: Path):
+    write(tmp_path / "far.parquet", 5, users=20, items=range(900, 920), times=range(2000, 3000))
+    far, old = data_of(tmp_path / "far", "far.parquet"), data_of(folder / "old")
+    start = WarmStart(str(folder / "old.ckpt"), replay=0.2)
+    with pytest.raises(InputError, match="knows none of the 20 items"):
+        fit(far, model_of(far), 0, start)
+    with pytest.raises(InputError, match="no training event is newer than"):
+        fit(old, model_of(old), 1, start)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"new_items": "old"}, "warm_start.new_items='old' must be one of newest, mean, random"),
+        ({"replay": 1.0}, "warm_start.replay=1.0 must be below 1"),
+        ({"replay": -0.1}, "warm_start.replay=-0.1 must be at least 0"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        WarmStart("a.ckpt", **arguments)
+
+
+def test_a_resumed_run_does_not_start_again(folder: Path, tmp_path: Path):
+    data, start = data_of(folder / "grown"), WarmStart(str(folder / "old.ckpt"))
+    model = model_of(data)
+    fit(data, model, 2, start).save_checkpoint(tmp_path / "half.ckpt")
+    resumed = model_of(data)
+    trainer = pl.Trainer(max_steps=2, callbacks=[start], **QUIET)
+    trainer.fit(resumed, data, ckpt_path=tmp_path / "half.ckpt")
+    assert torch.equal(resumed.items.weight, model.items.weight)
