@@ -33,11 +33,11 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
     - `--config` is a file, or the name of a config of the package.
     - `--protocol` may be the name of a preset, or `FullRanking` or `SampledRanking` with their defaults. Later
       arguments may change parts of it.
-
     - `--warm_start` is `--warm_start.ckpt`, a checkpoint.
 
-    A run that names a checkpoint and no config gets the config of the checkpoint's run, without its budget if it starts
-    from the checkpoint's weights. `recommend` without an output writes to that run's folder. A `fit` that SLURM restarts gets the resume point that its job left in `runs`.
+    A run that names a checkpoint and no config gets the config of the checkpoint's run, without its budget if it only
+    starts from the weights. `recommend` without an output writes to that run's folder. A `fit` that SLURM restarts gets
+    the resume point that its job left in `runs`.
 
     Args:
         name: The command.

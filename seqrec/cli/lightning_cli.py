@@ -66,7 +66,11 @@ from seqrec.runs.summary import FILE_NAME as SUMMARY_FILE
 from seqrec.runs.trainer_checks import caveats
 
 # Commands that need only the data -> their options.
-OF_THE_DATA = {"prepare": ("overwrite",), "append": ("input", "duplicates", "late"), "compact": ()}
+OF_THE_DATA = {
+    "prepare": ("overwrite",),
+    "append": ("input", "duplicates", "late", "items", "users", "changed"),
+    "compact": (),
+}
 CALLBACKS: dict[str, type[pl.Callback]] = {
     "checkpoint": BestCheckpoint,
     "validation": ValidationSteps,
@@ -111,6 +115,9 @@ class Trainer(pl.Trainer):
         input: list[str],
         duplicates: Literal["keep", "drop", "refuse"] | None = None,
         late: Literal["merge", "refuse"] = "merge",
+        items: str | dict[str, Any] | None = None,
+        users: str | dict[str, Any] | None = None,
+        changed: Literal["refuse", "keep"] = "refuse",
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
@@ -122,10 +129,13 @@ class Trainer(pl.Trainer):
             duplicates: Events with the user, item and timestamp of an earlier one: keep, drop or refuse. null is
                 data.filters.duplicates.
             late: Events that are older than the newest of their user in the store: merge or refuse.
+            items: Table with the rows of new items, a path or `path` and `vectors`. null reads data.source.items.
+            users: Table with the rows of new users, likewise.
+            changed: Other values of known items and users in these tables: refuse, or keep those of the store.
             ckpt_path: A run's folder, a checkpoint or `last`: the data of that run grows.
             weights_only: Unused; the config of a run has it.
         """
-        datamodule.append(input, duplicates=duplicates, late=late)
+        datamodule.append(input, duplicates=duplicates, late=late, items=items, users=users, changed=changed)
         print(datamodule.store.summary())
 
     @staticmethod

@@ -27,7 +27,7 @@ from seqrec.data.loader import ResumableLoader, outlive_signals
 from seqrec.data.new_events import NewEvents
 from seqrec.data.position import EpochPosition, count_as_done
 from seqrec.data.prepare import Filters, append, ensure_store, fingerprint, prepare
-from seqrec.data.prepare.filters import Duplicates, Late
+from seqrec.data.prepare.filters import Changed, Duplicates, Late
 from seqrec.data.prepare.memory import MemoryLimit
 from seqrec.data.progress import print_line
 from seqrec.data.sampler import BatchSampler, SequentialBatches
@@ -255,12 +255,21 @@ class SequenceDataModule(pl.LightningDataModule):
         log = self.source, self.filters, self.store_directory
         prepare(*log, schema=self.schema, memory_limit=self.memory_limit, progress=print_line, overwrite=True)
 
-    def append(self, input: list[str], *, duplicates: Duplicates | None = None, late: Late = "merge") -> None:
+    def append(
+        self,
+        input: list[str],
+        *,
+        duplicates: Duplicates | None = None,
+        late: Late = "merge",
+        items: str | dict[str, Any] | None = None,
+        users: str | dict[str, Any] | None = None,
+        changed: Changed = "refuse",
+    ) -> None:
         """Add new events to the prepared store; see `seqrec.data.prepare.append`. Only one process may call this."""
         self._forget_store()
         log = self.source, self.filters, self.store_directory, input
-        options = {"schema": self.schema, "memory_limit": self.memory_limit, "progress": print_line}
-        append(*log, duplicates=duplicates, late=late, **options)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"schema": self.schema, "memory_limit": self.memory_limit, "progress": print_line}
+        append(*log, duplicates=duplicates, late=late, items=items, users=users, changed=changed, **options)
 
     def _forget_store(self) -> None:
         for name in ("store", "event_scales", "first_event_times", "newest_trained", "hidden_items"):

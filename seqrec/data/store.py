@@ -288,9 +288,15 @@ class EventStore:
         return self._column_sizes(USERS, self.user_columns)
 
     def _column_sizes(self, group: str, columns: Mapping[str, Column]) -> dict[str, dict[str, Any]]:
-        files = self.manifest["files"]
+        layout, files = Layout(self.directory, self.manifest), self.manifest["files"]
+
+        def digest_of(stem: str) -> str:
+            file = (layout.folder_of(stem) / f"{stem}.npy").relative_to(self.directory)
+            digest: str = files[file.as_posix()]["sha256"]
+            return digest
+
         return {
-            name: {**column.sizes, "sha256": files[f"{file_names(group, name, column.kind)['values']}.npy"]["sha256"]}
+            name: {**column.sizes, "sha256": digest_of(file_names(group, name, column.kind)["values"])}
             for name, column in columns.items()
         }
 

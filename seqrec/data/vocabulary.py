@@ -76,6 +76,11 @@ class Vocabulary:
         """True if external ids are integers, False if they are strings."""
         return self._offsets is None
 
+    @property
+    def is_ascending(self) -> bool:
+        """True if internal ids are in the order of external ids."""
+        return self._order is None
+
     def __len__(self) -> int:
         return len(self._values) if self._offsets is None else len(self._offsets) - 1
 
@@ -228,6 +233,13 @@ class Vocabulary:
         if not np.array_equal(order, np.arange(size)):
             found._order = order.astype(np.min_scalar_type(size))
         return found
+
+    def extended(self, external_ids: Int64Array | Sequence[str]) -> Vocabulary:
+        """Return `grown` by those of some distinct ids that this one does not know."""
+        unknown = np.flatnonzero(self.lookup(external_ids) == 0)
+        if isinstance(external_ids, np.ndarray):
+            return self.grown(external_ids[unknown]) if len(unknown) else self
+        return self.grown([external_ids[place] for place in unknown]) if len(unknown) else self
 
     def arrays(self, stem: str) -> dict[str, NDArray[Any]]:
         """Return the arrays that `open` reads, by file name without `.npy`.

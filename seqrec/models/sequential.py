@@ -510,8 +510,8 @@ class SequentialRecommender(StreamingRecommender):
         ):
             if before != after:
                 raise InputError(
-                    f"model.{name} is {shown_spec(after)}, but the checkpoint has the state of {shown_spec(before)}; resume "
-                    "with that, or begin a new run without --ckpt_path"
+                    f"model.{name} is {shown_spec(after)}, but the checkpoint has the state of {shown_spec(before)}; "
+                    "resume with that, or begin a new run without --ckpt_path"
                 )
         had: OptimizerFactory = from_spec(was, OptimizerFactory)
         return had

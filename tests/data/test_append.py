@@ -87,13 +87,21 @@ def test_append_and_compact_equal_preparation_at_once(tmp_path_factory, pieces, 
     ]
     check_reading(store)
     digest, before = store.items_digest, events(store)
+    if duplicates == "keep":
+        table = Table(str(folder / "all.parquet"))
+        same = files_of(prepare(table, filters, folder / "same", schema=SCHEMA, prefix=store))
     compacted = compact(folder / "store")
+    assert duplicates == "drop" or files_of(compacted) == same
     assert isinstance(compacted.item_ids, np.ndarray)
     assert events(compacted) == before
     assert compacted.items_digest == digest
     assert compacted.manifest["counts"] == store.manifest["counts"]
     assert not list((folder / "store").glob("segment_*"))
     compacted.verify()
+
+
+def files_of(store: EventStore) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in store.directory.glob("*.npy")}
 
 
 def check_reading(store: EventStore) -> None:
@@ -251,8 +259,6 @@ def test_other_columns_versions_and_settings_are_refused(tmp_path: Path, log):
         append(*log, store, new)
     with pytest.raises(InputError, match=r"old\.parquet is in .* already"):
         append(*log, store, str(tmp_path / "old.parquet"), schema=SCHEMA)
-    with pytest.raises(InputError, match=r"schema\.items has columns"):
-        append(*log, store, new, schema=Schema(events=SCHEMA.events, items={"year": "numeric"}))
     with pytest.raises(InputError, match="input is empty"):
         append(*log, store, [], schema=SCHEMA)
     with pytest.raises(StoreError, match="no event store"):
@@ -301,3 +307,117 @@ def test_a_killed_command_leaves_the_store_as_before(tmp_path: Path, monkeypatch
     else:
         assert events(compact("store")) == before
     assert not [each.name for each in tmp_path.iterdir() if each.name.startswith("store.")]
+
+
+TABLES = Schema(
+    events=SCHEMA.events,
+    items={"year": "numeric", "genre": "categorical", "tags": "categories", "text": "vector"},
+    users={"age": "numeric", "town": "categorical"},
+)
+
+
+def tables(folder: Path, part: str, ids: range, users: range, *, year: int = 1900) -> None:
+    """Write the rows of some items and users; those of ids divisible by 4 and 5 lack values."""
+    rows = [
+        (
+            each,
+            None if each % 5 == 0 else year + each,
+            f"g{each % 7}",
+            [f"t{9 - each % 3}", f"t{each % 9}"],
+            [1.0, each],
+        )
+        for each in ids
+        if each % 4
+    ]
+    columns = ["id", "year", "genre", "tags", "text"]
+    pl.DataFrame(rows, schema=columns, orient="row").write_parquet(folder / f"items_{part}.parquet")
+    people = [(f"u{each}", 20 + each, None if each % 5 == 0 else f"town {each % 3}") for each in users]
+    pl.DataFrame(people, schema=["id", "age", "town"], orient="row").write_parquet(folder / f"users_{part}.parquet")
+
+
+@pytest.fixture
+def featured(tmp_path: Path) -> Table:
+    """A log with tables of items and users, the first half of which is a store, `store`; the other is new.parquet."""
+    rng = np.random.default_rng(0)
+    rows = [(f"u{rng.integers(1, 9)}", int(rng.integers(1, 13)), time, "a", 1.0) for time in range(20)]
+    later = [(f"u{rng.integers(1, 12)}", int(rng.integers(1, 25)), time, "b", 1.0) for time in range(20, 50)]
+    for name, events in (("old", rows), ("new", later), ("all", rows + later)):
+        write(tmp_path, f"{name}.parquet", events)
+    tables(tmp_path, "old", range(1, 13), range(1, 9))
+    tables(tmp_path, "new", range(13, 25), range(1, 12))
+    tables(tmp_path, "all", range(1, 25), range(1, 12))
+    log = with_tables(tmp_path, "old")
+    prepare(log, Filters(), tmp_path / "store", schema=TABLES)
+    return log
+
+
+def with_tables(folder: Path, part: str) -> Table:
+    of = {group: {"path": str(folder / f"{group}_{part}.parquet"), "key": "id"} for group in ("items", "users")}
+    return Table(str(folder / f"{part}.parquet"), **of)
+
+
+def values(store: EventStore, group: str) -> dict[str, dict[Any, Any]]:
+    """Each column's values by the log's ids."""
+    columns = store.item_columns if group == "items" else store.user_columns
+    ids = store.item_vocabulary if group == "items" else store.user_vocabulary
+    found: dict[str, dict[Any, Any]] = {}
+    for name, column in columns.items():
+        rows = np.asarray(column.values).tolist()
+        if column.vocabulary is not None:
+            texts = [None, *column.vocabulary.external_ids(np.arange(1, column.num_codes))]
+            rows = [texts[code] for code in rows]
+        if column.offsets is not None:
+            rows = [rows[begin:end] for begin, end in zip(column.offsets, column.offsets[1:], strict=False)]
+        keys = [None, *ids.external_ids(np.arange(1, len(ids) + 1))]
+        found[name] = {key: str(row) for key, row in zip(keys, rows, strict=True)}
+    return found
+
+
+def test_new_items_and_users_get_their_rows(tmp_path: Path, featured: Table):
+    old = EventStore.open(tmp_path / "store")
+    whole_log = with_tables(tmp_path, "all")
+    whole = prepare(whole_log, Filters(), tmp_path / "whole", schema=TABLES)
+    before = {group: values(old, group) for group in ("items", "users")}
+    paths = {group: str(tmp_path / f"{group}_new.parquet") for group in ("items", "users")}
+    store = append(featured, Filters(), tmp_path / "store", str(tmp_path / "new.parquet"), schema=TABLES, **paths)
+    assert store.num_items > old.num_items
+    for group in ("items", "users"):
+        assert values(store, group) == values(whole, group)
+        assert values(old, group) == before[group]
+    kept = store.item_columns["year"]
+    assert (kept.mean, kept.std) == (old.item_columns["year"].mean, old.item_columns["year"].std)
+    assert {name: column.missing for name, column in store.item_columns.items()} == {
+        name: column.missing for name, column in whole.item_columns.items()
+    }
+    assert store.item_column_sizes["year"]["sha256"] != old.item_column_sizes["year"]["sha256"]
+    same = prepare(whole_log, Filters(), tmp_path / "same", schema=TABLES, prefix=store)
+    assert files_of(compact(tmp_path / "store")) == files_of(same)
+    with pytest.raises(InputError, match=r"prefix has \d+ users that the log has not"):
+        prepare(featured, Filters(), tmp_path / "none", schema=TABLES, prefix=same)
+    with pytest.raises(InputError, match="prefix needs filters that keep every user and item"):
+        prepare(featured, Filters(min_user_events=2), tmp_path / "none", schema=TABLES, prefix=same)
+
+
+def test_the_table_of_the_source_may_have_grown(tmp_path: Path, featured: Table):
+    for group in ("items", "users"):
+        (tmp_path / f"{group}_all.parquet").rename(tmp_path / f"{group}_old.parquet")
+    store = append(featured, Filters(), tmp_path / "store", str(tmp_path / "new.parquet"), schema=TABLES)
+    assert ensure_store(featured, Filters(), tmp_path / "store", schema=TABLES).num_items == store.num_items
+    assert int((np.asarray(store.item_columns["genre"].values) > 0).sum()) > 9
+
+
+def test_other_rows_of_known_items_are_refused_or_left_out(tmp_path: Path, featured: Table):
+    old, new = EventStore.open(tmp_path / "store"), str(tmp_path / "new.parquet")
+    tables(tmp_path, "other", range(1, 25), range(1, 12), year=1950)
+    other = {"items": str(tmp_path / "items_other.parquet")}
+    with pytest.raises(InputError, match=r"items\.year of \d+ known items is not what .* first of item_id="):
+        append(featured, Filters(), tmp_path / "store", new, schema=TABLES, **other)
+    with pytest.raises(InputError, match="changed='never' must be one of refuse, keep"):
+        append(featured, Filters(), tmp_path / "store", new, schema=TABLES, changed="never")
+    store = append(featured, Filters(), tmp_path / "store", new, schema=TABLES, changed="keep", **other)
+    count = old.num_items + 1
+    np.testing.assert_array_equal(store.item_columns["year"].values[:count], old.item_columns["year"].values)
+    plain = Table(str(tmp_path / "old.parquet"))
+    prepare(plain, Filters(), tmp_path / "plain", schema=SCHEMA)
+    with pytest.raises(InputError, match="the store has no table of items"):
+        append(plain, Filters(), tmp_path / "plain", new, schema=SCHEMA, **other)

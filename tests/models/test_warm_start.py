@@ -218,6 +218,50 @@ def test_values_of_columns_keep_their_vectors_and_numbers_their_scale(folder: Pa
     assert SASRec.from_hyperparameters(dict(model.hparams)).event_columns == model.event_columns
 
 
+def test_items_with_content_start_with_it_alone(tmp_path: Path):
+    genres = polars.DataFrame(
+        {"id": range(40), "year": np.arange(40) + 1900.0, "genre": [f"g{8 - each // 5}" for each in range(40)]}
+    )
+    genres[:30].write_csv(tmp_path / "items.csv")
+    genres.write_csv(tmp_path / "more.csv")
+    for name, items, times in (("old", range(10, 30), range(1000, 2000)), ("new", range(5, 35), range(2000, 3000))):
+        write(tmp_path / f"{name}.parquet", 3, users=20, items=items, times=times)
+    schema = Schema(items={"year": "numeric", "genre": "categorical"})
+    log = Table(str(tmp_path / "old.parquet"), items={"path": str(tmp_path / "items.csv"), "key": "id"})
+    settings = {"schema": schema, "train_windows": StridedWindows(), "max_length": 8}
+    table = ItemTable(content=("year", "genre"), id_dropout=0.0, bias=True)
+
+    def content_model(data: SequenceDataModule) -> Any:
+        return model_of(data, item_table=table, item_columns=data.item_columns)
+
+    old = SequenceDataModule(log, store=str(tmp_path / "store"), **settings)
+    before = content_model(old)
+    file = checkpoint(tmp_path / "a.ckpt", old, before)
+    rows_before = before.eval().items.whole()
+    append(
+        log,
+        Filters(),
+        tmp_path / "store",
+        str(tmp_path / "new.parquet"),
+        schema=schema,
+        items=str(tmp_path / "more.csv"),
+    )
+    data = SequenceDataModule(log, store=str(tmp_path / "store"), **settings)
+    model = content_model(data)
+    fit(data, model, 0, WarmStart(file))
+    model.eval()
+    known = len(rows_before)
+    assert data.num_items > known
+    assert torch.allclose(model.items.whole()[:known], rows_before, atol=1e-6)
+    assert not model.items.weight[known:, :8].any()
+    content = model.items.content(torch.arange(known, data.num_items + 1))
+    assert torch.allclose(model.items.whole()[known:, :8], content)
+    assert content.abs().sum() > 0
+    # Values of a category that training did not know add nothing.
+    assert not model.items.content.columns[1].weight[data.store.item_columns["genre"].vocabulary.lookup(["g1"])].any()
+    fit(data, content_model(data), 2, WarmStart(file))
+
+
 def test_a_table_that_became_sparse_keeps_its_state(folder: Path):
     data, state = data_of(folder / "grown"), saved_state(folder / "old.ckpt")[1]
     model = model_of(data, **SPARSE)

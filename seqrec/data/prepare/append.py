@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -10,13 +11,15 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from seqrec.data.columns import Column
 from seqrec.data.pieces import pieces_of, user_blocks
+from seqrec.data.prepare.append_rows import COLUMNS_OF, Grown, write_rows
 from seqrec.data.prepare.columns import count_missing
-from seqrec.data.prepare.filters import Duplicates, Filters, Late
+from seqrec.data.prepare.filters import Changed, Duplicates, Filters, Late
 from seqrec.data.prepare.ordering import repeated_places
 from seqrec.data.prepare.partitions import Events, take
 from seqrec.data.prepare.spool import RawColumn
-from seqrec.data.schema import CATEGORICAL, EVENTS, ITEM_ID, USER_ID, file_names
+from seqrec.data.schema import CATEGORICAL, EVENTS, ITEM_ID, ITEMS, USER_ID, USERS, file_names
 from seqrec.data.segments import grown_runs, plain, runs_of
 from seqrec.data.store import ArrayFile, EventStore, write_arrays
 from seqrec.data.vocabulary import Vocabulary
@@ -45,17 +48,6 @@ class Appended:
     duplicates: int = 0
 
 
-@dataclass(frozen=True)
-class _Grown:
-    # A store, the new events as a store of their own, and ids of the first for those of the second (0: left out).
-    store: EventStore
-    delta: EventStore
-    user_ids: Int64
-    item_ids: Int64
-    codes: dict[str, Int64]
-    vocabularies: dict[str, Vocabulary]
-
-
 @dataclass
 class _Tails:
     # The new ends of histories, on disk: events, and for each user its row, what is left of the history, and length.
@@ -69,7 +61,13 @@ class _Tails:
 
 
 def write_segment(
-    store: EventStore, delta: EventStore, work: Path, filters: Filters, duplicates: Duplicates, late: Late
+    store: EventStore,
+    delta: EventStore,
+    work: Path,
+    filters: Filters,
+    duplicates: Duplicates,
+    late: Late,
+    changed: Changed,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any], Appended]:
     """Write the files of a store's next segment into the folder `work/segment`.
 
@@ -80,9 +78,10 @@ def write_segment(
         filters: Those of the store.
         duplicates: Treatment of duplicates.
         late: Treatment of events that are older than the newest of their user.
+        changed: Treatment of other values of known items and users.
 
     Returns:
-        Size and digest of each file, the columns of events for the manifest, and counts.
+        Size and digest of each file, the columns of each group for the manifest, and counts.
 
     Raises:
         InputError: if the new events do not suit the store, or are refused.
@@ -99,10 +98,15 @@ def write_segment(
     if not tails.counts.events:
         raise InputError("no new event is left after the filters and duplicates: the store is as it was")
     files = _write(grown, tails, folder)
-    columns = {
-        name: {"kind": column.kind, "missing": column.missing + tails.missing[f"{EVENTS}.{name}"]}
-        for name, column in store.event_columns.items()
+    columns: dict[str, dict[str, Any]] = {
+        EVENTS: {
+            name: {"kind": column.kind, "missing": column.missing + tails.missing[f"{EVENTS}.{name}"]}
+            for name, column in store.event_columns.items()
+        }
     }
+    for group in (ITEMS, USERS):
+        columns[group], written = write_rows(grown, group, folder, changed)
+        files += written
     return {each.path.name: each.finish() for each in files}, columns, tails.counts
 
 
@@ -117,12 +121,13 @@ def _check(store: EventStore, delta: EventStore) -> None:
                 f"input: {name} has text such as {example!r}, but the store's ids are whole numbers; correct the file, "
                 "or prepare the whole log again"
             )
-    for name, column in store.event_columns.items():
-        known, given = column.vocabulary, delta.event_columns[name].vocabulary
+    for group, name, column, there in _columns(store, delta):
+        where = f"input: {group}" if group != EVENTS else "input"
+        known, given = column.vocabulary, there.vocabulary
         if known is not None and given is not None and known.is_integer and not given.is_integer and len(given):
-            raise InputError(f"input: the column {name!r} has text, but the store's values are whole numbers")
-        if (width := delta.event_columns[name].width) != column.width:
-            raise InputError(f"input: vectors of {name!r} have {width} numbers, but the store's {column.width}")
+            raise InputError(f"{where}: the column {name!r} has text, but the store's values are whole numbers")
+        if there.width != column.width:
+            raise InputError(f"{where}: vectors of {name!r} have {there.width} numbers, but the store's {column.width}")
     if store.timestamps is not None and delta.timestamps is not None:
         was, now = int(store.timestamps[-1]), int(delta.timestamps[-1])
         if min(was, now) > 0 and max(was, now) > _OTHER_UNIT * min(was, now):
@@ -132,7 +137,14 @@ def _check(store: EventStore, delta: EventStore) -> None:
             )
 
 
-def _numbered(store: EventStore, delta: EventStore, filters: Filters) -> _Grown:
+def _columns(store: EventStore, delta: EventStore) -> Iterator[tuple[str, str, Column, Column]]:
+    """Yield group and name of each column of a store, the column, and that of the new events."""
+    for group, attribute in COLUMNS_OF.items():
+        for name, column in getattr(store, attribute).items():
+            yield group, name, column, getattr(delta, attribute)[name]
+
+
+def _numbered(store: EventStore, delta: EventStore, filters: Filters) -> Grown:
     """Find the ids of the new events in the store, and number new users and items after all others."""
     of_users = store.user_vocabulary.translation(delta.user_vocabulary)
     of_items = store.item_vocabulary.translation(delta.item_vocabulary)
@@ -142,12 +154,12 @@ def _numbered(store: EventStore, delta: EventStore, filters: Filters) -> _Grown:
         ("item_vocabulary", of_items, items, store.item_vocabulary, delta.item_vocabulary),
     ]
     codes = {}
-    for name, column in store.event_columns.items():
-        known, given = column.vocabulary, delta.event_columns[name].vocabulary
+    for group, name, column, there in _columns(store, delta):
+        known, given = column.vocabulary, there.vocabulary
         if known is not None and given is not None:
-            codes[name] = known.translation(given)
-            stem = file_names(EVENTS, name, column.kind)["vocabulary"]
-            numbered.append((stem, codes[name], np.arange(len(given) + 1) > 0, known, given))
+            stem = file_names(group, name, column.kind)["values"]
+            codes[stem] = known.translation(given)
+            numbered.append((f"{stem}.vocabulary", codes[stem], np.arange(len(given) + 1) > 0, known, given))
     vocabularies = {}
     for stem, ids, kept, old, new in numbered:
         fresh = np.flatnonzero(kept & (ids == 0))
@@ -155,7 +167,7 @@ def _numbered(store: EventStore, delta: EventStore, filters: Filters) -> _Grown:
         if len(fresh):
             ids[fresh] = len(old) + 1 + np.arange(len(fresh))
             vocabularies[stem] = old.grown(new.external_ids(fresh))
-    return _Grown(store, delta, of_users, of_items, codes, vocabularies)
+    return Grown(store, delta, of_users, of_items, codes, vocabularies)
 
 
 def _admitted(
@@ -184,7 +196,7 @@ def _admitted(
             short = True
 
 
-def _merged(grown: _Grown, spool: Path, duplicates: Duplicates, late: Late) -> _Tails:
+def _merged(grown: Grown, spool: Path, duplicates: Duplicates, late: Late) -> _Tails:
     """Merge new events with those of the store that follow them, users in the order of their ids."""
     store, delta = grown.store, grown.delta
     types: dict[str, np.dtype[Any]] = {"item_ids": np.dtype(np.int64)}
@@ -204,14 +216,14 @@ def _merged(grown: _Grown, spool: Path, duplicates: Duplicates, late: Late) -> _
     return tails
 
 
-def _merge(grown: _Grown, rows: Int64, tails: _Tails, duplicates: Duplicates, late: Late) -> None:
+def _merge(grown: Grown, rows: Int64, tails: _Tails, duplicates: Duplicates, late: Late) -> None:
     # `rows` are those of the new events' store; `local` numbers the users of this block.
     store, delta, user_ids = grown.store, grown.delta, grown.user_ids[1:][rows]
     counts = np.diff(delta.offsets)[rows]
     local, events = np.repeat(np.arange(len(rows)), counts), _events_at(delta, ranges(delta.offsets[rows], counts))
     events["item_ids"] = grown.item_ids[events["item_ids"]]
-    for name, codes in grown.codes.items():
-        events[f"{EVENTS}.{name}"] = codes[events[f"{EVENTS}.{name}"]]
+    for name in events.keys() & grown.codes.keys():
+        events[name] = grown.codes[name][events[name]]
     there = events["item_ids"] > 0
     local, events = local[there], take(events, there)
     present = np.flatnonzero(np.bincount(local, minlength=len(rows)))
@@ -318,7 +330,7 @@ def _cat(parts: list[Int64]) -> Int64:
     return np.concatenate([np.zeros(0, np.int64), *parts])
 
 
-def _write(grown: _Grown, tails: _Tails, folder: Path) -> list[ArrayFile]:
+def _write(grown: Grown, tails: _Tails, folder: Path) -> list[ArrayFile]:
     """Write events, offsets, runs and vocabularies of a segment."""
     store, vocabularies = grown.store, grown.vocabularies
     rows, kept, lengths = map(_cat, (tails.rows, tails.kept, tails.lengths))

@@ -119,12 +119,16 @@ class Codes:
         dtype: Type of the column; of lists, their values count.
         limit: Memory that the distinct values may take.
         where: The column, for messages.
+
+    Attributes:
+        prefix: Values that get the first codes, also if they do not occur; None is none.
     """
 
     def __init__(self, dtype: pl.DataType, limit: MemoryLimit, where: str) -> None:
         self._is_text = _is_text(dtype.inner if isinstance(dtype, (pl.List, pl.Array)) else dtype)
         self._limit = limit
         self._where = where
+        self.prefix: Vocabulary | None = None
         self._known = pl.Series("text", [], pl.String)
         self._ranks: NDArray[np.unsignedinteger[Any]] | None = None
 
@@ -158,16 +162,22 @@ class Codes:
         return integers.cast(pl.String)
 
     def final(self, codes: NDArray[np.uint32]) -> NDArray[np.unsignedinteger[Any]]:
-        """Return the final codes of codes by order of arrival: 1, 2, .. in ascending order of value; 0 stays."""
+        """Return the final codes of codes by order of arrival: 1, 2, .. in the order of `vocabulary`; 0 stays."""
         if self._ranks is None:
             values = self._known if self._is_text else self._known.cast(pl.Int64)
-            self._ranks = np.zeros(len(values) + 1, np.min_scalar_type(len(values)))
-            self._ranks[1 + values.arg_sort().to_numpy()] = np.arange(1, len(self._ranks))
+            vocabulary = self.vocabulary()
+            self._ranks = np.zeros(len(values) + 1, np.min_scalar_type(len(vocabulary)))
+            self._ranks[1 + values.arg_sort().to_numpy()] = (
+                np.arange(1, len(self._ranks)) if self.prefix is None else vocabulary.lookup(_plain(values.sort()))
+            )
         found: NDArray[np.unsignedinteger[Any]] = self._ranks[codes]
         return found
 
     def vocabulary(self) -> Vocabulary:
-        """Return the values of the codes 1, 2, ..."""
-        if self._is_text:
-            return Vocabulary(self._known.sort().to_list())
-        return Vocabulary(self._known.cast(pl.Int64).sort().to_numpy())
+        """Return the values of the codes 1, 2, ..: those of the prefix, then others in ascending order."""
+        values = _plain((self._known if self._is_text else self._known.cast(pl.Int64)).sort())
+        return Vocabulary(values) if self.prefix is None else self.prefix.extended(values)
+
+
+def _plain(values: pl.Series) -> NDArray[np.int64] | list[str]:
+    return values.to_list() if values.dtype == pl.String else values.to_numpy()

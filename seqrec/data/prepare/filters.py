@@ -10,6 +10,8 @@ from seqrec.errors import InputError
 Duplicates = Literal["keep", "drop", "refuse"]
 # Treatment of new events that are older than the newest of their user in a store.
 Late = Literal["merge", "refuse"]
+# Treatment of other values of items and users that a store knows.
+Changed = Literal["refuse", "keep"]
 
 
 @dataclass(frozen=True)

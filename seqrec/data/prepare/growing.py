@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from seqrec.data.manifest import BEFORE, MANIFEST, read_manifest, segment_folder, segments_of, write_manifest
 from seqrec.data.pieces import pieces_of
-from seqrec.data.prepare.filters import Duplicates, Filters, Late
+from seqrec.data.prepare.filters import Changed, Duplicates, Filters, Late
 from seqrec.data.prepare.memory import MemoryLimit
 from seqrec.data.prepare.prepare import (
     check_settings,
@@ -31,6 +31,7 @@ from seqrec.data.progress import Progress, Show
 from seqrec.data.schema import EVENTS, ITEMS, USERS, Schema
 from seqrec.data.segments import Layout
 from seqrec.data.sources.source import Source
+from seqrec.data.sources.table import checked_table
 from seqrec.data.store import ArrayFile, EventStore, write_arrays
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError, StoreError
@@ -52,6 +53,9 @@ def append(
     schema: Schema = Schema(),  # noqa: B008  # not changed
     duplicates: Duplicates | None = None,
     late: Late = "merge",
+    items: str | Mapping[str, Any] | None = None,
+    users: str | Mapping[str, Any] | None = None,
+    changed: Changed = "refuse",
     memory_limit: int | str | None = None,
     progress: Show | None = None,
 ) -> EventStore:
@@ -63,22 +67,30 @@ def append(
     - Events that are older than the newest of their user are merged in the order of time, after the events of equal
       time that the store has.
     - Duplicates are counted, and treated as by `duplicates`.
+    - New items and users get their rows of the tables of items and users. Rows of known ones stay. Numbers of columns
+      keep the mean and the standard deviation by which they are standardised.
 
     The store switches when its manifest is replaced, which is the last step: an append that is killed at any moment
     leaves it as before. Whoever has the store open keeps on reading it as it was. Another append, or a preparation,
     waits for this one.
 
-    Memory does not grow with the store's events, only with its users and ids, some 40 bytes each.
+    Memory does not grow with the store's events, only with its users and ids, some 40 bytes each. Columns of items and
+    users are written anew, whole, if there are new ones.
 
     Args:
         source: The log that the store was prepared from, a `Table`; only its path is not read.
         filters: Those of the store.
         directory: The store's folder.
         input: Files with new events: a file, a glob, a folder, or a list of them, with the columns of the log.
-        schema: Schema of the store. Columns of items and users are refused.
+        schema: Schema of the store.
         duplicates: Treatment of an event with the user, item and timestamp of an earlier one: "keep", "drop" or
             "refuse"; None is that of the filters.
         late: Treatment of events that are older than the newest of their user in the store: "merge" or "refuse".
+        items: Table with the rows of new items: its path, or `path` and `vectors` as in the source's argument of that
+            name, the other entries of which stay. None reads the source's table, which may have grown.
+        users: Table with the rows of new users, likewise.
+        changed: Treatment of other values of known items and users in these tables: "refuse", or "keep" those of the
+            store. Missing values are no others.
         memory_limit: As for `prepare`.
         progress: As for `prepare`.
 
@@ -106,24 +118,23 @@ def append(
     """
     directory, limit = Path(directory), MemoryLimit(memory_limit)
     inputs = [input] if isinstance(input, str) else list(input)
-    for name, value, known in (("duplicates", duplicates, get_args(Duplicates)), ("late", late, get_args(Late))):
-        if value is not None and value not in known:
-            raise InputError(f"{name}={value!r} must be one of {', '.join(known)}")
+    kinds = ("duplicates", duplicates, Duplicates), ("late", late, Late), ("changed", changed, Changed)
+    for name, value, known in kinds:
+        if value is not None and value not in get_args(known):
+            raise InputError(f"{name}={value!r} must be one of {', '.join(get_args(known))}")
     _refuse_unsupported(source, filters, schema, inputs)
     treatment = filters.duplicates if duplicates is None else duplicates
     with store_locked(directory):
         finish_exchange(directory)
         manifest = read_manifest(directory)
         check_settings(directory, manifest, settings_of(source, filters, schema))
-        fresh = copy.copy(source)
-        fresh.path = inputs[0] if len(inputs) == 1 else inputs  # type: ignore[attr-defined]  # a Table
+        fresh = _reading(source, inputs, {ITEMS: items, USERS: users})
         _refuse_known_files(manifest["source_files"], fresh, directory)
         with _work_folder(directory) as work:
             kept = Filters(event_filter=filters.event_filter, duplicates=treatment)
-            delta = prepare_unlocked(
-                fresh, kept, Schema(events=schema.events), work / "new", limit, Progress(progress), False
-            )
-            _append(EventStore.open_unchecked(directory), delta, work, filters, treatment, late, Progress(progress))
+            delta = prepare_unlocked(fresh, kept, schema, work / "new", limit, Progress(progress), False)
+            treatments = treatment, late, changed
+            _append(EventStore.open_unchecked(directory), delta, work, filters, treatments, Progress(progress))
     return EventStore.open(directory)
 
 
@@ -159,15 +170,29 @@ def _refuse_unsupported(source: Source, filters: Filters, schema: Schema, inputs
         raise InputError("input is empty; give the files with new events")
     if source.name != "table":
         raise InputError(f"data.source={type(source).__name__} cannot grow; append needs the source Table")
-    for group in (ITEMS, USERS):
-        if getattr(schema, group):
-            raise InputError(
-                f"schema.{group} has columns, which append cannot extend yet; prepare the whole log again, or leave "
-                "them out"
-            )
     for name in ("as_published_oldest_events", "as_published_raw_ids", "items_without_events"):
         if getattr(filters, name):
             raise InputError(f"filters.{name} is set, so the store cannot grow; prepare the whole log again")
+
+
+def _reading(source: Source, inputs: list[str], tables: Mapping[str, str | Mapping[str, Any] | None]) -> Source:
+    """Return a `Table` that reads other files of events, and other tables of items and users if they are given."""
+    fresh = copy.copy(source)
+    fresh.path = inputs[0] if len(inputs) == 1 else inputs  # type: ignore[attr-defined]  # a Table
+    for group, given in tables.items():
+        own = getattr(source, group)
+        if given is None:
+            continue
+        if own is None:
+            raise InputError(f"{group}={given!r}: the store has no table of {group}; leave it out")
+        if "vectors" in own and "vectors" not in given:
+            raise InputError(
+                f"{group}={given!r} has no vectors, which belong to the rows of the table: give both, as in "
+                f"{{path: .., vectors: {{{', '.join(own['vectors'])}: ..}}}}"
+            )
+        entries = {**own, **({"path": given} if isinstance(given, str) else given)}
+        setattr(fresh, group, checked_table(group, entries))
+    return fresh
 
 
 def _refuse_known_files(known: Sequence[dict[str, object]], source: Source, directory: Path) -> None:
@@ -185,14 +210,13 @@ def _append(
     delta: EventStore,
     work: Path,
     filters: Filters,
-    duplicates: Duplicates,
-    late: Late,
+    treatments: tuple[Duplicates, Late, Changed],
     progress: Progress,
 ) -> None:
     from seqrec.data.prepare.append import write_segment
 
     with _naming_full_disk(store.directory):
-        files, columns, counts = write_segment(store, delta, work, filters, duplicates, late)
+        files, columns, counts = write_segment(store, delta, work, filters, *treatments)
         number = len(segments_of(store.manifest)) + 1
         place = store.directory / segment_folder(number)
         # An append that was killed before it replaced the manifest left it.
@@ -210,7 +234,7 @@ def _append(
     progress.note(
         f"appended {counts.events:,} events; {counts.late:,} were older than the newest of their user, "
         f"{counts.duplicates:,} repeat user, item and timestamp of an earlier one"
-        f"{' and were dropped' if counts.duplicates and duplicates == 'drop' else ''}"
+        f"{' and were dropped' if counts.duplicates and treatments[0] == 'drop' else ''}"
     )
 
 
@@ -239,8 +263,8 @@ def _switch(
         "source_files": list(sources.values()),
         "malformed": [*old.get("malformed", []), *delta.manifest["malformed"]],
     }
-    if columns:
-        extra["columns"] = {**old.get("columns", {}), EVENTS: columns}
+    if described := {group: entries for group, entries in columns.items() if entries}:
+        extra["columns"] = {**old.get("columns", {}), **described}
     write_manifest(store.directory, all_files, new_counts, extra)
 
 
@@ -249,19 +273,23 @@ def _write_compact(store: EventStore, partial: Path, progress: Progress) -> None
     sources: dict[str, tuple[NDArray[Any], int]] = {"item_ids": (store.item_ids, store.num_items)}
     if store.timestamps is not None:
         sources["timestamps"] = store.timestamps, 0
-    for name, column in store.event_columns.items():
-        sources[f"{EVENTS}.{name}"] = column.values, column.num_codes - 1
+    groups = {EVENTS: store.event_columns, ITEMS: store.item_columns, USERS: store.user_columns}
+    columns = [(f"{group}.{name}", column) for group, own in groups.items() for name, column in own.items()]
+    for name, column in columns:
+        sources[name] = column.values, column.num_codes - 1
     for name, (values, largest) in sources.items():
         dtype = np.min_scalar_type(largest) if values.dtype.kind == "u" else values.dtype
         width = values.shape[1] if len(values.shape) > 1 else None
-        files.append(ArrayFile(partial, name, dtype, store.num_events, width))
-        for piece in progress.track(f"writing {name}", pieces_of(values, COPIED_EVENTS), total=store.num_events):
+        files.append(ArrayFile(partial, name, dtype, len(values), width))
+        for piece in progress.track(f"writing {name}", pieces_of(values, COPIED_EVENTS), total=len(values)):
             files[-1].append(piece)
     arrays: dict[str, NDArray[Any]] = {"offsets": np.asarray(store.offsets)}
     arrays |= store.item_vocabulary.arrays("item_vocabulary") | store.user_vocabulary.arrays("user_vocabulary")
-    for name, column in store.event_columns.items():
+    for stem, column in columns:
         if column.vocabulary is not None:
-            arrays |= column.vocabulary.arrays(f"{EVENTS}.{name}.vocabulary")
+            arrays |= column.vocabulary.arrays(f"{stem}.vocabulary")
+        if column.offsets is not None:
+            arrays[f"{stem}.offsets"] = column.offsets
     files += write_arrays(partial, arrays)
     left_out = ("format", "version", "counts", "files", "segments")
     extra = {name: value for name, value in store.manifest.items() if name not in left_out}

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from seqrec.data.ids import refuse_two_spellings
 from seqrec.data.prepare.memory import MemoryLimit
 from seqrec.data.prepare.spool import IntegerColumn, TextColumn, differences
+from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError
 
 Ids: TypeAlias = NDArray[np.unsignedinteger[Any]]
@@ -175,6 +176,49 @@ class SortedTexts(Numbering):
     def blocks(self, kept: NDArray[np.bool_]) -> Iterator[pl.Series]:  # noqa: D102
         for start in range(0, self.size, _BLOCK):
             yield self._distinct[start : start + _BLOCK].filter(pl.Series(kept[start : start + _BLOCK]))
+
+
+class Prefixed(Numbering):
+    """Another numbering, but the ids of a vocabulary come first, in its order; others follow in ascending order.
+
+    Args:
+        numbering: The other one.
+        prefix: The vocabulary; all of its ids must occur.
+        limit: Memory that the ids may take.
+        what: The ids, for messages.
+
+    Attributes:
+        vocabulary: All ids.
+
+    Raises:
+        InputError: if an id of the prefix does not occur in the column.
+    """
+
+    def __init__(self, numbering: Numbering, prefix: Vocabulary, limit: MemoryLimit, what: str) -> None:
+        blocks = [pl.Series(block) for block in numbering.blocks(np.ones(numbering.size, np.bool_))]
+        own = pl.concat(blocks)
+        limit.require(6 * int(own.estimated_size()), f"the distinct ids of {what}")
+        external = own.to_list() if numbering.is_text else own.to_numpy()
+        self._numbering, self.is_text = numbering, numbering.is_text
+        self.vocabulary = prefix.extended(external)
+        self.size = len(self.vocabulary)
+        if lacking := self.size - numbering.size:
+            raise InputError(f"prefix has {lacking:,} {what} that the log has not; give a store of a part of this log")
+        self._ids = np.zeros(self.size + 1, self.dtype)
+        self._ids[1:] = self.vocabulary.lookup(external)
+
+    def ids(self, chunk: int) -> Ids:  # noqa: D102
+        found: Ids = self._ids[self._numbering.ids(chunk)]
+        return found
+
+    def external_id(self, internal_id: int) -> int | str:  # noqa: D102
+        return self.vocabulary.external_ids([internal_id])[0]
+
+    def blocks(self, kept: NDArray[np.bool_]) -> Iterator[NDArray[np.int64] | pl.Series]:  # noqa: D102
+        for start in range(0, self.size, _BLOCK):
+            chosen = start + 1 + np.flatnonzero(kept[start : start + _BLOCK])
+            block = self.vocabulary.external_series(chosen)
+            yield block if self.is_text else block.to_numpy()
 
 
 class WithListed(Numbering):

@@ -51,6 +51,7 @@ def prepare(
     memory_limit: int | str | None = None,
     progress: Show | None = None,
     overwrite: bool = False,
+    prefix: EventStore | None = None,
 ) -> EventStore:
     """Read a log and write its event store.
 
@@ -82,13 +83,16 @@ def prepare(
         progress: Called with lines of text: at the start of each stage, every few seconds (rows, rows a second, time
             left), at its end, and with notes on rows that were left out.
         overwrite: Whether to replace an existing store.
+        prefix: A store of a part of the log. Its ids, and the codes of its columns, come first, in its order. The files
+            are then those of `compact` of the store that has grown to the whole log, which this tests.
 
     Returns:
         The store, opened.
 
     Raises:
         InputError: if the log or a table cannot be read or changes meanwhile, if a column of the schema is missing or
-            does not suit its kind, if no event is left, or if the memory limit is too small.
+            does not suit its kind, if no event is left, or if the memory limit is too small; or if `prefix` has ids
+            that the log has not, or the filters leave events out.
         StoreError: if `directory` exists, and `overwrite` is False or it is not a store; or if the disk is full.
 
     Example:
@@ -101,8 +105,11 @@ def prepare(
         (20, array([0]))
     """
     directory, limit = Path(directory), MemoryLimit(memory_limit)
+    others = filters.as_published_raw_ids or filters.items_without_events
+    if prefix is not None and (others or not filters.keeps_every_event):
+        raise InputError("prefix needs filters that keep every user and item, because their ids would move otherwise")
     with store_locked(directory):
-        return prepare_unlocked(source, filters, schema, directory, limit, Progress(progress), overwrite)
+        return prepare_unlocked(source, filters, schema, directory, limit, Progress(progress), overwrite, prefix)
 
 
 def ensure_store(
@@ -152,6 +159,7 @@ def prepare_unlocked(
     limit: MemoryLimit,
     progress: Progress,
     overwrite: bool,
+    prefix: EventStore | None = None,
 ) -> EventStore:
     """Write a store as `prepare` does, while the caller holds the lock."""
     # The only modules of this package that import polars.
@@ -164,7 +172,7 @@ def prepare_unlocked(
         raise StoreError(f"{directory} exists and is not an event store; choose another --data.store")
     if occupied and not overwrite:
         raise StoreError(f"{directory} already contains an event store; {_REMEDY}")
-    workspace = Workspace(_partial(directory) / SPOOL, filters, schema, limit, progress)
+    workspace = Workspace(_partial(directory) / SPOOL, filters, schema, limit, progress, prefix=prefix)
     try:
         with replacing(directory) as partial:
             write_store_of(source, settings_of(source, filters, schema), partial, workspace)

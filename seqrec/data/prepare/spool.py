@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -17,9 +17,10 @@ from seqrec.data.prepare.columns import Codes, numbers, vectors, width_of
 from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
 from seqrec.data.progress import Progress
-from seqrec.data.schema import BETWEEN, CATEGORICAL, CATEGORIES, NUMERIC, VECTOR, Schema
+from seqrec.data.schema import BETWEEN, CATEGORICAL, CATEGORIES, EVENTS, ITEMS, NUMERIC, USERS, VECTOR, Schema
+from seqrec.data.store import EventStore
 from seqrec.data.windows import ranges
-from seqrec.errors import StoreError
+from seqrec.errors import InputError, StoreError
 
 # Bytes an event of a log for the spool, partitions and the store together, at most times; a first estimate.
 EVENT_BYTES = 32
@@ -37,6 +38,7 @@ class Workspace:
         limit: Memory that the process may hold.
         progress: Shows the stages.
         needed: Estimate of all bytes that preparation takes on that disk; 0 before the first estimate.
+        prefix: A store whose ids and codes come first, in its order; None numbers all in ascending order.
     """
 
     folder: Path
@@ -45,6 +47,7 @@ class Workspace:
     limit: MemoryLimit
     progress: Progress
     needed: int = 0
+    prefix: EventStore | None = None
 
     def require(self, more: int) -> None:
         """Refuse to continue if less than `more` bytes are free."""
@@ -300,6 +303,18 @@ def spooled_column(
     if kind == VECTOR:
         return SpooledVectors(file, where, width_of(frame, name, where))
     return (SpooledCodes if kind == CATEGORICAL else SpooledLists)(file, where, dtype, limit)
+
+
+def use_prefix(work: Workspace, group: str, columns: Mapping[str, SpooledColumn]) -> None:
+    """Give values of the store `work.prefix`, if there is one, the first codes of a group's columns."""
+    if work.prefix is None:
+        return
+    known = {EVENTS: work.prefix.event_columns, ITEMS: work.prefix.item_columns, USERS: work.prefix.user_columns}[group]
+    for name, column in columns.items():
+        if column.codes is not None:
+            if name not in known or known[name].vocabulary is None:
+                raise InputError(f"prefix has no {CATEGORICAL} column {name!r} of {group}; give a store of this schema")
+            column.codes.prefix = known[name].vocabulary
 
 
 def gather(array: NDArray[Any], rows: NDArray[np.int64], fill: float = 0) -> NDArray[Any]:

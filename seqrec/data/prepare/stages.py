@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from seqrec.data.manifest import write_manifest
 from seqrec.data.prepare.columns import count_missing
 from seqrec.data.prepare.k_core import Core, core_blocks, k_core
-from seqrec.data.prepare.numbering import Numbering, RawIntegers, WithListed, number_ids
+from seqrec.data.prepare.numbering import Numbering, Prefixed, RawIntegers, WithListed, number_ids
 from seqrec.data.prepare.ordering import Block, BlockSpool, DuplicateCount, ordered_blocks, ordering_bytes
 from seqrec.data.prepare.partitions import Partitions, column_types
 from seqrec.data.prepare.reading import read_log
-from seqrec.data.prepare.spool import IntegerColumn, RawColumn, Spool, SpooledColumn, TextColumn, Workspace
+from seqrec.data.prepare.spool import IntegerColumn, RawColumn, Spool, SpooledColumn, TextColumn, Workspace, use_prefix
 from seqrec.data.prepare.tables import OpenedTable, listed_ids, open_tables, write_table_columns, write_vocabulary
 from seqrec.data.schema import EVENTS, ITEMS, USERS, file_names
 from seqrec.data.sources.source import Source
-from seqrec.data.store import ArrayFile
+from seqrec.data.store import ArrayFile, write_arrays
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError
 
@@ -57,6 +57,7 @@ def write_store_of(source: Source, settings: dict[str, Any], directory: Path, wo
     filters = work.filters
     tables = {group: open_tables(source, group, work) for group in (ITEMS, USERS)}
     spool, source_files = read_log(source, work)
+    use_prefix(work, EVENTS, spool.columns)
     log = _partition(spool, tables[ITEMS], work)
     # Which of the listed ids occur is only known when all events are counted.
     write = _write_all if filters.keeps_every_event and log.items.listed is None else _write_core
@@ -135,7 +136,11 @@ def _partition(spool: Spool, tables: list[OpenedTable], work: Workspace) -> _Num
 
 def _number(what: str, column: IntegerColumn | TextColumn, spool: Spool, work: Workspace) -> Numbering:
     chunks = spool.chunks(f"listing {what}", work.progress)
-    return number_ids(column, chunks, spool.num_events, work.limit, what)
+    numbering = number_ids(column, chunks, spool.num_events, work.limit, what)
+    if work.prefix is None:
+        return numbering
+    prefix = work.prefix.user_vocabulary if what == "users" else work.prefix.item_vocabulary
+    return Prefixed(numbering, prefix, work.limit, what)
 
 
 def _user_rows(spool: Spool, users: Numbering, work: Workspace) -> tuple[RawColumn, NDArray[np.int64]]:
@@ -251,6 +256,8 @@ def _table_files(source: Source, tables: dict[str, list[OpenedTable]]) -> list[d
 
 def _write_vocabulary(directory: Path, stem: str, numbering: Numbering, kept: NDArray[np.bool_]) -> list[ArrayFile]:
     # The external ids for which `kept` (N,) is True, in the form that `Vocabulary.open` reads.
+    if isinstance(numbering, Prefixed):
+        return write_arrays(directory, numbering.vocabulary.arrays(stem))
     size = int(np.count_nonzero(kept))
     if not numbering.is_text:
         file = ArrayFile(directory, stem, np.int64, size)

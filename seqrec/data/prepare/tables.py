@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from seqrec.data.columns import Moments
 from seqrec.data.ids import cleaned, whole_numbers
 from seqrec.data.prepare.columns import Codes, check_type, count_missing, refuse_not_finite
-from seqrec.data.prepare.spool import SpooledColumn, SpooledLists, Workspace, gather, spooled_column
+from seqrec.data.prepare.spool import SpooledColumn, SpooledLists, Workspace, gather, spooled_column, use_prefix
 from seqrec.data.schema import VECTOR, file_names
 from seqrec.data.sources.checking import reading
 from seqrec.data.sources.source import SideTable, Source
@@ -152,6 +152,7 @@ def _spooled(group: str, opened: OpenedTable, folder: Path, work: Workspace) -> 
         file, where = folder / str(place), _where(group, name, table)
         with reading(table.origin, "a table"):
             columns[name] = spooled_column(opened.kinds[name], file, table.frame, name, where, work.limit)
+    use_prefix(work, group, columns)
     return columns
 
 
@@ -220,8 +221,11 @@ def _keys(keys: pl.Series, vocabulary: Vocabulary) -> pl.Series:
 
 
 def _texts(vocabulary: Vocabulary) -> pl.Series | None:
-    """Return the ids of a vocabulary of text as one column, in which thousands are found at once; None of integers."""
-    if vocabulary.is_integer or not len(vocabulary):
+    """Return the ids of a vocabulary of text in ascending order as one column, in which thousands are found at once.
+
+    None for other vocabularies.
+    """
+    if vocabulary.is_integer or not len(vocabulary) or not vocabulary.is_ascending:
         return None
     firsts = range(1, len(vocabulary) + 1, TRANSLATED)
     blocks = (np.arange(first, min(first + TRANSLATED, len(vocabulary) + 1)) for first in firsts)

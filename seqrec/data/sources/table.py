@@ -138,8 +138,8 @@ class Table(Source):
         self.max_bad_share = check_max_bad_share(max_bad_share)
         self.missing_values = missing_values
         self.time_format = time_format
-        self.items = _checked_table("items", items)
-        self.users = _checked_table("users", users)
+        self.items = checked_table("items", items)
+        self.users = checked_table("users", users)
 
     def files(self) -> list[Path]:
         """Return the files in the order of reading."""
@@ -253,7 +253,7 @@ def _files_at(given: str) -> tuple[list[Path], list[str]]:
     return seen, notes
 
 
-def _checked_table(argument: str, table: dict[str, Any] | None) -> dict[str, Any] | None:
+def checked_table(argument: str, table: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return the argument `items` or `users` as a plain dictionary.
 
     Raises:
