@@ -46,9 +46,8 @@ from seqrec.evaluation.results.file import FILE_NAME as RESULTS_FILE
 from seqrec.experiments.sweep import TrialReporter
 from seqrec.experiments.tuning import find_batch_size, find_lr
 from seqrec.inference import RecommendationWriter
-from seqrec.models import Baseline, Recommender, SequentialRecommender
+from seqrec.models import Baseline, Recommender, SequentialRecommender, WarmStart
 from seqrec.models.baselines.comparison import BaselineComparison
-from seqrec.models.warm_start import WarmStart
 from seqrec.registry import class_named
 from seqrec.runs import RunFolder
 from seqrec.runs.callbacks import (

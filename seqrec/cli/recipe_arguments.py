@@ -74,7 +74,7 @@ def chosen_arguments(
         argv: Arguments of the command, as `expand` returns them. What they set is no choice.
         config: Value of each option, nested, defaults included.
     """
-    explicit, ckpt = explicit_options(argv), config["warm_start"]["ckpt"]
+    explicit, ckpt = explicit_options(argv), _value(config, "warm_start.ckpt")
     given = {option: _value(config, option) for option in explicit if option.startswith(("data.", "trainer.", "valid"))}
     if config["trainer"].get("fast_dev_run"):
         given["trainer.max_steps"] = explicit["trainer.max_epochs"] = 1

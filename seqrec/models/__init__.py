@@ -16,6 +16,7 @@ from seqrec.models.presets import GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, Samba
 from seqrec.models.recipes import recipe
 from seqrec.models.recommender import Recommender
 from seqrec.models.sequential import SequentialRecommender
+from seqrec.models.warm_start import WarmStart
 
 __all__ = [
     "Baseline",
@@ -35,6 +36,7 @@ __all__ = [
     "Samba",
     "SequentialRecommender",
     "TrainingEvents",
+    "WarmStart",
     "evaluate",
     "recipe",
 ]

@@ -92,6 +92,29 @@ def test_a_run_from_another_ones_config_does_not_choose_again(
     assert read_summary("runs/version_1").steps == 14
 
 
+def test_a_run_that_starts_from_a_checkpoint_has_its_model_and_another_budget(
+    run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    shutil.copytree(run[0], tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    before = config_of(Path("runs/version_0"))
+    main(["fit", "--warm_start", "last", "--trainer.max_steps", "2", "--warm_start.new_items", "random"])
+    printed = capsys.readouterr().out
+    assert "chosen to continue from runs/version_0/checkpoints/best.ckpt" in printed
+    after = config_of(Path("runs/version_1"))
+    assert after["warm_start"]["ckpt"] == "runs/version_0/checkpoints/best.ckpt"
+    assert after["warm_start"]["new_items"] == "random"
+    assert after["trainer"]["max_steps"] == 2
+    schedules = [each["model"]["init_args"]["optimizer"]["init_args"].pop("schedule") for each in (before, after)]
+    assert schedules[1]["init_args"]["warmup_steps"] == 0
+    assert after["model"] == before["model"]
+    line = refusal(capsys, "fit", "--warm_start", "last", "--ckpt", "last")
+    assert "--ckpt resumes a run, and --warm_start begins one" in line
+    line = refusal(capsys, "fit", "--warm_start", "runs/version_0", "--model.d_model", "4", "--trainer.max_steps", "2")
+    assert "d_model=8 (here 4)" in line
+    assert "--warm_start nothing: there is no such checkpoint" in refusal(capsys, "fit", "--warm_start", "nothing")
+
+
 def test_recipe_false_leaves_the_defaults(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

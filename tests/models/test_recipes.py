@@ -7,8 +7,10 @@ import pytest
 
 from seqrec import (
     BCE,
+    Adam,
     FullSoftmax,
     GRU4Rec,
+    ItemTable,
     SASRec,
     SequenceDataModule,
     Sequences,
@@ -18,7 +20,7 @@ from seqrec import (
 )
 from seqrec.encoders import MambaRec as Encoder
 from seqrec.errors import InputError
-from seqrec.models.recipes import LogShape, choose
+from seqrec.models.recipes import LogShape, choose, choose_to_continue
 from seqrec.runs.callbacks import ResumableEarlyStopping, ValidationSteps
 
 # About Beauty, ML-1M, an excerpt of LFM-1b, and a log of a large shop.
@@ -55,6 +57,27 @@ def test_length_batch_dropout_and_budget_follow_the_log(
     assert found["data.max_tokens"] >= length
     assert found["model.optimizer"]["init_args"]["schedule"]["init_args"]["warmup_steps"] < steps
     assert found["validation.every_n_steps"] <= found["early_stopping.patience_steps"] < steps
+
+
+def test_continued_training_has_the_model_of_the_checkpoint_and_a_quarter_of_the_budget():
+    table = ItemTable(dtype="bfloat16", temperature=0.1)
+    model = SASRec(50, d_model=8, num_layers=1, max_length=30, item_table=table, optimizer=Adam(0.02), dropout=0.3)
+    choices = choose_to_continue(LARGE, SASRec, model.hparams)
+    found = {option: value for choice in choices for option, value in choice.values.items()}
+    assert found["data.max_length"] == 30
+    assert (found["model.d_model"], found["model.num_layers"], found["model.dropout"]) == (8, 1, 0.3)
+    assert found["model.loss"]["class_path"] == "seqrec.BCE"  # though a fresh run would sample a softmax
+    assert (found["model.item_table.dtype"], found["model.item_table.temperature"]) == ("bfloat16", 0.1)
+    optimizer = found["model.optimizer"]["init_args"]
+    assert (optimizer["lr"], optimizer["schedule"]["class_path"]) == (0.02, "seqrec.WarmupCosine")
+    assert found["trainer.max_steps"] == chosen(LARGE, {"data.max_length": 30})["trainer.max_steps"] // 4 // 100 * 100
+    given = {"trainer.max_steps": 40}
+    (steps,) = (
+        each.values["trainer.max_steps"]
+        for each in choose_to_continue(LARGE, SASRec, model.hparams, given)
+        if "trainer.max_steps" in each.values
+    )
+    assert steps == 40
 
 
 @pytest.mark.parametrize(("items", "loss"), [(20_000, "FullSoftmax"), (20_001, "SampledSoftmax")])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from seqrec import (
 )
 from seqrec.data.prepare import append, compact
 from seqrec.errors import StoreError
-from seqrec.models.warm_start import WarmStart
+from seqrec.models import WarmStart
 from seqrec.runs.checkpoints import read_checkpoint
 from seqrec.training.losses import BCE, SampledSoftmax
 from seqrec.training.optim import AdamW, RowwiseAdagrad, Schedule
@@ -331,6 +334,51 @@ def test_ids_of_another_catalogue_and_missing_new_events_are_refused(folder: Pat
 def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], message: str):
     with pytest.raises(InputError, match=message):
         WarmStart("a.ckpt", **arguments)
+
+
+RANKS = """
+import shutil, sys
+from pathlib import Path
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import DDPStrategy
+from seqrec import ItemTable
+from seqrec.catalogue.distributed import leave_job
+from seqrec.models import WarmStart
+from test_warm_start import BCE, QUIET, data_of, model_of
+
+ranks, folder = int(sys.argv[1]), Path(sys.argv[2])
+data = data_of(folder / "grown")
+model = model_of(data, item_table=ItemTable(sharded=True), loss=BCE())
+strategy = DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto"
+settings = {"devices": ranks, "strategy": strategy, "use_distributed_sampler": False, **QUIET}
+trainer = pl.Trainer(max_steps=0, callbacks=[WarmStart(sys.argv[3])], **settings)
+trainer.fit(model, data)
+trainer.save_checkpoint(f"{ranks}.ckpt")
+leave_job()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_two_ranks_start_a_sharded_table_as_one_does(folder: Path, tmp_path: Path):
+    old = data_of(folder / "old")
+    file = checkpoint(tmp_path / "a.ckpt", old, model_of(old, **SPARSE))
+    (tmp_path / "run.py").write_text(RANKS)
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    for ranks in (1, 2):
+        words = [sys.executable, "-W", "ignore", "run.py", str(ranks), str(folder), file]
+        done = subprocess.run(
+            words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    (one, state), (two, same) = (saved_state(tmp_path / f"{ranks}.ckpt") for ranks in (1, 2))
+    # Fresh vectors of users, who are none here, would differ by the seed.
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=0, atol=0)
+    for number, entries in state.items():
+        for key, value in entries.items():
+            torch.testing.assert_close(torch.as_tensor(same[number][key]), torch.as_tensor(value), rtol=0, atol=0)
 
 
 def test_a_resumed_run_does_not_start_again(folder: Path, tmp_path: Path):

@@ -1,0 +1,305 @@
+"""Carry weights and optimizer state of a checkpoint over to a model of another catalogue.
+
+V rows of a table here, N rows there, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from seqrec.catalogue.sharding import PLACES
+from seqrec.catalogue.table import ItemEmbedding
+from seqrec.data.event_columns import EventColumn
+from seqrec.data.manifest import MissingStoreError
+from seqrec.data.schema import CATEGORICAL, ITEMS, USERS
+from seqrec.data.store import EventStore
+from seqrec.data.vocabulary import Vocabulary
+from seqrec.errors import InputError, StoreError
+from seqrec.models.column_heads import ColumnHead
+from seqrec.models.sequential import SequentialRecommender, kind_of, shown_spec
+from seqrec.specs import from_spec, to_spec, with_public_paths
+from seqrec.training.optim import OptimizerFactory
+from seqrec.training.optim.row_optimizer import RowOptimizer
+
+# Rows that are copied at a time.
+COPIED_ROWS = 1 << 18
+
+
+class RowSources:
+    """For each row of a model's tables, the row of a checkpoint's that has the same id or value.
+
+    Args:
+        path: The checkpoint.
+        saved: Its content.
+        record: Its record of the log.
+        store: The store of this run.
+        given: Folder of the store that knows the checkpoint's ids, or None.
+        model: The model.
+
+    Attributes:
+        items: (V,) row of each item in the checkpoint's table; 0 for items that it does not know.
+
+    Raises:
+        InputError: if no item of the store is known to the checkpoint.
+        StoreError: if no store knows the ids of the checkpoint.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        saved: Mapping[str, Any],
+        record: Mapping[str, Any],
+        store: EventStore,
+        given: str | None,
+        model: SequentialRecommender,
+    ) -> None:
+        self._path, self._saved, self._store, self._model = path, saved, store, model
+        self._was = saved.get("hyper_parameters", {})
+        self._origin = self._store_of_ids(record, given)
+        self.items = self._ids(ITEMS, store.item_vocabulary, int(self._was["num_items"]))
+        if not (self.items[1:] > 0).any():
+            raise InputError(
+                f"warm_start.ckpt={path} knows none of the {store.num_items:,} items of {store.directory}: its ids are "
+                "those of another catalogue, so there is nothing to carry over"
+            )
+        # Name of a weight -> (V,) row of the checkpoint's weight, or -1 for a row that it does not have.
+        self.by_name: dict[str, Tensor] = dict(self._of_tables())
+        self._take_columns()
+
+    def _store_of_ids(self, record: Mapping[str, Any], given: str | None) -> EventStore:
+        """Return a store whose first ids are the checkpoint's: the given one, this run's, or that of the record."""
+        groups = [(ITEMS, "items", int(self._was["num_items"]))]
+        if self._model.users is not None:
+            groups.append((USERS, "users", int(self._was["num_users"])))
+        places = [given] if given is not None else [self._store.directory, record.get("store")]
+        for place in places:
+            try:
+                store = self._store if place == self._store.directory else EventStore.open(str(place))
+            except MissingStoreError:
+                continue
+            if all(store.digest_of_first(group, count) == record.get(key) for group, key, count in groups):
+                return store
+        looked = " and ".join(str(place) for place in dict.fromkeys(map(str, places)))
+        raise StoreError(
+            f"warm_start.ckpt={self._path}: no store with its items{' and users' if len(groups) > 1 else ''} is at "
+            f"{looked}; give the folder of the store that it was trained on: warm_start.store"
+        )
+
+    def _ids(self, group: str, here: Vocabulary, count: int) -> Tensor:
+        # (V,) row of each id in the checkpoint's table; 0 if it has none.
+        if self._origin is self._store:
+            ids = np.arange(len(here) + 1)
+            return torch.from_numpy(np.where(ids <= count, ids, 0))
+        origin = self._origin.item_vocabulary if group == ITEMS else self._origin.user_vocabulary
+        return torch.from_numpy(origin.first(count).translation(here))
+
+    def _of_tables(self) -> Iterator[tuple[str, Tensor]]:
+        for name, table in self._model.item_tables():
+            is_users = table is self._model.users
+            ids = self.items
+            if is_users:
+                ids = self._ids(USERS, self._store.user_vocabulary, int(self._was["num_users"]))
+            rows = torch.where((ids > 0) | (torch.arange(len(ids)) == 0), ids, -1)
+            local = slice(None) if table.spread is None else table.spread.shards.local
+            yield f"{name}.table.weight", rows[local]
+            if table.content is not None:
+                yield from self._of_content(name, table, USERS if is_users else ITEMS)
+
+    def _of_content(self, prefix: str, table: ItemEmbedding, group: str) -> Iterator[tuple[str, Tensor]]:
+        assert table.content is not None
+        argument, columns = ("log_user_columns", "user_columns") if group == USERS else ("item_columns", "item_columns")
+        for number, name in enumerate(table.content.names):
+            here, there = getattr(self._store, columns)[name], getattr(self._origin, columns).get(name)
+            if here.vocabulary is None:
+                continue
+            sizes, stem = self._was[argument][name], f"{prefix}.content.columns.{number}"
+            codes = self._saved["state_dict"].get(f"{stem}.values")
+            if there is None or (
+                codes is not None and not np.array_equal(codes.numpy(), np.asarray(there.values[: len(codes)]))
+            ):
+                raise StoreError(
+                    f"warm_start.ckpt={self._path} was trained with other values of {group}.{name} than "
+                    f"{self._origin.directory} has; give the store that it was trained on: warm_start.store"
+                )
+            yield f"{stem}.weight", _codes(there.vocabulary.first(sizes["num_codes"] - 1), here.vocabulary)
+
+    def _take_columns(self) -> None:
+        """Standardise numbers of columns as the checkpoint does, and find the rows of their values."""
+        model = self._model
+        read = {each.name: each for each in from_spec(self._was.get("event_columns"), EventColumn) or ()}
+        predicted = {each.column.name: each.column for each in from_spec(self._was.get("heads"), ColumnHead) or ()}
+        for column in model.event_columns:
+            if column.kind == CATEGORICAL:
+                rows = _codes(read[column.name].vocabulary, column.vocabulary)
+                self.by_name[f"column_embedding.layers.column_{column.name}.weight"] = rows
+        for column in () if model.heads is None else model.heads.columns:
+            if column.kind == CATEGORICAL:
+                # A head has no output for code 0.
+                rows = _codes(predicted[column.name].vocabulary, column.vocabulary)[1:]
+                rows = torch.where(rows > 0, rows - 1, -1)
+                stem = f"heads.layers.column_{column.name}"
+                self.by_name |= {f"{stem}.weight": rows, f"{stem}.bias": rows}
+        model.use_scales({**predicted, **read})
+        model.use_content_scales(self._was, self._store)
+
+
+def _codes(known: Vocabulary, here: Vocabulary) -> Tensor:
+    # (C,) code in a checkpoint of each code here; -1 for values that it does not know.
+    rows = torch.from_numpy(known.translation(here))
+    return torch.where((rows > 0) | (torch.arange(len(rows)) == 0), rows, -1)
+
+
+@torch.no_grad()
+def carry_weights(
+    path: Path,
+    model: SequentialRecommender,
+    saved: Mapping[str, Tensor],
+    sources: RowSources,
+    newest: Tensor | None,
+) -> None:
+    """Copy the weights of a checkpoint into a model, in place.
+
+    Args:
+        path: The checkpoint.
+        model: The model.
+        saved: Weights of the checkpoint by name; tables are whole.
+        sources: The checkpoint's rows.
+        newest: (K,) rows of the checkpoint's tables whose mean new items start with; None keeps their fresh vectors.
+
+    Raises:
+        InputError: if a weight is missing, or has another shape.
+    """
+    tables = {f"{name}.table.weight": table for name, table in model.item_tables()}
+    for name, own in _weights(model, saved):
+        there, rows = saved.get(name), sources.by_name.get(name)
+        if there is None or there.shape[rows is not None :] != own.shape[rows is not None :]:
+            state = "has no" if there is None else "has another"
+            raise InputError(
+                f"warm_start.ckpt={path} {state} {name}, so it may be of another version of the code; train a new model"
+            )
+        if rows is None:
+            own.copy_(there)
+            continue
+        _copy_rows(own, there, rows)
+        fresh = (rows < 0).nonzero().squeeze(1).to(own.device)
+        if name in tables and len(fresh):
+            first = _first_vector(there, tables[name], None if tables[name] is model.users else newest)
+            if first is not None:
+                own[fresh] = first.to(own)
+        elif ".content." in name:
+            own[fresh] = 0  # as a value that training did not know
+        elif name.startswith("column_embedding."):
+            own[fresh] = there[0].to(own)  # as which it was read before
+
+
+def _weights(model: nn.Module, saved: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    for name, buffer in model.named_buffers():
+        # Those of items are of this log.
+        if name in saved and not name.endswith((".values", ".offsets", ".trained")):
+            yield name, buffer
+
+
+def _first_vector(there: Tensor, table: ItemEmbedding, newest: Tensor | None) -> Tensor | None:
+    """Return the first row of a new item or user: the mean of some rows, and 0 in columns that content stands in for.
+
+    Users have no `newest`, and start fresh.
+    """
+    if newest is None:
+        return None if table.content is None else there.new_zeros(there.shape[1], dtype=torch.float32)
+    first = there[newest].float().mean(0)
+    if table.content is not None:
+        first[: table.own_columns] = 0
+    return first
+
+
+def _copy_rows(own: Tensor, there: Tensor, rows: Tensor) -> None:
+    """Write row `rows[r]` of a checkpoint's tensor into each row r (V,) of another; -1 leaves a row unchanged."""
+    for first in range(0, len(rows), COPIED_ROWS):
+        part = rows[first : first + COPIED_ROWS]
+        known = (part >= 0).nonzero().squeeze(1)
+        own[(known + first).to(own.device)] = there[part[known]].to(own)
+
+
+def carry_optimizer_state(
+    path: Path,
+    model: SequentialRecommender,
+    optimizers: list[Optimizer],
+    saved: Mapping[str, Any],
+    sources: RowSources,
+) -> None:
+    """Give the optimizer of a model the state of a checkpoint's; its settings, such as the step size, stay.
+
+    Raises:
+        InputError: if it is the state of another kind of optimizer, or of one that the model did not build.
+    """
+    remedy = "or start with a fresh one: warm_start.optimizer_state: false"
+    spec, now = with_public_paths(saved.get("hyper_parameters", {}).get("optimizer")), to_spec(model.optimizer)
+    if kind_of(spec) != kind_of(now):
+        raise InputError(
+            f"warm_start.ckpt={path} has the state of {shown_spec(kind_of(spec))}, but model.optimizer is "
+            f"{shown_spec(kind_of(now))}: give the same, {remedy}"
+        )
+    states = saved.get("optimizer_states") or [{}]
+    optimizer = optimizers[0]
+    tables = next(iter(saved.get(PLACES) or [{}]))
+    names = _names_of_state(model, from_spec(spec, OptimizerFactory), set(tables))
+    if not states[0] or len(names) != sum(len(group["params"]) for group in states[0]["param_groups"]):
+        raise InputError(f"warm_start.ckpt={path} has no optimizer state of this model; give another, {remedy}")
+    found = {name: states[0]["state"].get(place) for place, name in enumerate(names)}
+    by_weight = {id(weight): name for name, weight in model.named_parameters()}
+    order = [weight for group in optimizer.param_groups for weight in group["params"]]
+    if len(optimizers) > 1 or any(id(weight) not in by_weight for weight in order):
+        raise InputError(f"warm_start.ckpt={path}: the model builds optimizers of its own; {remedy}")
+    of_rows = {
+        id(weight)
+        for part in getattr(optimizer, "parts", [optimizer])
+        if isinstance(part, RowOptimizer)
+        for group in part.param_groups
+        for weight in group["params"]
+    }
+    state = {}
+    for number, weight in enumerate(order):
+        entries, rows = found.get(by_weight[id(weight)]), sources.by_name.get(by_weight[id(weight)])
+        if entries:
+            state[number] = {
+                key: _carried(value, rows, whole_step=id(weight) in of_rows) for key, value in entries.items()
+            }
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _names_of_state(model: SequentialRecommender, factory: OptimizerFactory, tables: set[str]) -> list[str]:
+    """Return the names of the parameters in the order of a checkpoint's optimizer, which had these row-sparse tables.
+
+    A table becomes row-sparse when the catalogue grows, and then moves to another part of the optimizer.
+    """
+    embeddings = {f"{name}.table.weight": table.table for name, table in model.item_tables()}
+    before = {name: each.sparse for name, each in embeddings.items()}
+    try:
+        for name, each in embeddings.items():
+            each.sparse = name in tables
+        built = factory.build(model)
+    finally:
+        for name, each in embeddings.items():
+            each.sparse = before[name]
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    return [names[id(weight)] for group in built.param_groups for weight in group["params"]]
+
+
+def _carried(value: Any, rows: Tensor | None, *, whole_step: bool) -> Any:
+    """Return an entry of the state of a weight, by the checkpoint's rows if these are given."""
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        # Row-sparse optimizers count steps as integers, torch's as tensors.
+        return int(value) if whole_step else torch.as_tensor(value, dtype=torch.float32)
+    if rows is None:
+        return value.clone()
+    found = value.new_zeros(len(rows), *value.shape[1:])
+    _copy_rows(found, value, rows)
+    return found
