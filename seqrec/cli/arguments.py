@@ -83,6 +83,13 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
     if name == "fit" and not given["--ckpt"]:
         given["--ckpt"] = _resume_point_of_slurm_job(runs)
         argv += [word for file in given["--ckpt"] for word in (checkpoint, file)]
+    return _with_config_of_run(name, argv, given, words, is_run=is_run)
+
+
+def _with_config_of_run(
+    name: str | None, argv: list[str], given: dict[str, list[str]], words: Sequence[str], *, is_run: bool
+) -> list[str]:
+    """Return arguments with the config of the run of their checkpoint, if no config is given."""
     if not given["--ckpt"]:
         starts = name == "fit" and not given["--config"]
         config = config_to_continue(Path(given[WARM_START][-1]), words) if starts and given[WARM_START] else None

@@ -68,7 +68,7 @@ class WindowDataset(Dataset[SequenceBatch]):
 
     `scales` are mean and standard deviation by which numeric columns are standardised, by name, from `training_scales`;
     a column without them has those of its own. `target_columns` are the columns of `SequenceBatch.target_features`.
-    `targets` stand in for those of the store.
+    `targets` replace those of the store.
     """
 
     def __init__(

@@ -236,10 +236,12 @@ class Vocabulary:
 
     def extended(self, external_ids: Int64Array | Sequence[str]) -> Vocabulary:
         """Return `grown` by those of some distinct ids that this one does not know."""
-        unknown = np.flatnonzero(self.lookup(external_ids) == 0)
+        unknown = self.lookup(external_ids) == 0
+        if not unknown.any():
+            return self
         if isinstance(external_ids, np.ndarray):
-            return self.grown(external_ids[unknown]) if len(unknown) else self
-        return self.grown([external_ids[place] for place in unknown]) if len(unknown) else self
+            return self.grown(external_ids[unknown])
+        return self.grown([each for each, is_new in zip(external_ids, unknown, strict=True) if is_new])
 
     def arrays(self, stem: str) -> dict[str, NDArray[Any]]:
         """Return the arrays that `open` reads, by file name without `.npy`.

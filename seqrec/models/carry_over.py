@@ -208,7 +208,7 @@ def _weights(model: nn.Module, saved: Mapping[str, Tensor]) -> Iterator[tuple[st
 
 
 def _first_vector(there: Tensor, table: ItemEmbedding, newest: Tensor | None) -> Tensor | None:
-    """Return the first row of a new item or user: the mean of some rows, and 0 in columns that content stands in for.
+    """Return the first row of a new item or user: the mean of some rows, and 0 in columns that content replaces.
 
     Users have no `newest`, and start fresh.
     """
