@@ -84,7 +84,9 @@ class RowSources:
                 store = self._store if place == self._store.directory else EventStore.open(str(place))
             except MissingStoreError:
                 continue
-            if all(store.digest_of_first(group, count) == record.get(key) for group, key, count in groups):
+            # A store with fewer ids has no digest, and neither have the oldest checkpoints.
+            found = [(store.digest_of_first(group, count), record.get(key)) for group, key, count in groups]
+            if all(digest is not None and digest == was for digest, was in found):
                 return store
         looked = " and ".join(str(place) for place in dict.fromkeys(map(str, places)))
         raise StoreError(

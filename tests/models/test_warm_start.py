@@ -17,6 +17,7 @@ import torch
 
 from seqrec import (
     Adam,
+    ColumnHead,
     Filters,
     GRU4Rec,
     InputError,
@@ -200,7 +201,8 @@ def test_new_items_start_from_the_items_that_entered_last(folder: Path, monkeypa
 
 def test_values_of_columns_keep_their_vectors_and_numbers_their_scale(folder: Path, tmp_path: Path):
     old, data = data_of(folder / "old"), data_of(folder / "grown")
-    read: dict[str, Any] = {"event_columns": ["kind", "score"], "user_embedding": True}
+    heads = [ColumnHead("kind"), ColumnHead("score")]
+    read: dict[str, Any] = {"event_columns": ["kind", "score"], "user_embedding": True, "heads": heads}
 
     def with_columns(data: SequenceDataModule) -> Any:
         return model_of(data, **read, log_columns=data.event_columns, num_users=data.num_users)
@@ -216,6 +218,7 @@ def test_values_of_columns_keep_their_vectors_and_numbers_their_scale(folder: Pa
     assert model.event_columns[0].values == ["a", "b", "c", "d"]
     assert torch.equal(kinds[:3], was)
     assert torch.equal(kinds[3:], was[:1].expand(2, -1))
+    assert torch.equal(model.heads.layers["column_kind"].weight[:2], weights["heads.layers.column_kind.weight"])
     assert data.event_scales["score"] == old.event_scales["score"]
     assert torch.equal(model.users.weight[: old.num_users + 1], weights["users.table.weight"])
     assert SASRec.from_hyperparameters(dict(model.hparams)).event_columns == model.event_columns
