@@ -104,9 +104,9 @@ def benchmark_catalogue(
     title = f"training step, {encoder} width {d_model}, batch {batch_size} x {length}, fastest of {steps} on {device}"
     head = "objective, optimizer | items | ms a step | of the smallest | peak memory"
     rows = harness.with_first(benchmark["figures"], "objective", "optimizer", "content")
-    text = harness.table(head, (_cells(row, smallest) for row, smallest in rows))
+    table = harness.table(head, (_cells(row, smallest) for row, smallest in rows))
     notes = harness.failures(benchmark["figures"], "{objective}, {optimizer}, {num_items:,}")
-    benchmark.finish(title, f"{text}\n{notes}".rstrip())
+    benchmark.finish(title, table, notes)
 
 
 def _combinations(objectives: Sequence[str], optimizers: Sequence[str], content: int) -> list[Row]:

@@ -19,6 +19,7 @@ from seqrec.benchmark.data import tensor_bytes
 from seqrec.benchmark.harness import Benchmark, Row
 from seqrec.benchmark.measurement import run_measured, timed
 from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.output import ReportTable
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID, Schema
 from seqrec.data.sources import Table
 from seqrec.data.windows import StridedWindows
@@ -87,7 +88,7 @@ def benchmark_columns(
     benchmark.finish(title, table(benchmark["figures"]))
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Row]) -> ReportTable:
     """Return the table of rows as `time_columns` returns them, each with its encoder."""
     head = "encoder | | items alone | gap, hour, two columns | ratio"
     cells = []

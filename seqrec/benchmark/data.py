@@ -27,6 +27,7 @@ from seqrec.benchmark import harness
 from seqrec.benchmark.generated_log import PROFILES, Profile, ensure_log, log_bytes, log_folder, parse_events
 from seqrec.benchmark.harness import Benchmark, Row
 from seqrec.benchmark.measurement import LIMITED_BY, MemoryLimitError, anonymous_bytes, run_measured
+from seqrec.data.output import Part
 from seqrec.data.prepare import Filters, prepare
 from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
 from seqrec.data.progress import print_line
@@ -115,7 +116,7 @@ def _measure(benchmark: Benchmark, log: Path, compare_bytes: bool) -> None:
         ({"batch_size": windows}, f"{windows} windows a batch"),
         ({"batch_size": windows, "max_tokens": tokens}, f"{tokens:,} tokens a batch"),
     ):
-        benchmark.note(f"loader, {name} ...")
+        benchmark.begin(f"loader, {name} ...")
         arguments = {"log": str(log), "store": str(_store(log)), "max_length": max_length, **batches}
         benchmark["loaders"].append({"name": name, **run_measured(time_loader, arguments).value})
 
@@ -126,7 +127,7 @@ def yardstick(plain: Sequence[Row]) -> Row | None:
     return min(done, key=lambda stage: stage["seconds"], default=None)
 
 
-def report(figures: Benchmark | Mapping[str, Any]) -> list[str]:
+def report(figures: Benchmark | Mapping[str, Any]) -> list[Part]:
     """Return the parts of the report; ratios are to the yardstick, 2.00 is twice as fast.
 
     Args:
@@ -189,7 +190,7 @@ def _generate(log: Path, benchmark: Benchmark) -> Row | None:
 
 def _sort_plainly(log: Path, streaming: bool, benchmark: Benchmark) -> Row:
     name = f"polars sort, {'streaming' if streaming else 'in memory'}"
-    benchmark.note(f"{name} ...")
+    benchmark.begin(f"{name} ...")
     output = log.with_name(f"{log.name}.parquet")
     arguments = {"log": str(log), "output": str(output), "streaming": streaming}
     try:
@@ -205,11 +206,11 @@ def _prepare(log: Path, memory_limit: int, compare_bytes: bool, benchmark: Bench
     hashes = []
     for limit in [memory_limit, None] if compare_bytes else [memory_limit]:
         name = "prepare, no limit" if limit is None else f"prepare, {spoken_bytes(limit)}"
-        benchmark.note(f"{name} ...")
+        benchmark.begin(f"{name} ...")
         store = _store(log) if limit else log.with_name(f"{log.name}.unlimited-store")
         arguments = {"log": str(log), "store": str(store), "memory_limit": limit}
         try:
-            measured = run_measured(prepare_store, arguments, memory_limit=limit, show=benchmark.note)
+            measured = run_measured(prepare_store, arguments, memory_limit=limit, show=benchmark.progress.update)
         except MemoryLimitError as error:
             raise MemoryLimitError(f"{name}: {error}") from error
         benchmark["prepared"].append(_stage(name, measured))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from seqrec.benchmark.measurement import MemoryLimitError
-from seqrec.data.progress import Progress, print_line
+from seqrec.data.output import Part, ReportTable, report_table, show
+from seqrec.data.progress import STATUS, Progress, duration
 from seqrec.errors import InputError, check_at_least
 
 Row = dict[str, Any]
@@ -34,19 +34,18 @@ class Benchmark:
         >>> benchmark = Benchmark(None, settings={"width": 8}, figures=[])
         >>> cells = [{"length": 10}, {"length": 20}]
         >>> benchmark.run("figures", cells, lambda cell: {"seconds": cell["length"] / 10}, "length {length}")
-        length 10 ...
-        length 20 ...
         >>> rows = ([str(row["length"]), f"{row['seconds']:.1f}"] for row in benchmark["figures"])
         >>> print(table("length | s", rows))
-        length    s
-        10      1.0
-        20      2.0
+        length      s
+        10        1.0
+        20        2.0
     """
 
     def __init__(self, json_file: str | None, **content: Any) -> None:
         if json_file is not None and not Path(json_file).absolute().parent.is_dir():
             raise InputError(f"json_file={json_file!r} is in a folder that does not exist; make it first")
-        self.progress = Progress(print_line)
+        self.progress = Progress(STATUS)
+        self.begin = self.progress.overwrite
         self.note = self.progress.note
         self._json_file = json_file
         self._content = content
@@ -70,15 +69,19 @@ class Benchmark:
         The list `key` gets a row per cell: the cell with the figures from `measure`, or with `failure`, a reason.
         For progress, `name` is the format of a cell's name, and `outcome` returns a line about a row.
         """
-        for cell in cells:
-            self.note(f"{name.format(**cell)} ...")
+        every, began = list(cells), time.monotonic()
+        for number, cell in enumerate(every):
+            label, start = name.format(**cell), time.monotonic()
+            left = (start - began) / max(number, 1) * (len(every) - number)
+            count = f"[{number + 1}/{len(every)}] " if len(every) > 1 else ""
+            self.begin(f"{count}{label} ...{f' about {duration(left)} left' if number else ''}")
             try:
                 row = cell | measure(cell)
             except MemoryLimitError as error:
                 row = cell | {"failure": str(error)}
             self[key].append(row)
-            if outcome is not None:
-                self.note(f"    {DID_NOT_RUN}: {row['failure']}" if failed(row) else f"    {outcome(row)}")
+            text = outcome(row) if outcome is not None and not failed(row) else duration(time.monotonic() - start)
+            self.note(f"{label}: {f'{DID_NOT_RUN}, ' + row['failure'] if failed(row) else text}")
             self.write()
 
     def write(self) -> None:
@@ -87,22 +90,18 @@ class Benchmark:
             text = json.dumps(self._content, indent=2)
             Path(self._json_file).write_text(text + "\n", encoding="utf-8")
 
-    def finish(self, *parts: str) -> None:
-        """Print the parts of a report, with empty lines between them, and write the file."""
-        print("\n" + "\n\n".join(part for part in parts if part))
+    def finish(self, *parts: Part | None) -> None:
+        """Show the parts of a report, with empty lines between them, and write the file."""
+        show(*(line for part in parts if part for line in ("", part)), **self._content)
         self.write()
 
 
-def table(head: str | Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: str | Sequence[str], rows: Iterable[Sequence[str]]) -> ReportTable:
     """Return an aligned table: the first column to the left, the others, which are figures, to the right.
 
     `head` is a list of headings, or text with " | " between them. A short row is filled with empty cells.
     """
-    head = head.split(" | ") if isinstance(head, str) else head
-    alignment = ("left", *["right"] * (len(head) - 1))
-    # As a first row, since headings proper get wider columns.
-    text = tabulate([head, *rows], tablefmt="plain", disable_numparse=True, colalign=alignment)
-    return "\n".join(line.rstrip() for line in text.splitlines())
+    return report_table(head.split(" | ") if isinstance(head, str) else head, rows)
 
 
 def failed(row: Mapping[str, Any]) -> bool:

@@ -15,6 +15,7 @@ import torch
 from seqrec.benchmark import harness
 from seqrec.benchmark.harness import Benchmark, Row
 from seqrec.benchmark.measurement import run_measured, timed
+from seqrec.data.output import ReportTable
 from seqrec.data.prepare.memory import spoken_bytes
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.encoders import ENCODERS
@@ -78,11 +79,11 @@ def benchmark_inference(
     on = harness.machine(device)
     benchmark = Benchmark(json_file, settings=settings, machine=on, events=[], sessions=[])
     for encoder in encoders:
-        benchmark.note(f"one further event, {encoder} ...")
+        benchmark.begin(f"one further event, {encoder} ...")
         arguments = {"lengths": sorted(lengths), "settings": {**shared, "encoder": encoder}}
         benchmark["events"].extend(run_measured(time_events, arguments).value)
     if batch_sizes:
-        benchmark.note(f"sessions of {session_encoder} ...")
+        benchmark.begin(f"sessions of {session_encoder} ...")
         settings = {**shared, "encoder": session_encoder}
         cell = {"batch_sizes": list(batch_sizes), "folder": folder, "settings": settings}
         benchmark["sessions"].extend(run_measured(time_sessions, cell).value)
@@ -92,8 +93,8 @@ def benchmark_inference(
     benchmark.finish(title, event_table(benchmark["events"], rounds), sessions_text)
 
 
-def event_table(rows: Sequence[Row], rounds: int) -> str:
-    """Return the table of further events, empty if there are none; rows as `time_events` returns them."""
+def event_table(rows: Sequence[Row], rounds: int) -> ReportTable | None:
+    """Return the table of further events, None if there are none; rows as `time_events` returns them."""
     title = f"one further event, fastest of {rounds} rounds"
     head = f"{title} | events before | step us | of the shortest | again us | faster | state"
     cells = []
@@ -102,11 +103,11 @@ def event_table(rows: Sequence[Row], rounds: int) -> str:
         times = [f"{step * 1e6:,.0f}", f"{step / shortest['step_seconds']:.2f}", f"{again * 1e6:,.0f}"]
         state = spoken_bytes(row["state_bytes"])
         cells.append([row["encoder"], f"{row['length']:,}", *times, f"{again / step:,.1f} x", state])
-    return harness.table(head, cells) if rows else ""
+    return harness.table(head, cells) if rows else None
 
 
-def session_table(rows: Sequence[Row], encoder: str, rounds: int) -> str:
-    """Return the table of sessions, empty if there are none; rows as `time_sessions` returns them."""
+def session_table(rows: Sequence[Row], encoder: str, rounds: int) -> ReportTable | None:
+    """Return the table of sessions, None if there are none; rows as `time_sessions` returns them."""
     title = f"sessions of {encoder}, fastest of {rounds} rounds"
     head = [title, "users a batch", "events/s", "of bare steps", "lists/s", "ms a batch"]
     cells = []
@@ -115,7 +116,7 @@ def session_table(rows: Sequence[Row], encoder: str, rounds: int) -> str:
         events = [f"{size / observe:,.0f}", f"{row['step'] / observe:.2f}"]
         both = f"{observe * 1e3:,.2f} + {recommend * 1e3:,.2f}"
         cells.append([row["store"], f"{size:,}", *events, f"{size / recommend:,.0f}", both])
-    return harness.table(head, cells) if rows else ""
+    return harness.table(head, cells) if rows else None
 
 
 def time_events(lengths: Sequence[int], settings: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from seqrec.benchmark.abilities import ABILITIES, NUM_ITEMS, Ability, Asked
 from seqrec.benchmark.harness import Benchmark, Row
 from seqrec.benchmark.measurement import run_measured, timed
 from seqrec.data.prepare.memory import spoken_bytes
+from seqrec.data.progress import Progress, print_line
 from seqrec.encoders import ENCODERS, SequenceEncoder
 from seqrec.encoders.layers import LearnedPositions
 from seqrec.errors import InputError
@@ -88,7 +89,7 @@ def benchmark_recall(
     benchmark = Benchmark(json_file, settings={**shared, "lrs": list(lrs), "seeds": seeds}, cells=[])
 
     def measure(cell: Row) -> Row:
-        measured = run_measured(find_ability, {**cell, "shared": shared})
+        measured = run_measured(find_ability, {**cell, "shared": shared}, show=benchmark.progress.update)
         return {**measured.value, "peak_bytes": measured.peak_resident}
 
     for ability, encoder in itertools.product(abilities, encoders):
@@ -208,12 +209,14 @@ def find_ability(ability: str, encoder: str, lag: int, lr: float, seed: int, sha
     judged = _questions(task, lag, np.random.default_rng([seed, 1]))
     adam = torch.optim.Adam(model.parameters(), lr=lr)
     steps, events, seconds, validation = 0, 0, 0.0, 0.0
+    stage = Progress(print_line).stage("training", shared["steps"], unit="steps")
     while steps < shared["steps"] and validation <= ENOUGH:
         for group in adam.param_groups:
             group["lr"] = lr * min(1.0, (steps + 1) / WARMUP)
         batch = _batch(task, lag, shared["batch_events"], generator)
         seconds += timed(partial(_update, model, adam, batch), device)
         steps, events = steps + 1, events + batch.items.numel()
+        stage.advance(1)
         if steps % INTERVAL == 0:
             validation = _share_right(model, judged)
     return {

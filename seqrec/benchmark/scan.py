@@ -18,6 +18,7 @@ from seqrec.benchmark import harness
 from seqrec.benchmark.floors import time_copy
 from seqrec.benchmark.harness import Benchmark, Row
 from seqrec.benchmark.measurement import MemoryLimitError, peak_bytes, run_measured, timed
+from seqrec.data.output import Part, ReportTable
 from seqrec.data.prepare.memory import spoken_bytes
 from seqrec.encoders import MambaRec, SASRec, SequenceEncoder
 from seqrec.ops import selective_scan
@@ -88,7 +89,7 @@ def benchmark_scan(
     speed = run_measured(time_copy, {"device": place}).value if place == "cuda" and sizes else None
     for size in sizes:
         name = "L {}, D {}, N {}".format(*size)
-        benchmark.note(f"scan, {name} ...")
+        benchmark.begin(f"scan, {name} ...")
         there, too_large = _that_fit(backends, batch_size * math.prod(size) * 4, place)
         left_out |= {f"{backend} at {name}": why for backend, why in too_large.items()}
         row: Row = dict(zip(("length", "channels", "states"), size, strict=True))
@@ -96,13 +97,13 @@ def benchmark_scan(
         floor = None if speed is None else _bytes_moved(batch_size, *size) / speed
         benchmark["scans"].append({**row, "figures": figures, "floor_seconds": floor})
     for length in sorted(block_lengths):
-        benchmark.note(f"blocks, L {length} ...")
+        benchmark.begin(f"blocks, L {length} ...")
         figures = _measured_blocks({**shared, **blocks, "length": length})
         benchmark["blocks"].append({"length": length, "figures": figures})
     benchmark.finish(*report(benchmark))
 
 
-def report(figures: Benchmark | Mapping[str, Any]) -> list[str]:
+def report(figures: Benchmark | Mapping[str, Any]) -> list[Part]:
     """Return the parts of the report; ratios are to the first backend or block of their row, below 1 is better.
 
     Args:
@@ -115,14 +116,13 @@ def report(figures: Benchmark | Mapping[str, Any]) -> list[str]:
     title = f"forward and backward, float32, {settings['batch_size']} histories, {on['device']}"
     title += f", {on['threads']} threads, torch {on['torch']}"
     scans = [_scan_table(figures["scans"])] if figures["scans"] else []
-    scans += [f"{name}: {why}" for name, why in figures["left_out"].items()]
-    parts = [title, "\n".join(scans)]
+    parts: list[Part] = [title, *scans, "\n".join(f"{name}: {why}" for name, why in figures["left_out"].items())]
     if blocks := figures["blocks"]:
-        parts.append("\n".join([_block_table(blocks, settings), *_crossings(blocks)]))
+        parts += [_block_table(blocks, settings), "\n".join(_crossings(blocks))]
     return parts
 
 
-def _scan_table(rows: Sequence[Row]) -> str:
+def _scan_table(rows: Sequence[Row]) -> ReportTable:
     others = list(dict.fromkeys(name for row in rows for name in row["figures"] if name != YARDSTICK))
     has_floor = rows[0]["floor_seconds"] is not None
     head = ["selective scan", "D", "N", f"{YARDSTICK} ms", "memory"]
@@ -141,7 +141,7 @@ def _scan_table(rows: Sequence[Row]) -> str:
     return harness.table([*head, "fastest / bytes moved"] if has_floor else head, lines)
 
 
-def _block_table(rows: Sequence[Row], settings: Mapping[str, Any]) -> str:
+def _block_table(rows: Sequence[Row], settings: Mapping[str, Any]) -> ReportTable:
     others = _mamba_blocks(rows)
     dropout = f", dropout {settings['dropout']}" if settings["dropout"] else ""
     head = [f"one block, width {settings['d_model']}{dropout}", f"{ATTENTION} ms", "memory"]

@@ -19,6 +19,7 @@ import numpy as np
 
 from seqrec.benchmark import harness
 from seqrec.benchmark.harness import Benchmark, Row
+from seqrec.data.output import ReportTable
 from seqrec.errors import InputError
 from seqrec.serving import Limits
 from seqrec.serving.command import check_packages
@@ -83,7 +84,7 @@ def benchmark_serve(
     with tempfile.TemporaryDirectory(prefix="seqrec-serve-", dir=folder) as place:
         file = str(Path(place) / "sessions.sqlite")
         for kind, drawn in (("bare", None), ("serve", items)):
-            benchmark.note(f"{kind}: {requests:,} requests of {clients} clients ...")
+            benchmark.begin(f"{kind}: {requests:,} requests of {clients} clients ...")
             child = {"kind": kind, "sessions": file, "batch_wait_ms": batch_wait_ms, **settings}
             with running_server(child) as url:
                 rows += rows_of(kind, measure_clients(url, items=drawn, seconds=seconds, k=k, seed=seed, **load))
@@ -126,7 +127,7 @@ def rows_of(server: str, answers: Answers) -> list[Row]:
     return rows
 
 
-def route_table(rows: list[Row]) -> str:
+def route_table(rows: list[Row]) -> ReportTable:
     """Return the table of routes."""
     text = "{server} {route}|{requests:,}|{per_second:,.0f}|{p50_ms:.1f}|{p99_ms:.1f}|{errors}"
     head = "route | requests | requests/s | p50 ms | p99 ms | errors"

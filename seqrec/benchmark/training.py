@@ -21,6 +21,7 @@ from seqrec.benchmark.harness import Benchmark, Row
 from seqrec.benchmark.measurement import anonymous_bytes, peak_bytes, run_measured, timed
 from seqrec.benchmark.reference_models import REFERENCES, ReferenceModel, train_reference
 from seqrec.benchmark.step_clock import PROFILED_STEPS, ClockCallback, StepClock
+from seqrec.data.output import Part
 from seqrec.data.prepare.memory import spoken_bytes
 from seqrec.encoders import ENCODERS
 from seqrec.errors import InputError
@@ -126,7 +127,7 @@ def benchmark_training(
     sizes: dict[str, Any] = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "steps": steps}
     settings = {**shape, **sizes, "mixer": mixer, "seed": seed, "device": device}
     benchmark = Benchmark(json_file, settings=settings, rates={}, figures=[], evaluation=[])
-    benchmark.note("rates of the device ...")
+    benchmark.begin("rates of the device ...")
     benchmark["rates"] = run_measured(measure_rates, {"device": device}).value
 
     def measure(cell: Row) -> Row:
@@ -161,7 +162,7 @@ def _check(encoders: Sequence[str], variants: Sequence[str], device: str) -> Non
         raise InputError(f"variants: {REFERENCE} has no {unknown.pop()}, only {', '.join(REFERENCES)}; leave one out")
 
 
-def report(figures: Benchmark | Mapping[str, Any]) -> list[str]:
+def report(figures: Benchmark | Mapping[str, Any]) -> list[Part]:
     """Return the title and the tables of figures by key: `settings`, `figures`, `evaluation`."""
     settings, rows, judged = figures["settings"], figures["figures"], figures["evaluation"]
     sizes = f"width {settings['d_model']}, {settings['num_layers']} blocks, batch {settings['batch_size']}"
@@ -169,13 +170,13 @@ def report(figures: Benchmark | Mapping[str, Any]) -> list[str]:
     title = f"training step, {sizes}, fastest of {settings['steps']} on {settings['device']}"
     head = "encoder | events | computed | ms a step | ratio | events/s | of bytes floor | of FLOP floor | launches"
     head += " | kernels | CPU ms | idle | ops | memory | ratio | last loss | first step"
-    text = harness.table(head, (_cells(row, first) for row, first in harness.with_first(rows, "encoder", "length")))
-    parts = [title, f"{text}\n{harness.failures(rows, '{encoder}, {length:,}, {variant}')}".rstrip()]
+    table = harness.table(head, (_cells(row, first) for row, first in harness.with_first(rows, "encoder", "length")))
+    parts: list[Part] = [title, table, harness.failures(rows, "{encoder}, {length:,}, {variant}")]
     if judged:
         head = "evaluation | events | histories | ms a batch | memory | of training's"
         trained = {(row["encoder"], row["length"]): row for row in reversed(rows) if not harness.failed(row)}
-        text = harness.table(head, (_evaluation_cells(row, trained) for row in judged))
-        parts.append(f"{text}\n{harness.failures(judged, 'evaluation, {encoder}, {length:,}')}".rstrip())
+        table = harness.table(head, (_evaluation_cells(row, trained) for row in judged))
+        parts += [table, harness.failures(judged, "evaluation, {encoder}, {length:,}")]
     return parts
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import itertools
 import pkgutil
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from seqrec.aliases import __version__
 from seqrec.cli.arguments import asks_for_a_trainer, expand
 from seqrec.cli.help import overview
-from seqrec.cli.parsing import call, with_underscores
+from seqrec.cli.parsing import call, with_underscores, without_output_options
 from seqrec.cli.trust import classes_of_the_user, trust_of
+from seqrec.data.output import command_output, report_table, show
 from seqrec.errors import InputError
 from seqrec.registry import did_you_mean
 from seqrec.runs.config_files import config_summaries, find_config
@@ -32,12 +33,14 @@ class Command:
             of `seqrec.cli.lightning_cli.Trainer`, with the options of a run.
         positional: The argument that may be given without its name.
         note: Last line of its help.
+        shows: Whether it has a result, which `--json` and `--table` give to programs.
     """
 
     summary: str
     function: str | None = None
     positional: str | None = None
     note: str | None = None
+    shows: bool = True
 
 
 _RECOMMEND = "seqrec.inference.bulk.command:recommend"
@@ -62,7 +65,7 @@ COMMANDS = {
     "tune": Command("find a step size, or the largest batch that fits", positional="what"),
     "recommend": Command("write the best items for every user, as Parquet", _RECOMMEND, note=_BY_TRAINER),
     "predict": Command("the same as recommend", _RECOMMEND, note=_BY_TRAINER),
-    "serve": Command("serve recommendations over HTTP", "seqrec.serving.command:serve"),
+    "serve": Command("serve recommendations over HTTP", "seqrec.serving.command:serve", shows=False),
     "export": Command("write ONNX or .pt2 files that need no seqrec", f"{__name__}:export_checkpoint"),
     "sweep": Command("search parameters of a config with Optuna", "seqrec.cli.sweep:sweep"),
     "compare": Command("compare runs on the same users", f"{__name__}:compare_runs", "runs"),
@@ -95,7 +98,8 @@ def run_command(words: Sequence[str]) -> None:
 
 
 def _run(words: list[str]) -> None:
-    if words[0].startswith("-"):
+    words, as_json, files = without_output_options(words)
+    if not words or words[0].startswith("-"):
         # Lightning accepts a config of several commands in front of the command.
         name, command, arguments = None, Command(""), words
     else:
@@ -105,6 +109,14 @@ def _run(words: list[str]) -> None:
         # The folder of runs of one kind may have an empty name.
         if word.startswith("--") and (word.endswith("=") or not value) and not word.rstrip("=").endswith(".name"):
             raise InputError(f"{word.rstrip('=')} has an empty value: give one, or leave it out")
+    if (as_json or files) and not command.shows:
+        raise InputError(f"seqrec {name} has no result: leave --json and --table out")
+    named = name or next((word for word in words if word in COMMANDS), "run")
+    with command_output("recommend" if named == "predict" else named, as_json=as_json, files=files):
+        _call(name, command, arguments)
+
+
+def _call(name: str | None, command: Command, arguments: list[str]) -> None:
     by_trainer = name in ("recommend", "predict") and asks_for_a_trainer(arguments)
     if name is None or command.function is None or by_trainer:
         from seqrec.cli.lightning_cli import run
@@ -114,8 +126,9 @@ def _run(words: list[str]) -> None:
         function = pkgutil.resolve_name(command.function)
         argv = expand(name, arguments, checkpoint="--ckpt")
         as_typed = "--ckpt_path" if any(word.startswith("--ckpt_path") for word in arguments) else "--ckpt"
+        about: dict[str, Any] = {"positional": command.positional, "note": command.note, "takes_output": command.shows}
         with classes_of_the_user():
-            call(name, function, argv, positional=command.positional, note=command.note, as_typed=as_typed)
+            call(name, function, argv, as_typed=as_typed, **about)
 
 
 def command_named(words: Sequence[str]) -> str:
@@ -136,37 +149,33 @@ def command_named(words: Sequence[str]) -> str:
     return name
 
 
-def inspect(store: str, *, verify: bool = True, json: bool = False) -> None:
+def inspect(store: str, *, verify: bool = True) -> None:
     """Show the contents of an event store, and check that it is intact.
 
     Args:
         store: Folder of the store.
         verify: Whether to hash every file, which takes as long as reading them.
-        json: Whether to print JSON for programs.
 
     Raises:
         StoreError: if the folder contains no store.
     """
     from seqrec.data.inspect import describe, report_text
+    from seqrec.data.progress import STATUS, Progress
     from seqrec.data.store import EventStore
 
     # The report of a damaged store shows what its manifest has.
-    report = describe(EventStore.open_unchecked(store), verify=verify)
-    print(report.as_json() if json else report_text(report))
+    report = describe(EventStore.open_unchecked(store), verify=verify, progress=Progress(STATUS))
+    show(report_text(report), **asdict(report))
     if report.damage is not None:
         raise SystemExit(1)
 
 
-def doctor(*, json: bool = False) -> None:
-    """List the backends of the fast paths on this machine, those in use, and why the others are not.
-
-    Args:
-        json: Whether to print JSON for programs.
-    """
+def doctor() -> None:
+    """List the backends of the fast paths on this machine, those in use, and why the others are not."""
     from seqrec.cli.doctor import examine
 
     report = examine()
-    print(report.as_json() if json else report.as_text())
+    show(report.as_text(), **asdict(report))
     if not report.healthy:
         raise SystemExit(1)
 
@@ -181,11 +190,12 @@ def configs(name: str | None = None) -> None:
         MissingInputError: if no config has that name.
     """
     if name is not None:
-        print(find_config(name).read_text(encoding="utf-8"), end="")
+        text = find_config(name).read_text(encoding="utf-8")
+        show(text.removesuffix("\n"), name=name, text=text)
         return
     rows = list(config_summaries())
-    width = max(len(each) for each, _ in rows)
-    print("\n".join(f"{each.ljust(width)}  {line}" for each, line in rows))
+    table = report_table(["config", "about"], rows, words=2)
+    show(table, configs=[{"name": each, "about": line} for each, line in rows])
 
 
 def compare_runs(
@@ -197,7 +207,6 @@ def compare_runs(
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
-    json: bool = False,
 ) -> None:
     """Compare tested runs with the first of them, user by user, with confidence intervals.
 
@@ -209,12 +218,13 @@ def compare_runs(
         resamples: Number of resamples of users for the intervals, and of draws of the sign-flip test.
         confidence: Share of the resamples that an interval contains.
         seed: Seed of both.
-        json: Whether to print JSON for programs.
 
     Raises:
         InputError: if a run has no results, or the runs were not evaluated on the same targets by the same protocol.
     """
-    from seqrec.evaluation.results import compare, comparison_text, read_results
+    from seqrec.data.progress import STATUS, Progress
+    from seqrec.evaluation.results import compare, read_results
+    from seqrec.evaluation.results.comparison import comparison_parts
 
     comparison = compare(
         [read_results(run) for run in runs],
@@ -224,8 +234,9 @@ def compare_runs(
         resamples=resamples,
         confidence=confidence,
         seed=seed,
+        progress=Progress(STATUS, unit="slices"),
     )
-    print(comparison.as_json() if json else comparison_text(comparison))
+    show(*comparison_parts(comparison), **asdict(comparison))
 
 
 def export_checkpoint(
@@ -259,23 +270,26 @@ def export_checkpoint(
         from seqrec.inference.export.manifest import verify_export
 
         damage = verify_export(verify)
-        print("\n".join(damage) or f"{verify} is as it was written")
+        show("\n".join(damage) or f"{verify} is as it was written", folder=verify, damage=damage)
         raise SystemExit(1 if damage else 0)
     for name, value in (("ckpt", ckpt), ("output", output)):
         if value is None:
             raise InputError(f"the argument '{name}' is required: give --{name}, or --verify FOLDER of an export")
     assert ckpt is not None
     assert output is not None
+    from seqrec.data.progress import STATUS, Progress
     from seqrec.inference import load
     from seqrec.inference.export import export
     from seqrec.inference.export.manifest import FILE_NAME
 
     model = load(ckpt, store=store)
-    manifest = export(model, output, format=format, separate_table=separate_table, top_k=top_k)
-    for name, program in manifest["programs"].items():
-        if "omitted" in program:
-            print(f"no {name}: {program['omitted']}")
-        else:
-            difference = f"{program['largest_difference']:.0e}"
-            print(f"{output}/{program['file']}: differs from the model by {difference} at most")
-    print(f"{output}/{FILE_NAME} describes their inputs and outputs")
+    manifest = export(
+        model, output, format=format, separate_table=separate_table, top_k=top_k, progress=Progress(STATUS)
+    )
+    lines = [
+        f"no {name}: {program['omitted']}"
+        if "omitted" in program
+        else f"{output}/{program['file']}: differs from the model by {program['largest_difference']:.0e} at most"
+        for name, program in manifest["programs"].items()
+    ]
+    show(*lines, f"{output}/{FILE_NAME} describes their inputs and outputs", folder=output, manifest=manifest)

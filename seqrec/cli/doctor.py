@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -66,10 +65,6 @@ class Report:
     def healthy(self) -> bool:
         """True if every op has a backend on every device of the machine."""
         return all(op.used is not None for op in self.ops if op.device == "cpu" or self.cuda)
-
-    def as_json(self) -> str:
-        """Return the report as JSON; the attributes are the keys."""
-        return json.dumps(asdict(self), indent=2)
 
     def as_text(self) -> str:
         """Return the report as text."""

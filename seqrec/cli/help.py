@@ -8,6 +8,7 @@ from argparse import SUPPRESS, Action, ArgumentParser
 from collections.abc import Iterator, Mapping
 
 from seqrec.cli.errors import classes_of
+from seqrec.cli.parsing import COMMON
 
 WIDTH, COLUMN = 110, 34
 ABOUT = "Train, compare and serve sequential recommenders on long histories."
@@ -103,6 +104,7 @@ def short_help(parser: ArgumentParser, command: str) -> str:
             lines += ["", f"{heading}:", *rows]
     lines += ["", "more:", *_rows("--help-all", "every option, also of the trainer and of all callbacks")]
     lines += _rows("--KEY.help [CLASS]", "the options of one part: --model.help SASRec, --trainer.help")
+    lines += [line for option, text in COMMON.items() for line in _rows(f"--{option}", text)]
     return "\n".join(lines) + "\n"
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import yaml
-from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
@@ -35,12 +35,14 @@ from seqrec.cli.run_parser import RunParser, build_data
 from seqrec.cli.saved_config import SavedConfig
 from seqrec.cli.trust import Check, classes_of_the_user, name_a_config, only_trusted_classes
 from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.output import show
 from seqrec.data.prepare import compact
-from seqrec.data.progress import print_line
+from seqrec.data.progress import STATUS
+from seqrec.data.store import EventStore
 from seqrec.evaluation.exposures import ExposureReport
 from seqrec.evaluation.list_report import ListReport
 from seqrec.evaluation.protocols import FullRanking, Protocol
-from seqrec.evaluation.report import note_on_repeats, report_text, write_metrics
+from seqrec.evaluation.report import note_on_repeats, report_parts, write_metrics
 from seqrec.evaluation.results import ResultsWriter
 from seqrec.evaluation.results.file import FILE_NAME as RESULTS_FILE
 from seqrec.experiments.sweep import TrialReporter
@@ -55,6 +57,7 @@ from seqrec.runs.callbacks import (
     EncoderCompile,
     GradientNorm,
     GraphedStep,
+    ProgressLines,
     ResumableEarlyStopping,
     ResumePoints,
     RunMonitor,
@@ -106,7 +109,7 @@ class Trainer(pl.Trainer):
         """
         if overwrite:
             datamodule.prepare_again()
-        print(datamodule.store.summary())
+        _show_store(datamodule.store)
 
     @staticmethod
     def append(
@@ -135,7 +138,7 @@ class Trainer(pl.Trainer):
             weights_only: Unused; the config of a run has it.
         """
         datamodule.append(input, duplicates=duplicates, late=late, items=items, users=users, changed=changed)
-        print(datamodule.store.summary())
+        _show_store(datamodule.store)
 
     @staticmethod
     def compact(datamodule: SequenceDataModule, ckpt_path: str | None = None, weights_only: bool | None = None) -> None:
@@ -146,7 +149,7 @@ class Trainer(pl.Trainer):
             ckpt_path: A run's folder, a checkpoint or `last`: the store of that run is rewritten.
             weights_only: Unused; the config of a run has it.
         """
-        print(compact(datamodule.store_directory, progress=print_line).summary())
+        _show_store(compact(datamodule.store_directory, progress=STATUS))
 
     def tune(
         self,
@@ -172,10 +175,11 @@ class Trainer(pl.Trainer):
         if what == "lr":
             found = find_lr(self, model, datamodule, min_lr=min_lr, max_lr=max_lr, steps=steps)
             name = type(model.optimizer).__name__
-            print(f"suggested: --model.optimizer {name} --model.optimizer.lr {found.suggestion:.2g}")
+            line = f"suggested: --model.optimizer {name} --model.optimizer.lr {found.suggestion:.2g}"
+            show(line, optimizer=name, lr=found.suggestion, lrs=found.lrs, losses=found.losses)
         else:
             size = find_batch_size(self, model, datamodule, max_batch_size=max_batch_size)
-            print(f"largest that was tried and fits: --data.batch_size {size}")
+            show(f"largest that was tried and fits: --data.batch_size {size}", batch_size=size)
 
 
 class SeqrecCLI(LightningCLI):
@@ -285,7 +289,7 @@ class SeqrecCLI(LightningCLI):
         chosen, table = chosen_arguments(data, model, self.given, config)
         if "model" in chosen:
             chosen["model"] = {"class_path": config["model"]["class_path"], "init_args": chosen["model"]}
-        rank_zero_only(print)(table)
+        rank_zero_only(show)(table, recipe=chosen)
         # In front of the other configs, which win.
         text = yaml.safe_dump(chosen if self.command else {command: chosen})
         argv[:1] = [*argv[:1], "--config", text] if self.command else ["--config", text, *argv[:1]]
@@ -305,6 +309,10 @@ class SeqrecCLI(LightningCLI):
         if loggers is False:
             # The config is written into the working folder, perhaps a second time.
             self.save_config_kwargs = {**self.save_config_kwargs, "overwrite": True}
+        shown = config.get("enable_progress_bar") is not False and not STATUS.is_live
+        own = config.get("callbacks") or []
+        if shown and not any(isinstance(each, ProgressBar) for each in (own if isinstance(own, list) else [own])):
+            callbacks = [*callbacks, ProgressLines(STATUS)]
         if not config.get("barebones"):
             return super()._instantiate_trainer(config, callbacks)
         # It has no callbacks, and nothing is written.
@@ -387,20 +395,27 @@ class SeqrecCLI(LightningCLI):
         rows |= {} if report is None else report.rows
         intervals, notes = ({}, []) if report is None else (report.intervals, list(report.notes))
         own = [each for each in callbacks if isinstance(each, (ListReport, ExposureReport))]
-        texts = [*(each.text() for each in own), *notes, note_on_repeats(repeated, model.protocol)]
+        shown = [*(each.table() for each in own), *notes, note_on_repeats(repeated, model.protocol)]
+        lines = [part for part in shown if part is not None]
         heading = f"{stage} of {users:,} users{_reasons(left_out)}, protocol {model.protocol.id}"
-        print(report_text(heading, rows, intervals=intervals, caveats=found, notes=[*filter(None, texts)]))
-        if folder is None:
-            return
+        parts = report_parts(heading, rows, intervals=intervals, caveats=found, notes=lines)
         about: dict[str, Any] = {"users": users, "left_out": left_out, "repeated": repeated, "caveats": found}
         about["baselines"] = None if report is None else report.as_dict()
         about |= {each.key: each.as_dict() for each in own}
-        write_metrics(Path(folder) / f"{stage}_metrics.json", rows, model.protocol.describe(), **about)
+        file = None if folder is None else Path(folder) / f"{stage}_metrics.json"
+        content = write_metrics(file, rows, model.protocol.describe(), **about)
+        show(*parts, run_folder=folder, **content)
+        if folder is None:
+            return
         names = ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml"]
         written = [f"{stage}_metrics.json", SUMMARY_FILE]
         names += [*written, *([RESULTS_FILE] if stage == "test" else [])]
-        shown = [name for name in names if name in written or (Path(folder) / name).exists()]
-        print(f"run folder: {folder} ({', '.join(shown)})")
+        there = [name for name in names if name in written or (Path(folder) / name).exists()]
+        show(f"run folder: {folder} ({', '.join(there)})")
+
+
+def _show_store(store: EventStore) -> None:
+    show(store.summary(), store=str(store.directory), counts=store.manifest["counts"])
 
 
 def _reasons(left_out: Mapping[str, int]) -> str:

@@ -7,21 +7,28 @@ import inspect
 import json
 import re
 import sys
+from argparse import SUPPRESS
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from typing import ClassVar, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, NoReturn, get_args, get_origin, get_type_hints
 
 import jsonargparse
 
 from seqrec.aliases import __version__
 from seqrec.cli.errors import refusal_in_one_line
-from seqrec.errors import MissingInputError
+from seqrec.errors import InputError, MissingInputError
 from seqrec.specs import classes_in, from_spec
 
-FLAGS = ("-h", "--debug", "--help", "--help_all", "--print_config", "--version")
+FLAGS = ("-h", "--debug", "--help", "--help_all", "--json", "--print_config", "--version")
 # Options that are true if no value follows.
 SWITCHES = ("--demo",)
+# Options of every command -> help. They are taken from the words before these are parsed.
+COMMON = {
+    "trust": "packages whose classes a checkpoint may name, separated by commas",
+    "json": "print one JSON document instead of text; progress and notes go to standard error",
+    "table": "file that gets the printed tables: .json, .md or .png; may be repeated",
+}
 
 
 class ArgumentParser(jsonargparse.ArgumentParser):
@@ -56,6 +63,58 @@ def with_underscores(words: Sequence[str]) -> list[str]:
         if word in SWITCHES and following.startswith("--"):
             found.append("true")
     return found
+
+
+def pairs_of(words: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield each option, its value and both as they were given; a value without an option has an empty option.
+
+    A value may look like an option: the name of a folder, for example, which others may have chosen.
+    """
+    waiting = list(words)
+    while waiting:
+        given = [waiting.pop(0)]
+        option, equals, value = given[0].partition("=")
+        if not option.startswith("-"):
+            option, value = "", given[0]
+        elif not equals and option not in FLAGS and waiting:
+            value = waiting.pop(0)
+            given.append(value)
+        yield option, value, given
+
+
+def add_common_options(parser: ArgumentParser, names: Collection[str] = COMMON) -> None:
+    """Add options of every command to the help of one."""
+    for name in names:
+        action: dict[str, Any] = {"action": "store_true"} if name == "json" else {}
+        parser.add_argument(f"--{name}", help=COMMON[name], default=SUPPRESS, **action)
+
+
+def without_output_options(words: Sequence[str]) -> tuple[list[str], bool, list[str]]:
+    """Return words without `--json` and `--table`, whether the result is printed as JSON, and the files of tables.
+
+    Raises:
+        InputError: if the value of `--json` is neither true nor false.
+
+    Example:
+        >>> without_output_options(["--json", "runs/a", "--table", "a.md", "--table=a.png"])
+        (['runs/a'], True, ['a.md', 'a.png'])
+    """
+    rest: list[str] = []
+    files: list[str] = []
+    as_json, follows = "false", False
+    for option, value, given in pairs_of(words):
+        if follows and not option and value in ("true", "false"):
+            as_json = value
+        elif option == "--json":
+            as_json = value or "true"
+        elif option == "--table":
+            files.append(value)
+        else:
+            rest += given
+        follows = given == ["--json"]
+    if as_json not in ("true", "false"):
+        raise InputError(f"--json={as_json} must be true or false")
+    return rest, as_json == "true", files
 
 
 def with_names(words: Sequence[str], positional: str | None = None, lists: Collection[str] = ()) -> list[str]:
@@ -101,19 +160,20 @@ def call(
     positional: str | None = None,
     note: str | None = None,
     as_typed: str = "--ckpt",
+    takes_output: bool = True,
 ) -> None:
     """Call a function with arguments from the command line.
 
     The function's signature and docstring describe the options, which are `words`, with underscores. A parameter that
-    is a dataclass is given by its fields. `as_typed` is the user's name of the option of the checkpoint. See `Command`
-    for the other arguments.
+    is a dataclass is given by its fields. `as_typed` is the user's name of the option of the checkpoint.
+    `takes_output` is whether the help lists `--json` and `--table`. See `Command` for the other arguments.
     """
     usage = f"seqrec {name} {positional.upper() + ' ' if positional else ''}[options]"
     about = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
     parser = ArgumentParser(usage=usage, description=about, epilog=note, version=__version__, allow_abbrev=False)
     parser.command = name
     parser.add_argument("--config", action="config", help="YAML file with the options")
-    parser.add_argument("--trust", help="packages whose classes a checkpoint may name, separated by commas")
+    add_common_options(parser, COMMON if takes_output else ("trust",))
     hints = get_type_hints(function)
     kinds = ((key, cls) for key, kind in hints.items() for cls in (kind, *get_args(kind)))
     groups = {key: cls for key, cls in kinds if isinstance(cls, type) and is_dataclass(cls)}
@@ -124,7 +184,7 @@ def call(
     lists = [f"--{key}" for key, kind in hints.items() if get_origin(kind) in (list, collections.abc.Sequence)]
     ArgumentParser.given, ArgumentParser.of_run = words, False
     values = parser.parse_args(with_names(words, positional, lists)).as_dict()
-    del values["config"], values["trust"]
+    del values["config"]
     objects = {key: cls(**{field.name: values.pop(field.name) for field in fields(cls)}) for key, cls in groups.items()}
     # The parser would hide why a class that is one of several could not be built.
     built = {key: from_spec(value, tuple(classes_in(hints[key])) or object) for key, value in values.items()}

@@ -12,7 +12,7 @@ import yaml
 
 from seqrec.cli.run_config import content_of
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.evaluation.report import text_table
+from seqrec.data.output import ReportTable, report_table
 from seqrec.models.recipes import LogShape, choose, choose_to_continue, nested, shown
 from seqrec.runs.checkpoints import peek
 
@@ -65,7 +65,7 @@ def _flatten(value: Any, key: str, found: dict[str, Any]) -> None:
 
 def chosen_arguments(
     data: SequenceDataModule, model: type, argv: Sequence[str], config: Mapping[str, Any]
-) -> tuple[dict[str, Any], str]:
+) -> tuple[dict[str, Any], ReportTable]:
     """Return the arguments that the rule chooses, nested as in a config, and a table of them for people.
 
     Args:
@@ -85,13 +85,13 @@ def chosen_arguments(
     shape = LogShape.of(data)
     if ckpt is None:
         choices, instead = choose(shape, model.__name__, given), _INSTEAD
-        lines = ["chosen by the size of the log (--recipe false: none; see the guide, training)"]
+        title = "chosen by the size of the log (--recipe false: none; see the guide, training)"
     else:
         saved = peek(Path(ckpt))
         choices = choose_to_continue(shape, model, saved.get("hyper_parameters", {}), given)
         # The model's settings belong together.
         instead = {name: others for name, others in _INSTEAD.items() if not name.startswith("model.")}
-        lines = [f"chosen to continue from {ckpt} (--recipe false: nothing; see the guide, training)"]
+        title = f"chosen to continue from {ckpt} (--recipe false: nothing; see the guide, training)"
     for choice in choices:
         for option, value in choice.values.items():
             if option.startswith("model.") and option.split(".")[1] not in parameters:
@@ -101,9 +101,8 @@ def chosen_arguments(
                 continue
             values[option] = value
             rows.append([option, shown(value), choice.reason])
-    lines.append(text_table(["option", "value", "reason"], rows, names=3))
-    lines += [f"not chosen, because these or others in their place are set: {', '.join(yours)}"] if yours else []
-    return nested(values), "\n".join(lines)
+    notes = [f"not chosen, because these or others in their place are set: {', '.join(yours)}"] if yours else []
+    return nested(values), report_table(["option", "value", "reason"], rows, words=3, title=title, notes=notes)
 
 
 def _is_set(option: str, value: Any, explicit: Mapping[str, Any], instead: Mapping[str, tuple[str, ...]]) -> bool:

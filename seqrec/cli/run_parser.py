@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser
 
 from seqrec.cli.help import short_help
-from seqrec.cli.parsing import ArgumentParser
+from seqrec.cli.parsing import ArgumentParser, add_common_options
 from seqrec.data.datamodule import SequenceDataModule
 
 
@@ -26,7 +26,7 @@ class RunParser(ArgumentParser, LightningArgumentParser):
         """Make `--help` short, and add `--help_all` and the help of each part, such as `--trainer.help`."""
         self.shortened = command
         self.add_argument("--help_all", action=_LongHelp, help="list every option")
-        self.add_argument("--trust", help="packages whose classes a checkpoint may name, separated by commas")
+        add_common_options(self)
         for part in self.groups or ():
             if f"--{part}.help" not in self._option_string_actions:
                 self.add_argument(f"--{part}.help", action=_LongHelp, help=f"list the options of {part}")

@@ -10,4 +10,4 @@ def sweep(settings: SweepSettings) -> None:
     Args:
         settings: See the class.
     """
-    print(run_sweep(settings, main))
+    run_sweep(settings, main)

@@ -15,7 +15,7 @@ from typing import Any
 import jsonargparse
 from jsonargparse import _common, _typehints, _util
 
-from seqrec.cli.parsing import FLAGS
+from seqrec.cli.parsing import pairs_of
 from seqrec.errors import InputError
 from seqrec.registry import TRUST_VARIABLE, trusted_packages, trusting
 
@@ -46,7 +46,7 @@ def trust_of(words: Sequence[str]) -> Iterator[list[str]]:
     """
     rest: list[str] = []
     packages: list[str] = []
-    for option, value, given in _pairs(words):
+    for option, value, given in pairs_of(words):
         if option == OPTION and value:
             packages += [name.strip() for name in value.split(",")]
         else:
@@ -96,7 +96,7 @@ def only_trusted_classes(words: Sequence[str], run: Path) -> Iterator[Check]:
             if refused:
                 # Taken for text, it would go into the config of this run, which a later command gets by name.
                 raise RefusedError(f"the config of a checkpoint's run names {refused[0]}", refused[0])
-            _refuse_other_places(config, run, {value for _, value, _ in _pairs(words)})
+            _refuse_other_places(config, run, {value for _, value, _ in pairs_of(words)})
 
         yield check
 
@@ -188,27 +188,10 @@ def _is_named(path: str, named: Collection[str]) -> bool:
 
 def name_a_config(words: Sequence[str]) -> bool:
     """Return whether the words of a command name a config."""
-    return any(option in ("--config", "-c") for option, _, _ in _pairs(words))
+    return any(option in ("--config", "-c") for option, _, _ in pairs_of(words))
 
 
 def _typed(words: Sequence[str]) -> set[str]:
     """Return the dotted paths that the user typed, other than in names of files."""
-    values = [value for option, value, _ in _pairs(words) if option not in _FILES]
+    values = [value for option, value, _ in pairs_of(words) if option not in _FILES]
     return {path for value in values for path in _PATH.findall(value)}
-
-
-def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield each option, its value and both as they were given; a value without an option has an empty option.
-
-    A value may look like an option: the name of a folder, for example, which others may have chosen.
-    """
-    waiting = list(words)
-    while waiting:
-        given = [waiting.pop(0)]
-        option, equals, value = given[0].partition("=")
-        if not option.startswith("-"):
-            option, value = "", given[0]
-        elif not equals and option not in FLAGS and waiting:
-            value = waiting.pop(0)
-            given.append(value)
-        yield option, value, given

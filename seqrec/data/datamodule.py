@@ -29,7 +29,7 @@ from seqrec.data.position import EpochPosition, count_as_done
 from seqrec.data.prepare import Filters, append, ensure_store, fingerprint, prepare
 from seqrec.data.prepare.filters import Changed, Duplicates, Late
 from seqrec.data.prepare.memory import MemoryLimit
-from seqrec.data.progress import print_line
+from seqrec.data.progress import STATUS
 from seqrec.data.sampler import BatchSampler, SequentialBatches
 from seqrec.data.schema import Schema
 from seqrec.data.sources import Source
@@ -179,7 +179,7 @@ class SequenceDataModule(pl.LightningDataModule):
             self.store_directory,
             schema=self.schema,
             memory_limit=self.memory_limit,
-            progress=print_line,
+            progress=STATUS,
         )
         if self.targets is not None:
             store.select_targets(self.targets)
@@ -253,7 +253,7 @@ class SequenceDataModule(pl.LightningDataModule):
         """Prepare the store even if it exists. Only one process may call this."""
         self._forget_store()
         log = self.source, self.filters, self.store_directory
-        prepare(*log, schema=self.schema, memory_limit=self.memory_limit, progress=print_line, overwrite=True)
+        prepare(*log, schema=self.schema, memory_limit=self.memory_limit, progress=STATUS, overwrite=True)
 
     def append(
         self,
@@ -268,7 +268,7 @@ class SequenceDataModule(pl.LightningDataModule):
         """Add new events to the prepared store; see `seqrec.data.prepare.append`. Only one process may call this."""
         self._forget_store()
         log = self.source, self.filters, self.store_directory, input
-        options: dict[str, Any] = {"schema": self.schema, "memory_limit": self.memory_limit, "progress": print_line}
+        options: dict[str, Any] = {"schema": self.schema, "memory_limit": self.memory_limit, "progress": STATUS}
         append(*log, duplicates=duplicates, late=late, items=items, users=users, changed=changed, **options)
 
     def _forget_store(self) -> None:

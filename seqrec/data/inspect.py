@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from seqrec.data.manifest import REMEDY
 from seqrec.data.pieces import ends_of, pieces_of
+from seqrec.data.progress import Progress
 from seqrec.data.store import EventStore
 from seqrec.errors import StoreError
 
@@ -107,12 +108,8 @@ class StoreReport:
     settings: dict[str, Any]
     malformed: list[dict[str, Any]]
 
-    def as_json(self) -> str:
-        """Return the report as JSON, with the attributes as keys."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
-
-def describe(store: EventStore, *, verify: bool = True) -> StoreReport:
+def describe(store: EventStore, *, verify: bool = True, progress: Progress | None = None) -> StoreReport:
     """Describe a store, from its manifest and one pass over its arrays.
 
     Memory is some 8 bytes a user and 8 an item, for any number of events.
@@ -121,6 +118,7 @@ def describe(store: EventStore, *, verify: bool = True) -> StoreReport:
         store: The store.
         verify: Whether to hash every file, which takes as long as reading them. A damaged store is described by its
             manifest alone.
+        progress: Shows how far the hashing is; None shows nothing.
 
     Raises:
         StoreError: if an item id is out of range, which `verify` would find.
@@ -137,7 +135,7 @@ def describe(store: EventStore, *, verify: bool = True) -> StoreReport:
     damage = None
     if verify:
         try:
-            store.verify()
+            store.verify(progress)
         except StoreError as error:
             damage = str(error)
     manifest, intact = store.manifest, damage is None

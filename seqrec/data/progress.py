@@ -1,17 +1,73 @@
-"""Show the progress of long work: rows or users done, how many a second, time left. Each line suits a log file."""
+"""Show the progress of long work: rows or users done, how many a second, time left."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 Show = Callable[[str], None]
+# Seconds between two lines of a stage: on a terminal, elsewhere, and for a function of the caller.
+ON_TERMINAL, ELSEWHERE, OF_CALLER = 0.5, 60.0, 5.0
+
+
+class Status:
+    """Shows lines of progress on standard error, where they are never among results.
+
+    On a terminal a line of progress replaces the one before. Elsewhere, and if the environment variable `CI` is set, a
+    stage shows at most one line a minute, and one at its end.
+    """
+
+    def __init__(self) -> None:
+        # Whether the terminal shows a line that the next one replaces.
+        self._is_open = False
+
+    @property
+    def is_live(self) -> bool:
+        """Whether people watch: standard error is a terminal, and `CI` is not set."""
+        is_quiet = os.environ.get("CI", "").lower() not in ("", "0", "false")
+        return sys.stderr is not None and sys.stderr.isatty() and not is_quiet
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two lines of a stage."""
+        return ON_TERMINAL if self.is_live else ELSEWHERE
+
+    def __call__(self, line: str) -> None:
+        """Show a line that stays."""
+        self.clear()
+        print(line, file=sys.stderr, flush=True)
+
+    def overwrite(self, line: str) -> None:
+        """Show a line that the next one replaces on a terminal."""
+        if not self.is_live:
+            self(line)
+            return
+        # A line that wraps could not be replaced.
+        sys.stderr.write(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K")
+        sys.stderr.flush()
+        self._is_open = True
+
+    def clear(self) -> None:
+        """Remove a line that was to be replaced."""
+        if self._is_open:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._is_open = False
+
+
+# The progress of commands.
+STATUS = Status()
 
 
 class Progress:
     """Shows one stage after the other, and its progress every `interval` seconds; without `show` it shows nothing.
+
+    Without an `interval`, a function of the caller is called every 5 seconds, and `STATUS` as the terminal allows.
 
     Example:
         >>> progress = Progress(lambda line: print(line.split(",")[0]))
@@ -23,53 +79,142 @@ class Progress:
         adding up: 3 rows
     """
 
-    def __init__(self, show: Show | None = None, interval: float = 5.0, unit: str = "rows") -> None:
-        self._show = show or (lambda _: None)
+    def __init__(self, show: Show | None = None, interval: float | None = None, unit: str = "rows") -> None:
+        self.show = show or (lambda _: None)
+        self.unit = unit
         self._interval = interval
-        self._unit = unit
+        self._shown = time.monotonic()
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two lines of a stage."""
+        if self._interval is not None:
+            return self._interval
+        return self.show.interval if isinstance(self.show, Status) else OF_CALLER
+
+    def stage(self, name: str, total: float | None = None, *, done: int = 0, unit: str | None = None) -> Stage:
+        """Start a stage; see `Stage`."""
+        return Stage(self, name, total, done, unit or self.unit)
 
     def track(
-        self, name: str, parts: Iterable[T], rows: Callable[[Any], int] = len, total: int | None = None
+        self,
+        name: str,
+        parts: Iterable[T],
+        rows: Callable[[Any], int] = len,
+        total: float | None = None,
+        *,
+        unit: str | None = None,
     ) -> Iterator[T]:
         """Yield the parts of some work, as one stage that advances with each and is summed up after the last.
 
         `rows` returns the number of rows, or of other units, of a part. `total` is that of all, which may be an
         estimate; None if unknown.
         """
-        self._show(f"{name} ...")
-        began = shown = time.monotonic()
-        done = 0
+        stage = self.stage(name, total, unit=unit)
         for part in parts:
             yield part
-            done += rows(part)
-            now = time.monotonic()
-            if now - shown >= self._interval and done:
-                shown = now
-                self._show(self._line(name, done, total, now - began))
-        seconds = time.monotonic() - began
-        self._show(f"{name}: {done:,} {self._unit}, {seconds:.1f} s, {_rate(done, seconds):,} {self._unit}/s")
+            stage.advance(rows(part))
+        stage.end()
 
     def note(self, text: str) -> None:
         """Show a line that belongs to no stage, such as the number of rows left out."""
-        self._show(text)
+        self.show(text)
 
-    def _line(self, name: str, done: int, total: int | None, seconds: float) -> str:
-        rate = _rate(done, seconds)
-        line = f"{name}: {done:,} {self._unit}, {rate:,} {self._unit}/s"
-        if total is None or total <= done:
+    def update(self, text: str) -> None:
+        """Show a line that the next one may replace, if the interval has passed; the others are left out."""
+        if time.monotonic() - self._shown >= self.interval:
+            self._shown = time.monotonic()
+            self.overwrite(text)
+
+    def overwrite(self, text: str) -> None:
+        """Show a line that the next one may replace."""
+        show = self.show.overwrite if isinstance(self.show, Status) else self.show
+        show(text)
+
+
+class Stage:
+    """One kind of work: how much is done, at which rate, and how long the rest will take.
+
+    Args:
+        progress: Shows its lines.
+        name: What is done.
+        total: Units of all work, also an attribute; None if unknown.
+        done: Units that were done before, which do not count for the rate.
+        unit: Name of the units.
+
+    Example:
+        >>> stage = Progress(print, interval=0).stage("counting", 4, unit="users")
+        counting ...
+        >>> stage.advance(1)  # doctest: +ELLIPSIS
+        counting: 1 users, ... users/s, 25%, about 0 s left
+    """
+
+    def __init__(self, progress: Progress, name: str, total: float | None, done: int, unit: str) -> None:
+        self._progress, self._name, self.total, self._unit = progress, name, total, unit
+        self._before = self._done = done
+        self._began = self._shown = time.monotonic()
+        if not isinstance(progress.show, Status) or progress.show.is_live:
+            progress.overwrite(f"{name} ...")
+
+    def advance(self, count: int, about: str = "") -> None:
+        """Count units, and show the state, with further words about it, if the interval has passed."""
+        self._done += count
+        self.refresh(about)
+
+    def advance_to(self, done: int, about: str = "") -> None:
+        """Set the number of units that are done, and show the state as `advance` does."""
+        self.advance(done - self._done, about)
+
+    def refresh(self, about: str = "") -> None:
+        """Show the state, if the interval has passed and there is anything to show."""
+        if self.is_due and (about or self._done > self._before):
+            self._shown = time.monotonic()
+            self._progress.overwrite(", ".join(filter(None, [self.state(), about])))
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the interval has passed since the last line."""
+        return time.monotonic() - self._shown >= self._progress.interval
+
+    def state(self) -> str:
+        """Return how much is done, the rate, and if the total is known, the share and the time left."""
+        done, seconds = self._done, time.monotonic() - self._began
+        new = done - self._before
+        line = f"{self._name}: {done:,} {self._unit}"
+        if new:
+            line += f", {_rate(new, seconds, self._unit)}"
+        if self.total is None or not done < self.total < float("inf"):
             return line
-        return f"{line}, {done / total:.0%}, about {_duration((total - done) / max(rate, 1))} left"
+        line += f", {done / self.total:.0%}"
+        return f"{line}, about {duration((self.total - done) * seconds / new)} left" if new else line
+
+    def end(self) -> None:
+        """Show what was done, and the rate."""
+        seconds, new = time.monotonic() - self._began, self._done - self._before
+        rate = _rate(new, seconds, self._unit)
+        self._progress.show(f"{self._name}: {self._done:,} {self._unit}, {seconds:.1f} s, {rate}")
 
 
 def print_line(line: str) -> None:
-    """Print one line of progress at once, even if the output goes to a file."""
+    """Print one line of a result, or a note, at once, even if the output goes to a file."""
+    STATUS.clear()
     print(line, flush=True)
 
 
-def _rate(rows: int, seconds: float) -> int:
-    return round(rows / max(seconds, 1e-3))
+def _rate(count: int, seconds: float, unit: str) -> str:
+    rate = count / max(seconds, 1e-3)
+    if 0 < rate < 1:
+        return f"{1 / rate:,.0f} s each"
+    return f"{rate:,.0f} {unit}/s" if rate >= 100 else f"{rate:.3g} {unit}/s"
 
 
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if seconds >= 90 else f"{seconds:.0f} s"
+def duration(seconds: float) -> str:
+    """Return a time for people.
+
+    Example:
+        >>> duration(80), duration(600), duration(9000)
+        ('80 s', '10 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{round(seconds / 60)} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

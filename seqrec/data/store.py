@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from seqrec.data.columns import Column, open_columns
 from seqrec.data.conditions import condition_error, event_condition
 from seqrec.data.integrity import BackgroundCheck, changed
 from seqrec.data.manifest import BEFORE, MANIFEST, REMEDY, read_manifest, segment_folder, segments_of
+from seqrec.data.progress import Progress
 from seqrec.data.schema import (
     CATEGORICAL,
     EVENTS,
@@ -132,7 +133,7 @@ class EventStore:
         digests = {directory / name: entry["sha256"] for name, entry in manifest["files"].items()}
         small = sum(entry["bytes"] for entry in manifest["files"].values()) <= SMALL_STORE_BYTES
         now = {file: digest for file, digest in digests.items() if small or not _is_large(file)}
-        _refuse_changed(now)
+        _refuse_changed([now])
         store = _opened(cls, directory, manifest)
         later = {file: digest for file, digest in digests.items() if file not in now}
         if later and os.environ.get("LOCAL_RANK", "0") == "0":
@@ -244,13 +245,17 @@ class EventStore:
         if self._background is not None and self._background.damage is not None:
             raise StoreError(f"{self._background.damage}; {REMEDY}")
 
-    def verify(self) -> None:
-        """Hash every file, which takes as long as reading them.
+    def verify(self, progress: Progress | None = None) -> None:
+        """Hash every file, which takes as long as reading them; `progress` shows how far it is.
 
         Raises:
             StoreError: if the content of a file differs from what was written; the message names the file.
         """
-        _refuse_changed({self.directory / name: entry["sha256"] for name, entry in self.manifest["files"].items()})
+        files = {self.directory / name: entry["sha256"] for name, entry in self.manifest["files"].items()}
+        total = sum(entry["bytes"] for entry in self.manifest["files"].values())
+        progress = progress or Progress()
+        track = progress.track("checking", files, lambda file: file.stat().st_size, total, unit="bytes")
+        _refuse_changed({file: files[file]} for file in track)
 
     @property
     def items_digest(self) -> str:
@@ -425,9 +430,10 @@ def _manifest_of_whole_files(directory: Path, name: str = MANIFEST) -> dict[str,
     return manifest
 
 
-def _refuse_changed(digests: Mapping[Path, str]) -> None:
+def _refuse_changed(parts: Iterable[Mapping[Path, str]]) -> None:
+    """Refuse files whose SHA-256 differs from the given one, part by part."""
     try:
-        damaged = changed(digests)
+        damaged = next(filter(None, map(changed, parts)), None)
     except OSError as error:
         raise StoreError(f"{error.filename} cannot be read: {error.strerror}") from error
     if damaged is not None:

@@ -15,13 +15,14 @@ from torch import Tensor
 from seqrec.catalogue.scorer import Scorer
 from seqrec.data.conditions import condition_error, event_condition
 from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.output import ReportTable, report_table
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.sources import Table
 from seqrec.data.splits import judged_ranges
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 from seqrec.evaluation.metrics import EXPOSED, UserMean, hit_rate, ndcg
-from seqrec.evaluation.report import finite, interval_text, text_table
+from seqrec.evaluation.report import finite, interval_text
 from seqrec.evaluation.target_ranks import Targets, candidate_ranks
 from seqrec.runs.trainer_checks import data_of, is_printed
 from seqrec.types import JudgedTargets, RaggedItems, SequenceBatch
@@ -180,18 +181,18 @@ class ExposureReport(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Print the table, in the first process, unless the command is not `verbose`."""
         if stage == "test" and self.models and is_printed(trainer, stage):
-            print(self.text())
+            print(self.table())
 
-    def text(self) -> str:
-        """Return the number of users, the protocol and a table of the last test; empty without exposures."""
+    def table(self) -> ReportTable | None:
+        """Return a table of the last test, with the number of users and the protocol as its title; None without one."""
         if not self.models:
-            return ""
+            return None
         rows = [
             [name, *(f"{value:.4f}" for value in values.values()), interval_text(self.intervals[name]["AUC"])]
             for name, values in self.models.items()
         ]
         heading = f"items shown at random to {self.users:,} of these users, protocol {self.protocol}"
-        return f"{heading}\n{text_table(['model', *METRICS, 'AUC, 95% interval'], rows)}"
+        return report_table(["model", *METRICS, "AUC, 95% interval"], rows, title=heading)
 
     def as_dict(self) -> dict[str, Any] | None:
         """Return protocol, users, metrics and intervals as plain values, for JSON; None without exposures."""

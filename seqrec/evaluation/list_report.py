@@ -14,6 +14,7 @@ from torchmetrics import Metric, MetricCollection
 from seqrec.catalogue.recommend import RecommendOptions, best_items
 from seqrec.data.columns import Column
 from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.output import ReportTable, report_table
 from seqrec.errors import InputError, check_at_least
 from seqrec.evaluation.metrics import (
     LIST_METRICS,
@@ -29,7 +30,7 @@ from seqrec.evaluation.metrics import (
     item_codes,
 )
 from seqrec.evaluation.protocols import Protocol, WholeCatalogue
-from seqrec.evaluation.report import finite, interval_text, number_text, text_table
+from seqrec.evaluation.report import finite, interval_text, number_text
 from seqrec.registry import did_you_mean
 from seqrec.runs.trainer_checks import data_of, is_printed
 from seqrec.types import SequenceBatch
@@ -243,13 +244,13 @@ class ListReport(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Print the table, in the first process, unless the command is not `verbose`."""
         if self.values and is_printed(trainer, stage):
-            print(self.text())
+            print(self.table())
 
-    def text(self) -> str:
-        """Return a table of the metrics of the last test or validation; empty without any."""
+    def table(self) -> ReportTable | None:
+        """Return a table of the metrics of the last test or validation; None without any."""
         if not self.values:
-            return ""
-        return text_table(*lists_cells(self.values, self.intervals, self.others))
+            return None
+        return report_table(*lists_cells(self.values, self.intervals, self.others))
 
     def as_dict(self) -> dict[str, Any] | None:
         """Return values, intervals and columns as plain values, for JSON; None without metrics. NaN is None."""

@@ -7,24 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
+from seqrec.data.output import Part, ReportTable, report_table
 from seqrec.evaluation.metrics import COLD, EXPOSED, LIST_METRICS, WARM
 from seqrec.evaluation.protocols import Protocol
 from seqrec.files import write_json
-
-
-def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, names: int = 1) -> str:
-    """Return a table in plain text, with the first `names` columns aligned left and the others right.
-
-    Example:
-        >>> print(text_table(["model", "HR@10"], [["SASRec", "0.25"], ["Pop", "0.1"]]))
-        model      HR@10
-        SASRec      0.25
-        Pop          0.1
-    """
-    align = ["left" if column < names else "right" for column in range(len(headers))]
-    return tabulate(rows, headers=headers, tablefmt="plain", colalign=align, disable_numparse=True)
 
 
 def interval_text(pair: Sequence[float | None] | None) -> str:
@@ -45,15 +31,15 @@ def finite(value: float) -> float | None:
 
 def metrics_table(
     rows: Mapping[str, Mapping[str, float]], intervals: Mapping[str, tuple[float, float]] | None = None
-) -> str:
-    """Return the cells of `metrics_cells` as text.
+) -> ReportTable:
+    """Return the table of `metrics_cells`.
 
     Example:
         >>> print(metrics_table({"SASRec": {"HR@10": 0.75, "HR@5": 0.5}}))
         model      HR@5    HR@10
         SASRec   0.5000   0.7500
     """
-    return text_table(*metrics_cells(rows, intervals))
+    return report_table(*metrics_cells(rows, intervals))
 
 
 def metrics_cells(
@@ -89,18 +75,18 @@ def metrics_cells(
     return ["model", *columns, *(["NDCG@10, 95% interval"] if ends else [])], lines
 
 
-def report_text(
+def report_parts(
     heading: str,
     rows: Mapping[str, Mapping[str, float]],
     *,
     intervals: Mapping[str, tuple[float, float]] | None = None,
     caveats: Sequence[str] = (),
-    notes: Sequence[str] = (),
-) -> str:
-    """Return what people read after a test: a heading, a warning if there are caveats, the table, and notes.
+    notes: Sequence[Part] = (),
+) -> list[Part]:
+    r"""Return what people read after a test: a heading, a warning if there are caveats, the table, and notes.
 
     Example:
-        >>> print(report_text("test of 9 users", {"SASRec": {"HR@10": 0.75}}, notes=["a note"]))
+        >>> print(*report_parts("test of 9 users", {"SASRec": {"HR@10": 0.75}}, notes=["a note"]), sep="\n")
         <BLANKLINE>
         test of 9 users
         model      HR@10
@@ -108,7 +94,7 @@ def report_text(
         a note
     """
     warning = f"warning: these are figures of {' and '.join(caveats)}; compare them with no others"
-    return "\n".join(["", heading, *([warning] if caveats else []), metrics_table(rows, intervals), *notes])
+    return ["", heading, *([warning] if caveats else []), metrics_table(rows, intervals), *notes]
 
 
 def note_on_repeats(repeated: float, protocol: Protocol) -> str | None:
@@ -132,7 +118,7 @@ def note_on_repeats(repeated: float, protocol: Protocol) -> str | None:
 
 
 def write_metrics(
-    path: Path,
+    path: Path | None,
     rows: Mapping[str, Mapping[str, float]],
     protocol: Mapping[str, Any],
     *,
@@ -143,8 +129,10 @@ def write_metrics(
     baselines: Mapping[str, Any] | None = None,
     lists: Mapping[str, Any] | None = None,
     exposures: Mapping[str, Any] | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Write metrics by model with the settings of their protocol, from `Protocol.describe`, as JSON; NaN becomes null.
+
+    Without a `path` nothing is written. The content is returned.
 
     `users` were evaluated; `left_out` counts those that the split leaves out, by reason. `repeated` is the share of the
     targets that are in the user's history; `caveats` are from the function of that name. `baselines` are intervals and
@@ -164,7 +152,9 @@ def write_metrics(
         "lists": lists,
         "exposures": exposures,
     }
-    write_json(path, content)
+    if path is not None:
+        write_json(path, content)
+    return content
 
 
 def _by_metric_and_cutoff(name: str) -> tuple[str, int]:

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from seqrec.data.progress import Progress, print_line
+from seqrec.data.output import show
+from seqrec.data.progress import STATUS, Progress
 from seqrec.errors import InputError
 from seqrec.experiments.grid import Budget, Cell, Settings, run_grid
 from seqrec.experiments.grid.cells import merged
@@ -101,7 +102,7 @@ def benchmark_ladder(
     words = [f"--{key} {' '.join(map(shlex.quote, values))}" for key, values in given.items() if values]
     made_by = " ".join(["seqrec benchmark ladder", shlex.quote(Path(ladder).name), *words])
     kept, cells = Path(folder, RESULTS_FOLDER) if results is None else Path(results), [step.cell for step in steps]
-    slots, progress = make_slots(jobs, device), Progress(print_line)
+    slots, progress = make_slots(jobs, device), Progress(STATUS)
     run_grid(Path(folder), kept, cells, settings, slots, progress, made_by, keep_checkpoints=keep_checkpoints)
     found = [read_result(result_file(kept, cell), settings.record(cell)) for cell in cells]
     runs = [run for run in found if run is not None]
@@ -110,7 +111,8 @@ def benchmark_ladder(
         {"name": step.name, "part": step.part, "base": step.base, "trained": step.cell.model_of is None}
         for step in steps
     ]
-    print(f"\n{write_ladder(kept, Path(ladder).stem, about, runs, made_by, terms)}")
+    table, line, content = write_ladder(kept, Path(ladder).stem, about, runs, made_by, terms)
+    show("", table, "", line, **content)
 
 
 def read_ladder(name: str) -> dict[str, Any]:

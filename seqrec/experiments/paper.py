@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from seqrec.data.progress import Progress, print_line
+from seqrec.data.output import show
+from seqrec.data.progress import STATUS, Progress
 from seqrec.experiments import ENCODERS
 from seqrec.experiments.grid import Budget, Settings, run_grid
 from seqrec.experiments.grid.cells import plan
@@ -76,11 +77,12 @@ def benchmark_paper(
     settings = Settings(fragments, study, Budget.parse(budget), path, tuple(set))
     models = {"encoders": encoders, "baselines": baselines, "ablations": ablations}
     cells = plan(settings, data=data, lengths=lengths, **models, seeds=seeds, tune=tune)
-    slots, progress = make_slots(jobs, device), Progress(print_line)
+    slots, progress = make_slots(jobs, device), Progress(STATUS)
     made_by = _command(settings, {"data": data, "lengths": lengths, **models, "seeds": [seeds], "tune": tune})
     kept = Path(folder, RESULTS_FOLDER) if results is None else Path(results)
     run_grid(Path(folder), kept, cells, settings, slots, progress, made_by, keep_checkpoints=keep_checkpoints)
-    print(f"\n{kept}: a JSON file for each cell; tables and figures: seqrec report {kept}")
+    line = f"{kept}: a JSON file for each cell; tables and figures: seqrec report {kept}"
+    show("", line, results=str(kept), cells=[str(cell) for cell in cells])
 
 
 def _command(settings: Settings, rows: Mapping[str, Sequence[object]]) -> str:

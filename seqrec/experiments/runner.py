@@ -55,12 +55,13 @@ def run_all(
     slots: Sequence[Slot],
     start: Callable[[Job, Slot], Run],
     finish: Callable[[Job, Run], None],
+    wait: Callable[[], object] = lambda: None,
 ) -> None:
     """Run jobs, each in a slot of its own; runs that have not ended are killed if this is interrupted.
 
-    Jobs are drawn one at a time when a slot is free: they may depend on the results of finished ones. None stands for
+    Jobs are drawn one at a time when a slot is free: they may depend on the results of finished ones. None is
     a job that cannot start yet: it is asked for again later. `start` starts one as a process, or runs it in this one;
-    `finish` is called when its run has ended.
+    `finish` is called when its run has ended, and `wait` again and again while any runs, to show progress.
 
     Example:
         >>> def start(job: str, slot: Slot) -> subprocess.Popen[bytes]:
@@ -89,6 +90,7 @@ def run_all(
                 free.append(each[1])
                 finish(each[0], each[2])
             if running or are_left:
+                wait()
                 time.sleep(_POLL_SECONDS)
     finally:
         for _, _, run in running:

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.progress import STATUS, Progress
 from seqrec.errors import InputError, check_at_least
 from seqrec.models import SequentialRecommender
+from seqrec.runs.lightning_internals import showing_lr_search
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,15 @@ def find_lr(
     batches: list[Tensor] = []
     # Lightning keeps a smoothed loss, in which the minimum lags.
     hook = model.loss.register_forward_hook(lambda *call: batches.append(call[-1].detach()))
+    stage = Progress(STATUS if trainer.is_global_zero else None).stage("searching", steps, unit="steps")
     try:
-        with _bare(trainer):
+        with _bare(trainer), showing_lr_search(partial(stage.advance, 1)):
             search = partial(Tuner(trainer).lr_find, model, datamodule=data, min_lr=min_lr, max_lr=max_lr)
             found = search(num_training=steps, early_stop_threshold=None, update_attr=False)
     finally:
         hook.remove()
     assert found is not None
+    stage.end()
     lrs = found.results["lr"]
     mean = torch.stack(batches)[: len(lrs) * trainer.accumulate_grad_batches].view(len(lrs), -1).mean(1)
     losses: list[float] = trainer.strategy.broadcast(mean.tolist())

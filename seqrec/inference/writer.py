@@ -17,6 +17,7 @@ from torchmetrics import MetricCollection
 from seqrec.catalogue.histories import read_block_list, read_candidates, read_options
 from seqrec.catalogue.recommend import recommendation_frame
 from seqrec.data.item_counts import item_counts
+from seqrec.data.output import show
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 from seqrec.evaluation.metrics import list_metrics
@@ -116,7 +117,8 @@ class RecommendationWriter(BasePredictionWriter):
             _write(values, self._folder)
             parts = len(list(self._folder.glob("part-*.parquet")))
             shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
-            print(f"{self._folder}: lists of up to {self.top_k} items in {parts:,} files\n{shown}")
+            line = f"{self._folder}: lists of up to {self.top_k} items in {parts:,} files"
+            show(line, shown, folder=str(self._folder), parts=parts, metrics=values)
 
 
 def list_report(folder: Path, store: EventStore, top_k: int) -> dict[str, float | None]:

@@ -16,8 +16,8 @@ import numpy as np
 
 from seqrec.catalogue.table import ItemTable
 from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.output import report_table
 from seqrec.errors import InputError
-from seqrec.evaluation.report import text_table
 from seqrec.models import presets
 from seqrec.models.sequential import SequentialRecommender
 from seqrec.runs.callbacks import BestCheckpoint, ResumableEarlyStopping, ValidationSteps
@@ -278,7 +278,7 @@ class Recipe:
 
     def __str__(self) -> str:
         rows = [[option, shown(value), c.reason] for c in self.choices for option, value in c.values.items()]
-        return text_table(["option", "value", "reason"], rows, names=3)
+        return str(report_table(["option", "value", "reason"], rows, words=3))
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:

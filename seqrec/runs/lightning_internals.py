@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch.core import saving
+from lightning.pytorch.tuner import lr_finder
 from torch import Tensor
 
 
@@ -40,6 +42,21 @@ def validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:
     loop = trainer.fit_loop
     assert loop._data_fetcher is not None
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+@contextmanager
+def showing_lr_search(update: Callable[[], object]) -> Iterator[None]:
+    """Call `update` after each step of a search of the step size, instead of Lightning's bar, which fills log files."""
+
+    def bar(desc: str, total: int) -> SimpleNamespace:
+        return SimpleNamespace(update=update, close=lambda: None)
+
+    module: Any = lr_finder
+    before, module.tqdm = module.tqdm, bar
+    try:
+        yield
+    finally:
+        module.tqdm = before
 
 
 def log_step(module: pl.LightningModule, name: str, value: Tensor, *, on_step: bool, weight: float = 1.0) -> None:

@@ -64,8 +64,8 @@ def test_ratios_are_to_the_shortest_history_and_to_encoding_again():
         return {"encoder": "MambaRec", "length": length, **figures}
 
     session = {"store": "InMemoryStore", "batch_size": 32, "step": 0.01, "observe": 0.02, "recommend": 0.004}
-    tables = event_table([event(200, 5e-4, 2e-3), event(5000, 5.5e-4, 5.5e-2)], 15)
-    tables += "\n" + session_table([session], "MambaRec", 15)
+    events = event_table([event(200, 5e-4, 2e-3), event(5000, 5.5e-4, 5.5e-2)], 15)
+    tables = f"{events}\n{session_table([session], 'MambaRec', 15)}"
     lines = [line.split() for line in tables.splitlines()]
     assert ["MambaRec", "200", "500", "1.00", "2,000", "4.0", "x", "35", "KiB"] in lines
     assert ["MambaRec", "5,000", "550", "1.10", "55,000", "100.0", "x", "35", "KiB"] in lines

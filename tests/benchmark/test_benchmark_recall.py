@@ -53,7 +53,7 @@ def test_encoders_have_the_arguments_after_the_colon():
 def test_the_table_has_the_chosen_step_size_and_stops_behind_a_lag_that_is_not_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    def run(function: object, arguments: dict[str, Any]) -> Measurement:
+    def run(function: object, arguments: dict[str, Any], **options: object) -> Measurement:
         encoder, lag = arguments["encoder"], arguments["lag"]
         if encoder == "GRU4Rec":
             raise MemoryLimitError("not enough memory")

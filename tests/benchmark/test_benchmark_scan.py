@@ -86,7 +86,7 @@ def report(**changes) -> str:
         ],
         "blocks": [{"length": 5000, "figures": {"SASRec": attention, "MambaRec": mamba}}],
     }
-    return "\n\n".join(scan.report(values | changes))
+    return "\n\n".join(map(str, scan.report(values | changes)))
 
 
 def scan_row(length: int, channels: int, states: int, figures: dict, floor: float | None = None) -> dict:

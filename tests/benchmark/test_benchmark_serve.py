@@ -87,7 +87,7 @@ def test_figures_are_by_route_and_of_all():
     ]
     assert [row["p50_ms"] for row in rows[:2]] == pytest.approx([4, 2])
     assert 2 < rows[1]["p99_ms"] < 500
-    assert re.search(r"^serve /observe +100 +25 +4\.0 +4\.0 +2$", route_table(rows), re.MULTILINE)
+    assert re.search(r"^serve /observe +100 +25 +4\.0 +4\.0 +2$", str(route_table(rows)), re.MULTILINE)
 
 
 @pytest.mark.parametrize(

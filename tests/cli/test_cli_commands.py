@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
@@ -13,6 +14,7 @@ import yaml
 from featured_logs import SCHEMA, featured_log
 from small_runs import SMALL, metrics, refusal
 
+import seqrec
 from seqrec.cli import main
 from seqrec.cli.commands import COMMANDS, GROUPS, compare_runs
 from seqrec.data.prepare import Filters, prepare
@@ -45,6 +47,7 @@ def test_inspect_shows_a_store_and_says_that_it_is_intact(store: Path, capsys: p
     assert "intact" in output
     main(("inspect", "--json", "true", str(store), "--verify", "false"))
     report = json.loads(capsys.readouterr().out)
+    assert report["schema"] == "seqrec-inspect-1"
     assert report["counts"]["users"] == 20
     assert not report["verified"]
 
@@ -104,8 +107,37 @@ def test_help_lists_all_commands_and_each_has_a_help(capsys: pytest.CaptureFixtu
 def test_a_command_has_a_help(name: str, capsys: pytest.CaptureFixture[str]):
     output = shown(capsys, *name.split(), "--help")
     assert output.startswith(f"usage: seqrec {name} ")
+    assert [option in output for option in ("--json", "--table")] == 2 * [COMMANDS[name].shows]
     assert "--config" in output
     assert ("see --trainer.help" in output) == (name in ("recommend", "predict"))
+
+
+# Files that print: lines of results and notes; help and version; an address; tables for callers of a trainer in Python.
+PRINTING = {
+    *("data/progress.py", "data/output.py", "cli/commands.py", "cli/run_parser.py"),
+    *("serving/command.py", "benchmark/serve_child.py"),
+    *("evaluation/exposures.py", "evaluation/list_report.py", "models/baselines/comparison.py"),
+}
+
+
+def test_every_result_of_a_command_can_be_had_as_json():
+    package = Path(seqrec.__file__).parent
+    trees = {file.relative_to(package).as_posix(): ast.parse(file.read_text()) for file in package.rglob("*.py")}
+    calls = ((file, node.func) for file, tree in trees.items() for node in ast.walk(tree) if isinstance(node, ast.Call))
+    assert {file for file, call in calls if isinstance(call, ast.Name) and call.id == "print"} == PRINTING
+    assert [name for name, command in COMMANDS.items() if not command.shows] == ["serve"]
+    for name, command in COMMANDS.items():
+        module = (command.function or "seqrec.cli.lightning_cli").partition(":")[0]
+        names = [f"{module.removeprefix('seqrec.').replace('.', '/')}{end}" for end in (".py", "/__init__.py")]
+        source = next(package / each for each in names if (package / each).is_file()).read_text()
+        # A benchmark shows its result when it finishes, a sweep when it has run.
+        assert bool(re.search(r"\b(show|benchmark\.finish|run_sweep)\(", source)) == command.shows, name
+
+
+def test_json_and_files_are_refused_where_there_is_no_result(capsys: pytest.CaptureFixture[str]):
+    assert "seqrec serve has no result: leave --json and --table out" in refusal(capsys, "serve", "--json")
+    assert "--json=1 must be true or false" in refusal(capsys, "doctor", "--json=1")
+    assert "--table a.csv must end in .json, .md or .png" in refusal(capsys, "configs", "--table", "a.csv")
 
 
 def test_no_command_shows_the_overview_and_fails(capsys: pytest.CaptureFixture[str]):
@@ -125,6 +157,10 @@ def test_configs_lists_all_and_prints_one(capsys: pytest.CaptureFixture[str], mo
     output = capsys.readouterr().out
     assert "\nquickstart " in output
     assert "\nfragments/model/SASRec " in output
+    main(["configs", "--json", "--table", "configs.md"])
+    rows = json.loads(capsys.readouterr().out)["configs"]
+    assert {"quickstart", "fragments/model/SASRec"} < {row["name"] for row in rows}
+    assert Path("configs.md").read_text().startswith("| config ")
     main(["configs", "quickstart"])
     assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_epochs"] == 10
 

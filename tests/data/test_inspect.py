@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -194,7 +195,7 @@ def test_an_item_id_out_of_range_is_found_without_verification(tmp_path: Path):
 
 
 def test_programs_get_the_whole_report(tmp_path: Path):
-    report = json.loads(describe(written(tmp_path, order="log order")).as_json())
+    report = json.loads(json.dumps(asdict(describe(written(tmp_path, order="log order")))))
     assert report["directory"] == str(tmp_path)
     assert report["lengths"]["histogram"] == [[1, 1, 1], [2, 3, 1], [4, 7, 1]]
     assert report["popularity"]["top_1_percent"] == 0.75

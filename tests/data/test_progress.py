@@ -1,8 +1,18 @@
 from __future__ import annotations
 
+import os
+import pty
+import re
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from pathlib import Path
+
 import pytest
 
-from seqrec.data.progress import Progress
+from seqrec.cli import main
+from seqrec.data.prepare import Filters, prepare
+from seqrec.data.progress import Progress, Status
+from seqrec.data.sources import Synthetic
 
 
 class Clock:
@@ -52,3 +62,91 @@ def test_silence_by_default(capsys: pytest.CaptureFixture[str]):
     assert list(progress.track("reading", ["abc"])) == ["abc"]
     progress.note("three rows left out")
     assert capsys.readouterr().out == ""
+
+
+def on_terminal(work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What work writes to standard error if that is a terminal of 40 columns."""
+    monkeypatch.setenv("COLUMNS", "40")
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as stream, redirect_stderr(stream):
+        work()
+        print("the end", file=stream, flush=True)
+        shown = b""
+        while b"the end" not in shown:
+            shown += os.read(master, 1 << 12)
+    os.close(master)
+    return shown.decode().removesuffix("the end\r\n")
+
+
+def read_parts(clock: Clock, seconds: int) -> None:
+    """Read ten parts, which take some seconds each."""
+    for _ in Progress(Status()).track("reading", 10 * [range(300)], total=3000):
+        clock.now += seconds
+
+
+def test_on_a_terminal_a_line_replaces_the_one_before(clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CI", raising=False)
+    shown = on_terminal(lambda: read_parts(clock, 3), monkeypatch)
+    first, *replaced, last, end = shown.removeprefix("\r").split("\r")
+    assert first == "reading ...\x1b[K"
+    assert len(replaced) == 10
+    assert replaced[0] == "reading: 300 rows, 100 rows/s, 10%, abo\x1b[K"
+    assert (last, end) == ("\x1b[Kreading: 3,000 rows, 30.0 s, 100 rows/s", "\n")
+
+
+def test_elsewhere_a_stage_shows_a_line_a_minute_and_its_end(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    read_parts(clock, 20)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "reading: 900 rows, 15 rows/s, 30%, about 2 min left",
+        "reading: 1,800 rows, 15 rows/s, 60%, about 80 s left",
+        "reading: 2,700 rows, 15 rows/s, 90%, about 20 s left",
+        "reading: 3,000 rows, 200.0 s, 15 rows/s",
+    ]
+
+
+def test_a_terminal_is_quiet_in_ci(clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CI", "1")
+    assert on_terminal(lambda: read_parts(clock, 20), monkeypatch).count("\r\n") == 4
+
+
+def test_a_command_shows_progress_next_to_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.delenv("CI", raising=False)
+    prepare(Synthetic(num_users=9, num_items=9, mean_events=6), Filters(), tmp_path / "store")
+    end = r"checking: [\d,]+ bytes, \d+\.\d s, [\d,]+ bytes/s\r?\n"
+    shown = on_terminal(lambda: main(["inspect", str(tmp_path / "store")]), monkeypatch)
+    assert re.fullmatch(rf"\rchecking \.\.\.\x1b\[K\r(.*\r)*\x1b\[K{end}", shown)
+    result = capsys.readouterr().out
+    main(["inspect", str(tmp_path / "store")])
+    captured = capsys.readouterr()
+    assert re.fullmatch(end, captured.err)
+    assert captured.out == result
+    assert result.startswith(str(tmp_path))
+
+
+def test_slow_work_has_seconds_for_each(clock: Clock):
+    lines: list[str] = []
+    stage = Progress(lines.append, interval=1).stage("grid", 10, done=4, unit="cells")
+    clock.now += 100
+    stage.refresh("one is running")
+    stage.advance_to(6)
+    clock.now += 100
+    stage.refresh()
+    assert lines == [
+        "grid ...",
+        "grid: 4 cells, 40%, one is running",
+        "grid: 6 cells, 100 s each, 60%, about 7 min left",
+    ]
+
+
+def test_some_lines_of_many_are_left_out_off_the_terminal(clock: Clock, capsys: pytest.CaptureFixture[str]):
+    progress = Progress(Status())
+    for second in range(130):
+        clock.now += 1
+        progress.update(f"after {second} s")
+    assert capsys.readouterr().err.split("\n") == ["after 59 s", "after 119 s", ""]

@@ -144,7 +144,7 @@ def test_the_table_names_protocol_and_users_and_json_has_the_same(folder: Path, 
     output = capsys.readouterr().out
     protocol = f"exposed(long_view = 1)-seenin-tiemean-{SPLIT.id}"
     assert f"\nitems shown at random to {report.users} of these users, protocol {protocol}\nmodel" in output
-    assert [line.split()[0] for line in report.text().splitlines()[2:]] == ["SASRec", "Popularity", "Chance"]
+    assert [line.split()[0] for line in str(report.table()).splitlines()[2:]] == ["SASRec", "Popularity", "Chance"]
     found = json.loads(json.dumps(report.as_dict()))
     assert found["protocol"] == protocol
     assert found["models"] == report.models
@@ -180,7 +180,7 @@ def test_popularity_is_one_row_of_its_own_table(folder: Path, data: SequenceData
 def test_nothing_is_read_unless_a_log_is_named(data: SequenceDataModule):
     report = ExposureReport()
     assert not any("exposed" in name for name in run(model(data), data, report))
-    assert (report.text(), report.as_dict()) == ("", None)
+    assert (report.table(), report.as_dict()) == (None, None)
 
 
 def test_bad_logs_of_exposures_are_refused(folder: Path, data: SequenceDataModule, tmp_path: Path):

@@ -107,7 +107,7 @@ def test_all_metrics_equal_those_of_the_lists_that_the_model_recommends(make):
     assert values["test_Gini@5"] == pytest.approx(judged.values["Gini@5"], abs=1e-6)
     assert set(judged.intervals) == {f"{n}@{k}" for n in LIST_METRICS[3:] for k in (3, 5)}
     assert all(low < judged.values[name] < high for name, (low, high) in judged.intervals.items())
-    assert [line.split()[0] for line in judged.text().splitlines()[1:]] == list(judged.values)
+    assert [line.split()[0] for line in str(judged.table()).splitlines()[1:]] == list(judged.values)
     assert json.loads(json.dumps(judged.as_dict()))["calibration_column"] == "genres"
 
 
@@ -139,7 +139,7 @@ def test_only_candidates_of_the_protocol_are_recommended(make):
 def test_nothing_is_computed_unless_metrics_are_named(make):
     data, judged = make(), ListReport()
     assert all("HR" in name or "NDCG" in name for name in run(model(data), data, judged))
-    assert (judged.text(), judged.as_dict()) == ("", None)
+    assert (judged.table(), judged.as_dict()) == (None, None)
 
 
 def test_the_model_gives_the_distance_unless_a_column_is_named(make):
@@ -188,7 +188,7 @@ def test_lists_of_baselines_are_judged_by_the_rules_of_the_model(make, capsys: p
     best = data.store.item_vocabulary.lookup(popular.recommend([[3]], top_k=4, filter_seen=False)[0])
     vectors = torch.nn.functional.normalize(given.items(torch.from_numpy(best)).detach())
     assert found["Diversity@4"] == pytest.approx(float((1 - vectors @ vectors.T).sum() / 12), abs=1e-6)
-    assert judged.text().splitlines()[0].split()[-4:] == list(judged.others)
+    assert str(judged.table()).splitlines()[0].split()[-4:] == list(judged.others)
     assert json.loads(json.dumps(judged.as_dict()))["baselines"]["Markov"].keys() == judged.values.keys()
     tested(judged, True, limit=1)
     assert compared.report is not None

@@ -11,6 +11,7 @@ from grid_runs import USERS, write_run
 
 from seqrec import models
 from seqrec.cli import main
+from seqrec.data.output import Entry, ReportTable
 from seqrec.errors import InputError, MissingInputError
 from seqrec.evaluation.results import read_results
 from seqrec.evaluation.results.intervals import sign_flip_p_values
@@ -19,7 +20,6 @@ from seqrec.experiments.grid.result import read_grid, result_of, write_result
 from seqrec.experiments.report import figures, report
 from seqrec.experiments.report.figures import quality_figure
 from seqrec.experiments.report.rows import read_logs
-from seqrec.experiments.report.tables import Entry, ReportTable
 
 
 def add_cell(

@@ -373,7 +373,8 @@ def report(found: dict[str, Any]) -> str:
         "figures": [row for row in trained if "evaluation" not in row],
         "evaluation": [row for row in trained if "evaluation" in row],
     }
-    return "\n\n".join(["\n".join(lines), *tables, *(training.report(figures) if figures["figures"] else [])])
+    parts = ["\n".join(lines), *tables, *(training.report(figures) if figures["figures"] else [])]
+    return "\n\n".join(str(part) for part in parts if part)
 
 
 def _test_lines(rows: list[dict[str, Any]]) -> list[str]:
@@ -405,7 +406,7 @@ def _study_table(rows: list[dict[str, Any]]) -> str:
         memory = [f"{(row['device_bytes'] or 0) / 1e9:.2f}", f"{GB:.2f}"]
         evaluations = [judged.get((*cell, negatives), "") for negatives in (STUDY_NEGATIVES, None)]
         cells.append([cell[0], f"{cell[1]:,}", row["variant"], *times, *memory, *evaluations, f"{evaluation:.1f}"])
-    return harness.table(head, cells)
+    return str(harness.table(head, cells))
 
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class CsvRows:
         separator: Character between fields.
         quote: Character around fields that contain separators or line breaks; None if quotes mean nothing.
         header: Names of the columns, if the first line does not contain them.
-        missing_values: Text that stands for a missing value.
+        missing_values: Text of a missing value.
 
     Attributes:
         names: The column names.

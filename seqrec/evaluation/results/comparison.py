@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +11,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from seqrec.data.output import Part, report_table
+from seqrec.data.progress import Progress
 from seqrec.errors import InputError, check_at_least
-from seqrec.evaluation.report import text_table
 from seqrec.evaluation.results.file import Results, Slice, slices_of
 from seqrec.evaluation.results.intervals import bootstrap_means, percentile_intervals, sign_flip_p_values
 
@@ -84,10 +83,6 @@ class Comparison:
     resamples: int
     estimates: tuple[Estimate, ...]
 
-    def as_json(self) -> str:
-        """Return the comparison as JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
-
 
 def compare(
     runs: Sequence[Results],
@@ -98,6 +93,7 @@ def compare(
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Comparison:
     """Compare runs with the first of them, user by user.
 
@@ -109,6 +105,7 @@ def compare(
         resamples: Resamples of users for intervals, and draws of the sign-flip test.
         confidence: Share of the resamples inside an interval.
         seed: Seed of both.
+        progress: Shows how many slices are compared; None shows nothing.
 
     Raises:
         InputError: if the runs' protocols, catalogues, users or targets differ, two have the same name, or a number
@@ -142,7 +139,7 @@ def compare(
         _refuse_other_targets(runs[0], run)
     parts = [Slice("all", np.ones(len(runs[0].frame), dtype=bool)), *(slices_of(runs[0]) if slices else [])]
     estimates: list[Estimate] = []
-    for part in parts:
+    for part in (progress or Progress()).track("comparing", parts, lambda part: 1, len(parts), unit="slices"):
         estimates += _estimates([run.only(part.kept) for run in runs], part.name, metrics, resamples, confidence, seed)
     models = {run.name: run.header.model for run in runs}
     protocols = {run.name: run.header.protocol for run in runs}
@@ -239,6 +236,11 @@ def _refuse_other_targets(first: Results, other: Results) -> None:
 
 def comparison_text(comparison: Comparison) -> str:
     """Return the comparison's terms, and a table with a line for each slice, metric and run."""
+    return "\n".join(map(str, comparison_parts(comparison)))
+
+
+def comparison_parts(comparison: Comparison) -> list[Part]:
+    """Return the same as lines and a table."""
     share = f"{100 * comparison.confidence:.4g}%"
     columns = ["slice", "users", "metric", "run", "mean", f"{share} interval"]
     compared = len(comparison.protocols) > 1
@@ -246,8 +248,7 @@ def comparison_text(comparison: Comparison) -> str:
         columns += ["difference", f"{share} interval", "p"]
     first = 0 if len({estimate.slice for estimate in comparison.estimates}) > 1 else 2
     rows = [_cells(estimate, compared)[first:] for estimate in comparison.estimates]
-    table = text_table(columns[first:], rows, names=columns.index("mean") - first)
-    return "\n".join([*_terms(comparison), "", table])
+    return [*_terms(comparison), "", report_table(columns[first:], rows, words=columns.index("mean") - first)]
 
 
 def _terms(comparison: Comparison) -> list[str]:

@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from seqrec.data.progress import Progress
+from seqrec.data.output import show
+from seqrec.data.progress import Progress, Stage
 from seqrec.errors import InputError
 from seqrec.experiments import runner
 from seqrec.experiments.grid.cells import TRIALS, Cell, Settings
@@ -31,7 +32,7 @@ from seqrec.experiments.grid.result import (
     row_of,
     write_result,
 )
-from seqrec.experiments.grid.tuning import choice_of, choice_text
+from seqrec.experiments.grid.tuning import choice_of, choice_table
 from seqrec.experiments.runner import Slot
 
 LOG_FILE, CONFIG_FILE, CHOICE_FILE = "log.txt", "cell.yaml", "tuned.json"
@@ -70,7 +71,7 @@ def run_grid(
     grid = _Grid(folder, results, settings, list(cells), progress, made_by, keep_checkpoints)
     grid.skip_finished()
     try:
-        runner.run_all(grid.ready(), slots, grid.start, grid.finish)
+        runner.run_all(grid.ready(), slots, grid.start, grid.finish, grid.show_state)
     finally:
         grid.release_all()
     if grid.failed:
@@ -101,6 +102,7 @@ class _Grid:
     known: dict[Cell, dict[str, Any]] = field(default_factory=dict)
     to_run: int = 0
     ended: int = 0
+    stage: Stage | None = None
 
     def skip_finished(self) -> None:
         """Leave out the cells that are finished, and show how many are."""
@@ -108,6 +110,7 @@ class _Grid:
         self.waiting = [cell for cell, chosen in found if chosen is None or not self._is_finished(chosen)]
         self.to_run = len(self.waiting)
         self.progress.note(f"{count} cells, {count - self.to_run} of them finished before")
+        self.stage = self.progress.stage("grid", self.to_run, unit="cells")
 
     def ready(self) -> Iterator[Cell | None]:
         """Yield cells as they can be run, claimed, without their trials; None if all depend on cells that are running,
@@ -157,6 +160,15 @@ class _Grid:
             self._drop_checkpoints(cell)
         finally:
             self._release(cell)
+
+    def show_state(self) -> None:
+        """Show how many cells have ended, the time left, and the last lines of the logs of those that are running."""
+        assert self.stage is not None
+        if self.stage.is_due:
+            self.stage.total = self.to_run
+            logs = {cell: self._place(cell) / LOG_FILE for cell in self.claims}
+            running = [f"{cell}: {runner.last_line(log)}" for cell, log in logs.items() if log.is_file()]
+            self.stage.advance_to(self.ended, "; ".join(running))
 
     def release_all(self) -> None:
         """Release the claims of cells that were stopped."""
@@ -214,7 +226,7 @@ class _Grid:
                 self._give_up(cell, str(error))
                 return None
             self.chosen[cell.trials], first = choice["chosen"], cell.trials[0]
-            self.progress.note(choice_text(choice))
+            show(choice_table(choice), tuned=[choice])
             if self._claim(first):
                 write_result((self.results / first.place).parents[2] / CHOICE_FILE, choice)
                 self._release(first)
@@ -317,7 +329,13 @@ class _Grid:
                 raise InputError(f"{cell.data} could not be prepared: {reason} (full log: {log})")
 
         words = self._words("prepare", cell, [])
-        runner.run_all([words], [Slot()], lambda words, slot: runner.start(words, log, slot.environment), finish)
+        runner.run_all(
+            [words],
+            [Slot()],
+            lambda words, slot: runner.start(words, log, slot.environment),
+            finish,
+            lambda: self.progress.update(f"preparing {cell.data}: {runner.last_line(log)}"),
+        )
         self.prepared.add(cell.data)
 
     def _words(self, command: str, cell: Cell, further: Sequence[Path]) -> list[str]:

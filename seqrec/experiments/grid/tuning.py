@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from seqrec.data.output import ReportTable, report_table
 from seqrec.errors import InputError
-from seqrec.evaluation.report import text_table
 
 
 def best_trial(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def choice_of(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**about, "chosen": best["changes"], "at_the_end_of": ends_of(trials, best), "trials": rows}
 
 
-def choice_text(choice: dict[str, Any]) -> str:
+def choice_table(choice: dict[str, Any]) -> ReportTable:
     """Return the table of a choice for people: the trials, best first, and what may be missing from their values."""
     rows = []
     for trial in sorted(choice["trials"], key=lambda trial: -trial.get("value", -1.0)):
@@ -57,12 +57,11 @@ def choice_text(choice: dict[str, Any]) -> str:
         rows.append([*values, f"{trial['value']:.4f}", f"{trial['step']:,}", end])
     names = [change.partition("=")[0] for change in choice["trials"][0]["changes"]]
     heads = [*names, "val NDCG@10", "best after", "ended"]
-    table = text_table(heads, rows, names=len(heads))
     title = (
         f"{choice['data']} {choice['length']} {choice['model']}: {len(rows)} trials by validation, the first is taken"
     )
     notes = [f"{name} is at the end of its list: a wider one may be better" for name in choice["at_the_end_of"]]
-    return "\n".join([title, *(line.rstrip() for line in table.splitlines()), *notes])
+    return report_table(heads, rows, words=len(heads), title=title, notes=notes)
 
 
 def ends_of(trials: Sequence[dict[str, Any]], best: dict[str, Any]) -> list[str]:

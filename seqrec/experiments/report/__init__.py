@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from seqrec.data.output import ReportTable, show
+from seqrec.data.progress import STATUS, Progress
 from seqrec.errors import check_at_least
 from seqrec.experiments.grid.result import read_grid
 from seqrec.experiments.report import figures
@@ -48,24 +50,28 @@ def report(folder: str, *, output: str | None = None, examples: int = 6, store: 
     """
     check_at_least(0, examples=examples)
     if is_run(folder):
-        _report_run(folder, Path(output or folder), RunPage(read_run(folder), examples, store))
+        _report_run(folder, Path(output or folder), RunPage(read_run(folder), examples, store, Progress(STATUS)))
         return
     results = read_grid(Path(folder))
     target = Path(output or Path(folder) / "report")
     target.mkdir(parents=True, exist_ok=True)
     parts: list[str] = []
-    for log in read_logs(results):
+    tables: list[ReportTable] = []
+    logs = read_logs(results)
+    for log in Progress(STATUS).track("reporting", logs, lambda log: 1, len(logs), unit="logs"):
         parts.append(f"## {log.data}\n")
         for table in (quality_table(log), cost_table(log), ablation_table(log)):
             if table is not None:
                 (target / f"{table.name}.tex").write_text(table.as_latex(), encoding="utf-8")
                 parts.append(table.as_markdown())
+                tables.append(table)
         with figures.look():
             for name, figure in _figures(log):
                 figures.save(figure, target, name)
                 parts.append(f"![{name}]({name}.png)\n")
     (target / REPORT_FILE).write_text("\n".join(parts), encoding="utf-8")
-    print(f"{target / REPORT_FILE}, with tables as .tex and figures as .png and .svg next to it")
+    line = f"{target / REPORT_FILE}, with tables as .tex and figures as .png and .svg next to it"
+    show(line, report=str(target / REPORT_FILE), tables=[table.as_dict() for table in tables])
 
 
 def _report_run(folder: str, target: Path, page: RunPage) -> None:
@@ -73,7 +79,8 @@ def _report_run(folder: str, target: Path, page: RunPage) -> None:
     target.mkdir(parents=True, exist_ok=True)
     write_text(target / FILE_NAME, text)
     leave_card(folder)
-    print("\n".join([str(target / FILE_NAME), *(f"note: without {each}" for each in page.missing)]))
+    lines = [str(target / FILE_NAME), *(f"note: without {each}" for each in page.missing)]
+    show(*lines, report=lines[0], missing=page.missing)
 
 
 def _figures(log: Log) -> Iterator[tuple[str, Figure]]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
+from seqrec.data.output import markdown_text
 from seqrec.data.progress import print_line
 from seqrec.errors import InputError
 from seqrec.experiments.report.record import Facts, RunRecord, read_run
-from seqrec.experiments.report.tables import markdown_text
 from seqrec.files import write_text
 from seqrec.runs.summary import FILE_NAME as SUMMARY_FILE
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from seqrec.data.output import Entry, ReportTable
 from seqrec.errors import InputError, MissingInputError
-from seqrec.experiments.report.tables import Entry, ReportTable
 
 FILE_NAME = "metrics.csv"
 # Most points of a curve that are drawn.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from seqrec.catalogue.item_columns import ItemColumns, shortened
 from seqrec.catalogue.recommend import RecommendOptions, recommend_block
+from seqrec.data.progress import Progress
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 from seqrec.evaluation.results import Results
@@ -65,7 +66,9 @@ class Examples:
     titles: str | None
 
 
-def make_examples(ckpt: str, results: Results | None, count: int, *, store: str | None = None) -> Examples:
+def make_examples(
+    ckpt: str, results: Results | None, count: int, *, store: str | None = None, progress: Progress | None = None
+) -> Examples:
     """Draw users, and recommend to them as the test did: by the events before their first held-out item.
 
     Args:
@@ -73,6 +76,7 @@ def make_examples(ckpt: str, results: Results | None, count: int, *, store: str 
         results: Ranks of the test; without them, users are drawn from the log, with their whole histories.
         count: Number of users.
         store: Folder of the event store that the model was trained on; None is the folder that it had then.
+        progress: Shows how many examples are made; None shows nothing.
 
     Raises:
         InputError: if the checkpoint or the store is missing or damaged, or the results are of another log.
@@ -81,7 +85,8 @@ def make_examples(ckpt: str, results: Results | None, count: int, *, store: str 
     log.finish_check()
     maker = _Maker(model, log, results)
     rows = maker.drawn(count)
-    return Examples(tuple(maker.example(int(row)) for row in rows), maker.method, maker.titles)
+    drawn = (progress or Progress()).track("examples", rows, lambda row: 1, len(rows), unit="users")
+    return Examples(tuple(maker.example(int(row)) for row in drawn), maker.method, maker.titles)
 
 
 class _Maker:

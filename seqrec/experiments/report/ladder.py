@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seqrec.data.output import Entry, ReportTable
 from seqrec.evaluation.results.intervals import bootstrap_means, percentile_intervals, sign_flip_p_values
 from seqrec.experiments.grid.cells import Budget
 from seqrec.experiments.grid.result import METRICS, UserMetrics
 from seqrec.experiments.report import figures
 from seqrec.experiments.report.rows import CONFIDENCE, RESAMPLES
-from seqrec.experiments.report.tables import INTERVAL, MIB, PEAK_MEMORY, RISING, Entry, ReportTable
+from seqrec.experiments.report.tables import INTERVAL, MIB, PEAK_MEMORY, RISING
 from seqrec.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -89,24 +90,31 @@ def write_ladder(
     runs: Sequence[dict[str, Any]],
     made_by: str,
     budget: Budget,
-) -> str:
-    """Write a ladder as JSON, Markdown and, if matplotlib is installed, PNG into a folder; return a line about them."""
+) -> tuple[ReportTable, str, dict[str, Any]]:
+    """Write a ladder as JSON, Markdown and, if matplotlib is installed, PNG into a folder.
+
+    Returns:
+        The table, a line about the files, and the content of the JSON.
+    """
     rows = ladder_rows(steps, runs)
     terms = {"schema": SCHEMA, "ladder": name, "made_by": made_by, "budget": str(budget)}
     resampling = {"confidence": CONFIDENCE, "resamples": RESAMPLES}
-    write_json(folder / FILES[0], {**terms, **resampling, "steps": rows})
+    content = {**terms, **resampling, "steps": rows}
+    write_json(folder / FILES[0], content)
     notes = [*_NOTES, f"Budget: {budget.description}", f"Made by `{made_by}`"]
     notes += [f"Hardware: {'; '.join({row['hardware']: None for row in rows})}"]
     notes += [f"Versions: {'; '.join({row['versions']: None for row in rows})}"]
-    text = ladder_table(name, rows, notes).as_markdown()
+    table = ladder_table(name, rows, notes)
+    text = table.as_markdown()
     if importlib.util.find_spec("matplotlib") is None:
         write_text(folder / FILES[1], text)
-        return f'{folder}: {", ".join(FILES[:2])}; no figure, which needs matplotlib: pip install "seqrec[report]"'
+        line = f'{folder}: {", ".join(FILES[:2])}; no figure, which needs matplotlib: pip install "seqrec[report]"'
+        return table, line, content
     with figures.look():
         figure = ladder_figure(name, rows)
         figure.savefig(folder / FILES[2], bbox_inches="tight", metadata={"Software": None})
     write_text(folder / FILES[1], f"{text}\n![{name}]({FILES[2]})\n")
-    return f"{folder}: {', '.join(FILES)}"
+    return table, f"{folder}: {', '.join(FILES)}", content
 
 
 def ladder_table(name: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> ReportTable:

@@ -9,13 +9,14 @@ from html import escape
 import numpy as np
 import polars
 
+from seqrec.data.output import Entry, ReportTable
+from seqrec.data.progress import Progress
 from seqrec.errors import InputError, MissingInputError
 from seqrec.evaluation.report import interval_text
 from seqrec.evaluation.results import Results, compare, read_results
 from seqrec.experiments.report.charts import dot_chart, line_chart, read_curves
 from seqrec.experiments.report.examples import Event, Example, make_examples
 from seqrec.experiments.report.record import Facts, RunRecord
-from seqrec.experiments.report.tables import Entry, ReportTable
 from seqrec.models.baselines.comparison import DECIDING, METRICS
 from seqrec.models.explain import Method
 
@@ -98,6 +99,7 @@ class RunPage:
         record: What the run's folder records.
         examples: Number of users with recommendations on the page; 0 loads no model.
         store: Folder of the event store that the model was trained on; None is the folder that it had then.
+        progress: Shows which sections are made.
 
     Attributes:
         missing: What is missing, a line each, after `html` was called.
@@ -106,6 +108,7 @@ class RunPage:
     record: RunRecord
     examples: int = 6
     store: str | None = None
+    progress: Progress = field(default_factory=Progress)
     missing: list[str] = field(default_factory=list)
 
     def html(self) -> str:
@@ -125,7 +128,7 @@ class RunPage:
         sections = [
             f'<section aria-labelledby="{names[title]}">\n<h2 id="{names[title]}">{title}</h2>\n'
             f"{self._section(title, make)}</section>"
-            for title, make in makers.items()
+            for title, make in self.progress.track("page", makers.items(), lambda _: 1, len(makers), unit="sections")
         ]
         summary = self.record.summary
         return _PAGE.format(
@@ -202,7 +205,8 @@ class RunPage:
                 "The run has no checkpoint, so no model can be loaded. Train it again: " + self.record.summary.command
             )
         results = self._results if isinstance(self._results, Results) else None
-        found = make_examples(self.record.checkpoint, results, self.examples, store=self.store)
+        where = self.record.checkpoint
+        found = make_examples(where, results, self.examples, store=self.store, progress=self.progress)
         about = [f"{len(found.users)} users, drawn with seed 0"]
         about += [] if results else ["by their whole histories, as the run has no ranks user by user"]
         about += [_WHY[found.method]] if found.method else ["this model has no explanations"]

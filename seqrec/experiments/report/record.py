@@ -11,11 +11,12 @@ from typing import Any
 
 import polars
 
+from seqrec.data.output import Entry, ReportTable
 from seqrec.errors import InputError
 from seqrec.evaluation.list_report import lists_cells
 from seqrec.evaluation.report import metrics_cells
 from seqrec.evaluation.results import compare, read_results
-from seqrec.experiments.report.tables import MIB, Entry, ReportTable
+from seqrec.experiments.report.tables import MIB
 from seqrec.models.baselines.comparison import DECIDING
 from seqrec.runs import Summary, read_summary
 from seqrec.runs.finding import find_checkpoint

@@ -1,14 +1,10 @@
-"""The tables of reports as Markdown, LaTeX and HTML, and those of a grid: quality, costs and ablations."""
+"""The tables of a grid: quality, costs and ablations."""
 
 from __future__ import annotations
 
-import html
-import re
-from dataclasses import dataclass
 from math import isnan
 
-from tabulate import tabulate
-
+from seqrec.data.output import Entry, ReportTable
 from seqrec.experiments.grid.result import METRICS
 from seqrec.experiments.report.rows import CONFIDENCE, RESAMPLES, Log, Quality, Row, judge
 
@@ -46,108 +42,6 @@ COST_NOTES = (
 )
 TRAINING = ("seeds", "epochs", "steps", "best after", "rising")
 CHANGES = "Changes are relative to the same model unchanged, user by user, with a sign-flip test"
-_LATEX = {sign: rf"\{sign}" for sign in "{}$%&_#"} | {
-    "\\": r"\textbackslash{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "'": r"\textquotesingle{}",
-    "~": r"\textasciitilde{}",
-    "†": r"$^\dagger$",
-    "±": r"$\pm$",
-}
-_LATEX_TABLE = r"""\begin{table}
-\centering
-\caption[%s]{%s}
-\label{tab:%s}
-\begin{tabular}{%s}
-\toprule
-%s \\
-\midrule
-%s
-\bottomrule
-\end{tabular}
-\end{table}
-"""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One cell of a table: its text, and whether it is bold."""
-
-    text: str
-    bold: bool = False
-
-
-@dataclass(frozen=True)
-class ReportTable:
-    """A table with its notes, which hold for all rows or explain signs.
-
-    `name` is that of its file, and its label in LaTeX. The first `words` columns contain words, the others figures.
-
-    Example:
-        >>> rows = ((Entry("SASRec"), Entry("0.14", bold=True)),)
-        >>> table = ReportTable("quality", "Quality", ("model", "NDCG"), 1, rows, ("One seed",))
-        >>> print(table.as_markdown().splitlines()[2])
-        | model   |     NDCG |
-    """
-
-    name: str
-    title: str
-    columns: tuple[str, ...]
-    words: int
-    rows: tuple[tuple[Entry, ...], ...]
-    notes: tuple[str, ...]
-
-    def as_markdown(self) -> str:
-        """Return Markdown, with the notes as a list below."""
-        alignment = ["left"] * self.words + ["right"] * (len(self.columns) - self.words)
-        texts = [[(markdown_text(entry.text), entry.bold) for entry in row] for row in self.rows]
-        rows = [[f"**{text}**" if bold else text for text, bold in row] for row in texts]
-        table = tabulate(rows, self.columns, tablefmt="pipe", disable_numparse=True, colalign=alignment)
-        return "\n".join([f"### {self.title}", "", table, "", *(f"- {note}" for note in self.notes), ""])
-
-    def as_html(self) -> str:
-        """Return a `table` with its title as the caption, in an element that scrolls, and the notes as a list below."""
-        heads = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.columns)
-        lines = []
-        for row in self.rows:
-            texts = [f"<b>{html.escape(e.text)}</b>" if e.bold else html.escape(e.text) for e in row]
-            words = [f'<th scope="row">{texts[0]}</th>', *(f'<td class="word">{text}</td>' for text in texts[1:])]
-            cells = [*words[: self.words], *(f"<td>{text}</td>" for text in texts[self.words :])]
-            lines.append(f"<tr>{''.join(cells)}</tr>")
-        title, body = html.escape(self.title), "\n".join(lines)
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
-        # With the keyboard, too, a wide table is scrolled on a narrow screen.
-        return (
-            f'<div class="wide" role="region" tabindex="0" aria-label="{title}">\n<table><caption>{title}</caption>\n'
-            f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n"
-            + (f"<ul>{notes}</ul>\n" if notes else "")
-        )
-
-    def as_latex(self) -> str:
-        """Return a `table` of the package `booktabs`, with the notes in its caption; LaTeX of 2020 or newer."""
-        form = "l" * self.words + "r" * (len(self.columns) - self.words)
-        lines = []
-        for before, row in zip((None, *self.rows), self.rows, strict=False):
-            if before is not None and before[0].text != row[0].text:
-                lines.append(r"\midrule")
-            cells = (rf"\textbf{{{_escaped(e.text)}}}" if e.bold else _escaped(e.text) for e in row)
-            lines.append(" & ".join(cells) + r" \\")
-        caption = " ".join(f"{_escaped(part)}." for part in (self.title, *self.notes))
-        heads = " & ".join(map(_escaped, self.columns))
-        return _LATEX_TABLE % (_escaped(self.title), caption, self.name, form, heads, "\n".join(lines))
-
-
-def markdown_text(text: str) -> str:
-    r"""Return text that Markdown shows as it is, in one line.
-
-    Example:
-        >>> print(markdown_text("a|b <i>"))
-        a\|b &lt;i&gt;
-    """
-    return re.sub(r"[\\`*\[\]|]", r"\\\g<0>", html.escape(" ".join(text.split()), quote=False))
 
 
 def quality_table(log: Log) -> ReportTable | None:
@@ -242,10 +136,3 @@ def _interval(quality: Quality, number: int, metric: int) -> Entry:
 def _training(row: Row) -> list[Entry]:
     counts = (row.span(name) if row.is_trained else "" for name in ("epochs", "steps"))
     return [Entry(text) for text in (f"{len(row.runs)}", *counts, row.best_after, row.rising)]
-
-
-def _escaped(text: str) -> str:
-    plain = text.replace("`", "")
-    escaped = re.sub("|".join(map(re.escape, _LATEX)), lambda found: _LATEX[found[0]], plain)
-    # Two hyphens would become a dash.
-    return re.sub("-(?=-)", "-{}", escaped)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from tabulate import tabulate
 
+from seqrec.data.output import report_table, show
+from seqrec.data.progress import STATUS, Progress, print_line
 from seqrec.errors import InputError
 from seqrec.experiments.runner import Call, Slot, alone_in, run_all
 from seqrec.experiments.sweep.settings import SweepSettings, optuna
@@ -28,7 +29,7 @@ BEST_NAME, TABLE_NAME, REPORTER = "best.yaml", "trials.csv", "TrialReporter"
 
 
 def run_sweep(settings: SweepSettings, fit: Fit) -> str:
-    """Run the trials that a sweep still lacks; return the table of all and the file of the best config.
+    """Run the trials that a sweep still lacks; show and return the table of all and the file of the best config.
 
     Trials that were running when the sweep was killed are marked as failed and repeated. A trial's value is its best
     metric of all epochs, which is that of its best checkpoint. A trial that fails is left out and the sweep continues.
@@ -43,7 +44,7 @@ def run_sweep(settings: SweepSettings, fit: Fit) -> str:
         settings.write()
         with open_study(settings) as study:
             if killed := repeat_killed(study):
-                print(f"trials that were killed and are repeated: {', '.join(map(str, killed))}")
+                print_line(f"trials that were killed and are repeated: {', '.join(map(str, killed))}")
 
             def trials() -> Iterator[Trial]:
                 while len(ended(study)) < settings.trials:
@@ -52,18 +53,28 @@ def run_sweep(settings: SweepSettings, fit: Fit) -> str:
             def start(trial: Trial, _: Slot) -> Call:
                 return _call(fit, study, settings, trial)
 
-            run_all(trials(), [Slot()], start, lambda trial, call: _finish(study, settings, trial, call.failure))
+            done = len(ended(study))
+            stage = Progress(STATUS).stage("sweep", settings.trials, done=done, unit="trials")
+
+            def finish(trial: Trial, call: Call) -> None:
+                _finish(study, settings, trial, call.failure)
+                stage.advance(1)
+
+            run_all(trials(), [Slot()], start, finish)
             finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
             rows = [_row(trial, settings) for trial in finished]
             _write_table(rows, settings)
             best = _write_best_config(study, settings)
             file = Path(settings.folder) / BEST_NAME
-            return f"{_table(rows)}\nbest: trial {best.number}, seqrec fit --config {file}"
+            table = report_table(list(rows[0]), [list(map(_cell, row.values())) for row in rows], words=len(rows[0]))
+            line = f"best: trial {best.number}, seqrec fit --config {file}"
+            show(table, line, trials=rows, best={"trial": best.number, "config": str(file)})
+            return f"{table}\n{line}"
 
 
 def _call(fit: Fit, study: Study, settings: SweepSettings, trial: Trial) -> Call:
     chosen = ", ".join(f"{key} {_cell(value)}" for key, value in trial.params.items())
-    print(f"\ntrial {trial.number}: {chosen}", flush=True)
+    print_line(f"\ntrial {trial.number}: {chosen}")
     failure = None
     try:
         fit(_words(settings, trial.number, trial.params))
@@ -103,7 +114,7 @@ def _finish(study: Study, settings: SweepSettings, trial: Trial, failure: str | 
     if failure is not None:
         trial.set_user_attr(REASON, failure)
         study.tell(trial, state=states.FAIL)
-        print(f"trial {trial.number} failed: {failure}", flush=True)
+        print_line(f"trial {trial.number} failed: {failure}")
         return
     frozen = study.get_trials(deepcopy=False)[trial.number]
     value = _best_value(frozen, settings)
@@ -111,10 +122,10 @@ def _finish(study: Study, settings: SweepSettings, trial: Trial, failure: str | 
         raise InputError("the trial ended without a validation: let it train for an epoch and validate")
     if PRUNED in frozen.user_attrs:
         study.tell(trial, state=states.PRUNED)
-        print(f"trial {trial.number} pruned after epoch {frozen.user_attrs[PRUNED]}", flush=True)
+        print_line(f"trial {trial.number} pruned after epoch {frozen.user_attrs[PRUNED]}")
         return
     study.tell(trial, value)
-    print(f"trial {trial.number}: {settings.metric} {value:.4f}", flush=True)
+    print_line(f"trial {trial.number}: {settings.metric} {value:.4f}")
 
 
 def _reason(settings: SweepSettings, number: int, error: BaseException) -> str:
@@ -182,12 +193,6 @@ def _write_table(rows: list[dict[str, Any]], settings: SweepSettings) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    lines = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
-    text = tabulate(lines, tablefmt="plain", disable_numparse=True)
-    return "\n".join(line.rstrip() for line in text.splitlines())
 
 
 def _cell(value: Any) -> str:

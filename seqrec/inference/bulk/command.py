@@ -14,9 +14,10 @@ import torch
 from seqrec.catalogue.histories import read_block_list, read_candidates, read_options
 from seqrec.catalogue.search import ExactSearch, ItemSearch
 from seqrec.data.manifest import MANIFEST
+from seqrec.data.output import show
 from seqrec.data.prepare import ensure_store
 from seqrec.data.prepare.filters import Filters
-from seqrec.data.progress import print_line
+from seqrec.data.progress import STATUS, print_line
 from seqrec.data.schema import Schema
 from seqrec.data.sources import Table
 from seqrec.data.store import EventStore
@@ -114,7 +115,7 @@ def recommend(
     else:
         print_line(f"{output} was already complete")
     if summary is None:
-        print_line(f"share {rank}/{ranks} is done; {output} still lacks parts of other shares")
+        show(f"share {rank}/{ranks} is done; {output} still lacks parts of other shares", folder=output, summary=None)
     else:
         _report(files, summary, trained_on, top_k)
 
@@ -127,9 +128,9 @@ def _log(input: str, user: str, item: str, timestamp: str | None) -> EventStore 
 
 def _report(files: BulkOutput, summary: dict[str, Any], trained_on: EventStore, top_k: int) -> None:
     """Print what a complete job wrote, and the metrics of its lists."""
-    print_line(_summary_text(files, summary))
-    metrics = list_report(files.folder, trained_on, top_k).items()
-    print_line(", ".join(f"{name} {value:.4g}" for name, value in metrics if value is not None))
+    metrics = list_report(files.folder, trained_on, top_k)
+    values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if value is not None)
+    show(_summary_text(files, summary), values, folder=str(files.folder), summary=summary, metrics=metrics)
 
 
 @contextmanager
@@ -145,7 +146,7 @@ def _released_if_refused(files: BulkOutput) -> Iterator[None]:
 def _store_of_table(table: Table, model: Recommender, folder: Path, memory_limit: str | None) -> EventStore:
     """Return a store of a table, with the columns that the model reads."""
     schema = Schema(events={column.name: column.kind for column in model.event_columns})
-    return ensure_store(table, Filters(), folder, schema=schema, memory_limit=memory_limit, progress=print_line)
+    return ensure_store(table, Filters(), folder, schema=schema, memory_limit=memory_limit, progress=STATUS)
 
 
 def _describe_users(log: EventStore | Table) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from seqrec.catalogue.recommend import RecommendOptions, item_ids_of, recommend_block, recommendation_frame
 from seqrec.catalogue.search import ExactSearch, ItemSearch
-from seqrec.data.progress import Progress, Show, print_line
+from seqrec.data.progress import STATUS, Progress, Show
 from seqrec.inference.bulk.output import BulkOutput
 from seqrec.inference.bulk.users import BulkUsers
 from seqrec.models import Recommender
@@ -48,7 +48,7 @@ class BulkJob:
 
 
 def recommend_in_bulk(
-    model: Recommender, users: BulkUsers, files: BulkOutput, job: BulkJob, *, show: Show = print_line
+    model: Recommender, users: BulkUsers, files: BulkOutput, job: BulkJob, *, show: Show = STATUS
 ) -> dict[str, Any] | None:
     """Write recommendations for all users, or the parts that an earlier run did not finish.
 

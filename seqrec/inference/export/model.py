@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from seqrec.catalogue.recommend import evaluating
+from seqrec.data.progress import Progress
 from seqrec.data.user_files import refuse_special
 from seqrec.errors import InputError
 from seqrec.files import move
@@ -37,6 +38,7 @@ def export(
     format: Format = "onnx",
     separate_table: bool | None = None,
     top_k: int = 0,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write a recommender as programs for onnxruntime or plain torch, each checked against the model.
 
@@ -61,6 +63,7 @@ def export(
             onnxruntime maps into memory, and a `.pt2` takes it as an input. None means tables above 64 MiB.
         top_k: Best items that the programs find themselves, as `best_items` and `best_scores`, including items of the
             history; 0 leaves that to the consumer. Needs the tables inside.
+        progress: Shows which program is written; None shows nothing.
 
     Returns:
         The content of the manifest.
@@ -97,21 +100,25 @@ def export(
         files = [table.file for table, _ in written.values()] + _write_vocabulary(model, folder)
         arguments = (sequential, tables, {name: tables[name].rows(0, tables[name].num_rows) for name in inside}, top_k)
         programs, omitted = {}, {}
+        stage = (progress or Progress()).stage("exporting", 2 + (sequential.read_out is not None), unit="programs")
         full = full_pass(*arguments)
         file = write(full, folder, format, written)
         difference = check_full_pass(sequential, formats.load(full, file, tables), full.longest)
         programs["full"] = (full, file.name, difference)
-        reason = _why_not_streamed(sequential)
-        if reason is None:
+        stage.advance(1)
+        if (reason := _why_not_streamed(sequential)) is None:
             step = one_step(*arguments)
             file = write(step, folder, format, written)
             programs["step"] = (step, file.name, check_one_step(sequential, formats.load(step, file, tables)))
         else:
             omitted["step"] = reason
+        stage.advance(1)
         if sequential.read_out is not None:
             asked = ask(*arguments)
             file = write(asked, folder, format, written)
             programs["ask"] = (asked, file.name, check_ask(sequential, formats.load(asked, file, tables)))
+            stage.advance(1)
+        stage.end()
         content = manifest(sequential, format, programs, omitted, tables, files=files, top_k=top_k)
         return write_manifest(folder, content)
 

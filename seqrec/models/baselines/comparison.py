@@ -19,7 +19,7 @@ from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 from seqrec.evaluation.list_report import ListReport
 from seqrec.evaluation.metrics import COLD, WARM
-from seqrec.evaluation.report import report_text
+from seqrec.evaluation.report import report_parts
 from seqrec.evaluation.results.comparison import Comparison, Difference, Estimate, compare
 from seqrec.evaluation.results.file import Results
 from seqrec.evaluation.results.writer import judged_targets, results_frame
@@ -221,13 +221,14 @@ class _Judged:
     def text(self) -> str:
         report = self.report
         users = f" of {self.frame['user_id'].n_unique():,} users" if len(self.frame) else ""
-        return report_text(
+        parts = report_parts(
             f"{self.stage}{users}, protocol {self.model.protocol.id}",
             {self.model.title: self.metrics, **report.rows},
             intervals=report.intervals,
             caveats=self.caveats,
             notes=report.notes,
         )
+        return "\n".join(map(str, parts))
 
     def _baselines(self) -> list[type[Baseline]]:
         every: list[type[Baseline]] = [Popularity, Markov, ItemKNN]

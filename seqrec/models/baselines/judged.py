@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import polars
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from seqrec.aliases import __version__
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.data.progress import print_line
+from seqrec.data.progress import STATUS, Progress, print_line
 from seqrec.evaluation.list_report import ListReport
 from seqrec.evaluation.protocols import Protocol
 from seqrec.evaluation.results.file import Results, read_results
@@ -145,9 +146,16 @@ class BaselineResults:
         """Rank all targets by a baseline, and keep the results."""
         data, protocol, model = self._alone, self._terms, self._counted(baseline)
         times = data.first_event_times if protocol.candidates.needs_first_times else None
+        batches: Any = self._batches()
         frames = [
             results_frame(judged, data.store, self._item_counts)
-            for judged in judge(model, self._batches(), item_counts=self._item_counts, first_times=times)
+            for judged in Progress(STATUS).track(
+                f"judging {model.title}",
+                judge(model, batches, item_counts=self._item_counts, first_times=times),
+                lambda judged: 1,
+                len(batches),
+                unit="batches",
+            )
         ]
         frame = polars.concat(frames).sort("user_id", "item_id", "timestamp")
         results = Results(baseline.__name__, header_of(model.title, protocol, self._item_counts), frame)

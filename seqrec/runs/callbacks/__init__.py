@@ -7,6 +7,7 @@ from seqrec.runs.callbacks.gather_tables import GatherTables
 from seqrec.runs.callbacks.graphed_step import GraphedStep
 from seqrec.runs.callbacks.model_selection import BestCheckpoint, ResumableEarlyStopping
 from seqrec.runs.callbacks.monitoring import GradientNorm, RunMonitor
+from seqrec.runs.callbacks.progress_lines import ProgressLines
 from seqrec.runs.callbacks.resume_points import ResumePoints
 from seqrec.runs.callbacks.run_summary import RunSummary
 from seqrec.runs.callbacks.step_seeds import StepSeeds
@@ -21,6 +22,7 @@ __all__ = [
     "GatherTables",
     "GradientNorm",
     "GraphedStep",
+    "ProgressLines",
     "ResumePoints",
     "RunMonitor",
     "RunSummary",

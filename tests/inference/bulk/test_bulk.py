@@ -244,7 +244,7 @@ def test_the_command_line_takes_dashes_and_a_search(ckpt: Path, capsys: pytest.C
     said = summary_of("recs")
     assert said["recall"] > 0.9
     assert said["exact_rows"] == 0
-    assert f"FaissSearch: recall@5 against exact {said['recall']:.4f} (60 users)" in capsys.readouterr().out
+    assert f"FaissSearch: recall@5 against exact {said['recall']:.4f} (60 users)" in capsys.readouterr().err
 
 
 def test_the_command_line_refuses_in_one_line(ckpt: Path, capsys: pytest.CaptureFixture[str]):
