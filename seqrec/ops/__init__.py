@@ -11,6 +11,7 @@ from seqrec.ops.causal_conv1d import CONV_BACKENDS, causal_conv1d
 from seqrec.ops.cross_entropy import CROSS_ENTROPY_BACKENDS
 from seqrec.ops.dropout import DROPOUT_BACKENDS, dropout
 from seqrec.ops.event_input import EVENT_INPUT_BACKENDS, EventTimes, TableRows, event_input
+from seqrec.ops.gated_delta import GATED_DELTA_BACKENDS, gated_delta_rule
 from seqrec.ops.linear import LINEAR_BACKENDS, linear
 from seqrec.ops.mamba_mixer import MAMBA2_BACKENDS, MAMBA_BACKENDS
 from seqrec.ops.mamba_step import MAMBA2_STEP_BACKENDS, MAMBA_STEP_BACKENDS
@@ -20,14 +21,15 @@ from seqrec.ops.selective_scan import SCAN_BACKENDS, selective_scan
 from seqrec.ops.ssd import SSD_BACKENDS, ssd_scan
 
 __all__ = [
-    "EventTimes", "TableRows", "attention", "causal_conv1d", "dropout", "event_input", "linear", "pair_scores",
-    "residual_norm", "selective_scan", "ssd_scan",
+    "EventTimes", "TableRows", "attention", "causal_conv1d", "dropout", "event_input", "gated_delta_rule", "linear",
+    "pair_scores", "residual_norm", "selective_scan", "ssd_scan",
 ]  # fmt: skip
 
 # The backends of every op.
 ALL_BACKENDS: tuple[Backends[Any], ...] = (
     SCAN_BACKENDS,
     SSD_BACKENDS,
+    GATED_DELTA_BACKENDS,
     CONV_BACKENDS,
     ATTENTION_BACKENDS,
     DROPOUT_BACKENDS,

@@ -87,11 +87,11 @@ def with_gate_and_padding(recurrence: Recurrence) -> Callable[[Any], tuple[Tenso
         padding = None if valid is None else ~valid
         if padding is not None:
             # All inputs, because a gradient may not be multiplied by what the padding contains.
-            x, delta, B, C = (_zero_at(padding, value) for value in (x, delta, B, C))
-            z = None if z is None else _zero_at(padding, z)
+            x, delta, B, C = (zero_at(padding, value) for value in (x, delta, B, C))
+            z = None if z is None else zero_at(padding, z)
         step = step_sizes(delta, delta_bias, delta_softplus)
         if padding is not None:
-            step = _zero_at(padding, step)
+            step = zero_at(padding, step)
         state = x.new_zeros(x.shape[0], *x.shape[2:], B.shape[-1]) if initial_state is None else initial_state
         y, last = recurrence(x, step, A, B, C, state, start)
         if D is not None:
@@ -101,7 +101,7 @@ def with_gate_and_padding(recurrence: Recurrence) -> Callable[[Any], tuple[Tenso
     return scan
 
 
-def _zero_at(padding: Tensor, x: Tensor) -> Tensor:
+def zero_at(padding: Tensor, x: Tensor) -> Tensor:
     """Return x (B, L, ..) with zeros where padding (B, L) is True."""
     padding = padding.unsqueeze(-1)
     return x.masked_fill(padding if x.dim() == 3 else padding.unsqueeze(-1), 0)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from problems import SSD, cases, without
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from seqrec.ops import selective_scan
+from seqrec.ops import chunks, selective_scan
 from seqrec.ops.ssd import chunked, ssd_scan
 
 ALWAYS = {"delta_softplus": True, "return_last_state": True}
@@ -29,7 +29,7 @@ def test_slow_and_fast_heads_over_many_events_equal_the_float64_reference(backen
 def test_chunks_may_be_computed_a_few_at_a_time_or_all_at_once(monkeypatch, numbers):
     inputs = make_inputs(B=2, L=4 * chunked.CHUNK_EVENTS + 1, flags=True)
     expected = run(inputs, "reference", torch.float64)
-    monkeypatch.setattr(chunked, "CPU_NUMBERS", numbers)
+    monkeypatch.setattr(chunks, "CPU_NUMBERS", numbers)
     SSD.assert_close(run(inputs, "chunked"), expected)
 
 

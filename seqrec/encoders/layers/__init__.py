@@ -3,8 +3,10 @@
 from seqrec.aliases import old_names
 from seqrec.encoders.layers.attention import CausalSelfAttention
 from seqrec.encoders.layers.dropout import Dropout
+from seqrec.encoders.layers.gated_deltanet import GatedDeltaNetMixer
 from seqrec.encoders.layers.gaps import Times
-from seqrec.encoders.layers.mamba import MIXERS, Mamba2Mixer, MambaMixer, make_mixer
+from seqrec.encoders.layers.mamba import Mamba2Mixer, MambaMixer
+from seqrec.encoders.layers.mixers import MIXERS, make_mixer
 from seqrec.encoders.layers.positions import LearnedPositions, rotary_turns, rotate
 from seqrec.encoders.layers.positionwise import FeedForward, TokenGate
 from seqrec.encoders.layers.residual import ResidualStack, make_norm, newest_events, recompute_blocks, run_block
@@ -15,6 +17,7 @@ __all__ = [
     "CausalSelfAttention",
     "Dropout",
     "FeedForward",
+    "GatedDeltaNetMixer",
     "LearnedPositions",
     "Mamba2Mixer",
     "MambaMixer",

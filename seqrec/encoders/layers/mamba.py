@@ -1,4 +1,4 @@
-"""The state-space mixers of Mamba and Mamba-2, and both by name.
+"""The state-space mixers of Mamba and Mamba-2.
 
 Shapes: B batch, L events, D width, E = expand * D inner width, N states per channel, H heads, P = E / H head width.
 """
@@ -16,7 +16,6 @@ from seqrec.errors import InputError, check_at_least
 from seqrec.ops import causal_conv1d, selective_scan, ssd_scan
 from seqrec.ops.mamba_mixer import NORM_EPS, Mamba2Problem, MambaProblem, mamba2_mixer, mamba_mixer
 from seqrec.ops.mamba_step import Mamba2StepProblem, MambaStepProblem, mamba2_step, mamba_step
-from seqrec.registry import did_you_mean
 
 # Step sizes at initialisation are log-uniform in this range (Gu & Dao 2023, section 3.6).
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
@@ -45,6 +44,7 @@ class MambaMixer(nn.Module):
     """
 
     takes_others = False
+    takes_slab_rows = True
 
     def __init__(self, d_model: int, *, d_state: int = 16, d_conv: int = 4, expand: int = 2) -> None:
         super().__init__()
@@ -124,6 +124,7 @@ class Mamba2Mixer(nn.Module):
     """
 
     takes_others = False
+    takes_slab_rows = True
 
     def __init__(
         self,
@@ -138,7 +139,7 @@ class Mamba2Mixer(nn.Module):
         check_at_least(1, d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand)
         self.d_state = d_state
         self.d_inner = expand * d_model
-        self.head_dim = _head_dim(self.d_inner, head_dim)
+        self.head_dim = head_width(self.d_inner, head_dim)
         heads, convolved = self.d_inner // self.head_dim, self.d_inner + 2 * d_state
         self.in_projection = nn.Linear(d_model, self.d_inner + convolved + heads, bias=False)
         bound = d_conv**-0.5
@@ -192,7 +193,12 @@ class Mamba2Mixer(nn.Module):
         )
 
 
-def _head_dim(d_inner: int, wanted: int | None) -> int:
+def head_width(d_inner: int, wanted: int | None) -> int:
+    """Return the width of a head that is wanted; None is the largest divisor of the inner width up to `HEAD_DIM`.
+
+    Raises:
+        InputError: if it does not divide the inner width; the message lists those that do.
+    """
     divisors = [width for width in range(1, d_inner + 1) if d_inner % width == 0]
     if wanted is None:
         return max(width for width in divisors if width <= HEAD_DIM)
@@ -203,29 +209,8 @@ def _head_dim(d_inner: int, wanted: int | None) -> int:
     return wanted
 
 
-MIXERS: dict[str, type[MambaMixer] | type[Mamba2Mixer]] = {"mamba": MambaMixer, "mamba2": Mamba2Mixer}
-
-
-def make_mixer(name: str, d_model: int, *, d_state: int, d_conv: int, expand: int) -> nn.Module:
-    """Build a causal mixer, which maps (B, L, D) to (B, L, D).
-
-    Args:
-        name: A name in `MIXERS`.
-        d_model: Width D.
-        d_state: States per inner channel.
-        d_conv: Events that the convolution sees.
-        expand: Inner width divided by D.
-
-    Raises:
-        InputError: if the name is unknown; the message lists the known ones.
-    """
-    if name not in MIXERS:
-        raise InputError(f"unknown mixer {name!r}; known: {', '.join(MIXERS)}{did_you_mean(name, MIXERS)}")
-    return MIXERS[name](d_model, d_state=d_state, d_conv=d_conv, expand=expand)
-
-
 def convolve_further(
-    x: Tensor, weight: Tensor, bias: Tensor, valid: Tensor | None, inputs: Tensor
+    x: Tensor, weight: Tensor, bias: Tensor | None, valid: Tensor | None, inputs: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Run `causal_conv1d` with SiLU over further events (B, L, E); return outputs and last inputs (B, W - 1, E)."""
     out, last = causal_conv1d(x, weight, bias, silu=True, initial_state=inputs, return_last_state=True, valid=valid)

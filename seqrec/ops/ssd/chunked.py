@@ -15,7 +15,7 @@ B batch, L events, k chunks at once, S events of a chunk, H = G * r heads in G g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -23,11 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqrec.ops.autograd import differentiable, refuse_second_derivative
+from seqrec.ops.chunks import carried, finite_, in_history, is_spoilt, parts_of
 
 CHUNK_EVENTS = 64
-# Numbers in the (S, S) matrices of the chunks that are computed at once: as many as a CPU's caches hold, or enough to
-# keep a GPU busy.
-CPU_NUMBERS, OTHER_NUMBERS = 2**18, 2**24
 REFUSAL = "the chunked scan has no second derivative; use backend='reference' for it"
 
 
@@ -58,9 +56,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return y (B, L, H, P), the last state (B, H, P, N), `_spoilt`, and the state before each chunk."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    state = torch.unflatten(_finite_(initial_state.clone()), 1, (B.shape[2], -1))
+    state = torch.unflatten(finite_(initial_state.clone()), 1, (B.shape[2], -1))
     states = []
-    for events, count in _parts(x):
+    for events, count in parts_of(x, CHUNK_EVENTS):
         part = _part(x, step, A, B, C, start, events, count)
         added, through = (part.driven * part.after).mT @ part.B, part.through
         for chunk in range(count):
@@ -70,9 +68,9 @@ def _forward(
         out = (part.mixed.mT @ part.driven).addcmul_(part.before, carried_in)
         y[:, events] = _joined(out)
     spoilt = _spoilt(x, step, B, initial_state, start)
-    lost = _carried(spoilt, start)
+    lost = carried(spoilt, start)
     last = state.flatten(1, 2).masked_fill(lost[:, -1, :, None, None], torch.nan)
-    y.masked_fill_((lost | _of_heads(_is_spoilt(C), x)).unsqueeze(-1), torch.nan)
+    y.masked_fill_((lost | _of_heads(is_spoilt(C), x)).unsqueeze(-1), torch.nan)
     return y, last, spoilt, torch.stack(states, 1)
 
 
@@ -99,10 +97,10 @@ def _backward(
     """Return gradients of all six real inputs, from the last chunks to the first."""
     wholes = [torch.empty_like(value) for value in (x, step, B, C)]
     dA = torch.zeros_like(A)
-    dstate = torch.unflatten(_finite_(dlast.clone()), 1, (B.shape[2], -1))  # of the state at a chunk's end
+    dstate = torch.unflatten(finite_(dlast.clone()), 1, (B.shape[2], -1))  # of the state at a chunk's end
     with torch.autocast(x.device.type, enabled=False):
         end = states.shape[1]
-        for events, count in reversed(list(_parts(x))):
+        for events, count in reversed(list(parts_of(x, CHUNK_EVENTS))):
             part = _part(x, step, A, B, C, start, events, count)
             dout = _finite_part(dy, events, count, B.shape[2])
             received, through = (dout * part.before).mT @ part.C, part.through
@@ -118,9 +116,9 @@ def _backward(
             for whole, piece in zip(wholes, (ddriven * part.step, dstep, dB, dC), strict=True):
                 whole[:, events] = _joined(piece).view_as(whole[:, events])
     # Non-finite numbers reach the gradients of a whole history: back to its start, and from there of all its events.
-    lost = spoilt | _of_heads(_is_spoilt(C), x) | _is_spoilt(dy)
-    lost[:, -1] |= _is_spoilt(dlast.flatten(2))
-    lost = _in_history(lost, start)
+    lost = spoilt | _of_heads(is_spoilt(C), x) | is_spoilt(dy)
+    lost[:, -1] |= is_spoilt(dlast.flatten(2))
+    lost = in_history(lost, start)
     in_group = torch.unflatten(lost, 2, (B.shape[2], -1)).any(3)
     for whole, where in zip(wholes, (lost, lost, in_group, in_group), strict=True):
         whole.masked_fill_(where.view(*where.shape, *[1] * (whole.dim() - 3)), torch.nan)
@@ -168,19 +166,6 @@ _scan = differentiable(
 )
 
 
-def _parts(x: Tensor) -> Iterator[tuple[slice, int]]:
-    """Yield events and number of chunks of each part; a last chunk that is shorter is a part of its own."""
-    batch, length, heads, _ = x.shape
-    numbers = CPU_NUMBERS if x.device.type == "cpu" else OTHER_NUMBERS
-    whole, rest = divmod(length, CHUNK_EVENTS)
-    at_once = max(1, numbers // (batch * heads * CHUNK_EVENTS**2))
-    for first in range(0, whole, at_once):
-        last = min(first + at_once, whole)
-        yield slice(first * CHUNK_EVENTS, last * CHUNK_EVENTS), last - first
-    if rest:
-        yield slice(length - rest, length), 1
-
-
 def _cut(value: Tensor, events: slice, count: int, groups: int) -> Tensor:
     """View (B, L, H, X) as (B, k, G, r, S, X)."""
     chunks = torch.unflatten(value[:, events], 1, (count, -1))
@@ -189,7 +174,7 @@ def _cut(value: Tensor, events: slice, count: int, groups: int) -> Tensor:
 
 def _finite_part(value: Tensor, events: slice, count: int, groups: int) -> Tensor:
     """Copy the result of `_cut`, with 0 for non-finite numbers."""
-    return _finite_(_cut(value, events, count, groups).clone(memory_format=torch.contiguous_format))
+    return finite_(_cut(value, events, count, groups).clone(memory_format=torch.contiguous_format))
 
 
 def _joined(part: Tensor) -> Tensor:
@@ -208,7 +193,7 @@ def _part(
     later = torch.ones(decay.shape[-2], decay.shape[-2], dtype=torch.bool, device=x.device).triu(1)
     within = torch.where(later, decay.mT, 1).cumprod(-1).triu_()
     x = _cut(x, events, count, groups)
-    driven = _finite_(torch.mul(x, step, out=x.new_empty(x.shape)))
+    driven = finite_(torch.mul(x, step, out=x.new_empty(x.shape)))
     return _Part(step, B, C, driven, decay.cumprod(-2), within, within * (B @ C.mT))
 
 
@@ -244,8 +229,8 @@ def _gradients(part: _Part, dout: Tensor, first: Tensor, dlast: Tensor) -> tuple
 def _spoilt(x: Tensor, step: Tensor, B: Tensor, initial_state: Tensor, start: Tensor | None) -> Tensor:
     """Return (B, L, H) bool, True if an event adds a non-finite number to the state, or the initial state has one."""
     # The largest product, because one that overflows counts too.
-    spoilt = _is_spoilt((x.abs().amax(-1) * step).unsqueeze(-1)) | _of_heads(_is_spoilt(B), x)
-    at_first = _is_spoilt(initial_state.flatten(2))
+    spoilt = is_spoilt((x.abs().amax(-1) * step).unsqueeze(-1)) | _of_heads(is_spoilt(B), x)
+    at_first = is_spoilt(initial_state.flatten(2))
     spoilt[:, 0] |= at_first if start is None else at_first & ~start[:, :1]
     return spoilt
 
@@ -253,38 +238,6 @@ def _spoilt(x: Tensor, step: Tensor, B: Tensor, initial_state: Tensor, start: Te
 def _of_heads(of_groups: Tensor, x: Tensor) -> Tensor:
     """Repeat (B, L, G) to (B, L, H)."""
     return of_groups.repeat_interleave(x.shape[2] // of_groups.shape[2], 2)
-
-
-def _finite_(value: Tensor) -> Tensor:
-    """Replace NaN and infinities by 0, in place."""
-    return torch.nan_to_num_(value, nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _is_spoilt(rows: Tensor) -> Tensor:
-    """Return True where a number along the last axis is not finite."""
-    # Faster than isfinite, which makes four tensors of this size.
-    return (rows * 0).sum(-1) != 0
-
-
-def _carried(spoilt: Tensor, start: Tensor | None) -> Tensor:
-    """Return (B, L, H) bool, True if `spoilt` is True at an event or earlier in the same history.
-
-    Args:
-        spoilt: (B, L, H) bool.
-        start: (B, L) bool, True where a history begins; None is only at the first event.
-    """
-    count = spoilt.cumsum(1)
-    if start is not None:
-        earlier = (count - spoilt.long()).masked_fill(~start.unsqueeze(-1), 0)
-        count = count - earlier.cummax(1).values
-    return count > 0
-
-
-def _in_history(spoilt: Tensor, start: Tensor | None) -> Tensor:
-    """Return (B, L, H) bool, True if `spoilt` is True anywhere in an event's history; arguments as in `_carried`."""
-    # Read backwards, a history begins after the event that was its first.
-    ends = None if start is None else start.roll(-1, 1).flip(1)
-    return _carried(spoilt, start) | _carried(spoilt.flip(1), ends).flip(1)
 
 
 def ssd_chunked(
