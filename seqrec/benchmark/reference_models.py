@@ -34,7 +34,7 @@ class ReferenceModel(nn.Module):
         num_layers: Blocks.
         dropout: Share that is set to 0.
         max_length: Events.
-        mixer: "mamba" or "mamba2".
+        mixer: "mamba", "mamba2" or "gated_deltanet".
         device: Device, which decides on the layer for Mamba.
 
     Attributes:
@@ -119,7 +119,7 @@ class _MambaBlock(nn.Module):
 def _mamba(mixer: str, device: str) -> tuple[str, Callable[[int], nn.Module]]:
     # Return the name of the layer, and what makes one of a width.
     name = "torch scan"
-    if device == "cuda":
+    if device == "cuda" and mixer in ("mamba", "mamba2"):
         try:
             from mamba_ssm import Mamba, Mamba2
         except Exception as error:  # whatever a package that was built for another torch raises

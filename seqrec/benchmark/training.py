@@ -85,7 +85,7 @@ def benchmark_training(
     eval_batch_size: int = 0,
     d_model: int = 64,
     num_layers: int = 2,
-    mixer: Literal["mamba", "mamba2"] = "mamba",
+    mixer: Literal["mamba", "mamba2", "gated_deltanet"] = "mamba",
     num_items: int = 100_000,
     dropout: float = 0.0,
     steps: int = 5,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from seqrec.encoders.layers import ResidualStack, Tensors, Times, make_mixer
+from seqrec.encoders.layers import MIXERS, ResidualStack, Tensors, Times, make_mixer
 from seqrec.encoders.sequence_encoder import SequenceEncoder
 from seqrec.types import History
 
@@ -14,28 +14,26 @@ from seqrec.types import History
 class MambaRec(SequenceEncoder):
     """One Mamba block in place of each whole Transformer block: no attention and no feed-forward layer.
 
-    The mixer is Mamba's (Gu & Dao 2023) or Mamba-2's (Dao & Gu 2024); see `seqrec.encoders.layers.MambaMixer` and
-    `seqrec.encoders.layers.Mamba2Mixer`.
+    The mixer is Mamba's (Gu & Dao 2023), Mamba-2's (Dao & Gu 2024) or that of Gated DeltaNet (Yang et al. 2024); see
+    `MambaMixer`, `Mamba2Mixer` and `GatedDeltaNetMixer` of `seqrec.encoders.layers`.
 
     Args:
         d_model: Width D.
         num_layers: Blocks.
-        mixer: "mamba" or "mamba2".
-        d_state: States per inner channel.
+        mixer: "mamba", "mamba2" or "gated_deltanet".
+        d_state: States per inner channel; with "gated_deltanet" the width of a head's keys.
         d_conv: Events that the convolution sees.
         expand: Inner width divided by D.
         dropout: Share of inputs set to 0 in training.
         layer_norm: False omits every norm.
     """
 
-    takes_slab_rows = True
-
     def __init__(
         self,
         d_model: int = 64,
         *,
         num_layers: int = 2,
-        mixer: Literal["mamba", "mamba2"] = "mamba",
+        mixer: Literal["mamba", "mamba2", "gated_deltanet"] = "mamba",
         d_state: int = 32,
         d_conv: int = 4,
         expand: int = 2,
@@ -50,6 +48,7 @@ class MambaRec(SequenceEncoder):
         blocks = [
             [make_mixer(mixer, d_model, d_state=d_state, d_conv=d_conv, expand=expand)] for _ in range(num_layers)
         ]
+        self.takes_slab_rows = MIXERS[mixer].takes_slab_rows
         self.stack = ResidualStack(blocks, d_model, dropout=dropout, layer_norm=layer_norm)
 
     def forward(self, x: Tensor, history: History) -> Tensor:

@@ -77,7 +77,7 @@ class MoEMaTrRec(SequenceEncoder):
         d_model: Width D.
         num_layers: Blocks.
         num_heads: Attention heads, a divisor of D.
-        mixer: "mamba" or "mamba2".
+        mixer: "mamba", "mamba2" or "gated_deltanet".
         d_state: States of each inner channel of Mamba.
         d_conv: Events that Mamba's convolution sees.
         expand: Inner width of Mamba divided by D.
@@ -95,7 +95,7 @@ class MoEMaTrRec(SequenceEncoder):
         *,
         num_layers: int = 2,
         num_heads: int = 1,
-        mixer: Literal["mamba", "mamba2"] = "mamba",
+        mixer: Literal["mamba", "mamba2", "gated_deltanet"] = "mamba",
         d_state: int = 32,
         d_conv: int = 4,
         expand: int = 2,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from seqrec.encoders.layers import FeedForward, ResidualStack, Tensors, Times, make_mixer
+from seqrec.encoders.layers import MIXERS, FeedForward, ResidualStack, Tensors, Times, make_mixer
 from seqrec.encoders.sequence_encoder import SequenceEncoder
 from seqrec.types import History
 
@@ -18,7 +18,7 @@ class RecMamba(SequenceEncoder):
     Args:
         d_model: Width D.
         num_layers: Blocks.
-        mixer: "mamba" or "mamba2".
+        mixer: "mamba", "mamba2" or "gated_deltanet".
         d_state: States per inner channel.
         d_conv: Events that the convolution sees.
         expand: Inner width divided by D.
@@ -27,14 +27,12 @@ class RecMamba(SequenceEncoder):
         layer_norm: False omits every norm.
     """
 
-    takes_slab_rows = True
-
     def __init__(
         self,
         d_model: int = 64,
         *,
         num_layers: int = 2,
-        mixer: Literal["mamba", "mamba2"] = "mamba",
+        mixer: Literal["mamba", "mamba2", "gated_deltanet"] = "mamba",
         d_state: int = 32,
         d_conv: int = 4,
         expand: int = 2,
@@ -55,6 +53,7 @@ class RecMamba(SequenceEncoder):
             ]
             for _ in range(num_layers)
         ]
+        self.takes_slab_rows = MIXERS[mixer].takes_slab_rows
         self.stack = ResidualStack(blocks, d_model, dropout=dropout, layer_norm=layer_norm)
 
     def forward(self, x: Tensor, history: History) -> Tensor:

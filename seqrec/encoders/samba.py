@@ -31,7 +31,7 @@ class Samba(SequenceEncoder):
         num_layers: Blocks; with 1 there is no attention.
         window: Newest events that attention sees, the present one included; None is 64.
         num_heads: Attention heads, a divisor of D that leaves them an even width.
-        mixer: "mamba" or "mamba2".
+        mixer: "mamba", "mamba2" or "gated_deltanet".
         d_state: States of each inner channel of Mamba.
         d_conv: Events that Mamba's convolution sees.
         expand: Inner width of Mamba divided by D.
@@ -47,7 +47,7 @@ class Samba(SequenceEncoder):
         num_layers: int = 2,
         window: int | None = None,
         num_heads: int = 1,
-        mixer: Literal["mamba", "mamba2"] = "mamba",
+        mixer: Literal["mamba", "mamba2", "gated_deltanet"] = "mamba",
         d_state: int = 32,
         d_conv: int = 4,
         expand: int = 2,

@@ -96,7 +96,7 @@ class RecMamba(SequentialRecommender):
         num_items: Items of the catalogue.
         d_model: Width D of item vectors and states.
         num_layers: Blocks.
-        mixer: "mamba" or "mamba2".
+        mixer: "mamba", "mamba2" or "gated_deltanet".
         d_state: States per inner channel of Mamba.
         d_conv: Events that Mamba's convolution sees.
         expand: Inner width of Mamba divided by `d_model`.
@@ -117,7 +117,7 @@ class RecMamba(SequentialRecommender):
         *,
         d_model: int = 64,
         num_layers: int = 2,
-        mixer: Literal["mamba", "mamba2"] = "mamba",
+        mixer: Literal["mamba", "mamba2", "gated_deltanet"] = "mamba",
         d_state: int = 32,
         d_conv: int = 4,
         expand: int = 2,
@@ -137,7 +137,7 @@ class MambaRec(SequentialRecommender):
         num_items: Items of the catalogue.
         d_model: Width D of item vectors and states.
         num_layers: Blocks.
-        mixer: "mamba" or "mamba2".
+        mixer: "mamba", "mamba2" or "gated_deltanet".
         d_state: States per inner channel of Mamba.
         d_conv: Events that Mamba's convolution sees.
         expand: Inner width of Mamba divided by `d_model`.
@@ -157,7 +157,7 @@ class MambaRec(SequentialRecommender):
         *,
         d_model: int = 64,
         num_layers: int = 2,
-        mixer: Literal["mamba", "mamba2"] = "mamba",
+        mixer: Literal["mamba", "mamba2", "gated_deltanet"] = "mamba",
         d_state: int = 32,
         d_conv: int = 4,
         expand: int = 2,
@@ -177,7 +177,7 @@ class MoEMaTrRec(SequentialRecommender):
         d_model: Width D of item vectors and states.
         num_layers: Blocks.
         num_heads: Attention heads, a divisor of `d_model`.
-        mixer: "mamba" or "mamba2".
+        mixer: "mamba", "mamba2" or "gated_deltanet".
         d_state: States per inner channel of Mamba.
         d_conv: Events that Mamba's convolution sees.
         expand: Inner width of Mamba divided by `d_model`.
@@ -202,7 +202,7 @@ class MoEMaTrRec(SequentialRecommender):
         d_model: int = 64,
         num_layers: int = 2,
         num_heads: int = 1,
-        mixer: Literal["mamba", "mamba2"] = "mamba",
+        mixer: Literal["mamba", "mamba2", "gated_deltanet"] = "mamba",
         d_state: int = 32,
         d_conv: int = 4,
         expand: int = 2,
@@ -226,7 +226,7 @@ class Samba(SequentialRecommender):
         num_layers: Blocks; with 1 there is no attention.
         window: Newest events that attention sees, the present one included, at most `max_length`; None is 64.
         num_heads: Attention heads, a divisor of `d_model` that leaves them an even width.
-        mixer: "mamba" or "mamba2".
+        mixer: "mamba", "mamba2" or "gated_deltanet".
         d_state: States per inner channel of Mamba.
         d_conv: Events that Mamba's convolution sees.
         expand: Inner width of Mamba divided by `d_model`.
@@ -249,7 +249,7 @@ class Samba(SequentialRecommender):
         num_layers: int = 2,
         window: int | None = None,
         num_heads: int = 1,
-        mixer: Literal["mamba", "mamba2"] = "mamba",
+        mixer: Literal["mamba", "mamba2", "gated_deltanet"] = "mamba",
         d_state: int = 32,
         d_conv: int = 4,
         expand: int = 2,

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from seqrec.encoders.layers import MIXERS, Mamba2Mixer, MambaMixer, make_mixer
+from seqrec.encoders.layers import MIXERS, GatedDeltaNetMixer, Mamba2Mixer, MambaMixer, make_mixer
 from seqrec.errors import InputError
 
 
@@ -116,7 +116,7 @@ def test_parameters_are_those_of_the_paper_and_no_more():
 
 def test_mixers_are_made_by_name():
     arguments = {"d_state": 3, "d_conv": 2, "expand": 3}
-    for name, kind in (("mamba", MambaMixer), ("mamba2", Mamba2Mixer)):
+    for name, kind in zip(MIXERS, (MambaMixer, Mamba2Mixer, GatedDeltaNetMixer), strict=True):
         mixer = make_mixer(name, 8, **arguments)
         assert type(mixer) is kind is MIXERS[name]
         assert mixer.d_inner == 24
@@ -126,5 +126,5 @@ def test_mixers_are_made_by_name():
 
 
 def test_an_unknown_mixer_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match="unknown mixer 'mamba3'; known: mamba, mamba2; did you mean"):
+    with pytest.raises(InputError, match="unknown mixer 'mamba3'; known: mamba, mamba2, gated_deltanet; did you mean"):
         make_mixer("mamba3", 8, d_state=3, d_conv=2, expand=3)
