@@ -12,6 +12,7 @@ from seqrec.encoders import ENCODERS, SequenceEncoder
 from seqrec.encoders.contract import LENGTH, random_events
 from seqrec.encoders.layers import MIXERS
 from seqrec.ops.backends import Backends
+from seqrec.ops.gated_delta import GATED_DELTA_BACKENDS
 from seqrec.ops.selective_scan import SCAN_BACKENDS
 from seqrec.ops.ssd import SSD_BACKENDS
 from seqrec.types import History
@@ -22,7 +23,11 @@ WINDOW = 4
 
 
 # The scan inside each mixer. One that is not here is tested with the backend that it takes by itself.
-SCANS: dict[str, Backends] = {"mamba": SCAN_BACKENDS, "mamba2": SSD_BACKENDS}
+SCANS: dict[str, Backends] = {
+    "mamba": SCAN_BACKENDS,
+    "mamba2": SSD_BACKENDS,
+    "gated_deltanet": GATED_DELTA_BACKENDS,
+}
 
 
 @dataclass(frozen=True)
@@ -88,10 +93,16 @@ def takes_rotary(name: str) -> bool:
     return "rotary" in inspect.signature(ENCODERS[name]).parameters
 
 
-# Each encoder by itself and, where it takes a mixer, with every one of them; then those that can be rotary, and, of
-# those that can read gaps, one for each mixer and a mixture.
-ALIKE = ("RecMamba", "RecMamba-mamba2", "MoEMaTrRec-mamba2", "Samba-mamba2")
-PLAIN = [Case(name, mixer) for name in ENCODERS for mixer in (MIXERS if default_mixer(name) else [None])]
+# Each encoder by itself and, where it takes a mixer, with Mamba and Mamba-2, two of them with every other mixer; then
+# those that can be rotary, and, of those that can read gaps, one for each mixer and a mixture.
+ALIKE = ("RecMamba", "RecMamba-mamba2", "MoEMaTrRec-mamba2", "Samba-mamba2", "Samba-gated_deltanet")
+WITH_EVERY_MIXER = ("MambaRec", "Samba")
+PLAIN = [
+    Case(name, mixer)
+    for name in ENCODERS
+    for mixer in (MIXERS if default_mixer(name) else [None])
+    if mixer in (None, "mamba", "mamba2") or name in WITH_EVERY_MIXER
+]
 ARCHITECTURES = [
     *PLAIN,
     *(Case(name, default_mixer(name), rotary=True) for name in ENCODERS if takes_rotary(name)),

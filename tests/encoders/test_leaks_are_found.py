@@ -16,8 +16,10 @@ from seqrec.encoders.layers import TokenGate
 from seqrec.ops import attention, causal_conv1d
 
 every_mamba = pytest.mark.parametrize("case", [case for case in ARCHITECTURES if case.mixer], ids=str)
-# The scan of each mixer.
-SCANS = {"mamba": "selective_scan", "mamba2": "ssd_scan"}
+# The scan of each mixer, and the module that calls it.
+SCANS = {"mamba": "selective_scan", "mamba2": "ssd_scan", "gated_deltanet": "gated_delta_rule"}
+MODULES = {name: f"seqrec.ops.mamba_mixer.{name}" for name in ("mamba", "mamba2")}
+MODULES |= {"gated_deltanet": "seqrec.encoders.layers.gated_deltanet"}
 sees_the_future = pytest.raises(AssertionError, match="sees the future event")
 
 
@@ -45,7 +47,7 @@ def test_a_gate_that_pools_over_the_sequence_is_found(monkeypatch: pytest.Monkey
 def replace_part(case: Case, monkeypatch: pytest.MonkeyPatch, name: str, part: Callable[..., Tensor]) -> None:
     """Make a case's mixer compute by its parts, one of which is replaced."""
     monkeypatch.setenv(f"SEQREC_{case.mixer.upper()}_MIXER_BACKEND", "reference")
-    monkeypatch.setattr(f"seqrec.ops.mamba_mixer.{case.mixer}.{name}", part)
+    monkeypatch.setattr(f"{MODULES[case.mixer]}.{name}", part)
 
 
 @every_mamba
@@ -63,9 +65,11 @@ def test_a_scan_from_newest_to_oldest_is_found(case: Case, monkeypatch: pytest.M
     name = SCANS[case.mixer]
     scan = getattr(ops, name)
 
-    def backwards(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *args: Tensor, **rest) -> Tensor:
-        rest["z"] = rest["z"].flip(1)
-        return scan(x.flip(1), delta.flip(1), A, B.flip(1), C.flip(1), *args, **rest).flip(1)
+    def backwards(*operands: Tensor, **rest) -> Tensor:
+        if "z" in rest:
+            rest["z"] = rest["z"].flip(1)
+        # Those of events have three axes or more.
+        return scan(*(x.flip(1) if x.dim() > 2 else x for x in operands), **rest).flip(1)
 
     replace_part(case, monkeypatch, name, backwards)
     with sees_the_future:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from seqrec.ops import causal_conv1d, selective_scan, ssd_scan
+from seqrec.ops import causal_conv1d, gated_delta_rule, selective_scan, ssd_scan
 from seqrec.ops.backends import Backends
 from seqrec.ops.causal_conv1d import CONV_BACKENDS
+from seqrec.ops.gated_delta import GATED_DELTA_BACKENDS
 from seqrec.ops.selective_scan import SCAN_BACKENDS, selective_scan_step
 from seqrec.ops.ssd import SSD_BACKENDS, ssd_step
 
@@ -29,7 +30,7 @@ class Op:
         function: The op.
         backends: Its backends.
         draw: Makes real inputs from a function that draws normal float64 numbers, and sizes.
-        activation: Argument that turns softplus or SiLU on.
+        activation: Argument that turns softplus or SiLU on; empty if there is none.
         events: Inputs with an axis of events; the first one decides the results' dtype.
         optional: Arguments that may be None.
         larger: Sizes of a problem of more than one chunk of any backend, and not a multiple of one.
@@ -90,7 +91,8 @@ class Op:
 
     def __call__(self, inputs, backend, activate=True, **options):
         """Outputs and last state."""
-        options = {self.activation: activate, "return_last_state": True} | options
+        activation = {self.activation: activate} if self.activation else {}
+        options = {**activation, "return_last_state": True} | options
         return self.function(**inputs, **options, backend=backend)
 
     def run(self, inputs, backend, dtype=torch.float32, activate=True):
@@ -178,6 +180,18 @@ def draw_ssd(normal, B=2, L=7, H=2, P=3, G=1, N=4):
     }
 
 
+def draw_gated_delta(normal, B=2, L=7, H=2, K=4, V=3):
+    q, k = (torch.nn.functional.normalize(normal(B, L, H, K), dim=-1) for _ in range(2))
+    return {
+        "q": q,
+        "k": k,
+        "v": normal(B, L, H, V),
+        "log_decay": -torch.exp(normal(B, L, H) - 2),
+        "beta": torch.sigmoid(normal(B, L, H)),
+        "initial_state": normal(B, H, V, K),
+    }
+
+
 def draw_convolution(normal, B=2, L=9, D=5, W=4):
     shapes = {"x": (B, L, D), "weight": (D, W), "bias": (D,), "initial_state": (B, W - 1, D)}
     return {name: normal(*shape) for name, shape in shapes.items()}
@@ -233,6 +247,24 @@ CONVOLUTION = Op(
     begins=(0, 1, 3, 13, 40, 45),
     plain="shifted",
     sizing="weight",
+)
+# `test_gated_delta` has its tests.
+GATED_DELTA = Op(
+    "gated_delta",
+    gated_delta_rule,
+    GATED_DELTA_BACKENDS,
+    draw_gated_delta,
+    "",
+    events=("q", "k", "v", "log_decay", "beta"),
+    optional=("initial_state", "valid", "start"),
+    larger={"B": 2, "L": 75, "H": 2, "K": 5, "V": 3},
+    largest={"B": 1, "L": 300, "H": 2, "K": 32, "V": 64},
+    edges=({"L": 0}, {"B": 0}, {"L": 1}, {"L": 32}, {"K": 0}, {"V": 0}, {"H": 1, "K": 1, "V": 1}),
+    splits=(0, 1, 31, 32, 74, 75),
+    begins=(0, 1, 13, 32, 50, 75),
+    plain="chunked",
+    sizing="v",
+    terms={"log_decay": "q"},
 )
 OPS = (SCAN, SSD, CONVOLUTION)
 SCANS = (SCAN, SSD)

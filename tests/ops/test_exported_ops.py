@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from problems import OPS
+from problems import GATED_DELTA, OPS
 
 from seqrec.ops.export import is_exporting
 
@@ -18,7 +18,7 @@ class Call(torch.nn.Module):
         return self.op(given, "auto")
 
 
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [*OPS, GATED_DELTA], ids=lambda op: op.name)
 @torch.no_grad()
 def test_an_exported_op_is_plain_torch_and_the_reference_at_any_length(op):
     example = op.make(flags=True)

@@ -93,6 +93,7 @@ def _forward(
         first = states[begin : begin + count].flatten(0, 1)
         added = torch.baddbmm(alone, lacking, first)
         u[begin : begin + count, :, : added.shape[1]] = torch.unflatten(added, 0, (count, -1))
+        u[begin : begin + count, :, added.shape[1] :] = 0
         _write(y, events, count, torch.baddbmm((part.q @ first).mul_(part.before), part.mixed.mT, added))
         begin += count
     spoilt = _spoilt(k, v, log_decay, beta, initial_state, start)
@@ -191,9 +192,10 @@ def _gradients(
     dk.baddbmm_(dmixed, part.q).baddbmm_(dcoupled, part.asked, alpha=-1)
     asking = _dot(dasked, part.k)
     # The decay of event t scales what the events from t on receive, less what these send to each other, and what
-    # reaches the end.
+    # reaches the end. Those that t cannot reach, as of other histories, would only add rounding errors.
     passing = _dot(dq, part.q) - part.beta * asking - _dot(dk, part.k)
-    dlog = (passing.flip(1).cumsum(1).flip(1) + at_end).masked_fill_(part.decay == 0, 0)
+    reached = (within != 0).to(within.dtype)
+    dlog = torch.baddbmm(reached[..., -1:] * at_end, reached, passing).masked_fill_(part.decay == 0, 0)
     dk.addcmul_(part.beta, dasked, value=-1)
     return dq, dk, part.beta * dside, dlog, _dot(dside, part.v) - asking
 
