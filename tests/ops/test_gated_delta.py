@@ -119,8 +119,9 @@ def test_what_padding_contains_has_no_effect(backend):
     valid = torch.ones(2, OP.larger["L"], dtype=torch.bool)
     valid[0, 60:], valid[1, 3:9] = False, False
     clean = OP.run(inputs | {"valid": valid}, backend)
-    dirty = {name: inputs[name].detach().masked_fill(~valid.view(*valid.shape, *[1] * (inputs[name].dim() - 2)), torch.nan)
-             for name in OP.events}  # fmt: skip
+    dirty = {name: inputs[name].detach().clone() for name in OP.events}
+    for x in dirty.values():
+        x[~valid] = torch.nan
     result = OP.run(inputs | dirty | {"valid": valid}, backend)
     assert all(torch.equal(result[name], clean[name]) for name in clean)
     assert not clean["y"][~valid].any()
@@ -230,5 +231,7 @@ def test_a_wrong_shape_names_the_argument(name):
 
 def test_the_backend_is_that_of_the_variable(monkeypatch):
     monkeypatch.setenv("SEQREC_GATED_DELTA_BACKEND", "fast")
-    with pytest.raises(InputError, match="SEQREC_GATED_DELTA_BACKEND='fast' is unknown; known: auto, chunked, reference"):
+    with pytest.raises(
+        InputError, match="SEQREC_GATED_DELTA_BACKEND='fast' is unknown; known: auto, chunked, reference"
+    ):
         OP(OP.make(), "auto")

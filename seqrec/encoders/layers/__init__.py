@@ -3,8 +3,8 @@
 from seqrec.aliases import old_names
 from seqrec.encoders.layers.attention import CausalSelfAttention
 from seqrec.encoders.layers.dropout import Dropout
-from seqrec.encoders.layers.gated_deltanet import GatedDeltaNetMixer
 from seqrec.encoders.layers.gaps import Times
+from seqrec.encoders.layers.gated_deltanet import GatedDeltaNetMixer
 from seqrec.encoders.layers.mamba import Mamba2Mixer, MambaMixer
 from seqrec.encoders.layers.mixers import MIXERS, make_mixer
 from seqrec.encoders.layers.positions import LearnedPositions, rotary_turns, rotate

@@ -28,11 +28,12 @@ class GatedDeltaNetMixer(nn.Module):
     One in-projection to a gate z, queries, keys and values of each head, and two numbers of each head, from which
     `beta_t = sigmoid(.)` and the decay `alpha_t = exp(-exp(A_log) softplus(. + dt_bias))` are computed. Causal
     depthwise convolution with SiLU over queries, keys and values. Queries and keys are divided by their norms. Then
-    `S_t = alpha_t S_{t-1} (I - beta_t k_t k_t^T) + beta_t v_t k_t^T` and `y_t = S_t q_t`, with S a (P, N) matrix of each
-    head; RMS norm of each head's y, times silu(z); out-projection. `A_log` and `dt_bias` start as in `Mamba2Mixer`.
+    `S_t = alpha_t S_{t-1} (I - beta_t k_t k_t^T) + beta_t v_t k_t^T` and `y_t = S_t q_t`, with S a (P, N) matrix of
+    each head; RMS norm of each head's y, times silu(z); out-projection. `A_log` and `dt_bias` start as in
+    `Mamba2Mixer`.
 
-    In Mamba-2 a pair is added to what the memory holds: `S_t = alpha_t S_{t-1} + v_t k_t^T`, with one key for all heads.
-    Here beta is the share that is replaced, and each head has its own key. Differs from the authors' code: widths are
+    In Mamba-2 a pair is added to what the memory holds: `S_t = alpha_t S_{t-1} + v_t k_t^T`, with one key for all
+    heads. Here beta is the share that is replaced, and each head has its own key. Differs from the authors' code: widths are
     those of `Mamba2Mixer`, not 3/4 of D for keys and 3/2 of D for values; queries are not scaled by N^-0.5, because the
     norm of y takes the scale out again.
 
@@ -105,14 +106,15 @@ class GatedDeltaNetMixer(nn.Module):
         path, inputs = convolve_further(path, self.conv_weight, None, valid, state["inputs"])
         operands = self._operands(path, numbers)
         if x.shape[1] == 1 and valid is None:
-            y, memory = gated_delta_step(*(each[:, 0] for each in operands), state["scan"])
+            q, k, v, log_decay, beta = (each[:, 0] for each in operands)
+            y, memory = gated_delta_step(q, k, v, log_decay, beta, state["scan"])
             y = y.unsqueeze(1)
         else:
             y, memory = gated_delta_rule(*operands, state["scan"], return_last_state=True, valid=valid)
         return self._output(y, gate), {"inputs": inputs, "scan": memory}
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return gate (B, L, E), input of the convolution (B, L, E + 2 H N), and two numbers of each head (B, L, 2 H)."""
+        """Return gate (B, L, E), input of the convolution (B, L, E + 2 H N), and numbers of heads (B, L, 2 H)."""
         widths = [self.d_inner, len(self.conv_weight), 2 * self.num_heads]
         gate, path, numbers = torch.split(linear(x, self.in_projection.weight), widths, dim=-1)
         return gate, path, numbers

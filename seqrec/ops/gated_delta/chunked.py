@@ -3,8 +3,8 @@
 Event i adds `u_i k_i^T` to the state, with `u_i = b_i (v_i - a_i S_{i-1} k_i)`. Within a chunk of S events with the
 state h = S^T before it, the u of all events solve a triangular system (Yang, Kautz & Hatamizadeh 2024, section 3.3):
 `(I + A) u = b v - g (b k) h`, with `A_ij = W_ij b_i (k_i . k_j)` for j < i, W_ij the product of the decays of events
-j + 1 .. i, and g_i that of events 1 .. i. Then `y_i = g_i q_i h + sum_{j <= i} W_ij (q_i . k_j) u_j`. So the state after
-a chunk is linear in the one before it: the triangular systems of many chunks are solved at once, and one product a
+j + 1 .. i, and g_i that of events 1 .. i. Then `y_i = g_i q_i h + sum_{j <= i} W_ij (q_i . k_j) u_j`. The state after a
+chunk is linear in the one before it. So the triangular systems of many chunks are solved at once, and one product a
 chunk passes the state on.
 
 Forward keeps u and the state at each chunk's start, and backward recomputes the rest from them. As in `ssd.chunked`,
