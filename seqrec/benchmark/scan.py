@@ -264,14 +264,17 @@ def time_blocks(
     See `benchmark_scan` for the arguments. All histories have `length` events.
 
     Returns:
-        `SASRec` (causal attention with 2 heads and a feed-forward layer of 4 times the width) and `MambaRec`,
-        `MambaRec, mamba2`: each with `seconds` of its fastest run, and `bytes`.
+        `SASRec` (causal attention with 2 heads and a feed-forward layer of 4 times the width), and `MambaRec` with each
+        mixer, such as `MambaRec, mamba2`: each with `seconds` of its fastest run, and `bytes`.
     """
     place = torch.device(device)
     encoders: dict[str, SequenceEncoder] = {
         "SASRec": SASRec(d_model, num_layers=1, num_heads=2, d_feedforward=4 * d_model, dropout=dropout),
         "MambaRec": MambaRec(d_model, num_layers=1, d_state=d_state, dropout=dropout),
         "MambaRec, mamba2": MambaRec(d_model, num_layers=1, d_state=d_state, dropout=dropout, mixer="mamba2"),
+        "MambaRec, gated_deltanet": MambaRec(
+            d_model, num_layers=1, d_state=d_state, dropout=dropout, mixer="gated_deltanet"
+        ),
     }
     x = torch.randn(batch_size, length, d_model, device=place)
     direction = torch.randn_like(x)

@@ -33,9 +33,9 @@ class GatedDeltaNetMixer(nn.Module):
     `Mamba2Mixer`.
 
     In Mamba-2 a pair is added to what the memory holds: `S_t = alpha_t S_{t-1} + v_t k_t^T`, with one key for all
-    heads. Here beta is the share that is replaced, and each head has its own key. Differs from the authors' code: widths are
-    those of `Mamba2Mixer`, not 3/4 of D for keys and 3/2 of D for values; queries are not scaled by N^-0.5, because the
-    norm of y takes the scale out again.
+    heads. Here beta is the share that is replaced, and each head has its own key. Differs from the authors' code:
+    widths are those of `Mamba2Mixer`, not 3/4 of D for keys and 3/2 of D for values; queries are not scaled by
+    N^-0.5, because the norm of y takes the scale out again.
 
     A stream keeps the convolution's last `d_conv - 1` inputs and the memory, (E + 2 H N) (d_conv - 1) + E N numbers per
     row, those of the memory in float32 at least.
