@@ -129,4 +129,5 @@ class GatedDeltaNetMixer(nn.Module):
         return q, k, v, -torch.exp(self.A_log.float()) * F.softplus(dt + self.dt_bias), torch.sigmoid(beta)
 
     def _output(self, y: Tensor, gate: Tensor) -> Tensor:
-        return linear(self.norm(y).flatten(2) * F.silu(gate), self.out_projection.weight)
+        # The recurrence's y may be wider than the weights.
+        return linear(self.norm(y.to(self.norm.weight.dtype)).flatten(2) * F.silu(gate), self.out_projection.weight)
