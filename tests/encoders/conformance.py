@@ -93,17 +93,14 @@ def takes_rotary(name: str) -> bool:
     return "rotary" in inspect.signature(ENCODERS[name]).parameters
 
 
-# Each encoder by itself and, where it takes a mixer, with Mamba and Mamba-2, two of them with every other mixer; then
+# Each encoder by itself and, where it takes a mixer, with Mamba and Mamba-2, and MambaRec with every other mixer; then
 # those that can be rotary, and, of those that can read gaps, one for each mixer and a mixture.
-ALIKE = ("RecMamba", "RecMamba-mamba2", "MoEMaTrRec-mamba2", "Samba-mamba2", "Samba-gated_deltanet")
-WITH_EVERY_MIXER = ("MambaRec", "Samba")
-# Its backends are those of `MambaRec` with the same mixer.
-COVERED = Case("Samba", "gated_deltanet")
+ALIKE = ("RecMamba", "RecMamba-mamba2", "MoEMaTrRec-mamba2", "Samba-mamba2")
 PLAIN = [
     Case(name, mixer)
     for name in ENCODERS
     for mixer in (MIXERS if default_mixer(name) else [None])
-    if mixer in (None, "mamba", "mamba2") or name in WITH_EVERY_MIXER
+    if mixer in (None, "mamba", "mamba2") or name == "MambaRec"
 ]
 ARCHITECTURES = [
     *PLAIN,
@@ -114,7 +111,7 @@ ARCHITECTURES = [
 CASES = [
     replace(case, scan=scan)
     for case in ARCHITECTURES
-    for scan in (None, *(case.backends.names if case in PLAIN and case.backends and case != COVERED else ()))
+    for scan in (None, *(case.backends.names if case in PLAIN and case.backends else ()))
 ]
 
 
