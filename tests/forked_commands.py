@@ -12,13 +12,17 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from subprocess import TimeoutExpired
 
+import torch
+from lightning.fabric.utilities.rank_zero import _get_rank
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
 import seqrec
 
 PRELOADED = ["polars", "seqrec.cli.lightning_cli", "seqrec.inference", "seqrec.serving.app", "tensorboardX"]
 
 
 def forkserver() -> ForkServerContext:
-    """Processes that have imported what they need, and of which this one's threads and open files are unknown."""
+    """Processes that have imported what they need, without the threads and open files of this one."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
@@ -38,7 +42,11 @@ def command(
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
     os.environ.clear()
     os.environ.update(environment)
-    # For loaders, as in a process that nobody forked.
+    # What Lightning and torch read from the environment when they were imported.
+    rank_zero_only.rank = _get_rank() or 0
+    if "OMP_NUM_THREADS" in environment:
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    # For loaders, as in a process that was started normally.
     multiprocessing.set_start_method("fork", force=True)
     warnings.simplefilter("ignore")
     exec(code, {})

@@ -120,7 +120,7 @@ def _count(lag: int, kept: int, generator: np.random.Generator) -> History:
     length = 2 * (kept + QUESTIONS) + lag
     items = generator.integers(_FIRST_FREE, NUM_ITEMS + 1, length)
     candidates = generator.choice(np.arange(_FIRST_FREE, NUM_ITEMS + 1), CANDIDATES, replace=False)
-    # Behind a question comes filler.
+    # Filler follows a question.
     begins = _apart(kept + QUESTIONS, length, generator)
     asks = np.zeros(len(begins), dtype=bool)
     asks[generator.choice(np.arange(1, len(begins)), QUESTIONS, replace=False)] = True

@@ -28,7 +28,7 @@ from seqrec.types import History
 FOUND, ENOUGH = 0.9, 0.95
 DEFAULT = ("GRU4Rec", "SASRec", "SASRec:rotary=true", "RecMamba", "MambaRec", "MambaRec:mixer=mamba2", "Samba")
 # Updates of warm-up; updates between two validations; questions of a validation and of the test.
-WARMUP, INTERVAL, QUESTIONS = 100, 100, 1024
+WARMUP, INTERVAL, JUDGED_QUESTIONS = 100, 100, 1024
 
 
 def benchmark_recall(
@@ -105,7 +105,7 @@ def benchmark_recall(
 
 
 def _run_lags(run: Callable[..., Row], lags: Sequence[int], lrs: Sequence[float], seeds: int) -> None:
-    """Choose a step size at the first lag, and go on to longer ones as long as the ability is found."""
+    """Choose a step size at the first lag, and continue with longer ones while the ability is found."""
     tried = [run(lag=lags[0], lr=lr, seed=0) for lr in lrs]
     best = max(tried, key=lambda row: (row.get("validation", -1.0), -row.get("train_seconds", 0.0)))
     if harness.failed(best):
@@ -194,7 +194,7 @@ class Answerer(nn.Module):
 
 
 def find_ability(ability: str, encoder: str, lag: int, lr: float, seed: int, shared: dict[str, Any]) -> dict[str, Any]:
-    """Train one encoder until it has found an ability or its time is over, and test it; see `benchmark_recall`.
+    """Train one encoder until it has found an ability or its updates are used up, and test it; see `benchmark_recall`.
 
     Returns:
         `HR@1` of the test, `validation` of the last validation, `steps`, `events` and `train_seconds` of the training,
@@ -217,7 +217,7 @@ def find_ability(ability: str, encoder: str, lag: int, lr: float, seed: int, sha
         seconds += timed(partial(_update, model, adam, batch), device)
         steps, events = steps + 1, events + batch.items.numel()
         stage.advance(1)
-        if steps % INTERVAL == 0:
+        if steps % INTERVAL == 0 or steps == shared["steps"]:
             validation = _share_right(model, judged)
     return {
         "HR@1": _share_right(model, _questions(task, lag, np.random.default_rng([seed, 2]))),
@@ -250,9 +250,9 @@ def _update(model: Answerer, adam: torch.optim.Adam, batch: Asked) -> None:
 
 
 def _questions(task: Ability, lag: int, generator: np.random.Generator) -> Asked:
-    """Return as many histories as ask about `QUESTIONS` questions, at least 8."""
+    """Return as many histories as ask about `JUDGED_QUESTIONS` questions, at least 8."""
     one = task.draw(8, lag, generator)
-    return task.draw(max(8, 8 * QUESTIONS // max(1, int((one.targets > 0).sum()))), lag, generator)
+    return task.draw(max(8, 8 * JUDGED_QUESTIONS // max(1, int((one.targets > 0).sum()))), lag, generator)
 
 
 @torch.no_grad()

@@ -46,7 +46,8 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
 
     Raises:
         MissingInputError: if no checkpoint or config has that name.
-        InputError: if `max_length` of the model is set, which is the data's, or a run shall both resume and start anew.
+        InputError: if `max_length` of the model is set, which is the data's, or a run is asked to both resume and start
+            anew.
     """
     is_run = checkpoint == "--ckpt_path"
     argv: list[str] = []
@@ -74,7 +75,8 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
             value = restored_config(value) or _config(value, refuse_length=is_run)
         elif option == "--protocol" and is_run:
             value = _protocol(value)
-        given.setdefault(option, []).append(value)
+        if (option, value) != (WARM_START, "null"):
+            given.setdefault(option, []).append(value)
         argv += [checkpoint if option == "--ckpt" else option, value]
     if given[WARM_START] and given["--ckpt"]:
         raise InputError(

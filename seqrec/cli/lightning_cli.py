@@ -176,10 +176,11 @@ class Trainer(pl.Trainer):
             found = find_lr(self, model, datamodule, min_lr=min_lr, max_lr=max_lr, steps=steps)
             name = type(model.optimizer).__name__
             line = f"suggested: --model.optimizer {name} --model.optimizer.lr {found.suggestion:.2g}"
-            show(line, optimizer=name, lr=found.suggestion, lrs=found.lrs, losses=found.losses)
+            rank_zero_only(show)(line, optimizer=name, lr=found.suggestion, lrs=found.lrs, losses=found.losses)
         else:
             size = find_batch_size(self, model, datamodule, max_batch_size=max_batch_size)
-            show(f"largest that was tried and fits: --data.batch_size {size}", batch_size=size)
+            line = f"largest that was tried and fits: --data.batch_size {size}"
+            rank_zero_only(show)(line, batch_size=size)
 
 
 class SeqrecCLI(LightningCLI):
@@ -309,7 +310,7 @@ class SeqrecCLI(LightningCLI):
         if loggers is False:
             # The config is written into the working folder, perhaps a second time.
             self.save_config_kwargs = {**self.save_config_kwargs, "overwrite": True}
-        shown = config.get("enable_progress_bar") is not False and not STATUS.is_live
+        shown = config.get("enable_progress_bar") is not False and not (STATUS.is_live and sys.stdout.isatty())
         own = config.get("callbacks") or []
         if shown and not any(isinstance(each, ProgressBar) for each in (own if isinstance(own, list) else [own])):
             callbacks = [*callbacks, ProgressLines(STATUS)]

@@ -185,6 +185,8 @@ def call(
     ArgumentParser.given, ArgumentParser.of_run = words, False
     values = parser.parse_args(with_names(words, positional, lists)).as_dict()
     del values["config"]
+    if in_config := [key for key in COMMON if key in values]:
+        raise InputError(f"{in_config[0]} is an option of the command line, not of a config: write --{in_config[0]}")
     objects = {key: cls(**{field.name: values.pop(field.name) for field in fields(cls)}) for key, cls in groups.items()}
     # The parser would hide why a class that is one of several could not be built.
     built = {key: from_spec(value, tuple(classes_in(hints[key])) or object) for key, value in values.items()}

@@ -39,7 +39,7 @@ class SavedConfig(SaveConfigCallback):
         super().setup(trainer, pl_module, stage)
         if trainer.is_global_zero and file is not None and file.is_file():
             if not saved_before:
-                self._text = file.read_text()
+                self._text = file.read_text(encoding="utf-8")
             synchronise(file)
             synchronise(file.parent)
 

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tabulate import tabulate
 
 from seqrec.data.progress import STATUS, print_line
@@ -107,7 +108,8 @@ class ReportTable:
         """Return Markdown, with the notes as a list below."""
         texts = [[(markdown_text(entry.text), entry.bold) for entry in row] for row in self.rows]
         rows = [[f"**{text}**" if bold else text for text, bold in row] for row in texts]
-        table = tabulate(rows, self.columns, tablefmt="pipe", disable_numparse=True, colalign=self._alignment)
+        options: Any = {"tablefmt": "pipe", "disable_numparse": True, "colalign": self._alignment if rows else None}
+        table = tabulate(rows, self.columns, **options)
         title = [f"### {self.title}", ""] if self.title else []
         return "\n".join([*title, table, "", *(f"- {note}" for note in self.notes), ""])
 
@@ -200,7 +202,8 @@ def command_output(name: str, *, as_json: bool = False, files: Sequence[str] = (
     """Collect what a command shows, and at its end write it to files, and print it as one JSON document if asked.
 
     With `as_json` nothing else goes to standard output: what the command prints otherwise goes to standard error, also
-    from the processes that it starts. Of a job of several processes only the first writes and prints. A command that
+    from the processes that it starts. Of a job of several processes only those that show something write and print. A
+    command that
     fails leaves neither a document nor files, except one that has shown a result and exits with a status of its own.
 
     Args:
@@ -228,11 +231,11 @@ def command_output(name: str, *, as_json: bool = False, files: Sequence[str] = (
     finally:
         _running.remove(command)
         STATUS.clear()
-    if _is_first_process():
-        if as_json:
-            print(command.document())
+    if command.content or command.parts or not _is_one_of_several():
         for place in places:
             command.write(place)
+        if as_json:
+            print(command.document())
     if stop is not None:
         raise stop
 
@@ -254,21 +257,21 @@ class _Command:
 
     def document(self) -> str:
         content = _plain({"schema": self.schema, **self.content})
-        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
 
     def write(self, place: Path) -> None:
         if place.suffix == ".json":
             write_text(place, self.document() + "\n")
             return
         if not self.parts:
-            raise InputError(f"--table {place}: the command has shown no table")
-        if place.suffix == ".md":
+            sys.stderr.write(f"note: {place} is not written: the command has shown no table\n")
+        elif place.suffix == ".md":
             write_text(place, markdown(self.parts))
         else:
             write_bytes(place, picture(self.parts))
 
 
-# The commands that are running: a sweep runs each `fit` in its own process.
+# The commands that are running, one inside the other: a sweep calls `fit` for each trial.
 _running: list[_Command] = []
 
 
@@ -293,12 +296,19 @@ def _without_stdout() -> Iterator[None]:
         with redirect_stdout(sys.stderr):
             yield
     finally:
+        # Of a logger that kept the file object, for one.
+        sys.stdout.flush()
         os.dup2(kept, 1)
         os.close(kept)
 
 
-def _is_first_process() -> bool:
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+def _is_one_of_several() -> bool:
+    """Return whether a launcher has started more processes than this one for the same job."""
+    ranks = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
+    sizes = ("WORLD_SIZE", "SLURM_NTASKS")
+    return any(os.environ.get(name, "0") != "0" for name in ranks) or any(
+        os.environ.get(name, "1") not in ("0", "1") for name in sizes
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -307,7 +317,11 @@ def _plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(key): _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    return str(value) if isinstance(value, Path) else value
 
 
 def markdown(parts: Sequence[Part]) -> str:

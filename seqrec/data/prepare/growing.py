@@ -185,13 +185,13 @@ def _reading(source: Source, inputs: list[str], tables: Mapping[str, str | Mappi
             continue
         if own is None:
             raise InputError(f"{group}={given!r}: the store has no table of {group}; leave it out")
-        if "vectors" in own and "vectors" not in given:
+        entries = {"path": given} if isinstance(given, str) else given
+        if "vectors" in own and "vectors" not in entries:
             raise InputError(
                 f"{group}={given!r} has no vectors, which belong to the rows of the table: give both, as in "
                 f"{{path: .., vectors: {{{', '.join(own['vectors'])}: ..}}}}"
             )
-        entries = {**own, **({"path": given} if isinstance(given, str) else given)}
-        setattr(fresh, group, checked_table(group, entries))
+        setattr(fresh, group, checked_table(group, {**own, **entries}))
     return fresh
 
 

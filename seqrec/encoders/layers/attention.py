@@ -15,6 +15,7 @@ from seqrec.encoders.layers.residual import run_block
 from seqrec.encoders.layers.streamed import Tensors
 from seqrec.errors import InputError, check_at_least
 from seqrec.ops.attention import attention, split_heads
+from seqrec.ops.attention.reference import in_window
 from seqrec.ops.dropout import check_share
 from seqrec.ops.export import is_exporting
 from seqrec.ops.linear import linear
@@ -35,7 +36,7 @@ class CausalSelfAttention(nn.Module):
 
     A stream keeps keys and values of the newest W events, 2 W D numbers per row, and the number of events. W is the
     stream's `max_length`, or the window if that is smaller. Each event sees the W - 1 events before it, so its outputs
-    are those of `forward` up to W events, and with a window for any number of them.
+    are those of `forward` up to W events; with a window they are equal for any number of events.
 
     With `read_gaps`, each head has a number for each bucket of the time between two events, which is added to the score
     of the older one for the newer one: the temporal part of the relative attention bias of HSTU (Actions Speak Louder
@@ -146,7 +147,7 @@ class CausalSelfAttention(nn.Module):
         if self.turns is not None:
             query, key = rotate(query, newest.unsqueeze(1), self.turns), rotate(key, positions, self.turns)
         # torch's polarity: True is seen.
-        seen = _in_window(newest - positions, self.window)[:, None, None, :]
+        seen = in_window(newest - positions, self.window)[:, None, None, :]
         if self.gaps is not None:
             moments = needed(times)[0]
             seen = _mask(seen, self.gaps, moments.gather(1, newest), moments).to(query.dtype)
@@ -198,7 +199,7 @@ class CausalSelfAttention(nn.Module):
         event = torch.arange(key.shape[2], device=key.device)
         begin = key.shape[2] - query.shape[2]
         # torch's polarity: True is seen.
-        seen = _in_window(event[begin:].unsqueeze(1) - event, self.window)
+        seen = in_window(event[begin:].unsqueeze(1) - event, self.window)
         mask = _mask(seen, cast("GapTable", self.gaps), times[:, begin:], times)
         dropout = self.dropout if self.training else 0.0
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask.to(query.dtype), dropout_p=dropout)
@@ -216,11 +217,6 @@ class CausalSelfAttention(nn.Module):
         """Return outputs (B, L, D) of heads (B, H, L, D / H)."""
         out: Tensor = self.out_projection(mixed.transpose(1, 2).flatten(2))
         return out
-
-
-def _in_window(distance: Tensor, window: int | None) -> Tensor:
-    """Return True where a query sees a key that is so many events older; None is all of them."""
-    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
 
 def _mask(seen: Tensor, gaps: GapTable, query_times: Tensor, key_times: Tensor) -> Tensor:

@@ -240,7 +240,7 @@ def comparison_text(comparison: Comparison) -> str:
 
 
 def comparison_parts(comparison: Comparison) -> list[Part]:
-    """Return the same as lines and a table."""
+    """Return a comparison's terms as lines, and its estimates as a table."""
     share = f"{100 * comparison.confidence:.4g}%"
     columns = ["slice", "users", "metric", "run", "mean", f"{share} interval"]
     compared = len(comparison.protocols) > 1

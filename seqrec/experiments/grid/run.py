@@ -72,6 +72,8 @@ def run_grid(
     grid.skip_finished()
     try:
         runner.run_all(grid.ready(), slots, grid.start, grid.finish, grid.show_state)
+        assert grid.stage is not None
+        grid.stage.end()
     finally:
         grid.release_all()
     if grid.failed:

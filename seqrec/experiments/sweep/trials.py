@@ -61,6 +61,7 @@ def run_sweep(settings: SweepSettings, fit: Fit) -> str:
                 stage.advance(1)
 
             run_all(trials(), [Slot()], start, finish)
+            stage.end()
             finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
             rows = [_row(trial, settings) for trial in finished]
             _write_table(rows, settings)

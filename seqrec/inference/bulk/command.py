@@ -115,7 +115,7 @@ def recommend(
     else:
         print_line(f"{output} was already complete")
     if summary is None:
-        show(f"share {rank}/{ranks} is done; {output} still lacks parts of other shares", folder=output, summary=None)
+        print_line(f"share {rank}/{ranks} is done; {output} still lacks parts of other shares")
     else:
         _report(files, summary, trained_on, top_k)
 

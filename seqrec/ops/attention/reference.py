@@ -57,6 +57,11 @@ def check_problem(problem: AttentionProblem) -> None:
             )
 
 
+def in_window(distance: Tensor, window: int | None) -> Tensor:
+    """Return True, which is seen in torch's polarity, where a key is 0 to `window` - 1 events older; None is no end."""
+    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+
+
 def attention_torch(problem: AttentionProblem) -> Tensor:
     """Compute `attention` by `torch.nn.functional.scaled_dot_product_attention`, with torch's random numbers."""
     query, key, value, causal, dropout, window, lengths, _ = problem
@@ -80,9 +85,7 @@ def _in_windows(query: Tensor, key: Tensor, value: Tensor, window: int, dropout:
     q, k, v = (x.view(*x.shape[:2], blocks, window, -1).transpose(1, 2) for x in (q, k, v))
     k, v = (torch.cat([x[:, :-1], x[:, 1:]], 3).flatten(0, 1) for x in (k, v))
     event = torch.arange(-window, window, device=query.device)
-    distance = event[window:].unsqueeze(1) - event
-    # torch's polarity: True is seen.
-    seen = (distance >= 0) & (distance < window)
+    seen = in_window(event[window:].unsqueeze(1) - event, window)
     later = F.scaled_dot_product_attention(q[:, 1:].flatten(0, 1), k, v, attn_mask=seen, dropout_p=dropout)
     later = later.view(len(query), blocks - 1, *later.shape[1:]).transpose(1, 2).flatten(2, 3)
     return torch.cat([first, later], 2)[:, :, :length]
@@ -108,7 +111,5 @@ def _seen(problem: AttentionProblem) -> Tensor:
     query, _, _, causal, _, window, lengths, _ = problem
     event = torch.arange(query.shape[2], device=query.device)
     distance = event.unsqueeze(1) - event
-    seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
-    if window is not None:
-        seen = seen & (distance < window)
+    seen = in_window(distance, window) if causal else torch.ones_like(distance, dtype=torch.bool)
     return seen if lengths is None else seen & (event < lengths[:, None, None, None])
