@@ -94,7 +94,7 @@ def test_asking_for_the_catalogue_prepares_the_store_once(tmp_path: Path, capsys
     data.prepare_data()
     assert module(tmp_path, source).num_items == 6
     assert (tmp_path / "diary").read_text() == "read\n"
-    assert "reading" in capsys.readouterr().out
+    assert "reading" in capsys.readouterr().err
 
 
 def test_overwriting_reads_the_log_again(tmp_path: Path):

@@ -230,11 +230,11 @@ def test_a_blank_condition_is_refused(tmp_path: Path):
 
 def test_another_condition_needs_no_preparation(tmp_path: Path, capsys):
     bought(tmp_path).prepare_data()
-    assert "reading" in capsys.readouterr().out
+    assert "reading" in capsys.readouterr().err
     data = bought(tmp_path)
     data.targets = "price > 1.3"
     data.prepare_data()
-    assert "reading" not in capsys.readouterr().out
+    assert "reading" not in capsys.readouterr().err
 
 
 def test_a_copy_in_another_process_has_the_same_targets(tmp_path: Path):

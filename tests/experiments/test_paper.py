@@ -92,7 +92,12 @@ def here() -> Callable[[Path], str]:
 
     def run_grid(folder: Path) -> str:
         said = io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), redirect_stdout(said):
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            warnings.catch_warnings(),
+            redirect_stdout(said),
+            redirect_stderr(said),
+        ):
             patch.chdir(folder)
             patch.setattr(sys, "argv", ["seqrec"])
             patch.setattr(runner, "start", run)

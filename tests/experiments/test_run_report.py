@@ -337,7 +337,7 @@ def test_the_page_of_an_older_run_shows_what_it_has(tmp_path: Path):
 def test_items_without_titles_have_their_ids_and_the_page_says_how_to_get_titles(
     fitted: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("seqrec.experiments.report.examples.TITLES", ())
+    monkeypatch.setattr("seqrec.catalogue.item_columns.TITLES", ())
     seen = Seen(RunPage(read_run("runs/version_0"), examples=1).html())
     assert "items have no titles: prepare the log with a table of items and --data.schema.items" in seen.text
     assert "onerror" not in seen.text
