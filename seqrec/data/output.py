@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tabulate import tabulate
 
 from seqrec.data.progress import STATUS, print_line
@@ -319,7 +318,7 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
-    if isinstance(value, np.generic):
+    if hasattr(value, "item"):  # a number of numpy, which is not imported for this
         return _plain(value.item())
     return str(value) if isinstance(value, Path) else value
 

@@ -115,14 +115,20 @@ def test_a_result_with_a_status_is_printed(capsys: pytest.CaptureFixture[str]):
     assert json.loads(capsys.readouterr().out)["damage"] == "it is"
 
 
-@pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID", "LOCAL_RANK"])
-def test_only_the_first_process_prints(
-    variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("variable", "value"), [("RANK", "1"), ("SLURM_PROCID", "1"), ("NODE_RANK", "1"), ("WORLD_SIZE", "2")]
+)
+def test_of_several_processes_only_one_with_a_result_prints_and_writes(
+    variable: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setenv(variable, "1")
-    with command_output("fit", as_json=True):
-        show("a table", users=9)
+    monkeypatch.setenv(variable, value)
+    with command_output("fit", as_json=True, files=[str(tmp_path / "a.md")]):
+        print("at work")
     assert capsys.readouterr().out == ""
+    assert not (tmp_path / "a.md").exists()
+    with command_output("recommend", as_json=True):
+        show("a table", users=9)
+    assert json.loads(capsys.readouterr().out)["users"] == 9
 
 
 @pytest.mark.parametrize(
@@ -137,7 +143,17 @@ def test_files_are_refused_before_the_command_begins(file: str, said: str):
         raise AssertionError("the command began")
 
 
-def test_a_file_for_nothing_is_refused(tmp_path: Path):
-    with pytest.raises(InputError, match="the command has shown no table"):  # noqa: SIM117
-        with command_output("fit", files=[str(tmp_path / "a.md")]):
-            pass
+def test_a_table_that_is_not_there_is_not_written_and_the_document_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with command_output("fit", as_json=True, files=[str(tmp_path / "a.md")]):
+        pass
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"schema": "seqrec-fit-1"}
+    assert "a.md is not written: the command has shown no table" in said.err
+
+
+def test_a_table_without_rows_is_markdown_and_text():
+    empty = report_table(["option", "value"], [], words=2)
+    assert "option" in empty.as_markdown()
+    assert "option" in str(empty)
