@@ -19,7 +19,7 @@ from seqrec.benchmark.data import tensor_bytes
 from seqrec.benchmark.harness import Benchmark, Row
 from seqrec.benchmark.measurement import run_measured, timed
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.data.output import ReportTable
+from seqrec.data.report_table import ReportTable
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID, Schema
 from seqrec.data.sources import Table
 from seqrec.data.windows import StridedWindows

@@ -27,10 +27,10 @@ from seqrec.benchmark import harness
 from seqrec.benchmark.generated_log import PROFILES, Profile, ensure_log, log_bytes, log_folder, parse_events
 from seqrec.benchmark.harness import Benchmark, Row
 from seqrec.benchmark.measurement import LIMITED_BY, MemoryLimitError, anonymous_bytes, run_measured
-from seqrec.data.output import Part
 from seqrec.data.prepare import Filters, prepare
 from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
 from seqrec.data.progress import print_line
+from seqrec.data.report_table import Part
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.sources.table import Table
 from seqrec.errors import InputError

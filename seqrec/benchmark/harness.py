@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from seqrec.benchmark.measurement import MemoryLimitError
-from seqrec.data.output import Part, ReportTable, report_table, show
+from seqrec.data.output import show
 from seqrec.data.progress import STATUS, Progress, duration
+from seqrec.data.report_table import Part, ReportTable, report_table
 from seqrec.errors import InputError, check_at_least
 
 Row = dict[str, Any]

@@ -15,8 +15,8 @@ import torch
 from seqrec.benchmark import harness
 from seqrec.benchmark.harness import Benchmark, Row
 from seqrec.benchmark.measurement import run_measured, timed
-from seqrec.data.output import ReportTable
 from seqrec.data.prepare.memory import spoken_bytes
+from seqrec.data.report_table import ReportTable
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.encoders import ENCODERS
 from seqrec.errors import InputError

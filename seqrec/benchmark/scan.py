@@ -18,8 +18,8 @@ from seqrec.benchmark import harness
 from seqrec.benchmark.floors import time_copy
 from seqrec.benchmark.harness import Benchmark, Row
 from seqrec.benchmark.measurement import MemoryLimitError, peak_bytes, run_measured, timed
-from seqrec.data.output import Part, ReportTable
 from seqrec.data.prepare.memory import spoken_bytes
+from seqrec.data.report_table import Part, ReportTable
 from seqrec.encoders import MambaRec, SASRec, SequenceEncoder
 from seqrec.ops import selective_scan
 from seqrec.ops.dropout import check_share

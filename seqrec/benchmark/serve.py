@@ -19,7 +19,7 @@ import numpy as np
 
 from seqrec.benchmark import harness
 from seqrec.benchmark.harness import Benchmark, Row
-from seqrec.data.output import ReportTable
+from seqrec.data.report_table import ReportTable
 from seqrec.errors import InputError
 from seqrec.serving import Limits
 from seqrec.serving.command import check_packages

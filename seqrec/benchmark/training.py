@@ -21,8 +21,8 @@ from seqrec.benchmark.harness import Benchmark, Row
 from seqrec.benchmark.measurement import anonymous_bytes, peak_bytes, run_measured, timed
 from seqrec.benchmark.reference_models import REFERENCES, ReferenceModel, train_reference
 from seqrec.benchmark.step_clock import PROFILED_STEPS, ClockCallback, StepClock
-from seqrec.data.output import Part
 from seqrec.data.prepare.memory import spoken_bytes
+from seqrec.data.report_table import Part
 from seqrec.encoders import ENCODERS
 from seqrec.errors import InputError
 from seqrec.evaluation.protocols import FullRanking, SampledRanking

@@ -17,7 +17,8 @@ from seqrec.cli.arguments import asks_for_a_trainer, expand
 from seqrec.cli.help import overview
 from seqrec.cli.parsing import call, with_underscores, without_output_options
 from seqrec.cli.trust import classes_of_the_user, trust_of
-from seqrec.data.output import command_output, report_table, show
+from seqrec.data.output import command_output, show
+from seqrec.data.report_table import report_table
 from seqrec.errors import InputError
 from seqrec.registry import did_you_mean
 from seqrec.runs.config_files import config_summaries, find_config

@@ -12,7 +12,7 @@ import yaml
 
 from seqrec.cli.run_config import content_of
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.data.output import ReportTable, report_table
+from seqrec.data.report_table import ReportTable, report_table
 from seqrec.models.recipes import LogShape, choose, choose_to_continue, nested, shown
 from seqrec.runs.checkpoints import peek
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from seqrec.catalogue.scorer import Scorer
 from seqrec.data.conditions import condition_error, event_condition
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.data.output import ReportTable, report_table
+from seqrec.data.report_table import ReportTable, report_table
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.sources import Table
 from seqrec.data.splits import judged_ranges

@@ -14,7 +14,7 @@ from torchmetrics import Metric, MetricCollection
 from seqrec.catalogue.recommend import RecommendOptions, best_items
 from seqrec.data.columns import Column
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.data.output import ReportTable, report_table
+from seqrec.data.report_table import ReportTable, report_table
 from seqrec.errors import InputError, check_at_least
 from seqrec.evaluation.metrics import (
     LIST_METRICS,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seqrec.data.output import Part, ReportTable, report_table
+from seqrec.data.report_table import Part, ReportTable, report_table
 from seqrec.evaluation.metrics import COLD, EXPOSED, LIST_METRICS, WARM
 from seqrec.evaluation.protocols import Protocol
 from seqrec.files import write_json

@@ -16,7 +16,7 @@ import numpy as np
 
 from seqrec.catalogue.table import ItemTable
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.data.output import report_table
+from seqrec.data.report_table import report_table
 from seqrec.errors import InputError
 from seqrec.models import presets
 from seqrec.models.sequential import SequentialRecommender

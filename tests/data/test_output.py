@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from seqrec.data.output import command_output, markdown, picture, report_table, show
+from seqrec.data.output import command_output, show
+from seqrec.data.report_table import markdown, picture, report_table
 from seqrec.errors import InputError
 
 TABLE = report_table(["model", "HR@10"], [["SASRec|a", "0.25"], ["Pop"]], title="a test", notes=["one seed"])

@@ -11,7 +11,7 @@ from grid_runs import USERS, write_run
 
 from seqrec import models
 from seqrec.cli import main
-from seqrec.data.output import Entry, ReportTable
+from seqrec.data.report_table import Entry, ReportTable
 from seqrec.errors import InputError, MissingInputError
 from seqrec.evaluation.results import read_results
 from seqrec.evaluation.results.intervals import sign_flip_p_values

@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from seqrec.data.output import Part, report_table
 from seqrec.data.progress import Progress
+from seqrec.data.report_table import Part, report_table
 from seqrec.errors import InputError, check_at_least
 from seqrec.evaluation.results.file import Results, Slice, slices_of
 from seqrec.evaluation.results.intervals import bootstrap_means, percentile_intervals, sign_flip_p_values

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from seqrec.data.output import ReportTable, report_table
+from seqrec.data.report_table import ReportTable, report_table
 from seqrec.errors import InputError
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seqrec.data.output import ReportTable, show
+from seqrec.data.output import show
 from seqrec.data.progress import STATUS, Progress
+from seqrec.data.report_table import ReportTable
 from seqrec.errors import check_at_least
 from seqrec.experiments.grid.result import read_grid
 from seqrec.experiments.report import figures

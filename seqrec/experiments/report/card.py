@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from seqrec.data.output import markdown_text
 from seqrec.data.progress import print_line
+from seqrec.data.report_table import markdown_text
 from seqrec.errors import InputError
 from seqrec.experiments.report.record import Facts, RunRecord, read_run
 from seqrec.files import write_text

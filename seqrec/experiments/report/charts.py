@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from seqrec.data.output import Entry, ReportTable
+from seqrec.data.report_table import Entry, ReportTable
 from seqrec.errors import InputError, MissingInputError
 
 FILE_NAME = "metrics.csv"

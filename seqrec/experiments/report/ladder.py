@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.data.output import Entry, ReportTable
+from seqrec.data.report_table import Entry, ReportTable
 from seqrec.evaluation.results.intervals import bootstrap_means, percentile_intervals, sign_flip_p_values
 from seqrec.experiments.grid.cells import Budget
 from seqrec.experiments.grid.result import METRICS, UserMetrics

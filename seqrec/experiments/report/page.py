@@ -9,8 +9,8 @@ from html import escape
 import numpy as np
 import polars
 
-from seqrec.data.output import Entry, ReportTable
 from seqrec.data.progress import Progress
+from seqrec.data.report_table import Entry, ReportTable
 from seqrec.errors import InputError, MissingInputError
 from seqrec.evaluation.report import interval_text
 from seqrec.evaluation.results import Results, compare, read_results

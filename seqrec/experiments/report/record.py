@@ -11,7 +11,7 @@ from typing import Any
 
 import polars
 
-from seqrec.data.output import Entry, ReportTable
+from seqrec.data.report_table import Entry, ReportTable
 from seqrec.errors import InputError
 from seqrec.evaluation.list_report import lists_cells
 from seqrec.evaluation.report import metrics_cells

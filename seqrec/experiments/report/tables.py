@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import isnan
 
-from seqrec.data.output import Entry, ReportTable
+from seqrec.data.report_table import Entry, ReportTable
 from seqrec.experiments.grid.result import METRICS
 from seqrec.experiments.report.rows import CONFIDENCE, RESAMPLES, Log, Quality, Row, judge
 

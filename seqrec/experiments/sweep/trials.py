@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from seqrec.data.output import report_table, show
+from seqrec.data.output import show
 from seqrec.data.progress import STATUS, Progress, print_line
+from seqrec.data.report_table import report_table
 from seqrec.errors import InputError
 from seqrec.experiments.runner import Call, Slot, alone_in, run_all
 from seqrec.experiments.sweep.settings import SweepSettings, optuna
