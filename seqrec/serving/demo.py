@@ -90,7 +90,7 @@ def add_demo(
             reason = NO_EVENTS
         elif item is not None:
             try:
-                explained = await histories.submit(Explain(session.events, item, body.user, now))
+                explained = await histories.submit(Explain(session.events, item, body.user, session.at))
             except InputError as error:
                 reason = str(error)
         answer = {"user": str(body.user), **_shown(model, names, session, explained)}
@@ -189,7 +189,7 @@ def _shown(model: Recommender, names: ItemNames, session: Session, explained: Ex
         "num_events": session.num_events,
         "events": shown,
         "items": [{**item, "score": scored.score} for item, scored in zip(items, session.best, strict=True)],
-        "time": _next_time(model, events.newest_time),
+        "time": _next_time(model, session.newest_time),
     }
 
 

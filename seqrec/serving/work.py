@@ -75,17 +75,25 @@ class FindSimilar(NamedTuple):
 
 
 class Look(NamedTuple):
-    """The outcome is a `Session`: what a request recommends, and what is kept of its user."""
+    """The outcome is a `Session`: what a request recommends, and what is kept of its user.
+
+    A request before the user's newest event is asked at the time of that event.
+    """
 
     request: Request
 
 
 class Session(NamedTuple):
-    """Recommendations to a user, the events that the store keeps (None if it keeps none), and the number of all."""
+    """Recommendations to a user, the events that the store keeps (None if it keeps none), and the number of all.
+
+    `newest_time` is that of the newest event, None if it has none. `at` is the time that was asked for.
+    """
 
     best: list[Scored]
     events: KeptEvents | None
     num_events: int
+    newest_time: int | None
+    at: int | None
 
 
 class Explain(NamedTuple):
@@ -201,9 +209,13 @@ class SessionWork:
                 raise UnknownUserError(f"no session of user={request.user!r}")
 
     def _look(self, work: Look) -> Session:
-        user = work.request.user
-        (best,) = self._recommender.recommend_many([work.request])
-        return Session(best, self._recommender.kept_events(user), self._recommender.events_seen(user))
+        user, at = work.request.user, work.request.at
+        newest_time = self._recommender.newest_time(user)
+        if at is not None and newest_time is not None:
+            at = max(at, newest_time)
+        (best,) = self._recommender.recommend_many([work.request._replace(at=at)])
+        events, num_events = self._recommender.kept_events(user), self._recommender.events_seen(user)
+        return Session(best, events, num_events, newest_time, at)
 
     def _probe(self, user: Id) -> None:
         """Read a session from the store."""

@@ -22,7 +22,7 @@ from seqrec.data.event_columns import EventColumn
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError
 from seqrec.inference import load
-from seqrec.inference.sessions import Event, InMemoryStore, KeptEvents, SessionRecommender
+from seqrec.inference.sessions import Event, InMemoryStore, KeptEvents, SessionRecommender, UserHistory
 from seqrec.models import MambaRec, Popularity, Recommender
 from seqrec.serving.app import create_app
 from seqrec.serving.demo import SHOWN_EVENTS
@@ -209,12 +209,30 @@ def test_a_model_that_reads_times_and_columns_is_shown():
         assert int(found["time"]) >= second
         assert all(each["contribution"] for each in found["events"])
         assert found["explained"]["score"] == pytest.approx(found["items"][0]["score"], rel=1e-3)
+        # The clock of who adds events may be ahead of the server's.
+        ahead = second + 10**12
+        observe(client, "ada", [20], time=ahead, columns={"tab": "home", "looks": [0.5, 2]})
+        found = look(client, "ada")
+        assert found["time"] == str(ahead)
+        assert all(each["contribution"] for each in found["events"])
+        assert found["explained"]["score"] == pytest.approx(found["items"][0]["score"], rel=1e-3)
     # A model that reads no times goes on with these events, and shows their times as they are.
     with (
         serving(create_app(SessionRecommender(model(), store), demo=True)) as url,
         httpx.Client(base_url=url) as client,
     ):
-        assert [each["time"] for each in look(client, "ada")["events"]] == [str(second), str(first)]
+        assert [each["time"] for each in look(client, "ada")["events"]] == [str(ahead), str(second), str(first)]
+
+
+def test_a_history_of_the_log_may_be_ahead_of_the_clock():
+    time = EventTime(gap="buckets", request=True, unit="s")
+    ahead = 2**40
+    recommender = SessionRecommender(
+        reading_model(MambaRec, [], time=time), history_of=lambda user: UserHistory([30, 70], times=[5, ahead])
+    )
+    with serving(create_app(recommender, demo=True)) as url, httpx.Client(base_url=url) as client:
+        found = look(client, "ada")
+        assert (found["time"], len(found["items"]), found["num_events"]) == (str(ahead), 10, 2)
 
 
 def explained(served: Recommender, items: Sequence[int]) -> Explained:

@@ -278,6 +278,11 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
         (session,) = self._keeper.stored([user_key(user)], [user])
         return 0 if session is None else session.num_events
 
+    def newest_time(self, user: Id) -> int | None:
+        """Return the latest time of a user's events, also of those that `history_of` finds; None if none had one."""
+        (session,) = self._keeper.sessions([user_key(user)], [user])
+        return None if session is None else session.newest_time
+
     def kept_events(self, user: Id) -> KeptEvents | None:
         """Return the newest events of a user that the store keeps; None if it keeps none.
 
