@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,6 +14,8 @@ from seqrec.serving.hosts import CLOSE, Hosts
 from seqrec.serving.limits import Limits
 from seqrec.serving.metrics import Metrics
 
+# Methods whose bodies are never read. Only with these are `PROBES` and `PAGE` open to everyone.
+READ_METHODS = ("GET", "HEAD")
 # Answered to everyone at once: they tell nothing of users, and load balancers ask by address, without a token.
 PROBES = ("/live", "/ready")
 # Not refused if too many requests are in progress, as they show why.
@@ -59,7 +61,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         begin = time.perf_counter()
-        request = Admission(self, limited=scope["path"] not in PROBES)
+        request = Admission(self, limited=not _reads(scope, PROBES))
         status = 500  # if the application fails
 
         async def watched(message: Message) -> None:
@@ -81,11 +83,12 @@ class Guard:
     async def _admit(self, scope: Scope, receive: Receive, request: Admission) -> Receive:
         """Read the request's body and return a function that receives it; a `RefusedError` refuses the request."""
         headers = dict(scope["headers"])
-        if scope["path"] not in PROBES:
+        is_probe = _reads(scope, PROBES)
+        if not is_probe:
             self._hosts.check(headers)
-            if scope["path"] not in self._pages:
+            if not _reads(scope, self._pages):
                 self._check_token(headers.get(b"authorization", b""))
-        if self.in_progress > self.limits.max_requests and scope["path"] not in (*PROBES, *UNLIMITED):
+        if self.in_progress > self.limits.max_requests and not is_probe and scope["path"] not in UNLIMITED:
             reason = f"{self.limits.max_requests} requests are already in progress; try again in a second"
             raise RefusedError(503, reason, RETRY)
         if scope["method"] != "POST":
@@ -139,6 +142,11 @@ class Guard:
                         raise too_large
                     return bytes(body)
         raise RefusedError(408, f"the body took longer than {self.limits.body_seconds:g} s to arrive", CLOSE)
+
+
+def _reads(scope: Scope, paths: Sequence[str]) -> bool:
+    """Return whether a request reads one of some paths; a request with a body does not."""
+    return scope["path"] in paths and scope["method"] in READ_METHODS
 
 
 class Admission:

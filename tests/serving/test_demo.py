@@ -95,6 +95,9 @@ def test_the_page_needs_no_token_but_all_that_it_asks_does(url: str, client: htt
     error_of(httpx.get(f"{url}/demo/about"), 401)
     error_of(httpx.post(f"{url}/demo/user", json={"user": "ada"}), 401)
     error_of(httpx.get(f"{url}/", headers={"Host": "other.example"}), 421)
+    # Only to read it: the body of a stranger is refused before it is read.
+    error_of(httpx.post(f"{url}/", json={}), 401)
+    error_of(client.post("/", json={}), 405)
     about = client.get("/demo/about").json()
     expected = {"model": "MambaRec", "items": NUM_ITEMS, "max_k": 40, "unit": None, "time": None, "columns": []}
     assert about == {**expected, "missing": []}

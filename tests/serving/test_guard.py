@@ -128,6 +128,8 @@ def test_a_token_is_asked_for_at_every_route_and_is_in_the_schema():
                 ("GET", "/openapi.json"),
                 ("GET", "/docs"),
                 ("DELETE", "/users/1"),
+                ("POST", "/live"),
+                ("POST", "/ready"),
             ):
                 response = client.request(method, path, headers=headers)
                 assert error_of(response, 401).startswith("the token is missing or wrong")
