@@ -23,6 +23,13 @@ webdriver = pytest.importorskip("selenium.webdriver", reason='needs pip install 
 
 TOKEN = "a-token-of-some-length"
 HOSTILE = "<img src=x onerror=alert(1)>"
+# A request for the user "late" fails when `failLate` is called.
+LATE_FAILURE = """
+const fetchNow = window.fetch;
+window.fetch = (path, options) => options.body !== undefined && JSON.parse(options.body).user === "late"
+  ? new Promise((_, reject) => { window.failLate = () => reject(new TypeError()); }) : fetchNow(path, options);
+"""
+LOOK_UP = "document.getElementById('user').value = arguments[0]; document.getElementById('find').requestSubmit();"
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +120,23 @@ def test_a_user_is_looked_up_and_changed_by_keyboard(browser: Any):
         assert page.texts("#items .change").count("new") == len(set(after) - set(best))
         # The focus stays in the list, and another item is explained.
         assert page.focused() == f"Add an event of {HOSTILE} {after[0]}"
+        page.tab_to(f"Why {HOSTILE} {after[1]}")
+        page.type(" ")
+        page.wait(f"Explained: {HOSTILE} {after[1]}")
+        # A failure that comes late leaves what was asked for later, and a double click adds one event.
+        browser.execute_script(LATE_FAILURE)
+        recommender.observe("bob", 50)
+        browser.execute_script(LOOK_UP, "late")
+        browser.execute_script(LOOK_UP, "bob")
+        page.wait("10 recommendations for user bob.")
+        browser.execute_async_script("window.failLate(); setTimeout(arguments[0], 100)")
+        assert page.texts("#status") == ["10 recommendations for user bob."]
+        assert page.texts("#events .name") == [f"{HOSTILE} 50 (50)"]
+        browser.execute_script("const add = document.querySelector('#items .add'); add.click(); add.click();")
+        page.wait("to user bob.")
+        assert recommender.events_seen("bob") == 2
+        browser.execute_script(LOOK_UP, "ada")
+        page.wait("for user ada.")
         page.tab_to(f"Why {HOSTILE} {after[1]}")
         page.type(" ")
         page.wait(f"Explained: {HOSTILE} {after[1]}")
