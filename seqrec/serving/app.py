@@ -17,7 +17,7 @@ from starlette.responses import Response
 from seqrec.aliases import __version__
 from seqrec.catalogue.candidates import Candidates
 from seqrec.catalogue.item_columns import ItemColumns
-from seqrec.catalogue.recommend import item_ids_of
+from seqrec.catalogue.recommend import item_ids_of, trained_length
 from seqrec.errors import InputError, UnknownUserError
 from seqrec.inference.sessions import Event, Request, Scored, SessionRecommender
 from seqrec.models import Recommender
@@ -126,7 +126,7 @@ def create_app(
         "max_batch": limits.max_batch,
         "wait_seconds": limits.batch_wait_ms / 1000,
         "max_size": limits.max_batch_events,
-        "size_of": Sizes(row_bytes),
+        "size_of": Sizes(row_bytes, trained_length(recommender.model)),
     }
     sessions = Batcher(SessionWork(recommender, metrics), **batching)
     # A separate thread, so that users with a session do not wait for long histories.

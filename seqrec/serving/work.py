@@ -20,7 +20,7 @@ from seqrec.inference.sessions.entries import (
 )
 from seqrec.inference.sessions.user_state import event_dtype, reads_times
 from seqrec.models import SequentialRecommender
-from seqrec.models.explain import Method
+from seqrec.models.explain import Method, method_for
 from seqrec.serving.batcher import Outcomes
 from seqrec.serving.metrics import Metrics
 
@@ -125,17 +125,23 @@ def row_bytes_of(recommender: SessionRecommender) -> int:
 
 
 class Sizes:
-    """Measures work in events: what is decoded, encoded or looked up, and the states of `row_bytes` that are moved."""
+    """Measures work in events: what is decoded, encoded or looked up, and the states of `row_bytes` that are moved.
 
-    def __init__(self, row_bytes: int) -> None:
+    An explanation reads the newest `max_length` events; None reads all.
+    """
+
+    def __init__(self, row_bytes: int, max_length: int | None = None) -> None:
         self._per_user = row_bytes // BYTES_PER_EVENT
+        self._max_length = max_length
 
     def __call__(self, work: Any) -> int:
         """Return the size of a piece of work."""
         if isinstance(work, Observe):
             return len(work.events) + self._per_user * len({event.user for event in work.events})
         if isinstance(work, Explain):
-            return len(work.events.items) ** 2
+            count = len(work.events.items)
+            count = min(count, self._max_length or count)
+            return count**2 if method_for(count) == "leave_one_out" else count
         if isinstance(work, Look):
             work = work.request
         if isinstance(work, Request):

@@ -14,11 +14,12 @@ from seqrec.errors import (
     UnknownItemError,
     UnknownUserError,
 )
-from seqrec.inference.sessions import Event, InMemoryStore, Request, SessionRecommender
+from seqrec.inference.sessions import Event, InMemoryStore, KeptEvents, Request, SessionRecommender
 from seqrec.serving.history_work import HistoryWork
 from seqrec.serving.metrics import Metrics
 from seqrec.serving.work import (
     Count,
+    Explain,
     Forget,
     Observe,
     RecommendToHistory,
@@ -208,8 +209,11 @@ def test_histories_in_one_batch_are_answered_as_alone():
 
 
 def test_work_is_as_large_as_its_events_and_the_states_it_moves():
-    size_of = Sizes(row_bytes=4 << 20)
+    size_of = Sizes(row_bytes=4 << 20, max_length=300)
     assert size_of(Observe([Event("u", 10), Event("v", 10), Event("u", 20)])) == 3 + 2 * 128
     assert size_of(Request("u", block=[10, 20])) == 3 + 128
     assert size_of(RecommendToHistory([10, 20], block=[30])) == 3
     assert size_of(Count()) == size_of(Forget("u")) == 1
+    # Each event is left out once. Long histories are encoded once, without the oldest events.
+    for count, size in ((3, 9), (256, 256**2), (257, 257), (10_000, 300)):
+        assert size_of(Explain(KeptEvents(0, [10] * count, None, ()), 10, "u")) == size
