@@ -25,7 +25,7 @@ from seqrec.serving.answers import json_response
 from seqrec.serving.batcher import Batcher
 from seqrec.serving.bodies import Body, Id
 from seqrec.serving.guard import DEMO_ROUTES, PAGE
-from seqrec.serving.work import Explain, Explained, Look, Session
+from seqrec.serving.work import Explain, Explained, ShownUser, ShowUser
 
 # Newest events and recommendations on the page, and values of a column that it suggests.
 SHOWN_EVENTS, SHOWN_ITEMS, SHOWN_VALUES = 20, 50, 50
@@ -83,17 +83,17 @@ def add_demo(
     async def look(body: Looked) -> Response:
         """Return a user's newest events and recommendations; the events explain `item`, or else the first of these."""
         now = _now(model) if model.reads_request_time else None
-        session: Session = await sessions.submit(Look(Request(body.user, body.k, at=now)))
-        item = body.item if body.item is not None else session.best[0].item if session.best else None
+        shown: ShownUser = await sessions.submit(ShowUser(Request(body.user, body.k, at=now)))
+        item = body.item if body.item is not None else shown.best[0].item if shown.best else None
         explained, reason = None, "no item is left to recommend"
-        if session.events is None:
+        if shown.events is None:
             reason = NO_EVENTS
         elif item is not None:
             try:
-                explained = await histories.submit(Explain(session.events, item, body.user, session.at))
+                explained = await histories.submit(Explain(shown.events, item, body.user, shown.at))
             except InputError as error:
                 reason = str(error)
-        answer = {"user": str(body.user), **_shown(model, names, session, explained)}
+        answer = {"user": str(body.user), **_shown(model, names, shown, explained)}
         if explained is None:
             return json_response({**answer, "explained": None, "reason": reason})
         (named,) = names.of([item])
@@ -176,20 +176,20 @@ def _about(model: Recommender, names: ItemNames, max_k: int) -> dict[str, Any]:
     }
 
 
-def _shown(model: Recommender, names: ItemNames, session: Session, explained: Explained | None) -> dict[str, Any]:
+def _shown(model: Recommender, names: ItemNames, shown: ShownUser, explained: Explained | None) -> dict[str, Any]:
     """Return the recommendations, and the newest events, the newest first, with their contributions."""
-    events = session.events or KeptEvents(0, [], None, [])
+    events = shown.events or KeptEvents(0, [], None, [])
     newest = range(len(events.items))[: -SHOWN_EVENTS - 1 : -1]
-    shown: list[dict[str, Any]] = [*names.of([events.items[place] for place in newest])]
-    for event, place in zip(shown, newest, strict=True):
+    newest_events: list[dict[str, Any]] = [*names.of([events.items[place] for place in newest])]
+    for event, place in zip(newest_events, newest, strict=True):
         event["time"] = None if events.times is None else _time_text(model, events.times[place])
         event["contribution"] = None if explained is None else explained.contributions[place]
-    items = names.of([each.item for each in session.best])
+    items = names.of([each.item for each in shown.best])
     return {
-        "num_events": session.num_events,
-        "events": shown,
-        "items": [{**item, "score": scored.score} for item, scored in zip(items, session.best, strict=True)],
-        "time": _next_time(model, session.newest_time),
+        "num_events": shown.num_events,
+        "events": newest_events,
+        "items": [{**item, "score": scored.score} for item, scored in zip(items, shown.best, strict=True)],
+        "time": _next_time(model, shown.newest_time),
     }
 
 

@@ -74,8 +74,8 @@ class FindSimilar(NamedTuple):
     candidates: Candidates | None = None
 
 
-class Look(NamedTuple):
-    """The outcome is a `Session`: what a request recommends, and what is kept of its user.
+class ShowUser(NamedTuple):
+    """Recommend to a user and read their kept events; the outcome is a `ShownUser`.
 
     A request before the user's newest event is asked at the time of that event.
     """
@@ -83,7 +83,7 @@ class Look(NamedTuple):
     request: Request
 
 
-class Session(NamedTuple):
+class ShownUser(NamedTuple):
     """Recommendations to a user, the events that the store keeps (None if it keeps none), and the number of all.
 
     `newest_time` is that of the newest event, None if it has none. `at` is the time that was asked for.
@@ -142,7 +142,7 @@ class Sizes:
             count = len(work.events.items)
             count = min(count, self._max_length or count)
             return count**2 if method_for(count) == "leave_one_out" else count
-        if isinstance(work, Look):
+        if isinstance(work, ShowUser):
             work = work.request
         if isinstance(work, Request):
             return 1 + self._per_user + len(work.block)
@@ -152,7 +152,7 @@ class Sizes:
 
 
 class SessionWork:
-    """Does `Observe`, `Forget`, `Request`, `Look`, `Count` and `Probe` on users' sessions.
+    """Does `Observe`, `Forget`, `Request`, `ShowUser`, `Count` and `Probe` on users' sessions.
 
     The requests of a batch are concurrent, so any order of reads and writes is right. Recommendations come first, as
     they need not wait for the disk. Writes keep the order of arrival.
@@ -172,8 +172,10 @@ class SessionWork:
                 self._recommender.recommend_many, [[work] for _, work in requests], self._check_requests
             )
             yield places_of(requests, [each[0] if isinstance(each, list) else each for each in found])
-        if looks := [(place, attempt(self._look, work)) for place, work in placed if isinstance(work, Look)]:
-            yield looks
+        for place, work in placed:
+            if isinstance(work, ShowUser):
+                self._metrics.batch("show", 1)
+                yield [(place, attempt(self._show, work))]
         if counts := [place for place, work in placed if isinstance(work, Count)]:
             sizes = attempt(lambda _: self._recommender.sizes(), None)
             yield [(place, sizes) for place in counts]
@@ -214,14 +216,14 @@ class SessionWork:
             if not self._recommender.events_seen(request.user):
                 raise UnknownUserError(f"no session of user={request.user!r}")
 
-    def _look(self, work: Look) -> Session:
+    def _show(self, work: ShowUser) -> ShownUser:
         user, at = work.request.user, work.request.at
         newest_time = self._recommender.newest_time(user)
         if at is not None and newest_time is not None:
             at = max(at, newest_time)
         (best,) = self._recommender.recommend_many([work.request._replace(at=at)])
         events, num_events = self._recommender.kept_events(user), self._recommender.events_seen(user)
-        return Session(best, events, num_events, newest_time, at)
+        return ShownUser(best, events, num_events, newest_time, at)
 
     def _probe(self, user: Id) -> None:
         """Read a session from the store."""

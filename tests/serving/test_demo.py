@@ -171,6 +171,7 @@ def test_requests_out_of_range_are_refused(client: httpx.Client):
     assert found["explained"] is None
     assert found["reason"] == "item='unknown' is not among the 40 items of the model"
     assert [each["contribution"] for each in found["events"]] == [None]
+    assert re.search(r'^seqrec_batch_size_count\{work="show"\} [1-9]', client.get("/metrics").text, re.MULTILINE)
 
 
 def test_what_cannot_be_shown_is_named():
