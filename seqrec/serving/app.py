@@ -4,7 +4,6 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime, timezone
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, FastAPI, Path, Security
@@ -47,6 +46,7 @@ from seqrec.serving.work import (
     RecommendToHistory,
     SessionWork,
     Sizes,
+    request_time_now,
     row_bytes_of,
 )
 
@@ -202,9 +202,7 @@ def _add_work(
     async def recommend(body: Recommended) -> Response:
         """Recommend items to a user with observed events, or for a history in the request."""
         best: list[Scored]
-        at = body.at
-        if at is None and model.reads_request_time:
-            at = model.request_timestamp(datetime.now(timezone.utc))
+        at = request_time_now(model) if body.at is None else body.at
         options = body.k, body.filter_seen, body.block, at
         chosen = await choices.of(body)
         if hasattr(body, "history"):

@@ -1,4 +1,4 @@
-"""The page of `seqrec serve --demo`, and the two routes that it asks. Needs `seqrec[serve]`."""
+"""The page of `seqrec serve --demo`, and the two routes that it calls. Needs `seqrec[serve]`."""
 
 # No `from __future__ import annotations`: the types of bodies are known only when the routes are made.
 
@@ -17,7 +17,7 @@ from starlette.responses import Response
 from seqrec.catalogue.item_columns import TITLES, ItemColumns
 from seqrec.catalogue.recommend import item_ids_of
 from seqrec.data.schema import CATEGORICAL
-from seqrec.encoders.event_time import UNITS
+from seqrec.encoders.event_time import UNITS, EventTime
 from seqrec.errors import InputError
 from seqrec.inference.sessions import KeptEvents, Request, SessionRecommender
 from seqrec.models import Recommender, SequentialRecommender
@@ -25,7 +25,7 @@ from seqrec.serving.answers import json_response
 from seqrec.serving.batcher import Batcher
 from seqrec.serving.bodies import Body, Id
 from seqrec.serving.guard import DEMO_ROUTES, PAGE
-from seqrec.serving.work import Explain, Explained, ShownUser, ShowUser
+from seqrec.serving.work import Explain, Explained, ShownUser, ShowUser, request_time_now
 
 # Newest events and recommendations on the page, and values of a column that it suggests.
 SHOWN_EVENTS, SHOWN_ITEMS, SHOWN_VALUES = 20, 50, 50
@@ -50,7 +50,7 @@ def add_demo(
     sessions: Batcher,
     histories: Batcher,
 ) -> None:
-    """Add the page to an application, and what the page asks to its routes.
+    """Add the page and the routes that it calls.
 
     Args:
         app: The application.
@@ -82,8 +82,8 @@ def add_demo(
     @routes.post(USER, include_in_schema=False)
     async def look(body: Looked) -> Response:
         """Return a user's newest events and recommendations; the events explain `item`, or else the first of these."""
-        now = _now(model) if model.reads_request_time else None
-        shown: ShownUser = await sessions.submit(ShowUser(Request(body.user, body.k, at=now)))
+        request = Request(body.user, body.k, at=request_time_now(model))
+        shown: ShownUser = await sessions.submit(ShowUser(request))
         item = body.item if body.item is not None else shown.best[0].item if shown.best else None
         explained, reason = None, "no item is left to recommend"
         if shown.events is None:
@@ -158,6 +158,7 @@ def _about(model: Recommender, names: ItemNames, max_k: int) -> dict[str, Any]:
     missing = [] if names.titled else [NO_TITLES]
     if not isinstance(model, SequentialRecommender):
         missing.append(NO_EXPLANATIONS.format(model.title))
+    time = _event_time(model)
     columns = [
         {
             "name": column.name,
@@ -170,7 +171,7 @@ def _about(model: Recommender, names: ItemNames, max_k: int) -> dict[str, Any]:
         "model": model.title,
         "items": len(item_ids_of(model)),
         "max_k": max_k,
-        "unit": _unit(model),
+        "unit": None if time is None else time.unit,
         "columns": columns,
         "missing": missing,
     }
@@ -193,32 +194,26 @@ def _shown(model: Recommender, names: ItemNames, shown: ShownUser, explained: Ex
     }
 
 
-def _unit(model: Recommender) -> str | None:
-    """Return the unit of the time that each event needs; None if the model reads none."""
-    return model.time.unit if isinstance(model, SequentialRecommender) and model.time is not None else None
-
-
-def _now(model: Recommender) -> int:
-    """Return the time by this machine's clock, in the log's unit."""
-    assert isinstance(model, SequentialRecommender)
-    assert model.time is not None
-    return model.time.timestamp(datetime.now(timezone.utc))
+def _event_time(model: Recommender) -> EventTime | None:
+    """Return how the model reads the time that each event needs; None if it reads none."""
+    return model.time if isinstance(model, SequentialRecommender) else None
 
 
 def _next_time(model: Recommender, newest: int | None) -> str | None:
     """Return a time for a user's next event, if the model reads it: now, but not before the newest event."""
-    if _unit(model) is None:
+    time = _event_time(model)
+    if time is None:
         return None
-    now = _now(model)
+    now = time.timestamp(datetime.now(timezone.utc))
     return str(now if newest is None else max(now, newest))
 
 
 def _time_text(model: Recommender, time: int) -> str:
     """Return a time as a date in UTC; the number if that is too far away, or only a model before read times."""
-    unit = _unit(model)
-    if unit is None:
+    read = _event_time(model)
+    if read is None:
         return str(time)
     try:
-        return datetime.fromtimestamp(time // UNITS[unit], timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+        return datetime.fromtimestamp(time // UNITS[read.unit], timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
     except (ValueError, OverflowError, OSError):
         return str(time)

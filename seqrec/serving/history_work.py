@@ -134,7 +134,7 @@ class HistoryWork:
         (item_id,) = self._items.lookup([work.item]).tolist()
         if not item_id:
             raise UnknownItemError(f"item={work.item!r} is not among the {len(self._items):,} items of the model")
-        places = np.flatnonzero(self._items.lookup(items))[-int(model.hparams["max_length"]) :].tolist()
+        places = np.flatnonzero(self._items.lookup(items))[-(self._max_length or 0) :].tolist()
         if not places:
             raise InputError("none of the user's kept events has an item of the model's catalogue")
         taken = {name: [values[place] for place in places] for name, values in (work.events.columns or {}).items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from typing import Any, NamedTuple, TypeVar
 
 from seqrec.catalogue.candidates import Candidates
@@ -19,7 +20,7 @@ from seqrec.inference.sessions.entries import (
     user_key,
 )
 from seqrec.inference.sessions.user_state import event_dtype, reads_times
-from seqrec.models import SequentialRecommender
+from seqrec.models import Recommender, SequentialRecommender
 from seqrec.models.explain import Method, method_for
 from seqrec.serving.batcher import Outcomes
 from seqrec.serving.metrics import Metrics
@@ -114,6 +115,11 @@ class Explained(NamedTuple):
     contributions: list[float | None]
     score: float
     method: Method
+
+
+def request_time_now(model: Recommender) -> int | None:
+    """Return the time by this machine's clock, in the log's unit, for a request; None if the model reads none."""
+    return model.request_timestamp(datetime.now(timezone.utc)) if model.reads_request_time else None
 
 
 def row_bytes_of(recommender: SessionRecommender) -> int:
