@@ -19,7 +19,7 @@ from seqrec.catalogue.recommend import item_ids_of
 from seqrec.data.schema import CATEGORICAL
 from seqrec.encoders.event_time import UNITS, EventTime
 from seqrec.errors import InputError
-from seqrec.inference.sessions import KeptEvents, Request, SessionRecommender
+from seqrec.inference.sessions import KeptEvents, SessionRecommender
 from seqrec.models import Recommender, SequentialRecommender
 from seqrec.serving.answers import json_response
 from seqrec.serving.batcher import Batcher
@@ -82,8 +82,7 @@ def add_demo(
     @routes.post(USER, include_in_schema=False)
     async def look(body: Looked) -> Response:
         """Return a user's newest events and recommendations; the events explain `item`, or else the first of these."""
-        request = Request(body.user, body.k, at=request_time_now(model))
-        shown: ShownUser = await sessions.submit(ShowUser(request))
+        shown: ShownUser = await sessions.submit(ShowUser(body.user, body.k, request_time_now(model)))
         item = body.item if body.item is not None else shown.best[0].item if shown.best else None
         explained, reason = None, "no item is left to recommend"
         if shown.events is None:

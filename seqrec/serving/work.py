@@ -81,7 +81,9 @@ class ShowUser(NamedTuple):
     A request before the user's newest event is asked at the time of that event.
     """
 
-    request: Request
+    user: Id
+    k: int = 10
+    at: int | None = None
 
 
 class ShownUser(NamedTuple):
@@ -149,7 +151,7 @@ class Sizes:
             count = min(count, self._max_length or count)
             return count**2 if method_for(count) == "leave_one_out" else count
         if isinstance(work, ShowUser):
-            work = work.request
+            return 1 + self._per_user
         if isinstance(work, Request):
             return 1 + self._per_user + len(work.block)
         if isinstance(work, RecommendToHistory):
@@ -223,11 +225,11 @@ class SessionWork:
                 raise UnknownUserError(f"no session of user={request.user!r}")
 
     def _show(self, work: ShowUser) -> ShownUser:
-        user, at = work.request.user, work.request.at
+        user, at = work.user, work.at
         newest_time = self._recommender.newest_time(user)
         if at is not None and newest_time is not None:
             at = max(at, newest_time)
-        (best,) = self._recommender.recommend_many([work.request._replace(at=at)])
+        (best,) = self._recommender.recommend_many([Request(user, work.k, at=at)])
         events, num_events = self._recommender.kept_events(user), self._recommender.events_seen(user)
         return ShownUser(best, events, num_events, newest_time, at)
 
