@@ -342,6 +342,7 @@ def test_a_history_of_the_log_is_kept_as_events(build: Build):
     store = InMemoryStore(keep_events=5)
     history = UserHistory([10, 20, 30, 10, 50, 60, 70, 80], 8)
     with SessionRecommender(build(), store, history_of=lambda user: history) as sessions:
+        assert sessions.newest_time("ada") == 8
         sessions.recommend("ada")
     again, fresh = (SessionRecommender(build(seed=1), each) for each in (store, None))
     fresh.observe_many([Event("ada", item) for item in (10, 50, 60, 70, 80)])
@@ -349,6 +350,7 @@ def test_a_history_of_the_log_is_kept_as_events(build: Build):
     assert again.events_seen("ada") == 8
     assert [again.kept_events("ada").items, again.kept_events("ada").begin] == [[10, 50, 60, 70, 80], 3]
     assert fresh.kept_events("ada") is None
+    assert [again.newest_time("ada"), fresh.newest_time("ada"), fresh.newest_time("bob")] == [8, None, None]
 
 
 def test_a_backup_has_the_events(build: Build, tmp_path: Path):
