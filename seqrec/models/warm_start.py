@@ -81,29 +81,29 @@ class WarmStart(pl.Callback):
         self.optimizer_state = optimizer_state
         self.replay = replay
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Carry weights and optimizer state over, unless the run resumes, and choose the events to train on."""
-        if self.ckpt is None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Choose the events to train on, before a schedule asks for the loader."""
+        if self.ckpt is None or stage != "fit":
             return
-        data = getattr(trainer, "datamodule", None)
-        if not isinstance(data, SequenceDataModule) or not isinstance(pl_module, SequentialRecommender):
-            raise InputError(
-                f"warm_start.ckpt={self.ckpt} needs a SequentialRecommender and a SequenceDataModule, which has the ids"
-            )
-        path = Path(find_checkpoint(self.ckpt, argument="warm_start.ckpt="))
-        # Mapped, because each process of a job reads only the rows that it holds.
-        saved = read_checkpoint(path, mapped=True)
-        record = saved.get(CHECKPOINT_KEY)
-        record = record if isinstance(record, dict) else {}
+        data, _ = self._attached(trainer, pl_module)
+        data.new_events = None
         if self.replay is not None:
+            path, saved = self._read()
+            record = record_in(saved)
             if "newest" not in record:
                 raise InputError(
                     f"warm_start.replay: {path} does not state up to which time it was trained, because its log has no "
                     "timestamps or it was written before seqrec 0.2; leave replay out"
                 )
             data.new_events = NewEvents(int(record["newest"]), self.replay)
-        if trainer.ckpt_path is not None:
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Carry weights and optimizer state over, unless the run resumes."""
+        if self.ckpt is None or trainer.ckpt_path is not None:
             return
+        data, pl_module = self._attached(trainer, pl_module)
+        path, saved = self._read()
+        record = record_in(saved)
         check_settings(path, saved.get("hyper_parameters", {}), pl_module)
         sources = RowSources(path, saved, record, data.store, self.store, pl_module)
         carry_weights(path, pl_module, saved["state_dict"], sources, self._first_vectors(data, sources))
@@ -116,6 +116,22 @@ class WarmStart(pl.Callback):
             f"{', with the state of the optimizer' if self.optimizer_state else ''}"
         )
 
+    def _attached(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> tuple[SequenceDataModule, SequentialRecommender]:
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, SequenceDataModule) or not isinstance(pl_module, SequentialRecommender):
+            raise InputError(
+                f"warm_start.ckpt={self.ckpt} needs a SequentialRecommender and a SequenceDataModule, which has the ids"
+            )
+        return data, pl_module
+
+    def _read(self) -> tuple[Path, dict[str, Any]]:
+        assert self.ckpt is not None
+        path = Path(find_checkpoint(self.ckpt, argument="warm_start.ckpt="))
+        # Mapped, because each process of a job reads only the rows that it holds.
+        return path, read_checkpoint(path, mapped=True)
+
     def _first_vectors(self, data: SequenceDataModule, sources: RowSources) -> Tensor | None:
         """Return the rows (K,) of the checkpoint's table whose mean new items start with; None for fresh vectors."""
         if self.new_items == "random":
@@ -126,6 +142,12 @@ class WarmStart(pl.Callback):
                 known = known[np.argsort(data.first_event_times[known], kind="stable")]
             known = known[-max(NEWEST_ITEMS, int(NEWEST_SHARE * len(known))) :]
         return sources.items[torch.from_numpy(known)]
+
+
+def record_in(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's record of its log; empty if it has none."""
+    record = saved.get(CHECKPOINT_KEY)
+    return record if isinstance(record, dict) else {}
 
 
 def check_settings(path: Path, was: Mapping[str, Any], model: SequentialRecommender) -> None:

@@ -33,7 +33,7 @@ from seqrec.errors import StoreError
 from seqrec.models import WarmStart
 from seqrec.runs.checkpoints import read_checkpoint
 from seqrec.training.losses import BCE, SampledSoftmax
-from seqrec.training.optim import AdamW, RowwiseAdagrad, Schedule
+from seqrec.training.optim import AdamW, RowwiseAdagrad, Schedule, WarmupCosine
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 QUIET: dict[str, Any] = {
@@ -294,6 +294,17 @@ def test_replay_trains_on_new_events_and_a_share_of_older_windows(folder: Path, 
     replayed = int((~new_rows).sum())
     assert replayed == round(replay / (1 - replay) * int(new_rows.sum()))
     assert (replayed > 0) == bool(windows)
+
+
+def test_replay_holds_with_a_schedule_over_epochs_and_ends_with_its_fit(folder: Path):
+    data, file = data_of(folder / "grown"), str(folder / "old.ckpt")
+    schedule = {"optimizer": Adam(schedule=WarmupCosine(0))}
+    targets = []
+    for start in (WarmStart(file, replay=0), WarmStart(file)):
+        trainer = pl.Trainer(max_epochs=1, limit_train_batches=1, callbacks=[start], **QUIET)
+        trainer.fit(model_of(data, **schedule), data)
+        targets.append([batch.request_times[batch.is_target].min() for batch in trainer.train_dataloader])
+    assert min(targets[0]) > data_of(folder / "old").newest_trained >= min(targets[1])
 
 
 @pytest.mark.parametrize(
