@@ -30,6 +30,7 @@ from seqrec.training.optim.row_optimizer import RowOptimizer
 
 # Rows that are copied at a time.
 COPIED_ROWS = 1 << 18
+_REMEDY = "or start with a fresh one: warm_start.optimizer_state: false"
 
 
 class RowSources:
@@ -239,42 +240,85 @@ def carry_optimizer_state(
 ) -> None:
     """Give the optimizer of a model the state of a checkpoint's; its settings, such as the step size, stay.
 
+    Args:
+        path: The checkpoint.
+        model: The model.
+        optimizers: The trainer's, of which there must be one.
+        saved: Content of the checkpoint; the state of tables is whole.
+        sources: The checkpoint's rows.
+
     Raises:
-        InputError: if it is the state of another kind of optimizer, or of one that the model did not build.
+        InputError: if it is the state of another kind of optimizer or of other shapes, or the optimizer is one that the
+            model did not build.
     """
-    remedy = "or start with a fresh one: warm_start.optimizer_state: false"
+    tables = set(next(iter(saved.get(PLACES) or [{}])))
+    found = _state_by_name(path, model, saved, tables)
+    optimizer = optimizers[0]
+    by_weight = {id(weight): name for name, weight in model.named_parameters()}
+    order = [weight for group in optimizer.param_groups for weight in group["params"]]
+    if len(optimizers) > 1 or any(id(weight) not in by_weight for weight in order):
+        raise InputError(f"warm_start.ckpt={path}: the model builds optimizers of its own; {_REMEDY}")
+    of_rows = _owners(optimizer)
+    of_dense = {frozenset(entries) for name, entries in found.items() if entries and name not in tables}
+    state = {}
+    for number, weight in enumerate(order):
+        name, owner = by_weight[id(weight)], of_rows.get(id(weight))
+        if not (entries := found.get(name)):
+            continue
+        start = _new_state(weight, entries, owner, optimizer)
+        if entries.keys() != {"step", *start} if owner else name in tables and frozenset(entries) not in of_dense:
+            raise InputError(
+                f"warm_start.ckpt={path} keeps {', '.join(sorted(entries))} of {name}, and model.optimizer another "
+                f"state: give the same model.optimizer.table and model.item_table.sparse, {_REMEDY}"
+            )
+        rows, count = sources.by_name.get(name), saved["state_dict"][name].shape[:1]
+        if odd := [key for key in start if entries[key].shape != count + start[key].shape[1:]]:
+            raise InputError(f"warm_start.ckpt={path} has {odd[0]} of {name} in another shape; give another, {_REMEDY}")
+        state[number] = {
+            key: _carried(value, start.get(key), rows, whole_step=owner is not None) for key, value in entries.items()
+        }
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _state_by_name(
+    path: Path, model: SequentialRecommender, saved: Mapping[str, Any], tables: set[str]
+) -> dict[str, dict[str, Any] | None]:
+    """Return the state of each weight in a checkpoint, whose optimizer had these row-sparse tables."""
     spec, now = with_public_paths(saved.get("hyper_parameters", {}).get("optimizer")), to_spec(model.optimizer)
     if kind_of(spec) != kind_of(now):
         raise InputError(
             f"warm_start.ckpt={path} has the state of {shown_spec(kind_of(spec))}, but model.optimizer is "
-            f"{shown_spec(kind_of(now))}: give the same, {remedy}"
+            f"{shown_spec(kind_of(now))}: give the same, {_REMEDY}"
         )
     states = saved.get("optimizer_states") or [{}]
-    optimizer = optimizers[0]
-    tables = next(iter(saved.get(PLACES) or [{}]))
-    names = _names_of_state(model, from_spec(spec, OptimizerFactory), set(tables))
+    names = _names_of_state(model, from_spec(spec, OptimizerFactory), tables)
     if not states[0] or len(names) != sum(len(group["params"]) for group in states[0]["param_groups"]):
-        raise InputError(f"warm_start.ckpt={path} has no optimizer state of this model; give another, {remedy}")
-    found = {name: states[0]["state"].get(place) for place, name in enumerate(names)}
-    by_weight = {id(weight): name for name, weight in model.named_parameters()}
-    order = [weight for group in optimizer.param_groups for weight in group["params"]]
-    if len(optimizers) > 1 or any(id(weight) not in by_weight for weight in order):
-        raise InputError(f"warm_start.ckpt={path}: the model builds optimizers of its own; {remedy}")
-    of_rows = {
-        id(weight)
+        raise InputError(f"warm_start.ckpt={path} has no optimizer state of this model; give another, {_REMEDY}")
+    return {name: states[0]["state"].get(place) for place, name in enumerate(names)}
+
+
+def _owners(optimizer: Optimizer) -> dict[int, tuple[RowOptimizer, dict[str, Any]]]:
+    """Return the row-sparse part, and its group, of each table by its Python id."""
+    return {
+        id(weight): (part, group)
         for part in getattr(optimizer, "parts", [optimizer])
         if isinstance(part, RowOptimizer)
         for group in part.param_groups
         for weight in group["params"]
     }
-    state = {}
-    for number, weight in enumerate(order):
-        entries, rows = found.get(by_weight[id(weight)]), sources.by_name.get(by_weight[id(weight)])
-        if entries:
-            state[number] = {
-                key: _carried(value, rows, whole_step=id(weight) in of_rows) for key, value in entries.items()
-            }
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _new_state(
+    weight: Tensor, entries: Mapping[str, Any], owner: tuple[RowOptimizer, dict[str, Any]] | None, optimizer: Optimizer
+) -> dict[str, Tensor]:
+    """Return the state of a weight before its first step, without single numbers, in the dtypes of saved entries."""
+    of_elements = {key: each for key, each in entries.items() if isinstance(each, Tensor) and each.dim() > 0}
+    if owner is not None:
+        part, group = owner
+        dtype = next((each.dtype for each in of_elements.values()), torch.float32)
+        return part.new_state(weight, dtype, group)
+    own = optimizer.state.get(weight, {})
+    return {key: own.get(key, torch.zeros_like(weight, dtype=each.dtype)) for key, each in of_elements.items()}
 
 
 def _names_of_state(model: SequentialRecommender, factory: OptimizerFactory, tables: set[str]) -> list[str]:
@@ -295,13 +339,12 @@ def _names_of_state(model: SequentialRecommender, factory: OptimizerFactory, tab
     return [names[id(weight)] for group in built.param_groups for weight in group["params"]]
 
 
-def _carried(value: Any, rows: Tensor | None, *, whole_step: bool) -> Any:
-    """Return an entry of the state of a weight, by the checkpoint's rows if these are given."""
-    if not isinstance(value, Tensor) or value.dim() == 0:
+def _carried(value: Any, start: Tensor | None, rows: Tensor | None, *, whole_step: bool) -> Any:
+    """Return an entry of the state of a weight: by the checkpoint's rows if these are given, others as in `start`."""
+    if start is None:
         # Row-sparse optimizers count steps as integers, torch's as tensors.
         return int(value) if whole_step else torch.as_tensor(value, dtype=torch.float32)
     if rows is None:
         return value.clone()
-    found = value.new_zeros(len(rows), *value.shape[1:])
-    _copy_rows(found, value, rows)
-    return found
+    _copy_rows(start, value, rows)
+    return start

@@ -44,8 +44,8 @@ class WarmStart(pl.Callback):
         new_items: First vectors of items that the checkpoint does not know: the mean of the known items that entered
             the log last ("newest"), of all known items ("mean"), or a fresh one ("random"). Items of a table with
             content start with their content alone.
-        optimizer_state: Whether to carry the state of the optimizer over too. State of new rows is 0, as before their
-            first gradient.
+        optimizer_state: Whether to carry the state of the optimizer over too. State of new rows is the
+            optimizer's own before their first gradient: 0, or `initial_accumulator` of `RowwiseAdagrad`.
         replay: Trains only on events that are newer than the checkpoint's training part, and on older windows that are
             so large a share of all windows, at least 0 and below 1. None trains on all events.
 

@@ -279,6 +279,27 @@ def test_a_table_that_became_sparse_keeps_its_state(folder: Path):
     fit(data, model_of(data, **SPARSE), 2, WarmStart(str(folder / "old.ckpt")))
 
 
+def test_new_rows_start_with_the_optimizers_own_state_and_another_table_optimizer_is_refused(
+    folder: Path, tmp_path: Path
+):
+    old, data = data_of(folder / "old"), data_of(folder / "grown")
+    settings: dict[str, Any] = {**SPARSE, "optimizer": Adam(0.01, table=RowwiseAdagrad(initial_accumulator=0.5))}
+    file = checkpoint(tmp_path / "a.ckpt", old, model_of(old, **settings))
+    model = model_of(data, **settings)
+    sums = fit(data, model, 0, WarmStart(file)).optimizers[0].state[model.items.weight]["sum"]
+    assert len(sums) == data.num_items + 1
+    assert (sums[old.num_items + 1 :] == 0.5).all()
+    assert sums[1 : old.num_items + 1].max() > 0.5
+    with pytest.raises(InputError, match=r"keeps step, sum of items.table.weight.*model.optimizer.table"):
+        fit(data, model_of(data, loss=BCE()), 1, WarmStart(file))
+    saved = torch.load(file, weights_only=True)
+    for state in saved["optimizer_states"][0]["state"].values():
+        state |= {"sum": state["sum"][:5]} if "sum" in state else {}
+    torch.save(saved, file)
+    with pytest.raises(InputError, match=r"has sum of items.table.weight in another shape"):
+        fit(data, model_of(data, **settings), 1, WarmStart(file))
+
+
 @pytest.mark.parametrize(("replay", "windows"), [(0.0, 0), (0.4, 1)])
 def test_replay_trains_on_new_events_and_a_share_of_older_windows(folder: Path, replay: float, windows: int):
     data = data_of(folder / "grown", batch_size=100, max_length=4)
@@ -316,7 +337,11 @@ def test_replay_holds_with_a_schedule_over_epochs_and_ends_with_its_fit(folder: 
         ({"item_table": ItemTable(temperature=0.1)}, {}, r"item_table.temperature=None \(here 0.1\)"),
         ({"positions": False}, {}, r"positions=True \(here False\)"),
         ({"optimizer": AdamW(0.01)}, {}, r"has the state of Adam, but model.optimizer is AdamW"),
-        ({**SPARSE, "optimizer": Adam(table=RowwiseAdagrad())}, {}, "table optimiser keeps exp_avg"),
+        (
+            {**SPARSE, "optimizer": Adam(table=RowwiseAdagrad())},
+            {},
+            "keeps exp_avg, exp_avg_sq, step of items.table.weight",
+        ),
         ({}, {"store": "nothing"}, "no store with its items is at nothing"),
         ({}, {"ckpt": "nothing.ckpt"}, "warm_start.ckpt=nothing.ckpt: there is no such checkpoint"),
     ],

@@ -52,8 +52,8 @@ class RowOptimizer(Optimizer):
                 raise InputError(f"a table of {table.dtype} cannot have row-sparse updates: use float32 or bfloat16")
 
     @abstractmethod
-    def _new_state(self, table: Tensor, dtype: torch.dtype, group: dict[str, Any]) -> dict[str, Tensor]:
-        """Return a table's (V, D) state before its first step, by `state_names`."""
+    def new_state(self, table: Tensor, dtype: torch.dtype, group: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the state of a table (V, D) before its first step, by `state_names`; each entry has V rows."""
 
     @abstractmethod
     def _changes(self, row_ids: Tensor, gradients: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
@@ -85,7 +85,7 @@ class RowOptimizer(Optimizer):
         state = self.state[table]
         if not state:
             state["step"] = 0
-            state.update(self._new_state(table, gradients.dtype, group))
+            state.update(self.new_state(table, gradients.dtype, group))
         state["step"] += 1
         changes = self._changes(row_ids, gradients, state, group)
         if table.dtype == changes.dtype:
