@@ -14,7 +14,8 @@ from seqrec.cli.run_config import content_of
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.report_table import ReportTable, report_table
 from seqrec.models.recipes import LogShape, choose, choose_to_continue, nested, shown
-from seqrec.runs.checkpoints import peek
+from seqrec.runs.checkpoints import read_checkpoint
+from seqrec.runs.finding import find_checkpoint
 
 # Option of the rule -> options that do its work: if one of them is set, the rule leaves its own out.
 _BY_EPOCHS = ("trainer.check_val_every_n_epoch", "trainer.val_check_interval")
@@ -73,6 +74,10 @@ def chosen_arguments(
         model: Class of the model.
         argv: Arguments of the command, as `expand` returns them. What they set is no choice.
         config: Value of each option, nested, defaults included.
+
+    Raises:
+        InputError: if `warm_start.ckpt` is not found, or of a model without an optimizer.
+        CheckpointError: if it is damaged.
     """
     explicit, ckpt = explicit_options(argv), _value(config, "warm_start.ckpt")
     given = {option: _value(config, option) for option in explicit if option.startswith(("data.", "trainer.", "valid"))}
@@ -87,7 +92,7 @@ def chosen_arguments(
         choices, instead = choose(shape, model.__name__, given), _INSTEAD
         title = "chosen by the size of the log (--recipe false: none; see the guide, training)"
     else:
-        saved = peek(Path(ckpt))
+        saved = read_checkpoint(Path(find_checkpoint(ckpt, argument="warm_start.ckpt=")), mapped=True)
         choices = choose_to_continue(shape, model, saved.get("hyper_parameters", {}), given)
         # The model's settings belong together.
         instead = {name: others for name, others in _INSTEAD.items() if not name.startswith("model.")}

@@ -139,8 +139,13 @@ def choose_to_continue(
         given: As for `choose`.
 
     Raises:
-        InputError: if the checkpoint names a class that it may not name.
+        InputError: if the checkpoint has no optimizer, as those of baselines, or names a class that it may not name.
     """
+    if "optimizer" not in saved:
+        raise InputError(
+            "warm_start.ckpt has no settings of an optimizer, so it is of no model that is trained in steps: give a "
+            "checkpoint of a SequentialRecommender"
+        )
     given = {"data.max_length": saved.get("max_length"), **given}
     if not ((given.get("trainer.max_steps") or 0) > 0 or given.get("trainer.max_epochs")):
         (whole,) = (each.values[_STEPS] for each in choose(shape, model.__name__, given) if _STEPS in each.values)

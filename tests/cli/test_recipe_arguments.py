@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from small_runs import refusal
 
@@ -113,6 +114,16 @@ def test_a_run_that_starts_from_a_checkpoint_has_its_model_and_another_budget(
     line = refusal(capsys, "fit", "--warm_start", "runs/version_0", "--model.d_model", "4", "--trainer.max_steps", "2")
     assert "d_model=8 (here 4)" in line
     assert "--warm_start nothing: there is no such checkpoint" in refusal(capsys, "fit", "--warm_start", "nothing")
+    torch.save({"state_dict": {}, "hyper_parameters": {}}, "baseline.ckpt")
+    Path("damaged.ckpt").write_bytes(b"damaged")
+    for file, message in (
+        ("baseline.ckpt", "warm_start.ckpt has no settings of an optimizer"),
+        ("damaged.ckpt", "is damaged"),
+    ):
+        line = refusal(
+            capsys, "fit", "--config", "runs/version_0/config.yaml", "--warm_start", file, "--recipe", "true"
+        )
+        assert message in line
 
 
 def test_recipe_false_leaves_the_defaults(
