@@ -18,7 +18,7 @@ KEY = "seqrec_run"
 _OF_ONE_RUN = (
     *("ckpt_path", "recipe", "warm_start", "validation", "early_stopping.patience", "early_stopping.patience_steps"),
     *("trainer.max_steps", "trainer.max_epochs", "trainer.check_val_every_n_epoch", "trainer.val_check_interval"),
-    *("trainer.logger.init_args.version", "model.init_args.optimizer"),
+    *("trainer.logger.init_args.version", "model.init_args.optimizer.init_args.schedule"),
 )
 
 
@@ -66,7 +66,7 @@ def config_of_run(checkpoint: Path, words: Sequence[str] = ()) -> str | None:
 def config_to_continue(checkpoint: Path, words: Sequence[str] = ()) -> str | None:
     """Return the config of a checkpoint's run as YAML text for a run that starts from its weights; None if it is lost.
 
-    What belongs to the run itself is left out: its folder, the optimizer, and how long it trained.
+    What belongs to the run itself is left out: its folder, how long it trained, and the schedule of its optimizer.
     """
     found = config_of_run(checkpoint, words)
     config = content_of(found) if found is not None else {}

@@ -14,6 +14,7 @@ from small_runs import refusal
 
 from seqrec.cli import main
 from seqrec.cli.recipe_arguments import chosen_arguments, explicit_options
+from seqrec.cli.run_config import config_to_continue, content_of
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.sources import Synthetic
 from seqrec.models import SASRec, SequentialRecommender
@@ -109,6 +110,9 @@ def test_a_run_that_starts_from_a_checkpoint_has_its_model_and_another_budget(
     schedules = [each["model"]["init_args"]["optimizer"]["init_args"].pop("schedule") for each in (before, after)]
     assert schedules[1]["init_args"]["warmup_steps"] == 0
     assert after["model"] == before["model"]
+    # Without a recipe, what is left of the optimizer is all that the run would have.
+    left = content_of(config_to_continue(Path("runs/version_0/checkpoints/best.ckpt")) or "")
+    assert left["model"] == before["model"]
     line = refusal(capsys, "fit", "--warm_start", "last", "--ckpt", "last")
     assert "--ckpt resumes a run, and --warm_start begins one" in line
     line = refusal(capsys, "fit", "--warm_start", "runs/version_0", "--model.d_model", "4", "--trainer.max_steps", "2")
