@@ -306,7 +306,8 @@ class SequenceDataModule(pl.LightningDataModule):
         offsets, targets = np.asarray(events.offsets)[:-1], events.targets
         if self.new_events is not None:
             everything = self._windows(offsets, stops, targets)(np.random.default_rng(self.seed))
-            targets = self.new_events.targets(events, stops, everything, self.seed)
+            is_random = self.train_windows.random
+            targets = self.new_events.targets(events, stops, everything, self.seed, is_random=is_random)
             rank_zero_info(targets.summary(self.store.num_events))
         windows = self._windows(offsets, stops, targets)
         if self.store.targets is not None:

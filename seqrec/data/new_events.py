@@ -32,7 +32,9 @@ class NewEvents:
     after: int
     replay: float = 0.0
 
-    def targets(self, events: EventArrays, stops: Int64, windows: WindowIndex, seed: int) -> LogTargets:
+    def targets(
+        self, events: EventArrays, stops: Int64, windows: WindowIndex, seed: int, *, is_random: bool = False
+    ) -> LogTargets:
         """Return the targets: the new events before `stops` (U,), and all events of the older windows that are drawn.
 
         A window is new if it has a new target. Older ones are drawn once, by the seed, so all epochs have the same.
@@ -42,9 +44,11 @@ class NewEvents:
             stops: End of the training part of each user.
             windows: (W,) all windows of the log.
             seed: Seed of the draw.
+            is_random: Whether other epochs have other windows.
 
         Raises:
-            InputError: if the log has no times, or no new event to train on.
+            InputError: if the log has no times, or no new event to train on; or a share of windows is asked for, and
+                windows overlap or are random, so that events of a drawn one are in others too.
         """
         if events.timestamps is None:
             raise InputError("warm_start.replay needs timestamps, which tell new events from old ones; leave it out")
@@ -52,12 +56,17 @@ class NewEvents:
         if events.targets is not None:
             flags &= events.targets.flags(len(flags))
         new = LogTargets.from_flags("", [flags])
-        is_new = new.count(windows.starts + 1, windows.stops + 1) > 0
-        if not is_new.any():
+        if not new.count(np.asarray(events.offsets)[:-1] + 1, stops).any():
             raise InputError(
                 f"warm_start.replay={self.replay}: no training event is newer than {self.after}, the end of the "
                 "checkpoint's training part: append new events, or leave replay out to train on all"
             )
+        if self.replay and (is_random or _overlap(windows)):
+            raise InputError(
+                f"warm_start.replay={self.replay} is a share of windows, which is only defined if they neither overlap "
+                "nor are random: set data.train_windows=StridedWindows without stride, or replay to 0"
+            )
+        is_new = new.count(windows.starts + 1, windows.stops + 1) > 0
         old = np.flatnonzero(~is_new)
         count = min(len(old), round(self.replay / (1 - self.replay) * int(is_new.sum())))
         drawn = windows[np.sort(np.random.default_rng(seed).permutation(old)[:count])]
@@ -65,3 +74,8 @@ class NewEvents:
         flags[replayed] = True if events.targets is None else events.targets.at(replayed)
         condition = f"newer than {self.after}, or in {count:,} of {len(old):,} older windows"
         return LogTargets.from_flags(condition, [flags])
+
+
+def _overlap(windows: WindowIndex) -> bool:
+    order = np.argsort(windows.starts, kind="stable")
+    return bool((windows.starts[order][1:] < windows.stops[order][:-1]).any())

@@ -22,12 +22,14 @@ from seqrec import (
     GRU4Rec,
     InputError,
     ItemTable,
+    RandomCrop,
     SASRec,
     Schema,
     SequenceDataModule,
     StridedWindows,
     Table,
 )
+from seqrec.data.new_events import NewEvents
 from seqrec.data.prepare import append, compact
 from seqrec.errors import StoreError
 from seqrec.models import WarmStart
@@ -326,6 +328,16 @@ def test_replay_holds_with_a_schedule_over_epochs_and_ends_with_its_fit(folder: 
         trainer.fit(model_of(data, **schedule), data)
         targets.append([batch.request_times[batch.is_target].min() for batch in trainer.train_dataloader])
     assert min(targets[0]) > data_of(folder / "old").newest_trained >= min(targets[1])
+
+
+@pytest.mark.parametrize("windows", [RandomCrop(), StridedWindows(stride=2)])
+def test_a_share_of_windows_that_overlap_or_are_random_is_refused(folder: Path, windows: Any):
+    data = data_of(folder / "grown", max_length=4, train_windows=windows)
+    data.new_events = NewEvents(data_of(folder / "old").newest_trained or 0, 0.4)
+    with pytest.raises(InputError, match=r"warm_start.replay=0.4 is a share of windows"):
+        data.train_dataloader()
+    data.new_events = NewEvents(data.new_events.after)
+    assert len(data.train_dataloader()) > 0
 
 
 @pytest.mark.parametrize(
