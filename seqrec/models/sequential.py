@@ -105,6 +105,8 @@ class SequentialRecommender(StreamingRecommender):
 
     __signature__: ClassVar[inspect.Signature]
     has_fresh_weights = True
+    # `WarmStart.ckpt` of the one that gave this model its weights.
+    warm_started_from: str | None = None
     # Computes `loss_of_batch` in its own way while a callback such as `GraphedStep` sets it.
     graphed_loss: Callable[[SequenceBatch], Tensor] | None = None
     _losses: PendingCopy | None = None

@@ -35,7 +35,7 @@ class WarmStart(pl.Callback):
     The log may be another one than the checkpoint's: most often the same store, which has grown. Rows of items, and of
     users if the model has a table of them, are carried over by the log's ids, and rows of categories by their values.
     Schedule, step size and the position in the training order start anew. A run that resumes (`ckpt_path`) is not
-    started again.
+    started again, and neither is a model that is fitted again.
 
     Args:
         ckpt: A checkpoint, a run's folder, a folder of runs, or `last`; None does nothing.
@@ -98,16 +98,22 @@ class WarmStart(pl.Callback):
             data.new_events = NewEvents(int(record["newest"]), self.replay)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Carry weights and optimizer state over, unless the run resumes."""
+        """Carry weights and optimizer state over, unless the run resumes or the model was started before."""
         if self.ckpt is None or trainer.ckpt_path is not None:
             return
         data, pl_module = self._attached(trainer, pl_module)
+        if pl_module.warm_started_from == self.ckpt:
+            rank_zero_info(
+                f"warm_start.ckpt={self.ckpt}: the model was started from it before, and keeps the weights that it has "
+                "now; its optimizer is a fresh one"
+            )
+            return
         path, saved = self._read()
         record = record_in(saved)
         check_settings(path, saved.get("hyper_parameters", {}), pl_module)
         sources = RowSources(path, saved, record, data.store, self.store, pl_module)
         carry_weights(path, pl_module, saved["state_dict"], sources, self._first_vectors(data, sources))
-        pl_module.has_fresh_weights = False
+        pl_module.has_fresh_weights, pl_module.warm_started_from = False, self.ckpt
         if self.optimizer_state:
             carry_optimizer_state(path, pl_module, trainer.optimizers, saved, sources)
         known = int((sources.items[1:] > 0).sum())

@@ -432,10 +432,14 @@ def test_two_ranks_start_a_sharded_table_as_one_does(folder: Path, tmp_path: Pat
             torch.testing.assert_close(torch.as_tensor(same[number][key]), torch.as_tensor(value), rtol=0, atol=0)
 
 
-def test_a_resumed_run_does_not_start_again(folder: Path, tmp_path: Path):
-    data, start = data_of(folder / "grown"), WarmStart(str(folder / "old.ckpt"))
+def test_a_model_that_is_fitted_again_and_a_resumed_run_do_not_start_again(folder: Path, tmp_path: Path):
+    data, start = data_of(folder / "grown"), WarmStart(str(shutil.copy(folder / "old.ckpt", tmp_path)))
     model = model_of(data)
     fit(data, model, 2, start).save_checkpoint(tmp_path / "half.ckpt")
+    (tmp_path / "old.ckpt").unlink()
+    trained = model.items.weight.clone()
+    fit(data, model, 0, start)
+    assert torch.equal(model.items.weight, trained)
     resumed = model_of(data)
     trainer = pl.Trainer(max_steps=2, callbacks=[start], **QUIET)
     trainer.fit(resumed, data, ckpt_path=tmp_path / "half.ckpt")
