@@ -79,17 +79,19 @@ class RowSources:
         groups = [(ITEMS, "items", int(self._was["num_items"]))]
         if self._model.users is not None:
             groups.append((USERS, "users", int(self._was["num_users"])))
-        places = [given] if given is not None else [self._store.directory, record.get("store")]
-        for place in places:
+        places = [self._store.directory, record.get("store")] if given is None else [given]
+        # By their absolute paths, as the record has the place, so that none is looked at twice.
+        different = {Path(place).absolute(): place for place in places if place is not None}
+        for folder in different:
             try:
-                store = self._store if place == self._store.directory else EventStore.open(str(place))
+                store = self._store if folder == self._store.directory.absolute() else EventStore.open(folder)
             except MissingStoreError:
                 continue
             # A store with fewer ids has no digest, and neither have the oldest checkpoints.
             found = [(store.digest_of_first(group, count), record.get(key)) for group, key, count in groups]
             if all(digest is not None and digest == was for digest, was in found):
                 return store
-        looked = " and ".join(str(place) for place in dict.fromkeys(map(str, places)))
+        looked = " and ".join(map(str, different.values()))
         raise StoreError(
             f"warm_start.ckpt={self._path}: no store with its items{' and users' if len(groups) > 1 else ''} is at "
             f"{looked}; give the folder of the store that it was trained on: warm_start.store"

@@ -33,6 +33,7 @@ from seqrec.data.new_events import NewEvents
 from seqrec.data.prepare import append, compact
 from seqrec.errors import StoreError
 from seqrec.models import WarmStart
+from seqrec.models.carry_over import RowSources
 from seqrec.runs.checkpoints import read_checkpoint
 from seqrec.training.losses import BCE, SampledSoftmax
 from seqrec.training.optim import AdamW, RowwiseAdagrad, Schedule, WarmupCosine
@@ -372,6 +373,11 @@ def test_ids_of_another_catalogue_and_missing_new_events_are_refused(folder: Pat
         fit(far, model_of(far), 0, start)
     with pytest.raises(InputError, match="no training event is newer than"):
         fit(old, model_of(old), 1, start)
+    # No place that is not one, nor the store's own place twice.
+    for store in (None, far.store.directory.absolute()):
+        record = {"store": store and str(store), "items": "of others"}
+        with pytest.raises(StoreError, match=f"is at {far.store.directory}; give"):
+            RowSources(Path("a.ckpt"), {"hyper_parameters": {"num_items": 20}}, record, far.store, None, model_of(far))
 
 
 @pytest.mark.parametrize(
