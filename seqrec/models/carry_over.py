@@ -45,6 +45,7 @@ class RowSources:
         model: The model.
 
     Attributes:
+        origin: A store whose first ids are the rows of the checkpoint's tables.
         items: (V,) row of each item in the checkpoint's table; 0 for items that it does not know.
 
     Raises:
@@ -63,7 +64,7 @@ class RowSources:
     ) -> None:
         self._path, self._saved, self._store, self._model = path, saved, store, model
         self._was = saved.get("hyper_parameters", {})
-        self._origin = self._store_of_ids(record, given)
+        self.origin = self._store_of_ids(record, given)
         self.items = self._ids(ITEMS, store.item_vocabulary, int(self._was["num_items"]))
         if not (self.items[1:] > 0).any():
             raise InputError(
@@ -99,10 +100,10 @@ class RowSources:
 
     def _ids(self, group: str, here: Vocabulary, count: int) -> Tensor:
         # (V,) row of each id in the checkpoint's table; 0 if it has none.
-        if self._origin is self._store:
+        if self.origin is self._store:
             ids = np.arange(len(here) + 1)
             return torch.from_numpy(np.where(ids <= count, ids, 0))
-        origin = self._origin.item_vocabulary if group == ITEMS else self._origin.user_vocabulary
+        origin = self.origin.item_vocabulary if group == ITEMS else self.origin.user_vocabulary
         return torch.from_numpy(origin.first(count).translation(here))
 
     def _of_tables(self) -> Iterator[tuple[str, Tensor]]:
@@ -121,7 +122,7 @@ class RowSources:
         assert table.content is not None
         argument, columns = ("log_user_columns", "user_columns") if group == USERS else ("item_columns", "item_columns")
         for number, name in enumerate(table.content.names):
-            here, there = getattr(self._store, columns)[name], getattr(self._origin, columns).get(name)
+            here, there = getattr(self._store, columns)[name], getattr(self.origin, columns).get(name)
             if here.vocabulary is None:
                 continue
             sizes, stem = self._was[argument][name], f"{prefix}.content.columns.{number}"
@@ -131,7 +132,7 @@ class RowSources:
             ):
                 raise StoreError(
                     f"warm_start.ckpt={self._path} was trained with other values of {group}.{name} than "
-                    f"{self._origin.directory} has; give the store that it was trained on: warm_start.store"
+                    f"{self.origin.directory} has; give the store that it was trained on: warm_start.store"
                 )
             yield f"{stem}.weight", _codes(there.vocabulary.first(sizes["num_codes"] - 1), here.vocabulary)
 

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.item_counts import first_event_times
 from seqrec.data.new_events import NewEvents
 from seqrec.errors import InputError, check_at_least
 from seqrec.models.carry_over import RowSources, carry_optimizer_state, carry_weights
@@ -42,8 +43,9 @@ class WarmStart(pl.Callback):
         store: Folder of the event store that the checkpoint was trained on, which knows its ids. None looks in the
             store of this run, which may have grown from it, and then where the store was.
         new_items: First vectors of items that the checkpoint does not know: the mean of the known items that entered
-            the log last ("newest"), of all known items ("mean"), or a fresh one ("random"). Items of a table with
-            content start with their content alone.
+            the log last ("newest", which needs timestamps and else is "mean"), of all known items ("mean"), or a fresh
+            one ("random"). Items of a table with content start with their content alone, apart from a bias, which is
+            the mean one too, or 0 with "random".
         optimizer_state: Whether to carry the state of the optimizer over too. State of new rows is the
             optimizer's own before their first gradient: 0, or `initial_accumulator` of `RowwiseAdagrad`.
         replay: Trains only on events that are newer than the checkpoint's training part, and on older windows that are
@@ -112,7 +114,8 @@ class WarmStart(pl.Callback):
         record = record_in(saved)
         check_settings(path, saved.get("hyper_parameters", {}), pl_module)
         sources = RowSources(path, saved, record, data.store, self.store, pl_module)
-        carry_weights(path, pl_module, saved["state_dict"], sources, self._first_vectors(data, sources))
+        rows = rows_of_first_vectors(self.new_items, sources, record)
+        carry_weights(path, pl_module, saved["state_dict"], sources, rows)
         pl_module.has_fresh_weights, pl_module.warm_started_from = False, self.ckpt
         if self.optimizer_state:
             carry_optimizer_state(path, pl_module, trainer.optimizers, saved, sources)
@@ -138,16 +141,24 @@ class WarmStart(pl.Callback):
         # Mapped, because each process of a job reads only the rows that it holds.
         return path, read_checkpoint(path, mapped=True)
 
-    def _first_vectors(self, data: SequenceDataModule, sources: RowSources) -> Tensor | None:
-        """Return the rows (K,) of the checkpoint's table whose mean new items start with; None for fresh vectors."""
-        if self.new_items == "random":
-            return None
-        known = np.flatnonzero(sources.items.numpy() > 0)
-        if self.new_items == "newest":
-            if data.store.timestamps is not None:
-                known = known[np.argsort(data.first_event_times[known], kind="stable")]
-            known = known[-max(NEWEST_ITEMS, int(NEWEST_SHARE * len(known))) :]
-        return sources.items[torch.from_numpy(known)]
+
+def rows_of_first_vectors(new_items: NewItems, sources: RowSources, record: Mapping[str, Any]) -> Tensor | None:
+    """Return the rows (K,) of a checkpoint's table whose mean new items start with; None for fresh vectors.
+
+    `record` is the checkpoint's. Of the newest items those count whose first event was not after its training part.
+    """
+    if new_items == "random":
+        return None
+    rows = sources.items[sources.items > 0].numpy()
+    if new_items == "newest" and sources.origin.timestamps is None:
+        rank_zero_info("warm_start.new_items=newest: the log has no timestamps, so new items start as with mean")
+    elif new_items == "newest":
+        times = first_event_times(sources.origin)[rows]
+        is_trained = times <= record.get("newest", times.max())
+        # The rows of others are as fresh as those of new items.
+        rows, times = (rows[is_trained], times[is_trained]) if is_trained.any() else (rows, times)
+        rows = rows[np.argsort(times, kind="stable")][-max(NEWEST_ITEMS, int(NEWEST_SHARE * len(rows))) :]
+    return torch.from_numpy(rows)
 
 
 def record_in(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from seqrec.data.prepare import append, compact
 from seqrec.errors import StoreError
 from seqrec.models import WarmStart
 from seqrec.models.carry_over import RowSources
+from seqrec.models.warm_start import rows_of_first_vectors
 from seqrec.runs.checkpoints import read_checkpoint
 from seqrec.training.losses import BCE, SampledSoftmax
 from seqrec.training.optim import AdamW, RowwiseAdagrad, Schedule, WarmupCosine
@@ -189,7 +190,9 @@ def test_rows_are_carried_over_to_another_catalogue_by_external_id(folder: Path,
     assert torch.equal(moments[here], carried[there])
 
 
-def test_new_items_start_from_the_items_that_entered_last(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_new_items_start_from_the_items_that_entered_last(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     monkeypatch.setattr("seqrec.models.warm_start.NEWEST_ITEMS", 3)
     data, table = data_of(folder / "grown"), saved_state(folder / "old.ckpt")[0]["items.table.weight"]
     model, fresh = model_of(data), model_of(data)
@@ -197,6 +200,17 @@ def test_new_items_start_from_the_items_that_entered_last(folder: Path, monkeypa
     newest = np.argsort(data.first_event_times[1 : len(table)], kind="stable")[-3:] + 1
     expected = table[torch.from_numpy(newest)].mean(0)
     assert torch.allclose(model.items.weight[len(table) :], expected.expand(data.num_items + 1 - len(table), -1))
+    saved = read_checkpoint(folder / "old.ckpt")
+    sources = RowSources(folder, saved, saved["seqrec"], data.store, None, model)
+    until = int(np.median(data.first_event_times[1 : len(table)]))
+    rows = rows_of_first_vectors("newest", sources, {"newest": until})
+    assert data.first_event_times[rows].tolist() == sorted(t for t in data.first_event_times[1:] if t <= until)[-3:]
+    monkeypatch.setattr(data.store, "timestamps", None)
+    with caplog.at_level("INFO"):
+        rows = rows_of_first_vectors("newest", sources, {})
+    assert rows.tolist() == list(range(1, len(table)))
+    assert "the log has no timestamps" in caplog.text
+    monkeypatch.undo()
     model = model_of(data)
     fit(data, model, 0, WarmStart(str(folder / "old.ckpt"), new_items="random"))
     assert torch.equal(model.items.weight[len(table) :], fresh.items.weight[len(table) :])
