@@ -1,6 +1,6 @@
 """Carry weights and optimizer state of a checkpoint over to a model of another catalogue.
 
-V rows of a table here, N rows there, D width.
+V rows of a table here, N rows in the checkpoint, C values of a column here, K rows of which new items get the mean.
 """
 
 from __future__ import annotations
@@ -72,8 +72,7 @@ class RowSources:
                 "those of another catalogue, so there is nothing to carry over"
             )
         # Name of a weight -> (V,) row of the checkpoint's weight, or -1 for a row that it does not have.
-        self.by_name: dict[str, Tensor] = dict(self._of_tables())
-        self._take_columns()
+        self.by_name: dict[str, Tensor] = {**dict(self._of_tables()), **self._of_columns()}
 
     def _store_of_ids(self, record: Mapping[str, Any], given: str | None) -> EventStore:
         """Return a store whose first ids are the checkpoint's: the given one, this run's, or that of the record."""
@@ -136,30 +135,46 @@ class RowSources:
                 )
             yield f"{stem}.weight", _codes(there.vocabulary.first(sizes["num_codes"] - 1), here.vocabulary)
 
-    def _take_columns(self) -> None:
-        """Standardise numbers of columns as the checkpoint does, and find the rows of their values."""
-        model = self._model
-        read = {each.name: each for each in from_spec(self._was.get("event_columns"), EventColumn) or ()}
-        predicted = {each.column.name: each.column for each in from_spec(self._was.get("heads"), ColumnHead) or ()}
-        for column in model.event_columns:
+    def _of_columns(self) -> dict[str, Tensor]:
+        read, predicted = _columns_of(self._was)
+        found = {}
+        for column in self._model.event_columns:
             if column.kind == CATEGORICAL:
                 rows = _codes(read[column.name].vocabulary, column.vocabulary)
-                self.by_name[f"column_embedding.layers.column_{column.name}.weight"] = rows
-        for column in () if model.heads is None else model.heads.columns:
+                found[f"column_embedding.layers.column_{column.name}.weight"] = rows
+        for column in () if self._model.heads is None else self._model.heads.columns:
             if column.kind == CATEGORICAL:
                 # A head has no output for code 0.
                 rows = _codes(predicted[column.name].vocabulary, column.vocabulary)[1:]
                 rows = torch.where(rows > 0, rows - 1, -1)
                 stem = f"heads.layers.column_{column.name}"
-                self.by_name |= {f"{stem}.weight": rows, f"{stem}.bias": rows}
-        model.use_scales({**predicted, **read})
-        model.use_content_scales(self._was, self._store)
+                found |= {f"{stem}.weight": rows, f"{stem}.bias": rows}
+        return found
+
+
+def _columns_of(hparams: Mapping[str, Any]) -> tuple[dict[str, EventColumn], dict[str, EventColumn]]:
+    # Columns that a model with these hyperparameters reads, and those that it predicts, by name.
+    read = {each.name: each for each in from_spec(hparams.get("event_columns"), EventColumn) or ()}
+    return read, {each.column.name: each.column for each in from_spec(hparams.get("heads"), ColumnHead) or ()}
 
 
 def _codes(known: Vocabulary, here: Vocabulary) -> Tensor:
     # (C,) code in a checkpoint of each code here; -1 for values that it does not know.
     rows = torch.from_numpy(known.translation(here))
     return torch.where((rows > 0) | (torch.arange(len(rows)) == 0), rows, -1)
+
+
+def carry_scales(model: SequentialRecommender, hparams: Mapping[str, Any], store: EventStore) -> None:
+    """Let a model standardise numbers of columns as a checkpoint's does, in place.
+
+    Args:
+        model: The model.
+        hparams: Hyperparameters of the checkpoint.
+        store: The store of this run, with the columns of items and users.
+    """
+    read, predicted = _columns_of(hparams)
+    model.use_scales({**predicted, **read})
+    model.use_content_scales(hparams, store)
 
 
 @torch.no_grad()
@@ -175,7 +190,7 @@ def carry_weights(
     Args:
         path: The checkpoint.
         model: The model.
-        saved: Weights of the checkpoint by name; tables are whole.
+        saved: Weights of the checkpoint by name; tables (N, D) are whole.
         sources: The checkpoint's rows.
         newest: (K,) rows of the checkpoint's tables whose mean new items start with; None keeps their fresh vectors.
 
@@ -200,15 +215,15 @@ def carry_weights(
             if first is not None:
                 own[fresh] = first.to(own)
         elif ".content." in name:
-            own[fresh] = 0  # as a value that training did not know
+            own[fresh] = 0  # adds nothing, as a value that training did not know
         elif name.startswith("column_embedding."):
-            own[fresh] = there[0].to(own)  # as which it was read before
+            own[fresh] = there[0].to(own)  # until now the value was read as unknown, code 0
 
 
 def _weights(model: nn.Module, saved: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
     for name, buffer in model.named_buffers():
-        # Those of items are of this log.
+        # Buffers of items have columns of this log, so they stay.
         if name in saved and not name.endswith((".values", ".offsets", ".trained")):
             yield name, buffer
 

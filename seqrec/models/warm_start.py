@@ -16,7 +16,7 @@ from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.item_counts import first_event_times
 from seqrec.data.new_events import NewEvents
 from seqrec.errors import InputError, check_at_least
-from seqrec.models.carry_over import RowSources, carry_optimizer_state, carry_weights
+from seqrec.models.carry_over import RowSources, carry_optimizer_state, carry_scales, carry_weights
 from seqrec.models.sequential import SequentialRecommender, kind_of, shown_spec
 from seqrec.models.trained_on import CHECKPOINT_KEY
 from seqrec.runs.checkpoints import read_checkpoint
@@ -114,6 +114,7 @@ class WarmStart(pl.Callback):
         record = record_in(saved)
         check_settings(path, saved.get("hyper_parameters", {}), pl_module)
         sources = RowSources(path, saved, record, data.store, self.store, pl_module)
+        carry_scales(pl_module, saved["hyper_parameters"], data.store)
         rows = rows_of_first_vectors(self.new_items, sources, record)
         carry_weights(path, pl_module, saved["state_dict"], sources, rows)
         pl_module.has_fresh_weights, pl_module.warm_started_from = False, self.ckpt

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import numpy as np
 import polars
 import pytest
 import torch
+from forked_commands import run_ranks
 
 from seqrec import (
     Adam,
@@ -408,7 +406,8 @@ def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], message: 
 
 
 RANKS = """
-import shutil, sys
+import sys
+sys.path.insert(0, sys.argv[4])
 from pathlib import Path
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import DDPStrategy
@@ -429,19 +428,12 @@ leave_job()
 """
 
 
-@pytest.mark.slow
 @pytest.mark.process
 def test_two_ranks_start_a_sharded_table_as_one_does(folder: Path, tmp_path: Path):
     old = data_of(folder / "old")
     file = checkpoint(tmp_path / "a.ckpt", old, model_of(old, **SPARSE))
-    (tmp_path / "run.py").write_text(RANKS)
-    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     for ranks in (1, 2):
-        words = [sys.executable, "-W", "ignore", "run.py", str(ranks), str(folder), file]
-        done = subprocess.run(
-            words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+        run_ranks(tmp_path, ranks, RANKS, str(ranks), str(folder), file, str(Path(__file__).parent))
     (one, state), (two, same) = (saved_state(tmp_path / f"{ranks}.ckpt") for ranks in (1, 2))
     # Fresh vectors of users, who are none here, would differ by the seed.
     assert one.keys() == two.keys()
