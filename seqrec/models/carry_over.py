@@ -315,26 +315,20 @@ def _state_by_name(
     return {name: states[0]["state"].get(place) for place, name in enumerate(names)}
 
 
-def _owners(optimizer: Optimizer) -> dict[int, tuple[RowOptimizer, dict[str, Any]]]:
-    """Return the row-sparse part, and its group, of each table by its Python id."""
-    return {
-        id(weight): (part, group)
-        for part in getattr(optimizer, "parts", [optimizer])
-        if isinstance(part, RowOptimizer)
-        for group in part.param_groups
-        for weight in group["params"]
-    }
+def _owners(optimizer: Optimizer) -> dict[int, RowOptimizer]:
+    """Return the row-sparse part of each table by its Python id."""
+    parts = (part for part in getattr(optimizer, "parts", [optimizer]) if isinstance(part, RowOptimizer))
+    return {id(weight): part for part in parts for group in part.param_groups for weight in group["params"]}
 
 
 def _new_state(
-    weight: Tensor, entries: Mapping[str, Any], owner: tuple[RowOptimizer, dict[str, Any]] | None, optimizer: Optimizer
+    weight: Tensor, entries: Mapping[str, Any], owner: RowOptimizer | None, optimizer: Optimizer
 ) -> dict[str, Tensor]:
     """Return the state of a weight before its first step, without single numbers, in the dtypes of saved entries."""
     of_elements = {key: each for key, each in entries.items() if isinstance(each, Tensor) and each.dim() > 0}
     if owner is not None:
-        part, group = owner
         dtype = next((each.dtype for each in of_elements.values()), torch.float32)
-        return part.new_state(weight, dtype, group)
+        return owner.new_state(weight, dtype)
     own = optimizer.state.get(weight, {})
     return {key: own.get(key, torch.zeros_like(weight, dtype=each.dtype)) for key, each in of_elements.items()}
 

@@ -53,7 +53,8 @@ class WarmStart(pl.Callback):
 
     Raises:
         InputError: if an argument is out of range, or, when the fit starts, the checkpoint does not fit: another width,
-            encoder, objective or kind of optimizer, none of the log's items, or no newer events with `replay`.
+            encoder, objective or kind of optimizer, none of the log's items; or, with `replay`, there are no newer events,
+            or a share of windows is asked for that overlap or are random.
         StoreError: if the ids of the checkpoint are not found.
 
     Example:

@@ -82,8 +82,7 @@ class LazyAdamOptimizer(RowOptimizer):
         options = {"lr": lr, "betas": betas, "eps": eps}
         super().__init__(tables, options, stochastic_rounding=stochastic_rounding, seed=seed)
 
-    def new_state(self, table: Tensor, dtype: torch.dtype, group: dict[str, Any]) -> dict[str, Tensor]:
-        """Return moments (V, D) of 0."""
+    def _new_state(self, table: Tensor, dtype: torch.dtype, group: dict[str, Any]) -> dict[str, Tensor]:
         return {name: torch.zeros_like(table, dtype=dtype) for name in self.state_names}
 
     def _changes(self, row_ids: Tensor, gradients: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:

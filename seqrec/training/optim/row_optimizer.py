@@ -52,12 +52,17 @@ class RowOptimizer(Optimizer):
                 raise InputError(f"a table of {table.dtype} cannot have row-sparse updates: use float32 or bfloat16")
 
     @abstractmethod
-    def new_state(self, table: Tensor, dtype: torch.dtype, group: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the state of a table (V, D) before its first step, by `state_names`; each entry has V rows."""
+    def _new_state(self, table: Tensor, dtype: torch.dtype, group: dict[str, Any]) -> dict[str, Tensor]:
+        """Return a table's (V, D) state before its first step, by `state_names`."""
 
     @abstractmethod
     def _changes(self, row_ids: Tensor, gradients: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         """Return the change (U, D) of rows `row_ids` (U,) with `gradients` (U, D), and update their state."""
+
+    def new_state(self, table: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return the state of one of the tables (V, D) before its first step, by name; each entry has V rows."""
+        (group,) = (group for group in self.param_groups if any(each is table for each in group["params"]))
+        return self._new_state(table, dtype, group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -85,7 +90,7 @@ class RowOptimizer(Optimizer):
         state = self.state[table]
         if not state:
             state["step"] = 0
-            state.update(self.new_state(table, gradients.dtype, group))
+            state.update(self._new_state(table, gradients.dtype, group))
         state["step"] += 1
         changes = self._changes(row_ids, gradients, state, group)
         if table.dtype == changes.dtype:

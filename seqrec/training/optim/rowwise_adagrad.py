@@ -82,8 +82,7 @@ class RowwiseAdagradOptimizer(RowOptimizer):
         options = {"lr": lr, "eps": eps, "initial_accumulator": initial_accumulator}
         super().__init__(tables, options, stochastic_rounding=stochastic_rounding, seed=seed)
 
-    def new_state(self, table: Tensor, dtype: torch.dtype, group: dict[str, Any]) -> dict[str, Tensor]:
-        """Return sums (V,) of `initial_accumulator`."""
+    def _new_state(self, table: Tensor, dtype: torch.dtype, group: dict[str, Any]) -> dict[str, Tensor]:
         start = torch.full((len(table),), group["initial_accumulator"], dtype=dtype, device=table.device)
         return {"sum": start}
 
