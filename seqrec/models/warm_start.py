@@ -46,15 +46,15 @@ class WarmStart(pl.Callback):
             the log last ("newest", which needs timestamps and else is "mean"), of all known items ("mean"), or a fresh
             one ("random"). Items of a table with content start with their content alone, apart from a bias, which is
             the mean one too, or 0 with "random".
-        optimizer_state: Whether to carry the state of the optimizer over too. State of new rows is the
-            optimizer's own before their first gradient: 0, or `initial_accumulator` of `RowwiseAdagrad`.
+        optimizer_state: Whether to carry the state of the optimizer over too. State of new rows is the optimizer's
+            own before their first gradient: 0, or `initial_accumulator` of `RowwiseAdagrad`.
         replay: Trains only on events that are newer than the checkpoint's training part, and on older windows that are
             so large a share of all windows, at least 0 and below 1. None trains on all events.
 
     Raises:
         InputError: if an argument is out of range, or, when the fit starts, the checkpoint does not fit: another width,
-            encoder, objective or kind of optimizer, none of the log's items; or, with `replay`, there are no newer events,
-            or a share of windows is asked for that overlap or are random.
+            encoder, objective or kind of optimizer, none of the log's items; or, with `replay`, there are no newer
+            events, or a share is asked for of windows that overlap or are random.
         StoreError: if the ids of the checkpoint are not found.
 
     Example:
