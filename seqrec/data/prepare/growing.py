@@ -38,7 +38,7 @@ from seqrec.errors import InputError, StoreError
 from seqrec.files import rename, write_bytes
 
 if TYPE_CHECKING:
-    from seqrec.data.prepare.append import Appended
+    from seqrec.data.prepare.new_segment import Appended
 
 # Events to copy at a time.
 COPIED_EVENTS = 1 << 20
@@ -213,7 +213,7 @@ def _append(
     treatments: tuple[Duplicates, Late, Changed],
     progress: Progress,
 ) -> None:
-    from seqrec.data.prepare.append import write_segment
+    from seqrec.data.prepare.new_segment import write_segment
 
     with _naming_full_disk(store.directory):
         files, columns, counts = write_segment(store, delta, work, filters, *treatments)
