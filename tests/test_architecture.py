@@ -295,3 +295,17 @@ def test_only_one_module_renames_files():
 def test_a_rename_elsewhere_is_found(tmp_path: Path):
     (tmp_path / "module.py").write_text("import os\nos.replace(a, b)\npath.replace(b)\ntext.replace('a', 'b')\n")
     assert renames(tmp_path) == ["module.py:2", "module.py:3"]
+
+
+def test_no_module_hides_what_its_package_offers():
+    """A module that is imported late would take the place of a function with its name."""
+    hidden = []
+    for file in sorted(PACKAGE.rglob("__init__.py")):
+        package = ".".join(file.parent.relative_to(PACKAGE.parent).parts)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            for alias in node.names if isinstance(node, ast.ImportFrom) else ():
+                name = alias.asname or alias.name
+                there = (file.parent / f"{name}.py").exists() or (file.parent / name / "__init__.py").exists()
+                if there and node.module not in (f"{package}.{name}", package):
+                    hidden.append(f"{package}.{name}, of {node.module}")
+    assert not hidden
