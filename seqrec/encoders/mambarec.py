@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor
-
-from seqrec.encoders.layers import MIXERS, ResidualStack, Tensors, Times, make_mixer
-from seqrec.encoders.sequence_encoder import SequenceEncoder
-from seqrec.types import History
+from seqrec.encoders.layers import MIXERS, ResidualStack, make_mixer
+from seqrec.encoders.stacked_encoder import StackedEncoder
 
 
-class MambaRec(SequenceEncoder):
+class MambaRec(StackedEncoder):
     """One Mamba block in place of each whole Transformer block: no attention and no feed-forward layer.
 
     The mixer is Mamba's (Gu & Dao 2023), Mamba-2's (Dao & Gu 2024) or that of Gated DeltaNet (Yang et al. 2024); see
@@ -50,16 +47,3 @@ class MambaRec(SequenceEncoder):
         ]
         self.takes_slab_rows = MIXERS[mixer].takes_slab_rows
         self.stack = ResidualStack(blocks, d_model, dropout=dropout, layer_norm=layer_norm)
-
-    def forward(self, x: Tensor, history: History) -> Tensor:
-        """Return states (B, L, D) of embedded events x (B, L, D)."""
-        out: Tensor = self.stack(x)
-        return out
-
-    def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
-        """Return the state before the first event; see `Streamed.zero_state`."""
-        return self.stack.zero_state(batch_size, max_length, like)
-
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
-        """Compute further events; see `Streamed.advance`."""
-        return self.stack.advance(x, valid, state, *times)

@@ -19,7 +19,7 @@ from seqrec.encoders.layers import (
     make_mixer,
     separated,
 )
-from seqrec.encoders.sequence_encoder import SequenceEncoder
+from seqrec.encoders.stacked_encoder import StackedEncoder
 from seqrec.errors import InputError
 from seqrec.types import History
 
@@ -61,7 +61,7 @@ class AttentionMambaMixture(nn.Module):
         return {"attention": self.attention, "mamba": as_streaming(self.mamba)}
 
 
-class MoEMaTrRec(SequenceEncoder):
+class MoEMaTrRec(StackedEncoder):
     """Transformer block in which a gating network mixes attention and Mamba.
 
     Differs from the published code on purpose. There, attention has no causal mask and the gate pools over the
@@ -141,12 +141,12 @@ class MoEMaTrRec(SequenceEncoder):
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return the state before the first event; see `Streamed.zero_state`. `causal=False` is refused."""
         self._refuse_newer_events()
-        return self.stack.zero_state(batch_size, max_length, like)
+        return super().zero_state(batch_size, max_length, like)
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`. `causal=False` is refused."""
         self._refuse_newer_events()
-        return self.stack.advance(x, valid, state, *times)
+        return super().advance(x, valid, state, *times)
 
     def _refuse_newer_events(self) -> None:
         if not self.causal:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor
-
-from seqrec.encoders.layers import MIXERS, FeedForward, ResidualStack, Tensors, Times, make_mixer
-from seqrec.encoders.sequence_encoder import SequenceEncoder
-from seqrec.types import History
+from seqrec.encoders.layers import MIXERS, FeedForward, ResidualStack, make_mixer
+from seqrec.encoders.stacked_encoder import StackedEncoder
 
 
-class RecMamba(SequenceEncoder):
+class RecMamba(StackedEncoder):
     """Transformer with Mamba in place of attention, and with the feed-forward layers kept (Uncovering
     Selective State Space Model's Capabilities in Lifelong Sequential Recommendation, Yang et al. 2024).
 
@@ -55,16 +52,3 @@ class RecMamba(SequenceEncoder):
         ]
         self.takes_slab_rows = MIXERS[mixer].takes_slab_rows
         self.stack = ResidualStack(blocks, d_model, dropout=dropout, layer_norm=layer_norm)
-
-    def forward(self, x: Tensor, history: History) -> Tensor:
-        """Return states (B, L, D) of embedded events x (B, L, D)."""
-        out: Tensor = self.stack(x)
-        return out
-
-    def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
-        """Return the state before the first event; see `Streamed.zero_state`."""
-        return self.stack.zero_state(batch_size, max_length, like)
-
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
-        """Compute further events; see `Streamed.advance`."""
-        return self.stack.advance(x, valid, state, *times)

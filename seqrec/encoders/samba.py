@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor
-
-from seqrec.encoders.layers import CausalSelfAttention, FeedForward, ResidualStack, Tensors, Times, make_mixer
-from seqrec.encoders.sequence_encoder import SequenceEncoder
-from seqrec.types import History
+from seqrec.encoders.layers import CausalSelfAttention, FeedForward, ResidualStack, make_mixer
+from seqrec.encoders.stacked_encoder import StackedEncoder
 
 # Newest events that attention sees by default.
 WINDOW = 64
 
 
-class Samba(SequenceEncoder):
+class Samba(StackedEncoder):
     """Mamba and sliding window attention in turns (Samba: Simple Hybrid State Space Models for Efficient
     Unlimited Context Language Modeling, Ren et al. 2024, section 2.1).
 
@@ -79,22 +76,3 @@ class Samba(SequenceEncoder):
             for number in range(num_layers)
         ]
         self.stack = ResidualStack(blocks, d_model, dropout=dropout, layer_norm=layer_norm)
-
-    def forward(self, x: Tensor, history: History) -> Tensor:
-        """Return states (B, L, D) of embedded events x (B, L, D)."""
-        out: Tensor = self.stack(x, None, *self.times_of(history))
-        return out
-
-    def newest(self, x: Tensor, history: History) -> Tensor:
-        """Return states (B, D) of the newest events; a last block of attention is computed only for these."""
-        if self.num_layers % 2:
-            return super().newest(x, history)
-        return self.stack.newest(x, history.lengths, *self.times_of(history))
-
-    def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
-        """Return the state before the first event; see `Streamed.zero_state`."""
-        return self.stack.zero_state(batch_size, max_length, like)
-
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
-        """Compute further events; see `Streamed.advance`."""
-        return self.stack.advance(x, valid, state, *times)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from seqrec.encoders.layers import CausalSelfAttention, FeedForward, ResidualStack, Tensors, Times
-from seqrec.encoders.sequence_encoder import SequenceEncoder
-from seqrec.types import History
+from seqrec.encoders.layers import CausalSelfAttention, FeedForward, ResidualStack
+from seqrec.encoders.stacked_encoder import StackedEncoder
 
 
-class SASRec(SequenceEncoder):
+class SASRec(StackedEncoder):
     """Transformer of causal self-attention and feed-forward (Self-Attentive Sequential Recommendation, Kang &
     McAuley 2018, section 3).
 
@@ -59,20 +56,3 @@ class SASRec(SequenceEncoder):
             for _ in range(num_layers)
         ]
         self.stack = ResidualStack(blocks, d_model, dropout=dropout, layer_norm=layer_norm)
-
-    def forward(self, x: Tensor, history: History) -> Tensor:
-        """Return states (B, L, D) of embedded events x (B, L, D)."""
-        out: Tensor = self.stack(x, None, *self.times_of(history))
-        return out
-
-    def newest(self, x: Tensor, history: History) -> Tensor:
-        """Return states (B, D) of the newest events; the last block is computed only for these."""
-        return self.stack.newest(x, history.lengths, *self.times_of(history))
-
-    def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
-        """Return the state before the first event; see `Streamed.zero_state`."""
-        return self.stack.zero_state(batch_size, max_length, like)
-
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
-        """Compute further events; see `Streamed.advance`."""
-        return self.stack.advance(x, valid, state, *times)

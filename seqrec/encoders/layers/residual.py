@@ -146,10 +146,15 @@ class ResidualStack(nn.Module):
         """
         return self._run(len(self.blocks), x, *others)[1]
 
+    @property
+    def ends_with_attention(self) -> bool:
+        """Whether the last block can be computed for the newest events alone: its first branch has a `newest`."""
+        return hasattr(self._blocks()[-1][0].layer, "newest")
+
     def newest(self, x: Tensor, lengths: Tensor, times: Times | None = None) -> Tensor:
         """Return `forward` at each row's newest event (B, D), for x (B, L, D) with `lengths` (B,) of at least 1 event.
 
-        The last block's first branch must have a `newest`, and its other branches must not mix events.
+        `ends_with_attention` must hold, and the other branches of the last block must not mix events.
         """
         mixer, *others = self._blocks()[-1]
         out = mixer.newest(*self._run(len(self.blocks) - 1, x, None, times), lengths, times)
