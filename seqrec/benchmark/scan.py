@@ -21,6 +21,7 @@ from seqrec.benchmark.measurement import MemoryLimitError, peak_bytes, run_measu
 from seqrec.data.prepare.memory import spoken_bytes
 from seqrec.data.report_table import Part, ReportTable
 from seqrec.encoders import MambaRec, SASRec, SequenceEncoder
+from seqrec.encoders.layers import MIXERS
 from seqrec.ops import selective_scan
 from seqrec.ops.dropout import check_share
 from seqrec.ops.selective_scan import SCAN_BACKENDS
@@ -270,12 +271,11 @@ def time_blocks(
     place = torch.device(device)
     encoders: dict[str, SequenceEncoder] = {
         "SASRec": SASRec(d_model, num_layers=1, num_heads=2, d_feedforward=4 * d_model, dropout=dropout),
-        "MambaRec": MambaRec(d_model, num_layers=1, d_state=d_state, dropout=dropout),
-        "MambaRec, mamba2": MambaRec(d_model, num_layers=1, d_state=d_state, dropout=dropout, mixer="mamba2"),
-        "MambaRec, gated_deltanet": MambaRec(
-            d_model, num_layers=1, d_state=d_state, dropout=dropout, mixer="gated_deltanet"
-        ),
     }
+    for mixer in MIXERS:
+        name = "MambaRec" if mixer == "mamba" else f"MambaRec, {mixer}"
+        chosen: Any = {"mixer": mixer}
+        encoders[name] = MambaRec(d_model, num_layers=1, d_state=d_state, dropout=dropout, **chosen)
     x = torch.randn(batch_size, length, d_model, device=place)
     direction = torch.randn_like(x)
     lengths = torch.full((batch_size,), length, device=place)

@@ -127,7 +127,7 @@ def _call(name: str | None, command: Command, arguments: list[str]) -> None:
         function = pkgutil.resolve_name(command.function)
         argv = expand(name, arguments, checkpoint="--ckpt")
         as_typed = "--ckpt_path" if any(word.startswith("--ckpt_path") for word in arguments) else "--ckpt"
-        about: dict[str, Any] = {"positional": command.positional, "note": command.note, "takes_output": command.shows}
+        about: dict[str, Any] = {"positional": command.positional, "note": command.note, "shows": command.shows}
         with classes_of_the_user():
             call(name, function, argv, as_typed=as_typed, **about)
 
@@ -235,7 +235,7 @@ def compare_runs(
         resamples=resamples,
         confidence=confidence,
         seed=seed,
-        progress=Progress(STATUS, unit="slices"),
+        progress=Progress(STATUS),
     )
     show(*comparison_parts(comparison), **asdict(comparison))
 

@@ -160,20 +160,20 @@ def call(
     positional: str | None = None,
     note: str | None = None,
     as_typed: str = "--ckpt",
-    takes_output: bool = True,
+    shows: bool = True,
 ) -> None:
     """Call a function with arguments from the command line.
 
     The function's signature and docstring describe the options, which are `words`, with underscores. A parameter that
-    is a dataclass is given by its fields. `as_typed` is the user's name of the option of the checkpoint.
-    `takes_output` is whether the help lists `--json` and `--table`. See `Command` for the other arguments.
+    is a dataclass is given by its fields. `as_typed` is the user's name of the option of the checkpoint. See `Command`
+    for the other arguments.
     """
     usage = f"seqrec {name} {positional.upper() + ' ' if positional else ''}[options]"
     about = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
     parser = ArgumentParser(usage=usage, description=about, epilog=note, version=__version__, allow_abbrev=False)
     parser.command = name
     parser.add_argument("--config", action="config", help="YAML file with the options")
-    add_common_options(parser, COMMON if takes_output else ("trust",))
+    add_common_options(parser, COMMON if shows else ("trust",))
     hints = get_type_hints(function)
     kinds = ((key, cls) for key, kind in hints.items() for cls in (kind, *get_args(kind)))
     groups = {key: cls for key, cls in kinds if isinstance(cls, type) and is_dataclass(cls)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -19,9 +19,9 @@ def sha256(file: Path) -> str:
         return _sha256(stream)
 
 
-def changed(digests: Mapping[Path, str]) -> Path | None:
-    """Return the first file whose SHA-256 differs from the given one; None if all are as written."""
-    return next((file for file, digest in digests.items() if sha256(file) != digest), None)
+def changed(digests: Iterable[tuple[Path, str]]) -> Path | None:
+    """Return the first file with another SHA-256 than the one next to it; None if all are as written."""
+    return next((file for file, digest in digests if sha256(file) != digest), None)
 
 
 def sealed(content: Mapping[str, Any], name: str) -> str:

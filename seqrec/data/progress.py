@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -64,6 +64,20 @@ class Status:
 STATUS = Status()
 
 
+class _Caller:
+    """A function of the caller, which is called with every line."""
+
+    interval, is_live = OF_CALLER, True
+
+    def __init__(self, show: Show) -> None:
+        self._show = show
+
+    def __call__(self, line: str) -> None:
+        self._show(line)
+
+    overwrite = __call__
+
+
 class Progress:
     """Shows one stage after the other, and its progress every `interval` seconds; without `show` it shows nothing.
 
@@ -80,7 +94,7 @@ class Progress:
     """
 
     def __init__(self, show: Show | None = None, interval: float | None = None, unit: str = "rows") -> None:
-        self.show = show or (lambda _: None)
+        self.show = show if isinstance(show, Status) else _Caller(show or (lambda _: None))
         self.unit = unit
         self._interval = interval
         self._shown = time.monotonic()
@@ -88,9 +102,7 @@ class Progress:
     @property
     def interval(self) -> float:
         """Seconds between two lines of a stage."""
-        if self._interval is not None:
-            return self._interval
-        return self.show.interval if isinstance(self.show, Status) else OF_CALLER
+        return self.show.interval if self._interval is None else self._interval
 
     def stage(self, name: str, total: float | None = None, *, done: int = 0, unit: str | None = None) -> Stage:
         """Start a stage; see `Stage`."""
@@ -116,6 +128,10 @@ class Progress:
             stage.advance(rows(part))
         stage.end()
 
+    def each(self, name: str, parts: Collection[T], unit: str) -> Iterator[T]:
+        """Yield the parts of some work, as one stage that counts them."""
+        return self.track(name, parts, lambda _: 1, len(parts), unit=unit)
+
     def note(self, text: str) -> None:
         """Show a line that belongs to no stage, such as the number of rows left out."""
         self.show(text)
@@ -128,8 +144,7 @@ class Progress:
 
     def overwrite(self, text: str) -> None:
         """Show a line that the next one may replace."""
-        show = self.show.overwrite if isinstance(self.show, Status) else self.show
-        show(text)
+        self.show.overwrite(text)
 
 
 class Stage:
@@ -153,7 +168,7 @@ class Stage:
         self._progress, self._name, self.total, self._unit = progress, name, total, unit
         self._before = self._done = done
         self._began = self._shown = time.monotonic()
-        if not isinstance(progress.show, Status) or progress.show.is_live:
+        if progress.show.is_live:
             progress.overwrite(f"{name} ...")
 
     def advance(self, count: int, about: str = "") -> None:

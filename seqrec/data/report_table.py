@@ -10,8 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tabulate import tabulate
-
 # Size of the letters of a picture in points, their width as a share of it, the height of a line, dots per inch.
 _POINTS, _WIDTH, _HEIGHT, _DPI = 9.0, 0.6021, 1.4, 200
 # Characters of a line of text in a picture, if its tables are narrower.
@@ -73,14 +71,15 @@ class ReportTable:
 
     def __str__(self) -> str:
         """Return plain text: the title, the table and the notes, a line each."""
-        rows = [[entry.text for entry in row] for row in self.rows]
-        options: Any = {"tablefmt": "plain", "disable_numparse": True, "colalign": self._alignment if rows else None}
-        lines = tabulate(rows, self.columns, **options).splitlines()
+        lines = self._tabulated([[entry.text for entry in row] for row in self.rows], "plain").splitlines()
         return "\n".join([*filter(None, [self.title]), *(line.rstrip() for line in lines), *self.notes])
 
-    @property
-    def _alignment(self) -> list[str]:
-        return ["left"] * self.words + ["right"] * (len(self.columns) - self.words)
+    def _tabulated(self, rows: list[list[str]], form: str) -> str:
+        from tabulate import tabulate  # commands without a table do not wait for it
+
+        alignment = ["left"] * self.words + ["right"] * (len(self.columns) - self.words)
+        options: Any = {"tablefmt": form, "disable_numparse": True, "colalign": alignment if rows else None}
+        return tabulate(rows, self.columns, **options)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the table as plain values, for JSON."""
@@ -90,8 +89,7 @@ class ReportTable:
         """Return Markdown, with the notes as a list below."""
         texts = [[(markdown_text(entry.text), entry.bold) for entry in row] for row in self.rows]
         rows = [[f"**{text}**" if bold else text for text, bold in row] for row in texts]
-        options: Any = {"tablefmt": "pipe", "disable_numparse": True, "colalign": self._alignment if rows else None}
-        table = tabulate(rows, self.columns, **options)
+        table = self._tabulated(rows, "pipe")
         title = [f"### {self.title}", ""] if self.title else []
         return "\n".join([*title, table, "", *(f"- {note}" for note in self.notes), ""])
 
@@ -131,6 +129,7 @@ def report_table(
     columns: Sequence[str],
     rows: Iterable[Sequence[str]],
     *,
+    name: str = "table",
     words: int = 1,
     title: str = "",
     notes: Sequence[str] = (),
@@ -144,9 +143,7 @@ def report_table(
         Pop          0.1
     """
     filled = ([*row, *[""] * (len(columns) - len(row))] for row in rows)
-    return ReportTable(
-        "table", title, tuple(columns), words, tuple(tuple(map(Entry, row)) for row in filled), (*notes,)
-    )
+    return ReportTable(name, title, tuple(columns), words, tuple(tuple(map(Entry, row)) for row in filled), (*notes,))
 
 
 Part = str | ReportTable

@@ -72,6 +72,7 @@ class EventStore:
         num_events: Number of events, E.
         item_ids: (E,) internal item ids in the smallest unsigned integer type that holds `num_items`.
         timestamps: (E,) int64 in the log's unit; None if the log has no times.
+        columns: Those of events, items and users by name, by the group.
         event_columns: Columns of `Schema.events` by name, with E rows, aligned with `item_ids`.
         item_columns: Columns of `Schema.items` by name, with num_items + 1 rows; row i is internal item id i.
         user_columns: Columns of `Schema.users` by name, with U + 1 rows; row u is internal user id u.
@@ -103,6 +104,7 @@ class EventStore:
         has_times = "timestamps.npy" in manifest["files"]
         self.timestamps: NDArray[np.int64] | None = layout.events("timestamps") if has_times else None
         columns = {group: open_columns(layout, group, manifest.get("columns", {}).get(group, {})) for group in GROUPS}
+        self.columns: dict[str, dict[str, Column]] = columns
         self.event_columns: dict[str, Column] = columns[EVENTS]
         self.item_columns: dict[str, Column] = columns[ITEMS]
         self.user_columns: dict[str, Column] = columns[USERS]
@@ -133,7 +135,7 @@ class EventStore:
         digests = {directory / name: entry["sha256"] for name, entry in manifest["files"].items()}
         small = sum(entry["bytes"] for entry in manifest["files"].values()) <= SMALL_STORE_BYTES
         now = {file: digest for file, digest in digests.items() if small or not _is_large(file)}
-        _refuse_changed([now])
+        _refuse_changed(now.items())
         store = _opened(cls, directory, manifest)
         later = {file: digest for file, digest in digests.items() if file not in now}
         if later and os.environ.get("LOCAL_RANK", "0") == "0":
@@ -251,11 +253,11 @@ class EventStore:
         Raises:
             StoreError: if the content of a file differs from what was written; the message names the file.
         """
-        files = {self.directory / name: entry["sha256"] for name, entry in self.manifest["files"].items()}
-        total = sum(entry["bytes"] for entry in self.manifest["files"].values())
+        files = self.manifest["files"]
+        total = sum(entry["bytes"] for entry in files.values())
         progress = progress or Progress()
-        track = progress.track("checking", files, lambda file: file.stat().st_size, total, unit="bytes")
-        _refuse_changed({file: files[file]} for file in track)
+        track = progress.track("checking", files.items(), lambda each: each[1]["bytes"], total, unit="bytes")
+        _refuse_changed((self.directory / name, entry["sha256"]) for name, entry in track)
 
     @property
     def items_digest(self) -> str:
@@ -285,14 +287,14 @@ class EventStore:
     @property
     def item_column_sizes(self) -> dict[str, dict[str, Any]]:
         """`Column.sizes` of each column of items by name, with the SHA-256 of the file of its values."""
-        return self._column_sizes(ITEMS, self.item_columns)
+        return self._column_sizes(ITEMS)
 
     @property
     def user_column_sizes(self) -> dict[str, dict[str, Any]]:
         """The same of each column of users."""
-        return self._column_sizes(USERS, self.user_columns)
+        return self._column_sizes(USERS)
 
-    def _column_sizes(self, group: str, columns: Mapping[str, Column]) -> dict[str, dict[str, Any]]:
+    def _column_sizes(self, group: str) -> dict[str, dict[str, Any]]:
         layout, files = Layout(self.directory, self.manifest), self.manifest["files"]
 
         def digest_of(stem: str) -> str:
@@ -302,7 +304,7 @@ class EventStore:
 
         return {
             name: {**column.sizes, "sha256": digest_of(file_names(group, name, column.kind)["values"])}
-            for name, column in columns.items()
+            for name, column in self.columns[group].items()
         }
 
     def _left_out(self) -> list[str]:
@@ -330,9 +332,10 @@ class EventStore:
 
     def described_columns(self) -> dict[str, str]:
         """Return kind, size and missing values of each column, by names such as "items.year"."""
-        groups = {EVENTS: self.event_columns, ITEMS: self.item_columns, USERS: self.user_columns}
         return {
-            f"{group}.{name}": column.describe() for group, found in groups.items() for name, column in found.items()
+            f"{group}.{name}": column.describe()
+            for group, found in self.columns.items()
+            for name, column in found.items()
         }
 
     def summary(self) -> str:
@@ -430,10 +433,10 @@ def _manifest_of_whole_files(directory: Path, name: str = MANIFEST) -> dict[str,
     return manifest
 
 
-def _refuse_changed(parts: Iterable[Mapping[Path, str]]) -> None:
-    """Refuse files whose SHA-256 differs from the given one, part by part."""
+def _refuse_changed(digests: Iterable[tuple[Path, str]]) -> None:
+    """Refuse the first file with another SHA-256 than the one next to it."""
     try:
-        damaged = next(filter(None, map(changed, parts)), None)
+        damaged = changed(digests)
     except OSError as error:
         raise StoreError(f"{error.filename} cannot be read: {error.strerror}") from error
     if damaged is not None:

@@ -43,19 +43,20 @@ class Vocabulary:
 
     def __init__(self, external_ids: Int64Array | Sequence[str], *, any_order: bool = False) -> None:
         if isinstance(external_ids, np.ndarray) and external_ids.dtype.kind in "iu":
-            values = keys = external_ids.astype(np.int64, copy=False)
-            offsets = None
+            values = external_ids.astype(np.int64, copy=False)
+            offsets, encoded = None, []
             ascending = bool(np.all(values[1:] > values[:-1]))
         else:
             encoded = [str(external_id).encode() for external_id in external_ids]
             offsets = np.zeros(len(encoded) + 1, np.int64)
             np.cumsum([len(text) for text in encoded], out=offsets[1:])
-            values, keys = np.frombuffer(b"".join(encoded), np.uint8), np.array(encoded, object)
+            values = np.frombuffer(b"".join(encoded), np.uint8)
             ascending = all(low < high for low, high in pairwise(encoded))
         order: Int64Array | None = None
         if not ascending:
             if not any_order:
                 raise ValueError("external_ids must be distinct and in ascending order")
+            keys = values if offsets is None else np.array(encoded, object)
             order = np.argsort(keys, kind="stable").astype(np.int64)
             if np.any(keys[order[1:]] == keys[order[:-1]]):
                 raise ValueError("external_ids must be distinct")

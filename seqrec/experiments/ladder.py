@@ -112,7 +112,6 @@ def benchmark_ladder(
         for step in steps
     ]
     table, line, content = write_ladder(kept, Path(ladder).stem, about, runs, made_by, terms)
-    del content["schema"]
     show("", table, "", line, **content)
 
 

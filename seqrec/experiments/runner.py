@@ -24,6 +24,8 @@ from seqrec.errors import InputError, check_at_least
 
 LOCK_FILE = ".lock"
 _POLL_SECONDS = 0.1
+# Of a log, its last line is in them.
+_END_BYTES = 1 << 16
 _PR_SET_PDEATHSIG = 1
 
 
@@ -153,8 +155,10 @@ def start(words: Sequence[str], log: Path, environment: dict[str, str]) -> subpr
 
 
 def last_line(log: Path) -> str:
-    """Return the last line of a log that is not empty."""
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    """Return the last line of a log that is not empty; of a long log, only the end is read."""
+    with log.open("rb") as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - _END_BYTES))
+        lines = stream.read().decode(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
 

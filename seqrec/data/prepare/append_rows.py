@@ -16,15 +16,13 @@ from seqrec.data.columns import Column
 from seqrec.data.pieces import pieces_of
 from seqrec.data.prepare.columns import count_missing
 from seqrec.data.prepare.filters import Changed
-from seqrec.data.schema import CATEGORIES, EVENTS, ITEMS, USERS, file_names
+from seqrec.data.schema import CATEGORIES, ITEMS, file_names
 from seqrec.data.store import ArrayFile, EventStore, write_arrays
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.data.windows import ranges
 from seqrec.errors import InputError
 
 Int64 = NDArray[np.int64]
-# Attribute of a store that has a group's columns.
-COLUMNS_OF = {EVENTS: "event_columns", ITEMS: "item_columns", USERS: "user_columns"}
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,8 @@ def write_rows(grown: Grown, group: str, folder: Path, changed: Changed) -> tupl
     ids = grown.item_ids if group == ITEMS else grown.user_ids
     fresh, there = np.flatnonzero(ids > len(known)), np.flatnonzero((ids > 0) & (ids <= len(known)))
     described, files = {}, []
-    for name, column in getattr(store, COLUMNS_OF[group]).items():
-        given, stems = getattr(grown.delta, COLUMNS_OF[group])[name], file_names(group, name, column.kind)
+    for name, column in store.columns[group].items():
+        given, stems = grown.delta.columns[group][name], file_names(group, name, column.kind)
         codes = grown.codes.get(stems["values"])
         if changed == "refuse":
             _refuse_changed(f"{group}.{name}", known, column, ids[there], _rows(given, there, codes))
@@ -82,7 +80,8 @@ def write_rows(grown: Grown, group: str, folder: Path, changed: Changed) -> tupl
             continue
         dtype = column.values.dtype
         if codes is not None:
-            dtype = np.min_scalar_type(len(grown.vocabularies.get(f"{stems['values']}.vocabulary", column.vocabulary)))
+            assert column.vocabulary is not None
+            dtype = np.min_scalar_type(len(grown.vocabularies.get(stems["vocabulary"], column.vocabulary)))
         width = column.values.shape[1] if column.values.ndim > 1 else None
         files.append(ArrayFile(folder, stems["values"], dtype, len(column.values) + len(values), width))
         for piece in (*pieces_of(column.values), values):

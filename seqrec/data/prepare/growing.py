@@ -28,7 +28,7 @@ from seqrec.data.prepare.prepare import (
     store_locked,
 )
 from seqrec.data.progress import Progress, Show
-from seqrec.data.schema import EVENTS, ITEMS, USERS, Schema
+from seqrec.data.schema import ITEMS, USERS, Schema, file_names
 from seqrec.data.segments import Layout
 from seqrec.data.sources.source import Source
 from seqrec.data.sources.table import checked_table
@@ -273,10 +273,13 @@ def _write_compact(store: EventStore, partial: Path, progress: Progress) -> None
     sources: dict[str, tuple[NDArray[Any], int]] = {"item_ids": (store.item_ids, store.num_items)}
     if store.timestamps is not None:
         sources["timestamps"] = store.timestamps, 0
-    groups = {EVENTS: store.event_columns, ITEMS: store.item_columns, USERS: store.user_columns}
-    columns = [(f"{group}.{name}", column) for group, own in groups.items() for name, column in own.items()]
-    for name, column in columns:
-        sources[name] = column.values, column.num_codes - 1
+    columns = [
+        (file_names(group, name, column.kind), column)
+        for group, own in store.columns.items()
+        for name, column in own.items()
+    ]
+    for stems, column in columns:
+        sources[stems["values"]] = column.values, column.num_codes - 1
     for name, (values, largest) in sources.items():
         dtype = np.min_scalar_type(largest) if values.dtype.kind == "u" else values.dtype
         width = values.shape[1] if len(values.shape) > 1 else None
@@ -285,11 +288,11 @@ def _write_compact(store: EventStore, partial: Path, progress: Progress) -> None
             files[-1].append(piece)
     arrays: dict[str, NDArray[Any]] = {"offsets": np.asarray(store.offsets)}
     arrays |= store.item_vocabulary.arrays("item_vocabulary") | store.user_vocabulary.arrays("user_vocabulary")
-    for stem, column in columns:
+    for stems, column in columns:
         if column.vocabulary is not None:
-            arrays |= column.vocabulary.arrays(f"{stem}.vocabulary")
+            arrays |= column.vocabulary.arrays(stems["vocabulary"])
         if column.offsets is not None:
-            arrays[f"{stem}.offsets"] = column.offsets
+            arrays[stems["offsets"]] = column.offsets
     files += write_arrays(partial, arrays)
     left_out = ("format", "version", "counts", "files", "segments")
     extra = {name: value for name, value in store.manifest.items() if name not in left_out}

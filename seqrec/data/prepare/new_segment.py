@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from seqrec.data.columns import Column
 from seqrec.data.pieces import pieces_of, user_blocks
-from seqrec.data.prepare.append_rows import COLUMNS_OF, Grown, write_rows
+from seqrec.data.prepare.append_rows import Grown, write_rows
 from seqrec.data.prepare.columns import count_missing
 from seqrec.data.prepare.filters import Changed, Duplicates, Filters, Late
 from seqrec.data.prepare.ordering import repeated_places
@@ -91,6 +91,8 @@ def write_segment(
     folder, spool = work / "segment", work / "tails"
     folder.mkdir()
     spool.mkdir()
+    # First, because it may refuse rows.
+    rows = {group: write_rows(grown, group, folder, changed) for group in (ITEMS, USERS)}
     tails = _merged(grown, spool, duplicates, late)
     if duplicates == "drop":
         # Those among the new events are gone already.
@@ -104,8 +106,8 @@ def write_segment(
             for name, column in store.event_columns.items()
         }
     }
-    for group in (ITEMS, USERS):
-        columns[group], written = write_rows(grown, group, folder, changed)
+    for group, (described, written) in rows.items():
+        columns[group] = described
         files += written
     return {each.path.name: each.finish() for each in files}, columns, tails.counts
 
@@ -139,9 +141,9 @@ def _check(store: EventStore, delta: EventStore) -> None:
 
 def _columns(store: EventStore, delta: EventStore) -> Iterator[tuple[str, str, Column, Column]]:
     """Yield group and name of each column of a store, the column, and that of the new events."""
-    for group, attribute in COLUMNS_OF.items():
-        for name, column in getattr(store, attribute).items():
-            yield group, name, column, getattr(delta, attribute)[name]
+    for group, own in store.columns.items():
+        for name, column in own.items():
+            yield group, name, column, delta.columns[group][name]
 
 
 def _numbered(store: EventStore, delta: EventStore, filters: Filters) -> Grown:
@@ -157,9 +159,9 @@ def _numbered(store: EventStore, delta: EventStore, filters: Filters) -> Grown:
     for group, name, column, there in _columns(store, delta):
         known, given = column.vocabulary, there.vocabulary
         if known is not None and given is not None:
-            stem = file_names(group, name, column.kind)["values"]
-            codes[stem] = known.translation(given)
-            numbered.append((f"{stem}.vocabulary", codes[stem], np.arange(len(given) + 1) > 0, known, given))
+            stems = file_names(group, name, column.kind)
+            codes[stems["values"]] = ids = known.translation(given)
+            numbered.append((stems["vocabulary"], ids, np.arange(len(given) + 1) > 0, known, given))
     vocabularies = {}
     for stem, ids, kept, old, new in numbered:
         fresh = np.flatnonzero(kept & (ids == 0))

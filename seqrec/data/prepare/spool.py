@@ -17,7 +17,7 @@ from seqrec.data.prepare.columns import Codes, numbers, vectors, width_of
 from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
 from seqrec.data.progress import Progress
-from seqrec.data.schema import BETWEEN, CATEGORICAL, CATEGORIES, EVENTS, ITEMS, NUMERIC, USERS, VECTOR, Schema
+from seqrec.data.schema import BETWEEN, CATEGORICAL, CATEGORIES, NUMERIC, VECTOR, Schema
 from seqrec.data.store import EventStore
 from seqrec.data.windows import ranges
 from seqrec.errors import InputError, StoreError
@@ -309,7 +309,7 @@ def use_prefix(work: Workspace, group: str, columns: Mapping[str, SpooledColumn]
     """Give values of the store `work.prefix`, if there is one, the first codes of a group's columns."""
     if work.prefix is None:
         return
-    known = {EVENTS: work.prefix.event_columns, ITEMS: work.prefix.item_columns, USERS: work.prefix.user_columns}[group]
+    known = work.prefix.columns[group]
     for name, column in columns.items():
         if column.codes is not None:
             if name not in known or known[name].vocabulary is None:

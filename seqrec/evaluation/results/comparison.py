@@ -139,7 +139,7 @@ def compare(
         _refuse_other_targets(runs[0], run)
     parts = [Slice("all", np.ones(len(runs[0].frame), dtype=bool)), *(slices_of(runs[0]) if slices else [])]
     estimates: list[Estimate] = []
-    for part in (progress or Progress()).track("comparing", parts, lambda part: 1, len(parts), unit="slices"):
+    for part in (progress or Progress()).each("comparing", parts, "slices"):
         estimates += _estimates([run.only(part.kept) for run in runs], part.name, metrics, resamples, confidence, seed)
     models = {run.name: run.header.model for run in runs}
     protocols = {run.name: run.header.protocol for run in runs}

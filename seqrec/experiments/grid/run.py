@@ -72,7 +72,8 @@ def run_grid(
     grid.skip_finished()
     try:
         runner.run_all(grid.ready(), slots, grid.start, grid.finish, grid.show_state)
-        assert grid.stage is not None
+        grid.stage.total = grid.to_run
+        grid.stage.advance_to(grid.ended)
         grid.stage.end()
     finally:
         grid.release_all()
@@ -104,7 +105,7 @@ class _Grid:
     known: dict[Cell, dict[str, Any]] = field(default_factory=dict)
     to_run: int = 0
     ended: int = 0
-    stage: Stage | None = None
+    stage: Stage = field(init=False)
 
     def skip_finished(self) -> None:
         """Leave out the cells that are finished, and show how many are."""
@@ -165,7 +166,6 @@ class _Grid:
 
     def show_state(self) -> None:
         """Show how many cells have ended, the time left, and the last lines of the logs of those that are running."""
-        assert self.stage is not None
         if self.stage.is_due:
             self.stage.total = self.to_run
             logs = {cell: self._place(cell) / LOG_FILE for cell in self.claims}

@@ -59,7 +59,7 @@ def report(folder: str, *, output: str | None = None, examples: int = 6, store: 
     parts: list[str] = []
     tables: list[ReportTable] = []
     logs = read_logs(results)
-    for log in Progress(STATUS).track("reporting", logs, lambda log: 1, len(logs), unit="logs"):
+    for log in Progress(STATUS).each("reporting", logs, "logs"):
         parts.append(f"## {log.data}\n")
         for table in (quality_table(log), cost_table(log), ablation_table(log)):
             if table is not None:
@@ -79,7 +79,7 @@ def _report_run(folder: str, target: Path, page: RunPage) -> None:
     text = page.html()
     target.mkdir(parents=True, exist_ok=True)
     write_text(target / FILE_NAME, text)
-    leave_card(folder)
+    leave_card(folder, page.record)
     lines = [str(target / FILE_NAME), *(f"note: without {each}" for each in page.missing)]
     show(*lines, report=lines[0], missing=page.missing)
 

@@ -21,10 +21,14 @@ FILE_NAME = "README.md"
 MARK = "<!-- Written by seqrec, which replaces this file while this line is in it. -->"
 
 
-def write_card(folder: Path | str) -> Path:
+def write_card(folder: Path | str, record: RunRecord | None = None) -> Path:
     """Write the model card of a run into its folder, from the JSON files in it; see `card_of`.
 
     A `README.md` that was not written by this function stays as it is, with a note.
+
+    Args:
+        folder: The run's folder.
+        record: What `read_run` has read of it; None reads it.
 
     Returns:
         The file.
@@ -33,7 +37,7 @@ def write_card(folder: Path | str) -> Path:
         MissingInputError: if the folder has no `summary.json`.
         InputError: if a file is damaged or of another version.
     """
-    file, text = Path(folder) / FILE_NAME, card_of(read_run(folder))
+    file, text = Path(folder) / FILE_NAME, card_of(record or read_run(folder))
     if file.is_file() and MARK not in file.read_text(encoding="utf-8", errors="replace"):
         print_line(f"note: {file} is not a model card of seqrec, and stays as it is")
     else:
@@ -41,14 +45,15 @@ def write_card(folder: Path | str) -> Path:
     return file
 
 
-def leave_card(folder: Path | str | None) -> None:
+def leave_card(folder: Path | str | None, record: RunRecord | None = None) -> None:
     """Write the model card of a run that has ended in any way; print a note if it cannot be written.
 
-    Nothing is written without a folder, or without a summary in it: the run was refused.
+    Nothing is written without a folder, or without a summary in it: the run was refused. `record` is as for
+    `write_card`.
     """
     if folder is not None and Path(folder, SUMMARY_FILE).is_file():
         try:
-            write_card(folder)
+            write_card(folder, record)
         # It must not hide why the run ended, such as a full disk.
         except (OSError, InputError) as error:
             print_line(f"note: {folder} has no model card: {error}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from seqrec.data.report_table import Entry, ReportTable
+from seqrec.data.report_table import ReportTable, report_table
 from seqrec.errors import InputError, MissingInputError
 
 FILE_NAME = "metrics.csv"
@@ -129,14 +129,11 @@ def _svg(height: int, spoken: str, parts: Sequence[str]) -> str:
 def _values(title: str, curves: Sequence[Curve]) -> ReportTable:
     updates = sorted({update for curve in curves for update, _ in curve.points})
     by_name = {curve.name: dict(curve.points) for curve in curves}
-    rows = tuple(
-        (
-            Entry(f"{update:,}"),
-            *(Entry(f"{found[update]:.4f}" if update in found else "") for found in by_name.values()),
-        )
+    rows = (
+        (f"{update:,}", *(f"{found[update]:.4f}" if update in found else "" for found in by_name.values()))
         for update in updates
     )
-    return ReportTable("values", title, ("updates", *by_name), 1, rows, ())
+    return report_table(("updates", *by_name), rows, name="values", title=title)
 
 
 def _ticks(low: float, high: float) -> list[float]:

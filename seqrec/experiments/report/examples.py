@@ -85,7 +85,7 @@ def make_examples(
     log.finish_check()
     maker = _Maker(model, log, results)
     rows = maker.drawn(count)
-    drawn = (progress or Progress()).track("examples", rows, lambda row: 1, len(rows), unit="users")
+    drawn = (progress or Progress()).each("examples", rows, "users")
     return Examples(tuple(maker.example(int(row)) for row in drawn), maker.method, maker.titles)
 
 

@@ -94,13 +94,13 @@ def write_ladder(
     """Write a ladder as JSON, Markdown and, if matplotlib is installed, PNG into a folder.
 
     Returns:
-        The table, a line about the files, and the content of the JSON.
+        The table, a line about the files, and the content of the JSON without its schema.
     """
     rows = ladder_rows(steps, runs)
-    terms = {"schema": SCHEMA, "ladder": name, "made_by": made_by, "budget": str(budget)}
+    terms = {"ladder": name, "made_by": made_by, "budget": str(budget)}
     resampling = {"confidence": CONFIDENCE, "resamples": RESAMPLES}
     content = {**terms, **resampling, "steps": rows}
-    write_json(folder / FILES[0], content)
+    write_json(folder / FILES[0], {"schema": SCHEMA, **content})
     notes = [*_NOTES, f"Budget: {budget.description}", f"Made by `{made_by}`"]
     notes += [f"Hardware: {'; '.join({row['hardware']: None for row in rows})}"]
     notes += [f"Versions: {'; '.join({row['versions']: None for row in rows})}"]

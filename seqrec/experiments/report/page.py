@@ -10,7 +10,7 @@ import numpy as np
 import polars
 
 from seqrec.data.progress import Progress
-from seqrec.data.report_table import Entry, ReportTable
+from seqrec.data.report_table import report_table
 from seqrec.errors import InputError, MissingInputError
 from seqrec.evaluation.report import interval_text
 from seqrec.evaluation.results import Results, compare, read_results
@@ -128,7 +128,7 @@ class RunPage:
         sections = [
             f'<section aria-labelledby="{names[title]}">\n<h2 id="{names[title]}">{title}</h2>\n'
             f"{self._section(title, make)}</section>"
-            for title, make in self.progress.track("page", makers.items(), lambda _: 1, len(makers), unit="sections")
+            for title, make in self.progress.each("page", makers.items(), "sections")
         ]
         summary = self.record.summary
         return _PAGE.format(
@@ -187,15 +187,15 @@ class RunPage:
             results = results.only(kept[results.rows])
         estimates = compare([results], metrics=METRICS, slices=True).estimates
         hits, gains = ([each for each in estimates if each.metric == metric] for metric in METRICS)
-        rows = tuple(
-            tuple(map(Entry, (g.slice, f"{g.users:,}", f"{h.mean:.4f}", f"{g.mean:.4f}", interval_text(g.interval))))
+        rows = [
+            (g.slice, f"{g.users:,}", f"{h.mean:.4f}", f"{g.mean:.4f}", interval_text(g.interval))
             for h, g in zip(hits, gains, strict=True)
-        )
+        ]
         notes = ["A user counts in each slice that contains one of its targets, with these targets only"]
         if users > SAMPLED_USERS:
             notes.append(f"{SAMPLED_USERS:,} of {users:,} users, drawn with seed 0")
         columns = ("slice", "users", *METRICS, f"{DECIDING}, 95% interval")
-        table = ReportTable("slices", "Users and items of the test", columns, 1, rows, tuple(notes))
+        table = report_table(columns, rows, name="slices", title="Users and items of the test", notes=notes)
         chart = dot_chart(f"{DECIDING}, with 95% intervals", [(g.slice, g.mean, g.interval) for g in gains])
         return chart + table.as_html()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars
 
-from seqrec.data.report_table import Entry, ReportTable
+from seqrec.data.report_table import Entry, ReportTable, report_table
 from seqrec.errors import InputError
 from seqrec.evaluation.list_report import lists_cells
 from seqrec.evaluation.report import metrics_cells
@@ -169,8 +169,7 @@ def _lists(content: Mapping[str, Any] | None) -> ReportTable | None:
         for name in ("diversity_column", "calibration_column")
         if content[name]
     ]
-    rows = tuple(tuple(map(Entry, line)) for line in lines)
-    return ReportTable("lists", "Recommended lists", tuple(columns), 1, rows, tuple(used))
+    return report_table(columns, lines, name="lists", title="Recommended lists", notes=used)
 
 
 def _table(
