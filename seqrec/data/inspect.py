@@ -217,11 +217,16 @@ def _times(timestamps: NDArray[np.int64]) -> Times:
     first, last = ends_of(pieces_of(timestamps, CHUNK_EVENTS))
     for unit, ticks in _UNITS.items():
         if _EARLIEST * ticks <= first and last <= _LATEST * ticks:
-            return Times(first, last, unit, _utc(first, ticks), _utc(last, ticks))
+            return Times(first, last, unit, utc_text(first, ticks), utc_text(last, ticks))
     return Times(first, last, None, None, None)
 
 
-def _utc(time: int, ticks: int) -> str:
+def utc_text(time: int, ticks: int) -> str:
+    """Return a time, in units of which so many are a second, as a date and time in UTC.
+
+    Raises:
+        OverflowError: if it is outside the years 1 to 9999.
+    """
     moment = datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=time // ticks)
     return moment.strftime("%Y-%m-%d %H:%M:%S")
 

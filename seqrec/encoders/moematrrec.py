@@ -52,8 +52,7 @@ class AttentionMambaMixture(nn.Module):
         """Compute further events; see `Streamed.advance`."""
         parts, outs = separated(state), {}
         for name, layer in self._experts().items():
-            own = times if layer is self.attention else ()
-            outs[name], parts[name] = layer.advance(x, valid, parts[name], *own)
+            outs[name], parts[name] = layer.advance(x, valid, parts[name], *times)
         attention_weight, mamba_weight = self.gate(x).split(1, dim=-1)
         return attention_weight * outs["attention"] + mamba_weight * outs["mamba"], joined(parts)
 

@@ -45,6 +45,7 @@ class SequenceEncoder(nn.Module, ABC):
         takes_slab_rows: Whether `step` also takes a state whose tensors are `seqrec.ops.mamba_step.SlabRows`, which it
             reads and writes in place. False gets copies of them.
         reads_gaps: Whether the mixers read the time between events, which `read_gaps` turns on.
+        window: Newest events that attention was told to see, at most the model's `max_length`; None if it was not.
 
     Raises:
         InputError: if a width or count is below 1, or dropout is outside [0, 1).
@@ -68,6 +69,7 @@ class SequenceEncoder(nn.Module, ABC):
 
     takes_slab_rows = False
     reads_gaps = False
+    window: int | None = None
 
     def __init__(self, d_model: int, *, num_layers: int, dropout: float, layer_norm: bool) -> None:
         super().__init__()

@@ -218,24 +218,34 @@ class ListReport(pl.Callback):
     on_validation_start, on_validation_batch_end = on_test_start, on_test_batch_end
     on_validation_epoch_end = on_test_epoch_end
 
-    def judge_other(
-        self, other: Any, tested: pl.LightningModule, data: SequenceDataModule, batches: Iterable[SequenceBatch]
+    def judge_others(
+        self,
+        others: Iterable[Any],
+        tested: pl.LightningModule,
+        data: SequenceDataModule,
+        batches: Callable[[], Iterable[SequenceBatch]],
     ) -> None:
-        """Judge the lists of another model as those of the tested one, by its protocol and its distance of items.
+        """Judge the lists of other models as those of the tested one, by its protocol and its distance of items.
+
+        One process judges all users; others need not call it.
 
         Args:
-            other: The model, counted or trained.
+            others: The models, counted or trained.
             tested: The model of the last test or validation.
             data: Its log.
-            batches: Batches of the users who were judged, on the device of `other`.
+            batches: Makes batches of the users who were judged, on the device of the models.
         """
         collection = self._built(data, tested)
-        scorer = other.scorer()
-        with torch.no_grad():
-            for batch in batches:
-                best = best_items(other, scorer, batch, self._options)
-                collection.update(best.to(tested.device), seen=batch.seen_events.to(tested.device))
-        self.others[other.title] = self._ordered(collection.compute())
+        for metric in collection.values():
+            metric.distributed_available_fn = _is_alone
+        for other in others:
+            collection.reset()
+            scorer = other.scorer()
+            with torch.no_grad():
+                for batch in batches():
+                    best = best_items(other, scorer, batch, self._options)
+                    collection.update(best.to(tested.device), seen=batch.seen_events.to(tested.device))
+            self.others[other.title] = self._ordered(collection.compute())
 
     def _ordered(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Return values in the order of `metrics`, by which the collection does not sort."""
@@ -297,6 +307,11 @@ def _column(data: SequenceDataModule, name: str, argument: str) -> Column:
         known = f"it has {', '.join(columns)}" if columns else "it has none: name them in data.schema.items"
         raise InputError(f"{argument} is no column of the store's items; {known}{did_you_mean(name, columns)}")
     return columns[name]
+
+
+def _is_alone() -> bool:
+    """Tell a metric that there are no other processes to sum over."""
+    return False
 
 
 def _model_distance(model: Any) -> Callable[[Tensor], Tensor]:

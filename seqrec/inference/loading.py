@@ -13,7 +13,7 @@ from seqrec.data.store import EventStore
 from seqrec.errors import CheckpointError, InputError
 from seqrec.inference.new_items import with_items_of
 from seqrec.models import Recommender, SequentialRecommender
-from seqrec.models.trained_on import CHECKPOINT_KEY, check_same_log
+from seqrec.models.trained_on import check_same_log, record_in
 from seqrec.registry import class_from_file, trusting
 from seqrec.runs.checkpoints import all_finite, read_checkpoint
 from seqrec.runs.finding import find_checkpoint
@@ -103,8 +103,8 @@ def load_with_store(
 
 def _record(path: Path) -> dict[str, Any]:
     # Mapped, so a table of gigabytes is not in memory twice while the model is loaded.
-    record = read_checkpoint(path, needed=("state_dict",), mapped=True).get(CHECKPOINT_KEY)
-    if not isinstance(record, dict) or "class_path" not in record:
+    record = record_in(read_checkpoint(path, needed=("state_dict",), mapped=True))
+    if "class_path" not in record:
         raise InputError(f"ckpt={path} does not name its recommender; give a checkpoint that seqrec fit wrote")
     return record
 

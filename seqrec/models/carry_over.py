@@ -16,13 +16,12 @@ from torch.optim import Optimizer
 
 from seqrec.catalogue.sharding import PLACES
 from seqrec.catalogue.table import ItemEmbedding
-from seqrec.data.event_columns import EventColumn
 from seqrec.data.manifest import MissingStoreError
 from seqrec.data.schema import CATEGORICAL, ITEMS, USERS
 from seqrec.data.store import EventStore
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError, StoreError
-from seqrec.models.column_heads import ColumnHead
+from seqrec.models.column_heads import columns_of
 from seqrec.models.sequential import SequentialRecommender, kind_of, shown_spec
 from seqrec.specs import from_spec, to_spec, with_public_paths
 from seqrec.training.optim import OptimizerFactory
@@ -136,7 +135,7 @@ class RowSources:
             yield f"{stem}.weight", _codes(there.vocabulary.first(sizes["num_codes"] - 1), here.vocabulary)
 
     def _of_columns(self) -> dict[str, Tensor]:
-        read, predicted = _columns_of(self._was)
+        read, predicted = columns_of(self._was)
         found = {}
         for column in self._model.event_columns:
             if column.kind == CATEGORICAL:
@@ -150,12 +149,6 @@ class RowSources:
                 stem = f"heads.layers.column_{column.name}"
                 found |= {f"{stem}.weight": rows, f"{stem}.bias": rows}
         return found
-
-
-def _columns_of(hparams: Mapping[str, Any]) -> tuple[dict[str, EventColumn], dict[str, EventColumn]]:
-    # Columns that a model with these hyperparameters reads, and those that it predicts, by name.
-    read = {each.name: each for each in from_spec(hparams.get("event_columns"), EventColumn) or ()}
-    return read, {each.column.name: each.column for each in from_spec(hparams.get("heads"), ColumnHead) or ()}
 
 
 def _codes(known: Vocabulary, here: Vocabulary) -> Tensor:
@@ -172,7 +165,7 @@ def carry_scales(model: SequentialRecommender, hparams: Mapping[str, Any], store
         hparams: Hyperparameters of the checkpoint.
         store: The store of this run, with the columns of items and users.
     """
-    read, predicted = _columns_of(hparams)
+    read, predicted = columns_of(hparams)
     model.use_scales({**predicted, **read})
     model.use_content_scales(hparams, store)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +23,7 @@ from seqrec.data.event_columns import EventColumn, chosen_columns
 from seqrec.data.schema import CATEGORICAL, VECTOR
 from seqrec.errors import InputError
 from seqrec.ops.problems import at_least_float32
+from seqrec.specs import from_spec
 from seqrec.types import History, SequenceBatch
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ class ColumnHead:
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:
             raise InputError(f"heads: weight={self.weight} of {self.column!r} must be a finite number above 0")
+
+
+def columns_of(hparams: Mapping[str, Any]) -> tuple[dict[str, EventColumn], dict[str, EventColumn]]:
+    """Return the columns that a model with these hyperparameters reads, and those that it predicts, by name."""
+    read = {each.name: each for each in from_spec(hparams.get("event_columns"), EventColumn) or ()}
+    return read, {each.column.name: each.column for each in from_spec(hparams.get("heads"), ColumnHead) or ()}
 
 
 class ColumnHeads(nn.Module):

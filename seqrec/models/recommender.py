@@ -32,7 +32,7 @@ from seqrec.evaluation.metrics import RepeatedTargets, ranking_metrics
 from seqrec.evaluation.protocols import FullRanking, Protocol, TrainingCounts
 from seqrec.models.prequential import judge_batch, prefix_batches
 from seqrec.models.similar_items import ItemSimilarity, similar_items
-from seqrec.models.trained_on import CHECKPOINT_KEY, check_same_log, record_of
+from seqrec.models.trained_on import CHECKPOINT_KEY, check_same_log, record_in, record_of
 from seqrec.runs.callbacks import FiniteLoss, StepSeeds, UseAtomicCheckpoints
 from seqrec.runs.lightning_internals import allow_instantiator, attached_trainer
 from seqrec.runs.trainer_checks import check_trainer
@@ -209,8 +209,7 @@ class Recommender(pl.LightningModule, ABC):
             InputError: if its weights do not fit this model.
             StoreError: if it was trained on a log with other items.
         """
-        record = checkpoint.get(CHECKPOINT_KEY)
-        self._trained_on = record if isinstance(record, dict) else {}
+        self._trained_on = record_in(checkpoint)
         trainer = attached_trainer(self)
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, SequenceDataModule):

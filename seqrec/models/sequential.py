@@ -31,7 +31,7 @@ from seqrec.encoders.column_embedding import ColumnEmbedding
 from seqrec.encoders.event_time import UNITS, EventTime, RequestReadOut, TimeEmbedding, needed_times
 from seqrec.encoders.layers import LearnedPositions, newest_events
 from seqrec.errors import InputError, check_at_least
-from seqrec.models.column_heads import ColumnHead, ColumnHeads, predict_columns
+from seqrec.models.column_heads import ColumnHead, ColumnHeads, columns_of, predict_columns
 from seqrec.models.explain import explain
 from seqrec.models.similar_items import ItemSimilarity
 from seqrec.models.streaming import StreamingRecommender
@@ -159,7 +159,7 @@ class SequentialRecommender(StreamingRecommender):
         self._save_settings({**plain, "user_embedding": user_embedding}, columns, of_users)
 
     def _check_window(self, max_length: int) -> None:
-        window = getattr(self.encoder, "window", None)
+        window = self.encoder.window
         if window is not None and window > max_length:
             raise InputError(
                 f"window={window} is longer than the histories, max_length={max_length}, so that attention would see "
@@ -466,10 +466,8 @@ class SequentialRecommender(StreamingRecommender):
 
     def _keep_scales(self, checkpoint: Mapping[str, Any]) -> None:
         """Standardise numbers of columns as a checkpoint's model does."""
-        saved, predicted = checkpoint.get("hyper_parameters", {}), () if self.heads is None else self.heads.columns
-        read = self.event_columns
-        theirs = {column.name: column for column in from_spec(saved.get("event_columns"), EventColumn) or ()}
-        heads = {head.column.name: head.column for head in from_spec(saved.get("heads"), ColumnHead) or ()}
+        read, predicted = self.event_columns, () if self.heads is None else self.heads.columns
+        theirs, heads = columns_of(checkpoint.get("hyper_parameters", {}))
         if theirs.keys() != {column.name for column in read} or heads.keys() != {column.name for column in predicted}:
             return  # its weights are refused
         for column in (*read, *predicted):

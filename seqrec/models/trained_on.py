@@ -28,6 +28,12 @@ def record_of(cls: type, data: SequenceDataModule | None) -> dict[str, Any]:
     return record
 
 
+def record_in(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's record of its log; empty if it has none."""
+    record = checkpoint.get(CHECKPOINT_KEY)
+    return record if isinstance(record, dict) else {}
+
+
 def check_same_log(record: Mapping[str, Any], store: EventStore, *, user_vectors: int) -> None:
     """Refuse a store whose internal ids mean other items, or other users if the model has vectors of users.
 

@@ -18,7 +18,7 @@ from seqrec.data.new_events import NewEvents
 from seqrec.errors import InputError, check_at_least
 from seqrec.models.carry_over import RowSources, carry_optimizer_state, carry_scales, carry_weights
 from seqrec.models.sequential import SequentialRecommender, kind_of, shown_spec
-from seqrec.models.trained_on import CHECKPOINT_KEY
+from seqrec.models.trained_on import record_in
 from seqrec.runs.checkpoints import read_checkpoint
 from seqrec.runs.finding import find_checkpoint
 from seqrec.specs import with_defaults
@@ -161,12 +161,6 @@ def rows_of_first_vectors(new_items: NewItems, sources: RowSources, record: Mapp
         rows, times = (rows[is_trained], times[is_trained]) if is_trained.any() else (rows, times)
         rows = rows[np.argsort(times, kind="stable")][-max(NEWEST_ITEMS, int(NEWEST_SHARE * len(rows))) :]
     return torch.from_numpy(rows)
-
-
-def record_in(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint's record of its log; empty if it has none."""
-    record = saved.get(CHECKPOINT_KEY)
-    return record if isinstance(record, dict) else {}
 
 
 def check_settings(path: Path, was: Mapping[str, Any], model: SequentialRecommender) -> None:

@@ -6,10 +6,13 @@ A matrix product would spread a NaN over its whole chunk, as 0 * NaN is NaN. So 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from seqrec.ops.autograd import refuse_second_derivative
 
 # Numbers in the (S, S) matrices of the chunks that are computed at once: as many as a CPU's caches hold, or enough to
 # keep a GPU busy.
@@ -27,6 +30,31 @@ def parts_of(x: Tensor, chunk_events: int) -> Iterator[tuple[slice, int]]:
         yield slice(first * chunk_events, last * chunk_events), last - first
     if rest:
         yield slice(length - rest, length), 1
+
+
+def decays_within(decay: Tensor) -> Tensor:
+    """Return (.., S, S) products of the decays (.., S, 1) of events j + 1 .. i at [j, i]; 0 if i < j."""
+    later = torch.ones(decay.shape[-2], decay.shape[-2], dtype=torch.bool, device=decay.device).triu_(1)
+    return torch.where(later, decay.mT, 1).cumprod(-1).triu_()
+
+
+def of_first_history(flags: Tensor, start: Tensor | None) -> Tensor:
+    """Return flags (B, H) where the first event continues the initial state; False where it begins a history."""
+    return flags if start is None else flags & ~start[:, :1]
+
+
+def save_for_chunks(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Keep for the backward pass the inputs but the initial state, and what was computed besides y and last state."""
+    *real, _, start = inputs
+    ctx.save_for_backward(*real, start, *output[2:])
+
+
+def differentiate_once(
+    refusal: str, ctx: Any, backward: Callable[..., list[Tensor]], dy: Tensor, dlast: Tensor, *kept: Any
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of all inputs; a second derivative is refused by `refusal`."""
+    refuse_second_derivative(refusal)
+    return (*backward(dy, dlast, *ctx.saved_tensors), None)
 
 
 def finite_(value: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor
 from seqrec.errors import InputError
 
 Problem = TypeVar("Problem", bound=NamedTuple)
-# x, step sizes, A, B, C, initial state and start: the arguments left after `with_gate_and_padding` has used the others.
+# Five operands of a scan, such as x, step sizes, A, B and C, initial state and start: the arguments that are left when
+# gate, skip and padding have been used.
 Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "Tensor | None"], tuple[Tensor, Tensor]]
 
 

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from seqrec.catalogue.item_columns import TITLES, ItemColumns
 from seqrec.catalogue.recommend import item_ids_of
+from seqrec.data.inspect import utc_text
 from seqrec.data.schema import CATEGORICAL
 from seqrec.encoders.event_time import UNITS, EventTime
 from seqrec.errors import InputError
@@ -213,6 +214,6 @@ def _time_text(model: Recommender, time: int) -> str:
     if read is None:
         return str(time)
     try:
-        return datetime.fromtimestamp(time // UNITS[read.unit], timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
-    except (ValueError, OverflowError, OSError):
+        return utc_text(time, UNITS[read.unit])
+    except OverflowError:
         return str(time)

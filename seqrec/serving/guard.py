@@ -61,7 +61,8 @@ class Guard:
             await self.app(scope, receive, send)
             return
         begin = time.perf_counter()
-        request = Admission(self, limited=not _reads(scope, PROBES))
+        is_probe = _reads(scope, PROBES)
+        request = Admission(self, limited=not is_probe)
         status = 500  # if the application fails
 
         async def watched(message: Message) -> None:
@@ -73,17 +74,16 @@ class Guard:
             await send(message)
 
         try:
-            await self.app(scope, await self._admit(scope, receive, request), watched)
+            await self.app(scope, await self._admit(scope, receive, request, is_probe), watched)
         except RefusedError as error:
             await error.response()(scope, receive, watched)
         finally:
             request.end()
             self.metrics.answered(self._route(scope["path"]), status, time.perf_counter() - begin)
 
-    async def _admit(self, scope: Scope, receive: Receive, request: Admission) -> Receive:
+    async def _admit(self, scope: Scope, receive: Receive, request: Admission, is_probe: bool) -> Receive:
         """Read the request's body and return a function that receives it; a `RefusedError` refuses the request."""
         headers = dict(scope["headers"])
-        is_probe = _reads(scope, PROBES)
         if not is_probe:
             self._hosts.check(headers)
             if not _reads(scope, self._pages):

@@ -165,7 +165,9 @@ def test_a_fit_refuses_before_it_trains_what_its_test_would_refuse(make):
     assert trainer.global_step == 0
 
 
-def test_lists_of_baselines_are_judged_by_the_rules_of_the_model(make, capsys: pytest.CaptureFixture[str]):
+def test_lists_of_baselines_are_judged_by_the_rules_of_the_model(
+    make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     data, judged = make(), ListReport(["Gini", "Novelty", "Diversity"], cutoffs=[4])
     compared = BaselineComparison()
 
@@ -190,6 +192,12 @@ def test_lists_of_baselines_are_judged_by_the_rules_of_the_model(make, capsys: p
     assert found["Diversity@4"] == pytest.approx(float((1 - vectors @ vectors.T).sum() / 12), abs=1e-6)
     assert str(judged.table()).splitlines()[0].split()[-4:] == list(judged.others)
     assert json.loads(json.dumps(judged.as_dict()))["baselines"]["Markov"].keys() == judged.values.keys()
+    with monkeypatch.context() as patch:
+        # Of several processes only the first judges them, and must not wait for the others.
+        patch.setattr("torchmetrics.metric.jit_distributed_available", lambda: True)
+        judged.others = {}
+        judged.judge_others([popular, popular], given, data, data.test_dataloader)
+    assert judged.others["Popularity"] == pytest.approx(found)
     tested(judged, True, limit=1)
     assert compared.report is not None
     assert judged.others == {}

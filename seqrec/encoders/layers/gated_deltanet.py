@@ -5,17 +5,20 @@ Shapes: B batch, L events, D width, E = expand * D inner width, H heads, N key w
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seqrec.encoders.layers.gaps import Times
 from seqrec.encoders.layers.mamba import A_MAX, A_MIN, convolve_further, head_width, initial_dt_bias
 from seqrec.encoders.layers.streamed import Tensors
 from seqrec.errors import check_at_least
 from seqrec.ops import causal_conv1d, gated_delta_rule, linear
 from seqrec.ops.gated_delta import gated_delta_step
 from seqrec.ops.mamba_mixer import NORM_EPS
-from seqrec.ops.problems import at_least_float32
+from seqrec.ops.problems import at_least_float32, step_sizes
 
 # Added to the squared norm of queries and keys.
 UNIT_EPS = 1e-6
@@ -57,7 +60,6 @@ class GatedDeltaNetMixer(nn.Module):
         torch.Size([2, 5, 8])
     """
 
-    takes_others = False
     takes_slab_rows = False
 
     def __init__(
@@ -84,8 +86,8 @@ class GatedDeltaNetMixer(nn.Module):
         self.norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS)
         self.out_projection = nn.Linear(self.d_inner, d_model, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t."""
+    def forward(self, x: Tensor, *others: Any) -> Tensor:
+        """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t, and not on `others`."""
         gate, path, numbers = self._projected(x)
         y = gated_delta_rule(*self._operands(causal_conv1d(path, self.conv_weight, silu=True), numbers))
         assert isinstance(y, Tensor)
@@ -100,7 +102,7 @@ class GatedDeltaNetMixer(nn.Module):
             "scan": like.new_zeros(batch_size, self.num_heads, self.head_dim, self.d_state, dtype=dtype),
         }
 
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""
         gate, path, numbers = self._projected(x)
         path, inputs = convolve_further(path, self.conv_weight, None, valid, state["inputs"])
@@ -126,7 +128,7 @@ class GatedDeltaNetMixer(nn.Module):
         q, k = keys.chunk(2, dim=2)
         v = torch.unflatten(path[..., -self.d_inner :], -1, (-1, self.head_dim))
         beta, dt = at_least_float32(numbers).chunk(2, dim=-1)
-        return q, k, v, -torch.exp(self.A_log.float()) * F.softplus(dt + self.dt_bias), torch.sigmoid(beta)
+        return q, k, v, -torch.exp(self.A_log.float()) * step_sizes(dt, self.dt_bias, True), torch.sigmoid(beta)
 
     def _output(self, y: Tensor, gate: Tensor) -> Tensor:
         # The recurrence's y may be wider than the weights.

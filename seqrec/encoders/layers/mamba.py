@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from seqrec.encoders.layers.gaps import Times
 from seqrec.encoders.layers.streamed import Tensors
 from seqrec.errors import InputError, check_at_least
 from seqrec.ops import causal_conv1d, selective_scan, ssd_scan
@@ -43,7 +44,6 @@ class MambaMixer(nn.Module):
         expand: Inner width E divided by D.
     """
 
-    takes_others = False
     takes_slab_rows = True
 
     def __init__(self, d_model: int, *, d_state: int = 16, d_conv: int = 4, expand: int = 2) -> None:
@@ -65,8 +65,8 @@ class MambaMixer(nn.Module):
         self.D = nn.Parameter(torch.ones(self.d_inner))
         self.out_projection = nn.Linear(self.d_inner, d_model, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t."""
+    def forward(self, x: Tensor, *others: Any) -> Tensor:
+        """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t, and not on `others`."""
         A = -torch.exp(self.A_log.float())
         *weights, _, D, out_weight = self._weights()
         return mamba_mixer(MambaProblem._make((x, *weights, A, D, out_weight)))
@@ -79,7 +79,7 @@ class MambaMixer(nn.Module):
             "scan": like.new_zeros(batch_size, self.d_inner, self.d_state, dtype=dtype),
         }
 
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""
         if x.shape[1] == 1 and valid is None:
             step = MambaStepProblem._make((x[:, 0], *self._weights(), state["inputs"], state["scan"]))
@@ -123,7 +123,6 @@ class Mamba2Mixer(nn.Module):
         InputError: if `head_dim` does not divide the inner width.
     """
 
-    takes_others = False
     takes_slab_rows = True
 
     def __init__(
@@ -151,8 +150,8 @@ class Mamba2Mixer(nn.Module):
         self.norm = nn.RMSNorm(self.d_inner, eps=NORM_EPS)
         self.out_projection = nn.Linear(self.d_inner, d_model, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t."""
+    def forward(self, x: Tensor, *others: Any) -> Tensor:
+        """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t, and not on `others`."""
         *weights, _, D, norm_weight, out_weight = self._weights()
         A = -torch.exp(self.A_log.float())
         return mamba2_mixer(Mamba2Problem._make((x, *weights, A, D, norm_weight, out_weight)))
@@ -166,7 +165,7 @@ class Mamba2Mixer(nn.Module):
             "scan": like.new_zeros(batch_size, len(self.D), self.head_dim, self.d_state, dtype=dtype),
         }
 
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""
         if x.shape[1] == 1 and valid is None:
             step = Mamba2StepProblem._make((x[:, 0], *self._weights(), state["inputs"], state["scan"]))

@@ -69,11 +69,6 @@ class Residual(nn.Module):
         self.norm = make_norm(d_model, layer_norm)
         self.layer = layer
 
-    @property
-    def takes_others(self) -> bool:
-        """Whether the layer takes more arguments than x, such as times; False if it says so."""
-        return getattr(self.layer, "takes_others", True)
-
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to (B, L, D)."""
         out: Tensor = x + self.layer(self.norm(x))
@@ -142,7 +137,7 @@ class ResidualStack(nn.Module):
 
         Args:
             x: (B, L, D).
-            others: Further arguments of the layer of each block's first branch, unless its `takes_others` is False.
+            others: Further arguments of the layer of each block's first branch.
         """
         return self._run(len(self.blocks), x, *others)[1]
 
@@ -172,7 +167,7 @@ class ResidualStack(nn.Module):
         """Compute further events; see `Streamed.advance`. `times` are for the first branch of each block."""
         parts, mixers = separated(state), [block[0] for block in self._blocks()]
         for name, branch in self._branches():
-            own = times if branch in mixers and branch.takes_others else ()
+            own = times if branch in mixers else ()
             x, parts[name] = branch.advance(x, valid, parts.get(name, {}), *own)
         return self.norm(x), joined(parts)
 
@@ -189,7 +184,7 @@ class ResidualStack(nn.Module):
         first, *norms = [*(branch.norm for block in blocks for branch in block), self.norm]
         x, normed = _add_and_norm(x, None, first, self.dropout)
         for block in blocks[:count]:
-            run = partial(_run_branches, block, norms[: len(block)], others if block[0].takes_others else ())
+            run = partial(_run_branches, block, norms[: len(block)], others)
             x, normed = run_block(run, x, normed, recompute=self.recompute)
             norms = norms[len(block) :]
         return x, normed

@@ -128,8 +128,7 @@ class BaselineResults:
 
     def judge_lists(self, baselines: Sequence[type[Baseline]], lists: ListReport, tested: Recommender) -> None:
         """Judge the lists of baselines as those of the tested model; unlike results, these values are not kept."""
-        for baseline in baselines:
-            lists.judge_other(self._counted(baseline), tested, self._alone, self._batches())
+        lists.judge_others(map(self._counted, baselines), tested, self._alone, self._batches)
 
     def _counted(self, baseline: type[Baseline]) -> Baseline:
         """Return a baseline that has counted the training part."""

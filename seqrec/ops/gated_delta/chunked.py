@@ -16,14 +16,24 @@ width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from seqrec.ops.autograd import differentiable, refuse_second_derivative
-from seqrec.ops.chunks import carried, finite_, in_history, is_spoilt, parts_of
+from seqrec.ops.autograd import differentiable
+from seqrec.ops.chunks import (
+    carried,
+    decays_within,
+    differentiate_once,
+    finite_,
+    in_history,
+    is_spoilt,
+    of_first_history,
+    parts_of,
+    save_for_chunks,
+)
 
 CHUNK_EVENTS = 32
 REFUSAL = "the chunked gated delta rule has no second derivative; use backend='reference' for it"
@@ -61,13 +71,11 @@ def _part(
     decay = finite_(_cut(log_decay.unsqueeze(-1), events, count).exp_())
     if start is not None:
         decay.masked_fill_(_cut(start[..., None, None].expand(*log_decay.shape, 1), events, count), 0)
-    length = decay.shape[1]
-    later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu_(1)
-    within = torch.where(later, decay.mT, 1).cumprod(-1).triu_()
+    within = decays_within(decay)
     asked = beta * k
     # The diagonal counts as 1.
     coupled = (k @ asked.mT).mul_(within)
-    unit = torch.eye(length, dtype=k.dtype, device=k.device)
+    unit = torch.eye(decay.shape[1], dtype=k.dtype, device=k.device)
     solved = torch.linalg.solve_triangular(coupled, unit.expand_as(coupled), upper=True, unitriangular=True)
     return _Part(q, k, v, beta, decay, decay.cumprod(1), within, (k @ q.mT).mul_(within), solved, asked)
 
@@ -159,7 +167,7 @@ def _backward(
     lost = in_history(lost, start)
     for whole in wholes:
         _spoil_(whole, lost.view(*lost.shape, *[1] * (whole.dim() - 3)))
-    at_first = lost[:, 0] if start is None else lost[:, 0] & ~start[:, :1]
+    at_first = of_first_history(lost[:, 0], start)
     _spoil_(dinitial, at_first[..., None, None])
     return [*wholes, dinitial]
 
@@ -231,21 +239,8 @@ def _spoilt(
     """Return (B, L, H) bool, True if an event adds a non-finite number to the state, or the initial state has one."""
     # A decay of 0 has a logarithm that is not finite.
     spoilt = is_spoilt(k) | is_spoilt(v) | is_spoilt((torch.exp(log_decay) * beta).unsqueeze(-1))
-    at_first = is_spoilt(initial_state.flatten(2))
-    spoilt[:, 0] |= at_first if start is None else at_first & ~start[:, :1]
+    spoilt[:, 0] |= of_first_history(is_spoilt(initial_state.flatten(2)), start)
     return spoilt
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *real, _, start = inputs
-    ctx.save_for_backward(*real, start, *output[2:])
-
-
-def _differentiate(
-    ctx: Any, backward: Callable[..., list[Tensor]], dy: Tensor, dlast: Tensor, *kept: Any
-) -> tuple[Tensor | None, ...]:
-    refuse_second_derivative(REFUSAL)
-    return (*backward(dy, dlast, *ctx.saved_tensors), None)
 
 
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor log_decay, Tensor beta"
@@ -261,8 +256,8 @@ _rule = differentiable(
     device_types=None,
     new_outputs=_new_outputs,
     new_gradients=_new_gradients,
-    setup_context=_setup_context,
-    differentiate=_differentiate,
+    setup_context=save_for_chunks,
+    differentiate=partial(differentiate_once, REFUSAL),
     refusal=REFUSAL,
 )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seqrec.errors import InputError
 from seqrec.ops.export import scan_events, without_autocast
-from seqrec.ops.problems import check_shapes, zero_at
+from seqrec.ops.problems import Recurrence, check_shapes, zero_at
 
 
 class GatedDeltaProblem(NamedTuple):
@@ -34,8 +34,6 @@ class GatedDeltaProblem(NamedTuple):
 
 # y (B, L, H, V) and the last state (B, H, V, K).
 GatedDelta = Callable[[GatedDeltaProblem], tuple[Tensor, Tensor]]
-# q, k, v, log_decay, beta, initial state and start: the arguments left after `with_padding` has used `valid`.
-Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "Tensor | None"], tuple[Tensor, Tensor]]
 
 
 def check_operands(given: Mapping[str, Any], lead: str) -> None:

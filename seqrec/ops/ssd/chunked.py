@@ -15,15 +15,25 @@ B batch, L events, k chunks at once, S events of a chunk, H = G * r heads in G g
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqrec.ops.autograd import differentiable, refuse_second_derivative
-from seqrec.ops.chunks import carried, finite_, in_history, is_spoilt, parts_of
+from seqrec.ops.autograd import differentiable
+from seqrec.ops.chunks import (
+    carried,
+    decays_within,
+    differentiate_once,
+    finite_,
+    in_history,
+    is_spoilt,
+    of_first_history,
+    parts_of,
+    save_for_chunks,
+)
 
 CHUNK_EVENTS = 64
 REFUSAL = "the chunked scan has no second derivative; use backend='reference' for it"
@@ -123,7 +133,7 @@ def _backward(
     for whole, where in zip(wholes, (lost, lost, in_group, in_group), strict=True):
         whole.masked_fill_(where.view(*where.shape, *[1] * (whole.dim() - 3)), torch.nan)
     dA.masked_fill_(lost.flatten(0, 1).any(0), torch.nan)
-    at_first = lost[:, 0] if start is None else lost[:, 0] & ~start[:, :1]
+    at_first = of_first_history(lost[:, 0], start)
     dstate = dstate.flatten(1, 2).masked_fill(at_first[..., None, None], torch.nan)
     dx, dstep, dB, dC = wholes
     return [dx, dstep, dA, dB, dC, dstate]
@@ -133,18 +143,6 @@ def _new_gradients(
     dy: Tensor, dlast: Tensor, x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, *others: Any
 ) -> list[Tensor]:
     return [torch.empty_like(value) for value in (x, step, A, B, C, dlast)]
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *real, _, start = inputs
-    ctx.save_for_backward(*real, start, *output[2:])
-
-
-def _differentiate(
-    ctx: Any, backward: Callable[..., list[Tensor]], dy: Tensor, dlast: Tensor, *kept: Any
-) -> tuple[Tensor | None, ...]:
-    refuse_second_derivative(REFUSAL)
-    return (*backward(dy, dlast, *ctx.saved_tensors), None)
 
 
 _INPUTS = "Tensor x, Tensor step, Tensor A, Tensor B, Tensor C"
@@ -160,8 +158,8 @@ _scan = differentiable(
     device_types=None,
     new_outputs=_new_outputs,
     new_gradients=_new_gradients,
-    setup_context=_setup_context,
-    differentiate=_differentiate,
+    setup_context=save_for_chunks,
+    differentiate=partial(differentiate_once, REFUSAL),
     refusal=REFUSAL,
 )
 
@@ -190,8 +188,7 @@ def _part(
     decay = torch.exp(step * A.view(groups, -1, 1, 1))
     if start is not None:
         decay = decay.masked_fill(torch.unflatten(start[:, events], 1, (count, 1, 1, -1)).unsqueeze(-1), 0)
-    later = torch.ones(decay.shape[-2], decay.shape[-2], dtype=torch.bool, device=x.device).triu(1)
-    within = torch.where(later, decay.mT, 1).cumprod(-1).triu_()
+    within = decays_within(decay)
     x = _cut(x, events, count, groups)
     driven = finite_(torch.mul(x, step, out=x.new_empty(x.shape)))
     return _Part(step, B, C, driven, decay.cumprod(-2), within, within * (B @ C.mT))
@@ -230,8 +227,7 @@ def _spoilt(x: Tensor, step: Tensor, B: Tensor, initial_state: Tensor, start: Te
     """Return (B, L, H) bool, True if an event adds a non-finite number to the state, or the initial state has one."""
     # The largest product, because one that overflows counts too.
     spoilt = is_spoilt((x.abs().amax(-1) * step).unsqueeze(-1)) | _of_heads(is_spoilt(B), x)
-    at_first = is_spoilt(initial_state.flatten(2))
-    spoilt[:, 0] |= at_first if start is None else at_first & ~start[:, :1]
+    spoilt[:, 0] |= of_first_history(is_spoilt(initial_state.flatten(2)), start)
     return spoilt
 
 
