@@ -110,11 +110,16 @@ class ForkedCommand:
         self.send_signal(signal.SIGKILL)
 
 
-def run_ranks(folder: Path, ranks: int, program: str, *words: str) -> None:
-    """Run a program in Python on so many ranks, which do not start each other, and wait for them."""
+def free_port() -> int:
+    """A port on this host that nobody uses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
+        return int(free.getsockname()[1])
+
+
+def run_ranks(folder: Path, ranks: int, program: str, *words: str) -> None:
+    """Run a program in Python on so many ranks, which do not start each other, and wait for them."""
+    job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
     logs = [folder / f"rank-{rank}-of-{ranks}.txt" for rank in range(ranks)]
     started = []
     for rank, log in enumerate(logs):

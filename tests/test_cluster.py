@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import warnings
@@ -17,7 +16,7 @@ from typing import Any
 import cluster_runs
 import pytest
 import torch
-from forked_commands import ForkedCommand
+from forked_commands import ForkedCommand, free_port
 
 from seqrec.cli import main
 
@@ -39,12 +38,6 @@ SCHEDULERS = (
     "NODE_RANK",
     "GROUP_",
 )
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def plain_environment() -> dict[str, str]:

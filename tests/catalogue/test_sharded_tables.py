@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from forked_commands import free_port
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from sharded_runs import OPTIONS, Shares, make
 from torch import Tensor
@@ -36,9 +36,7 @@ CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with what each rank of each job returned, and checkpoints."""
     folder = tmp_path_factory.mktemp("sharded")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     # Imported, so that checkpoints name its classes as this process does.
     program = "import sys; from sharded_runs import main; main(sys.argv[1], int(sys.argv[2]))"
     done = subprocess.run(

@@ -6,12 +6,12 @@ import os
 import re
 import resource
 import signal
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from forked_commands import free_port
 from jobs import Job
 
 from seqrec.runs.checkpoints import NEEDED_TO_FIT, read_checkpoint
@@ -131,9 +131,7 @@ def test_a_loss_that_is_no_number_ends_the_run(start: Callable[..., Job], tmp_pa
 
 def ranks(start: Callable[..., Job], *words: str, code: str = "") -> list[Job]:
     """Two ranks, as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import socket
 import sqlite3
 import subprocess
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_commands import free_port
 
 from seqrec.errors import InputError, MissingInputError, SessionStoreError
 from seqrec.inference.sessions import (
@@ -33,9 +33,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Redis server of its own."""
     if (server := shutil.which("redis-server")) is None:
         pytest.skip("redis-server is not on PATH")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     folder = tmp_path_factory.mktemp("redis")
     process = subprocess.Popen([server, *options], cwd=folder, stdout=subprocess.DEVNULL)
