@@ -114,27 +114,6 @@ def _with_config_of_run(
     return argv
 
 
-def with_list(words: Sequence[str], option: str) -> list[str]:
-    """Return arguments with all values of an option, such as files that a shell found by a glob, as one list.
-
-    Example:
-        >>> with_list(["--input", "a.csv", "b.csv", "--late", "merge"], "--input")
-        ['--late', 'merge', '--input', '["a.csv", "b.csv"]']
-    """
-    others: list[str] = []
-    values: list[str] = []
-    is_value = False
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name == option:
-            is_value = True
-            values += [value] if equals else []
-        else:
-            is_value = is_value and not word.startswith("-")
-            (values if is_value else others).append(word)
-    return [*others, option, json.dumps(values)] if values else list(words)
-
-
 def _plain(path: str) -> str:
     """Return a path that no parser takes for an option (-x), a comment (#x) or the home folder (~)."""
     return path if re.match(r"[\w./]", path) or not path else f"./{path}"

@@ -27,7 +27,6 @@ from seqrec.cli.arguments import (
     refuse_unused_batch_size,
     sets,
     with_default_classes,
-    with_list,
 )
 from seqrec.cli.parsing import ArgumentParser, with_names
 from seqrec.cli.recipe_arguments import chosen_arguments
@@ -434,8 +433,7 @@ def run(name: str | None, words: Sequence[str], summary: str = "", positional: s
     if name == "predict":
         words = as_prediction(words)
     named = name or next((word for word in words if word == "fit"), None)
-    given = with_names(words, positional)
-    given = with_list(given, "--input") if name == "append" else given
+    given = with_names(words, positional, ["--input"] if name == "append" else [])
     argv = expand(named, given, checkpoint="--ckpt_path")
     refuse_missing_config(argv, to_resume=named == "fit")
     if named == "fit":

@@ -123,13 +123,14 @@ def with_names(words: Sequence[str], positional: str | None = None, lists: Colle
     Args:
         words: Arguments of a command.
         positional: The option that values without an option belong to.
-        lists: Options that take lists, which may be given as several words.
+        lists: Options that take lists, which may be given as several words and several times.
 
     Example:
-        >>> with_names(["a", "b", "--slices", "true"], "runs", ["--runs"])
-        ['--runs', '["a", "b"]', '--slices', 'true']
+        >>> with_names(["a", "b", "--slices", "true", "--runs=c"], "runs", ["--runs"])
+        ['--runs', '["a", "b", "c"]', '--slices', 'true']
     """
     found: list[str] = []
+    places: dict[str, int] = {}  # of the words of lists
     waiting = deque(words)
     free = [] if positional is None else [f"--{positional}"]
     while waiting:
@@ -137,13 +138,21 @@ def with_names(words: Sequence[str], positional: str | None = None, lists: Colle
         if free and not word.startswith("-"):
             waiting.appendleft(word)
             word = free.pop()
-        found.append(word)
-        if word in lists:
-            values = []
+        option, equals, value = word.partition("=")
+        if option in lists:
+            values = [value] if equals else []
             while waiting and not waiting[0].startswith("--"):
                 values.append(waiting.popleft())
-            found += values if len(values) == 1 and values[0].startswith("[") else [json.dumps(values)]
-        elif word.startswith("-") and "=" not in word and word not in FLAGS and waiting:
+            if len(values) == 1 and values[0].startswith("["):
+                found += [option, values[0]]
+            elif option in places:
+                found[places[option]] = json.dumps(json.loads(found[places[option]]) + values)
+            else:
+                found += [option, json.dumps(values)]
+                places[option] = len(found) - 1
+            continue
+        found.append(word)
+        if word.startswith("-") and "=" not in word and word not in FLAGS and waiting:
             value = waiting.popleft()
             if re.match(r"-[^-]", value) and value not in ("-c", "-h"):
                 found[-1] += f"={value}"  # -2GiB, which the parser would take for an option

@@ -95,6 +95,9 @@ def benchmark_ladder(
     fragments = CONFIGS / "fragments" if configs is None else Path(configs)
     terms = Budget.parse(budget or content["budget"])
     settings = Settings(fragments, content["study"], terms, overrides=tuple(set), paths=_by_name(paths))
+    logs = {step.cell.data for step in steps}
+    if unknown := sorted(settings.paths.keys() - logs):
+        raise InputError(f"paths: no step reads {unknown[0]}, only {', '.join(sorted(logs))}")
     for step in steps:
         settings.fragments(step.cell)
     given = {"set": set, "paths": [f"{name}={Path(path).name}" for name, path in settings.paths.items()]}

@@ -206,6 +206,8 @@ def test_arguments_that_make_no_sense_are_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"paths='ml-1m.zip' must be the name of a log's fragments and its file"):
         benchmark_ladder(paths=["ml-1m.zip"])
+    with pytest.raises(InputError, match="paths: no step reads ml1m, only ml_1m, ml_1m_sasrec"):
+        benchmark_ladder(paths=["ml1m=ml-1m.zip"])
     with pytest.raises(MissingInputError, match="config 'ladders/ml_2m' is neither a file nor a config"):
         benchmark_ladder("ml_2m")
     Path("list.yaml").write_text("- a")
