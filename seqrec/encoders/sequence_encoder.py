@@ -42,7 +42,7 @@ class SequenceEncoder(nn.Module, ABC):
         layer_norm: False omits every layer norm (ablation).
 
     Attributes:
-        takes_slab_rows: Whether `step` also takes a state whose tensors are `seqrec.ops.mamba_step.SlabRows`, which it
+        takes_slab_rows: Whether `step` also takes a state whose tensors are `seqrec.ops.steps.SlabRows`, which it
             reads and writes in place. False gets copies of them.
         reads_gaps: Whether the mixers read the time between events, which `read_gaps` turns on.
         window: Newest events that attention was told to see, at most the model's `max_length`; None if it was not.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from seqrec.ops.attention import ATTENTION_BACKENDS, attention
+from seqrec.ops.attention.step import ATTENTION_STEP_BACKENDS
 from seqrec.ops.backends import Backends
 from seqrec.ops.best_items import BEST_ITEMS_BACKENDS
 from seqrec.ops.causal_conv1d import CONV_BACKENDS, causal_conv1d
@@ -38,6 +39,7 @@ ALL_BACKENDS: tuple[Backends[Any], ...] = (
     MAMBA_BACKENDS,
     MAMBA2_BACKENDS,
     MAMBA_STEP_BACKENDS,
+    ATTENTION_STEP_BACKENDS,
     MAMBA2_STEP_BACKENDS,
     EVENT_INPUT_BACKENDS,
     PAIR_SCORES_BACKENDS,

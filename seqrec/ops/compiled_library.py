@@ -74,6 +74,10 @@ LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
         "x in_weight conv_weight conv_bias delta_bias A_log D norm_weight out_weight inputs state"
         " rows next_rows out next_inputs next_state",
     ),
+    "attention_step": _layout(
+        "batch heads head_width window threads",
+        "turns num_events x in_weight in_bias out_weight out_bias keys values out next_keys next_values",
+    ),
     "pair_scores": _layout(
         "events draws width parts threads", "item_ids states vectors scores dscores dstates dvectors"
     ),

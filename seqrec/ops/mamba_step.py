@@ -6,43 +6,22 @@ H heads of width P = E / H.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqrec.ops.backends import Backend, Backends
-from seqrec.ops.compiled_library import call, compiled_backend, contiguous
+from seqrec.ops.compiled_library import call, contiguous
 from seqrec.ops.mamba_mixer import NORM_EPS
-from seqrec.ops.problems import wants_gradient
 from seqrec.ops.selective_scan import selective_scan_step
 from seqrec.ops.ssd import ssd_step
+from seqrec.ops.steps import SlabRows, Step, Stepped, run_step, step_backends
 
 __all__ = [
-    "MAMBA2_STEP_BACKENDS", "MAMBA_STEP_BACKENDS", "Mamba2StepProblem", "MambaStepProblem", "SlabRows", "mamba2_step",
+    "MAMBA2_STEP_BACKENDS", "MAMBA_STEP_BACKENDS", "Mamba2StepProblem", "MambaStepProblem", "mamba2_step",
     "mamba_step",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class SlabRows:
-    """One tensor of a state, whose rows are some of a slab's: a step reads them in place and writes others.
-
-    Attributes:
-        slab: (R, ...), each row contiguous; the rows themselves may be apart.
-        before: (B,) int64 rows of the state; repeats are allowed.
-        after: (B,) int64 rows to write, each of them once and none of them in `before`.
-    """
-
-    slab: Tensor
-    before: Tensor
-    after: Tensor
-
-    def __len__(self) -> int:
-        return len(self.before)
 
 
 class MambaStepProblem(NamedTuple):
@@ -107,11 +86,6 @@ class Mamba2StepProblem(NamedTuple):
     state: Tensor | SlabRows
 
 
-# Output (B, M), and `inputs` and `state` after the event.
-Stepped = tuple[Tensor, Tensor | SlabRows, Tensor | SlabRows]
-Step = Callable[[Any], Stepped]
-
-
 def mamba_step(problem: MambaStepProblem, *, backend: str = "auto") -> Stepped:
     """Compute one further event per row of a Mamba mixer (Gu & Dao 2023, figure 3): its output and its state.
 
@@ -135,7 +109,7 @@ def mamba_step(problem: MambaStepProblem, *, backend: str = "auto") -> Stepped:
     Raises:
         InputError: if the backend is unknown, missing or cannot compute this.
     """
-    return _run(problem, backend, MAMBA_STEP_BACKENDS, mamba_step_reference)
+    return run_step(problem, backend, MAMBA_STEP_BACKENDS, mamba_step_reference)
 
 
 def mamba2_step(problem: Mamba2StepProblem, *, backend: str = "auto") -> Stepped:
@@ -145,18 +119,7 @@ def mamba2_step(problem: Mamba2StepProblem, *, backend: str = "auto") -> Stepped
         problem: What to compute.
         backend: As of `mamba_step`; the environment variable is SEQREC_MAMBA2_STEP_BACKEND.
     """
-    return _run(problem, backend, MAMBA2_STEP_BACKENDS, mamba2_step_reference)
-
-
-def _run(problem: Any, wanted: str, backends: Backends[Step], reference: Step) -> Stepped:
-    unusual = {
-        "gradients": wants_gradient(problem),
-        "compilation": torch.compiler.is_compiling(),
-        "autocast": torch.is_autocast_enabled(problem.x.device.type),
-    }
-    given = tuple(name for name, holds in unusual.items() if holds)
-    stepped: Stepped = backends.run(problem, wanted, exported=reference, given=given, precise=False)
-    return stepped
+    return run_step(problem, backend, MAMBA2_STEP_BACKENDS, mamba2_step_reference)
 
 
 def _with_slabs(reference: Step) -> Step:
@@ -244,14 +207,9 @@ def mamba2_step_compiled(p: Mamba2StepProblem) -> Stepped:
     return _compiled("mamba2_step", p, sizes)
 
 
-def _backends(op: str, variable: str, compiled: Step, reference: Step) -> Backends[Step]:
-    unsupported = frozenset({"gradients", "compilation", "autocast"})
-    return Backends(op, variable, [compiled_backend(compiled, unsupported), Backend("reference", reference)])
-
-
-MAMBA_STEP_BACKENDS = _backends(
+MAMBA_STEP_BACKENDS = step_backends(
     "step of a Mamba mixer", "SEQREC_MAMBA_STEP_BACKEND", mamba_step_compiled, mamba_step_reference
 )
-MAMBA2_STEP_BACKENDS = _backends(
+MAMBA2_STEP_BACKENDS = step_backends(
     "step of a Mamba-2 mixer", "SEQREC_MAMBA2_STEP_BACKEND", mamba2_step_compiled, mamba2_step_reference
 )

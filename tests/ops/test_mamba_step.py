@@ -14,7 +14,8 @@ from torch import Tensor
 from seqrec.encoders import MambaRec
 from seqrec.encoders.layers import Mamba2Mixer, MambaMixer
 from seqrec.errors import InputError
-from seqrec.ops.mamba_step import Mamba2StepProblem, MambaStepProblem, SlabRows, mamba2_step, mamba_step
+from seqrec.ops.mamba_step import Mamba2StepProblem, MambaStepProblem, mamba2_step, mamba_step
+from seqrec.ops.steps import SlabRows
 
 Draw = Callable[..., Tensor]
 

@@ -7,10 +7,11 @@ from seqrec.encoders.layers.gaps import Times
 from seqrec.encoders.layers.gated_deltanet import GatedDeltaNetMixer
 from seqrec.encoders.layers.mamba import Mamba2Mixer, MambaMixer
 from seqrec.encoders.layers.mixers import MIXERS, make_mixer
-from seqrec.encoders.layers.positions import LearnedPositions, rotary_turns, rotate
+from seqrec.encoders.layers.positions import LearnedPositions
 from seqrec.encoders.layers.positionwise import FeedForward, TokenGate
 from seqrec.encoders.layers.residual import ResidualStack, make_norm, newest_events, recompute_blocks, run_block
 from seqrec.encoders.layers.streamed import Streamed, Tensors, as_streaming, joined, separated
+from seqrec.ops.attention.rotary import rotary_turns, rotate
 
 __all__ = [
     "MIXERS",

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.encoders.layers.gaps import GapTable, Times, needed
-from seqrec.encoders.layers.positions import rotary_turns, rotate
 from seqrec.encoders.layers.positionwise import Linear
 from seqrec.encoders.layers.residual import run_block
 from seqrec.encoders.layers.streamed import Tensors
 from seqrec.errors import InputError, check_at_least
 from seqrec.ops.attention import attention, split_heads
 from seqrec.ops.attention.reference import in_window
+from seqrec.ops.attention.rotary import rotary_turns, rotate
+from seqrec.ops.attention.step import AttentionStepProblem, attention_step
 from seqrec.ops.dropout import check_share
 from seqrec.ops.export import is_exporting
 from seqrec.ops.linear import linear
@@ -171,6 +172,12 @@ class CausalSelfAttention(nn.Module):
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""
+        if x.shape[1] == 1 and valid is None and self.gaps is None:
+            weights = (*self.in_projection.parameters(), *self.out_projection.parameters(), self.turns)
+            kept = state["keys"], state["values"], state["num_events"]
+            out, keys, values = attention_step(AttentionStepProblem._make((x[:, 0], *weights, *kept)))
+            further = {"keys": keys, "values": values, "num_events": state["num_events"] + 1}
+            return out.unsqueeze(1), cast("Tensors", further)
         moments = None if self.gaps is None else needed(*times)[0]
         length, window = x.shape[1], state["keys"].shape[2]
         positions = state["num_events"].unsqueeze(1) + torch.arange(length, device=x.device)

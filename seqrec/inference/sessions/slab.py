@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seqrec.encoders.state import State, as_bytes
-from seqrec.ops.mamba_step import SlabRows
+from seqrec.ops.steps import SlabRows
 
 # Rows of a slab when it is made; it doubles when all are in use. The state before any event is in the first.
 FIRST_ROWS, FIRST_ROW = 16, 0

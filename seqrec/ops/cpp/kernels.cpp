@@ -88,6 +88,7 @@ inline bool is_start(const Problem& p, int64_t event) {
 #include "event_input.h"
 #include "residual_norm.h"
 #include "mamba_step.h"
+#include "attention_step.h"
 #include "pair_scores.h"
 #include "weight_gradient.h"
 #include "best_items.h"
@@ -179,6 +180,8 @@ KERNEL_EXPORT int64_t mamba_step_problem_bytes() { return sizeof(MambaStepProble
 
 KERNEL_EXPORT int64_t mamba2_step_problem_bytes() { return sizeof(Mamba2StepProblem); }
 
+KERNEL_EXPORT int64_t attention_step_problem_bytes() { return sizeof(AttentionStepProblem); }
+
 KERNEL_EXPORT int64_t pair_scores_problem_bytes() { return sizeof(PairScoresProblem); }
 
 KERNEL_EXPORT int64_t weight_gradient_problem_bytes() { return sizeof(WeightGradientProblem); }
@@ -266,6 +269,11 @@ KERNEL_EXPORT int mamba_step(const MambaStepProblem* p) {
 KERNEL_EXPORT int mamba2_step(const Mamba2StepProblem* p) {
   const int64_t pieces = (p->batch + piece_of(*p) - 1) / piece_of(*p);
   return run(*p, pieces, mamba2_step_work(*p), mamba2_step_scratch(*p), mamba2_step_task);
+}
+
+KERNEL_EXPORT int attention_step(const AttentionStepProblem* p) {
+  const int64_t pieces = (p->batch + piece_of(*p) - 1) / piece_of(*p);
+  return run(*p, pieces, attention_step_work(*p), attention_step_scratch(*p), attention_step_task);
 }
 
 KERNEL_EXPORT int pair_scores_forward(const PairScoresProblem* p) {

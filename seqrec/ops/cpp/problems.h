@@ -139,6 +139,20 @@ struct AttentionProblem {
   float *dkey, *dvalue;               // like dquery; if there are parts, (parts, B, L, H, P), to be summed
 };
 
+// One further event of H heads of width P, which see it and the newest W - 1 of the kept ones; D = H P.
+struct AttentionStepProblem {
+  int64_t batch, heads, head_width, window;
+  int64_t threads;
+  const int64_t* turns;       // (P / 2,) in parts of a turn of 2^32; no rotation
+  const int64_t* num_events;  // (B,) earlier events
+  const float* x;             // (B, D)
+  const float *in_weight, *in_bias;    // (3 D, D), (3 D,)
+  const float *out_weight, *out_bias;  // (D, D), (D,)
+  const float *keys, *values;          // (B, H, W, P), the newest last
+  float* out;                          // (B, D)
+  float *next_keys, *next_values;      // as keys, values
+};
+
 struct DropoutProblem {
   int64_t count;
   int64_t threshold;  // numbers of 16 bits below it drop an element
