@@ -20,6 +20,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _LOG = logging.getLogger(__name__)
 
+# What a problem has if its tensors of real numbers are not all of its input's dtype.
+MIXED_DTYPES = "mixed dtypes"
+
 
 def supports_real_numbers(device: str, dtype: torch.dtype) -> bool:
     """Return True for float32 and float64, on any device."""
@@ -176,6 +179,8 @@ class Backends(Generic[Function]):
         """
         x = problem[0]
         dtype = torch.promote_types(x.dtype, torch.float32) if precise else x.dtype
+        if not precise and any(isinstance(y, Tensor) and y.is_floating_point() and y.dtype != dtype for y in problem):
+            given = (*given, MIXED_DTYPES)
         if wanted == "auto" and is_exporting():
             function = exported
         else:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from seqrec.errors import InputError
-from seqrec.ops.backends import Backend, Function
+from seqrec.ops.backends import MIXED_DTYPES, Backend, Function
 
 FOLDER = Path(__file__).parent
 # Libraries from the widest vectors to the narrowest: name, floats per vector, CPU capabilities in torch's names.
@@ -152,7 +152,7 @@ def compiled_backend(function: Function, unsupported_args: frozenset[str] = froz
         "float32 on cpu",
         supports=lambda device, dtype: device == "cpu" and dtype == torch.float32,
         missing=load_error,
-        unsupported_args=unsupported_args,
+        unsupported_args=unsupported_args | {MIXED_DTYPES},
     )
 
 

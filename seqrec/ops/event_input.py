@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqrec.errors import InputError
-from seqrec.ops.backends import Backend, Backends
+from seqrec.ops.backends import MIXED_DTYPES, Backend, Backends
 from seqrec.ops.compiled_library import call, compiled_backend
 from seqrec.ops.export import is_exporting
 from seqrec.ops.problems import wants_gradient
@@ -116,7 +116,7 @@ def event_input(parts: Sequence[TableRows], *, backend: str = "auto") -> Tensor:
     elif torch.compiler.is_compiling():
         given = ("compilation",)
     elif any(table.dtype != first.dtype for table in tables):
-        given = ("mixed dtypes",)
+        given = (MIXED_DTYPES,)
     out: Tensor = EVENT_INPUT_BACKENDS.run(
         EventInputProblem(first, parts), backend, exported=event_input_reference, given=given, precise=False
     )
@@ -230,7 +230,7 @@ EVENT_INPUT_BACKENDS: Backends[Callable[[EventInputProblem], Tensor]] = Backends
     "input of events",
     "SEQREC_EVENT_INPUT_BACKEND",
     [
-        compiled_backend(event_input_compiled, frozenset({"gradients", "compilation", "mixed dtypes"})),
+        compiled_backend(event_input_compiled, frozenset({"gradients", "compilation"})),
         Backend("reference", event_input_reference, supports=_anything),
     ],
 )

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqrec.ops.backends import Backend, Backends
+from seqrec.ops.backends import MIXED_DTYPES, Backend, Backends
 from seqrec.ops.compiled_library import call, load_error
 from seqrec.ops.export import is_exporting
 
@@ -60,11 +60,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     """
     if backend == "auto" and (torch.compiler.is_compiling() or is_exporting() or x.numel() * len(weight) < LEAST_WORK):
         return F.linear(x, weight, bias)
-    unusual = {
-        "mixed dtypes": x.dtype != weight.dtype or (bias is not None and bias.dtype != x.dtype),
-        "autocast": torch.is_autocast_enabled(x.device.type),
-    }
-    given = tuple(name for name, holds in unusual.items() if holds)
+    given = ("autocast",) if torch.is_autocast_enabled(x.device.type) else ()
     problem = LinearProblem(x, weight, bias)
     out: Tensor = LINEAR_BACKENDS.run(problem, backend, exported=linear_reference, given=given, precise=False)
     return out
@@ -201,7 +197,7 @@ LINEAR_BACKENDS: Backends[Callable[[LinearProblem], Tensor]] = Backends(
             "float32 on cpu",
             supports=lambda device, dtype: device == "cpu" and dtype == torch.float32,
             missing=_missing,
-            unsupported_args=frozenset({"mixed dtypes", "autocast"}),
+            unsupported_args=frozenset({MIXED_DTYPES, "autocast"}),
             extra=True,
         ),
         Backend("reference", linear_reference, supports=lambda device, dtype: dtype.is_floating_point),

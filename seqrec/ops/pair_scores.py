@@ -53,15 +53,11 @@ def pair_scores(states: Tensor, vectors: Tensor, item_ids: Tensor, *, backend: s
         >>> pair_scores(torch.tensor([[1.0, 2.0]]), torch.eye(2), torch.tensor([[1, 0, 1]])).tolist()
         [[2.0, 1.0, 2.0]]
     """
-    unusual = {
-        "mixed dtypes": states.dtype != vectors.dtype,
-        "autocast": torch.is_autocast_enabled(states.device.type),
-    }
     scores: Tensor = PAIR_SCORES_BACKENDS.run(
         PairScoresProblem(vectors, states, item_ids),
         backend,
         exported=pair_scores_reference,
-        given=tuple(name for name, holds in unusual.items() if holds),
+        given=("autocast",) if torch.is_autocast_enabled(states.device.type) else (),
         precise=False,
     )
     return scores
@@ -202,7 +198,7 @@ PAIR_SCORES_BACKENDS: Backends[Callable[[PairScoresProblem], Tensor]] = Backends
     "scores of chosen items",
     "SEQREC_PAIR_SCORES_BACKEND",
     [
-        compiled_backend(pair_scores_compiled, frozenset({"mixed dtypes", "autocast"})),
+        compiled_backend(pair_scores_compiled, frozenset({"autocast"})),
         Backend("torch", pair_scores_torch, supports=lambda device, dtype: dtype.is_floating_point),
         Backend("reference", pair_scores_reference, supports=lambda device, dtype: dtype.is_floating_point),
     ],

@@ -102,7 +102,6 @@ def residual_norm(
         "compilation": torch.compiler.is_compiling(),
         "chosen dropout": bool(dropout) and wanted not in (None, "", "auto", "cpp"),
         ODD_WIDTH: bool(width[0] % WIDTHS),
-        "mixed dtypes": any(each is not None and each.dtype != branch.dtype for each in (x, weight, bias)),
     }
     given = tuple(name for name, holds in unusual.items() if holds)
     normed: Normed = RESIDUAL_NORM_BACKENDS.run(
@@ -186,9 +185,7 @@ RESIDUAL_NORM_BACKENDS: Backends[Callable[[ResidualNormProblem], Normed]] = Back
     "residual norm",
     "SEQREC_RESIDUAL_NORM_BACKEND",
     [
-        compiled_backend(
-            residual_norm_compiled, frozenset({"autocast", "compilation", "chosen dropout", ODD_WIDTH, "mixed dtypes"})
-        ),
+        compiled_backend(residual_norm_compiled, frozenset({"autocast", "compilation", "chosen dropout", ODD_WIDTH})),
         Backend("reference", residual_norm_reference, supports=lambda device, dtype: dtype.is_floating_point),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqrec.ops.backends import Backend, Backends
+from seqrec.ops.backends import MIXED_DTYPES, Backend, Backends
 from seqrec.ops.compiled_library import compiled_backend
 from seqrec.ops.problems import wants_gradient
 
@@ -39,19 +39,18 @@ Step = Callable[[Any], Stepped]
 
 def step_backends(op: str, variable: str, compiled: Step, reference: Step) -> Backends[Step]:
     """Return the backends of a step: the compiled one for what it can compute, and the plain one."""
-    unsupported = frozenset({"gradients", "compilation", "autocast", "mixed dtypes"})
+    unsupported = frozenset({"gradients", "compilation", "autocast"})
     return Backends(op, variable, [compiled_backend(compiled, unsupported), Backend("reference", reference)])
 
 
 def run_step(problem: Any, wanted: str, backends: Backends[Step], reference: Step) -> Stepped:
     """Return the output and the state after the event, by the `wanted` backend; `reference` is the one to export."""
-    tensors = [x.slab if isinstance(x, SlabRows) else x for x in problem if isinstance(x, (Tensor, SlabRows))]
     unusual = {
         "gradients": wants_gradient(problem),
         "compilation": torch.compiler.is_compiling(),
         "autocast": torch.is_autocast_enabled(problem.x.device.type),
         # A stream may keep its events in another dtype than the weights'.
-        "mixed dtypes": any(x.is_floating_point() and x.dtype != problem.x.dtype for x in tensors),
+        MIXED_DTYPES: any(x.slab.dtype != problem.x.dtype for x in problem if isinstance(x, SlabRows)),
     }
     given = tuple(name for name, holds in unusual.items() if holds)
     stepped: Stepped = backends.run(problem, wanted, exported=reference, given=given, precise=False)

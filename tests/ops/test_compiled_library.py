@@ -5,7 +5,8 @@ import torch
 from problems import CONVOLUTION, SCAN
 
 from seqrec.errors import InputError
-from seqrec.ops import compiled_library
+from seqrec.ops import ALL_BACKENDS, compiled_library, residual_norm
+from seqrec.ops.backends import MIXED_DTYPES
 
 make_inputs, run, assert_close = SCAN.make, SCAN.run, SCAN.assert_close
 
@@ -87,3 +88,15 @@ def test_every_variant_that_runs_here_agrees(variant):
     inputs = make_inputs(**SCAN.larger, flags=True)
     SCAN.assert_reference(inputs, "cpp")
     CONVOLUTION.assert_reference(CONVOLUTION.make(L=300, D=37, flags=True), "cpp")
+
+
+@pytest.mark.parametrize("backends", [each for each in ALL_BACKENDS if "cpp" in each.names], ids=lambda each: each.op)
+def test_a_compiled_op_takes_no_tensors_of_other_dtypes(backends):
+    reason = backends["cpp"].why_unusable("cpu", torch.float32, [MIXED_DTYPES])
+    assert reason == f"has no {MIXED_DTYPES}", reason
+
+
+def test_tensors_of_other_dtypes_are_seen(cpp):
+    weight = torch.ones(64, dtype=torch.float64)
+    with pytest.raises(InputError, match=f"'cpp' has no {MIXED_DTYPES}"):
+        residual_norm(torch.zeros(2, 3, 64), None, weight, weight, backend="cpp")

@@ -67,7 +67,7 @@ def attention_step(problem: AttentionStepProblem, *, backend: str = "auto") -> S
 def attention_step_reference(p: Any) -> Stepped:
     """Compute `attention_step` in plain torch."""
     heads, window, width = p.keys.shape[1:]
-    packed = F.linear(p.x, p.in_weight, p.in_bias).unflatten(1, (3, heads, 1, width))
+    packed = torch.unflatten(F.linear(p.x, p.in_weight, p.in_bias), 1, (3, heads, 1, width))
     query, key, value = packed.unbind(1)
     if p.turns is not None:
         position = p.num_events[:, None, None]
