@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from seqrec.inference.sessions import Event, InMemoryStore, RedisStore, SessionRecommender, SQLiteStore
     from seqrec.models import (
         Baseline,
+        BERT4Rec,
         ColumnHead,
         Explanation,
         GRU4Rec,
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
         Samba,
         SASRec,
         SequentialRecommender,
+        SSD4Rec,
         TrainingEvents,
         evaluate,
         recipe,
@@ -120,8 +122,8 @@ _MODULES = {
     "seqrec.inference.export": "export",
     "seqrec.inference.sessions": "Event InMemoryStore RedisStore SQLiteStore SessionRecommender",
     "seqrec.models": (
-        "Baseline ColumnHead Explanation GRU4Rec ItemKNN MambaRec Markov MoEMaTrRec Popularity "
-        "RecMamba RecentItems RecentPopularity Recommender SASRec Samba SequentialRecommender "
+        "BERT4Rec Baseline ColumnHead Explanation GRU4Rec ItemKNN MambaRec Markov MoEMaTrRec "
+        "Popularity RecMamba RecentItems RecentPopularity Recommender SASRec SSD4Rec Samba SequentialRecommender "
         "TrainingEvents evaluate recipe"
     ),
     "seqrec.models.baselines.comparison": "BaselineComparison",
@@ -140,6 +142,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "BCE",
+    "BERT4Rec",
     "Baseline",
     "BaselineComparison",
     "BestCheckpoint",
@@ -202,6 +205,7 @@ __all__ = [
     "RowwiseAdagrad",
     "RunFolder",
     "SASRec",
+    "SSD4Rec",
     "Samba",
     "SQLiteStore",
     "SampledRanking",

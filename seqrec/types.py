@@ -63,7 +63,8 @@ class History(TensorRecord):
     """Past events, which are all that the model may know: oldest first, padded on the right.
 
     Attributes:
-        item_ids: (B, L) int64; 0 is padding, only after the last event.
+        item_ids: (B, L) int64; 0 is padding, only after the last event. At an event it is a masked item, which only
+            bidirectional encoders are given.
         lengths: (B,) int64, number of events of each row, 1..L.
         timestamps: (B, L) int64 in the log's unit, or None if the log has none.
         time_before: (B,) int64, time of the event before the first one here, as in a stream; `NO_TIME` without one.

@@ -160,9 +160,11 @@ def build_encoder(text: str, d_model: int, num_layers: int) -> SequenceEncoder:
     """Return an encoder without dropout, from its name and arguments, as in `MambaRec:mixer=mamba2,d_state=64`.
 
     Raises:
-        InputError: if the name or an argument is unknown, or a value is not allowed.
+        InputError: if the name or an argument is unknown, a value is not allowed, or the encoder is bidirectional.
     """
     name, _, given = text.partition(":")
+    if ENCODERS[name].bidirectional:
+        raise InputError(f"encoders: {name} sees newer events, and so the answers: take a causal encoder")
     pairs = [pair.partition("=") for pair in given.split(",") if pair]
     try:
         return ENCODERS[name](

@@ -20,9 +20,10 @@ from seqrec.types import History
 class SequenceEncoder(nn.Module, ABC):
     """Base class of encoders, which turn embedded events into states that score the next item.
 
-    An encoder is causal: the state at t depends on events up to t. Padding is on the right and must not change the
-    states of events; states at padding are finite and never used. Each constructor argument is kept as an attribute
-    of the same name, because checkpoints rebuild the encoder from them.
+    An encoder is causal: the state at t depends on events up to t. States of a `bidirectional` one depend on newer
+    events too; it is trained on masked items (`seqrec.models.MaskedItems`), and cannot be streamed. Padding is on the
+    right and must not change the states of events; states at padding are finite and never used. Each constructor
+    argument is kept as an attribute of the same name, because checkpoints rebuild the encoder from them.
 
     An encoder that defines `zero_state` and `advance` can also be streamed, in evaluation mode and without gradients:
     call `init_state`, then `step` for one event per row or `extend` for any number. The states are those of `forward`
@@ -46,6 +47,7 @@ class SequenceEncoder(nn.Module, ABC):
             reads and writes in place. False gets copies of them.
         reads_gaps: Whether the mixers read the time between events, which `read_gaps` turns on.
         window: Newest events that attention was told to see, at most the model's `max_length`; None if it was not.
+        bidirectional: Whether states depend on newer events too.
 
     Raises:
         InputError: if a width or count is below 1, or dropout is outside [0, 1).
@@ -70,6 +72,7 @@ class SequenceEncoder(nn.Module, ABC):
     takes_slab_rows = False
     reads_gaps = False
     window: int | None = None
+    bidirectional = False
 
     def __init__(self, d_model: int, *, num_layers: int, dropout: float, layer_norm: bool) -> None:
         super().__init__()
@@ -156,6 +159,7 @@ class SequenceEncoder(nn.Module, ABC):
         """
         if batch_size < 0 or max_length < 1:
             raise InputError(f"batch_size={batch_size} must be at least 0 and max_length={max_length} at least 1")
+        self.refuse_bidirectional()
         like = next(self.parameters()).new_empty(0, device=device, dtype=dtype)
         if not like.is_floating_point():
             raise InputError(f"dtype={dtype} must be one of real numbers, such as torch.float32")
@@ -221,6 +225,15 @@ class SequenceEncoder(nn.Module, ABC):
             return x, state
         states, tensors = self.advance(x, valid, state.tensors, *self.times_of(events))
         return states, State(tensors, state.encoder)
+
+    def refuse_bidirectional(self) -> None:
+        """Raise an `InputError` if the encoder is bidirectional, so that it cannot be streamed."""
+        if self.bidirectional:
+            raise InputError(
+                f"{type(self).__name__} sees newer events and cannot be streamed: each new event changes the states of "
+                "all others; encode whole histories, as `recommend` and `seqrec serve` do, or train a causal encoder "
+                "such as MambaRec"
+            )
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return the tensors of `init_state`, as `seqrec.encoders.layers.Streamed.zero_state` does."""

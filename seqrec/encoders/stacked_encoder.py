@@ -8,6 +8,7 @@ from torch import Tensor
 
 from seqrec.encoders.layers import ResidualStack, Tensors, Times
 from seqrec.encoders.sequence_encoder import SequenceEncoder
+from seqrec.errors import InputError
 from seqrec.types import History
 
 
@@ -43,3 +44,26 @@ class StackedEncoder(SequenceEncoder):
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""
         return self.stack.advance(x, valid, state, *times)
+
+
+class BidirectionalEncoder(StackedEncoder):
+    """Stack of blocks that see all events of a row, newer ones too, and so cannot be streamed.
+
+    The first branch of each block also gets which places are events, (B, L) bool.
+    """
+
+    bidirectional = True
+    zero_state = SequenceEncoder.zero_state
+    advance = SequenceEncoder.advance
+    newest = SequenceEncoder.newest
+
+    def forward(self, x: Tensor, history: History) -> Tensor:
+        """Return states (B, L, D) of embedded events x (B, L, D)."""
+        out: Tensor = self.stack(x, history.valid)
+        return out
+
+    def read_gaps(self, ticks: int) -> None:
+        """Refuse to read gaps: the time of a masked event is not known."""
+        raise InputError(
+            f"time.in_mixers=True needs the time of each event, but {type(self).__name__} has masked ones: leave it out"
+        )

@@ -12,13 +12,15 @@ from seqrec.models.baselines import (
 from seqrec.models.column_heads import ColumnHead
 from seqrec.models.explain import Explanation
 from seqrec.models.judging import evaluate
-from seqrec.models.presets import GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, Samba, SASRec
+from seqrec.models.masked_items import MaskedItems
+from seqrec.models.presets import BERT4Rec, GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, Samba, SASRec, SSD4Rec
 from seqrec.models.recipes import recipe
 from seqrec.models.recommender import Recommender
 from seqrec.models.sequential import SequentialRecommender
 from seqrec.models.warm_start import WarmStart
 
 __all__ = [
+    "BERT4Rec",
     "Baseline",
     "ColumnHead",
     "Explanation",
@@ -26,6 +28,7 @@ __all__ = [
     "ItemKNN",
     "MambaRec",
     "Markov",
+    "MaskedItems",
     "MoEMaTrRec",
     "Popularity",
     "RecMamba",
@@ -33,6 +36,7 @@ __all__ = [
     "RecentPopularity",
     "Recommender",
     "SASRec",
+    "SSD4Rec",
     "Samba",
     "SequentialRecommender",
     "TrainingEvents",

@@ -2,7 +2,7 @@
 
 Each preset has its encoder's arguments, and takes those of `SequentialRecommender` as `**shared`: `max_length`,
 `positions`, `user_embedding`, `num_users`, `user_columns`, `log_user_columns`, `time`, `event_columns`, `log_columns`,
-`item_table`, `item_columns`, `loss`, `heads` and `optimizer`. It refuses all other names.
+`item_table`, `item_columns`, `loss`, `masking`, `heads` and `optimizer`. It refuses all other names.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 from seqrec import encoders
 from seqrec.models.sequential import SequentialRecommender
 
-__all__ = ["GRU4Rec", "MambaRec", "MoEMaTrRec", "RecMamba", "SASRec", "Samba"]
+__all__ = ["BERT4Rec", "GRU4Rec", "MambaRec", "MoEMaTrRec", "RecMamba", "SASRec", "SSD4Rec", "Samba"]
 
 
 def _encoder(make: type[encoders.SequenceEncoder], given: dict[str, Any]) -> encoders.SequenceEncoder:
@@ -259,4 +259,86 @@ class Samba(SequentialRecommender):
         **shared: Any,
     ) -> None:
         encoder = _encoder(encoders.Samba, locals())
+        super().__init__(num_items, encoder=encoder, **shared)
+
+
+class BERT4Rec(SequentialRecommender):
+    """BERT4Rec: attention in both directions, for masked items (Sun et al. 2019); see `seqrec.encoders.BERT4Rec`.
+
+    Args:
+        num_items: Items of the catalogue.
+        d_model: Width D of item vectors and states.
+        num_layers: Blocks.
+        num_heads: Attention heads, a divisor of `d_model`.
+        d_feedforward: Hidden width of the feed-forward layer; None is 4 times `d_model`.
+        dropout: Share of the embedded values, and of the encoder's activations, that training sets to 0.
+        layer_norm: False leaves out every layer norm.
+        rotary: Whether attention rotates queries and keys by position.
+        shared: Further arguments of `SequentialRecommender`.
+
+    Example:
+        >>> from seqrec import BERT4Rec
+        >>> BERT4Rec(num_items=100, d_model=16, max_length=50).title
+        'BERT4Rec'
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        d_model: int = 64,
+        num_layers: int = 2,
+        num_heads: int = 1,
+        d_feedforward: int | None = None,
+        dropout: float = 0.2,
+        layer_norm: bool = True,
+        rotary: bool = False,
+        **shared: Any,
+    ) -> None:
+        encoder = _encoder(encoders.BERT4Rec, locals())
+        super().__init__(num_items, encoder=encoder, **shared)
+
+
+class SSD4Rec(SequentialRecommender):
+    """SSD4Rec: Mamba-2 in both directions, for masked items (Qu et al. 2024); see `seqrec.encoders.SSD4Rec`.
+
+    Args:
+        num_items: Items of the catalogue.
+        d_model: Width D of item vectors and states.
+        num_layers: Blocks.
+        mixer: "mamba", "mamba2" or "gated_deltanet".
+        beta: Weight of the reversed direction, above 0.
+        share_weights: Whether both directions have the same weights.
+        d_state: States per inner channel of Mamba.
+        d_conv: Events that Mamba's convolution sees.
+        expand: Inner width of Mamba divided by `d_model`.
+        d_feedforward: Hidden width of the feed-forward layer; None is 4 times `d_model`.
+        dropout: Share of the embedded values, and of the encoder's activations, that training sets to 0.
+        layer_norm: False leaves out every layer norm.
+        shared: Further arguments of `SequentialRecommender`.
+
+    Example:
+        >>> from seqrec import SSD4Rec
+        >>> SSD4Rec(num_items=100, d_model=16, max_length=50).title
+        'SSD4Rec'
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        d_model: int = 64,
+        num_layers: int = 2,
+        mixer: Literal["mamba", "mamba2", "gated_deltanet"] = "mamba2",
+        beta: float = 0.1,
+        share_weights: bool = True,
+        d_state: int = 32,
+        d_conv: int = 4,
+        expand: int = 2,
+        d_feedforward: int | None = None,
+        dropout: float = 0.2,
+        layer_norm: bool = True,
+        **shared: Any,
+    ) -> None:
+        encoder = _encoder(encoders.SSD4Rec, locals())
         super().__init__(num_items, encoder=encoder, **shared)

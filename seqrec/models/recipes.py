@@ -25,7 +25,7 @@ from seqrec.specs import arguments_from_specs, from_spec, to_spec
 
 # Encoders that know the order of events without learned positions, which they would need to give up to be streamed.
 _RECURRENT = {"GRU4Rec", "MambaRec", "RecMamba", "Samba"}
-_ATTENDING = {"SASRec", "MoEMaTrRec"}
+_ATTENDING = {"SASRec", "MoEMaTrRec", "BERT4Rec"}
 _STEPS = "trainer.max_steps"
 # Arguments of a model that its log determines, or that options name in another way.
 _OF_LOG = {"num_items", "num_users", "max_length", "item_columns", "log_user_columns", "log_columns", "heads"}
@@ -170,7 +170,7 @@ def _settings_of(saved: Mapping[str, Any], model: type[SequentialRecommender], s
         elif name == "item_table":
             found |= {f"item_table.{key}": each for key, each in spec["init_args"].items() if each not in (None, [])}
             continue
-        elif name == "time" and spec is not None:
+        elif name in ("time", "masking") and spec is not None:
             spec = spec["init_args"]
         elif name == "optimizer" and "schedule" in spec["init_args"]:
             spec["init_args"]["schedule"] = schedule
@@ -202,6 +202,8 @@ def _budget(given: Mapping[str, Any], epoch: int, update: float) -> int:
 def _positions(model: str) -> Iterator[Choice]:
     if model in _RECURRENT:
         yield Choice({"model.positions": False}, f"{model} knows the order of events, and can then be streamed")
+    elif model == "SSD4Rec":
+        yield Choice({"model.positions": False}, f"{model} knows the order of events")
     elif model in _ATTENDING:
         yield Choice({"model.positions": True}, "attention does not know the order of events without them")
 

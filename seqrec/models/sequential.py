@@ -33,6 +33,7 @@ from seqrec.encoders.layers import LearnedPositions, newest_events
 from seqrec.errors import InputError, check_at_least
 from seqrec.models.column_heads import ColumnHead, ColumnHeads, columns_of, predict_columns
 from seqrec.models.explain import explain
+from seqrec.models.masked_items import MaskedItems, MaskVector, followed_by_mask, masked_batch, masking_for
 from seqrec.models.similar_items import ItemSimilarity
 from seqrec.models.streaming import StreamingRecommender
 from seqrec.runs.callbacks import GatherTables
@@ -76,6 +77,8 @@ class SequentialRecommender(StreamingRecommender):
         item_columns: Sizes of the store's columns of items by name (`EventStore.item_column_sizes`), of which
             `item_table.content` names some. `use_store` and trainers read their values.
         loss: Objective; None is `BCE` with one uniform negative.
+        masking: How training masks items, for a bidirectional encoder such as BERT4Rec; None is `MaskedItems()` for
+            those. The loss is then that of the masked items, and a state is that of a mask after the history.
         heads: Columns of the next event that the model predicts besides the item, with the weights of their losses; the
             model need not read them. Their names are those of `log_columns`. None is none. See `predict_columns`.
         optimizer: None is `Adam` with step size 1e-3.
@@ -87,11 +90,14 @@ class SequentialRecommender(StreamingRecommender):
         event_time: Vectors of the time of events; None without `time`.
         column_embedding: Vectors of the columns of events; None without `event_columns`.
         read_out: Reads the time of a request; None without `time.request`.
+        masking: How training masks items; None for a causal encoder.
+        mask: The vector of masked items; None for a causal encoder.
         heads: Read-outs of columns of the next event, from the states before `to_scoring_space`; None without `heads`.
 
     Raises:
         InputError: if `user_embedding` or `user_columns` is set without `num_users`, the log has no column of a name in
-            `event_columns`, `user_columns` or `heads`, or a value is out of range.
+            `event_columns`, `user_columns` or `heads`, a value is out of range, or `masking_for` refuses an argument
+            for the encoder.
 
     Example:
         >>> from seqrec import SequentialRecommender
@@ -132,6 +138,7 @@ class SequentialRecommender(StreamingRecommender):
         item_table: ItemTable | None = None,
         item_columns: dict[str, Any] | None = None,
         loss: Loss | None = None,
+        masking: MaskedItems | None = None,
         heads: Sequence[ColumnHead] | None = None,
         optimizer: OptimizerFactory | None = None,
     ) -> None:
@@ -144,7 +151,11 @@ class SequentialRecommender(StreamingRecommender):
         self.items, self.output_items = self._make_tables(num_items, columns)
         check_at_least(1, max_length=max_length)
         self._check_window(max_length)
-        self.positions = LearnedPositions(max_length, self.encoder.d_model) if positions else None
+        unread = {"time": time, "event_columns": event_columns, "heads": heads}
+        self.masking = masking_for(self.encoder, from_spec(masking, MaskedItems), self.loss, unread)
+        masked = self.masking is not None
+        self.mask = MaskVector(self.encoder.d_model, std=self.item_table.std) if masked else None
+        self.positions = LearnedPositions(max_length, self.encoder.d_model, further=masked) if positions else None
         of_users = sizes_of_content(user_columns or (), log_user_columns, group=USERS)
         self.users = self._make_users(num_users, of_users, ids=user_embedding)
         self.time: EventTime | None = from_spec(time, EventTime)
@@ -172,6 +183,7 @@ class SequentialRecommender(StreamingRecommender):
         parts = ("encoder", "time", "event_columns", "item_table", "loss", "optimizer")
         specs = {name: None if (part := getattr(self, name)) is None else to_spec(part) for name in parts}
         own: dict[str, Any] = {} if self.heads is None else {"heads": to_spec(self.heads.described)}
+        own |= {} if self.masking is None else {"masking": to_spec(self.masking)}
         own |= {"item_columns": of_items} if of_items else {}
         own |= {"user_columns": list(of_users), "log_user_columns": of_users} if of_users else {}
         self.save_hyperparameters({**to_spec(self.encoder)["init_args"], **plain, **own, **specs})
@@ -232,7 +244,7 @@ class SequentialRecommender(StreamingRecommender):
         """Return the states of all events, before any time of a request is read.
 
         Args:
-            history: (B, L) events.
+            history: (B, L) events; for a bidirectional encoder item 0 at an event is a masked item.
             user_ids: (B,) int64, 0 for unknown; None means unknown for all.
 
         Returns:
@@ -246,7 +258,10 @@ class SequentialRecommender(StreamingRecommender):
         return states
 
     def last_states(self, batch: SequenceBatch) -> Tensor:
-        """Return the (B, D) states after each row's newest event, as asked at the batch's times of requests."""
+        """Return the (B, D) states after each row's newest event, as asked at the batch's times of requests.
+
+        With a bidirectional encoder they are the states of a mask that follows that event.
+        """
         return self.to_scoring_space(self.request_states(batch))
 
     def request_states(self, batch: SequenceBatch) -> Tensor:
@@ -287,9 +302,12 @@ class SequentialRecommender(StreamingRecommender):
     def _newest(
         self, x: Tensor, history: History, user_ids: Tensor | None, *, at: Tensor | None, stream: bool = False
     ) -> Tensor:
-        x = self.encoder_input(x, history, user_ids)
         if stream:
             self._refuse_learned_positions()
+        if self.mask is not None:
+            x, history = F.pad(x, (0, 0, 0, 1)), followed_by_mask(history)
+        x = self.encoder_input(x, history, user_ids)
+        if stream:
             start = self.encoder.init_state(len(x), max_length=int(self.hparams["max_length"]))
             states = self.encoder.advance(x, None, start.tensors, *self.encoder.times_of(history))[0][:, -1]
         else:
@@ -357,8 +375,10 @@ class SequentialRecommender(StreamingRecommender):
     def encoder_input(self, x: Tensor, history: History, user_ids: Tensor | None) -> Tensor:
         """Return the encoder's input for scaled item vectors (B, L, D).
 
-        Positions, times, columns and users are added.
+        The vector of masked items, positions, times, columns and users are added.
         """
+        if self.mask is not None:
+            x = x + self.mask(history.item_ids)
         if self.positions is not None:
             x = x + self.positions(history)
         if self.event_time is not None:
@@ -570,7 +590,11 @@ class SequentialRecommender(StreamingRecommender):
 
         With `heads` it is the weighted sum of the losses of the item and of the columns, which `parts` gets.
         """
-        states = self(batch.history, batch.user_ids)
+        if self.masking is None:
+            states = self(batch.history, batch.user_ids)
+        else:
+            history, batch = masked_batch(batch, self.masking.draw(batch))
+            states = self(history, batch.user_ids)[:, 1:]
         if self.read_out is not None:
             states = self.at_request(states, needed_times(batch.history), batch.request_times)
         loss: Tensor = self.loss(self.to_scoring_space(states), batch, self.scorer())

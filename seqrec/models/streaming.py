@@ -169,6 +169,7 @@ class StreamingRecommender(Recommender):
             )
 
     def _refuse_learned_positions(self) -> None:
+        self.encoder.refuse_bidirectional()
         if self.positions is not None:
             raise InputError(
                 "positions=True cannot be streamed: learned positions count back from the newest event, so that each "

@@ -44,6 +44,8 @@ def test_encoders_have_the_arguments_after_the_colon():
     assert build_encoder("SASRec:rotary=true", 16, 2).rotary is True
     assert Answerer(build_encoder("SASRec:rotary=true", 16, 2), 50).positions is None
     assert Answerer(build_encoder("SASRec", 16, 2), 50).positions is not None
+    with pytest.raises(InputError, match="encoders: BERT4Rec sees newer events, and so the answers"):
+        build_encoder("BERT4Rec", 16, 1)
     with pytest.raises(InputError, match="unknown encoder 'SASrec'"):
         build_encoder("SASrec", 16, 1)
     with pytest.raises(InputError, match=r"'SASRec:roteryy=1': .*roteryy.*; write NAME:argument=value"):

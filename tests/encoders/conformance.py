@@ -55,6 +55,11 @@ class Case:
         return "-".join(part for part in parts if part)
 
     @property
+    def bidirectional(self) -> bool:
+        """Whether states depend on newer events too."""
+        return ENCODERS[self.name].bidirectional
+
+    @property
     def backends(self) -> Backends | None:
         """Those of the mixer's scan; None where there is none or it is not known."""
         return None if self.mixer is None else SCANS.get(self.mixer)
@@ -85,7 +90,9 @@ def default_mixer(name: str) -> str | None:
 
 def reads_gaps(name: str) -> bool:
     """Whether an encoder has mixers that can read gaps."""
-    return any(hasattr(part, "read_gaps") for part in list(ENCODERS[name](D).modules())[1:])
+    return not ENCODERS[name].bidirectional and any(
+        hasattr(part, "read_gaps") for part in list(ENCODERS[name](D).modules())[1:]
+    )
 
 
 def takes_rotary(name: str) -> bool:
@@ -107,11 +114,12 @@ ARCHITECTURES = [
     *(Case(name, default_mixer(name), rotary=True) for name in ENCODERS if takes_rotary(name)),
     *(replace(case, gaps=True) for case in PLAIN if reads_gaps(case.name) and str(case) not in ALIKE),
 ]
-# The same, with each backend of the mixer's scan too.
+CAUSAL = [case for case in ARCHITECTURES if not case.bidirectional]
+# The same, with each backend of the mixer's scan too, unless it runs in both directions.
 CASES = [
     replace(case, scan=scan)
     for case in ARCHITECTURES
-    for scan in (None, *(case.backends.names if case in PLAIN and case.backends else ()))
+    for scan in (None, *(case.backends.names if case in PLAIN and case in CAUSAL and case.backends else ()))
 ]
 
 

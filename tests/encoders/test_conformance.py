@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import typing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,13 @@ from seqrec.encoders.layers import MIXERS
 from seqrec.encoders.layers.attention import CausalSelfAttention
 from seqrec.encoders.layers.positionwise import FeedForward, TokenGate
 from seqrec.errors import InputError
+from seqrec.models import MaskedItems, SequentialRecommender
+from seqrec.models.masked_items import masked_batch
 from seqrec.specs import from_spec, to_spec
-from seqrec.types import History
+from seqrec.types import History, RaggedItems, SequenceBatch
 
 REPOSITORY = Path(__file__).parents[2]
+BIDIRECTIONAL = [name for name in ENCODERS if ENCODERS[name].bidirectional]
 
 every_encoder = pytest.mark.parametrize("name", list(ENCODERS))
 # Whether gaps are read is no argument of an encoder.
@@ -110,7 +114,7 @@ def test_the_newest_events_have_the_states_of_the_whole_pass(case: Case, layer_n
 
 
 @with_and_without_norm_and_training
-def test_states_ignore_future_events(case: Case, layer_norm: bool, training: bool):
+def test_states_ignore_future_events_unless_they_are_bidirectional(case: Case, layer_norm: bool, training: bool):
     check_causality(case.build(layer_norm=layer_norm).train(training))
 
 
@@ -123,8 +127,29 @@ def test_future_inputs_get_no_gradient(case: Case):
     x, history = events([L] * B)
     x.requires_grad_()
     case.build()(x, history)[:, 3].square().sum().backward()
-    assert x.grad[:, 4:].count_nonzero() == 0
-    assert (x.grad[:, :4].abs().amax(-1) > 0).all()
+    seen = L if case.bidirectional else 4
+    assert x.grad[:, seen:].count_nonzero() == 0
+    assert (x.grad[:, :seen].abs().amax(-1) > 0).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", BIDIRECTIONAL)
+def test_no_masked_item_is_visible(name: str):
+    torch.manual_seed(0)
+    model = SequentialRecommender(30, encoder=ENCODERS[name](D), max_length=L).eval()
+    history, targets = events([L, 4])[1], torch.randint(1, 31, (2, L))
+    targets[1, 4:] = 0
+    history = History(torch.cat([torch.ones(2, 1, dtype=torch.int64), targets[:, :-1]], 1), history.lengths)
+    batch = SequenceBatch(history, targets, torch.tensor([1, 2]), RaggedItems.from_rows([targets[0], targets[1, :4]]))
+    hidden = MaskedItems(share=0.4).draw(batch)
+    before, masked = masked_batch(batch, hidden)
+    assert torch.equal(masked.is_target, hidden)
+    for place in map(tuple, hidden.nonzero().tolist()):
+        other = targets.clone()
+        other[place] = other[place] % 30 + 1
+        items = torch.cat([history.item_ids[:, :1], other[:, :-1]], 1) * history.valid
+        after, _ = masked_batch(replace(batch, targets=other, history=replace(history, item_ids=items)), hidden)
+        assert torch.equal(model(after), model(before))
 
 
 @torch.no_grad()
@@ -167,6 +192,8 @@ def test_odd_and_long_histories_agree_with_their_beginnings(case: Case):
     assert whole.isfinite().all()
     for length in (1, 63, 257):
         part = encoder(*cut(x, history, slice(None), length))
+        if case.bidirectional:
+            whole = encoder(x, replace(history, lengths=torch.tensor([length])))
         torch.testing.assert_close(part, whole[:, :length], rtol=1e-4, atol=1e-5)
 
 

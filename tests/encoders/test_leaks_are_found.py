@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from conformance import ARCHITECTURES, Case
+from conformance import CAUSAL, Case
 from torch import Tensor
 
 from seqrec import ops
@@ -15,7 +15,7 @@ from seqrec.encoders.contract import check_causality, check_padding
 from seqrec.encoders.layers import TokenGate
 from seqrec.ops import attention, causal_conv1d
 
-every_mamba = pytest.mark.parametrize("case", [case for case in ARCHITECTURES if case.mixer], ids=str)
+every_mamba = pytest.mark.parametrize("case", [case for case in CAUSAL if case.mixer], ids=str)
 # The scan of each mixer, and the module that calls it.
 SCANS = {"mamba": "selective_scan", "mamba2": "ssd_scan", "gated_deltanet": "gated_delta_rule"}
 MODULES = {name: f"seqrec.ops.mamba_mixer.{name}" for name in ("mamba", "mamba2")}

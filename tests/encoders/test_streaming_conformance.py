@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conformance import ARCHITECTURES, Case, D, events
+from conformance import CAUSAL, Case, D, events
 from torch import Tensor
 
 from seqrec.encoders import ENCODERS
@@ -15,10 +15,10 @@ from seqrec.encoders.state import State, StateFormat
 from seqrec.errors import InputError
 from seqrec.types import History
 
-every_architecture = pytest.mark.parametrize("case", ARCHITECTURES, ids=str)
+every_architecture = pytest.mark.parametrize("case", CAUSAL, ids=str)
 # Masks of real numbers take long.
-SLOW = [case for case in ARCHITECTURES if case.gaps and case.name in ("SASRec", "MoEMaTrRec")]
-LONG = [pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case for case in ARCHITECTURES]
+SLOW = [case for case in CAUSAL if case.gaps and case.name in ("SASRec", "MoEMaTrRec")]
+LONG = [pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case for case in CAUSAL]
 MAX_LENGTH = 12
 
 
@@ -169,7 +169,7 @@ def test_training_mode_is_refused(case: Case):
 @every_architecture
 def test_states_of_other_encoders_are_refused(case: Case):
     encoder = case.build().eval()
-    others = [other.build() for other in ARCHITECTURES if str(other) != str(case)]
+    others = [other.build() for other in CAUSAL if str(other) != str(case)]
     for other in [*others, ENCODERS[case.name](D, num_layers=3, **case.choices)]:
         state = other.init_state(1, max_length=MAX_LENGTH)
         with pytest.raises(InputError, match=f"state is of {type(other).__name__}-.*; start with `init_state`"):

@@ -89,8 +89,8 @@ def test_training_steps_on_the_device_lower_the_loss(name: str, precision: str, 
     )
     batch = make_batch()
     with torch.no_grad():
-        before = float(model.loss(model.eval()(batch.history), batch, model.scorer()))
+        before = float(model.eval().loss_of_batch(batch))
     trainer.fit(model.train(), torch.utils.data.DataLoader([batch] * 30, batch_size=None))
     with torch.no_grad():
-        after = float(model.cpu().loss(model.eval()(batch.history), batch, model.scorer()))
+        after = float(model.cpu().eval().loss_of_batch(batch))
     assert after < before - 0.1

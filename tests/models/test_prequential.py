@@ -48,6 +48,7 @@ MODELS = {
     "RecMamba-users": ("RecMamba", {"user_embedding": True}),
     "MoEMaTrRec-time": ("MoEMaTrRec", {"rotary": True, "time": TIME}),
     "SASRec-positions": ("SASRec", {"positions": True}),
+    "BERT4Rec": ("BERT4Rec", {}),
     "GRU4Rec-columns": ("GRU4Rec", {"event_columns": NAMES}),
     "SASRec-positions-columns": ("SASRec", {"positions": True, "time": TIME, "event_columns": NAMES}),
 }

@@ -17,6 +17,7 @@ from seqrec.encoders import SequenceEncoder
 from seqrec.encoders.layers import Tensors, newest_events
 from seqrec.inference.export.tables import ExportedTable
 from seqrec.models import SequentialRecommender
+from seqrec.models.masked_items import followed_by_mask
 from seqrec.models.streaming import NEWEST_TIME
 from seqrec.ops.export import scan_events
 from seqrec.types import History
@@ -73,7 +74,7 @@ class _Pass(nn.Module):
         super().__init__()
         self.encoder = traceable(model.encoder)
         self.positions, self.event_time, self.read_out = model.positions, model.event_time, model.read_out
-        self.columns = model.column_embedding
+        self.columns, self.mask = model.column_embedding, model.mask
         self.inside = list(inside)
         for name, table in inside.items():
             self.register_buffer(name, table)
@@ -87,6 +88,8 @@ class _Pass(nn.Module):
         """Return events (B, L, D)."""
         width = self.encoder.d_model
         x: Tensor = F.embedding(history.item_ids, given["items"])[..., :width] * width**0.5
+        if self.mask is not None:
+            x = x + self.mask(history.item_ids)
         if self.positions is not None:
             x = x + self.positions(history)
         if self.event_time is not None:
@@ -116,6 +119,8 @@ class _FullPass(_Pass):
         given = self.given(tensors)
         features = features_of(given)
         history = History(given["item_ids"], given["lengths"], given.get("timestamps"), features=features)
+        if self.mask is not None:
+            history = followed_by_mask(history)
         states = self.encoder(self.embedded(history, given), history)
         times = history.timestamps
         newest = None if times is None else newest_events(times, history.lengths)

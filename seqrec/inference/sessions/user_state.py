@@ -274,7 +274,7 @@ def why_not_streamed(model: Recommender) -> str | None:
     """Return why a model cannot continue from a state; None if it can."""
     if not isinstance(model, SequentialRecommender):
         return f"{model.title} keeps no state"
-    if model.positions is not None:
+    if model.positions is not None and not model.encoder.bidirectional:
         return "positions=True cannot be streamed"
     try:
         model.init_state(1)

@@ -27,6 +27,8 @@ ENCODERS = {
     "MoEMaTrRec": ("MoEMaTrRec", {"d_state": 4, "rotary": True}),
     "Samba": ("Samba", {"d_state": 4, "num_layers": 2, "window": 5}),
 }
+# Without a step.
+BIDIRECTIONAL = {"BERT4Rec": ("BERT4Rec", {}), "SSD4Rec": ("SSD4Rec", {"d_state": 4})}
 TIME = EventTime(hour=True, weekday=True, request=True)
 COLUMNS = [
     EventColumn("tab", "categorical", values=["home", "search", "share"]),
@@ -37,7 +39,7 @@ COLUMNS = [
 
 def build(name: str, **arguments: object) -> SequentialRecommender:
     torch.manual_seed(0)
-    preset, own = ENCODERS[name]
+    preset, own = (ENCODERS | BIDIRECTIONAL)[name]
     chosen = {"d_model": 8, "num_layers": 1, "max_length": MAX_LENGTH, "positions": False} | own | arguments
     return _with_vectors(getattr(seqrec.models, preset)(NUM_ITEMS, **chosen).eval())
 

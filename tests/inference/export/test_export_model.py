@@ -47,6 +47,16 @@ def test_learned_positions_leave_out_the_step_and_the_manifest_says_why(tmp_path
     assert said["programs"]["full"]["longest_history"] == MAX_LENGTH
 
 
+@pytest.mark.parametrize("name", ["BERT4Rec", pytest.param("SSD4Rec", marks=pytest.mark.slow)])
+def test_a_bidirectional_model_leaves_out_the_step_and_puts_a_mask_after_the_history(name: str, tmp_path: Path):
+    model = build(name, positions=True)
+    said = export(model, tmp_path / "out", format="torch")
+    assert f"{name} sees newer events and cannot be streamed" in said["programs"]["step"]["omitted"]
+    history = random_history(3, MAX_LENGTH)
+    found = Served(tmp_path / "out").run("full", item_ids=history.item_ids.numpy(), lengths=history.lengths.numpy())
+    np.testing.assert_allclose(found["states"], last_states(model, history, [0] * 3), rtol=0, atol=1e-5)
+
+
 @pytest.mark.slow  # pytest -m slow tests/inference/export/test_export_model.py: traces attention and Mamba
 def test_a_mixture_as_published_leaves_out_the_step(tmp_path: Path):
     said = export(build("MoEMaTrRec", causal=False), tmp_path / "out", format="torch")
