@@ -194,7 +194,8 @@ class GlobalTime(Split):
             "2020-09-14 12:00" (UTC unless it has a zone), or a number above 0 and below 1 for that quantile of all
             events' times. For dates, the size of the log's times shows whether they are in seconds, or thousandths,
             millionths or billionths of them, since 1970.
-        validation_from: Start of the validation time, of the same kind and not after `test_from`.
+        validation_from: Start of the validation time, of the same kind and not after `test_from`. If it is later than
+            the whole log, all events are trained on, and no user can be judged.
         warm_up: Events that a user must have before it is judged, at least 1: before a stage's time, or before the
             target if `prequential`.
         prequential: Whether each event of a stage's time is judged by itself, from all events of its user before it,
@@ -286,7 +287,8 @@ class GlobalTime(Split):
 
     def _since(self, store: EventStore, stage: str) -> Int64:
         """Return the start (U,) of each user's events in the time of a stage; for "train", the end of them."""
-        return self._stops(store, self.test_from if stage == "test" else self.validation_from)
+        point = self.test_from if stage == "test" else self.validation_from
+        return self._stops(store, point, may_be_later=stage == "train")
 
     def _ends(self, store: EventStore, stage: str) -> Int64:
         """Return the end (U,) of each user's events in the time of a stage."""
@@ -294,8 +296,8 @@ class GlobalTime(Split):
             return np.asarray(store.offsets)[1:].astype(np.int64)
         return self._stops(store, self.test_from)
 
-    def _stops(self, store: EventStore, point: float | str) -> Int64:
-        """Return the end (U,) of each user's events before a point."""
+    def _stops(self, store: EventStore, point: float | str, *, may_be_later: bool = False) -> Int64:
+        """Return the end (U,) of each user's events before a point, which `may_be_later` than the log."""
         if store.timestamps is None:
             raise InputError(
                 f"{store.directory}: the log has no timestamps, which GlobalTime divides by; use LeaveOneOut or LastN"
@@ -305,8 +307,8 @@ class GlobalTime(Split):
             time: float = time_quantile(times, point)
         else:
             first, last = ends_of(pieces_of(times))
-            time = _number(point) * _units_a_second(last) if isinstance(point, str) else point
-            if not first < time <= last:
+            time = in_units(point, last)
+            if not first < time or (time > last and not may_be_later):
                 shown = f"{point}, which is {time:,.0f}," if isinstance(point, str) else f"{time:,}"
                 raise InputError(
                     f"{shown} is not between the log's first time, {first:,}, and its last, {last:,}: give times in "
@@ -332,7 +334,16 @@ def _number(point: float | str) -> float:
     return _seconds("time", point) if isinstance(point, str) else point
 
 
-def _units_a_second(latest: int) -> int:
+def in_units(point: float | str, latest: int, name: str = "time") -> float:
+    """Return a point in time in the unit of a log with times up to `latest`, which only a date does not have yet.
+
+    Raises:
+        InputError: if it is text, but no date; the message has the `name` of the argument.
+    """
+    return _seconds(name, point) * units_a_second(latest) if isinstance(point, str) else point
+
+
+def units_a_second(latest: int) -> int:
     """Return 1, 1,000, 10^6 or 10^9: the unit in which times up to `latest` are dates of this age."""
     return next((unit for unit in (1, 10**3, 10**6) if latest < 10**11 * unit), 10**9)
 

@@ -6,7 +6,7 @@ U users, M metrics.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCHEMA = "seqrec-ladder-1"
-FILES = ("ladder.json", "ladder.md", "ladder.png")
 _COSTS = ("train_seconds", "epoch_seconds", "test_seconds", "peak_memory", "epochs", "steps", "events")
 _NOTES = (
     f"Intervals come from {RESAMPLES:,} bootstrap resamples of the users",
@@ -100,21 +99,34 @@ def write_ladder(
     terms = {"ladder": name, "made_by": made_by, "budget": str(budget)}
     resampling = {"confidence": CONFIDENCE, "resamples": RESAMPLES}
     content = {**terms, **resampling, "steps": rows}
-    write_json(folder / FILES[0], {"schema": SCHEMA, **content})
     notes = [*_NOTES, f"Budget: {budget.description}", f"Made by `{made_by}`"]
     notes += [f"Hardware: {'; '.join({row['hardware']: None for row in rows})}"]
     notes += [f"Versions: {'; '.join({row['versions']: None for row in rows})}"]
     table = ladder_table(name, rows, notes)
+    line = write_files(folder / "ladder", {"schema": SCHEMA, **content}, table, lambda: ladder_figure(name, rows))
+    return table, line, content
+
+
+def write_files(place: Path, content: dict[str, Any], table: ReportTable, draw: Callable[[], Figure]) -> str:
+    """Write a report to files of one name with other ends, and return a line about them.
+
+    Args:
+        place: The files without their ends .json, .md and .png; the last one only if matplotlib is installed.
+        content: The JSON.
+        table: The Markdown.
+        draw: Returns the figure.
+    """
+    data, page, picture = (place.with_suffix(end) for end in (".json", ".md", ".png"))
+    write_json(data, content)
     text = table.as_markdown()
     if importlib.util.find_spec("matplotlib") is None:
-        write_text(folder / FILES[1], text)
-        line = f'{folder}: {", ".join(FILES[:2])}; no figure, which needs matplotlib: pip install "seqrec[report]"'
-        return table, line, content
+        write_text(page, text)
+        missing = 'no figure, which needs matplotlib: pip install "seqrec[report]"'
+        return f"{place.parent}: {data.name}, {page.name}; {missing}"
     with figures.look():
-        figure = ladder_figure(name, rows)
-        figure.savefig(folder / FILES[2], bbox_inches="tight", metadata={"Software": None})
-    write_text(folder / FILES[1], f"{text}\n![{name}]({FILES[2]})\n")
-    return table, f"{folder}: {', '.join(FILES)}", content
+        draw().savefig(picture, bbox_inches="tight", metadata={"Software": None})
+    write_text(page, f"{text}\n![{table.title}]({picture.name})\n")
+    return f"{place.parent}: {data.name}, {page.name}, {picture.name}"
 
 
 def ladder_table(name: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> ReportTable:

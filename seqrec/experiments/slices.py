@@ -1,0 +1,113 @@
+"""The plan of a backtest: its settings, and the times at which its slices begin."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from seqrec.data.splits import in_units, units_a_second
+from seqrec.errors import InputError, check_at_least
+from seqrec.runs.config_files import find_config
+
+_SECONDS = {"h": 3_600, "d": 86_400, "w": 604_800}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings of a backtest that decide its numbers; see `backtest`."""
+
+    configs: Sequence[str]
+    set: Sequence[str]
+    slices: int | None
+    every: str | None
+    start: str | None
+    end: str | None
+    updates: int
+    share: float
+    replay: float | None
+    retrain: bool
+    judged_users: int | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        if (self.slices is None) == (self.every is None):
+            raise InputError("give either slices, such as 10, or every, such as 1d, with start")
+        if self.slices is not None and (self.start, self.end) != (None, None):
+            raise InputError("start and end belong to every; slices divide the whole log")
+        if self.every is not None and self.start is None:
+            raise InputError(f"every={self.every} needs start: the first model is trained on the events before it")
+        check_at_least(1, updates=self.updates)
+        if self.slices is not None:
+            check_at_least(2, slices=self.slices)
+        if self.judged_users is not None:
+            check_at_least(1, judged_users=self.judged_users)
+        if not 0 < self.share <= 1:
+            raise InputError(f"share={self.share} must be above 0 and at most 1")
+
+    def record(self) -> dict[str, Any]:
+        """Return all settings as plain values, with the content of the configs."""
+        texts = [find_config(name).read_text(encoding="utf-8") for name in self.configs]
+        return {**json.loads(json.dumps(asdict(self))), "configs": [yaml.safe_load(text) for text in texts]}
+
+    def words(self) -> str:
+        """Return the command, without folders."""
+        given = {name: x for name, x in asdict(self).items() if name not in ("configs", "set") and x is not None}
+        words = ["seqrec backtest", *(Path(name).name for name in self.configs)]
+        words += [f"--{name} {str(value).lower()}" for name, value in given.items()]
+        pairs = [word.partition("=") for word in self.set]
+        named = [f"{key}={Path(value).name if key.endswith('path') else value}" for key, _, value in pairs]
+        return " ".join([*words, *(["--set", *map(shlex.quote, named)] if named else [])])
+
+    def bounds(self, times: NDArray[np.int64]) -> list[int]:
+        """Return the times at which the judged slices begin, and at last the end of the last one.
+
+        `times` are those of all events, ascending. The first model is trained on the events before the first slice.
+
+        Raises:
+            InputError: if no event is before the first slice, or the slices do not fit into the log.
+        """
+        first, last = int(times[0]), int(times[-1])
+        if self.slices is not None:
+            found = [*times[np.arange(1, self.slices) * len(times) // self.slices].tolist(), last + 1]
+            if len({first, *found}) <= len(found):
+                distinct = len(np.unique(times))
+                raise InputError(f"slices={self.slices} are too many for {distinct:,} different times; give fewer")
+            return found
+        assert self.every is not None
+        begin, end = (_time(name, value, last) for name, value in (("start", self.start), ("end", self.end)))
+        step = _seconds(self.every) * units_a_second(last)
+        if end <= begin:
+            raise InputError(f"start={self.start} must lie before end={self.end}")
+        if not first < begin <= last:
+            raise InputError(f"start={self.start} must lie after the log's first time, {first:,}, up to {last:,}")
+        end = min(end, last + 1)
+        if step > end - begin:
+            raise InputError(f"every={self.every} is longer than the time from start={self.start} to the end")
+        return [*range(begin, end, step), end]
+
+
+def _seconds(every: str) -> int:
+    """Return the seconds of a text such as 1d."""
+    number, unit = every[:-1], every[-1:]
+    if not number.isdecimal() or unit not in _SECONDS or int(number) == 0:
+        raise InputError(f"every={every!r} must be a number and a unit, one of {', '.join(_SECONDS)}, such as 1d")
+    return int(number) * _SECONDS[unit]
+
+
+def _time(name: str, value: str | None, last: int) -> int:
+    """Return a time of the command line in the unit of a log whose last time is given; None is after it."""
+    if value is None:
+        return last + 1
+    try:
+        return math.ceil(float(value))
+    except ValueError:
+        return math.ceil(in_units(value, last, name))
