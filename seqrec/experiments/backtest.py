@@ -265,7 +265,7 @@ class _Backtest:
             data["filters"] = asdict(Filters())
         config = {"seed_everything": self.plan.seed, "recipe": False, **config, "data": data}
         if command in ("fit", "test"):
-            run = {"save_dir": str(place), "version": RUN_FOLDER, "tensorboard": False}
+            run = {"save_dir": str(place), "name": "", "version": RUN_FOLDER, "tensorboard": False}
             logger = {"class_path": "seqrec.RunFolder", "init_args": run}
             quiet = {"enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
             trainer = {"accelerator": self.slot.accelerator, "devices": 1, "logger": logger, **quiet}

@@ -76,7 +76,9 @@ def write_log(folder: Path) -> Path:
     # Filters that count events are left out.
     data["filters"] = {"min_item_events": 50}
     config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump({"data": data, "model": MODEL}))
+    # The config's folder of runs is not used.
+    trainer = {"logger": {"class_path": "RunFolder", "init_args": {"name": "own"}}, "max_epochs": 1}
+    config.write_text(yaml.safe_dump({"data": data, "model": MODEL, "trainer": trainer}))
     return config
 
 
