@@ -150,7 +150,13 @@ class _Backtest:
         import polars
 
         frame, begin = polars.read_parquet(self._events(number)), bounds[number - 1]
-        row = {"schema": SCHEMA, "slice": number, "start": begin, "end": bounds[number], "events": len(frame)}
+        row: dict[str, Any] = {
+            "schema": SCHEMA,
+            "slice": number,
+            "start": begin,
+            "end": bounds[number],
+            "events": len(frame),
+        }
         if len(frame):
             # The newest slice that has events: without new ones, the models are those of before.
             newest = next(place for place in reversed(range(number)) if self._items(place))

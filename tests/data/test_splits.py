@@ -157,6 +157,15 @@ def test_global_time_refuses_a_log_without_times(tmp_path: Path):
         GlobalTime().history_stops(store_of(tmp_path, [3], ["a"]), "train")
 
 
+def test_a_time_after_the_log_trains_on_all_events_and_judges_none(tmp_path: Path):
+    store, split = timed_store(tmp_path, TIMES), GlobalTime(1_000.0, 999.5, prequential=True)
+    assert split.history_stops(store, "train").tolist() == store.offsets[1:].tolist()
+    with pytest.raises(InputError, match=r"999\.5 is not between the log's first time"):
+        split.history_stops(store, "validate")
+    with pytest.raises(InputError, match=r"-5 is not between the log's first time"):
+        GlobalTime(0, -5).history_stops(store, "train")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
