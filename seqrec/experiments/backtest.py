@@ -50,24 +50,7 @@ SCHEMA = "seqrec-slice-1"
 _OWN = ("whole", "log", "store", "judged")
 
 
-def backtest(
-    configs: list[str],
-    *,
-    set: Sequence[str] = (),  # the word of the command line
-    slices: int | None = None,
-    every: str | None = None,
-    start: str | None = None,
-    end: str | None = None,
-    updates: int = 2000,
-    share: float = 0.25,
-    replay: float | None = 0.5,
-    retrain: bool = False,
-    judged_users: int | None = None,
-    seed: int = 0,
-    folder: str = "backtest",
-    results: str | None = None,
-    device: str = "auto",
-) -> None:
+def backtest(plan: Plan, *, folder: str = "backtest", results: str | None = None, device: str = "auto") -> None:
     """Judge each slice of a log by the model of the slice before, append its events, and continue training.
 
     Each event of a slice is ranked given its user's events before it, also those of the same slice. Items that the
@@ -75,20 +58,7 @@ def backtest(
     slices and the trainings that are finished.
 
     Args:
-        configs: Configs of `seqrec fit`, files or names. Their split, budget and filters that count events are
-            replaced, and nothing is chosen by the size of the log.
-        set: Settings as arguments of `seqrec fit` without dashes, such as data.source.path=ml-1m.zip.
-        slices: Number of slices with equally many events. The first model is trained on the first one.
-        every: Length of a slice instead, such as 1d, 12h or 2w.
-        start: With `every`, begin of the first slice that is judged: a date, or a time in the log's unit.
-        end: End of the last slice, likewise; None is the end of the log.
-        updates: Updates of a training from fresh weights on the whole log. A part of the log gets as many as its share
-            of the events.
-        share: Updates of a warm start, as a share of those of a training from fresh weights on the same events.
-        replay: Share of windows without new events that a warm start is trained on; None trains on all events.
-        retrain: Whether to train a second model from fresh weights before each slice, to compare with.
-        judged_users: Most users of a slice that are judged, a sample; None judges all.
-        seed: Seed of weights, order and sample.
+        plan: See the class.
         folder: Folder of stores, runs and checkpoints, which are needed until the command has ended.
         results: Folder of a small JSON file for each slice, of backtest.json, backtest.md and backtest.png; None is
             `results` in `folder`.
@@ -97,7 +67,6 @@ def backtest(
     Raises:
         InputError: if an argument is wrong, the log has no times, results of other settings are there, or a run fails.
     """
-    plan = Plan(configs, set, slices, every, start, end, updates, share, replay, retrain, judged_users, seed)
     kept = Path(folder, RESULTS_FOLDER) if results is None else Path(results)
     with alone_in(Path(folder)):
         work = _Backtest(Path(folder), kept, plan, plan.record(), make_slots(1, device)[0], Progress(STATUS))
@@ -206,7 +175,11 @@ class _Backtest:
         config["trainer"] = {**limits, "max_steps": max(1, round(updates))}
         seconds = self._run("fit", place, config)
         summary = read_summary(place / RUN_FOLDER)
-        found = {"updates": summary.steps, "seconds": seconds, "train_seconds": summary.seconds["train"]}
+        found: dict[str, Any] = {
+            "updates": summary.steps,
+            "seconds": seconds,
+            "train_seconds": summary.seconds["train"],
+        }
         found |= {"ckpt": str(self._checkpoint(newest, arm)), "hardware": summary.hardware["cpu"]}
         write_json(done, found)
         return found

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +22,44 @@ _SECONDS = {"h": 3_600, "d": 86_400, "w": 604_800}
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings of a backtest that decide its numbers; see `backtest`."""
+    """The settings of a backtest that decide its numbers.
 
-    configs: Sequence[str]
-    set: Sequence[str]
-    slices: int | None
-    every: str | None
-    start: str | None
-    end: str | None
-    updates: int
-    share: float
-    replay: float | None
-    retrain: bool
-    judged_users: int | None
-    seed: int
+    Attributes:
+        configs: Configs of `seqrec fit`, files or names. Their split, budget and filters that count events are
+            replaced, and nothing is chosen by the size of the log.
+        set: Settings as arguments of `seqrec fit` without dashes, such as data.source.path=ml-1m.zip.
+        slices: Number of slices with equally many events. The first model is trained on the first one.
+        every: Length of a slice instead, such as 1d, 12h or 2w.
+        start: With `every`, begin of the first slice that is judged: a date, or a time in the log's unit.
+        end: End of the last slice, likewise; None is the end of the log.
+        updates: Updates of a training from fresh weights on the whole log. A part of the log gets as many as its share
+            of the events.
+        share: Updates of a warm start, as a share of those of a training from fresh weights on the same events.
+        replay: Share of windows without new events that a warm start is trained on; None trains on all events.
+        retrain: Whether to train a second model from fresh weights before each slice, to compare with.
+        judged_users: Most users of a slice that are judged, a sample; None judges all.
+        seed: Seed of weights, order and sample.
+
+    Raises:
+        InputError: if settings contradict each other, or one is out of range.
+
+    Example:
+        >>> Plan(["ml_1m"], slices=4).bounds(np.arange(100))
+        [25, 50, 75, 100]
+    """
+
+    configs: list[str]
+    set: list[str] = field(default_factory=list)
+    slices: int | None = None
+    every: str | None = None
+    start: str | None = None
+    end: str | None = None
+    updates: int = 2000
+    share: float = 0.25
+    replay: float | None = 0.5
+    retrain: bool = False
+    judged_users: int | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if (self.slices is None) == (self.every is None):

@@ -87,7 +87,8 @@ def run(folder: Path, commands: Commands, **settings: Any) -> list[dict[str, Any
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "start", commands)
         patch.setattr(runner, "_POLL_SECONDS", 0.001)
-        backtest([str(folder / "config.yaml")], folder=str(folder / "work"), device="cpu", **{**SETTINGS, **settings})
+        plan = Plan([str(folder / "config.yaml")], **{**SETTINGS, **settings})
+        backtest(plan, folder=str(folder / "work"), device="cpu")
     return list(json.loads((folder / "work/results/backtest.json").read_text())["slices"])
 
 
@@ -220,23 +221,20 @@ def test_what_a_failed_command_said_is_shown(tmp_path: Path):
         run(tmp_path, Commands())
 
 
-def plan(**settings: Any) -> Plan:
-    given = dict.fromkeys(("slices", "every", "start", "end", "judged_users", "replay"))
-    return Plan(
-        **{"configs": [], "set": [], "updates": 9, "share": 0.5, "retrain": False, "seed": 0, **given, **settings}
-    )
-
-
 def test_slices_begin_where_equally_many_events_or_times_divide_the_log():
     times = np.arange(100, 200).repeat(2)
-    assert plan(slices=4).bounds(times) == [125, 150, 175, 200]
+    assert Plan([], slices=4).bounds(times) == [125, 150, 175, 200]
     days = FIRST + DAY * np.arange(10)
-    assert plan(every="2d", start="2023-11-17", end="2023-11-22").bounds(days) == [
+    assert Plan([], every="2d", start="2023-11-17", end="2023-11-22").bounds(days) == [
         FIRST + DAY * day for day in (3, 5, 7, 8)
     ]
-    assert plan(every="1w", start=str(FIRST + 5)).bounds(days) == [FIRST + 5, FIRST + 5 + 7 * DAY, FIRST + 9 * DAY + 1]
+    assert Plan([], every="1w", start=str(FIRST + 5)).bounds(days) == [
+        FIRST + 5,
+        FIRST + 5 + 7 * DAY,
+        FIRST + 9 * DAY + 1,
+    ]
     # A log in thousandths of a second.
-    assert plan(every="12h", start="2023-11-22").bounds(days * 1000)[1] == (FIRST + 8 * DAY + DAY // 2) * 1000
+    assert Plan([], every="12h", start="2023-11-22").bounds(days * 1000)[1] == (FIRST + 8 * DAY + DAY // 2) * 1000
 
 
 @pytest.mark.parametrize(
@@ -263,4 +261,4 @@ def test_slices_begin_where_equally_many_events_or_times_divide_the_log():
 )
 def test_plans_that_cannot_be_are_refused(settings: dict[str, Any], match: str):
     with pytest.raises(InputError, match=match):
-        plan(**settings).bounds(FIRST + DAY * np.arange(10))
+        Plan([], **settings).bounds(FIRST + DAY * np.arange(10))
