@@ -188,18 +188,14 @@ class _Backtest:
         self, number: int, begin: int, frame: polars.DataFrame, models: dict[str, dict[str, Any]], fresh: set[Any]
     ) -> dict[str, Any]:
         """Return the figures of a slice that no model has seen; the slice before has brought the `fresh` items."""
-        import polars
-
         store, judged = self._store(begin), self.folder / "judged"
         for model in models.values():
             if not record_in(peek(Path(model["ckpt"]))).get("newest", math.inf) < begin:
                 raise StoreError(
                     f"{model['ckpt']} was trained on events of the slice that it is to judge, from {begin}"
                 )
-        everyone = frame[USER_ID].unique().sort()
         if self.plan.judged_users is not None:
-            drawn = np.random.default_rng(self.plan.seed).permutation(len(everyone))[: self.plan.judged_users]
-            frame = frame.filter(polars.col(USER_ID).is_in(everyone.gather(drawn).implode()))
+            frame = of_some_users(frame, self.plan.judged_users, self.plan.seed)
         is_known, has_history = _known_and_judged(store, frame)
         missed, targets = frame.filter(~is_known & has_history), int((is_known & has_history).sum())
         found = {"users": frame.filter(has_history)[USER_ID].n_unique(), "targets": targets + len(missed)}
@@ -302,6 +298,15 @@ def _frame(store: EventStore) -> polars.DataFrame:
     found[TIMESTAMP] = polars.Series(np.asarray(store.timestamps))
     found |= {name: column.series(0, store.num_events) for name, column in store.event_columns.items()}
     return polars.DataFrame(found)
+
+
+def of_some_users(frame: polars.DataFrame, most: int, seed: int) -> polars.DataFrame:
+    """Return the events of a sample of users, in their order; for equal seeds and users the sample is the same."""
+    import polars
+
+    everyone = frame[USER_ID].unique().sort()
+    drawn = np.random.default_rng(seed).permutation(len(everyone))[:most]
+    return frame.filter(polars.col(USER_ID).is_in(everyone.gather(drawn).implode()))
 
 
 def _split(begin: int) -> dict[str, Any]:

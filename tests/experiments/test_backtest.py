@@ -17,12 +17,12 @@ import torch
 import yaml
 from grid_runs import Process
 
-from seqrec import EventStore, Filters, GRU4Rec, History, InputError, Table
+from seqrec import EventStore, Filters, GRU4Rec, History, InputError, Schema, Table
 from seqrec.cli import main
 from seqrec.data.prepare import append
 from seqrec.errors import StoreError
 from seqrec.experiments import runner
-from seqrec.experiments.backtest import backtest
+from seqrec.experiments.backtest import backtest, of_some_users
 from seqrec.experiments.report.backtest import METRIC, POPULAR, RETRAINED, WARM
 from seqrec.experiments.slices import Plan
 
@@ -68,13 +68,18 @@ def write_log(folder: Path) -> Path:
         for user in range(16):
             # Some users come later.
             for _ in range(rng.integers(1, 4) if user < 8 + 2 * day else 0):
-                rows.append((user, int(rng.integers(0, 20 + 4 * day)), FIRST + day * DAY + int(rng.integers(DAY))))
-    frame = polars.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+                item, kind = (
+                    int(rng.integers(0, 20 + 4 * day)),
+                    str(rng.choice(["click", "buy", "spam"], p=[0.6, 0.3, 0.1])),
+                )
+                rows.append((user, item, FIRST + day * DAY + int(rng.integers(DAY)), kind))
+    frame = polars.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "kind"], orient="row")
     frame.write_csv(folder / "log.csv")
     data = {"source": {"class_path": "Table", "init_args": {"path": str(folder / "log.csv")}}}
     data |= {"max_length": 8, "batch_size": 8, "train_windows": {"class_path": "StridedWindows"}}
-    # Filters that count events are left out.
-    data["filters"] = {"min_item_events": 50}
+    # The condition on events stays, and filters that count events are left out.
+    data |= {"filters": {"min_item_events": 50, "event_filter": "kind <> 'spam'"}}
+    data |= {"schema": {"events": {"kind": "categorical"}}}
     config = folder / "config.yaml"
     # The config's folder of runs is not used.
     trainer = {"logger": {"class_path": "RunFolder", "init_args": {"name": "own"}}, "max_epochs": 1}
@@ -143,18 +148,20 @@ def test_rows_have_both_models_popularity_and_an_empty_day(done):
 def test_figures_are_those_of_a_loop_over_the_events(done):
     # The last slice, by a model of its checkpoint, with dictionaries and sorting.
     folder, rows, _ = done
-    row, log = rows[2], polars.read_csv(folder / "log.csv").sort("user_id", "timestamp", maintain_order=True)
+    row, log = rows[2], polars.read_csv(folder / "log.csv").filter(polars.col("kind") != "spam")
+    log = log.sort("user_id", "timestamp", maintain_order=True)
     model = row["models"][WARM]
     store = EventStore.open(folder / "work/store")
     net = GRU4Rec.load_from_checkpoint(model["ckpt"]).eval()
     before = log.filter(polars.col("timestamp") < row["start"])
     assert store.num_events == len(before)
+    assert store.event_columns["kind"].series(0, store.num_events).to_list() == before["kind"].to_list()
     assert torch.load(model["ckpt"], weights_only=True)["seqrec"]["newest"] == before["timestamp"].max()
     ids = {item: int(store.item_vocabulary.lookup([item])[0]) for item in log["item_id"].unique().to_list()}
     is_new = polars.col("timestamp") >= rows[0]["start"]
     fresh = set(before.filter(is_new)["item_id"]) - set(before.filter(~is_new)["item_id"])
     hits, ndcgs, missed, fresh_hits = {}, {}, 0, 0
-    for user, item, time in log.rows():
+    for user, item, time, _ in log.rows():
         if not row["start"] <= time < row["end"]:
             continue
         known = log.filter(polars.col("user_id") == user)
@@ -196,7 +203,7 @@ def test_a_slice_is_not_judged_after_it_was_learned(done, tmp_path: Path):
         Table(str(folder / "work/log/slice_000.parquet"), missing_values=[]),
         folder / "work/log/slice_003.parquet",
     )
-    append(source, Filters(), tmp_path / "work/store", str(new))
+    append(source, Filters(), tmp_path / "work/store", str(new), schema=Schema(events={"kind": "categorical"}))
     with pytest.raises(StoreError, match=r"has events up to .*, of the slice from .* that is to be judged"):
         run(tmp_path, Commands())
 
@@ -219,6 +226,15 @@ def test_what_a_failed_command_said_is_shown(tmp_path: Path):
     (tmp_path / "log.csv").write_text("user,item\n1,2\n")
     with pytest.raises(InputError, match=r"seqrec prepare failed: error: .*user_id.*full log: .*log\.txt"):
         run(tmp_path, Commands())
+
+
+def test_a_sample_of_users_keeps_all_of_their_events():
+    frame = polars.DataFrame({"user_id": ["b", "a", "c", "a", "b"], "item_id": range(5)})
+    some = of_some_users(frame, 2, seed=0)
+    assert some["user_id"].n_unique() == 2
+    assert some.equals(frame.filter(polars.col("user_id").is_in(some["user_id"].unique().implode())))
+    assert some.equals(of_some_users(frame, 2, seed=0))
+    assert of_some_users(frame, 9, seed=0).equals(frame)
 
 
 def test_slices_begin_where_equally_many_events_or_times_divide_the_log():
