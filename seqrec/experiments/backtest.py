@@ -269,7 +269,8 @@ class _Backtest:
         store = EventStore.open_unchecked(self.folder / "store")
         if (newest := int(np.asarray(store.timestamps).max())) >= begin:
             raise StoreError(
-                f"{store.directory} has events up to {newest}, of the slice from {begin} that is to be judged"
+                f"{store.directory} has events up to {newest}, of the slice from {begin} that is to be judged; give "
+                "another folder to start anew"
             )
         return store
 

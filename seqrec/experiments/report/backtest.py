@@ -114,6 +114,8 @@ def backtest_table(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> R
             cells.append("" if seconds is None else f"{seconds:,.1f}")
         cells.append(f"{row['targets_of_new_items'] / targets:.1%}" if targets else "")
         ended = [models[name] for name in (WARM, RETRAINED) if "hits" in models.get(name, {})]
+        # All items of the first training came at once.
+        ended = [model for model in ended if model["fresh_targets"]]
         cells.append(f"{ended[0]['fresh_targets'] / targets:.1%}" if ended else "")
         cells += [f"{model['fresh_hits'] / model['hits']:.1%}" if model["hits"] else "" for model in ended]
         lines.append(cells)
