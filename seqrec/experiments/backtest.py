@@ -119,13 +119,8 @@ class _Backtest:
         import polars
 
         frame, begin = polars.read_parquet(self._events(number)), bounds[number - 1]
-        row: dict[str, Any] = {
-            "schema": SCHEMA,
-            "slice": number,
-            "start": begin,
-            "end": bounds[number],
-            "events": len(frame),
-        }
+        row: dict[str, Any] = {"schema": SCHEMA, "slice": number, "start": begin, "end": bounds[number]}
+        row["events"] = len(frame)
         if len(frame):
             # The newest slice that has events: without new ones, the models are those of before.
             newest = next(place for place in reversed(range(number)) if self._items(place))
@@ -175,11 +170,8 @@ class _Backtest:
         config["trainer"] = {**limits, "max_steps": max(1, round(updates))}
         seconds = self._run("fit", place, config)
         summary = read_summary(place / RUN_FOLDER)
-        found: dict[str, Any] = {
-            "updates": summary.steps,
-            "seconds": seconds,
-            "train_seconds": summary.seconds["train"],
-        }
+        found: dict[str, Any] = {"updates": summary.steps, "seconds": seconds}
+        found |= {"train_seconds": summary.seconds["train"]}
         found |= {"ckpt": str(self._checkpoint(newest, arm)), "hardware": summary.hardware["cpu"]}
         write_json(done, found)
         return found
@@ -224,10 +216,8 @@ class _Backtest:
                 )
             runs.append(replace(run, name=name, frame=with_missed(run, missed)))
         shutil.rmtree(judged)
-        return {
-            **found,
-            "models": {name: {**models[name], **each} for name, each in slice_figures(runs, fresh).items()},
-        }
+        figures = slice_figures(runs, fresh)
+        return {**found, "models": {name: {**models[name], **figures[name]} for name in models}}
 
     def _run(self, command: str, place: Path, config: dict[str, Any], words: Sequence[str] = ()) -> float:
         """Run a command with the configs, the settings and a further config, and return its seconds."""

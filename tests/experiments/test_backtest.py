@@ -142,6 +142,7 @@ def test_rows_have_both_models_popularity_and_an_empty_day(done):
     assert change["low"] <= change["mean"] <= change["high"]
     table = (folder / "work/results/backtest.md").read_text()
     assert table.count("no event |") == 1
+    assert "of 1 slices the warm start is not worse" in table
     assert (folder / "work/results/backtest.png").stat().st_size > 0
 
 

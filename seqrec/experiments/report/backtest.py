@@ -89,7 +89,9 @@ def write_backtest(
     """
     shown = [{name: value for name, value in row.items() if name not in ("schema", "settings")} for row in rows]
     content = {"made_by": made_by, "confidence": CONFIDENCE, "resamples": RESAMPLES, "slices": shown}
-    table = backtest_table(rows, [*_NOTES, *_verdict(rows), f"Made by `{made_by}`"])
+    models = [model for row in rows for model in row.get("models", {}).values()]
+    hardware = "; ".join({model["hardware"]: None for model in models if "hardware" in model})
+    table = backtest_table(rows, [*_NOTES, *_verdict(rows), f"Made by `{made_by}`", f"Hardware: {hardware}"])
     line = write_files(folder / "backtest", {"schema": SCHEMA, **content}, table, lambda: backtest_figure(rows))
     return table, line, content
 
