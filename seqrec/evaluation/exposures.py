@@ -21,7 +21,7 @@ from seqrec.data.sources import Table
 from seqrec.data.splits import judged_ranges
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
-from seqrec.evaluation.metrics import EXPOSED, UserMean, hit_rate, ndcg
+from seqrec.evaluation.metrics import EXPOSED, UserMean, auc, hit_rate, ndcg
 from seqrec.evaluation.report import finite, interval_text
 from seqrec.evaluation.target_ranks import Targets, candidate_ranks
 from seqrec.runs.trainer_checks import data_of, is_printed
@@ -297,12 +297,7 @@ def _ends_of_histories(data: SequenceDataModule) -> Int64:
 
 def _values(judged: JudgedTargets, num_others: Tensor) -> dict[str, Tensor]:
     """Return each user's metrics (B,) float64 by name, with (B,) other candidates than the targets."""
-    counts, ranks = judged.counts, judged.ranks
-    ahead = ranks.better.double() + ranks.tied.double() / 2
-    ahead = ahead.new_zeros(len(counts)).index_add_(0, judged.rows, ahead)
-    # Two targets of a user are ahead of each other once in all.
-    among_targets = counts * (counts - 1) / 2
-    found = {"AUC": 1 - (ahead - among_targets) / (counts * num_others)}
+    found = {"AUC": auc(judged, num_others)}
     for k in CUTOFFS:
         found |= {f"HR@{k}": hit_rate(judged, k), f"NDCG@{k}": ndcg(judged, k)}
     return {name: found[name].clamp(0, 1) for name in METRICS}

@@ -1,11 +1,11 @@
-"""Metrics of lists equal those of packages that we did not write, on random lists."""
+"""Our metrics of random lists equal those of packages that we did not write; each metric has two such peers."""
 
 from __future__ import annotations
 
 import json
 import math
 import subprocess
-from collections import Counter
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -14,8 +14,7 @@ import peer_lists
 import pytest
 import torch
 from compare_metrics import peers_python
-from peer_lists import ITEMS, USERS, K
-from torch.nn.functional import kl_div
+from peer_lists import CATEGORIES, CUTOFFS, ITEMS, PEERS, SEEDS, USERS, K, Problem
 
 from seqrec.data.columns import Column
 from seqrec.data.vocabulary import Vocabulary
@@ -25,132 +24,171 @@ from seqrec.evaluation.metrics import (
     Diversity,
     Gini,
     MeanPopularity,
+    Novelty,
     RepeatShare,
+    UserListMetric,
     UserNovelty,
+    auc,
     column_distance,
     item_codes,
+    metric_named,
 )
-from seqrec.types import RaggedItems, Recommendations
+from seqrec.types import JudgedTargets, RaggedItems, Recommendations, TargetRanks
 
-# Printed by peer_lists.py with RecTools 0.19.0 and RePlay 0.22.0.
-PRINTED = {
-    "RecTools": {
-        "CatalogCoverage": 0.84,
-        "AvgRecPopularity": 12.291666666666666,
-        "MeanInvUserFreq": 1.7670709065468966,
-        "IntraListDiversity": 1.5133333333333332,
+RECORDED = Path(__file__).with_name("peer_lists.json")
+TOLERANCE = 1e-9
+# What each peer calls our metrics. A number is a factor, and a pair a factor and a constant, that give ours from
+# theirs where definitions differ; the docstrings of our metrics state the differences.
+MORE_BITS = "log2 of the mean number of events"
+SAME = (1.0, 0.0)
+LIST_METRICS = {
+    "Coverage": {
+        "RecTools CatalogCoverage": SAME,
+        "RecBole ItemCoverage": SAME,
+        "rs_metrics coverage": SAME,
     },
-    "RePlay": {"Novelty": 0.7083333333333334, "Surprisal": 0.3320358477305388},
+    "Gini": {
+        "RecBole GiniIndex": (ITEMS / (ITEMS - 1), 0),
+        "LensKit ListGini": (ITEMS / (ITEMS - 1), 0),
+    },
+    "Popularity": {
+        "RecTools AvgRecPopularity": SAME,
+        "RecBole AveragePopularity": SAME,
+        "rs_metrics popularity": (USERS, 0),
+    },
+    "Novelty": {
+        "Recommenders novelty": SAME,
+        "RecTools MeanInvUserFreq": (1, MORE_BITS),
+        "recmetrics novelty": (1, MORE_BITS),
+        "rs_metrics surprisal": (1, MORE_BITS),
+        "RePlay Surprisal": (math.log2(USERS), MORE_BITS),
+    },
+    "Diversity of categories": {"RecTools IntraListDiversity": SAME, "RecPack IntraListDiversityK": SAME},
+    "Diversity of vectors": {"recmetrics intra_list_similarity": (-1, 1), "Recommenders diversity": SAME},
+    "Repeats": {"RePlay Novelty": (-1, 1), "RecTools Intersection": SAME, "Li 2023 repeat_ratio": SAME},
+    "Calibration": {"ethen8181 kl": (math.log(2), 0), "SciPy entropy": SAME},
+    "AUC": {"Cornac AUC": SAME},
+    "AUC, ties": {"scikit-learn roc_auc_score, ties": SAME, "SciPy mannwhitneyu, ties": SAME},
 }
-# Of the same lists by `GiniIndex.get_gini` and `ItemCoverage.get_coverage` of RecBole 1.2.1, `novelty` and
-# `intra_list_similarity` (of the vectors) of recmetrics 0.1.5, which cannot be installed next to the others; and by the
-# functions of E. Liu's "Calibrated Recommendations" (ethen8181), without their rounding to three digits.
-OTHERS = {
-    "RecBole": {"GiniIndex": 0.6506666666666666, "ItemCoverage": 0.84},
-    "recmetrics": {"novelty": 1.7670709065468966, "intra_list_similarity": 0.10606246803302395},
-    "ethen8181": {"KL": 1.4814463639480844},
+RANK_METRICS = {
+    "HR": ["RecTools HitRate", "RePlay HitRate", "RecBole Hit", "ranx hit_rate", "rs_metrics hitrate"],
+    "MRR": ["RecTools MRR", "RePlay MRR", "RecBole MRR", "ranx mrr", "rs_metrics mrr"],
+    "Precision": ["RecTools Precision", "RePlay Precision", "RecBole Precision", "ranx precision"],
+    "Recall": ["RecTools Recall", "RePlay Recall", "RecBole Recall", "ranx recall", "rs_metrics recall"],
+    "NDCG achievable": [
+        "RecTools NDCG, divide_by_achievable",
+        "RePlay NDCG",
+        "RecBole NDCG",
+        "ranx ndcg",
+        "rs_metrics ndcg",
+        "scikit-learn ndcg_score",
+    ],
+    "NDCG cutoff": [
+        "RecTools NDCG",
+        "ranx dcg of dcg of the best list",
+        "scikit-learn dcg_score of dcg_score of the best list",
+    ],
+    "NDCG none": ["ranx dcg", "scikit-learn dcg_score"],
 }
+# Expectations over the orders of tied items; only NDCG has a peer with them.
+TIED_METRICS = {"NDCG achievable": ["scikit-learn ndcg_score, ties"], "NDCG none": ["scikit-learn dcg_score, ties"]}
 
 
-@pytest.fixture(scope="module")
-def given() -> peer_lists.Problem:
-    return peer_lists.problem()
+def theirs(seed: int) -> dict[str, float]:
+    recorded = json.loads(RECORDED.read_text())
+    return {f"{peer} {name}": values[seed] for peer, own in recorded.items() for name, values in own["values"].items()}
 
 
-@pytest.fixture(scope="module")
-def ours(given: peer_lists.Problem) -> dict[str, float]:
-    words = Vocabulary(["a", "b", "c", "d"])
-    category = Column("categorical", np.array(given.categories, np.uint8), vocabulary=words)
-    vectors = Column("vector", np.array(given.vectors, np.float32))
+def ranked(given: Problem, scores: list[list[int]]) -> JudgedTargets:
+    """The targets among all items, by their scores."""
+    pairs = [(row, item) for row, items in enumerate(given.targets) for item in items]
+    own = [scores[row][item - 1] for row, item in pairs]
+    better = [sum(score > mine for score in scores[row]) for (row, _), mine in zip(pairs, own, strict=True)]
+    tied = [scores[row].count(mine) - 1 for (row, _), mine in zip(pairs, own, strict=True)]
+    return JudgedTargets(
+        user_ids=torch.arange(1, USERS + 1),
+        history_lengths=torch.tensor([len(row) for row in given.histories]),
+        rows=torch.tensor([row for row, _ in pairs]),
+        item_ids=torch.tensor([item for _, item in pairs]),
+        ranks=TargetRanks(torch.tensor(better), torch.tensor(tied)),
+        repeated=torch.tensor([item in given.histories[row] for row, item in pairs]),
+    )
+
+
+def without_ties(given: Problem) -> JudgedTargets:
+    return ranked(given, [[-row.index(item) for item in range(1, ITEMS + 1)] for row in given.rankings])
+
+
+def list_values(given: Problem) -> Iterator[tuple[str, float]]:
+    words = Vocabulary([str(word) for word in range(1, CATEGORIES + 1)])
+    offsets = np.cumsum([0, 0, *map(len, given.categories)])
+    codes = np.array([*chain(*given.categories)], np.uint8)
+    categories = Column("categories", codes, 1, words, offsets)
+    vectors = Column("vector", np.array([[0, 0, 0], *given.vectors], np.float32))
     counts = torch.bincount(torch.tensor([*chain(*given.histories)]), minlength=ITEMS + 1)
     item_ids = torch.tensor(given.lists)
     lists = Recommendations(item_ids, -torch.arange(K).expand(USERS, K).float(), torch.arange(USERS))
-    metrics = {
-        "Coverage": Coverage(counts, K),
-        "Gini": Gini(counts, K),
-        "Popularity": MeanPopularity(counts, K),
-        "Novelty": UserNovelty(counts, K),
-        "Repeats": RepeatShare(K),
-        "Diversity": Diversity(column_distance(category, ""), K),
-        "Diversity of vectors": Diversity(column_distance(vectors, ""), K),
-        "Calibration": Calibration(item_codes(category, ""), K),
-    }
     seen = RaggedItems.from_rows([torch.tensor(row) for row in given.histories])
-    for name, metric in metrics.items():
-        metric.update(lists, **({} if name in ("Coverage", "Gini", "Popularity") else {"seen": seen}))
-    return {name: float(metric.compute()) for name, metric in metrics.items()}
+    for name, metric in [
+        ("Coverage", Coverage(counts, K)),
+        ("Gini", Gini(counts, K)),
+        ("Popularity", MeanPopularity(counts, K)),
+        ("Novelty", Novelty(counts, K)),
+        ("Novelty", UserNovelty(counts, K)),
+        ("Repeats", RepeatShare(K)),
+        ("Diversity of categories", Diversity(column_distance(categories, ""), K)),
+        ("Diversity of vectors", Diversity(column_distance(vectors, ""), K)),
+        ("Calibration", Calibration(item_codes(categories, ""), K)),
+    ]:
+        metric.update(lists, **({"seen": seen} if isinstance(metric, UserListMetric) else {}))
+        yield name, float(metric.compute())
+    for name, judged in ("AUC", without_ties(given)), ("AUC, ties", ranked(given, given.scores)):
+        yield name, float(auc(judged, ITEMS - judged.counts).mean())
 
 
-@pytest.fixture(scope="module")
-def in_our_terms(given: peer_lists.Problem):
-    """Return peers' values as ours are defined; the docstrings of our metrics state the differences."""
-    events = sum(map(len, given.histories))
-    more_bits = math.log2(events / USERS)
-
-    def convert(peers: dict[str, dict[str, float]]) -> dict[tuple[str, str], float]:
-        terms = {
-            ("RecTools", "CatalogCoverage"): ("Coverage", 1, 0),
-            ("RecTools", "AvgRecPopularity"): ("Popularity", 1, 0),
-            ("RecTools", "MeanInvUserFreq"): ("Novelty", 1, more_bits),
-            # Two different one-hot rows differ in two places.
-            ("RecTools", "IntraListDiversity"): ("Diversity", 1 / 2, 0),
-            ("RePlay", "Novelty"): ("Repeats", -1, 1),
-            ("RePlay", "Surprisal"): ("Novelty", math.log2(USERS), more_bits),
-            ("RecBole", "GiniIndex"): ("Gini", ITEMS / (ITEMS - 1), 0),
-            ("RecBole", "ItemCoverage"): ("Coverage", 1, 0),
-            ("recmetrics", "novelty"): ("Novelty", 1, more_bits),
-            ("recmetrics", "intra_list_similarity"): ("Diversity of vectors", -1, 1),
-            ("ethen8181", "KL"): ("Calibration", math.log(2), 0),
-        }
-        pairs = [(peer, name, value) for peer, values in peers.items() for name, value in values.items()]
-        found = {}
-        for peer, name, value in pairs:
-            metric, factor, constant = terms[peer, name]
-            found[f"{peer} {name}", metric] = factor * value + constant
-        return found
-
-    return convert
+@pytest.mark.parametrize("seed", SEEDS)
+def test_metrics_of_lists_equal_those_of_two_peers(seed: int):
+    given, found = peer_lists.problem(seed), theirs(seed)
+    more_bits = math.log2(sum(map(len, given.histories)) / USERS)
+    ours = [*list_values(given)]
+    assert {name for name, _ in ours} == set(LIST_METRICS)
+    for name, value in ours:
+        for peer, (factor, constant) in LIST_METRICS[name].items():
+            expected = factor * found[peer] + (more_bits if constant == MORE_BITS else constant)
+            assert value == pytest.approx(expected, rel=0, abs=TOLERANCE), f"{name}, {peer}"
 
 
-@pytest.mark.parametrize("printed", [PRINTED, OTHERS], ids=["RecTools and RePlay", "others"])
-def test_metrics_of_lists_equal_what_peers_printed(ours, in_our_terms, printed: dict[str, dict[str, float]]):
-    for (peer, metric), value in in_our_terms(printed).items():
-        assert ours[metric] == pytest.approx(value, abs=1e-9), peer
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("k", CUTOFFS)
+def test_metrics_of_targets_equal_those_of_two_peers(seed: int, k: int):
+    given, found = peer_lists.problem(seed), theirs(seed)
+    cases = [(RANK_METRICS, without_ties(given)), (TIED_METRICS, ranked(given, given.scores))]
+    for metrics, judged in cases:
+        for name, peers in metrics.items():
+            title, *normaliser = name.split()
+            metric = metric_named(f"{title}@{k}", *normaliser)
+            metric.update(judged)
+            for peer in peers:
+                expected = pytest.approx(found[f"{peer}@{k}"], rel=0, abs=TOLERANCE)
+                assert float(metric.compute()) == expected, f"{name}, {peer}"
 
 
-def test_gini_and_popularity_equal_the_formulas_of_two_more_peers(given: peer_lists.Problem, ours: dict[str, float]):
-    # Elliot 0.3.1, `GiniIndex`, is 1 minus this sum over the items that are recommended, ascending.
-    times = sorted(Counter(chain(*given.lists)).values())
-    first = 1 + ITEMS - len(times)
-    shares = [(2 * place - ITEMS - 1) * number / (USERS * K) for place, number in enumerate(times, start=first)]
-    assert ours["Gini"] == pytest.approx(sum(shares) / (ITEMS - 1), abs=1e-9)
-    # RecBole 1.2.1, `AveragePopularity`: the mean of the means of the lists.
-    events = Counter(chain(*given.histories))
-    means = [sum(events[item] for item in row) / K for row in given.lists]
-    assert ours["Popularity"] == pytest.approx(sum(means) / USERS, abs=1e-9)
+def test_each_metric_has_two_peers():
+    compared = {**RANK_METRICS, **LIST_METRICS}
+    compared["AUC"] = [*compared["AUC"], *compared.pop("AUC, ties")]
+    for name, metrics in compared.items():
+        assert len({next(peer for peer in PEERS if each.startswith(peer)) for each in metrics}) >= 2, name
 
 
-def test_peers_still_print_the_same():
+def test_peers_that_are_here_still_return_the_same(tmp_path: Path):
     python = peers_python()
     if python is None:
-        pytest.skip("RecTools and RePlay are not here; tests/peers/requirements.txt, then set SEQREC_PEERS_PYTHON")
+        pytest.skip("no peer is here; tests/peers/requirements.txt, then set SEQREC_PEERS_PYTHON")
+    file = tmp_path / "found.json"
     script = Path(peer_lists.__file__)
-    done = subprocess.run([python, str(script)], capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found.keys() == PRINTED.keys()
-    for peer, values in PRINTED.items():
-        assert found[peer] == pytest.approx(values, abs=1e-12)
-
-
-def test_calibration_is_the_divergence_of_torch(given: peer_lists.Problem, ours: dict[str, float]):
-    codes = torch.tensor(given.categories)
-
-    def shares(items: list[int]) -> torch.Tensor:
-        return torch.bincount(codes[items], minlength=5)[1:].double() / len(items)
-
-    values = []
-    for history, items in zip(given.histories, given.lists, strict=True):
-        wanted = shares(history)
-        mixed = 0.99 * shares(items) + 0.01 * wanted
-        values.append(float(kl_div(mixed.log(), wanted, reduction="none").nan_to_num().sum()))
-    assert ours["Calibration"] == pytest.approx(sum(values) / USERS, abs=1e-9)
+    subprocess.run([python, str(script), str(file)], capture_output=True, text=True, check=True)
+    found, recorded = json.loads(file.read_text()), json.loads(RECORDED.read_text())
+    assert {"RecTools", "RePlay", "SciPy"} <= found.keys()
+    for peer, own in found.items():
+        for name, values in own["values"].items():
+            assert values == pytest.approx(recorded[peer]["values"][name], rel=0, abs=1e-12), f"{peer} {name}"

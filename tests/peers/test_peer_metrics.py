@@ -63,4 +63,4 @@ def test_metrics_equal_those_of_rectools_and_replay(case: str, results, theirs):
         missing = [name for name, theirs_name in names.items() if theirs_name is None]
         assert not missing or (peer == "RePlay" and normaliser == "cutoff")
         expected = {name: values[theirs_name] for name, theirs_name in names.items() if theirs_name}
-        assert {name: ours[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+        assert {name: ours[name] for name in expected} == pytest.approx(expected, rel=0, abs=1e-9)

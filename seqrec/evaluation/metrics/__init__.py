@@ -1,6 +1,6 @@
 """Metrics: ranking metrics of targets, and metrics of recommended lists without targets."""
 
-from seqrec.evaluation.metrics.functional import NORMALISERS, hit_rate, mrr, ndcg, precision, recall
+from seqrec.evaluation.metrics.functional import NORMALISERS, auc, hit_rate, mrr, ndcg, precision, recall
 from seqrec.evaluation.metrics.lists import (
     LIST_METRICS,
     Coverage,
@@ -61,6 +61,7 @@ __all__ = [
     "UserMean",
     "UserNovelty",
     "WARM",
+    "auc",
     "column_distance",
     "hit_rate",
     "item_codes",

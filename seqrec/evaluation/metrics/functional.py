@@ -119,6 +119,19 @@ def precision(judged: JudgedTargets, k: int) -> Tensor:
     return _hits(judged, k) / k
 
 
+def auc(judged: JudgedTargets, num_others: Tensor) -> Tensor:
+    """Return (B,) float64, the share of pairs of a target and another candidate with the target ahead; ties count half.
+
+    `num_others` (B,) is the number of candidates of each user that are no targets, at least 1.
+    """
+    counts, ranks = judged.counts, judged.ranks
+    ahead = ranks.better.double() + ranks.tied.double() / 2
+    ahead = ahead.new_zeros(len(counts)).index_add_(0, judged.rows, ahead)
+    # Two targets of a user are ahead of each other once in all.
+    among_targets = counts * (counts - 1) / 2
+    return 1 - (ahead - among_targets) / (counts * num_others)
+
+
 def mean_of_lists(judged: JudgedTargets, metric: Callable[[JudgedTargets], Tensor]) -> Tensor:
     """Return (B,) float64, the mean of a metric over a user's targets, of which each is in a list of its own."""
     rows = judged.rows
