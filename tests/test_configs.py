@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import re
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,51 @@ def write_raw_log(source: str, folder: Path) -> Path | None:
     return path
 
 
+# Real logs of configs and of fragments on data, which are added to the quick start.
+REAL_LOGS = {
+    "ml_1m": "ml-1m/ml-1m.zip",
+    "ml_1m_time": "ml-1m/ml-1m.zip",
+    "ml_1m_original": "ml-1m/ml-1m.sasrec.txt.gz",
+    "kuairand_5k": "kuairand-excerpt/log_like_hate_kcore15.tsv.gz",
+    "own_log": "kuairand-excerpt/log_like_hate_kcore15.tsv.gz",
+    "data/assist2017": "assist2017/assist2017_user_item.txt.gz",
+    "data/lfm1b_500u": "lfm1b-500u/lfm1b_500u_user_item.txt.gz",
+}
+FURTHER_OF_REAL_LOGS = {
+    "ml_1m_time": FURTHER["ml_1m_time"],
+    "own_log": ("--recipe", "false", "--data.source.item", "video_id", "--data.source.timestamp", "time_ms"),
+    "data/assist2017": ("--data.filters.min_user_events", "3"),
+}
+
+
+def check_card(run: Path) -> None:
+    """A run's model card has what someone who inherits the folder asks for."""
+    card, summary = (run / "README.md").read_text(), json.loads((run / "summary.json").read_text())
+    tested = json.loads((run / "test_metrics.json").read_text())
+    header, text = yaml.safe_load(card.split("---\n")[1]), card.split("---\n")[2]
+    parts = {part.split("\n")[0]: part for part in text.split("\n## ")[1:]}
+    assert list(parts) == ["Data", "Metrics", "Costs", "Use", "Origin"]
+    counts, protocol = summary["data"]["counts"], tested["protocol"]
+    size = f"- size: {counts['events']:,} events of {counts['users']:,} users on {counts['items']:,} items\n"
+    assert size in parts["Data"]
+    licence = summary["data"]["licence"] or "not known to seqrec; ask the publisher of the log"
+    assert f"- licence: {licence}\n" in parts["Data"]
+    assert f"- Protocol {protocol}" in parts["Metrics"]
+    assert header["model-index"][0]["results"][0]["dataset"]["args"] == protocol
+    names = list(tested["models"])
+    assert names[0] == summary["model"]
+    assert {"Popularity", "Markov", "ItemKNN"} <= set(names)
+    rows = re.findall(r"^\| (\w+) .* ([0-9.]+) to ([0-9.]+) \|$", parts["Metrics"], re.MULTILINE)
+    assert [name for name, *_ in rows] == names
+    assert all(0 <= float(low) <= float(high) <= 1 for _, low, high in rows)
+    assert all(f"\n- {cost}: " in parts["Costs"] for cost in ("training", "speed", "peak memory", "parameters"))
+    versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+    assert f"- versions: {versions}\n" in parts["Origin"]
+    assert {"seqrec", "python", "torch", "lightning"} <= summary["versions"].keys()
+    assert parts["Origin"].rstrip().endswith(f"```bash\n{summary['command']}\n```")
+    assert summary["command"].startswith("seqrec fit --config ")
+
+
 @pytest.fixture(autouse=True)
 def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -71,6 +117,20 @@ def test_config_runs_two_steps(config: Path, tmp_path: Path, capsys: pytest.Capt
     path = ["--data.source.path", str(log)] if log else []
     main(["fit", "--config", str(config), *path, *FURTHER.get(config.stem, ()), *TWO_STEPS])
     assert "run folder: runs/" in capsys.readouterr().out
+    (run,) = Path("runs").glob("*/version_0")
+    check_card(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", list(REAL_LOGS))
+def test_config_leaves_a_card_of_its_real_log(config: str, real_data: Callable[[str], Path]):
+    folder, _, name = config.rpartition("/")
+    configs = [CONFIGS / "quickstart.yaml", FRAGMENTS / folder / name] if folder else [CONFIGS / name]
+    words = [word for path in configs for word in ("--config", str(path.with_suffix(".yaml")))]
+    log = ("--data.source.path", str(real_data(REAL_LOGS[config])))
+    main(["fit", *words, *FURTHER_OF_REAL_LOGS.get(config, ()), *log, *TWO_STEPS])
+    (run,) = Path("runs").glob("*/version_0")
+    check_card(run)
 
 
 @pytest.mark.parametrize("name", list(ENCODERS))

@@ -1,6 +1,7 @@
 """The page of `seqrec serve --demo` in a browser, by keyboard: pytest -m browser.
 
-Needs Chromium with its driver (Debian's chromium-driver) and `pip install "seqrec[browser]"`.
+Needs Chromium with its driver (Debian's chromium-driver) and `pip install "seqrec[browser]"`. If `SEQREC_AXE` names the
+file `axe.min.js` of npm's axe-core, it also looks for barriers, here and on the page of a run.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import polars
@@ -15,6 +17,7 @@ import pytest
 from served_models import ITEMS, model, serving
 
 from seqrec.catalogue.item_columns import ItemColumns
+from seqrec.experiments.report import report
 from seqrec.inference.sessions import InMemoryStore, SessionRecommender
 from seqrec.serving.app import create_app
 
@@ -83,6 +86,16 @@ class Page:
             self.type("\ue004")
         raise AssertionError(f"{name} cannot be reached by Tab; the focus is at {self.focused()}")
 
+    def barriers(self) -> list[str]:
+        """Return what axe finds, as rules and elements; nothing if it is not here."""
+        file = os.environ.get("SEQREC_AXE")
+        if file is None:
+            return []
+        self.browser.execute_script(Path(file).read_text(encoding="utf-8"))
+        found = self.browser.execute_async_script("axe.run().then(arguments[0])")
+        assert len(found["passes"]) > 10
+        return [f"{each['id']}: {node['html']}" for each in found["violations"] for node in each["nodes"]]
+
     def resize(self, width: int, scheme: str) -> None:
         media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
@@ -147,6 +160,7 @@ def test_a_user_is_looked_up_and_changed_by_keyboard(browser: Any):
                 page.resize(width, scheme)
                 assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
                 assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == back
+                assert page.barriers() == []
     # Titles stay text, nothing is stored, and nobody else is asked.
     assert not browser.find_elements("css selector", "img, iframe, main script")
     assert browser.execute_script("return localStorage.length + sessionStorage.length + document.cookie.length") == 0
@@ -156,3 +170,16 @@ def test_a_user_is_looked_up_and_changed_by_keyboard(browser: Any):
         each["message"] for each in browser.get_log("browser") if "the server responded with" not in each["message"]
     ]
     assert errors == []
+
+
+@pytest.mark.skipif("SEQREC_AXE" not in os.environ, reason="needs axe-core: npm install axe-core, and SEQREC_AXE")
+def test_axe_finds_nothing_on_the_page_of_a_run(browser: Any, tmp_path: Path):
+    run = Path(__file__).parents[1] / "compatibility" / "v0_1_0" / "mambarec"
+    report(str(shutil.copytree(run, tmp_path / "run")), output=str(tmp_path / "page"), examples=0)
+    browser.get((tmp_path / "page" / "report.html").as_uri())
+    page = Page(browser)
+    for width in (390, 1280):
+        for scheme in ("light", "dark"):
+            page.resize(width, scheme)
+            assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+            assert page.barriers() == []
