@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from kuairand_logs import FIRST, NAMES, RANDOM, SECOND, STANDARD, row, write
 
 from seqrec import (
     EventTime,
@@ -24,23 +27,12 @@ from seqrec import (
     SequenceDataModule,
     Split,
 )
+from seqrec.cli import main
 from seqrec.errors import InputError, MissingInputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*is used with fresh weights")
-NAMES = (
-    "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,"
-    "play_time_ms,duration_ms,profile_stay_time,comment_stay_time,is_profile_enter,is_rand,tab"
-)
-STANDARD = ("log_standard_4_08_to_4_21_1k.csv", "log_standard_4_22_to_5_08_1k.csv")
-RANDOM = "log_random_4_22_to_5_08_1k.csv"
 USERS, VIDEOS = 20, 15
-# The morning of April 8 and of April 22, 2022, in milliseconds.
-FIRST, SECOND = 1_649_376_000_000, 1_650_585_600_000
 SPLIT = GlobalTime("2022-04-22", "2022-04-20")
-
-
-def row(user: int, video: int, time: int, click: int, is_rand: int) -> str:
-    return f"{user},{video},20220410,1700,{time},{click},0,0,0,0,0,{1 - click},46186,45916,0,7639,0,{is_rand},1"
 
 
 @pytest.fixture(scope="module")
@@ -213,3 +205,28 @@ def test_only_exposures_after_the_newest_known_event_count(folder: Path):
     run(model(data), data, report)
     assert 0 < report.users < USERS
     assert report.protocol == "exposed(is_click = 1)-seenin-tiemean-loo"
+
+
+@pytest.mark.process
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_guides_command_prints_both_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    write(tmp_path / "KuaiRand-1K", users=60, videos=30, shown=45)
+    guide = (Path(__file__).parents[2] / "notebooks/guide/evaluation.md").read_text(encoding="utf-8")
+    part = guide.partition("## Items shown at random\n")[2]
+    _, *words = shlex.split(part.partition("```bash\n")[2].partition("\n```")[0].replace("\\\n", ""))
+    monkeypatch.chdir(tmp_path)
+    main([*words, "--model", "ItemKNN", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"])
+    output = capsys.readouterr().out
+    tested = json.loads(Path("runs/kuairand_5k/version_0/test_metrics.json").read_text())
+    assert tested["protocol"] == "full-seenout-tiemean-time2022-04-22-val2022-04-19-warm1"
+    exposed = tested["exposures"]
+    assert exposed["protocol"] == "exposed(is_click = 1)-seenin-tiemean-time2022-04-22-val2022-04-19-warm1"
+    # The id is the guide's, and its table is below that of the ordinary test.
+    assert exposed["protocol"] in " ".join(part.split())
+    assert re.search(f"protocol {tested['protocol']}.*protocol {re.escape(exposed['protocol'])}", output, re.DOTALL)
+    # The kind that a user clicks is all that there is to know.
+    areas = {name: values["AUC"] for name, values in exposed["models"].items()}
+    assert list(areas) == ["ItemKNN", "Popularity", "Chance"]
+    assert areas["ItemKNN"] > areas["Chance"] == 0.5
