@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import large_logs
 import polars as pl
 import pytest
 
@@ -719,6 +720,16 @@ class TestVKLSVD:
         refused(
             PublicLog("vk-lsvd", str(tmp_path / "log")), tmp_path, "is not the only week_00.parquet; give the folder"
         )
+
+
+@pytest.mark.parametrize(("log", "sample"), [("yambda-5b", YAMBDA), ("vk-lsvd", VK)])
+def test_large_logs_are_generated_in_the_published_format(log: str, sample: pl.DataFrame, tmp_path: Path):
+    large_logs.write(log, tmp_path / ("multi_event.parquet" if log == "yambda-5b" else "interactions"), 1000)
+    found = pl.read_parquet_schema(next(tmp_path.rglob("*.parquet")))
+    assert {name: dtype.base_type() for name, dtype in found.items()} == {
+        name: dtype.base_type() for name, dtype in sample.schema.items()
+    }
+    assert len(events_of(PublicLog(log, str(tmp_path)))) == 1000
 
 
 MEASURED = r"""
