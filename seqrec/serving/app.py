@@ -2,9 +2,8 @@
 
 # No `from __future__ import annotations`: the types of bodies are known only when the routes are made.
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Path, Security
 from fastapi.exceptions import RequestValidationError
@@ -16,39 +15,29 @@ from starlette.responses import Response
 from seqrec.aliases import __version__
 from seqrec.catalogue.candidates import Candidates
 from seqrec.catalogue.item_columns import ItemColumns
-from seqrec.catalogue.recommend import item_ids_of, trained_length
 from seqrec.errors import InputError, UnknownUserError
 from seqrec.inference.sessions import Event, Request, Scored, SessionRecommender
 from seqrec.models import Recommender
 from seqrec.serving.answers import RefusedError, error_response, json_response, refusal_of, validation_response
-from seqrec.serving.batcher import Batcher
 from seqrec.serving.bodies import (
     MAX_ID_LENGTH,
+    Body,
     ErrorAnswer,
     HealthAnswer,
     ObserveAnswer,
     ProbeAnswer,
     RecommendAnswer,
+    ReloadAnswer,
     request_types,
 )
-from seqrec.serving.choices import Choices
 from seqrec.serving.demo import add_demo
-from seqrec.serving.guard import Guard
+from seqrec.serving.guard import RELOAD, Guard
 from seqrec.serving.health import Health
-from seqrec.serving.history_work import HistoryWork
 from seqrec.serving.hosts import CLOSE, Hosts
 from seqrec.serving.limits import Limits
 from seqrec.serving.metrics import Metrics
-from seqrec.serving.work import (
-    FindSimilar,
-    Forget,
-    Observe,
-    RecommendToHistory,
-    SessionWork,
-    Sizes,
-    request_time_now,
-    row_bytes_of,
-)
+from seqrec.serving.served import Loaded, Serving
+from seqrec.serving.work import FindSimilar, Forget, Observe, RecommendToHistory, request_time_now
 
 DESCRIPTION = 'Recommends the items that users will want next. Errors are answered as `{"error": reason}`.'
 REASONS = {
@@ -68,24 +57,6 @@ ALL = (401, 403, 421, 503)
 BODY = (*ALL, 400, 408, 413, 415, 422)
 
 
-class NewState(NamedTuple):
-    """The session state that a request may change."""
-
-    row_bytes: int
-    max_bytes: int
-
-    def check(self, events: Sequence[Event]) -> None:
-        """Refuse a request whose users' states have more bytes together."""
-        users = len({event.user for event in events})
-        if users > 1 and users * self.row_bytes > self.max_bytes:
-            most = max(1, self.max_bytes // self.row_bytes)
-            raise RefusedError(
-                413,
-                f"events: the states of {users:,} users take {users * self.row_bytes:,} bytes, and a request may have "
-                f"{self.max_bytes:,}; send {most:,} users at a time",
-            )
-
-
 def create_app(
     recommender: SessionRecommender,
     *,
@@ -96,6 +67,8 @@ def create_app(
     columns: ItemColumns | None = None,
     demo: bool = False,
     titles: ItemColumns | None = None,
+    checkpoint: str | None = None,
+    load: Callable[[Recommender], Loaded] | None = None,
 ) -> FastAPI:
     """Return an ASGI application that serves a model and its users' sessions.
 
@@ -110,6 +83,10 @@ def create_app(
             send requests can find out their values.
         demo: Whether `/` is a page on which one looks up users and adds events.
         titles: Columns of items, in which the page finds titles.
+        checkpoint: The file of the model, as `/health` names it.
+        load: Loads the model that takes over at `POST /reload` or SIGHUP, given the one that answers, with sessions in
+            the same store; called in a thread. `served.check_successor` refuses a model that does not fit. None if the
+            model stays.
 
     Example:
         >>> from seqrec import Popularity, SessionRecommender
@@ -119,59 +96,34 @@ def create_app(
         >>> create_app(SessionRecommender(model)).title
         'seqrec: Popularity'
     """
-    limits = limits or Limits()
-    metrics = Metrics()
-    row_bytes = row_bytes_of(recommender)
-    batching: dict[str, Any] = {
-        "max_batch": limits.max_batch,
-        "wait_seconds": limits.batch_wait_ms / 1000,
-        "max_size": limits.max_batch_events,
-        "size_of": Sizes(row_bytes, trained_length(recommender.model)),
-    }
-    sessions = Batcher(SessionWork(recommender, metrics), **batching)
-    # A separate thread, so that users with a session do not wait for long histories.
-    histories = Batcher(HistoryWork(recommender.model, metrics), **batching)
-    choices = Choices(item_ids_of(recommender.model), candidates or {}, columns)
+    limits, metrics = limits or Limits(), Metrics()
+    serving = Serving(Loaded(recommender, candidates, columns, titles, checkpoint), limits, metrics, load)
     app = FastAPI(
         title=f"seqrec: {recommender.model.title}",
         version=__version__,
         description=DESCRIPTION,
-        lifespan=_lifespan((sessions, histories), choices),
+        lifespan=serving.lifespan,
         redoc_url=None,
     )
-    app.state.metrics = metrics
+    app.state.metrics, app.state.serving = metrics, serving
     # Describes in the schema the token that `Guard` checks.
     routes = APIRouter(dependencies=[] if token is None else [Security(HTTPBearer(auto_error=False))])
-    num_items = recommender.model.scorer().num_items
-    health = Health(sessions, histories, ready_seconds=limits.ready_seconds)
-    new_state = NewState(row_bytes, limits.max_request_state_bytes)
-    Observed, Recommended, Similar = request_types(limits, num_items)
-    _add_work(routes, Observed, Recommended, sessions, histories, new_state, recommender.model, choices)
-    _add_similar(routes, Similar, histories, choices)
-    _add_state(routes, recommender, num_items, metrics, sessions, health)
-    _add_probes(app, health)
+    # FastAPI keeps the routes' functions for ever, so they refer to the model through `serving` alone.
+    Observed, Recommended, Similar = request_types(limits, serving.max_k)
+    _add_work(routes, Observed, Recommended, serving)
+    _add_similar(routes, Similar, serving)
+    _add_state(routes, serving, metrics)
+    if load is not None:
+        _add_reload(routes, serving)
+    _add_probes(app, serving.health)
     if demo:
-        add_demo(app, routes, recommender, titles, min(limits.max_k, num_items), sessions, histories)
+        add_demo(app, routes, serving)
     app.include_router(routes)
     for kind in (RequestValidationError, HTTPException, RefusedError, InputError, Exception):
         app.add_exception_handler(kind, _error)
-    app.add_middleware(Guard, limits=limits, metrics=metrics, token=token, hosts=Hosts(allowed_hosts), demo=demo)
+    guarded: dict[str, Any] = {"limits": limits, "metrics": metrics, "gate": serving.gate}
+    app.add_middleware(Guard, token=token, hosts=Hosts(allowed_hosts), demo=demo, **guarded)
     return app
-
-
-def _lifespan(batchers: Sequence[Batcher], choices: Choices) -> Any:
-    """Return what starts the threads of an application, and stops them in the end."""
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        for batcher in batchers:
-            batcher.start()
-        yield
-        for batcher in batchers:
-            await batcher.close()
-        choices.close()
-
-    return lifespan
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -179,84 +131,83 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorAnswer, "description": REASONS[status]} for status in statuses}
 
 
-def _add_work(
-    routes: APIRouter,
-    Observed: Any,
-    Recommended: Any,
-    sessions: Batcher,
-    histories: Batcher,
-    new_state: NewState,
-    model: Recommender,
-    choices: Choices,
-) -> None:
+def _add_work(routes: APIRouter, Observed: Any, Recommended: Any, serving: Serving) -> None:
     @routes.post("/observe", response_model=ObserveAnswer, responses=_errors(*BODY, 409))
     async def observe(body: Observed) -> Response:
         """Take in one event, or several in order: all of them or none. An answer means that they are kept."""
         bodies = body if isinstance(body, list) else [body]
         events = [Event(each.user, each.item, each.time, each.event_id, each.columns) for each in bodies]
-        new_state.check(events)
-        await sessions.submit(Observe(events))
+        serving.now.new_state.check(events)
+        await serving.sessions.submit(Observe(events))
         return json_response({"observed": len(events)})
 
     @routes.post("/recommend", response_model=RecommendAnswer, responses=_errors(*BODY, 404, 409))
     async def recommend(body: Recommended) -> Response:
         """Recommend items to a user with observed events, or for a history in the request."""
         best: list[Scored]
-        at = request_time_now(model) if body.at is None else body.at
+        at = request_time_now(serving.now.model) if body.at is None else body.at
         options = body.k, body.filter_seen, body.block, at
-        chosen = await choices.of(body)
+        chosen = await serving.now.choices.of(body)
         if hasattr(body, "history"):
             given = RecommendToHistory(body.history, *options, body.times, chosen, body.columns)
-            best = await histories.submit(given)
+            best = await serving.histories.submit(given)
         else:
-            best = await sessions.submit(Request(body.user, *options, chosen))
+            best = await serving.sessions.submit(Request(body.user, *options, chosen))
         return _scored(best)
 
 
-def _add_similar(routes: APIRouter, Similar: Any, histories: Batcher, choices: Choices) -> None:
+def _add_similar(routes: APIRouter, Similar: Any, serving: Serving) -> None:
     @routes.post("/similar", response_model=RecommendAnswer, responses=_errors(*BODY))
     async def similar(body: Similar) -> Response:
         """Return the items most similar to an item, without the item itself; scores are cosines of item vectors."""
-        return _scored(await histories.submit(FindSimilar(body.item, body.k, await choices.of(body))))
+        chosen = await serving.now.choices.of(body)
+        return _scored(await serving.histories.submit(FindSimilar(body.item, body.k, chosen)))
 
 
 def _scored(best: Sequence[Scored]) -> Response:
     return json_response({"items": [{"item": item, "score": score} for item, score in best]})
 
 
-def _add_state(
-    routes: APIRouter,
-    recommender: SessionRecommender,
-    num_items: int,
-    metrics: Metrics,
-    sessions: Batcher,
-    health: Health,
-) -> None:
+def _add_state(routes: APIRouter, serving: Serving, metrics: Metrics) -> None:
     @routes.get("/health", response_model=HealthAnswer, responses=_errors(*ALL))
     async def describe() -> Response:
         """Describe the server, also while the model does not answer. The number of users may be some seconds old."""
+        users, now = (await serving.health.sizes()).users, serving.now
         return json_response(
             {
-                "model": recommender.model.title,
+                "model": now.model.title,
                 "version": __version__,
-                "streams": recommender.streams,
-                "users": (await health.sizes()).users,
-                "items": num_items,
+                "streams": now.recommender.streams,
+                "users": users,
+                "items": now.num_items,
+                "checkpoint": now.checkpoint,
+                "reloads": serving.reloads,
+                "rebuilt_share": now.recommender.rebuilt_share,
             }
         )
 
     @routes.get("/metrics", response_class=Response, responses=_errors(*ALL))
     async def print_metrics() -> Response:
         """Return counts for Prometheus."""
-        text = metrics.text(await health.sizes(), recommender.rebuilt)
+        sizes, recommender = await serving.health.sizes(), serving.now.recommender
+        text = metrics.text(sizes, recommender.rebuilt, recommender.rebuilt_share)
         return Response(text, headers={"Content-Type": metrics.content_type})
 
     @routes.delete("/users/{user:path}", status_code=204, responses=_errors(*ALL, 404, 422))
     async def forget(user: Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH)]) -> Response:
         """Delete all that is kept of a user, who is unknown afterwards."""
-        if not await sessions.submit(Forget(user)):
+        if not await serving.sessions.submit(Forget(user)):
             raise UnknownUserError(f"no event of user={user!r} is known; nothing to forget")
         return Response(status_code=204)
+
+
+def _add_reload(routes: APIRouter, serving: Serving) -> None:
+    @routes.post(RELOAD, response_model=ReloadAnswer, responses=_errors(*BODY, 409))
+    async def reload(body: Body) -> Response:
+        """Load the server's checkpoint again; its model answers from then on, if it can continue the sessions."""
+        seconds = await serving.reload()
+        now = serving.now
+        return json_response({"model": now.model.title, "checkpoint": now.checkpoint, "waited_seconds": seconds})
 
 
 def _add_probes(app: FastAPI, health: Health) -> None:

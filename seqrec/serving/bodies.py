@@ -72,6 +72,19 @@ class HealthAnswer(BaseModel):
     streams: bool = Field(description="Whether an event updates a state; otherwise histories are encoded again.")
     users: int = Field(description="Users with a session.")
     items: int = Field(description="Items of the catalogue.")
+    checkpoint: str | None = Field(description="File of the model.")
+    reloads: int = Field(description="How often the model of another checkpoint took over.")
+    rebuilt_share: float = Field(
+        description="Share of the sessions of the model before that have been made again from their events."
+    )
+
+
+class ReloadAnswer(BaseModel):
+    """The model that answers from now on, its checkpoint, and for how long requests had to wait."""
+
+    model: str
+    checkpoint: str | None
+    waited_seconds: float
 
 
 class ProbeAnswer(BaseModel):
@@ -86,12 +99,11 @@ class ErrorAnswer(BaseModel):
     error: str
 
 
-def request_types(limits: Limits, num_items: int) -> tuple[Any, Any, Any]:
+def request_types(limits: Limits, max_k: int) -> tuple[Any, Any, Any]:
     """Return the types of bodies of /observe, /recommend and /similar that FastAPI checks, with a server's limits.
 
-    `num_items` is the size of its catalogue.
+    Requests may ask for `max_k` items.
     """
-    max_k = min(limits.max_k, num_items)
     most = Field(max_length=limits.max_history)
     Ids = Annotated[list[Id], most]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import importlib.util
 import logging
+from contextlib import closing
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,7 +18,6 @@ from seqrec.data.store import EventStore
 from seqrec.errors import InputError, check_at_least
 from seqrec.inference.loading import load_with_store
 from seqrec.inference.sessions import (
-    HistoryOf,
     InMemoryStore,
     RedisStore,
     SessionRecommender,
@@ -27,7 +27,11 @@ from seqrec.inference.sessions import (
 )
 from seqrec.inference.sessions.stores.redis import PASSWORD_VARIABLE
 from seqrec.models import Recommender
+from seqrec.runs.finding import find_checkpoint
 from seqrec.serving.limits import Limits
+
+if TYPE_CHECKING:
+    from seqrec.serving.served import Loaded
 
 _LOG = logging.getLogger(__name__)
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
@@ -58,10 +62,11 @@ def serve(
     """Serve recommendations and take in events over HTTP, until a signal stops the process.
 
     POST /observe, /recommend and /similar, DELETE /users/USER, GET /live, /ready, /health, /metrics and /openapi.json;
-    with --demo, a page at /.
+    with --demo, a page at /. POST /reload or SIGHUP loads `ckpt` again while requests come in; sessions continue if
+    their store keeps events.
 
     Args:
-        ckpt: A checkpoint that `seqrec fit` wrote.
+        ckpt: A checkpoint that `seqrec fit` wrote; a folder of runs is the run that started last, also at a reload.
         store: Folder of the event store that the model was trained on; None is the folder that it had then.
         sessions: Store of users' sessions: InMemoryStore, SQLiteStore or RedisStore; None keeps them in memory until
             the process ends, and for the page of --demo their events too.
@@ -105,29 +110,48 @@ def serve(
     torch.set_num_threads(threads)
     # Before the model is loaded, to report a port in use at once.
     with bind(host, port) as listener:
-        model, trained_on = load_with_store(ckpt, store=store)
-        table = _item_columns(model, trained_on, items, items_key, bool(candidates) or where_columns is not None, demo)
-        named, columns = _choices(table, candidates, where_columns)
         kept = InMemoryStore(keep_events=DEMO_EVENTS if demo else 0) if sessions is None else sessions
-        warn_of_password(kept)
-        given: dict[str, Any] = {"limits": limits, "token": token, "allowed_hosts": hosts, "demo": demo}
-        with SessionRecommender(model, kept, history_of=_histories(log)) as recommender:
-            app = create_app(recommender, candidates=named, columns=columns, titles=table, **given)
+        tables = items, items_key, candidates or {}, where_columns, demo
+        load = partial(_load, ckpt, store, kept, log, *tables)
+        # Modules stay; searching them for garbage would take half a second. Models are replaced.
+        gc.collect()
+        gc.freeze()
+        with closing(kept):
+            warn_of_password(kept)
+            given: dict[str, Any] = {"limits": limits, "token": token, "allowed_hosts": hosts, "demo": demo}
+            app = create_app(**load(None)._asdict(), load=load, **given)
+            recommender = app.state.serving.now.recommender
             page = ", with a page for browsers" if demo else ""
-            line = f"serving {model.title} at {url_of(listener)} ({kind_of(recommender, kept)}){page}"
-            ready = partial(_announce, line)
+            line = f"serving {recommender.model.title} at {url_of(listener)} ({kind_of(recommender, kept)}){page}"
+            del recommender
+            ready = partial(print, line, flush=True)
             Server(app, limits=limits, ready=ready, access_log=access_log).run(sockets=[listener])
 
 
-def _announce(line: str) -> None:
-    # Modules and weights stay; searching them for garbage would take many milliseconds.
-    gc.collect()
-    gc.freeze()
-    print(line, flush=True)
+def _load(
+    ckpt: str,
+    store: str | None,
+    kept: StateStore,
+    log: str | None,
+    items: str | None,
+    items_key: str,
+    conditions: dict[str, str],
+    where_columns: str | None,
+    demo: bool,
+    before: Recommender | None,
+) -> Loaded:
+    """Return the model of the checkpoint as it is now, which takes over from another one if there is one."""
+    from seqrec.serving.served import Loaded, check_successor
 
-
-def _histories(log: str | None) -> HistoryOf | None:
-    return None if log is None else log_histories(EventStore.open(log))
+    # The newest run of a folder may be another one by now.
+    checkpoint = find_checkpoint(ckpt)
+    model, trained_on = load_with_store(checkpoint, store=store)
+    if before is not None:
+        check_successor(before, model, kept)
+    table = _item_columns(model, trained_on, items, items_key, bool(conditions) or where_columns is not None, demo)
+    named, columns = _choices(table, conditions, where_columns)
+    history_of = None if log is None else log_histories(EventStore.open(log))
+    return Loaded(SessionRecommender(model, kept, history_of=history_of), named, columns, table, checkpoint)
 
 
 def _item_columns(
@@ -143,14 +167,14 @@ def _item_columns(
 
 
 def _choices(
-    columns: ItemColumns | None, conditions: dict[str, str] | None, where_columns: str | None
+    columns: ItemColumns | None, conditions: dict[str, str], where_columns: str | None
 ) -> tuple[dict[str, Candidates], ItemColumns | None]:
     """Return the candidates that requests may name, and the columns that their conditions may read."""
     if columns is None:
         return {}, None
     named = {
         name: Candidates.where(condition, columns, argument=f"candidates.{name}")
-        for name, condition in (conditions or {}).items()
+        for name, condition in conditions.items()
     }
     if where_columns is None:
         return named, None

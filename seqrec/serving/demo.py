@@ -20,12 +20,12 @@ from seqrec.data.inspect import utc_text
 from seqrec.data.schema import CATEGORICAL
 from seqrec.encoders.event_time import UNITS, EventTime
 from seqrec.errors import InputError
-from seqrec.inference.sessions import KeptEvents, SessionRecommender
+from seqrec.inference.sessions import KeptEvents
 from seqrec.models import Recommender, SequentialRecommender
 from seqrec.serving.answers import json_response
-from seqrec.serving.batcher import Batcher
 from seqrec.serving.bodies import Body, Id
 from seqrec.serving.guard import DEMO_ROUTES, PAGE
+from seqrec.serving.served import Serving
 from seqrec.serving.work import Explain, Explained, ShownUser, ShowUser, request_time_now
 
 # Newest events and recommendations on the page, and values of a column that it suggests.
@@ -42,30 +42,10 @@ NO_EVENTS = (
 ABOUT, USER = DEMO_ROUTES
 
 
-def add_demo(
-    app: FastAPI,
-    routes: APIRouter,
-    recommender: SessionRecommender,
-    titles: ItemColumns | None,
-    max_k: int,
-    sessions: Batcher,
-    histories: Batcher,
-) -> None:
-    """Add the page and the routes that it calls.
-
-    Args:
-        app: The application.
-        routes: Routes that need the token.
-        recommender: Model and sessions.
-        titles: Columns of items; None if items have none.
-        max_k: Most items that are recommended to a user.
-        sessions: Does work on sessions.
-        histories: Does work on histories.
-    """
+def add_demo(app: FastAPI, routes: APIRouter, serving: Serving) -> None:
+    """Add the page and the routes that it calls, which need the token if there is one."""
     content, headers = page()
-    model, most = recommender.model, min(max_k, SHOWN_ITEMS)
-    names = ItemNames(model, titles)
-    about = _about(model, names, most)
+    most = min(serving.max_k, SHOWN_ITEMS)
 
     class Looked(Body):
         user: Id
@@ -78,19 +58,22 @@ def add_demo(
 
     @routes.get(ABOUT, include_in_schema=False)
     async def describe() -> Response:
+        model = serving.now.model
+        about = _about(model, ItemNames(model, serving.now.titles), most)
         return json_response({**about, "time": _next_time(model, None)})
 
     @routes.post(USER, include_in_schema=False)
     async def look(body: Looked) -> Response:
         """Return a user's newest events and recommendations; the events explain `item`, or else the first of these."""
-        shown: ShownUser = await sessions.submit(ShowUser(body.user, body.k, request_time_now(model)))
+        model, names = serving.now.model, ItemNames(serving.now.model, serving.now.titles)
+        shown: ShownUser = await serving.sessions.submit(ShowUser(body.user, body.k, request_time_now(model)))
         item = body.item if body.item is not None else shown.best[0].item if shown.best else None
         explained, reason = None, "no item is left to recommend"
         if shown.events is None:
             reason = NO_EVENTS
         elif item is not None:
             try:
-                explained = await histories.submit(Explain(shown.events, item, body.user, shown.at))
+                explained = await serving.histories.submit(Explain(shown.events, item, body.user, shown.at))
             except InputError as error:
                 reason = str(error)
         answer = {"user": str(body.user), **_shown(model, names, shown, explained)}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,19 +22,53 @@ READ_METHODS = ("GET", "HEAD")
 PROBES = ("/live", "/ready")
 # Not refused if too many requests are in progress, as they show why.
 UNLIMITED = ("/health", "/metrics")
-ROUTES = (*PROBES, *UNLIMITED, "/observe", "/recommend", "/similar", "/openapi.json", "/docs")
+# Replaces the model. Not held back while it does.
+RELOAD = "/reload"
+ROUTES = (*PROBES, *UNLIMITED, RELOAD, "/observe", "/recommend", "/similar", "/openapi.json", "/docs")
 USER_ROUTE = "/users/{user}"
 # With `seqrec serve --demo`. The page needs no token, as it contains nothing of the model or the users.
 PAGE, DEMO_ROUTES = "/", ("/demo/about", "/demo/user")
 # A body up to so many times too large is read to its end, so that the client can read the refusal.
 READ_ON = 4
 RETRY = {"Retry-After": "1"} | CLOSE
+# Seconds between looks at whether requests have been answered.
+LOOK_SECONDS = 0.002
+
+
+class Gate:
+    """What requests to the model pass. While it is closed, they wait before it."""
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+        self._open.set()
+        self._inside = 0
+
+    async def enter(self) -> None:
+        """Wait until the gate is open, and pass it."""
+        await self._open.wait()
+        self._inside += 1
+
+    def leave(self) -> None:
+        """Count a request that is answered."""
+        self._inside -= 1
+
+    @asynccontextmanager
+    async def closed(self) -> AsyncIterator[None]:
+        """Close the gate, and wait until those that had passed it are answered; open it in the end."""
+        self._open.clear()
+        try:
+            while self._inside:
+                await asyncio.sleep(LOOK_SECONDS)
+            yield
+        finally:
+            self._open.set()
 
 
 class Guard:
     """ASGI middleware that passes on requests with their whole body, and refuses others.
 
     Clients must send the token as `Authorization: Bearer <token>`; None needs none. `demo` is whether `PAGE` is served.
+    Requests to the model pass the gate.
     """
 
     def __init__(
@@ -44,8 +80,10 @@ class Guard:
         token: str | None = None,
         hosts: Hosts | None = None,
         demo: bool = False,
+        gate: Gate | None = None,
     ) -> None:
         self.app = app
+        self.gate = gate or Gate()
         self.limits = limits
         self.metrics = metrics
         self._token = None if token is None else token.encode()
@@ -74,7 +112,10 @@ class Guard:
             await send(message)
 
         try:
-            await self.app(scope, await self._admit(scope, receive, request, is_probe), watched)
+            whole = await self._admit(scope, receive, request, is_probe)
+            if not is_probe and scope["path"] not in (*UNLIMITED, RELOAD):
+                await request.enter()
+            await self.app(scope, whole, watched)
         except RefusedError as error:
             await error.response()(scope, receive, watched)
         finally:
@@ -156,7 +197,7 @@ class Admission:
     """
 
     def __init__(self, guard: Guard, *, limited: bool) -> None:
-        self._guard, self._requests, self._bytes = guard, int(limited), 0
+        self._guard, self._requests, self._bytes, self._is_inside = guard, int(limited), 0, False
         guard.in_progress += self._requests
         guard.metrics.in_progress.inc(self._requests)
 
@@ -168,8 +209,16 @@ class Admission:
         if self._guard.body_bytes > largest:
             raise RefusedError(503, f"the requests in progress have {largest:,} bytes; try again in a second", RETRY)
 
+    async def enter(self) -> None:
+        """Pass the gate."""
+        await self._guard.gate.enter()
+        self._is_inside = True
+
     def end(self) -> None:
         """Return the share; a second call does nothing."""
+        if self._is_inside:
+            self._guard.gate.leave()
+            self._is_inside = False
         self._guard.in_progress -= self._requests
         self._guard.body_bytes -= self._bytes
         self._guard.metrics.in_progress.dec(self._requests)

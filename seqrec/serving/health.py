@@ -34,10 +34,12 @@ class Health:
         if self._probe is None or self._probe.done():
             probes = self._sessions.submit(Probe()), self._histories.submit(Probe())
             self._probe = asyncio.gather(*probes, return_exceptions=True)
-        await asyncio.wait([self._probe], timeout=self._ready_seconds)
-        if not self._probe.done():
+        # Another request may ask anew before this one continues.
+        probe = self._probe
+        await asyncio.wait([probe], timeout=self._ready_seconds)
+        if not probe.done():
             raise RefusedError(503, f"the model has not answered for {self._ready_seconds:g} s", {"Retry-After": "1"})
-        if any(isinstance(outcome, BaseException) for outcome in self._probe.result()):
+        if any(isinstance(outcome, BaseException) for outcome in probe.result()):
             raise RefusedError(503, "the sessions cannot be read; see the server's log", {"Retry-After": "1"})
 
     async def sizes(self) -> StoreSizes:

@@ -47,7 +47,8 @@ class Metrics:
             "state_bytes": "Bytes of all sessions, without events.",
             "event_bytes": "Bytes of the events that are kept to make sessions again.",
             "dropped_sessions": "Sessions that a limit of the store dropped.",
-            "rebuilt_sessions": "Sessions that were made again from their events since the server started.",
+            "rebuilt_sessions": "Sessions that were made again from their events since the model was loaded.",
+            "rebuilt_share": "Share of the sessions of the model before that were made again.",
         }
         self._sessions = {name: Gauge(f"seqrec_{name}", text, registry=self._registry) for name, text in gauges.items()}
 
@@ -64,8 +65,8 @@ class Metrics:
         """Count a connection that the server closed; `reason` is one of few."""
         self._closed.labels(reason).inc()
 
-    def text(self, sizes: StoreSizes, rebuilt: int) -> bytes:
-        """Return all counts in Prometheus' format, given what the store keeps and the number of rebuilt sessions."""
-        for gauge, value in zip(self._sessions.values(), (*sizes, rebuilt), strict=True):
+    def text(self, sizes: StoreSizes, rebuilt: int, rebuilt_share: float) -> bytes:
+        """Return all counts in Prometheus' format, given what the store keeps and which sessions were made again."""
+        for gauge, value in zip(self._sessions.values(), (*sizes, rebuilt, rebuilt_share), strict=True):
             gauge.set(value)
         return generate_latest(self._registry)

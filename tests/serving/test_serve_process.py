@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import torch
 from forked_commands import ForkedCommand
 from served_models import items_of
 from served_processes import AUTHORIZED, TIMEOUT, TOKEN, server
@@ -115,6 +118,41 @@ def is_open(url: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def test_sighup_loads_the_checkpoint_as_it_is_now(checkpoint: Path, tmp_path: Path):
+    served, errors = tmp_path / "served.ckpt", tmp_path / "errors.txt"
+    shutil.copy(checkpoint, served)
+    (item,) = load(checkpoint).item_vocabulary.external_ids([3]).tolist()
+    with server(served, tmp_path, forked=True) as (process, url):
+        with httpx.Client(base_url=url, headers=AUTHORIZED, timeout=TIMEOUT) as client:
+            client.post("/observe", json={"user": "ada", "item": item})
+            content = torch.load(checkpoint, weights_only=True)
+            torch.nn.init.normal_(content["state_dict"]["items.table.weight"][1:], generator=torch.Generator())
+            torch.save(content, tmp_path / "new.ckpt")
+            (tmp_path / "new.ckpt").replace(served)
+            process.send_signal(signal.SIGHUP)
+            wait_until(lambda: client.get("/health").json()["reloads"] == 1)
+            fresh = SessionRecommender(load(served))
+            fresh.observe("ada", item)
+            expected = [scored.item for scored in fresh.recommend("ada")]
+            assert items_of(client.post("/recommend", json={"user": "ada"})) == expected
+            assert not errors.read_text()
+            served.write_bytes(served.read_bytes()[:1000])
+            process.send_signal(signal.SIGHUP)
+            wait_until(lambda: errors.read_text().endswith("\n"))
+            assert f"SIGHUP: {served} is damaged" in errors.read_text()
+            assert items_of(client.post("/recommend", json={"user": "ada"})) == expected
+            assert client.get("/health").json()["reloads"] == 1
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT) == 0
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.slow

@@ -65,6 +65,7 @@ class SessionKeeper:
     Attributes:
         lock: Held from reading sessions to writing them back.
         rebuilt: Number of sessions that were made again from their events.
+        others: Number of sessions in the store when this model took it over from another; 0 if it was this model's.
 
     Raises:
         SessionStoreError: if the store belongs to another model and has no events, or cannot be used.
@@ -80,6 +81,7 @@ class SessionKeeper:
     event_columns: Sequence[EventColumn] = ()
     lock: threading.RLock = field(default_factory=threading.RLock, init=False)
     rebuilt: int = field(default=0, init=False)
+    others: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         # Claim a new store for this model. A store of another model needs events.
@@ -120,6 +122,7 @@ class SessionKeeper:
                 raise SessionStoreError(
                     f"{error}; keep_events, which SQLiteStore and RedisStore have, would have kept the events in it"
                 ) from error
+            self.others = self._events.sizes().users
             self._events.redescribe(text.encode())
             _LOG.info("the store is of another model: its sessions are made again from their events when needed")
 

@@ -310,6 +310,14 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
         """Number of sessions that were damaged or of another model, and were made again from their events."""
         return self._keeper.rebuilt
 
+    @property
+    def rebuilt_share(self) -> float:
+        """`rebuilt` as a share of the sessions in the store when this model took it over from another, at most 1.
+
+        1 if the store was this model's. It does not reach 1 if users are forgotten or never come.
+        """
+        return min(1.0, self.rebuilt / self._keeper.others) if self._keeper.others else 1.0
+
     def close(self) -> None:
         """Close the store."""
         self._keeper.store.close()
