@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import suppress
@@ -254,6 +255,14 @@ class Vocabulary:
         if self._offsets is None:
             return {stem: self._values, **order}
         return {f"{stem}.bytes": self._values, f"{stem}.offsets": self._offsets, **order}
+
+    def digest(self) -> str:
+        """Return a digest of the log's ids in their order: 16 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for name, values in sorted(self.arrays("ids").items()):
+            digest.update(f"{name} {values.dtype} {len(values)} ".encode())
+            digest.update(np.ascontiguousarray(values).data)
+        return digest.hexdigest()[:16]
 
     @classmethod
     def open(cls, directory: Path, stem: str) -> Vocabulary:

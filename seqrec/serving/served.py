@@ -18,7 +18,6 @@ from seqrec.catalogue.item_columns import ItemColumns
 from seqrec.catalogue.recommend import item_ids_of, trained_length
 from seqrec.errors import InputError
 from seqrec.inference.sessions import Event, SessionRecommender, StateStore
-from seqrec.inference.sessions.keeper import vocabulary_digest
 from seqrec.inference.sessions.user_state import reads_times
 from seqrec.models import Recommender
 from seqrec.serving.answers import RefusedError
@@ -79,6 +78,13 @@ class Served:
         self.size_of = Sizes(row_bytes, trained_length(self.model))
         self.do_sessions = SessionWork(self.recommender, metrics)
         self.do_histories = HistoryWork(self.model, metrics)
+
+    def release(self) -> None:
+        """Free the memory of the model and its users' states, after another one took over."""
+        self.choices.close()
+        # Objects that refer to each other keep the model until Python next searches for garbage.
+        self.model.to("meta")
+        self.recommender.release()
 
 
 class Serving:
@@ -153,10 +159,8 @@ class Serving:
                 before, self.now = self.now, new
                 self.reloads += 1
             seconds = time.perf_counter() - begin
-            before.choices.close()
             if before.model is not new.model:
-                # Objects that refer to each other keep a model until Python searches for garbage.
-                await asyncio.to_thread(before.model.to, "meta")
+                await asyncio.to_thread(before.release)
             return seconds
         finally:
             self._is_loading = False
@@ -204,7 +208,7 @@ def check_successor(before: Recommender, after: Recommender, store: StateStore) 
         )
     old, new = item_ids_of(before), item_ids_of(after)
     shared = min(len(old), len(new))
-    if vocabulary_digest(old.first(shared)) != vocabulary_digest(new.first(shared)):
+    if old.first(shared).digest() != new.first(shared).digest():
         raise InputError(
             f"the checkpoint's {len(new):,} items are not the {len(old):,} items of the one that answers, followed by "
             "new ones; start the server again if it is the right checkpoint"

@@ -123,6 +123,9 @@ def test_health_says_what_the_server_has(client: httpx.Client):
         "streams": True,
         "users": before["users"],
         "items": NUM_ITEMS,
+        "checkpoint": None,
+        "reloads": 0,
+        "rebuilt_share": 1.0,
     }
 
 

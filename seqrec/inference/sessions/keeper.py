@@ -85,7 +85,7 @@ class SessionKeeper:
 
     def __post_init__(self) -> None:
         # Claim a new store for this model. A store of another model needs events.
-        catalogue = vocabulary_digest(self.items)
+        catalogue = self.items.digest()
         ours = {"format": FORMAT, "vocabulary": catalogue}
         description = self.user_state.describe()
         text = json.dumps({**ours, **description}, separators=(",", ":"))
@@ -392,12 +392,3 @@ def rows_of(events: Sequence[KnownEvents]) -> ItemRows:
     """Return the events of users as one array."""
     times = [each.times for each in events if each.times is not None]
     return ItemRows.of([each.item_ids for each in events], times or None, [each.columns for each in events])
-
-
-def vocabulary_digest(vocabulary: Vocabulary) -> str:
-    """Return a digest of a vocabulary's external ids."""
-    digest = hashlib.sha256()
-    for name, values in sorted(vocabulary.arrays("ids").items()):
-        digest.update(f"{name} {values.dtype} {len(values)} ".encode())
-        digest.update(np.ascontiguousarray(values).data)
-    return digest.hexdigest()[:16]

@@ -38,8 +38,8 @@ from seqrec.inference.sessions.entries import (
 from seqrec.inference.sessions.item_rows import ItemRows
 from seqrec.inference.sessions.keeper import SessionKeeper
 from seqrec.inference.sessions.kept_events import KeptEvents
-from seqrec.inference.sessions.session import Session
-from seqrec.inference.sessions.stores import InMemoryStore, SessionStore, StateStore, StoreSizes
+from seqrec.inference.sessions.session import Session, unrepeated
+from seqrec.inference.sessions.stores import InMemoryStore, LiveStore, SessionStore, StateStore, StoreSizes
 from seqrec.inference.sessions.user_state import UserState, reads_times, user_state_of
 from seqrec.models import Recommender, SequentialRecommender
 
@@ -318,6 +318,11 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
         """
         return min(1.0, self.rebuilt / self._keeper.others) if self._keeper.others else 1.0
 
+    def release(self) -> None:
+        """Free the memory of the states after another recommender took over the store; this one must not be used."""
+        if self.streams and isinstance(self._keeper.store, LiveStore):
+            self._keeper.store.release()
+
     def close(self) -> None:
         """Close the store."""
         self._keeper.store.close()
@@ -367,19 +372,6 @@ def asked_at(times: Sequence[Any], sessions: Sequence[Session], users: Sequence[
                 index,
             )
     return torch.tensor(times, dtype=torch.int64)
-
-
-def unrepeated(digests: Sequence[int | None], places: Sequence[int], session: Session | None) -> Sequence[int]:
-    """Return a user's places without events whose id is among the user's last ones, or earlier in the batch."""
-    known = set() if session is None else set(session.event_ids.tolist())
-    found = []
-    for index in places:
-        digest = digests[index]
-        if digest is None or digest not in known:
-            found.append(index)
-        if digest is not None:
-            known.add(digest)
-    return found
 
 
 def warm(sessions: SessionRecommender, log: EventStore, *, batch_events: int = 1 << 16) -> int:

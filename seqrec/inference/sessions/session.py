@@ -157,6 +157,19 @@ def observed(
     return found
 
 
+def unrepeated(digests: Sequence[int | None], places: Sequence[int], session: Session | None) -> Sequence[int]:
+    """Return a user's places without events whose id is among the user's last ones, or earlier in the batch."""
+    known = set() if session is None else set(session.event_ids.tolist())
+    found = []
+    for index in places:
+        digest = digests[index]
+        if digest is None or digest not in known:
+            found.append(index)
+        if digest is not None:
+            known.add(digest)
+    return found
+
+
 def _checksum(content: bytes | memoryview, key: bytes, version: int) -> int:
     """Return the checksum of a session in a version of the format; each covers other bytes, or has another start."""
     if version == 1:

@@ -242,6 +242,39 @@ def test_a_session_that_leaves_the_memory_or_a_store_that_is_closed_lacks_no_eve
             assert again.recommend(user) == fresh.recommend(user)
 
 
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_model_that_was_replaced_keeps_no_slab_but_could_continue_its_sessions(
+    durable: bool, build: Build, tmp_path: Path
+):
+    store = SQLiteStore(tmp_path / "s.db") if durable else InMemoryStore(keep_events=100)
+    model, other = build(), build(seed=1)
+    events = [Event(user, item) for user in ("ada", "bob", "eve") for item in ITEMS[: 3 + len(user)]]
+    before = SessionRecommender(model, store)
+    before.observe_many(events)
+    expected = before.recommend("bob")
+    after = SessionRecommender(other, store)
+    after.recommend("ada")
+    (slab,) = {live.state.slab for live in store.get_live([b"bob", b"eve"])}
+    slab_before = weakref.ref(slab)
+    del slab
+    before.release()
+    del before
+    gc.collect()
+    assert slab_before() is None
+    rows = store.get_many([b"ada", b"bob", b"eve"])
+    assert store.sizes().state_bytes == 9 + sum(map(len, rows))
+    fresh = SessionRecommender(build(seed=1))
+    fresh.observe_many(events)
+    assert after.recommend("ada") == fresh.recommend("ada")
+    # The first model again: no session but ada's is made again.
+    again = SessionRecommender(model, store)
+    assert again.recommend("bob") == expected
+    assert again.rebuilt == 0
+    assert again.recommend("ada")
+    assert (again.rebuilt, again.rebuilt_share) == (1, 1 / 3)
+    store.close()
+
+
 def test_without_events_every_state_is_written(build: Build, tmp_path: Path):
     store = SQLiteStore(tmp_path / "s.db", keep_events=0)
     sessions = SessionRecommender(build(), store)

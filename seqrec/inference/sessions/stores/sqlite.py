@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from seqrec.errors import MissingInputError, SessionStoreError, check_at_least
 from seqrec.files import PARTIAL, move
-from seqrec.inference.sessions.stores.sqlite_file import REMEDY, create_private, prepare
+from seqrec.inference.sessions.stores.sqlite_file import REMEDY, create_private, prepare, reason_of
 from seqrec.inference.sessions.stores.state_store import Behind, Chunk, LiveSession, StoreSizes, check_limits
 
 PUT = "INSERT INTO sessions VALUES (?, ?) ON CONFLICT (user) DO UPDATE SET session = excluded.session"
@@ -33,6 +33,8 @@ MOST_BEHIND = 64
 # Damage can change the type of a column.
 USAGE = "SELECT rowid, CAST(user AS BLOB), CAST(states AS INTEGER), CAST(events AS INTEGER) FROM usage"
 CHUNKS = "FROM events WHERE user = ? AND ends > ? AND ends <= ?"
+# Bytes of sessions that leave the memory in one transaction of `release`.
+RELEASED_BYTES = 4 << 20
 # Users that were read, after which the times are written.
 MANY_READ = 10_000
 
@@ -157,7 +159,7 @@ class SQLiteStore:
         """See `SessionStore.put_many`."""
         now = time.time()
         with self._transaction() as connection:
-            self._put_leaving()
+            self._put_leaving(self._memory_bytes)
             events = {chunk.key: chunk for chunk in chunks}
             full, behind, new, growth = [], [], [], 0
             for key, row in rows:
@@ -180,6 +182,14 @@ class SQLiteStore:
             self._put_full(full, {key: self._put_events(chunk) for key, chunk in events.items()}, now)
             self._count(event_bytes=growth)
             self._keep_limits(now)
+
+    def release(self) -> None:
+        """See `LiveStore.release`."""
+        # On a full disk, they stay.
+        with suppress(SessionStoreError):
+            for _ in range(0, self._live_bytes, RELEASED_BYTES):
+                with self._transaction():
+                    self._put_leaving(self._live_bytes - RELEASED_BYTES)
 
     def events_of(self, keys: Sequence[bytes]) -> list[list[bytes]]:
         """See `SessionStore.events_of`."""
@@ -239,8 +249,7 @@ class SQLiteStore:
         with self._lock:
             if self._read or self._live:
                 with suppress(SessionStoreError), self._transaction():
-                    self._memory_bytes = -1
-                    self._put_leaving()
+                    self._put_leaving(-1)
             if "_connection" in vars(self):
                 self._connection.close()
 
@@ -252,9 +261,9 @@ class SQLiteStore:
         most = MOST_BEHIND + hash(key) % MOST_BEHIND
         return chunk.end - self._written[key][0] < most and self.keep_events >= 2 * MOST_BEHIND
 
-    def _put_leaving(self) -> None:
-        """Take sessions out of memory until its limit is kept, and write those whose rows lack events."""
-        while self._live_bytes > self._memory_bytes and self._live:
+    def _put_leaving(self, most: int) -> None:
+        """Take sessions out of memory until they have `most` bytes, and write those whose rows lack events."""
+        while self._live_bytes > most and self._live:
             key, live = next(iter(self._live.items()))
             if self._written[key][0] < live.num_events:
                 content = live.to_bytes(key)
@@ -388,13 +397,4 @@ class SQLiteStore:
         try:
             yield
         except sqlite3.Error as error:
-            text = str(error)
-            if "locked" in text or "busy" in text:
-                reason = "another process has it open; close it there, or give another path"
-            elif "not a database" in text:
-                reason = "it is not a store of sessions; give another path"
-            elif "malformed" in text:
-                reason = f"it is damaged ({text}); {REMEDY}"
-            else:
-                reason = f"{text}; check that the disk has space and the path can be written"
-            raise SessionStoreError(f"{self.path} cannot be used: {reason}") from error
+            raise SessionStoreError(f"{self.path} cannot be used: {reason_of(error)}") from error

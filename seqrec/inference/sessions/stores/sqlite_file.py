@@ -68,3 +68,15 @@ def prepare(connection: sqlite3.Connection, path: Path, verify: Callable[[], Non
 def create_private(path: Path) -> None:
     """Create an empty file that only its owner can read; SQLite gives its log the same permissions."""
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600))
+
+
+def reason_of(error: sqlite3.Error) -> str:
+    """Return why a file cannot be used, and what to do."""
+    text = str(error)
+    if "locked" in text or "busy" in text:
+        return "another process has it open; close it there, or give another path"
+    if "not a database" in text:
+        return "it is not a store of sessions; give another path"
+    if "malformed" in text:
+        return f"it is damaged ({text}); {REMEDY}"
+    return f"{text}; check that the disk has space and the path can be written"

@@ -169,6 +169,9 @@ class LiveStore(SessionStore, Protocol):
     def get_live(self, keys: Sequence[bytes]) -> Sequence[bytes | LiveSession | Behind | None]:
         """Return what `get_many` does, without making bytes of objects."""
 
+    def release(self) -> None:
+        """Make bytes of objects, some at a time, so that what they refer to can be freed, such as states in a slab."""
+
 
 class InMemoryStore:
     """Keeps sessions in a dictionary, which ends with the process; see `SessionStore`.
@@ -242,6 +245,17 @@ class InMemoryStore:
             found = list(map(self._rows.get, keys))
             self._touch([key for key, row in zip(keys, found, strict=True) if row is not None])
             return found
+
+    def release(self) -> None:
+        """See `LiveStore.release`."""
+        with self._lock:
+            keys = list(self._rows)
+        for key in keys:
+            with self._lock:
+                row = self._rows.get(key)
+                if row is not None and not isinstance(row, bytes):
+                    self._rows[key] = content = row.to_bytes(key)
+                    self._state_bytes += len(content) - len(row)
 
     def put_many(self, rows: Sequence[tuple[bytes, bytes | LiveSession]], chunks: Sequence[Chunk] = ()) -> None:
         """See `SessionStore.put_many`."""
