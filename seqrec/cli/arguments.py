@@ -67,7 +67,8 @@ def expand(name: str | None, words: Sequence[str], *, checkpoint: str) -> list[s
             # Other commands refuse a missing file after the parser has refused what is misspelt.
             if is_run or value in WORDS or Path(value).exists():
                 found = find_checkpoint(value, to_resume=name == "fit", argument=f"{as_typed} ", runs=runs)
-                value = _plain(found)
+                # A server finds it again at each reload.
+                value = _plain(value if name == "serve" else found)
         elif option == WARM_START and value != "null":
             value = _plain(find_checkpoint(value, argument=f"{as_typed} ", runs=runs))
         elif option == "--config":

@@ -191,7 +191,8 @@ class Serving:
         except Exception:
             _LOG.exception("SIGHUP: the checkpoint before continues to answer")
         else:
-            print(f"serving {self.now.model.title} from {self.now.checkpoint}, after {seconds:.3f} s", flush=True)
+            name = f"{self.now.model.title} from {self.now.checkpoint}"
+            print(f"serving {name}; requests waited {seconds:.3f} s", flush=True)
 
 
 def check_successor(before: Recommender, after: Recommender, store: StateStore) -> None:

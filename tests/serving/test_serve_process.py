@@ -120,28 +120,30 @@ def is_open(url: str) -> bool:
     return True
 
 
-def test_sighup_loads_the_checkpoint_as_it_is_now(checkpoint: Path, tmp_path: Path):
-    served, errors = tmp_path / "served.ckpt", tmp_path / "errors.txt"
-    shutil.copy(checkpoint, served)
+def test_sighup_loads_the_checkpoint_of_the_newest_run(checkpoint: Path, tmp_path: Path):
+    first, second, third = (tmp_path / "runs" / name / "best.ckpt" for name in ("first", "second", "third"))
+    for file in (first, second, third):
+        file.parent.mkdir(parents=True)
+    shutil.copy(checkpoint, first)
     (item,) = load(checkpoint).item_vocabulary.external_ids([3]).tolist()
-    with server(served, tmp_path, forked=True) as (process, url):
+    errors = tmp_path / "errors.txt"
+    with server(tmp_path / "runs", tmp_path, forked=True) as (process, url):
         with httpx.Client(base_url=url, headers=AUTHORIZED, timeout=TIMEOUT) as client:
             client.post("/observe", json={"user": "ada", "item": item})
             content = torch.load(checkpoint, weights_only=True)
             torch.nn.init.normal_(content["state_dict"]["items.table.weight"][1:], generator=torch.Generator())
-            torch.save(content, tmp_path / "new.ckpt")
-            (tmp_path / "new.ckpt").replace(served)
+            torch.save(content, second)
             process.send_signal(signal.SIGHUP)
-            wait_until(lambda: client.get("/health").json()["reloads"] == 1)
-            fresh = SessionRecommender(load(served))
+            wait_until(lambda: client.get("/health").json()["checkpoint"] == str(second))
+            fresh = SessionRecommender(load(second))
             fresh.observe("ada", item)
             expected = [scored.item for scored in fresh.recommend("ada")]
             assert items_of(client.post("/recommend", json={"user": "ada"})) == expected
             assert not errors.read_text()
-            served.write_bytes(served.read_bytes()[:1000])
+            third.write_bytes(second.read_bytes()[:1000])
             process.send_signal(signal.SIGHUP)
             wait_until(lambda: errors.read_text().endswith("\n"))
-            assert f"SIGHUP: {served} is damaged" in errors.read_text()
+            assert f"SIGHUP: {third} is damaged" in errors.read_text()
             assert items_of(client.post("/recommend", json={"user": "ada"})) == expected
             assert client.get("/health").json()["reloads"] == 1
         process.send_signal(signal.SIGTERM)
