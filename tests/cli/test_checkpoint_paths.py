@@ -57,7 +57,9 @@ def test_a_run_with_one_kind_of_checkpoint_gives_that():
 def test_ckpt_and_ckpt_path_are_one_option(words: tuple[str, ...]):
     best = "runs/b/version_1/checkpoints/best.ckpt"
     assert expand("test", words, checkpoint="--ckpt_path") == ["--ckpt_path", best]
-    assert expand("serve", words, checkpoint="--ckpt") == ["--ckpt", best]
+    assert expand("export", words, checkpoint="--ckpt") == ["--ckpt", best]
+    # A server finds the newest run again at each reload.
+    assert expand("serve", words, checkpoint="--ckpt") == ["--ckpt", "last"]
 
 
 @pytest.mark.parametrize("name", ["s3://bucket/x.ckpt", "null", ""])
