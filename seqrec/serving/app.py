@@ -32,11 +32,10 @@ from seqrec.serving.bodies import (
 )
 from seqrec.serving.demo import add_demo
 from seqrec.serving.guard import RELOAD, Guard
-from seqrec.serving.health import Health
 from seqrec.serving.hosts import CLOSE, Hosts
 from seqrec.serving.limits import Limits
 from seqrec.serving.metrics import Metrics
-from seqrec.serving.served import Loaded, Serving
+from seqrec.serving.served import Health, Loaded, Serving
 from seqrec.serving.work import FindSimilar, Forget, Observe, RecommendToHistory, request_time_now
 
 DESCRIPTION = 'Recommends the items that users will want next. Errors are answered as `{"error": reason}`.'

@@ -36,7 +36,7 @@ LOOK_SECONDS = 0.002
 
 
 class Gate:
-    """What requests to the model pass. While it is closed, they wait before it."""
+    """A gate that requests to the model pass. While it is closed, they wait before it."""
 
     def __init__(self) -> None:
         self._open = asyncio.Event()

@@ -1,4 +1,4 @@
-"""The model that answers requests, and how the model of another checkpoint takes over from it."""
+"""The model that answers requests, whether it answers, and how that of another checkpoint takes over from it."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from seqrec.catalogue.candidates import Candidates
 from seqrec.catalogue.item_columns import ItemColumns
 from seqrec.catalogue.recommend import item_ids_of, trained_length
 from seqrec.errors import InputError
-from seqrec.inference.sessions import Event, SessionRecommender, StateStore
+from seqrec.inference.sessions import Event, SessionRecommender, StateStore, StoreSizes
 from seqrec.inference.sessions.user_state import reads_times
 from seqrec.models import Recommender
 from seqrec.serving.answers import RefusedError
 from seqrec.serving.batcher import Batcher
 from seqrec.serving.choices import Choices
 from seqrec.serving.guard import Gate
-from seqrec.serving.health import Health
 from seqrec.serving.history_work import HistoryWork
 from seqrec.serving.limits import Limits
 from seqrec.serving.metrics import Metrics
-from seqrec.serving.work import SessionWork, Sizes, row_bytes_of
+from seqrec.serving.work import Count, Probe, SessionWork, Sizes, row_bytes_of
 
 _LOG = logging.getLogger(__name__)
+# Longest wait for a count; the last one is taken then.
+COUNT_SECONDS = 0.05
 
 
 class Loaded(NamedTuple):
@@ -87,6 +88,45 @@ class Served:
         self.recommender.release()
 
 
+class Health:
+    """Asks the model's threads, at most one question of a kind at a time, and waits `ready_seconds` for an answer."""
+
+    def __init__(self, sessions: Batcher, histories: Batcher, *, ready_seconds: float) -> None:
+        self._sessions, self._histories = sessions, histories
+        self._ready_seconds = ready_seconds
+        self._probe: asyncio.Future[Any] | None = None
+        self._count: asyncio.Future[Any] | None = None
+        self._sizes = StoreSizes(0)
+
+    async def check_ready(self) -> None:
+        """Raise a `RefusedError` if a thread does not answer in time, or the sessions cannot be read.
+
+        Its reason has no details, as clients need no token to ask.
+        """
+        if self._probe is None or self._probe.done():
+            probes = self._sessions.submit(Probe()), self._histories.submit(Probe())
+            self._probe = asyncio.gather(*probes, return_exceptions=True)
+        # Another request may ask anew before this one continues.
+        probe = self._probe
+        await asyncio.wait([probe], timeout=self._ready_seconds)
+        if not probe.done():
+            raise RefusedError(503, f"the model has not answered for {self._ready_seconds:g} s", {"Retry-After": "1"})
+        if any(isinstance(outcome, BaseException) for outcome in probe.result()):
+            raise RefusedError(503, "the sessions cannot be read; see the server's log", {"Retry-After": "1"})
+
+    async def sizes(self) -> StoreSizes:
+        """Return how much the store of sessions keeps as last counted; a count may still be under way."""
+        if self._count is None or self._count.done():
+            self._count = asyncio.ensure_future(self._counted())
+        await asyncio.wait([self._count], timeout=COUNT_SECONDS)
+        return self._sizes
+
+    async def _counted(self) -> None:
+        # `check_ready` reports errors.
+        with contextlib.suppress(InputError):
+            self._sizes = await self._sessions.submit(Count())
+
+
 class Serving:
     """The threads in which the model that is served does the work of requests; another model can take over.
 
@@ -102,7 +142,7 @@ class Serving:
     Attributes:
         now: The model that is served.
         max_k: Most items that a request may ask for.
-        gate: What requests to the model pass.
+        gate: The gate that requests to the model pass.
         reloads: How often another model took over.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import threading
@@ -22,6 +23,7 @@ from seqrec.inference.sessions import Event, InMemoryStore, SessionRecommender, 
 from seqrec.models import Popularity
 from seqrec.serving import Limits
 from seqrec.serving.app import create_app
+from seqrec.serving.served import Health
 from seqrec.serving.work import row_bytes_of
 
 LIMITS = Limits(max_k=20, max_history=50, max_events=8, max_body_bytes=4096)
@@ -313,6 +315,23 @@ class BlockedStore(InMemoryStore):
     def get_live(self, keys):
         assert self.resume.wait(20)
         return super().get_live(keys)
+
+
+def test_those_who_ask_at_the_same_time_whether_the_model_is_ready_do_not_disturb_each_other():
+    class Answering:
+        async def submit(self, work: object) -> None:
+            await asyncio.sleep(0)
+
+    async def ask() -> None:
+        health = Health(Answering(), Answering(), ready_seconds=60)
+
+        async def client() -> None:
+            for _ in range(20):
+                await health.check_ready()
+
+        await asyncio.gather(*(client() for _ in range(8)))
+
+    asyncio.run(ask())
 
 
 def test_a_blocked_model_is_alive_but_not_ready():
