@@ -140,7 +140,7 @@ def _load(
     demo: bool,
     before: Recommender | None,
 ) -> Loaded:
-    """Return the model of the checkpoint as it is now, which takes over from another one if there is one."""
+    """Return the model of the checkpoint, which takes over from another one if there is one."""
     from seqrec.serving.served import Loaded, check_successor
 
     # The newest run of a folder may be another one by now.
