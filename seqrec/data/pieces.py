@@ -25,6 +25,26 @@ def time_quantile(times: NDArray[np.integer[Any]], quantile: float) -> int:
     return nth_smallest(lambda: pieces_of(times), int(np.ceil(quantile * len(times))))
 
 
+def first_at_least(values_at: Callable[[Int64], NDArray[Any]], keys: NDArray[Any], begins: Int64, ends: Int64) -> Int64:
+    """Return for each key (N,) the first place in [begins, ends) (N,) with at least its value; `ends` if none has it.
+
+    All are found at once, by bisection. `values_at` returns the values at some places; they rise from begin to end.
+
+    Example:
+        >>> import numpy as np
+        >>> values = np.array([2, 4, 8, 1, 3])
+        >>> first_at_least(values.__getitem__, np.array([5, 4]), np.array([0, 3]), np.array([3, 5])).tolist()
+        [2, 5]
+    """
+    low, high = begins.copy(), ends.copy()
+    while (open_ := np.flatnonzero(low < high)).size:
+        middle = (low[open_] + high[open_]) // 2
+        before = values_at(middle) < keys[open_]
+        low[open_[before]] = middle[before] + 1
+        high[open_[~before]] = middle[~before]
+    return low
+
+
 def nth_smallest(pieces: Callable[[], Iterable[NDArray[np.integer[Any]]]], n: int) -> int:
     """Return the n-th smallest number, from 1, of all in some arrays, which `pieces` returns each time that it is
     called.

@@ -119,28 +119,37 @@ class EventStore:
         self.user_vocabulary = Vocabulary.open(layout.folder_of("user_vocabulary"), "user_vocabulary")
 
     @classmethod
-    def open(cls, directory: Path | str) -> EventStore:
+    def open(cls, directory: Path | str, *, events: bool = True) -> EventStore:
         """Open a store and check its files.
 
         Vocabularies and offsets are hashed now, and the rest too if the store is small (256 MiB). Events and columns of
         a larger store are hashed in the background, by the first process of each host: `check_in_use` and
         `finish_check` raise what was found. `seqrec fit`, `test`, `recommend` and the like wait for it before they end.
 
+        Args:
+            directory: The store's folder.
+            events: Whether the events are hashed. If not, all else is hashed now.
+
         Raises:
             MissingStoreError: if `directory` is not a store.
             StoreError: if it has another version, or if a file is missing or damaged.
         """
         directory = Path(directory)
-        manifest = _manifest_of_whole_files(directory)
-        digests = {directory / name: entry["sha256"] for name, entry in manifest["files"].items()}
-        small = sum(entry["bytes"] for entry in manifest["files"].values()) <= SMALL_STORE_BYTES
-        now = {file: digest for file, digest in digests.items() if small or not _is_large(file)}
-        _refuse_changed(now.items())
-        store = _opened(cls, directory, manifest)
-        later = {file: digest for file, digest in digests.items() if file not in now}
-        if later and os.environ.get("LOCAL_RANK", "0") == "0":
-            store._background = BackgroundCheck(later)
-        return store
+
+        def opened() -> EventStore:
+            manifest = _manifest_of_whole_files(directory)
+            digests = {directory / name: entry["sha256"] for name, entry in manifest["files"].items()}
+            small = sum(entry["bytes"] for entry in manifest["files"].values()) <= SMALL_STORE_BYTES
+            waits = _is_large if events else _is_of_events
+            now = {file: digest for file, digest in digests.items() if (small and events) or not waits(file)}
+            _refuse_changed(now.items())
+            store = _opened(cls, directory, manifest)
+            later = {file: digest for file, digest in digests.items() if file not in now}
+            if later and events and os.environ.get("LOCAL_RANK", "0") == "0":
+                store._background = BackgroundCheck(later)
+            return store
+
+        return _not_replaced_meanwhile(directory, opened)
 
     @classmethod
     def open_unchecked(cls, directory: Path | str) -> EventStore:
@@ -151,7 +160,7 @@ class EventStore:
             StoreError: if it has another version, or if a file is missing or has another size.
         """
         directory = Path(directory)
-        return _opened(cls, directory, _manifest_of_whole_files(directory))
+        return _not_replaced_meanwhile(directory, lambda: _opened(cls, directory, _manifest_of_whole_files(directory)))
 
     def __reduce__(self) -> tuple[Callable[..., EventStore], tuple[Path, int, int], dict[str, Any]]:
         opened = self.directory.absolute(), len(segments_of(self.manifest)), self.num_events
@@ -443,6 +452,24 @@ def _refuse_changed(digests: Iterable[tuple[Path, str]]) -> None:
         raise StoreError(f"{damaged} is damaged: its SHA-256 differs; {REMEDY}")
 
 
+def _not_replaced_meanwhile(directory: Path, opened: Callable[[], EventStore]) -> EventStore:
+    """Open a store; again if `compact` or `prepare` put another into its place meanwhile, because files would mix."""
+    while True:
+        before = _node(directory)
+        try:
+            store = opened()
+        except StoreError:
+            if _node(directory) == before:
+                raise
+        else:
+            if _node(directory) == before:
+                return store
+
+
+def _node(directory: Path) -> int | None:
+    return directory.stat().st_ino if directory.is_dir() else None
+
+
 def _opened(cls: type[EventStore], directory: Path, manifest: dict[str, Any]) -> EventStore:
     try:
         return cls(directory, manifest)
@@ -454,8 +481,13 @@ def _opened(cls: type[EventStore], directory: Path, manifest: dict[str, Any]) ->
 
 def _is_large(file: Path) -> bool:
     # Events and columns; the ids of vocabularies are checked before they are used.
-    is_column = file.name.startswith(tuple(f"{group}." for group in GROUPS))
-    return file.name in ("item_ids.npy", "timestamps.npy") or (is_column and ".vocabulary." not in file.name)
+    is_column = file.name.startswith(tuple(f"{group}." for group in GROUPS)) and ".vocabulary." not in file.name
+    return is_column or _is_of_events(file)
+
+
+def _is_of_events(file: Path) -> bool:
+    is_column = file.name.startswith(f"{EVENTS}.") and ".vocabulary." not in file.name
+    return is_column or file.name in ("item_ids.npy", "timestamps.npy")
 
 
 def _reopened(directory: Path, segments: int, num_events: int) -> EventStore:
@@ -464,9 +496,13 @@ def _reopened(directory: Path, segments: int, num_events: int) -> EventStore:
     Raises:
         StoreError: if it was made anew since then.
     """
-    manifest = _manifest_of_whole_files(directory)
-    if len(segments_of(manifest)) > segments:
-        manifest = _manifest_of_whole_files(directory, f"{segment_folder(segments + 1)}/{BEFORE}")
-    if manifest["counts"]["events"] != num_events:
-        raise StoreError(f"{directory} was compacted or prepared again while it was in use; start again")
-    return _opened(EventStore, directory, manifest)
+
+    def opened() -> EventStore:
+        manifest = _manifest_of_whole_files(directory)
+        if len(segments_of(manifest)) > segments:
+            manifest = _manifest_of_whole_files(directory, f"{segment_folder(segments + 1)}/{BEFORE}")
+        if manifest["counts"]["events"] != num_events:
+            raise StoreError(f"{directory} was compacted or prepared again while it was in use; start again")
+        return _opened(EventStore, directory, manifest)
+
+    return _not_replaced_meanwhile(directory, opened)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from seqrec.data.pieces import first_at_least
+
 if TYPE_CHECKING:
     import polars
 
@@ -170,12 +172,20 @@ class Vocabulary:
     def _lookup_integers(self, keys: Int64Array) -> Int64Array:
         if len(self) == 0:
             return np.zeros(len(keys), np.int64)
-        values = np.asarray(self._values)
-        rows = np.searchsorted(values, keys, sorter=self._order)
+        values, rows = np.asarray(self._values), self._integer_places(keys)
         if self._order is not None:
             rows = self._order[np.minimum(rows, len(self) - 1)].astype(np.int64)
         found = values[np.minimum(rows, len(self) - 1)] == keys
         return np.where(found, rows + 1, 0).astype(np.int64)
+
+    def _integer_places(self, keys: Int64Array) -> Int64Array:
+        """Return the first place (N,), in order, with an id of at least each of `keys` (N,)."""
+        values, order = np.asarray(self._values), self._order
+        if order is None:
+            return np.searchsorted(values, keys)
+        # `numpy.searchsorted` would copy the whole order at each call, as integers of eight bytes.
+        rows, ends = np.asarray(order), np.full(len(keys), len(self))
+        return first_at_least(lambda places: values[rows[places]], keys, np.zeros_like(ends), ends)
 
     def _lookup_strings(self, keys: list[bytes]) -> Int64Array:
         # If the keys are in order, like another vocabulary's, each search starts at the end of the last one.
@@ -217,13 +227,14 @@ class Vocabulary:
         """Return a vocabulary with the same ids and, after them, further ones, of which this one knows none."""
         others = Vocabulary(external_ids if self.is_integer else list(map(str, external_ids)), any_order=True)
         first, size = len(self), len(self) + len(others)
-        mine = np.arange(first) if self._order is None else self._order.astype(np.int64)
+        dtype = np.min_scalar_type(size)
+        mine = np.arange(first, dtype=dtype) if self._order is None else self._order.astype(dtype)
         theirs = np.arange(len(others)) if others._order is None else others._order
         found = Vocabulary.__new__(Vocabulary)
         if self._offsets is None:
             assert others._offsets is None
             values = np.concatenate([self._values, others._values])
-            places = np.searchsorted(self._values, others._values[theirs], sorter=self._order)
+            places = self._integer_places(others._values[theirs])  # type: ignore[arg-type]  # they are int64
             found._set(values, None)
         else:
             assert others._offsets is not None
@@ -231,9 +242,8 @@ class Vocabulary:
             found._set(np.concatenate([self._values, others._values]), np.concatenate([self._offsets, ends]))
             keys = [others._text(int(row)) for row in theirs]
             places = np.array([self._place(key, 0) for key in keys], np.int64)
-        order = np.insert(mine, places, theirs + first)
-        if not np.array_equal(order, np.arange(size)):
-            found._order = order.astype(np.min_scalar_type(size))
+        if self._order is not None or others._order is not None or (places < first).any():
+            found._order = np.insert(mine, places, theirs + first)
         return found
 
     def extended(self, external_ids: Int64Array | Sequence[str]) -> Vocabulary:

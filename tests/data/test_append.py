@@ -6,15 +6,16 @@ import errno
 import importlib
 import json
 import pickle
-import signal
-import subprocess
-import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from growing_logs import NEW, OLD, SCHEMA, Row, events, files_of, write
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -23,31 +24,19 @@ from seqrec.data.item_counts import item_counts
 from seqrec.data.prepare import append, compact, ensure_store
 from seqrec.errors import StoreError
 
+resource = pytest.importorskip("resource", reason="limits of a process are those of POSIX")
 GROWING = importlib.import_module("seqrec.data.prepare.growing")
 FILES = importlib.import_module("seqrec.files")
-SCHEMA = Schema(events={"kind": "categorical", "score": "numeric"})
-Row = tuple[Any, Any, int, str, float]
 EVENT = st.tuples(
     st.integers(1, 5), st.integers(1, 6), st.integers(0, 9), st.sampled_from("abc"), st.sampled_from([0.5, 1.0, None])
 )
+# Columns that the schema does not know: none, one, or several, of other types elsewhere.
+OTHERS = st.sampled_from([{}, {"note": "x"}, {"note": 1, "price": 2.5}])
+Piece = tuple[list[Row], dict[str, Any]]
 
 
-def write(folder: Path, name: str, rows: list[Row]) -> str:
-    columns = ["user_id", "item_id", "timestamp", "kind", "score"]
-    types = {} if rows else {"user_id": pl.Int64, "item_id": pl.Int64}
-    types |= {"timestamp": pl.Int64, "kind": pl.String, "score": pl.Float64}
-    pl.DataFrame(rows, schema=columns, orient="row", schema_overrides=types).write_parquet(folder / name)
-    return str(folder / name)
-
-
-def events(store: EventStore) -> dict[Any, list[tuple[Any, ...]]]:
-    """Each user's events in order, in the log's own ids and values."""
-    frame = store._frame(None, 0, store.num_events)
-    return {user: part.rows() for (user,), part in frame.group_by("user_id", maintain_order=True)}
-
-
-def grow(folder: Path, pieces: list[list[Row]], filters: Filters | None = None, **switches: Any) -> EventStore:
-    files = [write(folder, f"piece_{place}.parquet", rows) for place, rows in enumerate(pieces)]
+def grow(folder: Path, pieces: list[Piece], filters: Filters | None = None, **switches: Any) -> EventStore:
+    files = [write(folder, f"piece_{place}.parquet", *piece) for place, piece in enumerate(pieces)]
     log = Table(files[0]), filters or Filters()
     store = prepare(*log, folder / "store", schema=SCHEMA)
     for file in files[1:]:
@@ -55,30 +44,63 @@ def grow(folder: Path, pieces: list[list[Row]], filters: Filters | None = None, 
     return store
 
 
-def as_text(pieces: list[list[Row]]) -> list[list[Row]]:
-    return [[(f"u{row[0]}", f"i{row[1]}", *row[2:]) for row in piece] for piece in pieces]
+def cases(pieces: list[Piece]) -> set[str]:
+    """What is special about the pieces of a log."""
+    found, before = set(), list[Row]()
+    for rows, others in pieces:
+        times = [row[2] for row in rows]
+        found |= {"unordered in itself"} if times != sorted(times) else set()
+        if before:
+            found |= {"another column"} if others else set()
+            found |= {"an event again"} if {row[:3] for row in rows} & {row[:3] for row in before} else set()
+            for place, name in enumerate(("a new user", "a new item", "", "a new value")):
+                found |= {name} if name and {row[place] for row in rows} - {row[place] for row in before} else set()
+            newest = {row[0]: max(each[2] for each in before if each[0] == row[0]) for row in before}
+            found |= {"late"} if any(row[2] < newest.get(row[0], -1) for row in rows) else set()
+        before += rows
+    return found
 
 
-@settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.generate])
-@given(
-    st.lists(st.lists(EVENT, min_size=1, max_size=12), min_size=2, max_size=4),
-    st.sampled_from(["keep", "drop"]),
-    st.booleans(),
-)
-def test_append_and_compact_equal_preparation_at_once(tmp_path_factory, pieces, duplicates, text):
-    folder, filters = tmp_path_factory.mktemp("log"), Filters(duplicates=duplicates)
-    pieces = as_text(pieces) if text else pieces
-    everything = [row for piece in pieces for row in piece]
-    whole = prepare(Table(write(folder, "all.parquet", everything)), filters, folder / "whole", schema=SCHEMA)
+def test_append_and_compact_equal_preparation_at_once(tmp_path_factory):
+    drawn: Counter[str] = Counter()
+
+    @settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.generate])
+    @given(
+        st.lists(st.tuples(st.lists(EVENT, min_size=1, max_size=12), OTHERS), min_size=2, max_size=4),
+        st.sampled_from(["keep", "drop"]),
+        st.booleans(),
+    )
+    def check(pieces: list[Piece], duplicates: Any, text: bool) -> None:
+        if text:
+            pieces = [([(f"u{row[0]}", f"i{row[1]}", *row[2:]) for row in rows], others) for rows, others in pieces]
+        check_equal(tmp_path_factory.mktemp("log"), pieces, Filters(duplicates=duplicates))
+        drawn.update(cases(pieces))
+
+    check()
+    for case in (
+        "unordered in itself",
+        "another column",
+        "an event again",
+        "a new user",
+        "a new item",
+        "a new value",
+        "late",
+    ):
+        assert drawn[case] > 2, drawn
+
+
+def check_equal(folder: Path, pieces: list[Piece], filters: Filters) -> None:
     seen: set[Any] = set()
-    for piece in pieces:
-        fresh = {row[:3] for row in piece} - seen
+    for rows, _ in pieces:
+        fresh = {row[:3] for row in rows} - seen
         seen |= fresh
-        if not fresh and duplicates == "drop":
+        if not fresh and filters.duplicates == "drop":
             with pytest.raises(InputError, match="no new event is left"):
                 grow(folder, pieces, filters)
             return
     store = grow(folder, pieces, filters)
+    table = Table([str(folder / f"piece_{place}.parquet") for place in range(len(pieces))])
+    whole = prepare(table, filters, folder / "whole", schema=SCHEMA)
     assert events(store) == events(whole)
     counts = {name: store.manifest["counts"][name] for name in ("users", "items", "events", "duplicates", "rows_read")}
     assert counts == {name: whole.manifest["counts"][name] for name in counts}
@@ -87,11 +109,10 @@ def test_append_and_compact_equal_preparation_at_once(tmp_path_factory, pieces, 
     ]
     check_reading(store)
     digest, before = store.items_digest, events(store)
-    if duplicates == "keep":
-        table = Table(str(folder / "all.parquet"))
-        same = files_of(prepare(table, filters, folder / "same", schema=SCHEMA, prefix=store))
+    if filters.duplicates == "keep":
+        same = arrays_of(prepare(table, filters, folder / "same", schema=SCHEMA, prefix=store))
     compacted = compact(folder / "store")
-    assert duplicates == "drop" or files_of(compacted) == same
+    assert filters.duplicates == "drop" or arrays_of(compacted) == same
     assert isinstance(compacted.item_ids, np.ndarray)
     assert events(compacted) == before
     assert compacted.items_digest == digest
@@ -100,8 +121,8 @@ def test_append_and_compact_equal_preparation_at_once(tmp_path_factory, pieces, 
     compacted.verify()
 
 
-def files_of(store: EventStore) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in store.directory.glob("*.npy")}
+def arrays_of(store: EventStore) -> dict[str, bytes]:
+    return {name: content for name, content in files_of(store).items() if name.endswith(".npy")}
 
 
 def check_reading(store: EventStore) -> None:
@@ -117,10 +138,6 @@ def check_reading(store: EventStore) -> None:
     np.testing.assert_array_equal(
         item_counts(store)[1:], np.bincount(store.item_ids, minlength=store.num_items + 1)[1:]
     )
-
-
-OLD: list[Row] = [(1, 1, 5, "a", 1.0), (1, 2, 7, "b", 2.0), (1, 3, 9, "b", 2.0), (2, 2, 5, "a", None)]
-NEW: list[Row] = [(1, 9, 8, "c", 3.0), (1, 3, 9, "b", 2.0), (3, 1, 10, "a", 1.0), (2, 1, 11, "a", None)]
 
 
 @pytest.fixture
@@ -212,6 +229,43 @@ def test_a_failure_between_the_steps_leaves_the_store_as_it_was(tmp_path: Path, 
     assert append(*log, tmp_path / "store", str(tmp_path / "new.parquet"), schema=SCHEMA).num_events == 8
 
 
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let no file grow beyond a size, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [0, 130, 180, 1000])
+@pytest.mark.parametrize("command", ["append", "compact"])
+def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path, log, size: int, command: str):
+    store, new = tmp_path / "store", str(tmp_path / "new.parquet")
+    if command == "compact":
+        append(*log, store, new, schema=SCHEMA)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with (
+        largest_file(size),
+        pytest.raises(StoreError, match=rf"writing .*{tmp_path}.* failed \(File too large\).* free"),
+    ):
+        append(*log, store, new, schema=SCHEMA) if command == "append" else compact(store)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    EventStore.open(store).verify()
+    assert (append(*log, store, new, schema=SCHEMA) if command == "append" else compact(store)).num_events == 8
+
+
+@pytest.mark.parametrize("file", ["item_vocabulary.npy", "offsets.npy", "events.kind.vocabulary.offsets.npy"])
+def test_a_damaged_file_is_refused_before_its_content_gets_into_the_new_segment(tmp_path: Path, log, file: str):
+    content = bytearray((tmp_path / "store" / file).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "store" / file).write_bytes(content)
+    with pytest.raises(StoreError, match=rf"{file} is damaged: its SHA-256 differs"):
+        append(*log, tmp_path / "store", str(tmp_path / "new.parquet"), schema=SCHEMA)
+
+
 def test_what_a_killed_append_left_is_removed_by_the_next(tmp_path: Path, log):
     (tmp_path / "store" / "segment_0002").mkdir()
     (tmp_path / "store" / "segment_0002" / "item_ids.npy").write_bytes(b"half")
@@ -223,7 +277,7 @@ def test_counts_let_new_users_and_items_in_and_old_ones_stay(tmp_path: Path):
     old = [(1, 1, 1, "a", 1.0), (1, 2, 2, "a", 1.0), (2, 1, 3, "a", 1.0), (2, 2, 4, "a", 1.0)]
     # Item 8 has one new event, item 9 two; user 3 has one event, user 4 two.
     new = [(1, 8, 5, "a", 1.0), (1, 9, 6, "a", 1.0), (3, 1, 7, "a", 1.0), (4, 9, 8, "a", 1.0), (4, 2, 9, "a", 1.0)]
-    store = grow(tmp_path, [old, new], Filters(min_user_events=2, min_item_events=2))
+    store = grow(tmp_path, [(old, {}), (new, {})], Filters(min_user_events=2, min_item_events=2))
     assert {user: [row[1] for row in rows] for user, rows in events(store).items()} == {
         1: [1, 2, 9],
         2: [1, 2],
@@ -234,9 +288,14 @@ def test_counts_let_new_users_and_items_in_and_old_ones_stay(tmp_path: Path):
 @pytest.mark.parametrize(
     ("rows", "switches", "message"),
     [
-        ([], {}, "is empty; expected at least one event"),
+        ([], {}, r"bad\.parquet is empty; expected at least one event"),
         (NEW, {"late": "refuse"}, "late='refuse': 1 events are older than the newest of their user in the store"),
         (NEW, {"duplicates": "refuse"}, r"duplicates='refuse': 1 events repeat .*user_id=1, item_id=3, timestamp=9"),
+        (
+            [(1, 1, -3, "a", 1.0)],
+            {"late": "refuse"},
+            r"first one of user 1 at -3, whose newest is 9: correct the clock",
+        ),
         (NEW, {"late": "never"}, "late='never' must be one of merge, refuse"),
         ([("x", 1, 12, "a", 1.0)], {}, "user_id has text such as 'x'"),
         ([(1, 1, 12_000_000, "a", 1.0)], {}, "another unit"),
@@ -253,8 +312,13 @@ def test_bad_input_is_refused_and_the_store_stays(tmp_path: Path, log, rows, swi
 def test_other_columns_versions_and_settings_are_refused(tmp_path: Path, log):
     pl.DataFrame({"user_id": [1], "item_id": [2], "timestamp": [12]}).write_parquet(tmp_path / "few.parquet")
     store, new = tmp_path / "store", str(tmp_path / "new.parquet")
-    with pytest.raises(InputError, match="no column 'kind'"):
+    with pytest.raises(InputError, match=r"schema\.events: no column 'kind' in .*few\.parquet"):
         append(*log, store, str(tmp_path / "few.parquet"), schema=SCHEMA)
+    with pytest.raises(InputError, match=r"needs the column 'kind', which .*few\.parquet does not have"):
+        append(*log, store, [new, str(tmp_path / "few.parquet")], schema=SCHEMA)
+    pl.read_parquet(new).with_columns(score=pl.lit("high")).write_parquet(tmp_path / "text.parquet")
+    with pytest.raises(InputError, match=r"'score' of .*text\.parquet is String, but numeric needs numbers"):
+        append(*log, store, str(tmp_path / "text.parquet"), schema=SCHEMA)
     with pytest.raises(StoreError, match=r"was prepared with schema\.events"):
         append(*log, store, new)
     with pytest.raises(InputError, match=r"old\.parquet is in .* already"):
@@ -268,45 +332,6 @@ def test_other_columns_versions_and_settings_are_refused(tmp_path: Path, log):
     (store / "manifest.json").write_text(json.dumps(manifest | {"version": 99}))
     with pytest.raises(StoreError, match="version 99"):
         append(*log, store, new, schema=SCHEMA)
-
-
-KILLED = """
-import importlib, os, signal, sys
-from seqrec import Filters, Schema, Table
-growing, prepare = (importlib.import_module(f"seqrec.data.prepare.{name}") for name in ("growing", "prepare"))
-def die(*arguments):
-    os.kill(os.getpid(), signal.SIGKILL)
-setattr(growing if sys.argv[2] == "append" else prepare, sys.argv[1], die)
-schema = Schema(events={"kind": "categorical", "score": "numeric"})
-if sys.argv[2] == "append":
-    growing.append(Table("old.parquet"), Filters(), "store", "new.parquet", schema=schema)
-else:
-    growing.compact("store")
-"""
-
-
-@pytest.mark.faults
-@pytest.mark.process
-@pytest.mark.parametrize(("step", "command"), [("write_manifest", "append"), ("_put_in_place", "compact")])
-def test_a_killed_command_leaves_the_store_as_before(tmp_path: Path, monkeypatch, step, command):
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path, "old.parquet", OLD)
-    log = Table("old.parquet"), Filters()
-    store = prepare(*log, "store", schema=SCHEMA)
-    if command == "compact":
-        store = append(*log, "store", write(tmp_path, "day.parquet", NEW), schema=SCHEMA)
-    write(tmp_path, "new.parquet", NEW)
-    before = events(store)
-    ended = subprocess.run([sys.executable, "-c", KILLED, step, command], cwd=tmp_path, check=False)
-    assert ended.returncode == -signal.SIGKILL
-    killed = EventStore.open("store")
-    killed.verify()
-    assert events(killed) == before
-    if command == "append":
-        assert append(*log, "store", "new.parquet", schema=SCHEMA).num_events == 8
-    else:
-        assert events(compact("store")) == before
-    assert not [each.name for each in tmp_path.iterdir() if each.name.startswith("store.")]
 
 
 TABLES = Schema(
@@ -341,8 +366,8 @@ def featured(tmp_path: Path) -> Table:
     rng = np.random.default_rng(0)
     rows = [(f"u{rng.integers(1, 9)}", int(rng.integers(1, 13)), time, "a", 1.0) for time in range(20)]
     later = [(f"u{rng.integers(1, 12)}", int(rng.integers(1, 25)), time, "b", 1.0) for time in range(20, 50)]
-    for name, events in (("old", rows), ("new", later), ("all", rows + later)):
-        write(tmp_path, f"{name}.parquet", events)
+    for name, part in (("old", rows), ("new", later), ("all", rows + later)):
+        write(tmp_path, f"{name}.parquet", part)
     tables(tmp_path, "old", range(1, 13), range(1, 9))
     tables(tmp_path, "new", range(13, 25), range(1, 12))
     tables(tmp_path, "all", range(1, 25), range(1, 12))
@@ -391,7 +416,7 @@ def test_new_items_and_users_get_their_rows(tmp_path: Path, featured: Table):
     }
     assert store.item_column_sizes["year"]["sha256"] != old.item_column_sizes["year"]["sha256"]
     same = prepare(whole_log, Filters(), tmp_path / "same", schema=TABLES, prefix=store)
-    assert files_of(compact(tmp_path / "store")) == files_of(same)
+    assert arrays_of(compact(tmp_path / "store")) == arrays_of(same)
     with pytest.raises(InputError, match=r"prefix has \d+ users that the log has not"):
         prepare(featured, Filters(), tmp_path / "none", schema=TABLES, prefix=same)
     with pytest.raises(InputError, match="prefix needs filters that keep every user and item"):

@@ -105,17 +105,17 @@ class TestEvents:
     @pytest.mark.parametrize(
         ("name", "kind", "message"),
         [
-            ("rank", "numeric", r"schema\.events: no column 'rank'; columns: user_id, item_id, timestamp, kind, day, "),
+            ("rank", "numeric", r"schema\.events: no column 'rank' in Frame; columns: user_id, item_id, timestamp, "),
             (
                 "kind",
                 "numeric",
-                r"schema\.events: 'kind' is String, but numeric needs numbers .*; declare it categorical",
+                r"schema\.events: 'kind' of Frame is String, but numeric needs numbers .*; declare it categorical",
             ),
-            ("day", "numeric", r"schema\.events: 'day' is Date, but numeric needs numbers or booleans"),
-            ("day", "categorical", r"'day' is Date, but categorical needs text, integers or booleans"),
+            ("day", "numeric", r"schema\.events: 'day' of Frame is Date, but numeric needs numbers or booleans"),
+            ("day", "categorical", r"'day' of Frame is Date, but categorical needs text, integers or booleans"),
             ("share", "categorical", r"'share' has the value 0\.5, but .* whole numbers; declare it numeric"),
             ("far", "numeric", r"schema\.events: 'far' has the number 1e\+300, which float32 cannot hold"),
-            ("kind", "vector", r"'kind' is String, but vector needs lists of numbers"),
+            ("kind", "vector", r"'kind' of Frame is String, but vector needs lists of numbers"),
             ("text", "vector", r"schema\.events: 'text', row 3, has 1 numbers, expected 2 as in the first"),
             ("holes", "vector", r"schema\.events: 'holes', row 2, has the number nan; every number must be finite"),
             ("empty", "vector", r"schema\.events: 'empty' has no vector"),

@@ -16,6 +16,7 @@ from forked_commands import run_ranks
 from seqrec import (
     Adam,
     ColumnHead,
+    EventStore,
     Filters,
     GRU4Rec,
     InputError,
@@ -137,6 +138,28 @@ def test_without_new_data_weights_and_optimizer_state_continue_to_the_bit(folder
         for number in state
         for key in state[number]
     )
+
+
+def test_training_is_not_disturbed_when_its_store_grows_and_is_compacted(folder: Path, tmp_path: Path):
+    class Grows(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 2:
+                append(data.source, Filters(), tmp_path / "old", str(folder / "new.parquet"), schema=SCHEMA)
+            if trainer.global_step == 4:
+                compact(tmp_path / "old")
+
+    shutil.copytree(folder / "old", tmp_path / "old")
+    weights = []
+    for callbacks in ([], [Grows()]):
+        # Three epochs, each with a new loader process.
+        data = data_of(tmp_path / "old", str(folder / "old.parquet"), num_workers=1)
+        model = model_of(data)
+        trainer = fit(data, model, 9, *callbacks)
+        weights.append(model.state_dict())
+        data.store.finish_check()
+    assert (trainer.current_epoch, trainer.global_step) == (3, 9)
+    assert EventStore.open(tmp_path / "old").num_events > data.store.num_events
+    assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
 
 
 def test_training_without_step_size_changes_nothing(folder: Path):

@@ -6,7 +6,7 @@ import copy
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -19,7 +19,9 @@ from seqrec.data.pieces import pieces_of
 from seqrec.data.prepare.filters import Changed, Duplicates, Filters, Late
 from seqrec.data.prepare.memory import MemoryLimit
 from seqrec.data.prepare.prepare import (
+    SPOOL,
     check_settings,
+    delete_own,
     finish_exchange,
     is_full_disk,
     prepare_unlocked,
@@ -126,16 +128,17 @@ def append(
     treatment = filters.duplicates if duplicates is None else duplicates
     with store_locked(directory):
         finish_exchange(directory)
-        manifest = read_manifest(directory)
-        check_settings(directory, manifest, settings_of(source, filters, schema))
+        # Its ids go into the new segment, with a new digest. To hash the events would take time with the store's size.
+        store = EventStore.open(directory, events=False)
+        check_settings(directory, store.manifest, settings_of(source, filters, schema))
         fresh = _reading(source, inputs, {ITEMS: items, USERS: users})
-        _refuse_known_files(manifest["source_files"], fresh, directory)
+        _refuse_known_files(store.manifest["source_files"], fresh, directory)
         with _work_folder(directory) as work:
             kept = Filters(event_filter=filters.event_filter, duplicates=treatment)
             delta = prepare_unlocked(fresh, kept, schema, work / "new", limit, Progress(progress), False)
             treatments = treatment, late, changed
-            _append(EventStore.open_unchecked(directory), delta, work, filters, treatments, Progress(progress))
-    return EventStore.open(directory)
+            _append(store, delta, work, filters, treatments, Progress(progress))
+        return EventStore.open_unchecked(directory)
 
 
 def compact(directory: Path | str, *, progress: Show | None = None) -> EventStore:
@@ -304,17 +307,13 @@ def _write_compact(store: EventStore, partial: Path, progress: Progress) -> None
 def _work_folder(directory: Path) -> Iterator[Path]:
     """Make a folder of temporary files next to a store; it is removed at the end."""
     work = directory.with_name(f"{directory.name}.append")
-    mark = work / ".seqrec"
-    if work.exists() and not (mark.exists() or not any(work.iterdir())):
-        raise StoreError(f"{work} is in the way: append uses that name; rename it, or choose another --data.store")
-    if work.exists():
-        shutil.rmtree(work)
-    work.mkdir()
-    mark.touch()
+    delete_own(work)
+    (work / SPOOL).mkdir(parents=True)
     try:
         yield work
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        with suppress(OSError):
+            delete_own(work)
 
 
 @contextmanager

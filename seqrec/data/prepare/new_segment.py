@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqrec.data.columns import Column
-from seqrec.data.pieces import pieces_of, user_blocks
+from seqrec.data.pieces import first_at_least, pieces_of, user_blocks
 from seqrec.data.prepare.append_rows import Grown, write_rows
 from seqrec.data.prepare.columns import count_missing
 from seqrec.data.prepare.filters import Changed, Duplicates, Filters, Late
@@ -247,7 +247,7 @@ def _merge(grown: Grown, rows: Int64, tails: _Tails, duplicates: Duplicates, lat
                 f"{events['timestamps'][place]}, whose newest is {newest[local[place]]}: correct the clock, or merge "
                 "them by late='merge'"
             )
-        from_places = _first_from(times, begins, ends, earliest)
+        from_places = first_at_least(times.__getitem__, earliest, begins, ends)
     old = ranges(from_places, ends - from_places)
     all_rows = np.concatenate([np.repeat(np.arange(len(user_ids)), ends - from_places), local])
     merged = {name: np.concatenate([values, events[name]]) for name, values in _events_at(store, old).items()}
@@ -306,17 +306,6 @@ def _histories(store: EventStore, user_ids: Int64) -> tuple[Int64, Int64]:
     is_new = user_ids > store.num_users
     begins, ends = (np.asarray(store.offsets)[known + step].astype(np.int64) for step in (0, 1))
     return np.where(is_new, store.num_events, begins), np.where(is_new, store.num_events, ends)
-
-
-def _first_from(times: NDArray[np.int64], begins: Int64, ends: Int64, earliest: Int64) -> Int64:
-    # The place (T,) of each user's first event at a time or after it, by bisection of all at once.
-    low, high = begins.copy(), ends.copy()
-    while (open_ := np.flatnonzero(low < high)).size:
-        middle = (low[open_] + high[open_]) // 2
-        before = times[middle] < earliest[open_]
-        low[open_[before]] = middle[before] + 1
-        high[open_[~before]] = middle[~before]
-    return low
 
 
 def _events_at(store: EventStore, places: Int64) -> Events:

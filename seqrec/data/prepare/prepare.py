@@ -200,7 +200,7 @@ def replacing(directory: Path) -> Iterator[Path]:
     partial = _partial(directory)
     leftovers = partial, _replaced(directory)
     for leftover in leftovers:
-        _delete_own(leftover)
+        delete_own(leftover)
     (partial / SPOOL).mkdir(parents=True)
     try:
         yield partial
@@ -210,7 +210,7 @@ def replacing(directory: Path) -> Iterator[Path]:
         finish_exchange(directory)
         for leftover in leftovers:
             with suppress(OSError):
-                _delete_own(leftover)
+                delete_own(leftover)
 
 
 def _partial(directory: Path) -> Path:
@@ -242,7 +242,7 @@ def finish_exchange(directory: Path) -> None:
         rename(_replaced(directory), directory)
 
 
-def _delete_own(leftover: Path) -> None:
+def delete_own(leftover: Path) -> None:
     """Delete what a preparation left; refuse to delete anything else of that name."""
     if not leftover.exists():
         return

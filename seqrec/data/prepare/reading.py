@@ -50,7 +50,9 @@ def read_log(source: Source, work: Workspace) -> tuple[Spool, list[dict[str, Any
         schema = frame.collect_schema()
     # A source that downloads its files has none before.
     before = before or _state(source.files())
-    _check_columns(filters, wanted, schema)
+    first, *others = [*before, title]
+    files = first + (f" and {len(others) - 1} more" if len(others) > 1 else "")
+    _check_columns(filters, wanted, schema, files)
     _refuse_lacking_columns(filters, wanted, source)
     for note in source.notes:
         progress.note(note)
@@ -63,11 +65,9 @@ def read_log(source: Source, work: Workspace) -> tuple[Spool, list[dict[str, Any
     work.needed = total if source.num_rows is None else EVENT_BYTES * source.num_rows
     with reading(origin, "an interaction log"):
         spool = _new_spool(work.folder / "log", frame, work)
-    first, *others = [*before, title]
-    name = f"reading {first}" + (f" and {len(others) - 1} more" if len(others) > 1 else "")
     try:
         batches = _batches(frame, wanted, _chunk_events(spool), filters, origin)
-        for batch in progress.track(name, batches, total=source.num_rows):
+        for batch in progress.track(f"reading {files}", batches, total=source.num_rows):
             _append(spool, batch, filters, origin)
     except InputError:
         # If a file has changed, that is the cause of any error of polars.
@@ -95,13 +95,13 @@ def _refuse_change(before: dict[str, tuple[int, int, int]], source: Source) -> N
             raise InputError(f"{file} {was} while it was read; prepare again when the log is complete")
 
 
-def _check_columns(filters: Filters, wanted: dict[str, str], schema: pl.Schema) -> None:
+def _check_columns(filters: Filters, wanted: dict[str, str], schema: pl.Schema, files: str) -> None:
     if filters.duplicates != "keep" and TIMESTAMP not in schema:
         raise InputError(f"filters.duplicates={filters.duplicates!r} needs timestamps, but this log has none; use keep")
     for name, kind in wanted.items():
         if name not in schema:
-            raise InputError(f"schema.events: no column {name!r}; columns: {', '.join(schema)}")
-        check_type(kind, schema[name], f"schema.events: {name!r}")
+            raise InputError(f"schema.events: no column {name!r} in {files}; columns: {', '.join(schema)}")
+        check_type(kind, schema[name], f"schema.events: {name!r} of {files}")
 
 
 def _refuse_lacking_columns(filters: Filters, wanted: dict[str, str], source: Source) -> None:
