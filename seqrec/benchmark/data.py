@@ -1,4 +1,5 @@
-"""`seqrec benchmark data`: preparation next to plain polars, the loader next to a bare copy, on a generated log.
+"""`seqrec benchmark data`: preparation next to plain polars, the loader next to a bare copy, on a generated log that
+may grow by a day.
 
 Importing this module does not import torch, which the process that prepares must not hold.
 """
@@ -24,10 +25,18 @@ import psutil
 from numpy.typing import NDArray
 
 from seqrec.benchmark import harness
-from seqrec.benchmark.generated_log import PROFILES, Profile, ensure_log, log_bytes, log_folder, parse_events
+from seqrec.benchmark.generated_log import (
+    PROFILES,
+    Profile,
+    ensure_day,
+    ensure_log,
+    log_bytes,
+    log_folder,
+    parse_events,
+)
 from seqrec.benchmark.harness import Benchmark, Row
 from seqrec.benchmark.measurement import LIMITED_BY, MemoryLimitError, anonymous_bytes, run_measured
-from seqrec.data.prepare import Filters, prepare
+from seqrec.data.prepare import Filters, append, prepare
 from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
 from seqrec.data.progress import print_line
 from seqrec.data.report_table import Part
@@ -60,6 +69,7 @@ def benchmark_data(
     max_length: int = 5000,
     batch_size: int = 16,
     compare_bytes: bool | None = None,
+    day: str | None = None,
     json_file: str | None = None,
 ) -> None:
     """Time preparation and loader on a generated log, next to plain polars and a bare memory copy.
@@ -77,6 +87,7 @@ def benchmark_data(
         batch_size: Windows per batch, in the loader; its token budget is batch_size * max_length.
         compare_bytes: Whether to prepare without the limit, too, and compare the stores byte for byte. None
             does so up to 20 million events.
+        day: Rows of a further day, such as 1M, which are appended to the store at the end. None appends nothing.
         json_file: File for the figures, as JSON.
 
     Raises:
@@ -87,12 +98,13 @@ def benchmark_data(
         raise InputError(f"profile={profile!r} must be one of {', '.join(PROFILES)}")
     harness.check_numbers(1, max_length=max_length, batch_size=batch_size)
     number, limit = parse_events(events), MemoryLimit(memory_limit).bytes
+    rows = None if day is None else parse_events(day)
     if compare_bytes is None:
         compare_bytes = number <= COMPARED_EVENTS
     settings = {"profile": profile, "events": number, "memory_limit": limit, "seed": seed}
-    settings |= {"max_length": max_length, "batch_size": batch_size}
+    settings |= {"max_length": max_length, "batch_size": batch_size, "day": rows}
     figures = {"settings": settings, "machine": _machine(), "log_bytes": 0, "limited_by": LIMITED_BY}
-    figures |= {"generated": None, "plain": [], "prepared": [], "same_bytes": None, "loaders": []}
+    figures |= {"generated": None, "plain": [], "prepared": [], "same_bytes": None, "loaders": [], "appended": None}
     benchmark = Benchmark(json_file, **figures)
     temporary = tempfile.TemporaryDirectory(prefix="seqrec-benchmark-") if folder is None else None
     with temporary or nullcontext(folder) as place:
@@ -119,6 +131,8 @@ def _measure(benchmark: Benchmark, log: Path, compare_bytes: bool) -> None:
         benchmark.begin(f"loader, {name} ...")
         arguments = {"log": str(log), "store": str(_store(log)), "max_length": max_length, **batches}
         benchmark["loaders"].append({"name": name, **run_measured(time_loader, arguments).value})
+    if settings["day"] is not None:
+        benchmark["appended"] = _append(log, benchmark)
 
 
 def yardstick(plain: Sequence[Row]) -> Row | None:
@@ -135,7 +149,8 @@ def report(figures: Benchmark | Mapping[str, Any]) -> list[Part]:
             `limited_by`: the mechanism of the memory limit. `generated`, of writing the log, None if it existed,
             `plain`, of the polars pipelines, and `prepared`, with the limit and without, are stages: `name`,
             `seconds`, `peak_anonymous`, `peak_resident` and `failure`, None for unknown. `same_bytes`: whether both
-            stores are equal, None if only one was made. `loaders`: see `time_loader`; with a `name`.
+            stores are equal, None if only one was made. `loaders`: see `time_loader`; with a `name`. `appended`: the
+            stage of the day, with its `cpu_seconds`, None without a day.
     """
     settings, on = figures["settings"], figures["machine"]
     stages = [*figures["plain"], *figures["prepared"]]
@@ -145,10 +160,14 @@ def report(figures: Benchmark | Mapping[str, Any]) -> list[Part]:
     events = settings["events"]
     rows = [_stage_cells(stage, None, events) for stage in [figures["generated"]] if stage is not None]
     rows += [_stage_cells(stage, best, events) for stage in stages]
+    if (appended := figures["appended"]) is not None:
+        rows.append(_stage_cells(appended, None, settings["day"]))
     notes = [harness.failures(stages, "{name}")]
     if best is not None:
         notes.append(f"1.00 is {best['name']}, which had no limit")
     limit = spoken_bytes(settings["memory_limit"])
+    if appended is not None:
+        notes.append(f"the append took {appended['cpu_seconds']:.1f} s of processor time")
     notes.append(f"{limit} enforced by {figures['limited_by']} on the whole process, imports included")
     if figures["same_bytes"] is not None:
         same = "the same" if figures["same_bytes"] else "OTHER"
@@ -221,6 +240,18 @@ def _prepare(log: Path, memory_limit: int, compare_bytes: bool, benchmark: Bench
     return hashes[0] == hashes[1] if compare_bytes else None
 
 
+def _append(log: Path, benchmark: Benchmark) -> Row:
+    settings = benchmark["settings"]
+    name, limit = f"append a day, {spoken_bytes(settings['memory_limit'])}", settings["memory_limit"]
+    benchmark.begin(f"{name} ...")
+    profile, events, rows = PROFILES[settings["profile"]], settings["events"], settings["day"]
+    day = ensure_day(log, profile, events, rows, seed=settings["seed"])
+    arguments = {"log": str(log), "store": str(_store(log)), "day": str(day), "memory_limit": limit}
+    measured = run_measured(append_day, arguments, memory_limit=limit, show=benchmark.progress.update)
+    shutil.rmtree(day)
+    return _stage(name, measured, **measured.value)
+
+
 def _stage(name: str, measured: object = None, **known: Any) -> Row:
     keys = ("seconds", "peak_anonymous", "peak_resident", "failure")
     return {"name": name, **{key: getattr(measured, key, None) for key in keys}, **known}
@@ -271,6 +302,13 @@ def prepare_store(log: str, store: str, *, memory_limit: int | None) -> dict[str
     prepared = prepare(log_table, Filters(), store, memory_limit=memory_limit, progress=print_line, overwrite=True)
     hashes = {name: file["sha256"] for name, file in prepared.manifest["files"].items()}
     return {"counts": prepared.manifest["counts"], "sha256": hashes}
+
+
+def append_day(log: str, store: str, day: str, *, memory_limit: int) -> dict[str, Any]:
+    """Append the files of a day to the store of a log, and return `cpu_seconds` and the `counts` of the grown store."""
+    began = time.process_time()
+    grown = append(Table(log), Filters(), store, day, memory_limit=memory_limit, progress=print_line)
+    return {"cpu_seconds": time.process_time() - began, "counts": grown.manifest["counts"]}
 
 
 def time_loader(

@@ -157,17 +157,32 @@ def log_bytes(profile: Profile, events: int) -> int:
     return events * (sum(len(str(value)) for value in widest) + 5)
 
 
-def blocks(profile: Profile, events: int, seed: int) -> Iterator[polars.DataFrame]:
-    """Yield the log's rows, oldest first, a million at a time."""
+def ensure_day(log: Path, profile: Profile, events: int, rows: int, *, seed: int = 0) -> Path:
+    """Write the rows of the day after a generated log into a folder of their own next to it, and return the folder."""
+    day = log.with_name(f"{log.name}.day")
+    shutil.rmtree(day, ignore_errors=True)
+    day.mkdir()
+    _write(day, blocks(profile, events, seed, day=rows), rows, Progress())
+    return day
+
+
+def blocks(profile: Profile, events: int, seed: int, *, day: int | None = None) -> Iterator[polars.DataFrame]:
+    """Yield the log's rows, oldest first, a million at a time; or `day` rows of the thirtieth of its span that follows.
+
+    These are drawn from the same users and items, so some of them are new.
+    """
+    start, span, rows = profile.start, profile.span, events
+    if day is not None:
+        start, span, rows = start + span, span // 30, day
     weights = np.random.default_rng([seed, 0]).lognormal(0, profile.sigma, profile.num_users(events))
     cumulative = np.cumsum(weights)
     num_items = profile.catalogue(events)
-    for number, first in enumerate(range(0, events, BLOCK_EVENTS), start=1):
-        size = min(BLOCK_EVENTS, events - first)
-        rng = np.random.default_rng([seed, number])
+    for number, first in enumerate(range(0, rows, BLOCK_EVENTS), start=1):
+        size = min(BLOCK_EVENTS, rows - first)
+        rng = np.random.default_rng([seed, number] if day is None else [seed, number, 1])
         users = np.searchsorted(cumulative, rng.random(size) * cumulative[-1], side="right")
         # Blocks hold equally many events, so they share the span in proportion.
-        low, high = (profile.start + profile.span * edge // events for edge in (first, first + size))
+        low, high = (start + span * edge // rows for edge in (first, first + size))
         yield polars.DataFrame(
             {
                 USER_ID: np.minimum(users, len(cumulative) - 1),

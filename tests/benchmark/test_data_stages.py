@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from seqrec.benchmark import data
-from seqrec.benchmark.data import prepare_store, sort_with_polars, tensor_bytes, time_loader
-from seqrec.benchmark.generated_log import Profile, ensure_log
+from seqrec.benchmark.data import append_day, prepare_store, sort_with_polars, tensor_bytes, time_loader
+from seqrec.benchmark.generated_log import Profile, ensure_day, ensure_log
 from seqrec.data.store import EventStore
 from seqrec.types import History, TensorRecord
 
@@ -43,6 +43,16 @@ def test_the_prepared_store_is_that_of_the_log(log: str, tmp_path: Path, capsys:
     store = EventStore.open(tmp_path / "store")
     assert result["sha256"]["item_ids.npy"] == store.manifest["files"]["item_ids.npy"]["sha256"]
     assert "reading" in capsys.readouterr().out
+
+
+def test_the_day_after_the_log_is_appended(log: str, tmp_path: Path):
+    prepare_store(log, str(tmp_path / "store"), memory_limit=None)
+    last = int(pl.read_csv(f"{log}/part-000.csv")["timestamp"].max())
+    day = ensure_day(Path(log), PROFILE, EVENTS, 100)
+    assert pl.read_csv(f"{day}/part-000.csv")["timestamp"].is_between(last, last + 2 * PROFILE.span // 30).all()
+    result = append_day(log, str(tmp_path / "store"), str(day), memory_limit=4 << 30)
+    assert result["counts"]["events"] == EVENTS + 100
+    assert result["cpu_seconds"] > 0
 
 
 @pytest.mark.parametrize(("size", "per_batch"), [({"batch_size": 4}, 4), ({"batch_size": 1, "max_tokens": 500}, 5)])

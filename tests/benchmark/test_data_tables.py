@@ -29,6 +29,7 @@ FIGURES: dict[str, Any] = {
     ],
     "prepared": [stage("prepare, 1.0 GiB", 1.25, 200 * MIB)],
     "same_bytes": None,
+    "appended": None,
     "loaders": [
         {
             "name": "16 windows a batch",

@@ -49,6 +49,14 @@ QUIET: dict[str, Any] = {
 }
 SCHEMA = Schema(events={"kind": "categorical", "score": "numeric"})
 SPARSE: dict[str, Any] = {"item_table": ItemTable(sparse=True), "loss": BCE()}
+TABLES: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "sparse": SPARSE,
+    "bfloat16": {"item_table": ItemTable(sparse=True, dtype="bfloat16"), "loss": BCE()},
+    "sharded": {"item_table": ItemTable(sharded=True), "loss": BCE()},
+    "sharded_bfloat16": {"item_table": ItemTable(sharded=True, dtype="bfloat16"), "loss": BCE()},
+    "decay": {"optimizer": AdamW(0.01)},
+}
 
 
 class Never(Schedule):
@@ -111,6 +119,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def checkpoints(folder: Path) -> dict[str, str]:
+    """For each kind of table, the file of a model of the old store."""
+    data = data_of(folder / "old")
+    return {kind: checkpoint(folder / f"{kind}.ckpt", data, model_of(data, **TABLES[kind])) for kind in TABLES}
+
+
 def saved_state(file: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
     saved = read_checkpoint(Path(file))
     return saved["state_dict"], saved["optimizer_states"][0]["state"]
@@ -123,21 +138,28 @@ def rows_of(data: SequenceDataModule, old: SequenceDataModule) -> tuple[torch.Te
     return torch.from_numpy(here), torch.from_numpy(there)
 
 
-@pytest.mark.parametrize("settings", [{}, SPARSE, {"optimizer": AdamW(0.01)}])
-def test_without_new_data_weights_and_optimizer_state_continue_to_the_bit(folder: Path, tmp_path: Path, settings: Any):
-    data = data_of(folder / "old")
-    file = checkpoint(tmp_path / "a.ckpt", data, model_of(data, **settings))
-    model = model_of(data, **settings)
-    fit(data, model, 0, WarmStart(file)).save_checkpoint(tmp_path / "b.ckpt")
-    weights, state = saved_state(file)
-    again, same = saved_state(tmp_path / "b.ckpt")
-    assert all(torch.equal(weights[name], again[name]) for name in weights)
+def check_same(file: Path | str, other: Path | str) -> None:
+    """Compare weights and optimizer state of two checkpoints bit for bit."""
+    (weights, state), (again, same) = saved_state(file), saved_state(other)
+    assert weights.keys() == again.keys()
     assert state.keys() == same.keys()
-    assert all(
-        torch.equal(torch.as_tensor(state[number][key]), torch.as_tensor(same[number][key]))
-        for number in state
-        for key in state[number]
-    )
+    assert any(each for each in state.values())
+    for name, weight in weights.items():
+        torch.testing.assert_close(again[name], weight, rtol=0, atol=0)
+    for number, entries in state.items():
+        assert entries.keys() == same[number].keys()
+        for key, value in entries.items():
+            torch.testing.assert_close(torch.as_tensor(same[number][key]), torch.as_tensor(value), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_without_new_data_weights_and_optimizer_state_continue_to_the_bit(
+    folder: Path, tmp_path: Path, checkpoints: dict[str, str], kind: str
+):
+    data = data_of(folder / "old")
+    trainer = fit(data, model_of(data, **TABLES[kind]), 0, WarmStart(checkpoints[kind]))
+    trainer.save_checkpoint(tmp_path / "b.ckpt")
+    check_same(checkpoints[kind], tmp_path / "b.ckpt")
 
 
 def test_training_is_not_disturbed_when_its_store_grows_and_is_compacted(folder: Path, tmp_path: Path):
@@ -162,10 +184,12 @@ def test_training_is_not_disturbed_when_its_store_grows_and_is_compacted(folder:
     assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
 
 
-def test_training_without_step_size_changes_nothing(folder: Path):
-    data, weights = data_of(folder / "old"), saved_state(folder / "old.ckpt")[0]
-    model = model_of(data, optimizer=Adam(0.01, schedule=Never()))
-    trainer = fit(data, model, 3, WarmStart(str(folder / "old.ckpt")))
+@pytest.mark.parametrize("kind", TABLES)
+def test_training_without_step_size_changes_nothing(folder: Path, checkpoints: dict[str, str], kind: str):
+    data, weights = data_of(folder / "old"), saved_state(checkpoints[kind])[0]
+    optimizer = type(TABLES[kind].get("optimizer", Adam()))(0.01, schedule=Never())
+    model = model_of(data, **{**TABLES[kind], "optimizer": optimizer})
+    trainer = fit(data, model, 3, WarmStart(checkpoints[kind]))
     assert trainer.global_step == 3
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
 
@@ -430,41 +454,33 @@ def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], message: 
 
 RANKS = """
 import sys
-sys.path.insert(0, sys.argv[4])
+sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import DDPStrategy
-from seqrec import ItemTable
 from seqrec.catalogue.distributed import leave_job
 from seqrec.models import WarmStart
-from test_warm_start import BCE, QUIET, data_of, model_of
+from test_warm_start import QUIET, TABLES, data_of, model_of
 
 ranks, folder = int(sys.argv[1]), Path(sys.argv[2])
 data = data_of(folder / "grown")
-model = model_of(data, item_table=ItemTable(sharded=True), loss=BCE())
-strategy = DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto"
-settings = {"devices": ranks, "strategy": strategy, "use_distributed_sampler": False, **QUIET}
-trainer = pl.Trainer(max_steps=0, callbacks=[WarmStart(sys.argv[3])], **settings)
-trainer.fit(model, data)
-trainer.save_checkpoint(f"{ranks}.ckpt")
+for kind in TABLES:
+    strategy = DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto"
+    settings = {"devices": ranks, "strategy": strategy, "use_distributed_sampler": False, **QUIET}
+    trainer = pl.Trainer(max_steps=0, callbacks=[WarmStart(str(folder / f"{kind}.ckpt"))], **settings)
+    trainer.fit(model_of(data, **TABLES[kind]), data)
+    trainer.save_checkpoint(f"{kind}_{ranks}.ckpt")
 leave_job()
 """
 
 
 @pytest.mark.process
-def test_two_ranks_start_a_sharded_table_as_one_does(folder: Path, tmp_path: Path):
-    old = data_of(folder / "old")
-    file = checkpoint(tmp_path / "a.ckpt", old, model_of(old, **SPARSE))
+@pytest.mark.usefixtures("checkpoints")
+def test_two_ranks_start_as_one_does(folder: Path, tmp_path: Path):
     for ranks in (1, 2):
-        run_ranks(tmp_path, ranks, RANKS, str(ranks), str(folder), file, str(Path(__file__).parent))
-    (one, state), (two, same) = (saved_state(tmp_path / f"{ranks}.ckpt") for ranks in (1, 2))
-    # Fresh vectors of users, who are none here, would differ by the seed.
-    assert one.keys() == two.keys()
-    for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, rtol=0, atol=0)
-    for number, entries in state.items():
-        for key, value in entries.items():
-            torch.testing.assert_close(torch.as_tensor(same[number][key]), torch.as_tensor(value), rtol=0, atol=0)
+        run_ranks(tmp_path, ranks, RANKS, str(ranks), str(folder), str(Path(__file__).parent))
+    for kind in TABLES:
+        check_same(tmp_path / f"{kind}_1.ckpt", tmp_path / f"{kind}_2.ckpt")
 
 
 def test_a_model_that_is_fitted_again_and_a_resumed_run_do_not_start_again(folder: Path, tmp_path: Path):
