@@ -77,7 +77,7 @@ def chosen_arguments(
 
     Raises:
         InputError: if `warm_start.ckpt` is not found, or of a model without an optimizer.
-        CheckpointError: if it is damaged.
+        CheckpointError: if it is no checkpoint.
     """
     explicit, ckpt = explicit_options(argv), _value(config, "warm_start.ckpt")
     given = {option: _value(config, option) for option in explicit if option.startswith(("data.", "trainer.", "valid"))}
@@ -92,7 +92,9 @@ def chosen_arguments(
         choices, instead = choose(shape, model.__name__, given), _INSTEAD
         title = "chosen by the size of the log (--recipe false: none; see the guide, training)"
     else:
-        saved = read_checkpoint(Path(find_checkpoint(ckpt, argument="warm_start.ckpt=")), mapped=True)
+        # The fit verifies it.
+        path = Path(find_checkpoint(ckpt, argument="warm_start.ckpt="))
+        saved = read_checkpoint(path, mapped=True, verify=False)
         choices = choose_to_continue(shape, model, saved.get("hyper_parameters", {}), given)
         # The model's settings belong together.
         instead = {name: others for name, others in _INSTEAD.items() if not name.startswith("model.")}

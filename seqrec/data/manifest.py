@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,11 @@ def segments_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
 def segment_folder(number: int) -> str:
     """Return the name of the folder of a later segment, from 2."""
     return f"segment_{number:04}"
+
+
+def segment_folders(segments: Sequence[object]) -> list[str]:
+    """Return the folders of the later ones of some segments; the first one has its files in the store's folder."""
+    return [segment_folder(number) for number in range(2, len(segments) + 1)]
 
 
 def write_manifest(
@@ -115,8 +120,7 @@ def _check_shape(path: Path, manifest: Mapping[str, Any]) -> None:
 def _is_file_of(name: str, segments: list[dict[str, Any]]) -> bool:
     """Return whether a name is of a file in the store's folder, or in that of a later segment."""
     folder, separator, _ = name.rpartition("/")
-    folders = [segment_folder(number) for number in range(2, len(segments) + 1)]
-    return "\\" not in name and (not separator or folder in folders)
+    return "\\" not in name and (not separator or folder in segment_folders(segments))
 
 
 def _has_columns(columns: Any, files: Mapping[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from seqrec.data.manifest import segment_folder, segments_of
+from seqrec.data.manifest import segment_folders, segments_of
 
 Int64 = NDArray[np.int64]
 # Events to find at a time, which bounds the memory of long slices.
@@ -130,8 +130,7 @@ class Layout:
 
     def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
         self._files = manifest["files"]
-        later = range(2, len(segments_of(manifest)) + 1)
-        self._prefixes = ["", *(f"{segment_folder(number)}/" for number in later)]
+        self._prefixes = ["", *(f"{folder}/" for folder in segment_folders(segments_of(manifest)))]
         self._directory = directory
 
     def folder_of(self, stem: str) -> Path:

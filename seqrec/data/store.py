@@ -271,12 +271,12 @@ class EventStore:
     @property
     def items_digest(self) -> str:
         """Digest of the item ids and their order, equal for equal item vocabularies."""
-        return self._digest_of("item_vocabulary.")
+        return _joined(self._digests_of("item_vocabulary"))
 
     @property
     def users_digest(self) -> str:
         """Digest of the user ids and their order, equal for equal user vocabularies."""
-        return self._digest_of("user_vocabulary.")
+        return _joined(self._digests_of("user_vocabulary"))
 
     def digest_of_first(self, group: str, count: int) -> str | None:
         """Return `items_digest`, or `users_digest` for the group "users", of a store with the first `count` ids alone.
@@ -304,15 +304,9 @@ class EventStore:
         return self._column_sizes(USERS)
 
     def _column_sizes(self, group: str) -> dict[str, dict[str, Any]]:
-        layout, files = Layout(self.directory, self.manifest), self.manifest["files"]
-
-        def digest_of(stem: str) -> str:
-            file = (layout.folder_of(stem) / f"{stem}.npy").relative_to(self.directory)
-            digest: str = files[file.as_posix()]["sha256"]
-            return digest
-
+        stems = {name: file_names(group, name, column.kind)["values"] for name, column in self.columns[group].items()}
         return {
-            name: {**column.sizes, "sha256": digest_of(file_names(group, name, column.kind)["values"])}
+            name: {**column.sizes, "sha256": self._digests_of(stems[name])[f"{stems[name]}.npy"]}
             for name, column in self.columns[group].items()
         }
 
@@ -330,14 +324,14 @@ class EventStore:
             lines.append(f"the filters of users, items and duplicates dropped {dropped}")
         return lines
 
-    def _digest_of(self, vocabulary: str) -> str:
-        folder = Layout(self.directory, self.manifest).folder_of(vocabulary.rstrip("."))
-        files = {
+    def _digests_of(self, stem: str) -> dict[str, str]:
+        """Return the SHA-256 of the newest file of a name, and of those with a longer name next to it, by file name."""
+        folder = Layout(self.directory, self.manifest).folder_of(stem)
+        return {
             file.name: entry["sha256"]
             for name, entry in self.manifest["files"].items()
-            if (file := self.directory / name).name.startswith(vocabulary) and file.parent == folder
+            if (file := self.directory / name).name.startswith(f"{stem}.") and file.parent == folder
         }
-        return _joined(files)
 
     def described_columns(self) -> dict[str, str]:
         """Return kind, size and missing values of each column, by names such as "items.year"."""

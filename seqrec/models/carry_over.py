@@ -105,16 +105,16 @@ class RowSources:
         return torch.from_numpy(origin.first(count).translation(here))
 
     def _of_tables(self) -> Iterator[tuple[str, Tensor]]:
-        for name, table in self._model.item_tables():
+        for name, table in self._model.tables_by_weight().items():
             is_users = table is self._model.users
             ids = self.items
             if is_users:
                 ids = self._ids(USERS, self._store.user_vocabulary, int(self._was["num_users"]))
             rows = torch.where((ids > 0) | (torch.arange(len(ids)) == 0), ids, -1)
             local = slice(None) if table.spread is None else table.spread.shards.local
-            yield f"{name}.table.weight", rows[local]
+            yield name, rows[local]
             if table.content is not None:
-                yield from self._of_content(name, table, USERS if is_users else ITEMS)
+                yield from self._of_content(name.partition(".")[0], table, USERS if is_users else ITEMS)
 
     def _of_content(self, prefix: str, table: ItemEmbedding, group: str) -> Iterator[tuple[str, Tensor]]:
         assert table.content is not None
@@ -190,7 +190,7 @@ def carry_weights(
     Raises:
         InputError: if a weight is missing, or has another shape.
     """
-    tables = {f"{name}.table.weight": table for name, table in model.item_tables()}
+    tables = model.tables_by_weight()
     for name, own in _weights(model, saved):
         there, rows = saved.get(name), sources.by_name.get(name)
         if there is None or there.shape[rows is not None :] != own.shape[rows is not None :]:
@@ -331,7 +331,7 @@ def _names_of_state(model: SequentialRecommender, factory: OptimizerFactory, tab
 
     A table becomes row-sparse when the catalogue grows, and then moves to another part of the optimizer.
     """
-    embeddings = {f"{name}.table.weight": table.table for name, table in model.item_tables()}
+    embeddings = {name: table.table for name, table in model.tables_by_weight().items()}
     before = {name: each.sparse for name, each in embeddings.items()}
     try:
         for name, each in embeddings.items():

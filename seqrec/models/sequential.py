@@ -698,11 +698,15 @@ class SequentialRecommender(StreamingRecommender):
         """Return the tables of items and users with their names in the model."""
         return [(name, module) for name, module in self.named_children() if isinstance(module, ItemEmbedding)]
 
+    def tables_by_weight(self) -> dict[str, ItemEmbedding]:
+        """Return the tables of items and users by the names of their weights."""
+        return {f"{name}.table.weight": table for name, table in self.item_tables()}
+
     def _sparse_tables(self) -> list[ItemEmbedding]:
         return [table for _, table in self.item_tables() if table.sparse]
 
     def _sparse_embeddings(self) -> dict[str, nn.Embedding]:
-        return {f"{name}.table.weight": table.table for name, table in self.item_tables() if table.sparse}
+        return {name: table.table for name, table in self.tables_by_weight().items() if table.sparse}
 
 
 def _scaled(column: EventColumn, columns: Mapping[str, EventColumn]) -> EventColumn:

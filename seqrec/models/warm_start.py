@@ -83,13 +83,14 @@ class WarmStart(pl.Callback):
         self.new_items = new_items
         self.optimizer_state = optimizer_state
         self.replay = replay
+        self._content: tuple[Path, dict[str, Any]] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Choose the events to train on, before a schedule asks for the loader."""
         if self.ckpt is None or stage != "fit":
             return
         data, _ = self._attached(trainer, pl_module)
-        data.new_events = None
+        data.new_events, self._content = None, None
         if self.replay is not None:
             path, saved = self._read()
             record = record_in(saved)
@@ -111,7 +112,7 @@ class WarmStart(pl.Callback):
                 "now; its optimizer is a fresh one"
             )
             return
-        path, saved = self._read()
+        (path, saved), self._content = self._read(), None
         record = record_in(saved)
         check_settings(path, saved.get("hyper_parameters", {}), pl_module)
         sources = RowSources(path, saved, record, data.store, self.store, pl_module)
@@ -139,9 +140,11 @@ class WarmStart(pl.Callback):
 
     def _read(self) -> tuple[Path, dict[str, Any]]:
         assert self.ckpt is not None
-        path = Path(find_checkpoint(self.ckpt, argument="warm_start.ckpt="))
-        # Mapped, because each process of a job reads only the rows that it holds.
-        return path, read_checkpoint(path, mapped=True)
+        if self._content is None:
+            path = Path(find_checkpoint(self.ckpt, argument="warm_start.ckpt="))
+            # Mapped, because each process of a job reads only the rows that it holds.
+            self._content = path, read_checkpoint(path, mapped=True)
+        return self._content
 
 
 def rows_of_first_vectors(new_items: NewItems, sources: RowSources, record: Mapping[str, Any]) -> Tensor | None:

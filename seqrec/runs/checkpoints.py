@@ -131,7 +131,12 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def read_checkpoint(
-    path: Path, *, needed: Collection[str] = NEEDED, map_location: Any = "cpu", mapped: bool = False
+    path: Path,
+    *,
+    needed: Collection[str] = NEEDED,
+    map_location: Any = "cpu",
+    mapped: bool = False,
+    verify: bool = True,
 ) -> dict[str, Any]:
     """Read a checkpoint and verify it.
 
@@ -140,6 +145,7 @@ def read_checkpoint(
         needed: Entries that it must have.
         map_location: As in `torch.load`.
         mapped: Whether tensors stay in the file until they are read.
+        verify: Whether its content is compared with its digest, which takes as long as to read the whole file.
 
     Raises:
         MissingInputError: if the file does not exist.
@@ -153,7 +159,8 @@ def read_checkpoint(
     if path.suffix in (".json", ".yaml", ".yml", ".csv"):
         run = path.parent if (path.parent / "checkpoints").is_dir() else "a run's folder"
         raise CheckpointError(f"{path} is no checkpoint: give {run}, whose best checkpoint is used")
-    _verify(path)
+    if verify:
+        _verify(path)
     try:
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:

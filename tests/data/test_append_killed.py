@@ -177,7 +177,7 @@ def test_readers_see_the_store_before_or_after(folder: Path):
     reader = ForkedCommand(folder, "-c", READER, log=folder / "reader.txt")
     begun(folder, "reader")
     shutil.copytree("store", "before")
-    for _ in range(8):
+    for _ in range(4):
         append_here("new.parquet")
         compact("store")
         prepare(Table("old.parquet"), Filters(), "store", schema=SCHEMA, overwrite=True)

@@ -363,9 +363,13 @@ def test_new_rows_start_with_the_optimizers_own_state_and_another_table_optimize
 
 
 @pytest.mark.parametrize(("replay", "windows"), [(0.0, 0), (0.4, 1)])
-def test_replay_trains_on_new_events_and_a_share_of_older_windows(folder: Path, replay: float, windows: int):
-    data = data_of(folder / "grown", batch_size=100, max_length=4)
+def test_replay_trains_on_new_events_and_a_share_of_older_windows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, replay: float, windows: int
+):
+    data, verified = data_of(folder / "grown", batch_size=100, max_length=4), []
+    monkeypatch.setattr("seqrec.runs.checkpoints._verify", verified.append)
     trainer = fit(data, model_of(data), 1, WarmStart(str(folder / "old.ckpt"), replay=replay))
+    assert verified == [folder / "old.ckpt"]
     batch = next(iter(trainer.train_dataloader))
     times = batch.request_times
     is_new = (times > data_of(folder / "old").newest_trained) & batch.is_target
