@@ -1,5 +1,4 @@
-"""`seqrec benchmark data`: preparation next to plain polars, the loader next to a bare copy, on a generated log that
-may grow by a day.
+"""`seqrec benchmark data`: preparation next to plain polars, the loader next to a bare copy, and the append of a day.
 
 Importing this module does not import torch, which the process that prepares must not hold.
 """

@@ -76,8 +76,9 @@ def append(
     leaves it as before. Whoever has the store open keeps on reading it as it was. Another append, or a preparation,
     waits for this one.
 
-    Memory does not grow with the store's events, only with its users and ids, some 40 bytes each. Columns of items and
-    users are written anew, whole, if there are new ones.
+    Time and memory do not grow with the store's events, only with its users and ids, some 40 bytes each. Columns of
+    items and users are written anew, whole, if there are new ones. Ids and these columns are hashed before that, so no
+    damage gets into the new segment; the events are hashed when the store is opened for training.
 
     Args:
         source: The log that the store was prepared from, a `Table`; only its path is not read.
@@ -102,7 +103,8 @@ def append(
     Raises:
         InputError: if the input cannot be read, was appended before, does not suit the store, or has no event that is
             new; or if an argument is out of range.
-        StoreError: if `directory` is not a store of this log, or if the disk is full.
+        StoreError: if `directory` is not a store of this log, if ids or columns of it are damaged, or if the disk is
+            full.
 
     Example:
         >>> import tempfile
