@@ -7,11 +7,14 @@ from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 
+from seqrec import Filters, Table, prepare
 from seqrec.benchmark import data
-from seqrec.benchmark.data import benchmark_data, prepare_store, sort_with_polars, time_loader, yardstick
-from seqrec.benchmark.measurement import Measurement, MemoryLimitError
+from seqrec.benchmark.data import append_day, benchmark_data, prepare_store, sort_with_polars, time_loader, yardstick
+from seqrec.benchmark.measurement import Measurement, MemoryLimitError, run_measured
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError
 
@@ -116,6 +119,32 @@ def test_a_hundred_million_events_are_prepared_within_an_enforced_limit(tmp_path
     assert figures["same_bytes"]
     for loader in figures["loaders"]:
         assert loader["padding"] < 0.05
+
+
+def uniform(seed: int, events: int, start: int) -> pl.DataFrame:
+    """Events of 100,000 users and as many items, in the order of time."""
+    rng = np.random.default_rng(seed)
+    users, items = rng.integers(0, 100_000, events), (100_000 * rng.random(events) ** 3).astype(np.int64)
+    times = start + np.sort(rng.integers(0, 10**6, events))
+    return pl.DataFrame({"user_id": users, "item_id": items, "timestamp": times})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("millions", [10, 100])
+def test_a_day_costs_the_same_whatever_the_size_of_its_store(tmp_path: Path, millions: int):
+    uniform(99, 10**6, 10**8).write_parquet(tmp_path / "day.parquet")
+    seconds = []
+    for parts in (1, millions):
+        log, store = tmp_path / f"{parts}", tmp_path / f"{parts}.store"
+        log.mkdir()
+        for part in range(parts):
+            uniform(part, 10**6, part * 10**6).write_parquet(log / f"{part:03}.parquet")
+        prepare(Table(str(log)), Filters(), store)
+        day = {"log": str(log), "store": str(store), "day": str(tmp_path / "day.parquet"), "memory_limit": 1 << 30}
+        measured = run_measured(append_day, day, memory_limit=1 << 30)
+        assert measured.value["counts"]["events"] == (parts + 1) * 10**6
+        seconds.append(measured.value["cpu_seconds"])
+    assert seconds[1] < 1.4 * seconds[0], seconds
 
 
 def test_the_process_that_prepares_gets_the_limit_twice(tmp_path: Path, instead: dict):
