@@ -88,7 +88,7 @@ def benchmark_catalogue(
         if cell["objective"] == "FullSoftmax" and scores > MAX_SCORES:
             return {"failure": f"{scores:.0e} scores a step are left out; use a sampled objective"}
         arguments = {name: cell[name] for name in ("num_items", "objective", "optimizer", "content")}
-        measured = run_measured(time_steps, {**arguments, "settings": settings})
+        measured = run_measured(time_steps, {**arguments, "settings": settings}, show=benchmark.show)
         on_device = measured.value["device_bytes"]
         peak = measured.peak_resident if on_device is None else on_device
         return {"seconds": min(measured.value["step_seconds"]), "peak_bytes": peak}

@@ -19,6 +19,7 @@ from seqrec.benchmark.data import tensor_bytes
 from seqrec.benchmark.harness import Benchmark, Row
 from seqrec.benchmark.measurement import run_measured, timed
 from seqrec.data.datamodule import SequenceDataModule
+from seqrec.data.progress import Progress, print_line
 from seqrec.data.report_table import ReportTable
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID, Schema
 from seqrec.data.sources import Table
@@ -80,9 +81,12 @@ def benchmark_columns(
     on = harness.machine(device)
     benchmark = Benchmark(json_file, settings=settings, machine=on, figures=[])
     cells = [{"encoder": encoder} for encoder in encoders]
-    benchmark.run(
-        "figures", cells, lambda cell: run_measured(time_columns, {**cell, "settings": settings}).value, "{encoder}"
-    )
+
+    def measure(cell: Row) -> Row:
+        measured: Row = run_measured(time_columns, {**cell, "settings": settings}, show=benchmark.show).value
+        return measured
+
+    benchmark.run("figures", cells, measure, "{encoder}")
     sizes = f"{batch_size} x {length:,} events, width {d_model}, {num_layers} blocks, {num_items:,} items"
     title = f"{sizes}, {on['device']}, {on['threads']} threads, torch {on['torch']}, fastest of {rounds} rounds"
     benchmark.finish(title, table(benchmark["figures"]))
@@ -90,7 +94,7 @@ def benchmark_columns(
 
 def table(rows: Sequence[Row]) -> ReportTable:
     """Return the table of rows as `time_columns` returns them, each with its encoder."""
-    head = "encoder | | items alone | gap, hour, two columns | ratio"
+    head = "encoder | figure | items alone | gap, hour, two columns | ratio"
     cells = []
     for row in rows:
         for name in ("training step", "batch loaded", "streamed step of 1", f"streamed step of {row['users']}"):
@@ -143,7 +147,7 @@ def time_columns(encoder: str, settings: Mapping[str, Any]) -> dict[str, Any]:
             ],
         }
         seconds: dict[str, list[float]] = {}
-        for round_ in range(settings["rounds"] + 1):
+        for round_ in Progress(print_line).each("timing", range(settings["rounds"] + 1), "rounds"):
             for name, calls in ways.items():
                 repeats = STEPS if name.startswith("streamed") else 1
                 found = [min(timed(call, device) for _ in range(repeats)) for call in calls]

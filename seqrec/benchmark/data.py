@@ -104,7 +104,7 @@ def benchmark_data(
     settings |= {"max_length": max_length, "batch_size": batch_size, "day": rows}
     figures = {"settings": settings, "machine": _machine(), "log_bytes": 0, "limited_by": LIMITED_BY}
     figures |= {"generated": None, "plain": [], "prepared": [], "same_bytes": None, "loaders": [], "appended": None}
-    benchmark = Benchmark(json_file, **figures)
+    benchmark = Benchmark(json_file, 6 + compare_bytes + (rows is not None), **figures)
     temporary = tempfile.TemporaryDirectory(prefix="seqrec-benchmark-") if folder is None else None
     with temporary or nullcontext(folder) as place:
         log = log_folder(Path(str(place)), PROFILES[profile], number, seed)
@@ -116,7 +116,8 @@ def benchmark_data(
 def _measure(benchmark: Benchmark, log: Path, compare_bytes: bool) -> None:
     # Generate, sort, prepare and load.
     settings = benchmark["settings"]
-    benchmark["generated"] = _generate(log, benchmark)
+    with benchmark.cell("the log"):
+        benchmark["generated"] = _generate(log, benchmark)
     benchmark["log_bytes"] = sum(file.stat().st_size for file in log.glob("*.csv"))
     for streaming in (True, False):
         benchmark["plain"].append(_sort_plainly(log, streaming, benchmark))
@@ -127,9 +128,10 @@ def _measure(benchmark: Benchmark, log: Path, compare_bytes: bool) -> None:
         ({"batch_size": windows}, f"{windows} windows a batch"),
         ({"batch_size": windows, "max_tokens": tokens}, f"{tokens:,} tokens a batch"),
     ):
-        benchmark.begin(f"loader, {name} ...")
         arguments = {"log": str(log), "store": str(_store(log)), "max_length": max_length, **batches}
-        benchmark["loaders"].append({"name": name, **run_measured(time_loader, arguments).value})
+        with benchmark.cell(f"loader, {name}"):
+            found = run_measured(time_loader, arguments, show=benchmark.show).value
+        benchmark["loaders"].append({"name": name, **found})
     if settings["day"] is not None:
         benchmark["appended"] = _append(log, benchmark)
 
@@ -201,22 +203,22 @@ def _generate(log: Path, benchmark: Benchmark) -> Row | None:
     profile, events = PROFILES[settings["profile"]], settings["events"]
     ensure_log(log.parent, profile, events, seed=settings["seed"], progress=benchmark.progress)
     if existed:
-        benchmark.note(f"the log exists: {log}")
+        benchmark.progress.note(f"the log exists: {log}")
         return None
     return _stage("generate the log", seconds=time.perf_counter() - began)
 
 
 def _sort_plainly(log: Path, streaming: bool, benchmark: Benchmark) -> Row:
     name = f"polars sort, {'streaming' if streaming else 'in memory'}"
-    benchmark.begin(f"{name} ...")
     output = log.with_name(f"{log.name}.parquet")
     arguments = {"log": str(log), "output": str(output), "streaming": streaming}
-    try:
-        return _stage(name, run_measured(sort_with_polars, arguments))
-    except MemoryLimitError as error:
-        return _stage(name, failure=str(error))
-    finally:
-        output.unlink(missing_ok=True)
+    with benchmark.cell(name):
+        try:
+            return _stage(name, run_measured(sort_with_polars, arguments, show=benchmark.show))
+        except MemoryLimitError as error:
+            return _stage(name, failure=str(error))
+        finally:
+            output.unlink(missing_ok=True)
 
 
 def _prepare(log: Path, memory_limit: int, compare_bytes: bool, benchmark: Benchmark) -> bool | None:
@@ -224,11 +226,11 @@ def _prepare(log: Path, memory_limit: int, compare_bytes: bool, benchmark: Bench
     hashes = []
     for limit in [memory_limit, None] if compare_bytes else [memory_limit]:
         name = "prepare, no limit" if limit is None else f"prepare, {spoken_bytes(limit)}"
-        benchmark.begin(f"{name} ...")
         store = _store(log) if limit else log.with_name(f"{log.name}.unlimited-store")
         arguments = {"log": str(log), "store": str(store), "memory_limit": limit}
         try:
-            measured = run_measured(prepare_store, arguments, memory_limit=limit, show=benchmark.progress.update)
+            with benchmark.cell(name):
+                measured = run_measured(prepare_store, arguments, memory_limit=limit, show=benchmark.show)
         except MemoryLimitError as error:
             raise MemoryLimitError(f"{name}: {error}") from error
         benchmark["prepared"].append(_stage(name, measured))
@@ -242,11 +244,11 @@ def _prepare(log: Path, memory_limit: int, compare_bytes: bool, benchmark: Bench
 def _append(log: Path, benchmark: Benchmark) -> Row:
     settings = benchmark["settings"]
     name, limit = f"append a day, {spoken_bytes(settings['memory_limit'])}", settings["memory_limit"]
-    benchmark.begin(f"{name} ...")
     profile, events, rows = PROFILES[settings["profile"]], settings["events"], settings["day"]
     day = ensure_day(log, profile, events, rows, seed=settings["seed"])
     arguments = {"log": str(log), "store": str(_store(log)), "day": str(day), "memory_limit": limit}
-    measured = run_measured(append_day, arguments, memory_limit=limit, show=benchmark.progress.update)
+    with benchmark.cell(name):
+        measured = run_measured(append_day, arguments, memory_limit=limit, show=benchmark.show)
     shutil.rmtree(day)
     return _stage(name, measured, **measured.value)
 

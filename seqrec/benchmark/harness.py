@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class Benchmark:
     """One run of a benchmark: shows its progress, collects its figures and writes them.
 
     The content of the file by key, in this order, is the settings, and an empty list per table. The file's folder is
-    checked now rather than after an hour.
+    checked now rather than after an hour. Progress counts `total` cells, or other units; if None, those of `run`.
 
     Raises:
         InputError: if `json_file` is in a folder that does not exist.
@@ -42,14 +43,15 @@ class Benchmark:
         20        2.0
     """
 
-    def __init__(self, json_file: str | None, **content: Any) -> None:
+    def __init__(self, json_file: str | None, total: float | None = None, unit: str = "cells", **content: Any) -> None:
         if json_file is not None and not Path(json_file).absolute().parent.is_dir():
             raise InputError(f"json_file={json_file!r} is in a folder that does not exist; make it first")
         self.progress = Progress(STATUS)
-        self.begin = self.progress.overwrite
-        self.note = self.progress.note
+        self.stage = self.progress.stage("measuring", total, unit=unit)
         self._json_file = json_file
         self._content = content
+        # Name of the cell that is measured.
+        self._cell = ""
 
     def __getitem__(self, key: str) -> Any:
         return self._content[key]
@@ -70,20 +72,30 @@ class Benchmark:
         The list `key` gets a row per cell: the cell with the figures from `measure`, or with `failure`, a reason.
         For progress, `name` is the format of a cell's name, and `outcome` returns a line about a row.
         """
-        every, began = list(cells), time.monotonic()
-        for number, cell in enumerate(every):
-            label, start = name.format(**cell), time.monotonic()
-            left = (start - began) / max(number, 1) * (len(every) - number)
-            count = f"[{number + 1}/{len(every)}] " if len(every) > 1 else ""
-            self.begin(f"{count}{label} ...{f' about {duration(left)} left' if number else ''}")
+        every = list(cells)
+        self.stage.total = self.stage.total or len(every)
+        for cell in every:
+            self._cell, start = name.format(**cell), time.monotonic()
             try:
                 row = cell | measure(cell)
             except MemoryLimitError as error:
                 row = cell | {"failure": str(error)}
             self[key].append(row)
             text = outcome(row) if outcome is not None and not failed(row) else duration(time.monotonic() - start)
-            self.note(f"{label}: {f'{DID_NOT_RUN}, ' + row['failure'] if failed(row) else text}")
+            text = f"{DID_NOT_RUN}, {row['failure']}" if failed(row) else text
+            self.stage.complete(1, f"{self._cell}: {text}")
             self.write()
+
+    @contextmanager
+    def cell(self, name: str) -> Iterator[None]:
+        """Count what runs inside as one cell, which progress calls by this name."""
+        self._cell = name
+        yield
+        self.stage.complete(1, name)
+
+    def show(self, line: str = "") -> None:
+        """Show that a cell is measured, and the last line of its process: the argument `show` of `run_measured`."""
+        self.stage.refresh(": ".join(filter(None, [self._cell, line])))
 
     def write(self) -> None:
         """Write the figures so far into the JSON file, if one was asked for."""
@@ -93,6 +105,7 @@ class Benchmark:
 
     def finish(self, *parts: Part | None) -> None:
         """Show the parts of a report, with empty lines between them, and write the file."""
+        self.stage.end()
         show(*(line for part in parts if part for line in ("", part)), **self._content)
         self.write()
 

@@ -16,6 +16,7 @@ from seqrec.benchmark import harness
 from seqrec.benchmark.harness import Benchmark, Row
 from seqrec.benchmark.measurement import run_measured, timed
 from seqrec.data.prepare.memory import spoken_bytes
+from seqrec.data.progress import Progress, print_line
 from seqrec.data.report_table import ReportTable
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.encoders import ENCODERS
@@ -80,16 +81,17 @@ def benchmark_inference(
     shared = {"num_items": num_items, "d_model": d_model, "rounds": rounds, "seed": seed, "device": device}
     settings = {**shared, "session_encoder": session_encoder}
     on = harness.machine(device)
-    benchmark = Benchmark(json_file, settings=settings, machine=on, events=[], sessions=[])
+    total = len(encoders) + bool(batch_sizes)
+    benchmark = Benchmark(json_file, total, settings=settings, machine=on, events=[], sessions=[])
     for encoder in encoders:
-        benchmark.begin(f"one further event, {encoder} ...")
         arguments = {"lengths": sorted(lengths), "settings": {**shared, "encoder": encoder}}
-        benchmark["events"].extend(run_measured(time_events, arguments).value)
+        with benchmark.cell(f"one further event, {encoder}"):
+            benchmark["events"].extend(run_measured(time_events, arguments, show=benchmark.show).value)
     if batch_sizes:
-        benchmark.begin(f"sessions of {session_encoder} ...")
         settings = {**shared, "encoder": session_encoder}
         cell = {"batch_sizes": list(batch_sizes), "folder": folder, "settings": settings}
-        benchmark["sessions"].extend(run_measured(time_sessions, cell).value)
+        with benchmark.cell(f"sessions of {session_encoder}"):
+            benchmark["sessions"].extend(run_measured(time_sessions, cell, show=benchmark.show).value)
     sizes = f"width {d_model}, {num_items:,} items"
     title = f"{sizes}, {on['device']}, {on['threads']} threads, torch {on['torch']}"
     sessions_text = session_table(benchmark["sessions"], session_encoder, rounds)
@@ -147,7 +149,7 @@ def time_events(lengths: Sequence[int], settings: Mapping[str, Any]) -> list[dic
         ways.append((partial(model.step, whole[:, -1], state), partial(model.last_states, batch)))
     seconds = np.full((settings["rounds"] + 1, len(lengths), 2), np.inf)
     with torch.no_grad():
-        for fastest in seconds:
+        for fastest in Progress(print_line).each("timing", seconds, "rounds"):
             for place, (step, encode) in enumerate(ways):
                 fastest[place] = min(timed(step, device) for _ in range(STEPS)), timed(encode, device)
     # The first round builds objects that are built only once.
@@ -192,7 +194,7 @@ def time_sessions(batch_sizes: Sequence[int], folder: str | None, settings: Mapp
                 }
                 cells.append((store, size, calls))
         seconds: dict[tuple[str, int, str], float] = {}
-        for _ in range(settings["rounds"]):
+        for _ in Progress(print_line).each("timing", range(settings["rounds"]), "rounds"):
             for store, size, calls in cells:
                 calls["observe"] = partial(recommenders[store].observe_many, events(range(size)))
                 for name, call in calls.items():

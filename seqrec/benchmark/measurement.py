@@ -76,7 +76,8 @@ def run_measured(
     is therefore stricter than a limit on resident memory. A child without a limit is killed if less than a twentieth of
     the machine's memory is available.
 
-    Arguments and result are plain JSON values. `show` takes each line that the function prints.
+    Arguments and result are plain JSON values. `show` is called again and again while the function runs, with the last
+    line that it has printed, "" before the first.
 
     Raises:
         MemoryLimitError: if the child needs more than its limit, or the machine runs out of memory.
@@ -175,7 +176,8 @@ def _watch(child: subprocess.Popen[str], task: str, spared: int, show: Show | No
     # Hand over the task, and wait. Kill the child if less than `spared` is left. Return the most memory seen.
     assert child.stdin is not None
     assert child.stdout is not None
-    lines = Thread(target=_forward, args=(child.stdout, show), daemon=True)
+    printed = [""]
+    lines = Thread(target=_keep_last, args=(child.stdout, printed), daemon=True)
     lines.start()
     try:
         child.stdin.write(task)
@@ -187,16 +189,19 @@ def _watch(child: subprocess.Popen[str], task: str, spared: int, show: Show | No
         peak = max(peak, anonymous_bytes(child.pid))
         if spared and psutil.virtual_memory().available < spared:
             child.kill()
+        if show is not None:
+            show(printed[0])
         time.sleep(_POLL_SECONDS)
     lines.join()
+    if show is not None:
+        show(printed[0])
     return peak
 
 
-def _forward(lines: IO[str], show: Show | None) -> None:
+def _keep_last(lines: IO[str], kept: list[str]) -> None:
     with lines:
         for line in lines:
-            if show is not None:
-                show(line.rstrip("\n"))
+            kept[0] = line.strip() or kept[0]
 
 
 def _failure(returncode: int, errors: str, memory_limit: int | None, peak: int) -> Exception:

@@ -86,15 +86,20 @@ def benchmark_recall(
         build_encoder(encoder, d_model, num_layers)
     shared = {"steps": steps, "batch_events": batch_events, "device": device}
     shared |= {"d_model": d_model, "num_layers": num_layers}
-    benchmark = Benchmark(json_file, settings={**shared, "lrs": list(lrs), "seeds": seeds}, cells=[])
+    pairs = list(itertools.product(abilities, encoders))
+    # Cells of a pair that is found at every lag.
+    most = len(lrs) + len(lags) * seeds - 1
+    settings = {**shared, "lrs": list(lrs), "seeds": seeds}
+    benchmark = Benchmark(json_file, len(pairs) * most, settings=settings, cells=[])
 
     def measure(cell: Row) -> Row:
-        measured = run_measured(find_ability, {**cell, "shared": shared}, show=benchmark.progress.update)
+        measured = run_measured(find_ability, {**cell, "shared": shared}, show=benchmark.show)
         return {**measured.value, "peak_bytes": measured.peak_resident}
 
-    for ability, encoder in itertools.product(abilities, encoders):
+    for left, (ability, encoder) in zip(reversed(range(len(pairs))), pairs, strict=True):
         cell = {"ability": ability, "encoder": encoder}
         _run_lags(partial(_run, benchmark, measure, cell), lags, lrs, seeds)
+        benchmark.stage.total = len(benchmark["cells"]) + left * most
     title = (
         f"share of right first answers, {NUM_ITEMS:,} items; width {d_model}, blocks {num_layers}, batches of "
         f"{batch_events:,} events, at most {steps:,} updates on {device}, seeds: {seeds}; found: above {FOUND:g}"

@@ -19,6 +19,7 @@ from seqrec.benchmark.floors import time_copy
 from seqrec.benchmark.harness import Benchmark, Row
 from seqrec.benchmark.measurement import MemoryLimitError, peak_bytes, run_measured, timed
 from seqrec.data.prepare.memory import spoken_bytes
+from seqrec.data.progress import Show
 from seqrec.data.report_table import Part, ReportTable
 from seqrec.encoders import MambaRec, SASRec, SequenceEncoder
 from seqrec.encoders.layers import MIXERS
@@ -85,21 +86,22 @@ def benchmark_scan(
     backends, left_out = _backends(place)
     settings = {**shared, **blocks}
     content = {"machine": harness.machine(place), "left_out": left_out, "scans": [], "blocks": []}
-    benchmark = Benchmark(json_file, settings=settings, **content)
     sizes = list(itertools.product(lengths, channels, states))
+    benchmark = Benchmark(json_file, len(sizes) + len(block_lengths), settings=settings, **content)
     speed = run_measured(time_copy, {"device": place}).value if place == "cuda" and sizes else None
     for size in sizes:
         name = "L {}, D {}, N {}".format(*size)
-        benchmark.begin(f"scan, {name} ...")
         there, too_large = _that_fit(backends, batch_size * math.prod(size) * 4, place)
         left_out |= {f"{backend} at {name}": why for backend, why in too_large.items()}
         row: Row = dict(zip(("length", "channels", "states"), size, strict=True))
-        figures = run_measured(time_scans, {"backends": there, "size": size, **shared}).value
+        with benchmark.cell(f"scan, {name}"):
+            arguments = {"backends": there, "size": size, **shared}
+            figures = run_measured(time_scans, arguments, show=benchmark.show).value
         floor = None if speed is None else _bytes_moved(batch_size, *size) / speed
         benchmark["scans"].append({**row, "figures": figures, "floor_seconds": floor})
     for length in sorted(block_lengths):
-        benchmark.begin(f"blocks, L {length} ...")
-        figures = _measured_blocks({**shared, **blocks, "length": length})
+        with benchmark.cell(f"blocks, L {length}"):
+            figures = _measured_blocks({**shared, **blocks, "length": length}, benchmark.show)
         benchmark["blocks"].append({"length": length, "figures": figures})
     benchmark.finish(*report(benchmark))
 
@@ -195,9 +197,9 @@ def _relative(figures: Row | None, base: Row) -> list[str]:
     return [f"{figures['seconds'] / base['seconds']:.3f}", memory]
 
 
-def _measured_blocks(arguments: dict[str, Any]) -> Row:
+def _measured_blocks(arguments: dict[str, Any], show: Show) -> Row:
     try:
-        figures: Row = run_measured(time_blocks, arguments).value
+        figures: Row = run_measured(time_blocks, arguments, show=show).value
     except MemoryLimitError as error:
         raise MemoryLimitError(f"blocks of {arguments['length']} events: {error}") from error
     return figures

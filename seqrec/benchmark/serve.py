@@ -9,9 +9,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,13 +79,13 @@ def benchmark_serve(
         raise InputError(f"requests={requests} must be at least one for each of clients={clients}")
     if k > items:
         raise InputError(f"k={k} must be at most items={items}")
-    load = {"clients": clients, "requests": requests}
-    benchmark = Benchmark(json_file, settings=settings, rows=[])
+    every = 2 * clients * (WARM_UP + requests // clients)
+    benchmark = Benchmark(json_file, every, "requests", settings=settings, rows=[])
+    load: dict[str, Any] = {"clients": clients, "requests": requests, "answered": partial(benchmark.stage.advance, 1)}
     rows: list[Row] = benchmark["rows"]
     with tempfile.TemporaryDirectory(prefix="seqrec-serve-", dir=folder) as place:
         file = str(Path(place) / "sessions.sqlite")
         for kind, drawn in (("bare", None), ("serve", items)):
-            benchmark.begin(f"{kind}: {requests:,} requests of {clients} clients ...")
             child = {"kind": kind, "sessions": file, "batch_wait_ms": batch_wait_ms, **settings}
             with running_server(child) as url:
                 rows += rows_of(kind, measure_clients(url, items=drawn, seconds=seconds, k=k, seed=seed, **load))
@@ -164,12 +165,21 @@ def running_server(settings: dict[str, Any]) -> Iterator[str]:
 
 
 def measure_clients(
-    url: str, *, clients: int, requests: int, seconds: float, items: int | None, k: int, seed: int
+    url: str,
+    *,
+    clients: int,
+    requests: int,
+    seconds: float,
+    items: int | None,
+    k: int,
+    seed: int,
+    answered: Callable[[], object] = lambda: None,
 ) -> Answers:
     """Send requests from many clients at once, each on one connection, one request at a time.
 
     Each client in turn observes one of `items` and asks for `k` recommendations for the same user. If `items` is None,
-    it calls the route of the bare application. See `benchmark_serve` for the other arguments.
+    it calls the route of the bare application. `answered` is called after each answer. See `benchmark_serve` for the
+    other arguments.
     """
     httpx = _httpx()
     answers = Answers()
@@ -179,7 +189,7 @@ def measure_clients(
         plan = _requests(number, requests // clients, items, k, seed)
         one = httpx.Limits(max_connections=1, max_keepalive_connections=1)
         async with httpx.AsyncClient(base_url=url, limits=one, timeout=None, trust_env=False, verify=False) as client:
-            return await _send(client, plan, answers, deadline, begun)
+            return await _send(client, plan, answers, deadline, begun, answered)
 
     async def all_clients() -> None:
         deadline = time.perf_counter() + seconds
@@ -213,7 +223,9 @@ def _requests(client: int, count: int, items: int | None, k: int, seed: int) -> 
             yield "/recommend", {"user": user, "k": k}
 
 
-async def _send(client: httpx.AsyncClient, plan: Plan, answers: Answers, deadline: float, begun: Any) -> float:
+async def _send(
+    client: httpx.AsyncClient, plan: Plan, answers: Answers, deadline: float, begun: Any, answered: Callable[[], object]
+) -> float:
     start = time.perf_counter()
     try:
         for number, (route, body) in enumerate(plan):
@@ -231,6 +243,7 @@ async def _send(client: httpx.AsyncClient, plan: Plan, answers: Answers, deadlin
                 answers.errors += 1
             elif number >= WARM_UP:
                 answers.seconds.setdefault(route, []).append(time.perf_counter() - sent)
+            answered()
     except _httpx().TransportError:
         answers.errors += 1
     finally:

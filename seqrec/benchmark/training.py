@@ -126,26 +126,29 @@ def benchmark_training(
     shape = {"d_model": d_model, "num_layers": num_layers, "num_items": num_items, "dropout": dropout}
     sizes: dict[str, Any] = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "steps": steps}
     settings = {**shape, **sizes, "mixer": mixer, "seed": seed, "device": device}
-    benchmark = Benchmark(json_file, settings=settings, rates={}, figures=[], evaluation=[])
-    benchmark.begin("rates of the device ...")
-    benchmark["rates"] = run_measured(measure_rates, {"device": device}).value
+    models = [{"encoder": encoder, "length": length} for encoder, length in itertools.product(encoders, lengths)]
+    total = 1 + len(models) * (len(variants) + bool(eval_batch_size))
+    benchmark = Benchmark(json_file, total, settings=settings, rates={}, figures=[], evaluation=[])
+    with benchmark.cell("rates of the device"):
+        benchmark["rates"] = run_measured(measure_rates, {"device": device}, show=benchmark.show).value
 
     def measure(cell: Row) -> Row:
-        measured = run_measured(train_steps, {**cell, "settings": settings})
+        arguments = {**cell, "settings": settings}
+        measured = run_measured(train_steps, arguments, show=benchmark.show)
         found = measured.value
         if device == "cpu":
             found["bytes"] = measured.peak_anonymous - measured.anonymous_before
             # In another process, since the profiler's records take memory.
-            found |= run_measured(profile_on_cpu, {**cell, "settings": settings}).value
+            found |= run_measured(profile_on_cpu, arguments, show=benchmark.show).value
         return figures_of(cell, found, settings, benchmark["rates"])
 
-    models = [{"encoder": encoder, "length": length} for encoder, length in itertools.product(encoders, lengths)]
     cells = [{**model, "variant": variant} for model in models for variant in variants]
     benchmark.run("figures", cells, measure, "{encoder}, {length:,} events, {variant}")
     if eval_batch_size:
 
         def judge(cell: Row) -> Row:
-            judged: Row = run_measured(evaluate_batch, {**cell, "settings": settings}).value
+            arguments = {**cell, "settings": settings}
+            judged: Row = run_measured(evaluate_batch, arguments, show=benchmark.show).value
             return judged
 
         benchmark.run("evaluation", models, judge, "evaluation, {encoder}, {length:,} events")

@@ -167,14 +167,25 @@ class Stage:
     def __init__(self, progress: Progress, name: str, total: float | None, done: int, unit: str) -> None:
         self._progress, self._name, self.total, self._unit = progress, name, total, unit
         self._before = self._done = done
-        self._began = self._shown = time.monotonic()
+        self._began = self._shown = self._advanced = time.monotonic()
         if progress.show.is_live:
             progress.overwrite(f"{name} ...")
 
     def advance(self, count: int, about: str = "") -> None:
         """Count units, and show the state, with further words about it, if the interval has passed."""
-        self._done += count
+        self._count(count)
         self.refresh(about)
+
+    def complete(self, count: int, about: str = "") -> None:
+        """Count units that took long, and show the state with words about them in a line that stays on a terminal.
+
+        Elsewhere the line is shown if the interval has passed, as with `advance`.
+        """
+        if self._progress.show.is_live:
+            self._count(count)
+            self._progress.show(self._line(about))
+        else:
+            self.advance(count, about)
 
     def advance_to(self, done: int, about: str = "") -> None:
         """Set the number of units that are done, and show the state as `advance` does."""
@@ -184,7 +195,7 @@ class Stage:
         """Show the state, if the interval has passed and there is anything to show."""
         if self.is_due and (about or self._done > self._before):
             self._shown = time.monotonic()
-            self._progress.overwrite(", ".join(filter(None, [self.state(), about])))
+            self._progress.overwrite(self._line(about))
 
     @property
     def is_due(self) -> bool:
@@ -192,8 +203,11 @@ class Stage:
         return time.monotonic() - self._shown >= self._progress.interval
 
     def state(self) -> str:
-        """Return how much is done, the rate, and if the total is known, the share and the time left."""
-        done, seconds = self._done, time.monotonic() - self._began
+        """Return how much is done, the rate, and if the total is known, the share and the time left.
+
+        The rate is that of the units that are done. The time since then belongs to the next one.
+        """
+        done, seconds = self._done, self._advanced - self._began
         new = done - self._before
         line = f"{self._name}: {done:,} {self._unit}"
         if new:
@@ -201,13 +215,25 @@ class Stage:
         if self.total is None or not done < self.total < float("inf"):
             return line
         line += f", {done / self.total:.0%}"
-        return f"{line}, about {duration((self.total - done) * seconds / new)} left" if new else line
+        if not new:
+            return line
+        left, each = self.total - done, seconds / new
+        waited = time.monotonic() - self._advanced
+        return f"{line}, about {duration(max(left * each - waited, (left - 1) * each))} left"
 
     def end(self) -> None:
         """Show what was done, and the rate."""
         seconds, new = time.monotonic() - self._began, self._done - self._before
         rate = _rate(new, seconds, self._unit)
         self._progress.show(f"{self._name}: {self._done:,} {self._unit}, {seconds:.1f} s, {rate}")
+
+    def _count(self, count: int) -> None:
+        if count:
+            self._done += count
+            self._advanced = time.monotonic()
+
+    def _line(self, about: str) -> str:
+        return ", ".join(filter(None, [self.state(), about]))
 
 
 def print_line(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -129,6 +130,14 @@ def find_batch_size(
     before = data.batch_size
     # Lightning makes the first batches before it sets the first size, and returns max_val itself without trying it.
     data.batch_size, data.longest_first = 1, True
+    stage = Progress(STATUS).stage("searching", 2**trials - 1, unit="windows")
+
+    def count(*call: object) -> None:
+        if data.batch_size == 1:
+            stage.total = min(2**trials, 2 * trainer.num_training_batches) - 1
+        stage.advance(data.batch_size, f"batch_size {data.batch_size}")
+
+    hook = model.loss.register_forward_hook(count)
     try:
         with _bare(trainer):
             search = partial(Tuner(trainer).scale_batch_size, model, datamodule=data, steps_per_trial=1)
@@ -141,7 +150,9 @@ def find_batch_size(
         raise InputError(message) from error
     finally:
         data.longest_first = False
+        hook.remove()
     assert found is not None
+    stage.end()
     return found
 
 
@@ -167,7 +178,10 @@ def _window(losses: int) -> int:
 
 @contextmanager
 def _bare(trainer: pl.Trainer) -> Iterator[None]:
-    # Remove loggers, callbacks and the end of training during the search.
+    # Remove loggers, callbacks and the end of training during the search, and what Lightning notes at each run of it.
+    notes = logging.getLogger("lightning.pytorch")
+    level = notes.level
+    notes.setLevel(logging.WARNING)
     callbacks, loggers = trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]
     epochs = trainer.fit_loop.max_epochs
     trainer.callbacks, trainer.loggers = [], []  # type: ignore[attr-defined]
@@ -177,3 +191,4 @@ def _bare(trainer: pl.Trainer) -> Iterator[None]:
     finally:
         trainer.callbacks, trainer.loggers = callbacks, loggers  # type: ignore[attr-defined]
         trainer.fit_loop.max_epochs = epochs
+        notes.setLevel(level)

@@ -136,12 +136,12 @@ def test_backends_that_would_not_fit_into_memory_are_left_out_with_the_reason(
 
 
 def test_blocks_that_do_not_fit_are_refused_with_their_length(monkeypatch: pytest.MonkeyPatch):
-    def refuse(*args):
+    def refuse(*args, **options):
         raise MemoryLimitError("not enough memory")
 
     monkeypatch.setattr(scan, "run_measured", refuse)
     with pytest.raises(MemoryLimitError, match=r"^blocks of 9 events: not enough memory"):
-        scan._measured_blocks({"length": 9})
+        scan._measured_blocks({"length": 9}, print)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import os
-import pty
 import re
 from collections.abc import Callable
-from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
+from captured import captured
 
 from seqrec.cli import main
 from seqrec.data.prepare import Filters, prepare
@@ -67,15 +65,7 @@ def test_silence_by_default(capsys: pytest.CaptureFixture[str]):
 def on_terminal(work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> str:
     """What work writes to standard error if that is a terminal of 40 columns."""
     monkeypatch.setenv("COLUMNS", "40")
-    master, slave = pty.openpty()
-    with os.fdopen(slave, "w") as stream, redirect_stderr(stream):
-        work()
-        print("the end", file=stream, flush=True)
-        shown = b""
-        while b"the end" not in shown:
-            shown += os.read(master, 1 << 12)
-    os.close(master)
-    return shown.decode().removesuffix("the end\r\n")
+    return captured(work, terminal=True)[1]
 
 
 def read_parts(clock: Clock, seconds: int) -> None:
@@ -119,13 +109,13 @@ def test_a_command_shows_progress_next_to_its_result(
     monkeypatch.delenv("CI", raising=False)
     prepare(Synthetic(num_users=9, num_items=9, mean_events=6), Filters(), tmp_path / "store")
     end = r"checking: [\d,]+ bytes, \d+\.\d s, [\d,]+ bytes/s\r?\n"
-    shown = on_terminal(lambda: main(["inspect", str(tmp_path / "store")]), monkeypatch)
+    on_terminal, shown = captured(lambda: main(["inspect", str(tmp_path / "store")]), terminal=True)
     assert re.fullmatch(rf"\rchecking \.\.\.\x1b\[K\r(.*\r)*\x1b\[K{end}", shown)
-    result = capsys.readouterr().out
+    result = on_terminal.replace("\r\n", "\n")
     main(["inspect", str(tmp_path / "store")])
-    captured = capsys.readouterr()
-    assert re.fullmatch(end, captured.err)
-    assert captured.out == result
+    elsewhere = capsys.readouterr()
+    assert re.fullmatch(end, elsewhere.err)
+    assert elsewhere.out == result
     assert result.startswith(str(tmp_path))
 
 
@@ -135,12 +125,35 @@ def test_slow_work_has_seconds_for_each(clock: Clock):
     clock.now += 100
     stage.refresh("one is running")
     stage.advance_to(6)
-    clock.now += 100
-    stage.refresh()
+    for seconds in (20, 30):
+        clock.now += seconds
+        stage.refresh()
     assert lines == [
         "grid ...",
         "grid: 4 cells, 40%, one is running",
-        "grid: 6 cells, 100 s each, 60%, about 7 min left",
+        # The seventh has run for 20 seconds, then for as long as those before.
+        "grid: 6 cells, 50 s each, 60%, about 3 min left",
+        "grid: 6 cells, 50 s each, 60%, about 2 min left",
+    ]
+
+
+def test_lines_about_units_that_took_long_stay_on_a_terminal_and_are_rare_elsewhere(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def measure() -> None:
+        stage = Progress(Status()).stage("grid", 3, unit="cells")
+        for cell in "abc":
+            clock.now += 40
+            stage.complete(1, cell)
+
+    measure()
+    assert capsys.readouterr().err.splitlines() == ["grid: 2 cells, 40 s each, 67%, about 40 s left, b"]
+    monkeypatch.delenv("CI", raising=False)
+    shown = on_terminal(measure, monkeypatch).split("\x1b[K")
+    assert [line for line in shown[-1].split("\r\n") if line] == [
+        "grid: 1 cells, 40 s each, 33%, about 80 s left, a",
+        "grid: 2 cells, 40 s each, 67%, about 40 s left, b",
+        "grid: 3 cells, 40 s each, c",
     ]
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-import shutil
 import tarfile
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -35,7 +34,7 @@ def download(url: str, target: Path, md5: str, progress: Progress | None) -> Non
         url: The file's address.
         target: The new file; its folder is made.
         md5: The file's MD5 digest in hexadecimal digits.
-        progress: Shows a line at every tenth.
+        progress: Shows how many bytes are there.
 
     Raises:
         MissingInputError: if the file cannot be fetched; the message names the address and the place for the file.
@@ -74,7 +73,7 @@ def extract(archive: Path, names: Sequence[str], folder: Path, progress: Progres
         archive: The archive.
         names: Names of the files, without folders.
         folder: The folder for the files; it is made.
-        progress: Shows a line for each file.
+        progress: Shows how many bytes of each file are there.
 
     Raises:
         InputError: if the archive is damaged or lacks a file, or if the disk is full.
@@ -134,23 +133,22 @@ def _fetch_rest(url: str, partial: Path, progress: Progress) -> bool:
         total = None if length is None else start + int(length)
         if total is not None and total > MAX_BYTES:
             raise InputError(f"{url} has {total:,} bytes, more than the {MAX_BYTES:,} that a download may have")
+        most = MAX_BYTES if total is None else total
         with partial.open("ab" if resumed else "wb") as out:
-            _copy(response, out, start, total, f"downloading {url}", progress)
+            for block in _tracked(response, start, total, f"downloading {partial.stem}", progress):
+                out.write(block)
+                if out.tell() > most:
+                    raise InputError(f"{url} brought more than the {most:,} bytes that were announced")
     return total is None or _size(partial) == total
 
 
-def _copy(response: IO[bytes], out: IO[bytes], start: int, total: int | None, doing: str, progress: Progress) -> None:
-    size = f" of {total / 1e6:.1f} MB" if total else ""
-    progress.note(f"{doing}: at {start / 1e6:.1f}{size}")
-    copied, tenths = start, start * 10 // total if total else 0
-    while block := response.read(_BLOCK_BYTES):
-        out.write(block)
-        copied += len(block)
-        if copied > (MAX_BYTES if total is None else total):
-            raise InputError(f"{doing} brought more than the {total or MAX_BYTES:,} bytes that were announced")
-        if total and copied * 10 // total > tenths:
-            tenths = copied * 10 // total
-            progress.note(f"{doing}: {tenths * 10} %{size}")
+def _tracked(stream: IO[bytes], start: int, total: int | None, doing: str, progress: Progress) -> Iterator[bytes]:
+    # Blocks of a stream, of which `start` bytes were read before.
+    stage = progress.stage(doing, total, done=start, unit="bytes")
+    while block := stream.read(_BLOCK_BYTES):
+        yield block
+        stage.advance(len(block))
+    stage.end()
 
 
 def _extract(archive: Path, names: set[str], folder: Path, progress: Progress) -> set[str]:
@@ -162,10 +160,9 @@ def _extract(archive: Path, names: set[str], folder: Path, progress: Progress) -
             content = opened.extractfile(member) if member.isfile() and name in names - found else None
             if content is None:
                 continue
-            progress.note(f"extracting {folder / name} ({member.size / 1e6:.1f} MB)")
             partial = folder / f"{name}.part"
             with partial.open("wb") as out:
-                shutil.copyfileobj(content, out, _BLOCK_BYTES)
+                out.writelines(_tracked(content, 0, member.size, f"extracting {name}", progress))
             move(partial, folder / name)
             write_json(_description(folder / name), {"bytes": member.size})
             found.add(name)

@@ -72,8 +72,6 @@ def run_grid(
     grid.skip_finished()
     try:
         runner.run_all(grid.ready(), slots, grid.start, grid.finish, grid.show_state)
-        grid.stage.total = grid.to_run
-        grid.stage.advance_to(grid.ended)
         grid.stage.end()
     finally:
         grid.release_all()
@@ -104,7 +102,6 @@ class _Grid:
     records: dict[Cell, dict[str, Any]] = field(default_factory=dict)
     known: dict[Cell, dict[str, Any]] = field(default_factory=dict)
     to_run: int = 0
-    ended: int = 0
     stage: Stage = field(init=False)
 
     def skip_finished(self) -> None:
@@ -149,17 +146,16 @@ class _Grid:
 
     def finish(self, cell: Cell, process: subprocess.Popen[bytes]) -> None:
         """Write the result of a cell after the end of its process, and release its claim."""
-        self.ended += 1
-        place, count = self._place(cell), f"[{self.ended}/{self.to_run}] {cell}"
+        place = self._place(cell)
         try:
             if process.returncode != 0:
-                self._fail(cell, count)
+                self._fail(cell)
                 return
             trained = None if cell.model_of is None else self._result(cell.model_of)
             content = result_of(place / RUN_FOLDER, cell, trained)
             self._write(cell, content)
             seconds = time.monotonic() - self.began[cell]
-            self.progress.note(f"{count}: {METRICS[1]} {content['metrics'][METRICS[1]]:.4f}, {seconds:,.0f} s")
+            self._count(f"{cell}: {METRICS[1]} {content['metrics'][METRICS[1]]:.4f}, {seconds:,.0f} s")
             self._drop_checkpoints(cell)
         finally:
             self._release(cell)
@@ -170,7 +166,7 @@ class _Grid:
             self.stage.total = self.to_run
             logs = {cell: self._place(cell) / LOG_FILE for cell in self.claims}
             running = [f"{cell}: {runner.last_line(log)}" for cell, log in logs.items() if log.is_file()]
-            self.stage.advance_to(self.ended, "; ".join(running))
+            self.stage.refresh("; ".join(running))
 
     def release_all(self) -> None:
         """Release the claims of cells that were stopped."""
@@ -241,8 +237,7 @@ class _Grid:
             content = self._result(trial)
             if content is not None and "failure" not in content and content["settings"] == record:
                 self._write(chosen, {**content, **row_of(chosen)})
-                self.ended += 1
-                self.progress.note(f"[{self.ended}/{self.to_run}] {cell}: the same run as {trial}")
+                self._count(f"{cell}: the same run as {trial}")
                 return True
         return False
 
@@ -250,11 +245,17 @@ class _Grid:
         self.failed[cell] = reason
         self.waiting.remove(cell)
 
-    def _fail(self, cell: Cell, count: str) -> None:
+    def _count(self, text: str) -> None:
+        """Show that a cell has ended, with words about it."""
+        self.stage.total = self.to_run
+        self.stage.complete(1, text)
+
+    def _fail(self, cell: Cell) -> None:
         place = self._place(cell)
         diverged = failure_of(place / RUN_FOLDER, cell) if cell.label.startswith(TRIALS) else None
         reason = runner.last_line(place / LOG_FILE)
-        self.progress.note(f"{count}: {'diverged' if diverged else 'FAILED'}, {reason}")
+        self.progress.note(f"{cell}: {'diverged' if diverged else 'FAILED'}, {reason}")
+        self.stage.advance(1)
         if diverged is not None:
             # A result, too: this step size is too large.
             self._write(cell, diverged)

@@ -59,7 +59,7 @@ def run_sweep(settings: SweepSettings, fit: Fit) -> str:
 
             def finish(trial: Trial, call: Call) -> None:
                 _finish(study, settings, trial, call.failure)
-                stage.advance(1)
+                stage.complete(1)
 
             run_all(trials(), [Slot()], start, finish)
             stage.end()
