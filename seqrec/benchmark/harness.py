@@ -27,7 +27,7 @@ class Benchmark:
     """One run of a benchmark: shows its progress, collects its figures and writes them.
 
     The content of the file by key, in this order, is the settings, and an empty list per table. The file's folder is
-    checked now rather than after an hour. Progress counts `total` cells, or other units; if None, those of `run`.
+    checked now rather than after an hour. Progress counts `total` cells; if None, those of `run`.
 
     Raises:
         InputError: if `json_file` is in a folder that does not exist.
@@ -43,11 +43,11 @@ class Benchmark:
         20        2.0
     """
 
-    def __init__(self, json_file: str | None, total: float | None = None, unit: str = "cells", **content: Any) -> None:
+    def __init__(self, json_file: str | None, total: float | None = None, **content: Any) -> None:
         if json_file is not None and not Path(json_file).absolute().parent.is_dir():
             raise InputError(f"json_file={json_file!r} is in a folder that does not exist; make it first")
         self.progress = Progress(STATUS)
-        self.stage = self.progress.stage("measuring", total, unit=unit)
+        self.stage = self.progress.stage("measuring", total, unit="cells")
         self._json_file = json_file
         self._content = content
         # Name of the cell that is measured.

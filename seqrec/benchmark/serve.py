@@ -79,16 +79,18 @@ def benchmark_serve(
         raise InputError(f"requests={requests} must be at least one for each of clients={clients}")
     if k > items:
         raise InputError(f"k={k} must be at most items={items}")
-    every = 2 * clients * (WARM_UP + requests // clients)
-    benchmark = Benchmark(json_file, every, "requests", settings=settings, rows=[])
-    load: dict[str, Any] = {"clients": clients, "requests": requests, "answered": partial(benchmark.stage.advance, 1)}
+    load: dict[str, Any] = {"clients": clients, "requests": requests, "seconds": seconds, "k": k, "seed": seed}
+    benchmark = Benchmark(json_file, 2, settings=settings, rows=[])
     rows: list[Row] = benchmark["rows"]
     with tempfile.TemporaryDirectory(prefix="seqrec-serve-", dir=folder) as place:
         file = str(Path(place) / "sessions.sqlite")
         for kind, drawn in (("bare", None), ("serve", items)):
             child = {"kind": kind, "sessions": file, "batch_wait_ms": batch_wait_ms, **settings}
-            with running_server(child) as url:
-                rows += rows_of(kind, measure_clients(url, items=drawn, seconds=seconds, k=k, seed=seed, **load))
+            with benchmark.cell(kind), running_server(child) as url:
+                every = clients * (WARM_UP + requests // clients)
+                stage = benchmark.progress.stage(kind, every, unit="requests")
+                rows += rows_of(kind, measure_clients(url, items=drawn, answered=partial(stage.advance, 1), **load))
+                stage.end()
     title = f"{clients} clients at once; MambaRec, width {d_model}, {items:,} items, sessions in SQLite, top {k}"
     title += "; bare: a FastAPI route that does nothing"
     benchmark.finish(title, route_table(rows))
