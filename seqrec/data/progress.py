@@ -219,7 +219,7 @@ class Stage:
             return line
         left, each = self.total - done, seconds / new
         waited = time.monotonic() - self._advanced
-        return f"{line}, about {duration(max(left * each - waited, (left - 1) * each))} left"
+        return f"{line}, about {duration(max(left * each - waited, (left - 1) * each, 0))} left"
 
     def end(self) -> None:
         """Show what was done, and the rate."""
