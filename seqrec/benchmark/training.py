@@ -133,13 +133,12 @@ def benchmark_training(
         benchmark["rates"] = run_measured(measure_rates, {"device": device}, show=benchmark.show).value
 
     def measure(cell: Row) -> Row:
-        arguments = {**cell, "settings": settings}
-        measured = run_measured(train_steps, arguments, show=benchmark.show)
+        measured = run_measured(train_steps, {**cell, "settings": settings}, show=benchmark.show)
         found = measured.value
         if device == "cpu":
             found["bytes"] = measured.peak_anonymous - measured.anonymous_before
             # In another process, since the profiler's records take memory.
-            found |= run_measured(profile_on_cpu, arguments, show=benchmark.show).value
+            found |= run_measured(profile_on_cpu, {**cell, "settings": settings}, show=benchmark.show).value
         return figures_of(cell, found, settings, benchmark["rates"])
 
     cells = [{**model, "variant": variant} for model in models for variant in variants]
@@ -147,8 +146,7 @@ def benchmark_training(
     if eval_batch_size:
 
         def judge(cell: Row) -> Row:
-            arguments = {**cell, "settings": settings}
-            judged: Row = run_measured(evaluate_batch, arguments, show=benchmark.show).value
+            judged: Row = run_measured(evaluate_batch, {**cell, "settings": settings}, show=benchmark.show).value
             return judged
 
         benchmark.run("evaluation", models, judge, "evaluation, {encoder}, {length:,} events")
