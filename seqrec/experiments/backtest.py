@@ -22,7 +22,7 @@ import yaml
 from seqrec.data.manifest import read_manifest
 from seqrec.data.output import show
 from seqrec.data.prepare import Filters
-from seqrec.data.progress import STATUS, Progress
+from seqrec.data.progress import STATUS, Progress, Stage
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.sources import Table
 from seqrec.data.store import EventStore
@@ -69,9 +69,12 @@ def backtest(plan: Plan, *, folder: str = "backtest", results: str | None = None
     """
     kept = Path(folder, RESULTS_FOLDER) if results is None else Path(results)
     with alone_in(Path(folder)):
-        work = _Backtest(Path(folder), kept, plan, plan.record(), make_slots(1, device)[0], Progress(STATUS))
+        stage = Progress(STATUS).stage("backtest", None, unit="slices")
+        work = _Backtest(Path(folder), kept, plan, plan.record(), make_slots(1, device)[0], stage)
         bounds = work.cut()
+        stage.total = sum(not work.result(number).is_file() for number in range(1, len(bounds)))
         rows = [work.row(number, bounds) for number in range(1, len(bounds))]
+        stage.end()
     table, line, content = write_backtest(kept, rows, plan.words())
     show(table, "", line, **content)
 
@@ -85,7 +88,7 @@ class _Backtest:
     plan: Plan
     record: dict[str, Any]
     slot: Slot
-    progress: Progress
+    stage: Stage
 
     def cut(self) -> list[int]:
         """Write the events of each slice to a file, unless that was done, and return the times of `Plan.bounds`."""
@@ -113,7 +116,7 @@ class _Backtest:
 
     def row(self, number: int, bounds: Sequence[int]) -> dict[str, Any]:
         """Return the result of a slice: train on all events before it if that is not done, then judge it."""
-        file = self.results / f"slice_{number:03}.json"
+        file = self.result(number)
         if (found := read_result(file, self.record)) is not None:
             return found
         import polars
@@ -133,8 +136,12 @@ class _Backtest:
                 for arm in (RETRAINED, WARM):
                     shutil.rmtree(self._checkpoint(place, arm).parent, ignore_errors=True)
         write_result(file, {**row, "settings": self.record})
-        self.progress.note(f"slice {number} of {len(bounds) - 1} is judged")
+        self.stage.complete(1, f"slice {number} of {len(bounds) - 1} is judged")
         return row
+
+    def result(self, number: int) -> Path:
+        """Return the file of the result of a slice."""
+        return self.results / f"slice_{number:03}.json"
 
     def _grow(self, newest: int) -> float | None:
         """Bring all slices up to `newest` into the store, and return the seconds of the last one; None if unknown."""
@@ -250,7 +257,7 @@ class _Backtest:
             [self.slot],
             lambda job, slot: runner.start(job, log, slot.environment),
             finish,
-            lambda: self.progress.update(f"{where}: {runner.last_line(log)}"),
+            lambda: self.stage.refresh(f"{where}: {runner.last_line(log)}"),
         )
         return time.monotonic() - began
 

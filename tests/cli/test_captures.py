@@ -79,6 +79,12 @@ LONG = {
     ),
     "export": Long("export --ckpt run --output exported-{n}", "programs", "exporting", is_costly=True),
     "sweep": Long("sweep --config sweep.yaml --folder sweep-{n}", "trials", "sweep", is_costly=True),
+    "backtest": Long(
+        "backtest small.yaml --slices 3 --retrain false --updates 3 --folder backtest-{n} --device cpu",
+        "slices",
+        "backtest",
+        True,
+    ),
     "compare": Long("compare run --slices true --resamples 50", "slices", "comparing"),
     "inspect": Long("inspect store", "bytes", "checking"),
     "report RUN": Long("report run --output page-{n}", "sections, users", "page"),
