@@ -183,4 +183,4 @@ def test_readers_see_the_store_before_or_after(folder: Path):
         prepare(Table("old.parquet"), Filters(), "store", schema=SCHEMA, overwrite=True)
     Path("enough").touch()
     assert reader.wait(TIMEOUT) == 0, Path("reader.txt").read_text()
-    assert set(Path("reader.txt").read_text().split()) == {"4", "8"}
+    assert set(Path("reader.txt").read_text().split()) <= {"4", "8"}
