@@ -207,6 +207,8 @@ class SequenceBatch(TensorRecord):
             a request. None if the log has no times, and in prediction without such a time.
         target_features: Columns of the event after each event, those that a model predicts, by name: as in
             `History.features`, but a missing number is NaN. None if none are predicted.
+        continues: (B,) bool, True if the row is the window that follows the one in the same row of the batch before,
+            whose state it may continue from. None if batches are in no such order.
 
     Example:
         >>> import torch
@@ -227,6 +229,7 @@ class SequenceBatch(TensorRecord):
     held_out: HeldOutItems | None = None
     request_times: Tensor | None = None
     target_features: dict[str, Tensor] | None = None
+    continues: Tensor | None = None
 
     @cached_property
     def seen(self) -> SeenItems:

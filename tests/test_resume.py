@@ -14,9 +14,9 @@ from featured_logs import NAMES, SCHEMA, featured_log
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.schema import Schema
 from seqrec.data.sources import Synthetic
-from seqrec.data.windows import RandomCrop
+from seqrec.data.windows import RandomCrop, StridedWindows
 from seqrec.errors import InputError
-from seqrec.models import SASRec
+from seqrec.models import GRU4Rec, SASRec, SequentialRecommender
 from seqrec.runs.callbacks import BestCheckpoint, ResumableEarlyStopping, ResumePoints
 
 EPOCHS = 3
@@ -72,6 +72,7 @@ def run(
     every_n_steps: int = 1,
     patience: int = 2,
     columns: bool = False,
+    carry_state: bool = False,
     **data: Any,
 ) -> dict[str, Any]:
     """One process's part of a run: from the last resume point, if there is one, to the end or the kill."""
@@ -86,7 +87,11 @@ def run(
         **{"max_length": 16, "batch_size": 8, "eval_batch_size": 32} | data,
     )
     read = {"event_columns": NAMES, "log_columns": module.event_columns} if columns else {}
-    model = SASRec(module.num_items, d_model=8, num_heads=1, num_layers=1, max_length=16, dropout=0.3, **read)
+    size: dict[str, Any] = {"d_model": 8, "num_layers": 1, "max_length": 16, "dropout": 0.3}
+    if carry_state:
+        model: SequentialRecommender = GRU4Rec(module.num_items, positions=False, carry_state=True, **size)
+    else:
+        model = SASRec(module.num_items, num_heads=1, **size, **read)
     best = BestCheckpoint(
         dirpath=folder, filename="best", monitor="val_NDCG@10", mode="max", enable_version_counter=False
     )
@@ -176,6 +181,7 @@ def test_killed_and_resumed_is_as_never_killed(
         {"every_n_steps": 3},
         {"columns": True},
         {"bucket_by_length": False},
+        {"train_windows": StridedWindows(), "max_length": 4, "carry_state": True},
     ],
     ids=lambda options: ",".join(options),
 )

@@ -18,7 +18,7 @@ from seqrec.data.schema import CATEGORICAL, NUMERIC
 from seqrec.data.segments import plain
 from seqrec.data.targets import LogTargets
 from seqrec.data.windows import ranges
-from seqrec.types import HeldOutItems, History, RaggedItems, SequenceBatch
+from seqrec.types import NO_TIME, HeldOutItems, History, RaggedItems, SequenceBatch
 
 Int64 = NDArray[np.int64]
 
@@ -101,6 +101,7 @@ class WindowDataset(Dataset[SequenceBatch]):
             item_ids=events.rows(item_ids),
             lengths=torch.from_numpy(windows.lengths),
             timestamps=None if timestamps is None else events.rows(timestamps),
+            time_before=None if timestamps is None else _times_before(plan, timestamps),
             features=_features(self.store.event_columns, events, self.scales),
         )
         targets, request_times, target_features = None, None, None
@@ -121,7 +122,9 @@ class WindowDataset(Dataset[SequenceBatch]):
             rows, newest = torch.arange(len(user_ids)), history.lengths - 1
             assert request_times is not None
             request_times[rows, newest] = held_out.timestamps[held_out.offsets[:-1]]
-        return SequenceBatch(history, targets, user_ids, seen_events, weight, held_out, request_times, target_features)
+        continues = None if plan.continues is None else torch.from_numpy(plan.continues)
+        known = (seen_events, weight, held_out, request_times, target_features, continues)
+        return SequenceBatch(history, targets, user_ids, *known)
 
     def _seen_events(self, user_rows: Int64) -> RaggedItems:
         starts, stops = np.asarray(self.store.offsets)[user_rows], self.history_stops[user_rows]
@@ -156,6 +159,14 @@ class WindowDataset(Dataset[SequenceBatch]):
         if self.prequential:
             positions = torch.from_numpy(places - np.repeat(np.asarray(self.store.offsets)[user_rows], counts))
         return HeldOutItems(torch.from_numpy(item_ids), torch.from_numpy(offsets), timestamps, positions)
+
+
+def _times_before(plan: BatchPlan, timestamps: Int64) -> Tensor | None:
+    """Return the time (B,) of the event before each row that continues another, `NO_TIME` for other rows."""
+    if plan.continues is None:
+        return None
+    before = plain(timestamps)[np.maximum(plan.windows.starts - 1, 0)]
+    return torch.from_numpy(np.where(plan.continues, before, NO_TIME))
 
 
 def padded_rows(column: NDArray[Any], starts: Int64, lengths: Int64) -> Tensor:

@@ -38,6 +38,7 @@ from seqrec.data.store import EventStore
 from seqrec.data.targets import LogTargets
 from seqrec.data.windows import (
     NewestWindow,
+    StridedWindows,
     TrainWindows,
     WindowIndex,
     judged_windows,
@@ -100,6 +101,8 @@ class SequenceDataModule(pl.LightningDataModule):
             with heads sets.
         new_events: What is trained on, if not all events, which `WarmStart` sets.
         longest_first: Whether training windows come longest first instead of shuffled, to measure their memory.
+        carry_state: Whether each row of a training batch continues that of the batch before, which a model with
+            `carry_state` sets.
 
     Raises:
         InputError: if a number is out of range.
@@ -118,6 +121,7 @@ class SequenceDataModule(pl.LightningDataModule):
 
     target_columns: tuple[str, ...]
     new_events: NewEvents | None = None
+    carry_state = False
 
     def __init__(
         self,
@@ -299,6 +303,8 @@ class SequenceDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Return a loader of shuffled windows of the training part; every window has at least one target."""
+        if self.carry_state:
+            self._check_carried()
         stops = self.split.history_stops(self.store, "train")
         events: EventArrays = self.store
         if self.hidden_items is not None:
@@ -315,10 +321,32 @@ class SequenceDataModule(pl.LightningDataModule):
         predicted = self.target_columns
         dataset = WindowDataset(events, stops, scales=self.event_scales, target_columns=predicted, targets=targets)
         shuffle = not (self.longest_first or self._overfits)
-        loader = self._loader(dataset, windows, self.batch_size, shuffle=shuffle)
+        loader = self._loader(dataset, windows, self.batch_size, shuffle=shuffle, carry_state=self.carry_state)
         self._train_sampler = loader.sampler
         self._resume(loader.sampler)
         return loader
+
+    def _check_carried(self) -> None:
+        """Refuse training windows of which a user's next one does not follow the one before."""
+        windows = self.train_windows
+        stride = getattr(windows, "stride", None) or self.max_length
+        if not isinstance(windows, StridedWindows):
+            problem = f"data.train_windows={type(windows).__name__} are shuffled, and do not follow one another"
+            fix = "set data.train_windows=StridedWindows"
+        elif stride < self.max_length:
+            problem = f"data.train_windows.stride={stride} lets windows of {self.max_length} events overlap"
+            fix = "leave stride out"
+        elif self.targets is not None or self.new_events is not None:
+            name = "data.targets" if self.new_events is None else "warm_start.replay"
+            problem, fix = f"{name} leaves out windows without a target", f"leave {name} out"
+        elif self._overfits:
+            problem, fix = "trainer.overfit_batches repeats batches", "leave it out"
+        else:
+            return
+        raise InputError(
+            f"model.carry_state=true hands the state of a user's window to the next one, but {problem}: {fix}, or set "
+            "model.carry_state=false"
+        )
 
     def _windows(
         self, offsets: NDArray[np.int64], stops: NDArray[np.int64], targets: LogTargets | None
@@ -374,7 +402,7 @@ class SequenceDataModule(pl.LightningDataModule):
         order = self._order()
         # Checkpoints of older versions lack newer settings.
         known = inspect.signature(SequenceDataModule).parameters
-        defaults = {name: known[name].default for name in order if name in known}
+        defaults = {"carry_state": False} | {name: known[name].default for name in order if name in known}
         done = self._position.resume(sampler, {**state, "order": {**defaults, **state["order"]}}, order)
         assert self.trainer is not None
         loop, limit = self.trainer.fit_loop, self.trainer.limit_train_batches
@@ -396,6 +424,7 @@ class SequenceDataModule(pl.LightningDataModule):
             "max_tokens": self.max_tokens,
             "bucket_by_length": self.bucket_by_length,
             "seed": self.seed,
+            "carry_state": self.carry_state,
             "world_size": self.trainer.world_size if self.trainer else 1,
         }
 
@@ -467,6 +496,7 @@ class SequenceDataModule(pl.LightningDataModule):
         *,
         shuffle: bool,
         max_tokens: int | None = None,
+        carry_state: bool = False,
     ) -> ResumableLoader:
         if shuffle and self.max_tokens:
             max_tokens = self.max_tokens
@@ -477,6 +507,7 @@ class SequenceDataModule(pl.LightningDataModule):
             max_tokens=max_tokens,
             shuffle=shuffle,
             bucket=self.bucket_by_length,
+            carry_state=carry_state,
             seed=self.seed,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,

@@ -24,10 +24,11 @@ LIKE_BITS = 6
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The windows of one batch, which a sampler sends to the loader, and `SequenceBatch.weight`."""
+    """The windows of one batch, which a sampler sends to the loader, with `SequenceBatch.weight` and `.continues`."""
 
     windows: WindowIndex
     weight: float
+    continues: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,14 @@ class _EpochPlan:
         bounds: (S + 1,) start of each step in `windows`; the last one is W.
         sequence: (S,) the order of the steps.
         first_ranks: (S,) rank of the process that gets each step's first window; the others follow in turn.
+        continues: (W,) `SequenceBatch.continues` of each window; None without `carry_state`.
     """
 
     windows: WindowIndex
     bounds: Int64
     sequence: Int64
     first_ranks: Int64
+    continues: NDArray[np.bool_] | None = None
 
     def remaining(self, steps: int) -> WindowIndex:
         """Return the windows of all steps but the first ones, in the order of `windows`."""
@@ -77,6 +80,13 @@ class BatchSampler(DistributedSampler[BatchPlan]):
     If the last step has fewer windows than processes, they join the step before. A batch may thus have one row more
     than `batch_size` or `max_tokens` allow.
 
+    With `carry_state`, row b of a batch is the window that follows the one in row b of the batch before, as language
+    models are trained by truncated back-propagation through time. Users are in random order, each one's windows follow
+    from the oldest to the newest, and this sequence of windows is cut into as many runs of equal length as a step has
+    rows. A run stays in one row of one process. Rows do not have similar lengths. At most `rows - 1` users an epoch are
+    cut between two runs, and the first window of a run continues no other. If the last step has fewer windows than
+    processes, these windows are further rows of the first step.
+
     As a `DistributedSampler` it gets `set_epoch` from Lightning, which then does not shard it a second time.
 
     Args:
@@ -87,6 +97,8 @@ class BatchSampler(DistributedSampler[BatchPlan]):
         shuffle: Whether each epoch has a new order. Otherwise the longest windows come first, and a lack of memory
             shows at once.
         bucket: Whether rows of similar length are in one batch. Without `shuffle` they always are.
+        carry_state: Whether rows continue those of the batch before. The windows of a user must not overlap. Without
+            `shuffle` the longest windows come first, and no row continues another.
         seed: Seed of windows and order.
         rank: Number of this process, 0..world_size - 1.
         world_size: Number of processes that share the windows.
@@ -104,6 +116,7 @@ class BatchSampler(DistributedSampler[BatchPlan]):
         max_tokens: int | None = None,
         shuffle: bool,
         bucket: bool = True,
+        carry_state: bool = False,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -114,7 +127,7 @@ class BatchSampler(DistributedSampler[BatchPlan]):
             )
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1")
-        if max_tokens is not None and shuffle and not bucket:
+        if max_tokens is not None and shuffle and not (bucket or carry_state):
             raise InputError(
                 f"max_tokens={max_tokens} needs rows of similar length together: bucket by length, or set batch_size"
             )
@@ -123,6 +136,7 @@ class BatchSampler(DistributedSampler[BatchPlan]):
         self.max_tokens = max_tokens
         self.shuffle = shuffle
         self.bucket = bucket or not shuffle
+        self.carry_state = carry_state
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -174,8 +188,10 @@ class BatchSampler(DistributedSampler[BatchPlan]):
         for step in plan.sequence[skipped:]:
             begin, end = plan.bounds[step : step + 2]
             begin += (self.rank - plan.first_ranks[step]) % self.world_size
-            mine = plan.windows[begin : end : self.world_size]
-            yield BatchPlan(mine, _num_targets(mine) / targets_a_batch if self.bucket else 1.0)
+            own = slice(begin, end, self.world_size)
+            mine = plan.windows[own]
+            weight = _num_targets(mine) / targets_a_batch if self.bucket or self.carry_state else 1.0
+            yield BatchPlan(mine, weight, None if plan.continues is None else plan.continues[own])
 
     def _plan(self, epoch: int, segments: Sequence[TrainedSegment] = ()) -> _EpochPlan:
         """Return the steps of an epoch after segments, with this sampler's settings."""
@@ -194,6 +210,8 @@ class BatchSampler(DistributedSampler[BatchPlan]):
                 f"{len(windows)} windows cannot be divided between {segment.world_size} processes, as each needs one "
                 "a step; use fewer processes"
             )
+        if self.carry_state and self.shuffle:
+            return _plan_of_runs(windows, segment, rng)
         windows = windows[self._order(windows.lengths, rng)]
         starts = split_into_steps(step_sizes(windows.lengths, segment), segment.world_size)
         steps = np.arange(len(starts))
@@ -202,6 +220,7 @@ class BatchSampler(DistributedSampler[BatchPlan]):
             bounds=np.append(starts, len(windows)),
             sequence=rng.permutation(steps) if self.shuffle else steps,
             first_ranks=rng.integers(segment.world_size, size=len(steps)) if self.shuffle else steps,
+            continues=np.zeros(len(windows), dtype=np.bool_) if self.carry_state else None,
         )
 
     def _order(self, lengths: Int64, rng: np.random.Generator) -> Int64:
@@ -218,6 +237,29 @@ class SequentialBatches(BatchSampler, SequentialSampler):  # type: ignore[misc] 
 
 def _num_targets(windows: WindowIndex) -> float:
     return float((windows.lengths if windows.num_targets is None else windows.num_targets).sum())
+
+
+def _plan_of_runs(windows: WindowIndex, segment: TrainedSegment, rng: np.random.Generator) -> _EpochPlan:
+    """Return steps in which each row continues that of the step before; see `BatchSampler`."""
+    users = np.unique(windows.user_rows, return_inverse=True)[1]
+    windows = windows[np.lexsort((windows.starts, rng.permutation(users.max() + 1)[users]))]
+    most = int(step_sizes(windows.lengths, segment).min())
+    num_steps, last = divmod(len(windows), most)
+    if last >= segment.world_size or not num_steps:
+        # The first runs are one window longer.
+        runs = np.repeat([num_steps + 1, num_steps], [last, most - last if num_steps else 0])
+    else:
+        runs = np.repeat([num_steps, 1], [most, last])
+    first, steps = np.cumsum(runs) - runs, np.arange(runs[0])
+    rows = (runs > steps[:, None]).sum(1)
+    places = first[ranges(np.zeros_like(rows), rows)] + np.repeat(steps, rows)
+    follows = np.ones(len(windows), dtype=np.bool_)
+    follows[first] = False
+    # After another number of processes, windows that were trained on are missing between others.
+    same = (windows.user_rows[1:] == windows.user_rows[:-1]) & (windows.starts[1:] == windows.stops[:-1])
+    follows[1:] &= same
+    bounds = np.append(0, np.cumsum(rows))
+    return _EpochPlan(windows[places], bounds, steps, np.zeros_like(steps), follows[places])
 
 
 def step_sizes(lengths: Int64, segment: TrainedSegment) -> Int64:

@@ -51,12 +51,13 @@ class GRU4Rec(SequenceEncoder):
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""
-        after = {}
+        x, after = self.dropout_layer(x), {}
         for number, layer in enumerate(self.layers):
             name = f"{number}.hidden"
             hidden = state[name]
-            x, last = layer(x, hidden.to(x.dtype).unsqueeze(0))
+            x, last = run_block(layer, x, hidden.to(x.dtype).unsqueeze(0), recompute=self.recompute)
             after[name] = (last[0] if valid is None else _newest(hidden, x, valid)).to(hidden.dtype)
+            x = self.dropout_layer(x)
         return self.norm(x), after
 
 

@@ -2,7 +2,7 @@
 
 Each preset has its encoder's arguments, and takes those of `SequentialRecommender` as `**shared`: `max_length`,
 `positions`, `user_embedding`, `num_users`, `user_columns`, `log_user_columns`, `time`, `event_columns`, `log_columns`,
-`item_table`, `item_columns`, `loss`, `masking`, `heads` and `optimizer`. It refuses all other names.
+`item_table`, `item_columns`, `loss`, `masking`, `heads`, `carry_state` and `optimizer`. It refuses all other names.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from seqrec.models.column_heads import ColumnHead, ColumnHeads, columns_of, pred
 from seqrec.models.explain import explain
 from seqrec.models.masked_items import MaskedItems, MaskVector, followed_by_mask, masked_batch, masking_for
 from seqrec.models.similar_items import ItemSimilarity
-from seqrec.models.streaming import StreamingRecommender
+from seqrec.models.streaming import CarriedState, StreamingRecommender
 from seqrec.runs.callbacks import GatherTables
 from seqrec.runs.lightning_internals import attached_trainer, is_accumulating, log_step
 from seqrec.runs.measurement import PendingCopy
@@ -81,6 +81,10 @@ class SequentialRecommender(StreamingRecommender):
             those. The loss is then that of the masked items, and a state is that of a mask after the history.
         heads: Columns of the next event that the model predicts besides the item, with the weights of their losses; the
             model need not read them. Their names are those of `log_columns`. None is none. See `predict_columns`.
+        carry_state: Whether training hands the encoder's state after a user's window to his next window
+            (`CarriedState`), so that the state at an event is of all events before it, while gradients end at the
+            window's start. It needs an encoder with a state of constant size, no learned positions, and
+            `StridedWindows`.
         optimizer: None is `Adam` with step size 1e-3.
 
     Attributes:
@@ -96,8 +100,8 @@ class SequentialRecommender(StreamingRecommender):
 
     Raises:
         InputError: if `user_embedding` or `user_columns` is set without `num_users`, the log has no column of a name in
-            `event_columns`, `user_columns` or `heads`, a value is out of range, or `masking_for` refuses an argument
-            for the encoder.
+            `event_columns`, `user_columns` or `heads`, a value is out of range, the encoder cannot `carry_state`, or
+            `masking_for` refuses an argument for the encoder.
 
     Example:
         >>> from seqrec import SequentialRecommender
@@ -140,6 +144,7 @@ class SequentialRecommender(StreamingRecommender):
         loss: Loss | None = None,
         masking: MaskedItems | None = None,
         heads: Sequence[ColumnHead] | None = None,
+        carry_state: bool = False,
         optimizer: OptimizerFactory | None = None,
     ) -> None:
         super().__init__()
@@ -164,6 +169,7 @@ class SequentialRecommender(StreamingRecommender):
         self.column_embedding = ColumnEmbedding(read, self.encoder.d_model) if read else None
         predicted = from_spec(heads, ColumnHead)
         self.heads = ColumnHeads(predicted, log_columns, self.encoder.d_model) if predicted else None
+        self.carried = CarriedState(self.encoder, max_length, positions=positions) if carry_state else None
         # DDP would send all rows of these tables, and the columns of items at each step.
         self._ddp_params_and_buffers_to_ignore = [*self._sparse_embeddings(), *self._buffers_of_items()]
         plain = {"max_length": max_length, "positions": positions, "num_items": num_items, "num_users": num_users}
@@ -184,6 +190,7 @@ class SequentialRecommender(StreamingRecommender):
         specs = {name: None if (part := getattr(self, name)) is None else to_spec(part) for name in parts}
         own: dict[str, Any] = {} if self.heads is None else {"heads": to_spec(self.heads.described)}
         own |= {} if self.masking is None else {"masking": to_spec(self.masking)}
+        own |= {"carry_state": True} if self.carried else {}
         own |= {"item_columns": of_items} if of_items else {}
         own |= {"user_columns": list(of_users), "log_user_columns": of_users} if of_users else {}
         self.save_hyperparameters({**to_spec(self.encoder)["init_args"], **plain, **own, **specs})
@@ -254,7 +261,7 @@ class SequentialRecommender(StreamingRecommender):
             InputError: if a history is longer than `max_length` and positions are learned, or has no timestamps or
                 columns and the model reads them.
         """
-        states: Tensor = self.encoder(self.encoder_input(self._scaled(history.item_ids), history, user_ids), history)
+        states: Tensor = self.encoder(self._embedded(history, user_ids), history)
         return states
 
     def last_states(self, batch: SequenceBatch) -> Tensor:
@@ -367,6 +374,9 @@ class SequentialRecommender(StreamingRecommender):
     explain = explain
     predict_columns = predict_columns
 
+    def _embedded(self, history: History, user_ids: Tensor | None) -> Tensor:
+        return self.encoder_input(self._scaled(history.item_ids), history, user_ids)
+
     def _scaled(self, item_ids: Tensor) -> Tensor:
         """Return scaled item vectors (..., D)."""
         vectors: Tensor = self.items(item_ids) * self.encoder.d_model**0.5
@@ -417,6 +427,7 @@ class SequentialRecommender(StreamingRecommender):
         if not isinstance(data, SequenceDataModule):
             return
         self._tell_columns(data)
+        data.carry_state = self.carried is not None
         if self.time is None:
             return
         times = data.store.timestamps
@@ -462,6 +473,8 @@ class SequentialRecommender(StreamingRecommender):
         """Add the model's record, and the whole optimizer state of sharded tables."""
         super().on_save_checkpoint(checkpoint)
         save_whole_state(checkpoint, self.trainer.optimizers, self._sparse_embeddings())
+        if self.carried is not None:
+            self.carried.save(checkpoint)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights, which are then no fresh ones."""
@@ -483,6 +496,8 @@ class SequentialRecommender(StreamingRecommender):
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             self._optimizer_before = self._other_optimizer(checkpoint)
             keep_own_state(checkpoint, self._sparse_embeddings())
+            if self.carried is not None:
+                self.carried.load(checkpoint, trainer.global_rank, trainer.world_size)
 
     def _keep_scales(self, checkpoint: Mapping[str, Any]) -> None:
         """Standardise numbers of columns as a checkpoint's model does."""
@@ -588,9 +603,12 @@ class SequentialRecommender(StreamingRecommender):
     def loss_of_batch(self, batch: SequenceBatch, parts: list[Tensor] | None = None) -> Tensor:
         """Return the mean loss over a batch's targets, without the side effects of a step.
 
-        With `heads` it is the weighted sum of the losses of the item and of the columns, which `parts` gets.
+        With `carry_state` it continues from the call before. With `heads` it is the weighted sum of the losses of the
+        item and of the columns, which `parts` gets.
         """
-        if self.masking is None:
+        if self.carried is not None:
+            states = self.carried.advance(self.encoder, self._embedded(batch.history, batch.user_ids), batch)
+        elif self.masking is None:
             states = self(batch.history, batch.user_ids)
         else:
             history, batch = masked_batch(batch, self.masking.draw(batch))

@@ -1,27 +1,34 @@
-"""Continue users' states by further events. B users, L events, D width."""
+"""Continue users' states by further events, and in training by their next windows.
+
+B users or rows of a batch, L events, D width.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from seqrec.catalogue.distributed import gather_objects
 from seqrec.catalogue.table import ItemEmbedding
 from seqrec.encoders import SequenceEncoder
 from seqrec.encoders.column_embedding import ColumnEmbedding
 from seqrec.encoders.event_time import TimeEmbedding, given_times, needed_times
-from seqrec.encoders.layers import LearnedPositions, Times
+from seqrec.encoders.layers import LearnedPositions, Tensors, Times
 from seqrec.encoders.state import State
 from seqrec.errors import InputError
 from seqrec.models.recommender import Recommender
 from seqrec.ops.event_input import added
-from seqrec.types import NO_TIME, History
+from seqrec.types import NO_TIME, History, SequenceBatch
 
 # The tensor of a stream's state with the time of the newest event, if the model reads times.
 NEWEST_TIME = "newest_time"
+# Entry of a checkpoint: the states of each process's rows.
+CARRIED = "carried_state"
+_FIX = "train MambaRec, RecMamba, GRU4Rec or Samba, or set carry_state=False"
 
 
 class StreamingRecommender(Recommender):
@@ -178,6 +185,75 @@ class StreamingRecommender(Recommender):
             )
 
 
+class CarriedState:
+    """States of an encoder after the windows of a batch, from which the next batch continues.
+
+    Gradients end at the start of a window (truncated back-propagation through time, An Efficient Gradient-Based
+    Algorithm for On-Line Training of Recurrent Network Trajectories, Williams & Peng 1990, with both lengths those of a
+    window).
+
+    Args:
+        encoder: An encoder that can be streamed.
+        max_length: Events a window.
+        positions: Whether events get learned positions.
+
+    Raises:
+        InputError: if the encoder has no state, or one that grows with the window, or positions are learned.
+    """
+
+    def __init__(self, encoder: SequenceEncoder, max_length: int, *, positions: bool) -> None:
+        if positions:
+            raise InputError(
+                "carry_state=True and positions=True do not go together: learned positions count back from the newest "
+                "event of a window; set positions=False"
+            )
+        like, name = next(encoder.parameters()), type(encoder).__name__
+        if type(encoder).advance is SequenceEncoder.advance:
+            raise InputError(f"carry_state=True needs an encoder with a state, which {name} has not: {_FIX}")
+        sizes = [
+            {part: x.shape for part, x in encoder.zero_state(1, length, like).items()}
+            for length in (max_length, 2 * max_length)
+        ]
+        if sizes[0] != sizes[1]:
+            raise InputError(
+                f"carry_state=True needs a state of constant size, but that of {name} grows with max_length="
+                f"{max_length}, because attention keeps each event: {_FIX}"
+            )
+        self._max_length = max_length
+        self._rows: Tensors = {}
+
+    def advance(self, encoder: SequenceEncoder, x: Tensor, batch: SequenceBatch) -> Tensor:
+        """Return the states (B, L, D) of embedded events x (B, L, D), and keep what the next batch continues from.
+
+        Raises:
+            InputError: if the batch has no `continues`.
+        """
+        if batch.continues is None:
+            raise InputError(
+                "carry_state=True needs batches whose rows continue those of the batch before (`continues`), but these "
+                "are shuffled: train with SequenceDataModule and data.train_windows=StridedWindows, or set "
+                "carry_state=False"
+            )
+        zero = encoder.zero_state(len(x), self._max_length, x)
+        before = {name: _continued(self._rows.get(name), start, batch.continues) for name, start in zero.items()}
+        history = batch.history
+        states, after = encoder.advance(x, history.valid, before, *encoder.times_of(history))
+        self._rows = {name: each.detach() for name, each in after.items()}
+        return states
+
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        """Put the states of all processes' rows into a checkpoint; all processes must call."""
+        checkpoint[CARRIED] = gather_objects({name: each.cpu() for name, each in self._rows.items()})
+
+    def load(self, checkpoint: dict[str, Any], rank: int, world_size: int) -> None:
+        """Take the states of this process's rows from a checkpoint.
+
+        If another number of processes trained, no row continues another in the first batch, and none are taken.
+        """
+        ranks = checkpoint.get(CARRIED, [])
+        self._rows = ranks[rank] if len(ranks) == world_size else {}
+
+
 def _separated(state: State) -> tuple[State, Tensor]:
     """Return the encoder's part of a state, and the times (B,) of the newest events."""
     tensors = dict(state.tensors)
@@ -195,3 +271,13 @@ def _refuse_going_back(gone_back: Tensor, times: Tensor, before: Tensor) -> None
             f"timestamps of row {place[0]} go back: {int(times[place])} after {int(before[place])}; give events in the "
             "order of time"
         )
+
+
+def _continued(kept: Tensor | None, start: Tensor, continues: Tensor) -> Tensor:
+    """Return a tensor (B, ...) of the state: kept rows where `continues` (B,), those of `start` elsewhere."""
+    # At the start of an epoch more rows may begin than the last batch had, and none continues.
+    if kept is None or len(kept) < len(start):
+        return start
+    # A checkpoint is read to the CPU.
+    kept = kept[: len(start)].to(start.device)
+    return torch.where(continues.view(-1, *[1] * (start.dim() - 1)), kept, start)

@@ -31,6 +31,7 @@ ORDERS = st.sampled_from(
         {"shuffle": True, "bucket": False},
         {"shuffle": False},
         {"shuffle": False, "bucket": False},
+        {"shuffle": True, "carry_state": True},
     ]
 )
 
@@ -359,6 +360,61 @@ def test_steps_start_where_a_loop_over_windows_starts_them(sizes: list[int], lea
     if len(starts) > 1 and len(sizes) - starts[-1] < least:
         starts.pop()
     assert split_into_steps(np.array(sizes), least).tolist() == starts
+
+
+def chained(counts: list[int]) -> Windows:
+    """Consecutive windows of 5 events of each user, so many as counted; the oldest has 3."""
+    user_rows = np.repeat(np.arange(len(counts)), counts)
+    lengths = np.where(np.append(True, np.diff(user_rows) > 0), 3, 5)
+    stops = np.cumsum(lengths)
+    index = WindowIndex(user_rows, stops - lengths, stops)[np.random.default_rng(0).permutation(len(stops))]
+    return lambda _: index
+
+
+def continued(plans: list[BatchPlan]) -> int:
+    """Check that rows that continue others are windows that follow those of the batch before; return their number."""
+    total = 0
+    for number, plan in enumerate(plans):
+        assert plan.continues is not None
+        rows = np.flatnonzero(plan.continues)
+        total += len(rows)
+        if number == 0:
+            assert not len(rows)
+            continue
+        before, now = plans[number - 1].windows[rows], plan.windows[rows]
+        assert before.user_rows.tolist() == now.user_rows.tolist()
+        assert before.stops.tolist() == now.starts.tolist()
+    return total
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.integers(1, 9), min_size=3, max_size=20),
+    st.integers(1, 5),
+    st.integers(1, 3),
+    st.integers(0, 3),
+    st.data(),
+)
+def test_rows_continue_those_of_the_batch_before_with_few_users_cut(
+    counts: list[int], rows: int, world_size: int, epoch: int, data: st.DataObject
+):
+    arguments: dict[str, Any] = {"windows": chained(counts), "shuffle": True, "carry_state": True}
+    ranks = ranks_plans(**arguments, batch_size=rows, world_size=world_size, epoch=epoch)
+    begun = sum(counts) - sum(map(continued, ranks))
+    # A user has one window that continues none, and another for each run that begins with a later one.
+    assert len(counts) <= begun <= len(counts) + rows * world_size + world_size - 2
+    steps = data.draw(st.integers(1, len(ranks[0])))
+    assume(sum(counts) - sum(len(plan.windows) for rank in ranks for plan in rank[:steps]) >= 1)
+    rest = BatchSampler(**arguments, batch_size=rows + 1)
+    rest.set_epoch(epoch)
+    rest.resume([TrainedSegment(steps, world_size, rows, None)], 0)
+    continued(list(rest))
+
+
+def test_no_row_continues_another_if_the_longest_windows_come_first():
+    plans = list(BatchSampler(chained([4, 2, 3]), batch_size=2, shuffle=False, carry_state=True))
+    assert not any(plan.continues.any() for plan in plans if plan.continues is not None)
+    assert all(plan.continues is not None for plan in plans)
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,7 @@ class CausalSelfAttention(nn.Module):
                 empty=max(0, window - seen - begin),
                 gaps=self.gaps,
                 times=None if moments is None else moments[:, part],
+                dropout=self.dropout if self.training else 0.0,
             )
             mixed.append(out)
         return self._merged(torch.cat(mixed, 2)), state
@@ -242,6 +243,7 @@ def _attend_further(
     empty: int,
     gaps: GapTable | None,
     times: Tensor | None,
+    dropout: float,
 ) -> tuple[Tensor, Tensors]:
     """Attend from a few new events to the window; return heads and the new state.
 
@@ -263,8 +265,8 @@ def _attend_further(
         moments = torch.cat([state["times"], times], 1)
         seen = _mask(seen, gaps, times, moments[:, empty:]).to(query.dtype)
         kept["times"] = _newest(moments[:, None, :, None], window, valid)[:, 0, :, 0]
-    out = F.scaled_dot_product_attention(query, keys[:, :, empty:], values[:, :, empty:], attn_mask=seen)
-    return out, kept
+    keys, values = keys[:, :, empty:], values[:, :, empty:]
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=seen, dropout_p=dropout), kept
 
 
 def _newest(x: Tensor, window: int, valid: Tensor | None) -> Tensor:

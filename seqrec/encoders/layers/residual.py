@@ -32,7 +32,7 @@ def newest_events(x: Tensor, lengths: Tensor) -> Tensor:
     return newest
 
 
-def run_block(block: Callable[..., Out], *inputs: Tensor, recompute: bool) -> Out:
+def run_block(block: Callable[..., Out], *inputs: Any, recompute: bool) -> Out:
     """Return `block(*inputs)`; with `recompute`, keep only the inputs for the backward pass (activation
     checkpointing, Training Deep Nets with Sublinear Memory Cost, Chen et al. 2016).
 
@@ -166,9 +166,12 @@ class ResidualStack(nn.Module):
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`. `times` are for the first branch of each block."""
         parts, mixers = separated(state), [block[0] for block in self._blocks()]
+        if self.training:
+            x = self.dropout(x)
         for name, branch in self._branches():
             own = times if branch in mixers else ()
-            x, parts[name] = branch.advance(x, valid, parts.get(name, {}), *own)
+            before = parts.get(name, {})
+            x, parts[name] = run_block(branch.advance, x, valid, before, *own, recompute=self.recompute)
         return self.norm(x), joined(parts)
 
     def _blocks(self) -> list[list[Residual]]:

@@ -27,7 +27,9 @@ class Streamed(Protocol):
         """
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
-        """Return the layer's outputs for further events, without dropout, and the state after them.
+        """Return the layer's outputs for further events, and the state after them, both with gradients.
+
+        In training mode there is dropout, as in `forward`.
 
         The cost of a single event without `valid` does not depend on the earlier events.
 

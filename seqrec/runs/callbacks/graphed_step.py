@@ -129,6 +129,8 @@ def _checked_loss(trainer: pl.Trainer, module: Any) -> Loss:
         )
     if getattr(module, "heads", None) is not None:
         raise InputError("GraphedStep records the loss of the item alone: leave it or model.heads out")
+    if getattr(module, "carried", None) is not None:
+        raise InputError("GraphedStep cannot record a state that changes with each batch: leave it or carry_state out")
     _check_tables(module)
     if any(getattr(part, "recompute", False) or part._compiled_call_impl is not None for part in module.modules()):
         raise InputError(

@@ -195,6 +195,12 @@ def test_heads_are_refused():
         fit(make_model("SASRec", BCE(), heads=[liked]), varied(2), GraphedOnCPU())
 
 
+def test_a_state_that_is_carried_is_refused():
+    model = make_model("GRU4Rec", BCE(), positions=False, carry_state=True)
+    with pytest.raises(InputError, match="cannot record a state that changes with each batch"):
+        fit(model, varied(2), GraphedOnCPU())
+
+
 def test_an_objective_that_may_count_padding_is_refused():
     class Own(Loss):
         def __init__(self) -> None:
