@@ -35,6 +35,7 @@ GROUPS = {
         "data.val_users": "",
         "data.num_workers": "",
         "data.memory_limit": "",
+        "data.prepare_workers": "",
     },
     "model": {
         "model": "the model; its options are listed by --model.help CLASS",

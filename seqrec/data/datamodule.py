@@ -29,6 +29,7 @@ from seqrec.data.position import EpochPosition, count_as_done
 from seqrec.data.prepare import Filters, append, ensure_store, fingerprint, prepare
 from seqrec.data.prepare.filters import Changed, Duplicates, Late
 from seqrec.data.prepare.memory import MemoryLimit
+from seqrec.data.prepare.tasks import check_workers
 from seqrec.data.progress import STATUS
 from seqrec.data.sampler import BatchSampler, SequentialBatches
 from seqrec.data.schema import Schema
@@ -54,7 +55,8 @@ MAX_WORKERS_PER_CORE = 32
 EVAL_WINDOWS, EVAL_EVENTS = 128, 25_600
 
 
-def _check_machine(num_workers: int, memory_limit: str | None) -> None:
+def _check_machine(num_workers: int, memory_limit: str | None, prepare_workers: int | str) -> None:
+    check_workers(prepare_workers)
     if memory_limit is not None:
         MemoryLimit(memory_limit)
     most = MAX_WORKERS_PER_CORE * (os.cpu_count() or 1)
@@ -94,6 +96,8 @@ class SequenceDataModule(pl.LightningDataModule):
             that computes. Batches and their order are the same.
         seed: Seed of the training order.
         memory_limit: Most memory that preparation may take, such as "8GiB"; None is half of the machine's.
+        prepare_workers: Processes that prepare the store: their number, or the address of a dask scheduler, such as
+            tcp://node1:8786.
 
     Attributes:
         prepare_seconds: Seconds that this process has spent on preparing or opening the store.
@@ -143,12 +147,13 @@ class SequenceDataModule(pl.LightningDataModule):
         prefetch: bool = False,
         seed: int = 0,
         memory_limit: str | None = None,
+        prepare_workers: int | str = 1,
     ) -> None:
         super().__init__()
         sizes = {"max_length": max_length, "batch_size": batch_size, "max_tokens": max_tokens}
         sizes |= {"eval_batch_size": eval_batch_size, "val_users": val_users}
         check_at_least(1, **{name: size for name, size in sizes.items() if size is not None})
-        _check_machine(num_workers, memory_limit)
+        _check_machine(num_workers, memory_limit, prepare_workers)
         if targets is not None and not targets.strip():
             raise InputError("targets is blank; leave it out (null) to make all events targets")
         self.source = source
@@ -157,14 +162,13 @@ class SequenceDataModule(pl.LightningDataModule):
         self.targets = targets
         self.split = split or LeaveOneOut()
         self.train_windows = train_windows or NewestWindow()
-        self.max_length = max_length
-        self.batch_size = batch_size
+        self.max_length, self.batch_size = max_length, batch_size
         self.max_tokens = max_tokens
         self.eval_batch_size = eval_batch_size
         self.val_users = val_users
         self.bucket_by_length = bucket_by_length
         self.num_workers, self.prefetch = num_workers, prefetch
-        self.seed, self.memory_limit = seed, memory_limit
+        self.seed, self.memory_limit, self.prepare_workers = seed, memory_limit, prepare_workers
         # A policy that cannot be described fails here, and not when the first checkpoint is written.
         self._policies = {"split": to_spec(self.split), "train_windows": to_spec(self.train_windows)}
         self.prepare_seconds, self.longest_first, self.target_columns = 0.0, False, ()
@@ -182,8 +186,7 @@ class SequenceDataModule(pl.LightningDataModule):
             self.filters,
             self.store_directory,
             schema=self.schema,
-            memory_limit=self.memory_limit,
-            progress=STATUS,
+            **self._how,
         )
         if self.targets is not None:
             store.select_targets(self.targets)
@@ -257,7 +260,7 @@ class SequenceDataModule(pl.LightningDataModule):
         """Prepare the store even if it exists. Only one process may call this."""
         self._forget_store()
         log = self.source, self.filters, self.store_directory
-        prepare(*log, schema=self.schema, memory_limit=self.memory_limit, progress=STATUS, overwrite=True)
+        prepare(*log, schema=self.schema, overwrite=True, **self._how)
 
     def append(
         self,
@@ -272,8 +275,12 @@ class SequenceDataModule(pl.LightningDataModule):
         """Add new events to the prepared store; see `seqrec.data.prepare.append`. Only one process may call this."""
         self._forget_store()
         log = self.source, self.filters, self.store_directory, input
-        options: dict[str, Any] = {"schema": self.schema, "memory_limit": self.memory_limit, "progress": STATUS}
-        append(*log, duplicates=duplicates, late=late, items=items, users=users, changed=changed, **options)
+        options: dict[str, Any] = {"schema": self.schema, "items": items, "users": users, **self._how}
+        append(*log, duplicates=duplicates, late=late, changed=changed, **options)
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"memory_limit": self.memory_limit, "progress": STATUS, "workers": self.prepare_workers}
 
     def _forget_store(self) -> None:
         for name in ("store", "event_scales", "first_event_times", "newest_trained", "hidden_items"):

@@ -99,6 +99,10 @@ class Progress:
         self._interval = interval
         self._shown = time.monotonic()
 
+    def __reduce__(self) -> tuple[type[Progress], tuple[()]]:
+        """Pickle a copy that shows nothing: other processes leave that to this one."""
+        return Progress, ()
+
     @property
     def interval(self) -> float:
         """Seconds between two lines of a stage."""

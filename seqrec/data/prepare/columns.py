@@ -5,6 +5,8 @@ C rows a chunk, W numbers a vector.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -172,6 +174,15 @@ class Codes:
             )
         found: NDArray[np.unsignedinteger[Any]] = self._ranks[codes]
         return found
+
+    @staticmethod
+    def unite(parts: Sequence[Codes]) -> None:
+        """Give parts of one column the same final codes: those of the values of all parts."""
+        whole = copy(parts[0])
+        whole._known = pl.concat([part._known for part in parts]).unique()
+        vocabulary = whole.vocabulary()
+        for part in parts:
+            part.prefix, part._ranks = vocabulary, None
 
     def vocabulary(self) -> Vocabulary:
         """Return the values of the codes 1, 2, ..: those of the prefix, then others in ascending order."""

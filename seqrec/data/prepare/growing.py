@@ -60,6 +60,7 @@ def append(
     changed: Changed = "refuse",
     memory_limit: int | str | None = None,
     progress: Show | None = None,
+    workers: int | str = 1,
 ) -> EventStore:
     r"""Add new events to a store. They become a segment of it: no file of the store changes.
 
@@ -96,6 +97,7 @@ def append(
             store. Missing values are no others.
         memory_limit: As for `prepare`.
         progress: As for `prepare`.
+        workers: As for `prepare`; they prepare the new events, which this process merges into the store.
 
     Returns:
         The store with the new events, opened.
@@ -137,7 +139,7 @@ def append(
         _refuse_known_files(store.manifest["source_files"], fresh, directory)
         with _work_folder(directory) as work:
             kept = Filters(event_filter=filters.event_filter, duplicates=treatment)
-            delta = prepare_unlocked(fresh, kept, schema, work / "new", limit, Progress(progress), False)
+            delta = prepare_unlocked(fresh, kept, schema, work / "new", limit, Progress(progress), workers)
             treatments = treatment, late, changed
             _append(store, delta, work, filters, treatments, Progress(progress))
         return EventStore.open_unchecked(directory)

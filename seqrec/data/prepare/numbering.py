@@ -7,7 +7,7 @@ size of the distinct ids for text, 12 bytes for each raw id. It does not grow wi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -51,8 +51,8 @@ class Numbering(ABC):
         return np.min_scalar_type(self.size)
 
     @abstractmethod
-    def ids(self, chunk: int) -> Ids:
-        """Return internal ids (C,) of chunk number `chunk` of the column."""
+    def ids(self, column: Any, chunk: int) -> Ids:
+        """Return internal ids (C,) of chunk number `chunk` of a column, with values that are numbered."""
 
     @abstractmethod
     def external_id(self, internal_id: int) -> int | str:
@@ -66,20 +66,20 @@ class Numbering(ABC):
 class IntegerTable(Numbering):
     """Integers in a small range: a table of all values in the range."""
 
-    def __init__(self, column: IntegerColumn, chunks: Iterable[int]) -> None:
-        self._column = column
-        seen = np.zeros(column.high - column.low + 1, np.bool_)
-        for chunk in chunks:
-            seen[self._places(column.read(chunk))] = True
+    def __init__(self, low: int, high: int, runs: Iterable[NDArray[np.int64]]) -> None:
+        self._low = low
+        seen = np.zeros(high - low + 1, np.bool_)
+        for run in runs:
+            seen[self._places(run)] = True
         self._seen = seen
         self.size = int(np.count_nonzero(seen))
         self._ranks = np.cumsum(seen, dtype=self.dtype)
 
-    def ids(self, chunk: int) -> Ids:  # noqa: D102
-        return self._ranks[self._places(self._column.read(chunk))]
+    def ids(self, column: IntegerColumn, chunk: int) -> Ids:  # noqa: D102
+        return self._ranks[self._places(column.read(chunk))]
 
     def external_id(self, internal_id: int) -> int:  # noqa: D102
-        return self._column.low + int(np.searchsorted(self._ranks, internal_id))
+        return self._low + int(np.searchsorted(self._ranks, internal_id))
 
     def blocks(self, kept: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:  # noqa: D102
         done = 0
@@ -87,29 +87,29 @@ class IntegerTable(Numbering):
             places = np.flatnonzero(self._seen[start : start + _BLOCK])
             chosen = places[kept[done : done + len(places)]]
             done += len(places)
-            yield chosen.astype(np.int64) + (self._column.low + start)
+            yield chosen.astype(np.int64) + (self._low + start)
 
     def _places(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        return differences(values, self._column.low).view(np.int64)
+        return differences(values, self._low).view(np.int64)
 
 
 class RawIntegers(Numbering):
-    """All integers from 1 to the largest of the column, even if they do not occur; internal ids are external ids."""
+    """All integers from 1 to the largest of the columns, even if they do not occur; internal ids are external ids."""
 
-    def __init__(self, column: IntegerColumn | TextColumn, limit: MemoryLimit) -> None:
-        if isinstance(column, TextColumn) or column.low < 1:
-            found = "text" if isinstance(column, TextColumn) else f"integers from {column.low} on"
+    def __init__(self, columns: Sequence[IntegerColumn | TextColumn], limit: MemoryLimit) -> None:
+        low, high = bounds_of(columns)
+        if isinstance(columns[0], TextColumn) or low < 1:
+            found = "text" if isinstance(columns[0], TextColumn) else f"integers from {low} on"
             raise InputError(
                 f"filters.as_published_raw_ids=True needs item ids that are integers from 1 on, but the log's are "
                 f"{found}; leave it out"
             )
-        limit.require(_BYTES_OF_RAW * column.high, f"the items 1..{column.high:,} of filters.as_published_raw_ids")
-        self._column = column
-        self.size = column.high
-        self.listed = np.arange(column.high + 1) > 0
+        limit.require(_BYTES_OF_RAW * high, f"the items 1..{high:,} of filters.as_published_raw_ids")
+        self.size = high
+        self.listed = np.arange(high + 1) > 0
 
-    def ids(self, chunk: int) -> Ids:  # noqa: D102
-        return self._column.read(chunk).astype(self.dtype)
+    def ids(self, column: IntegerColumn, chunk: int) -> Ids:  # noqa: D102
+        return column.read(chunk).astype(self.dtype)
 
     def external_id(self, internal_id: int) -> int:  # noqa: D102
         return internal_id
@@ -122,21 +122,18 @@ class RawIntegers(Numbering):
 class SortedIntegers(Numbering):
     """Integers in a wide range: their distinct values in ascending order."""
 
-    def __init__(self, column: IntegerColumn, chunks: Iterable[int], limit: MemoryLimit, what: str) -> None:
-        self._column = column
-
+    def __init__(self, runs: Iterable[NDArray[np.int64]], limit: MemoryLimit, what: str) -> None:
         def merge(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
             # In addition to the parts: their concatenation, half as much to sort it, and the result.
             limit.require(20 * sum(map(len, parts)), f"the distinct ids of {what}")
             return _merged(parts)
 
-        runs = (np.unique(column.read(chunk)) for chunk in chunks)
-        self._distinct = _merged_in_turn(np.empty(0, np.int64), runs, merge)
+        self._distinct = _merged_in_turn(np.empty(0, np.int64), map(np.unique, runs), merge)
         self.size = len(self._distinct)
 
-    def ids(self, chunk: int) -> Ids:  # noqa: D102
+    def ids(self, column: IntegerColumn, chunk: int) -> Ids:  # noqa: D102
         # Looking up ascending values reads memory once, in order.
-        values, places = np.unique(self._column.read(chunk), return_inverse=True)
+        values, places = np.unique(column.read(chunk), return_inverse=True)
         return (np.searchsorted(self._distinct, values) + 1).astype(self.dtype)[places]
 
     def external_id(self, internal_id: int) -> int:  # noqa: D102
@@ -152,23 +149,20 @@ class SortedTexts(Numbering):
 
     is_text = True
 
-    def __init__(self, column: TextColumn, chunks: Iterable[int], limit: MemoryLimit, what: str) -> None:
-        self._column = column
-
+    def __init__(self, runs: Iterable[pl.Series], limit: MemoryLimit, what: str) -> None:
         def merge(parts: list[pl.Series]) -> pl.Series:
             size = sum(int(part.estimated_size()) for part in parts)
             limit.require(3 * size, f"the distinct ids of {what}")
             merged = pl.concat(parts, rechunk=True).sort()
             return merged.filter(merged.ne_missing(merged.shift(1)))
 
-        runs = (column.distinct(chunk) for chunk in chunks)
         self._distinct = _merged_in_turn(pl.Series("text", [], pl.String), runs, merge).rechunk()
         refuse_two_spellings(self._distinct, f"the log's column of {what}")
         self.size = len(self._distinct)
 
-    def ids(self, chunk: int) -> Ids:  # noqa: D102
-        ranks = self._distinct.search_sorted(self._column.distinct(chunk)).to_numpy() + 1
-        return ranks.astype(self.dtype)[self._column.read(chunk)]
+    def ids(self, column: TextColumn, chunk: int) -> Ids:  # noqa: D102
+        ranks = self._distinct.search_sorted(column.values(chunk)).to_numpy() + 1
+        return ranks.astype(self.dtype)[column.read(chunk)]
 
     def external_id(self, internal_id: int) -> str:  # noqa: D102
         return str(self._distinct[internal_id - 1])
@@ -207,8 +201,8 @@ class Prefixed(Numbering):
         self._ids = np.zeros(self.size + 1, self.dtype)
         self._ids[1:] = self.vocabulary.lookup(external)
 
-    def ids(self, chunk: int) -> Ids:  # noqa: D102
-        found: Ids = self._ids[self._numbering.ids(chunk)]
+    def ids(self, column: Any, chunk: int) -> Ids:  # noqa: D102
+        found: Ids = self._ids[self._numbering.ids(column, chunk)]
         return found
 
     def external_id(self, internal_id: int) -> int | str:  # noqa: D102
@@ -243,8 +237,8 @@ class WithListed(Numbering):
         self.listed = np.zeros(self.size + 1, np.bool_)
         self.listed[self._distinct.search_sorted(listed).to_numpy() + 1] = True
 
-    def ids(self, chunk: int) -> Ids:  # noqa: D102
-        found: Ids = self._ranks[self._numbering.ids(chunk)]
+    def ids(self, column: Any, chunk: int) -> Ids:  # noqa: D102
+        found: Ids = self._ranks[self._numbering.ids(column, chunk)]
         return found
 
     def external_id(self, internal_id: int) -> int | str:  # noqa: D102
@@ -258,20 +252,35 @@ class WithListed(Numbering):
 
 
 def number_ids(
-    column: IntegerColumn | TextColumn, chunks: Iterable[int], num_events: int, limit: MemoryLimit, what: str
+    columns: Sequence[IntegerColumn | TextColumn], runs: Iterable[Any], num_events: int, limit: MemoryLimit, what: str
 ) -> Numbering:
-    """Return the numbering of a column with these chunks, made in the fastest way that the limit allows.
+    """Return the numbering of the ids in a log, made in the fastest way that the limit allows.
+
+    Args:
+        columns: The ids, in a column for each part of the log.
+        runs: All of their values, a part at a time: arrays in any order, or text without repeats in ascending order.
+        num_events: Events of the log.
+        limit: Memory that the ids may take.
+        what: The ids, for messages.
 
     Raises:
         InputError: if the distinct ids exceed the limit.
     """
-    if isinstance(column, TextColumn):
-        return SortedTexts(column, chunks, limit, what)
-    span = column.high - column.low + 1
+    if isinstance(columns[0], TextColumn):
+        return SortedTexts(runs, limit, what)
+    low, high = bounds_of(columns)
+    span = high - low + 1
     # Half of the room is left to the later stages.
     if span <= max(_SMALL_RANGE, _SPARSE * num_events) and 5 * span < limit.room() // 2:
-        return IntegerTable(column, chunks)
-    return SortedIntegers(column, chunks, limit, what)
+        return IntegerTable(low, high, runs)
+    return SortedIntegers(runs, limit, what)
+
+
+def bounds_of(columns: Sequence[Any]) -> tuple[int, int]:
+    """Return the smallest and the largest integer of columns that have any; (0, 0) for text."""
+    if isinstance(columns[0], TextColumn):
+        return 0, 0
+    return min(column.low for column in columns), max(column.high for column in columns)
 
 
 def _merged_in_turn(merged: Run, runs: Iterable[Run], merge: Callable[[list[Run]], Run]) -> Run:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,36 +53,53 @@ class DuplicateCount:
     count: int = 0
     example: tuple[int, int, int] | None = None
 
+    def add(self, later: DuplicateCount) -> None:
+        """Add the count of later users."""
+        self.count += later.count
+        self.example = self.example or later.example
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """The partitions of each part of a log, in log order, and the treatment of duplicates."""
+
+    parts: list[Partitions]
+    duplicates: Duplicates
+
 
 def ordering_bytes(types: dict[str, np.dtype[Any]]) -> int:
     """Return the bytes of memory that ordering takes at most, for each event of the largest partition."""
     return _SORTING_BYTES + 2 * sum(dtype.itemsize for dtype in types.values())
 
 
-def ordered_blocks(
-    partitions: Partitions, places: Iterable[int], duplicates: Duplicates, found: DuplicateCount
-) -> Iterator[Block]:
-    """Yield the events of all users, a partition at a time, in ascending order of user row.
+def ordered_block(log: Ordering, place: int, advance: Callable[[int], None]) -> tuple[Block, DuplicateCount]:
+    """Return the events of the users of partition number `place`, and the duplicates among them.
 
     A user's events are ordered by timestamp, ties by log order; by log order if the log has no timestamps.
     """
-    for place in places:
-        first, stop = partitions.users(place)
-        rows, events = partitions.read(place)
-        order = _order(rows, events.get("timestamps"))
-        rows, events = rows[order], take(events, order)
-        repeated = repeated_places(rows, events)
-        if len(repeated):
-            if found.example is None:
-                place = int(repeated[0])
-                item_id, time = int(events["item_ids"][place]), int(events["timestamps"][place])
-                found.example = first + int(rows[place]), item_id, time
-            found.count += len(repeated)
-            if duplicates == "drop":
-                kept = np.ones(len(rows), np.bool_)
-                kept[repeated] = False
-                rows, events = rows[kept], take(events, kept)
-        yield Block(first, np.bincount(rows, minlength=stop - first), events)
+    first, stop = log.parts[0].users(place)
+    rows, events = _read(log.parts, place)
+    advance(len(rows))
+    order = _order(rows, events.get("timestamps"))
+    rows, events = rows[order], take(events, order)
+    repeated = repeated_places(rows, events)
+    found = DuplicateCount(len(repeated))
+    if len(repeated):
+        earliest = int(repeated[0])
+        item_id, time = int(events["item_ids"][earliest]), int(events["timestamps"][earliest])
+        found.example = first + int(rows[earliest]), item_id, time
+        if log.duplicates == "drop":
+            kept = np.ones(len(rows), np.bool_)
+            kept[repeated] = False
+            rows, events = rows[kept], take(events, kept)
+    return Block(first, np.bincount(rows, minlength=stop - first), events), found
+
+
+def _read(parts: list[Partitions], place: int) -> tuple[NDArray[np.uint16], Events]:
+    if len(parts) == 1:
+        return parts[0].read(place)
+    rows, events = zip(*(part.read(place) for part in parts), strict=True)
+    return np.concatenate(rows), {name: np.concatenate([each[name] for each in events]) for name in events[0]}
 
 
 @dataclass

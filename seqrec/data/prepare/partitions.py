@@ -5,8 +5,9 @@ C events a chunk, U users, P partitions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from seqrec.data.prepare.numbering import Ids, Numbering
 from seqrec.data.prepare.spool import RawColumn, Spool
-from seqrec.data.progress import Progress
+from seqrec.data.prepare.tasks import own_name
 from seqrec.data.schema import EVENTS
 
 # Columns of some events, (N,) each, by the names of the store's files: `item_ids`, `timestamps` if the log has times,
@@ -32,6 +33,13 @@ def take(events: Events, places: NDArray[Any]) -> Events:
     return {name: values[places] for name, values in events.items()}
 
 
+def largest(lengths: NDArray[np.int64], bounds: NDArray[np.int64]) -> tuple[int, int]:
+    """Return the number of events of the largest partition, and its first user row."""
+    sizes = np.add.reduceat(lengths, bounds[:-1])
+    place = int(np.argmax(sizes))
+    return int(sizes[place]), int(bounds[place])
+
+
 def column_types(spool: Spool, items: Numbering) -> dict[str, np.dtype[Any]]:
     """Return the type of each column of the store, by the names of `Events`."""
     types = {"item_ids": items.dtype}
@@ -40,14 +48,42 @@ def column_types(spool: Spool, items: Numbering) -> dict[str, np.dtype[Any]]:
     return types | {f"{EVENTS}.{name}": column.dtype for name, column in spool.columns.items()}
 
 
-class Partitions:
-    """Files with the events of neighbouring users together, each user's in log order. `lengths` (U,) is at least 1."""
+@dataclass(frozen=True)
+class Partitioning:
+    """How the events of a log are brought together, and the items and columns that each part of it takes along.
 
-    def __init__(self, folder: Path, lengths: NDArray[np.int64], types: dict[str, np.dtype[Any]]) -> None:
-        ends = np.cumsum(lengths)
+    Attributes:
+        folder: Folder for a folder of each part.
+        users: (P + 1,) bounds of the partitions, as user rows.
+        items: The item ids.
+        types: Type of each column of the store, by the names of `Events`.
+    """
+
+    folder: Path
+    users: NDArray[np.int64]
+    items: Numbering
+    types: dict[str, np.dtype[Any]]
+
+
+def bring_together(how: Partitioning, spool: Spool, advance: Callable[[int], None]) -> Partitions:
+    """Write the events of a part of a log into partitions of their own."""
+    assert spool.user_rows is not None
+    partitions = Partitions(how, spool.user_rows[1].mapped())
+    partitions.fill(spool, spool.user_rows[0], how.items, spool.chunks(advance))
+    return partitions
+
+
+class Partitions:
+    """Files with the events of neighbouring users together, each user's in log order, of a log or a part of it.
+
+    `lengths` (U,) are the numbers of the users' events.
+    """
+
+    def __init__(self, how: Partitioning, lengths: NDArray[np.int64]) -> None:
         # Bounds of the partitions, (P + 1,), as user rows and as events in the order of users.
-        self._users = _bounds(ends)
-        self._events = np.concatenate([[0], ends])[self._users]
+        self._users = how.users
+        self._events = np.concatenate([[0], np.cumsum(lengths)])[self._users]
+        folder, types = own_name(how.folder), how.types
         folder.mkdir()
         self.folder = folder
         self._rows = RawColumn(folder / "user_rows", np.uint16)
@@ -74,17 +110,12 @@ class Partitions:
                 partition = partition_of[rows]
                 order = np.argsort(partition, kind="stable")
                 local = (rows - firsts[partition]).astype(np.uint16)
-                events = _chunk(spool, chunk, start, items.ids(chunk))
+                events = _chunk(spool, chunk, start, items.ids(spool.items, chunk))
                 counts = np.bincount(partition, minlength=count)
                 for (column, file), values in zip(files, (local, *events.values()), strict=True):
                     _scatter(file, column.dtype, values[order], counts, filled)
                 filled += counts
                 start += length
-
-    def places(self, name: str, progress: Progress) -> Iterator[int]:
-        """Yield the numbers of the partitions, as one stage of progress."""
-        sizes = np.diff(self._events).tolist()
-        return progress.track(name, range(len(self)), lambda place: sizes[place], sum(sizes))
 
     def users(self, place: int) -> tuple[int, int]:
         """Return the range of user rows of partition number `place`."""
@@ -96,16 +127,13 @@ class Partitions:
         columns = {name: column.read(start, stop) for name, column in self._columns.items()}
         return self._rows.read(start, stop), columns
 
-    def largest(self) -> tuple[int, int]:
-        """Return the number of events of the largest partition, and its first user row."""
-        sizes = np.diff(self._events)
-        place = int(np.argmax(sizes))
-        return int(sizes[place]), int(self._users[place])
 
+def user_bounds(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the first user row of each partition, and U, (P + 1,). `lengths` (U,) are the users' events, at least 1.
 
-def _bounds(ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    # First user row of each partition, and U. A user with too many events has a partition alone.
-    bounds = [0]
+    A user with too many events has a partition alone.
+    """
+    ends, bounds = np.cumsum(lengths), [0]
     while bounds[-1] < len(ends):
         first = bounds[-1]
         begun = int(ends[first - 1]) if first else 0

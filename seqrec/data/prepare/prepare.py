@@ -16,6 +16,7 @@ from typing import Any
 from seqrec.data.manifest import MANIFEST, PREPARE_AGAIN, is_store, read_manifest
 from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
+from seqrec.data.prepare.tasks import check_workers, tasks_on
 from seqrec.data.progress import Progress, Show
 from seqrec.data.schema import EVENTS, GROUPS, Schema
 from seqrec.data.sources.source import Source
@@ -52,6 +53,7 @@ def prepare(
     progress: Show | None = None,
     overwrite: bool = False,
     prefix: EventStore | None = None,
+    workers: int | str = 1,
 ) -> EventStore:
     """Read a log and write its event store.
 
@@ -85,6 +87,10 @@ def prepare(
         overwrite: Whether to replace an existing store.
         prefix: A store of a part of the log. Its ids, and the codes of its columns, come first, in its order. The files
             are then those of `compact` of the store that has grown to the whole log, which this tests.
+        workers: Processes that read and order parts of the log: their number, or the address of a dask scheduler
+            ("tcp://node1:8786"), whose workers must see the log and the store's folder. `memory_limit` is for each
+            process. 1 is this process alone. Any workers write the same bytes. Scripts that give another number need
+            `if __name__ == "__main__":`, because the processes import them.
 
     Returns:
         The store, opened.
@@ -92,7 +98,8 @@ def prepare(
     Raises:
         InputError: if the log or a table cannot be read or changes meanwhile, if a column of the schema is missing or
             does not suit its kind, if no event is left, or if the memory limit is too small; or if `prefix` has ids
-            that the log has not, or the filters leave events out.
+            that the log has not, or the filters leave events out; or if the scheduler of `workers` does not answer, or
+            a worker has other versions or does not see a file.
         StoreError: if `directory` exists, and `overwrite` is False or it is not a store; or if the disk is full.
 
     Example:
@@ -109,7 +116,8 @@ def prepare(
     if prefix is not None and (others or not filters.keeps_every_event):
         raise InputError("prefix needs filters that keep every user and item, because their ids would move otherwise")
     with store_locked(directory):
-        return prepare_unlocked(source, filters, schema, directory, limit, Progress(progress), overwrite, prefix)
+        how = limit, Progress(progress), workers
+        return prepare_unlocked(source, filters, schema, directory, *how, overwrite=overwrite, prefix=prefix)
 
 
 def ensure_store(
@@ -120,6 +128,7 @@ def ensure_store(
     schema: Schema = Schema(),  # noqa: B008  # not changed
     memory_limit: int | str | None = None,
     progress: Show | None = None,
+    workers: int | str = 1,
 ) -> EventStore:
     """Return the store at `directory`. If it does not exist, prepare it.
 
@@ -132,6 +141,7 @@ def ensure_store(
         schema: As for `prepare`.
         memory_limit: As for `prepare`.
         progress: As for `prepare`.
+        workers: As for `prepare`.
 
     Raises:
         InputError: as for `prepare`.
@@ -144,7 +154,7 @@ def ensure_store(
             finish_exchange(directory)
             if not is_store(directory):
                 limit = MemoryLimit(memory_limit)
-                return prepare_unlocked(source, filters, schema, directory, limit, Progress(progress), False)
+                return prepare_unlocked(source, filters, schema, directory, limit, Progress(progress), workers)
     manifest = read_manifest(directory)
     check_settings(directory, manifest, settings_of(source, filters, schema))
     _check_source_files(directory, manifest, source, schema)
@@ -158,7 +168,9 @@ def prepare_unlocked(
     directory: Path,
     limit: MemoryLimit,
     progress: Progress,
-    overwrite: bool,
+    workers: int | str,
+    *,
+    overwrite: bool = False,
     prefix: EventStore | None = None,
 ) -> EventStore:
     """Write a store as `prepare` does, while the caller holds the lock."""
@@ -166,16 +178,21 @@ def prepare_unlocked(
     from seqrec.data.prepare.spool import Workspace
     from seqrec.data.prepare.stages import write_store_of
 
+    check_workers(workers)
     finish_exchange(directory)
     occupied = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
     if occupied and not is_store(directory):
         raise StoreError(f"{directory} exists and is not an event store; choose another --data.store")
     if occupied and not overwrite:
         raise StoreError(f"{directory} already contains an event store; {_REMEDY}")
-    workspace = Workspace(_partial(directory) / SPOOL, filters, schema, limit, progress, prefix=prefix)
+    # Other processes may have another working folder.
+    folder = _partial(directory).absolute() / SPOOL
+    workspace = Workspace(folder, filters, schema, limit, progress, prefix=prefix)
     try:
         with replacing(directory) as partial:
-            write_store_of(source, settings_of(source, filters, schema), partial, workspace)
+            with tasks_on(workers, folder / "tasks", progress) as workspace.tasks:
+                write_store_of(source, settings_of(source, filters, schema), partial, workspace)
+            shutil.rmtree(folder / "tasks", ignore_errors=True)
     except OSError as error:
         if not is_full_disk(error):
             raise

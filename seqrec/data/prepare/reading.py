@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import platform
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from seqrec.data.conditions import condition_error, event_condition
-from seqrec.data.prepare.columns import check_type
+from seqrec.data.prepare.columns import check_type, width_of
 from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.spool import EVENT_BYTES, IntegerColumn, Spool, TextColumn, Workspace, spooled_column
-from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID, check_interactions
+from seqrec.data.prepare.tasks import Tasks, own_name
+from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID, VECTOR, check_interactions
 from seqrec.data.sources.checking import reading
 from seqrec.data.sources.source import Source
 from seqrec.errors import InputError
@@ -23,16 +28,33 @@ CHUNK_EVENTS = 1 << 20
 # Memory that polars needs to stream a table, measured with 1 to 32 threads: a base, plus an amount per thread.
 _POLARS_BYTES = 256 << 20
 _POLARS_BYTES_PER_THREAD = 32 << 20
+# Most rows of a part of a log that a task reads, and parts for each of several workers: none waits long for the last.
+PART_ROWS = 1 << 26
+_PARTS_EACH = 4
+# What stands in front of a bracket in conditions that look at one row at a time.
+_OF_A_ROW = ("in", "and", "or", "not", "when", "then", "else", "abs", "round", "lower", "upper", "length", "coalesce")
 # Name of the condition's column. The log's own columns have no line break in their names.
 _KEPT = "kept\nby the event filter"
 _FILTER = "filters.event_filter"
 
 
-def read_log(source: Source, work: Workspace) -> tuple[Spool, list[dict[str, Any]]]:
+@dataclass(frozen=True)
+class _Reading:
+    # What the parts of a log have in common: the types of columns in the whole log, and the widths of vectors. A part
+    # with more than `most` rows makes several spools.
+    work: Workspace
+    origin: str
+    files: tuple[Path, ...]
+    types: dict[str, pl.DataType]
+    widths: dict[str, int]
+    most: float
+
+
+def read_log(source: Source, work: Workspace) -> tuple[list[Spool], list[dict[str, Any]]]:
     """Spool the events that meet the event filter.
 
     Returns:
-        The spool, and name and size in bytes of each of the source's files.
+        The spools, one after the other in log order, and name and size in bytes of each of the source's files.
 
     Raises:
         InputError: if the log cannot be read, changes while it is read, lacks a column that the filters or the schema
@@ -64,18 +86,22 @@ def read_log(source: Source, work: Workspace) -> tuple[Spool, list[dict[str, Any
     total = sum(size for size, *_ in before.values())
     work.needed = total if source.num_rows is None else EVENT_BYTES * source.num_rows
     with reading(origin, "an interaction log"):
-        spool = _new_spool(work.folder / "log", frame, work)
+        vectors = [name for name, kind in wanted.items() if kind == VECTOR]
+        widths = {name: width_of(frame, name, f"schema.events: {name!r}") for name in vectors}
+    (work.folder / "log").mkdir()
+    parts, most = _parts(source, frame, work)
+    seen = tuple(map(Path.absolute, source.files()[:1]))
+    shared = _Reading(replace(work, tasks=Tasks(), prefix=None), origin, seen, dict(schema), widths, most)
+    tasks, stage = work.tasks if len(parts) > 1 else Tasks(), progress.stage(f"reading {files}", source.num_rows)
     try:
-        batches = _batches(frame, wanted, _chunk_events(spool), filters, origin)
-        for batch in progress.track(f"reading {files}", batches, total=source.num_rows):
-            _append(spool, batch, filters, origin)
+        spools = [spool for found in tasks.map(stage, _read_part, shared, parts) for spool in found]
     except InputError:
         # If a file has changed, that is the cause of any error of polars.
         _refuse_change(before, source)
         raise
     _refuse_change(before, source)
-    _check_rows(spool, source, filters, origin)
-    return spool, [{"name": file, "bytes": size} for file, (size, *_) in before.items()]
+    _check_rows(spools, source, filters, origin)
+    return spools, [{"name": file, "bytes": size} for file, (size, *_) in before.items()]
 
 
 def _state(files: list[Path]) -> dict[str, tuple[int, int, int]]:
@@ -119,17 +145,67 @@ def _refuse_lacking_columns(filters: Filters, wanted: dict[str, str], source: So
             )
 
 
-def _new_spool(folder: Path, frame: pl.LazyFrame, work: Workspace) -> Spool:
+def _parts(source: Source, frame: pl.LazyFrame, work: Workspace) -> tuple[list[pl.LazyFrame], float]:
+    """Return parts of a log for the tasks that read it, and the most rows of a spool; this process alone needs one."""
+    if work.tasks.width == 1:
+        return [frame], math.inf
+    even = PART_ROWS if source.num_rows is None else math.ceil(source.num_rows / (_PARTS_EACH * work.tasks.width))
+    size = min(PART_ROWS, even)
+    parts: list[list[pl.LazyFrame]] = []
+    rows = size
+    for part in source.parts if _is_by_row(work.filters.event_filter) else ():
+        step = size if part.can_slice else max(part.num_rows, 1)
+        for start in range(0, part.num_rows, step):
+            piece = part.frame.slice(start, step) if part.can_slice else part.frame
+            length = min(step, part.num_rows - start)
+            # Neighbours that are small together are one part.
+            if rows + length <= size:
+                parts[-1].append(piece)
+                rows += length
+            else:
+                parts.append([piece])
+                rows = length
+    if len(parts) < 2:
+        work.progress.note("the log is one stream of rows, which this process reads alone")
+        return [frame], size
+    return [pl.concat(pieces, how="diagonal_relaxed") if len(pieces) > 1 else pieces[0] for pieces in parts], size
+
+
+def _is_by_row(event_filter: str | None) -> bool:
+    """Return whether an event filter needs no other row, which is known of few functions of SQL."""
+    return all(name.lower() in _OF_A_ROW for name in re.findall(r"(\w+)\s*\(", event_filter or ""))
+
+
+def _read_part(shared: _Reading, frame: pl.LazyFrame, advance: Callable[[int], None]) -> list[Spool]:
+    work, origin = shared.work, shared.origin
+    for file in shared.files:
+        if not file.exists():
+            raise InputError(f"workers: {platform.node()} does not see {file}; put the log where all workers see it")
+    with reading(origin, "an interaction log"):
+        # A file may have other types than the log as a whole.
+        others = [name for name, dtype in frame.collect_schema().items() if dtype != shared.types[name]]
+        frame = frame.with_columns(pl.col(name).cast(shared.types[name]) for name in others)
+    spools = [_new_spool(shared)]
+    for batch in _batches(frame, work.schema.events, _chunk_events(spools[0]), work.filters, origin):
+        if spools[-1].rows >= shared.most:
+            spools.append(_new_spool(shared))
+        _append(spools[-1], batch, work.filters, origin)
+        advance(len(batch))
+    return spools
+
+
+def _new_spool(shared: _Reading) -> Spool:
+    folder = own_name(shared.work.folder / "log")
     folder.mkdir()
-    schema = frame.collect_schema()
     users, items = (
-        (TextColumn if schema[name] == pl.String else IntegerColumn)(folder / name) for name in (USER_ID, ITEM_ID)
+        (TextColumn if shared.types[name] == pl.String else IntegerColumn)(folder / name) for name in (USER_ID, ITEM_ID)
     )
-    times = IntegerColumn(folder / TIMESTAMP) if TIMESTAMP in schema else None
-    columns = {
-        name: spooled_column(kind, folder / f"column_{place}", frame, name, f"schema.events: {name!r}", work.limit)
-        for place, (name, kind) in enumerate(work.schema.events.items())
-    }
+    times = IntegerColumn(folder / TIMESTAMP) if TIMESTAMP in shared.types else None
+    columns = {}
+    for place, (name, kind) in enumerate(shared.work.schema.events.items()):
+        file, where = folder / f"column_{place}", f"schema.events: {name!r}"
+        width = shared.widths.get(name)
+        columns[name] = spooled_column(kind, file, shared.types[name], width, where, shared.work.limit)
     return Spool(folder, users, items, times, columns)
 
 
@@ -190,13 +266,14 @@ def _append(spool: Spool, batch: pl.DataFrame, filters: Filters, origin: str) ->
     spool.lengths.append(len(batch))
 
 
-def _check_rows(spool: Spool, source: Source, filters: Filters, origin: str) -> None:
-    if source.num_rows is not None and source.num_rows != spool.rows:
+def _check_rows(spools: list[Spool], source: Source, filters: Filters, origin: str) -> None:
+    rows = sum(spool.rows for spool in spools)
+    if source.num_rows is not None and source.num_rows != rows:
         raise InputError(
-            f"{origin}: {source.num_rows:,} rows were counted first, {spool.rows:,} were read then; "
+            f"{origin}: {source.num_rows:,} rows were counted first, {rows:,} were read then; "
             "prepare again when the log is complete"
         )
-    if spool.num_events == 0:
+    if not any(spool.num_events for spool in spools):
         asked = filters.event_filter
         raise InputError(
             "the log has no events" if asked is None else f"filters.event_filter={asked!r} keeps no event; loosen it"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -13,9 +13,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import DTypeLike, NDArray
 
-from seqrec.data.prepare.columns import Codes, numbers, vectors, width_of
+from seqrec.data.prepare.columns import Codes, numbers, vectors
 from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
+from seqrec.data.prepare.tasks import Tasks
 from seqrec.data.progress import Progress
 from seqrec.data.schema import BETWEEN, CATEGORICAL, CATEGORIES, NUMERIC, VECTOR, Schema
 from seqrec.data.store import EventStore
@@ -39,6 +40,7 @@ class Workspace:
         progress: Shows the stages.
         needed: Estimate of all bytes that preparation takes on that disk; 0 before the first estimate.
         prefix: A store whose ids and codes come first, in its order; None numbers all in ascending order.
+        tasks: Runs the stages over parts of the log.
     """
 
     folder: Path
@@ -48,6 +50,7 @@ class Workspace:
     progress: Progress
     needed: int = 0
     prefix: EventStore | None = None
+    tasks: Tasks = field(default_factory=Tasks)
 
     def require(self, more: int) -> None:
         """Refuse to continue if less than `more` bytes are free."""
@@ -121,6 +124,10 @@ class IntegerColumn:
         self._chunks.append(_Packing(self._bytes, len(values), base, packed.dtype))
         self._bytes += packed.nbytes
 
+    def values(self, chunk: int) -> NDArray[np.int64]:
+        """Return chunk number `chunk`, (C,), as `read` does: with repeats, in any order."""
+        return self.read(chunk)
+
     def read(self, chunk: int) -> NDArray[np.int64]:
         """Return chunk number `chunk`, (C,)."""
         offset, length, base, dtype = self._chunks[chunk]
@@ -150,7 +157,7 @@ class TextColumn:
         """Return places (C,) of chunk number `chunk` among its distinct values."""
         return self.places.read(self._ends[chunk], self._ends[chunk + 1])
 
-    def distinct(self, chunk: int) -> pl.Series:
+    def values(self, chunk: int) -> pl.Series:
         """Return the distinct values of chunk number `chunk`, ascending."""
         # From an open file, because polars would map a file given by name.
         with self._dictionary(chunk).open("rb") as stream:
@@ -290,18 +297,13 @@ class SpooledVectors(SpooledColumn):
 
 
 def spooled_column(
-    kind: str, file: Path, frame: pl.LazyFrame, name: str, where: str, limit: MemoryLimit
+    kind: str, file: Path, dtype: pl.DataType, width: int | None, where: str, limit: MemoryLimit
 ) -> SpooledColumn:
-    """Return an empty column for the column `name` of a frame.
-
-    Raises:
-        InputError: if it is to have vectors, and has none.
-    """
-    dtype = frame.collect_schema()[name]
+    """Return an empty column for values of a type; `width` is that of vectors, and None for other kinds."""
     if kind == NUMERIC:
         return SpooledNumbers(file, where)
-    if kind == VECTOR:
-        return SpooledVectors(file, where, width_of(frame, name, where))
+    if width is not None:
+        return SpooledVectors(file, where, width)
     return (SpooledCodes if kind == CATEGORICAL else SpooledLists)(file, where, dtype, limit)
 
 
@@ -326,16 +328,17 @@ def gather(array: NDArray[Any], rows: NDArray[np.int64], fill: float = 0) -> NDA
 
 @dataclass
 class Spool:
-    """The events that were read of a log, in log order.
+    """The events that were read of a log, or of a part of it, in log order.
 
     Attributes:
-        folder: Folder of the columns' files.
+        folder: Folder of the columns' files, which only this object has.
         users: External ids of the users.
         items: External ids of the items.
         timestamps: Times; None if the log has none.
         columns: Columns of the schema by name.
         lengths: Events of each chunk; all columns have the same chunks.
         rows: Rows that were read, including those that the event filter left out.
+        user_rows: User row of each event, and (U,) events of each user, once users are numbered.
     """
 
     folder: Path
@@ -345,16 +348,18 @@ class Spool:
     columns: dict[str, SpooledColumn]
     lengths: list[int] = field(default_factory=list)
     rows: int = 0
+    user_rows: tuple[RawColumn, RawColumn] | None = None
 
     @property
     def num_events(self) -> int:
         """Events that met the event filter, E."""
         return sum(self.lengths)
 
-    def chunks(self, name: str, progress: Progress) -> Iterator[int]:
-        """Yield the numbers of the chunks, as one stage of progress."""
-        numbers = range(len(self.lengths))
-        return progress.track(name, numbers, lambda chunk: self.lengths[chunk], self.num_events)
+    def chunks(self, advance: Callable[[int], None]) -> Iterator[int]:
+        """Yield the numbers of the chunks, and call a function with the length of each when it is done."""
+        for chunk, length in enumerate(self.lengths):
+            yield chunk
+            advance(length)
 
 
 def differences(values: NDArray[np.int64], base: int) -> NDArray[np.uint64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ import polars as pl
 from numpy.typing import NDArray
 
 from seqrec.data.manifest import write_manifest
-from seqrec.data.prepare.columns import count_missing
+from seqrec.data.prepare.columns import Codes, count_missing
 from seqrec.data.prepare.k_core import Core, core_blocks, k_core
+from seqrec.data.prepare.memory import MemoryLimit
 from seqrec.data.prepare.numbering import Numbering, Prefixed, RawIntegers, WithListed, number_ids
-from seqrec.data.prepare.ordering import Block, BlockSpool, DuplicateCount, ordered_blocks, ordering_bytes
-from seqrec.data.prepare.partitions import Partitions, column_types
+from seqrec.data.prepare.ordering import Block, BlockSpool, DuplicateCount, Ordering, ordered_block, ordering_bytes
+from seqrec.data.prepare.partitions import Partitioning, Partitions, bring_together, column_types, largest, user_bounds
 from seqrec.data.prepare.reading import read_log
 from seqrec.data.prepare.spool import IntegerColumn, RawColumn, Spool, SpooledColumn, TextColumn, Workspace, use_prefix
 from seqrec.data.prepare.tables import OpenedTable, listed_ids, open_tables, write_table_columns, write_vocabulary
+from seqrec.data.prepare.tasks import own_name
 from seqrec.data.schema import EVENTS, ITEMS, USERS, file_names
 from seqrec.data.sources.source import Source
 from seqrec.data.store import ArrayFile, write_arrays
@@ -43,29 +45,37 @@ class _Numbered:
     # A log with numbered users and items, and with its events in partitions.
     users: Numbering
     items: Numbering
-    types: dict[str, np.dtype[Any]]
-    partitions: Partitions
+    partitioning: Partitioning
+    parts: list[Partitions]
     columns: dict[str, SpooledColumn]
     num_events: int
     duplicates: DuplicateCount = field(default_factory=DuplicateCount)
     # Events of the store without a value, by the columns' names in `types`.
     missing: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def types(self) -> dict[str, np.dtype[Any]]:
+        return self.partitioning.types
+
 
 def write_store_of(source: Source, settings: dict[str, Any], directory: Path, work: Workspace) -> None:
     """Write the store of a log into `directory`, with `settings` in its manifest."""
     filters = work.filters
     tables = {group: open_tables(source, group, work) for group in (ITEMS, USERS)}
-    spool, source_files = read_log(source, work)
-    use_prefix(work, EVENTS, spool.columns)
-    log = _partition(spool, tables[ITEMS], work)
+    spools, source_files = read_log(source, work)
+    rows_read = sum(spool.rows for spool in spools)
+    log = _partition([spool for spool in spools if spool.lengths], tables[ITEMS], work)
     # Which of the listed ids occur is only known when all events are counted.
     write = _write_all if filters.keeps_every_event and log.items.listed is None else _write_core
     core, files = write(log, directory, work)
     files += _write_vocabulary(directory, "user_vocabulary", log.users, core.users)
     files += _write_vocabulary(directory, "item_vocabulary", log.items, core.catalogue[1:])
     described, more = _event_columns(directory, log)
-    columns, files, notes = {EVENTS: described}, files + more, [*source.notes, *_count_notes(source, spool, log, work)]
+    columns, files, notes = (
+        {EVENTS: described},
+        files + more,
+        [*source.notes, *_count_notes(source, rows_read, log, work)],
+    )
     for group, stem in ((ITEMS, "item_vocabulary"), (USERS, "user_vocabulary")):
         ids = Vocabulary.open(directory, stem)
         columns[group], more, found = write_table_columns(group, tables[group], ids, directory, work)
@@ -75,7 +85,7 @@ def write_store_of(source: Source, settings: dict[str, Any], directory: Path, wo
         "users": int(np.count_nonzero(core.users)),
         "items": int(np.count_nonzero(core.catalogue)),
         "events": core.num_events,
-        "rows_read": spool.rows,
+        "rows_read": rows_read,
         "events_after_filter": log.num_events,
         "duplicates": log.duplicates.count if has_times else None,
     }
@@ -93,12 +103,12 @@ def write_store_of(source: Source, settings: dict[str, Any], directory: Path, wo
     write_manifest(directory, {file.path.name: file.finish() for file in files}, counts, extra)
 
 
-def _count_notes(source: Source, spool: Spool, log: _Numbered, work: Workspace) -> list[str]:
+def _count_notes(source: Source, rows: int, log: _Numbered, work: Workspace) -> list[str]:
     """Return which counts of the log differ from the published ones, in sentences, and show them."""
     counts, filters = source.published, work.filters
     if counts is None:
         return []
-    found = {"rows": (spool.rows + sum(left.count for left in source.malformed), counts.rows)}
+    found = {"rows": (rows + sum(left.count for left in source.malformed), counts.rows)}
     if filters.event_filter is None:
         found["users"] = (log.users.size, counts.users)
         if not filters.as_published_raw_ids and not filters.items_without_events:
@@ -111,53 +121,93 @@ def _count_notes(source: Source, spool: Spool, log: _Numbered, work: Workspace) 
     return [note]
 
 
-def _partition(spool: Spool, tables: list[OpenedTable], work: Workspace) -> _Numbered:
+def _partition(spools: list[Spool], tables: list[OpenedTable], work: Workspace) -> _Numbered:
     # Number users and items, and write the events of neighbouring users together.
-    users = _number("users", spool.users, spool, work)
+    num_events = sum(spool.num_events for spool in spools)
+    columns = spools[0].columns
+    use_prefix(work, EVENTS, columns)
+    for name, column in columns.items():
+        if column.codes is not None and len(spools) > 1:
+            Codes.unite([codes for spool in spools if (codes := spool.columns[name].codes) is not None])
+    users = _number("users", spools, num_events, work)
     if work.filters.as_published_raw_ids:
-        items: Numbering = RawIntegers(spool.items, work.limit)
+        items: Numbering = RawIntegers([spool.items for spool in spools], work.limit)
     else:
-        items = _number("items", spool.items, spool, work)
+        items = _number("items", spools, num_events, work)
     if work.filters.items_without_events:
         items = WithListed(items, listed_ids(tables, work, is_text=items.is_text), work.limit, "items")
-    rows, lengths = _user_rows(spool, users, work)
-    types = column_types(spool, items)
-    partitions = Partitions(work.folder / "partitions", lengths, types)
-    _require_disk(spool.num_events, users.size + items.size, types, work)
-    largest, user_row = partitions.largest()
+    stage = work.progress.stage("counting the users' events", num_events)
+    lengths = np.zeros(users.size, np.int64)
+    for spool, user_rows in zip(spools, work.tasks.map(stage, _user_rows, users, spools), strict=True):
+        spool.user_rows = user_rows
+        lengths += user_rows[1].mapped()
+    types = column_types(spools[0], items)
+    how = Partitioning(work.folder / "partitions", user_bounds(lengths), items, types)
+    how.folder.mkdir()
+    _require_disk(num_events, users.size + items.size, types, work)
+    most, user_row = largest(lengths, how.users)
     work.limit.require(
-        largest * ordering_bytes(types),
-        f"{largest:,} events that must be ordered at a time (of user_id={users.external_id(user_row + 1)!r})",
+        most * ordering_bytes(types),
+        f"{most:,} events that must be ordered at a time (of user_id={users.external_id(user_row + 1)!r})",
     )
-    partitions.fill(spool, rows, items, spool.chunks("bringing users together", work.progress))
-    shutil.rmtree(spool.folder)
-    return _Numbered(users, items, types, partitions, spool.columns, spool.num_events)
+    stage, parts = work.progress.stage("bringing users together", num_events), []
+    for spool, part in zip(spools, work.tasks.map(stage, bring_together, how, spools), strict=True):
+        shutil.rmtree(spool.folder)
+        parts.append(part)
+    # What is left are attempts that were lost.
+    shutil.rmtree(work.folder / "log")
+    return _Numbered(users, items, how, parts, columns, num_events)
 
 
-def _number(what: str, column: IntegerColumn | TextColumn, spool: Spool, work: Workspace) -> Numbering:
-    chunks = spool.chunks(f"listing {what}", work.progress)
-    numbering = number_ids(column, chunks, spool.num_events, work.limit, what)
+def _number(what: str, spools: list[Spool], num_events: int, work: Workspace) -> Numbering:
+    columns = [_ids_of(spool, what) for spool in spools]
+    stage = work.progress.stage(f"listing {what}", num_events)
+    if len(spools) == 1:
+        chunks = (columns[0].values(chunk) for chunk in spools[0].chunks(stage.advance))
+        numbering = number_ids(columns, chunks, num_events, work.limit, what)
+        stage.end()
+    else:
+        runs = work.tasks.map(stage, _distinct, (what, work.limit), spools)
+        numbering = number_ids(columns, runs, num_events, work.limit, what)
     if work.prefix is None:
         return numbering
     prefix = work.prefix.user_vocabulary if what == "users" else work.prefix.item_vocabulary
     return Prefixed(numbering, prefix, work.limit, what)
 
 
-def _user_rows(spool: Spool, users: Numbering, work: Workspace) -> tuple[RawColumn, NDArray[np.int64]]:
+def _ids_of(spool: Spool, what: str) -> IntegerColumn | TextColumn:
+    return spool.users if what == "users" else spool.items
+
+
+def _distinct(
+    ids: tuple[str, MemoryLimit], spool: Spool, advance: Callable[[int], None]
+) -> NDArray[np.int64] | pl.Series:
+    # The distinct ids of a part of a log, in ascending order.
+    what, limit = ids
+    column = _ids_of(spool, what)
+    runs = (column.values(chunk) for chunk in spool.chunks(advance))
+    numbering = number_ids([column], runs, spool.num_events, limit, what)
+    found = pl.concat(pl.Series(block) for block in numbering.blocks(np.ones(numbering.size, np.bool_)))
+    return found if numbering.is_text else found.to_numpy()
+
+
+def _user_rows(users: Numbering, spool: Spool, advance: Callable[[int], None]) -> tuple[RawColumn, RawColumn]:
     # User row of each event in log order, and (U,) events of each user.
-    rows = RawColumn(spool.folder / "user_rows", users.dtype)
+    rows = RawColumn(own_name(spool.folder), users.dtype)
     lengths = np.zeros(users.size, np.int64)
-    for chunk in spool.chunks("counting the users' events", work.progress):
-        of_chunk = users.ids(chunk) - users.dtype.type(1)
+    for chunk in spool.chunks(advance):
+        of_chunk = users.ids(spool.users, chunk) - users.dtype.type(1)
         np.add.at(lengths, of_chunk, 1)
         rows.append(of_chunk)
-    return rows, lengths
+    counts = RawColumn(own_name(spool.folder), np.int64)
+    counts.append(lengths)
+    return rows, counts
 
 
 def _require_disk(num_events: int, num_ids: int, types: dict[str, np.dtype[Any]], work: Workspace) -> None:
     # First the spool and the partitions exist. Then the spool is deleted, and the store is written next to the
     # partitions. If events are dropped, the ordered events come before the store, which replaces the partitions.
-    spooled = sum(file.stat().st_size for file in work.folder.glob("*/*"))
+    spooled = sum(file.stat().st_size for file in work.folder.rglob("*") if file.is_file())
     store = num_events * sum(dtype.itemsize for dtype in types.values())
     partitions = store + num_events * np.dtype(np.uint16).itemsize
     store += _ID_BYTES * num_ids
@@ -195,9 +245,12 @@ def _write_core(log: _Numbered, directory: Path, work: Workspace) -> tuple[Core,
 
 def _ordered(name: str, log: _Numbered, work: Workspace) -> Iterator[Block]:
     # The blocks of all partitions, which are deleted after the last one. Then all duplicates are known.
-    places, duplicates = log.partitions.places(name, work.progress), log.duplicates
-    yield from ordered_blocks(log.partitions, places, work.filters.duplicates, duplicates)
-    shutil.rmtree(log.partitions.folder)
+    stage, duplicates = work.progress.stage(name, log.num_events), log.duplicates
+    how = Ordering(log.parts, work.filters.duplicates)
+    for block, found in work.tasks.map(stage, ordered_block, how, range(len(log.parts[0]))):
+        duplicates.add(found)
+        yield block
+    shutil.rmtree(log.partitioning.folder)
     if work.filters.duplicates == "refuse" and duplicates.example is not None:
         row, item_id, time = duplicates.example
         user, item = log.users.external_id(row + 1), log.items.external_id(item_id)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from seqrec.data.columns import Moments
 from seqrec.data.ids import cleaned, whole_numbers
-from seqrec.data.prepare.columns import Codes, check_type, count_missing, refuse_not_finite
+from seqrec.data.prepare.columns import Codes, check_type, count_missing, refuse_not_finite, width_of
 from seqrec.data.prepare.spool import SpooledColumn, SpooledLists, Workspace, gather, spooled_column, use_prefix
 from seqrec.data.schema import VECTOR, file_names
 from seqrec.data.sources.checking import reading
@@ -151,7 +151,9 @@ def _spooled(group: str, opened: OpenedTable, folder: Path, work: Workspace) -> 
     for place, name in enumerate(names):
         file, where = folder / str(place), _where(group, name, table)
         with reading(table.origin, "a table"):
-            columns[name] = spooled_column(opened.kinds[name], file, table.frame, name, where, work.limit)
+            dtype, kind = table.frame.collect_schema()[name], opened.kinds[name]
+            width = width_of(table.frame, name, where) if kind == VECTOR else None
+            columns[name] = spooled_column(kind, file, dtype, width, where, work.limit)
     use_prefix(work, group, columns)
     return columns
 

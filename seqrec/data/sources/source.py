@@ -36,10 +36,19 @@ class Malformed:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of a log: consecutive rows, how many they are, and whether slices of the frame are cheap to read."""
+
+    frame: pl.LazyFrame
+    num_rows: int
+    can_slice: bool
+
+
+@dataclass(frozen=True)
 class CheckedLog:
     """A log that was read once to check it: the interaction frame, its rows, and the rows that were left out.
 
-    `notes` and `lacking` are as in `Source`.
+    `notes`, `lacking` and `parts` are as in `Source`.
     """
 
     frame: pl.LazyFrame
@@ -47,6 +56,7 @@ class CheckedLog:
     malformed: tuple[Malformed, ...]
     notes: tuple[str, ...] = ()
     lacking: Mapping[str, str] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,8 @@ class Source(ABC):
         num_rows: Number of rows of the frame that the last scan returned; None if it did not count them.
         notes: What the last scan did with the log's text, in sentences: blanks that were cut, files that were skipped.
         lacking: Columns that some files of the last scan have and others lack, each with the first file without it.
+        parts: Frames of the files of the last scan, in order, which other processes can read at the same time. None if
+            its rows can only be read one after the other.
         published: Published counts of the log that the last scan read, which the preparation compares with its own.
             None if there are none, or if the files are not known to be the whole log.
         licence: Licence of the log in its publisher's words, shortened; empty if the source does not know it.
@@ -110,6 +122,7 @@ class Source(ABC):
     num_rows: int | None = None
     notes: tuple[str, ...] = ()
     lacking: Mapping[str, str] = MappingProxyType({})
+    parts: tuple[Part, ...] = ()
     published: Counts | None = None
     licence: str = ""
     later: ClassVar[frozenset[str]] = frozenset()
@@ -155,6 +168,7 @@ class Source(ABC):
     def _accept(self, log: CheckedLog) -> pl.LazyFrame:
         """Keep the results of the check as attributes, and return the frame."""
         self.num_rows, self.malformed, self.notes, self.lacking = log.num_rows, log.malformed, log.notes, log.lacking
+        self.parts = log.parts
         return log.frame
 
     def describe(self) -> dict[str, Any]:

@@ -173,8 +173,13 @@ class TableFile:
 
     @property
     def content(self) -> Path:
-        """The file to read."""
-        return self.unpacked or self.path
+        """The file to read, by a name that holds in other processes."""
+        return (self.unpacked or self.path).absolute()
+
+    @property
+    def can_slice(self) -> bool:
+        """Whether a slice of the frame is read without the rows before it."""
+        return self._kind == "Parquet" and self.layout.derive is None
 
     @contextmanager
     def reading(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from seqrec.data.progress import Progress
 from seqrec.data.schema import ITEM_ID, USER_ID
 from seqrec.data.sources.checking import Tally, estimate_lines, is_integer, leave_out, shorten, tally
 from seqrec.data.sources.json_rows import BadLineError
-from seqrec.data.sources.source import CheckedLog, Malformed
+from seqrec.data.sources.source import CheckedLog, Malformed, Part
 from seqrec.data.sources.table_file import TableFile
 from seqrec.data.sources.time_column import FURTHEST_IN_MILLIONTHS
 from seqrec.errors import InputError
@@ -63,6 +63,17 @@ def check_tables(files: Sequence[TableFile], max_bad_share: float, progress: Pro
         malformed,
         (*notes, *_notes(files, surveys, id_types), *_two_units(files, surveys)),
         _lacking(files),
+        _parts(files, frames, surveys),
+    )
+
+
+def _parts(files: Sequence[TableFile], frames: Sequence[pl.LazyFrame], surveys: Sequence[_Survey]) -> tuple[Part, ...]:
+    # What was unpacked lies in a folder of this machine.
+    if any(file.content != file.path.absolute() for file in files):
+        return ()
+    return tuple(
+        Part(frame, found.malformed.rows - found.malformed.count, file.can_slice and found.all_fit)
+        for file, frame, found in zip(files, frames, surveys, strict=True)
     )
 
 
