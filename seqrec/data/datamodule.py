@@ -29,7 +29,6 @@ from seqrec.data.position import EpochPosition, count_as_done
 from seqrec.data.prepare import Filters, append, ensure_store, fingerprint, prepare
 from seqrec.data.prepare.filters import Changed, Duplicates, Late
 from seqrec.data.prepare.memory import MemoryLimit
-from seqrec.data.prepare.tasks import check_workers
 from seqrec.data.progress import STATUS
 from seqrec.data.sampler import BatchSampler, SequentialBatches
 from seqrec.data.schema import Schema
@@ -37,6 +36,7 @@ from seqrec.data.sources import Source
 from seqrec.data.splits import LeaveOneOut, Split, judged_ranges
 from seqrec.data.store import EventStore
 from seqrec.data.targets import LogTargets
+from seqrec.data.tasks import check_workers
 from seqrec.data.windows import (
     NewestWindow,
     StridedWindows,

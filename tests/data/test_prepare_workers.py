@@ -15,11 +15,12 @@ import polars as pl
 import pytest
 from slow_preparation import contents
 
-from seqrec.data.prepare import Filters, append, prepare, reading, stages, tasks
+from seqrec.data import tasks
+from seqrec.data.prepare import Filters, append, prepare, reading, stages
 from seqrec.data.prepare.ordering import ordered_block
-from seqrec.data.prepare.tasks import run_task
 from seqrec.data.schema import Schema
 from seqrec.data.sources import Table
+from seqrec.data.tasks import run_task
 from seqrec.errors import InputError, MissingInputError
 
 pytestmark = pytest.mark.process

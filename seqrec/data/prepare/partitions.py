@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from seqrec.data.prepare.numbering import Ids, Numbering
 from seqrec.data.prepare.spool import RawColumn, Spool
-from seqrec.data.prepare.tasks import own_name
 from seqrec.data.schema import EVENTS
+from seqrec.data.tasks import own_name
 
 # Columns of some events, (N,) each, by the names of the store's files: `item_ids`, `timestamps` if the log has times,
 # and `events.<name>` for each column of the schema.

@@ -16,11 +16,11 @@ from typing import Any
 from seqrec.data.manifest import MANIFEST, PREPARE_AGAIN, is_store, read_manifest
 from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
-from seqrec.data.prepare.tasks import check_workers, tasks_on
 from seqrec.data.progress import Progress, Show
 from seqrec.data.schema import EVENTS, GROUPS, Schema
 from seqrec.data.sources.source import Source
 from seqrec.data.store import EventStore
+from seqrec.data.tasks import check_workers, tasks_on
 from seqrec.errors import InputError, StoreError
 from seqrec.files import exchange, locked, rename
 

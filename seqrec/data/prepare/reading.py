@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,10 +16,10 @@ from seqrec.data.conditions import condition_error, event_condition
 from seqrec.data.prepare.columns import check_type, width_of
 from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.spool import EVENT_BYTES, IntegerColumn, Spool, TextColumn, Workspace, spooled_column
-from seqrec.data.prepare.tasks import Tasks, own_name
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID, VECTOR, check_interactions
 from seqrec.data.sources.checking import reading
 from seqrec.data.sources.source import Source
+from seqrec.data.tasks import Tasks, own_name, require_seen
 from seqrec.errors import InputError
 
 # Rows of a batch: enough to spend the time in numpy, and few enough for a processor's cache.
@@ -66,7 +65,7 @@ def read_log(source: Source, work: Workspace) -> tuple[list[Spool], list[dict[st
     title = source.name or type(source).__name__
     origin = f"source {title}"
     before = _state(source.files())
-    with reading(origin, "an interaction log"):
+    with reading(origin, "an interaction log"), _checked_by(source, work.tasks):
         frame = source.scan(progress)
         check_interactions(frame, title)
         schema = frame.collect_schema()
@@ -102,6 +101,15 @@ def read_log(source: Source, work: Workspace) -> tuple[list[Spool], list[dict[st
     _refuse_change(before, source)
     _check_rows(spools, source, filters, origin)
     return spools, [{"name": file, "bytes": size} for file, (size, *_) in before.items()]
+
+
+@contextmanager
+def _checked_by(source: Source, tasks: Tasks) -> Iterator[None]:
+    source.tasks = tasks
+    try:
+        yield
+    finally:
+        del source.tasks
 
 
 def _state(files: list[Path]) -> dict[str, tuple[int, int, int]]:
@@ -179,8 +187,7 @@ def _is_by_row(event_filter: str | None) -> bool:
 def _read_part(shared: _Reading, frame: pl.LazyFrame, advance: Callable[[int], None]) -> list[Spool]:
     work, origin = shared.work, shared.origin
     for file in shared.files:
-        if not file.exists():
-            raise InputError(f"workers: {platform.node()} does not see {file}; put the log where all workers see it")
+        require_seen(file)
     with reading(origin, "an interaction log"):
         # A file may have other types than the log as a whole.
         others = [name for name, dtype in frame.collect_schema().items() if dtype != shared.types[name]]

@@ -16,10 +16,10 @@ from numpy.typing import DTypeLike, NDArray
 from seqrec.data.prepare.columns import Codes, numbers, vectors
 from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.memory import MemoryLimit, spoken_bytes
-from seqrec.data.prepare.tasks import Tasks
 from seqrec.data.progress import Progress
 from seqrec.data.schema import BETWEEN, CATEGORICAL, CATEGORIES, NUMERIC, VECTOR, Schema
 from seqrec.data.store import EventStore
+from seqrec.data.tasks import Tasks
 from seqrec.data.windows import ranges
 from seqrec.errors import InputError, StoreError
 

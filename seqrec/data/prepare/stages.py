@@ -23,10 +23,10 @@ from seqrec.data.prepare.partitions import Partitioning, Partitions, bring_toget
 from seqrec.data.prepare.reading import read_log
 from seqrec.data.prepare.spool import IntegerColumn, RawColumn, Spool, SpooledColumn, TextColumn, Workspace, use_prefix
 from seqrec.data.prepare.tables import OpenedTable, listed_ids, open_tables, write_table_columns, write_vocabulary
-from seqrec.data.prepare.tasks import own_name
 from seqrec.data.schema import EVENTS, ITEMS, USERS, file_names
 from seqrec.data.sources.source import Source
 from seqrec.data.store import ArrayFile, write_arrays
+from seqrec.data.tasks import own_name
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError
 

@@ -124,7 +124,7 @@ class KuaiRand(Source):
                     f"{file} does not have the columns of {files[0].path}: only one of them has "
                     f"{', '.join(sorted(differing))}; both must be files of KuaiRand as they are published"
                 )
-        return self._accept(check_tables(files, self.max_bad_share, progress))
+        return self._accept(check_tables(files, self.max_bad_share, progress, self.tasks))
 
     def tables(self, group: str, progress: Progress | None = None) -> list[SideTable]:
         """Return the tables of videos or of users that are in the folder of the log."""

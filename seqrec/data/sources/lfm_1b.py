@@ -69,4 +69,4 @@ class LFM1b(Source):
 
         (file,) = self.files()
         layout = Layout("user_id", f"{self.item}_id", "timestamp", separator="\t", quote=None, header=_HEADER)
-        return self._accept(check_tables([TableFile(file, layout)], self.max_bad_share, progress))
+        return self._accept(check_tables([TableFile(file, layout)], self.max_bad_share, progress, self.tasks))

@@ -127,7 +127,9 @@ class PublicLog(Source):
         opened = self._opened(events, files, progress)
         if not opened:
             raise InputError(f"{files[0]} contains no {' or '.join(events.names)}; {self._get_it}")
-        found = check_tables([TableFile(name, layout, file) for name, file in opened], self.max_bad_share, progress)
+        found = check_tables(
+            [TableFile(name, layout, file) for name, file in opened], self.max_bad_share, progress, self.tasks
+        )
         is_whole = all(_star(name.name, events) is not None for name, _ in opened)
         self.published = declared.counts if is_whole else None
         return self._accept(found)

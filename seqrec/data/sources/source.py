@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from seqrec.data.progress import Progress
+from seqrec.data.tasks import Tasks
 from seqrec.data.user_files import refuse_special
 from seqrec.errors import InputError, MissingInputError
 from seqrec.registry import Registry
@@ -105,6 +106,7 @@ class Source(ABC):
         published: Published counts of the log that the last scan read, which the preparation compares with its own.
             None if there are none, or if the files are not known to be the whole log.
         licence: Licence of the log in its publisher's words, shortened; empty if the source does not know it.
+        tasks: Checks files of the log while it is scanned.
         later: Arguments that are newer than stores which exist; they are described only if they are set.
 
     Example:
@@ -125,6 +127,7 @@ class Source(ABC):
     parts: tuple[Part, ...] = ()
     published: Counts | None = None
     licence: str = ""
+    tasks: Tasks = Tasks()
     later: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod

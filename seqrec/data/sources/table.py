@@ -207,7 +207,7 @@ class Table(Source):
             self.time_format,
         )
         files = [TableFile(file, layout, content.get(file)) for file in found]
-        log = check_tables(files, self.max_bad_share, progress)
+        log = check_tables(files, self.max_bad_share, progress, self.tasks)
         return self._accept(replace(log, notes=(*notes, *log.notes)))
 
 

@@ -1,9 +1,11 @@
 """Check the files of a table log: a pass over each counts rows, names malformed ones, and determines types."""
 
+# Longer than 400 lines because each condition that is counted has its note or its message here.
+
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from seqrec.data.sources.json_rows import BadLineError
 from seqrec.data.sources.source import CheckedLog, Malformed, Part
 from seqrec.data.sources.table_file import TableFile
 from seqrec.data.sources.time_column import FURTHEST_IN_MILLIONTHS
+from seqrec.data.tasks import Tasks, require_seen
 from seqrec.errors import InputError
 
 _ROW = "row number"
@@ -25,8 +28,10 @@ _ROW = "row number"
 _ROWS_IN_SAMPLE = 1000
 
 
-def check_tables(files: Sequence[TableFile], max_bad_share: float, progress: Progress | None) -> CheckedLog:
-    """Read all files of a log, at least one, to check them.
+def check_tables(
+    files: Sequence[TableFile], max_bad_share: float, progress: Progress | None, tasks: Tasks
+) -> CheckedLog:
+    """Read all files of a log, at least one, to check them, by some tasks.
 
     Returns:
         The interaction frame, one file after the other, with the same types for all. The share of malformed rows that
@@ -43,12 +48,12 @@ def check_tables(files: Sequence[TableFile], max_bad_share: float, progress: Pro
         )
     progress = progress or Progress()
     notes = _settle_orders(files, progress)
-    surveys = [_survey(file, progress) for file in files]
+    files, surveys = _surveyed_by(tasks, files, progress)
     if any(found.fractions for found in surveys):
         for file in files:
             file.in_millionths = True
         if any(found.far_times for found in surveys):
-            surveys = [_survey(file, progress) for file in files]
+            files, surveys = _surveyed_by(tasks, files, progress)
     rows = sum(found.malformed.rows for found in surveys)
     if rows == 0:
         what = files[0].path if len(files) == 1 else f"each of the {len(files)} files, first {files[0].path},"
@@ -68,13 +73,17 @@ def check_tables(files: Sequence[TableFile], max_bad_share: float, progress: Pro
 
 
 def _parts(files: Sequence[TableFile], frames: Sequence[pl.LazyFrame], surveys: Sequence[_Survey]) -> tuple[Part, ...]:
-    # What was unpacked lies in a folder of this machine.
-    if any(file.content != file.path.absolute() for file in files):
+    if not all(map(_is_shared, files)):
         return ()
     return tuple(
         Part(frame, found.malformed.rows - found.malformed.count, file.can_slice and found.all_fit)
         for file, frame, found in zip(files, frames, surveys, strict=True)
     )
+
+
+def _is_shared(file: TableFile) -> bool:
+    # What was unpacked lies in a folder of this machine.
+    return file.content == file.path.absolute()
 
 
 def _settle_orders(files: Sequence[TableFile], progress: Progress) -> list[str]:
@@ -233,6 +242,25 @@ class _Survey:
     def is_empty(self) -> bool:
         """Whether the file has no event."""
         return self.malformed.rows == self.malformed.count
+
+
+def _surveyed_by(
+    tasks: Tasks, files: Sequence[TableFile], progress: Progress
+) -> tuple[Sequence[TableFile], list[_Survey]]:
+    # A function that derives columns may be one that only this process has.
+    alone = tasks.width == 1 or len(files) == 1 or any(file.layout.derive for file in files)
+    if alone or not all(map(_is_shared, files)):
+        return files, [_survey(file, progress) for file in files]
+    stage = progress.stage(f"checking {files[0].path} and {len(files) - 1} more", len(files), unit="files")
+    found = list(tasks.map(stage, _survey_elsewhere, None, files))
+    return [file for file, _ in found], [survey for _, survey in found]
+
+
+def _survey_elsewhere(_: None, file: TableFile, advance: Callable[[int], None]) -> tuple[TableFile, _Survey]:
+    require_seen(file.content)
+    survey = _survey(file, Progress())
+    advance(1)
+    return file, survey
 
 
 def _survey(file: TableFile, progress: Progress) -> _Survey:

@@ -1,4 +1,4 @@
-"""Run the stages of preparation over parts of a log: in this process, in a pool of processes, or on a dask cluster.
+"""Run the stages of a preparation over parts of a log: in this process, in a pool of processes, or on a dask cluster.
 
 A task is a pure function of its arguments and of files in the work folder, and each attempt writes files of its own. A
 task that is lost with its worker runs again on another one, and whichever attempt is reported counts.
@@ -164,6 +164,16 @@ def _shared(name: str) -> Any:
 def _versions() -> str:
     others = ", ".join(f"{package} {version(package)}" for package in ("polars", "numpy"))
     return f"seqrec {__version__}, {others}, Python {sys.version_info.major}.{sys.version_info.minor}"
+
+
+def require_seen(file: Path) -> None:
+    """Refuse, in a task, a file of the log that does not exist in this process.
+
+    Raises:
+        InputError: if it does not.
+    """
+    if not file.exists():
+        raise InputError(f"workers: {platform.node()} does not see {file}; put the log where all workers see it")
 
 
 def check_workers(workers: int | str) -> None:
